@@ -1,0 +1,1 @@
+"""The gateway waits here: it asks `policies`, then performs."""

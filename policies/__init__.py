@@ -1,0 +1,1 @@
+"""Farebox decides here: values in, values out."""
