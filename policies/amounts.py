@@ -1,0 +1,79 @@
+"""What a budget is counted in: tokens, nano-USD and requests, always integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Unit = Literal["tokens", "nano_usd", "requests"]
+UNITS: Final[tuple[Unit, ...]] = ("tokens", "nano_usd", "requests")
+
+# Lua and JSON carry numbers as doubles, which are exact up to 2^53: 9.0 M USD in nano-USD.
+AMOUNT_MAX: Final = 2**53 - 1
+NANO_USD_PER_USD: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """So much of every unit. Components may be negative only in adjustments."""
+
+    tokens: int = 0
+    nano_usd: int = 0
+    requests: int = 0
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.tokens + other.tokens, self.nano_usd + other.nano_usd, self.requests + other.requests)
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(self.tokens - other.tokens, self.nano_usd - other.nano_usd, self.requests - other.requests)
+
+    def of(self, unit: Unit) -> int:
+        if unit == "tokens":
+            return self.tokens
+        return self.nano_usd if unit == "nano_usd" else self.requests
+
+
+ZERO: Final = Amount()
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The most a scope may use, per unit; `None` leaves that unit unlimited. 0 ≤ value ≤ 2^53 − 1."""
+
+    tokens: int | None = None
+    nano_usd: int | None = None
+    requests: int | None = None
+
+    def of(self, unit: Unit) -> int | None:
+        if unit == "tokens":
+            return self.tokens
+        return self.nano_usd if unit == "nano_usd" else self.requests
+
+    def tightened_by(self, other: Limit) -> Limit:
+        """The smaller of both in every unit."""
+        return Limit(
+            _smaller(self.tokens, other.tokens),
+            _smaller(self.nano_usd, other.nano_usd),
+            _smaller(self.requests, other.requests),
+        )
+
+    def replaced_by(self, other: Limit) -> Limit:
+        """`other` where it says something, this limit elsewhere."""
+        return Limit(
+            self.tokens if other.tokens is None else other.tokens,
+            self.nano_usd if other.nano_usd is None else other.nano_usd,
+            self.requests if other.requests is None else other.requests,
+        )
+
+    @property
+    def is_unlimited(self) -> bool:
+        return self.tokens is None and self.nano_usd is None and self.requests is None
+
+
+UNLIMITED: Final = Limit()
+
+
+def _smaller(one: int | None, other: int | None) -> int | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return min(one, other)
