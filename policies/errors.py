@@ -1,7 +1,7 @@
 """The one tree of exceptions of the orchestration.
 
     OrchestrationError                 whatever goes wrong while deciding about a step
-    ├── BudgetExceededError            a caller that has no use for a refusal as a value asked for tokens that are not there
+    ├── BudgetExceededError            more was asked for than is left, raised where a value cannot be returned
     ├── IntentClassificationError      an intent that is not one of the ten (also a ValueError)
     ├── CompressionError               a text could not be compressed within its quality floor
     └── RoutingError                   no model of the wanted tier can take the call
