@@ -86,7 +86,8 @@ class Hold:
 class Demand:
     """What a call may cost at worst: its prompt, and `choices` answers of at most `output_tokens_max` tokens each.
 
-    The ledger may grant fewer output tokens, down to `output_tokens_min` for each choice; below that it refuses. Equal values mean: all or nothing.
+    The ledger may grant fewer output tokens, down to `output_tokens_min` for each choice; below that it refuses.
+    Equal values mean: all or nothing.
     """
 
     prompt_tokens: int

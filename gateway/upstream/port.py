@@ -1,0 +1,134 @@
+"""What forwarding needs to know, and what it gives back: the same for every lane (direct, litellm, mock)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Protocol
+
+ProtocolName = Literal[
+    "chat",
+    "completions",
+    "responses",
+    "messages",
+    "embeddings",
+    "moderations",
+    "rerank",
+    "images",
+    "speech",
+    "transcriptions",
+]
+Lane = Literal["direct", "litellm", "mock"]
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One `model_list` entry: a model of some provider that answers under a public name."""
+
+    id: str  # stable within a configuration: the public name and its position among its siblings
+    name: str  # what clients ask for
+    provider: str  # LiteLLM's provider name: openai, anthropic, hosted_vllm, …
+    model: str  # the provider's name for the model
+    lane: Literal["auto", "direct", "litellm"]
+    params: Mapping[str, Any]  # litellm_params with the environment resolved; api_base, api_key, mock_response, …
+    info: Mapping[str, Any]  # model_info
+    weight: int = 1
+
+    @property
+    def is_mock(self) -> bool:
+        return "mock_response" in self.params
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    connect_ms: int = 5_000
+    first_byte_ms: int = 300_000
+    idle_ms: int = 60_000
+    total_ms: int = 600_000
+
+
+@dataclass(slots=True)
+class UpstreamCall:
+    """A request that was admitted. `body` is the client's own object with our edits; nobody changes it any more."""
+
+    protocol: ProtocolName
+    body: Mapping[str, Any]
+    stream: bool  # of the upstream answer, whatever the client asked for
+    headers: Mapping[str, str] = field(
+        default_factory=dict
+    )  # the few client headers that go upstream (anthropic-beta, …)
+    client_credential: str | None = (
+        None  # passed on only where the deployment has no key of its own and none is configured here
+    )
+    request_id: str = ""
+    timeouts: Timeouts = Timeouts()
+
+
+@dataclass(slots=True)
+class UpstreamAnswer:
+    """`body` for a buffered answer, `pieces` for a stream: raw bytes of server-sent events in the client's protocol.
+
+    A status of 400 or more always has a `body`, the provider's own in meaning and in the client's protocol.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    deployment: Deployment
+    lane: Lane
+    body: bytes = b""
+    pieces: AsyncIterator[bytes] | None = None
+    close: Callable[[], Awaitable[None]] | None = None  # idempotent; closes the provider's connection at once
+
+
+class UpstreamError(Exception):
+    """The provider could not be reached or broke off. Nothing of an answer was received unless `bytes_received`.
+
+    UpstreamError
+    ├── UpstreamTimeout       it did not answer in time (504)
+    ├── UpstreamUnreachable   no connection could be made: DNS, refused, TLS (502)
+    └── UpstreamBroken        the connection or the answer broke off, or is not of the protocol (502)
+    """
+
+    status: int = 502
+    code: str = "upstream_error"
+
+    def __init__(self, message: str, *, bytes_received: bool = False) -> None:
+        super().__init__(message)
+        self.bytes_received = bytes_received
+
+
+class UpstreamTimeout(UpstreamError):
+    status = 504
+    code = "upstream_timeout"
+
+
+class UpstreamUnreachable(UpstreamError):
+    code = "upstream_unreachable"
+
+
+class UpstreamBroken(UpstreamError):
+    code = "upstream_broken"
+
+
+class Upstream(Protocol):
+    """Sends one attempt to one deployment. Retries and fallbacks are the pipeline's: they may need more budget."""
+
+    async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
+        """Raises `UpstreamError`; an answer with an error status is an answer. Cancelling closes the connection."""
+
+    async def close(self) -> None: ...
+
+
+# Answer headers that reach the client; everything else of the provider's is dropped (Set-Cookie, Connection, X-Accel-…).
+FORWARDED_ANSWER_HEADERS: Final = frozenset(
+    {
+        "content-type",
+        "retry-after",
+        "retry-after-ms",
+        "x-should-retry",
+        "anthropic-organization-id",
+        "openai-processing-ms",
+        "openai-version",
+    }
+)
+FORWARDED_ANSWER_PREFIXES: Final = ("x-ratelimit-", "anthropic-ratelimit-")
