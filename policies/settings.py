@@ -1,0 +1,376 @@
+"""The 40 settings (`system_settings_config`): what each key is, what it may hold, and a typed snapshot of all of them.
+
+One table, `SETTINGS`, is the only place that knows a default or a range; the store is seeded from it, the control API
+and the admin pages show it, and `docs/settings.md` is compared with it by a test.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any
+
+from policies.intents import Intent
+
+Value = bool | int | float | str
+
+PREFIX = "orchestration_"
+ALLOCATION_STRATEGIES = ("equal", "proportional", "adaptive", "priority")
+COMPRESSION_STRATEGIES = ("none", "structural", "template", "truncate", "extractive", "semantic")
+AGGRESSIVENESS = ("low", "medium", "high")
+
+# Larger limits than this are a slip of the finger: ten million tokens is ten of the largest context windows.
+_STEP_TOKENS_MAX = 10_000_000
+_WORKFLOW_TOKENS_MAX = 1_000_000_000
+# What people write for yes and no in YAML, on a command line and in an environment variable.
+_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+# Bounded on purpose: `int()` of a very long text is quadratic, and no setting needs more digits.
+_NUMBER = re.compile(r"[+-]?(\d{1,20}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,2})?")
+
+
+class SettingError(ValueError):
+    """A value that a setting may not hold; the text names the key, its range and what was given."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(f"{key}: {message}")
+        self.key = key
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class SettingSpec:
+    """One key. `type` is boolean, integer, number or string; `minimum` and `maximum` are inclusive."""
+
+    key: str
+    category: str
+    type: str
+    default: Value
+    minimum: float | None
+    maximum: float | None
+    choices: tuple[str, ...]
+    description: str
+
+    @property
+    def range(self) -> str:
+        """The allowed values in words, as the API and the error messages show them."""
+        if self.type == "boolean":
+            return "true or false"
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        return f"{self.minimum:.15g} to {self.maximum:.15g}"
+
+    @property
+    def attribute(self) -> str:
+        """The key without its prefix: the name of the attribute in `Settings` for keys that are not per intent."""
+        return self.key.removeprefix(PREFIX)
+
+
+def _boolean(category: str, name: str, default: bool, description: str) -> SettingSpec:
+    return SettingSpec(PREFIX + name, category, "boolean", default, None, None, (), description)
+
+
+def _integer(category: str, name: str, default: int, low: int, high: int, description: str) -> SettingSpec:
+    return SettingSpec(PREFIX + name, category, "integer", default, low, high, (), description)
+
+
+def _number(category: str, name: str, default: float, low: float, high: float, description: str) -> SettingSpec:
+    return SettingSpec(PREFIX + name, category, "number", default, low, high, (), description)
+
+
+def _choice(category: str, name: str, default: str, choices: tuple[str, ...], description: str) -> SettingSpec:
+    return SettingSpec(PREFIX + name, category, "string", default, None, None, choices, description)
+
+
+# Tokens that one step of this intent usually needs, prompt and answer together (figures of the original system).
+_BASELINE_TOKENS = {
+    Intent.EXTRACT: 800,
+    Intent.SUMMARIZE: 1500,
+    Intent.GENERATE: 2500,
+    Intent.VALIDATE: 1000,
+    Intent.SEND: 500,
+    Intent.TRANSFORM: 800,
+    Intent.CONDITIONAL: 300,
+    Intent.AGGREGATE: 1200,
+    Intent.FILTER: 600,
+    Intent.ENRICH: 1000,
+}
+
+# Only strategies that need no model call are defaults: switching compression on must not begin to spend money.
+# Summaries survive dropping the least relevant sentences; messages that are sent are mostly boilerplate; the rest may
+# hold the one record that matters, so nothing but white space, markup and repetition is taken out.
+_COMPRESSION_DEFAULT = {
+    Intent.EXTRACT: "structural",
+    Intent.SUMMARIZE: "extractive",
+    Intent.GENERATE: "structural",
+    Intent.VALIDATE: "structural",
+    Intent.SEND: "template",
+    Intent.TRANSFORM: "structural",
+    Intent.CONDITIONAL: "extractive",
+    Intent.AGGREGATE: "structural",
+    Intent.FILTER: "structural",
+    Intent.ENRICH: "structural",
+}
+
+
+def _orchestration() -> tuple[SettingSpec, ...]:
+    return (
+        _boolean(
+            "orchestration",
+            "enabled",
+            False,
+            "Classify, allocate, compress and route tagged calls. Budgets that someone set are kept either way.",
+        ),
+        _boolean(
+            "orchestration",
+            "adaptive_budget_enabled",
+            False,
+            "Plan runs by what their steps really used (strategy adaptive), whatever strategy is set below.",
+        ),
+    )
+
+
+def _budgets() -> tuple[SettingSpec, ...]:
+    baselines = tuple(
+        _integer(
+            "budgets",
+            f"token_budget_{intent}",
+            tokens,
+            1,
+            _STEP_TOKENS_MAX,
+            f"Tokens that a step of intent {intent} usually needs, prompt and answer together.",
+        )
+        for intent, tokens in _BASELINE_TOKENS.items()
+    )
+    step = "The most that a plan gives one step, in tokens."
+    workflow = "Tokens that a run may use when no budget says otherwise."
+    threshold = "Hard limit of a step ÷ its allocation, while overage is allowed."
+    strategy = "How a run's tokens are shared among its steps."
+    return (
+        *baselines,
+        _integer("budgets", "max_tokens_per_step", 4000, 1, _STEP_TOKENS_MAX, step),
+        _integer("budgets", "max_tokens_per_workflow", 20_000, 1, _WORKFLOW_TOKENS_MAX, workflow),
+        _boolean("budgets", "budget_overage_allowed", True, "A step may go above its allocation, up to the threshold."),
+        _number("budgets", "budget_overage_threshold", 1.2, 1.0, 10.0, threshold),
+        _choice("budgets", "budget_allocation_strategy", "proportional", ALLOCATION_STRATEGIES, strategy),
+    )
+
+
+def _compression() -> tuple[SettingSpec, ...]:
+    strategies = tuple(
+        _choice(
+            "compression",
+            f"compression_strategy_{intent}",
+            strategy,
+            COMPRESSION_STRATEGIES,
+            f"How prompts of intent {intent} are compressed.",
+        )
+        for intent, strategy in _COMPRESSION_DEFAULT.items()
+    )
+    quality = "Below this measured quality the original prompt goes unchanged."
+    return (
+        _boolean("compression", "compression_enabled", False, "Compress prompts of tagged calls."),
+        *strategies,
+        _number("compression", "compression_target_ratio", 0.5, 0.1, 1.0, "Share of the prompt's tokens to keep."),
+        _number("compression", "compression_min_quality", 0.8, 0.0, 1.0, quality),
+        _choice("compression", "compression_aggressiveness", "medium", AGGRESSIVENESS, "How far a strategy goes."),
+    )
+
+
+def _routing() -> tuple[SettingSpec, ...]:
+    powerful = "Effective complexity from which calls go to the powerful tier."
+    return (
+        _boolean(
+            "routing",
+            "ais_routing_enabled",
+            False,
+            "Choose models by complexity where a workflow allows it; `model: auto` always does.",
+        ),
+        _number(
+            "routing", "ais_fast_tier_max_score", 3.0, 0.0, 10.0, "Effective complexity below which the fast tier does."
+        ),
+        _number(
+            "routing",
+            "ais_balanced_tier_max_score",
+            6.5,
+            0.0,
+            10.0,
+            "Effective complexity below which the balanced tier does.",
+        ),
+        _number("routing", "ais_powerful_tier_min_score", 6.5, 0.0, 10.0, powerful),
+        _number("routing", "ais_quality_weight", 0.6, 0.0, 1.0, "Weight of a model's quality when choosing in a tier."),
+        _number("routing", "ais_cost_weight", 0.4, 0.0, 1.0, "Weight of a model's low price when choosing in a tier."),
+    )
+
+
+def _classification_and_quality() -> tuple[SettingSpec, ...]:
+    threshold = "An intent below this confidence is asked of the next source."
+    retries = "How often a step whose answer failed its checks moves one tier up."
+    return (
+        _number("classification", "intent_classification_confidence_threshold", 0.7, 0.0, 1.0, threshold),
+        _number("quality", "quality_score_minimum", 0.8, 0.0, 1.0, "An answer whose checks score below this failed."),
+        _integer("quality", "max_retry_attempts", 2, 0, 10, retries),
+    )
+
+
+SETTINGS: Mapping[str, SettingSpec] = MappingProxyType(
+    {
+        spec.key: spec
+        for spec in (
+            *_orchestration(),
+            *_budgets(),
+            *_compression(),
+            *_routing(),
+            *_classification_and_quality(),
+        )
+    }
+)
+
+
+def validated(key: str, value: object) -> Value:
+    """The value as the setting holds it: numbers and switches also from text, as a command line or environment has them.
+
+    Raises SettingError that names the range and what was given: for an unknown key, a wrong type, a value outside the
+    range, and for NaN and infinities.
+    """
+    spec = SETTINGS.get(key)
+    if spec is None:
+        raise SettingError(key, "is not a setting; `farebox settings` lists the 40 there are")
+    parsed = _READERS[spec.type](value)
+    if parsed is None or not _allowed(spec, parsed):
+        raise SettingError(key, f"must be {_wanted(spec)}; given {_shown(value)}")
+    return parsed
+
+
+def _allowed(spec: SettingSpec, value: Value) -> bool:
+    if spec.choices:
+        return value in spec.choices
+    if spec.minimum is None or spec.maximum is None or isinstance(value, str):
+        return True
+    return spec.minimum <= value <= spec.maximum
+
+
+def _wanted(spec: SettingSpec) -> str:
+    nouns = {"integer": "a whole number from ", "number": "a number from "}
+    return nouns.get(spec.type, "") + spec.range
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print very long integers
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value) if isinstance(value, str | bool | int | float | None) else f"a {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _as_boolean(value: object) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    return _WORDS.get(value.strip().lower()) if isinstance(value, str) else None
+
+
+def _as_number(value: object) -> float | None:
+    if isinstance(value, str):
+        value = float(value) if _NUMBER.fullmatch(value := value.strip()) else None
+    # bool is an int in Python: `true` as a number is a mistake, not a 1.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an int of hundreds of digits
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _as_integer(value: object) -> int | None:
+    number = _as_number(value)
+    # JSON does not tell 4000 from 4000.0, so neither do we.
+    return int(number) if number is not None and number.is_integer() else None
+
+
+def _as_string(value: object) -> str | None:
+    return value.strip().lower() if isinstance(value, str) else None
+
+
+_READERS = MappingProxyType(
+    {"boolean": _as_boolean, "integer": _as_integer, "number": _as_number, "string": _as_string}
+)
+
+
+def defaults() -> dict[str, Value]:
+    """Key → default of all 40, in the table's order: what a fresh store is seeded with."""
+    return {key: spec.default for key, spec in SETTINGS.items()}
+
+
+def conflicts(values: Mapping[str, Value]) -> list[str]:
+    """Contradictions between settings that are each within their own range, one sentence each; [] when there are none.
+
+    `values` may be partial: keys that are absent count as their defaults. Behaviour stays defined even when a
+    contradiction is let through (see `routing.tier_for`), so this is for telling people, before or after saving.
+    """
+    merged = {**defaults(), **values}
+    at = {key.removeprefix(PREFIX + "ais_"): merged[key] for key in merged if key.startswith(PREFIX + "ais_")}
+    fast, balanced, powerful = (
+        float(at[name]) for name in ("fast_tier_max_score", "balanced_tier_max_score", "powerful_tier_min_score")
+    )
+    found = []
+    if fast > balanced:
+        found.append(f"ais_fast_tier_max_score {fast:g} is above ais_balanced_tier_max_score {balanced:g}.")
+    if fast > powerful:
+        found.append(f"ais_fast_tier_max_score {fast:g} is above ais_powerful_tier_min_score {powerful:g}.")
+    if float(at["quality_weight"]) + float(at["cost_weight"]) == 0:
+        found.append("ais_quality_weight and ais_cost_weight are both 0: nothing is left to choose a model by.")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All 40 values at one moment, typed; attributes are the keys without `orchestration_`, per intent as mappings.
+
+    Built once per change of a setting and passed down; nothing looks a setting up by its text on the request path.
+    """
+
+    enabled: bool
+    adaptive_budget_enabled: bool
+    token_budget: Mapping[Intent, int]
+    max_tokens_per_step: int
+    max_tokens_per_workflow: int
+    budget_overage_allowed: bool
+    budget_overage_threshold: float
+    budget_allocation_strategy: str
+    compression_enabled: bool
+    compression_strategy: Mapping[Intent, str]
+    compression_target_ratio: float
+    compression_min_quality: float
+    compression_aggressiveness: str
+    ais_routing_enabled: bool
+    ais_fast_tier_max_score: float
+    ais_balanced_tier_max_score: float
+    ais_powerful_tier_min_score: float
+    ais_quality_weight: float
+    ais_cost_weight: float
+    intent_classification_confidence_threshold: float
+    quality_score_minimum: float
+    max_retry_attempts: int
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, object] = MappingProxyType({})) -> Settings:
+        """Validate `values` (full keys); absent keys take their defaults. Raises SettingError for the first fault."""
+        known = {**defaults(), **{key: validated(key, value) for key, value in values.items()}}
+        typed: dict[str, Any] = {
+            field.name: _by_intent(known, field.name)
+            if field.name in ("token_budget", "compression_strategy")
+            else known[PREFIX + field.name]
+            for field in fields(cls)
+        }
+        return cls(**typed)
+
+    @property
+    def allocation_strategy(self) -> str:
+        """The strategy in force: the adaptive switch beats the chosen strategy."""
+        return "adaptive" if self.adaptive_budget_enabled else self.budget_allocation_strategy
+
+
+def _by_intent(values: Mapping[str, Value], name: str) -> Mapping[Intent, Value]:
+    return MappingProxyType({intent: values[f"{PREFIX}{name}_{intent}"] for intent in Intent})
