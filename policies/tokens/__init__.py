@@ -1,0 +1,26 @@
+"""From a request to its number of tokens: pure rules over a function that counts one string.
+
+`counting_for` says how a model counts, the `count_…` functions apply the rules of a protocol, and a `PromptCount` holds
+the expected number with the bound that is reserved.
+"""
+
+from policies.tokens.chat import count_chat
+from policies.tokens.completions import count_completion, count_embeddings
+from policies.tokens.counting import Counting, Family, counting_for
+from policies.tokens.messages import count_messages
+from policies.tokens.prompt import CountText, PromptCount, Remember
+from policies.tokens.responses import count_responses
+
+__all__ = [
+    "CountText",
+    "Counting",
+    "Family",
+    "PromptCount",
+    "Remember",
+    "count_chat",
+    "count_completion",
+    "count_embeddings",
+    "count_messages",
+    "count_responses",
+    "counting_for",
+]

@@ -1,0 +1,81 @@
+"""Parts of a message that are not text: images, documents, audio. Each gives an expected cost and a spare above it."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from policies.tokens.counting import Counting
+from policies.tokens.images import decoded_head, image_size
+from policies.tokens.json_text import as_object, as_text
+from policies.tokens.prompt import Cost
+
+_PAGE_TOKENS = 250  # measured on one-page PDFs: 220; the page's text comes on top, and is in the maximum
+_PAGE_TOKENS_MAX = 2_000  # a dense page's text (about 900) and its picture in four tiles
+_PDF_BYTES_PER_PAGE = 8_000  # assumed where page objects are compressed; scans are ten times larger, so it is a bound
+_PDF_SCANNED_BYTES = 262_144  # pages are counted in this much and extrapolated, so that the cost stays below 1 ms
+_UNKNOWN_FILE_PAGES_MAX = 4  # a file given by id or address: nothing is known about it
+_PAGE_OBJECT = re.compile(rb"/Type\s{0,4}/Page(?![a-zA-Z])")
+
+_AUDIO_TOKENS_PER_1000_S = 10_500  # measured: ~10.5 tokens a second
+_AUDIO_BYTES_PER_S = 16_000  # 128 kbit/s, a usual MP3; also 16-bit mono at 8 kHz
+_AUDIO_BYTES_PER_S_MIN = 4_000  # 32 kbit/s, the least that speech is usually kept at
+
+
+def image_cost(source: str, detail: Any, counting: Counting) -> Cost:
+    """An image given as data URL, bare base64, or an address (then: a mid-size image, and up to the maximum in spare)."""
+    wanted = detail if isinstance(detail, str) else "auto"
+    rule, most = counting.images, counting.images.tokens_max(wanted)
+    size = image_size(source)
+    if size is not None:
+        return Cost(media=rule.tokens(size, wanted))
+    return Cost(media=most // 2, spare=most - most // 2)
+
+
+def document_cost(data: str | None) -> Cost:
+    """A PDF given as data URL or bare base64; None for one given by id or address."""
+    if not data:
+        return _pages_cost(1, _UNKNOWN_FILE_PAGES_MAX)
+    size_bytes = len(data) * 3 // 4
+    scanned = decoded_head(data, _PDF_SCANNED_BYTES)
+    found = len(_PAGE_OBJECT.findall(scanned))
+    if not found:
+        return _pages_cost(1, max(1, size_bytes // _PDF_BYTES_PER_PAGE))
+    pages = max(found, found * size_bytes // max(1, len(scanned)))
+    return _pages_cost(pages, pages)
+
+
+def audio_cost(data: str) -> Cost:
+    """Base64 audio: WAV by the byte rate in its header, other formats at 128 kbit/s and at most 32 kbit/s."""
+    size_bytes = len(data) * 3 // 4
+    head = decoded_head(data, 48)
+    if head.startswith(b"RIFF") and len(head) >= 32:
+        tokens = _audio_tokens(size_bytes, int.from_bytes(head[28:32], "little") or _AUDIO_BYTES_PER_S)
+        return Cost(media=tokens)
+    most = _audio_tokens(size_bytes, _AUDIO_BYTES_PER_S_MIN)
+    tokens = _audio_tokens(size_bytes, _AUDIO_BYTES_PER_S)
+    return Cost(media=tokens, spare=most - tokens)
+
+
+def openai_media_cost(kind: str, part: Mapping[str, Any], counting: Counting) -> Cost | None:
+    """A chat or Responses part that is media; None when its kind is not known."""
+    if kind == "image_url" or kind == "input_image":
+        image = part.get("image_url")
+        inner = as_object(image)
+        url = as_text(inner.get("url") if inner else image)
+        return image_cost(url, inner.get("detail") or part.get("detail"), counting)
+    if kind == "file" or kind == "input_file":
+        return document_cost(as_text(as_object(part.get("file") or part).get("file_data")) or None)
+    if kind == "document_url":
+        return document_cost(None)
+    if kind == "input_audio":
+        return audio_cost(as_text(as_object(part.get("input_audio")).get("data")))
+    return None
+
+
+def _pages_cost(pages: int, pages_max: int) -> Cost:
+    expected = pages * _PAGE_TOKENS
+    return Cost(media=expected, spare=max(0, pages_max * _PAGE_TOKENS_MAX - expected))
+
+
+def _audio_tokens(size_bytes: int, bytes_per_s: int) -> int:
+    return -(-size_bytes * _AUDIO_TOKENS_PER_1000_S // (1000 * bytes_per_s))

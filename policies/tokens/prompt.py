@@ -1,0 +1,77 @@
+"""From a count to a reservation: the value every protocol's rules end in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from policies.tokens.counting import Counting
+
+CountText = Callable[[str], int]
+"""Counts one string in the model's encoding; must accept any `str`."""
+
+Remember = Callable[[str, Any, Callable[[], int]], int]
+"""Asked for the cost of a JSON value: by the rule's name, the value, and how to compute it when it is not known yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCount:
+    """`tokens` is what the provider is expected to report, `reserve_tokens` what it should never exceed.
+
+    `exact` says that `tokens` came from the model's own tokenizer and that nothing in the request had to be guessed.
+    """
+
+    tokens: int
+    reserve_tokens: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Tokens of text, of media (which no tokenizer's factor applies to), and what unknown media could cost beyond."""
+
+    text: int = 0
+    media: int = 0
+    spare: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.text + other.text, self.media + other.media, self.spare + other.spare)
+
+
+def compute_always(rule: str, value: Any, compute: Callable[[], int]) -> int:
+    """The `Remember` of callers without a cache."""
+    return compute()
+
+
+def prompt_count(cost: Cost, counting: Counting, *, has_tools: bool) -> PromptCount:
+    """Expected tokens and their upper bound.
+
+    With the model's own tokenizer the bound is ⌈1.01 x⌉ + 8: 0 of 275 recorded requests were above it. Without it the
+    count times the model's factor, plus its constants, is both the estimate and the bound.
+    """
+    extra = counting.constant + (counting.tools_constant if has_tools else 0)
+    tokens = _ceil_percent(cost.text, counting.factor_percent) + cost.media + extra
+    if not counting.exact:
+        return PromptCount(tokens, tokens + cost.spare, exact=False)
+    return PromptCount(tokens, _ceil_percent(tokens, 101) + 8 + cost.spare, exact=cost.spare == 0)
+
+
+def widened(count: CountText, counting: Counting) -> CountText:
+    """The count with text that is mostly Chinese, Japanese or Korean weighed by the model's factor for it."""
+    wide_percent = counting.cjk_percent
+    if wide_percent <= counting.factor_percent:
+        return count
+
+    def count_wide(text: str) -> int:
+        tokens = count(text)
+        return -(-tokens * wide_percent // counting.factor_percent) if _is_wide(text) else tokens
+
+    return count_wide
+
+
+def _is_wide(text: str) -> bool:
+    # Those scripts take 3 bytes a character in UTF-8, all others written with spaces between words at most 2.
+    return not text.isascii() and len(text.encode("utf-8", "surrogatepass")) > 2 * len(text)
+
+
+def _ceil_percent(number: int, percent: int) -> int:
+    return -(-number * percent // 100)
