@@ -1,0 +1,81 @@
+"""Train the intent model on `bench/intents/train.jsonl` and write `policies/classify/weights.json`.
+
+    python bench/train_intents.py [--temperature 1.0]
+
+Deterministic: the same sentences give the same weights. The temperature is found by `bench/eval_intents.py`, on data
+that this training does not see; without the option the present one is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.feature_extraction import DictVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from policies.classify.features import evidence_of
+from policies.classify.step import StepText
+
+SENTENCES = Path(__file__).parent / "intents" / "train.jsonl"
+WEIGHTS = Path(__file__).parent.parent / "policies" / "classify" / "weights.json"
+# Seen in fewer steps, a feature is the author's turn of phrase.
+STEPS_MIN = 3
+# A step that somebody wrote teaches more than one that a template made.
+WRITTEN_WEIGHT = 2.0
+REGULARIZATION = 0.5
+# Weights that move no score by a twentieth are dropped with their feature.
+WEIGHT_MIN = 0.05
+
+
+def step_text(row: dict[str, Any]) -> StepText:
+    """The classifier's view of a stored sentence."""
+    return StepText(row["step"], None, row["system"], row["prompt"], tuple(row["tools"]), row["response_format"])
+
+
+def learned(features: dict[str, float]) -> dict[str, float]:
+    """The features that the model weighs; those that begin with "~" only describe the form of a step."""
+    return {name: value for name, value in features.items() if not name.startswith("~")}
+
+
+def train(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Fit on these sentences and give the content of the weights file, with temperature 1."""
+    seen = [learned(dict(evidence_of(step_text(row)).features)) for row in rows]
+    counts = Counter(name for features in seen for name in features)
+    kept = [{name: value for name, value in features.items() if counts[name] >= STEPS_MIN} for features in seen]
+    vectorizer = DictVectorizer()
+    matrix = vectorizer.fit_transform(kept)
+    labels = np.array([row["label"] for row in rows])
+    importance = np.array([WRITTEN_WEIGHT if row["origin"] == "written" else 1.0 for row in rows])
+    model = LogisticRegression(C=REGULARIZATION, max_iter=1000).fit(matrix, labels, sample_weight=importance)
+    weights = {
+        name: [round(100 * float(weight)) for weight in row]
+        for name, row in sorted(zip(vectorizer.feature_names_, model.coef_.T, strict=True))
+        if max(abs(row)) >= WEIGHT_MIN
+    }
+    bias = [round(float(value), 3) for value in model.intercept_]
+    return {"intents": [str(name) for name in model.classes_], "bias": bias, "temperature": 1.0, "weights": weights}
+
+
+def main() -> None:
+    """Train and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--temperature", type=float)
+    asked = parser.parse_args().temperature
+    rows = [json.loads(line) for line in SENTENCES.read_text("utf-8").splitlines()]
+    trained = train(rows)
+    present = json.loads(WEIGHTS.read_text("utf-8"))["temperature"] if WEIGHTS.exists() else 1.0
+    trained["temperature"] = present if asked is None else asked
+    text = json.dumps(trained, ensure_ascii=False, separators=(",", ":")).replace("],", "],\n")
+    WEIGHTS.write_text(text + "\n", "utf-8")
+    print(
+        f"{len(rows)} sentences, {len(trained['weights'])} features, {len(text) // 1024} KiB, temperature {trained['temperature']}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The order of the sources, and the answer."""
+
+from __future__ import annotations
+
+from policies.classify.features import Evidence, evidence_of
+from policies.classify.model import chances, weights
+from policies.classify.rules import answer_by_rules, reasons
+from policies.classify.step import Alternative, Classification, StepText
+from policies.intents import Intent, parse_intent
+
+# The origin's figure for an answer that nothing supports: it is the most frequent intent, and often wrong.
+FALLBACK_CONFIDENCE = 0.3
+# Below this chance an alternative is noise.
+ALTERNATIVE_MIN = 0.05
+ALTERNATIVES_MAX = 3
+
+
+def classify(
+    step: StepText, *, header: str | None = None, declared: Intent | None = None, confidence_threshold: float = 0.7
+) -> Classification:
+    """Tell the intent of a step: header, else declaration, else rules, else model, else `generate`.
+
+    The rules answer only at or above `confidence_threshold` (0 to 1). The model answers whatever its confidence is:
+    below the threshold the caller may ask a language model (`llm_question`), and until then this is the best guess.
+    Raises IntentClassificationError for a header that is none of the ten. Time is linear in nothing: texts are read
+    through windows of fixed size.
+    """
+    if header is not None:
+        return Classification(parse_intent(header), 1.0, "header", "the caller said it in the x-workflow-intent header")
+    if declared is not None:
+        return Classification(declared, 1.0, "declared", "the workflow's declaration says it")
+    evidence = evidence_of(step)
+    if evidence.is_empty:
+        return Classification(
+            Intent.GENERATE, FALLBACK_CONFIDENCE, "fallback", "nothing in the step speaks for any intent"
+        )
+    return answer_by_rules(evidence, confidence_threshold) or answer_by_model(evidence)
+
+
+def answer_by_model(evidence: Evidence) -> Classification:
+    """The model's most likely intent with its calibrated confidence."""
+    (intent, confidence), *others = chances(evidence.features, weights())
+    return Classification(
+        intent=intent,
+        confidence=round(confidence, 3),
+        source="model",
+        reasoning=reasons(evidence.hints, intent),
+        alternatives=tuple(
+            Alternative(other, round(chance, 3))
+            for other, chance in others[:ALTERNATIVES_MAX]
+            if chance >= ALTERNATIVE_MIN
+        ),
+    )

@@ -1,0 +1,153 @@
+"""What a text asks for: the verbs of its imperatives and of its "your task is to …", with what they are to produce."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from policies.classify.lexicon import Lexicon, Meaning
+
+ASKS_MAX = 24
+_OBJECT_REACH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One demand. `via` is imperative, task (said outright), expertise ("you excel at …") or aside (after a comma)."""
+
+    verb: str
+    meanings: tuple[Meaning, ...]
+    produces: str | None
+    object_word: str | None
+    via: str
+
+
+def asks_in(found: Sequence[Sequence[str]], words: Lexicon) -> list[Ask]:
+    """At most `ASKS_MAX` asks of these clauses, in reading order."""
+    asks: list[Ask] = []
+    for clause in found:
+        asks.extend(_asks_of_clause(clause, words))
+        if len(asks) >= ASKS_MAX:
+            break
+    return asks[:ASKS_MAX]
+
+
+def _asks_of_clause(clause: Sequence[str], words: Lexicon) -> list[Ask]:
+    head = 0
+    while (
+        head < len(clause)
+        and head < 8
+        and (clause[head] in words.grammar.fillers or clause[head] == "," or clause[head].isdigit())
+    ):
+        head += 1
+    if (
+        head >= len(clause)
+        or clause[head] in words.grammar.negations
+        or (clause[head] == "do" and clause[head + 1 : head + 2] == ["not"])
+    ):
+        return []
+    imperative = read_ask(clause, head, "imperative", words)
+    if imperative is not None:
+        return [imperative, *_second_verb(clause, head, words)]
+    said = _said_outright(clause, words)
+    if said:
+        return said
+    return _aside(clause, words) if clause[head] in words.grammar.preambles or "please" in clause else []
+
+
+def _second_verb(clause: Sequence[str], head: int, words: Lexicon) -> list[Ask]:
+    """ "Fetch my last mail and summarize it": the verb after the first "and" counts as well."""
+    for at in range(head + 1, min(len(clause) - 1, head + 16)):
+        if clause[at] in ("and", "then", "und", "et", "y"):
+            ask = read_ask(clause, at + 1 + (clause[at + 1] in words.grammar.fillers), "second", words)
+            if ask is not None:
+                return [ask]
+    return []
+
+
+def _said_outright(clause: Sequence[str], words: Lexicon) -> list[Ask]:
+    found: list[Ask] = []
+    for at, word in enumerate(clause[:40]):
+        start, via = _verb_after(clause, at, word, words)
+        if start is None:
+            continue
+        ask = read_ask(clause, start + (start < len(clause) and clause[start] in words.grammar.fillers), via, words)
+        if ask is not None:
+            found.append(ask)
+        if len(found) == 3:
+            break
+    return found
+
+
+def _verb_after(clause: Sequence[str], at: int, word: str, words: Lexicon) -> tuple[int | None, str]:
+    """Where a verb is to be expected after this word, and how outright it is said there."""
+    following = clause[at + 1 : at + 6]
+    if word in words.grammar.task_nouns and "to" in following:
+        return at + 2 + following.index("to"), "task"
+    if word in words.grammar.task_nouns and following[:1] == ["is"]:
+        return at + 2, "task"
+    if word in words.grammar.expertise:
+        for step, link in enumerate(following[:3]):
+            if link in words.grammar.expertise_links:
+                return at + 2 + step, "task" if word in ("tasked", "asked", "instructed", "assigned") else "expertise"
+    if word == "you" and following and following[0] in words.grammar.modals:
+        skip = 1 + (following[1:2] == ["to"]) + (following[1:2] in (["also"], ["then"], ["now"], ["first"]))
+        return at + 1 + skip, "task" if following[0] != "can" else "expertise"
+    if word in ("you", "who", "that", "i", "we") and following:
+        return at + 1, "expertise"
+    if word == "help" and following[:1] in (["me"], ["us"]):
+        return at + 2, "task"
+    return None, ""
+
+
+def _aside(clause: Sequence[str], words: Lexicon) -> list[Ask]:
+    """ "Given the notes, write …": the verb that follows a comma or a "please"."""
+    for at, word in enumerate(clause[:60]):
+        if word in (",", "please"):
+            start = at + 1
+            while start < len(clause) and clause[start] in words.grammar.fillers:
+                start += 1
+            ask = read_ask(clause, start, "aside", words)
+            if ask is not None:
+                return [ask]
+    return []
+
+
+def read_ask(clause: Sequence[str], at: int, via: str, words: Lexicon) -> Ask | None:
+    """The ask whose verb stands at this word; None when no known verb does."""
+    if at >= len(clause):
+        return None
+    verb, ends = _verb_at(clause, at, words)
+    if verb is None:
+        return None
+    produces, object_word = _object_after(clause, ends, words)
+    return Ask(verb, words.verbs.get(verb, ()), produces, object_word, via)
+
+
+def _verb_at(clause: Sequence[str], at: int, words: Lexicon) -> tuple[str | None, int]:
+    for length in (3, 2):
+        phrase = words.phrases.get(tuple(clause[at : at + length]))
+        if phrase is not None:
+            return phrase, at + length
+    form = clause[at]
+    base = words.forms.get(form)
+    if base is None or form in words.grammar.negations:
+        return None, at
+    if base == "fasse" and "zusammen" in clause:
+        base = "summarize"
+    return base, at + 1
+
+
+def _object_after(clause: Sequence[str], at: int, words: Lexicon) -> tuple[str | None, str | None]:
+    """The first known product after a verb: its intent's name and the first noun-like word."""
+    first: str | None = None
+    for word in clause[at : at + _OBJECT_REACH]:
+        if word in words.grammar.articles or word == ",":
+            continue
+        first = first or word
+        produced = words.objects.get(word)
+        if produced is not None:
+            return produced, first
+        if word in ("of", "about", "from", "that", "which", "for", "to", "based") and first != word:
+            break
+    return None, first

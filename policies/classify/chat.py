@@ -1,0 +1,81 @@
+"""From an OpenAI chat request to what the classifier reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from policies.classify.instruction import window
+from policies.classify.schema import SCHEMA_CHARS
+from policies.classify.step import StepText
+
+# More tools than this say nothing new about the step, and a message has more parts only when it is data.
+TOOLS_MAX = 64
+PARTS_MAX = 32
+MESSAGES_SEARCHED = 200
+
+
+def step_text_from_chat(body: Mapping[str, Any], step: str | None, workflow: str | None) -> StepText:
+    """Read the system prompt, the last user message, the tools' names and the response format.
+
+    Bounded work: a window of each text, `TOOLS_MAX` tools, `PARTS_MAX` parts. Fields of a wrong type count as absent,
+    because refusing a malformed request is the upstream's to do.
+    """
+    messages = body.get("messages")
+    listed: Sequence[Any] = messages if isinstance(messages, list) else ()
+    return StepText(
+        step=step,
+        workflow=workflow,
+        system=_system(listed[:MESSAGES_SEARCHED]),
+        prompt=_last_user(listed),
+        tools=tuple(_tool_names(body)),
+        response_format=_response_format(body.get("response_format")),
+    )
+
+
+def _system(messages: Sequence[Any]) -> str | None:
+    texts = [_text(message.get("content")) for message in messages if _role(message) in ("system", "developer")]
+    return window("\n\n".join(texts[:4])) if texts else None
+
+
+def _last_user(messages: Sequence[Any]) -> str:
+    for message in reversed(messages[-MESSAGES_SEARCHED:]):
+        if _role(message) == "user":
+            return _text(message.get("content"))
+    return ""
+
+
+def _role(message: Any) -> object:
+    return message.get("role") if isinstance(message, Mapping) else None
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return window(content)
+    if not isinstance(content, list):
+        return ""
+    parts = (part.get("text") for part in content[:PARTS_MAX] if isinstance(part, Mapping))
+    return window("\n".join(window(part) for part in parts if isinstance(part, str)))
+
+
+def _tool_names(body: Mapping[str, Any]) -> Iterable[str]:
+    tools = body.get("tools") or body.get("functions")
+    for tool in tools[:TOOLS_MAX] if isinstance(tools, list) else ():
+        if not isinstance(tool, Mapping):
+            continue
+        function = tool.get("function")
+        name = function.get("name") if isinstance(function, Mapping) else tool.get("name")
+        if isinstance(name, str):
+            yield name
+
+
+def _response_format(asked: Any) -> str | None:
+    if not isinstance(asked, Mapping):
+        return None
+    schema = asked.get("json_schema")
+    if isinstance(schema, Mapping) and isinstance(schema.get("schema"), Mapping):
+        # A schema so large that it is cut no longer parses, and then counts as "some JSON".
+        return json.dumps(schema["schema"], separators=(",", ":"), ensure_ascii=False, default=str)[:SCHEMA_CHARS]
+    kind = asked.get("type")
+    return kind if isinstance(kind, str) and kind != "text" else None

@@ -1,0 +1,133 @@
+"""The instruction inside a prompt: what is asked, without the data that it is asked about.
+
+Two things are taken away before anybody looks for verbs. Pasted data (fences, tagged blocks, long quotations, what
+follows "Text:"), because a mail that says "please send me the report" does not make the step that summarizes it a
+sending one. And templates, because their names are the author's variables.
+
+All work is bounded: `WINDOW_CHARS` from each end of a text, and patterns whose quantifiers have a limit.
+"""
+
+from __future__ import annotations
+
+import re
+
+from policies.classify.lexicon import lexicon
+
+# Instructions stand at the head or at the tail; between them is data. 4,000 + 4,000 characters are about 2,000 tokens.
+WINDOW_CHARS = 4_000
+# What is kept of an instruction after the data is gone: longer ones repeat themselves, and time grows with length.
+INSTRUCTION_CHARS = 2_400
+# A tagged block or quotation longer than this is content, a shorter one is a word that the instruction speaks about.
+QUOTED_CHARS = 80
+_TAGS_MAX = 40
+
+_DATA_NOUNS = (
+    "text|texts|document|documents|input|content|article|articles|transcript|context|email|emails|message|messages|review|reviews|conversation|"
+    "chat history|history|data|passage|code|diff|log|logs|ticket|tickets|query|question|body|source|sources|paper|report|notes|post|"
+    "resume|cv|job description|page|html|json|records?|examples?|example output|sample|comments?|tweet|story|essay|draft|answer|response|"
+    "dokument|artikel|texte|texto|testo|contenu|contenido"
+)
+_OPEN_TAG = re.compile(r"<([A-Za-z_][\w.-]{0,40})(?:\s[^<>]{0,80})?>")
+_FENCE = re.compile(r"```|~~~|\"\"\"|'''")
+_TEMPLATE = re.compile(r"\{\{[^{}\n]{0,200}\}\}|\{%[^{}\n]{0,200}%\}|\$?\{[A-Za-z_$][^{}\n]{0,60}\}")
+_QUOTE = re.compile(r"\"[^\"\n]{81,1500}\"|“[^”\n]{81,1500}”")
+_DATA_LABEL = re.compile(
+    rf"^[\W_]{{0,6}}(?:the |your |user |input |begin )?(?:{_DATA_NOUNS})\s?\d{{0,2}}[\]\s*]{{0,4}}:", re.IGNORECASE
+)
+_DATA_COLON = re.compile(
+    r"\b(?:following|below|here (?:is|are)|this|these|the|given|folgenden?|suivant\w?|siguiente\w?|seguente\w?)\b"
+    rf"[^:\n]{{0,60}}\b(?:{_DATA_NOUNS})\b[^:\n]{{0,30}}:\s*$",
+    re.IGNORECASE,
+)
+
+
+def window(text: str) -> str:
+    """The head and the tail of a text; all of it when it is short."""
+    if len(text) <= 2 * WINDOW_CHARS:
+        return text
+    return f"{text[:WINDOW_CHARS]}\n\n{text[-WINDOW_CHARS:]}"
+
+
+def instruction_part(text: str) -> str:
+    """The words of a prompt that ask for something, at most `INSTRUCTION_CHARS` of them.
+
+    When everything looks like data, the first lines are returned: something was asked, and they are the best guess.
+    """
+    bounded = window(text)
+    plain = _TEMPLATE.sub(" _ ", _QUOTE.sub(" ", _without_tagged(_without_fences(bounded))))
+    asked = _without_labelled(plain)
+    if not any(c.isalpha() and c != "_" for c in asked):
+        asked = plain if any(c.isalpha() for c in plain) else bounded
+    return _head_and_tail(asked)
+
+
+def _head_and_tail(text: str) -> str:
+    if len(text) <= INSTRUCTION_CHARS:
+        return text
+    tail_chars = INSTRUCTION_CHARS // 4
+    return f"{text[: INSTRUCTION_CHARS - tail_chars]}\n{text[-tail_chars:]}"
+
+
+def _without_fences(text: str) -> str:
+    """Drop what stands between a pair of fences; an unclosed fence is left alone, and so is a text that is one fence."""
+    kept: list[str] = []
+    at = 0
+    opened: re.Match[str] | None = None
+    for fence in _FENCE.finditer(text):
+        if opened is None:
+            opened = fence
+        elif fence.group() == opened.group():
+            inside = text[opened.end() : fence.start()]
+            kept.append(text[at : opened.start()])
+            # A whole prompt in triple quotes is how Python authors write one; it is not data.
+            kept.append(inside if len(inside) > 0.7 * len(text) or len(inside) <= QUOTED_CHARS else " ")
+            at = fence.end()
+            opened = None
+    kept.append(text[at:])
+    return "".join(kept)
+
+
+def _without_tagged(text: str) -> str:
+    """Drop `<email>…</email>` and its like. Each tag name is searched for once, so the time is linear."""
+    kept: list[str] = []
+    at = 0
+    unclosed: set[str] = set()
+    for _ in range(_TAGS_MAX):
+        opened = _OPEN_TAG.search(text, at)
+        if opened is None:
+            break
+        name = opened.group(1)
+        close = -1 if name in unclosed else text.find(f"</{name}>", opened.end())
+        kept.append(text[at : opened.start()])
+        at = opened.end()
+        if close < 0:
+            unclosed.add(name)
+        elif name.lower() not in lexicon().grammar.instruction_tags and close - opened.end() > QUOTED_CHARS:
+            at = close + len(name) + 3
+    kept.append(text[at:])
+    return " ".join(kept)
+
+
+def _without_labelled(text: str) -> str:
+    """Drop the paragraph that follows a label such as "Transcript:", or a line such as "Summarize this text:"."""
+    kept: list[str] = []
+    in_data = False
+    waiting = False
+    for line in text.split("\n"):
+        bare = line.strip()
+        if _DATA_LABEL.match(bare):
+            in_data = True
+            waiting = bare.rstrip("*]) ").endswith(":")
+            continue
+        if in_data and bare:
+            waiting = False
+            continue
+        if in_data and not bare:
+            in_data = waiting
+            continue
+        if bare.startswith(">"):
+            continue
+        kept.append(line)
+        if _DATA_COLON.search(bare[-160:]):
+            in_data = waiting = True
+    return "\n".join(kept)

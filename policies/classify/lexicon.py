@@ -1,0 +1,143 @@
+"""The words by which an intent shows, read once from `lexicon.json`.
+
+A verb may point to several intents; a star marks those for which it is said without doubt ("translate", not "check").
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+Meaning = tuple[str, bool]
+"""An intent's name, and whether the word stands for it without doubt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """Words that mean nothing themselves and tell where meaning stands."""
+
+    fillers: frozenset[str]
+    """What may come before the verb of an imperative."""
+    task_nouns: frozenset[str]
+    modals: frozenset[str]
+    expertise: frozenset[str]
+    """After these and one of `expertise_links` a verb says what the model is for: "tasked with", "expert at"."""
+    expertise_links: frozenset[str]
+    preambles: frozenset[str]
+    """What begins a clause whose verb comes after a comma: "given", "based"."""
+    negations: frozenset[str]
+    articles: frozenset[str]
+    question_words: frozenset[str]
+    role_openers: frozenset[str]
+    name_noise: frozenset[str]
+    instruction_tags: frozenset[str]
+    """XML tags around an instruction, not around data."""
+    intent_forms: frozenset[str]
+    """The ten intents and their nouns, in which a claim about the classification would be made."""
+    label_words: frozenset[str]
+    stances: frozenset[str]
+    pronouns: frozenset[str]
+    own_nouns: frozenset[str]
+    """By which a text speaks of itself: request, prompt, call."""
+    links: frozenset[str]
+    overrides: frozenset[str]
+    rule_words: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Lexicon:
+    """Lookups by word. `forms` leads every inflected verb to its base form."""
+
+    verbs: dict[str, tuple[Meaning, ...]]
+    forms: dict[str, str]
+    phrases: dict[tuple[str, ...], str]
+    nominals: dict[str, str]
+    agents: dict[str, str]
+    objects: dict[str, str]
+    light: frozenset[str]
+    tools: dict[str, str]
+    keys: dict[str, tuple[str, ...]]
+    generic_names: frozenset[str]
+    cues: dict[str, tuple[tuple[tuple[str, ...], str], ...]]
+    cjk: tuple[tuple[str, str], ...]
+    grammar: Grammar
+
+
+@cache
+def lexicon() -> Lexicon:
+    """Read the shipped words. About 5 ms, once a process."""
+    data = json.loads(files("policies.classify").joinpath("lexicon.json").read_text("utf-8"))
+    verbs = _verbs(data)
+    return Lexicon(
+        verbs=verbs,
+        forms=_forms(verbs),
+        phrases={tuple(words.split()): verb for words, verb in data["phrases"].items()},
+        nominals=_by_word(data["nominals"]),
+        agents=_by_word(data["agents"]),
+        objects=_by_word(data["objects"]),
+        light=frozenset(data["light"].split()),
+        tools=_by_word(data["tools"]),
+        keys=_keys(data["keys"]),
+        generic_names=frozenset(data["generic_names"].split()),
+        cues=_cues(data["cues"]),
+        cjk=tuple((word, intent) for intent, words in data["cjk"].items() for word in words.split()),
+        grammar=Grammar(**{name: frozenset(words.split()) for name, words in data["grammar"].items()}),
+    )
+
+
+def _by_word(groups: dict[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for intent, words in groups.items():
+        for word in words.split():
+            found.setdefault(word, intent)
+    return found
+
+
+def _verbs(data: dict[str, Any]) -> dict[str, tuple[Meaning, ...]]:
+    found: dict[str, list[Meaning]] = {}
+    for intent, words in data["verbs"].items():
+        for word in words.split():
+            found.setdefault(word.rstrip("*"), []).append((intent, word.endswith("*")))
+    for intent, words in data["foreign"].items():
+        for word in words.split():
+            found.setdefault(word, [(intent, True)])
+    return {verb: tuple(meanings) for verb, meanings in found.items()}
+
+
+def _forms(verbs: dict[str, tuple[Meaning, ...]]) -> dict[str, str]:
+    """Third person, gerund and past of each verb; a base form is never shadowed by another verb's form."""
+    forms: dict[str, str] = {}
+    for verb in verbs:
+        for form in _inflected(verb):
+            forms.setdefault(form, verb)
+    return forms | {verb: verb for verb in verbs}
+
+
+def _inflected(verb: str) -> tuple[str, ...]:
+    if verb.endswith("e"):
+        return (verb + "s", verb + "d", verb[:-1] + "ing")
+    if verb.endswith("y") and len(verb) > 2 and verb[-2] not in "aeiou":
+        return (verb[:-1] + "ies", verb[:-1] + "ied", verb + "ing")
+    doubled = verb + verb[-1]
+    return (verb + "s", verb + "es", verb + "ed", verb + "ing", doubled + "ing", doubled + "ed")
+
+
+def _keys(groups: dict[str, str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    for intent, words in groups.items():
+        for word in words.split():
+            found.setdefault(word, []).append(intent)
+    return {key: tuple(intents) for key, intents in found.items()}
+
+
+def _cues(groups: dict[str, list[str]]) -> dict[str, tuple[tuple[tuple[str, ...], str], ...]]:
+    """By first word, so that one pass over a text finds all of them."""
+    found: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+    for name, phrases in groups.items():
+        for phrase in phrases:
+            words = tuple(phrase.replace("_", " ").split())
+            found.setdefault(words[0], []).append((words[1:], name))
+    return {word: tuple(endings) for word, endings in found.items()}

@@ -1,0 +1,57 @@
+"""The trained model: multinomial logistic regression over the evidence, applied in plain Python.
+
+Its weights are data (`weights.json`), made by `bench/train_intents.py` from sentences of our own. One temperature turns
+its scores into calibrated chances (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from policies.intents import Intent
+
+# Weights are stored as integers, in hundredths: a hundredth moves no probability by more than it is worth knowing.
+HUNDREDTHS = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """`by_feature` holds one weight per intent, in the order of `intents`, in hundredths."""
+
+    intents: tuple[Intent, ...]
+    bias: tuple[float, ...]
+    by_feature: Mapping[str, tuple[int, ...]]
+    temperature: float
+
+
+@cache
+def weights() -> Weights:
+    """Read the shipped weights, once a process."""
+    data = json.loads(files("policies.classify").joinpath("weights.json").read_text("utf-8"))
+    return Weights(
+        intents=tuple(Intent(name) for name in data["intents"]),
+        bias=tuple(data["bias"]),
+        by_feature=data["weights"],
+        temperature=data["temperature"],
+    )
+
+
+def chances(features: Mapping[str, float], trained: Weights) -> list[tuple[Intent, float]]:
+    """The chance of each intent, most likely first; they sum to 1. Features that training never saw count nothing."""
+    scores = [bias * HUNDREDTHS for bias in trained.bias]
+    by_feature = trained.by_feature
+    for name, value in features.items():
+        row = by_feature.get(name)
+        if row is not None:
+            scores = [score + value * weight for score, weight in zip(scores, row, strict=True)]
+    heated = [score / (HUNDREDTHS * trained.temperature) for score in scores]
+    top = max(heated)
+    powers = [math.exp(score - top) for score in heated]
+    total = sum(powers)
+    ranked = sorted(zip(powers, trained.intents, strict=True), reverse=True)
+    return [(intent, power / total) for power, intent in ranked]
