@@ -1,0 +1,400 @@
+"""The configuration file: models and routes, budgets, storage, server. Faults are reported with line, column and field.
+
+`model_list` and `router_settings` are LiteLLM's own, so that its users bring their file along. The file is the only source
+for models; the store is the only source for keys and for what is made at run time.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, Limit
+from policies.budgets import DEFAULT_LADDER, Budget, HoldKind, Mode, OnOutage, Rung, Scope, Window
+from policies.settings import SETTINGS, SettingError, conflicts, validated
+
+
+class ConfigError(Exception):
+    """One or more faults of the configuration file, one a line: `file:line:column: field: what is wrong`."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def usd_to_nano(value: object) -> int:
+    """Money from a file, a header or an API body, as whole nano-USD. At least 0, at most 2^53 − 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
+        raise ValueError("an amount in USD must be a number, such as 0.50")
+    try:
+        nano = Decimal(str(value)) * NANO_USD_PER_USD
+    except ArithmeticError as error:
+        raise ValueError(f"{value!r} is not an amount in USD, such as 0.50") from error
+    if not nano.is_finite() or nano < 0:
+        raise ValueError(f"an amount in USD must be 0 or more, not {value}")
+    if nano > AMOUNT_MAX:
+        raise ValueError(f"an amount in USD may be at most {AMOUNT_MAX / NANO_USD_PER_USD:,.0f}, not {value}")
+    return int(nano)
+
+
+Glob = Annotated[str, Field(min_length=1, max_length=256)]
+Count = Annotated[int, Field(ge=0, le=AMOUNT_MAX, strict=True)]
+
+
+class BudgetConfig(_Strict):
+    """A budget of the file or of `/api/budgets`. At least one of tokens, usd and requests."""
+
+    scope: Scope
+    match: Glob = "*"
+    tokens: Count | None = None
+    usd: Annotated[int, BeforeValidator(usd_to_nano)] | None = Field(default=None, description="USD; nano-USD inside")
+    requests: Count | None = None
+    window: Window | None = None
+    on_pressure: tuple[Rung, ...] = DEFAULT_LADDER
+    hold: HoldKind = HoldKind.WORST_CASE
+    on_outage: OnOutage = OnOutage.REFUSE
+    mode: Mode = Mode.ENFORCE
+    project: str | None = None
+    timezone: str = "UTC"
+    wait_seconds: Annotated[float, Field(ge=0, le=60)] = 10.0
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> BudgetConfig:
+        if self.tokens is None and self.usd is None and self.requests is None:
+            raise ValueError("a budget needs at least one of tokens, usd, requests")
+        per_run = self.scope in (Scope.RUN, Scope.STEP)
+        if per_run and self.window not in (None, Window.RUN):
+            raise ValueError(
+                f"a budget on a {self.scope} lasts for the run: leave window out, or put it on the workflow"
+            )
+        if not per_run and self.window is Window.RUN:
+            raise ValueError(
+                f"window 'run' is for scope run or step; for scope {self.scope} use total, minute, hour, day or month"
+            )
+        return self
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_exists(cls, value: str) -> str:
+        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(f"no time zone {value!r}; use a name such as Europe/Berlin") from error
+        return value
+
+    def budget(self) -> Budget:
+        default = Window.RUN if self.scope in (Scope.RUN, Scope.STEP) else Window.TOTAL
+        return Budget(
+            scope=self.scope,
+            limit=Limit(self.tokens, self.usd, self.requests),
+            match=self.match,
+            window=self.window or default,
+            on_pressure=self.on_pressure,
+            hold=self.hold,
+            on_outage=self.on_outage,
+            mode=self.mode,
+            project=self.project,
+            timezone=self.timezone,
+            wait_ms=int(self.wait_seconds * 1000),
+        )
+
+
+class ModelConfig(_Strict):
+    """One entry of `model_list`, as LiteLLM has it. Several entries of one name share its load."""
+
+    model_name: Annotated[str, Field(min_length=1)]
+    litellm_params: dict[str, Any]
+    model_info: dict[str, Any] = Field(default_factory=dict)
+    upstream: Literal["auto", "direct", "litellm"] = "auto"
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("litellm_params")
+    @classmethod
+    def _names_a_model(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("model"), str) or not value["model"]:
+            raise ValueError("litellm_params.model is missing: the provider's model, such as openai/gpt-4o-mini")
+        return value
+
+
+class RouterSettings(_Strict):
+    """LiteLLM's keys, as far as they concern forwarding."""
+
+    num_retries: Annotated[int, Field(ge=0, le=10)] = 2
+    retry_after: Annotated[float, Field(ge=0, le=60)] = 0.0
+    timeout: Annotated[float, Field(gt=0, le=3600)] = 600.0
+    stream_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    allowed_fails: Annotated[int, Field(ge=0)] = 3
+    cooldown_time: Annotated[float, Field(ge=0, le=3600)] = 5.0
+    routing_strategy: Literal["simple-shuffle", "least-busy"] = "simple-shuffle"
+    fallbacks: tuple[dict[str, list[str]], ...] = ()
+    context_window_fallbacks: tuple[dict[str, list[str]], ...] = ()
+    connect_timeout: Annotated[float, Field(gt=0, le=60)] = 5.0
+
+
+class TierConfig(_Strict):
+    """Models of each tier, best first."""
+
+    fast: tuple[str, ...] = ()
+    balanced: tuple[str, ...] = ()
+    powerful: tuple[str, ...] = ()
+
+
+class StorageConfig(_Strict):
+    ledger: str = "sqlite:///.farebox/ledger.db"
+    store: str = "sqlite:///.farebox/store.db"
+    durability: Literal["normal", "strict"] = "normal"
+    allow_eviction: bool = False
+    spool: str = ".farebox/spool.jsonl"
+    outbox_cap: Annotated[int, Field(ge=1000)] = 1_000_000
+    retention_months: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("ledger")
+    @classmethod
+    def _ledger_engine(cls, value: str) -> str:
+        return _with_scheme(
+            value, ("sqlite:///", "memory://", "redis://", "rediss://", "redis+cluster://", "redis+sentinel://")
+        )
+
+    @field_validator("store")
+    @classmethod
+    def _store_engine(cls, value: str) -> str:
+        return _with_scheme(value, ("sqlite:///", "postgresql://"))
+
+
+class ServerConfig(_Strict):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 4000
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    body_bytes_max: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
+    concurrency_max: Annotated[int, Field(ge=1)] = 4096
+    key_concurrency_max: Annotated[int, Field(ge=1)] = 1024
+    drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    trusted_hosts: tuple[str, ...] = ()
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class ReservationConfig(_Strict):
+    """How holds are kept. Times in seconds."""
+
+    ttl_seconds: Annotated[float, Field(ge=1, le=3600)] = 60.0
+    sweep_seconds: Annotated[float, Field(ge=0.1, le=600)] = 5.0
+    on_lost: Literal["charge", "release"] = "charge"
+    output_tokens_min: Annotated[int, Field(ge=1, le=4096)] = 16
+    slice_tokens: Annotated[int, Field(ge=32, le=65536)] = 512
+    output_tokens_unknown: Annotated[int, Field(ge=16)] = 32_768
+    implicit_run_silence_seconds: Annotated[float, Field(ge=1, le=86_400)] = 900.0
+
+
+class ClassifierConfig(_Strict):
+    """The model that is asked when rules and the trained model are not sure. None: nobody is asked."""
+
+    model: str | None = None
+    wait: bool = False
+    wait_ms: Annotated[int, Field(ge=1, le=500)] = 500
+    cache_ttl_seconds: Annotated[float, Field(ge=1)] = 7 * 86_400.0
+
+
+class AlertConfig(_Strict):
+    webhook: str | None = None
+    budget_percent: tuple[Annotated[int, Field(ge=1, le=100)], ...] = (50, 80, 100)
+
+
+class Config(_Strict):
+    model_list: tuple[ModelConfig, ...] = ()
+    router_settings: RouterSettings = RouterSettings()
+    tiers: TierConfig = TierConfig()
+    budgets: tuple[BudgetConfig, ...] = ()
+    settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    storage: StorageConfig = StorageConfig()
+    server: ServerConfig = ServerConfig()
+    reservations: ReservationConfig = ReservationConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    alerts: AlertConfig = AlertConfig()
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("settings")
+    @classmethod
+    def _known_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
+        unknown = [key for key in value if key not in SETTINGS]
+        if unknown:
+            raise ValueError(f"unknown setting {unknown[0]!r}{_near(unknown[0], SETTINGS)}")
+        try:
+            checked = {key: validated(key, given) for key, given in value.items()}
+        except SettingError as error:
+            raise ValueError(str(error)) from error
+        clashes = conflicts({key: spec.default for key, spec in SETTINGS.items()} | checked)
+        if clashes:
+            raise ValueError(clashes[0])
+        return checked
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Config:
+        names = {model.model_name for model in self.model_list}
+        for tier, models in self.tiers:
+            for name in models:
+                if name not in names:
+                    raise ValueError(f"tiers.{tier} names {name!r}, which model_list does not have{_near(name, names)}")
+        if self.classifier.model is not None and self.classifier.model not in names:
+            raise ValueError(f"classifier.model is {self.classifier.model!r}, which model_list does not have")
+        if self.server.workers > 1 and self.storage.ledger.startswith(("sqlite", "memory")):
+            raise ValueError(
+                "server.workers is above 1, but an SQLite ledger belongs to one process: set storage.ledger to redis://… or workers to 1"
+            )
+        return self
+
+
+def _with_scheme(value: str, schemes: tuple[str, ...]) -> str:
+    if not value.startswith(schemes):
+        raise ValueError(f"{value.split('@')[-1]!r} must begin with one of {', '.join(schemes)}")
+    return value
+
+
+def _near(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    line: int
+    column: int
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without anchors, which can expand without bound."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not supported", event.start_mark)
+        return super().compose_node(parent, index)
+
+
+def _place(node: yaml.Node, path: tuple[str | int, ...], marks: dict[tuple[str | int, ...], _Mark]) -> None:
+    marks[path] = _Mark(node.start_mark.line + 1, node.start_mark.column + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands here twice", key.start_mark
+                )
+            seen.add(key.value)
+            _place(value, (*path, key.value), marks)
+            marks[(*path, key.value)] = _Mark(key.start_mark.line + 1, key.start_mark.column + 1)
+    elif isinstance(node, yaml.SequenceNode):
+        for position, item in enumerate(node.value):
+            _place(item, (*path, position), marks)
+
+
+def parse_config(text: str, name: str = "config.yaml", environ: Mapping[str, str] | None = None) -> Config:
+    """Raises `ConfigError` with every fault found. `os.environ/NAME` values are resolved from `environ` (default: the process's)."""
+    marks: dict[tuple[str | int, ...], _Mark] = {}
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is not None:
+                _place(node, (), marks)
+            data = {} if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        raise ConfigError([f"{where}: {error.problem}"]) from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError([f"{name}: {str(error).splitlines()[0]}"]) from error
+    if not isinstance(data, dict):
+        raise ConfigError([f"{name}:1:1: the file must hold keys such as model_list, not a {type(data).__name__}"])
+    faults: list[str] = []
+    resolved = _resolve_environment(data, os.environ if environ is None else environ, (), faults, marks, name)
+    if faults:
+        raise ConfigError(faults)
+    try:
+        return Config.model_validate(resolved)
+    except ValidationError as error:
+        raise ConfigError([_fault(one, marks, name) for one in error.errors()]) from error
+
+
+def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: cannot be read: {error}"]) from error
+    return parse_config(text, str(path), environ)
+
+
+def _resolve_environment(
+    value: Any,
+    environ: Mapping[str, str],
+    path: tuple[str | int, ...],
+    faults: list[str],
+    marks: dict[tuple[str | int, ...], _Mark],
+    name: str,
+) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: _resolve_environment(item, environ, (*path, key), faults, marks, name) for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_resolve_environment(item, environ, (*path, at), faults, marks, name) for at, item in enumerate(value)]
+    if isinstance(value, str) and value.startswith("os.environ/"):
+        variable = value.removeprefix("os.environ/")
+        if variable not in environ:
+            faults.append(f"{_where(path, marks, name)}: {_field(path)}: the environment has no variable {variable}")
+        return environ.get(variable)
+    return value
+
+
+def _fault(error: Any, marks: dict[tuple[str | int, ...], _Mark], name: str) -> str:
+    path = tuple(part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-")))
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = f"unknown key{_near(str(path[-1]), _fields_beside(path))}"
+    return f"{_where(path, marks, name)}: {_field(path)}: {message}"
+
+
+def _fields_beside(path: tuple[str | int, ...]) -> list[str]:
+    model: Any = Config
+    for part in path[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)), None)
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def _where(path: tuple[str | int, ...], marks: dict[tuple[str | int, ...], _Mark], name: str) -> str:
+    for length in range(len(path), -1, -1):
+        mark = marks.get(path[:length])
+        if mark is not None:
+            return f"{name}:{mark.line}:{mark.column}"
+    return name
+
+
+def _field(path: tuple[str | int, ...]) -> str:
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text or "the file"

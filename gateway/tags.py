@@ -1,0 +1,219 @@
+"""Which workflow, run, step and agent a call belongs to: every source that DESIGN names, in falling precedence.
+
+Headers, then the path prefix, then body metadata, then W3C baggage, then the session headers of known tools (as run id, once
+a workflow is known), then the key's defaults. Tags only ever narrow what the key grants: key and project come from the key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final
+from urllib.parse import unquote
+
+from gateway.errors import BadRequest
+from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, UNLIMITED, Limit
+from policies.intents import Intent
+
+VALUE: Final = re.compile(r"[A-Za-z0-9._:@/-]{1,128}\Z")
+PRIORITIES: Final = ("low", "normal", "high", "critical")
+OPTIONS: Final = ("no-compress", "no-route", "no-clamp")
+DEFAULT_STEP: Final = "default"
+
+_NAMES: Final = {
+    "workflow": "x-workflow-id",
+    "run": "x-workflow-run-id",
+    "step": "x-workflow-step",
+    "agent": "x-workflow-agent",
+    "user": "x-workflow-user",
+    "parent_run": "x-workflow-parent-run-id",
+}
+_METADATA: Final = {"workflow": "workflow_id", "run": "run_id", "step": "step", "agent": "agent"}
+_BAGGAGE: Final = {
+    "workflow": "workflow.id",
+    "run": "workflow.run.id",
+    "step": "workflow.step",
+    "agent": "workflow.agent",
+}
+_SESSION_HEADERS: Final = (
+    "x-litellm-trace-id",
+    "x-litellm-session-id",
+    "helicone-session-id",
+    "x-portkey-trace-id",
+    "x-session-id",
+    "x-claude-code-session-id",
+    "session_id",
+    "session-id",
+)
+_PATH_KEYS: Final = {"w": "workflow", "r": "run", "s": "step"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """`workflow` is None for an untagged call, and then nothing else counts. `run` is None for an implicit run."""
+
+    workflow: str | None = None
+    run: str | None = None
+    step: str = DEFAULT_STEP
+    agent: str | None = None
+    user: str | None = None
+    parent_run: str | None = None
+    intent: str | None = None
+    priority: str = "normal"
+    budget: Limit = UNLIMITED
+    options: frozenset[str] = frozenset()
+
+    @property
+    def is_tagged(self) -> bool:
+        return self.workflow is not None
+
+
+UNTAGGED: Final = Tags()
+
+
+def split_path(path: str) -> tuple[dict[str, str], str]:
+    """`/w/{workflow}/r/{run}/s/{step}/v1/…` into its tags and the path behind them; other paths stay as they are."""
+    found: dict[str, str] = {}
+    rest = path
+    for letter, name in _PATH_KEYS.items():
+        if not rest.startswith(f"/{letter}/") or (letter != "w" and not found):
+            continue
+        value, slash, behind = rest[3:].partition("/")
+        if not slash:
+            break
+        found[name] = checked(value, f"path segment /{letter}/")
+        rest = "/" + behind
+    return found, rest
+
+
+def read_tags(
+    headers: Mapping[str, str], path_tags: Mapping[str, str], metadata: Any, defaults: Mapping[str, str]
+) -> Tags:
+    """Raises `BadRequest` that names the header, or the field, with the bad value."""
+    found = _from_headers(headers)
+    _fill(found, path_tags)
+    _fill(found, _from_metadata(metadata, "workflow" in found))
+    if "baggage" in headers:
+        _fill(found, _from_baggage(headers["baggage"]))
+    if "workflow" not in found and "workflow" in defaults:
+        found["workflow"] = defaults["workflow"]
+    if "workflow" not in found:
+        return _untagged(headers)
+    if "run" not in found:
+        _fill(found, _from_session(headers))
+    _fill(found, defaults)
+    return Tags(
+        workflow=found["workflow"],
+        run=found.get("run"),
+        step=found.get("step", DEFAULT_STEP),
+        agent=found.get("agent"),
+        user=found.get("user"),
+        parent_run=found.get("parent_run"),
+        intent=_choice(headers, "x-workflow-intent", tuple(Intent)),
+        priority=_choice(headers, "x-workflow-priority", PRIORITIES) or "normal",
+        budget=_budget(headers),
+        options=_options(headers),
+    )
+
+
+def checked(value: str, name: str) -> str:
+    if not VALUE.match(value):
+        raise BadRequest.header(name, f"{value[:40]!r} is not 1 to 128 characters out of A–Z a–z 0–9 . _ : @ / -")
+    return value
+
+
+def _untagged(headers: Mapping[str, str]) -> Tags:
+    """A run, a step or a budget without a workflow would be ignored in silence; better to say so."""
+    for name in (*list(_NAMES.values())[1:3], "x-workflow-budget-tokens", "x-workflow-budget-usd"):
+        if name in headers:
+            raise BadRequest.header(name, "needs x-workflow-id beside it")
+    return UNTAGGED
+
+
+def _fill(found: dict[str, str], more: Mapping[str, str]) -> None:
+    for name, value in more.items():
+        found.setdefault(name, value)
+
+
+def _from_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: checked(headers[header], header) for name, header in _NAMES.items() if header in headers}
+
+
+def _from_metadata(metadata: Any, tagged: bool) -> dict[str, str]:
+    """Metadata is the client's own on an untagged call: only beside a workflow is a bad value an error."""
+    if not isinstance(metadata, dict):
+        return {}
+    tagged = tagged or "workflow_id" in metadata
+    found: dict[str, str] = {}
+    for name, key in _METADATA.items():
+        value = metadata.get(key)
+        if isinstance(value, str) and VALUE.match(value):
+            found[name] = value
+        elif value is not None and tagged:
+            raise BadRequest.field(f"metadata.{key}", "must be 1 to 128 characters out of A–Z a–z 0–9 . _ : @ / -")
+    return found
+
+
+def _from_baggage(baggage: str) -> dict[str, str]:
+    pairs = dict(item.strip().partition(";")[0].partition("=")[::2] for item in baggage[:8192].split(","))
+    stripped = {key.strip(): unquote(value.strip()) for key, value in pairs.items()}
+    return {name: checked(stripped[key], f"baggage ({key})") for name, key in _BAGGAGE.items() if key in stripped}
+
+
+def _from_session(headers: Mapping[str, str]) -> dict[str, str]:
+    """Other tools' session ids follow rules of their own: what does not fit ours is no run id, and no error either."""
+    for name in _SESSION_HEADERS:
+        value = headers.get(name)
+        if value is not None and VALUE.match(value):
+            return {"run": value}
+    return {}
+
+
+def _choice(headers: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str | None:
+    value = headers.get(name)
+    if value is None or value in choices:
+        return value
+    raise BadRequest.header(name, f"{value[:40]!r} is none of {', '.join(choices)}")
+
+
+def _budget(headers: Mapping[str, str]) -> Limit:
+    tokens = headers.get("x-workflow-budget-tokens")
+    usd = headers.get("x-workflow-budget-usd")
+    if tokens is None and usd is None:
+        return UNLIMITED
+    return Limit(_tokens(tokens), _nano_usd(usd))
+
+
+def _tokens(value: str | None) -> int | None:
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit() and len(value) <= 16 and int(value) <= AMOUNT_MAX):
+        raise BadRequest.header(
+            "x-workflow-budget-tokens", f"{value[:40]!r} is not a whole number of tokens, such as 20000"
+        )
+    return int(value)
+
+
+def _nano_usd(value: str | None) -> int | None:
+    if value is None:
+        return None
+    try:
+        nano = Decimal(value) * NANO_USD_PER_USD
+        if len(value) <= 32 and nano.is_finite() and 0 <= nano <= AMOUNT_MAX:
+            return int(nano)
+    except InvalidOperation:
+        pass
+    raise BadRequest.header("x-workflow-budget-usd", f"{value[:40]!r} is not an amount in USD, such as 0.50")
+
+
+def _options(headers: Mapping[str, str]) -> frozenset[str]:
+    value = headers.get("x-workflow-options")
+    if value is None:
+        return frozenset()
+    options = frozenset(option.strip() for option in value.split(",") if option.strip())
+    unknown = sorted(options - set(OPTIONS))
+    if unknown:
+        raise BadRequest.header("x-workflow-options", f"{unknown[0][:40]!r} is none of {', '.join(OPTIONS)}")
+    return options

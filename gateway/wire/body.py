@@ -1,0 +1,107 @@
+"""Bytes of a request body into one JSON object, strictly: what we price is what we forward."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import orjson
+
+from gateway.errors import BadRequest
+
+# Every JSON parser keeps the last of two equal keys. Two readers that disagree would price one model and run another, so
+# the keys that money depends on may stand only once.
+ACCOUNTED_KEYS: Final = (
+    "model",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "max_tokens_to_sample",
+    "stream",
+    "stream_options",
+    "n",
+    "best_of",
+    "service_tier",
+    "metadata",
+)
+_QUOTED: Final = tuple((key, b'"' + key.encode() + b'"') for key in ACCOUNTED_KEYS)
+
+# No request field chooses the upstream's host, credential, transport or price: they belong to the configuration.
+DENIED_KEYS: Final = frozenset(
+    {
+        "api_base", "api_key", "api_type", "api_version", "base_url", "organization", "custom_llm_provider", "extra_headers",
+        "extra_query", "headers", "http_client", "client", "proxy", "ssl_verify", "mock_response", "mock_tool_calls", "model_list",
+        "fallbacks", "num_retries", "max_retries", "callbacks", "litellm_params", "litellm_metadata", "litellm_credential_name",
+        "input_cost_per_token", "output_cost_per_token", "input_cost_per_second", "aws_access_key_id", "aws_secret_access_key",
+        "aws_session_token", "aws_region_name", "aws_bedrock_runtime_endpoint", "vertex_credentials", "vertex_project",
+        "vertex_location", "azure_ad_token", "azure_endpoint", "proxy_server_request", "secret_fields", "caching", "cache_key",
+    }
+)  # fmt: skip
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """Raises `BadRequest` for anything but one JSON object without denied or doubled accounted keys."""
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise BadRequest("The body must be a JSON object.", code="invalid_json")
+    denied = DENIED_KEYS & body.keys()
+    if denied:
+        key = min(denied)
+        raise BadRequest.field(
+            key, "is not a caller's to choose; the gateway's configuration sets it", "forbidden_field"
+        )
+    for key, quoted in _QUOTED:
+        if raw.count(quoted) > 1:
+            _refuse_double(raw, key)
+    return body
+
+
+def _refuse_double(raw: bytes, key: str) -> None:
+    """The same word may stand in nested objects (a tool's parameter named "model"): only the outermost object counts."""
+    outermost: list[tuple[str, Any]] = []
+
+    def remember(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        outermost[:] = pairs  # called innermost first: what is left at the end is the outermost object
+        return dict(pairs)
+
+    try:
+        json.loads(raw, object_pairs_hook=remember)
+    except (RecursionError, ValueError):
+        raise BadRequest(
+            "The body is nested too deeply, or holds a number that is too long.", code="invalid_json"
+        ) from None
+    if sum(name == key for name, _ in outermost) > 1:
+        raise BadRequest.field(key, "stands in the body twice", "duplicate_key")
+
+
+def whole_number(body: dict[str, Any], key: str, least: int, most: int = 2**31 - 1) -> int | None:
+    """An optional integer field; true, 1.0 and "1" are none."""
+    value = body.get(key)
+    if value is None:
+        return None
+    if type(value) is not int or value < least or value > most:
+        raise BadRequest.field(key, f"must be a whole number from {least} to {most}")
+    return value
+
+
+def boolean(body: dict[str, Any], key: str) -> bool:
+    value = body.get(key)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise BadRequest.field(key, "must be true or false")
+
+
+def text(body: dict[str, Any], key: str, length_max: int = 512) -> str:
+    value = body.get(key)
+    if not isinstance(value, str) or not value:
+        raise BadRequest.field(
+            key,
+            "is missing" if value is None else "must be a non-empty string",
+            "missing_field" if value is None else "invalid_value",
+        )
+    if len(value) > length_max:
+        raise BadRequest.field(key, f"is longer than {length_max} characters")
+    return value

@@ -1,0 +1,59 @@
+"""Server-sent events, cut out of a byte stream and made."""
+
+from __future__ import annotations
+
+from typing import Final
+
+EVENT_BYTES_MAX: Final = 16 * 1024 * 1024
+
+
+class EventTooLarge(ValueError):
+    """One event is larger than 16 MiB."""
+
+
+class EventSplitter:
+    """Cuts a stream into whole events, without the blank line that ends each. Accepts LF and CRLF."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        data = self._rest + piece if self._rest else piece
+        if b"\r" in data:
+            # A CR at the very end may be half of a CRLF whose LF comes with the next piece.
+            held = b"\r" if data.endswith(b"\r") else b""
+            data = data[: len(data) - len(held)].replace(b"\r\n", b"\n") + held
+        events = data.split(b"\n\n")
+        self._rest = events.pop()
+        if len(self._rest) > EVENT_BYTES_MAX:
+            raise EventTooLarge(f"an event larger than {EVENT_BYTES_MAX} bytes")
+        return [event for event in events if event]
+
+    @property
+    def rest(self) -> bytes:
+        """What stands behind the last whole event: an event cut off, if the stream ended here."""
+        return self._rest.strip()
+
+
+def data_of(event: bytes) -> bytes | None:
+    """The event's data, or None for a comment. Several data lines are joined with LF, as the standard says."""
+    if event.startswith(b"data: ") and b"\n" not in event:
+        return event[6:]
+    lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None
+
+
+def name_of(event: bytes) -> str | None:
+    for line in event.split(b"\n"):
+        if line.startswith(b"event:"):
+            return line[6:].strip().decode("utf-8", "replace")
+    return None
+
+
+def event(data: bytes, name: str | None = None) -> bytes:
+    head = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return head + b"data: " + data + b"\n\n"
+
+
+def comment(text: bytes) -> bytes:
+    return b": " + text + b"\n\n"

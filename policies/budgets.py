@@ -1,0 +1,334 @@
+"""Budgets, and the chain of accounts that one call is reserved on.
+
+A budget says: calls of these scopes may use at most this much, in this window. Which accounts of the ledger that means for
+one call is decided here; whether there is room is decided by `policies.reservation.fit`, inside the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Final
+
+from policies.amounts import UNLIMITED, Limit
+from policies.reservation import Hold
+from policies.windows import window_bounds
+
+
+class Scope(StrEnum):
+    """What a budget is put on, in the order in which a refusal names them."""
+
+    STEP = "step"
+    RUN = "run"
+    WORKFLOW = "workflow"
+    AGENT = "agent"
+    KEY = "key"
+    PROJECT = "project"
+
+
+class Window(StrEnum):
+    RUN = "run"
+    TOTAL = "total"
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
+
+    @property
+    def comes_back(self) -> bool:
+        return self not in (Window.RUN, Window.TOTAL)
+
+
+class Rung(StrEnum):
+    """What may be done to a call that does not fit, in the order that the budget declares."""
+
+    COMPRESS = "compress"
+    ROUTE = "route"
+    CLAMP = "clamp"
+    WAIT = "wait"
+    REFUSE = "refuse"
+
+
+class HoldKind(StrEnum):
+    WORST_CASE = "worst_case"
+    SLICES = "slices"
+
+
+class OnOutage(StrEnum):
+    REFUSE = "refuse"
+    ALLOW = "allow"
+
+
+class Mode(StrEnum):
+    ENFORCE = "enforce"
+    OBSERVE = "observe"
+
+
+DEFAULT_LADDER: Final = (Rung.COMPRESS, Rung.ROUTE, Rung.CLAMP, Rung.REFUSE)
+
+DAY_MS: Final = 86_400_000
+# A run that was silent for this long is forgotten by the ledger; its usage stays in the store.
+RUN_KEEP_MS: Final = 30 * DAY_MS
+TOTAL_KEEP_MS: Final = 3660 * DAY_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A limit on every scope whose name matches the glob `match`: the workflow (for run and workflow), workflow or
+    workflow/step (for step), or the agent's, key's or project's own name."""
+
+    scope: Scope
+    limit: Limit
+    match: str = "*"
+    window: Window = Window.RUN
+    on_pressure: tuple[Rung, ...] = DEFAULT_LADDER
+    hold: HoldKind = HoldKind.WORST_CASE
+    on_outage: OnOutage = OnOutage.REFUSE
+    mode: Mode = Mode.ENFORCE
+    project: str | None = None  # None: of every project
+    timezone: str = "UTC"
+    wait_ms: int = 0  # how long the rung `wait` may hold a call
+
+    def applies_to(self, subject: Subject) -> bool:
+        if self.project is not None and self.project != subject.project:
+            return False
+        return any(fnmatchcase(name, self.match) for name in subject.names(self.scope))
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    run: str
+    workflow: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Who and what a call is for: the names that budgets are matched against. Names are None where the call has no such tag."""
+
+    project: str
+    key: str | None = None
+    workflow: str | None = None
+    run: str | None = None
+    step: str | None = None
+    agent: str | None = None
+    parents: tuple[Parent, ...] = ()  # the run's ancestors, nearest first
+
+    def names(self, scope: Scope) -> tuple[str, ...]:
+        match scope:
+            case Scope.STEP:
+                return () if self.workflow is None else (self.workflow, f"{self.workflow}/{self.step}")
+            case Scope.RUN | Scope.WORKFLOW:
+                return () if self.workflow is None else (self.workflow,)
+            case Scope.AGENT:
+                return () if self.agent is None else (self.agent,)
+            case Scope.KEY:
+                return () if self.key is None else (self.key,)
+            case Scope.PROJECT:
+                return (self.project,)
+
+    def identity(self, scope: Scope) -> str:
+        """The scope's id as errors and accounts name it."""
+        ids = {
+            Scope.STEP: self.step,
+            Scope.RUN: self.run,
+            Scope.WORKFLOW: self.workflow,
+            Scope.AGENT: self.agent,
+            Scope.KEY: self.key,
+            Scope.PROJECT: self.project,
+        }
+        return ids[scope] or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One account of the chain, and what an error or a header must know about it."""
+
+    hold: Hold
+    scope: Scope
+    scope_id: str
+    window: Window
+    resets_at_ms: int | None = None
+    soft_tokens: int | None = None  # a step's allocation, where its hard limit lies above it
+    on_outage: OnOutage = OnOutage.REFUSE
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Everything that one call is reserved on, innermost scope first."""
+
+    links: tuple[Link, ...]
+    ladder: tuple[Rung, ...] = DEFAULT_LADDER
+    hold: HoldKind = HoldKind.WORST_CASE
+    wait_ms: int = 0
+
+    @property
+    def holds(self) -> tuple[Hold, ...]:
+        return tuple(link.hold for link in self.links)
+
+    @property
+    def limits_money(self) -> bool:
+        return any(
+            link.hold.limit.nano_usd is not None or link.hold.tighten.nano_usd is not None for link in self.links
+        )
+
+    @property
+    def is_limited(self) -> bool:
+        return any(not (link.hold.limit.is_unlimited and link.hold.tighten.is_unlimited) for link in self.links)
+
+    @property
+    def is_enforced(self) -> bool:
+        return any(
+            link.hold.enforce and not (link.hold.limit.is_unlimited and link.hold.tighten.is_unlimited)
+            for link in self.links
+        )
+
+    @property
+    def survives_outage(self) -> bool:
+        """Whether the call may go on without the ledger: every limit that is enforced says `on_outage: allow`."""
+        return all(
+            link.on_outage is OnOutage.ALLOW
+            for link in self.links
+            if link.hold.enforce and not (link.hold.limit.is_unlimited and link.hold.tighten.is_unlimited)
+        )
+
+    def link(self, account: str) -> Link:
+        return next(link for link in self.links if link.hold.account == account)
+
+    def of(self, scope: Scope) -> Link | None:
+        """The enforced account of a scope, innermost first."""
+        return next((link for link in self.links if link.scope is scope and link.hold.enforce), None)
+
+
+@dataclass(frozen=True, slots=True)
+class RunLimits:
+    """Limits of one run that do not come from a budget: the caller's own headers, and the plan of the orchestration."""
+
+    tightened: Limit = UNLIMITED  # x-workflow-budget-*: always enforced, remembered by the run
+    planned_run: Limit = UNLIMITED
+    planned_step: Limit = UNLIMITED  # the hard limit
+    step_soft_tokens: int | None = None
+    observe: bool = False  # the workflow is in observe: its plan and its budgets never refuse
+
+
+@dataclass(slots=True)
+class _Entry:
+    scope: Scope
+    scope_id: str
+    window: Window
+    limit: Limit = UNLIMITED
+    tighten: Limit = UNLIMITED
+    enforce: bool = True
+    resets_at_ms: int | None = None
+    outages: list[OnOutage] = field(default_factory=list)
+
+
+def chain_for(subject: Subject, budgets: Sequence[Budget], limits: RunLimits, now_ms: int) -> Chain:
+    """The accounts for a call at `now_ms` (the ledger's clock, ms since the epoch). A tagged call is always counted on
+    its step and run, whether they are limited or not."""
+    matching = [budget for budget in budgets if budget.applies_to(subject)]
+    entries: dict[str, _Entry] = {}
+    if subject.run is not None:
+        _enter(entries, subject, Scope.STEP, Window.RUN, now_ms)
+        _enter(entries, subject, Scope.RUN, Window.RUN, now_ms)
+    for budget in matching:
+        _apply(entries, subject, budget, limits.observe, now_ms)
+    if subject.run is not None:
+        _apply_run_limits(entries, subject, limits, now_ms)
+    ordered = sorted(entries.items(), key=lambda item: _ORDER[item[1].scope])
+    links = [_link(account, entry, limits) for account, entry in ordered]
+    links.extend(_parent_link(parent, subject.project, budgets) for parent in subject.parents)
+    return Chain(tuple(links), *_manner(matching))
+
+
+_ORDER: Final = {scope: position for position, scope in enumerate(Scope)}
+_OBSERVED: Final = "~observe"
+
+
+def account_name(subject: Subject, scope: Scope, window: Window, starts_at_ms: int | None) -> str:
+    """The ledger's name of an account. Run ids are unique within a project, so a step is named by its run."""
+    if scope is Scope.STEP:
+        return f"step/{subject.run}/{subject.step}"
+    if scope is Scope.RUN:
+        return f"run/{subject.run}"
+    name = f"{scope.value}/{subject.identity(scope)}@{window.value}"
+    return name if starts_at_ms is None else f"{name}:{starts_at_ms}"
+
+
+def _enter(
+    entries: dict[str, _Entry],
+    subject: Subject,
+    scope: Scope,
+    window: Window,
+    now_ms: int,
+    timezone: str = "UTC",
+    observed: bool = False,
+) -> _Entry:
+    starts, ends = window_bounds(window.value, now_ms, timezone) if window.comes_back else (None, None)
+    account = account_name(subject, scope, window, starts) + (_OBSERVED if observed else "")
+    entry = entries.get(account)
+    if entry is None:
+        entry = entries[account] = _Entry(
+            scope, subject.identity(scope), window, enforce=not observed, resets_at_ms=ends
+        )
+    return entry
+
+
+def _apply(entries: dict[str, _Entry], subject: Subject, budget: Budget, workflow_observes: bool, now_ms: int) -> None:
+    """Two budgets on one account leave the smaller limit. Observed ones count beside the enforced ones, not with them."""
+    if budget.scope in (Scope.STEP, Scope.RUN) and subject.run is None:
+        return
+    inner = budget.scope in (Scope.STEP, Scope.RUN, Scope.WORKFLOW)
+    observed = budget.mode is Mode.OBSERVE or (workflow_observes and inner)
+    entry = _enter(entries, subject, budget.scope, budget.window, now_ms, budget.timezone, observed)
+    entry.limit = entry.limit.tightened_by(budget.limit)
+    entry.outages.append(budget.on_outage)
+
+
+def _apply_run_limits(entries: dict[str, _Entry], subject: Subject, limits: RunLimits, now_ms: int) -> None:
+    run = _enter(entries, subject, Scope.RUN, Window.RUN, now_ms)
+    run.tighten = limits.tightened
+    planned = ((Scope.RUN, limits.planned_run), (Scope.STEP, limits.planned_step))
+    for scope, limit in planned:
+        if not limit.is_unlimited:
+            entry = _enter(entries, subject, scope, Window.RUN, now_ms, observed=limits.observe)
+            entry.limit = entry.limit.tightened_by(limit)
+
+
+def _link(account: str, entry: _Entry, limits: RunLimits) -> Link:
+    hold = Hold(account, entry.limit, entry.tighten, entry.enforce, _keep_ms(entry.window))
+    on_outage = OnOutage.ALLOW if entry.outages and set(entry.outages) == {OnOutage.ALLOW} else OnOutage.REFUSE
+    if not entry.tighten.is_unlimited:
+        on_outage = OnOutage.REFUSE
+    soft = limits.step_soft_tokens if entry.scope is Scope.STEP else None
+    return Link(hold, entry.scope, entry.scope_id, entry.window, entry.resets_at_ms, soft, on_outage)
+
+
+def _parent_link(parent: Parent, project: str, budgets: Sequence[Budget]) -> Link:
+    """A child run spends from its parent too, so what limits the parent's run limits both together."""
+    subject = Subject(project, workflow=parent.workflow, run=parent.run)
+    limit = UNLIMITED
+    for budget in budgets:
+        if budget.scope is Scope.RUN and budget.mode is Mode.ENFORCE and budget.applies_to(subject):
+            limit = limit.tightened_by(budget.limit)
+    return Link(Hold(f"run/{parent.run}", limit, keep_ms=RUN_KEEP_MS), Scope.RUN, parent.run, Window.RUN)
+
+
+def _keep_ms(window: Window) -> int:
+    keep = {
+        Window.MINUTE: DAY_MS,
+        Window.HOUR: 2 * DAY_MS,
+        Window.DAY: 3 * DAY_MS,
+        Window.MONTH: 40 * DAY_MS,
+        Window.RUN: RUN_KEEP_MS,
+    }
+    return keep.get(window, TOTAL_KEEP_MS)
+
+
+def _manner(matching: Sequence[Budget]) -> tuple[tuple[Rung, ...], HoldKind, int]:
+    """How pressure is met: as the innermost matching budget declares, later declarations before earlier ones."""
+    if not matching:
+        return DEFAULT_LADDER, HoldKind.WORST_CASE, 0
+    innermost = min(reversed(matching), key=lambda budget: _ORDER[budget.scope])
+    return innermost.on_pressure, innermost.hold, innermost.wait_ms
