@@ -16,11 +16,11 @@ used. The difference is booked once, as an adjustment, and the state is final af
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from policies.amounts import UNITS, UNLIMITED, ZERO, Amount, Limit, Unit
+from policies.amounts import AMOUNT_MAX, UNITS, UNLIMITED, ZERO, Amount, Limit, Unit
 
 
 class State(StrEnum):
@@ -48,6 +48,12 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
 def next_state(state: State, event: Event) -> State | None:
     """The state after `event`, or None when the reservation is resolved already and nothing may change."""
     return TRANSITIONS.get((state, event))
+
+
+# A run is looked at for days after its last call; whoever needs longer (a monthly window) says so in the hold.
+KEEP_MS: Final = 7 * 86_400_000
+# How long a resolved reservation answers repeated and late calls.
+RESOLVED_KEEP_MS: Final = 3_600_000
 
 
 class Gate(StrEnum):
@@ -79,7 +85,7 @@ class Hold:
     limit: Limit = UNLIMITED
     tighten: Limit = UNLIMITED
     enforce: bool = True
-    keep_ms: int = 7 * 86_400_000
+    keep_ms: int = KEEP_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +119,73 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
+class Reserve:
+    """A reservation asked for. `id` is chosen by the gateway: asking again with the same id gives the first answer."""
+
+    id: str
+    owner: str  # the gateway process; for people who look, never for decisions
+    holds: tuple[Hold, ...]
+    demand: Demand
+    ttl_ms: int
+    draft: bytes  # the usage event as far as it is known now; completed by whoever resolves the reservation
+    on_lost: OnLost = OnLost.CHARGE
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A sign of life. `amount` is what was used so far, prompt included, and `ZERO` until the request was sent upstream:
+    a hold lost before that is released whatever `on_lost` says."""
+
+    id: str
+    amount: Amount = ZERO
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
-    """What the ledger knows of one scope in one window."""
+    """What the ledger knows of one scope in one window. It may be forgotten `keep_ms` after `used_ms`, its last use."""
 
     settled: Amount = ZERO
     reserved: Amount = ZERO
     override: Limit = UNLIMITED
     tightened: Limit = UNLIMITED
     gate: Gate = Gate.OPEN
+    keep_ms: int = KEEP_MS
+    used_ms: int = 0
 
     def effective_limit(self, limit: Limit, tighten: Limit = UNLIMITED) -> Limit:
         """The limit that counts: the operator's override over the given one, never above what callers tightened it to."""
-        return limit.replaced_by(self.override).tightened_by(self.tightened).tightened_by(tighten)
+        # Most accounts have neither: comparing identities first halves the cost of a reservation.
+        if self.override is not UNLIMITED:
+            limit = limit.replaced_by(self.override)
+        if self.tightened is not UNLIMITED:
+            limit = limit.tightened_by(self.tightened)
+        return limit if tighten is UNLIMITED else limit.tightened_by(tighten)
+
+    def balance(self, name: str, limit: Limit = UNLIMITED, tighten: Limit = UNLIMITED) -> Balance:
+        return Balance(name, self.effective_limit(limit, tighten), self.settled, self.reserved, self.gate)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What the ledger remembers of a reservation: pending, and for a while after it was resolved.
+
+    `limits` are those the chain had at the last grant; balances after the settlement are told against them.
+    """
+
+    id: str
+    owner: str
+    accounts: tuple[str, ...]
+    limits: tuple[Limit, ...]
+    held: Amount
+    output_tokens: int  # for each choice
+    deadline_ms: int
+    on_lost: OnLost
+    draft: bytes  # empty once nobody can need it any more
+    state: State = State.PENDING
+    progress: Amount = ZERO
+    booked: Amount = ZERO
+    overrun: Amount = ZERO
+    resolved_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,17 +249,20 @@ class Fit:
 _SEVERITY: Final = (Refusal.GATE, Refusal.TOO_LARGE, Refusal.EXCEEDED, Refusal.BUSY)
 
 
-def fit(demand: Demand, holds: Sequence[Hold], accounts: Sequence[Account], *, extending: bool = False) -> Fit:
+def fit(
+    demand: Demand, holds: Sequence[Hold], accounts: Sequence[Account], *, extending: bool = False, held: Amount = ZERO
+) -> Fit:
     """Does `demand` fit into every account at once, and with how many output tokens? Changes nothing.
 
-    A gate refuses new reservations, not the growth of one that was let in (`extending`).
+    A gate refuses new reservations, not the growth of one that was let in (`extending`). `held` is what the growing
+    reservation holds already: it never goes away by waiting, so it counts against BUSY.
     """
     needed = demand.amount(demand.output_tokens_min)
     refusals: list[tuple[int, Refusal, Unit | None]] = []
     breaches: list[int] = []
     output_tokens = demand.output_tokens_max
     for index, (hold, account) in enumerate(zip(holds, accounts, strict=True)):
-        verdict = _verdict(hold, account, needed, extending)
+        verdict = _verdict(hold, account, needed, extending, held)
         if verdict is None:
             if hold.enforce:
                 output_tokens = min(output_tokens, _output_room(demand, hold, account))
@@ -211,7 +275,9 @@ def fit(demand: Demand, holds: Sequence[Hold], accounts: Sequence[Account], *, e
     return Fit(output_tokens, None, tuple(breaches))
 
 
-def _verdict(hold: Hold, account: Account, needed: Amount, extending: bool) -> tuple[Refusal, Unit | None] | None:
+def _verdict(
+    hold: Hold, account: Account, needed: Amount, extending: bool, held: Amount
+) -> tuple[Refusal, Unit | None] | None:
     if account.gate is not Gate.OPEN and not extending:
         return Refusal.GATE, None
     limit = account.effective_limit(hold.limit, hold.tighten)
@@ -221,9 +287,9 @@ def _verdict(hold: Hold, account: Account, needed: Amount, extending: bool) -> t
         wanted = needed.of(unit)
         if most is None or wanted <= most - account.settled.of(unit) - account.reserved.of(unit) or wanted == 0:
             continue
-        if wanted > most:
+        if held.of(unit) + wanted > most:
             return Refusal.TOO_LARGE, unit
-        if wanted > most - account.settled.of(unit):
+        if held.of(unit) + wanted > most - account.settled.of(unit):
             return Refusal.EXCEEDED, unit
         found = found or (Refusal.BUSY, unit)
     return found
@@ -240,3 +306,115 @@ def _output_room(demand: Demand, hold: Hold, account: Account) -> int:
         free = limit.nano_usd - account.settled.nano_usd - account.reserved.nano_usd - demand.prompt_nano_usd
         room = min(room, free // (demand.output_nano_usd_per_token * demand.choices))
     return max(room, demand.output_tokens_min)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The answer to `reserve` or `extend`, and what to write: the reservation and, in the order of its accounts, their new values.
+
+    Without a reservation nothing is to be written.
+    """
+
+    decision: Decision
+    reservation: Reservation | None = None
+    accounts: tuple[Account, ...] = ()
+
+
+def place(request: Reserve, accounts: Sequence[Account], now_ms: int) -> Placement:
+    """Set the demand aside on every account of the chain, or on none. An account that is not known yet is `Account()`.
+
+    ValueError: what the account holds would go beyond 2^53 − 1.
+    """
+    outcome = fit(request.demand, request.holds, accounts)
+    if outcome.refused is not None:
+        return Placement(_refused(outcome.refused, request.demand, request.holds, accounts, now_ms))
+    held = request.demand.amount(outcome.output_tokens)
+    names, limits = tuple(hold.account for hold in request.holds), tuple(hold.limit for hold in request.holds)
+    reservation = Reservation(
+        request.id, request.owner, names, limits, held, outcome.output_tokens,
+        now_ms + request.ttl_ms, request.on_lost, request.draft,
+    )  # fmt: skip
+    after = tuple(_holding(*pair, held, now_ms) for pair in zip(request.holds, accounts, strict=True))
+    return Placement(_granted(reservation, request.holds, after, now_ms, outcome.breaches), reservation, after)
+
+
+def place_again(request: Reserve, found: Reservation, accounts: Sequence[Account], now_ms: int) -> Placement:
+    """The answer to a repeated request: what was granted the first time, whatever became of it; balances as they are now.
+
+    ValueError: the id stands for a reservation on other accounts.
+    """
+    _check_same_accounts(found, request.holds)
+    return Placement(_granted(found, request.holds, accounts, now_ms))
+
+
+def enlarge(
+    found: Reservation, holds: Sequence[Hold], extra: Demand, accounts: Sequence[Account], now_ms: int
+) -> Placement:
+    """Add `extra` to a pending hold. The decision tells the new totals. ValueError: `holds` are not the reservation's."""
+    _check_same_accounts(found, holds)
+    if found.state is not State.PENDING:
+        return Placement(already_resolved(holds, accounts, now_ms))
+    outcome = fit(extra, holds, accounts, extending=True, held=found.held)
+    if outcome.refused is not None:
+        return Placement(_refused(outcome.refused, extra, holds, accounts, now_ms))
+    more = extra.amount(outcome.output_tokens)
+    reservation = replace(
+        found,
+        limits=tuple(hold.limit for hold in holds),
+        held=found.held + more,
+        output_tokens=found.output_tokens + outcome.output_tokens,
+    )
+    after = tuple(_holding(*pair, more, now_ms) for pair in zip(holds, accounts, strict=True))
+    return Placement(_granted(reservation, holds, after, now_ms, outcome.breaches), reservation, after)
+
+
+def already_resolved(holds: Sequence[Hold], accounts: Sequence[Account], now_ms: int) -> Refused:
+    """The answer to `extend` when the reservation is not pending, or not known."""
+    name = holds[0].account
+    balance = accounts[0].balance(name, holds[0].limit, holds[0].tighten)
+    return Refused(Refusal.RESOLVED, name, None, 0, balance, now_ms)
+
+
+def _check_same_accounts(found: Reservation, holds: Sequence[Hold]) -> None:
+    if found.accounts != tuple(hold.account for hold in holds):
+        raise ValueError(f"reservation {found.id!r} holds on {found.accounts}, not on the accounts given")
+
+
+def _holding(hold: Hold, account: Account, more: Amount, now_ms: int) -> Account:
+    reserved = account.reserved + more
+    if any(account.settled.of(unit) + reserved.of(unit) > AMOUNT_MAX for unit in UNITS):
+        raise ValueError(f"account {hold.account!r} would hold more than 2^53 - 1")
+    tightened = account.tightened
+    if hold.tighten is not UNLIMITED:
+        tightened = tightened.tightened_by(hold.tighten)
+    return Account(account.settled, reserved, account.override, tightened, account.gate, hold.keep_ms, now_ms)
+
+
+def _granted(
+    reservation: Reservation,
+    holds: Sequence[Hold],
+    after: Sequence[Account],
+    now_ms: int,
+    breaches: tuple[int, ...] = (),
+) -> Granted:
+    balances = tuple(
+        account.balance(hold.account, hold.limit, hold.tighten) for hold, account in zip(holds, after, strict=True)
+    )
+    observed = tuple(holds[index].account for index in breaches)
+    return Granted(
+        reservation.id, reservation.output_tokens, reservation.held, reservation.deadline_ms, now_ms, balances, observed
+    )
+
+
+def _refused(
+    refused: tuple[int, Refusal, Unit | None],
+    demand: Demand,
+    holds: Sequence[Hold],
+    accounts: Sequence[Account],
+    now_ms: int,
+) -> Refused:
+    index, reason, unit = refused
+    hold, account = holds[index], accounts[index]
+    needed = 0 if unit is None else demand.amount(demand.output_tokens_min).of(unit)
+    balance = account.balance(hold.account, hold.limit, hold.tighten)
+    return Refused(reason, hold.account, unit, needed, balance, now_ms)

@@ -1,0 +1,78 @@
+"""What every engine refuses as wrongly called, before anything is queued or sent. Each raises `LedgerError`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.ledger.port import LedgerError, OutboxEntry, Progress, Reserve
+from policies.amounts import AMOUNT_MAX, UNITS, Amount, Limit
+from policies.reservation import Demand, Hold
+
+
+def check_reserve(request: Reserve) -> None:
+    if not request.id:
+        raise LedgerError("a reservation needs an id")
+    check_count("ttl_ms", request.ttl_ms)
+    check_holds(request.holds)
+    check_demand(request.demand)
+
+
+def check_holds(holds: Sequence[Hold]) -> None:
+    """At least one account, none twice: an account that is met twice would be charged twice."""
+    if not holds:
+        raise LedgerError("a reservation needs at least one account")
+    if len({hold.account for hold in holds}) < len(holds):
+        raise LedgerError(f"an account is named twice in {[hold.account for hold in holds]}")
+    for hold in holds:
+        check_limit(hold.limit)
+        check_limit(hold.tighten)
+        check_count("keep_ms", hold.keep_ms)
+
+
+def check_demand(demand: Demand) -> None:
+    for name in ("prompt_tokens", "prompt_nano_usd", "output_nano_usd_per_token", "requests", "output_tokens_min"):
+        check_count(name, getattr(demand, name))
+    check_count("output_tokens_max", demand.output_tokens_max)
+    if demand.output_tokens_min > demand.output_tokens_max:
+        raise LedgerError("output_tokens_min is above output_tokens_max")
+    check_count("choices", demand.choices)
+    if demand.choices == 0:
+        raise LedgerError("a call has at least one choice")
+    check_amount("the demand", demand.amount(demand.output_tokens_max))
+
+
+def check_extra(extra: Demand) -> None:
+    """An extension is output only: prompt and request were held from the start."""
+    check_demand(extra)
+    if extra.prompt_tokens or extra.prompt_nano_usd or extra.requests:
+        raise LedgerError("an extension holds output only")
+
+
+def check_progress(progress: Sequence[Progress], ttl_ms: int) -> None:
+    check_count("ttl_ms", ttl_ms)
+    for sign in progress:
+        check_amount("progress", sign.amount)
+
+
+def check_entries(entries: Sequence[OutboxEntry]) -> None:
+    for entry in entries:
+        if not entry.id:
+            raise LedgerError("a usage event needs an id")
+
+
+def check_limit(limit: Limit) -> None:
+    for unit in UNITS:
+        most = limit.of(unit)
+        if most is not None:
+            check_count(f"the limit in {unit}", most)
+
+
+def check_amount(name: str, amount: Amount) -> None:
+    for unit in UNITS:
+        check_count(f"{name} in {unit}", amount.of(unit))
+
+
+def check_count(name: str, value: int) -> None:
+    """An integer (a bool is none) from 0 to 2^53 − 1: what every engine keeps exactly."""
+    if type(value) is not int or not 0 <= value <= AMOUNT_MAX:
+        raise LedgerError(f"{name} must be an integer from 0 to 2^53 - 1, not {value!r}")

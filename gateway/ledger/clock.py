@@ -1,0 +1,37 @@
+"""A clock for engines that live in this process: it follows the wall clock, and never goes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def wall_clock_ms() -> int:
+    """Milliseconds since the epoch, as this machine believes."""
+    return time.time_ns() // 1_000_000
+
+
+class SteadyClock:
+    """The highest time seen so far, in ms since the epoch.
+
+    When the wall clock was set back, this one goes on at half its pace until the other has caught up. Standing still
+    would be simpler, and would keep the holds of dead owners for as long as the clock had been wrong: a day, a year.
+    """
+
+    def __init__(self, wall_ms: Callable[[], int], at_least_ms: int = 0) -> None:
+        self._wall_ms = wall_ms
+        self._now_ms = at_least_ms
+        self._wall_seen_ms = wall_ms()
+        self._slow_since: tuple[int, int] = (self._wall_seen_ms, at_least_ms)  # (wall, own) when it began to be behind
+
+    def now_ms(self) -> int:
+        wall_ms = self._wall_ms()
+        if wall_ms >= self._now_ms:
+            self._now_ms = wall_ms
+        elif wall_ms < self._wall_seen_ms:
+            self._slow_since = (wall_ms, self._now_ms)
+        else:
+            wall_then_ms, own_then_ms = self._slow_since
+            self._now_ms = max(self._now_ms, own_then_ms + (wall_ms - wall_then_ms) // 2)
+        self._wall_seen_ms = wall_ms
+        return self._now_ms

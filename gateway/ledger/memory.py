@@ -1,0 +1,112 @@
+"""The in-memory twin: the pure book behind the port. It forgets everything with its process."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
+
+from gateway.ledger import checks
+from gateway.ledger.clock import SteadyClock, wall_clock_ms
+from gateway.ledger.port import LedgerError, Lost, OutboxEntry, Progress, Reserve, Resolution
+from policies.amounts import Amount, Limit
+from policies.book import Book, DictShelf
+from policies.reservation import Balance, Decision, Demand, Gate, Hold
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class MemoryLedger:
+    """`clock_ms` gives the time in ms since the epoch; the ledger's own clock follows it and never goes back."""
+
+    def __init__(
+        self,
+        *,
+        clock_ms: Callable[[], int] = wall_clock_ms,
+        new_epoch: Callable[[], str] = lambda: secrets.token_hex(8),
+    ) -> None:
+        self._clock = SteadyClock(clock_ms)
+        self._book = Book(DictShelf())
+        self._epoch = new_epoch()
+
+    async def open(self) -> None:
+        """Nothing to connect to."""
+
+    async def close(self) -> None:
+        """Nothing to close: a twin may be opened again and knows what it knew."""
+
+    async def now_ms(self) -> int:
+        return self._clock.now_ms()
+
+    async def reserve(self, project: str, request: Reserve) -> Decision:
+        checks.check_reserve(request)
+        return _called(self._book.reserve, project, request, self._clock.now_ms())
+
+    async def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand) -> Decision:
+        checks.check_holds(holds)
+        checks.check_extra(extra)
+        return _called(self._book.extend, project, reservation_id, holds, extra, self._clock.now_ms())
+
+    async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
+        checks.check_progress(progress, ttl_ms)
+        return self._book.renew(project, progress, ttl_ms, self._clock.now_ms())
+
+    async def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes) -> Resolution:
+        checks.check_amount("used", used)
+        return self._book.settle(project, reservation_id, used, detail, self._clock.now_ms())
+
+    async def void(self, project: str, reservation_id: str) -> Resolution:
+        return self._book.void(project, reservation_id, self._clock.now_ms())
+
+    async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
+        return self._book.expire_due(limit, self._clock.now_ms())
+
+    async def record(self, project: str, entries: Sequence[OutboxEntry]) -> None:
+        checks.check_entries(entries)
+        self._book.record(project, entries, self._clock.now_ms())
+
+    async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]:
+        return self._book.balances(project, accounts, self._clock.now_ms())
+
+    async def set_override(self, project: str, account: str, limit: Limit) -> Balance:
+        checks.check_limit(limit)
+        return self._book.set_override(project, account, limit, self._clock.now_ms())
+
+    async def set_gate(self, project: str, account: str, gate: Gate) -> Balance:
+        return self._book.set_gate(project, account, gate, self._clock.now_ms())
+
+    async def current_run(self, project: str, workflow: str, candidate: str, silence_ms: int) -> str:
+        checks.check_count("silence_ms", silence_ms)
+        return self._book.current_run(project, workflow, candidate, silence_ms, self._clock.now_ms())
+
+    async def pending(self, project: str, limit: int = 1000) -> Sequence[tuple[str, str, Amount, int]]:
+        return self._book.pending(project, limit, self._clock.now_ms())
+
+    async def outbox_read(self, consumer: str, limit: int = 1000) -> Sequence[OutboxEntry]:
+        return self._book.outbox_read(consumer, limit, self._clock.now_ms())
+
+    async def outbox_acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
+        self._book.outbox_acknowledge(entries, self._clock.now_ms())
+
+    async def outbox_size(self) -> int:
+        return self._book.outbox_size(self._clock.now_ms())
+
+    async def restore(self, project: str, account: str, settled: Amount, keep_ms: int) -> None:
+        checks.check_amount("settled", settled)
+        checks.check_count("keep_ms", keep_ms)
+        self._book.restore(project, account, settled, keep_ms, self._clock.now_ms())
+
+    async def epoch(self) -> str:
+        return self._epoch
+
+    async def purge(self, limit: int = 1000) -> int:
+        return self._book.purge(limit, self._clock.now_ms())
+
+
+def _called(operation: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+    """What the book finds wrong in a call, as an error of the port."""
+    try:
+        return operation(*arguments, **named)
+    except ValueError as error:
+        raise LedgerError(str(error)) from error

@@ -1,0 +1,296 @@
+"""A whole ledger as a calculation: what every operation reads, decides and writes, one at a time, at a given time.
+
+A `Book` keeps nothing itself but the claims on the outbox. It reads and writes through a `Shelf`, which is dumb: `DictShelf`
+makes the in-memory twin, the SQLite engine brings its own. All that an operation writes comes after all that it checks,
+so that an operation that fails has changed nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Protocol
+
+from policies.amounts import UNLIMITED, ZERO, Amount, Limit
+from policies.reservation import (
+    RESOLVED_KEEP_MS,
+    Account,
+    Balance,
+    Decision,
+    Demand,
+    Gate,
+    Hold,
+    Placement,
+    Progress,
+    Reservation,
+    Reserve,
+    State,
+    already_resolved,
+    enlarge,
+    place,
+    place_again,
+)
+from policies.settlement import UNKNOWN, Booking, Lost, OutboxEntry, Resolution, expire, settle, void
+
+# A consumer that took entries and does not acknowledge them within this time is taken for dead.
+CLAIM_MS = 30_000
+
+
+class Shelf(Protocol):
+    """Where a book keeps its values. Accounts and reservations of different projects never meet."""
+
+    def account(self, project: str, name: str) -> Account | None: ...
+
+    def put_account(self, project: str, name: str, account: Account) -> None: ...
+
+    def reservation(self, project: str, reservation_id: str) -> Reservation | None: ...
+
+    def put_reservation(self, project: str, reservation: Reservation) -> None: ...
+
+    def due(self, now_ms: int, limit: int) -> Sequence[tuple[str, str]]:
+        """(project, id) of pending reservations whose deadline is not after `now_ms`, oldest deadline first."""
+
+    def pending(self, project: str, limit: int) -> Sequence[Reservation]:
+        """Oldest deadline first, then by id."""
+
+    def append(self, entry: OutboxEntry) -> None: ...
+
+    def outbox(self) -> Iterable[OutboxEntry]:
+        """Oldest first, each with the position it was given."""
+
+    def remove(self, positions: Sequence[str]) -> None: ...
+
+    def outbox_size(self) -> int: ...
+
+    def run(self, project: str, workflow: str) -> tuple[str, int] | None:
+        """The implicit run of a workflow, and when it closes if nobody is heard of."""
+
+    def put_run(self, project: str, workflow: str, run: str, closes_ms: int) -> None: ...
+
+    def forget(self, now_ms: int, limit: int) -> int:
+        """Drop up to `limit` of what is over its keep time: unused accounts without holds, resolved reservations, runs."""
+
+
+@dataclass(slots=True)
+class Book:
+    """Every operation of the port `Ledger`, with the time as its last argument. ValueError: it was called wrongly."""
+
+    shelf: Shelf
+    _claims: dict[str, tuple[str, int]] = field(default_factory=dict)  # position → consumer, since when
+
+    def reserve(self, project: str, request: Reserve, now_ms: int) -> Decision:
+        accounts = self._accounts(project, [hold.account for hold in request.holds])
+        found = self.shelf.reservation(project, request.id)
+        if found is not None:
+            return place_again(request, found, accounts, now_ms).decision
+        return self._place(project, place(request, accounts, now_ms))
+
+    def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand, now_ms: int) -> Decision:
+        accounts = self._accounts(project, [hold.account for hold in holds])
+        found = self.shelf.reservation(project, reservation_id)
+        if found is None:
+            return already_resolved(holds, accounts, now_ms)
+        return self._place(project, enlarge(found, holds, extra, accounts, now_ms))
+
+    def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int, now_ms: int) -> tuple[str, ...]:
+        gone = []
+        for sign in progress:
+            found = self.shelf.reservation(project, sign.id)
+            if found is None or found.state is not State.PENDING:
+                gone.append(sign.id)
+                continue
+            furthest = _furthest(found.progress, sign.amount)
+            self.shelf.put_reservation(project, replace(found, deadline_ms=now_ms + ttl_ms, progress=furthest))
+        return tuple(gone)
+
+    def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes, now_ms: int) -> Resolution:
+        found = self.shelf.reservation(project, reservation_id)
+        if found is None:
+            return UNKNOWN
+        accounts = self._accounts(project, found.accounts)
+        return self._book(project, settle(project, found, accounts, used, detail, now_ms))
+
+    def void(self, project: str, reservation_id: str, now_ms: int) -> Resolution:
+        found = self.shelf.reservation(project, reservation_id)
+        if found is None:
+            return UNKNOWN
+        return self._book(project, void(found, self._accounts(project, found.accounts), now_ms))
+
+    def expire_due(self, limit: int, now_ms: int) -> tuple[Lost, ...]:
+        due = self.shelf.due(now_ms, limit)
+        return tuple(self._expire(project, reservation_id, now_ms) for project, reservation_id in due)
+
+    def record(self, project: str, entries: Sequence[OutboxEntry], now_ms: int) -> None:
+        for entry in entries:
+            self.shelf.append(replace(entry, position="", project=project, at_ms=entry.at_ms or now_ms))
+
+    def balances(self, project: str, accounts: Sequence[str], now_ms: int) -> tuple[Balance, ...]:
+        return tuple(self._account(project, name).balance(name) for name in accounts)
+
+    def set_override(self, project: str, account: str, limit: Limit, now_ms: int) -> Balance:
+        after = replace(self._account(project, account), override=limit, tightened=UNLIMITED, used_ms=now_ms)
+        self.shelf.put_account(project, account, after)
+        return after.balance(account)
+
+    def set_gate(self, project: str, account: str, gate: Gate, now_ms: int) -> Balance:
+        after = replace(self._account(project, account), gate=gate, used_ms=now_ms)
+        self.shelf.put_account(project, account, after)
+        return after.balance(account)
+
+    def current_run(self, project: str, workflow: str, candidate: str, silence_ms: int, now_ms: int) -> str:
+        found = self.shelf.run(project, workflow)
+        run = candidate if found is None or found[1] <= now_ms else found[0]
+        self.shelf.put_run(project, workflow, run, now_ms + silence_ms)
+        return run
+
+    def pending(self, project: str, limit: int, now_ms: int) -> tuple[tuple[str, str, Amount, int], ...]:
+        rows = self.shelf.pending(project, limit)
+        return tuple((row.id, row.owner, row.held, row.deadline_ms) for row in rows)
+
+    def outbox_read(self, consumer: str, limit: int, now_ms: int) -> tuple[OutboxEntry, ...]:
+        free = (entry for entry in self.shelf.outbox() if self._is_free(entry.position, consumer, now_ms))
+        taken = tuple(islice(free, limit))
+        self._claims.update((entry.position, (consumer, now_ms)) for entry in taken)
+        return taken
+
+    def outbox_acknowledge(self, entries: Sequence[OutboxEntry], now_ms: int) -> None:
+        self.shelf.remove([entry.position for entry in entries])
+        for entry in entries:
+            self._claims.pop(entry.position, None)
+
+    def outbox_size(self, now_ms: int) -> int:
+        return self.shelf.outbox_size()
+
+    def restore(self, project: str, account: str, settled: Amount, keep_ms: int, now_ms: int) -> None:
+        after = replace(self._account(project, account), settled=settled, keep_ms=keep_ms, used_ms=now_ms)
+        self.shelf.put_account(project, account, after)
+
+    def purge(self, limit: int, now_ms: int) -> int:
+        return self.shelf.forget(now_ms, limit)
+
+    def _account(self, project: str, name: str) -> Account:
+        return self.shelf.account(project, name) or Account()
+
+    def _accounts(self, project: str, names: Iterable[str]) -> list[Account]:
+        return [self._account(project, name) for name in names]
+
+    def _place(self, project: str, placement: Placement) -> Decision:
+        if placement.reservation is not None:
+            self._put(project, placement.reservation, placement.accounts)
+        return placement.decision
+
+    def _book(self, project: str, booking: Booking) -> Resolution:
+        if booking.reservation is not None:
+            self._put(project, booking.reservation, booking.accounts)
+        if booking.entry is not None:
+            self.shelf.append(booking.entry)
+        return booking.resolution
+
+    def _put(self, project: str, reservation: Reservation, accounts: Sequence[Account]) -> None:
+        for name, account in zip(reservation.accounts, accounts, strict=True):
+            self.shelf.put_account(project, name, account)
+        self.shelf.put_reservation(project, reservation)
+
+    def _expire(self, project: str, reservation_id: str, now_ms: int) -> Lost:
+        found = self.shelf.reservation(project, reservation_id)
+        if found is None:
+            raise LookupError(f"reservation {reservation_id!r} is due and is not there")
+        accounts = self._accounts(project, found.accounts)
+        booked = self._book(project, expire(project, found, accounts, now_ms)).booked
+        return Lost(found.id, project, found.owner, booked, _left_of(found.held, booked))
+
+    def _is_free(self, position: str, consumer: str, now_ms: int) -> bool:
+        holder, since_ms = self._claims.get(position, (consumer, 0))
+        return holder == consumer or since_ms + CLAIM_MS <= now_ms
+
+
+def _furthest(one: Amount, other: Amount) -> Amount:
+    return Amount(max(one.tokens, other.tokens), max(one.nano_usd, other.nano_usd), max(one.requests, other.requests))
+
+
+def _left_of(held: Amount, booked: Amount) -> Amount:
+    """The part of a hold that went back; an overrun leaves nothing."""
+    rest = held - booked
+    return Amount(max(0, rest.tokens), max(0, rest.nano_usd), max(0, rest.requests))
+
+
+class DictShelf:
+    """A shelf of plain dicts."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[tuple[str, str], Account] = {}
+        self.reservations: dict[tuple[str, str], Reservation] = {}
+        self.entries: dict[str, OutboxEntry] = {}
+        self.runs: dict[tuple[str, str], tuple[str, int]] = {}
+        self._open: set[tuple[str, str]] = set()  # the pending ones, so that a sweep need not look at all
+        self._positions = 0
+
+    def account(self, project: str, name: str) -> Account | None:
+        return self.accounts.get((project, name))
+
+    def put_account(self, project: str, name: str, account: Account) -> None:
+        self.accounts[project, name] = account
+
+    def reservation(self, project: str, reservation_id: str) -> Reservation | None:
+        return self.reservations.get((project, reservation_id))
+
+    def put_reservation(self, project: str, reservation: Reservation) -> None:
+        key = (project, reservation.id)
+        self.reservations[key] = reservation
+        if reservation.state is State.PENDING:
+            self._open.add(key)
+        else:
+            self._open.discard(key)
+
+    def due(self, now_ms: int, limit: int) -> list[tuple[str, str]]:
+        over = [key for key in self._open if self.reservations[key].deadline_ms <= now_ms]
+        return sorted(over, key=lambda key: (self.reservations[key].deadline_ms, key))[:limit]
+
+    def pending(self, project: str, limit: int) -> list[Reservation]:
+        mine = [self.reservations[key] for key in self._open if key[0] == project]
+        return sorted(mine, key=lambda one: (one.deadline_ms, one.id))[:limit]
+
+    def append(self, entry: OutboxEntry) -> None:
+        self._positions += 1
+        position = str(self._positions)
+        self.entries[position] = replace(entry, position=position)
+
+    def outbox(self) -> Iterable[OutboxEntry]:
+        return self.entries.values()
+
+    def remove(self, positions: Sequence[str]) -> None:
+        for position in positions:
+            self.entries.pop(position, None)
+
+    def outbox_size(self) -> int:
+        return len(self.entries)
+
+    def run(self, project: str, workflow: str) -> tuple[str, int] | None:
+        return self.runs.get((project, workflow))
+
+    def put_run(self, project: str, workflow: str, run: str, closes_ms: int) -> None:
+        self.runs[project, workflow] = (run, closes_ms)
+
+    def forget(self, now_ms: int, limit: int) -> int:
+        accounts = [key for key, one in self.accounts.items() if is_forgettable(one, now_ms)][:limit]
+        for key in accounts:
+            del self.accounts[key]
+        answered = [key for key, one in self.reservations.items() if is_answered(one, now_ms)][: limit - len(accounts)]
+        for key in answered:
+            del self.reservations[key]
+        forgotten = len(accounts) + len(answered)
+        closed = [key for key, (_, closes_ms) in self.runs.items() if closes_ms <= now_ms][: limit - forgotten]
+        for key in closed:
+            del self.runs[key]
+        return forgotten + len(closed)
+
+
+def is_forgettable(account: Account, now_ms: int) -> bool:
+    """Its keep time is over and nothing is held on it."""
+    return account.reserved == ZERO and account.used_ms + account.keep_ms <= now_ms
+
+
+def is_answered(reservation: Reservation, now_ms: int) -> bool:
+    """It was resolved so long ago that nobody will ask again."""
+    return reservation.state is not State.PENDING and reservation.resolved_ms + RESOLVED_KEEP_MS <= now_ms

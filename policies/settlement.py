@@ -1,0 +1,189 @@
+"""How a reservation ends: what is booked, what is given back, and the usage event that says so.
+
+    ended by   settled grows by          the hold   event
+    --------   -----------------------   --------   ----------------------------------------
+    settle     what was used             freed      settled: used
+    void       nothing                   freed      none
+    expire     its last progress, or     freed      expired: what was booked (or nothing)
+               nothing (see `lost`)
+    late       used − booked at expiry   –          late: the difference, which may be negative
+
+Nothing is hidden: what goes beyond the hold is booked in full, and told apart as the overrun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from policies.amounts import AMOUNT_MAX, ZERO, Amount
+from policies.reservation import Account, Balance, Event, OnLost, Reservation, State, next_state
+
+
+class EntryKind(StrEnum):
+    SETTLED = "settled"
+    EXPIRED = "expired"  # booked (or released: a zero amount) by the sweeper
+    LATE = "late"  # the difference that a late settlement made; its id is `<reservation>:late`
+    RECORDED = "recorded"  # no reservation: untagged calls and refusals
+    REPAIR = "repair"  # an explicit correction by `farebox reconcile`
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEntry:
+    """A usage event on its way to the store, where `id` makes it land once."""
+
+    position: str  # the engine's own handle for `acknowledge`; empty before it is written
+    id: str
+    kind: EntryKind
+    project: str
+    amount: Amount
+    at_ms: int  # the ledger's clock; 0 in `record` means now
+    draft: bytes  # JSON object from `Reserve.draft`
+    detail: bytes = b""  # JSON object from `settle`; its fields beat the draft's
+    overrun: Amount = ZERO  # how far `amount` went beyond what was held
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """How a reservation ended. `first` is False when it had been resolved before: nothing was changed then.
+
+    `state` is None for an id that the ledger does not know (forgotten after its keep time, or never made). `booked` and
+    `overrun` are totals, after a late settlement too. The limits of `balances` are those of the last grant of this
+    reservation, with the account's override and what it was tightened to.
+    """
+
+    state: State | None
+    first: bool
+    booked: Amount
+    overrun: Amount
+    balances: tuple[Balance, ...]  # in the order of the holds; empty when unknown
+
+
+UNKNOWN = Resolution(None, first=False, booked=ZERO, overrun=ZERO, balances=())
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A reservation that the sweeper resolved because its deadline had passed."""
+
+    id: str
+    project: str
+    owner: str
+    booked: Amount
+    released: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """The answer to a resolution, and what to write. Without a reservation nothing is to be written."""
+
+    resolution: Resolution
+    reservation: Reservation | None = None
+    accounts: tuple[Account, ...] = ()  # in the order of the reservation's accounts
+    entry: OutboxEntry | None = None
+
+
+def settle(
+    project: str, found: Reservation, accounts: Sequence[Account], used: Amount, detail: bytes, now_ms: int
+) -> Booking:
+    """Book `used` in full and free the rest; after an expiry, book the difference once."""
+    state = next_state(found.state, Event.SETTLE)
+    if state is None:
+        return _told_again(found, accounts)
+    late = state is State.LATE
+    kind, entry_id = (EntryKind.LATE, f"{found.id}:late") if late else (EntryKind.SETTLED, found.id)
+    # What a pending reservation has booked is nothing, and an expired one holds nothing any more.
+    difference, freed = used - found.booked, ZERO if late else found.held
+    overrun = overrun_of(used, found.held)
+    entry = OutboxEntry(
+        "", entry_id, kind, project, difference, now_ms, found.draft, detail, overrun - found.overrun
+    )  # fmt: skip
+    resolved = _resolved(found, state, used, overrun, now_ms, draft=b"")
+    return _booking(resolved, accounts, difference, freed, entry)
+
+
+def void(found: Reservation, accounts: Sequence[Account], now_ms: int) -> Booking:
+    """Give the whole hold back. There is no event: nothing was spent."""
+    state = next_state(found.state, Event.VOID)
+    if state is None:
+        return _told_again(found, accounts)
+    return _booking(_resolved(found, state, ZERO, ZERO, now_ms, draft=b""), accounts, ZERO, found.held, None)
+
+
+def expire(project: str, found: Reservation, accounts: Sequence[Account], now_ms: int) -> Booking:
+    """Resolve a reservation whose owner is taken for dead. Whoever calls has seen that its deadline has passed."""
+    state = next_state(found.state, Event.EXPIRE)
+    if state is None:
+        return _told_again(found, accounts)
+    booked = lost(found)
+    overrun = overrun_of(booked, found.held)
+    entry = OutboxEntry(
+        "", found.id, EntryKind.EXPIRED, project, booked, now_ms, found.draft, b"", overrun
+    )  # fmt: skip
+    # The draft stays: a late settlement sends it once more.
+    resolved = _resolved(found, state, booked, overrun, now_ms, draft=found.draft)
+    return _booking(resolved, accounts, booked, found.held, entry)
+
+
+def lost(found: Reservation) -> Amount:
+    """What is booked for a reservation whose owner died: its last reported progress, if losses are charged.
+
+    Progress is ZERO until the request went upstream, so that a hold lost before that is released in either case.
+    """
+    return found.progress if found.on_lost is OnLost.CHARGE else ZERO
+
+
+def overrun_of(used: Amount, held: Amount) -> Amount:
+    """What was used beyond what was held, per unit; never negative."""
+    return Amount(
+        max(0, used.tokens - held.tokens), max(0, used.nano_usd - held.nano_usd), max(0, used.requests - held.requests)
+    )
+
+
+def _told_again(found: Reservation, accounts: Sequence[Account]) -> Booking:
+    return Booking(Resolution(found.state, False, found.booked, found.overrun, _balances(found, accounts)))
+
+
+def _resolved(
+    found: Reservation, state: State, booked: Amount, overrun: Amount, now_ms: int, *, draft: bytes
+) -> Reservation:
+    return replace(found, state=state, booked=booked, overrun=overrun, resolved_ms=now_ms, draft=draft)
+
+
+def _booking(
+    resolved: Reservation, accounts: Sequence[Account], difference: Amount, freed: Amount, entry: OutboxEntry | None
+) -> Booking:
+    after = tuple(_booked(account, difference, freed, resolved.resolved_ms) for account in accounts)
+    balances = _balances(resolved, after)
+    return Booking(
+        Resolution(resolved.state, True, resolved.booked, resolved.overrun, balances), resolved, after, entry
+    )
+
+
+def _booked(account: Account, difference: Amount, freed: Amount, now_ms: int) -> Account:
+    return Account(
+        _saturated(account.settled + difference),
+        account.reserved - freed,
+        account.override,
+        account.tightened,
+        account.gate,
+        account.keep_ms,
+        now_ms,
+    )
+
+
+def _saturated(amount: Amount) -> Amount:
+    """Between 0 and 2^53 − 1: a counter that is full refuses everything anyhow, and booking must not fail.
+
+    The lower end is met when an account was forgotten or restored between an expiry and its late settlement.
+    """
+    tokens, nano_usd, requests = amount.tokens, amount.nano_usd, amount.requests
+    if 0 <= tokens <= AMOUNT_MAX and 0 <= nano_usd <= AMOUNT_MAX and 0 <= requests <= AMOUNT_MAX:
+        return amount
+    return Amount(*(min(max(0, value), AMOUNT_MAX) for value in (tokens, nano_usd, requests)))
+
+
+def _balances(found: Reservation, accounts: Sequence[Account]) -> tuple[Balance, ...]:
+    chain = zip(found.accounts, found.limits, accounts, strict=True)
+    return tuple(account.balance(name, limit) for name, limit, account in chain)

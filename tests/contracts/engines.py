@@ -1,0 +1,58 @@
+"""The ledger engines that the contract suites run on. An engine joins every suite by one entry in `ENGINES`.
+
+An entry is a function that takes a folder of its own and gives an opened, empty ledger and a way to move its clock. Where an
+engine cannot run here (no server), the function calls `pytest.skip` with a reason that says what is lacking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.port import Ledger
+
+START_MS: Final = 1_750_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerUnderTest:
+    """`advance(ms)` moves the ledger's clock forward. Between advances it may run on with real time (a server's clock does) or
+    stand still, so tests compare times with a tolerance of some seconds and put deadlines at least a minute apart."""
+
+    ledger: Ledger
+    advance: Callable[[int], Awaitable[None]]
+    keeps_after_close: bool = False  # what was acknowledged is there again after `close` and `open`
+
+
+Engine = Callable[[Path], AbstractAsyncContextManager[LedgerUnderTest]]
+
+
+class ManualClock:
+    """A clock that moves when it is told to."""
+
+    def __init__(self, now_ms: int = START_MS) -> None:
+        self.now_ms = now_ms
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+    async def advance(self, by_ms: int) -> None:
+        self.now_ms += by_ms
+
+
+@asynccontextmanager
+async def memory(folder: Path) -> AsyncIterator[LedgerUnderTest]:
+    clock = ManualClock()
+    ledger = MemoryLedger(clock_ms=clock)
+    await ledger.open()
+    yield LedgerUnderTest(ledger, clock.advance)
+    await ledger.close()
+
+
+ENGINES: Final[dict[str, Engine]] = {
+    "memory": memory,
+}
