@@ -25,6 +25,9 @@ from policies.tokens.prompt import CountText
 _DEPTH_MAX = 24  # a deeper schema is printed as JSON, which is longer: recursion stays bounded and the count a bound
 _EXPANDED_CHARACTERS_MAX = 200_000  # then `$ref`s stay names: two references a level would double the text each level
 
+# Not seen in recorded requests, so not known to be printed; counted, because a bound must hold where they are.
+_CONSTRAINTS = ("format", "pattern", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "examples")
+
 _NAMESPACE = 9
 _CHAT_GPT_5 = 82  # what GPT-5 is told about calling functions; absent in /v1/responses
 _RESPONSES_GPT_4 = 3
@@ -37,7 +40,7 @@ def functions_in(tools: Any) -> list[Mapping[str, Any]]:
 
 def chat_tool_tokens(functions: Sequence[Mapping[str, Any]], counting: Counting, count: CountText) -> int:
     """Tokens that the functions add to a chat request (which loses 4 again when it has a system message)."""
-    tokens = count(render_functions(functions)) + _NAMESPACE
+    tokens = count(render_functions(functions, counting.family)) + _NAMESPACE
     if counting.family is not Family.GPT_5:
         return tokens
     return tokens + _CHAT_GPT_5 - _undescribed(functions)
@@ -45,17 +48,17 @@ def chat_tool_tokens(functions: Sequence[Mapping[str, Any]], counting: Counting,
 
 def responses_tool_tokens(functions: Sequence[Mapping[str, Any]], counting: Counting, count: CountText) -> int:
     """Tokens that the functions add to a `/v1/responses` request."""
-    tokens = count(render_functions(functions))
+    tokens = count(render_functions(functions, counting.family))
     if counting.family is Family.GPT_5:
         return tokens + _NAMESPACE - _undescribed(functions)
     return tokens + _RESPONSES_GPT_4
 
 
-def render_functions(functions: Sequence[Mapping[str, Any]]) -> str:
-    """The namespace as the model sees it."""
+def render_functions(functions: Sequence[Mapping[str, Any]], family: Family) -> str:
+    """The namespace as the family's models see it."""
     lines = ["namespace functions {", ""]
     for function in functions:
-        lines += _Rendering(as_object(function.get("parameters"))).function_lines(function)
+        lines += _Rendering(as_object(function.get("parameters")), family).function_lines(function)
         lines.append("")
     lines.append("} // namespace functions")
     return "\n".join(lines)
@@ -69,12 +72,12 @@ def _undescribed(functions: Sequence[Mapping[str, Any]]) -> int:
 class _Rendering:
     """One function's schema on its way to TypeScript: the root that references point into, and how much was printed."""
 
-    def __init__(self, root: Mapping[str, Any]) -> None:
-        self._root, self._characters = root, 0
+    def __init__(self, root: Mapping[str, Any], family: Family) -> None:
+        self._root, self._gpt_5, self._characters = root, family is Family.GPT_5, 0
 
     def function_lines(self, function: Mapping[str, Any]) -> list[str]:
         description, name = function.get("description"), as_text(function.get("name"))
-        lines = [f"// {_stripped(as_text(description))}"] if description else []
+        lines = self._described(as_text(description)) if description else []
         if not as_object(self._root.get("properties")):
             return [*lines, f"type {name} = () => any;"]
         properties = self._property_lines(self._root, 0)
@@ -83,6 +86,12 @@ class _Rendering:
             inner = " ".join(part.strip() for line in properties for part in line.split("\n")).rstrip(",")
             return [*lines, f"type {name} = (_: {{ {inner} }}) => any;"]
         return [*lines, *self._opening(name), *properties, "}) => any;"]
+
+    def _described(self, description: str) -> list[str]:
+        if self._gpt_5:
+            return [f"// {line}" for line in description.split("\n")]
+        # To GPT-4's models the indentation of a docstring is not sent.
+        return ["// " + "\n".join(line.strip() for line in description.strip().split("\n"))]
 
     def _opening(self, name: str) -> list[str]:
         comments = _comments(self._root)
@@ -96,8 +105,7 @@ class _Rendering:
         for name, parameter in as_object(schema.get("properties")).items():
             spec = as_object(parameter)
             lines += _comments(spec)
-            default = f" // default: {compact_json(spec['default'])}" if "default" in spec else ""
-            lines.append(f"{name}{'' if name in required else '?'}: {self._type(spec, depth)},{default}")
+            lines.append(f"{name}{'' if name in required else '?'}: {self._type(spec, depth)},{_remarks(spec)}")
         self._characters += sum(map(len, lines))
         return lines
 
@@ -112,8 +120,12 @@ class _Rendering:
             return " | ".join(compact_json(value) for value in spec["enum"])
         for word in ("anyOf", "oneOf", "allOf"):
             if as_list(spec.get(word)):
-                return " | ".join(self._type(as_object(option), depth + 1) for option in spec[word])
+                return " | ".join(self._option(as_object(option), depth + 1) for option in spec[word])
         return self._plain_type(spec, spec.get("type"), depth)
+
+    def _option(self, spec: Mapping[str, Any], depth: int) -> str:
+        remark = f" // {as_text(spec['description'])}" if spec.get("description") else ""
+        return self._type(spec, depth) + remark
 
     def _reference(self, pointer: str, depth: int) -> str:
         if self._characters > _EXPANDED_CHARACTERS_MAX:
@@ -122,11 +134,14 @@ class _Rendering:
         target: Any = self._root
         for key in pointer.removeprefix("#").strip("/").split("/"):
             target = as_object(target).get(key)
-        return self._type(as_object(target), depth + 1)
+        text = self._type(as_object(target), depth + 1)
+        self._characters += len(text)
+        return text
 
     def _plain_type(self, spec: Mapping[str, Any], kind: Any, depth: int) -> str:
         if isinstance(kind, list):
-            return " | ".join(self._plain_type(spec, one, depth) for one in kind if isinstance(one, str))
+            kinds = dict.fromkeys(one for one in kind if isinstance(one, str))
+            return " | ".join(self._plain_type(spec, one, depth) for one in kinds)
         if kind == "array":
             return self._type(as_object(spec.get("items")), depth + 1) + "[]"
         if kind == "object":
@@ -134,6 +149,11 @@ class _Rendering:
                 return "object"
             return "\n".join(["{", *self._property_lines(spec, depth + 1), "}"])
         return "number" if kind == "integer" else kind if isinstance(kind, str) else "any"
+
+
+def _remarks(spec: Mapping[str, Any]) -> str:
+    default = f" // default: {compact_json(spec['default'])}" if "default" in spec else ""
+    return default + "".join(f" // {word}: {compact_json(spec[word])}" for word in _CONSTRAINTS if word in spec)
 
 
 def _comments(spec: Mapping[str, Any]) -> list[str]:
@@ -147,8 +167,3 @@ def _has_comment(spec: Mapping[str, Any], depth: int) -> bool:
         return True
     children = [*as_object(spec.get("properties")).values(), spec.get("items"), *as_list(spec.get("anyOf"))]
     return depth > 0 and any(_has_comment(child, depth - 1) for child in children if isinstance(child, dict))
-
-
-def _stripped(text: str) -> str:
-    # The indentation of a docstring is not sent.
-    return "\n".join(line.strip() for line in text.strip().split("\n"))
