@@ -24,6 +24,7 @@ _SERVER_TOOLS = {
     "web_search_preview": Cost(media=300, spare=12_000),
 }
 _UNKNOWN_TOOL = Cost(media=500, spare=1_500)
+_PRO_MODE = Cost(spare=4_000)  # several answers are drafted and read again: 1,530 for a prompt of 18
 _STORED_HISTORY = Cost(spare=4_000)  # `previous_response_id`, `conversation`: only OpenAI knows how long they are
 
 
@@ -132,4 +133,6 @@ def _server_cost(body: Mapping[str, Any], tools: Sequence[Any], count: CountText
             cost += _SERVER_TOOLS.get(kind, _UNKNOWN_TOOL) + Cost(text=text)
     if body.get("previous_response_id") or body.get("conversation") or body.get("prompt"):
         cost += _STORED_HISTORY
+    if as_object(body.get("reasoning")).get("mode") == "pro":
+        cost += _PRO_MODE
     return cost

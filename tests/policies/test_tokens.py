@@ -164,6 +164,7 @@ def test_instructions_and_items_count_as_messages() -> None:
     "fields",
     [
         {"previous_response_id": "resp_1"},
+        {"reasoning": {"mode": "pro"}},
         {"tools": [{"type": "web_search"}]},
         {"tools": [{"type": "not-yet-invented"}]},
         {"input": [{"type": "reasoning", "encrypted_content": "x" * 400}]},
