@@ -10,6 +10,7 @@ from policies.tokens.prompt import Cost, CountText, PromptCount, Remember, compu
 
 _PER_MESSAGE = 4
 _PER_BLOCK = 8  # a tool's call and its result are wrapped; the wrapping is counted as this much
+_COMPACTION = 40  # what stands around the summary of a compacted history; 28 were missing without it
 _OPENAI_TOOLS = 91  # what the namespace and the instructions of functions cost when an OpenAI model answers
 _SERVER_TOOL = Cost(media=500, spare=12_000)  # searches and code run on the server and bill what they read
 
@@ -62,6 +63,8 @@ def _block_cost(block: Mapping[str, Any], counting: Counting, count: CountText) 
     if kind == "tool_use":
         call = count(as_text(block.get("name"))) + count(compact_json(block.get("input")))
         return Cost(text=_PER_BLOCK + call)
+    if kind == "compaction":
+        return Cost(text=_COMPACTION) + _content_cost(block.get("content"), counting, count)
     if kind == "thinking" and isinstance(block.get("thinking"), str):
         return Cost(text=count(block["thinking"]))
     if kind == "redacted_thinking":
