@@ -1,0 +1,27 @@
+"""Errors in OpenAI's shape, which most clients turn into their own typed exceptions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from gateway.errors import GatewayError, StreamBroken
+
+
+def error_body(error: GatewayError) -> bytes:
+    body: dict[str, Any] = {"message": error.message, "type": error.type, "code": error.code, "param": error.param}
+    if error.metadata:
+        body["metadata"] = error.metadata
+    return orjson.dumps({"error": body})
+
+
+def upstream_event_error(error: Any) -> StreamBroken:
+    """A provider's error event in mid-stream, its own words kept."""
+    if not isinstance(error, dict):
+        return StreamBroken(str(error)[:2000])
+    return StreamBroken(
+        str(error.get("message", "The provider reported an error."))[:2000],
+        code=str(error.get("code") or "upstream_error"),
+        type=str(error.get("type") or "upstream_error"),
+    )

@@ -1,0 +1,93 @@
+"""What every protocol must be able to tell the pipeline. One file a protocol: parse, clamp, read usage, relay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+from gateway.errors import GatewayError
+from gateway.upstream.port import ProtocolName
+from policies.pricing import Usage
+
+
+@dataclass(slots=True)
+class Request:
+    """A client's request as the pipeline needs it. `body` is the decoded object; edits are made on copies of its top level."""
+
+    body: dict[str, Any]
+    model: str
+    stream: bool = False
+    choices: int = 1
+    output_tokens_max: int | None = None  # the client's own cap, for each choice
+    has_output: bool = True  # False: the answer is not made of tokens (embeddings, moderations)
+    wants_usage: bool = False  # of a stream: the client asked for the usage chunk
+    metadata: Any = None
+
+
+class OutputCounter(Protocol):
+    def add(self, text: str) -> None: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+
+CounterFactory = Callable[[], OutputCounter]
+
+
+class Relay(Protocol):
+    """One streamed answer on its way through. Feeds on the upstream's bytes, gives the client's."""
+
+    usage: Usage | None  # the provider's last word, once it came
+    is_finished: bool  # the answer is whole: every choice has a reason why it ended
+
+    @property
+    def output_tokens(self) -> int:
+        """What the answer has come to so far by our own count, over all choices."""
+
+    def feed(self, piece: bytes) -> bytes:
+        """Raises `StreamBroken` for what is not of the protocol, and for the provider's own error events."""
+
+    def cut(self) -> bytes:
+        """Events that end the answer in good order where the budget ends it."""
+
+    def close(self, budget: Mapping[str, Any] | None) -> bytes:
+        """The last bytes: what is owed of usage, the budget comment, the protocol's own end."""
+
+    def fail(self, error: GatewayError) -> bytes:
+        """An error event, and the protocol's own end."""
+
+
+class WireProtocol(Protocol):
+    name: ProtocolName
+    counted_as: Literal["chat", "responses", "messages", "completions", "embeddings"] | None
+
+    def parse(self, raw: bytes) -> Request:
+        """Raises `BadRequest` that names the field."""
+
+    def forwarded(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
+        """The object that goes upstream. `output_tokens` caps each choice; None leaves the client's own cap alone."""
+
+    def usage(self, answer: Mapping[str, Any]) -> Usage | None:
+        """What a buffered answer says it used; None when it does not say, or says what cannot be (negative, not a number)."""
+
+    def output_text(self, answer: Mapping[str, Any]) -> str:
+        """All text that the model produced, to count where no usage was reported."""
+
+    def relay(self, request: Request, counter: OutputCounter) -> Relay: ...
+
+    def assemble(self, pieces: bytes) -> dict[str, Any]:
+        """A buffered answer out of a whole stream, for clients that did not ask for one."""
+
+    def error_body(self, error: GatewayError) -> bytes: ...
+
+
+# No model reads or writes this many tokens in one call: a figure above it is a provider's error, or an attack.
+TOKENS_PLAUSIBLE_MAX: Final = 20_000_000
+
+
+def token_count(value: Any) -> int | None:
+    """A provider's figure, if it can be one. Absurd figures are treated as missing: our own count is used instead."""
+    if type(value) is not int or not 0 <= value <= TOKENS_PLAUSIBLE_MAX:
+        return None
+    return value
