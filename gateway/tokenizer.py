@@ -110,10 +110,10 @@ class Tokenizer:
             await self.load(counting.encoding)
         rules, encoding = _RULES[protocol], counting.encoding
         try:
-            return rules(body, counting, self._inline_count(encoding), self._rememberer(encoding, _INLINE_CHARACTERS))
+            return rules(body, counting, self._inline_count(encoding), self._rememberer(counting, _INLINE_CHARACTERS))
         except _TooMuchInlineError:
             return await asyncio.get_running_loop().run_in_executor(
-                self._threads, rules, body, counting, self._count_in(encoding), self._rememberer(encoding, None)
+                self._threads, rules, body, counting, self._count_in(encoding), self._rememberer(counting, None)
             )
 
     def output_counter(self, model: str, provider: str | None = None) -> "OutputCounter":
@@ -160,15 +160,16 @@ class Tokenizer:
 
         return count
 
-    def _rememberer(self, encoding: str, bytes_max: int | None) -> Remember:
+    def _rememberer(self, counting: Counting, bytes_max: int | None) -> Remember:
         # Tools and schemas repeat on every call of an agent, and rendering them costs far more than hashing their JSON.
-        counts = self._counts_in(encoding)
+        # What they cost depends on the family's rules too, so the whole counting is part of the key.
+        counts, family = self._counts_in(counting.encoding), hash(counting)
 
         def remember(rule: str, value: Any, compute: Callable[[], int]) -> int:
             dumped = _dumped(value)
             if dumped is None:
                 return compute()
-            key = (hash((rule, dumped)), len(dumped))
+            key = (hash((family, rule, dumped)), len(dumped))
             tokens = counts.get(key)
             if tokens is None:
                 if bytes_max is not None and len(dumped) > bytes_max:

@@ -207,6 +207,18 @@ async def test_tools_are_rendered_once(tokenizer: Tokenizer, spy: _Spy) -> None:
     assert (await tokenizer.count_prompt("chat", body, "gpt-4o")).tokens == first.tokens + 3
 
 
+async def test_what_tools_cost_one_family_is_not_taken_for_another(tokenizer: Tokenizer) -> None:
+    body = chat("hi", tools=[{"type": "function", "function": {"name": "f", "description": "中文" * 9}}])
+    models = ("gpt-4o", "gpt-5", "claude-sonnet-4-5", "claude-opus-5", "mistral-large")
+    together = [(await tokenizer.count_prompt("chat", body, model)).tokens for model in models]
+    alone = []
+    for model in models:
+        tokenizer._counts.clear()
+        alone.append((await tokenizer.count_prompt("chat", body, model)).tokens)
+    assert together == alone
+    assert together[1] - together[0] == 82 - 1
+
+
 @pytest.mark.parametrize(
     ("body", "inline"),
     [
