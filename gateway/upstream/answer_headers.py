@@ -1,0 +1,27 @@
+"""Which of a provider's answer headers reach the client: the port's list, the request id under our name, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from gateway.upstream.port import FORWARDED_ANSWER_HEADERS, FORWARDED_ANSWER_PREFIXES
+
+_VALUE_CHARS_MAX: Final = 512
+_REQUEST_IDS: Final = frozenset({"x-request-id", "request-id", "apim-request-id", "x-amzn-requestid"})
+
+
+def answer_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Filtered headers with names in lower case. Values that could break our own answer are dropped: once it is paid
+    for, an answer must not fail over a control character."""
+    kept: dict[str, str] = {}
+    for raw_name, raw_value in raw:
+        name = raw_name.decode("latin-1").lower()
+        if name in _REQUEST_IDS:
+            name = "x-upstream-request-id"
+        elif name not in FORWARDED_ANSWER_HEADERS and not name.startswith(FORWARDED_ANSWER_PREFIXES):
+            continue
+        value = raw_value.decode("latin-1")
+        if value.isascii() and value.isprintable() and len(value) <= _VALUE_CHARS_MAX:
+            kept[name] = value
+    return kept

@@ -1,0 +1,178 @@
+"""An answer as it flows in: bytes in the pieces in which they come, under an idle and a total deadline, with bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import aiohttp
+
+from gateway.upstream.port import UpstreamBroken, UpstreamError, UpstreamTimeout
+
+_INFLATED_PIECE_BYTES: Final = 256 * 1024
+_WINDOW_BITS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+
+
+class Reader(Protocol):
+    async def readany(self) -> bytes:
+        """The bytes that are there, waiting for the first; empty at the end."""
+
+
+class InflatingReader:
+    """Unpacks an answer that is compressed although we asked for none, a bounded piece at a time."""
+
+    def __init__(self, content: Reader, encoding: str) -> None:
+        bits = _WINDOW_BITS.get(encoding)
+        if bits is None:
+            raise UpstreamBroken(
+                f"The provider sent {encoding!r} content, which was not asked for.", bytes_received=True
+            )
+        self._content = content
+        self._unpacker = zlib.decompressobj(bits)
+
+    async def readany(self) -> bytes:
+        while True:
+            packed = self._unpacker.unconsumed_tail or await self._content.readany()
+            if not packed:
+                return b""
+            try:
+                piece = self._unpacker.decompress(packed, _INFLATED_PIECE_BYTES)
+            except zlib.error as error:
+                raise UpstreamBroken("The provider's compressed answer is damaged.", bytes_received=True) from error
+            if piece:
+                return piece
+
+
+class Watchdog:
+    """Two deadlines on one timer: the answer's end, and the longest silence while somebody waits for bytes.
+
+    A timer that is moved at every piece would cost more than the piece; this one wakes at the earliest time at which
+    a deadline can have passed, and looks.
+    """
+
+    __slots__ = ("_bark", "_deadline_s", "_handle", "_idle_s", "_loop", "_waiting_since_s", "expired")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, idle_s: float, deadline_s: float, bark: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._idle_s = idle_s
+        self._deadline_s = deadline_s
+        self._bark = bark
+        self._waiting_since_s: float | None = None
+        self.expired: str | None = None
+        self._handle = loop.call_at(min(loop.time() + idle_s, deadline_s), self._look)
+
+    def wait(self) -> None:
+        self._waiting_since_s = self._loop.time()
+
+    def relax(self) -> None:
+        self._waiting_since_s = None
+
+    def stop(self) -> None:
+        self._handle.cancel()
+
+    def _look(self) -> None:
+        now_s = self._loop.time()
+        since_s = self._waiting_since_s
+        # A reader of ours that is slow is not a provider that is silent: only waiting counts.
+        if since_s is not None and now_s >= since_s + self._idle_s:
+            self.expired = "no byte of the answer came within the idle timeout"
+        elif now_s >= self._deadline_s:
+            self.expired = "the answer did not end within the total timeout"
+        if self.expired:
+            self._bark()
+            return
+        self._handle = self._loop.call_at(min((since_s or now_s) + self._idle_s, self._deadline_s), self._look)
+
+
+class AnswerStream:
+    """The pieces of one answer. Ends with StopAsyncIteration, or raises `UpstreamError` with `bytes_received`."""
+
+    __slots__ = ("_closed", "_event_bytes", "_event_bytes_max", "_reader", "_response", "_tail", "_watchdog")
+
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        *,
+        idle_s: float,
+        deadline_s: float,
+        event_bytes_max: int | None,
+    ) -> None:
+        """`deadline_s` on the loop's clock. `event_bytes_max` bounds one server-sent event; None: they are not events."""
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        self._reader: Reader = response.content
+        if encoding not in ("", "identity"):
+            self._reader = InflatingReader(response.content, encoding)
+        self._response = response
+        self._event_bytes_max = event_bytes_max
+        self._event_bytes = 0
+        self._tail = b""
+        self._closed = False
+        self._watchdog = Watchdog(asyncio.get_running_loop(), idle_s, deadline_s, response.close)
+
+    def __aiter__(self) -> AnswerStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._closed:
+            raise StopAsyncIteration
+        self._watchdog.wait()
+        try:
+            piece = await self._reader.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            self.close_now()
+            raise self._broken(error) from error
+        except UpstreamError:
+            self.close_now()
+            raise
+        self._watchdog.relax()
+        if not piece:
+            self.close_now()
+            if self._watchdog.expired:
+                raise UpstreamTimeout(f"The provider fell silent: {self._watchdog.expired}.", bytes_received=True)
+            raise StopAsyncIteration
+        if self._event_bytes_max is not None:
+            self._measure(piece, self._event_bytes_max)
+        return piece
+
+    def close_now(self) -> None:
+        """Drop the connection, unless the answer has ended and the pool has it back. May be repeated."""
+        self._closed = True
+        self._watchdog.stop()
+        self._response.close()
+
+    async def close(self) -> None:
+        self.close_now()
+
+    def _measure(self, piece: bytes, bytes_max: int) -> None:
+        """Whoever parses events has to hold one of them whole, so one that never ends is cut here."""
+        joined = self._tail + piece
+        end = max(joined.rfind(b"\n\n"), joined.rfind(b"\n\r\n"))
+        self._event_bytes = self._event_bytes + len(piece) if end < 0 else len(joined) - end
+        self._tail = joined[-2:]
+        if self._event_bytes > bytes_max:
+            self.close_now()
+            raise UpstreamBroken(f"One event of the answer is larger than {bytes_max:,} bytes.", bytes_received=True)
+
+    def _broken(self, error: Exception) -> UpstreamError:
+        if self._watchdog.expired:
+            return UpstreamTimeout(f"The provider fell silent: {self._watchdog.expired}.", bytes_received=True)
+        return UpstreamBroken(f"The provider broke off its answer ({type(error).__name__}).", bytes_received=True)
+
+
+async def read_whole(stream: AnswerStream, bytes_max: int) -> bytes:
+    """All of a buffered answer. More than `bytes_max` raises `UpstreamBroken`; nothing beyond that is held."""
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async for piece in stream:
+            size += len(piece)
+            if size > bytes_max:
+                raise UpstreamBroken(f"The answer is larger than {bytes_max:,} bytes.", bytes_received=True)
+            pieces.append(piece)
+    finally:
+        stream.close_now()
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -1,0 +1,118 @@
+"""Error objects in the client's protocol, from whatever a provider gave as an error.
+
+A provider's own object passes as it is: Claude Code, for one, matches its wording. Pages of HTML, plain text, strings
+and nothing at all become an object with the same meaning.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Any, Final
+
+import orjson
+
+from gateway.upstream.port import ProtocolName
+
+_MESSAGE_CHARS_MAX: Final = 2_000
+_OPENAI_TYPES: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+}
+_ANTHROPIC_TYPES: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+_TAGS: Final = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.IGNORECASE | re.DOTALL)
+
+
+def error_body(protocol: ProtocolName, status: int, message: str, *, code: str | None = None) -> bytes:
+    """The error object of the client's protocol."""
+    if protocol == "messages":
+        kind = _ANTHROPIC_TYPES.get(status, "api_error")
+        return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}})
+    kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+
+
+def shaped(protocol: ProtocolName, status: int, body: bytes) -> bytes:
+    """The provider's error body if it is already of the client's protocol, else an object that says the same."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return error_body(protocol, status, _text_message(status, body))
+    if _is_of(protocol, value):
+        return body
+    return error_body(protocol, status, json_message(value) or _standard_message(status), code=_code(value))
+
+
+def without_secret(body: bytes, secret: str | None) -> bytes:
+    """The body without our credential, which some providers repeat in what they say about it."""
+    if not secret or len(secret) < 8:
+        return body
+    return body.replace(secret.encode(), b"***")
+
+
+def json_message(value: Any) -> str | None:
+    """The sentence in an error object of one of the shapes that servers give: OpenAI's, vLLM's, FastAPI's, a string."""
+    if isinstance(value, str):
+        return value[:_MESSAGE_CHARS_MAX] or None
+    if isinstance(value, list):
+        return next((text for item in value if (text := json_message(item))), None)
+    if isinstance(value, dict):
+        keys = ("error", "message", "detail", "msg", "errors", "error_message")
+        return next((text for key in keys if (text := json_message(value.get(key)))), None)
+    return None
+
+
+def _is_of(protocol: ProtocolName, value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("error"), dict):
+        return False
+    if not isinstance(value["error"].get("message"), str):
+        return False
+    return (value.get("type") == "error") == (protocol == "messages")
+
+
+def _code(value: Any) -> str | None:
+    found = value.get("error", value) if isinstance(value, dict) else None
+    code = found.get("code") if isinstance(found, dict) else None
+    return code if isinstance(code, str) else None
+
+
+def _text_message(status: int, body: bytes) -> str:
+    text = " ".join(_TAGS.sub(" ", body[:20_000].decode("utf-8", "replace")).split())[:300]
+    return f"{_standard_message(status)} It said: {text}" if text else _standard_message(status)
+
+
+def _standard_message(status: int) -> str:
+    try:
+        phrase = f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        phrase = str(status)
+    return f"The provider answered {phrase}."
+
+
+def error_event(protocol: ProtocolName, status: int, message: str, *, code: str | None = None) -> bytes:
+    """The error as a server-sent event, for an answer that breaks after it began."""
+    if protocol == "messages":
+        return b"event: error\ndata: " + error_body(protocol, status, message) + b"\n\n"
+    if protocol == "responses":
+        value = {"type": "error", "code": code or "server_error", "message": message, "param": None}
+        return b"event: error\ndata: " + orjson.dumps(value) + b"\n\n"
+    return b"data: " + error_body(protocol, status, message, code=code) + b"\n\n"

@@ -1,0 +1,160 @@
+"""Which providers speak OpenAI's or Anthropic's protocol themselves, where they live, and what is odd about them.
+
+LiteLLM knows the same, but importing it costs seconds: this table is what the direct lane needs and nothing more. A
+provider that is not here is still reached directly when its entry says `upstream: direct` and gives an `api_base`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.upstream.port import Deployment, ProtocolName
+
+_CHAT: Final = frozenset[ProtocolName]({"chat"})
+_TEXT: Final = frozenset[ProtocolName]({"chat", "completions"})
+_USUAL: Final = frozenset[ProtocolName]({"chat", "completions", "embeddings"})
+_SERVER: Final = frozenset[ProtocolName]({*_USUAL, "rerank", "transcriptions"})
+_OPENAI: Final = frozenset[ProtocolName]({*_USUAL, "responses", "moderations", "images", "speech", "transcriptions"})
+_ALL: Final = frozenset[ProtocolName]({*_OPENAI, "messages"})
+_EMBEDS: Final = frozenset[ProtocolName]({*_CHAT, "embeddings"})
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """What the direct lane knows of one provider. `api_base` None: every entry has to give its own."""
+
+    protocols: frozenset[ProtocolName]
+    api_base: str | None = None
+    key_variables: tuple[str, ...] = ()
+    base_variables: tuple[str, ...] = ()
+    # The older of OpenAI's two names for the output cap is the only one these servers obey. They ignore the newer one,
+    # or refuse it: sent as it is, the cap would not hold.
+    only_max_tokens: bool = False
+
+
+PROVIDERS: Final[Mapping[str, Provider]] = {
+    "openai": Provider(
+        _OPENAI, "https://api.openai.com/v1", ("OPENAI_API_KEY",), ("OPENAI_BASE_URL", "OPENAI_API_BASE")
+    ),
+    "text-completion-openai": Provider(
+        frozenset({"completions"}), "https://api.openai.com/v1", ("OPENAI_API_KEY",), ("OPENAI_BASE_URL",)
+    ),
+    "anthropic": Provider(
+        frozenset({"messages"}), "https://api.anthropic.com", ("ANTHROPIC_API_KEY",), ("ANTHROPIC_BASE_URL",)
+    ),
+    # servers that people run themselves
+    "custom_openai": Provider(_USUAL),
+    "openai_like": Provider(_USUAL, only_max_tokens=True),
+    "hosted_vllm": Provider(_SERVER, None, ("HOSTED_VLLM_API_KEY",), ("HOSTED_VLLM_API_BASE",)),
+    "vllm": Provider(_SERVER, None, ("HOSTED_VLLM_API_KEY",), ("HOSTED_VLLM_API_BASE",)),
+    "litellm_proxy": Provider(_ALL, None, ("LITELLM_PROXY_API_KEY",), ("LITELLM_PROXY_API_BASE",)),
+    "llamafile": Provider(_USUAL, "http://127.0.0.1:8080/v1", (), ("LLAMAFILE_API_BASE",), only_max_tokens=True),
+    "lm_studio": Provider(_USUAL, None, ("LM_STUDIO_API_KEY",), ("LM_STUDIO_API_BASE",), only_max_tokens=True),
+    "xinference": Provider(_USUAL, None, (), (), only_max_tokens=True),
+    # hosted
+    "cerebras": Provider(_CHAT, "https://api.cerebras.ai/v1", ("CEREBRAS_API_KEY",)),
+    "deepinfra": Provider(_USUAL, "https://api.deepinfra.com/v1/openai", ("DEEPINFRA_API_KEY",), only_max_tokens=True),
+    "deepseek": Provider(_CHAT, "https://api.deepseek.com/beta", ("DEEPSEEK_API_KEY",), only_max_tokens=True),
+    "fireworks_ai": Provider(
+        _TEXT,
+        "https://api.fireworks.ai/inference/v1",
+        ("FIREWORKS_API_KEY", "FIREWORKS_AI_API_KEY"),
+        only_max_tokens=True,
+    ),
+    "groq": Provider(_CHAT, "https://api.groq.com/openai/v1", ("GROQ_API_KEY",)),
+    "mistral": Provider(_EMBEDS, "https://api.mistral.ai/v1", ("MISTRAL_API_KEY",), only_max_tokens=True),
+    "moonshot": Provider(_CHAT, "https://api.moonshot.ai/v1", ("MOONSHOT_API_KEY",), only_max_tokens=True),
+    "nvidia_nim": Provider(
+        _USUAL, "https://integrate.api.nvidia.com/v1", ("NVIDIA_NIM_API_KEY",), only_max_tokens=True
+    ),
+    "openrouter": Provider(
+        _TEXT, "https://openrouter.ai/api/v1", ("OPENROUTER_API_KEY", "OR_API_KEY"), only_max_tokens=True
+    ),
+    "perplexity": Provider(_CHAT, "https://api.perplexity.ai", ("PERPLEXITYAI_API_KEY",), only_max_tokens=True),
+    "sambanova": Provider(_CHAT, "https://api.sambanova.ai/v1", ("SAMBANOVA_API_KEY",), only_max_tokens=True),
+    "together_ai": Provider(
+        _TEXT, "https://api.together.ai/v1", ("TOGETHER_API_KEY", "TOGETHER_AI_API_KEY"), only_max_tokens=True
+    ),
+    "xai": Provider(_CHAT, "https://api.x.ai/v1", ("XAI_API_KEY",)),
+}
+_UNKNOWN: Final = Provider(_USUAL)
+
+PATHS: Final[Mapping[ProtocolName, str]] = {
+    "chat": "/chat/completions",
+    "completions": "/completions",
+    "responses": "/responses",
+    "messages": "/messages",
+    "embeddings": "/embeddings",
+    "moderations": "/moderations",
+    "rerank": "/rerank",
+    "images": "/images/generations",
+    "speech": "/audio/speech",
+    "transcriptions": "/audio/transcriptions",
+}
+
+
+def provider_of(deployment: Deployment) -> Provider:
+    """The row of the deployment's provider; for an unknown one, a server that speaks OpenAI's protocol as it is."""
+    return PROVIDERS.get(deployment.provider, _UNKNOWN)
+
+
+def speaks(deployment: Deployment, protocol: ProtocolName, environment: Mapping[str, str]) -> bool:
+    """Whether the provider answers this protocol itself, at an address that we know, with a key that HTTP can carry."""
+    if deployment.provider not in PROVIDERS or _NEEDS_LITELLM & deployment.params.keys():
+        return False
+    if deployment.info.get("mode") == "responses" and protocol == "chat":
+        return False  # the model has no chat endpoint: LiteLLM bridges it
+    return protocol in provider_of(deployment).protocols and api_base(deployment, environment) is not None
+
+
+# Entries with these need LiteLLM's own clients: credentials that are not a key, and parameters it acts on itself.
+_NEEDS_LITELLM: Final = frozenset(
+    {"aws_access_key_id", "azure_ad_token", "vertex_project", "client", "use_chat_completions_api", "ssl_verify"}
+)
+
+
+def api_base(deployment: Deployment, environment: Mapping[str, str]) -> str | None:
+    """Where the deployment lives: its own `api_base`, else the provider's variable, else its public address."""
+    given = deployment.params.get("api_base") or deployment.params.get("base_url")
+    if given:
+        return str(given)
+    provider = provider_of(deployment)
+    return next((environment[name] for name in provider.base_variables if environment.get(name)), provider.api_base)
+
+
+def credential(deployment: Deployment, environment: Mapping[str, str], of_client: str | None) -> str | None:
+    """The key to send: the entry's, else the provider's variable, else the client's own.
+
+    A variable's key belongs to the provider's own address (or the address in its variable): it is never sent to an
+    `api_base` that somebody wrote into an entry without a key.
+    """
+    key = deployment.params.get("api_key")
+    if key:
+        return str(key)
+    if not (deployment.params.get("api_base") or deployment.params.get("base_url")):
+        for name in provider_of(deployment).key_variables:
+            if environment.get(name):
+                return environment[name]
+    return of_client
+
+
+def url_of(base: str, protocol: ProtocolName) -> str:
+    """The endpoint's address below an `api_base`, which may end with the version, the whole path, or neither."""
+    base = base.rstrip("/")
+    path = PATHS[protocol]
+    if base.endswith(path):
+        return base
+    if protocol == "messages" and not base.endswith("/v1"):
+        return f"{base}/v1{path}"
+    return base + path
+
+
+def output_cap_field(deployment: Deployment, protocol: ProtocolName) -> str:
+    """The name under which this deployment obeys an output cap, for callers that have to write one themselves."""
+    if protocol == "responses":
+        return "max_output_tokens"
+    if protocol == "chat" and deployment.provider in ("openai", "azure") and not deployment.params.get("api_base"):
+        return "max_completion_tokens"
+    return "max_tokens"

@@ -1,0 +1,130 @@
+"""The request as it goes to a provider over the direct lane: body, headers, and nothing that the client chose of them
+beyond its own payload."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from gateway.upstream.port import Deployment, UpstreamCall
+from gateway.upstream.providers import provider_of
+
+HOPS_HEADER: Final = "x-farebox-hops"
+ANTHROPIC_VERSION: Final = "2023-06-01"
+_STREAMABLE: Final = frozenset({"chat", "completions", "responses", "messages"})
+_OUTPUT_CAPS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+# What an entry's `litellm_params` may say about the request itself; the client's own value beats it. Everything else in
+# there is about the connection (keys, regions, limits) and never leaves this process.
+_DEFAULTS: Final = frozenset(
+    {
+        "dimensions",
+        "encoding_format",
+        "frequency_penalty",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_output_tokens",
+        "max_tokens",
+        "metadata",
+        "modalities",
+        "n",
+        "parallel_tool_calls",
+        "presence_penalty",
+        "reasoning",
+        "reasoning_effort",
+        "response_format",
+        "safety_identifier",
+        "seed",
+        "service_tier",
+        "stop",
+        "store",
+        "temperature",
+        "thinking",
+        "tool_choice",
+        "top_k",
+        "top_logprobs",
+        "top_p",
+        "user",
+        "verbosity",
+    }
+)
+# Set here and nowhere else, whatever headers a call brings along.
+_OURS: Final = frozenset(
+    {"authorization", "x-api-key", "api-key", "host", "content-length", "transfer-encoding", "connection", "cookie"}
+    | {"accept-encoding", "content-type", "accept", "user-agent", HOPS_HEADER}
+)
+
+
+def request_defaults(deployment: Deployment, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that the entry adds to this body: those the client left open. An output cap only where it set none.
+
+    They change what a call may cost (`n`, the caps), so whoever computes the worst case has to add them first.
+    """
+    if not _DEFAULTS & deployment.params.keys():
+        return {}
+    capped = any(body.get(name) is not None for name in _OUTPUT_CAPS)
+    return {
+        name: value
+        for name, value in deployment.params.items()
+        if name in _DEFAULTS and value is not None and name not in body and not (capped and name in _OUTPUT_CAPS)
+    }
+
+
+def request_body(deployment: Deployment, call: UpstreamCall) -> dict[str, Any]:
+    """The client's own object with the provider's model name, the entry's defaults, and `stream` as we want it."""
+    body = {**request_defaults(deployment, call.body), **call.body, "model": deployment.model}
+    extra = deployment.params.get("extra_body")
+    if isinstance(extra, Mapping):
+        body.update({name: value for name, value in extra.items() if name not in call.body and name != "model"})
+    if call.protocol in _STREAMABLE:
+        if call.stream:
+            body["stream"] = True
+        else:
+            body.pop("stream", None)
+            body.pop("stream_options", None)  # refused by OpenAI beside a buffered answer
+    if call.protocol == "chat" and "max_completion_tokens" in body and provider_of(deployment).only_max_tokens:
+        _rename_output_cap(body)
+    return body
+
+
+def hops_of(headers: Mapping[str, str]) -> int:
+    """How many gateways like this one the call has passed; what is not a number counts as none."""
+    value = headers.get(HOPS_HEADER, "0")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 4 else 0
+
+
+def request_headers(deployment: Deployment, call: UpstreamCall, key: str | None, user_agent: str) -> dict[str, str]:
+    """As few headers as the provider needs, the credential in the form it wants."""
+    headers = {name: value for name, value in call.headers.items() if name not in _OURS}
+    if call.protocol == "messages":
+        headers.setdefault("anthropic-version", ANTHROPIC_VERSION)
+    extra = deployment.params.get("extra_headers")
+    if isinstance(extra, Mapping):
+        headers.update({str(name).lower(): str(value) for name, value in extra.items()})
+    if deployment.params.get("organization"):
+        headers["openai-organization"] = str(deployment.params["organization"])
+    headers["content-type"] = "application/json"
+    headers["accept"] = "text/event-stream" if call.stream else "application/json"
+    # A compressed answer would have to be unpacked before it can be counted, and small ones unpack to huge ones.
+    headers["accept-encoding"] = "identity"
+    headers["user-agent"] = user_agent
+    headers[HOPS_HEADER] = str(hops_of(call.headers) + 1)
+    if key:
+        headers.update(_credential(deployment, key))
+    return headers
+
+
+def _credential(deployment: Deployment, key: str) -> dict[str, str]:
+    # Anthropic's OAuth tokens (Claude Code's logins) are bearer tokens; its API keys are not.
+    if deployment.provider == "anthropic" and not key.startswith("sk-ant-oat"):
+        return {"x-api-key": key}
+    return {"authorization": f"Bearer {key}"}
+
+
+def _rename_output_cap(body: dict[str, Any]) -> None:
+    newer = body.pop("max_completion_tokens")
+    older = body.get("max_tokens")
+    caps = [cap for cap in (newer, older) if type(cap) is int]
+    # Of two caps the smaller one is what was reserved.
+    body["max_tokens"] = min(caps) if caps else newer

@@ -1,0 +1,22 @@
+"""How long one call may take: the gateway's limits, shortened by what the entry says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gateway.upstream.port import Deployment, Timeouts, UpstreamCall
+
+
+def effective_timeouts(deployment: Deployment, call: UpstreamCall) -> Timeouts:
+    """The call's timeouts, shortened by the entry's `timeout` and `stream_timeout` (seconds, as LiteLLM has them).
+
+    For a stream they limit the wait for its beginning; for a buffered answer the whole of it.
+    """
+    seconds = deployment.params.get("stream_timeout") if call.stream else None
+    seconds = seconds or deployment.params.get("timeout")
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds <= 0:
+        return call.timeouts
+    limit_ms = max(1, int(seconds * 1000))
+    given = call.timeouts
+    shortened = dataclasses.replace(given, first_byte_ms=min(given.first_byte_ms, limit_ms))
+    return shortened if call.stream else dataclasses.replace(shortened, total_ms=min(given.total_ms, limit_ms))
