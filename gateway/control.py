@@ -1,0 +1,209 @@
+"""What the call path must know of the store, in memory: settings, keys, workflows, budgets, scores of agents.
+
+A snapshot is a value and is replaced as a whole. The store is asked once a second whether anything moved; when it is away
+the last snapshot stays, and if there never was one the defaults (with the first values of the configuration file) serve,
+with no keys: `is_loaded` is False then, and nobody may take that for a gateway without keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypeVar
+
+import structlog
+
+from gateway.store import budgets, intensity, keys, settings, versions, workflows
+from gateway.store.budgets import StoredBudget
+from gateway.store.database import Database, StoreUnavailable
+from gateway.store.intensity import Intensity
+from gateway.store.keys import ApiKey
+from gateway.store.versions import Subject
+from gateway.store.workflows import Workflow
+from policies.settings import SETTINGS, SettingError, Settings, Value, defaults, validated
+
+POLL_MS: Final = 1_000
+_NONE: Final[Mapping[Any, Any]] = MappingProxyType({})
+
+_log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class SettingNow:
+    """A setting as it counts at this moment, and where its value comes from."""
+
+    key: str
+    value: Value
+    origin: Literal["default", "file", "store"]
+    updated_at_ms: int = 0
+    updated_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything at one moment. `generation` rises with every change that this process has seen."""
+
+    settings: Settings
+    setting_rows: Mapping[str, SettingNow]
+    keys: Mapping[str, ApiKey] = field(default_factory=lambda: _NONE)  # by SHA-256 digest, hex
+    workflows: Mapping[tuple[str, str], Workflow] = field(default_factory=lambda: _NONE)  # by (project, name)
+    budgets: tuple[StoredBudget, ...] = ()
+    agents: Mapping[tuple[str, str], Intensity] = field(default_factory=lambda: _NONE)  # by (project, agent)
+    generation: int = 0
+    is_loaded: bool = False
+
+    def find_key(self, plain: str, now_ms: int) -> ApiKey | None:
+        """The key that this text is, if it may be used now. Junk is told by its checksum, without a look-up."""
+        if not keys.looks_like_key(plain):
+            return None
+        digest = keys.digest_of(plain)
+        key = self.keys.get(digest)
+        return key if key is not None and key.is_valid(digest, now_ms) else None
+
+    def workflow(self, project: str, name: str) -> Workflow | None:
+        return self.workflows.get((project, name))
+
+    def ais(self, project: str, agent: str) -> float | None:
+        """The agent's combined score, None while it is unknown."""
+        found = self.agents.get((project, agent))
+        return None if found is None else found.combined
+
+
+def first_snapshot(first_values: Mapping[str, Value] = _NONE) -> Snapshot:
+    """What counts before the store has answered: the file's first values over the defaults."""
+    return _with_settings(Snapshot(Settings.from_values(), _NONE), {}, first_values)
+
+
+class Control:
+    """Keeps `snapshot` up to date. Reading it is an attribute access; nothing on the call path waits."""
+
+    def __init__(self, store: Database, first_values: Mapping[str, Value] = _NONE, *, poll_ms: int = POLL_MS) -> None:
+        self._store = store
+        self._first_values = dict(first_values)
+        self._poll_ms = poll_ms
+        self._versions: Mapping[str, int] = {}
+        self._turn = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._listeners: list[Callable[[Snapshot], None]] = []
+        self.snapshot = first_snapshot(self._first_values)
+        self.is_store_available = False
+        self.last_error = ""
+
+    async def start(self) -> None:
+        """Load once, then keep polling in the background. A store that is away is no error: see `is_store_available`."""
+        await self.refresh()
+        self._task = asyncio.create_task(self._poll(), name="control-poll")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def subscribe(self, listener: Callable[[Snapshot], None]) -> None:
+        """Call `listener` with every new snapshot, at once and in this task: it must not wait."""
+        self._listeners.append(listener)
+
+    async def refresh(self) -> bool:
+        """Reload what moved. To be called after a write of this process, so that it counts at once. False: the store is away."""
+        async with self._turn:
+            try:
+                await self._load()
+            except StoreUnavailable as error:
+                self._note_failure(error)
+                return False
+            self._note_success()
+            return True
+
+    async def change(self, write: Awaitable[T]) -> T:
+        """Perform a write to the store and let it count here at once; elsewhere it counts within the poll interval."""
+        result = await write
+        await self.refresh()
+        return result
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_ms / 1000)
+            try:
+                await self.refresh()
+            except Exception as error:  # noqa: BLE001 - the last good snapshot serves whatever is wrong with the next one
+                self._note_failure(error)
+
+    async def _load(self) -> None:
+        # The versions are read first: what changes meanwhile is loaded again at the next poll, and nothing is missed.
+        found = await versions.read(self._store)
+        moved = [subject for subject in Subject if found.get(subject) != self._versions.get(subject)]
+        if not moved:
+            return
+        snapshot = self.snapshot
+        for subject in moved:
+            snapshot = await self._loaded(snapshot, subject)
+        self._versions = found
+        self.snapshot = replace(snapshot, generation=self.snapshot.generation + 1, is_loaded=True)
+        for listener in self._listeners:
+            listener(self.snapshot)
+
+    async def _loaded(self, snapshot: Snapshot, subject: Subject) -> Snapshot:
+        match subject:
+            case Subject.SETTINGS:
+                return _with_settings(snapshot, await settings.get_all(self._store), self._first_values)
+            case Subject.KEYS:
+                return replace(snapshot, keys=_by_digest(await keys.list_all(self._store)))
+            case Subject.WORKFLOWS:
+                declared = await workflows.list_all(self._store)
+                return replace(snapshot, workflows={(one.project, one.name): one for one in declared})
+            case Subject.BUDGETS:
+                return replace(snapshot, budgets=tuple(await budgets.list_all(self._store)))
+            case Subject.AGENTS:
+                scored = await intensity.current(self._store)
+                return replace(snapshot, agents={(one.project, one.agent): one for one in scored})
+
+    def _note_failure(self, error: Exception) -> None:
+        if self.is_store_available or not self.last_error:
+            _log.warning(
+                "control_unavailable", error=str(error), serving="last" if self.snapshot.is_loaded else "defaults"
+            )
+        self.is_store_available = False
+        self.last_error = str(error) or type(error).__name__
+
+    def _note_success(self) -> None:
+        if self.last_error:
+            _log.info("control_recovered")
+        self.is_store_available = True
+        self.last_error = ""
+
+
+def _by_digest(found: list[ApiKey]) -> Mapping[str, ApiKey]:
+    """Old digests too: whether one is still in its time of grace is decided when it is used."""
+    by_digest = {key.old_digest: key for key in found if key.old_digest is not None}
+    return by_digest | {key.digest: key for key in found}
+
+
+def _with_settings(
+    snapshot: Snapshot, rows: Mapping[str, settings.SettingRow], first_values: Mapping[str, Value]
+) -> Snapshot:
+    current = {key: _setting_now(key, rows.get(key), first_values) for key in SETTINGS}
+    typed = Settings.from_values({key: now.value for key, now in current.items()})
+    return replace(snapshot, settings=typed, setting_rows=MappingProxyType(current))
+
+
+def _setting_now(key: str, row: settings.SettingRow | None, first_values: Mapping[str, Value]) -> SettingNow:
+    """The store's value once somebody has set it; until then the file's, and where it says nothing, the seeded default."""
+    if row is not None and row.updated_by:
+        try:
+            return SettingNow(key, validated(key, row.value), "store", row.updated_at_ms, row.updated_by)
+        except SettingError as error:  # written by another version or by hand: one bad row must not stop the other 39
+            _log.warning("setting_ignored", error=str(error))
+    if key in first_values:
+        return SettingNow(key, validated(key, first_values[key]), "file")
+    return SettingNow(key, defaults()[key] if row is None else _or_default(key, row.value), "default")
+
+
+def _or_default(key: str, value: Value) -> Value:
+    try:
+        return validated(key, value)
+    except SettingError:
+        return SETTINGS[key].default

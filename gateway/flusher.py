@@ -1,0 +1,205 @@
+"""Moves usage events from the ledger's outbox to the store. Any number of flushers may run on one outbox.
+
+read ─▶ commit ─▶ acknowledge. Whatever breaks in between, the entries are read again and their ids land once. While the
+store is away the outbox grows; at its cap the pipeline is told (`is_full`), because refusing a call is better than losing
+the record of one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
+
+import structlog
+
+from gateway.ledger.port import LedgerError, OutboxEntry
+from gateway.store import usage
+from gateway.store.database import Database, StoreUnavailable
+from gateway.store.usage import Inserted
+
+BATCH: Final = 1_000
+OUTBOX_CAP: Final = 1_000_000
+NEARLY_FULL: Final = 0.8
+# Short enough that a report read a moment after a call shows it, long enough to cost nothing.
+IDLE_MS: Final = 250
+BACKOFF_MS_MIN: Final = 200
+BACKOFF_MS_MAX: Final = 15_000
+SIZE_EVERY_MS: Final = 1_000
+
+_log = structlog.get_logger(__name__)
+
+
+class Outbox(Protocol):
+    """The part of the ledger that is needed here."""
+
+    async def outbox_read(self, consumer: str, limit: int = 1000) -> Sequence[OutboxEntry]: ...
+
+    async def outbox_acknowledge(self, entries: Sequence[OutboxEntry]) -> None: ...
+
+    async def outbox_size(self) -> int: ...
+
+
+Insert = Callable[[Database, Sequence[OutboxEntry], int], Awaitable[Inserted]]
+
+
+def wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Flusher:
+    """`consumer` names this process to the outbox; two flushers with one name would be given the same entries."""
+
+    def __init__(
+        self,
+        ledger: Outbox,
+        store: Database,
+        *,
+        consumer: str,
+        batch: int = BATCH,
+        outbox_cap: int = OUTBOX_CAP,
+        idle_ms: int = IDLE_MS,
+        clock_ms: Callable[[], int] = wall_clock_ms,
+        chance: Callable[[], float] = random.random,
+        insert: Insert = usage.insert_entries,
+    ) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._consumer = consumer
+        self._batch = batch
+        self._outbox_cap = outbox_cap
+        self._idle_ms = idle_ms
+        self._clock_ms = clock_ms
+        self._chance = chance
+        self._insert = insert
+        self._turn = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._sized_at_ms = 0
+        self._oldest_at_ms: int | None = None
+        self.outbox_size = 0
+        self.inserted_total = 0
+        self.dead_lettered_total = 0
+        self.failures_total = 0
+        self.failures_in_a_row = 0
+        self.last_error = ""
+
+    @property
+    def is_full(self) -> bool:
+        """The outbox is at its cap: a call that has to be recorded must be refused."""
+        return self.outbox_size >= self._outbox_cap
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Time for an alert: 80 % of the cap."""
+        return self.outbox_size >= NEARLY_FULL * self._outbox_cap
+
+    @property
+    def is_store_available(self) -> bool:
+        return self.failures_in_a_row == 0
+
+    @property
+    def lag_ms(self) -> int:
+        """Age of the oldest entry that was seen and is not in the store yet; 0 when there is none."""
+        return 0 if self._oldest_at_ms is None else max(0, self._clock_ms() - self._oldest_at_ms)
+
+    async def run(self) -> None:
+        """Flush until `stop`. Never ends by an error: an outbox that nobody empties fills up."""
+        while not self._stopping:
+            try:
+                moved = await self.flush_once()
+                pause_ms = 0 if moved >= self._batch else self._idle_ms
+            except Exception as error:  # noqa: BLE001 - a fault of ours must not end the loop either; it is logged and shown
+                pause_ms = self._note_failure(error)
+            await self._pause(pause_ms)
+
+    async def stop(self, drain_ms: int = 5_000) -> bool:
+        """End `run`, then move what is left, for at most `drain_ms`. Whether all of it was moved."""
+        self._stopping = True
+        self._wake.set()
+        return await self.drain(drain_ms)
+
+    def wake(self) -> None:
+        """Something was written: do not wait for the end of the pause."""
+        self._wake.set()
+
+    async def drain(self, timeout_ms: int) -> bool:
+        """Move all that can be read now, so that a report shows it. False when the time was up or the store is away."""
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                while await self.flush_once():
+                    pass
+        except (TimeoutError, StoreUnavailable, LedgerError) as error:
+            self.last_error = str(error) or type(error).__name__
+            return False
+        return True
+
+    async def flush_once(self) -> int:
+        """Move one batch; returns how many entries it had. Raises StoreUnavailable and LedgerError: nothing is lost then."""
+        async with self._turn:
+            entries = await self._ledger.outbox_read(self._consumer, self._batch)
+            if not entries:
+                self._note_success()
+                return 0
+            self._oldest_at_ms = min(entry.at_ms for entry in entries)
+            done = await self._insert(self._store, entries, self._clock_ms())
+            await self._ledger.outbox_acknowledge(entries)
+            self.inserted_total += done.inserted
+            self.dead_lettered_total += done.dead_lettered
+            self._note_success()
+        if done.dead_lettered:
+            _log.warning("usage_dead_lettered", events=done.dead_lettered)
+        return len(entries)
+
+    async def measure(self) -> None:
+        """Read the outbox's size, at most once a second. Keeps the last one when the ledger is away."""
+        now_ms = self._clock_ms()
+        if now_ms - self._sized_at_ms < SIZE_EVERY_MS:
+            return
+        self._sized_at_ms = now_ms
+        try:
+            self.outbox_size = await self._ledger.outbox_size()
+        except LedgerError as error:
+            self.last_error = str(error) or type(error).__name__
+
+    def _note_success(self) -> None:
+        if self.failures_in_a_row:
+            _log.info("flush_recovered", after_failures=self.failures_in_a_row)
+        self.failures_in_a_row = 0
+        self.last_error = ""
+        self._oldest_at_ms = None
+
+    def _note_failure(self, error: Exception) -> int:
+        """Returns how long to wait: doubling, and half of it by chance, so that many flushers do not come back as one."""
+        self.failures_total += 1
+        self.failures_in_a_row += 1
+        self.last_error = str(error) or type(error).__name__
+        longest_ms = min(BACKOFF_MS_MAX, BACKOFF_MS_MIN * 2 ** min(self.failures_in_a_row - 1, 10))
+        pause_ms = int(longest_ms * (0.5 + self._chance() / 2))
+        level = "warning" if isinstance(error, StoreUnavailable | LedgerError) else "error"
+        getattr(_log, level)("flush_failed", error=self.last_error, kind=type(error).__name__, retry_in_ms=pause_ms)
+        return pause_ms
+
+    async def _pause(self, pause_ms: int) -> None:
+        """Wait, in slices, so that the outbox is measured while the store is away. Only an idle pause can be cut short."""
+        await self.measure()
+        can_wake = self.failures_in_a_row == 0
+        while pause_ms > 0 and not self._stopping:
+            slice_ms = min(pause_ms, SIZE_EVERY_MS)
+            woken = await self._wait(slice_ms)
+            if woken and can_wake:
+                return
+            pause_ms -= slice_ms
+            await self.measure()
+
+    async def _wait(self, timeout_ms: int) -> bool:
+        """Whether somebody woke us."""
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        return True

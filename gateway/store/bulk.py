@@ -1,0 +1,85 @@
+"""Many rows in one statement, on either engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Float,
+    Integer,
+    Text,
+    any_,
+    bindparam,
+    func,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.schema import Table
+
+Rows = Sequence[Mapping[str, Any]]
+Insert = postgresql.Insert | sqlite.Insert
+Conflict = Callable[[Insert], Insert]
+
+# Types as Postgres must be told them for the parameters of `unnest`; SQLAlchemy's own would render as VARCHAR and the like.
+_ARRAY_ITEMS = (Text, Boolean, BigInteger, Integer, Float)
+
+
+def leave_alone(statement: Insert) -> Insert:
+    """ON CONFLICT DO NOTHING: whoever was first stays."""
+    return statement.on_conflict_do_nothing()
+
+
+def adding(table: Table, sums: Sequence[str], **others: Callable[[Any, Any], ColumnElement[Any]]) -> Conflict:
+    """ON CONFLICT DO UPDATE: add `sums` to what is there; `others` give new values from (the old row, the offered row)."""
+
+    def conflict(statement: Insert) -> Insert:
+        changes: dict[str, Any] = {name: table.c[name] + statement.excluded[name] for name in sums}
+        changes |= {name: make(table.c, statement.excluded) for name, make in others.items()}
+        return statement.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=changes)
+
+    return conflict
+
+
+def replacing(table: Table, names: Sequence[str]) -> Conflict:
+    """ON CONFLICT DO UPDATE: the offered values of `names` replace the old ones."""
+
+    def conflict(statement: Insert) -> Insert:
+        changes = {name: statement.excluded[name] for name in names}
+        return statement.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=changes)
+
+    return conflict
+
+
+async def insert(connection: AsyncConnection, table: Table, rows: Rows, conflict: Conflict) -> None:
+    """Insert all `rows`, which have the same columns, in one round trip. On conflict with the primary key: `conflict`."""
+    if not rows:
+        return
+    columns = [table.c[name] for name in rows[0]]
+    if connection.dialect.name == "sqlite":
+        await connection.execute(conflict(sqlite.insert(table)), [dict(row) for row in rows])
+        return
+    # Arrays cost a parameter for each column instead of one for each value, and one parse for the whole batch.
+    arrays = [bindparam(None, [row[column.name] for row in rows], type_=_array(column)) for column in columns]
+    names = [column.name for column in columns]
+    source = func.unnest(*arrays).table_valued(*names, name="offered").render_derived()
+    offered = select(*(source.c[name] for name in names))
+    await connection.execute(conflict(postgresql.insert(table).from_select(names, offered)))
+
+
+def among(connection: AsyncConnection, column: Column[Any], values: Sequence[Any]) -> ColumnElement[bool]:
+    """`column IN values`, with one parameter instead of one for each value where the engine has arrays."""
+    if connection.dialect.name == "sqlite":
+        return column.in_(values)
+    return column == any_(bindparam(None, list(values), type_=_array(column)))
+
+
+def _array(column: Column[Any]) -> ARRAY[Any]:
+    item = next(item for item in _ARRAY_ITEMS if isinstance(column.type, item))
+    return ARRAY(item(), dimensions=1)

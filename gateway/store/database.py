@@ -1,0 +1,264 @@
+"""The way to the store: one engine, one schema, SQLite or Postgres.
+
+    StoreError
+    ├── StoreUnavailable    it cannot be reached, or broke off; the outcome of a write is unknown, so writes are by id
+    ├── StoreInUse          the SQLite file belongs to another process
+    └── SchemaMismatch      the tables are older or newer than this gateway; the sentence says what to do
+
+Behind pgbouncer in transaction mode no state may be left on a server connection: every statement is unnamed, every
+setting and lock is of one transaction, and nothing listens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import event, inspect, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
+
+from gateway.store.file_lock import FileLock, FileLocked
+from gateway.store.tables import SCHEMA_REVISION
+
+# Long enough for a report over a partition that is not in memory, short enough that a dead peer is noticed.
+STATEMENT_TIMEOUT_MS: Final = 30_000
+CONNECT_TIMEOUT_MS: Final = 5_000
+# A second writer never exists, so this only covers the moment in which SQLite itself checkpoints.
+SQLITE_BUSY_TIMEOUT_MS: Final = 5_000
+# SQLSTATE classes after which the same work may succeed: connection, transaction rollback, resources, operator, system.
+_RETRYABLE: Final = ("08", "40", "53", "55", "57", "58", "25")
+# Data exceptions, integrity violations, program limits (a row or index entry that is too large).
+_DATA_FAULTS: Final = ("22", "23", "54")
+_SQLITE_RETRYABLE: Final = ("locked", "disk i/o", "disk is full", "readonly", "unable to open", "closed")
+# Any constant does: it only has to be the same in every gateway. (The bytes of "farebox".)
+MIGRATION_LOCK: Final = 0x66617265626F78
+
+
+class StoreError(Exception):
+    """The store refused."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached. Try again: what is written by id is written once."""
+
+
+class StoreInUse(StoreError):
+    """The file belongs to another process."""
+
+
+class SchemaMismatch(StoreError):
+    """The store's tables are not those of this gateway."""
+
+
+class Database:
+    """`url`: `sqlite:///file`, `sqlite://` (in memory, for tests) or `postgresql://…` (`sslmode` as libpq has it)."""
+
+    def __init__(self, url: str, *, connections_max: int = 8) -> None:
+        self._url = _driver_url(url)
+        self._connections_max = connections_max
+        self._engine: AsyncEngine | None = None
+        self._lock: FileLock | None = None
+
+    @property
+    def is_postgres(self) -> bool:
+        return self._url.get_backend_name() == "postgresql"
+
+    @property
+    def _file(self) -> Path | None:
+        name = self._url.database
+        return None if self.is_postgres or name in (None, "", ":memory:") else Path(str(name))
+
+    async def open(self) -> None:
+        """Take the file's lock (SQLite) and make the engine. Connects to nothing yet. Raises StoreInUse, StoreUnavailable."""
+        if self._engine is None:
+            self._take_lock()
+            self._engine = self._make_engine(migrating=False)
+
+    async def close(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.dispose()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction, committed at the end of the block. Raises StoreUnavailable; errors of the data pass as they are."""
+        if self._engine is None:
+            raise StoreUnavailable("The store is not open.")
+        async with _translated(), self._engine.begin() as connection:
+            yield connection
+
+    async def schema_revision(self) -> str | None:
+        """The revision of the store's tables, None when there are none."""
+        async with self.begin() as connection:
+            if not await connection.run_sync(lambda sync: inspect(sync).has_table("alembic_version")):
+                return None
+            return (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar()
+
+    async def check_schema(self) -> None:
+        """Raises SchemaMismatch with one sentence unless the tables are exactly those of this gateway."""
+        found = await self.schema_revision()
+        if found is None:
+            raise SchemaMismatch("The store has no tables yet: run `farebox migrate`.")
+        # Revisions are numbers of four digits, so their order is that of their texts.
+        if found < SCHEMA_REVISION:
+            raise SchemaMismatch(
+                f"The store's schema {found} is older than this gateway's {SCHEMA_REVISION}: run `farebox migrate`."
+            )
+        if found > SCHEMA_REVISION:
+            raise SchemaMismatch(
+                f"The store's schema {found} is newer than this gateway's {SCHEMA_REVISION}: upgrade the gateway."
+            )
+
+    async def migrate(self, now_ms: int) -> str:
+        """Bring the tables to this gateway's revision, in one transaction: all of it or nothing. Returns the revision.
+
+        Two starters at once are safe: the second waits and finds nothing to do. `now_ms` says which months get partitions.
+        """
+        from gateway.store.migration import upgrade
+
+        engine = self._make_engine(migrating=True) if self.is_postgres else self._engine
+        if engine is None:
+            raise StoreUnavailable("The store is not open.")
+        try:
+            async with _translated(), engine.begin() as connection:
+                if self.is_postgres:
+                    await connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+                await upgrade(connection, now_ms)
+        finally:
+            if engine is not self._engine:
+                await engine.dispose()
+        return SCHEMA_REVISION
+
+    def _take_lock(self) -> None:
+        if self._file is None:
+            return
+        lock = FileLock(self._file)
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except FileLocked as error:
+            raise StoreInUse(
+                f"The store {self._file} is used by another process; an SQLite file belongs to one at a time."
+            ) from error
+        except OSError as error:
+            raise StoreUnavailable(f"The store {self._file} cannot be opened: {error.strerror}.") from error
+        self._lock = lock
+
+    def _make_engine(self, *, migrating: bool) -> AsyncEngine:
+        if self.is_postgres:
+            return self._postgres_engine(migrating=migrating)
+        # SQLite before 3.51.3 can corrupt a WAL file that two connections write: one is all there ever is.
+        engine = create_async_engine(
+            self._url,
+            hide_parameters=True,  # error messages reach logs, and parameters hold what people wrote
+            poolclass=AsyncAdaptedQueuePool,
+            pool_size=1,
+            max_overflow=0,
+            pool_timeout=60,
+        )
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        return engine
+
+    def _postgres_engine(self, *, migrating: bool) -> AsyncEngine:
+        connect_args: dict[str, Any] = {
+            "statement_cache_size": 0,
+            "prepared_statement_cache_size": 0,
+            "prepared_statement_name_func": _unnamed,
+            "timeout": CONNECT_TIMEOUT_MS / 1000,
+            # A migration may rewrite a large table, and takes as long as it takes.
+            "command_timeout": None if migrating else STATEMENT_TIMEOUT_MS / 1000,
+        }
+        if migrating:
+            return create_async_engine(self._url, connect_args=connect_args, hide_parameters=True, poolclass=NullPool)
+        return create_async_engine(
+            self._url,
+            connect_args=connect_args,
+            hide_parameters=True,
+            pool_size=self._connections_max,
+            max_overflow=0,
+            pool_timeout=CONNECT_TIMEOUT_MS / 1000,
+            pool_pre_ping=True,
+            pool_recycle=1800,
+        )
+
+
+def _driver_url(url: str) -> URL:
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return parsed.set(drivername="sqlite+aiosqlite")
+    if parsed.drivername not in ("postgres", "postgresql", "postgresql+asyncpg"):
+        raise StoreError(f"A store is sqlite:///… or postgresql://…, not {parsed.drivername}://…")
+    query = dict(parsed.query)
+    if "sslmode" in query:  # libpq's word; asyncpg takes the same values under another name
+        query["ssl"] = query.pop("sslmode")
+    return parsed.set(drivername="postgresql+asyncpg", query=query)
+
+
+def _unnamed() -> str:
+    """A prepared statement with a name would stay on a connection that pgbouncer hands to somebody else."""
+    return ""
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # The driver's own idea of transactions leaves DDL outside of them; ours begins each explicitly.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_TIMEOUT_MS}")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Any) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same work may succeed later: the store is away, busy or broke off, and the data is not to blame."""
+    if isinstance(error, OSError | TimeoutError | PoolTimeoutError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated:
+        return True
+    state = getattr(error.orig, "sqlstate", None)
+    if state:
+        return str(state)[:2] in _RETRYABLE
+    words = str(error.orig).lower()
+    return type(error.orig).__name__ == "InterfaceError" or any(word in words for word in _SQLITE_RETRYABLE)
+
+
+def is_data_fault(error: BaseException) -> bool:
+    """Whether the engine refused what a row holds: repeating it is useless, leaving the row out is not."""
+    if isinstance(error, OverflowError):  # how sqlite3 says that an integer has more than 64 bits
+        return True
+    if not isinstance(error, DBAPIError) or is_transient(error):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    return str(state)[:2] in _DATA_FAULTS if state else isinstance(error, DataError | IntegrityError)
+
+
+@asynccontextmanager
+async def _translated() -> AsyncIterator[None]:
+    try:
+        yield
+    except (OSError, TimeoutError, SQLAlchemyError) as error:
+        if is_transient(error):
+            raise StoreUnavailable(f"The store cannot be reached: {_first_line(error)}") from error
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    """The driver's sentence without the statement and its parameters, which may hold what must not be logged."""
+    cause = getattr(error, "orig", None) or error
+    return (str(cause) or type(cause).__name__).splitlines()[0]

@@ -1,0 +1,239 @@
+"""API keys: shown once, stored as SHA-256, told apart from junk without a look-up.
+
+A key is `fb_`, 32 random bytes in base62 and their CRC-32 in base62. 256 random bits need no slow hash: there is nothing to
+guess. The checksum only keeps typing errors and probes away from the look-up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.store.database import Database
+from gateway.store.tables import api_keys
+from gateway.store.versions import Subject, changed
+
+PREFIX: Final = "fb_"
+_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_RANDOM_BYTES: Final = 32
+_BODY_CHARACTERS: Final = 43  # 62^43 > 2^256
+_CHECK_CHARACTERS: Final = 6  # 62^6 > 2^32
+_CHARACTERS: Final = len(PREFIX) + _BODY_CHARACTERS + _CHECK_CHARACTERS
+# Enough to recognise a key in a list, too little to guess the rest: 35 of 43 random characters stay unknown.
+_SHOWN_CHARACTERS: Final = len(PREFIX) + 8
+
+RandomBytes = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What a key stands for. `role` is admin or viewer for the control API, empty for a key that only calls models."""
+
+    id: str
+    name: str
+    project: str
+    prefix: str
+    digest: str
+    admin: bool = False
+    role: str = ""
+    workflow: str = ""
+    agent: str = ""
+    allowed_models: tuple[str, ...] = ()
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    created_at_ms: int = 0
+    created_by: str = ""
+    expires_at_ms: int | None = None
+    revoked_at_ms: int | None = None
+    old_digest: str | None = None
+    old_until_ms: int | None = None
+
+    def is_valid(self, digest: str, now_ms: int) -> bool:
+        """Whether the key with this digest may be used now: not revoked, not expired, and not an old one past its grace."""
+        if self.revoked_at_ms is not None and self.revoked_at_ms <= now_ms:
+            return False
+        if self.expires_at_ms is not None and self.expires_at_ms <= now_ms:
+            return False
+        if secrets.compare_digest(digest, self.digest):
+            return True
+        is_old = self.old_digest is not None and secrets.compare_digest(digest, self.old_digest)
+        return is_old and self.old_until_ms is not None and now_ms < self.old_until_ms
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """The one moment in which the plain key exists."""
+
+    plain: str
+    key: ApiKey
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRequest:
+    """What is asked for. An admin key has the role admin unless another is given."""
+
+    name: str
+    project: str = "default"
+    admin: bool = False
+    role: str = ""
+    workflow: str = ""
+    agent: str = ""
+    allowed_models: tuple[str, ...] = ()
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    expires_at_ms: int | None = None
+
+
+def make_plain(random_bytes: RandomBytes = secrets.token_bytes) -> str:
+    body = _base62(int.from_bytes(random_bytes(_RANDOM_BYTES)), _BODY_CHARACTERS)
+    return PREFIX + body + _check(body)
+
+
+def looks_like_key(text: str) -> bool:
+    """Whether it has the form and the checksum of a key. Any other text can be refused without asking anyone."""
+    if len(text) != _CHARACTERS or not text.startswith(PREFIX) or not text.isascii():
+        return False
+    body = text[len(PREFIX) : -_CHECK_CHARACTERS]
+    return _check(body) == text[-_CHECK_CHARACTERS:]
+
+
+def digest_of(plain: str) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+async def create(
+    db: Database, request: KeyRequest, who: str, now_ms: int, random_bytes: RandomBytes = secrets.token_bytes
+) -> NewKey:
+    """Make a key and store its digest. Raises StoreUnavailable."""
+    plain = make_plain(random_bytes)
+    key = ApiKey(
+        id="key_" + random_bytes(8).hex(),
+        name=request.name,
+        project=request.project,
+        prefix=plain[:_SHOWN_CHARACTERS],
+        digest=digest_of(plain),
+        admin=request.admin,
+        role=request.role or ("admin" if request.admin else ""),
+        workflow=request.workflow,
+        agent=request.agent,
+        allowed_models=request.allowed_models,
+        limits=request.limits,
+        created_at_ms=now_ms,
+        created_by=who,
+        expires_at_ms=request.expires_at_ms,
+    )
+    async with db.begin() as connection:
+        await connection.execute(api_keys.insert().values(**_to_row(key)))
+        await changed(connection, Subject.KEYS)
+    return NewKey(plain, key)
+
+
+async def list_all(db: Database, project: str | None = None) -> list[ApiKey]:
+    """Every key, revoked ones too, the newest first."""
+    query = select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.id)
+    if project is not None:
+        query = query.where(api_keys.c.project == project)
+    async with db.begin() as connection:
+        return [_from_row(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def revoke(db: Database, key_id: str, now_ms: int) -> ApiKey | None:
+    """From now on it is refused, in every process within the poll interval of `control`. None when there is no such key."""
+    async with db.begin() as connection:
+        key = await _locked(connection, key_id)
+        if key is None:
+            return None
+        if key.revoked_at_ms is None:
+            mine = api_keys.c.id == key_id
+            await connection.execute(api_keys.update().where(mine).values(revoked_at=now_ms))
+            await changed(connection, Subject.KEYS)
+        return await _locked(connection, key_id)
+
+
+async def rotate(
+    db: Database, key_id: str, now_ms: int, grace_ms: int = 0, random_bytes: RandomBytes = secrets.token_bytes
+) -> NewKey | None:
+    """A new secret for the same key, so that its budgets and its history stay. The old one works for `grace_ms` more.
+
+    None when there is no such key or it is revoked.
+    """
+    plain = make_plain(random_bytes)
+    async with db.begin() as connection:
+        key = await _locked(connection, key_id)
+        if key is None or key.revoked_at_ms is not None:
+            return None
+        old = {"old_digest": key.digest, "old_until": now_ms + grace_ms} if grace_ms > 0 else _NO_OLD
+        new = {"digest": digest_of(plain), "prefix": plain[:_SHOWN_CHARACTERS]}
+        await connection.execute(api_keys.update().where(api_keys.c.id == key_id).values(**new, **old))
+        await changed(connection, Subject.KEYS)
+        rotated = await _locked(connection, key_id)
+    return None if rotated is None else NewKey(plain, rotated)
+
+
+_NO_OLD: Final = {"old_digest": None, "old_until": None}
+
+
+async def _locked(connection: AsyncConnection, key_id: str) -> ApiKey | None:
+    query = select(api_keys).where(api_keys.c.id == key_id).with_for_update()
+    row = (await connection.execute(query)).mappings().first()
+    return None if row is None else _from_row(row)
+
+
+def _to_row(key: ApiKey) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "name": key.name,
+        "project": key.project,
+        "digest": key.digest,
+        "prefix": key.prefix,
+        "admin": key.admin,
+        "role": key.role,
+        "workflow": key.workflow,
+        "agent": key.agent,
+        "allowed_models": orjson.dumps(key.allowed_models).decode(),
+        "limits": orjson.dumps(key.limits).decode(),
+        "created_at": key.created_at_ms,
+        "created_by": key.created_by,
+        "expires_at": key.expires_at_ms,
+    }
+
+
+def _from_row(row: Mapping[Any, Any]) -> ApiKey:
+    return ApiKey(
+        id=row["id"],
+        name=row["name"],
+        project=row["project"],
+        prefix=row["prefix"],
+        digest=row["digest"],
+        admin=row["admin"],
+        role=row["role"],
+        workflow=row["workflow"],
+        agent=row["agent"],
+        allowed_models=tuple(orjson.loads(row["allowed_models"] or "[]")),
+        limits=orjson.loads(row["limits"] or "{}"),
+        created_at_ms=row["created_at"],
+        created_by=row["created_by"],
+        expires_at_ms=row["expires_at"],
+        revoked_at_ms=row["revoked_at"],
+        old_digest=row["old_digest"],
+        old_until_ms=row["old_until"],
+    )
+
+
+def _check(body: str) -> str:
+    return _base62(zlib.crc32(body.encode()), _CHECK_CHARACTERS)
+
+
+def _base62(number: int, characters: int) -> str:
+    digits = []
+    for _ in range(characters):
+        number, digit = divmod(number, 62)
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))

@@ -1,0 +1,54 @@
+"""Runs the migrations. Apart from `database` because Alembic is needed once in a while and costs a start 0.1 s."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.util.exc import CommandError
+from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+import gateway
+from gateway.store import partitions
+from gateway.store.database import SchemaMismatch
+
+
+def migrations_folder() -> Path:
+    """In a wheel the history lies inside the package, in a source tree beside it."""
+    package = Path(gateway.__file__).parent
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"
+
+
+async def upgrade(connection: AsyncConnection, now_ms: int) -> None:
+    """Inside the caller's transaction. Raises SchemaMismatch when the tables are of a revision that is not known here."""
+    await connection.run_sync(_upgrade, "head")
+    if connection.dialect.name == "postgresql":
+        await partitions.make_ahead(connection, now_ms)
+
+
+async def downgrade(connection: AsyncConnection, revision: str) -> None:
+    """Back to an older revision; `base` removes everything. For people who go back a version of the gateway, and tests."""
+    await connection.run_sync(_downgrade, revision)
+
+
+def _config(connection: Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _upgrade(connection: Connection, revision: str) -> None:
+    try:
+        command.upgrade(_config(connection), revision)
+    except CommandError as error:
+        raise SchemaMismatch(
+            f"The store's schema is newer than this gateway, or of something else ({error}): upgrade the gateway."
+        ) from error
+
+
+def _downgrade(connection: Connection, revision: str) -> None:
+    command.downgrade(_config(connection), revision)

@@ -1,0 +1,86 @@
+"""Months of `token_usage` on Postgres: made before they are needed, dropped whole when they are too old.
+
+A partition is made as a table of its own and then attached: `CREATE … PARTITION OF` would lock the parent against readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+PREFIX: Final = "token_usage_"
+# Three months cover a gateway that nobody restarts and whose daily task fails for a whole quarter.
+MONTHS_AHEAD: Final = 3
+
+Month = tuple[int, int]
+
+
+def month_of(at_ms: int) -> Month:
+    """The calendar month in UTC, (year, month)."""
+    moment = datetime.fromtimestamp(at_ms / 1000, UTC)
+    return moment.year, moment.month
+
+
+def month_starts_at_ms(month: Month) -> int:
+    return int(datetime(month[0], month[1], 1, tzinfo=UTC).timestamp()) * 1000
+
+
+def later(month: Month, months: int) -> Month:
+    index = month[0] * 12 + month[1] - 1 + months
+    return index // 12, index % 12 + 1
+
+
+def name_of(month: Month) -> str:
+    return f"{PREFIX}{month[0]:04d}_{month[1]:02d}"
+
+
+def month_named(name: str) -> Month | None:
+    """The month of a partition, None for a table that is not one of ours."""
+    year, _, month = name.removeprefix(PREFIX).partition("_")
+    return (int(year), int(month)) if name.startswith(PREFIX) and year.isdigit() and month.isdigit() else None
+
+
+async def existing(connection: AsyncConnection) -> set[Month]:
+    found = await connection.execute(
+        text(
+            "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'token_usage'::regclass"
+        )
+    )
+    months = (month_named(name) for (name,) in found)
+    return {month for month in months if month is not None}
+
+
+async def make(connection: AsyncConnection, months: Iterable[Month]) -> set[Month]:
+    """Make those of `months` that are missing; returns all that exist now. Two at once are safe only under a lock."""
+    present = await existing(connection)
+    for month in sorted(set(months) - present):
+        await _make_one(connection, month)
+        present.add(month)
+    return present
+
+
+async def make_ahead(connection: AsyncConnection, now_ms: int, months_ahead: int = MONTHS_AHEAD) -> set[Month]:
+    """Last month (whose last events may still be on their way), this one and the next `months_ahead`."""
+    this = month_of(now_ms)
+    return await make(connection, (later(this, offset) for offset in range(-1, months_ahead + 1)))
+
+
+async def _make_one(connection: AsyncConnection, month: Month) -> None:
+    name, start, end = name_of(month), month_starts_at_ms(month), month_starts_at_ms(later(month, 1))
+    await connection.execute(text(f"CREATE TABLE {name} (LIKE token_usage INCLUDING DEFAULTS INCLUDING CONSTRAINTS)"))
+    await connection.execute(
+        text(f"ALTER TABLE token_usage ATTACH PARTITION {name} FOR VALUES FROM ({start}) TO ({end})")
+    )
+
+
+async def drop_before(connection: AsyncConnection, oldest: Month) -> list[str]:
+    """Drop every month before `oldest`; returns the names. Waits at most 5 s for readers, and then fails to try again later."""
+    await connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+    dropped = [name_of(month) for month in sorted(await existing(connection)) if month < oldest]
+    for name in dropped:
+        await connection.execute(text(f"DROP TABLE {name}"))
+    return dropped

@@ -1,0 +1,267 @@
+"""Runs and their steps: what was planned for them, the state people put them in, and the sums that the flusher keeps.
+
+A run is there as soon as it was planned (`create`) or its first usage event arrived (`usage.insert_entries`); both meet in
+one row, whichever comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+import orjson
+from sqlalchemy import ColumnElement, and_, case, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.store.bulk import insert, replacing
+from gateway.store.database import Database
+from gateway.store.tables import SUMS, run_steps, runs
+
+STATES: Final = ("active", "paused", "exhausted", "completed", "cancelled")
+FINAL_STATES: Final = ("completed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What the calls of something add up to. `calls` were let in; refused ones are counted beside them."""
+
+    calls: int = 0
+    refused: int = 0
+    errors: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    cost_nano_usd: int = 0
+    requests: int = 0
+    saved_tokens: int = 0
+    saved_nano_usd: int = 0
+    overrun_tokens: int = 0
+    overrun_nano_usd: int = 0
+
+    @classmethod
+    def of(cls, row: Mapping[Any, Any]) -> Sums:
+        return cls(**{name: int(row[name] or 0) for name in SUMS})
+
+
+@dataclass(frozen=True, slots=True)
+class RunStep:
+    run: str
+    step: str
+    position: int = 0
+    intent: str = ""
+    confidence: float | None = None
+    intent_source: str = ""
+    tier: str = ""
+    model: str = ""
+    allocation_tokens: int | None = None
+    hard_limit_tokens: int | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    first_at_ms: int | None = None
+    last_at_ms: int | None = None
+    sums: Sums = Sums()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    project: str
+    run: str
+    workflow: str = ""
+    agent: str = ""
+    user: str = ""
+    parent_run: str = ""
+    state: str = "active"
+    first_at_ms: int = 0
+    last_at_ms: int = 0
+    completed_at_ms: int | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    sums: Sums = Sums()
+    steps: tuple[RunStep, ...] = ()  # filled by `get` only
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs to list; None leaves a field open. Times are of the last event, in ms, from inclusive, to exclusive."""
+
+    project: str | None = None
+    workflow: str | None = None
+    agent: str | None = None
+    user: str | None = None
+    state: str | None = None
+    parent_run: str | None = None
+    from_ms: int | None = None
+    to_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The runs of one page, the latest first. `next` is the cursor of the following page, None on the last."""
+
+    runs: tuple[Run, ...]
+    next: str | None
+
+
+_PLANNED_RUN: Final = ("workflow", "agent", "user", "parent_run", "plan")
+_PLANNED_STEP: Final = (
+    "position",
+    "intent",
+    "confidence",
+    "intent_source",
+    "tier",
+    "model",
+    "allocation_tokens",
+    "hard_limit_tokens",
+    "plan",
+)
+
+
+# Planned steps are numbered from 1; a step that only appeared in calls has 0 and comes after them.
+_UNPLANNED: Final = case((run_steps.c.position == 0, 1), else_=0)
+
+
+async def create(db: Database, run: Run) -> Run:
+    """Store the plan of a run and its steps. A run that is there already keeps its state and sums, and takes the new plan."""
+    async with db.begin() as connection:
+        await insert(connection, runs, [_run_row(run)], replacing(runs, _PLANNED_RUN))
+        steps = [_step_row(run.project, run.run, step) for step in run.steps]
+        await insert(connection, run_steps, steps, replacing(run_steps, _PLANNED_STEP))
+    found = await get(db, run.project, run.run)
+    return found or run
+
+
+async def plan_steps(db: Database, project: str, run: str, steps: Sequence[RunStep]) -> None:
+    """Replace what was planned for these steps of a run (allocations move while it goes on)."""
+    async with db.begin() as connection:
+        rows = [_step_row(project, run, step) for step in steps]
+        await insert(connection, run_steps, rows, replacing(run_steps, _PLANNED_STEP))
+
+
+async def get(db: Database, project: str, run: str) -> Run | None:
+    """The run with its steps, in the order of the plan, unplanned ones by when they appeared."""
+    mine = and_(runs.c.project == project, runs.c.run == run)
+    steps_query = (
+        select(run_steps)
+        .where(run_steps.c.project == project, run_steps.c.run == run)
+        .order_by(_UNPLANNED, run_steps.c.position, run_steps.c.first_at, run_steps.c.step)
+    )
+    async with db.begin() as connection:
+        found = (await connection.execute(select(runs).where(mine))).mappings().first()
+        if found is None:
+            return None
+        steps = tuple(_step(row) for row in (await connection.execute(steps_query)).mappings())
+    return _run(found, steps)
+
+
+async def list_runs(db: Database, wanted: RunFilter, limit: int = 50, cursor: str | None = None) -> Page:
+    """Runs by their last event, the latest first. A malformed cursor begins at the start."""
+    query = select(runs).where(*_conditions(wanted)).order_by(runs.c.last_at.desc(), runs.c.run.desc()).limit(limit + 1)
+    after = _read_cursor(cursor)
+    if after is not None:
+        query = query.where(or_(runs.c.last_at < after[0], and_(runs.c.last_at == after[0], runs.c.run < after[1])))
+    async with db.begin() as connection:
+        found = [_run(row, ()) for row in (await connection.execute(query)).mappings()]
+    page = found[:limit]
+    return Page(tuple(page), f"{page[-1].last_at_ms}:{page[-1].run}" if len(found) > limit else None)
+
+
+async def set_state(
+    db: Database, project: str, run: str, state: str, now_ms: int, metrics: Mapping[str, Any] | None = None
+) -> Run | None:
+    """Put a run into a state of `STATES`. None when there is no such run. Raises ValueError for another state."""
+    if state not in STATES:
+        raise ValueError(f"'{state}' is not a state of a run; there are {', '.join(STATES)}")
+    values: dict[str, Any] = {"state": state, "completed_at": now_ms if state in FINAL_STATES else None}
+    if metrics is not None:
+        values["metrics"] = _json(metrics)
+    async with db.begin() as connection:
+        mine = and_(runs.c.project == project, runs.c.run == run)
+        await connection.execute(runs.update().where(mine).values(**values))
+    return await get(db, project, run)
+
+
+async def set_plan(db: Database, project: str, run: str, plan: Mapping[str, Any]) -> None:
+    """Replace the plan, for instance after the budget of the run was raised."""
+    async with db.begin() as connection:
+        mine = and_(runs.c.project == project, runs.c.run == run)
+        await connection.execute(runs.update().where(mine).values(plan=_json(plan)))
+
+
+async def family(connection: AsyncConnection, project: str, run: str) -> list[str]:
+    """The run and every run inside it, at any depth: they all spend from its account."""
+    tree = select(runs.c.run).where(runs.c.project == project, runs.c.run == run).cte("family", recursive=True)
+    children = select(runs.c.run).where(
+        runs.c.project == project, runs.c.parent_run == tree.c.run, runs.c.run != runs.c.parent_run
+    )
+    # UNION, not UNION ALL: a cycle that somebody's headers made must end.
+    found = await connection.execute(select(tree.union(children).c.run))
+    return list({run, *found.scalars()})
+
+
+def _conditions(wanted: RunFilter) -> list[ColumnElement[bool]]:
+    names = ("project", "workflow", "agent", "user", "state", "parent_run")
+    given = [(runs.c[name], getattr(wanted, name)) for name in names]
+    conditions: list[ColumnElement[bool]] = [column == value for column, value in given if value is not None]
+    if wanted.from_ms is not None:
+        conditions.append(runs.c.last_at >= wanted.from_ms)
+    if wanted.to_ms is not None:
+        conditions.append(runs.c.last_at < wanted.to_ms)
+    return conditions
+
+
+def _read_cursor(cursor: str | None) -> tuple[int, str] | None:
+    at, separator, run = (cursor or "").partition(":")
+    return (int(at), run) if separator and at.isdecimal() else None
+
+
+def _run_row(run: Run) -> dict[str, Any]:
+    return {
+        "project": run.project,
+        "run": run.run,
+        "workflow": run.workflow,
+        "agent": run.agent,
+        "user": run.user,
+        "parent_run": run.parent_run,
+        "state": run.state,
+        "first_at": run.first_at_ms,
+        "last_at": run.last_at_ms or run.first_at_ms,
+        "plan": _json(run.plan),
+    }
+
+
+def _step_row(project: str, run: str, step: RunStep) -> dict[str, Any]:
+    planned = {name: getattr(step, name) for name in _PLANNED_STEP}
+    return {"project": project, "run": run, "step": step.step} | planned | {"plan": _json(step.plan)}
+
+
+def _run(row: Mapping[Any, Any], steps: tuple[RunStep, ...]) -> Run:
+    texts = {name: row[name] for name in ("project", "run", "workflow", "agent", "user", "parent_run", "state")}
+    return Run(
+        **texts,
+        first_at_ms=row["first_at"],
+        last_at_ms=row["last_at"],
+        completed_at_ms=row["completed_at"],
+        plan=orjson.loads(row["plan"] or "{}"),
+        metrics=orjson.loads(row["metrics"] or "{}"),
+        sums=Sums.of(row),
+        steps=steps,
+    )
+
+
+_SAME_NAME: Final = tuple(
+    one.name for one in fields(RunStep) if one.name not in ("plan", "first_at_ms", "last_at_ms", "sums")
+)
+
+
+def _step(row: Mapping[Any, Any]) -> RunStep:
+    return RunStep(
+        **{name: row[name] for name in _SAME_NAME},
+        plan=orjson.loads(row["plan"] or "{}"),
+        first_at_ms=row["first_at"],
+        last_at_ms=row["last_at"],
+        sums=Sums.of(row),
+    )
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return orjson.dumps(value).decode() if value else ""

@@ -1,0 +1,134 @@
+"""The 40 settings in `system_settings_config`, and who changed what when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.store.database import Database
+from gateway.store.tables import settings_history, system_settings_config
+from gateway.store.versions import Subject, changed
+from policies.settings import SETTINGS, Value, conflicts, validated
+
+
+class SettingsConflict(ValueError):
+    """Values that are each allowed and contradict one another; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingRow:
+    """A setting as it is stored. `updated_by` is empty for a value that nobody has set yet: the seeded default."""
+
+    key: str
+    value: Value
+    updated_at_ms: int
+    updated_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class SettingChange:
+    id: int
+    key: str
+    old: Value
+    new: Value
+    changed_at_ms: int
+    changed_by: str
+
+
+async def get_all(db: Database) -> dict[str, SettingRow]:
+    """Every stored setting that this gateway knows, in the order of `SETTINGS`."""
+    async with db.begin() as connection:
+        found = await _rows(connection)
+    return {key: found[key] for key in SETTINGS if key in found}
+
+
+async def get(db: Database, key: str) -> SettingRow | None:
+    return (await get_all(db)).get(key)
+
+
+async def put(db: Database, key: str, value: object, who: str, now_ms: int) -> SettingRow:
+    """Set one. Raises SettingError (unknown key, wrong type, outside the range) and SettingsConflict; nothing is changed then."""
+    return (await put_many(db, {key: value}, who, now_ms))[key]
+
+
+async def put_many(db: Database, values: Mapping[str, object], who: str, now_ms: int) -> dict[str, SettingRow]:
+    """Set several in one transaction, all or none. A value that is the same already makes no history."""
+    wanted = {key: validated(key, value) for key, value in values.items()}
+    async with db.begin() as connection:
+        before = await _rows(connection, locked=True)
+        merged = {key: row.value for key, row in before.items()} | wanted
+        _check_conflicts({key: row.value for key, row in before.items()}, merged)
+        rows = {key: SettingRow(key, value, now_ms, who) for key, value in wanted.items()}
+        for key, row in rows.items():
+            await _write(connection, before.get(key), row)
+        await changed(connection, Subject.SETTINGS)
+    return rows
+
+
+async def history(db: Database, key: str | None = None, limit: int = 100) -> list[SettingChange]:
+    """The newest changes first; of one key or of all."""
+    table = settings_history.c
+    query = select(settings_history).order_by(table.id.desc()).limit(limit)
+    if key is not None:
+        query = query.where(table.key == key)
+    async with db.begin() as connection:
+        return [_change(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def revert(db: Database, change_id: int, who: str, now_ms: int) -> SettingRow | None:
+    """Set a key back to what it was before a change, as a change of its own. None when there is no such change."""
+    query = select(settings_history).where(settings_history.c.id == change_id)
+    async with db.begin() as connection:
+        found = (await connection.execute(query)).mappings().first()
+    if found is None:
+        return None
+    change = _change(found)
+    return await put(db, change.key, change.old, who, now_ms)
+
+
+def _check_conflicts(before: Mapping[str, Value], after: Mapping[str, Value]) -> None:
+    """Only contradictions that this change makes are its fault: others must not stop the way out of them."""
+    made = [sentence for sentence in conflicts(after) if sentence not in conflicts(before)]
+    if made:
+        raise SettingsConflict(" ".join(made))
+
+
+async def _rows(connection: AsyncConnection, *, locked: bool = False) -> dict[str, SettingRow]:
+    query = select(system_settings_config)
+    if locked:  # two writers of the same key: the second sees what the first wrote, and the history stays a chain
+        query = query.order_by(system_settings_config.c.key).with_for_update()
+    found = (await connection.execute(query)).mappings()
+    return {
+        row["key"]: SettingRow(row["key"], orjson.loads(row["value"]), row["updated_at"], row["updated_by"])
+        for row in found
+    }
+
+
+async def _write(connection: AsyncConnection, before: SettingRow | None, row: SettingRow) -> None:
+    spec = SETTINGS[row.key]
+    values = {"value": _json(row.value), "updated_at": row.updated_at_ms, "updated_by": row.updated_by}
+    if before is None:
+        seeded = {"key": row.key, "type": spec.type, "category": spec.category, "description": spec.description}
+        await connection.execute(system_settings_config.insert().values(**seeded, **values))
+    else:
+        mine = system_settings_config.c.key == row.key
+        await connection.execute(system_settings_config.update().where(mine).values(**values))
+    old = spec.default if before is None else before.value
+    if old != row.value:
+        change = {"key": row.key, "old_value": _json(old), "new_value": _json(row.value)}
+        stamp = {"changed_at": row.updated_at_ms, "changed_by": row.updated_by}
+        await connection.execute(settings_history.insert().values(**change, **stamp))
+
+
+def _change(row: Any) -> SettingChange:
+    old, new = orjson.loads(row["old_value"]), orjson.loads(row["new_value"])
+    return SettingChange(row["id"], row["key"], old, new, row["changed_at"], row["changed_by"])
+
+
+def _json(value: Value) -> str:
+    return orjson.dumps(value).decode()

@@ -1,0 +1,241 @@
+"""Usage events into the store: each id once, with its sums, in one transaction.
+
+The writers of one database take turns (an advisory lock of the transaction; SQLite has one writer anyway). Under it an id is
+looked up before it is inserted, so it lands once even if it comes back with another time, which the partitioned table's
+own key (id, at) could not see. And sums are added only for rows that are new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import case, or_, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.ledger.port import OutboxEntry
+from gateway.store import partitions, usage_sums
+from gateway.store.bulk import adding, among, insert, leave_alone
+from gateway.store.database import Database, is_data_fault
+from gateway.store.tables import SUMS, run_steps, runs, token_usage, usage_dead_letter, usage_hourly
+from gateway.store.usage_event import Poison, Row, row_of
+
+# An event that comes back may carry another time, but not one of another quarter: redelivery takes seconds, the replay of a
+# spooled settlement at most as long as an outage. The bound keeps the look-up out of old months.
+REDELIVERY_MS_MAX: Final = 45 * 86_400_000
+# Any constant that is the same in every gateway (the bytes of "usage").
+WRITER_LOCK: Final = 0x7573616765
+_REASON_CHARACTERS_MAX: Final = 500
+_INT64_MAX: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """How many entries became rows, were there already, and were parked."""
+
+    inserted: int
+    known: int
+    dead_lettered: int
+
+
+async def insert_entries(db: Database, entries: Sequence[OutboxEntry], now_ms: int) -> Inserted:
+    """Commit `entries` (at most some thousands): may be repeated any number of times, by any number of writers.
+
+    Raises StoreUnavailable, after which it is unknown whether they were committed: repeat.
+    """
+    parsed = [row_of(entry) for entry in entries]
+    by_id = {row["id"]: row for row in reversed(parsed) if not isinstance(row, Poison)}
+    poisons = [row for row in parsed if isinstance(row, Poison)]
+    entry_of = {entry.id: entry for entry in entries}
+    async with db.begin() as connection:
+        await _take_turn(connection)
+        fresh = await _without_known(connection, by_id)
+        await _have_months(connection, fresh)
+        stored, refused = await _store_rows(connection, fresh)
+        await _add_sums(connection, stored)
+        poisons += [Poison(entry_of[row["id"]], reason) for row, reason in refused]
+        await _park(connection, poisons, now_ms)
+    return Inserted(len(stored), len(entries) - len(stored) - len(poisons), len(poisons))
+
+
+async def drop_old_months(db: Database, now_ms: int, months_kept: int) -> list[str]:
+    """Retention: forget calls older than the `months_kept` months before this one. The sums by hour and run stay.
+
+    Whole partitions on Postgres (their names are returned), slices of rows on SQLite.
+    """
+    oldest = partitions.later(partitions.month_of(now_ms), -months_kept)
+    if db.is_postgres:
+        async with db.begin() as connection:
+            return await partitions.drop_before(connection, oldest)
+    before_ms = partitions.month_starts_at_ms(oldest)
+    while await _delete_slice(db, before_ms):
+        pass
+    return []
+
+
+async def make_months_ahead(db: Database, now_ms: int) -> None:
+    """To be run daily: partitions for the months to come. Does nothing on SQLite."""
+    if db.is_postgres:
+        async with db.begin() as connection:
+            await _take_turn(connection)
+            await partitions.make_ahead(connection, now_ms)
+
+
+async def dead_letters(db: Database, limit: int = 100) -> list[dict[str, Any]]:
+    """The newest events that could not be stored, whole and with the reason."""
+    query = (
+        select(usage_dead_letter).order_by(usage_dead_letter.c.parked_at.desc(), usage_dead_letter.c.id).limit(limit)
+    )
+    async with db.begin() as connection:
+        return [dict(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def _take_turn(connection: AsyncConnection) -> None:
+    if connection.dialect.name == "postgresql":
+        # A writer that freezes in its transaction must not hold the others up for ever.
+        await connection.execute(
+            text(
+                "SELECT set_config('idle_in_transaction_session_timeout', '30s', true), "
+                f"pg_advisory_xact_lock({WRITER_LOCK})"
+            )
+        )
+
+
+async def _without_known(connection: AsyncConnection, by_id: dict[str, Row]) -> list[Row]:
+    if not by_id:
+        return []
+    times = [row["at"] for row in by_id.values()]
+    query = select(token_usage.c.id).where(
+        among(connection, token_usage.c.id, list(by_id)),
+        token_usage.c.at.between(min(times) - REDELIVERY_MS_MAX, max(times) + REDELIVERY_MS_MAX),
+    )
+    known = set((await connection.execute(query)).scalars())
+    return [row for key, row in by_id.items() if key not in known]
+
+
+async def _have_months(connection: AsyncConnection, rows: Sequence[Row]) -> None:
+    """An event whose month nobody foresaw (a long outage, an old spool) makes its partition itself."""
+    if rows and connection.dialect.name == "postgresql":
+        await partitions.make(connection, {partitions.month_of(row["at"]) for row in rows})
+
+
+async def _store_rows(connection: AsyncConnection, rows: Sequence[Row]) -> tuple[list[Row], list[tuple[Row, str]]]:
+    """Insert all rows; when the engine refuses the data, halve until the rows at fault are found. Returns (stored, refused)."""
+    if not rows:
+        return [], []
+    try:
+        async with connection.begin_nested():
+            await insert(connection, token_usage, rows, leave_alone)
+    except (DBAPIError, OverflowError) as error:
+        if not is_data_fault(error):
+            raise
+        if len(rows) == 1:
+            return [], [(rows[0], _reason(error))]
+        half = len(rows) // 2
+        first, second = await _store_rows(connection, rows[:half]), await _store_rows(connection, rows[half:])
+        return first[0] + second[0], first[1] + second[1]
+    return list(rows), []
+
+
+def _reason(error: BaseException) -> str:
+    cause = getattr(error, "orig", None) or error
+    return str(cause).splitlines()[0][:_REASON_CHARACTERS_MAX]
+
+
+async def _add_sums(connection: AsyncConnection, rows: Sequence[Row]) -> None:
+    await insert(connection, usage_hourly, usage_sums.hourly(rows), adding(usage_hourly, SUMS))
+    await insert(connection, runs, usage_sums.by_run(rows), _RUN_SEEN)
+    await insert(connection, run_steps, usage_sums.by_step(rows), _STEP_SEEN)
+
+
+def _earlier(name: str) -> Any:
+    def make(old: Any, offered: Any) -> Any:
+        return case((or_(old[name].is_(None), offered[name] < old[name]), offered[name]), else_=old[name])
+
+    return make
+
+
+def _later(name: str) -> Any:
+    def make(old: Any, offered: Any) -> Any:
+        return case((or_(old[name].is_(None), offered[name] > old[name]), offered[name]), else_=old[name])
+
+    return make
+
+
+def _unless_known(name: str) -> Any:
+    return lambda old, offered: case((old[name] == "", offered[name]), else_=old[name])
+
+
+def _if_offered(name: str, by: str) -> Any:
+    return lambda old, offered: case((offered[by] != "", offered[name]), else_=old[name])
+
+
+def _state(old: Any, offered: Any) -> Any:
+    """Only between active and exhausted: paused, completed and cancelled are decided by people."""
+    moves = or_(old["state"] == "active", old["state"] == "exhausted") & (offered["last_at"] >= old["last_at"])
+    return case((moves, offered["state"]), else_=old["state"])
+
+
+_RUN_SEEN: Final = adding(
+    runs,
+    SUMS,
+    first_at=_earlier("first_at"),
+    last_at=_later("last_at"),
+    workflow=_unless_known("workflow"),
+    agent=_unless_known("agent"),
+    user=_unless_known("user"),
+    parent_run=_unless_known("parent_run"),
+    state=_state,
+)
+_STEP_SEEN: Final = adding(
+    run_steps,
+    SUMS,
+    first_at=_earlier("first_at"),
+    last_at=_later("last_at"),
+    intent=_if_offered("intent", "intent"),
+    confidence=_if_offered("confidence", "intent"),
+    intent_source=_if_offered("intent_source", "intent"),
+    model=_if_offered("model", "model"),
+)
+
+
+async def _park(connection: AsyncConnection, poisons: Sequence[Poison], now_ms: int) -> None:
+    rows = [_parked(poison, now_ms) for poison in poisons]
+    await insert(connection, usage_dead_letter, rows, leave_alone)
+
+
+def _parked(poison: Poison, now_ms: int) -> Row:
+    entry = poison.entry
+    return {
+        "id": _printable(entry.id.encode(errors="surrogatepass")),
+        "project": _printable(entry.project.encode(errors="surrogatepass")),
+        "at": _within_int64(entry.at_ms),
+        "kind": str(entry.kind),
+        "total_tokens": _within_int64(entry.amount.tokens),
+        "cost_nano_usd": _within_int64(entry.amount.nano_usd),
+        "requests": _within_int64(entry.amount.requests),
+        "draft": _printable(entry.draft),
+        "detail": _printable(entry.detail),
+        "reason": poison.reason,
+        "parked_at": now_ms,
+    }
+
+
+def _within_int64(value: int) -> int:
+    """What is broken beyond that is at least parked; the reason names it."""
+    return max(-_INT64_MAX, min(_INT64_MAX, value))
+
+
+def _printable(given: bytes) -> str:
+    """As much of it as every engine can hold in a text: what is not UTF-8 in `\\xNN`, NUL as U+FFFD."""
+    return given.decode(errors="backslashreplace").replace("\x00", "\ufffd")
+
+
+async def _delete_slice(db: Database, before_ms: int, rows_max: int = 5_000) -> int:
+    """A slice at a time leaves the single connection to others in between."""
+    oldest = select(token_usage.c.id).where(token_usage.c.at < before_ms).limit(rows_max)
+    async with db.begin() as connection:
+        result = await connection.execute(token_usage.delete().where(token_usage.c.id.in_(oldest)))
+    return result.rowcount
