@@ -1,0 +1,179 @@
+"""The mock lane: `mock_response` in an entry answers offline, in every text protocol, with usage that is counted.
+
+Forms, as LiteLLM has them: a text; the name of an exception (`litellm.RateLimitError`); `Exception:
+content_filter_policy…`; `Exception: mock_streaming_error…` (529, in mid-stream when streaming); an object (a whole chat
+answer); a list of numbers (an embedding). Beside it `mock_delay_ms`, LiteLLM's `mock_delay` (seconds), and
+`mock_chunk_delay_ms` between the events of a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from typing import Any, Final
+
+import orjson
+
+from gateway.upstream.error_bodies import error_body, error_event
+from gateway.upstream.mock_reply import Count, Reply, embeddings, events, whole, within
+from gateway.upstream.port import Deployment, ProtocolName, UpstreamAnswer, UpstreamBroken, UpstreamCall
+
+CountPrompt = Callable[[ProtocolName, Mapping[str, Any]], int]
+
+_TEXT_PROTOCOLS: Final = frozenset({"chat", "completions", "responses", "messages"})
+_CHOICES_MAX: Final = 128
+# LiteLLM's exceptions by name: the status and code with which a provider says the same.
+_EXCEPTIONS: Final[Mapping[str, tuple[int, str | None]]] = {
+    "litellm.RateLimitError": (429, "rate_limit_exceeded"),
+    "litellm.ContextWindowExceededError": (400, "context_length_exceeded"),
+    "litellm.ContentPolicyViolationError": (400, "content_policy_violation"),
+    "litellm.BadRequestError": (400, None),
+    "litellm.AuthenticationError": (401, "invalid_api_key"),
+    "litellm.PermissionDeniedError": (403, None),
+    "litellm.NotFoundError": (404, "model_not_found"),
+    "litellm.Timeout": (408, None),
+    "litellm.InternalServerError": (500, None),
+    "litellm.BadGatewayError": (502, None),
+    "litellm.ServiceUnavailableError": (503, None),
+}
+_REFUSED: Final = "Exception: content_filter_policy"
+_BREAKS: Final = "Exception: mock_streaming_error"
+
+
+class MockLane:
+    """`count` counts the tokens of one string; `count_prompt` a whole request, for usage that agrees with admission."""
+
+    def __init__(
+        self,
+        *,
+        count: Count,
+        now_s: Callable[[], float],
+        new_id: Callable[[], str],
+        count_prompt: CountPrompt | None = None,
+    ) -> None:
+        self._count = count
+        self._count_prompt = count_prompt
+        self._now_s = now_s
+        self._new_id = new_id
+
+    async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
+        """Answers as the entry says, after its delay. Raises `UpstreamBroken` for a protocol that has no mock."""
+        await asyncio.sleep(_delay_s(deployment.params))
+        response = deployment.params.get("mock_response")
+        failed = _failure(call.protocol, response, streaming=call.stream)
+        if failed is not None:
+            return _answer(deployment, *failed)
+        if call.protocol == "embeddings":
+            fixed = response if isinstance(response, list) else None
+            return _answer(deployment, 200, embeddings(call.body, deployment.model, fixed, self._count))
+        if call.protocol not in _TEXT_PROTOCOLS:
+            raise UpstreamBroken(f"A mock model answers no {call.protocol}.")
+        if isinstance(response, Mapping) and call.protocol == "chat" and not call.stream:
+            return _answer(deployment, 200, orjson.dumps(dict(response)))
+        reply = self._reply(deployment, call, _text_of(response))
+        if not call.stream:
+            return _answer(deployment, 200, whole(call.protocol, reply))
+        return self._stream(deployment, call, reply, breaks=str(response).startswith(_BREAKS))
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    def _reply(self, deployment: Deployment, call: UpstreamCall, said: str) -> Reply:
+        text, finish = within(said, _output_cap(call.body), self._count)
+        asked = call.body.get("n", 1)
+        choices = min(asked, _CHOICES_MAX) if type(asked) is int and asked > 0 else 1
+        return Reply(
+            id=self._new_id(),
+            model=deployment.model,
+            created_s=int(self._now_s()),
+            text=text,
+            finish=finish,
+            input_tokens=self._prompt_tokens(call),
+            output_tokens=self._count(text) * choices,
+            choices=choices,
+        )
+
+    def _prompt_tokens(self, call: UpstreamCall) -> int:
+        if self._count_prompt is not None:
+            return self._count_prompt(call.protocol, call.body)
+        messages = call.body.get("messages")
+        # OpenAI's rule for chat: 3 a message and 1 for its role, 3 to prime the answer.
+        framing = 4 * len(messages) + 3 if isinstance(messages, list) else 0
+        return framing + sum(self._count(text) for text in _texts(call.body))
+
+    def _stream(self, deployment: Deployment, call: UpstreamCall, reply: Reply, *, breaks: bool) -> UpstreamAnswer:
+        options = call.body.get("stream_options")
+        include_usage = isinstance(options, Mapping) and options.get("include_usage") is True
+        made = events(call.protocol, reply, include_usage=include_usage)
+        if breaks:
+            error = error_event(call.protocol, 529, str(deployment.params["mock_response"]))
+            made = itertools.chain(itertools.islice(made, 3), [error])
+        pieces = _paced(made, _milliseconds(deployment.params.get("mock_chunk_delay_ms")) / 1000)
+        headers = {"content-type": "text/event-stream; charset=utf-8"}
+        return UpstreamAnswer(200, headers, deployment, "mock", pieces=pieces, close=pieces.aclose)
+
+
+async def _paced(made: Iterator[bytes], delay_s: float) -> AsyncGenerator[bytes, None]:
+    for number, event in enumerate(made):
+        if number and delay_s:
+            await asyncio.sleep(delay_s)
+        yield event
+
+
+def _answer(deployment: Deployment, status: int, body: bytes) -> UpstreamAnswer:
+    return UpstreamAnswer(status, {"content-type": "application/json"}, deployment, "mock", body=body)
+
+
+def _failure(protocol: ProtocolName, response: Any, *, streaming: bool) -> tuple[int, bytes] | None:
+    if not isinstance(response, str):
+        return None
+    if response in _EXCEPTIONS:
+        status, code = _EXCEPTIONS[response]
+        name = response.removeprefix("litellm.")
+        return status, error_body(protocol, status, f"This is a mock {name}.", code=code)
+    if response.startswith(_REFUSED):
+        return 400, error_body(protocol, 400, response, code="content_policy_violation")
+    if response.startswith(_BREAKS) and not streaming:
+        return 529, error_body(protocol, 529, response)
+    return None
+
+
+def _text_of(response: Any) -> str:
+    """The text of a mock: itself, or that of the chat answer it holds."""
+    if isinstance(response, Mapping):
+        choices = response.get("choices")
+        first = choices[0] if isinstance(choices, list) and choices else {}
+        message = first.get("message") if isinstance(first, Mapping) else None
+        content = message.get("content") if isinstance(message, Mapping) else None
+        return content if isinstance(content, str) else ""
+    return "" if response is None else str(response)
+
+
+def _output_cap(body: Mapping[str, Any]) -> int | None:
+    caps = (body.get(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
+    return min((cap for cap in caps if type(cap) is int and cap >= 0), default=None)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts of a request that a model reads, wherever the protocol puts them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, Mapping):
+        for name in ("system", "instructions", "prompt", "input", "messages", "content", "text"):
+            if name in value:
+                yield from _texts(value[name])
+
+
+def _delay_s(params: Mapping[str, Any]) -> float:
+    seconds = params.get("mock_delay")
+    if isinstance(seconds, int | float) and seconds > 0:
+        return float(seconds)
+    return _milliseconds(params.get("mock_delay_ms")) / 1000
+
+
+def _milliseconds(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and value > 0 else 0.0
