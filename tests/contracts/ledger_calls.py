@@ -1,0 +1,58 @@
+"""Short ways to say what a call asks of a ledger."""
+
+from __future__ import annotations
+
+from gateway.ledger.port import Ledger, Reserve
+from policies.amounts import UNLIMITED, Amount, Limit
+from policies.reservation import Balance, Demand, Granted, Hold, OnLost, Refused
+
+MINUTE_MS = 60_000
+TOLERANCE_MS = 20_000  # how far a server's clock may have run on during a test
+
+
+def hold(account: str, tokens: int | None = None, **named: object) -> Hold:
+    """A hold limited in tokens only, unless `limit` says otherwise."""
+    limit = named.pop("limit", UNLIMITED if tokens is None else Limit(tokens=tokens))
+    return Hold(account, limit, **named)  # type: ignore[arg-type]
+
+
+def demand(tokens: int, at_least: int | None = None) -> Demand:
+    """Output tokens and nothing else: all of them, unless `at_least` is said."""
+    return Demand(0, tokens, tokens if at_least is None else at_least, requests=0)
+
+
+def request(
+    name: str,
+    holds: list[Hold],
+    wanted: Demand | int,
+    *,
+    ttl_ms: int = MINUTE_MS,
+    on_lost: OnLost = OnLost.CHARGE,
+    draft: bytes = b'{"model":"mock"}',
+) -> Reserve:
+    asked = demand(wanted) if isinstance(wanted, int) else wanted
+    return Reserve(name, "gateway-1", tuple(holds), asked, ttl_ms, draft, on_lost)
+
+
+def granted(decision: Granted | Refused) -> Granted:
+    assert isinstance(decision, Granted), decision
+    return decision
+
+
+def refused(decision: Granted | Refused) -> Refused:
+    assert isinstance(decision, Refused), decision
+    return decision
+
+
+def tokens(count: int) -> Amount:
+    return Amount(tokens=count)
+
+
+async def balance(ledger: Ledger, account: str, project: str = "p") -> Balance:
+    (found,) = await ledger.balances(project, [account])
+    return found
+
+
+async def stands_at(ledger: Ledger, account: str, settled: int, reserved: int) -> None:
+    found = await balance(ledger, account)
+    assert (found.settled.tokens, found.reserved.tokens) == (settled, reserved)

@@ -1,0 +1,299 @@
+"""What every ledger engine promises when it is asked for money. How it ends: test_ledger_resolution_contract.py."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from gateway.ledger.port import Ledger, LedgerError
+from policies.amounts import AMOUNT_MAX, UNLIMITED, ZERO, Amount, Limit
+from policies.reservation import Balance, Demand, Gate, Hold, Refusal
+
+from .ledger_calls import (
+    MINUTE_MS,
+    TOLERANCE_MS,
+    balance,
+    demand,
+    granted,
+    hold,
+    refused,
+    request,
+    stands_at,
+    tokens,
+)
+
+
+class TestReserve:
+    async def test_holds_the_demand_on_every_account(self, ledger: Ledger) -> None:
+        wanted = Demand(100, 50, 50, prompt_nano_usd=1_000, output_nano_usd_per_token=30, choices=2)
+        chain = [hold("step:a", 500), hold("run:r", limit=Limit(tokens=900, nano_usd=9_000, requests=3)), hold("key:k")]
+        got = granted(await ledger.reserve("p", request("c1", chain, wanted)))
+        held = Amount(200, 4_000, 1)
+        assert (got.reservation_id, got.output_tokens, got.held, got.breaches) == ("c1", 50, held, ())
+        assert [one.account for one in got.balances] == ["step:a", "run:r", "key:k"]
+        assert all((one.settled, one.reserved, one.gate) == (ZERO, held, Gate.OPEN) for one in got.balances)
+        assert [one.limit for one in got.balances] == [one.limit for one in chain]
+        assert got.balances[1].remaining("nano_usd") == 5_000
+        assert await ledger.balances("p", ["run:r"]) == (Balance("run:r", UNLIMITED, ZERO, held),)
+
+    async def test_sets_the_deadline_by_its_own_clock(self, ledger: Ledger) -> None:
+        now_ms = await ledger.now_ms()
+        got = granted(await ledger.reserve("p", request("c1", [hold("run", 10)], 5, ttl_ms=30_000)))
+        assert got.deadline_ms == got.now_ms + 30_000
+        assert now_ms <= got.now_ms <= now_ms + TOLERANCE_MS
+
+    async def test_grants_what_there_is_room_for(self, ledger: Ledger) -> None:
+        """The smallest room of the chain, in tokens or in money, for each of the choices."""
+        wanted = Demand(10, 1_000, 5, prompt_nano_usd=100, output_nano_usd_per_token=7, choices=3)
+        chain = [hold("step", 100), hold("run", limit=Limit(tokens=5_000, nano_usd=100 + 3 * 7 * 20 + 20))]
+        got = granted(await ledger.reserve("p", request("c1", chain, wanted)))
+        assert (got.output_tokens, got.held) == (20, Amount(70, 520, 1))
+
+    @pytest.mark.parametrize(
+        ("standing", "wanted", "reason", "needed"),
+        [
+            pytest.param((0, 0), 101, Refusal.TOO_LARGE, 101, id="beyond-the-whole-budget"),
+            pytest.param((60, 0), 41, Refusal.EXCEEDED, 41, id="beyond-what-is-left"),
+            pytest.param((0, 60), 41, Refusal.BUSY, 41, id="beyond-what-is-free-now"),
+            pytest.param((30, 60), 71, Refusal.EXCEEDED, 71, id="holds-are-not-what-stands-in-the-way"),
+        ],
+    )
+    async def test_refuses_with_the_reason(
+        self, ledger: Ledger, standing: tuple[int, int], wanted: int, reason: Refusal, needed: int
+    ) -> None:
+        chain = [hold("wide", 10_000), hold("run", 100)]
+        await ledger.reserve("p", request("before", chain, 100))
+        await ledger.settle("p", "before", tokens(standing[0]), b"{}")
+        await ledger.reserve("p", request("other", chain, standing[1]))
+        no = refused(await ledger.reserve("p", request("c1", chain, wanted)))
+        assert (no.reason, no.account, no.unit, no.needed) == (reason, "run", "tokens", needed)
+        assert (no.balance.settled.tokens, no.balance.reserved.tokens) == standing
+        assert no.balance.limit == Limit(tokens=100)
+
+    async def test_refuses_in_money_and_in_requests(self, ledger: Ledger) -> None:
+        chain = [hold("run", limit=Limit(nano_usd=500, requests=1))]
+        dear = Demand(1, 10, 10, prompt_nano_usd=1, output_nano_usd_per_token=50)
+        no = refused(await ledger.reserve("p", request("c1", chain, dear)))
+        assert (no.reason, no.unit, no.needed) == (Refusal.TOO_LARGE, "nano_usd", 501)
+        granted(await ledger.reserve("p", request("c2", chain, Demand(1, 0, 0))))
+        no = refused(await ledger.reserve("p", request("c3", chain, Demand(1, 0, 0))))
+        assert (no.reason, no.unit, no.needed) == (Refusal.BUSY, "requests", 1)
+
+    async def test_what_stands_in_the_way_for_good_is_told_first(self, ledger: Ledger) -> None:
+        await ledger.reserve("p", request("other", [hold("step", 100)], 90))
+        await ledger.reserve("p", request("done", [hold("run", 100)], 95))
+        await ledger.settle("p", "done", tokens(95), b"{}")
+        no = refused(await ledger.reserve("p", request("c1", [hold("step", 100), hold("run", 100)], 20)))
+        assert (no.reason, no.account) == (Refusal.EXCEEDED, "run")
+
+    async def test_a_refusal_leaves_no_trace(self, ledger: Ledger) -> None:
+        await ledger.reserve("p", request("fits", [hold("step", 100), hold("run", 100)], 60))
+        chain = [hold("step", 1_000, tighten=Limit(tokens=1)), hold("run", 100), hold("new", 1_000)]
+        refused(await ledger.reserve("p", request("c1", chain, 50)))
+        await stands_at(ledger, "step", 0, 60)
+        assert (await balance(ledger, "step")).limit == UNLIMITED
+        assert await balance(ledger, "new") == Balance("new", UNLIMITED, ZERO, ZERO)
+        assert [row[0] for row in await ledger.pending("p")] == ["fits"]
+        assert (await ledger.void("p", "c1")).state is None
+        granted(await ledger.reserve("p", request("c1", [hold("run", 100)], 40)))
+
+    async def test_nothing_wanted_fits_even_where_nothing_is_left(self, ledger: Ledger) -> None:
+        await ledger.reserve("p", request("c1", [hold("run", 10)], 10))
+        await ledger.settle("p", "c1", tokens(15), b"{}")
+        got = granted(await ledger.reserve("p", request("c2", [hold("run", 10)], demand(50, at_least=0))))
+        assert (got.output_tokens, got.held, got.balances[0].remaining("tokens")) == (0, ZERO, -5)
+
+    async def test_observed_accounts_count_and_report_and_never_refuse(self, ledger: Ledger) -> None:
+        chain = [hold("watched", 10, enforce=False), hold("run", 100)]
+        got = granted(await ledger.reserve("p", request("c1", chain, 50)))
+        assert (got.breaches, got.output_tokens) == (("watched",), 50)
+        await stands_at(ledger, "watched", 0, 50)
+
+    async def test_the_same_id_gets_the_first_answer_once(self, ledger: Ledger) -> None:
+        asked = request("c1", [hold("run", 100)], demand(80, at_least=1))
+        first = granted(await ledger.reserve("p", asked))
+        again = granted(await ledger.reserve("p", asked))
+        assert (again.held, again.output_tokens, again.deadline_ms) == (first.held, 80, first.deadline_ms)
+        assert again.balances == first.balances
+        await ledger.settle("p", "c1", tokens(30), b"{}")
+        resolved = granted(await ledger.reserve("p", asked))
+        assert (resolved.held, resolved.output_tokens) == (first.held, 80)
+        assert (resolved.balances[0].settled.tokens, resolved.balances[0].reserved.tokens) == (30, 0)
+
+    async def test_an_id_cannot_be_taken_to_other_accounts(self, ledger: Ledger) -> None:
+        await ledger.reserve("p", request("c1", [hold("poor", 100)], 80))
+        with pytest.raises(LedgerError):
+            await ledger.reserve("p", request("c1", [hold("rich", 100)], 80))
+        await stands_at(ledger, "rich", 0, 0)
+
+    async def test_fifty_first_calls_of_an_unknown_run_share_one_budget(self, ledger: Ledger) -> None:
+        asked = [request(f"c{n}", [hold("run:new", 200)], 10) for n in range(50)]
+        answers = await asyncio.gather(*(ledger.reserve("p", one) for one in asked))
+        assert sum(hasattr(answer, "held") for answer in answers) == 20
+        await stands_at(ledger, "run:new", 0, 200)
+
+    async def test_projects_are_separate(self, ledger: Ledger) -> None:
+        for project in ("p", "q"):
+            granted(await ledger.reserve(project, request("c1", [hold("run", 100)], 100)))
+        await ledger.settle("q", "c1", tokens(7), b"{}")
+        await stands_at(ledger, "run", 0, 100)
+        assert (await balance(ledger, "run", "q")).settled.tokens == 7
+        assert [row[0] for row in await ledger.pending("p")] == ["c1"]
+        assert await ledger.pending("q") in ((), [])
+
+    @pytest.mark.parametrize(
+        ("holds", "wanted"),
+        [
+            pytest.param([], demand(1), id="no-account"),
+            pytest.param([hold("a", 1), hold("a", 2)], demand(1), id="an-account-twice"),
+            pytest.param([hold("a", -1)], demand(1), id="negative-limit"),
+            pytest.param([hold("a", AMOUNT_MAX + 1)], demand(1), id="limit-beyond-2^53"),
+            pytest.param([hold("a", 10)], Demand(-1, 1, 1), id="negative-prompt"),
+            pytest.param([hold("a", 10)], Demand(1, 1, 2), id="min-above-max"),
+            pytest.param([hold("a", 10)], Demand(1, 1, 1, choices=0), id="no-choice"),
+            pytest.param([hold("a")], Demand(AMOUNT_MAX, 1, 1), id="demand-beyond-2^53"),
+            pytest.param([hold("a", 10)], Demand(1.5, 1, 1), id="not-an-integer"),  # type: ignore[arg-type]
+            pytest.param([hold("a", 10)], Demand(True, 1, 1), id="a-bool"),
+        ],
+    )
+    async def test_a_wrong_call_is_an_error_and_changes_nothing(
+        self, ledger: Ledger, holds: list[Hold], wanted: Demand
+    ) -> None:
+        with pytest.raises(LedgerError):
+            await ledger.reserve("p", request("c1", holds, wanted))
+        await stands_at(ledger, "a", 0, 0)
+
+    async def test_sums_stay_within_2_to_the_53(self, ledger: Ledger) -> None:
+        granted(await ledger.reserve("p", request("c1", [hold("a", AMOUNT_MAX)], AMOUNT_MAX)))
+        with pytest.raises(LedgerError):
+            await ledger.reserve("p", request("c2", [hold("a")], 1))
+        resolution = await ledger.settle("p", "c1", tokens(AMOUNT_MAX), b"{}")
+        assert resolution.balances[0].settled.tokens == AMOUNT_MAX
+        assert resolution.balances[0].remaining("tokens") == 0
+
+    async def test_ten_thousand_tiny_settlements_sum_exactly(self, ledger: Ledger) -> None:
+        start = AMOUNT_MAX - 10_000
+        await ledger.restore("p", "key", Amount(nano_usd=start), MINUTE_MS)
+        price = Demand(0, 0, 0, prompt_nano_usd=1, requests=0)
+        for chunk in range(10):
+            names = [f"c{chunk}-{n}" for n in range(100)]
+            await asyncio.gather(*(ledger.reserve("p", request(name, [hold("key")], price)) for name in names))
+            await asyncio.gather(*(ledger.settle("p", name, Amount(nano_usd=1), b"{}") for name in names))
+        assert (await balance(ledger, "key")).settled.nano_usd == start + 1_000
+
+
+class TestLimits:
+    async def test_a_lower_limit_refuses_and_lets_running_calls_finish(self, ledger: Ledger) -> None:
+        await ledger.reserve("p", request("c1", [hold("run", 100)], 80))
+        refused(await ledger.reserve("p", request("c2", [hold("run", 50)], 1)))
+        assert (await ledger.settle("p", "c1", tokens(80), b"{}")).first
+        granted(await ledger.reserve("p", request("c3", [hold("run", 200)], 120)))
+
+    async def test_tightening_is_remembered_and_never_loosened(self, ledger: Ledger) -> None:
+        tight = hold("run", 1_000, tighten=Limit(tokens=100))
+        got = granted(await ledger.reserve("p", request("c1", [tight], 10)))
+        assert got.balances[0].limit == Limit(tokens=100)
+        assert (await balance(ledger, "run")).limit == Limit(tokens=100)
+        no = refused(await ledger.reserve("p", request("c2", [hold("run", 1_000)], 91)))
+        assert (no.reason, no.balance.limit) == (Refusal.BUSY, Limit(tokens=100))
+        looser = hold("run", 1_000, tighten=Limit(tokens=500, requests=9))
+        got = granted(await ledger.reserve("p", request("c3", [looser], 90)))
+        assert got.balances[0].limit == Limit(tokens=100, requests=9)
+
+    async def test_an_override_replaces_the_limit_and_forgets_the_tightening(self, ledger: Ledger) -> None:
+        tight = hold("run", 100, tighten=Limit(tokens=50))
+        granted(await ledger.reserve("p", request("c1", [tight], 50)))
+        answer = await ledger.set_override("p", "run", Limit(tokens=300))
+        assert answer == Balance("run", Limit(tokens=300), ZERO, tokens(50))
+        got = granted(await ledger.reserve("p", request("c2", [hold("run", 100)], 250)))
+        assert got.balances[0].limit == Limit(tokens=300)
+        answer = await ledger.set_override("p", "run", UNLIMITED)
+        assert answer.limit == UNLIMITED
+        refused(await ledger.reserve("p", request("c3", [hold("run", 100)], 1)))
+
+    async def test_an_override_says_nothing_about_other_units(self, ledger: Ledger) -> None:
+        await ledger.set_override("p", "run", Limit(tokens=300))
+        chain = [hold("run", limit=Limit(tokens=100, requests=1))]
+        got = granted(await ledger.reserve("p", request("c1", chain, Demand(200, 0, 0))))
+        assert got.balances[0].limit == Limit(tokens=300, requests=1)
+
+    async def test_a_limit_of_nothing_is_a_limit(self, ledger: Ledger) -> None:
+        await ledger.set_override("p", "run", Limit(tokens=0))
+        assert (await balance(ledger, "run")).limit == Limit(tokens=0)
+        no = refused(await ledger.reserve("p", request("c1", [hold("run", 100)], 1)))
+        assert (no.reason, no.balance.limit) == (Refusal.TOO_LARGE, Limit(tokens=0))
+
+    @pytest.mark.parametrize("gate", [Gate.PAUSED, Gate.CANCELLED, Gate.COMPLETED])
+    async def test_a_closed_gate_refuses_new_calls_and_lets_running_ones_end(self, ledger: Ledger, gate: Gate) -> None:
+        chain = [hold("step", 1_000), hold("run", 1_000, enforce=False)]
+        await ledger.reserve("p", request("c1", chain, 10))
+        assert (await ledger.set_gate("p", "run", gate)).gate is gate
+        no = refused(await ledger.reserve("p", request("c2", [hold("step", 5), hold("run", 1_000)], 10)))
+        assert (no.reason, no.account, no.unit, no.balance.gate) == (Refusal.GATE, "run", None, gate)
+        refused(await ledger.reserve("p", request("c3", chain, 10)))
+        granted(await ledger.extend("p", "c1", chain, demand(5)))
+        assert (await ledger.settle("p", "c1", tokens(12), b"{}")).first
+        await ledger.set_gate("p", "run", Gate.OPEN)
+        granted(await ledger.reserve("p", request("c2", chain, 10)))
+
+
+class TestExtend:
+    async def test_adds_to_the_hold_and_tells_the_totals(self, ledger: Ledger) -> None:
+        chain = [hold("run", limit=Limit(tokens=100, nano_usd=1_000))]
+        first = Demand(10, 20, 20, prompt_nano_usd=5, output_nano_usd_per_token=3)
+        start = granted(await ledger.reserve("p", request("c1", chain, first)))
+        more = Demand(0, 500, 1, output_nano_usd_per_token=3, requests=0)
+        got = granted(await ledger.extend("p", "c1", chain, more))
+        assert (got.output_tokens, got.held) == (90, Amount(100, 275, 1))
+        assert (got.deadline_ms, got.balances[0].reserved) == (start.deadline_ms, got.held)
+        resolution = await ledger.settle("p", "c1", Amount(50, 125, 1), b"{}")
+        assert (resolution.balances[0].settled, resolution.balances[0].reserved) == (Amount(50, 125, 1), ZERO)
+
+    @pytest.mark.parametrize(
+        ("settled", "others", "extra", "reason"),
+        [
+            pytest.param(0, 30, 41, Refusal.TOO_LARGE, id="own-hold-fills-the-budget"),
+            pytest.param(30, 0, 20, Refusal.EXCEEDED, id="own-hold-and-settled-fill-it"),
+            pytest.param(0, 30, 20, Refusal.BUSY, id="others-are-in-the-way"),
+        ],
+    )
+    async def test_refuses_and_keeps_what_is_held(
+        self, ledger: Ledger, settled: int, others: int, extra: int, reason: Refusal
+    ) -> None:
+        await ledger.restore("p", "run", tokens(settled), MINUTE_MS)
+        await ledger.reserve("p", request("other", [hold("run", 100)], others))
+        await ledger.reserve("p", request("c1", [hold("run", 100)], 60))
+        no = refused(await ledger.extend("p", "c1", [hold("run", 100)], demand(extra)))
+        assert (no.reason, no.account, no.unit, no.needed) == (reason, "run", "tokens", extra)
+        await stands_at(ledger, "run", settled, others + 60)
+
+    async def test_only_pending_reservations_grow(self, ledger: Ledger) -> None:
+        chain = [hold("run", 100)]
+        await ledger.reserve("p", request("c1", chain, 10))
+        await ledger.settle("p", "c1", tokens(4), b"{}")
+        for name in ("c1", "never"):
+            no = refused(await ledger.extend("p", name, chain, demand(5)))
+            assert (no.reason, no.account, no.unit, no.needed) == (Refusal.RESOLVED, "run", None, 0)
+            assert no.balance == Balance("run", Limit(tokens=100), tokens(4), ZERO)
+        await stands_at(ledger, "run", 4, 0)
+
+    async def test_takes_the_limits_that_apply_now(self, ledger: Ledger) -> None:
+        await ledger.reserve("p", request("c1", [hold("run", 100)], 10))
+        got = granted(await ledger.extend("p", "c1", [hold("run", 500, tighten=Limit(tokens=300))], demand(200)))
+        assert got.balances[0].limit == Limit(tokens=300)
+        resolution = await ledger.settle("p", "c1", tokens(210), b"{}")
+        assert resolution.balances[0].limit == Limit(tokens=300)
+
+    async def test_wrong_calls_are_errors(self, ledger: Ledger) -> None:
+        await ledger.reserve("p", request("c1", [hold("run", 100)], 10))
+        for holds, extra in [
+            ([hold("other", 100)], demand(5)),
+            ([hold("run", 100), hold("other", 100)], demand(5)),
+            ([hold("run", 100)], Demand(1, 5, 5, requests=0)),
+            ([hold("run", 100)], Demand(0, 5, 5, requests=1)),
+            ([], demand(5)),
+        ]:
+            with pytest.raises(LedgerError):
+                await ledger.extend("p", "c1", holds, extra)
+        await stands_at(ledger, "run", 0, 10)
