@@ -1,0 +1,29 @@
+"""Fewer tokens for the same knowledge: compressing what a chat carries along.
+
+One file a strategy (structural, template, truncate, extractive, semantic); `chat` puts them together, `scoring` measures
+what is kept and `roi` whether it pays. `docs/compression.md` tells what each does and how well.
+"""
+
+from policies.compression.chat import compress_chat, semantic_requests, text_tokens
+from policies.compression.memory import MEMORY_TOKENS_MAX
+from policies.compression.policy import Aggressiveness, Compressed, CompressionPolicy, Strategy
+from policies.compression.roi import Roi, worth_it
+from policies.compression.scoring import quality
+from policies.compression.semantic import SemanticRequest, semantic_key, semantic_request
+
+__all__ = [
+    "MEMORY_TOKENS_MAX",
+    "Aggressiveness",
+    "Compressed",
+    "CompressionPolicy",
+    "Roi",
+    "SemanticRequest",
+    "Strategy",
+    "compress_chat",
+    "quality",
+    "semantic_key",
+    "semantic_request",
+    "semantic_requests",
+    "text_tokens",
+    "worth_it",
+]

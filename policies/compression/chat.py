@@ -1,0 +1,233 @@
+"""Compressing a chat: what is lossless first, then as much of what is asked as quality allows.
+
+    structural ─▶ memory ─▶ template ─▶ duplicates ─▶ semantic | truncate | extractive ─▶ measured, or the original
+
+Every stage takes a text only if it has fewer tokens, so a chat never grows. The whole is deterministic, and a chat that
+went through comes out of a second pass unchanged. What a text says is never read as an instruction to any stage.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from policies.compression.duplicates import without_duplicates
+from policies.compression.kinds import Kind, kind_of
+from policies.compression.lossy import candidates, cut_by_ratio, cut_to_target
+from policies.compression.markers import is_receipted
+from policies.compression.memory import MEMORY_TOKENS_MAX, memory_fitted
+from policies.compression.policy import Compressed, CompressionPolicy, Strategy
+from policies.compression.scoring import quality
+from policies.compression.segments import Message, Origin, call_texts, instruction_of, segments_of, with_texts
+from policies.compression.semantic import SemanticRequest, accepted, semantic_key, semantic_request
+from policies.compression.stages import Count, Draft, live_ids
+from policies.compression.structural import readable, structural
+from policies.compression.template import templated
+
+_SEMANTIC_TOKENS_MIN = 200  # a call for less costs more than it saves
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+def compress_chat(
+    messages: Sequence[Message],
+    policy: CompressionPolicy,
+    count: Count,
+    *,
+    target_tokens: int | None = None,
+    prompt_tokens: int | None = None,
+    intent: str = "",
+    memory_tokens_max: int = MEMORY_TOKENS_MAX,
+    condensed: Mapping[str, str] = _NOTHING,
+) -> Compressed:
+    """The chat as the policy wants it, or None in its place where the original has to go.
+
+    `count` counts one string. `prompt_tokens` is what the whole request counts as, with tools and framing; all figures
+    are then in that measure, otherwise they are the tokens of the texts alone. With `target_tokens` (same measure) the
+    texts are shortened until the prompt fits, oldest tool results first; without, each by the policy's ratio. What fits
+    is not touched. `condensed` holds answers to `semantic_requests` by their keys. Nothing given is modified.
+    """
+    segments = segments_of(messages)
+    draft = Draft.of(segments, count)
+    texts_before = draft.total_tokens
+    around = 0 if prompt_tokens is None else max(0, prompt_tokens - texts_before)
+    before = texts_before + around
+    refusal = _refusal(draft, policy, before, target_tokens)
+    if refusal:
+        return Compressed(None, before, before, 1.0, (), refusal)
+    instruction = instruction_of(messages)
+    _lossless(draft, policy, count, intent, instruction, memory_tokens_max)
+    safe = draft.copy()
+    texts_max = None if target_tokens is None else target_tokens - around
+    _lossy(draft, policy, count, messages, intent, instruction, texts_max, condensed)
+    score = _score(draft, instruction)
+    if score < policy.min_quality and draft.texts != safe.texts:
+        draft = safe
+        score = _score(draft, instruction)
+    return _outcome(messages, draft, policy, before, score, target_tokens)
+
+
+def semantic_requests(
+    messages: Sequence[Message],
+    policy: CompressionPolicy,
+    count: Count,
+    *,
+    intent: str = "",
+    memory_tokens_max: int = MEMORY_TOKENS_MAX,
+) -> tuple[SemanticRequest, ...]:
+    """What to ask a cheap model before `compress_chat` with the semantic strategy, given the same arguments."""
+    if policy.strategy is not Strategy.SEMANTIC:
+        return ()
+    draft = Draft.of(segments_of(messages), count)
+    _lossless(draft, policy, count, intent, instruction_of(messages), memory_tokens_max)
+    wanted = {}
+    for number in _condensable(draft, policy):
+        text, target = draft.texts[number], _semantic_target(draft, number, policy)
+        key = semantic_key(text, intent, target)
+        wanted[key] = SemanticRequest(key, semantic_request(text, intent, target), target)
+    return tuple(wanted.values())
+
+
+def text_tokens(messages: Sequence[Message], count: Count) -> int:
+    """The tokens of all texts of a chat: the measure of `compress_chat` without `prompt_tokens`."""
+    return sum(count(segment.text) for segment in segments_of(messages))
+
+
+def _refusal(draft: Draft, policy: CompressionPolicy, tokens: int, target_tokens: int | None) -> str:
+    if policy.strategy is Strategy.NONE:
+        return "the strategy is none"
+    if target_tokens is not None and tokens <= target_tokens:
+        return "it fits already"
+    if all(segment.fixed or not segment.text for segment in draft.segments):
+        return "every text is protected"
+    return ""
+
+
+def _lossless(
+    draft: Draft, policy: CompressionPolicy, count: Count, intent: str, instruction: str, memory_tokens_max: int
+) -> None:
+    """The stages that lose nothing a reader would miss, and the reserve of the memory."""
+    for number in _open(draft):
+        text = structural(draft.texts[number], policy.aggressiveness, exact=draft.segments[number].exact)
+        draft.take("structural", number, text, count)
+    _memory(draft, count, instruction, memory_tokens_max)
+    if policy.strategy is Strategy.TEMPLATE:
+        for number in _open(draft):
+            if not draft.segments[number].exact:
+                text = structural(templated(draft.texts[number], intent), policy.aggressiveness)
+                draft.take("template", number, text, count)
+    for number, text in enumerate(without_duplicates(draft.segments, draft.texts)):
+        draft.take("duplicates", number, text, count)
+
+
+def _open(draft: Draft) -> list[int]:
+    """The texts that may be changed and were not shortened by an earlier pass."""
+    return [
+        number
+        for number, segment in enumerate(draft.segments)
+        if not segment.fixed and not is_receipted(draft.texts[number])
+    ]
+
+
+def _memory(draft: Draft, count: Count, instruction: str, tokens_max: int) -> None:
+    """Bring all memory together into its reserve, each part in proportion."""
+    numbers = [number for number in _open(draft) if draft.segments[number].origin is Origin.MEMORY]
+    total = sum(draft.tokens[number] for number in numbers)
+    if total <= tokens_max:
+        return
+    for number in numbers:
+        share = tokens_max * draft.tokens[number] // total
+        draft.take("memory", number, memory_fitted(draft.texts[number], share, count, instruction), count)
+
+
+def _lossy(
+    draft: Draft,
+    policy: CompressionPolicy,
+    count: Count,
+    messages: Sequence[Message],
+    intent: str,
+    instruction: str,
+    texts_max: int | None,
+    condensed: Mapping[str, str],
+) -> None:
+    if policy.strategy in (Strategy.STRUCTURAL, Strategy.TEMPLATE):
+        return
+    calls = call_texts(messages)
+    if policy.strategy is Strategy.SEMANTIC:
+        _semantic(draft, policy, count, calls, intent, instruction, condensed)
+    if texts_max is not None:
+        cut_to_target(draft, policy, count, calls, instruction, texts_max)
+    elif policy.strategy is not Strategy.SEMANTIC:
+        cut_by_ratio(draft, policy, count, calls, instruction)
+
+
+def _semantic(
+    draft: Draft,
+    policy: CompressionPolicy,
+    count: Count,
+    calls: Sequence[tuple[int, str]],
+    intent: str,
+    instruction: str,
+    condensed: Mapping[str, str],
+) -> None:
+    live = live_ids(draft, calls)
+    for number in _condensable(draft, policy):
+        text = draft.texts[number]
+        answer = condensed.get(semantic_key(text, intent, _semantic_target(draft, number, policy)))
+        believed = accepted(text, answer, live[number], policy.min_quality, instruction) if answer else None
+        if believed is not None:
+            draft.take("semantic", number, believed, count)
+
+
+def _condensable(draft: Draft, policy: CompressionPolicy) -> list[int]:
+    """Prose, logs, tables and pages of some length; a model's rewriting would make code and JSON invalid."""
+    return [
+        number
+        for number in candidates(draft, policy)
+        if draft.tokens[number] >= _SEMANTIC_TOKENS_MIN
+        and not draft.segments[number].exact
+        and "```" not in draft.texts[number]
+        and kind_of(draft.texts[number]) not in (Kind.JSON, Kind.CODE)
+    ]
+
+
+def _semantic_target(draft: Draft, number: int, policy: CompressionPolicy) -> int:
+    return max(1, int(draft.tokens[number] * policy.target_ratio))
+
+
+def _score(draft: Draft, instruction: str) -> float:
+    """The quality of all changed texts together. Memory is not part of it: its size is a limit that somebody set."""
+    changed = [number for number in draft.changed() if draft.segments[number].origin is not Origin.MEMORY]
+    if not changed:
+        return 1.0
+    after = [draft.texts[number] for number in changed]
+    if "duplicates" in draft.saved:  # what a reference points to is still said, elsewhere in the chat
+        after = draft.texts
+    before = [readable(draft.segments[number].text) for number in changed]
+    return quality("\n".join(before), "\n".join(map(readable, after)), instruction)
+
+
+def _outcome(
+    messages: Sequence[Message],
+    draft: Draft,
+    policy: CompressionPolicy,
+    before: int,
+    score: float,
+    target_tokens: int | None,
+) -> Compressed:
+    changed = draft.changed()
+    if not changed:
+        return Compressed(None, before, before, 1.0, (), "nothing to compress")
+    if score < policy.min_quality:
+        reason = f"quality {score:.2f} is below {policy.min_quality:.2f}"
+        return Compressed(None, before, before, score, (), reason)
+    after = before - sum(draft.saved.values())
+    reason = f"{before - after} of {before} tokens saved"
+    if target_tokens is not None and after > target_tokens:
+        reason += f", {after - target_tokens} more than wanted are left"
+    return Compressed(
+        with_texts(messages, {draft.segments[number].place: draft.texts[number] for number in changed}),
+        before,
+        after,
+        score,
+        tuple(f"{stage}={tokens}" for stage, tokens in draft.saved.items()),
+        reason,
+        sum(draft.tokens[changed[0] :]),
+    )

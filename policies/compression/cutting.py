@@ -1,0 +1,96 @@
+"""Shortening one text to a share of itself, as far as its quality and what others need of it allow."""
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+from policies.compression.extractive import extraction_order
+from policies.compression.facts import identifiers_of
+from policies.compression.json_pieces import json_pieces
+from policies.compression.json_text import minified
+from policies.compression.kinds import Kind, kind_of
+from policies.compression.pieces import Pieces, text_pieces
+from policies.compression.policy import Strategy
+from policies.compression.scoring import quality
+from policies.compression.truncate import truncation_order
+
+_GAP_CHARACTERS_MIN = 32  # leaving out less would not pay for the marker
+_STEPS = (0.0, 1 / 3, 2 / 3)  # on the way from the wanted share to the whole, when quality asks for more
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What must survive a cut: ids that later messages use, lines that later references point to, and quality."""
+
+    live_ids: frozenset[str]
+    referenced_lines: frozenset[int]
+    min_quality: float
+    instruction: str
+
+
+def shortened(text: str, share: float, strategy: Strategy, need: Need) -> str | None:
+    """The text cut to about `share` (0–1) of its characters, to more where quality asks for it, or None.
+
+    `strategy` is truncate or extractive. The result carries a receipt; the caller still counts whether it is shorter.
+    """
+    kind = kind_of(text)
+    if kind is Kind.JSON and need.referenced_lines:
+        return None
+    pieces: Pieces = json_pieces(minified(text)) if kind is Kind.JSON else text_pieces(text, kind)
+    if len(pieces.units) < 2:
+        return None
+    order = _order(pieces, strategy, need.instruction)
+    pinned = pieces.always | _pinned(pieces.units, need)
+    for step in _STEPS:
+        cut = _cut(pieces, order, pinned, share + (1 - share) * step)
+        if cut is not None and len(cut) < len(text) and quality(text, cut, need.instruction) >= need.min_quality:
+            return cut
+    return None
+
+
+def _order(pieces: Pieces, strategy: Strategy, instruction: str) -> list[float]:
+    if strategy is Strategy.TRUNCATE:
+        return truncation_order(pieces.units)
+    return extraction_order(pieces.units, pieces.contexts, instruction)
+
+
+def _pinned(units: Sequence[str], need: Need) -> frozenset[int]:
+    """The first unit that holds each live id, and every unit that holds a referenced line."""
+    pinned: set[int] = set()
+    wanted = set(need.live_ids)
+    line = 0
+    for number, unit in enumerate(units):
+        lines = unit.count("\n")
+        if need.referenced_lines and not need.referenced_lines.isdisjoint(range(line, line + lines + 1)):
+            pinned.add(number)
+        line += lines
+        held = identifiers_of(unit) & wanted if wanted else frozenset()
+        if held:
+            pinned.add(number)
+            wanted -= held
+    return frozenset(pinned)
+
+
+def _cut(pieces: Pieces, order: Sequence[float], pinned: Set[int], share: float) -> str | None:
+    sizes = [len(unit) for unit in pieces.units]
+    allowed = share * sum(sizes) - sum(sizes[number] for number in pinned)
+    kept = set(pinned)
+    for number in sorted(range(len(sizes)), key=lambda number: -order[number]):
+        if number not in kept and sizes[number] <= allowed:
+            kept.add(number)
+            allowed -= sizes[number]
+    kept |= _too_small_to_drop(sizes, kept)
+    return pieces.render(kept) if len(kept) < len(sizes) else None
+
+
+def _too_small_to_drop(sizes: Sequence[int], kept: Set[int]) -> set[int]:
+    """Units in gaps that are smaller than the mark that would stand for them."""
+    found: set[int] = set()
+    gap: list[int] = []
+    for number in range(len(sizes) + 1):
+        if number < len(sizes) and number not in kept:
+            gap.append(number)
+            continue
+        if sum(sizes[unit] for unit in gap) < _GAP_CHARACTERS_MIN:
+            found.update(gap)
+        gap = []
+    return found

@@ -1,0 +1,136 @@
+"""Blocks that the chat already holds are replaced by a reference to where they came first.
+
+Agents read the same file twice, print the same listing after every step and log the same traceback a hundred times. The
+first occurrence stays, so the beginning of a chat, and with it the provider's prompt cache, does not change as the
+chat grows. Of code and JSON only the whole is replaced: a reference in the middle would make them invalid.
+"""
+
+from collections.abc import Sequence
+
+from policies.compression.kinds import Kind, kind_of
+from policies.compression.markers import digest, is_marker, is_receipted, reference, references_in
+from policies.compression.segments import Segment
+from policies.compression.structural import open_fences, repeats_counted
+
+_BLOCK_CHARACTERS_MIN = 200
+_ANCHOR_LINES = 3  # shorter runs ("}", "", "return") are alike by chance
+_Anchor = tuple[str, str, str]
+_Spot = tuple[int, int]  # which text, which of its lines
+
+
+class _Seen:
+    """The lines of the texts so far, found by every three that follow each other. One entry a line: linear."""
+
+    def __init__(self) -> None:
+        self.whole: dict[str, int] = {}
+        self.lines: dict[int, list[str]] = {}
+        self.known: set[str] = set()
+        self.spots: dict[_Anchor, _Spot] = {}
+
+    def add(self, owner: int, lines: list[str]) -> None:
+        self.lines[owner] = lines
+        self.known.update(lines)
+        for line, anchor in enumerate(zip(lines, lines[1:], lines[2:], strict=False)):
+            self._note(anchor, (owner, line))
+
+    def add_last(self, owner: int) -> None:
+        """One line was appended to the owner's lines."""
+        lines = self.lines[owner]
+        if len(lines) >= _ANCHOR_LINES:
+            self._note((lines[-3], lines[-2], lines[-1]), (owner, len(lines) - _ANCHOR_LINES))
+
+    def run_at(self, lines: list[str], start: int) -> tuple[int, int]:
+        """How many lines from `start` on repeat an earlier spot, and whose they are; (0, 0) for none."""
+        spot = self.spots.get((lines[start], lines[start + 1], lines[start + 2]))
+        if spot is None:
+            return 0, 0
+        source, offset = self.lines[spot[0]], spot[1]
+        most = min(len(lines) - start, len(source) - offset)
+        run = _ANCHOR_LINES
+        while run < most and lines[start + run] == source[offset + run] and not is_marker(lines[start + run]):
+            run += 1
+        return run, spot[0]
+
+    def _note(self, anchor: _Anchor, spot: _Spot) -> None:
+        if not any(map(is_marker, anchor)):
+            self.spots.setdefault(anchor, spot)
+
+
+def without_duplicates(segments: Sequence[Segment], texts: Sequence[str]) -> list[str]:
+    """The texts (one for each segment, in order) with repeated blocks replaced where the segment may be changed."""
+    seen = _Seen()
+    result = []
+    for number, (segment, text) in enumerate(zip(segments, texts, strict=True)):
+        if len(text) < _BLOCK_CHARACTERS_MIN or is_receipted(text):  # what a shortened text repeats now is chance
+            result.append(text)
+            continue
+        changed = _remembered(text, number, seen) if segment.fixed else _referring(text, number, segments, seen)
+        seen.whole.setdefault(changed, number)
+        result.append(changed)
+    return result
+
+
+def referenced_lines(later: Sequence[str], source: str, message_number: int) -> frozenset[int]:
+    """The lines of `source`, which stands in that message (from 1), that these texts refer to instead of repeating."""
+    wanted = [
+        (lines, mark) for text in later for lines, number, mark in references_in(text) if number == message_number
+    ]
+    if not wanted:
+        return frozenset()
+    places: dict[str, int] = {}
+    for line, content in enumerate(source.split("\n")):
+        places.setdefault(digest(content), line)
+    found = [(places[mark], lines) for lines, mark in wanted if mark in places]
+    return frozenset(line for first, lines in found for line in range(first, first + lines))
+
+
+def _remembered(text: str, number: int, seen: _Seen) -> str:
+    seen.add(number, text.split("\n"))
+    return text
+
+
+def _referring(text: str, number: int, segments: Sequence[Segment], seen: _Seen) -> str:
+    lines = text.split("\n")
+    source = seen.whole.get(text)
+    if source is not None:
+        mark = reference(len(lines), segments[source].label, lines[0])
+        return f'"{mark}"' if kind_of(text) is Kind.JSON else mark
+    if not _repeats(lines, seen) or segments[number].exact or kind_of(text) in (Kind.CODE, Kind.JSON):
+        return _remembered(text, number, seen)
+    return "\n".join(repeats_counted(_blocks_replaced(lines, number, segments, seen)))
+
+
+def _repeats(lines: list[str], seen: _Seen) -> bool:
+    """Could there be a block to replace? Asked of every text, so it only touches sets."""
+    if len(lines) < _ANCHOR_LINES:
+        return False
+    distinct = set(lines)
+    return len(distinct) <= len(lines) - _ANCHOR_LINES + 1 or len(seen.known & distinct) >= _ANCHOR_LINES
+
+
+def _blocks_replaced(lines: list[str], number: int, segments: Sequence[Segment], seen: _Seen) -> list[str]:
+    kept: list[str] = []
+    seen.lines[number] = kept
+    fences = open_fences(lines)
+    position = 0
+    while position < len(lines):
+        run, owner = seen.run_at(lines, position) if position + _ANCHOR_LINES <= len(lines) else (0, 0)
+        run = _outside_code(fences, position, run)
+        if run and sum(map(len, lines[position : position + run])) >= _BLOCK_CHARACTERS_MIN:
+            kept.append(reference(run, segments[owner].label, lines[position]))
+            position += run
+        else:
+            kept.append(lines[position])
+            position += 1
+        seen.add_last(number)
+    seen.known.update(kept)
+    return kept
+
+
+def _outside_code(fences: Sequence[bool], start: int, run: int) -> int:
+    """The run cut back to where no code fence is open at either end."""
+    if not run or (start and fences[start - 1]):
+        return 0
+    while run and fences[start + run - 1]:
+        run -= 1
+    return run

@@ -1,0 +1,83 @@
+"""What a text states: its numbers, identifiers, names and rare words.
+
+These are what a later question asks for, and what a compressed text must not lose.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from policies.compression.markers import without_markers
+
+_TERM = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,2}|[^\W_](?:[\w./:@+#-]*\w)?")
+_NUMBER = re.compile(r"[\d.,:%/-]+\Z")
+_JOINED = re.compile(r"[_./:@#]|[a-z][A-Z]")
+_ISO = re.compile(r"(?<=\d)T(?=\d\d:)")
+_TAG = re.compile(r"<[^<>]*>")
+_RARE_OCCURRENCES_MAX = 2
+_RARE_CHARACTERS_MIN = 5
+_ID_CHARACTERS_MIN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Distinct terms by what they are. Words are lower case; everything else is as it was written."""
+
+    numbers: frozenset[str]
+    identifiers: frozenset[str]
+    names: frozenset[str]
+    rare: frozenset[str]
+
+
+def facts_of(text: str) -> Facts:
+    """Linear in the text; markers of what was left out say nothing."""
+    return _sorted_out(terms_of(text))
+
+
+def terms_of(text: str) -> Counter[str]:
+    """How often every term occurs. Of markup only what a reader sees; date and time of a stamp are two terms."""
+    text = without_markers(text)
+    if text.lstrip()[:1] == "<":
+        text = _TAG.sub(" ", text)
+    if "T" in text:
+        text = _ISO.sub(" ", text)
+    return Counter(_TERM.findall(text))
+
+
+def identifiers_of(text: str) -> frozenset[str]:
+    """The ids, paths, addresses and long numbers that another message may refer to."""
+    return frozenset(term for term in terms_of(text) if len(term) >= _ID_CHARACTERS_MIN and _is_identifier(term))
+
+
+@cache
+def stop_words() -> frozenset[str]:
+    """Words that say nothing about a subject."""
+    source = files("policies.compression").joinpath("words.json").read_text(encoding="utf-8")
+    return frozenset(json.loads(source)["stop"])
+
+
+def _is_identifier(term: str) -> bool:
+    if any(map(str.isdigit, term)):
+        return not _NUMBER.match(term) or sum(map(str.isdigit, term)) >= 5
+    return bool(_JOINED.search(term))
+
+
+def _sorted_out(terms: Mapping[str, int]) -> Facts:
+    numbers, identifiers, names, rare = set(), set(), set(), set()
+    stop = stop_words()
+    for term, count in terms.items():
+        if _NUMBER.match(term):
+            numbers.add(term)
+        elif any(map(str.isdigit, term)) or _JOINED.search(term):
+            identifiers.add(term)
+        elif term.lower() in stop:
+            continue
+        elif term[0].isupper() and len(term) > 1:
+            names.add(term)
+        elif count <= _RARE_OCCURRENCES_MAX and (len(term) >= _RARE_CHARACTERS_MIN or not term.isascii()):
+            rare.add(term.lower())
+    return Facts(frozenset(numbers), frozenset(identifiers), frozenset(names), frozenset(rare))

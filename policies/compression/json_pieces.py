@@ -1,0 +1,178 @@
+"""Minified JSON in pieces: the records of its arrays, the entries of its large objects, the passages of its long texts.
+
+Records are slices of the text, so what stays is what was written. What is left out leaves a string in its array, or an
+entry in its object, that says so.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+
+from policies.compression.kinds import Kind
+from policies.compression.markers import sign, unsigned_receipt
+from policies.compression.pieces import TextPieces, text_pieces
+
+_DEPTH_MAX = 6  # below, values are kept or dropped whole: nesting cannot make reading quadratic
+_ENTRIES_MIN = 12  # objects with fewer keys are records, and a record without some of its keys is misread
+_TEXT_CHARACTERS_MIN = 400
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One droppable record, by the number of its unit."""
+
+    unit: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Passages:
+    """A long string: the units from `first` on are its passages."""
+
+    first: int
+    pieces: TextPieces
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """An array or object; in objects, each item is written behind its key."""
+
+    brackets: str
+    items: list[tuple[str, "_Node"]]
+
+
+_Node = str | _Piece | _Passages | _Group
+
+
+@dataclass(slots=True)
+class JsonPieces:
+    """See `Pieces`. Built by `json_pieces`; unchanged afterwards."""
+
+    root: _Node = ""
+    units: list[str] = field(default_factory=list)
+    contexts: list[str] = field(default_factory=list)
+    always: frozenset[int] = frozenset()
+
+    def add(self, unit: str, keys: str) -> int:
+        self.units.append(unit)
+        self.contexts.append(f"{keys} {unit}")
+        return len(self.units) - 1
+
+    def render(self, kept: Set[int]) -> str:
+        left_out = len(self.units) - len(kept)
+        markers = _markers(unsigned_receipt(f"{left_out} of {len(self.units)} records left out"))
+        return sign(_rendered(self.root, self, kept, markers))
+
+
+def json_pieces(text: str) -> JsonPieces:
+    """`text` is valid, minified JSON."""
+    pieces = JsonPieces()
+    record_characters_max = max(200, min(1500, len(text) // 20))
+    pieces.root = _node(text, pieces, "", _DEPTH_MAX, record_characters_max)
+    return pieces
+
+
+def _node(raw: str, pieces: JsonPieces, keys: str, depth: int, small: int) -> _Node:
+    if raw[0] == '"' and len(raw) >= _TEXT_CHARACTERS_MIN and not _SURROGATE.search(raw):
+        return _passages(raw, pieces, keys)
+    if len(raw) <= small or not depth or raw[0] not in "[{":
+        return raw
+    if raw[0] == "[":
+        elements = [("", element) for element in _elements(raw)]
+        return _group("[]", elements, pieces, keys, depth, small, droppable=len(elements) > 1)
+    entries = list(_entries(raw))
+    return _group("{}", entries, pieces, keys, depth, small, droppable=len(entries) >= _ENTRIES_MIN)
+
+
+def _group(
+    brackets: str,
+    slices: list[tuple[str, str]],
+    pieces: JsonPieces,
+    keys: str,
+    depth: int,
+    small: int,
+    *,
+    droppable: bool,
+) -> _Group:
+    items: list[tuple[str, _Node]] = []
+    for key, raw in slices:
+        path = f"{keys[-120:]} {key}"
+        if droppable and len(raw) <= small:
+            items.append((key, _Piece(pieces.add(raw, path))))
+        else:
+            items.append((key, _node(raw, pieces, path, depth - 1, small)))
+    return _Group(brackets, items)
+
+
+def _passages(raw: str, pieces: JsonPieces, keys: str) -> _Node:
+    inner = text_pieces(json.loads(raw), Kind.PROSE)
+    if len(inner.units) < 2:
+        return raw
+    first = len(pieces.units)
+    for unit, context in zip(inner.units, inner.contexts, strict=True):
+        pieces.add(unit, f"{keys} {context}" if context != unit else keys)
+    return _Passages(first, inner)
+
+
+def _elements(raw: str) -> Iterator[str]:
+    position = 1
+    while raw[position] != "]":
+        end = _DECODER.raw_decode(raw, position)[1]
+        yield raw[position:end]
+        position = end + (raw[end] == ",")
+
+
+def _entries(raw: str) -> Iterator[tuple[str, str]]:
+    position = 1
+    while raw[position] != "}":
+        value = _DECODER.raw_decode(raw, position)[1] + 1
+        end = _DECODER.raw_decode(raw, value)[1]
+        yield raw[position:value], raw[value:end]
+        position = end + (raw[end] == ",")
+
+
+def _markers(receipt: str) -> Iterator[str]:
+    """The receipt once; empty afterwards, so that each gap counts for itself."""
+    yield receipt
+    while True:
+        yield ""
+
+
+def _rendered(node: _Node, pieces: JsonPieces, kept: Set[int], markers: Iterator[str]) -> str:
+    if isinstance(node, str):
+        return node
+    if isinstance(node, _Piece):
+        return pieces.units[node.unit]
+    if isinstance(node, _Passages):
+        numbers = range(len(node.pieces.units))
+        inner = {number for number in numbers if node.first + number in kept}
+        if len(inner) == len(numbers):
+            return json.dumps(node.pieces.unsigned(inner, ""), ensure_ascii=False)
+        marker = next(markers) or _count(len(numbers) - len(inner), "passages")
+        return json.dumps(node.pieces.unsigned(inner, marker), ensure_ascii=False)
+    parts = _items(node, pieces, kept, markers)
+    return node.brackets[0] + ",".join(parts) + node.brackets[1]
+
+
+def _items(group: _Group, pieces: JsonPieces, kept: Set[int], markers: Iterator[str]) -> list[str]:
+    parts: list[str] = []
+    dropped = 0
+    is_object = group.brackets == "{}"
+    for key, node in group.items:
+        if isinstance(node, _Piece) and node.unit not in kept:
+            dropped += 1
+            continue
+        if dropped and not is_object:
+            parts.append(f'"{next(markers) or _count(dropped, "records")}"')
+            dropped = 0
+        parts.append(key + _rendered(node, pieces, kept, markers))
+    if dropped:  # an object says it once, at its end: a second entry of the same name would hide the first
+        marker = f'"{next(markers) or _count(dropped, "records")}"'
+        parts.append(f"{marker}:null" if is_object else marker)
+    return parts
+
+
+def _count(number: int, noun: str) -> str:
+    return f"[… {number} {noun} left out …]"

@@ -1,0 +1,73 @@
+"""What kind of text a text is, told from its beginning: strategies treat logs, tables, pages, code and prose apart."""
+
+import re
+from enum import StrEnum
+
+from policies.compression.json_text import looks_like_json
+
+
+class Kind(StrEnum):
+    JSON = "json"
+    CODE = "code"
+    MARKUP = "markup"
+    LOG = "log"
+    TABLE = "table"
+    PROSE = "prose"
+
+
+_SAMPLE_CHARACTERS = 6000
+_SAMPLE_LINES = 80
+_MARKUP = re.compile(
+    r"\s*(?:<\?xml[^>]{0,200}\?>\s*)?<(?:!doctype|html|head|body|div|section|article|main|table|ul|p|span|feed|rss)\b",
+    re.I,
+)
+_DIFF = re.compile(r"(?m)^(?:diff --git |@@ -\d|--- a/|\*\*\* (?:Begin|Update) )")
+_CODE_LINE = re.compile(
+    r"\s*(?:\d+\s*[\t:|→]\s*)?(?:"
+    r"(?:async )?def \w|class \w|from [\w.]+ import |import [\w.{*]|@\w+|return\b|if .*:$|elif .*:$|else:$|for .* in .*:$"
+    r"|while .*:$|try:$|except\b.*:$|with .*:$|raise \w|#include|#define|using \w|package \w|func \w|fn \w|pub |let \w|const \w|var \w"
+    r"|export |function\b|public |private |protected |static |struct |interface |impl |type \w+ =|\} else|.*[{};]$|.*\) ?=>.*|</?\w+>?$"
+    r"|(?:self\.)?[\w.]+ = .+|SELECT |CREATE |INSERT )"
+)
+STAMP = re.compile(
+    r"\[?(?:\d{4}[-/]\d\d[-/]\d\d[T ])?\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?\]?(?=[\s|:,-]|$)"
+    r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?=\s)"
+)
+_LEVEL = re.compile(
+    r"\b(?:DEBUG|INFO|WARN(?:ING)?|ERROR|CRITICAL|FATAL|NOTICE|TRACE)\b|\[(?:debug|info|warn|warning|error|notice)\]"
+)
+_MIN_SHARE = 0.3
+
+
+def kind_of(text: str) -> Kind:
+    """Reads at most 6,000 characters, except that JSON is only what parses as a whole."""
+    if looks_like_json(text):
+        return Kind.JSON
+    if _MARKUP.match(text[:400]):
+        return Kind.MARKUP
+    lines = [line for line in text[:_SAMPLE_CHARACTERS].split("\n")[:_SAMPLE_LINES] if line.strip()]
+    if not lines:
+        return Kind.PROSE
+    return _kind_of_lines(lines)
+
+
+def _kind_of_lines(lines: list[str]) -> Kind:
+    if _DIFF.search("\n".join(lines)):
+        return Kind.CODE
+    stamped = sum(1 for line in lines if STAMP.match(line) or _LEVEL.search(line[:80]))
+    if stamped >= _MIN_SHARE * len(lines):
+        return Kind.LOG
+    tabular = sum(1 for line in lines if _is_row(line))
+    if len(lines) >= 3 and tabular >= 0.6 * len(lines):
+        return Kind.TABLE
+    coded = sum(1 for line in lines if _CODE_LINE.match(line[:300]))
+    return Kind.CODE if len(lines) >= 3 and coded >= 0.4 * len(lines) else Kind.PROSE
+
+
+def _is_row(line: str) -> bool:
+    """A table's row: bars, tabs, three commas without a sentence's spaces, or columns two blanks apart."""
+    if line.count("|") >= 2 or line.count("\t") >= 2:
+        return True
+    if line.count(",") >= 3 and line.count(", ") * 3 <= line.count(","):
+        return True
+    return line.strip().count("  ") >= 2

@@ -1,0 +1,67 @@
+"""What stands where something was left out: readable for the model, and recognised when the text comes by again.
+
+    [… 37 of 120 lines left out · 3fa9 …]          the first gap of a shortened text: its receipt
+    […]                                            its other gaps
+    [… 12 lines as in message 3 (read_log) · 9f3e …]   a back-reference to an earlier text
+
+The four digits bind a marker to content: a receipt carries the digest of the text that it stands in, a reference that
+of the first line of its block. So a text is not shortened twice, and one that only pretends to carry our marker is
+treated like any other. No marker holds a quote or a backslash: all of them can stand inside a JSON string.
+"""
+
+import re
+from hashlib import blake2s
+
+GAP = "[…]"
+_UNSIGNED = "· 0000 …]"
+_RECEIPT = re.compile(r"\[… [^\[\]\n]{1,80} · ([0-9a-f]{4}) …\]")
+_REFERENCE = re.compile(r"\[… (\d+) lines? as in message (\d+)[^\[\]\n]{0,50} · ([0-9a-f]{4}) …\]")
+_ANY = re.compile(r"\[…(?: [^\[\]\n]{1,80} …)?\]")
+_RECEIPTS_MAX = 16  # a text full of false receipts must not cost a digest each
+
+
+def digest(text: str) -> str:
+    return blake2s(text.encode("utf-8", "surrogatepass"), digest_size=2).hexdigest()
+
+
+def unsigned_receipt(what: str) -> str:
+    """A receipt still to be signed by `sign`, once the text around it is complete."""
+    return f"[… {what} {_UNSIGNED}"
+
+
+def sign(text: str) -> str:
+    """The text with its one unsigned receipt signed."""
+    return text.replace(_UNSIGNED, f"· {digest(text)} …]", 1)
+
+
+def is_receipted(text: str) -> bool:
+    """Was this text shortened by us and left as it is since?"""
+    if " …]" not in text:
+        return False
+    for tried, receipt in enumerate(_RECEIPT.finditer(text)):
+        if tried == _RECEIPTS_MAX:
+            return False
+        start, end = receipt.span(1)
+        if receipt[1] == digest(text[:start] + "0000" + text[end:]):
+            return True
+    return False
+
+
+def reference(lines: int, label: str, first_line: str) -> str:
+    plural = "line" if lines == 1 else "lines"
+    return f"[… {lines} {plural} as in {label} · {digest(first_line)} …]"
+
+
+def references_in(text: str) -> list[tuple[int, int, str]]:
+    """(lines, message number from 1, digest of the first line) of every back-reference."""
+    if " as in message " not in text:
+        return []
+    return [(int(found[1]), int(found[2]), found[3]) for found in _REFERENCE.finditer(text)]
+
+
+def is_marker(line: str) -> bool:
+    return line.startswith("[…") and line.endswith("…]")
+
+
+def without_markers(text: str) -> str:
+    return _ANY.sub(" ", text) if "[…" in text else text

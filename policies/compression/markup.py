@@ -1,0 +1,109 @@
+"""Web pages without what only a browser needs: comments, scripts, styles, drawings and styling attributes.
+
+Regular expressions here never look for an end that may not come: a page of ten thousand unclosed comments costs one
+pass, like any other.
+"""
+
+import re
+
+_SILENT = re.compile(r"<(script|style|svg|noscript|template|iframe|canvas)\b", re.IGNORECASE)
+_TAG = re.compile(r"<(/?)([A-Za-z][\w:-]*)((?:\s[^<>]*)?)>")
+_TAG_WITH_ATTRIBUTES = re.compile(r"<([A-Za-z][\w:-]*)(\s[^<>]*)>")
+_ATTRIBUTE = re.compile(r"""([\w:-]+)\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]+)""")
+_TELLING = frozenset(
+    {
+        "href",
+        "src",
+        "alt",
+        "title",
+        "name",
+        "id",
+        "value",
+        "type",
+        "content",
+        "placeholder",
+        "for",
+        "action",
+        "datetime",
+    }
+)
+_BLOCK = frozenset(
+    {"p", "div", "section", "article", "li", "ul", "ol", "tr", "table", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6"}
+    | {"header", "footer", "main", "nav", "dt", "dd", "pre", "blockquote", "option", "form", "title"}
+)
+_BETWEEN_TAGS = re.compile(r">\s+<")
+_INLINE_SPACES = re.compile(r"[ \t]{2,}")
+_ROUNDS_MAX = 4
+
+
+def without_noise(page: str, *, keep_tags: bool) -> str:
+    """The page's content and, with `keep_tags`, its structure; without, its text with the links in parentheses.
+
+    Taking a comment out can make a new one of what stood around it; a page that is still changing after four rounds is
+    made to do so, and comes back as it is.
+    """
+    result = page
+    for _ in range(_ROUNDS_MAX):
+        cleaned = _once(result, keep_tags)
+        if cleaned == result:
+            return result
+        result = cleaned
+    return page
+
+
+def _once(page: str, keep_tags: bool) -> str:
+    page = _without_silent(_without_comments(page))
+    if not keep_tags:
+        return _INLINE_SPACES.sub(" ", _TAG.sub(_spoken, page))
+    return _BETWEEN_TAGS.sub("><", _TAG_WITH_ATTRIBUTES.sub(_plain_tag, page))
+
+
+def _without_comments(page: str) -> str:
+    kept = []
+    position = 0
+    while (start := page.find("<!--", position)) >= 0:
+        end = page.find("-->", start + 4)
+        if end < 0:
+            break
+        kept.append(page[position:start])
+        position = end + 3
+    kept.append(page[position:])
+    return "".join(kept)
+
+
+def _without_silent(page: str) -> str:
+    """Elements that are not read: dropped from their opening to their closing tag; left when never closed."""
+    kept = []
+    position = 0
+    unclosed: set[str] = set()
+    for found in _SILENT.finditer(page):
+        name = found[1].lower()
+        if found.start() < position or name in unclosed:
+            continue
+        closing = re.compile(rf"</{name}\s*>", re.IGNORECASE).search(page, found.end())
+        if closing is None:
+            unclosed.add(name)
+            continue
+        kept.append(page[position : found.start()])
+        position = closing.end()
+    kept.append(page[position:])
+    return "".join(kept)
+
+
+def _plain_tag(tag: re.Match[str]) -> str:
+    told = [
+        f"{name}={value}"
+        for name, value in _ATTRIBUTE.findall(tag[2])
+        if name.lower() in _TELLING and value[1:6].lower() != "data:"
+    ]
+    return f"<{' '.join([tag[1], *told])}>"
+
+
+def _spoken(tag: re.Match[str]) -> str:
+    name = tag[2].lower()
+    if name == "a" and not tag[1]:
+        href = next((value.strip("\"'") for key, value in _ATTRIBUTE.findall(tag[3]) if key.lower() == "href"), "")
+        return f"({href}) " if href and href[0] not in "#j" else ""
+    if name in ("td", "th"):
+        return " | " if tag[1] else ""
+    return "\n" if name in _BLOCK else ""

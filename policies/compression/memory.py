@@ -1,0 +1,81 @@
+"""Memory: what an agent carries from run to run has a size of its own, and is brought to it before anything else.
+
+Who the user is stays; of past runs the newest stay. What fits its reserve is left alone by every lossy strategy.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+from policies.compression.json_pieces import json_pieces
+from policies.compression.json_text import minified
+from policies.compression.kinds import Kind, kind_of
+from policies.compression.pieces import Pieces, text_pieces
+from policies.compression.relevance import relevance, terms_asked
+
+MEMORY_TOKENS_MAX = 800
+_USER = re.compile(
+    r"(?i)\b(?:user(?:'s)?(?:[ _-]?(?:context|profile|name|info|preferences?))?|profile|preferences?|prefers|personal|account|"
+    r"language|time ?zone|locale|company|role)\b"
+)
+_DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?")
+_USER_WEIGHT = 2.0
+_NEWEST_WEIGHT = 1.0
+_ASKED_WEIGHT = 0.5
+_TRIES = 6  # each brings a text at least a tenth nearer to its size
+
+
+def memory_fitted(text: str, tokens_max: int, count: Callable[[str], int], instruction: str) -> str:
+    """The memory within `tokens_max`, or as near as its parts allow. Already small enough: unchanged."""
+    tokens = count(text)
+    if tokens <= tokens_max:
+        return text
+    pieces = _pieces(text)
+    order = _order(pieces.contexts, instruction)
+    share = tokens_max / tokens
+    for _ in range(_TRIES):
+        cut = _cut(pieces, order, share)
+        size = count(cut)
+        if size <= tokens_max:
+            return cut
+        share *= min(0.9, tokens_max / size)
+    return cut if size < tokens else text
+
+
+def _pieces(text: str) -> Pieces:
+    kind = kind_of(text)
+    return json_pieces(minified(text)) if kind is Kind.JSON else text_pieces(text, Kind.PROSE)
+
+
+def _order(contexts: Sequence[str], instruction: str) -> list[float]:
+    """User context first, then the newest, with a preference for what is being asked."""
+    scores = relevance(contexts, terms_asked(instruction))
+    best = max(scores, default=0.0) or 1.0
+    return [
+        (_USER_WEIGHT if _USER.search(context) else 0.0) + _NEWEST_WEIGHT * newness + _ASKED_WEIGHT * score / best
+        for context, newness, score in zip(contexts, _newness(contexts), scores, strict=True)
+    ]
+
+
+def _newness(contexts: Sequence[str]) -> list[float]:
+    """0–1 for each piece: by its date or the last one before it; without dates, what comes later is newer."""
+    dates: list[str] = []
+    current = ""
+    for context in contexts:
+        found = _DATE.findall(context)
+        current = max(found) if found else current
+        dates.append(current)
+    known = sorted(set(dates))
+    if len(known) < 2:
+        return [number / max(1, len(contexts) - 1) for number in range(len(contexts))]
+    return [known.index(date) / (len(known) - 1) for date in dates]
+
+
+def _cut(pieces: Pieces, order: Sequence[float], share: float) -> str:
+    sizes = [len(unit) for unit in pieces.units]
+    allowed = share * sum(sizes)
+    kept: set[int] = set()
+    for number in sorted(range(len(sizes)), key=lambda number: (-order[number], -number)):
+        if sizes[number] <= allowed:
+            kept.add(number)
+            allowed -= sizes[number]
+    return pieces.render(kept)

@@ -1,0 +1,201 @@
+"""A text taken apart where it may be cut: sentences, log records, table rows, top-level code, JSON records.
+
+Nothing is cut inside of a piece. The pieces of a text, put together again, are the text; with some of them left out, it
+says so where they stood, and JSON is still JSON.
+"""
+
+import re
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from policies.compression.kinds import STAMP, Kind
+from policies.compression.markers import GAP, sign, unsigned_receipt
+from policies.compression.structural import fenced_blocks, is_fenced
+
+_SENTENCE_END = re.compile(r"(?<=[.!?]\s)(?=\S)|(?<=[。！？])")
+_LONG_CHARACTERS = 400
+_LONG = re.compile(rf"(?s).{{1,{_LONG_CHARACTERS}}}(?:\s+|\Z)|.{{{_LONG_CHARACTERS}}}")
+_HEADING = re.compile(r"#{1,6} \S|(?:\*\*|__)[^*_\n]{1,80}(?:\*\*|__):?\s*$|[^\s#>|*-][^.!?\n]{0,60}:\s*$")
+_UNDERLINE = re.compile(r"[=~^*+-]{3,}\s*$")
+_CODE_CONTINUES = re.compile(r"\s|[)\]}]|(?:else|elif|except|finally|catch)\b|$")
+_LITERAL = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|#.*|//.*")
+_OPENING = re.compile(r"[(\[{]")
+_CLOSING = re.compile(r"[)\]}]")
+_PYTHON = re.compile(r"(?m)^(?:def \w|async def |class \w[^{\n]*:\s*$|from \S+ import |import [\w.]+\s*$)")
+_NOUNS = {Kind.LOG: "log records", Kind.TABLE: "rows", Kind.CODE: "code blocks", Kind.JSON: "records"}
+
+
+class Pieces(Protocol):
+    """A text in pieces. `contexts` are the pieces as a reader understands them: with their heading or their keys."""
+
+    @property
+    def units(self) -> list[str]: ...
+
+    @property
+    def contexts(self) -> list[str]: ...
+
+    @property
+    def always(self) -> frozenset[int]:
+        """Pieces without which the others cannot be read: the header of a table."""
+        ...
+
+    def render(self, kept: Set[int]) -> str:
+        """The text of these pieces, each gap marked, the first one with a receipt."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TextPieces:
+    """Pieces that follow each other; together they are the text."""
+
+    kind: Kind
+    units: list[str]
+    contexts: list[str]
+    always: frozenset[int] = field(default=frozenset())
+    comment: tuple[str, str] = ("", "")  # what makes a marker a comment where code is cut
+
+    def render(self, kept: Set[int]) -> str:
+        return sign(self.unsigned(kept, self.receipt(len(kept))))
+
+    def receipt(self, kept: int) -> str:
+        noun = _NOUNS.get(self.kind, "passages")
+        return unsigned_receipt(f"{len(self.units) - kept} of {len(self.units)} {noun} left out")
+
+    def unsigned(self, kept: Set[int], first_marker: str) -> str:
+        """The text with `first_marker` in its first gap and plain marks in the others."""
+        parts: list[str] = []
+        marker = first_marker
+        inside_gap = False
+        for number, unit in enumerate(self.units):
+            if number in kept:
+                parts.append(unit)
+                inside_gap = False
+            elif not inside_gap:
+                parts.append(self._marker(marker, "".join(parts[-1:]), unit))
+                marker, inside_gap = GAP, True
+        return "".join(parts)
+
+    def _marker(self, marker: str, before: str, dropped: str) -> str:
+        """On a line of its own where lines were dropped, in the running text where sentences were."""
+        if self.kind is Kind.PROSE and before and not before.endswith("\n"):
+            return f"{marker} " if dropped[-1:] != "\n" else f"{marker}\n"
+        opening, closing = self.comment
+        return f"{opening}{marker}{closing}\n"
+
+
+def text_pieces(text: str, kind: Kind) -> TextPieces:
+    """Any text but JSON, which `json_pieces` takes apart."""
+    if kind is Kind.CODE:
+        units = list(_code_units(text))
+        return TextPieces(kind, units, units, comment=_comment(text))
+    if kind is Kind.TABLE:
+        units = text.splitlines(keepends=True)
+        ruled = len(units) > 1 and not units[1].strip().strip("|-+:= \t")
+        return TextPieces(kind, units, units, frozenset({0, 1} if ruled else {0}))
+    units = [unit for block in _blocks(text) for unit in _block_units(block, kind)]
+    return TextPieces(kind, units, list(_in_sections(units)))
+
+
+def _blocks(text: str) -> Iterator[str]:
+    blocks = list(fenced_blocks(text))
+    for number, block in enumerate(blocks):
+        end = "\n" if number < len(blocks) - 1 else ""
+        yield "\n".join(block) + end
+
+
+def _block_units(block: str, kind: Kind) -> Iterator[str]:
+    if is_fenced(block.split("\n", 1)):
+        yield block
+    elif kind is Kind.LOG:
+        yield from _records(block)
+    else:
+        yield from _sentences(block)
+
+
+def _records(text: str) -> Iterator[str]:
+    """Log lines, each with the lines that continue it: indented ones, and a traceback's last."""
+    record = ""
+    in_traceback = False
+    for line in text.splitlines(keepends=True):
+        continues = line[:1] in " \t" or line.startswith(("Traceback", "Caused by")) or not line.strip()
+        if record and not continues and not (in_traceback and not STAMP.match(line)):
+            yield record
+            record = ""
+        in_traceback = line.startswith("Traceback") or (in_traceback and line[:1] in " \t")
+        record += line
+        if len(record) > 4 * _LONG_CHARACTERS:  # not one endless record
+            yield record
+            record = ""
+    if record:
+        yield record
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """Lines; long ones by sentence, endless ones by word. A heading stays with what follows it."""
+    held = ""
+    for line in text.splitlines(keepends=True):
+        if not line.strip() or _HEADING.match(line) or (held and _UNDERLINE.match(line)):
+            held += line
+            continue
+        first, *others = _SENTENCE_END.split(line) if len(line) > 80 else [line]
+        yield from _bounded(held + first)
+        held = ""
+        for sentence in others:
+            yield from _bounded(sentence)
+    if held:
+        yield from _bounded(held)
+
+
+def _bounded(unit: str) -> Iterator[str]:
+    if len(unit) <= 2 * _LONG_CHARACTERS:
+        yield unit
+    else:
+        yield from _LONG.findall(unit)
+
+
+def _code_units(text: str) -> Iterator[str]:
+    """Top-level statements: a piece begins in column 0, outside of brackets and of strings over several lines.
+
+    Where brackets inside strings confuse the count, pieces get larger, not wrong.
+    """
+    unit = ""
+    depth = 0
+    quoted = False
+    decorated = False
+    for line in text.splitlines(keepends=True):
+        starts = not quoted and depth <= 0 and not _CODE_CONTINUES.match(line)
+        if starts and not decorated and unit.strip():
+            yield unit
+            unit = ""
+        if starts:
+            decorated = line.startswith("@")
+        unit += line
+        if (line.count('"""') + line.count("'''")) % 2:
+            quoted = not quoted
+        if not quoted:
+            bare = _LITERAL.sub("", line)
+            depth = max(0, depth + len(_OPENING.findall(bare)) - len(_CLOSING.findall(bare)))
+    if unit:
+        yield unit
+
+
+def _comment(code: str) -> tuple[str, str]:
+    """How this code writes a comment, guessed from its line ends; `#` when nothing tells."""
+    if code.lstrip()[:1] == "<":
+        return "<!-- ", " -->"
+    if _PYTHON.search(code):
+        return ("# ", "")
+    return ("// ", "") if code.count(";\n") + code.count("{\n") > code.count(":\n") else ("# ", "")
+
+
+def _in_sections(units: list[str]) -> Iterator[str]:
+    """Every unit behind the heading of its section."""
+    heading = ""
+    for unit in units:
+        first = unit.lstrip("\n").split("\n", 1)[0]
+        if _HEADING.match(first):
+            heading = first
+            yield unit
+        else:
+            yield f"{heading}\n{unit}" if heading else unit

@@ -1,0 +1,69 @@
+"""What a workflow asks of the compressor, and what it gets back."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Strategy(StrEnum):
+    """The words of the ten `orchestration_compression_strategy_*` settings, from harmless to bold."""
+
+    NONE = "none"
+    STRUCTURAL = "structural"
+    TEMPLATE = "template"
+    TRUNCATE = "truncate"
+    EXTRACTIVE = "extractive"
+    SEMANTIC = "semantic"
+
+
+class Aggressiveness(StrEnum):
+    """How far a strategy may go. `high` may change the shape of JSON tables and pages, never what they say."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+
+TARGET_RATIO_MIN = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class CompressionPolicy:
+    """How one intent's calls are compressed.
+
+    `target_ratio` (0.1–1.0) is the share of a segment's tokens that a lossy strategy keeps; `min_quality` (0–1) is the
+    score below which it keeps more instead. Raises ValueError outside these ranges.
+    """
+
+    strategy: Strategy = Strategy.STRUCTURAL
+    target_ratio: float = 0.5
+    min_quality: float = 0.8
+    aggressiveness: Aggressiveness = Aggressiveness.MEDIUM
+
+    def __post_init__(self) -> None:
+        if not TARGET_RATIO_MIN <= self.target_ratio <= 1.0:
+            raise ValueError(f"target_ratio must be between {TARGET_RATIO_MIN} and 1.0, not {self.target_ratio}")
+        if not 0.0 <= self.min_quality <= 1.0:
+            raise ValueError(f"min_quality must be between 0 and 1, not {self.min_quality}")
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """What became of a chat. `messages` is None when the original goes, and `reason` says why.
+
+    `actions` names every stage that saved something, with the tokens it saved: `("structural=900", "truncate=340")`.
+    `tokens_past_change` counts the tokens of the result from the first changed text on: those a provider's prompt cache
+    can no longer serve.
+    """
+
+    messages: list[dict[str, Any]] | None
+    tokens_before: int
+    tokens_after: int
+    quality: float
+    actions: tuple[str, ...]
+    reason: str
+    tokens_past_change: int = 0
+
+    @property
+    def tokens_saved(self) -> int:
+        return self.tokens_before - self.tokens_after

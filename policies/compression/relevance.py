@@ -1,0 +1,72 @@
+"""How much a sentence or record has to do with what is being asked.
+
+Overlap of terms weighted by rarity, the core of TF-IDF retrieval (Spärck Jones, 1972), without its vectors: a term of
+the instruction counts log(1 + n/df) where it occurs in df of n units.
+"""
+
+import re
+from collections.abc import Sequence
+from math import log
+
+from policies.compression.facts import stop_words
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]{2,}")
+_WHOLE = re.compile(r"[^\W_](?:[\w./:@+#-]*\w)?")
+_ENDINGS = re.compile(r"(?:ations?|ings?|ions?|ments?|ers?|ed|es|s|e|y|ies)\Z")
+_STEM_CHARACTERS_MIN = 4
+_TERMS_MAX = 48  # more would be a document pasted into the question
+_INSTRUCTION_CHARACTERS_MAX = 4000
+_NEIGHBOUR_SHARE = 0.3  # an answer often stands beside the line that names its subject
+
+
+def terms_asked(instruction: str) -> tuple[str, ...]:
+    """Stems and identifiers of an instruction, lower case, the first 48. Its end weighs most: questions stand there."""
+    asked = instruction[-_INSTRUCTION_CHARACTERS_MAX:]
+    stop = stop_words()
+    found: dict[str, None] = {}
+    for word in _WORD.findall(asked):
+        lower = word.lower()
+        if lower not in stop and (len(lower) > 2 or lower.isdigit() or word.isupper()):
+            found.setdefault(_stem(lower))
+    for whole in _WHOLE.findall(asked):
+        if not whole.isalpha():
+            found.setdefault(whole.lower())
+    return tuple(found)[:_TERMS_MAX]
+
+
+def relevance(units: Sequence[str], terms: Sequence[str]) -> list[float]:
+    """A score for each unit, 0 where nothing is shared. Linear in the units times the terms (at most 48)."""
+    scores = [0.0] * len(units)
+    lowered = [unit.lower() for unit in units]
+    for term in terms:
+        holding = _holding(lowered, term)
+        if holding:
+            weight = log(1 + len(units) / len(holding)) * (1.0 if len(term) > 2 else 0.5)
+            for unit in holding:
+                scores[unit] += weight
+    return _with_neighbours(scores)
+
+
+def _holding(lowered: Sequence[str], term: str) -> list[int]:
+    if len(term) >= _STEM_CHARACTERS_MIN:
+        return [number for number, unit in enumerate(lowered) if term in unit]
+    alone = re.compile(rf"(?<![a-z0-9]){re.escape(term)}(?![a-z0-9])")
+    return [number for number, unit in enumerate(lowered) if term in unit and alone.search(unit)]
+
+
+def _with_neighbours(scores: list[float]) -> list[float]:
+    if not any(scores):
+        return scores
+    around = [0.0, *scores, 0.0]
+    return [
+        max(around[number + 1], _NEIGHBOUR_SHARE * around[number], _NEIGHBOUR_SHARE * around[number + 2])
+        for number in range(len(scores))
+    ]
+
+
+def _stem(word: str) -> str:
+    """The part that the forms of a word share; identifiers and short words stay whole."""
+    if len(word) <= _STEM_CHARACTERS_MIN or not word.isascii():
+        return word
+    stem = _ENDINGS.sub("", word)
+    return stem if len(stem) >= _STEM_CHARACTERS_MIN else word

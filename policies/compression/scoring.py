@@ -1,0 +1,62 @@
+"""How much of what a text says is still there after compression, measured on the two texts.
+
+Not an opinion about style and not a constant per aggressiveness: the share of numbers, identifiers, names and rare
+words kept, and the same share again for the records that the instruction is about.
+"""
+
+import re
+
+from policies.compression.facts import Facts, facts_of, terms_of
+from policies.compression.relevance import relevance, terms_asked
+
+# What is asked weighs most; a lost number or id cannot be guessed back, a lost name often, a rare word mostly.
+_WEIGHTS = {"numbers": 0.2, "identifiers": 0.2, "names": 0.15, "rare": 0.1}
+_ASKED_WEIGHT = 0.35
+_RECORD = re.compile(r"\n|(?<=[.!?;])\s|\},")
+_ASKED_RECORDS_MAX = 40
+_ASKED_SHARE_OF_BEST = 0.6
+
+
+def quality(before: str, after: str, instruction: str) -> float:
+    """0–1: the weighted share of what `before` states that `after` still states; 1.0 for a text that says nothing.
+
+    Repetition does not count, neither does order. `instruction` may be "". Linear in both texts.
+    """
+    if before == after:
+        return 1.0
+    kept_terms = terms_of(after)
+    kept = frozenset(kept_terms) | frozenset(term.lower() for term in kept_terms)
+    shares = _shares(facts_of(before), kept)
+    asked = _asked_records(before, instruction)
+    if asked:
+        told = _shares(facts_of(asked), kept)
+        total = sum(weight for weight, _ in told)
+        if total:
+            shares.append((_ASKED_WEIGHT, sum(weight * share for weight, share in told) / total))
+    weights = sum(weight for weight, _ in shares)
+    return sum(weight * share for weight, share in shares) / weights if weights else _words_kept(before, kept)
+
+
+def _shares(facts: Facts, kept: frozenset[str]) -> list[tuple[float, float]]:
+    """Weight and share kept of every class that the text has any of."""
+    classes = ((weight, getattr(facts, name)) for name, weight in _WEIGHTS.items())
+    return [(weight, len(terms & kept) / len(terms)) for weight, terms in classes if terms]
+
+
+def _asked_records(text: str, instruction: str) -> str:
+    """The lines, sentences and JSON records that have most to do with the instruction."""
+    terms = terms_asked(instruction)
+    if not terms:
+        return ""
+    records = _RECORD.split(text)
+    scores = relevance(records, terms)
+    best = max(scores, default=0.0)
+    if not best:
+        return ""
+    ranked = sorted(range(len(records)), key=lambda number: -scores[number])[:_ASKED_RECORDS_MAX]
+    return "\n".join(records[number] for number in ranked if scores[number] >= best * _ASKED_SHARE_OF_BEST)
+
+
+def _words_kept(before: str, kept: frozenset[str]) -> float:
+    words = frozenset(term.lower() for term in terms_of(before))
+    return len(words & kept) / len(words) if words else 1.0

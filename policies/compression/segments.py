@@ -1,0 +1,224 @@
+"""Which texts of a chat there are, which of them may be changed, and how changed ones are put back.
+
+Fixed, whatever the strategy: system and developer prompts, the newest user turn, everything up to the last
+`cache_control` mark, a last assistant message (the client prefills the answer with it), tool calls with their ids and
+arguments, and every part that is not text. OpenAI's chat messages, Anthropic's `tool_result` blocks and the Responses
+API's `function_call_output` items are understood; whatever else a message holds is carried over as it is.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+Message = Mapping[str, Any]
+Place = tuple[str | int, ...]
+
+
+class Origin(StrEnum):
+    """Who wrote a text: the order in which lossy strategies shorten them is tool, assistant, user."""
+
+    MEMORY = "memory"
+    TOOL = "tool"
+    ASSISTANT = "assistant"
+    USER = "user"
+    PROMPT = "prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One text of a chat. `place` is the path of keys and indexes to it; `label` is how a back-reference names it.
+
+    `exact` marks what a tool read from a source or configuration file: an agent that edits the file quotes these bytes.
+    """
+
+    place: Place
+    text: str
+    origin: Origin
+    label: str
+    fixed: bool
+    exact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    name: str
+    arguments: str
+
+
+_TEXT_TYPES = frozenset({"text", "input_text", "output_text"})
+_MEMORY_TAG = re.compile(r"\s*<(memor(?:y|ies)|memory[_-]context)>.*</\1>\s*\Z", re.DOTALL | re.IGNORECASE)
+_SOURCE_FILE = re.compile(
+    r"\.(?:py|pyi|js|jsx|mjs|cjs|ts|tsx|vue|svelte|java|kt|scala|go|rs|c|h|cc|cpp|hpp|cs|rb|php|swift|sh|bash|sql|lua|r|pl"
+    r"|html?|xml|svg|css|scss|less|json5?|jsonc|ya?ml|toml|ini|cfg|conf|env|tf|proto|gradle|ipynb|diff|patch)\b",
+    re.IGNORECASE,
+)
+_LABEL_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+def segments_of(messages: Sequence[Message]) -> list[Segment]:
+    """Every text of the chat, in order, each saying whether it may be changed."""
+    calls: dict[str, _Call] = {}  # filled as the chat goes on: some servers number the calls of each turn from 0
+    cached = _cached_until(messages)
+    turn = _newest_turn(messages)
+    last = len(messages) - 1
+    found = []
+    for index, message in enumerate(messages):
+        calls.update(_calls_in(message))
+        prefill = index == last and message.get("role") == "assistant"
+        for place, text, call_id in _texts(index, message):
+            origin = _origin(message, text, call_id)
+            spoken = index in turn and origin is Origin.USER
+            fixed = origin is Origin.PROMPT or spoken or prefill or (bool(cached) and place[: len(cached)] <= cached)
+            call = calls.get(call_id or "")
+            exact = call is not None and _reads_file(call)
+            found.append(Segment(place, text, origin, _label(index, call), fixed, exact))
+    return found
+
+
+def instruction_of(messages: Sequence[Message]) -> str:
+    """What is being asked: the text of the newest user turn, or "" when nobody asked anything."""
+    turn = _newest_turn(messages)
+    texts = [text for index in sorted(turn) for _, text, call_id in _texts(index, messages[index]) if call_id is None]
+    return "\n".join(texts)
+
+
+def call_texts(messages: Sequence[Message]) -> list[tuple[int, str]]:
+    """The arguments of every tool call with the index of their message: ids in them are ids still in use."""
+    found = []
+    for index, message in enumerate(messages):
+        found += [(index, call.arguments) for _, call in _calls_in(message)]
+    return found
+
+
+def with_texts(messages: Sequence[Message], changes: Mapping[Place, str]) -> list[dict[str, Any]]:
+    """The chat with the texts at these places replaced. Nothing of the given messages is modified."""
+    result = [dict(message) for message in messages]
+    for place, text in changes.items():
+        index = place[0]
+        assert isinstance(index, int)  # noqa: S101  (places come from `segments_of`)
+        result[index] = _replaced(result[index], place[1:], text)
+    return result
+
+
+def _replaced(value: Any, path: Place, text: str) -> Any:
+    if not path:
+        return text
+    copy: Any = dict(value) if isinstance(value, Mapping) else list(value)
+    copy[path[0]] = _replaced(value[path[0]], path[1:], text)
+    return copy
+
+
+def _texts(index: int, message: Message) -> Iterator[tuple[Place, str, str | None]]:
+    """Place, text and, for the result of a tool, the id of its call."""
+    if message.get("type") == "function_call_output":
+        if isinstance(message.get("output"), str):
+            yield (index, "output"), message["output"], str(message.get("call_id"))
+        return
+    call_id = str(message.get("tool_call_id")) if message.get("role") in ("tool", "function") else None
+    yield from _content_texts((index, "content"), message.get("content"), call_id)
+
+
+def _content_texts(place: Place, content: Any, call_id: str | None) -> Iterator[tuple[Place, str, str | None]]:
+    if isinstance(content, str):
+        yield place, content, call_id
+    if not isinstance(content, list):
+        return
+    for number, part in enumerate(content):
+        if not isinstance(part, Mapping):
+            continue
+        if part.get("type") in _TEXT_TYPES and isinstance(part.get("text"), str):
+            yield (*place, number, "text"), part["text"], call_id
+        elif part.get("type") == "tool_result":
+            yield from _content_texts((*place, number, "content"), part.get("content"), str(part.get("tool_use_id")))
+
+
+def _origin(message: Message, text: str, call_id: str | None) -> Origin:
+    if is_memory(message, text):
+        return Origin.MEMORY
+    if call_id is not None:
+        return Origin.TOOL
+    role = message.get("role")
+    if role == "assistant":
+        return Origin.ASSISTANT
+    return Origin.USER if role == "user" else Origin.PROMPT
+
+
+def is_memory(message: Message, text: str) -> bool:
+    """Marked as memory by the message's name (`memory`, `memory_profile`), or a user's text wholly in a memory tag."""
+    name = message.get("name")
+    if (
+        isinstance(name, str)
+        and re.match(r"memory(?![a-z])|memories\b", name.lower())
+        and message.get("role") != "tool"
+    ):
+        return True
+    return message.get("role") == "user" and text.lstrip()[:7].lower() == "<memory" and bool(_MEMORY_TAG.match(text))
+
+
+def _newest_turn(messages: Sequence[Message]) -> frozenset[int]:
+    """The indexes of the last user message that says something and of the user messages directly before it."""
+    turn: set[int] = set()
+    for index in range(len(messages) - 1, -1, -1):
+        if _speaks(index, messages[index]):
+            turn.add(index)
+        elif turn:
+            break
+    return frozenset(turn)
+
+
+def _speaks(index: int, message: Message) -> bool:
+    if message.get("role") != "user":
+        return False
+    return any(call_id is None and not is_memory(message, text) for _, text, call_id in _texts(index, message))
+
+
+def _cached_until(messages: Sequence[Message]) -> Place:
+    """The place of the last `cache_control` mark; () when there is none. Places up to it are the cached prefix."""
+    for index in range(len(messages) - 1, -1, -1):
+        message = messages[index]
+        if "cache_control" in message:
+            return (index,)
+        content = message.get("content")
+        parts = content if isinstance(content, list) else []
+        for number in range(len(parts) - 1, -1, -1):
+            if _marked(parts[number]):
+                return (index, "content", number)
+    return ()
+
+
+def _marked(part: Any) -> bool:
+    if not isinstance(part, Mapping):
+        return False
+    inner = part.get("content")
+    return "cache_control" in part or (isinstance(inner, list) and any(_marked(each) for each in inner))
+
+
+def _calls_in(message: Message) -> Iterator[tuple[str, _Call]]:
+    if message.get("type") == "function_call":
+        yield str(message.get("call_id")), _Call(str(message.get("name")), _as_text(message.get("arguments")))
+    tool_calls = message.get("tool_calls")
+    for call in tool_calls if isinstance(tool_calls, list) else ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping):
+            yield str(call.get("id")), _Call(str(function.get("name")), _as_text(function.get("arguments")))
+    content = message.get("content")
+    for part in content if isinstance(content, list) else ():
+        if isinstance(part, Mapping) and part.get("type") == "tool_use":
+            yield str(part.get("id")), _Call(str(part.get("name")), _as_text(part.get("input")))
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _reads_file(call: _Call) -> bool:
+    return "://" not in call.arguments and bool(_SOURCE_FILE.search(call.arguments[:4000]))
+
+
+def _label(index: int, call: _Call | None) -> str:
+    """Names go into markers, also inside JSON strings: only harmless characters, and not many."""
+    name = _LABEL_UNSAFE.sub("", call.name)[:40] if call else ""
+    return f"message {index + 1} ({name})" if name else f"message {index + 1}"

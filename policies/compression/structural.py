@@ -1,0 +1,255 @@
+"""Structural compression: what a text looks like goes, what it says stays.
+
+White space, JSON and table padding, terminal escapes, progress bars, repeated lines and dates, scripts and styling of
+pages, base64. Code, and files that an agent may be about to edit, are left byte for byte. Every pass is linear and
+changes nothing the second time.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import eq
+
+from policies.compression.json_text import minified, tabulated
+from policies.compression.kinds import STAMP, Kind, kind_of
+from policies.compression.markup import without_noise
+from policies.compression.policy import Aggressiveness
+
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)|[@-Z\\^_])")
+_SPACES = re.compile(r"(?<=\S) {3,}")
+_SPACES_HIGH = re.compile(r"(?<=\S) {2,}")
+_RULED = "-=_*~#+."
+_RULER_CHARACTERS = 4
+_RULERS = tuple((character * 8, re.compile(re.escape(character) + "{8,}")) for character in _RULED)
+_BASE64_CHARACTERS_MIN = 512
+_BASE64 = re.compile(r"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/_-]{512,}={0,2}(?![A-Za-z0-9+/=_-])")
+_DIGITS = re.compile(r"[0-9]+")
+_BAR = re.compile(r"[#=━█▉▊▋▌▍▎▏░▒▓>.\- ]+")
+_DATE = re.compile(r"(\[?)(\d{4}[-/]\d\d[-/]\d\d)[T ](?=\d\d:\d\d:\d\d)")
+_REPEAT_CHARACTERS_MIN = 48  # what a repeat must save, because its marker costs about ten tokens itself
+_FENCES = ("```", "~~~")
+_JSON_FENCE = re.compile(r"(?:```|~~~)\s*(?:json|JSON)\s*\Z")
+
+
+def structural(text: str, aggressiveness: Aggressiveness, *, exact: bool = False) -> str:
+    """The same content in fewer characters; `exact` texts (files under edit) come back as they are."""
+    if exact or not text:
+        return text
+    kind = kind_of(text)
+    if kind is Kind.JSON:
+        return _json(text, aggressiveness)
+    if kind is Kind.CODE:
+        return text
+    if aggressiveness is not Aggressiveness.LOW and kind is Kind.MARKUP:
+        text = without_noise(text, keep_tags=aggressiveness is Aggressiveness.MEDIUM)
+    text = _printed(text)
+    if not any(fence in text for fence in _FENCES):
+        return _lines_cleaned(text, kind, aggressiveness)
+    return "\n".join(_block_cleaned(block, kind, aggressiveness) for block in fenced_blocks(text))
+
+
+def readable(text: str) -> str:
+    """What a reader sees of a text: a page without its tags, no terminal escapes, no base64. Quality is measured on it."""
+    if kind_of(text) is Kind.MARKUP:
+        text = without_noise(text, keep_tags=False)
+    return _without_base64(_printed(text), '"' if text[:1] in "{[" else None)
+
+
+def open_fences(lines: Sequence[str]) -> list[bool]:
+    """For every line, whether a code fence is open behind it.
+
+    A fence that is never closed reaches to the end, because what looks like code is safer left alone.
+    """
+    result = []
+    fence = ""
+    for line in lines:
+        mark = line.lstrip()[:3]
+        if not fence and mark in _FENCES:
+            fence = mark
+        elif fence and mark == fence and not line.strip().strip(fence[0]):
+            fence = ""
+        result.append(bool(fence))
+    return result
+
+
+def fenced_blocks(text: str) -> Iterator[list[str]]:
+    """The lines of a text in runs: those outside of code fences, and each fenced block with its two fence lines."""
+    lines = text.split("\n")
+    start = 0
+    inside = False
+    for number, is_open in enumerate(open_fences(lines)):
+        if is_open and not inside and number > start:
+            yield lines[start:number]
+            start = number
+        if inside and not is_open:
+            yield lines[start : number + 1]
+            start = number + 1
+        inside = is_open
+    if start < len(lines):
+        yield lines[start:]
+
+
+def is_fenced(block: list[str]) -> bool:
+    return block[0].lstrip()[:3] in _FENCES
+
+
+def _block_cleaned(block: list[str], kind: Kind, aggressiveness: Aggressiveness) -> str:
+    if not is_fenced(block):
+        return _lines_cleaned("\n".join(block), kind, aggressiveness)
+    inner = "\n".join(block[1:-1])
+    if _JSON_FENCE.match(block[0].strip()) and kind_of(inner) is Kind.JSON:
+        return "\n".join([block[0], _json(inner, aggressiveness), block[-1]])
+    return "\n".join(block)
+
+
+def _json(text: str, aggressiveness: Aggressiveness) -> str:
+    text = minified(text)
+    if aggressiveness is Aggressiveness.LOW:
+        return text
+    if aggressiveness is Aggressiveness.HIGH:
+        text = tabulated(text)
+    return _without_base64(text, '"')
+
+
+def _printed(text: str) -> str:
+    """What a terminal would show in the end: no colours, and of lines that overwrite themselves the last state."""
+    if "\x1b" in text:
+        text = _ANSI.sub("", text)
+    if "\r" not in text:
+        return text
+    text = text.replace("\r\n", "\n")
+    if "\r" not in text:
+        return text
+    return "\n".join([_last_state(line) if "\r" in line else line for line in text.split("\n")])
+
+
+def _last_state(line: str) -> str:
+    return next((state for state in reversed(line.split("\r")) if state.strip()), "")
+
+
+def _lines_cleaned(text: str, kind: Kind, aggressiveness: Aggressiveness) -> str:
+    if aggressiveness is not Aggressiveness.LOW:
+        text = _without_padding(text, aggressiveness)
+    lines = [line.rstrip() for line in text.split("\n")]
+    if aggressiveness is not Aggressiveness.LOW:
+        if "|" in text:
+            lines = [_row(line) if line.lstrip()[:1] == "|" else line for line in lines]
+        if kind is Kind.LOG:
+            lines = _dates_once(_stamped_repeats(lines))
+        if "%" in text:
+            lines = _progress_ends(lines)
+    return "\n".join(_blanks_bounded(repeats_counted(lines), 2 if aggressiveness is Aggressiveness.LOW else 1))
+
+
+def _without_padding(text: str, aggressiveness: Aggressiveness) -> str:
+    if "   " in text:
+        text = _SPACES.sub("  ", text)
+    if aggressiveness is Aggressiveness.HIGH and "  " in text:
+        text = _SPACES_HIGH.sub(" ", text)
+    for wide, ruler in _RULERS:
+        if wide in text:
+            text = ruler.sub(wide[:_RULER_CHARACTERS], text)
+    return _without_base64(text)
+
+
+def _without_base64(text: str, between: str | None = None) -> str:
+    """Encoded bytes say nothing to a model and cost a token every two or three characters.
+
+    They stand between white space or, in JSON, between quotes: `between` makes looking for long pieces cheap.
+    """
+    if len(text) < _BASE64_CHARACTERS_MIN or max(map(len, text.split(between)), default=0) < _BASE64_CHARACTERS_MIN:
+        return text
+    return _BASE64.sub(_base64_marker, text)
+
+
+def _base64_marker(found: re.Match[str]) -> str:
+    data = found[0]
+    encoded = any(map(str.isdigit, data)) and any(map(str.isupper, data)) and any(map(str.islower, data))
+    return f"[… {len(data)} characters of base64 left out …]" if encoded and data.count("/") * 8 < len(data) else data
+
+
+def _row(line: str) -> str:
+    """A table row without padding: `|a|b|`, and `|-|:-|` under the header."""
+    cells = [cell.strip() for cell in line.split("|")]
+    return "|".join([_ruled(cell) if cell[:2] in ("--", ":-") else cell for cell in cells])
+
+
+def _ruled(cell: str) -> str:
+    if cell.strip(":").strip("-"):
+        return cell
+    return (":" if cell[:1] == ":" else "") + "-" + (":" if cell[-1:] == ":" else "")
+
+
+def repeats_counted(lines: list[str]) -> list[str]:
+    """A line that comes several times in a row stands once, with a count."""
+    if not any(map(eq, lines, lines[1:])):
+        return lines
+    kept: list[str] = []
+    for line, group in groupby(lines):
+        run = len(list(group))
+        if line and (run - 1) * (len(line) + 1) >= _REPEAT_CHARACTERS_MIN:
+            kept += [line, f"[… the line above {run} times in all …]"]
+        else:
+            kept += [line] * run
+    return kept
+
+
+def _stamped_repeats(lines: list[str]) -> list[str]:
+    """Log lines that differ in nothing but their time stamp: the first, a count and the last stamp."""
+    keys = [line[found.end() :] if (found := STAMP.match(line)) else None for line in lines]
+    if not any(map(eq, keys, keys[1:])):
+        return lines
+    kept: list[str] = []
+    start = 0
+    for key, group in groupby(keys):
+        run = len(list(group))
+        first, last = lines[start], lines[start + run - 1]
+        if key and first[: -len(key)] and (run - 1) * len(first) >= _REPEAT_CHARACTERS_MIN:
+            stamp = last[: -len(key)].strip("[]")
+            kept += [first, f"[… the line above {run} times until {stamp} …]"]
+        else:
+            kept += lines[start : start + run]
+        start += run
+    return kept
+
+
+def _dates_once(lines: list[str]) -> list[str]:
+    """A date is written where it changes; the lines below it keep the time of day."""
+    current = ""
+    kept = []
+    for line in lines:
+        found = _DATE.match(line)
+        if found and found[2] == current:
+            line = found[1] + line[found.end() :]
+        elif found:
+            current = found[2]
+        kept.append(line)
+    return kept
+
+
+def _progress_ends(lines: list[str]) -> list[str]:
+    """Of a progress bar's lines, alike but for their numbers and their bar, the first and the last."""
+    masks = [_BAR.sub(" ", _DIGITS.sub("0", line)) if "%" in line else None for line in lines]
+    kept: list[str] = []
+    start = 0
+    for mask, group in groupby(masks):
+        run = len(list(group))
+        together = lines[start : start + run]
+        kept += [together[0], together[-1]] if mask and run > 2 else together
+        start += run
+    return kept
+
+
+def _blanks_bounded(lines: list[str], most: int) -> list[str]:
+    """At most so many empty lines in a row, none at either end."""
+    if "" not in lines:
+        return lines
+    kept: list[str] = []
+    blanks = most
+    for line in lines:
+        blanks = 0 if line else blanks + 1
+        if blanks <= most:
+            kept.append(line)
+    while kept and not kept[-1]:
+        kept.pop()
+    return kept

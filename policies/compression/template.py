@@ -1,0 +1,72 @@
+"""Boilerplate: long-winded phrases get short ones, courtesies of models and mails go.
+
+The phrases are data (`phrases.json`): common ones and, for each intent, those that its answers open and close with.
+Only prose is touched; code, JSON, logs, tables, quotations and whatever stands in backquotes keep their words.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+
+from policies.compression.kinds import Kind, kind_of
+from policies.compression.structural import fenced_blocks, is_fenced
+
+_ROUNDS_MAX = 6
+_QUOTED = re.compile(r"(`[^`\n]*`|\"[^\"\n]*\"|“[^”\n]*”|^\s*>.*$)", re.MULTILINE)
+_Phrases = Mapping[str, str]
+
+
+def templated(text: str, intent: str) -> str:
+    """The text without boilerplate. An intent that is not one of the ten has the common phrases only.
+
+    Taking a phrase out can bring two halves of another together; a text that does so more than six times in a row is
+    made to, and comes back as it is.
+    """
+    if kind_of(text) is not Kind.PROSE:
+        return text
+    result = text
+    for _ in range(_ROUNDS_MAX):
+        shorter = _once(result, intent)
+        if shorter == result:
+            return result
+        result = shorter
+    return text
+
+
+def _once(text: str, intent: str) -> str:
+    blocks = []
+    for block in fenced_blocks(text):
+        joined = "\n".join(block)
+        blocks.append(joined if is_fenced(block) else _prose(joined, intent))
+    return "\n".join(blocks)
+
+
+def _prose(text: str, intent: str) -> str:
+    pattern, phrases = _phrases(intent)
+    parts = _QUOTED.split(text)
+    for number in range(0, len(parts), 2):  # the odd ones are quotations
+        parts[number] = pattern.sub(lambda found: _replacement(found, phrases), parts[number])
+    return "".join(parts)
+
+
+def _replacement(found: re.Match[str], phrases: _Phrases) -> str:
+    """The short phrase with its white space; a capital moves to the word that now comes first."""
+    phrase, gap, following = found[1], found[2], found[3]
+    short = phrases[" ".join(phrase.lower().split())]
+    capital = phrase[0].isupper()
+    if short:
+        return (short[0].upper() + short[1:] if capital else short) + gap + following
+    return following.upper() if capital else following
+
+
+@cache
+def _phrases(intent: str) -> tuple[re.Pattern[str], _Phrases]:
+    """One pattern for all phrases, the longest first, and what each becomes."""
+    source = files("policies.compression").joinpath("phrases.json").read_text(encoding="utf-8")
+    data = json.loads(source)
+    phrases: dict[str, str] = dict([*data["common"], *data.get(intent, ())])
+    longest_first = sorted(phrases, key=lambda phrase: (-len(phrase), phrase))
+    either = "|".join(r"[ \t]+".join(map(re.escape, phrase.split())) for phrase in longest_first)
+    return re.compile(rf"(?i)(?<![\w-])({either})(?![\w-])([ \t]*)(\w?)"), phrases
