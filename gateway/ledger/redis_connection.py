@@ -31,7 +31,7 @@ _NOT_YET: Final = object()
 
 def pack(arguments: tuple[Argument, ...]) -> bytes:
     """One command in RESP."""
-    return hiredis.pack_command(arguments)  # type: ignore[arg-type]  # its stub says a tuple of exactly one
+    return hiredis.pack_command(arguments)  # type: ignore[arg-type,no-any-return]  # its stub says a tuple of exactly one
 
 
 class ConnectionLost(LedgerUnavailable):

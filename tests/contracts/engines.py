@@ -14,6 +14,7 @@ from typing import Final
 
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import Ledger
+from tests.contracts import redis_engines
 
 START_MS: Final = 1_750_000_000_000
 
@@ -55,4 +56,6 @@ async def memory(folder: Path) -> AsyncIterator[LedgerUnderTest]:
 
 ENGINES: Final[dict[str, Engine]] = {
     "memory": memory,
+    "redis": redis_engines.redis,
+    "redis-cluster": redis_engines.redis_cluster,
 }

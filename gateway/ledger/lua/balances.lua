@@ -1,0 +1,7 @@
+-- What accounts stand at. KEYS: meta, accounts. The limits are what the ledger itself knows. Replies {0, balances}.
+enter()
+local reply = {0}
+for _, account in ipairs(accounts_from(2)) do
+  put_balance(reply, account, effective_limit(account, NO_LIMIT, NO_LIMIT))
+end
+return reply

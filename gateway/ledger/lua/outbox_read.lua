@@ -1,0 +1,27 @@
+-- The oldest events that nobody acknowledged and nobody else is carrying. KEYS: meta, outbox, leases. ARGV[4] consumer,
+-- ARGV[5] how many, ARGV[6] how long a read event is left to its reader; 0 is to look only, and gives positions without fields.
+-- Replies {time written, [[position, fields], …]}.
+local now_ms = enter()
+local wanted = tonumber(ARGV[5])
+local found, start = {}, '-'
+redis.call('HLEN', KEYS[3])
+while #found < wanted do
+  local batch = redis.call('XRANGE', KEYS[2], start, '+', 'COUNT', wanted)
+  if #batch == 0 then break end
+  for _, entry in ipairs(batch) do
+    local lease = redis.call('HGET', KEYS[3], entry[1])
+    local until_ms, holder = string.match(lease or '', '^(%d+) (.*)$')
+    if not until_ms or holder == ARGV[4] or tonumber(until_ms) <= now_ms then found[#found + 1] = entry end
+    if #found == wanted then break end
+  end
+  start = '(' .. batch[#batch][1]
+end
+if #found == 0 then return {0, found} end
+if ARGV[6] == '0' then
+  for _, entry in ipairs(found) do entry[2] = {} end
+  return {0, found}
+end
+keep_time()
+local lease = number_text(now_ms + tonumber(ARGV[6])) .. ' ' .. ARGV[4]
+for _, entry in ipairs(found) do redis.call('HSET', KEYS[3], entry[1], lease) end
+return {now_ms, found}

@@ -1,0 +1,163 @@
+-- The words that every ledger script shares. Layout 1 of the keys of a project, all with the hash tag {<project>}:
+--   meta           hash    epoch, layout, now_ms (the ledger's time at the last write; it never goes back), wall_ms (Redis's then)
+--   account:<name> hash    settled, reserved (amounts), tightened, override (limits), gate, keep_ms, used_ms
+--   hold:<id>      hash    a reservation: state, accounts, limits, owner, on_lost, draft, held, output_tokens, deadline_ms, …
+--   run:<workflow> hash    the implicit run: run, closes_ms
+--   due            zset    ids of pending reservations by deadline
+--   keep           zset    keys of accounts, resolved reservations and runs by a time before which they must not be forgotten
+--   outbox, leases stream and hash: usage events on their way to the store, and who is carrying them
+-- An amount is written 'tokens nano_usd requests', a limit the same with '-' for no limit.
+-- A script reads and validates everything first and writes then: an error in mid-script would not take its writes back.
+-- Lua numbers are doubles, exact up to 2^53 - 1: nothing above that is ever written.
+local LAYOUT = 1
+local AMOUNT_MAX = 9007199254740991
+local NO_LIMIT = {false, false, false}
+
+local function fault(code, text)
+  error({err = 'FAREBOX_' .. code .. ' ' .. text})
+end
+
+local function integer(text, where)
+  local value = tonumber(text)
+  if not value or value ~= math.floor(value) or math.abs(value) > AMOUNT_MAX then
+    fault('DAMAGED', where)
+  end
+  return value
+end
+
+local function amount_of(text, where)
+  if not text then return {0, 0, 0} end
+  local tokens, nano_usd, requests = string.match(text, '^(%-?%d+) (%-?%d+) (%-?%d+)$')
+  if not tokens then fault('DAMAGED', where) end
+  return {integer(tokens, where), integer(nano_usd, where), integer(requests, where)}
+end
+
+local function limit_of(text, where)
+  if not text then return {false, false, false} end
+  local tokens, nano_usd, requests = string.match(text, '^([%d-]+) ([%d-]+) ([%d-]+)$')
+  if not tokens then fault('DAMAGED', where) end
+  local function one(word)
+    if word == '-' then return false end
+    return integer(word, where)
+  end
+  return {one(tokens), one(nano_usd), one(requests)}
+end
+
+local function amount_text(amount)
+  return string.format('%.0f %.0f %.0f', amount[1], amount[2], amount[3])
+end
+
+local function limit_text(limit)
+  local function one(value)
+    if value == false then return '-' end
+    return string.format('%.0f', value)
+  end
+  return one(limit[1]) .. ' ' .. one(limit[2]) .. ' ' .. one(limit[3])
+end
+
+local function number_text(value)
+  return string.format('%.0f', value)
+end
+
+-- The ledger's clock in ms: Redis TIME (or what a test says), and never back. When the server's clock was set back, this one
+-- goes on at half its pace (hence the half) until the other has caught up: no deadline comes early when it is set right again,
+-- and none waits for ever.
+local exact_ms, wall_ms
+
+local function clock(last_ms, last_wall_ms)
+  if ARGV[3] ~= '' then
+    wall_ms = tonumber(ARGV[3])
+  else
+    local time = redis.call('TIME')
+    wall_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  end
+  exact_ms = wall_ms
+  if wall_ms < last_ms then exact_ms = last_ms + math.max(0, wall_ms - last_wall_ms) / 2 end
+  return math.floor(exact_ms)
+end
+
+-- Every script begins here. KEYS[1] is the project's meta hash; ARGV[1] the epoch that the caller knows ('*': none, while
+-- counters are being restored), ARGV[2] the latest time the caller saw written, ARGV[3] the clock of a test.
+local function enter()
+  local meta = redis.call('HMGET', KEYS[1], 'epoch', 'layout', 'now_ms', 'wall_ms')
+  if meta[2] and integer(meta[2], KEYS[1]) > LAYOUT then fault('LAYOUT', meta[2]) end
+  local last_ms, last_wall_ms = tonumber(meta[3] or '0'), tonumber(meta[4] or '0')
+  if not last_ms or not last_wall_ms then fault('DAMAGED', KEYS[1]) end
+  if ARGV[1] ~= '*' then
+    if not meta[1] or meta[1] == '' then fault('LOST', KEYS[1]) end
+    if meta[1] ~= ARGV[1] then fault('EPOCH', meta[1]) end
+    if last_ms < tonumber(ARGV[2]) then fault('ROLLBACK', number_text(last_ms)) end
+  end
+  return clock(last_ms, last_wall_ms)
+end
+
+local function keep_time()
+  redis.call('HSET', KEYS[1], 'now_ms', string.format('%.1f', exact_ms), 'wall_ms', number_text(wall_ms))
+end
+
+local GATES = {open = true, paused = true, cancelled = true, completed = true}
+
+local function read_account(key)
+  local fields = redis.call('HMGET', key, 'settled', 'reserved', 'tightened', 'override', 'gate', 'keep_ms')
+  local keep_ms = fields[6] and integer(fields[6], key)
+  if fields[5] and not GATES[fields[5]] then fault('DAMAGED', key) end
+  return {
+    key = key,
+    settled = amount_of(fields[1], key),
+    reserved = amount_of(fields[2], key),
+    tightened = limit_of(fields[3], key),
+    override = limit_of(fields[4], key),
+    gate = fields[5] or 'open',
+    keep_ms = keep_ms or 0,
+    kept_ms = keep_ms,
+  }
+end
+
+local function write_account(account, keep_key, now_ms)
+  redis.call('HSET', account.key, 'settled', amount_text(account.settled), 'reserved', amount_text(account.reserved),
+    'tightened', limit_text(account.tightened), 'keep_ms', number_text(account.keep_ms), 'used_ms', number_text(now_ms))
+  -- The index holds the earliest time that can be right; the scripts that forget look at the account itself.
+  if not account.kept_ms or account.keep_ms < account.kept_ms then
+    redis.call('ZADD', keep_key, number_text(now_ms + account.keep_ms), account.key)
+  end
+end
+
+-- The limit that counts: the operator's override over the given one, never above what callers tightened it to.
+local function effective_limit(account, limit, tighten)
+  local result = {}
+  for unit = 1, 3 do
+    local most = account.override[unit] or limit[unit]
+    for _, other in ipairs({account.tightened, tighten}) do
+      if other[unit] and (not most or other[unit] < most) then most = other[unit] end
+    end
+    result[unit] = most
+  end
+  return result
+end
+
+-- Ten values of the reply for each account: limit, settled, reserved (three each) and the gate.
+local function put_balance(reply, account, limit)
+  for _, triple in ipairs({limit, account.settled, account.reserved}) do
+    for unit = 1, 3 do reply[#reply + 1] = triple[unit] end
+  end
+  reply[#reply + 1] = account.gate
+end
+
+local function put_amount(reply, amount)
+  for unit = 1, 3 do reply[#reply + 1] = amount[unit] end
+end
+
+-- Three members of a decoded JSON array from `first` on, with null as false.
+local function triple_at(list, first)
+  local function one(value)
+    if value == cjson.null then return false end
+    return value
+  end
+  return {one(list[first]), one(list[first + 1]), one(list[first + 2])}
+end
+
+local function accounts_from(first)
+  local accounts = {}
+  for index = first, #KEYS do accounts[#accounts + 1] = read_account(KEYS[index]) end
+  return accounts
+end

@@ -1,0 +1,23 @@
+-- Move deadlines. KEYS: meta, due, holds. ARGV[4] JSON [ttl_ms, [[id, tokens, nano_usd, requests], …]] in the order of the holds.
+-- Replies {time written, ids that are not pending any more}.
+local now_ms = enter()
+local request = cjson.decode(ARGV[4])
+redis.call('ZCARD', KEYS[2])
+local pending, gone = {}, {}
+for index, one in ipairs(request[2]) do
+  local key = KEYS[index + 2]
+  local fields = redis.call('HMGET', key, 'state', 'progress')
+  if fields[1] == 'pending' then
+    local progress = amount_of(fields[2], key)
+    for unit = 1, 3 do progress[unit] = math.max(progress[unit], one[unit + 1]) end
+    pending[#pending + 1] = {key, one[1], amount_text(progress), number_text(now_ms + request[1])}
+  else
+    gone[#gone + 1] = one[1]
+  end
+end
+if #pending > 0 then keep_time() end
+for _, one in ipairs(pending) do
+  redis.call('HSET', one[1], 'progress', one[3], 'deadline_ms', one[4])
+  redis.call('ZADD', KEYS[2], one[4], one[2])
+end
+return {#pending > 0 and now_ms or 0, gone}

@@ -1,0 +1,307 @@
+"""The ledger for many gateway processes: Redis or Valkey, one server, behind Sentinel, or a cluster.
+
+Each operation is one Lua script (`lua/`), atomic over the whole chain of accounts. What a process knows locally (which accounts
+a reservation is on) only saves a question: the script verifies it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Final, Literal
+
+import orjson
+
+from gateway.ledger import checks, redis_outbox
+from gateway.ledger import redis_scripts as scripts
+from gateway.ledger.port import Lost, OutboxEntry, Progress, Reserve, Resolution
+from gateway.ledger.redis_batches import AT_ONCE, batched, together
+from gateway.ledger.redis_connection import Argument, Reply
+from gateway.ledger.redis_errors import port_error
+from gateway.ledger.redis_projects import EPOCH_KEY, Project, Projects, Rebuild
+from gateway.ledger.redis_safety import check_durability, check_servers
+from gateway.ledger.redis_topology import parse_url, topology_of
+from gateway.ledger.redis_values import (
+    amount_at,
+    amount_list,
+    amount_of_text,
+    balance_at,
+    balances_at,
+    decision_of,
+    demand_list,
+    hold_lists,
+    limit_list,
+    request_json,
+    resolution_of,
+)
+from policies.amounts import Amount, Limit
+from policies.reservation import KEEP_MS, Balance, Decision, Demand, Gate, Hold
+
+PROCESSES_KEY: Final = "farebox:processes"
+# A process that was not heard of for so long is not counted when an outage divides what is left.
+_PROCESS_SILENT_MS: Final = 30_000
+
+
+class RedisLedger:
+    """`deadline_ms` bounds every operation. `rebuild` restores a project's counters that Redis does not (or no longer) know.
+
+    `durability="strict"` demands `appendfsync always`, so that not even a power cut loses what was acknowledged. `clock_ms`
+    is for tests: it replaces the clock of Redis.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        deadline_ms: int = 100,
+        allow_eviction: bool = False,
+        durability: Literal["normal", "strict"] = "normal",
+        rebuild: Rebuild | None = None,
+        clock_ms: Callable[[], int] | None = None,
+    ) -> None:
+        self._topology = topology_of(parse_url(url), deadline_ms)
+        self._allow_eviction = allow_eviction
+        self._durability = durability
+        self._clock_ms = clock_ms
+        self._projects = Projects(self._topology, rebuild, deadline_ms=deadline_ms, clock_ms=clock_ms)
+        self._process = secrets.token_hex(6)
+        self._calls = count()
+        self.warnings: tuple[str, ...] = ()
+
+    async def open(self) -> None:
+        """Connect and see that this Redis is fit to keep money; `warnings` says what is not ideal.
+
+        Raises `LedgerError` that says what to do when Redis would lose budgets, `LedgerUnavailable` when it does not answer.
+        """
+        with port_error():
+            infos = [reply.decode() for reply in await self._topology.everywhere("INFO")]
+            self.warnings = check_servers(infos, allow_eviction=self._allow_eviction)
+            if self._durability == "strict":
+                check_durability(await self._topology.everywhere("CONFIG", "GET", "appendfsync"))
+        await self.epoch()
+
+    async def close(self) -> None:
+        await self._projects.close()
+        await self._topology.close()
+
+    async def now_ms(self) -> int:
+        """The ledger's clock, in ms since the epoch."""
+        if self._clock_ms is not None:
+            return self._clock_ms()
+        with port_error():
+            seconds, micros = await self._topology.call(EPOCH_KEY, "TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def reserve(self, project: str, request: Reserve) -> Decision:
+        checks.check_reserve(request)
+        at = self._projects.of(project)
+        accounts = tuple(hold.account for hold in request.holds)
+        keys = at.chain(request.id, accounts)
+        reply = await self._run(at, scripts.RESERVE, keys, request_json(request), request.draft, request.id)
+        decision = decision_of(reply, request.id, accounts)
+        if reply[0]:
+            at.remember(request.id, accounts)
+        return decision
+
+    async def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand) -> Decision:
+        checks.check_holds(holds)
+        checks.check_extra(extra)
+        at = self._projects.of(project)
+        accounts = tuple(hold.account for hold in holds)
+        asked = orjson.dumps([demand_list(extra), hold_lists(holds)])
+        keys = at.chain(reservation_id, accounts)
+        reply = await self._run(at, scripts.EXTEND, keys, asked, self._new_name())
+        return decision_of(reply, reservation_id, accounts)
+
+    async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
+        checks.check_progress(progress, ttl_ms)
+        at = self._projects.of(project)
+        gone: list[str] = []
+        for batch in batched(progress):
+            keys = [at.meta, at.key("due"), *(at.key("hold", sign.id) for sign in batch)]
+            asked = orjson.dumps([ttl_ms, [[sign.id, *amount_list(sign.amount)] for sign in batch]])
+            reply = await self._run(at, scripts.RENEW, keys, asked)
+            gone.extend(name.decode() for name in reply[1])
+        return tuple(gone)
+
+    async def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes) -> Resolution:
+        checks.check_amount("used", used)
+        asked = (orjson.dumps(amount_list(used)), detail, self._new_name())
+        return await self._resolve(project, scripts.SETTLE, reservation_id, asked)
+
+    async def void(self, project: str, reservation_id: str) -> Resolution:
+        return await self._resolve(project, scripts.VOID, reservation_id, (self._new_name(),))
+
+    async def book(self, project: str, request: Reserve, held: Amount, used: Amount, detail: bytes) -> Resolution:
+        """Settle a reservation that Redis may never have seen, or has lost: then it is booked without asking whether it fits.
+
+        For what was used while Redis was out of reach. `held` is what the caller set aside without Redis, and only tells
+        the overrun. A reservation that Redis knows is settled as always; the id makes repetition safe for an hour.
+        """
+        checks.check_reserve(request)
+        checks.check_amount("used", used)
+        at = self._projects.of(project)
+        accounts = tuple(hold.account for hold in request.holds)
+        asked = (orjson.dumps(amount_list(used)), detail, self._new_name(), request_json(request, held), request.draft)
+        keys = at.chain(request.id, accounts)
+        reply = await self._run(at, scripts.SETTLE, keys, request.id, *asked)
+        at.accounts.pop(request.id, None)
+        return resolution_of(reply, accounts)
+
+    async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
+        """Resolve up to `limit` reservations of all projects whose deadline is now or earlier, by their `on_lost`."""
+        now_ms = await self.now_ms()
+        due: list[tuple[int, str, Project]] = []
+        for batch in batched(await self._names()):
+            found = await together(self._due(self._projects.of(name), now_ms, limit) for name in batch)
+            due.extend(one for part in found for one in part)
+        due.sort(key=lambda one: one[:2])
+        lost: list[Lost] = []
+        for some in batched(due[:limit]):
+            outcomes = await together(self._expire(project, reservation_id) for _, reservation_id, project in some)
+            lost.extend(outcome for outcome in outcomes if outcome is not None)
+        return lost
+
+    async def record(self, project: str, entries: Sequence[OutboxEntry]) -> None:
+        checks.check_entries(entries)
+        await redis_outbox.record(self._projects, project, entries)
+
+    async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]:
+        at = self._projects.of(project)
+        keys = [at.meta, *at.account_keys(tuple(accounts))]
+        return balances_at(await self._run(at, scripts.BALANCES, keys), 1, accounts)
+
+    async def set_override(self, project: str, account: str, limit: Limit) -> Balance:
+        checks.check_limit(limit)
+        return await self._set(project, scripts.OVERRIDE, account, orjson.dumps(limit_list(limit)))
+
+    async def set_gate(self, project: str, account: str, gate: Gate) -> Balance:
+        return await self._set(project, scripts.GATE, account, gate.value.encode())
+
+    async def current_run(self, project: str, workflow: str, candidate: str, silence_ms: int) -> str:
+        checks.check_count("silence_ms", silence_ms)
+        at = self._projects.of(project)
+        keys = [at.meta, at.key("run", workflow), at.key("keep")]
+        run: bytes = (await self._run(at, scripts.CURRENT_RUN, keys, candidate, str(silence_ms)))[1]
+        return run.decode()
+
+    async def pending(self, project: str, limit: int = 1000) -> Sequence[tuple[str, str, Amount, int]]:
+        at = self._projects.of(project)
+        with port_error():
+            ids = await self._topology.call(at.meta, "ZRANGE", at.key("due"), "0", str(limit - 1))
+            rows: list[tuple[str, str, Amount, int]] = []
+            for batch in batched(ids):
+                asked = [(name.decode(), at.key("hold", name.decode())) for name in batch]
+                fields = ("owner", "held", "deadline_ms")
+                found = await together(self._topology.call(at.meta, "HMGET", key, *fields) for _, key in asked)
+                for (name, _), (owner, held, deadline_ms) in zip(asked, found, strict=True):
+                    if deadline_ms is not None:
+                        rows.append((name, owner.decode(), amount_of_text(held), int(deadline_ms)))
+        return rows
+
+    async def outbox_read(self, consumer: str, limit: int = 1000) -> Sequence[OutboxEntry]:
+        return await redis_outbox.read(self._projects, consumer, limit)
+
+    async def outbox_acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
+        await redis_outbox.acknowledge(self._projects, entries)
+
+    async def outbox_size(self) -> int:
+        return sum((await redis_outbox.sizes(self._projects)).values())
+
+    async def restore(self, project: str, account: str, settled: Amount, keep_ms: int) -> None:
+        checks.check_amount("settled", settled)
+        checks.check_count("keep_ms", keep_ms)
+        at = self._projects.of(project)
+        keys = [at.meta, at.key("keep"), at.key("account", account)]
+        await self._run(at, scripts.RESTORE, keys, orjson.dumps(amount_list(settled)), str(keep_ms))
+
+    async def epoch(self) -> str:
+        """An id that changes when data was lost in Redis, of any project."""
+        with port_error():
+            await self._topology.call(EPOCH_KEY, "SET", EPOCH_KEY, secrets.token_hex(8), "NX")
+            found: bytes = await self._topology.call(EPOCH_KEY, "GET", EPOCH_KEY)
+        return found.decode()
+
+    async def purge(self, limit: int = 1000) -> int:
+        """Forget what is over its keep time: accounts, resolved reservations and implicit runs. Returns how many."""
+        now_ms = await self.now_ms()
+        forgotten = 0
+        for name in await self._names():
+            if forgotten < limit:
+                forgotten += await self._purge(self._projects.of(name), now_ms, limit - forgotten)
+        return forgotten
+
+    async def processes(self) -> int:
+        """Say that this process lives, and count those that said so lately."""
+        now_ms = await self.now_ms()
+        with port_error():
+            call = self._topology.call
+            await call(PROCESSES_KEY, "ZADD", PROCESSES_KEY, str(now_ms), self._process)
+            await call(PROCESSES_KEY, "ZREMRANGEBYSCORE", PROCESSES_KEY, "-inf", str(now_ms - _PROCESS_SILENT_MS))
+            living: int = await call(PROCESSES_KEY, "ZCARD", PROCESSES_KEY)
+        return living
+
+    async def _run(self, project: Project, script: scripts.Script, keys: Sequence[str], *arguments: Argument) -> Reply:
+        return await self._projects.run(project, script, keys, *arguments)
+
+    async def _names(self) -> list[str]:
+        with port_error():
+            return await self._projects.names()
+
+    def _new_name(self) -> str:
+        """A name for one attempt to change something: Redis recognises its repetition after a lost reply."""
+        return f"{self._process}-{next(self._calls)}"
+
+    async def _resolve(
+        self, project: str, script: scripts.Script, reservation_id: str, asked: tuple[Argument, ...]
+    ) -> Resolution:
+        at = self._projects.of(project)
+        accounts = await self._accounts_of(at, reservation_id)
+        reply = await self._run(at, script, at.chain(reservation_id, accounts), reservation_id, *asked)
+        at.accounts.pop(reservation_id, None)
+        return resolution_of(reply, accounts)
+
+    async def _accounts_of(self, project: Project, reservation_id: str) -> tuple[str, ...]:
+        """The accounts of a reservation, from memory or from Redis; none when nobody knows it."""
+        known = project.accounts.get(reservation_id)
+        if known is not None:
+            return known
+        with port_error():
+            names = await self._topology.call(project.meta, "HGET", project.key("hold", reservation_id), "accounts")
+        return project.accounts_of_keys(names.decode()) if names else ()
+
+    async def _due(self, project: Project, now_ms: int, limit: int) -> list[tuple[int, str, Project]]:
+        # The ledger's time of a project may be ahead of the server's clock, when that was set back.
+        until_ms = max(now_ms, project.seen_ms)
+        asked = (project.key("due"), "-inf", str(until_ms), "WITHSCORES", "LIMIT", "0", str(limit))
+        with port_error():
+            found = await self._topology.call(project.meta, "ZRANGEBYSCORE", *asked)
+        return [(int(score), name.decode(), project) for name, score in zip(found[::2], found[1::2], strict=True)]
+
+    async def _expire(self, project: Project, reservation_id: str) -> Lost | None:
+        accounts = await self._accounts_of(project, reservation_id)
+        reply = await self._run(project, scripts.EXPIRE, project.chain(reservation_id, accounts), reservation_id)
+        if not reply[0]:
+            return None
+        booked, held = amount_at(reply, 2), amount_at(reply, 5)
+        rest = held - booked
+        released = Amount(max(0, rest.tokens), max(0, rest.nano_usd), max(0, rest.requests))
+        return Lost(reservation_id, project.name, reply[1].decode(), booked, released)
+
+    async def _set(self, project: str, script: scripts.Script, account: str, value: bytes) -> Balance:
+        at = self._projects.of(project)
+        keys = [at.meta, at.key("keep"), at.key("account", account)]
+        return balance_at(await self._run(at, script, keys, value, str(KEEP_MS)), 1, account)
+
+    async def _purge(self, project: Project, now_ms: int, limit: int) -> int:
+        until_ms, index, forgotten = max(now_ms, project.seen_ms), project.key("keep"), 0
+        while forgotten < limit:
+            asked = (index, "-inf", str(until_ms), "LIMIT", "0", str(min(AT_ONCE, limit - forgotten)))
+            with port_error():
+                keys = await self._topology.call(project.meta, "ZRANGEBYSCORE", *asked)
+            if not keys:
+                break
+            reply = await self._run(project, scripts.PURGE, [project.meta, index, *(key.decode() for key in keys)])
+            forgotten += reply[1]
+        return forgotten

@@ -1,0 +1,31 @@
+"""Working through many keys in batches: Redis serves other callers between them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable
+from itertools import islice
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+# So many commands of one piece of work are in flight at once.
+AT_ONCE: Final = 64
+
+
+def batched(items: Iterable[T], size: int = AT_ONCE) -> Iterable[list[T]]:
+    """Lists of at most `size` items."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """The results of all calls; all have ended when the first error is raised, so that nothing goes on unseen."""
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    results: list[T] = []
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        results.append(outcome)
+    return results

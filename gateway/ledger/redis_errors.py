@@ -1,0 +1,56 @@
+"""Error replies of Redis and of our scripts, as errors of the ledger port that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from gateway.ledger.port import LedgerError, LedgerUnavailable
+from gateway.ledger.redis_connection import RedisRefused
+
+# Codes of conditions that pass, or that an operator ends: nothing was written, and the call may be repeated.
+_UNAVAILABLE: Final = {
+    "BUSY": "another script blocks Redis",
+    "LOADING": "Redis is loading its data from disk",
+    "READONLY": "this Redis is a replica: a failover is under way, or the URL names the wrong server",
+    "OOM": "Redis is full: raise maxmemory, or let the outbox drain to the store",
+    "MISCONF": "Redis cannot write its data to disk",
+    "CLUSTERDOWN": "the Redis Cluster is not complete",
+    "TRYAGAIN": "the Redis Cluster is moving these keys",
+    "MASTERDOWN": "the replica has lost its primary",
+    "NOREPLICAS": "Redis demands more replicas than it has",
+    "NOAUTH": "Redis asks for a password: put it into the ledger URL",
+    "WRONGPASS": "Redis does not accept the user or password of the ledger URL",
+    "NOPERM": "the Redis user of the ledger URL lacks a permission (it needs scripts and all keys farebox:*)",
+}
+_DAMAGED: Final = {
+    "FAREBOX_DAMAGED": "a key of the ledger does not hold what the ledger wrote (edited by hand?). Repair or delete it, then restore",
+    "FAREBOX_LAYOUT": "the data was written by a newer Farebox. Upgrade this gateway",
+    "FAREBOX_OVERFLOW": "an account would hold more than 2^53 - 1",
+    "FAREBOX_ACCOUNTS": "the reservation holds on other accounts than the ones given",
+    "WRONGTYPE": "a key of the ledger is of another type (written by another program?). Delete it, then restore",
+    "CROSSSLOT": "the keys of one project are not on one node",
+}
+
+
+def as_port_error(refused: RedisRefused) -> LedgerError:
+    """What an error reply means to a caller of the port."""
+    # Redis appends ` script: <sha>, on @user_script:<line>.`, which helps nobody who reads a log of the gateway.
+    detail = refused.detail.partition(" script: ")[0]
+    if refused.code in _UNAVAILABLE:
+        return LedgerUnavailable(f"{_UNAVAILABLE[refused.code]} ({refused.code} {detail})")
+    if refused.code == "ERR" and "max number of clients" in detail:
+        return LedgerUnavailable("Redis takes no more connections: raise maxclients")
+    if refused.code in _DAMAGED:
+        return LedgerError(f"{_DAMAGED[refused.code]} ({refused.code} {detail})")
+    return LedgerError(f"Redis refused a command: {refused.code} {detail}")
+
+
+@contextmanager
+def port_error() -> Iterator[None]:
+    """Raise what Redis refuses in here as an error of the port."""
+    try:
+        yield
+    except RedisRefused as refused:
+        raise as_port_error(refused) from refused

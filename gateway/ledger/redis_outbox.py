@@ -1,0 +1,100 @@
+"""The outbox in Redis: one stream for each project, and who is carrying which entry.
+
+Leases are kept in a hash and by the ledger's own clock, not in a consumer group: the idle times of a group follow the server's
+clock, which may jump, and its pending entries outlive the entries themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from gateway.ledger import redis_scripts as scripts
+from gateway.ledger.port import OutboxEntry
+from gateway.ledger.redis_batches import batched, together
+from gateway.ledger.redis_errors import port_error
+from gateway.ledger.redis_projects import Projects
+from gateway.ledger.redis_values import entry_arguments, entry_of
+
+# An entry that was read and not acknowledged for so long is given to another consumer.
+LEASE_MS: Final = 30_000
+_RECORDED_AT_ONCE: Final = 200
+_ACKNOWLEDGED_AT_ONCE: Final = 1000
+_PEEK: Final = "0"
+
+
+async def record(projects: Projects, project: str, entries: Sequence[OutboxEntry]) -> None:
+    at = projects.of(project)
+    for batch in batched(entries, _RECORDED_AT_ONCE):
+        await projects.run(at, scripts.RECORD, [at.meta, at.key("outbox")], *entry_arguments(batch))
+
+
+async def sizes(projects: Projects) -> dict[str, int]:
+    """How many entries wait in each project."""
+    with port_error():
+        names = await projects.names()
+        lengths: list[int] = []
+        for batch in batched(names):
+            keys = [projects.of(name).key("outbox") for name in batch]
+            lengths.extend(await together(projects.topology.call(key, "XLEN", key) for key in keys))
+    return dict(zip(names, lengths, strict=True))
+
+
+async def read(projects: Projects, consumer: str, limit: int) -> list[OutboxEntry]:
+    """The oldest free entries of all projects, leased to the consumer."""
+    waiting = [name for name, size in (await sizes(projects)).items() if size]
+    shares = dict.fromkeys(waiting, limit)
+    if len(waiting) > 1:
+        shares = await _shares(projects, waiting, consumer, limit)
+    entries: list[OutboxEntry] = []
+    for name, share in shares.items():
+        found = await _read(projects, name, consumer, share, str(LEASE_MS))
+        entries.extend(entry_of(name, position, fields) for position, fields in found)
+    entries.sort(key=lambda entry: _order(entry.position))
+    return entries
+
+
+async def _shares(projects: Projects, names: Sequence[str], consumer: str, limit: int) -> dict[str, int]:
+    """How many of the oldest `limit` free entries belong to each project, so that none is leased and left behind."""
+    positions: list[tuple[tuple[int, int], str]] = []
+    for name in names:
+        found = await _read(projects, name, consumer, limit, _PEEK)
+        positions.extend((_order(position.decode()), name) for position, _ in found)
+    shares: dict[str, int] = {}
+    for _, name in sorted(positions)[:limit]:
+        shares[name] = shares.get(name, 0) + 1
+    return shares
+
+
+async def _read(
+    projects: Projects, name: str, consumer: str, limit: int, lease_ms: str
+) -> Sequence[tuple[bytes, Sequence[bytes]]]:
+    at = projects.of(name)
+    keys = [at.meta, at.key("outbox"), at.key("leases")]
+    found: Sequence[tuple[bytes, Sequence[bytes]]] = (
+        await projects.run(at, scripts.OUTBOX_READ, keys, consumer, str(limit), lease_ms)
+    )[1]
+    return found
+
+
+def _order(position: str) -> tuple[int, int]:
+    """Stream ids are `<ms>-<number>`: as text, 10 would come before 9."""
+    ms, _, number = position.partition("-")
+    return int(ms), int(number)
+
+
+async def acknowledge(projects: Projects, entries: Sequence[OutboxEntry]) -> None:
+    for name, positions in _by_project(entries):
+        at = projects.of(name)
+        keys = [at.meta, at.key("outbox"), at.key("leases")]
+        for batch in batched(positions, _ACKNOWLEDGED_AT_ONCE):
+            await projects.run(at, scripts.ACKNOWLEDGE, keys, *batch)
+
+
+def _by_project(entries: Sequence[OutboxEntry]) -> Iterator[tuple[str, list[str]]]:
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        if "-" in entry.position:
+            # Anything else is no position of this engine: unknown ones are ignored.
+            found.setdefault(entry.project, []).append(entry.position)
+    yield from found.items()

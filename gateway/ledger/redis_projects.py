@@ -1,0 +1,262 @@
+"""What a process knows of each project in Redis, and how a project is opened for traffic.
+
+Every project has an epoch in its meta hash, and every script is told the epoch that the caller knows. When Redis was flushed
+or came back with older data, the epoch is missing (or the time of the last write went back): from that operation on the
+project takes no traffic until its counters are restored. One process restores them, under a lock, and opens the project
+with a new epoch; the others wait for it. A project that nobody has seen before is opened the same way: nothing is restored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import quote
+
+import orjson
+
+from gateway.ledger.port import LedgerError, LedgerUnavailable
+from gateway.ledger.redis_connection import Argument, ConnectionLost, RedisRefused, Reply
+from gateway.ledger.redis_errors import as_port_error
+from gateway.ledger.redis_scripts import ADOPT, FENCE, RESTORE, Script
+from gateway.ledger.redis_topology import Topology
+from policies.amounts import Amount
+
+EPOCH_KEY: Final = "farebox:epoch"
+PROJECTS_KEY: Final = "farebox:projects"
+# The restoring process renews its lock in time; one that died is replaced after this.
+_LOCK_MS: Final = 10_000
+_LOCK_POLL_S: Final = 0.05
+# Accounts of so many reservations are remembered; of older ones they are read from Redis again.
+_REMEMBERED_MAX: Final = 100_000
+
+NO_EPOCH: Final = "*"
+# A repetition may meet the next trouble (a restart: connection lost, then NOSCRIPT, then a lost epoch), not more.
+_REPETITIONS_MAX: Final = 3
+_OF_EPOCHS: Final = frozenset({"FAREBOX_EPOCH", "FAREBOX_LOST", "FAREBOX_ROLLBACK"})
+
+Restore = Callable[[str, Amount, int], Awaitable[None]]
+"""Sets what one account (name, settled, keep_ms) has settled."""
+Rebuild = Callable[[str, Restore], Awaitable[None]]
+"""Restores all accounts of a project from the store. Called before a project without data in Redis is used: when it is new,
+and when Redis has lost it. It must bring the outbox to the store first, and raise if it cannot know the sums."""
+
+
+@dataclass(slots=True)
+class Project:
+    """Keys and knowledge of one project. All its keys share the hash tag, so that a cluster keeps them on one node."""
+
+    name: str
+    epoch: str = ""
+    seen_ms: int = 0  # the latest time that this process saw written; Redis must never be behind it
+    accounts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of the reservations made here
+    tag: str = ""
+
+    def __post_init__(self) -> None:
+        # Quoted: a brace in the name would end the hash tag early.
+        self.tag = f"farebox:{{{quote(self.name, safe='._:@/-')}}}:"
+
+    @property
+    def meta(self) -> str:
+        return f"{self.tag}meta"
+
+    def key(self, kind: str, name: str = "") -> str:
+        return f"{self.tag}{kind}:{name}" if name else self.tag + kind
+
+    def account_keys(self, accounts: tuple[str, ...]) -> list[str]:
+        prefix = f"{self.tag}account:"
+        return [prefix + account for account in accounts]
+
+    def chain(self, reservation_id: str, accounts: tuple[str, ...]) -> list[str]:
+        """The keys of a script that works on one reservation, in the order that resolution.lua names."""
+        tag = self.tag
+        return [
+            f"{tag}meta",
+            f"{tag}hold:{reservation_id}",
+            f"{tag}due",
+            f"{tag}outbox",
+            f"{tag}keep",
+            *self.account_keys(accounts),
+        ]
+
+    def accounts_of_keys(self, joined: str) -> tuple[str, ...]:
+        """The names in what a reservation's hash says of its accounts: their keys, one a line."""
+        prefix = len(f"{self.tag}account:")
+        return tuple(key[prefix:] for key in joined.split("\n"))
+
+    def remember(self, reservation_id: str, accounts: tuple[str, ...]) -> None:
+        if len(self.accounts) >= _REMEMBERED_MAX:
+            # Dicts keep their order: the first is the oldest, and most likely of a call that nobody will settle.
+            del self.accounts[next(iter(self.accounts))]
+        self.accounts[reservation_id] = accounts
+
+
+class Projects:
+    """All projects that this process has met, and the scripts that run on them."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        rebuild: Rebuild | None,
+        *,
+        deadline_ms: int,
+        clock_ms: Callable[[], int] | None = None,
+    ) -> None:
+        self.topology = topology
+        self._rebuild = rebuild
+        self._deadline_s = deadline_ms / 1000
+        self._clock_ms = clock_ms
+        self._known: dict[str, Project] = {}
+        self._opening: dict[str, asyncio.Task[None]] = {}
+
+    def of(self, name: str) -> Project:
+        found = self._known.get(name)
+        if found is None:
+            if not name:
+                raise LedgerError("a project needs a name")
+            found = self._known[name] = Project(name)
+        return found
+
+    async def run(self, project: Project, script: Script, keys: Sequence[str], *arguments: Argument) -> Reply:
+        """Run a script of this project. Its first argument is always the epoch, its reply begins with the time it wrote, or 0."""
+        try:
+            if not project.epoch:
+                await self.open(project)
+            reply = await self._evaluate(script, keys, project.epoch, project.seen_ms, arguments)
+        except (ConnectionLost, RedisRefused) as trouble:
+            reply = await self._again(project, script, keys, arguments, trouble)
+        if reply[0] > project.seen_ms:
+            project.seen_ms = reply[0]
+        return reply
+
+    async def _again(
+        self, project: Project, script: Script, keys: Sequence[str], arguments: tuple[Argument, ...], trouble: Exception
+    ) -> Reply:
+        """Repeat after what a repetition can mend: the ids and names among the arguments make it take effect once."""
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                for _ in range(_REPETITIONS_MAX):
+                    try:
+                        await self._mend(project, trouble)
+                        return await self._evaluate(script, keys, project.epoch, project.seen_ms, arguments)
+                    except (ConnectionLost, RedisRefused) as next_trouble:
+                        trouble = next_trouble
+        except TimeoutError:
+            raise LedgerUnavailable("Redis did not answer in time") from trouble
+        raise as_port_error(trouble) if isinstance(trouble, RedisRefused) else trouble
+
+    async def _mend(self, project: Project, trouble: Exception) -> None:
+        if isinstance(trouble, RedisRefused):
+            if trouble.code not in _OF_EPOCHS:
+                raise as_port_error(trouble)
+            if trouble.code == "FAREBOX_ROLLBACK":
+                await self._evaluate(FENCE, [project.meta], project.epoch, 0, ())
+            await self.open(project)
+
+    async def _evaluate(
+        self, script: Script, keys: Sequence[str], epoch: str, seen_ms: int, arguments: tuple[Argument, ...]
+    ) -> Reply:
+        clock = "" if self._clock_ms is None else str(self._clock_ms())
+        call = self.topology.call
+        given = (len(keys), *keys, epoch, seen_ms, clock, *arguments)
+        try:
+            return await call(keys[0], "EVALSHA", script.sha, *given)
+        except RedisRefused as refused:
+            if refused.code != "NOSCRIPT":
+                raise
+            # A server that has restarted, or never saw this version: EVAL loads it for the next time, too.
+            return await call(keys[0], "EVAL", script.text, *given)
+
+    async def names(self) -> list[str]:
+        """All projects that any process has opened."""
+        return sorted(name.decode() for name in await self.topology.call(PROJECTS_KEY, "SMEMBERS", PROJECTS_KEY))
+
+    async def close(self) -> None:
+        for task in self._opening.values():
+            task.cancel()
+        await asyncio.gather(*self._opening.values(), return_exceptions=True)
+        self._opening.clear()
+
+    async def open(self, project: Project) -> None:
+        """Learn the project's epoch, restoring the project first when Redis does not know it.
+
+        Raises `LedgerUnavailable` when that takes longer than an operation may; it goes on, and a later call finds it done.
+        """
+        task = self._opening.get(project.name)
+        if task is None or task.done():
+            task = self._opening[project.name] = asyncio.create_task(self._open(project))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                await asyncio.shield(task)
+        except TimeoutError:
+            raise LedgerUnavailable(f"the counters of project {project.name!r} are being restored") from None
+
+    async def _open(self, project: Project) -> None:
+        was_known = bool(project.epoch)
+        while True:
+            epoch = await self.topology.call(project.meta, "HGET", project.meta, "epoch")
+            if epoch or await self._made(project, was_known):
+                break
+            await asyncio.sleep(_LOCK_POLL_S)
+        if epoch:
+            self._take(project, epoch)
+        # Before the first operation of any process on this project, so that no sweeper can miss it.
+        await self.topology.call(PROJECTS_KEY, "SADD", PROJECTS_KEY, project.name)
+
+    def _take(self, project: Project, epoch: bytes) -> None:
+        if epoch.decode() != project.epoch:
+            project.epoch, project.seen_ms = epoch.decode(), 0
+
+    async def _made(self, project: Project, was_known: bool) -> bool:
+        """Open a project that Redis does not know. False: another process is at it."""
+        if self._rebuild is None:
+            await self._announce_loss(project, was_known)
+            self._take(project, await self._adopt(project, ""))
+            return True
+        token = secrets.token_hex(8)
+        lock = project.key("rebuild")
+        if not await self.topology.call(lock, "SET", lock, token, "NX", "PX", str(_LOCK_MS)):
+            return False
+        await self._announce_loss(project, was_known)
+        async with self._lock_renewed(lock):
+
+            async def restore(account: str, settled: Amount, keep_ms: int) -> None:
+                keys = [project.meta, project.key("keep"), project.key("account", account)]
+                arguments = (orjson.dumps([settled.tokens, settled.nano_usd, settled.requests]), str(keep_ms))
+                await self._evaluate(RESTORE, keys, NO_EPOCH, 0, arguments)
+
+            await self._rebuild(project.name, restore)
+            try:
+                self._take(project, await self._adopt(project, token))
+            except RedisRefused:
+                return False
+        return True
+
+    async def _adopt(self, project: Project, token: str) -> bytes:
+        keys = [project.meta, project.key("rebuild")]
+        epoch: bytes = (await self._evaluate(ADOPT, keys, NO_EPOCH, 0, (secrets.token_hex(8), token)))[0]
+        return epoch
+
+    async def _announce_loss(self, project: Project, was_known: bool) -> None:
+        """Change the ledger's epoch when it was data that went, and not a project that is new."""
+        if was_known or await self.topology.call(PROJECTS_KEY, "SISMEMBER", PROJECTS_KEY, project.name):
+            await self.topology.call(EPOCH_KEY, "SET", EPOCH_KEY, secrets.token_hex(8))
+
+    @contextlib.asynccontextmanager
+    async def _lock_renewed(self, lock: str) -> AsyncIterator[None]:
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(_LOCK_MS / 3000)
+                with contextlib.suppress(LedgerUnavailable):
+                    await self.topology.call(lock, "PEXPIRE", lock, str(_LOCK_MS))
+
+        task = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,50 @@
+"""Is this Redis fit to keep money? Asked once, when the ledger is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from gateway.ledger.port import LedgerError
+
+# `#!lua flags=…` at the head of a script, which all of ours carry, came with Redis 7; every Valkey has it.
+_VERSION_MIN: Final = (7, 0)
+
+
+def parse_info(text: str) -> dict[str, str]:
+    """The reply to INFO: `name:value` lines."""
+    pairs = (line.partition(":") for line in text.splitlines() if ":" in line and not line.startswith("#"))
+    return {name: value.strip() for name, _, value in pairs}
+
+
+def check_server(info: Mapping[str, str], *, allow_eviction: bool) -> list[str]:
+    """Warnings about one server. Raises `LedgerError` for what would lose budgets silently."""
+    version = info.get("redis_version", "0")
+    if tuple(int(part) for part in version.split(".")[:2]) < _VERSION_MIN:
+        raise LedgerError(f"Redis {version} is too old for the ledger: use Redis 7.0 or later, or Valkey")
+    warnings = []
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        advice = f"maxmemory-policy is {policy}: Redis may evict a budget, which resets it without a word. Set it to noeviction"
+        if not allow_eviction:
+            raise LedgerError(f"{advice}, or start with allow_eviction to take that risk")
+        warnings.append(advice)
+    if info.get("aof_enabled") != "1":
+        warnings.append(
+            "appendonly is off: what was settled since the last snapshot is lost when Redis stops. Set appendonly to yes"
+        )
+    return warnings
+
+
+def check_servers(replies: Iterable[str], *, allow_eviction: bool) -> tuple[str, ...]:
+    """Warnings about all servers, each once. Raises as `check_server`."""
+    found = [warning for text in replies for warning in check_server(parse_info(text), allow_eviction=allow_eviction)]
+    return tuple(dict.fromkeys(found))
+
+
+def check_durability(replies: Iterable[list[bytes]]) -> None:
+    """`durability: strict` means that an answer is given when the disk has it. Raises `LedgerError` where it is not so."""
+    for reply in replies:
+        value = reply[1].decode() if len(reply) > 1 else "unknown"
+        if value != "always":
+            raise LedgerError(f"durability is strict, but appendfsync is {value}: set it to always")

@@ -1,0 +1,137 @@
+"""Values of the ledger port as arguments of the Lua scripts, and their replies as values again.
+
+Numbers go in as JSON (cjson reads integers up to 2^53 exactly) and come back as RESP integers. Nothing above 2^53 − 1 is ever sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+
+from gateway.ledger.port import EntryKind, OutboxEntry, Reserve, Resolution
+from policies.amounts import UNITS, UNLIMITED, ZERO, Amount, Limit, Unit
+from policies.reservation import Balance, Demand, Gate, Granted, Hold, Refusal, Refused, State
+from policies.settlement import UNKNOWN
+
+_BALANCE_LENGTH: Final = 10  # limit, settled and reserved in three units, and the gate
+_GATES: Final = {gate.value.encode(): gate for gate in Gate}
+_STATES: Final = {state.value.encode(): state for state in State}
+_REFUSALS: Final = {reason.value.encode(): reason for reason in Refusal}
+_UNIT_OF: Final[tuple[Unit | None, ...]] = (None, *UNITS)  # as Lua counts: 0 for no unit
+
+
+def amount_list(amount: Amount) -> list[int]:
+    return [amount.tokens, amount.nano_usd, amount.requests]
+
+
+def limit_list(limit: Limit) -> list[int | None]:
+    return [limit.tokens, limit.nano_usd, limit.requests]
+
+
+def demand_list(demand: Demand) -> list[int]:
+    return [
+        demand.prompt_tokens,
+        demand.output_tokens_max,
+        demand.output_tokens_min,
+        demand.prompt_nano_usd,
+        demand.output_nano_usd_per_token,
+        demand.choices,
+        demand.requests,
+    ]
+
+
+def hold_lists(holds: Sequence[Hold]) -> list[list[int | None]]:
+    return [[*limit_list(one.limit), *limit_list(one.tighten), one.enforce, one.keep_ms] for one in holds]
+
+
+def request_json(request: Reserve, held: Amount | None = None) -> bytes:
+    """A reservation as reserve.lua and settle.lua read it. `held` belongs to one that was granted without Redis."""
+    fields: list[Any] = [
+        request.owner,
+        request.ttl_ms,
+        request.on_lost.value,
+        demand_list(request.demand),
+        hold_lists(request.holds),
+    ]
+    if held is not None:
+        fields.append(amount_list(held))
+    return orjson.dumps(fields)
+
+
+def amount_at(reply: Sequence[Any], at: int) -> Amount:
+    return Amount(reply[at], reply[at + 1], reply[at + 2])
+
+
+def amount_of_text(text: bytes | None) -> Amount:
+    """An amount as the ledger's hashes and streams write it."""
+    return Amount(*(int(word) for word in text.split())) if text else ZERO
+
+
+def balances_at(reply: Sequence[Any], at: int, accounts: Sequence[str]) -> tuple[Balance, ...]:
+    return tuple(balance_at(reply, at + index * _BALANCE_LENGTH, name) for index, name in enumerate(accounts))
+
+
+def balance_at(reply: Sequence[Any], at: int, account: str) -> Balance:
+    tokens, nano_usd, requests = reply[at : at + 3]
+    # Most accounts of a chain are limited in one unit or none; the shared value saves the comparison of three.
+    limit = UNLIMITED if tokens is None and nano_usd is None and requests is None else Limit(tokens, nano_usd, requests)
+    return Balance(account, limit, amount_at(reply, at + 3), amount_at(reply, at + 6), _GATES[reply[at + 9]])
+
+
+def decision_of(reply: Sequence[Any], reservation_id: str, accounts: Sequence[str]) -> Granted | Refused:
+    """What reserve.lua or extend.lua decided. The two replies differ in the type of their second item."""
+    if isinstance(reply[1], bytes):
+        _, reason, index, unit, needed, now_ms = reply[:6]
+        name = accounts[index]
+        return Refused(_REFUSALS[reason], name, _UNIT_OF[unit], needed, balance_at(reply, 6, name), now_ms)
+    return Granted(
+        reservation_id,
+        output_tokens=reply[1],
+        held=amount_at(reply, 2),
+        deadline_ms=reply[5],
+        now_ms=reply[6],
+        balances=balances_at(reply, 8, accounts),
+        breaches=tuple(accounts[index] for index in reply[7]),
+    )
+
+
+def resolution_of(reply: Sequence[Any], accounts: Sequence[str]) -> Resolution:
+    """What settle.lua or void.lua did."""
+    if not reply[1]:
+        return UNKNOWN
+    return Resolution(
+        _STATES[reply[1]], bool(reply[2]), amount_at(reply, 3), amount_at(reply, 6), balances_at(reply, 9, accounts)
+    )
+
+
+def entry_arguments(entries: Sequence[OutboxEntry]) -> list[bytes]:
+    """Arguments of record.lua: one JSON array, then draft and detail of each entry."""
+    heads = [
+        [
+            entry.id,
+            entry.kind.value,
+            *amount_list(entry.amount),
+            *amount_list(entry.overrun),
+            entry.at_ms,
+        ]
+        for entry in entries
+    ]
+    return [orjson.dumps(heads), *(part for entry in entries for part in (entry.draft, entry.detail))]
+
+
+def entry_of(project: str, position: bytes, fields: Sequence[bytes]) -> OutboxEntry:
+    """An entry of the outbox stream."""
+    found = dict(zip(fields[::2], fields[1::2], strict=True))
+    return OutboxEntry(
+        position=position.decode(),
+        id=found[b"id"].decode(),
+        kind=EntryKind(found[b"kind"].decode()),
+        project=project,
+        amount=amount_of_text(found[b"amount"]),
+        at_ms=int(found[b"at_ms"]),
+        draft=found[b"draft"],
+        detail=found[b"detail"],
+        overrun=amount_of_text(found[b"overrun"]),
+    )
