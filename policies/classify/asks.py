@@ -46,13 +46,13 @@ def _asks_of_clause(clause: Sequence[str], words: Lexicon) -> list[Ask]:
         or (clause[head] == "do" and clause[head + 1 : head + 2] == ["not"])
     ):
         return []
+    if len(clause) - head == 1 and clause[head] in words.grammar.noun_verbs:
+        return []  # "Answer:" and "Review:" are labels
     imperative = read_ask(clause, head, "imperative", words)
     if imperative is not None:
         return [imperative, *_second_verb(clause, head, words)]
-    said = _said_outright(clause, words)
-    if said:
-        return said
-    return _aside(clause, words) if clause[head] in words.grammar.preambles or "please" in clause else []
+    aside = _aside(clause, words) if clause[head] in words.grammar.preambles or "please" in clause else []
+    return aside or _said_outright(clause, words)
 
 
 def _second_verb(clause: Sequence[str], head: int, words: Lexicon) -> list[Ask]:
@@ -93,7 +93,11 @@ def _verb_after(clause: Sequence[str], at: int, word: str, words: Lexicon) -> tu
     if word == "you" and following and following[0] in words.grammar.modals:
         skip = 1 + (following[1:2] == ["to"]) + (following[1:2] in (["also"], ["then"], ["now"], ["first"]))
         return at + 1 + skip, "task" if following[0] != "can" else "expertise"
-    if word in ("you", "who", "that", "i", "we") and following:
+    if word in ("need", "want", "like") and "to" in following[:2] and {"i", "we"} & set(clause[max(0, at - 2) : at]):
+        return at + 2 + following.index("to"), "task"
+    if word == "you" and following:
+        return at + 1, "expertise"
+    if word in ("who", "that") and clause[0] in ("you", "act", "as", "this"):
         return at + 1, "expertise"
     if word == "help" and following[:1] in (["me"], ["us"]):
         return at + 2, "task"
@@ -101,12 +105,15 @@ def _verb_after(clause: Sequence[str], at: int, word: str, words: Lexicon) -> tu
 
 
 def _aside(clause: Sequence[str], words: Lexicon) -> list[Ask]:
-    """ "Given the notes, write …": the verb that follows a comma or a "please"."""
+    """ "Given the notes, write …": the verb that follows a comma or a "please", or "Given the notes verify if …"."""
     for at, word in enumerate(clause[:60]):
+        start = at + 1
         if word in (",", "please"):
-            start = at + 1
             while start < len(clause) and clause[start] in words.grammar.fillers:
                 start += 1
+        elif clause[start + 1 : start + 2] not in (["if"], ["whether"]):
+            continue
+        if not _is_noun(clause, start, words):
             ask = read_ask(clause, start, "aside", words)
             if ask is not None:
                 return [ask]
@@ -119,9 +126,28 @@ def read_ask(clause: Sequence[str], at: int, via: str, words: Lexicon) -> Ask | 
         return None
     verb, ends = _verb_at(clause, at, words)
     if verb is None:
-        return None
+        return _carried(clause, at, via, words)
     produces, object_word = _object_after(clause, ends, words)
     return Ask(verb, words.verbs.get(verb, ()), produces, object_word, via)
+
+
+def _carried(clause: Sequence[str], at: int, via: str, words: Lexicon) -> Ask | None:
+    """ "Use the tools to gather facts" asks to gather; "take both drafts and merge them" to merge."""
+    if clause[at] not in words.grammar.carriers:
+        return None
+    for step in range(at + 1, min(len(clause) - 1, at + 24)):
+        if clause[step] in ("to", "and", "then") and words.forms.get(clause[step + 1]) is not None:
+            return read_ask(clause, step + 1, via, words)
+    return None
+
+
+def _is_noun(clause: Sequence[str], at: int, words: Lexicon) -> bool:
+    """Whether a word that could be a verb stands in a list of things: "given question, answer and context"."""
+    return (
+        at < len(clause)
+        and clause[at] in words.grammar.noun_verbs
+        and clause[at + 1 : at + 2] in (["and"], [","], ["or"], ["from"], [])
+    )
 
 
 def _verb_at(clause: Sequence[str], at: int, words: Lexicon) -> tuple[str | None, int]:
@@ -141,13 +167,18 @@ def _verb_at(clause: Sequence[str], at: int, words: Lexicon) -> tuple[str | None
 def _object_after(clause: Sequence[str], at: int, words: Lexicon) -> tuple[str | None, str | None]:
     """The first known product after a verb: its intent's name and the first noun-like word."""
     first: str | None = None
+    vague: str | None = None
     for word in clause[at : at + _OBJECT_REACH]:
         if word in words.grammar.articles or word == ",":
             continue
         first = first or word
         produced = words.objects.get(word)
-        if produced is not None:
+        if produced is not None and word in words.grammar.vague_objects:
+            vague = vague or produced  # "a list of errors" is about the errors
+        elif produced is not None:
             return produced, first
+        elif vague is not None and word == "of":
+            continue
         if word in ("of", "about", "from", "that", "which", "for", "to", "based") and first != word:
             break
-    return None, first
+    return vague, first

@@ -113,22 +113,45 @@ def _read_name(name: str | None, words: Lexicon, seen: _Collector) -> None:
             if word not in words.generic_names and word not in ("prompt", "task", "agent", "step")
         ]
     )
+    if tokens and tokens[0] in words.grammar.question_words and len(tokens) > 1:
+        seen.most("n1q", 1.0)
     for place, token in enumerate(tokens[:8]):
-        first, last = place == 0, place == len(tokens) - 1
         seen.most(f"nt={token}", 1.0)
-        base = words.forms.get(token)
-        for intent, strong in words.verbs.get(base, ()) if base else ():
-            seen.most(f"{'n1' if first else 'n'}:{intent}", 1.0 if strong else 0.5)
-            if first and strong:
-                seen.hint("name", intent, True, f"the step's name begins with '{token}'")
-        if first and base:
-            seen.most(f"n1v={base}", 1.0)
-        for group, table in (("nn", words.nominals), ("na", words.agents), ("no", words.objects)):
-            named = table.get(token)
-            if named is not None:
-                seen.most(f"{group}{'L' if last else ''}:{named}", 1.0)
-                if last and group in ("nn", "na") and not (first and base):
-                    seen.hint("name", named, group == "na", f"the step's name ends with '{token}'")
+        if place == 0:
+            _read_first_of_name(token, tokens[-1], words, seen)
+        else:
+            for intent, strong in words.verbs.get(words.forms.get(token, ""), ()):
+                seen.most(f"n:{intent}", 1.0 if strong else 0.5)
+        _read_noun_of_name(token, place == len(tokens) - 1, place, words, seen)
+
+
+def _read_first_of_name(token: str, last: str, words: Lexicon, seen: _Collector) -> None:
+    """The first word of a name is its verb, unless it is a noun that the last word turns: `email_classifier`."""
+    base = words.forms.get(token)
+    if base is None:
+        return
+    turned = token in words.grammar.noun_verbs and last != token and (last in words.agents or _is_act(last, words))
+    seen.most(f"n1v={base}", 1.0)
+    for intent, strong in words.verbs.get(base, ()):
+        seen.most(f"{'n' if turned else 'n1'}:{intent}", 1.0 if strong else 0.5)
+        if strong and not turned:
+            seen.hint("name", intent, True, f"the step's name begins with '{token}'")
+
+
+def _is_act(word: str, words: Lexicon) -> bool:
+    """Whether a noun names what is done ("extraction") and not what it is done to ("query")."""
+    return word in words.nominals and word not in words.objects
+
+
+def _read_noun_of_name(token: str, last: bool, place: int, words: Lexicon, seen: _Collector) -> None:
+    is_verb = place == 0 and token in words.forms
+    for group, table in (("nn", words.nominals), ("na", words.agents), ("no", words.objects)):
+        named = table.get(token)
+        if named is None:
+            continue
+        seen.most(f"{group}{'L' if last else ''}:{named}", 1.0)
+        if last and not is_verb and (group == "na" or (group == "nn" and _is_act(token, words))):
+            seen.hint("name", named, group == "na", f"the step's name ends with '{token}'")
 
 
 def _leads(asks: Sequence[Ask]) -> bool:
@@ -240,13 +263,13 @@ def _read_products(found: Sequence[Sequence[str]], words: Lexicon, seen: _Collec
             ["emit"],
         ):
             group = "eo" if expected else "ro"
-            for word in clause[:10]:
-                produced = words.objects.get(word)
-                if produced is not None:
-                    seen.most(f"{group}:{produced}", 1.0)
-                    if expected:
-                        seen.hint("product", produced, False, f"the expected output is of the kind '{produced}'")
-                    break
+            named = [word for word in clause[:10] if word in words.objects]
+            telling = [word for word in named if word not in words.grammar.vague_objects] or named
+            if telling:
+                produced = words.objects[telling[0]]
+                seen.most(f"{group}:{produced}", 1.0)
+                if expected:
+                    seen.hint("product", produced, False, f"the expected output is of the kind '{produced}'")
         expected = False
 
 

@@ -22,7 +22,7 @@ QUOTED_CHARS = 80
 _TAGS_MAX = 40
 
 _DATA_NOUNS = (
-    "text|texts|document|documents|input|content|article|articles|transcript|context|email|emails|message|messages|review|reviews|conversation|"
+    "subject|text|texts|document|documents|input|content|article|articles|transcript|context|email|emails|message|messages|review|reviews|conversation|"
     "chat history|history|data|passage|code|diff|log|logs|ticket|tickets|query|question|body|source|sources|paper|report|notes|post|"
     "resume|cv|job description|page|html|json|records?|examples?|example output|sample|comments?|tweet|story|essay|draft|answer|response|"
     "dokument|artikel|texte|texto|testo|contenu|contenido"

@@ -28,6 +28,12 @@ class Grammar:
     expertise_links: frozenset[str]
     preambles: frozenset[str]
     """What begins a clause whose verb comes after a comma: "given", "based"."""
+    carriers: frozenset[str]
+    """Verbs that say nothing and hand over to the next one: "use … to", "take … and"."""
+    noun_verbs: frozenset[str]
+    """Verbs that are nouns as often: "answer", "review"."""
+    vague_objects: frozenset[str]
+    """Products that only hold the real one: "a list of"."""
     negations: frozenset[str]
     articles: frozenset[str]
     question_words: frozenset[str]
