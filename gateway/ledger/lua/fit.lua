@@ -20,7 +20,7 @@ end
 
 local function verdict_of(hold, account, needed, extending, held)
   if account.gate ~= 'open' and not extending then return 'gate', 0 end
-  local limit = effective_limit(account, hold.limit, hold.tighten)
+  local limit = account.limit
   local busy_unit
   for unit = 1, 3 do
     local most, wanted = limit[unit], needed[unit]
@@ -33,8 +33,8 @@ local function verdict_of(hold, account, needed, extending, held)
   if busy_unit then return 'busy', busy_unit end
 end
 
-local function output_room(demand, hold, account)
-  local limit = effective_limit(account, hold.limit, hold.tighten)
+local function output_room(demand, account)
+  local limit = account.limit
   local room = demand.output_tokens_max
   if limit[1] then
     local free = limit[1] - account.settled[1] - account.reserved[1] - demand.prompt_tokens
@@ -54,9 +54,10 @@ local function fit(demand, holds, accounts, extending, held)
   local output_tokens = demand.output_tokens_max
   for index, hold in ipairs(holds) do
     local account = accounts[index]
+    account.limit = effective_limit(account, hold.limit, hold.tighten)
     local reason, unit = verdict_of(hold, account, needed, extending, held)
     if not reason then
-      if hold.enforce then output_tokens = math.min(output_tokens, output_room(demand, hold, account)) end
+      if hold.enforce then output_tokens = math.min(output_tokens, output_room(demand, account)) end
     elseif hold.enforce or reason == 'gate' then
       if not refused or SEVERITY[reason] < SEVERITY[refused[2]] then refused = {index, reason, unit} end
     else
@@ -94,7 +95,8 @@ end
 local function grant(written_ms, output_tokens, held, deadline_ms, now_ms, breaches, holds, accounts)
   local reply = {written_ms, output_tokens, held[1], held[2], held[3], deadline_ms, now_ms, breaches}
   for index, account in ipairs(accounts) do
-    put_balance(reply, account, effective_limit(account, holds[index].limit, holds[index].tighten))
+    -- Without a decision (a request that was repeated) the limit is still to be found.
+    put_balance(reply, account, account.limit or effective_limit(account, holds[index].limit, holds[index].tighten))
   end
   return reply
 end
@@ -104,8 +106,10 @@ local function place(account, hold, more)
   for unit = 1, 3 do
     account.reserved[unit] = account.reserved[unit] + more[unit]
     if account.settled[unit] + account.reserved[unit] > AMOUNT_MAX then fault('OVERFLOW', account.key) end
-    local old, by = account.tightened[unit], hold.tighten[unit]
-    if by and (not old or by < old) then account.tightened[unit] = by end
+  end
+  if hold.tighten ~= NO_LIMIT then
+    local old, by = account.tightened, hold.tighten
+    account.tightened = {least(old[1], by[1]), least(old[2], by[2]), least(old[3], by[3])}
   end
   account.keep_ms = hold.keep_ms
 end

@@ -11,7 +11,7 @@
 -- Lua numbers are doubles, exact up to 2^53 - 1: nothing above that is ever written.
 local LAYOUT = 1
 local AMOUNT_MAX = 9007199254740991
-local NO_LIMIT = {false, false, false}
+local NO_LIMIT, NO_LIMIT_TEXT = {false, false, false}, '- - -'
 
 local function fault(code, text)
   error({err = 'FAREBOX_' .. code .. ' ' .. text})
@@ -26,14 +26,16 @@ local function integer(text, where)
 end
 
 local function amount_of(text, where)
-  if not text then return {0, 0, 0} end
-  local tokens, nano_usd, requests = string.match(text, '^(%-?%d+) (%-?%d+) (%-?%d+)$')
+  if not text or text == '0 0 0' then return {0, 0, 0} end
+  local tokens, nano_usd, requests = string.match(text, '^(%d+) (%d+) (%d+)$')
   if not tokens then fault('DAMAGED', where) end
-  return {integer(tokens, where), integer(nano_usd, where), integer(requests, where)}
+  tokens, nano_usd, requests = tonumber(tokens), tonumber(nano_usd), tonumber(requests)
+  if tokens > AMOUNT_MAX or nano_usd > AMOUNT_MAX or requests > AMOUNT_MAX then fault('DAMAGED', where) end
+  return {tokens, nano_usd, requests}
 end
 
 local function limit_of(text, where)
-  if not text then return {false, false, false} end
+  if not text or text == NO_LIMIT_TEXT then return NO_LIMIT end
   local tokens, nano_usd, requests = string.match(text, '^([%d-]+) ([%d-]+) ([%d-]+)$')
   if not tokens then fault('DAMAGED', where) end
   local function one(word)
@@ -48,6 +50,7 @@ local function amount_text(amount)
 end
 
 local function limit_text(limit)
+  if limit == NO_LIMIT then return NO_LIMIT_TEXT end
   local function one(value)
     if value == false then return '-' end
     return string.format('%.0f', value)
@@ -123,24 +126,28 @@ local function write_account(account, keep_key, now_ms)
 end
 
 -- The limit that counts: the operator's override over the given one, never above what callers tightened it to.
+local function least(most, one, other)
+  if one and (not most or one < most) then most = one end
+  if other and (not most or other < most) then most = other end
+  return most
+end
+
 local function effective_limit(account, limit, tighten)
-  local result = {}
-  for unit = 1, 3 do
-    local most = account.override[unit] or limit[unit]
-    for _, other in ipairs({account.tightened, tighten}) do
-      if other[unit] and (not most or other[unit] < most) then most = other[unit] end
-    end
-    result[unit] = most
-  end
-  return result
+  local over, tightened = account.override, account.tightened
+  return {
+    least(over[1] or limit[1], tightened[1], tighten[1]),
+    least(over[2] or limit[2], tightened[2], tighten[2]),
+    least(over[3] or limit[3], tightened[3], tighten[3]),
+  }
 end
 
 -- Ten values of the reply for each account: limit, settled, reserved (three each) and the gate.
 local function put_balance(reply, account, limit)
-  for _, triple in ipairs({limit, account.settled, account.reserved}) do
-    for unit = 1, 3 do reply[#reply + 1] = triple[unit] end
-  end
-  reply[#reply + 1] = account.gate
+  local settled, reserved, last = account.settled, account.reserved, #reply
+  reply[last + 1], reply[last + 2], reply[last + 3] = limit[1], limit[2], limit[3]
+  reply[last + 4], reply[last + 5], reply[last + 6] = settled[1], settled[2], settled[3]
+  reply[last + 7], reply[last + 8], reply[last + 9] = reserved[1], reserved[2], reserved[3]
+  reply[last + 10] = account.gate
 end
 
 local function put_amount(reply, amount)
@@ -149,11 +156,9 @@ end
 
 -- Three members of a decoded JSON array from `first` on, with null as false.
 local function triple_at(list, first)
-  local function one(value)
-    if value == cjson.null then return false end
-    return value
-  end
-  return {one(list[first]), one(list[first + 1]), one(list[first + 2])}
+  local null, a, b, c = cjson.null, list[first], list[first + 1], list[first + 2]
+  if a == null and b == null and c == null then return NO_LIMIT end
+  return {a ~= null and a, b ~= null and b, c ~= null and c}
 end
 
 local function accounts_from(first)
