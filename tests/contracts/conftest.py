@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.ledger.port import Ledger
-
-from .engines import ENGINES, LedgerUnderTest
+from tests.contracts.engines import ENGINES, LedgerUnderTest
 
 
 @pytest.fixture(params=ENGINES)

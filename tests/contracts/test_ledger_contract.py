@@ -9,8 +9,7 @@ import pytest
 from gateway.ledger.port import Ledger, LedgerError
 from policies.amounts import AMOUNT_MAX, UNLIMITED, ZERO, Amount, Limit
 from policies.reservation import Balance, Demand, Gate, Hold, Refusal
-
-from .ledger_calls import (
+from tests.contracts.ledger_calls import (
     MINUTE_MS,
     TOLERANCE_MS,
     balance,

@@ -9,9 +9,8 @@ import pytest
 from gateway.ledger.port import EntryKind, Ledger, LedgerError, OutboxEntry, Progress
 from policies.amounts import AMOUNT_MAX, ZERO, Amount, Limit
 from policies.reservation import Balance, Demand, Gate, OnLost, State
-
-from .engines import LedgerUnderTest
-from .ledger_calls import (
+from tests.contracts.engines import LedgerUnderTest
+from tests.contracts.ledger_calls import (
     MINUTE_MS,
     TOLERANCE_MS,
     hold,
