@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 import structlog
 
+from gateway.ledger.clock import wall_clock_ms
 from gateway.ledger.port import LedgerError, OutboxEntry
 from gateway.store import usage
 from gateway.store.database import Database, StoreUnavailable
@@ -43,10 +43,6 @@ class Outbox(Protocol):
 
 
 Insert = Callable[[Database, Sequence[OutboxEntry], int], Awaitable[Inserted]]
-
-
-def wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class Flusher:

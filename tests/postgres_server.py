@@ -11,8 +11,9 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -35,7 +36,7 @@ def postgres_server_url() -> Iterator[str]:
             server.cleanup()
 
 
-def _start(folder: Path):
+def _start(folder: Path) -> Any:
     # The wheel asks for a runtime directory when it is imported, and warns (an error here) when there is none.
     os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="farebox-run-")
     pgserver = pytest.importorskip(
@@ -84,7 +85,7 @@ def postgres_template(postgres_server_url: str) -> Iterator[str]:
 
 
 @pytest.fixture
-async def empty_postgres_url(postgres_server_url: str):
+async def empty_postgres_url(postgres_server_url: str) -> AsyncIterator[str]:
     """A database without tables."""
     name = f"farebox_test_{uuid.uuid4().hex[:12]}"
     await execute(postgres_server_url, f"CREATE DATABASE {name}")
@@ -93,7 +94,7 @@ async def empty_postgres_url(postgres_server_url: str):
 
 
 @pytest.fixture
-async def postgres_url(postgres_server_url: str, postgres_template: str):
+async def postgres_url(postgres_server_url: str, postgres_template: str) -> AsyncIterator[str]:
     """A migrated database."""
     name = f"farebox_test_{uuid.uuid4().hex[:12]}"
     await execute(postgres_server_url, f"CREATE DATABASE {name} TEMPLATE {postgres_template}")

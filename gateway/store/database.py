@@ -96,6 +96,17 @@ class Database:
         async with _translated(), self._engine.begin() as connection:
             yield connection
 
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction in which several queries see one moment. Raises StoreUnavailable."""
+        if self._engine is None:
+            raise StoreUnavailable("The store is not open.")
+        engine = self._engine
+        if self.is_postgres:
+            engine = engine.execution_options(isolation_level="REPEATABLE READ")
+        async with _translated(), engine.begin() as connection:
+            yield connection
+
     async def schema_revision(self) -> str | None:
         """The revision of the store's tables, None when there are none."""
         async with self.begin() as connection:

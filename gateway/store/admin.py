@@ -1,0 +1,173 @@
+"""People of the admin UI: users with argon2id hashes, and sessions that live on the server.
+
+A session is 32 random bytes in a cookie and their SHA-256 here: reading the table opens no session. It ends after a time
+without use, at the latest after a fixed time, and at once on logout or when its user is disabled or gets a new password.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+from sqlalchemy import and_, or_, select
+
+from gateway.store.bulk import insert, replacing
+from gateway.store.database import Database, StoreError
+from gateway.store.tables import admin_sessions, admin_users
+
+ROLES: Final = ("admin", "viewer")
+IDLE_MS: Final = 30 * 60_000
+ABSOLUTE_MS: Final = 12 * 3_600_000
+# A session's last use is written at most this often: reading a page must not cost a write.
+SEEN_EVERY_MS: Final = 60_000
+PASSWORD_CHARACTERS_MIN: Final = 12
+
+RandomToken = Callable[[], str]
+
+_hasher = PasswordHasher()
+
+
+class WeakPassword(StoreError):
+    """The password is too short."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdminUser:
+    name: str
+    role: str
+    created_at_ms: int = 0
+    disabled_at_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdminSession:
+    user: AdminUser
+    created_at_ms: int
+    expires_at_ms: int
+
+
+def _new_token() -> str:
+    return secrets.token_urlsafe(32)
+
+
+async def put_user(db: Database, name: str, password: str, role: str, now_ms: int) -> AdminUser:
+    """Make a user or give one a new password and role; sessions of before end. Raises WeakPassword, ValueError for a role."""
+    if role not in ROLES:
+        raise ValueError(f"'{role}' is not a role; there are {', '.join(ROLES)}")
+    if len(password) < PASSWORD_CHARACTERS_MIN:
+        raise WeakPassword(f"The password needs at least {PASSWORD_CHARACTERS_MIN} characters.")
+    # Hashing takes tens of milliseconds by design, and must not hold the event loop.
+    hashed = await asyncio.to_thread(_hasher.hash, password)
+    row = {"name": name, "role": role, "password_hash": hashed, "created_at": now_ms, "disabled_at": None}
+    async with db.begin() as connection:
+        names = ("role", "password_hash", "disabled_at")
+        await insert(connection, admin_users, [row], replacing(admin_users, names))
+        await connection.execute(admin_sessions.delete().where(admin_sessions.c.user == name))
+    return AdminUser(name, role, now_ms)
+
+
+async def list_users(db: Database) -> list[AdminUser]:
+    async with db.begin() as connection:
+        found = await connection.execute(select(admin_users).order_by(admin_users.c.name))
+        return [_user(row) for row in found.mappings()]
+
+
+async def disable_user(db: Database, name: str, now_ms: int) -> bool:
+    """Whether there was such a user. Ends the user's sessions."""
+    async with db.begin() as connection:
+        mine = admin_users.c.name == name
+        result = await connection.execute(admin_users.update().where(mine).values(disabled_at=now_ms))
+        await connection.execute(admin_sessions.delete().where(admin_sessions.c.user == name))
+    return result.rowcount > 0
+
+
+async def check_password(db: Database, name: str, password: str) -> AdminUser | None:
+    """The user, or None for a wrong name or password alike, after the same time. Throttling guesses is the caller's."""
+    async with db.begin() as connection:
+        row = (await connection.execute(select(admin_users).where(admin_users.c.name == name))).mappings().first()
+    stored = None if row is None else row["password_hash"]
+    matches = await asyncio.to_thread(_matches, stored, password)
+    if row is None or not matches or row["disabled_at"] is not None:
+        return None
+    return _user(row)
+
+
+async def open_session(db: Database, user: AdminUser, now_ms: int, new_token: RandomToken = _new_token) -> str:
+    """Returns the cookie's value, which is nowhere else. Always a new one: a session cannot be fixed by an attacker."""
+    token = new_token()
+    row = {
+        "digest": _digest(token),
+        "user": user.name,
+        "created_at": now_ms,
+        "seen_at": now_ms,
+        "expires_at": now_ms + ABSOLUTE_MS,
+    }
+    async with db.begin() as connection:
+        await connection.execute(admin_sessions.insert().values(**row))
+    return token
+
+
+async def find_session(db: Database, token: str, now_ms: int) -> AdminSession | None:
+    """The session, kept alive by this use; None when it is unknown, idle for too long, over, or its user disabled."""
+    digest = _digest(token)
+    joined = admin_sessions.join(admin_users, admin_users.c.name == admin_sessions.c.user)
+    columns = (
+        admin_sessions.c.created_at.label("opened_at"),
+        admin_sessions.c.seen_at,
+        admin_sessions.c.expires_at,
+        admin_users,
+    )
+    query = select(*columns).select_from(joined).where(admin_sessions.c.digest == digest)
+    async with db.begin() as connection:
+        row = (await connection.execute(query)).mappings().first()
+        if row is None or row["disabled_at"] is not None:
+            return None
+        if now_ms >= row["expires_at"] or now_ms - row["seen_at"] >= IDLE_MS:
+            await connection.execute(admin_sessions.delete().where(admin_sessions.c.digest == digest))
+            return None
+        if now_ms - row["seen_at"] >= SEEN_EVERY_MS:
+            mine = admin_sessions.c.digest == digest
+            await connection.execute(admin_sessions.update().where(mine).values(seen_at=now_ms))
+    return AdminSession(_user(row), row["opened_at"], row["expires_at"])
+
+
+async def close_session(db: Database, token: str) -> None:
+    async with db.begin() as connection:
+        await connection.execute(admin_sessions.delete().where(admin_sessions.c.digest == _digest(token)))
+
+
+async def forget_ended(db: Database, now_ms: int) -> int:
+    """Remove sessions that are over. Returns how many."""
+    table = admin_sessions.c
+    over = or_(table.expires_at <= now_ms, and_(table.seen_at <= now_ms - IDLE_MS))
+    async with db.begin() as connection:
+        result = await connection.execute(admin_sessions.delete().where(over))
+    return result.rowcount
+
+
+@cache
+def _nobody() -> str:
+    """Compared with when there is no such user, so that the answer takes as long as with one."""
+    return _hasher.hash(secrets.token_urlsafe(16))
+
+
+def _matches(hashed: str | None, password: str) -> bool:
+    try:
+        return _hasher.verify(_nobody() if hashed is None else hashed, password)
+    except (VerificationError, InvalidHashError):
+        return False
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _user(row: Any) -> AdminUser:
+    return AdminUser(row["name"], row["role"], row["created_at"], row["disabled_at"])

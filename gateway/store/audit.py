@@ -1,0 +1,93 @@
+"""Who changed what, and what the gateway decided. Append-only: the tables themselves refuse changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from sqlalchemy import ColumnElement, select
+
+from gateway.store.bulk import insert, leave_alone
+from gateway.store.database import Database
+from gateway.store.tables import audit_events
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """`actor` did `action` (words joined by dots: setting.changed, run.cancelled) to `target`. `id` is given by the store."""
+
+    at_ms: int
+    actor: str
+    action: str
+    target: str = ""
+    project: str = ""
+    run: str = ""
+    request_id: str = ""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """None leaves a field open. An action that ends in a dot means all that begin so. From inclusive, to exclusive, in ms."""
+
+    project: str | None = None
+    actor: str | None = None
+    action: str | None = None
+    target: str | None = None
+    run: str | None = None
+    from_ms: int | None = None
+    to_ms: int | None = None
+
+
+async def append(db: Database, events: Sequence[AuditEvent]) -> None:
+    """Raises StoreUnavailable; nothing is written then."""
+    rows = [
+        {
+            "at": event.at_ms,
+            "actor": event.actor,
+            "action": event.action,
+            "target": event.target,
+            "project": event.project,
+            "run": event.run,
+            "request_id": event.request_id,
+            "detail": orjson.dumps(event.detail).decode() if event.detail else "",
+        }
+        for event in events
+    ]
+    async with db.begin() as connection:
+        await insert(connection, audit_events, rows, leave_alone)
+
+
+async def query(db: Database, wanted: AuditFilter, limit: int = 100, before_id: int | None = None) -> list[AuditEvent]:
+    """The newest first; the next page is the one before the last event's `id`."""
+    found = select(audit_events).where(*_conditions(wanted)).order_by(audit_events.c.id.desc()).limit(limit)
+    if before_id is not None:
+        found = found.where(audit_events.c.id < before_id)
+    async with db.begin() as connection:
+        return [_event(row) for row in (await connection.execute(found)).mappings()]
+
+
+def _conditions(wanted: AuditFilter) -> list[ColumnElement[bool]]:
+    table = audit_events.c
+    given = [(table[name], getattr(wanted, name)) for name in ("project", "actor", "target", "run")]
+    conditions: list[ColumnElement[bool]] = [column == value for column, value in given if value is not None]
+    if wanted.action is not None:
+        is_prefix = wanted.action.endswith(".")
+        conditions.append(
+            table.action.startswith(wanted.action, autoescape=True) if is_prefix else table.action == wanted.action
+        )
+    if wanted.from_ms is not None:
+        conditions.append(table.at >= wanted.from_ms)
+    if wanted.to_ms is not None:
+        conditions.append(table.at < wanted.to_ms)
+    return conditions
+
+
+def _event(row: Mapping[Any, Any]) -> AuditEvent:
+    names = ("id", "actor", "action", "target", "project", "run", "request_id")
+    return AuditEvent(
+        at_ms=row["at"], detail=orjson.loads(row["detail"] or "{}"), **{name: row[name] for name in names}
+    )

@@ -1,0 +1,46 @@
+"""What has to be done once a day: partitions for the months to come, old months dropped, what has expired forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from gateway.ledger.clock import wall_clock_ms
+from gateway.store import admin, intents, usage
+from gateway.store.database import Database, StoreUnavailable
+
+EVERY_MS: Final = 86_400_000
+# After a failure it is tried again soon: partitions are three months ahead, but nobody should have to count on that.
+AGAIN_MS: Final = 600_000
+
+_log = structlog.get_logger(__name__)
+
+
+async def tidy(db: Database, now_ms: int, retention_months: int | None = None) -> list[str]:
+    """Do all of it once; several processes may at the same time. Returns the partitions that retention dropped."""
+    await usage.make_months_ahead(db, now_ms)
+    await intents.forget_expired(db, now_ms)
+    await admin.forget_ended(db, now_ms)
+    return [] if retention_months is None else await usage.drop_old_months(db, now_ms, retention_months)
+
+
+async def tidy_daily(
+    db: Database, retention_months: int | None = None, clock_ms: Callable[[], int] = wall_clock_ms
+) -> None:
+    """Runs until it is cancelled."""
+    while True:
+        try:
+            dropped = await tidy(db, clock_ms(), retention_months)
+            pause_ms = EVERY_MS
+            if dropped:
+                _log.info("usage_months_dropped", partitions=dropped)
+        except StoreUnavailable as error:
+            _log.warning("housekeeping_failed", error=str(error))
+            pause_ms = AGAIN_MS
+        except Exception as error:  # noqa: BLE001 - a fault today must not end the housekeeping of all days to come
+            _log.error("housekeeping_failed", error=str(error), kind=type(error).__name__)
+            pause_ms = AGAIN_MS
+        await asyncio.sleep(pause_ms / 1000)

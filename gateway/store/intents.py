@@ -1,0 +1,82 @@
+"""Intents that were learned by asking a model, until they expire. Keys are hashes: no prompt is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from gateway.store.bulk import among, insert, replacing
+from gateway.store.database import Database
+from gateway.store.tables import intent_cache
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedIntent:
+    key: str
+    intent: str
+    confidence: float
+    source: str
+    expires_at_ms: int
+    reasoning: str = ""
+    created_at_ms: int = 0
+
+
+async def put_many(db: Database, learned: Sequence[LearnedIntent]) -> None:
+    """Remember, or replace what was known. Of two with one key the last counts."""
+    rows = {
+        one.key: {
+            "key": one.key,
+            "intent": one.intent,
+            "confidence": one.confidence,
+            "source": one.source,
+            "reasoning": one.reasoning,
+            "created_at": one.created_at_ms,
+            "expires_at": one.expires_at_ms,
+        }
+        for one in learned
+    }
+    names = ("intent", "confidence", "source", "reasoning", "created_at", "expires_at")
+    ordered = [rows[key] for key in sorted(rows)]  # two writers lock in the same order
+    async with db.begin() as connection:
+        await insert(connection, intent_cache, ordered, replacing(intent_cache, names))
+
+
+async def get_many(db: Database, keys: Sequence[str], now_ms: int) -> dict[str, LearnedIntent]:
+    """Those of `keys` that are known and have not expired."""
+    if not keys:
+        return {}
+    async with db.begin() as connection:
+        query = select(intent_cache).where(
+            among(connection, intent_cache.c.key, keys), intent_cache.c.expires_at > now_ms
+        )
+        return {row.key: _learned(row) for row in await connection.execute(query)}
+
+
+async def latest(db: Database, now_ms: int, limit: int = 10_000) -> list[LearnedIntent]:
+    """The newest that have not expired, to warm a process that starts."""
+    query = select(intent_cache).where(intent_cache.c.expires_at > now_ms)
+    async with db.begin() as connection:
+        found = await connection.execute(query.order_by(intent_cache.c.created_at.desc()).limit(limit))
+        return [_learned(row) for row in found]
+
+
+async def forget_expired(db: Database, now_ms: int) -> int:
+    """Returns how many were forgotten."""
+    async with db.begin() as connection:
+        result = await connection.execute(intent_cache.delete().where(intent_cache.c.expires_at <= now_ms))
+    return result.rowcount
+
+
+def _learned(row: object) -> LearnedIntent:
+    values = row._mapping  # type: ignore[attr-defined]
+    return LearnedIntent(
+        key=values["key"],
+        intent=values["intent"],
+        confidence=values["confidence"],
+        source=values["source"],
+        expires_at_ms=values["expires_at"],
+        reasoning=values["reasoning"],
+        created_at_ms=values["created_at"],
+    )

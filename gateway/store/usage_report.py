@@ -1,0 +1,238 @@
+"""Usage, grouped and summed, and single calls. One path for every total, so that no two pages disagree.
+
+A report reads the sums by hour, and single rows only for the hours that its time range cuts; grouped by run it reads the
+sums of runs, and single rows only for the runs that the range cuts. The answer is the same as from the rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Select, and_, case, func, literal, or_, select, union_all
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.store.database import Database
+from gateway.store.runs import Sums
+from gateway.store.tables import SUMS, runs, token_usage, usage_hourly
+from gateway.store.usage_sums import CALL_STATUSES, ERROR_STATUSES, HOUR_MS, SUMMED
+
+DAY_MS: Final = 86_400_000
+
+
+class GroupBy(StrEnum):
+    """What a row stands for. `day` is a day in UTC; `savings` the kinds of actions taken, joined by +, empty for none."""
+
+    WORKFLOW = "workflow"
+    RUN = "run"
+    STEP = "step"
+    AGENT = "agent"
+    INTENT = "intent"
+    MODEL = "model"
+    KEY = "key"
+    DAY = "day"
+    SAVINGS = "savings"
+
+
+@dataclass(frozen=True, slots=True)
+class UsageFilter:
+    """Which calls; None leaves a field open, the empty text means calls without it. From inclusive, to exclusive, in ms."""
+
+    project: str | None = None
+    workflow: str | None = None
+    run: str | None = None
+    step: str | None = None
+    agent: str | None = None
+    key: str | None = None
+    intent: str | None = None
+    model: str | None = None
+    from_ms: int | None = None
+    to_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRow:
+    group: str
+    sums: Sums
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The largest groups by tokens first, days in their order. `total` is over all groups, shown or not."""
+
+    group_by: GroupBy
+    rows: tuple[ReportRow, ...]
+    total: Sums
+    groups: int  # how many there are altogether
+
+
+@dataclass(frozen=True, slots=True)
+class CallPage:
+    """Rows of `token_usage`, the latest first. `next` is the cursor of the following page, None on the last."""
+
+    calls: tuple[Mapping[str, Any], ...]
+    next: str | None
+
+
+# Filter field → column. The sums by hour have all of them but the run.
+_COLUMNS: Final = {
+    "project": "project",
+    "workflow": "workflow",
+    "run": "run",
+    "step": "step",
+    "agent": "agent",
+    "key": "key_id",
+    "intent": "intent",
+    "model": "model",
+}
+_RUN_FIELDS: Final = ("project", "workflow", "run")
+
+
+async def report(db: Database, group_by: GroupBy, wanted: UsageFilter, limit: int = 100) -> Report:
+    """Sum the calls that `wanted` describes by `group_by`. Raises StoreUnavailable."""
+    grouped = _grouped(_source(group_by, wanted))
+    order = grouped.c.grp if group_by is GroupBy.DAY else grouped.c.total_tokens.desc()
+    rows_query = select(grouped).order_by(order, grouped.c.grp).limit(limit)
+    total_query = select(func.count().label("groups"), *(func.sum(grouped.c[name]).label(name) for name in SUMS))
+    async with db.read() as connection:
+        found = (await connection.execute(rows_query)).mappings().all()
+        total = (await connection.execute(total_query)).mappings().one()
+    rows = tuple(ReportRow(_label(group_by, row["grp"]), Sums.of(row)) for row in found)
+    return Report(group_by, rows, Sums.of(total), total["groups"])
+
+
+async def calls(db: Database, wanted: UsageFilter, limit: int = 100, cursor: str | None = None) -> CallPage:
+    """Single calls, the latest first. A malformed cursor begins at the start."""
+    table = token_usage.c
+    query = select(token_usage).where(
+        *_conditions(token_usage, wanted), *_within(table.at, wanted.from_ms, wanted.to_ms)
+    )
+    at, separator, after = (cursor or "").partition(":")
+    if separator and at.isdecimal():
+        query = query.where(or_(table.at < int(at), and_(table.at == int(at), table.id < after)))
+    query = query.order_by(table.at.desc(), table.id.desc()).limit(limit + 1)
+    async with db.read() as connection:
+        found = [dict(row) for row in (await connection.execute(query)).mappings()]
+    page = tuple(found[:limit])
+    return CallPage(page, f"{page[-1]['at']}:{page[-1]['id']}" if len(found) > limit else None)
+
+
+async def row_sums(connection: AsyncConnection, conditions: list[ColumnElement[bool]]) -> Sums:
+    """Summed from the rows themselves, for whoever checks the other sums."""
+    query = select(*_row_sums()).where(*conditions)
+    return Sums.of((await connection.execute(query)).mappings().one())
+
+
+def _source(group_by: GroupBy, wanted: UsageFilter) -> Select[Any]:
+    """Rows of (grp, sums…) whose groups may repeat."""
+    others = [name for name in _COLUMNS if name not in _RUN_FIELDS and getattr(wanted, name) is not None]
+    if group_by is GroupBy.RUN and not others:
+        return _from_runs(wanted)
+    if group_by is GroupBy.RUN or wanted.run is not None:
+        return _from_rows(group_by, wanted, _within(token_usage.c.at, wanted.from_ms, wanted.to_ms))
+    return _from_hours(group_by, wanted)
+
+
+def _from_rows(group_by: GroupBy, wanted: UsageFilter, more: list[ColumnElement[bool]]) -> Select[Any]:
+    group = _group(token_usage, token_usage.c.at, group_by)
+    conditions = [*_conditions(token_usage, wanted), *more]
+    return select(group.label("grp"), *_row_sums()).where(*conditions).group_by(group)
+
+
+def _from_hours(group_by: GroupBy, wanted: UsageFilter) -> Select[Any]:
+    """Whole hours from the sums by hour, the cut hours at both ends from the rows."""
+    first = None if wanted.from_ms is None else -(-wanted.from_ms // HOUR_MS) * HOUR_MS
+    last = None if wanted.to_ms is None else wanted.to_ms // HOUR_MS * HOUR_MS
+    if first is not None and last is not None and first >= last:
+        return _from_rows(group_by, wanted, _within(token_usage.c.at, wanted.from_ms, wanted.to_ms))
+    group = _group(usage_hourly, usage_hourly.c.hour_at, group_by)
+    sums = [func.sum(usage_hourly.c[name]).label(name) for name in SUMS]
+    conditions = [*_conditions(usage_hourly, wanted), *_within(usage_hourly.c.hour_at, first, last)]
+    parts = [select(group.label("grp"), *sums).where(*conditions).group_by(group)]
+    for start, end in ((wanted.from_ms, first), (last, wanted.to_ms)):
+        if start is not None and end is not None and start < end:
+            parts.append(_from_rows(group_by, wanted, _within(token_usage.c.at, start, end)))
+    return _together(parts)
+
+
+def _from_runs(wanted: UsageFilter) -> Select[Any]:
+    """Runs that lie wholly in the range from their sums, those that it cuts from their rows."""
+    table = runs.c
+    conditions = _conditions(runs, wanted)
+    begins_late = [] if wanted.from_ms is None else [table.first_at >= wanted.from_ms]
+    ends_early = [] if wanted.to_ms is None else [table.last_at < wanted.to_ms]
+    sums = [table[name] for name in SUMS]
+    whole = select(table.run.label("grp"), *sums).where(*conditions, *begins_late, *ends_early, _HAS_CALLS)
+    if not begins_late and not ends_early:
+        return whole
+    reaches_in = [*_after(table.last_at, wanted.from_ms), *_before(table.first_at, wanted.to_ms)]
+    cut = or_(*(~condition for condition in (*begins_late, *ends_early)))
+    joined = token_usage.join(runs, and_(table.project == token_usage.c.project, table.run == token_usage.c.run))
+    rows = (
+        select(table.run.label("grp"), *_row_sums())
+        .select_from(joined)
+        .where(*conditions, *reaches_in, cut, *_within(token_usage.c.at, wanted.from_ms, wanted.to_ms))
+        .group_by(table.run)
+    )
+    return _together([whole, rows])
+
+
+# A run that was planned and never called has nothing to report.
+_HAS_CALLS: Final = or_(runs.c.calls > 0, runs.c.refused > 0, runs.c.total_tokens != 0, runs.c.requests != 0)
+
+
+def _together(parts: list[Select[Any]]) -> Select[Any]:
+    if len(parts) == 1:
+        return parts[0]
+    united = union_all(*parts).subquery("united")
+    return select(united)
+
+
+def _grouped(source: Select[Any]) -> Any:
+    part = source.subquery("part")
+    sums = [func.sum(part.c[name]).label(name) for name in SUMS]
+    return select(part.c.grp, *sums).group_by(part.c.grp).subquery("grouped")
+
+
+def _group(table: Any, at: ColumnElement[int], group_by: GroupBy) -> ColumnElement[Any]:
+    if group_by is GroupBy.DAY:
+        return at - at % literal(DAY_MS)
+    column: ColumnElement[Any] = table.c[_COLUMNS.get(group_by.value, group_by.value)]
+    return column
+
+
+def _label(group_by: GroupBy, group: object) -> str:
+    if group_by is GroupBy.DAY:
+        return datetime.fromtimestamp(int(str(group)) / 1000, UTC).date().isoformat()
+    return str(group)
+
+
+def _row_sums() -> list[ColumnElement[Any]]:
+    status = token_usage.c.status
+    return [
+        func.sum(case((status.in_(CALL_STATUSES), 1), else_=0)).label("calls"),
+        func.sum(case((status == "refused", 1), else_=0)).label("refused"),
+        func.sum(case((status.in_(ERROR_STATUSES), 1), else_=0)).label("errors"),
+        *(func.sum(token_usage.c[name]).label(name) for name in SUMMED),
+    ]
+
+
+def _conditions(table: Any, wanted: UsageFilter) -> list[ColumnElement[bool]]:
+    """A field that the table does not have is not asked for: `_source` chose the table by that."""
+    given = ((column, getattr(wanted, name)) for name, column in _COLUMNS.items())
+    return [table.c[column] == value for column, value in given if value is not None and column in table.c]
+
+
+def _within(column: ColumnElement[int], start_ms: int | None, end_ms: int | None) -> list[ColumnElement[bool]]:
+    return [*_after(column, start_ms), *_before(column, end_ms)]
+
+
+def _after(column: ColumnElement[int], start_ms: int | None) -> list[ColumnElement[bool]]:
+    return [] if start_ms is None else [column >= start_ms]
+
+
+def _before(column: ColumnElement[int], end_ms: int | None) -> list[ColumnElement[bool]]:
+    return [] if end_ms is None else [column < end_ms]

@@ -1,0 +1,116 @@
+"""Learned intents, the audit, and the people of the admin UI, on SQLite and on Postgres."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import text
+
+from gateway.store import admin, audit, housekeeping, intents
+from gateway.store.admin import ABSOLUTE_MS, IDLE_MS, WeakPassword
+from gateway.store.audit import AuditEvent, AuditFilter
+from gateway.store.database import Database
+from gateway.store.intents import LearnedIntent
+from tests.contracts.stores import NOW_MS
+
+pytest_plugins = ("tests.contracts.stores",)
+
+PASSWORD = "correct horse battery"
+
+
+async def test_learned_intents_last_until_they_expire(db: Database) -> None:
+    first = LearnedIntent("h1", "extract", 0.8, "llm", NOW_MS + 10, "because", NOW_MS)
+    second = LearnedIntent("h2", "send", 0.9, "llm", NOW_MS + 99, "", NOW_MS + 1)
+    await intents.put_many(db, [first, second])
+    await intents.put_many(db, [])
+    assert await intents.get_many(db, ["h1", "h2", "h3"], NOW_MS) == {"h1": first, "h2": second}
+    assert await intents.get_many(db, ["h1", "h2"], NOW_MS + 10) == {"h2": second}
+    assert await intents.get_many(db, [], NOW_MS) == {}
+    assert await intents.latest(db, NOW_MS) == [second, first]
+    better = LearnedIntent("h1", "filter", 0.95, "llm", NOW_MS + 500, "", NOW_MS + 2)
+    await intents.put_many(db, [better])
+    assert await intents.get_many(db, ["h1"], NOW_MS) == {"h1": better}
+    assert await intents.forget_expired(db, NOW_MS + 99) == 1
+
+
+async def test_the_audit_is_found_again_by_every_field(db: Database) -> None:
+    events = [
+        AuditEvent(NOW_MS, "ada", "setting.changed", "orchestration_enabled", detail={"old": False, "new": True}),
+        AuditEvent(NOW_MS + 1, "bob", "setting_x", "t"),
+        AuditEvent(NOW_MS + 2, "ada", "run.cancelled", "r1", "default", "r1", "req-1"),
+    ]
+    await audit.append(db, events[:2])
+    await audit.append(db, events[2:])
+    found = await audit.query(db, AuditFilter())
+    assert [(one.at_ms, one.actor, one.action, one.detail) for one in reversed(found)] == [
+        (one.at_ms, one.actor, one.action, one.detail) for one in events
+    ]
+
+    async def actions(**wanted: str | int) -> list[str]:
+        return [one.action for one in await audit.query(db, AuditFilter(**wanted))]  # type: ignore[arg-type]
+
+    assert await actions(actor="ada") == ["run.cancelled", "setting.changed"]
+    assert await actions(action="setting.") == ["setting.changed"]
+    assert await actions(action="setting") == []
+    assert await actions(run="r1", project="default") == ["run.cancelled"]
+    assert await actions(from_ms=NOW_MS + 1, to_ms=NOW_MS + 2) == ["setting_x"]
+    older = await audit.query(db, AuditFilter(), limit=1, before_id=found[0].id)
+    assert [one.action for one in older] == ["setting_x"]
+
+
+async def test_a_user_signs_in_with_the_right_password_only(db: Database) -> None:
+    user = await admin.put_user(db, "ada", PASSWORD, "admin", NOW_MS)
+    assert await admin.check_password(db, "ada", PASSWORD) == user
+    assert await admin.check_password(db, "ada", PASSWORD + "!") is None
+    assert await admin.check_password(db, "eve", PASSWORD) is None
+    with pytest.raises(WeakPassword, match="at least 12"):
+        await admin.put_user(db, "bob", "sk-1234", "viewer", NOW_MS)
+    with pytest.raises(ValueError, match="is not a role"):
+        await admin.put_user(db, "bob", PASSWORD, "root", NOW_MS)
+    async with db.begin() as connection:
+        stored = str((await connection.execute(text("SELECT * FROM admin_users"))).all())
+    assert PASSWORD not in stored
+    assert "$argon2id$" in stored
+    assert [one.name for one in await admin.list_users(db)] == ["ada"]
+
+
+async def test_a_session_ends_by_silence_by_age_and_by_logout(db: Database) -> None:
+    user = await admin.put_user(db, "ada", PASSWORD, "viewer", NOW_MS)
+    token = await admin.open_session(db, user, NOW_MS)
+    async with db.begin() as connection:
+        assert token not in str((await connection.execute(text("SELECT * FROM admin_sessions"))).all())
+    at_ms = NOW_MS
+    while at_ms + IDLE_MS - 1 < NOW_MS + ABSOLUTE_MS:  # in use, it lives until its age ends it
+        at_ms += IDLE_MS - 1
+        session = await admin.find_session(db, token, at_ms)
+        assert session is not None
+        assert session.user.role == "viewer"
+    assert await admin.find_session(db, token, NOW_MS + ABSOLUTE_MS) is None
+    silent = await admin.open_session(db, user, NOW_MS)
+    assert await admin.find_session(db, silent, NOW_MS + IDLE_MS) is None
+    assert await admin.find_session(db, silent, NOW_MS) is None
+    out = await admin.open_session(db, user, NOW_MS)
+    await admin.close_session(db, out)
+    assert await admin.find_session(db, out, NOW_MS) is None
+    assert await admin.find_session(db, "made up", NOW_MS) is None
+
+
+async def test_sessions_end_with_a_new_password_and_with_the_user(db: Database) -> None:
+    user = await admin.put_user(db, "ada", PASSWORD, "admin", NOW_MS)
+    before = await admin.open_session(db, user, NOW_MS)
+    await admin.put_user(db, "ada", PASSWORD + " staple", "admin", NOW_MS)
+    assert await admin.find_session(db, before, NOW_MS) is None
+    after = await admin.open_session(db, user, NOW_MS)
+    assert await admin.disable_user(db, "ada", NOW_MS) is True
+    assert await admin.find_session(db, after, NOW_MS) is None
+    assert await admin.check_password(db, "ada", PASSWORD + " staple") is None
+    assert await admin.disable_user(db, "eve", NOW_MS) is False
+
+
+async def test_housekeeping_forgets_what_is_over(db: Database) -> None:
+    user = await admin.put_user(db, "ada", PASSWORD, "admin", NOW_MS)
+    await admin.open_session(db, user, NOW_MS - IDLE_MS)
+    await intents.put_many(db, [LearnedIntent("h1", "extract", 0.8, "llm", NOW_MS - 1)])
+    assert await housekeeping.tidy(db, NOW_MS, retention_months=12) == []
+    async with db.begin() as connection:
+        for table in ("admin_sessions", "intent_cache"):
+            assert (await connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar() == 0

@@ -1,0 +1,198 @@
+"""Reports, single calls and learned samples on SQLite and on Postgres, compared with sums made by hand from the same events."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+from collections import defaultdict
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.ledger.port import EntryKind, OutboxEntry
+from gateway.store import runs, step_history, usage, usage_csv, usage_report
+from gateway.store.database import Database
+from gateway.store.runs import Sums
+from gateway.store.usage_report import GroupBy, UsageFilter
+from tests.contracts.stores import DAY_MS, NOW_MS, entry
+
+pytest_plugins = ("tests.contracts.stores",)
+
+HOUR_MS = 3_600_000
+START_MS = (NOW_MS - 4 * DAY_MS) // DAY_MS * DAY_MS
+
+
+def some_events(count: int = 300, seed: int = 7) -> list[OutboxEntry]:
+    """Calls of forty runs over three days; a run keeps its workflow."""
+    chance = random.Random(seed)
+    events = []
+    for number in range(count):
+        run = chance.randrange(40)
+        status = chance.choice(["ok", "ok", "ok", "error", "refused", "cancelled"])
+        kind = chance.choice([EntryKind.SETTLED] * 8 + [EntryKind.EXPIRED, EntryKind.LATE, EntryKind.REPAIR])
+        tokens = 0 if status == "refused" else chance.randrange(1, 5000)
+        events.append(
+            entry(
+                f"e{number}",
+                tokens,
+                tokens * 7,
+                kind=kind,
+                at_ms=START_MS + run * HOUR_MS + chance.randrange(5 * HOUR_MS),
+                project=chance.choice(["default", "other"]),
+                run=f"r{run}",
+                workflow=f"w{run % 3}",
+                step=chance.choice(["plan", "draft", ""]),
+                agent=chance.choice(["ada", "bob"]),
+                key_id=chance.choice(["k1", "k2"]),
+                intent=chance.choice(["extract", "generate"]),
+                model=chance.choice(["small", "large"]),
+                actions=chance.choice(["", "clamp", "compress=10, clamp"]),
+                detail={"status": status, "saved_tokens": chance.randrange(3)},
+            )
+        )
+    return events
+
+
+COLUMNS = {"key": "key_id"}
+
+
+def by_hand(events: list[OutboxEntry], group_by: GroupBy, wanted: UsageFilter) -> dict[str, Sums]:
+    """The report as the words of its documentation describe it, one event at a time."""
+    sums: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for event in events:
+        fields: dict[str, Any] = orjson.loads(event.draft) | orjson.loads(event.detail) | {"project": event.project}
+        names = ("project", "workflow", "run", "step", "agent", "key", "intent", "model")
+        given = ((COLUMNS.get(name, name), getattr(wanted, name)) for name in names)
+        if any(value is not None and fields[column] != value for column, value in given):
+            continue
+        if wanted.from_ms is not None and event.at_ms < wanted.from_ms:
+            continue
+        if wanted.to_ms is not None and event.at_ms >= wanted.to_ms:
+            continue
+        if group_by is GroupBy.DAY:
+            group = datetime.fromtimestamp(event.at_ms / 1000, UTC).date().isoformat()
+        elif group_by is GroupBy.SAVINGS:
+            group = {"": "", "clamp": "clamp", "compress=10, clamp": "clamp+compress"}[fields["actions"]]
+        else:
+            group = fields[COLUMNS.get(group_by, group_by)]
+        _count(sums[group], event, fields)
+    return {group: Sums(**found) for group, found in sums.items()}
+
+
+def _count(found: dict[str, int], event: OutboxEntry, fields: dict[str, Any]) -> None:
+    is_correction = event.kind in (EntryKind.LATE, EntryKind.REPAIR)
+    lost = event.kind is EntryKind.EXPIRED
+    refused = fields["status"] == "refused" and not is_correction and not lost
+    found["calls"] += not is_correction and not refused
+    found["refused"] += refused
+    found["errors"] += lost or (fields["status"] == "error" and not is_correction)
+    found["input_tokens"] += fields["input_tokens"]
+    found["output_tokens"] += fields["output_tokens"]
+    found["total_tokens"] += event.amount.tokens
+    found["cost_nano_usd"] += event.amount.nano_usd
+    found["requests"] += event.amount.requests
+    found["saved_tokens"] += fields["saved_tokens"]
+
+
+RANGES = [
+    {},
+    {"from_ms": START_MS + 7 * HOUR_MS + 1234},
+    {"to_ms": START_MS + 30 * HOUR_MS + 99},
+    {"from_ms": START_MS + HOUR_MS, "to_ms": START_MS + 20 * HOUR_MS},
+    {"from_ms": START_MS + 10 * HOUR_MS + 5, "to_ms": START_MS + 10 * HOUR_MS + HOUR_MS // 2},
+    {"from_ms": START_MS + 8 * HOUR_MS + 77, "to_ms": START_MS + 33 * HOUR_MS + 1},
+]
+FILTERS: list[dict[str, str]] = [
+    {},
+    {"project": "default"},
+    {"project": "default", "workflow": "w1", "step": "draft"},
+    {"run": "r4"},
+    {"agent": "ada", "key": "k2"},
+]
+
+
+async def test_every_report_equals_the_sums_made_by_hand(db: Database) -> None:
+    events = some_events()
+    for start in range(0, len(events), 70):
+        await usage.insert_entries(db, events[start : start + 70], NOW_MS)
+    for times in RANGES:
+        for names in FILTERS:
+            wanted = UsageFilter(**names, **times)  # type: ignore[arg-type]
+            for group_by in GroupBy:
+                expected = by_hand(events, group_by, wanted)
+                found = await usage_report.report(db, group_by, wanted)
+                assert {row.group: row.sums for row in found.rows} == expected, (group_by, wanted)
+                assert found.groups == len(expected)
+                assert found.total.total_tokens == sum(sums.total_tokens for sums in expected.values())
+
+
+async def test_the_largest_groups_are_shown_and_all_are_summed(db: Database) -> None:
+    sizes = {"w1": 100, "w2": 300, "w3": 200}
+    await usage.insert_entries(db, [entry(name, tokens, workflow=name) for name, tokens in sizes.items()], NOW_MS)
+    found = await usage_report.report(db, GroupBy.WORKFLOW, UsageFilter(), limit=2)
+    assert [row.group for row in found.rows] == ["w2", "w3"]
+    assert (found.total.total_tokens, found.groups) == (600, 3)
+
+
+async def test_an_empty_store_reports_nothing(db: Database) -> None:
+    found = await usage_report.report(db, GroupBy.RUN, UsageFilter(from_ms=0, to_ms=NOW_MS))
+    assert (found.rows, found.total, found.groups) == ((), Sums(), 0)
+    assert (await usage_report.calls(db, UsageFilter())).calls == ()
+
+
+async def test_calls_are_paged_without_gaps_or_repeats(db: Database) -> None:
+    events = [entry(f"e{number:02}", at_ms=NOW_MS + number // 4) for number in range(30)]
+    await usage.insert_entries(db, [*events, entry("x", run="r2")], NOW_MS)
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page = await usage_report.calls(db, UsageFilter(run="r1"), 7, cursor)
+        seen += [call["id"] for call in page.calls]
+        cursor = page.next
+        if cursor is None:
+            break
+    assert seen == [f"e{number:02}" for number in reversed(range(30))]
+    assert (await usage_report.calls(db, UsageFilter(run="r2"))).calls[0]["model"] == "small"
+
+
+async def test_names_that_look_like_formulas_stay_text_in_csv(db: Database) -> None:
+    names = ["=cmd|' /C calc'!A0", "+1", "-1", "@x", "plain", 'qu"ote,comma']
+    events = [entry(f"e{number}", 10 - number, workflow=name) for number, name in enumerate(names)]
+    await usage.insert_entries(db, events, NOW_MS)
+    text = usage_csv.to_csv(await usage_report.report(db, GroupBy.WORKFLOW, UsageFilter()))
+    header, *rows = csv.reader(io.StringIO(text))
+    assert header[:3] == ["workflow", "calls", "refused"]
+    assert [row[0] for row in rows] == ["'=cmd|' /C calc'!A0", "'+1", "'-1", "'@x", "plain", 'qu"ote,comma']
+    assert [int(row[header.index("total_tokens")]) for row in rows] == [10, 9, 8, 7, 6, 5]
+
+
+async def test_samples_come_from_finished_runs_of_the_last_month(db: Database) -> None:
+    old, week, fresh = NOW_MS - 31 * DAY_MS, NOW_MS - 7 * DAY_MS, NOW_MS - 60_000
+    events = [
+        entry("a", 100, run="forgotten", at_ms=old),
+        entry("b", 200, run="week", at_ms=week, intent="extract"),
+        entry("c", 50, run="week", at_ms=week, intent="extract"),
+        entry("d", 300, run="done", at_ms=fresh, intent="extract"),
+        entry("e", 400, run="going", at_ms=fresh),
+        entry("f", 500, run="stopped", at_ms=fresh),
+        entry("g", 600, run="silent", at_ms=NOW_MS - 3_600_000, step="send", intent="send"),
+        entry("h", 700, run="done", at_ms=fresh, workflow="elsewhere", project="other"),
+    ]
+    await usage.insert_entries(db, events, NOW_MS)
+    await runs.set_state(db, "default", "done", "completed", NOW_MS)
+    await runs.set_state(db, "default", "stopped", "cancelled", NOW_MS)
+    found = await step_history.by_step(db, "default", "wf", NOW_MS)
+    assert {step: [sample.tokens for sample in samples] for step, samples in found.items()} == {
+        "draft": [300, 250],
+        "send": [600],
+    }
+    assert [sample.weight for sample in found["draft"]] == [pytest.approx(1, abs=0.01), pytest.approx(0.5)]
+    learned = await step_history.by_intent(db, "default", NOW_MS)
+    assert {(key.intent, key.model): len(samples) for key, samples in learned.items()} == {
+        ("extract", "small"): 2,
+        ("send", "small"): 1,
+    }
+    assert await step_history.by_step(db, "default", "unknown", NOW_MS) == {}
