@@ -94,15 +94,12 @@ class Book:
         return self._place(project, enlarge(found, holds, extra, accounts, now_ms))
 
     def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int, now_ms: int) -> tuple[str, ...]:
-        gone = []
-        for sign in progress:
-            found = self.shelf.reservation(project, sign.id)
-            if found is None or found.state is not State.PENDING:
-                gone.append(sign.id)
-                continue
-            furthest = _furthest(found.progress, sign.amount)
-            self.shelf.put_reservation(project, replace(found, deadline_ms=now_ms + ttl_ms, progress=furthest))
-        return tuple(gone)
+        found = [(sign, self.shelf.reservation(project, sign.id)) for sign in progress]
+        for sign, one in found:
+            if one is not None and one.state is State.PENDING:
+                furthest = _furthest(one.progress, sign.amount)
+                self.shelf.put_reservation(project, replace(one, deadline_ms=now_ms + ttl_ms, progress=furthest))
+        return tuple(sign.id for sign, one in found if one is None or one.state is not State.PENDING)
 
     def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes, now_ms: int) -> Resolution:
         found = self.shelf.reservation(project, reservation_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -12,26 +13,34 @@ def wall_clock_ms() -> int:
 
 
 class SteadyClock:
-    """The highest time seen so far, in ms since the epoch.
+    """The highest time seen so far, in ms since the epoch. May be read from several threads.
 
     When the wall clock was set back, this one goes on at half its pace until the other has caught up. Standing still
     would be simpler, and would keep the holds of dead owners for as long as the clock had been wrong: a day, a year.
     """
 
-    def __init__(self, wall_ms: Callable[[], int], at_least_ms: int = 0) -> None:
+    def __init__(self, wall_ms: Callable[[], int]) -> None:
         self._wall_ms = wall_ms
-        self._now_ms = at_least_ms
-        self._wall_seen_ms = wall_ms()
-        self._slow_since: tuple[int, int] = (self._wall_seen_ms, at_least_ms)  # (wall, own) when it began to be behind
+        self._lock = threading.Lock()
+        self._wall_seen_ms = self._now_ms = wall_ms()
+        self._behind_since = (self._wall_seen_ms, self._now_ms)  # (wall, own) when the wall clock fell behind
 
     def now_ms(self) -> int:
-        wall_ms = self._wall_ms()
-        if wall_ms >= self._now_ms:
-            self._now_ms = wall_ms
-        elif wall_ms < self._wall_seen_ms:
-            self._slow_since = (wall_ms, self._now_ms)
-        else:
-            wall_then_ms, own_then_ms = self._slow_since
-            self._now_ms = max(self._now_ms, own_then_ms + (wall_ms - wall_then_ms) // 2)
-        self._wall_seen_ms = wall_ms
-        return self._now_ms
+        with self._lock:
+            wall_ms = self._wall_ms()
+            if wall_ms >= self._now_ms:
+                self._now_ms = wall_ms
+            elif wall_ms < self._wall_seen_ms:
+                self._behind_since = (wall_ms, self._now_ms)
+            else:
+                wall_then_ms, own_then_ms = self._behind_since
+                self._now_ms = max(self._now_ms, own_then_ms + (wall_ms - wall_then_ms) // 2)
+            self._wall_seen_ms = wall_ms
+            return self._now_ms
+
+    def be_at_least(self, now_ms: int) -> None:
+        """Take over a time that was seen before this process began."""
+        with self._lock:
+            if now_ms > self._now_ms:
+                self._now_ms = now_ms
+                self._behind_since = (self._wall_seen_ms, now_ms)

@@ -14,6 +14,7 @@ from typing import Final
 
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import Ledger
+from gateway.ledger.sqlite import SqliteLedger
 from tests.contracts import redis_engines
 
 START_MS: Final = 1_750_000_000_000
@@ -54,8 +55,18 @@ async def memory(folder: Path) -> AsyncIterator[LedgerUnderTest]:
     await ledger.close()
 
 
+@asynccontextmanager
+async def sqlite(folder: Path) -> AsyncIterator[LedgerUnderTest]:
+    clock = ManualClock()
+    ledger = SqliteLedger(folder / "ledger.db", clock_ms=clock)
+    await ledger.open()
+    yield LedgerUnderTest(ledger, clock.advance, keeps_after_close=True)
+    await ledger.close()
+
+
 ENGINES: Final[dict[str, Engine]] = {
     "memory": memory,
+    "sqlite": sqlite,
     "redis": redis_engines.redis,
     "redis-cluster": redis_engines.redis_cluster,
 }

@@ -1,0 +1,160 @@
+"""The embedded ledger: one SQLite file, one connection, a thread of its own.
+
+Operations queue up; the thread takes all that are waiting into one transaction (a group commit) and answers them together,
+after the commit. What a method of this class does is done even if its caller stops waiting: ids tell what became of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gateway.ledger import checks
+from gateway.ledger.clock import wall_clock_ms
+from gateway.ledger.port import LedgerError, Lost, OutboxEntry, Progress, Reserve, Resolution
+from gateway.ledger.sqlite_file import Durability, SqliteFile
+from gateway.ledger.sqlite_worker import SqliteWorker
+from policies.amounts import Amount, Limit
+from policies.reservation import Balance, Decision, Demand, Gate, Hold
+
+
+class SqliteLedger:
+    """`clock_ms` gives the time in ms since the epoch; the ledger's own clock follows it and never goes back, over restarts too.
+
+    durability: "normal" survives the death of the process, and may lose the last moments when the power fails; "strict"
+    waits for the disk at every commit.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock_ms: Callable[[], int] = wall_clock_ms,
+        durability: Durability = "normal",
+        new_epoch: Callable[[], str] = lambda: secrets.token_hex(8),
+    ) -> None:
+        self._path = path
+        self._clock_ms = clock_ms
+        self._durability = durability
+        self._new_epoch = new_epoch
+        self._worker: SqliteWorker | None = None
+
+    @classmethod
+    def from_url(cls, url: str, *, durability: Durability = "normal") -> SqliteLedger:
+        """`sqlite:///relative/path`, `sqlite:////absolute/path`; `sqlite://` is a new file in a temporary folder."""
+        scheme, separator, rest = url.partition("://")
+        if scheme != "sqlite" or not separator or (rest and not rest.startswith("/")):
+            raise LedgerError(f"{url!r} is not a ledger: say sqlite:///path/to/file")
+        path = rest[1:]
+        return cls(
+            Path(path) if path else Path(tempfile.mkdtemp(prefix="farebox-")) / "ledger.db", durability=durability
+        )
+
+    async def open(self) -> None:
+        """Raises `LedgerError`: another process uses the file (its pid is named), it is damaged, foreign, or of a newer version."""
+        if self._worker is not None:
+            raise LedgerError(f"the ledger {self._path} is open already")
+        worker = SqliteWorker(self._open_file, self._clock_ms, asyncio.get_running_loop())
+        await worker.start()
+        self._worker = worker
+
+    async def close(self) -> None:
+        """Perform what was asked before, then leave the file whole and closed."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await worker.stop()
+
+    async def now_ms(self) -> int:
+        return self._opened().clock.now_ms()
+
+    async def reserve(self, project: str, request: Reserve) -> Decision:
+        checks.check_reserve(request)
+        worker = self._opened()
+        return await worker.perform(worker.book.reserve, project, request)
+
+    async def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand) -> Decision:
+        checks.check_holds(holds)
+        checks.check_extra(extra)
+        worker = self._opened()
+        return await worker.perform(worker.book.extend, project, reservation_id, holds, extra)
+
+    async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
+        checks.check_progress(progress, ttl_ms)
+        worker = self._opened()
+        return await worker.perform(worker.book.renew, project, progress, ttl_ms)
+
+    async def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes) -> Resolution:
+        checks.check_amount("used", used)
+        worker = self._opened()
+        return await worker.perform(worker.book.settle, project, reservation_id, used, detail)
+
+    async def void(self, project: str, reservation_id: str) -> Resolution:
+        worker = self._opened()
+        return await worker.perform(worker.book.void, project, reservation_id)
+
+    async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
+        worker = self._opened()
+        return await worker.perform(worker.book.expire_due, limit)
+
+    async def record(self, project: str, entries: Sequence[OutboxEntry]) -> None:
+        checks.check_entries(entries)
+        worker = self._opened()
+        await worker.perform(worker.book.record, project, entries)
+
+    async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]:
+        worker = self._opened()
+        return await worker.perform(worker.book.balances, project, accounts)
+
+    async def set_override(self, project: str, account: str, limit: Limit) -> Balance:
+        checks.check_limit(limit)
+        worker = self._opened()
+        return await worker.perform(worker.book.set_override, project, account, limit)
+
+    async def set_gate(self, project: str, account: str, gate: Gate) -> Balance:
+        worker = self._opened()
+        return await worker.perform(worker.book.set_gate, project, account, gate)
+
+    async def current_run(self, project: str, workflow: str, candidate: str, silence_ms: int) -> str:
+        checks.check_count("silence_ms", silence_ms)
+        worker = self._opened()
+        return await worker.perform(worker.book.current_run, project, workflow, candidate, silence_ms)
+
+    async def pending(self, project: str, limit: int = 1000) -> Sequence[tuple[str, str, Amount, int]]:
+        worker = self._opened()
+        return await worker.perform(worker.book.pending, project, limit)
+
+    async def outbox_read(self, consumer: str, limit: int = 1000) -> Sequence[OutboxEntry]:
+        worker = self._opened()
+        return await worker.perform(worker.book.outbox_read, consumer, limit)
+
+    async def outbox_acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
+        worker = self._opened()
+        await worker.perform(worker.book.outbox_acknowledge, entries)
+
+    async def outbox_size(self) -> int:
+        worker = self._opened()
+        return await worker.perform(worker.book.outbox_size)
+
+    async def restore(self, project: str, account: str, settled: Amount, keep_ms: int) -> None:
+        checks.check_amount("settled", settled)
+        checks.check_count("keep_ms", keep_ms)
+        worker = self._opened()
+        await worker.perform(worker.book.restore, project, account, settled, keep_ms)
+
+    async def epoch(self) -> str:
+        return self._opened().epoch
+
+    async def purge(self, limit: int = 1000) -> int:
+        worker = self._opened()
+        return await worker.perform(worker.book.purge, limit)
+
+    def _open_file(self) -> SqliteFile:
+        return SqliteFile(self._path, self._durability, self._new_epoch)
+
+    def _opened(self) -> SqliteWorker:
+        if self._worker is None:
+            raise LedgerError(f"the ledger {self._path} is not open")
+        return self._worker

@@ -1,0 +1,181 @@
+"""One SQLite file, fit to keep money in: one process, one connection, nothing missing, nothing newer than we are.
+
+Everything here runs on the thread of the ledger. Errors are `LedgerError`s that say what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+from gateway.ledger.port import LedgerError, LedgerUnavailable
+from gateway.ledger.sqlite_schema import APPLICATION_ID, TABLES, VERSION
+from gateway.store.file_lock import FileLock, FileLocked
+
+Durability = Literal["normal", "strict"]
+
+_BUSY_TIMEOUT_S = 1.0
+_OLDEST_SQLITE = (3, 24, 0)  # the first with INSERT … ON CONFLICT DO UPDATE
+
+
+class SqliteFile:
+    """Opened by its constructor. `connection` commits by itself unless `BEGIN` was said.
+
+    While it is open, the file says that it was not closed cleanly. A file that says so and has no `-wal` beside it has lost
+    what was acknowledged last (the `-wal` was deleted, or only the main file was copied), and is refused.
+    """
+
+    def __init__(self, path: Path, durability: Durability, new_epoch: Callable[[], str]) -> None:
+        self._path = path
+        self._wal_path = path.with_name(path.name + "-wal")
+        with ExitStack() as undo:
+            self._lock = _lock(path)
+            undo.callback(self._lock.release)
+            wal_was_there = self._wal_path.exists()
+            try:
+                self.connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+                undo.callback(self.connection.close)
+                self._prepare(durability, wal_was_there, new_epoch)
+            except sqlite3.Error as error:
+                raise self.explain(error) from error
+            undo.pop_all()
+        self._identity = self._identities()
+
+    def check_in_place(self) -> None:
+        """What is written into a file that was deleted or replaced would be gone with this process.
+
+        Both files stay open, so that nothing is lost yet: `close` moves everything into the main file.
+        """
+        if self._identities() != self._identity:
+            raise LedgerError(
+                f"{self._path} or its -wal file was deleted or replaced while the ledger was using it. "
+                f"Stop this process (that saves what is in the -wal), then see that {self._path} is in its place"
+            )
+
+    def explain(self, error: sqlite3.Error) -> LedgerError:
+        """The same fault in the words of somebody who has to repair it."""
+        name = getattr(error, "sqlite_errorname", "")
+        for prefix, kind, what in _FAULTS:
+            if name.startswith(prefix):
+                return kind(f"the ledger {self._path}: {what} ({error}, {name})")
+        return LedgerError(f"the ledger {self._path}: {error} ({name or type(error).__name__})")
+
+    def close(self) -> None:
+        """Move the write-ahead log into the file and say that it was closed cleanly. Lets go of the lock in any case."""
+        try:
+            self.connection.execute("UPDATE meta SET value = 1 WHERE key = 'clean'")
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            raise self.explain(error) from error
+        finally:
+            self.connection.close()
+            self._lock.release()
+
+    def _prepare(self, durability: Durability, wal_was_there: bool, new_epoch: Callable[[], str]) -> None:
+        # Nobody else may open this file: two connections can corrupt a WAL before SQLite 3.51.3.
+        self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self.connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'strict' else 'NORMAL'}")
+        if self._is_empty():
+            self._create(new_epoch())
+        else:
+            self._check_version()
+            self.connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            self._check_whole(wal_was_there)
+            self.connection.execute("UPDATE meta SET value = 0 WHERE key = 'clean'")
+        # The main file itself has to say that it is in use: a -wal that says so may be what gets lost.
+        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _is_empty(self) -> bool:
+        (tables,) = self.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return bool(tables == 0) and self._pragma("application_id") == 0
+
+    def _create(self, epoch: str) -> None:
+        self.connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        self.connection.execute("BEGIN IMMEDIATE")
+        for statement in TABLES:
+            self.connection.execute(statement)
+        rows = [("epoch", epoch), ("clean", 0), ("highest_ms", 0)]
+        self.connection.executemany("INSERT INTO meta (key, value) VALUES (?, ?)", rows)
+        self.connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        self.connection.execute(f"PRAGMA user_version = {VERSION}")
+        self.connection.execute("COMMIT")
+
+    def _check_version(self) -> None:
+        if self._pragma("application_id") != APPLICATION_ID:
+            raise LedgerError(f"{self._path} is a database of another program: name another file for the ledger")
+        version = self._pragma("user_version")
+        if version > VERSION:
+            raise LedgerError(
+                f"the ledger {self._path} was written by a newer Farebox (schema {version}, this one knows {VERSION}): "
+                "install that version again, or name another file"
+            )
+
+    def _check_whole(self, wal_was_there: bool) -> None:
+        (clean,) = self.connection.execute("SELECT value FROM meta WHERE key = 'clean'").fetchone()
+        if not clean and not wal_was_there:
+            raise LedgerError(
+                f"the ledger {self._path} was not closed cleanly, and {self._wal_path.name} is not beside it: what was booked last "
+                "is missing. Put that file back; or, to go on without it, move the ledger away, so that a new one is filled from the store"
+            )
+        (verdict,) = self.connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise LedgerError(f"the ledger {self._path}: {_DAMAGED} ({verdict})")
+
+    def _pragma(self, name: str) -> int:
+        (value,) = self.connection.execute(f"PRAGMA {name}").fetchone()
+        return int(value)
+
+    def _identities(self) -> tuple[int, int] | None:
+        try:
+            return os.stat(self._path).st_ino, os.stat(self._wal_path).st_ino
+        except FileNotFoundError:
+            return None
+
+
+_DAMAGED = "it is damaged. Restore it from a backup; or move it away, so that a new one is filled from the store"
+_FAULTS: tuple[tuple[str, type[LedgerError], str], ...] = (
+    ("SQLITE_FULL", LedgerUnavailable, "the disk is full, nothing was booked. Free some space"),
+    (
+        "SQLITE_READONLY",
+        LedgerUnavailable,
+        "it cannot be written. Give this user the right to write the file and its folder",
+    ),
+    ("SQLITE_BUSY", LedgerUnavailable, "another program has it open. Close that program"),
+    ("SQLITE_LOCKED", LedgerUnavailable, "another program has it open. Close that program"),
+    ("SQLITE_IOERR", LedgerUnavailable, "the disk failed, nothing was booked. Look at the disk and its space"),
+    ("SQLITE_CANTOPEN", LedgerUnavailable, "it cannot be opened. See that its folder exists and can be written"),
+    ("SQLITE_CORRUPT", LedgerError, _DAMAGED),
+    ("SQLITE_NOTADB", LedgerError, _DAMAGED),
+    ("SQLITE_CONSTRAINT", LedgerError, "an account would hold less than nothing: the file was changed by hand"),
+)
+
+
+def _lock(path: Path) -> FileLock:
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        raise LedgerError(f"SQLite {sqlite3.sqlite_version} is too old for the ledger: 3.24 is needed")
+    lock, lock_path = FileLock(path), path.with_name(path.name + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        lock_path.write_text(f"{os.getpid()}\n")
+    except FileLocked as error:
+        raise LedgerError(
+            f"the ledger {path} is in use by process {_pid_in(lock_path)} (lock file {lock_path}). Stop that process first; "
+            "several processes need a ledger in Redis"
+        ) from error
+    except OSError as error:
+        raise LedgerUnavailable(
+            f"the ledger {path}: its folder cannot be written ({error}). Give this user the right to, or name another file"
+        ) from error
+    return lock
+
+
+def _pid_in(lock_path: Path) -> str:
+    try:
+        return lock_path.read_text().strip() or "unknown"
+    except OSError:
+        return "unknown"
