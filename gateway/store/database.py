@@ -31,8 +31,9 @@ STATEMENT_TIMEOUT_MS: Final = 30_000
 CONNECT_TIMEOUT_MS: Final = 5_000
 # A second writer never exists, so this only covers the moment in which SQLite itself checkpoints.
 SQLITE_BUSY_TIMEOUT_MS: Final = 5_000
-# SQLSTATE classes after which the same work may succeed: connection, transaction rollback, resources, operator, system.
-_RETRYABLE: Final = ("08", "40", "53", "55", "57", "58", "25")
+# SQLSTATE classes after which the same work may succeed: connection, transaction state and rollback, authorization and
+# missing database (both are put right outside), resources, locks, operator, system.
+_RETRYABLE: Final = ("08", "25", "28", "3D", "40", "53", "55", "57", "58")
 # Data exceptions, integrity violations, program limits (a row or index entry that is too large).
 _DATA_FAULTS: Final = ("22", "23", "54")
 _SQLITE_RETRYABLE: Final = ("locked", "disk i/o", "disk is full", "readonly", "unable to open", "closed")

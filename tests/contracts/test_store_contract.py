@@ -21,9 +21,9 @@ from gateway.store.migration import downgrade
 from gateway.store.runs import Run, RunFilter, RunStep
 from gateway.store.tables import METADATA, SCHEMA_REVISION, run_steps, usage_dead_letter, usage_hourly
 from policies.amounts import Amount
-from tests.contracts.stores import DAY_MS, NOW_MS, entry, rows_of
+from tests.store_events import DAY_MS, NOW_MS, entry, rows_of
 
-pytest_plugins = ("tests.contracts.stores",)
+pytest_plugins = ("tests.store_fixtures",)
 
 
 async def run_of(db: Database, run: str = "r1", project: str = "default") -> Run:

@@ -15,9 +15,9 @@ from gateway.store.workflows import Workflow
 from policies.amounts import Limit
 from policies.budgets import Budget, Rung, Scope, Window
 from policies.settings import SETTINGS, SettingError, Value, defaults
-from tests.contracts.stores import NOW_MS, entry
+from tests.store_events import NOW_MS, entry
 
-pytest_plugins = ("tests.contracts.stores",)
+pytest_plugins = ("tests.store_fixtures",)
 
 
 async def value_of(db: Database, key: str) -> Value:

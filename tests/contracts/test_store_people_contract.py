@@ -10,9 +10,9 @@ from gateway.store.admin import ABSOLUTE_MS, IDLE_MS, WeakPassword
 from gateway.store.audit import AuditEvent, AuditFilter
 from gateway.store.database import Database
 from gateway.store.intents import LearnedIntent
-from tests.contracts.stores import NOW_MS
+from tests.store_events import NOW_MS
 
-pytest_plugins = ("tests.contracts.stores",)
+pytest_plugins = ("tests.store_fixtures",)
 
 PASSWORD = "correct horse battery"
 

@@ -17,9 +17,9 @@ from gateway.store import runs, step_history, usage, usage_csv, usage_report
 from gateway.store.database import Database
 from gateway.store.runs import Sums
 from gateway.store.usage_report import GroupBy, UsageFilter
-from tests.contracts.stores import DAY_MS, NOW_MS, entry
+from tests.store_events import DAY_MS, NOW_MS, entry
 
-pytest_plugins = ("tests.contracts.stores",)
+pytest_plugins = ("tests.store_fixtures",)
 
 HOUR_MS = 3_600_000
 START_MS = (NOW_MS - 4 * DAY_MS) // DAY_MS * DAY_MS

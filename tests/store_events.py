@@ -1,14 +1,11 @@
-"""Stores to test on, as a plugin: every test that asks for `db` runs on SQLite and on Postgres."""
+"""Usage events for tests of the store, and a look at what became of them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import orjson
-import pytest
 from sqlalchemy import select
 from sqlalchemy.schema import Table
 
@@ -17,34 +14,8 @@ from gateway.store.database import Database
 from gateway.store.tables import token_usage
 from policies.amounts import ZERO, Amount
 
-pytest_plugins = ("tests.postgres_server",)
-
 NOW_MS = time.time_ns() // 1_000_000
 DAY_MS = 86_400_000
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/store.db"
-    return str(request.getfixturevalue("postgres_url"))
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A store without tables."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/new/store.db"
-    return str(request.getfixturevalue("empty_postgres_url"))
-
-
-@pytest.fixture
-async def db(store_url: str) -> AsyncIterator[Database]:
-    database = Database(store_url)
-    await database.open()
-    await database.migrate(NOW_MS)
-    yield database
-    await database.close()
 
 
 def entry(

@@ -1,0 +1,194 @@
+"""Postgres that goes away, breaks off in the middle of a COMMIT, dead-locks, or stands behind a pooler."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from sqlalchemy import text
+
+from gateway.control import Control
+from gateway.flusher import Flusher
+from gateway.ledger.memory import MemoryLedger
+from gateway.store import keys, partitions, runs, settings, usage, usage_report
+from gateway.store.database import Database, StoreUnavailable
+from gateway.store.keys import KeyRequest
+from gateway.store.runs import RunFilter
+from gateway.store.usage_report import GroupBy, UsageFilter
+from tests.faults.postgres_proxies import PostgresLine, postgres_line, transaction_pooler
+from tests.postgres_server import execute
+from tests.store_events import NOW_MS, entry, rows_of
+
+pytest_plugins = ("tests.store_fixtures",)
+
+
+@pytest.fixture
+async def line(postgres_url: str) -> AsyncIterator[PostgresLine]:
+    async with postgres_line(postgres_url) as found:
+        yield found
+
+
+@pytest.fixture
+async def db(line: PostgresLine) -> AsyncIterator[Database]:
+    database = Database(line.url)
+    await database.open()
+    yield database
+    await database.close()
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_connection_that_breaks_in_commit_stores_each_event_once(
+    db: Database, line: PostgresLine, moment: str
+) -> None:
+    batch = [entry(f"e{number}") for number in range(10)]
+    line.cut_at_commit = moment  # type: ignore[assignment]
+    with pytest.raises(StoreUnavailable):
+        await usage.insert_entries(db, batch, NOW_MS)
+    done = await usage.insert_entries(db, batch, NOW_MS)
+    assert (done.inserted, done.known) == ((10, 0) if moment == "before" else (0, 10))
+    assert len(await rows_of(db)) == 10
+    run = await runs.get(db, "default", "r1")
+    assert run is not None
+    assert (run.sums.calls, run.sums.total_tokens) == (10, 1500)
+
+
+async def test_an_outage_is_buffered_reported_and_made_good(db: Database, line: PostgresLine) -> None:
+    ledger = MemoryLedger()
+    flusher = Flusher(ledger, db, consumer="one", outbox_cap=50, idle_ms=10, chance=lambda: 0.0)
+    task = asyncio.create_task(flusher.run())
+    await ledger.record("default", [entry("before")])
+    await until(lambda: flusher.inserted_total == 1)
+    line.cut()
+    await ledger.record("default", [entry(f"e{number}") for number in range(45)])
+    await until(lambda: flusher.is_nearly_full)
+    assert (flusher.is_full, flusher.is_store_available) == (False, False)
+    assert flusher.last_error.startswith("The store cannot be reached")
+    await ledger.record("default", [entry(f"f{number}") for number in range(5)])
+    await until(lambda: flusher.is_full)
+    assert flusher.lag_ms > 0
+    line.restore()
+    await until(lambda: flusher.outbox_size == 0 and flusher.inserted_total == 51)
+    assert flusher.lag_ms == 0
+    assert flusher.is_store_available
+    assert not flusher.is_full
+    assert await flusher.stop()
+    await task
+    assert len(await rows_of(db)) == 51
+
+
+async def test_several_flushers_share_an_outbox_while_the_line_breaks(postgres_url: str) -> None:
+    ledger = MemoryLedger()
+    await ledger.record("default", [entry(f"e{number}", run=f"r{number % 9}") for number in range(600)])
+    async with postgres_line(postgres_url) as line:
+        stores = [Database(line.url) for _ in range(3)]
+        for store in stores:
+            await store.open()
+        flushers = [
+            Flusher(ledger, store, consumer=f"f{number}", batch=40, idle_ms=5, chance=lambda: 0.0)
+            for number, store in enumerate(stores)
+        ]
+        tasks = [asyncio.create_task(flusher.run()) for flusher in flushers]
+        for _ in range(3):
+            await asyncio.sleep(0.15)
+            line.cut()
+            await asyncio.sleep(0.05)
+            line.restore()
+        for _ in range(1000):
+            if await ledger.outbox_size() == 0:
+                break
+            await asyncio.sleep(0.02)
+        for flusher in flushers:
+            await flusher.stop(0)
+        await asyncio.gather(*tasks)
+        assert await ledger.outbox_size() == 0
+        assert len(await rows_of(stores[0])) == 600
+        page = await runs.list_runs(stores[0], RunFilter(), 20)
+        assert sum(run.sums.total_tokens for run in page.runs) == 600 * 150
+        for store in stores:
+            await store.close()
+
+
+async def test_a_writer_that_waits_for_another_goes_on_after_it(postgres_url: str, db: Database) -> None:
+    """A transaction of somebody else holds rows that the flusher needs; when it dies, nothing was lost."""
+    await usage.insert_entries(db, [entry("a")], NOW_MS)
+    other = Database(postgres_url)
+    await other.open()
+
+    async def hold() -> None:
+        async with other.begin() as connection:
+            await connection.execute(text("SELECT * FROM runs FOR UPDATE"))
+            await asyncio.sleep(0.3)
+
+    holder = asyncio.create_task(hold())
+    await asyncio.sleep(0.1)
+    done = await usage.insert_entries(db, [entry("b")], NOW_MS)
+    await holder
+    assert done.inserted == 1
+    await other.close()
+
+
+async def test_a_statement_that_is_cancelled_by_the_server_is_retried(postgres_url: str, db: Database) -> None:
+    """As with statement timeouts, an administrator's cancel, or a fail-over: the whole transaction is simply repeated."""
+    other = Database(postgres_url)
+    await other.open()
+    async with other.begin() as connection:
+        await connection.execute(text("LOCK TABLE token_usage IN ACCESS EXCLUSIVE MODE"))
+        waiting = asyncio.create_task(usage.insert_entries(db, [entry("a")], NOW_MS))
+        query = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        for _ in range(100):
+            if waiting.done():
+                break
+            await execute(postgres_url, query)
+            await asyncio.sleep(0.02)
+        with pytest.raises(StoreUnavailable):
+            await waiting
+    assert (await usage.insert_entries(db, [entry("a")], NOW_MS)).inserted == 1
+    await other.close()
+
+
+async def test_everything_works_behind_a_pooler_in_transaction_mode(postgres_url: str) -> None:
+    async with transaction_pooler(postgres_url) as pooler:
+        gateways = [Database(pooler.url) for _ in range(3)]
+        for gateway in gateways:
+            await gateway.open()
+        first, second, third = gateways
+        await first.migrate(NOW_MS)
+        await second.check_schema()
+        control = Control(third)
+        await control.refresh()
+        for round_ in range(4):
+            batch = [entry(f"{round_}-{number}", run=f"r{number % 5}") for number in range(60)]
+            await asyncio.gather(*(usage.insert_entries(gateway, batch, NOW_MS) for gateway in gateways))
+        await settings.put(first, "orchestration_enabled", True, "ada", NOW_MS)
+        made = await keys.create(second, KeyRequest("ci"), "ada", NOW_MS)
+        await control.refresh()
+        assert control.snapshot.settings.enabled is True
+        assert control.snapshot.find_key(made.plain, NOW_MS) == made.key
+        report = await usage_report.report(third, GroupBy.RUN, UsageFilter())
+        assert (report.total.calls, report.groups) == (240, 5)
+        assert pooler.transactions > 20
+        for gateway in gateways:
+            await gateway.close()
+
+
+async def test_a_store_that_refuses_the_password_is_away(postgres_url: str) -> None:
+    database = Database(postgres_url.replace("postgres@", "nobody@"))
+    await database.open()
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        await database.schema_revision()
+    await database.close()
+
+
+async def test_a_missing_month_does_not_stop_the_outbox(postgres_url: str, db: Database) -> None:
+    """Somebody dropped the partition of this month: the next batch makes it again."""
+    await execute(postgres_url, f"DROP TABLE {partitions.name_of(partitions.month_of(NOW_MS))}")
+    assert (await usage.insert_entries(db, [entry("a")], NOW_MS)).inserted == 1
