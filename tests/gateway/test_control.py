@@ -1,0 +1,180 @@
+"""The control snapshot: what it starts with, how fast a change reaches it, and what it does while the store is away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from gateway.control import Control, Snapshot, first_snapshot
+from gateway.store import budgets, intensity, keys, settings, workflows
+from gateway.store.budgets import StoredBudget
+from gateway.store.database import Database
+from gateway.store.intensity import Intensity
+from gateway.store.keys import KeyRequest
+from gateway.store.workflows import Workflow
+from policies.amounts import Limit
+from policies.budgets import Budget, Scope
+from policies.settings import SETTINGS, Settings
+from tests.store_events import NOW_MS
+
+STEP = "orchestration_max_tokens_per_step"
+ENABLED = "orchestration_enabled"
+
+
+@pytest.fixture
+async def db(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(f"sqlite:///{tmp_path}/store.db")
+    await database.open()
+    await database.migrate(NOW_MS)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def control(db: Database) -> AsyncIterator[Control]:
+    found = Control(db, {ENABLED: True}, poll_ms=20)
+    await found.start()
+    yield found
+    await found.stop()
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.005)
+
+
+async def test_without_a_store_the_defaults_and_the_file_serve(tmp_path: Path) -> None:
+    closed = Database(f"sqlite:///{tmp_path}/store.db")
+    control = Control(closed, {STEP: 1234})
+    assert await control.refresh() is False
+    snapshot = control.snapshot
+    assert (snapshot.is_loaded, snapshot.generation, control.is_store_available) == (False, 0, False)
+    assert snapshot.settings == Settings.from_values({STEP: 1234})
+    assert len(snapshot.setting_rows) == len(SETTINGS) == 40
+    assert snapshot.setting_rows[STEP].origin == "file"
+    assert snapshot.keys == {}
+
+
+async def test_the_store_comes_late(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/store.db")
+    control = Control(database, poll_ms=10)
+    await control.start()
+    await database.open()
+    await database.migrate(NOW_MS)
+    await until(lambda: control.snapshot.is_loaded)
+    assert control.is_store_available
+    await control.stop()
+    await database.close()
+
+
+async def test_the_file_counts_until_somebody_sets_the_value(control: Control, db: Database) -> None:
+    assert control.snapshot.is_loaded
+    rows = control.snapshot.setting_rows
+    assert (rows[ENABLED].value, rows[ENABLED].origin, rows[STEP].origin) == (True, "file", "default")
+    await control.change(settings.put(db, ENABLED, False, "ada", NOW_MS))
+    now = control.snapshot.setting_rows[ENABLED]
+    assert (now.value, now.origin, now.updated_by, now.updated_at_ms) == (False, "store", "ada", NOW_MS)
+    assert control.snapshot.settings.enabled is False
+
+
+async def test_a_change_of_another_process_is_seen_by_polling(control: Control, db: Database) -> None:
+    before = control.snapshot
+    seen: list[Snapshot] = []
+    control.subscribe(seen.append)
+    await settings.put(db, STEP, 999, "ada", NOW_MS)
+    await until(lambda: control.snapshot.settings.max_tokens_per_step == 999)
+    assert before.settings.max_tokens_per_step == 4000  # whoever holds a snapshot keeps it as it was
+    assert control.snapshot.generation == before.generation + 1
+    assert seen == [control.snapshot]
+    await asyncio.sleep(0.1)
+    assert len(seen) == 1  # nothing moved, nothing is reloaded
+
+
+async def test_everything_that_calls_need_is_in_the_snapshot(control: Control, db: Database) -> None:
+    new = await keys.create(db, KeyRequest("ci", "team"), "root", NOW_MS)
+    declared = Workflow("team", "wf", "observe", {"steps": []}, NOW_MS, "ada")
+    await workflows.put(db, declared)
+    stored = StoredBudget("b1", Budget(Scope.KEY, Limit(tokens=5)), NOW_MS, "ada")
+    await budgets.put(db, stored)
+    await intensity.put(db, Intensity("team", "ada", 1.0, 9.0, 6.6))
+    await control.refresh()
+    snapshot = control.snapshot
+    assert snapshot.find_key(new.plain, NOW_MS) == new.key
+    assert snapshot.workflow("team", "wf") == declared
+    assert snapshot.workflow("default", "wf") is None
+    assert snapshot.budgets == (stored,)
+    assert (snapshot.ais("team", "ada"), snapshot.ais("team", "bob")) == (6.6, None)
+
+
+async def test_a_key_is_refused_as_soon_as_it_may_not_be_used(control: Control, db: Database) -> None:
+    expiring = await control.change(keys.create(db, KeyRequest("a", expires_at_ms=NOW_MS + 10), "root", NOW_MS))
+    assert control.snapshot.find_key(expiring.plain, NOW_MS) is not None
+    assert control.snapshot.find_key(expiring.plain, NOW_MS + 10) is None
+    new = await control.change(keys.create(db, KeyRequest("b"), "root", NOW_MS))
+    rotated = await control.change(keys.rotate(db, new.key.id, NOW_MS, grace_ms=5))
+    assert rotated is not None
+    assert control.snapshot.find_key(rotated.plain, NOW_MS) is not None
+    assert control.snapshot.find_key(new.plain, NOW_MS + 4) is not None
+    assert control.snapshot.find_key(new.plain, NOW_MS + 5) is None
+    await control.change(keys.revoke(db, new.key.id, NOW_MS))
+    assert control.snapshot.find_key(rotated.plain, NOW_MS) is None
+
+
+async def test_junk_is_refused_without_a_look_up() -> None:
+    plain = keys.make_plain()
+    wrong_check = plain[:-1] + ("A" if plain[-1] != "A" else "B")
+    typo = plain[:10] + ("x" if plain[10] != "x" else "y") + plain[11:]
+    snapshot = first_snapshot()
+    for junk in ("", "fb_", "sk-1234", wrong_check, typo, plain + "0", plain[1:], "fb_" + "ü" * 49, "fb_" + "0" * 49):
+        assert not keys.looks_like_key(junk), junk
+        assert snapshot.find_key(junk, NOW_MS) is None
+    assert keys.looks_like_key(plain)
+    assert len({keys.make_plain() for _ in range(100)}) == 100
+    assert keys.looks_like_key(keys.make_plain(lambda count: b"\xff" * count))
+    assert keys.looks_like_key(keys.make_plain(bytes))
+
+
+async def test_the_last_good_snapshot_stays_while_the_store_is_away(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/store.db")
+    await database.open()
+    await database.migrate(NOW_MS)
+    control = Control(database, poll_ms=10)
+    await control.start()
+    await settings.put(database, STEP, 777, "ada", NOW_MS)
+    await until(lambda: control.snapshot.settings.max_tokens_per_step == 777)
+    await database.close()
+    await until(lambda: not control.is_store_available)
+    assert control.snapshot.settings.max_tokens_per_step == 777
+    assert control.last_error
+    await database.open()
+    await until(lambda: control.is_store_available)
+    await control.stop()
+    await database.close()
+
+
+async def test_a_row_that_was_broken_by_hand_does_not_stop_the_others(control: Control, db: Database) -> None:
+    await settings.put(db, "orchestration_compression_target_ratio", 0.7, "ada", NOW_MS)
+    async with db.begin() as connection:
+        broken = "UPDATE system_settings_config SET value = '-5', updated_by = 'hand' WHERE key = :key"
+        await connection.execute(text(broken), {"key": STEP})
+    await control.refresh()
+    assert control.snapshot.settings.max_tokens_per_step == 4000
+    assert control.snapshot.setting_rows[STEP].origin == "default"
+    assert control.snapshot.settings.compression_target_ratio == 0.7
+
+
+async def test_a_fault_of_ours_does_not_end_the_polling(control: Control, db: Database) -> None:
+    async with db.begin() as connection:
+        await connection.execute(text("ALTER TABLE budgets RENAME TO elsewhere"))
+        await connection.execute(text("UPDATE control_versions SET version = version + 1"))
+    await until(lambda: not control.is_store_available)
+    async with db.begin() as connection:
+        await connection.execute(text("ALTER TABLE elsewhere RENAME TO budgets"))
+    await until(lambda: control.is_store_available)

@@ -1,0 +1,180 @@
+"""The flusher against the in-memory ledger: what is committed is acknowledged, and nothing else is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.flusher import BACKOFF_MS_MAX, Flusher
+from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.port import LedgerUnavailable, OutboxEntry
+from gateway.store import usage
+from gateway.store.database import Database, StoreUnavailable
+from gateway.store.usage import Inserted
+from tests.store_events import NOW_MS, entry, rows_of
+
+
+@pytest.fixture
+async def db(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(f"sqlite:///{tmp_path}/store.db")
+    await database.open()
+    await database.migrate(NOW_MS)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def ledger() -> MemoryLedger:
+    return MemoryLedger()
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.005)
+
+
+class Sink:
+    """Takes batches instead of the store, and fails when told to."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, OutboxEntry] = {}
+        self.faults: list[Exception] = []
+        self.calls = 0
+
+    async def __call__(self, _db: Database, entries: Sequence[OutboxEntry], _now_ms: int) -> Inserted:
+        self.calls += 1
+        if self.faults:
+            raise self.faults.pop(0)
+        fresh = {one.id: one for one in entries if one.id not in self.stored}
+        self.stored |= fresh
+        return Inserted(len(fresh), len(entries) - len(fresh), 0)
+
+
+def flusher_of(ledger: Any, db: Database, sink: Any = usage.insert_entries, **options: Any) -> Flusher:
+    return Flusher(ledger, db, consumer="one", idle_ms=5, chance=lambda: 0.0, insert=sink, **options)
+
+
+async def test_entries_move_once_and_leave_the_outbox(ledger: MemoryLedger, db: Database) -> None:
+    await ledger.record("default", [entry(f"e{number}") for number in range(25)])
+    flusher = flusher_of(ledger, db, batch=10)
+    assert [await flusher.flush_once() for _ in range(4)] == [10, 10, 5, 0]
+    assert await ledger.outbox_size() == 0
+    assert len(await rows_of(db)) == 25
+    assert (flusher.inserted_total, flusher.dead_lettered_total, flusher.lag_ms) == (25, 0, 0)
+
+
+async def test_a_crash_between_commit_and_acknowledge_doubles_nothing(ledger: MemoryLedger, db: Database) -> None:
+    class Forgetful(MemoryLedger):
+        async def outbox_acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
+            raise LedgerUnavailable("gone")
+
+    broken = Forgetful()
+    await broken.record("default", [entry("a"), entry("b")])
+    with pytest.raises(LedgerUnavailable):
+        await flusher_of(broken, db).flush_once()
+    assert len(await rows_of(db)) == 2
+    done = await usage.insert_entries(db, await broken.outbox_read("one"), NOW_MS)
+    assert (done.inserted, done.known) == (0, 2)
+
+
+async def test_what_is_not_committed_stays_in_the_outbox(ledger: MemoryLedger, db: Database) -> None:
+    sink = Sink()
+    sink.faults = [StoreUnavailable("away")]
+    await ledger.record("default", [entry("a", at_ms=NOW_MS - 5_000)])
+    flusher = flusher_of(ledger, db, sink, clock_ms=lambda: NOW_MS)
+    with pytest.raises(StoreUnavailable):
+        await flusher.flush_once()
+    assert await ledger.outbox_size() == 1
+    assert flusher.lag_ms > 0
+    assert await flusher.flush_once() == 1
+    assert (list(sink.stored), flusher.lag_ms) == (["a"], 0)
+
+
+@pytest.mark.parametrize("fault", [StoreUnavailable("away"), LedgerUnavailable("slow"), ValueError("a bug of ours")])
+async def test_the_loop_survives_every_error(ledger: MemoryLedger, db: Database, fault: Exception) -> None:
+    sink = Sink()
+    sink.faults = [fault]
+    flusher = flusher_of(ledger, db, sink)
+    await ledger.record("default", [entry("a")])
+    task = asyncio.create_task(flusher.run())
+    await until(lambda: flusher.inserted_total)
+    assert (flusher.failures_total, flusher.failures_in_a_row, flusher.is_store_available) == (1, 0, True)
+    assert await flusher.stop()
+    await task
+
+
+async def test_pauses_grow_after_failures_up_to_a_limit(ledger: MemoryLedger, db: Database) -> None:
+    shortest, longest = flusher_of(ledger, db), Flusher(ledger, db, consumer="x", chance=lambda: 0.999)
+    error = StoreUnavailable("away")
+    low = [shortest._note_failure(error) for _ in range(12)]
+    high = [longest._note_failure(error) for _ in range(12)]
+    assert low[:4] == [100, 200, 400, 800]
+    assert low[-1] == BACKOFF_MS_MAX // 2
+    assert all(2 * a >= b > a for a, b in zip(low, high, strict=True))
+
+
+async def test_the_cap_of_the_outbox_is_told(ledger: MemoryLedger, db: Database) -> None:
+    flusher = flusher_of(ledger, db, outbox_cap=10, clock_ms=iter(range(0, 100_000, 1_000)).__next__)
+    sizes = []
+    for number in range(10):
+        await ledger.record("default", [entry(f"e{number}")])
+        await flusher.measure()
+        sizes.append((flusher.is_nearly_full, flusher.is_full))
+    assert sizes == [(False, False)] * 7 + [(True, False)] * 2 + [(True, True)]
+
+
+async def test_it_is_woken_instead_of_polling(ledger: MemoryLedger, db: Database) -> None:
+    sink = Sink()
+    flusher = Flusher(ledger, db, consumer="one", idle_ms=60_000, insert=sink)
+    task = asyncio.create_task(flusher.run())
+    await asyncio.sleep(0.02)
+    await ledger.record("default", [entry("a")])
+    flusher.wake()
+    await until(lambda: sink.stored)
+    assert await flusher.stop()
+    await asyncio.wait_for(task, 1)
+
+
+async def test_stopping_moves_what_is_left(ledger: MemoryLedger, db: Database) -> None:
+    flusher = flusher_of(ledger, db, batch=2)
+    await ledger.record("default", [entry(f"e{number}") for number in range(9)])
+    assert await flusher.stop() is True
+    assert len(await rows_of(db)) == 9
+    await asyncio.wait_for(flusher.run(), 1)  # a stopped flusher does not begin again
+
+
+async def test_stopping_gives_up_in_time_when_the_store_hangs(ledger: MemoryLedger, db: Database) -> None:
+    async def hang(*_given: object) -> Inserted:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    await ledger.record("default", [entry("a")])
+    flusher = flusher_of(ledger, db, hang)
+    assert await flusher.stop(drain_ms=50) is False
+    assert await ledger.outbox_size() == 1
+
+
+async def test_drain_shows_a_report_the_call_before_it(ledger: MemoryLedger, db: Database) -> None:
+    flusher = flusher_of(ledger, db)
+    task = asyncio.create_task(flusher.run())
+    for number in range(5):
+        await ledger.record("default", [entry(f"e{number}")])
+        assert await flusher.drain(5_000)
+        assert len(await rows_of(db)) == number + 1
+    await flusher.stop()
+    await task
+
+
+async def test_poison_is_counted_and_does_not_come_back(ledger: MemoryLedger, db: Database) -> None:
+    await ledger.record("default", [entry("good"), entry("bad", run="x" * 600)])
+    flusher = flusher_of(ledger, db)
+    assert await flusher.flush_once() == 2
+    assert await flusher.flush_once() == 0
+    assert (flusher.inserted_total, flusher.dead_lettered_total) == (1, 1)
