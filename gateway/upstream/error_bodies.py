@@ -56,7 +56,7 @@ def shaped(protocol: ProtocolName, status: int, body: bytes) -> bytes:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return error_body(protocol, status, _text_message(status, body))
+        return error_body(protocol, status, text_message(status, body))
     if _is_of(protocol, value):
         return body
     return error_body(protocol, status, json_message(value) or _standard_message(status), code=_code(value))
@@ -81,6 +81,12 @@ def json_message(value: Any) -> str | None:
     return None
 
 
+def text_message(status: int, body: bytes) -> str:
+    """A sentence for an error that came as plain text or as a page of HTML."""
+    text = " ".join(_TAGS.sub(" ", body[:20_000].decode("utf-8", "replace")).split())[:300]
+    return f"{_standard_message(status)} It said: {text}" if text else _standard_message(status)
+
+
 def _is_of(protocol: ProtocolName, value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("error"), dict):
         return False
@@ -93,11 +99,6 @@ def _code(value: Any) -> str | None:
     found = value.get("error", value) if isinstance(value, dict) else None
     code = found.get("code") if isinstance(found, dict) else None
     return code if isinstance(code, str) else None
-
-
-def _text_message(status: int, body: bytes) -> str:
-    text = " ".join(_TAGS.sub(" ", body[:20_000].decode("utf-8", "replace")).split())[:300]
-    return f"{_standard_message(status)} It said: {text}" if text else _standard_message(status)
 
 
 def _standard_message(status: int) -> str:

@@ -155,6 +155,12 @@ def output_cap_field(deployment: Deployment, protocol: ProtocolName) -> str:
     """The name under which this deployment obeys an output cap, for callers that have to write one themselves."""
     if protocol == "responses":
         return "max_output_tokens"
-    if protocol == "chat" and deployment.provider in ("openai", "azure") and not deployment.params.get("api_base"):
+    if protocol == "chat" and (deployment.provider == "azure" or _is_openai_itself(deployment)):
         return "max_completion_tokens"
     return "max_tokens"
+
+
+def _is_openai_itself(deployment: Deployment) -> bool:
+    """Its newer models refuse the older name, which other servers under the same provider name are sure to know."""
+    base = deployment.params.get("api_base") or deployment.params.get("base_url") or PROVIDERS["openai"].api_base
+    return deployment.provider == "openai" and "//api.openai.com/" in f"{base}/"

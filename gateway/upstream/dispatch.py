@@ -1,0 +1,62 @@
+"""Forwarding: picks the lane for each call, and owns the lanes.
+
+mock      the entry has a `mock_response`
+direct    the provider speaks the client's protocol itself, or the entry says `upstream: direct`
+litellm   everything else: LiteLLM translates
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from gateway.upstream.direct import DirectLane
+from gateway.upstream.litellm_lane import LiteLLMLane
+from gateway.upstream.mock import MockLane
+from gateway.upstream.port import Deployment, Lane, ProtocolName, Upstream, UpstreamAnswer, UpstreamCall
+from gateway.upstream.providers import speaks
+
+
+def lane_of(deployment: Deployment, protocol: ProtocolName, environment: Mapping[str, str]) -> Lane:
+    """The lane that a call of this protocol takes to this deployment."""
+    if deployment.is_mock:
+        return "mock"
+    if deployment.lane != "auto":
+        return deployment.lane
+    return "direct" if speaks(deployment, protocol, environment) else "litellm"
+
+
+class Forwarder(Upstream):
+    """The gateway's one way out. Contacts the deployment's own origin and nothing else."""
+
+    def __init__(
+        self, *, direct: DirectLane, litellm: LiteLLMLane, mock: MockLane, environment: Mapping[str, str]
+    ) -> None:
+        self._direct = direct
+        self._litellm = litellm
+        self._mock = mock
+        self._environment = environment
+
+    def prepare(self, deployments: Iterable[Deployment]) -> None:
+        """Start loading LiteLLM in the background if one of these models has it as its first lane."""
+        if any(lane_of(item, _main_protocol(item), self._environment) == "litellm" for item in deployments):
+            self._litellm.prepare()
+
+    async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
+        lane = lane_of(deployment, call.protocol, self._environment)
+        if lane == "mock":
+            return await self._mock.send(deployment, call)
+        if lane == "direct":
+            return await self._direct.send(deployment, call)
+        return await self._litellm.send(deployment, call)
+
+    async def close(self) -> None:
+        await self._direct.close()
+        await self._litellm.close()
+        await self._mock.close()
+
+
+def _main_protocol(deployment: Deployment) -> ProtocolName:
+    """The protocol in which a provider's models are asked first: loading LiteLLM for the others waits until they are."""
+    if deployment.info.get("mode") == "embedding":
+        return "embeddings"
+    return "messages" if deployment.provider == "anthropic" else "chat"

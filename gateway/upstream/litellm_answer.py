@@ -1,0 +1,169 @@
+"""LiteLLM's objects as bytes of the client's protocol: buffered answers, and streams as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any, Final
+
+import orjson
+
+from gateway.upstream.answer_headers import answer_headers
+from gateway.upstream.error_bodies import json_message
+from gateway.upstream.litellm_connections import close_all
+from gateway.upstream.litellm_errors import cleaned, failure_of
+from gateway.upstream.port import ProtocolName, UpstreamBroken, UpstreamTimeout
+
+_PROVIDER_PREFIX: Final = "llm_provider-"
+_ENDS_WITH_DONE: Final = frozenset({"chat", "completions"})
+_ERROR_EVENT: Final = b"event: error"
+_CLOSE_TIMEOUT_S: Final = 2.0
+
+
+def headers_of(answer: Any) -> dict[str, str]:
+    """The provider's headers that reach the client, from where LiteLLM hides them."""
+    hidden = getattr(answer, "_hidden_params", None)
+    found = hidden.get("additional_headers") if isinstance(hidden, Mapping) else None
+    if not isinstance(found, Mapping):
+        return {}
+    raw = {str(name).removeprefix(_PROVIDER_PREFIX): str(value) for name, value in found.items()}
+    kept = answer_headers((name.encode(), value.encode("latin-1", "replace")) for name, value in raw.items())
+    kept.pop("content-type", None)  # of the provider's protocol, not of the client's
+    return kept
+
+
+def body_of(answer: Any) -> tuple[bytes, str]:
+    """A buffered answer and its content type."""
+    content = getattr(answer, "content", None)
+    if isinstance(content, bytes):
+        response = getattr(answer, "response", None)
+        content_type = response.headers.get("content-type") if response is not None else None
+        return content, content_type or "application/octet-stream"
+    return orjson.dumps(_without_noise(_plain(answer))), "application/json"
+
+
+def _plain(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)
+    return dump(mode="json", warnings=False) if dump is not None else value
+
+
+def _without_noise(value: Any) -> Any:
+    """A chat answer without LiteLLM's own fields where they say nothing, and the nulls that OpenAI leaves out."""
+    choices = value.get("choices") if isinstance(value, dict) else None
+    for choice in choices if isinstance(choices, list) else ():
+        message = choice.get("message")
+        for item in (choice, message) if isinstance(message, dict) else (choice,):
+            for name in ("provider_specific_fields", "tool_calls", "function_call"):
+                if name in item and _says_nothing(item[name]):
+                    del item[name]
+    return value
+
+
+def _says_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and all(item is None for item in value.values()))
+
+
+class LiteLLMStream:
+    """The events of a stream, each under the idle timeout and all under the total one. Raises `UpstreamError`."""
+
+    def __init__(
+        self,
+        source: Any,
+        protocol: ProtocolName,
+        *,
+        opened: list[Any],
+        idle_s: float,
+        deadline_s: float,
+        secrets: Iterable[str],
+    ) -> None:
+        """`opened` are the HTTP answers behind it. `deadline_s` on the loop's clock."""
+        self._source = source
+        self._opened = opened
+        self._events: AsyncIterator[Any] = source.__aiter__()
+        self._protocol = protocol
+        self._idle_s = idle_s
+        self._deadline_s = deadline_s
+        self._secrets = tuple(secrets)
+        self._ended = False
+        self._closed = False
+
+    def __aiter__(self) -> LiteLLMStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._ended or self._closed:
+            raise StopAsyncIteration
+        try:
+            event = await self._next()
+        except StopAsyncIteration:
+            self._ended = True
+            if self._protocol in _ENDS_WITH_DONE:
+                return b"data: [DONE]\n\n"
+            raise
+        except TimeoutError as error:
+            await self.close()
+            raise UpstreamTimeout("The provider fell silent in its answer.", bytes_received=True) from error
+        except Exception as error:
+            # LiteLLM raises whatever its providers' parsers raise: all of it means that the answer broke.
+            await self.close()
+            raise failure_of(error, self._secrets, bytes_received=True) from error
+        data = event_bytes(self._protocol, event)
+        if data.startswith(_ERROR_EVENT) and b"litellm." in data:
+            # A translated stream that broke: LiteLLM puts its exception's text into an event of its own.
+            await self.close()
+            raise UpstreamBroken(f"The provider broke off: {_said(data, self._secrets)}", bytes_received=True)
+        return data
+
+    async def _next(self) -> Any:
+        now_s = asyncio.get_running_loop().time()
+        async with asyncio.timeout_at(min(now_s + self._idle_s, self._deadline_s)):
+            return await self._events.__anext__()
+
+    async def close(self) -> None:
+        """Close the provider's connection. May be repeated."""
+        if self._closed:
+            return
+        self._closed = True
+        await close_all(self._opened)
+        closing = getattr(self._source, "aclose", None)
+        if closing is not None:
+            # Its connection is closed: whatever its own end still raises is of no consequence.
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(closing(), _CLOSE_TIMEOUT_S)
+
+
+def _said(event: bytes, secrets: Iterable[str]) -> str:
+    try:
+        value = orjson.loads(event.partition(b"data: ")[2])
+    except orjson.JSONDecodeError:
+        return "its last event cannot be read."
+    return cleaned(json_message(value.get("error")) or "", secrets)
+
+
+def event_bytes(protocol: ProtocolName, event: Any) -> bytes:
+    """One event of the client's protocol, with its blank line."""
+    if isinstance(event, bytes):
+        return event
+    if isinstance(event, str):
+        return event.encode()
+    if protocol in _ENDS_WITH_DONE:
+        return b"data: " + orjson.dumps(_chunk(event)) + b"\n\n"
+    value = _plain(event)
+    name = str(value.get("type", "message")) if isinstance(value, Mapping) else "message"
+    return b"event: " + name.encode() + b"\ndata: " + orjson.dumps(value) + b"\n\n"
+
+
+def _chunk(event: Any) -> dict[str, Any]:
+    chunk: dict[str, Any] = event.model_dump(mode="json", exclude_none=True, exclude_unset=True, warnings=False)
+    usage = chunk.get("usage")
+    if usage and not usage.get("total_tokens"):
+        del chunk["usage"]  # on every chunk of a completion LiteLLM puts zeros, which are no usage
+    # OpenAI's usage chunk has no choices; LiteLLM's has an empty one, which clients would show as a delta.
+    elif usage and all(_is_empty(choice) for choice in chunk.get("choices", [])):
+        chunk["choices"] = []
+    return chunk
+
+
+def _is_empty(choice: Mapping[str, Any]) -> bool:
+    return not choice.get("delta") and not choice.get("text") and not choice.get("finish_reason")

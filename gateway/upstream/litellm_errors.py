@@ -1,0 +1,149 @@
+"""LiteLLM's exceptions as what they stand for: an answer of the provider's, or no answer at all."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import orjson
+
+from gateway.upstream.answer_headers import answer_headers
+from gateway.upstream.error_bodies import error_body, json_message, text_message
+from gateway.upstream.port import (
+    Deployment,
+    ProtocolName,
+    UpstreamAnswer,
+    UpstreamBroken,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+
+_MESSAGE_CHARS_MAX: Final = 1_000
+# "litellm.BadRequestError: BadRequestError: AnthropicException - {…}": names of classes say nothing to a client.
+_PREFIXES: Final = re.compile(r"^(?:(?:litellm\.)?(?:Timeout )?\w*(?:Error|Exception|Timeout)\s*(?::|-)\s*)+")
+_SUFFIXES: Final = re.compile(r"\.? Handle with `litellm\.\w+`\.?\s*$")
+_ADDRESSES: Final = re.compile(r"https?://[^\s'\"<>)]+")
+_SECRET_NAMES: Final = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
+_UNREACHED: Final = frozenset({"ConnectError", "ConnectTimeout", "ConnectionRefusedError", "gaierror"})
+# An established connection that was lost: LiteLLM's transport reports that as a failed connect as well.
+_LOST: Final = frozenset(
+    {"ClientOSError", "ServerDisconnectedError", "ClientConnectionResetError", "ConnectionResetError"}
+)
+_CUT: Final = frozenset({"ClientPayloadError", "TransferEncodingError", "ContentLengthError"})
+
+
+def secrets_of(deployment: Deployment, key: str | None) -> tuple[str, ...]:
+    """Every value of the entry that must never be repeated, longest first."""
+    values = {
+        value for name, value in deployment.params.items() if _SECRET_NAMES.search(name) and isinstance(value, str)
+    }
+    values |= {key} if key else set()
+    return tuple(sorted((value for value in values if len(value) >= 8), key=len, reverse=True))
+
+
+def answer_of(
+    error: Exception, deployment: Deployment, protocol: ProtocolName, secrets: Iterable[str]
+) -> UpstreamAnswer:
+    """The error answer that this exception stands for. Raises `UpstreamError` when there was none."""
+    status = _status(error)
+    headers = _headers(error)
+    # LiteLLM gives statuses to faults that no provider answered: 408 to its own timeouts, 500 to all else.
+    if status is None or (headers is None and status in (408, 500)):
+        raise failure_of(error, secrets)
+    message, code = _message(error, status)
+    body = error_body(protocol, status, cleaned(message, secrets), code=code)
+    kept = answer_headers((headers or {}).items())
+    kept["content-type"] = "application/json"
+    return UpstreamAnswer(status, kept, deployment, "litellm", body=body)
+
+
+def failure_of(error: Exception, secrets: Iterable[str], *, bytes_received: bool = False) -> UpstreamError:
+    """The exception of the port for a call that got no answer, or broke after it began."""
+    kinds = {type(item).__name__ for item in _chain(error)}
+    received = bytes_received or bool(_CUT & kinds) or "payload is not completed" in str(error)
+    if not received and _is_unreached(kinds):
+        return UpstreamUnreachable("The provider could not be reached.")
+    if any("Timeout" in kind for kind in kinds):
+        return UpstreamTimeout("The provider did not answer in time.", bytes_received=received)
+    return UpstreamBroken(f"The provider broke off: {cleaned(str(error), secrets)}", bytes_received=received)
+
+
+def _is_unreached(kinds: set[str]) -> bool:
+    if any(kind.startswith("ClientConnector") for kind in kinds):
+        return True
+    return bool(_UNREACHED & kinds) and not _LOST & kinds
+
+
+def cleaned(text: str, secrets: Iterable[str]) -> str:
+    """A message without class names, tracebacks, addresses and secrets."""
+    text = _PREFIXES.sub("", text).partition("Traceback (most recent call last)")[0]
+    text = _SUFFIXES.sub("", text).strip()
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    text = _ADDRESSES.sub("(address)", text)
+    return text[:_MESSAGE_CHARS_MAX] or "The provider gave no reason."
+
+
+def _status(error: Exception) -> int | None:
+    """The status that the provider gave: LiteLLM's own exceptions round some (529 to 500), the ones below them do not."""
+    found: int | None = None
+    for item in _chain(error):
+        status = getattr(item, "status_code", None)
+        if isinstance(status, str) and status.isdigit():
+            status = int(status)
+        if type(status) is int and 400 <= status <= 599:
+            found = status
+    return found
+
+
+def _headers(error: Exception) -> dict[bytes, bytes] | None:
+    """The headers of the provider's error answer; None when no answer was seen."""
+    found = getattr(error, "litellm_response_headers", None) or getattr(
+        getattr(error, "response", None), "headers", None
+    )
+    if not isinstance(found, Mapping) or not found:
+        return None
+    return {
+        str(name).encode("latin-1", "replace"): str(value).encode("latin-1", "replace") for name, value in found.items()
+    }
+
+
+def _message(error: Exception, status: int) -> tuple[str, str | None]:
+    body = getattr(error, "body", None)
+    if isinstance(body, Mapping):
+        code = body.get("code")
+        found = json_message(dict(body))
+        if found:
+            return found, code if isinstance(code, str) else None
+    text = _PREFIXES.sub("", str(getattr(error, "message", None) or error)).strip()
+    if text.startswith("<"):
+        return text_message(status, text.encode()), None
+    return _embedded(text) or text, None
+
+
+def _embedded(text: str) -> str | None:
+    """The message of the object that many exceptions carry in their text: the provider's JSON, or Python's repr of it."""
+    start, end = text.find("{"), text.rfind("}")
+    if start < 0 or end <= start:
+        return None
+    found = text[start : end + 1]
+    try:
+        return json_message(orjson.loads(found))
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json_message(ast.literal_eval(found))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def _chain(error: BaseException) -> Iterator[Any]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__

@@ -1,0 +1,115 @@
+"""The LiteLLM lane: a hundred providers, translated to the client's protocol by LiteLLM's functions."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Mapping, MutableMapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from gateway.upstream.error_bodies import error_body
+from gateway.upstream.litellm_answer import LiteLLMStream, body_of, headers_of
+from gateway.upstream.litellm_connections import collect
+from gateway.upstream.litellm_errors import answer_of, failure_of, secrets_of
+from gateway.upstream.litellm_loading import LiteLLMLoader
+from gateway.upstream.litellm_request import FUNCTIONS, call_arguments, forbidden_field
+from gateway.upstream.port import Deployment, UpstreamAnswer, UpstreamCall, UpstreamTimeout
+from gateway.upstream.providers import PROVIDERS, credential
+from gateway.upstream.request import hops_of
+from gateway.upstream.timeouts import effective_timeouts
+
+_HOPS_MAX: Final = 8
+_NO_SETTINGS: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+class LiteLLMLane:
+    """`environment` is changed once, when LiteLLM is imported (it reads its switches from there)."""
+
+    def __init__(self, *, environment: MutableMapping[str, str], settings: Mapping[str, Any] = _NO_SETTINGS) -> None:
+        self._environment = environment
+        self._loader = LiteLLMLoader(environment=environment, settings=settings)
+
+    def prepare(self) -> None:
+        """Load LiteLLM in the background, so that the first call does not wait for it."""
+        self._loader.begin()
+
+    async def ready(self) -> None:
+        """Wait until LiteLLM is loaded. Raises ImportError when it is not installed."""
+        await self._loader.module()
+
+    async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
+        """One attempt. Raises `UpstreamError`."""
+        refused = _refusal(deployment, call)
+        if refused is not None:
+            return refused
+        litellm = await self._loader.module()
+        timeouts = effective_timeouts(deployment, call)
+        key = self._key(deployment, call)
+        secrets = secrets_of(deployment, key)
+        wait_s = (timeouts.first_byte_ms if call.stream else min(timeouts.first_byte_ms, timeouts.total_ms)) / 1000
+        began_s = asyncio.get_running_loop().time()
+        opened = collect()
+        arguments = call_arguments(deployment, call, key, timeouts.total_ms / 1000, self._loader.switches)
+        try:
+            async with asyncio.timeout(wait_s):
+                answer = await _function(litellm, call)(**arguments)
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"The provider did not answer within {wait_s:g} s.") from error
+        except Exception as error:  # noqa: BLE001 - it raises its own, its providers' and Python's: the chain tells them apart
+            return answer_of(error, deployment, call.protocol, secrets)
+        if call.stream and hasattr(answer, "__aiter__"):
+            stream = LiteLLMStream(
+                answer,
+                call.protocol,
+                opened=opened,
+                idle_s=timeouts.idle_ms / 1000,
+                deadline_s=began_s + timeouts.total_ms / 1000,
+                secrets=secrets,
+            )
+            headers = {**headers_of(answer), "content-type": "text/event-stream; charset=utf-8"}
+            return UpstreamAnswer(200, headers, deployment, "litellm", pieces=stream, close=stream.close)
+        return _buffered(answer, deployment, secrets)
+
+    async def close(self) -> None:
+        """Close LiteLLM's pooled connections, if it was ever loaded."""
+        if self._loader.loaded is None:
+            return
+        cleanup = importlib.import_module("litellm.llms.custom_httpx.async_client_cleanup")
+        await cleanup.close_litellm_async_clients()
+
+    def _key(self, deployment: Deployment, call: UpstreamCall) -> str | None:
+        if deployment.provider not in PROVIDERS:
+            return None  # its credential may be of any kind: LiteLLM finds it in the entry or in the environment
+        key = credential(deployment, self._environment, call.client_credential)
+        if key is None and deployment.params.get("api_base"):
+            # Without a key LiteLLM would take the provider's variable, and send it to an address that is not the provider's.
+            return "none"
+        return key
+
+
+def _function(litellm: Any, call: UpstreamCall) -> Any:
+    return getattr(litellm, FUNCTIONS[call.protocol])
+
+
+def _refusal(deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer | None:
+    headers = {"content-type": "application/json"}
+    if hops_of(call.headers) >= _HOPS_MAX:
+        message = "The call passed too many gateways: the model's api_base leads back to this one."
+        body = error_body(call.protocol, 508, message, code="loop_detected")
+        return UpstreamAnswer(508, headers, deployment, "litellm", body=body)
+    field = forbidden_field(call.protocol, call.body)
+    if field is None:
+        return None
+    message = f"The field {field!r} is not the model's but the gateway's, and cannot be set by a request."
+    body = error_body(call.protocol, 400, message, code="field_not_allowed")
+    return UpstreamAnswer(400, headers, deployment, "litellm", body=body)
+
+
+def _buffered(answer: Any, deployment: Deployment, secrets: tuple[str, ...]) -> UpstreamAnswer:
+    try:
+        body, content_type = body_of(answer)
+    except (TypeError, ValueError) as error:
+        raise failure_of(error, secrets, bytes_received=True) from error
+    headers = {**headers_of(answer), "content-type": content_type}
+    return UpstreamAnswer(200, headers, deployment, "litellm", body=body)

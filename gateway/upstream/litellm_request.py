@@ -1,0 +1,163 @@
+"""The arguments of LiteLLM's functions for one call: pure, and with nothing of a client's where LiteLLM takes control.
+
+LiteLLM takes a request's fields and its own switches (`api_base`, `fallbacks`, `mock_response`, …) as keyword arguments
+of one function. Only the fields of the protocol are passed as such; any other goes into `extra_body`, which LiteLLM
+adds to the provider's JSON; and a name that LiteLLM would act on is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+from gateway.upstream.port import Deployment, ProtocolName, UpstreamCall
+from gateway.upstream.providers import PROVIDERS
+from gateway.upstream.request import HOPS_HEADER, hops_of, request_defaults
+
+FUNCTIONS: Final[Mapping[ProtocolName, str]] = {
+    "chat": "acompletion",
+    "completions": "atext_completion",
+    "responses": "aresponses",
+    "messages": "anthropic_messages",
+    "embeddings": "aembedding",
+    "moderations": "amoderation",
+    "rerank": "arerank",
+    "images": "aimage_generation",
+    "speech": "aspeech",
+    "transcriptions": "atranscription",
+}
+_STREAMABLE: Final = frozenset({"chat", "completions", "responses", "messages"})
+# Elsewhere LiteLLM ignores `extra_headers`, or sends it as a field of the request.
+_TAKES_HEADERS: Final = frozenset({"chat", "completions", "responses", "messages", "embeddings"})
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_SAMPLING: Final = _names("temperature top_p user stream stream_options n stop max_tokens logprobs seed logit_bias")
+_FIELDS: Final[Mapping[ProtocolName, frozenset[str]]] = {
+    "chat": _SAMPLING
+    | _names(
+        "messages functions function_call max_completion_tokens modalities prediction audio presence_penalty"
+        " frequency_penalty response_format tools tool_choice top_logprobs parallel_tool_calls reasoning_effort verbosity"
+        " thinking web_search_options service_tier safety_identifier prompt_cache_key prompt_cache_retention store top_k"
+    ),
+    "completions": _SAMPLING | _names("prompt suffix echo best_of presence_penalty frequency_penalty"),
+    "responses": _names(
+        "input include instructions max_output_tokens prompt metadata parallel_tool_calls previous_response_id reasoning"
+        " store background stream temperature text tool_choice tools top_p truncation user service_tier safety_identifier"
+    ),
+    "messages": _names(
+        "max_tokens messages metadata stop_sequences stream system temperature thinking tool_choice tools top_k top_p"
+        " container context_management mcp_servers output_config output_format service_tier cache_control"
+    ),
+    "embeddings": _names("input dimensions encoding_format user"),
+    "moderations": _names("input"),
+    "rerank": _names("query documents top_n rank_fields return_documents max_chunks_per_doc max_tokens_per_doc"),
+    "images": _names(
+        "prompt n quality response_format size style user background moderation output_compression output_format"
+    ),
+    "speech": _names("input voice response_format speed instructions"),
+    "transcriptions": _names("file language prompt response_format temperature timestamp_granularities include"),
+}
+# Of these, LiteLLM's own meaning is dangerous wherever it finds them; the prefixes name credentials and endpoints.
+_FORBIDDEN: Final = _names(
+    "api_base api_key api_version api_type base_url organization project extra_headers extra_query extra_body headers"
+    " custom_llm_provider model_list model_info fallbacks context_window_fallback_dict mock_response mock_tool_calls"
+    " mock_timeout mock_delay num_retries max_retries timeout request_timeout client shared_session callbacks"
+    " success_callback failure_callback logger_fn cache caching input_cost_per_token output_cost_per_token"
+    " input_cost_per_second output_cost_per_second proxy_server_request secret_fields prompt_id prompt_variables"
+    " region_name ssl_verify use_litellm_proxy use_chat_completions_api provider_specific_header drop_params"
+    " allowed_openai_params additional_drop_params deployment_id custom_prompt_dict guardrails silent_model rust"
+    " max_agentic_loops model_alias_map hf_model_name tenant_id client_id client_secret"
+)
+_FORBIDDEN_PREFIXES: Final = ("aws_", "azure_", "vertex_", "litellm_", "s3_", "gcs_", "watsonx_", "sagemaker_", "_")
+# What an entry may not say here: retries and fallbacks are the pipeline's, which may need more budget for them.
+_NOT_FROM_ENTRIES: Final = _names(
+    "model mock_response mock_delay mock_delay_ms mock_chunk_delay_ms rpm tpm weight order num_retries max_retries"
+    " fallbacks context_window_fallback_dict callbacks success_callback failure_callback cache caching logger_fn"
+    " timeout stream_timeout request_timeout max_parallel_requests max_budget budget_duration tags extra_body"
+)
+
+
+def forbidden_field(protocol: ProtocolName, body: Mapping[str, Any]) -> str | None:
+    """The first field of a request by which a client would steer LiteLLM instead of the model, or None."""
+    for name in body:
+        if name in _FORBIDDEN or name.startswith(_FORBIDDEN_PREFIXES):
+            return name
+    return _forbidden_tool(protocol, body.get("tools"))
+
+
+def call_arguments(
+    deployment: Deployment, call: UpstreamCall, key: str | None, timeout_s: float, switches: Collection[str]
+) -> dict[str, Any]:
+    """Keyword arguments for `FUNCTIONS[call.protocol]`. The body holds no `forbidden_field`.
+
+    `switches` are the names that LiteLLM itself acts on; a request's field of such a name never becomes an argument.
+    """
+    fields = _FIELDS[call.protocol]
+    body = {**request_defaults(deployment, call.body), **call.body}
+    arguments = {
+        name: value
+        for name, value in deployment.params.items()
+        # The entry's values for fields of the request are defaults: they are in `body` where they apply.
+        if name not in _NOT_FROM_ENTRIES and name not in _DEFAULTED
+    }
+    arguments.update({name: value for name, value in body.items() if name in fields and value is not None})
+    arguments.update(_unknown(deployment, call, fields, switches))
+    if call.protocol in _STREAMABLE:
+        arguments["stream"] = call.stream
+        if not call.stream:
+            arguments.pop("stream_options", None)
+    if call.protocol in ("chat", "messages", "responses"):
+        arguments["_skip_mcp_handler"] = True
+    if key is not None:
+        arguments["api_key"] = key
+    model = str(deployment.params.get("model") or f"{deployment.provider}/{deployment.model}")
+    if call.protocol in _TAKES_HEADERS:
+        arguments["extra_headers"] = _headers(deployment, call)
+    return {**arguments, "model": model, "timeout": timeout_s, "num_retries": 0, "max_retries": 0}
+
+
+_DEFAULTED: Final = frozenset(
+    {"max_tokens", "max_completion_tokens", "max_output_tokens", "temperature", "top_p", "n", "metadata", "stream"}
+)
+
+
+def _unknown(
+    deployment: Deployment, call: UpstreamCall, fields: frozenset[str], switches: Collection[str]
+) -> dict[str, Any]:
+    """The fields that the protocol does not have, in the form in which they reach this provider's JSON.
+
+    LiteLLM's OpenAI clients add `extra_body` to it; the others take unknown arguments as fields, and would send
+    `extra_body` as a field of that name.
+    """
+    configured = deployment.params.get("extra_body")
+    unknown = {name: value for name, value in call.body.items() if name not in fields and name != "model"}
+    if deployment.provider not in ("openai", "azure"):
+        unknown.pop("metadata", None)  # only these two know OpenAI's; LiteLLM keeps it for its logs
+    extra = {**(dict(configured) if isinstance(configured, Mapping) else {}), **unknown}
+    if not extra:
+        return {}
+    if deployment.provider in ("azure", *PROVIDERS) and deployment.provider != "anthropic":
+        return {"extra_body": extra}
+    return {name: value for name, value in extra.items() if name not in switches}
+
+
+def _headers(deployment: Deployment, call: UpstreamCall) -> dict[str, str]:
+    configured = deployment.params.get("extra_headers")
+    headers = {str(name): str(value) for name, value in configured.items()} if isinstance(configured, Mapping) else {}
+    return {**call.headers, **headers, HOPS_HEADER: str(hops_of(call.headers) + 1)}
+
+
+def _forbidden_tool(protocol: ProtocolName, tools: Any) -> str | None:
+    """Tools with which LiteLLM would make further model calls by itself, which nobody reserved anything for."""
+    for tool in tools if isinstance(tools, list) else ():
+        if not isinstance(tool, Mapping):
+            continue
+        if str(tool.get("server_url", "")).startswith("litellm_proxy"):
+            return "tools.server_url"
+        if protocol == "responses" and tool.get("type") == "file_search":
+            return "tools.type=file_search"
+    return None

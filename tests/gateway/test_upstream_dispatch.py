@@ -1,0 +1,129 @@
+"""Which lane a call takes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import pytest
+
+from gateway.upstream.direct import DirectLane
+from gateway.upstream.dispatch import Forwarder, lane_of
+from gateway.upstream.litellm_lane import LiteLLMLane
+from gateway.upstream.mock import MockLane
+from gateway.upstream.port import Deployment, Lane, ProtocolName, UpstreamCall
+from gateway.upstream.providers import output_cap_field
+from tests.fake_provider import FakeProvider
+
+
+def deployment(
+    provider: str,
+    *,
+    lane: Literal["auto", "direct", "litellm"] = "auto",
+    info: dict[str, Any] | None = None,
+    **params: Any,
+) -> Deployment:
+    return Deployment("m/0", "m", provider, "x", lane, params, info or {})
+
+
+OWN: dict[str, Any] = {"api_base": "http://127.0.0.1:1/v1"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "protocol", "lane"),
+    [
+        (deployment("openai", mock_response="hi"), "chat", "mock"),
+        (deployment("openai", mock_response="hi", lane="litellm"), "chat", "mock"),
+        (deployment("openai"), "chat", "direct"),
+        (deployment("openai"), "responses", "direct"),
+        (deployment("openai"), "embeddings", "direct"),
+        (deployment("openai"), "messages", "litellm"),
+        (deployment("openai", lane="litellm"), "chat", "litellm"),
+        (deployment("openai", info={"mode": "responses"}), "chat", "litellm"),
+        (deployment("openai", info={"mode": "responses"}), "responses", "direct"),
+        (deployment("anthropic"), "messages", "direct"),
+        (deployment("anthropic"), "chat", "litellm"),
+        (deployment("anthropic"), "responses", "litellm"),
+        (deployment("hosted_vllm", **OWN), "chat", "direct"),
+        (deployment("hosted_vllm"), "chat", "litellm"),
+        (deployment("hosted_vllm", **OWN), "responses", "litellm"),
+        (deployment("groq"), "chat", "direct"),
+        (deployment("groq"), "embeddings", "litellm"),
+        (deployment("bedrock", aws_region_name="us-east-1"), "chat", "litellm"),
+        (deployment("gemini"), "chat", "litellm"),
+        (deployment("azure", **OWN), "chat", "litellm"),
+        (deployment("something_new", **OWN), "chat", "litellm"),
+        (deployment("something_new", lane="direct", **OWN), "chat", "direct"),
+        (deployment("something_new", lane="direct", **OWN), "messages", "direct"),
+    ],
+)
+def test_the_lane(entry: Deployment, protocol: ProtocolName, lane: Lane) -> None:
+    assert lane_of(entry, protocol, {}) == lane
+
+
+def test_a_variable_may_say_where_a_server_lives() -> None:
+    entry = deployment("hosted_vllm")
+    assert lane_of(entry, "chat", {"HOSTED_VLLM_API_BASE": "http://127.0.0.1:1/v1"}) == "direct"
+
+
+class CountingLane(LiteLLMLane):
+    """Never loads anything, and says how often it was asked to."""
+
+    def __init__(self) -> None:
+        super().__init__(environment={})
+        self.prepared = 0
+
+    def prepare(self) -> None:
+        self.prepared += 1
+
+
+def forwarder(litellm: LiteLLMLane) -> Forwarder:
+    mock = MockLane(count=len, now_s=lambda: 0.0, new_id=lambda: "x")
+    return Forwarder(direct=DirectLane(environment={}), litellm=litellm, mock=mock, environment={})
+
+
+@pytest.mark.parametrize(
+    ("entries", "prepared"),
+    [
+        ([], 0),
+        ([deployment("openai"), deployment("anthropic"), deployment("x", mock_response="hi")], 0),
+        ([deployment("openai"), deployment("bedrock")], 1),
+        ([deployment("voyage", info={"mode": "embedding"})], 1),
+    ],
+)
+async def test_litellm_is_loaded_ahead_only_where_it_will_be_needed(entries: list[Deployment], prepared: int) -> None:
+    lane = CountingLane()
+    forwarding = forwarder(lane)
+    forwarding.prepare(entries)
+    await forwarding.close()
+    assert lane.prepared == prepared
+
+
+async def test_calls_go_their_lanes() -> None:
+    forwarding = forwarder(CountingLane())
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    async with FakeProvider() as provider:
+        for entry, lane in (
+            (deployment("openai", mock_response="hi"), "mock"),
+            (deployment("openai", api_base=provider.openai_url), "direct"),
+        ):
+            answer = await forwarding.send(entry, UpstreamCall("chat", body, False))
+            assert (answer.lane, answer.deployment) == (lane, entry)
+            assert json.loads(answer.body)["choices"]
+    await forwarding.close()
+
+
+@pytest.mark.parametrize(
+    ("entry", "protocol", "name"),
+    [
+        (deployment("openai"), "chat", "max_completion_tokens"),
+        (deployment("openai", **OWN), "chat", "max_tokens"),
+        (deployment("openai", api_base="https://api.openai.com/v1"), "chat", "max_completion_tokens"),
+        (deployment("mistral"), "chat", "max_tokens"),
+        (deployment("openai"), "completions", "max_tokens"),
+        (deployment("openai"), "responses", "max_output_tokens"),
+        (deployment("anthropic"), "messages", "max_tokens"),
+    ],
+)
+def test_the_name_of_the_output_cap(entry: Deployment, protocol: ProtocolName, name: str) -> None:
+    assert output_cap_field(entry, protocol) == name

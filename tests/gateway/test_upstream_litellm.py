@@ -1,0 +1,410 @@
+"""The LiteLLM lane against a provider on a real socket.
+
+Importing LiteLLM takes seconds of CPU, so everything that needs the real one is in this module. It warns of itself
+(sessions that it leaves to the garbage collector, its own deprecated calls): not our warnings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from gateway.upstream.litellm_lane import LiteLLMLane
+from gateway.upstream.port import (
+    Deployment,
+    ProtocolName,
+    Timeouts,
+    UpstreamAnswer,
+    UpstreamBroken,
+    UpstreamCall,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from tests.fake_provider import FakeProvider
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+KEY = "sk-canary-0123456789"
+TIMEOUTS = Timeouts(first_byte_ms=20_000)  # the first test waits for the import
+BODIES: dict[ProtocolName, dict[str, Any]] = {
+    "chat": {"messages": [{"role": "user", "content": "hi"}], "max_completion_tokens": 30},
+    "completions": {"prompt": "hi", "max_tokens": 30},
+    "responses": {"input": "hi", "max_output_tokens": 30},
+    "messages": {"max_tokens": 30, "messages": [{"role": "user", "content": "hi"}]},
+    "embeddings": {"input": ["one two", "three"]},
+    "moderations": {"input": "hi"},
+    "images": {"prompt": "a cat"},
+    "speech": {"input": "hi", "voice": "alloy"},
+    "transcriptions": {"file": ("talk.mp3", b"ID3", "audio/mpeg")},
+    "rerank": {"query": "a", "documents": ["b"]},
+}
+PROVIDERS = ["openai", "hosted_vllm", "anthropic"]
+TEXT_PROTOCOLS: list[ProtocolName] = ["chat", "completions", "responses", "messages"]
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[FakeProvider]:
+    async with FakeProvider() as running:
+        yield running
+
+
+@pytest.fixture
+async def lane() -> AsyncIterator[LiteLLMLane]:
+    made = LiteLLMLane(environment=os.environ)
+    await made.ready()
+    yield made
+    await made.close()
+
+
+def deployment(provider: FakeProvider, name: str = "openai", **params: Any) -> Deployment:
+    base, model = (provider.anthropic_url, "claude-x") if name == "anthropic" else (provider.openai_url, "gpt-x")
+    return Deployment("m/0", "m", name, model, "litellm", {"api_base": base, "api_key": KEY, **params}, {})
+
+
+def call(protocol: ProtocolName = "chat", *, stream: bool = False, **fields: Any) -> UpstreamCall:
+    body = {"model": "m", **BODIES[protocol], **fields}
+    return UpstreamCall(protocol, body, stream, headers={"x-team": "a"}, timeouts=TIMEOUTS)
+
+
+async def blocks(answer: UpstreamAnswer) -> list[tuple[str, dict[str, Any]]]:
+    """(name, data) of the events; the end of OpenAI's streams is checked and left out."""
+    assert answer.pieces is not None
+    text = b"".join([piece async for piece in answer.pieces]).decode()
+    assert text.endswith("\n\n")
+    found = []
+    for block in text.strip().split("\n\n"):
+        name, _, data = block.rpartition("data: ")
+        if data == "[DONE]":
+            assert text.endswith("data: [DONE]\n\n")
+            continue
+        found.append((name.strip().removeprefix("event: "), json.loads(data)))
+    return found
+
+
+def text_of(protocol: ProtocolName, body: dict[str, Any]) -> str:
+    if protocol == "chat":
+        return str(body["choices"][0]["message"]["content"])
+    if protocol == "completions":
+        return str(body["choices"][0]["text"])
+    if protocol == "responses":
+        return str(body["output"][0]["content"][0]["text"])
+    return str(body["content"][0]["text"])
+
+
+def text_of_stream(protocol: ProtocolName, events: list[tuple[str, dict[str, Any]]]) -> str:
+    data = [item for _name, item in events]
+    if protocol == "chat":
+        return "".join(item["choices"][0]["delta"].get("content") or "" for item in data if item["choices"])
+    if protocol == "completions":
+        return "".join(item["choices"][0].get("text") or "" for item in data if item["choices"])
+    if protocol == "responses":
+        return "".join(item["delta"] for item in data if item["type"] == "response.output_text.delta")
+    return "".join(item["delta"]["text"] for item in data if item["type"] == "content_block_delta")
+
+
+async def test_loading_leaves_tiktoken_where_it_was_and_is_done_once(lane: LiteLLMLane) -> None:
+    import litellm
+
+    again = LiteLLMLane(environment={"TIKTOKEN_CACHE_DIR": "ours"})
+    again.prepare()
+    await again.ready()
+    assert again._loader.loaded is litellm
+    assert again._environment["TIKTOKEN_CACHE_DIR"] == "ours"
+    assert litellm.callbacks == litellm.success_callback == []
+    assert os.environ["LITELLM_MODE"] == "PRODUCTION"
+    assert "fastapi" not in sys.modules
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize("protocol", TEXT_PROTOCOLS)
+async def test_every_text_protocol_with_every_kind_of_provider(
+    provider: FakeProvider, lane: LiteLLMLane, name: str, protocol: ProtocolName
+) -> None:
+    provider.script(text="the word of people", times=None)
+    answer = await lane.send(deployment(provider, name), call(protocol))
+    assert (answer.status, answer.lane, answer.headers["content-type"]) == (200, "litellm", "application/json")
+    body = json.loads(answer.body)
+    assert text_of(protocol, body) == "the word of people"
+    usage = body["usage"]
+    assert usage.get("completion_tokens", usage.get("output_tokens")) == 4
+
+    # A chat client that wants usage is told so in the stream; LiteLLM asks for it itself in the other protocols.
+    options = {"stream_options": {"include_usage": True}} if protocol in ("chat", "completions") else {}
+    streamed = await lane.send(deployment(provider, name), call(protocol, stream=True, **options))
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    events = await blocks(streamed)
+    assert text_of_stream(protocol, events) == "the word of people"
+    assert [item.credential for item in provider.requests] == [KEY, KEY]
+    assert provider.last.headers["x-team"] == "a"
+    assert provider.last.headers["x-farebox-hops"] == "1"
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+async def test_the_usage_of_a_stream_is_a_chunk_of_its_own(
+    provider: FakeProvider, lane: LiteLLMLane, name: str
+) -> None:
+    provider.script(tokens=4)
+    answer = await lane.send(deployment(provider, name), call(stream=True, stream_options={"include_usage": True}))
+    *chunks, last = [data for _name, data in await blocks(answer)]
+    assert last["choices"] == []
+    assert last["usage"]["completion_tokens"] == 4
+    assert all("usage" not in chunk for chunk in chunks)
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "path"),
+    [
+        ("openai", "embeddings", "/v1/embeddings"),
+        ("openai", "moderations", "/v1/moderations"),
+        ("openai", "images", "/v1/images/generations"),
+        ("openai", "transcriptions", "/v1/audio/transcriptions"),
+        ("hosted_vllm", "rerank", "/v1/rerank"),
+    ],
+)
+async def test_the_other_protocols(
+    provider: FakeProvider, lane: LiteLLMLane, name: str, protocol: ProtocolName, path: str
+) -> None:
+    answer = await lane.send(deployment(provider, name), call(protocol))
+    assert answer.status == 200
+    assert isinstance(json.loads(answer.body), dict)
+    assert provider.last.path == path
+    assert "extra_headers" not in provider.last.body
+
+
+async def test_speech_is_sound(provider: FakeProvider, lane: LiteLLMLane) -> None:
+    answer = await lane.send(deployment(provider), call("speech"))
+    assert (answer.headers["content-type"], answer.body[:3]) == ("audio/mpeg", b"ID3")
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+async def test_unknown_fields_reach_the_provider_as_they_are(
+    provider: FakeProvider, lane: LiteLLMLane, name: str
+) -> None:
+    await lane.send(deployment(provider, name), call(odd={"a": [1, None]}, temperature=0.5))
+    assert provider.last.body["odd"] == {"a": [1, None]}
+    assert provider.last.body["temperature"] == 0.5
+    assert "extra_body" not in provider.last.body
+
+
+async def test_an_entrys_values_are_defaults(provider: FakeProvider, lane: LiteLLMLane) -> None:
+    entry = deployment(provider, temperature=0.2, top_p=0.3, num_retries=5, rpm=3, max_tokens=9)
+    await lane.send(entry, call(top_p=0.9))
+    sent = provider.last.body
+    assert (sent["temperature"], sent["top_p"], sent["max_completion_tokens"]) == (0.2, 0.9, 30)
+    assert not {"max_tokens", "rpm", "num_retries"} & sent.keys()
+
+
+# ── who is in command ──
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"api_base": "http://evil.invalid"},
+        {"base_url": "http://evil.invalid"},
+        {"api_key": "x"},
+        {"mock_response": "free"},
+        {"fallbacks": ["gpt-5"]},
+        {"custom_llm_provider": "anthropic"},
+        {"aws_bedrock_runtime_endpoint": "http://evil.invalid"},
+        {"vertex_credentials": "{}"},
+        {"litellm_metadata": {}},
+        {"extra_headers": {"authorization": "x"}},
+        {"input_cost_per_token": 0},
+        {"tools": [{"type": "mcp", "server_url": "litellm_proxy/mcp"}]},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+@pytest.mark.parametrize("protocol", ["chat", "messages"])
+async def test_a_client_cannot_steer_litellm(
+    provider: FakeProvider, lane: LiteLLMLane, fields: dict[str, Any], protocol: ProtocolName
+) -> None:
+    answer = await lane.send(deployment(provider), call(protocol, **fields))
+    assert answer.status == 400
+    assert next(iter(fields)) in json.loads(answer.body)["error"]["message"]
+    assert provider.requests == []
+
+
+async def test_a_search_in_files_is_not_emulated(provider: FakeProvider, lane: LiteLLMLane) -> None:
+    """LiteLLM would make further model calls for it, which nobody reserved anything for."""
+    answer = await lane.send(deployment(provider, "anthropic"), call("responses", tools=[{"type": "file_search"}]))
+    assert answer.status == 400
+    assert provider.requests == []
+
+
+async def test_an_advisor_is_not_called(provider: FakeProvider, lane: LiteLLMLane) -> None:
+    tools = [{"type": "advisor_20260301", "name": "advisor", "model": "other-model"}]
+    await lane.send(deployment(provider, "hosted_vllm"), call("messages", tools=tools))
+    assert {item.model for item in provider.requests} <= {"gpt-x"}
+
+
+async def test_a_picture_that_a_client_names_is_not_fetched(provider: FakeProvider, lane: LiteLLMLane) -> None:
+    async with FakeProvider() as elsewhere:
+        picture = {"type": "image_url", "image_url": {"url": f"{elsewhere.url}/cat.png"}}
+        content = [{"type": "text", "text": "what is it?"}, picture]
+        entry = deployment(provider, "gemini", api_base=None, api_key="not-a-key")
+        answer = await lane.send(entry, call(messages=[{"role": "user", "content": content}]))
+        assert answer.status == 400
+        assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize("protocol", ["chat", "responses", "messages"])
+async def test_redirects_are_not_followed(
+    provider: FakeProvider, lane: LiteLLMLane, name: str, protocol: ProtocolName
+) -> None:
+    async with FakeProvider() as elsewhere:
+        provider.script(redirect=f"{elsewhere.url}/v1/chat/completions")
+        try:
+            answer = await lane.send(deployment(provider, name), call(protocol))
+        except UpstreamBroken:
+            pass
+        else:  # some of LiteLLM's providers make an error answer of it
+            assert answer.status >= 500
+        assert elsewhere.requests == []
+        assert len(provider.requests) == 1
+
+
+async def test_a_variables_key_is_not_sent_to_an_entrys_address(
+    provider: FakeProvider, lane: LiteLLMLane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment")
+    await lane.send(deployment(provider, api_key=None), call())
+    assert provider.last.credential != "sk-of-the-environment"
+    asked = call()
+    asked.client_credential = "sk-of-the-client"
+    await lane.send(deployment(provider, api_key=None), asked)
+    assert provider.last.credential == "sk-of-the-client"
+
+
+async def test_a_ring_is_broken(provider: FakeProvider, lane: LiteLLMLane) -> None:
+    asked = call()
+    asked.headers = {"x-farebox-hops": "8"}
+    assert (await lane.send(deployment(provider), asked)).status == 508
+
+
+# ── errors ──
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize("protocol", TEXT_PROTOCOLS)
+@pytest.mark.parametrize("status", [400, 401, 404, 408, 429, 500, 503, 529])
+async def test_a_providers_error_keeps_its_status_and_its_sentence(
+    provider: FakeProvider, lane: LiteLLMLane, name: str, protocol: ProtocolName, status: int
+) -> None:
+    provider.script(status=status, message=f"The cause is {KEY}", retry_after="7", times=None)
+    answer = await lane.send(deployment(provider, name), call(protocol))
+    body = json.loads(answer.body)
+    assert (answer.status, body["error"]["message"]) in [
+        (status, "The cause is ***"),
+        (status, "The cause is REDACTED"),
+    ]
+    assert (body.get("type") == "error") == (protocol == "messages")
+    assert answer.headers["retry-after"] == "7"
+    assert len(provider.requests) == 1
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize("form", ["html", "none", "text"])
+async def test_errors_that_are_no_json(provider: FakeProvider, lane: LiteLLMLane, name: str, form: Any) -> None:
+    provider.script(status=503, body=form, message="told to fail")
+    answer = await lane.send(deployment(provider, name), call())
+    said = json.loads(answer.body)["error"]["message"]
+    assert answer.status == 503
+    assert said
+    assert not {"<", "litellm", "Exception"} & set(said.split())
+
+
+@pytest.mark.parametrize("protocol", ["chat", "completions", "responses", "messages", "embeddings"])
+@pytest.mark.parametrize("name", ["openai", "hosted_vllm"])
+async def test_nothing_is_sent_twice(
+    provider: FakeProvider, lane: LiteLLMLane, name: str, protocol: ProtocolName
+) -> None:
+    provider.script(reset="before_headers", times=None)
+    with pytest.raises(UpstreamBroken) as caught:
+        await lane.send(deployment(provider, name), call(protocol))
+    assert not caught.value.bytes_received
+    assert len(provider.requests) == 1
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+async def test_an_answer_that_breaks_off(provider: FakeProvider, lane: LiteLLMLane, name: str) -> None:
+    provider.script(cut_after=10)
+    with pytest.raises(UpstreamBroken):
+        await lane.send(deployment(provider, name), call())
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+async def test_a_provider_that_is_not_there(lane: LiteLLMLane, provider: FakeProvider, name: str) -> None:
+    with pytest.raises(UpstreamUnreachable) as caught:
+        await lane.send(deployment(provider, name, api_base="http://127.0.0.1:1/v1"), call())
+    assert "127.0.0.1" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_provider_that_does_not_answer(
+    provider: FakeProvider, lane: LiteLLMLane, name: str, stream: bool
+) -> None:
+    provider.script(delay_ms=60_000)
+    asked = call(stream=stream)
+    asked.timeouts = Timeouts(first_byte_ms=200)
+    with pytest.raises(UpstreamTimeout):
+        await lane.send(deployment(provider, name), asked)
+    await provider.until(lambda: provider.last.disconnected_s is not None)
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize("protocol", ["chat", "messages"])
+async def test_a_stream_that_breaks_says_so(
+    provider: FakeProvider, lane: LiteLLMLane, name: str, protocol: ProtocolName
+) -> None:
+    provider.script(tokens=6, cut_after=2, chunk_delay_ms=20)
+    answer = await lane.send(deployment(provider, name), call(protocol, stream=True))
+    with pytest.raises(UpstreamBroken) as caught:
+        await blocks(answer)
+    assert caught.value.bytes_received
+
+
+async def test_a_stream_that_falls_silent(provider: FakeProvider, lane: LiteLLMLane) -> None:
+    provider.script(tokens=6, stall_after=2)
+    asked = call(stream=True)
+    asked.timeouts = Timeouts(first_byte_ms=20_000, idle_ms=150)
+    answer = await lane.send(deployment(provider), asked)
+    with pytest.raises(UpstreamTimeout):
+        await blocks(answer)
+    await provider.until(lambda: provider.last.disconnected_s is not None)
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize("protocol", ["chat", "completions", "messages"])
+async def test_closing_a_stream_closes_the_providers_connection(
+    provider: FakeProvider, lane: LiteLLMLane, name: str, protocol: ProtocolName
+) -> None:
+    provider.script(tokens=1_000, ignore_max=True, chunk_delay_ms=5)
+    answer = await lane.send(deployment(provider, name), call(protocol, stream=True))
+    assert answer.pieces is not None
+    assert answer.close is not None
+    await anext(answer.pieces)
+    left_s = asyncio.get_running_loop().time()
+    await answer.close()
+    await answer.close()
+    await provider.until(lambda: provider.last.disconnected_s is not None)
+    assert provider.last.disconnected_s is not None
+    assert provider.last.disconnected_s - left_s < 1.0
+
+
+async def test_cancelling_closes_the_connection(provider: FakeProvider, lane: LiteLLMLane) -> None:
+    provider.script(delay_ms=60_000)
+    sending = asyncio.create_task(lane.send(deployment(provider), call()))
+    await provider.until(lambda: provider.concurrent == 1)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    await provider.until(lambda: provider.concurrent == 0)
