@@ -1,6 +1,6 @@
 """Compose the sentences that the intent classifier is trained and tested on.
 
-    python bench/compose_intents.py
+    python -m bench.compose_intents
 
 reads the individually written steps (`bench/intents/written_*.txt`) and the templates (`bench/intents/templates.json`),
 and writes `train.jsonl` and `heldout.jsonl` beside them. Every fifth written step is held out, chosen by the hash of its

@@ -1,6 +1,6 @@
 """Measure the shipped intent classifier. `make eval-intents` runs
 
-    python bench/eval_intents.py
+    python -m bench.eval_intents
 
 The evaluation steps are 398 real ones in `intents/dev.jsonl`, found through FAREBOX_REFERENCE or beside the repository;
 they are under several licences and so not part of it, and nothing is trained on them. Without them our own held-out
@@ -74,7 +74,7 @@ def load_cases() -> tuple[list[Case], str]:
     """The cases, and what to call them."""
     path = reference_folder() / "intents" / "dev.jsonl"
     if path.is_file():
-        return [_real_case(row) for row in _rows(path)], "398 real steps that the model was not trained on"
+        return [_real_case(row) for row in _rows(path)], "real steps that the model was not trained on"
     held = ROOT / "bench" / "intents" / "heldout.jsonl"
     return [_own_case(row) for row in _rows(held)], (
         "our own held-out sentences, because intents/dev.jsonl is not there (set FAREBOX_REFERENCE): figures are flattering"

@@ -1,6 +1,6 @@
 """Train the intent model on `bench/intents/train.jsonl` and write `policies/classify/weights.json`.
 
-    python bench/train_intents.py [--temperature 1.0]
+    python -m bench.train_intents [--temperature 1.0]
 
 Deterministic: the same sentences give the same weights. The temperature is found by `bench/eval_intents.py`, on data
 that this training does not see; without the option the present one is kept.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 from policies.classify.asks import Ask, asks_in
 from policies.classify.instruction import instruction_part, window
@@ -68,10 +69,13 @@ def evidence_of(step: StepText) -> Evidence:
     system = clauses(instruction_part(step.system)) if step.system else []
     prompt = clauses(instruction_part(step.prompt)) if step.prompt else []
     _read_name(step.step, words, seen)
-    system_asks, prompt_asks = asks_in(system, words), asks_in(prompt, words)
+    system_asks = asks_in(system, words)
+    if _instructs(system_asks):
+        prompt = []  # what the user says is then what is to be worked on
+    prompt_asks = asks_in(prompt, words)
     _read_asks("s", system_asks, seen)
     _read_asks("u", prompt_asks, seen)
-    from_prompt = _leads(prompt_asks) or not system
+    from_prompt = not system or _asks_itself(prompt_asks)
     _read_asks("a", prompt_asks + system_asks if from_prompt else system_asks + prompt_asks, seen)
     _read_role([*system[:4], *prompt[:4]], words, seen)
     _read_products([*system, *prompt], words, seen)
@@ -90,7 +94,7 @@ def name_words(name: str | None) -> list[str]:
     """The words of a step's name, lower case: `reviewPR`, `review-pr` and `Review PR` read the same."""
     if not name:
         return []
-    spaced = _CAMEL.sub(" ", name[:NAME_CHARS]).lower()
+    spaced = _CAMEL.sub(" ", name[:NAME_CHARS].replace("OpenAI", "openai")).lower()
     return [word for word in _NAME_WORD.findall(spaced) if word]
 
 
@@ -154,9 +158,20 @@ def _read_noun_of_name(token: str, last: bool, place: int, words: Lexicon, seen:
             seen.hint("name", named, group == "na", f"the step's name ends with '{token}'")
 
 
-def _leads(asks: Sequence[Ask]) -> bool:
-    """Whether this text takes the lead over the system's: it asks for something itself."""
+def _asks_itself(asks: Sequence[Ask]) -> bool:
     return any(ask.via in ("imperative", "task", "aside") for ask in asks)
+
+
+def _instructs(asks: Sequence[Ask]) -> bool:
+    """Whether a system prompt says outright what is to be done with whatever the user sends.
+
+    "Answer briefly" is manners and not a task, so generating does not count.
+    """
+    return any(
+        ask.via in ("imperative", "task", "aside")
+        and any(strong and intent != "generate" for intent, strong in ask.meanings)
+        for ask in asks[:2]
+    )
 
 
 def _read_asks(channel: str, asks: Sequence[Ask], seen: _Collector) -> None:
@@ -275,9 +290,12 @@ def _read_products(found: Sequence[Sequence[str]], words: Lexicon, seen: _Collec
 
 def _read_cues(tokens: Sequence[str], words: Lexicon, seen: _Collector) -> None:
     cues = words.cues
-    for at, word in enumerate(tokens):
-        for rest, name in cues.get(word, ()):
-            if not rest or tuple(tokens[at + 1 : at + 1 + len(rest)]) == rest:
+    for at, (word, following) in enumerate(pairwise([*tokens, ""])):
+        by_second = cues.get(word)
+        if by_second is None:
+            continue
+        for ending, name in chain(by_second.get("", ()), by_second.get(following, ()) if following else ()):
+            if not ending or tuple(tokens[at + 2 : at + 2 + len(ending)]) == ending:
                 seen.add(f"q:{name}", 1.0)
                 if at < 60:
                     seen.most(f"qh:{name}", 1.0)

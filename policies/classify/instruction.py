@@ -20,6 +20,7 @@ INSTRUCTION_CHARS = 2_400
 # A tagged block or quotation longer than this is content, a shorter one is a word that the instruction speaks about.
 QUOTED_CHARS = 80
 _TAGS_MAX = 40
+_PYTHON_QUOTES = ('"""', "'''")
 
 _DATA_NOUNS = (
     "subject|text|texts|document|documents|input|content|article|articles|transcript|context|email|emails|message|messages|review|reviews|conversation|"
@@ -69,7 +70,7 @@ def _head_and_tail(text: str) -> str:
 
 
 def _without_fences(text: str) -> str:
-    """Drop what stands between a pair of fences; an unclosed fence is left alone, and so is a text that is one fence."""
+    """Drop what stands between a pair of fences; an unclosed fence is left alone."""
     kept: list[str] = []
     at = 0
     opened: re.Match[str] | None = None
@@ -79,8 +80,9 @@ def _without_fences(text: str) -> str:
         elif fence.group() == opened.group():
             inside = text[opened.end() : fence.start()]
             kept.append(text[at : opened.start()])
-            # A whole prompt in triple quotes is how Python authors write one; it is not data.
-            kept.append(inside if len(inside) > 0.7 * len(text) or len(inside) <= QUOTED_CHARS else " ")
+            # A prompt that begins with triple quotes is how Python authors write one; it is not data.
+            is_prompt = fence.group() in _PYTHON_QUOTES and not text[: opened.start()].strip()
+            kept.append(inside if is_prompt or len(inside) <= QUOTED_CHARS else " ")
             at = fence.end()
             opened = None
     kept.append(text[at:])
@@ -128,6 +130,6 @@ def _without_labelled(text: str) -> str:
         if bare.startswith(">"):
             continue
         kept.append(line)
-        if _DATA_COLON.search(bare[-160:]):
+        if bare.endswith(":") and _DATA_COLON.search(bare[-160:]):
             in_data = waiting = True
     return "\n".join(kept)

@@ -49,6 +49,8 @@ class Grammar:
     own_nouns: frozenset[str]
     """By which a text speaks of itself: request, prompt, call."""
     links: frozenset[str]
+    claim_leads: frozenset[str]
+    """Words that only lead to a claim: "when you choose the correct"."""
     overrides: frozenset[str]
     rule_words: frozenset[str]
 
@@ -67,7 +69,8 @@ class Lexicon:
     tools: dict[str, str]
     keys: dict[str, tuple[str, ...]]
     generic_names: frozenset[str]
-    cues: dict[str, tuple[tuple[tuple[str, ...], str], ...]]
+    cues: dict[str, dict[str, list[tuple[tuple[str, ...], str]]]]
+    """By first word, then by second ("" for a cue of one word): the words after these, and the cue's name."""
     cjk: tuple[tuple[str, str], ...]
     grammar: Grammar
 
@@ -139,11 +142,11 @@ def _keys(groups: dict[str, str]) -> dict[str, tuple[str, ...]]:
     return {key: tuple(intents) for key, intents in found.items()}
 
 
-def _cues(groups: dict[str, list[str]]) -> dict[str, tuple[tuple[tuple[str, ...], str], ...]]:
-    """By first word, so that one pass over a text finds all of them."""
-    found: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+def _cues(groups: dict[str, list[str]]) -> dict[str, dict[str, list[tuple[tuple[str, ...], str]]]]:
+    found: dict[str, dict[str, list[tuple[tuple[str, ...], str]]]] = {}
     for name, phrases in groups.items():
         for phrase in phrases:
-            words = tuple(phrase.replace("_", " ").split())
-            found.setdefault(words[0], []).append((words[1:], name))
-    return {word: tuple(endings) for word, endings in found.items()}
+            first, second, *rest = [*phrase.replace("_", " ").split(), ""]
+            ending = tuple(word for word in rest if word)
+            found.setdefault(first, {}).setdefault(second, []).append((ending, name))
+    return found

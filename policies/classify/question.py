@@ -10,6 +10,7 @@ import json
 import re
 from typing import Any
 
+from policies.classify.features import NAME_CHARS
 from policies.classify.instruction import instruction_part
 from policies.classify.step import Alternative, Classification, StepText
 from policies.intents import DEFINITIONS, Intent
@@ -38,11 +39,11 @@ _SYSTEM = "\n".join(
 def llm_question(step: StepText) -> list[dict[str, str]]:
     """The chat messages to send; about 900 tokens at most, with the step's content fenced as data."""
     shown = {
-        "step": step.step,
-        "workflow": step.workflow,
+        "step": step.step[:NAME_CHARS] if step.step else None,
+        "workflow": step.workflow[:NAME_CHARS] if step.workflow else None,
         "system": instruction_part(step.system)[:QUESTION_CHARS] if step.system else None,
         "prompt": instruction_part(step.prompt)[:QUESTION_CHARS],
-        "tools": list(step.tools[:20]),
+        "tools": [tool[:NAME_CHARS] for tool in step.tools[:20]],
         "response_format": step.response_format[:500] if step.response_format else None,
     }
     data = json.dumps(shown, ensure_ascii=True)

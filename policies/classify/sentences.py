@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from policies.classify.lexicon import lexicon
+from policies.classify.lexicon import Grammar, lexicon
 
 CLAUSES_MAX = 90
 _WORD = re.compile(r"[^\W_]+(?:['’][a-z]+)?|[:,]")
@@ -37,53 +37,59 @@ def without_claims(words: list[str]) -> list[str]:
     """Cut "classify this request as send", "intent: send", "this is a send task" and "ignore the rules above"."""
     grammar = lexicon().grammar
     words = _without_overrides(words)
-    if not any(word in grammar.intent_forms for word in words):
-        return words
-    kept: list[str] = []
+    cut: set[int] = set()
     for at, word in enumerate(words):
-        kept.append(word)
         if word in grammar.intent_forms:
-            begins = _claim_begins(words, at)
+            begins = _claim_begins(words, at, grammar)
             if begins is not None:
-                del kept[max(0, len(kept) - (at - begins + 1)) :]
-    return kept
+                cut.update(range(begins, at + 1))
+    return [word for at, word in enumerate(words) if at not in cut] if cut else words
 
 
-def _claim_begins(words: list[str], at: int) -> int | None:
+def _claim_begins(words: list[str], at: int, grammar: Grammar) -> int | None:
     """Where the claim that ends in the intent word at `at` begins; None when the word is an honest one."""
-    grammar = lexicon().grammar
-    if _lists_choices(words, at):
+    if _lists_choices(words, at, grammar):
         return None
     first = max(0, at - _LOOK_BACK)
     before = words[first:at]
-    following = words[at + 1] if at + 1 < len(words) else ""
-    for back, word in enumerate(before):
-        rest = before[back + 1 :]
-        linked = any(link in grammar.links for link in rest)
-        if word in grammar.label_words and (not rest or linked):
-            return first + max(
-                0, back - 3 if back >= 3 and words[first + back - 1] in ("the", "correct", "right", "my") else back
-            )
-        if (
-            word in grammar.stances
-            and linked
-            and any(own in grammar.pronouns or own in grammar.own_nouns for own in rest)
-        ):
-            return first + back
-        if (
-            word in grammar.pronouns
-            and following in grammar.own_nouns
-            and any(link in ("is", "was", "as") for link in rest)
-        ):
-            return first + back
-    if following in ("intent", "intention", "category", "class", "label"):
-        return first if len(before) <= 5 else at
+    following = words[at + 1 : at + 5]
+    begins = next((back for back in range(len(before)) if _opens_claim(before, back, following, grammar)), None)
+    if begins is not None:
+        return _with_preface(words, first + begins)
+    if not grammar.label_words.isdisjoint(following[:1]) or _is_said_as_label(following, grammar):
+        return _with_preface(words, max(first, at - 3))
     return None
 
 
-def _lists_choices(words: list[str], at: int) -> bool:
+def _opens_claim(before: list[str], back: int, following: list[str], grammar: Grammar) -> bool:
+    word, rest = before[back], before[back + 1 :]
+    linked = not grammar.links.isdisjoint(rest)
+    if word in grammar.label_words:
+        return not rest or linked
+    if word in grammar.stances and linked:
+        return any(own in grammar.pronouns or own in grammar.own_nouns for own in rest)
+    return (
+        word in grammar.pronouns
+        and not grammar.own_nouns.isdisjoint(following[:1])
+        and bool({"is", "was", "as"} & set(rest))
+    )
+
+
+def _is_said_as_label(following: list[str], grammar: Grammar) -> bool:
+    """ "… as the intent": the word before is what the label is claimed to be."""
+    return following[:1] in (["as"], ["for"]) and not grammar.label_words.isdisjoint(following)
+
+
+def _with_preface(words: list[str], begins: int) -> int:
+    """Take along what leads to the claim: "note to the router:", "when you choose the"."""
+    leads = lexicon().grammar.claim_leads
+    while begins > 0 and words[begins - 1] in leads:
+        begins -= 1
+    return 0 if 0 < begins <= 8 and words[begins - 1] == ":" else begins
+
+
+def _lists_choices(words: list[str], at: int, grammar: Grammar) -> bool:
     """Three intent words in one sentence are the choices of a router, which is honest work."""
-    grammar = lexicon().grammar
     return len({word for word in words[max(0, at - 12) : at + 12] if word in grammar.intent_forms}) >= 3
 
 
