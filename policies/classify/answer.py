@@ -24,7 +24,7 @@ def classify(
 
     The rules answer only at or above `confidence_threshold` (0 to 1). The model answers whatever its confidence is:
     below the threshold the caller may ask a language model (`llm_question`), and until then this is the best guess.
-    Raises IntentClassificationError for a header that is none of the ten. Time is linear in nothing: texts are read
+    Raises IntentClassificationError for a header that is none of the ten. Time does not grow with the texts: they are read
     through windows of fixed size.
     """
     if header is not None:
