@@ -1,0 +1,267 @@
+"""What a call costs, in whole nano-USD. Prices come from LiteLLM's map, or from `model_info` in the same words.
+
+Rates are kept as integers of nano-USD per million tokens, read from the decimal text of the file: 0.0375 USD per million
+tokens is 37,500,000. A cost is summed exactly and rounded up once, at the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final
+
+from policies.errors import OrchestrationError
+
+MILLION: Final = 1_000_000
+# USD per token → nano-USD per million tokens.
+_PER_MTOK: Final = Decimal(10) ** 15
+_NANO: Final = Decimal(10) ** 9
+# 1 USD per token. Dearer than anything sold by a factor of a thousand: such an entry is a typing error.
+_RATE_MAX: Final = 10**15
+_ABOVE: Final = re.compile(r"_above_(\d+)k_tokens\Z")
+_SERVICE_TIERS: Final = ("priority", "flex")
+
+
+class PriceError(OrchestrationError):
+    """A price is negative, not a number, or absurdly high."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Nano-USD per million tokens. What an entry does not name costs what the plain direction costs."""
+
+    input: int
+    output: int
+    cache_read: int
+    cache_write: int
+    cache_write_1h: int
+    reasoning: int
+    audio_input: int
+    audio_output: int
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """`above` holds dearer rates for prompts of more than so many tokens, which then count for the whole call."""
+
+    rates: Rates
+    above: tuple[tuple[int, Rates], ...] = ()
+    service_tiers: Mapping[str, tuple[Rates, tuple[tuple[int, Rates], ...]]] = field(default_factory=dict)
+    image_nano_usd: int = 0  # each
+    second_nano_usd: int = 0
+    mchar_nano_usd: int = 0  # a million characters
+    query_nano_usd: int = 0
+
+    def tiers(self, service_tier: object) -> tuple[Rates, tuple[tuple[int, Rates], ...]]:
+        """Rates of a service tier; those of the default for one that has no price of its own."""
+        if isinstance(service_tier, str) and service_tier in self.service_tiers:
+            return self.service_tiers[service_tier]
+        return self.rates, self.above
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What was used. `input_tokens` includes cache reads and writes, `output_tokens` includes reasoning and audio."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0  # of any lifetime
+    cache_write_1h_tokens: int = 0  # of these, the ones kept for an hour
+    reasoning_tokens: int = 0
+    audio_input_tokens: int = 0
+    audio_output_tokens: int = 0
+    images: int = 0
+    seconds_ms: int = 0
+    characters: int = 0
+    queries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorstCase:
+    prompt_nano_usd: int
+    output_nano_usd_per_token: int  # rounded up to whole nano-USD
+
+
+def price_from_map(entry: Mapping[str, Any]) -> Price | None:
+    """The price that an entry states, None if it states none. A stated 0 is a price: local models are free.
+
+    Raises `PriceError` for a value that cannot be a price.
+    """
+    base = _rates(entry, "")
+    others = {
+        "image_nano_usd": _nano(entry, ("output_cost_per_image", "input_cost_per_image")),
+        "second_nano_usd": _nano(entry, ("input_cost_per_second", "output_cost_per_second", "cost_per_second")),
+        "query_nano_usd": _nano(entry, ("input_cost_per_query",)),
+        "mchar_nano_usd": _most(entry, ("input_cost_per_character", "output_cost_per_character"), _PER_MTOK),
+    }
+    if base is None and all(value is None for value in others.values()):
+        return None
+    rates = base or Rates(0, 0, 0, 0, 0, 0, 0, 0)
+    above = _above(entry, rates, "")
+    tiers = {}
+    for tier in _SERVICE_TIERS:
+        own = _rates(entry, f"_{tier}", rates)
+        if own is not None and own != rates:
+            tiers[tier] = (own, _above(entry, own, f"_{tier}") or _raised(above, own))
+    return Price(rates, above, tiers, **{name: value or 0 for name, value in others.items()})
+
+
+def cost_nano_usd(price: Price, usage: Usage, service_tier: object = None) -> int:
+    """Nano-USD, at least 0, rounded up."""
+    base, above = price.tiers(service_tier)
+    rates = _rates_for(base, above, usage.input_tokens)
+    written_1h = min(usage.cache_write_1h_tokens, usage.cache_write_tokens)
+    plain_input = max(
+        0, usage.input_tokens - usage.cache_read_tokens - usage.cache_write_tokens - usage.audio_input_tokens
+    )
+    plain_output = max(0, usage.output_tokens - usage.reasoning_tokens - usage.audio_output_tokens)
+    per_million = (
+        plain_input * rates.input
+        + usage.cache_read_tokens * rates.cache_read
+        + (usage.cache_write_tokens - written_1h) * rates.cache_write
+        + written_1h * rates.cache_write_1h
+        + usage.audio_input_tokens * rates.audio_input
+        + plain_output * rates.output
+        + usage.reasoning_tokens * rates.reasoning
+        + usage.audio_output_tokens * rates.audio_output
+        + usage.characters * price.mchar_nano_usd
+    )
+    per_thousand = usage.seconds_ms * price.second_nano_usd
+    whole = usage.images * price.image_nano_usd + usage.queries * price.query_nano_usd
+    return -(-(per_million + per_thousand * 1000 + whole * MILLION) // MILLION)
+
+
+def worst_case(
+    price: Price, prompt_tokens: int, output_tokens_max: int, service_tier: object = None, *, audio: bool = False
+) -> WorstCase:
+    """An upper bound of `cost_nano_usd` for every usage within these tokens: all of the prompt may be written to a cache,
+    all of the output may be reasoning, and the prompt may be just above any threshold that it can reach."""
+    base, above = price.tiers(service_tier)
+    reachable = [base, *(rates for threshold, rates in above if prompt_tokens > threshold)]
+    dearest_input = max(_dearest_input(rates, audio) for rates in reachable)
+    dearest_output = max(_dearest_output(rates, audio) for rates in reachable) if output_tokens_max else 0
+    return WorstCase(-(-prompt_tokens * dearest_input // MILLION), -(-dearest_output // MILLION))
+
+
+def _dearest_input(rates: Rates, audio: bool) -> int:
+    dearest = max(rates.input, rates.cache_read, rates.cache_write, rates.cache_write_1h)
+    return max(dearest, rates.audio_input) if audio else dearest
+
+
+def _dearest_output(rates: Rates, audio: bool) -> int:
+    dearest = max(rates.output, rates.reasoning)
+    return max(dearest, rates.audio_output) if audio else dearest
+
+
+def _rates_for(base: Rates, above: Iterable[tuple[int, Rates]], prompt_tokens: int) -> Rates:
+    found = base
+    for threshold, rates in above:
+        if prompt_tokens > threshold:
+            found = rates
+    return found
+
+
+def _rates(entry: Mapping[str, Any], suffix: str, base: Rates | None = None) -> Rates | None:
+    """The entry's rates under names that end in `suffix`; what is missing there comes from `base`."""
+    given = {
+        "input": _rate(entry, "input_cost_per_token" + suffix),
+        "output": _rate(entry, "output_cost_per_token" + suffix),
+        "cache_read": _rate(entry, "cache_read_input_token_cost" + suffix),
+        "cache_write": _rate(entry, "cache_creation_input_token_cost" + suffix),
+        "cache_write_1h": _rate(entry, _hour_name(suffix)),
+        "reasoning": _rate(entry, "output_cost_per_reasoning_token" + suffix),
+        "audio_input": _rate(entry, "input_cost_per_audio_token" + suffix),
+        "audio_output": _rate(entry, "output_cost_per_audio_token" + suffix),
+    }
+    if all(rate is None for rate in given.values()):
+        return None
+    if base is not None:
+        return _over(base, given)
+    entered, produced = given["input"] or 0, given["output"] or 0
+    written = given["cache_write"]
+    return Rates(
+        input=entered,
+        output=produced,
+        cache_read=_or(given["cache_read"], entered),
+        cache_write=_or(written, entered),
+        cache_write_1h=_or(given["cache_write_1h"], _or(written, entered)),
+        reasoning=_or(given["reasoning"], produced),
+        audio_input=_or(given["audio_input"], entered),
+        audio_output=_or(given["audio_output"], produced),
+    )
+
+
+def _over(base: Rates, given: Mapping[str, int | None]) -> Rates:
+    """What follows a plain rate in `base` follows its replacement too."""
+    changed: dict[str, int] = {name: rate for name, rate in given.items() if rate is not None}
+    for plain, followers in (
+        ("input", ("cache_write", "cache_write_1h", "audio_input")),
+        ("output", ("reasoning", "audio_output")),
+    ):
+        rate = given[plain]
+        for name in followers:
+            if rate is not None and name not in changed and getattr(base, name) == getattr(base, plain):
+                changed[name] = rate
+    return replace(base, **changed)
+
+
+def _above(entry: Mapping[str, Any], base: Rates, tier: str) -> tuple[tuple[int, Rates], ...]:
+    """Rates above thresholds, ascending. Names look like `input_cost_per_token_above_200k_tokens` (+ `_priority`)."""
+    thresholds: set[int] = set()
+    for name in entry:
+        match = _ABOVE.search(name.removesuffix(tier) if tier else name)
+        if match and (not tier or name.endswith(tier)):
+            thresholds.add(int(match[1]))
+    found = []
+    for threshold in sorted(thresholds):
+        rates = _rates(entry, f"_above_{threshold}k_tokens{tier}", base)
+        if rates is not None:
+            found.append((threshold * 1000, rates))
+    return tuple(found)
+
+
+def _raised(above: tuple[tuple[int, Rates], ...], floor: Rates) -> tuple[tuple[int, Rates], ...]:
+    """A service tier without long-prompt rates of its own: the dearer of both, so that nothing is booked too low."""
+    return tuple(
+        (threshold, Rates(*(max(getattr(rates, part.name), getattr(floor, part.name)) for part in fields(Rates))))
+        for threshold, rates in above
+    )
+
+
+def _hour_name(suffix: str) -> str:
+    """`cache_creation_input_token_cost_above_1hr`, where thresholds follow and a service tier has no such rate."""
+    return "cache_creation_input_token_cost_above_1hr" + suffix
+
+
+def _rate(entry: Mapping[str, Any], name: str) -> int | None:
+    value = entry.get(name)
+    return None if value is None else _whole(name, value, _PER_MTOK)
+
+
+def _nano(entry: Mapping[str, Any], names: Iterable[str]) -> int | None:
+    return _most(entry, names, _NANO)
+
+
+def _most(entry: Mapping[str, Any], names: Iterable[str], scale: Decimal) -> int | None:
+    values = [_whole(name, entry[name], scale) for name in names if entry.get(name) is not None]
+    return max(values) if values else None
+
+
+def _whole(name: str, value: object, scale: Decimal) -> int:
+    """Rounded up to the next integer: a price is never booked as less than it is."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise PriceError(f"{name} must be a number of USD, not {value!r}")
+    try:
+        scaled = Decimal(str(value)) * scale
+    except InvalidOperation:
+        raise PriceError(f"{name} must be a number of USD, not {value!r}") from None
+    if not scaled.is_finite() or scaled < 0 or scaled > _RATE_MAX:
+        raise PriceError(f"{name} is {value!r}: a price must be from 0 to 1 USD a token")
+    return int(scaled.to_integral_value(rounding="ROUND_CEILING"))
+
+
+def _or(given: int | None, otherwise: int) -> int:
+    return otherwise if given is None else given
