@@ -14,7 +14,7 @@ Nothing is hidden: what goes beyond the hold is booked in full, and told apart a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from policies.amounts import AMOUNT_MAX, ZERO, Amount
@@ -94,11 +94,10 @@ def settle(
     late = state is State.LATE
     kind, entry_id = (EntryKind.LATE, f"{found.id}:late") if late else (EntryKind.SETTLED, found.id)
     # What a pending reservation has booked is nothing, and an expired one holds nothing any more.
-    difference, freed = used - found.booked, ZERO if late else found.held
+    difference, freed = (used - found.booked, ZERO) if late else (used, found.held)
     overrun = overrun_of(used, found.held)
-    entry = OutboxEntry(
-        "", entry_id, kind, project, difference, now_ms, found.draft, detail, overrun - found.overrun
-    )  # fmt: skip
+    beyond = overrun - found.overrun if late else overrun
+    entry = OutboxEntry("", entry_id, kind, project, difference, now_ms, found.draft, detail, beyond)
     resolved = _resolved(found, state, used, overrun, now_ms, draft=b"")
     return _booking(resolved, accounts, difference, freed, entry)
 
@@ -136,6 +135,8 @@ def lost(found: Reservation) -> Amount:
 
 def overrun_of(used: Amount, held: Amount) -> Amount:
     """What was used beyond what was held, per unit; never negative."""
+    if used.tokens <= held.tokens and used.nano_usd <= held.nano_usd and used.requests <= held.requests:
+        return ZERO
     return Amount(
         max(0, used.tokens - held.tokens), max(0, used.nano_usd - held.nano_usd), max(0, used.requests - held.requests)
     )
@@ -148,7 +149,23 @@ def _told_again(found: Reservation, accounts: Sequence[Account]) -> Booking:
 def _resolved(
     found: Reservation, state: State, booked: Amount, overrun: Amount, now_ms: int, *, draft: bytes
 ) -> Reservation:
-    return replace(found, state=state, booked=booked, overrun=overrun, resolved_ms=now_ms, draft=draft)
+    # Written out: `dataclasses.replace` takes three times as long, and this is done for every call.
+    return Reservation(
+        found.id,
+        found.owner,
+        found.accounts,
+        found.limits,
+        found.held,
+        found.output_tokens,
+        found.deadline_ms,
+        found.on_lost,
+        draft,
+        state,
+        found.progress,
+        booked,
+        overrun,
+        now_ms,
+    )
 
 
 def _booking(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gateway.ledger.port import LedgerError, OutboxEntry, Progress, Reserve
-from policies.amounts import AMOUNT_MAX, UNITS, Amount, Limit
+from policies.amounts import AMOUNT_MAX, UNITS, UNLIMITED, Amount, Limit
 from policies.reservation import Demand, Hold
 
 
@@ -24,8 +24,10 @@ def check_holds(holds: Sequence[Hold]) -> None:
     if len({hold.account for hold in holds}) < len(holds):
         raise LedgerError(f"an account is named twice in {[hold.account for hold in holds]}")
     for hold in holds:
-        check_limit(hold.limit)
-        check_limit(hold.tighten)
+        if hold.limit is not UNLIMITED:
+            check_limit(hold.limit)
+        if hold.tighten is not UNLIMITED:
+            check_limit(hold.tighten)
         check_count("keep_ms", hold.keep_ms)
 
 
@@ -63,16 +65,22 @@ def check_entries(entries: Sequence[OutboxEntry]) -> None:
 def check_limit(limit: Limit) -> None:
     for unit in UNITS:
         most = limit.of(unit)
-        if most is not None:
+        if most is not None and not _is_count(most):
             check_count(f"the limit in {unit}", most)
 
 
 def check_amount(name: str, amount: Amount) -> None:
     for unit in UNITS:
-        check_count(f"{name} in {unit}", amount.of(unit))
+        value = amount.of(unit)
+        if not _is_count(value):
+            check_count(f"{name} in {unit}", value)
 
 
 def check_count(name: str, value: int) -> None:
     """An integer (a bool is none) from 0 to 2^53 − 1: what every engine keeps exactly."""
-    if type(value) is not int or not 0 <= value <= AMOUNT_MAX:
+    if not _is_count(value):
         raise LedgerError(f"{name} must be an integer from 0 to 2^53 - 1, not {value!r}")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= AMOUNT_MAX
