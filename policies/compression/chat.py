@@ -18,7 +18,7 @@ from policies.compression.policy import Compressed, CompressionPolicy, Strategy
 from policies.compression.scoring import quality
 from policies.compression.segments import Message, Origin, call_texts, instruction_of, segments_of, with_texts
 from policies.compression.semantic import SemanticRequest, accepted, semantic_key, semantic_request
-from policies.compression.stages import Count, Draft, live_ids
+from policies.compression.stages import Count, Draft, needed
 from policies.compression.structural import readable, structural
 from policies.compression.template import templated
 
@@ -167,11 +167,11 @@ def _semantic(
     instruction: str,
     condensed: Mapping[str, str],
 ) -> None:
-    live = live_ids(draft, calls)
+    needs = needed(draft, calls)
     for number in _condensable(draft, policy):
         text = draft.texts[number]
         answer = condensed.get(semantic_key(text, intent, _semantic_target(draft, number, policy)))
-        believed = accepted(text, answer, live[number], policy.min_quality, instruction) if answer else None
+        believed = accepted(text, answer, needs[number].ids, policy.min_quality, instruction) if answer else None
         if believed is not None:
             draft.take("semantic", number, believed, count)
 

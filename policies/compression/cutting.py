@@ -1,16 +1,18 @@
 """Shortening one text to a share of itself, as far as its quality and what others need of it allow."""
 
+from bisect import bisect_right
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from itertools import accumulate
 
 from policies.compression.extractive import extraction_order
-from policies.compression.facts import identifiers_of
+from policies.compression.facts import first_mentions
 from policies.compression.json_pieces import json_pieces
 from policies.compression.json_text import minified
 from policies.compression.kinds import Kind, kind_of
 from policies.compression.pieces import Pieces, text_pieces
 from policies.compression.policy import Strategy
-from policies.compression.scoring import quality
+from policies.compression.scoring import Yardstick
 from policies.compression.truncate import truncation_order
 
 _GAP_CHARACTERS_MIN = 32  # leaving out less would not pay for the marker
@@ -32,19 +34,29 @@ def shortened(text: str, share: float, strategy: Strategy, need: Need) -> str | 
 
     `strategy` is truncate or extractive. The result carries a receipt; the caller still counts whether it is shorter.
     """
-    kind = kind_of(text)
-    if kind is Kind.JSON and need.referenced_lines:
-        return None
-    pieces: Pieces = json_pieces(minified(text)) if kind is Kind.JSON else text_pieces(text, kind)
-    if len(pieces.units) < 2:
+    pieces = _pieces(text, need)
+    if pieces is None or len(pieces.units) < 2:
         return None
     order = _order(pieces, strategy, need.instruction)
     pinned = pieces.always | _pinned(pieces.units, need)
+    yardstick = Yardstick.of(text, need.instruction)
     for step in _STEPS:
         cut = _cut(pieces, order, pinned, share + (1 - share) * step)
-        if cut is not None and len(cut) < len(text) and quality(text, cut, need.instruction) >= need.min_quality:
+        if cut is not None and len(cut) < len(text) and yardstick.score(cut) >= need.min_quality:
             return cut
     return None
+
+
+def _pieces(text: str, need: Need) -> Pieces | None:
+    kind = kind_of(text)
+    if kind is not Kind.JSON:
+        return text_pieces(text, kind)
+    if need.referenced_lines:  # its one line is referred to as a whole
+        return None
+    try:
+        return json_pieces(minified(text))
+    except RecursionError:  # nested as deep as the interpreter can read
+        return None
 
 
 def _order(pieces: Pieces, strategy: Strategy, instruction: str) -> list[float]:
@@ -53,21 +65,20 @@ def _order(pieces: Pieces, strategy: Strategy, instruction: str) -> list[float]:
     return extraction_order(pieces.units, pieces.contexts, instruction)
 
 
-def _pinned(units: Sequence[str], need: Need) -> frozenset[int]:
+def _pinned(units: Sequence[str], need: Need) -> set[int]:
     """The first unit that holds each live id, and every unit that holds a referenced line."""
     pinned: set[int] = set()
-    wanted = set(need.live_ids)
+    if need.live_ids:
+        text = "\n".join(units)
+        starts = list(accumulate((len(unit) + 1 for unit in units), initial=0))
+        pinned.update(bisect_right(starts, place) - 1 for place in first_mentions(text, need.live_ids))
     line = 0
-    for number, unit in enumerate(units):
+    for number, unit in enumerate(units if need.referenced_lines else ()):
         lines = unit.count("\n")
-        if need.referenced_lines and not need.referenced_lines.isdisjoint(range(line, line + lines + 1)):
+        if not need.referenced_lines.isdisjoint(range(line, line + lines + 1)):
             pinned.add(number)
         line += lines
-        held = identifiers_of(unit) & wanted if wanted else frozenset()
-        if held:
-            pinned.add(number)
-            wanted -= held
-    return frozenset(pinned)
+    return pinned
 
 
 def _cut(pieces: Pieces, order: Sequence[float], pinned: Set[int], share: float) -> str | None:

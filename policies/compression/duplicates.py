@@ -8,7 +8,7 @@ chat grows. Of code and JSON only the whole is replaced: a reference in the midd
 from collections.abc import Sequence
 
 from policies.compression.kinds import Kind, kind_of
-from policies.compression.markers import digest, is_marker, is_receipted, reference, references_in
+from policies.compression.markers import digest, is_marker, is_receipted, reference
 from policies.compression.segments import Segment
 from policies.compression.structural import open_fences, repeats_counted
 
@@ -40,10 +40,10 @@ class _Seen:
             self._note((lines[-3], lines[-2], lines[-1]), (owner, len(lines) - _ANCHOR_LINES))
 
     def run_at(self, lines: list[str], start: int) -> tuple[int, int]:
-        """How many lines from `start` on repeat an earlier spot, and whose they are; (0, 0) for none."""
+        """How many lines from `start` on repeat an earlier spot, and whose they are; (1, 0) for none."""
         spot = self.spots.get((lines[start], lines[start + 1], lines[start + 2]))
         if spot is None:
-            return 0, 0
+            return 1, 0
         source, offset = self.lines[spot[0]], spot[1]
         most = min(len(lines) - start, len(source) - offset)
         run = _ANCHOR_LINES
@@ -70,11 +70,8 @@ def without_duplicates(segments: Sequence[Segment], texts: Sequence[str]) -> lis
     return result
 
 
-def referenced_lines(later: Sequence[str], source: str, message_number: int) -> frozenset[int]:
-    """The lines of `source`, which stands in that message (from 1), that these texts refer to instead of repeating."""
-    wanted = [
-        (lines, mark) for text in later for lines, number, mark in references_in(text) if number == message_number
-    ]
+def referenced_lines(source: str, wanted: Sequence[tuple[int, str]]) -> frozenset[int]:
+    """The lines of `source` that references to it, given as (lines, digest of the first one), stand for."""
     if not wanted:
         return frozenset()
     places: dict[str, int] = {}
@@ -114,23 +111,25 @@ def _blocks_replaced(lines: list[str], number: int, segments: Sequence[Segment],
     fences = open_fences(lines)
     position = 0
     while position < len(lines):
-        run, owner = seen.run_at(lines, position) if position + _ANCHOR_LINES <= len(lines) else (0, 0)
-        run = _outside_code(fences, position, run)
-        if run and sum(map(len, lines[position : position + run])) >= _BLOCK_CHARACTERS_MIN:
-            kept.append(reference(run, segments[owner].label, lines[position]))
-            position += run
-        else:
-            kept.append(lines[position])
-            position += 1
-        seen.add_last(number)
+        in_code = position > 0 and fences[position - 1]
+        is_last = position + _ANCHOR_LINES > len(lines)
+        run, owner = (1, 0) if in_code or is_last else seen.run_at(lines, position)
+        whole = _closed(fences, position, run)
+        if sum(map(len, lines[position : position + whole])) >= _BLOCK_CHARACTERS_MIN and run > 1:
+            kept.append(reference(whole, segments[owner].label, lines[position]))
+            seen.add_last(number)
+            position += whole
+            continue
+        for line in lines[position : position + run]:  # all of them: looking again from each would be quadratic
+            kept.append(line)
+            seen.add_last(number)
+        position += run
     seen.known.update(kept)
     return kept
 
 
-def _outside_code(fences: Sequence[bool], start: int, run: int) -> int:
-    """The run cut back to where no code fence is open at either end."""
-    if not run or (start and fences[start - 1]):
-        return 0
+def _closed(fences: Sequence[bool], start: int, run: int) -> int:
+    """The run cut back to where no code fence is open."""
     while run and fences[start + run - 1]:
         run -= 1
     return run

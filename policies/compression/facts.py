@@ -6,7 +6,7 @@ These are what a later question asks for, and what a compressed text must not lo
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -35,7 +35,7 @@ class Facts:
 
 def facts_of(text: str) -> Facts:
     """Linear in the text; markers of what was left out say nothing."""
-    return _sorted_out(terms_of(text))
+    return sorted_out(terms_of(text))
 
 
 def terms_of(text: str) -> Counter[str]:
@@ -46,6 +46,17 @@ def terms_of(text: str) -> Counter[str]:
     if "T" in text:
         text = _ISO.sub(" ", text)
     return Counter(_TERM.findall(text))
+
+
+def first_mentions(text: str, wanted: Set[str]) -> list[int]:
+    """Where in the text each wanted term stands first, as far as it does, in order."""
+    missing = set(wanted)
+    found = []
+    for term in _TERM.finditer(_ISO.sub(" ", text)):
+        if term[0] in missing:
+            found.append(term.start())
+            missing.discard(term[0])
+    return found
 
 
 def identifiers_of(text: str) -> frozenset[str]:
@@ -66,7 +77,8 @@ def _is_identifier(term: str) -> bool:
     return bool(_JOINED.search(term))
 
 
-def _sorted_out(terms: Mapping[str, int]) -> Facts:
+def sorted_out(terms: Mapping[str, int]) -> Facts:
+    """Counted terms by what they are."""
     numbers, identifiers, names, rare = set(), set(), set(), set()
     stop = stop_words()
     for term, count in terms.items():

@@ -16,6 +16,7 @@ from policies.compression.pieces import TextPieces, text_pieces
 _DEPTH_MAX = 6  # below, values are kept or dropped whole: nesting cannot make reading quadratic
 _ENTRIES_MIN = 12  # objects with fewer keys are records, and a record without some of its keys is misread
 _TEXT_CHARACTERS_MIN = 400
+_KEYS_CHARACTERS_MAX = 120  # of the keys above a record that its ranking reads
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _DECODER = json.JSONDecoder()
 
@@ -98,7 +99,7 @@ def _group(
 ) -> _Group:
     items: list[tuple[str, _Node]] = []
     for key, raw in slices:
-        path = f"{keys[-120:]} {key}"
+        path = f"{keys[-_KEYS_CHARACTERS_MAX:]} {key[:_KEYS_CHARACTERS_MAX]}"
         if droppable and len(raw) <= small:
             items.append((key, _Piece(pieces.add(raw, path))))
         else:

@@ -52,9 +52,9 @@ def tabulated(text: str) -> str:
         return text
     try:
         value = json.loads(text, parse_float=_marked_float, object_pairs_hook=_without_repeats)
+        written = json.dumps(_table(value), ensure_ascii=False, separators=(",", ":"))
     except (ValueError, RecursionError):
         return text
-    written = json.dumps(_table(value), ensure_ascii=False, separators=(",", ":"))
     plain = _FLOAT_QUOTED.sub(r"\1", written)
     return plain if len(plain) < len(text) and not _has_lone_surrogate(plain) else text
 

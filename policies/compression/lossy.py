@@ -8,7 +8,7 @@ from policies.compression.duplicates import referenced_lines
 from policies.compression.markers import is_receipted
 from policies.compression.policy import TARGET_RATIO_MIN, Aggressiveness, CompressionPolicy, Strategy
 from policies.compression.segments import Origin
-from policies.compression.stages import Count, Draft, LiveIds, live_ids
+from policies.compression.stages import Count, Draft, Later, Needed, needed
 
 # Below these sizes a cut saves little and costs sense. What people wrote are orders; only pasted documents are that long.
 _TOKENS_MIN = MappingProxyType({Origin.TOOL: 100, Origin.ASSISTANT: 200, Origin.USER: 500})
@@ -39,11 +39,11 @@ def cut_by_ratio(draft: Draft, policy: CompressionPolicy, count: Count, calls: C
     """
     may = set(candidates(draft, policy))
     shares = _shares(draft, policy)
-    ids = LiveIds(draft, calls)
+    later = Later(draft, calls)
     for number in range(len(draft.segments) - 1, -1, -1):
-        live = ids.of(number, message_index(draft, number))
-        taken = number in may and _cut(draft, number, shares[number], policy, count, live, instruction)
-        ids.sent(number, draft.texts[number], is_changed=taken)
+        needs = later.needs(number, draft.message_index(number), draft.texts[number])
+        taken = number in may and _cut(draft, number, shares[number], policy, count, needs, instruction)
+        later.sent(number, draft.texts[number], is_changed=taken)
 
 
 def cut_to_target(
@@ -53,7 +53,7 @@ def cut_to_target(
 
     First none gives more than the policy's ratio; only then does the order start again with a tenth of each to keep.
     """
-    live = live_ids(draft, calls)
+    needs = needed(draft, calls)
     whole = draft.copy()
     for floor in (policy.target_ratio, TARGET_RATIO_MIN):
         for number in candidates(whole, policy):
@@ -62,11 +62,7 @@ def cut_to_target(
                 return
             give = whole.tokens[number] - draft.tokens[number] + over
             share = max(floor, 1 - _MARGIN * give / whole.tokens[number])
-            _cut(draft, number, share, policy, count, live[number], instruction, whole=whole.texts[number])
-
-
-def message_index(draft: Draft, number: int) -> int:
-    return int(draft.segments[number].place[0])
+            _cut(draft, number, share, policy, count, needs[number], instruction, whole=whole.texts[number])
 
 
 def _shares(draft: Draft, policy: CompressionPolicy) -> Mapping[int, float]:
@@ -85,13 +81,12 @@ def _cut(
     share: float,
     policy: CompressionPolicy,
     count: Count,
-    live: frozenset[str],
+    needs: Needed,
     instruction: str,
     whole: str | None = None,
 ) -> bool:
     text = draft.texts[number] if whole is None else whole
-    referenced = referenced_lines(draft.texts[number:], text, message_index(draft, number) + 1)
-    need = Need(live, referenced, policy.min_quality, instruction)
+    need = Need(needs.ids, referenced_lines(text, needs.blocks), policy.min_quality, instruction)
     strategy = Strategy.TRUNCATE if policy.strategy is Strategy.TRUNCATE else Strategy.EXTRACTIVE
     cut = shortened(text, share, strategy, need)
     return cut is not None and draft.take(str(strategy), number, cut, count)

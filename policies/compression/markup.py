@@ -9,7 +9,7 @@ import re
 _SILENT = re.compile(r"<(script|style|svg|noscript|template|iframe|canvas)\b", re.IGNORECASE)
 _TAG = re.compile(r"<(/?)([A-Za-z][\w:-]*)((?:\s[^<>]*)?)>")
 _TAG_WITH_ATTRIBUTES = re.compile(r"<([A-Za-z][\w:-]*)(\s[^<>]*)>")
-_ATTRIBUTE = re.compile(r"""([\w:-]+)\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]+)""")
+_ATTRIBUTE = re.compile(r"""(?<![\w:-])([\w:-]+)\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]+)""")
 _TELLING = frozenset(
     {
         "href",
@@ -33,6 +33,7 @@ _BLOCK = frozenset(
 )
 _BETWEEN_TAGS = re.compile(r">\s+<")
 _INLINE_SPACES = re.compile(r"[ \t]{2,}")
+_LAID_OUT = re.compile(r"<(?:pre|textarea)\b", re.IGNORECASE)  # white space means something in there
 _ROUNDS_MAX = 4
 
 
@@ -53,9 +54,15 @@ def without_noise(page: str, *, keep_tags: bool) -> str:
 
 def _once(page: str, keep_tags: bool) -> str:
     page = _without_silent(_without_comments(page))
+    if "&nbsp;" in page:
+        page = page.replace("&nbsp;", " ")
+    is_laid_out = bool(_LAID_OUT.search(page))
+    if "  " in page and not is_laid_out:
+        page = _INLINE_SPACES.sub(" ", page)
     if not keep_tags:
-        return _INLINE_SPACES.sub(" ", _TAG.sub(_spoken, page))
-    return _BETWEEN_TAGS.sub("><", _TAG_WITH_ATTRIBUTES.sub(_plain_tag, page))
+        return _TAG.sub(_spoken, page)
+    page = _TAG_WITH_ATTRIBUTES.sub(_plain_tag, page)
+    return page if is_laid_out else _BETWEEN_TAGS.sub(_one_space, page)
 
 
 def _without_comments(page: str) -> str:
@@ -88,6 +95,10 @@ def _without_silent(page: str) -> str:
         position = closing.end()
     kept.append(page[position:])
     return "".join(kept)
+
+
+def _one_space(between: re.Match[str]) -> str:
+    return ">\n<" if "\n" in between[0] else "> <"
 
 
 def _plain_tag(tag: re.Match[str]) -> str:

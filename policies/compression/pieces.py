@@ -18,6 +18,8 @@ _LONG_CHARACTERS = 400
 _LONG = re.compile(rf"(?s).{{1,{_LONG_CHARACTERS}}}(?:\s+|\Z)|.{{{_LONG_CHARACTERS}}}")
 _HEADING = re.compile(r"#{1,6} \S|(?:\*\*|__)[^*_\n]{1,80}(?:\*\*|__):?\s*$|[^\s#>|*-][^.!?\n]{0,60}:\s*$")
 _UNDERLINE = re.compile(r"[=~^*+-]{3,}\s*$")
+_LINE_CHARACTERS_MAX = 2000  # of a line of code: longer ones are minified or a trap for regular expressions
+_HEADING_CHARACTERS_MAX = 120
 _CODE_CONTINUES = re.compile(r"\s|[)\]}]|(?:else|elif|except|finally|catch)\b|$")
 _LITERAL = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|#.*|//.*")
 _OPENING = re.compile(r"[(\[{]")
@@ -174,7 +176,7 @@ def _code_units(text: str) -> Iterator[str]:
         if (line.count('"""') + line.count("'''")) % 2:
             quoted = not quoted
         if not quoted:
-            bare = _LITERAL.sub("", line)
+            bare = _LITERAL.sub("", line) if len(line) <= _LINE_CHARACTERS_MAX else line
             depth = max(0, depth + len(_OPENING.findall(bare)) - len(_CLOSING.findall(bare)))
     if unit:
         yield unit
@@ -195,7 +197,7 @@ def _in_sections(units: list[str]) -> Iterator[str]:
     for unit in units:
         first = unit.lstrip("\n").split("\n", 1)[0]
         if _HEADING.match(first):
-            heading = first
+            heading = first[:_HEADING_CHARACTERS_MAX]
             yield unit
         else:
             yield f"{heading}\n{unit}" if heading else unit

@@ -5,8 +5,9 @@ words kept, and the same share again for the records that the instruction is abo
 """
 
 import re
+from dataclasses import dataclass
 
-from policies.compression.facts import Facts, facts_of, terms_of
+from policies.compression.facts import Facts, facts_of, sorted_out, terms_of
 from policies.compression.relevance import relevance, terms_asked
 
 # What is asked weighs most; a lost number or id cannot be guessed back, a lost name often, a rare word mostly.
@@ -22,19 +23,37 @@ def quality(before: str, after: str, instruction: str) -> float:
 
     Repetition does not count, neither does order. `instruction` may be "". Linear in both texts.
     """
-    if before == after:
-        return 1.0
-    kept_terms = terms_of(after)
-    kept = frozenset(kept_terms) | frozenset(term.lower() for term in kept_terms)
-    shares = _shares(facts_of(before), kept)
-    asked = _asked_records(before, instruction)
-    if asked:
-        told = _shares(facts_of(asked), kept)
-        total = sum(weight for weight, _ in told)
-        if total:
-            shares.append((_ASKED_WEIGHT, sum(weight * share for weight, share in told) / total))
-    weights = sum(weight for weight, _ in shares)
-    return sum(weight * share for weight, share in shares) / weights if weights else _words_kept(before, kept)
+    return 1.0 if before == after else Yardstick.of(before, instruction).score(after)
+
+
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """What one text states, ready to score several shortened versions of it."""
+
+    facts: Facts
+    asked: Facts | None
+    words: frozenset[str]
+
+    @classmethod
+    def of(cls, before: str, instruction: str) -> "Yardstick":
+        terms = terms_of(before)
+        asked = _asked_records(before, instruction)
+        return cls(sorted_out(terms), facts_of(asked) if asked else None, frozenset(map(str.lower, terms)))
+
+    def score(self, after: str) -> float:
+        terms = terms_of(after)
+        kept = frozenset(terms) | frozenset(map(str.lower, terms))
+        shares = _shares(self.facts, kept)
+        told = _shares(self.asked, kept) if self.asked else []
+        if told:
+            shares.append((_ASKED_WEIGHT, _mean(told)))
+        if shares:
+            return _mean(shares)
+        return len(self.words & kept) / len(self.words) if self.words else 1.0
+
+
+def _mean(shares: list[tuple[float, float]]) -> float:
+    return sum(weight * share for weight, share in shares) / sum(weight for weight, _ in shares)
 
 
 def _shares(facts: Facts, kept: frozenset[str]) -> list[tuple[float, float]]:
@@ -55,8 +74,3 @@ def _asked_records(text: str, instruction: str) -> str:
         return ""
     ranked = sorted(range(len(records)), key=lambda number: -scores[number])[:_ASKED_RECORDS_MAX]
     return "\n".join(records[number] for number in ranked if scores[number] >= best * _ASKED_SHARE_OF_BEST)
-
-
-def _words_kept(before: str, kept: frozenset[str]) -> float:
-    words = frozenset(term.lower() for term in terms_of(before))
-    return len(words & kept) / len(words) if words else 1.0

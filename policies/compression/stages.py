@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from policies.compression.facts import identifiers_of
+from policies.compression.markers import references_in
 from policies.compression.segments import Segment
 
 Count = Callable[[str], int]
@@ -42,15 +43,28 @@ class Draft:
         self.saved[stage] = self.saved.get(stage, 0) + gain
         return True
 
+    def message_index(self, number: int) -> int:
+        return int(self.segments[number].place[0])
+
     def changed(self) -> list[int]:
         return [number for number, segment in enumerate(self.segments) if segment.text != self.texts[number]]
 
 
-class LiveIds:
-    """Which ids a text introduces that later messages still use.
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What later messages need of a text: ids that it introduces, and blocks that are referred to.
+
+    A block is (number of lines, digest of the first one).
+    """
+
+    ids: frozenset[str]
+    blocks: tuple[tuple[int, str], ...]
+
+
+class Later:
+    """What the messages behind a text use, read newest first, as they will be sent: what left them needs nothing.
 
     Only the first text that holds an id has to keep it: a listing that is printed ten times introduces its ids once.
-    Ids are read newest text first, from texts as they will be sent: what was left out of a later one needs nothing.
     """
 
     def __init__(self, draft: Draft, call_texts: Sequence[tuple[int, str]]) -> None:
@@ -60,25 +74,29 @@ class LiveIds:
             for identifier in held:
                 self._introduced.setdefault(identifier, number)
         self._calls = sorted(call_texts)
-        self._later: set[str] = set()
+        self._used: set[str] = set()
+        self._blocks: dict[int, list[tuple[int, str]]] = {}
 
-    def of(self, number: int, message_index: int) -> frozenset[str]:
+    def needs(self, number: int, message_index: int, text: str) -> Needed:
         """Ask for descending numbers only, and tell by `sent` what became of each text in between."""
         while self._calls and self._calls[-1][0] >= message_index:
-            self._later |= identifiers_of(self._calls.pop()[1])
-        return frozenset(
-            identifier for identifier in self._held[number] & self._later if self._introduced[identifier] == number
-        )
+            self._used |= identifiers_of(self._calls.pop()[1])
+        used = self._held[number] & self._used
+        ids = frozenset(identifier for identifier in used if self._introduced[identifier] == number)
+        own = [(lines, mark) for lines, message, mark in references_in(text) if message == message_index + 1]
+        return Needed(ids, (*own, *self._blocks.get(message_index + 1, ())))
 
     def sent(self, number: int, text: str, *, is_changed: bool) -> None:
-        self._later |= identifiers_of(text) if is_changed else self._held[number]
+        self._used |= identifiers_of(text) if is_changed else self._held[number]
+        for lines, message, mark in references_in(text):
+            self._blocks.setdefault(message, []).append((lines, mark))
 
 
-def live_ids(draft: Draft, call_texts: Sequence[tuple[int, str]]) -> Mapping[int, frozenset[str]]:
-    """For every text, the ids it introduces that any later one, as it stands, uses."""
-    ids = LiveIds(draft, call_texts)
+def needed(draft: Draft, call_texts: Sequence[tuple[int, str]]) -> Mapping[int, Needed]:
+    """For every text, what any later one, as it stands, needs of it."""
+    later = Later(draft, call_texts)
     found = {}
     for number in range(len(draft.segments) - 1, -1, -1):
-        found[number] = ids.of(number, int(draft.segments[number].place[0]))
-        ids.sent(number, "", is_changed=False)
+        found[number] = later.needs(number, draft.message_index(number), draft.texts[number])
+        later.sent(number, draft.texts[number], is_changed=False)
     return found

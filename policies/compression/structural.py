@@ -128,28 +128,30 @@ def _last_state(line: str) -> str:
 
 
 def _lines_cleaned(text: str, kind: Kind, aggressiveness: Aggressiveness) -> str:
-    if aggressiveness is not Aggressiveness.LOW:
-        text = _without_padding(text, aggressiveness)
     lines = [line.rstrip() for line in text.split("\n")]
-    if aggressiveness is not Aggressiveness.LOW:
-        if "|" in text:
-            lines = [_row(line) if line.lstrip()[:1] == "|" else line for line in lines]
-        if kind is Kind.LOG:
-            lines = _dates_once(_stamped_repeats(lines))
-        if "%" in text:
-            lines = _progress_ends(lines)
-    return "\n".join(_blanks_bounded(repeats_counted(lines), 2 if aggressiveness is Aggressiveness.LOW else 1))
+    if aggressiveness is Aggressiveness.LOW:
+        return "\n".join(_blanks_bounded(repeats_counted(lines), 2))
+    lines = _without_padding(lines, text, aggressiveness)
+    if "|" in text:
+        lines = [_row(line) if line.lstrip()[:1] == "|" else line for line in lines]
+    if kind is Kind.LOG:
+        lines = _dates_once(_stamped_repeats(lines))
+    if "%" in text:
+        lines = _progress_ends(lines)
+    return _without_base64("\n".join(_blanks_bounded(repeats_counted(lines), 1)))
 
 
-def _without_padding(text: str, aggressiveness: Aggressiveness) -> str:
-    if "   " in text:
-        text = _SPACES.sub("  ", text)
-    if aggressiveness is Aggressiveness.HIGH and "  " in text:
-        text = _SPACES_HIGH.sub(" ", text)
-    for wide, ruler in _RULERS:
-        if wide in text:
-            text = ruler.sub(wide[:_RULER_CHARACTERS], text)
-    return _without_base64(text)
+def _without_padding(lines: list[str], text: str, aggressiveness: Aggressiveness) -> list[str]:
+    """Columns two blanks apart (at `high` one), rulers of four characters; indentation stays."""
+    wide, padding, narrow = (
+        ("  ", _SPACES_HIGH, " ") if aggressiveness is Aggressiveness.HIGH else ("   ", _SPACES, "  ")
+    )
+    if wide in text:
+        lines = [padding.sub(narrow, line) if wide in line.lstrip() else line for line in lines]
+    for ruled, ruler in _RULERS:
+        if ruled in text:
+            lines = [ruler.sub(ruled[:_RULER_CHARACTERS], line) if ruled in line else line for line in lines]
+    return lines
 
 
 def _without_base64(text: str, between: str | None = None) -> str:

@@ -14,7 +14,7 @@ from policies.compression.kinds import Kind, kind_of
 from policies.compression.structural import fenced_blocks, is_fenced
 
 _ROUNDS_MAX = 6
-_QUOTED = re.compile(r"(`[^`\n]*`|\"[^\"\n]*\"|“[^”\n]*”|^\s*>.*$)", re.MULTILINE)
+_QUOTED = re.compile(r"(`[^`\n]*`|\"[^\"\n]*\"|“[^“”\n]*”|^[ \t]*>.*$)", re.MULTILINE)
 _Phrases = Mapping[str, str]
 
 

@@ -1,0 +1,393 @@
+"""`make eval-compression`: how much each strategy saves on real agent histories, and what can still be answered after.
+
+Histories are assembled from what is on the machine: the READMEs, data files and sources of installed packages, the
+pages that pydoc writes, and recorded logs (`bench/compression/logs.json.gz`). For each there are questions whose answer
+stands in a tool result (`bench/compression/histories.json`). A question counts as answerable after compression when its
+answer still stands near the words that it belongs to.
+
+Two conditions: *asked*, where the question is the newest user turn, as when an agent works towards it; and *unasked*,
+where the compressor sees only "Continue with the task." and the question comes later. Prompts of real workflows come
+from the reference data (`FAREBOX_REFERENCE`, or `../shared/reference` beside the repository) and are left out without it.
+"""
+
+import argparse
+import asyncio
+import gzip
+import importlib
+import json
+import os
+import pydoc
+import re
+import statistics
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, metadata
+from pathlib import Path
+from typing import Any
+
+from gateway.tokenizer import Tokenizer
+from policies.compression import Aggressiveness, CompressionPolicy, Strategy, compress_chat
+from policies.compression.structural import structural
+
+DATA = Path(__file__).parent / "compression"
+SITE = Path(sysconfig.get_paths()["purelib"])
+ENCODING = "o200k_base"
+UNASKED = "Continue with the task."
+Message = dict[str, Any]
+Count = Callable[[str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`answers` and `near` are alternatives of each other; one of each must stand within reach of the other."""
+
+    text: str
+    answers: tuple[str, ...]
+    near: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    name: str
+    messages: list[Message]
+    questions: list[Question]
+    near_characters: int
+
+    def asked(self, instruction: str) -> list[Message]:
+        return [*self.messages, {"role": "user", "content": instruction}]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the report: a policy, and what share of a chat's tokens it has to fit (None: by ratio)."""
+
+    strategy: Strategy
+    aggressiveness: Aggressiveness = Aggressiveness.MEDIUM
+    ratio: float = 0.5
+    min_quality: float = 0.8
+    fit_share: float | None = None
+
+    @property
+    def policy(self) -> CompressionPolicy:
+        return CompressionPolicy(self.strategy, self.ratio, self.min_quality, self.aggressiveness)
+
+    @property
+    def label(self) -> str:
+        how = f"fit {self.fit_share:.0%}" if self.fit_share is not None else f"ratio {self.ratio}"
+        lossless = self.strategy in (Strategy.STRUCTURAL, Strategy.TEMPLATE)
+        return f"{self.strategy}, {self.aggressiveness}" + (
+            "" if lossless else f", {how}, quality ≥ {self.min_quality}"
+        )
+
+
+@dataclass(slots=True)
+class Tally:
+    before: int = 0
+    after: int = 0
+    kept: int = 0
+    asked: int = 0
+    seconds: list[float] = field(default_factory=list)
+    qualities: list[float] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+    @property
+    def saved(self) -> float:
+        return 1 - self.after / self.before if self.before else 0.0
+
+    @property
+    def answerable(self) -> float:
+        return self.kept / self.asked if self.asked else 1.0
+
+
+ROWS = (
+    Row(Strategy.STRUCTURAL, Aggressiveness.LOW),
+    Row(Strategy.STRUCTURAL),
+    Row(Strategy.STRUCTURAL, Aggressiveness.HIGH),
+    Row(Strategy.TEMPLATE),
+    Row(Strategy.TRUNCATE),
+    Row(Strategy.EXTRACTIVE, Aggressiveness.LOW),
+    Row(Strategy.EXTRACTIVE),
+    Row(Strategy.EXTRACTIVE, Aggressiveness.HIGH),
+    Row(Strategy.EXTRACTIVE, Aggressiveness.HIGH, ratio=0.3, min_quality=0.7),
+    Row(Strategy.EXTRACTIVE, fit_share=0.6),
+    Row(Strategy.EXTRACTIVE, fit_share=0.4, min_quality=0.6),
+    Row(Strategy.TRUNCATE, fit_share=0.4, min_quality=0.6),
+)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    arguments.add_argument("--lost", action="store_true", help="name the questions that became unanswerable")
+    arguments.add_argument("--json", type=Path, help="also write the figures to this file")
+    chosen = arguments.parse_args()
+    count = counter()
+    histories, missing = assembled()
+    describe(histories, missing, count)
+    report = [measured(row, histories, count) for row in ROWS]
+    print_rows(report, chosen.lost)
+    by_history(histories, count)
+    speed(histories, count)
+    prompts(count)
+    if chosen.json:
+        chosen.json.write_text(json.dumps([figures(row, *tallies) for row, *tallies in report], indent=1) + "\n")
+
+
+def counter() -> Count:
+    tokenizer = Tokenizer()
+    asyncio.run(tokenizer.load(ENCODING))
+    return lambda text: tokenizer.count_text(ENCODING, text)
+
+
+# Material
+
+
+def assembled() -> tuple[list[History], list[str]]:
+    """The histories, and what could not be had on this machine: sources, and questions their versions do not answer."""
+    logs = json.loads(gzip.decompress((DATA / "logs.json.gz").read_bytes()))
+    histories, missing = [], []
+    for given in json.loads((DATA / "histories.json").read_text(encoding="utf-8")):
+        try:
+            messages = list(conversation(given, logs))
+        except (OSError, KeyError, ImportError, PackageNotFoundError) as reason:
+            missing.append(f"{given['id']}: {reason!r}")
+            continue
+        questions = [Question(text, split(answer), split(near)) for text, answer, near in given["questions"]]
+        history = History(given["id"], messages, questions, given["near_characters"])
+        for question in questions:
+            if not is_answerable(question, messages, history.near_characters):
+                missing.append(f"{given['id']}: {question.text}")
+        usable = [question for question in questions if is_answerable(question, messages, history.near_characters)]
+        histories.append(History(history.name, messages, usable, history.near_characters))
+    return histories, missing
+
+
+def split(alternatives: str) -> tuple[str, ...]:
+    return tuple(alternatives.split("|"))
+
+
+def conversation(given: dict[str, Any], logs: dict[str, str]) -> Iterator[Message]:
+    yield {"role": "system", "content": "You are an agent that works with tools. Quote figures exactly."}
+    yield {"role": "user", "content": given["goal"]}
+    for number, step in enumerate(given["steps"]):
+        call_id = f"call_{number}"
+        function = {"name": step["tool"], "arguments": json.dumps(step["arguments"])}
+        yield {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": call_id, "type": "function", "function": function}],
+        }
+        yield {"role": "tool", "tool_call_id": call_id, "content": material(step, logs)}
+    yield {"role": "assistant", "content": "I have read everything I need."}
+
+
+def material(step: dict[str, Any], logs: dict[str, str]) -> str:
+    """What a tool would have answered."""
+    kind, source = step["kind"], step["source"]
+    if kind == "readme":
+        return str(metadata(source).json["description"])
+    if kind == "log":
+        return "\n".join(logs[source].split("\n")[step.get("start", 0) : step.get("end")])
+    if kind == "html":
+        module = importlib.import_module(source)
+        return str(pydoc.html.page(source, pydoc.html.document(module)))
+    if kind == "text":
+        return Path(SITE, source).read_text(encoding="utf-8")
+    raw = Path(SITE, source).read_bytes()
+    data = json.loads(gzip.decompress(raw) if kind == "json_gz" else raw)
+    return bounded(json.dumps({key: data[key] for key in step["keys"]}, indent=2), data, step)
+
+
+def bounded(text: str, data: dict[str, Any], step: dict[str, Any]) -> str:
+    """The first records of a mapping that is too long for one answer, as whole JSON."""
+    if "limit" not in step or len(text) <= step["limit"]:
+        return text
+    (key,) = step["keys"]
+    kept: dict[str, Any] = {}
+    size = 0
+    for name, value in data[key].items():
+        size += len(json.dumps(value, indent=2))
+        if size > step["limit"]:
+            break
+        kept[name] = value
+    return json.dumps({key: kept}, indent=2)
+
+
+# Measuring
+
+
+def is_answerable(question: Question, messages: Sequence[Message], near_characters: int) -> bool:
+    return any(
+        stands_near(answer, question.near, flat(message["content"]), near_characters)
+        for message in messages
+        if message["role"] == "tool"
+        for answer in map(flat, question.answers)
+    )
+
+
+def flat(text: str) -> str:
+    return " ".join(text.replace("&nbsp;", " ").split())
+
+
+def stands_near(answer: str, near: Sequence[str], text: str, characters: int) -> bool:
+    """`answer`, not as a part of a longer word or number, with one of `near` at most so many characters away."""
+    before = r"(?<![A-Za-z0-9])" if answer[:1].isalnum() else ""
+    after = r"(?![A-Za-z0-9])" if answer[-1:].isalnum() else ""
+    for found in re.finditer(before + re.escape(answer) + after, text):
+        around = text[max(0, found.start() - characters) : found.end() + characters]
+        if any(flat(word) in around for word in near):
+            return True
+    return False
+
+
+def measured(row: Row, histories: Sequence[History], count: Count) -> tuple[Row, Tally, Tally]:
+    asked, unasked = Tally(), Tally()
+    for history in histories:
+        for question in history.questions:
+            after = compressed(row, history.asked(question.text), count, asked)
+            note(question, after, history, asked)
+        after = compressed(row, history.asked(UNASKED), count, unasked)
+        for question in history.questions:
+            note(question, after, history, unasked)
+    return row, asked, unasked
+
+
+def compressed(row: Row, messages: list[Message], count: Count, tally: Tally) -> list[Message]:
+    before = sum(count(message["content"] or "") for message in messages)
+    target = None if row.fit_share is None else int(row.fit_share * before)
+    started = time.perf_counter()
+    result = compress_chat(messages, row.policy, count, target_tokens=target, intent="extract")
+    tally.seconds.append(time.perf_counter() - started)
+    tally.before += result.tokens_before
+    tally.after += result.tokens_after
+    tally.qualities.append(result.quality)
+    return result.messages or messages
+
+
+def note(question: Question, messages: Sequence[Message], history: History, tally: Tally) -> None:
+    kept = is_answerable(question, messages, history.near_characters)
+    tally.asked += 1
+    tally.kept += kept
+    if not kept:
+        tally.lost.append(f"{history.name}: {question.text}")
+
+
+# Reporting
+
+
+def describe(histories: Sequence[History], missing: Sequence[str], count: Count) -> None:
+    tokens = {
+        history.name: sum(count(message["content"] or "") for message in history.messages) for history in histories
+    }
+    questions = sum(len(history.questions) for history in histories)
+    print(f"{len(histories)} histories, {sum(tokens.values()):,} tokens ({ENCODING}), {questions} questions")
+    for lack in missing:
+        print(f"  not on this machine: {lack}")
+
+
+def print_rows(report: Sequence[tuple[Row, Tally, Tally]], with_lost: bool) -> None:
+    print(
+        "\n| policy | saved, asked | answers kept, asked | saved, unasked | answers kept, unasked | quality | ms/chat |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for row, asked, unasked in report:
+        cells = [asked.saved, asked.answerable, unasked.saved, unasked.answerable]
+        shares = " | ".join(f"{cell:.1%}" for cell in cells)
+        milliseconds = statistics.mean(asked.seconds) * 1000
+        print(f"| {row.label} | {shares} | {statistics.mean(asked.qualities):.3f} | {milliseconds:.1f} |")
+        for lost in asked.lost if with_lost else ():
+            print(f"    lost: {lost}")
+
+
+def figures(row: Row, asked: Tally, unasked: Tally) -> dict[str, Any]:
+    return {
+        "policy": row.label,
+        "saved_asked": round(asked.saved, 4),
+        "answerable_asked": round(asked.answerable, 4),
+        "saved_unasked": round(unasked.saved, 4),
+        "answerable_unasked": round(unasked.answerable, 4),
+        "quality": round(statistics.mean(asked.qualities), 4),
+    }
+
+
+def by_history(histories: Sequence[History], count: Count) -> None:
+    rows = (Row(Strategy.STRUCTURAL), Row(Strategy.EXTRACTIVE))
+    print("\n| history | tokens | structural saved, kept | extractive saved, kept |\n|---|---|---|---|")
+    for history in histories:
+        cells = []
+        for row in rows:
+            _, asked, _ = measured(row, [history], count)
+            cells.append(f"{asked.saved:.1%}, {asked.answerable:.1%}")
+        tokens = sum(count(message["content"] or "") for message in history.messages)
+        print(f"| {history.name} | {tokens:,} | {' | '.join(cells)} |")
+
+
+def speed(histories: Sequence[History], count: Count) -> None:
+    """Structural alone, and whole chats with every count answered from memory, as for a history that was counted."""
+    texts = [message["content"] for history in histories for message in history.messages if message["role"] == "tool"]
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    print(f"\nspeed over {megabytes:.2f} MB of tool results, best of 5:")
+    for aggressiveness in Aggressiveness:
+        seconds = fastest(partial(all_structural, texts, aggressiveness))
+        print(f"  structural {aggressiveness}: {megabytes / seconds:.1f} MB/s")
+    known: dict[str, int] = {}
+
+    def remembered(text: str) -> int:
+        if text not in known:
+            known[text] = count(text)
+        return known[text]
+
+    chats = [history.asked(history.questions[0].text) for history in histories]
+    for strategy in (Strategy.STRUCTURAL, Strategy.TEMPLATE, Strategy.TRUNCATE, Strategy.EXTRACTIVE):
+        seconds = fastest(partial(all_compressed, chats, Row(strategy).policy, remembered))
+        print(f"  whole chats, {strategy}: {megabytes / seconds:.1f} MB/s, {seconds / len(chats) * 1000:.1f} ms a chat")
+
+
+def all_structural(texts: Sequence[str], aggressiveness: Aggressiveness) -> None:
+    for text in texts:
+        structural(text, aggressiveness)
+
+
+def all_compressed(chats: Sequence[list[Message]], policy: CompressionPolicy, count: Count) -> None:
+    for chat in chats:
+        compress_chat(chat, policy, count)
+
+
+def fastest(work: Callable[[], object]) -> float:
+    def once() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return min(once() for _ in range(5))
+
+
+def prompts(count: Count) -> None:
+    """Prompts of real workflows, as a turn that lies in the past; as the newest turn they are never touched."""
+    reference = Path(os.environ.get("FAREBOX_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
+    source = reference / "intents" / "dev.jsonl"
+    if not source.exists():
+        print("\nprompts of real workflows: skipped, the reference data (intents/dev.jsonl) is not here")
+        return
+    steps = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    for strategy in (Strategy.STRUCTURAL, Strategy.TEMPLATE):
+        tally = Tally()
+        for step in steps:
+            chat = [{"role": "user", "content": step["prompt"]}, {"role": "user", "content": "Go on."}]
+            chat.insert(1, {"role": "assistant", "content": "Done."})
+            result = compress_chat(chat, Row(strategy).policy, count, intent=step["label"])
+            tally.before += result.tokens_before
+            tally.after += result.tokens_after
+            tally.qualities.append(result.quality)
+        print(
+            f"\n{len(steps)} prompts of real workflows, {strategy}: {tally.saved:.1%} of {tally.before:,} tokens saved, ",
+            end="",
+        )
+        print(f"quality {statistics.mean(tally.qualities):.3f}", end="")
+    print()
+
+
+if __name__ == "__main__":
+    main()
