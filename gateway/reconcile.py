@@ -1,0 +1,319 @@
+"""Does the ledger say the same as the store? And if the ledger lost its counters, make them again.
+
+The sum of the usage rows of a run or step is what its account has settled, always: both come from one entry of the outbox.
+`reconcile` proves it for a set of accounts, `repair` writes the difference down as an entry of its own (kind repair), and
+`rebuild` sets the counters of a ledger whose epoch has changed from the store's sums.
+
+Accounts of budgets on workflows, agents, keys and projects count from the moment there is such a budget, so they are not
+compared with all rows; they are rebuilt from all rows of their window, which errs towards having spent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+import orjson
+from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.ledger.port import EntryKind, OutboxEntry
+from gateway.store import runs as runs_store
+from gateway.store import usage_report
+from gateway.store.database import Database
+from gateway.store.runs import Sums
+from gateway.store.tables import run_steps, runs, token_usage, usage_dead_letter, usage_hourly
+from gateway.store.usage_report import GroupBy, UsageFilter
+from policies.amounts import ZERO, Amount
+from policies.budgets import RUN_KEEP_MS, Budget, Link, RunLimits, Scope, Subject, Window, account_name, chain_for
+from policies.reservation import Balance
+
+# How many accounts are asked of the ledger in one call, and restored at the same time.
+_CHUNK: Final = 200
+_WINDOW_START: Final = re.compile(r"@(?:minute|hour|day|month):(\d+)$")
+
+Flush = Callable[[], Awaitable[bool]]
+
+
+class Books(Protocol):
+    """The part of the ledger that is needed here."""
+
+    async def now_ms(self) -> int: ...
+
+    async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]: ...
+
+    async def record(self, project: str, entries: Sequence[OutboxEntry]) -> None: ...
+
+    async def restore(self, project: str, account: str, settled: Amount, keep_ms: int) -> None: ...
+
+    async def outbox_size(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunRows:
+    """The rows that a run's or a step's account is the sum of. A run's holds what its child runs spent, a step's does not."""
+
+    run: str
+    step: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """An account that does not agree with its rows."""
+
+    account: str
+    booked: Amount  # what the ledger has settled
+    stored: Amount  # what the rows sum up to
+
+    @property
+    def difference(self) -> Amount:
+        return self.booked - self.stored
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """`moving` accounts had calls settled while they were looked at: look again. `parked` is in `usage_dead_letter`."""
+
+    project: str
+    checked: int
+    drifts: tuple[Drift, ...] = ()
+    moving: tuple[str, ...] = ()
+    parked: Amount = ZERO
+
+    @property
+    def drift_nano_usd(self) -> int:
+        return sum(abs(drift.difference.nano_usd) for drift in self.drifts)
+
+    @property
+    def drift_tokens(self) -> int:
+        return sum(abs(drift.difference.tokens) for drift in self.drifts)
+
+
+async def run_accounts(db: Database, project: str, since_ms: int) -> dict[str, RunRows]:
+    """The accounts of all runs and steps that were seen since then. Older than 30 days the ledger has forgotten them."""
+    recent = select(runs.c.run).where(runs.c.project == project, runs.c.last_at >= since_ms)
+    steps = select(run_steps.c.run, run_steps.c.step).where(run_steps.c.project == project, run_steps.c.run.in_(recent))
+    accounts: dict[str, RunRows] = {}
+    async with db.read() as connection:
+        for (run,) in await connection.execute(recent):
+            accounts[_run_account(project, run)] = RunRows(run)
+        for run, step in await connection.execute(steps):
+            accounts[_step_account(project, run, step)] = RunRows(run, step)
+    return accounts
+
+
+async def reconcile(
+    ledger: Books, db: Database, project: str, accounts: Mapping[str, RunRows], flush: Flush
+) -> Reconciliation:
+    """Compare what is booked with the sums of the rows. `flush` empties the outbox first (`Flusher.drain`).
+
+    Raises StoreUnavailable and LedgerUnavailable.
+    """
+    before = await _settled(ledger, project, accounts)
+    is_flushed = await flush() and await ledger.outbox_size() == 0
+    async with db.read() as connection:
+        stored = {account: await _stored(connection, project, rows) for account, rows in accounts.items()}
+        parked = await _parked(connection, project)
+    after = await _settled(ledger, project, accounts)
+    drifts: list[str] = []
+    moving: list[str] = []
+    for account in accounts:
+        if before[account] != after[account]:
+            moving.append(account)
+        elif stored[account] != before[account]:
+            # While events are still on their way (another flusher holds them), a difference proves nothing.
+            (drifts if is_flushed else moving).append(account)
+    found = tuple(Drift(account, before[account], stored[account]) for account in drifts)
+    return Reconciliation(project, len(accounts), found, tuple(moving), parked)
+
+
+async def repair(
+    ledger: Books, db: Database, found: Reconciliation, accounts: Mapping[str, RunRows]
+) -> list[OutboxEntry]:
+    """Make the rows agree with the ledger, by entries of kind repair through the outbox. Repeating it repairs nothing twice.
+
+    Steps come before runs and children before parents, and every entry counts towards the accounts around it.
+    """
+    now_ms = await ledger.now_ms()
+    planned: list[tuple[RunRows, Amount]] = []
+    entries: list[OutboxEntry] = []
+    async with db.read() as connection:
+        families = {
+            rows.run: set(await runs_store.family(connection, found.project, rows.run)) for rows in accounts.values()
+        }
+        for drift in sorted(found.drifts, key=lambda drift: _inner_first(accounts[drift.account], families)):
+            rows = accounts[drift.account]
+            already = sum((amount for other, amount in planned if _counts(other, rows, families)), ZERO)
+            missing = drift.difference - already
+            if missing == ZERO:
+                continue
+            planned.append((rows, missing))
+            names = await _names_of(connection, found.project, rows)
+            entries.append(_repair_entry(found.project, drift, missing, names, now_ms))
+    if entries:
+        await ledger.record(found.project, entries)
+    return entries
+
+
+async def rebuild(
+    ledger: Books,
+    db: Database,
+    project: str,
+    budgets: Sequence[Budget] = (),
+    key_names: Mapping[str, str] | None = None,
+) -> int:
+    """Set the counters of a ledger that lost them from the store's sums: runs and steps of the last 30 days, and the accounts
+    of `budgets` in their current windows (`key_names`: key id → name). Returns how many accounts were set.
+
+    To be done before enforced traffic goes on, and after the outbox was flushed as far as it survived.
+    """
+    now_ms = await ledger.now_ms()
+    restored = await _run_sums(db, project, now_ms - RUN_KEEP_MS)
+    restored |= await _budget_sums(db, project, budgets, key_names or {}, now_ms)
+    ordered = list(restored.items())
+    for start in range(0, len(ordered), _CHUNK):
+        chunk = ordered[start : start + _CHUNK]
+        await asyncio.gather(*(ledger.restore(project, account, *settled) for account, settled in chunk))
+    return len(ordered)
+
+
+def _run_account(project: str, run: str) -> str:
+    return account_name(Subject(project, run=run), Scope.RUN, Window.RUN, None)
+
+
+def _step_account(project: str, run: str, step: str) -> str:
+    return account_name(Subject(project, run=run, step=step), Scope.STEP, Window.RUN, None)
+
+
+async def _settled(ledger: Books, project: str, accounts: Mapping[str, RunRows]) -> dict[str, Amount]:
+    names = list(accounts)
+    settled: dict[str, Amount] = {}
+    for start in range(0, len(names), _CHUNK):
+        chunk = names[start : start + _CHUNK]
+        balances = await ledger.balances(project, chunk)
+        settled |= {name: balance.settled for name, balance in zip(chunk, balances, strict=True)}
+    return settled
+
+
+async def _stored(connection: AsyncConnection, project: str, rows: RunRows) -> Amount:
+    conditions: list[ColumnElement[bool]] = [token_usage.c.project == project]
+    if rows.step is None:
+        conditions.append(token_usage.c.run.in_(await runs_store.family(connection, project, rows.run)))
+    else:
+        conditions += [token_usage.c.run == rows.run, token_usage.c.step == rows.step]
+    return _amount(await usage_report.row_sums(connection, conditions))
+
+
+async def _parked(connection: AsyncConnection, project: str) -> Amount:
+    table = usage_dead_letter.c
+    query = select(func.sum(table.total_tokens), func.sum(table.cost_nano_usd), func.sum(table.requests))
+    row = (await connection.execute(query.where(table.project == project))).one()
+    return Amount(*(int(value or 0) for value in row))
+
+
+def _amount(sums: Sums) -> Amount:
+    return Amount(sums.total_tokens, sums.cost_nano_usd, sums.requests)
+
+
+def _inner_first(rows: RunRows, families: Mapping[str, set[str]]) -> tuple[bool, int, str]:
+    return rows.step is None, len(families[rows.run]), rows.run
+
+
+def _counts(inner: RunRows, outer: RunRows, families: Mapping[str, set[str]]) -> bool:
+    """Whether a row written for `inner` is one of the rows of `outer`."""
+    return inner.run in families[outer.run] if outer.step is None else inner == outer
+
+
+async def _names_of(connection: AsyncConnection, project: str, rows: RunRows) -> dict[str, str]:
+    """What the other rows of the run agree on: so the repair also lands in the sums by workflow, agent and key."""
+    names = ("workflow", "agent", "key_id", "user", "parent_run", "model")
+    columns = [column for name in names for column in (func.min(token_usage.c[name]), func.max(token_usage.c[name]))]
+    mine = [token_usage.c.project == project, token_usage.c.run == rows.run]
+    row = (await connection.execute(select(*columns).where(*mine))).one()
+    agreed = {name: row[2 * at] for at, name in enumerate(names) if row[2 * at] and row[2 * at] == row[2 * at + 1]}
+    return agreed | {"run": rows.run} | ({} if rows.step is None else {"step": rows.step})
+
+
+def _repair_entry(project: str, drift: Drift, missing: Amount, names: Mapping[str, str], now_ms: int) -> OutboxEntry:
+    # The same finding makes the same id, so that two people who repair at once repair once.
+    finding = f"{project}\n{drift.account}\n{drift.booked}\n{drift.stored}"
+    return OutboxEntry(
+        position="",
+        id="repair:" + hashlib.sha256(finding.encode()).hexdigest()[:32],
+        kind=EntryKind.REPAIR,
+        project=project,
+        amount=missing,
+        at_ms=now_ms,
+        draft=orjson.dumps(dict(names)),
+        detail=orjson.dumps({"detail": {"account": drift.account, "booked": drift.booked, "stored": drift.stored}}),
+    )
+
+
+Restored = dict[str, tuple[Amount, int]]
+
+
+async def _run_sums(db: Database, project: str, since_ms: int) -> Restored:
+    """Account → (settled, keep_ms) of runs, children added to their ancestors, and of steps."""
+    sums = ("total_tokens", "cost_nano_usd", "requests")
+    recent = runs.c.project == project, runs.c.last_at >= since_ms
+    columns = [runs.c[name] for name in sums]
+    steps = select(run_steps.c.run, run_steps.c.step, *(run_steps.c[name] for name in sums)).where(
+        run_steps.c.project == project, run_steps.c.run.in_(select(runs.c.run).where(*recent))
+    )
+    async with db.read() as connection:
+        found = (await connection.execute(select(runs.c.run, runs.c.parent_run, *columns).where(*recent))).all()
+        step_rows = (await connection.execute(steps)).all()
+    own = {run: Amount(*amounts) for run, _, *amounts in found}
+    parents = {run: parent for run, parent, *_ in found}
+    whole: dict[str, Amount] = defaultdict(Amount)
+    for run, amount in own.items():
+        for member in _lineage(run, parents):
+            whole[member] += amount
+    restored = {_run_account(project, run): (amount, RUN_KEEP_MS) for run, amount in whole.items()}
+    return restored | {
+        _step_account(project, run, step): (Amount(*amounts), RUN_KEEP_MS) for run, step, *amounts in step_rows
+    }
+
+
+def _lineage(run: str, parents: Mapping[str, str]) -> list[str]:
+    """The run and its ancestors; ends in a cycle too."""
+    line: list[str] = []
+    while run and run not in line:
+        line.append(run)
+        run = parents.get(run, "")
+    return line
+
+
+async def _budget_sums(
+    db: Database, project: str, budgets: Sequence[Budget], key_names: Mapping[str, str], now_ms: int
+) -> Restored:
+    names = (usage_hourly.c.workflow, usage_hourly.c.agent, usage_hourly.c.key_id)
+    async with db.read() as connection:
+        seen = (await connection.execute(select(*names).where(usage_hourly.c.project == project).distinct())).all()
+    wanted: dict[str, tuple[UsageFilter, int]] = {}
+    sharing: dict[str, set[str]] = defaultdict(set)  # accounts of keys: keys of one name share an account
+    for workflow, agent, key_id in seen:
+        subject = Subject(project, key_names.get(key_id), workflow or None, None, None, agent or None)
+        for link in chain_for(subject, budgets, RunLimits(), now_ms).links:
+            wanted[link.hold.account] = _filter_of(link, project), link.hold.keep_ms
+            if link.scope is Scope.KEY:
+                sharing[link.hold.account].add(key_id)
+    restored: Restored = {}
+    for account, (rows, keep_ms) in wanted.items():
+        filters = [replace(rows, key=key_id) for key_id in sharing[account]] if account in sharing else [rows]
+        totals = [(await usage_report.report(db, GroupBy.WORKFLOW, one, limit=1)).total for one in filters]
+        restored[account] = sum((_amount(total) for total in totals), ZERO), keep_ms
+    return restored
+
+
+def _filter_of(link: Link, project: str) -> UsageFilter:
+    starts = _WINDOW_START.search(link.hold.account.removesuffix("~observe"))
+    rows: dict[str, Any] = {"project": project, "from_ms": int(starts[1]) if starts else None}
+    if link.scope in (Scope.WORKFLOW, Scope.AGENT):
+        rows[link.scope.value] = link.scope_id
+    return UsageFilter(**rows)

@@ -1,0 +1,193 @@
+"""Ledger and store compared, repaired and rebuilt, with real reservations on the in-memory ledger."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import orjson
+import pytest
+from sqlalchemy import text
+
+from gateway import reconcile
+from gateway.flusher import Flusher
+from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.port import Reserve
+from gateway.reconcile import Reconciliation
+from gateway.store import usage_report
+from gateway.store.database import Database
+from gateway.store.usage_report import GroupBy, UsageFilter
+from policies.amounts import Amount, Limit
+from policies.budgets import Budget, Parent, RunLimits, Scope, Subject, Window, chain_for
+from policies.reservation import Demand, Granted
+from tests.store_events import NOW_MS
+
+BUDGETS = (
+    Budget(Scope.WORKFLOW, Limit(tokens=10**9), window=Window.TOTAL),
+    Budget(Scope.KEY, Limit(nano_usd=10**12), window=Window.MONTH),
+    Budget(Scope.AGENT, Limit(requests=10**6), "ada", window=Window.DAY),
+    Budget(Scope.PROJECT, Limit(tokens=10**9), window=Window.TOTAL),
+)
+KEY_NAMES = {"k1": "ci", "k2": "ci", "k3": "ops"}
+PARENT = {"r1": "r0", "r2": "r1"}  # run → the run it is inside of
+
+
+class Bench:
+    """A ledger, a store and what moves events between them; `call` does what the pipeline does."""
+
+    def __init__(self, db: Database) -> None:
+        self.ledger = MemoryLedger(clock_ms=lambda: NOW_MS)
+        self.db = db
+        self.flusher = Flusher(self.ledger, db, consumer="one")
+        self.calls = 0
+
+    async def call(self, run: str, step: str, used: Amount, key_id: str = "k1", agent: str = "ada") -> str:
+        self.calls += 1
+        ancestors = []
+        above = PARENT.get(run)
+        while above:
+            ancestors.append(Parent(above, "wf"))
+            above = PARENT.get(above)
+        subject = Subject("default", KEY_NAMES[key_id], "wf", run, step, agent, tuple(ancestors))
+        draft = {"workflow": "wf", "run": run, "step": step, "agent": agent, "key_id": key_id}
+        if run in PARENT:
+            draft["parent_run"] = PARENT[run]
+        holds = chain_for(subject, BUDGETS, RunLimits(), await self.ledger.now_ms()).holds
+        call_id = f"c{self.calls}"
+        reserve = Reserve(call_id, "me", holds, Demand(10_000, 0, 0), 60_000, orjson.dumps(draft))
+        assert isinstance(await self.ledger.reserve("default", reserve), Granted)
+        await self.ledger.settle("default", call_id, used, b'{"status": "ok"}')
+        return call_id
+
+    async def some_calls(self) -> None:
+        chance = random.Random(3)
+        for _ in range(60):
+            used = Amount(chance.randrange(500), chance.randrange(10**6), 1)
+            names = chance.choice(["r0", "r1", "r2", "r9"]), chance.choice(["plan", "draft"])
+            await self.call(*names, used, chance.choice(["k1", "k2", "k3"]), chance.choice(["ada", "bob"]))
+
+    async def flush(self) -> bool:
+        return await self.flusher.drain(10_000)
+
+    async def check(self) -> Reconciliation:
+        await self.flush()
+        accounts = await reconcile.run_accounts(self.db, "default", 0)
+        return await reconcile.reconcile(self.ledger, self.db, "default", accounts, self.flush)
+
+    async def repair(self, found: Reconciliation) -> int:
+        accounts = await reconcile.run_accounts(self.db, "default", 0)
+        entries = await reconcile.repair(self.ledger, self.db, found, accounts)
+        await self.flush()
+        return len(entries)
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    database = Database(f"sqlite:///{tmp_path}/store.db")
+    await database.open()
+    await database.migrate(NOW_MS)
+    yield Bench(database)
+    await database.close()
+
+
+async def test_the_rows_of_every_run_and_step_sum_up_to_its_account(bench: Bench) -> None:
+    await bench.some_calls()
+    found = await bench.check()
+    assert found.checked == 4 + 8
+    assert (found.drifts, found.moving, found.drift_nano_usd) == ((), (), 0)
+
+
+async def test_a_difference_of_one_nano_dollar_is_found_and_repaired_by_an_entry(bench: Bench) -> None:
+    await bench.some_calls()
+    call_id = await bench.call("r2", "plan", Amount(10, 10, 1))
+    await bench.flush()
+    async with bench.db.begin() as connection:
+        statement = "UPDATE token_usage SET cost_nano_usd = cost_nano_usd + 1 WHERE id = :id"
+        await connection.execute(text(statement), {"id": call_id})
+    found = await bench.check()
+    # The step, its run, and the runs around it: each reported with what it is off by.
+    assert {drift.account: drift.difference for drift in found.drifts} == dict.fromkeys(
+        ("step/r2/plan", "run/r2", "run/r1", "run/r0"), Amount(0, -1, 0)
+    )
+    assert found.drift_nano_usd == 4
+    assert await bench.repair(found) == 1
+    assert (await bench.check()).drifts == ()
+    page = await usage_report.calls(bench.db, UsageFilter(run="r2"))
+    (row,) = [call for call in page.calls if call["status"] == "repair"]
+    assert (row["step"], row["workflow"], row["cost_nano_usd"], row["requests"]) == ("plan", "wf", -1, 0)
+    assert orjson.loads(row["detail"])["account"] == "step/r2/plan"
+    assert await bench.repair(found) == 1  # the same finding repaired again: the same id
+    assert (await bench.check()).drifts == ()
+
+
+async def test_lost_rows_are_made_good_on_every_level_once(bench: Bench) -> None:
+    await bench.some_calls()
+    await bench.flush()
+    async with bench.db.begin() as connection:
+        await connection.execute(text("DELETE FROM token_usage WHERE run IN ('r1', 'r9')"))
+    found = await bench.check()
+    assert {drift.account for drift in found.drifts} >= {"run/r0", "run/r1", "run/r9", "step/r1/plan", "step/r9/draft"}
+    assert await bench.repair(found) == 4  # two steps of two runs
+    again = await bench.check()
+    assert (again.drifts, again.moving) == ((), ())
+
+
+async def test_an_account_that_moves_is_not_called_a_drift(bench: Bench) -> None:
+    await bench.call("r0", "plan", Amount(5, 5, 1))
+    await bench.flush()
+    accounts = await reconcile.run_accounts(bench.db, "default", 0)
+
+    async def busy() -> bool:
+        await bench.call("r0", "plan", Amount(5, 5, 1))
+        return await bench.flush()
+
+    found = await reconcile.reconcile(bench.ledger, bench.db, "default", accounts, busy)
+    assert (found.drifts, set(found.moving)) == ((), {"run/r0", "step/r0/plan"})
+
+
+async def test_while_events_are_on_their_way_nothing_is_called_a_drift(bench: Bench) -> None:
+    await bench.call("r0", "plan", Amount(5, 5, 1))
+    await bench.flush()
+    await bench.call("r0", "plan", Amount(5, 5, 1))
+    accounts = await reconcile.run_accounts(bench.db, "default", 0)
+
+    async def elsewhere() -> bool:
+        return True  # another gateway has read the entries and not committed them yet
+
+    found = await reconcile.reconcile(bench.ledger, bench.db, "default", accounts, elsewhere)
+    assert (found.drifts, set(found.moving)) == ((), {"run/r0", "step/r0/plan"})
+
+
+async def test_what_is_parked_explains_a_drift(bench: Bench) -> None:
+    await bench.call("r0", "plan", Amount(5, 6, 1))
+    await bench.call("r0", "x" * 600, Amount(7, 8, 1))
+    found = await bench.check()
+    assert found.parked == Amount(7, 8, 1)
+    assert {drift.account: drift.difference for drift in found.drifts} == {"run/r0": Amount(7, 8, 1)}
+
+
+async def test_a_ledger_that_lost_everything_counts_on_where_it_was(bench: Bench) -> None:
+    await bench.some_calls()
+    await bench.flush()
+    lost, new = bench.ledger, MemoryLedger(clock_ms=lambda: NOW_MS)
+    subjects = [
+        Subject("default", name, "wf", run, step, agent)
+        for run in ("r0", "r1", "r2", "r9")
+        for step in ("plan", "draft")
+        for name in ("ci", "ops")
+        for agent in ("ada", "bob")
+    ]
+    now_ms = await new.now_ms()
+    accounts = sorted(
+        {link.hold.account for one in subjects for link in chain_for(one, BUDGETS, RunLimits(), now_ms).links}
+    )
+    count = await reconcile.rebuild(new, bench.db, "default", BUDGETS, KEY_NAMES)
+    assert count == len(accounts) == 4 + 8 + 1 + 2 + 1 + 1
+    assert await new.balances("default", accounts) == await lost.balances("default", accounts)
+
+
+async def test_nothing_is_rebuilt_from_an_empty_store(bench: Bench) -> None:
+    assert await reconcile.rebuild(bench.ledger, bench.db, "default", BUDGETS) == 0
+    report = await usage_report.report(bench.db, GroupBy.DAY, UsageFilter())
+    assert report.groups == 0
