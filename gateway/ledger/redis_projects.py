@@ -45,6 +45,10 @@ Rebuild = Callable[[str, Restore], Awaitable[None]]
 and when Redis has lost it. It must bring the outbox to the store first, and raise if it cannot know the sums."""
 
 
+class CountersMissing(LedgerUnavailable):
+    """Redis answers, and does not know what this project has settled. It is being restored."""
+
+
 @dataclass(slots=True)
 class Project:
     """Keys and knowledge of one project. All its keys share the hash tag, so that a cluster keeps them on one node."""
@@ -193,7 +197,7 @@ class Projects:
             async with asyncio.timeout(self._deadline_s):
                 await asyncio.shield(task)
         except TimeoutError:
-            raise LedgerUnavailable(f"the counters of project {project.name!r} are being restored") from None
+            raise CountersMissing(f"the counters of project {project.name!r} are being restored") from None
 
     async def _open(self, project: Project) -> None:
         was_known = bool(project.epoch)

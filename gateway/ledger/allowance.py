@@ -1,0 +1,143 @@
+"""What may still be granted while the ledger is out of reach: for each account, what was left when it was last seen, divided by
+the number of gateway processes. However many they are, together they cannot grant more than was left.
+
+An account that this process has never seen counts as unused: a run that begins during an outage may use its limit divided
+by the processes. Nothing here is told to the ledger until it is back; then what was used is booked by reservation id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from policies.amounts import UNLIMITED, ZERO, Amount, Limit
+from policies.reservation import (
+    Account,
+    Balance,
+    Decision,
+    Demand,
+    Granted,
+    Hold,
+    Placement,
+    Reservation,
+    Reserve,
+    enlarge,
+    place,
+    place_again,
+)
+
+# Accounts seen longest ago are forgotten first; they then count as never seen.
+_SEEN_MAX: Final = 50_000
+
+
+class Allowance:
+    """The local book of one outage, and what was seen before it. Every method is one turn of the event loop."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], Balance] = {}
+        self._accounts: dict[tuple[str, str], Account] = {}
+        self._reservations: dict[tuple[str, str], Reservation] = {}
+        self._of_ledger: dict[tuple[str, str], Amount] = {}  # what the ledger itself holds of a reservation here
+        self._processes = 1
+
+    def saw(self, project: str, balances: Sequence[Balance]) -> None:
+        """Remember how accounts stand in the ledger."""
+        for balance in balances:
+            key = (project, balance.account)
+            self._seen.pop(key, None)
+            self._seen[key] = balance
+        while len(self._seen) > _SEEN_MAX:
+            del self._seen[next(iter(self._seen))]
+
+    def begin(self, processes: int) -> None:
+        """An outage begins. Of the allowance is used what reservations of an earlier outage, still running, hold."""
+        self._processes = max(1, processes)
+        self._accounts = {}
+        for (project, _), found in self._reservations.items():
+            self._put(project, found.accounts, self._held_here(project, found), ZERO)
+
+    def reserve(self, project: str, request: Reserve, now_ms: int) -> Decision:
+        """As a ledger would decide, against the allowance."""
+        own = replace(request, holds=tuple(self._hold(project, hold) for hold in request.holds))
+        accounts = [self._account(project, hold.account) for hold in own.holds]
+        found = self._reservations.get((project, request.id))
+        if found is not None:
+            return place_again(own, found, accounts, now_ms).decision
+        return self._placed(project, place(own, accounts, now_ms))
+
+    def adopt(self, project: str, granted: Granted, request: Reserve) -> None:
+        """Take over a reservation that the ledger granted before the outage, so that it can be extended without it."""
+        names = tuple(hold.account for hold in request.holds)
+        limits = tuple(hold.limit for hold in request.holds)
+        held, tokens, deadline_ms = granted.held, granted.output_tokens, granted.deadline_ms
+        key = (project, request.id)
+        self._of_ledger[key] = held
+        self._reservations[key] = Reservation(
+            request.id, request.owner, names, limits, held, tokens, deadline_ms, request.on_lost, b""
+        )
+
+    def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand, now_ms: int) -> Decision:
+        """Enlarge a reservation that is known here (`knows`)."""
+        own = [self._hold(project, hold) for hold in holds]
+        accounts = [self._account(project, hold.account) for hold in own]
+        return self._placed(project, enlarge(self._reservations[project, reservation_id], own, extra, accounts, now_ms))
+
+    def knows(self, project: str, reservation_id: str) -> bool:
+        return (project, reservation_id) in self._reservations
+
+    def is_own(self, project: str, reservation_id: str) -> bool:
+        """Granted here, and unknown to the ledger."""
+        key = (project, reservation_id)
+        return key in self._reservations and key not in self._of_ledger
+
+    def resolve(self, project: str, reservation_id: str, used: Amount) -> Amount:
+        """Free what the reservation holds of the allowance and count what it used of it. Returns all that was held."""
+        key = (project, reservation_id)
+        found = self._reservations.pop(key)
+        freed = self._held_here(project, found)
+        beyond = _rest(used, self._of_ledger.pop(key, ZERO))
+        self._put(project, found.accounts, ZERO - freed, beyond)
+        return found.held
+
+    def _hold(self, project: str, hold: Hold) -> Hold:
+        """The same hold with the allowance as its limit."""
+        seen = self._seen.get((project, hold.account))
+        limit = (hold.limit if seen is None else seen.limit).tightened_by(hold.tighten)
+        used = ZERO if seen is None else seen.settled + seen.reserved
+        share = Limit(*(self._share(limit, used, index) for index in range(3)))
+        return replace(hold, limit=share, tighten=UNLIMITED)
+
+    def _share(self, limit: Limit, used: Amount, index: int) -> int | None:
+        most = (limit.tokens, limit.nano_usd, limit.requests)[index]
+        taken = (used.tokens, used.nano_usd, used.requests)[index]
+        return None if most is None else max(0, most - taken) // self._processes
+
+    def _account(self, project: str, name: str) -> Account:
+        found = self._accounts.get((project, name))
+        if found is None:
+            seen = self._seen.get((project, name))
+            found = Account() if seen is None else Account(gate=seen.gate)
+        return found
+
+    def _held_here(self, project: str, found: Reservation) -> Amount:
+        return found.held - self._of_ledger.get((project, found.id), ZERO)
+
+    def _put(self, project: str, names: Sequence[str], reserved: Amount, settled: Amount) -> None:
+        for name in names:
+            before = self._account(project, name)
+            after = replace(before, reserved=before.reserved + reserved, settled=before.settled + settled)
+            self._accounts[project, name] = after
+
+    def _placed(self, project: str, placement: Placement) -> Decision:
+        if placement.reservation is not None:
+            self._reservations[project, placement.reservation.id] = placement.reservation
+            for name, account in zip(placement.reservation.accounts, placement.accounts, strict=True):
+                self._accounts[project, name] = account
+        return placement.decision
+
+
+def _rest(whole: Amount, part: Amount) -> Amount:
+    """What is left of `whole`, never negative."""
+    rest = whole - part
+    return Amount(max(0, rest.tokens), max(0, rest.nano_usd), max(0, rest.requests))

@@ -1,0 +1,409 @@
+"""The ledger when it may be out of reach: fail fast, go on where a budget allows it, lose nothing that was settled.
+
+the ledger answers       every call goes through to it
+it fails or drags        the breaker opens: `LedgerUnavailable` at once, while a probe asks every second
+  · settlements          are written to a local spool (fsync) and told as done
+  · reservations         fail, unless the caller asks for `reserve_locally` (budgets with `on_outage: allow`)
+it answers again         what was spooled is booked by reservation id, then the breaker closes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, ParamSpec, Protocol, TypeVar
+
+import structlog
+
+from gateway.ledger import checks
+from gateway.ledger.allowance import Allowance
+from gateway.ledger.breaker import Breaker
+from gateway.ledger.clock import wall_clock_ms
+from gateway.ledger.port import Ledger, LedgerError, LedgerUnavailable, Lost, OutboxEntry, Progress, Reserve, Resolution
+from gateway.ledger.redis_batches import batched, together
+from gateway.ledger.redis_projects import CountersMissing
+from gateway.ledger.spool import Recorded, Settlement, Spool, Spooled
+from policies.amounts import ZERO, Amount, Limit
+from policies.reservation import Balance, Decision, Demand, Gate, Granted, Hold, Refusal, State
+from policies.settlement import overrun_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_PROBE_S: Final = 1.0
+# How often the gateway processes are counted while all is well.
+_COUNT_EVERY: Final = 10
+# Owners renew every 15 s. After an outage they get the time to do so before their holds are taken for lost.
+_SWEEP_GRACE_S: Final = 20.0
+# A reserve whose reply was lost may be asked again at once with the same id; nobody does so after this.
+_UNWANTED_AFTER_S: Final = 5.0
+_REPLAYED_AT_ONCE: Final = 200
+_REMEMBERED_MAX: Final = 100_000
+_log = structlog.get_logger(__name__)
+
+
+class Backing(Ledger, Protocol):
+    """A ledger that can be lost sight of, and can be told afterwards what happened meanwhile."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+
+    async def book(self, project: str, request: Reserve, held: Amount, used: Amount, detail: bytes) -> Resolution:
+        """Settle a reservation that the ledger may never have seen."""
+
+    async def processes(self) -> int:
+        """Say that this process lives, and count those that do. Writes, so that it fails where writing fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What `/readyz` and `farebox check` say. `reason` is empty while the ledger is available."""
+
+    is_available: bool
+    reason: str
+    warnings: tuple[str, ...]
+    spooled: int
+    times_opened: int
+
+
+@dataclass(slots=True)
+class _Known:
+    """A reservation that this process made in the ledger."""
+
+    request: Reserve
+    granted: Granted
+
+
+class OutageLedger:
+    """Wraps a ledger that is reached over the network. `slow_ms`: an answer that takes longer counts as a failure."""
+
+    def __init__(
+        self,
+        ledger: Backing,
+        spool: Spool,
+        *,
+        slow_ms: int = 80,
+        processes_hint: int = 1,
+        probe_s: float = _PROBE_S,
+        sweep_grace_s: float = _SWEEP_GRACE_S,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        clock_ms: Callable[[], int] = wall_clock_ms,
+    ) -> None:
+        self._ledger = ledger
+        self._spool = spool
+        self._breaker = Breaker(slow_ms=slow_ms)
+        self._allowance = Allowance()
+        self._processes_hint = processes_hint
+        self._processes = processes_hint
+        self._probe_s = probe_s
+        self._sweep_grace_s = sweep_grace_s
+        self._monotonic_s = monotonic_s
+        self._clock_ms = clock_ms
+        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._unwanted: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._reason = "the ledger was not opened yet"
+        self._is_opened = False
+        self._is_down = True
+        self._sweep_after_s = 0.0
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def health(self) -> Health:
+        available = self._is_opened and not self._is_down
+        reason = "" if available else self._reason
+        return Health(available, reason, self._ledger.warnings, len(self._spool), self._breaker.times_opened)
+
+    async def open(self) -> None:
+        """Open the spool and the ledger. A ledger that cannot be reached is no error: it is asked every second until it can.
+
+        Raises `LedgerError` when it can be reached and is not fit to keep money.
+        """
+        try:
+            await self._spool.open()
+        except OSError as error:
+            raise LedgerError(f"the spool of the ledger cannot be written: {error}") from error
+        try:
+            await self._return_to_service()
+        except LedgerUnavailable as error:
+            self._lose_sight(str(error))
+        self._watching = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        with contextlib.suppress(LedgerError):
+            await self._bring_back()
+        await self._ledger.close()
+        await self._spool.close()
+
+    async def now_ms(self) -> int:
+        return await self._ask(self._ledger.now_ms)
+
+    async def reserve(self, project: str, request: Reserve) -> Decision:
+        self._unwanted.pop((project, request.id), None)
+        try:
+            decision = await self._ask(self._ledger.reserve, project, request)
+        except LedgerUnavailable:
+            # The reply may be what was lost. If nobody settles it, it is given back when the ledger answers again.
+            self._want_no_more(project, request.id)
+            raise
+        if isinstance(decision, Granted):
+            self._remember(project, request, decision)
+            self._allowance.saw(project, decision.balances)
+        return decision
+
+    async def reserve_locally(self, project: str, request: Reserve) -> Decision:
+        """Grant without the ledger, within what was left at last sight divided by the gateway processes.
+
+        For calls whose every enforced budget says `on_outage: allow`, after `reserve` has raised `LedgerUnavailable`.
+        Raises `LedgerUnavailable` when the allowance does not hold the demand.
+        """
+        checks.check_reserve(request)
+        decision = self._within_allowance(self._allowance.reserve(project, request, self._clock_ms()))
+        if isinstance(decision, Granted):
+            self._unwanted.pop((project, request.id), None)
+            self._remember(project, request, decision)
+        return decision
+
+    async def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand) -> Decision:
+        if self._allowance.knows(project, reservation_id):
+            return await self.extend_locally(project, reservation_id, holds, extra)
+        decision = await self._ask(self._ledger.extend, project, reservation_id, holds, extra)
+        known = self._known.get((project, reservation_id))
+        if known is not None and isinstance(decision, Granted):
+            known.granted = decision
+        return decision
+
+    async def extend_locally(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand) -> Decision:
+        """Enlarge without the ledger a reservation that this process made, as `reserve_locally`."""
+        checks.check_extra(extra)
+        if not self._allowance.knows(project, reservation_id):
+            known = self._known.get((project, reservation_id))
+            if known is None:
+                raise LedgerUnavailable(self._reason)
+            self._allowance.adopt(project, known.granted, known.request)
+        decision = self._allowance.extend(project, reservation_id, holds, extra, self._clock_ms())
+        return self._within_allowance(decision)
+
+    async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
+        """Reservations that were granted locally need no renewal: nobody else knows them."""
+        theirs = [sign for sign in progress if not self._allowance.is_own(project, sign.id)]
+        return await self._ask(self._ledger.renew, project, theirs, ttl_ms) if theirs else ()
+
+    async def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes) -> Resolution:
+        """As the port says. Out of reach, the settlement is on this machine's disk when this returns, without balances."""
+        checks.check_amount("used", used)
+        key = (project, reservation_id)
+        known, held = self._known.pop(key, None), ZERO
+        if known is not None:
+            held = known.granted.held
+        if self._allowance.knows(project, reservation_id):
+            held = self._allowance.resolve(project, reservation_id, used)
+        record = Settlement(project, reservation_id, used, detail, None if known is None else known.request, held)
+        try:
+            return await self._ask(self._book, record)
+        except LedgerUnavailable:
+            await self._put_aside([record])
+        except LedgerError as error:
+            await self._reject(record, error)
+            raise
+        return Resolution(State.SETTLED, True, used, overrun_of(used, held) if known is not None else ZERO, ())
+
+    async def void(self, project: str, reservation_id: str) -> Resolution:
+        """As the port says. Out of reach, the hold is given back when the ledger answers again."""
+        self._known.pop((project, reservation_id), None)
+        was_own = self._allowance.is_own(project, reservation_id)
+        if self._allowance.knows(project, reservation_id):
+            self._allowance.resolve(project, reservation_id, ZERO)
+        try:
+            done = await self._ask(self._ledger.void, project, reservation_id)
+            if done.state is not None or not was_own:
+                return done
+        except LedgerUnavailable:
+            self._want_no_more(project, reservation_id)
+        return Resolution(State.VOIDED, True, ZERO, ZERO, ())
+
+    async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
+        if self._monotonic_s() < self._sweep_after_s:
+            return ()
+        return await self._ask_long(self._ledger.expire_due, limit)
+
+    async def record(self, project: str, entries: Sequence[OutboxEntry]) -> None:
+        checks.check_entries(entries)
+        try:
+            await self._ask_long(self._ledger.record, project, entries)
+        except LedgerUnavailable:
+            await self._put_aside([Recorded(_of_project(entry, project, self._clock_ms())) for entry in entries])
+
+    async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]:
+        return await self._ask(self._ledger.balances, project, accounts)
+
+    async def set_override(self, project: str, account: str, limit: Limit) -> Balance:
+        return await self._ask(self._ledger.set_override, project, account, limit)
+
+    async def set_gate(self, project: str, account: str, gate: Gate) -> Balance:
+        return await self._ask(self._ledger.set_gate, project, account, gate)
+
+    async def current_run(self, project: str, workflow: str, candidate: str, silence_ms: int) -> str:
+        return await self._ask(self._ledger.current_run, project, workflow, candidate, silence_ms)
+
+    async def pending(self, project: str, limit: int = 1000) -> Sequence[tuple[str, str, Amount, int]]:
+        return await self._ask_long(self._ledger.pending, project, limit)
+
+    async def outbox_read(self, consumer: str, limit: int = 1000) -> Sequence[OutboxEntry]:
+        return await self._ask_long(self._ledger.outbox_read, consumer, limit)
+
+    async def outbox_acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
+        await self._ask_long(self._ledger.outbox_acknowledge, entries)
+
+    async def outbox_size(self) -> int:
+        return await self._ask_long(self._ledger.outbox_size)
+
+    async def restore(self, project: str, account: str, settled: Amount, keep_ms: int) -> None:
+        await self._ask_long(self._ledger.restore, project, account, settled, keep_ms)
+
+    async def epoch(self) -> str:
+        return await self._ask(self._ledger.epoch)
+
+    async def purge(self, limit: int = 1000) -> int:
+        return await self._ask_long(self._ledger.purge, limit)
+
+    @property
+    def _is_out_of_reach(self) -> bool:
+        return self._is_down or not self._is_opened
+
+    async def _ask(self, call: Callable[P, Awaitable[T]], *given: P.args, **named: P.kwargs) -> T:
+        """One short operation: how it went, and how long it took, counts for the breaker."""
+        started_s = self._monotonic_s()
+        result = await self._ask_long(call, *given, **named)
+        self._breaker.answered((self._monotonic_s() - started_s) * 1000)
+        if self._breaker.is_open and not self._is_down:
+            self._lose_sight("the ledger answers too slowly")
+        return result
+
+    async def _ask_long(self, call: Callable[P, Awaitable[T]], *given: P.args, **named: P.kwargs) -> T:
+        """Work on many keys, which may take its time: only a failure counts."""
+        if self._is_out_of_reach:
+            raise LedgerUnavailable(self._reason)
+        try:
+            return await call(*given, **named)
+        except CountersMissing:
+            # The ledger answers well; one project has to wait.
+            raise
+        except LedgerUnavailable as error:
+            self._breaker.failed()
+            if self._breaker.is_open and not self._is_down:
+                self._lose_sight(str(error))
+            raise
+
+    def _lose_sight(self, reason: str) -> None:
+        self._is_down, self._reason = True, reason
+        self._allowance.begin(self._processes)
+        _log.error("ledger_out_of_reach", reason=reason)
+
+    async def _watch(self) -> None:
+        rounds = 0
+        while True:
+            await asyncio.sleep(self._probe_s)
+            rounds += 1
+            try:
+                await self._look(rounds)
+            except LedgerError as error:
+                self._reason = str(error)
+            except Exception as error:  # noqa: BLE001 - a fault of ours must not end the watch: the ledger would stay lost
+                _log.exception("ledger_watch_failed", error=str(error))
+
+    async def _look(self, rounds: int) -> None:
+        if self._is_out_of_reach:
+            await self._return_to_service()
+            return
+        if len(self._spool) or self._unwanted:
+            await self._ask_long(self._bring_back)
+        if rounds % _COUNT_EVERY == 0:
+            self._processes = max(self._processes_hint, await self._ask(self._ledger.processes))
+
+    async def _return_to_service(self) -> None:
+        """Probe, book what was spooled, and only then let calls through: holds that it frees are not free before."""
+        if not self._is_opened:
+            await self._ledger.open()
+        started_s = self._monotonic_s()
+        # The number is not used: after an outage it counts only the processes that came back first.
+        await self._ledger.processes()
+        if (self._monotonic_s() - started_s) * 1000 > self._breaker.slow_ms:
+            raise LedgerUnavailable("the ledger answers too slowly")
+        await self._bring_back()
+        if self._breaker.is_open:
+            self._sweep_after_s = self._monotonic_s() + self._sweep_grace_s
+            _log.info("ledger_is_back")
+        self._breaker.close()
+        self._is_opened, self._is_down = True, False
+
+    async def _bring_back(self) -> None:
+        while records := self._spool.pending(_REPLAYED_AT_ONCE):
+            for batch in batched(records):
+                await together(self._replay(record) for record in batch)
+            await self._spool.forget(records)
+        for key, since_s in list(self._unwanted.items()):
+            if self._monotonic_s() - since_s >= _UNWANTED_AFTER_S:
+                await self._ledger.void(*key)
+                self._unwanted.pop(key, None)
+
+    async def _replay(self, record: Spooled) -> None:
+        try:
+            if isinstance(record, Settlement):
+                await self._book(record)
+            else:
+                await self._ledger.record(record.entry.project, [record.entry])
+        except LedgerUnavailable:
+            raise
+        except LedgerError as error:
+            await self._reject(record, error)
+
+    async def _book(self, record: Settlement) -> Resolution:
+        """Settle in the ledger. What it does not know although this process reserved it was lost there, or never reached it."""
+        done = await self._ledger.settle(record.project, record.reservation_id, record.used, record.detail)
+        if done.state is None and record.request is not None:
+            done = await self._ledger.book(record.project, record.request, record.held, record.used, record.detail)
+        self._allowance.saw(record.project, done.balances)
+        return done
+
+    async def _put_aside(self, records: Sequence[Spooled]) -> None:
+        try:
+            await self._spool.append(records)
+        except OSError as error:
+            # It stays in memory and is booked when the ledger is back, if this process lives so long.
+            _log.error("spool_not_written", error=str(error), records=[record.key for record in records])
+
+    async def _reject(self, record: Spooled, error: LedgerError) -> None:
+        """The ledger answers and does not take it: repeating is no use, losing it is no choice."""
+        _log.error("spooled_record_rejected", record=record.key, error=str(error))
+        try:
+            await self._spool.reject(record)
+        except OSError as failure:
+            _log.error("spool_not_written", error=str(failure), records=[record.key])
+
+    def _remember(self, project: str, request: Reserve, granted: Granted) -> None:
+        self._known[project, request.id] = _Known(request, granted)
+        if len(self._known) > _REMEMBERED_MAX:
+            self._known.popitem(last=False)
+
+    def _want_no_more(self, project: str, reservation_id: str) -> None:
+        self._unwanted[project, reservation_id] = self._monotonic_s()
+        if len(self._unwanted) > _REMEMBERED_MAX:
+            self._unwanted.popitem(last=False)
+
+    def _within_allowance(self, decision: Decision) -> Decision:
+        if isinstance(decision, Granted) or decision.reason in (Refusal.GATE, Refusal.RESOLVED):
+            return decision
+        # Not a refusal by the budget, which may hold more: a caller may come again when the ledger is back.
+        text = f"{self._reason}; what may be used of {decision.account!r} meanwhile is used up"
+        raise LedgerUnavailable(text)
+
+
+def _of_project(entry: OutboxEntry, project: str, now_ms: int) -> OutboxEntry:
+    return replace(entry, project=project, at_ms=entry.at_ms or now_ms)

@@ -1,0 +1,310 @@
+"""What was used while the ledger was out of reach, on this machine's disk until the ledger has it.
+
+One file for each process, one record a line: CRC-32 of the JSON, a space, the JSON. A record counts once its line is complete
+and flushed to the disk (fsync); a torn last line is what a crash leaves of a record that nobody was told about. Files of
+processes that died are taken over by the next one that opens the folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import zlib
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import structlog
+
+from gateway.ledger.port import EntryKind, OutboxEntry, Reserve
+from gateway.store.file_lock import FileLock, FileLocked
+from policies.amounts import ZERO, Amount, Limit
+from policies.reservation import Demand, Hold, OnLost
+
+_SUFFIX: Final = ".spool"
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """A settlement that the ledger has not confirmed. Without `request` it was reserved by another process."""
+
+    project: str
+    reservation_id: str
+    used: Amount
+    detail: bytes
+    request: Reserve | None = None
+    held: Amount = ZERO
+
+    @property
+    def key(self) -> str:
+        return f"settle {self.project} {self.reservation_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An event that no reservation stands behind."""
+
+    entry: OutboxEntry
+
+    @property
+    def key(self) -> str:
+        return f"record {self.entry.project} {self.entry.id}"
+
+
+Spooled = Settlement | Recorded
+
+
+class Spool:
+    """Records on disk, oldest first. `name` is this process's own file."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._path = folder / f"{name}{_SUFFIX}"
+        self._lock = FileLock(self._path)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
+        self._pending: dict[str, Spooled] = {}
+        self._unwritten: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._descriptor = -1
+
+    async def open(self) -> None:
+        """Read what this and dead processes left behind. Raises OSError when the folder cannot be written."""
+        loop = asyncio.get_running_loop()
+        self._pending = await loop.run_in_executor(self._thread, self._open)
+
+    async def close(self) -> None:
+        if self._writing is not None:
+            await self._writing
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        self._thread.shutdown()
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def pending(self, limit: int = 1000) -> list[Spooled]:
+        """The oldest records that were not forgotten."""
+        return list(self._pending.values())[:limit]
+
+    async def append(self, records: Sequence[Spooled]) -> None:
+        """Returns when the records are on the disk. Raises OSError when they are not; they stay in memory all the same."""
+        self._pending.update((record.key, record) for record in records)
+        await self._write([_line(_fields(record)) for record in records])
+
+    async def forget(self, records: Sequence[Spooled]) -> None:
+        """The ledger has them. Not waited for with fsync: a record that comes back after a crash is recognised by its id."""
+        for record in records:
+            self._pending.pop(record.key, None)
+        loop = asyncio.get_running_loop()
+        if self._pending:
+            await loop.run_in_executor(self._thread, self._put, [_line({"done": record.key}) for record in records])
+        else:
+            await loop.run_in_executor(self._thread, self._empty)
+
+    async def reject(self, record: Spooled) -> None:
+        """Keep a record that the ledger refuses in a file of its own, `<name>.rejected`, for people. It is not replayed."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self._reject, _line(_fields(record)))
+
+    async def _write(self, lines: Iterable[bytes]) -> None:
+        """Callers that arrive while the disk is busy share the next fsync."""
+        written = asyncio.get_running_loop().create_future()
+        self._unwritten.append((b"".join(lines), written))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_all())
+        await written
+
+    async def _write_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._unwritten:
+            batch, self._unwritten = self._unwritten, []
+            trouble: OSError | None = None
+            try:
+                await loop.run_in_executor(self._thread, self._put_for_sure, [lines for lines, _ in batch])
+            except OSError as error:
+                trouble = error
+            for _, written in batch:
+                if written.done():
+                    continue
+                if trouble is None:
+                    written.set_result(None)
+                else:
+                    written.set_exception(OSError(*trouble.args))
+
+    def _open(self) -> dict[str, Spooled]:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock.acquire()
+        pending = _read(self._path)
+        orphans = self._orphans()
+        for path, _ in orphans:
+            pending.update(_read(path))
+        # Written anew and moved into place: a crash leaves either the old files or the new one, and ids make both the same.
+        fresh = self._path.with_suffix(".fresh")
+        with fresh.open("wb") as file:
+            file.writelines(_line(_fields(record)) for record in pending.values())
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._path)
+        _sync_folder(self._path.parent)
+        for path, lock in orphans:
+            path.unlink()
+            lock.release()
+        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        return pending
+
+    def _orphans(self) -> list[tuple[Path, FileLock]]:
+        found = []
+        for path in sorted(self._path.parent.glob(f"*{_SUFFIX}")):
+            lock = FileLock(path)
+            if path == self._path:
+                continue
+            try:
+                lock.acquire()
+            except FileLocked:
+                continue  # its process lives
+            found.append((path, lock))
+        return found
+
+    def _close(self) -> None:
+        os.close(self._descriptor)
+        self._lock.release()
+
+    def _put(self, lines: Sequence[bytes]) -> None:
+        data = b"".join(lines)
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def _put_for_sure(self, lines: Sequence[bytes]) -> None:
+        self._put(lines)
+        os.fsync(self._descriptor)
+
+    def _reject(self, line: bytes) -> None:
+        with self._path.with_suffix(".rejected").open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _empty(self) -> None:
+        os.ftruncate(self._descriptor, 0)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The name of a new file is on the disk only when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    body = orjson.dumps(fields)
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _read(path: Path) -> dict[str, Spooled]:
+    """The records of a file that were not forgotten. Lines that are not whole are left out, and said."""
+    pending: dict[str, Spooled] = {}
+    if not path.exists():
+        return pending
+    *lines, torn = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        crc, _, body = line.partition(b" ")
+        if crc != b"%08x" % zlib.crc32(body):
+            _log.error("spool_line_damaged", file=path.name, line=number)
+            continue
+        fields = orjson.loads(body)
+        if "done" in fields:
+            pending.pop(fields["done"], None)
+        else:
+            record = _record(fields)
+            pending[record.key] = record
+    if torn:
+        _log.warning("spool_line_torn", file=path.name)
+    return pending
+
+
+def _fields(record: Spooled) -> dict[str, Any]:
+    if isinstance(record, Recorded):
+        return {"entry": _entry_fields(record.entry)}
+    request = record.request
+    return {
+        "project": record.project,
+        "id": record.reservation_id,
+        "used": _amount_fields(record.used),
+        "held": _amount_fields(record.held),
+        "detail": b64encode(record.detail).decode(),
+        "request": None if request is None else _request_fields(request),
+    }
+
+
+def _record(fields: dict[str, Any]) -> Spooled:
+    if "entry" in fields:
+        return Recorded(_entry(fields["entry"]))
+    request = None if fields["request"] is None else _request(fields["id"], fields["request"])
+    used, held = Amount(*fields["used"]), Amount(*fields["held"])
+    return Settlement(fields["project"], fields["id"], used, b64decode(fields["detail"]), request, held)
+
+
+def _amount_fields(amount: Amount) -> list[int]:
+    return [amount.tokens, amount.nano_usd, amount.requests]
+
+
+def _limit_fields(limit: Limit) -> list[int | None]:
+    return [limit.tokens, limit.nano_usd, limit.requests]
+
+
+def _request_fields(request: Reserve) -> dict[str, Any]:
+    """What booking needs: the demand was answered when the request was granted."""
+    return {
+        "owner": request.owner,
+        "ttl_ms": request.ttl_ms,
+        "on_lost": request.on_lost.value,
+        "draft": b64encode(request.draft).decode(),
+        "holds": [
+            [one.account, _limit_fields(one.limit), _limit_fields(one.tighten), one.enforce, one.keep_ms]
+            for one in request.holds
+        ],
+    }
+
+
+def _request(reservation_id: str, fields: dict[str, Any]) -> Reserve:
+    holds = tuple(
+        Hold(account, Limit(*limit), Limit(*tighten), enforce, keep_ms)
+        for account, limit, tighten, enforce, keep_ms in fields["holds"]
+    )
+    draft = b64decode(fields["draft"])
+    no_demand = Demand(0, 0, 0, requests=0)
+    return Reserve(
+        reservation_id, fields["owner"], holds, no_demand, fields["ttl_ms"], draft, OnLost(fields["on_lost"])
+    )
+
+
+def _entry_fields(entry: OutboxEntry) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "kind": entry.kind.value,
+        "project": entry.project,
+        "amount": _amount_fields(entry.amount),
+        "overrun": _amount_fields(entry.overrun),
+        "at_ms": entry.at_ms,
+        "draft": b64encode(entry.draft).decode(),
+        "detail": b64encode(entry.detail).decode(),
+    }
+
+
+def _entry(fields: dict[str, Any]) -> OutboxEntry:
+    return OutboxEntry(
+        position="",
+        id=fields["id"],
+        kind=EntryKind(fields["kind"]),
+        project=fields["project"],
+        amount=Amount(*fields["amount"]),
+        at_ms=fields["at_ms"],
+        draft=b64decode(fields["draft"]),
+        detail=b64decode(fields["detail"]),
+        overrun=Amount(*fields["overrun"]),
+    )

@@ -1,0 +1,70 @@
+"""Servers for the fault tests of the Redis ledger, and short ways to use it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from gateway.ledger.port import Reserve
+from gateway.ledger.redis import RedisLedger
+from policies.amounts import Amount, Limit
+from policies.reservation import Demand, Hold
+from tests.redis_server import RedisServer, running_server
+
+# For operations that are to succeed: this machine may be busy. Tests of the deadline itself set their own.
+PATIENT_MS = 10_000
+
+
+@pytest.fixture(scope="module")
+def shared_server() -> Iterator[RedisServer]:
+    try:
+        with running_server() as server:
+            yield server
+    except FileNotFoundError as lacking:
+        pytest.skip(str(lacking))
+
+
+@pytest.fixture
+def server(shared_server: RedisServer) -> RedisServer:
+    """Flushed, and with the settings it was started with."""
+    shared_server.command("FLUSHALL")
+    shared_server.command("SCRIPT", "FLUSH")
+    return shared_server
+
+
+@asynccontextmanager
+async def ledger_at(url: str, *, deadline_ms: int = PATIENT_MS, **named: object) -> AsyncIterator[RedisLedger]:
+    ledger = RedisLedger(url, deadline_ms=deadline_ms, **named)  # type: ignore[arg-type]
+    try:
+        await ledger.open()
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+def ask(
+    name: str, count: int = 10, *, limit: int | None = 100, account: str = "run:r", ttl_ms: int = 60_000
+) -> Reserve:
+    """A reservation of `count` tokens on one account."""
+    hold = Hold(account, Limit(tokens=limit))
+    return Reserve(name, "gateway-1", (hold,), Demand(0, count, count, requests=0), ttl_ms, b'{"model":"mock"}')
+
+
+def tokens(count: int) -> Amount:
+    return Amount(tokens=count)
+
+
+async def standing(ledger: RedisLedger, account: str = "run:r", project: str = "p") -> tuple[int, int]:
+    """(settled, reserved) tokens of an account."""
+    (found,) = await ledger.balances(project, [account])
+    return found.settled.tokens, found.reserved.tokens
+
+
+async def until(condition: Callable[[], bool], within_s: float = 15.0) -> None:
+    """Wait for something that happens in the background."""
+    async with asyncio.timeout(within_s):
+        while not condition():
+            await asyncio.sleep(0.01)

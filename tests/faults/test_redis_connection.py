@@ -1,0 +1,175 @@
+"""The shared connection when the network is bad: deadlines, lost replies, cancelled callers, garbage."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from gateway.ledger.port import LedgerUnavailable
+from gateway.ledger.redis_connection import Address, ConnectionLost, Credentials, RedisConnection, RedisRefused
+from tests.faults.chaos_proxy import ChaosProxy, chaos
+from tests.faults.redis_fixtures import PATIENT_MS, server, shared_server
+from tests.redis_server import RedisServer, free_port
+
+__all__ = ["server", "shared_server"]
+
+
+@asynccontextmanager
+async def connection_to(port: int, *, deadline_ms: int = PATIENT_MS) -> AsyncIterator[RedisConnection]:
+    async def locate() -> Address:
+        return "127.0.0.1", port
+
+    connection = RedisConnection(locate, Credentials(), deadline_ms=deadline_ms)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def proxy(server: RedisServer) -> AsyncIterator[ChaosProxy]:
+    async with chaos(server.port) as started:
+        yield started
+
+
+async def test_replies_reach_their_callers_whatever_others_do(server: RedisServer) -> None:
+    """10,000 commands, a third of them given up at a random moment: nobody ever gets another's reply."""
+    chance = random.Random(7)
+    async with connection_to(server.port) as connection:
+        await connection.call("PING")
+
+        async def one(number: int) -> bool:
+            return bool(await connection.call("ECHO", f"n{number}") == f"n{number}".encode())
+
+        kept: list[asyncio.Task[bool]] = []
+        for number in range(10_000):
+            task = asyncio.create_task(one(number))
+            if chance.random() < 1 / 3:
+                asyncio.get_running_loop().call_later(chance.random() / 100, task.cancel)
+            kept.append(task)
+            if number % 100 == 0:
+                await asyncio.sleep(0)
+        outcomes = await asyncio.gather(*kept, return_exceptions=True)
+        given_up = sum(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+        assert 0 < given_up < 5_000
+        assert all(outcome is True for outcome in outcomes if not isinstance(outcome, asyncio.CancelledError))
+        assert await connection.call("ECHO", "last") == b"last"
+
+
+async def test_a_stalled_server_costs_every_caller_one_deadline_and_no_more(proxy: ChaosProxy) -> None:
+    async with connection_to(proxy.port, deadline_ms=100) as connection:
+        for _ in range(50):
+            try:
+                await connection.call("PING")
+                break
+            except LedgerUnavailable:
+                continue
+        proxy.stall()
+        started = time.monotonic()
+        outcomes = await asyncio.gather(*(connection.call("PING") for _ in range(500)), return_exceptions=True)
+        assert all(isinstance(outcome, LedgerUnavailable) for outcome in outcomes)
+        # 100 ms each and all at once; the rest of the second is for a busy machine.
+        assert time.monotonic() - started < 1.1
+
+
+async def test_a_silent_connection_is_replaced(proxy: ChaosProxy) -> None:
+    async with connection_to(proxy.port, deadline_ms=200) as connection:
+        proxy.stall()
+        async with asyncio.timeout(10):
+            while proxy.accepted < 2:
+                with pytest.raises(LedgerUnavailable):
+                    await connection.call("PING")
+        proxy.go_on()
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    assert await connection.call("PING") == b"PONG"
+                    break
+                except LedgerUnavailable:
+                    continue
+
+
+async def test_what_is_in_flight_when_the_connection_breaks_is_told_so(proxy: ChaosProxy) -> None:
+    async with connection_to(proxy.port) as connection:
+        await connection.call("PING")
+        proxy.stall()
+        waiting = [asyncio.create_task(connection.call("PING")) for _ in range(10)]
+        await asyncio.sleep(0.05)
+        proxy.cut()
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(outcome, ConnectionLost) for outcome in outcomes)
+        proxy.go_on()
+        assert await connection.call("PING") == b"PONG"
+
+
+async def test_an_error_reply_is_the_callers_own(server: RedisServer) -> None:
+    async with connection_to(server.port) as connection:
+        good, bad = await asyncio.gather(
+            connection.call("PING"), connection.call("NOSUCHCOMMAND"), return_exceptions=True
+        )
+        assert good == b"PONG"
+        assert isinstance(bad, RedisRefused)
+        assert bad.code == "ERR"
+
+
+async def test_nobody_there(server: RedisServer) -> None:
+    async with connection_to(free_port()) as connection:
+        with pytest.raises(LedgerUnavailable, match="cannot be reached"):
+            await connection.call("PING")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", id="another-protocol"),
+        pytest.param(b"+PONG\r\n+PONG\r\n", id="more-replies-than-questions"),
+    ],
+)
+async def test_a_server_that_talks_nonsense_is_left(answer: bytes) -> None:
+    greeted = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal greeted
+        greeted += 1
+        await reader.read(100)
+        writer.write(answer)
+        await writer.drain()
+        # Until the other side has had enough.
+        await reader.read()
+        writer.close()
+
+    listener = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with listener, connection_to(listener.sockets[0].getsockname()[1]) as connection:
+        for _ in range(3):
+            (outcome,) = await asyncio.gather(connection.call("PING"), return_exceptions=True)
+            assert outcome == b"PONG" or isinstance(outcome, ConnectionLost)
+            # The excess reply is read in a turn of its own.
+            await asyncio.sleep(0.05)
+    assert greeted == 3
+
+
+async def test_commands_of_one_turn_of_the_loop_leave_in_one_write(server: RedisServer) -> None:
+    async with connection_to(server.port) as connection:
+        await connection.call("PING")
+        wire = connection._wire
+        assert wire is not None
+        assert wire._transport is not None
+        writes: list[bytes] = []
+        original = wire._transport
+
+        class Counting:
+            def write(self, data: bytes) -> None:
+                writes.append(data)
+                original.write(data)
+
+            def abort(self) -> None:
+                original.abort()
+
+        wire._transport = Counting()  # type: ignore[assignment]
+        await asyncio.gather(*(connection.call("PING") for _ in range(64)))
+        assert len(writes) == 1
