@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.amounts import AMOUNT_MAX, UNITS, UNLIMITED, ZERO, Amount, Limit
+from policies.reservation import (
+    Account,
+    Balance,
+    Demand,
+    Event,
+    Gate,
+    Granted,
+    Hold,
+    OnLost,
+    Refusal,
+    Refused,
+    Reserve,
+    State,
+    already_resolved,
+    enlarge,
+    fit,
+    next_state,
+    place,
+    place_again,
+)
+
+LIFE = {
+    (State.PENDING, Event.SETTLE): State.SETTLED,
+    (State.PENDING, Event.VOID): State.VOIDED,
+    (State.PENDING, Event.EXPIRE): State.EXPIRED,
+    (State.EXPIRED, Event.SETTLE): State.LATE,
+}
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("event", Event)
+def test_a_reservation_is_resolved_once(state: State, event: Event) -> None:
+    assert next_state(state, event) == LIFE.get((state, event))
+
+
+def test_demand_counts_every_choice() -> None:
+    demand = Demand(100, 50, 10, prompt_nano_usd=7, output_nano_usd_per_token=3, choices=4)
+    assert demand.amount(50) == Amount(300, 607, 1)
+    assert demand.prompt_amount == Amount(100, 7, 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "tightened", "limit", "tighten", "effective"),
+    [
+        (UNLIMITED, UNLIMITED, Limit(10), UNLIMITED, Limit(10)),
+        (Limit(30), UNLIMITED, Limit(10, 5), UNLIMITED, Limit(30, 5)),
+        (Limit(30), Limit(20), Limit(10), UNLIMITED, Limit(20)),
+        (UNLIMITED, Limit(20), Limit(10), Limit(15), Limit(10)),
+        (UNLIMITED, Limit(20), Limit(30), Limit(15), Limit(15)),
+        (UNLIMITED, UNLIMITED, UNLIMITED, Limit(None, None, 2), Limit(None, None, 2)),
+        (Limit(0), UNLIMITED, Limit(10), UNLIMITED, Limit(0)),
+    ],
+)
+def test_an_override_replaces_and_tightening_lowers(
+    override: Limit, tightened: Limit, limit: Limit, tighten: Limit, effective: Limit
+) -> None:
+    account = Account(override=override, tightened=tightened)
+    assert account.effective_limit(limit, tighten) == effective
+
+
+def test_remaining_is_negative_after_an_overrun() -> None:
+    balance = Balance("run", Limit(tokens=100), Amount(90), Amount(15))
+    assert (balance.remaining("tokens"), balance.remaining("nano_usd")) == (-5, None)
+
+
+def test_the_weightiest_refusal_of_the_chain_is_told_then_the_first() -> None:
+    needed = Demand(0, 10, 10, requests=0)
+    busy = (Hold("busy", Limit(10)), Account(reserved=Amount(5)))
+    spent = (Hold("spent", Limit(10)), Account(settled=Amount(5)))
+    small = (Hold("small", Limit(9)), Account())
+    paused = (Hold("paused"), Account(gate=Gate.PAUSED))
+    for chain, told in [
+        ([busy], (0, Refusal.BUSY, "tokens")),
+        ([busy, spent], (1, Refusal.EXCEEDED, "tokens")),
+        ([busy, spent, small], (2, Refusal.TOO_LARGE, "tokens")),
+        ([busy, spent, small, paused], (3, Refusal.GATE, None)),
+        ([spent, busy, spent], (0, Refusal.EXCEEDED, "tokens")),
+    ]:
+        assert fit(needed, [one[0] for one in chain], [one[1] for one in chain]).refused == told
+
+
+def test_what_is_held_already_does_not_go_away_by_waiting() -> None:
+    hold, extra = Hold("run", Limit(100)), Demand(0, 30, 30, requests=0)
+    account = Account(reserved=Amount(80))
+    assert fit(extra, [hold], [account]).refused == (0, Refusal.BUSY, "tokens")
+    assert fit(extra, [hold], [account], extending=True, held=Amount(60)).refused == (0, Refusal.BUSY, "tokens")
+    assert fit(extra, [hold], [account], extending=True, held=Amount(80)).refused == (0, Refusal.TOO_LARGE, "tokens")
+    spent = Account(settled=Amount(10), reserved=Amount(65))
+    assert fit(extra, [hold], [spent], extending=True, held=Amount(65)).refused == (0, Refusal.EXCEEDED, "tokens")
+
+
+amounts = st.builds(Amount, *[st.integers(0, 60)] * 3)
+limits = st.builds(Limit, *[st.none() | st.integers(0, 120)] * 3)
+accounts = st.builds(
+    Account, amounts, amounts, st.just(UNLIMITED) | limits, st.just(UNLIMITED) | limits, st.sampled_from(Gate)
+)
+holds = st.builds(Hold, st.just(""), limits, st.just(UNLIMITED) | limits, st.booleans())
+
+
+@st.composite
+def demands(draw: st.DrawFn) -> Demand:
+    most = draw(st.integers(0, 60))
+    return Demand(
+        draw(st.integers(0, 40)),
+        most,
+        draw(st.integers(0, most)),
+        draw(st.integers(0, 40)),
+        draw(st.integers(0, 4)),
+        draw(st.integers(1, 3)),
+        draw(st.integers(0, 1)),
+    )
+
+
+def fits(demand: Demand, output_tokens: int, hold: Hold, account: Account) -> bool:
+    """The definition: nothing that is wanted takes settled + reserved above the limit."""
+    limit, wanted = account.effective_limit(hold.limit, hold.tighten), demand.amount(output_tokens)
+    return all(
+        wanted.of(unit) == 0 or account.settled.of(unit) + account.reserved.of(unit) + wanted.of(unit) <= most
+        for unit in UNITS
+        if (most := limit.of(unit)) is not None
+    )
+
+
+@given(demands(), st.lists(st.tuples(holds, accounts), min_size=1, max_size=4))
+def test_fit_grants_all_there_is_room_for_and_never_more(demand: Demand, chain: list[tuple[Hold, Account]]) -> None:
+    outcome = fit(demand, [hold for hold, _ in chain], [account for _, account in chain])
+    enforced = [(hold, account) for hold, account in chain if hold.enforce]
+    open_gates = all(account.gate is Gate.OPEN for _, account in chain)
+    possible = open_gates and all(fits(demand, demand.output_tokens_min, *one) for one in enforced)
+    assert (outcome.refused is None) == possible
+    watched = {index for index, (hold, account) in enumerate(chain) if not hold.enforce and account.gate is Gate.OPEN}
+    assert set(outcome.breaches) == {
+        index for index in watched if not fits(demand, demand.output_tokens_min, *chain[index])
+    }
+    if possible:
+        assert demand.output_tokens_min <= outcome.output_tokens <= demand.output_tokens_max
+        assert all(fits(demand, outcome.output_tokens, *one) for one in enforced)
+        more = outcome.output_tokens + 1
+        assert more > demand.output_tokens_max or not all(fits(demand, more, *one) for one in enforced)
+
+
+@given(demands(), st.lists(st.tuples(holds, accounts), min_size=1, max_size=3))
+def test_a_gate_does_not_stop_what_was_let_in(demand: Demand, chain: list[tuple[Hold, Account]]) -> None:
+    opened = [replace(account, gate=Gate.OPEN) for _, account in chain]
+    names = [hold for hold, _ in chain]
+    assert fit(demand, names, [account for _, account in chain], extending=True) == fit(demand, names, opened)
+
+
+def request(*chain: Hold, tokens: int = 40) -> Reserve:
+    return Reserve("c1", "gw", chain, Demand(0, tokens, tokens, requests=0), 60_000, b"draft", OnLost.RELEASE)
+
+
+def test_place_says_what_to_write() -> None:
+    chain = (Hold("step", Limit(50), Limit(45), keep_ms=5), Hold("run", Limit(100)))
+    before = (Account(settled=Amount(1)), Account(reserved=Amount(2), tightened=Limit(90)))
+    placed = place(request(*chain), before, 1_000)
+    assert placed.accounts == (
+        Account(Amount(1), Amount(40), tightened=Limit(45), keep_ms=5, used_ms=1_000),
+        Account(ZERO, Amount(42), tightened=Limit(90), used_ms=1_000),
+    )
+    reservation = placed.reservation
+    assert reservation is not None
+    assert (reservation.accounts, reservation.limits) == (("step", "run"), (Limit(50), Limit(100)))
+    assert (reservation.held, reservation.deadline_ms, reservation.state) == (Amount(40), 61_000, State.PENDING)
+    assert (reservation.draft, reservation.on_lost, reservation.owner) == (b"draft", OnLost.RELEASE, "gw")
+    assert isinstance(placed.decision, Granted)
+    assert [balance.limit for balance in placed.decision.balances] == [Limit(45), Limit(90)]
+
+
+def test_a_refused_placement_writes_nothing() -> None:
+    placed = place(request(Hold("run", Limit(30))), (Account(),), 1_000)
+    assert (placed.reservation, placed.accounts) == (None, ())
+    assert placed.decision == Refused(
+        Refusal.TOO_LARGE, "run", "tokens", 40, Balance("run", Limit(30), ZERO, ZERO), 1_000
+    )
+
+
+@pytest.mark.parametrize("standing", [Account(settled=Amount(AMOUNT_MAX)), Account(reserved=Amount(AMOUNT_MAX - 39))])
+def test_no_account_goes_beyond_what_engines_can_count(standing: Account) -> None:
+    with pytest.raises(ValueError, match=r"2\^53"):
+        place(request(Hold("run")), (standing,), 0)
+
+
+def test_enlarge_adds_to_what_is_held_and_keeps_the_deadline() -> None:
+    first = place(request(Hold("run", Limit(100))), (Account(),), 0)
+    assert first.reservation is not None
+    chain, extra = (Hold("run", Limit(70)),), Demand(0, 50, 1, requests=0)
+    grown = enlarge(first.reservation, chain, extra, first.accounts, 5_000)
+    assert grown.reservation == replace(first.reservation, held=Amount(70), output_tokens=70, limits=(Limit(70),))
+    assert isinstance(grown.decision, Granted)
+    assert (grown.decision.output_tokens, grown.decision.held, grown.decision.deadline_ms) == (70, Amount(70), 60_000)
+    settled = replace(first.reservation, state=State.SETTLED)
+    assert enlarge(settled, chain, extra, first.accounts, 5).decision == already_resolved(chain, first.accounts, 5)
+
+
+def test_an_id_stays_with_its_accounts() -> None:
+    first = place(request(Hold("run", Limit(100))), (Account(),), 0)
+    assert first.reservation is not None
+    again = place_again(request(Hold("run", Limit(100))), first.reservation, first.accounts, 0)
+    assert again.decision == first.decision
+    assert again.reservation is None
+    for wrong in ((Hold("other"),), (Hold("run"), Hold("other")), ()):
+        with pytest.raises(ValueError, match="not on the accounts given"):
+            place_again(request(*wrong), first.reservation, [Account()] * len(wrong), 0)
+        with pytest.raises(ValueError, match="not on the accounts given"):
+            enlarge(first.reservation, wrong, Demand(0, 1, 1, requests=0), [Account()] * len(wrong), 0)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.amounts import AMOUNT_MAX, ZERO, Amount, Limit
+from policies.reservation import Account, Balance, OnLost, Reservation, State
+from policies.settlement import Booking, EntryKind, OutboxEntry, Resolution, expire, overrun_of, settle, void
+
+HELD = Amount(50, 500, 1)
+PENDING = Reservation(
+    "c1", "gw", ("step", "run"), (Limit(60), Limit(tokens=100)), HELD, 50, 60_000, OnLost.CHARGE, b"draft"
+)
+STANDING = (Account(reserved=HELD), Account(settled=Amount(7), reserved=HELD + HELD, keep_ms=9))
+
+
+def written(booking: Booking) -> tuple[Reservation, tuple[Account, ...]]:
+    assert booking.reservation is not None
+    return booking.reservation, booking.accounts
+
+
+def test_a_settlement_books_the_use_and_frees_the_hold() -> None:
+    used = Amount(30, 300, 1)
+    booking = settle("p", PENDING, STANDING, used, b"detail", 1_000)
+    reservation, accounts = written(booking)
+    assert accounts == (
+        Account(settled=used, used_ms=1_000),
+        Account(settled=used + Amount(7), reserved=HELD, keep_ms=9, used_ms=1_000),
+    )
+    assert reservation == replace(PENDING, state=State.SETTLED, booked=used, resolved_ms=1_000, draft=b"")
+    assert booking.entry == OutboxEntry("", "c1", EntryKind.SETTLED, "p", used, 1_000, b"draft", b"detail")
+    assert booking.resolution.balances == (
+        Balance("step", Limit(60), used, ZERO),
+        Balance("run", Limit(100), used + Amount(7), HELD),
+    )
+
+
+def test_void_writes_no_event() -> None:
+    booking = void(PENDING, STANDING, 1_000)
+    reservation, accounts = written(booking)
+    assert [one.settled for one in accounts] == [ZERO, Amount(7)]
+    assert [one.reserved for one in accounts] == [ZERO, HELD]
+    assert (reservation.state, reservation.booked, booking.entry) == (State.VOIDED, ZERO, None)
+
+
+@pytest.mark.parametrize(
+    ("on_lost", "progress", "booked"),
+    [
+        (OnLost.CHARGE, ZERO, ZERO),
+        (OnLost.CHARGE, Amount(20, 200, 1), Amount(20, 200, 1)),
+        (OnLost.CHARGE, Amount(80, 200, 1), Amount(80, 200, 1)),
+        (OnLost.RELEASE, Amount(20, 200, 1), ZERO),
+    ],
+)
+def test_an_expiry_books_progress_where_losses_are_charged(on_lost: OnLost, progress: Amount, booked: Amount) -> None:
+    found = replace(PENDING, on_lost=on_lost, progress=progress)
+    booking = expire("p", found, STANDING, 70_000)
+    reservation, accounts = written(booking)
+    assert (reservation.state, reservation.booked, reservation.draft) == (State.EXPIRED, booked, b"draft")
+    assert [one.reserved for one in accounts] == [ZERO, HELD]
+    assert accounts[0].settled == booked
+    assert booking.entry == OutboxEntry(
+        "", "c1", EntryKind.EXPIRED, "p", booked, 70_000, b"draft", b"", overrun_of(booked, HELD)
+    )
+
+
+@pytest.mark.parametrize("state", [State.SETTLED, State.VOIDED, State.LATE, State.EXPIRED])
+def test_a_second_resolution_is_told_the_first(state: State) -> None:
+    found = replace(PENDING, state=state, booked=Amount(3), overrun=Amount(1))
+    told = Booking(
+        Resolution(
+            state,
+            False,
+            Amount(3),
+            Amount(1),
+            tuple(
+                one.balance(name, limit)
+                for name, limit, one in zip(found.accounts, found.limits, STANDING, strict=True)
+            ),
+        )
+    )
+    assert void(found, STANDING, 0) == told
+    assert expire("p", found, STANDING, 0) == told
+    if state is not State.EXPIRED:
+        assert settle("p", found, STANDING, Amount(99), b"", 0) == told
+
+
+uses = st.builds(Amount, *[st.integers(0, 120)] * 3)
+
+
+@given(uses, uses, st.sampled_from(OnLost))
+def test_an_expiry_and_its_late_settlement_add_up_to_the_use(progress: Amount, used: Amount, on_lost: OnLost) -> None:
+    lost = expire("p", replace(PENDING, on_lost=on_lost, progress=progress), STANDING, 1)
+    reservation, accounts = written(lost)
+    late = settle("p", reservation, accounts, used, b"", 2)
+    final, after = written(late)
+    assert (final.state, final.booked, final.draft) == (State.LATE, used, b"")
+    assert (late.resolution.booked, late.resolution.overrun) == (used, overrun_of(used, HELD))
+    assert [one.settled for one in after] == [used, used + Amount(7)]
+    assert [one.reserved for one in after] == [ZERO, HELD]
+    assert lost.entry is not None
+    assert late.entry is not None
+    assert lost.entry.amount + late.entry.amount == used
+    assert lost.entry.overrun + late.entry.overrun == overrun_of(used, HELD)
+    assert (late.entry.id, late.entry.kind, late.entry.draft) == ("c1:late", EntryKind.LATE, b"draft")
+
+
+def test_a_full_counter_stays_full_and_an_emptied_one_does_not_go_below_nothing() -> None:
+    full = (Account(settled=Amount(AMOUNT_MAX), reserved=HELD), Account(reserved=HELD))
+    _, accounts = written(settle("p", PENDING, full, Amount(30), b"", 0))
+    assert [one.settled.tokens for one in accounts] == [AMOUNT_MAX, 30]
+    expired = replace(PENDING, state=State.EXPIRED, booked=Amount(30))
+    _, accounts = written(settle("p", expired, (Account(), Account(settled=Amount(40))), Amount(10), b"", 0))
+    assert [one.settled.tokens for one in accounts] == [0, 20]
