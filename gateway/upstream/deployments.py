@@ -1,0 +1,173 @@
+"""Which deployment takes the next attempt of a call, and which one rests after it failed.
+
+The rules are those of LiteLLM's router, by its `router_settings`: several entries of one name share its load; one that
+failed too often rests for `cooldown_time`; the only entry of a name never rests. State is of this process.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from gateway.upstream.port import Deployment, UpstreamError
+
+# These say at once that the deployment cannot take calls now: a bad key, no such model, no quota left.
+_AT_ONCE: Final = frozenset({401, 403, 404, 429})
+_COUNTED: Final = frozenset({408, 409})  # and every 5xx
+_COOLDOWN_MAX_S: Final = 300.0  # however long a provider's retry-after is, it is asked again after this
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """LiteLLM's `router_settings`, as far as they choose. Times in seconds; `fallbacks` from a name to other names."""
+
+    num_retries: int = 2
+    retry_after_s: float = 0.0  # the shortest wait before an attempt
+    allowed_fails: int = 3
+    cooldown_s: float = 5.0
+    routing_strategy: Literal["simple-shuffle", "least-busy"] = "simple-shuffle"
+    fallbacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    context_window_fallbacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Health:
+    in_flight: int = 0
+    fails: int = 0
+    first_fail_s: float = 0.0
+    rests_until_s: float = 0.0
+
+
+class Pool:
+    """All deployments by their public names. `clock_s` is monotonic; `chance` decides among equals."""
+
+    def __init__(
+        self,
+        deployments: Iterable[Deployment],
+        settings: PoolSettings,
+        *,
+        clock_s: Callable[[], float],
+        chance: random.Random,
+    ) -> None:
+        self._settings = settings
+        self._clock_s = clock_s
+        self._chance = chance
+        self._by_name: dict[str, list[Deployment]] = {}
+        for deployment in deployments:
+            self._by_name.setdefault(deployment.name, []).append(deployment)
+        self._health: dict[str, _Health] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The public names, in the order of the configuration."""
+        return tuple(self._by_name)
+
+    def of(self, name: str) -> Sequence[Deployment]:
+        """All deployments of a name, resting or not; empty for an unknown one."""
+        return self._by_name.get(name, ())
+
+    def choose(self, name: str, exclude: Collection[str] = (), *, also_resting: bool = False) -> Deployment | None:
+        """The deployment for the next attempt, or None. It counts as busy until `report` or `release`, once each.
+
+        `exclude` are ids that this call has tried. `also_resting` when there is no other way left: the one that has
+        rested longest is then asked rather than nobody.
+        """
+        rested = [item for item in self.of(name) if item.id not in exclude]
+        awake = [item for item in rested if not self.is_resting(item)]
+        if awake:
+            chosen = self._among(awake)
+        elif rested and also_resting:
+            chosen = min(rested, key=lambda item: self._of(item).rests_until_s)
+        else:
+            return None
+        self._of(chosen).in_flight += 1
+        return chosen
+
+    def release(self, deployment: Deployment) -> None:
+        """The chosen deployment was not asked after all."""
+        health = self._of(deployment)
+        health.in_flight = max(0, health.in_flight - 1)
+
+    def report(self, deployment: Deployment, status: int, *, retry_after_s: float | None = None) -> None:
+        """How an attempt ended: the answer's status, or `UpstreamError.status`. The provider's own wish comes along."""
+        self.release(deployment)
+        health = self._of(deployment)
+        if status < 400:
+            health.fails = 0
+            return
+        if len(self.of(deployment.name)) < 2:
+            return  # to rest would be to fail every call for sure
+        now_s = self._clock_s()
+        if status in _AT_ONCE:
+            wish_s = min(retry_after_s or 0.0, _COOLDOWN_MAX_S)
+            health.rests_until_s = now_s + max(self._settings.cooldown_s, wish_s)
+        elif status >= 500 or status in _COUNTED:
+            self._count(health, now_s)
+
+    def is_resting(self, deployment: Deployment) -> bool:
+        return self._clock_s() < self._of(deployment).rests_until_s
+
+    def in_flight(self, deployment: Deployment) -> int:
+        return self._of(deployment).in_flight
+
+    def should_retry(
+        self, failure: int | UpstreamError, attempts: int, *, others: bool = False, advice: str | None = None
+    ) -> bool:
+        """Whether to try again after `attempts` attempts (1 or more).
+
+        Never after bytes of an answer were received: they were paid, and the client may have seen them. A deployment's
+        own fault (401, 403, 404) is worth another attempt only at `others`. `advice` is the answer's `x-should-retry`.
+        """
+        if attempts > self._settings.num_retries:
+            return False
+        if isinstance(failure, UpstreamError):
+            return not failure.bytes_received
+        if advice in ("true", "false"):
+            return advice == "true"
+        if failure in (401, 403, 404):
+            return others
+        return failure in (408, 409, 429) or failure >= 500
+
+    def wait_s(self, attempts: int, *, retry_after_s: float | None = None, others: bool = False) -> float:
+        """Seconds before the next attempt: the provider's wish, else 0.5 · 2ⁿ up to 8 with a quarter of chance in it
+        (OpenAI's own client); nothing where another deployment can be asked at once."""
+        if others:
+            return self._settings.retry_after_s
+        if retry_after_s is not None and 0 < retry_after_s <= 60:
+            return max(retry_after_s, self._settings.retry_after_s)
+        backoff_s = min(0.5 * 2.0 ** min(attempts - 1, 10), 8.0)
+        return max(backoff_s * (1 - 0.25 * self._chance.random()), self._settings.retry_after_s)
+
+    def fallbacks(self, name: str, *, context_window: bool = False) -> tuple[str, ...]:
+        """Other public names to ask when this one failed (`*` stands for every name), those that exist and only once."""
+        table = self._settings.context_window_fallbacks if context_window else self._settings.fallbacks
+        named = [*table.get(name, ()), *table.get("*", ())]
+        return tuple(dict.fromkeys(item for item in named if item in self._by_name and item != name))
+
+    def _among(self, awake: Sequence[Deployment]) -> Deployment:
+        if len(awake) == 1:
+            return awake[0]
+        if self._settings.routing_strategy == "least-busy":
+            least = min(self._of(item).in_flight for item in awake)
+            awake = [item for item in awake if self._of(item).in_flight == least]
+        weights = [max(0, item.weight) for item in awake]
+        if not any(weights):
+            return self._chance.choice(awake)
+        return self._chance.choices(awake, weights)[0]
+
+    def _count(self, health: _Health, now_s: float) -> None:
+        # Failures are counted within a minute from the first one, so that rare ones never add up.
+        if health.fails == 0 or now_s - health.first_fail_s > 60.0:
+            health.fails, health.first_fail_s = 0, now_s
+        health.fails += 1
+        if health.fails > self._settings.allowed_fails:
+            health.rests_until_s = now_s + self._settings.cooldown_s
+            health.fails = 0
+
+    def _of(self, deployment: Deployment) -> _Health:
+        found = self._health.get(deployment.id)
+        if found is None:
+            found = self._health[deployment.id] = _Health()
+        return found

@@ -1,0 +1,68 @@
+"""Deployments from the entries of `model_list`: which provider a model belongs to, and which entry is which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal, Protocol
+
+from gateway.upstream.port import Deployment
+from gateway.upstream.price_map import PriceMap
+
+_FAMILIES: Final = ("vertex_ai", "fireworks_ai")  # the map lists their models as vertex_ai-anthropic_models and so on
+_RENAMED: Final = {"bedrock_converse": "bedrock"}
+_RESPONSES: Final = "responses/"  # openai/responses/gpt-x: a model that is to be asked over that protocol only
+
+
+class ModelListEntry(Protocol):
+    """One entry of LiteLLM's `model_list`, with the environment resolved, and our `upstream` beside it."""
+
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def litellm_params(self) -> Mapping[str, Any]: ...
+    @property
+    def model_info(self) -> Mapping[str, Any]: ...
+    @property
+    def upstream(self) -> Literal["auto", "direct", "litellm"]: ...
+
+
+def deployments_of(entries: Iterable[ModelListEntry], prices: PriceMap) -> tuple[Deployment, ...]:
+    """One deployment an entry. Ids are the public name and the entry's position among its siblings: `gpt/0`."""
+    siblings: dict[str, int] = {}
+    made = []
+    for entry in entries:
+        position = siblings.get(entry.model_name, 0)
+        siblings[entry.model_name] = position + 1
+        provider, model = provider_and_model(entry.litellm_params, prices)
+        weight = entry.litellm_params.get("weight", 1)
+        info = entry.model_info
+        if model.startswith(_RESPONSES):
+            model, info = model.removeprefix(_RESPONSES), {"mode": "responses", **info}
+        made.append(
+            Deployment(
+                id=f"{entry.model_name}/{position}",
+                name=entry.model_name,
+                provider=provider,
+                model=model,
+                lane=entry.upstream,
+                params=entry.litellm_params,
+                info=info,
+                weight=weight if type(weight) is int else 1,
+            )
+        )
+    return tuple(made)
+
+
+def provider_and_model(params: Mapping[str, Any], prices: PriceMap) -> tuple[str, str]:
+    """LiteLLM's rule without LiteLLM: `custom_llm_provider`, else the part before the first slash, else the provider
+    under which the map lists the bare name, else openai."""
+    name = str(params["model"])
+    head, slash, rest = name.partition("/")
+    stated = params.get("custom_llm_provider")
+    if stated:
+        return str(stated), rest if slash and head == stated else name
+    if slash:
+        return head, rest
+    listed = str((prices.raw(name) or {}).get("litellm_provider") or "openai")
+    family = next((item for item in _FAMILIES if listed.startswith(f"{item}-")), listed)
+    return _RENAMED.get(family, family), name

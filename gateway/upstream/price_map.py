@@ -1,0 +1,159 @@
+"""What LiteLLM's price map says of a model: prices, limits, abilities; read from its wheel without importing it.
+
+The file is parsed once, at the first question; what stays in memory is each model's entry as compact JSON. Measured:
+22 ms and 7 MB for 4,200 models, against seconds and 170 MB for the import.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from gateway.upstream.port import Deployment
+
+_FILE: Final = "model_prices_and_context_window_backup.json"
+_EXAMPLE: Final = "sample_spec"  # an entry that explains the fields
+_DROPPED: Final = frozenset({"source", "metadata", "comment", "notes", "supported_endpoints", "supported_regions"})
+# Providers whose models the map lists under another provider's name.
+_ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
+    "text-completion-openai": ("openai",),
+    "azure_text": ("azure",),
+    "azure_ai": ("azure",),
+    "vertex_ai_beta": ("vertex_ai",),
+    "bedrock_converse": ("bedrock",),
+    "ollama_chat": ("ollama",),
+    "cohere_chat": ("cohere",),
+}
+# Parts of a model's name that choose a way to call it, and not another model.
+_ROUTES: Final = re.compile(r"^(?:responses|chat|converse|invoke|converse_like|openai)/")
+_REGION: Final = re.compile(r"^[a-z]{2}(?:-gov)?-[a-z]+-\d/")
+_FINE_TUNED: Final = re.compile(r"^(ft:[^:]+):.*$")
+_PRICE_FIELD: Final = re.compile(r"cost|^tiered_pricing$")
+
+
+class PriceMapDamaged(Exception):
+    """LiteLLM's price map is there and cannot be read: its installation is damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """`raw` in LiteLLM's field names, the entry of the configuration over the map's. `key` is the map's, if any."""
+
+    raw: Mapping[str, Any]
+    key: str | None
+
+    @property
+    def max_input_tokens(self) -> int | None:
+        return _positive(self.raw.get("max_input_tokens"))
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """Of one answer. `max_tokens` is the map's older name for it."""
+        return _positive(self.raw.get("max_output_tokens")) or _positive(self.raw.get("max_tokens"))
+
+    @property
+    def mode(self) -> str | None:
+        """chat, completion, embedding, responses, image_generation, audio_speech, …"""
+        mode = self.raw.get("mode")
+        return mode if isinstance(mode, str) else None
+
+    def supports(self, ability: str) -> bool | None:
+        """`function_calling`, `vision`, `response_schema`, …; None when nothing is said of it."""
+        said = self.raw.get(f"supports_{ability}")
+        return said if isinstance(said, bool) else None
+
+
+class PriceMap:
+    """`path` None: without a map, only what the configuration says is known."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._entries: Mapping[str, bytes] | None = None
+
+    def entry(self, deployment: Deployment) -> ModelEntry:
+        """What is known of a deployment's model. Empty when nothing is; raises `PriceMapDamaged`.
+
+        Looked up under `base_model` if the entry names one, then `provider/model`, then `model`, then without the parts
+        of the name that only choose a route or a region. A name without a provider counts only if the map says that it
+        is this provider's: a model that someone serves under the name of another is not sold at the other's price.
+        """
+        key = next((name for name in _names(deployment) if self._is_of(name, deployment.provider)), None)
+        base = self.raw(key) if key is not None else None
+        prices = {name: value for name, value in deployment.params.items() if _PRICE_FIELD.search(name)}
+        said = {name: value for name, value in {**prices, **deployment.info}.items() if value is not None}
+        return ModelEntry({**(base or {}), **said}, key)
+
+    def raw(self, key: str) -> dict[str, Any] | None:
+        """The map's entry of exactly this name."""
+        found = self._index().get(key)
+        return None if found is None else dict(orjson.loads(found))
+
+    def _is_of(self, name: str, provider: str) -> bool:
+        found = self._index().get(name)
+        if found is None:
+            return False
+        if "/" in name and name.split("/", 1)[0] in (provider, *_ALIASES.get(provider, ())):
+            return True
+        listed = str(orjson.loads(found).get("litellm_provider", ""))
+        # vertex_ai-anthropic_models, bedrock_converse, cohere_chat: a family of the provider's
+        return any(
+            listed == own or listed.startswith((f"{own}-", f"{own}_"))
+            for own in (provider, *_ALIASES.get(provider, ()))
+        )
+
+    def _index(self) -> Mapping[str, bytes]:
+        if self._entries is None:
+            self._entries = _read(self._path) if self._path is not None else {}
+        return self._entries
+
+
+def installed_price_map() -> Path | None:
+    """The map in the installed LiteLLM, found without importing it; None when LiteLLM is not there."""
+    found = importlib.util.find_spec("litellm")
+    if found is None or found.origin is None:
+        return None
+    path = Path(found.origin).parent / _FILE
+    return path if path.is_file() else None
+
+
+def _names(deployment: Deployment) -> Iterator[str]:
+    """The names under which the map may have the model, most exact first."""
+    base_model = deployment.info.get("base_model") or deployment.params.get("base_model")
+    models = [str(base_model)] if base_model else []
+    models.append(deployment.model)
+    for model in models:
+        for provider in (deployment.provider, *_ALIASES.get(deployment.provider, ())):
+            yield f"{provider}/{model}"
+        yield model
+    plain = _REGION.sub("", _ROUTES.sub("", deployment.model))
+    plain = _FINE_TUNED.sub(r"\1", plain)
+    if plain != deployment.model:
+        yield f"{deployment.provider}/{plain}"
+        yield plain
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    try:
+        entries = orjson.loads(path.read_bytes())
+        return {
+            name: _compact(entry) for name, entry in entries.items() if name != _EXAMPLE and isinstance(entry, dict)
+        }
+    except (OSError, ValueError, AttributeError) as error:
+        raise PriceMapDamaged(f"{path.name} cannot be read ({error}): install LiteLLM again.") from error
+
+
+def _compact(entry: Mapping[str, Any]) -> bytes:
+    made = orjson.dumps({name: value for name, value in entry.items() if name not in _DROPPED})
+    return bytes(memoryview(made))  # orjson's own bytes keep the buffer they were written into, many times their size
+
+
+def _positive(value: Any) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
+        return None
+    return int(value)

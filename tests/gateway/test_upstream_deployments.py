@@ -1,0 +1,261 @@
+"""Choosing among the deployments of a name, resting, retrying, falling back."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+
+from gateway.upstream.deployments import Pool, PoolSettings
+from gateway.upstream.failures import is_context_window, retry_after_s
+from gateway.upstream.model_list import deployments_of
+from gateway.upstream.port import Deployment, UpstreamBroken, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from gateway.upstream.price_map import PriceMap, installed_price_map
+
+
+@dataclass
+class Clock:
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def deployment(name: str, position: int, weight: int = 1) -> Deployment:
+    return Deployment(f"{name}/{position}", name, "openai", "x", "auto", {}, {}, weight)
+
+
+def pool(clock: Clock, *weights: int, **settings: Any) -> Pool:
+    entries = [deployment("m", i, weight) for i, weight in enumerate(weights)] + [deployment("only", 0)]
+    return Pool(entries, PoolSettings(**settings), clock_s=clock, chance=random.Random(7))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def chosen(pool: Pool, name: str = "m", *exclude: str, also_resting: bool = False) -> Deployment:
+    found = pool.choose(name, exclude, also_resting=also_resting)
+    assert found is not None
+    return found
+
+
+def test_weights_share_the_load(clock: Clock) -> None:
+    shared = pool(clock, 3, 1, 0)
+    counted = Counter(chosen(shared).id for _ in range(2000))
+    assert counted["m/2"] == 0
+    assert 2.5 < counted["m/0"] / counted["m/1"] < 3.6
+
+
+def test_weights_of_nothing_are_equal(clock: Clock) -> None:
+    shared = pool(clock, 0, 0)
+    assert {chosen(shared).id for _ in range(50)} == {"m/0", "m/1"}
+
+
+def test_the_least_busy_one_is_asked(clock: Clock) -> None:
+    shared = pool(clock, 1, 1, 1, routing_strategy="least-busy")
+    first = {chosen(shared).id for _ in range(3)}
+    assert first == {"m/0", "m/1", "m/2"}
+    shared.report(shared.of("m")[1], 200)
+    assert chosen(shared).id == "m/1"
+    shared.release(shared.of("m")[2])
+    assert chosen(shared).id == "m/2"
+    assert [shared.in_flight(item) for item in shared.of("m")] == [1, 1, 1]
+
+
+def test_what_was_tried_is_not_tried_again(clock: Clock) -> None:
+    shared = pool(clock, 1, 1)
+    assert chosen(shared, "m", "m/0").id == "m/1"
+    assert shared.choose("m", {"m/0", "m/1"}) is None
+    assert shared.choose("unknown") is None
+    assert shared.names == ("m", "only")
+
+
+@pytest.mark.parametrize(("status", "fails"), [(500, 4), (503, 4), (502, 4), (504, 4), (408, 4), (401, 1), (404, 1)])
+def test_a_failing_deployment_rests(clock: Clock, status: int, fails: int) -> None:
+    shared = pool(clock, 1, 1)
+    bad, good = shared.of("m")
+    for _ in range(fails):
+        assert not shared.is_resting(bad)
+        shared.report(bad, status)
+    assert shared.is_resting(bad)
+    assert {chosen(shared).id for _ in range(20)} == {good.id}
+    clock.now_s += 5.1
+    assert {chosen(shared).id for _ in range(50)} == {bad.id, good.id}
+
+
+@pytest.mark.parametrize("status", [400, 413, 422, 200])
+def test_a_clients_own_fault_is_not_the_deployments(clock: Clock, status: int) -> None:
+    shared = pool(clock, 1, 1)
+    for _ in range(20):
+        shared.report(shared.of("m")[0], status)
+    assert not shared.is_resting(shared.of("m")[0])
+
+
+def test_rare_failures_do_not_add_up(clock: Clock) -> None:
+    shared = pool(clock, 1, 1)
+    for _ in range(10):
+        shared.report(shared.of("m")[0], 500)
+        clock.now_s += 61
+    assert not shared.is_resting(shared.of("m")[0])
+
+
+def test_a_success_forgets_the_failures(clock: Clock) -> None:
+    shared = pool(clock, 1, 1)
+    for status in (500, 500, 500, 200, 500, 500, 500):
+        shared.report(shared.of("m")[0], status)
+    assert not shared.is_resting(shared.of("m")[0])
+
+
+@pytest.mark.parametrize(("wish_s", "rest_s"), [(None, 5.0), (1.0, 5.0), (30.0, 30.0), (1e9, 300.0)])
+def test_a_providers_wish_to_be_left_alone_is_kept(clock: Clock, wish_s: float | None, rest_s: float) -> None:
+    shared = pool(clock, 1, 1)
+    shared.report(shared.of("m")[0], 429, retry_after_s=wish_s)
+    clock.now_s += rest_s - 0.1
+    assert shared.is_resting(shared.of("m")[0])
+    clock.now_s += 0.2
+    assert not shared.is_resting(shared.of("m")[0])
+
+
+def test_the_only_deployment_never_rests(clock: Clock) -> None:
+    shared = pool(clock)
+    for status in (401, 429, 500, 500, 500, 500, 500):
+        shared.report(shared.of("only")[0], status)
+    assert chosen(shared, "only").id == "only/0"
+
+
+def test_when_all_rest_the_one_that_wakes_first_may_be_asked(clock: Clock) -> None:
+    shared = pool(clock, 1, 1)
+    shared.report(shared.of("m")[0], 429, retry_after_s=60)
+    shared.report(shared.of("m")[1], 429, retry_after_s=20)
+    assert shared.choose("m") is None
+    assert chosen(shared, also_resting=True).id == "m/1"
+
+
+@pytest.mark.parametrize(
+    ("failure", "attempts", "others", "advice", "again"),
+    [
+        (500, 1, False, None, True),
+        (529, 2, False, None, True),
+        (500, 3, False, None, False),
+        (429, 1, False, None, True),
+        (429, 1, False, "false", False),
+        (400, 1, False, "true", True),
+        (408, 1, False, None, True),
+        (400, 1, True, None, False),
+        (401, 1, False, None, False),
+        (401, 1, True, None, True),
+        (404, 1, True, None, True),
+        (UpstreamTimeout("x"), 1, False, None, True),
+        (UpstreamUnreachable("x"), 2, False, None, True),
+        (UpstreamUnreachable("x"), 3, False, None, False),
+        (UpstreamBroken("x"), 1, False, None, True),
+        (UpstreamBroken("x", bytes_received=True), 1, True, None, False),
+    ],
+)
+def test_when_to_try_again(
+    clock: Clock, failure: int | UpstreamError, attempts: int, others: bool, advice: str | None, again: bool
+) -> None:
+    assert pool(clock).should_retry(failure, attempts, others=others, advice=advice) is again
+
+
+def test_how_long_to_wait(clock: Clock) -> None:
+    shared = pool(clock, retry_after_s=0.1)
+    for attempts, longest_s in ((1, 0.5), (2, 1.0), (3, 2.0), (9, 8.0), (99, 8.0)):
+        for _ in range(20):
+            assert 0.75 * longest_s <= shared.wait_s(attempts) <= longest_s
+    assert shared.wait_s(1, retry_after_s=7) == 7
+    assert shared.wait_s(1, retry_after_s=0.01) == 0.1
+    assert shared.wait_s(1, retry_after_s=3600) <= 0.5
+    assert shared.wait_s(5, others=True) == 0.1
+
+
+def test_fallbacks_are_names_that_exist(clock: Clock) -> None:
+    shared = pool(
+        clock,
+        1,
+        fallbacks={"m": ["only", "gone", "m"], "*": ["only", "m"]},
+        context_window_fallbacks={"only": ["m"]},
+    )
+    assert shared.fallbacks("m") == ("only",)
+    assert shared.fallbacks("only") == ("m",)
+    assert shared.fallbacks("only", context_window=True) == ("m",)
+    assert shared.fallbacks("m", context_window=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "7"}, 0.25),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "Thu, 01 Jan 1970 00:16:50 GMT"}, 10.0),
+        ({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after-ms": "soon"}, None),
+    ],
+)
+def test_a_wish_to_wait(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after_s(headers, now_s=1000.0) == seconds
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "too_long"),
+    [
+        (400, b'{"error": {"code": "context_length_exceeded", "message": "x"}}', True),
+        (400, b'{"type": "error", "error": {"message": "prompt is too long: 9 tokens > 8 maximum"}}', True),
+        (400, b'{"detail": "This model\'s maximum context length is 8 tokens"}', True),
+        (400, b'{"error": {"message": "bad temperature"}}', False),
+        (429, b'{"error": {"code": "context_length_exceeded"}}', False),
+        (400, b"<html>", False),
+        (400, b"[]", False),
+    ],
+)
+def test_a_prompt_beyond_the_window_is_recognised(status: int, body: bytes, too_long: bool) -> None:
+    assert is_context_window(status, body) is too_long
+
+
+@dataclass
+class Entry:
+    model_name: str
+    litellm_params: dict[str, Any]
+    model_info: dict[str, Any] = field(default_factory=dict)
+    upstream: Literal["auto", "direct", "litellm"] = "auto"
+
+
+@pytest.mark.parametrize(
+    ("params", "provider", "model"),
+    [
+        ({"model": "openai/gpt-4o"}, "openai", "gpt-4o"),
+        ({"model": "gpt-4o"}, "openai", "gpt-4o"),
+        ({"model": "claude-sonnet-4-5"}, "anthropic", "claude-sonnet-4-5"),
+        ({"model": "us.anthropic.claude-sonnet-4-6"}, "bedrock", "us.anthropic.claude-sonnet-4-6"),
+        ({"model": "bedrock/converse/us.claude"}, "bedrock", "converse/us.claude"),
+        ({"model": "hosted_vllm/meta-llama/Llama-3"}, "hosted_vllm", "meta-llama/Llama-3"),
+        ({"model": "meta-llama/Llama-3", "custom_llm_provider": "openai"}, "openai", "meta-llama/Llama-3"),
+        ({"model": "openai/x", "custom_llm_provider": "openai"}, "openai", "x"),
+        ({"model": "our-own-model"}, "openai", "our-own-model"),
+        ({"model": "brand_new/model"}, "brand_new", "model"),
+    ],
+)
+def test_whose_model_it_is(params: dict[str, Any], provider: str, model: str) -> None:
+    (made,) = deployments_of([Entry("m", params)], PriceMap(installed_price_map()))
+    assert (made.provider, made.model) == (provider, model)
+
+
+def test_entries_of_one_name_are_numbered() -> None:
+    entries = [
+        Entry("a", {"model": "openai/x", "weight": 3}),
+        Entry("b", {"model": "openai/responses/y"}, {"id": "1"}),
+        Entry("a", {"model": "openai/z", "weight": "many"}, upstream="litellm"),
+    ]
+    first, second, third = deployments_of(entries, PriceMap(None))
+    assert [item.id for item in (first, second, third)] == ["a/0", "b/0", "a/1"]
+    assert (first.weight, third.weight, third.lane) == (3, 1, "litellm")
+    assert (second.model, dict(second.info)) == ("y", {"mode": "responses", "id": "1"})

@@ -1,0 +1,139 @@
+"""Prices, limits and abilities out of LiteLLM's wheel, and whose they are."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.upstream.port import Deployment
+from gateway.upstream.price_map import PriceMap, PriceMapDamaged, installed_price_map
+
+SMALL_MAP: dict[str, dict[str, Any]] = {
+    "sample_spec": {"litellm_provider": "one of many", "input_cost_per_token": 0.0},
+    "gpt-x": {
+        "litellm_provider": "openai",
+        "input_cost_per_token": 1e-6,
+        "max_tokens": 99,
+        "max_input_tokens": 1000,
+        "max_output_tokens": 50,
+        "mode": "chat",
+        "supports_vision": True,
+        "source": "a link that nobody needs",
+    },
+    "old": {"litellm_provider": "openai", "max_tokens": "many"},
+    "ft:gpt-x": {"litellm_provider": "openai", "input_cost_per_token": 3e-6},
+    "azure/gpt-x": {"litellm_provider": "azure", "input_cost_per_token": 2e-6},
+    "us.claude": {"litellm_provider": "bedrock_converse", "input_cost_per_token": 4e-6},
+    "vertex-claude": {"litellm_provider": "vertex_ai-anthropic_models", "input_cost_per_token": 5e-6},
+    "mistral/large": {"litellm_provider": "mistral", "input_cost_per_token": 6e-6},
+    "openrouter/mistral/large": {"litellm_provider": "openrouter", "input_cost_per_token": 7e-6},
+}
+
+
+@pytest.fixture
+def prices(tmp_path: Path) -> PriceMap:
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps(SMALL_MAP))
+    return PriceMap(path)
+
+
+def deployment(
+    provider: str, model: str, params: dict[str, Any] | None = None, info: dict[str, Any] | None = None
+) -> Deployment:
+    return Deployment("m/0", "m", provider, model, "auto", params or {}, info or {})
+
+
+@pytest.mark.parametrize(
+    ("entry", "key"),
+    [
+        (deployment("openai", "gpt-x"), "gpt-x"),
+        (deployment("openai", "responses/gpt-x"), "gpt-x"),
+        (deployment("openai", "ft:gpt-x:org::42"), "ft:gpt-x"),
+        (deployment("text-completion-openai", "gpt-x"), "gpt-x"),
+        (deployment("azure", "gpt-x"), "azure/gpt-x"),
+        (deployment("azure", "our-name"), None),
+        (deployment("azure", "our-name", info={"base_model": "gpt-x"}), "azure/gpt-x"),
+        (deployment("azure", "our-name", params={"base_model": "azure/gpt-x"}), "azure/gpt-x"),
+        (deployment("bedrock", "us.claude"), "us.claude"),
+        (deployment("bedrock", "converse/us.claude"), "us.claude"),
+        (deployment("bedrock", "us-east-1/us.claude"), "us.claude"),
+        (deployment("vertex_ai", "vertex-claude"), "vertex-claude"),
+        (deployment("mistral", "large"), "mistral/large"),
+        (deployment("openrouter", "mistral/large"), "openrouter/mistral/large"),
+        (deployment("hosted_vllm", "gpt-x"), None),
+        (deployment("together_ai", "mistral/large"), None),
+        (deployment("one of many", "sample_spec"), None),
+        (deployment("openai", "unknown"), None),
+    ],
+    ids=lambda value: f"{value.provider}/{value.model}" if isinstance(value, Deployment) else str(value),
+)
+def test_where_a_model_is_found(prices: PriceMap, entry: Deployment, key: str | None) -> None:
+    found = prices.entry(entry)
+    assert found.key == key
+    expected = SMALL_MAP[key].get("input_cost_per_token") if key else None
+    assert found.raw.get("input_cost_per_token") == expected
+
+
+def test_the_configuration_beats_the_map_field_by_field(prices: PriceMap) -> None:
+    entry = deployment(
+        "openai",
+        "gpt-x",
+        params={"output_cost_per_token": 9e-6, "input_cost_per_token": 8e-6, "api_key": "secret"},
+        info={"input_cost_per_token": 7e-6, "max_output_tokens": 12, "mode": None},
+    )
+    found = prices.entry(entry)
+    assert (found.raw["input_cost_per_token"], found.raw["output_cost_per_token"]) == (7e-6, 9e-6)
+    assert (found.max_output_tokens, found.max_input_tokens, found.mode) == (12, 1000, "chat")
+    assert "api_key" not in found.raw
+
+
+def test_limits_and_abilities(prices: PriceMap) -> None:
+    found = prices.entry(deployment("openai", "gpt-x"))
+    assert (found.max_output_tokens, found.supports("vision"), found.supports("tools")) == (50, True, None)
+    assert "source" not in found.raw
+    old = prices.entry(deployment("openai", "old", info={"max_tokens": 77}))
+    assert old.max_output_tokens == 77
+    assert prices.entry(deployment("openai", "old")).max_output_tokens is None
+
+
+def test_without_a_map_only_the_configuration_counts() -> None:
+    found = PriceMap(None).entry(deployment("openai", "gpt-x", info={"input_cost_per_token": 1e-6}))
+    assert (found.key, dict(found.raw)) == (None, {"input_cost_per_token": 1e-6})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_map_is_said_to_be(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "map.json"
+    path.write_text(text)
+    with pytest.raises(PriceMapDamaged, match="install LiteLLM again"):
+        PriceMap(path).entry(deployment("openai", "gpt-x"))
+
+
+def test_the_installed_map_knows_the_usual_models() -> None:
+    prices = PriceMap(installed_price_map())
+    for provider, model in (
+        ("openai", "gpt-4o-mini"),
+        ("anthropic", "claude-sonnet-4-5"),
+        ("gemini", "gemini-2.5-pro"),
+        ("bedrock", "us.anthropic.claude-sonnet-4-6"),
+        ("mistral", "mistral-large-latest"),
+        ("deepseek", "deepseek-chat"),
+    ):
+        found = prices.entry(deployment(provider, model))
+        assert found.raw["input_cost_per_token"] > 0, model
+        assert found.mode == "chat"
+        assert found.max_output_tokens
+        assert found.supports("function_calling")
+
+
+def test_reading_the_map_imports_no_litellm() -> None:
+    code = (
+        "import sys; from gateway.upstream.price_map import *;"
+        "assert PriceMap(installed_price_map()).raw('gpt-4o-mini'); sys.exit('litellm' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
