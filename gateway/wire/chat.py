@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-import orjson
-
-from gateway.errors import BadRequest, GatewayError, StreamBroken
+from gateway.errors import BadRequest, GatewayError
 from gateway.upstream.port import ProtocolName
-from gateway.wire import sse
 from gateway.wire.body import boolean, parse_object, text, whole_number
-from gateway.wire.openai_errors import error_body, upstream_event_error
-from gateway.wire.protocol import OutputCounter, Request, token_count
+from gateway.wire.chat_assembly import assembled
+from gateway.wire.choices import ChoiceRelay, streamed, usage_of, wants_usage
+from gateway.wire.openai_errors import error_body
+from gateway.wire.protocol import OutputCounter, Request
 from policies.pricing import Usage
 
 MESSAGES_MAX: Final = 20_000
@@ -22,11 +21,13 @@ CHOICES_MAX: Final = 128
 class ChatProtocol:
     name: ProtocolName = "chat"
     counted_as: Literal["chat"] = "chat"
+    streams = True
+    is_binary = False
 
     def parse(self, raw: bytes) -> Request:
         body = parse_object(raw)
         model = text(body, "model")
-        _check_messages(body)
+        check_messages(body)
         newer = whole_number(body, "max_completion_tokens", 1)
         older = whole_number(body, "max_tokens", 1)
         caps = [cap for cap in (newer, older) if cap is not None]
@@ -36,7 +37,7 @@ class ChatProtocol:
             stream=boolean(body, "stream"),
             choices=whole_number(body, "n", 1, CHOICES_MAX) or 1,
             output_tokens_max=min(caps) if caps else None,
-            wants_usage=_wants_usage(body),
+            wants_usage=wants_usage(body),
             metadata=body.get("metadata"),
         )
 
@@ -45,9 +46,7 @@ class ChatProtocol:
         if output_tokens is not None:
             _cap(body, output_tokens)
         if stream:
-            body["stream"] = True
-            options = body.get("stream_options")
-            body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+            streamed(body)
         return body
 
     def usage(self, answer: Mapping[str, Any]) -> Usage | None:
@@ -55,126 +54,37 @@ class ChatProtocol:
 
     def output_text(self, answer: Mapping[str, Any]) -> str:
         choices = answer.get("choices")
-        texts = (
-            [_text_of(choice.get("message")) for choice in choices if isinstance(choice, dict)]
-            if isinstance(choices, list)
-            else []
-        )
-        return "\n".join(texts)
+        if not isinstance(choices, list):
+            return ""
+        return "\n".join(written_in(choice.get("message")) for choice in choices if isinstance(choice, dict))
 
     def relay(self, request: Request, counter: OutputCounter) -> ChatRelay:
         return ChatRelay(request, counter)
 
     def assemble(self, pieces: bytes) -> dict[str, Any]:
-        return _assembled(pieces)
+        return assembled(pieces)
 
     def error_body(self, error: GatewayError) -> bytes:
         return error_body(error)
 
 
-class ChatRelay:
-    """Chunks pass as they came. What is ours: the usage chunk only for who asked, the end, and the count."""
-
+class ChatRelay(ChoiceRelay):
     def __init__(self, request: Request, counter: OutputCounter) -> None:
-        self.usage: Usage | None = None
-        self._request = request
-        self._counter = counter
-        self._splitter = sse.EventSplitter()
-        self._open = set(range(request.choices))
-        self._head: dict[str, Any] = {}
-        self._usage_event = b""
+        super().__init__(request, counter, request.choices)
 
-    @property
-    def is_finished(self) -> bool:
-        return not self._open
+    def _written(self, choice: Mapping[str, Any]) -> str:
+        return written_in(choice.get("delta"))
 
-    @property
-    def output_tokens(self) -> int:
-        return self._counter.tokens
+    def _blank_head(self) -> dict[str, Any]:
+        model = self._request.model
+        return {"id": "chatcmpl-farebox", "object": "chat.completion.chunk", "created": 0, "model": model}
 
-    def feed(self, piece: bytes) -> bytes:
-        try:
-            events = self._splitter.feed(piece)
-        except sse.EventTooLarge as error:
-            raise StreamBroken(f"The provider sent {error}.") from error
-        return b"".join([self._pass(event) for event in events])
-
-    def _pass(self, event: bytes) -> bytes:
-        data = sse.data_of(event)
-        if data is None:
-            return b""  # a provider's keep-alive comments are between it and us
-        if data == b"[DONE]":
-            return b""  # ours follows, after the budget comment
-        chunk = _chunk(data)
-        if chunk.get("usage"):
-            self.usage = usage_of(chunk["usage"]) or self.usage
-        choices = chunk.get("choices")
-        if not choices:
-            if chunk.get("usage"):
-                self._usage_event = event + b"\n\n"
-                return b""
-            return event + b"\n\n"
-        if not self._head:
-            self._head = {key: chunk.get(key) for key in ("id", "object", "created", "model")}
-        for choice in choices:
-            self._note(choice)
-        return event + b"\n\n"
-
-    def _note(self, choice: Any) -> None:
-        if not isinstance(choice, dict):
-            raise StreamBroken("The provider sent a choice that is no object.")
-        delta = choice.get("delta")
-        if isinstance(delta, dict):
-            content = delta.get("content")
-            if isinstance(content, str):
-                self._counter.add(content)
-            if len(delta) > 1 or content is None:
-                self._counter.add(_text_beside_content(delta))
-        if choice.get("finish_reason") is not None:
-            self._open.discard(choice.get("index", 0))
-
-    def cut(self) -> bytes:
-        head = {
-            "id": "chatcmpl-farebox",
-            "object": "chat.completion.chunk",
-            "created": 0,
-            "model": self._request.model,
-        } | {key: value for key, value in self._head.items() if value is not None}
-        ends = [{"index": index, "delta": {}, "finish_reason": "length"} for index in sorted(self._open)]
-        self._open.clear()
-        return b"".join(sse.event(orjson.dumps({**head, "choices": [end]})) for end in ends)
-
-    def close(self, budget: Mapping[str, Any] | None) -> bytes:
-        usage = self._usage_event if self._request.wants_usage else b""
-        note = b"" if budget is None else sse.comment(b"budget " + orjson.dumps(budget))
-        return usage + note + sse.event(b"[DONE]")
-
-    def fail(self, error: GatewayError) -> bytes:
-        return sse.event(error_body(error)) + sse.event(b"[DONE]")
+    def _length_end(self, index: int) -> dict[str, Any]:
+        return {"index": index, "delta": {}, "finish_reason": "length"}
 
 
-def usage_of(usage: Any) -> Usage | None:
-    """A `usage` object of OpenAI's chat shape. Cached and reasoning tokens are parts of prompt and completion tokens."""
-    if not isinstance(usage, dict):
-        return None
-    prompt = token_count(usage.get("prompt_tokens"))
-    completion = token_count(usage.get("completion_tokens", 0))
-    if prompt is None or completion is None or prompt + completion == 0:
-        return None
-    given = usage.get("prompt_tokens_details")
-    details: dict[str, Any] = given if isinstance(given, dict) else {}
-    given = usage.get("completion_tokens_details")
-    produced: dict[str, Any] = given if isinstance(given, dict) else {}
-    return Usage(
-        input_tokens=prompt,
-        output_tokens=completion,
-        cache_read_tokens=min(token_count(details.get("cached_tokens")) or 0, prompt),
-        cache_write_tokens=token_count(usage.get("cache_creation_input_tokens")) or 0,
-        reasoning_tokens=min(token_count(produced.get("reasoning_tokens")) or 0, completion),
-    )
-
-
-def _check_messages(body: dict[str, Any]) -> None:
+def check_messages(body: Mapping[str, Any]) -> None:
+    """Raises `BadRequest` for anything but a list of 1 to 20,000 objects with a role."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequest.field(
@@ -185,15 +95,6 @@ def _check_messages(body: dict[str, Any]) -> None:
     for position, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequest.field(f"messages[{position}]", "must be an object with a role")
-
-
-def _wants_usage(body: dict[str, Any]) -> bool:
-    options = body.get("stream_options")
-    if options is None:
-        return False
-    if not isinstance(options, dict):
-        raise BadRequest.field("stream_options", "must be an object")
-    return bool(options.get("include_usage"))
 
 
 def _cap(body: dict[str, Any], output_tokens: int) -> None:
@@ -209,99 +110,40 @@ def _knows_only_newer_cap(model: str) -> bool:
     return model.rpartition("/")[2].startswith(("o1", "o3", "o4", "gpt-5"))
 
 
-def _text_beside_content(delta: Mapping[str, Any]) -> str:
-    """Tool calls, refusals and reasoning are output too, and are paid for."""
-    texts = [delta[key] for key in ("refusal", "reasoning_content", "reasoning") if isinstance(delta.get(key), str)]
-    calls = delta.get("tool_calls")
-    for call in calls if isinstance(calls, list) else ():
-        function = call.get("function") if isinstance(call, dict) else None
-        if isinstance(function, dict):
-            texts += [function[key] for key in ("name", "arguments") if isinstance(function.get(key), str)]
-    legacy = delta.get("function_call")
-    if isinstance(legacy, dict):
-        texts += [legacy[key] for key in ("name", "arguments") if isinstance(legacy.get(key), str)]
-    return "".join(texts)
-
-
-def _text_of(message: Any) -> str:
+def written_in(message: Any) -> str:
+    """What a model wrote in a message or a delta: text, and beside it whatever else is output and paid for."""
     if not isinstance(message, dict):
         return ""
     content = message.get("content")
-    return (content if isinstance(content, str) else "") + _text_beside_content(message)
+    if isinstance(content, str):
+        return content + _written_beside(message) if len(message) > 1 else content
+    return _parts_text(content) + _written_beside(message)
 
 
-def _chunk(data: bytes) -> dict[str, Any]:
-    try:
-        chunk = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise StreamBroken("The provider sent an event that is not JSON.") from error
-    if not isinstance(chunk, dict):
-        raise StreamBroken("The provider sent an event that is no object.")
-    if chunk.get("error"):
-        raise upstream_event_error(chunk["error"])
-    return chunk
+def _written_beside(message: Mapping[str, Any]) -> str:
+    """Tool calls, refusals, reasoning and the words of a sound."""
+    texts = [message.get(key) for key in ("refusal", "reasoning_content")]
+    # Some servers send their reasoning under both names: one of them is what was paid for.
+    if not message.get("reasoning_content"):
+        texts.append(message.get("reasoning"))
+    calls = message.get("tool_calls")
+    functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    for function in (*functions, message.get("function_call")):
+        if isinstance(function, dict):
+            texts += [function.get("name"), function.get("arguments")]
+    audio = message.get("audio")
+    if isinstance(audio, dict):
+        texts.append(audio.get("transcript"))
+    return "".join([part for part in texts if isinstance(part, str)])
 
 
-def _chunks(pieces: bytes) -> Iterator[dict[str, Any]]:
-    for event in sse.EventSplitter().feed(pieces):
-        data = sse.data_of(event)
-        if data is not None and data != b"[DONE]":
-            yield _chunk(data)
-
-
-def _assembled(pieces: bytes) -> dict[str, Any]:
-    answer: dict[str, Any] = {}
-    choices: dict[int, dict[str, Any]] = {}
-    for chunk in _chunks(pieces):
-        answer |= {key: value for key, value in chunk.items() if key != "choices" and value is not None}
-        for choice in chunk.get("choices") or ():
-            _merge_choice(choices, choice)
-    answer["object"] = "chat.completion"
-    answer["choices"] = [choices[index] for index in sorted(choices)]
-    return answer
-
-
-def _merge_choice(choices: dict[int, dict[str, Any]], choice: dict[str, Any]) -> None:
-    index = choice.get("index", 0)
-    whole = choices.setdefault(
-        index,
-        {"index": index, "message": {"role": "assistant", "content": None}, "logprobs": None, "finish_reason": None},
-    )
-    _merge_delta(whole["message"], choice.get("delta") or {})
-    if choice.get("finish_reason") is not None:
-        whole["finish_reason"] = choice["finish_reason"]
-    logprobs = choice.get("logprobs")
-    if isinstance(logprobs, dict):
-        kept = whole["logprobs"] = whole["logprobs"] or {}
-        for key, value in logprobs.items():
-            kept[key] = (kept.get(key) or []) + value if isinstance(value, list) else value
-
-
-def _merge_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
-    for key, value in delta.items():
-        if key == "tool_calls":
-            _merge_tool_calls(message.setdefault("tool_calls", []), value or ())
-        elif key == "function_call" and isinstance(value, dict):
-            _join_strings(message.setdefault("function_call", {}), value)
-        elif key == "role":
-            message["role"] = value or message["role"]
-        elif isinstance(value, str):
-            message[key] = (message.get(key) or "") + value
-        elif value is not None:
-            message[key] = value
-
-
-def _merge_tool_calls(calls: list[dict[str, Any]], deltas: Any) -> None:
-    for delta in deltas:
-        index = delta.get("index", len(calls))
-        while len(calls) <= index:
-            calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
-        call = calls[index]
-        call |= {key: value for key, value in delta.items() if key not in ("index", "function") and value is not None}
-        _join_strings(call["function"], delta.get("function") or {})
-
-
-def _join_strings(whole: dict[str, Any], part: Mapping[str, Any]) -> None:
-    for key, value in part.items():
-        if isinstance(value, str):
-            whole[key] = whole.get(key, "") + value
+def _parts_text(content: Any) -> str:
+    """Mistral's reasoning models write lists of parts, in which thinking is a list of parts again."""
+    if not isinstance(content, list):
+        return ""
+    texts = []
+    for part in content:
+        if isinstance(part, dict):
+            text_part = part.get("text")
+            texts.append(text_part if isinstance(text_part, str) else _parts_text(part.get("thinking")))
+    return "".join(texts)

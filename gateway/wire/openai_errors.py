@@ -10,10 +10,14 @@ from gateway.errors import GatewayError, StreamBroken
 
 
 def error_body(error: GatewayError) -> bytes:
+    return orjson.dumps({"error": error_object(error)})
+
+
+def error_object(error: GatewayError) -> dict[str, Any]:
     body: dict[str, Any] = {"message": error.message, "type": error.type, "code": error.code, "param": error.param}
     if error.metadata:
         body["metadata"] = error.metadata
-    return orjson.dumps({"error": body})
+    return body
 
 
 def upstream_event_error(error: Any) -> StreamBroken:
@@ -21,7 +25,7 @@ def upstream_event_error(error: Any) -> StreamBroken:
     if not isinstance(error, dict):
         return StreamBroken(str(error)[:2000])
     return StreamBroken(
-        str(error.get("message", "The provider reported an error."))[:2000],
-        code=str(error.get("code") or "upstream_error"),
-        type=str(error.get("type") or "upstream_error"),
+        str(error.get("message") or "The provider reported an error.")[:2000],
+        code=str(error.get("code") or "upstream_error")[:200],
+        type=str(error.get("type") or "upstream_error")[:200],
     )

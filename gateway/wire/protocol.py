@@ -20,9 +20,21 @@ class Request:
     stream: bool = False
     choices: int = 1
     output_tokens_max: int | None = None  # the client's own cap, for each choice
-    has_output: bool = True  # False: the answer is not made of tokens (embeddings, moderations)
+    output_tokens_least: int = 1  # the smallest cap with which the provider takes this request at all
+    has_output: bool = True  # False: no cap of ours bounds the answer's tokens, or it has none
     wants_usage: bool = False  # of a stream: the client asked for the usage chunk
     metadata: Any = None
+    # What a call without a cap is priced by, at most: known from the request before it is sent.
+    images: int = 0
+    characters: int = 0
+    seconds_ms: int = 0
+    queries: int = 0
+    # Tokens that images and sounds of this call may be billed as, at most: to be reserved, because nothing caps them.
+    media_tokens: int = 0
+
+    def units(self) -> Usage:
+        """What is used beside tokens: to be reserved, and to be booked where the answer does not say."""
+        return Usage(images=self.images, characters=self.characters, seconds_ms=self.seconds_ms, queries=self.queries)
 
 
 class OutputCounter(Protocol):
@@ -32,14 +44,20 @@ class OutputCounter(Protocol):
     def tokens(self) -> int: ...
 
 
+CountedAs = Literal["chat", "responses", "messages", "completions", "embeddings"]
 CounterFactory = Callable[[], OutputCounter]
 
 
 class Relay(Protocol):
     """One streamed answer on its way through. Feeds on the upstream's bytes, gives the client's."""
 
-    usage: Usage | None  # the provider's last word, once it came
-    is_finished: bool  # the answer is whole: every choice has a reason why it ended
+    @property
+    def usage(self) -> Usage | None:
+        """The provider's last word, once it came."""
+
+    @property
+    def is_finished(self) -> bool:
+        """The answer is whole: the provider said why it ended, for every choice."""
 
     @property
     def output_tokens(self) -> int:
@@ -59,8 +77,20 @@ class Relay(Protocol):
 
 
 class WireProtocol(Protocol):
-    name: ProtocolName
-    counted_as: Literal["chat", "responses", "messages", "completions", "embeddings"] | None
+    @property
+    def name(self) -> ProtocolName: ...
+
+    @property
+    def counted_as(self) -> CountedAs | None:
+        """By whose rules the prompt is counted; None: it has no text."""
+
+    @property
+    def streams(self) -> bool:
+        """The answer may be asked for as a stream. False: it always comes whole."""
+
+    @property
+    def is_binary(self) -> bool:
+        """A whole answer may be something else than JSON (sound, subtitles): its bytes pass, see `BinaryProtocol`."""
 
     def parse(self, raw: bytes) -> Request:
         """Raises `BadRequest` that names the field."""
@@ -80,6 +110,13 @@ class WireProtocol(Protocol):
         """A buffered answer out of a whole stream, for clients that did not ask for one."""
 
     def error_body(self, error: GatewayError) -> bytes: ...
+
+
+class BinaryProtocol(WireProtocol, Protocol):
+    """A protocol with `is_binary`: its whole answer is relayed as bytes and asked for its usage here instead."""
+
+    def usage_of_bytes(self, request: Request, answer: bytes) -> Usage | None:
+        """What the answer says, or shows, of what it used, in units too; None: book `request.units()` and the prompt."""
 
 
 # No model reads or writes this many tokens in one call: a figure above it is a provider's error, or an attack.

@@ -1,0 +1,47 @@
+"""Errors in Anthropic's shape. Its types are a closed list that clients match; our own code and figures stand beside them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+
+from gateway.errors import GatewayError, StreamBroken
+
+_TYPES: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+_KNOWN: Final = frozenset({*_TYPES.values(), "api_error"})
+
+
+def error_body(error: GatewayError) -> bytes:
+    return orjson.dumps(error_object(error))
+
+
+def error_object(error: GatewayError) -> dict[str, Any]:
+    """The whole object, `{"type": "error", "error": {…}, "request_id"}`; the request's id is taken from the metadata."""
+    body: dict[str, Any] = {"type": _type_of(error), "message": error.message, "code": error.code}
+    if error.param is not None:
+        body["param"] = error.param
+    if error.metadata:
+        body["metadata"] = error.metadata
+    return {"type": "error", "error": body, "request_id": error.metadata.get("request_id")}
+
+
+def _type_of(error: GatewayError) -> str:
+    # An upstream's own error event keeps the type that it came with; ours follow from the status.
+    if isinstance(error, StreamBroken) and error.type in _KNOWN:
+        return error.type
+    if error.status in _TYPES:
+        return _TYPES[error.status]
+    return "api_error" if error.status >= 500 else "invalid_request_error"

@@ -1,0 +1,102 @@
+"""A chat answer put together out of the chunks of its stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from gateway.errors import StreamBroken
+from gateway.wire.events import index_of, objects_of
+from gateway.wire.openai_errors import upstream_event_error
+
+_ONLY_OF_CHUNKS: Final = frozenset({"choices", "obfuscation"})
+
+
+def assembled(pieces: bytes) -> dict[str, Any]:
+    """The buffered answer that says what the stream said. Raises `StreamBroken`."""
+    answer: dict[str, Any] = {}
+    choices: dict[int, dict[str, Any]] = {}
+    for chunk in objects_of(pieces):
+        if chunk.get("error"):
+            raise upstream_event_error(chunk["error"])
+        answer |= {key: value for key, value in chunk.items() if key not in _ONLY_OF_CHUNKS and value is not None}
+        for choice in _objects(chunk.get("choices"), "choices"):
+            _merge_choice(choices, choice)
+    answer["object"] = "chat.completion"
+    answer["choices"] = [choices[index] for index in sorted(choices)]
+    return answer
+
+
+def merge_ends(whole: dict[str, Any], choice: Mapping[str, Any]) -> None:
+    """Why a choice ended, and the log probabilities of what it wrote: lists that grow chunk by chunk."""
+    if choice.get("finish_reason") is not None:
+        whole["finish_reason"] = choice["finish_reason"]
+    logprobs = choice.get("logprobs")
+    if isinstance(logprobs, dict):
+        kept = whole["logprobs"] = whole["logprobs"] or {}
+        for key, value in logprobs.items():
+            kept[key] = (kept.get(key) or []) + value if isinstance(value, list) else value
+
+
+def _objects(value: Any, name: str) -> list[dict[str, Any]]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise StreamBroken(f"The provider sent {name} that are no list of objects.")
+    return value
+
+
+def _merge_choice(choices: dict[int, dict[str, Any]], choice: dict[str, Any]) -> None:
+    index = index_of(choice)
+    whole = choices.setdefault(
+        index,
+        {"index": index, "message": {"role": "assistant", "content": None}, "logprobs": None, "finish_reason": None},
+    )
+    delta = choice.get("delta")
+    if isinstance(delta, dict):
+        _merge_delta(whole["message"], delta)
+    merge_ends(whole, choice)
+
+
+def _merge_delta(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
+    for key, value in delta.items():
+        if key == "tool_calls":
+            _merge_tool_calls(message.setdefault("tool_calls", []), _objects(value, "tool calls"))
+        elif key == "role":
+            message["role"] = value or message["role"]
+        elif isinstance(value, dict):
+            _merge_object(message, key, value)
+        elif isinstance(value, str | list) and isinstance(message.get(key), type(value)):
+            message[key] = message[key] + value
+        elif value is not None or key not in message:
+            message[key] = value
+
+
+def _merge_object(message: dict[str, Any], key: str, value: Mapping[str, Any]) -> None:
+    """A function call or a sound: its names stand once, its long fields come in pieces."""
+    whole = message.get(key)
+    if not isinstance(whole, dict):
+        whole = message[key] = {}
+    for name, part in value.items():
+        grows = name in ("arguments", "data", "transcript") and isinstance(part, str)
+        whole[name] = (whole.get(name) or "") + part if grows else part
+
+
+def _merge_tool_calls(calls: list[dict[str, Any]], deltas: list[dict[str, Any]]) -> None:
+    for delta in deltas:
+        index = index_of(delta, default=len(calls))
+        while len(calls) <= index:
+            calls.append({"type": "function"})
+        call = calls[index]
+        for key, value in delta.items():
+            if isinstance(value, dict):  # `function`, or `custom`
+                _join_strings(call, key, value)
+            elif key != "index" and value is not None:
+                call[key] = value
+
+
+def _join_strings(call: dict[str, Any], key: str, part: Mapping[str, Any]) -> None:
+    whole = call.setdefault(key, {})
+    for name, value in part.items():
+        if isinstance(value, str):
+            whole[name] = (whole.get(name) or "") + value

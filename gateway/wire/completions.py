@@ -1,0 +1,127 @@
+"""OpenAI's legacy completions: a prompt, or several, and text behind each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from gateway.errors import BadRequest, GatewayError, StreamBroken
+from gateway.upstream.port import ProtocolName
+from gateway.wire.body import boolean, parse_object, text, whole_number
+from gateway.wire.chat_assembly import merge_ends
+from gateway.wire.choices import ChoiceRelay, streamed, usage_of, wants_usage
+from gateway.wire.events import index_of, objects_of
+from gateway.wire.openai_errors import error_body, upstream_event_error
+from gateway.wire.protocol import OutputCounter, Request
+from policies.pricing import Usage
+
+CHOICES_MAX: Final = 128
+PROMPTS_MAX: Final = 2_048
+# What the API documents for a request that says nothing, and what vLLM and SGLang do. Were it left open here, a budget
+# would write its own, much larger cap into the request, and calls would answer longer and dearer than without one.
+OUTPUT_TOKENS_DEFAULT: Final = 16
+
+
+class CompletionsProtocol:
+    name: ProtocolName = "completions"
+    counted_as: Literal["completions"] = "completions"
+    streams = True
+    is_binary = False
+
+    def parse(self, raw: bytes) -> Request:
+        body = parse_object(raw)
+        model = text(body, "model")
+        prompts = _prompts(body.get("prompt"))
+        answers = whole_number(body, "n", 1, CHOICES_MAX) or 1
+        drafts = whole_number(body, "best_of", 1, CHOICES_MAX) or 1
+        cap = whole_number(body, "max_tokens", 0)
+        return Request(
+            body=body,
+            model=model,
+            stream=boolean(body, "stream"),
+            choices=prompts * max(answers, drafts),  # drafts that are thrown away are paid for as well
+            output_tokens_max=OUTPUT_TOKENS_DEFAULT if cap is None else cap,
+            output_tokens_least=0,
+            wants_usage=wants_usage(body),
+            metadata=body.get("metadata"),
+        )
+
+    def forwarded(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
+        body = dict(request.body)
+        if output_tokens is not None:
+            own = request.output_tokens_max
+            body["max_tokens"] = output_tokens if own is None else min(output_tokens, own)
+        if stream:
+            streamed(body)
+        return body
+
+    def usage(self, answer: Mapping[str, Any]) -> Usage | None:
+        return usage_of(answer.get("usage"))
+
+    def output_text(self, answer: Mapping[str, Any]) -> str:
+        choices = answer.get("choices")
+        if not isinstance(choices, list):
+            return ""
+        return "\n".join(_text_of(choice) for choice in choices if isinstance(choice, dict))
+
+    def relay(self, request: Request, counter: OutputCounter) -> CompletionRelay:
+        return CompletionRelay(request, counter)
+
+    def assemble(self, pieces: bytes) -> dict[str, Any]:
+        return _assembled(pieces)
+
+    def error_body(self, error: GatewayError) -> bytes:
+        return error_body(error)
+
+
+class CompletionRelay(ChoiceRelay):
+    def __init__(self, request: Request, counter: OutputCounter) -> None:
+        answers = request.body.get("n") or 1
+        super().__init__(request, counter, _prompts(request.body.get("prompt")) * answers)
+
+    def _written(self, choice: Mapping[str, Any]) -> str:
+        return _text_of(choice)
+
+    def _blank_head(self) -> dict[str, Any]:
+        return {"id": "cmpl-farebox", "object": "text_completion", "created": 0, "model": self._request.model}
+
+    def _length_end(self, index: int) -> dict[str, Any]:
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": "length"}
+
+
+def _prompts(prompt: Any) -> int:
+    """How many prompts: a text, token ids, a list of texts, or a list of lists of token ids. None starts a new document."""
+    if prompt is None or isinstance(prompt, str):
+        return 1
+    if isinstance(prompt, list) and prompt:
+        if len(prompt) > PROMPTS_MAX and not isinstance(prompt[0], int):
+            raise BadRequest.field("prompt", f"has {len(prompt)} entries, more than {PROMPTS_MAX}")
+        for kind, count in ((int, 1), (str, len(prompt)), (list, len(prompt))):
+            if all(isinstance(item, kind) and not isinstance(item, bool) for item in prompt):
+                return count
+    raise BadRequest.field("prompt", "must be a text, a list of texts, a list of token ids, or a list of such lists")
+
+
+def _text_of(choice: Mapping[str, Any]) -> str:
+    written = choice.get("text")
+    return written if isinstance(written, str) else ""
+
+
+def _assembled(pieces: bytes) -> dict[str, Any]:
+    answer: dict[str, Any] = {}
+    choices: dict[int, dict[str, Any]] = {}
+    for chunk in objects_of(pieces):
+        if chunk.get("error"):
+            raise upstream_event_error(chunk["error"])
+        answer |= {key: value for key, value in chunk.items() if key != "choices" and value is not None}
+        for choice in chunk.get("choices") or ():
+            if not isinstance(choice, dict):
+                raise StreamBroken("The provider sent a choice that is no object.")
+            index = index_of(choice)
+            blank = {"index": index, "text": "", "logprobs": None, "finish_reason": None}
+            whole = choices.setdefault(index, blank)
+            whole["text"] += _text_of(choice)
+            merge_ends(whole, choice)
+    answer["object"] = "text_completion"
+    answer["choices"] = [choices[index] for index in sorted(choices)]
+    return answer

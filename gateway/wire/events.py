@@ -1,0 +1,50 @@
+"""A provider's events as objects, and the ways in which they may be broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import orjson
+
+from gateway.errors import StreamBroken
+from gateway.wire import sse
+
+DONE: Final = b"[DONE]"
+# Nobody answers with more choices, tool calls or content parts. A list is padded up to an index that a provider sends.
+INDEX_MAX: Final = 4_096
+
+
+def object_of(data: bytes) -> dict[str, Any]:
+    """Raises `StreamBroken` for anything but one JSON object."""
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise StreamBroken("The provider sent an event that is not JSON.") from error
+    if not isinstance(value, dict):
+        raise StreamBroken("The provider sent an event that is no object.")
+    return value
+
+
+def objects_of(pieces: bytes) -> Iterator[dict[str, Any]]:
+    """The events of a whole stream, without comments and `[DONE]`. Raises `StreamBroken`."""
+    for event in split(sse.EventSplitter(), pieces):
+        data = sse.data_of(event)
+        if data is not None and data != DONE:
+            yield object_of(data)
+
+
+def split(splitter: sse.EventSplitter, piece: bytes) -> list[bytes]:
+    """Raises `StreamBroken` for an event that is too large."""
+    try:
+        return splitter.feed(piece)
+    except sse.EventTooLarge as error:
+        raise StreamBroken(f"The provider sent {error}.") from error
+
+
+def index_of(item: dict[str, Any], key: str = "index", default: int = 0) -> int:
+    """Raises `StreamBroken` for what is no index."""
+    value = item.get(key, default)
+    if type(value) is not int or not 0 <= value <= INDEX_MAX:
+        raise StreamBroken(f"The provider sent an event whose {key} is {str(value)[:40]!r}.")
+    return value

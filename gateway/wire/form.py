@@ -1,0 +1,70 @@
+"""`multipart/form-data` out of one piece of bytes, with bounds. The form is made anew for the provider, so what was read here
+is exactly what goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from email.message import Message
+from email.parser import BytesHeaderParser
+from typing import Final
+
+from gateway.errors import BadRequest
+
+PARTS_MAX: Final = 64
+_HEAD_BYTES_MAX: Final = 8 * 1024
+_TEXT_BYTES_MAX: Final = 64 * 1024
+_BOUNDARY_BYTES_MAX: Final = 70  # RFC 2046, 5.1.1
+_PLAIN_ENCODINGS: Final = frozenset({"7bit", "8bit", "binary"})
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    name: str
+    content: bytes
+    file_name: str | None
+    content_type: str
+
+
+def parts_of(raw: bytes) -> list[Part]:
+    """Raises `BadRequest` for what is no form, or one with more than 64 parts.
+
+    The boundary is read from the body's own first line: nothing may stand before it in a form, and a header that names
+    another one would be wrong about the body.
+    """
+    opening, newline, _ = raw[: _BOUNDARY_BYTES_MAX + 4].partition(b"\r\n")
+    if not newline or not opening.startswith(b"--") or len(opening) < 3:
+        raise _broken("does not begin with a boundary")
+    pieces = (b"\r\n" + raw).split(b"\r\n" + opening)
+    if len(pieces) > PARTS_MAX + 2:
+        raise _broken(f"has more than {PARTS_MAX} parts")
+    # Before the first boundary stands nothing, behind the last one "--" and at most a line's end.
+    if len(pieces) < 3 or not pieces[-1].startswith(b"--"):
+        raise _broken("has no end")
+    return [_part(piece) for piece in pieces[1:-1]]
+
+
+def text_of(part: Part) -> str:
+    """The part as a text field. Raises `BadRequest`."""
+    if len(part.content) > _TEXT_BYTES_MAX:
+        raise BadRequest.field(part.name, f"is longer than {_TEXT_BYTES_MAX} bytes")
+    try:
+        return part.content.decode()
+    except UnicodeDecodeError:
+        raise BadRequest.field(part.name, "must be text in UTF-8") from None
+
+
+def _part(piece: bytes) -> Part:
+    head, found, content = piece.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+    if not piece.startswith(b"\r\n") or not found or len(head) > _HEAD_BYTES_MAX:
+        raise _broken("has a part without a proper head")
+    message: Message = BytesHeaderParser().parsebytes(head + b"\r\n\r\n")
+    name = message.get_param("name", header="content-disposition")
+    if message.get_content_disposition() != "form-data" or not isinstance(name, str) or not name:
+        raise _broken("has a part without a name")
+    if message.get("content-transfer-encoding", "binary").lower() not in _PLAIN_ENCODINGS:
+        raise _broken("has a part in a transfer encoding")
+    return Part(name, content, message.get_filename(), message.get_content_type())
+
+
+def _broken(what: str) -> BadRequest:
+    return BadRequest(f"The body is no multipart/form-data: it {what}.", code="invalid_form")

@@ -1,0 +1,87 @@
+"""An Anthropic message put together out of the events of its stream."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+
+from gateway.errors import StreamBroken
+from gateway.wire.events import index_of, objects_of
+from gateway.wire.openai_errors import upstream_event_error
+
+# The kinds of deltas whose text grows a field of the block by the same name.
+_GROWING: Final = {"text_delta": "text", "thinking_delta": "thinking", "compaction_delta": "content"}
+_OUTSIDE_MESSAGE: Final = frozenset({"type", "delta", "usage"})
+
+
+def assembled(pieces: bytes) -> dict[str, Any]:
+    """The buffered answer that says what the stream said. Raises `StreamBroken`."""
+    message: dict[str, Any] = {"type": "message", "role": "assistant", "stop_reason": None, "stop_sequence": None}
+    blocks: dict[int, dict[str, Any]] = {}
+    inputs: dict[int, list[str]] = {}
+    for event in objects_of(pieces):
+        kind = event.get("type")
+        if kind == "error" or event.get("error"):
+            raise upstream_event_error(event.get("error") or event)
+        if kind == "message_start":
+            message |= _object(event, "message")
+        elif kind == "content_block_start":
+            blocks[index_of(event)] = _object(event, "content_block")
+        elif kind == "content_block_delta":
+            _grow(blocks, inputs, event)
+        elif kind == "message_delta":
+            _end(message, event)
+    for index, parts in inputs.items():
+        blocks[index]["input"] = _input_of("".join(parts))
+    message["content"] = [blocks[index] for index in sorted(blocks)]
+    return message
+
+
+def _grow(blocks: dict[int, dict[str, Any]], inputs: dict[int, list[str]], event: dict[str, Any]) -> None:
+    index, delta = index_of(event), _object(event, "delta")
+    if index not in blocks:
+        raise StreamBroken("The provider sent a delta of a block that it had not begun.")
+    block, kind = blocks[index], delta.get("type")
+    if kind == "input_json_delta":
+        inputs.setdefault(index, []).append(_text(delta, "partial_json"))
+    elif kind in _GROWING:
+        field = _GROWING[kind]
+        block[field] = (block.get(field) or "") + _text(delta, field)
+    elif kind == "citations_delta":
+        block["citations"] = [*(block.get("citations") or []), delta.get("citation")]
+    else:
+        # A signature, and what may come: the last value of a field counts.
+        block |= {key: value for key, value in delta.items() if key != "type"}
+
+
+def _end(message: dict[str, Any], event: dict[str, Any]) -> None:
+    message |= _object(event, "delta")
+    message |= {key: value for key, value in event.items() if key not in _OUTSIDE_MESSAGE and value is not None}
+    usage = event.get("usage")
+    if isinstance(usage, dict):
+        began = message.get("usage")
+        message["usage"] = {
+            **(began if isinstance(began, dict) else {}),
+            **{key: figure for key, figure in usage.items() if figure is not None},
+        }
+
+
+def _input_of(text: str) -> Any:
+    """A call's arguments. Cut off in the middle they are no JSON: the answer then says `max_tokens`, and gives none."""
+    try:
+        return orjson.loads(text) if text.strip() else {}
+    except orjson.JSONDecodeError:
+        return {}
+
+
+def _text(delta: dict[str, Any], key: str) -> str:
+    value = delta.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _object(event: dict[str, Any], key: str) -> dict[str, Any]:
+    value = event.get(key)
+    if not isinstance(value, dict):
+        raise StreamBroken(f"The provider sent an event without its {key}.")
+    return value

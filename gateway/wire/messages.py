@@ -1,0 +1,237 @@
+"""Anthropic's Messages, and the counting of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import orjson
+
+from gateway.errors import BadRequest, GatewayError, StreamBroken
+from gateway.upstream.port import ProtocolName
+from gateway.wire import sse
+from gateway.wire.anthropic_errors import error_body
+from gateway.wire.body import boolean, parse_object, text, whole_number
+from gateway.wire.chat import check_messages
+from gateway.wire.choices import details_of
+from gateway.wire.events import DONE, index_of, object_of, split
+from gateway.wire.message_assembly import assembled
+from gateway.wire.openai_errors import upstream_event_error
+from gateway.wire.protocol import OutputCounter, Request, token_count
+from policies.pricing import Usage
+
+# "thinking.budget_tokens: must be at least 1024 and less than max_tokens"
+THINKING_TOKENS_LEAST: Final = 1_024
+_STOP: Final = sse.event(b'{"type":"message_stop"}', "message_stop")
+_DELTA_TEXTS: Final = ("text", "partial_json", "thinking")
+
+
+class MessagesProtocol:
+    name: ProtocolName = "messages"
+    counted_as: Literal["messages"] = "messages"
+    streams = True
+    is_binary = False
+
+    def parse(self, raw: bytes) -> Request:
+        request = self.parse_count(raw)
+        body = request.body
+        cap = whole_number(body, "max_tokens", 0)  # 0 writes the prompt into the cache and answers nothing
+        if cap is None:
+            raise BadRequest.field("max_tokens", "Field required", "missing_field")
+        request.has_output = True
+        request.stream = boolean(body, "stream")
+        request.output_tokens_max = cap
+        # With less than this the provider refuses the request; without thinking it would be another request.
+        request.output_tokens_least = min(cap, THINKING_TOKENS_LEAST + 1) if _thinking_tokens(body) else min(cap, 1)
+        return request
+
+    def parse_count(self, raw: bytes) -> Request:
+        """The request of `/v1/messages/count_tokens`: the same without a cap. Raises `BadRequest`."""
+        body = parse_object(raw)
+        model = text(body, "model")
+        check_messages(body)
+        return Request(body=body, model=model, has_output=False, metadata=body.get("metadata"))
+
+    def counted(self, tokens: int) -> bytes:
+        """The answer of `/v1/messages/count_tokens`."""
+        return orjson.dumps({"input_tokens": tokens})
+
+    def forwarded(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
+        body = dict(request.body)
+        own = request.output_tokens_max
+        if output_tokens is not None and (own is None or output_tokens < own):
+            body["max_tokens"] = output_tokens
+            _shorten_thinking(body, own, output_tokens)
+        if stream:
+            body["stream"] = True
+        return body
+
+    def usage(self, answer: Mapping[str, Any]) -> Usage | None:
+        return usage_of(answer.get("usage"))
+
+    def output_text(self, answer: Mapping[str, Any]) -> str:
+        blocks = answer.get("content")
+        return (
+            "\n".join(_block_text(block) for block in blocks if isinstance(block, dict))
+            if isinstance(blocks, list)
+            else ""
+        )
+
+    def relay(self, request: Request, counter: OutputCounter) -> MessagesRelay:
+        return MessagesRelay(request, counter)
+
+    def assemble(self, pieces: bytes) -> dict[str, Any]:
+        return assembled(pieces)
+
+    def error_body(self, error: GatewayError) -> bytes:
+        return error_body(error)
+
+
+class MessagesRelay:
+    """Events pass as they came; `message_stop` waits, so that the budget's figures can go before it."""
+
+    def __init__(self, request: Request, counter: OutputCounter) -> None:
+        self.usage: Usage | None = None
+        self._request = request
+        self._counter = counter
+        self._splitter = sse.EventSplitter()
+        self._open: set[int] = set()
+        self._figures: dict[str, Any] = {}
+        self._is_begun = False
+        self._has_reason = False
+        self._stop = b""
+
+    @property
+    def is_finished(self) -> bool:
+        return self._has_reason or bool(self._stop)
+
+    @property
+    def output_tokens(self) -> int:
+        return self._counter.tokens
+
+    def feed(self, piece: bytes) -> bytes:
+        return b"".join([self._pass(event) for event in split(self._splitter, piece)])
+
+    def _pass(self, event: bytes) -> bytes:
+        data = sse.data_of(event)
+        if data is None or data == DONE:
+            return b""  # a provider's keep-alive comments are between it and us; the protocol knows no [DONE]
+        value = object_of(data)
+        kind = value.get("type")
+        if kind == "content_block_delta":
+            self._count(value.get("delta"))
+        elif kind == "message_stop":
+            self._stop = event + b"\n\n"
+            return b""
+        elif kind != "ping":
+            self._note(kind, value)
+        return event + b"\n\n"
+
+    def _count(self, delta: Any) -> None:
+        if not isinstance(delta, dict):
+            raise StreamBroken("The provider sent a delta that is no object.")
+        for key in _DELTA_TEXTS:
+            written = delta.get(key)
+            if isinstance(written, str):
+                self._counter.add(written)
+
+    def _note(self, kind: Any, value: dict[str, Any]) -> None:
+        if kind == "error" or value.get("error"):
+            raise upstream_event_error(value.get("error") or value)
+        if kind == "content_block_start":
+            self._open.add(index_of(value))
+            self._counter.add(_name_in(value.get("content_block")))
+        elif kind == "content_block_stop":
+            self._open.discard(index_of(value))
+        elif kind == "message_start":
+            self._is_begun = True
+            self._keep_figures(details_of(value, "message").get("usage"))
+        elif kind == "message_delta":
+            self._keep_figures(value.get("usage"))
+            self.usage = usage_of(self._figures) or self.usage
+            self._has_reason = self._has_reason or details_of(value, "delta").get("stop_reason") is not None
+
+    def _keep_figures(self, usage: Any) -> None:
+        """The start tells of the input, the end of the output; what an end repeats is newer (searches read more)."""
+        if isinstance(usage, dict):
+            self._figures |= {key: figure for key, figure in usage.items() if figure is not None}
+
+    def cut(self) -> bytes:
+        if self.is_finished:
+            return b""
+        events: list[dict[str, Any]] = [] if self._is_begun else [self._start()]
+        events += [{"type": "content_block_stop", "index": index} for index in sorted(self._open)]
+        delta = {"stop_reason": "max_tokens", "stop_sequence": None}
+        events.append({"type": "message_delta", "delta": delta, "usage": {"output_tokens": self.output_tokens}})
+        self._open.clear()
+        self._has_reason = True
+        return b"".join([sse.event(orjson.dumps(event), event["type"]) for event in events])
+
+    def _start(self) -> dict[str, Any]:
+        message = {
+            "id": "msg_farebox",
+            "type": "message",
+            "role": "assistant",
+            "model": self._request.model,
+            "content": [],
+        }
+        usage = {"input_tokens": 0, "output_tokens": 0}
+        return {
+            "type": "message_start",
+            "message": {**message, "stop_reason": None, "stop_sequence": None, "usage": usage},
+        }
+
+    def close(self, budget: Mapping[str, Any] | None) -> bytes:
+        note = b"" if budget is None else sse.comment(b"budget " + orjson.dumps(budget))
+        return note + (self._stop or _STOP)
+
+    def fail(self, error: GatewayError) -> bytes:
+        """An error event is itself the end: nothing follows one in this protocol."""
+        return sse.event(error_body(error), "error")
+
+
+def usage_of(usage: Any) -> Usage | None:
+    """A `usage` object of Messages. What was read from the cache or written to it stands beside Anthropic's `input_tokens`,
+    and is part of ours."""
+    if not isinstance(usage, dict):
+        return None
+    given = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
+    fresh, read, written, output = (token_count(usage.get(key) or 0) for key in given)
+    if fresh is None or read is None or written is None or output is None or fresh + read + written + output == 0:
+        return None
+    produced, kept = details_of(usage, "output_tokens_details"), details_of(usage, "cache_creation")
+    return Usage(
+        input_tokens=fresh + read + written,
+        output_tokens=output,
+        cache_read_tokens=read,
+        cache_write_tokens=written,
+        cache_write_1h_tokens=min(token_count(kept.get("ephemeral_1h_input_tokens")) or 0, written),
+        reasoning_tokens=min(token_count(produced.get("thinking_tokens")) or 0, output),
+    )
+
+
+def _thinking_tokens(body: Mapping[str, Any]) -> int | None:
+    """The budget of extended thinking, where the request sets one."""
+    thinking = body.get("thinking")
+    budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
+    return budget if type(budget) is int and budget > 0 else None
+
+
+def _shorten_thinking(body: dict[str, Any], own: int | None, output_tokens: int) -> None:
+    """Thinking has to stay below the cap, or the provider refuses; above it already, it was meant to (interleaved)."""
+    budget = _thinking_tokens(body)
+    if budget is not None and (own is None or budget < own) and budget >= output_tokens > THINKING_TOKENS_LEAST:
+        body["thinking"] = {**body["thinking"], "budget_tokens": output_tokens - 1}
+
+
+def _name_in(block: Any) -> str:
+    name = block.get("name") if isinstance(block, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def _block_text(block: Mapping[str, Any]) -> str:
+    """What the model wrote in one block: text, thinking, or a call's name and arguments."""
+    texts = [block.get(key) for key in ("text", "thinking", "name")]
+    if isinstance(block.get("input"), dict):
+        texts.append(orjson.dumps(block["input"]).decode())
+    return "".join([part for part in texts if isinstance(part, str)])

@@ -1,0 +1,26 @@
+"""OpenAI's moderations: texts and images in, categories out. The provider asks no money for them."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from gateway.upstream.port import ProtocolName
+from gateway.wire.body import parse_object, text
+from gateway.wire.protocol import Request
+from gateway.wire.whole import WholeAnswer, refuse_stream, texts_in
+
+INPUTS_MAX: Final = 10_000
+# What the API takes for a request that names no model.
+MODEL_DEFAULT: Final = "omni-moderation-latest"
+
+
+class ModerationsProtocol(WholeAnswer):
+    name: ProtocolName = "moderations"
+    counted_as: Literal["embeddings"] = "embeddings"  # its `input` is counted in the same way
+
+    def parse(self, raw: bytes) -> Request:
+        body = parse_object(raw)
+        model = MODEL_DEFAULT if body.get("model") is None else text(body, "model")
+        texts_in(body, "input", INPUTS_MAX)
+        refuse_stream(body)
+        return Request(body=body, model=model, has_output=False, metadata=body.get("metadata"))

@@ -1,0 +1,74 @@
+"""Reranking, in the form that Cohere, Jina, vLLM and LiteLLM share: a query and documents in, an order out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from gateway.errors import BadRequest
+from gateway.upstream.port import ProtocolName
+from gateway.wire.body import parse_object, text, whole_number
+from gateway.wire.choices import details_of
+from gateway.wire.protocol import Request, token_count
+from gateway.wire.whole import WholeAnswer, input_usage, refuse_stream, texts_in
+from policies.pricing import Usage
+
+DOCUMENTS_MAX: Final = 10_000
+QUERY_CHARACTERS_MAX: Final = 1_000_000
+# Cohere's price is for a query with up to 100 documents; a document of more than 500 tokens (query included) is split,
+# and each piece counts as one.
+_DOCUMENTS_OF_A_QUERY: Final = 100
+_TOKENS_OF_A_PIECE: Final = 500
+
+
+class RerankProtocol(WholeAnswer):
+    name: ProtocolName = "rerank"
+    counted_as: Literal["embeddings"] = "embeddings"  # `query` and `documents` are counted in the same way
+
+    def parse(self, raw: bytes) -> Request:
+        body = parse_object(raw)
+        model = text(body, "model")
+        query = text(body, "query", QUERY_CHARACTERS_MAX)
+        documents = body.get("documents")
+        if not isinstance(documents, list):
+            raise BadRequest.field(
+                "documents",
+                "is missing" if documents is None else "must be a list",
+                "missing_field" if documents is None else "invalid_value",
+            )
+        query_tokens = _tokens_at_most(query)
+        pieces = sum(_pieces(item, query_tokens) for item in texts_in(body, "documents", DOCUMENTS_MAX))
+        whole_number(body, "top_n", 1)
+        refuse_stream(body)
+        return Request(
+            body=body,
+            model=model,
+            has_output=False,
+            metadata=body.get("metadata"),
+            queries=-(-pieces // _DOCUMENTS_OF_A_QUERY),
+            # Others bill tokens and read the query before every document; the prompt's count has it once.
+            media_tokens=query_tokens * (len(documents) - 1),
+        )
+
+    def usage(self, answer: Mapping[str, Any]) -> Usage | None:
+        """Search units where they are billed (Cohere), tokens where those are (Jina, Voyage, vLLM)."""
+        meta = details_of(answer, "meta")
+        billed = details_of(meta, "billed_units")
+        queries = token_count(billed.get("search_units"))
+        if queries:
+            return Usage(queries=queries)
+        tokens = token_count(details_of(meta, "tokens").get("input_tokens")) or token_count(billed.get("total_tokens"))
+        return Usage(input_tokens=tokens) if tokens else input_usage(answer.get("usage"))
+
+
+def _pieces(document: Any, query_tokens: int) -> int:
+    if not isinstance(document, str | dict):
+        raise BadRequest.field("documents", "must be texts, or objects with a text")
+    value = document if isinstance(document, str) else document.get("text")
+    tokens = _tokens_at_most(value) if isinstance(value, str) else 0
+    return max(1, -(-tokens // max(1, _TOKENS_OF_A_PIECE - query_tokens)))
+
+
+def _tokens_at_most(text_given: str) -> int:
+    """A bound without a tokenizer: texts of words take two bytes a token or more (English four, Chinese three)."""
+    return -(-len(text_given.encode("utf-8", "surrogatepass")) // 2)

@@ -1,0 +1,164 @@
+"""A Responses answer as far as its stream has come: what to say when the budget ends it, or when the provider breaks off."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, Final
+
+from gateway.errors import StreamBroken
+from gateway.wire.events import index_of
+
+# Which field of an item a delta belongs to: (list of parts or "", field). Each is output, and paid for; a summary of the
+# reasoning stands for the reasoning, which itself is not shown.
+DELTAS: Final = {
+    "response.output_text.delta": ("content", "text"),
+    "response.refusal.delta": ("content", "refusal"),
+    "response.reasoning_text.delta": ("content", "text"),
+    "response.reasoning_summary_text.delta": ("summary", "text"),
+    "response.function_call_arguments.delta": ("", "arguments"),
+    "response.mcp_call_arguments.delta": ("", "arguments"),
+    "response.custom_tool_call_input.delta": ("", "input"),
+    "response.code_interpreter_call_code.delta": ("", "code"),
+}
+_PARTS: Final = {
+    "response.content_part.added": ("content", "content_index"),
+    "response.reasoning_summary_part.added": ("summary", "summary_index"),
+}
+_TEXT_DONE: Final = {
+    "output_text": ("response.output_text.done", "text"),
+    "refusal": ("response.refusal.done", "refusal"),
+}
+
+
+class ResponseDraft:
+    """Notes events; reads them only when asked, so that a delta costs little."""
+
+    def __init__(self, model: str) -> None:
+        self._response: dict[str, Any] = {"id": "resp_farebox", "object": "response", "created_at": 0, "model": model}
+        self._is_created = False
+        self._number = -1
+        self._items: dict[int, dict[str, Any]] = {}
+        self._open: set[int] = set()
+        self._open_parts: set[tuple[int, int]] = set()
+        self._texts: defaultdict[tuple[int, str, int, str], list[str]] = defaultdict(list)
+
+    def note(self, event: dict[str, Any]) -> None:
+        """Raises `StreamBroken` for indexes and items that cannot be."""
+        kind = event.get("type")
+        number = event.get("sequence_number")
+        if type(number) is int:
+            self._number = number
+        if kind in DELTAS:
+            self._write(event, *DELTAS[kind])
+        elif kind in ("response.created", "response.in_progress", "response.queued"):
+            self._is_created = True
+            self._response = _object(event, "response")
+        elif kind == "response.output_item.added":
+            index = index_of(event, "output_index")
+            self._items[index] = _object(event, "item")
+            self._open.add(index)
+        elif kind == "response.output_item.done":
+            self._finish(index_of(event, "output_index"), _object(event, "item"))
+        elif kind in _PARTS:
+            self._add_part(event, *_PARTS[kind])
+        elif kind == "response.content_part.done":
+            self._open_parts.discard((index_of(event, "output_index"), index_of(event, "content_index")))
+
+    def next_number(self) -> int:
+        self._number += 1
+        return self._number
+
+    def incomplete(self) -> dict[str, Any]:
+        """The answer so far, said to have ended for its length. What it used is not known."""
+        return {
+            **self._response,
+            "status": "incomplete",
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"},
+            "output": [self._item(index) for index in sorted(self._items)],
+            "usage": None,
+        }
+
+    def cut(self) -> list[dict[str, Any]]:
+        """The events that are owed to the client: every part and item that is open is closed, then the answer."""
+        closing = self._opening()
+        closing += [event for at in sorted(self._open_parts) for event in self._part_ends(*at)]
+        for index in sorted(self._open):
+            item = self._item(index)
+            closing.append({"type": "response.output_item.done", "output_index": index, "item": item})
+        closing.append({"type": "response.incomplete", "response": self.incomplete()})
+        return [{**event, "sequence_number": self.next_number()} for event in closing]
+
+    def failed(self, code: str, message: str) -> dict[str, Any]:
+        output = [self._item(index) for index in sorted(self._items)]
+        response = {**self._response, "status": "failed", "error": {"code": code, "message": message}, "output": output}
+        return {"type": "response.failed", "response": response, "sequence_number": self.next_number()}
+
+    def _opening(self) -> list[dict[str, Any]]:
+        if self._is_created:
+            return []
+        return [{"type": "response.created", "response": {**self._response, "status": "in_progress", "output": []}}]
+
+    def _part_ends(self, index: int, part_index: int) -> list[dict[str, Any]]:
+        item = self._item(index)
+        part = item["content"][part_index]
+        at = {"item_id": item.get("id"), "output_index": index, "content_index": part_index}
+        ends: list[dict[str, Any]] = []
+        if part.get("type") in _TEXT_DONE:
+            name, field = _TEXT_DONE[part["type"]]
+            ends.append({"type": name, **at, field: part.get(field, ""), "logprobs": []})
+        return [*ends, {"type": "response.content_part.done", **at, "part": part}]
+
+    def _write(self, event: dict[str, Any], parts: str, field: str) -> None:
+        part_key = "summary_index" if parts == "summary" else "content_index"
+        part = index_of(event, part_key) if parts else 0
+        delta = event.get("delta")
+        if isinstance(delta, str):
+            self._texts[(index_of(event, "output_index"), parts, part, field)].append(delta)
+
+    def _add_part(self, event: dict[str, Any], parts: str, part_key: str) -> None:
+        index, part_index = index_of(event, "output_index"), index_of(event, part_key)
+        if index not in self._items:
+            raise StreamBroken("The provider sent a part of an item that it had not begun.")
+        _part_at(self._items[index], parts, part_index).update(_object(event, "part"))
+        if parts == "content":
+            self._open_parts.add((index, part_index))
+
+    def _finish(self, index: int, item: dict[str, Any]) -> None:
+        self._items[index] = item
+        self._open.discard(index)
+        self._open_parts = {at for at in self._open_parts if at[0] != index}
+        for key in [key for key in self._texts if key[0] == index]:
+            del self._texts[key]
+
+    def _item(self, index: int) -> dict[str, Any]:
+        """The item with what was written into it since it was added."""
+        item = self._items[index]
+        if index not in self._open:
+            return item
+        for (of_index, parts, part_index, field), texts in self._texts.items():
+            if of_index == index:
+                target = _part_at(item, parts, part_index) if parts else item
+                target[field] = "".join(texts)
+        item["status"] = "incomplete"
+        return item
+
+
+def _part_at(item: dict[str, Any], parts: str, index: int) -> dict[str, Any]:
+    """The part at this place, made where the provider left out to announce it. Raises `StreamBroken`."""
+    found = item.get(parts)
+    if not isinstance(found, list):
+        found = item[parts] = []
+    while len(found) <= index:
+        found.append({})
+    if not isinstance(found[index], dict):
+        raise StreamBroken("The provider sent a part that is no object.")
+    part: dict[str, Any] = found[index]
+    return part
+
+
+def _object(event: dict[str, Any], key: str) -> dict[str, Any]:
+    value = event.get(key)
+    if not isinstance(value, dict):
+        raise StreamBroken(f"The provider sent an event without its {key}.")
+    return value

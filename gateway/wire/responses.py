@@ -1,0 +1,211 @@
+"""OpenAI's Responses: items in place of messages, and named events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import orjson
+
+from gateway.errors import BadRequest, GatewayError, StreamBroken
+from gateway.upstream.port import ProtocolName
+from gateway.wire import sse
+from gateway.wire.body import boolean, parse_object, text, whole_number
+from gateway.wire.choices import details_of
+from gateway.wire.events import DONE, object_of, objects_of, split
+from gateway.wire.openai_errors import error_body, error_object, upstream_event_error
+from gateway.wire.protocol import OutputCounter, Request, token_count
+from gateway.wire.response_draft import DELTAS, ResponseDraft
+from policies.pricing import Usage
+
+ITEMS_MAX: Final = 20_000
+# "Invalid 'max_output_tokens': integer below minimum value. Expected a value >= 16"
+OUTPUT_TOKENS_LEAST: Final = 16
+_ENDS: Final = frozenset({"response.completed", "response.incomplete"})
+_FAILURES: Final = frozenset({"response.failed", "response.cancelled"})
+_STORED_INPUT: Final = ("previous_response_id", "conversation", "prompt")
+
+
+class ResponsesProtocol:
+    name: ProtocolName = "responses"
+    counted_as: Literal["responses"] = "responses"
+    streams = True
+    is_binary = False
+
+    def parse(self, raw: bytes) -> Request:
+        body = parse_object(raw)
+        model = text(body, "model")
+        _check_input(body)
+        if boolean(body, "background"):
+            # It answers at once and spends later: nobody would see what, and there is nothing to hold the budget with.
+            raise BadRequest.field("background", "is not possible here: what it uses could not be seen")
+        cap = whole_number(body, "max_output_tokens", 1)
+        return Request(
+            body=body,
+            model=model,
+            stream=boolean(body, "stream"),
+            output_tokens_max=cap,
+            output_tokens_least=OUTPUT_TOKENS_LEAST,
+            metadata=body.get("metadata"),
+        )
+
+    def forwarded(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
+        body = dict(request.body)
+        if output_tokens is not None:
+            body["max_output_tokens"] = min(output_tokens, request.output_tokens_max or output_tokens)
+        if stream:
+            body["stream"] = True
+        return body
+
+    def usage(self, answer: Mapping[str, Any]) -> Usage | None:
+        return usage_of(answer.get("usage"))
+
+    def output_text(self, answer: Mapping[str, Any]) -> str:
+        output = answer.get("output")
+        return (
+            "\n".join(_item_text(item) for item in output if isinstance(item, dict)) if isinstance(output, list) else ""
+        )
+
+    def relay(self, request: Request, counter: OutputCounter) -> ResponsesRelay:
+        return ResponsesRelay(request, counter)
+
+    def assemble(self, pieces: bytes) -> dict[str, Any]:
+        draft, last = ResponseDraft(""), None
+        for event in objects_of(pieces):
+            last = _end_of(event) or last
+            draft.note(event)
+        return last or draft.incomplete()
+
+    def error_body(self, error: GatewayError) -> bytes:
+        return error_body(error)
+
+
+class ResponsesRelay:
+    """Events pass as they came; the last one waits, so that the budget's figures can go before it."""
+
+    def __init__(self, request: Request, counter: OutputCounter) -> None:
+        self.usage: Usage | None = None
+        self._counter = counter
+        self._splitter = sse.EventSplitter()
+        self._draft = ResponseDraft(request.model)
+        self._end = b""
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self._end)
+
+    @property
+    def output_tokens(self) -> int:
+        return self._counter.tokens
+
+    def feed(self, piece: bytes) -> bytes:
+        return b"".join([self._pass(event) for event in split(self._splitter, piece)])
+
+    def _pass(self, event: bytes) -> bytes:
+        data = sse.data_of(event)
+        if data is None or data == DONE:
+            return b""  # a provider's keep-alive comments are between it and us; the protocol knows no [DONE]
+        value = object_of(data)
+        delta = value.get("delta")
+        if isinstance(delta, str) and value.get("type") in DELTAS:
+            self._counter.add(delta)
+        if value.get("type") in _ENDS or value.get("type") in _FAILURES or value.get("error"):
+            return self._ended(event, value)
+        self._draft.note(value)
+        return event + b"\n\n"
+
+    def _ended(self, event: bytes, value: dict[str, Any]) -> bytes:
+        response = value.get("response")
+        if isinstance(response, dict):
+            # What a failed answer used is billed as well.
+            self.usage = usage_of(response.get("usage")) or self.usage
+        if _end_of(value) is None:
+            raise StreamBroken("The provider ended its answer without the answer.")
+        self._end = event + b"\n\n"
+        return b""
+
+    def cut(self) -> bytes:
+        if self._end:
+            return b""
+        *closing, end = self._draft.cut()
+        self._end = _named(end)
+        return b"".join([_named(event) for event in closing])
+
+    def close(self, budget: Mapping[str, Any] | None) -> bytes:
+        closing = self.cut()
+        note = b"" if budget is None else sse.comment(b"budget " + orjson.dumps(budget))
+        return closing + note + self._end
+
+    def fail(self, error: GatewayError) -> bytes:
+        """OpenAI's two events. `error` inside the first one is what its SDK raises as an exception; it only yields the rest."""
+        first = {
+            "type": "error",
+            "code": error.code,
+            "message": error.message,
+            "param": error.param,
+            "sequence_number": self._draft.next_number(),
+            "error": error_object(error),
+        }
+        return _named(first) + _named(self._draft.failed(error.code, error.message))
+
+
+def _named(value: dict[str, Any]) -> bytes:
+    return sse.event(orjson.dumps(value), value["type"])
+
+
+def _end_of(event: dict[str, Any]) -> dict[str, Any] | None:
+    """The whole answer, from the event that ends a stream. Raises `StreamBroken` in the provider's words for an error."""
+    response = event.get("response")
+    if event.get("type") in _FAILURES:
+        error = response.get("error") if isinstance(response, dict) else None
+        raise upstream_event_error(error or {"message": f"The provider ended its answer: {event['type']}."})
+    if event.get("type") == "error" or event.get("error"):
+        raise upstream_event_error(event.get("error") or {key: event.get(key) for key in ("code", "message")})
+    return response if event.get("type") in _ENDS and isinstance(response, dict) else None
+
+
+def usage_of(usage: Any) -> Usage | None:
+    """A `usage` object of Responses. Cached and reasoning tokens are parts of the input's and the output's."""
+    if not isinstance(usage, dict):
+        return None
+    prompt, output = token_count(usage.get("input_tokens")), token_count(usage.get("output_tokens"))
+    if prompt is None or output is None or prompt + output == 0:
+        return None
+    details, produced = details_of(usage, "input_tokens_details"), details_of(usage, "output_tokens_details")
+    read = min(token_count(details.get("cached_tokens")) or 0, prompt)
+    written = token_count(details.get("cache_write_tokens", details.get("cache_creation_tokens"))) or 0
+    return Usage(
+        input_tokens=prompt,
+        output_tokens=output,
+        cache_read_tokens=read,
+        cache_write_tokens=min(written, prompt - read),
+        reasoning_tokens=min(token_count(produced.get("reasoning_tokens")) or 0, output),
+    )
+
+
+def _check_input(body: Mapping[str, Any]) -> None:
+    items = body.get("input")
+    if items is None:
+        if not any(body.get(key) for key in _STORED_INPUT):
+            raise BadRequest.field("input", "is missing", "missing_field")
+        return
+    if isinstance(items, str):
+        return
+    if not isinstance(items, list):
+        raise BadRequest.field("input", "must be a text or a list of items")
+    if len(items) > ITEMS_MAX:
+        raise BadRequest.field("input", f"has {len(items)} entries, more than {ITEMS_MAX}")
+    for position, item in enumerate(items):
+        if not isinstance(item, dict):
+            raise BadRequest.field(f"input[{position}]", "must be an object")
+
+
+def _item_text(item: Mapping[str, Any]) -> str:
+    """What the model wrote in one item of the output: text, refusals, reasoning, the names and arguments of calls."""
+    texts = [item.get(key) for key in ("name", "arguments", "input", "code")]
+    for key in ("content", "summary"):
+        parts = item.get(key)
+        for part in parts if isinstance(parts, list) else ():
+            if isinstance(part, dict):
+                texts += [part.get("text"), part.get("refusal")]
+    return "".join([part for part in texts if isinstance(part, str)])

@@ -1,0 +1,93 @@
+"""How long a sound is, told from its bytes: what models of sound are priced by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+# Opus goes down to 6 kbit/s, and no encoder in use goes below it for speech: so a file is not longer than this.
+_BYTES_PER_SECOND_LEAST: Final = 750
+# MPEG audio, layer III: kbit/s by the four bits of the frame's header, for version 1 and for 2 and 2.5.
+_KBITS_1: Final = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0)
+_KBITS_2: Final = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0)
+_HERTZ: Final[Mapping[int, tuple[int, int, int, int]]] = {
+    3: (44_100, 48_000, 32_000, 0),
+    2: (22_050, 24_000, 16_000, 0),
+    0: (11_025, 12_000, 8_000, 0),
+}
+_FRAMES_READ_MAX: Final = 400_000  # 2.9 hours at 26 ms each: more than 25 MB of any usual rate
+
+
+def duration_ms(sound: bytes) -> int | None:
+    """Milliseconds of a WAV or MP3 file, rounded up; None for any other, and for one that is damaged."""
+    if sound[:4] == b"RIFF" and sound[8:12] == b"WAVE":
+        return _wav_ms(sound)
+    if sound[:3] == b"ID3" or sound[:2] in (
+        b"\xff\xfb",
+        b"\xff\xfa",
+        b"\xff\xf3",
+        b"\xff\xf2",
+        b"\xff\xe3",
+        b"\xff\xe2",
+    ):
+        return _mp3_ms(sound)
+    return None
+
+
+def duration_ms_at_most(sound: bytes) -> int:
+    """The duration, or a bound of it from the size for forms that are not read here (Opus, AAC, FLAC, Vorbis).
+
+    No bound holds for silence, which they pack into nearly nothing: its seconds are booked when the answer tells them.
+    """
+    known = duration_ms(sound)
+    return len(sound) * 1000 // _BYTES_PER_SECOND_LEAST + 1 if known is None else known
+
+
+def _wav_ms(sound: bytes) -> int | None:
+    """From the `fmt ` and `data` chunks. A stream's header says 0xFFFFFFFF for a size that was not known yet."""
+    at, bytes_per_second = 12, 0
+    while at + 8 <= len(sound):
+        name, size = sound[at : at + 4], int.from_bytes(sound[at + 4 : at + 8], "little")
+        if name == b"fmt ":
+            bytes_per_second = int.from_bytes(sound[at + 16 : at + 20], "little")
+        if name == b"data":
+            return -(-min(size, len(sound) - at - 8) * 1000 // bytes_per_second) if bytes_per_second else None
+        at += 8 + size + size % 2
+    return None
+
+
+def _mp3_ms(sound: bytes) -> int | None:
+    """The sum of the frames: true of constant and of variable rates, with or without a header that says so."""
+    at = _behind_id3(sound)
+    micros = 0
+    for _ in range(_FRAMES_READ_MAX):
+        frame = _mp3_frame(sound, at)
+        if frame is None:
+            break
+        size, frame_micros = frame
+        at += size
+        micros += frame_micros
+    # What is left may be a tag of at most 128 bytes plus some padding; much more means that these were no frames.
+    return -(-micros // 1000) if micros and len(sound) - at <= max(4_096, len(sound) // 100) else None
+
+
+def _behind_id3(sound: bytes) -> int:
+    if sound[:3] != b"ID3" or len(sound) < 10:
+        return 0
+    size = 0
+    for byte in sound[6:10]:
+        size = size << 7 | byte & 0x7F
+    return 10 + size
+
+
+def _mp3_frame(sound: bytes, at: int) -> tuple[int, int] | None:
+    """Bytes and microseconds of the frame that begins here."""
+    if at + 4 > len(sound) or sound[at] != 0xFF or sound[at + 1] & 0xE6 != 0xE2:
+        return None
+    version = sound[at + 1] >> 3 & 3
+    hertz = _HERTZ.get(version, (0, 0, 0, 0))[sound[at + 2] >> 2 & 3]
+    kbits = (_KBITS_1 if version == 3 else _KBITS_2)[sound[at + 2] >> 4]
+    if not hertz or not kbits:
+        return None
+    samples = 1_152 if version == 3 else 576
+    return samples // 8 * kbits * 1000 // hertz + (sound[at + 2] >> 1 & 1), samples * 1_000_000 // hertz
