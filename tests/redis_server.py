@@ -93,7 +93,7 @@ class RedisServer:
         request = f"*{len(words)}\r\n" + "".join(f"${len(str(word).encode())}\r\n{word}\r\n" for word in words)
         with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
             connection.sendall(request.encode())
-            return connection.recv(1 << 20).decode()
+            return connection.recv(1 << 20).decode(errors="backslashreplace")
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_S

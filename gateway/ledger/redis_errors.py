@@ -41,7 +41,7 @@ def as_port_error(refused: RedisRefused) -> LedgerError:
     if refused.code in _UNAVAILABLE:
         return LedgerUnavailable(f"{_UNAVAILABLE[refused.code]} ({refused.code} {detail})")
     if refused.code == "ERR" and "max number of clients" in detail:
-        return LedgerUnavailable("Redis takes no more connections: raise maxclients")
+        return LedgerUnavailable(f"Redis takes no more connections: raise maxclients ({refused.code} {detail})")
     if refused.code in _DAMAGED:
         return LedgerError(f"{_DAMAGED[refused.code]} ({refused.code} {detail})")
     return LedgerError(f"Redis refused a command: {refused.code} {detail}")

@@ -28,16 +28,19 @@ _PARTS: Final[dict[str, tuple[str, ...]]] = {
     "void": _WITH_OUTCOME,
     "expire": _WITH_OUTCOME,
 }
-# What ends a reservation or forgets something must work when Redis is full, or nothing would ever make room again.
-_ALLOWED_WHEN_FULL: Final = frozenset({"settle", "void", "expire", "renew", "acknowledge", "purge", "fence"})
+# What ends a reservation, drains the outbox or forgets must work when Redis is full, or nothing would ever make room again.
+_ALLOWED_WHEN_FULL: Final = frozenset(
+    {"settle", "void", "expire", "renew", "outbox_read", "acknowledge", "purge", "fence", "gate"}
+)
+_READS_ONLY: Final = frozenset({"balances"})
 
 
 def load(name: str) -> Script:
     """The script of one operation, with the parts that it needs. Raises `FileNotFoundError` for an unknown name."""
     folder = resources.files("gateway.ledger") / "lua"
     parts = [*_PARTS.get(name, ("prelude",)), name]
-    first_line = "#!lua flags=allow-oom" if name in _ALLOWED_WHEN_FULL else "#!lua"
-    text = "\n".join([first_line, *((folder / f"{part}.lua").read_text() for part in parts)])
+    flags = " flags=allow-oom" if name in _ALLOWED_WHEN_FULL else " flags=no-writes" if name in _READS_ONLY else ""
+    text = "\n".join([f"#!lua{flags}", *((folder / f"{part}.lua").read_text() for part in parts)])
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 

@@ -1,0 +1,405 @@
+"""The Redis ledger when replies are lost, Redis restarts, is full, is edited by hand, or is the wrong Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+
+import pytest
+
+from gateway.ledger import redis_scripts
+from gateway.ledger.port import LedgerError, LedgerUnavailable, Progress
+from gateway.ledger.redis import RedisLedger
+from gateway.ledger.redis_connection import RedisRefused
+from gateway.ledger.redis_errors import as_port_error
+from policies.amounts import Limit
+from policies.reservation import Demand, Gate, Granted, Hold, Refusal, Refused, State
+from tests.faults.chaos_proxy import ChaosProxy, chaos
+from tests.faults.redis_fixtures import ask, ledger_at, server, shared_server, standing, tokens
+from tests.redis_server import RedisServer, running_server
+
+__all__ = ["server", "shared_server"]
+
+MINUTE_MS = 60_000
+TAG = "farebox:{p}:"
+
+
+@pytest.fixture
+async def ledger(server: RedisServer) -> AsyncIterator[RedisLedger]:
+    async with ledger_at(server.url) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def proxy(server: RedisServer) -> AsyncIterator[ChaosProxy]:
+    async with chaos(server.port) as started:
+        yield started
+
+
+class TestLostReplies:
+    """Each time Redis does what it was told, and the connection dies before the reply arrives."""
+
+    async def test_of_a_reservation(self, proxy: ChaosProxy) -> None:
+        async with ledger_at(proxy.url) as ledger:
+            await ledger.balances("p", ["run:r"])
+            await ledger.reserve("p", ask("warm", 1))
+            proxy.replies_lost = 1
+            got = await ledger.reserve("p", ask("c1"))
+            assert isinstance(got, Granted)
+            assert got.held == tokens(10)
+            assert await standing(ledger) == (0, 11)
+            assert proxy.accepted > 1
+
+    async def test_of_a_settlement(self, proxy: ChaosProxy) -> None:
+        async with ledger_at(proxy.url) as ledger:
+            await ledger.reserve("p", ask("c1"))
+            await ledger.settle("p", "warm", tokens(1), b"{}")
+            proxy.replies_lost = 1
+            done = await ledger.settle("p", "c1", tokens(7), b"{}")
+            assert (done.state, done.first, done.booked) == (State.SETTLED, True, tokens(7))
+            assert await standing(ledger) == (7, 0)
+            assert await ledger.outbox_size() == 1
+
+    async def test_of_an_extension(self, proxy: ChaosProxy) -> None:
+        async with ledger_at(proxy.url) as ledger:
+            await ledger.reserve("p", ask("c1"))
+            more = Demand(0, 5, 5, requests=0)
+            holds = [Hold("run:r", Limit(tokens=100))]
+            await ledger.extend("p", "c1", holds, more)
+            proxy.replies_lost = 1
+            got = await ledger.extend("p", "c1", holds, more)
+            assert isinstance(got, Granted)
+            assert (got.held, got.output_tokens) == (tokens(20), 20)
+            assert await standing(ledger) == (0, 20)
+
+    async def test_of_a_void(self, proxy: ChaosProxy) -> None:
+        async with ledger_at(proxy.url) as ledger:
+            await ledger.reserve("p", ask("c1"))
+            await ledger.void("p", "warm")
+            proxy.replies_lost = 1
+            done = await ledger.void("p", "c1")
+            assert (done.state, done.first) == (State.VOIDED, True)
+            assert await standing(ledger) == (0, 0)
+
+    async def test_a_second_settlement_is_still_told_that_it_is_the_second(self, ledger: RedisLedger) -> None:
+        await ledger.reserve("p", ask("c1"))
+        assert (await ledger.settle("p", "c1", tokens(7), b"{}")).first
+        again = await ledger.settle("p", "c1", tokens(8), b"{}")
+        assert (again.first, again.booked) == (False, tokens(7))
+
+
+class TestRestarts:
+    async def test_scripts_are_loaded_again(self, server: RedisServer, ledger: RedisLedger) -> None:
+        await ledger.reserve("p", ask("c1"))
+        server.command("SCRIPT", "FLUSH")
+        await asyncio.gather(*(ledger.reserve("p", ask(f"d{number}", 1)) for number in range(5)))
+        server.command("SCRIPT", "FLUSH")
+        await ledger.settle("p", "c1", tokens(4), b"{}")
+        assert await standing(ledger) == (4, 5)
+
+    async def test_nothing_acknowledged_is_lost_by_kill_9(self) -> None:
+        """With the append-only file synced every second: what Redis answered, the kernel has."""
+        with running_server("--appendfsync", "everysec") as own:
+            async with ledger_at(own.url, deadline_ms=2_000) as ledger:
+                acknowledged = 0
+
+                async def caller(name: int) -> None:
+                    nonlocal acknowledged
+                    for number in range(1_000):
+                        await ledger.reserve("p", ask(f"{name}-{number}", 1, limit=None))
+                        await ledger.settle("p", f"{name}-{number}", tokens(1), b"{}")
+                        acknowledged += 1
+
+                callers = [asyncio.create_task(caller(name)) for name in range(8)]
+                while acknowledged < 300:
+                    await asyncio.sleep(0.01)
+                own.kill()
+                outcomes = await asyncio.gather(*callers, return_exceptions=True)
+                assert all(isinstance(outcome, LedgerUnavailable) for outcome in outcomes)
+                own.start()
+                settled, _ = await standing(ledger)
+                # One settlement of each caller may have run without its answer.
+                assert acknowledged <= settled <= acknowledged + 8
+                assert await ledger.outbox_size() == settled
+
+    async def test_an_old_and_a_new_gateway_share_a_redis(
+        self, server: RedisServer, ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await ledger.reserve("p", ask("c1"))
+        newer = replace(redis_scripts.SETTLE, text=redis_scripts.SETTLE.text + "\n-- newer", sha="0" * 40)
+        monkeypatch.setattr(redis_scripts, "SETTLE", newer)
+        async with ledger_at(server.url) as other:
+            assert (await other.settle("p", "c1", tokens(3), b"{}")).first
+            granted = await other.reserve("p", ask("c2"))
+            assert isinstance(granted, Granted)
+        monkeypatch.undo()
+        assert (await ledger.settle("p", "c2", tokens(3), b"{}")).first
+        assert await standing(ledger) == (6, 0)
+
+    async def test_data_of_a_newer_layout_is_left_alone(self, server: RedisServer, ledger: RedisLedger) -> None:
+        await ledger.reserve("p", ask("c1"))
+        server.command("HSET", f"{TAG}meta", "layout", "2")
+        with pytest.raises(LedgerError, match="newer Farebox"):
+            await ledger.settle("p", "c1", tokens(3), b"{}")
+
+
+async def test_processes_resolve_each_others_reservations(server: RedisServer, ledger: RedisLedger) -> None:
+    await ledger.reserve("p", ask("c1"))
+    await ledger.reserve("p", ask("c2"))
+    async with ledger_at(server.url) as other:
+        assert (await other.settle("p", "c1", tokens(5), b"{}")).balances[0].settled == tokens(5)
+        assert (await other.void("p", "c2")).state is State.VOIDED
+    assert (await ledger.settle("p", "c1", tokens(9), b"{}")).first is False
+    assert await standing(ledger) == (5, 0)
+
+
+async def test_a_thousand_callers_of_four_gateways_get_a_hundred_tokens(server: RedisServer) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        gateways = [await stack.enter_async_context(ledger_at(server.url)) for _ in range(4)]
+        asked = (gateways[n % 4].reserve("p", ask(f"c{n}", 1)) for n in range(1_000))
+        decisions = await asyncio.gather(*asked)
+        granted = [one for one in decisions if isinstance(one, Granted)]
+        refusals = {one.reason for one in decisions if isinstance(one, Refused)}
+        assert (len(granted), refusals) == (100, {Refusal.BUSY})
+        assert await standing(gateways[0]) == (0, 100)
+
+
+def everything(server: RedisServer) -> dict[str, str]:
+    """All keys with their serialised values."""
+    names = sorted(word for word in server.command("KEYS", "*").split("\r\n") if word.startswith("farebox"))
+    return {name: server.command("DUMP", name) for name in names}
+
+
+class TestDamage:
+    @pytest.mark.parametrize("key", ["account:run:r", "due", "keep", "hold:c2"])
+    async def test_a_key_of_another_type_stops_a_reservation_before_it_writes(
+        self, server: RedisServer, ledger: RedisLedger, key: str
+    ) -> None:
+        await ledger.reserve("p", ask("c1"))
+        server.command("SET", TAG + key, "mine")
+        before = everything(server)
+        with pytest.raises(LedgerError, match="another type"):
+            await ledger.reserve("p", ask("c2"))
+        assert everything(server) == before
+
+    @pytest.mark.parametrize("key", ["account:run:r", "due", "keep", "outbox", "hold:c1"])
+    @pytest.mark.parametrize("how", ["settle", "void"])
+    async def test_a_key_of_another_type_stops_a_resolution_before_it_writes(
+        self, server: RedisServer, ledger: RedisLedger, key: str, how: str
+    ) -> None:
+        await ledger.reserve("p", ask("c1"))
+        server.command("SET", TAG + key, "mine")
+        before = everything(server)
+        resolve = ledger.settle("p", "c1", tokens(1), b"{}") if how == "settle" else ledger.void("p", "c1")
+        with pytest.raises(LedgerError, match="another type"):
+            await resolve
+        assert everything(server) == before
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("settled", "many"),
+            ("settled", "-5 0 0"),
+            ("settled", "1 2"),
+            ("reserved", "9007199254740993 0 0"),
+            ("reserved", "1.5 0 0"),
+            ("tightened", "5 ? -"),
+            ("override", ""),
+            ("gate", "ajar"),
+            ("keep_ms", "long"),
+        ],
+    )
+    async def test_an_account_edited_by_hand_is_refused(
+        self, server: RedisServer, ledger: RedisLedger, field: str, value: str
+    ) -> None:
+        await ledger.reserve("p", ask("c1"))
+        server.command("HSET", f"{TAG}account:run:r", field, value)
+        before = everything(server)
+        for call in (ledger.reserve("p", ask("c2")), ledger.settle("p", "c1", tokens(1), b"{}")):
+            with pytest.raises(LedgerError, match=r"edited by hand.*account:run:r"):
+                await call
+        assert everything(server) == before
+
+    async def test_an_account_deleted_by_hand_never_ends_below_nothing(
+        self, server: RedisServer, ledger: RedisLedger
+    ) -> None:
+        await ledger.reserve("p", ask("c1", 60))
+        server.command("DEL", f"{TAG}account:run:r")
+        await ledger.settle("p", "c1", tokens(20), b"{}")
+        assert await standing(ledger) == (20, 0)
+
+    async def test_an_index_entry_without_a_reservation_is_dropped(
+        self, server: RedisServer, ledger: RedisLedger
+    ) -> None:
+        await ledger.reserve("p", ask("c1"))
+        server.command("ZADD", f"{TAG}due", 1, "ghost")
+        server.command("ZADD", f"{TAG}due", 1, "c1")
+        assert await ledger.expire_due() == []
+        assert [row[0] for row in await ledger.pending("p")] == ["c1"]
+        assert await standing(ledger) == (0, 10)
+
+
+class TestTheWrongRedis:
+    @pytest.fixture(autouse=True)
+    def put_back(self, server: RedisServer) -> Iterator[None]:
+        yield
+        for name, value in {"maxmemory-policy": "noeviction", "maxmemory": "0", "appendonly": "yes"}.items():
+            server.command("CONFIG", "SET", name, value)
+
+    async def test_one_that_may_evict_budgets_is_refused(self, server: RedisServer) -> None:
+        server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        with pytest.raises(LedgerError, match="Set it to noeviction"):
+            async with ledger_at(server.url):
+                pass
+        async with ledger_at(server.url, allow_eviction=True) as ledger:
+            assert any("allkeys-lru" in warning for warning in ledger.warnings)
+
+    async def test_one_without_append_only_file_is_warned_of(self, server: RedisServer) -> None:
+        async with ledger_at(server.url) as ledger:
+            assert ledger.warnings == ()
+        server.command("CONFIG", "SET", "appendonly", "no")
+        async with ledger_at(server.url) as ledger:
+            assert ["appendonly is off" in warning for warning in ledger.warnings] == [True]
+
+    async def test_strict_durability_demands_a_sync_for_every_answer(self, server: RedisServer) -> None:
+        with pytest.raises(LedgerError, match="set it to always"):
+            async with ledger_at(server.url, durability="strict"):
+                pass
+        server.command("CONFIG", "SET", "appendfsync", "always")
+        async with ledger_at(server.url, durability="strict"):
+            pass
+        server.command("CONFIG", "SET", "appendfsync", "everysec")
+
+    async def test_a_full_one_refuses_holds_and_still_settles(self, server: RedisServer, ledger: RedisLedger) -> None:
+        for name in ("c1", "c2", "c3"):
+            await ledger.reserve("p", ask(name))
+        server.command("CONFIG", "SET", "maxmemory", "1")
+        before = everything(server)
+        with pytest.raises(LedgerUnavailable, match="Redis is full"):
+            await ledger.reserve("p", ask("c4"))
+        assert everything(server) == before
+        await ledger.settle("p", "c1", tokens(4), b"{}")
+        await ledger.void("p", "c2")
+        await ledger.renew("p", [Progress("c3", tokens(1))], MINUTE_MS)
+        assert await standing(ledger) == (4, 10)
+
+    async def test_a_replica_is_no_ledger(self, server: RedisServer, ledger: RedisLedger) -> None:
+        await ledger.reserve("p", ask("c1"))
+        with running_server() as primary:
+            server.command("REPLICAOF", "127.0.0.1", primary.port)
+            try:
+                with pytest.raises(LedgerUnavailable, match=r"replica|loading"):
+                    await ledger.reserve("p", ask("c2"))
+            finally:
+                server.command("REPLICAOF", "NO", "ONE")
+
+    async def test_passwords(self) -> None:
+        with running_server() as own:
+            # From now on also the test's own commands would need it, so nothing follows.
+            own.command("CONFIG", "SET", "requirepass", "s3cret/@")
+            at = f"127.0.0.1:{own.port}"
+            async with ledger_at(f"redis://:s3cret%2F%40@{at}/3") as ledger:
+                assert isinstance(await ledger.reserve("p", ask("c1")), Granted)
+            for url, why in {f"redis://{at}": "asks for a password", f"redis://:wr0ng@{at}": "does not accept"}.items():
+                with pytest.raises(LedgerUnavailable, match=why) as caught:
+                    async with ledger_at(url):
+                        pass
+                assert "wr0ng" not in str(caught.value)
+
+    async def test_one_that_another_script_blocks(self, server: RedisServer, ledger: RedisLedger) -> None:
+        await ledger.reserve("p", ask("c1"))
+        server.command("CONFIG", "SET", "lua-time-limit", "5")
+        with socket.create_connection(("127.0.0.1", server.port)) as other:
+            script = "while true do end"
+            other.sendall(f"EVAL '{script}' 0\r\n".encode())
+            try:
+                await asyncio.sleep(0.1)
+                with pytest.raises(LedgerUnavailable, match="another script blocks Redis"):
+                    await ledger.reserve("p", ask("c2"))
+            finally:
+                server.command("SCRIPT", "KILL")
+                # The script is told, and ends at its next instruction: the other socket gets its error then.
+                other.recv(1_000)
+        assert isinstance(await ledger.reserve("p", ask("c2")), Granted)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ("LOADING Redis is loading the dataset in memory", LedgerUnavailable),
+        ("MISCONF Errors writing to the AOF file", LedgerUnavailable),
+        ("CLUSTERDOWN The cluster is down", LedgerUnavailable),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", LedgerUnavailable),
+        ("MASTERDOWN Link with MASTER is down", LedgerUnavailable),
+        ("NOREPLICAS Not enough good replicas to write.", LedgerUnavailable),
+        ("NOPERM User default has no permissions", LedgerUnavailable),
+        ("ERR max number of clients reached", LedgerUnavailable),
+        ("CROSSSLOT Keys in request don't hash to the same slot", LedgerError),
+        ("FAREBOX_OVERFLOW k script: 0, on @user_script:3.", LedgerError),
+        ("ERR something new", LedgerError),
+    ],
+)
+def test_every_error_reply_says_what_it_is(reply: str, kind: type[LedgerError]) -> None:
+    error = as_port_error(RedisRefused(reply))
+    assert type(error) is kind
+    assert reply.split(" ")[0] in str(error)
+    assert "script:" not in str(error)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_ms = 1_750_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+class TestTheClockOfRedis:
+    async def test_five_minutes_back_and_forth_end_nothing_early(self, server: RedisServer, clock: Clock) -> None:
+        async with ledger_at(server.url, clock_ms=clock) as ledger:
+            await ledger.reserve("p", ask("before"))
+            clock.now_ms -= 5 * MINUTE_MS
+            during = await ledger.reserve("p", ask("during"))
+            assert isinstance(during, Granted)
+            assert during.deadline_ms == clock.now_ms + 6 * MINUTE_MS
+            clock.now_ms += 50_000
+            assert await ledger.renew("p", [Progress("before")], MINUTE_MS) == ()
+            # Set right again: 50 s have passed, and none of the two was given more or less than its minute.
+            clock.now_ms += 5 * MINUTE_MS
+            assert await ledger.expire_due() == []
+            clock.now_ms += 11_000
+            assert [one.id for one in await ledger.expire_due()] == ["during"]
+
+    async def test_a_clock_that_stays_behind_ends_holds_all_the_same(self, server: RedisServer, clock: Clock) -> None:
+        async with ledger_at(server.url, clock_ms=clock) as ledger:
+            await ledger.reserve("p", ask("c1"))
+            clock.now_ms -= 24 * 60 * MINUTE_MS
+            await ledger.current_run("p", "w", "r", MINUTE_MS)
+            for _ in range(119):
+                clock.now_ms += 1_000
+                await ledger.current_run("p", "w", "r", MINUTE_MS)
+            assert await ledger.expire_due() == []
+            clock.now_ms += 2_000
+            await ledger.current_run("p", "w", "r", MINUTE_MS)
+            assert [one.id for one in await ledger.expire_due()] == ["c1"]
+
+
+async def test_gates_and_overrides_are_seen_by_every_gateway(server: RedisServer, ledger: RedisLedger) -> None:
+    async with ledger_at(server.url) as other:
+        await other.set_gate("p", "run:r", Gate.PAUSED)
+        no = await ledger.reserve("p", ask("c1"))
+        assert isinstance(no, Refused)
+        assert no.reason is Refusal.GATE
+        await other.set_gate("p", "run:r", Gate.OPEN)
+        await other.set_override("p", "run:r", Limit(tokens=5))
+        no = await ledger.reserve("p", ask("c1"))
+        assert isinstance(no, Refused)
+        assert (no.reason, no.balance.limit.tokens) == (Refusal.TOO_LARGE, 5)
