@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from policies.windows import WINDOWS, WindowError, window_bounds
@@ -118,6 +118,7 @@ ZONES = [
 ]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     window=st.sampled_from(WINDOWS),
     zone=st.sampled_from(ZONES),
