@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from gateway.upstream.port import FORWARDED_ANSWER_HEADERS, FORWARDED_ANSWER_PREFIXES
@@ -16,12 +17,20 @@ def answer_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     for, an answer must not fail over a control character."""
     kept: dict[str, str] = {}
     for raw_name, raw_value in raw:
-        name = raw_name.decode("latin-1").lower()
-        if name in _REQUEST_IDS:
-            name = "x-upstream-request-id"
-        elif name not in FORWARDED_ANSWER_HEADERS and not name.startswith(FORWARDED_ANSWER_PREFIXES):
+        name = _name_for_clients(raw_name)
+        if name is None:
             continue
         value = raw_value.decode("latin-1")
         if value.isascii() and value.isprintable() and len(value) <= _VALUE_CHARS_MAX:
             kept[name] = value
     return kept
+
+
+@lru_cache(maxsize=1024)  # providers send the same twenty names with every answer
+def _name_for_clients(raw_name: bytes) -> str | None:
+    name = raw_name.decode("latin-1").lower()
+    if name in _REQUEST_IDS:
+        return "x-upstream-request-id"
+    if name in FORWARDED_ANSWER_HEADERS or name.startswith(FORWARDED_ANSWER_PREFIXES):
+        return name
+    return None

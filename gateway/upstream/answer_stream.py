@@ -97,6 +97,7 @@ class AnswerStream:
         self,
         response: aiohttp.ClientResponse,
         *,
+        loop: asyncio.AbstractEventLoop,
         idle_s: float,
         deadline_s: float,
         event_bytes_max: int | None,
@@ -111,7 +112,7 @@ class AnswerStream:
         self._event_bytes = 0
         self._tail = b""
         self._closed = False
-        self._watchdog = Watchdog(asyncio.get_running_loop(), idle_s, deadline_s, response.close)
+        self._watchdog = Watchdog(loop, idle_s, deadline_s, response.close)
 
     def __aiter__(self) -> AnswerStream:
         return self
@@ -161,6 +162,14 @@ class AnswerStream:
         if self._watchdog.expired:
             return UpstreamTimeout(f"The provider fell silent: {self._watchdog.expired}.", bytes_received=True)
         return UpstreamBroken(f"The provider broke off its answer ({type(error).__name__}).", bytes_received=True)
+
+
+def read_at_once(response: aiohttp.ClientResponse) -> bytes | None:
+    """The whole body if it came together with the headers and needs no unpacking, as most buffered answers do."""
+    content = response.content
+    if not content.is_eof() or content.exception() is not None or "content-encoding" in response.headers:
+        return None
+    return content.read_nowait(-1)
 
 
 async def read_whole(stream: AnswerStream, bytes_max: int) -> bytes:

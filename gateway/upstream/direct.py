@@ -17,7 +17,7 @@ import orjson
 from yarl import URL
 
 from gateway.upstream.answer_headers import answer_headers
-from gateway.upstream.answer_stream import AnswerStream, read_whole
+from gateway.upstream.answer_stream import AnswerStream, read_at_once, read_whole
 from gateway.upstream.error_bodies import error_body, shaped, without_secret
 from gateway.upstream.port import (
     Deployment,
@@ -171,27 +171,42 @@ class DirectLane:
         if status < 200 or 300 <= status < 400:
             response.close()
             raise UpstreamBroken(f"The provider answered {status}; redirects are never followed.", bytes_received=True)
-        flows = status < 400 and call.stream and not response.content_type.endswith(("json", "html"))
-        stream = AnswerStream(
-            response,
-            idle_s=(timeouts.idle_ms if flows else max(timeouts.idle_ms, timeouts.first_byte_ms)) / 1000,
-            deadline_s=asyncio.get_running_loop().time() + timeouts.total_ms / 1000,
-            event_bytes_max=self._limits.event_bytes_max if flows else None,
-        )
         headers = answer_headers(response.raw_headers)
-        if flows:
+        if status < 400 and call.stream and not response.content_type.endswith(("json", "html")):
+            idle_s = timeouts.idle_ms / 1000
+            stream = self._reading(response, timeouts, idle_s, event_bytes_max=self._limits.event_bytes_max)
             headers.setdefault("content-type", _EVENTS)
             return UpstreamAnswer(status, headers, deployment, "direct", pieces=stream, close=stream.close)
-        if status < 400:
-            body = await read_whole(stream, self._limits.answer_bytes_max)
-            if call.protocol not in _NOT_JSON and body.lstrip()[:1] not in (b"{", b"["):
-                raise UpstreamBroken(
-                    f"The provider answered {status} with something that is not JSON.", bytes_received=True
-                )
-            return UpstreamAnswer(status, headers, deployment, "direct", body=body)
-        body = shaped(call.protocol, status, await _error_text(stream, self._limits.error_bytes_max))
-        headers["content-type"] = "application/json"
-        return UpstreamAnswer(status, headers, deployment, "direct", body=without_secret(body, key))
+        body = await self._body(response, timeouts, is_error=status >= 400)
+        if status >= 400:
+            headers["content-type"] = "application/json"
+            body = without_secret(shaped(call.protocol, status, body), key)
+        elif call.protocol not in _NOT_JSON and body.lstrip()[:1] not in (b"{", b"["):
+            message = f"The provider answered {status} with something that is not JSON."
+            raise UpstreamBroken(message, bytes_received=True)
+        return UpstreamAnswer(status, headers, deployment, "direct", body=body)
+
+    async def _body(self, response: aiohttp.ClientResponse, timeouts: Timeouts, *, is_error: bool) -> bytes:
+        bytes_max = self._limits.error_bytes_max if is_error else self._limits.answer_bytes_max
+        body = read_at_once(response)
+        if body is not None and len(body) <= bytes_max:
+            return body
+        # A provider that thinks before it answers may do so after its headers as well.
+        idle_s = max(timeouts.idle_ms, timeouts.first_byte_ms) / 1000
+        stream = self._reading(response, timeouts, idle_s, event_bytes_max=None)
+        try:
+            return await read_whole(stream, bytes_max)
+        except UpstreamError:
+            if is_error:
+                return b""  # an error that breaks off is still that error
+            raise
+
+    def _reading(
+        self, response: aiohttp.ClientResponse, timeouts: Timeouts, idle_s: float, *, event_bytes_max: int | None
+    ) -> AnswerStream:
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeouts.total_ms / 1000
+        return AnswerStream(response, loop=loop, idle_s=idle_s, deadline_s=deadline_s, event_bytes_max=event_bytes_max)
 
 
 def _failed(error: Exception) -> UpstreamError:
@@ -202,14 +217,6 @@ def _failed(error: Exception) -> UpstreamError:
     if isinstance(error, aiohttp.ServerDisconnectedError | OSError):
         return UpstreamBroken(f"The provider closed the connection before it answered ({kind}).")
     return UpstreamBroken(f"The provider's answer is not proper HTTP ({kind}).", bytes_received=True)
-
-
-async def _error_text(stream: AnswerStream, bytes_max: int) -> bytes:
-    """The body of an error, as far as it came: an error that breaks off is still that error."""
-    try:
-        return await read_whole(stream, bytes_max)
-    except UpstreamError:
-        return b""
 
 
 def _loop_detected(deployment: Deployment, protocol: ProtocolName) -> UpstreamAnswer:

@@ -14,7 +14,7 @@ from gateway.upstream.litellm_connections import collect
 from gateway.upstream.litellm_errors import answer_of, failure_of, secrets_of
 from gateway.upstream.litellm_loading import LiteLLMLoader
 from gateway.upstream.litellm_request import FUNCTIONS, call_arguments, forbidden_field
-from gateway.upstream.port import Deployment, UpstreamAnswer, UpstreamCall, UpstreamTimeout
+from gateway.upstream.port import Deployment, UpstreamAnswer, UpstreamCall, UpstreamTimeout, UpstreamUnreachable
 from gateway.upstream.providers import PROVIDERS, credential
 from gateway.upstream.request import hops_of
 from gateway.upstream.timeouts import effective_timeouts
@@ -43,7 +43,10 @@ class LiteLLMLane:
         refused = _refusal(deployment, call)
         if refused is not None:
             return refused
-        litellm = await self._loader.module()
+        try:
+            litellm = await self._loader.module()
+        except (ImportError, RuntimeError, AttributeError) as error:
+            raise UpstreamUnreachable(f"LiteLLM, which this model needs, cannot be loaded: {error}") from error
         timeouts = effective_timeouts(deployment, call)
         key = self._key(deployment, call)
         secrets = secrets_of(deployment, key)

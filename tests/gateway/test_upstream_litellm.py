@@ -121,6 +121,18 @@ async def test_loading_leaves_tiktoken_where_it_was_and_is_done_once(lane: LiteL
     assert "fastapi" not in sys.modules
 
 
+async def test_without_litellm_its_models_cannot_be_reached(
+    provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "litellm", None)
+    lane = LiteLLMLane(environment={})
+    with pytest.raises(UpstreamUnreachable, match="cannot be loaded"):
+        await lane.send(deployment(provider), call())
+    monkeypatch.undo()
+    assert (await lane.send(deployment(provider), call())).status == 200
+    await lane.close()
+
+
 @pytest.mark.parametrize("name", PROVIDERS)
 @pytest.mark.parametrize("protocol", TEXT_PROTOCOLS)
 async def test_every_text_protocol_with_every_kind_of_provider(
