@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,21 +10,20 @@ import orjson
 
 from gateway.errors import BadRequest, GatewayError, StreamBroken
 from gateway.wire import sse
-from gateway.wire.events import DONE, index_of, object_of, split
+from gateway.wire.event_relay import EventRelay, budget_comment
+from gateway.wire.events import DONE, index_of
 from gateway.wire.openai_errors import error_body, upstream_event_error
 from gateway.wire.protocol import OutputCounter, Request, token_count
 from policies.pricing import Usage
 
 
-class ChoiceRelay(ABC):
+class ChoiceRelay(EventRelay):
     """Chunks pass as they came. What is ours: the usage chunk only for who asked, the end, and the count."""
 
     def __init__(self, request: Request, counter: OutputCounter, choices: int) -> None:
-        self.usage: Usage | None = None
-        self._request = request
-        self._counter = counter
-        self._splitter = sse.EventSplitter()
-        self._open = set(range(choices))
+        super().__init__(request, counter)
+        self._unfinished = set(range(choices))
+        self._open = set(range(choices))  # as the client saw it
         self._head: dict[str, Any] = {}
         self._usage_event = b""
 
@@ -42,43 +41,35 @@ class ChoiceRelay(ABC):
 
     @property
     def is_finished(self) -> bool:
-        return not self._open
+        return not self._unfinished
 
-    @property
-    def output_tokens(self) -> int:
-        return self._counter.tokens
+    def _done(self) -> None:
+        if self._head:
+            self._unfinished.clear()  # some servers leave out why a choice ended, but say that all is said
 
-    def feed(self, piece: bytes) -> bytes:
-        return b"".join([self._pass(event) for event in split(self._splitter, piece)])
-
-    def _pass(self, event: bytes) -> bytes:
-        data = sse.data_of(event)
-        if data is None:
-            return b""  # a provider's keep-alive comments are between it and us
-        if data == DONE:
-            if self._head:
-                self._open.clear()  # some servers leave out why a choice ended, but say that all is said
-            return b""  # ours follows, after the budget comment
-        chunk = object_of(data)
-        if chunk.get("error"):
-            raise upstream_event_error(chunk["error"])
-        usage = chunk.get("usage")
+    def _pass(self, event: bytes, value: dict[str, Any]) -> bytes:
+        if value.get("error"):
+            raise upstream_event_error(value["error"])
+        usage = value.get("usage")
         if usage:
             self.usage = usage_of(usage) or self.usage
-        choices = chunk.get("choices")
+        choices = value.get("choices")
         if not choices:
             if usage:
                 self._usage_event = event + b"\n\n"
                 return b""
             return event + b"\n\n"
         if not self._head:
-            self._head = {key: chunk.get(key) for key in ("id", "object", "created", "model")}
-        self._note(choices)
+            self._head = {key: value[key] for key in ("id", "object", "created", "model") if value.get(key) is not None}
+        if self._count(choices):
+            self._ungiven.append(value)
         return event + b"\n\n"
 
-    def _note(self, choices: Any) -> None:
+    def _count(self, choices: Any) -> bool:
+        """Counts what was written, and tells whether a choice ended. Raises `StreamBroken`."""
         if not isinstance(choices, list):
             raise StreamBroken("The provider sent choices that are no list.")
+        ended = False
         for choice in choices:
             if not isinstance(choice, dict):
                 raise StreamBroken("The provider sent a choice that is no object.")
@@ -86,21 +77,27 @@ class ChoiceRelay(ABC):
             if written:
                 self._counter.add(written)
             if choice.get("finish_reason") is not None:
-                self._open.discard(index_of(choice))
+                self._unfinished.discard(index_of(choice))
+                ended = True
+        return ended
+
+    def _given(self, value: dict[str, Any]) -> None:
+        ended = [choice.get("index", 0) for choice in value["choices"] if choice.get("finish_reason") is not None]
+        self._open.difference_update(ended)
 
     def cut(self) -> bytes:
-        head = self._blank_head() | {key: value for key, value in self._head.items() if value is not None}
+        head = self._blank_head() | self._head
         ends = [self._length_end(index) for index in sorted(self._open)]
         self._open.clear()
+        self._unfinished.clear()
         return b"".join(sse.event(orjson.dumps({**head, "choices": [end]})) for end in ends)
 
     def close(self, budget: Mapping[str, Any] | None) -> bytes:
         usage = self._usage_event if self._request.wants_usage else b""
-        note = b"" if budget is None else sse.comment(b"budget " + orjson.dumps(budget))
-        return usage + note + sse.event(DONE)
+        return usage + budget_comment(budget) + sse.event(DONE)
 
     def fail(self, error: GatewayError) -> bytes:
-        return sse.event(error_body(error)) + sse.event(DONE)
+        return self._unsent() + sse.event(error_body(error)) + sse.event(DONE)
 
 
 def usage_of(usage: Any) -> Usage | None:
@@ -132,13 +129,14 @@ def details_of(usage: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:
-    """Whether `stream_options.include_usage` is set. Raises `BadRequest`."""
+    """Whether the client gets the usage: with `stream_options.include_usage`, and always with a buffered answer, which may
+    have to be put together out of a stream. Raises `BadRequest`."""
     options = body.get("stream_options")
     if options is None:
-        return False
+        return not body.get("stream")
     if not isinstance(options, dict):
         raise BadRequest.field("stream_options", "must be an object")
-    return bool(options.get("include_usage"))
+    return bool(options.get("include_usage")) or not body.get("stream")
 
 
 def streamed(body: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from gateway.wire.anthropic_errors import error_body
 from gateway.wire.body import boolean, parse_object, text, whole_number
 from gateway.wire.chat import check_messages
 from gateway.wire.choices import details_of
-from gateway.wire.events import DONE, index_of, object_of, split
+from gateway.wire.event_relay import EventRelay, budget_comment, named
 from gateway.wire.message_assembly import assembled
 from gateway.wire.openai_errors import upstream_event_error
 from gateway.wire.protocol import OutputCounter, Request, token_count
@@ -87,44 +87,35 @@ class MessagesProtocol:
         return error_body(error)
 
 
-class MessagesRelay:
+class MessagesRelay(EventRelay):
     """Events pass as they came; `message_stop` waits, so that the budget's figures can go before it."""
 
     def __init__(self, request: Request, counter: OutputCounter) -> None:
-        self.usage: Usage | None = None
-        self._request = request
-        self._counter = counter
-        self._splitter = sse.EventSplitter()
-        self._open: set[int] = set()
+        super().__init__(request, counter)
         self._figures: dict[str, Any] = {}
-        self._is_begun = False
+        self._is_finished = False
+        self._is_begun = False  # these three as the client saw it
         self._has_reason = False
+        self._open: set[int] = set()
         self._stop = b""
 
     @property
     def is_finished(self) -> bool:
-        return self._has_reason or bool(self._stop)
+        return self._is_finished
 
-    @property
-    def output_tokens(self) -> int:
-        return self._counter.tokens
-
-    def feed(self, piece: bytes) -> bytes:
-        return b"".join([self._pass(event) for event in split(self._splitter, piece)])
-
-    def _pass(self, event: bytes) -> bytes:
-        data = sse.data_of(event)
-        if data is None or data == DONE:
-            return b""  # a provider's keep-alive comments are between it and us; the protocol knows no [DONE]
-        value = object_of(data)
+    def _pass(self, event: bytes, value: dict[str, Any]) -> bytes:
         kind = value.get("type")
         if kind == "content_block_delta":
             self._count(value.get("delta"))
-        elif kind == "message_stop":
+            return event + b"\n\n"
+        if kind == "message_stop":
             self._stop = event + b"\n\n"
+            self._is_finished = True
             return b""
-        elif kind != "ping":
-            self._note(kind, value)
+        if kind == "error" or value.get("error"):
+            raise upstream_event_error(value.get("error") or value)
+        self._read(kind, value)
+        self._ungiven.append(value)
         return event + b"\n\n"
 
     def _count(self, delta: Any) -> None:
@@ -135,59 +126,55 @@ class MessagesRelay:
             if isinstance(written, str):
                 self._counter.add(written)
 
-    def _note(self, kind: Any, value: dict[str, Any]) -> None:
-        if kind == "error" or value.get("error"):
-            raise upstream_event_error(value.get("error") or value)
+    def _read(self, kind: Any, value: dict[str, Any]) -> None:
         if kind == "content_block_start":
-            self._open.add(index_of(value))
             self._counter.add(_name_in(value.get("content_block")))
-        elif kind == "content_block_stop":
-            self._open.discard(index_of(value))
         elif kind == "message_start":
-            self._is_begun = True
             self._keep_figures(details_of(value, "message").get("usage"))
         elif kind == "message_delta":
             self._keep_figures(value.get("usage"))
             self.usage = usage_of(self._figures) or self.usage
-            self._has_reason = self._has_reason or details_of(value, "delta").get("stop_reason") is not None
+            if details_of(value, "delta").get("stop_reason") is not None:
+                self._is_finished = True
 
     def _keep_figures(self, usage: Any) -> None:
         """The start tells of the input, the end of the output; what an end repeats is newer (searches read more)."""
         if isinstance(usage, dict):
             self._figures |= {key: figure for key, figure in usage.items() if figure is not None}
 
+    def _given(self, value: dict[str, Any]) -> None:
+        kind, index = value.get("type"), value.get("index")
+        if kind == "message_start":
+            self._is_begun = True
+        elif kind == "message_delta":
+            self._has_reason = self._has_reason or details_of(value, "delta").get("stop_reason") is not None
+        elif kind == "content_block_start" and isinstance(index, int):
+            self._open.add(index)
+        elif kind == "content_block_stop" and isinstance(index, int):
+            self._open.discard(index)
+
     def cut(self) -> bytes:
-        if self.is_finished:
-            return b""
         events: list[dict[str, Any]] = [] if self._is_begun else [self._start()]
         events += [{"type": "content_block_stop", "index": index} for index in sorted(self._open)]
-        delta = {"stop_reason": "max_tokens", "stop_sequence": None}
-        events.append({"type": "message_delta", "delta": delta, "usage": {"output_tokens": self.output_tokens}})
+        if not self._has_reason:
+            delta = {"stop_reason": "max_tokens", "stop_sequence": None}
+            events.append({"type": "message_delta", "delta": delta, "usage": {"output_tokens": self.output_tokens}})
         self._open.clear()
-        self._has_reason = True
-        return b"".join([sse.event(orjson.dumps(event), event["type"]) for event in events])
+        self._is_begun = self._has_reason = self._is_finished = True
+        return b"".join([named(event) for event in events])
 
     def _start(self) -> dict[str, Any]:
-        message = {
-            "id": "msg_farebox",
-            "type": "message",
-            "role": "assistant",
-            "model": self._request.model,
-            "content": [],
-        }
+        blank: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
         usage = {"input_tokens": 0, "output_tokens": 0}
-        return {
-            "type": "message_start",
-            "message": {**message, "stop_reason": None, "stop_sequence": None, "usage": usage},
-        }
+        head = {"id": "msg_farebox", "type": "message", "role": "assistant", "model": self._request.model}
+        return {"type": "message_start", "message": {**head, **blank, "usage": usage}}
 
     def close(self, budget: Mapping[str, Any] | None) -> bytes:
-        note = b"" if budget is None else sse.comment(b"budget " + orjson.dumps(budget))
-        return note + (self._stop or _STOP)
+        return budget_comment(budget) + (self._stop or _STOP)
 
     def fail(self, error: GatewayError) -> bytes:
         """An error event is itself the end: nothing follows one in this protocol."""
-        return sse.event(error_body(error), "error")
+        return self._unsent() + sse.event(error_body(error), "error")
 
 
 def usage_of(usage: Any) -> Usage | None:

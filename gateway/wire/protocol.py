@@ -22,7 +22,7 @@ class Request:
     output_tokens_max: int | None = None  # the client's own cap, for each choice
     output_tokens_least: int = 1  # the smallest cap with which the provider takes this request at all
     has_output: bool = True  # False: no cap of ours bounds the answer's tokens, or it has none
-    wants_usage: bool = False  # of a stream: the client asked for the usage chunk
+    wants_usage: bool = False  # the client gets the usage chunk of a stream: it asked, or its answer is made out of one
     metadata: Any = None
     # What a call without a cap is priced by, at most: known from the request before it is sent.
     images: int = 0
@@ -67,13 +67,13 @@ class Relay(Protocol):
         """Raises `StreamBroken` for what is not of the protocol, and for the provider's own error events."""
 
     def cut(self) -> bytes:
-        """Events that end the answer in good order where the budget ends it."""
+        """Events that end the answer in good order where the budget ends it: in place of what the last `feed` gave."""
 
     def close(self, budget: Mapping[str, Any] | None) -> bytes:
         """The last bytes: what is owed of usage, the budget comment, the protocol's own end."""
 
     def fail(self, error: GatewayError) -> bytes:
-        """An error event, and the protocol's own end."""
+        """What a `feed` that raised had let pass before, an error event, and the protocol's own end."""
 
 
 class WireProtocol(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
 from typing import Any, Final
 
 from gateway.errors import StreamBroken
@@ -43,11 +44,16 @@ class ResponseDraft:
         self._texts: defaultdict[tuple[int, str, int, str], list[str]] = defaultdict(list)
 
     def note(self, event: dict[str, Any]) -> None:
-        """Raises `StreamBroken` for indexes and items that cannot be."""
-        kind = event.get("type")
+        """Takes the event into the draft. One whose indexes or items cannot be is left out: what it means is for the client
+        to judge, which got it."""
         number = event.get("sequence_number")
         if type(number) is int:
             self._number = number
+        with suppress(StreamBroken):
+            self._note(event)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        kind = event.get("type")
         if kind in DELTAS:
             self._write(event, *DELTAS[kind])
         elif kind in ("response.created", "response.in_progress", "response.queued"):

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-import orjson
-
 from gateway.errors import BadRequest, GatewayError, StreamBroken
 from gateway.upstream.port import ProtocolName
-from gateway.wire import sse
 from gateway.wire.body import boolean, parse_object, text, whole_number
 from gateway.wire.choices import details_of
-from gateway.wire.events import DONE, object_of, objects_of, split
+from gateway.wire.event_relay import EventRelay, budget_comment, named
+from gateway.wire.events import objects_of
 from gateway.wire.openai_errors import error_body, error_object, upstream_event_error
 from gateway.wire.protocol import OutputCounter, Request, token_count
 from gateway.wire.response_draft import DELTAS, ResponseDraft
@@ -80,13 +78,11 @@ class ResponsesProtocol:
         return error_body(error)
 
 
-class ResponsesRelay:
+class ResponsesRelay(EventRelay):
     """Events pass as they came; the last one waits, so that the budget's figures can go before it."""
 
     def __init__(self, request: Request, counter: OutputCounter) -> None:
-        self.usage: Usage | None = None
-        self._counter = counter
-        self._splitter = sse.EventSplitter()
+        super().__init__(request, counter)
         self._draft = ResponseDraft(request.model)
         self._end = b""
 
@@ -94,25 +90,17 @@ class ResponsesRelay:
     def is_finished(self) -> bool:
         return bool(self._end)
 
-    @property
-    def output_tokens(self) -> int:
-        return self._counter.tokens
-
-    def feed(self, piece: bytes) -> bytes:
-        return b"".join([self._pass(event) for event in split(self._splitter, piece)])
-
-    def _pass(self, event: bytes) -> bytes:
-        data = sse.data_of(event)
-        if data is None or data == DONE:
-            return b""  # a provider's keep-alive comments are between it and us; the protocol knows no [DONE]
-        value = object_of(data)
-        delta = value.get("delta")
-        if isinstance(delta, str) and value.get("type") in DELTAS:
+    def _pass(self, event: bytes, value: dict[str, Any]) -> bytes:
+        kind, delta = value.get("type"), value.get("delta")
+        if kind in DELTAS and isinstance(delta, str):
             self._counter.add(delta)
-        if value.get("type") in _ENDS or value.get("type") in _FAILURES or value.get("error"):
+        elif kind in _ENDS or kind in _FAILURES or kind == "error" or value.get("error"):
             return self._ended(event, value)
-        self._draft.note(value)
+        self._ungiven.append(value)
         return event + b"\n\n"
+
+    def _given(self, value: dict[str, Any]) -> None:
+        self._draft.note(value)
 
     def _ended(self, event: bytes, value: dict[str, Any]) -> bytes:
         response = value.get("response")
@@ -125,19 +113,18 @@ class ResponsesRelay:
         return b""
 
     def cut(self) -> bytes:
-        if self._end:
-            return b""
         *closing, end = self._draft.cut()
-        self._end = _named(end)
-        return b"".join([_named(event) for event in closing])
+        self._end = named(end)
+        return b"".join([named(event) for event in closing])
 
     def close(self, budget: Mapping[str, Any] | None) -> bytes:
-        closing = self.cut()
-        note = b"" if budget is None else sse.comment(b"budget " + orjson.dumps(budget))
-        return closing + note + self._end
+        self._catch_up()
+        closing = b"" if self._end else self.cut()
+        return closing + budget_comment(budget) + self._end
 
     def fail(self, error: GatewayError) -> bytes:
         """OpenAI's two events. `error` inside the first one is what its SDK raises as an exception; it only yields the rest."""
+        self._catch_up()
         first = {
             "type": "error",
             "code": error.code,
@@ -146,11 +133,7 @@ class ResponsesRelay:
             "sequence_number": self._draft.next_number(),
             "error": error_object(error),
         }
-        return _named(first) + _named(self._draft.failed(error.code, error.message))
-
-
-def _named(value: dict[str, Any]) -> bytes:
-    return sse.event(orjson.dumps(value), value["type"])
+        return self._unsent() + named(first) + named(self._draft.failed(error.code, error.message))
 
 
 def _end_of(event: dict[str, Any]) -> dict[str, Any] | None:
