@@ -17,6 +17,7 @@ from typing import Final
 from urllib.parse import quote
 
 import orjson
+import structlog
 
 from gateway.ledger.port import LedgerError, LedgerUnavailable
 from gateway.ledger.redis_connection import Argument, ConnectionLost, RedisRefused, Reply
@@ -37,6 +38,8 @@ NO_EPOCH: Final = "*"
 # A repetition may meet the next trouble (a restart: connection lost, then NOSCRIPT, then a lost epoch), not more.
 _REPETITIONS_MAX: Final = 3
 _OF_EPOCHS: Final = frozenset({"FAREBOX_EPOCH", "FAREBOX_LOST", "FAREBOX_ROLLBACK"})
+
+_log = structlog.get_logger(__name__)
 
 Restore = Callable[[str, Amount, int], Awaitable[None]]
 """Sets what one account (name, settled, keep_ms) has settled."""
@@ -149,6 +152,8 @@ class Projects:
                     except (ConnectionLost, RedisRefused) as next_trouble:
                         trouble = next_trouble
         except TimeoutError:
+            if isinstance(trouble, RedisRefused) and trouble.code in _OF_EPOCHS:
+                raise CountersMissing(f"the counters of project {project.name!r} are being restored") from trouble
             raise LedgerUnavailable("Redis did not answer in time") from trouble
         raise as_port_error(trouble) if isinstance(trouble, RedisRefused) else trouble
 
@@ -226,19 +231,26 @@ class Projects:
         if not await self.topology.call(lock, "SET", lock, token, "NX", "PX", str(_LOCK_MS)):
             return False
         await self._announce_loss(project, was_known)
-        async with self._lock_renewed(lock):
-
-            async def restore(account: str, settled: Amount, keep_ms: int) -> None:
-                keys = [project.meta, project.key("keep"), project.key("account", account)]
-                arguments = (orjson.dumps([settled.tokens, settled.nano_usd, settled.requests]), str(keep_ms))
-                await self._evaluate(RESTORE, keys, NO_EPOCH, 0, arguments)
-
-            await self._rebuild(project.name, restore)
+        async with self._locked(lock, token):
+            await self._restored(project, self._rebuild)
             try:
                 self._take(project, await self._adopt(project, token))
             except RedisRefused:
                 return False
         return True
+
+    async def _restored(self, project: Project, rebuild: Rebuild) -> None:
+        async def restore(account: str, settled: Amount, keep_ms: int) -> None:
+            keys = [project.meta, project.key("keep"), project.key("account", account)]
+            arguments = (orjson.dumps([settled.tokens, settled.nano_usd, settled.requests]), str(keep_ms))
+            await self._evaluate(RESTORE, keys, NO_EPOCH, 0, arguments)
+
+        try:
+            await rebuild(project.name, restore)
+        except Exception as error:
+            # Whatever the store raises, to a call it means that the sums are not known yet.
+            _log.error("counters_not_restored", project=project.name, error=str(error))
+            raise CountersMissing(f"the counters of project {project.name!r} cannot be restored: {error}") from error
 
     async def _adopt(self, project: Project, token: str) -> bytes:
         keys = [project.meta, project.key("rebuild")]
@@ -251,7 +263,9 @@ class Projects:
             await self.topology.call(EPOCH_KEY, "SET", EPOCH_KEY, secrets.token_hex(8))
 
     @contextlib.asynccontextmanager
-    async def _lock_renewed(self, lock: str) -> AsyncIterator[None]:
+    async def _locked(self, lock: str, token: str) -> AsyncIterator[None]:
+        """Renew the lock while it is needed, and give it back, so that after a failure nobody waits for it to run out."""
+
         async def renew() -> None:
             while True:
                 await asyncio.sleep(_LOCK_MS / 3000)
@@ -264,3 +278,6 @@ class Projects:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            with contextlib.suppress(LedgerUnavailable):
+                if await self.topology.call(lock, "GET", lock) == token.encode():
+                    await self.topology.call(lock, "DEL", lock)
