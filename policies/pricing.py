@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, Final
 
 from policies.errors import OrchestrationError
@@ -22,6 +22,10 @@ _NANO: Final = Decimal(10) ** 9
 _RATE_MAX: Final = 10**15
 _ABOVE: Final = re.compile(r"_above_(\d+)k_tokens\Z")
 _SERVICE_TIERS: Final = ("priority", "flex")
+# Answers of these are text: without a price for the prompt and one for the answer, tokens would seem free.
+_TEXT_MODES: Final = (None, "chat", "completion", "responses")
+# Bills the dearer rates from the threshold on, all others above it.
+_INCLUSIVE_PROVIDER: Final = "xai"
 
 
 class PriceError(OrchestrationError):
@@ -88,9 +92,15 @@ class WorstCase:
 def price_from_map(entry: Mapping[str, Any]) -> Price | None:
     """The price that an entry states, None if it states none. A stated 0 is a price: local models are free.
 
-    Raises `PriceError` for a value that cannot be a price.
+    A text model needs a price for its prompts and one for its answers, per token: with one of them, or with a price per
+    second only, it has none, since its tokens would cost nothing. Raises `PriceError` for a value that cannot be a price.
     """
+    tiered = _tiered(entry)
+    if tiered:
+        return Price(tiered[0][1], tiered[1:])
     base = _rates(entry, "")
+    if entry.get("mode") in _TEXT_MODES and not _prices_text(entry):
+        return None
     others = {
         "image_nano_usd": _nano(entry, ("output_cost_per_image", "input_cost_per_image")),
         "second_nano_usd": _nano(entry, ("input_cost_per_second", "output_cost_per_second", "cost_per_second")),
@@ -194,11 +204,29 @@ def _rates(entry: Mapping[str, Any], suffix: str, base: Rates | None = None) -> 
     )
 
 
+def _prices_text(entry: Mapping[str, Any]) -> bool:
+    return all(entry.get(name) is not None for name in ("input_cost_per_token", "output_cost_per_token"))
+
+
+def _tiered(entry: Mapping[str, Any]) -> tuple[tuple[int, Rates], ...]:
+    """The rows of a `tiered_pricing` table, ascending: a whole call is charged by the row that its prompt reaches."""
+    found = []
+    for row in entry.get("tiered_pricing") or ():
+        # A row without a price for answers does not make them free: the entry's own stands in.
+        whole = {"output_cost_per_token": entry.get("output_cost_per_token"), **row}
+        rates = _rates(whole, "") if _prices_text(whole) else None
+        limits = row.get("range")
+        if rates is None or not isinstance(limits, list) or not limits:
+            return ()
+        found.append((int(limits[0]), rates))
+    return tuple(sorted(found, key=lambda row: row[0]))
+
+
 def _over(base: Rates, given: Mapping[str, int | None]) -> Rates:
     """What follows a plain rate in `base` follows its replacement too."""
     changed: dict[str, int] = {name: rate for name, rate in given.items() if rate is not None}
     for plain, followers in (
-        ("input", ("cache_write", "cache_write_1h", "audio_input")),
+        ("input", ("cache_read", "cache_write", "cache_write_1h", "audio_input")),
         ("output", ("reasoning", "audio_output")),
     ):
         rate = given[plain]
@@ -219,7 +247,7 @@ def _above(entry: Mapping[str, Any], base: Rates, tier: str) -> tuple[tuple[int,
     for threshold in sorted(thresholds):
         rates = _rates(entry, f"_above_{threshold}k_tokens{tier}", base)
         if rates is not None:
-            found.append((threshold * 1000, rates))
+            found.append((threshold * 1000 - (entry.get("litellm_provider") == _INCLUSIVE_PROVIDER), rates))
     return tuple(found)
 
 
@@ -256,7 +284,7 @@ def _whole(name: str, value: object, scale: Decimal) -> int:
         raise PriceError(f"{name} must be a number of USD, not {value!r}")
     try:
         scaled = Decimal(str(value)) * scale
-    except InvalidOperation:
+    except ArithmeticError:  # no number, or one of a billion digits
         raise PriceError(f"{name} must be a number of USD, not {value!r}") from None
     if not scaled.is_finite() or scaled < 0 or scaled > _RATE_MAX:
         raise PriceError(f"{name} is {value!r}: a price must be from 0 to 1 USD a token")
