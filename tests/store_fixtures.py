@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gateway.store.database import Database
-from tests.postgres_server import execute, start_server, with_database
+from tests.postgres_server import execute, private_server, with_database
 from tests.store_events import NOW_MS
 
 
@@ -28,12 +27,8 @@ def postgres_server_url() -> Iterator[str]:
     if given:
         yield given
         return
-    with tempfile.TemporaryDirectory(prefix="farebox-pg-", ignore_cleanup_errors=True) as folder:
-        server = start_server(Path(folder))
-        try:
-            yield f"postgresql://postgres@/postgres?host={folder}"
-        finally:
-            server.cleanup()
+    with private_server() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

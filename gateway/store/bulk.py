@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 from sqlalchemy import (
     ARRAY,
@@ -28,7 +29,9 @@ Insert = postgresql.Insert | sqlite.Insert
 Conflict = Callable[[Insert], Insert]
 
 # Types as Postgres must be told them for the parameters of `unnest`; SQLAlchemy's own would render as VARCHAR and the like.
-_ARRAY_ITEMS = (Text, Boolean, BigInteger, Integer, Float)
+_ARRAYS: Final = {item: ARRAY(item(), dimensions=1) for item in (Text, Boolean, BigInteger, Integer, Float)}
+# Parameters need names that no column of the conflict clause has.
+_OFFERED: Final = "offered_"
 
 
 def leave_alone(statement: Insert) -> Insert:
@@ -61,25 +64,32 @@ async def insert(connection: AsyncConnection, table: Table, rows: Rows, conflict
     """Insert all `rows`, which have the same columns, in one round trip. On conflict with the primary key: `conflict`."""
     if not rows:
         return
-    columns = [table.c[name] for name in rows[0]]
     if connection.dialect.name == "sqlite":
         await connection.execute(conflict(sqlite.insert(table)), [dict(row) for row in rows])
         return
-    # Arrays cost a parameter for each column instead of one for each value, and one parse for the whole batch.
-    arrays = [bindparam(None, [row[column.name] for row in rows], type_=_array(column)) for column in columns]
-    names = [column.name for column in columns]
+    names = tuple(rows[0])
+    arrays = {_OFFERED + name: [row[name] for row in rows] for name in names}
+    await connection.execute(_insert_of_arrays(table, names, conflict), arrays)
+
+
+@lru_cache(maxsize=64)
+def _insert_of_arrays(table: Table, names: tuple[str, ...], conflict: Conflict) -> Insert:
+    """Arrays cost a parameter for each column instead of one for each value, and one parse for the whole batch.
+
+    Kept, because to build the statement takes as long as to insert two hundred rows.
+    """
+    arrays = [bindparam(_OFFERED + name, type_=_array_of(table.c[name])) for name in names]
     source = func.unnest(*arrays).table_valued(*names, name="offered").render_derived()
     offered = select(*(source.c[name] for name in names))
-    await connection.execute(conflict(postgresql.insert(table).from_select(names, offered)))
+    return conflict(postgresql.insert(table).from_select(list(names), offered))
 
 
 def among(connection: AsyncConnection, column: Column[Any], values: Sequence[Any]) -> ColumnElement[bool]:
     """`column IN values`, with one parameter instead of one for each value where the engine has arrays."""
     if connection.dialect.name == "sqlite":
         return column.in_(values)
-    return column == any_(bindparam(None, list(values), type_=_array(column)))
+    return column == any_(bindparam(None, list(values), type_=_array_of(column)))
 
 
-def _array(column: Column[Any]) -> ARRAY[Any]:
-    item = next(item for item in _ARRAY_ITEMS if isinstance(column.type, item))
-    return ARRAY(item(), dimensions=1)
+def _array_of(column: Column[Any]) -> ARRAY[Any]:
+    return next(array for item, array in _ARRAYS.items() if isinstance(column.type, item))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import ColumnElement, and_, case, or_, select
+from sqlalchemy import ColumnElement, and_, case, literal_column, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.bulk import insert, replacing
@@ -190,8 +190,10 @@ async def set_plan(db: Database, project: str, run: str, plan: Mapping[str, Any]
 async def family(connection: AsyncConnection, project: str, run: str) -> list[str]:
     """The run and every run inside it, at any depth: they all spend from its account."""
     tree = select(runs.c.run).where(runs.c.project == project, runs.c.run == run).cte("family", recursive=True)
+    # Said in so many words, since the index on parents leaves out the runs without one.
+    has_parent = runs.c.parent_run != literal_column("''")
     children = select(runs.c.run).where(
-        runs.c.project == project, runs.c.parent_run == tree.c.run, runs.c.run != runs.c.parent_run
+        runs.c.project == project, has_parent, runs.c.parent_run == tree.c.run, runs.c.run != runs.c.parent_run
     )
     # UNION, not UNION ALL: a cycle that somebody's headers made must end.
     found = await connection.execute(select(tree.union(children).c.run))

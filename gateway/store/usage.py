@@ -11,16 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import structlog
 from sqlalchemy import case, or_, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.ledger.port import OutboxEntry
-from gateway.store import partitions, usage_sums
+from gateway.store import partitions
 from gateway.store.bulk import adding, among, insert, leave_alone
 from gateway.store.database import Database, is_data_fault
 from gateway.store.tables import SUMS, run_steps, runs, token_usage, usage_dead_letter, usage_hourly
 from gateway.store.usage_event import Poison, Row, row_of
+from gateway.store.usage_sums import BatchSums
 
 # An event that comes back may carry another time, but not one of another quarter: redelivery takes seconds, the replay of a
 # spooled settlement at most as long as an outage. The bound keeps the look-up out of old months.
@@ -29,6 +31,8 @@ REDELIVERY_MS_MAX: Final = 45 * 86_400_000
 WRITER_LOCK: Final = 0x7573616765
 _REASON_CHARACTERS_MAX: Final = 500
 _INT64_MAX: Final = 2**63 - 1
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,32 @@ async def _have_months(connection: AsyncConnection, rows: Sequence[Row]) -> None
 
 
 async def _store_rows(connection: AsyncConnection, rows: Sequence[Row]) -> tuple[list[Row], list[tuple[Row, str]]]:
-    """Insert all rows; when the engine refuses the data, halve until the rows at fault are found. Returns (stored, refused)."""
+    """Returns (stored, refused with the reason)."""
+    if connection.dialect.name == "postgresql" and await _copy(connection, rows):
+        return list(rows), []
+    return await _insert_rows(connection, rows)
+
+
+async def _copy(connection: AsyncConnection, rows: Sequence[Row]) -> bool:
+    """COPY, at half the cost of the INSERT. It knows no ON CONFLICT, and under the lock there is none; if it fails for that or
+    any other reason, nothing is stored, and `_insert_rows` finds out what is wrong."""
+    if not rows:
+        return True
+    driver = (await connection.get_raw_connection()).driver_connection
+    assert driver is not None  # noqa: S101 - only a detached connection has none
+    try:
+        async with connection.begin_nested():
+            await driver.copy_records_to_table(
+                token_usage.name, records=[tuple(row.values()) for row in rows], columns=list(rows[0])
+            )
+    except Exception as error:  # noqa: BLE001 - the slower way repeats it, and raises what is not the data's fault
+        _log.info("usage_copy_failed", error=_reason(error), rows=len(rows))
+        return False
+    return True
+
+
+async def _insert_rows(connection: AsyncConnection, rows: Sequence[Row]) -> tuple[list[Row], list[tuple[Row, str]]]:
+    """Insert all rows; when the engine refuses the data, halve until the rows at fault are found."""
     if not rows:
         return [], []
     try:
@@ -134,20 +163,21 @@ async def _store_rows(connection: AsyncConnection, rows: Sequence[Row]) -> tuple
         if len(rows) == 1:
             return [], [(rows[0], _reason(error))]
         half = len(rows) // 2
-        first, second = await _store_rows(connection, rows[:half]), await _store_rows(connection, rows[half:])
+        first, second = await _insert_rows(connection, rows[:half]), await _insert_rows(connection, rows[half:])
         return first[0] + second[0], first[1] + second[1]
     return list(rows), []
 
 
 def _reason(error: BaseException) -> str:
     cause = getattr(error, "orig", None) or error
-    return str(cause).splitlines()[0][:_REASON_CHARACTERS_MAX]
+    return (str(cause) or type(cause).__name__).splitlines()[0][:_REASON_CHARACTERS_MAX]
 
 
 async def _add_sums(connection: AsyncConnection, rows: Sequence[Row]) -> None:
-    await insert(connection, usage_hourly, usage_sums.hourly(rows), adding(usage_hourly, SUMS))
-    await insert(connection, runs, usage_sums.by_run(rows), _RUN_SEEN)
-    await insert(connection, run_steps, usage_sums.by_step(rows), _STEP_SEEN)
+    sums = BatchSums(rows)
+    await insert(connection, usage_hourly, sums.hourly(), _HOUR_SEEN)
+    await insert(connection, runs, sums.by_run(), _RUN_SEEN)
+    await insert(connection, run_steps, sums.by_step(), _STEP_SEEN)
 
 
 def _earlier(name: str) -> Any:
@@ -178,6 +208,7 @@ def _state(old: Any, offered: Any) -> Any:
     return case((moves, offered["state"]), else_=old["state"])
 
 
+_HOUR_SEEN: Final = adding(usage_hourly, SUMS)
 _RUN_SEEN: Final = adding(
     runs,
     SUMS,

@@ -99,15 +99,20 @@ def _row(entry: OutboxEntry, event: Mapping[str, Any]) -> Row:
     if not AT_MS_MIN <= entry.at_ms < AT_MS_MAX:
         raise _Unfit(f"at_ms {entry.at_ms} is not a time between 2000 and 2100")
     row: Row = {"id": _name("id", entry.id), "at": entry.at_ms, "project": _name("project", entry.project)}
+    # This runs for every call there is: the common case is decided inline, and only the others cost a function.
     for name in _TEXTS:
         value = event.get(name)
-        row[name] = "" if value is None else _text(name, value, TEXT_CHARACTERS_MAX)
+        is_plain = type(value) is str and len(value) <= TEXT_CHARACTERS_MAX and "\x00" not in value
+        row[name] = value if is_plain else "" if value is None else _text(name, value, TEXT_CHARACTERS_MAX)
     for name in _COUNTS:
         value = event.get(name)
-        row[name] = 0 if value is None else _count(name, value)
+        is_plain = type(value) is int and -_INT64_MAX <= value <= _INT64_MAX
+        row[name] = value if is_plain else 0 if value is None else _count(name, value)
     for name in _MEASURES:
         value = event.get(name)
-        row[name] = None if value is None else _measure(name, value)
+        row[name] = (
+            None if value is None else value if type(value) is int and 0 <= value < 2**53 else _measure(name, value)
+        )
     actions = _actions(event.get("actions"))
     row |= {
         "intent_confidence": _confidence(event.get("intent_confidence")),

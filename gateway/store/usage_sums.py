@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from operator import add, itemgetter
 from typing import Any, Final
 
 from gateway.store.tables import SUMS
 
 Row = Mapping[str, Any]
+Sums = dict[str, Any]
 
 HOUR_MS: Final = 3_600_000
 # Refused calls are counted apart, and a late settlement or a repair corrects a call that was counted before.
@@ -18,84 +20,106 @@ HOURLY_KEY: Final = ("hour_at", "project", "workflow", "step", "agent", "key_id"
 # Columns of `token_usage` that are summed as they are; calls, refused and errors are counted from the status.
 SUMMED: Final = SUMS[3:]
 
+_NAMES_OF_HOUR: Final = itemgetter(*HOURLY_KEY[1:])
+_SUMMED_OF: Final = itemgetter(*SUMMED)
+# (calls, refused, errors) that a row of this status counts as.
+_COUNTED: Final = {
+    **{status: (1, 0, int(status in ERROR_STATUSES)) for status in CALL_STATUSES},
+    "refused": (0, 1, 0),
+    "late": (0, 0, 0),
+    "repair": (0, 0, 0),
+}
+_ZEROS: Final = (0,) * len(SUMS)
 
-def hourly(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """One row for each hour and combination of names, in the order of their keys, so that every writer locks alike."""
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        key = (row["at"] - row["at"] % HOUR_MS, *(row[name] for name in HOURLY_KEY[1:]))
-        sums = found.get(key)
-        if sums is None:
-            sums = found[key] = dict(zip(HOURLY_KEY, key, strict=True)) | dict.fromkeys(SUMS, 0)
-        _add(sums, row)
-    return [found[key] for key in sorted(found)]
 
+class BatchSums:
+    """The sums of one batch. Every list is in the order of its keys, so that all writers lock in the same order."""
 
-def by_run(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """One row for each run that was tagged. Its state is what its latest event says: exhausted, or active."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows:
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._hours: dict[tuple[Any, ...], list[int]] = {}
+        self._runs: dict[tuple[str, str], _Seen] = {}
+        self._steps: dict[tuple[str, str, str], _Seen] = {}
+        for row in rows:
+            self._add(row)
+
+    def hourly(self) -> list[Sums]:
+        """One row for each hour and combination of names."""
+        return [dict(zip(HOURLY_KEY, key, strict=True)) | _named(sums) for key, sums in sorted(self._hours.items())]
+
+    def by_run(self) -> list[Sums]:
+        """One row for each run that was tagged. Its state is what its latest event says: exhausted, or active."""
+        return [
+            {"project": key[0], "run": key[1], "plan": "", "metrics": ""}
+            | seen.names
+            | seen.times()
+            | _named(seen.sums)
+            for key, seen in sorted(self._runs.items())
+        ]
+
+    def by_step(self) -> list[Sums]:
+        """One row for each step of a run."""
+        return [
+            {"project": key[0], "run": key[1], "step": key[2]} | seen.names | seen.times() | _named(seen.sums)
+            for key, seen in sorted(self._steps.items())
+        ]
+
+    def _add(self, row: Row) -> None:
+        # Computed once for the three places that it is added to.
+        amounts = (*_COUNTED[row["status"]], *_SUMMED_OF(row))
+        at = row["at"]
+        hour = (at - at % HOUR_MS, *_NAMES_OF_HOUR(row))
+        self._hours[hour] = list(map(add, self._hours.get(hour, _ZEROS), amounts))
         if not row["run"]:
-            continue
+            return
         key = (row["project"], row["run"])
-        run = found.get(key)
+        run = self._runs.get(key)
         if run is None:
-            run = found[key] = {"project": key[0], "run": key[1]} | _first_seen(
-                row, ("workflow", "agent", "user", "parent_run")
-            )
-        _add(run, row)
-        _see(run, row)
-        for name in ("agent", "user", "parent_run"):
-            run[name] = run[name] or row[name]
-    for run in found.values():
-        run["plan"] = run["metrics"] = ""
-    return [found[key] for key in sorted(found)]
+            run = self._runs[key] = _Seen(at, {"state": "", "workflow": "", "agent": "", "user": "", "parent_run": ""})
+        if run.add(at, amounts):
+            run.names["state"] = "exhausted" if row["code"] == "run_budget_exceeded" else "active"
+        for name in ("workflow", "agent", "user", "parent_run"):
+            if not run.names[name]:
+                run.names[name] = row[name]
+        if row["step"]:
+            self._add_step(row, amounts)
 
-
-def by_step(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """One row for each step of a run."""
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for row in rows:
-        if not row["run"] or not row["step"]:
-            continue
+    def _add_step(self, row: Row, amounts: tuple[int, ...]) -> None:
         key = (row["project"], row["run"], row["step"])
-        step = found.get(key)
+        step = self._steps.get(key)
         if step is None:
-            step = found[key] = dict(zip(("project", "run", "step"), key, strict=True)) | _first_seen(row, ())
-            step |= {"intent": "", "confidence": None, "intent_source": "", "model": ""}
-            del step["state"]
-        _add(step, row)
-        _see(step, row)
-        if row["intent"]:
-            step |= {
-                "intent": row["intent"],
-                "confidence": row["intent_confidence"],
-                "intent_source": row["intent_source"],
-            }
-        step["model"] = row["model"] or step["model"]
-    return [found[key] for key in sorted(found)]
+            names = {"intent": "", "confidence": None, "intent_source": "", "model": ""}
+            step = self._steps[key] = _Seen(row["at"], names)
+        is_latest = step.add(row["at"], amounts)
+        if row["intent"] and (is_latest or not step.names["intent"]):
+            step.names["intent"] = row["intent"]
+            step.names["confidence"] = row["intent_confidence"]
+            step.names["intent_source"] = row["intent_source"]
+        if row["model"] and (is_latest or not step.names["model"]):
+            step.names["model"] = row["model"]
 
 
-def _first_seen(row: Row, names: Sequence[str]) -> dict[str, Any]:
-    seen = {name: row[name] for name in names}
-    return seen | {"first_at": row["at"], "last_at": row["at"], "state": ""} | dict.fromkeys(SUMS, 0)
+class _Seen:
+    """Sums of a run or step, when it was seen first and last, and what its events call it."""
+
+    __slots__ = ("first_at", "last_at", "names", "sums")
+
+    def __init__(self, at: int, names: dict[str, Any]) -> None:
+        self.first_at = self.last_at = at
+        self.names = names
+        self.sums: Iterable[int] = _ZEROS
+
+    def add(self, at: int, amounts: tuple[int, ...]) -> bool:
+        """Whether this is the latest event so far."""
+        self.sums = list(map(add, self.sums, amounts))
+        self.first_at = min(self.first_at, at)
+        if at < self.last_at:
+            return False
+        self.last_at = at
+        return True
+
+    def times(self) -> dict[str, int]:
+        return {"first_at": self.first_at, "last_at": self.last_at}
 
 
-def _see(into: dict[str, Any], row: Row) -> None:
-    into["first_at"] = min(into["first_at"], row["at"])
-    if row["at"] >= into["last_at"]:
-        into["last_at"] = row["at"]
-        if "state" in into:
-            into["state"] = "exhausted" if row["code"] == "run_budget_exceeded" else "active"
-
-
-def _add(sums: dict[str, Any], row: Row) -> None:
-    status = row["status"]
-    if status in CALL_STATUSES:
-        sums["calls"] += 1
-        if status in ERROR_STATUSES:
-            sums["errors"] += 1
-    elif status == "refused":
-        sums["refused"] += 1
-    for name in SUMMED:
-        sums[name] += row[name]
+def _named(sums: Iterable[int]) -> Sums:
+    return dict(zip(SUMS, sums, strict=True))

@@ -194,7 +194,10 @@ def _runs() -> None:
         *_sums(),
     )
     op.create_index("ix_runs_last_at", "runs", ["project", "last_at"])
-    op.create_index("ix_runs_parent", "runs", ["project", "parent_run"])
+    has_parent = sa.text("parent_run <> ''")
+    op.create_index(
+        "ix_runs_parent", "runs", ["project", "parent_run"], postgresql_where=has_parent, sqlite_where=has_parent
+    )
     op.create_index("ix_runs_workflow", "runs", ["project", "workflow", "last_at"])
 
 
