@@ -126,7 +126,6 @@ FORWARDED_ANSWER_HEADERS: Final = frozenset(
         "retry-after",
         "retry-after-ms",
         "x-should-retry",
-        "anthropic-organization-id",
         "openai-processing-ms",
         "openai-version",
     }

@@ -1,0 +1,393 @@
+"""The only place where parts are joined. Everything is made here once, and handed down."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute
+
+from gateway import __version__
+from gateway.config import Config, ConfigError
+from gateway.control import Control
+from gateway.endpoints.front import Front
+from gateway.endpoints.health import health_routes
+from gateway.flusher import Flusher
+from gateway.heartbeat import Heartbeat
+from gateway.ids import Ids
+from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.outage import OutageLedger
+from gateway.ledger.port import Ledger
+from gateway.ledger.redis import RedisLedger
+from gateway.ledger.spool import Spool
+from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger_clock import LedgerClock
+from gateway.orchestration import Orchestration
+from gateway.pipeline.admission import Admission, AdmissionRules
+from gateway.pipeline.call import Call
+from gateway.pipeline.forwarding import Forwarding
+from gateway.pipeline.handler import CallHandler
+from gateway.pipeline.hold import HoldKeeper
+from gateway.pipeline.intake import Intake
+from gateway.pipeline.places import Places
+from gateway.pipeline.relaying import Relaying
+from gateway.pipeline.settlement import Settler
+from gateway.pricebook import PriceBook
+from gateway.recorder import BatchRecorder
+from gateway.runs import RunRegistry
+from gateway.store.database import Database, StoreError, StoreUnavailable
+from gateway.telemetry import Telemetry
+from gateway.tokenizer import Tokenizer
+from gateway.upstream.deployments import Pool, PoolSettings
+from gateway.upstream.direct import DirectLane
+from gateway.upstream.dispatch import Forwarder
+from gateway.upstream.litellm_lane import LiteLLMLane
+from gateway.upstream.mock import MockLane
+from gateway.upstream.model_list import deployments_of
+from gateway.upstream.port import Deployment, Timeouts
+from gateway.upstream.price_map import PriceMap, installed_price_map
+from gateway.wire.protocol import Request
+from gateway.wire.protocols import PROTOCOLS
+from policies.budgets import Budget
+from policies.reservation import OnLost
+
+_log = structlog.get_logger(__name__)
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+
+
+def wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(slots=True)
+class Parts:
+    """What the control API, the UI and the CLI work with."""
+
+    config: Config
+    store: Database
+    ledger: Ledger
+    control: Control
+    flusher: Flusher
+    pool: Pool
+    prices: PriceBook
+    telemetry: Telemetry
+    tokenizer: Tokenizer
+    orchestration: Orchestration
+    runs: RunRegistry
+    clock: LedgerClock
+    ids: Ids
+    is_local: bool  # bound to loopback, or anonymous use was allowed
+
+
+class Application:
+    """An ASGI application with its own start and stop. One per process."""
+
+    def __init__(
+        self, config: Config, *, allow_anonymous: bool = False, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.config = config
+        environ = dict(os.environ if environment is None else environment)
+        self._price_map = PriceMap(installed_price_map())
+        deployments = deployments_of(config.model_list, self._price_map)
+        self.parts = _parts(config, self._price_map, deployments, allow_anonymous)
+        self._recorder = BatchRecorder(self.parts.ledger)
+        self._heartbeat = Heartbeat(
+            self.parts.ledger,
+            self.parts.telemetry,
+            ttl_ms=int(config.reservations.ttl_seconds * 1000),
+            sweep_ms=int(config.reservations.sweep_seconds * 1000),
+        )
+        self._forwarder = _forwarder(self.parts, environ)
+        self._deployments = deployments
+        self._handler, intake = self._pipeline()
+        self._front = Front(
+            protocols=PROTOCOLS,
+            handler=self._handler,
+            intake=intake,
+            control=Starlette(routes=self._routes()),
+            model_names=lambda: self.parts.pool.names,
+            count_prompt=self._count_prompt,
+            new_id=self.parts.ids.new,
+        )
+        self._stack = AsyncExitStack()
+        self._budgets: tuple[int, tuple[Budget, ...]] = (-1, ())
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            await self._front(scope, receive, send)
+
+    async def _lifespan(self, receive: Any, send: Any) -> None:
+        await receive()
+        try:
+            await self.start()
+        except Exception as error:  # noqa: BLE001 - the server wants the reason as a message, and ends the process
+            _log.debug("start_failed", exc_info=True)
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def start(self) -> None:
+        """Raises `ConfigError`, `StoreError` or `LedgerError`, each with one sentence that says what to do."""
+        parts, stack = self.parts, self._stack
+        faults = parts.prices.check(self._deployments)
+        if faults:
+            raise ConfigError(faults)
+        loading = asyncio.create_task(parts.tokenizer.load())
+        await self._open_store()
+        stack.push_async_callback(parts.store.close)
+        await parts.ledger.open()
+        stack.push_async_callback(parts.ledger.close)
+        await parts.control.start()
+        stack.push_async_callback(parts.control.stop)
+        await parts.clock.start()
+        stack.push_async_callback(parts.clock.stop)
+        flushing = asyncio.create_task(parts.flusher.run(), name="flusher")
+        stack.push_async_callback(self._stop_flusher, flushing)
+        self._recorder.start()
+        stack.push_async_callback(self._recorder.stop)
+        self._heartbeat.start()
+        stack.push_async_callback(self._heartbeat.stop)
+        stack.push_async_callback(self._forwarder.close)
+        stack.push_async_callback(self._handler.drain)
+        self._forwarder.prepare(self._deployments)
+        await loading
+
+    async def stop(self) -> None:
+        """What is under way is settled, the outbox is flushed, then everything is closed in reverse order."""
+        await self._stack.aclose()
+        self.parts.tokenizer.close()
+
+    async def _open_store(self) -> None:
+        store = self.parts.store
+        try:
+            await store.open()
+            if store.is_postgres:
+                await store.check_schema()
+            else:
+                await store.migrate(wall_clock_ms())
+        except StoreUnavailable as error:
+            # A gateway can serve from its ledger while the store is away; a wrong schema or a taken file it cannot ignore.
+            _log.warning("store_unavailable_at_start", error=str(error))
+
+    async def _stop_flusher(self, task: asyncio.Task[None]) -> None:
+        await self.parts.flusher.stop()
+        await asyncio.gather(task, return_exceptions=True)
+
+    def _pipeline(self) -> tuple[CallHandler, Intake]:
+        parts, config = self.parts, self.config
+        intake = Intake(
+            snapshot=lambda: parts.control.snapshot,
+            names=lambda: frozenset(parts.pool.names),
+            runs=parts.runs,
+            body_bytes_max=config.server.body_bytes_max,
+            new_id=parts.ids.new,
+            clock_ms=wall_clock_ms,
+            local_mode_allowed=parts.is_local,
+        )
+        admission = Admission(
+            ledger=parts.ledger,
+            tokenizer=parts.tokenizer,
+            prices=parts.prices,
+            pool=parts.pool,
+            planner=parts.orchestration,
+            runs=parts.runs,
+            budgets=self.budgets,
+            snapshot=lambda: parts.control.snapshot,
+            now_ms=parts.clock.now_ms,
+            rules=_rules(config),
+        )
+        forwarding = Forwarding(
+            upstream=self._forwarder,
+            pool=parts.pool,
+            ledger=parts.ledger,
+            admission=admission,
+            flights=self._heartbeat,
+            timeouts=_timeouts(config),
+        )
+        relaying = Relaying(
+            forwarding=forwarding,
+            counter_for=self._counter_for,
+            keeper_for=lambda call: HoldKeeper(call, parts.ledger, slice_tokens=config.reservations.slice_tokens),
+            flights=self._heartbeat,
+        )
+        settler = Settler(
+            ledger=parts.ledger,
+            recorder=self._recorder,
+            telemetry=parts.telemetry,
+            now_ms=parts.clock.now_ms,
+            count_late=admission.count,
+        )
+        handler = CallHandler(
+            intake=intake,
+            admission=admission,
+            relaying=relaying,
+            settler=settler,
+            flights=self._heartbeat,
+            ledger=parts.ledger,
+            places=Places(
+                parts.telemetry, total_max=config.server.concurrency_max, key_max=config.server.key_concurrency_max
+            ),
+            new_id=parts.ids.new,
+        )
+        return handler, intake
+
+    def budgets(self) -> Sequence[Budget]:
+        """Those of the file and those made at run time; joined anew only when the snapshot changes."""
+        snapshot = self.parts.control.snapshot
+        if self._budgets[0] != snapshot.generation:
+            configured = tuple(budget.budget() for budget in self.config.budgets)
+            stored = tuple(stored.budget for stored in snapshot.budgets)
+            self._budgets = (snapshot.generation, configured + stored)
+        return self._budgets[1]
+
+    def _counter_for(self, call: Call) -> Any:
+        deployment = call.deployment
+        assert deployment is not None  # noqa: S101 - an answer comes from somewhere
+        return lambda: self.parts.tokenizer.output_counter(deployment.model, deployment.provider)
+
+    async def _count_prompt(self, request: Request) -> int:
+        deployment = self.parts.pool.of(request.model)[0]
+        count = await self.parts.tokenizer.count_prompt("messages", request.body, deployment.model, deployment.provider)
+        return count.tokens
+
+    def _routes(self) -> list[BaseRoute]:
+        return [*health_routes(self.readiness, self.parts.telemetry.registry, self.refresh_gauges)]
+
+    async def readiness(self) -> Mapping[str, Any]:
+        parts = self.parts
+        health = parts.ledger.health if isinstance(parts.ledger, OutageLedger) else None
+        ledger_ready = health is None or health.is_available
+        full = parts.flusher.is_full
+        return {
+            "ready": ledger_ready and not full,
+            "version": __version__,
+            "ledger": {
+                "available": ledger_ready,
+                "reason": health.reason if health else "",
+                "warnings": list(health.warnings) if health else [],
+                "spooled": health.spooled if health else 0,
+            },
+            "store": {"available": parts.control.is_store_available, "reason": parts.control.last_error},
+            "outbox": {"records": parts.flusher.outbox_size, "full": full, "lag_ms": parts.flusher.lag_ms},
+            "configuration": {"generation": parts.control.snapshot.generation},
+        }
+
+    def refresh_gauges(self) -> None:
+        parts = self.parts
+        parts.telemetry.outbox.set(parts.flusher.outbox_size)
+        parts.telemetry.flush_lag.set(parts.flusher.lag_ms / 1000)
+        parts.telemetry.breaker.labels("store").set(0 if parts.control.is_store_available else 1)
+        if isinstance(parts.ledger, OutageLedger):
+            parts.telemetry.breaker.labels("ledger").set(0 if parts.ledger.health.is_available else 1)
+
+
+def _parts(config: Config, price_map: PriceMap, deployments: Sequence[Deployment], allow_anonymous: bool) -> Parts:
+    ids = Ids(wall_clock_ms)
+    store = Database(config.storage.store)
+    ledger = make_ledger(config)
+    telemetry = Telemetry()
+    return Parts(
+        config=config,
+        store=store,
+        ledger=ledger,
+        control=Control(store, config.settings),
+        flusher=Flusher(ledger, store, consumer=process_name(), outbox_cap=config.storage.outbox_cap),
+        pool=Pool(deployments, _pool_settings(config), clock_s=time.monotonic, chance=random.SystemRandom()),
+        prices=PriceBook(price_map),
+        telemetry=telemetry,
+        tokenizer=Tokenizer(),
+        orchestration=Orchestration(),
+        runs=RunRegistry(
+            ledger, silence_ms=int(config.reservations.implicit_run_silence_seconds * 1000), new_id=ids.new
+        ),
+        clock=LedgerClock(ledger),
+        ids=ids,
+        is_local=allow_anonymous or config.server.host in _LOOPBACK,
+    )
+
+
+def process_name() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def make_ledger(config: Config) -> Ledger:
+    """The engine that the URL names, behind the outage wrapper where it is reached over a network."""
+    url = config.storage.ledger
+    if url.startswith("memory://"):
+        return MemoryLedger()
+    if url.startswith("sqlite"):
+        return SqliteLedger(Path(url.removeprefix("sqlite:///")), durability=config.storage.durability)
+    backing = RedisLedger(url, allow_eviction=config.storage.allow_eviction, durability=config.storage.durability)
+    spool = Path(config.storage.spool)
+    return OutageLedger(backing, Spool(spool, process_name().replace(":", "-")), processes_hint=config.server.workers)
+
+
+def _forwarder(parts: Parts, environment: dict[str, str]) -> Forwarder:
+    return Forwarder(
+        direct=DirectLane(environment=environment),
+        litellm=LiteLLMLane(environment=environment),
+        mock=MockLane(
+            count=lambda text: parts.tokenizer.count_text("o200k_base", text),
+            count_prompt=lambda protocol, body: parts.tokenizer.count_prompt_now(protocol, body),
+            now_s=time.time,
+            new_id=parts.ids.new,
+        ),
+        environment=environment,
+    )
+
+
+def _pool_settings(config: Config) -> PoolSettings:
+    router = config.router_settings
+    return PoolSettings(
+        num_retries=router.num_retries,
+        retry_after_s=router.retry_after,
+        allowed_fails=router.allowed_fails,
+        cooldown_s=router.cooldown_time,
+        routing_strategy=router.routing_strategy,
+        fallbacks=_joined(router.fallbacks),
+        context_window_fallbacks=_joined(router.context_window_fallbacks),
+    )
+
+
+def _joined(tables: Sequence[Mapping[str, list[str]]]) -> dict[str, list[str]]:
+    return {name: models for table in tables for name, models in table.items()}
+
+
+def _timeouts(config: Config) -> Timeouts:
+    router = config.router_settings
+    return Timeouts(
+        connect_ms=int(router.connect_timeout * 1000),
+        first_byte_ms=int(router.timeout * 1000),
+        idle_ms=int(router.stream_timeout * 1000),
+        total_ms=int(router.timeout * 1000),
+    )
+
+
+def _rules(config: Config) -> AdmissionRules:
+    kept = config.reservations
+    return AdmissionRules(
+        ttl_ms=int(kept.ttl_seconds * 1000),
+        output_tokens_min=kept.output_tokens_min,
+        output_tokens_unknown=kept.output_tokens_unknown,
+        slice_tokens=kept.slice_tokens,
+        on_lost=OnLost(kept.on_lost),
+        owner=process_name(),
+    )
+
+
+__all__ = ["Application", "Parts", "StoreError"]

@@ -1,0 +1,33 @@
+"""`farebox serve`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gateway.cli.configuration import configured
+
+
+def serve(
+    context: typer.Context,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: server.host, 127.0.0.1.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port. Default: server.port, 4000. 0 takes a free one.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Processes. More than one needs a Redis ledger.")
+    ] = None,
+    allow_anonymous: Annotated[
+        bool,
+        typer.Option(
+            "--allow-anonymous",
+            help="Listen on other addresses without any API key. Everyone who reaches them may spend.",
+        ),
+    ] = False,
+) -> None:
+    """Run the gateway until it is told to stop."""
+    config = configured(context.obj, {"host": host, "port": port, "workers": workers})
+    from gateway.serving import serve as run
+
+    raise typer.Exit(run(config, allow_anonymous=allow_anonymous))

@@ -1,0 +1,107 @@
+"""The outermost door: model calls take the short way, everything else goes to the control application."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+
+from gateway.endpoints.models_list import models_body
+from gateway.errors import BadRequest, GatewayError
+from gateway.pipeline.answer import encoded, error_headers
+from gateway.pipeline.exchange import Exchange
+from gateway.pipeline.handler import CallHandler
+from gateway.pipeline.intake import Intake
+from gateway.tags import split_path
+from gateway.wire.openai_errors import error_body
+from gateway.wire.protocol import Request, WireProtocol
+from gateway.wire.protocols import COUNT_TOKENS_PATHS, MESSAGES
+
+Scope = Mapping[str, Any]
+Asgi = Callable[[Any, Any, Any], Awaitable[None]]
+_VERSION: Final = "/v1"
+_UNVERSIONED: Final = frozenset({"/models", "/messages/count_tokens"})
+
+
+class Front:
+    """A pure ASGI application: no middleware, no request object and no router stands before a model call."""
+
+    def __init__(
+        self,
+        *,
+        protocols: Mapping[str, WireProtocol],
+        handler: CallHandler,
+        intake: Intake,
+        control: Asgi,
+        model_names: Callable[[], Sequence[str]],
+        count_prompt: Callable[[Request], Awaitable[int]],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._protocols = protocols
+        self._handler = handler
+        self._intake = intake
+        self._control = control
+        self._model_names = model_names
+        self._count_prompt = count_prompt
+        self._new_id = new_id
+        self._started_s = int(time.time())
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._control(scope, receive, send)
+            return
+        path: str = scope["path"]
+        protocol = self._protocols.get(path)
+        if protocol is not None and scope["method"] == "POST":
+            await self._handler.handle(Exchange(scope, receive, send), protocol, {})
+        elif path.startswith(("/w/", "/v1/")) or path in self._protocols or path in _UNVERSIONED:
+            await self._serve_rest(scope, receive, send, path)
+        else:
+            await self._control(scope, receive, send)
+
+    async def _serve_rest(self, scope: Scope, receive: Any, send: Any, path: str) -> None:
+        """Tagged paths, the list of models, and everything under /v1 that does not exist: never an unmetered way through."""
+        exchange = Exchange(scope, receive, send)
+        try:
+            path_tags, path = split_path(path)
+            protocol = self._protocols.get(path)
+            if protocol is not None and scope["method"] == "POST":
+                await self._handler.handle(exchange, protocol, path_tags)
+            elif path in ("/v1/models", "/models") and scope["method"] == "GET":
+                await self._list_models(exchange)
+            elif path in COUNT_TOKENS_PATHS and scope["method"] == "POST":
+                await self._count_tokens(exchange)
+            else:
+                raise self._not_there(scope["method"], path, protocol)
+        except GatewayError as error:
+            await exchange.answer(error.status, encoded(error_headers(error, self._new_id(), None)), error_body(error))
+
+    async def _list_models(self, exchange: Exchange) -> None:
+        principal = self._intake.authenticate(exchange.headers)
+        body = models_body(self._model_names(), principal, self._started_s)
+        await exchange.answer(
+            200, encoded([("content-type", "application/json"), ("x-request-id", self._new_id())]), body
+        )
+
+    async def _count_tokens(self, exchange: Exchange) -> None:
+        """Anthropic's question without a model call: free, and answered from our own count."""
+        try:
+            principal = self._intake.authenticate(exchange.headers)
+            request = MESSAGES.parse_count(await exchange.read_body(self._intake.body_bytes_max))
+            self._intake.check_model(request.model, principal)
+            count = await self._count_prompt(request)
+        except GatewayError as error:
+            headers = encoded(error_headers(error, self._new_id(), None))
+            await exchange.answer(error.status, headers, MESSAGES.error_body(error))
+            return
+        headers = encoded([("content-type", "application/json"), ("x-request-id", self._new_id())])
+        await exchange.answer(200, headers, MESSAGES.counted(count))
+
+    def _not_there(self, method: str, path: str, protocol: WireProtocol | None) -> GatewayError:
+        if protocol is not None:
+            return BadRequest(
+                f"{path} takes POST, not {method}.", status=405, code="method_not_allowed", headers={"allow": "POST"}
+            )
+        there = ", ".join(sorted(name for name in self._protocols if name.startswith(_VERSION)))
+        return BadRequest(f"There is no {path[:200]}. There are: {there}, /v1/models.", status=404, code="not_found")

@@ -1,0 +1,116 @@
+"""Signs of life for reservations whose calls are under way, and the sweep of those whose owner is gone.
+
+A call that was sent upstream is marked within a tick: from then on a crash books its prompt and what was relayed so far
+(`on_lost: charge`), while one that was never sent is given back. Long streams are renewed well before their deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from gateway.ledger.port import Ledger, LedgerUnavailable, Progress
+from gateway.pipeline.call import Call
+from gateway.telemetry import Telemetry
+from policies.amounts import Amount
+
+_log = structlog.get_logger(__name__)
+_TICK_MS: Final = 50
+
+
+@dataclass(slots=True)
+class _Flight:
+    call: Call
+    output_tokens: int = 0
+    renewed_tick: int = -1
+
+
+class Heartbeat:
+    def __init__(self, ledger: Ledger, telemetry: Telemetry, *, ttl_ms: int, sweep_ms: int) -> None:
+        self._ledger = ledger
+        self._telemetry = telemetry
+        self._ttl_ms = ttl_ms
+        self._sweep_ms = sweep_ms
+        self._flights: dict[str, _Flight] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._tick = 0
+
+    def sent(self, call: Call) -> None:
+        """The request is on its way to the provider: money may be spent from now on."""
+        if call.grant is not None and call.grant.held.requests:
+            self._flights[call.id] = _Flight(call)
+
+    def progressed(self, call: Call, output_tokens: int) -> None:
+        flight = self._flights.get(call.id)
+        if flight is not None:
+            flight.output_tokens = output_tokens
+
+    def landed(self, call: Call) -> None:
+        self._flights.pop(call.id, None)
+
+    def start(self) -> None:
+        self._tasks = [
+            asyncio.create_task(self._renew_forever(), name="heartbeat"),
+            asyncio.create_task(self._sweep_forever(), name="sweeper"),
+        ]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _renew_forever(self) -> None:
+        ticks_between = max(1, self._ttl_ms // 4 // _TICK_MS)
+        while True:
+            await asyncio.sleep(_TICK_MS / 1000)
+            self._tick += 1
+            due = [
+                flight
+                for flight in self._flights.values()
+                if flight.renewed_tick < 0 or self._tick - flight.renewed_tick >= ticks_between
+            ]
+            if due:
+                await self._renew(due)
+
+    async def _renew(self, due: list[_Flight]) -> None:
+        by_project: dict[str, list[_Flight]] = defaultdict(list)
+        for flight in due:
+            by_project[flight.call.principal.project].append(flight)
+        for project, flights in by_project.items():
+            progress = [Progress(flight.call.id, _progress(flight)) for flight in flights]
+            try:
+                await self._ledger.renew(project, progress, self._ttl_ms)
+            except LedgerUnavailable as error:
+                _log.warning("heartbeat_missed", calls=len(flights), error=str(error))
+                continue
+            for flight in flights:
+                flight.renewed_tick = self._tick
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._sweep_ms / 1000)
+            try:
+                await self.sweep()
+            except LedgerUnavailable as error:
+                _log.warning("sweep_missed", error=str(error))
+
+    async def sweep(self) -> None:
+        for lost in await self._ledger.expire_due():
+            self._telemetry.expired.inc()
+            _log.warning("reservation_lost", id=lost.id, owner=lost.owner, booked_tokens=lost.booked.tokens)
+        await self._ledger.purge()
+
+
+def _progress(flight: _Flight) -> Amount:
+    """The prompt, and the output so far, at the prices that were reserved."""
+    call = flight.call
+    prompt = call.count.reserve_tokens if call.count else 0
+    nano_usd = 0
+    if call.price is not None:
+        rates = call.price.rates
+        nano_usd = (prompt * rates.input + flight.output_tokens * rates.output) // 1_000_000
+    return Amount(prompt + flight.output_tokens, nano_usd, 1)

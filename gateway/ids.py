@@ -1,0 +1,23 @@
+"""Ids that sort by time: 48 bits of milliseconds, then 80 of chance (the layout of UUIDv7 and ULID), as 32 hex digits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+
+class Ids:
+    """Chance is drawn from the system in blocks: one read for 64 ids."""
+
+    def __init__(self, clock_ms: Callable[[], int], random_bytes: Callable[[int], bytes] = os.urandom) -> None:
+        self._clock_ms = clock_ms
+        self._random_bytes = random_bytes
+        self._pool = b""
+        self._used = 0
+
+    def new(self) -> str:
+        if self._used >= len(self._pool):
+            self._pool, self._used = self._random_bytes(640), 0
+        chance = self._pool[self._used : self._used + 10]
+        self._used += 10
+        return f"{self._clock_ms():012x}{chance.hex()}"

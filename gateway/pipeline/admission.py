@@ -1,0 +1,318 @@
+"""Count, admit, reserve: one call against every budget it touches, in one operation of the ledger.
+
+What does not fit walks the ladder that the innermost budget declares. Each rung makes the call smaller and asks again; the
+last one that helps is noted in the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol, cast
+
+from gateway.control import Snapshot
+from gateway.errors import BadRequest, LedgerOutage, ModelNotFound
+from gateway.ledger.port import Ledger, LedgerUnavailable, Reserve
+from gateway.pipeline.call import Call
+from gateway.pipeline.events import draft_of
+from gateway.pipeline.refusal import refusal_error
+from gateway.pricebook import PriceBook
+from gateway.runs import RunRegistry
+from gateway.tokenizer import Tokenizer
+from gateway.upstream.deployments import Pool
+from gateway.upstream.port import Deployment
+from gateway.upstream.request import request_defaults
+from gateway.wire.protocol import Request
+from policies.budgets import Budget, Chain, HoldKind, Rung, RunLimits, Subject, chain_for
+from policies.pricing import Price, cost_nano_usd, worst_case
+from policies.reservation import Decision, Demand, Granted, OnLost, Refusal, Refused
+from policies.tokens import PromptCount
+
+_WAIT_STEP_MS: Final = 100
+OUTPUT_CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+
+
+class Planner(Protocol):
+    """The orchestration, as admission sees it. It never fails a call: what goes wrong inside yields no plan."""
+
+    async def plan(self, call: Call, snapshot: Snapshot) -> RunLimits: ...
+
+    def offers(self, call: Call, rung: Rung) -> bool:
+        """Whether compressing or rerouting is allowed for this call at all."""
+
+    async def compress(self, call: Call, needed_tokens: int) -> bool:
+        """Make the prompt smaller, so that it needs at most `needed_tokens` if that can be. False: nothing was changed."""
+
+    async def reroute(self, call: Call, refused: Refused) -> bool:
+        """Choose a cheaper model for the call. False: there is none that will do."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionRules:
+    ttl_ms: int
+    output_tokens_min: int
+    output_tokens_unknown: int
+    slice_tokens: int
+    on_lost: OnLost
+    owner: str
+
+
+class Admission:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        tokenizer: Tokenizer,
+        prices: PriceBook,
+        pool: Pool,
+        planner: Planner,
+        runs: RunRegistry,
+        budgets: Callable[[], Sequence[Budget]],
+        snapshot: Callable[[], Snapshot],
+        now_ms: Callable[[], int],
+        rules: AdmissionRules,
+    ) -> None:
+        self._ledger = ledger
+        self._tokenizer = tokenizer
+        self._prices = prices
+        self._pool = pool
+        self._planner = planner
+        self._runs = runs
+        self._budgets = budgets
+        self._snapshot = snapshot
+        self._now_ms = now_ms
+        self._rules = rules
+
+    async def admit(self, call: Call) -> None:
+        """Fills in the call's chain, count, price and grant. Raises `BudgetRefusal`, `LedgerOutage` or `BadRequest`."""
+        limits = RunLimits(tightened=call.tags.budget)
+        if call.is_tagged:
+            limits = await self._planner.plan(call, self._snapshot())
+        self.use(call, self.choose(call.request.model))
+        call.chain = self._chain(call, limits)
+        call.timings.stop("classify")
+        if not call.chain.links:
+            return
+        call.count = await self.count(call)
+        call.timings.stop("count")
+        self._require_price(call, call.chain.limits_money)
+        await self._reserve(call)
+        call.timings.stop("reserve")
+
+    def use(self, call: Call, deployment: Deployment) -> None:
+        """Set the deployment that answers, what it costs, and the fields that its entry adds to the request."""
+        call.deployment = deployment
+        call.price = self._prices.price(deployment)
+        added = request_defaults(deployment, call.request.body)
+        if added:
+            _add_defaults(call.request, added)
+
+    def choose(self, model: str) -> Deployment:
+        deployment = self._pool.choose(model, also_resting=True)
+        if deployment is None:
+            raise ModelNotFound(
+                f"There is no model {model[:200]!r}; GET /v1/models lists what there is.", param="model"
+            )
+        return deployment
+
+    def leave(self, call: Call) -> None:
+        """The call will not be forwarded: its deployment is free for others."""
+        if call.deployment is not None:
+            self._pool.release(call.deployment)
+
+    def price_of(self, deployment: Deployment) -> Price | None:
+        return self._prices.price(deployment)
+
+    async def count(self, call: Call) -> PromptCount:
+        counted_as = call.protocol.counted_as
+        if counted_as is None:
+            return PromptCount(0, 0, exact=True)
+        deployment = call.deployment
+        assert deployment is not None  # noqa: S101 - `use` comes first
+        return await self._tokenizer.count_prompt(counted_as, call.request.body, deployment.model, deployment.provider)
+
+    def _chain(self, call: Call, limits: RunLimits) -> Chain:
+        subject = Subject(
+            project=call.principal.project,
+            key=call.principal.key_name or None,
+            workflow=call.tags.workflow,
+            run=call.run,
+            step=call.tags.step if call.is_tagged else None,
+            agent=call.tags.agent,
+            parents=self._runs.parents(call),
+        )
+        return chain_for(subject, self._budgets(), limits, self._now_ms())
+
+    async def _reserve(self, call: Call) -> None:
+        """Up the ladder until it fits. The refusal that the client hears is the last one."""
+        demand = self._demand(call)
+        refused: Refused | None = None
+        for rung in self._rungs(call):
+            attempt = await self._climb(call, rung, demand, refused)
+            if attempt is None:
+                continue
+            demand, decision = attempt
+            if isinstance(decision, Granted):
+                return await self._accept(call, demand, decision)
+            refused = decision
+            call.decisions.append({"rung": rung or "whole", "refused": refused.reason, "account": refused.account})
+            if refused.reason is Refusal.GATE:
+                break
+        assert refused is not None  # noqa: S101 - the first rung always asks
+        raise refusal_error(call, refused)
+
+    def _rungs(self, call: Call) -> list[Rung | None]:
+        """None first: the call as it is. A caller may forbid rungs, and a budget names those that it allows."""
+        forbidden = {Rung(option.removeprefix("no-")) for option in call.tags.options}
+        rungs = [rung for rung in call.chain.ladder if rung not in forbidden and self._may_help(call, rung)]
+        # Clamping gives the most that fits, which is the whole call if that fits: no need to ask for the whole one first.
+        return [*rungs] if rungs and rungs[0] is Rung.CLAMP else [None, *rungs]
+
+    def _may_help(self, call: Call, rung: Rung) -> bool:
+        match rung:
+            case Rung.REFUSE:
+                return False
+            case Rung.CLAMP:
+                return call.request.has_output
+            case Rung.WAIT:
+                return call.chain.wait_ms > 0
+            case _:
+                return self._planner.offers(call, rung)
+
+    async def _climb(
+        self, call: Call, rung: Rung | None, demand: Demand, refused: Refused | None
+    ) -> tuple[Demand, Decision] | None:
+        """One rung: None when it changes nothing."""
+        if rung is None:
+            return demand, await self._ask(call, demand)
+        if rung is Rung.CLAMP:
+            least = max(self._rules.output_tokens_min, call.request.output_tokens_least)
+            clamped = replace(demand, output_tokens_min=min(least, demand.output_tokens_max))
+            return clamped, await self._ask(call, clamped)
+        if refused is None:
+            return None
+        if rung is Rung.WAIT:
+            return await self._wait(call, demand, refused)
+        if rung is Rung.COMPRESS:
+            changed = await self._planner.compress(call, self._room(refused, demand))
+            if changed:
+                call.count = await self.count(call)
+        else:
+            changed = await self._planner.reroute(call, refused)
+        if not changed:
+            return None
+        demand = self._demand(call)
+        return demand, await self._ask(call, demand)
+
+    @staticmethod
+    def _room(refused: Refused, demand: Demand) -> int:
+        """Prompt tokens that would fit beside the output asked for (0 when money or requests stand in the way)."""
+        left = refused.balance.remaining("tokens") if refused.unit == "tokens" else None
+        return max(0, (left or 0) - demand.choices * demand.output_tokens_max)
+
+    async def _wait(self, call: Call, demand: Demand, refused: Refused) -> tuple[Demand, Decision] | None:
+        """Hold the call while only sibling reservations stand in the way."""
+        waited_ms = 0
+        decision: Decision = refused
+        while isinstance(decision, Refused) and decision.reason is Refusal.BUSY and waited_ms < call.chain.wait_ms:
+            await asyncio.sleep(_WAIT_STEP_MS / 1000)
+            waited_ms += _WAIT_STEP_MS
+            decision = await self._ask(call, demand)
+        if waited_ms:
+            call.actions.append(f"wait={waited_ms}ms")
+        return (demand, decision) if waited_ms else None
+
+    async def _ask(self, call: Call, demand: Demand) -> Decision:
+        request = Reserve(
+            id=call.id,
+            owner=self._rules.owner,
+            holds=call.chain.holds,
+            demand=demand,
+            ttl_ms=self._rules.ttl_ms,
+            draft=draft_of(call),
+            on_lost=self._rules.on_lost,
+        )
+        try:
+            return await self._ledger.reserve(call.principal.project, request)
+        except LedgerUnavailable:
+            if call.chain.survives_outage and not self._runs.is_limited(call):
+                return Granted(call.id, demand.output_tokens_max, demand.amount(demand.output_tokens_max), 0, 0, ())
+            raise LedgerOutage from None
+
+    async def _accept(self, call: Call, demand: Demand, granted: Granted) -> None:
+        """Remember the grant. Limits that only the ledger knows (an operator's override) may limit money after all."""
+        limits_money = any(balance.limit.nano_usd is not None for balance in granted.balances)
+        if limits_money and call.price is None:
+            await self._ledger.void(call.principal.project, call.id)
+            self._require_price(call, True)
+        call.grant = granted
+        self._runs.saw(call, granted)
+        self._note_soft_limit(call, granted)
+        if granted.breaches:
+            call.actions.append("observe=would_refuse")
+            call.decisions.append({"observed": list(granted.breaches)})
+        own = call.request.output_tokens_max
+        limit = self._prices.output_tokens_max(cast(Deployment, call.deployment))
+        if call.chain.hold is HoldKind.SLICES or not call.request.has_output:
+            return
+        if granted.output_tokens < (own or limit or 2**62):
+            call.output_cap = granted.output_tokens
+        if granted.output_tokens < demand.output_tokens_max:
+            call.actions.append("clamp")
+
+    def _note_soft_limit(self, call: Call, granted: Granted) -> None:
+        for balance, link in zip(granted.balances, call.chain.links, strict=False):
+            if link.soft_tokens is not None and balance.settled.tokens + balance.reserved.tokens > link.soft_tokens:
+                call.soft_exceeded = True
+
+    def _demand(self, call: Call) -> Demand:
+        """The worst case: the whole prompt and the whole output, at the dearest price that may apply."""
+        request, count = call.request, cast(PromptCount, call.count)
+        prompt_tokens = count.reserve_tokens + request.media_tokens
+        output_max = self.output_tokens_wanted(call) if request.has_output else 0
+        held = min(output_max, self._rules.slice_tokens) if call.chain.hold is HoldKind.SLICES else output_max
+        prompt_nano_usd = output_nano_usd = 0
+        if call.price is not None:
+            service_tier = request.body.get("service_tier")
+            worst = worst_case(call.price, prompt_tokens, output_max, service_tier)
+            output_nano_usd = worst.output_nano_usd_per_token
+            media = request.media_tokens * output_nano_usd
+            prompt_nano_usd = worst.prompt_nano_usd + media + cost_nano_usd(call.price, request.units(), service_tier)
+        return Demand(
+            prompt_tokens=prompt_tokens,
+            output_tokens_max=held,
+            output_tokens_min=held,
+            prompt_nano_usd=prompt_nano_usd,
+            output_nano_usd_per_token=output_nano_usd,
+            choices=request.choices,
+        )
+
+    def output_tokens_wanted(self, call: Call) -> int:
+        """What each choice may come to: the client's cap, never above the model's own maximum."""
+        limit = self._prices.output_tokens_max(cast(Deployment, call.deployment))
+        own = call.request.output_tokens_max
+        if own is None:
+            return limit or self._rules.output_tokens_unknown
+        return min(own, limit) if limit else own
+
+    @staticmethod
+    def _require_price(call: Call, limits_money: bool) -> None:
+        """An unknown price never means free (P3)."""
+        if limits_money and call.price is None:
+            raise BadRequest(
+                f"The model {call.request.model!r} has no known price, and money is limited for this call. "
+                "Set model_info.input_cost_per_token and output_cost_per_token in its model_list entry.",
+                code="unpriced_model",
+                param="model",
+            )
+
+
+def _add_defaults(request: Request, added: Mapping[str, Any]) -> None:
+    """What the configuration adds may cost more: it is reserved for like the client's own fields."""
+    request.body = {**added, **request.body}
+    if type(added.get("n")) is int:
+        request.choices = max(1, added["n"])
+    caps = [added[name] for name in OUTPUT_CAPS if type(added.get(name)) is int]
+    if caps:
+        request.output_tokens_max = min(caps)

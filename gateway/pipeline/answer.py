@@ -1,0 +1,81 @@
+"""Headers of an answer: who it was for, what is left, what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from gateway.errors import GatewayError
+from gateway.pipeline.call import Call
+from policies.amounts import NANO_USD_PER_USD
+from policies.budgets import Scope
+from policies.reservation import Balance
+
+Header = tuple[bytes, bytes]
+
+
+def encoded(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[Header]:
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    return [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in pairs]
+
+
+def call_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, str]]:
+    """Everything that Farebox says about a call. An untagged one hears its id and the timing, and no more."""
+    headers = [("x-request-id", call.id), ("server-timing", call.timings.header())]
+    if not call.is_tagged:
+        return headers
+    headers += [("x-workflow-run-id", call.run or ""), ("x-workflow-step", call.tags.step)]
+    if call.intent is not None:
+        headers.append(
+            (
+                "x-workflow-intent",
+                f"{call.intent.intent}; confidence={call.intent.confidence:.2f}; source={call.intent.source}",
+            )
+        )
+    if call.count is not None:
+        headers.append(("x-workflow-prompt-tokens", str(call.count.tokens)))
+    headers += budget_headers(call, balances)
+    if call.actions:
+        headers.append(("x-budget-actions", ", ".join(call.actions)))
+    return headers
+
+
+def budget_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, str]]:
+    """Limits and what is left of them, for step and run, where they are limited."""
+    headers: list[tuple[str, str]] = []
+    for balance, link in zip(balances, call.chain.links, strict=False):
+        if (
+            link.scope not in (Scope.STEP, Scope.RUN)
+            or link.scope_id not in (call.run, call.tags.step)
+            or not link.hold.enforce
+        ):
+            continue
+        scope = link.scope.value
+        if balance.limit.tokens is not None:
+            headers.append((f"x-budget-{scope}-limit", str(balance.limit.tokens)))
+            headers.append((f"x-budget-{scope}-remaining", str(max(0, balance.remaining("tokens") or 0))))
+        if link.scope is Scope.RUN and balance.limit.nano_usd is not None:
+            left = max(0, balance.remaining("nano_usd") or 0)
+            headers.append(("x-budget-run-remaining-usd", f"{left / NANO_USD_PER_USD:.9f}".rstrip("0").rstrip(".")))
+    return headers
+
+
+def budget_note(call: Call, balances: Sequence[Balance]) -> dict[str, object] | None:
+    """The object of the comment that ends a tagged stream: the final figures."""
+    if not call.is_tagged:
+        return None
+    note: dict[str, object] = {"run": call.run, "step": call.tags.step}
+    for name, value in budget_headers(call, balances):
+        key = name.removeprefix("x-budget-").replace("-", "_")
+        note[key] = float(value) if key.endswith("usd") else int(value)
+    if call.actions:
+        note["actions"] = list(call.actions)
+    return note
+
+
+def error_headers(error: GatewayError, request_id: str, call: Call | None) -> list[tuple[str, str]]:
+    headers = [("content-type", "application/json")]
+    if call is None:
+        headers.append(("x-request-id", request_id))
+    else:
+        headers += call_headers(call, call.grant.balances if call.grant else ())
+    return headers + list(error.headers.items())

@@ -1,0 +1,124 @@
+"""One call on its way through the pipeline: who asks, for what, what was decided, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from typing import Any, Final
+
+from gateway.tags import UNTAGGED, Tags
+from gateway.upstream.port import Deployment, Lane
+from gateway.wire.protocol import Request, WireProtocol
+from policies.amounts import ZERO, Amount
+from policies.budgets import Chain
+from policies.pricing import Price, Usage
+from policies.reservation import Balance, Granted
+from policies.tokens import PromptCount
+
+LOCAL_PROJECT: Final = "default"
+NO_CHAIN: Final = Chain(())
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who calls. Everything that grants money comes from here, and this comes from the key alone."""
+
+    key_id: str
+    key_name: str
+    project: str
+    is_anonymous: bool = False
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    allowed_models: tuple[str, ...] = ()
+    concurrency_max: int | None = None
+    credential: str | None = None  # the client's own, passed on in local mode to models that have none
+
+
+@dataclass(slots=True)
+class Timings:
+    """Microseconds of each stop, for `server-timing`."""
+
+    started_ns: int = field(default_factory=perf_counter_ns)
+    stops: list[tuple[str, int]] = field(default_factory=list)
+    last_ns: int = 0
+
+    def __post_init__(self) -> None:
+        self.last_ns = self.started_ns
+
+    def stop(self, name: str) -> None:
+        now = perf_counter_ns()
+        self.stops.append((name, (now - self.last_ns) // 1000))
+        self.last_ns = now
+
+    @property
+    def elapsed_ms(self) -> int:
+        return (perf_counter_ns() - self.started_ns) // 1_000_000
+
+    @property
+    def overhead_us(self) -> int:
+        """Everything that was not the provider's time."""
+        return sum(us for name, us in self.stops if name != "upstream")
+
+    def header(self) -> str:
+        return ", ".join(f"{name};dur={us / 1000:.3f}" for name, us in self.stops)
+
+
+@dataclass(slots=True)
+class IntentTag:
+    """What the answer and the usage event say about the step's intent."""
+
+    intent: str
+    confidence: float
+    source: str
+
+
+@dataclass(slots=True)
+class Call:
+    """Made at the first stop and filled on the way. `id` names the reservation and the usage event too."""
+
+    id: str
+    protocol: WireProtocol
+    principal: Principal
+    request: Request
+    tags: Tags = UNTAGGED
+    run: str | None = None
+    timings: Timings = field(default_factory=Timings)
+    forwarded_headers: Mapping[str, str] = field(default_factory=dict)
+    intent: IntentTag | None = None
+    count: PromptCount | None = None
+    chain: Chain = field(default_factory=lambda: NO_CHAIN)
+    deployment: Deployment | None = None
+    price: Price | None = None
+    grant: Granted | None = None
+    output_cap: int | None = None  # what each choice is capped at upstream; None leaves the client's own cap
+    actions: list[str] = field(default_factory=list)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    saved: Amount = ZERO
+    lane: Lane | None = None
+    soft_exceeded: bool = False
+
+    @property
+    def is_tagged(self) -> bool:
+        return self.tags.workflow is not None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a call ended upstream. `usage` None with `reached` False means that nothing was spent."""
+
+    status: str = "ok"  # ok, error, cancelled
+    reached: bool = False  # the provider may have spent something
+    usage: Usage | None = None
+    output_tokens_seen: int = 0
+    code: str = ""
+    first_byte_ms: int | None = None
+    http_status: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What was booked, for the answer's headers."""
+
+    balances: tuple[Balance, ...] = ()
+    booked: Amount = ZERO
+    overrun: Amount = ZERO

@@ -1,0 +1,81 @@
+"""One HTTP exchange over ASGI: the request's bytes in, the answer's out, and the news that the client is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any
+
+from gateway.errors import BadRequest
+
+Message = MutableMapping[str, Any]
+
+
+class ClientGone(Exception):
+    """The client closed the connection before the request was read."""
+
+
+class Exchange:
+    """Headers are decoded once, names in lower case. The first of several equal ones counts; the guard refuses double credentials."""
+
+    def __init__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        self.path: str = scope["path"]
+        self.query: bytes = scope.get("query_string", b"")
+        self.headers: dict[str, str] = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
+        }
+        self.is_answered = False
+        self.is_gone = False
+        self._receive = receive
+        self._send = send
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def read_body(self, bytes_max: int) -> bytes:
+        """Raises `BadRequest` (413) as soon as the body is larger than `bytes_max`."""
+        if self.headers.get("content-encoding", "identity") != "identity":
+            raise BadRequest("Send the body without content-encoding.", status=415, code="unsupported_encoding")
+        declared = self.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > bytes_max:
+            raise BadRequest.too_large(bytes_max)
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body"):
+            return body
+        parts, size = [body], len(body)
+        while message.get("more_body"):
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > bytes_max:
+                raise BadRequest.too_large(bytes_max)
+        return b"".join(parts)
+
+    def watch(self, task: asyncio.Task[Any]) -> None:
+        """From now on, cancel `task` when the client goes away; `is_gone` tells it why."""
+        self._watcher = asyncio.create_task(self._cancel_when_gone(task))
+
+    def unwatch(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = None
+
+    async def _cancel_when_gone(self, task: asyncio.Task[Any]) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.is_gone = True
+        task.cancel()
+
+    async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.is_answered = True
+        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+    async def write(self, data: bytes, more: bool = True) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        await self.start(status, [*headers, (b"content-length", str(len(body)).encode())])
+        await self.write(body, more=False)

@@ -1,0 +1,186 @@
+"""Attempts: one deployment after another until one answers, each inside the call's reservation or topped up first."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from gateway.errors import UpstreamFailure
+from gateway.ledger.port import Ledger, LedgerUnavailable
+from gateway.pipeline.admission import Admission
+from gateway.pipeline.call import Call
+from gateway.pipeline.heartbeat_port import Flights
+from gateway.upstream.deployments import Pool
+from gateway.upstream.failures import is_context_window, retry_after_s
+from gateway.upstream.port import Deployment, Timeouts, Upstream, UpstreamAnswer, UpstreamCall, UpstreamError
+from policies.budgets import HoldKind
+from policies.pricing import worst_case
+from policies.reservation import Demand, Granted
+
+_log = structlog.get_logger(__name__)
+_SHOWN_MAX: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    deployment: Deployment
+    answer: UpstreamAnswer | None
+    error: UpstreamError | None
+
+    @property
+    def is_context_window(self) -> bool:
+        return self.answer is not None and is_context_window(self.answer.status, self.answer.body)
+
+    @property
+    def retry_after_s(self) -> float | None:
+        return None if self.answer is None else retry_after_s(self.answer.headers, time.time())
+
+
+class Forwarding:
+    def __init__(
+        self,
+        *,
+        upstream: Upstream,
+        pool: Pool,
+        ledger: Ledger,
+        admission: Admission,
+        flights: Flights,
+        timeouts: Timeouts,
+    ) -> None:
+        self._upstream = upstream
+        self._pool = pool
+        self._ledger = ledger
+        self._admission = admission
+        self._flights = flights
+        self._timeouts = timeouts
+
+    async def forward(self, call: Call) -> UpstreamAnswer:
+        """The first answer that is none of the provider's passing faults. Raises `UpstreamFailure`."""
+        self._flights.sent(call)
+        tried: list[str] = []
+        while True:
+            failure = await self._attempt(call)
+            if isinstance(failure, UpstreamAnswer):
+                return failure
+            tried.append(failure.deployment.id)
+            following = await self._following(call, failure, tried)
+            if following is None:
+                return _final(failure)
+            if failure.answer is not None and failure.answer.close is not None:
+                await failure.answer.close()
+            self._admission.use(call, following)
+
+    async def _attempt(self, call: Call) -> UpstreamAnswer | _Failure:
+        deployment = call.deployment
+        assert deployment is not None  # noqa: S101 - admission chose one
+        try:
+            answer = await self._upstream.send(deployment, self._upstream_call(call))
+        except UpstreamError as error:
+            self._pool.report(deployment, error.status)
+            _log.warning("upstream_failed", request_id=call.id, model=deployment.name, error=str(error)[:_SHOWN_MAX])
+            return _Failure(deployment, None, error)
+        except BaseException:
+            self._pool.release(deployment)
+            raise
+        call.lane = answer.lane
+        if answer.status < 400:
+            self._pool.report(deployment, answer.status)
+            return answer
+        failure = _Failure(deployment, answer, None)
+        self._pool.report(deployment, answer.status, retry_after_s=failure.retry_after_s)
+        return failure
+
+    def _upstream_call(self, call: Call) -> UpstreamCall:
+        streamed = call.request.stream or (call.chain.hold is HoldKind.SLICES and call.request.has_output)
+        return UpstreamCall(
+            protocol=call.protocol.name,
+            body=call.protocol.forwarded(call.request, call.output_cap, streamed),
+            stream=streamed,
+            headers=call.forwarded_headers,
+            client_credential=call.principal.credential if call.principal.is_anonymous else None,
+            request_id=call.id,
+            timeouts=self._timeouts,
+        )
+
+    async def _following(self, call: Call, failure: _Failure, tried: list[str]) -> Deployment | None:
+        """The deployment of the next attempt, after the wait that is due. None: this failure is final."""
+        name = failure.deployment.name
+        if not failure.is_context_window:
+            sibling = self._pool.choose(name, tried)
+            if self._should_retry(failure, len(tried), others=sibling is not None):
+                following = sibling or self._pool.choose(name, also_resting=True)
+                if following is not None and await self._may_use(call, following):
+                    await self._wait(failure, len(tried), others=sibling is not None)
+                    return following
+            elif sibling is not None:
+                self._pool.release(sibling)
+        return await self._fallback(call, failure, tried)
+
+    async def _fallback(self, call: Call, failure: _Failure, tried: list[str]) -> Deployment | None:
+        """Another model, where the configuration names one and its worst case is held or can be."""
+        if not self._should_fall_back(failure):
+            return None
+        for name in self._pool.fallbacks(call.request.model, context_window=failure.is_context_window):
+            following = self._pool.choose(name, tried)
+            if following is not None and await self._may_use(call, following):
+                call.actions.append(f"fallback={name}")
+                return following
+        return None
+
+    def _should_retry(self, failure: _Failure, attempts: int, *, others: bool) -> bool:
+        if failure.error is not None:
+            return self._pool.should_retry(failure.error, attempts, others=others)
+        assert failure.answer is not None  # noqa: S101 - a failure is an answer or an error
+        advice = failure.answer.headers.get("x-should-retry")
+        return self._pool.should_retry(failure.answer.status, attempts, others=others, advice=advice)
+
+    @staticmethod
+    def _should_fall_back(failure: _Failure) -> bool:
+        if failure.error is not None:
+            return not failure.error.bytes_received
+        assert failure.answer is not None  # noqa: S101
+        status = failure.answer.status
+        return failure.is_context_window or status in (401, 403, 404, 408, 429) or status >= 500
+
+    async def _wait(self, failure: _Failure, attempts: int, *, others: bool) -> None:
+        await asyncio.sleep(self._pool.wait_s(attempts, retry_after_s=failure.retry_after_s, others=others))
+
+    async def _may_use(self, call: Call, following: Deployment) -> bool:
+        if await self._topped_up(call, following):
+            return True
+        self._pool.release(following)
+        return False
+
+    async def _topped_up(self, call: Call, following: Deployment) -> bool:
+        grant = call.grant
+        if grant is None or call.price is None or call.count is None or not grant.held.requests:
+            return True
+        price = self._admission.price_of(following)
+        if price is None:
+            return not call.chain.limits_money
+        worst = worst_case(price, call.count.reserve_tokens, grant.output_tokens, call.request.body.get("service_tier"))
+        needed = worst.prompt_nano_usd + worst.output_nano_usd_per_token * grant.output_tokens * call.request.choices
+        missing = needed - grant.held.nano_usd
+        if missing <= 0:
+            return True
+        extra = Demand(0, 0, 0, prompt_nano_usd=missing, requests=0)
+        try:
+            decision = await self._ledger.extend(call.principal.project, call.id, call.chain.holds, extra)
+        except LedgerUnavailable:
+            return False
+        if isinstance(decision, Granted):
+            call.grant = decision
+            return True
+        return False
+
+
+def _final(failure: _Failure) -> UpstreamAnswer:
+    if failure.answer is not None:
+        return failure.answer
+    error = failure.error
+    assert error is not None  # noqa: S101 - a failure is an answer or an error
+    raise UpstreamFailure(str(error), status=error.status, code=error.code) from error

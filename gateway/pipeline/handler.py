@@ -1,0 +1,162 @@
+"""The story of one call, in the order in which it happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+
+from gateway.errors import GatewayError
+from gateway.ledger.port import Ledger, LedgerUnavailable
+from gateway.pipeline.admission import Admission
+from gateway.pipeline.answer import encoded, error_headers
+from gateway.pipeline.call import Call, Outcome, Settlement
+from gateway.pipeline.exchange import ClientGone, Exchange
+from gateway.pipeline.heartbeat_port import Flights
+from gateway.pipeline.intake import Intake
+from gateway.pipeline.places import Places
+from gateway.pipeline.relaying import Relaying
+from gateway.pipeline.settlement import Settler
+from gateway.upstream.port import UpstreamError
+from gateway.wire.protocol import WireProtocol
+
+_log = structlog.get_logger(__name__)
+
+
+class CallHandler:
+    """tag → authenticate → count → admit → reserve → forward → relay → settle → record."""
+
+    def __init__(
+        self,
+        *,
+        intake: Intake,
+        admission: Admission,
+        relaying: Relaying,
+        settler: Settler,
+        flights: Flights,
+        ledger: Ledger,
+        places: Places,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._intake = intake
+        self._admission = admission
+        self._relaying = relaying
+        self._settler = settler
+        self._flights = flights
+        self._ledger = ledger
+        self._places = places
+        self._new_id = new_id
+        self._settling: set[asyncio.Task[Any]] = set()
+
+    async def handle(self, exchange: Exchange, protocol: WireProtocol, path_tags: Mapping[str, str]) -> None:
+        """Answers every call once. Only a bug of ours ends in a 500, and that releases or books the hold too."""
+        call_id = self._new_id()
+        call: Call | None = None
+        try:
+            call = await self._intake.take(exchange, protocol, path_tags, call_id)
+            with self._places.taken(call.principal):
+                await self._admit(call)
+                await self._forward(exchange, call)
+        except ClientGone:
+            return
+        except GatewayError as error:
+            if call is not None and call.grant is None:
+                self._settler.refused(call, error.code)
+            await self._answer_error(exchange, protocol, error, call, call_id)
+        except Exception:  # noqa: BLE001 - the last net: a bug of ours is answered and logged, and the hold is resolved
+            _log.exception("call_failed", request_id=call_id)
+            await self._answer_error(
+                exchange, protocol, GatewayError("Something broke inside the gateway."), call, call_id
+            )
+
+    async def _admit(self, call: Call) -> None:
+        try:
+            await self._admission.admit(call)
+        except BaseException:
+            self._admission.leave(call)
+            # A reservation whose answer never arrived may exist all the same; taking it back by its id is harmless.
+            if call.count is not None and call.grant is None:
+                await self._shielded(self._take_back(call))
+            raise
+
+    async def _take_back(self, call: Call) -> None:
+        try:
+            await self._ledger.void(call.principal.project, call.id)
+        except LedgerUnavailable:
+            _log.warning("hold_left_to_sweeper", request_id=call.id)
+
+    async def _forward(self, exchange: Exchange, call: Call) -> None:
+        outcome = Outcome()
+        ending = _Ending(self, call)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - we are in it
+        exchange.watch(task)
+        try:
+            await self._relaying.relay(exchange, call, outcome, ending.settle)
+        except asyncio.CancelledError:
+            outcome.status, outcome.code = "cancelled", "client_closed" if exchange.is_gone else "gateway_stopping"
+            # The request was on its way: the provider may have read all of it.
+            outcome.reached = True
+            if not exchange.is_gone:
+                raise
+            task.uncancel()
+        except GatewayError as error:
+            outcome.status, outcome.code = "error", error.code
+            cause = error.__cause__
+            outcome.reached = outcome.reached or (isinstance(cause, UpstreamError) and cause.bytes_received)
+            raise
+        except BaseException:
+            outcome.status, outcome.code = "error", "internal_error"
+            raise
+        finally:
+            exchange.unwatch()
+            await ending.settle(outcome)
+
+    async def settle(self, call: Call, outcome: Outcome) -> Settlement:
+        """To the end, whatever happens to the task that asked for it."""
+        settlement: Settlement = await self._shielded(self._settle(call, outcome))
+        return settlement
+
+    async def _settle(self, call: Call, outcome: Outcome) -> Settlement:
+        try:
+            return await self._settler.settle(call, outcome)
+        finally:
+            self._flights.landed(call)
+
+    async def _shielded(self, work: Any) -> Any:
+        task = asyncio.ensure_future(work)
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        return await asyncio.shield(task)
+
+    async def drain(self) -> None:
+        """Wait for settlements whose callers are gone already."""
+        while self._settling:
+            await asyncio.gather(*self._settling, return_exceptions=True)
+
+    async def _answer_error(
+        self, exchange: Exchange, protocol: WireProtocol, error: GatewayError, call: Call | None, call_id: str
+    ) -> None:
+        if exchange.is_answered:
+            return
+        if error.metadata:
+            error.metadata.setdefault("request_id", call_id)
+        await exchange.answer(error.status, encoded(error_headers(error, call_id, call)), protocol.error_body(error))
+
+
+class _Ending:
+    """A call ends once: the first outcome counts, and later ones are told the same."""
+
+    def __init__(self, handler: CallHandler, call: Call) -> None:
+        self._handler = handler
+        self._call = call
+        self._settlement: Settlement | None = None
+        self._begun = False
+
+    async def settle(self, outcome: Outcome) -> Settlement:
+        if not self._begun:
+            self._begun = True
+            self._settlement = await self._handler.settle(self._call, outcome)
+        return self._settlement or Settlement()

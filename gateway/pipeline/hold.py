@@ -1,0 +1,81 @@
+"""A stream against its hold: extended before it is used up, ended cleanly when it cannot be."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gateway.ledger.port import Ledger, LedgerUnavailable
+from gateway.pipeline.call import Call
+from policies.budgets import HoldKind
+from policies.pricing import worst_case
+from policies.reservation import Demand, Granted
+from policies.tokens import counting_for
+
+# Counting what has come so far costs more than relaying it: far from the limit it is done once in a while. A chunk of more
+# tokens than this exists, and is then noticed one look later.
+_TOKENS_A_CHUNK: Final = 64
+_CHUNKS_BETWEEN_MAX: Final = 64
+
+
+class HoldKeeper:
+    """For one stream. `allowed_tokens` is what the hold covers, over all choices, in our own count."""
+
+    def __init__(self, call: Call, ledger: Ledger, *, slice_tokens: int) -> None:
+        self._call = call
+        self._ledger = ledger
+        self._slice = slice_tokens if call.chain.hold is HoldKind.SLICES else 0
+        self._wanted = slice_tokens
+        self._chunks_left = 1 if self._slice else _CHUNKS_BETWEEN_MAX
+        self._is_bound = call.grant is not None and call.chain.is_enforced and bool(call.grant.held.requests)
+        self._margin = self._slice // 4
+        self._is_exhausted = False
+        self.allowed_tokens = self._allowed()
+
+    def is_due(self) -> bool:
+        """Whether to count and ask `covers` now."""
+        self._chunks_left -= 1
+        return self._chunks_left <= 0
+
+    async def covers(self, output_tokens: int) -> bool:
+        """Whether the answer may go on after this many tokens. Extends the hold where that is needed and fits."""
+        if not self._is_bound:
+            self._chunks_left = _CHUNKS_BETWEEN_MAX
+            return True
+        while output_tokens + self._margin > self.allowed_tokens and not self._is_exhausted:
+            self._is_exhausted = not await self._extend(max(self._wanted, output_tokens - self.allowed_tokens))
+        ahead = self.allowed_tokens - self._margin - output_tokens
+        self._chunks_left = max(1, min(_CHUNKS_BETWEEN_MAX, ahead // _TOKENS_A_CHUNK))
+        return output_tokens <= self.allowed_tokens
+
+    async def _extend(self, tokens: int) -> bool:
+        call = self._call
+        wanted = max(1, -(-tokens // call.request.choices))
+        own = call.request.output_tokens_max
+        if self._slice and own is not None and call.grant is not None:
+            wanted = min(wanted, own - call.grant.output_tokens)
+        if wanted <= 0:
+            return False
+        rate = 0
+        if call.price is not None and call.count is not None:
+            rate = worst_case(call.price, call.count.reserve_tokens, wanted).output_nano_usd_per_token
+        extra = Demand(0, wanted, 1, output_nano_usd_per_token=rate, choices=call.request.choices, requests=0)
+        try:
+            decision = await self._ledger.extend(call.principal.project, call.id, call.chain.holds, extra)
+        except LedgerUnavailable:
+            return False
+        if not isinstance(decision, Granted):
+            return False
+        call.grant = decision
+        self.allowed_tokens = self._allowed()
+        return True
+
+    def _allowed(self) -> int:
+        """Our count of another provider's text is an upper bound with a factor: the same factor applies to what is allowed."""
+        call = self._call
+        if call.grant is None:
+            return 2**62
+        tokens = call.grant.output_tokens * call.request.choices
+        if call.deployment is None:
+            return tokens
+        counting = counting_for(call.deployment.model, call.deployment.provider)
+        return tokens if counting.exact else tokens * counting.factor_percent // 100

@@ -1,0 +1,157 @@
+"""The first stops: read the request, tell who calls, and what it is tagged with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final, Protocol
+from urllib.parse import parse_qsl
+
+from gateway.control import Snapshot
+from gateway.errors import AuthenticationFailed, BadRequest, ModelNotFound, PermissionDenied
+from gateway.pipeline.call import LOCAL_PROJECT, Call, Principal
+from gateway.pipeline.exchange import Exchange
+from gateway.store.keys import ApiKey
+from gateway.tags import read_tags
+from gateway.wire.body import DENIED_KEYS
+from gateway.wire.protocol import WireProtocol
+
+# Headers with which other gateways let a caller choose where a call goes. Silence would look like consent.
+_DENIED_HEADERS: Final = frozenset(
+    {
+        "api-base",
+        "x-api-base",
+        "x-base-url",
+        "x-portkey-custom-host",
+        "x-portkey-config",
+        "x-litellm-api-base",
+        "helicone-target-url",
+        "x-target-url",
+    }
+)
+# The few headers of a client that mean something to a provider.
+_FORWARDED: Final = (
+    "anthropic-beta",
+    "anthropic-version",
+    "openai-beta",
+    "x-farebox-hops",
+    "traceparent",
+    "tracestate",
+)
+_CREDENTIAL_HEADERS: Final = ("authorization", "x-api-key", "api-key")
+
+
+class RunNames(Protocol):
+    async def implicit_run(self, project: str, workflow: str) -> str: ...
+
+
+class Intake:
+    """`names` is the public names of all models; a call for any other is refused before it costs anything."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: Callable[[], Snapshot],
+        names: Callable[[], frozenset[str]],
+        runs: RunNames,
+        body_bytes_max: int,
+        new_id: Callable[[], str],
+        clock_ms: Callable[[], int],
+        local_mode_allowed: bool,
+    ) -> None:
+        self._snapshot = snapshot
+        self._names = names
+        self._runs = runs
+        self.body_bytes_max = body_bytes_max
+        self._new_id = new_id
+        self._clock_ms = clock_ms
+        self._local_mode_allowed = local_mode_allowed
+
+    async def take(
+        self, exchange: Exchange, protocol: WireProtocol, path_tags: Mapping[str, str], call_id: str
+    ) -> Call:
+        """Raises `GatewayError` for what is wrong with the request."""
+        principal = self.authenticate(exchange.headers)
+        refuse_destinations(exchange)
+        raw = await exchange.read_body(self.body_bytes_max)
+        call = Call(id=call_id, protocol=protocol, principal=principal, request=protocol.parse(raw))
+        call.tags = read_tags(exchange.headers, path_tags, call.request.metadata, principal.defaults)
+        call.forwarded_headers = {name: exchange.headers[name] for name in _FORWARDED if name in exchange.headers}
+        self.check_model(call.request.model, principal)
+        if call.tags.workflow is not None:
+            call.run = call.tags.run or await self._runs.implicit_run(principal.project, call.tags.workflow)
+        call.timings.stop("tag")
+        return call
+
+    def authenticate(self, headers: Mapping[str, str]) -> Principal:
+        """Without any key configured everyone on this machine may call; otherwise only a valid key may. No fallback between them."""
+        snapshot = self._snapshot()
+        credential = credential_of(headers)
+        if not snapshot.keys and snapshot.is_loaded and self._local_mode_allowed:
+            return Principal("", "local", LOCAL_PROJECT, is_anonymous=True, credential=credential)
+        if credential is None:
+            raise AuthenticationFailed("Send an API key: Authorization: Bearer fb_…")
+        key = snapshot.find_key(credential, self._clock_ms())
+        if key is None:
+            raise AuthenticationFailed("The API key is unknown, revoked or expired.")
+        if key.admin or key.role:
+            raise PermissionDenied("This key administers Farebox; model calls need a key made without --admin.")
+        return principal_of(key)
+
+    def check_model(self, model: str, principal: Principal) -> None:
+        if "://" in model:
+            raise BadRequest.field("model", "is a name of the configuration, not an address", "forbidden_field")
+        allowed = principal.allowed_models
+        if allowed and model not in allowed:
+            raise PermissionDenied(
+                f"This key may not use the model {model[:200]!r}.", code="model_not_allowed", param="model"
+            )
+        if model not in self._names() and not model.startswith("auto"):
+            raise ModelNotFound(
+                f"There is no model {model[:200]!r}; GET /v1/models lists what there is.", param="model"
+            )
+
+
+def credential_of(headers: Mapping[str, str]) -> str | None:
+    """Raises `BadRequest` for two credentials that differ: which of them counts would be a guess."""
+    found: str | None = None
+    for name in _CREDENTIAL_HEADERS:
+        value = headers.get(name)
+        if value is None:
+            continue
+        plain = value[7:].strip() if name == "authorization" and value[:7].lower() == "bearer " else value.strip()
+        if found is not None and plain != found:
+            raise BadRequest.header(name, "differs from another credential of the same request")
+        found = plain
+    return found or None
+
+
+def principal_of(key: ApiKey) -> Principal:
+    defaults = {name: value for name, value in (("workflow", key.workflow), ("agent", key.agent)) if value}
+    concurrency = key.limits.get("concurrency")
+    return Principal(
+        key_id=key.id,
+        key_name=key.name,
+        project=key.project,
+        defaults=defaults,
+        allowed_models=key.allowed_models,
+        concurrency_max=concurrency if isinstance(concurrency, int) else None,
+    )
+
+
+def refuse_destinations(exchange: Exchange) -> None:
+    """No header and no query chooses the upstream's host, credential or price (P13)."""
+    for name in _DENIED_HEADERS:
+        if name in exchange.headers:
+            raise BadRequest.header(name, "does not choose the upstream here; the configuration does")
+    if exchange.query:
+        for name, _ in parse_qsl(exchange.query.decode("latin-1"), keep_blank_values=True, max_num_fields=100):
+            if name in DENIED_KEYS:
+                raise BadRequest.field(
+                    name, "is not a caller's to choose; the gateway's configuration sets it", "forbidden_field"
+                )
+
+
+def with_run(call: Call, run: str) -> None:
+    call.run = run
+    call.tags = replace(call.tags, run=run)

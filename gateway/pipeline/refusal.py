@@ -1,0 +1,155 @@
+"""A ledger's refusal in the client's words: which scope, how much is left, what the call needs, and what to do."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from gateway.errors import BudgetRefusal, GatewayError
+from gateway.pipeline.call import Call
+from policies.amounts import NANO_USD_PER_USD, Unit
+from policies.budgets import Link, Scope
+from policies.reservation import Gate, Refusal, Refused
+
+# The OpenAI and Anthropic SDKs sleep through short waits by themselves; sleeping for longer than this helps nobody.
+RETRY_AFTER_MAX_S: Final = 60
+_NO_RETRY: Final = {"x-should-retry": "false"}
+_UNIT_NAMES: Final[dict[Unit, str]] = {"tokens": "tokens", "nano_usd": "usd", "requests": "requests"}
+
+
+def refusal_error(call: Call, refused: Refused) -> GatewayError:
+    """The error for a refused reservation."""
+    link = call.chain.link(refused.account)
+    if refused.reason is Refusal.GATE:
+        return _gate_error(call, link, refused.balance.gate)
+    unit: Unit = refused.unit or "tokens"
+    facts = _metadata(call, link, refused, unit)
+    if refused.reason is Refusal.TOO_LARGE:
+        return _too_large(call, link, refused, unit, facts)
+    scope = link.scope.value
+    if refused.reason is Refusal.BUSY:
+        facts["hint"] = (
+            "Other calls hold what this one needs. Retry when they are done, or cap the output of each with max_tokens."
+        )
+        message = f"{_left(link, refused, unit, call)} Other calls that are under way hold the rest for now."
+        return BudgetRefusal(
+            message,
+            code=f"{scope}_budget_busy",
+            status=429,
+            type="rate_limit_exceeded",
+            metadata=facts,
+            headers={"retry-after": "1"},
+        )
+    if link.resets_at_ms is not None:
+        return _windowed(call, link, refused, unit, facts)
+    facts["hint"] = f"Raise the budget of the {scope}, cap the output with max_tokens, or send less context."
+    return BudgetRefusal(
+        _left(link, refused, unit, call), code=f"{scope}_budget_exceeded", metadata=facts, headers=_NO_RETRY
+    )
+
+
+def _windowed(call: Call, link: Link, refused: Refused, unit: Unit, facts: dict[str, Any]) -> GatewayError:
+    wait_s = max(1, math.ceil(((link.resets_at_ms or 0) - refused.now_ms) / 1000))
+    facts["hint"] = f"The {link.scope}'s budget for this {link.window} comes back in {wait_s} s."
+    headers = {"retry-after": str(wait_s)} | (_NO_RETRY if wait_s > RETRY_AFTER_MAX_S else {})
+    return BudgetRefusal(
+        f"{_left(link, refused, unit, call)} It comes back in {wait_s} s.",
+        code=f"{link.scope}_budget_exceeded",
+        status=429,
+        type="rate_limit_exceeded" if unit == "requests" else "budget_exceeded",
+        metadata=facts,
+        headers=headers,
+    )
+
+
+def _too_large(call: Call, link: Link, refused: Refused, unit: Unit, facts: dict[str, Any]) -> GatewayError:
+    facts["hint"] = "Send less context, cap the output with max_tokens, allow clamping, or raise the budget."
+    limit = refused.balance.limit.of(unit) or 0
+    message = f"This call needs {_amount(refused.needed, unit)}; the whole budget of {_name(link, call)} is {_amount(limit, unit)}."
+    return BudgetRefusal(message, code="request_exceeds_budget", metadata=facts, headers=_NO_RETRY)
+
+
+def _gate_error(call: Call, link: Link, gate: Gate) -> GatewayError:
+    hints = {
+        Gate.PAUSED: "Resume it with POST /api/runs/{id}/resume.",
+        Gate.CANCELLED: "Start a new run: a cancelled one stays cancelled.",
+        Gate.COMPLETED: "Start a new run: this one was completed.",
+    }
+    facts = _identity(call) | {
+        "scope": link.scope.value,
+        "scope_id": link.scope_id,
+        "transient": False,
+        "hint": hints.get(gate, ""),
+    }
+    return BudgetRefusal(
+        f"{_name(link, call)} is {gate.value}.".capitalize(),
+        code=f"run_{gate.value}",
+        type="run_not_active",
+        metadata=facts,
+        headers=_NO_RETRY,
+    )
+
+
+def _left(link: Link, refused: Refused, unit: Unit, call: Call) -> str:
+    balance = refused.balance
+    left = max(0, balance.remaining(unit) or 0)
+    limit = balance.limit.of(unit) or 0
+    name = _name(link, call)
+    figures = (
+        f"has {_figure(left, unit)} of {_amount(limit, unit)} left; this call needs {_figure(refused.needed, unit)}."
+    )
+    return f"{name[0].upper()}{name[1:]} {figures}"
+
+
+def _name(link: Link, call: Call) -> str:
+    """How people say it: a step is of a run, and everything else stands for itself."""
+    if link.scope is Scope.STEP:
+        return f"step '{link.scope_id}' of run '{call.run}'"
+    window = f" (per {link.window})" if link.window.comes_back else ""
+    return f"{link.scope} '{link.scope_id}'{window}"
+
+
+def _amount(value: int, unit: Unit) -> str:
+    return (
+        f"{_figure(value, unit)} {'requests' if unit == 'requests' else 'tokens'}"
+        if unit != "nano_usd"
+        else _figure(value, unit)
+    )
+
+
+def _figure(value: int, unit: Unit) -> str:
+    return f"${_usd(value)}" if unit == "nano_usd" else str(value)
+
+
+def _usd(nano_usd: int) -> str:
+    return f"{nano_usd / NANO_USD_PER_USD:.9f}".rstrip("0").rstrip(".") or "0"
+
+
+def _metadata(call: Call, link: Link, refused: Refused, unit: Unit) -> dict[str, Any]:
+    balance = refused.balance
+
+    def value(amount: int | None) -> int | float | None:
+        return amount if amount is None or unit != "nano_usd" else amount / NANO_USD_PER_USD
+
+    return {
+        "scope": link.scope.value,
+        "scope_id": link.scope_id,
+        "unit": _UNIT_NAMES[unit],
+        "window": link.window.value,
+        "limit": value(balance.limit.of(unit)),
+        "settled": value(balance.settled.of(unit)),
+        "reserved": value(balance.reserved.of(unit)),
+        "remaining": value(max(0, balance.remaining(unit) or 0)),
+        "needed": value(refused.needed),
+        "transient": refused.reason is Refusal.BUSY or link.resets_at_ms is not None,
+        "reset_at": link.resets_at_ms,
+    } | _identity(call)
+
+
+def _identity(call: Call) -> dict[str, Any]:
+    return {
+        "workflow": call.tags.workflow,
+        "run": call.run,
+        "step": call.tags.step if call.is_tagged else None,
+        "request_id": call.id,
+    }

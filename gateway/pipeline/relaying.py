@@ -1,0 +1,187 @@
+"""The answer on its way to the client: buffered or streamed, counted, ended in good order however it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from gateway.errors import GatewayError, StreamBroken, UpstreamFailure
+from gateway.pipeline.answer import budget_note, call_headers, encoded
+from gateway.pipeline.call import Call, Outcome, Settlement
+from gateway.pipeline.exchange import Exchange
+from gateway.pipeline.forwarding import Forwarding
+from gateway.pipeline.heartbeat_port import Flights
+from gateway.pipeline.hold import HoldKeeper
+from gateway.upstream.port import UpstreamAnswer, UpstreamBroken, UpstreamError
+from gateway.wire.protocol import CounterFactory, Relay
+from policies.reservation import Balance
+
+Settle = Callable[[Outcome], Awaitable[Settlement]]
+CounterFor = Callable[[Call], CounterFactory]
+_STREAM_HEADERS: Final = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
+_OWN_HEADERS: Final = frozenset({"content-type", "content-length", "cache-control"})
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A stream under way. `head` is what has to be kept back for a client that asked for a buffered answer."""
+
+    answer: UpstreamAnswer
+    relay: Relay
+    keeper: HoldKeeper
+    kept: list[bytes]
+    was_cut: bool = False
+
+
+class Relaying:
+    def __init__(
+        self,
+        *,
+        forwarding: Forwarding,
+        counter_for: CounterFor,
+        keeper_for: Callable[[Call], HoldKeeper],
+        flights: Flights,
+    ) -> None:
+        self._forwarding = forwarding
+        self._counter_for = counter_for
+        self._keeper_for = keeper_for
+        self._flights = flights
+
+    async def relay(self, exchange: Exchange, call: Call, outcome: Outcome, settle: Settle) -> None:
+        """Fills in `outcome` as it goes, so that a call that is cancelled anywhere is settled by what was seen."""
+        answer = await self._forwarding.forward(call)
+        call.timings.stop("upstream")
+        outcome.first_byte_ms = call.timings.elapsed_ms
+        try:
+            if answer.status >= 400:
+                await self._relay_error(exchange, call, answer, outcome, settle)
+            elif answer.pieces is None:
+                await self._relay_whole(exchange, call, answer, outcome, settle)
+            else:
+                await self._relay_stream(exchange, call, answer, outcome, settle)
+        finally:
+            if answer.close is not None:
+                await answer.close()
+
+    async def _relay_error(
+        self, exchange: Exchange, call: Call, answer: UpstreamAnswer, outcome: Outcome, settle: Settle
+    ) -> None:
+        """The provider's own words. It answered, and refused: nothing was spent."""
+        outcome.status, outcome.http_status, outcome.code = "error", answer.status, f"upstream_{answer.status}"
+        settlement = await settle(outcome)
+        headers = [*answer.headers.items(), *call_headers(call, settlement.balances)]
+        await exchange.answer(answer.status, encoded(_without_length(headers)), answer.body)
+
+    async def _relay_whole(
+        self, exchange: Exchange, call: Call, answer: UpstreamAnswer, outcome: Outcome, settle: Settle
+    ) -> None:
+        outcome.reached = True
+        read_usage(call, answer, outcome, self._counter_for(call))
+        settlement = await settle(outcome)
+        headers = [*answer.headers.items(), *call_headers(call, settlement.balances)]
+        await exchange.answer(answer.status, encoded(_without_length(headers)), answer.body)
+
+    async def _relay_stream(
+        self, exchange: Exchange, call: Call, answer: UpstreamAnswer, outcome: Outcome, settle: Settle
+    ) -> None:
+        outcome.reached = True
+        stream = _Stream(
+            answer, call.protocol.relay(call.request, self._counter_for(call)()), self._keeper_for(call), []
+        )
+        if call.request.stream:
+            balances = call.grant.balances if call.grant else ()
+            await exchange.start(answer.status, encoded(_stream_headers(answer, call, balances)))
+        try:
+            await self._pump(exchange, call, stream, outcome)
+        except (StreamBroken, UpstreamError) as error:
+            await self._end_broken(exchange, call, stream, outcome, settle, _as_error(error))
+            return
+        settlement = await settle(outcome)
+        await self._end_whole(exchange, call, stream, settlement)
+
+    async def _pump(self, exchange: Exchange, call: Call, stream: _Stream, outcome: Outcome) -> None:
+        """Until the stream ends or the budget ends it. What the client gets is counted before it gets it."""
+        assert stream.answer.pieces is not None  # noqa: S101
+        relay = stream.relay
+        async for piece in stream.answer.pieces:
+            seen_before = outcome.output_tokens_seen
+            data = relay.feed(piece)
+            if stream.keeper.is_due():
+                outcome.output_tokens_seen = relay.output_tokens
+                self._flights.progressed(call, outcome.output_tokens_seen)
+                if not await stream.keeper.covers(outcome.output_tokens_seen):
+                    outcome.output_tokens_seen = min(
+                        outcome.output_tokens_seen, max(seen_before, stream.keeper.allowed_tokens)
+                    )
+                    stream.was_cut = True
+                    await self._give(exchange, call, stream, relay.cut())
+                    return
+            outcome.usage = relay.usage
+            if data:
+                await self._give(exchange, call, stream, data)
+        outcome.output_tokens_seen = relay.output_tokens
+        outcome.usage = relay.usage
+        if not relay.is_finished:
+            raise UpstreamBroken("The provider's stream ended in the middle of the answer.", bytes_received=True)
+
+    async def _give(self, exchange: Exchange, call: Call, stream: _Stream, data: bytes) -> None:
+        if call.request.stream:
+            await exchange.write(data)
+        else:
+            stream.kept.append(data)
+
+    async def _end_whole(self, exchange: Exchange, call: Call, stream: _Stream, settlement: Settlement) -> None:
+        if stream.was_cut:
+            call.actions.append("cut")
+        if call.request.stream:
+            note = budget_note(call, settlement.balances)
+            await exchange.write(stream.relay.close(note), more=False)
+            return
+        body = orjson.dumps(call.protocol.assemble(b"".join([*stream.kept, stream.relay.close(None)])))
+        headers = [("content-type", "application/json"), *call_headers(call, settlement.balances)]
+        await exchange.answer(200, encoded(headers), body)
+
+    async def _end_broken(
+        self, exchange: Exchange, call: Call, stream: _Stream, outcome: Outcome, settle: Settle, error: GatewayError
+    ) -> None:
+        """A cut stream looks like success to most clients: an error event says that it was none."""
+        outcome.status, outcome.code = "error", error.code
+        outcome.output_tokens_seen = stream.relay.output_tokens
+        outcome.usage = stream.relay.usage
+        await settle(outcome)
+        if not call.request.stream:
+            raise error
+        await exchange.write(stream.relay.fail(error), more=False)
+
+
+def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter: CounterFactory) -> None:
+    """The provider's figures; where it gave none, the output is counted here."""
+    try:
+        body = orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        body = None
+    if not isinstance(body, dict):
+        return
+    outcome.usage = call.protocol.usage(body)
+    if outcome.usage is None and call.request.has_output:
+        counter = new_counter()
+        counter.add(call.protocol.output_text(body))
+        outcome.output_tokens_seen = counter.tokens
+
+
+def _as_error(error: StreamBroken | UpstreamError) -> GatewayError:
+    if isinstance(error, GatewayError):
+        return error
+    return UpstreamFailure(str(error), status=error.status, code=error.code)
+
+
+def _stream_headers(answer: UpstreamAnswer, call: Call, balances: Sequence[Balance]) -> list[tuple[str, str]]:
+    kept = [(name, value) for name, value in answer.headers.items() if name not in _OWN_HEADERS]
+    return [*_STREAM_HEADERS, *kept, *call_headers(call, balances)]
+
+
+def _without_length(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in headers if name != "content-length"]

@@ -1,0 +1,134 @@
+"""The end of every call: what was used is booked and recorded, or the whole hold is given back. Exactly one of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+import structlog
+
+from gateway.ledger.port import EntryKind, Ledger, LedgerUnavailable, OutboxEntry, Resolution
+from gateway.pipeline.call import Call, Outcome, Settlement
+from gateway.pipeline.events import detail_of, draft_of, whole_event
+from gateway.telemetry import Telemetry
+from policies.amounts import ZERO, Amount
+from policies.pricing import Usage, cost_nano_usd
+from policies.reservation import State
+from policies.tokens import PromptCount
+
+_log = structlog.get_logger(__name__)
+_RETRIES: Final = 3
+_RETRY_MS: Final = 50
+
+
+class Recorder(Protocol):
+    """Takes events that no reservation stands behind, and writes them in batches."""
+
+    def record(self, project: str, entry: OutboxEntry) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    usage: Usage
+    amount: Amount
+    source: str  # provider or estimated
+
+
+class Settler:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        recorder: Recorder,
+        telemetry: Telemetry,
+        now_ms: Callable[[], int],
+        count_late: Callable[[Call], Awaitable[PromptCount]],
+    ) -> None:
+        self._ledger = ledger
+        self._recorder = recorder
+        self._telemetry = telemetry
+        self._now_ms = now_ms
+        self._count_late = count_late
+
+    async def settle(self, call: Call, outcome: Outcome) -> Settlement:
+        """Never raises for a ledger that is away: its outage wrapper keeps what could not be written, and replays it."""
+        used = await self._used(call, outcome)
+        self._telemetry.ended(call, outcome, used.usage if used else None, used.amount if used else ZERO)
+        if call.grant is None or not call.grant.held.requests:
+            self._record(call, outcome, used)
+            return Settlement()
+        try:
+            if used is None:
+                return await self._void(call, outcome)
+            return await self._book(call, outcome, used)
+        except LedgerUnavailable as error:
+            _log.error("settlement_not_written", request_id=call.id, error=str(error))
+            return Settlement()
+        finally:
+            call.timings.stop("settle")
+
+    def refused(self, call: Call, code: str) -> None:
+        """A refusal costs nothing and is recorded all the same: it is what people ask about."""
+        outcome = Outcome(status="refused", code=code)
+        self._telemetry.refused(call, code)
+        self._recorder.record(call.principal.project, self._entry(call, ZERO, whole_event(call, outcome)))
+
+    async def _book(self, call: Call, outcome: Outcome, used: Used) -> Settlement:
+        detail = detail_of(call, outcome, used.usage, used.source)
+        project = call.principal.project
+        resolution = await self._patiently(lambda: self._ledger.settle(project, call.id, used.amount, detail))
+        if resolution.overrun != ZERO:
+            call.actions.append(f"overrun={resolution.overrun.tokens}")
+            self._telemetry.overran(call, resolution.overrun)
+            _log.warning(
+                "overrun",
+                request_id=call.id,
+                run=call.run,
+                tokens=resolution.overrun.tokens,
+                nano_usd=resolution.overrun.nano_usd,
+            )
+        if resolution.state is State.LATE:
+            _log.warning("settled_late", request_id=call.id, run=call.run)
+        return Settlement(resolution.balances, resolution.booked, resolution.overrun)
+
+    async def _void(self, call: Call, outcome: Outcome) -> Settlement:
+        project = call.principal.project
+        resolution = await self._patiently(lambda: self._ledger.void(project, call.id))
+        self._recorder.record(project, self._entry(call, ZERO, whole_event(call, outcome)))
+        return Settlement(resolution.balances)
+
+    @staticmethod
+    async def _patiently(operation: Callable[[], Awaitable[Resolution]]) -> Resolution:
+        """Repeat what may not have been written: ids make it safe."""
+        for _ in range(_RETRIES):
+            try:
+                return await operation()
+            except LedgerUnavailable:
+                await asyncio.sleep(_RETRY_MS / 1000)
+        return await operation()
+
+    def _record(self, call: Call, outcome: Outcome, used: Used | None) -> None:
+        amount = used.amount if used else ZERO
+        detail = detail_of(call, outcome, used.usage if used else None, used.source if used else "none")
+        self._recorder.record(call.principal.project, self._entry(call, amount, draft_of(call), detail))
+
+    def _entry(self, call: Call, amount: Amount, draft: bytes, detail: bytes = b"") -> OutboxEntry:
+        return OutboxEntry(
+            "", call.id, EntryKind.RECORDED, call.principal.project, amount, self._now_ms(), draft, detail
+        )
+
+    async def _used(self, call: Call, outcome: Outcome) -> Used | None:
+        """The provider's figures where it gave any, our own count where it did not. None: nothing was spent."""
+        if not outcome.reached:
+            return None
+        usage, source = outcome.usage, "provider"
+        if usage is None:
+            count = call.count or await self._count_late(call)
+            usage = replace(
+                call.request.units(), input_tokens=count.tokens, output_tokens=outcome.output_tokens_seen
+            )
+            source = "estimated"
+        cost = cost_nano_usd(call.price, usage, call.request.body.get("service_tier")) if call.price is not None else 0
+        return Used(usage, Amount(usage.input_tokens + usage.output_tokens, cost, 1), source)

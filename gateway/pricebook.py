@@ -1,0 +1,51 @@
+"""Prices and limits of the configured models, looked up once each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gateway.upstream.port import Deployment
+from gateway.upstream.price_map import ModelEntry, PriceMap
+from policies.pricing import Price, PriceError, price_from_map
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    entry: ModelEntry
+    price: Price | None
+
+
+class PriceBook:
+    """Deployments are known by their id, which stays the same within one configuration."""
+
+    def __init__(self, price_map: PriceMap) -> None:
+        self._map = price_map
+        self._known: dict[str, _Known] = {}
+
+    def check(self, deployments: Iterable[Deployment]) -> list[str]:
+        """Faults of prices, a sentence each: a bad price stops the start, not a call."""
+        faults = []
+        for deployment in deployments:
+            try:
+                self._look_up(deployment)
+            except PriceError as error:
+                faults.append(f"model_list {deployment.name!r}: {error}")
+        return faults
+
+    def price(self, deployment: Deployment) -> Price | None:
+        """None: nobody knows what this model costs."""
+        return self._look_up(deployment).price
+
+    def output_tokens_max(self, deployment: Deployment) -> int | None:
+        return self._look_up(deployment).entry.max_output_tokens
+
+    def entry(self, deployment: Deployment) -> ModelEntry:
+        return self._look_up(deployment).entry
+
+    def _look_up(self, deployment: Deployment) -> _Known:
+        known = self._known.get(deployment.id)
+        if known is None:
+            entry = self._map.entry(deployment)
+            known = self._known[deployment.id] = _Known(entry, price_from_map(entry.raw))
+        return known

@@ -1,0 +1,69 @@
+"""What this process remembers of runs: names of implicit ones, parents, and which are limited. A cache, never the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from cachetools import LRUCache
+
+from gateway.ledger.port import Ledger, LedgerUnavailable
+from gateway.pipeline.call import Call
+from policies.budgets import Parent
+from policies.reservation import Granted
+
+_RUNS_MAX: Final = 50_000
+_ANCESTORS_MAX: Final = 8
+
+
+class RunRegistry:
+    def __init__(self, ledger: Ledger, *, silence_ms: int, new_id: Callable[[], str]) -> None:
+        self._ledger = ledger
+        self._silence_ms = silence_ms
+        self._new_id = new_id
+        self._workflow_of: LRUCache[tuple[str, str], str] = LRUCache(_RUNS_MAX)
+        self._parent_of: LRUCache[tuple[str, str], str] = LRUCache(_RUNS_MAX)
+        self._limited: LRUCache[tuple[str, str], bool] = LRUCache(_RUNS_MAX)
+        self._last_implicit: dict[tuple[str, str], str] = {}
+
+    async def implicit_run(self, project: str, workflow: str) -> str:
+        """The run of a workflow whose caller names none: one until 15 minutes of silence. Without the ledger, the last one known."""
+        try:
+            run = await self._ledger.current_run(project, workflow, f"implicit-{self._new_id()}", self._silence_ms)
+        except LedgerUnavailable:
+            return self._last_implicit.setdefault((project, workflow), f"implicit-{self._new_id()}")
+        self._last_implicit[project, workflow] = run
+        return run
+
+    def parents(self, call: Call) -> tuple[Parent, ...]:
+        """The ancestors of the call's run, nearest first, as far as they are known here."""
+        if call.run is None:
+            return ()
+        project, run = call.principal.project, call.run
+        if call.tags.parent_run is not None and call.tags.parent_run != run:
+            self._parent_of[project, run] = call.tags.parent_run
+        found: list[Parent] = []
+        seen = {run}
+        while (
+            (parent := self._parent_of.get((project, run))) is not None
+            and parent not in seen
+            and len(found) < _ANCESTORS_MAX
+        ):
+            workflow = self._workflow_of.get((project, parent), call.tags.workflow or "")
+            found.append(Parent(parent, workflow))
+            seen.add(parent)
+            run = parent
+        return tuple(found)
+
+    def saw(self, call: Call, granted: Granted) -> None:
+        if call.run is None:
+            return
+        key = (call.principal.project, call.run)
+        self._workflow_of[key] = call.tags.workflow or ""
+        self._limited[key] = any(
+            not balance.limit.is_unlimited for balance in granted.balances if balance.account == f"run/{call.run}"
+        )
+
+    def is_limited(self, call: Call) -> bool:
+        """Whether the ledger was seen to hold a limit of its own on this run."""
+        return call.run is not None and self._limited.get((call.principal.project, call.run), False)

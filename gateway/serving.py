@@ -1,0 +1,115 @@
+"""Running the application on uvicorn, in one process or several."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import socket
+import sys
+from multiprocessing import get_context
+from typing import Final
+
+import structlog
+import uvicorn
+
+from gateway.app import Application
+from gateway.config import Config
+from gateway.logs import set_up_logging
+
+_log = structlog.get_logger(__name__)
+_BACKLOG: Final = 2048
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does: with port 0 nobody could know otherwise."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            # What was made at start lives as long as the process: the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+            for one in sockets or []:
+                host, port = one.getsockname()[:2]
+                print(f"Farebox listens on http://{host}:{port}", file=sys.stderr, flush=True)
+
+
+def serve(config: Config, *, allow_anonymous: bool) -> int:
+    """Until a signal ends it. Returns the exit code: 0 after a clean stop, 1 when it could not start."""
+    try:
+        listening = _listen(config.server.host, config.server.port)
+    except OSError as error:
+        print(f"farebox: cannot listen on {config.server.host}:{config.server.port}: {error.strerror}", file=sys.stderr)
+        return 1
+    if config.server.workers == 1:
+        return _serve_here(config, allow_anonymous, listening)
+    return _serve_in_workers(config, allow_anonymous, listening)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind((host, port))
+    listening.listen(_BACKLOG)
+    listening.set_inheritable(True)
+    return listening
+
+
+def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket) -> int:
+    set_up_logging(config.server.log_format, config.server.log_level)
+    application = Application(config, allow_anonymous=allow_anonymous)
+    server = _Server(
+        uvicorn.Config(
+            application,
+            http="httptools",
+            loop="uvloop" if sys.platform != "win32" else "asyncio",
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            h11_max_incomplete_event_size=None,
+            timeout_graceful_shutdown=max(1, int(config.server.drain_seconds)),
+        )
+    )
+    asyncio.run(server.serve(sockets=[listening])) if sys.platform == "win32" else server.run(sockets=[listening])
+    return 0 if server.started else 1
+
+
+def _serve_in_workers(config: Config, allow_anonymous: bool, listening: socket.socket) -> int:
+    """Identical processes on one listening socket. One that dies is replaced; a signal ends all of them."""
+    context = get_context("spawn")
+    workers = [
+        context.Process(target=_serve_here, args=(config, allow_anonymous, listening))
+        for _ in range(config.server.workers)
+    ]
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+        for worker in workers:
+            if worker.is_alive() and worker.pid:
+                worker.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    for worker in workers:
+        worker.start()
+    while not stopping:
+        for position, worker in enumerate(workers):
+            worker.join(0.2)
+            if not worker.is_alive() and not stopping:
+                if worker.exitcode == 1:
+                    stop()
+                    return 1
+                _log.error("worker_died", exit_code=worker.exitcode)
+                workers[position] = context.Process(target=_serve_here, args=(config, allow_anonymous, listening))
+                workers[position].start()
+    for worker in workers:
+        worker.join()
+    return 0

@@ -1,0 +1,105 @@
+"""Prometheus metrics. No run, step or key is ever a label: their number has no bound, and their names belong to tenants."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from gateway.pipeline.call import Call, Outcome
+from policies.amounts import NANO_USD_PER_USD, Amount
+from policies.pricing import Usage
+
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_OVERHEAD_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+# Workflows are named by callers: the first so many get a label of their own, the others share one.
+WORKFLOW_LABELS_MAX: Final = 200
+
+
+class Telemetry:
+    """One per process. `registry` is what `/metrics` shows."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry = registry or CollectorRegistry()
+        calls = ("route", "model", "provider", "status")
+        self.requests = Counter("farebox_requests", "Calls by how they ended.", calls, registry=registry)
+        self.duration = Histogram(
+            "farebox_request_duration_seconds",
+            "From the request to the last byte.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.first_token = Histogram(
+            "farebox_time_to_first_token_seconds",
+            "Of streams: to the first byte.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.overhead = Histogram(
+            "farebox_overhead_seconds", "What the gateway itself took.", buckets=_OVERHEAD_SECONDS, registry=registry
+        )
+        self.tokens = Counter("farebox_tokens", "Tokens settled.", ("direction", "model"), registry=registry)
+        self.cost = Counter("farebox_cost_usd", "Money settled.", ("model", "workflow"), registry=registry)
+        self.admissions = Counter(
+            "farebox_admissions", "Calls let in and refused.", ("result", "reason"), registry=registry
+        )
+        self.expired = Counter("farebox_reservations_expired", "Holds whose owner was lost.", registry=registry)
+        self.overrun = Counter("farebox_overrun_usd", "Settled above what was held.", registry=registry)
+        self.overruns = Counter("farebox_overruns", "Calls settled above what was held.", registry=registry)
+        self.saved_tokens = Counter(
+            "farebox_saved_tokens", "Tokens not sent, by what saved them.", ("by",), registry=registry
+        )
+        self.in_flight = Gauge("farebox_calls_in_flight", "Calls being served.", registry=registry)
+        self.outbox = Gauge(
+            "farebox_outbox_records", "Usage events that the store does not have yet.", registry=registry
+        )
+        self.flush_lag = Gauge("farebox_flush_lag_seconds", "Age of the oldest of them.", registry=registry)
+        self.breaker = Gauge("farebox_store_breaker_state", "0 closed, 1 open.", ("store",), registry=registry)
+        self.drift = Gauge("farebox_reconcile_drift", "Ledger minus usage; 0 when idle.", ("unit",), registry=registry)
+        self.budget_limit = Gauge(
+            "farebox_budget_limit_usd", "Configured budgets.", ("scope", "name"), registry=registry
+        )
+        self.budget_settled = Gauge(
+            "farebox_budget_settled_usd", "Of configured budgets.", ("scope", "name"), registry=registry
+        )
+        self.budget_reserved = Gauge(
+            "farebox_budget_reserved_usd", "Of configured budgets.", ("scope", "name"), registry=registry
+        )
+        self._workflows: set[str] = set()
+
+    def ended(self, call: Call, outcome: Outcome, usage: Usage | None, amount: Amount) -> None:
+        deployment = call.deployment
+        model = deployment.name if deployment is not None else "none"
+        provider = deployment.provider if deployment is not None else "none"
+        route = call.protocol.name
+        self.requests.labels(route, model, provider, outcome.status).inc()
+        self.duration.labels(route).observe(call.timings.elapsed_ms / 1000)
+        self.overhead.observe(call.timings.overhead_us / 1e6)
+        if call.grant is not None:
+            self.admissions.labels("granted", "").inc()
+        if outcome.first_byte_ms is not None and call.request.stream:
+            self.first_token.labels(model).observe(outcome.first_byte_ms / 1000)
+        if usage is not None:
+            self.tokens.labels("input", model).inc(usage.input_tokens)
+            self.tokens.labels("output", model).inc(usage.output_tokens)
+        if amount.nano_usd > 0:
+            self.cost.labels(model, self._workflow_label(call.tags.workflow)).inc(amount.nano_usd / NANO_USD_PER_USD)
+
+    def refused(self, call: Call, code: str) -> None:
+        self.admissions.labels("refused", code).inc()
+        self.requests.labels(call.protocol.name, "none", "none", "refused").inc()
+
+    def overran(self, call: Call, overrun: Amount) -> None:
+        self.overruns.inc()
+        self.overrun.inc(max(0, overrun.nano_usd) / NANO_USD_PER_USD)
+
+    def _workflow_label(self, workflow: str | None) -> str:
+        if workflow is None:
+            return ""
+        if workflow not in self._workflows:
+            if len(self._workflows) >= WORKFLOW_LABELS_MAX:
+                return "other"
+            self._workflows.add(workflow)
+        return workflow
