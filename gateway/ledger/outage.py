@@ -130,6 +130,9 @@ class OutageLedger:
             await self._return_to_service()
         except LedgerUnavailable as error:
             self._lose_sight(str(error))
+        except LedgerError:
+            await self._spool.close()
+            raise
         self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ import orjson
 
 from gateway.ledger import checks, redis_outbox
 from gateway.ledger import redis_scripts as scripts
-from gateway.ledger.port import Lost, OutboxEntry, Progress, Reserve, Resolution
+from gateway.ledger.port import LedgerError, Lost, OutboxEntry, Progress, Reserve, Resolution
 from gateway.ledger.redis_batches import AT_ONCE, batched, together
 from gateway.ledger.redis_connection import Argument, Reply
 from gateway.ledger.redis_errors import port_error
@@ -74,12 +74,16 @@ class RedisLedger:
 
         Raises `LedgerError` that says what to do when Redis would lose budgets, `LedgerUnavailable` when it does not answer.
         """
-        with port_error():
-            infos = [reply.decode() for reply in await self._topology.everywhere("INFO")]
-            self.warnings = check_servers(infos, allow_eviction=self._allow_eviction)
-            if self._durability == "strict":
-                check_durability(await self._topology.everywhere("CONFIG", "GET", "appendfsync"))
-        await self.epoch()
+        try:
+            with port_error():
+                infos = [reply.decode() for reply in await self._topology.everywhere("INFO")]
+                self.warnings = check_servers(infos, allow_eviction=self._allow_eviction)
+                if self._durability == "strict":
+                    check_durability(await self._topology.everywhere("CONFIG", "GET", "appendfsync"))
+            await self.epoch()
+        except LedgerError:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         await self._projects.close()

@@ -1,0 +1,377 @@
+"""The ledger is away, slow or back again: fast refusals, a bounded local allowance, and no settlement lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from gateway.ledger.outage import OutageLedger
+from gateway.ledger.port import EntryKind, LedgerError, LedgerUnavailable, OutboxEntry, Progress
+from gateway.ledger.redis import RedisLedger
+from gateway.ledger.spool import Spool
+from policies.amounts import ZERO, Limit
+from policies.reservation import Demand, Gate, Granted, Hold, Refusal, Refused, State
+from tests.faults.chaos_proxy import ChaosProxy, chaos
+from tests.faults.redis_fixtures import ask, ledger_at, server, shared_server, standing, tokens, until
+from tests.redis_server import RedisServer
+
+__all__ = ["server", "shared_server"]
+
+PROBE_S = 0.1
+
+
+@pytest.fixture
+async def proxy(server: RedisServer) -> AsyncIterator[ChaosProxy]:
+    async with chaos(server.port) as started:
+        yield started
+
+
+@asynccontextmanager
+async def gateway_at(
+    url: str, folder: Path, *, name: str = "one", deadline_ms: int = 2_000, slow_ms: int = 1_500, processes: int = 1
+) -> AsyncIterator[OutageLedger]:
+    """A gateway's ledger that probes often. Its deadline is long, because this machine may be busy."""
+    engine = RedisLedger(url, deadline_ms=deadline_ms)
+    ledger = OutageLedger(
+        engine, Spool(folder, name), slow_ms=slow_ms, processes_hint=processes, probe_s=PROBE_S, sweep_grace_s=0.0
+    )
+    await ledger.open()
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+@pytest.fixture
+async def gateway(proxy: ChaosProxy, tmp_path: Path) -> AsyncIterator[OutageLedger]:
+    async with gateway_at(proxy.url, tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def truth(server: RedisServer) -> AsyncIterator[RedisLedger]:
+    """The same Redis, seen without the proxy."""
+    async with ledger_at(server.url) as opened:
+        yield opened
+
+
+async def away(proxy: ChaosProxy, gateway: OutageLedger) -> None:
+    """Redis dies, and the gateway has noticed."""
+    await proxy.refuse()
+    await until_down(gateway)
+
+
+async def until_down(gateway: OutageLedger) -> None:
+    async with asyncio.timeout(20):
+        while gateway.health.is_available:
+            try:
+                await gateway.now_ms()
+            except LedgerUnavailable:
+                continue
+
+
+async def back(proxy: ChaosProxy, gateway: OutageLedger) -> None:
+    await proxy.start()
+    await until(lambda: gateway.health.is_available)
+
+
+class TestOutOfReach:
+    async def test_enforced_calls_fail_at_once(self, proxy: ChaosProxy, gateway: OutageLedger) -> None:
+        await away(proxy, gateway)
+        started = time.monotonic()
+        for number in range(200):
+            with pytest.raises(LedgerUnavailable):
+                await gateway.reserve("p", ask(f"c{number}"))
+        # 5 ms each is what was promised; they take microseconds.
+        assert time.monotonic() - started < 1.0
+        assert gateway.health.reason != ""
+
+    async def test_it_comes_back_without_a_restart(self, proxy: ChaosProxy, gateway: OutageLedger) -> None:
+        await gateway.reserve("p", ask("c1"))
+        await away(proxy, gateway)
+        await back(proxy, gateway)
+        assert isinstance(await gateway.reserve("p", ask("c2")), Granted)
+        assert gateway.health.times_opened == 1
+
+    async def test_a_stall_opens_the_breaker_and_piles_nothing_up(self, proxy: ChaosProxy, tmp_path: Path) -> None:
+        async with gateway_at(proxy.url, tmp_path, deadline_ms=100, slow_ms=80) as gateway:
+            proxy.stall()
+            slowest = 0.0
+            while gateway.health.is_available:
+                started = time.monotonic()
+                await asyncio.gather(
+                    *(gateway.reserve("p", ask(f"c{number}")) for number in range(50)), return_exceptions=True
+                )
+                slowest = max(slowest, time.monotonic() - started)
+            # 100 ms, and what a busy machine adds.
+            assert slowest < 1.0
+            proxy.go_on()
+            await until(lambda: gateway.health.is_available)
+
+    async def test_slowness_counts_as_failure(self, proxy: ChaosProxy, tmp_path: Path) -> None:
+        async with gateway_at(proxy.url, tmp_path, slow_ms=100) as gateway:
+            await until(lambda: gateway.health.is_available)
+            proxy.latency_s = 0.15
+            for number in range(5):
+                if gateway.health.is_available:
+                    assert isinstance(await gateway.reserve("p", ask(f"c{number}", 1)), Granted)
+            assert not gateway.health.is_available
+            assert "too slowly" in gateway.health.reason
+            await asyncio.sleep(3 * PROBE_S)
+            assert not gateway.health.is_available
+            proxy.latency_s = 0.0
+            await until(lambda: gateway.health.is_available)
+
+    async def test_a_gateway_may_start_before_its_redis(self, proxy: ChaosProxy, tmp_path: Path) -> None:
+        await proxy.refuse()
+        async with gateway_at(proxy.url, tmp_path) as gateway:
+            assert "cannot be reached" in gateway.health.reason
+            with pytest.raises(LedgerUnavailable):
+                await gateway.reserve("p", ask("c1"))
+            await back(proxy, gateway)
+            assert isinstance(await gateway.reserve("p", ask("c1")), Granted)
+
+    async def test_a_redis_that_may_evict_is_no_outage(self, server: RedisServer, tmp_path: Path) -> None:
+        server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        try:
+            with pytest.raises(LedgerError, match="Set it to noeviction"):
+                async with gateway_at(server.url, tmp_path):
+                    pass
+        finally:
+            server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+
+
+class TestSettlements:
+    async def test_are_booked_when_the_ledger_is_back(
+        self, proxy: ChaosProxy, gateway: OutageLedger, truth: RedisLedger
+    ) -> None:
+        for number in range(8):
+            await gateway.reserve("p", ask(f"c{number}"))
+        await away(proxy, gateway)
+        done = await asyncio.gather(
+            *(gateway.settle("p", f"c{number}", tokens(number), b"{}") for number in range(7)),
+        )
+        assert {(one.state, one.first) for one in done} == {(State.SETTLED, True)}
+        assert [one.booked.tokens for one in done] == list(range(7))
+        assert (await gateway.void("p", "c7")).state is State.VOIDED
+        assert await standing(truth) == (0, 80)
+        await back(proxy, gateway)
+        assert (await standing(truth))[0] == sum(range(7))
+        assert gateway.health.spooled == 0
+        assert {entry.id for entry in await truth.outbox_read("f")} == {f"c{number}" for number in range(7)}
+
+    async def test_an_overrun_is_told_and_booked(
+        self, proxy: ChaosProxy, gateway: OutageLedger, truth: RedisLedger
+    ) -> None:
+        await gateway.reserve("p", ask("c1", 10))
+        await away(proxy, gateway)
+        assert (await gateway.settle("p", "c1", tokens(13), b"{}")).overrun == tokens(3)
+        await back(proxy, gateway)
+        assert await standing(truth) == (13, 0)
+
+    async def test_one_that_ran_without_its_reply_is_booked_once(
+        self, proxy: ChaosProxy, gateway: OutageLedger, truth: RedisLedger
+    ) -> None:
+        await gateway.reserve("p", ask("c1"))
+        # The reply is lost, and so is every repetition.
+        proxy.replies_lost = 1_000
+        await gateway.settle("p", "c1", tokens(6), b"{}")
+        proxy.replies_lost = 0
+        await until(lambda: gateway.health.spooled == 0 and gateway.health.is_available)
+        assert await standing(truth) == (6, 0)
+        assert await truth.outbox_size() == 1
+
+    async def test_survive_kill_9_of_the_gateway(
+        self, proxy: ChaosProxy, truth: RedisLedger, server: RedisServer, tmp_path: Path
+    ) -> None:
+        engine = RedisLedger(proxy.url, deadline_ms=2_000)
+        dying = OutageLedger(engine, Spool(tmp_path, "dying"), probe_s=PROBE_S)
+        await dying.open()
+        await dying.reserve("p", ask("c1"))
+        await away(proxy, dying)
+        await dying.settle("p", "c1", tokens(6), b'{"kept":true}')
+        # What a kill leaves: the file as it is, and its lock free. Nothing is closed in order.
+        left = (tmp_path / "dying.spool").read_bytes()
+        await dying.close()
+        (tmp_path / "dying.spool").write_bytes(left + b"0badc0de {torn")
+        async with gateway_at(server.url, tmp_path, name="next") as heir:
+            await until(lambda: heir.health.is_available)
+            assert await standing(truth) == (6, 0)
+        assert not (tmp_path / "dying.spool").exists()
+
+    async def test_of_a_lost_ledger_are_booked_all_the_same(
+        self, server: RedisServer, gateway: OutageLedger, truth: RedisLedger
+    ) -> None:
+        await gateway.reserve("p", ask("c1"))
+        server.command("FLUSHALL")
+        done = await gateway.settle("p", "c1", tokens(6), b"{}")
+        assert (done.state, done.first, done.booked) == (State.SETTLED, True, tokens(6))
+        assert await standing(truth) == (6, 0)
+
+    async def test_of_another_process_are_spooled_as_well(
+        self, proxy: ChaosProxy, gateway: OutageLedger, truth: RedisLedger
+    ) -> None:
+        await truth.reserve("p", ask("c1"))
+        await away(proxy, gateway)
+        await gateway.settle("p", "c1", tokens(6), b"{}")
+        await back(proxy, gateway)
+        assert await standing(truth) == (6, 0)
+
+    async def test_events_without_a_reservation_are_kept_too(
+        self, proxy: ChaosProxy, gateway: OutageLedger, truth: RedisLedger
+    ) -> None:
+        await truth.reserve("p", ask("c0"))
+        await away(proxy, gateway)
+        event = OutboxEntry("", "e1", EntryKind.RECORDED, "p", tokens(3), 0, b'{"untagged":true}')
+        await gateway.record("p", [event])
+        await back(proxy, gateway)
+        (entry,) = await truth.outbox_read("f")
+        assert (entry.id, entry.kind, entry.amount, entry.draft) == ("e1", event.kind, event.amount, event.draft)
+        assert entry.at_ms > 0
+
+    async def test_what_the_ledger_refuses_is_kept_for_people(
+        self, proxy: ChaosProxy, server: RedisServer, gateway: OutageLedger, tmp_path: Path
+    ) -> None:
+        await gateway.reserve("p", ask("c1"))
+        await gateway.reserve("q", ask("c2"))
+        await away(proxy, gateway)
+        await gateway.settle("p", "c1", tokens(6), b"{}")
+        await gateway.settle("q", "c2", tokens(5), b"{}")
+        server.command("HSET", "farebox:{p}:account:run:r", "settled", "nonsense")
+        await back(proxy, gateway)
+        assert gateway.health.spooled == 0
+        kept = json.loads((tmp_path / "one.rejected").read_bytes().split(b" ", 1)[1])
+        assert (kept["project"], kept["id"], kept["used"]) == ("p", "c1", [6, 0, 0])
+
+
+async def granted_one_by_one(gateway: OutageLedger) -> int:
+    """How many tokens the allowance gives before it refuses."""
+    for count in range(1_000):
+        try:
+            await gateway.reserve_locally("p", ask(f"c{count + 1}", 1))
+        except LedgerUnavailable:
+            return count
+    return 1_000
+
+
+class TestLocalAllowance:
+    async def test_is_what_was_left_divided_by_the_processes(
+        self, proxy: ChaosProxy, tmp_path: Path, truth: RedisLedger
+    ) -> None:
+        async with gateway_at(proxy.url, tmp_path, processes=3) as gateway:
+            await gateway.reserve("p", ask("c0", 40))
+            await away(proxy, gateway)
+            granted = await granted_one_by_one(gateway)
+            # 100 − 40 are left, and there are three of us.
+            assert granted == 20
+            for number in range(20):
+                await gateway.settle("p", f"c{number + 1}", tokens(1), b"{}")
+            await back(proxy, gateway)
+            assert await standing(truth) == (20, 40)
+
+    async def test_frees_what_was_not_used(self, proxy: ChaosProxy, gateway: OutageLedger, truth: RedisLedger) -> None:
+        await gateway.reserve("p", ask("c0", 40))
+        await away(proxy, gateway)
+        await gateway.reserve_locally("p", ask("c1", 60))
+        with pytest.raises(LedgerUnavailable):
+            await gateway.reserve_locally("p", ask("c2", 1))
+        await gateway.settle("p", "c1", tokens(25), b"{}")
+        await gateway.reserve_locally("p", ask("c3", 35))
+        await gateway.void("p", "c3")
+        await gateway.reserve_locally("p", ask("c4", 35))
+        await back(proxy, gateway)
+        assert await standing(truth) == (25, 40)
+        await gateway.settle("p", "c4", tokens(35), b"{}")
+        assert await standing(truth) == (60, 40)
+
+    async def test_counts_a_scope_that_was_never_seen_as_unused(self, proxy: ChaosProxy, tmp_path: Path) -> None:
+        async with gateway_at(proxy.url, tmp_path, processes=4) as gateway:
+            await away(proxy, gateway)
+            got = await gateway.reserve_locally("p", ask("c1", 25, account="run:new"))
+            assert isinstance(got, Granted)
+            assert got.held == tokens(25)
+            with pytest.raises(LedgerUnavailable):
+                await gateway.reserve_locally("p", ask("c2", 1, account="run:new"))
+
+    async def test_keeps_a_closed_scope_closed(
+        self, proxy: ChaosProxy, gateway: OutageLedger, truth: RedisLedger
+    ) -> None:
+        await gateway.reserve("p", ask("c1"))
+        await truth.set_gate("p", "run:r", Gate.CANCELLED)
+        await gateway.settle("p", "c1", tokens(1), b"{}")
+        await away(proxy, gateway)
+        no = await gateway.reserve_locally("p", ask("c2"))
+        assert isinstance(no, Refused)
+        assert no.reason is Refusal.GATE
+
+    async def test_lets_a_running_call_grow(self, proxy: ChaosProxy, gateway: OutageLedger, truth: RedisLedger) -> None:
+        holds, more = [Hold("run:r", Limit(tokens=100))], Demand(0, 30, 30, requests=0)
+        await gateway.reserve("p", ask("c1", 40))
+        await away(proxy, gateway)
+        got = await gateway.extend_locally("p", "c1", holds, more)
+        assert isinstance(got, Granted)
+        assert (got.held, got.output_tokens) == (tokens(70), 70)
+        with pytest.raises(LedgerUnavailable, match="used up"):
+            await gateway.extend("p", "c1", holds, Demand(0, 31, 31, requests=0))
+        done = await gateway.settle("p", "c1", tokens(65), b"{}")
+        assert done.overrun == ZERO
+        await back(proxy, gateway)
+        assert await standing(truth) == (65, 0)
+
+    async def test_a_reservation_made_twice_is_one(self, proxy: ChaosProxy, gateway: OutageLedger) -> None:
+        await away(proxy, gateway)
+        one = await gateway.reserve_locally("p", ask("c1", 60))
+        two = await gateway.reserve_locally("p", ask("c1", 60))
+        assert isinstance(one, Granted)
+        assert isinstance(two, Granted)
+        assert one.held == two.held
+
+    async def test_needs_no_renewal(self, proxy: ChaosProxy, gateway: OutageLedger) -> None:
+        await away(proxy, gateway)
+        await gateway.reserve_locally("p", ask("c1"))
+        assert await gateway.renew("p", [Progress("c1", tokens(1))], 60_000) == ()
+
+
+async def test_a_hold_whose_reply_was_lost_for_good_is_given_back(
+    proxy: ChaosProxy, gateway: OutageLedger, truth: RedisLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.ledger.outage._UNWANTED_AFTER_S", 0.2)
+    await gateway.reserve("p", ask("c0", 1))
+    proxy.replies_lost = 1_000
+    with pytest.raises(LedgerUnavailable):
+        await gateway.reserve("p", ask("c1", 50))
+    assert await standing(truth) == (0, 51)
+    proxy.replies_lost = 0
+    async with asyncio.timeout(15):
+        while await standing(truth) != (0, 1):
+            await asyncio.sleep(0.02)
+
+
+async def test_holds_are_not_swept_before_their_owners_could_renew(
+    proxy: ChaosProxy, tmp_path: Path, truth: RedisLedger
+) -> None:
+    engine = RedisLedger(proxy.url, deadline_ms=2_000)
+    gateway = OutageLedger(engine, Spool(tmp_path, "one"), slow_ms=1_500, probe_s=PROBE_S, sweep_grace_s=60.0)
+    await gateway.open()
+    try:
+        await gateway.reserve("p", ask("c1", ttl_ms=1))
+        await away(proxy, gateway)
+        await back(proxy, gateway)
+        assert await gateway.expire_due() == ()
+        assert await gateway.renew("p", [Progress("c1", tokens(1))], 60_000) == ()
+        assert await truth.expire_due() == []
+    finally:
+        await gateway.close()
+
+
+async def test_processes_are_counted(server: RedisServer) -> None:
+    async with ledger_at(server.url) as one, ledger_at(server.url) as two:
+        assert await one.processes() == 1
+        assert await two.processes() == 2
+        assert await one.processes() == 2
