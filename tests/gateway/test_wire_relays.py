@@ -1,0 +1,204 @@
+"""What holds for the streams of every text protocol: any cutting, any fault, any end (catalogue 58 and 60, P12)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.errors import StreamBroken, UpstreamFailure
+from tests.fake_provider.directive import Directive
+from tests.gateway.wire_streams import (
+    TEXT_ENDPOINTS,
+    Words,
+    events_of,
+    parsed,
+    protocol_of,
+    provider_answer,
+    provider_stream,
+    relay_of,
+    relayed,
+)
+
+NOTE = {"run": "r-1", "run_remaining": 5}
+DIRECTIVES = {
+    "text": Directive(text="one two three four five"),
+    "cached": Directive(text="one two", cached_tokens=2, reasoning_tokens=1),
+    "tool": Directive(tool="look_up", arguments='{"city": "Delft", "n": 2}'),
+    "empty": Directive(text=""),
+}
+CHAT_LIKE = ("chat/completions", "completions")
+
+
+def cut_at(data: bytes, cuts: list[int]) -> list[bytes]:
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    return [data[begin:end] for begin, end in itertools.pairwise(edges)]
+
+
+def cases() -> list[Any]:
+    made = [(endpoint, name) for endpoint in TEXT_ENDPOINTS for name in DIRECTIVES]
+    return [case for case in made if case != ("completions", "tool")]
+
+
+@pytest.mark.parametrize(("endpoint", "name"), cases())
+def test_a_stream_passes_whole_and_the_note_stands_before_its_end(endpoint: str, name: str) -> None:
+    directive = DIRECTIVES[name]
+    stream = provider_stream(endpoint, directive)
+    relay, _ = relay_of(endpoint, stream_options={"include_usage": True})
+    passed = relayed(relay, stream)
+    assert relay.is_finished
+    data = passed + relay.close(NOTE)
+    note = b": budget " + json.dumps(NOTE, separators=(",", ":")).encode() + b"\n\n"
+    head, found, tail = data.partition(note)
+    assert found
+    assert head + tail == b"".join(stream)
+    assert tail == stream[-1]
+
+
+@pytest.mark.parametrize(("endpoint", "name"), cases())
+def test_the_usage_of_a_stream_is_that_of_the_buffered_answer(endpoint: str, name: str) -> None:
+    directive = DIRECTIVES[name]
+    relay, _ = relay_of(endpoint)
+    relayed(relay, provider_stream(endpoint, directive))
+    assert relay.usage is not None
+    assert relay.usage == protocol_of(endpoint).usage(provider_answer(endpoint, directive))
+
+
+@pytest.mark.parametrize(("endpoint", "name"), cases())
+def test_an_assembled_stream_is_the_buffered_answer(endpoint: str, name: str) -> None:
+    directive = DIRECTIVES[name]
+    assembled = protocol_of(endpoint).assemble(b"".join(provider_stream(endpoint, directive)))
+    expected = provider_answer(endpoint, directive)
+    expected.pop("service_tier", None)  # the fake provider's chunks leave it out
+    assert assembled == expected
+
+
+@pytest.mark.parametrize(("endpoint", "name"), cases())
+def test_a_client_that_wants_no_stream_gets_the_usage_out_of_one(endpoint: str, name: str) -> None:
+    """Where a hold grows in slices, the upstream streams whatever the client asked for."""
+    protocol, counter = protocol_of(endpoint), Words()
+    relay = protocol.relay(parsed(endpoint), counter)
+    data = relayed(relay, provider_stream(endpoint, DIRECTIVES[name])) + relay.close(None)
+    expected = provider_answer(endpoint, DIRECTIVES[name])
+    assert protocol.assemble(data)["usage"] == expected["usage"]
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(cases()), st.lists(st.integers(0, 100_000), max_size=12), st.booleans())
+def test_any_cutting_and_crlf_give_the_same_output(case: tuple[str, str], cuts: list[int], crlf: bool) -> None:
+    endpoint, name = case
+    stream = b"".join(provider_stream(endpoint, DIRECTIVES[name]))
+    whole, counted = relay_of(endpoint)
+    expected = whole.feed(stream) + whole.close(NOTE)
+    relay, counter = relay_of(endpoint)
+    sent = stream.replace(b"\n", b"\r\n") if crlf else stream
+    assert relayed(relay, cut_at(sent, cuts)) + relay.close(NOTE) == expected
+    assert "".join(counter.texts) == "".join(counted.texts)
+    assert (relay.usage, relay.is_finished) == (whole.usage, True)
+
+
+@pytest.mark.parametrize("endpoint", TEXT_ENDPOINTS)
+def test_the_output_is_counted_as_it_flows(endpoint: str) -> None:
+    relay, _ = relay_of(endpoint)
+    seen = []
+    for event in provider_stream(endpoint, DIRECTIVES["text"]):
+        relay.feed(event)
+        seen.append(relay.output_tokens)
+    assert seen == sorted(seen)
+    assert set(seen) - {0} == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("endpoint", TEXT_ENDPOINTS)
+@pytest.mark.parametrize("usage", ["missing", "zero", "negative", "absurd"])
+def test_usage_that_cannot_be_is_no_usage(endpoint: str, usage: str) -> None:
+    directive = Directive(text="one two three", usage=usage)  # type: ignore[arg-type]
+    relay, _ = relay_of(endpoint)
+    relayed(relay, provider_stream(endpoint, directive))
+    assert relay.is_finished
+    assert relay.usage is None
+    assert relay.output_tokens == 3
+    answer = provider_answer(endpoint, directive)
+    assert protocol_of(endpoint).usage(answer) is None
+    assert protocol_of(endpoint).output_text(answer) == "one two three"
+
+
+@pytest.mark.parametrize("endpoint", TEXT_ENDPOINTS)
+@pytest.mark.parametrize(
+    "garbage", [b"data: {not json\n\n", b"data: 7\n\n", b"data: []\n\n", b'data: "x"\n\n', b"data: \xff\n\n"]
+)
+def test_garbage_breaks_the_stream_and_loses_nothing_before_it(endpoint: str, garbage: bytes) -> None:
+    stream = provider_stream(endpoint, DIRECTIVES["text"])
+    relay, _ = relay_of(endpoint)
+    with pytest.raises(StreamBroken) as broken:
+        relay.feed(b"".join(stream[:5]) + garbage + b"".join(stream[5:]))
+    data = relay.fail(broken.value)
+    assert data.startswith(b"".join(stream[:5]))
+    assert b"error" in data[len(b"".join(stream[:5])) :]
+
+
+@pytest.mark.parametrize("endpoint", TEXT_ENDPOINTS)
+def test_comments_of_a_provider_do_not_pass(endpoint: str) -> None:
+    relay, _ = relay_of(endpoint)
+    assert relay.feed(b": OPENROUTER PROCESSING\n\n: \n\n") == b""
+
+
+@pytest.mark.parametrize("endpoint", TEXT_ENDPOINTS)
+@pytest.mark.parametrize("events", range(1, 6))
+def test_a_stream_cut_off_is_not_finished_and_fails_with_an_error_event(endpoint: str, events: int) -> None:
+    relay, _ = relay_of(endpoint)
+    relayed(relay, provider_stream(endpoint, DIRECTIVES["text"])[:events])
+    assert not relay.is_finished
+    data = relay.fail(UpstreamFailure("The provider broke off.", metadata={"request_id": "q-1"}))
+    last = next(event for event in events_of(data) if "error" in event)
+    assert last["error"]["message"] == "The provider broke off."
+    assert last["error"]["metadata"] == {"request_id": "q-1"}
+    assert data.endswith(b"data: [DONE]\n\n") == (endpoint in CHAT_LIKE)
+
+
+@pytest.mark.parametrize("endpoint", TEXT_ENDPOINTS)
+@pytest.mark.parametrize("withheld", range(12))
+def test_a_cut_fits_what_the_client_got(endpoint: str, withheld: int) -> None:
+    """The last piece is withheld, whatever was in it: the answer that is left is whole, and says that it was cut."""
+    stream = provider_stream(endpoint, DIRECTIVES["text"])
+    relay, _ = relay_of(endpoint)
+    given = relayed(relay, stream[:withheld])
+    relay.feed(b"".join(stream[withheld : withheld + 2]))
+    data = given + relay.cut() + relay.close(NOTE)
+    assert relay.is_finished
+    answer = protocol_of(endpoint).assemble(data)
+    full = protocol_of(endpoint).output_text(provider_answer(endpoint, DIRECTIVES["text"]))
+    kept = protocol_of(endpoint).output_text(answer)
+    assert full.startswith(kept)
+    assert _texts_of_deltas(data) == kept
+    assert _reason(endpoint, answer) in (_length(endpoint), _reason(endpoint, provider_answer(endpoint, Directive())))
+    if kept != full:
+        assert _reason(endpoint, answer) == _length(endpoint)
+
+
+def _texts_of_deltas(data: bytes) -> str:
+    texts = []
+    for event in events_of(data):
+        delta = event.get("delta")
+        if isinstance(delta, str):
+            texts.append(delta)
+        elif isinstance(delta, dict):
+            texts.append(delta.get("text") or "")
+        for choice in event.get("choices", ()):
+            texts.append(choice.get("text") or choice.get("delta", {}).get("content") or "")
+    return "".join(texts)
+
+
+def _reason(endpoint: str, answer: dict[str, Any]) -> Any:
+    if endpoint == "messages":
+        return answer["stop_reason"]
+    if endpoint == "responses":
+        return answer["status"]
+    return answer["choices"][0]["finish_reason"] if answer["choices"] else "length"
+
+
+def _length(endpoint: str) -> str:
+    return {"messages": "max_tokens", "responses": "incomplete"}.get(endpoint, "length")

@@ -1,0 +1,88 @@
+"""Server-sent events, cut at any byte."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.wire import sse
+
+STREAM = (
+    b'event: a\ndata: {"x":1}\n\n: note\n\ndata: two\ndata: lines\n\ndata: \xf0\x9f\x9a\x8b\n\n\n\ndata: [DONE]\n\nrest'
+)
+
+
+def split(data: bytes, cuts: list[int]) -> list[bytes]:
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    return [data[begin:end] for begin, end in itertools.pairwise(edges)]
+
+
+@given(st.lists(st.integers(0, 10_000), max_size=20), st.booleans())
+def test_any_cutting_gives_the_same_events(cuts: list[int], crlf: bool) -> None:
+    data = STREAM.replace(b"\n", b"\r\n") if crlf else STREAM
+    whole = sse.EventSplitter().feed(STREAM)
+    splitter = sse.EventSplitter()
+    assert [event for piece in split(data, cuts) for event in splitter.feed(piece)] == whole
+    assert splitter.rest == b"rest"
+
+
+@given(st.lists(st.binary(max_size=30), max_size=20))
+def test_no_bytes_break_the_splitter(pieces: list[bytes]) -> None:
+    splitter = sse.EventSplitter()
+    events = [event for piece in pieces for event in splitter.feed(piece)]
+    assert all(event and b"\n\n" not in event for event in events)
+
+
+def test_a_long_line_in_many_pieces_is_put_together_once() -> None:
+    splitter = sse.EventSplitter()
+    pieces = [b"data: ", *[b"x" * 1000] * 50, b"\n", b"\ndata: 2\n\n"]
+    assert [event for piece in pieces for event in splitter.feed(piece)] == [b"data: " + b"x" * 50_000, b"data: 2"]
+    assert splitter.rest == b""
+
+
+def test_an_event_without_end_is_refused_at_16_mib() -> None:
+    splitter = sse.EventSplitter()
+    piece = b"x" * (1024 * 1024)
+    for part in (b"data: ", *[piece] * 15):
+        assert splitter.feed(part) == []
+    with pytest.raises(sse.EventTooLarge):
+        splitter.feed(piece)
+
+
+@pytest.mark.parametrize(
+    ("event", "data", "name"),
+    [
+        (b"data: x", b"x", None),
+        (b"data:x", b"x", None),
+        (b"data:  x", b" x", None),
+        (b"event: n\ndata: x", b"x", "n"),
+        (b"event:n\ndata:x", b"x", "n"),
+        (b"data: x\nevent: n", b"x", "n"),
+        (b"id: 7\ndata: x", b"x", None),
+        (b"data: one\ndata: two", b"one\ntwo", None),
+        (b"event: n\ndata: one\ndata: two", b"one\ntwo", "n"),
+        (b'data: {"t":"data: x"}', b'{"t":"data: x"}', None),
+        (b'event: n\ndata: {"t":"data: x"}', b'{"t":"data: x"}', "n"),
+        (b": comment", None, None),
+        (b": comment with data: x", None, None),
+        (b"event: n", None, "n"),
+        (b"retry: 3000", None, None),
+        (b"data:", b"", None),
+    ],
+)
+def test_data_and_name_of_an_event(event: bytes, data: bytes | None, name: str | None) -> None:
+    assert sse.data_of(event) == data
+    assert sse.name_of(event) == name
+
+
+def test_what_is_made_is_read_back() -> None:
+    made = sse.event(b'{"a":1}', "n") + sse.comment(b"budget {}") + sse.event(b"[DONE]")
+    events = sse.EventSplitter().feed(made)
+    assert [(sse.name_of(event), sse.data_of(event)) for event in events] == [
+        ("n", b'{"a":1}'),
+        (None, None),
+        (None, b"[DONE]"),
+    ]

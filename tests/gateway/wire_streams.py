@@ -1,0 +1,84 @@
+"""Streams and answers for the tests of the wire: what the fake provider would send, without a provider."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from gateway.wire.protocol import Relay, Request, WireProtocol
+from gateway.wire.protocols import PROTOCOLS
+from tests.fake_provider.answer import answer, count_words
+from tests.fake_provider.directive import Directive
+from tests.fake_provider.protocols import ENDS_WITH_DONE, FORMS
+
+USER = [{"role": "user", "content": "say something"}]
+BODIES: dict[str, dict[str, Any]] = {
+    "chat/completions": {"model": "m", "messages": USER},
+    "completions": {"model": "m", "prompt": "say something", "max_tokens": 1000},
+    "responses": {"model": "m", "input": "say something"},
+    "messages": {"model": "m", "messages": USER, "max_tokens": 1000},
+}
+TEXT_ENDPOINTS = tuple(BODIES)
+
+
+class Words:
+    """A counter with a word a token."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def add(self, text: str) -> None:
+        self.texts.append(text)
+
+    @property
+    def tokens(self) -> int:
+        return count_words("".join(self.texts))
+
+
+def protocol_of(endpoint: str) -> WireProtocol:
+    return PROTOCOLS[f"/v1/{endpoint}"]
+
+
+def parsed(endpoint: str, **fields: Any) -> Request:
+    return protocol_of(endpoint).parse(json.dumps({**BODIES.get(endpoint, {}), **fields}).encode())
+
+
+def provider_stream(endpoint: str, directive: Directive, **fields: Any) -> list[bytes]:
+    """The events of a provider's stream, each with its blank line."""
+    body = {**BODIES[endpoint], "stream_options": {"include_usage": True}, **fields}
+    made = answer(directive, "m", body, count_words)
+    events = [f"{text}\n\n".encode() for _, text in FORMS[endpoint].events(made, directive, body)]
+    return [*events, b"data: [DONE]\n\n"] if endpoint in ENDS_WITH_DONE else events
+
+
+def provider_answer(endpoint: str, directive: Directive, **fields: Any) -> dict[str, Any]:
+    body = {**BODIES[endpoint], "stream_options": {"include_usage": True}, **fields}
+    return FORMS[endpoint].whole(answer(directive, "m", body, count_words), directive)
+
+
+def relay_of(endpoint: str, **fields: Any) -> tuple[Relay, Words]:
+    counter = Words()
+    return protocol_of(endpoint).relay(parsed(endpoint, stream=True, **fields), counter), counter
+
+
+def relayed(relay: Relay, pieces: Iterable[bytes]) -> bytes:
+    return b"".join([relay.feed(piece) for piece in pieces])
+
+
+def events_of(data: bytes) -> list[dict[str, Any]]:
+    """The objects of a stream's events; comments and `[DONE]` are left out. Every event has to be whole."""
+    assert data == b"" or data.endswith(b"\n\n")
+    lines = [line[6:] for line in data.decode().split("\n") if line.startswith("data: ")]
+    return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+def named_events(*values: dict[str, Any]) -> list[bytes]:
+    """Events as Anthropic and Responses send them, under the name of their type."""
+    return [
+        b"event: " + value["type"].encode() + b"\ndata: " + json.dumps(value).encode() + b"\n\n" for value in values
+    ]
+
+
+def data_events(*values: dict[str, Any]) -> list[bytes]:
+    return [b"data: " + json.dumps(value).encode() + b"\n\n" for value in values]
