@@ -1,0 +1,53 @@
+"""Dividing a whole number of tokens: by weights, under caps, without losing or inventing one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+
+def divided(total: int, weights: Sequence[int], caps: Sequence[int]) -> list[int]:
+    """Shares of `total` in proportion to `weights`, none above its cap; what a cap frees goes to the others.
+
+    The shares sum to min(`total`, sum of `caps`) exactly. All numbers are ≥ 0, and weight 0 gets something only once
+    every other share is at its cap. Raising one weight never lowers its share. Method: water-filling for the caps, then
+    the largest remainder (Hamilton) for whole numbers; equal remainders go to the earlier position.
+    Raises ValueError for negative numbers and for lists of different lengths.
+    """
+    if len(weights) != len(caps) or min((total, *weights, *caps)) < 0:
+        raise ValueError("weights and caps must be as many, and nothing may be negative")
+    shares = [0] * len(weights)
+    left, unfilled = _fill(min(total, sum(caps)), weights, caps, shares)
+    if unfilled:
+        _share_out(left, unfilled, weights, shares)
+    elif left:
+        weightless = [position for position, weight in enumerate(weights) if weight == 0]
+        equal = divided(left, [1] * len(weightless), [caps[position] for position in weightless])
+        for position, share in zip(weightless, equal, strict=True):
+            shares[position] = share
+    return shares
+
+
+def _fill(left: int, weights: Sequence[int], caps: Sequence[int], shares: list[int]) -> tuple[int, list[int]]:
+    """Fill the shares that reach their caps, smallest cap for its weight first. Returns what is left, and for whom."""
+    weighted = [position for position, weight in enumerate(weights) if weight > 0]
+    weighted.sort(key=lambda position: Fraction(caps[position], weights[position]))
+    weight_left = sum(weights)
+    for done, position in enumerate(weighted):
+        if left * weights[position] < caps[position] * weight_left:
+            return left, weighted[done:]
+        shares[position] = caps[position]
+        left -= caps[position]
+        weight_left -= weights[position]
+    return left, []
+
+
+def _share_out(left: int, unfilled: Sequence[int], weights: Sequence[int], shares: list[int]) -> None:
+    """Whole parts first, then one more for each of the largest remainders. No share reaches its cap, so one more fits."""
+    weight = sum(weights[position] for position in unfilled)
+    remainders = {}
+    for position in unfilled:
+        shares[position], remainders[position] = divmod(left * weights[position], weight)
+    missing = left - sum(shares[position] for position in unfilled)
+    for position in sorted(unfilled, key=lambda position: (-remainders[position], position))[:missing]:
+        shares[position] += 1

@@ -1,0 +1,78 @@
+"""Dividing tokens: exact sums, caps, fairness, whatever the numbers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.shares import divided
+
+Parts = list[tuple[int, int]]
+PARTS = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), min_size=1, max_size=12)
+TOTAL = st.integers(0, 60_000)
+
+
+def shares_of(total: int, parts: Parts) -> list[int]:
+    return divided(total, [weight for weight, _ in parts], [cap for _, cap in parts])
+
+
+@pytest.mark.parametrize(
+    ("total", "weights", "caps", "shares"),
+    [
+        (100, [1, 1, 1], [100, 100, 100], [34, 33, 33]),
+        (100, [2, 1, 1], [100, 100, 100], [50, 25, 25]),
+        (10, [3, 3, 1], [10, 10, 10], [4, 4, 2]),  # remainders 2/7, 2/7, 3/7
+        (100, [1, 1, 1], [10, 100, 100], [10, 45, 45]),  # what a cap frees goes to the others
+        (100, [8, 1, 1], [20, 30, 100], [20, 30, 50]),  # filling one cap takes the next over its own
+        (100, [1, 1], [20, 30], [20, 30]),  # never more than the caps
+        (7, [0, 1], [5, 5], [2, 5]),  # no weight: only what nobody else can take
+        (7, [0, 0, 0], [5, 1, 5], [3, 1, 3]),
+        (0, [1, 2], [5, 5], [0, 0]),
+        (5, [], [], []),
+        (3, [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]),
+    ],
+)
+def test_shares(total: int, weights: list[int], caps: list[int], shares: list[int]) -> None:
+    assert divided(total, weights, caps) == shares
+
+
+@pytest.mark.parametrize(
+    ("total", "weights", "caps"), [(-1, [1], [1]), (1, [-1], [1]), (1, [1], [-1]), (1, [1, 1], [1])]
+)
+def test_nonsense_is_refused(total: int, weights: list[int], caps: list[int]) -> None:
+    with pytest.raises(ValueError, match="negative"):
+        divided(total, weights, caps)
+
+
+@given(TOTAL, PARTS)
+def test_the_sum_is_exact_and_no_share_is_above_its_cap(total: int, parts: Parts) -> None:
+    shares = shares_of(total, parts)
+    assert sum(shares) == min(total, sum(cap for _, cap in parts))
+    assert all(0 <= share <= cap for share, (_, cap) in zip(shares, parts, strict=True))
+
+
+@given(TOTAL, PARTS, st.integers(0, 11), st.integers(1, 10_000))
+def test_more_weight_never_brings_less(total: int, parts: Parts, at: int, more: int) -> None:
+    at %= len(parts)
+    heavier = [*parts]
+    heavier[at] = (parts[at][0] + more, parts[at][1])
+    assert shares_of(total, heavier)[at] >= shares_of(total, parts)[at]
+
+
+@given(TOTAL, PARTS)
+def test_a_heavier_part_with_room_has_at_least_as_much(total: int, parts: Parts) -> None:
+    shares = shares_of(total, parts)
+    for share, (weight, cap) in zip(shares, parts, strict=True):
+        for other, (other_weight, _) in zip(shares, parts, strict=True):
+            assert weight <= other_weight or share == cap or share >= other
+
+
+@given(TOTAL, PARTS)
+def test_whole_numbers_are_within_one_of_the_exact_share(total: int, parts: Parts) -> None:
+    """Among those that are not at a cap, shares ÷ weights agree to less than one token."""
+    shares = shares_of(total, parts)
+    level = [(share, weight) for share, (weight, cap) in zip(shares, parts, strict=True) if weight and share < cap]
+    for share, weight in level:
+        for other, other_weight in level:
+            assert (share - 1) * other_weight < (other + 1) * weight
