@@ -49,10 +49,11 @@ def free_port() -> int:
 class RedisServer:
     """A server process with a directory of its own. It survives `kill` and `start` with its data on disk."""
 
-    def __init__(self, *options: str, directory: Path | None = None) -> None:
+    def __init__(self, *options: str, as_sentinel: bool = False) -> None:
         self.port = free_port()
-        self.directory = directory or Path(tempfile.mkdtemp(prefix="farebox-redis-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="farebox-redis-"))
         self._options = options
+        self._as_sentinel = as_sentinel
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -65,12 +66,20 @@ class RedisServer:
         return self._process.pid
 
     def start(self) -> None:
-        fixed = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory), "--save", ""]
         log = (self.directory / "server.log").open("ab")
-        command = [binary(), *fixed, "--maxmemory-policy", "noeviction", "--appendonly", "yes", *self._options]
-        self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        self._process = subprocess.Popen([binary(), *self._arguments()], stdout=log, stderr=log)
         log.close()
         self._wait_until_ready()
+
+    def _arguments(self) -> list[str]:
+        place = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)]
+        if self._as_sentinel:
+            # Sentinel writes what it learns into its configuration file, and insists on having one.
+            configuration = self.directory / "sentinel.conf"
+            configuration.touch()
+            return [str(configuration), "--sentinel", *place, *self._options]
+        kept = ["--save", "", "--maxmemory-policy", "noeviction", "--appendonly", "yes"]
+        return [*place, *kept, *self._options]
 
     def kill(self) -> None:
         """As `kill -9` does."""

@@ -1,0 +1,243 @@
+"""A real cluster of three, and a primary behind Sentinel: projects on every node, moving slots, failovers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.ledger.port import LedgerUnavailable
+from gateway.ledger.redis import RedisLedger
+from gateway.ledger.redis_connection import RedisRefused
+from gateway.ledger.redis_topology import Cluster, parse_url, slot_of
+from policies.reservation import Granted
+from tests.faults.redis_fixtures import PATIENT_MS, ask, ledger_at, standing, tokens
+from tests.redis_server import SLOTS, RedisCluster, RedisServer, running_cluster
+
+
+@pytest.fixture(scope="module")
+def shared_cluster() -> Iterator[RedisCluster]:
+    try:
+        with running_cluster() as cluster:
+            yield cluster
+    except FileNotFoundError as lacking:
+        pytest.skip(str(lacking))
+
+
+@pytest.fixture
+def cluster(shared_cluster: RedisCluster) -> RedisCluster:
+    for node in shared_cluster.nodes:
+        node.command("FLUSHALL")
+    return shared_cluster
+
+
+@pytest.fixture
+async def ledger(cluster: RedisCluster) -> AsyncIterator[RedisLedger]:
+    async with ledger_at(cluster.url) as opened:
+        yield opened
+
+
+def project_on(node: int) -> str:
+    """A project whose keys live on this node."""
+    for number in range(1_000):
+        name = f"project-{number}"
+        if slot_of(f"farebox:{{{name}}}:meta") * 3 // SLOTS == node:
+            return name
+    raise AssertionError("no name found")
+
+
+PROJECTS = [project_on(node) for node in range(3)]
+
+
+async def test_every_node_serves_a_project(cluster: RedisCluster, ledger: RedisLedger) -> None:
+    for project in PROJECTS:
+        assert isinstance(await ledger.reserve(project, ask("c1")), Granted)
+        assert (await ledger.settle(project, "c1", tokens(4), b"{}")).first
+        assert await standing(ledger, project=project) == (4, 0)
+        await ledger.reserve(project, ask("c2", ttl_ms=0))
+    assert {one.project for one in await ledger.expire_due()} == set(PROJECTS)
+    entries = await ledger.outbox_read("f")
+    assert len(entries) == await ledger.outbox_size() == 6
+    await ledger.outbox_acknowledge(entries)
+    assert await ledger.outbox_size() == 0
+    for node, project in zip(cluster.nodes, PROJECTS, strict=True):
+        assert f"{{{project}}}:account:run:r" in node.command("KEYS", "*")
+
+
+async def test_all_keys_of_a_project_share_a_slot(cluster: RedisCluster, ledger: RedisLedger) -> None:
+    project = "odd {name} of } a project"
+    await ledger.reserve(project, ask("c1"))
+    await ledger.settle(project, "c1", tokens(4), b"{}")
+    await ledger.current_run(project, "w", "r", 1_000)
+    await ledger.outbox_read("f")
+    keys = {
+        word
+        for node in cluster.nodes
+        for word in node.command("KEYS", "*").split("\r\n")
+        if word.startswith("farebox:{")
+    }
+    assert len(keys) >= 7
+    assert len({slot_of(key) for key in keys}) == 1
+
+
+async def test_a_slot_that_has_moved_is_followed(cluster: RedisCluster, ledger: RedisLedger) -> None:
+    project = PROJECTS[0]
+    await ledger.reserve(project, ask("c1"))
+    slot = slot_of(f"farebox:{{{project}}}:meta")
+    source, target = cluster.nodes[0], cluster.nodes[1]
+    source_id, target_id = (node.command("CLUSTER", "MYID").split("\r\n")[1] for node in (source, target))
+    target.command("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
+    source.command("CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
+    # Half moved: every operation either works or says that it must wait; nothing is done twice.
+    keys = [word for word in source.command("CLUSTER", "GETKEYSINSLOT", slot, 100).split("\r\n") if "farebox" in word]
+    for key in keys:
+        assert "+OK" in source.command("MIGRATE", "127.0.0.1", target.port, key, 0, 5000)
+        with contextlib.suppress(LedgerUnavailable):
+            await ledger.settle(project, "c1", tokens(4), b"{}")
+    for node in (target, source, cluster.nodes[2]):
+        node.command("CLUSTER", "SETSLOT", slot, "NODE", target_id)
+    try:
+        done = await ledger.settle(project, "c1", tokens(4), b"{}")
+        assert done.booked == tokens(4)
+        assert isinstance(await ledger.reserve(project, ask("c2")), Granted)
+        assert await standing(ledger, project=project) == (4, 10)
+        assert await ledger.outbox_size() == 1
+    finally:
+        target.command("FLUSHALL")
+        for node in (source, target, cluster.nodes[2]):
+            node.command("CLUSTER", "SETSLOT", slot, "NODE", source_id)
+
+
+async def test_a_slot_table_that_is_wrong_everywhere_is_bounded(cluster: RedisCluster) -> None:
+    """Two nodes that send the caller to each other."""
+    topology = Cluster(parse_url(cluster.url), PATIENT_MS)
+    first, second = ((f"127.0.0.1:{node.port}") for node in cluster.nodes[:2])
+
+    class Quarrel:
+        def __init__(self, other: str) -> None:
+            self.other = other
+
+        async def call(self, *arguments: object) -> object:
+            raise RedisRefused(f"MOVED 1 {self.other}")
+
+        def drop(self) -> None:
+            pass
+
+        async def close(self) -> None:
+            pass
+
+    await topology.call("farebox:{x}:meta", "GET", "farebox:{x}:meta")
+    for node, other in ((0, second), (1, first), (2, first)):
+        address = ("127.0.0.1", cluster.nodes[node].port)
+        if address in topology._connections:
+            await topology._connections[address].close()
+        topology._connections[address] = Quarrel(other)  # type: ignore[assignment]
+    with pytest.raises(LedgerUnavailable, match="disagree"):
+        await topology.call("farebox:{x}:meta", "GET", "farebox:{x}:meta")
+    await topology.close()
+
+
+async def test_the_loss_of_one_node_is_no_loss_for_the_others(cluster: RedisCluster) -> None:
+    asked: list[str] = []
+
+    async def rebuild(project: str, restore: object) -> None:
+        asked.append(project)
+
+    async with ledger_at(cluster.url, rebuild=rebuild) as ledger:
+        for project in PROJECTS:
+            await ledger.reserve(project, ask("c1"))
+        before = await ledger.epoch()
+        asked.clear()
+        cluster.nodes[2].command("FLUSHALL")
+        for project in PROJECTS:
+            await ledger.reserve(project, ask("c2"))
+        assert asked == [PROJECTS[2]]
+        assert await ledger.epoch() != before
+        assert await standing(ledger, project=PROJECTS[0]) == (0, 20)
+
+
+async def test_a_node_that_is_down_takes_only_its_projects_along(cluster: RedisCluster, ledger: RedisLedger) -> None:
+    for project in PROJECTS:
+        await ledger.reserve(project, ask("c1"))
+    cluster.nodes[2].command("CONFIG", "SET", "appendonly", "yes")
+    for node in cluster.nodes:
+        node.command("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    cluster.nodes[2].kill()
+    try:
+        with pytest.raises(LedgerUnavailable):
+            await ledger.reserve(PROJECTS[2], ask("c2"))
+        assert isinstance(await ledger.reserve(PROJECTS[0], ask("c2")), Granted)
+    finally:
+        cluster.nodes[2].start()
+        for node in cluster.nodes:
+            node.command("CONFIG", "SET", "cluster-require-full-coverage", "yes")
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                assert isinstance(await ledger.reserve(PROJECTS[2], ask("c2")), Granted)
+                break
+            except LedgerUnavailable:
+                await asyncio.sleep(0.1)
+    assert await standing(ledger, project=PROJECTS[2]) == (0, 20)
+
+
+@pytest.fixture
+def sentinel(tmp_path: Path) -> Iterator[tuple[RedisServer, RedisServer, RedisServer]]:
+    """A primary, its replica, and a Sentinel that promotes within a second or two."""
+    with contextlib.ExitStack() as stack:
+        try:
+            primary, replica = RedisServer(), RedisServer()
+            for server in (primary, replica):
+                stack.callback(server.remove)
+                server.start()
+            replica.command("REPLICAOF", "127.0.0.1", primary.port)
+            watcher = RedisServer(as_sentinel=True)
+            stack.callback(watcher.remove)
+            watcher.start()
+        except FileNotFoundError as lacking:
+            pytest.skip(str(lacking))
+        watcher.command("SENTINEL", "MONITOR", "budget", "127.0.0.1", primary.port, 1)
+        for name, value in {"down-after-milliseconds": 500, "failover-timeout": 3000}.items():
+            watcher.command("SENTINEL", "SET", "budget", name, value)
+        yield primary, replica, watcher
+
+
+async def test_a_failover_is_followed(sentinel: tuple[RedisServer, RedisServer, RedisServer]) -> None:
+    primary, replica, watcher = sentinel
+    async with ledger_at(f"redis+sentinel://127.0.0.1:{watcher.port}/budget") as ledger:
+        await ledger.reserve("p", ask("c1"))
+        async with asyncio.timeout(20):
+            while "slave0" not in primary.command("INFO", "replication") or (
+                "num-slaves\r\n$1\r\n1" not in watcher.command("SENTINEL", "MASTER", "budget")
+            ):
+                await asyncio.sleep(0.1)
+        primary.command("WAIT", 1, 5000)
+        primary.kill()
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    done = await ledger.settle("p", "c1", tokens(6), b"{}")
+                    break
+                except LedgerUnavailable:
+                    await asyncio.sleep(0.1)
+        assert (done.first, done.booked) == (True, tokens(6))
+        assert "role:master" in replica.command("INFO", "replication")
+        assert await standing(ledger) == (6, 0)
+
+
+async def test_a_primary_that_sentinel_does_not_know(sentinel: tuple[RedisServer, RedisServer, RedisServer]) -> None:
+    with pytest.raises(LedgerUnavailable, match="no Sentinel knows the primary 'other'"):
+        async with ledger_at(f"redis+sentinel://127.0.0.1:{sentinel[2].port}/other"):
+            pass
+
+
+async def test_an_old_primary_is_not_written_to(sentinel: tuple[RedisServer, RedisServer, RedisServer]) -> None:
+    """Sentinel still names a server that has become a replica: the ledger does not take it."""
+    primary, replica, watcher = sentinel
+    primary.command("REPLICAOF", "127.0.0.1", replica.port)
+    with pytest.raises(LedgerUnavailable, match=r"not the primary|replica"):
+        async with ledger_at(f"redis+sentinel://127.0.0.1:{watcher.port}/budget"):
+            pass
