@@ -1,0 +1,308 @@
+"""Which model takes a call: the tier that its complexity asks for, then the best of that tier that is able to.
+
+`model: auto` is always routed and `auto:fast` within its tier; a named model only where the workflow allows it and
+routing is on. A conversation keeps its model, because changing it throws the provider's prompt cache away. An answer
+that failed its checks moves the next attempt one tier up. Every decision says why, in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from policies.pricing import Price, Usage, cost_nano_usd
+from policies.settings import Settings
+
+AUTO = "auto"
+# A model whose quality nobody stated stands in the middle of 0 to 10.
+QUALITY_UNKNOWN = 5.0
+
+
+class Tier(StrEnum):
+    """Classes of models, from cheap to able."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    POWERFUL = "powerful"
+
+
+TIERS = tuple(Tier)
+
+# Abilities by the words of LiteLLM's `supports_…` fields.
+TOOLS, VISION, JSON_SCHEMA, AUDIO = "function_calling", "vision", "response_schema", "audio_input"
+_ABILITY_WORDS = {TOOLS: "tools", VISION: "images", JSON_SCHEMA: "JSON schemas", AUDIO: "audio"}
+_PART_ABILITY = {
+    "image_url": VISION,
+    "input_image": VISION,
+    "image": VISION,
+    "input_audio": AUDIO,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A configured model of a tier. An ability in neither set is one of which nothing is said.
+
+    `quality` is from 0 to 10; `order` its place in the tier's list, which decides between equals.
+    """
+
+    name: str
+    tier: Tier
+    abilities: frozenset[str] = frozenset()
+    lacks: frozenset[str] = frozenset()
+    prompt_tokens_max: int | None = None
+    output_tokens_max: int | None = None
+    price: Price | None = None
+    quality: float | None = None
+    order: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a call asks of a model. `output_tokens` is what the caller asked for or is expected; 0: unknown."""
+
+    abilities: frozenset[str] = frozenset()
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    is_money_limited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A call as it asks for a model.
+
+    `score` is its effective complexity (0–10), `sticky_model` the one that this conversation had last, `failed_tier`
+    the tier of the last of `failed_attempts` answers that failed their checks, `tier_floor` the least that the step's
+    handler asks for.
+    """
+
+    model: str
+    score: float
+    needs: Needs = Needs()
+    may_reroute: bool = False
+    sticky_model: str | None = None
+    failed_attempts: int = 0
+    failed_tier: Tier | None = None
+    tier_floor: Tier | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The model to call. `tier` is None for a named model that belongs to none."""
+
+    model: str
+    tier: Tier | None
+    is_changed: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoute:
+    """No configured model can take the call."""
+
+    reason: str
+
+
+def is_auto(model: str) -> bool:
+    """Whether a model's name leaves the choice to us."""
+    return model == AUTO or model.startswith(AUTO + ":")
+
+
+def tier_for(score: float, settings: Settings) -> Tier:
+    """The tier of an effective complexity, by the thresholds of the settings.
+
+    Below the fast threshold: fast. Then powerful from its own threshold on, balanced below it; where the powerful
+    threshold lies below the balanced one, both would do in between, and quality or cost decides, whichever weighs more.
+    """
+    if score < settings.ais_fast_tier_max_score:
+        return Tier.FAST
+    if score < settings.ais_powerful_tier_min_score:
+        return Tier.BALANCED
+    both = score < settings.ais_balanced_tier_max_score
+    return Tier.BALANCED if both and settings.ais_quality_weight < settings.ais_cost_weight else Tier.POWERFUL
+
+
+def one_up(tier: Tier) -> Tier:
+    return TIERS[min(TIERS.index(tier) + 1, len(TIERS) - 1)]
+
+
+def route(wish: Wish, candidates: Sequence[Candidate], settings: Settings) -> Route | NoRoute:
+    """Decide. Only models that can take the call are chosen: able, long enough, and priced where money is limited.
+
+    For a named model that is replaced, an ability must be stated; for `auto`, one of which nothing is said is taken
+    where no stated one is to be had.
+    """
+    known = {candidate.name: candidate for candidate in candidates}
+    kept = _kept_by_name(wish, known, settings)
+    if kept is not None:
+        return kept
+    fixed = wish.model.removeprefix(AUTO).removeprefix(":") if is_auto(wish.model) else ""
+    if fixed and fixed not in TIERS:
+        return NoRoute(f"'{wish.model[:60]}' names no tier; there are {', '.join(f'auto:{tier}' for tier in TIERS)}.")
+    sticky = known.get(wish.sticky_model or "")
+    if sticky is not None and not wish.failed_attempts and fixed in ("", sticky.tier) and _able(sticky, wish.needs):
+        reason = f"{sticky.name} has this conversation, and its prompt cache."
+        return Route(sticky.name, sticky.tier, sticky.name != wish.model, reason)
+    wanted, why = _wanted(wish, Tier(fixed) if fixed else None, settings)
+    return _chosen(wish, wanted, why, candidates, settings)
+
+
+def cheaper(model: str, needs: Needs, candidates: Sequence[Candidate], settings: Settings) -> tuple[Route, ...]:
+    """Models that could take a call instead of `model` for less money, the best first: what to try under pressure.
+
+    Only priced models with every ability stated; nearest tier below first, the dearest within it first, since what is
+    saved in quality is wanted least. Empty when the model itself has no price.
+    """
+    known = {candidate.name: candidate for candidate in candidates}
+    current = known.get(model)
+    if current is None or current.price is None:
+        return ()
+    limit = _cost(current, needs)
+    found = [one for one in candidates if one.price is not None and _sure(one, needs) and _cost(one, needs) < limit]
+    found.sort(key=lambda one: (-TIERS.index(one.tier), -_cost(one, needs), -_quality(one), one.order, one.name))
+    return tuple(
+        Route(one.name, one.tier, True, f"{one.name} costs {_percent(one, limit, needs)} % of {model} for this call.")
+        for one in found
+    )
+
+
+def needed_abilities(body: Mapping[str, Any]) -> frozenset[str]:
+    """What a request (chat, Responses or Messages) needs: tools, images, audio, a JSON schema. Time is linear in it."""
+    needed = {ability for part in _parts(body) if (ability := _PART_ABILITY.get(str(part.get("type"))))}
+    if body.get("tools") or body.get("functions"):
+        needed.add(TOOLS)
+    if _asks_for_schema(body.get("response_format")) or _asks_for_schema(_get(body.get("text"), "format")):
+        needed.add(JSON_SCHEMA)
+    return frozenset(needed)
+
+
+def _parts(body: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    for turns in (body.get("messages"), body.get("input")):
+        for turn in turns if isinstance(turns, list) else ():
+            content = _get(turn, "content")
+            for part in content if isinstance(content, list) else ():
+                if isinstance(part, Mapping):
+                    yield part
+
+
+def _get(value: object, name: str) -> object:
+    return value.get(name) if isinstance(value, Mapping) else None
+
+
+def _asks_for_schema(wanted: object) -> bool:
+    return _get(wanted, "type") == "json_schema"
+
+
+def _kept_by_name(wish: Wish, known: Mapping[str, Candidate], settings: Settings) -> Route | None:
+    """The route of a named model that is not to be replaced, None where there is a choice."""
+    if is_auto(wish.model):
+        return None
+    asked = known.get(wish.model)
+    tier = None if asked is None else asked.tier
+    if asked is None:
+        reason = "is in no tier, so it cannot be compared with others"
+    elif not wish.may_reroute:
+        reason = "was asked for by name, and rerouting is not allowed here"
+    elif not settings.ais_routing_enabled:
+        reason = "was asked for by name, and routing is off"
+    else:
+        return None
+    return Route(wish.model, tier, False, f"{wish.model} {reason}.")
+
+
+def _wanted(wish: Wish, fixed: Tier | None, settings: Settings) -> tuple[Tier, str]:
+    tier, why = _by_score(wish, settings) if fixed is None else (fixed, f"{fixed} was asked for")
+    if not wish.failed_attempts:
+        return tier, why
+    failed = wish.failed_tier or tier
+    if wish.failed_attempts > settings.max_retry_attempts:
+        return failed, f"{wish.failed_attempts} answers failed their checks, and no more attempts move up"
+    if failed is Tier.POWERFUL:
+        return failed, "the last answer failed its checks, and no tier is above powerful"
+    return one_up(failed), f"the last answer, from {failed}, failed its checks"
+
+
+def _by_score(wish: Wish, settings: Settings) -> tuple[Tier, str]:
+    tier = tier_for(wish.score, settings)
+    if wish.tier_floor is not None and TIERS.index(wish.tier_floor) > TIERS.index(tier):
+        return wish.tier_floor, f"this kind of step takes {wish.tier_floor} at least"
+    return tier, f"complexity {wish.score:.1f} asks for {tier}"
+
+
+def _chosen(wish: Wish, wanted: Tier, why: str, candidates: Sequence[Candidate], settings: Settings) -> Route | NoRoute:
+    """The best of the wanted tier; where none of it can take the call, of the next one up, and at last of one below."""
+    at = TIERS.index(wanted)
+    for tier in (*TIERS[at:], *TIERS[:at][::-1]):
+        able = [one for one in candidates if one.tier is tier and _able(one, wish.needs)]
+        sure = [one for one in able if _sure(one, wish.needs)]
+        usable = sure or (able if is_auto(wish.model) else [])
+        if usable:
+            best = _best(usable, wish.needs, settings)
+            words = [why] if tier is wanted else [why, f"none of {wanted} can take this call, so {tier}"]
+            words.append(_compared(best, usable, settings))
+            return Route(best.name, best.tier, best.name != wish.model, "; ".join(words) + ".")
+    if is_auto(wish.model):
+        return NoRoute(f"No configured model can take this call: {_obstacle(wish.needs, candidates)}.")
+    asked = next(one for one in candidates if one.name == wish.model)
+    return Route(wish.model, asked.tier, False, f"{why}; no model is known to be able to, so {wish.model} stays.")
+
+
+def _able(one: Candidate, needs: Needs) -> bool:
+    fits_prompt = one.prompt_tokens_max is None or needs.prompt_tokens <= one.prompt_tokens_max
+    fits_output = one.output_tokens_max is None or needs.output_tokens <= one.output_tokens_max
+    is_priced = one.price is not None or not needs.is_money_limited
+    return fits_prompt and fits_output and is_priced and not (needs.abilities & one.lacks)
+
+
+def _sure(one: Candidate, needs: Needs) -> bool:
+    return _able(one, needs) and needs.abilities <= one.abilities
+
+
+def _cost(one: Candidate, needs: Needs) -> int:
+    """For comparing: a call without a length is compared at a thousand tokens in and a quarter of that out."""
+    if one.price is None:
+        return 0
+    prompt, output = needs.prompt_tokens, needs.output_tokens
+    return cost_nano_usd(one.price, Usage(prompt or 1000, output or max(250, prompt // 4)))
+
+
+def _quality(one: Candidate) -> float:
+    return QUALITY_UNKNOWN if one.quality is None else one.quality
+
+
+def _best(usable: Sequence[Candidate], needs: Needs, settings: Settings) -> Candidate:
+    """Highest of weight × quality ÷ 10 + weight × (cheapest cost ÷ own cost).
+
+    A ratio, so that a model twice as dear loses half of the cost's weight, however near or far the others are. What has
+    no price counts as the dearest: unknown is not cheap.
+    """
+    costs = {one.name: _cost(one, needs) for one in usable if one.price is not None}
+    least = min(costs.values(), default=0)
+
+    def score(one: Candidate) -> float:
+        cost = costs.get(one.name)
+        cheapness = 0.0 if cost is None else 1.0 if cost == least else least / cost
+        return settings.ais_quality_weight * _quality(one) / 10 + settings.ais_cost_weight * cheapness
+
+    return min(usable, key=lambda one: (-score(one), one.order, one.name))
+
+
+def _compared(best: Candidate, usable: Sequence[Candidate], settings: Settings) -> str:
+    if len(usable) == 1:
+        return f"{best.name} is the one that can take it"
+    quality, cost = settings.ais_quality_weight, settings.ais_cost_weight
+    return f"{best.name} is the best of {len(usable)} by quality × {quality:g} and price × {cost:g}"
+
+
+def _obstacle(needs: Needs, candidates: Sequence[Candidate]) -> str:
+    if not candidates:
+        return "no model is in a tier"
+    words = [_ABILITY_WORDS.get(ability, ability) for ability in sorted(needs.abilities)]
+    asks = [f"{needs.prompt_tokens} prompt tokens", f"{needs.output_tokens} tokens of answer", *words]
+    return "it needs " + ", ".join(asks) + (" and a known price" if needs.is_money_limited else "")
+
+
+def _percent(one: Candidate, limit: int, needs: Needs) -> int:
+    return -(-100 * _cost(one, needs) // limit)

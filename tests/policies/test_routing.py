@@ -1,0 +1,332 @@
+"""Routing: tiers by score, the choice within a tier, abilities, stickiness, escalation, cheaper models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from policies.pricing import Price, price_from_map
+from policies.routing import (
+    AUDIO,
+    JSON_SCHEMA,
+    TIERS,
+    TOOLS,
+    VISION,
+    Candidate,
+    Needs,
+    NoRoute,
+    Route,
+    Tier,
+    Wish,
+    cheaper,
+    is_auto,
+    needed_abilities,
+    one_up,
+    route,
+    tier_for,
+)
+from policies.settings import Settings
+
+OFF = Settings.from_values()
+ON = replace(OFF, ais_routing_enabled=True)
+ALL = frozenset({TOOLS, VISION, JSON_SCHEMA})
+
+
+def price(usd_per_mtok: float) -> Price:
+    found = price_from_map({"input_cost_per_token": usd_per_mtok / 1e6, "output_cost_per_token": usd_per_mtok / 1e6})
+    assert found is not None
+    return found
+
+
+MINI = Candidate("mini", Tier.FAST, frozenset({TOOLS, JSON_SCHEMA}), frozenset({VISION}), 8000, 4000, price(0.1))
+NANO = Candidate("nano", Tier.FAST, frozenset(), ALL, 4000, 1000, price(0.05), order=1)
+MID = Candidate("mid", Tier.BALANCED, ALL, frozenset(), 128_000, 16_000, price(1), quality=6)
+MID_DEAR = Candidate("mid-dear", Tier.BALANCED, ALL, frozenset(), 128_000, 16_000, price(2), quality=6.5, order=1)
+BIG = Candidate("big", Tier.POWERFUL, ALL, frozenset(), 1_000_000, 64_000, price(10), quality=9)
+FLEET = (MINI, NANO, MID, MID_DEAR, BIG)
+
+
+def routed(wish: Wish, fleet: tuple[Candidate, ...] = FLEET, settings: Settings = ON) -> Route:
+    found = route(wish, fleet, settings)
+    assert isinstance(found, Route), found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("score", "tier"),
+    [(0, "fast"), (2.99, "fast"), (3.0, "balanced"), (6.49, "balanced"), (6.5, "powerful"), (10, "powerful")],
+)
+def test_tiers_by_the_thresholds(score: float, tier: str) -> None:
+    assert tier_for(score, OFF) == tier
+
+
+@pytest.mark.parametrize(
+    ("fast", "balanced", "powerful", "quality", "score", "tier"),
+    [
+        (3, 6.5, 8, 0.6, 7, "balanced"),
+        (3, 6.5, 5, 0.6, 5.5, "powerful"),
+        (3, 6.5, 5, 0.3, 5.5, "balanced"),
+        (3, 6.5, 5, 0.3, 6.5, "powerful"),
+        (9, 6.5, 6.5, 0.6, 8, "fast"),
+    ],
+)
+def test_thresholds_that_leave_a_gap_or_overlap(
+    fast: float, balanced: float, powerful: float, quality: float, score: float, tier: str
+) -> None:
+    moved = replace(
+        OFF,
+        ais_fast_tier_max_score=fast,
+        ais_balanced_tier_max_score=balanced,
+        ais_powerful_tier_min_score=powerful,
+        ais_quality_weight=quality,
+    )
+    assert tier_for(score, moved) == tier
+
+
+@pytest.mark.parametrize(
+    ("model", "score", "expected", "words"),
+    [
+        ("auto", 1, "nano", "complexity 1.0 asks for fast; nano is the best of 2 by quality × 0.6 and price × 0.4"),
+        ("auto", 5, "mid", "complexity 5.0 asks for balanced"),
+        ("auto", 9, "big", "asks for powerful; big is the one that can take it"),
+        ("auto:balanced", 1, "mid", "balanced was asked for"),
+        ("auto:powerful", 1, "big", "powerful was asked for"),
+    ],
+)
+def test_auto_is_routed_even_where_routing_is_off(model: str, score: float, expected: str, words: str) -> None:
+    found = routed(Wish(model, score), settings=OFF)
+    assert found.model == expected
+    assert found.is_changed
+    assert words in found.reason
+
+
+@pytest.mark.parametrize(("name", "auto"), [("auto", True), ("auto:fast", True), ("autobot", False), ("gpt", False)])
+def test_names_that_leave_the_choice(name: str, auto: bool) -> None:
+    assert is_auto(name) is auto
+
+
+def test_auto_of_a_tier_that_there_is_not() -> None:
+    found = route(Wish("auto:cheap", 1), FLEET, ON)
+    assert isinstance(found, NoRoute)
+    assert "auto:fast, auto:balanced, auto:powerful" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("may_reroute", "settings", "model", "words"),
+    [
+        (False, ON, "big", "rerouting is not allowed here"),
+        (True, OFF, "big", "routing is off"),
+        (True, ON, "nano", "asks for fast"),
+    ],
+)
+def test_a_named_model_is_replaced_only_where_that_is_allowed(
+    may_reroute: bool, settings: Settings, model: str, words: str
+) -> None:
+    found = routed(Wish("big", 1, may_reroute=may_reroute), settings=settings)
+    assert (found.model, found.is_changed) == (model, model != "big")
+    assert words in found.reason
+
+
+def test_a_named_model_of_no_tier_stays() -> None:
+    found = routed(Wish("unheard-of", 1, may_reroute=True))
+    assert (found.model, found.tier, found.is_changed) == ("unheard-of", None, False)
+
+
+@pytest.mark.parametrize(("quality", "cost", "model"), [(0.6, 0.4, "mid"), (1.0, 0.0, "mid-dear"), (0.0, 1.0, "mid")])
+def test_the_weights_choose_within_a_tier(quality: float, cost: float, model: str) -> None:
+    weighed = replace(ON, ais_quality_weight=quality, ais_cost_weight=cost)
+    assert routed(Wish("auto", 5), settings=weighed).model == model
+
+
+def test_equals_are_decided_by_the_tiers_order_then_by_name() -> None:
+    twins = tuple(Candidate(name, Tier.FAST, order=order) for name, order in (("b", 1), ("c", 0), ("a", 1)))
+    assert routed(Wish("auto", 1), twins).model == "c"
+    assert routed(Wish("auto", 1), (twins[0], twins[2])).model == "a"
+
+
+@pytest.mark.parametrize(
+    ("needs", "model", "words"),
+    [
+        (Needs(frozenset({TOOLS})), "mini", "mini is the one that can take it"),
+        (Needs(frozenset({VISION})), "mid", "none of fast can take this call, so balanced"),
+        (Needs(prompt_tokens=4001), "mini", ""),
+        (Needs(prompt_tokens=9000), "mid", "none of fast"),
+        (Needs(prompt_tokens=200_000), "big", "none of fast can take this call, so powerful"),
+        (Needs(output_tokens=2000), "mini", ""),
+    ],
+)
+def test_only_models_that_can_take_the_call(needs: Needs, model: str, words: str) -> None:
+    found = routed(Wish("auto", 1, needs))
+    assert found.model == model
+    assert words in found.reason
+
+
+def test_where_no_tier_above_can_take_it_one_below_does() -> None:
+    assert routed(Wish("auto:powerful", 9), (MINI, MID)).model == "mid"
+
+
+@pytest.mark.parametrize(
+    ("fleet", "needs", "words"),
+    [
+        ((), Needs(), "no model is in a tier"),
+        ((MINI,), Needs(frozenset({VISION})), "images"),
+        ((MINI,), Needs(prompt_tokens=9000), "9000 prompt tokens"),
+        ((Candidate("x", Tier.FAST),), Needs(is_money_limited=True), "a known price"),
+    ],
+)
+def test_no_model_can_take_it(fleet: tuple[Candidate, ...], needs: Needs, words: str) -> None:
+    found = route(Wish("auto", 1, needs), fleet, ON)
+    assert isinstance(found, NoRoute)
+    assert words in found.reason
+
+
+def test_an_ability_of_which_nothing_is_said() -> None:
+    silent, stated = Candidate("silent", Tier.FAST), Candidate("stated", Tier.FAST, ALL, order=1)
+    needs = Needs(frozenset({TOOLS}))
+    assert routed(Wish("auto", 1, needs), (silent, stated)).model == "stated"
+    assert routed(Wish("auto", 1, needs), (silent,)).model == "silent"
+    stays = routed(Wish("named", 1, needs, may_reroute=True), (silent, Candidate("named", Tier.POWERFUL)))
+    assert (stays.model, stays.is_changed) == ("named", False)
+
+
+def test_where_money_is_limited_a_model_needs_a_price() -> None:
+    unpriced = Candidate("local", Tier.FAST, ALL, quality=10)
+    assert routed(Wish("auto", 1), (unpriced, MINI)).model == "mini"
+    assert routed(Wish("auto", 1), (unpriced, MINI), replace(ON, ais_cost_weight=0.0)).model == "local"
+    assert routed(Wish("auto", 1, Needs(is_money_limited=True)), (unpriced, MINI)).model == "mini"
+
+
+def test_a_free_model_is_the_cheapest() -> None:
+    free = Candidate("local", Tier.FAST, price=price(0))
+    assert routed(Wish("auto", 1), (MINI, free)).model == "local"
+
+
+@pytest.mark.parametrize(
+    ("wish", "model"),
+    [
+        (Wish("auto", 1, sticky_model="big"), "big"),
+        (Wish("auto", 9, sticky_model="mini"), "mini"),
+        (Wish("auto:fast", 1, sticky_model="big"), "nano"),
+        (Wish("auto", 1, Needs(frozenset({VISION})), sticky_model="mini"), "mid"),
+        (Wish("auto", 1, sticky_model="gone"), "nano"),
+        (Wish("mid", 1, sticky_model="big", may_reroute=True), "big"),
+        (Wish("mid", 1, sticky_model="big"), "mid"),
+        (Wish("auto", 1, sticky_model="mini", failed_attempts=1, failed_tier=Tier.FAST), "mid"),
+    ],
+)
+def test_a_conversation_keeps_its_model_while_that_can_take_it(wish: Wish, model: str) -> None:
+    assert routed(wish).model == model
+
+
+@pytest.mark.parametrize(
+    ("attempts", "failed", "model", "words"),
+    [
+        (1, Tier.FAST, "mid", "the last answer, from fast, failed its checks"),
+        (2, Tier.BALANCED, "big", "from balanced"),
+        (2, Tier.POWERFUL, "big", "no tier is above powerful"),
+        (3, Tier.BALANCED, "mid", "no more attempts move up"),
+        (1, None, "mid", "from fast"),
+    ],
+)
+def test_a_failed_answer_moves_the_next_attempt_one_tier_up(
+    attempts: int, failed: Tier | None, model: str, words: str
+) -> None:
+    found = routed(Wish("auto", 1, failed_attempts=attempts, failed_tier=failed))
+    assert found.model == model
+    assert words in found.reason
+
+
+def test_the_retry_setting_can_forbid_moving_up() -> None:
+    never = replace(ON, max_retry_attempts=0)
+    wish = Wish("auto", 1, failed_attempts=1, failed_tier=Tier.FAST)
+    assert routed(wish, settings=never).tier is Tier.FAST
+    assert [one_up(tier) for tier in TIERS] == [Tier.BALANCED, Tier.POWERFUL, Tier.POWERFUL]
+
+
+def test_a_handler_can_ask_for_a_tier_at_least() -> None:
+    found = routed(Wish("auto", 1, tier_floor=Tier.BALANCED))
+    assert (found.tier, "takes balanced at least" in found.reason) == (Tier.BALANCED, True)
+    assert routed(Wish("auto", 9, tier_floor=Tier.BALANCED)).tier is Tier.POWERFUL
+
+
+def test_cheaper_models_from_the_nearest_tier_down() -> None:
+    assert [one.model for one in cheaper("big", Needs(), FLEET, ON)] == ["mid-dear", "mid", "mini", "nano"]
+    assert [one.model for one in cheaper("mid-dear", Needs(frozenset({TOOLS})), FLEET, ON)] == ["mid", "mini"]
+    assert cheaper("nano", Needs(), FLEET, ON) == ()
+    assert cheaper("unheard-of", Needs(), FLEET, ON) == ()
+    assert "mid-dear costs 20 % of big" in cheaper("big", Needs(), FLEET, ON)[0].reason
+
+
+def test_a_model_whose_abilities_or_price_nobody_knows_is_not_cheaper() -> None:
+    silent = Candidate("silent", Tier.FAST, price=price(0.01))
+    unpriced = Candidate("unpriced", Tier.FAST, ALL)
+    assert cheaper("big", Needs(frozenset({TOOLS})), (BIG, silent, unpriced), ON) == ()
+
+
+@pytest.mark.parametrize(
+    ("body", "needed"),
+    [
+        ({}, set()),
+        ({"messages": [{"role": "user", "content": "hello"}]}, set()),
+        ({"tools": [{"type": "function"}]}, {TOOLS}),
+        ({"tools": []}, set()),
+        ({"functions": [{}]}, {TOOLS}),
+        ({"messages": [{"content": [{"type": "text"}, {"type": "image_url"}]}]}, {VISION}),
+        ({"messages": [{"content": [{"type": "image", "source": {}}]}]}, {VISION}),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, {VISION}),
+        ({"messages": [{"content": [{"type": "input_audio"}]}]}, {AUDIO}),
+        ({"response_format": {"type": "json_schema"}}, {JSON_SCHEMA}),
+        ({"response_format": {"type": "json_object"}}, set()),
+        ({"text": {"format": {"type": "json_schema"}}}, {JSON_SCHEMA}),
+        ({"messages": "no list", "input": [None, "x", {"content": [None, 1]}], "text": 3}, set()),
+        ({"messages": [{"content": [{"type": ["odd"]}]}]}, set()),
+    ],
+)
+def test_what_a_request_needs(body: Mapping[str, Any], needed: set[str]) -> None:
+    assert needed_abilities(body) == needed
+
+
+abilities = st.frozensets(st.sampled_from(sorted(ALL)))
+fleets = st.lists(
+    st.builds(
+        Candidate,
+        st.text("abcd", min_size=1, max_size=3),
+        st.sampled_from(TIERS),
+        abilities,
+        prompt_tokens_max=st.none() | st.integers(1, 10_000),
+        price=st.none() | st.builds(price, st.floats(0, 50)),
+        quality=st.none() | st.floats(0, 10),
+    ),
+    max_size=6,
+    unique_by=lambda candidate: candidate.name,
+)
+wishes = st.builds(
+    Wish,
+    st.sampled_from(["auto", "auto:fast", "auto:powerful", "a", "b"]),
+    st.floats(0, 10),
+    st.builds(Needs, abilities, st.integers(0, 10_000), is_money_limited=st.booleans()),
+    may_reroute=st.booleans(),
+    sticky_model=st.none() | st.sampled_from(["a", "b"]),
+    failed_attempts=st.integers(0, 4),
+    failed_tier=st.none() | st.sampled_from(TIERS),
+)
+
+
+@hypothesis_settings(deadline=None)  # the machine may be busy
+@given(wishes, fleets)
+def test_whatever_is_chosen_can_take_the_call_and_says_why(wish: Wish, fleet: list[Candidate]) -> None:
+    found = route(wish, fleet, ON)
+    assert found.reason.endswith(".")
+    assert found == route(wish, fleet[::-1], ON)
+    if isinstance(found, Route) and found.is_changed:
+        chosen = next(one for one in fleet if one.name == found.model)
+        assert chosen.prompt_tokens_max is None or chosen.prompt_tokens_max >= wish.needs.prompt_tokens
+        assert chosen.price is not None or not wish.needs.is_money_limited
+        assert found.tier is chosen.tier
+        assert is_auto(wish.model) or wish.may_reroute
