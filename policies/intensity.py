@@ -1,0 +1,263 @@
+"""The agent intensity score (AIS): how demanding an agent's work is, from 0 to 10, by what the gateway sees of it.
+
+    combined   =  0.3 × creation + 0.7 × execution            a part that is not known is neutral: 5.0
+    creation   =  what was declared: workflow 50 %, tools 30 %, schemas 20 %
+    execution  =  what was seen: tokens 35 %, executions 25 %, tools 25 %, workflow 15 %; known after five runs
+
+Every measure is normalised linearly between two figures and weighed as the two tables below say. What was not seen (None)
+takes no part, and its weight goes to the other measures of its group; a group without any measure leaves its weight to
+the other groups. `docs/intensity.md` has an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+from policies.declaration import flattened
+
+NEUTRAL: Final = 5.0
+SCORE_MAX: Final = 10.0
+# One long run says more about the day than about the agent.
+RUNS_MIN: Final = 5
+_CREATION_SHARE: Final = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """`low` scores 0 and `high` scores 10; beyond them nothing changes. `weight` is the measure's share of its group."""
+
+    name: str
+    weight: float
+    low: float
+    high: float
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    name: str
+    weight: float
+    measures: tuple[Measure, ...]
+
+
+_SHAPE: Final = (
+    Measure("steps", 0.40, 1, 20, "steps of a run"),
+    Measure("branches", 0.25, 0, 5, "places where a run takes one of several ways"),
+    Measure("loops", 0.20, 0, 3, "loops"),
+    Measure("parallel", 0.15, 0, 5, "steps that run beside others"),
+)
+
+CREATION: Final = (
+    Group("workflow", 0.50, _SHAPE),
+    Group("tools", 0.30, (Measure("tools", 1.0, 0, 10, "different tools declared"),)),
+    Group(
+        "schema",
+        0.20,
+        (
+            Measure("input_fields", 0.5, 0, 20, "fields of the input's schema"),
+            Measure("output_fields", 0.5, 0, 20, "fields of the output's schema"),
+        ),
+    ),
+)
+
+EXECUTION: Final = (
+    Group(
+        "tokens",
+        0.35,
+        (
+            Measure("volume", 0.50, 0, 5_000, "tokens a run"),
+            Measure("peak", 0.30, 0, 10_000, "tokens of the largest run"),
+            Measure("efficiency", 0.20, 1, 20, "prompt tokens read for each token written"),
+        ),
+    ),
+    Group(
+        "executions",
+        0.25,
+        (
+            Measure("iterations", 0.35, 1, 20, "calls a run"),
+            Measure("duration", 0.30, 0, 300_000, "milliseconds a run"),
+            Measure("failures", 0.20, 0, 0.5, "failed calls for each call"),
+            Measure("retries", 0.15, 0, 0.5, "repeated calls for each call"),
+        ),
+    ),
+    Group(
+        "tools",
+        0.25,
+        (
+            Measure("distinct_tools", 0.40, 0, 10, "different tools offered to the model"),
+            Measure("tool_calls", 0.35, 0, 20, "tool calls a run"),
+            Measure("tools_a_step", 0.25, 0, 5, "tool calls a step"),
+        ),
+    ),
+    Group("workflow", 0.15, _SHAPE),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowShape:
+    """A declared workflow in figures. None: not declared."""
+
+    steps: int | None = None
+    branches: int | None = None
+    loops: int | None = None
+    parallel: int | None = None
+    tools: int | None = None
+    input_fields: int | None = None
+    output_fields: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentActivity:
+    """What was seen of an agent's runs: sums over `runs` runs unless said otherwise. None: the gateway could not see it."""
+
+    runs: int
+    calls: int = 0
+    errors: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    peak_run_tokens: int = 0  # of the largest run
+    duration_ms: int = 0
+    steps: int = 0
+    retries: int | None = None
+    tool_calls: int | None = None
+    distinct_tools: int | None = None  # over all runs
+
+
+@dataclass(frozen=True, slots=True)
+class IntensityScore:
+    """Scores from 0 to 10, rounded to hundredths. `parts` has each group's score under `creation.…` and `execution.…`."""
+
+    creation: float
+    execution: float
+    combined: float
+    runs: int = 0
+    parts: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+UNKNOWN: Final = IntensityScore(NEUTRAL, NEUTRAL, NEUTRAL)
+
+
+def intensity(activity: AgentActivity | None = None, shape: WorkflowShape | None = None) -> IntensityScore:
+    """The scores of an agent; 5.0 for what is not known. Fewer than five runs say nothing about execution."""
+    created = _scored(CREATION, {} if shape is None else _shape_values(shape))
+    seen = activity is not None and activity.runs >= RUNS_MIN
+    executed = _scored(EXECUTION, _activity_values(activity, shape) if activity is not None and seen else {})
+    parts = {f"creation.{name}": score for name, score in created.items()}
+    parts |= {f"execution.{name}": score for name, score in executed.items()}
+    return scores(
+        _weighed(CREATION, created), _weighed(EXECUTION, executed), runs=activity.runs if activity else 0, parts=parts
+    )
+
+
+def scores(
+    creation: float | None, execution: float | None, *, runs: int = 0, parts: Mapping[str, float] | None = None
+) -> IntensityScore:
+    """The combined score of two given ones (None: neutral), as somebody sets them. Raises ValueError outside 0 to 10."""
+    made, done = (NEUTRAL if score is None else score for score in (creation, execution))
+    for score in (made, done):
+        if not 0 <= score <= SCORE_MAX:
+            raise ValueError(f"an intensity score is from 0 to 10, not {score!r}")
+    combined = _CREATION_SHARE * made + (1 - _CREATION_SHARE) * done
+    rounded = MappingProxyType({name: round(score, 2) for name, score in (parts or {}).items()})
+    return IntensityScore(round(made, 2), round(done, 2), round(combined, 2), runs, rounded)
+
+
+def shape_of(steps: Sequence[Mapping[str, Any]]) -> WorkflowShape:
+    """The shape of a declaration's `steps`. A step that decides (intent `conditional`) is a branch, a group is a loop if its
+    `kind` says so and parallel otherwise; `tools` are names, and schemas count by their `properties`."""
+    flat = flattened(steps)
+    groups = list(_groups(steps))
+    inner = [len(flattened(group["steps"])) for group in groups if group.get("kind") != "loop"]
+    tools = {str(tool) for step in flat for tool in step.get("tools") or ()}
+    return WorkflowShape(
+        steps=len(flat),
+        branches=sum(step.get("intent") == "conditional" for step in flat),
+        loops=sum(group.get("kind") == "loop" for group in groups),
+        parallel=sum(inner),
+        tools=len(tools) if any("tools" in step for step in flat) else None,
+        input_fields=_fields(flat, "input_schema"),
+        output_fields=_fields(flat, "output_schema"),
+    )
+
+
+def _groups(steps: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    for step in steps:
+        if step.get("steps"):
+            yield step
+            yield from _groups(step["steps"])
+
+
+def _fields(steps: Iterable[Mapping[str, Any]], name: str) -> int | None:
+    schemas = [step[name] for step in steps if isinstance(step.get(name), Mapping)]
+    if not schemas:
+        return None
+    return sum(len(schema["properties"]) for schema in schemas if isinstance(schema.get("properties"), Mapping))
+
+
+Values = Mapping[str, Mapping[str, float | None]]
+
+
+def _shape_values(shape: WorkflowShape) -> Values:
+    return {
+        "workflow": {name: getattr(shape, name) for name in ("steps", "branches", "loops", "parallel")},
+        "tools": {"tools": shape.tools},
+        "schema": {"input_fields": shape.input_fields, "output_fields": shape.output_fields},
+    }
+
+
+def _activity_values(activity: AgentActivity, shape: WorkflowShape | None) -> Values:
+    runs, calls, steps = activity.runs, max(1, activity.calls), max(1, activity.steps)
+    tool_calls = activity.tool_calls
+    declared = shape or WorkflowShape()
+    return {
+        "tokens": {
+            "volume": activity.total_tokens / runs,
+            "peak": activity.peak_run_tokens,
+            "efficiency": activity.input_tokens / max(1, activity.output_tokens),
+        },
+        "executions": {
+            "iterations": activity.calls / runs,
+            "duration": activity.duration_ms / runs,
+            "failures": activity.errors / calls,
+            "retries": None if activity.retries is None else activity.retries / calls,
+        },
+        "tools": {
+            "distinct_tools": activity.distinct_tools,
+            "tool_calls": None if tool_calls is None else tool_calls / runs,
+            "tools_a_step": None if tool_calls is None else tool_calls / steps,
+        },
+        # Of the shape only the steps can be seen from outside; what was declared completes it.
+        "workflow": {
+            "steps": activity.steps / runs,
+            "branches": declared.branches,
+            "loops": declared.loops,
+            "parallel": declared.parallel,
+        },
+    }
+
+
+def _scored(groups: Iterable[Group], values: Values) -> dict[str, float]:
+    """The score of every group of which something is known."""
+    found = {}
+    for group in groups:
+        given = values.get(group.name, {})
+        known = [(measure, value) for measure in group.measures if (value := given.get(measure.name)) is not None]
+        weight = sum(measure.weight for measure, _ in known)
+        if weight:
+            found[group.name] = sum(measure.weight * _normal(measure, value) for measure, value in known) / weight
+    return found
+
+
+def _normal(measure: Measure, value: float) -> float:
+    share = (value - measure.low) / (measure.high - measure.low)
+    return SCORE_MAX * min(1.0, max(0.0, share))
+
+
+def _weighed(groups: Iterable[Group], found: Mapping[str, float]) -> float | None:
+    known = [group for group in groups if group.name in found]
+    weight = sum(group.weight for group in known)
+    return min(SCORE_MAX, sum(group.weight * found[group.name] for group in known) / weight) if weight else None
