@@ -36,7 +36,17 @@ SQLITE_BUSY_TIMEOUT_MS: Final = 5_000
 _RETRYABLE: Final = ("08", "25", "28", "3D", "40", "53", "55", "57", "58")
 # Data exceptions, integrity violations, program limits (a row or index entry that is too large).
 _DATA_FAULTS: Final = ("22", "23", "54")
-_SQLITE_RETRYABLE: Final = ("locked", "disk i/o", "disk is full", "readonly", "unable to open", "closed")
+# A damaged file is repaired or replaced by people, after which the same work succeeds too.
+_SQLITE_RETRYABLE: Final = (
+    "locked",
+    "disk i/o",
+    "is full",
+    "readonly",
+    "unable to open",
+    "closed",
+    "not a database",
+    "malformed",
+)
 # Any constant does: it only has to be the same in every gateway. (The bytes of "farebox".)
 MIGRATION_LOCK: Final = 0x66617265626F78
 
@@ -225,9 +235,13 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # The driver's own idea of transactions leaves DDL outside of them; ours begins each explicitly.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_TIMEOUT_MS}")
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
+    try:
+        cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_TIMEOUT_MS}")
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+    except BaseException:
+        connection.close()  # the pool has not seen it yet, and would leave it open
+        raise
     cursor.close()
 
 

@@ -154,17 +154,19 @@ async def _insert_rows(connection: AsyncConnection, rows: Sequence[Row]) -> tupl
     """Insert all rows; when the engine refuses the data, halve until the rows at fault are found."""
     if not rows:
         return [], []
+    savepoint = await connection.begin_nested()
     try:
-        async with connection.begin_nested():
-            await insert(connection, token_usage, rows, leave_alone)
+        await insert(connection, token_usage, rows, leave_alone)
     except (DBAPIError, OverflowError) as error:
         if not is_data_fault(error):
-            raise
+            raise  # the whole transaction is lost; SQLite has ended it by itself when the disk is full
+        await savepoint.rollback()
         if len(rows) == 1:
             return [], [(rows[0], _reason(error))]
         half = len(rows) // 2
         first, second = await _insert_rows(connection, rows[:half]), await _insert_rows(connection, rows[half:])
         return first[0] + second[0], first[1] + second[1]
+    await savepoint.commit()
     return list(rows), []
 
 
