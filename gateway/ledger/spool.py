@@ -150,7 +150,9 @@ class Spool:
         fresh.replace(self._path)
         _sync_folder(self._path.parent)
         for path, lock in orphans:
-            path.unlink()
+            # Another process may have found the same files; it then reads nothing and removes nothing.
+            path.unlink(missing_ok=True)
+            path.with_name(path.name + ".lock").unlink(missing_ok=True)
             lock.release()
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         return pending

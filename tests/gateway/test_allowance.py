@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import pytest
+
+from gateway.ledger.allowance import Allowance
+from policies.amounts import UNLIMITED, Amount, Limit
+from policies.reservation import Balance, Demand, Gate, Granted, Hold, Refusal, Refused, Reserve
+
+NOW_MS = 1_750_000_000_000
+RUN = "run:r"
+
+
+def ask(
+    name: str, count: int, *, limit: Limit = UNLIMITED, tighten: Limit = UNLIMITED, enforce: bool = True
+) -> Reserve:
+    hold = Hold(RUN, limit, tighten, enforce)
+    return Reserve(name, "gateway-1", (hold,), Demand(0, count, count, requests=0), 60_000, b"{}")
+
+
+def tokens(count: int) -> Amount:
+    return Amount(tokens=count)
+
+
+def seen(limit: int | None, settled: int = 0, reserved: int = 0, gate: Gate = Gate.OPEN) -> Balance:
+    return Balance(RUN, Limit(tokens=limit), tokens(settled), tokens(reserved), gate)
+
+
+def fits(allowance: Allowance, request: Reserve) -> bool:
+    return isinstance(allowance.reserve("p", request, NOW_MS), Granted)
+
+
+@pytest.mark.parametrize(
+    ("balance", "request_limit", "tighten", "processes", "most"),
+    [
+        pytest.param(seen(100), None, None, 1, 100, id="all-of-it"),
+        pytest.param(seen(100, 30, 20), None, None, 1, 50, id="less-what-is-settled-and-held"),
+        pytest.param(seen(100, 30, 20), None, None, 3, 16, id="divided-and-rounded-down"),
+        pytest.param(seen(100, 130), None, None, 1, 0, id="overrun"),
+        pytest.param(seen(100, 30), None, 60, 2, 15, id="tightened-by-this-call"),
+        pytest.param(seen(100), 500, None, 1, 100, id="what-was-seen-beats-the-configuration"),
+        pytest.param(None, 80, None, 4, 20, id="never-seen"),
+        pytest.param(None, 80, 40, 4, 10, id="never-seen-and-tightened"),
+    ],
+)
+def test_how_much(
+    balance: Balance | None, request_limit: int | None, tighten: int | None, processes: int, most: int
+) -> None:
+    allowance = Allowance()
+    if balance is not None:
+        allowance.saw("p", [balance])
+    allowance.begin(processes)
+    given, narrower = Limit(tokens=request_limit), Limit(tokens=tighten)
+    assert not fits(allowance, ask("more", most + 1, limit=given, tighten=narrower))
+    assert most == 0 or fits(allowance, ask("most", most, limit=given, tighten=narrower))
+
+
+def test_without_a_limit_there_is_no_allowance_to_keep() -> None:
+    allowance = Allowance()
+    allowance.begin(4)
+    assert fits(allowance, ask("c1", 10**9))
+
+
+def test_an_observed_budget_never_refuses() -> None:
+    allowance = Allowance()
+    allowance.saw("p", [seen(100, 100)])
+    allowance.begin(1)
+    got = allowance.reserve("p", ask("c1", 10, enforce=False), NOW_MS)
+    assert isinstance(got, Granted)
+    assert got.breaches == (RUN,)
+
+
+def test_a_closed_gate_refuses() -> None:
+    allowance = Allowance()
+    allowance.saw("p", [seen(100, gate=Gate.PAUSED)])
+    allowance.begin(1)
+    no = allowance.reserve("p", ask("c1", 1), NOW_MS)
+    assert isinstance(no, Refused)
+    assert no.reason is Refusal.GATE
+
+
+def test_what_is_freed_can_be_used_again_and_what_is_used_cannot() -> None:
+    allowance = Allowance()
+    allowance.saw("p", [seen(100)])
+    allowance.begin(1)
+    assert fits(allowance, ask("c1", 100))
+    assert allowance.resolve("p", "c1", tokens(60)) == tokens(100)
+    assert not fits(allowance, ask("c2", 41))
+    assert fits(allowance, ask("c3", 40))
+
+
+def test_an_overrun_counts() -> None:
+    allowance = Allowance()
+    allowance.saw("p", [seen(100)])
+    allowance.begin(1)
+    assert fits(allowance, ask("c1", 50))
+    allowance.resolve("p", "c1", tokens(70))
+    assert not fits(allowance, ask("c2", 31))
+
+
+def test_a_second_outage_counts_what_the_first_still_holds() -> None:
+    allowance = Allowance()
+    allowance.saw("p", [seen(100)])
+    allowance.begin(1)
+    assert fits(allowance, ask("c1", 70))
+    allowance.begin(1)
+    assert not fits(allowance, ask("c2", 31))
+    allowance.resolve("p", "c1", tokens(0))
+    assert fits(allowance, ask("c3", 100))
+
+
+def test_what_the_ledger_holds_makes_no_room_here() -> None:
+    """A hold of 40 that the ledger granted grows by 30; its end frees the 30 here, the 40 there."""
+    allowance = Allowance()
+    request = ask("c1", 40, limit=Limit(tokens=100))
+    balance = seen(100, reserved=40)
+    allowance.saw("p", [balance])
+    allowance.begin(1)
+    granted = Granted("c1", 40, tokens(40), NOW_MS + 60_000, NOW_MS, (balance,))
+    allowance.adopt("p", granted, request)
+    more = allowance.extend("p", "c1", request.holds, Demand(0, 30, 30, requests=0), NOW_MS)
+    assert isinstance(more, Granted)
+    assert more.held == tokens(70)
+    assert not allowance.is_own("p", "c1")
+    assert not fits(allowance, ask("c2", 31))
+    assert allowance.resolve("p", "c1", tokens(50)) == tokens(70)
+    assert not fits(allowance, ask("c3", 51))
+    assert fits(allowance, ask("c4", 50))
+
+
+def test_projects_do_not_meet() -> None:
+    allowance = Allowance()
+    allowance.saw("p", [seen(10)])
+    allowance.begin(1)
+    assert not fits(allowance, ask("c1", 11, limit=Limit(tokens=100)))
+    assert isinstance(allowance.reserve("q", ask("c1", 11, limit=Limit(tokens=100)), NOW_MS), Granted)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+
+from gateway.ledger.port import LedgerError
+from gateway.ledger.redis_connection import Credentials
+from gateway.ledger.redis_topology import parse_url, slot_of
+
+HERE = ("127.0.0.1", 6379)
+
+
+@pytest.mark.parametrize(
+    ("url", "mode", "nodes", "credentials"),
+    [
+        ("redis://", "single", [HERE], Credentials()),
+        ("redis://cache", "single", [("cache", 6379)], Credentials()),
+        ("redis://cache:7000/4", "single", [("cache", 7000)], Credentials(database=4)),
+        ("redis://:pw@cache/", "single", [("cache", 6379)], Credentials("", "pw")),
+        ("rediss://u%3As:p%40%2Fw@cache", "single", [("cache", 6379)], Credentials("u:s", "p@/w", tls=True)),
+        ("redis://[::1]:7000", "single", [("::1", 7000)], Credentials()),
+        ("redis://[::1]", "single", [("::1", 6379)], Credentials()),
+        ("redis+cluster://a,b:7001,c", "cluster", [("a", 6379), ("b", 7001), ("c", 6379)], Credentials()),
+        ("rediss+cluster://u:p@a:1", "cluster", [("a", 1)], Credentials("u", "p", tls=True)),
+        ("redis+sentinel://a,b:1/budget/2", "sentinel", [("a", 26379), ("b", 1)], Credentials("", "", 2, False, True)),
+        ("redis://cache/0?timeout=5", "single", [("cache", 6379)], Credentials()),
+    ],
+)
+def test_urls(url: str, mode: str, nodes: list[tuple[str, int]], credentials: Credentials) -> None:
+    target = parse_url(url)
+    assert (target.mode, list(target.nodes), target.credentials) == (mode, nodes, credentials)
+    assert target.service == ("budget" if mode == "sentinel" else "")
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("cache:6379", "starts with redis://"),
+        ("http://cache", "starts with redis://"),
+        ("redis+magic://cache", "starts with redis://"),
+        ("redis://:s3cret@cache:port", "'port' is not a port number"),
+        ("redis://:s3cret@a,b", "several hosts"),
+        ("redis://:s3cret@cache/main", "'main' is not the number"),
+        ("redis+cluster://:s3cret@a/3", "only database 0"),
+        ("redis+sentinel://:s3cret@a", "name of the primary"),
+    ],
+)
+def test_urls_that_are_wrong(url: str, why: str) -> None:
+    with pytest.raises(LedgerError, match=why) as caught:
+        parse_url(url)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_password_is_not_shown() -> None:
+    assert "s3cret" not in repr(parse_url("redis://:s3cret@cache"))
+
+
+@pytest.mark.parametrize(
+    ("key", "slot"),
+    [
+        # From the Redis Cluster specification, and `CLUSTER KEYSLOT` of Redis 7.
+        ("123456789", 0x31C3),
+        ("foo", 12182),
+        ("{user1000}.following", 3443),
+        ("{user1000}.followers", 3443),
+        ("foo{}{bar}", 8363),
+        ("foo{{bar}}zap", 4015),
+        ("foo{bar}{zap}", 5061),
+    ],
+)
+def test_slots(key: str, slot: int) -> None:
+    assert slot_of(key) == slot
