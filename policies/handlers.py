@@ -1,0 +1,225 @@
+"""What each intent wants of a call by default: room for the answer, compression, a tier, and checks of the answer.
+
+One handler an intent, in a registry that third parties can add to: a package announces an object of the shape of
+`Handler` under the entry point group `farebox.handlers`, named like its intent, and takes the built-in one's place.
+Settings and callers win over a handler's defaults; a handler never loosens a limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from policies.answer_checks import (
+    Answer,
+    complete,
+    from_source,
+    matches_schema,
+    names_a_choice,
+    names_a_verdict,
+    not_empty,
+    shorter_than_source,
+)
+from policies.intents import Intent, parse_intent
+from policies.routing import Tier
+
+ENTRY_POINT_GROUP = "farebox.handlers"
+
+# A check says what is wrong with an answer in one phrase, or nothing.
+Check = Callable[[Answer], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """`score` from 0 (every check failed) to 1; `faults` says what the failed ones found."""
+
+    score: float
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """The defaults of one intent.
+
+    `prompt_share_percent` is how much of a step's tokens its prompt usually takes: it splits an allocation into prompt
+    and answer. `output_tokens_min` is the least answer worth paying for: below it a call is refused rather than
+    clamped. `compression` lists strategies in the order to try, `tier_floor` the least tier that does this well.
+    `checks` are (weight, check) pairs: the first kind of fault counts most.
+    """
+
+    intent: Intent
+    prompt_share_percent: int
+    output_tokens_min: int
+    compression: tuple[str, ...]
+    tier_floor: Tier = Tier.FAST
+    checks: tuple[tuple[int, Check], ...] = ((1, not_empty),)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.prompt_share_percent <= 100 or self.output_tokens_min < 0:
+            raise ValueError("prompt_share_percent is from 0 to 100, output_tokens_min not negative")
+
+    def output_tokens_expected(self, allocation_tokens: int) -> int:
+        """How long answers usually are in a step of this allocation: for comparing costs before the call."""
+        return max(self.output_tokens_min, allocation_tokens * (100 - self.prompt_share_percent) // 100)
+
+    def output_tokens_allowed(
+        self, left_tokens: int, prompt_tokens: int, asked_tokens: int | None = None
+    ) -> int | None:
+        """The cap of an answer when the step has `left_tokens`: all that the prompt leaves, at most what was asked.
+
+        None when that is less than an answer of this intent needs to be of use (or than what was asked, if less).
+        """
+        room = left_tokens - prompt_tokens
+        useful = self.output_tokens_min if asked_tokens is None else min(self.output_tokens_min, asked_tokens)
+        if room < max(1, useful):
+            return None
+        return room if asked_tokens is None else min(room, asked_tokens)
+
+    def assess(self, answer: Answer) -> Assessment:
+        """Run all checks. An answer that is a tool call is not text to be checked: it scores 1."""
+        if answer.is_tool_call:
+            return Assessment(1.0, ())
+        found = [(weight, check(answer)) for weight, check in self.checks]
+        total = sum(weight for weight, _ in found)
+        lost = sum(weight for weight, fault in found if fault is not None)
+        return Assessment(1 - lost / total if total else 1.0, tuple(fault for _, fault in found if fault is not None))
+
+
+# Weights of the checks. At the default minimum score of 0.8, a fault that makes an answer useless (4: a quarter of all
+# weight or more) fails it alone. One that only makes it doubtful (1: dates may be reworded, and a filter may answer with
+# numbers of items) lowers the score and no more.
+_HANDLERS = (
+    Handler(
+        Intent.EXTRACT,
+        prompt_share_percent=80,
+        output_tokens_min=32,
+        compression=("structural", "extractive"),
+        checks=((4, not_empty), (4, complete), (4, matches_schema), (1, from_source)),
+    ),
+    Handler(
+        Intent.SUMMARIZE,
+        prompt_share_percent=80,
+        output_tokens_min=64,
+        compression=("extractive", "structural"),
+        checks=((4, not_empty), (4, complete), (4, matches_schema), (4, shorter_than_source)),
+    ),
+    Handler(
+        Intent.GENERATE,
+        prompt_share_percent=40,
+        output_tokens_min=128,
+        compression=("structural",),
+        tier_floor=Tier.BALANCED,
+        checks=((4, not_empty), (4, complete), (4, matches_schema)),
+    ),
+    Handler(
+        Intent.VALIDATE,
+        prompt_share_percent=80,
+        output_tokens_min=16,
+        compression=("structural",),
+        tier_floor=Tier.BALANCED,
+        checks=((4, not_empty), (4, complete), (4, matches_schema), (4, names_a_verdict)),
+    ),
+    Handler(
+        Intent.SEND,
+        prompt_share_percent=70,
+        output_tokens_min=16,
+        compression=("template", "structural"),
+        checks=((4, not_empty), (4, complete)),
+    ),
+    Handler(
+        Intent.TRANSFORM,
+        prompt_share_percent=50,
+        output_tokens_min=64,
+        compression=("structural",),
+        checks=((4, not_empty), (4, complete), (4, matches_schema)),
+    ),
+    Handler(
+        Intent.CONDITIONAL,
+        prompt_share_percent=95,
+        output_tokens_min=1,
+        compression=("extractive", "structural"),
+        checks=((4, not_empty), (4, matches_schema), (4, names_a_choice)),
+    ),
+    Handler(
+        Intent.AGGREGATE,
+        prompt_share_percent=75,
+        output_tokens_min=64,
+        compression=("structural", "extractive"),
+        checks=((4, not_empty), (4, complete), (4, matches_schema)),
+    ),
+    Handler(
+        Intent.FILTER,
+        prompt_share_percent=80,
+        output_tokens_min=16,
+        compression=("structural",),
+        checks=((4, complete), (4, matches_schema), (1, from_source)),
+    ),
+    Handler(
+        Intent.ENRICH,
+        prompt_share_percent=60,
+        output_tokens_min=64,
+        compression=("structural",),
+        checks=((4, not_empty), (4, complete), (4, matches_schema)),
+    ),
+)
+HANDLERS: Mapping[Intent, Handler] = MappingProxyType({handler.intent: handler for handler in _HANDLERS})
+
+
+class EntryPoint(Protocol):
+    """What `importlib.metadata.entry_points(group="farebox.handlers")` yields."""
+
+    @property
+    def name(self) -> str: ...
+
+    def load(self) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The handlers in force. `faults` says which announced ones are not, and why."""
+
+    handlers: Mapping[Intent, Handler] = field(default_factory=lambda: HANDLERS)
+    faults: tuple[str, ...] = ()
+
+    def of(self, intent: str) -> Handler:
+        """Raises IntentClassificationError for what is not one of the ten."""
+        return self.handlers[parse_intent(intent)]
+
+    def having(self, handler: Handler) -> Registry:
+        """The same registry with this handler for its intent."""
+        return Registry(MappingProxyType({**self.handlers, handler.intent: handler}), self.faults)
+
+
+def registry_of(entry_points: Iterable[EntryPoint]) -> Registry:
+    """The built-in handlers, replaced where an entry point brings one: a `Handler`, or a function that makes one.
+
+    One that cannot be loaded, is no handler or is named for another intent than its own is left out with a sentence in
+    `faults`: a package that is broken must not stop the gateway. Of two for one intent the first by name of its value
+    wins, so that the outcome does not depend on the order of installation.
+    """
+    registry, faults, taken = Registry(), [], set[Intent]()
+    for point in sorted(entry_points, key=lambda point: (point.name, str(getattr(point, "value", "")))):
+        handler = _loaded(point)
+        if isinstance(handler, str):
+            faults.append(handler)
+        elif handler.intent in taken:
+            faults.append(f"handler '{point.name}': another package already brings one for {handler.intent}.")
+        else:
+            taken.add(handler.intent)
+            registry = registry.having(handler)
+    return Registry(registry.handlers, tuple(faults))
+
+
+def _loaded(point: EntryPoint) -> Handler | str:
+    try:
+        found = point.load()
+        handler = found if isinstance(found, Handler) else found()
+    except Exception as error:  # noqa: BLE001 - another package's code may fail in any way
+        return f"handler '{point.name}' cannot be loaded: {type(error).__name__}: {error}."[:300]
+    if not isinstance(handler, Handler):
+        return f"handler '{point.name}' gives {type(handler).__name__}, not a Handler."
+    if handler.intent != point.name:
+        return f"handler '{point.name}' is for {handler.intent}: the entry point must be named like its intent."
+    return handler
