@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gateway.errors import StreamBroken
-from gateway.wire.events import index_of, objects_of
+from gateway.wire.events import index_of, joined, objects_in, objects_of
 from gateway.wire.openai_errors import upstream_event_error
 
 _ONLY_OF_CHUNKS: Final = frozenset({"choices", "obfuscation"})
@@ -20,7 +19,7 @@ def assembled(pieces: bytes) -> dict[str, Any]:
         if chunk.get("error"):
             raise upstream_event_error(chunk["error"])
         answer |= {key: value for key, value in chunk.items() if key not in _ONLY_OF_CHUNKS and value is not None}
-        for choice in _objects(chunk.get("choices"), "choices"):
+        for choice in objects_in(chunk.get("choices"), "choices"):
             _merge_choice(choices, choice)
     answer["object"] = "chat.completion"
     answer["choices"] = [choices[index] for index in sorted(choices)]
@@ -35,15 +34,8 @@ def merge_ends(whole: dict[str, Any], choice: Mapping[str, Any]) -> None:
     if isinstance(logprobs, dict):
         kept = whole["logprobs"] = whole["logprobs"] or {}
         for key, value in logprobs.items():
-            kept[key] = (kept.get(key) or []) + value if isinstance(value, list) else value
-
-
-def _objects(value: Any, name: str) -> list[dict[str, Any]]:
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise StreamBroken(f"The provider sent {name} that are no list of objects.")
-    return value
+            grows = isinstance(value, list) and isinstance(kept.get(key), list)
+            kept[key] = kept[key] + value if grows else value
 
 
 def _merge_choice(choices: dict[int, dict[str, Any]], choice: dict[str, Any]) -> None:
@@ -61,7 +53,7 @@ def _merge_choice(choices: dict[int, dict[str, Any]], choice: dict[str, Any]) ->
 def _merge_delta(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
     for key, value in delta.items():
         if key == "tool_calls":
-            _merge_tool_calls(message.setdefault("tool_calls", []), _objects(value, "tool calls"))
+            _merge_tool_calls(message.setdefault("tool_calls", []), objects_in(value, "tool calls"))
         elif key == "role":
             message["role"] = value or message["role"]
         elif isinstance(value, dict):
@@ -79,7 +71,7 @@ def _merge_object(message: dict[str, Any], key: str, value: Mapping[str, Any]) -
         whole = message[key] = {}
     for name, part in value.items():
         grows = name in ("arguments", "data", "transcript") and isinstance(part, str)
-        whole[name] = (whole.get(name) or "") + part if grows else part
+        whole[name] = joined(whole.get(name), part) if grows else part
 
 
 def _merge_tool_calls(calls: list[dict[str, Any]], deltas: list[dict[str, Any]]) -> None:
@@ -96,7 +88,9 @@ def _merge_tool_calls(calls: list[dict[str, Any]], deltas: list[dict[str, Any]])
 
 
 def _join_strings(call: dict[str, Any], key: str, part: Mapping[str, Any]) -> None:
-    whole = call.setdefault(key, {})
+    whole = call.get(key)
+    if not isinstance(whole, dict):
+        whole = call[key] = {}
     for name, value in part.items():
         if isinstance(value, str):
-            whole[name] = (whole.get(name) or "") + value
+            whole[name] = joined(whole.get(name), value)

@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 
-from gateway.errors import BadRequest, GatewayError, StreamBroken
+from gateway.errors import BadRequest, GatewayError
 from gateway.wire import sse
 from gateway.wire.event_relay import EventRelay, budget_comment
-from gateway.wire.events import DONE, index_of
+from gateway.wire.events import DONE, index_of, objects_in
 from gateway.wire.openai_errors import error_body, upstream_event_error
 from gateway.wire.protocol import OutputCounter, Request, token_count
 from policies.pricing import Usage
@@ -67,12 +67,8 @@ class ChoiceRelay(EventRelay):
 
     def _count(self, choices: Any) -> bool:
         """Counts what was written, and tells whether a choice ended. Raises `StreamBroken`."""
-        if not isinstance(choices, list):
-            raise StreamBroken("The provider sent choices that are no list.")
         ended = False
-        for choice in choices:
-            if not isinstance(choice, dict):
-                raise StreamBroken("The provider sent a choice that is no object.")
+        for choice in objects_in(choices, "choices"):
             written = self._written(choice)
             if written:
                 self._counter.add(written)

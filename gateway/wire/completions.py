@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from gateway.errors import BadRequest, GatewayError, StreamBroken
+from gateway.errors import BadRequest, GatewayError
 from gateway.upstream.port import ProtocolName
 from gateway.wire.body import boolean, parse_object, text, whole_number
 from gateway.wire.chat_assembly import merge_ends
 from gateway.wire.choices import ChoiceRelay, streamed, usage_of, wants_usage
-from gateway.wire.events import index_of, objects_of
+from gateway.wire.events import index_of, objects_in, objects_of
 from gateway.wire.openai_errors import error_body, upstream_event_error
 from gateway.wire.protocol import OutputCounter, Request
 from policies.pricing import Usage
@@ -114,9 +114,7 @@ def _assembled(pieces: bytes) -> dict[str, Any]:
         if chunk.get("error"):
             raise upstream_event_error(chunk["error"])
         answer |= {key: value for key, value in chunk.items() if key != "choices" and value is not None}
-        for choice in chunk.get("choices") or ():
-            if not isinstance(choice, dict):
-                raise StreamBroken("The provider sent a choice that is no object.")
+        for choice in objects_in(chunk.get("choices"), "choices"):
             index = index_of(choice)
             blank = {"index": index, "text": "", "logprobs": None, "finish_reason": None}
             whole = choices.setdefault(index, blank)

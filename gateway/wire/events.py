@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import orjson
@@ -42,9 +42,29 @@ def split(splitter: sse.EventSplitter, piece: bytes) -> list[bytes]:
         raise StreamBroken(f"The provider sent {error}.") from error
 
 
+def kind_of(value: Mapping[str, Any]) -> str:
+    """The `type` of an event or of a part; empty for what is no text."""
+    kind = value.get("type")
+    return kind if isinstance(kind, str) else ""
+
+
 def index_of(item: dict[str, Any], key: str = "index", default: int = 0) -> int:
     """Raises `StreamBroken` for what is no index."""
     value = item.get(key, default)
     if type(value) is not int or not 0 <= value <= INDEX_MAX:
         raise StreamBroken(f"The provider sent an event whose {key} is {str(value)[:40]!r}.")
     return value
+
+
+def objects_in(value: Any, name: str) -> list[dict[str, Any]]:
+    """A list of objects, empty where there is none. Raises `StreamBroken` for anything else."""
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise StreamBroken(f"The provider sent {name} that are no list of objects.")
+    return value
+
+
+def joined(whole: Any, part: str) -> str:
+    """A text with its next piece; whatever else stood there is given up."""
+    return whole + part if isinstance(whole, str) else part

@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.errors import StreamBroken
-from gateway.wire.events import index_of, objects_of
+from gateway.wire.events import index_of, joined, kind_of, objects_of
 from gateway.wire.openai_errors import upstream_event_error
 
 # The kinds of deltas whose text grows a field of the block by the same name.
@@ -42,14 +42,15 @@ def _grow(blocks: dict[int, dict[str, Any]], inputs: dict[int, list[str]], event
     index, delta = index_of(event), _object(event, "delta")
     if index not in blocks:
         raise StreamBroken("The provider sent a delta of a block that it had not begun.")
-    block, kind = blocks[index], delta.get("type")
+    block, kind = blocks[index], kind_of(delta)
     if kind == "input_json_delta":
         inputs.setdefault(index, []).append(_text(delta, "partial_json"))
     elif kind in _GROWING:
         field = _GROWING[kind]
-        block[field] = (block.get(field) or "") + _text(delta, field)
+        block[field] = joined(block.get(field), _text(delta, field))
     elif kind == "citations_delta":
-        block["citations"] = [*(block.get("citations") or []), delta.get("citation")]
+        cited = block.get("citations")
+        block["citations"] = [*(cited if isinstance(cited, list) else []), delta.get("citation")]
     else:
         # A signature, and what may come: the last value of a field counts.
         block |= {key: value for key, value in delta.items() if key != "type"}

@@ -23,7 +23,7 @@ def error_object(error: GatewayError) -> dict[str, Any]:
 def upstream_event_error(error: Any) -> StreamBroken:
     """A provider's error event in mid-stream, its own words kept."""
     if not isinstance(error, dict):
-        return StreamBroken(str(error)[:2000])
+        return StreamBroken(str(error)[:2000], code="upstream_error")
     return StreamBroken(
         str(error.get("message") or "The provider reported an error.")[:2000],
         code=str(error.get("code") or "upstream_error")[:200],

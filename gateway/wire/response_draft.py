@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from gateway.errors import StreamBroken
-from gateway.wire.events import index_of
+from gateway.wire.events import index_of, kind_of
 
 # Which field of an item a delta belongs to: (list of parts or "", field). Each is output, and paid for; a summary of the
 # reasoning stands for the reasoning, which itself is not shown.
@@ -53,7 +53,7 @@ class ResponseDraft:
             self._note(event)
 
     def _note(self, event: dict[str, Any]) -> None:
-        kind = event.get("type")
+        kind = kind_of(event)
         if kind in DELTAS:
             self._write(event, *DELTAS[kind])
         elif kind in ("response.created", "response.in_progress", "response.queued"):
@@ -107,11 +107,11 @@ class ResponseDraft:
 
     def _part_ends(self, index: int, part_index: int) -> list[dict[str, Any]]:
         item = self._item(index)
-        part = item["content"][part_index]
+        part = _part_at(item, "content", part_index)
         at = {"item_id": item.get("id"), "output_index": index, "content_index": part_index}
         ends: list[dict[str, Any]] = []
-        if part.get("type") in _TEXT_DONE:
-            name, field = _TEXT_DONE[part["type"]]
+        if kind_of(part) in _TEXT_DONE:
+            name, field = _TEXT_DONE[kind_of(part)]
             ends.append({"type": name, **at, field: part.get(field, ""), "logprobs": []})
         return [*ends, {"type": "response.content_part.done", **at, "part": part}]
 
@@ -151,14 +151,14 @@ class ResponseDraft:
 
 
 def _part_at(item: dict[str, Any], parts: str, index: int) -> dict[str, Any]:
-    """The part at this place, made where the provider left out to announce it. Raises `StreamBroken`."""
+    """The part at this place, made where the provider left out to announce it."""
     found = item.get(parts)
     if not isinstance(found, list):
         found = item[parts] = []
     while len(found) <= index:
         found.append({})
     if not isinstance(found[index], dict):
-        raise StreamBroken("The provider sent a part that is no object.")
+        found[index] = {}
     part: dict[str, Any] = found[index]
     return part
 

@@ -10,7 +10,7 @@ from gateway.upstream.port import ProtocolName
 from gateway.wire.body import boolean, parse_object, text, whole_number
 from gateway.wire.choices import details_of
 from gateway.wire.event_relay import EventRelay, budget_comment, named
-from gateway.wire.events import objects_of
+from gateway.wire.events import kind_of, objects_of
 from gateway.wire.openai_errors import error_body, error_object, upstream_event_error
 from gateway.wire.protocol import OutputCounter, Request, token_count
 from gateway.wire.response_draft import DELTAS, ResponseDraft
@@ -91,7 +91,7 @@ class ResponsesRelay(EventRelay):
         return bool(self._end)
 
     def _pass(self, event: bytes, value: dict[str, Any]) -> bytes:
-        kind, delta = value.get("type"), value.get("delta")
+        kind, delta = kind_of(value), value.get("delta")
         if kind in DELTAS and isinstance(delta, str):
             self._counter.add(delta)
         elif kind in _ENDS or kind in _FAILURES or kind == "error" or value.get("error"):
@@ -138,13 +138,13 @@ class ResponsesRelay(EventRelay):
 
 def _end_of(event: dict[str, Any]) -> dict[str, Any] | None:
     """The whole answer, from the event that ends a stream. Raises `StreamBroken` in the provider's words for an error."""
-    response = event.get("response")
-    if event.get("type") in _FAILURES:
+    kind, response = kind_of(event), event.get("response")
+    if kind in _FAILURES:
         error = response.get("error") if isinstance(response, dict) else None
-        raise upstream_event_error(error or {"message": f"The provider ended its answer: {event['type']}."})
-    if event.get("type") == "error" or event.get("error"):
+        raise upstream_event_error(error or {"message": f"The provider ended its answer: {kind}."})
+    if kind == "error" or event.get("error"):
         raise upstream_event_error(event.get("error") or {key: event.get(key) for key in ("code", "message")})
-    return response if event.get("type") in _ENDS and isinstance(response, dict) else None
+    return response if kind in _ENDS and isinstance(response, dict) else None
 
 
 def usage_of(usage: Any) -> Usage | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -138,6 +139,79 @@ def test_garbage_breaks_the_stream_and_loses_nothing_before_it(endpoint: str, ga
     data = relay.fail(broken.value)
     assert data.startswith(b"".join(stream[:5]))
     assert b"error" in data[len(b"".join(stream[:5])) :]
+
+
+# Keys and types that mean something in one of the protocols, with values that need not.
+KEYS = [
+    "usage",
+    "choices",
+    "delta",
+    "index",
+    "content",
+    "tool_calls",
+    "function",
+    "text",
+    "finish_reason",
+    "message",
+    "item",
+]
+KEYS += ["part", "response", "output_index", "content_index", "summary_index", "sequence_number", "logprobs", "output"]
+KEYS += [
+    "content_block",
+    "name",
+    "audio",
+    "summary",
+    "arguments",
+    "partial_json",
+    "input_tokens",
+    "prompt_tokens",
+    "error",
+]
+KINDS = [
+    "message_start",
+    "message_delta",
+    "content_block_start",
+    "content_block_delta",
+    "content_block_stop",
+    "text_delta",
+]
+KINDS += ["response.created", "response.output_item.added", "response.content_part.added", "response.output_text.delta"]
+KINDS += [
+    "response.content_part.done",
+    "response.output_item.done",
+    "response.completed",
+    "response.failed",
+    "output_text",
+]
+LEAVES = st.none() | st.booleans() | st.integers(-2, 3) | st.just(10**9) | st.floats(-1, 1) | st.sampled_from(KINDS)
+VALUES = LEAVES | st.lists(LEAVES, max_size=2) | st.dictionaries(st.sampled_from(KEYS), LEAVES, max_size=2)
+OBJECTS = VALUES | st.dictionaries(st.sampled_from([*KEYS, "type"]), VALUES, max_size=4)
+INDEXES = {key: st.integers(0, 1) | VALUES for key in ("index", "output_index", "content_index")}
+PARTS = ("usage", "choices", "delta", "message", "item", "part", "response", "content_block", "sequence_number")
+EVENTS = st.fixed_dictionaries(
+    {"type": st.sampled_from(KINDS) | VALUES, **INDEXES},
+    optional={key: OBJECTS | st.lists(OBJECTS, min_size=1, max_size=2) for key in PARTS},
+)
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(TEXT_ENDPOINTS), st.lists(EVENTS, min_size=1, max_size=6))
+def test_no_event_is_more_than_a_broken_stream(endpoint: str, events: list[dict[str, Any]]) -> None:
+    """Whatever a provider sends: it passes, or breaks the stream, and the stream still gets an end of its protocol."""
+    pieces = [b"data: " + json.dumps(event).encode() + b"\n\n" for event in events]
+    for end in ("cut", "close", "fail"):
+        relay, _ = relay_of(endpoint)
+        with suppress(StreamBroken):
+            relayed(relay, pieces)
+        if end == "fail":
+            events_of(relay.fail(UpstreamFailure("x")))
+        else:
+            events_of((relay.cut() if end == "cut" else b"") + relay.close(NOTE))
+    with suppress(StreamBroken):
+        assert isinstance(protocol_of(endpoint).assemble(b"".join(pieces)), dict)
+    answer: dict[str, Any] = events[0]
+    assert isinstance(protocol_of(endpoint).output_text(answer), str)
+    assert protocol_of(endpoint).usage(answer) is None or "usage" in answer
 
 
 @pytest.mark.parametrize("endpoint", TEXT_ENDPOINTS)
