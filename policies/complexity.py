@@ -1,0 +1,283 @@
+"""How demanding one step is, from 0 to 10, by what its request asks and carries. `routing` makes a tier of it.
+
+    effective  =  0.6 × the agent's intensity + 0.4 × the step's complexity      the step alone for an unknown agent
+
+Six parts are scored and weighed by the step's intent. Only sizes, counts and shapes are read: a prompt that calls itself
+simple, or asks for the best model, changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from types import MappingProxyType
+from typing import Any, Final
+
+from policies.classify.instruction import instruction_part
+from policies.intents import Intent, parse_intent
+
+SCORE_MAX: Final = 10.0
+_AIS_SHARE: Final = 0.6
+# Enough to tell a long context from a short one; a request may carry 20,000 messages.
+_TEXTS_MAX: Final = 2_000
+_FIELDS_MAX: Final = 200
+_SCHEMA_DEPTH: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class StepFeatures:
+    """What a request shows without being understood. All are ≥ 0."""
+
+    instruction_chars: int = 0  # what is asked, without the data that it is asked about
+    data_chars: int = 0  # everything else: pasted text, tool results, history
+    conditions: int = 0  # words such as "if", "unless", "depending on" in the instruction
+    context_turns: int = 0  # messages before the newest question
+    demands: int = 0  # points of a list, in the instruction
+    output_fields: int = 0  # of the answer's schema
+    output_tokens_max: int | None = None  # as the client caps the answer
+    reasoning_effort: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepComplexity:
+    """`score` and the six `parts` are from 0 to 10."""
+
+    score: float
+    parts: Mapping[str, float]
+
+    @property
+    def reason(self) -> str:
+        """The score and what weighs most, in words."""
+        most = sorted(self.parts.items(), key=lambda part: -part[1])[:2]
+        return f"step complexity {self.score:.1f} (" + ", ".join(f"{name} {score:.1f}" for name, score in most) + ")"
+
+
+PARTS: Final = ("prompt", "data", "conditions", "context", "reasoning", "output")
+_DEFAULT_WEIGHTS: Final = (0.20, 0.15, 0.15, 0.15, 0.20, 0.15)
+WEIGHTS: Final[Mapping[Intent, tuple[float, ...]]] = MappingProxyType(
+    dict.fromkeys(Intent, _DEFAULT_WEIGHTS)
+    | {
+        Intent.GENERATE: (0.15, 0.10, 0.15, 0.15, 0.30, 0.15),
+        Intent.TRANSFORM: (0.15, 0.30, 0.10, 0.15, 0.15, 0.15),
+        Intent.CONDITIONAL: (0.15, 0.10, 0.30, 0.15, 0.20, 0.10),
+    }
+)
+# How deep one has to think, and how hard the answer is to write, in an ordinary step of the intent.
+REASONING: Final[Mapping[Intent, float]] = MappingProxyType(
+    {
+        Intent.GENERATE: 8,
+        Intent.CONDITIONAL: 6,
+        Intent.VALIDATE: 6,
+        Intent.AGGREGATE: 5,
+        Intent.ENRICH: 5,
+        Intent.TRANSFORM: 4,
+        Intent.SUMMARIZE: 4,
+        Intent.EXTRACT: 3,
+        Intent.FILTER: 3,
+        Intent.SEND: 2,
+    }
+)
+OUTPUT: Final[Mapping[Intent, float]] = MappingProxyType(
+    {
+        Intent.GENERATE: 7,
+        Intent.ENRICH: 6,
+        Intent.VALIDATE: 6,
+        Intent.AGGREGATE: 6,
+        Intent.EXTRACT: 5,
+        Intent.SUMMARIZE: 5,
+        Intent.TRANSFORM: 5,
+        Intent.FILTER: 4,
+        Intent.SEND: 3,
+        Intent.CONDITIONAL: 2,
+    }
+)
+
+Curve = tuple[tuple[float, float], ...]
+# The original system jumped at these points; between them we go straight, so that one more character changes little.
+_PROMPT: Final[Curve] = ((0, 0), (200, 2), (500, 5), (1_000, 7), (2_500, 9), (5_000, 10))
+_DATA: Final[Curve] = ((0, 0), (1_000, 2), (10_000, 5), (50_000, 8), (200_000, 10))
+_CONDITIONS: Final[Curve] = ((0, 0), (2, 3), (5, 6), (10, 9), (20, 10))
+_CONTEXT: Final[Curve] = ((0, 0), (2, 2), (5, 5), (10, 7), (20, 9), (40, 10))
+# An instruction of a few words asks for less thought than its intent usually does, a list of demands for more.
+_THOUGHT_BY_CHARS: Final[Curve] = ((0, 0.4), (60, 0.5), (300, 0.85), (600, 1.0), (2_000, 1.15))
+_THOUGHT_BY_DEMANDS: Final[Curve] = ((0, 0), (3, 0.05), (8, 0.2), (20, 0.35))
+_EFFORT: Final = MappingProxyType({"none": 0.6, "minimal": 0.7, "low": 0.85, "high": 1.2, "xhigh": 1.3})
+_ANSWER_BY_TOKENS: Final[Curve] = ((0, 0.2), (16, 0.3), (256, 0.7), (1_024, 1.0), (4_096, 1.2), (16_384, 1.4))
+_ANSWER_BY_FIELDS: Final[Curve] = ((0, 0.0), (1, 0.3), (4, 0.7), (10, 1.1), (30, 1.6))
+
+_CONDITION: Final = re.compile(
+    r"\b(?:if|unless|otherwise|else|except|whether|depending on|in case|provided that|as long as|only when|instead of"
+    r"|wenn|falls|sofern|sonst|außer|sinon|sauf|à moins|si|salvo|excepto|oppure|altrimenti)\b",
+    re.IGNORECASE,
+)
+_POINT: Final = re.compile(r"^[ \t]{0,8}(?:[-*•+]|\(?\d{1,2}[.)])[ \t]", re.MULTILINE)
+
+
+def features_of(body: Mapping[str, Any]) -> StepFeatures:
+    """Read a request body of chat completions, messages, responses or completions. Fields of a wrong type count as absent."""
+    system, earlier, newest = _texts(body)
+    asked = [instruction_part(text) for text in (system, newest) if text]
+    instruction_chars = sum(map(len, asked))
+    return StepFeatures(
+        instruction_chars=instruction_chars,
+        data_chars=max(0, len(system) + len(newest) + sum(map(len, earlier)) - instruction_chars),
+        conditions=sum(len(_CONDITION.findall(text)) for text in asked),
+        context_turns=len(earlier),
+        demands=sum(len(_POINT.findall(text)) for text in asked),
+        output_fields=_schema_fields(body),
+        output_tokens_max=_output_tokens_max(body),
+        reasoning_effort=_effort(body),
+    )
+
+
+def step_complexity(features: StepFeatures, intent: str) -> StepComplexity:
+    """The weighted score of the six parts. Raises IntentClassificationError for an unknown intent."""
+    of = parse_intent(intent)
+    parts = {
+        "prompt": _on(_PROMPT, features.instruction_chars),
+        "data": _on(_DATA, features.data_chars),
+        "conditions": _on(_CONDITIONS, features.conditions),
+        "context": _on(_CONTEXT, features.context_turns),
+        "reasoning": min(SCORE_MAX, REASONING[of] * _thought(features)),
+        "output": min(SCORE_MAX, OUTPUT[of] * _answer(features)),
+    }
+    score = sum(weight * parts[name] for weight, name in zip(WEIGHTS[of], PARTS, strict=True))
+    return StepComplexity(min(SCORE_MAX, score), MappingProxyType(parts))
+
+
+def effective_complexity(ais: float | None, step: float) -> float:
+    """0.6 × `ais` + 0.4 × `step`, both 0 to 10; `step` alone when nothing is known of the agent (None).
+
+    The neutral score would put every call of an unknown agent between 3.0 and 7.0, which is the balanced tier for all.
+    """
+    return step if ais is None else _AIS_SHARE * ais + (1 - _AIS_SHARE) * step
+
+
+def _thought(features: StepFeatures) -> float:
+    by_size = _on(_THOUGHT_BY_CHARS, features.instruction_chars) + _on(_THOUGHT_BY_DEMANDS, features.demands)
+    return by_size * _EFFORT.get(features.reasoning_effort or "", 1.0)
+
+
+def _answer(features: StepFeatures) -> float:
+    """A schema says most about an answer, then the client's cap, then what was asked."""
+    if features.output_fields:
+        return _on(_ANSWER_BY_FIELDS, features.output_fields)
+    if features.output_tokens_max is not None:
+        return _on(_ANSWER_BY_TOKENS, features.output_tokens_max)
+    return _on(_THOUGHT_BY_CHARS, features.instruction_chars)
+
+
+def _on(curve: Curve, value: float) -> float:
+    """Linear between the points of the curve, level beyond its end."""
+    at = bisect_right(curve, (value, float("inf")))
+    if at == len(curve):
+        return curve[-1][1]
+    (low, low_score), (high, high_score) = curve[at - 1], curve[at]
+    return low_score + (high_score - low_score) * (value - low) / (high - low)
+
+
+def _texts(body: Mapping[str, Any]) -> tuple[str, list[str], str]:
+    """The system prompt, the texts before the newest question, and that question."""
+    system = [_text(body.get("system")), _text(body.get("instructions"))]
+    turns: list[tuple[str, str]] = []
+    for role, text in _messages(body):
+        if role in ("system", "developer"):
+            system.append(text)
+        else:
+            turns.append((role, text))
+    asked = [number for number, (role, text) in enumerate(turns) if role == "user" and text]
+    newest = asked[-1] if asked else len(turns)
+    earlier = [text for number, (_, text) in enumerate(turns) if number != newest]
+    return "\n\n".join(text for text in system if text), earlier, turns[newest][1] if asked else ""
+
+
+def _messages(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in ("messages", "input", "prompt"):
+        given = body.get(name)
+        if isinstance(given, str) and name != "messages":
+            yield "user", given
+        for one in given[-_TEXTS_MAX:] if isinstance(given, list) else ():
+            if isinstance(one, Mapping):
+                yield _role(one), _text(one.get("content")) or _text(one.get("output"))
+            elif isinstance(one, str):
+                yield "user", one
+
+
+def _role(message: Mapping[str, Any]) -> str:
+    """Tool results come as the user's words in Anthropic's protocol, and without a role in responses."""
+    content = message.get("content")
+    parts = content[:_TEXTS_MAX] if isinstance(content, list) else ()
+    if any(isinstance(part, Mapping) and part.get("type") == "tool_result" for part in parts):
+        return "tool"
+    return str(message.get("role") or "tool")
+
+
+def _text(content: Any) -> str:
+    """The text of a message: a string, or parts that have `text`, or tool results that have `content`."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    parts = [part for part in islice(content, _TEXTS_MAX) if isinstance(part, Mapping)]
+    return "\n".join(text for part in parts if (text := _part_text(part)))
+
+
+def _part_text(part: Mapping[str, Any]) -> str:
+    text = part.get("text")
+    if isinstance(text, str):
+        return text
+    inner = part.get("content")
+    if isinstance(inner, list):
+        inner = "\n".join(str(one.get("text", "")) for one in inner[:_TEXTS_MAX] if isinstance(one, Mapping))
+    return inner if isinstance(inner, str) else ""
+
+
+def _output_tokens_max(body: Mapping[str, Any]) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
+        value = body.get(name)
+        if type(value) is int and value >= 0:
+            return value
+    return None
+
+
+def _effort(body: Mapping[str, Any]) -> str | None:
+    reasoning = body.get("reasoning")
+    effort = reasoning.get("effort") if isinstance(reasoning, Mapping) else body.get("reasoning_effort")
+    return effort if isinstance(effort, str) else None
+
+
+def answer_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The JSON schema that the answer must follow, as chat completions, responses or Anthropic's `output_format` name it."""
+    text = body.get("text")
+    formats = (body.get("response_format"), text.get("format") if isinstance(text, Mapping) else None)
+    for given in (*formats, body.get("output_format")):
+        if isinstance(given, Mapping):
+            wrapped = given.get("json_schema")
+            schema = (wrapped if isinstance(wrapped, Mapping) else given).get("schema")
+            if isinstance(schema, Mapping):
+                return schema
+    return None
+
+
+def _schema_fields(body: Mapping[str, Any]) -> int:
+    schema = answer_schema(body)
+    return (
+        0 if schema is None else min(_FIELDS_MAX, sum(1 for _ in islice(_fields(schema, _SCHEMA_DEPTH), _FIELDS_MAX)))
+    )
+
+
+def _fields(schema: Mapping[str, Any], depth: int) -> Iterator[str]:
+    """The names of all properties, those of nested objects and of array items included."""
+    if depth == 0:
+        return
+    properties = schema.get("properties")
+    named = properties if isinstance(properties, Mapping) else {}
+    yield from named
+    items = schema.get("items")
+    inner: Sequence[Any] = [*named.values(), items]
+    for one in inner:
+        if isinstance(one, Mapping):
+            yield from _fields(one, depth - 1)
