@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
 from gateway import __version__
+from gateway.budget_book import BudgetBook
 from gateway.config import Config, ConfigError
 from gateway.control import Control
 from gateway.endpoints.front import Front
@@ -33,6 +34,8 @@ from gateway.ledger.spool import Spool
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ledger_clock import LedgerClock
 from gateway.orchestration import Orchestration
+from gateway.orchestration.asking import Asking
+from gateway.orchestration.assembly import make_orchestration
 from gateway.pipeline.admission import Admission, AdmissionRules
 from gateway.pipeline.call import Call
 from gateway.pipeline.forwarding import Forwarding
@@ -58,7 +61,6 @@ from gateway.upstream.port import Deployment, Timeouts
 from gateway.upstream.price_map import PriceMap, installed_price_map
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
-from policies.budgets import Budget
 from policies.reservation import OnLost
 
 _log = structlog.get_logger(__name__)
@@ -84,6 +86,10 @@ class Parts:
     tokenizer: Tokenizer
     orchestration: Orchestration
     runs: RunRegistry
+    budgets: BudgetBook
+    recorder: BatchRecorder
+    forwarder: Forwarder
+    deployments: tuple[Deployment, ...]
     clock: LedgerClock
     ids: Ids
     is_local: bool  # bound to loopback, or anonymous use was allowed
@@ -97,18 +103,13 @@ class Application:
     ) -> None:
         self.config = config
         environ = dict(os.environ if environment is None else environment)
-        self._price_map = PriceMap(installed_price_map())
-        deployments = deployments_of(config.model_list, self._price_map)
-        self.parts = _parts(config, self._price_map, deployments, allow_anonymous)
-        self._recorder = BatchRecorder(self.parts.ledger)
+        self.parts = _parts(config, environ, allow_anonymous)
         self._heartbeat = Heartbeat(
             self.parts.ledger,
             self.parts.telemetry,
             ttl_ms=int(config.reservations.ttl_seconds * 1000),
             sweep_ms=int(config.reservations.sweep_seconds * 1000),
         )
-        self._forwarder = _forwarder(self.parts, environ)
-        self._deployments = deployments
         self._handler, intake = self._pipeline()
         self._front = Front(
             protocols=PROTOCOLS,
@@ -120,7 +121,6 @@ class Application:
             new_id=self.parts.ids.new,
         )
         self._stack = AsyncExitStack()
-        self._budgets: tuple[int, tuple[Budget, ...]] = (-1, ())
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -144,7 +144,7 @@ class Application:
     async def start(self) -> None:
         """Raises `ConfigError`, `StoreError` or `LedgerError`, each with one sentence that says what to do."""
         parts, stack = self.parts, self._stack
-        faults = parts.prices.check(self._deployments)
+        faults = parts.prices.check(parts.deployments)
         if faults:
             raise ConfigError(faults)
         loading = asyncio.create_task(parts.tokenizer.load())
@@ -158,13 +158,15 @@ class Application:
         stack.push_async_callback(parts.clock.stop)
         flushing = asyncio.create_task(parts.flusher.run(), name="flusher")
         stack.push_async_callback(self._stop_flusher, flushing)
-        self._recorder.start()
-        stack.push_async_callback(self._recorder.stop)
+        parts.recorder.start()
+        stack.push_async_callback(parts.recorder.stop)
         self._heartbeat.start()
         stack.push_async_callback(self._heartbeat.stop)
-        stack.push_async_callback(self._forwarder.close)
+        stack.push_async_callback(parts.forwarder.close)
         stack.push_async_callback(self._handler.drain)
-        self._forwarder.prepare(self._deployments)
+        await parts.orchestration.start()
+        stack.push_async_callback(parts.orchestration.stop)
+        parts.forwarder.prepare(parts.deployments)
         await loading
 
     async def stop(self) -> None:
@@ -206,13 +208,13 @@ class Application:
             pool=parts.pool,
             planner=parts.orchestration,
             runs=parts.runs,
-            budgets=self.budgets,
+            budgets=parts.budgets,
             snapshot=lambda: parts.control.snapshot,
             now_ms=parts.clock.now_ms,
             rules=_rules(config),
         )
         forwarding = Forwarding(
-            upstream=self._forwarder,
+            upstream=parts.forwarder,
             pool=parts.pool,
             ledger=parts.ledger,
             admission=admission,
@@ -227,7 +229,7 @@ class Application:
         )
         settler = Settler(
             ledger=parts.ledger,
-            recorder=self._recorder,
+            recorder=parts.recorder,
             telemetry=parts.telemetry,
             now_ms=parts.clock.now_ms,
             count_late=admission.count,
@@ -245,15 +247,6 @@ class Application:
             new_id=parts.ids.new,
         )
         return handler, intake
-
-    def budgets(self) -> Sequence[Budget]:
-        """Those of the file and those made at run time; joined anew only when the snapshot changes."""
-        snapshot = self.parts.control.snapshot
-        if self._budgets[0] != snapshot.generation:
-            configured = tuple(budget.budget() for budget in self.config.budgets)
-            stored = tuple(stored.budget for stored in snapshot.budgets)
-            self._budgets = (snapshot.generation, configured + stored)
-        return self._budgets[1]
 
     def _counter_for(self, call: Call) -> Any:
         deployment = call.deployment
@@ -296,26 +289,50 @@ class Application:
             parts.telemetry.breaker.labels("ledger").set(0 if parts.ledger.health.is_available else 1)
 
 
-def _parts(config: Config, price_map: PriceMap, deployments: Sequence[Deployment], allow_anonymous: bool) -> Parts:
+def _parts(config: Config, environment: dict[str, str], allow_anonymous: bool) -> Parts:
     ids = Ids(wall_clock_ms)
-    store = Database(config.storage.store)
-    ledger = make_ledger(config)
-    telemetry = Telemetry()
+    price_map = PriceMap(installed_price_map())
+    deployments = deployments_of(config.model_list, price_map)
+    store, ledger, telemetry, tokenizer = Database(config.storage.store), make_ledger(config), Telemetry(), Tokenizer()
+    control = Control(store, config.settings)
+    pool = Pool(deployments, _pool_settings(config), clock_s=time.monotonic, chance=random.SystemRandom())
+    prices, clock, recorder = PriceBook(price_map), LedgerClock(ledger), BatchRecorder(ledger)
+    forwarder = _forwarder(tokenizer, ids, environment)
+    budgets = BudgetBook(config.budgets, lambda: control.snapshot)
+    asking = Asking(
+        upstream=forwarder, pool=pool, prices=prices, recorder=recorder, new_id=ids.new, now_ms=clock.now_ms
+    )
+    orchestration = make_orchestration(
+        config,
+        store=store,
+        ledger=ledger,
+        control=control,
+        pool=pool,
+        prices=prices,
+        tokenizer=tokenizer,
+        telemetry=telemetry,
+        budgets=budgets,
+        ask=asking.ask,
+        clock_ms=wall_clock_ms,
+    )
+    silence_ms = int(config.reservations.implicit_run_silence_seconds * 1000)
     return Parts(
         config=config,
         store=store,
         ledger=ledger,
-        control=Control(store, config.settings),
+        control=control,
         flusher=Flusher(ledger, store, consumer=process_name(), outbox_cap=config.storage.outbox_cap),
-        pool=Pool(deployments, _pool_settings(config), clock_s=time.monotonic, chance=random.SystemRandom()),
-        prices=PriceBook(price_map),
+        pool=pool,
+        prices=prices,
         telemetry=telemetry,
-        tokenizer=Tokenizer(),
-        orchestration=Orchestration(),
-        runs=RunRegistry(
-            ledger, silence_ms=int(config.reservations.implicit_run_silence_seconds * 1000), new_id=ids.new
-        ),
-        clock=LedgerClock(ledger),
+        tokenizer=tokenizer,
+        orchestration=orchestration,
+        runs=RunRegistry(ledger, silence_ms=silence_ms, new_id=ids.new),
+        budgets=budgets,
+        recorder=recorder,
+        forwarder=forwarder,
+        deployments=deployments,
+        clock=clock,
         ids=ids,
         is_local=allow_anonymous or config.server.host in _LOOPBACK,
     )
@@ -337,16 +354,17 @@ def make_ledger(config: Config) -> Ledger:
     return OutageLedger(backing, Spool(spool, process_name().replace(":", "-")), processes_hint=config.server.workers)
 
 
-def _forwarder(parts: Parts, environment: dict[str, str]) -> Forwarder:
+def _forwarder(tokenizer: Tokenizer, ids: Ids, environment: dict[str, str]) -> Forwarder:
+    mock = MockLane(
+        count=lambda text: tokenizer.count_text("o200k_base", text),
+        count_prompt=tokenizer.count_prompt_now,
+        now_s=time.time,
+        new_id=ids.new,
+    )
     return Forwarder(
         direct=DirectLane(environment=environment),
         litellm=LiteLLMLane(environment=environment),
-        mock=MockLane(
-            count=lambda text: parts.tokenizer.count_text("o200k_base", text),
-            count_prompt=lambda protocol, body: parts.tokenizer.count_prompt_now(protocol, body),
-            now_s=time.time,
-            new_id=parts.ids.new,
-        ),
+        mock=mock,
         environment=environment,
     )
 

@@ -51,6 +51,9 @@ class Telemetry:
         self.saved_tokens = Counter(
             "farebox_saved_tokens", "Tokens not sent, by what saved them.", ("by",), registry=registry
         )
+        self.orchestration_errors = Counter(
+            "farebox_orchestration_errors", "Calls that went on unplanned because of an error of ours.", registry=registry
+        )
         self.in_flight = Gauge("farebox_calls_in_flight", "Calls being served.", registry=registry)
         self.outbox = Gauge(
             "farebox_outbox_records", "Usage events that the store does not have yet.", registry=registry

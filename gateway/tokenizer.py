@@ -8,7 +8,7 @@ its hash. No text is kept.
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import orjson
 import tiktoken
@@ -115,6 +115,16 @@ class Tokenizer:
             return await asyncio.get_running_loop().run_in_executor(
                 self._threads, rules, body, counting, self._count_in(encoding), self._rememberer(counting, None)
             )
+
+    def count_prompt_now(self, protocol: str, body: Mapping[str, Any]) -> int:
+        """The same on the caller's thread, however long it takes: for requests whose text was counted a moment ago.
+        0 for a protocol that is not made of tokens."""
+        rules = _RULES.get(cast(Protocol, protocol))
+        if rules is None:
+            return 0
+        counting = counting_for(str(body.get("model", "")), "openai")
+        encoding = counting.encoding
+        return rules(body, counting, self._count_in(encoding), self._rememberer(counting, None)).tokens
 
     def output_counter(self, model: str, provider: str | None = None) -> "OutputCounter":
         """A counter for one answer of the model, to be fed as the answer flows."""

@@ -41,8 +41,12 @@ class Planner(Protocol):
     def offers(self, call: Call, rung: Rung) -> bool:
         """Whether compressing or rerouting is allowed for this call at all."""
 
+    async def model_for(self, call: Call, snapshot: Snapshot) -> str:
+        """The public name of the model to ask. Raises `BadRequest` for an `auto` that no model can take."""
+
     async def compress(self, call: Call, needed_tokens: int) -> bool:
-        """Make the prompt smaller, so that it needs at most `needed_tokens` if that can be. False: nothing was changed."""
+        """Make the prompt smaller, so that it needs at most `needed_tokens` if that can be (0: by the settings' ratio).
+        False: nothing was changed."""
 
     async def reroute(self, call: Call, refused: Refused) -> bool:
         """Choose a cheaper model for the call. False: there is none that will do."""
@@ -86,15 +90,17 @@ class Admission:
 
     async def admit(self, call: Call) -> None:
         """Fills in the call's chain, count, price and grant. Raises `BudgetRefusal`, `LedgerOutage` or `BadRequest`."""
-        limits = RunLimits(tightened=call.tags.budget)
-        if call.is_tagged:
-            limits = await self._planner.plan(call, self._snapshot())
-        self.use(call, self.choose(call.request.model))
+        snapshot = self._snapshot()
+        limits = await self._planner.plan(call, snapshot) if call.is_tagged else RunLimits()
+        call.model = await self._planner.model_for(call, snapshot)
+        self.use(call, self.choose(call.model))
         call.chain = self._chain(call, limits)
         call.timings.stop("classify")
         if not call.chain.links:
             return
         call.count = await self.count(call)
+        if Rung.COMPRESS not in _forbidden(call) and self._planner.offers(call, Rung.COMPRESS):
+            await self._compress(call, 0)
         call.timings.stop("count")
         self._require_price(call, call.chain.limits_money)
         await self._reserve(call)
@@ -164,7 +170,7 @@ class Admission:
 
     def _rungs(self, call: Call) -> list[Rung | None]:
         """None first: the call as it is. A caller may forbid rungs, and a budget names those that it allows."""
-        forbidden = {Rung(option.removeprefix("no-")) for option in call.tags.options}
+        forbidden = _forbidden(call)
         rungs = [rung for rung in call.chain.ladder if rung not in forbidden and self._may_help(call, rung)]
         # Clamping gives the most that fits, which is the whole call if that fits: no need to ask for the whole one first.
         return [*rungs] if rungs and rungs[0] is Rung.CLAMP else [None, *rungs]
@@ -195,15 +201,19 @@ class Admission:
         if rung is Rung.WAIT:
             return await self._wait(call, demand, refused)
         if rung is Rung.COMPRESS:
-            changed = await self._planner.compress(call, self._room(refused, demand))
-            if changed:
-                call.count = await self.count(call)
+            changed = await self._compress(call, self._room(refused, demand))
         else:
             changed = await self._planner.reroute(call, refused)
         if not changed:
             return None
         demand = self._demand(call)
         return demand, await self._ask(call, demand)
+
+    async def _compress(self, call: Call, needed_tokens: int) -> bool:
+        changed = await self._planner.compress(call, needed_tokens)
+        if changed:
+            call.count = await self.count(call)
+        return changed
 
     @staticmethod
     def _room(refused: Refused, demand: Demand) -> int:
@@ -306,6 +316,10 @@ class Admission:
                 code="unpriced_model",
                 param="model",
             )
+
+
+def _forbidden(call: Call) -> set[Rung]:
+    return {Rung(option.removeprefix("no-")) for option in call.tags.options}
 
 
 def _add_defaults(request: Request, added: Mapping[str, Any]) -> None:

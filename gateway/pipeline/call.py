@@ -82,6 +82,7 @@ class Call:
     request: Request
     tags: Tags = UNTAGGED
     run: str | None = None
+    model: str = ""  # the public name that is asked: the client's, or the one that routing chose
     timings: Timings = field(default_factory=Timings)
     forwarded_headers: Mapping[str, str] = field(default_factory=dict)
     intent: IntentTag | None = None

@@ -124,7 +124,7 @@ class Forwarding:
         """Another model, where the configuration names one and its worst case is held or can be."""
         if not self._should_fall_back(failure):
             return None
-        for name in self._pool.fallbacks(call.request.model, context_window=failure.is_context_window):
+        for name in self._pool.fallbacks(call.model, context_window=failure.is_context_window):
             following = self._pool.choose(name, tried)
             if following is not None and await self._may_use(call, following):
                 call.actions.append(f"fallback={name}")

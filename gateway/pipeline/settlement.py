@@ -126,9 +126,7 @@ class Settler:
         usage, source = outcome.usage, "provider"
         if usage is None:
             count = call.count or await self._count_late(call)
-            usage = replace(
-                call.request.units(), input_tokens=count.tokens, output_tokens=outcome.output_tokens_seen
-            )
+            usage = replace(call.request.units(), input_tokens=count.tokens, output_tokens=outcome.output_tokens_seen)
             source = "estimated"
         cost = cost_nano_usd(call.price, usage, call.request.body.get("service_tier")) if call.price is not None else 0
         return Used(usage, Amount(usage.input_tokens + usage.output_tokens, cost, 1), source)

@@ -1,0 +1,87 @@
+"""Joins the orchestration's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+import orjson
+
+from gateway.config import Config
+from gateway.control import Control
+from gateway.ledger.port import Ledger
+from gateway.orchestration.complexity import complexity_of
+from gateway.orchestration.intents import IntentRules, Intents
+from gateway.orchestration.plans import Plans
+from gateway.orchestration.saving import Saving
+from gateway.orchestration.service import Orchestration
+from gateway.pricebook import PriceBook
+from gateway.store.database import Database
+from gateway.telemetry import Telemetry
+from gateway.tokenizer import Tokenizer
+from gateway.upstream.deployments import Pool
+from policies.budgets import Budget
+from policies.routing import Tier
+
+ANSWER_TOKENS_MAX: Final = 200
+
+Ask = Callable[[str, dict[str, Any]], Awaitable[bytes | None]]
+
+
+def make_orchestration(
+    config: Config,
+    *,
+    store: Database,
+    ledger: Ledger,
+    control: Control,
+    pool: Pool,
+    prices: PriceBook,
+    tokenizer: Tokenizer,
+    telemetry: Telemetry,
+    budgets: Callable[[], Sequence[Budget]],
+    ask: Ask,
+    clock_ms: Callable[[], int],
+) -> Orchestration:
+    """`ask` sends a chat body to a model of ours, outside every budget, and gives the answer's body."""
+    model = config.classifier.model
+
+    async def ask_intent(messages: Sequence[Mapping[str, Any]]) -> str | None:
+        assert model is not None  # noqa: S101 - only used where a model is configured
+        answer = await ask(
+            model, {"model": model, "messages": list(messages), "max_tokens": ANSWER_TOKENS_MAX, "temperature": 0}
+        )
+        return _text_of(answer)
+
+    rules = IntentRules(
+        wait_ms=config.classifier.wait_ms if config.classifier.wait else 0,
+        cache_ttl_ms=int(config.classifier.cache_ttl_seconds * 1000),
+    )
+    tiers = [
+        (Tier.FAST, config.tiers.fast),
+        (Tier.BALANCED, config.tiers.balanced),
+        (Tier.POWERFUL, config.tiers.powerful),
+    ]
+    orchestration = Orchestration(
+        intents=Intents(store, ask_intent if model else None, rules, clock_ms),
+        plans=Plans(store, ledger, clock_ms),
+        saving=Saving(
+            pool=pool,
+            prices=prices,
+            tokenizer=tokenizer,
+            tiers=tiers,
+            complexity=complexity_of,
+            snapshot=lambda: control.snapshot,
+        ),
+        telemetry=telemetry,
+        budgets=budgets,
+    )
+    control.subscribe(orchestration.settings_changed)
+    return orchestration
+
+
+def _text_of(body: bytes | None) -> str | None:
+    try:
+        content = orjson.loads(body or b"")["choices"][0]["message"]["content"]
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        return None
+    return content if isinstance(content, str) else None

@@ -1,0 +1,226 @@
+"""The intent of each tagged call: header, declaration, learned cache, rules, model; a model to ask for what stays unclear.
+
+The answer that was found last time serves while what identifies the step is unchanged, so a warm call costs a look-up.
+Asking happens beside the call: this one goes on with the best guess, the next ones have the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+from cachetools import LRUCache
+
+from gateway.pipeline.call import Call, IntentTag
+from gateway.store import intents as intent_store
+from gateway.store.database import Database, StoreError
+from gateway.store.intents import LearnedIntent
+from policies.classify import (
+    Classification,
+    StepText,
+    classify,
+    content_key,
+    llm_question,
+    parse_llm_answer,
+    step_text_from_chat,
+)
+from policies.intents import Intent
+
+_log = structlog.get_logger(__name__)
+_WARM_MAX: Final = 20_000
+_LEARNED_MAX: Final = 50_000
+_BATCH: Final = 5
+_WAITING_MAX: Final = 500
+# A name that says nothing: then the words of the prompt tell the step, and belong to its identity.
+_GENERIC: Final = frozenset({"default", "step", "prompt", "task", "call", "llm", "agent", "main", "run", "chat"})
+
+Ask = Callable[[Sequence[Mapping[str, Any]]], Awaitable[str | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class IntentRules:
+    wait_ms: int  # 0: never wait for the model that is asked
+    cache_ttl_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    key: str
+    step: StepText
+
+
+class Intents:
+    """`ask` None: there is no model to ask, and the best guess stays."""
+
+    def __init__(self, store: Database, ask: Ask | None, rules: IntentRules, clock_ms: Callable[[], int]) -> None:
+        self._store = store
+        self._ask = ask
+        self._rules = rules
+        self._clock_ms = clock_ms
+        self._warm: LRUCache[tuple[object, ...], Classification] = LRUCache(_WARM_MAX)
+        self._learned: LRUCache[str, LearnedIntent] = LRUCache(_LEARNED_MAX)
+        self._questions: asyncio.Queue[_Question] = asyncio.Queue(_WAITING_MAX)
+        self._asked: dict[str, asyncio.Event] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        try:
+            for learned in await intent_store.latest(self._store, self._clock_ms()):
+                self._learned[learned.key] = learned
+        except StoreError as error:
+            _log.warning("learned_intents_not_loaded", error=str(error))
+        if self._ask is not None:
+            self._task = asyncio.create_task(self._ask_forever(), name="intents")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def forget(self) -> None:
+        """Settings changed: what was concluded under the old ones is concluded anew."""
+        self._warm.clear()
+
+    async def of(self, call: Call, declared: str | None, threshold: float) -> IntentTag:
+        """Cheap when the step was seen before; at most `wait_ms` when a model is asked and waiting is allowed."""
+        header = call.tags.intent
+        identity = (call.principal.project, call.tags.workflow, call.tags.step, header, declared, *_fingerprint(call))
+        found = self._warm.get(identity)
+        if found is None:
+            found = await self._classified(call, header, declared, threshold)
+            self._warm[identity] = found
+        return IntentTag(found.intent, found.confidence, found.source)
+
+    async def _classified(
+        self, call: Call, header: str | None, declared: str | None, threshold: float
+    ) -> Classification:
+        step = step_text_of(call.protocol.name, call.request.body, call.tags.step, call.tags.workflow)
+        if header is not None or declared is not None:
+            return classify(
+                step, header=header, declared=Intent(declared) if declared else None, confidence_threshold=threshold
+            )
+        key = content_key(step)
+        learned = self._remembered(key)
+        if learned is not None:
+            return learned
+        guess = classify(step, confidence_threshold=threshold)
+        if guess.confidence >= threshold or self._ask is None:
+            return guess
+        self._enqueue(_Question(key, step))
+        if self._rules.wait_ms:
+            await self._wait_for(key)
+        return self._remembered(key) or guess
+
+    def _remembered(self, key: str) -> Classification | None:
+        learned = self._learned.get(key)
+        if learned is None or learned.expires_at_ms <= self._clock_ms():
+            return None
+        source = "llm" if learned.source == "llm" and self._clock_ms() - learned.created_at_ms < 1000 else "cache"
+        return Classification(Intent(learned.intent), learned.confidence, source, learned.reasoning, ())
+
+    def _enqueue(self, question: _Question) -> None:
+        if question.key in self._asked or self._questions.full():
+            return
+        self._asked[question.key] = asyncio.Event()
+        self._questions.put_nowait(question)
+
+    async def _wait_for(self, key: str) -> None:
+        event = self._asked.get(key)
+        if event is not None:
+            try:
+                async with asyncio.timeout(self._rules.wait_ms / 1000):
+                    await event.wait()
+            except TimeoutError:
+                pass
+
+    async def _ask_forever(self) -> None:
+        while True:
+            batch = [await self._questions.get()]
+            while len(batch) < _BATCH and not self._questions.empty():
+                batch.append(self._questions.get_nowait())
+            answers = await asyncio.gather(*(self._answer(question) for question in batch))
+            await self._keep([learned for learned in answers if learned is not None])
+
+    async def _answer(self, question: _Question) -> LearnedIntent | None:
+        assert self._ask is not None  # noqa: S101 - the task exists only with a model to ask
+        try:
+            text = await self._ask(llm_question(question.step))
+            answer = parse_llm_answer(text) if text else None
+            if answer is None:
+                return None
+            now_ms = self._clock_ms()
+            learned = LearnedIntent(
+                question.key,
+                answer.intent,
+                answer.confidence,
+                "llm",
+                now_ms + self._rules.cache_ttl_ms,
+                answer.reasoning,
+                now_ms,
+            )
+            self._learned[question.key] = learned
+            self._warm.clear()
+            return learned
+        except Exception:  # noqa: BLE001 - the classifier's model is an extra: whatever goes wrong with it, calls go on
+            _log.warning("intent_not_asked", exc_info=True)
+            return None
+        finally:
+            event = self._asked.pop(question.key, None)
+            if event is not None:
+                event.set()
+
+    async def _keep(self, learned: list[LearnedIntent]) -> None:
+        if not learned:
+            return
+        try:
+            await intent_store.put_many(self._store, learned)
+        except StoreError as error:
+            _log.warning("learned_intents_not_kept", error=str(error))
+
+
+def _fingerprint(call: Call) -> tuple[object, ...]:
+    """What tells two calls of one step apart for a classifier, without reading their text: strings hash once."""
+    body = call.request.body
+    system = body.get("system") or body.get("instructions")
+    messages = body.get("messages")
+    if system is None and isinstance(messages, list) and messages[0].get("role") in ("system", "developer"):
+        system = messages[0].get("content")
+    shape = body.get("response_format") or body.get("text")
+    tools = body.get("tools")
+    named = call.tags.step not in _GENERIC
+    return (
+        call.protocol.name,
+        hash(system) if isinstance(system, str) else len(system or ()),
+        len(tools) if isinstance(tools, list) else 0,
+        shape.get("type") if isinstance(shape, dict) else None,
+        None if named else _last_text(body),
+    )
+
+
+def _last_text(body: Mapping[str, Any]) -> object:
+    messages = body.get("messages") or body.get("input") or body.get("prompt")
+    if isinstance(messages, str):
+        return hash(messages)
+    if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
+        content = messages[-1].get("content")
+        return hash(content) if isinstance(content, str) else repr(content)[:500]
+    return None
+
+
+def step_text_of(protocol: str, body: Mapping[str, Any], step: str | None, workflow: str | None) -> StepText:
+    """What the classifier reads, from any text protocol: each is brought into the shape of a chat request."""
+    if protocol == "chat":
+        return step_text_from_chat(body, step, workflow)
+    if protocol == "messages":
+        messages = [{"role": "system", "content": body.get("system")}, *(body.get("messages") or ())]
+        return step_text_from_chat({**body, "messages": messages}, step, workflow)
+    if protocol == "responses":
+        given = body.get("input")
+        asked = [{"role": "user", "content": given}] if isinstance(given, str) else list(given or ())
+        messages = [{"role": "system", "content": body.get("instructions")}, *asked]
+        return step_text_from_chat({"messages": messages, "tools": body.get("tools")}, step, workflow)
+    prompt = body.get("prompt") or body.get("input")
+    return StepText(step=step, workflow=workflow, system=None, prompt=prompt[:8000] if isinstance(prompt, str) else "")
