@@ -27,7 +27,7 @@ from gateway.store import runs as runs_store
 from gateway.store import usage_report
 from gateway.store.database import Database
 from gateway.store.runs import Sums
-from gateway.store.tables import run_steps, runs, token_usage, usage_dead_letter, usage_hourly
+from gateway.store.tables import run_steps, runs, token_usage, usage_daily, usage_dead_letter
 from gateway.store.usage_report import GroupBy, UsageFilter
 from policies.amounts import ZERO, Amount
 from policies.budgets import RUN_KEEP_MS, Budget, Link, RunLimits, Scope, Subject, Window, account_name, chain_for
@@ -292,9 +292,9 @@ def _lineage(run: str, parents: Mapping[str, str]) -> list[str]:
 async def _budget_sums(
     db: Database, project: str, budgets: Sequence[Budget], key_names: Mapping[str, str], now_ms: int
 ) -> Restored:
-    names = (usage_hourly.c.workflow, usage_hourly.c.agent, usage_hourly.c.key_id)
+    names = (usage_daily.c.workflow, usage_daily.c.agent, usage_daily.c.key_id)
     async with db.read() as connection:
-        seen = (await connection.execute(select(*names).where(usage_hourly.c.project == project).distinct())).all()
+        seen = (await connection.execute(select(*names).where(usage_daily.c.project == project).distinct())).all()
     wanted: dict[str, tuple[UsageFilter, int]] = {}
     sharing: dict[str, set[str]] = defaultdict(set)  # accounts of keys: keys of one name share an account
     for workflow, agent, key_id in seen:

@@ -100,22 +100,22 @@ token_usage: Final = Table(
     Column("overhead_us", BigInteger),
     _text("request_id"),
     Index("ix_token_usage_run", "project", "run", "at"),
-    # Rows arrive in the order of time, so on Postgres a block range index finds a span of it at next to no cost.
-    Index("ix_token_usage_at", "at", postgresql_using="brin"),
+    # Rows arrive in the order of time, so this index grows at its end only, and costs little.
+    Index("ix_token_usage_at", "at"),
     postgresql_partition_by="RANGE (at)",
 )
 
-# Sums by hour and by everything that usage is grouped by except the run: what a report reads instead of a million rows.
-usage_hourly: Final = Table(
-    "usage_hourly",
-    METADATA,
-    Column("hour_at", BigInteger, primary_key=True, autoincrement=False),
-    *(
-        Column(name, Text, primary_key=True)
-        for name in ("project", "workflow", "step", "agent", "key_id", "intent", "model", "savings")
-    ),
-    *(_count(name) for name in SUMS),
-)
+
+def _sums_of(name: str, at: str) -> Table:
+    keys = (Column(key, Text, primary_key=True) for key in GROUPED)
+    start = Column(at, BigInteger, primary_key=True, autoincrement=False)
+    return Table(name, METADATA, start, *keys, *(_count(sums) for sums in SUMS))
+
+
+# Sums by hour and by day of everything that usage is grouped by except the run: what a report reads instead of a million rows.
+GROUPED: Final = ("project", "workflow", "step", "agent", "key_id", "intent", "model", "savings")
+usage_hourly: Final = _sums_of("usage_hourly", "hour_at")
+usage_daily: Final = _sums_of("usage_daily", "day_at")
 
 # Events that could not be stored, whole, with the reason: nothing that was settled is thrown away.
 usage_dead_letter: Final = Table(

@@ -20,7 +20,7 @@ from gateway.ledger.port import OutboxEntry
 from gateway.store import partitions
 from gateway.store.bulk import adding, among, insert, leave_alone
 from gateway.store.database import Database, is_data_fault
-from gateway.store.tables import SUMS, run_steps, runs, token_usage, usage_dead_letter, usage_hourly
+from gateway.store.tables import SUMS, run_steps, runs, token_usage, usage_daily, usage_dead_letter, usage_hourly
 from gateway.store.usage_event import Poison, Row, row_of
 from gateway.store.usage_sums import BatchSums
 
@@ -178,6 +178,7 @@ def _reason(error: BaseException) -> str:
 async def _add_sums(connection: AsyncConnection, rows: Sequence[Row]) -> None:
     sums = BatchSums(rows)
     await insert(connection, usage_hourly, sums.hourly(), _HOUR_SEEN)
+    await insert(connection, usage_daily, sums.daily(), _DAY_SEEN)
     await insert(connection, runs, sums.by_run(), _RUN_SEEN)
     await insert(connection, run_steps, sums.by_step(), _STEP_SEEN)
 
@@ -211,6 +212,7 @@ def _state(old: Any, offered: Any) -> Any:
 
 
 _HOUR_SEEN: Final = adding(usage_hourly, SUMS)
+_DAY_SEEN: Final = adding(usage_daily, SUMS)
 _RUN_SEEN: Final = adding(
     runs,
     SUMS,

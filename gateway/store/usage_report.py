@@ -1,7 +1,8 @@
 """Usage, grouped and summed, and single calls. One path for every total, so that no two pages disagree.
 
-A report reads the sums by hour, and single rows only for the hours that its time range cuts; grouped by run it reads the
-sums of runs, and single rows only for the runs that the range cuts. The answer is the same as from the rows alone.
+A report reads the sums by day, by hour for the days that its time range cuts, and single rows for the hours that it cuts;
+grouped by run it reads the sums of runs, and single rows only for the runs that the range cuts. The answer is the same as
+from the rows alone.
 """
 
 from __future__ import annotations
@@ -12,15 +13,29 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, literal, or_, select, union_all
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    CompoundSelect,
+    Select,
+    and_,
+    case,
+    cast,
+    func,
+    literal,
+    literal_column,
+    null,
+    or_,
+    select,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.schema import Table
 
 from gateway.store.database import Database
 from gateway.store.runs import Sums
-from gateway.store.tables import SUMS, runs, token_usage, usage_hourly
-from gateway.store.usage_sums import CALL_STATUSES, ERROR_STATUSES, HOUR_MS, SUMMED
-
-DAY_MS: Final = 86_400_000
+from gateway.store.tables import SUMS, runs, token_usage, usage_daily, usage_hourly
+from gateway.store.usage_sums import CALL_STATUSES, DAY_MS, ERROR_STATUSES, HOUR_MS, SUMMED
 
 
 class GroupBy(StrEnum):
@@ -77,7 +92,21 @@ class CallPage:
     next: str | None
 
 
-# Filter field → column. The sums by hour have all of them but the run.
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """A table of sums over spans of time that begin at `at`."""
+
+    table: Table
+    at: Column[int]
+    size_ms: int
+
+
+_LEVELS: Final = (
+    _Level(usage_daily, usage_daily.c.day_at, DAY_MS),
+    _Level(usage_hourly, usage_hourly.c.hour_at, HOUR_MS),
+)
+
+# Filter field → column. The sums have all of them but the run.
 _COLUMNS: Final = {
     "project": "project",
     "workflow": "workflow",
@@ -93,15 +122,30 @@ _RUN_FIELDS: Final = ("project", "workflow", "run")
 
 async def report(db: Database, group_by: GroupBy, wanted: UsageFilter, limit: int = 100) -> Report:
     """Sum the calls that `wanted` describes by `group_by`. Raises StoreUnavailable."""
-    grouped = _grouped(_source(group_by, wanted))
-    order = grouped.c.grp if group_by is GroupBy.DAY else grouped.c.total_tokens.desc()
-    rows_query = select(grouped).order_by(order, grouped.c.grp).limit(limit)
-    total_query = select(func.count().label("groups"), *(func.sum(grouped.c[name]).label(name) for name in SUMS))
-    async with db.read() as connection:
-        found = (await connection.execute(rows_query)).mappings().all()
-        total = (await connection.execute(total_query)).mappings().one()
-    rows = tuple(ReportRow(_label(group_by, row["grp"]), Sums.of(row)) for row in found)
+    async with db.begin() as connection:
+        found = (await connection.execute(_report_query(group_by, wanted, limit))).mappings().all()
+    (total,) = (row for row in found if row["is_total"])
+    shown = sorted((row for row in found if not row["is_total"]), key=lambda row: _order(group_by, row))
+    rows = tuple(ReportRow(_label(group_by, row["grp"]), Sums.of(row)) for row in shown)
     return Report(group_by, rows, Sums.of(total), total["groups"])
+
+
+def _report_query(group_by: GroupBy, wanted: UsageFilter, limit: int) -> CompoundSelect[Any]:
+    """The largest groups and, as one more row, the total of all: read once, so that they agree."""
+    part = _source(group_by, wanted).subquery("part")
+    sums = [func.sum(part.c[name]).label(name) for name in SUMS]
+    grouped = select(part.c.grp, *sums).group_by(part.c.grp).cte("grouped")
+    first = grouped.c.grp if group_by is GroupBy.DAY else grouped.c.total_tokens.desc()
+    names = [grouped.c[name] for name in SUMS]
+    columns = [literal_column("0").label("is_total"), grouped.c.grp, literal_column("0").label("groups"), *names]
+    shown = select(*columns).order_by(first, grouped.c.grp).limit(limit).subquery("shown")
+    totals = [func.sum(column).label(column.name) for column in names]
+    total = select(literal_column("1"), cast(null(), grouped.c.grp.type), func.count(), *totals)
+    return union_all(select(shown), total)
+
+
+def _order(group_by: GroupBy, row: Mapping[Any, Any]) -> tuple[Any, Any]:
+    return (0 if group_by is GroupBy.DAY else -row["total_tokens"]), row["grp"]
 
 
 async def calls(db: Database, wanted: UsageFilter, limit: int = 100, cursor: str | None = None) -> CallPage:
@@ -133,7 +177,7 @@ def _source(group_by: GroupBy, wanted: UsageFilter) -> Select[Any]:
         return _from_runs(wanted)
     if group_by is GroupBy.RUN or wanted.run is not None:
         return _from_rows(group_by, wanted, _within(token_usage.c.at, wanted.from_ms, wanted.to_ms))
-    return _from_hours(group_by, wanted)
+    return _from_sums(group_by, wanted)
 
 
 def _from_rows(group_by: GroupBy, wanted: UsageFilter, more: list[ColumnElement[bool]]) -> Select[Any]:
@@ -142,20 +186,36 @@ def _from_rows(group_by: GroupBy, wanted: UsageFilter, more: list[ColumnElement[
     return select(group.label("grp"), *_row_sums()).where(*conditions).group_by(group)
 
 
-def _from_hours(group_by: GroupBy, wanted: UsageFilter) -> Select[Any]:
-    """Whole hours from the sums by hour, the cut hours at both ends from the rows."""
-    first = None if wanted.from_ms is None else -(-wanted.from_ms // HOUR_MS) * HOUR_MS
-    last = None if wanted.to_ms is None else wanted.to_ms // HOUR_MS * HOUR_MS
-    if first is not None and last is not None and first >= last:
-        return _from_rows(group_by, wanted, _within(token_usage.c.at, wanted.from_ms, wanted.to_ms))
-    group = _group(usage_hourly, usage_hourly.c.hour_at, group_by)
-    sums = [func.sum(usage_hourly.c[name]).label(name) for name in SUMS]
-    conditions = [*_conditions(usage_hourly, wanted), *_within(usage_hourly.c.hour_at, first, last)]
-    parts = [select(group.label("grp"), *sums).where(*conditions).group_by(group)]
-    for start, end in ((wanted.from_ms, first), (last, wanted.to_ms)):
-        if start is not None and end is not None and start < end:
-            parts.append(_from_rows(group_by, wanted, _within(token_usage.c.at, start, end)))
-    return _together(parts)
+def _from_sums(group_by: GroupBy, wanted: UsageFilter) -> Select[Any]:
+    """Whole days from the sums by day, the hours of cut days from the sums by hour, cut hours from the rows."""
+    return _together(_parts(group_by, wanted, wanted.from_ms, wanted.to_ms, _LEVELS))
+
+
+def _parts(
+    group_by: GroupBy, wanted: UsageFilter, start_ms: int | None, end_ms: int | None, levels: tuple[_Level, ...]
+) -> list[Select[Any]]:
+    if not levels:
+        return [_from_rows(group_by, wanted, _within(token_usage.c.at, start_ms, end_ms))]
+    level, *rest = levels
+    finer = tuple(rest)
+    first_ms = None if start_ms is None else -(-start_ms // level.size_ms) * level.size_ms
+    last_ms = None if end_ms is None else end_ms // level.size_ms * level.size_ms
+    if first_ms is not None and last_ms is not None and first_ms >= last_ms:
+        return _parts(group_by, wanted, start_ms, end_ms, finer)
+    parts = [_from_level(group_by, wanted, level, first_ms, last_ms)]
+    for cut_start_ms, cut_end_ms in ((start_ms, first_ms), (last_ms, end_ms)):
+        if cut_start_ms is not None and cut_end_ms is not None and cut_start_ms < cut_end_ms:
+            parts += _parts(group_by, wanted, cut_start_ms, cut_end_ms, finer)
+    return parts
+
+
+def _from_level(
+    group_by: GroupBy, wanted: UsageFilter, level: _Level, start_ms: int | None, end_ms: int | None
+) -> Select[Any]:
+    group = _group(level.table, level.at, group_by)
+    sums = [func.sum(level.table.c[name]).label(name) for name in SUMS]
+    conditions = [*_conditions(level.table, wanted), *_within(level.at, start_ms, end_ms)]
+    return select(group.label("grp"), *sums).where(*conditions).group_by(group)
 
 
 def _from_runs(wanted: UsageFilter) -> Select[Any]:
@@ -189,12 +249,6 @@ def _together(parts: list[Select[Any]]) -> Select[Any]:
         return parts[0]
     united = union_all(*parts).subquery("united")
     return select(united)
-
-
-def _grouped(source: Select[Any]) -> Any:
-    part = source.subquery("part")
-    sums = [func.sum(part.c[name]).label(name) for name in SUMS]
-    return select(part.c.grp, *sums).group_by(part.c.grp).subquery("grouped")
 
 
 def _group(table: Any, at: ColumnElement[int], group_by: GroupBy) -> ColumnElement[Any]:

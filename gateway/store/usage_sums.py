@@ -1,4 +1,4 @@
-"""What a batch of usage rows adds to the sums by hour, by run and by step. Pure."""
+"""What a batch of usage rows adds to the sums by hour, day, run and step. Pure."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Iterable, Mapping
 from operator import add, itemgetter
 from typing import Any, Final
 
-from gateway.store.tables import SUMS
+from gateway.store.tables import GROUPED, SUMS
 
 Row = Mapping[str, Any]
 Sums = dict[str, Any]
 
 HOUR_MS: Final = 3_600_000
+DAY_MS: Final = 86_400_000
 # Refused calls are counted apart, and a late settlement or a repair corrects a call that was counted before.
 CALL_STATUSES: Final = ("ok", "error", "cancelled", "lost")
 ERROR_STATUSES: Final = ("error", "lost")
 
-HOURLY_KEY: Final = ("hour_at", "project", "workflow", "step", "agent", "key_id", "intent", "model", "savings")
 # Columns of `token_usage` that are summed as they are; calls, refused and errors are counted from the status.
 SUMMED: Final = SUMS[3:]
 
-_NAMES_OF_HOUR: Final = itemgetter(*HOURLY_KEY[1:])
+_GROUP_OF: Final = itemgetter(*GROUPED)
 _SUMMED_OF: Final = itemgetter(*SUMMED)
 # (calls, refused, errors) that a row of this status counts as.
 _COUNTED: Final = {
@@ -44,7 +44,15 @@ class BatchSums:
 
     def hourly(self) -> list[Sums]:
         """One row for each hour and combination of names."""
-        return [dict(zip(HOURLY_KEY, key, strict=True)) | _named(sums) for key, sums in sorted(self._hours.items())]
+        return _grouped("hour_at", self._hours)
+
+    def daily(self) -> list[Sums]:
+        """One row for each day in UTC and combination of names."""
+        days: dict[tuple[Any, ...], list[int]] = {}
+        for (hour_at, *names), amounts in self._hours.items():
+            day = (hour_at - hour_at % DAY_MS, *names)
+            days[day] = list(map(add, days.get(day, _ZEROS), amounts))
+        return _grouped("day_at", days)
 
     def by_run(self) -> list[Sums]:
         """One row for each run that was tagged. Its state is what its latest event says: exhausted, or active."""
@@ -67,7 +75,7 @@ class BatchSums:
         # Computed once for the three places that it is added to.
         amounts = (*_COUNTED[row["status"]], *_SUMMED_OF(row))
         at = row["at"]
-        hour = (at - at % HOUR_MS, *_NAMES_OF_HOUR(row))
+        hour = (at - at % HOUR_MS, *_GROUP_OF(row))
         self._hours[hour] = list(map(add, self._hours.get(hour, _ZEROS), amounts))
         if not row["run"]:
             return
@@ -119,6 +127,11 @@ class _Seen:
 
     def times(self) -> dict[str, int]:
         return {"first_at": self.first_at, "last_at": self.last_at}
+
+
+def _grouped(start: str, found: Mapping[tuple[Any, ...], list[int]]) -> list[Sums]:
+    names = (start, *GROUPED)
+    return [dict(zip(names, key, strict=True)) | _named(sums) for key, sums in sorted(found.items())]
 
 
 def _named(sums: Iterable[int]) -> Sums:

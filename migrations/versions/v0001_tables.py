@@ -44,6 +44,7 @@ _TABLES = (
     "run_steps",
     "runs",
     "usage_dead_letter",
+    "usage_daily",
     "usage_hourly",
     "token_usage",
 )
@@ -142,24 +143,25 @@ def _usage() -> None:
         _text("request_id"),
         postgresql_partition_by="RANGE (at)",
     )
-    op.create_index("ix_token_usage_at", "token_usage", ["at"], postgresql_using="brin")
+    op.create_index("ix_token_usage_at", "token_usage", ["at"])
     op.create_index("ix_token_usage_run", "token_usage", ["project", "run", "at"])
 
 
 def _usage_sums() -> None:
-    op.create_table(
-        "usage_hourly",
-        _key("hour_at", sa.BigInteger()),
-        _key("project"),
-        _key("workflow"),
-        _key("step"),
-        _key("agent"),
-        _key("key_id"),
-        _key("intent"),
-        _key("model"),
-        _key("savings"),
-        *_sums(),
-    )
+    for table, start in (("usage_hourly", "hour_at"), ("usage_daily", "day_at")):
+        op.create_table(
+            table,
+            _key(start, sa.BigInteger()),
+            _key("project"),
+            _key("workflow"),
+            _key("step"),
+            _key("agent"),
+            _key("key_id"),
+            _key("intent"),
+            _key("model"),
+            _key("savings"),
+            *_sums(),
+        )
     op.create_table(
         "usage_dead_letter",
         _key("id"),

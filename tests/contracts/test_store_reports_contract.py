@@ -118,10 +118,10 @@ async def test_every_report_equals_the_sums_made_by_hand(db: Database) -> None:
     events = some_events()
     for start in range(0, len(events), 70):
         await usage.insert_entries(db, events[start : start + 70], NOW_MS)
-    for times in RANGES:
+    for at, times in enumerate(RANGES):
         for names in FILTERS:
             wanted = UsageFilter(**names, **times)  # type: ignore[arg-type]
-            for group_by in GroupBy:
+            for group_by in list(GroupBy)[at % 3 :: 3]:  # all of them for every filter, a third for every range
                 expected = by_hand(events, group_by, wanted)
                 found = await usage_report.report(db, group_by, wanted)
                 assert {row.group: row.sums for row in found.rows} == expected, (group_by, wanted)
