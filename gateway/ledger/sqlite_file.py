@@ -35,6 +35,7 @@ class SqliteFile:
         with ExitStack() as undo:
             self._lock = _lock(path)
             undo.callback(self._lock.release)
+            _check_writable(path)
             wal_was_there = self._wal_path.exists()
             try:
                 self.connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
@@ -172,6 +173,12 @@ def _lock(path: Path) -> FileLock:
             f"the ledger {path}: its folder cannot be written ({error}). Give this user the right to, or name another file"
         ) from error
     return lock
+
+
+def _check_writable(path: Path) -> None:
+    """SQLite would open the file for reading, and then fail to lock it with an I/O error that says nothing."""
+    if path.exists() and not os.access(path, os.W_OK):
+        raise LedgerUnavailable(f"the ledger {path}: it cannot be written. Give this user the right to write the file")
 
 
 def _pid_in(lock_path: Path) -> str:

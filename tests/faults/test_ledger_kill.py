@@ -1,0 +1,87 @@
+"""kill -9 at any moment: nothing that the embedded ledger acknowledged is lost, nothing is there twice."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.ledger.sqlite import SqliteLedger
+from policies.reservation import State
+
+ROOT = Path(__file__).parents[2]
+
+
+def spend_and_die(path: Path, lines: int) -> dict[str, dict[str, int]]:
+    """What a process acknowledged until it was killed: outcome → id → tokens."""
+    told: dict[str, dict[str, int]] = {"reserved": {}, "settled": {}, "voided": {}}
+    command = [sys.executable, "-m", "tests.faults.ledger_child", "spend", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as child:
+        assert child.stdout is not None
+        try:
+            for _ in range(lines):
+                outcome, name, tokens = child.stdout.readline().split()
+                told[outcome][name] = int(tokens)
+        finally:
+            child.kill()
+        # What was acknowledged and not read yet counts as well; the last line may be cut.
+        for line in child.stdout.read().splitlines(keepends=True):
+            if line.endswith("\n"):
+                outcome, name, tokens = line.split()
+                told[outcome][name] = int(tokens)
+    return told
+
+
+@pytest.mark.parametrize("lines", [1, 100, 3_000])
+async def test_what_was_acknowledged_survives(tmp_path: Path, lines: int) -> None:
+    path = tmp_path / "ledger.db"
+    settled: dict[str, int] = {}
+    for life in range(2):
+        told = await asyncio.to_thread(spend_and_die, path, lines)
+        settled |= told["settled"]
+        ledger = SqliteLedger(path)
+        await ledger.open()
+        entries = await ledger.outbox_read("flusher", 1_000_000)
+        booked = {entry.id: entry.amount.tokens for entry in entries}
+        assert len(booked) == len(entries), "an event is there twice"
+        assert settled.items() <= booked.items(), f"life {life} lost a settlement"
+
+        pending = {name: held.tokens for name, _, held, _ in await ledger.pending("p", 1_000_000)}
+        open_ones = told["reserved"].keys() - told["settled"].keys() - told["voided"].keys()
+        # What was acknowledged as reserved is held still, or was resolved in the moment before the end.
+        for name in open_ones - pending.keys() - booked.keys():
+            assert (await ledger.void("p", name)).state is State.VOIDED
+        assert not pending.keys() & booked.keys()
+        for account in ("step:a", "run:r"):
+            (balance,) = await ledger.balances("p", [account])
+            assert balance.settled.tokens == sum(booked.values())
+            assert balance.settled.requests == len(booked)
+            assert balance.reserved.tokens == sum(pending.values())
+        await ledger.close()
+    assert settled or lines == 1
+
+
+async def test_a_hold_of_a_dead_process_is_swept_and_its_settlements_reach_the_store_once(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    told = await asyncio.to_thread(spend_and_die, path, 200)
+    in_an_hour = SqliteLedger(path, clock_ms=lambda: 4_000_000_000_000)
+    await in_an_hour.open()
+    lost = {one.id for one in await in_an_hour.expire_due()}
+    assert lost, "sixteen calls were open at any moment"
+    assert not lost & (told["settled"].keys() | told["voided"].keys())
+    (balance,) = await in_an_hour.balances("p", ["run:r"])
+    assert balance.reserved.tokens == 0
+    store: dict[str, int] = {}
+    for consumer in ("dies between commit and acknowledgement", "carries on"):
+        # A consumer that died keeps its claim in nobody's memory but this process's: another process begins anew.
+        entries = await in_an_hour.outbox_read(consumer, 1_000_000)
+        store |= {entry.id: entry.amount.tokens for entry in entries}
+        await in_an_hour.close()
+        await in_an_hour.open()
+    assert sum(store.values()) == balance.settled.tokens
+    await in_an_hour.outbox_acknowledge(await in_an_hour.outbox_read("carries on", 1_000_000))
+    assert await in_an_hour.outbox_size() == 0
+    await in_an_hour.close()
