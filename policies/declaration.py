@@ -37,16 +37,13 @@ def _collect(
         _collect(inner, {name: own[name] for name in _INHERITED if name in own}, found, depth - 1)
 
 
-def learned_steps(past_runs: Sequence[Sequence[str]]) -> tuple[str, ...] | None:
+def learned_steps(runs_by_step: Mapping[str, int]) -> tuple[str, ...] | None:
     """The steps that a new run of an undeclared workflow will have; None before there are three runs to learn from.
 
-    `past_runs` holds the steps of each finished run, the newest run first. A step counts as known when at least half of
-    the runs had it, so that one odd run neither adds a step to every plan nor takes one away.
+    `runs_by_step` says in how many finished runs each step was seen; the step seen most was in all of them. A step counts as
+    known when at least half of the runs had it: one odd run neither adds a step to every plan nor takes one away.
     """
-    if len(past_runs) < RUNS_TO_LEARN:
+    runs = max(runs_by_step.values(), default=0)
+    if runs < RUNS_TO_LEARN:
         return None
-    seen: dict[str, int] = {}
-    for run in past_runs:
-        for step in dict.fromkeys(run):
-            seen[step] = seen.get(step, 0) + 1
-    return tuple(step for step, runs in seen.items() if 2 * runs >= len(past_runs))
+    return tuple(step for step, seen in runs_by_step.items() if 2 * seen >= runs)

@@ -49,17 +49,16 @@ def test_groups_nested_without_end_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("past_runs", "known"),
+    ("runs_by_step", "known"),
     [
-        ([], None),
-        ([["a", "b"], ["a", "b"]], None),
-        ([["a", "b"], ["a", "b"], ["a", "b"]], ("a", "b")),
-        ([["b", "a"], ["a", "b"], ["a", "b"]], ("b", "a")),  # in the order of the newest run
-        ([["a", "x"], ["a", "b"], ["a", "b"]], ("a", "b")),  # one odd run adds nothing
-        ([["a"], ["a", "b"], ["a", "b"]], ("a", "b")),  # and takes nothing away
-        ([["a"], ["a", "b"], ["a", "b"], ["a"]], ("a", "b")),
-        ([["a", "a", "a"], ["b"], ["b"]], ("b",)),  # a loop within a run counts once
+        ({}, None),
+        ({"a": 2, "b": 2}, None),
+        ({"a": 3, "b": 3}, ("a", "b")),
+        ({"b": 3, "a": 3}, ("b", "a")),  # as they were given
+        ({"a": 3, "b": 2, "x": 1}, ("a", "b")),  # one odd run adds nothing, and takes nothing away
+        ({"a": 4, "b": 2}, ("a", "b")),
+        ({"a": 200, "b": 99}, ("a",)),
     ],
 )
-def test_steps_of_an_undeclared_workflow(past_runs: list[list[str]], known: tuple[str, ...] | None) -> None:
-    assert learned_steps(past_runs) == known
+def test_steps_of_an_undeclared_workflow(runs_by_step: dict[str, int], known: tuple[str, ...] | None) -> None:
+    assert learned_steps(runs_by_step) == known
