@@ -45,7 +45,8 @@ class Handler:
 
     `prompt_share_percent` is how much of a step's tokens its prompt usually takes: it splits an allocation into prompt
     and answer. `output_tokens_min` is the least answer worth paying for: below it a call is refused rather than
-    clamped. `compression` lists strategies in the order to try, `tier_floor` the least tier that does this well.
+    clamped. `compression` lists strategies in the order to try. `tier_floor` is the least tier that does this well: the
+    built-in ones leave the thresholds of the settings alone.
     `checks` are (weight, check) pairs: the first kind of fault counts most.
     """
 
@@ -110,7 +111,6 @@ _HANDLERS = (
         prompt_share_percent=40,
         output_tokens_min=128,
         compression=("structural",),
-        tier_floor=Tier.BALANCED,
         checks=((4, not_empty), (4, complete), (4, matches_schema)),
     ),
     Handler(
@@ -118,7 +118,6 @@ _HANDLERS = (
         prompt_share_percent=80,
         output_tokens_min=16,
         compression=("structural",),
-        tier_floor=Tier.BALANCED,
         checks=((4, not_empty), (4, complete), (4, matches_schema), (4, names_a_verdict)),
     ),
     Handler(

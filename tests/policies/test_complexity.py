@@ -41,6 +41,11 @@ PLAN = (
     "running in case of doubt is part of the question. Give dates, and say what you assumed."
 )
 
+CHECK = (
+    "Check every statement of the draft against the sources. Mark it supported, contradicted or not mentioned; quote the "
+    "sentence. If a source is older than 2020, say so."
+)
+
 
 def chat(*turns: tuple[str, Any], **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in turns], **more}
@@ -211,7 +216,13 @@ def test_the_reason_names_what_weighs_most() -> None:
         (chat(("user", "Say hello in French.")), "generate", Tier.FAST),
         (chat(("user", "Is this spam? Answer yes or no.\n\nText: Buy now!")), "conditional", Tier.FAST),
         (chat(("user", "Extract the date: 'See you on May 3.'")), "extract", Tier.FAST),
-        (chat(("user", PLAN)), "generate", Tier.BALANCED),
+        (
+            chat(("user", "Correct spelling and grammar, change nothing else.\n\n" + "x " * 1000)),
+            "transform",
+            Tier.FAST,
+        ),
+        (chat(("user", CHECK + "\n\n" + "x " * 8000)), "validate", Tier.BALANCED),
+        (chat(("user", PLAN)), "generate", Tier.POWERFUL),
         (chat(("system", PLAN), ("user", PLAN), max_tokens=8000, reasoning_effort="high"), "generate", Tier.POWERFUL),
     ],
 )
