@@ -1,0 +1,71 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= config.example.yaml
+PORT ?= 4000
+# Two cores: more workers than that only make timing tests wait for each other.
+TEST_WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev run demo test check format lock bench bench-peers eval-intents eval-compression eval-routing docs soak release-check clean
+
+help: ## Show what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+$(VENV)/runtime: requirements/runtime.txt requirements/build.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/build.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/runtime.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/runtime requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/dev.txt
+	@touch $@
+
+install: $(VENV)/runtime ## Make .venv with the locked dependencies
+
+install-dev: $(VENV)/dev
+
+run: install ## Start the gateway on :4000 with a model that answers offline
+	$(BIN)/farebox --config $(CONFIG) serve --port $(PORT)
+
+demo: install ## Run a five-step workflow against a built-in provider and show what became of its budget
+	$(BIN)/farebox demo
+
+test: install-dev ## Run all tests against private Redis and Postgres servers
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+check: install-dev ## Lint, format, types, layers, tidiness
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_tidy.py
+
+format: install-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## Resolve the dependencies anew (needs uv); nothing younger than a week, which keeps a poisoned release out
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --group build --no-deps --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/build.txt --quiet
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/runtime.txt --quiet
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --group dev --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/dev.txt --quiet
+
+bench: install-dev ## Measure CPU, calls/s and latency against a bare passthrough
+	$(BIN)/python -m bench
+
+bench-peers: install-dev ## The same with other gateways beside it
+	$(BIN)/python -m bench --peers
+
+eval-intents: install-dev ## Accuracy of the intent classifier
+	$(BIN)/python -m bench.eval_intents
+
+eval-compression: install-dev ## Tokens saved and answers kept by compression
+	$(BIN)/python -m bench.eval_compression
+
+eval-routing: install-dev ## Money saved and tiers confused by routing
+	$(BIN)/python -m bench.eval_routing
+
+clean:
+	rm -rf $(VENV) .farebox dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

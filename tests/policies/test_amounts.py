@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.amounts import UNITS, UNLIMITED, Amount, Limit
+
+counts = st.integers(-(10**9), 10**9)
+amounts = st.builds(Amount, counts, counts, counts)
+limits = st.builds(Limit, *[st.none() | st.integers(0, 10**9)] * 3)
+
+
+@given(amounts, amounts)
+def test_sums_and_differences_cancel(one: Amount, other: Amount) -> None:
+    assert one + other - other == one
+
+
+@given(limits, limits)
+def test_tightening_never_loosens_and_knows_no_order(one: Limit, other: Limit) -> None:
+    both = one.tightened_by(other)
+    assert both == other.tightened_by(one)
+    for unit in UNITS:
+        given_limits = [limit for limit in (one.of(unit), other.of(unit)) if limit is not None]
+        assert both.of(unit) == (min(given_limits) if given_limits else None)
+
+
+@pytest.mark.parametrize(
+    ("limit", "override", "expected"),
+    [
+        (Limit(tokens=5), Limit(tokens=9), Limit(tokens=9)),
+        (Limit(tokens=5, nano_usd=7), Limit(tokens=0), Limit(tokens=0, nano_usd=7)),
+        (Limit(requests=1), UNLIMITED, Limit(requests=1)),
+    ],
+)
+def test_an_override_replaces_what_it_names(limit: Limit, override: Limit, expected: Limit) -> None:
+    assert limit.replaced_by(override) == expected
+
+
+def test_only_a_limit_without_any_unit_is_unlimited() -> None:
+    assert UNLIMITED.is_unlimited
+    assert not Limit(tokens=0).is_unlimited

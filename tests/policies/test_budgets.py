@@ -1,0 +1,155 @@
+"""Which accounts a call is reserved on, by tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from policies.amounts import UNLIMITED, Limit
+from policies.budgets import (
+    DEFAULT_LADDER,
+    Budget,
+    Chain,
+    HoldKind,
+    Mode,
+    OnOutage,
+    Parent,
+    Rung,
+    RunLimits,
+    Scope,
+    Subject,
+    Window,
+    chain_for,
+)
+
+NOW = 1_795_000_000_000  # 2026-11-18 06:26:40 UTC
+MINUTE = NOW - NOW % 60_000
+CALL = Subject("acme", key="ci", workflow="nightly-report", run="r-1", step="draft", agent="writer")
+UNTAGGED = Subject("acme", key="ci")
+TOKENS = Limit(tokens=100)
+
+
+def chain(*budgets: Budget, subject: Subject = CALL, limits: RunLimits = RunLimits()) -> Chain:
+    return chain_for(subject, budgets, limits, NOW)
+
+
+def accounts(found: Chain) -> list[str]:
+    return [link.hold.account for link in found.links]
+
+
+def test_a_tagged_call_is_counted_on_its_step_and_run_even_without_a_budget() -> None:
+    found = chain()
+    assert accounts(found) == ["step/r-1/draft", "run/r-1"]
+    assert not found.is_limited
+    assert found.survives_outage
+
+
+def test_an_untagged_call_without_a_budget_has_no_chain() -> None:
+    assert chain(subject=UNTAGGED).links == ()
+
+
+@pytest.mark.parametrize(
+    ("budget", "account"),
+    [
+        (Budget(Scope.WORKFLOW, TOKENS, window=Window.TOTAL), "workflow/nightly-report@total"),
+        (Budget(Scope.AGENT, TOKENS, window=Window.TOTAL), "agent/writer@total"),
+        (Budget(Scope.KEY, TOKENS, window=Window.MINUTE), f"key/ci@minute:{MINUTE}"),
+        (Budget(Scope.PROJECT, TOKENS, window=Window.TOTAL), "project/acme@total"),
+    ],
+)
+def test_each_scope_has_an_account_of_its_own(budget: Budget, account: str) -> None:
+    found = chain(budget)
+    assert accounts(found) == ["step/r-1/draft", "run/r-1", account]
+    assert found.link(account).hold.limit == TOKENS
+
+
+@pytest.mark.parametrize(
+    ("scope", "match", "applies"),
+    [
+        (Scope.RUN, "nightly-*", True),
+        (Scope.RUN, "weekly-*", False),
+        (Scope.STEP, "nightly-report", True),
+        (Scope.STEP, "nightly-report/draft", True),
+        (Scope.STEP, "*/draft", True),
+        (Scope.STEP, "*/send", False),
+        (Scope.KEY, "CI", False),
+        (Scope.PROJECT, "acme", True),
+    ],
+)
+def test_budgets_match_by_glob_and_by_case(scope: Scope, match: str, applies: bool) -> None:
+    window = Window.RUN if scope in (Scope.RUN, Scope.STEP) else Window.TOTAL
+    assert chain(Budget(scope, TOKENS, match=match, window=window)).is_limited is applies
+
+
+def test_of_two_budgets_on_one_account_the_smaller_counts_in_each_unit() -> None:
+    found = chain(Budget(Scope.RUN, Limit(tokens=100, nano_usd=5)), Budget(Scope.RUN, Limit(tokens=70, requests=3)))
+    assert found.link("run/r-1").hold.limit == Limit(70, 5, 3)
+
+
+def test_another_projects_budget_does_not_apply() -> None:
+    assert not chain(Budget(Scope.RUN, TOKENS, project="other")).is_limited
+    assert chain(Budget(Scope.RUN, TOKENS, project="acme")).is_limited
+
+
+def test_windows_begin_and_end_by_the_calendar() -> None:
+    link = chain(Budget(Scope.KEY, TOKENS, window=Window.MINUTE)).links[-1]
+    assert link.resets_at_ms == MINUTE + 60_000
+
+
+def test_an_observed_budget_counts_beside_the_enforced_one() -> None:
+    found = chain(Budget(Scope.RUN, TOKENS), Budget(Scope.RUN, Limit(tokens=10), mode=Mode.OBSERVE))
+    assert found.link("run/r-1").hold.limit == TOKENS
+    watched = found.link("run/r-1~observe").hold
+    assert (watched.limit, watched.enforce) == (Limit(tokens=10), False)
+
+
+def test_a_workflow_that_observes_keeps_headers_keys_and_projects_enforced() -> None:
+    limits = RunLimits(tightened=Limit(tokens=50), planned_step=Limit(tokens=9), observe=True)
+    found = chain(Budget(Scope.RUN, TOKENS), Budget(Scope.PROJECT, TOKENS, window=Window.TOTAL), limits=limits)
+    enforced = {
+        link.hold.account
+        for link in found.links
+        if link.hold.enforce and not (link.hold.limit.is_unlimited and link.hold.tighten.is_unlimited)
+    }
+    assert enforced == {"run/r-1", "project/acme@total"}
+    assert found.link("run/r-1").hold.tighten == Limit(tokens=50)
+    assert found.link("step/r-1/draft~observe").hold.limit == Limit(tokens=9)
+
+
+def test_a_plan_limits_run_and_step() -> None:
+    limits = RunLimits(planned_run=Limit(tokens=20), planned_step=Limit(tokens=12), step_soft_tokens=10)
+    found = chain(Budget(Scope.STEP, Limit(tokens=15)), limits=limits)
+    step = found.link("step/r-1/draft")
+    assert (step.hold.limit, step.soft_tokens) == (Limit(tokens=12), 10)
+    assert found.link("run/r-1").hold.limit == Limit(tokens=20)
+
+
+def test_a_child_run_spends_from_its_parent_within_the_parents_budget() -> None:
+    child = Subject("acme", workflow="sub", run="child", step="s", parents=(Parent("r-1", "nightly-report"),))
+    found = chain(Budget(Scope.RUN, TOKENS, match="nightly-*"), subject=child)
+    assert accounts(found) == ["step/child/s", "run/child", "run/r-1"]
+    assert found.link("run/r-1").hold.limit == TOKENS
+    assert found.link("run/child").hold.limit == UNLIMITED
+
+
+def test_the_innermost_budget_says_how_pressure_is_met() -> None:
+    outer = Budget(Scope.PROJECT, TOKENS, window=Window.TOTAL, on_pressure=(Rung.REFUSE,))
+    inner = Budget(Scope.STEP, TOKENS, on_pressure=(Rung.CLAMP, Rung.REFUSE), hold=HoldKind.SLICES, wait_ms=5)
+    found = chain(inner, outer)
+    assert (found.ladder, found.hold, found.wait_ms) == ((Rung.CLAMP, Rung.REFUSE), HoldKind.SLICES, 5)
+    assert chain().ladder == DEFAULT_LADDER
+
+
+@pytest.mark.parametrize(
+    ("budgets", "limits", "survives"),
+    [
+        ([Budget(Scope.RUN, TOKENS, on_outage=OnOutage.ALLOW)], RunLimits(), True),
+        ([Budget(Scope.RUN, TOKENS)], RunLimits(), False),
+        ([Budget(Scope.RUN, TOKENS, on_outage=OnOutage.ALLOW), Budget(Scope.STEP, TOKENS)], RunLimits(), False),
+        ([Budget(Scope.RUN, TOKENS, on_outage=OnOutage.ALLOW)], RunLimits(tightened=TOKENS), False),
+        ([Budget(Scope.RUN, TOKENS, mode=Mode.OBSERVE)], RunLimits(), True),
+    ],
+)
+def test_a_call_survives_an_outage_only_if_every_enforced_limit_says_so(
+    budgets: list[Budget], limits: RunLimits, survives: bool
+) -> None:
+    assert chain(*budgets, limits=limits).survives_outage is survives
