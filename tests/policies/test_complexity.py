@@ -217,11 +217,11 @@ def test_the_reason_names_what_weighs_most() -> None:
         (chat(("user", "Is this spam? Answer yes or no.\n\nText: Buy now!")), "conditional", Tier.FAST),
         (chat(("user", "Extract the date: 'See you on May 3.'")), "extract", Tier.FAST),
         (
-            chat(("user", "Correct spelling and grammar, change nothing else.\n\n" + "x " * 1000)),
+            chat(("user", "Correct spelling and grammar, change nothing else.\n\n<text>" + "Teh. " * 400 + "</text>")),
             "transform",
             Tier.FAST,
         ),
-        (chat(("user", CHECK + "\n\n" + "x " * 8000)), "validate", Tier.BALANCED),
+        (chat(("user", CHECK + '\n\n"""\n' + "Filed on time. " * 2300 + '"""')), "validate", Tier.BALANCED),
         (chat(("user", PLAN)), "generate", Tier.POWERFUL),
         (chat(("system", PLAN), ("user", PLAN), max_tokens=8000, reasoning_effort="high"), "generate", Tier.POWERFUL),
     ],
