@@ -1,7 +1,7 @@
 """Shortening one text to a share of itself, as far as its quality and what others need of it allow."""
 
 from bisect import bisect_right
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -21,9 +21,14 @@ _STEPS = (0.0, 1 / 3, 2 / 3)  # on the way from the wanted share to the whole, w
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What must survive a cut: ids that later messages use, lines that later references point to, and quality."""
+    """What must survive a cut: ids that later messages use, lines that later references point to, and quality.
+
+    `listed_ids` may be so many that keeping where they stand would keep everything: as many stay in their place as half
+    of what is kept has room for, and the others are named where they were left out.
+    """
 
     live_ids: frozenset[str]
+    listed_ids: frozenset[str]
     referenced_lines: frozenset[int]
     min_quality: float
     instruction: str
@@ -39,9 +44,10 @@ def shortened(text: str, share: float, strategy: Strategy, need: Need) -> str | 
         return None
     order = _order(pieces, strategy, need.instruction)
     pinned = pieces.always | _pinned(pieces.units, need)
+    listed = _places(pieces.units, need.listed_ids)
     yardstick = Yardstick.of(text, need.instruction)
     for step in _STEPS:
-        cut = _cut(pieces, order, pinned, share + (1 - share) * step)
+        cut = _cut(pieces, order, pinned, listed, share + (1 - share) * step)
         if cut is not None and len(cut) < len(text) and yardstick.score(cut) >= need.min_quality:
             return cut
     return None
@@ -68,10 +74,7 @@ def _order(pieces: Pieces, strategy: Strategy, instruction: str) -> list[float]:
 def _pinned(units: Sequence[str], need: Need) -> set[int]:
     """The first unit that holds each live id, and every unit that holds a referenced line."""
     pinned: set[int] = set()
-    if need.live_ids:
-        text = "\n".join(units)
-        starts = list(accumulate((len(unit) + 1 for unit in units), initial=0))
-        pinned.update(bisect_right(starts, place) - 1 for place in first_mentions(text, need.live_ids))
+    pinned.update(_places(units, need.live_ids).values())
     line = 0
     for number, unit in enumerate(units if need.referenced_lines else ()):
         lines = unit.count("\n")
@@ -81,16 +84,34 @@ def _pinned(units: Sequence[str], need: Need) -> set[int]:
     return pinned
 
 
-def _cut(pieces: Pieces, order: Sequence[float], pinned: Set[int], share: float) -> str | None:
+def _places(units: Sequence[str], ids: Set[str]) -> dict[str, int]:
+    """For every id, the first unit that holds it."""
+    if not ids:
+        return {}
+    starts = list(accumulate((len(unit) + 1 for unit in units), initial=0))
+    mentions = first_mentions("\n".join(units), ids)
+    return {identifier: bisect_right(starts, place) - 1 for identifier, place in mentions.items()}
+
+
+def _cut(
+    pieces: Pieces, order: Sequence[float], pinned: Set[int], listed: Mapping[str, int], share: float
+) -> str | None:
     sizes = [len(unit) for unit in pieces.units]
     allowed = share * sum(sizes) - sum(sizes[number] for number in pinned)
     kept = set(pinned)
+    reserved = allowed / 2
+    for number in dict.fromkeys(listed.values()):
+        if number not in kept and sizes[number] <= reserved:
+            kept.add(number)
+            reserved -= sizes[number]
+            allowed -= sizes[number]
     for number in sorted(range(len(sizes)), key=lambda number: -order[number]):
         if number not in kept and sizes[number] <= allowed:
             kept.add(number)
             allowed -= sizes[number]
     kept |= _too_small_to_drop(sizes, kept)
-    return pieces.render(kept) if len(kept) < len(sizes) else None
+    named = [identifier for identifier, number in listed.items() if number not in kept]
+    return pieces.render(kept, f" (naming {' '.join(named)})" if named else "") if len(kept) < len(sizes) else None
 
 
 def _too_small_to_drop(sizes: Sequence[int], kept: Set[int]) -> set[int]:

@@ -21,6 +21,7 @@ _TAG = re.compile(r"<[^<>]*>")
 _RARE_OCCURRENCES_MAX = 2
 _RARE_CHARACTERS_MIN = 5
 _ID_CHARACTERS_MIN = 4
+_NUMBER_DIGITS_MIN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +49,12 @@ def terms_of(text: str) -> Counter[str]:
     return Counter(_TERM.findall(text))
 
 
-def first_mentions(text: str, wanted: Set[str]) -> list[int]:
+def first_mentions(text: str, wanted: Set[str]) -> dict[str, int]:
     """Where in the text each wanted term stands first, as far as it does, in order."""
-    missing = set(wanted)
-    found = []
+    found: dict[str, int] = {}
     for term in _TERM.finditer(_ISO.sub(" ", text)):
-        if term[0] in missing:
-            found.append(term.start())
-            missing.discard(term[0])
+        if term[0] in wanted:
+            found.setdefault(term[0], term.start())
     return found
 
 
@@ -72,8 +71,10 @@ def stop_words() -> frozenset[str]:
 
 
 def _is_identifier(term: str) -> bool:
+    if _NUMBER.match(term):  # order numbers and IP addresses, but neither amounts nor times
+        return (term.isdigit() and len(term) >= _NUMBER_DIGITS_MIN) or term.count(".") == 3
     if any(map(str.isdigit, term)):
-        return not _NUMBER.match(term) or sum(map(str.isdigit, term)) >= 5
+        return True
     return bool(_JOINED.search(term))
 
 

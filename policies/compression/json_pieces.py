@@ -61,9 +61,9 @@ class JsonPieces:
         self.contexts.append(f"{keys} {unit}")
         return len(self.units) - 1
 
-    def render(self, kept: Set[int]) -> str:
+    def render(self, kept: Set[int], note: str = "") -> str:
         left_out = len(self.units) - len(kept)
-        markers = _markers(unsigned_receipt(f"{left_out} of {len(self.units)} records left out"))
+        markers = _markers(unsigned_receipt(f"{left_out} of {len(self.units)} records left out") + note)
         return sign(_rendered(self.root, self, kept, markers))
 
 

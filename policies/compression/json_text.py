@@ -13,7 +13,7 @@ _ESCAPED = re.compile(r"\\u(?:[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-
 _FLOAT_MARK: Final = "\x00float:"
 _FLOAT_QUOTED = re.compile(r'"\\u0000float:([^"]*)"')
 _ROWS_MIN = 3
-_TABLE_KEYS = ("columns", "rows")
+_TABLE_KEYS = (("columns", "rows"), ("every", "columns", "rows"))
 
 
 class _NotLossless(ValueError):
@@ -45,8 +45,9 @@ def minified(text: str) -> str:
 def tabulated(text: str) -> str:
     """Minified JSON whose arrays of three or more records with the same keys name each key once.
 
-    `[{"a":1,"b":2}, …]` becomes `{"columns":["a","b"],"rows":[[1,2], …]}`. The same text comes back when nothing is to
-    gain or reading it would lose something (a repeated key).
+    `[{"a":1,"b":2,"c":0}, …]` becomes `{"every":{"c":0},"columns":["a","b"],"rows":[[1,2], …]}`, where `every` holds what
+    all records have in common, if anything. The same text comes back when nothing is to gain or reading it would lose
+    something (a repeated key).
     """
     if _FLOAT_MARK[1:] in text:  # it could be taken for one of our own marks
         return text
@@ -96,16 +97,27 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _table(value: Any) -> Any:
     if isinstance(value, dict):
-        if tuple(value) == _TABLE_KEYS:  # a table already, perhaps ours: its rows stay rows
+        if tuple(value) in _TABLE_KEYS:  # a table already, perhaps ours: its rows stay rows
             return value
         return {key: _table(inner) for key, inner in value.items()}
     if not isinstance(value, list):
         return value
     if not _is_uniform(value):
         return [_table(inner) for inner in value]
+    common = _common(value)
+    columns = [key for key in value[0] if key not in common]
+    rows = [[_table(record[key]) for key in columns] for record in value]
+    every = {"every": {key: _table(inner) for key, inner in common.items()}} if common else {}
+    return {**every, "columns": columns, "rows": rows}
+
+
+def _common(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What all records say alike; `1`, `1.0` and `true` are equal to Python and differ in JSON."""
+    first = records[0]
     return {
-        "columns": list(value[0]),
-        "rows": [[_table(cell) for cell in record.values()] for record in value],
+        key: value
+        for key, value in first.items()
+        if isinstance(value, str | None) and all(record[key] == value for record in records)
     }
 
 
@@ -113,7 +125,7 @@ def _is_uniform(records: Sequence[Any]) -> bool:
     if len(records) < _ROWS_MIN or not isinstance(records[0], dict) or len(records[0]) < 2:
         return False
     keys = tuple(records[0])
-    return keys != _TABLE_KEYS and all(isinstance(record, dict) and tuple(record) == keys for record in records)
+    return keys not in _TABLE_KEYS and all(isinstance(record, dict) and tuple(record) == keys for record in records)
 
 
 def _has_lone_surrogate(text: str) -> bool:

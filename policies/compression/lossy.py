@@ -1,6 +1,7 @@
 """Which texts a lossy strategy shortens, by how much, and in which order."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from policies.compression.cutting import Need, shortened
@@ -40,9 +41,11 @@ def cut_by_ratio(draft: Draft, policy: CompressionPolicy, count: Count, calls: C
     may = set(candidates(draft, policy))
     shares = _shares(draft, policy)
     later = Later(draft, calls)
+    knife = _Knife(policy, count, instruction)
     for number in range(len(draft.segments) - 1, -1, -1):
-        needs = later.needs(number, draft.message_index(number), draft.texts[number])
-        taken = number in may and _cut(draft, number, shares[number], policy, count, needs, instruction)
+        text = draft.texts[number]
+        needs = later.needs(number, draft.message_index(number), text)
+        taken = number in may and knife.cut(draft, number, text, shares[number], needs)
         later.sent(number, draft.texts[number], is_changed=taken)
 
 
@@ -51,10 +54,12 @@ def cut_to_target(
 ) -> None:
     """Shorten candidates in order until all texts together have at most `tokens_max` tokens, or none can give more.
 
-    First none gives more than the policy's ratio; only then does the order start again with a tenth of each to keep.
+    First none gives more than the policy's ratio; only then does the order start again with a tenth of each to keep, also
+    of texts that others refer to: a reference to what is marked as left out is better than a refused call.
     """
     needs = needed(draft, calls)
     whole = draft.copy()
+    knife = _Knife(policy, count, instruction)
     for floor in (policy.target_ratio, TARGET_RATIO_MIN):
         for number in candidates(whole, policy):
             over = draft.total_tokens - tokens_max
@@ -62,7 +67,25 @@ def cut_to_target(
                 return
             give = whole.tokens[number] - draft.tokens[number] + over
             share = max(floor, 1 - _MARGIN * give / whole.tokens[number])
-            _cut(draft, number, share, policy, count, needs[number], instruction, whole=whole.texts[number])
+            knife.cut(draft, number, whole.texts[number], share, needs[number])
+        needs = {number: replace(need, blocks=()) for number, need in needs.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Knife:
+    """What every cut of a chat has in common."""
+
+    policy: CompressionPolicy
+    count: Count
+    instruction: str
+
+    def cut(self, draft: Draft, number: int, text: str, share: float, needs: Needed) -> bool:
+        """Put the text, shortened to a share of itself, in its place in the draft if that saves tokens."""
+        blocks = referenced_lines(text, needs.blocks)
+        need = Need(needs.ids, needs.listed_ids, blocks, self.policy.min_quality, self.instruction)
+        strategy = Strategy.TRUNCATE if self.policy.strategy is Strategy.TRUNCATE else Strategy.EXTRACTIVE
+        cut = shortened(text, share, strategy, need)
+        return cut is not None and draft.take(str(strategy), number, cut, self.count)
 
 
 def _shares(draft: Draft, policy: CompressionPolicy) -> Mapping[int, float]:
@@ -73,20 +96,3 @@ def _shares(draft: Draft, policy: CompressionPolicy) -> Mapping[int, float]:
         number: (1 + policy.target_ratio) / 2 if number in mild else policy.target_ratio
         for number in range(len(draft.segments))
     }
-
-
-def _cut(
-    draft: Draft,
-    number: int,
-    share: float,
-    policy: CompressionPolicy,
-    count: Count,
-    needs: Needed,
-    instruction: str,
-    whole: str | None = None,
-) -> bool:
-    text = draft.texts[number] if whole is None else whole
-    need = Need(needs.ids, referenced_lines(text, needs.blocks), policy.min_quality, instruction)
-    strategy = Strategy.TRUNCATE if policy.strategy is Strategy.TRUNCATE else Strategy.EXTRACTIVE
-    cut = shortened(text, share, strategy, need)
-    return cut is not None and draft.take(str(strategy), number, cut, count)

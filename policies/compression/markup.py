@@ -31,6 +31,7 @@ _BLOCK = frozenset(
     {"p", "div", "section", "article", "li", "ul", "ol", "tr", "table", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6"}
     | {"header", "footer", "main", "nav", "dt", "dd", "pre", "blockquote", "option", "form", "title"}
 )
+_EMPTY_WITHOUT = frozenset({"meta", "link", "col", "img", "input", "source"})  # say nothing without attributes
 _BETWEEN_TAGS = re.compile(r">\s+<")
 _INLINE_SPACES = re.compile(r"[ \t]{2,}")
 _LAID_OUT = re.compile(r"<(?:pre|textarea)\b", re.IGNORECASE)  # white space means something in there
@@ -60,7 +61,8 @@ def _once(page: str, keep_tags: bool) -> str:
     if "  " in page and not is_laid_out:
         page = _INLINE_SPACES.sub(" ", page)
     if not keep_tags:
-        return _TAG.sub(_spoken, page)
+        text = _TAG.sub(_spoken, page)
+        return text if is_laid_out else "\n".join([line for line in text.split("\n") if line.strip()])
     page = _TAG_WITH_ATTRIBUTES.sub(_plain_tag, page)
     return page if is_laid_out else _BETWEEN_TAGS.sub(_one_space, page)
 
@@ -107,6 +109,8 @@ def _plain_tag(tag: re.Match[str]) -> str:
         for name, value in _ATTRIBUTE.findall(tag[2])
         if name.lower() in _TELLING and value[1:6].lower() != "data:"
     ]
+    if not told and tag[1].lower() in _EMPTY_WITHOUT:
+        return ""
     return f"<{' '.join([tag[1], *told])}>"
 
 

@@ -5,7 +5,7 @@ says so where they stood, and JSON is still JSON.
 """
 
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +16,9 @@ from policies.compression.structural import fenced_blocks, is_fenced
 _SENTENCE_END = re.compile(r"(?<=[.!?]\s)(?=\S)|(?<=[。！？])")
 _LONG_CHARACTERS = 400
 _LONG = re.compile(rf"(?s).{{1,{_LONG_CHARACTERS}}}(?:\s+|\Z)|.{{{_LONG_CHARACTERS}}}")
+_SENTENCE_CHARACTERS_MIN = 80  # shorter lines are not taken apart
+_WRAPPED_CHARACTERS_MIN, _WRAPPED_CHARACTERS_MAX = 50, 160  # how long the lines of wrapped paragraphs are
+_ITEM = re.compile(r"\s*(?:[-*+•#>|:=~.]|\d{1,3}[.)]\s|\w[\w .-]{0,30}: )")
 _HEADING = re.compile(r"#{1,6} \S|(?:\*\*|__)[^*_\n]{1,80}(?:\*\*|__):?\s*$|[^\s#>|*-][^.!?\n]{0,60}:\s*$")
 _UNDERLINE = re.compile(r"[=~^*+-]{3,}\s*$")
 _LINE_CHARACTERS_MAX = 2000  # of a line of code: longer ones are minified or a trap for regular expressions
@@ -42,8 +45,11 @@ class Pieces(Protocol):
         """Pieces without which the others cannot be read: the header of a table."""
         ...
 
-    def render(self, kept: Set[int]) -> str:
-        """The text of these pieces, each gap marked, the first one with a receipt."""
+    def render(self, kept: Set[int], note: str = "") -> str:
+        """The text of these pieces, each gap marked, the first one with a receipt and the note behind it.
+
+        The note must be good inside a JSON string as it is.
+        """
         ...
 
 
@@ -57,8 +63,8 @@ class TextPieces:
     always: frozenset[int] = field(default=frozenset())
     comment: tuple[str, str] = ("", "")  # what makes a marker a comment where code is cut
 
-    def render(self, kept: Set[int]) -> str:
-        return sign(self.unsigned(kept, self.receipt(len(kept))))
+    def render(self, kept: Set[int], note: str = "") -> str:
+        return sign(self.unsigned(kept, self.receipt(len(kept)) + note))
 
     def receipt(self, kept: int) -> str:
         noun = _NOUNS.get(self.kind, "passages")
@@ -134,19 +140,40 @@ def _records(text: str) -> Iterator[str]:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """Lines; long ones by sentence, endless ones by word. A heading stays with what follows it."""
+    """Lines, and in running text sentences, also where they go over several lines; endless ones by word.
+
+    A heading stays with what follows it.
+    """
     held = ""
-    for line in text.splitlines(keepends=True):
-        if not line.strip() or _HEADING.match(line) or (held and _UNDERLINE.match(line)):
-            held += line
+    for paragraph in _unwrapped(text.splitlines(keepends=True)):
+        if not paragraph.strip() or _HEADING.match(paragraph) or (held and _UNDERLINE.match(paragraph)):
+            held += paragraph
             continue
-        first, *others = _SENTENCE_END.split(line) if len(line) > 80 else [line]
+        first, *others = _SENTENCE_END.split(paragraph) if len(paragraph) > _SENTENCE_CHARACTERS_MIN else [paragraph]
         yield from _bounded(held + first)
         held = ""
         for sentence in others:
             yield from _bounded(sentence)
     if held:
         yield from _bounded(held)
+
+
+def _unwrapped(lines: Sequence[str]) -> Iterator[str]:
+    """Lines, those of a wrapped paragraph together: a long line that does not end a sentence goes on in the next one."""
+    paragraph = ""
+    for number, line in enumerate(lines):
+        paragraph += line
+        following = lines[number + 1] if number + 1 < len(lines) else ""
+        goes_on = (
+            _WRAPPED_CHARACTERS_MIN <= len(line) <= _WRAPPED_CHARACTERS_MAX
+            and line.rstrip()[-1:] not in ".!?:"
+            and following[:1].isalnum() == line[:1].isalnum()
+            and not _ITEM.match(following)
+            and bool(following.strip())
+        )
+        if not goes_on or len(paragraph) > 4 * _LONG_CHARACTERS:
+            yield paragraph
+            paragraph = ""
 
 
 def _bounded(unit: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from policies.compression.facts import identifiers_of
 from policies.compression.markers import references_in
-from policies.compression.segments import Segment
+from policies.compression.segments import Origin, Segment
 
 Count = Callable[[str], int]
 
@@ -54,10 +54,12 @@ class Draft:
 class Needed:
     """What later messages need of a text: ids that it introduces, and blocks that are referred to.
 
-    A block is (number of lines, digest of the first one).
+    `ids` are used by calls, models and people; `listed_ids` only come up again in later results, perhaps all of them in
+    the next listing. A block is (number of lines, digest of the first one).
     """
 
     ids: frozenset[str]
+    listed_ids: frozenset[str]
     blocks: tuple[tuple[int, str], ...]
 
 
@@ -74,20 +76,26 @@ class Later:
             for identifier in held:
                 self._introduced.setdefault(identifier, number)
         self._calls = sorted(call_texts)
+        self._origins = [segment.origin for segment in draft.segments]
         self._used: set[str] = set()
+        self._listed: set[str] = set()
         self._blocks: dict[int, list[tuple[int, str]]] = {}
 
     def needs(self, number: int, message_index: int, text: str) -> Needed:
         """Ask for descending numbers only, and tell by `sent` what became of each text in between."""
         while self._calls and self._calls[-1][0] >= message_index:
             self._used |= identifiers_of(self._calls.pop()[1])
-        used = self._held[number] & self._used
-        ids = frozenset(identifier for identifier in used if self._introduced[identifier] == number)
+        held = self._held[number] & (self._used | self._listed)
+        ids = frozenset(identifier for identifier in held if self._introduced[identifier] == number)
         own = [(lines, mark) for lines, message, mark in references_in(text) if message == message_index + 1]
-        return Needed(ids, (*own, *self._blocks.get(message_index + 1, ())))
+        return Needed(ids & self._used, ids - self._used, (*own, *self._blocks.get(message_index + 1, ())))
 
     def sent(self, number: int, text: str, *, is_changed: bool) -> None:
-        self._used |= identifiers_of(text) if is_changed else self._held[number]
+        held = identifiers_of(text) if is_changed else self._held[number]
+        if self._origins[number] is Origin.TOOL:
+            self._listed |= held
+        else:
+            self._used |= held
         for lines, message, mark in references_in(text):
             self._blocks.setdefault(message, []).append((lines, mark))
 

@@ -1,0 +1,194 @@
+"""Taking texts apart and leaving pieces out: nothing is lost in between, and what is left still reads and parses."""
+
+import ast
+import inspect
+import json
+import types
+from typing import Any
+
+import pytest
+
+import policies.compression.chat
+import policies.compression.segments
+import policies.compression.structural
+from policies.compression.cutting import Need, shortened
+from policies.compression.json_pieces import json_pieces
+from policies.compression.kinds import Kind, kind_of
+from policies.compression.markers import digest, is_receipted, reference, sign, unsigned_receipt
+from policies.compression.pieces import text_pieces
+from policies.compression.policy import Strategy
+
+PROSE = """# Storage
+
+The disk array holds 48 drives of 8 TB each. Two of them are spare. It was installed in
+Hamburg by the company Nordlicht, which also services it every spring and
+every autumn. The contract number is NL-2291.
+
+## Network
+
+Switch sw-17 connects the racks. It has 96 ports, of which 12 are free.
+Its firmware is version 7.3.1, and nobody has updated it since the fire.
+"""
+LOG = "\n".join(
+    [
+        f"2026-11-22 10:{minute:02d}:00 INFO job-{minute} copied {minute * 7} files to the archive"
+        for minute in range(40)
+    ]
+    + ["Traceback (most recent call last):", '  File "copy.py", line 3, in run', "OSError: disk full"]
+    + [f"2026-11-22 10:{minute:02d}:30 INFO job-{minute} cleaned its folder" for minute in range(40, 50)]
+)
+TABLE = "city,people,area\n" + "\n".join(f"city-{row},{row * 1000},{row + 7}" for row in range(60))
+NO_NEED = Need(frozenset(), frozenset(), frozenset(), 0.0, "")
+
+
+def need(**given: Any) -> Need:
+    values: dict[str, Any] = {
+        "live_ids": frozenset(),
+        "listed_ids": frozenset(),
+        "referenced_lines": frozenset(),
+        "min_quality": 0.0,
+        "instruction": "",
+    }
+    return Need(**(values | given))
+
+
+@pytest.mark.parametrize(
+    "text", [PROSE, LOG, TABLE, "", "one", "a. b. c.\n\n\n", "x" * 5000, "word " * 2000, "```\ncode\n```\nend"]
+)
+@pytest.mark.parametrize("kind", [Kind.PROSE, Kind.LOG, Kind.TABLE, Kind.CODE])
+def test_pieces_together_are_the_text(text: str, kind: Kind) -> None:
+    pieces = text_pieces(text, kind)
+    assert "".join(pieces.units) == text
+    assert len(pieces.contexts) == len(pieces.units)
+
+
+def test_sentences_are_whole_also_across_lines_and_headings_stay_with_them() -> None:
+    units = [" ".join(unit.split()) for unit in text_pieces(PROSE, Kind.PROSE).units]
+    assert "# Storage The disk array holds 48 drives of 8 TB each." in units
+    assert (
+        "It was installed in Hamburg by the company Nordlicht, which also services it every spring and every autumn."
+        in units
+    )
+
+
+def test_a_traceback_stays_with_its_error() -> None:
+    units = text_pieces(LOG, Kind.LOG).units
+    assert sum("Traceback" in unit and "disk full" in unit for unit in units) == 1
+
+
+@pytest.mark.parametrize("strategy", [Strategy.TRUNCATE, Strategy.EXTRACTIVE])
+@pytest.mark.parametrize("text", [PROSE, LOG, TABLE])
+def test_what_was_left_out_is_marked_and_the_rest_is_verbatim(text: str, strategy: Strategy) -> None:
+    cut = shortened(text, 0.5, strategy, NO_NEED)
+    assert cut is not None
+    assert len(cut) < 0.7 * len(text)
+    assert is_receipted(cut)
+    assert " left out · " in cut
+    sources = text_pieces(text, kind_of(text)).units
+    for part in text_pieces(cut.replace("[…]", ""), Kind.LOG).units:
+        if "left out" not in part and part.strip():
+            assert any(part.strip() in source or source.strip() in part for source in sources)
+
+
+def test_truncation_takes_the_middle_and_extraction_what_is_not_asked() -> None:
+    truncated = shortened(LOG, 0.4, Strategy.TRUNCATE, NO_NEED) or ""
+    assert "job-0 " in truncated
+    assert "job-49 " in truncated
+    assert "job-22 " not in truncated
+    extracted = shortened(LOG, 0.4, Strategy.EXTRACTIVE, need(instruction="How many files did job-22 copy?")) or ""
+    assert "job-22 copied 154 files" in extracted
+    assert "disk full" in extracted
+
+
+def test_the_header_of_a_table_stays() -> None:
+    cut = shortened(TABLE, 0.2, Strategy.EXTRACTIVE, need(instruction="area of city-41")) or ""
+    assert cut.startswith("city,people,area\n")
+    assert "city-41,41000,48" in cut
+
+
+def test_ids_in_use_and_referenced_lines_stay() -> None:
+    wanted = need(live_ids=frozenset({"job-20"}), referenced_lines=frozenset({25, 26}))
+    cut = shortened(LOG, 0.2, Strategy.TRUNCATE, wanted) or ""
+    assert "job-20 copied" in cut
+    assert "job-25 copied" in cut
+    assert "job-26 copied" in cut
+    assert "job-22 copied" not in cut
+
+
+def test_quality_makes_a_cut_milder_or_prevents_it() -> None:
+    lengths = [
+        len(shortened(LOG, 0.2, Strategy.TRUNCATE, need(min_quality=floor)) or LOG) for floor in (0.0, 0.5, 0.7, 1.0)
+    ]
+    assert lengths == sorted(lengths)
+    assert lengths[0] < lengths[2] < len(LOG)
+    assert shortened(LOG, 0.2, Strategy.TRUNCATE, need(min_quality=1.0)) is None
+
+
+RECORDS = {
+    "status": "ok",
+    "items": [{"id": f"ord-{number}", "total": number * 1.10, "note": 'said "yes" \\ n'} for number in range(60)],
+    "index": {f"key-{number}": {"page": number, "title": f"Title {number}"} for number in range(40)},
+    "text": "First sentence of many. " * 5 + "The needle is 4711. " + "Another sentence follows here. " * 30,
+}
+
+
+@pytest.mark.parametrize("strategy", [Strategy.TRUNCATE, Strategy.EXTRACTIVE])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.9])
+def test_cut_json_parses_and_what_is_left_is_what_was_there(strategy: Strategy, share: float) -> None:
+    cut = shortened(json.dumps(RECORDS), share, strategy, NO_NEED)
+    assert cut is not None
+    assert is_receipted(cut)
+    value = json.loads(cut)
+    assert value["status"] == "ok"
+    assert all(item in RECORDS["items"] for item in value["items"] if not isinstance(item, str))
+    assert any("left out" in item for item in value["items"] if isinstance(item, str)) or len(value["items"]) == 60
+    entries = {key: entry for key, entry in value["index"].items() if not key.startswith("[…")}
+    assert entries.items() <= RECORDS["index"].items()  # type: ignore[attr-defined]
+
+
+def test_extraction_finds_records_entries_and_passages_in_json() -> None:
+    asked = need(instruction="What is the total of ord-33, the page of key-17, and the needle?")
+    cut = shortened(json.dumps(RECORDS), 0.3, Strategy.EXTRACTIVE, asked) or ""
+    value = json.loads(cut)
+    assert RECORDS["items"][33] in value["items"]  # type: ignore[index]
+    assert value["index"]["key-17"] == {"page": 17, "title": "Title 17"}
+    assert "4711" in value["text"]
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "[1]", '{"a":' * 400 + "1" + "}" * 400, "[" * 300 + "]" * 300, '["' + "\\ud800" * 200 + '"]']
+)
+def test_odd_json_is_taken_apart_and_put_together(text: str) -> None:
+    pieces = json_pieces(text)
+    assert pieces.render(frozenset(range(len(pieces.units)))) == text
+
+
+@pytest.mark.parametrize(
+    "module", [policies.compression.chat, policies.compression.segments, policies.compression.structural]
+)
+@pytest.mark.parametrize("strategy", [Strategy.TRUNCATE, Strategy.EXTRACTIVE])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_cut_code_still_parses(module: types.ModuleType, strategy: Strategy, share: float) -> None:
+    source = inspect.getsource(module)
+    assert kind_of(source) is Kind.CODE
+    cut = shortened(source, share, strategy, NO_NEED)
+    assert cut is not None
+    ast.parse(cut)
+    assert "# [… " in cut
+
+
+def test_a_comment_fits_the_language() -> None:
+    script = "".join(f"function run{number}() {{\n  return {number};\n}}\n\n" for number in range(30))
+    assert "\n// [… " in (shortened(script, 0.5, Strategy.TRUNCATE, NO_NEED) or "")
+
+
+def test_a_receipt_is_valid_only_for_its_own_text() -> None:
+    text = sign(f"first line\n{unsigned_receipt('3 of 9 passages left out')}\nlast line")
+    assert is_receipted(text)
+    assert not is_receipted(text.replace("first", "other"))
+    assert not is_receipted("first line\n[… 3 of 9 passages left out · 3fa9 …]\nlast line")
+    assert not is_receipted("[… 3 of 9 passages left out · 0000 …]\n" * 1000)
+
+
+def test_a_reference_names_its_block() -> None:
+    assert reference(12, "message 3 (read)", "first") == f"[… 12 lines as in message 3 (read) · {digest('first')} …]"

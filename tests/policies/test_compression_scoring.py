@@ -1,0 +1,126 @@
+"""Quality is measured on what is kept; ROI is arithmetic on integers."""
+
+import pytest
+
+from policies.compression import quality, worth_it
+from policies.compression.facts import Facts, facts_of, identifiers_of
+from policies.compression.relevance import relevance, terms_asked
+
+REPORT = (
+    "Order ord_8123 from Hamburg was delivered on 2026-11-22 for 418.50 EUR. The customer Miller complained about scratches. "
+    "The invoice was sent to ann@example.org. Weather was mild and nobody noticed the drizzle."
+)
+
+
+def test_facts_are_sorted_out() -> None:
+    facts = facts_of(REPORT)
+    assert facts.numbers == {"2026-11-22", "418.50"}
+    assert facts.identifiers == {"ord_8123", "ann@example.org"}
+    assert {"Hamburg", "Miller", "EUR"} <= facts.names
+    assert {"scratches", "drizzle"} <= facts.rare
+    assert facts_of("[… 37 of 120 lines left out · 3fa9 …]") == Facts(
+        frozenset(), frozenset(), frozenset(), frozenset()
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("see req-77aa and path/to/file.py", {"req-77aa", "path/to/file.py"}),
+        ("totals 12345 and 99, 10.50 EUR", {"12345"}),
+        ("2026-11-22 10:00:01 from 10.0.0.17", {"10.0.0.17"}),
+        ("well-known words, e.g. these", set()),
+        ("maxRetries max_retries https://x.io/a?b", {"maxRetries", "max_retries", "https://x.io/a"}),
+    ],
+)
+def test_identifiers_are_what_others_can_refer_to(text: str, found: set[str]) -> None:
+    assert identifiers_of(text) == found
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lowest", "highest"),
+    [
+        (REPORT, REPORT, 1.0, 1.0),
+        (REPORT, "", 0.0, 0.0),
+        ("", "", 1.0, 1.0),
+        ("", "anything", 1.0, 1.0),
+        (REPORT, REPORT.upper().lower().replace("miller", "Miller"), 0.5, 0.95),
+        (REPORT, REPORT.split(" Weather")[0], 0.85, 0.99),
+        (REPORT, "Weather was mild and nobody noticed the drizzle.", 0.0, 0.3),
+        ("aa bb cc dd", "aa bb", 0.5, 0.5),
+        ("no facts here no facts here", "no facts here", 1.0, 1.0),
+    ],
+)
+def test_quality_is_the_share_of_what_is_kept(before: str, after: str, lowest: float, highest: float) -> None:
+    assert lowest <= quality(before, after, "") <= highest
+
+
+def test_losing_what_is_asked_costs_more() -> None:
+    without_customer = REPORT.replace("The customer Miller complained about scratches. ", "")
+    neutral = quality(REPORT, without_customer, "")
+    asked = quality(REPORT, without_customer, "Who is the customer that complained?")
+    other = quality(REPORT, without_customer, "Where was the invoice sent?")
+    assert asked < neutral < other
+
+
+def test_a_longer_part_scores_at_least_as_much() -> None:
+    sentences = REPORT.split(". ")
+    scores = [quality(REPORT, ". ".join(sentences[:kept]), "") for kept in range(len(sentences) + 1)]
+    assert scores == sorted(scores)
+    assert scores[-1] == 1.0
+
+
+def test_the_instruction_is_read_for_its_terms() -> None:
+    terms = terms_asked("What is the max_retries setting of ord-8123, and when was it deployed?")
+    assert {"max_retries", "ord-8123", "retr", "sett", "deploy"} <= set(terms)
+    assert "what" not in terms
+    assert len(terms_asked("word1 " * 10 + " ".join(f"term{number}x" for number in range(500)))) == 48
+
+
+def test_rare_terms_rank_higher_and_neighbours_share() -> None:
+    units = ["the server runs", "the server retries", "nothing", "the server stops", "unrelated"]
+    scores = relevance(units, terms_asked("server retries"))
+    assert scores[1] == max(scores)
+    assert 0 < scores[2] < scores[1]
+    assert relevance(units, ()) == [0.0] * 5
+
+
+@pytest.mark.parametrize(
+    ("saved", "price", "cached_share", "discount", "cost", "past_change", "net", "is_worth_it"),
+    [
+        (1000, 2_500_000_000, 0.0, 0.0, 0, 0, 2_500_000, True),
+        (1000, 2_500_000_000, 0.0, 0.0, 2_500_000, 0, 0, False),
+        (1000, 2_500_000_000, 0.0, 0.0, 3_000_000, 0, -500_000, False),
+        (1000, 2_500_000_000, 1.0, 0.5, 0, 0, 1_250_000, True),
+        (1000, 2_500_000_000, 1.0, 0.5, 0, 1000, 0, False),
+        (1000, 2_500_000_000, 1.0, 0.9, 0, 10_000, -22_250_000, False),
+        (1000, 2_500_000_000, 0.8, 0.9, 0, 100, 520_000, True),
+        (0, 2_500_000_000, 0.0, 0.0, 1, 0, -1, False),
+        (1000, 0, 0.0, 0.0, 0, 0, 0, True),
+        (1000, 0, 0.0, 0.0, 1, 0, -1, False),
+        (1, 999_999, 0.0, 0.0, 0, 0, 0, True),  # saved money is rounded down: nothing, at no cost
+    ],
+)
+def test_roi(
+    saved: int,
+    price: int,
+    cached_share: float,
+    discount: float,
+    cost: int,
+    past_change: int,
+    net: int,
+    is_worth_it: bool,
+) -> None:
+    roi = worth_it(saved, price, cached_share, discount, cost, tokens_past_change=past_change)
+    assert roi.net_nano_usd == net
+    assert roi.is_worth_it is is_worth_it
+    assert roi.net_nano_usd == roi.saved_nano_usd - roi.cache_lost_nano_usd - roi.cost_nano_usd
+
+
+@pytest.mark.parametrize(
+    "given",
+    [(-1, 1, 0.0, 0.0, 0), (1, -1, 0.0, 0.0, 0), (1, 1, 1.1, 0.0, 0), (1, 1, 0.0, -0.1, 0), (1, 1, 0.0, 0.0, -1)],
+)
+def test_roi_refuses_what_makes_no_sense(given: tuple[int, int, float, float, int]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        worth_it(*given)

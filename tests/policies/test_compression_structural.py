@@ -1,0 +1,190 @@
+"""Structural compression, case by case: what goes, and what has to stay as it is."""
+
+import json
+
+import pytest
+
+from policies.compression import Aggressiveness
+from policies.compression.json_text import looks_like_json, minified, tabulated
+from policies.compression.kinds import Kind, kind_of
+from policies.compression.markup import without_noise
+from policies.compression.structural import structural
+
+LOW, MEDIUM, HIGH = Aggressiveness
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ('{\n  "a": 1,\n  "b": [1, 2]\n}', '{"a":1,"b":[1,2]}'),
+        (
+            '{"price": 0.00005, "big": 12345678901234567890, "exp": 1E+2}',
+            '{"price":0.00005,"big":12345678901234567890,"exp":1E+2}',
+        ),
+        ('{"a": 1, "a": 2}', '{"a":1,"a":2}'),
+        ('["two  blanks", "a: b", "c, d", "tab\\t"]', '["two  blanks","a: b","c, d","tab\\t"]'),
+        ('["quote \\" : \\" ", "back\\\\", "x"]', '["quote \\" : \\" ","back\\\\","x"]'),
+        ('["caf\\u00e9 \\ud83d\\ude00 \\u4e2d"]', '["café 😀 中"]'),
+        (
+            '["\\u0000 \\u001b \\u0022 \\u005c \\ud800 \\u2028 \\\\u00e9"]',
+            '["\\u0000 \\u001b \\u0022 \\u005c \\ud800 \\u2028 \\\\u00e9"]',
+        ),
+    ],
+)
+def test_json_is_minified_without_a_value_changed(given: str, wanted: str) -> None:
+    assert minified(given) == wanted
+    assert json.loads(wanted) == json.loads(given)
+    assert structural(given, LOW) == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "{]", "[1,]", '{"a": NaN}', "{'a': 1}", "[" * 3000 + "]" * 3000, '"text"', "12"]
+)
+def test_what_is_not_a_json_document_is_not_taken_for_one(text: str) -> None:
+    assert not looks_like_json(text)
+
+
+def test_like_records_become_a_table_at_high_only() -> None:
+    rows = [{"id": number, "price": number + 0.10, "unit": "EUR", "tags": ["x"]} for number in range(4)]
+    given = json.dumps(rows)
+    assert json.loads(structural(given, MEDIUM)) == rows
+    table = json.loads(structural(given, HIGH))
+    assert table["every"] == {"unit": "EUR"}
+    assert table["columns"] == ["id", "price", "tags"]
+    rebuilt = [{**table["every"], **dict(zip(table["columns"], row, strict=True))} for row in table["rows"]]
+    assert rebuilt == rows
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"a":1,"b":2},{"a":1,"b":2}]',  # two records are no table
+        '[{"a":1,"b":2},{"b":2,"a":1},{"a":1,"c":2}]',  # different keys
+        '[{"a":1,"a":2,"b":1},{"a":1,"a":2,"b":1},{"a":1,"a":2,"b":1}]',  # a repeated key would be lost
+        '["\\u0000float:1","\\u0000float:2"]',  # our own mark for numbers
+        '{"columns":["a"],"rows":[{"a":1,"b":1},{"a":1,"b":2},{"a":1,"b":3}]}',  # a table already
+    ],
+)
+def test_what_cannot_be_tabulated_without_loss_stays(text: str) -> None:
+    assert tabulated(text) == text
+
+
+def test_numbers_in_tables_keep_their_digits() -> None:
+    text = '[{"price":0.00005,"name":"x1"},{"price":1.10,"name":"x2"},{"price":5e-7,"name":"x3"}]'
+    assert tabulated(text) == '{"columns":["price","name"],"rows":[[0.00005,"x1"],[1.10,"x2"],[5e-7,"x3"]]}'
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("a  \nb\t\n\n\n\nc\n", "a\nb\n\nc"),
+        ("| name   | price |\n|:-------|------:|\n| tea    |  2.50 |", "|name|price|\n|:-|-:|\n|tea|2.50|"),
+        (
+            "NAME          READY     AGE\npod-1         1/1       3d\npod-2         0/1       5m",
+            "NAME  READY  AGE\npod-1  1/1  3d\npod-2  0/1  5m",
+        ),
+        ("Title\n==============================\ntext", "Title\n====\ntext"),
+        ("\x1b[1;31mfailed\x1b[0m in \x1b]0;title\x07job", "failed in job"),
+        ("load 5%\rload 50%\rload 100%\ndone", "load 100%\ndone"),
+        ("line one\r\nline two\r\n", "line one\nline two"),
+        (
+            "waiting for the lock to be released\n" * 5 + "done",
+            "waiting for the lock to be released\n[… the line above 5 times in all …]\ndone",
+        ),
+        (
+            "get 10% [=>  ] 1 MB\nget 55% [===> ] 5 MB\nget 90% [====>] 9 MB\nok",
+            "get 10% [=>  ] 1 MB\nget 90% [====>] 9 MB\nok",
+        ),
+    ],
+)
+def test_noise_of_text_goes(given: str, wanted: str) -> None:
+    assert structural(given, MEDIUM) == wanted
+
+
+def test_a_log_says_each_date_once_and_counts_lines_that_only_differ_in_time() -> None:
+    log = "".join(f"2026-11-22 10:00:0{second} INFO waiting for the lock on table orders\n" for second in range(5))
+    log += "2026-11-22 10:00:07 ERROR gave up\n2026-11-23 00:00:01 INFO started\n"
+    assert structural(log, MEDIUM).split("\n") == [
+        "2026-11-22 10:00:00 INFO waiting for the lock on table orders",
+        "[… the line above 5 times until 2026-11-22 10:00:04 …]",
+        "10:00:07 ERROR gave up",
+        "2026-11-23 00:00:01 INFO started",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def run(order):\n    x  =  1   \n\n\n\n    return order\n\n\n\nclass A:\n    pass\n",
+        "diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1,2 +1,2 @@\n context   \n-old\n+new\n",
+        "#include <stdio.h>\n\n\n\nint main() {\n    return 0;   \n}\n",
+    ],
+)
+def test_code_stays_byte_for_byte(text: str) -> None:
+    assert kind_of(text) is Kind.CODE
+    assert all(structural(text, aggressiveness) == text for aggressiveness in Aggressiveness)
+
+
+def test_fenced_code_stays_and_fenced_json_is_minified() -> None:
+    text = 'Look:   here\n\n\n```python\nx   =   1   \n\n\n\ny = 2\n```\n\n\n\n```json\n{\n  "a": 1\n}\n```\nend   '
+    assert (
+        structural(text, MEDIUM)
+        == 'Look:  here\n```python\nx   =   1   \n\n\n\ny = 2\n```\n\n```json\n{"a":1}\n```\nend'
+    )
+
+
+def test_a_fence_that_is_never_closed_protects_the_rest() -> None:
+    text = "intro\n```\ncode   with   blanks   \n\n\n\nmore"
+    assert structural(text, HIGH) == text
+
+
+def test_files_that_may_be_edited_stay() -> None:
+    text = '{\n  "version": "1.0"\n}\n'
+    assert structural(text, HIGH, exact=True) == text
+
+
+def test_base64_goes_and_long_words_stay() -> None:
+    encoded = "QUJDRGVmZ2hpamts" * 60
+    assert structural(f"logo: {encoded} end", MEDIUM) == "logo: [… 960 characters of base64 left out …] end"
+    assert json.loads(structural(json.dumps({"logo": encoded, "n": 1}), MEDIUM)) == {
+        "logo": "[… 960 characters of base64 left out …]",
+        "n": 1,
+    }
+    path = "/deep/Folder1" * 60
+    assert structural(f"see {path} end", MEDIUM) == f"see {path} end"
+
+
+PAGE = """<!doctype html>
+<html><head><style>p {color: red}</style><script>var a = "<p>no</p>";</script></head>
+<body class="x y" data-id="7"><!-- hidden -->
+  <p style="margin: 0" id="intro">Price:&nbsp;<b class="v">12</b> <i>EUR</i></p>
+  <a href="/next" onclick="go()">Next</a>
+</body></html>"""
+
+
+def test_a_page_loses_what_only_a_browser_needs() -> None:
+    kept = structural(PAGE, MEDIUM)
+    assert '<p id="intro">Price: <b>12</b> <i>EUR</i></p>' in kept
+    assert '<a href="/next">Next</a>' in kept
+    for noise in ("color", "var a", "hidden", "class", "data-id", "onclick", "&nbsp;"):
+        assert noise not in kept
+
+
+def test_at_high_a_page_becomes_text_with_its_links() -> None:
+    kept = structural(PAGE, HIGH)
+    assert "Price: 12 EUR" in kept
+    assert "(/next) Next" in kept
+    assert "<p" not in kept
+
+
+def test_layout_in_pre_is_kept() -> None:
+    page = "<div><pre>\nif x:\n        run()\n</pre></div>"
+    assert without_noise(page, keep_tags=True) == page
+
+
+@pytest.mark.parametrize(
+    "page", ["<div><!-- open", "<div><script>x", "<div " + "a='" * 9, "<!<!-- -->-- x -->", "<div>" + "<!" * 9]
+)
+def test_broken_markup_survives(page: str) -> None:
+    once = without_noise(page, keep_tags=True)
+    assert without_noise(once, keep_tags=True) == once
