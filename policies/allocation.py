@@ -160,7 +160,8 @@ def allocate_next(
     applied = "adaptive" if settings.allocation_strategy == "adaptive" else "proportional"
     want = _want(step, applied, settings, ais)
     tokens = max(0, min(want.demand, run_remaining_tokens))
-    return _allocation(step, tokens, settings, f"not planned: {want.grounds}{_cut(tokens, want.demand)}")
+    left = f"; the run has {tokens:,} left" if tokens < want.demand else ""
+    return _allocation(step, tokens, settings, f"not planned: {want.grounds}{left}")
 
 
 def reallocate(
@@ -226,12 +227,9 @@ class _Want:
     strategy: str
 
     def reason(self, tokens: int) -> str:
-        at_cap = "; at its cap" if tokens == self.cap else ""
-        return f"{self.strategy}: {self.grounds}{at_cap or _cut(tokens, self.demand)}"
-
-
-def _cut(tokens: int, demand: int) -> str:
-    return f"; {tokens:,} of them fit" if tokens < demand else ""
+        if tokens == self.demand:
+            return f"{self.strategy}: {self.grounds}"
+        return f"{self.strategy}: {self.grounds}; gets {tokens:,}"
 
 
 def _wants(steps: Sequence[StepDemand], strategy: str, settings: Settings, ais: float) -> dict[str, _Want]:
@@ -248,7 +246,8 @@ def _want(step: StepDemand, strategy: str, settings: Settings, ais: float) -> _W
     own_cap = settings.max_tokens_per_step if step.cap_tokens is None else step.cap_tokens
     cap = min(own_cap, settings.max_tokens_per_step)
     demand, grounds = _demand(step, settings, ais)
-    demand = min(demand, cap)
+    if demand > cap:
+        demand, grounds = cap, f"{grounds}, capped at {cap:,}"
     if strategy == "adaptive" and step.history is not None and step.history.is_enough:
         return _known(step.history, demand, cap, grounds)
     weight = {"equal": 1, "priority": demand * _priority_weight(step)}.get(strategy, demand)

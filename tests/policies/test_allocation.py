@@ -175,7 +175,10 @@ def test_what_a_cap_frees_goes_to_the_others() -> None:
     ]
     plan = allocate(steps, strategy="priority", pool_limit_tokens=6000, settings=DEFAULT)
     assert tokens_of(plan) == [1000, 2500, 2500]
-    assert "at its cap" in plan.allocations[0].reason
+    assert plan.allocations[0].reason == (
+        "priority: needs 3,125 (generate 2,500 × 1.25), capped at 1,000, priority critical"
+    )
+    assert plan.allocations[1].reason.endswith("priority normal; gets 2,500")
 
 
 def test_no_step_gets_more_than_the_cap_of_the_settings() -> None:

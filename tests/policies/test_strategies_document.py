@@ -1,0 +1,79 @@
+"""The worked examples of docs/strategies.md are what the code computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from policies.allocation import Allocation, StepDemand, StepHistory, allocate, reallocate
+from policies.settings import Settings
+
+TEXT = (Path(__file__).parents[2] / "docs" / "strategies.md").read_text(encoding="utf-8")
+SETTINGS = Settings.from_values()
+STEPS = (
+    StepDemand("read", "extract"),
+    StepDemand("draft", "generate", "high"),
+    StepDemand("check", "validate", "critical"),
+    StepDemand("post", "send", "low"),
+)
+
+
+def plan(steps: Sequence[StepDemand], strategy: str, limit: int = 20_000) -> Allocation:
+    return allocate(steps, strategy=strategy, pool_limit_tokens=limit, settings=SETTINGS)
+
+
+def documented(step: str, *cells: object) -> bool:
+    shown = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells)
+    return f"| {step} | {' | '.join(shown)} |\n" in TEXT
+
+
+def of(found: Allocation, step: str) -> int:
+    one = found.of(step)
+    assert one is not None
+    return one.tokens
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.id)
+def test_the_four_steps(step: StepDemand) -> None:
+    shares = [
+        f"{of(plan(STEPS, strategy), step.id):,} / {of(plan(STEPS, strategy, 4000), step.id):,}"
+        for strategy in ("equal", "proportional", "priority")
+    ]
+    demand = of(plan([step], "equal"), step.id)
+    assert documented(step.id, step.intent, step.priority, demand, *shares)
+
+
+def test_adaptive() -> None:
+    known = {"read": StepHistory(30, 2400), "draft": StepHistory(30, 1500), "check": StepHistory(12, 600, "intent")}
+    steps = [StepDemand(step.id, step.intent, step.priority, history=known.get(step.id)) for step in STEPS]
+    assert plan(STEPS, "adaptive").pool_tokens == 6000
+    assert plan(steps, "adaptive").pool_tokens == 7400
+    words = {
+        "read": "2,400 over 30",
+        "draft": "1,500 over 30",
+        "check": "600 over 12 of its intent and model",
+        "post": "unknown",
+    }
+    for step, said in words.items():
+        shares = [of(plan(steps, "adaptive", limit), step) for limit in (20_000, 4000)]
+        assert documented(step, said, *shares)
+
+
+def test_a_cap() -> None:
+    steps = [StepDemand("a", "generate", "critical", cap_tokens=1000), *(StepDemand(name, "generate") for name in "bc")]
+    found = plan(steps, "priority", 6000)
+    for step in steps:
+        assert documented(step.id, step.cap_tokens or 4000, of(found, step.id))
+    assert all(f"    {one.reason}\n" in TEXT for one in found.allocations)
+
+
+def test_the_course_of_a_run() -> None:
+    planned = plan(STEPS, "proportional", 4000)
+    courses = [
+        reallocate(planned, completed, STEPS, pool_limit_tokens=4000, settings=SETTINGS)
+        for completed in ({"read": 300}, {"read": 300, "draft": 2400})
+    ]
+    for step in STEPS:
+        assert documented(step.id, *(of(one, step.id) for one in (planned, *courses)))
