@@ -1,0 +1,236 @@
+"""What is particular to the embedded engine: its queue, its batches, its rows. What every engine does: tests/contracts."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gateway.ledger import sqlite_shelf, sqlite_worker
+from gateway.ledger.port import LedgerError, LedgerUnavailable, Reserve
+from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite_schema import TABLES
+from policies.amounts import UNLIMITED, Amount, Limit
+from policies.book import Book
+from policies.reservation import Demand, Gate, Granted, Hold, OnLost, State
+
+
+@pytest.fixture
+async def ledger(tmp_path: Path) -> AsyncIterator[SqliteLedger]:
+    made = SqliteLedger(tmp_path / "ledger.db")
+    await made.open()
+    yield made
+    await made.close()
+
+
+def request(name: str, account: str = "run", tokens: int = 10) -> Reserve:
+    hold = Hold(account, Limit(tokens=1_000))
+    return Reserve(name, "gw", (hold,), Demand(0, tokens, tokens, requests=0), 60_000, b"{}", OnLost.CHARGE)
+
+
+async def traced(ledger: SqliteLedger) -> list[str]:
+    """The statements that the connection runs from now on."""
+    statements: list[str] = []
+    worker = ledger._opened()
+    await worker.perform(lambda _: worker._file.connection.set_trace_callback(statements.append))
+    return statements
+
+
+async def test_what_waits_together_is_committed_together(ledger: SqliteLedger) -> None:
+    statements = await traced(ledger)
+    await asyncio.gather(*(ledger.reserve("p", request(f"c{n}", tokens=1)) for n in range(500)))
+    commits = statements.count("COMMIT")
+    assert 500 // sqlite_worker.BATCH_MAX <= commits < 250
+    changes = [statement for statement in statements if "account SET" in statement or "INTO account" in statement]
+    assert len(changes) == commits, "an account is written once for each commit"
+
+
+async def test_reading_writes_nothing(ledger: SqliteLedger) -> None:
+    statements = await traced(ledger)
+    await ledger.balances("p", ["a", "b"])
+    await ledger.outbox_read("one")
+    await ledger.pending("p")
+    await ledger.void("p", "never")
+    await ledger.expire_due()
+    assert [statement for statement in statements if not statement.startswith("SELECT")] == []
+
+
+async def test_a_caller_that_stops_waiting_does_not_undo_its_operation(ledger: SqliteLedger) -> None:
+    asking = [asyncio.ensure_future(ledger.reserve("p", request(f"c{n}"))) for n in range(20)]
+    await asyncio.sleep(0)
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    assert all(task.cancelled() for task in asking)
+    (balance,) = await ledger.balances("p", ["run"])
+    assert balance.reserved == Amount(200)
+    for n in range(20):
+        assert (await ledger.void("p", f"c{n}")).state is State.VOIDED
+
+
+async def test_an_operation_that_cannot_be_written_spares_its_batch(ledger: SqliteLedger) -> None:
+    """A lone surrogate is no text for SQLite: it fails at the reading or at the writing, and only there."""
+    good = [ledger.reserve("p", request(f"c{n}")) for n in range(20)]
+    bad = [ledger.current_run("p", "nightly", "\ud800", 1_000), ledger.balances("p", ["\ud800"])]
+    answers = await asyncio.gather(*good[:10], *bad, *good[10:], return_exceptions=True)
+    errors = [answer for answer in answers if isinstance(answer, BaseException)]
+    assert len(errors) == 2
+    assert all(type(error) is LedgerError for error in errors)
+    assert sum(isinstance(answer, Granted) for answer in answers) == 20
+    (balance,) = await ledger.balances("p", ["run"])
+    assert balance.reserved == Amount(200)
+
+
+async def test_too_many_waiting_are_refused_at_once(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_worker, "WAITING_MAX", 5)
+    loop, holding, release = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+
+    def hold_the_disk(now_ms: int) -> None:
+        loop.call_soon_threadsafe(holding.set)
+        asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
+
+    disk = asyncio.ensure_future(ledger._opened().perform(hold_the_disk))
+    await holding.wait()
+    waiting = [asyncio.ensure_future(ledger.reserve("p", request(f"c{n}"))) for n in range(5)]
+    await asyncio.sleep(0)
+    with pytest.raises(LedgerUnavailable, match="5 operations are waiting for the disk"):
+        await ledger.reserve("p", request("one too many"))
+    release.set()
+    await asyncio.gather(disk, *waiting)
+    (balance,) = await ledger.balances("p", ["run"])
+    assert balance.reserved == Amount(50)
+
+
+async def test_closing_performs_what_was_asked_before(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    await ledger.open()
+    asked = [asyncio.ensure_future(ledger.reserve("p", request(f"c{n}"))) for n in range(50)]
+    await asyncio.sleep(0)
+    await ledger.close()
+    assert all(isinstance(answer, Granted) for answer in await asyncio.gather(*asked))
+    await ledger.close()
+    with pytest.raises(LedgerError, match="is not open"):
+        await ledger.reserve("p", request("late"))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["ledger.db", "ledger.db.lock"]
+
+
+async def test_is_opened_once(ledger: SqliteLedger) -> None:
+    with pytest.raises(LedgerError, match="is open already"):
+        await ledger.open()
+
+
+async def test_strict_waits_for_the_disk(tmp_path: Path) -> None:
+    for durability, level in (("normal", 1), ("strict", 2)):
+        ledger = SqliteLedger(tmp_path / f"{durability}.db", durability=durability)  # type: ignore[arg-type]
+        await ledger.open()
+        worker = ledger._opened()
+        assert await worker.perform(lambda _, worker=worker: worker._file._pragma("synchronous")) == level
+        await ledger.close()
+
+
+async def test_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url, file in [("sqlite:///here/ledger.db", "here/ledger.db"), (f"sqlite:///{tmp_path}/there.db", "there.db")]:
+        ledger = SqliteLedger.from_url(url)
+        await ledger.open()
+        await ledger.close()
+        assert (tmp_path / file).is_file()
+    ledger = SqliteLedger.from_url("sqlite://")
+    await ledger.open()
+    assert isinstance(await ledger.reserve("p", request("c1")), Granted)
+    await ledger.close()
+    for url in ("redis://x", "sqlite:/x", "sqlite", "sqlite://host/x", ""):
+        with pytest.raises(LedgerError, match="say sqlite:///path/to/file"):
+            SqliteLedger.from_url(url)
+
+
+# --- rows ---
+
+
+@pytest.fixture
+def connection() -> sqlite3.Connection:
+    made = sqlite3.connect(":memory:", isolation_level=None)
+    for statement in TABLES:
+        made.execute(statement)
+    made.execute("INSERT INTO meta (key, value) VALUES ('highest_ms', 0)")
+    return made
+
+
+def test_no_statement_searches_a_whole_table(connection: sqlite3.Connection) -> None:
+    """The cost of an operation must not grow with what happened before."""
+    statements = [value for name, value in vars(sqlite_shelf).items() if isinstance(value, str) and " WHERE " in value]
+    assert len(statements) >= 8
+    for statement in statements:
+        arguments = (0,) * statement.count("?")
+        plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", arguments)]
+        # This index holds what is pending now, and nothing else.
+        plan = [line for line in plan if line != "SCAN reservation USING INDEX reservation_due"]
+        assert not any(line.startswith("SCAN") or "TEMP B-TREE FOR ORDER BY" in line for line in plan), (
+            statement,
+            plan,
+        )
+
+
+def test_a_shelf_that_forgets_its_cache_reads_the_same_again(connection: sqlite3.Connection) -> None:
+    shelf = sqlite_shelf.SqliteShelf(connection, 0)
+    book = Book(shelf)
+    hold = Hold("run", Limit(100, None, 5), Limit(90), keep_ms=77)
+    asked = Reserve("c1", "gw", (hold, Hold("key")), Demand(1, 2, 2, 3, 4), 60_000, b"draft", OnLost.RELEASE)
+    book.reserve("p", asked, 5)
+    book.set_gate("p", "key", Gate.PAUSED, 6)
+    book.set_override("p", "key", Limit(None, 0), 7)
+    before = (shelf.account("p", "run"), shelf.account("p", "key"), shelf.reservation("p", "c1"))
+    shelf.commit(8)
+    shelf._drop_cache()
+    after = (shelf.account("p", "run"), shelf.account("p", "key"), shelf.reservation("p", "c1"))
+    assert after == before
+    found = shelf.account("p", "key")
+    assert found is not None
+    assert found.tightened is UNLIMITED
+
+
+def test_what_is_rolled_back_has_not_happened(connection: sqlite3.Connection) -> None:
+    shelf = sqlite_shelf.SqliteShelf(connection, 0)
+    book = Book(shelf)
+    book.reserve("p", request("c1"), 0)
+    shelf.commit(0)
+    assert book.outbox_size(0) == 0
+    book.settle("p", "c1", Amount(4), b"", 0)
+    book.reserve("p", request("c2"), 0)
+    book.current_run("p", "w", "r1", 10, 0)
+    assert book.outbox_size(0) == 1
+    book.expire_due(10, 0)  # writes what has collected: the transaction is open now
+    shelf.roll_back()
+    assert (book.outbox_size(0), shelf.run("p", "w"), shelf.reservation("p", "c2")) == (0, None, None)
+    (balance,) = book.balances("p", ["run"], 0)
+    assert (balance.settled.tokens, balance.reserved.tokens) == (0, 10)
+
+
+def test_positions_are_not_used_again(connection: sqlite3.Connection) -> None:
+    first = Book(sqlite_shelf.SqliteShelf(connection, 1_000))
+    first.reserve("p", request("c1"), 1_000)
+    first.settle("p", "c1", Amount(1), b"", 1_000)
+    (entry,) = first.outbox_read("f", 10, 1_000)
+    first.outbox_acknowledge([entry], 1_000)
+    second = Book(sqlite_shelf.SqliteShelf(connection, 1_001))
+    second.reserve("p", request("c2"), 1_001)
+    second.settle("p", "c2", Amount(1), b"", 1_001)
+    second.outbox_acknowledge([entry], 1_001)
+    assert second.outbox_size(1_001) == 1
+
+
+def test_an_account_that_is_used_is_looked_at_later(connection: sqlite3.Connection) -> None:
+    """The purge finds accounts by an index that is not changed by use: it has to look again before it forgets."""
+    shelf = sqlite_shelf.SqliteShelf(connection, 0)
+    book = Book(shelf)
+    for n in range(3):
+        book.restore("p", f"run:{n}", Amount(5), 100, 0)
+    book.restore("p", "run:0", Amount(6), 100, 90)
+    shelf.commit(90)
+    assert book.purge(10, 100) == 2
+    assert book.purge(10, 189) == 0
+    assert book.purge(10, 190) == 1
+    assert connection.execute("SELECT count(*) FROM account").fetchone() == (0,)
