@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from email.message import Message
-from email.parser import BytesHeaderParser
+from email.parser import HeaderParser
 from typing import Final
 
 from gateway.errors import BadRequest
@@ -57,7 +57,8 @@ def _part(piece: bytes) -> Part:
     head, found, content = piece.removeprefix(b"\r\n").partition(b"\r\n\r\n")
     if not piece.startswith(b"\r\n") or not found or len(head) > _HEAD_BYTES_MAX:
         raise _broken("has a part without a proper head")
-    message: Message = BytesHeaderParser().parsebytes(head + b"\r\n\r\n")
+    # Browsers and SDKs write names of files in UTF-8, as the form's own standard (RFC 7578, 4.2) has it.
+    message: Message = HeaderParser().parsestr(head.decode("utf-8", "replace") + "\r\n\r\n")
     name = message.get_param("name", header="content-disposition")
     if message.get_content_disposition() != "form-data" or not isinstance(name, str) or not name:
         raise _broken("has a part without a name")

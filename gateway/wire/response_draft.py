@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from contextlib import suppress
 from typing import Any, Final
 
 from gateway.errors import StreamBroken
@@ -25,6 +24,7 @@ _PARTS: Final = {
     "response.content_part.added": ("content", "content_index"),
     "response.reasoning_summary_part.added": ("summary", "summary_index"),
 }
+_PART_KEYS: Final = dict(_PARTS.values())
 _TEXT_DONE: Final = {
     "output_text": ("response.output_text.done", "text"),
     "refusal": ("response.refusal.done", "refusal"),
@@ -49,8 +49,10 @@ class ResponseDraft:
         number = event.get("sequence_number")
         if type(number) is int:
             self._number = number
-        with suppress(StreamBroken):
+        try:
             self._note(event)
+        except StreamBroken:
+            return
 
     def _note(self, event: dict[str, Any]) -> None:
         kind = kind_of(event)
@@ -116,10 +118,9 @@ class ResponseDraft:
         return [*ends, {"type": "response.content_part.done", **at, "part": part}]
 
     def _write(self, event: dict[str, Any], parts: str, field: str) -> None:
-        part_key = "summary_index" if parts == "summary" else "content_index"
-        part = index_of(event, part_key) if parts else 0
         delta = event.get("delta")
         if isinstance(delta, str):
+            part = index_of(event, _PART_KEYS[parts]) if parts else 0
             self._texts[(index_of(event, "output_index"), parts, part, field)].append(delta)
 
     def _add_part(self, event: dict[str, Any], parts: str, part_key: str) -> None:

@@ -15,7 +15,8 @@ _HERTZ: Final[Mapping[int, tuple[int, int, int, int]]] = {
     2: (22_050, 24_000, 16_000, 0),
     0: (11_025, 12_000, 8_000, 0),
 }
-_FRAMES_READ_MAX: Final = 400_000  # 2.9 hours at 26 ms each: more than 25 MB of any usual rate
+_FRAMES_READ_MAX: Final = 2_000  # of 26 ms: a few milliseconds of work for a file of any size
+_TAIL_BYTES_MAX: Final = 4_096
 
 
 def duration_ms(sound: bytes) -> int | None:
@@ -57,18 +58,19 @@ def _wav_ms(sound: bytes) -> int | None:
 
 
 def _mp3_ms(sound: bytes) -> int | None:
-    """The sum of the frames: true of constant and of variable rates, with or without a header that says so."""
-    at = _behind_id3(sound)
+    """The sum of the frames, true of constant and of variable rates; behind the first 52 s, as if the rest were like them."""
+    begin = at = _behind_id3(sound)
     micros = 0
     for _ in range(_FRAMES_READ_MAX):
         frame = _mp3_frame(sound, at)
-        if frame is None:
+        if frame is None or at + frame[0] > len(sound):
             break
-        size, frame_micros = frame
-        at += size
-        micros += frame_micros
-    # What is left may be a tag of at most 128 bytes plus some padding; much more means that these were no frames.
-    return -(-micros // 1000) if micros and len(sound) - at <= max(4_096, len(sound) // 100) else None
+        at += frame[0]
+        micros += frame[1]
+    else:
+        return -(-micros * (len(sound) - begin) // ((at - begin) * 1000))
+    # What is left may be a tag, padding, or a frame cut off; much more means that these were no frames.
+    return -(-micros // 1000) if micros and len(sound) - at <= _TAIL_BYTES_MAX else None
 
 
 def _behind_id3(sound: bytes) -> int:

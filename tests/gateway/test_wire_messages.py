@@ -25,14 +25,21 @@ from policies.pricing import Usage
 from tests.gateway.wire_streams import USER, events_of, named_events, parsed, relay_of, relayed
 
 MESSAGES = MessagesProtocol()
-START_USAGE = {
+START_USAGE: dict[str, Any] = {
     "input_tokens": 10,
     "cache_read_input_tokens": 200,
     "cache_creation_input_tokens": 30,
     "cache_creation": {"ephemeral_5m_input_tokens": 10, "ephemeral_1h_input_tokens": 20},
     "output_tokens": 1,
 }
-STARTED = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m-1", "content": [], "stop_reason": None}
+STARTED: dict[str, Any] = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "m-1",
+    "content": [],
+    "stop_reason": None,
+}
 FIRST = {"type": "message_start", "message": {**STARTED, "stop_sequence": None, "usage": START_USAGE}}
 
 
@@ -65,7 +72,7 @@ TOOL = block(
     {"type": "input_json_delta", "partial_json": '{"q":'},
     {"type": "input_json_delta", "partial_json": ' "x"}'},
 )
-END = [
+END: list[dict[str, Any]] = [
     {
         "type": "message_delta",
         "delta": {"stop_reason": "tool_use", "stop_sequence": None},
@@ -213,9 +220,9 @@ def test_the_figures_of_the_end_are_newer() -> None:
 def test_a_reason_or_a_stop_is_an_end(end: list[dict[str, Any]]) -> None:
     relay, _ = relay_of("messages")
     relayed(relay, named_events(FIRST, *TEXT))
-    assert not relay.is_finished
+    finished = [relay.is_finished]
     relayed(relay, named_events(*end))
-    assert relay.is_finished
+    assert [*finished, relay.is_finished] == [False, True]
     assert events_of(relay.close(None)) == [{"type": "message_stop"}]
 
 

@@ -36,6 +36,7 @@ CALL = {
     "arguments": "",
     "status": "in_progress",
 }
+SUMMARY = {"type": "summary_text", "text": "hm "}
 MESSAGE = {"type": "message", "id": "msg_1", "role": "assistant", "status": "in_progress", "content": []}
 PART = {"type": "output_text", "text": "", "annotations": []}
 AT = {"item_id": "msg_1", "output_index": 1, "content_index": 0}
@@ -46,7 +47,7 @@ HALFWAY = numbered(
     {"type": "response.output_item.added", "output_index": 0, "item": {"type": "reasoning", "id": "rs_1", "summary": []}},
     {"type": "response.reasoning_summary_part.added", "output_index": 0, "summary_index": 0, "part": {"type": "summary_text", "text": ""}},
     {"type": "response.reasoning_summary_text.delta", "output_index": 0, "summary_index": 0, "delta": "hm "},
-    {"type": "response.output_item.done", "output_index": 0, "item": {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "hm "}]}},
+    {"type": "response.output_item.done", "output_index": 0, "item": {"type": "reasoning", "id": "rs_1", "summary": [SUMMARY]}},
     {"type": "response.output_item.added", "output_index": 1, "item": MESSAGE},
     {"type": "response.content_part.added", **AT, "part": PART},
     {"type": "response.output_text.delta", **AT, "delta": "Hel", "logprobs": []},
