@@ -15,7 +15,7 @@ import orjson
 
 from gateway.ledger import checks, redis_outbox
 from gateway.ledger import redis_scripts as scripts
-from gateway.ledger.port import LedgerError, Lost, OutboxEntry, Progress, Reserve, Resolution
+from gateway.ledger.port import EntryKind, LedgerError, Lost, OutboxEntry, Progress, Reserve, Resolution
 from gateway.ledger.redis_batches import AT_ONCE, batched, together
 from gateway.ledger.redis_connection import Argument, Reply
 from gateway.ledger.redis_errors import port_error
@@ -36,7 +36,7 @@ from gateway.ledger.redis_values import (
     resolution_of,
 )
 from policies.amounts import Amount, Limit
-from policies.reservation import KEEP_MS, Balance, Decision, Demand, Gate, Hold
+from policies.reservation import KEEP_MS, Balance, Decision, Demand, Gate, Hold, State
 
 PROCESSES_KEY: Final = "farebox:processes"
 # A process that was not heard of for so long is not counted when an outage divides what is left.
@@ -105,7 +105,7 @@ class RedisLedger:
         reply = await self._run(at, scripts.RESERVE, keys, request_json(request), request.draft, request.id)
         decision = decision_of(reply, request.id, accounts)
         if reply[0]:
-            at.remember(request.id, accounts)
+            at.remember(request.id, accounts, request.draft)
         return decision
 
     async def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand) -> Decision:
@@ -132,7 +132,14 @@ class RedisLedger:
     async def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes) -> Resolution:
         checks.check_amount("used", used)
         asked = (orjson.dumps(amount_list(used)), detail, self._new_name())
-        return await self._resolve(project, scripts.SETTLE, reservation_id, asked)
+        at = self._projects.of(project)
+        made = at.made.get(reservation_id)
+        done = await self._resolve(project, scripts.SETTLE, reservation_id, asked)
+        if made is not None and done.first and done.state is State.SETTLED:
+            kind, at_ms = EntryKind.SETTLED, at.seen_ms
+            entry = OutboxEntry("", reservation_id, kind, project, used, at_ms, made.draft, detail, done.overrun)
+            self._projects.keep_recent(entry)
+        return done
 
     async def void(self, project: str, reservation_id: str) -> Resolution:
         return await self._resolve(project, scripts.VOID, reservation_id, (self._new_name(),))
@@ -150,7 +157,7 @@ class RedisLedger:
         asked = (orjson.dumps(amount_list(used)), detail, self._new_name(), request_json(request, held), request.draft)
         keys = at.chain(request.id, accounts)
         reply = await self._run(at, scripts.SETTLE, keys, request.id, *asked)
-        at.accounts.pop(request.id, None)
+        at.made.pop(request.id, None)
         return resolution_of(reply, accounts)
 
     async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
@@ -263,14 +270,14 @@ class RedisLedger:
         at = self._projects.of(project)
         accounts = await self._accounts_of(at, reservation_id)
         reply = await self._run(at, script, at.chain(reservation_id, accounts), reservation_id, *asked)
-        at.accounts.pop(reservation_id, None)
+        at.made.pop(reservation_id, None)
         return resolution_of(reply, accounts)
 
     async def _accounts_of(self, project: Project, reservation_id: str) -> tuple[str, ...]:
         """The accounts of a reservation, from memory or from Redis; none when nobody knows it."""
-        known = project.accounts.get(reservation_id)
-        if known is not None:
-            return known
+        made = project.made.get(reservation_id)
+        if made is not None:
+            return made.accounts
         with port_error():
             names = await self._topology.call(project.meta, "HGET", project.key("hold", reservation_id), "accounts")
         return project.accounts_of_keys(names.decode()) if names else ()

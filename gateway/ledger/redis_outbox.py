@@ -7,6 +7,7 @@ clock, which may jump, and its pending entries outlive the entries themselves.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from gateway.ledger import redis_scripts as scripts
@@ -27,6 +28,8 @@ async def record(projects: Projects, project: str, entries: Sequence[OutboxEntry
     at = projects.of(project)
     for batch in batched(entries, _RECORDED_AT_ONCE):
         await projects.run(at, scripts.RECORD, [at.meta, at.key("outbox")], *entry_arguments(batch))
+        for entry in batch:
+            projects.keep_recent(replace(entry, project=project, at_ms=entry.at_ms or at.seen_ms))
 
 
 async def sizes(projects: Projects) -> dict[str, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,11 +20,13 @@ from urllib.parse import quote
 import orjson
 import structlog
 
-from gateway.ledger.port import LedgerError, LedgerUnavailable
+from gateway.ledger.port import LedgerError, LedgerUnavailable, OutboxEntry
+from gateway.ledger.redis_batches import batched
 from gateway.ledger.redis_connection import Argument, ConnectionLost, RedisRefused, Reply
 from gateway.ledger.redis_errors import as_port_error
-from gateway.ledger.redis_scripts import ADOPT, FENCE, RESTORE, Script
+from gateway.ledger.redis_scripts import ADOPT, FENCE, RECORD, RESTORE, Script
 from gateway.ledger.redis_topology import Topology
+from gateway.ledger.redis_values import entry_arguments
 from policies.amounts import Amount
 
 EPOCH_KEY: Final = "farebox:epoch"
@@ -34,6 +37,8 @@ _LOCK_POLL_S: Final = 0.05
 # Accounts of so many reservations are remembered; of older ones they are read from Redis again.
 _REMEMBERED_MAX: Final = 100_000
 
+# Events of the last seconds or minutes; some 10 MB at most.
+_RECENT_MAX: Final = 10_000
 NO_EPOCH: Final = "*"
 # A repetition may meet the next trouble (a restart: connection lost, then NOSCRIPT, then a lost epoch), not more.
 _REPETITIONS_MAX: Final = 3
@@ -52,6 +57,14 @@ class CountersMissing(LedgerUnavailable):
     """Redis answers, and does not know what this project has settled. It is being restored."""
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a process remembers of a reservation that it made."""
+
+    accounts: tuple[str, ...]
+    draft: bytes
+
+
 @dataclass(slots=True)
 class Project:
     """Keys and knowledge of one project. All its keys share the hash tag, so that a cluster keeps them on one node."""
@@ -59,7 +72,7 @@ class Project:
     name: str
     epoch: str = ""
     seen_ms: int = 0  # the latest time that this process saw written; Redis must never be behind it
-    accounts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of the reservations made here
+    made: dict[str, Made] = field(default_factory=dict)  # the reservations of this process that are not resolved
     tag: str = ""
 
     def __post_init__(self) -> None:
@@ -94,11 +107,11 @@ class Project:
         prefix = len(f"{self.tag}account:")
         return tuple(key[prefix:] for key in joined.split("\n"))
 
-    def remember(self, reservation_id: str, accounts: tuple[str, ...]) -> None:
-        if len(self.accounts) >= _REMEMBERED_MAX:
+    def remember(self, reservation_id: str, accounts: tuple[str, ...], draft: bytes) -> None:
+        if len(self.made) >= _REMEMBERED_MAX:
             # Dicts keep their order: the first is the oldest, and most likely of a call that nobody will settle.
-            del self.accounts[next(iter(self.accounts))]
-        self.accounts[reservation_id] = accounts
+            del self.made[next(iter(self.made))]
+        self.made[reservation_id] = Made(accounts, draft)
 
 
 class Projects:
@@ -118,6 +131,11 @@ class Projects:
         self._clock_ms = clock_ms
         self._known: dict[str, Project] = {}
         self._opening: dict[str, asyncio.Task[None]] = {}
+        self._recent: deque[OutboxEntry] = deque(maxlen=_RECENT_MAX)
+
+    def keep_recent(self, entry: OutboxEntry) -> None:
+        """Remember an event that was written: if Redis loses its outbox before the store has it, it is written again."""
+        self._recent.append(entry)
 
     def of(self, name: str) -> Project:
         found = self._known.get(name)
@@ -211,19 +229,31 @@ class Projects:
             if epoch or await self._made(project, was_known):
                 break
             await asyncio.sleep(_LOCK_POLL_S)
-        if epoch:
-            self._take(project, epoch)
+        if epoch and self._take(project, epoch) and was_known:
+            # Another process has restored the counters; what it could not know is what we wrote last.
+            await self._write_recent_again(project)
         # Before the first operation of any process on this project, so that no sweeper can miss it.
         await self.topology.call(PROJECTS_KEY, "SADD", PROJECTS_KEY, project.name)
 
-    def _take(self, project: Project, epoch: bytes) -> None:
-        if epoch.decode() != project.epoch:
-            project.epoch, project.seen_ms = epoch.decode(), 0
+    def _take(self, project: Project, epoch: bytes) -> bool:
+        """Whether the epoch is a new one."""
+        if epoch.decode() == project.epoch:
+            return False
+        project.epoch, project.seen_ms = epoch.decode(), 0
+        return True
+
+    async def _write_recent_again(self, project: Project) -> None:
+        """Their ids make it harmless that the store may have some of them already."""
+        mine = [entry for entry in self._recent if entry.project == project.name]
+        for batch in batched(mine):
+            keys = [project.meta, project.key("outbox")]
+            await self._evaluate(RECORD, keys, NO_EPOCH, 0, tuple(entry_arguments(batch)))
 
     async def _made(self, project: Project, was_known: bool) -> bool:
         """Open a project that Redis does not know. False: another process is at it."""
         if self._rebuild is None:
             await self._announce_loss(project, was_known)
+            await self._write_recent_again(project)
             self._take(project, await self._adopt(project, ""))
             return True
         token = secrets.token_hex(8)
@@ -232,6 +262,7 @@ class Projects:
             return False
         await self._announce_loss(project, was_known)
         async with self._locked(lock, token):
+            await self._write_recent_again(project)
             await self._restored(project, self._rebuild)
             try:
                 self._take(project, await self._adopt(project, token))

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
-from gateway.ledger.port import LedgerUnavailable
+from gateway.ledger.port import EntryKind, LedgerUnavailable, OutboxEntry
 from gateway.ledger.redis import RedisLedger
 from gateway.ledger.redis_projects import CountersMissing, Restore
 from policies.reservation import KEEP_MS, Granted, Refusal, Refused
@@ -221,3 +221,21 @@ async def test_a_restore_that_takes_longer_than_its_lock_keeps_it(
             decisions = await asyncio.gather(*asking)
         assert all(isinstance(decision, Refused) for decision in decisions)
         assert store.asked == ["p"]
+
+
+async def test_events_that_the_store_had_not_yet_are_written_again(server: RedisServer, store: Store) -> None:
+    """By every gateway its own: the store knows what it has by the ids."""
+    async with ledger_at(server.url, rebuild=store.rebuild) as one, ledger_at(server.url, rebuild=store.rebuild) as two:
+        await settled_in(one, store, {"c1": 5, "c2": 6})
+        await settled_in(two, store, {"c3": 7})
+        untagged = OutboxEntry("", "e1", EntryKind.RECORDED, "p", tokens(1), 0, b"{}")
+        await two.record("p", [untagged])
+        await settled_in(one, store, {"other": 1})
+        written = {(entry.id, entry.amount, entry.draft, entry.detail) for entry in await one.outbox_read("f")}
+        before_ms = await one.now_ms()
+        server.command("FLUSHALL")
+        assert await standing(one) == (19, 0)
+        assert await standing(two) == (19, 0)
+        again = {(entry.id, entry.amount, entry.draft, entry.detail) for entry in await one.outbox_read("f")}
+        assert again == written
+        assert all(0 < entry.at_ms <= before_ms for entry in await one.outbox_read("f"))
