@@ -38,6 +38,9 @@ DENIED_KEYS: Final = frozenset(
     }
 )  # fmt: skip
 
+# Keys of `metadata` by which a call may be tagged, see `gateway.tags`.
+_TAG_KEYS: Final = ("workflow_id", "run_id", "step", "agent")
+
 
 def parse_object(raw: bytes) -> dict[str, Any]:
     """Raises `BadRequest` for anything but one JSON object without denied or doubled accounted keys."""
@@ -57,6 +60,21 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         if raw.count(quoted) > 1:
             _refuse_double(raw, key)
     return body
+
+
+def drop_tags(body: dict[str, Any]) -> None:
+    """Takes our tags out of `metadata`, and an empty `metadata` out of the body.
+
+    Where a provider keeps metadata with a stored answer, the tags may stay. Elsewhere it refuses the whole call for them:
+    Anthropic takes nothing but `user_id`, and OpenAI's chat takes metadata only together with `store`.
+    """
+    metadata = body.get("metadata")
+    if not isinstance(metadata, dict) or "workflow_id" not in metadata:
+        return
+    left = {key: value for key, value in metadata.items() if key not in _TAG_KEYS}
+    body["metadata"] = left
+    if not left:
+        del body["metadata"]
 
 
 def _refuse_double(raw: bytes, key: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
 from gateway.errors import BadRequest
 from gateway.wire.body import ACCOUNTED_KEYS, DENIED_KEYS, boolean, parse_object, text, whole_number
+from tests.gateway.wire_streams import parsed, protocol_of
 
 
 @pytest.mark.parametrize(
@@ -110,3 +112,29 @@ def test_a_text_that_is_none(value: object, code: str) -> None:
     with pytest.raises(BadRequest) as refused:
         text({"model": value}, "model")
     assert (refused.value.code, refused.value.param) == (code, "model")
+
+
+TAGS = {"workflow_id": "w", "run_id": "r", "step": "s", "agent": "a"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields", "metadata", "sent"),
+    [
+        ("chat/completions", {}, TAGS, None),
+        ("chat/completions", {}, {**TAGS, "team": "x"}, {"team": "x"}),
+        ("chat/completions", {"store": True}, TAGS, TAGS),
+        ("chat/completions", {}, {"step": "s"}, {"step": "s"}),  # the client's own: no workflow, no tags
+        ("chat/completions", {}, "odd", "odd"),
+        ("completions", {}, TAGS, None),
+        ("messages", {}, {**TAGS, "user_id": "u"}, {"user_id": "u"}),
+        ("messages", {}, {"user_id": "u"}, {"user_id": "u"}),
+        ("responses", {}, TAGS, TAGS),  # stored and given back with the answer
+    ],
+)
+def test_tags_in_metadata_do_not_make_a_provider_refuse(
+    endpoint: str, fields: dict[str, Any], metadata: Any, sent: Any
+) -> None:
+    request = parsed(endpoint, metadata=metadata, **fields)
+    assert request.metadata == metadata
+    assert protocol_of(endpoint).forwarded(request, None, stream=False).get("metadata") == sent
+    assert request.body["metadata"] == metadata
