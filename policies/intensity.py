@@ -141,7 +141,7 @@ class IntensityScore:
 UNKNOWN: Final = IntensityScore(NEUTRAL, NEUTRAL, NEUTRAL)
 
 
-def intensity(activity: AgentActivity | None = None, shape: WorkflowShape | None = None) -> IntensityScore:
+def intensity_score(activity: AgentActivity | None = None, shape: WorkflowShape | None = None) -> IntensityScore:
     """The scores of an agent; 5.0 for what is not known. Fewer than five runs say nothing about execution."""
     created = _scored(CREATION, {} if shape is None else _shape_values(shape))
     seen = activity is not None and activity.runs >= RUNS_MIN

@@ -17,7 +17,7 @@ from policies.intensity import (
     UNKNOWN,
     AgentActivity,
     WorkflowShape,
-    intensity,
+    intensity_score,
     scores,
     shape_of,
 )
@@ -40,13 +40,13 @@ RESEARCHER = AgentActivity(
 
 
 def test_an_unknown_agent_is_neutral() -> None:
-    assert intensity() == UNKNOWN
+    assert intensity_score() == UNKNOWN
     assert (UNKNOWN.creation, UNKNOWN.execution, UNKNOWN.combined) == (5.0, 5.0, 5.0)
 
 
 @pytest.mark.parametrize(("runs", "known"), [(0, False), (4, False), (5, True)])
 def test_execution_counts_after_five_runs(runs: int, known: bool) -> None:
-    score = intensity(replace(RESEARCHER, runs=runs))
+    score = intensity_score(replace(RESEARCHER, runs=runs))
     assert score.runs == runs
     assert (score.execution != 5.0) is known
     assert any(name.startswith("execution.") for name in score.parts) is known
@@ -86,7 +86,7 @@ def test_the_execution_groups_weigh_as_documented() -> None:
 
 def test_an_agent_in_figures() -> None:
     """The example of docs/intensity.md."""
-    score = intensity(RESEARCHER, WorkflowShape(steps=4, branches=1, tools=4))
+    score = intensity_score(RESEARCHER, WorkflowShape(steps=4, branches=1, tools=4))
     assert dict(score.parts) == {
         "creation.workflow": 1.74,  # steps 1.58 × 0.40 and branches 2.00 × 0.25, over 0.65
         "creation.tools": 4.0,
@@ -99,7 +99,7 @@ def test_an_agent_in_figures() -> None:
 
 
 def test_what_was_not_seen_leaves_its_weight_to_the_others() -> None:
-    unseen = intensity(replace(RESEARCHER, retries=None, tool_calls=None, distinct_tools=None))
+    unseen = intensity_score(replace(RESEARCHER, retries=None, tool_calls=None, distinct_tools=None))
     assert "execution.tools" not in unseen.parts
     assert unseen.execution == pytest.approx((0.35 * 8.947 + 0.25 * 2.024 + 0.15 * 1.579) / 0.75, abs=0.02)
 
@@ -119,14 +119,14 @@ SHAPES = st.builds(WorkflowShape, *[st.none() | st.integers(0, 1000) for _ in fi
 
 @given(st.none() | ACTIVITIES, st.none() | SHAPES)
 def test_every_score_is_from_0_to_10(activity: AgentActivity | None, shape: WorkflowShape | None) -> None:
-    score = intensity(activity, shape)
+    score = intensity_score(activity, shape)
     assert all(0 <= one <= 10 for one in (score.creation, score.execution, score.combined, *score.parts.values()))
 
 
 @given(ACTIVITIES, st.sampled_from(["total_tokens", "peak_run_tokens", "input_tokens", "duration_ms", "errors"]), SMALL)
 def test_more_of_the_same_never_lowers_the_score(activity: AgentActivity, name: str, more: int) -> None:
     busier = replace(activity, **{name: getattr(activity, name) + more})
-    assert intensity(busier).combined >= intensity(activity).combined
+    assert intensity_score(busier).combined >= intensity_score(activity).combined
 
 
 def test_the_shape_of_a_declaration() -> None:
