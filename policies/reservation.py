@@ -392,14 +392,17 @@ def _check_same_accounts(found: Reservation, holds: Sequence[Hold]) -> None:
 
 
 def _holding(hold: Hold, account: Account, more: Amount, now_ms: int) -> Account:
-    reserved = account.reserved + more
-    total = account.settled + reserved
-    if total.tokens > AMOUNT_MAX or total.nano_usd > AMOUNT_MAX or total.requests > AMOUNT_MAX:
+    settled, reserved = account.settled, account.reserved + more
+    if (
+        settled.tokens + reserved.tokens > AMOUNT_MAX
+        or settled.nano_usd + reserved.nano_usd > AMOUNT_MAX
+        or settled.requests + reserved.requests > AMOUNT_MAX
+    ):
         raise ValueError(f"account {hold.account!r} would hold more than 2^53 - 1")
     tightened = account.tightened
     if hold.tighten is not UNLIMITED:
         tightened = tightened.tightened_by(hold.tighten)
-    return Account(account.settled, reserved, account.override, tightened, account.gate, hold.keep_ms, now_ms)
+    return Account(settled, reserved, account.override, tightened, account.gate, hold.keep_ms, now_ms)
 
 
 def _granted(
