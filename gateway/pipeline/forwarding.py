@@ -95,7 +95,9 @@ class Forwarding:
         return failure
 
     def _upstream_call(self, call: Call) -> UpstreamCall:
-        streamed = call.request.stream or (call.chain.hold is HoldKind.SLICES and call.request.has_output)
+        streamed = call.request.stream or (
+            call.chain.hold is HoldKind.SLICES and call.request.has_output and call.protocol.streams
+        )
         return UpstreamCall(
             protocol=call.protocol.name,
             body=call.protocol.forwarded(call.request, call.output_cap, streamed),

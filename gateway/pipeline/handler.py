@@ -141,8 +141,7 @@ class CallHandler:
     ) -> None:
         if exchange.is_answered:
             return
-        if error.metadata:
-            error.metadata.setdefault("request_id", call_id)
+        error.metadata.setdefault("request_id", call_id)
         await exchange.answer(error.status, encoded(error_headers(error, call_id, call)), protocol.error_body(error))
 
 

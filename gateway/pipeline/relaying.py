@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import orjson
 
@@ -16,7 +16,7 @@ from gateway.pipeline.forwarding import Forwarding
 from gateway.pipeline.heartbeat_port import Flights
 from gateway.pipeline.hold import HoldKeeper
 from gateway.upstream.port import UpstreamAnswer, UpstreamBroken, UpstreamError
-from gateway.wire.protocol import CounterFactory, Relay
+from gateway.wire.protocol import BinaryProtocol, CounterFactory, Relay
 from policies.reservation import Balance
 
 Settle = Callable[[Outcome], Awaitable[Settlement]]
@@ -112,7 +112,7 @@ class Relaying:
             if stream.keeper.is_due():
                 outcome.output_tokens_seen = relay.output_tokens
                 self._flights.progressed(call, outcome.output_tokens_seen)
-                if not await stream.keeper.covers(outcome.output_tokens_seen):
+                if not relay.is_finished and not await stream.keeper.covers(outcome.output_tokens_seen):
                     outcome.output_tokens_seen = min(
                         outcome.output_tokens_seen, max(seen_before, stream.keeper.allowed_tokens)
                     )
@@ -159,6 +159,9 @@ class Relaying:
 
 def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter: CounterFactory) -> None:
     """The provider's figures; where it gave none, the output is counted here."""
+    if call.protocol.is_binary:
+        outcome.usage = cast(BinaryProtocol, call.protocol).usage_of_bytes(call.request, answer.body)
+        return
     try:
         body = orjson.loads(answer.body)
     except orjson.JSONDecodeError:
