@@ -24,7 +24,7 @@ from gateway.upstream.deployments import Pool
 from gateway.upstream.port import Deployment
 from gateway.upstream.request import request_defaults
 from gateway.wire.protocol import Request
-from policies.budgets import Budget, Chain, HoldKind, Rung, RunLimits, Subject, chain_for
+from policies.budgets import Budget, Chain, Rung, RunLimits, Subject, chain_for
 from policies.pricing import Price, cost_nano_usd, worst_case
 from policies.reservation import Decision, Demand, Granted, OnLost, Refusal, Refused
 from policies.tokens import PromptCount
@@ -264,7 +264,7 @@ class Admission:
             call.decisions.append({"observed": list(granted.breaches)})
         own = call.request.output_tokens_max
         limit = self._prices.output_tokens_max(cast(Deployment, call.deployment))
-        if call.chain.hold is HoldKind.SLICES or not call.request.has_output:
+        if call.holds_slices or not call.request.has_output:
             return
         if granted.output_tokens < (own or limit or 2**62):
             call.output_cap = granted.output_tokens
@@ -281,7 +281,7 @@ class Admission:
         request, count = call.request, cast(PromptCount, call.count)
         prompt_tokens = count.reserve_tokens + request.media_tokens
         output_max = self.output_tokens_wanted(call) if request.has_output else 0
-        held = min(output_max, self._rules.slice_tokens) if call.chain.hold is HoldKind.SLICES else output_max
+        held = min(output_max, self._rules.slice_tokens) if call.holds_slices else output_max
         prompt_nano_usd = output_nano_usd = 0
         if call.price is not None:
             service_tier = request.body.get("service_tier")

@@ -11,7 +11,7 @@ from gateway.tags import UNTAGGED, Tags
 from gateway.upstream.port import Deployment, Lane
 from gateway.wire.protocol import Request, WireProtocol
 from policies.amounts import ZERO, Amount
-from policies.budgets import Chain
+from policies.budgets import Chain, HoldKind
 from policies.pricing import Price, Usage
 from policies.reservation import Balance, Granted
 from policies.tokens import PromptCount
@@ -97,6 +97,11 @@ class Call:
     saved: Amount = ZERO
     lane: Lane | None = None
     soft_exceeded: bool = False
+
+    @property
+    def holds_slices(self) -> bool:
+        """Whether the hold grows with the answer. What does not stream cannot be watched, and is held whole."""
+        return self.chain.hold is HoldKind.SLICES and self.request.has_output and self.protocol.streams
 
     @property
     def is_tagged(self) -> bool:

@@ -17,7 +17,6 @@ from gateway.pipeline.heartbeat_port import Flights
 from gateway.upstream.deployments import Pool
 from gateway.upstream.failures import is_context_window, retry_after_s
 from gateway.upstream.port import Deployment, Timeouts, Upstream, UpstreamAnswer, UpstreamCall, UpstreamError
-from policies.budgets import HoldKind
 from policies.pricing import worst_case
 from policies.reservation import Demand, Granted
 
@@ -95,9 +94,7 @@ class Forwarding:
         return failure
 
     def _upstream_call(self, call: Call) -> UpstreamCall:
-        streamed = call.request.stream or (
-            call.chain.hold is HoldKind.SLICES and call.request.has_output and call.protocol.streams
-        )
+        streamed = call.request.stream or call.holds_slices
         return UpstreamCall(
             protocol=call.protocol.name,
             body=call.protocol.forwarded(call.request, call.output_cap, streamed),

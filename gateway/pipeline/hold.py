@@ -6,7 +6,6 @@ from typing import Final
 
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.call import Call
-from policies.budgets import HoldKind
 from policies.pricing import worst_case
 from policies.reservation import Demand, Granted
 from policies.tokens import counting_for
@@ -23,7 +22,7 @@ class HoldKeeper:
     def __init__(self, call: Call, ledger: Ledger, *, slice_tokens: int) -> None:
         self._call = call
         self._ledger = ledger
-        self._slice = slice_tokens if call.chain.hold is HoldKind.SLICES else 0
+        self._slice = slice_tokens if call.holds_slices else 0
         self._wanted = slice_tokens
         self._chunks_left = 1 if self._slice else _CHUNKS_BETWEEN_MAX
         self._is_bound = call.grant is not None and call.chain.is_enforced and bool(call.grant.held.requests)
