@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from bench.eval_routing import by_router, cost, load
 from policies.pricing import Price, price_from_map
 from policies.routing import (
     AUDIO,
@@ -330,3 +331,13 @@ def test_whatever_is_chosen_can_take_the_call_and_says_why(wish: Wish, fleet: li
         assert chosen.price is not None or not wish.needs.is_money_limited
         assert found.tier is chosen.tier
         assert is_auto(wish.model) or wish.may_reroute
+
+
+def test_the_router_follows_the_labels_of_the_evaluation() -> None:
+    """What docs/routing.md says of it, with some room: a change of a curve must not quietly break the tiers."""
+    cases = load()
+    steps = [TIERS.index(by_router(case)) - TIERS.index(case.tier) for case in cases]
+    assert steps.count(0) >= 0.85 * len(cases)
+    assert sum(step > 0 for step in steps) <= 0.05 * len(cases)
+    assert max(map(abs, steps)) == 1
+    assert sum(cost(case, by_router(case)) for case in cases) < sum(cost(case, Tier.POWERFUL) for case in cases) * 0.7
