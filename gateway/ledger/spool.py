@@ -65,7 +65,7 @@ class Spool:
     def __init__(self, folder: Path, name: str) -> None:
         self._path = folder / f"{name}{_SUFFIX}"
         self._lock = FileLock(self._path)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
+        self._thread = _one_thread()
         self._pending: dict[str, Spooled] = {}
         self._unwritten: list[tuple[bytes, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
@@ -74,6 +74,7 @@ class Spool:
     async def open(self) -> None:
         """Read what this and dead processes left behind. Raises OSError when the folder cannot be written."""
         loop = asyncio.get_running_loop()
+        self._thread = _one_thread()
         self._pending = await loop.run_in_executor(self._thread, self._open)
 
     async def close(self) -> None:
@@ -191,6 +192,11 @@ class Spool:
 
     def _empty(self) -> None:
         os.ftruncate(self._descriptor, 0)
+
+
+def _one_thread() -> ThreadPoolExecutor:
+    """Disk work in the order it was asked for. Threads start with the first piece of it."""
+    return ThreadPoolExecutor(1, thread_name_prefix="spool")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -69,4 +69,5 @@ ENGINES: Final[dict[str, Engine]] = {
     "sqlite": sqlite,
     "redis": redis_engines.redis,
     "redis-cluster": redis_engines.redis_cluster,
+    "redis-watched": redis_engines.redis_watched,
 }

@@ -1,20 +1,25 @@
 """The Redis ledger as the contract suites see it: on one server, and on a cluster of three.
 
-Servers are started once for the whole test session and flushed before each test.
+Servers are started once for the whole test session and flushed before each test. `TEST_REDIS_URL` names a database (not 0)
+of a running server to be used, and flushed, instead of one of our own.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.ledger.outage import OutageLedger
 from gateway.ledger.redis import RedisLedger
+from gateway.ledger.redis_topology import parse_url, topology_of
+from gateway.ledger.spool import Spool
 from tests.redis_server import RedisCluster, RedisServer
 
 # The machine that runs the tests may be busy: what a deadline does is tested in tests/faults, with a proxy that is slow for sure.
@@ -39,9 +44,7 @@ def cluster() -> RedisCluster:
 
 @asynccontextmanager
 async def redis(folder: Path) -> AsyncIterator[Any]:
-    target = _started(server)
-    target.command("FLUSHALL")
-    async with _ledger(target.url) as under_test:
+    async with _ledger(await _empty_server()) as under_test:
         yield under_test
 
 
@@ -54,6 +57,33 @@ async def redis_cluster(folder: Path) -> AsyncIterator[Any]:
         yield under_test
 
 
+@asynccontextmanager
+async def redis_watched(folder: Path) -> AsyncIterator[Any]:
+    """Behind the wrapper that outlives outages: while there is none, nobody must notice it."""
+
+    def watched(engine: RedisLedger) -> OutageLedger:
+        return OutageLedger(engine, Spool(folder, "watched"), slow_ms=PATIENT_MS)
+
+    async with _ledger(await _empty_server(), watched) as under_test:
+        yield under_test
+
+
+async def _empty_server() -> str:
+    """The URL of a server of our own, or of the database that `TEST_REDIS_URL` names; flushed in either case."""
+    named = os.environ.get("TEST_REDIS_URL")
+    if named is None:
+        target = _started(server)
+        target.command("FLUSHALL")
+        return str(target.url)
+    parsed = parse_url(named)
+    if parsed.credentials.database == 0:
+        pytest.fail("TEST_REDIS_URL must name a database other than 0, because the tests flush it")
+    topology = topology_of(parsed, PATIENT_MS)
+    await topology.call("", "FLUSHDB")
+    await topology.close()
+    return named
+
+
 def _started(start: Any) -> Any:
     try:
         return start()
@@ -62,12 +92,12 @@ def _started(start: Any) -> Any:
 
 
 @asynccontextmanager
-async def _ledger(url: str) -> AsyncIterator[Any]:
+async def _ledger(url: str, wrapped: Callable[[RedisLedger], Any] = lambda engine: engine) -> AsyncIterator[Any]:
     # Here and not above: the registry imports this module.
     from tests.contracts.engines import LedgerUnderTest, ManualClock
 
     clock = ManualClock()
-    ledger = RedisLedger(url, deadline_ms=PATIENT_MS, clock_ms=clock)
+    ledger = wrapped(RedisLedger(url, deadline_ms=PATIENT_MS, clock_ms=clock))
     await ledger.open()
     try:
         yield LedgerUnderTest(ledger, clock.advance, keeps_after_close=True)
