@@ -15,6 +15,7 @@ import uvicorn
 
 from gateway.app import Application
 from gateway.config import Config
+from gateway.guard import Guard
 from gateway.logs import set_up_logging
 
 _log = structlog.get_logger(__name__)
@@ -62,7 +63,7 @@ def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket)
     application = Application(config, allow_anonymous=allow_anonymous)
     server = _Server(
         uvicorn.Config(
-            application,
+            Guard(application),
             http="httptools",
             loop="uvloop" if sys.platform != "win32" else "asyncio",
             ws="none",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Final
 
 from gateway.errors import BadRequest
 
 Message = MutableMapping[str, Any]
+# Enough for 32 MB over a poor line; a client that takes longer holds memory that others need.
+_BODY_SECONDS_MAX: Final = 60.0
 
 
 class ClientGone(Exception):
@@ -37,6 +39,13 @@ class Exchange:
         declared = self.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > bytes_max:
             raise BadRequest.too_large(bytes_max)
+        try:
+            async with asyncio.timeout(_BODY_SECONDS_MAX):
+                return await self._read(bytes_max)
+        except TimeoutError:
+            raise BadRequest("The body did not arrive in time.", status=408, code="request_timeout") from None
+
+    async def _read(self, bytes_max: int) -> bytes:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise ClientGone

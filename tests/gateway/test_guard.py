@@ -1,0 +1,104 @@
+"""Requests that no part behind the guard should ever see, and the ordinary ones that must pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.guard import HEADER_BYTES_MAX, HEADERS_MAX, Guard, fault_of
+
+HOST = (b"host", b"127.0.0.1:4000")
+
+
+def request(
+    path: bytes = b"/v1/chat/completions", method: str = "POST", *headers: tuple[bytes, bytes]
+) -> dict[str, Any]:
+    given = list(headers) or [HOST]
+    return {"type": "http", "method": method, "path": path.decode("latin-1"), "raw_path": path, "headers": given}
+
+
+@pytest.mark.parametrize(
+    "host", [b"localhost", b"a.example:80", b"[::1]:4000", b"farebox", b"gw-1.internal:4000", b"10.0.0.1", b"a_b:1"]
+)
+def test_ordinary_hosts_pass(host: bytes) -> None:
+    assert fault_of(request(b"/", "GET", (b"host", host))) is None
+
+
+@pytest.mark.parametrize(
+    "host", [b"a/#@evil", b"a?b", b"", b"a b", b"a:port", b"[::1", b"evil.example:80:80", b"-x", b"a\x00b"]
+)
+def test_a_host_that_is_none_is_refused(host: bytes) -> None:
+    fault = fault_of(request(b"/", "GET", (b"host", host)))
+    assert fault is not None
+    assert (fault.status, fault.param) == (400, "host")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"//v1/x",
+        b"/v1/%2e%2e/admin",
+        b"/v1/..%2fadmin",
+        b"/v1/../admin",
+        b"/./x",
+        b"/a;b",
+        b"/a\\b",
+        b"/a%00",
+        b"/..",
+        b"http://x/y",
+    ],
+)
+def test_a_path_that_hides_another_is_refused(path: bytes) -> None:
+    fault = fault_of(request(path))
+    assert fault is not None
+    assert (fault.status, fault.code) == (400, "invalid_path")
+
+
+@pytest.mark.parametrize(
+    "path", [b"/", b"/w/a.b/r/c:d/s/e@f/v1/chat/completions", b"/api/runs/r-1", b"/admin/static/x.css", b"/v1/a%20b"]
+)
+def test_ordinary_paths_pass(path: bytes) -> None:
+    assert fault_of(request(path)) is None
+
+
+@pytest.mark.parametrize("method", ["TRACE", "CONNECT", "OPTIONS", "PROPFIND", "get"])
+def test_other_methods_are_refused(method: str) -> None:
+    fault = fault_of(request(b"/", method))
+    assert fault is not None
+    assert fault.status == 405
+
+
+@pytest.mark.parametrize(
+    "name", [b"host", b"authorization", b"x-api-key", b"content-length", b"content-type", b"cookie"]
+)
+def test_what_may_stand_once_is_refused_twice(name: bytes) -> None:
+    headers = (HOST, (name, b"a"), (name, b"b")) if name != b"host" else (HOST, HOST)
+    fault = fault_of(request(b"/", "POST", *headers))
+    assert fault is not None
+    assert (fault.status, fault.param) == (400, name.decode())
+
+
+def test_no_host_many_headers_and_large_ones_are_refused() -> None:
+    no_host = fault_of(request(b"/", "GET", (b"accept", b"*/*")))
+    many = fault_of(request(b"/", "GET", HOST, *[(b"x-a", b"1")] * HEADERS_MAX))
+    large = fault_of(request(b"/", "GET", HOST, (b"x-a", b"1" * HEADER_BYTES_MAX)))
+    override = fault_of(request(b"/", "POST", HOST, (b"x-http-method-override", b"DELETE")))
+    assert [fault.status for fault in (no_host, many, large, override) if fault] == [400, 431, 431, 400]
+
+
+async def test_a_refused_request_never_reaches_the_application() -> None:
+    reached: list[str] = []
+    sent: list[dict[str, Any]] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        reached.append(scope["path"])
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await Guard(application)(request(b"//x"), None, send)
+    assert reached == []
+    assert sent[0]["status"] == 400
+    await Guard(application)(request(b"/x"), None, send)
+    assert reached == ["/x"]
