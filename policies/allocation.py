@@ -117,8 +117,7 @@ def demand_tokens(intent: str, settings: Settings, ais: float = NEUTRAL_AIS) -> 
 
     Raises IntentClassificationError for an unknown intent, ValueError for a score outside 0 to 10.
     """
-    wanted = settings.token_budget[parse_intent(intent)] * _multiplier(ais)
-    return min(int(wanted + Fraction(1, 2)), settings.max_tokens_per_step)
+    return min(_expected(intent, settings, ais), settings.max_tokens_per_step)
 
 
 def hard_limit(tokens: int, settings: Settings) -> int:
@@ -260,8 +259,12 @@ def _demand(step: StepDemand, settings: Settings, ais: float) -> tuple[int, str]
     if step.demand_tokens is not None:
         return step.demand_tokens, f"asks for {step.demand_tokens:,}"
     intent = parse_intent(step.intent)
-    tokens = demand_tokens(intent, settings, ais)
+    tokens = _expected(intent, settings, ais)
     return tokens, f"needs {tokens:,} ({intent} {settings.token_budget[intent]:,} × {ais_multiplier(ais):g})"
+
+
+def _expected(intent: str, settings: Settings, ais: float) -> int:
+    return int(settings.token_budget[parse_intent(intent)] * _multiplier(ais) + Fraction(1, 2))
 
 
 def _known(history: StepHistory, demand: int, cap: int, grounds: str) -> _Want:
