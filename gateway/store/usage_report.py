@@ -277,7 +277,12 @@ def _row_sums() -> list[ColumnElement[Any]]:
 def _conditions(table: Any, wanted: UsageFilter) -> list[ColumnElement[bool]]:
     """A field that the table does not have is not asked for: `_source` chose the table by that."""
     given = ((column, getattr(wanted, name)) for name, column in _COLUMNS.items())
-    return [table.c[column] == value for column, value in given if value is not None and column in table.c]
+    pairs = [(table.c[column], value) for column, value in given if value is not None and column in table.c]
+    if table is token_usage and wanted.run is None:
+        # SQLite knows nothing about the data, and would look a project up in the index of runs and sort all its calls,
+        # where the index of times has them in order. An expression keeps it from that.
+        pairs = [(column.concat("") if column is token_usage.c.project else column, value) for column, value in pairs]
+    return [column == value for column, value in pairs]
 
 
 def _within(column: ColumnElement[int], start_ms: int | None, end_ms: int | None) -> list[ColumnElement[bool]]:
