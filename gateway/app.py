@@ -46,6 +46,7 @@ from gateway.pipeline.places import Places
 from gateway.pipeline.relaying import Relaying
 from gateway.pipeline.settlement import Settler
 from gateway.pricebook import PriceBook
+from gateway.rebuilding import Rebuilding
 from gateway.recorder import BatchRecorder
 from gateway.runs import RunRegistry
 from gateway.store.database import Database, StoreError, StoreUnavailable
@@ -134,7 +135,8 @@ class Application:
             await self.start()
         except Exception as error:  # noqa: BLE001 - the server wants the reason as a message, and ends the process
             _log.debug("start_failed", exc_info=True)
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            await self._stack.aclose()
+            await send({"type": "lifespan.startup.failed", "message": f"farebox: {error}"})
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
@@ -293,12 +295,16 @@ def _parts(config: Config, environment: dict[str, str], allow_anonymous: bool) -
     ids = Ids(wall_clock_ms)
     price_map = PriceMap(installed_price_map())
     deployments = deployments_of(config.model_list, price_map)
-    store, ledger, telemetry, tokenizer = Database(config.storage.store), make_ledger(config), Telemetry(), Tokenizer()
+    store, telemetry, tokenizer = Database(config.storage.store), Telemetry(), Tokenizer()
     control = Control(store, config.settings)
+    budgets = BudgetBook(config.budgets, lambda: control.snapshot)
+    rebuilding = Rebuilding(store, budgets=budgets, snapshot=lambda: control.snapshot, clock_ms=wall_clock_ms)
+    ledger = make_ledger(config, rebuilding)
+    flusher = Flusher(ledger, store, consumer=process_name(), outbox_cap=config.storage.outbox_cap)
+    rebuilding.flusher = flusher
     pool = Pool(deployments, _pool_settings(config), clock_s=time.monotonic, chance=random.SystemRandom())
     prices, clock, recorder = PriceBook(price_map), LedgerClock(ledger), BatchRecorder(ledger)
     forwarder = _forwarder(tokenizer, ids, environment)
-    budgets = BudgetBook(config.budgets, lambda: control.snapshot)
     asking = Asking(
         upstream=forwarder, pool=pool, prices=prices, recorder=recorder, new_id=ids.new, now_ms=clock.now_ms
     )
@@ -321,7 +327,7 @@ def _parts(config: Config, environment: dict[str, str], allow_anonymous: bool) -
         store=store,
         ledger=ledger,
         control=control,
-        flusher=Flusher(ledger, store, consumer=process_name(), outbox_cap=config.storage.outbox_cap),
+        flusher=flusher,
         pool=pool,
         prices=prices,
         telemetry=telemetry,
@@ -342,14 +348,16 @@ def process_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def make_ledger(config: Config) -> Ledger:
+def make_ledger(config: Config, rebuild: Rebuilding | None = None) -> Ledger:
     """The engine that the URL names, behind the outage wrapper where it is reached over a network."""
     url = config.storage.ledger
     if url.startswith("memory://"):
         return MemoryLedger()
     if url.startswith("sqlite"):
         return SqliteLedger(Path(url.removeprefix("sqlite:///")), durability=config.storage.durability)
-    backing = RedisLedger(url, allow_eviction=config.storage.allow_eviction, durability=config.storage.durability)
+    backing = RedisLedger(
+        url, allow_eviction=config.storage.allow_eviction, durability=config.storage.durability, rebuild=rebuild
+    )
     spool = Path(config.storage.spool)
     return OutageLedger(backing, Spool(spool, process_name().replace(":", "-")), processes_hint=config.server.workers)
 

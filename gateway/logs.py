@@ -49,6 +49,6 @@ def set_up_logging(log_format: str, level: str) -> None:
     logging.basicConfig(
         level=_LEVELS["warning" if level == "info" else level],
         stream=sys.stderr,
-        format="%(name)s: %(message)s",
+        format="%(message)s",
         force=True,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import signal
 import socket
@@ -20,6 +19,7 @@ from gateway.logs import set_up_logging
 
 _log = structlog.get_logger(__name__)
 _BACKLOG: Final = 2048
+_STARTUP_FAILED: Final = 3  # uvicorn's exit code when the application could not start
 
 
 class _Server(uvicorn.Server):
@@ -44,7 +44,7 @@ def serve(config: Config, *, allow_anonymous: bool) -> int:
         print(f"farebox: cannot listen on {config.server.host}:{config.server.port}: {error.strerror}", file=sys.stderr)
         return 1
     if config.server.workers == 1:
-        return _serve_here(config, allow_anonymous, listening)
+        return min(1, _serve_here(config, allow_anonymous, listening))
     return _serve_in_workers(config, allow_anonymous, listening)
 
 
@@ -77,8 +77,8 @@ def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket)
             timeout_graceful_shutdown=max(1, int(config.server.drain_seconds)),
         )
     )
-    asyncio.run(server.serve(sockets=[listening])) if sys.platform == "win32" else server.run(sockets=[listening])
-    return 0 if server.started else 1
+    server.run(sockets=[listening])
+    return 0 if server.started else _STARTUP_FAILED
 
 
 def _serve_in_workers(config: Config, allow_anonymous: bool, listening: socket.socket) -> int:
@@ -105,7 +105,7 @@ def _serve_in_workers(config: Config, allow_anonymous: bool, listening: socket.s
         for position, worker in enumerate(workers):
             worker.join(0.2)
             if not worker.is_alive() and not stopping:
-                if worker.exitcode == 1:
+                if worker.exitcode == _STARTUP_FAILED:
                     stop()
                     return 1
                 _log.error("worker_died", exit_code=worker.exitcode)
