@@ -50,6 +50,7 @@ from gateway.rebuilding import Rebuilding
 from gateway.recorder import BatchRecorder
 from gateway.runs import RunRegistry
 from gateway.store.database import Database, StoreError, StoreUnavailable
+from gateway.store.housekeeping import tidy_daily
 from gateway.telemetry import Telemetry
 from gateway.tokenizer import Tokenizer
 from gateway.upstream.deployments import Pool, PoolSettings
@@ -160,6 +161,8 @@ class Application:
         stack.push_async_callback(parts.clock.stop)
         flushing = asyncio.create_task(parts.flusher.run(), name="flusher")
         stack.push_async_callback(self._stop_flusher, flushing)
+        tidying = asyncio.create_task(tidy_daily(parts.store, self.config.storage.retention_months), name="tidy")
+        stack.push_async_callback(_cancelled, tidying)
         parts.recorder.start()
         stack.push_async_callback(parts.recorder.stop)
         self._heartbeat.start()
@@ -342,6 +345,11 @@ def _parts(config: Config, environment: dict[str, str], allow_anonymous: bool) -
         ids=ids,
         is_local=allow_anonymous or config.server.host in _LOOPBACK,
     )
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def process_name() -> str:
