@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+import uvloop
 
 from gateway.ledger.port import LedgerUnavailable
 from gateway.ledger.redis_connection import Address, ConnectionLost, Credentials, RedisConnection, RedisRefused
@@ -173,3 +175,27 @@ async def test_commands_of_one_turn_of_the_loop_leave_in_one_write(server: Redis
         wire._transport = Counting()  # type: ignore[assignment]
         await asyncio.gather(*(connection.call("PING") for _ in range(64)))
         assert len(writes) == 1
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_busy_event_loop_does_not_make_replies_late(
+    server: RedisServer, run: Callable[[Coroutine[Any, Any, None]], None]
+) -> None:
+    """The replies are there when the loop looks up again; they count, on either event loop."""
+
+    async def story() -> None:
+        async with connection_to(server.port, deadline_ms=300) as connection:
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        assert await connection.call("PING") == b"PONG"
+                        break
+                    except LedgerUnavailable:
+                        continue
+            waiting = [asyncio.create_task(connection.call("ECHO", str(number))) for number in range(50)]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            time.sleep(0.6)
+            assert await asyncio.gather(*waiting) == [str(number).encode() for number in range(50)]
+
+    run(story())
