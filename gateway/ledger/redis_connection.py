@@ -26,8 +26,6 @@ Address = tuple[str, int]
 _IN_FLIGHT_MAX: Final = 20_000
 # A socket that answered nothing for so long is taken for dead (a half-open connection, a stalled server).
 _SILENCE_MAX_MS: Final = 1_000
-# A timer that comes later than this tells of a busy event loop.
-_LATE_S: Final = 0.01
 _NOT_YET: Final = object()
 
 
@@ -71,7 +69,6 @@ class _Wire(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._was_late = False
         self.is_open = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -134,14 +131,8 @@ class _Wire(asyncio.Protocol):
 
     def _expire(self) -> None:
         """Fail what waited too long. One timer serves all commands: they have one deadline, so the oldest is due first."""
+        self._timer = None
         now_s = self._loop.time()
-        late_s = 0.0 if self._timer is None else now_s - self._timer.when()
-        if late_s > _LATE_S and not self._was_late:
-            # It was this process that was busy. Replies may be waiting in the socket, and uvloop looks at timers first: one turn more.
-            self._was_late = True
-            self._timer = self._loop.call_later(_LATE_S / 2, self._expire)
-            return
-        self._was_late, self._timer = False, None
         for future, due_s in self._waiting:
             if due_s > now_s:
                 self._timer = self._loop.call_at(due_s, self._expire)
