@@ -7,10 +7,11 @@ last one that helps is noted in the answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, cast
 
+from gateway.budget_book import BudgetBook
 from gateway.control import Snapshot
 from gateway.errors import BadRequest, LedgerOutage, ModelNotFound
 from gateway.ledger.port import Ledger, LedgerUnavailable, Reserve
@@ -24,7 +25,7 @@ from gateway.upstream.deployments import Pool
 from gateway.upstream.port import Deployment
 from gateway.upstream.request import request_defaults
 from gateway.wire.protocol import Request
-from policies.budgets import Budget, Chain, Rung, RunLimits, Subject, chain_for
+from policies.budgets import Chain, Rung, RunLimits, Subject, chain_for
 from policies.pricing import Price, cost_nano_usd, worst_case
 from policies.reservation import Decision, Demand, Granted, OnLost, Refusal, Refused
 from policies.tokens import PromptCount
@@ -72,7 +73,7 @@ class Admission:
         pool: Pool,
         planner: Planner,
         runs: RunRegistry,
-        budgets: Callable[[], Sequence[Budget]],
+        budgets: BudgetBook,
         snapshot: Callable[[], Snapshot],
         now_ms: Callable[[], int],
         rules: AdmissionRules,
@@ -148,7 +149,10 @@ class Admission:
             agent=call.tags.agent,
             parents=self._runs.parents(call),
         )
-        return chain_for(subject, self._budgets(), limits, self._now_ms())
+        # A parent's run belongs to another workflow, whose budgets the call's own names do not find.
+        known = self._budgets() if subject.parents else self._budgets.matching(subject)
+        budgets = (*known, *call.principal.budgets)
+        return chain_for(subject, budgets, limits, self._now_ms())
 
     async def _reserve(self, call: Call) -> None:
         """Up the ladder until it fits. The refusal that the client hears is the last one."""

@@ -11,7 +11,7 @@ from gateway.tags import UNTAGGED, Tags
 from gateway.upstream.port import Deployment, Lane
 from gateway.wire.protocol import Request, WireProtocol
 from policies.amounts import ZERO, Amount
-from policies.budgets import Chain, HoldKind
+from policies.budgets import Budget, Chain, HoldKind
 from policies.pricing import Price, Usage
 from policies.reservation import Balance, Granted
 from policies.tokens import PromptCount
@@ -31,6 +31,7 @@ class Principal:
     defaults: Mapping[str, str] = field(default_factory=dict)
     allowed_models: tuple[str, ...] = ()
     concurrency_max: int | None = None
+    budgets: tuple[Budget, ...] = ()  # the key's own limits
     credential: str | None = None  # the client's own, passed on in local mode to models that have none
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 from urllib.parse import parse_qsl
 
+from gateway.budget_book import key_budgets
 from gateway.control import Snapshot
 from gateway.errors import AuthenticationFailed, BadRequest, ModelNotFound, PermissionDenied
 from gateway.pipeline.call import LOCAL_PROJECT, Call, Principal
@@ -136,6 +137,7 @@ def principal_of(key: ApiKey) -> Principal:
         defaults=defaults,
         allowed_models=key.allowed_models,
         concurrency_max=concurrency if isinstance(concurrency, int) else None,
+        budgets=key_budgets(key.name, key.project, key.limits) if key.limits else (),
     )
 
 

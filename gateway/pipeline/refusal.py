@@ -81,8 +81,9 @@ def _gate_error(call: Call, link: Link, gate: Gate) -> GatewayError:
         "transient": False,
         "hint": hints.get(gate, ""),
     }
+    name = _name(link, call)
     return BudgetRefusal(
-        f"{_name(link, call)} is {gate.value}.".capitalize(),
+        f"{name[0].upper()}{name[1:]} is {gate.value}.",
         code=f"run_{gate.value}",
         type="run_not_active",
         metadata=facts,
