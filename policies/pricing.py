@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, Final
 
 from policies.errors import OrchestrationError
@@ -21,7 +22,9 @@ _NANO: Final = Decimal(10) ** 9
 # 1 USD per token. Dearer than anything sold by a factor of a thousand: such an entry is a typing error.
 _RATE_MAX: Final = 10**15
 _ABOVE: Final = re.compile(r"_above_(\d+)k_tokens\Z")
-_SERVICE_TIERS: Final = ("priority", "flex")
+# The words of `service_tier` that the map has prices for. The dearest costs six times the default: none may be missed.
+_SERVICE_TIERS: Final = ("priority", "flex", "balanced", "ultrafast")
+_SAME_TIER: Final = MappingProxyType({"fast": "priority"})
 # Answers of these are text: without a price for the prompt and one for the answer, tokens would seem free.
 _TEXT_MODES: Final = (None, "chat", "completion", "responses")
 # Bills the dearer rates from the threshold on, all others above it.
@@ -60,9 +63,10 @@ class Price:
 
     def tiers(self, service_tier: object) -> tuple[Rates, tuple[tuple[int, Rates], ...]]:
         """Rates of a service tier; those of the default for one that has no price of its own."""
-        if isinstance(service_tier, str) and service_tier in self.service_tiers:
-            return self.service_tiers[service_tier]
-        return self.rates, self.above
+        if not isinstance(service_tier, str):
+            return self.rates, self.above
+        name = service_tier.lower()
+        return self.service_tiers.get(_SAME_TIER.get(name, name), (self.rates, self.above))
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,17 @@ GPT_5_4 = {
     "input_cost_per_token_flex": 1.25e-06,
     "output_cost_per_token_flex": 7.5e-06,
 }
+GPT_6 = {
+    "mode": "chat",
+    "input_cost_per_token": 1e-05,
+    "output_cost_per_token": 5e-05,
+    "input_cost_per_token_priority": 2e-05,
+    "output_cost_per_token_priority": 1e-04,
+    "input_cost_per_token_ultrafast": 6e-05,
+    "output_cost_per_token_ultrafast": 3e-04,
+    "input_cost_per_token_above_272k_tokens_ultrafast": 1.2e-04,
+    "output_cost_per_token_above_272k_tokens_ultrafast": 4.5e-04,
+}
 GEMINI = {
     "mode": "chat",
     "input_cost_per_token": 3e-07,
@@ -109,6 +120,11 @@ WRITE_1H = Usage(100, cache_write_tokens=100, cache_write_1h_tokens=40)
         (HAIKU, Usage(100_001, 1), None, 100_001 * 500 + 2500),
         (HAIKU, Usage(100_001, 0, cache_read_tokens=100_000), None, 500 + 100_000 * 50),
         (GPT_5_4, Usage(10, 10), "flex", 10 * 1250 + 10 * 7500),
+        (GPT_6, Usage(10, 10), "ultrafast", 10 * 60_000 + 10 * 300_000),
+        (GPT_6, Usage(300_000, 10), "ultrafast", 300_000 * 120_000 + 10 * 450_000),
+        (GPT_6, Usage(10, 10), "fast", 10 * 20_000 + 10 * 100_000),  # billed as priority
+        (GPT_6, Usage(10, 10), "Priority", 10 * 20_000 + 10 * 100_000),
+        (GPT_6, Usage(10, 10), "flex", 10 * 10_000 + 10 * 50_000),  # has no price of its own
         # No published price for long prompts at this tier: the dearer of the two that are.
         (GPT_5_4, Usage(300_000, 10), "priority", 300_000 * 5000 + 10 * 30_000),
         (GPT_5_4, Usage(300_000, 10), None, 300_000 * 5000 + 10 * 22_500),
