@@ -1,0 +1,87 @@
+"""Real processes on one Redis: what one machine cannot do in a single event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import textwrap
+from pathlib import Path
+
+from gateway.ledger.port import Lost
+from tests.faults.redis_fixtures import ask, ledger_at, server, shared_server, standing
+from tests.redis_server import RedisServer
+
+__all__ = ["server", "shared_server"]
+
+ROOT = Path(__file__).parents[2]
+
+RESERVE = textwrap.dedent("""
+    import asyncio, sys
+    from policies.reservation import Granted
+    from tests.faults.redis_fixtures import ask, ledger_at
+
+    async def main(url, name):
+        async with ledger_at(url) as ledger:
+            print("ready", flush=True)
+            sys.stdin.readline()
+            decisions = await asyncio.gather(*(ledger.reserve("p", ask(f"{name}-{n}", 1)) for n in range(250)))
+            print(sum(isinstance(one, Granted) for one in decisions), flush=True)
+
+    asyncio.run(main(*sys.argv[1:]))
+""")
+
+DIE = textwrap.dedent("""
+    import asyncio, os, signal, sys
+    from policies.amounts import Amount
+    from gateway.ledger.port import Progress
+    from tests.faults.redis_fixtures import ask, ledger_at
+
+    async def main(url):
+        async with ledger_at(url) as ledger:
+            await ledger.reserve("p", ask("unsent", 10, ttl_ms=200))
+            await ledger.reserve("p", ask("sent", 10, ttl_ms=200))
+            await ledger.renew("p", [Progress("sent", Amount(tokens=4))], 200)
+            await ledger.reserve("p", ask("done", 10, ttl_ms=200))
+            await ledger.settle("p", "done", Amount(tokens=5), b"{}")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    asyncio.run(main(*sys.argv[1:]))
+""")
+
+
+async def child(program: str, *arguments: str) -> asyncio.subprocess.Process:
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, *arguments, cwd=ROOT, stdin=pipe, stdout=pipe
+    )
+
+
+async def test_a_thousand_callers_in_four_processes_get_a_hundred_tokens(server: RedisServer) -> None:
+    children = [await child(RESERVE, server.url, f"g{number}") for number in range(4)]
+    for one in children:
+        assert one.stdout is not None
+        assert await one.stdout.readline() == b"ready\n"
+    outputs = await asyncio.gather(*(one.communicate(b"go\n") for one in children))
+    counts = [int(out) for out, _ in outputs]
+    assert sum(counts) == 100
+    async with ledger_at(server.url) as ledger:
+        assert await standing(ledger) == (0, 100)
+
+
+async def test_what_a_killed_process_held_is_booked_or_given_back(server: RedisServer) -> None:
+    """kill -9: what was settled stays, what was sent is charged at its last progress, what was not sent is released."""
+    dying = await child(DIE, server.url)
+    await dying.communicate()
+    assert dying.returncode == -9
+    async with ledger_at(server.url) as ledger:
+        async with asyncio.timeout(20):
+            lost: list[Lost] = []
+            while len(lost) < 2:
+                lost += await ledger.expire_due()
+                await asyncio.sleep(0.05)
+        assert {(one.id, one.booked.tokens, one.released.tokens) for one in lost} == {("unsent", 0, 10), ("sent", 4, 6)}
+        assert await standing(ledger) == (9, 0)
+        assert await ledger.pending("p") == []
+        events = {(entry.id, entry.kind.value, entry.amount.tokens) for entry in await ledger.outbox_read("f")}
+        assert events == {("done", "settled", 5), ("sent", "expired", 4), ("unsent", "expired", 0)}
+        assert (await ledger.reserve("p", ask("next", 91))).now_ms > 0
