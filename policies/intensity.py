@@ -167,17 +167,25 @@ def scores(
 
 
 def shape_of(steps: Sequence[Mapping[str, Any]]) -> WorkflowShape:
-    """The shape of a declaration's `steps`. A step that decides (intent `conditional`) is a branch, a group is a loop if its
-    `kind` says so and parallel otherwise; `tools` are names, and schemas count by their `properties`."""
-    flat = flattened(steps)
-    groups = list(_groups(steps))
-    inner = [len(flattened(group["steps"])) for group in groups if group.get("kind") != "loop"]
+    """The shape of a declaration's `steps`: tools by their names, schemas by their `properties`.
+
+    A step that decides (intent `conditional`) is a branch, and so is a group of `kind` branch; a group of `kind` loop is a loop;
+    the steps of any other group run beside others.
+    """
+    flat, groups = flattened(steps), list(_groups(steps))
+    kinds = [group.get("kind") for group in groups]
+    beside = {
+        step["id"]
+        for group in groups
+        if group.get("kind") not in ("loop", "branch")
+        for step in flattened(group["steps"])
+    }
     tools = {str(tool) for step in flat for tool in step.get("tools") or ()}
     return WorkflowShape(
         steps=len(flat),
-        branches=sum(step.get("intent") == "conditional" for step in flat),
-        loops=sum(group.get("kind") == "loop" for group in groups),
-        parallel=sum(inner),
+        branches=sum(step.get("intent") == "conditional" for step in flat) + kinds.count("branch"),
+        loops=kinds.count("loop"),
+        parallel=len(beside),
         tools=len(tools) if any("tools" in step for step in flat) else None,
         input_fields=_fields(flat, "input_schema"),
         output_fields=_fields(flat, "output_schema"),

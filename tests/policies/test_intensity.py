@@ -129,19 +129,32 @@ def test_more_of_the_same_never_lowers_the_score(activity: AgentActivity, name: 
     assert intensity_score(busier).combined >= intensity_score(activity).combined
 
 
-def test_the_shape_of_a_declaration() -> None:
-    shape = shape_of(
-        [
-            {"id": "route", "intent": "conditional"},
-            {"id": "both", "steps": [{"id": "a", "tools": ["search", "fetch"]}, {"id": "b", "tools": ["search"]}]},
-            {
-                "id": "again",
-                "kind": "loop",
-                "steps": [{"id": "draft", "output_schema": {"properties": {"x": 1, "y": 2}}}],
-            },
-        ]
-    )
-    assert shape == WorkflowShape(steps=4, branches=1, loops=1, parallel=2, tools=2, input_fields=None, output_fields=2)
+@pytest.mark.parametrize(
+    ("steps", "shape"),
+    [
+        ([], WorkflowShape(steps=0, branches=0, loops=0, parallel=0)),
+        ([{"id": "a"}, {"id": "b"}], WorkflowShape(steps=2, branches=0, loops=0, parallel=0)),
+        (
+            [
+                {"id": "route", "intent": "conditional"},
+                {"id": "both", "steps": [{"id": "a", "tools": ["find", "open"]}, {"id": "b", "tools": ["find"]}]},
+                {
+                    "id": "again",
+                    "kind": "loop",
+                    "steps": [{"id": "draft", "output_schema": {"properties": {"x": {}, "y": {}}}}],
+                },
+                {"id": "either", "kind": "branch", "steps": [{"id": "c"}, {"id": "d", "input_schema": {}}]},
+            ],
+            WorkflowShape(steps=6, branches=2, loops=1, parallel=2, tools=2, input_fields=0, output_fields=2),
+        ),
+        (  # a step of a group inside a group is one step
+            [{"id": "outer", "steps": [{"id": "a"}, {"id": "inner", "steps": [{"id": "b"}]}]}],
+            WorkflowShape(steps=2, branches=0, loops=0, parallel=2),
+        ),
+    ],
+)
+def test_the_shape_of_a_declaration(steps: list[dict[str, Any]], shape: WorkflowShape) -> None:
+    assert shape_of(steps) == shape
 
 
 def test_the_document_names_every_measure_with_its_range_and_weight() -> None:
