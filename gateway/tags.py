@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -203,7 +203,7 @@ def _nano_usd(value: str | None) -> int | None:
         nano = Decimal(value) * NANO_USD_PER_USD
         if len(value) <= 32 and nano.is_finite() and 0 <= nano <= AMOUNT_MAX:
             return int(nano)
-    except InvalidOperation:
+    except ArithmeticError:  # no number at all, or one with an exponent beyond any money
         pass
     raise BadRequest.header("x-workflow-budget-usd", f"{value[:40]!r} is not an amount in USD, such as 0.50")
 
