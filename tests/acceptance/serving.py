@@ -1,0 +1,177 @@
+"""A gateway process before a fake provider that lives in this process, in a thread and an event loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.fake_provider import FakeProvider, Received
+from tests.farebox_process import FareboxProcess, Reply, running_farebox
+
+PROMPT_TOKENS = 8  # of the message "hi": three a message, its role, its text, and three for priming
+INPUT_NANO_USD, OUTPUT_NANO_USD = 100, 400  # what `model` costs a token
+
+
+class ProviderThread:
+    """The provider answers while a test waits for the gateway."""
+
+    def __init__(self, provider: FakeProvider | None = None) -> None:
+        self.provider = provider or FakeProvider()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> FakeProvider:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self.provider.start(), self._loop).result(10)
+        return self.provider
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self.provider.stop(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
+@dataclass
+class Served:
+    gateway: FareboxProcess
+    provider: FakeProvider
+
+    def chat(self, headers: Mapping[str, str] | None = None, content: str = "hi", **fields: Any) -> Reply:
+        return self.gateway.chat(content, headers, **fields)
+
+    def stream(
+        self, headers: Mapping[str, str] | None = None, content: str = "hi", **fields: Any
+    ) -> tuple[Reply, list[str]]:
+        """A streamed call, and its events: `data:` payloads, and comments with their colon."""
+        reply = self.gateway.chat(content, headers, stream=True, **fields)
+        return reply, events_of(reply.body.decode())
+
+    @property
+    def last(self) -> Received:
+        return self.provider.last
+
+    def seen(self) -> int:
+        """How many requests reached the provider."""
+        return len(self.provider.requests)
+
+    def balance(self, headers: Mapping[str, str], unit: str = "tokens") -> dict[str, Any]:
+        """Settled, reserved and limit of the innermost limited account: a call that can never fit is told them."""
+        no_clamp = {**headers, "x-workflow-options": "no-clamp"}
+        reply = self.chat(no_clamp, model="fake", max_tokens=4_000_000)
+        assert reply.status == 402, (reply.status, reply.body)
+        facts: dict[str, Any] = reply.json()["error"]["metadata"]
+        assert facts["unit"] == unit, facts
+        return facts
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of all samples of a metric that carry these labels."""
+        total = 0.0
+        for line in self.gateway.get("/metrics").body.decode().splitlines():
+            if line.startswith((name + "{", name + " ")) and all(f'{k}="{v}"' in line for k, v in labels.items()):
+                total += float(line.rsplit(" ", 1)[1])
+        return total
+
+
+def words(tokens: int) -> str:
+    """A text of exactly so many tokens, in every tokenizer of OpenAI's and the provider's own."""
+    return " ".join(["time"] * tokens)
+
+
+def events_of(text: str) -> list[str]:
+    events = []
+    for block in text.split("\n\n"):
+        for line in block.splitlines():
+            if line.startswith("data:"):
+                events.append(line[5:].strip())
+            elif line.startswith(":"):
+                events.append(line)
+    return events
+
+
+def text_of(events: list[str]) -> str:
+    parts = []
+    for event in events:
+        if event.startswith("{"):
+            for choice in json.loads(event).get("choices") or ():
+                parts.append((choice.get("delta") or {}).get("content") or "")
+    return "".join(parts)
+
+
+def finish_of(events: list[str]) -> str | None:
+    found = None
+    for event in events:
+        if event.startswith("{"):
+            for choice in json.loads(event).get("choices") or ():
+                found = choice.get("finish_reason") or found
+    return found
+
+
+def note_of(events: list[str]) -> dict[str, Any]:
+    """The object of `: budget {…}`, which must stand before `[DONE]`."""
+    comments = [event for event in events if event.startswith(": budget ")]
+    assert len(comments) == 1, events[-4:]
+    assert events[-1] == "[DONE]", events[-4:]
+    assert events[-2] == comments[0], events[-4:]
+    found: dict[str, Any] = json.loads(comments[0].removeprefix(": budget "))
+    return found
+
+
+def model(url: str, name: str = "fake", upstream: str = "openai/gpt-4o-mini", **info: Any) -> dict[str, Any]:
+    """An entry of `model_list` whose tokens the gateway counts exactly. `priced=False` leaves the price out."""
+    priced = info.pop("priced", True)
+    costs = {"input_cost_per_token": 1e-7, "output_cost_per_token": 4e-7} if priced else {}
+    return {
+        "model_name": name,
+        "litellm_params": {"model": upstream, "api_base": url, "api_key": "upstream-key"},
+        "model_info": {**costs, "max_output_tokens": 4096, **info},
+    }
+
+
+@contextlib.contextmanager
+def serving(
+    folder: Path,
+    *,
+    provider: FakeProvider | None = None,
+    models: Callable[[FakeProvider], list[dict[str, Any]]] | None = None,
+    **sections: Any,
+) -> Iterator[Served]:
+    """`sections` are those of the configuration file: budgets, reservations, router_settings, …"""
+    with ProviderThread(provider) as running:
+        model_list = models(running) if models else [model(running.openai_url)]
+        config = {"model_list": model_list, "router_settings": {"num_retries": 0}, **sections}
+        with running_farebox(folder, config) as gateway:
+            yield Served(gateway, running)
+
+
+def until(holds: Callable[[], bool], timeout_s: float = 5.0, what: str = "") -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.02)
+
+
+def rows(file: Path, statement: str, *values: Any) -> list[dict[str, Any]]:
+    """Rows of an embedded database whose gateway has stopped."""
+    connection = sqlite3.connect(file)
+    connection.row_factory = sqlite3.Row
+    try:
+        return [dict(row) for row in connection.execute(statement, values)]
+    finally:
+        connection.close()
+
+
+def ledger_rows(folder: Path, statement: str, *values: Any) -> list[dict[str, Any]]:
+    return rows(folder / ".farebox" / "ledger.db", statement, *values)
+
+
+def store_rows(folder: Path, statement: str, *values: Any) -> list[dict[str, Any]]:
+    return rows(folder / ".farebox" / "store.db", statement, *values)
