@@ -15,12 +15,14 @@ from typing import Any, Final
 
 import structlog
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Mount
 
 from gateway import __version__
 from gateway.budget_book import BudgetBook
 from gateway.config import Config, ConfigError
 from gateway.control import Control
+from gateway.endpoints.access import ADMIN_KEY_VARIABLE, Access, OperatorFile, check_binding
+from gateway.endpoints.api.assembly import make_api, make_desk
 from gateway.endpoints.front import Front
 from gateway.endpoints.health import health_routes
 from gateway.flusher import Flusher
@@ -112,6 +114,17 @@ class Application:
             ttl_ms=int(config.reservations.ttl_seconds * 1000),
             sweep_ms=int(config.reservations.sweep_seconds * 1000),
         )
+        self._allow_anonymous = allow_anonymous
+        self._admin_key = environ.get(ADMIN_KEY_VARIABLE, "")
+        self._operator = OperatorFile.of_store(config.storage.store)
+        self.access = Access(
+            lambda: self.parts.control.snapshot,
+            admin_key=self._admin_key,
+            operator_token=self._operator.token,
+            clock_ms=wall_clock_ms,
+            timer_s=time.monotonic,
+        )
+        self.desk = make_desk(self.parts, self.access)
         self._handler, intake = self._pipeline()
         self._front = Front(
             protocols=PROTOCOLS,
@@ -153,10 +166,18 @@ class Application:
         loading = asyncio.create_task(parts.tokenizer.load())
         await self._open_store()
         stack.push_async_callback(parts.store.close)
+        stack.callback(self._operator.remove)
+        self._operator.write()
         await parts.ledger.open()
         stack.push_async_callback(parts.ledger.close)
         await parts.control.start()
         stack.push_async_callback(parts.control.stop)
+        check_binding(
+            self.config.server.host,
+            parts.control.snapshot,
+            admin_key=self._admin_key,
+            allow_anonymous=self._allow_anonymous,
+        )
         await parts.clock.start()
         stack.push_async_callback(parts.clock.stop)
         flushing = asyncio.create_task(parts.flusher.run(), name="flusher")
@@ -231,6 +252,7 @@ class Application:
             counter_for=self._counter_for,
             keeper_for=lambda call: HoldKeeper(call, parts.ledger, slice_tokens=config.reservations.slice_tokens),
             flights=self._heartbeat,
+            judge=parts.orchestration.judge,
         )
         settler = Settler(
             ledger=parts.ledger,
@@ -264,7 +286,8 @@ class Application:
         return count.tokens
 
     def _routes(self) -> list[BaseRoute]:
-        return [*health_routes(self.readiness, self.parts.telemetry.registry, self.refresh_gauges)]
+        health = health_routes(self.readiness, self.parts.telemetry.registry, self.refresh_gauges)
+        return [*health, Mount("/api", make_api(self.desk))]
 
     async def readiness(self) -> Mapping[str, Any]:
         parts = self.parts

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib.metadata import entry_points
 from typing import Any, Final
 
 import orjson
+import structlog
 
 from gateway.config import Config
 from gateway.control import Control
 from gateway.ledger.port import Ledger
-from gateway.orchestration.complexity import complexity_of
+from gateway.orchestration.compressing import Compressing
 from gateway.orchestration.intents import IntentRules, Intents
 from gateway.orchestration.plans import Plans
-from gateway.orchestration.saving import Saving
+from gateway.orchestration.routing import Routing
 from gateway.orchestration.service import Orchestration
 from gateway.pricebook import PriceBook
 from gateway.store.database import Database
@@ -21,8 +23,10 @@ from gateway.telemetry import Telemetry
 from gateway.tokenizer import Tokenizer
 from gateway.upstream.deployments import Pool
 from policies.budgets import Budget
+from policies.handlers import ENTRY_POINT_GROUP, registry_of
 from policies.routing import Tier
 
+_log = structlog.get_logger(__name__)
 ANSWER_TOKENS_MAX: Final = 200
 
 Ask = Callable[[str, dict[str, Any]], Awaitable[bytes | None]]
@@ -56,24 +60,23 @@ def make_orchestration(
         wait_ms=config.classifier.wait_ms if config.classifier.wait else 0,
         cache_ttl_ms=int(config.classifier.cache_ttl_seconds * 1000),
     )
-    tiers = [
-        (Tier.FAST, config.tiers.fast),
-        (Tier.BALANCED, config.tiers.balanced),
-        (Tier.POWERFUL, config.tiers.powerful),
-    ]
+    registry = registry_of(entry_points(group=ENTRY_POINT_GROUP))
+    for fault in registry.faults:
+        _log.warning("handler_not_used", reason=fault)
     orchestration = Orchestration(
         intents=Intents(store, ask_intent if model else None, rules, clock_ms),
         plans=Plans(store, ledger, clock_ms),
-        saving=Saving(
+        compressing=Compressing(tokenizer, lambda: control.snapshot),
+        routing=Routing(
             pool=pool,
             prices=prices,
-            tokenizer=tokenizer,
-            tiers=tiers,
-            complexity=complexity_of,
+            handlers=registry,
+            tiers=[(tier, getattr(config.tiers, tier)) for tier in Tier],
             snapshot=lambda: control.snapshot,
         ),
         telemetry=telemetry,
         budgets=budgets,
+        snapshot=lambda: control.snapshot,
     )
     control.subscribe(orchestration.settings_changed)
     return orchestration

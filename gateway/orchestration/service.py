@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import orjson
 import structlog
 
 from gateway.control import Snapshot
+from gateway.orchestration.compressing import Compressing
 from gateway.orchestration.intents import Intents
 from gateway.orchestration.plans import PlannedStep, Plans, declared_steps
-from gateway.orchestration.saving import Saving
+from gateway.orchestration.routing import Routing, answer_of
 from gateway.pipeline.call import Call
 from gateway.store.workflows import Workflow
 from gateway.telemetry import Telemetry
@@ -33,13 +35,17 @@ class Orchestration:
         *,
         intents: Intents,
         plans: Plans,
-        saving: Saving,
+        compressing: Compressing,
+        routing: Routing,
+        snapshot: Callable[[], Snapshot],
         telemetry: Telemetry,
         budgets: Callable[[], Sequence[Budget]],
     ) -> None:
         self.intents = intents
         self.plans = plans
-        self._saving = saving
+        self._compressing = compressing
+        self._routing = routing
+        self._snapshot = snapshot
         self._telemetry = telemetry
         self._budgets = budgets
 
@@ -67,8 +73,7 @@ class Orchestration:
         try:
             return await self._planned(call, snapshot, workflow, limits)
         except Exception:  # noqa: BLE001 - an error inside orchestration never fails the call: it goes on unplanned, counted
-            self._telemetry.orchestration_errors.inc()
-            _log.exception("orchestration_failed", request_id=call.id, workflow=call.tags.workflow)
+            self._note_failure(call)
             return limits
 
     async def _planned(self, call: Call, snapshot: Snapshot, workflow: Workflow | None, limits: RunLimits) -> RunLimits:
@@ -112,18 +117,42 @@ class Orchestration:
         known = snapshot.ais(call.principal.project, call.tags.agent)
         return NEUTRAL_AIS if known is None else known
 
-    async def model_for(self, call: Call, snapshot: Snapshot) -> str:
+    def model_for(self, call: Call, snapshot: Snapshot) -> str:
         """The model to ask: the named one, or the one that routing chose. Raises `BadRequest` for an `auto` nobody can take."""
-        return await self._saving.model_for(call, snapshot)
+        return self._routing.model_for(call, snapshot)
 
     def offers(self, call: Call, rung: Rung) -> bool:
-        return self._saving.offers(call, rung)
+        settings = self._snapshot().settings
+        if not (settings.enabled and call.is_tagged):
+            return False
+        if rung is Rung.COMPRESS:
+            return self._compressing.is_offered(call, settings)
+        return rung is Rung.ROUTE and self._routing.is_offered(settings)
 
     async def compress(self, call: Call, needed_tokens: int) -> bool:
-        return await self._saving.compress(call, needed_tokens)
+        try:
+            return await self._compressing.compress(call, needed_tokens)
+        except Exception:  # noqa: BLE001 - the original goes then
+            self._note_failure(call)
+            return False
 
     async def reroute(self, call: Call, refused: Refused) -> bool:
-        return await self._saving.reroute(call, refused)
+        return self._routing.reroute(call, refused)
+
+    def judge(self, call: Call, body: bytes) -> None:
+        """Look at the whole answer of a routed call. Calls that were not routed cost one look-up here."""
+        if not (call.is_tagged and call.protocol.name == "chat" and self._routing.is_followed(call)):
+            return
+        try:
+            answer = orjson.loads(body)
+            if isinstance(answer, dict):
+                self._routing.judge(call, answer_of(call, answer))
+        except Exception:  # noqa: BLE001 - a judgement is an extra
+            self._note_failure(call)
+
+    def _note_failure(self, call: Call) -> None:
+        self._telemetry.orchestration_errors.inc()
+        _log.exception("orchestration_failed", request_id=call.id, workflow=call.tags.workflow)
 
 
 def _declared_limit(workflow: Workflow | None) -> Limit:

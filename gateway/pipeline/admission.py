@@ -42,7 +42,7 @@ class Planner(Protocol):
     def offers(self, call: Call, rung: Rung) -> bool:
         """Whether compressing or rerouting is allowed for this call at all."""
 
-    async def model_for(self, call: Call, snapshot: Snapshot) -> str:
+    def model_for(self, call: Call, snapshot: Snapshot) -> str:
         """The public name of the model to ask. Raises `BadRequest` for an `auto` that no model can take."""
 
     async def compress(self, call: Call, needed_tokens: int) -> bool:
@@ -93,7 +93,7 @@ class Admission:
         """Fills in the call's chain, count, price and grant. Raises `BudgetRefusal`, `LedgerOutage` or `BadRequest`."""
         snapshot = self._snapshot()
         limits = await self._planner.plan(call, snapshot) if call.is_tagged else RunLimits()
-        call.model = await self._planner.model_for(call, snapshot)
+        call.model = self._planner.model_for(call, snapshot)
         self.use(call, self.choose(call.model))
         call.chain = self._chain(call, limits)
         call.timings.stop("classify")

@@ -44,11 +44,13 @@ class Relaying:
         counter_for: CounterFor,
         keeper_for: Callable[[Call], HoldKeeper],
         flights: Flights,
+        judge: Callable[[Call, bytes], None],
     ) -> None:
         self._forwarding = forwarding
         self._counter_for = counter_for
         self._keeper_for = keeper_for
         self._flights = flights
+        self._judge = judge
 
     async def relay(self, exchange: Exchange, call: Call, outcome: Outcome, settle: Settle) -> None:
         """Fills in `outcome` as it goes, so that a call that is cancelled anywhere is settled by what was seen."""
@@ -80,6 +82,7 @@ class Relaying:
     ) -> None:
         outcome.reached = True
         read_usage(call, answer, outcome, self._counter_for(call))
+        self._judge(call, answer.body)
         settlement = await settle(outcome)
         headers = [*answer.headers.items(), *call_headers(call, settlement.balances)]
         await exchange.answer(answer.status, encoded(_without_length(headers)), answer.body)

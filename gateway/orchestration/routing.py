@@ -1,0 +1,210 @@
+"""Which model takes a call: the one that was named, or the one that its complexity asks for.
+
+A conversation (a step of a run) keeps the model that it was given. An answer of a routed call that fails the checks of its
+intent's handler moves the next attempt one tier up, as often as the settings say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cachetools import LRUCache
+
+from gateway.control import Snapshot
+from gateway.errors import BadRequest
+from gateway.orchestration.complexity import complexity_of
+from gateway.pipeline.call import Call
+from gateway.pricebook import PriceBook
+from gateway.upstream.deployments import Pool
+from policies.amounts import Amount
+from policies.answer_checks import Answer
+from policies.handlers import Registry
+from policies.intents import Intent
+from policies.reservation import Refused
+from policies.routing import Candidate, Needs, NoRoute, Tier, Wish, cheaper, is_auto, needed_abilities, route
+from policies.settings import Settings
+
+_ABILITIES: Final = ("function_calling", "vision", "response_schema", "audio_input")
+_CONVERSATIONS_MAX: Final = 50_000
+
+Conversation = tuple[str, str | None, str]  # project, run, step
+
+
+@dataclass(slots=True)
+class _Course:
+    """How a conversation went so far."""
+
+    model: str
+    tier: Tier | None
+    failed_attempts: int = 0
+
+
+class Routing:
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        prices: PriceBook,
+        handlers: Registry,
+        tiers: Sequence[tuple[Tier, Sequence[str]]],
+        snapshot: Callable[[], Snapshot],
+    ) -> None:
+        self._pool = pool
+        self._prices = prices
+        self._handlers = handlers
+        self._tiers = tiers
+        self._snapshot = snapshot
+        self._candidates: tuple[Candidate, ...] | None = None
+        self._courses: LRUCache[Conversation, _Course] = LRUCache(_CONVERSATIONS_MAX)
+
+    def is_offered(self, settings: Settings) -> bool:
+        return settings.ais_routing_enabled and bool(self._all_candidates())
+
+    def model_for(self, call: Call, snapshot: Snapshot) -> str:
+        """`auto` always routes; a named model only where routing is on and the workflow's declaration allows it."""
+        name = call.request.model
+        may_reroute = self._may_reroute(call, snapshot)
+        if not (may_reroute or is_auto(name)):
+            return name
+        course = self._courses.get(_conversation(call))
+        wish = Wish(
+            name,
+            complexity_of(call, snapshot),
+            self._needs(call),
+            may_reroute=may_reroute,
+            sticky_model=course.model if course else None,
+            failed_attempts=course.failed_attempts if course else 0,
+            failed_tier=course.tier if course and course.failed_attempts else None,
+            tier_floor=self._handlers.of(_intent(call)).tier_floor,
+        )
+        found = route(wish, self._allowed(call), snapshot.settings)
+        if isinstance(found, NoRoute):
+            if is_auto(name):
+                hint = "Name the models of each tier under `tiers` in the configuration."
+                raise BadRequest.field("model", f"{found.reason} {hint}", "no_route")
+            return name
+        if call.is_tagged:
+            failed = course.failed_attempts if course else 0
+            self._courses[_conversation(call)] = _Course(found.model, found.tier, failed)
+        call.decisions.append({"route": found.model, "why": found.reason})
+        if found.model != name:
+            call.actions.append(f"route={found.model}")
+        return found.model
+
+    def reroute(self, call: Call, refused: Refused) -> bool:
+        """To a cheaper model with the needed abilities. Only money is saved by it: tokens are the same anywhere."""
+        if refused.unit != "nano_usd" or call.deployment is None:
+            return False
+        settings = self._snapshot().settings
+        for found in cheaper(call.model, self._needs(call, money=True), self._allowed(call), settings):
+            if self._use(call, found.model, found.reason):
+                return True
+        return False
+
+    def judge(self, call: Call, answer: Answer) -> None:
+        """Note whether a routed answer was good enough, for the next attempt of this conversation."""
+        course = self._courses.get(_conversation(call))
+        if course is None:
+            return
+        settings = self._snapshot().settings
+        assessment = self._handlers.of(_intent(call)).assess(answer)
+        if assessment.score >= settings.quality_score_minimum:
+            course.failed_attempts = 0
+        elif course.failed_attempts < settings.max_retry_attempts:
+            course.failed_attempts += 1
+            call.decisions.append({"answer_failed": list(assessment.faults)})
+
+    def is_followed(self, call: Call) -> bool:
+        return _conversation(call) in self._courses
+
+    def _may_reroute(self, call: Call, snapshot: Snapshot) -> bool:
+        settings = snapshot.settings
+        if (
+            not (settings.enabled and settings.ais_routing_enabled and call.is_tagged)
+            or "no-route" in call.tags.options
+        ):
+            return False
+        workflow = snapshot.workflow(call.principal.project, call.tags.workflow or "")
+        return workflow is not None and bool(workflow.declaration.get("allow_routing"))
+
+    def _use(self, call: Call, model: str, reason: str) -> bool:
+        chosen = self._pool.choose(model)
+        if chosen is None or call.deployment is None:
+            return False
+        before = call.price
+        self._pool.release(call.deployment)
+        call.deployment, call.price, call.model = chosen, self._prices.price(chosen), model
+        call.actions.append(f"route={model}")
+        call.decisions.append({"route": model, "why": reason})
+        if before is not None and call.price is not None and call.count is not None:
+            saved = (before.rates.input - call.price.rates.input) * call.count.tokens // 1_000_000
+            call.saved += Amount(0, max(0, saved))
+        return True
+
+    def _needs(self, call: Call, *, money: bool = False) -> Needs:
+        count = call.count
+        return Needs(
+            abilities=needed_abilities(call.request.body),
+            prompt_tokens=count.reserve_tokens if count else 0,
+            output_tokens=call.request.output_tokens_max or 0,
+            is_money_limited=money,
+        )
+
+    def _allowed(self, call: Call) -> tuple[Candidate, ...]:
+        names = call.principal.allowed_models
+        return tuple(one for one in self._all_candidates() if not names or one.name in names)
+
+    def _all_candidates(self) -> tuple[Candidate, ...]:
+        if self._candidates is None:
+            self._candidates = tuple(
+                self._candidate(name, tier, order)
+                for tier, names in self._tiers
+                for order, name in enumerate(names)
+                if self._pool.of(name)
+            )
+        return self._candidates
+
+    def _candidate(self, name: str, tier: Tier, order: int) -> Candidate:
+        deployment = self._pool.of(name)[0]
+        entry = self._prices.entry(deployment)
+        said = {ability: entry.supports(ability) for ability in _ABILITIES}
+        quality = entry.raw.get("quality")
+        return Candidate(
+            name=name,
+            tier=tier,
+            abilities=frozenset(ability for ability, has in said.items() if has),
+            lacks=frozenset(ability for ability, has in said.items() if has is False),
+            prompt_tokens_max=entry.max_input_tokens,
+            output_tokens_max=entry.max_output_tokens,
+            price=self._prices.price(deployment),
+            quality=float(quality) if isinstance(quality, (int, float)) else None,
+            order=order,
+        )
+
+
+def answer_of(call: Call, body: dict[str, Any]) -> Answer:
+    """A whole chat answer as the checks read it."""
+    choices = body.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    said = first.get("message")
+    message: dict[str, Any] = said if isinstance(said, dict) else {}
+    wanted = call.request.body.get("response_format")
+    shape: dict[str, Any] = wanted if isinstance(wanted, dict) else {}
+    schema = shape.get("json_schema")
+    return Answer(
+        text=str(message.get("content") or ""),
+        finish_reason=str(first.get("finish_reason") or "stop"),
+        wants_json=shape.get("type") == "json_object",
+        schema=schema.get("schema") if isinstance(schema, dict) else None,
+        is_tool_call=bool(message.get("tool_calls")),
+    )
+
+
+def _conversation(call: Call) -> Conversation:
+    return call.principal.project, call.run, call.tags.step
+
+
+def _intent(call: Call) -> Intent:
+    return Intent(call.intent.intent) if call.intent is not None else Intent.GENERATE
