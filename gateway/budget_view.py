@@ -1,0 +1,157 @@
+"""What the accounts of budgets on workflows, agents, keys and projects stand at, in their current window.
+
+Which names a budget has met is known from the sums by hour; its accounts and limits come from the same function that
+admits calls, so a figure here is the figure that decides there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import select
+
+from gateway.ledger.port import Ledger, LedgerUnavailable
+from gateway.moments import iso
+from gateway.run_view import usd
+from gateway.store.database import Database
+from gateway.store.tables import usage_hourly
+from policies.budgets import Budget, Link, RunLimits, Scope, Subject, chain_for
+from policies.reservation import Balance
+
+# The fullest are shown first; nobody reads more of one budget.
+ACCOUNTS_MAX: Final = 100
+_GLOB: Final = frozenset("*?[")
+_OUTER: Final = (Scope.WORKFLOW, Scope.AGENT, Scope.KEY, Scope.PROJECT)
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetAccount:
+    """Limits are those in force: the smallest of all budgets on this account. Null where there is none."""
+
+    scope_id: str
+    account: str
+    tokens_limit: int | None
+    tokens_settled: int
+    tokens_reserved: int
+    tokens_remaining: int | None
+    usd_limit: float | None
+    usd_settled: float
+    usd_reserved: float
+    usd_remaining: float | None
+    requests_limit: int | None
+    requests_settled: int
+    requests_reserved: int
+    requests_remaining: int | None
+    used: float | None  # the largest share of a limit that is settled or reserved
+    resets_at: str | None
+
+
+async def accounts_of(
+    db: Database,
+    project: str,
+    shown: Sequence[Budget],
+    everything: Sequence[Budget],
+    key_names: Mapping[str, str],
+    now_ms: int,
+) -> list[list[Link]]:
+    """For each shown budget the accounts that it has now; none for budgets on runs and steps. Raises StoreUnavailable."""
+    outer = [budget for budget in everything if budget.scope in _OUTER]
+    seen = await _seen(db, project, key_names) if any(budget.scope in _OUTER for budget in shown) else []
+    return [_links(budget, project, seen, outer, now_ms) for budget in shown]
+
+
+async def balances_of(ledger: Ledger, project: str, links: Sequence[Sequence[Link]]) -> list[tuple[BudgetAccount, ...]]:
+    """The same, with balances; empty while the ledger cannot be reached."""
+    names = list(dict.fromkeys(link.hold.account for some in links for link in some))
+    try:
+        found = {balance.account: balance for balance in await ledger.balances(project, names)} if names else {}
+    except LedgerUnavailable:
+        return [() for _ in links]
+    return [_fullest(_account(link, found[link.hold.account]) for link in some) for some in links]
+
+
+def _links(
+    budget: Budget, project: str, seen: Sequence[Subject], everything: Sequence[Budget], now_ms: int
+) -> list[Link]:
+    if budget.scope not in _OUTER:
+        return []
+    own = _subjects_of(budget, project, seen)
+    together = [*everything, budget]
+    found: dict[str, Link] = {}
+    for subject in own:
+        # The budget alone says which account is its own; all budgets together say what limits that account.
+        mine = {link.hold.account for link in chain_for(subject, [budget], RunLimits(), now_ms).links}
+        for link in chain_for(subject, together, RunLimits(), now_ms).links:
+            if link.hold.account in mine:
+                found.setdefault(link.hold.account, link)
+    return list(found.values())
+
+
+def _subjects_of(budget: Budget, project: str, seen: Sequence[Subject]) -> list[Subject]:
+    """The subjects that the budget applies to: those that were seen, and the one that it names."""
+    subjects = [subject for subject in seen if budget.applies_to(subject)]
+    if budget.scope is Scope.PROJECT:
+        return subjects or [one for one in [Subject(project)] if budget.applies_to(one)]
+    if not _GLOB & set(budget.match) and budget.project in (None, project):
+        subjects.append(_named(budget.scope, budget.match, project))
+    return subjects
+
+
+def _named(scope: Scope, name: str, project: str) -> Subject:
+    if scope is Scope.WORKFLOW:
+        return Subject(project, workflow=name)
+    return Subject(project, agent=name) if scope is Scope.AGENT else Subject(project, key=name)
+
+
+async def _seen(db: Database, project: str, key_names: Mapping[str, str]) -> list[Subject]:
+    names = (usage_hourly.c.workflow, usage_hourly.c.agent, usage_hourly.c.key_id)
+    query = select(*names).where(usage_hourly.c.project == project).distinct()
+    async with db.read() as connection:
+        rows = (await connection.execute(query)).all()
+    return [
+        Subject(project, key_names.get(key), workflow or None, agent=agent or None) for workflow, agent, key in rows
+    ]
+
+
+def _fullest(accounts: Iterable[BudgetAccount]) -> tuple[BudgetAccount, ...]:
+    return tuple(sorted(accounts, key=lambda one: (-(one.used or 0.0), one.scope_id))[:ACCOUNTS_MAX])
+
+
+def _account(link: Link, balance: Balance) -> BudgetAccount:
+    limit = link.hold.limit.replaced_by(balance.limit)
+    settled, reserved = balance.settled, balance.reserved
+    taken = settled + reserved
+    left = {
+        unit: None if most is None else most - taken.of(unit)  # type: ignore[arg-type]
+        for unit, most in (("tokens", limit.tokens), ("nano_usd", limit.nano_usd), ("requests", limit.requests))
+    }
+    shares = [
+        used / most if most else 1.0
+        for most, used in (
+            (limit.tokens, taken.tokens),
+            (limit.nano_usd, taken.nano_usd),
+            (limit.requests, taken.requests),
+        )
+        if most is not None
+    ]
+    nano_left = left["nano_usd"]
+    return BudgetAccount(
+        scope_id=link.scope_id,
+        account=link.hold.account,
+        tokens_limit=limit.tokens,
+        tokens_settled=settled.tokens,
+        tokens_reserved=reserved.tokens,
+        tokens_remaining=left["tokens"],
+        usd_limit=None if limit.nano_usd is None else usd(limit.nano_usd),
+        usd_settled=usd(settled.nano_usd),
+        usd_reserved=usd(reserved.nano_usd),
+        usd_remaining=None if nano_left is None else usd(nano_left),
+        requests_limit=limit.requests,
+        requests_settled=settled.requests,
+        requests_reserved=reserved.requests,
+        requests_remaining=left["requests"],
+        used=round(max(shares), 4) if shares else None,
+        resets_at=iso(link.resets_at_ms),
+    )

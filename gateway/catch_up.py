@@ -1,0 +1,49 @@
+"""Brings the store up to what has happened, before somebody looks: a call that was just made is in the next answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+
+from gateway.flusher import BATCH, Flusher
+from gateway.ledger.port import LedgerError
+from gateway.store.database import StoreUnavailable
+
+# A reader waits no longer than this for what is under way; the flusher moves it a moment later anyway.
+TIMEOUT_MS: Final = 1_000
+
+_log = structlog.get_logger(__name__)
+
+
+class CatchUp:
+    """`flush_recorded` hands waiting events without a reservation to the ledger (`BatchRecorder.flush`)."""
+
+    def __init__(self, flush_recorded: Callable[[], Awaitable[None]], flusher: Flusher) -> None:
+        self._flush_recorded = flush_recorded
+        self._flusher = flusher
+        self._moving: asyncio.Task[None] | None = None
+
+    async def __call__(self, timeout_ms: int = TIMEOUT_MS) -> None:
+        """Wait until the events of before this moment are in the store, or the time is up. Never raises for either engine."""
+        if self._moving is not None:
+            # What that one reads may have been read before our caller's events: it does not count for us.
+            await asyncio.wait({self._moving}, timeout=timeout_ms / 1000)
+        if self._moving is None:
+            self._moving = asyncio.create_task(self._move(), name="catch-up")
+            self._moving.add_done_callback(self._done)
+        # Not cancelled when the time is up: a batch that is half way is better finished than begun again.
+        await asyncio.wait({self._moving}, timeout=timeout_ms / 1000)
+
+    def _done(self, _: asyncio.Task[None]) -> None:
+        self._moving = None
+
+    async def _move(self) -> None:
+        try:
+            await self._flush_recorded()
+            while await self._flusher.flush_once() >= BATCH:
+                pass
+        except (StoreUnavailable, LedgerError) as error:
+            _log.info("catch_up_failed", error=str(error))

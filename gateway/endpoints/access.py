@@ -1,0 +1,219 @@
+"""Who may use the control API and the admin pages, and as whom.
+
+    caller                                       GET     the rest
+    -----------------------------------------    -----   --------
+    nobody, or a wrong key                       401     401
+    a key that only calls models                 403     403
+    a key of role viewer                         yes     403
+    a key of role admin, FAREBOX_ADMIN_KEY       yes     yes
+    the operator on this machine                 yes     yes
+    anybody on this machine, while no key is     yes     yes
+
+The operator is whoever can read the file of the embedded store anyway: the command line, which finds a token of this
+process beside that file, or runs the same routes in its own process.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from cachetools import TTLCache
+from starlette.requests import HTTPConnection
+
+from gateway.config import ConfigError
+from gateway.control import Snapshot
+from gateway.errors import AuthenticationFailed, GatewayError, Overloaded, PermissionDenied
+from gateway.pipeline.intake import credential_of
+from gateway.tags import VALUE
+
+Role = Literal["admin", "viewer"]
+
+ADMIN_KEY_VARIABLE: Final = "FAREBOX_ADMIN_KEY"
+# Shorter secrets are found by trying, whatever is done against it; "sk-1234" of other gateways' examples is one of them.
+ADMIN_KEY_CHARACTERS_MIN: Final = 8
+# Set by the command line when it runs the routes in its own process. A server never puts such a key into a scope.
+OPERATOR_SCOPE: Final = "farebox.operator"
+# Names the person at the command line, for the audit log. It grants nothing.
+USER_HEADER: Final = "x-farebox-user"
+_FAILURES_MAX: Final = 20
+_FAILURES_WINDOW_S: Final = 60
+_SOURCES_MAX: Final = 10_000
+# A request that came through somebody else is not from this machine, whoever passed it on.
+_PASSED_ON: Final = ("forwarded", "x-forwarded-for", "x-real-ip", "x-forwarded-host")
+_OWN_PAGES: Final = (None, "same-origin", "none")
+_MISSING: Final = "Send an admin key: Authorization: Bearer fb_… (make one with `farebox keys create --admin`)."
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who does something, as the audit log names them."""
+
+    name: str
+    role: Role
+
+
+class Access:
+    """`admin_key` is FAREBOX_ADMIN_KEY as it was at start, `operator_token` the one of `OperatorFile`. Empty: there is none."""
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        *,
+        admin_key: str = "",
+        operator_token: str = "",
+        clock_ms: Callable[[], int],
+        timer_s: Callable[[], float],
+    ) -> None:
+        if admin_key and len(admin_key) < ADMIN_KEY_CHARACTERS_MIN:
+            raise ConfigError([f"{ADMIN_KEY_VARIABLE} must have at least {ADMIN_KEY_CHARACTERS_MIN} characters."])
+        self._snapshot = snapshot
+        self._admin_key = admin_key.encode()
+        self._operator_token = operator_token.encode()
+        self._clock_ms = clock_ms
+        self._failures: TTLCache[str, int] = TTLCache(_SOURCES_MAX, _FAILURES_WINDOW_S, timer_s)
+
+    def check(self, request: HTTPConnection, needed: Role) -> Actor:
+        """Raises `AuthenticationFailed`, `PermissionDenied`, or `Overloaded` for a source that guesses."""
+        actor = self._actor(request)
+        if needed == "admin" and actor.role != "admin":
+            raise PermissionDenied("This key may only look (role viewer); changes need an admin key.")
+        return actor
+
+    def is_open(self) -> bool:
+        """Whether there is no key at all, so that this machine needs none."""
+        snapshot = self._snapshot()
+        return snapshot.is_loaded and not snapshot.keys and not self._admin_key
+
+    def _actor(self, request: HTTPConnection) -> Actor:
+        operator = request.scope.get(OPERATOR_SCOPE)
+        if operator:
+            return Actor(f"cli:{operator}", "admin")
+        user = _user(request.headers)
+        credential = credential_of(request.headers)
+        if self.is_open() and is_local(request):
+            return Actor(f"cli:{user}" if user else "local", "admin")
+        if credential is None:
+            raise AuthenticationFailed(_MISSING)
+        actor = self._known(credential, _source(request))
+        return Actor(f"{actor.name}/{user}", actor.role) if user else actor
+
+    def _known(self, credential: str, source: str) -> Actor:
+        key = self._snapshot().find_key(credential, self._clock_ms())
+        if key is not None:
+            if key.role not in ("admin", "viewer"):
+                raise PermissionDenied("This key calls models; the control API needs an admin key.")
+            return Actor(key.name, "admin" if key.role == "admin" else "viewer")
+        # Keys of the store have 256 random bits and need no protection from guessing; chosen ones do.
+        failures = self._failures.get(source, 0)
+        if failures >= _FAILURES_MAX:
+            raise Overloaded("Too many wrong keys from this address.", code="too_many_attempts", headers=_LATER)
+        if _equal(credential, self._operator_token):
+            return Actor("operator", "admin")
+        if _equal(credential, self._admin_key):
+            return Actor("environment", "admin")
+        self._failures[source] = failures + 1
+        if not self._snapshot().is_loaded:
+            raise GatewayError("The store was not reached yet, so no key is known.", **_NOT_LOADED)
+        raise AuthenticationFailed("The API key is unknown, revoked or expired.")
+
+
+_LATER: Final = {"retry-after": str(_FAILURES_WINDOW_S)}
+_NOT_LOADED: Final[Mapping[str, Any]] = {
+    "status": 503,
+    "code": "store_unavailable",
+    "type": "store_unavailable",
+    "headers": {"retry-after": "1"},
+}
+
+
+def is_local(request: HTTPConnection) -> bool:
+    """From a program on this machine: over loopback, asked for under a loopback name, and by no page of another site.
+
+    The name guards against a site whose DNS name was pointed at 127.0.0.1, the rest against a site that sends forms here.
+    """
+    if not _is_loopback(_source(request)) or not _is_loopback(_host(request.headers.get("host", ""))):
+        return False
+    if any(name in request.headers for name in _PASSED_ON):
+        return False
+    origin = request.headers.get("origin")
+    is_own = origin is None or origin.partition("://")[2] == request.headers.get("host")
+    return is_own and request.headers.get("sec-fetch-site") in _OWN_PAGES
+
+
+def check_binding(host: str, snapshot: Snapshot, *, admin_key: str, allow_anonymous: bool) -> None:
+    """Raises `ConfigError`: everyone who reaches the address could call models and nobody would have to say who they are."""
+    if allow_anonymous or _is_loopback(host) or admin_key or snapshot.keys or not snapshot.is_loaded:
+        return
+    raise ConfigError(
+        [
+            f"Farebox does not listen on {host} without API keys: make one with `farebox keys create --admin`, "
+            f"set {ADMIN_KEY_VARIABLE}, or say --allow-anonymous."
+        ]
+    )
+
+
+class OperatorFile:
+    """A token for the command line beside the file of an embedded store, readable by its owner. It ends with the process."""
+
+    @classmethod
+    def of_store(cls, url: str) -> OperatorFile:
+        """A store on a server has none: whoever may administer it there connects to it."""
+        path = url.removeprefix("sqlite:///")
+        return cls(Path(path) if path != url and path else None)
+
+    def __init__(self, store_file: Path | None) -> None:
+        self._path = None if store_file is None else operator_file(store_file)
+        self.token = "" if store_file is None else secrets.token_urlsafe(32)
+
+    def write(self) -> None:
+        """To be called once the store's lock is held: whoever holds it owns the file too."""
+        if self._path is None or not self._path.parent.is_dir():
+            return
+        self._path.unlink(missing_ok=True)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(self.token)
+
+    def remove(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def operator_file(store_file: Path) -> Path:
+    return store_file.with_name(store_file.name + ".operator")
+
+
+def _equal(given: str, known: bytes) -> bool:
+    """In constant time; what is empty equals nothing."""
+    return bool(known) and secrets.compare_digest(given.encode(), known)
+
+
+def _user(headers: Mapping[str, str]) -> str:
+    user = headers.get(USER_HEADER, "")
+    return user if VALUE.match(user) else ""
+
+
+def _source(request: HTTPConnection) -> str:
+    return request.client.host if request.client else ""
+
+
+def _host(header: str) -> str:
+    """The name without the port: `localhost:4000`, `[::1]:4000`."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0]
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

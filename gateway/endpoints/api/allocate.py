@@ -1,0 +1,73 @@
+"""/api/allocate: what a strategy would give each step. Nothing is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gateway.endpoints.api.route import Ask, Route
+from gateway.endpoints.api.schema import STEPS_MAX, Name, ProjectQuery, Share, Strict, Tokens
+from gateway.endpoints.api.steps import StepBody, declared_steps
+from gateway.errors import BadRequest
+from gateway.run_control import plan_for
+from gateway.run_plan import RunRequest
+from policies.amounts import Limit
+
+
+class AllocateBody(Strict):
+    """`tokens` is what the run may use (default: the setting), `workflow` lets `adaptive` learn from its past runs."""
+
+    strategy: Literal["equal", "proportional", "adaptive", "priority"] | None = None
+    tokens: Tokens | None = None
+    workflow: Name | None = None
+    agent: Name | None = None
+    ais: Share | None = None
+    steps: Annotated[tuple[StepBody, ...], Field(min_length=1, max_length=STEPS_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
+class StepShare:
+    """`tokens` is the soft limit; above `hard_limit_tokens` the step's calls are refused."""
+
+    step: str
+    intent: str
+    tokens: int
+    hard_limit_tokens: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The allocations sum to `pool_tokens`."""
+
+    strategy: str
+    pool_tokens: int
+    allocations: tuple[StepShare, ...]
+
+
+async def allocate_steps(ask: Ask[ProjectQuery, AllocateBody]) -> Shares:
+    body = ask.body
+    try:
+        request = RunRequest(
+            run="",
+            workflow=body.workflow or "",
+            agent=body.agent or "",
+            budget=Limit(tokens=body.tokens),
+            strategy=body.strategy,
+            ais=body.ais,
+            steps=tuple(declared_steps(body.steps)),
+        )
+        desk = ask.desk
+        plan = await plan_for(desk.store, desk.parts.control.snapshot, desk.views, ask.project, request, desk.now_ms())
+    except ValueError as error:
+        raise BadRequest.field("steps", str(error)) from error
+    shares = [
+        StepShare(step.step, step.intent, step.allocation_tokens, step.hard_limit_tokens, step.reason)
+        for step in plan.steps
+    ]
+    return Shares(plan.strategy, plan.pool_tokens, tuple(shares))
+
+
+ROUTES = (Route("POST", "/allocate", allocate_steps, Shares, "Try an allocation strategy.", body=AllocateBody),)

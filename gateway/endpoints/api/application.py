@@ -1,0 +1,207 @@
+"""The control API as an ASGI application: reads a request by its route's types, lets it in or not, answers, tells errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Final
+
+import orjson
+import structlog
+from pydantic import TypeAdapter, ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
+
+from gateway.endpoints.api.openapi import document
+from gateway.endpoints.api.route import Ask, Desk, Route
+from gateway.errors import BadRequest, GatewayError, LedgerOutage
+from gateway.ledger.port import LedgerUnavailable
+from gateway.store.database import StoreUnavailable
+from gateway.store.settings import SettingsConflict
+from gateway.wire.openai_errors import error_body
+from policies.errors import IntentClassificationError
+from policies.settings import SettingError
+
+# A declaration of hundreds of steps with their prompts fits; nothing of the control API is larger.
+BODY_BYTES_MAX: Final = 4 * 1024 * 1024
+_NAME_CHARACTERS_MAX: Final = 512
+_log = structlog.get_logger(__name__)
+
+
+class Endpoint:
+    """One route, bound to its desk."""
+
+    def __init__(self, route: Route, desk: Desk) -> None:
+        self.route = route
+        self._desk = desk
+
+    @cached_property
+    def _body_adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.route.body)
+
+    @cached_property
+    def _answer_adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.route.answer)
+
+    async def serve(self, request: Request) -> Response:
+        request_id = self._desk.parts.ids.new()
+        try:
+            response = await self._answer(request, request_id)
+        except Exception as error:  # noqa: BLE001 - the last net: every error is told in one shape, and bugs are logged
+            response = error_response(told(error, request_id))
+        response.headers["x-request-id"] = request_id
+        response.headers["cache-control"] = "no-store"
+        return response
+
+    async def _answer(self, request: Request, request_id: str) -> Response:
+        # First of all who asks: a stranger learns nothing of what would be wrong with the request.
+        actor = self._desk.access.check(request, self.route.role)
+        _check_names(request.path_params)
+        query = self.route.query.model_validate(_query(request))
+        body = await self._read_body(request)
+        accept = request.headers.get("accept", "")
+        ask = Ask(self._desk, actor, request_id, request.path_params, query, body, accept)
+        answer = await self.route.handle(ask)
+        if isinstance(answer, Response):
+            return answer
+        content = self._answer_adapter.dump_json(answer, by_alias=True, exclude_none=self.route.omits_null)
+        return Response(content, media_type="application/json")
+
+    async def _read_body(self, request: Request) -> Any:
+        raw = await _read(request)
+        if not raw.strip() and not (self.route.has_body and self.route.body_required):
+            raw = b"{}"
+        return self._body_adapter.validate_python(parsed(raw))
+
+
+def api_application(routes: Sequence[Route], desk: Desk) -> Starlette:
+    """To be mounted under /api."""
+
+    async def openapi(request: Request) -> Response:
+        try:
+            desk.access.check(request, "viewer")
+        except GatewayError as error:
+            return error_response(error)
+        return Response(orjson.dumps(document(routes)), media_type="application/json")
+
+    served: list[Any] = [StarletteRoute("/openapi.json", openapi, methods=["GET"])]
+    served += [
+        StarletteRoute(_converted(route.path), Endpoint(route, desk).serve, methods=[route.method]) for route in routes
+    ]
+    return Starlette(routes=served, exception_handlers={HTTPException: _not_there})
+
+
+def _converted(path: str) -> str:
+    """Names may hold slashes, so every name in a path takes what its neighbours leave."""
+    return path.replace("}", ":path}")
+
+
+async def _not_there(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
+    if error.status_code == 405:
+        found = BadRequest(f"{request.url.path} does not take {request.method}.", status=405, code="method_not_allowed")
+        found.headers.update(error.headers or {})
+    else:
+        found = BadRequest(
+            f"There is no {request.url.path[:200]}; /api/openapi.json lists what there is.",
+            status=error.status_code,
+            code="not_found",
+        )
+    return error_response(found)
+
+
+def error_response(error: GatewayError) -> Response:
+    return Response(error_body(error), error.status, error.headers, "application/json")
+
+
+def told(error: Exception, request_id: str) -> GatewayError:
+    """Any error as the caller hears it."""
+    match error:
+        case GatewayError():
+            return error
+        case ValidationError():
+            return _invalid(error)
+        case SettingError():
+            return BadRequest.field("value", str(error))
+        case SettingsConflict():
+            return BadRequest.field("value", str(error), "conflicting_settings")
+        case IntentClassificationError():
+            return BadRequest.field("intent", str(error))
+        case LedgerUnavailable():
+            return LedgerOutage(f"The ledger is out of reach: {error}")
+        case StoreUnavailable():
+            return GatewayError(
+                str(error), status=503, code="store_unavailable", type="store_unavailable", headers={"retry-after": "1"}
+            )
+    _log.error("control_api_failed", request_id=request_id, exc_info=error)
+    return GatewayError(f"Something broke inside the gateway; its log has request {request_id}.")
+
+
+def parsed(raw: bytes) -> dict[str, Any]:
+    """Raises `BadRequest` for anything but one JSON object in which no key stands twice."""
+    try:
+        orjson.loads(raw)  # strict: no NaN, no depth that would break the second reader
+        body = json.loads(raw, object_pairs_hook=_unique)
+    except _DoubleKey as double:
+        raise BadRequest.field(double.key[:100], "stands in an object twice", "duplicate_key") from None
+    except (orjson.JSONDecodeError, ValueError, RecursionError) as error:
+        raise BadRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise BadRequest("The body must be a JSON object.", code="invalid_json")
+    return body
+
+
+class _DoubleKey(Exception):
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _DoubleKey(key)
+        found[key] = value
+    return found
+
+
+async def _read(request: Request) -> bytes:
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > BODY_BYTES_MAX:
+            raise BadRequest.too_large(BODY_BYTES_MAX)
+    return bytes(raw)
+
+
+def _check_names(names: Mapping[str, str]) -> None:
+    """What no name can be is not looked for: engines differ in what they say to it."""
+    for value in names.values():
+        if "\x00" in value or len(value) > _NAME_CHARACTERS_MAX:
+            raise BadRequest("There is nothing of that name.", status=404, code="not_found")
+
+
+def _query(request: Request) -> Mapping[str, str]:
+    given: dict[str, str] = {}
+    for key, value in request.query_params.multi_items():
+        if key in given:
+            raise BadRequest.field(key[:100], "stands in the query twice", "duplicate_key")
+        given[key] = value
+    return given
+
+
+def _invalid(error: ValidationError) -> BadRequest:
+    """The first fault names the field; the others are in the message."""
+    faults = [(".".join(str(part) for part in one["loc"]), _message(one)) for one in error.errors()]
+    param, message = faults[0]
+    more = "".join(f" {where or 'body'}: {what}." for where, what in faults[1:4])
+    return BadRequest(f"{param or 'body'}: {message}.{more}", code="invalid_value", param=param or None)
+
+
+def _message(fault: Any) -> str:
+    messages = {"extra_forbidden": "is not a field", "missing": "is missing"}
+    return messages.get(fault["type"], str(fault["msg"]).removeprefix("Value error, ").rstrip("."))

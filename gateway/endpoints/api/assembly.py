@@ -1,0 +1,43 @@
+"""Joins the control API's own parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+
+from gateway.catch_up import CatchUp
+from gateway.control import Snapshot
+from gateway.endpoints.access import Access
+from gateway.endpoints.api.application import api_application
+from gateway.endpoints.api.route import Desk
+from gateway.endpoints.api.table import ROUTES
+from gateway.ledger.clock import wall_clock_ms
+from gateway.run_control import RunControl
+from gateway.run_view import RunViews
+
+if TYPE_CHECKING:
+    from gateway.app import Parts
+
+
+def make_desk(parts: Parts, access: Access) -> Desk:
+    def snapshot() -> Snapshot:
+        return parts.control.snapshot
+
+    views = RunViews(parts.store, parts.ledger, snapshot=snapshot, budgets=parts.budgets, now_ms=parts.clock.now_ms)
+    catch_up = CatchUp(parts.recorder.flush, parts.flusher)
+    control = RunControl(
+        parts.store,
+        parts.ledger,
+        views,
+        orchestration=parts.orchestration,
+        snapshot=snapshot,
+        catch_up=catch_up,
+        now_ms=wall_clock_ms,
+    )
+    return Desk(parts, access, views, control, catch_up, parts.budgets, wall_clock_ms)
+
+
+def make_api(desk: Desk) -> Starlette:
+    """To be mounted under /api."""
+    return api_application(ROUTES, desk)

@@ -1,0 +1,170 @@
+"""/api/budgets: those of the file and those made at run time, with what their accounts stand at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from gateway.budget_view import BudgetAccount, accounts_of, balances_of
+from gateway.config import BudgetConfig
+from gateway.endpoints.api.route import Ask, Deleted, Route, conflict, not_found
+from gateway.endpoints.api.schema import ListQuery, NoBody, ProjectQuery, Usd, paged
+from gateway.moments import iso
+from gateway.run_view import usd
+from gateway.store import budgets as budgets_store
+from gateway.store.budgets import StoredBudget
+from policies.budgets import Budget
+
+_OF_FILE = "file:"
+
+
+class BudgetBody(BudgetConfig):
+    """A limit on every scope whose name matches. At least one of tokens, usd and requests."""
+
+    usd: Usd | None = Field(default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetView:
+    """`accounts` are those of the current window, the fullest first; runs and steps show theirs themselves."""
+
+    id: str
+    origin: Literal["file", "store"]
+    scope: str
+    match: str
+    project: str | None
+    tokens: int | None
+    usd: float | None
+    requests: int | None
+    window: str
+    on_pressure: tuple[str, ...]
+    hold: str
+    on_outage: str
+    mode: str
+    timezone: str
+    wait_seconds: float
+    accounts: tuple[BudgetAccount, ...]
+    updated_at: str | None
+    updated_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetList:
+    budgets: tuple[BudgetView, ...]
+    next: str | None
+
+
+async def list_budgets(ask: Ask[ListQuery, NoBody]) -> BudgetList:
+    """Of the query's project, and those that are for every project."""
+    known = [one for one in await _all(ask) if one[1].budget.project in (None, ask.project)]
+    page, following = paged(known, ask.query)
+    return BudgetList(await _views(ask, list(page)), following)
+
+
+async def get_budget(ask: Ask[ProjectQuery, NoBody]) -> BudgetView:
+    return (await _views(ask, [await _find(ask)]))[0]
+
+
+async def create_budget(ask: Ask[ProjectQuery, BudgetBody]) -> BudgetView:
+    return await _put(ask, f"budget-{ask.desk.parts.ids.new()}", "budget.created")
+
+
+async def put_budget(ask: Ask[ProjectQuery, BudgetBody]) -> BudgetView:
+    """Replace a budget made at run time. What was used under it stays used."""
+    await _find_stored(ask)
+    return await _put(ask, ask.path["id"], "budget.changed")
+
+
+async def delete_budget(ask: Ask[ProjectQuery, NoBody]) -> Deleted:
+    stored = await _find_stored(ask)
+    await ask.desk.parts.control.change(budgets_store.delete(ask.store, stored.id))
+    await ask.audit("budget.deleted", stored.id, scope=stored.budget.scope, match=stored.budget.match)
+    return Deleted(stored.id)
+
+
+Known = tuple[Literal["file", "store"], StoredBudget]
+
+
+async def _all(ask: Ask[Any, Any]) -> list[Known]:
+    of_file: list[Known] = [
+        ("file", StoredBudget(f"{_OF_FILE}{at}", budget.budget()))
+        for at, budget in enumerate(ask.desk.parts.config.budgets)
+    ]
+    return of_file + [("store", stored) for stored in await budgets_store.list_all(ask.store)]
+
+
+async def _find(ask: Ask[Any, Any]) -> Known:
+    wanted = ask.path["id"]
+    for known in await _all(ask):
+        if known[1].id == wanted:
+            return known
+    raise not_found("budget", wanted)
+
+
+async def _find_stored(ask: Ask[Any, Any]) -> StoredBudget:
+    origin, stored = await _find(ask)
+    if origin == "file":
+        raise conflict(f"Budget {stored.id} is in the configuration file, and is changed there.", "budget_of_file")
+    return stored
+
+
+async def _put(ask: Ask[ProjectQuery, BudgetBody], budget_id: str, action: str) -> BudgetView:
+    stored = StoredBudget(budget_id, ask.body.budget(), ask.desk.now_ms(), ask.actor.name)
+    await ask.desk.parts.control.change(budgets_store.put(ask.store, stored))
+    limit = stored.budget.limit
+    await ask.audit(
+        action,
+        budget_id,
+        scope=stored.budget.scope,
+        match=stored.budget.match,
+        tokens=limit.tokens,
+        nano_usd=limit.nano_usd,
+        requests=limit.requests,
+    )
+    return (await _views(ask, [("store", stored)]))[0]
+
+
+async def _views(ask: Ask[Any, Any], known: list[Known]) -> tuple[BudgetView, ...]:
+    desk = ask.desk
+    key_names = {key.id: key.name for key in desk.parts.control.snapshot.keys.values()}
+    now_ms = desk.parts.clock.now_ms()
+    budgets = [stored.budget for _, stored in known]
+    places = await accounts_of(desk.store, ask.project, budgets, desk.budgets(), key_names, now_ms)
+    accounts = await balances_of(desk.parts.ledger, ask.project, places)
+    return tuple(_view(origin, stored, found) for (origin, stored), found in zip(known, accounts, strict=True))
+
+
+def _view(origin: Literal["file", "store"], stored: StoredBudget, accounts: tuple[BudgetAccount, ...]) -> BudgetView:
+    budget: Budget = stored.budget
+    limit = budget.limit
+    return BudgetView(
+        id=stored.id,
+        origin=origin,
+        scope=budget.scope.value,
+        match=budget.match,
+        project=budget.project,
+        tokens=limit.tokens,
+        usd=None if limit.nano_usd is None else usd(limit.nano_usd),
+        requests=limit.requests,
+        window=budget.window.value,
+        on_pressure=tuple(rung.value for rung in budget.on_pressure),
+        hold=budget.hold.value,
+        on_outage=budget.on_outage.value,
+        mode=budget.mode.value,
+        timezone=budget.timezone,
+        wait_seconds=budget.wait_ms / 1000,
+        accounts=accounts,
+        updated_at=iso(stored.updated_at_ms),
+        updated_by=stored.updated_by,
+    )
+
+
+ROUTES = (
+    Route("GET", "/budgets", list_budgets, BudgetList, "All budgets and what is left of them.", ListQuery),
+    Route("POST", "/budgets", create_budget, BudgetView, "Make a budget.", body=BudgetBody),
+    Route("GET", "/budgets/{id}", get_budget, BudgetView, "One budget."),
+    Route("PUT", "/budgets/{id}", put_budget, BudgetView, "Replace a budget.", body=BudgetBody),
+    Route("DELETE", "/budgets/{id}", delete_budget, Deleted, "Take a budget back."),
+)

@@ -1,0 +1,90 @@
+"""/api/classify: which intent steps have, and why. Nothing is stored, and no model is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from gateway.control import Snapshot
+from gateway.endpoints.api.route import Ask, Route
+from gateway.endpoints.api.schema import STEPS_MAX, Line, Name, ProjectQuery, Strict, Text
+from gateway.run_plan import step_text
+from policies.classify import Classification, classify
+from policies.declaration import flattened
+from policies.intents import Intent, parse_intent
+
+
+class ClassifyStep(Strict):
+    workflow: Name | None = None
+    step: Name | None = None
+    system: Text | None = None
+    prompt: Text
+    tools: Annotated[tuple[Line | dict[str, Any], ...], Field(max_length=200)] | None = None
+    response_format: dict[str, Any] | Text | None = None
+
+
+class ClassifyBatch(Strict):
+    steps: Annotated[tuple[ClassifyStep, ...], Field(min_length=1, max_length=STEPS_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
+class AlternativeView:
+    intent: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClassificationView:
+    """`confidence` is the calibrated chance (0 to 1) that a careful reader says the same."""
+
+    intent: str
+    confidence: float
+    source: str
+    reasoning: str
+    alternatives: tuple[AlternativeView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Classifications:
+    """In the order of the steps."""
+
+    classifications: tuple[ClassificationView, ...]
+
+
+async def classify_steps(ask: Ask[ProjectQuery, ClassifyBatch | ClassifyStep]) -> Classifications:
+    """One step, or `steps` with many. A step that a workflow declares with an intent has that one."""
+    steps = ask.body.steps if isinstance(ask.body, ClassifyBatch) else (ask.body,)
+    snapshot = ask.desk.parts.control.snapshot
+    return Classifications(tuple(_view(_classified(step, snapshot, ask.project)) for step in steps))
+
+
+def _classified(step: ClassifyStep, snapshot: Snapshot, project: str) -> Classification:
+    text = step_text(step.model_dump(), step.workflow)
+    threshold = snapshot.settings.intent_classification_confidence_threshold
+    return classify(text, declared=_declared(step, snapshot, project), confidence_threshold=threshold)
+
+
+def _declared(step: ClassifyStep, snapshot: Snapshot, project: str) -> Intent | None:
+    workflow = snapshot.workflow(project, step.workflow) if step.workflow and step.step else None
+    steps = flattened(workflow.declaration.get("steps") or ()) if workflow is not None else []
+    intents = [one["intent"] for one in steps if one["id"] == step.step and one.get("intent")]
+    return parse_intent(intents[0]) if intents else None
+
+
+def _view(told: Classification) -> ClassificationView:
+    alternatives = tuple(AlternativeView(one.intent, one.confidence) for one in told.alternatives)
+    return ClassificationView(told.intent, told.confidence, told.source, told.reasoning, alternatives)
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/classify",
+        classify_steps,
+        Classifications,
+        "Tell the intents of steps.",
+        body=ClassifyBatch | ClassifyStep,
+    ),
+)

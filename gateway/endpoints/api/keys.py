@@ -1,0 +1,232 @@
+"""/api/keys: made (and shown) once, listed by prefix, rotated, revoked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from gateway.endpoints.access import ADMIN_KEY_VARIABLE
+from gateway.endpoints.api.route import Ask, Route, conflict, not_found
+from gateway.endpoints.api.schema import (
+    Instant,
+    LimitBody,
+    Line,
+    ListQuery,
+    Name,
+    NoBody,
+    ProjectQuery,
+    Strict,
+    instant_ms,
+    paged,
+)
+from gateway.errors import BadRequest
+from gateway.moments import iso
+from gateway.store import keys as keys_store
+from gateway.store.keys import ApiKey, KeyRequest
+
+_DAY_MS = 86_400_000
+_LOCKED_OUT = (
+    "There is no admin key yet: from now on only the command line on this machine can administer Farebox. "
+    f"Make one with `farebox keys create --admin`, or start with {ADMIN_KEY_VARIABLE}."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyView:
+    """`prefix` is what may be shown of a key. `role` is admin, viewer, or empty for a key that calls models."""
+
+    id: str
+    name: str
+    project: str
+    prefix: str
+    admin: bool
+    role: str
+    workflow: str
+    agent: str
+    allowed_models: tuple[str, ...]
+    limits: dict[str, int | float | str]
+    state: Literal["active", "expired", "revoked"]
+    created_at: str | None
+    created_by: str
+    expires_at: str | None
+    revoked_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewKeyView(KeyView):
+    """`key` is shown here and never again."""
+
+    key: str
+    warning: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyList:
+    keys: tuple[KeyView, ...]
+    next: str | None
+
+
+class KeyLimits(LimitBody):
+    """What its calls may use in each window (default: in total), and how many may be under way at once."""
+
+    window: Literal["total", "minute", "hour", "day", "month"] | None = None
+    concurrency: Annotated[int, Field(ge=1, le=100_000, strict=True)] | None = None
+
+    def stored(self) -> dict[str, int | str]:
+        """As the key keeps them; money as the text of an exact number of USD."""
+        given = self.model_dump(exclude_none=True)
+        return given | ({} if self.usd is None else {"usd": f"{self.usd}e-9"})
+
+
+class KeyBody(Strict):
+    """Without `admin` and `role` the key calls models, and cannot administer anything."""
+
+    name: Line
+    project: Name | None = Field(default=None, description="Whose budgets its calls spend; default: that of the query.")
+    admin: bool = False
+    role: Literal["admin", "viewer"] | None = None
+    workflow: Name | None = Field(default=None, description="For calls that name none.")
+    agent: Name | None = Field(default=None, description="For calls that name none.")
+    allowed_models: Annotated[tuple[Line, ...], Field(max_length=200)] = ()
+    limits: KeyLimits | None = None
+    expires_at: Instant | None = None
+    expires_in_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> KeyBody:
+        if self.admin and self.role == "viewer":
+            raise ValueError("a key is either admin or viewer")
+        if self.expires_at is not None and self.expires_in_days is not None:
+            raise ValueError("give expires_at or expires_in_days, not both")
+        return self
+
+
+class RotateBody(Strict):
+    grace_seconds: Annotated[int, Field(ge=0, le=30 * 86_400, strict=True)] = Field(
+        default=0, description="How long the old secret goes on working."
+    )
+
+
+async def create_key(ask: Ask[ProjectQuery, KeyBody]) -> NewKeyView:
+    body, now_ms = ask.body, ask.desk.now_ms()
+    request = KeyRequest(
+        name=body.name,
+        project=body.project or ask.project,
+        admin=body.admin or body.role == "admin",
+        role=body.role or "",
+        workflow=body.workflow or "",
+        agent=body.agent or "",
+        allowed_models=body.allowed_models,
+        limits={} if body.limits is None else body.limits.stored(),
+        expires_at_ms=_expiry(body, now_ms),
+    )
+    control = ask.desk.parts.control
+    was_open = ask.desk.access.is_open()
+    new = await control.change(keys_store.create(ask.store, request, ask.actor.name, now_ms))
+    await ask.audit("key.created", new.key.id, name=new.key.name, role=new.key.role, for_project=new.key.project)
+    return _new(new.key, new.plain, now_ms, _LOCKED_OUT if was_open and not new.key.admin else None)
+
+
+async def list_keys(ask: Ask[ListQuery, NoBody]) -> KeyList:
+    """Of every project, unless the query names one."""
+    project = ask.query.project if "project" in ask.query.model_fields_set else None
+    found = await keys_store.list_all(ask.store, project)
+    page, following = paged([_view(key, ask.desk.now_ms()) for key in found], ask.query)
+    return KeyList(page, following)
+
+
+async def get_key(ask: Ask[ProjectQuery, NoBody]) -> KeyView:
+    return _view(await _find(ask), ask.desk.now_ms())
+
+
+async def revoke_key(ask: Ask[ProjectQuery, NoBody]) -> KeyView:
+    """At once in this process, in the others within two seconds. Revoking again changes nothing."""
+    found = await _find(ask)
+    revoked = await ask.desk.parts.control.change(keys_store.revoke(ask.store, found.id, ask.desk.now_ms()))
+    if found.revoked_at_ms is None:
+        await ask.audit("key.revoked", found.id, name=found.name)
+    return _view(revoked or found, ask.desk.now_ms())
+
+
+async def rotate_key(ask: Ask[ProjectQuery, RotateBody]) -> NewKeyView:
+    found, now_ms = await _find(ask), ask.desk.now_ms()
+    grace_ms = ask.body.grace_seconds * 1000
+    new = await ask.desk.parts.control.change(keys_store.rotate(ask.store, found.id, now_ms, grace_ms))
+    if new is None:
+        raise conflict(f"Key {found.id} is revoked, and stays so: make a new one.", "key_revoked")
+    await ask.audit("key.rotated", found.id, name=found.name, grace_seconds=ask.body.grace_seconds)
+    return _new(new.key, new.plain, now_ms, None)
+
+
+async def _find(ask: Ask[ProjectQuery, Any]) -> ApiKey:
+    """By id, or by a name that is not used twice."""
+    wanted = ask.path["id"]
+    everything = await keys_store.list_all(ask.store)
+    found = [key for key in everything if key.id == wanted]
+    found = found or [key for key in everything if key.name == wanted and key.revoked_at_ms is None]
+    if not found:
+        raise not_found("key", wanted)
+    if len(found) > 1:
+        raise conflict(f"{len(found)} keys are named {wanted!r}: use the id.", "ambiguous_name")
+    return found[0]
+
+
+def _expiry(body: KeyBody, now_ms: int) -> int | None:
+    expires_ms = None
+    if body.expires_at is not None:
+        expires_ms = instant_ms(body.expires_at)
+    elif body.expires_in_days is not None:
+        expires_ms = now_ms + int(body.expires_in_days * _DAY_MS)
+    if expires_ms is not None and expires_ms <= now_ms:
+        raise BadRequest.field("expires_at", "is in the past")
+    return expires_ms
+
+
+def _state(key: ApiKey, now_ms: int) -> Literal["active", "expired", "revoked"]:
+    if key.revoked_at_ms is not None:
+        return "revoked"
+    return "expired" if key.expires_at_ms is not None and key.expires_at_ms <= now_ms else "active"
+
+
+def _view(key: ApiKey, now_ms: int) -> KeyView:
+    return KeyView(
+        id=key.id,
+        name=key.name,
+        project=key.project,
+        prefix=key.prefix,
+        admin=key.admin,
+        role=key.role,
+        workflow=key.workflow,
+        agent=key.agent,
+        allowed_models=key.allowed_models,
+        limits={name: float(value) if name == "usd" else value for name, value in key.limits.items()},
+        state=_state(key, now_ms),
+        created_at=iso(key.created_at_ms),
+        created_by=key.created_by,
+        expires_at=iso(key.expires_at_ms),
+        revoked_at=iso(key.revoked_at_ms),
+    )
+
+
+def _new(key: ApiKey, plain: str, now_ms: int, warning: str | None) -> NewKeyView:
+    view = _view(key, now_ms)
+    return NewKeyView(**{name: getattr(view, name) for name in KeyView.__slots__}, key=plain, warning=warning)
+
+
+ROUTES = (
+    Route("GET", "/keys", list_keys, KeyList, "Keys, the newest first, without their secrets.", ListQuery),
+    Route("POST", "/keys", create_key, NewKeyView, "Make a key. Its secret is in this answer only.", body=KeyBody),
+    Route(
+        "POST",
+        "/keys/{id}/rotate",
+        rotate_key,
+        NewKeyView,
+        "Give a key a new secret; its budgets and history stay.",
+        body=RotateBody,
+        body_required=False,
+    ),
+    Route("GET", "/keys/{id}", get_key, KeyView, "One key."),
+    Route("DELETE", "/keys/{id}", revoke_key, KeyView, "Revoke a key for good."),
+)

@@ -1,0 +1,124 @@
+"""OpenAPI 3.1 out of the table of routes and their types: the document cannot say anything else than the code does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+
+from gateway import __version__
+from gateway.endpoints.api.route import Route
+
+_TEMPLATE: Final = "#/components/schemas/{model}"
+_PARAMETER: Final = re.compile(r"{(\w+)}")
+_CSV: Final = "text/csv"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorObject:
+    message: str
+    type: str
+    code: str
+    param: str | None
+    metadata: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorBody:
+    """What every answer of 400 and above holds."""
+
+    error: ErrorObject
+
+
+def document(routes: Sequence[Route]) -> dict[str, Any]:
+    return _document(tuple(routes))
+
+
+@lru_cache(maxsize=2)
+def _document(routes: tuple[Route, ...]) -> dict[str, Any]:
+    schemas, components = _schemas(routes)
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(f"/api{route.path}", {})[route.method.lower()] = _operation(route, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Farebox control API", "version": __version__},
+        "paths": paths,
+        "components": {
+            "schemas": components["$defs"],
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
+        },
+        "security": [{"bearer": []}, {"header": []}],
+    }
+
+
+def _schemas(routes: Sequence[Route]) -> tuple[dict[Any, Any], dict[str, Any]]:
+    inputs: list[Any] = [("error", "serialization", TypeAdapter(ErrorBody))]
+    for at, route in enumerate(routes):
+        if route.has_body:
+            inputs.append((f"body{at}", "validation", TypeAdapter(route.body)))
+        if route.answer is not None:
+            inputs.append((f"answer{at}", "serialization", TypeAdapter(route.answer)))
+    found, definitions = TypeAdapter.json_schemas(inputs, ref_template=_TEMPLATE, schema_generator=GenerateJsonSchema)
+    named = {route: at for at, route in enumerate(routes)}
+    schemas: dict[Any, Any] = {"error": found["error", "serialization"]}
+    for route, at in named.items():
+        schemas[route, "body"] = found.get((f"body{at}", "validation"))
+        schemas[route, "answer"] = found.get((f"answer{at}", "serialization"))
+    return schemas, dict(definitions)
+
+
+def _operation(route: Route, schemas: dict[Any, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": schemas[route, "answer"] or {}}}
+    if route.csv:
+        content[_CSV] = {"schema": {"type": "string"}}
+    errors = {"description": "What was wrong.", "content": {"application/json": {"schema": schemas["error"]}}}
+    operation: dict[str, Any] = {
+        "operationId": route.operation_id,
+        "summary": route.summary,
+        "tags": [route.path.split("/")[1]],
+        "parameters": [*_path_parameters(route), *_query_parameters(route)],
+        "responses": {"200": {"description": "Done.", "content": content}, "default": errors},
+        "x-role": route.role,
+    }
+    if route.has_body:
+        body = {"application/json": {"schema": schemas[route, "body"]}}
+        operation["requestBody"] = {"required": route.body_required, "content": body}
+    return operation
+
+
+def _path_parameters(route: Route) -> list[dict[str, Any]]:
+    schema = {"type": "string", "minLength": 1}
+    return [{"name": name, "in": "path", "required": True, "schema": schema} for name in _PARAMETER.findall(route.path)]
+
+
+def _query_parameters(route: Route) -> list[dict[str, Any]]:
+    schema = route.query.model_json_schema()
+    inner = schema.get("$defs", {})
+    required = schema.get("required", ())
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": _resolved(field, inner)}
+        for name, field in schema["properties"].items()
+    ]
+
+
+def _resolved(schema: Any, definitions: dict[str, Any]) -> Any:
+    """Query parameters carry their few enums with them, and null stands for leaving one out."""
+    if isinstance(schema, dict):
+        if "$ref" in schema:
+            return _resolved(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+        if "anyOf" in schema:
+            given = [one for one in schema["anyOf"] if one != {"type": "null"}]
+            if len(given) == 1:
+                rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
+                return _resolved(rest | given[0], definitions)
+        return {key: _resolved(value, definitions) for key, value in schema.items() if key != "title"}
+    return [_resolved(one, definitions) for one in schema] if isinstance(schema, list) else schema

@@ -1,0 +1,112 @@
+"""What a route of the control API is, and what its handler is given. The table of all of them is in `table`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from gateway.catch_up import CatchUp
+from gateway.endpoints.access import Access, Actor, Role
+from gateway.endpoints.api.schema import NoBody, ProjectQuery
+from gateway.errors import BadRequest
+from gateway.run_control import RunControl
+from gateway.run_view import RunViews
+from gateway.store import audit
+from gateway.store.audit import AuditEvent
+from gateway.store.database import Database
+from policies.budgets import Budget
+
+if TYPE_CHECKING:
+    from gateway.app import Parts
+
+Q = TypeVar("Q", bound=ProjectQuery)
+B = TypeVar("B")
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Everything that the routes work with, made once."""
+
+    parts: Parts
+    access: Access
+    views: RunViews
+    control: RunControl
+    catch_up: CatchUp
+    budgets: Callable[[], Sequence[Budget]]  # those of the file and those made at run time
+    now_ms: Callable[[], int]
+
+    @property
+    def store(self) -> Database:
+        return self.parts.store
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(Generic[Q, B]):
+    """One request, read and allowed."""
+
+    desk: Desk
+    actor: Actor
+    request_id: str
+    path: Mapping[str, str]
+    query: Q
+    body: B
+    accept: str = ""
+
+    @property
+    def store(self) -> Database:
+        return self.desk.parts.store
+
+    @property
+    def project(self) -> str:
+        return self.query.project
+
+    async def audit(self, action: str, target: str = "", *, run: str = "", **detail: Any) -> None:
+        """Write down what was changed. Raises StoreUnavailable: the answer then says that the change may have happened."""
+        event = AuditEvent(
+            self.desk.now_ms(), self.actor.name, action, target, self.project, run, self.request_id, detail
+        )
+        await audit.append(self.store, [event])
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`answer` is the type that the handler returns (None: it makes the response itself); OpenAPI is made from it."""
+
+    method: Literal["GET", "POST", "PUT", "DELETE"]
+    path: str
+    handle: Callable[[Ask[Any, Any]], Awaitable[Any]]
+    answer: Any
+    summary: str
+    query: type[ProjectQuery] = ProjectQuery
+    body: Any = NoBody
+    body_required: bool = True
+    csv: bool = False  # the answer is to be had as CSV, too
+    omits_null: bool = False
+
+    @property
+    def role(self) -> Role:
+        """Looking needs the role viewer, everything else admin: a dry run costs time of everybody."""
+        return "viewer" if self.method == "GET" else "admin"
+
+    @property
+    def has_body(self) -> bool:
+        return self.body is not NoBody
+
+    @property
+    def operation_id(self) -> str:
+        return self.handle.__name__
+
+
+def not_found(what: str, name: str) -> BadRequest:
+    return BadRequest(f"There is no {what} {name[:200]!r}.", status=404, code="not_found")
+
+
+def conflict(message: str, code: str = "conflict") -> BadRequest:
+    return BadRequest(message, status=409, code=code)
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    id: str
+    deleted: bool = True

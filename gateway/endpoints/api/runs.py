@@ -1,0 +1,268 @@
+"""/api/runs: announce, look at, pause, complete, cancel and reset runs, and give them budgets of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from gateway.endpoints.api.route import Ask, Route, conflict
+from gateway.endpoints.api.schema import (
+    STEPS_MAX,
+    Instant,
+    ListQuery,
+    Name,
+    NoBody,
+    Priority,
+    ProjectQuery,
+    Share,
+    Strict,
+    Tokens,
+    Usd,
+    in_ms,
+)
+from gateway.endpoints.api.steps import StepBody, declared_steps
+from gateway.errors import BadRequest
+from gateway.moments import iso
+from gateway.run_control import NO_SUCH_RUN, Action, Denied
+from gateway.run_plan import RunRequest
+from gateway.run_view import RunLines, RunView, usd
+from gateway.store import usage_report
+from gateway.store.runs import RunFilter
+from gateway.store.usage_report import UsageFilter
+from policies.amounts import Limit
+from policies.settings import ALLOCATION_STRATEGIES
+
+Strategy = Literal["equal", "proportional", "adaptive", "priority"]
+assert set(ALLOCATION_STRATEGIES) == set(Strategy.__args__)  # type: ignore[attr-defined]  # noqa: S101 - one list of them
+StateName = Literal["active", "paused", "exhausted", "completed", "cancelled"]
+
+
+class RunBody(Strict):
+    """`budget_tokens` and `budget_usd` are limits of this run in place of those that budgets give it."""
+
+    workflow: Name
+    run: Name | None = Field(default=None, description="Its id; without one it is given one.")
+    agent: Name | None = None
+    user: Name | None = None
+    parent_run: Name | None = None
+    budget_tokens: Tokens | None = None
+    budget_usd: Usd | None = None
+    budget_requests: Tokens | None = None
+    strategy: Strategy | None = None
+    ais: Share | None = Field(default=None, description="The agent's intensity score; default: what is known of it.")
+    priority: Priority | None = Field(default=None, description="Of the steps that name none.")
+    steps: Annotated[tuple[StepBody, ...], Field(max_length=STEPS_MAX)] = ()
+
+
+class BudgetChange(Strict):
+    """The new limits, not what to add. Null takes the run's own limit back; a unit that is left out stays."""
+
+    tokens: Tokens | None = None
+    usd: Usd | None = None
+    requests: Tokens | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> BudgetChange:
+        if not self.model_fields_set:
+            raise ValueError("give at least one of tokens, usd, requests")
+        return self
+
+
+class RunsQuery(ListQuery):
+    """Times are those of a run's last call, from inclusive, to exclusive."""
+
+    workflow: Name | None = None
+    agent: Name | None = None
+    user: Name | None = None
+    parent_run: Name | None = None
+    state: StateName | None = None
+    since: Instant | None = Field(default=None, alias="from")
+    until: Instant | None = Field(default=None, alias="to")
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The run as it was, and as it is now."""
+
+    summary: RunView
+    run: RunView
+
+
+@dataclass(frozen=True, slots=True)
+class CallView:
+    """One call of a run. `status`: ok, refused, error, cancelled, lost, late, repair."""
+
+    id: str
+    at: str | None
+    step: str
+    agent: str
+    intent: str
+    model_requested: str
+    model: str
+    provider: str
+    protocol: str
+    stream: bool
+    status: str
+    code: str
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    reserved_tokens: int
+    overrun_tokens: int
+    saved_tokens: int
+    cost_usd: float
+    actions: str
+    usage_source: str
+    duration_ms: int | None
+    first_byte_ms: int | None
+    overhead_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallList:
+    calls: tuple[CallView, ...]
+    next: str | None
+
+
+async def create_run(ask: Ask[ProjectQuery, RunBody]) -> RunView:
+    body = ask.body
+    run = body.run or f"run-{ask.desk.parts.ids.new()}"
+    request = RunRequest(
+        run=run,
+        workflow=body.workflow,
+        agent=body.agent or "",
+        user=body.user or "",
+        parent_run=body.parent_run or "",
+        budget=Limit(body.budget_tokens, body.budget_usd, body.budget_requests),
+        strategy=body.strategy,
+        ais=body.ais,
+        steps=tuple(declared_steps(body.steps, body.priority)),
+    )
+    try:
+        shown = _allowed(await ask.desk.control.initialise(ask.project, request))
+    except ValueError as error:
+        raise BadRequest.field("steps", str(error)) from error
+    await ask.audit("run.initialised", run, run=run, workflow=body.workflow, budget=_units(request.budget))
+    return shown
+
+
+async def list_runs(ask: Ask[RunsQuery, NoBody]) -> RunLines:
+    query = ask.query
+    await ask.desk.catch_up()
+    wanted = RunFilter(
+        project=query.project,
+        workflow=query.workflow,
+        agent=query.agent,
+        user=query.user,
+        state=query.state,
+        parent_run=query.parent_run,
+        from_ms=in_ms(query.since),
+        to_ms=in_ms(query.until),
+    )
+    return await ask.desk.views.list(wanted, query.limit, query.cursor)
+
+
+async def get_run(ask: Ask[ProjectQuery, NoBody]) -> RunView:
+    """As it stands now, with every call that has ended."""
+    await ask.desk.catch_up()
+    shown = await ask.desk.views.get(ask.project, ask.path["run"])
+    if shown is None:
+        raise _no_run(ask.path["run"])
+    return shown
+
+
+async def list_calls(ask: Ask[ListQuery, NoBody]) -> CallList:
+    await ask.desk.catch_up()
+    wanted = UsageFilter(project=ask.project, run=ask.path["run"])
+    page = await usage_report.calls(ask.store, wanted, ask.query.limit, ask.query.cursor)
+    return CallList(tuple(_call(row) for row in page.calls), page.next)
+
+
+async def pause_run(ask: Ask[ProjectQuery, NoBody]) -> RunView:
+    return await _act(ask, "pause", "run.paused")
+
+
+async def resume_run(ask: Ask[ProjectQuery, NoBody]) -> RunView:
+    return await _act(ask, "resume", "run.resumed")
+
+
+async def cancel_run(ask: Ask[ProjectQuery, NoBody]) -> RunView:
+    """Calls under way end as they would; new ones are refused."""
+    return await _act(ask, "cancel", "run.cancelled")
+
+
+async def complete_run(ask: Ask[ProjectQuery, NoBody]) -> RunView:
+    """The answer's `metrics` are what the run has used, saved and was refused."""
+    return await _act(ask, "complete", "run.completed")
+
+
+async def set_run_budget(ask: Ask[ProjectQuery, BudgetChange]) -> RunView:
+    run = ask.path["run"]
+    given = {name: getattr(ask.body, name) for name in ask.body.model_fields_set}
+    change = {"nano_usd" if name == "usd" else name: value for name, value in given.items()}
+    shown = _allowed(await ask.desk.control.set_budget(ask.project, run, change))
+    await ask.audit("run.budget", run, run=run, **change)
+    return shown
+
+
+async def reset_run(ask: Ask[ProjectQuery, NoBody]) -> Reset:
+    """What the run has used so far counts for it no longer; every other total keeps it."""
+    run = ask.path["run"]
+    found = await ask.desk.control.reset(ask.project, run, ask.request_id)
+    if isinstance(found, Denied):
+        raise _denial(found)
+    before, now = found
+    await ask.audit(
+        "run.reset", run, run=run, tokens=before.tokens.settled, usd=before.cost_usd.settled, calls=before.calls
+    )
+    return Reset(before, now)
+
+
+async def _act(ask: Ask[ProjectQuery, NoBody], action: Action, event: str) -> RunView:
+    run = ask.path["run"]
+    shown = _allowed(await ask.desk.control.act(ask.project, run, action))
+    await ask.audit(event, run, run=run, tokens=shown.tokens.settled)
+    return shown
+
+
+def _allowed(found: RunView | Denied) -> RunView:
+    if isinstance(found, Denied):
+        raise _denial(found)
+    return found
+
+
+def _denial(denied: Denied) -> BadRequest:
+    if denied.code == NO_SUCH_RUN:
+        return BadRequest(denied.message, status=404, code=denied.code)
+    return conflict(denied.message, denied.code)
+
+
+def _no_run(run: str) -> BadRequest:
+    return BadRequest(f"There is no run {run[:200]!r}.", status=404, code=NO_SUCH_RUN)
+
+
+def _units(limit: Limit) -> dict[str, int | None]:
+    return {"tokens": limit.tokens, "nano_usd": limit.nano_usd, "requests": limit.requests}
+
+
+_SAME_NAME = tuple(name for name in CallView.__slots__ if name not in ("at", "cost_usd"))
+
+
+def _call(row: Any) -> CallView:
+    return CallView(**{name: row[name] for name in _SAME_NAME}, at=iso(row["at"]), cost_usd=usd(row["cost_nano_usd"]))
+
+
+ROUTES = (
+    Route("GET", "/runs", list_runs, RunLines, "Runs, the latest first.", RunsQuery),
+    Route("POST", "/runs", create_run, RunView, "Announce a run: intents, allocations, tiers.", body=RunBody),
+    Route("POST", "/runs/{run}/complete", complete_run, RunView, "End a run, and sum it up."),
+    Route("POST", "/runs/{run}/cancel", cancel_run, RunView, "End a run: its next call is refused."),
+    Route("POST", "/runs/{run}/pause", pause_run, RunView, "Refuse its calls for a while."),
+    Route("POST", "/runs/{run}/resume", resume_run, RunView, "Let a paused run go on."),
+    Route("POST", "/runs/{run}/budget", set_run_budget, RunView, "Give a run limits of its own.", body=BudgetChange),
+    Route("POST", "/runs/{run}/reset", reset_run, Reset, "Let a run begin again with nothing spent."),
+    Route("GET", "/runs/{run}/calls", list_calls, CallList, "Its calls, the latest first.", ListQuery),
+    Route("GET", "/runs/{run}", get_run, RunView, "One run with its steps."),
+)

@@ -1,0 +1,115 @@
+"""Fields that many bodies and queries of the control API have, and their ranges."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+
+from gateway.config import Count, usd_to_nano
+from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, Limit
+from policies.intents import Intent
+
+LIST_MAX = 1_000
+# More steps than this in one request are a mistake, and would hold the process for too long.
+STEPS_MAX = 500
+_YEAR_MS_MIN, _YEAR_MS_MAX = 946_684_800_000, 4_102_444_800_000  # 2000 to 2100
+
+
+class Strict(BaseModel):
+    """Unknown fields are refused: one that is misspelt would be ignored in silence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
+
+
+def _as_nano(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("an amount in USD must be a number, such as 0.50")
+    return usd_to_nano(value)
+
+
+def _instant(value: str) -> str:
+    instant_ms(value)
+    return value
+
+
+def instant_ms(value: str) -> int:
+    """Milliseconds since the epoch from an ISO 8601 date or time (UTC unless it says otherwise) or from their digits."""
+    try:
+        if value.isascii() and value.isdigit():
+            found = int(value[:16])
+        else:
+            parsed = datetime.fromisoformat(value)
+            found = int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        found = 0
+    if not _YEAR_MS_MIN <= found < _YEAR_MS_MAX:
+        raise ValueError("must be a date or time between 2000 and 2100, such as 2026-11-22 or 2026-11-22T09:30:00Z")
+    return found
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:@/-]{1,128}$")]
+# What a filter may hold: names as they were stored, and nothing for calls without one.
+Wanted = Annotated[str, StringConstraints(pattern=r"^[^\x00]{0,512}$")]
+Text = Annotated[str, StringConstraints(max_length=100_000)]
+Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
+Tokens = Annotated[int, Field(ge=0, le=AMOUNT_MAX, strict=True, description="Whole tokens.")]
+Usd = Annotated[
+    int,
+    BeforeValidator(_as_nano),
+    WithJsonSchema(
+        {"type": "number", "minimum": 0, "maximum": AMOUNT_MAX / NANO_USD_PER_USD, "description": "US dollars."}
+    ),
+]
+Instant = Annotated[
+    str,
+    StringConstraints(max_length=40),
+    AfterValidator(_instant),
+    WithJsonSchema({"type": "string", "description": "ISO 8601 date or time (UTC), or milliseconds since 1970."}),
+]
+Priority = Annotated[str, StringConstraints(pattern=r"^(low|normal|high|critical)$")]
+Share = Annotated[float, Field(ge=0, le=10)]
+IntentName = Intent
+
+
+class ProjectQuery(Strict):
+    project: Name = "default"
+
+
+class ListQuery(ProjectQuery):
+    limit: Annotated[int, Field(ge=1, le=LIST_MAX)] = 50
+    cursor: Annotated[str, StringConstraints(max_length=200)] | None = Field(
+        default=None, description="The `next` of the page before."
+    )
+
+
+class LimitBody(Strict):
+    """A limit in any of three units."""
+
+    tokens: Count | None = None
+    usd: Usd | None = None
+    requests: Count | None = None
+
+    def limit(self) -> Limit:
+        return Limit(self.tokens, self.usd, self.requests)
+
+
+class NoBody(Strict):
+    """For requests without a body."""
+
+
+def in_ms(value: str | None) -> int | None:
+    return None if value is None else instant_ms(value)
+
+
+def page_start(cursor: str | None) -> int:
+    """The position that a cursor of `paged` stands for; anything else begins at the start."""
+    return int(cursor[:9]) if cursor and cursor.isascii() and cursor.isdigit() else 0
+
+
+def paged(items: list[Any], query: ListQuery) -> tuple[tuple[Any, ...], str | None]:
+    """One page of a list that is at hand as a whole, and the cursor of the next."""
+    start = page_start(query.cursor)
+    end = start + query.limit
+    return tuple(items[start:end]), str(end) if end < len(items) else None

@@ -1,0 +1,107 @@
+"""Steps as a run's announcement or a workflow's declaration has them, nested ones inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from gateway.endpoints.api.schema import (
+    STEPS_MAX,
+    IntentName,
+    LimitBody,
+    Line,
+    Name,
+    Priority,
+    Strict,
+    Text,
+    Tokens,
+    Usd,
+)
+from gateway.run_view import usd
+from policies.amounts import Limit
+from policies.declaration import DEPTH_MAX
+
+
+class StepBody(Strict):
+    """A step, or a group of steps (parallel branches, a loop). A group is planned itself if it has a prompt or an intent."""
+
+    id: Name
+    prompt: Text | None = None
+    description: Text | None = None
+    system: Text | None = None
+    intent: IntentName | None = None
+    priority: Priority | None = None
+    agent: Name | None = None
+    budget: LimitBody | Tokens | None = Field(default=None, description="Its limits; a number stands for tokens.")
+    budget_tokens: Tokens | None = None
+    budget_usd: Usd | None = None
+    kind: Line | None = Field(default=None, description="Of a group: parallel, branch or loop.")
+    tools: Annotated[tuple[Line | dict[str, Any], ...], Field(max_length=200)] | None = None
+    input_schema: dict[str, Any] | None = None
+    output_schema: dict[str, Any] | None = None
+    response_format: dict[str, Any] | Line | None = None
+    steps: Annotated[tuple[StepBody, ...], Field(max_length=STEPS_MAX)] | None = None
+
+    @field_validator("intent", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any) -> Any:
+        return value.strip().lower() if isinstance(value, str) else value
+
+
+def declared_steps(steps: Sequence[StepBody], priority: str | None = None) -> Iterable[Mapping[str, Any]]:
+    """As policies read them: plain values, `prompt` from the description where there is none, budgets by unit.
+
+    Raises ValueError for more steps than a request may have, and for a nesting that nobody means.
+    """
+    if _count(steps, DEPTH_MAX) > STEPS_MAX:
+        raise ValueError(f"a workflow has at most {STEPS_MAX} steps")
+    return [_plain(step, priority) for step in steps]
+
+
+def _count(steps: Sequence[StepBody], depth: int) -> int:
+    if depth == 0:
+        raise ValueError(f"steps are nested deeper than {DEPTH_MAX}")
+    return sum(1 + _count(step.steps or (), depth - 1) for step in steps)
+
+
+def _plain(step: StepBody, priority: str | None) -> dict[str, Any]:
+    names = ("prompt", "system", "agent", "kind", "input_schema", "output_schema", "response_format")
+    plain: dict[str, Any] = {"id": step.id}
+    plain |= {name: value for name in names if (value := getattr(step, name)) is not None}
+    if step.description is not None:
+        plain["description"] = step.description
+        plain.setdefault("prompt", step.description)
+    if step.intent is not None:
+        plain["intent"] = step.intent.value
+    if step.priority or priority:
+        plain["priority"] = step.priority or priority
+    if step.budget is not None:
+        plain |= budget_fields(step.budget)
+    plain |= budget_fields(LimitBody(tokens=step.budget_tokens), step.budget_usd)
+    if step.tools is not None:
+        plain["tools"] = list(step.tools)
+    if step.steps:
+        plain["steps"] = [_plain(inner, priority) for inner in step.steps]
+    return plain
+
+
+def budget_fields(budget: LimitBody | int, nano_usd: int | None = None) -> dict[str, int]:
+    """As a declaration is stored: a field for each unit that is limited, money in nano-USD."""
+    limit = Limit(tokens=budget) if isinstance(budget, int) else budget.limit()
+    fields = {
+        "budget_tokens": limit.tokens,
+        "budget_nano_usd": limit.nano_usd if nano_usd is None else nano_usd,
+        "budget_requests": limit.requests,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def budget_shown(declared: Mapping[str, Any]) -> dict[str, float | int] | None:
+    """The same as people gave it, None where there is none."""
+    units = (("tokens", "budget_tokens"), ("usd", "budget_nano_usd"), ("requests", "budget_requests"))
+    found = {unit: declared[name] for unit, name in units if declared.get(name) is not None}
+    if "usd" in found:
+        found["usd"] = usd(found["usd"])
+    return found or None

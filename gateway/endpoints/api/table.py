@@ -1,0 +1,32 @@
+"""Every route of the control API, in the order in which they are tried."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gateway.endpoints.api import (
+    agents,
+    allocate,
+    audit,
+    budgets,
+    classify,
+    keys,
+    runs,
+    settings,
+    usage,
+    workflows,
+)
+from gateway.endpoints.api.route import Route
+
+ROUTES: Final[tuple[Route, ...]] = (
+    *settings.ROUTES,
+    *workflows.ROUTES,
+    *runs.ROUTES,
+    *budgets.ROUTES,
+    *keys.ROUTES,
+    *classify.ROUTES,
+    *allocate.ROUTES,
+    *usage.ROUTES,
+    *agents.ROUTES,
+    *audit.ROUTES,
+)

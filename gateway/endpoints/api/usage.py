@@ -1,0 +1,169 @@
+"""/api/usage: what was used, grouped and filtered, as JSON and as CSV."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from starlette.responses import Response
+
+from gateway.endpoints.api.route import Ask, Route
+from gateway.endpoints.api.schema import LIST_MAX, Instant, ListQuery, NoBody, Wanted, in_ms, page_start
+from gateway.errors import BadRequest
+from gateway.run_view import usd
+from gateway.store import usage_report
+from gateway.store.keys import ApiKey
+from gateway.store.runs import Sums
+from gateway.store.usage_csv import to_csv
+from gateway.store.usage_report import GroupBy, UsageFilter
+
+CSV_ROWS_MAX = 100_000
+
+
+class UsageQuery(ListQuery):
+    """An empty value means calls without that name. From inclusive, to exclusive."""
+
+    limit: Annotated[int, Field(ge=1, le=10 * LIST_MAX)] = 100
+    group_by: GroupBy = GroupBy.WORKFLOW
+    workflow: Wanted | None = None
+    run: Wanted | None = None
+    step: Wanted | None = None
+    agent: Wanted | None = None
+    key: Wanted | None = Field(default=None, description="A key's id or name.")
+    intent: Wanted | None = None
+    model: Wanted | None = None
+    since: Instant | None = Field(default=None, alias="from")
+    until: Instant | None = Field(default=None, alias="to")
+    format: Literal["json", "csv"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageTotals:
+    calls: int
+    refused: int
+    errors: int
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    cost_usd: float
+    requests: int
+    saved_tokens: int
+    saved_usd: float
+    overrun_tokens: int
+    overrun_usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow(UsageTotals):
+    """The group stands under the name of `group_by`, the other names are left out; a key's name is beside its id."""
+
+    workflow: str | None = None
+    run: str | None = None
+    step: str | None = None
+    agent: str | None = None
+    intent: str | None = None
+    model: str | None = None
+    key: str | None = None
+    key_name: str | None = None
+    day: str | None = None
+    savings: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """The largest groups first, days in their order. `total` is over all `groups`, shown or not."""
+
+    group_by: str
+    rows: tuple[UsageRow, ...]
+    total: UsageTotals
+    groups: int
+    next: str | None = None
+
+
+async def get_usage(ask: Ask[UsageQuery, NoBody]) -> UsageReport | Response:
+    query = ask.query
+    await ask.desk.catch_up()
+    wanted = _filter(ask)
+    if query.format == "csv" or (query.format is None and "text/csv" in ask.accept):
+        return await _as_csv(ask, wanted)
+    start = page_start(query.cursor)
+    end = start + query.limit
+    found = await usage_report.report(ask.store, query.group_by, wanted, end)
+    names = {key.id: key.name for key in ask.desk.parts.control.snapshot.keys.values()}
+    rows = tuple(_row(query.group_by, row.group, row.sums, names) for row in found.rows[start:])
+    following = str(end) if found.groups > end else None
+    return UsageReport(query.group_by.value, rows, UsageTotals(**_figures(found.total)), found.groups, following)
+
+
+async def _as_csv(ask: Ask[UsageQuery, NoBody], wanted: UsageFilter) -> Response:
+    found = await usage_report.report(ask.store, ask.query.group_by, wanted, CSV_ROWS_MAX)
+    name = f"usage-by-{ask.query.group_by.value}.csv"
+    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    return Response(to_csv(found), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def _filter(ask: Ask[UsageQuery, NoBody]) -> UsageFilter:
+    query = ask.query
+    from_ms, to_ms = in_ms(query.since), in_ms(query.until)
+    if from_ms is not None and to_ms is not None and from_ms >= to_ms:
+        raise BadRequest.field("from", "must be before to")
+    return UsageFilter(
+        project=query.project,
+        workflow=query.workflow,
+        run=query.run,
+        step=query.step,
+        agent=query.agent,
+        key=_key_id(query.key, list(ask.desk.parts.control.snapshot.keys.values())),
+        intent=query.intent,
+        model=query.model,
+        from_ms=from_ms,
+        to_ms=to_ms,
+    )
+
+
+def _key_id(wanted: str | None, keys: list[ApiKey]) -> str | None:
+    if not wanted or any(key.id == wanted for key in keys):
+        return wanted
+    named = sorted({key.id for key in keys if key.name == wanted})
+    if len(named) > 1:
+        raise BadRequest.field("key", f"{len(named)} keys have this name: {', '.join(named[:5])}")
+    return named[0] if named else wanted
+
+
+def _row(group_by: GroupBy, group: str, sums: Sums, key_names: dict[str, str]) -> UsageRow:
+    names: dict[str, Any] = {group_by.value: group}
+    if group_by is GroupBy.KEY:
+        names["key_name"] = key_names.get(group)
+    return UsageRow(**_figures(sums), **names)
+
+
+def _figures(sums: Sums) -> dict[str, Any]:
+    return {
+        "calls": sums.calls,
+        "refused": sums.refused,
+        "errors": sums.errors,
+        "input_tokens": sums.input_tokens,
+        "output_tokens": sums.output_tokens,
+        "total_tokens": sums.total_tokens,
+        "cost_usd": usd(sums.cost_nano_usd),
+        "requests": sums.requests,
+        "saved_tokens": sums.saved_tokens,
+        "saved_usd": usd(sums.saved_nano_usd),
+        "overrun_tokens": sums.overrun_tokens,
+        "overrun_usd": usd(sums.overrun_nano_usd),
+    }
+
+
+ROUTES = (
+    Route(
+        "GET",
+        "/usage",
+        get_usage,
+        UsageReport,
+        "What was used, by workflow, run, step, agent, intent, model, key, day or savings.",
+        UsageQuery,
+        csv=True,
+        omits_null=True,
+    ),
+)

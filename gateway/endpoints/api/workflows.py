@@ -1,0 +1,175 @@
+"""/api/workflows: declared workflows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from gateway.endpoints.api.route import Ask, Deleted, Route, not_found
+from gateway.endpoints.api.schema import (
+    STEPS_MAX,
+    LimitBody,
+    ListQuery,
+    Name,
+    NoBody,
+    Priority,
+    ProjectQuery,
+    Strict,
+    Text,
+    Tokens,
+    Usd,
+    paged,
+)
+from gateway.endpoints.api.steps import StepBody, budget_fields, budget_shown, declared_steps
+from gateway.errors import BadRequest
+from gateway.moments import iso
+from gateway.store import workflows as workflows_store
+from gateway.store.workflows import Workflow
+from policies.budgets import Rung
+
+
+class WorkflowBody(Strict):
+    """What is left out is left to the settings."""
+
+    description: Text | None = None
+    mode: Literal["observe", "enforce"] | None = None
+    agent: Name | None = None
+    priority: Priority | None = None
+    strategy: Literal["equal", "proportional", "adaptive", "priority"] | None = None
+    budget: LimitBody | Tokens | None = Field(default=None, description="Of each run; a number stands for tokens.")
+    budget_tokens: Tokens | None = None
+    budget_usd: Usd | None = None
+    on_pressure: tuple[Rung, ...] | None = None
+    routing: bool | None = Field(default=None, description="Whether another model may answer than the one asked for.")
+    compression: bool | None = Field(default=None, description="False: its prompts are never compressed.")
+    steps: Annotated[tuple[StepBody, ...], Field(max_length=STEPS_MAX)] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowView:
+    """The declaration as it was put; money of budgets in USD."""
+
+    workflow: str
+    project: str
+    mode: str | None
+    description: str | None = None
+    agent: str | None = None
+    priority: str | None = None
+    strategy: str | None = None
+    budget: dict[str, Any] | None = None
+    on_pressure: tuple[str, ...] | None = None
+    routing: bool | None = None
+    compression: bool | None = None
+    steps: tuple[dict[str, Any], ...] = field(default=())
+    updated_at: str | None = None
+    updated_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowList:
+    workflows: tuple[WorkflowView, ...]
+    next: str | None
+
+
+async def list_workflows(ask: Ask[ListQuery, NoBody]) -> WorkflowList:
+    found = await workflows_store.list_all(ask.store, ask.project)
+    page, following = paged([_view(workflow) for workflow in found], ask.query)
+    return WorkflowList(page, following)
+
+
+async def get_workflow(ask: Ask[ProjectQuery, NoBody]) -> WorkflowView:
+    found = await workflows_store.get(ask.store, ask.project, ask.path["workflow"])
+    if found is None:
+        raise not_found("workflow", ask.path["workflow"])
+    return _view(found)
+
+
+async def put_workflow(ask: Ask[ProjectQuery, WorkflowBody]) -> WorkflowView:
+    """Declare a workflow, or replace its declaration. Runs that were planned before keep their plan."""
+    name = _checked(ask.path["workflow"])
+    try:
+        declaration = _declaration(ask.body)
+    except ValueError as error:
+        raise BadRequest.field("steps", str(error)) from error
+    workflow = Workflow(ask.project, name, ask.body.mode or "", declaration, ask.desk.now_ms(), ask.actor.name)
+    await ask.desk.parts.control.change(workflows_store.put(ask.store, workflow))
+    await ask.audit("workflow.declared", name, steps=len(ask.body.steps), mode=ask.body.mode)
+    return _view(workflow)
+
+
+async def delete_workflow(ask: Ask[ProjectQuery, NoBody]) -> Deleted:
+    name = ask.path["workflow"]
+    if not await ask.desk.parts.control.change(workflows_store.delete(ask.store, ask.project, name)):
+        raise not_found("workflow", name)
+    await ask.audit("workflow.deleted", name)
+    return Deleted(name)
+
+
+def _checked(name: str) -> str:
+    class Named(Strict):
+        workflow: Name
+
+    return Named(workflow=name).workflow
+
+
+_PLAIN = ("description", "agent", "priority", "strategy", "routing", "compression")
+
+
+def _declaration(body: WorkflowBody) -> dict[str, Any]:
+    declaration: dict[str, Any] = {name: value for name in _PLAIN if (value := getattr(body, name)) is not None}
+    if body.budget is not None:
+        declaration |= budget_fields(body.budget)
+    declaration |= budget_fields(LimitBody(tokens=body.budget_tokens), body.budget_usd)
+    if body.on_pressure is not None:
+        declaration["on_pressure"] = [rung.value for rung in body.on_pressure]
+    steps = list(declared_steps(body.steps))
+    _check_ids(steps)
+    return declaration | {"steps": steps}
+
+
+def _check_ids(steps: list[Any], seen: set[str] | None = None) -> None:
+    seen = set() if seen is None else seen
+    for step in steps:
+        if step["id"] in seen:
+            raise ValueError(f"two steps have the id {step['id']!r}")
+        seen.add(step["id"])
+        _check_ids(step.get("steps", []), seen)
+
+
+def _view(workflow: Workflow) -> WorkflowView:
+    declared = workflow.declaration
+    on_pressure = declared.get("on_pressure")
+    return WorkflowView(
+        workflow=workflow.name,
+        project=workflow.project,
+        mode=workflow.mode or None,
+        **{name: declared.get(name) for name in _PLAIN},
+        budget=budget_shown(declared),
+        on_pressure=None if on_pressure is None else tuple(on_pressure),
+        steps=tuple(_step(step) for step in declared.get("steps") or ()),
+        updated_at=iso(workflow.updated_at_ms),
+        updated_by=workflow.updated_by,
+    )
+
+
+_BUDGET = ("budget_tokens", "budget_nano_usd", "budget_requests")
+
+
+def _step(step: dict[str, Any]) -> dict[str, Any]:
+    shown = {name: value for name, value in step.items() if name not in _BUDGET}
+    budget = budget_shown(step)
+    if budget is not None:
+        shown["budget"] = budget
+    if "steps" in step:
+        shown["steps"] = [_step(inner) for inner in step["steps"]]
+    return shown
+
+
+ROUTES = (
+    Route("GET", "/workflows", list_workflows, WorkflowList, "Declared workflows, by name.", ListQuery),
+    Route("GET", "/workflows/{workflow}", get_workflow, WorkflowView, "One declaration."),
+    Route("PUT", "/workflows/{workflow}", put_workflow, WorkflowView, "Declare a workflow.", body=WorkflowBody),
+    Route("DELETE", "/workflows/{workflow}", delete_workflow, Deleted, "Forget a declaration."),
+)

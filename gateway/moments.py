@@ -1,0 +1,12 @@
+"""Times for people: ISO 8601 in UTC, to the millisecond."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def iso(at_ms: int | None) -> str | None:
+    """None for what never happened, which is also stored as 0."""
+    if not at_ms:
+        return None
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,254 @@
+"""What people do to runs. The ledger is told first, because that is what stops the next call; then the store.
+
+    action     active      paused      completed   cancelled
+    --------   ---------   ---------   ---------   ---------
+    pause      paused      =           refused     refused
+    resume     =           active      refused     refused
+    complete   completed   completed   =           refused
+    cancel     cancelled   cancelled   refused     =
+
+An exhausted run is an active one without anything left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, Protocol, runtime_checkable
+
+from gateway.catch_up import CatchUp
+from gateway.control import Snapshot
+from gateway.ledger.port import Ledger
+from gateway.run_plan import PlannedStep, RunPlan, RunRequest, known_histories, plan_run, with_declaration
+from gateway.run_reset import reset_figures
+from gateway.run_view import RunView, RunViews, own_budget, run_account
+from gateway.store import runs as runs_store
+from gateway.store.database import Database
+from gateway.store.runs import Run, RunStep
+from policies.amounts import UNLIMITED, Limit
+from policies.reservation import Gate
+
+Action = Literal["pause", "resume", "complete", "cancel"]
+
+_AFTER: Final[Mapping[tuple[Action, str], str]] = {
+    ("pause", "active"): "paused",
+    ("pause", "paused"): "paused",
+    ("resume", "active"): "active",
+    ("resume", "paused"): "active",
+    ("complete", "active"): "completed",
+    ("complete", "paused"): "completed",
+    ("complete", "completed"): "completed",
+    ("cancel", "active"): "cancelled",
+    ("cancel", "paused"): "cancelled",
+    ("cancel", "cancelled"): "cancelled",
+}
+_GATES: Final = {
+    "active": Gate.OPEN,
+    "paused": Gate.PAUSED,
+    "completed": Gate.COMPLETED,
+    "cancelled": Gate.CANCELLED,
+}
+NO_SUCH_RUN: Final = "run_not_found"
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """Why it was not done. `code` is `run_not_found`, `run_<state>` or `run_busy`."""
+
+    message: str
+    code: str
+
+
+@runtime_checkable
+class Initialiser(Protocol):
+    """An orchestration that plans announced runs itself (with what it learned, and what it may ask)."""
+
+    async def initialise(self, project: str, request: RunRequest) -> RunPlan: ...
+
+
+class RunControl:
+    def __init__(
+        self,
+        store: Database,
+        ledger: Ledger,
+        views: RunViews,
+        *,
+        orchestration: object,
+        snapshot: Callable[[], Snapshot],
+        catch_up: CatchUp,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._views = views
+        self._orchestration = orchestration
+        self._snapshot = snapshot
+        self._catch_up = catch_up
+        self._now_ms = now_ms
+
+    async def initialise(self, project: str, request: RunRequest) -> RunView | Denied:
+        """Plan a run and store the plan. Announced again, it takes the new plan and keeps what it has spent.
+
+        Raises StoreUnavailable, LedgerUnavailable, and ValueError as `plan_run` does.
+        """
+        before = await self._find(project, request.run)
+        if before is not None and before.state in runs_store.FINAL_STATES:
+            return _over(before)
+        budget = request.budget if before is None else own_budget(before.plan).replaced_by(request.budget)
+        plan = await self._plan(project, request)
+        if not request.budget.is_unlimited:
+            await self._ledger.set_override(project, run_account(request.run), budget)
+        await runs_store.create(self._store, _planned_run(project, request, plan, budget, self._now_ms()))
+        return await self._shown(project, request.run)
+
+    async def act(self, project: str, run: str, action: Action) -> RunView | Denied:
+        """Raises StoreUnavailable (the gate may be set already: repeat it) and LedgerUnavailable."""
+        found = await self._find(project, run)
+        if found is None:
+            return _unknown(run)
+        state = "active" if found.state == "exhausted" else found.state
+        after = _AFTER.get((action, state))
+        if after is None:
+            return _over(found)
+        if after == found.state:
+            return await self._shown(project, run)
+        await self._ledger.set_gate(project, run_account(run), _GATES[after])
+        metrics = None
+        if after == "completed":
+            await self._catch_up()
+            metrics = asdict((await self._shown(project, run)).metrics)
+        await runs_store.set_state(self._store, project, run, after, self._now_ms(), metrics)
+        return await self._shown(project, run)
+
+    async def set_budget(self, project: str, run: str, change: Mapping[str, int | None]) -> RunView | Denied:
+        """Give a run a budget of its own, in place of those of file and store. `change` is by unit; None takes it back."""
+        found = await self._find(project, run)
+        if found is None:
+            return _unknown(run)
+        if found.state in runs_store.FINAL_STATES:
+            return _over(found)
+        before = own_budget(found.plan)
+        budget = Limit(*(change.get(unit, before.of(unit)) for unit in ("tokens", "nano_usd", "requests")))
+        await self._ledger.set_override(project, run_account(run), budget)
+        await runs_store.set_plan(self._store, project, run, {**found.plan, "budget": _stored(budget)})
+        return await self._shown(project, run)
+
+    async def reset(self, project: str, run: str, reset_id: str) -> tuple[RunView, RunView] | Denied:
+        """Let a run begin again with nothing spent: (as it was, as it is). What was spent stays in every sum but the run's.
+
+        Raises StoreUnavailable and LedgerUnavailable; then the run is paused, and doing it again completes it.
+        """
+        found = await self._find(project, run)
+        if found is None:
+            return _unknown(run)
+        if found.state in runs_store.FINAL_STATES:
+            return _over(found)
+        async with self._store.read() as connection:
+            family = await runs_store.family(connection, project, run)
+        if found.parent_run or len(family) > 1:
+            return Denied(f"Run {run!r} shares its budget with runs inside or around it.", "run_nested")
+        gate = _GATES.get(found.state, Gate.OPEN)
+        await self._ledger.set_gate(project, run_account(run), Gate.PAUSED)
+        held = await self._views.balance(project, run)
+        if held.reserved.requests or held.reserved.tokens:
+            await self._ledger.set_gate(project, run_account(run), gate)
+            return Denied(f"Run {run!r} has calls under way: pause it and try again when they are done.", "run_busy")
+        await self._catch_up()
+        before = await self._shown(project, run)
+        current = await runs_store.get(self._store, project, run)
+        await reset_figures(self._ledger, current or found, reset_id, self._now_ms())
+        await self._catch_up()
+        await self._ledger.set_gate(project, run_account(run), gate)
+        return before, await self._shown(project, run)
+
+    async def _plan(self, project: str, request: RunRequest) -> RunPlan:
+        if isinstance(self._orchestration, Initialiser):
+            return await self._orchestration.initialise(project, request)
+        return await plan_for(self._store, self._snapshot(), self._views, project, request, self._now_ms())
+
+    async def _find(self, project: str, run: str) -> Run | None:
+        """A run that so far was only seen in headers is not in the store before its first events are."""
+        found = await runs_store.get(self._store, project, run)
+        if found is None:
+            await self._catch_up()
+            found = await runs_store.get(self._store, project, run)
+        return found
+
+    async def _shown(self, project: str, run: str) -> RunView:
+        shown = await self._views.get(project, run)
+        if shown is None:
+            raise LookupError(f"run {run!r} was there a moment ago")
+        return shown
+
+
+async def plan_for(
+    store: Database, snapshot: Snapshot, views: RunViews, project: str, request: RunRequest, now_ms: int
+) -> RunPlan:
+    """The plan by settings, declaration and history alone. Raises StoreUnavailable and ValueError as `plan_run` does."""
+    settings = snapshot.settings
+    steps = with_declaration(request, snapshot, project)
+    ais = request.ais if request.ais is not None or not request.agent else snapshot.ais(project, request.agent)
+    whole = RunRequest(
+        request.run, request.workflow, request.agent, request.user, request.parent_run, request.budget,
+        request.strategy, ais, steps,
+    )  # fmt: skip
+    strategy = request.strategy or settings.allocation_strategy
+    histories = {}
+    if strategy == "adaptive":
+        histories = dict(await known_histories(store, project, request.workflow, steps, now_ms))
+    limit = views.limit(
+        Run(project, request.run, request.workflow, plan={"budget": _stored(request.budget)}), balance=None
+    )
+    return plan_run(whole, settings, pool_limit_tokens=limit.tokens, histories=histories)
+
+
+def _planned_run(project: str, request: RunRequest, plan: RunPlan, budget: Limit, now_ms: int) -> Run:
+    stored: dict[str, Any] = {"strategy": plan.strategy, "pool_tokens": plan.pool_tokens, "ais": plan.ais}
+    if budget is not UNLIMITED and not budget.is_unlimited:
+        stored["budget"] = _stored(budget)
+    return Run(
+        project,
+        request.run,
+        request.workflow,
+        request.agent,
+        request.user,
+        request.parent_run,
+        first_at_ms=now_ms,
+        last_at_ms=now_ms,
+        plan=stored,
+        steps=tuple(_stored_step(request.run, at, step) for at, step in enumerate(plan.steps, 1)),
+    )
+
+
+def _stored_step(run: str, position: int, step: PlannedStep) -> RunStep:
+    plan = {
+        "priority": step.priority,
+        "compression": step.compression,
+        "complexity": step.complexity,
+        "reason": step.reason,
+        "reasoning": step.reasoning,
+    }
+    return RunStep(
+        run=run,
+        step=step.step,
+        position=position,
+        intent=step.intent,
+        confidence=step.confidence,
+        intent_source=step.source,
+        tier=step.tier,
+        allocation_tokens=step.allocation_tokens,
+        hard_limit_tokens=step.hard_limit_tokens,
+        plan=plan,
+    )
+
+
+def _stored(budget: Limit) -> dict[str, int | None]:
+    return {"tokens": budget.tokens, "nano_usd": budget.nano_usd, "requests": budget.requests}
+
+
+def _unknown(run: str) -> Denied:
+    return Denied(f"There is no run {run[:200]!r}.", NO_SUCH_RUN)
+
+
+def _over(run: Run) -> Denied:
+    return Denied(f"Run {run.run!r} is {run.state}.", f"run_{run.state}")

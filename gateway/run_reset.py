@@ -1,0 +1,56 @@
+"""Setting what a run has used back to nothing, without losing a token of it.
+
+For every step an entry of kind repair takes its figures out of the run, and a second one books the same figures to its
+workflow and agent without any run. So the rows of the run still sum up to what its accounts have settled, which is nothing,
+and every other total stays as it was. Budgets of workflows, agents, keys and projects are not touched: that money is spent.
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from gateway.ledger.port import EntryKind, Ledger, OutboxEntry
+from gateway.run_view import run_account, step_account
+from gateway.store.runs import Run, RunStep
+from policies.amounts import ZERO, Amount
+from policies.budgets import RUN_KEEP_MS
+
+
+async def reset_figures(ledger: Ledger, run: Run, reset_id: str, now_ms: int) -> list[OutboxEntry]:
+    """The run must be gated and without holds. Entries go first: if it breaks off after them, `farebox reconcile` tells."""
+    accounts = [run_account(run.run), *(step_account(run.run, step.step) for step in run.steps)]
+    whole, *by_step = await ledger.balances(run.project, accounts)
+    entries: list[OutboxEntry] = []
+    rest = whole.settled
+    for step, balance in zip(run.steps, by_step, strict=True):
+        rest -= balance.settled
+        entries += _moved(run, step, balance.settled, f"{reset_id}:{len(entries)}", now_ms)
+    entries += _moved(run, None, rest, f"{reset_id}:{len(entries)}", now_ms)
+    if entries:
+        await ledger.record(run.project, entries)
+    for account in accounts:
+        await ledger.restore(run.project, account, ZERO, RUN_KEEP_MS)
+    return entries
+
+
+def _moved(run: Run, step: RunStep | None, amount: Amount, entry_id: str, now_ms: int) -> list[OutboxEntry]:
+    """The pair: out of the run, and to the same names without it."""
+    if amount == ZERO:
+        return []
+    names: dict[str, str | int] = {
+        "workflow": run.workflow,
+        "agent": run.agent,
+        "step": "" if step is None else step.step,
+    }
+    tokens = (0, 0) if step is None else (step.sums.input_tokens, step.sums.output_tokens)
+    out = names | {"run": run.run, "input_tokens": -tokens[0], "output_tokens": -tokens[1]}
+    back = names | {"input_tokens": tokens[0], "output_tokens": tokens[1]}
+    return [
+        _entry(run, f"reset:{entry_id}:out", ZERO - amount, out, now_ms),
+        _entry(run, f"reset:{entry_id}:back", amount, back, now_ms),
+    ]
+
+
+def _entry(run: Run, entry_id: str, amount: Amount, names: dict[str, str | int], now_ms: int) -> OutboxEntry:
+    detail = orjson.dumps({"detail": {"reset": run.run}})
+    return OutboxEntry("", entry_id, EntryKind.REPAIR, run.project, amount, now_ms, orjson.dumps(names), detail)
