@@ -6,6 +6,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeVar
@@ -15,6 +16,7 @@ from gateway.ledger.port import LedgerError, LedgerUnavailable
 from gateway.ledger.sqlite_file import SqliteFile
 from gateway.ledger.sqlite_shelf import SqliteShelf
 from policies.book import Book
+from policies.reservation import Reserve
 
 R = TypeVar("R")
 
@@ -22,6 +24,8 @@ R = TypeVar("R")
 BATCH_MAX: Final = 256
 # More than a second of work: a disk that is so far behind is out of reach, and waiting would only make it worse.
 WAITING_MAX: Final = 20_000
+# What is written into a deleted file can be saved while this process lives, so that looking seldom costs nothing.
+CHECK_EVERY_S: Final = 0.05
 
 
 class Operation(NamedTuple):
@@ -54,6 +58,7 @@ class SqliteWorker:
         self._loop = loop
         self._opened: asyncio.Future[None] = loop.create_future()
         self._closed: asyncio.Future[None] = loop.create_future()
+        self._check_again_s = 0.0
         # None is the sign to stop.
         self._waiting: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._live, name="farebox-ledger", daemon=True)
@@ -109,7 +114,7 @@ class SqliteWorker:
     def _perform(self, batch: list[Operation]) -> list[Answer]:
         """All in one transaction; if that fails for a reason that may lie in one of them, each in its own."""
         try:
-            self._file.check_in_place()
+            self._check_file()
             return self._attempt(batch)
         except Exception as error:  # noqa: BLE001 - the callers wait: any fault becomes their answer, and the thread lives on
             fault = self._undo(error)
@@ -117,8 +122,17 @@ class SqliteWorker:
             return [answer for operation in batch for answer in self._perform([operation])]
         return [Answer(operation.answer, None, fault) for operation in batch]
 
+    def _check_file(self) -> None:
+        """Now and then; and at every batch once something is wrong, because only a good check moves the next one away."""
+        if time.monotonic() >= self._check_again_s:
+            self._file.check_in_place()
+            self._check_again_s = time.monotonic() + CHECK_EVERY_S
+
     def _attempt(self, batch: list[Operation]) -> list[Answer]:
         now_ms = self.clock.now_ms()
+        asked = [operation.arguments[:2] for operation in batch if _is_reserve(operation)]
+        accounts = {(project, hold.account) for project, request in asked for hold in request.holds}
+        self._shelf.prefetch(accounts, [(project, request.id) for project, request in asked])
         answers = [_answer(operation, now_ms) for operation in batch]
         self._shelf.commit(now_ms)
         return answers
@@ -140,6 +154,11 @@ class SqliteWorker:
         # RuntimeError: the event loop is closed, and nobody waits any more.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(_deliver, answers)
+
+
+def _is_reserve(operation: Operation) -> bool:
+    """Reservations ask for things that are mostly not there: they are looked for together."""
+    return len(operation.arguments) > 1 and isinstance(operation.arguments[1], Reserve)
 
 
 def _answer(operation: Operation, now_ms: int) -> Answer:

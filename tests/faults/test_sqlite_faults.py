@@ -22,6 +22,7 @@ import pytest
 from gateway.ledger.port import Ledger, LedgerError, LedgerUnavailable
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ledger.sqlite_schema import APPLICATION_ID, VERSION
+from gateway.ledger.sqlite_worker import CHECK_EVERY_S
 from policies.amounts import Amount
 from policies.reservation import Granted, State
 from tests.faults.ledger_child import request
@@ -220,6 +221,7 @@ async def test_a_log_that_is_deleted_while_it_is_used_stops_the_ledger_and_loses
     async with opened(path) as ledger:
         await book(ledger, "before")
         path.with_name("ledger.db-wal").unlink()
+        await asyncio.sleep(2 * CHECK_EVERY_S)
         for _ in range(2):
             with pytest.raises(LedgerError, match=r"deleted or replaced.*Stop this process"):
                 await ledger.reserve("p", request("c1", 10))
@@ -233,6 +235,7 @@ async def test_a_file_that_is_replaced_while_it_is_used_stops_the_ledger(path: P
         await book(ledger, "before")
         path.rename(path.with_name("moved.db"))
         path.write_bytes(b"")
+        await asyncio.sleep(2 * CHECK_EVERY_S)
         with pytest.raises(LedgerError, match="deleted or replaced"):
             await ledger.reserve("p", request("c1", 10))
         path.unlink()

@@ -1,0 +1,202 @@
+"""Values of the policies as rows of SQLite, and the statements that carry them."""
+
+from __future__ import annotations
+
+# ruff: noqa: S608 - what is put into the statements are the column lists of this file
+import sqlite3
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any, Final
+
+import orjson
+
+from policies.amounts import UNLIMITED, ZERO, Amount, Limit
+from policies.reservation import Account, Gate, OnLost, Reservation, State
+from policies.settlement import EntryKind, OutboxEntry
+
+Row = tuple[Any, ...]
+
+_ACCOUNT_COLUMNS: Final = (
+    "settled_tokens, settled_nano_usd, settled_requests, reserved_tokens, reserved_nano_usd, reserved_requests, used_ms, "
+    "override_tokens, override_nano_usd, override_requests, tightened_tokens, tightened_nano_usd, tightened_requests, "
+    "gate, keep_ms"
+)
+_RESERVATION_COLUMNS: Final = (
+    "id, owner, on_lost, chain, held_tokens, held_nano_usd, held_requests, output_tokens, deadline_ms, draft, state, "
+    "progress_tokens, progress_nano_usd, progress_requests, booked_tokens, booked_nano_usd, booked_requests, "
+    "overrun_tokens, overrun_nano_usd, overrun_requests, resolved_ms"
+)
+_OUTBOX_COLUMNS: Final = (
+    "position, id, kind, project, tokens, nano_usd, requests, at_ms, draft, detail, "
+    "overrun_tokens, overrun_nano_usd, overrun_requests"
+)
+
+
+# How many rows one statement carries at most. SQLite gives the interpreter free at every statement, and a busy event loop
+# does not hand it back before its switch interval is over: ten statements for a batch are answered sooner than a thousand.
+_ROWS_MAX: Final = 32
+
+
+READ_ACCOUNT: Final = f"SELECT {_ACCOUNT_COLUMNS} FROM account WHERE project = ? AND account = ?"
+# The keys are joined, in this order: `WHERE (project, account) IN (…)` would walk through the whole table.
+_WANTED: Final = "WITH wanted (for_project, name) AS (VALUES {rows}) SELECT"
+READ_ACCOUNTS: Final = (
+    f"{_WANTED} {_ACCOUNT_COLUMNS}, project, account FROM wanted CROSS JOIN account "
+    "WHERE project = for_project AND account = name"
+)
+WRITE_ACCOUNTS: Final = (
+    f"INSERT OR REPLACE INTO account ({_ACCOUNT_COLUMNS}, project, account, check_ms) VALUES {{rows}}"
+)
+# The row is there and its rules are as they were; `check_ms` and its index stay untouched.
+CHANGE_ACCOUNTS: Final = (
+    f"INSERT INTO account ({_ACCOUNT_COLUMNS}, project, account, check_ms) VALUES {{rows}} "
+    "ON CONFLICT (project, account) DO UPDATE SET settled_tokens = excluded.settled_tokens, "
+    "settled_nano_usd = excluded.settled_nano_usd, settled_requests = excluded.settled_requests, "
+    "reserved_tokens = excluded.reserved_tokens, reserved_nano_usd = excluded.reserved_nano_usd, "
+    "reserved_requests = excluded.reserved_requests, used_ms = excluded.used_ms"
+)
+READ_RESERVATION: Final = f"SELECT {_RESERVATION_COLUMNS} FROM reservation WHERE project = ? AND id = ?"
+READ_RESERVATIONS: Final = (
+    f"{_WANTED} {_RESERVATION_COLUMNS}, project FROM wanted CROSS JOIN reservation "
+    "WHERE project = for_project AND id = name"
+)
+WRITE_RESERVATIONS: Final = f"INSERT OR REPLACE INTO reservation ({_RESERVATION_COLUMNS}, project) VALUES {{rows}}"
+PENDING: Final = (
+    # The planner would rather walk through everything that the project ever reserved, and sort it.
+    f"SELECT {_RESERVATION_COLUMNS} FROM reservation INDEXED BY reservation_due "
+    "WHERE state = 'pending' AND project = ? ORDER BY deadline_ms, id LIMIT ?"
+)
+DUE: Final = (
+    "SELECT project, id FROM reservation WHERE state = 'pending' AND deadline_ms <= ? "
+    "ORDER BY deadline_ms, project, id LIMIT ?"
+)
+WRITE_ENTRIES: Final = f"INSERT INTO outbox ({_OUTBOX_COLUMNS}) VALUES {{rows}}"
+READ_ENTRIES: Final = f"SELECT {_OUTBOX_COLUMNS} FROM outbox WHERE position > ? ORDER BY position LIMIT ?"
+READ_RUN: Final = "SELECT run, closes_ms FROM run WHERE project = ? AND workflow = ?"
+WRITE_RUNS: Final = "INSERT OR REPLACE INTO run (project, workflow, run, closes_ms) VALUES {rows}"
+UNCHECKED: Final = (
+    "SELECT project, account, used_ms + keep_ms, reserved_tokens + reserved_nano_usd + reserved_requests, keep_ms "
+    "FROM account WHERE check_ms <= ? LIMIT ?"
+)
+ANSWERED: Final = "SELECT project, id FROM reservation WHERE state <> 'pending' AND resolved_ms <= ? LIMIT ?"
+CLOSED: Final = "SELECT project, workflow FROM run WHERE closes_ms <= ? LIMIT ?"
+
+
+def in_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[Row]) -> Iterator[sqlite3.Cursor]:
+    """Run a statement with `{rows}` in it for all rows, up to 32 at once.
+
+    Chunks are powers of two, so that few different statements have to be prepared.
+    """
+    done = 0
+    while done < len(rows):
+        size = min(_ROWS_MAX, 1 << ((len(rows) - done).bit_length() - 1))
+        values = [value for row in rows[done : done + size] for value in row]
+        yield connection.execute(_with_rows(statement, size, len(rows[0])), values)
+        done += size
+
+
+@cache
+def _with_rows(statement: str, count: int, width: int) -> str:
+    row = f"({', '.join('?' * width)})"
+    return statement.replace("{rows}", ", ".join([row] * count))
+
+
+def _amounts(account: Account) -> tuple[int, ...]:
+    settled, reserved = account.settled, account.reserved
+    return (
+        settled.tokens,
+        settled.nano_usd,
+        settled.requests,
+        reserved.tokens,
+        reserved.nano_usd,
+        reserved.requests,
+        account.used_ms,
+    )
+
+
+def _rules(account: Account) -> tuple[Any, ...]:
+    override, tightened = account.override, account.tightened
+    return (
+        override.tokens,
+        override.nano_usd,
+        override.requests,
+        tightened.tokens,
+        tightened.nano_usd,
+        tightened.requests,
+        account.gate.value,
+        account.keep_ms,
+    )
+
+
+def account_row(project: str, name: str, account: Account) -> Row:
+    # An account is looked at by the purge when it may be over at the earliest.
+    return (*_amounts(account), *_rules(account), project, name, account.used_ms + account.keep_ms)
+
+
+def same_rules(one: Account, other: Account) -> bool:
+    return (
+        one.gate is other.gate
+        and one.keep_ms == other.keep_ms
+        and one.override == other.override
+        and one.tightened == other.tightened
+    )
+
+
+def account_of(row: tuple[Any, ...]) -> Account:
+    return Account(
+        Amount(*row[0:3]), Amount(*row[3:6]), _limit(row[7:10]), _limit(row[10:13]), Gate(row[13]), row[14], row[6]
+    )  # fmt: skip
+
+
+def _limit(values: Sequence[int | None]) -> Limit:
+    """The one UNLIMITED where there is no limit: policies look for it by identity."""
+    limit = Limit(*values)
+    return UNLIMITED if limit.is_unlimited else limit
+
+
+def reservation_row(one: Reservation) -> tuple[Any, ...]:
+    chain = [
+        (name, limit.tokens, limit.nano_usd, limit.requests)
+        for name, limit in zip(one.accounts, one.limits, strict=True)
+    ]
+    return (
+        one.id, one.owner, one.on_lost.value, orjson.dumps(chain), *_parts(one.held), one.output_tokens, one.deadline_ms,
+        one.draft, one.state.value, *_parts(one.progress), *_parts(one.booked), *_parts(one.overrun), one.resolved_ms,
+    )  # fmt: skip
+
+
+def reservation_of(row: tuple[Any, ...]) -> Reservation:
+    chain = orjson.loads(row[3])
+    return Reservation(
+        id=row[0],
+        owner=row[1],
+        accounts=tuple(link[0] for link in chain),
+        limits=tuple(_limit(link[1:]) for link in chain),
+        held=Amount(*row[4:7]),
+        output_tokens=row[7],
+        deadline_ms=row[8],
+        on_lost=OnLost(row[2]),
+        draft=row[9],
+        state=State(row[10]),
+        progress=Amount(*row[11:14]),
+        booked=Amount(*row[14:17]),
+        overrun=Amount(*row[17:20]),
+        resolved_ms=row[20],
+    )
+
+
+def entry_row(position: int, entry: OutboxEntry) -> tuple[Any, ...]:
+    return (
+        position, entry.id, entry.kind.value, entry.project, *_parts(entry.amount), entry.at_ms, entry.draft, entry.detail,
+        *_parts(entry.overrun),
+    )  # fmt: skip
+
+
+def entry_of(row: tuple[Any, ...]) -> OutboxEntry:
+    return OutboxEntry(
+        str(row[0]), row[1], EntryKind(row[2]), row[3], Amount(*row[4:7]), row[7], row[8], row[9], Amount(*row[10:13])
+    )  # fmt: skip
+
+
+def _parts(amount: Amount) -> tuple[int, int, int]:
+    return (0, 0, 0) if amount is ZERO else (amount.tokens, amount.nano_usd, amount.requests)
