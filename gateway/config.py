@@ -159,7 +159,7 @@ class StorageConfig(_Strict):
     store: str = "sqlite:///.farebox/store.db"
     durability: Literal["normal", "strict"] = "normal"
     allow_eviction: bool = False
-    spool: str = ".farebox/spool.jsonl"
+    spool: str = ".farebox/spool"
     outbox_cap: Annotated[int, Field(ge=1000)] = 1_000_000
     retention_months: Annotated[int, Field(ge=1)] | None = None
 
