@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount
 
 from gateway import __version__
+from gateway.alerts import Alerts
 from gateway.budget_book import BudgetBook
 from gateway.config import Config, ConfigError
 from gateway.control import Control
@@ -92,6 +93,7 @@ class Parts:
     runs: RunRegistry
     budgets: BudgetBook
     recorder: BatchRecorder
+    alerts: Alerts
     forwarder: Forwarder
     deployments: tuple[Deployment, ...]
     clock: LedgerClock
@@ -184,6 +186,8 @@ class Application:
         stack.push_async_callback(self._stop_flusher, flushing)
         tidying = asyncio.create_task(tidy_daily(parts.store, self.config.storage.retention_months), name="tidy")
         stack.push_async_callback(_cancelled, tidying)
+        parts.alerts.start()
+        stack.push_async_callback(parts.alerts.stop)
         parts.recorder.start()
         stack.push_async_callback(parts.recorder.stop)
         self._heartbeat.start()
@@ -258,6 +262,7 @@ class Application:
             ledger=parts.ledger,
             recorder=parts.recorder,
             telemetry=parts.telemetry,
+            alerts=parts.alerts,
             now_ms=parts.clock.now_ms,
             count_late=admission.count,
         )
@@ -362,6 +367,7 @@ def _parts(config: Config, environment: dict[str, str], allow_anonymous: bool) -
         runs=RunRegistry(ledger, silence_ms=silence_ms, new_id=ids.new),
         budgets=budgets,
         recorder=recorder,
+        alerts=Alerts(config.alerts.webhook, config.alerts.budget_percent),
         forwarder=forwarder,
         deployments=deployments,
         clock=clock,

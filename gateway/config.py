@@ -184,7 +184,6 @@ class ServerConfig(_Strict):
     concurrency_max: Annotated[int, Field(ge=1)] = 4096
     key_concurrency_max: Annotated[int, Field(ge=1)] = 1024
     drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
-    trusted_hosts: tuple[str, ...] = ()
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -212,7 +211,14 @@ class ClassifierConfig(_Strict):
 
 class AlertConfig(_Strict):
     webhook: str | None = None
-    budget_percent: tuple[Annotated[int, Field(ge=1, le=100)], ...] = (50, 80, 100)
+    budget_percent: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Field(min_length=1)] = (50, 80, 100)
+
+    @field_validator("webhook")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("https://", "http://")):
+            raise ValueError("must begin with https:// (or http:// for a host of your own)")
+        return value
 
 
 class Config(_Strict):

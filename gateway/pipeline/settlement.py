@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from gateway.alerts import Alerts
 from gateway.ledger.port import EntryKind, Ledger, LedgerUnavailable, OutboxEntry, Resolution
 from gateway.pipeline.call import Call, Outcome, Settlement
 from gateway.pipeline.events import detail_of, draft_of, whole_event
@@ -43,12 +44,14 @@ class Settler:
         ledger: Ledger,
         recorder: Recorder,
         telemetry: Telemetry,
+        alerts: Alerts,
         now_ms: Callable[[], int],
         count_late: Callable[[Call], Awaitable[PromptCount]],
     ) -> None:
         self._ledger = ledger
         self._recorder = recorder
         self._telemetry = telemetry
+        self._alerts = alerts
         self._now_ms = now_ms
         self._count_late = count_late
 
@@ -82,15 +85,10 @@ class Settler:
         if resolution.overrun != ZERO:
             call.actions.append(f"overrun={resolution.overrun.tokens}")
             self._telemetry.overran(call, resolution.overrun)
-            _log.warning(
-                "overrun",
-                request_id=call.id,
-                run=call.run,
-                tokens=resolution.overrun.tokens,
-                nano_usd=resolution.overrun.nano_usd,
-            )
+            self._alerts.overran(call, resolution.overrun)
         if resolution.state is State.LATE:
             _log.warning("settled_late", request_id=call.id, run=call.run)
+        self._alerts.look(call, resolution.balances)
         return Settlement(resolution.balances, resolution.booked, resolution.overrun)
 
     async def _void(self, call: Call, outcome: Outcome) -> Settlement:
