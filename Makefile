@@ -48,7 +48,7 @@ format: install-dev
 	$(BIN)/ruff format .
 
 lock: ## Resolve the dependencies anew (needs uv); nothing younger than a week, which keeps a poisoned release out
-	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --group build --no-deps --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/build.txt --quiet
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --group build --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/build.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/runtime.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --group dev --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/dev.txt --quiet
 
