@@ -104,6 +104,7 @@ class Admission:
             await self._compress(call, 0)
         call.timings.stop("count")
         self._require_price(call, call.chain.limits_money)
+        call.timings.stop("admit")
         await self._reserve(call)
         call.timings.stop("reserve")
 

@@ -76,11 +76,13 @@ class Forwarding:
     async def _attempt(self, call: Call) -> UpstreamAnswer | _Failure:
         deployment = call.deployment
         assert deployment is not None  # noqa: S101 - admission chose one
+        call.is_with_upstream = True
         try:
             answer = await self._upstream.send(deployment, self._upstream_call(call))
         except UpstreamError as error:
             self._pool.report(deployment, error.status)
             _log.warning("upstream_failed", request_id=call.id, model=deployment.name, error=str(error)[:_SHOWN_MAX])
+            call.is_with_upstream = False
             return _Failure(deployment, None, error)
         except BaseException:
             self._pool.release(deployment)
@@ -89,6 +91,7 @@ class Forwarding:
         if answer.status < 400:
             self._pool.report(deployment, answer.status)
             return answer
+        call.is_with_upstream = False
         failure = _Failure(deployment, answer, None)
         self._pool.report(deployment, answer.status, retry_after_s=failure.retry_after_s)
         return failure

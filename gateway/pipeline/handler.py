@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, stopping
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.admission import Admission
 from gateway.pipeline.answer import encoded, error_headers
@@ -54,15 +54,17 @@ class CallHandler:
         """Answers every call once. Only a bug of ours ends in a 500, and that releases or books the hold too."""
         call_id = self._new_id()
         call: Call | None = None
+        is_admitted = False
         try:
             call = await self._intake.take(exchange, protocol, path_tags, call_id)
             with self._places.taken(call.principal):
                 await self._admit(call)
+                is_admitted = True
                 await self._forward(exchange, call)
         except ClientGone:
             return
         except GatewayError as error:
-            if call is not None and call.grant is None:
+            if call is not None and not is_admitted:
                 self._settler.refused(call, error.code)
             await self._answer_error(exchange, protocol, error, call, call_id)
         except Exception:  # noqa: BLE001 - the last net: a bug of ours is answered and logged, and the hold is resolved
@@ -97,11 +99,11 @@ class CallHandler:
             await self._relaying.relay(exchange, call, outcome, ending.settle)
         except asyncio.CancelledError:
             outcome.status, outcome.code = "cancelled", "client_closed" if exchange.is_gone else "gateway_stopping"
-            # The request was on its way: the provider may have read all of it.
-            outcome.reached = True
-            if not exchange.is_gone:
-                raise
+            # A request that was on its way may have been read, and will be billed.
+            outcome.reached = outcome.reached or call.is_with_upstream
             task.uncancel()
+            if not exchange.is_gone:
+                raise stopping() from None
         except GatewayError as error:
             outcome.status, outcome.code = "error", error.code
             cause = error.__cause__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from gateway.ledger.port import Ledger, LedgerUnavailable
@@ -10,10 +11,13 @@ from policies.pricing import worst_case
 from policies.reservation import Demand, Granted
 from policies.tokens import counting_for
 
-# Counting what has come so far costs more than relaying it: far from the limit it is done once in a while. A chunk of more
-# tokens than this exists, and is then noticed one look later.
-_TOKENS_A_CHUNK: Final = 64
-_CHUNKS_BETWEEN_MAX: Final = 64
+# Counting what has come so far costs more than relaying it: far from the limit it is done once in a while. Text of fewer
+# bytes a token exists, but each event brings 100 bytes and more around it.
+_BYTES_A_TOKEN: Final = 4
+_BYTES_BETWEEN_MAX: Final = 16_384
+# A fast provider's events arrive many at a time; near the limit they are taken one or two at a time, so that what is still
+# paid for reaches the client.
+_PART_BYTES_MIN: Final = 256
 
 
 class HoldKeeper:
@@ -24,27 +28,43 @@ class HoldKeeper:
         self._ledger = ledger
         self._slice = slice_tokens if call.holds_slices else 0
         self._wanted = slice_tokens
-        self._chunks_left = 1 if self._slice else _CHUNKS_BETWEEN_MAX
         self._is_bound = call.grant is not None and call.chain.is_enforced and bool(call.grant.held.requests)
         self._margin = self._slice // 4
         self._is_exhausted = False
         self.allowed_tokens = self._allowed()
+        self._bytes_left = self._bytes_until_look(0)
 
-    def is_due(self) -> bool:
-        """Whether to count and ask `covers` now."""
-        self._chunks_left -= 1
-        return self._chunks_left <= 0
+    def parts(self, piece: bytes) -> Iterator[bytes]:
+        """`piece` in parts, none of which is likely to bring more than the hold covers beyond the next look."""
+        if len(piece) <= self._bytes_left:
+            yield piece
+            return
+        start = 0
+        while start < len(piece):
+            size = max(_PART_BYTES_MIN, self._bytes_left)
+            yield piece[start : start + size]
+            start += size
+
+    def is_due(self, size_bytes: int) -> bool:
+        """Whether to count and ask `covers` now that so many bytes more have come."""
+        self._bytes_left -= size_bytes
+        return self._bytes_left <= 0
 
     async def covers(self, output_tokens: int) -> bool:
         """Whether the answer may go on after this many tokens. Extends the hold where that is needed and fits."""
         if not self._is_bound:
-            self._chunks_left = _CHUNKS_BETWEEN_MAX
+            self._bytes_left = _BYTES_BETWEEN_MAX
             return True
         while output_tokens + self._margin > self.allowed_tokens and not self._is_exhausted:
             self._is_exhausted = not await self._extend(max(self._wanted, output_tokens - self.allowed_tokens))
-        ahead = self.allowed_tokens - self._margin - output_tokens
-        self._chunks_left = max(1, min(_CHUNKS_BETWEEN_MAX, ahead // _TOKENS_A_CHUNK))
+        self._bytes_left = self._bytes_until_look(output_tokens)
         return output_tokens <= self.allowed_tokens
+
+    def _bytes_until_look(self, output_tokens: int) -> int:
+        if not self._is_bound:
+            return _BYTES_BETWEEN_MAX
+        ahead_tokens = self.allowed_tokens - self._margin - output_tokens
+        return max(1, min(_BYTES_BETWEEN_MAX, ahead_tokens * _BYTES_A_TOKEN))
 
     async def _extend(self, tokens: int) -> bool:
         call = self._call

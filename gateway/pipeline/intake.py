@@ -16,6 +16,7 @@ from gateway.store.keys import ApiKey
 from gateway.tags import read_tags
 from gateway.wire.body import DENIED_KEYS
 from gateway.wire.protocol import WireProtocol
+from policies.routing import is_auto
 
 # Headers with which other gateways let a caller choose where a call goes. Silence would look like consent.
 _DENIED_HEADERS: Final = frozenset(
@@ -107,7 +108,7 @@ class Intake:
             raise PermissionDenied(
                 f"This key may not use the model {model[:200]!r}.", code="model_not_allowed", param="model"
             )
-        if model not in self._names() and not model.startswith("auto"):
+        if model not in self._names() and not is_auto(model):
             raise ModelNotFound(
                 f"There is no model {model[:200]!r}; GET /v1/models lists what there is.", param="model"
             )

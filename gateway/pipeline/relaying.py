@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
 import orjson
 
-from gateway.errors import GatewayError, StreamBroken, UpstreamFailure
+from gateway.errors import GatewayError, StreamBroken, UpstreamFailure, stopping
 from gateway.pipeline.answer import budget_note, call_headers, encoded
 from gateway.pipeline.call import Call, Outcome, Settlement
 from gateway.pipeline.exchange import Exchange
@@ -102,33 +103,45 @@ class Relaying:
         except (StreamBroken, UpstreamError) as error:
             await self._end_broken(exchange, call, stream, outcome, settle, _as_error(error))
             return
+        except asyncio.CancelledError:
+            # The last look may be some chunks ago: whoever leaves in between pays for those too.
+            outcome.output_tokens_seen, outcome.usage = stream.relay.output_tokens, stream.relay.usage
+            if call.request.stream and not exchange.is_gone:
+                await exchange.write(stream.relay.fail(stopping()), more=False)
+            raise
         settlement = await settle(outcome)
         await self._end_whole(exchange, call, stream, settlement)
 
     async def _pump(self, exchange: Exchange, call: Call, stream: _Stream, outcome: Outcome) -> None:
         """Until the stream ends or the budget ends it. What the client gets is counted before it gets it."""
         assert stream.answer.pieces is not None  # noqa: S101
-        relay = stream.relay
         async for piece in stream.answer.pieces:
-            seen_before = outcome.output_tokens_seen
-            data = relay.feed(piece)
-            if stream.keeper.is_due():
-                outcome.output_tokens_seen = relay.output_tokens
-                self._flights.progressed(call, outcome.output_tokens_seen)
-                if not relay.is_finished and not await stream.keeper.covers(outcome.output_tokens_seen):
-                    outcome.output_tokens_seen = min(
-                        outcome.output_tokens_seen, max(seen_before, stream.keeper.allowed_tokens)
-                    )
-                    stream.was_cut = True
-                    await self._give(exchange, call, stream, relay.cut())
+            for part in stream.keeper.parts(piece):
+                if not await self._take(exchange, call, stream, outcome, part):
                     return
-            outcome.usage = relay.usage
-            if data:
-                await self._give(exchange, call, stream, data)
+        relay = stream.relay
         outcome.output_tokens_seen = relay.output_tokens
         outcome.usage = relay.usage
         if not relay.is_finished:
             raise UpstreamBroken("The provider's stream ended in the middle of the answer.", bytes_received=True)
+
+    async def _take(self, exchange: Exchange, call: Call, stream: _Stream, outcome: Outcome, part: bytes) -> bool:
+        """Relays one part of the stream. False: the hold does not cover it, and the answer was ended before it."""
+        relay, keeper = stream.relay, stream.keeper
+        seen_before = outcome.output_tokens_seen
+        data = relay.feed(part)
+        if keeper.is_due(len(part)):
+            outcome.output_tokens_seen = relay.output_tokens
+            self._flights.progressed(call, outcome.output_tokens_seen)
+            if not relay.is_finished and not await keeper.covers(outcome.output_tokens_seen):
+                outcome.output_tokens_seen = min(outcome.output_tokens_seen, max(seen_before, keeper.allowed_tokens))
+                stream.was_cut = True
+                await self._give(exchange, call, stream, relay.cut())
+                return False
+        outcome.usage = relay.usage
+        if data:
+            await self._give(exchange, call, stream, data)
+        return True
 
     async def _give(self, exchange: Exchange, call: Call, stream: _Stream, data: bytes) -> None:
         if call.request.stream:
