@@ -57,10 +57,9 @@ def compress_chat(
     safe = draft.copy()
     texts_max = None if target_tokens is None else target_tokens - around
     _lossy(draft, policy, count, messages, intent, instruction, texts_max, condensed)
-    score = _score(draft, instruction)
-    if score < policy.min_quality and draft.texts != safe.texts:
+    if _score(safe.texts, draft, instruction) < policy.min_quality:
         draft = safe
-        score = _score(draft, instruction)
+    score = _score([segment.text for segment in segments], draft, instruction)
     return _outcome(messages, draft, policy, before, score, target_tokens)
 
 
@@ -192,16 +191,21 @@ def _semantic_target(draft: Draft, number: int, policy: CompressionPolicy) -> in
     return max(1, int(draft.tokens[number] * policy.target_ratio))
 
 
-def _score(draft: Draft, instruction: str) -> float:
-    """The quality of all changed texts together. Memory is not part of it: its size is a limit that somebody set."""
-    changed = [number for number in draft.changed() if draft.segments[number].origin is not Origin.MEMORY]
+def _score(before: Sequence[str], draft: Draft, instruction: str) -> float:
+    """The quality of all texts that differ from `before`, together.
+
+    Memory is not part of it: its size is a limit that somebody set. Lossy stages are judged by what the lossless ones
+    left, so that a second pass comes to the same judgement.
+    """
+    numbers = [number for number, segment in enumerate(draft.segments) if segment.origin is not Origin.MEMORY]
+    changed = [number for number in numbers if draft.texts[number] != before[number]]
     if not changed:
         return 1.0
     after = [draft.texts[number] for number in changed]
     if "duplicates" in draft.saved:  # what a reference points to is still said, elsewhere in the chat
         after = draft.texts
-    before = [readable(draft.segments[number].text) for number in changed]
-    return quality("\n".join(before), "\n".join(map(readable, after)), instruction)
+    said = [readable(before[number]) for number in changed]
+    return quality("\n".join(said), "\n".join(map(readable, after)), instruction)
 
 
 def _outcome(

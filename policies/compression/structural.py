@@ -49,10 +49,16 @@ def structural(text: str, aggressiveness: Aggressiveness, *, exact: bool = False
 
 
 def readable(text: str) -> str:
-    """What a reader sees of a text: a page without its tags, no terminal escapes, no base64. Quality is measured on it."""
-    if kind_of(text) is Kind.MARKUP:
+    """What a text says to a reader, and so what quality is measured on.
+
+    A page without its tags, JSON without needless escapes, no terminal escapes, no base64.
+    """
+    kind = kind_of(text)
+    if kind is Kind.JSON:
+        return _without_base64(minified(text), '"')
+    if kind is Kind.MARKUP:
         text = without_noise(text, keep_tags=False)
-    return _without_base64(_printed(text), '"' if text[:1] in "{[" else None)
+    return _without_base64(_printed(text))
 
 
 def open_fences(lines: Sequence[str]) -> list[bool]:
