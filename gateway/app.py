@@ -26,6 +26,7 @@ from gateway.endpoints.access import ADMIN_KEY_VARIABLE, Access, OperatorFile, c
 from gateway.endpoints.api.assembly import make_api, make_desk
 from gateway.endpoints.front import Front
 from gateway.endpoints.health import health_routes
+from gateway.errors import ModelNotFound
 from gateway.flusher import Flusher
 from gateway.heartbeat import Heartbeat
 from gateway.ids import Ids
@@ -286,7 +287,10 @@ class Application:
         return lambda: self.parts.tokenizer.output_counter(deployment.model, deployment.provider)
 
     async def _count_prompt(self, request: Request) -> int:
-        deployment = self.parts.pool.of(request.model)[0]
+        deployments = self.parts.pool.of(request.model)
+        if not deployments:  # `auto`: which model would answer is decided by a call, not by a question
+            raise ModelNotFound(f"Name a model to count for; {request.model[:200]!r} is none.", param="model")
+        deployment = deployments[0]
         count = await self.parts.tokenizer.count_prompt("messages", request.body, deployment.model, deployment.provider)
         return count.tokens
 

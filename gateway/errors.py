@@ -109,3 +109,14 @@ class StreamBroken(GatewayError):
     status = 502
     type = "upstream_error"
     code = "upstream_broken"
+
+
+def stopping() -> GatewayError:
+    """For calls that are still under way when a gateway has waited for them as long as it may."""
+    return Overloaded(
+        "The gateway is stopping; another one, or this one in a moment, takes the call.",
+        status=503,
+        type="upstream_error",
+        code="gateway_stopping",
+        headers={"retry-after": "1"},
+    )

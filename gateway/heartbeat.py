@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from gateway.ledger.port import Ledger, LedgerUnavailable, Progress
+from gateway.ledger.port import Ledger, LedgerError, Progress
 from gateway.pipeline.call import Call
 from gateway.telemetry import Telemetry
 from policies.amounts import Amount
@@ -84,7 +84,7 @@ class Heartbeat:
             progress = [Progress(flight.call.id, _progress(flight)) for flight in flights]
             try:
                 await self._ledger.renew(project, progress, self._ttl_ms)
-            except LedgerUnavailable as error:
+            except LedgerError as error:
                 _log.warning("heartbeat_missed", calls=len(flights), error=str(error))
                 continue
             for flight in flights:
@@ -95,7 +95,7 @@ class Heartbeat:
             await asyncio.sleep(self._sweep_ms / 1000)
             try:
                 await self.sweep()
-            except LedgerUnavailable as error:
+            except LedgerError as error:
                 _log.warning("sweep_missed", error=str(error))
 
     async def sweep(self) -> None:

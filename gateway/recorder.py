@@ -8,10 +8,11 @@ from typing import Final
 
 import structlog
 
-from gateway.ledger.port import Ledger, LedgerUnavailable, OutboxEntry
+from gateway.ledger.port import Ledger, LedgerError, OutboxEntry
 
 _log = structlog.get_logger(__name__)
 _INTERVAL_MS: Final = 20
+_PAUSE_MS: Final = 1000  # before asking again a ledger that did not take them
 # At this many waiting events memory matters more than completeness of what cost nothing: refusals go first, loudly.
 _WAITING_MAX: Final = 200_000
 
@@ -44,17 +45,32 @@ class BatchRecorder:
         while True:
             await self._wake.wait()
             await asyncio.sleep(_INTERVAL_MS / 1000)
-            await self.flush()
+            if not await self.flush():
+                await asyncio.sleep(_PAUSE_MS / 1000)
 
-    async def flush(self) -> None:
+    async def flush(self) -> bool:
+        """Whether all that waited was written. What was not goes on waiting, also when this is cancelled: of an event that
+        was written twice the store keeps one, by its id."""
         self._wake.clear()
         taken, self._waiting = self._waiting, []
         by_project: dict[str, list[OutboxEntry]] = defaultdict(list)
         for project, entry in taken:
             by_project[project].append(entry)
-        for project, entries in by_project.items():
-            try:
-                await self._ledger.record(project, entries)
-            except LedgerUnavailable as error:
-                _log.warning("events_wait_for_ledger", events=len(entries), error=str(error))
-                self._waiting = [(project, entry) for entry in entries] + self._waiting
+        try:
+            for project in list(by_project):
+                await self._write(project, by_project)
+        finally:
+            left = [(project, entry) for project, entries in by_project.items() for entry in entries]
+            if left:
+                self._waiting = left + self._waiting
+                self._wake.set()
+        return not left
+
+    async def _write(self, project: str, by_project: dict[str, list[OutboxEntry]]) -> None:
+        entries = by_project[project]
+        try:
+            await self._ledger.record(project, entries)
+        except LedgerError as error:
+            _log.warning("events_wait_for_ledger", events=len(entries), error=str(error))
+        else:
+            del by_project[project]

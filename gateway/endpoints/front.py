@@ -6,13 +6,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-
 from gateway.endpoints.models_list import models_body
 from gateway.errors import BadRequest, GatewayError
 from gateway.pipeline.answer import encoded, error_headers
-from gateway.pipeline.exchange import Exchange
+from gateway.pipeline.exchange import ClientGone, Exchange
 from gateway.pipeline.handler import CallHandler
-from gateway.pipeline.intake import Intake
+from gateway.pipeline.intake import Intake, refuse_destinations
 from gateway.tags import split_path
 from gateway.wire.openai_errors import error_body
 from gateway.wire.protocol import Request, WireProtocol
@@ -88,9 +87,12 @@ class Front:
         """Anthropic's question without a model call: free, and answered from our own count."""
         try:
             principal = self._intake.authenticate(exchange.headers)
+            refuse_destinations(exchange)
             request = MESSAGES.parse_count(await exchange.read_body(self._intake.body_bytes_max))
             self._intake.check_model(request.model, principal)
             count = await self._count_prompt(request)
+        except ClientGone:
+            return
         except GatewayError as error:
             headers = encoded(error_headers(error, self._new_id(), None))
             await exchange.answer(error.status, headers, MESSAGES.error_body(error))
