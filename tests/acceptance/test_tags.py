@@ -108,7 +108,7 @@ def test_agents_are_tagged_by_header_metadata_and_baggage(served: Served) -> Non
         ({}, {"workflow_id": "wf", "run_id": "r-agent", "agent": "poor"}),
         ({"baggage": "workflow.id=wf,workflow.run.id=r-agent,workflow.agent=poor"}, None),
     ):
-        reply = served.chat(headers, **({"metadata": metadata} if metadata else {}))
+        reply = served.chat(headers, metadata=metadata) if metadata else served.chat(headers)
         assert reply.status == 402, reply.body
         assert reply.json()["error"]["metadata"]["scope"] == "agent"
     assert served.chat({**tagged("wf", "r-agent"), "x-workflow-agent": "rich"}, max_tokens=16).status == 200

@@ -1,0 +1,385 @@
+"""Budgets on the running gateway: what fits is granted, what does not is clamped or refused, and no crowd gets past a limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.acceptance.serving import PROMPT_TOKENS, RESERVED_TOKENS, Served, model, serving, words
+from tests.farebox_process import Reply, tagged
+
+pytestmark = pytest.mark.xdist_group("acceptance-budgets")
+
+BUDGETS: list[dict[str, Any]] = [
+    {"scope": "run", "match": "tokens", "tokens": 1000},
+    {"scope": "step", "match": "stepped/draft", "tokens": 100},
+    {"scope": "run", "match": "stepped", "tokens": 1000},
+    {"scope": "run", "match": "money", "usd": 0.0001},
+    {"scope": "run", "match": "crowd", "usd": 0.10},
+    {"scope": "run", "match": "counted", "requests": 3},
+    {"scope": "run", "match": "watched", "tokens": 50, "mode": "observe"},
+    {"scope": "run", "match": "rigid", "tokens": 1000, "on_pressure": ["refuse"]},
+    {"scope": "run", "match": "patient", "tokens": 100, "on_pressure": ["wait", "refuse"], "wait_seconds": 5},
+    {"scope": "workflow", "match": "by-minute", "requests": 2, "window": "minute"},
+    {"scope": "workflow", "match": "by-month", "tokens": 60, "window": "month"},
+    {"scope": "workflow", "match": "in-total", "tokens": 60, "window": "total"},
+    {"scope": "run", "match": "parent", "tokens": 200},
+]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(
+        tmp_path_factory.mktemp("budgets"),
+        budgets=BUDGETS,
+        models=lambda provider: [
+            model(provider.openai_url),
+            model(provider.openai_url, "free", upstream="openai/no-such-model-known", priced=False),
+        ],
+    ) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _fresh(served: Served) -> None:
+    served.provider.clear()
+
+
+SPENT = 1000 - RESERVED_TOKENS + PROMPT_TOKENS  # of a budget of 1000, by one call that takes all the output it gets
+
+
+def refusal(reply: Reply, status: int, code: str) -> dict[str, Any]:
+    """Checks the error object's form, and returns its metadata."""
+    error = reply.json()["error"]
+    assert (reply.status, error["code"]) == (status, code), reply.body
+    assert set(error) == {"message", "type", "code", "param", "metadata"}
+    facts: dict[str, Any] = error["metadata"]
+    assert facts["request_id"] == reply.headers["x-request-id"]
+    return facts
+
+
+# ── what fits ──
+
+
+def test_without_a_cap_of_its_own_the_output_is_clamped_to_what_fits(served: Served) -> None:
+    served.provider.script(tokens=5000)
+    reply = served.chat(tagged("tokens", "r-clamp"))
+    assert reply.status == 200
+    assert served.last.body["max_tokens"] == 1000 - RESERVED_TOKENS, "forwarded is what was reserved"
+    assert reply.headers["x-budget-actions"] == "clamp"
+    used = 1000 - RESERVED_TOKENS + PROMPT_TOKENS
+    assert reply.json()["usage"]["total_tokens"] == used
+    assert reply.headers["x-budget-run-remaining"] == str(1000 - used)
+
+
+def test_a_cap_that_fits_is_left_alone(served: Served) -> None:
+    served.provider.script(tokens=7)
+    reply = served.chat(tagged("tokens", "r-fits"), max_tokens=100)
+    assert served.last.body["max_tokens"] == 100
+    assert "x-budget-actions" not in reply.headers
+    assert reply.headers["x-budget-run-remaining"] == str(1000 - PROMPT_TOKENS - 7)
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_a_cap_that_does_not_fit_is_lowered_in_the_field_that_named_it(served: Served, field: str) -> None:
+    capped: dict[str, Any] = {field: 3000}
+    served.chat(tagged("tokens", f"r-{field}"), **capped)
+    assert served.last.body[field] == 1000 - RESERVED_TOKENS
+    others = {"max_tokens", "max_completion_tokens"} - {field}
+    assert not others & set(served.last.body)
+
+
+def test_of_two_caps_the_smaller_one_is_reserved_and_both_are_kept_below_it(served: Served) -> None:
+    reply = served.chat(tagged("tokens", "r-both"), max_tokens=40, max_completion_tokens=3000)
+    if reply.status == 200:
+        caps = [served.last.body.get(name) for name in ("max_tokens", "max_completion_tokens")]
+        assert min(cap for cap in caps if cap is not None) == 40
+    else:
+        assert reply.status == 400
+
+
+def test_every_one_of_n_choices_is_paid_for(served: Served) -> None:
+    served.provider.script(tokens=5000)
+    reply = served.chat(tagged("tokens", "r-n"), n=3)
+    share = (1000 - RESERVED_TOKENS) // 3
+    assert served.last.body["max_tokens"] == share
+    assert reply.json()["usage"]["total_tokens"] == PROMPT_TOKENS + 3 * share <= 1000
+
+
+def test_less_than_the_least_useful_output_is_refused_rather_than_clamped(served: Served) -> None:
+    first = 1000 - PROMPT_TOKENS - RESERVED_TOKENS - 16  # leaves room for a prompt and 16 tokens
+    for run, spent, status in (("r-floor", first, 200), ("r-floor-1", first + 1, 402)):
+        headers = tagged("tokens", run)
+        served.provider.script(tokens=spent)
+        assert served.chat(headers, max_tokens=spent).status == 200
+        reply = served.chat(headers)
+        assert reply.status == status
+        if status == 200:
+            assert served.last.body["max_tokens"] == 16
+        else:
+            facts = refusal(reply, 402, "run_budget_exceeded")
+            assert (facts["remaining"], facts["needed"]) == (RESERVED_TOKENS + 15, RESERVED_TOKENS + 16)
+
+
+def test_a_client_that_asks_for_less_than_the_floor_gets_it(served: Served) -> None:
+    headers = {**tagged("wf", "r-small"), "x-workflow-budget-tokens": str(RESERVED_TOKENS + 2)}
+    assert served.chat(headers, max_tokens=2).status == 200
+    assert served.last.body["max_tokens"] == 2
+
+
+# ── what is refused, and how ──
+
+
+def test_an_exhausted_run_is_a_402_that_nobody_retries(served: Served) -> None:
+    headers = tagged("tokens", "r-spent")
+    served.provider.script(tokens=5000)
+    assert served.chat(headers).status == 200
+    reply = served.chat(headers, max_tokens=100)
+    facts = refusal(reply, 402, "run_budget_exceeded")
+    assert reply.headers["x-should-retry"] == "false"
+    assert "retry-after" not in reply.headers
+    assert reply.json()["error"]["type"] == "budget_exceeded"
+    assert facts == {
+        "scope": "run",
+        "scope_id": "r-spent",
+        "unit": "tokens",
+        "window": "run",
+        "limit": 1000,
+        "settled": SPENT,
+        "reserved": 0,
+        "remaining": 1000 - SPENT,
+        "needed": RESERVED_TOKENS + 16,
+        "transient": False,
+        "reset_at": None,
+        "hint": facts["hint"],
+        "workflow": "tokens",
+        "run": "r-spent",
+        "step": "s",
+        "request_id": reply.headers["x-request-id"],
+    }
+    assert "run 'r-spent'" in reply.json()["error"]["message"].lower()
+    assert served.seen() == 1
+
+
+def test_a_steps_budget_refuses_before_its_runs(served: Served) -> None:
+    headers = tagged("stepped", "r-step", "draft")
+    served.provider.script(tokens=80)
+    assert served.chat(headers, max_tokens=80).status == 200
+    reply = served.chat(headers, words(20), max_tokens=30)
+    facts = refusal(reply, 402, "step_budget_exceeded")
+    assert (facts["scope"], facts["scope_id"], facts["remaining"]) == ("step", "draft", 12)
+    message = reply.json()["error"]["message"]
+    assert message.startswith("Step 'draft' of run 'r-step' has 12 of 100 tokens left; this call needs")
+    assert served.chat(tagged("stepped", "r-step", "other"), max_tokens=30).status == 200
+    assert served.chat(tagged("stepped", "r-step-2", "draft"), max_tokens=30).status == 200, "steps are of one run"
+
+
+def test_a_prompt_above_the_whole_budget_says_so(served: Served) -> None:
+    reply = served.chat(tagged("tokens", "r-huge"), words(2000))
+    facts = refusal(reply, 402, "request_exceeds_budget")
+    assert reply.headers["x-should-retry"] == "false"
+    assert (facts["limit"], facts["settled"], facts["needed"]) == (1000, 0, 2007 + 8 + 21 + 16)
+
+
+@pytest.mark.parametrize(
+    ("workflow", "options"), [("tokens", "no-clamp"), ("tokens", "no-compress, no-clamp"), ("rigid", "no-route")]
+)
+def test_without_clamping_the_worst_case_has_to_fit(served: Served, workflow: str, options: str) -> None:
+    headers = {**tagged(workflow, f"r-{options[:6]}"), "x-workflow-options": options}
+    facts = refusal(served.chat(headers, max_tokens=2000), 402, "request_exceeds_budget")
+    assert facts["needed"] == RESERVED_TOKENS + 2000
+    assert served.seen() == 0
+    assert served.chat(headers, max_tokens=500).status == 200
+    assert served.last.body["max_tokens"] == 500
+
+
+# ── money, requests, headers ──
+
+
+def test_money_clamps_the_output_and_is_shown(served: Served) -> None:
+    served.provider.script(tokens=5000)
+    reply = served.chat(tagged("money", "r-usd"))
+    cap = (100_000 - 100 * RESERVED_TOKENS) // 400  # nano-USD left after the prompt, by the output's price
+    assert served.last.body["max_tokens"] == cap
+    spent = 100 * PROMPT_TOKENS + 400 * cap
+    assert float(reply.headers["x-budget-run-remaining-usd"]) == pytest.approx((100_000 - spent) / 1e9, abs=1e-12)
+    assert "x-budget-run-remaining" not in reply.headers
+    facts = refusal(served.chat(tagged("money", "r-usd")), 402, "run_budget_exceeded")
+    assert (facts["unit"], facts["limit"], facts["settled"]) == ("usd", 0.0001, spent / 1e9)
+
+
+def test_a_model_without_a_price_is_refused_where_money_is_limited(served: Served) -> None:
+    reply = served.chat(tagged("money", "r-free"), model="free")
+    assert (reply.status, reply.json()["error"]["code"]) == (400, "unpriced_model")
+    by_header = {**tagged("wf", "r-free-2"), "x-workflow-budget-usd": "1"}
+    assert served.chat(by_header, model="free").json()["error"]["code"] == "unpriced_model"
+    assert served.seen() == 0
+    assert served.chat(tagged("tokens", "r-free"), model="free", max_tokens=16).status == 200
+
+
+def test_requests_are_a_budget_too(served: Served) -> None:
+    headers = tagged("counted", "r-req")
+    assert [served.chat(headers, max_tokens=16).status for _ in range(4)] == [200, 200, 200, 402]
+    facts = refusal(served.chat(headers, max_tokens=16), 402, "run_budget_exceeded")
+    assert (facts["unit"], facts["limit"], facts["settled"]) == ("requests", 3, 3)
+
+
+def test_a_header_tightens_a_run_and_never_loosens_it(served: Served) -> None:
+    headers = tagged("tokens", "r-tight")
+    assert served.chat({**headers, "x-workflow-budget-tokens": "300"}).headers["x-budget-run-limit"] == "300"
+    assert served.last.body["max_tokens"] == 300 - RESERVED_TOKENS
+    served.provider.clear()
+    reply = served.chat({**headers, "x-workflow-budget-tokens": "900000"}, max_tokens=16)
+    limit = reply.headers.get("x-budget-run-limit") or str(reply.json()["error"]["metadata"]["limit"])
+    assert limit == "300", "a run remembers the tightest limit it was given"
+    reply = served.chat({**tagged("tokens", "r-loose"), "x-workflow-budget-tokens": "5000"}, max_tokens=16)
+    assert reply.headers["x-budget-run-limit"] == "1000"
+
+
+def test_a_header_budget_holds_without_any_configured_one_and_without_being_repeated(served: Served) -> None:
+    headers = tagged("nobody-limits", "r-header")
+    served.provider.script(tokens=5000, times=2)
+    assert served.chat({**headers, "x-workflow-budget-tokens": "100"}).status == 200
+    facts = refusal(served.chat(headers), 402, "run_budget_exceeded")
+    assert (facts["limit"], facts["settled"]) == (100, 100 - RESERVED_TOKENS + PROMPT_TOKENS)
+
+
+def test_usd_in_a_header(served: Served) -> None:
+    headers = {**tagged("nobody-limits", "r-header-usd"), "x-workflow-budget-usd": "0.00005"}
+    assert served.chat(headers).status == 200
+    assert served.last.body["max_tokens"] == (50_000 - 100 * RESERVED_TOKENS) // 400
+
+
+def test_a_child_run_spends_from_its_parent(served: Served) -> None:
+    parent = tagged("parent", "r-parent")
+    served.provider.script(tokens=50)
+    assert served.chat(parent, max_tokens=50).status == 200
+    served.provider.script(tokens=5000)
+    child = {**tagged("child", "r-child"), "x-workflow-parent-run-id": "r-parent"}
+    assert served.chat(child).status == 200
+    assert served.last.body["max_tokens"] == 200 - (PROMPT_TOKENS + 50) - RESERVED_TOKENS
+    facts = refusal(served.chat(parent), 402, "run_budget_exceeded")
+    assert (facts["settled"], facts["limit"]) == (200 - RESERVED_TOKENS + PROMPT_TOKENS, 200)
+
+
+# ── windows ──
+
+
+def test_a_windowed_budget_is_a_429_that_says_when(served: Served) -> None:
+    if time.time() % 60 > 50:
+        time.sleep(61 - time.time() % 60)  # the minute must not turn between the calls
+    headers = tagged("by-minute", "r-min")
+    assert [served.chat(headers, max_tokens=16).status for _ in range(2)] == [200, 200]
+    reply = served.chat(headers, max_tokens=16)
+    facts = refusal(reply, 429, "workflow_budget_exceeded")
+    assert 1 <= int(reply.headers["retry-after"]) <= 60
+    assert "x-should-retry" not in reply.headers
+    assert facts["window"] == "minute"
+    assert 0 < facts["reset_at"] - time.time() * 1000 <= 60_500
+
+
+def test_a_wait_of_weeks_is_not_worth_a_retry(served: Served) -> None:
+    headers = tagged("by-month", "r-month")
+    served.provider.script(tokens=5000)
+    assert served.chat(headers).status == 200
+    reply = served.chat(headers)
+    refusal(reply, 429, "workflow_budget_exceeded")
+    if int(reply.headers["retry-after"]) > 60:
+        assert reply.headers["x-should-retry"] == "false"
+
+
+def test_a_total_budget_spans_runs_and_does_not_come_back(served: Served) -> None:
+    served.provider.script(tokens=5000)
+    assert served.chat(tagged("in-total", "r-1")).status == 200
+    reply = served.chat(tagged("in-total", "r-2"))
+    facts = refusal(reply, 402, "workflow_budget_exceeded")
+    assert (facts["scope_id"], facts["settled"], reply.headers["x-should-retry"]) == (
+        "in-total",
+        60 - RESERVED_TOKENS + PROMPT_TOKENS,
+        "false",
+    )
+
+
+# ── crowds ──
+
+
+def test_siblings_that_hold_everything_are_a_429_that_passes(served: Served) -> None:
+    headers = tagged("tokens", "r-busy")
+    served.provider.script(tokens=10, delay_ms=1500)
+    with ThreadPoolExecutor(1) as pool:
+        holder = pool.submit(served.chat, headers)
+        deadline = time.monotonic() + 5
+        while not served.seen() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        reply = served.chat(headers)
+        facts = refusal(reply, 429, "run_budget_busy")
+        assert reply.headers["retry-after"] == "1"
+        assert "x-should-retry" not in reply.headers
+        assert (facts["transient"], facts["reserved"], facts["settled"]) == (True, 1000, 0)
+        assert holder.result().status == 200
+    assert served.chat(headers, max_tokens=100).status == 200, "what was held and not used is free at once"
+
+
+def test_waiting_for_siblings_where_the_budget_says_so(served: Served) -> None:
+    headers = tagged("patient", "r-patient")
+    served.provider.script(tokens=10, delay_ms=700)
+    with ThreadPoolExecutor(1) as pool:
+        holder = pool.submit(served.chat, headers, max_tokens=80)
+        deadline = time.monotonic() + 5
+        while not served.seen() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        reply = served.chat(headers, max_tokens=40)
+        assert reply.status == 200
+        assert "wait=" in reply.headers["x-budget-actions"]
+        assert holder.result().status == 200
+
+
+def test_fifty_of_fifty_at_once_stay_below_ten_cents(served: Served) -> None:
+    """Each call's worst case is 0.4 cents and its actual cost 0.2: at most 25 fit at once by their worst case."""
+    headers = tagged("crowd", "r-crowd")
+    served.provider.script(tokens=5000, times=None, delay_ms=100)
+    with ThreadPoolExecutor(25) as pool:
+        replies = list(pool.map(lambda _: served.chat(headers, max_tokens=4096), range(100)))
+    statuses = {reply.status for reply in replies}
+    assert statuses <= {200, 402, 429}
+    granted = [reply for reply in replies if reply.status == 200]
+    spent_nano_usd = sum(
+        100 * reply.json()["usage"]["prompt_tokens"] + 400 * reply.json()["usage"]["completion_tokens"]
+        for reply in granted
+    )
+    assert spent_nano_usd <= 100_000_000
+    assert len(granted) >= 60, "and the budget is used, not merely kept"
+    facts = refusal(
+        served.chat({**headers, "x-workflow-options": "no-clamp"}, words(3000), max_tokens=4000),
+        402,
+        "run_budget_exceeded",
+    )
+    assert facts["settled"] == pytest.approx(spent_nano_usd / 1e9, abs=1e-12)
+    assert facts["reserved"] == 0
+
+
+def test_fifty_parallel_calls_of_a_small_run_never_pass_its_tokens(served: Served) -> None:
+    headers = tagged("tokens", "r-parallel")
+    served.provider.script(tokens=5000, times=None, delay_ms=20)
+    with ThreadPoolExecutor(50) as pool:
+        replies = list(pool.map(lambda _: served.chat(headers, max_tokens=50), range(50)))
+    used = sum(reply.json()["usage"]["total_tokens"] for reply in replies if reply.status == 200)
+    assert used <= 1000
+    assert used >= 1000 - 2 * (50 + RESERVED_TOKENS)
+    assert served.balance(headers)["settled"] == used
+
+
+# ── observe ──
+
+
+def test_observe_decides_records_and_never_refuses(served: Served) -> None:
+    headers = tagged("watched", "r-watched")
+    for _ in range(3):
+        reply = served.chat(headers, max_tokens=60)
+        assert reply.status == 200
+        assert served.last.body["max_tokens"] == 60, "nothing is clamped"
+    assert reply.headers["x-budget-actions"] == "observe=would_refuse"

@@ -1,0 +1,326 @@
+"""Streams: what reaches the client, how each of them ends, and what is booked when it ends badly."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from tests.acceptance.serving import (
+    PROMPT_TOKENS,
+    RESERVED_TOKENS,
+    Served,
+    events_of,
+    finish_of,
+    note_of,
+    serving,
+    text_of,
+    until,
+)
+from tests.farebox_process import tagged
+
+pytestmark = pytest.mark.xdist_group("acceptance-streams")
+
+BUDGETS: list[dict[str, Any]] = [
+    {"scope": "run", "match": "tokens", "tokens": 1000},
+    {"scope": "run", "match": "sliced", "tokens": 2000, "hold": "slices"},
+    {"scope": "run", "match": "wide", "tokens": 100_000},
+]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(
+        tmp_path_factory.mktemp("streams"),
+        budgets=BUDGETS,
+        router_settings={"num_retries": 0, "stream_timeout": 1.5},
+        reservations={"slice_tokens": 64},
+    ) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _fresh(served: Served) -> None:
+    served.provider.clear()
+
+
+def settled(served: Served, workflow: str, run: str) -> int:
+    """What the run has settled once nothing of it is held any more."""
+    facts: dict[str, Any] = {}
+
+    def is_free() -> bool:
+        facts.update(served.balance(tagged(workflow, run)))
+        return bool(facts["reserved"] == 0)
+
+    until(is_free, 3, f"the hold of {run} is resolved")
+    return int(facts["settled"])
+
+
+# ── usage and the closing comment ──
+
+
+def test_usage_reaches_only_the_client_that_asked_for_it(served: Served) -> None:
+    served.provider.script(tokens=9, times=2)
+    choices: list[tuple[dict[str, Any], bool]] = [({}, False), ({"stream_options": {"include_usage": True}}, True)]
+    for options, asked in choices:
+        reply, events = served.stream(**options)
+        assert served.last.body["stream_options"]["include_usage"] is True, "it is always asked of the provider"
+        usages = [json.loads(event).get("usage") for event in events if event.startswith("{")]
+        assert [usage for usage in usages if usage] == ([{**usages[-1]}] if asked else [])
+        if not asked:
+            assert all("usage" not in json.loads(event) or json.loads(event)["usage"] is None for event in events[:-1])
+        assert events[-1] == "[DONE]"
+        assert not [event for event in events if event.startswith(":")], "an untagged stream gets no comment"
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        assert len(text_of(events).split()) == 9
+
+
+def test_the_closing_comment_carries_the_final_figures(served: Served) -> None:
+    served.provider.script(tokens=30)
+    reply, events = served.stream(tagged("tokens", "r-note"), max_tokens=50)
+    note = note_of(events)
+    assert note["run"] == "r-note"
+    assert note["step"] == "s"
+    assert note["run_limit"] == 1000
+    assert note["run_remaining"] == 1000 - PROMPT_TOKENS - 30
+    # The headers left before that: they tell what was left at admission, with the whole call held.
+    assert reply.headers["x-budget-run-remaining"] == str(1000 - RESERVED_TOKENS - 50)
+    assert settled(served, "tokens", "r-note") == PROMPT_TOKENS + 30
+
+
+def test_the_openai_sdk_reads_a_tagged_stream_to_its_end(served: Served) -> None:
+    served.provider.script(tokens=20, times=2)
+    with OpenAI(base_url=served.gateway.url + "/v1", api_key="any", max_retries=0) as client:
+        for asked in (False, True):
+            stream = client.chat.completions.create(
+                model="fake",
+                messages=[{"role": "user", "content": "hi"}],
+                stream=True,
+                extra_headers=tagged("wide", "r-sdk"),
+                **({"stream_options": {"include_usage": True}} if asked else {}),  # type: ignore[call-overload]
+            )
+            chunks = list(stream)
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+            assert len(text.split()) == 20
+            assert (chunks[-1].usage is not None) == asked
+    assert settled(served, "wide", "r-sdk") == 2 * (PROMPT_TOKENS + 20)
+
+
+# ── the client leaves ──
+
+
+def test_a_client_that_leaves_ends_the_upstream_call_and_pays_for_what_was_seen(served: Served) -> None:
+    served.provider.script(tokens=500, chunk_delay_ms=10)
+    connection = http.client.HTTPConnection(served.gateway.url.removeprefix("http://"), timeout=10)
+    body = json.dumps({"model": "fake", "messages": [{"role": "user", "content": "hi"}], "stream": True})
+    connection.request("POST", "/v1/chat/completions", body, tagged("wide", "r-gone"))
+    response = connection.getresponse()
+    response.read(600)
+    left_s = time.monotonic()
+    response.close()
+    connection.close()
+    until(lambda: served.last.disconnected_s is not None, 2, "the provider hears of it")
+    assert time.monotonic() - left_s <= 1.0
+    sent = served.last.content_events
+    paid = settled(served, "wide", "r-gone")
+    assert PROMPT_TOKENS < paid <= PROMPT_TOKENS + sent + 1
+    assert sent < 500
+
+
+def test_a_client_that_leaves_before_the_first_byte_frees_the_hold(served: Served) -> None:
+    served.provider.script(delay_ms=10_000)
+    connection = http.client.HTTPConnection(served.gateway.url.removeprefix("http://"), timeout=10)
+    body = json.dumps({"model": "fake", "messages": [{"role": "user", "content": "hi"}]})
+    connection.request("POST", "/v1/chat/completions", body, tagged("wide", "r-gone-early"))
+    until(lambda: served.seen() == 1)
+    connection.close()
+    until(lambda: served.last.disconnected_s is not None, 2, "the upstream call is closed")
+    assert settled(served, "wide", "r-gone-early") == PROMPT_TOKENS, "the provider has read the prompt and will bill it"
+
+
+# ── broken streams ──
+
+BROKEN: list[tuple[dict[str, Any], str | None]] = [
+    ({"cut_after": 5}, None),
+    ({"reset_after": 5}, None),
+    ({"stall_after": 5}, None),
+    ({"garbage_after": 5}, None),
+    ({"error_after": 5}, "The fake provider was told to answer 529."),
+    ({"big_event_bytes": 20_000_000, "garbage_after": 5}, None),
+]
+
+
+@pytest.mark.parametrize(("directive", "message"), BROKEN, ids=[next(iter(fault)) for fault, _ in BROKEN])
+def test_a_broken_stream_ends_with_an_error_event_and_is_booked_by_what_came(
+    served: Served, directive: dict[str, Any], message: str | None
+) -> None:
+    run = f"r-{next(iter(directive))}"
+    served.provider.script(tokens=40, **directive)
+    reply, events = served.stream(tagged("wide", run), max_tokens=100)
+    assert reply.status == 200
+    errors = [json.loads(event)["error"] for event in events if event.startswith('{"error"')]
+    assert len(errors) == 1, events[-3:]
+    assert errors[0]["message"]
+    if message:
+        assert message in errors[0]["message"]
+    sent = min(served.last.content_events, 40)
+    assert PROMPT_TOKENS <= settled(served, "wide", run) <= PROMPT_TOKENS + sent
+
+
+def test_a_stream_without_done_is_ended_for_the_client(served: Served) -> None:
+    served.provider.script(tokens=10, no_done=True)
+    _, events = served.stream(tagged("wide", "r-no-done"))
+    note_of(events)
+    assert finish_of(events) == "stop"
+    assert settled(served, "wide", "r-no-done") == PROMPT_TOKENS + 10
+
+
+@pytest.mark.parametrize(
+    ("directive", "expected"),
+    [
+        ({"usage": "missing"}, PROMPT_TOKENS + 12),
+        ({"usage": "negative"}, PROMPT_TOKENS + 12),
+        ({"usage_json": '{"prompt_tokens": "many", "completion_tokens": null}'}, PROMPT_TOKENS + 12),
+        ({"usage_json": '{"prompt_tokens": 9, "completion_tokens": 11, "total_tokens": 20}'}, 20),
+    ],
+    ids=["missing", "negative", "nonsense", "given"],
+)
+@pytest.mark.parametrize("streamed", [True, False], ids=["stream", "whole"])
+def test_usage_that_cannot_be_is_replaced_by_our_own_count(
+    served: Served, directive: dict[str, Any], expected: int, streamed: bool
+) -> None:
+    run = f"r-usage-{sum(str(directive).encode())}-{streamed}"
+    served.provider.script(tokens=12, **directive)
+    reply = served.chat(tagged("wide", run), max_tokens=100, stream=streamed)
+    assert reply.status == 200
+    assert settled(served, "wide", run) == expected
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["stream", "whole"])
+def test_an_absurd_usage_does_not_ruin_a_budget(served: Served, streamed: bool) -> None:
+    """A provider that reports 10^12 tokens for twelve words is wrong, not expensive: its figures are bounded by ours."""
+    run = f"r-absurd-{streamed}"
+    served.provider.script(tokens=12, usage="absurd")
+    assert served.chat(tagged("wide", run), max_tokens=100, stream=streamed).status == 200
+    assert settled(served, "wide", run) <= 100_000
+
+
+@pytest.mark.parametrize("directive", [{"crlf": True}, {"split_bytes": 7}], ids=["crlf", "split"])
+def test_however_the_bytes_fall_the_stream_is_the_same(served: Served, directive: dict[str, Any]) -> None:
+    served.provider.script(tokens=15, **directive)
+    _, events = served.stream(tagged("wide", f"r-{next(iter(directive))}"))
+    note_of(events)
+    assert len(text_of(events).split()) == 15
+
+
+def test_a_buffered_answer_to_a_request_for_a_stream(served: Served) -> None:
+    served.provider.script(tokens=15, ignore_stream=True)
+    reply = served.chat(tagged("wide", "r-whole"), stream=True)
+    assert reply.status in (200, 502)
+    if reply.status == 200 and reply.headers["content-type"].startswith("text/event-stream"):
+        events = events_of(reply.body.decode())
+        assert events[-1] == "[DONE]" or '"error"' in events[-1]
+    assert settled(served, "wide", "r-whole") == PROMPT_TOKENS + 15
+
+
+# ── a provider that ignores the cap ──
+
+
+def test_more_output_than_was_capped_is_paid_for_where_it_fits(served: Served) -> None:
+    served.provider.script(tokens=300, ignore_max=True)
+    _, events = served.stream(tagged("wide", "r-ignores"), max_tokens=50)
+    note_of(events)
+    assert len(text_of(events).split()) == 300
+    assert settled(served, "wide", "r-ignores") == PROMPT_TOKENS + 300
+
+
+def test_more_output_than_the_budget_has_is_cut_cleanly(served: Served) -> None:
+    served.provider.script(tokens=3000, ignore_max=True, words_per_chunk=4)
+    _, events = served.stream(tagged("tokens", "r-cut"))
+    note = note_of(events)
+    assert finish_of(events) == "length"
+    got = len(text_of(events).split())
+    assert 500 < got <= 1000 - RESERVED_TOKENS
+    paid = settled(served, "tokens", "r-cut")
+    assert PROMPT_TOKENS + got <= paid <= 1000
+    assert note["run_remaining"] == 1000 - paid
+    until(lambda: served.last.disconnected_s is not None, 2, "the provider is not left talking")
+
+
+# ── slices ──
+
+
+def test_slices_let_siblings_start_where_worst_cases_would_not(served: Served) -> None:
+    headers = tagged("sliced", "r-siblings")
+    served.provider.script(tokens=150, times=4, chunk_delay_ms=5)
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda _: served.stream(headers), range(4)))
+    for reply, events in replies:
+        assert reply.status == 200
+        note_of(events)
+        assert (len(text_of(events).split()), finish_of(events)) == (150, "stop")
+    assert settled(served, "sliced", "r-siblings") == 4 * (PROMPT_TOKENS + 150)
+
+
+def test_a_sliced_hold_grows_with_the_answer_and_nothing_is_cut_while_budget_is_left(served: Served) -> None:
+    served.provider.script(tokens=1900)
+    _, events = served.stream(tagged("sliced", "r-grows"))
+    note_of(events)
+    assert (len(text_of(events).split()), finish_of(events)) == (1900, "stop")
+    assert settled(served, "sliced", "r-grows") == PROMPT_TOKENS + 1900
+
+
+def test_a_sliced_answer_that_runs_into_the_limit_ends_with_length(served: Served) -> None:
+    served.provider.script(tokens=4000)
+    _, events = served.stream(tagged("sliced", "r-ends"))
+    note_of(events)
+    got = len(text_of(events).split())
+    assert finish_of(events) == "length"
+    assert got >= 1800, "nearly all of the budget was used"
+    assert PROMPT_TOKENS + got <= settled(served, "sliced", "r-ends") <= 2000
+
+
+def test_a_buffered_client_gets_a_sliced_answer_whole(served: Served) -> None:
+    served.provider.script(tokens=200)
+    reply = served.chat(tagged("sliced", "r-buffered"))
+    answer = reply.json()
+    assert len(answer["choices"][0]["message"]["content"].split()) == 200
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["total_tokens"] == PROMPT_TOKENS + 200
+    assert reply.headers["x-budget-run-remaining"] == str(2000 - PROMPT_TOKENS - 200)
+    served.provider.script(tokens=4000)
+    answer = served.chat(tagged("sliced", "r-buffered")).json()
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert settled(served, "sliced", "r-buffered") <= 2000
+
+
+def test_a_clients_own_cap_bounds_the_slices(served: Served) -> None:
+    served.provider.script(tokens=4000)
+    _, events = served.stream(tagged("sliced", "r-own-cap"), max_tokens=100)
+    assert served.last.body["max_tokens"] == 100
+    note_of(events)
+    assert (len(text_of(events).split()), finish_of(events)) == (100, "length")
+    assert settled(served, "sliced", "r-own-cap") == PROMPT_TOKENS + 100
+
+
+def test_crowded_slices_end_cleanly_and_never_pass_the_limit(served: Served) -> None:
+    headers = tagged("sliced", "r-crowd")
+    served.provider.script(tokens=600, times=None, chunk_delay_ms=1)
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda _: served.stream(headers), range(8)))
+    got = 0
+    for reply, events in replies:
+        if reply.status != 200:
+            assert reply.status in (402, 429)
+            continue
+        note_of(events)
+        assert finish_of(events) in ("stop", "length")
+        got += len(text_of(events).split())
+    paid = settled(served, "sliced", "r-crowd")
+    assert got <= paid <= 2000
