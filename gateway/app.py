@@ -48,6 +48,7 @@ from gateway.pipeline.hold import HoldKeeper
 from gateway.pipeline.intake import Intake
 from gateway.pipeline.places import Places
 from gateway.pipeline.relaying import Relaying
+from gateway.pipeline.reserving import Reserving
 from gateway.pipeline.settlement import Settler
 from gateway.pricebook import PriceBook
 from gateway.rebuilding import Rebuilding
@@ -232,8 +233,15 @@ class Application:
             clock_ms=wall_clock_ms,
             local_mode_allowed=parts.is_local,
         )
+        reserving = Reserving(
+            parts.ledger,
+            local=parts.ledger if isinstance(parts.ledger, OutageLedger) else None,
+            runs=parts.runs,
+            is_outbox_full=lambda: parts.flusher.is_full,
+        )
         admission = Admission(
             ledger=parts.ledger,
+            reserving=reserving,
             tokenizer=parts.tokenizer,
             prices=parts.prices,
             pool=parts.pool,
@@ -247,7 +255,7 @@ class Application:
         forwarding = Forwarding(
             upstream=parts.forwarder,
             pool=parts.pool,
-            ledger=parts.ledger,
+            reserving=reserving,
             admission=admission,
             flights=self._heartbeat,
             timeouts=_timeouts(config),
@@ -255,7 +263,7 @@ class Application:
         relaying = Relaying(
             forwarding=forwarding,
             counter_for=self._counter_for,
-            keeper_for=lambda call: HoldKeeper(call, parts.ledger, slice_tokens=config.reservations.slice_tokens),
+            keeper_for=lambda call: HoldKeeper(call, reserving, slice_tokens=config.reservations.slice_tokens),
             flights=self._heartbeat,
             judge=parts.orchestration.judge,
         )

@@ -7,6 +7,7 @@ GatewayError
 ├── BudgetRefusal           402 (does not come back) or 429 (comes back, or only siblings stand in the way)
 ├── Overloaded              429, 503: too many calls at once
 ├── LedgerOutage            503
+├── OutboxFull              503
 ├── UpstreamFailure         502, 504
 └── StreamBroken            after the first byte: becomes an error event
 """
@@ -97,6 +98,18 @@ class LedgerOutage(GatewayError):
 
     def __init__(self, message: str = "The budget ledger is out of reach, and this call's budget is enforced.") -> None:
         super().__init__(message, headers={"retry-after": "1"})
+
+
+class OutboxFull(GatewayError):
+    status = 503
+    type = "outbox_full"
+    code = "outbox_full"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "No more usage can be recorded until the store is back, and this call's budget is enforced.",
+            headers={"retry-after": "5"},
+        )
 
 
 class UpstreamFailure(GatewayError):

@@ -1,4 +1,5 @@
-"""What this process remembers of runs: names of implicit ones, parents, and which are limited. A cache, never the truth."""
+"""What this process remembers of runs: names of implicit ones, parents, and which their callers have tightened. A cache, never
+the truth."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class RunRegistry:
         self._new_id = new_id
         self._workflow_of: LRUCache[tuple[str, str], str] = LRUCache(_RUNS_MAX)
         self._parent_of: LRUCache[tuple[str, str], str] = LRUCache(_RUNS_MAX)
-        self._limited: LRUCache[tuple[str, str], bool] = LRUCache(_RUNS_MAX)
+        self._tightened: LRUCache[tuple[str, str], bool] = LRUCache(_RUNS_MAX)
         self._last_implicit: dict[tuple[str, str], str] = {}
 
     async def implicit_run(self, project: str, workflow: str) -> str:
@@ -60,10 +61,11 @@ class RunRegistry:
             return
         key = (call.principal.project, call.run)
         self._workflow_of[key] = call.tags.workflow or ""
-        self._limited[key] = any(
-            not balance.limit.is_unlimited for balance in granted.balances if balance.account == f"run/{call.run}"
-        )
+        for balance, hold in zip(granted.balances, call.chain.holds, strict=False):
+            if balance.account == f"run/{call.run}":
+                own = hold.limit.tightened_by(hold.tighten)
+                self._tightened[key] = balance.limit.tightened_by(own) != own
 
-    def is_limited(self, call: Call) -> bool:
-        """Whether the ledger was seen to hold a limit of its own on this run."""
-        return call.run is not None and self._limited.get((call.principal.project, call.run), False)
+    def is_tightened(self, call: Call) -> bool:
+        """Whether the ledger was seen to hold this run to less than its budgets do: a caller or an operator wants that kept."""
+        return call.run is not None and self._tightened.get((call.principal.project, call.run), False)

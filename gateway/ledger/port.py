@@ -21,6 +21,7 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "LedgerUnavailable",
+    "LocalGrants",
     "Lost",
     "OutboxEntry",
     "Progress",
@@ -35,6 +36,19 @@ class LedgerError(Exception):
 
 class LedgerUnavailable(LedgerError):
     """The ledger did not answer in time. Try again; ids make repetition safe."""
+
+
+class LocalGrants(Protocol):
+    """What a process may still grant while the ledger is away: at most its part of what was left when it was last seen.
+
+    For calls whose every enforced budget says `on_outage: allow`, after the ledger has raised `LedgerUnavailable`. What is
+    granted here is settled and voided through the ledger as ever. Both raise `LedgerUnavailable` when the part is used up.
+    """
+
+    async def reserve_locally(self, project: str, request: Reserve) -> Decision: ...
+
+    async def extend_locally(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand) -> Decision:
+        """For a reservation that this process made, with the ledger or without it."""
 
 
 class Ledger(Protocol):

@@ -13,11 +13,12 @@ from typing import Any, Final, Protocol, cast
 
 from gateway.budget_book import BudgetBook
 from gateway.control import Snapshot
-from gateway.errors import BadRequest, LedgerOutage, ModelNotFound
-from gateway.ledger.port import Ledger, LedgerUnavailable, Reserve
+from gateway.errors import BadRequest, ModelNotFound
+from gateway.ledger.port import Ledger, Reserve
 from gateway.pipeline.call import Call
 from gateway.pipeline.events import draft_of
 from gateway.pipeline.refusal import refusal_error
+from gateway.pipeline.reserving import Reserving
 from gateway.pricebook import PriceBook
 from gateway.runs import RunRegistry
 from gateway.tokenizer import Tokenizer
@@ -68,6 +69,7 @@ class Admission:
         self,
         *,
         ledger: Ledger,
+        reserving: Reserving,
         tokenizer: Tokenizer,
         prices: PriceBook,
         pool: Pool,
@@ -79,6 +81,7 @@ class Admission:
         rules: AdmissionRules,
     ) -> None:
         self._ledger = ledger
+        self._reserving = reserving
         self._tokenizer = tokenizer
         self._prices = prices
         self._pool = pool
@@ -90,7 +93,7 @@ class Admission:
         self._rules = rules
 
     async def admit(self, call: Call) -> None:
-        """Fills in the call's chain, count, price and grant. Raises `BudgetRefusal`, `LedgerOutage` or `BadRequest`."""
+        """Fills in the call's chain, count, price and grant. Raises `BudgetRefusal`, `LedgerOutage`, `OutboxFull` or `BadRequest`."""
         snapshot = self._snapshot()
         limits = await self._planner.plan(call, snapshot) if call.is_tagged else RunLimits()
         call.model = self._planner.model_for(call, snapshot)
@@ -248,12 +251,7 @@ class Admission:
             draft=draft_of(call),
             on_lost=self._rules.on_lost,
         )
-        try:
-            return await self._ledger.reserve(call.principal.project, request)
-        except LedgerUnavailable:
-            if call.chain.survives_outage and not self._runs.is_limited(call):
-                return Granted(call.id, demand.output_tokens_max, demand.amount(demand.output_tokens_max), 0, 0, ())
-            raise LedgerOutage from None
+        return await self._reserving.reserve(call, request)
 
     async def _accept(self, call: Call, demand: Demand, granted: Granted) -> None:
         """Remember the grant. Limits that only the ledger knows (an operator's override) may limit money after all."""

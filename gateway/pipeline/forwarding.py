@@ -10,15 +10,15 @@ from typing import Final
 import structlog
 
 from gateway.errors import UpstreamFailure
-from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.admission import Admission
 from gateway.pipeline.call import Call
 from gateway.pipeline.heartbeat_port import Flights
+from gateway.pipeline.reserving import Reserving
 from gateway.upstream.deployments import Pool
 from gateway.upstream.failures import is_context_window, retry_after_s
 from gateway.upstream.port import Deployment, Timeouts, Upstream, UpstreamAnswer, UpstreamCall, UpstreamError
 from policies.pricing import worst_case
-from policies.reservation import Demand, Granted
+from policies.reservation import Demand
 
 _log = structlog.get_logger(__name__)
 _SHOWN_MAX: Final = 300
@@ -45,14 +45,14 @@ class Forwarding:
         *,
         upstream: Upstream,
         pool: Pool,
-        ledger: Ledger,
+        reserving: Reserving,
         admission: Admission,
         flights: Flights,
         timeouts: Timeouts,
     ) -> None:
         self._upstream = upstream
         self._pool = pool
-        self._ledger = ledger
+        self._reserving = reserving
         self._admission = admission
         self._flights = flights
         self._timeouts = timeouts
@@ -170,14 +170,7 @@ class Forwarding:
         if missing <= 0:
             return True
         extra = Demand(0, 0, 0, prompt_nano_usd=missing, requests=0)
-        try:
-            decision = await self._ledger.extend(call.principal.project, call.id, call.chain.holds, extra)
-        except LedgerUnavailable:
-            return False
-        if isinstance(decision, Granted):
-            call.grant = decision
-            return True
-        return False
+        return await self._reserving.extend(call, extra) is not None
 
 
 def _final(failure: _Failure) -> UpstreamAnswer:

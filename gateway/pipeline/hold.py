@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.call import Call
+from gateway.pipeline.reserving import Reserving
 from policies.pricing import worst_case
-from policies.reservation import Demand, Granted
+from policies.reservation import Demand
 from policies.tokens import counting_for
 
 # Counting what has come so far costs more than relaying it: far from the limit it is done once in a while. Text of fewer
@@ -23,9 +23,9 @@ _PART_BYTES_MIN: Final = 256
 class HoldKeeper:
     """For one stream. `allowed_tokens` is what the hold covers, over all choices, in our own count."""
 
-    def __init__(self, call: Call, ledger: Ledger, *, slice_tokens: int) -> None:
+    def __init__(self, call: Call, reserving: Reserving, *, slice_tokens: int) -> None:
         self._call = call
-        self._ledger = ledger
+        self._reserving = reserving
         self._slice = slice_tokens if call.holds_slices else 0
         self._wanted = slice_tokens
         self._is_bound = call.grant is not None and call.chain.is_enforced and bool(call.grant.held.requests)
@@ -78,13 +78,8 @@ class HoldKeeper:
         if call.price is not None and call.count is not None:
             rate = worst_case(call.price, call.count.reserve_tokens, wanted).output_nano_usd_per_token
         extra = Demand(0, wanted, 1, output_nano_usd_per_token=rate, choices=call.request.choices, requests=0)
-        try:
-            decision = await self._ledger.extend(call.principal.project, call.id, call.chain.holds, extra)
-        except LedgerUnavailable:
+        if await self._reserving.extend(call, extra) is None:
             return False
-        if not isinstance(decision, Granted):
-            return False
-        call.grant = decision
         self.allowed_tokens = self._allowed()
         return True
 

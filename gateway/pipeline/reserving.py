@@ -1,0 +1,64 @@
+"""What a call may spend is set aside by the ledger or, while that is away and every budget allows it, within a local allowance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gateway.errors import LedgerOutage, OutboxFull
+from gateway.ledger.port import Ledger, LedgerUnavailable, LocalGrants, Reserve
+from gateway.pipeline.call import Call
+from gateway.runs import RunRegistry
+from policies.reservation import Decision, Demand, Granted
+
+
+class Reserving:
+    """`local` is None for an embedded ledger, which is never away while this process lives.
+
+    `is_outbox_full` tells that no more usage events can be kept: then a call whose budget is enforced is refused, because
+    refusing it is better than losing the record of it.
+    """
+
+    def __init__(
+        self, ledger: Ledger, *, local: LocalGrants | None, runs: RunRegistry, is_outbox_full: Callable[[], bool]
+    ) -> None:
+        self._ledger = ledger
+        self._local = local
+        self._runs = runs
+        self._is_outbox_full = is_outbox_full
+
+    async def reserve(self, call: Call, request: Reserve) -> Decision:
+        """Raises `OutboxFull` and, where the call may not go on without the ledger, `LedgerOutage`."""
+        if call.chain.is_enforced and self._is_outbox_full():
+            raise OutboxFull
+        project = call.principal.project
+        try:
+            return await self._ledger.reserve(project, request)
+        except LedgerUnavailable:
+            if self._local is None or not self._survives(call):
+                raise LedgerOutage from None
+        try:
+            return await self._local.reserve_locally(project, request)
+        except LedgerUnavailable:
+            raise LedgerOutage(
+                "The budget ledger is out of reach, and what may be used until it is back is used up."
+            ) from None
+
+    async def extend(self, call: Call, extra: Demand) -> Granted | None:
+        """The enlarged hold, which becomes the call's. None when it does not fit or the ledger cannot be asked."""
+        project, holds = call.principal.project, call.chain.holds
+        try:
+            decision = await self._ledger.extend(project, call.id, holds, extra)
+        except LedgerUnavailable:
+            if self._local is None or not self._survives(call):
+                return None
+            try:
+                decision = await self._local.extend_locally(project, call.id, holds, extra)
+            except LedgerUnavailable:
+                return None
+        if not isinstance(decision, Granted):
+            return None
+        call.grant = decision
+        return decision
+
+    def _survives(self, call: Call) -> bool:
+        return call.chain.survives_outage and not self._runs.is_tightened(call)
