@@ -1,0 +1,158 @@
+"""What a call costs: CPU, calls/s and latency of Farebox beside a bare passthrough and other gateways.
+
+    .venv/bin/python -m bench                                   the usual cells, in about three minutes
+    .venv/bin/python -m bench --peers                           with LiteLLM's proxy and Portkey's gateway, installed on demand
+    .venv/bin/python -m bench --paths 1k --connections 64       one cell
+    .venv/bin/python -m bench --all                             every path with 1, 64 and 512 connections
+    .venv/bin/python -m bench --quick                           one short round of each: does everything work?
+    .venv/bin/python -m bench --document docs/benchmarks.md     write the measured section of the document
+
+The gateway has one core for itself; mock upstream, load generator and Redis share the other. CPU per call is what the gateway's
+processes used, whatever else the machine did meanwhile; "quiet" is the lower quartile of windows of 50 ms, without what is done
+in bursts (the flusher, the collector). On a shared machine only the ratios say anything: all targets take turns in each cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from bench import report
+from bench.measure import Cores
+from bench.paths import PATHS
+from bench.rounds import Cell, Effort, Line, Measurement
+from bench.servers import servers, start_mock
+from bench.targets import TARGETS, Fleet
+
+_USUAL: Final = ("passthrough", "untagged", "tagged", "orchestrated")
+_LEDGERS: Final = ("passthrough", "untagged", "tagged", "orchestrated", "redis")
+_LANES: Final = (*_LEDGERS, "litellm-lane")
+_USUAL_CELLS: Final = (
+    Cell("1k", 1, _LEDGERS),
+    Cell("1k", 64, _LANES),
+    Cell("1k", 512, _LEDGERS),
+    Cell("32k", 64, _USUAL),
+    Cell("burst-20", 64, _LANES),
+    Cell("stream-20", 64, _USUAL),
+    Cell("stream-500", 16, _USUAL),
+    Cell("conversation", 8, _USUAL),
+)
+_CONNECTIONS: Final = (1, 64, 512)
+_PEERS: Final = tuple(name for name, target in TARGETS.items() if target.is_peer)
+_OWN: Final = tuple(name for name, target in TARGETS.items() if not target.is_peer)
+_WIDTH: Final = 140  # where there is no terminal to ask
+_FILES: Final = 16_384  # 512 connections on both sides of a gateway, and what a database wants
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--paths", nargs="+", choices=PATHS, metavar="PATH", help=", ".join(PATHS))
+    parser.add_argument("--connections", nargs="+", type=int, metavar="N")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, metavar="TARGET", help=", ".join(TARGETS))
+    parser.add_argument("--peers", action="store_true", help="other gateways too")
+    parser.add_argument("--all", action="store_true", help="every path, target and number of connections; takes long")
+    parser.add_argument("--quick", action="store_true", help="one round of 0.3 s for each cell")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a round, where the path does not set its work")
+    parser.add_argument(
+        "--prompts",
+        choices=("fresh", "repeated", "unseen"),
+        default="fresh",
+        help="fresh: the last message is new in every call; repeated: nothing is; unseen: all of it is",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="everything that was measured; - for the output")
+    parser.add_argument("--document", type=Path, metavar="FILE", help="write the tables into this Markdown file")
+    return parser.parse_args(arguments)
+
+
+def cells(arguments: argparse.Namespace) -> list[Cell]:
+    """The cells that were asked for, with the targets that were asked for."""
+    if arguments.all or arguments.paths or arguments.connections:
+        paths = arguments.paths or list(PATHS)
+        chosen = [Cell(path, number, _OWN) for path in paths for number in _numbers(path, arguments)]
+    else:
+        chosen = list(_USUAL_CELLS)
+    peers = _PEERS if arguments.peers else ()
+    return [
+        Cell(cell.path, cell.connections, tuple(arguments.targets or (*cell.targets, *peers)))
+        for cell in dict.fromkeys(chosen)
+    ]
+
+
+def _numbers(path: str, arguments: argparse.Namespace) -> Iterable[int]:
+    """No more connections than the path allows: a conversation on each of 512 would take an hour."""
+    for number in arguments.connections or _CONNECTIONS:
+        yield min(number, PATHS[path].connections_max)
+
+
+def main() -> int:
+    arguments = parsed()
+    if arguments.quick:
+        arguments.rounds, arguments.seconds = 1, 0.3
+    _allow_many_files()
+    console = Console(stderr=str(arguments.json) == "-", width=None if sys.stdout.isatty() else _WIDTH)
+    chosen = cells(arguments)
+    cores = Cores.chosen()
+    if not cores.are_two:
+        console.print("One core for everything: calls/s and latencies are those of all processes together.")
+    began_s = time.monotonic()
+    effort = Effort(arguments.rounds, arguments.seconds, arguments.prompts)
+    lines, missing = _measured(chosen, cores, effort, console)
+    report.print_tables(lines, console)
+    for name, reason in missing.items():
+        console.print(f"not measured: {name}: {reason}", style="yellow", markup=False)
+    console.print(f"{time.monotonic() - began_s:.0f} s")
+    _write(arguments, lines, missing)
+    return 0 if lines and not any(line.failed for line in lines) and set(missing) <= set(_PEERS) else 1
+
+
+def _measured(
+    chosen: Sequence[Cell], cores: Cores, effort: Effort, console: Console
+) -> tuple[list[Line], dict[str, str]]:
+    with (
+        tempfile.TemporaryDirectory(prefix="farebox-bench-") as folder,
+        contextlib.ExitStack() as stack,
+        servers(Path(folder), cores) as running,
+        console.status("starting") as status,
+    ):
+        fleet = Fleet(running, cores, start_mock(running), stack)
+        for name in dict.fromkeys(TARGETS[target].server for cell in chosen for target in cell.targets):
+            status.update(f"starting {name}")
+            fleet.start(name)
+        measurement = Measurement(fleet, cores, effort, status.update)
+        return measurement.lines(chosen), fleet.missing
+
+
+def _write(arguments: argparse.Namespace, lines: Sequence[Line], missing: dict[str, str]) -> None:
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    facts = report.facts_of(rounds=arguments.rounds, seconds=arguments.seconds, prompts=arguments.prompts, date=date)
+    if str(arguments.json) == "-":
+        print(report.as_json(lines, facts, missing))
+    elif arguments.json:
+        arguments.json.write_text(report.as_json(lines, facts, missing))
+    if arguments.document:
+        command = " ".join([".venv/bin/python -m bench", *sys.argv[1:]])
+        report.write_document(arguments.document, lines, facts, missing, command)
+
+
+def _allow_many_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,299 @@
+"""The load generator: keep-alive connections that each send a call when the last one is answered. A process of its own.
+
+It reads an `Order` as JSON on its standard input and writes a `Tally` as JSON on its standard output. An answer counts when its
+status is 200, its framing is whole and its content is what was asked for; the first of every connection is parsed as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from typing import Final
+
+import httptools
+
+from bench.event_loop import run
+from bench.measure import cpu_ns_of, percentile
+from bench.paths import PATHS, Path, Prompts, Requests
+
+_CALLS_A_RUN: Final = 20
+_STEPS: Final = ("plan", "search", "read", "write")
+_SAMPLE_S: Final = 0.05
+_ERRORS_KEPT: Final = 3
+_PATIENCE_S: Final = 60.0  # above the time that any of these calls takes, also behind the slowest gateway
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One round against one server. `nonce` makes its run ids its own."""
+
+    host: str
+    port: int
+    path: str
+    model: str
+    connections: int
+    seconds: float
+    warm_up_seconds: float
+    headers: dict[str, str]
+    is_tagged: bool
+    prompts: Prompts
+    nonce: str
+    processes: list[int]  # whose CPU time is measured
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What came of it. CPU is that of the measured processes; `quiet` is the lower quartile of windows of 50 ms."""
+
+    calls: int
+    seconds: float
+    cpu_us: float
+    quiet_cpu_us: float
+    p50_ms: float
+    p99_ms: float
+    first_byte_p50_ms: float
+    own_cpu_share: float  # of a core, used by this process: near 1 the generator is what is measured
+    failed: int
+    errors: list[str] = field(default_factory=list)
+
+
+class Round:
+    """All connections of an order, and what they counted."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.path = PATHS[order.path]
+        self.is_measuring = False
+        self.is_over = False
+        self.calls = 0
+        self.failed = 0
+        self.errors: Counter[str] = Counter()
+        self.latencies_s: list[float] = []
+        self.first_bytes_s: list[float] = []
+        self.samples: list[tuple[int, int]] = []  # CPU time in ns, calls
+        self._idle = order.connections
+        self._done = asyncio.Event()
+
+    async def work(self) -> Tally:
+        loop = asyncio.get_running_loop()
+        order = self.order
+        connections = [Connection(self, number) for number in range(order.connections)]
+        for connection in connections:
+            await loop.create_connection(lambda one=connection: one, order.host, order.port)  # type: ignore[misc]
+        if not self.path.calls_each:
+            for connection in connections:
+                connection.begin()
+            await asyncio.sleep(order.warm_up_seconds)
+        began_s, began_own = perf_counter(), cpu_ns_of([0])
+        self.is_measuring = True
+        self._sample(loop)
+        if self.path.calls_each:
+            for connection in connections:
+                connection.begin()
+            await self._finish(_PATIENCE_S)
+        else:
+            await asyncio.sleep(order.seconds)
+        self.is_measuring = False
+        self._take_sample()
+        tally = self._tally(perf_counter() - began_s, cpu_ns_of([0]) - began_own)
+        self.is_over = True
+        await self._finish(_PATIENCE_S)
+        for connection in connections:
+            connection.close()
+        return tally
+
+    async def _finish(self, seconds: float) -> None:
+        """Calls under way are let to their end: what they leave behind would be the next round's work."""
+        try:
+            await asyncio.wait_for(self._done.wait(), seconds)
+        except TimeoutError:
+            self.fail("not answered in time")
+
+    def rests(self) -> None:
+        self._idle -= 1
+        if not self._idle:
+            self._done.set()
+
+    def fail(self, what: str) -> None:
+        self.failed += 1
+        self.errors[what[:300]] += 1
+
+    def _sample(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.is_measuring:
+            self._take_sample()
+            loop.call_later(_SAMPLE_S, self._sample, loop)
+
+    def _take_sample(self) -> None:
+        self.samples.append((cpu_ns_of(self.order.processes), self.calls))
+
+    def _tally(self, seconds: float, own_ns: int) -> Tally:
+        latencies = sorted(self.latencies_s)
+        cpu = self.samples[-1][0] - self.samples[0][0]
+        return Tally(
+            calls=self.calls,
+            seconds=seconds,
+            cpu_us=cpu / max(1, self.calls) / 1000,
+            quiet_cpu_us=self._quiet_cpu_us(),
+            p50_ms=percentile(latencies, 0.5) * 1000,
+            p99_ms=percentile(latencies, 0.99) * 1000,
+            first_byte_p50_ms=percentile(sorted(self.first_bytes_s), 0.5) * 1000,
+            own_cpu_share=own_ns / 1e9 / seconds,
+            failed=self.failed,
+            errors=[f"{times} × {what}" for what, times in self.errors.most_common(_ERRORS_KEPT)],
+        )
+
+    def _quiet_cpu_us(self) -> float:
+        """0 where a round is so much work: its calls are longer than a window, and begin and end together."""
+        if self.path.calls_each:
+            return 0.0
+        windows = sorted(
+            (late[0] - early[0]) / (late[1] - early[1])
+            for early, late in zip(self.samples, self.samples[1:], strict=False)
+            if late[1] > early[1]
+        )
+        return percentile(windows, 0.25) / 1000
+
+
+class Connection(asyncio.Protocol):
+    def __init__(self, round_: Round, number: int) -> None:
+        order = round_.order
+        self._round = round_
+        self._number = number
+        self._requests = Requests(round_.path, order.model, order.prompts, number)
+        self._fixed = _fixed_head(order)
+        self._transport: asyncio.WriteTransport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._pieces: list[bytes] = []
+        self._calls = 0
+        self._run = 0
+        self._sent_s = self._first_s = 0.0
+        self._is_waiting = False
+        self._is_resting = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Not checked with isinstance: the transports of uvloop are none of asyncio's.
+        self._transport = transport  # type: ignore[assignment]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if self._is_waiting:
+            self._is_waiting = False
+            self._round.fail("the connection was closed before the answer was there")
+        self._rest()
+
+    def begin(self) -> None:
+        self._send()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._pieces:
+            self._first_s = perf_counter()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._round.fail(f"the answer is not HTTP: {error}")
+            self.close()
+
+    def on_body(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+
+    def on_message_complete(self) -> None:
+        took_s = perf_counter() - self._sent_s
+        self._is_waiting = False
+        round_ = self._round
+        body = b"".join(self._pieces)
+        self._pieces.clear()
+        fault = _fault(round_.path, self._parser.get_status_code(), body, parse=self._calls == 1)
+        if fault:
+            round_.fail(fault)
+        elif round_.is_measuring:
+            round_.calls += 1
+            round_.latencies_s.append(took_s)
+            round_.first_bytes_s.append(self._first_s - self._sent_s)
+        if round_.is_over or self._calls == round_.path.calls_each:
+            self._rest()
+        elif self._parser.should_keep_alive():
+            self._send()
+        else:
+            round_.fail("the server closes its connections")
+            self._rest()
+
+    def _rest(self) -> None:
+        if not self._is_resting:
+            self._is_resting = True
+            self._round.rests()
+
+    def _send(self) -> None:
+        if self._transport is None:
+            self._rest()
+            return
+        body = self._requests.following()
+        head = self._fixed + self._tags() + b"content-length: %d\r\n\r\n" % len(body)
+        self._calls += 1
+        self._is_waiting = True
+        self._sent_s = perf_counter()
+        self._transport.write(head + body)
+
+    def _tags(self) -> bytes:
+        order = self._round.order
+        if not order.is_tagged:
+            return b""
+        if self._requests.begins_run if self._round.path.turns else self._calls % _CALLS_A_RUN == 0:
+            self._run += 1
+        run_id = f"{order.nonce}-{self._number}-{self._run}"
+        step = _STEPS[self._calls % len(_STEPS)]
+        tags = f"x-workflow-id: bench\r\nx-workflow-run-id: {run_id}\r\nx-workflow-step: {step}\r\n"
+        return tags.encode()
+
+
+def _fixed_head(order: Order) -> bytes:
+    headers = {"host": f"{order.host}:{order.port}", "content-type": "application/json", **order.headers}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"POST /v1/chat/completions HTTP/1.1\r\n{lines}".encode()
+
+
+def _fault(path: Path, status: int, body: bytes, *, parse: bool) -> str | None:
+    """Why an answer is not the one that was asked for."""
+    if status != 200:
+        return f"status {status}: {body[:200].decode(errors='replace')}"
+    if path.streams:
+        return _stream_fault(path, body, parse=parse)
+    if len(body) < path.answer_bytes * 3 // 4:
+        return f"{len(body)} bytes, too few for the answer"
+    if parse and "content" not in json.loads(body)["choices"][0]["message"]:
+        return "an answer without content"
+    return None
+
+
+def _stream_fault(path: Path, body: bytes, *, parse: bool) -> str | None:
+    if not body.rstrip().endswith(b"data: [DONE]"):
+        return f"a stream that does not end in [DONE]: {body[-200:].decode(errors='replace')}"
+    if body.count(b"data: {") < path.chunks:
+        return "a stream with too few events"
+    if parse:
+        events = [json.loads(line[6:]) for line in body.splitlines() if line.startswith(b"data: {")]
+        texts = [choice["delta"].get("content") for event in events for choice in event.get("choices", ())]
+        if sum(1 for text in texts if text) < path.chunks:
+            return "a stream with too little text"
+    return None
+
+
+def main() -> None:
+    order = Order(**json.load(sys.stdin))
+    tally = run(_work(order))
+    json.dump(asdict(tally), sys.stdout)
+
+
+async def _work(order: Order) -> Tally:
+    return await Round(order).work()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Other gateways, installed on demand into `.farebox-bench/`, in the versions that are pinned here.
+
+Each is configured as its documents say for production, without a database, and with nothing on that Farebox does for a tagged
+call: no keys, no budgets, no usage rows. What is compared is therefore their bare forwarding.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from bench.paths import PATHS
+from bench.servers import ROOT, NotStarted, Server, Servers
+
+FOLDER: Final = ROOT / ".farebox-bench"
+PORTKEY_HEADERS: Final = {"x-portkey-provider": "openai", "x-portkey-custom-host": "{upstream}"}
+_HERE: Final = Path(__file__).parent
+_INSTALL_SECONDS: Final = 900.0
+# `import litellm` alone takes 9 s of CPU on a slow machine, its proxy twice that.
+_LITELLM_READY_SECONDS: Final = 180.0
+
+
+def start_litellm(running: Servers, upstream: str) -> Server:
+    """Raises `NotStarted`."""
+    program = _installed_litellm()
+    config = running.folder / "litellm.yaml"
+    entries = [
+        {
+            "model_name": f"bench-{name}",
+            "litellm_params": {"model": f"openai/bench-{name}", "api_base": upstream, "api_key": "upstream-key"},
+        }
+        for name in PATHS
+    ]
+    config.write_text(yaml.safe_dump({"model_list": entries, "litellm_settings": {"num_retries": 0}}))
+    command = [str(program), "--config", str(config), "--host", "127.0.0.1", "--num_workers", "1", "--port"]
+    return running.start(
+        "litellm",
+        lambda port: [*command, str(port)],
+        ready_path="/health/liveliness",
+        ready_seconds=_LITELLM_READY_SECONDS,
+        environment={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR"},
+    )
+
+
+def start_portkey(running: Servers) -> Server:
+    """Raises `NotStarted`."""
+    program = _installed_portkey()
+    node = shutil.which("node") or "node"
+    return running.start(
+        "portkey",
+        lambda port: [node, str(program), f"--port={port}", "--headless"],
+        ready_path="/",
+        environment={"NODE_ENV": "production", "TRUSTED_CUSTOM_HOSTS": "127.0.0.1,localhost"},
+    )
+
+
+def _installed_litellm() -> Path:
+    environment = FOLDER / "litellm"
+    program = environment / "bin" / "litellm"
+    if not program.exists():
+        _make_folder()
+        _run([sys.executable, "-m", "venv", str(environment)], "LiteLLM's proxy")
+        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        _run(
+            [str(environment / "bin" / "python"), *install, "-r", str(_HERE / "litellm.txt")],
+            "LiteLLM's proxy",
+        )
+    return program
+
+
+def _installed_portkey() -> Path:
+    program = FOLDER / "portkey" / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
+    if not program.exists():
+        if shutil.which("npm") is None:
+            raise NotStarted("Portkey's gateway needs node and npm")
+        _make_folder()
+        folder = FOLDER / "portkey"
+        folder.mkdir(exist_ok=True)
+        shutil.copy(_HERE / "package.json", folder / "package.json")
+        _run(["npm", "install", "--no-fund", "--no-audit", "--loglevel=error", "--prefix", str(folder)], "Portkey")
+    return program
+
+
+def _make_folder() -> None:
+    """It keeps itself out of the repository."""
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / ".gitignore").write_text("*\n")
+
+
+def _run(command: Sequence[str], what: str) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_INSTALL_SECONDS, cwd=ROOT, env=dict(os.environ))
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NotStarted(f"{what} could not be installed: {error}") from error
+    if done.returncode:
+        raise NotStarted(f"{what} could not be installed: {done.stderr.decode(errors='replace')[-1_500:]}")

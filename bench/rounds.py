@@ -1,0 +1,155 @@
+"""Runs the rounds: for each path and number of connections every target in turn, again and again, so that all of them meet the
+same moods of the machine."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from bench import measure
+from bench.load import Order, Tally
+from bench.paths import PATHS, Prompts
+from bench.servers import ROOT
+from bench.targets import BASELINE, TARGETS, Fleet, Target
+
+_WARM_UP_SECONDS: Final = 0.3
+_FIRST_WARM_UP_SECONDS: Final = 1.0
+_GENERATOR_SECONDS_MAX: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One path with so many connections, and the targets that are measured on it."""
+
+    path: str
+    connections: int
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What was measured of one target in one cell: medians over the rounds, and all rounds for those who want more."""
+
+    path: str
+    connections: int
+    target: str
+    calls_per_second: float
+    cpu_us: float
+    quiet_cpu_us: float
+    ratio: float  # of CPU to that of the passthrough in the same round; 0 where there was none
+    quiet_ratio: float
+    p50_ms: float
+    p99_ms: float
+    first_byte_p50_ms: float
+    memory_mb: float
+    generator_share: float
+    failed: int
+    errors: tuple[str, ...]
+    rounds: tuple[Tally, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    rounds: int
+    seconds: float
+    prompts: Prompts
+
+
+class Measurement:
+    def __init__(self, fleet: Fleet, cores: measure.Cores, effort: Effort, say: Callable[[str], None]) -> None:
+        self._fleet = fleet
+        self._cores = cores
+        self._effort = effort
+        self._say = say
+        self._warm: set[tuple[str, str]] = set()
+
+    def lines(self, cells: Iterable[Cell]) -> list[Line]:
+        return [line for cell in cells for line in self._cell(cell)]
+
+    def _cell(self, cell: Cell) -> list[Line]:
+        targets = [TARGETS[name] for name in cell.targets if self._is_measurable(TARGETS[name], cell)]
+        tallies: dict[str, list[Tally]] = {target.name: [] for target in targets}
+        memory: dict[str, float] = {}
+        for number in range(self._effort.rounds):
+            # Whoever comes after a heavy neighbour may find its work in the caches and in the disk's queue.
+            for target in targets if number % 2 == 0 else reversed(targets):
+                self._say(f"{cell.path} × {cell.connections}: {target.title}, round {number + 1}")
+                tallies[target.name].append(self._round(cell, target))
+                server = self._fleet.servers[target.server]
+                memory[target.name] = measure.memory_bytes(server.processes) / 2**20
+        return [_line(cell, target.name, tallies, memory[target.name]) for target in targets]
+
+    def _is_measurable(self, target: Target, cell: Cell) -> bool:
+        return target.server in self._fleet.servers and cell.connections <= target.connections_max
+
+    def _round(self, cell: Cell, target: Target) -> Tally:
+        server = self._fleet.servers[target.server]
+        is_first = (target.name, cell.path) not in self._warm
+        self._warm.add((target.name, cell.path))
+        if is_first and PATHS[cell.path].calls_each:
+            self._generate(self._order(cell, target, connections=1))
+        server.processes = measure.tree(server.process.pid)
+        return self._generate(self._order(cell, target, is_first=is_first))
+
+    def _order(self, cell: Cell, target: Target, *, connections: int | None = None, is_first: bool = False) -> Order:
+        server = self._fleet.servers[target.server]
+        return Order(
+            host="127.0.0.1",
+            port=server.port,
+            path=cell.path,
+            model=target.model(cell.path),
+            connections=connections or cell.connections,
+            seconds=self._effort.seconds,
+            warm_up_seconds=_FIRST_WARM_UP_SECONDS if is_first else _WARM_UP_SECONDS,
+            headers=self._fleet.headers(target),
+            is_tagged=target.is_tagged,
+            prompts=self._effort.prompts,
+            nonce=secrets.token_hex(4),
+            processes=server.processes,
+        )
+
+    def _generate(self, order: Order) -> Tally:
+        with measure.pinned(self._cores.rest):
+            done = subprocess.run(
+                [sys.executable, "-m", "bench.load"],
+                input=json.dumps(asdict(order)).encode(),
+                capture_output=True,
+                timeout=_GENERATOR_SECONDS_MAX,
+                cwd=ROOT,
+            )
+        if done.returncode:
+            raise RuntimeError(f"the load generator failed: {done.stderr.decode(errors='replace')[-2_000:]}")
+        return Tally(**json.loads(done.stdout))
+
+
+def _line(cell: Cell, target: str, tallies: Mapping[str, Sequence[Tally]], memory_mb: float) -> Line:
+    own = tallies[target]
+    base = tallies.get(BASELINE, ())
+    return Line(
+        path=cell.path,
+        connections=cell.connections,
+        target=target,
+        calls_per_second=measure.median(tally.calls / tally.seconds for tally in own),
+        cpu_us=measure.median(tally.cpu_us for tally in own),
+        quiet_cpu_us=measure.median(tally.quiet_cpu_us for tally in own),
+        ratio=_ratio([tally.cpu_us for tally in own], [tally.cpu_us for tally in base]),
+        quiet_ratio=_ratio([tally.quiet_cpu_us for tally in own], [tally.quiet_cpu_us for tally in base]),
+        p50_ms=measure.median(tally.p50_ms for tally in own),
+        p99_ms=measure.median(tally.p99_ms for tally in own),
+        first_byte_p50_ms=measure.median(tally.first_byte_p50_ms for tally in own),
+        memory_mb=memory_mb,
+        generator_share=max(tally.own_cpu_share for tally in own),
+        failed=sum(tally.failed for tally in own),
+        errors=tuple(dict.fromkeys(error for tally in own for error in tally.errors)),
+        rounds=tuple(own),
+    )
+
+
+def _ratio(own: Sequence[float], base: Sequence[float]) -> float:
+    """The median over rounds: two rounds of one number were seconds apart, and the machine was in one mood."""
+    return measure.median(one / other for one, other in zip(own, base, strict=False) if one and other)
