@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from gateway.ledger.port import LedgerError, LedgerUnavailable, Reserve
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ledger.sqlite_schema import TABLES
 from policies.amounts import UNLIMITED, Amount, Limit
-from policies.book import Book
-from policies.reservation import Demand, Gate, Granted, Hold, OnLost, State
+from policies.book import Book, DictShelf
+from policies.reservation import Demand, Gate, Granted, Hold, OnLost, Progress, State
 
 
 @pytest.fixture
@@ -82,6 +83,19 @@ async def test_an_operation_that_cannot_be_written_spares_its_batch(ledger: Sqli
     assert sum(isinstance(answer, Granted) for answer in answers) == 20
     (balance,) = await ledger.balances("p", ["run"])
     assert balance.reserved == Amount(200)
+
+
+async def test_a_whole_life_in_one_batch(ledger: SqliteLedger) -> None:
+    asked, settled, pending, voided = await asyncio.gather(
+        ledger.reserve("p", request("c1")),
+        ledger.settle("p", "c1", Amount(4), b"{}"),
+        ledger.pending("p"),
+        ledger.void("p", "c1"),
+    )
+    assert isinstance(asked, Granted)
+    assert (settled.state, settled.first) == (State.SETTLED, True)
+    assert len(pending) == 0
+    assert (voided.state, voided.first) == (State.SETTLED, False)
 
 
 async def test_too_many_waiting_are_refused_at_once(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +208,38 @@ def test_a_shelf_that_forgets_its_cache_reads_the_same_again(connection: sqlite3
     assert found.tightened is UNLIMITED
 
 
+CHANGES: dict[str, Callable[[Book], object]] = {
+    "reserve": lambda book: book.reserve("p", request("c2"), 50),
+    "tighten": lambda book: book.reserve("p", replace(request("c2"), holds=(Hold("run", Limit(500), Limit(99)),)), 50),
+    "keep time": lambda book: book.reserve("p", replace(request("c2"), holds=(Hold("run", keep_ms=12),)), 50),
+    "extend": lambda book: book.extend("p", "c1", (Hold("run", Limit(None, 7)),), Demand(0, 5, 5, requests=0), 50),
+    "renew": lambda book: book.renew("p", [Progress("c1", Amount(1, 2, 3))], 70_000, 50),
+    "settle": lambda book: book.settle("p", "c1", Amount(20, 2, 3), b"", 50),
+    "void": lambda book: book.void("p", "c1", 50),
+    "expire": lambda book: book.expire_due(10, 60_000),
+    "override": lambda book: book.set_override("p", "run", Limit(None, None, 0), 50),
+    "gate": lambda book: book.set_gate("p", "run", Gate.CANCELLED, 50),
+    "restore": lambda book: book.restore("p", "run", Amount(4, 5, 6), 34, 50),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_change_reaches_the_file(connection: sqlite3.Connection, name: str) -> None:
+    written, twin = sqlite_shelf.SqliteShelf(connection, 0), DictShelf()
+    for shelf in (written, twin):
+        book = Book(shelf)
+        book.reserve("p", request("c1"), 0)
+        if shelf is written:
+            written.commit(0)
+        CHANGES[name](book)
+    written.commit(60_000)
+    again = sqlite_shelf.SqliteShelf(connection, 0)
+    assert again.account("p", "run") == twin.account("p", "run")
+    for reservation_id in ("c1", "c2"):
+        assert again.reservation("p", reservation_id) == twin.reservation("p", reservation_id)
+    assert [replace(one, position="") for one in again.outbox()] == [replace(one, position="") for one in twin.outbox()]
+
+
 def test_what_is_rolled_back_has_not_happened(connection: sqlite3.Connection) -> None:
     shelf = sqlite_shelf.SqliteShelf(connection, 0)
     book = Book(shelf)
@@ -230,6 +276,7 @@ def test_an_account_that_is_used_is_looked_at_later(connection: sqlite3.Connecti
     book = Book(shelf)
     for n in range(3):
         book.restore("p", f"run:{n}", Amount(5), 100, 0)
+    shelf.commit(0)
     book.restore("p", "run:0", Amount(6), 100, 90)
     shelf.commit(90)
     assert book.purge(10, 100) == 2
