@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount
 
 from gateway import __version__
+from gateway.admin.application import admin_routes
 from gateway.alerts import Alerts
 from gateway.budget_book import BudgetBook
 from gateway.config import Config, ConfigError
@@ -304,7 +305,7 @@ class Application:
 
     def _routes(self) -> list[BaseRoute]:
         health = health_routes(self.readiness, self.parts.telemetry.registry, self.refresh_gauges)
-        return [*health, Mount("/api", make_api(self.desk))]
+        return [*health, Mount("/api", make_api(self.desk)), *admin_routes(self.desk)]
 
     async def readiness(self) -> Mapping[str, Any]:
         parts = self.parts

@@ -1,0 +1,107 @@
+"""Who stands at the door of the admin pages.
+
+    visitor                                          is let in as
+    ---------------------------------------------    ----------------------------
+    a session's cookie                               its user, with the user's role
+    anybody on this machine, while no key is         local, admin
+    an admin or viewer key in Authorization          the key, with the key's role
+    nobody of these                                  shown the login
+
+A form that changes something must come from one of our own pages, whoever sends it: browsers say so themselves
+(Sec-Fetch-Site, Origin), so no page needs a secret in it. Programs that send a key are not browsers and need not say it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+from cachetools import TTLCache
+from starlette.requests import Request
+
+from gateway.endpoints.access import Access, Actor, Role, is_local
+from gateway.errors import AuthenticationFailed, Overloaded
+from gateway.pipeline.intake import credential_of
+from gateway.store import admin as people
+from gateway.store.admin import AdminUser
+from gateway.store.database import Database
+
+COOKIE: Final = "farebox_session"
+FAILURES_MAX: Final = 10
+_FAILURES_WINDOW_S: Final = 300
+_SOURCES_MAX: Final = 10_000
+# A guess costs 64 MiB and tens of milliseconds by design; nobody may order many of them at once.
+_HASHING_AT_ONCE: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    actor: Actor
+    by: Literal["local", "session", "key"]
+
+
+class Door:
+    def __init__(
+        self, access: Access, store: Database, *, clock_ms: Callable[[], int], timer_s: Callable[[], float]
+    ) -> None:
+        self._access = access
+        self._store = store
+        self._clock_ms = clock_ms
+        self._failures: TTLCache[str, int] = TTLCache(_SOURCES_MAX, _FAILURES_WINDOW_S, timer_s)
+        self._hashing = asyncio.Semaphore(_HASHING_AT_ONCE)
+
+    async def visitor(self, request: Request) -> Visitor | None:
+        """None: a login is needed. Raises StoreUnavailable, and `Access.check`'s errors for a key that is no admin key."""
+        token = request.cookies.get(COOKIE)
+        session = await people.find_session(self._store, token, self._clock_ms()) if token else None
+        if session is not None:
+            return Visitor(Actor(session.user.name, cast(Role, session.user.role)), "session")
+        if self.is_open_to(request):
+            return Visitor(Actor("local", "admin"), "local")
+        if credential_of(request.headers) is not None:
+            return Visitor(self._access.check(request, "viewer"), "key")
+        return None
+
+    def is_open_to(self, request: Request) -> bool:
+        return self._access.is_open() and is_local(request)
+
+    async def log_in(self, request: Request, name: str, password: str) -> str:
+        """The value of a new session's cookie. Raises `Overloaded` for a source that guesses, else `AuthenticationFailed`."""
+        user = await self._checked(request, name, password)
+        if user is None:
+            raise AuthenticationFailed("The name or the password is wrong.")
+        return await self.open_session(user)
+
+    async def open_session(self, user: AdminUser) -> str:
+        return await people.open_session(self._store, user, self._clock_ms())
+
+    async def log_out(self, request: Request) -> None:
+        token = request.cookies.get(COOKIE)
+        if token:
+            await people.close_session(self._store, token)
+
+    async def _checked(self, request: Request, name: str, password: str) -> AdminUser | None:
+        # By address and by name: neither one machine with many names nor many machines with one name may go on guessing.
+        sources = [f"from {request.client.host if request.client else ''}", f"for {name[:128]}"]
+        if any(self._failures.get(source, 0) >= FAILURES_MAX for source in sources):
+            headers = {"retry-after": str(_FAILURES_WINDOW_S)}
+            raise Overloaded(
+                "Too many wrong logins. Try again in five minutes.", code="too_many_attempts", headers=headers
+            )
+        async with self._hashing:
+            user = await people.check_password(self._store, name, password)
+        if user is None:
+            for source in sources:
+                self._failures[source] = self._failures.get(source, 0) + 1
+        return user
+
+
+def is_own_form(request: Request) -> bool:
+    """Whether one of our own pages sends this."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    origin = request.headers.get("origin")
+    return origin is not None and origin.partition("://")[2] == request.headers.get("host")

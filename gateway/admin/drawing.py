@@ -1,0 +1,77 @@
+"""Small pictures in SVG, drawn on the server: bullets of budgets and lines of days. Colours are the style sheet's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from gateway.admin.figures import count, money
+
+_WIDTH, _HEIGHT = 100.0, 10.0
+
+
+def bullet(
+    settled: float, reserved: float, limit: float | None, soft: float | None = None, *, is_money: bool = False
+) -> Markup:
+    """Settled and reserved on a track as long as the limit (or as what is used, if that is more); a mark at `soft`."""
+    said = _sentence(settled, reserved, limit, is_money)
+    if limit is None:
+        return Markup('<span class="bullet none" role="img" aria-label="{}"></span>').format(said)
+    whole = max(limit, settled + reserved, 1e-12)
+    at_settled, at_taken, at_limit = (value / whole * _WIDTH for value in (settled, settled + reserved, limit))
+    state = "over" if settled + reserved > limit else "full" if settled + reserved >= limit else "within"
+    parts = [
+        _bar("track", 0, _WIDTH),
+        _bar("settled", 0, at_settled),
+        _bar("reserved", at_settled, at_taken - at_settled),
+    ]
+    marks = [at_limit] if at_limit < _WIDTH else []
+    if soft is not None and 0 < soft < limit:
+        marks.append(soft / whole * _WIDTH)
+    parts += [_bar("mark", at - 0.4, 0.8) for at in marks]
+    return Markup(
+        '<svg class="bullet {}" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
+    ).format(state, said, Markup("").join(parts))
+
+
+def share_bar(share: float) -> Markup:
+    """A plain bar for a share from 0 to 1."""
+    length = min(1.0, max(0.0, share)) * _WIDTH
+    bars = _bar("track", 0, _WIDTH) + _bar("settled", 0, length)
+    return Markup(
+        '<svg class="bullet share" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">{}</svg>'
+    ).format(bars)
+
+
+def sparkline(values: Sequence[float], label: str) -> Markup:
+    """One column per value: days with nothing are gaps, not slopes."""
+    highest = max(values, default=0) or 1
+    step = _WIDTH / max(1, len(values))
+    columns = Markup("").join(
+        Markup('<rect class="column" x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}"/>').format(
+            at * step + step * 0.15,
+            30 - max(0.0, value) / highest * 29,
+            step * 0.7,
+            max(0.0, value) / highest * 29,
+        )
+        for at, value in enumerate(values)
+        if value > 0
+    )
+    return Markup(
+        '<svg class="sparkline" viewBox="0 0 100 30" preserveAspectRatio="none" role="img" aria-label="{}">'
+        '<rect class="floor" x="0" y="29.5" width="100" height="0.5"/>{}</svg>'
+    ).format(label, columns)
+
+
+def _bar(name: str, start: float, length: float) -> Markup:
+    return Markup('<rect class="{}" x="{:.2f}" y="0" width="{:.2f}" height="{:.0f}"/>').format(
+        name, start, max(0.0, length), _HEIGHT
+    )
+
+
+def _sentence(settled: float, reserved: float, limit: float | None, is_money: bool) -> str:
+    shown = money if is_money else count
+    unit = "" if is_money else " tokens"
+    most = "no limit" if limit is None else f"of {shown(limit)}{unit}"
+    return f"{shown(settled)} settled, {shown(reserved)} reserved, {most}"

@@ -1,0 +1,121 @@
+"""Figures and times as people read them. Counts are never rounded: a page and a report must say the same number."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import quote, urlencode
+
+import orjson
+from markupsafe import Markup
+
+from gateway.moments import iso
+
+_SPANS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+NONE: Final = "–"
+
+
+def count(value: float | None) -> str:
+    """12,345; a dash for what is not known."""
+    return NONE if value is None else f"{value:,.0f}"
+
+
+def money(value: float | None) -> str:
+    """Dollars: cents from one dollar up, below it up to six places, so that a single call is not $0.00."""
+    if value is None:
+        return NONE
+    if value == 0 or abs(value) >= 1:
+        return f"${value:,.2f}"
+    text = f"{value:.6f}".rstrip("0")
+    whole, _, places = text.partition(".")
+    return f"${whole}.{places.ljust(2, '0')}" if value >= 0.000001 or value < 0 else "<$0.000001"
+
+
+def percent(share: float | None) -> str:
+    if share is None:
+        return NONE
+    return f"{share * 100:.1f} %" if 0 < share < 0.1 else f"{share * 100:.0f} %"
+
+
+def exact(value: float | None, shown: str) -> Markup:
+    """The shown text, with the exact value for programs and for whoever points at it."""
+    if value is None:
+        return Markup("{}").format(shown)
+    text = f"{value:.9f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    return Markup('<data value="{}" title="{}">{}</data>').format(text, text, shown)
+
+
+def tokens(value: int | None) -> Markup:
+    return exact(value, count(value))
+
+
+def usd(value: float | None) -> Markup:
+    return exact(value, money(value))
+
+
+def moment(text: str | None) -> Markup:
+    """An ISO time as `<time>`: date and second in UTC. A script turns it into the reader's own time."""
+    if not text:
+        return Markup("–")
+    shown = text[:19].replace("T", " ")
+    return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(text, shown, shown)
+
+
+def ago(text: str | None, now_ms: int) -> Markup:
+    """How long ago an ISO time was, roughly."""
+    if not text:
+        return Markup("–")
+    at_ms = datetime.fromisoformat(text).timestamp() * 1000
+    shown = span(max(0, now_ms - at_ms)) + " ago"
+    return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(text, text[:19].replace("T", " "), shown)
+
+
+def span(duration_ms: float | None) -> str:
+    """A duration by its largest unit: 340 ms, 12 s, 5 min."""
+    if duration_ms is None:
+        return NONE
+    if duration_ms < 1_000:
+        return f"{duration_ms:.0f} ms"
+    seconds = duration_ms / 1000
+    size, unit = next((size, unit) for size, unit in _SPANS if seconds >= size)
+    found = seconds / size
+    return f"{found:.1f} {unit}" if found < 10 and unit == "s" else f"{found:.0f} {unit}"
+
+
+def day_of(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).date().isoformat()
+
+
+def at_moment(at_ms: int | None) -> Markup:
+    return moment(iso(at_ms))
+
+
+def pretty_detail(text: str) -> str:
+    """JSON as it is stored, with a line for each field; anything else as it is."""
+    try:
+        return orjson.dumps(orjson.loads(text), option=orjson.OPT_INDENT_2).decode()
+    except orjson.JSONDecodeError:
+        return text
+
+
+def setting_text(value: bool | int | float | str) -> str:
+    """A setting's value as the inputs of a form hold it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
+def path_of(page: str, name: str = "", **query: str | None) -> str:
+    """The address of a page, and of a thing on it by its name. Names that a path cannot carry go into the query."""
+    given = {key: value for key, value in query.items() if value not in (None, "")}
+    path = f"/admin/{page}"
+    if name and _is_plain(name):
+        path += f"/{quote(name, safe='/:@')}"
+    elif name:
+        given["name"] = name
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def _is_plain(name: str) -> bool:
+    """A path with empty or dotted parts is refused at the door."""
+    return all(part not in ("", ".", "..") for part in name.split("/")) and not set(name) & set(";\\%")

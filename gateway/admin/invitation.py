@@ -1,0 +1,51 @@
+"""The one-time link by which the first person sets a password. There is no default password.
+
+An invitation is kept as a session of nobody: it opens no page, any process can check it, and it ends when it was used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+from sqlalchemy import and_, select
+
+from gateway.store.admin import ABSOLUTE_MS
+from gateway.store.database import Database
+from gateway.store.tables import admin_sessions, admin_users
+
+_NOBODY = ""
+
+
+async def invite(db: Database, now_ms: int) -> str | None:
+    """The secret of a new invitation, good for twelve hours; None when somebody has a login already."""
+    if await somebody_is_there(db):
+        return None
+    token = secrets.token_urlsafe(32)
+    times = {"created_at": now_ms, "seen_at": now_ms, "expires_at": now_ms + ABSOLUTE_MS}
+    async with db.begin() as connection:
+        await connection.execute(admin_sessions.insert().values(digest=_digest(token), user=_NOBODY, **times))
+    return token
+
+
+async def is_invited(db: Database, token: str, now_ms: int) -> bool:
+    if await somebody_is_there(db):
+        return False
+    table = admin_sessions.c
+    mine = and_(table.digest == _digest(token), table.user == _NOBODY, table.expires_at > now_ms)
+    async with db.begin() as connection:
+        return (await connection.execute(select(table.digest).where(mine))).first() is not None
+
+
+async def forget_invitations(db: Database) -> None:
+    async with db.begin() as connection:
+        await connection.execute(admin_sessions.delete().where(admin_sessions.c.user == _NOBODY))
+
+
+async def somebody_is_there(db: Database) -> bool:
+    async with db.begin() as connection:
+        return (await connection.execute(select(admin_users.c.name).limit(1))).first() is not None
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,0 +1,109 @@
+"""/admin: what is running, what it cost, what was refused and why, what was saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from starlette.responses import Response
+
+from gateway.admin.figures import day_of
+from gateway.admin.recent import RecentCalls, recent_calls
+from gateway.admin.visit import Page, Visit
+from gateway.budget_view import BudgetAccount
+from gateway.endpoints.api import budgets, runs, usage
+from gateway.endpoints.api.runs import RunsQuery
+from gateway.endpoints.api.schema import ListQuery
+from gateway.endpoints.api.usage import UsageQuery, UsageReport, UsageTotals
+from gateway.store.usage_report import GroupBy
+
+_HOUR_MS = 3_600_000
+_DAYS_SHOWN = 30
+_ROWS_SHOWN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Burn:
+    """What the last hour used, and the month at its end if every hour to come were like it."""
+
+    tokens: int
+    cost_usd: float
+    month_tokens: int
+    month_cost_usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class DayColumns:
+    """The last thirty days, oldest first; days without a call are 0."""
+
+    days: tuple[str, ...]
+    tokens: tuple[int, ...]
+    cost_usd: tuple[float, ...]
+
+
+async def overview(visit: Visit) -> Response:
+    now = datetime.fromtimestamp(visit.now_ms / 1000, UTC)
+    month_start, today = day_of(visit.now_ms)[:8] + "01", day_of(visit.now_ms)
+    month = await report(visit, GroupBy.INTENT, month_start)
+    hour = await report(visit, GroupBy.WORKFLOW, str(visit.now_ms - _HOUR_MS))
+    known = await visit.ask(budgets.list_budgets, query=ListQuery(project=visit.project, limit=200))
+    latest = visit.query(RunsQuery, limit=_ROWS_SHOWN)
+    return visit.show(
+        "overview",
+        today=(await report(visit, GroupBy.WORKFLOW, today)).total,
+        month=month.total,
+        intents=month.rows,
+        savings=(await report(visit, GroupBy.SAVINGS, month_start)).rows,
+        workflows=(await report(visit, GroupBy.WORKFLOW, month_start)).rows[:_ROWS_SHOWN],
+        days=await _days(visit, now),
+        burn=_burn(hour.total, month.total, now),
+        caps=_fullest(known),
+        runs=(await visit.ask(runs.list_runs, query=latest)).runs,
+        recent=await recent(visit),
+        month_start=month_start,
+        today_name=today,
+    )
+
+
+async def recent(visit: Visit) -> RecentCalls:
+    return await recent_calls(visit.store, visit.project)
+
+
+async def report(visit: Visit, group_by: GroupBy, since: str) -> UsageReport:
+    query = UsageQuery.model_validate({"project": visit.project, "group_by": group_by, "from": since})
+    found = await visit.ask(usage.get_usage, query=query)
+    assert isinstance(found, UsageReport)  # noqa: S101 - CSV was not asked for
+    return found
+
+
+async def _days(visit: Visit, now: datetime) -> DayColumns:
+    first = (now - timedelta(days=_DAYS_SHOWN - 1)).date()
+    found = {row.day: row for row in (await report(visit, GroupBy.DAY, first.isoformat())).rows}
+    days = tuple((first + timedelta(days=at)).isoformat() for at in range(_DAYS_SHOWN))
+    rows = [found.get(day) for day in days]
+    tokens = tuple(row.total_tokens if row else 0 for row in rows)
+    return DayColumns(days, tokens, tuple(row.cost_usd if row else 0.0 for row in rows))
+
+
+def _burn(hour: UsageTotals, month: UsageTotals, now: datetime) -> Burn:
+    following = (now.replace(day=1) + timedelta(days=32)).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    hours_left = (following - now).total_seconds() / 3600
+    return Burn(
+        hour.total_tokens,
+        hour.cost_usd,
+        month.total_tokens + int(hour.total_tokens * hours_left),
+        month.cost_usd + hour.cost_usd * hours_left,
+    )
+
+
+def _fullest(known: budgets.BudgetList) -> list[tuple[budgets.BudgetView, BudgetAccount]]:
+    """The accounts of budgets on workflows, agents, keys and projects that are nearest to their limit."""
+    pairs = [(budget, account) for budget in known.budgets for account in budget.accounts]
+    return sorted(pairs, key=lambda pair: -(pair[1].used or 0.0))[:_ROWS_SHOWN]
+
+
+PAGES = (
+    Page("GET", "", overview, "viewer"),
+    Page("GET", "/", overview, "viewer"),
+    Page("GET", "/overview", overview, "viewer"),
+)

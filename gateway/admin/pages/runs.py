@@ -1,0 +1,106 @@
+"""/admin/runs: the runs as they move, and /admin/runs/{run}: everything about one, with what can be done to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from starlette.responses import Response, StreamingResponse
+
+from gateway.admin.visit import Page, Visit
+from gateway.endpoints.api import runs
+from gateway.endpoints.api.runs import BudgetChange, RunsQuery
+from gateway.errors import BadRequest
+from gateway.run_view import RunLines
+from gateway.store import usage_report
+from gateway.store.runs import STATES
+from gateway.store.usage_report import UsageFilter
+
+_ACTIONS: Final = {
+    "pause": runs.pause_run,
+    "resume": runs.resume_run,
+    "complete": runs.complete_run,
+    "cancel": runs.cancel_run,
+    "reset": runs.reset_run,
+}
+_CALLS_SHOWN: Final = 200
+_EVERY_S: Final = 1.0
+# A stream ends soon and the browser opens the next: a server that stops need not wait for somebody who looks on.
+_LOOKS: Final = 10
+_RETRY_MS: Final = 500
+
+
+async def runs_or_run(visit: Visit) -> Response:
+    """All of them, or the one whose name is in the query because a path cannot carry it."""
+    if visit.name:
+        return await show_run(visit)
+    return visit.show("runs", found=await _found(visit), states=STATES, filters=_filters(visit))
+
+
+async def live_runs(visit: Visit) -> Response:
+    """The rows again, as server-sent events, whenever they are different."""
+    headers = {"x-accel-buffering": "no"}
+    await _found(visit)  # what is wrong with the filters is said before the stream begins
+    return StreamingResponse(_events(visit), media_type="text/event-stream", headers=headers)
+
+
+async def _events(visit: Visit) -> AsyncIterator[str]:
+    before = ""
+    yield f"retry: {_RETRY_MS}\n\n"
+    for _ in range(_LOOKS):
+        rows = visit.renderer.fragment(visit, "run_rows.html", {"found": await _found(visit)})
+        if rows != before:
+            yield "event: rows\n" + "".join(f"data: {line}\n" for line in rows.splitlines()) + "\n"
+            before = rows
+        await asyncio.sleep(_EVERY_S)
+
+
+async def show_run(visit: Visit) -> Response:
+    shown = await visit.ask(runs.get_run, path={"run": visit.name})
+    wanted = UsageFilter(project=visit.project, run=visit.name)
+    page = await usage_report.calls(visit.store, wanted, _CALLS_SHOWN, visit.param("cursor") or None)
+    return visit.show("run", run=shown, calls=page.calls, following=page.next)
+
+
+async def change_run(visit: Visit) -> Response:
+    action = visit.form.get("action", "")
+    path = {"run": visit.name}
+    if action == "budget":
+        await visit.ask(runs.set_run_budget, path=path, body=_budget(visit))
+    elif action in _ACTIONS:
+        await visit.ask(_ACTIONS[action], path=path)
+    else:
+        raise BadRequest.field("action", "is none of budget, " + ", ".join(_ACTIONS))
+    return visit.go("runs", visit.name, done=action)
+
+
+def _budget(visit: Visit) -> BudgetChange:
+    """An empty field takes the run's own limit back."""
+    texts = {name: visit.form.get(name, "").strip() for name in ("tokens", "usd", "requests") if name in visit.form}
+    given: dict[str, Any] = {name: None if not text else _number(name, text) for name, text in texts.items()}
+    return BudgetChange.model_validate(given)
+
+
+def _number(name: str, text: str) -> float | int:
+    try:
+        return float(text) if name == "usd" else int(text.replace(",", ""))
+    except ValueError:
+        raise BadRequest.field(name, f"must be a number; given {text[:40]!r}") from None
+
+
+async def _found(visit: Visit) -> RunLines:
+    return await visit.ask(runs.list_runs, query=visit.query(RunsQuery))
+
+
+def _filters(visit: Visit) -> dict[str, str]:
+    return {name: visit.param(name) for name in ("workflow", "agent", "user", "state", "from", "to")}
+
+
+PAGES = (
+    Page("GET", "/runs", runs_or_run, "viewer"),
+    Page("POST", "/runs", change_run, "admin"),  # of a run whose name a path cannot carry
+    Page("GET", "/live/runs", live_runs, "viewer"),
+    Page("GET", "/runs/{name:path}", show_run, "viewer"),
+    Page("POST", "/runs/{name:path}", change_run, "admin"),
+)

@@ -1,0 +1,53 @@
+"""What the latest calls say that no sum tells: why calls were refused, and what the gateway itself took.
+
+Bounded by a number of calls, not by time, so that it costs the same however busy the gateway is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import select
+
+from gateway.store.database import Database
+from gateway.store.tables import token_usage
+
+CALLS_MAX: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class RecentCalls:
+    """`refusals` are (code, how many), the most frequent first. Overheads in µs; None when no call has one."""
+
+    calls: int
+    refusals: tuple[tuple[str, int], ...]
+    overhead_us_p50: int | None
+    overhead_us_p95: int | None
+    overhead_us_p99: int | None
+
+
+async def recent_calls(db: Database, project: str) -> RecentCalls:
+    """Raises StoreUnavailable."""
+    table = token_usage.c
+    query = (
+        select(table.status, table.code, table.overhead_us)
+        # An expression keeps SQLite on the index of times: with the column alone it would sort the whole project.
+        .where(table.project.concat("") == project)
+        .order_by(table.at.desc())
+        .limit(CALLS_MAX)
+    )
+    async with db.read() as connection:
+        rows = (await connection.execute(query)).all()
+    refused = Counter(row.code for row in rows if row.status == "refused")
+    overheads = sorted(row.overhead_us for row in rows if row.overhead_us is not None and row.status == "ok")
+    return RecentCalls(
+        len(rows), tuple(refused.most_common(8)), *(_percentile(overheads, share) for share in (0.50, 0.95, 0.99))
+    )
+
+
+def _percentile(ranked: Sequence[int], share: float) -> int | None:
+    """The smallest value that covers this share of them."""
+    return ranked[max(0, -int(-len(ranked) * share // 1) - 1)] if ranked else None

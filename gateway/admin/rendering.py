@@ -1,0 +1,100 @@
+"""Templates, and what every page has: navigation, colours, headers that keep foreign code out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.responses import HTMLResponse, Response
+
+from gateway import __version__
+from gateway.admin import drawing, figures
+from gateway.admin.figures import path_of
+from gateway.admin.static_files import StaticFiles
+
+if TYPE_CHECKING:
+    from gateway.admin.visit import Visit
+
+SECURITY_HEADERS: Final[Mapping[str, str]] = {
+    "content-security-policy": (
+        "default-src 'self'; base-uri 'none'; object-src 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+_NAVIGATION: Final = (
+    ("Watch", (("overview", "Overview"), ("runs", "Runs"), ("usage", "Usage"), ("agents", "Agents"))),
+    ("Steer", (("workflows", "Workflows"), ("budgets", "Budgets"), ("settings", "Settings"), ("keys", "Keys"))),
+    ("Check", (("audit", "Audit"), ("health", "Health"))),
+)
+
+
+class Renderer:
+    def __init__(self, static: StaticFiles) -> None:
+        self._environment = Environment(
+            loader=PackageLoader("gateway.admin", "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+        )
+        self._environment.filters |= {
+            "count": figures.count,
+            "tokens": figures.tokens,
+            "usd": figures.usd,
+            "percent": figures.percent,
+            "moment": figures.moment,
+            "ago": figures.ago,
+            "span": figures.span,
+            "at_moment": figures.at_moment,
+            "pretty_detail": figures.pretty_detail,
+            "setting_text": figures.setting_text,
+        }
+        self._environment.globals |= {
+            "static": static.path,
+            "bullet": drawing.bullet,
+            "share_bar": drawing.share_bar,
+            "sparkline": drawing.sparkline,
+            "navigation": _NAVIGATION,
+            "version": __version__,
+        }
+
+    def page(self, visit: Visit, template: str, status: int, values: Mapping[str, Any]) -> Response:
+        text = self.fragment(visit, f"{template}.html", values)
+        return HTMLResponse(text, status)
+
+    def fragment(self, visit: Visit, template: str, values: Mapping[str, Any]) -> str:
+        return self._environment.get_template(template).render(**_around(visit), **values)
+
+
+def _around(visit: Visit) -> dict[str, Any]:
+    """What every template may use."""
+    from gateway.admin.visit import DEFAULT_PROJECT, DONE
+
+    project = None if visit.project == DEFAULT_PROJECT else visit.project
+
+    def url(page: str, name: str = "", **query: str | None) -> str:
+        return path_of(page, name, **{"project": project, **query})
+
+    return {
+        "visit": visit,
+        "url": url,
+        "project": project,
+        "projects": _projects(visit),
+        "now_ms": visit.now_ms,
+        "done": DONE.get(visit.param("done"), ""),
+        "here": visit.request.url.path.removeprefix("/admin").strip("/").partition("/")[0] or "overview",
+    }
+
+
+def _projects(visit: Visit) -> list[str]:
+    """Those that keys and declared workflows name; the one that is looked at is always among them."""
+    snapshot = visit.desk.parts.control.snapshot
+    named = {key.project for key in snapshot.keys.values()} | {project for project, _ in snapshot.workflows}
+    return sorted(named | {visit.project, "default"})

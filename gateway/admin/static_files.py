@@ -1,0 +1,48 @@
+"""Style sheets and scripts, read once from the package and served from memory, each named with a hash of what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+_TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+_FOREVER: Final = "public, max-age=31536000, immutable"
+
+
+@dataclass(frozen=True, slots=True)
+class StaticFile:
+    content: bytes
+    media_type: str
+    version: str
+
+
+class StaticFiles:
+    def __init__(self) -> None:
+        folder = files("gateway.admin").joinpath("static")
+        self._files = {
+            entry.name: _read(entry.name, entry.read_bytes())
+            for entry in folder.iterdir()
+            if "." + entry.name.rpartition(".")[2] in _TYPES
+        }
+
+    def path(self, name: str) -> str:
+        """The address of a file; it changes when the file does. Raises KeyError for one that is not there."""
+        return f"/admin/static/{name}?v={self._files[name].version}"
+
+    async def serve(self, request: Request) -> Response:
+        found = self._files.get(request.path_params["name"])
+        if found is None:
+            return Response("There is no such file.", 404, media_type="text/plain")
+        is_versioned = request.query_params.get("v") == found.version
+        headers = {"cache-control": _FOREVER if is_versioned else "no-cache", "x-content-type-options": "nosniff"}
+        return Response(found.content, headers=headers, media_type=found.media_type)
+
+
+def _read(name: str, content: bytes) -> StaticFile:
+    media_type = _TYPES["." + name.rpartition(".")[2]]
+    return StaticFile(content, media_type, hashlib.sha256(content).hexdigest()[:16])

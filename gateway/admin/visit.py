@@ -1,0 +1,146 @@
+"""One request to an admin page, and what its page is given to answer with."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeVar
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from gateway.admin.door import Door, Visitor
+from gateway.admin.figures import path_of
+from gateway.admin.rendering import Renderer
+from gateway.endpoints.access import Actor
+from gateway.endpoints.api.route import Ask, Desk
+from gateway.endpoints.api.schema import NoBody, ProjectQuery
+from gateway.errors import BadRequest
+from gateway.store.database import Database
+
+Needed = Literal["public", "viewer", "admin"]
+FORM_BYTES_MAX: Final = 4 * 1024 * 1024
+_FIELDS_MAX: Final = 2_000
+DEFAULT_PROJECT: Final = "default"
+# What a page may say above itself after a change; the address carries the word, never the sentence.
+DONE: Final[Mapping[str, str]] = {
+    "saved": "Saved. It counts in this process now, and in every other within two seconds.",
+    "reverted": "Taken back. That is in the history, too.",
+    "unchanged": "Nothing was different, so nothing was changed.",
+    "budget": "The run has its new budget.",
+    "pause": "The run is paused: its calls are refused until it is resumed.",
+    "resume": "The run goes on.",
+    "complete": "The run is completed.",
+    "cancel": "The run is cancelled. Calls under way end as they would.",
+    "reset": "The run begins again with nothing spent. Every other total keeps what it had used.",
+    "deleted": "Deleted.",
+    "revoked": "The key is revoked.",
+    "login": "You are logged in.",
+    "person": "The login is set. Sessions of before are over.",
+    "disabled": "The login is disabled, and its sessions are over.",
+}
+
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    desk: Desk
+    door: Door
+    renderer: Renderer
+    request: Request
+    request_id: str
+    visitor: Visitor | None
+    form: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def actor(self) -> Actor:
+        if self.visitor is None:
+            raise LookupError("a page that shows who is there must not be public")
+        return self.visitor.actor
+
+    @property
+    def is_admin(self) -> bool:
+        return self.visitor is not None and self.visitor.actor.role == "admin"
+
+    @property
+    def store(self) -> Database:
+        return self.desk.parts.store
+
+    @property
+    def now_ms(self) -> int:
+        return self.desk.now_ms()
+
+    @property
+    def project(self) -> str:
+        return self.request.query_params.get("project") or DEFAULT_PROJECT
+
+    @property
+    def name(self) -> str:
+        """What the page is about: from the path, or from the query where a path cannot carry it."""
+        return str(self.request.path_params.get("name") or self.request.query_params.get("name") or "")
+
+    def param(self, name: str, default: str = "") -> str:
+        return self.request.query_params.get(name, default)
+
+    async def ask(
+        self,
+        handle: Callable[[Ask[Any, Any]], Awaitable[T]],
+        *,
+        path: Mapping[str, str] | None = None,
+        query: ProjectQuery | None = None,
+        body: Any = None,
+    ) -> T:
+        """Answer by a handler of the control API: what a page shows or changes is what the API shows or changes."""
+        asked = query or ProjectQuery(project=self.project)
+        return await handle(
+            Ask(self.desk, self.actor, self.request_id, path or {}, asked, NoBody() if body is None else body)
+        )
+
+    def query(self, model: type[M], **values: Any) -> M:
+        """A query of the API from the fields of this page's address that it knows; empty ones are not given."""
+        known = {field.alias or name for name, field in model.model_fields.items()}
+        given = {key: value for key, value in self.request.query_params.items() if key in known and value != ""}
+        return model.model_validate({"project": self.project, **given, **values})
+
+    def show(self, template: str, *, status: int = 200, **values: Any) -> Response:
+        return self.renderer.page(self, template, status, values)
+
+    def go(self, page: str, name: str = "", *, done: str = "", **query: str | None) -> Response:
+        """See another page, after a change."""
+        project = None if self.project == DEFAULT_PROJECT else self.project
+        return RedirectResponse(path_of(page, name, project=project, done=done, **query), 303)
+
+
+Handle = Callable[[Visit], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """`needs` is the role that the page asks for; there is no default, so that nobody forgets to think of it."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    handle: Handle
+    needs: Needed
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """The fields of a form as browsers send it; of several with one name the last, as check boxes need it."""
+    if request.method != "POST":
+        return {}
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
+        raise BadRequest("Send a form (application/x-www-form-urlencoded).", status=415, code="unsupported_media_type")
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > FORM_BYTES_MAX:
+            raise BadRequest.too_large(FORM_BYTES_MAX)
+    try:
+        pairs = parse_qsl(raw.decode(), keep_blank_values=True, max_num_fields=_FIELDS_MAX, errors="strict")
+    except ValueError:
+        raise BadRequest("The form cannot be read.", code="invalid_form") from None
+    return dict(pairs)
