@@ -58,7 +58,11 @@ class SqliteLedger:
         if self._worker is not None:
             raise LedgerError(f"the ledger {self._path} is open already")
         worker = SqliteWorker(self._open_file, self._clock_ms, asyncio.get_running_loop())
-        await worker.start()
+        try:
+            await worker.start()
+        except asyncio.CancelledError:
+            worker.give_up()
+            raise
         self._worker = worker
 
     async def close(self) -> None:

@@ -67,8 +67,12 @@ class SqliteWorker:
         self._thread.start()
         await asyncio.shield(self._opened)
 
-    async def stop(self) -> None:
+    def give_up(self) -> None:
+        """Close as soon as everything that waits is done, without anybody waiting for that."""
         self._waiting.put(None)
+
+    async def stop(self) -> None:
+        self.give_up()
         await asyncio.shield(self._closed)
 
     async def perform(self, operation: Callable[..., R], *arguments: Any) -> R:

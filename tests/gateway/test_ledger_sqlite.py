@@ -131,6 +131,23 @@ async def test_closing_performs_what_was_asked_before(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["ledger.db", "ledger.db.lock"]
 
 
+async def test_an_opening_that_nobody_waits_for_lets_go_of_the_file(tmp_path: Path) -> None:
+    opening = asyncio.ensure_future(SqliteLedger(tmp_path / "ledger.db").open())
+    await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await ledger.open()
+                break
+            except LedgerError:
+                await asyncio.sleep(0.01)
+    await ledger.close()
+
+
 async def test_is_opened_once(ledger: SqliteLedger) -> None:
     with pytest.raises(LedgerError, match="is open already"):
         await ledger.open()
