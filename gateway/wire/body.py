@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
@@ -24,6 +27,8 @@ ACCOUNTED_KEYS: Final = (
     "service_tier",
     "metadata",
 )
+# No serializer escapes a letter; a key that is hidden that way is read as the same key by every parser.
+_ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7][0-9a-fA-F]")
 _QUOTED: Final = tuple((key, b'"' + key.encode() + b'"') for key in ACCOUNTED_KEYS)
 
 # No request field chooses the upstream's host, credential, transport or price: they belong to the configuration.
@@ -56,9 +61,11 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         raise BadRequest.field(
             key, "is not a caller's to choose; the gateway's configuration sets it", "forbidden_field"
         )
-    for key, quoted in _QUOTED:
-        if raw.count(quoted) > 1:
-            _refuse_double(raw, key)
+    doubled = [key for key, quoted in _QUOTED if raw.count(quoted) > 1]
+    if b"\\u00" in raw and _ESCAPED_LETTER.search(raw):
+        doubled = list(ACCOUNTED_KEYS)
+    if doubled:
+        _refuse_double(raw, doubled)
     return body
 
 
@@ -77,7 +84,7 @@ def drop_tags(body: dict[str, Any]) -> None:
         del body["metadata"]
 
 
-def _refuse_double(raw: bytes, key: str) -> None:
+def _refuse_double(raw: bytes, keys: Sequence[str]) -> None:
     """The same word may stand in nested objects (a tool's parameter named "model"): only the outermost object counts."""
     outermost: list[tuple[str, Any]] = []
 
@@ -91,8 +98,10 @@ def _refuse_double(raw: bytes, key: str) -> None:
         raise BadRequest(
             "The body is nested too deeply, or holds a number that is too long.", code="invalid_json"
         ) from None
-    if sum(name == key for name, _ in outermost) > 1:
-        raise BadRequest.field(key, "stands in the body twice", "duplicate_key")
+    names = Counter(name for name, _ in outermost)
+    for key in keys:
+        if names[key] > 1:
+            raise BadRequest.field(key, "stands in the body twice", "duplicate_key")
 
 
 def whole_number(body: dict[str, Any], key: str, least: int, most: int = 2**31 - 1) -> int | None:

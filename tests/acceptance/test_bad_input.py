@@ -1,0 +1,290 @@
+"""Requests that are wrong, hostile, or both: refused before they cost anything, with an error that says what to change."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.acceptance.serving import Served, serving
+from tests.farebox_process import Reply, tagged
+
+pytestmark = pytest.mark.xdist_group("acceptance-bad-input")
+
+BODY_BYTES_MAX = 2_000_000
+HI = '"messages": [{"role": "user", "content": "hi"}]'
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    budgets = [{"scope": "run", "match": "*", "tokens": 10_000}]
+    with serving(tmp_path_factory.mktemp("bad"), budgets=budgets, server={"body_bytes_max": BODY_BYTES_MAX}) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _fresh(served: Served) -> Iterator[None]:
+    served.provider.clear()
+    yield
+    assert "call_failed" not in served.gateway.log, "no request may end in a bug of ours"
+
+
+def post(served: Served, raw: bytes | str, headers: dict[str, str] | None = None, query: str = "") -> Reply:
+    data = raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw
+    return served.gateway.request("POST", f"/v1/chat/completions{query}", data, headers or tagged("wf", "r-bad"))
+
+
+NOT_JSON: list[tuple[str, bytes]] = [
+    ("empty", b""),
+    ("text", b"hello"),
+    ("array", b"[]"),
+    ("string", b'"x"'),
+    ("null", b"null"),
+    ("bom", b"\xef\xbb\xbf{}"),
+    ("utf-16", '{"model": "fake"}'.encode("utf-16")),
+    ("latin-1", b'{"model": "fake", "messages": [{"role": "user", "content": "\xe9"}]}'),
+    ("nan", b'{"model": "fake", "temperature": NaN, ' + HI.encode() + b"}"),
+    ("infinity", b'{"model": "fake", "temperature": Infinity, ' + HI.encode() + b"}"),
+    ("exponent", b'{"model": "fake", "max_tokens": 1e999, ' + HI.encode() + b"}"),
+    ("digits", b'{"model": "fake", "max_tokens": ' + b"9" * 5000 + b", " + HI.encode() + b"}"),
+    ("depth", b"[" * 100_000),
+    ("deep-object", b'{"model": "fake", "x": ' + b'{"a":' * 5000 + b"1" + b"}" * 5000 + b"}"),
+    ("cut", b'{"model": "fake", "messages": ['),
+    ("trailing", b'{"model": "fake", ' + HI.encode() + b"} x"),
+    ("comment", b'{"model": "fake", /* no */ ' + HI.encode() + b"}"),
+    ("surrogate", b'{"model": "fake", "messages": [{"role": "user", "content": "\\ud800"}]}'),
+]
+
+
+@pytest.mark.parametrize("raw", [raw for _, raw in NOT_JSON], ids=[name for name, _ in NOT_JSON])
+def test_what_is_not_one_json_object_is_a_400_at_once(served: Served, raw: bytes) -> None:
+    started_s = time.monotonic()
+    reply = post(served, raw)
+    assert time.monotonic() - started_s < 1.0
+    assert reply.status == 400, reply.body[:300]
+    error = reply.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+    assert reply.headers["x-request-id"] == error["metadata"]["request_id"]
+    assert served.seen() == 0
+
+
+WRONG_FIELDS: list[tuple[str, str]] = [
+    ("model", f"{{{HI}}}"),
+    ("model", f'{{"model": "", {HI}}}'),
+    ("model", f'{{"model": 7, {HI}}}'),
+    ("model", f'{{"model": null, {HI}}}'),
+    ("messages", '{"model": "fake"}'),
+    ("messages", '{"model": "fake", "messages": "hi"}'),
+    ("messages", '{"model": "fake", "messages": []}'),
+    ("max_tokens", f'{{"model": "fake", "max_tokens": true, {HI}}}'),
+    ("max_tokens", f'{{"model": "fake", "max_tokens": 1.0, {HI}}}'),
+    ("max_tokens", f'{{"model": "fake", "max_tokens": "100", {HI}}}'),
+    ("max_tokens", f'{{"model": "fake", "max_tokens": -1, {HI}}}'),
+    ("max_tokens", f'{{"model": "fake", "max_tokens": 0, {HI}}}'),
+    ("max_tokens", f'{{"model": "fake", "max_tokens": 1000000000000000000000000000000, {HI}}}'),
+    ("max_completion_tokens", f'{{"model": "fake", "max_completion_tokens": [], {HI}}}'),
+    ("n", f'{{"model": "fake", "n": 0, {HI}}}'),
+    ("n", f'{{"model": "fake", "n": 1.5, {HI}}}'),
+    ("n", f'{{"model": "fake", "n": 100000, {HI}}}'),
+    ("stream", f'{{"model": "fake", "stream": "yes", {HI}}}'),
+    ("stream_options", f'{{"model": "fake", "stream": true, "stream_options": 3, {HI}}}'),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "raw"), WRONG_FIELDS, ids=[f"{field}-{i}" for i, (field, _) in enumerate(WRONG_FIELDS)]
+)
+def test_a_wrong_field_is_named(served: Served, field: str, raw: str) -> None:
+    reply = post(served, raw)
+    assert reply.status == 400, reply.body[:300]
+    error = reply.json()["error"]
+    assert (error["param"] or "").split(".")[0] == field, error
+    assert served.seen() == 0
+
+
+@pytest.mark.parametrize("field", ["model", "max_tokens", "stream", "n", "max_completion_tokens"])
+def test_a_field_that_money_depends_on_stands_once(served: Served, field: str) -> None:
+    values = {"model": '"fake"', "stream": "false"}
+    value = values.get(field, "1")
+    rest = "" if field == "model" else '"model": "fake", '
+    escaped = "\\u00" + f"{ord(field[0]):02x}" + field[1:]
+    for second in (field, escaped):
+        reply = post(served, f'{{{rest}"{field}": {value}, {HI}, "{second}": {value}}}')
+        assert reply.status == 400, (second, reply.body)
+        assert reply.json()["error"]["code"] == "duplicate_key"
+    assert served.seen() == 0
+
+
+def test_the_same_word_in_a_nested_object_is_no_duplicate(served: Served) -> None:
+    tool = {
+        "type": "function",
+        "function": {"name": "f", "parameters": {"properties": {"model": {"type": "string"}, "n": {}}}},
+    }
+    assert served.chat(tagged("wf", "r-nested"), tools=[tool], max_tokens=16, n=1).status == 200
+
+
+def test_ten_to_the_nine_tokens_are_clamped_to_what_the_model_can(served: Served) -> None:
+    assert served.chat(tagged("wf", "r-much"), max_tokens=10**9).status == 200
+    assert served.last.body["max_tokens"] <= 4096
+
+
+def test_a_hundred_thousand_messages_are_counted_or_refused_quickly(served: Served) -> None:
+    message = '{"role": "user", "content": "a"}'
+    raw = f'{{"model": "fake", "messages": [{", ".join([message] * 50_000)}]}}'
+    started_s = time.monotonic()
+    reply = post(served, raw)
+    assert reply.status in (400, 402)
+    assert time.monotonic() - started_s < 5
+
+
+def test_odd_characters_of_a_prompt_arrive_as_they_were(served: Served) -> None:
+    odd = "\x00 \u202eevil\u202c Z͑ͫ̓ͪ̂ͫ̽͏a͓͋l͚g̬o 👩‍👩‍👧‍👦 ﷽ \u2028 \uffff раура1"
+    assert served.chat(tagged("wf", "r-odd"), odd, max_tokens=16).status == 200
+    assert served.last.body["messages"][0]["content"] == odd
+
+
+def test_unknown_fields_are_forwarded(served: Served) -> None:
+    assert served.chat(tagged("wf", "r-unknown"), max_tokens=16, brand_new={"a": [1, 2.5, None]}).status == 200
+    assert served.last.body["brand_new"] == {"a": [1, 2.5, None]}
+
+
+# ── size and encoding ──
+
+
+def test_a_body_above_the_limit_is_a_413(served: Served) -> None:
+    reply = post(served, b'{"x": "' + b"a" * BODY_BYTES_MAX + b'"}')
+    assert (reply.status, reply.json()["error"]["code"]) == (413, "request_too_large")
+    assert served.seen() == 0
+
+
+def _raw(served: Served, request: bytes, more: Iterator[bytes] | None = None) -> bytes:
+    host, _, port = served.gateway.url.removeprefix("http://").partition(":")
+    answer = b""
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        try:
+            connection.sendall(request)
+            for piece in more or ():
+                connection.sendall(piece)
+            while piece := connection.recv(65536):
+                answer += piece
+        except (ConnectionError, TimeoutError):
+            pass
+    return answer
+
+
+def test_a_chunked_body_is_cut_off_at_the_limit(served: Served) -> None:
+    chunk = b"10000\r\n" + b"a" * 65536 + b"\r\n"
+    sent = 0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(400):
+            sent += 65536
+            yield chunk
+
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    answer = _raw(served, head, chunks())
+    assert answer.startswith(b"HTTP/1.1 413") or (answer == b"" and sent < 400 * 65536)
+    assert served.seen() == 0
+
+
+def test_a_compressed_request_is_a_415(served: Served) -> None:
+    reply = post(served, b"\x1f\x8b", {**tagged(), "content-encoding": "gzip"})
+    assert (reply.status, reply.json()["error"]["code"]) == (415, "unsupported_encoding")
+
+
+# ── where a call goes is the configuration's business ──
+
+DENIED_FIELDS = [
+    "api_base",
+    "base_url",
+    "api_key",
+    "api_version",
+    "organization",
+    "extra_headers",
+    "custom_llm_provider",
+]
+DENIED_HEADERS = ["x-portkey-custom-host", "x-portkey-config", "helicone-target-url", "x-litellm-api-base", "api-base"]
+
+
+@pytest.mark.parametrize("field", [*DENIED_FIELDS, "input_cost_per_token", "mock_response", "fallbacks", "proxy"])
+def test_no_field_of_a_body_chooses_the_destination(served: Served, field: str) -> None:
+    for headers in ({}, tagged()):
+        value: dict[str, Any] = {field: served.provider.url}
+        reply = served.gateway.request(
+            "POST",
+            "/v1/chat/completions",
+            {"model": "fake", "messages": [{"role": "user", "content": "hi"}], **value},
+            headers,
+        )
+        assert (reply.status, reply.json()["error"]["param"]) == (400, field)
+        reply = served.gateway.request("POST", "/v1/embeddings", {"model": "fake", "input": "hi", **value}, headers)
+        assert (reply.status, reply.json()["error"]["param"]) == (400, field)
+    assert served.seen() == 0
+
+
+@pytest.mark.parametrize("field", DENIED_FIELDS)
+def test_no_query_chooses_the_destination(served: Served, field: str) -> None:
+    raw = f'{{"model": "fake", {HI}}}'
+    reply = post(served, raw, query=f"?a=1&{field}=http%3A%2F%2F127.0.0.1%3A9")
+    assert (reply.status, reply.json()["error"]["param"]) == (400, field)
+    assert served.seen() == 0
+
+
+@pytest.mark.parametrize("header", DENIED_HEADERS)
+def test_no_header_chooses_the_destination(served: Served, header: str) -> None:
+    reply = served.chat({header: "http://169.254.169.254/"})
+    assert (reply.status, reply.json()["error"]["param"]) == (400, header)
+    assert served.seen() == 0
+
+
+@pytest.mark.parametrize("name", ["http://127.0.0.1:9/v1", "openai/https://evil.example/x", "file:///etc/passwd"])
+def test_a_model_is_a_name_and_not_an_address(served: Served, name: str) -> None:
+    reply = served.chat(model=name)
+    assert (reply.status, reply.json()["error"]["param"]) == (400, "model")
+    assert served.seen() == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt-4o-mini", "openai/gpt-4o-mini", "FAKE", "fake ", "fake\u200b", "../fake", "a" * 5000]
+)
+def test_an_unknown_model_is_a_404(served: Served, name: str) -> None:
+    reply = served.chat(model=name)
+    assert (reply.status, reply.json()["error"]["code"]) in ((404, "model_not_found"), (400, "invalid_value"))
+    assert served.seen() == 0
+    assert len(reply.body) < 2000
+
+
+def test_two_credentials_that_differ_are_not_guessed_between(served: Served) -> None:
+    reply = served.chat({"authorization": "Bearer a", "x-api-key": "b"})
+    assert reply.status == 400
+    assert served.seen() == 0
+
+
+def test_counting_tokens_is_as_strict(served: Served) -> None:
+    body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+    assert served.gateway.request("POST", "/v1/messages/count_tokens", body).json()["input_tokens"] > 0
+    for changed, headers in (
+        ({**body, "model": "auto"}, {}),
+        ({**body, "model": "nothing"}, {}),
+        ({**body, "api_base": "http://x"}, {}),
+        (body, {"api-base": "http://x"}),
+    ):
+        reply = served.gateway.request("POST", "/v1/messages/count_tokens", changed, headers)
+        assert reply.status in (400, 404), changed
+        assert reply.json()["type"] == "error"
+    assert served.seen() == 0
+
+
+def test_method_and_path_are_answered_in_the_errors_own_shape(served: Served) -> None:
+    reply = served.gateway.get("/v1/chat/completions")
+    assert (reply.status, reply.headers["allow"]) == (405, "POST")
+    assert reply.json()["error"]["code"] == "method_not_allowed"
+    reply = served.gateway.request("POST", "/v1/nothing", {})
+    assert (reply.status, reply.json()["error"]["code"]) == (404, "not_found")
+    assert json.loads(served.gateway.get("/livez").body) is not None

@@ -1,0 +1,190 @@
+"""Several gateway processes on one Redis and one Postgres: budgets hold across all of them, whatever dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.ledger.redis import RedisLedger
+from policies.reservation import Balance
+from tests.acceptance.scaled_out import Crowd, Fleet, hurried, rows_of, settings_for, until
+from tests.farebox_process import FareboxProcess, running_farebox, tagged
+from tests.postgres_server import execute, with_database
+from tests.redis_server import RedisServer
+
+pytest_plugins = ["tests.store_fixtures"]
+
+CALLS = 120  # what the run's budget pays for
+CLIENTS = 64
+TTL_S = 3.0
+# Three in every test run; all of them with `make soak`.
+SEEDS = [pytest.param(seed, marks=[] if seed < 3 else [pytest.mark.soak]) for seed in range(20)]
+BUDGET = {"scope": "run", "match": "crowd", "requests": CALLS, "on_pressure": ["refuse"]}
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    try:
+        server = hurried(RedisServer("--appendfsync", "everysec"))
+    except FileNotFoundError as lacking:
+        pytest.skip(str(lacking))
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="module")
+def store_url(postgres_server_url: str, postgres_template: str) -> Iterator[str]:
+    """A migrated database for the whole module."""
+    name = f"farebox_test_{uuid.uuid4().hex[:12]}"
+    asyncio.run(execute(postgres_server_url, f"CREATE DATABASE {name} TEMPLATE {postgres_template}"))
+    yield with_database(postgres_server_url, name)
+    asyncio.run(execute(postgres_server_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+
+
+@pytest.fixture(scope="module")
+def fleet(redis_server: RedisServer, store_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    config = settings_for(redis_server.url, store_url, budgets=[BUDGET])
+    started = Fleet(tmp_path_factory.mktemp("fleet"), config, size=4)
+    try:
+        started.start()
+        yield started
+    finally:
+        started.kill()
+
+
+async def balance_of(url: str, run: str) -> Balance:
+    ledger = RedisLedger(url, deadline_ms=10_000)
+    await ledger.open()
+    try:
+        return (await ledger.balances("default", [f"run/{run}"]))[0]
+    finally:
+        await ledger.close()
+
+
+async def holds_in(url: str) -> int:
+    ledger = RedisLedger(url, deadline_ms=10_000)
+    await ledger.open()
+    try:
+        return len(await ledger.pending("default"))
+    finally:
+        await ledger.close()
+
+
+async def outbox_of(url: str) -> int:
+    ledger = RedisLedger(url, deadline_ms=10_000)
+    await ledger.open()
+    try:
+        return await ledger.outbox_size()
+    finally:
+        await ledger.close()
+
+
+async def kill_and_restart(fleet: Fleet, seed: int, kills: int) -> None:
+    """kill -9, at moments that the seed chooses; the process comes back on another port."""
+    chance = random.Random(seed)
+    for _ in range(kills):
+        await asyncio.sleep(0.1 + chance.random() * 0.5)
+        gateway = chance.choice(fleet.gateways)
+        await asyncio.to_thread(gateway.kill)
+        await asyncio.to_thread(gateway.start)
+
+
+async def resolved(redis: RedisServer, within_s: float = TTL_S + 27) -> None:
+    async def none_left() -> bool:
+        return await holds_in(redis.url) == 0 and await outbox_of(redis.url) == 0
+
+    await until(none_left, within_s, "every hold is resolved and every event in the store")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_a_run_gets_exactly_its_calls_while_processes_die(
+    fleet: Fleet, redis_server: RedisServer, store_url: str, seed: int
+) -> None:
+    run = f"kills-{seed}"
+    crowd = Crowd(lambda: [gateway.url for gateway in fleet.gateways], run, seed)
+    dying = asyncio.create_task(kill_and_restart(fleet, seed, kills=2))
+    await crowd.call_until_refused(CLIENTS)
+    await dying
+    await resolved(redis_server)
+    balance = await balance_of(redis_server.url, run)
+    rows = await rows_of(store_url, run)
+    spent = [row for row in rows if row["requests"]]
+    # Every call that was granted is settled, or was charged when its process was gone; the rest was given back and used by others.
+    assert balance.settled.requests + balance.reserved.requests <= CALLS
+    assert balance.reserved.requests == 0
+    assert crowd.granted <= balance.settled.requests
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert sum(row["requests"] for row in spent) == balance.settled.requests
+    assert sum(row["total_tokens"] for row in spent) == balance.settled.tokens
+    assert sum(row["cost_nano_usd"] for row in spent) == balance.settled.nano_usd
+    assert {row["status"] for row in spent} <= {"ok", "lost", "late", "cancelled", "error"}, crowd.statuses
+    assert sum(row["status"] == "ok" for row in spent) >= crowd.granted, crowd.statuses
+
+
+async def test_without_a_death_exactly_as_many_answers_as_the_budget_has(
+    fleet: Fleet, redis_server: RedisServer, store_url: str
+) -> None:
+    crowd = Crowd(lambda: [gateway.url for gateway in fleet.gateways], "whole", 0)
+    await crowd.call_until_refused(CLIENTS)
+    assert crowd.granted == CALLS, crowd.statuses
+    assert crowd.statuses["402 run_budget_exceeded"] == CLIENTS, crowd.statuses
+    await resolved(redis_server)
+    assert (await balance_of(redis_server.url, "whole")).settled.requests == CALLS
+    rows = await rows_of(store_url, "whole")
+    assert sum(row["status"] == "ok" for row in rows) == CALLS
+
+
+async def test_all_processes_answer_alike(fleet: Fleet) -> None:
+    """No state of a process matters: what one has settled, every other knows at once."""
+    seen = []
+    for gateway in [*fleet.gateways, *fleet.gateways]:
+        reply = await asyncio.to_thread(gateway.chat, "hi", tagged("crowd", "alike"), "mock", max_tokens=20)
+        assert reply.status == 200, reply.body
+        seen.append(reply)
+    counts = [int(await balance_left(gateway, "alike")) for gateway in fleet.gateways]
+    assert counts == [CALLS - 8 - number - 1 for number in range(4)]
+
+
+async def balance_left(gateway: FareboxProcess, run: str) -> int:
+    """Calls that are left after one more, by the API of this process."""
+    reply = await asyncio.to_thread(gateway.chat, "hi", tagged("crowd", run), "mock", max_tokens=20)
+    assert reply.status == 200, reply.body
+    found = (await asyncio.to_thread(gateway.get, f"/api/runs/{run}")).json()
+    return int(found["requests"]["remaining"])
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="finds the workers of a gateway in /proc, which only Linux has"
+)
+async def test_workers_of_one_gateway_share_a_budget_and_are_replaced(
+    redis_server: RedisServer, store_url: str, tmp_path: Path
+) -> None:
+    config = settings_for(redis_server.url, store_url, budgets=[BUDGET])
+    with running_farebox(tmp_path, config, arguments=("--workers", "4")) as gateway:
+        crowd = Crowd(lambda: [gateway.url], "workers", 7)
+        calling = asyncio.create_task(crowd.call_until_refused(CLIENTS))
+        await asyncio.sleep(0.5)
+        workers = [
+            child for child in children(gateway.pid) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+        ]
+        os.kill(workers[0], signal.SIGKILL)
+        await calling
+        await resolved(redis_server)
+        balance = await balance_of(redis_server.url, "workers")
+        assert crowd.granted <= balance.settled.requests <= CALLS
+        assert "worker_died" in gateway.log
+        started = time.monotonic()
+        assert gateway.stop() == 0
+        assert time.monotonic() - started < 20

@@ -1,0 +1,225 @@
+"""What a client hears when the provider fails, and that a failed call costs nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.acceptance.serving import PROMPT_TOKENS, Served, model, serving
+from tests.fake_provider import FakeProvider
+from tests.farebox_process import tagged
+
+pytestmark = pytest.mark.xdist_group("acceptance-errors")
+
+
+def _models(provider: FakeProvider) -> list[dict[str, Any]]:
+    url = provider.openai_url
+    claude = model(provider.anthropic_url, "claude", upstream="anthropic/claude-sonnet-4-5")
+    dead = model("http://127.0.0.1:9/v1", "dead")
+    return [
+        model(url),
+        model(url, "shaky", upstream="openai/gpt-4.1-mini"),
+        model(url, "backup"),
+        claude,
+        dead,
+    ]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    settings = {
+        "num_retries": 1,
+        "timeout": 1.5,
+        "stream_timeout": 1.5,
+        "connect_timeout": 1,
+        "allowed_fails": 1000,
+        "fallbacks": [{"shaky": ["backup"]}],
+    }
+    budgets = [{"scope": "run", "match": "*", "tokens": 10_000}]
+    folder = tmp_path_factory.mktemp("errors")
+    with serving(folder, models=_models, budgets=budgets, router_settings=settings) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _fresh(served: Served) -> None:
+    served.provider.clear()
+
+
+def nothing_was_spent(served: Served, headers: dict[str, str]) -> None:
+    facts = served.balance(headers)
+    assert (facts["settled"], facts["reserved"]) == (0, 0)
+
+
+STATUSES = [400, 401, 403, 404, 408, 409, 422, 429, 500, 502, 503, 529]
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_providers_error_keeps_its_status_and_words_and_costs_nothing(served: Served, status: int) -> None:
+    headers = tagged("wf", f"r-{status}")
+    served.provider.script(status=status, message="no, not like this", code="its_own_code", times=None)
+    reply = served.chat(headers, max_tokens=100)
+    assert reply.status == status
+    error = reply.json()["error"]
+    assert (error["message"], error["code"]) == ("no, not like this", "its_own_code")
+    assert reply.headers["x-request-id"]
+    assert reply.headers["x-workflow-run-id"] == f"r-{status}"
+    served.provider.clear()
+    nothing_was_spent(served, headers)
+
+
+@pytest.mark.parametrize("body", ["none", "html", "text", "string", "detail"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+def test_an_error_without_a_proper_body_is_made_into_one(served: Served, body: str, streamed: bool) -> None:
+    headers = tagged("wf", f"r-{body}-{streamed}")
+    served.provider.script(status=503, body=body, message="gone fishing", times=None)
+    reply = served.chat(headers, stream=streamed, max_tokens=100)
+    assert reply.status == 503
+    assert reply.headers["content-type"].startswith("application/json")
+    error = reply.json()["error"]
+    assert isinstance(error["message"], str)
+    assert error["message"]
+    assert "<html" not in error["message"]
+    if body in ("text", "string", "detail"):
+        assert "gone fishing" in error["message"]
+    served.provider.clear()
+    nothing_was_spent(served, headers)
+
+
+def test_anthropic_errors_have_anthropics_shape(served: Served) -> None:
+    body = {"model": "claude", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
+    served.provider.script(status=429, message="slow down", retry_after="1", times=None)
+    reply = served.gateway.request("POST", "/v1/messages", body, tagged("wf", "r-anthropic"))
+    assert reply.status == 429
+    assert reply.headers["retry-after"] == "1"
+    answer = reply.json()
+    assert answer["type"] == "error"
+    assert (answer["error"]["type"], answer["error"]["message"]) == ("rate_limit_error", "slow down")
+    served.provider.clear()
+    starved = {**tagged("wf", "r-anthropic-2"), "x-workflow-budget-tokens": "1"}
+    reply = served.gateway.request("POST", "/v1/messages", body, starved)
+    assert (reply.status, reply.json()["type"], reply.json()["error"]["type"]) == (402, "error", "billing_error")
+    assert reply.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("directive", "statuses"),
+    [
+        ({"reset": "before_headers"}, {502}),
+        ({"delay_ms": 4000}, {504}),
+        ({"raw": "SSH-2.0-nonsense\r\n"}, {502}),
+        ({"content_length": 100_000, "cut_after": 20}, {502}),
+        ({"header_bytes": 1_000_000}, {502}),
+        ({"gzip_bomb_bytes": 200_000_000}, {502}),
+    ],
+    ids=["reset", "timeout", "nonsense", "short", "header", "bomb"],
+)
+def test_a_provider_that_cannot_be_understood_is_a_502_or_504(
+    served: Served, directive: dict[str, Any], statuses: set[int]
+) -> None:
+    headers = tagged("wf", f"r-{next(iter(directive))}")
+    served.provider.script(times=None, **directive)
+    started_s = time.monotonic()
+    reply = served.chat(headers, max_tokens=100)
+    assert reply.status in statuses, reply.body
+    assert reply.json()["error"]["type"] == "upstream_error"
+    assert reply.json()["error"]["metadata"]["request_id"] == reply.headers["x-request-id"]
+    assert time.monotonic() - started_s < 8
+    served.provider.clear()
+    facts = served.balance(headers)
+    assert facts["reserved"] == 0
+    assert facts["settled"] <= PROMPT_TOKENS + 100
+
+
+def test_a_provider_that_is_not_there_is_a_502(served: Served) -> None:
+    reply = served.chat(tagged("wf", "r-dead"), model="dead", max_tokens=100)
+    assert (reply.status, reply.json()["error"]["code"]) == (502, "upstream_unreachable")
+    nothing_was_spent(served, tagged("wf", "r-dead"))
+
+
+def test_a_redirect_is_not_followed_and_the_credential_goes_nowhere(served: Served) -> None:
+    served.provider.script(redirect=f"{served.provider.url}/v1/stolen", times=None)
+    reply = served.chat(tagged("wf", "r-redirect"), max_tokens=100)
+    assert reply.status == 502
+    assert {request.path for request in served.provider.requests} == {"/v1/chat/completions"}
+    assert "location" not in reply.headers
+
+
+def test_headers_of_the_provider_that_are_not_for_clients_stay_here(served: Served) -> None:
+    served.provider.script(cookie=True)
+    reply = served.chat(tagged("wf", "r-cookie"), max_tokens=100)
+    assert reply.status == 200
+    assert not {"set-cookie", "x-accel-buffering", "transfer-encoding", "openai-organization"} & set(reply.headers)
+
+
+# ── retries and fallbacks ──
+
+
+def test_a_passing_fault_is_tried_again_inside_the_same_hold(served: Served) -> None:
+    headers = tagged("wf", "r-again")
+    served.provider.script(status=500)
+    served.provider.script(tokens=10)
+    reply = served.chat(headers, max_tokens=100)
+    assert reply.status == 200
+    assert served.seen() == 2
+    assert served.balance(headers)["settled"] == PROMPT_TOKENS + 10
+
+
+def test_a_fault_of_the_request_is_not_tried_again(served: Served) -> None:
+    served.provider.script(status=400, times=None)
+    assert served.chat(tagged("wf", "r-once")).status == 400
+    assert served.seen() == 1
+
+
+def test_another_model_answers_where_the_configuration_says_so(served: Served) -> None:
+    headers = tagged("wf", "r-fallback")
+    served.provider.script(status=503, times=None, when=lambda seen: seen.body["model"] == "gpt-4.1-mini")
+    served.provider.script(tokens=10, times=None)
+    reply = served.chat(headers, model="shaky", max_tokens=100)
+    assert reply.status == 200
+    assert "fallback=backup" in reply.headers["x-budget-actions"]
+    assert served.last.body["model"] == "gpt-4o-mini"
+    assert served.balance(headers)["settled"] == PROMPT_TOKENS + 10
+
+
+def test_the_sdk_raises_its_own_types(served: Served) -> None:
+    with OpenAI(base_url=served.gateway.url + "/v1", api_key="any", max_retries=0) as client:
+        kinds: list[tuple[int, type[openai.APIStatusError]]] = [
+            (400, openai.BadRequestError),
+            (401, openai.AuthenticationError),
+            (404, openai.NotFoundError),
+            (429, openai.RateLimitError),
+            (500, openai.InternalServerError),
+        ]
+        for status, kind in kinds:
+            served.provider.clear()
+            served.provider.script(status=status, times=None)
+            with pytest.raises(kind) as caught:
+                client.chat.completions.create(model="fake", messages=[{"role": "user", "content": "hi"}])
+            assert caught.value.request_id
+
+
+def test_an_untagged_failure_is_counted_once(served: Served) -> None:
+    refused = served.metric("farebox_requests_total", status="refused")
+    errors = served.metric("farebox_requests_total", status="error")
+    assert served.chat(model="dead").status == 502
+    assert served.metric("farebox_requests_total", status="error") == errors + 1
+    assert served.metric("farebox_requests_total", status="refused") == refused
+
+
+def test_a_stream_that_fails_before_its_first_byte_is_a_plain_error(served: Served) -> None:
+    served.provider.script(reset="after_headers", tokens=10, times=None)
+    reply, events = served.stream(tagged("wf", "r-after-headers"), max_tokens=100)
+    assert reply.status in (200, 502)
+    if reply.status == 200:
+        assert [event for event in events if '"error"' in event], events
+    else:
+        assert json.loads(reply.body)["error"]["type"] == "upstream_error"
+    served.provider.clear()
+    assert served.balance(tagged("wf", "r-after-headers"))["reserved"] == 0
