@@ -19,6 +19,9 @@ from gateway.logs import set_up_logging
 
 _log = structlog.get_logger(__name__)
 _BACKLOG: Final = 2048
+# The SQLite ledger has a thread of its own. With the default of 5 ms a busy event loop keeps it waiting for so long at every
+# hand-over: 5.7 ms instead of 0.5 ms a call, measured with bench/ledger.py.
+_SWITCH_INTERVAL_S: Final = 0.0005
 _STARTUP_FAILED: Final = 3  # uvicorn's exit code when the application could not start
 
 
@@ -60,6 +63,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket) -> int:
     set_up_logging(config.server.log_format, config.server.log_level)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     application = Application(config, allow_anonymous=allow_anonymous)
     server = _Server(
         uvicorn.Config(

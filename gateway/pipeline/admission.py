@@ -32,6 +32,8 @@ from policies.reservation import Decision, Demand, Granted, OnLost, Refusal, Ref
 from policies.tokens import PromptCount
 
 _WAIT_STEP_MS: Final = 100
+# No model writes more in one answer; a cap beyond it would only take sums of money out of the range that is exact.
+OUTPUT_TOKENS_PLAUSIBLE_MAX: Final = 10_000_000
 OUTPUT_CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
@@ -307,7 +309,7 @@ class Admission:
         own = call.request.output_tokens_max
         if own is None:
             return limit or self._rules.output_tokens_unknown
-        return min(own, limit) if limit else own
+        return min(own, limit or OUTPUT_TOKENS_PLAUSIBLE_MAX)
 
     @staticmethod
     def _require_price(call: Call, limits_money: bool) -> None:
