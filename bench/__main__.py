@@ -50,6 +50,7 @@ _USUAL_CELLS: Final = (
 _CONNECTIONS: Final = (1, 64, 512)
 _PEERS: Final = tuple(name for name, target in TARGETS.items() if target.is_peer)
 _OWN: Final = tuple(name for name, target in TARGETS.items() if not target.is_peer)
+_WRITING: Final = ("--json", "--document")
 _WIDTH: Final = 140  # where there is no terminal to ask
 _FILES: Final = 16_384  # 512 connections on both sides of a gateway, and what a database wants
 
@@ -143,8 +144,17 @@ def _write(arguments: argparse.Namespace, lines: Sequence[Line], missing: dict[s
     elif arguments.json:
         arguments.json.write_text(report.as_json(lines, facts, missing))
     if arguments.document:
-        command = " ".join([".venv/bin/python -m bench", *sys.argv[1:]])
-        report.write_document(arguments.document, lines, facts, missing, command)
+        report.write_document(arguments.document, lines, facts, missing, _command(sys.argv[1:]))
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """What measures the same again: without the places where it was written to."""
+    kept = [
+        word
+        for position, word in enumerate(arguments)
+        if word not in _WRITING and (position == 0 or arguments[position - 1] not in _WRITING)
+    ]
+    return " ".join([".venv/bin/python -m bench", *kept])
 
 
 def _allow_many_files() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,8 @@ _CALLS_A_RUN: Final = 20
 _STEPS: Final = ("plan", "search", "read", "write")
 _SAMPLE_S: Final = 0.05
 _ERRORS_KEPT: Final = 3
+_SHOWN: Final = 250
+_REQUEST_ID: Final = re.compile(r'"request_id":\s*"[^"]*",?')  # equal errors are counted together
 _PATIENCE_S: Final = 60.0  # above the time that any of these calls takes, also behind the slowest gateway
 
 
@@ -43,6 +46,7 @@ class Order:
     prompts: Prompts
     nonce: str
     processes: list[int]  # whose CPU time is measured
+    calls_each: int = 0  # calls of every connection; 0: as many as the time allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +88,14 @@ class Round:
         connections = [Connection(self, number) for number in range(order.connections)]
         for connection in connections:
             await loop.create_connection(lambda one=connection: one, order.host, order.port)  # type: ignore[misc]
-        if not self.path.calls_each:
+        if not self.order.calls_each:
             for connection in connections:
                 connection.begin()
             await asyncio.sleep(order.warm_up_seconds)
         began_s, began_own = perf_counter(), cpu_ns_of([0])
         self.is_measuring = True
         self._sample(loop)
-        if self.path.calls_each:
+        if self.order.calls_each:
             for connection in connections:
                 connection.begin()
             await self._finish(_PATIENCE_S)
@@ -120,7 +124,7 @@ class Round:
 
     def fail(self, what: str) -> None:
         self.failed += 1
-        self.errors[what[:300]] += 1
+        self.errors[what] += 1
 
     def _sample(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.is_measuring:
@@ -148,7 +152,7 @@ class Round:
 
     def _quiet_cpu_us(self) -> float:
         """0 where a round is so much work: its calls are longer than a window, and begin and end together."""
-        if self.path.calls_each:
+        if self.order.calls_each:
             return 0.0
         windows = sorted(
             (late[0] - early[0]) / (late[1] - early[1])
@@ -217,7 +221,7 @@ class Connection(asyncio.Protocol):
             round_.calls += 1
             round_.latencies_s.append(took_s)
             round_.first_bytes_s.append(self._first_s - self._sent_s)
-        if round_.is_over or self._calls == round_.path.calls_each:
+        if round_.is_over or self._calls == round_.order.calls_each:
             self._rest()
         elif self._parser.should_keep_alive():
             self._send()
@@ -262,7 +266,7 @@ def _fixed_head(order: Order) -> bytes:
 def _fault(path: Path, status: int, body: bytes, *, parse: bool) -> str | None:
     """Why an answer is not the one that was asked for."""
     if status != 200:
-        return f"status {status}: {body[:200].decode(errors='replace')}"
+        return f"status {status}: {_REQUEST_ID.sub('', body.decode(errors='replace'))[:_SHOWN]}"
     if path.streams:
         return _stream_fault(path, body, parse=parse)
     if len(body) < path.answer_bytes * 3 // 4:

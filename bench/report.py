@@ -18,6 +18,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from bench import peers
 from bench.paths import PATHS
 from bench.rounds import Line
 from bench.servers import ROOT
@@ -61,6 +62,8 @@ def remarks(lines: Iterable[Line]) -> list[str]:
         where = f"{TARGETS[line.target].title}, {line.path} × {line.connections}"
         if line.failed:
             found.append(f"{where}: {line.failed} calls failed: {'; '.join(line.errors)}")
+        elif not line.calls_per_second:
+            found.append(f"{where}: no answer within the round")
         if line.generator_share > _GENERATOR_BUSY:
             found.append(
                 f"{where}: the load generator used {line.generator_share:.0%} of its core; calls/s are its limit"
@@ -128,7 +131,7 @@ def _cells(line: Line) -> list[str]:
     ]
     answered = sum(tally.calls for tally in line.rounds)
     # A fast error is not a fast call: what mostly failed has no figures.
-    if line.failed > answered // 100:
+    if line.failed > answered // 100 or not answered:
         figures = ["failed", *("–" for _ in figures[1:])]
     return [TARGETS[line.target].title, *figures]
 
@@ -149,7 +152,8 @@ def facts_of(*, rounds: int, seconds: float, prompts: str, date: str) -> dict[st
         "seconds": seconds,
         "prompts": prompts,
         "versions": {"Python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        | {name: importlib.metadata.version(name) for name in _PACKAGES}
+        | peers.versions(),
     }
 
 

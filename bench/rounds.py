@@ -18,7 +18,7 @@ from bench.servers import ROOT
 from bench.targets import BASELINE, TARGETS, Fleet, Target
 
 _WARM_UP_SECONDS: Final = 0.3
-_FIRST_WARM_UP_SECONDS: Final = 1.0
+_FIRST_CALLS: Final = 5
 _GENERATOR_SECONDS_MAX: Final = 300.0
 
 
@@ -88,29 +88,32 @@ class Measurement:
         return target.server in self._fleet.servers and cell.connections <= target.connections_max
 
     def _round(self, cell: Cell, target: Target) -> Tally:
+        if (target.name, cell.path) not in self._warm:
+            # Modules are loaded and tables are built by the first calls, which may take seconds.
+            self._warm.add((target.name, cell.path))
+            self._generate(self._order(cell, target, connections=2, calls_each=_FIRST_CALLS))
         server = self._fleet.servers[target.server]
-        is_first = (target.name, cell.path) not in self._warm
-        self._warm.add((target.name, cell.path))
-        if is_first and PATHS[cell.path].calls_each:
-            self._generate(self._order(cell, target, connections=1))
         server.processes = measure.tree(server.process.pid)
-        return self._generate(self._order(cell, target, is_first=is_first))
+        return self._generate(
+            self._order(cell, target, connections=cell.connections, calls_each=PATHS[cell.path].calls_each)
+        )
 
-    def _order(self, cell: Cell, target: Target, *, connections: int | None = None, is_first: bool = False) -> Order:
+    def _order(self, cell: Cell, target: Target, *, connections: int, calls_each: int) -> Order:
         server = self._fleet.servers[target.server]
         return Order(
             host="127.0.0.1",
             port=server.port,
             path=cell.path,
-            model=target.model(cell.path),
-            connections=connections or cell.connections,
+            model=f"bench-{cell.path}",
+            connections=connections,
             seconds=self._effort.seconds,
-            warm_up_seconds=_FIRST_WARM_UP_SECONDS if is_first else _WARM_UP_SECONDS,
+            warm_up_seconds=_WARM_UP_SECONDS,
             headers=self._fleet.headers(target),
             is_tagged=target.is_tagged,
             prompts=self._effort.prompts,
             nonce=secrets.token_hex(4),
             processes=server.processes,
+            calls_each=calls_each,
         )
 
     def _generate(self, order: Order) -> Tally:

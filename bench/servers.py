@@ -140,21 +140,29 @@ def start_passthrough(running: Servers, upstream: str) -> Server:
 
 
 def start_farebox(
-    running: Servers, upstream: str, *, name: str, orchestrated: bool = False, ledger: str | None = None
+    running: Servers,
+    upstream: str,
+    *,
+    name: str,
+    lane: str = "direct",
+    orchestrated: bool = False,
+    ledger: str | None = None,
 ) -> Server:
     """A gateway with a ledger and a store of its own."""
     folder = running.folder / name
     folder.mkdir()
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(farebox_config(folder, upstream, orchestrated=orchestrated, ledger=ledger)))
+    path.write_text(
+        yaml.safe_dump(farebox_config(folder, upstream, lane=lane, orchestrated=orchestrated, ledger=ledger))
+    )
     command = [str(Path(sys.executable).parent / "farebox"), "--config", str(path), "serve", "--port"]
     return running.start(name, lambda port: [*command, str(port)], ready_path="/readyz")
 
 
-def farebox_config(folder: Path, upstream: str, *, orchestrated: bool, ledger: str | None) -> dict[str, Any]:
-    """Every path's model on both lanes, and budgets of the run and of the workflow's day, which every tagged call is held to."""
+def farebox_config(folder: Path, upstream: str, *, lane: str, orchestrated: bool, ledger: str | None) -> dict[str, Any]:
+    """Every path's model, and budgets of the run and of the workflow's day, which every tagged call is held to."""
     config: dict[str, Any] = {
-        "model_list": [_model(name, upstream, lane) for name in PATHS for lane in ("direct", "litellm")],
+        "model_list": [_model(name, upstream, lane) for name in PATHS],
         "budgets": [
             {"scope": "run", "match": "*", "tokens": _TOKENS_PLENTY, "usd": 1_000_000},
             {"scope": "workflow", "match": "*", "usd": 1_000_000, "window": "day"},
@@ -177,7 +185,7 @@ def farebox_config(folder: Path, upstream: str, *, orchestrated: bool, ledger: s
 
 def _model(name: str, upstream: str, lane: str) -> dict[str, Any]:
     return {
-        "model_name": f"bench-{name}" if lane == "direct" else f"litellm-{name}",
+        "model_name": f"bench-{name}",
         "upstream": lane,
         "litellm_params": {"model": f"openai/bench-{name}", "api_base": upstream, "api_key": "upstream-key"},
         "model_info": {"input_cost_per_token": 1e-7, "output_cost_per_token": 4e-7, "max_output_tokens": 4_096},

@@ -22,13 +22,9 @@ class Target:
     title: str
     server: str
     is_tagged: bool = False
-    model_prefix: str = "bench"
     headers: Mapping[str, str] = field(default_factory=dict)
     is_peer: bool = False
     connections_max: int = 512
-
-    def model(self, path: str) -> str:
-        return f"{self.model_prefix}-{path}"
 
 
 TARGETS: Final = {
@@ -40,7 +36,7 @@ TARGETS: Final = {
         Target("tagged", "Farebox, tagged", "farebox", is_tagged=True),
         Target("orchestrated", "Farebox, tagged, orchestration on", "farebox-orchestrated", is_tagged=True),
         Target("redis", "Farebox, tagged, Redis ledger", "farebox-redis", is_tagged=True),
-        Target("litellm-lane", "Farebox, tagged, LiteLLM lane", "farebox", is_tagged=True, model_prefix="litellm"),
+        Target("litellm-lane", "Farebox, tagged, LiteLLM lane", "farebox-litellm", is_tagged=True),
         Target("litellm", "LiteLLM's proxy", "litellm", is_peer=True, connections_max=64),
         Target("portkey", "Portkey's gateway", "portkey", headers=peers.PORTKEY_HEADERS, is_peer=True),
     )
@@ -66,6 +62,7 @@ class Fleet:
             "passthrough": lambda: start_passthrough(self._running, upstream),
             "farebox": lambda: start_farebox(self._running, upstream, name=name),
             "farebox-orchestrated": lambda: start_farebox(self._running, upstream, name=name, orchestrated=True),
+            "farebox-litellm": lambda: start_farebox(self._running, upstream, name=name, lane="litellm"),
             "farebox-redis": lambda: self._with_redis(upstream, name),
             "litellm": lambda: peers.start_litellm(self._running, upstream),
             "portkey": lambda: peers.start_portkey(self._running),
@@ -82,4 +79,4 @@ class Fleet:
     def headers(self, target: Target) -> dict[str, str]:
         """A key of the client, which the mock does not read, and what a peer wants to be told where the upstream is."""
         told = {name: value.format(upstream=f"{self._mock.url}/v1") for name, value in target.headers.items()}
-        return {"authorization": "Bearer sk-bench", **told}
+        return {"authorization": f"Bearer {peers.CLIENT_KEY}", **told}

@@ -1,11 +1,12 @@
 """Other gateways, installed on demand into `.farebox-bench/`, in the versions that are pinned here.
 
 Each is configured as its documents say for production, without a database, and with nothing on that Farebox does for a tagged
-call: no keys, no budgets, no usage rows. What is compared is therefore their bare forwarding.
+call: no budgets, no usage rows, one key where a peer insists on it. What is compared is therefore their bare forwarding.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,8 @@ from bench.servers import ROOT, NotStarted, Server, Servers
 
 FOLDER: Final = ROOT / ".farebox-bench"
 PORTKEY_HEADERS: Final = {"x-portkey-provider": "openai", "x-portkey-custom-host": "{upstream}"}
+# Nobody but the benchmark reaches these servers. LiteLLM's proxy does not start without a key, and wants a long one.
+CLIENT_KEY: Final = "sk-bench-0f1e2d3c4b5a69788796a5b4c3d2e1f0"
 _HERE: Final = Path(__file__).parent
 _INSTALL_SECONDS: Final = 900.0
 # `import litellm` alone takes 9 s of CPU on a slow machine, its proxy twice that.
@@ -45,7 +48,12 @@ def start_litellm(running: Servers, upstream: str) -> Server:
         lambda port: [*command, str(port)],
         ready_path="/health/liveliness",
         ready_seconds=_LITELLM_READY_SECONDS,
-        environment={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR"},
+        environment={
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_MODE": "PRODUCTION",
+            "LITELLM_LOG": "ERROR",
+            "LITELLM_MASTER_KEY": CLIENT_KEY,
+        },
     )
 
 
@@ -59,6 +67,12 @@ def start_portkey(running: Servers) -> Server:
         ready_path="/",
         environment={"NODE_ENV": "production", "TRUSTED_CUSTOM_HOSTS": "127.0.0.1,localhost"},
     )
+
+
+def versions() -> dict[str, str]:
+    """Of the peers that are pinned here and are not Python packages of this project as well."""
+    pinned: dict[str, str] = json.loads((_HERE / "package.json").read_text())["dependencies"]
+    return pinned
 
 
 def _installed_litellm() -> Path:
