@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from multiprocessing import get_context
+from types import FrameType
 from typing import Final
 
 import structlog
@@ -38,6 +39,11 @@ class _Server(uvicorn.Server):
                 host, port = one.getsockname()[:2]
                 print(f"Farebox listens on http://{host}:{port}", file=sys.stderr, flush=True)
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal ends in good order and with exit code 0; a second one does not wait for anybody."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
 
 def serve(config: Config, *, allow_anonymous: bool) -> int:
     """Until a signal ends it. Returns the exit code: 0 after a clean stop, 1 when it could not start."""
@@ -47,7 +53,10 @@ def serve(config: Config, *, allow_anonymous: bool) -> int:
         print(f"farebox: cannot listen on {config.server.host}:{config.server.port}: {error.strerror}", file=sys.stderr)
         return 1
     if config.server.workers == 1:
-        return min(1, _serve_here(config, allow_anonymous, listening))
+        try:
+            return min(1, _serve_here(config, allow_anonymous, listening))
+        except SystemExit as failed:  # uvicorn's own way of saying that the application could not start
+            return 1 if failed.code else 0
     return _serve_in_workers(config, allow_anonymous, listening)
 
 

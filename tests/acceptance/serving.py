@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -161,13 +163,17 @@ def until(holds: Callable[[], bool], timeout_s: float = 5.0, what: str = "") -> 
 
 
 def rows(file: Path, statement: str, *values: Any) -> list[dict[str, Any]]:
-    """Rows of an embedded database whose gateway has stopped."""
-    connection = sqlite3.connect(file)
-    connection.row_factory = sqlite3.Row
-    try:
-        return [dict(row) for row in connection.execute(statement, values)]
-    finally:
-        connection.close()
+    """Rows of an embedded database whose gateway has ended. A copy is read: opening the file itself would tidy up what a
+    killed gateway left behind, which is the next one's business."""
+    with tempfile.TemporaryDirectory() as folder:
+        for part in file.parent.glob(f"{file.name}*"):
+            shutil.copy(part, folder)
+        connection = sqlite3.connect(Path(folder) / file.name)
+        connection.row_factory = sqlite3.Row
+        try:
+            return [dict(row) for row in connection.execute(statement, values)]
+        finally:
+            connection.close()
 
 
 def ledger_rows(folder: Path, statement: str, *values: Any) -> list[dict[str, Any]]:

@@ -1,0 +1,201 @@
+"""kill -9 of a real gateway where it hurts: whatever was settled is booked once, and whatever was held comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.serving import RESERVED_TOKENS, Served, ledger_rows, serving, store_rows, until
+from tests.farebox_process import FareboxProcess, Reply, tagged
+
+LIMIT = 5000
+SHORT = {"ttl_seconds": 1, "sweep_seconds": 0.2}
+
+
+@contextlib.contextmanager
+def crashable(folder: Path, limit: int = LIMIT, **reservations: Any) -> Iterator[Served]:
+    budgets = [{"scope": "run", "match": "*", "tokens": limit}]
+    with serving(folder, budgets=budgets, reservations={**SHORT, **reservations}) as running:
+        yield running
+
+
+def account(folder: Path, run: str) -> tuple[int, int]:
+    """Settled and reserved tokens of a run, in a ledger whose gateway has stopped."""
+    found = ledger_rows(folder, "SELECT settled_tokens, reserved_tokens FROM account WHERE account = ?", f"run/{run}")
+    return (found[0]["settled_tokens"], found[0]["reserved_tokens"]) if found else (0, 0)
+
+
+def usage(folder: Path, run: str) -> list[dict[str, Any]]:
+    return store_rows(folder, "SELECT * FROM token_usage WHERE run = ? AND requests > 0", run)
+
+
+def check_books(folder: Path, limit: int = LIMIT) -> None:
+    """After everything: nothing held, nothing above its limit, and the usage rows of each run add up to its account."""
+    assert ledger_rows(folder, "SELECT id FROM reservation WHERE state = 'pending'") == []
+    assert ledger_rows(folder, "SELECT id FROM outbox") == []
+    for row in ledger_rows(folder, "SELECT * FROM account WHERE account LIKE 'run/%'"):
+        run = row["account"].removeprefix("run/")
+        assert row["reserved_tokens"] == 0, run
+        assert row["settled_tokens"] <= limit, run
+        total = sum(used["total_tokens"] for used in store_rows(folder, "SELECT * FROM token_usage WHERE run = ?", run))
+        assert total == row["settled_tokens"], run
+
+
+def restart_and_settle(served: Served) -> None:
+    """Start again, let the sweeper find what was lost and the flusher empty the outbox, and stop in good order."""
+    served.gateway.start()
+    time.sleep(SHORT["ttl_seconds"] + 3 * SHORT["sweep_seconds"] + 0.3)
+    assert served.gateway.stop() == 0
+
+
+def ask(served: Served, run: str, **fields: Any) -> threading.Thread:
+    """A call whose answer nobody will see."""
+
+    def call() -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            served.chat(tagged("wf", run), max_tokens=100, **fields)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(("on_lost", "booked"), [("charge", RESERVED_TOKENS), ("release", 0)])
+def test_killed_while_the_provider_thinks(tmp_path: Path, on_lost: str, booked: int) -> None:
+    """The provider was asked and will bill: by default the prompt is charged, and the rest of the hold comes back."""
+    with crashable(tmp_path, on_lost=on_lost) as served:
+        served.provider.script(delay_ms=60_000)
+        thread = ask(served, "r-thinking")
+        until(lambda: served.seen() == 1)
+        time.sleep(0.4)  # longer than the heartbeat's tick
+        served.gateway.kill()
+        thread.join(5)
+        assert account(tmp_path, "r-thinking") == (0, RESERVED_TOKENS + 100), "held, and nothing settled"
+        restart_and_settle(served)
+        assert account(tmp_path, "r-thinking") == (booked, 0)
+        check_books(tmp_path)
+        lost = store_rows(tmp_path, "SELECT status, total_tokens FROM token_usage WHERE run = 'r-thinking'")
+        assert [(row["status"], row["total_tokens"]) for row in lost] == [("lost", booked)]
+
+
+def test_killed_in_the_middle_of_a_stream(tmp_path: Path) -> None:
+    with crashable(tmp_path) as served:
+        served.provider.script(tokens=2000, chunk_delay_ms=5)
+        connection = http.client.HTTPConnection(served.gateway.url.removeprefix("http://"), timeout=10)
+        body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), tagged("wf", "r-stream"))
+        connection.getresponse().read(2000)
+        time.sleep(0.8)
+        served.gateway.kill()
+        sent = served.last.content_events
+        connection.close()
+        restart_and_settle(served)
+        settled, reserved = account(tmp_path, "r-stream")
+        assert reserved == 0
+        assert RESERVED_TOKENS <= settled <= RESERVED_TOKENS + sent
+        check_books(tmp_path)
+
+
+def test_killed_right_after_answers_nothing_that_was_settled_is_lost_or_doubled(tmp_path: Path) -> None:
+    with crashable(tmp_path) as served:
+        replies: list[Reply] = []
+        for at in range(3):
+            with ThreadPoolExecutor(8) as pool:
+                replies += pool.map(
+                    lambda i, at=at: served.chat(tagged("wf", f"r-{at}-{i % 3}"), max_tokens=60), range(20)
+                )
+            served.gateway.kill()  # the answers are out, the outbox is not
+            served.gateway.start()
+        assert served.gateway.stop() == 0
+        assert {reply.status for reply in replies} == {200}
+        for reply in replies:
+            rows = store_rows(
+                tmp_path, "SELECT total_tokens FROM token_usage WHERE request_id = ?", reply.headers["x-request-id"]
+            )
+            assert [row["total_tokens"] for row in rows] == [reply.json()["usage"]["total_tokens"]]
+        check_books(tmp_path)
+
+
+def test_killed_while_the_store_takes_nothing(tmp_path: Path) -> None:
+    """Between settle and flush: the events wait in the ledger's outbox and reach the store once."""
+    with crashable(tmp_path) as served:
+        blocker = sqlite3.connect(tmp_path / ".farebox" / "store.db", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        replies = [served.chat(tagged("wf", "r-outbox"), max_tokens=60) for _ in range(5)]
+        assert {reply.status for reply in replies} == {200}, "a store that is away stops nobody"
+        served.gateway.kill()
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert usage(tmp_path, "r-outbox") == []
+        assert len(ledger_rows(tmp_path, "SELECT id FROM outbox")) == 5
+        restart_and_settle(served)
+        assert len(usage(tmp_path, "r-outbox")) == 5
+        check_books(tmp_path)
+
+
+def test_killed_again_and_again_under_load(tmp_path: Path) -> None:
+    """Three kills at arbitrary moments; every answer that a client got in full is in the books with what it said."""
+    chance = random.Random(7)
+    answered: dict[str, int] = {}
+    with crashable(tmp_path) as served:
+        served.provider.script(times=None, delay_ms=15)
+
+        def call(at: int) -> None:
+            headers = tagged("wf", f"r-{at % 6}", f"s-{at % 3}")
+            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+                reply = served.chat(headers, max_tokens=40)
+                if reply.status == 200:
+                    answered[reply.headers["x-request-id"]] = reply.json()["usage"]["total_tokens"]
+
+        for _ in range(3):
+            with ThreadPoolExecutor(12) as pool:
+                for at in range(120):
+                    pool.submit(call, at)
+                time.sleep(0.15 + chance.random() / 3)
+                served.gateway.kill()
+            served.gateway.start()
+        time.sleep(2)
+        assert served.gateway.stop() == 0
+    assert len(answered) > 20
+    booked = {
+        row["request_id"]: row["total_tokens"]
+        for row in store_rows(tmp_path, "SELECT request_id, total_tokens FROM token_usage")
+    }
+    assert {name: booked.get(name) for name in answered} == answered
+    check_books(tmp_path)
+
+
+def test_a_second_process_on_the_same_files_is_refused_with_a_reason(tmp_path: Path) -> None:
+    with crashable(tmp_path) as served:
+        second = FareboxProcess(tmp_path, served.gateway.config)
+        with pytest.raises(RuntimeError, match=r"ended with 1") as caught:
+            second.start()
+        said = str(caught.value)
+        assert "Traceback" not in said
+        assert "process" in said
+        assert served.chat(tagged(), max_tokens=20).status == 200, "and the first one is not disturbed"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign"])
+def test_a_damaged_ledger_stops_the_start_with_a_reason(tmp_path: Path, damage: str) -> None:
+    with crashable(tmp_path) as served:
+        assert served.chat(tagged(), max_tokens=20).status == 200
+        assert served.gateway.stop() == 0
+        ledger = tmp_path / ".farebox" / "ledger.db"
+        data = ledger.read_bytes()
+        ledger.write_bytes(data[: len(data) // 2] if damage == "truncated" else b"not a database at all" * 1000)
+        with pytest.raises(RuntimeError, match=r"ended with 1") as caught:
+            served.gateway.start()
+        assert "ledger.db" in str(caught.value)
+        assert "Traceback" not in str(caught.value)
