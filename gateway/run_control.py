@@ -13,18 +13,17 @@ An exhausted run is an active one without anything left.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Literal, Protocol
 
 from gateway.catch_up import CatchUp
-from gateway.control import Snapshot
 from gateway.ledger.port import Ledger
-from gateway.run_plan import PlannedStep, RunPlan, RunRequest, known_histories, plan_run, with_declaration
+from gateway.run_plan import RunPlan, RunRequest, stored_step
 from gateway.run_reset import reset_figures
 from gateway.run_view import RunView, RunViews, own_budget, run_account
 from gateway.store import runs as runs_store
 from gateway.store.database import Database
-from gateway.store.runs import Run, RunStep
+from gateway.store.runs import Run
 from policies.amounts import UNLIMITED, Limit
 from policies.reservation import Gate
 
@@ -59,9 +58,8 @@ class Denied:
     code: str
 
 
-@runtime_checkable
 class Initialiser(Protocol):
-    """An orchestration that plans announced runs itself (with what it learned, and what it may ask)."""
+    """The orchestration: it plans announced runs, with what it learned and as it would plan them without announcement."""
 
     async def initialise(self, project: str, request: RunRequest) -> RunPlan: ...
 
@@ -73,8 +71,7 @@ class RunControl:
         ledger: Ledger,
         views: RunViews,
         *,
-        orchestration: object,
-        snapshot: Callable[[], Snapshot],
+        orchestration: Initialiser,
         catch_up: CatchUp,
         now_ms: Callable[[], int],
     ) -> None:
@@ -82,7 +79,6 @@ class RunControl:
         self._ledger = ledger
         self._views = views
         self._orchestration = orchestration
-        self._snapshot = snapshot
         self._catch_up = catch_up
         self._now_ms = now_ms
 
@@ -95,7 +91,7 @@ class RunControl:
         if before is not None and before.state in runs_store.FINAL_STATES:
             return _over(before)
         budget = request.budget if before is None else own_budget(before.plan).replaced_by(request.budget)
-        plan = await self._plan(project, request)
+        plan = await self._orchestration.initialise(project, replace(request, budget=budget))
         if not request.budget.is_unlimited:
             await self._ledger.set_override(project, run_account(request.run), budget)
         await runs_store.create(self._store, _planned_run(project, request, plan, budget, self._now_ms()))
@@ -161,11 +157,6 @@ class RunControl:
         await self._ledger.set_gate(project, run_account(run), gate)
         return before, await self._shown(project, run)
 
-    async def _plan(self, project: str, request: RunRequest) -> RunPlan:
-        if isinstance(self._orchestration, Initialiser):
-            return await self._orchestration.initialise(project, request)
-        return await plan_for(self._store, self._snapshot(), self._views, project, request, self._now_ms())
-
     async def _find(self, project: str, run: str) -> Run | None:
         """A run that so far was only seen in headers is not in the store before its first events are."""
         found = await runs_store.get(self._store, project, run)
@@ -181,29 +172,9 @@ class RunControl:
         return shown
 
 
-async def plan_for(
-    store: Database, snapshot: Snapshot, views: RunViews, project: str, request: RunRequest, now_ms: int
-) -> RunPlan:
-    """The plan by settings, declaration and history alone. Raises StoreUnavailable and ValueError as `plan_run` does."""
-    settings = snapshot.settings
-    steps = with_declaration(request, snapshot, project)
-    ais = request.ais if request.ais is not None or not request.agent else snapshot.ais(project, request.agent)
-    whole = RunRequest(
-        request.run, request.workflow, request.agent, request.user, request.parent_run, request.budget,
-        request.strategy, ais, steps,
-    )  # fmt: skip
-    strategy = request.strategy or settings.allocation_strategy
-    histories = {}
-    if strategy == "adaptive":
-        histories = dict(await known_histories(store, project, request.workflow, steps, now_ms))
-    limit = views.limit(
-        Run(project, request.run, request.workflow, plan={"budget": _stored(request.budget)}), balance=None
-    )
-    return plan_run(whole, settings, pool_limit_tokens=limit.tokens, histories=histories)
-
-
 def _planned_run(project: str, request: RunRequest, plan: RunPlan, budget: Limit, now_ms: int) -> Run:
-    stored: dict[str, Any] = {"strategy": plan.strategy, "pool_tokens": plan.pool_tokens, "ais": plan.ais}
+    names = ("strategy", "pool_tokens", "limit_tokens", "ais")
+    stored: dict[str, Any] = {name: getattr(plan, name) for name in names}
     if budget is not UNLIMITED and not budget.is_unlimited:
         stored["budget"] = _stored(budget)
     return Run(
@@ -216,29 +187,7 @@ def _planned_run(project: str, request: RunRequest, plan: RunPlan, budget: Limit
         first_at_ms=now_ms,
         last_at_ms=now_ms,
         plan=stored,
-        steps=tuple(_stored_step(request.run, at, step) for at, step in enumerate(plan.steps, 1)),
-    )
-
-
-def _stored_step(run: str, position: int, step: PlannedStep) -> RunStep:
-    plan = {
-        "priority": step.priority,
-        "compression": step.compression,
-        "complexity": step.complexity,
-        "reason": step.reason,
-        "reasoning": step.reasoning,
-    }
-    return RunStep(
-        run=run,
-        step=step.step,
-        position=position,
-        intent=step.intent,
-        confidence=step.confidence,
-        intent_source=step.source,
-        tier=step.tier,
-        allocation_tokens=step.allocation_tokens,
-        hard_limit_tokens=step.hard_limit_tokens,
-        plan=plan,
+        steps=tuple(stored_step(request.run, at, step) for at, step in enumerate(plan.steps, 1)),
     )
 
 

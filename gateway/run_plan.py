@@ -1,18 +1,21 @@
-"""The plan of a run that is announced before it begins: each step's intent, share of the tokens, tier and compression."""
+"""The plan of a run: each step's intent, share of the tokens, tier and compression.
+
+One function plans every run: the one that is announced, the one whose workflow is declared, and the one whose steps were
+learned from past runs. What differs is only where the steps come from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import orjson
 
 from gateway.control import Snapshot
-from gateway.store import step_history
-from gateway.store.database import Database
-from policies.allocation import NEUTRAL_AIS, StepAllocation, StepDemand, StepHistory, allocate, history_of
+from gateway.store.runs import RunStep
+from gateway.store.workflows import Workflow
+from policies.allocation import NEUTRAL_AIS, Allocation, StepAllocation, StepDemand, StepHistory, allocate
 from policies.amounts import UNLIMITED, Limit
 from policies.classify import Classification, StepText, classify
 from policies.complexity import effective_complexity, features_of, step_complexity
@@ -20,8 +23,6 @@ from policies.declaration import flattened
 from policies.intents import Intent, parse_intent
 from policies.routing import tier_for
 from policies.settings import Settings
-
-_NO_HISTORY: Final[Mapping[str, StepHistory]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,21 @@ class RunRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """What a declared step is asked to make, and how complex it looks (0 to 10) by itself."""
+
+    classification: Classification
+    complexity: float
+
+
+# Tells a declared step: (the step, its workflow, the settings).
+Tell = Callable[[Mapping[str, Any], str, Settings], Told]
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedStep:
+    """`unit` counts the declaration's outermost elements: steps of one group (a loop, parallel branches) share theirs."""
+
     step: str
     intent: str
     confidence: float
@@ -53,14 +68,18 @@ class PlannedStep:
     allocation_tokens: int
     hard_limit_tokens: int
     reason: str
+    cap_tokens: int | None = None
+    history: StepHistory | None = None
+    unit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """The allocations of `steps`, in the order of the declaration, sum to `pool_tokens`."""
+    """The allocations of `steps`, in the order of the declaration, sum to `pool_tokens`; no run gets more than `limit_tokens`."""
 
     strategy: str
     pool_tokens: int
+    limit_tokens: int
     ais: float
     steps: tuple[PlannedStep, ...] = field(default=())
 
@@ -70,20 +89,139 @@ def plan_run(
     settings: Settings,
     *,
     pool_limit_tokens: int | None,
-    histories: Mapping[str, StepHistory] = _NO_HISTORY,
+    histories: Callable[[str, str], StepHistory | None] = lambda _step, _intent: None,
+    tell: Tell | None = None,
 ) -> RunPlan:
-    """Pure. `pool_limit_tokens` None takes `max_tokens_per_workflow`. Raises ValueError as `allocate` and `flattened` do."""
+    """Pure. `pool_limit_tokens` None takes `max_tokens_per_workflow`; `histories` says what is known of a step and its intent.
+
+    Raises ValueError as `allocate` and `flattened` do.
+    """
     steps = flattened(request.steps)
-    told = {str(step["id"]): step_intent(step, request.workflow, settings) for step in steps}
+    told = {str(step["id"]): (tell or tell_step)(step, request.workflow, settings) for step in steps}
     ais = NEUTRAL_AIS if request.ais is None else request.ais
     strategy = request.strategy or settings.allocation_strategy
-    demands = [demand_of(step, told[str(step["id"])].intent, histories) for step in steps]
-    allocation = allocate(demands, strategy=strategy, pool_limit_tokens=pool_limit_tokens, settings=settings, ais=ais)
-    shares = {one.step: one for one in allocation.allocations}
-    planned = tuple(
-        _planned(step, told[str(step["id"])], shares[str(step["id"])], settings, request.ais) for step in steps
+    demands = [_demand_of(step, told[str(step["id"])], histories) for step in steps]
+    allocation = within_caps(
+        allocate(demands, strategy=strategy, pool_limit_tokens=pool_limit_tokens, settings=settings, ais=ais), demands
     )
-    return RunPlan(strategy, allocation.pool_tokens, ais, planned)
+    units = units_of(request.steps)
+    planned = tuple(
+        _planned(step, told[demand.id], share, demand, settings, request.ais, units[demand.id])
+        for step, demand, share in zip(steps, demands, allocation.allocations, strict=True)
+    )
+    limit = settings.max_tokens_per_workflow if pool_limit_tokens is None else pool_limit_tokens
+    return RunPlan(strategy, allocation.pool_tokens, limit, ais, planned)
+
+
+def strategy_of(settings: Settings, workflow: Workflow | None) -> str:
+    """The allocation strategy of a workflow: its own, else that of the settings."""
+    own = workflow.declaration.get("strategy") if workflow is not None else None
+    return own if isinstance(own, str) and own else settings.allocation_strategy
+
+
+def within_caps(allocation: Allocation, demands: Sequence[StepDemand]) -> Allocation:
+    """A step's own budget is a limit, not a wish: overage does not go beyond it."""
+    caps = {demand.id: demand.cap_tokens for demand in demands if demand.cap_tokens is not None}
+    if not caps:
+        return allocation
+    return replace(allocation, allocations=tuple(_within(one, caps.get(one.step)) for one in allocation.allocations))
+
+
+def _within(one: StepAllocation, cap_tokens: int | None) -> StepAllocation:
+    if cap_tokens is None or one.hard_limit_tokens <= cap_tokens:
+        return one
+    return replace(one, hard_limit_tokens=cap_tokens)
+
+
+def units_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Which outermost element of the declaration each step belongs to."""
+    found: dict[str, int] = {}
+    for unit, outermost in enumerate(steps):
+        for step in flattened([outermost]):
+            found.setdefault(str(step["id"]), unit)
+    return found
+
+
+def demands_of(plan: RunPlan) -> tuple[StepDemand, ...]:
+    """What the steps of a plan wanted, for sharing anew what completed ones left."""
+    return tuple(
+        StepDemand(one.step, one.intent, one.priority, history=one.history, cap_tokens=one.cap_tokens)
+        for one in plan.steps
+    )
+
+
+def stored_step(run: str, position: int, step: PlannedStep) -> RunStep:
+    """As the store keeps it. Planned steps are numbered from 1; 0 is a step that no plan knew of."""
+    history = step.history
+    plan = {
+        "priority": step.priority,
+        "compression": step.compression,
+        "complexity": step.complexity,
+        "reason": step.reason,
+        "reasoning": step.reasoning,
+        "cap_tokens": step.cap_tokens,
+        "history": None if history is None else [history.samples, history.p95_tokens, history.of],
+        "unit": step.unit,
+        "planned": [step.allocation_tokens, step.hard_limit_tokens, step.reason],
+    }
+    return RunStep(
+        run=run,
+        step=step.step,
+        position=position,
+        intent=step.intent,
+        confidence=step.confidence,
+        intent_source=step.source,
+        tier=step.tier,
+        allocation_tokens=step.allocation_tokens,
+        hard_limit_tokens=step.hard_limit_tokens,
+        plan={name: value for name, value in plan.items() if value is not None},
+    )
+
+
+def moved_step(run: str, position: int, step: PlannedStep, now: StepAllocation) -> RunStep:
+    """A planned step whose allocation moved when others completed. The store keeps what was planned first, too."""
+    row = stored_step(run, position, step)
+    return replace(
+        row,
+        allocation_tokens=now.tokens,
+        hard_limit_tokens=now.hard_limit_tokens,
+        plan={**row.plan, "reason": now.reason},
+    )
+
+
+def step_of_store(step: RunStep) -> PlannedStep:
+    """The way back from `stored_step`, for a step with an allocation: as it was planned first."""
+    plan, history = step.plan, step.plan.get("history")
+    now = (step.allocation_tokens or 0, step.hard_limit_tokens or step.allocation_tokens or 0, plan.get("reason", ""))
+    tokens, hard, reason = plan.get("planned", now)
+    return PlannedStep(
+        step=step.step,
+        intent=step.intent,
+        confidence=step.confidence or 0.0,
+        source=step.intent_source,
+        reasoning=str(plan.get("reasoning", "")),
+        priority=str(plan.get("priority") or "normal"),
+        tier=step.tier,
+        complexity=float(plan.get("complexity", 0.0)),
+        compression=str(plan.get("compression", "none")),
+        allocation_tokens=int(tokens),
+        hard_limit_tokens=int(hard),
+        reason=str(reason),
+        cap_tokens=plan.get("cap_tokens"),
+        history=StepHistory(*history) if history else None,
+        unit=int(plan.get("unit", step.position)),
+    )
+
+
+def tell_step(step: Mapping[str, Any], workflow: str, settings: Settings) -> Told:
+    """By its words alone. Raises IntentClassificationError for a declared intent that is none."""
+    return told_as(step, step_intent(step, workflow, settings))
+
+
+def told_as(step: Mapping[str, Any], classification: Classification) -> Told:
+    prompt = str(step.get("prompt") or step.get("description") or "")
+    features = features_of({"messages": [{"role": "user", "content": prompt}]})
+    return Told(classification, step_complexity(features, classification.intent).score)
 
 
 def step_intent(step: Mapping[str, Any], workflow: str | None, settings: Settings) -> Classification:
@@ -105,24 +243,16 @@ def step_text(step: Mapping[str, Any], workflow: str | None) -> StepText:
     )
 
 
-def demand_of(step: Mapping[str, Any], intent: str, histories: Mapping[str, StepHistory] = _NO_HISTORY) -> StepDemand:
-    name = str(step["id"])
+def _demand_of(step: Mapping[str, Any], told: Told, histories: Callable[[str, str], StepHistory | None]) -> StepDemand:
+    """A step's own budget caps what it may get; what it asks for follows from its intent."""
+    name, intent = str(step["id"]), told.classification.intent
     return StepDemand(
         name,
         intent,
         str(step.get("priority") or "normal"),
-        demand_tokens=step.get("budget_tokens"),
-        history=histories.get(name),
+        history=histories(name, intent),
+        cap_tokens=step.get("budget_tokens"),
     )
-
-
-async def known_histories(
-    db: Database, project: str, workflow: str, steps: Sequence[Mapping[str, Any]], now_ms: int
-) -> Mapping[str, StepHistory]:
-    """What past runs say of these steps. Raises StoreUnavailable."""
-    own = await step_history.by_step(db, project, workflow, now_ms)
-    found = {str(step["id"]): history_of(own.get(str(step["id"]), ())) for step in flattened(steps)}
-    return {name: history for name, history in found.items() if history is not None}
 
 
 def with_declaration(request: RunRequest, snapshot: Snapshot, project: str) -> tuple[Mapping[str, Any], ...]:
@@ -141,25 +271,33 @@ def _completed(step: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) 
 
 
 def _planned(
-    step: Mapping[str, Any], told: Classification, share: StepAllocation, settings: Settings, ais: float | None
+    step: Mapping[str, Any],
+    told: Told,
+    share: StepAllocation,
+    demand: StepDemand,
+    settings: Settings,
+    ais: float | None,
+    unit: int,
 ) -> PlannedStep:
-    prompt = str(step.get("prompt") or step.get("description") or "")
-    own = step_complexity(features_of({"messages": [{"role": "user", "content": prompt}]}), told.intent)
-    score = effective_complexity(ais, own.score)
-    compression = settings.compression_strategy[Intent(told.intent)] if settings.compression_enabled else "none"
+    intent = told.classification.intent
+    score = effective_complexity(ais, told.complexity)
+    compression = settings.compression_strategy[Intent(intent)] if settings.compression_enabled else "none"
     return PlannedStep(
-        step=str(step["id"]),
-        intent=told.intent,
-        confidence=told.confidence,
-        source=told.source,
-        reasoning=told.reasoning,
-        priority=str(step.get("priority") or "normal"),
+        step=demand.id,
+        intent=intent,
+        confidence=told.classification.confidence,
+        source=told.classification.source,
+        reasoning=told.classification.reasoning,
+        priority=demand.priority,
         tier=tier_for(score, settings).value,
         complexity=round(score, 2),
         compression=compression,
         allocation_tokens=share.tokens,
         hard_limit_tokens=share.hard_limit_tokens,
         reason=share.reason,
+        cap_tokens=demand.cap_tokens,
+        history=demand.history,
+        unit=unit,
     )
 
 

@@ -52,7 +52,9 @@ class Telemetry:
             "farebox_saved_tokens", "Tokens not sent, by what saved them.", ("by",), registry=registry
         )
         self.orchestration_errors = Counter(
-            "farebox_orchestration_errors", "Calls that went on unplanned because of an error of ours.", registry=registry
+            "farebox_orchestration_errors",
+            "Calls that went on unplanned because of an error of ours.",
+            registry=registry,
         )
         self.in_flight = Gauge("farebox_calls_in_flight", "Calls being served.", registry=registry)
         self.outbox = Gauge(
@@ -81,7 +83,9 @@ class Telemetry:
         self.duration.labels(route).observe(call.timings.elapsed_ms / 1000)
         self.overhead.observe(call.timings.overhead_us / 1e6)
         if call.grant is not None:
-            self.admissions.labels("granted", "").inc()
+            # An observed scope would have refused it: the reason is the scope, which is one of six.
+            breached = call.grant.breaches[0].partition("/")[0] if call.grant.breaches else ""
+            self.admissions.labels("observed" if breached else "granted", breached).inc()
         if outcome.first_byte_ms is not None and call.request.stream:
             self.first_token.labels(model).observe(outcome.first_byte_ms / 1000)
         if usage is not None:

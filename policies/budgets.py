@@ -210,6 +210,9 @@ class RunLimits:
     planned_step: Limit = UNLIMITED  # the hard limit
     step_soft_tokens: int | None = None
     observe: bool = False  # the workflow is in observe: its plan and its budgets never refuse
+    ladder: tuple[Rung, ...] | None = (
+        None  # the workflow's declaration says how pressure is met; None leaves it to budgets
+    )
 
 
 @dataclass(slots=True)
@@ -239,7 +242,8 @@ def chain_for(subject: Subject, budgets: Sequence[Budget], limits: RunLimits, no
     ordered = sorted(entries.items(), key=lambda item: _ORDER[item[1].scope])
     links = [_link(account, entry, limits) for account, entry in ordered]
     links.extend(_parent_link(parent, subject.project, budgets) for parent in subject.parents)
-    return Chain(tuple(links), *_manner(matching))
+    ladder, hold, wait_ms = _manner(matching)
+    return Chain(tuple(links), ladder if limits.ladder is None else limits.ladder, hold, wait_ms)
 
 
 _ORDER: Final = {scope: position for position, scope in enumerate(Scope)}

@@ -13,16 +13,21 @@ from gateway.config import Config
 from gateway.control import Control
 from gateway.ledger.port import Ledger
 from gateway.orchestration.compressing import Compressing
+from gateway.orchestration.histories import Histories
 from gateway.orchestration.intents import IntentRules, Intents
 from gateway.orchestration.plans import Plans
 from gateway.orchestration.routing import Routing
+from gateway.orchestration.scoring import Scoring
 from gateway.orchestration.service import Orchestration
+from gateway.orchestration.trail import Trail
+from gateway.pipeline.call import Call
 from gateway.pricebook import PriceBook
 from gateway.store.database import Database
 from gateway.telemetry import Telemetry
 from gateway.tokenizer import Tokenizer
 from gateway.upstream.deployments import Pool
 from policies.budgets import Budget
+from policies.classify import Classification
 from policies.handlers import ENTRY_POINT_GROUP, registry_of
 from policies.routing import Tier
 
@@ -63,9 +68,23 @@ def make_orchestration(
     registry = registry_of(entry_points(group=ENTRY_POINT_GROUP))
     for fault in registry.faults:
         _log.warning("handler_not_used", reason=fault)
+    trail = Trail(store, clock_ms)
+
+    def classified(call: Call, found: Classification) -> None:
+        trail.note(
+            "intent.classified",
+            call,
+            call.tags.step,
+            intent=found.intent,
+            confidence=found.confidence,
+            source=found.source,
+            reasoning=found.reasoning,
+        )
+
     orchestration = Orchestration(
-        intents=Intents(store, ask_intent if model else None, rules, clock_ms),
-        plans=Plans(store, ledger, clock_ms),
+        intents=Intents(store, ask_intent if model else None, rules, clock_ms, classified),
+        plans=Plans(store, ledger),
+        histories=Histories(store, clock_ms),
         compressing=Compressing(tokenizer, lambda: control.snapshot),
         routing=Routing(
             pool=pool,
@@ -74,6 +93,8 @@ def make_orchestration(
             tiers=[(tier, getattr(config.tiers, tier)) for tier in Tier],
             snapshot=lambda: control.snapshot,
         ),
+        scoring=Scoring(store, lambda: control.snapshot, clock_ms),
+        trail=trail,
         telemetry=telemetry,
         budgets=budgets,
         snapshot=lambda: control.snapshot,

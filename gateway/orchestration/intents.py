@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final
 
 import structlog
 from cachetools import LRUCache
 
 from gateway.pipeline.call import Call, IntentTag
+from gateway.run_plan import Told, step_text, tell_step, told_as
 from gateway.store import intents as intent_store
 from gateway.store.database import Database, StoreError
 from gateway.store.intents import LearnedIntent
@@ -27,15 +29,19 @@ from policies.classify import (
     parse_llm_answer,
     step_text_from_chat,
 )
+from policies.classify.features import is_generic_name
 from policies.intents import Intent
+from policies.settings import Settings
 
 _log = structlog.get_logger(__name__)
 _WARM_MAX: Final = 20_000
 _LEARNED_MAX: Final = 50_000
 _BATCH: Final = 5
 _WAITING_MAX: Final = 500
+# A question that nobody answered is asked again after this, as long as calls raise it.
+_RETRY_MS: Final = 60_000
 # A name that says nothing: then the words of the prompt tell the step, and belong to its identity.
-_GENERIC: Final = frozenset({"default", "step", "prompt", "task", "call", "llm", "agent", "main", "run", "chat"})
+_is_generic: Final = lru_cache(maxsize=_WARM_MAX)(is_generic_name)
 
 Ask = Callable[[Sequence[Mapping[str, Any]]], Awaitable[str | None]]
 
@@ -52,18 +58,37 @@ class _Question:
     step: StepText
 
 
-class Intents:
-    """`ask` None: there is no model to ask, and the best guess stays."""
+@dataclass(slots=True)
+class _Warm:
+    """An answer that serves again. `key` is set while a model might know better; then `learned` answers are looked for."""
 
-    def __init__(self, store: Database, ask: Ask | None, rules: IntentRules, clock_ms: Callable[[], int]) -> None:
+    answer: Classification
+    key: str | None = None
+    until_ms: int | None = None
+
+
+class Intents:
+    """`ask` None: there is no model to ask, and the best guess stays. `found` is told of every new classification."""
+
+    def __init__(
+        self,
+        store: Database,
+        ask: Ask | None,
+        rules: IntentRules,
+        clock_ms: Callable[[], int],
+        found: Callable[[Call, Classification], None] = lambda _call, _found: None,
+    ) -> None:
         self._store = store
         self._ask = ask
         self._rules = rules
         self._clock_ms = clock_ms
-        self._warm: LRUCache[tuple[object, ...], Classification] = LRUCache(_WARM_MAX)
+        self._found = found
+        self._warm: LRUCache[tuple[object, ...], _Warm] = LRUCache(_WARM_MAX)
+        self._told: LRUCache[tuple[object, ...], Told] = LRUCache(_WARM_MAX)
         self._learned: LRUCache[str, LearnedIntent] = LRUCache(_LEARNED_MAX)
         self._questions: asyncio.Queue[_Question] = asyncio.Queue(_WAITING_MAX)
         self._asked: dict[str, asyncio.Event] = {}
+        self._failed: LRUCache[str, int] = LRUCache(_LEARNED_MAX)  # key → when it may be asked again, ms
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -83,46 +108,81 @@ class Intents:
     def forget(self) -> None:
         """Settings changed: what was concluded under the old ones is concluded anew."""
         self._warm.clear()
+        self._told.clear()
 
     async def of(self, call: Call, declared: str | None, threshold: float) -> IntentTag:
         """Cheap when the step was seen before; at most `wait_ms` when a model is asked and waiting is allowed."""
         header = call.tags.intent
         identity = (call.principal.project, call.tags.workflow, call.tags.step, header, declared, *_fingerprint(call))
-        found = self._warm.get(identity)
-        if found is None:
-            found = await self._classified(call, header, declared, threshold)
-            self._warm[identity] = found
-        return IntentTag(found.intent, found.confidence, found.source)
+        warm = self._warm.get(identity)
+        answer = None if warm is None else self._still(warm)
+        if answer is None:
+            warm = await self._classified(call, header, declared, threshold)
+            self._warm[identity] = warm
+            answer = warm.answer
+            self._found(call, answer)
+            if warm.until_ms is not None and answer.source == "llm":
+                warm.answer = replace(answer, source="cache")  # for the calls to come
+        return IntentTag(answer.intent, answer.confidence, answer.source)
 
-    async def _classified(
-        self, call: Call, header: str | None, declared: str | None, threshold: float
-    ) -> Classification:
+    def tell(self, step: Mapping[str, Any], workflow: str, settings: Settings) -> Told:
+        """What a declared step is asked to make, by its own words. Never waits; what stays unclear is asked beside."""
+        if step.get("intent"):
+            return tell_step(step, workflow, settings)
+        threshold = settings.intent_classification_confidence_threshold
+        text = step_text(step, workflow)
+        key = content_key(text)
+        learned = self._remembered(key)
+        if learned is not None:
+            return told_as(step, learned)
+        identity = (key, text.prompt, threshold)
+        told = self._told.get(identity)
+        if told is None:
+            told = self._told[identity] = told_as(step, classify(text, confidence_threshold=threshold))
+        if told.classification.confidence < threshold:
+            self._enqueue(_Question(key, text))
+        return told
+
+    def _still(self, warm: _Warm) -> Classification | None:
+        """None: it has to be found anew, because it expired or a model was asked since."""
+        if warm.until_ms is not None and warm.until_ms <= self._clock_ms():
+            return None
+        return None if warm.key is not None and warm.key in self._learned else warm.answer
+
+    async def _classified(self, call: Call, header: str | None, declared: str | None, threshold: float) -> _Warm:
         step = step_text_of(call.protocol.name, call.request.body, call.tags.step, call.tags.workflow)
         if header is not None or declared is not None:
-            return classify(
-                step, header=header, declared=Intent(declared) if declared else None, confidence_threshold=threshold
-            )
+            said = Intent(declared) if declared else None
+            return _Warm(classify(step, header=header, declared=said, confidence_threshold=threshold))
         key = content_key(step)
         learned = self._remembered(key)
         if learned is not None:
-            return learned
+            return _Warm(learned, until_ms=self._learned[key].expires_at_ms)
         guess = classify(step, confidence_threshold=threshold)
         if guess.confidence >= threshold or self._ask is None:
-            return guess
+            return _Warm(guess)
         self._enqueue(_Question(key, step))
         if self._rules.wait_ms:
             await self._wait_for(key)
-        return self._remembered(key) or guess
+            learned = self._remembered(key)
+            if learned is not None:
+                return _Warm(replace(learned, source="llm"), until_ms=self._learned[key].expires_at_ms)
+        # Asked again later if nobody answered: the guess itself expires then.
+        return _Warm(guess, key, self._clock_ms() + _RETRY_MS)
 
     def _remembered(self, key: str) -> Classification | None:
         learned = self._learned.get(key)
-        if learned is None or learned.expires_at_ms <= self._clock_ms():
+        if learned is None:
             return None
-        source = "llm" if learned.source == "llm" and self._clock_ms() - learned.created_at_ms < 1000 else "cache"
-        return Classification(Intent(learned.intent), learned.confidence, source, learned.reasoning, ())
+        if learned.expires_at_ms <= self._clock_ms():
+            del self._learned[key]
+            return None
+        return Classification(Intent(learned.intent), learned.confidence, "cache", learned.reasoning, ())
 
     def _enqueue(self, question: _Question) -> None:
-        if question.key in self._asked or self._questions.full():
+        if self._ask is None or question.key in self._asked or self._questions.full():
+            return
+        if self._failed.get(question.key, 0) > self._clock_ms():
             return
         self._asked[question.key] = asyncio.Event()
         self._questions.put_nowait(question)
@@ -141,36 +201,50 @@ class Intents:
             batch = [await self._questions.get()]
             while len(batch) < _BATCH and not self._questions.empty():
                 batch.append(self._questions.get_nowait())
-            answers = await asyncio.gather(*(self._answer(question) for question in batch))
-            await self._keep([learned for learned in answers if learned is not None])
+            await self._answer_batch(batch)
+
+    async def _answer_batch(self, batch: Sequence[_Question]) -> None:
+        try:
+            known = await self._known([question.key for question in batch])
+            asked = [question for question in batch if question.key not in known]
+            answers = await asyncio.gather(*(self._answer(question) for question in asked))
+            fresh = [learned for learned in answers if learned is not None]
+            for learned in (*known.values(), *fresh):
+                self._learned[learned.key] = learned
+        finally:
+            for question in batch:
+                self._answered(question.key)
+        await self._keep(fresh)
+
+    def _answered(self, key: str) -> None:
+        if key not in self._learned:
+            self._failed[key] = self._clock_ms() + _RETRY_MS
+        event = self._asked.pop(key, None)
+        if event is not None:
+            event.set()
+
+    async def _known(self, keys: Sequence[str]) -> dict[str, LearnedIntent]:
+        """What another process has asked before us is not asked again."""
+        try:
+            return await intent_store.get_many(self._store, keys, self._clock_ms())
+        except StoreError:
+            return {}
 
     async def _answer(self, question: _Question) -> LearnedIntent | None:
         assert self._ask is not None  # noqa: S101 - the task exists only with a model to ask
         try:
             text = await self._ask(llm_question(question.step))
             answer = parse_llm_answer(text) if text else None
-            if answer is None:
-                return None
-            now_ms = self._clock_ms()
-            learned = LearnedIntent(
-                question.key,
-                answer.intent,
-                answer.confidence,
-                "llm",
-                now_ms + self._rules.cache_ttl_ms,
-                answer.reasoning,
-                now_ms,
-            )
-            self._learned[question.key] = learned
-            self._warm.clear()
-            return learned
         except Exception:  # noqa: BLE001 - the classifier's model is an extra: whatever goes wrong with it, calls go on
             _log.warning("intent_not_asked", exc_info=True)
             return None
-        finally:
-            event = self._asked.pop(question.key, None)
-            if event is not None:
-                event.set()
+        if answer is None:
+            return None
+        now_ms = self._clock_ms()
+        expires_at_ms = now_ms + self._rules.cache_ttl_ms
+        return LearnedIntent(
+            question.key, answer.intent, answer.confidence, "llm", expires_at_ms, answer.reasoning, now_ms
+        )
 
     async def _keep(self, learned: list[LearnedIntent]) -> None:
         if not learned:
@@ -190,7 +264,7 @@ def _fingerprint(call: Call) -> tuple[object, ...]:
         system = messages[0].get("content")
     shape = body.get("response_format") or body.get("text")
     tools = body.get("tools")
-    named = call.tags.step not in _GENERIC
+    named = not _is_generic(call.tags.step)
     return (
         call.protocol.name,
         hash(system) if isinstance(system, str) else len(system or ()),

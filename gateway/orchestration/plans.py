@@ -1,255 +1,236 @@
-"""Plans of runs: how many tokens each step may use. Declared, initialised, learned from past runs, or made as steps appear."""
+"""Plans of runs while they go on: what each step may use, what completed steps leave to the others, and steps that no plan knew.
+
+A run's first call here finds its plan: announced through the API (it is in the store then), or made from the workflow's
+declaration or its learned steps, all by `plan_run`. A call of a step that called before costs a look-up.
+
+When a step begins, the planned steps before it that have used something and hold nothing are taken as completed, and what they
+left is shared anew. Steps of one group (a loop, parallel branches) complete together: once a step behind the group begins. A
+step that comes back after all keeps its allocation; that no run spends more than it has is the run's own limit's business.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-import structlog
 from cachetools import LRUCache
 
 from gateway.ledger.port import Ledger, LedgerUnavailable
+from gateway.orchestration.batches import Batches
+from gateway.run_plan import PlannedStep, RunPlan, demands_of, moved_step, step_of_store, stored_step, within_caps
+from gateway.run_view import run_account, step_account
 from gateway.store import runs as run_store
-from gateway.store import step_history
 from gateway.store.database import Database, StoreError
-from policies.allocation import (
-    Allocation,
-    StepAllocation,
-    StepDemand,
-    allocate,
-    allocate_next,
-    history_of,
-    reallocate,
-)
+from gateway.store.runs import Run, RunStep
+from policies.allocation import Allocation, StepAllocation, StepDemand, allocate_next, reallocate
+from policies.reservation import Balance
 from policies.settings import Settings
 
-_log = structlog.get_logger(__name__)
 _PLANS_MAX: Final = 50_000
-_HISTORIES_MAX: Final = 5_000
-_HISTORY_KEPT_MS: Final = 60_000
-# After so many finished runs the steps of a workflow are taken as known.
-_RUNS_UNTIL_KNOWN: Final = 3
 
 RunKey = tuple[str, str]  # project, run
 
 
-@dataclass(slots=True)
-class RunPlan:
-    """What was planned for one run, and what was added as steps appeared."""
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """A step that calls, as far as its own call tells."""
 
-    workflow: str
-    pool_limit_tokens: int
+    step: str
+    intent: str
+    priority: str
+    confidence: float = 0.0
+    source: str = ""
+
+
+@dataclass(slots=True)
+class LivePlan:
+    """`limit_tokens` is what the run may use; `used` what completed steps really used."""
+
+    limit_tokens: int
+    ais: float
     allocation: Allocation | None = None
     demands: tuple[StepDemand, ...] = ()
+    planned: Mapping[str, PlannedStep] = field(default_factory=dict)
     steps: dict[str, StepAllocation] = field(default_factory=dict)
-    started: list[str] = field(default_factory=list)
+    begun: set[str] = field(default_factory=set)
+    used: dict[str, int] = field(default_factory=dict)
+    run_used_tokens: int = 0
 
-    def granted_tokens(self) -> int:
-        return sum(step.tokens for step in self.steps.values())
+    def left_tokens(self) -> int:
+        """What may still be given to a step that no plan knew of."""
+        given = sum(self.used.get(name, one.tokens) for name, one in self.steps.items())
+        return max(0, self.limit_tokens - max(given, self.run_used_tokens))
+
+    def comes_before(self, step: str, other: str) -> bool:
+        """Whether `step` may be completed now that `other` begins. Of unplanned ones the order is that of their first calls."""
+        first, second = self.planned.get(step), self.planned.get(other)
+        if first is None or second is None:
+            return True
+        return first.unit < second.unit
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedStep:
-    """A step as a declaration or an initialised run names it."""
+def live(plan: RunPlan) -> LivePlan:
+    shares = tuple(
+        StepAllocation(one.step, one.intent, one.allocation_tokens, one.hard_limit_tokens, one.reason)
+        for one in plan.steps
+    )
+    allocation = Allocation(plan.strategy, plan.pool_tokens, shares) if shares else None
+    return LivePlan(
+        plan.limit_tokens,
+        plan.ais,
+        allocation,
+        demands_of(plan),
+        {one.step: one for one in plan.steps},
+        {one.step: one for one in shares},
+    )
 
-    id: str
-    intent: str
-    priority: str = "normal"
-    budget_tokens: int | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class _History:
-    at_ms: int
-    by_step: Mapping[str, Sequence[step_history.StepSample]]
+# Makes the plan of a run that is not known here yet, given what the store knows of it.
+Propose = Callable[[Run | None], Awaitable[RunPlan]]
 
 
 class Plans:
-    def __init__(self, store: Database, ledger: Ledger, clock_ms: Callable[[], int]) -> None:
+    def __init__(self, store: Database, ledger: Ledger) -> None:
         self._store = store
         self._ledger = ledger
-        self._clock_ms = clock_ms
-        self._plans: LRUCache[RunKey, RunPlan] = LRUCache(_PLANS_MAX)
-        self._histories: LRUCache[RunKey, _History] = LRUCache(_HISTORIES_MAX)
-        self._loading: set[asyncio.Task[None]] = set()
+        self._plans: LRUCache[RunKey, LivePlan] = LRUCache(_PLANS_MAX)
+        self._writing: Batches[tuple[str, RunStep]] = Batches("allocations", self._write)
+
+    def start(self) -> None:
+        self._writing.start()
+
+    async def stop(self) -> None:
+        await self._writing.stop()
+
+    async def flush(self) -> None:
+        await self._writing.flush()
 
     def forget(self) -> None:
         """Settings changed: runs are planned anew at their next call."""
         self._plans.clear()
 
     def put(self, project: str, run: str, plan: RunPlan) -> None:
-        self._plans[project, run] = plan
-
-    def make(
-        self,
-        project: str,
-        workflow: str,
-        steps: Sequence[PlannedStep],
-        pool_limit_tokens: int,
-        settings: Settings,
-        ais: float,
-        strategy: str,
-    ) -> RunPlan:
-        """A plan for known steps. The history that is at hand decides; one that is missing is loaded for the next run."""
-        history = self._history(project, workflow)
-        demands = [_demand(step, history) for step in steps]
-        allocation = allocate(
-            demands, strategy=strategy, settings=settings, ais=ais, pool_limit_tokens=pool_limit_tokens
-        )
-        by_step = {one.step: one for one in allocation.allocations}
-        return RunPlan(workflow, pool_limit_tokens, allocation, tuple(demands), by_step)
+        """An announced run. What it used under an earlier plan is seen when its next step begins."""
+        self._plans[project, run] = live(plan)
 
     async def step(
-        self,
-        key: RunKey,
-        workflow: str,
-        step: PlannedStep,
-        *,
-        declared: Sequence[PlannedStep],
-        pool_limit_tokens: int,
-        settings: Settings,
-        ais: float,
-    ) -> StepAllocation:
-        """The allocation of the step that calls now."""
+        self, key: RunKey, beginning: Beginning, propose: Propose, settings: Settings
+    ) -> tuple[StepAllocation, bool]:
+        """The allocation of the step that calls now, and whether it is the step's first call here."""
         plan = self._plans.get(key)
         if plan is None:
-            plan = await self._first_plan(key, workflow, declared, pool_limit_tokens, settings, ais)
-            self._plans[key] = plan
-        if step.id not in plan.steps:
-            plan.steps[step.id] = self._next(plan, step, settings, ais)
-        if step.id not in plan.started:
-            if settings.adaptive_budget_enabled:
-                await self._return_what_is_left(key, plan, settings, ais)
-            plan.started.append(step.id)
-        return plan.steps[step.id]
+            # Two first calls of a run may both come here: the plans are the same, and the first one stays.
+            plan = self._plans.setdefault(key, await self._first_plan(key, propose))
+        name = beginning.step
+        begins = name not in plan.begun
+        if begins:
+            plan.begun.add(name)
+            await self._return_what_is_left(key, plan, name, settings)
+        if name not in plan.steps:
+            plan.steps[name] = self._next(plan, beginning, settings)
+        if begins:
+            self._note(key, plan, beginning)
+        return plan.steps[name], begins
 
-    async def _first_plan(
-        self,
-        key: RunKey,
-        workflow: str,
-        declared: Sequence[PlannedStep],
-        pool_limit_tokens: int,
-        settings: Settings,
-        ais: float,
-    ) -> RunPlan:
-        stored = await self._stored(key)
-        if stored is not None:
-            return stored
-        steps = declared or self._learned_steps(key[0], workflow)
-        if not steps:
-            return RunPlan(workflow, pool_limit_tokens)
-        return self.make(key[0], workflow, steps, pool_limit_tokens, settings, ais, settings.allocation_strategy)
-
-    async def _stored(self, key: RunKey) -> RunPlan | None:
-        """A run that was initialised through the API, perhaps in another process. One query at a run's first call here."""
+    async def _first_plan(self, key: RunKey, propose: Propose) -> LivePlan:
         try:
             run = await run_store.get(self._store, *key)
         except StoreError:
-            return None
-        planned = [step for step in run.steps if step.allocation_tokens is not None] if run is not None else []
-        if run is None or not planned:
-            return None
-        steps = {
-            step.step: StepAllocation(
-                step.step,
-                step.intent,
-                step.allocation_tokens or 0,
-                step.hard_limit_tokens or step.allocation_tokens or 0,
-                "as initialised",
-            )
-            for step in planned
-        }
-        pool = sum(one.tokens for one in steps.values())
-        allocation = Allocation(str(run.plan.get("strategy", "proportional")), pool, tuple(steps.values()))
-        demands = tuple(StepDemand(step.step, step.intent, demand_tokens=step.allocation_tokens) for step in planned)
-        return RunPlan(run.workflow, pool, allocation, demands, steps)
+            run = None
+        announced = _announced(run)
+        if announced is not None:
+            return live(announced)
+        plan = await propose(run)
+        for position, step in enumerate(plan.steps, 1):
+            self._writing.put((key[0], stored_step(key[1], position, step)))
+        return live(plan)
 
-    def _next(self, plan: RunPlan, step: PlannedStep, settings: Settings, ais: float) -> StepAllocation:
+    def _next(self, plan: LivePlan, beginning: Beginning, settings: Settings) -> StepAllocation:
         """A step that no plan knew of: its demand, as far as the run has that much left."""
-        left = max(0, plan.pool_limit_tokens - plan.granted_tokens())
-        demand = StepDemand(step.id, step.intent, priority=step.priority, demand_tokens=step.budget_tokens)
+        demand = StepDemand(beginning.step, beginning.intent, priority=beginning.priority)
         # What others were granted they may never use: with nothing left to grant, the run's own limit decides.
-        return allocate_next(demand, run_remaining_tokens=left or plan.pool_limit_tokens, settings=settings, ais=ais)
+        left = plan.left_tokens() or plan.limit_tokens
+        return allocate_next(demand, run_remaining_tokens=left, settings=settings, ais=plan.ais)
 
-    async def _return_what_is_left(self, key: RunKey, plan: RunPlan, settings: Settings, ais: float) -> None:
-        """Steps that called before, with nothing under way now, are taken as completed: what they left is shared anew."""
-        if plan.allocation is None or not plan.started:
+    async def _return_what_is_left(self, key: RunKey, plan: LivePlan, begins: str, settings: Settings) -> None:
+        """One read of the ledger for each step of a run, when it begins."""
+        before = [name for name in plan.steps if name != begins and plan.comes_before(name, begins)]
+        if not before:
             return
         project, run = key
-        planned = [step for step in plan.started if any(demand.id == step for demand in plan.demands)]
         try:
-            balances = await self._ledger.balances(project, [f"step/{run}/{step}" for step in planned])
+            whole, *balances = await self._ledger.balances(
+                project, [run_account(run), *(step_account(run, name) for name in before)]
+            )
         except LedgerUnavailable:
             return
-        completed = {
-            step: balance.settled.tokens
-            for step, balance in zip(planned, balances, strict=True)
-            if balance.settled.tokens and not balance.reserved.requests
-        }
-        if completed:
-            revised = reallocate(
+        plan.run_used_tokens = whole.settled.tokens + whole.reserved.tokens
+        plan.used = _completed(before, balances)
+        if plan.allocation is None:
+            return
+        completed = {name: tokens for name, tokens in plan.used.items() if name in plan.planned}
+        revised = within_caps(
+            reallocate(
                 plan.allocation,
                 completed,
                 plan.demands,
-                pool_limit_tokens=plan.pool_limit_tokens,
+                pool_limit_tokens=plan.limit_tokens,
                 settings=settings,
-                ais=ais,
-            )
-            plan.steps |= {one.step: one for one in revised.allocations if one.step not in completed}
+                ais=plan.ais,
+            ),
+            plan.demands,
+        )
+        self._revise(key, plan, [one for one in revised.allocations if one.step not in completed])
 
-    def _learned_steps(self, project: str, workflow: str) -> list[PlannedStep]:
-        history = self._history(project, workflow)
-        runs = max((len(samples) for samples in history.values()), default=0)
-        if runs < _RUNS_UNTIL_KNOWN:
-            return []
-        return [
-            PlannedStep(name, "generate", budget_tokens=max(sample.tokens for sample in samples))
-            for name, samples in history.items()
-            if len(samples) * 2 >= runs
-        ]
+    def _revise(self, key: RunKey, plan: LivePlan, shares: Sequence[StepAllocation]) -> None:
+        for share in shares:
+            if plan.steps[share.step] != share:
+                plan.steps[share.step] = share
+                position = list(plan.planned).index(share.step) + 1
+                self._writing.put((key[0], moved_step(key[1], position, plan.planned[share.step], share)))
 
-    def _history(self, project: str, workflow: str) -> Mapping[str, Sequence[step_history.StepSample]]:
-        known = self._histories.get((project, workflow))
-        if known is None or self._clock_ms() - known.at_ms > _HISTORY_KEPT_MS:
-            self._histories[project, workflow] = _History(self._clock_ms(), known.by_step if known else {})
-            task = asyncio.create_task(self._load_history(project, workflow))
-            self._loading.add(task)
-            task.add_done_callback(self._loading.discard)
-        return self._histories[project, workflow].by_step
-
-    async def _load_history(self, project: str, workflow: str) -> None:
-        try:
-            found = await step_history.by_step(self._store, project, workflow, self._clock_ms())
-        except StoreError as error:
-            _log.warning("history_not_loaded", workflow=workflow, error=str(error))
+    def _note(self, key: RunKey, plan: LivePlan, beginning: Beginning) -> None:
+        """Let the store know of a step that no plan had, so that the run shows its limits."""
+        if beginning.step in plan.planned:
             return
-        self._histories[project, workflow] = _History(self._clock_ms(), found)
+        share = plan.steps[beginning.step]
+        step = PlannedStep(
+            step=beginning.step,
+            intent=beginning.intent,
+            confidence=beginning.confidence,
+            source=beginning.source,
+            reasoning="",
+            priority=beginning.priority,
+            tier="",
+            complexity=0.0,
+            compression="",
+            allocation_tokens=share.tokens,
+            hard_limit_tokens=share.hard_limit_tokens,
+            reason=share.reason,
+        )
+        self._writing.put((key[0], stored_step(key[1], 0, step)))
+
+    async def _write(self, steps: Sequence[tuple[str, RunStep]]) -> None:
+        await run_store.note_allocations(self._store, steps)
 
 
-def _demand(step: PlannedStep, history: Mapping[str, Sequence[step_history.StepSample]]) -> StepDemand:
-    return StepDemand(
-        step.id,
-        step.intent,
-        priority=step.priority,
-        demand_tokens=step.budget_tokens,
-        history=history_of(history.get(step.id, ())),
-    )
+def _announced(run: Run | None) -> RunPlan | None:
+    """The plan of a run that was initialised through the API, perhaps in another process."""
+    if run is None or "strategy" not in run.plan:
+        return None
+    steps = tuple(step_of_store(step) for step in run.steps if step.position and step.allocation_tokens is not None)
+    if not steps:
+        return None
+    pool = int(run.plan.get("pool_tokens", sum(step.allocation_tokens for step in steps)))
+    limit = int(run.plan.get("limit_tokens", pool))
+    return RunPlan(str(run.plan["strategy"]), pool, limit, float(run.plan.get("ais", 5.0)), steps)
 
 
-def declared_steps(steps: Iterable[Mapping[str, Any]]) -> list[PlannedStep]:
-    """Steps of a workflow's declaration, nested ones flattened in their order."""
-    found: list[PlannedStep] = []
-    for step in steps:
-        if "id" in step:
-            found.append(
-                PlannedStep(
-                    str(step["id"]),
-                    str(step.get("intent") or ""),
-                    str(step.get("priority") or "normal"),
-                    step.get("budget_tokens") or step.get("budget"),
-                )
-            )
-        found += declared_steps(step.get("steps") or ())
-    return found
+def _completed(steps: Sequence[str], balances: Sequence[Balance]) -> dict[str, int]:
+    """Those that used something and hold nothing now, and how many tokens it was."""
+    return {
+        step: balance.settled.tokens
+        for step, balance in zip(steps, balances, strict=True)
+        if balance.settled.tokens > 0 and not balance.reserved.requests
+    }

@@ -127,7 +127,7 @@ class Routing:
         ):
             return False
         workflow = snapshot.workflow(call.principal.project, call.tags.workflow or "")
-        return workflow is not None and bool(workflow.declaration.get("allow_routing"))
+        return workflow is not None and bool(workflow.declaration.get("routing"))
 
     def _use(self, call: Call, model: str, reason: str) -> bool:
         chosen = self._pool.choose(model)

@@ -6,25 +6,31 @@ the limits that somebody set by hand never depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import orjson
 import structlog
 
 from gateway.control import Snapshot
 from gateway.orchestration.compressing import Compressing
+from gateway.orchestration.declared import Declarations, DeclaredWorkflow
+from gateway.orchestration.histories import Histories
 from gateway.orchestration.intents import Intents
-from gateway.orchestration.plans import PlannedStep, Plans, declared_steps
+from gateway.orchestration.plans import Beginning, Plans
 from gateway.orchestration.routing import Routing, answer_of
+from gateway.orchestration.scoring import Scoring
+from gateway.orchestration.trail import Trail
 from gateway.pipeline.call import Call
-from gateway.store.workflows import Workflow
+from gateway.run_plan import RunPlan, RunRequest, plan_run, strategy_of, with_declaration
+from gateway.run_view import own_budget
+from gateway.store.runs import Run
 from gateway.telemetry import Telemetry
-from policies.allocation import NEUTRAL_AIS
+from policies.allocation import StepAllocation
 from policies.amounts import UNLIMITED, Limit
 from policies.budgets import Budget, Rung, RunLimits, Scope, Subject
 from policies.reservation import Refused
-from policies.settings import Settings
 
 _log = structlog.get_logger(__name__)
 
@@ -35,109 +41,198 @@ class Orchestration:
         *,
         intents: Intents,
         plans: Plans,
+        histories: Histories,
         compressing: Compressing,
         routing: Routing,
+        scoring: Scoring,
+        trail: Trail,
         snapshot: Callable[[], Snapshot],
         telemetry: Telemetry,
         budgets: Callable[[], Sequence[Budget]],
     ) -> None:
         self.intents = intents
         self.plans = plans
+        self.histories = histories
+        self.scoring = scoring
+        self.trail = trail
         self._compressing = compressing
         self._routing = routing
         self._snapshot = snapshot
         self._telemetry = telemetry
         self._budgets = budgets
+        self._declarations = Declarations()
+        self._concluded = snapshot()
 
     async def start(self) -> None:
         await self.intents.start()
+        self.plans.start()
+        self.trail.start()
+        self.scoring.start()
 
     async def stop(self) -> None:
+        await self.scoring.stop()
         await self.intents.stop()
+        await self.plans.stop()
+        await self.trail.stop()
 
-    def settings_changed(self, _: Snapshot) -> None:
-        """Conclusions drawn under the old settings and declarations are drawn anew."""
+    def settings_changed(self, now: Snapshot) -> None:
+        """Conclusions drawn under the old settings, declarations and budgets are drawn anew; a new key changes none."""
+        before, self._concluded = self._concluded, now
+        is_same = before.settings == now.settings and before.workflows is now.workflows
+        if is_same and before.budgets is now.budgets:
+            return
         self.intents.forget()
+        self.histories.forget()
         self.plans.forget()
 
     async def plan(self, call: Call, snapshot: Snapshot) -> RunLimits:
         """The limits of this call's run and step beside its budgets. Never raises."""
-        workflow = snapshot.workflow(call.principal.project, call.tags.workflow or "")
+        declared = self._declarations.of(snapshot.workflow(call.principal.project, call.tags.workflow or ""))
         limits = RunLimits(
             tightened=call.tags.budget,
-            planned_run=_declared_limit(workflow),
-            observe=workflow is not None and workflow.mode == "observe",
+            planned_run=declared.limit,
+            planned_step=declared.step_limit(call.tags.step),
+            observe=declared.observes,
+            ladder=declared.ladder,
         )
         if not snapshot.settings.enabled:
             return limits
         try:
-            return await self._planned(call, snapshot, workflow, limits)
+            return await self._planned(call, snapshot, declared, limits)
         except Exception:  # noqa: BLE001 - an error inside orchestration never fails the call: it goes on unplanned, counted
             self._note_failure(call)
             return limits
 
-    async def _planned(self, call: Call, snapshot: Snapshot, workflow: Workflow | None, limits: RunLimits) -> RunLimits:
+    async def _planned(
+        self, call: Call, snapshot: Snapshot, declared: DeclaredWorkflow, limits: RunLimits
+    ) -> RunLimits:
         settings = snapshot.settings
-        declared = declared_steps(workflow.declaration.get("steps") or ()) if workflow is not None else []
-        own = next((step for step in declared if step.id == call.tags.step), None)
         threshold = settings.intent_classification_confidence_threshold
-        call.intent = await self.intents.of(call, own.intent if own and own.intent else None, threshold)
-        run_limit = Limit(tokens=settings.max_tokens_per_workflow).replaced_by(limits.planned_run)
-        pool_limit = self._pool_limit(call, run_limit)
-        allocation = await self.plans.step(
+        call.intent = intent = await self.intents.of(call, declared.intent(call.tags.step), threshold)
+
+        async def propose(known: Run | None) -> RunPlan:
+            return await self._proposed(_request_of(call, known), call.principal.project, snapshot, call)
+
+        share, is_new = await self.plans.step(
             (call.principal.project, call.run or ""),
-            call.tags.workflow or "",
-            PlannedStep(call.tags.step, call.intent.intent, call.tags.priority, own.budget_tokens if own else None),
-            declared=[replace(step, intent=step.intent or call.intent.intent) for step in declared],
-            pool_limit_tokens=pool_limit,
-            settings=settings,
-            ais=self._ais(call, snapshot),
+            Beginning(call.tags.step, intent.intent, call.tags.priority, intent.confidence, intent.source),
+            propose,
+            settings,
         )
-        hard, soft = min(allocation.hard_limit_tokens, pool_limit), allocation.tokens
+        if is_new:
+            self._note_allocation(call, share)
+        hard, soft = share.hard_limit_tokens, share.tokens
         return replace(
             limits,
-            planned_run=run_limit,
-            planned_step=Limit(tokens=hard),
+            planned_run=Limit(tokens=settings.max_tokens_per_workflow).replaced_by(limits.planned_run),
+            planned_step=limits.planned_step.tightened_by(Limit(tokens=hard)),
             step_soft_tokens=soft if soft < hard else None,
         )
 
-    def _pool_limit(self, call: Call, run_limit: Limit) -> int:
-        """What the run may use at most: the plan's limit, the caller's, and every budget on the run."""
-        subject = Subject(call.principal.project, workflow=call.tags.workflow, run=call.run)
-        limit = run_limit.tightened_by(call.tags.budget)
+    async def propose(self, project: str, request: RunRequest) -> RunPlan:
+        """The plan that such a run would have. Raises ValueError as `plan_run` does. Changes nothing."""
+        return await self._proposed(request, project, self._snapshot())
+
+    async def initialise(self, project: str, request: RunRequest) -> RunPlan:
+        """Plan a run before it begins, and remember the plan. Raises ValueError as `plan_run` does."""
+        plan = await self.propose(project, request)
+        self.plans.put(project, request.run, plan)
+        steps = {one.step: [one.intent, one.allocation_tokens, one.hard_limit_tokens] for one in plan.steps}
+        self.trail.note_run(
+            "run.planned", project, request.run, strategy=plan.strategy, pool_tokens=plan.pool_tokens, steps=steps
+        )
+        return plan
+
+    async def _proposed(
+        self, request: RunRequest, project: str, snapshot: Snapshot, call: Call | None = None
+    ) -> RunPlan:
+        """One way for announced, declared and learned runs. `call` is the first call of a run that nobody announced."""
+        workflow = snapshot.workflow(project, request.workflow)
+        settings = snapshot.settings
+        strategy = request.strategy or strategy_of(settings, workflow)
+        steps = with_declaration(request, snapshot, project)
+        is_adaptive = strategy == "adaptive"
+        # A declared run by any other strategy needs no history, and costs no query.
+        needs_history = bool(request.workflow) and (is_adaptive or not steps)
+        history = await self.histories.of(project, request.workflow, alike=is_adaptive) if needs_history else None
+        if not steps and history is not None:
+            steps = history.learned()
+        agent = request.agent or str((workflow.declaration.get("agent") if workflow else None) or "")
+        ais = request.ais if request.ais is not None or not agent else snapshot.ais(project, agent)
+        whole = replace(request, steps=_with_said(steps, call), strategy=strategy, ais=ais)
+        return plan_run(
+            whole,
+            settings,
+            pool_limit_tokens=self._pool_limit(whole, project, snapshot, call),
+            histories=history.of if is_adaptive and history is not None else lambda _step, _intent: None,
+            tell=self.intents.tell,
+        )
+
+    def _pool_limit(self, request: RunRequest, project: str, snapshot: Snapshot, call: Call | None) -> int:
+        """What the run may use at most: the settings' or the declaration's limit, every budget on the run, and its own."""
+        declared = self._declarations.of(snapshot.workflow(project, request.workflow))
+        limit = Limit(tokens=snapshot.settings.max_tokens_per_workflow).replaced_by(declared.limit)
+        subject = Subject(project, workflow=request.workflow or None, run=request.run)
         for budget in self._budgets():
             if budget.scope is Scope.RUN and budget.applies_to(subject):
                 limit = limit.tightened_by(budget.limit)
+        limit = limit.replaced_by(request.budget)
+        if call is not None:
+            limit = limit.tightened_by(call.tags.budget)
         return limit.tokens or 0
-
-    @staticmethod
-    def _ais(call: Call, snapshot: Snapshot) -> float:
-        if call.tags.agent is None:
-            return NEUTRAL_AIS
-        known = snapshot.ais(call.principal.project, call.tags.agent)
-        return NEUTRAL_AIS if known is None else known
 
     def model_for(self, call: Call, snapshot: Snapshot) -> str:
         """The model to ask: the named one, or the one that routing chose. Raises `BadRequest` for an `auto` nobody can take."""
-        return self._routing.model_for(call, snapshot)
+        asked = call.request.model
+        chosen = self._routing.model_for(call, snapshot)
+        if chosen != asked and call.is_tagged:
+            self.trail.note("model.routed", call, chosen, asked=asked, why=_why(call))
+        return chosen
 
     def offers(self, call: Call, rung: Rung) -> bool:
-        settings = self._snapshot().settings
+        snapshot = self._snapshot()
+        settings = snapshot.settings
         if not (settings.enabled and call.is_tagged):
             return False
         if rung is Rung.COMPRESS:
-            return self._compressing.is_offered(call, settings)
+            declared = self._declarations.of(snapshot.workflow(call.principal.project, call.tags.workflow or ""))
+            return declared.compresses and self._compressing.is_offered(call, settings)
         return rung is Rung.ROUTE and self._routing.is_offered(settings)
 
     async def compress(self, call: Call, needed_tokens: int) -> bool:
+        before = call.saved.tokens
         try:
-            return await self._compressing.compress(call, needed_tokens)
+            changed = await self._compressing.compress(call, needed_tokens)
         except Exception:  # noqa: BLE001 - the original goes then
             self._note_failure(call)
             return False
+        if changed:
+            detail = call.decisions[-1] if call.decisions else {}
+            self.trail.note("prompt.compressed", call, call.tags.step, tokens=call.saved.tokens - before, **detail)
+        return changed
 
     async def reroute(self, call: Call, refused: Refused) -> bool:
-        return self._routing.reroute(call, refused)
+        asked = call.model
+        changed = self._routing.reroute(call, refused)
+        if changed:
+            self.trail.note("model.routed", call, call.model, asked=asked, why=_why(call))
+        return changed
+
+    def refused(self, call: Call, refused: Refused) -> None:
+        """A call did not fit, whatever was tried."""
+        self.trail.note(
+            "call.refused",
+            call,
+            refused.account,
+            reason=refused.reason.value,
+            unit=refused.unit,
+            needed=refused.needed,
+            limit=refused.balance.limit.of(refused.unit) if refused.unit else None,
+        )
+
+    def observed(self, call: Call, accounts: Sequence[str]) -> None:
+        """A call went on that would have been refused, were these accounts enforced."""
+        self.trail.note("call.observed", call, accounts[0], accounts=list(accounts))
 
     def judge(self, call: Call, body: bytes) -> None:
         """Look at the whole answer of a routed call. Calls that were not routed cost one look-up here."""
@@ -150,21 +245,39 @@ class Orchestration:
         except Exception:  # noqa: BLE001 - a judgement is an extra
             self._note_failure(call)
 
+    def _note_allocation(self, call: Call, share: StepAllocation) -> None:
+        self.trail.note(
+            "budget.allocated",
+            call,
+            share.step,
+            tokens=share.tokens,
+            hard_limit_tokens=share.hard_limit_tokens,
+            reason=share.reason,
+        )
+
     def _note_failure(self, call: Call) -> None:
         self._telemetry.orchestration_errors.inc()
         _log.exception("orchestration_failed", request_id=call.id, workflow=call.tags.workflow)
 
 
-def _declared_limit(workflow: Workflow | None) -> Limit:
-    """A budget that the declaration puts on each run of the workflow."""
-    if workflow is None:
-        return UNLIMITED
-    tokens = workflow.declaration.get("budget_tokens")
-    nano_usd = workflow.declaration.get("budget_nano_usd")
-    return Limit(tokens if isinstance(tokens, int) else None, nano_usd if isinstance(nano_usd, int) else None)
+def _request_of(call: Call, known: Run | None) -> RunRequest:
+    """The run as it would have been announced."""
+    tags = call.tags
+    budget = own_budget(known.plan) if known is not None else UNLIMITED
+    return RunRequest(
+        call.run or "", tags.workflow or "", tags.agent or "", tags.user or "", tags.parent_run or "", budget
+    )
 
 
-def strategy_of(settings: Settings, workflow: Workflow | None) -> str:
-    """The allocation strategy of a workflow: its own, else that of the settings."""
-    own = workflow.declaration.get("strategy") if workflow is not None else None
-    return own if isinstance(own, str) and own else settings.allocation_strategy
+def _with_said(steps: Sequence[Mapping[str, Any]], call: Call | None) -> tuple[Mapping[str, Any], ...]:
+    """What the first call's headers say of its own step goes before its declaration; the others are as declared."""
+    if call is None or (call.tags.intent is None and call.tags.priority == "normal"):
+        return tuple(steps)
+    said = {"intent": call.tags.intent} if call.tags.intent is not None else {}
+    if call.tags.priority != "normal":
+        said["priority"] = call.tags.priority
+    return tuple({**step, **said} if step.get("id") == call.tags.step else step for step in steps)
+
+
+def _why(call: Call) -> str:
+    return str(call.decisions[-1].get("why", "")) if call.decisions else ""

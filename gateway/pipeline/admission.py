@@ -7,7 +7,7 @@ last one that helps is noted in the answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, cast
 
@@ -54,6 +54,12 @@ class Planner(Protocol):
 
     async def reroute(self, call: Call, refused: Refused) -> bool:
         """Choose a cheaper model for the call. False: there is none that will do."""
+
+    def refused(self, call: Call, refused: Refused) -> None:
+        """The call fits nowhere and will be refused."""
+
+    def observed(self, call: Call, accounts: Sequence[str]) -> None:
+        """The call goes on, though these observed accounts would have refused it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +182,7 @@ class Admission:
             if refused.reason is Refusal.GATE:
                 break
         assert refused is not None  # noqa: S101 - the first rung always asks
+        self._planner.refused(call, refused)
         raise refusal_error(call, refused)
 
     def _rungs(self, call: Call) -> list[Rung | None]:
@@ -267,6 +274,7 @@ class Admission:
         if granted.breaches:
             call.actions.append("observe=would_refuse")
             call.decisions.append({"observed": list(granted.breaches)})
+            self._planner.observed(call, granted.breaches)
         own = call.request.output_tokens_max
         limit = self._prices.output_tokens_max(cast(Deployment, call.deployment))
         if call.holds_slices or not call.request.has_output:

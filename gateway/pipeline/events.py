@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from gateway.pipeline.call import Call, Outcome
 from policies.pricing import Usage
+
+# The code of a call that an observed budget would have refused.
+WOULD_REFUSE: Final = "would_refuse"
 
 
 def draft_of(call: Call) -> bytes:
@@ -44,7 +47,7 @@ def detail_of(call: Call, outcome: Outcome, usage: Usage | None, source: str) ->
     """What the end adds. Its fields beat the draft's."""
     event: dict[str, Any] = {
         "status": outcome.status,
-        "code": outcome.code,
+        "code": outcome.code or (WOULD_REFUSE if call.grant is not None and call.grant.breaches else ""),
         "usage_source": source,
         "actions": ", ".join(call.actions),
         "saved_tokens": call.saved.tokens,
@@ -66,9 +69,47 @@ def detail_of(call: Call, outcome: Outcome, usage: Usage | None, source: str) ->
             "cache_write_tokens": usage.cache_write_tokens,
             "reasoning_tokens": usage.reasoning_tokens,
         }
+    detail = seen_of(call)
     if call.decisions:
-        event["detail"] = {"decisions": call.decisions}
+        detail["decisions"] = call.decisions
+    if detail:
+        event["detail"] = detail
     return orjson.dumps(event)
+
+
+def seen_of(call: Call) -> dict[str, Any]:
+    """What an agent's intensity is computed from: tools offered, tool calls that the request answers, and whether it is a retry.
+
+    Tool calls are counted when their results come back, at the end of the next request: so those of streams count too.
+    """
+    body, seen = call.request.body, {}
+    tools = body.get("tools")
+    if isinstance(tools, list) and tools:
+        seen["tools"] = len(tools)
+        answered = tool_results(body.get("messages") or body.get("input"))
+        if answered:
+            seen["tool_calls"] = answered
+    if call.retry:
+        seen["retry"] = call.retry
+    return {"seen": seen} if seen else {}
+
+
+def tool_results(messages: Any) -> int:
+    """How many results of tools stand at the end of a conversation, in any protocol's form."""
+    if not isinstance(messages, list):
+        return 0
+    found = 0
+    for message in reversed(messages):
+        if not isinstance(message, dict):
+            break
+        if message.get("role") == "tool" or message.get("type") == "function_call_output":
+            found += 1
+            continue
+        content = message.get("content")
+        if message.get("role") == "user" and isinstance(content, list):
+            found += sum(isinstance(part, dict) and part.get("type") == "tool_result" for part in content)
+        break
+    return found
 
 
 def whole_event(call: Call, outcome: Outcome) -> bytes:

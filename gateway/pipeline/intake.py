@@ -79,6 +79,7 @@ class Intake:
         call = Call(id=call_id, protocol=protocol, principal=principal, request=protocol.parse(raw))
         call.tags = read_tags(exchange.headers, path_tags, call.request.metadata, principal.defaults)
         call.forwarded_headers = {name: exchange.headers[name] for name in _FORWARDED if name in exchange.headers}
+        call.retry = retry_of(exchange.headers)
         self.check_model(call.request.model, principal)
         if call.tags.workflow is not None:
             call.run = call.tags.run or await self._runs.implicit_run(principal.project, call.tags.workflow)
@@ -140,6 +141,12 @@ def principal_of(key: ApiKey) -> Principal:
         concurrency_max=concurrency if isinstance(concurrency, int) else None,
         budgets=key_budgets(key.name, key.project, key.limits) if key.limits else (),
     )
+
+
+def retry_of(headers: Mapping[str, str]) -> int:
+    """What the OpenAI and Anthropic SDKs say of their own retries. Nothing depends on it but a figure in reports."""
+    said = headers.get("x-stainless-retry-count", "")
+    return int(said) if len(said) <= 3 and said.isascii() and said.isdecimal() else 0
 
 
 def refuse_destinations(exchange: Exchange) -> None:

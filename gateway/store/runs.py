@@ -116,6 +116,8 @@ _PLANNED_STEP: Final = (
 )
 
 
+# What the events of calls say of intent and model stays.
+_ALLOCATED_STEP: Final = ("position", "tier", "allocation_tokens", "hard_limit_tokens", "plan")
 # Planned steps are numbered from 1; a step that only appeared in calls has 0 and comes after them.
 _UNPLANNED: Final = case((run_steps.c.position == 0, 1), else_=0)
 
@@ -135,6 +137,14 @@ async def plan_steps(db: Database, project: str, run: str, steps: Sequence[RunSt
     async with db.begin() as connection:
         rows = [_step_row(project, run, step) for step in steps]
         await insert(connection, run_steps, rows, replacing(run_steps, _PLANNED_STEP))
+
+
+async def note_allocations(db: Database, steps: Sequence[tuple[str, RunStep]]) -> None:
+    """What steps of many runs, each with its project, were given while their runs went on. Of two for one step the last counts."""
+    last = {(project, step.run, step.step): _step_row(project, step.run, step) for project, step in steps}
+    rows = [last[key] for key in sorted(last)]  # all writers lock in the same order
+    async with db.begin() as connection:
+        await insert(connection, run_steps, rows, replacing(run_steps, _ALLOCATED_STEP))
 
 
 async def get(db: Database, project: str, run: str) -> Run | None:

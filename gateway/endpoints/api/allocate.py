@@ -11,7 +11,6 @@ from gateway.endpoints.api.route import Ask, Route
 from gateway.endpoints.api.schema import STEPS_MAX, Name, ProjectQuery, Share, Strict, Tokens
 from gateway.endpoints.api.steps import StepBody, declared_steps
 from gateway.errors import BadRequest
-from gateway.run_control import plan_for
 from gateway.run_plan import RunRequest
 from policies.amounts import Limit
 
@@ -59,8 +58,7 @@ async def allocate_steps(ask: Ask[ProjectQuery, AllocateBody]) -> Shares:
             ais=body.ais,
             steps=tuple(declared_steps(body.steps)),
         )
-        desk = ask.desk
-        plan = await plan_for(desk.store, desk.parts.control.snapshot, desk.views, ask.project, request, desk.now_ms())
+        plan = await ask.desk.parts.orchestration.propose(ask.project, request)
     except ValueError as error:
         raise BadRequest.field("steps", str(error)) from error
     shares = [

@@ -31,7 +31,6 @@ def make_desk(parts: Parts, access: Access) -> Desk:
         parts.ledger,
         views,
         orchestration=parts.orchestration,
-        snapshot=snapshot,
         catch_up=catch_up,
         now_ms=wall_clock_ms,
     )

@@ -1,0 +1,80 @@
+"""Declarations of workflows as calls need them: read once for each declaration, not once for each call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cachetools import LRUCache
+
+from gateway.store.workflows import Workflow
+from policies.amounts import UNLIMITED, Limit
+from policies.budgets import Rung
+from policies.declaration import flattened
+
+_KEPT_MAX: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredWorkflow:
+    """`limit` is put on each run of the workflow, those of `steps` on each step; they are kept with orchestration off, too."""
+
+    limit: Limit = UNLIMITED
+    observes: bool = False
+    compresses: bool = True
+    routes: bool = False
+    ladder: tuple[Rung, ...] | None = None
+    steps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def intent(self, step: str) -> str | None:
+        declared = self.steps.get(step)
+        return declared.get("intent") or None if declared is not None else None
+
+    def step_limit(self, step: str) -> Limit:
+        declared = self.steps.get(step)
+        return UNLIMITED if declared is None else limit_of(declared)
+
+
+UNDECLARED: Final = DeclaredWorkflow()
+
+
+class Declarations:
+    def __init__(self) -> None:
+        self._read: LRUCache[tuple[str, str], tuple[Workflow, DeclaredWorkflow]] = LRUCache(_KEPT_MAX)
+
+    def of(self, workflow: Workflow | None) -> DeclaredWorkflow:
+        if workflow is None:
+            return UNDECLARED
+        key = (workflow.project, workflow.name)
+        known = self._read.get(key)
+        # A snapshot keeps its workflows' identity until one of them changes.
+        if known is None or known[0] is not workflow:
+            known = self._read[key] = (workflow, read(workflow))
+        return known[1]
+
+
+def read(workflow: Workflow) -> DeclaredWorkflow:
+    declared = workflow.declaration
+    try:
+        steps = {str(step["id"]): step for step in flattened(declared.get("steps") or ())}
+    except (ValueError, KeyError):  # written past the API: the rest of it still counts
+        steps = {}
+    rungs = declared.get("on_pressure")
+    return DeclaredWorkflow(
+        limit=limit_of(declared),
+        observes=workflow.mode == "observe",
+        compresses=declared.get("compression") is not False,
+        routes=bool(declared.get("routing")),
+        ladder=None if rungs is None else tuple(Rung(rung) for rung in rungs),
+        steps=steps,
+    )
+
+
+def limit_of(declared: Mapping[str, Any]) -> Limit:
+    """The budget that a declaration puts on a run of the workflow, or on a step of one."""
+    units = (declared.get(f"budget_{unit}") for unit in ("tokens", "nano_usd", "requests"))
+    tokens, nano_usd, requests = (value if isinstance(value, int) else None for value in units)
+    if tokens is None and nano_usd is None and requests is None:
+        return UNLIMITED
+    return Limit(tokens, nano_usd, requests)

@@ -1,0 +1,113 @@
+"""What past runs say of a workflow's steps, read from the store now and then, and kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+from cachetools import LRUCache
+
+from gateway.store import known_steps, step_history
+from gateway.store.database import Database, StoreError
+from gateway.store.known_steps import KnownStep
+from gateway.store.step_history import IntentModel, StepSample
+from policies.allocation import StepHistory, history_of
+from policies.declaration import learned_steps
+from policies.intents import Intent
+
+_log = structlog.get_logger(__name__)
+_KEPT_MAX: Final = 5_000
+# Habits change by the day; a minute is soon enough, and spares the store a query for every run.
+_FRESH_MS: Final = 60_000
+# A run's first call waits this long for what was never read before. Later readings happen beside the calls.
+_WAIT_MS: Final = 500
+
+Samples = Sequence[StepSample]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowHistory:
+    """`alike` has the samples of all workflows by intent and model, for steps with too few of their own."""
+
+    by_step: Mapping[str, Samples] = field(default_factory=dict)
+    known: Mapping[str, KnownStep] = field(default_factory=dict)
+    alike: Mapping[IntentModel, Samples] = field(default_factory=dict)
+
+    def of(self, step: str, intent: str) -> StepHistory | None:
+        known = self.known.get(step)
+        alike = self.alike.get(IntentModel(intent, known.model), ()) if known is not None else ()
+        return history_of(self.by_step.get(step, ()), alike)
+
+    def learned(self) -> tuple[Mapping[str, Any], ...]:
+        """The steps of an undeclared workflow, in the order of their first calls; none before three finished runs."""
+        names = learned_steps({step: len(samples) for step, samples in self.by_step.items()}) or ()
+        ordered = sorted(names, key=lambda name: (self._order(name), name))
+        return tuple({"id": name, "intent": self._intent(name)} for name in ordered)
+
+    def _order(self, step: str) -> int:
+        known = self.known.get(step)
+        return known.order if known is not None else len(self.known)
+
+    def _intent(self, step: str) -> str:
+        known = self.known.get(step)
+        return known.intent if known is not None and known.intent else Intent.GENERATE
+
+
+NOTHING: Final = WorkflowHistory()
+
+
+@dataclass(slots=True)
+class _Kept:
+    at_ms: int
+    history: WorkflowHistory
+    has_alike: bool
+
+
+class Histories:
+    def __init__(self, store: Database, clock_ms: Callable[[], int]) -> None:
+        self._store = store
+        self._clock_ms = clock_ms
+        self._kept: LRUCache[tuple[str, str], _Kept] = LRUCache(_KEPT_MAX)
+        self._loading: dict[tuple[str, str, bool], asyncio.Task[None]] = {}
+
+    def forget(self) -> None:
+        self._kept.clear()
+
+    async def of(self, project: str, workflow: str, *, alike: bool) -> WorkflowHistory:
+        """Never raises: without a store there is no history. `alike` reads what steps of the same intent and model used, too."""
+        key = (project, workflow)
+        kept = self._kept.get(key)
+        is_complete = kept is not None and (kept.has_alike or not alike)
+        if kept is not None and is_complete and self._clock_ms() - kept.at_ms < _FRESH_MS:
+            return kept.history
+        task = self._load_once(project, workflow, alike)
+        if kept is not None and is_complete:
+            return kept.history
+        await asyncio.wait({task}, timeout=_WAIT_MS / 1000)
+        found = self._kept.get(key)
+        return found.history if found is not None else NOTHING
+
+    def _load_once(self, project: str, workflow: str, alike: bool) -> asyncio.Task[None]:
+        key = (project, workflow, alike)
+        task = self._loading.get(key)
+        if task is None:
+            loading: Coroutine[Any, Any, None] = self._load(project, workflow, alike)
+            task = self._loading[key] = asyncio.create_task(loading, name="history")
+            task.add_done_callback(lambda _: self._loading.pop(key, None))
+        return task
+
+    async def _load(self, project: str, workflow: str, alike: bool) -> None:
+        now_ms = self._clock_ms()
+        try:
+            history = WorkflowHistory(
+                await step_history.by_step(self._store, project, workflow, now_ms),
+                await known_steps.of_workflow(self._store, project, workflow, now_ms),
+                await step_history.by_intent(self._store, project, now_ms) if alike else {},
+            )
+        except StoreError as error:
+            _log.warning("history_not_loaded", workflow=workflow, error=str(error))
+            return
+        self._kept[project, workflow] = _Kept(now_ms, history, alike)

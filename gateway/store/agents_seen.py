@@ -1,0 +1,98 @@
+"""Which agents ran lately, on which workflows, and what their calls say of tools and retries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+from sqlalchemy import and_, func, select
+
+from gateway.store.database import Database
+from gateway.store.tables import runs, token_usage
+
+# A score rests on the latest runs: an agent that was rewritten last week is not what it was before.
+RUNS_MAX: Final = 50
+# Tools and retries are read call by call; so many tell a share well enough.
+CALLS_MAX: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveAgent:
+    """`workflows` counts the agent's runs of each, in the time that was asked for."""
+
+    project: str
+    agent: str
+    last_at_ms: int
+    workflows: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """Of `calls` calls: `tools_max` is the most that one of them offered."""
+
+    calls: int = 0
+    tool_calls: int = 0
+    retries: int = 0
+    tools_max: int = 0
+
+
+async def active_since(db: Database, since_ms: int) -> list[ActiveAgent]:
+    """Agents with a run whose last event is not older. Raises StoreUnavailable."""
+    query = (
+        select(runs.c.project, runs.c.agent, runs.c.workflow, func.count(), func.max(runs.c.last_at))
+        .where(runs.c.last_at >= since_ms, runs.c.agent != "")
+        .group_by(runs.c.project, runs.c.agent, runs.c.workflow)
+    )
+    found: dict[tuple[str, str], tuple[int, dict[str, int]]] = {}
+    async with db.read() as connection:
+        for project, agent, workflow, count, last_at in await connection.execute(query):
+            last, workflows = found.get((project, agent), (0, {}))
+            workflows[workflow] = count
+            found[project, agent] = (max(last, last_at), workflows)
+    return [ActiveAgent(*key, last_at, workflows) for key, (last_at, workflows) in sorted(found.items())]
+
+
+async def latest_runs_since(db: Database, project: str, agent: str, since_ms: int) -> int:
+    """The moment since which the agent's latest 50 runs had their last event; `since_ms` when there were fewer."""
+    mine = and_(runs.c.project == project, runs.c.agent == agent, runs.c.last_at >= since_ms)
+    query = select(runs.c.last_at).where(mine).order_by(runs.c.last_at.desc()).offset(RUNS_MAX - 1).limit(1)
+    async with db.read() as connection:
+        found = (await connection.execute(query)).scalar()
+    return since_ms if found is None else int(found)
+
+
+async def tool_use(db: Database, project: str, agent: str, since_ms: int) -> ToolUse:
+    """Of the calls of the agent's runs since then, the latest 2,000. Raises StoreUnavailable."""
+    mine = and_(runs.c.project == project, runs.c.agent == agent, runs.c.last_at >= since_ms)
+    joined = runs.join(token_usage, and_(token_usage.c.project == runs.c.project, token_usage.c.run == runs.c.run))
+    query = (
+        select(token_usage.c.detail)
+        .select_from(joined)
+        .where(mine, token_usage.c.status != "refused")
+        .order_by(token_usage.c.at.desc())
+        .limit(CALLS_MAX)
+    )
+    async with db.read() as connection:
+        seen = [_seen(detail) for detail in (await connection.execute(query)).scalars()]
+    return ToolUse(
+        calls=len(seen),
+        tool_calls=sum(_count(one, "tool_calls") for one in seen),
+        retries=sum(1 for one in seen if _count(one, "retry")),
+        tools_max=max((_count(one, "tools") for one in seen), default=0),
+    )
+
+
+def _seen(detail: str) -> Mapping[str, Any]:
+    try:
+        found = orjson.loads(detail) if detail else {}
+    except orjson.JSONDecodeError:
+        return {}
+    seen = found.get("seen") if isinstance(found, dict) else None
+    return seen if isinstance(seen, dict) else {}
+
+
+def _count(seen: Mapping[str, Any], name: str) -> int:
+    value = seen.get(name)
+    return value if type(value) is int else 0

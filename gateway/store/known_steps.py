@@ -1,0 +1,40 @@
+"""What the latest runs call the steps of a workflow: the intent and the model that each was seen with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import and_, func, select
+
+from gateway.store.database import Database
+from gateway.store.step_history import DAYS
+from gateway.store.tables import run_steps, runs
+
+
+@dataclass(frozen=True, slots=True)
+class KnownStep:
+    """`intent` and `model` are empty where no call told them. `order` is the place of its first call in its latest run."""
+
+    intent: str
+    model: str
+    order: int
+
+
+async def of_workflow(db: Database, project: str, workflow: str, now_ms: int) -> Mapping[str, KnownStep]:
+    """Step → what its latest run of the last 30 days says. Raises StoreUnavailable."""
+    latest = func.row_number().over(partition_by=run_steps.c.step, order_by=runs.c.last_at.desc())
+    joined = runs.join(run_steps, and_(run_steps.c.project == runs.c.project, run_steps.c.run == runs.c.run))
+    order = func.coalesce(run_steps.c.first_at - runs.c.first_at, 0)
+    ranked = (
+        select(run_steps.c.step, run_steps.c.intent, run_steps.c.model, order.label("order_ms"), latest.label("rank"))
+        .select_from(joined)
+        .where(runs.c.project == project, runs.c.workflow == workflow, runs.c.last_at >= now_ms - DAYS * 86_400_000)
+        .where(run_steps.c.total_tokens > 0)
+        .subquery("ranked")
+    )
+    columns = (ranked.c.step, ranked.c.intent, ranked.c.model, ranked.c.order_ms)
+    query = select(*columns).where(ranked.c.rank == 1).order_by(ranked.c.order_ms, ranked.c.step)
+    async with db.read() as connection:
+        found = await connection.execute(query)
+        return {row.step: KnownStep(row.intent, row.model, place) for place, row in enumerate(found)}
