@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.admin.pages import overview, people, runs, settings
+from gateway.admin.pages import (
+    agents,
+    audit,
+    budgets,
+    health,
+    keys,
+    nowhere,
+    overview,
+    people,
+    runs,
+    settings,
+    usage,
+    workflows,
+)
 from gateway.admin.visit import Page
 
 PAGES: Final[tuple[Page, ...]] = (
     *overview.PAGES,
     *runs.PAGES,
+    *workflows.PAGES,
+    *budgets.PAGES,
+    *agents.PAGES,
     *settings.PAGES,
+    *keys.PAGES,
+    *usage.PAGES,
+    *audit.PAGES,
+    *health.PAGES,
     *people.PAGES,
+    *nowhere.PAGES,
 )

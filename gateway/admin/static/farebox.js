@@ -86,3 +86,33 @@ for (const table of document.querySelectorAll("[data-live]")) {
   for (const row of table.tBodies[0].rows) row.dataset.text = row.textContent;
   open();
 }
+
+// Columns for each day. The table below holds the same figures for whoever has no script.
+function drawChart(box) {
+  const { days, values } = JSON.parse(box.dataset.chart);
+  const style = getComputedStyle(document.documentElement);
+  const colour = (name) => style.getPropertyValue(name).trim();
+  const money = "money" in box.dataset;
+  const shown = (value) => value == null ? "" : (money ? "$" : "") + value.toLocaleString("en", { maximumFractionDigits: money ? 6 : 0 });
+  const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
+  box.replaceChildren();
+  new uPlot({
+    width: box.clientWidth, height: 270, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"),
+    cursor: { points: { show: false }, drag: { x: false, y: false } },
+    scales: { x: { range: (_, low, high) => [low - 43200, high + 43200] }, y: { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] } },
+    axes: [{ ...axis, values: (_, splits) => splits.map((at) => new Date(at * 1000).toLocaleDateString(undefined, { month: "short", day: "numeric", timeZone: "UTC" })) }, { ...axis, size: 84, values: (_, splits) => splits.map(shown) }],
+    series: [
+      { label: "day", value: (_, at) => at == null ? "" : new Date(at * 1000).toISOString().slice(0, 10) },
+      { label: box.dataset.title, fill: colour("--accent"), stroke: colour("--accent"), width: 0, points: { show: false }, value: (_, value) => shown(value), paths: uPlot.paths.bars({ size: [0.72, 48], radius: 0.12 }) },
+    ],
+  }, [days, values], box);
+}
+const charts = [...document.querySelectorAll("[data-chart]")];
+if (charts.length && window.uPlot) {
+  const drawAll = () => charts.forEach(drawChart);
+  drawAll();
+  document.addEventListener("farebox:theme", drawAll);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  let wait = 0;
+  addEventListener("resize", () => { clearTimeout(wait); wait = setTimeout(drawAll, 150); });
+}

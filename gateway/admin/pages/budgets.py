@@ -1,0 +1,160 @@
+"""/admin/budgets: "what blocks this?", verdict first; then every budget, where it stands, and forms to make and change them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from gateway.admin.verdict import Row, of_link, of_run, of_step, verdict
+from gateway.admin.visit import Page, Visit
+from gateway.budget_view import balances_of
+from gateway.endpoints.api import budgets, runs
+from gateway.endpoints.api.application import told
+from gateway.endpoints.api.budgets import BudgetBody
+from gateway.endpoints.api.schema import ListQuery
+from gateway.errors import BadRequest, GatewayError
+from gateway.run_view import RunView
+from policies.budgets import HoldKind, Mode, OnOutage, RunLimits, Scope, Subject, Window, chain_for
+
+_ASKED: Final = ("key", "workflow", "run", "step", "agent")
+_TEXTS: Final = ("scope", "match", "window", "hold", "on_outage", "mode", "timezone")
+_CHOICES: Final = {
+    "scope": tuple(Scope),
+    "window": tuple(one for one in Window if one is not Window.RUN),
+    "mode": tuple(Mode),
+    "hold": tuple(HoldKind),
+    "on_outage": tuple(OnOutage),
+}
+_EMPTY: Final = {
+    "id": "",
+    "scope": "workflow",
+    "match": "*",
+    "tokens": "",
+    "usd": "",
+    "requests": "",
+    "window": "day",
+    "mode": "enforce",
+    "hold": "worst_case",
+    "on_outage": "refuse",
+    "on_pressure": "compress, route, clamp, refuse",
+    "timezone": "UTC",
+    "wait_seconds": "10",
+}
+
+
+async def show_budgets(visit: Visit) -> Response:
+    edited = visit.param("edit")
+    if not edited:
+        return await _page(visit, dict(_EMPTY))
+    found = await visit.ask(budgets.get_budget, path={"id": edited})
+    given = {name: getattr(found, name) for name in (*_TEXTS, "tokens", "usd", "requests", "wait_seconds")}
+    texts = {name: "" if value is None else str(value) for name, value in given.items()}
+    return await _page(visit, {**texts, "id": found.id, "on_pressure": ", ".join(found.on_pressure)})
+
+
+async def put_budget(visit: Visit) -> Response:
+    form = {**_EMPTY, **{name: visit.form[name] for name in _EMPTY if name in visit.form}}
+    try:
+        body = BudgetBody.model_validate(_fields(form))
+        if form["id"]:
+            await visit.ask(budgets.put_budget, path={"id": form["id"]}, body=body)
+        else:
+            await visit.ask(budgets.create_budget, body=body)
+    except (GatewayError, ValidationError) as error:
+        return await _page(visit, form, fault=told(error, visit.request_id).message)
+    return visit.go("budgets", done="saved")
+
+
+async def delete_budget(visit: Visit) -> Response:
+    await visit.ask(budgets.delete_budget, path={"id": visit.form.get("id", "")})
+    return visit.go("budgets", done="deleted")
+
+
+def _fields(form: dict[str, str]) -> dict[str, Any]:
+    given: dict[str, Any] = {name: form[name].strip() for name in _TEXTS if form[name].strip()}
+    if form["scope"] in ("run", "step"):
+        given.pop("window", None)
+    for name in ("tokens", "requests"):
+        if form[name].strip():
+            given[name] = _number(name, form[name].replace(",", ""), int)
+    if form["usd"].strip():
+        given["usd"] = _number("usd", form["usd"], float)
+    given["wait_seconds"] = _number("wait_seconds", form["wait_seconds"] or "10", float)
+    given["on_pressure"] = [rung.strip() for rung in form["on_pressure"].split(",") if rung.strip()]
+    return given
+
+
+def _number(name: str, text: str, kind: type[int] | type[float]) -> float:
+    try:
+        return kind(text.strip())
+    except ValueError:
+        raise BadRequest.field(name, f"must be a number; given {text[:40]!r}") from None
+
+
+async def _page(visit: Visit, form: dict[str, str], fault: str = "") -> Response:
+    asked = {name: visit.param(name) for name in _ASKED}
+    rows, state = await _rows(visit, asked) if any(asked.values()) else ([], None)
+    known = await visit.ask(budgets.list_budgets, query=ListQuery(project=visit.project, limit=500))
+    return visit.show(
+        "budgets",
+        status=400 if fault else 200,
+        asked=asked,
+        is_asked=any(asked.values()),
+        rows=rows,
+        verdict=verdict(rows, state),
+        budgets=known.budgets,
+        form=form,
+        fault=fault,
+        choices=_CHOICES,
+        key_names=sorted({key.name for key in visit.desk.parts.control.snapshot.keys.values()}),
+    )
+
+
+async def _rows(visit: Visit, asked: dict[str, str]) -> tuple[list[Row], str | None]:
+    """Every account on the way of such a call, and the run's state. Limits are those that admission would use."""
+    run = await _run(visit, asked["run"]) if asked["run"] else None
+    subject = _subject(visit, asked, run)
+    observes = _observes(visit, subject)
+    desk = visit.desk
+    chain = chain_for(subject, desk.budgets(), RunLimits(observe=observes), desk.parts.clock.now_ms())
+    rows: list[Row] = []
+    if run is not None:
+        rows += [of_step(step, chain.of(Scope.STEP)) for step in run.steps if step.step == asked["step"]]
+        rows.append(of_run(run, chain.of(Scope.RUN)))
+    outer = [link for link in chain.links if link.scope not in (Scope.STEP, Scope.RUN)]
+    accounts = (await balances_of(desk.parts.ledger, visit.project, [[link] for link in outer])) if outer else []
+    rows += [of_link(link, found[0]) for link, found in zip(outer, accounts, strict=True) if found]
+    return rows, None if run is None else run.state
+
+
+async def _run(visit: Visit, name: str) -> RunView | None:
+    try:
+        return await visit.ask(runs.get_run, path={"run": name})
+    except BadRequest:
+        return None  # a run that has not begun stands in nobody's way
+
+
+def _subject(visit: Visit, asked: dict[str, str], run: RunView | None) -> Subject:
+    """What is not said is taken from the run."""
+    return Subject(
+        visit.project,
+        key=asked["key"] or None,
+        workflow=asked["workflow"] or (run.workflow if run else "") or None,
+        run=asked["run"] or None,
+        step=asked["step"] or None,
+        agent=asked["agent"] or (run.agent if run else "") or None,
+    )
+
+
+def _observes(visit: Visit, subject: Subject) -> bool:
+    found = visit.desk.parts.control.snapshot.workflow(visit.project, subject.workflow or "")
+    return found is not None and found.mode == "observe"
+
+
+PAGES = (
+    Page("GET", "/budgets", show_budgets, "viewer"),
+    Page("POST", "/budgets", put_budget, "admin"),
+    Page("POST", "/budgets/delete", delete_budget, "admin"),
+)

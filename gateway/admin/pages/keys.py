@@ -1,0 +1,84 @@
+"""/admin/keys: keys of programs and logins of people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import Response
+
+from gateway.admin.invitation import invite
+from gateway.admin.visit import Page, Visit
+from gateway.endpoints.api import keys
+from gateway.endpoints.api.keys import KeyBody, NewKeyView, RotateBody
+from gateway.endpoints.api.schema import ListQuery
+from gateway.errors import BadRequest
+from gateway.store import admin as people
+from gateway.store.admin import PASSWORD_CHARACTERS_MIN, ROLES
+
+
+async def show_keys(visit: Visit) -> Response:
+    return await _page(visit, None, "")
+
+
+async def make_key(visit: Visit) -> Response:
+    was_open = visit.desk.access.is_open()
+    new = await visit.ask(keys.create_key, body=KeyBody.model_validate(_fields(visit)))
+    # From the first key on these pages ask for a login, and whoever made the key must not be locked out by it.
+    token = await invite(visit.store, visit.now_ms) if was_open else None
+    return await _page(visit, new, f"/admin/setup?token={token}" if token else "")
+
+
+async def rotate_key(visit: Visit) -> Response:
+    body = RotateBody(grace_seconds=_whole("grace_hours", visit.form.get("grace_hours") or "0") * 3600)
+    new = await visit.ask(keys.rotate_key, path={"id": visit.form.get("id", "")}, body=body)
+    return await _page(visit, new, "")
+
+
+async def revoke_key(visit: Visit) -> Response:
+    await visit.ask(keys.revoke_key, path={"id": visit.form.get("id", "")})
+    return visit.go("keys", done="revoked")
+
+
+async def _page(visit: Visit, new: NewKeyView | None, first_login: str) -> Response:
+    found = await visit.ask(keys.list_keys, query=ListQuery.model_validate({"limit": 500}))
+    return visit.show(
+        "keys",
+        keys=found.keys,
+        new=new,
+        first_login=first_login,
+        is_open=visit.desk.access.is_open(),
+        people=await people.list_users(visit.store),
+        roles=ROLES,
+        characters_min=PASSWORD_CHARACTERS_MIN,
+    )
+
+
+def _fields(visit: Visit) -> dict[str, Any]:
+    """Empty fields are not given, so that the API's own defaults count."""
+    form = {name: text.strip() for name, text in visit.form.items()}
+    given: dict[str, Any] = {
+        name: form[name] for name in ("name", "project", "workflow", "agent", "role") if form.get(name)
+    }
+    if given.get("role") == "admin":
+        given["admin"] = True
+    if form.get("concurrency"):
+        given["concurrency"] = _whole("concurrency", form["concurrency"])
+    if form.get("expires_in_days"):
+        given["expires_in_days"] = _whole("expires_in_days", form["expires_in_days"])
+    models = [model.strip() for model in form.get("allowed_models", "").split(",") if model.strip()]
+    return given | {"allowed_models": models}
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise BadRequest.field(name, f"must be a whole number; given {text[:40]!r}") from None
+
+
+PAGES = (
+    Page("GET", "/keys", show_keys, "viewer"),
+    Page("POST", "/keys", make_key, "admin"),
+    Page("POST", "/keys/rotate", rotate_key, "admin"),
+    Page("POST", "/keys/revoke", revoke_key, "admin"),
+)

@@ -1,0 +1,15 @@
+"""Whatever else is under /admin: not there, and said so on a page."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from gateway.admin.visit import Page, Visit
+from gateway.errors import BadRequest
+
+
+async def nowhere(visit: Visit) -> Response:
+    raise BadRequest(f"There is no page {visit.request.url.path[:200]}.", status=404, code="not_found")
+
+
+PAGES = (Page("GET", "/{rest:path}", nowhere, "viewer"),)

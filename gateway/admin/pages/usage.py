@@ -1,0 +1,113 @@
+"""/admin/usage: metric × group × time, as a chart, a table and CSV. A row's name leads to the same figures of it alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from starlette.responses import Response
+
+from gateway.admin.figures import day_of, path_of
+from gateway.admin.visit import Page, Visit
+from gateway.endpoints.api import usage
+from gateway.endpoints.api.usage import UsageQuery, UsageReport
+from gateway.store.usage_report import GroupBy
+
+METRICS: Final = {
+    "total_tokens": "tokens",
+    "cost_usd": "dollars",
+    "calls": "calls",
+    "refused": "refused",
+    "errors": "failed",
+    "input_tokens": "prompt tokens",
+    "output_tokens": "answer tokens",
+    "saved_tokens": "saved tokens",
+    "saved_usd": "saved dollars",
+    "overrun_tokens": "overrun tokens",
+}
+_FILTERS: Final = ("workflow", "run", "step", "agent", "intent", "model", "key")
+_DAYS: Final = 30
+_CHART_DAYS_MAX: Final = 400
+
+
+async def explore(visit: Visit) -> Response:
+    metric = visit.param("metric") if visit.param("metric") in METRICS else "total_tokens"
+    query = _query(visit)
+    found = await _report(visit, query)
+    by_day = found if query.group_by is GroupBy.DAY else await _report(visit, _of_days(visit, query))
+    return visit.show(
+        "usage",
+        report=found,
+        metric=metric,
+        metrics=METRICS,
+        groups=[one.value for one in GroupBy],
+        group_by=query.group_by.value,
+        filters={name: visit.param(name) for name in _FILTERS},
+        since=query.since,
+        until=query.until or "",
+        chart=_chart(by_day, metric, str(query.since), query.until or day_of(visit.now_ms)),
+        largest=max((abs(getattr(row, metric)) for row in found.rows), default=0) or 1,
+        csv=_csv_path(visit, query),
+        narrowed=lambda group: _narrowed(visit, query.group_by.value, group),
+    )
+
+
+async def as_csv(visit: Visit) -> Response:
+    query = _query(visit).model_copy(update={"format": "csv"})
+    found = await visit.ask(usage.get_usage, query=query)
+    assert isinstance(found, Response)  # noqa: S101 - CSV was asked for
+    return found
+
+
+def _query(visit: Visit) -> UsageQuery:
+    """The last thirty days unless the address says otherwise; the day that is named last is meant as a whole."""
+    first = (datetime.fromtimestamp(visit.now_ms / 1000, UTC) - timedelta(days=_DAYS - 1)).date().isoformat()
+    return visit.query(UsageQuery, **{"from": visit.param("from") or first})
+
+
+def _of_days(visit: Visit, query: UsageQuery) -> UsageQuery:
+    return query.model_copy(update={"group_by": GroupBy.DAY, "limit": _CHART_DAYS_MAX, "cursor": None})
+
+
+async def _report(visit: Visit, query: UsageQuery) -> UsageReport:
+    found = await visit.ask(usage.get_usage, query=query.model_copy(update={"format": "json"}))
+    assert isinstance(found, UsageReport)  # noqa: S101 - CSV was not asked for
+    return found
+
+
+def _chart(report: UsageReport, metric: str, since: str, until: str) -> dict[str, list[float]]:
+    """Seconds since the epoch and the metric, a pair for every day: a day without calls is 0, not a slope."""
+    known = {row.day: getattr(row, metric) for row in report.rows}
+    days = _days_between(since, until) or sorted(day for day in known if day)
+    at_s = [datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() for day in days]
+    return {"days": at_s, "values": [known.get(day, 0) for day in days]}
+
+
+def _days_between(since: str, until: str) -> list[str]:
+    """Empty for what are not two days, and for more than a chart can show."""
+    try:
+        first, last = datetime.fromisoformat(since[:10]).date(), datetime.fromisoformat(until[:10]).date()
+    except ValueError:
+        return []
+    count = (last - first).days + 1
+    return [(first + timedelta(days=at)).isoformat() for at in range(count)] if 0 < count <= _CHART_DAYS_MAX else []
+
+
+def _csv_path(visit: Visit, query: UsageQuery) -> str:
+    given = dict(visit.request.query_params) | {"from": str(query.since), "group_by": query.group_by.value}
+    known = {"project", "group_by", "from", "to", *_FILTERS}
+    return path_of("usage.csv", **{name: value for name, value in given.items() if name in known})
+
+
+def _narrowed(visit: Visit, group_by: str, group: str) -> str | None:
+    """The address of the same figures of one group alone, by day; None where a group is no filter, or has no name."""
+    if group_by not in _FILTERS or not group:
+        return None
+    given = {name: value for name, value in visit.request.query_params.items() if name != "cursor"}
+    return path_of("usage", **{**given, group_by: group, "group_by": "day"})
+
+
+PAGES = (
+    Page("GET", "/usage", explore, "viewer"),
+    Page("GET", "/usage.csv", as_csv, "viewer"),
+)

@@ -1,0 +1,190 @@
+"""/admin/workflows: declarations, what each strategy would allocate, what past runs suggest, observe or enforce."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from gateway.admin.visit import Page, Visit
+from gateway.endpoints.api import allocate, usage, workflows
+from gateway.endpoints.api.allocate import AllocateBody, Shares
+from gateway.endpoints.api.application import parsed, told
+from gateway.endpoints.api.schema import ListQuery
+from gateway.endpoints.api.usage import UsageQuery, UsageReport, UsageRow
+from gateway.endpoints.api.workflows import WorkflowBody, WorkflowView
+from gateway.errors import BadRequest, GatewayError
+from gateway.store import step_history
+from gateway.store.runs import RunFilter
+from gateway.store.runs import list_runs as stored_runs
+from gateway.store.usage_report import GroupBy
+from policies.allocation import decayed_p95
+from policies.settings import ALLOCATION_STRATEGIES
+
+_DAY_MS: Final = 86_400_000
+_DAYS: Final = 30
+_RUNS_FOR_SUGGESTION: Final = 200
+# What the slowest twentieth of past runs needed, and a fifth more for a bad day.
+_HEADROOM: Final = 1.2
+_EDITED: Final = (
+    "description",
+    "mode",
+    "agent",
+    "priority",
+    "strategy",
+    "budget",
+    "on_pressure",
+    "routing",
+    "compression",
+    "steps",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """What a budget could be, by past runs; None where there are none that ended."""
+
+    name: str
+    samples: int
+    p95_tokens: int | None
+
+    @property
+    def tokens(self) -> int | None:
+        return None if self.p95_tokens is None else int(self.p95_tokens * _HEADROOM + 0.5)
+
+
+async def list_all(visit: Visit) -> Response:
+    if visit.name:
+        return await show_workflow(visit)
+    declared = {one.workflow: one for one in await _declared(visit)}
+    seen = {row.workflow or "": row for row in await _usage(visit, GroupBy.WORKFLOW)}
+    names = sorted({*declared, *seen} - {""})
+    lines = [(name, declared.get(name), seen.get(name)) for name in names]
+    return visit.show("workflows", lines=lines, settings=visit.desk.parts.control.snapshot.settings)
+
+
+async def show_workflow(visit: Visit) -> Response:
+    found = next((one for one in await _declared(visit) if one.workflow == visit.name), None)
+    draft = _edited(found) if found is not None else await _draft(visit)
+    text = orjson.dumps(draft, option=orjson.OPT_INDENT_2).decode()
+    return await _editor(visit, text, found)
+
+
+async def change_workflow(visit: Visit) -> Response:
+    action, path = visit.form.get("action", ""), {"workflow": visit.name}
+    if action == "delete":
+        await visit.ask(workflows.delete_workflow, path=path)
+        return visit.go("workflows", done="deleted")
+    text = visit.form.get("declaration", "")
+    try:
+        body = WorkflowBody.model_validate(parsed(text.encode()))
+        if action == "save":
+            await visit.ask(workflows.put_workflow, path=path, body=body)
+            return visit.go("workflows", visit.name, done="saved")
+        if action != "preview":
+            raise BadRequest.field("action", "is none of save, preview, delete")
+    except (GatewayError, ValidationError) as error:
+        return await _editor(visit, text, await _known(visit), fault=told(error, visit.request_id).message)
+    return await _editor(visit, text, await _known(visit))
+
+
+async def set_mode(visit: Visit) -> Response:
+    """Observe or enforce, and nothing else of the declaration."""
+    found = await _known(visit)
+    if found is None:
+        raise BadRequest(f"There is no workflow {visit.name[:200]!r}.", status=404, code="not_found")
+    body = WorkflowBody.model_validate({**_edited(found), "mode": visit.form.get("mode") or None})
+    await visit.ask(workflows.put_workflow, path={"workflow": visit.name}, body=body)
+    return visit.go("workflows", visit.name, done="saved")
+
+
+async def _editor(visit: Visit, text: str, found: WorkflowView | None, fault: str = "") -> Response:
+    shares, why_not = await _previews(visit, text) if not fault else ({}, "")
+    since_ms = visit.now_ms - _DAYS * _DAY_MS
+    return visit.show(
+        "workflow",
+        status=400 if fault else 200,
+        name=visit.name,
+        declared=found,
+        text=text,
+        fault=fault,
+        shares=shares,
+        why_not=why_not,
+        steps=[one.step for one in next(iter(shares.values())).allocations] if shares else [],
+        suggestions=await _suggestions(visit, since_ms),
+        used=next((row for row in await _usage(visit, GroupBy.WORKFLOW) if row.workflow == visit.name), None),
+        settings=visit.desk.parts.control.snapshot.settings,
+    )
+
+
+async def _previews(visit: Visit, text: str) -> tuple[dict[str, Shares], str]:
+    """The shares of every strategy, or why there are none."""
+    try:
+        body = WorkflowBody.model_validate(parsed(text.encode()))
+    except (GatewayError, ValidationError) as error:
+        return {}, told(error, visit.request_id).message
+    if not body.steps:
+        return {}, "Without steps there is nothing to share: each step is given its own part as it appears."
+    tokens = body.budget if isinstance(body.budget, int) else body.budget.tokens if body.budget is not None else None
+    shares: dict[str, Shares] = {}
+    for strategy in ALLOCATION_STRATEGIES:
+        wanted = AllocateBody.model_validate(
+            {"strategy": strategy, "tokens": tokens, "workflow": visit.name, "agent": body.agent, "steps": body.steps}
+        )
+        try:
+            shares[strategy] = await visit.ask(allocate.allocate_steps, body=wanted)
+        except BadRequest as error:
+            return {}, error.message
+    return shares, ""
+
+
+async def _suggestions(visit: Visit, since_ms: int) -> list[Suggestion]:
+    """For the run first, then for each step."""
+    histories = await step_history.by_step(visit.store, visit.project, visit.name, visit.now_ms)
+    wanted = RunFilter(project=visit.project, workflow=visit.name, from_ms=since_ms)
+    ended = [
+        run.sums.total_tokens
+        for run in (await stored_runs(visit.store, wanted, _RUNS_FOR_SUGGESTION)).runs
+        if run.sums.calls and not run.sums.refused
+    ]
+    whole = Suggestion("", len(ended), sorted(ended)[max(0, -(-len(ended) * 95 // 100) - 1)] if ended else None)
+    return [whole, *(Suggestion(step, len(found), decayed_p95(found)) for step, found in sorted(histories.items()))]
+
+
+async def _declared(visit: Visit) -> tuple[WorkflowView, ...]:
+    query = ListQuery(project=visit.project, limit=1_000)
+    return (await visit.ask(workflows.list_workflows, query=query)).workflows
+
+
+async def _known(visit: Visit) -> WorkflowView | None:
+    return next((one for one in await _declared(visit) if one.workflow == visit.name), None)
+
+
+async def _draft(visit: Visit) -> dict[str, Any]:
+    """A first declaration of a workflow that was only seen: its steps, largest first."""
+    rows = await _usage(visit, GroupBy.STEP, workflow=visit.name)
+    return {"steps": [{"id": row.step} for row in rows if row.step]}
+
+
+async def _usage(visit: Visit, group_by: GroupBy, **more: str) -> tuple[UsageRow, ...]:
+    since = str(visit.now_ms - _DAYS * _DAY_MS)
+    query = UsageQuery.model_validate({"project": visit.project, "group_by": group_by, "from": since, **more})
+    found = await visit.ask(usage.get_usage, query=query)
+    assert isinstance(found, UsageReport)  # noqa: S101 - CSV was not asked for
+    return found.rows
+
+
+def _edited(found: WorkflowView) -> dict[str, Any]:
+    return {name: value for name in _EDITED if (value := getattr(found, name)) is not None}
+
+
+PAGES = (
+    Page("GET", "/workflows", list_all, "viewer"),
+    Page("POST", "/workflows", change_workflow, "admin"),  # of a name that a path cannot carry
+    Page("POST", "/workflow-mode/{name:path}", set_mode, "admin"),
+    Page("GET", "/workflows/{name:path}", show_workflow, "viewer"),
+    Page("POST", "/workflows/{name:path}", change_workflow, "admin"),
+)

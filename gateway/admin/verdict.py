@@ -1,0 +1,134 @@
+"""What stands between a call and its model: every account it would be reserved on, and the first thing that blocks it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from gateway.admin.figures import count, money
+from gateway.budget_view import BudgetAccount
+from gateway.run_view import Dollars, Requests, RunView, StepView, Tokens
+from policies.budgets import Link
+
+Standing = Literal["free", "busy", "blocked"]
+_UNITS: Final = {"tokens": " tokens", "usd": "", "requests": " requests"}
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """One unit of one account. `remaining` counts what is reserved as taken."""
+
+    unit: Literal["tokens", "usd", "requests"]
+    limit: float | None
+    settled: float
+    reserved: float
+
+    @property
+    def remaining(self) -> float | None:
+        return None if self.limit is None else self.limit - self.settled - self.reserved
+
+    @property
+    def standing(self) -> Standing:
+        """Blocked: what is settled fills it. Busy: only holds that will be resolved do."""
+        if self.limit is None or (self.remaining or 0) > 0:
+            return "free"
+        return "blocked" if self.settled >= self.limit else "busy"
+
+    def shown(self, value: float | None) -> str:
+        return money(value) if self.unit == "usd" else count(value) + _UNITS[self.unit]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An account that a call would be reserved on, innermost scope first."""
+
+    scope: str
+    name: str
+    window: str
+    is_enforced: bool
+    resets_at: str | None
+    meters: tuple[Meter, ...]
+
+    @property
+    def limited(self) -> tuple[Meter, ...]:
+        return tuple(meter for meter in self.meters if meter.limit is not None)
+
+    @property
+    def standing(self) -> Standing:
+        found = {meter.standing for meter in self.meters} if self.is_enforced else set()
+        return "blocked" if "blocked" in found else "busy" if "busy" in found else "free"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    standing: Standing
+    sentence: str
+
+
+def verdict(rows: Sequence[Row], run_state: str | None) -> Verdict:
+    """The gate of the run first, then the innermost scope, as a refusal would name it."""
+    if run_state in ("paused", "cancelled", "completed"):
+        way_out = "Resume it, and its calls go through." if run_state == "paused" else "A new run id begins a new run."
+        return Verdict("blocked", f"The run is {run_state}: every call is refused. {way_out}")
+    for standing in ("blocked", "busy"):
+        for row in rows:
+            for meter in row.meters if row.standing == standing else ():
+                if meter.standing == standing:
+                    return Verdict(row.standing, _sentence(row, meter))
+    return _nothing_blocks(rows)
+
+
+def _sentence(row: Row, meter: Meter) -> str:
+    used = f"{meter.shown(meter.settled)} of {meter.shown(meter.limit)}"
+    where = f"{row.scope.capitalize()} {row.name!r}"
+    if meter.standing == "busy":
+        return (
+            f"{where} is full only because of calls under way: {used} settled, {meter.shown(meter.reserved)} reserved."
+        )
+    after = f" It comes back at {row.resets_at}." if row.resets_at else " It does not come back by itself: raise it."
+    return f"{where} has used up its budget: {used}.{after}"
+
+
+def _nothing_blocks(rows: Sequence[Row]) -> Verdict:
+    left = [
+        (meter.remaining, row, meter)
+        for row in rows
+        if row.is_enforced
+        for meter in row.meters
+        if meter.unit == "tokens" and meter.remaining is not None
+    ]
+    if not left:
+        return Verdict("free", "Nothing blocks it: no budget in tokens is on its way.")
+    remaining, row, meter = min(left, key=lambda one: one[0])
+    return Verdict(
+        "free",
+        f"Nothing blocks it. {row.scope.capitalize()} {row.name!r} is the tightest: {meter.shown(remaining)} are left.",
+    )
+
+
+def of_run(run: RunView, link: Link | None) -> Row:
+    return _inner("run", run.run, link, run.tokens, run.cost_usd, run.requests)
+
+
+def of_step(step: StepView, link: Link | None) -> Row:
+    return _inner("step", step.step, link, step.tokens, step.cost_usd, None)
+
+
+def of_link(link: Link, account: BudgetAccount) -> Row:
+    meters = (
+        Meter("tokens", account.tokens_limit, account.tokens_settled, account.tokens_reserved),
+        Meter("usd", account.usd_limit, account.usd_settled, account.usd_reserved),
+        Meter("requests", account.requests_limit, account.requests_settled, account.requests_reserved),
+    )
+    return Row(link.scope.value, link.scope_id, link.window.value, link.hold.enforce, account.resets_at, meters)
+
+
+def _inner(scope: str, name: str, link: Link | None, tokens: Tokens, cost: Dollars, requests: Requests | None) -> Row:
+    meters = [
+        Meter("tokens", tokens.limit, tokens.settled, tokens.reserved),
+        Meter("usd", cost.limit, cost.settled, cost.reserved),
+    ]
+    if requests is not None:
+        meters.append(Meter("requests", requests.limit, requests.settled, requests.reserved))
+    return Row(scope, name, "run", link is None or link.hold.enforce, None, tuple(meters))
