@@ -142,7 +142,9 @@ def _metadata(call: Call, link: Link, refused: Refused, unit: Unit) -> dict[str,
         "reserved": value(balance.reserved.of(unit)),
         "remaining": value(max(0, balance.remaining(unit) or 0)),
         "needed": value(refused.needed),
-        "transient": refused.reason is Refusal.BUSY or link.resets_at_ms is not None,
+        # What is larger than the whole budget does not fit into the next window either.
+        "transient": refused.reason is Refusal.BUSY
+        or (link.resets_at_ms is not None and refused.reason is not Refusal.TOO_LARGE),
         "reset_at": link.resets_at_ms,
     } | _identity(call)
 
