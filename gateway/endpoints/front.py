@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from gateway.endpoints.models_list import models_body
 from gateway.errors import BadRequest, GatewayError
-from gateway.pipeline.answer import encoded, error_headers
+from gateway.pipeline.answer import ANTHROPIC_REQUEST_ID, encoded, error_headers
 from gateway.pipeline.exchange import ClientGone, Exchange
 from gateway.pipeline.handler import CallHandler
 from gateway.pipeline.intake import Intake, refuse_destinations
@@ -97,7 +97,9 @@ class Front:
             headers = encoded(error_headers(error, self._new_id(), None))
             await exchange.answer(error.status, headers, MESSAGES.error_body(error))
             return
-        headers = encoded([("content-type", "application/json"), ("x-request-id", self._new_id())])
+        request_id = self._new_id()
+        ids = [("x-request-id", request_id), (ANTHROPIC_REQUEST_ID, request_id)]
+        headers = encoded([("content-type", "application/json"), *ids])
         await exchange.answer(200, headers, MESSAGES.counted(count))
 
     def _not_there(self, method: str, path: str, protocol: WireProtocol | None) -> GatewayError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from gateway.errors import GatewayError
 from gateway.pipeline.call import Call
@@ -11,6 +12,8 @@ from policies.budgets import Scope
 from policies.reservation import Balance
 
 Header = tuple[bytes, bytes]
+# Anthropic's SDKs look for the id of a call under this name, and show it in their errors.
+ANTHROPIC_REQUEST_ID: Final = "request-id"
 
 
 def encoded(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[Header]:
@@ -21,6 +24,8 @@ def encoded(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[Head
 def call_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, str]]:
     """Everything that Farebox says about a call. An untagged one hears its id and the timing, and no more."""
     headers = [("x-request-id", call.id), ("server-timing", call.timings.header())]
+    if call.protocol.name == "messages":
+        headers.append((ANTHROPIC_REQUEST_ID, call.id))
     if not call.is_tagged:
         return headers
     headers += [("x-workflow-run-id", call.run or ""), ("x-workflow-step", call.tags.step)]
@@ -75,7 +80,7 @@ def budget_note(call: Call, balances: Sequence[Balance]) -> dict[str, object] | 
 def error_headers(error: GatewayError, request_id: str, call: Call | None) -> list[tuple[str, str]]:
     headers = [("content-type", "application/json")]
     if call is None:
-        headers.append(("x-request-id", request_id))
+        headers += [("x-request-id", request_id), (ANTHROPIC_REQUEST_ID, request_id)]
     else:
         headers += call_headers(call, call.grant.balances if call.grant else ())
     return headers + list(error.headers.items())

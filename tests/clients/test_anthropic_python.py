@@ -1,0 +1,189 @@
+"""anthropic-python, as people use it: messages, streams, tools, counting; sync and async; of Anthropic's and of other providers' models."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anthropic
+import pytest
+
+from tests.acceptance.serving import Served
+from tests.clients.serving_clients import RUN_TOKENS, TINY_TOKENS, TOOL_ARGUMENTS, refusals, roomy, run_of, tiny
+
+pytestmark = pytest.mark.xdist_group("clients-anthropic-python")
+
+MESSAGES: Any = [{"role": "user", "content": "What is the weather in Bremen?"}]
+TEXT = "time people way"
+TOOL: Any = {
+    "name": "weather",
+    "description": "The weather of a city",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+CACHED: Any = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=served.gateway.url, api_key="local") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def async_client(served: Served) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with anthropic.AsyncAnthropic(base_url=served.gateway.url, api_key="local") as opened:
+        yield opened
+
+
+def test_a_message_with_a_budget(served: Served, client: anthropic.Anthropic) -> None:
+    served.provider.script(text=TEXT)
+    raw = client.messages.with_raw_response.create(
+        model="claude", max_tokens=100, system=CACHED, messages=MESSAGES, extra_headers=roomy("a-plain")
+    )
+    answer = raw.parse()
+    block = answer.content[0]
+    assert block.type == "text"
+    assert block.text == TEXT
+    used = answer.usage.input_tokens + answer.usage.output_tokens
+    assert raw.headers["x-budget-run-remaining"] == str(RUN_TOKENS - used)
+    assert run_of(served, "a-plain")["tokens"]["settled"] == used
+    assert served.last.body["system"] == CACHED, "cache marks go upstream as they are"
+    assert served.last.headers["anthropic-version"]
+    assert served.last.credential == "upstream-key"
+
+
+def test_a_stream_of_a_message(served: Served, client: anthropic.Anthropic) -> None:
+    served.provider.script(text=TEXT)
+    with client.messages.stream(
+        model="claude", max_tokens=100, messages=MESSAGES, extra_headers=roomy("a-stream")
+    ) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert text == TEXT
+    assert final.stop_reason == "end_turn"
+    used = final.usage.input_tokens + final.usage.output_tokens
+    assert run_of(served, "a-stream")["tokens"]["settled"] == used
+
+
+def test_raw_events_of_a_stream(served: Served, client: anthropic.Anthropic) -> None:
+    with client.messages.create(
+        model="claude", max_tokens=100, messages=MESSAGES, stream=True, extra_headers=roomy("a-events")
+    ) as stream:
+        kinds = [event.type for event in stream]
+    assert (kinds[0], kinds[-2], kinds[-1]) == ("message_start", "message_delta", "message_stop")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tool_call_and_its_result(served: Served, client: anthropic.Anthropic, stream: bool) -> None:
+    run = f"a-tool-{stream}"
+    asked: dict[str, Any] = {"model": "claude", "max_tokens": 100, "tools": [TOOL], "extra_headers": roomy(run)}
+    served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)
+    if stream:
+        with client.messages.stream(messages=MESSAGES, **asked) as opened:
+            first = opened.get_final_message()
+    else:
+        first = client.messages.create(messages=MESSAGES, **asked)
+    block = first.content[0]
+    assert block.type == "tool_use"
+    assert (first.stop_reason, block.name, block.input) == ("tool_use", "weather", {"city": "Bremen"})
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": block.id, "content": "rain"}]}
+    served.provider.script(text=TEXT)
+    second = client.messages.create(
+        messages=[*MESSAGES, {"role": "assistant", "content": first.content}, result], **asked
+    )
+    assert second.content[0].type == "text"
+    assert served.last.body["tools"] == [TOOL]
+    assert run_of(served, run)["requests"]["settled"] == 2
+
+
+def test_counting_is_free_and_agrees_with_the_reservation(served: Served, client: anthropic.Anthropic) -> None:
+    counted = client.messages.count_tokens(model="claude", messages=MESSAGES, tools=[TOOL], system="Be brief.")
+    assert counted.input_tokens > 10
+    assert served.seen() == 0
+    raw = client.messages.with_raw_response.create(
+        model="claude",
+        max_tokens=100,
+        messages=MESSAGES,
+        tools=[TOOL],
+        system="Be brief.",
+        extra_headers=roomy("a-count"),
+    )
+    assert raw.headers["x-workflow-prompt-tokens"] == str(counted.input_tokens)
+
+
+async def test_async_message_and_stream(served: Served, async_client: anthropic.AsyncAnthropic) -> None:
+    served.provider.script(text=TEXT, times=2)
+    await async_client.messages.create(
+        model="claude", max_tokens=100, messages=MESSAGES, extra_headers=roomy("a-async")
+    )
+    async with async_client.messages.stream(
+        model="claude", max_tokens=100, messages=MESSAGES, extra_headers=roomy("a-async")
+    ) as stream:
+        text = "".join([piece async for piece in stream.text_stream])
+    assert text == TEXT
+    assert run_of(served, "a-async")["requests"]["settled"] == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_refusal_is_the_clients_own_error_after_one_request(
+    served: Served, client: anthropic.Anthropic, stream: bool
+) -> None:
+    before = refusals(served)
+    with pytest.raises(anthropic.PaymentRequiredError, match="run 'a-refused'") as caught:
+        client.messages.create(
+            model="claude", max_tokens=100, messages=MESSAGES, stream=stream, extra_headers=tiny("a-refused")
+        )
+    error = caught.value
+    body: Any = error.body
+    assert (error.status_code, body["type"], body["error"]["type"]) == (402, "error", "billing_error")
+    assert body["error"]["metadata"]["limit"] == TINY_TOKENS
+    assert error.request_id == body["request_id"]
+    assert refusals(served) - before == 1
+    assert served.seen() == 0
+
+
+async def test_an_async_refusal(served: Served, async_client: anthropic.AsyncAnthropic) -> None:
+    before = refusals(served)
+    with pytest.raises(anthropic.PaymentRequiredError, match="run 'a-async-refused'"):
+        await async_client.messages.create(
+            model="claude", max_tokens=100, messages=MESSAGES, extra_headers=tiny("a-async-refused")
+        )
+    assert refusals(served) - before == 1
+
+
+def test_the_providers_own_error_keeps_its_type_and_words(served: Served, client: anthropic.Anthropic) -> None:
+    served.provider.script(status=400, times=None)
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        client.messages.create(model="claude", max_tokens=100, messages=MESSAGES, extra_headers=roomy("a-wrong"))
+    body: Any = caught.value.body
+    assert body["type"] == "error"
+    assert served.seen() == 1
+
+
+# ── across protocols ──
+
+
+@pytest.mark.timeout(180)
+def test_a_model_of_another_provider(served: Served, client: anthropic.Anthropic) -> None:
+    """LiteLLM translates; its import takes its seconds, once."""
+    patient = client.with_options(timeout=150, max_retries=0)
+    served.provider.script(text=TEXT)
+    answer = patient.messages.create(
+        model="fake", max_tokens=100, system="Be brief.", messages=MESSAGES, extra_headers=roomy("a-cross")
+    )
+    block = answer.content[0]
+    assert block.type == "text"
+    assert block.text == TEXT
+    assert served.last.path == "/v1/chat/completions"
+    assert [message["role"] for message in served.last.body["messages"]] == ["system", "user"]
+    used = answer.usage.input_tokens + answer.usage.output_tokens
+    assert run_of(served, "a-cross")["tokens"]["settled"] == used
+    served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)
+    with patient.messages.stream(
+        model="fake", max_tokens=100, messages=MESSAGES, tools=[TOOL], extra_headers=roomy("a-cross")
+    ) as stream:
+        final = stream.get_final_message()
+    assert [(block.type, getattr(block, "input", None)) for block in final.content] == [
+        ("tool_use", {"city": "Bremen"})
+    ]
+    assert served.last.body["tools"][0]["function"]["name"] == "weather"

@@ -1,0 +1,313 @@
+"""openai-python, as people use it: chat, responses, embeddings, completions, helpers for streams, shapes and tools; sync and async."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import openai
+import pydantic
+import pytest
+
+from tests.acceptance.serving import Served
+from tests.clients.serving_clients import RUN_TOKENS, TINY_TOKENS, TOOL_ARGUMENTS, refusals, roomy, run_of, tiny
+
+pytestmark = pytest.mark.xdist_group("clients-openai-python")
+
+MESSAGES: Any = [{"role": "user", "content": "What is the weather in Bremen?"}]
+TEXT = "time people way"
+CHAT_TOOL: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+RESPONSES_TOOL: Any = {"type": "function", **CHAT_TOOL["function"]}
+
+
+class Place(pydantic.BaseModel):
+    city: str
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=served.gateway.url + "/v1", api_key="local") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def async_client(served: Served) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=served.gateway.url + "/v1", api_key="local") as opened:
+        yield opened
+
+
+# ── chat ──
+
+
+def test_chat_with_a_budget(served: Served, client: openai.OpenAI) -> None:
+    served.provider.script(text=TEXT)
+    raw = client.chat.completions.with_raw_response.create(
+        model="fake", messages=MESSAGES, extra_headers=roomy("o-chat")
+    )
+    answer = raw.parse()
+    assert answer.choices[0].message.content == TEXT
+    assert answer.usage is not None
+    assert raw.headers["x-budget-run-remaining"] == str(RUN_TOKENS - answer.usage.total_tokens)
+    assert answer._request_id == raw.headers["x-request-id"]
+    shown = run_of(served, "o-chat")
+    assert shown["tokens"]["settled"] == answer.usage.total_tokens
+    assert served.seen() == 1
+
+
+def test_the_metadata_of_a_body_tags_a_call_too(served: Served, client: openai.OpenAI) -> None:
+    client.chat.completions.create(
+        model="fake", messages=MESSAGES, metadata={"workflow_id": "roomy", "run_id": "o-meta", "step": "draft"}
+    )
+    assert run_of(served, "o-meta")["workflow"] == "roomy"
+    assert "metadata" not in served.last.body
+
+
+def test_a_stream_of_chat(served: Served, client: openai.OpenAI) -> None:
+    served.provider.script(text=TEXT)
+    with client.chat.completions.create(
+        model="fake", messages=MESSAGES, stream=True, extra_headers=roomy("o-stream")
+    ) as stream:
+        chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == TEXT
+    assert all(chunk.usage is None for chunk in chunks), "usage reaches only those who asked"
+    assert run_of(served, "o-stream")["tokens"]["settled"] > 0
+
+
+def test_a_stream_of_chat_with_usage(served: Served, client: openai.OpenAI) -> None:
+    with client.chat.completions.create(
+        model="fake",
+        messages=MESSAGES,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_headers=roomy("o-usage"),
+    ) as stream:
+        *_, last = stream
+    assert last.usage is not None
+    assert run_of(served, "o-usage")["tokens"]["settled"] == last.usage.total_tokens
+
+
+def test_the_helper_for_streams_of_chat(served: Served, client: openai.OpenAI) -> None:
+    served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)
+    with client.chat.completions.stream(
+        model="fake", messages=MESSAGES, tools=[CHAT_TOOL], extra_headers=roomy("o-helper")
+    ) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_completion()
+    assert "tool_calls.function.arguments.done" in kinds
+    calls = final.choices[0].message.tool_calls
+    assert calls is not None
+    assert calls[0].function.arguments == TOOL_ARGUMENTS
+
+
+def test_a_tool_call_in_chat_and_its_result(served: Served, client: openai.OpenAI) -> None:
+    served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)
+    first = client.chat.completions.create(
+        model="fake", messages=MESSAGES, tools=[CHAT_TOOL], extra_headers=roomy("o-tool")
+    )
+    message = first.choices[0].message
+    assert first.choices[0].finish_reason == "tool_calls"
+    assert message.tool_calls is not None
+    call = message.tool_calls[0]
+    assert call.type == "function"
+    assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"city": "Bremen"})
+    history = [*MESSAGES, message, {"role": "tool", "tool_call_id": call.id, "content": "rain"}]
+    served.provider.script(text=TEXT)
+    second = client.chat.completions.create(
+        model="fake", messages=history, tools=[CHAT_TOOL], extra_headers=roomy("o-tool")
+    )
+    assert second.choices[0].message.content == TEXT
+    assert served.last.body["tools"] == [CHAT_TOOL], "tools go upstream as they are"
+    assert run_of(served, "o-tool")["requests"]["settled"] == 2
+
+
+def test_a_structured_answer_of_chat(served: Served, client: openai.OpenAI) -> None:
+    served.provider.script(text='{"city":"Bremen"}')
+    answer = client.chat.completions.parse(
+        model="fake", messages=MESSAGES, response_format=Place, extra_headers=roomy("o-parse")
+    )
+    assert answer.choices[0].message.parsed == Place(city="Bremen")
+    assert served.last.body["response_format"]["json_schema"]["schema"]["required"] == ["city"]
+
+
+# ── responses ──
+
+
+def test_responses_with_a_budget(served: Served, client: openai.OpenAI) -> None:
+    served.provider.script(text=TEXT)
+    answer = client.responses.create(
+        model="fake", input="What is the weather?", instructions="Be brief.", extra_headers=roomy("o-responses")
+    )
+    assert answer.output_text == TEXT
+    assert answer.usage is not None
+    assert run_of(served, "o-responses")["tokens"]["settled"] == answer.usage.total_tokens
+
+
+def test_a_stream_of_responses(served: Served, client: openai.OpenAI) -> None:
+    served.provider.script(text=TEXT)
+    with client.responses.stream(
+        model="fake", input="What is the weather?", extra_headers=roomy("o-responses-stream")
+    ) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
+    assert final.output_text == TEXT
+    assert final.usage is not None
+    assert run_of(served, "o-responses-stream")["tokens"]["settled"] == final.usage.total_tokens
+
+
+def test_a_tool_call_in_responses_and_its_result(served: Served, client: openai.OpenAI) -> None:
+    served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)
+    first = client.responses.create(
+        model="fake", input="Weather?", tools=[RESPONSES_TOOL], extra_headers=roomy("o-responses-tool")
+    )
+    call = first.output[0]
+    assert call.type == "function_call"
+    assert json.loads(call.arguments) == {"city": "Bremen"}
+    served.provider.script(text=TEXT)
+    result: Any = [{"type": "function_call_output", "call_id": call.call_id, "output": "rain"}]
+    second = client.responses.create(
+        model="fake",
+        previous_response_id=first.id,
+        input=result,
+        tools=[RESPONSES_TOOL],
+        extra_headers=roomy("o-responses-tool"),
+    )
+    assert second.output_text == TEXT
+    assert served.last.body["previous_response_id"] == first.id
+
+
+def test_a_structured_answer_of_responses(served: Served, client: openai.OpenAI) -> None:
+    served.provider.script(text='{"city":"Bremen"}')
+    answer = client.responses.parse(
+        model="fake", input="Where?", text_format=Place, extra_headers=roomy("o-responses-parse")
+    )
+    assert answer.output_parsed == Place(city="Bremen")
+
+
+# ── the rest ──
+
+
+def test_embeddings(served: Served, client: openai.OpenAI) -> None:
+    answer = client.embeddings.create(
+        model="embedder", input=["time", "people way"], encoding_format="float", extra_headers=roomy("o-embed")
+    )
+    assert [len(item.embedding) for item in answer.data] == [8, 8]
+    assert run_of(served, "o-embed")["tokens"]["settled"] == answer.usage.total_tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_completions(served: Served, client: openai.OpenAI, stream: bool) -> None:
+    served.provider.script(text=TEXT)
+    answer: Any = client.completions.create(
+        model="fake", prompt="Once upon a", max_tokens=9, stream=stream, extra_headers=roomy(f"o-complete-{stream}")
+    )
+    parts = list(answer) if stream else [answer]
+    assert "".join(part.choices[0].text for part in parts if part.choices) == TEXT
+
+
+def test_the_list_of_models(served: Served, client: openai.OpenAI) -> None:
+    assert {item.id for item in client.models.list()} == {"fake", "embedder", "claude"}
+
+
+# ── async ──
+
+
+async def test_async_chat_and_stream(served: Served, async_client: openai.AsyncOpenAI) -> None:
+    served.provider.script(text=TEXT, times=2)
+    answer = await async_client.chat.completions.create(model="fake", messages=MESSAGES, extra_headers=roomy("o-async"))
+    assert answer.choices[0].message.content == TEXT
+    async with await async_client.chat.completions.create(
+        model="fake", messages=MESSAGES, stream=True, extra_headers=roomy("o-async")
+    ) as stream:
+        text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+    assert text == TEXT
+    assert run_of(served, "o-async")["requests"]["settled"] == 2
+
+
+async def test_async_responses_stream(served: Served, async_client: openai.AsyncOpenAI) -> None:
+    served.provider.script(text=TEXT)
+    async with async_client.responses.stream(
+        model="fake", input="Weather?", extra_headers=roomy("o-async-responses")
+    ) as stream:
+        final = await stream.get_final_response()
+    assert final.output_text == TEXT
+
+
+# ── refusals: typed, once, and naming the budget ──
+
+_Ask = Callable[[openai.OpenAI, dict[str, str]], Any]
+ASKS: dict[str, _Ask] = {
+    "chat": lambda client, headers: client.chat.completions.create(
+        model="fake", messages=MESSAGES, extra_headers=headers
+    ),
+    "chat stream": lambda client, headers: client.chat.completions.create(
+        model="fake", messages=MESSAGES, stream=True, extra_headers=headers
+    ),
+    "responses": lambda client, headers: client.responses.create(model="fake", input="hi", extra_headers=headers),
+    "embeddings": lambda client, headers: client.embeddings.create(
+        model="embedder", input="time " * 50, extra_headers=headers
+    ),
+    "completions": lambda client, headers: client.completions.create(
+        model="fake", prompt="time " * 50, extra_headers=headers
+    ),
+}
+
+
+@pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS)
+def test_a_refusal_is_the_clients_own_error_after_one_request(served: Served, client: openai.OpenAI, ask: _Ask) -> None:
+    before = refusals(served)
+    with pytest.raises(openai.APIStatusError, match="run 'o-refused'") as caught:
+        ask(client, tiny("o-refused"))
+    error = caught.value
+    assert error.status_code == 402
+    assert error.code in ("run_budget_exceeded", "request_exceeds_budget")
+    assert error.type == "budget_exceeded"
+    assert error.body is not None
+    assert error.body["metadata"]["limit"] == TINY_TOKENS  # type: ignore[index]
+    assert error.request_id == error.body["metadata"]["request_id"]  # type: ignore[index]
+    assert refusals(served) - before == 1
+    assert served.seen() == 0
+
+
+def test_a_budget_that_comes_back_much_later_is_a_rate_limit_that_is_not_retried(
+    served: Served, client: openai.OpenAI
+) -> None:
+    headers = {"x-workflow-id": "by-day"}
+    client.chat.completions.create(model="fake", messages=MESSAGES, extra_headers=headers)
+    before = refusals(served)
+    with pytest.raises(openai.RateLimitError, match="Workflow 'by-day'") as caught:
+        client.chat.completions.create(model="fake", messages=MESSAGES, extra_headers=headers)
+    assert caught.value.code == "workflow_budget_exceeded"
+    assert refusals(served) - before == 1
+
+
+async def test_an_async_refusal(served: Served, async_client: openai.AsyncOpenAI) -> None:
+    before = refusals(served)
+    with pytest.raises(openai.APIStatusError, match="run 'o-async-refused'"):
+        await async_client.chat.completions.create(
+            model="fake", messages=MESSAGES, extra_headers=tiny("o-async-refused")
+        )
+    assert refusals(served) - before == 1
+
+
+def test_an_unknown_model_and_a_wrong_field_are_typed_too(served: Served, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(model="nobody", messages=MESSAGES)
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.chat.completions.create(model="fake", messages=MESSAGES, extra_body={"api_base": "http://elsewhere"})
+    assert wrong.value.param == "api_base"
+    assert served.seen() == 0
