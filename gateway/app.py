@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute, Mount
 
 from gateway import __version__
 from gateway.admin.application import admin_routes
+from gateway.admin.first_login import announce_first_login
 from gateway.alerts import Alerts
 from gateway.budget_book import BudgetBook
 from gateway.config import Config, ConfigError
@@ -183,6 +184,7 @@ class Application:
             admin_key=self._admin_key,
             allow_anonymous=self._allow_anonymous,
         )
+        await announce_first_login(self.desk)
         await parts.clock.start()
         stack.push_async_callback(parts.clock.stop)
         flushing = asyncio.create_task(parts.flusher.run(), name="flusher")

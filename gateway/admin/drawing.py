@@ -64,6 +64,18 @@ def sparkline(values: Sequence[float], label: str) -> Markup:
     ).format(label, columns)
 
 
+def line(values: Sequence[float], highest: float, label: str) -> Markup:
+    """A line through values from 0 to `highest`, evenly spaced, oldest first."""
+    step = _WIDTH / max(1, len(values) - 1)
+    points = " ".join(
+        f"{at * step:.2f},{29 - min(highest, max(0.0, value)) / highest * 28:.2f}" for at, value in enumerate(values)
+    )
+    return Markup(
+        '<svg class="line" viewBox="0 0 100 30" preserveAspectRatio="none" role="img" aria-label="{}">'
+        '<rect class="floor" x="0" y="29.5" width="100" height="0.5"/><polyline points="{}"/></svg>'
+    ).format(label, points)
+
+
 def _bar(name: str, start: float, length: float) -> Markup:
     return Markup('<rect class="{}" x="{:.2f}" y="0" width="{:.2f}" height="{:.0f}"/>').format(
         name, start, max(0.0, length), _HEIGHT

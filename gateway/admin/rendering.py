@@ -61,6 +61,7 @@ class Renderer:
             "bullet": drawing.bullet,
             "share_bar": drawing.share_bar,
             "sparkline": drawing.sparkline,
+            "line": drawing.line,
             "navigation": _NAVIGATION,
             "version": __version__,
         }

@@ -81,12 +81,14 @@ def verdict(rows: Sequence[Row], run_state: str | None) -> Verdict:
 
 def _sentence(row: Row, meter: Meter) -> str:
     used = f"{meter.shown(meter.settled)} of {meter.shown(meter.limit)}"
-    where = f"{row.scope.capitalize()} {row.name!r}"
+    where = f"{row.scope.capitalize()} “{row.name}”"
     if meter.standing == "busy":
         return (
             f"{where} is full only because of calls under way: {used} settled, {meter.shown(meter.reserved)} reserved."
         )
-    after = f" It comes back at {row.resets_at}." if row.resets_at else " It does not come back by itself: raise it."
+    after = " It does not come back by itself: raise it."
+    if row.resets_at:
+        after = f" It comes back at {row.resets_at[:16].replace('T', ' ')} UTC."
     return f"{where} has used up its budget: {used}.{after}"
 
 
@@ -103,7 +105,7 @@ def _nothing_blocks(rows: Sequence[Row]) -> Verdict:
     remaining, row, meter = min(left, key=lambda one: one[0])
     return Verdict(
         "free",
-        f"Nothing blocks it. {row.scope.capitalize()} {row.name!r} is the tightest: {meter.shown(remaining)} are left.",
+        f"Nothing blocks it. {row.scope.capitalize()} “{row.name}” is the tightest: {meter.shown(remaining)} are left.",
     )
 
 

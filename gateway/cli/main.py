@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
-from gateway.cli import demo_command, serve_command
+from gateway.cli import admin_command, demo_command, serve_command
 
 app = typer.Typer(
     name="farebox",
@@ -45,6 +45,7 @@ def shared(
 
 
 app.command("serve")(serve_command.serve)
+app.command("admin")(admin_command.admin)
 app.command("demo")(demo_command.demo)
 
 

@@ -1,0 +1,97 @@
+"""`farebox admin`: sets the password of a person who uses the admin pages."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from gateway.cli.configuration import configured
+from gateway.config import Config
+from gateway.endpoints.access import operator_file
+from gateway.store import admin as people
+from gateway.store.database import Database, StoreError, StoreInUse
+
+_TIMEOUT_S: Final = 10
+_ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}  # noqa: S104 - read, never bound
+
+
+class RoleName(StrEnum):
+    ADMIN = "admin"
+    VIEWER = "viewer"
+
+
+def admin(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Who may log in at /admin.")] = "admin",
+    role: Annotated[RoleName, typer.Option(help="admin may change everything, viewer may look.")] = RoleName.ADMIN,
+) -> None:
+    """Set the name and password of an admin login. The password is asked for, or read from a pipe."""
+    config = configured(context.obj)
+    password = _password()
+    try:
+        asyncio.run(_put(config, name, password, role.value))
+    except StoreInUse:
+        _through_the_gateway(config, name, password, role.value)
+    except (StoreError, ValueError) as error:
+        _fail(str(error))
+    typer.echo(f"{name} may log in at /admin as {role.value}.")
+
+
+def _password() -> str:
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\n")
+    return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True))
+
+
+async def _put(config: Config, name: str, password: str, role: str) -> None:
+    store = Database(config.storage.store)
+    now_ms = time.time_ns() // 1_000_000
+    await store.open()
+    try:
+        if store.is_postgres:
+            await store.check_schema()
+        else:
+            await store.migrate(now_ms)
+        await people.put_user(store, name, password, role, now_ms)
+    finally:
+        await store.close()
+
+
+def _through_the_gateway(config: Config, name: str, password: str, role: str) -> None:
+    """A running gateway holds the file of an embedded store; it takes orders from whoever can read the token beside it."""
+    file = operator_file(Path(config.storage.store.removeprefix("sqlite:///")))
+    host = _ANY_ADDRESS.get(config.server.host, config.server.host)
+    form = urllib.parse.urlencode({"name": name, "password": password, "role": role}).encode()
+    try:
+        token = file.read_text(encoding="ascii")
+        request = urllib.request.Request(
+            f"http://{host}:{config.server.port}/admin/people", form, {"authorization": f"Bearer {token}"}
+        )
+        opener = urllib.request.build_opener(_NoRedirect())
+        opener.open(request, timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != 303:
+            _fail(f"the gateway refused it with status {error.code}: is the password 12 characters long?")
+    except OSError as error:
+        _fail(f"the store is in use by a gateway that cannot be reached: {error}")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The page that follows a form is for browsers."""
+
+    def redirect_request(self, *_: object, **__: object) -> None:
+        return None
+
+
+def _fail(sentence: str) -> None:
+    typer.echo(f"farebox: {sentence}", err=True)
+    raise typer.Exit(1)
