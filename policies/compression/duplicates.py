@@ -65,6 +65,10 @@ def without_duplicates(segments: Sequence[Segment], texts: Sequence[str]) -> lis
             result.append(text)
             continue
         changed = _remembered(text, number, seen) if segment.fixed else _referring(text, number, segments, seen)
+        again = None if segment.fixed else _same(seen, text, changed)
+        if again is not None:
+            changed = _whole_reference(segments[again], result[again])
+        seen.whole.setdefault(text, number)
         seen.whole.setdefault(changed, number)
         result.append(changed)
     return result
@@ -86,12 +90,24 @@ def _remembered(text: str, number: int, seen: _Seen) -> str:
     return text
 
 
+def _same(seen: _Seen, text: str, changed: str) -> int | None:
+    """Which earlier text was this one, or became what it became."""
+    found = seen.whole.get(text)
+    if found is None and len(changed) >= _BLOCK_CHARACTERS_MIN:
+        found = seen.whole.get(changed)
+    return found
+
+
+def _whole_reference(source: Segment, stands: str) -> str:
+    lines = stands.split("\n")
+    mark = reference(len(lines), source.label, lines[0])
+    return f'"{mark}"' if kind_of(stands) is Kind.JSON else mark
+
+
 def _referring(text: str, number: int, segments: Sequence[Segment], seen: _Seen) -> str:
     lines = text.split("\n")
-    source = seen.whole.get(text)
-    if source is not None:
-        mark = reference(len(lines), segments[source].label, lines[0])
-        return f'"{mark}"' if kind_of(text) is Kind.JSON else mark
+    if text in seen.whole:
+        return text
     if not _repeats(lines, seen) or segments[number].exact or kind_of(text) in (Kind.CODE, Kind.JSON):
         return _remembered(text, number, seen)
     return "\n".join(repeats_counted(_blocks_replaced(lines, number, segments, seen)))
