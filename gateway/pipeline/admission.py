@@ -270,7 +270,6 @@ class Admission:
             self._require_price(call, True)
         call.grant = granted
         self._runs.saw(call, granted)
-        self._note_soft_limit(call, granted)
         if granted.breaches:
             call.actions.append("observe=would_refuse")
             call.decisions.append({"observed": list(granted.breaches)})
@@ -283,11 +282,6 @@ class Admission:
             call.output_cap = granted.output_tokens
         if granted.output_tokens < demand.output_tokens_max:
             call.actions.append("clamp")
-
-    def _note_soft_limit(self, call: Call, granted: Granted) -> None:
-        for balance, link in zip(granted.balances, call.chain.links, strict=False):
-            if link.soft_tokens is not None and balance.settled.tokens + balance.reserved.tokens > link.soft_tokens:
-                call.soft_exceeded = True
 
     def _demand(self, call: Call) -> Demand:
         """The worst case: the whole prompt and the whole output, at the dearest price that may apply."""

@@ -98,7 +98,6 @@ class Call:
     saved: Amount = ZERO
     lane: Lane | None = None
     is_with_upstream: bool = False  # a request is at the provider now: whoever gives up here may have to pay
-    soft_exceeded: bool = False
     retry: int = 0  # how often the client's SDK has sent it before
 
     @property

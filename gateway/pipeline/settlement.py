@@ -79,6 +79,8 @@ class Settler:
         self._recorder.record(call.principal.project, self._entry(call, ZERO, whole_event(call, outcome)))
 
     async def _book(self, call: Call, outcome: Outcome, used: Used) -> Settlement:
+        if _is_overage(call, used.amount):
+            call.actions.append("overage")
         detail = detail_of(call, outcome, used.usage, used.source)
         project = call.principal.project
         resolution = await self._patiently(lambda: self._ledger.settle(project, call.id, used.amount, detail))
@@ -128,3 +130,12 @@ class Settler:
             source = "estimated"
         cost = cost_nano_usd(call.price, usage, call.request.body.get("service_tier")) if call.price is not None else 0
         return Used(usage, Amount(usage.input_tokens + usage.output_tokens, cost, 1), source)
+
+
+def _is_overage(call: Call, used: Amount) -> bool:
+    """Whether the step now has used more than its allocation: tolerated up to its hard limit, and flagged."""
+    balances = call.grant.balances if call.grant is not None else ()
+    return any(
+        link.soft_tokens is not None and balance.settled.tokens + used.tokens > link.soft_tokens
+        for balance, link in zip(balances, call.chain.links, strict=False)
+    )

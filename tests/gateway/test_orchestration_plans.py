@@ -1,0 +1,267 @@
+"""How runs are planned: announced, declared, learned or as steps appear; and what completed steps leave to the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gateway.orchestrated import Orchestrated, orchestrated, words
+
+STEPS: list[dict[str, Any]] = [
+    {"id": "read", "prompt": "Extract the invoice numbers from the attached mails.", "priority": "low"},
+    {
+        "id": "both",
+        "kind": "parallel",
+        "priority": "high",
+        "steps": [
+            {"id": "draft", "intent": "generate"},
+            {"id": "check", "intent": "validate", "budget": {"tokens": 700}},
+        ],
+    },
+    {"id": "post", "description": "Send the finished letter to the customer.", "intent": "send"},
+]
+NAMES = ("read", "draft", "check", "post")
+STRATEGIES = ("equal", "proportional", "adaptive", "priority")
+
+
+def shares(steps: dict[str, Any]) -> dict[str, Any]:
+    names = ("allocation_tokens", "hard_limit_tokens", "priority", "tier", "compression")
+    return {name: tuple(step[key] for key in names) for name, step in steps.items()}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_headers_alone_give_what_an_announced_run_is_given(tmp_path: Path, strategy: str) -> None:
+    async with orchestrated(tmp_path, budget_allocation_strategy=strategy, max_tokens_per_workflow=4000) as farebox:
+        await farebox.declare("letters", steps=STEPS)
+        announced = await farebox.ask("POST", "/api/runs", {"workflow": "letters", "run": "announced"})
+        assert announced["strategy"] == strategy
+        assert sum(step["allocation_tokens"] for step in announced["steps"]) == announced["pool_tokens"] <= 4000
+        limits = {}
+        for run in ("announced", "headers"):
+            for step in NAMES:
+                reply = await farebox.call("letters", run, step)
+                assert reply.status_code == 200
+                limits[run, step] = reply.headers["x-budget-step-limit"], reply.headers["x-budget-run-limit"]
+        assert all(limits["announced", step] == limits["headers", step] for step in NAMES)
+        assert shares(await farebox.steps("announced")) == shares(await farebox.steps("headers"))
+
+
+async def test_groups_are_no_steps_and_their_priority_counts_inside(tmp_path: Path) -> None:
+    async with orchestrated(tmp_path) as farebox:
+        await farebox.declare("letters", steps=STEPS)
+        await farebox.call("letters", "r1", "read")
+        steps = await farebox.steps("r1")
+        assert tuple(steps) == NAMES
+        assert [steps[name]["priority"] for name in NAMES] == ["low", "high", "high", "normal"]
+
+
+async def test_a_declared_step_without_an_intent_is_told_by_its_own_words(tmp_path: Path) -> None:
+    """The one that calls first lends its intent to nobody."""
+    async with orchestrated(tmp_path) as farebox:
+        await farebox.declare("letters", steps=STEPS)
+        await farebox.call("letters", "r1", "draft")
+        steps = await farebox.steps("r1")
+        assert steps["read"]["intent"] == "extract"
+        assert steps["read"]["allocation_tokens"] == 1000  # 800 × 1.25
+        assert steps["draft"]["allocation_tokens"] == 3125  # 2,500 × 1.25
+
+
+async def test_a_steps_own_budget_is_a_cap_and_no_wish(tmp_path: Path) -> None:
+    steps = [
+        {"id": "small", "intent": "generate", "budget": {"tokens": 200}},
+        {"id": "large", "intent": "send", "budget": 3000},
+    ]
+    async with orchestrated(tmp_path) as farebox:
+        await farebox.declare("capped", steps=steps)
+        reply = await farebox.call("capped", "r1", "small", words(30), output_max=1000)
+        assert reply.headers["x-budget-step-limit"] == "200"
+        assert reply.headers["x-budget-actions"] == "clamp"
+        planned = await farebox.steps("r1")
+        assert (planned["small"]["allocation_tokens"], planned["small"]["hard_limit_tokens"]) == (200, 200)
+        assert planned["large"]["allocation_tokens"] == 625  # 500 × 1.25, not 3,000
+
+
+async def test_a_declared_steps_budget_is_kept_with_orchestration_off(tmp_path: Path) -> None:
+    async with orchestrated(tmp_path, enabled=False) as farebox:
+        await farebox.declare("capped", steps=[{"id": "small", "budget": {"tokens": 200, "requests": 1}}])
+        reply = await farebox.call("capped", "r1", "small")
+        assert reply.headers["x-budget-step-limit"] == "200"
+        assert "x-workflow-intent" not in reply.headers
+        assert (await farebox.call("capped", "r1", "small")).status_code == 402
+
+
+OVERAGE = (
+    # overage allowed, threshold, soft limit, hard limit
+    (True, 1.2, 625, 750),
+    (True, 2.0, 625, 1250),
+    (False, 1.2, 625, 625),
+)
+
+
+@pytest.mark.parametrize(("allowed", "threshold", "soft", "hard"), OVERAGE)
+async def test_overage_is_flagged_and_ends_at_the_hard_limit(
+    tmp_path: Path, allowed: bool, threshold: float, soft: int, hard: int
+) -> None:
+    settings: dict[str, Any] = {"budget_overage_allowed": allowed, "budget_overage_threshold": threshold}
+    async with orchestrated(tmp_path, **settings) as farebox:
+        await farebox.declare("mails", steps=[{"id": "post", "intent": "send"}])
+        first = await farebox.call("mails", "r1", "post", words(560))
+        assert first.headers["x-budget-step-limit"] == str(hard)
+        assert "x-budget-actions" not in first.headers
+        second = await farebox.call("mails", "r1", "post", words(100))
+        if not allowed:
+            assert second.json()["error"]["code"] == "step_budget_exceeded"
+            return
+        assert second.headers["x-budget-actions"] == "overage"
+        assert (await farebox.steps("r1"))["post"]["status"] == "over_soft"
+        refused = await farebox.call("mails", "r1", "post", words(hard - 600))
+        assert refused.status_code == 402
+        facts = refused.json()["error"]["metadata"]
+        assert (facts["scope"], facts["limit"]) == ("step", hard)
+        assert facts["settled"] > soft
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_what_a_step_leaves_goes_to_the_later_ones(tmp_path: Path, strategy: str) -> None:
+    async with orchestrated(tmp_path, budget_allocation_strategy=strategy, max_tokens_per_workflow=2000) as farebox:
+        await farebox.declare("two", steps=[{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}])
+        await farebox.call("two", "r1", "a", words(83))
+        before = await farebox.steps("r1")
+        assert {step["allocation_tokens"] for step in before.values()} == {1000}
+        used = before["a"]["tokens"]["settled"]
+        reply = await farebox.call("two", "r1", "b")
+        assert reply.headers["x-budget-step-limit"] == str(int((2000 - used) * 1.2))
+        after = await farebox.steps("r1")
+        assert after["b"]["allocation_tokens"] == 2000 - used
+        assert "from completed steps" in after["b"]["reason"]
+
+
+async def test_another_process_shares_from_the_first_plan_too(tmp_path: Path) -> None:
+    """What was moved is shown, and does not count twice when the run is read back."""
+    async with orchestrated(tmp_path, max_tokens_per_workflow=2000) as farebox:
+        await farebox.declare("two", steps=[{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}])
+        await farebox.ask("POST", "/api/runs", {"workflow": "two", "run": "r1"})
+        await farebox.call("two", "r1", "a", words(83))
+        first = await farebox.call("two", "r1", "b")
+        await farebox.orchestration.plans.flush()
+        farebox.orchestration.plans.forget()
+        again = await farebox.call("two", "r1", "b")
+        assert again.headers["x-budget-step-limit"] == first.headers["x-budget-step-limit"]
+
+
+async def test_steps_of_a_group_complete_together(tmp_path: Path) -> None:
+    loop = [
+        {"id": "loop", "kind": "loop", "steps": [{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}]},
+        {"id": "end", "intent": "generate"},
+    ]
+    async with orchestrated(tmp_path, max_tokens_per_workflow=3000) as farebox:
+        await farebox.declare("looped", steps=loop)
+        limits = [
+            int((await farebox.call("looped", "r1", step, words(60))).headers["x-budget-step-limit"])
+            for step in ("a", "b", "a", "b", "end")
+        ]
+        assert limits[:4] == [1200] * 4  # nobody in the loop takes from the others
+        assert limits[4] > 2 * 1200
+
+
+async def test_a_step_that_holds_something_is_not_completed(tmp_path: Path) -> None:
+    async with orchestrated(tmp_path, max_tokens_per_workflow=2000) as farebox:
+        await farebox.declare("two", steps=[{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}])
+        await farebox.call("two", "r1", "a")
+        ledger = farebox.application.parts.ledger
+        held = await hold_of(farebox, "r1", "a")
+        reply = await farebox.call("two", "r1", "b")
+        assert reply.headers["x-budget-step-limit"] == "1200"
+        await ledger.void("default", held)
+
+
+async def hold_of(farebox: Orchestrated, run: str, step: str) -> str:
+    from gateway.ledger.port import Reserve
+    from policies.reservation import Demand, Granted, Hold, OnLost
+
+    demand = Demand(10, 10, 10, 0, 0)
+    request = Reserve(
+        "held", "test", (Hold(f"step/{run}/{step}"), Hold(f"run/{run}")), demand, 60_000, b"{}", OnLost.RELEASE
+    )
+    assert isinstance(await farebox.application.parts.ledger.reserve("default", request), Granted)
+    return "held"
+
+
+async def test_a_workflows_own_strategy_goes_before_the_settings(tmp_path: Path) -> None:
+    steps = [{"id": "a", "intent": "generate"}, {"id": "b", "intent": "send"}]
+    async with orchestrated(tmp_path, max_tokens_per_workflow=1000) as farebox:
+        await farebox.declare("even", steps=steps, strategy="equal")
+        await farebox.declare("uneven", steps=steps)
+        assert (await farebox.call("even", "r1", "a")).headers["x-budget-step-limit"] == "600"
+        assert (await farebox.call("uneven", "r2", "a")).headers["x-budget-step-limit"] == "999"  # 833 × 1.2
+        announced = await farebox.ask("POST", "/api/runs", {"workflow": "even", "run": "r3"})
+        assert announced["strategy"] == "equal"
+
+
+async def test_steps_of_an_undeclared_workflow_get_their_demand_as_they_appear(tmp_path: Path) -> None:
+    async with orchestrated(tmp_path, max_tokens_per_workflow=1500) as farebox:
+        first = await farebox.call("wild", "r1", "one", intent="extract")
+        second = await farebox.call("wild", "r1", "two", words(400), intent="send")
+        third = await farebox.call("wild", "r1", "three", intent="generate")
+        limits = [int(reply.headers["x-budget-step-limit"]) for reply in (first, second, third)]
+        assert limits[:2] == [1200, 750]  # 1,000 and 625, × 1.2
+        steps = await farebox.steps("r1")
+        assert all(step["allocation_tokens"] for step in steps.values())
+        assert "not planned" in steps["one"]["reason"]
+        used = sum(steps[name]["tokens"]["settled"] for name in ("one", "two"))
+        assert limits[2] == int((1500 - used) * 1.2)
+
+
+async def test_after_three_runs_the_steps_are_known(tmp_path: Path) -> None:
+    async with orchestrated(tmp_path, max_tokens_per_workflow=1000) as farebox:
+        for run in ("r1", "r2", "r3"):
+            await farebox.call("habit", run, "a", intent="generate")
+            await farebox.call("habit", run, "b", intent="generate")
+            if run == "r1":
+                await farebox.call("habit", run, "odd")
+            await farebox.ask("POST", f"/api/runs/{run}/complete")
+        farebox.orchestration.histories.forget()
+        reply = await farebox.call("habit", "r4", "a")
+        assert reply.headers["x-budget-step-limit"] == "600"
+        steps = await farebox.steps("r4")
+        assert {name: (step["intent"], step["allocation_tokens"]) for name, step in steps.items() if name != "a"} == {
+            "b": ("generate", 500)
+        }
+        announced = await farebox.ask("POST", "/api/runs", {"workflow": "habit", "run": "r5"})
+        assert [step["step"] for step in announced["steps"]] == ["a", "b"]
+
+
+async def test_adaptive_plans_by_what_steps_used_and_borrows_from_their_like(tmp_path: Path) -> None:
+    steps = [{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}]
+    async with orchestrated(tmp_path, adaptive_budget_enabled=True, max_tokens_per_workflow=1000) as farebox:
+        await farebox.declare("habit", steps=steps)
+        for number in range(10):
+            await farebox.call("habit", f"r{number}", "a", words(282))
+            await farebox.call("habit", f"r{number}", "b", words(82))
+            await farebox.ask("POST", f"/api/runs/r{number}/complete")
+        farebox.orchestration.histories.forget()
+        planned = (await farebox.ask("POST", "/api/runs", {"workflow": "habit", "run": "r10"}))["steps"]
+        used = [(await farebox.steps("r9"))[name]["tokens"]["settled"] for name in ("a", "b")]
+        first = planned[0]["allocation_tokens"]
+        assert abs(first - 1000 * used[0] / sum(used)) <= 1
+        assert "past runs" in planned[0]["reason"]
+        # A new workflow with steps of the same intent and model, seen once, borrows their habits.
+        await farebox.declare("young", steps=steps)
+        for name in ("a", "b"):
+            await farebox.call("young", "y1", name)
+        await farebox.ask("POST", "/api/runs/y1/complete")
+        farebox.orchestration.histories.forget()
+        young = (await farebox.ask("POST", "/api/runs", {"workflow": "young", "run": "y2"}))["steps"]
+        assert all("of its intent and model" in step["reason"] for step in young)
+
+
+async def test_a_dry_run_plans_like_the_real_one(tmp_path: Path) -> None:
+    async with orchestrated(tmp_path, max_tokens_per_workflow=4000) as farebox:
+        real = await farebox.ask("POST", "/api/runs", {"workflow": "x", "run": "r1", "steps": STEPS})
+        dry = await farebox.ask("POST", "/api/allocate", {"tokens": 4000, "steps": STEPS})
+        assert [(one["step"], one["tokens"], one["hard_limit_tokens"]) for one in dry["allocations"]] == [
+            (step["step"], step["allocation_tokens"], step["hard_limit_tokens"]) for step in real["steps"]
+        ]
+        assert dry["pool_tokens"] == real["pool_tokens"]
