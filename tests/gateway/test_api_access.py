@@ -1,0 +1,243 @@
+"""Every route against everybody who may come: nobody, wrong keys, virtual keys, viewers, admins, other machines and sites."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gateway.config import ConfigError
+from gateway.control import first_snapshot
+from gateway.endpoints.access import OPERATOR_SCOPE, Access, OperatorFile, check_binding, operator_file
+from gateway.endpoints.api.table import ROUTES
+from gateway.errors import AuthenticationFailed, GatewayError, Overloaded
+from gateway.store import keys as keys_store
+from tests.api_client import Api, close_api, make_api
+
+pytest_plugins = ("tests.api_fixtures",)
+
+ADMIN_KEY = "a-long-enough-admin-key"
+
+
+@pytest.fixture
+async def keyed(tmp_path: Path) -> AsyncIterator[Api]:
+    """A gateway with an admin key in its environment; requests carry none by themselves."""
+    made = await make_api(tmp_path, {"FAREBOX_ADMIN_KEY": ADMIN_KEY})
+    yield made
+    await close_api(made)
+
+
+def as_(key: str) -> dict[str, dict[str, str]]:
+    return {"headers": {"authorization": f"Bearer {key}"}}
+
+
+async def new_key(api: Api, **fields: Any) -> str:
+    made = await api.post("/api/keys", {"name": "k", **fields}, **as_(ADMIN_KEY))
+    return str(made["key"])
+
+
+async def test_the_whole_table_against_everybody(keyed: Api) -> None:
+    virtual, viewer = await new_key(keyed), await new_key(keyed, role="viewer")
+    admin, revoked = await new_key(keyed, admin=True), await new_key(keyed, admin=True, name="gone")
+    await keyed.delete("/api/keys/gone", **as_(ADMIN_KEY))
+    junk = "' OR 1=1 --"
+    openapi: Any = SimpleNamespace(method="GET", path="/openapi.json", role="viewer")
+    for route in (*ROUTES, openapi):
+        path = "/api" + route.path.replace("{", "no-such-").replace("}", "")
+        looks = route.method == "GET"
+        assert (route.role == "viewer") == looks
+        for key, expected in (
+            (None, 401),
+            (junk, 401),
+            ("fb_" + "0" * 49, 401),
+            (revoked, 401),
+            (virtual, 403),
+            (viewer, None if looks else 403),
+            (admin, None),
+            (ADMIN_KEY, None),
+        ):
+            reply = await keyed.ask(route.method, path, **(as_(key) if key else {}))
+            told = f"{route.method} {path} as {key}: {reply.text[:200]}"
+            assert reply.status_code < 500, told
+            assert key is None or key not in reply.text, told
+            if expected is None:
+                assert reply.status_code not in (401, 403), told
+            else:
+                assert reply.status_code == expected, told
+                assert {"message", "type", "code", "param"} <= reply.json()["error"].keys(), told
+        keyed.application.access._failures.clear()
+
+
+async def test_admin_keys_do_not_call_models(keyed: Api) -> None:
+    for key in (await new_key(keyed, admin=True), await new_key(keyed, role="viewer")):
+        reply = await keyed.chat("r1", **as_(key)["headers"])
+        assert reply.status_code == 403
+
+
+async def test_the_key_may_come_as_x_api_key(keyed: Api) -> None:
+    assert (await keyed.ask("GET", "/api/settings", headers={"x-api-key": ADMIN_KEY})).status_code == 200
+    both = {"x-api-key": ADMIN_KEY, "authorization": "Bearer another"}
+    assert (await keyed.ask("GET", "/api/settings", headers=both)).status_code == 400
+
+
+async def test_nothing_is_told_before_the_key(keyed: Api) -> None:
+    assert (await keyed.ask("POST", "/api/runs", content=b"{junk")).status_code == 401
+    assert (await keyed.ask("GET", "/api/runs?surprise=1")).status_code == 401
+
+
+async def test_local_mode_ends_with_the_first_key(api: Api) -> None:
+    await api.get("/api/settings")
+    made = await api.post("/api/keys", {"name": "app"})
+    assert "no admin key" in made["warning"]
+    assert (await api.ask("GET", "/api/settings")).status_code == 401
+    assert (await api.ask("GET", "/api/settings", **as_(made["key"]))).status_code == 403
+    assert (await api.chat("r1")).status_code == 401
+    assert (await api.chat("r1", **as_(made["key"])["headers"])).status_code == 200
+
+
+FOREIGN = (
+    {"host": "evil.example"},
+    {"x-forwarded-for": "203.0.113.7"},
+    {"forwarded": "for=203.0.113.7"},
+    {"origin": "https://evil.example"},
+    {"origin": "null"},
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "same-site"},
+)
+OWN: tuple[dict[str, str], ...] = (
+    {},
+    {"host": "localhost:4000"},
+    {"host": "[::1]:4000"},
+    {"origin": "http://127.0.0.1:4000", "sec-fetch-site": "same-origin"},
+    {"sec-fetch-site": "none"},
+)
+
+
+async def test_local_mode_is_for_programs_of_this_machine(api: Api) -> None:
+    for headers in FOREIGN:
+        assert (await api.ask("GET", "/api/settings", headers=headers)).status_code == 401, headers
+    for headers in OWN:
+        assert (await api.ask("GET", "/api/settings", headers=headers)).status_code == 200, headers
+
+
+async def test_local_mode_is_not_for_other_machines(tmp_path: Path) -> None:
+    made = await make_api(tmp_path, peer="192.0.2.9")
+    assert (await made.ask("GET", "/api/settings")).status_code == 401
+    await close_api(made)
+
+
+async def test_the_operator_token_is_for_the_files_owner(keyed: Api, tmp_path: Path) -> None:
+    file = operator_file(tmp_path / "store.db")
+    assert file.stat().st_mode & 0o777 == 0o600
+    token = file.read_text()
+    await keyed.get("/api/settings", **as_(token))
+    event = await keyed.post("/api/runs", {"workflow": "w", "run": "r"}, **as_(token))
+    assert event["run"] == "r"
+    audit = await keyed.get("/api/audit", headers={"authorization": f"Bearer {token}"})
+    assert audit["events"][0]["actor"] == "operator"
+
+
+async def test_the_operator_file_ends_with_the_process(tmp_path: Path) -> None:
+    made = await make_api(tmp_path)
+    assert operator_file(tmp_path / "store.db").exists()
+    await close_api(made)
+    assert not operator_file(tmp_path / "store.db").exists()
+
+
+async def test_who_did_it(keyed: Api) -> None:
+    admin = await new_key(keyed, admin=True, name="ops")
+    for key, user, actor in ((admin, "", "ops"), (admin, "anna", "ops/anna"), (ADMIN_KEY, "bob\t", "environment")):
+        headers = {"authorization": f"Bearer {key}", "x-farebox-user": user}
+        await keyed.put("/api/settings/orchestration_max_retry_attempts", {"value": 3}, headers=headers)
+        found = await keyed.get("/api/audit?action=setting.&limit=1", headers=headers)
+        assert found["events"][0]["actor"] == actor
+
+
+def request(peer: str = "192.0.2.1", **headers: str) -> Any:
+    return SimpleNamespace(scope={}, headers=headers, client=SimpleNamespace(host=peer))
+
+
+def test_guessing_a_chosen_key_is_throttled_by_source() -> None:
+    now = [0.0]
+    access = Access(loaded, admin_key=ADMIN_KEY, clock_ms=lambda: 0, timer_s=lambda: now[0])
+    for _ in range(20):
+        with pytest.raises(AuthenticationFailed):
+            access.check(request(authorization="Bearer guess"), "viewer")
+    for key in ("guess", ADMIN_KEY):
+        with pytest.raises(Overloaded):
+            access.check(request(authorization=f"Bearer {key}"), "viewer")
+    assert access.check(request("192.0.2.2", authorization=f"Bearer {ADMIN_KEY}"), "admin").name == "environment"
+    now[0] = 61.0
+    assert access.check(request(authorization=f"Bearer {ADMIN_KEY}"), "admin").name == "environment"
+
+
+def loaded(**fields: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(first_snapshot(), **{"is_loaded": True, **fields})
+
+
+def test_without_the_store_nobody_is_let_in_for_lack_of_keys() -> None:
+    access = Access(first_snapshot, clock_ms=lambda: 0, timer_s=lambda: 0.0)
+    local = request("127.0.0.1", host="127.0.0.1")
+    with pytest.raises(AuthenticationFailed):
+        access.check(local, "viewer")
+    with pytest.raises(GatewayError) as refused:
+        access.check(
+            request("127.0.0.1", host="127.0.0.1", authorization="Bearer " + keys_store.make_plain()), "viewer"
+        )
+    assert refused.value.status == 503
+
+
+def test_the_operator_in_this_process() -> None:
+    access = Access(loaded, admin_key=ADMIN_KEY, clock_ms=lambda: 0, timer_s=lambda: 0.0)
+    inside = request()
+    inside.scope[OPERATOR_SCOPE] = "anna"
+    assert access.check(inside, "admin").name == "cli:anna"
+
+
+def test_short_admin_keys_are_refused_at_start() -> None:
+    with pytest.raises(ConfigError, match="FAREBOX_ADMIN_KEY"):
+        Access(loaded, admin_key="sk-1234", clock_ms=lambda: 0, timer_s=lambda: 0.0)
+
+
+def test_the_token_is_written_anew_for_its_owner_alone(tmp_path: Path) -> None:
+    operator_file(tmp_path / "store.db").write_text("old")
+    operator_file(tmp_path / "store.db").chmod(0o644)
+    file = OperatorFile.of_store(f"sqlite:///{tmp_path}/store.db")
+    file.write()
+    written = operator_file(tmp_path / "store.db")
+    assert written.read_text() == file.token != "old"
+    assert written.stat().st_mode & 0o777 == 0o600
+    assert OperatorFile.of_store("postgresql://db/farebox").token == ""
+
+
+BINDINGS = (
+    # host, keys, FAREBOX_ADMIN_KEY, --allow-anonymous, may start
+    ("127.0.0.1", False, "", False, True),
+    ("::1", False, "", False, True),
+    ("localhost", False, "", False, True),
+    ("0.0.0.0", False, "", False, False),
+    ("::", False, "", False, False),
+    ("192.0.2.1", False, "", False, False),
+    ("0.0.0.0", True, "", False, True),
+    ("0.0.0.0", False, ADMIN_KEY, False, True),
+    ("0.0.0.0", False, "", True, True),
+)
+
+
+@pytest.mark.parametrize(("host", "keys", "admin_key", "allowed", "starts"), BINDINGS)
+def test_where_a_gateway_without_keys_may_listen(
+    host: str, keys: bool, admin_key: str, allowed: bool, starts: bool
+) -> None:
+    snapshot = loaded(keys={"digest": object()} if keys else {})
+    if starts:
+        check_binding(host, snapshot, admin_key=admin_key, allow_anonymous=allowed)
+        return
+    with pytest.raises(ConfigError) as refused:
+        check_binding(host, snapshot, admin_key=admin_key, allow_anonymous=allowed)
+    assert len(refused.value.faults) == 1
+    assert "--allow-anonymous" in refused.value.faults[0]

@@ -1,0 +1,257 @@
+"""Runs through the control API: announced, called, steered, summed up. Calls are real, through the mock model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway import reconcile
+from policies.amounts import ZERO
+from tests.api_client import Api
+
+pytest_plugins = ("tests.api_fixtures",)
+
+STEPS = [
+    {"id": "extract", "prompt": "Extract the invoice numbers from the attached mails."},
+    {
+        "id": "both",
+        "steps": [{"id": "draft", "intent": "generate", "priority": "high"}, {"id": "check", "intent": "validate"}],
+    },
+]
+PLANNED = {"workflow": "nightly", "run": "r1", "agent": "ada", "budget_tokens": 4000, "steps": STEPS}
+
+
+async def agrees(api: Api) -> bool:
+    """Whether ledger and store say the same of every run and step."""
+    parts = api.application.parts
+
+    async def flush() -> bool:
+        return await parts.flusher.drain(5_000)
+
+    await flush()
+    accounts = await reconcile.run_accounts(parts.store, "default", 0)
+    found = await reconcile.reconcile(parts.ledger, parts.store, "default", accounts, flush)
+    return not found.drifts and not found.moving and found.checked > 0
+
+
+async def test_a_run_is_announced_with_its_steps_flattened(api: Api) -> None:
+    run = await api.post("/api/runs", PLANNED)
+    assert (run["run"], run["workflow"], run["agent"], run["state"]) == ("r1", "nightly", "ada", "active")
+    assert [step["step"] for step in run["steps"]] == ["extract", "draft", "check"]
+    assert [step["intent"] for step in run["steps"]] == ["extract", "generate", "validate"]
+    assert run["tokens"] == {"limit": 4000, "settled": 0, "reserved": 0, "remaining": 4000, "overrun": 0, "saved": 0}
+    assert run["cost_usd"]["limit"] == 0.5  # the budget of the file still limits the money
+    assert sum(step["allocation_tokens"] for step in run["steps"]) == run["pool_tokens"] <= 4000
+    assert all(step["tier"] in ("fast", "balanced", "powerful") for step in run["steps"])
+    assert all(step["tokens"]["limit"] == step["hard_limit_tokens"] for step in run["steps"])
+
+
+async def test_the_announced_budget_stops_calls(api: Api) -> None:
+    await api.post("/api/runs", {"workflow": "nightly", "run": "tight", "budget_tokens": 12})
+    assert (await api.chat("tight")).status_code == 402
+    run = await api.get("/api/runs/tight")
+    assert (run["calls"], run["refused"], run["tokens"]["settled"]) == (0, 1, 0)
+
+
+async def test_a_call_is_in_the_next_answer(api: Api) -> None:
+    reply = await api.chat("seen", "draft")
+    used = reply.json()["usage"]["total_tokens"]
+    run = await api.get("/api/runs/seen")
+    assert (run["tokens"]["settled"], run["calls"], run["requests"]["settled"]) == (used, 1, 1)
+    assert run["tokens"]["remaining"] == 20_000 - used
+    assert run["cost_usd"]["settled"] == pytest.approx(7e-6 + 3 * 4e-6, abs=1e-4)
+    assert run["steps"][0]["step"] == "draft"
+    assert run["steps"][0]["tokens"]["settled"] == used
+    assert run["metrics"]["total_tokens"] == used
+    listed = await api.get("/api/runs")
+    assert [(one["run"], one["tokens"]["settled"]) for one in listed["runs"]] == [("seen", used)]
+    calls = await api.get("/api/runs/seen/calls")
+    assert [(call["total_tokens"], call["status"], call["model"]) for call in calls["calls"]] == [(used, "ok", "mock")]
+
+
+STEERED = (
+    # actions in order, then the state and what a call is answered
+    (("pause",), "paused", 402, "run_paused"),
+    (("pause", "pause"), "paused", 402, "run_paused"),
+    (("pause", "resume"), "active", 200, None),
+    (("resume",), "active", 200, None),
+    (("cancel",), "cancelled", 402, "run_cancelled"),
+    (("pause", "cancel", "cancel"), "cancelled", 402, "run_cancelled"),
+    (("complete",), "completed", 402, "run_completed"),
+    (("complete", "complete"), "completed", 402, "run_completed"),
+)
+
+
+async def test_steering(api: Api) -> None:
+    for number, (actions, state, status, code) in enumerate(STEERED):
+        run = f"r{number}"
+        await api.chat(run)
+        for action in actions:
+            shown = await api.post(f"/api/runs/{run}/{action}")
+        assert shown["state"] == state, actions
+        assert (await api.get(f"/api/runs/{run}"))["state"] == state, actions
+        reply = await api.chat(run)
+        assert reply.status_code == status, actions
+        assert code is None or reply.json()["error"]["code"] == code, actions
+
+
+async def test_an_ended_run_stays_ended(api: Api) -> None:
+    for end in ("cancel", "complete"):
+        await api.chat(end)
+        ended = await api.post(f"/api/runs/{end}/{end}")
+        for action in {"pause", "resume", "cancel", "complete", "reset", "budget"} - {end}:
+            body = {"tokens": 5} if action == "budget" else None
+            status, error = await api.refused("POST", f"/api/runs/{end}/{action}", body)
+            assert (status, error["code"]) == (409, f"run_{ended['state']}"), action
+        assert (await api.get(f"/api/runs/{end}"))["state"] == ended["state"]
+
+
+async def test_completing_gives_metrics(api: Api) -> None:
+    await api.post("/api/runs", PLANNED)
+    used = (await api.chat("r1", "extract")).json()["usage"]
+    metrics = (await api.post("/api/runs/r1/complete"))["metrics"]
+    assert metrics["total_tokens"] == used["total_tokens"]
+    assert (metrics["input_tokens"], metrics["output_tokens"]) == (used["prompt_tokens"], used["completion_tokens"])
+    assert metrics["calls"] == 1
+    assert metrics["budget_used"] == pytest.approx(used["total_tokens"] / 4000, abs=1e-4)
+    assert metrics["allocated_tokens"] == sum(
+        step["allocation_tokens"] for step in (await api.get("/api/runs/r1"))["steps"]
+    )
+
+
+async def test_a_budget_is_raised_and_taken_back(api: Api) -> None:
+    await api.post("/api/runs", {"workflow": "nightly", "run": "r1", "budget_tokens": 12})
+    assert (await api.chat("r1")).status_code == 402
+    assert (await api.post("/api/runs/r1/budget", {"tokens": 30_000}))["tokens"]["limit"] == 30_000
+    reply = await api.chat("r1")
+    assert reply.status_code == 200
+    assert reply.headers["x-budget-run-limit"] == "30000"
+    run = await api.post("/api/runs/r1/budget", {"usd": 2.5, "requests": 3})
+    assert (run["tokens"]["limit"], run["cost_usd"]["limit"], run["requests"]["limit"]) == (30_000, 2.5, 3)
+    run = await api.post("/api/runs/r1/budget", {"tokens": None})
+    assert (run["tokens"]["limit"], run["requests"]["limit"]) == (20_000, 3)
+
+
+async def test_a_run_without_anything_left_is_exhausted(api: Api) -> None:
+    used = (await api.chat("r1")).json()["usage"]["total_tokens"]
+    assert (await api.post("/api/runs/r1/budget", {"tokens": used}))["state"] == "exhausted"
+    await api.chat("r2")
+    for state, runs in (("exhausted", ["r1"]), ("active", ["r2"]), ("paused", [])):
+        listed = await api.get("/api/runs", params={"state": state})
+        assert [run["run"] for run in listed["runs"]] == runs, state
+
+
+async def test_a_tightened_run_shows_the_smaller_limit(api: Api) -> None:
+    reply = await api.chat("r1", **{"x-workflow-budget-tokens": "500"})
+    assert reply.headers["x-budget-run-limit"] == "500"
+    assert (await api.get("/api/runs/r1"))["tokens"]["limit"] == 500
+
+
+async def test_a_reset_run_begins_again_and_no_total_loses_anything(api: Api) -> None:
+    for step in ("draft", "check", "draft"):
+        await api.chat("r1", step)
+    totals = await api.get("/api/usage", params={"group_by": "workflow"})
+    answer = await api.post("/api/runs/r1/reset")
+    assert answer["summary"]["tokens"]["settled"] == totals["total"]["total_tokens"] > 0
+    run = answer["run"]
+    assert run["tokens"]["settled"] == run["requests"]["settled"] == run["cost_usd"]["settled"] == 0
+    assert [step["tokens"]["settled"] for step in run["steps"]] == [0, 0]
+    assert await agrees(api)
+    for group in ("workflow", "step"):
+        after = await api.get("/api/usage", params={"group_by": group})
+        assert after["total"]["total_tokens"] == totals["total"]["total_tokens"]
+        assert after["total"]["cost_usd"] == totals["total"]["cost_usd"]
+    assert (await api.chat("r1")).status_code == 200
+    assert await agrees(api)
+
+
+async def test_a_run_inside_another_is_not_reset(api: Api) -> None:
+    await api.chat("outer")
+    await api.chat("inner", **{"x-workflow-parent-run-id": "outer"})
+    for run in ("inner", "outer"):
+        assert (await api.refused("POST", f"/api/runs/{run}/reset"))[1]["code"] == "run_nested"
+
+
+async def test_a_run_with_a_call_under_way_is_not_reset(api: Api) -> None:
+    from policies.reservation import Demand, Hold, Reserve
+
+    await api.chat("r1")
+    ledger = api.application.parts.ledger
+    await ledger.reserve("default", Reserve("x", "me", (Hold("run/r1"),), Demand(10, 0, 0), 60_000, b"{}"))
+    assert (await api.refused("POST", "/api/runs/r1/reset"))[1]["code"] == "run_busy"
+    assert (await api.get("/api/runs/r1"))["tokens"]["reserved"] == 10
+    assert (await api.chat("r1")).status_code == 200  # and the gate was opened again
+    await ledger.void("default", "x")
+    assert (await ledger.balances("default", ["run/r1"]))[0].reserved == ZERO
+
+
+UNKNOWN = [("GET", ""), ("POST", "/pause"), ("POST", "/reset"), ("POST", "/complete")]
+
+
+async def test_a_run_that_nobody_saw(api: Api) -> None:
+    for method, action in UNKNOWN:
+        status, error = await api.refused(method, f"/api/runs/nobody{action}")
+        assert (status, error["code"]) == (404, "run_not_found"), action
+
+
+BAD_BODIES: list[tuple[dict[str, Any], str]] = [
+    ({}, "workflow"),
+    ({"workflow": "a b"}, "workflow"),
+    ({"workflow": "w", "budget_tokens": -1}, "budget_tokens"),
+    ({"workflow": "w", "budget_tokens": "5"}, "budget_tokens"),
+    ({"workflow": "w", "budget_tokens": 2**53}, "budget_tokens"),
+    ({"workflow": "w", "budget_usd": -0.1}, "budget_usd"),
+    ({"workflow": "w", "budget_usd": True}, "budget_usd"),
+    ({"workflow": "w", "strategy": "best"}, "strategy"),
+    ({"workflow": "w", "steps": [{"prompt": "x"}]}, "steps.0.id"),
+    ({"workflow": "w", "steps": [{"id": "a", "intent": "invent"}]}, "steps.0.intent"),
+    ({"workflow": "w", "steps": [{"id": "a", "priority": "urgent"}]}, "steps.0.priority"),
+    ({"workflow": "w", "surprise": 1}, "surprise"),
+]
+
+
+async def test_a_bad_announcement_names_the_field(api: Api) -> None:
+    for body, param in BAD_BODIES:
+        status, error = await api.refused("POST", "/api/runs", body)
+        assert (status, error["param"]) == (400, param), body
+    assert (await api.get("/api/runs"))["runs"] == []
+
+
+async def test_pages_of_runs(api: Api) -> None:
+    for number in range(5):
+        await api.post("/api/runs", {"workflow": "w", "run": f"r{number}"})
+    found: list[str] = []
+    cursor = None
+    for _ in range(5):
+        page = await api.get("/api/runs", params={"limit": 2} | ({"cursor": cursor} if cursor else {}))
+        found += [run["run"] for run in page["runs"]]
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert sorted(found) == [f"r{number}" for number in range(5)]
+    assert len(found) == 5
+
+
+async def test_run_ids_may_hold_slashes(api: Api) -> None:
+    await api.chat("2026/11/22:a")
+    assert (await api.get("/api/runs/2026/11/22:a"))["calls"] == 1
+    assert (await api.post("/api/runs/2026/11/22:a/pause"))["state"] == "paused"
+
+
+async def test_projects_do_not_meet(api: Api) -> None:
+    await api.chat("r1")
+    assert (await api.refused("GET", "/api/runs/r1?project=other"))[0] == 404
+    await api.post("/api/runs?project=other", {"workflow": "w", "run": "r1", "budget_tokens": 7})
+    assert (await api.get("/api/runs/r1?project=other"))["workflow"] == "w"
+    assert (await api.get("/api/runs/r1"))["workflow"] == "nightly"
+
+
+async def test_a_declared_workflow_lends_its_steps(api: Api) -> None:
+    await api.put(
+        "/api/workflows/nightly",
+        {"steps": [{"id": "a", "intent": "filter", "budget": 300}, {"id": "b", "prompt": "Summarize the thread."}]},
+    )
+    run = await api.post("/api/runs", {"workflow": "nightly", "run": "r1"})
+    assert [(step["step"], step["intent"]) for step in run["steps"]] == [("a", "filter"), ("b", "summarize")]
+    assert run["steps"][0]["allocation_tokens"] == 300
