@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Final
@@ -26,7 +27,9 @@ _STEPS: Final = ("plan", "search", "read", "write")
 _SAMPLE_S: Final = 0.05
 _ERRORS_KEPT: Final = 3
 _SHOWN: Final = 250
-_REQUEST_ID: Final = re.compile(r'"request_id":\s*"[^"]*",?')  # equal errors are counted together
+# Names and figures of one call are left out of what is shown, so that equal errors are counted together.
+_PARTICULAR: Final = re.compile(r"""'[^']*'|\d{4,}|(?<="request_id":")[^"]*|(?<="run":")[^"]*""")
+_SLOW_S: Final = 10.0
 _PATIENCE_S: Final = 60.0  # above the time that any of these calls takes, also behind the slowest gateway
 
 
@@ -80,6 +83,7 @@ class Round:
         self.first_bytes_s: list[float] = []
         self.samples: list[tuple[int, int]] = []  # CPU time in ns, calls
         self._idle = order.connections
+        self._answered = 0
         self._done = asyncio.Event()
 
     async def work(self) -> Tally:
@@ -92,6 +96,7 @@ class Round:
             for connection in connections:
                 connection.begin()
             await asyncio.sleep(order.warm_up_seconds)
+            await self._until(lambda: self._answered >= order.connections)
         began_s, began_own = perf_counter(), cpu_ns_of([0])
         self.is_measuring = True
         self._sample(loop)
@@ -101,6 +106,7 @@ class Round:
             await self._finish(_PATIENCE_S)
         else:
             await asyncio.sleep(order.seconds)
+            await self._until(lambda: self.calls >= order.connections)
         self.is_measuring = False
         self._take_sample()
         tally = self._tally(perf_counter() - began_s, cpu_ns_of([0]) - began_own)
@@ -110,12 +116,25 @@ class Round:
             connection.close()
         return tally
 
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        """Behind a slow gateway the time that was ordered may be shorter than one call of each connection."""
+        patience_s = perf_counter() + _SLOW_S
+        while not reached() and not self.failed and perf_counter() < patience_s:
+            await asyncio.sleep(_SAMPLE_S)
+
     async def _finish(self, seconds: float) -> None:
         """Calls under way are let to their end: what they leave behind would be the next round's work."""
         try:
             await asyncio.wait_for(self._done.wait(), seconds)
         except TimeoutError:
             self.fail("not answered in time")
+
+    def answered(self, took_s: float, first_byte_s: float) -> None:
+        self._answered += 1
+        if self.is_measuring:
+            self.calls += 1
+            self.latencies_s.append(took_s)
+            self.first_bytes_s.append(first_byte_s)
 
     def rests(self) -> None:
         self._idle -= 1
@@ -217,10 +236,8 @@ class Connection(asyncio.Protocol):
         fault = _fault(round_.path, self._parser.get_status_code(), body, parse=self._calls == 1)
         if fault:
             round_.fail(fault)
-        elif round_.is_measuring:
-            round_.calls += 1
-            round_.latencies_s.append(took_s)
-            round_.first_bytes_s.append(self._first_s - self._sent_s)
+        else:
+            round_.answered(took_s, self._first_s - self._sent_s)
         if round_.is_over or self._calls == round_.order.calls_each:
             self._rest()
         elif self._parser.should_keep_alive():
@@ -266,7 +283,7 @@ def _fixed_head(order: Order) -> bytes:
 def _fault(path: Path, status: int, body: bytes, *, parse: bool) -> str | None:
     """Why an answer is not the one that was asked for."""
     if status != 200:
-        return f"status {status}: {_REQUEST_ID.sub('', body.decode(errors='replace'))[:_SHOWN]}"
+        return f"status {status}: {_PARTICULAR.sub('…', body.decode(errors='replace'))[:_SHOWN]}"
     if path.streams:
         return _stream_fault(path, body, parse=parse)
     if len(body) < path.answer_bytes * 3 // 4:

@@ -18,6 +18,7 @@ import yaml
 
 from bench import measure
 from bench.paths import PATHS
+from policies.intents import Intent
 
 ROOT: Final = Path(__file__).parents[1]
 _HOST: Final = "127.0.0.1"
@@ -25,6 +26,8 @@ _POLL_S: Final = 0.05
 _LOG_SHOWN: Final = 1_500
 # Enough that no budget is ever reached, and that every check of it is made.
 _TOKENS_PLENTY: Final = 100_000_000_000
+_STEP_TOKENS: Final = 10_000_000
+_RUN_TOKENS: Final = 1_000_000_000
 _FOREIGN_VARIABLES: Final = ("FAREBOX_", "OPENAI_", "ANTHROPIC_", "LITELLM_", "REDIS_", "DATABASE_")
 
 
@@ -177,8 +180,9 @@ def farebox_config(folder: Path, upstream: str, *, lane: str, orchestrated: bool
     if orchestrated:
         config["settings"] = {
             "orchestration_enabled": True,
-            "orchestration_max_tokens_per_step": 10_000_000,
-            "orchestration_max_tokens_per_workflow": 1_000_000_000,
+            "orchestration_max_tokens_per_step": _STEP_TOKENS,
+            "orchestration_max_tokens_per_workflow": _RUN_TOKENS,
+            **{f"orchestration_token_budget_{intent.value}": _STEP_TOKENS for intent in Intent},
         }
     return config
 
