@@ -46,14 +46,9 @@ class Exchange:
             raise BadRequest("The body did not arrive in time.", status=408, code="request_timeout") from None
 
     async def _read(self, bytes_max: int) -> bytes:
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body"):
-            return body
-        parts, size = [body], len(body)
-        while message.get("more_body"):
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
@@ -61,7 +56,8 @@ class Exchange:
             size += len(parts[-1])
             if size > bytes_max:
                 raise BadRequest.too_large(bytes_max)
-        return b"".join(parts)
+            more = bool(message.get("more_body"))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def watch(self, task: asyncio.Task[Any]) -> None:
         """From now on, cancel `task` when the client goes away; `is_gone` tells it why."""

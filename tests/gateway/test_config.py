@@ -1,0 +1,157 @@
+"""The configuration file: every fault is told with file, line, column and field, all at once, with a suggestion where one is near."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.config import ConfigError, load_config, parse_config, usd_to_nano
+from policies.budgets import HoldKind, Mode, OnOutage, Rung, Scope, Window
+
+
+def faults(text: str, environ: dict[str, str] | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, "farebox.yaml", environ or {})
+    assert str(caught.value) == "\n".join(caught.value.faults)
+    return caught.value.faults
+
+
+MODEL = "model_list:\n  - model_name: a\n    litellm_params: {model: openai/a}\n"
+
+ONE_FAULT: list[tuple[str, str, str]] = [
+    ("budget:\n  - {scope: run, tokens: 1}\n", "farebox.yaml:1:1: budget:", "did you mean 'budgets'?"),
+    ("server:\n  prt: 4000\n", "farebox.yaml:2:3: server.prt:", "did you mean 'port'?"),
+    ("server:\n  zzz: 1\n", "farebox.yaml:2:3: server.zzz:", "unknown key"),
+    ("budgets:\n  - scope: run\n    tokns: 5\n    usd: 1\n", "farebox.yaml:3:5: budgets[0].tokns:", "'tokens'?"),
+    ("server: {port: high}\n", "farebox.yaml:1:10: server.port:", "integer"),
+    ("server: {port: 70000}\n", "farebox.yaml:1:10: server.port:", "65535"),
+    ("budgets:\n  - scope: run\n", "farebox.yaml:2:5: budgets[0]:", "at least one of tokens, usd, requests"),
+    ("budgets:\n  - {scope: run, tokens: -1}\n", "farebox.yaml:2:18: budgets[0].tokens:", "greater than or equal to 0"),
+    ("budgets:\n  - {scope: run, tokens: true}\n", "farebox.yaml:2:18: budgets[0].tokens:", "integer"),
+    ("budgets:\n  - {scope: run, tokens: '5'}\n", "farebox.yaml:2:18: budgets[0].tokens:", "integer"),
+    ("budgets:\n  - {scope: run, usd: -0.1}\n", "farebox.yaml:2:18: budgets[0].usd:", "0 or more"),
+    ("budgets:\n  - {scope: run, usd: .nan}\n", "farebox.yaml:2:18: budgets[0].usd:", "0 or more"),
+    ("budgets:\n  - {scope: run, usd: 10000000}\n", "farebox.yaml:2:18: budgets[0].usd:", "at most 9,007,199"),
+    ("budgets:\n  - {scope: team, tokens: 1}\n", "farebox.yaml:2:6: budgets[0].scope:", "'step', 'run'"),
+    ("budgets:\n  - {scope: run, tokens: 1, window: day}\n", "farebox.yaml:2:5: budgets[0]:", "lasts for the run"),
+    ("budgets:\n  - {scope: key, tokens: 1, window: run}\n", "farebox.yaml:2:5: budgets[0]:", "total, minute"),
+    (
+        "budgets:\n  - {scope: key, tokens: 1, timezone: Mars/X}\n",
+        "farebox.yaml:2:29: budgets[0].timezone:",
+        "no time zone",
+    ),
+    ("storage: {ledger: 'mysql://x'}\n", "farebox.yaml:1:11: storage.ledger:", "must begin with one of sqlite:///"),
+    ("storage: {store: 'redis://x'}\n", "farebox.yaml:1:11: storage.store:", "postgresql://"),
+    (
+        "settings: {orchestration_enabld: true}\n",
+        "farebox.yaml:1:1: settings:",
+        "did you mean 'orchestration_enabled'?",
+    ),
+    ("settings: {orchestration_enabled: 7}\n", "farebox.yaml:1:1: settings:", "orchestration_enabled"),
+    ("tiers: {fast: [b]}\n" + MODEL, "farebox.yaml:1:1: the file:", "tiers.fast names 'b'"),
+    ("classifier: {model: b}\n" + MODEL, "farebox.yaml:1:1: the file:", "classifier.model is 'b'"),
+    ("server: {workers: 2}\n", "farebox.yaml:1:1: the file:", "an SQLite ledger belongs to one process"),
+    ("model_list:\n  - model_name: a\n", "farebox.yaml:2:5: model_list[0].litellm_params:", "required"),
+    (
+        "model_list:\n  - model_name: a\n    litellm_params: {api_base: x}\n",
+        "farebox.yaml:3:5: model_list[0].litellm_params:",
+        "litellm_params.model is missing",
+    ),
+    ("a: 1\na: 2\n", "farebox.yaml:2:1", "the key 'a' stands here twice"),
+    ("server:\n  port: 1\n  host: x\n  port: 2\n", "farebox.yaml:4:3", "the key 'port' stands here twice"),
+    ("a: &x [1]\nb: *x\n", "farebox.yaml:2:4", "anchors and aliases are not supported"),
+    ("server: [1,\n", "farebox.yaml:2:1", ""),
+    ("server:\n\tport: 1\n", "farebox.yaml:2:1", "cannot start any token"),
+    ("server: {port: !!python/object:os.system 1}\n", "farebox.yaml:1:16", "could not determine a constructor"),
+    ("- a\n- b\n", "farebox.yaml:1:1", "not a list"),
+    ("just text\n", "farebox.yaml:1:1", "not a str"),
+    ("? [a, b]\n: 1\n", "farebox.yaml:1:3", "plain word"),
+    ("? {a: b}\n: 1\n", "farebox.yaml:1:3", "plain word"),
+    ("server: {port: \x07}\n", "farebox.yaml", "special characters"),
+    ("server:\n  host: 2026-99-99\n", "farebox.yaml", "month must be in"),
+    ("7: x\n", "farebox.yaml:1:1: [7]:", "Keys should be strings"),
+]
+
+
+@pytest.mark.parametrize(("text", "where", "what"), ONE_FAULT)
+def test_a_fault_is_told_with_its_place_and_what_to_do(text: str, where: str, what: str) -> None:
+    found = faults(text)
+    assert len(found) == 1, found
+    assert found[0].startswith(where), found
+    assert what in found[0], found
+
+
+def test_an_anchors_bomb_costs_nothing() -> None:
+    bomb = "a: &a [x]\n" + "".join(
+        f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(20)
+    )
+    assert "anchors" in faults(bomb)[0]
+
+
+def test_a_file_that_is_nested_without_end_is_a_fault_and_no_crash() -> None:
+    assert faults("[" * 100_000)[0].startswith("farebox.yaml")
+
+
+def test_all_faults_are_told_at_once() -> None:
+    found = faults("server: {prt: 1}\nbudgets:\n  - {scope: team, tokens: 1}\n  - {scope: run, tokens: -5}\n")
+    assert {fault.split(": ")[1] for fault in found} == {"budgets[0].scope", "budgets[1].tokens", "server.prt"}
+
+
+def test_variables_of_the_environment_are_resolved_or_named() -> None:
+    text = "model_list:\n  - model_name: a\n    litellm_params: {model: openai/a, api_key: os.environ/KEY}\n"
+    config = parse_config(text, environ={"KEY": "secret"})
+    assert config.model_list[0].litellm_params["api_key"] == "secret"
+    found = faults(text)
+    assert found == [
+        "farebox.yaml:3:39: model_list[0].litellm_params.api_key: the environment has no variable KEY",
+    ]
+
+
+def test_a_secret_in_a_url_is_not_repeated_in_the_fault() -> None:
+    assert "hunter2" not in faults("storage: {ledger: 'mysql://user:hunter2@host/db'}\n")[0]
+
+
+def test_an_empty_file_is_all_defaults() -> None:
+    config = parse_config("")
+    assert (config.server.host, config.server.port) == ("127.0.0.1", 4000)
+    assert config.storage.ledger.startswith("sqlite:///")
+    assert config.budgets == ()
+
+
+def test_a_budget_of_the_file_becomes_a_budget_of_the_policies() -> None:
+    config = parse_config(
+        "budgets:\n"
+        "  - {scope: run, match: 'nightly-*', tokens: 20000, usd: 0.50, on_pressure: [clamp, refuse], hold: slices,"
+        " on_outage: allow, mode: observe}\n"
+        "  - {scope: key, requests: 7}\n"
+    )
+    run, key = (budget.budget() for budget in config.budgets)
+    assert (run.scope, run.match, run.window) == (Scope.RUN, "nightly-*", Window.RUN)
+    assert (run.limit.tokens, run.limit.nano_usd, run.limit.requests) == (20000, 500_000_000, None)
+    assert run.on_pressure == (Rung.CLAMP, Rung.REFUSE)
+    assert (run.hold, run.on_outage, run.mode) == (HoldKind.SLICES, OnOutage.ALLOW, Mode.OBSERVE)
+    assert (key.window, key.limit.requests, key.match) == (Window.TOTAL, 7, "*")
+
+
+@pytest.mark.parametrize(
+    ("given", "nano_usd"),
+    [(0, 0), (0.1, 100_000_000), ("0.000000001", 1), (1, 10**9), ("9007199.254740991", 2**53 - 1), (1e-10, 0)],
+)
+def test_money_is_whole_nano_usd(given: object, nano_usd: int) -> None:
+    assert usd_to_nano(given) == nano_usd
+
+
+@pytest.mark.parametrize("given", [True, None, [], "1 USD", "1e999999999999", -1, "inf", 9007199.3])
+def test_what_is_no_amount_of_money_is_refused(given: object) -> None:
+    with pytest.raises(ValueError):
+        usd_to_nano(given)
+
+
+def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "missing.yaml")
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(binary)

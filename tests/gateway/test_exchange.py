@@ -1,0 +1,111 @@
+"""One exchange over ASGI: the body is bounded while it comes, and a client that leaves is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from gateway.errors import BadRequest
+from gateway.pipeline.exchange import ClientGone, Exchange
+
+
+class Client:
+    """Plays the server's side of ASGI: `messages` come in, `sent` went out."""
+
+    def __init__(self, *messages: dict[str, Any]) -> None:
+        self.messages = list(messages)
+        self.sent: list[dict[str, Any]] = []
+        self.received = 0
+        self.leaves = asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        if self.messages:
+            self.received += 1
+            return self.messages.pop(0)
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+    def exchange(self, *headers: tuple[bytes, bytes]) -> Exchange:
+        return Exchange({"path": "/x", "query_string": b"a=1", "headers": list(headers)}, self.receive, self.send)
+
+
+def part(body: bytes, more: bool) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+async def test_a_body_in_one_piece_and_in_several() -> None:
+    assert await Client(part(b"abc", False)).exchange().read_body(3) == b"abc"
+    client = Client(part(b"ab", True), part(b"", True), part(b"c", False))
+    assert await client.exchange().read_body(3) == b"abc"
+    assert await Client(part(b"", False)).exchange().read_body(3) == b""
+
+
+async def test_a_body_that_says_it_is_too_large_is_refused_unread() -> None:
+    client = Client(part(b"x" * 10, False))
+    with pytest.raises(BadRequest) as caught:
+        await client.exchange((b"content-length", b"10")).read_body(9)
+    assert (caught.value.status, client.received) == (413, 0)
+
+
+@pytest.mark.parametrize("messages", [[part(b"x" * 10, False)], [part(b"x" * 5, True), part(b"x" * 5, True)]])
+async def test_a_body_that_does_not_say_so_is_cut_at_the_limit(messages: list[dict[str, Any]]) -> None:
+    with pytest.raises(BadRequest) as caught:
+        await Client(*messages).exchange().read_body(9)
+    assert caught.value.status == 413
+
+
+@pytest.mark.parametrize("encoding", [b"gzip", b"br", b"identity, gzip"])
+async def test_an_encoded_body_is_a_415(encoding: bytes) -> None:
+    with pytest.raises(BadRequest) as caught:
+        await Client(part(b"x", False)).exchange((b"content-encoding", encoding)).read_body(9)
+    assert caught.value.status == 415
+    identity = Client(part(b"x", False)).exchange((b"content-encoding", b"identity"))
+    assert await identity.read_body(9) == b"x"
+
+
+async def test_a_client_that_leaves_while_it_sends() -> None:
+    for messages in ([{"type": "http.disconnect"}], [part(b"a", True), {"type": "http.disconnect"}]):
+        with pytest.raises(ClientGone):
+            await Client(*messages).exchange().read_body(9)
+
+
+async def test_a_client_that_leaves_while_it_waits_cancels_the_call() -> None:
+    client = Client(part(b"", False))
+    exchange = client.exchange()
+    work = asyncio.create_task(asyncio.sleep(60))
+    exchange.watch(work)
+    await asyncio.sleep(0)
+    assert not work.done()
+    client.leaves.set()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert exchange.is_gone
+
+
+async def test_after_the_answer_nobody_is_watched() -> None:
+    client = Client(part(b"", False))
+    exchange = client.exchange()
+    work = asyncio.create_task(asyncio.sleep(0.02))
+    exchange.watch(work)
+    exchange.unwatch()
+    client.leaves.set()
+    await work
+    assert not exchange.is_gone
+
+
+async def test_an_answer_has_its_length_and_the_first_of_equal_headers_counts() -> None:
+    client = Client()
+    exchange = client.exchange((b"x-a", b"1"), (b"x-a", b"2"), (b"x-b", b"\xe9"))
+    assert exchange.headers == {"x-a": "1", "x-b": "é"}
+    assert (exchange.path, exchange.query, exchange.is_answered) == ("/x", b"a=1", False)
+    await exchange.answer(404, [(b"a", b"b")], b"body")
+    assert exchange.is_answered
+    assert client.sent == [
+        {"type": "http.response.start", "status": 404, "headers": [(b"a", b"b"), (b"content-length", b"4")]},
+        {"type": "http.response.body", "body": b"body", "more_body": False},
+    ]
