@@ -1,0 +1,209 @@
+"""Asking a model for what stays unclear: beside the call, in batches, remembered in the store until it expires."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.orchestration.intents import IntentRules, Intents
+from gateway.pipeline.call import Call, Principal
+from gateway.store import intents as intent_store
+from gateway.store.database import Database
+from gateway.tags import Tags
+from gateway.wire.protocols import PROTOCOLS
+from policies.settings import Settings
+
+VAGUE = "Please proceed."
+SURE = 0.999  # a threshold that no guess reaches
+RULES = IntentRules(wait_ms=0, cache_ttl_ms=1_000)
+
+
+class Model:
+    """Answers when it is told to, and counts how many questions are under way at once."""
+
+    def __init__(self, answer: str | None = '{"intent": "enrich", "confidence": 0.9}') -> None:
+        self.answer = answer
+        self.questions: list[Sequence[Mapping[str, Any]]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.at_once = self.most_at_once = 0
+
+    async def ask(self, messages: Sequence[Mapping[str, Any]]) -> str | None:
+        self.questions.append(messages)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await self.gate.wait()
+        await asyncio.sleep(0.01)
+        self.at_once -= 1
+        return self.answer
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.ms = 1_000_000
+
+    def __call__(self) -> int:
+        return self.ms
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(f"sqlite:///{tmp_path}/store.db")
+    await database.open()
+    await database.migrate(0)
+    yield database
+    await database.close()
+
+
+def call_of(step: str = "work-on-it", prompt: str = VAGUE) -> Call:
+    body = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
+    protocol = PROTOCOLS["/v1/chat/completions"]
+    request = protocol.parse(orjson.dumps(body))
+    return Call("c", protocol, Principal("", "k", "p"), request, Tags(workflow="wf", run="r", step=step), "r")
+
+
+async def started(store: Database, model: Model, clock: Clock, rules: IntentRules = RULES) -> Intents:
+    intents = Intents(store, model.ask, rules, clock)
+    await intents.start()
+    return intents
+
+
+async def settled(model: Model, count: int) -> None:
+    """Until so many questions were asked and the answers are kept."""
+    async with asyncio.timeout(5):
+        while len(model.questions) < count or model.at_once:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+
+
+async def test_this_call_goes_on_with_the_guess_and_the_next_has_the_answer(store: Database) -> None:
+    model, clock = Model(), Clock()
+    intents = await started(store, model, clock)
+    first = await intents.of(call_of(), None, SURE)
+    assert first.source in ("model", "fallback", "rules")
+    await settled(model, 1)
+    second = await intents.of(call_of(), None, SURE)
+    third = await intents.of(call_of(), None, SURE)
+    assert (second.intent, second.confidence, second.source) == ("enrich", 0.9, "cache")
+    assert third == second
+    assert len(model.questions) == 1
+    await intents.stop()
+
+
+async def test_what_is_sure_is_never_asked(store: Database) -> None:
+    model = Model()
+    intents = await started(store, model, Clock())
+    await intents.of(call_of("summarize", "Summarize the following report in three sentences."), None, 0.7)
+    await intents.of(call_of(), "send", SURE)
+    await asyncio.sleep(0.05)
+    assert model.questions == []
+    await intents.stop()
+
+
+async def test_five_are_asked_at_once(store: Database) -> None:
+    model, clock = Model(), Clock()
+    model.gate.clear()
+    intents = await started(store, model, clock)
+    await intents.of(call_of("first-of-all"), None, SURE)
+    await asyncio.sleep(0.05)  # it is under way alone, since nothing else waited
+    for number in range(12):
+        await intents.of(call_of(f"work-{'abcdefghijkl'[number] * 3}"), None, SURE)
+    model.gate.set()
+    await settled(model, 13)
+    assert model.most_at_once == 5
+    await intents.stop()
+
+
+async def test_one_step_is_asked_once_however_many_calls_wait(store: Database) -> None:
+    model, clock = Model(), Clock()
+    model.gate.clear()
+    intents = await started(store, model, clock)
+    for _ in range(5):
+        await intents.of(call_of(), None, SURE)
+    model.gate.set()
+    await settled(model, 1)
+    assert len(model.questions) == 1
+    await intents.stop()
+
+
+async def test_a_call_that_may_wait_has_the_answer_itself(store: Database) -> None:
+    model, clock = Model(), Clock()
+    intents = await started(store, model, clock, IntentRules(wait_ms=500, cache_ttl_ms=1_000))
+    first = await intents.of(call_of(), None, SURE)
+    second = await intents.of(call_of(), None, SURE)
+    assert [(tag.intent, tag.source) for tag in (first, second)] == [("enrich", "llm"), ("enrich", "cache")]
+    await intents.stop()
+
+
+async def test_nobody_waits_longer_than_the_rules_say(store: Database) -> None:
+    model, clock = Model(), Clock()
+    model.gate.clear()
+    intents = await started(store, model, clock, IntentRules(wait_ms=30, cache_ttl_ms=1_000))
+    async with asyncio.timeout(2):
+        tag = await intents.of(call_of(), None, SURE)
+    assert tag.source != "llm"
+    model.gate.set()
+    await intents.stop()
+
+
+async def test_answers_outlive_the_process_and_expire(store: Database) -> None:
+    model, clock = Model(), Clock()
+    intents = await started(store, model, clock)
+    await intents.of(call_of(), None, SURE)
+    await settled(model, 1)
+    await intents.stop()
+    again = Model('{"intent": "filter", "confidence": 0.8}')
+    intents = await started(store, again, clock)
+    assert (await intents.of(call_of(), None, SURE)).intent == "enrich"
+    clock.ms += 1_001
+    assert (await intents.of(call_of(), None, SURE)).source != "cache"
+    await settled(again, 1)
+    assert (await intents.of(call_of(), None, SURE)).intent == "filter"
+    await intents.stop()
+
+
+async def test_what_another_process_asked_is_not_asked_again(store: Database) -> None:
+    clock, ours, theirs = Clock(), Model(), Model()
+    here, there = await started(store, ours, clock), await started(store, theirs, clock)
+    await there.of(call_of(), None, SURE)
+    await settled(theirs, 1)
+    await here.of(call_of(), None, SURE)
+    await asyncio.sleep(0.1)
+    assert (await here.of(call_of(), None, SURE)).source == "cache"
+    assert ours.questions == []
+    await here.stop()
+    await there.stop()
+
+
+@pytest.mark.parametrize("answer", [None, "I do not know", '{"intent": "dance"}'])
+async def test_no_answer_is_asked_for_again_only_after_a_while(store: Database, answer: str | None) -> None:
+    model, clock = Model(answer), Clock()
+    intents = await started(store, model, clock)
+    first = await intents.of(call_of(), None, SURE)
+    await settled(model, 1)
+    for _ in range(3):
+        assert await intents.of(call_of(), None, SURE) == first
+    assert len(model.questions) == 1
+    clock.ms += 60_001
+    await intents.of(call_of(), None, SURE)
+    await settled(model, 2)
+    assert await intent_store.latest(store, clock.ms) == []
+    await intents.stop()
+
+
+async def test_a_declared_steps_words_are_asked_about_too(store: Database) -> None:
+    model, clock = Model(), Clock()
+    intents = await started(store, model, clock)
+    settings = Settings.from_values({"orchestration_intent_classification_confidence_threshold": SURE})
+    step = {"id": "work-on-it", "prompt": VAGUE}
+    assert intents.tell(step, "wf", settings).classification.source != "cache"
+    await settled(model, 1)
+    told = intents.tell(step, "wf", settings).classification
+    assert (told.intent, told.source) == ("enrich", "cache")
+    assert intents.tell({**step, "intent": "send"}, "wf", settings).classification.source == "declared"
+    await intents.stop()
