@@ -23,6 +23,7 @@ from gateway.ledger import checks
 from gateway.ledger.allowance import Allowance
 from gateway.ledger.breaker import Breaker
 from gateway.ledger.clock import wall_clock_ms
+from gateway.ledger.loop_lag import LoopLag
 from gateway.ledger.port import Ledger, LedgerError, LedgerUnavailable, Lost, OutboxEntry, Progress, Reserve, Resolution
 from gateway.ledger.redis_batches import batched, together
 from gateway.ledger.redis_projects import CountersMissing
@@ -110,6 +111,7 @@ class OutageLedger:
         self._is_down = True
         self._sweep_after_s = 0.0
         self._watching: asyncio.Task[None] | None = None
+        self._lag = LoopLag(monotonic_s=monotonic_s)
 
     @property
     def health(self) -> Health:
@@ -133,12 +135,14 @@ class OutageLedger:
         except LedgerError:
             await self._spool.close()
             raise
+        self._lag.start()
         self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+        await self._lag.stop()
         with contextlib.suppress(LedgerError):
             await self._bring_back()
         await self._ledger.close()
@@ -282,9 +286,9 @@ class OutageLedger:
 
     async def _ask(self, call: Callable[P, Awaitable[T]], *given: P.args, **named: P.kwargs) -> T:
         """One short operation: how it went, and how long it took, counts for the breaker."""
-        started_s = self._monotonic_s()
+        started_s, lag_ms = self._monotonic_s(), self._lag.total_ms
         result = await self._ask_long(call, *given, **named)
-        self._breaker.answered((self._monotonic_s() - started_s) * 1000)
+        self._breaker.answered((self._monotonic_s() - started_s) * 1000 - (self._lag.total_ms - lag_ms))
         if self._breaker.is_open and not self._is_down:
             self._lose_sight("the ledger answers too slowly")
         return result
@@ -334,10 +338,10 @@ class OutageLedger:
         """Probe, book what was spooled, and only then let calls through: holds that it frees are not free before."""
         if not self._is_opened:
             await self._ledger.open()
-        started_s = self._monotonic_s()
+        started_s, lag_ms = self._monotonic_s(), self._lag.total_ms
         # The number is not used: after an outage it counts only the processes that came back first.
         await self._ledger.processes()
-        if (self._monotonic_s() - started_s) * 1000 > self._breaker.slow_ms:
+        if (self._monotonic_s() - started_s) * 1000 - (self._lag.total_ms - lag_ms) > self._breaker.slow_ms:
             raise LedgerUnavailable("the ledger answers too slowly")
         await self._bring_back()
         if self._breaker.is_open:

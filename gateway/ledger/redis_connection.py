@@ -26,6 +26,9 @@ Address = tuple[str, int]
 _IN_FLIGHT_MAX: Final = 20_000
 # A socket that answered nothing for so long is taken for dead (a half-open connection, a stalled server).
 _SILENCE_MAX_MS: Final = 1_000
+# A timer that comes later than this came late because of this process, which then gets a moment to read what has arrived.
+_LATE_S: Final = 0.02
+_LOOK_S: Final = 0.005
 _NOT_YET: Final = object()
 
 
@@ -69,6 +72,7 @@ class _Wire(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._has_waited_longer = False
         self.is_open = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -131,8 +135,15 @@ class _Wire(asyncio.Protocol):
 
     def _expire(self) -> None:
         """Fail what waited too long. One timer serves all commands: they have one deadline, so the oldest is due first."""
-        self._timer = None
+        timer, self._timer = self._timer, None
         now_s = self._loop.time()
+        is_late = timer is not None and now_s - timer.when() > _LATE_S
+        if is_late and not self._has_waited_longer:
+            # It was our own loop that had no time. The answer may be in the socket's buffer, which is read first now.
+            self._has_waited_longer = True
+            self._timer = self._loop.call_later(_LOOK_S, self._expire)
+            return
+        self._has_waited_longer = False
         for future, due_s in self._waiting:
             if due_s > now_s:
                 self._timer = self._loop.call_at(due_s, self._expire)

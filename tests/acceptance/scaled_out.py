@@ -56,7 +56,7 @@ def settings_for(ledger: str, store: str, **sections: Any) -> dict[str, Any]:
         "model_info": {"input_cost_per_token": 1e-7, "output_cost_per_token": 4e-7, "max_output_tokens": 4096},
     }
     storage = {"ledger": ledger, "store": store, **sections.pop("storage", {})}
-    reservations = {"ttl_seconds": 3.0, "sweep_seconds": 0.5, **sections.pop("reservations", {})}
+    reservations = {"ttl_seconds": 10.0, "sweep_seconds": 0.5, **sections.pop("reservations", {})}
     return {
         "model_list": [mock, *sections.pop("models", [])],
         "router_settings": {"num_retries": 0},

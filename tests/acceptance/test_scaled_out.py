@@ -24,9 +24,8 @@ pytest_plugins = ["tests.store_fixtures"]
 
 CALLS = 120  # what the run's budget pays for
 CLIENTS = 64
-TTL_S = 3.0
-# Three in every test run; all of them with `make soak`.
-SEEDS = [pytest.param(seed, marks=[] if seed < 3 else [pytest.mark.soak]) for seed in range(20)]
+# Three in every test run; the others with `make soak`.
+SEEDS = [pytest.param(range(3), id="3"), pytest.param(range(3, 20), id="17", marks=pytest.mark.soak)]
 BUDGET = {"scope": "run", "match": "crowd", "requests": CALLS, "on_pressure": ["refuse"]}
 
 
@@ -97,35 +96,49 @@ async def kill_and_restart(fleet: Fleet, seed: int, kills: int) -> None:
         await asyncio.to_thread(gateway.start)
 
 
-async def resolved(redis: RedisServer, within_s: float = TTL_S + 27) -> None:
-    async def none_left() -> bool:
-        return await holds_in(redis.url) == 0 and await outbox_of(redis.url) == 0
-
-    await until(none_left, within_s, "every hold is resolved and every event in the store")
+def spooled_in(gateway: FareboxProcess) -> int:
+    """Settlements that wait for Redis on the disk of this process."""
+    return int(gateway.get("/readyz?verbose").json()["ledger"]["spooled"])
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+async def resolved(redis: RedisServer, gateways: list[FareboxProcess], within_s: float = 80) -> None:
+    """Until nothing is on its way. What a killed process had read of the outbox is another's after 30 s."""
+
+    async def nothing_left() -> bool:
+        spooled = [await asyncio.to_thread(spooled_in, gateway) for gateway in gateways]
+        return not any(spooled) and await holds_in(redis.url) == 0 and await outbox_of(redis.url) == 0
+
+    await until(nothing_left, within_s, "every hold is resolved and every event in the store")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seeds", SEEDS)
 async def test_a_run_gets_exactly_its_calls_while_processes_die(
-    fleet: Fleet, redis_server: RedisServer, store_url: str, seed: int
+    fleet: Fleet, redis_server: RedisServer, store_url: str, seeds: range
 ) -> None:
-    run = f"kills-{seed}"
-    crowd = Crowd(lambda: [gateway.url for gateway in fleet.gateways], run, seed)
-    dying = asyncio.create_task(kill_and_restart(fleet, seed, kills=2))
-    await crowd.call_until_refused(CLIENTS)
-    await dying
-    await resolved(redis_server)
-    balance = await balance_of(redis_server.url, run)
-    rows = await rows_of(store_url, run)
+    crowds = []
+    for seed in seeds:
+        crowds.append(Crowd(lambda: [gateway.url for gateway in fleet.gateways], f"kills-{seed}", seed))
+        dying = asyncio.create_task(kill_and_restart(fleet, seed, kills=2))
+        await crowds[-1].call_until_refused(CLIENTS)
+        await dying
+    await resolved(redis_server, fleet.gateways)
+    for crowd in crowds:
+        await check_books(crowd, redis_server, store_url)
+
+
+async def check_books(crowd: Crowd, redis_server: RedisServer, store_url: str) -> None:
+    """Every call that was granted is settled, or was charged when its process was gone; the rest was given back, and used by
+    others. Each stands in the store once."""
+    balance = await balance_of(redis_server.url, crowd.run)
+    rows = await rows_of(store_url, crowd.run)
     spent = [row for row in rows if row["requests"]]
-    # Every call that was granted is settled, or was charged when its process was gone; the rest was given back and used by others.
-    assert balance.settled.requests + balance.reserved.requests <= CALLS
     assert balance.reserved.requests == 0
-    assert crowd.granted <= balance.settled.requests
+    assert crowd.granted <= balance.settled.requests <= CALLS, crowd.statuses
     assert len({row["id"] for row in rows}) == len(rows)
     assert sum(row["requests"] for row in spent) == balance.settled.requests
     assert sum(row["total_tokens"] for row in spent) == balance.settled.tokens
     assert sum(row["cost_nano_usd"] for row in spent) == balance.settled.nano_usd
-    assert {row["status"] for row in spent} <= {"ok", "lost", "late", "cancelled", "error"}, crowd.statuses
     assert sum(row["status"] == "ok" for row in spent) >= crowd.granted, crowd.statuses
 
 
@@ -136,7 +149,7 @@ async def test_without_a_death_exactly_as_many_answers_as_the_budget_has(
     await crowd.call_until_refused(CLIENTS)
     assert crowd.granted == CALLS, crowd.statuses
     assert crowd.statuses["402 run_budget_exceeded"] == CLIENTS, crowd.statuses
-    await resolved(redis_server)
+    await resolved(redis_server, fleet.gateways)
     assert (await balance_of(redis_server.url, "whole")).settled.requests == CALLS
     rows = await rows_of(store_url, "whole")
     assert sum(row["status"] == "ok" for row in rows) == CALLS
@@ -161,6 +174,10 @@ async def balance_left(gateway: FareboxProcess, run: str) -> int:
     return int(found["requests"]["remaining"])
 
 
+async def said(gateway: FareboxProcess, words: str) -> bool:
+    return words in gateway.log
+
+
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -181,10 +198,10 @@ async def test_workers_of_one_gateway_share_a_budget_and_are_replaced(
         ]
         os.kill(workers[0], signal.SIGKILL)
         await calling
-        await resolved(redis_server)
+        await resolved(redis_server, [gateway])
         balance = await balance_of(redis_server.url, "workers")
-        assert crowd.granted <= balance.settled.requests <= CALLS
-        assert "worker_died" in gateway.log
+        assert crowd.granted <= balance.settled.requests <= CALLS, (crowd.statuses, gateway.log)
+        await until(lambda: said(gateway, "worker_died"), 10, "the worker is replaced")
         started = time.monotonic()
         assert gateway.stop() == 0
         assert time.monotonic() - started < 20

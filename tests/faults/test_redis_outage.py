@@ -128,6 +128,19 @@ class TestOutOfReach:
             proxy.latency_s = 0.0
             await until(lambda: gateway.health.is_available)
 
+    async def test_a_busy_gateway_does_not_blame_its_ledger(self, server: RedisServer, tmp_path: Path) -> None:
+        """A crowd that comes to a process which has just started holds its loop up for longer than any deadline."""
+        async with gateway_at(server.url, tmp_path, deadline_ms=100, slow_ms=80) as gateway:
+            await until(lambda: gateway.health.is_available)
+            await gateway.reserve("p", ask("first", 1))
+            for number in range(10):
+                calls = [asyncio.create_task(gateway.reserve("p", ask(f"c{number}-{at}", 1))) for at in range(5)]
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                time.sleep(0.15)
+                assert all(isinstance(one, Granted) for one in await asyncio.gather(*calls))
+            assert gateway.health.is_available
+
     async def test_a_gateway_may_start_before_its_redis(self, proxy: ChaosProxy, tmp_path: Path) -> None:
         await proxy.refuse()
         async with gateway_at(proxy.url, tmp_path) as gateway:

@@ -1,0 +1,43 @@
+"""How long the event loop of this process kept others waiting: time that must not be blamed on the ledger.
+
+A process that has just started, or has too many calls, takes a while to look at an answer that has long arrived. The loop is
+asked to wake a task at a fixed pace; by how much it comes late is added up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final
+
+_PACE_S: Final = 0.01
+
+
+class LoopLag:
+    def __init__(self, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic_s = monotonic_s
+        self._due_s = 0.0
+        self._late_s = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="loop-lag")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    @property
+    def total_ms(self) -> float:
+        """Since the start, with the turn that is under way. The difference of two readings is the lag between them."""
+        running_late_s = 0.0 if self._task is None else max(0.0, self._monotonic_s() - self._due_s)
+        return (self._late_s + running_late_s) * 1000
+
+    async def _run(self) -> None:
+        while True:
+            self._due_s = self._monotonic_s() + _PACE_S
+            await asyncio.sleep(_PACE_S)
+            self._late_s += max(0.0, self._monotonic_s() - self._due_s)
