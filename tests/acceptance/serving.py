@@ -145,13 +145,14 @@ def serving(
     *,
     provider: FakeProvider | None = None,
     models: Callable[[FakeProvider], list[dict[str, Any]]] | None = None,
+    environment: Mapping[str, str] | None = None,
     **sections: Any,
 ) -> Iterator[Served]:
     """`sections` are those of the configuration file: budgets, reservations, router_settings, …"""
     with ProviderThread(provider) as running:
         model_list = models(running) if models else [model(running.openai_url)]
         config = {"model_list": model_list, "router_settings": {"num_retries": 0}, **sections}
-        with running_farebox(folder, config) as gateway:
+        with running_farebox(folder, config, environment=environment or {}) as gateway:
             yield Served(gateway, running)
 
 

@@ -1,0 +1,171 @@
+"""API keys on the running gateway: shown once, kept as digests, gone at once when revoked, and never repeated by an error."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.acceptance.serving import Served, serving, store_rows, until
+from tests.farebox_process import Reply, tagged
+
+pytestmark = pytest.mark.xdist_group("acceptance-keys")
+ADMIN = "an-admin-key-of-the-environment"
+SECRETS_SEEN: list[str] = []
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("keys")
+    budgets = [{"scope": "key", "match": "metered", "requests": 2, "window": "total"}]
+    with serving(folder, budgets=budgets, environment={"FAREBOX_ADMIN_KEY": ADMIN}) as running:
+        make(running, "first")  # from here on there is no anonymous use
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _fresh(served: Served) -> None:
+    served.provider.clear()
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def api(served: Served, method: str, path: str, body: Any = None, key: str = ADMIN) -> Reply:
+    return served.gateway.request(method, f"/api{path}", body, bearer(key))
+
+
+def make(served: Served, name: str, **fields: Any) -> dict[str, Any]:
+    reply = api(served, "POST", "/keys", {"name": name, **fields})
+    assert reply.status in (200, 201), reply.body
+    made: dict[str, Any] = reply.json()
+    SECRETS_SEEN.append(made["key"])
+    return made
+
+
+def call(served: Served, key: str | None, **fields: Any) -> Reply:
+    return served.chat(bearer(key) if key else None, max_tokens=16, **fields)
+
+
+def test_with_keys_there_is_no_anonymous_use(served: Served) -> None:
+    reply = call(served, None)
+    assert (reply.status, reply.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert served.gateway.get("/v1/models").status == 401
+    assert served.seen() == 0
+
+
+def test_a_key_is_shown_once_and_kept_as_a_digest(served: Served) -> None:
+    made = make(served, "caller")
+    assert call(served, made["key"]).status == 200
+    assert served.last.credential == "upstream-key", "the caller's own key goes nowhere"
+    shown = api(served, "GET", f"/keys/{made['id']}").body + api(served, "GET", "/keys").body
+    assert made["key"].encode() not in shown
+    assert made["prefix"].encode() in shown
+    for header in ("x-api-key", "api-key"):
+        assert served.chat({header: made["key"]}, max_tokens=16).status == 200
+
+
+def test_a_revoked_key_is_refused_at_once_and_not_repeated(served: Served) -> None:
+    made = make(served, "doomed")
+    assert call(served, made["key"]).status == 200
+    assert api(served, "DELETE", f"/keys/{made['id']}").status == 200
+    until(lambda: call(served, made["key"]).status == 401, 5, "the key is refused")
+    reply = call(served, made["key"])
+    assert made["key"].encode() not in reply.body
+    assert made["prefix"].encode() not in reply.body
+
+
+def test_an_expired_key_is_refused(served: Served) -> None:
+    made = make(served, "short", expires_in_days=1.2 / 86_400)
+    assert call(served, made["key"]).status == 200
+    time.sleep(1.3)
+    assert call(served, made["key"]).status == 401
+
+
+STRANGE = [
+    "",
+    "x",
+    "sk-1234",
+    "fb_" + "A" * 43,
+    "' OR 1=1 --",
+    "{{7*7}}",
+    "${jndi:ldap://x}",
+    "*)(uid=*",
+    "redis.call('flushall')",
+    "%00",
+    "é" * 50,
+    "a" * 20_000,
+]
+
+
+@pytest.mark.parametrize("key", STRANGE, ids=range(len(STRANGE)))
+def test_whatever_is_no_key_is_a_401(served: Served, key: str) -> None:
+    sent = key.encode().decode("latin-1")
+    reply = call(served, sent) if key else served.chat({"authorization": "Bearer"}, max_tokens=16)
+    assert reply.status in (401, 431), reply.body
+    if len(key) > 6:
+        assert key.encode() not in reply.body
+    basic = {"authorization": "Basic " + base64.b64encode(b"a:b").decode()}
+    assert served.chat(basic).status == 401
+    assert served.seen() == 0
+
+
+def test_keys_of_one_kind_open_no_door_of_the_other(served: Served) -> None:
+    caller = make(served, "calls")["key"]
+    admin = make(served, "administers", admin=True)["key"]
+    viewer = make(served, "looks", role="viewer")["key"]
+    for path in ("/settings", "/keys", "/runs", "/usage?group_by=step"):
+        assert api(served, "GET", path, key=caller).status == 403, path
+        assert served.gateway.get(f"/api{path}").status == 401, path
+        assert api(served, "GET", path, key=viewer).status == 200, path
+    change = {"value": True}
+    assert api(served, "PUT", "/settings/orchestration_enabled", change, viewer).status == 403
+    assert api(served, "PUT", "/settings/orchestration_enabled", change, caller).status == 403
+    assert call(served, admin).status == 403
+    assert call(served, viewer).status == 403
+    assert served.seen() == 0
+
+
+def test_a_key_grants_models_defaults_and_its_own_budget(served: Served) -> None:
+    limited = make(served, "picky", allowed_models=["other"])["key"]
+    assert (call(served, limited).status, call(served, limited).json()["error"]["code"]) == (403, "model_not_allowed")
+    defaults = make(served, "tagged", workflow="from-key", agent="bot")["key"]
+    reply = call(served, defaults)
+    assert reply.headers["x-workflow-run-id"].startswith("implicit-")
+    metered = make(served, "metered")["key"]
+    assert [call(served, metered).status for _ in range(3)] == [200, 200, 402]
+    error = call(served, metered).json()["error"]
+    assert (error["code"], error["metadata"]["scope_id"]) == ("key_budget_exceeded", "metered")
+    own = make(served, "own-limit", limits={"requests": 1})["key"]
+    assert [call(served, own).status for _ in range(2)] == [200, 402]
+
+
+def test_tags_cannot_claim_another_projects_run(served: Served) -> None:
+    """The same run id in two projects is two runs: what one of them spent does not show in the other."""
+    ours = make(served, "ours", project="p-1")["key"]
+    theirs = make(served, "theirs", project="p-2")["key"]
+    headers = {**tagged("wf", "r-shared"), "x-workflow-budget-tokens": "60"}
+    served.provider.script(tokens=40)
+    assert served.chat({**headers, **bearer(ours)}, max_tokens=40).status == 200
+    assert served.chat({**headers, **bearer(ours)}, max_tokens=40).status == 402
+    reply = served.chat({**tagged("wf", "r-shared"), **bearer(theirs)}, max_tokens=16)
+    assert reply.status == 200
+    assert "x-budget-run-limit" not in reply.headers
+
+
+def test_no_secret_is_written_anywhere(served: Served) -> None:
+    """Last in the file: looks at everything that the tests before have left behind."""
+    metrics = served.gateway.get("/metrics").body.decode()
+    assert served.gateway.stop() == 0
+    secrets = [*SECRETS_SEEN, ADMIN, "upstream-key"]
+    stored = [repr(row) for row in store_rows(served.gateway.folder, "SELECT * FROM api_keys")]
+    files = [path for path in (served.gateway.folder / ".farebox").rglob("*") if path.is_file()]
+    for secret in secrets:
+        assert secret not in served.gateway.log
+        assert secret not in metrics
+        assert not [row for row in stored if secret in row]
+        assert not [path.name for path in files if secret.encode() in path.read_bytes()]
