@@ -61,8 +61,13 @@ def _fields(visit: Visit) -> dict[str, Any]:
     }
     if given.get("role") == "admin":
         given["admin"] = True
-    if form.get("concurrency"):
-        given["concurrency"] = _whole("concurrency", form["concurrency"])
+    limits: dict[str, Any] = {name: _whole(name, form[name]) for name in ("tokens", "concurrency") if form.get(name)}
+    if form.get("usd"):
+        limits["usd"] = _dollars(form["usd"])
+    if limits.keys() & {"tokens", "usd"}:
+        limits["window"] = form.get("window") or "total"
+    if limits:
+        given["limits"] = limits
     if form.get("expires_in_days"):
         given["expires_in_days"] = _whole("expires_in_days", form["expires_in_days"])
     models = [model.strip() for model in form.get("allowed_models", "").split(",") if model.strip()]
@@ -74,6 +79,13 @@ def _whole(name: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise BadRequest.field(name, f"must be a whole number; given {text[:40]!r}") from None
+
+
+def _dollars(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise BadRequest.field("usd", f"must be a number; given {text[:40]!r}") from None
 
 
 PAGES = (

@@ -1,0 +1,166 @@
+"""Who may see and change what on the admin pages, and what keeps foreign pages and guesses out."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from gateway.admin.pages import PAGES
+from gateway.admin.visit import Page
+from tests.browser.conftest import Client
+from tests.farebox_process import FareboxProcess
+
+PASSWORD = "correct horse battery"
+# What can be reached without being somebody: to become somebody.
+PUBLIC = {("GET", "/login"), ("POST", "/login"), ("GET", "/setup"), ("POST", "/setup")}
+
+
+def path_of(page: Page) -> str:
+    return "/admin" + re.sub(r"\{[a-z]+:path\}", "thing", page.path)
+
+
+def page_id(page: Page) -> str:
+    return f"{page.method} {page.path or '/admin'}"
+
+
+@pytest.fixture(scope="module")
+def admin(guarded: FareboxProcess) -> Client:
+    """The first admin, by the one-time link in the log."""
+    client = Client(guarded.url)
+    found = re.search(r"First admin login, once: \S*(/admin/setup\?token=\S+)", guarded.log)
+    assert found, guarded.log
+    path, token = found[1], found[1].partition("token=")[2]
+    assert client.get(path).status == 200
+    form = {"token": token, "name": "ada", "password": PASSWORD, "again": PASSWORD}
+    assert client.post("/admin/setup", form | {"again": "something else"}).status == 400
+    assert client.post("/admin/setup", form | {"password": "short", "again": "short"}).status == 400
+    done = client.post("/admin/setup", form)
+    assert (done.status, done.headers["location"]) == (303, "/admin")
+    assert client.get(path).status == 403, "the link works once"
+    return client
+
+
+@pytest.fixture(scope="module")
+def viewer(guarded: FareboxProcess, admin: Client) -> Client:
+    form = {"name": "vic", "password": PASSWORD, "role": "viewer"}
+    assert admin.post("/admin/people", form).status == 303
+    client = Client(guarded.url)
+    assert client.post("/admin/login", {"name": "vic", "password": PASSWORD, "next": "/admin/runs"}).status == 303
+    return client
+
+
+def test_every_page_says_what_it_needs() -> None:
+    public = {(page.method, page.path) for page in PAGES if page.needs == "public"}
+    assert public == PUBLIC
+    changing = {page.needs for page in PAGES if page.method == "POST" and (page.method, page.path) not in PUBLIC}
+    assert changing == {"admin", "viewer"}  # viewer: logging out
+    assert [page.path for page in PAGES if page.method == "POST" and page.needs == "viewer"] == ["/logout"]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.needs != "public"], ids=page_id)
+def test_a_stranger_is_shown_the_login(guarded: FareboxProcess, page: Page) -> None:
+    stranger = Client(guarded.url)
+    reply = stranger.get(path_of(page)) if page.method == "GET" else stranger.post(path_of(page), {})
+    assert reply.status == 303
+    assert reply.headers["location"].startswith("/admin/login")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.needs == "admin"], ids=page_id)
+def test_a_viewer_changes_nothing(viewer: Client, page: Page) -> None:
+    assert page.method == "POST"
+    reply = viewer.post(path_of(page), {"name": "vic", "action": "save"})
+    assert reply.status == 403
+    assert "may only look" in reply.text
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/runs", "/workflows", "/budgets", "/agents", "/settings", "/keys", "/usage", "/audit", "/health"]
+)
+def test_a_viewer_sees_the_pages_without_their_forms(viewer: Client, path: str) -> None:
+    reply = viewer.get(f"/admin{path}")
+    assert reply.status == 200
+    forms = re.findall(r'<form method="post" action="([^"]+)"', reply.text)
+    assert set(forms) <= {"/admin/logout", "/admin/settings/review"}
+    if path == "/settings":
+        assert reply.text.count(" disabled") >= 40
+        assert "See what would change" not in reply.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec_fetch_site": "cross-site"},
+        {"sec_fetch_site": "same-site"},
+        {"sec_fetch_site": "none"},
+        {"sec_fetch_site": "", "origin": "https://evil.example"},
+        {"sec_fetch_site": ""},
+    ],
+    ids=str,
+)
+def test_a_form_of_another_page_changes_nothing(admin: Client, headers: dict[str, str]) -> None:
+    form = {"name": "intruder", "password": PASSWORD, "role": "admin"}
+    assert admin.post("/admin/people", form, **headers).status == 403
+    assert "intruder" not in admin.get("/admin/keys").text
+
+
+def test_a_browser_that_only_sends_its_origin_may_change_things(guarded: FareboxProcess, admin: Client) -> None:
+    form = {"name": "olga", "password": PASSWORD, "role": "viewer"}
+    assert admin.post("/admin/people", form, sec_fetch_site="", origin=guarded.url).status == 303
+
+
+def test_local_mode_trusts_no_other_site(gateway: FareboxProcess) -> None:
+    client = Client(gateway.url)
+    assert client.get("/admin").status == 200
+    assert client.get("/admin", sec_fetch_site="cross-site").status == 303
+    assert client.get("/admin", x_forwarded_for="10.0.0.1").status == 303
+    assert client.get("/admin", host="rebound.example").status == 303
+
+
+def test_wrong_logins_are_throttled(guarded: FareboxProcess, admin: Client, viewer: Client) -> None:
+    client = Client(guarded.url)
+    statuses = [client.post("/admin/login", {"name": "mallory", "password": "x"}).status for _ in range(12)]
+    assert statuses == [401] * 10 + [429] * 2
+    late = client.post("/admin/login", {"name": "ada", "password": PASSWORD})
+    assert (late.status, late.headers["retry-after"]) == (429, "300")
+    assert admin.get("/admin").status == 200, "whoever is in stays in"
+
+
+def test_a_session_ends_with_its_cookie_and_with_its_user(admin: Client, viewer: Client) -> None:
+    first = viewer.cookie
+    assert viewer.post("/admin/logout", {}).status == 303
+    viewer.cookie = first
+    assert viewer.get("/admin").status == 303, "the cookie of before opens nothing"
+    assert admin.post("/admin/people/disable", {"name": "ada"}).status == 400, "nobody locks themselves out"
+
+
+def test_the_cookie_is_kept_from_scripts_and_other_sites(guarded: FareboxProcess, admin: Client) -> None:
+    secret = admin.cookie.partition("=")[2]
+    assert len(secret) >= 43
+    assert secret not in admin.get("/admin").text
+
+
+def test_login_goes_nowhere_else(guarded: FareboxProcess) -> None:
+    client = Client(guarded.url)
+    for wanted in ("https://evil.example/admin", "//evil.example/admin", "/admin\\evil", "/v1/models", "javascript:1"):
+        page = client.get("/admin/login?next=" + wanted.replace(":", "%3A").replace("\\", "%5C"))
+        assert 'name="next" value="/admin"' in page.text, wanted
+
+
+def test_an_admin_key_opens_the_pages_to_programs(guarded: FareboxProcess) -> None:
+    program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
+    assert program.get("/admin").status == 200
+    assert program.post("/admin/settings/review", {"orchestration_max_retry_attempts": "3"}).status == 200
+    assert Client(guarded.url, headers={"authorization": "Bearer wrong-key-here"}).get("/admin").status == 401
+
+
+@pytest.mark.parametrize("path", ["/admin", "/admin/login", "/admin/nothing", "/admin/runs"])
+def test_no_page_lets_foreign_code_in(gateway: FareboxProcess, path: str) -> None:
+    reply = Client(gateway.url).get(path)
+    policy = reply.headers["content-security-policy"]
+    assert policy.startswith("default-src 'self'")
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    assert reply.headers["cache-control"] == "no-store"
+    assert not re.search(r"<script(?! src=)|<style|\sstyle=|\son[a-z]+=|javascript:", reply.text)

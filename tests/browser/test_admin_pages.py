@@ -1,0 +1,319 @@
+"""What the admin pages say: the same figures as the rows of `token_usage`, text that stays text, forms that do what they say."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import http.client
+import json
+import re
+import sqlite3
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from gateway.admin.pages.usage import METRICS
+from gateway.store.usage_report import GroupBy
+from policies.settings import SETTINGS
+from tests.browser.conftest import CONFIG, Client, make_traffic
+from tests.farebox_process import FareboxProcess, running_farebox, tagged
+
+EVIL = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
+_CALLS = "status IN ('ok', 'error', 'cancelled', 'lost')"
+
+
+def values(text: str) -> list[float]:
+    """Every exact figure in a piece of a page, in order."""
+    return [float(found) for found in re.findall(r'<data value="([^"]+)"', text)]
+
+
+def figure(page: str, name: str) -> float:
+    found = re.search(rf'data-figure="{name}"[^>]*>(.*?)</(?:p|b)>', page, re.DOTALL)
+    assert found, name
+    return values(found[1])[0]
+
+
+def table_rows(page: str, css: str) -> list[tuple[str, list[float]]]:
+    """(first cell's text, figures) for each row of the table with this class."""
+    table = re.search(rf'<table class="{css}".*?</table>', page, re.DOTALL)
+    assert table, css
+    rows = re.findall(r"<tr(?: [^>]*)?>\s*<td[^>]*>(.*?)</td>(.*?)</tr>", table[0], re.DOTALL)
+    return [(html.unescape(re.sub(r"<[^>]+>", "", first)).strip(), values(rest)) for first, rest in rows]
+
+
+@pytest.fixture(scope="module")
+def agreed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], sqlite3.Connection]]:
+    """Pages of a gateway that has ended since, and the rows it left."""
+    folder = tmp_path_factory.mktemp("agreed")
+    usage = [f"/admin/usage?group_by={group.value}" for group in GroupBy]
+    with running_farebox(folder, CONFIG) as gateway:
+        make_traffic(gateway)
+        client = Client(gateway.url)
+        pages = {path: client.get(path).text for path in ("/admin", "/admin/runs", "/admin/runs/r-1", *usage)}
+    connection = sqlite3.connect(Path(folder) / ".farebox" / "store.db")
+    connection.row_factory = sqlite3.Row
+    yield pages, connection
+    connection.close()
+
+
+def sums(connection: sqlite3.Connection, where: str = "1", *given: Any) -> dict[str, float]:
+    query = f"""SELECT sum({_CALLS}) calls, sum(status = 'refused') refused, sum(status IN ('error')) errors,
+        sum(input_tokens) input_tokens, sum(output_tokens) output_tokens, sum(total_tokens) total_tokens,
+        sum(cost_nano_usd) / 1e9 cost_usd, sum(saved_tokens) saved_tokens FROM token_usage WHERE {where}"""
+    row = connection.execute(query, given).fetchone()
+    return {name: float(row[name] or 0) for name in row.keys()}  # noqa: SIM118 - a row is no mapping
+
+
+def test_the_overview_agrees_with_the_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
+    pages, connection = agreed
+    page = pages["/admin"]
+    found = re.search(r'data-today="([^"]+)" data-month="([^"]+)"', page)
+    assert found
+    for day, prefix in ((found[1], "today"), (found[2], "month")):
+        from_ms = datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1000
+        stored = sums(connection, "at >= ?", from_ms)
+        assert stored["total_tokens"] > 0
+        assert figure(page, f"{prefix}-tokens") == stored["total_tokens"]
+        assert figure(page, f"{prefix}-cost") == pytest.approx(stored["cost_usd"], abs=1e-9)
+        assert figure(page, f"{prefix}-refused") == stored["refused"]
+    assert figure(page, "month-saved") == sums(connection)["saved_tokens"]
+
+
+def test_the_runs_agree_with_the_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
+    pages, connection = agreed
+    rows = re.findall(r'<tr id="run-([^"]+)">(.*?)</tr>', pages["/admin/runs"], re.DOTALL)
+    assert {run for run, _ in rows} == {"r-1", "r-2", "r-3"}
+    for run, row in rows:
+        stored = sums(connection, "run = ?", run)
+        tokens, limit, cost, cost_limit, calls, refused = values(row)
+        assert (tokens, calls, refused) == (stored["total_tokens"], stored["calls"], stored["refused"])
+        assert cost == pytest.approx(stored["cost_usd"], abs=1e-9)
+        assert (limit, cost_limit) == (4000, 0.05)
+
+
+def test_a_run_agrees_with_the_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
+    pages, connection = agreed
+    page, stored = pages["/admin/runs/r-1"], sums(connection, "run = 'r-1'")
+    assert figure(page, "tokens") == stored["total_tokens"]
+    assert figure(page, "cost") == pytest.approx(stored["cost_usd"], abs=1e-9)
+    assert figure(page, "calls") == stored["calls"] == 3
+    assert figure(page, "refused") == stored["refused"] == 1
+    summaries = re.findall(r"<summary>(.*?)</summary>", page, re.DOTALL)
+    assert len(summaries) == stored["calls"] + stored["refused"]
+    settled = [values(one)[1] for one in summaries if "→" in one and "<b>" in one]
+    assert sum(settled) == stored["total_tokens"]
+    assert sum("request_exceeds_budget" in one or "budget_exceeded" in one for one in summaries) == 1
+
+
+@pytest.mark.parametrize("group", [group.value for group in GroupBy])
+def test_usage_agrees_with_the_rows(agreed: tuple[dict[str, str], sqlite3.Connection], group: str) -> None:
+    pages, connection = agreed
+    names = ("calls", "refused", "errors", "input_tokens", "output_tokens", "total_tokens", "cost_usd", "saved_tokens")
+    column = {"key": "key_id", "day": "strftime('%Y-%m-%d', at / 1000, 'unixepoch')"}.get(group, group)
+    *rows, total = table_rows(pages[f"/admin/usage?group_by={group}"], "usage")
+    assert rows
+    for label, found in rows:
+        stored = sums(connection, f"{column} = ?", "" if label == "none" else label)
+        assert found == pytest.approx([stored[name] for name in names], abs=1e-9), label
+    everything = sums(connection, "run <> ''" if group == "run" else "1")
+    assert total[1] == pytest.approx([everything[name] for name in names], abs=1e-9)
+
+
+def test_vendored_files_are_what_they_were(client: Client) -> None:
+    folder = files("gateway.admin").joinpath("static")
+    listed = re.findall(r"\| `([^`]+)` \|.*`([0-9a-f]{64})` \|", folder.joinpath("VENDORED.md").read_text())
+    assert len(listed) == 3
+    for name, digest in listed:
+        assert hashlib.sha256(folder.joinpath(name).read_bytes()).hexdigest() == digest, name
+
+
+def test_static_files_are_versioned_and_no_others_are_served(client: Client) -> None:
+    paths = re.findall(r'(?:href|src)="(/admin/static/[^"]+)"', client.get("/admin/usage").text)
+    assert len(paths) >= 6
+    for path in paths:
+        reply = client.get(html.unescape(path))
+        assert reply.status == 200
+        assert "immutable" in reply.headers["cache-control"]
+    for path in ("VENDORED.md", "nothing.js", "%2e%2e%2fdoor.py"):
+        assert client.get(f"/admin/static/{path}").status in (400, 404)
+
+
+def test_what_people_name_things_stays_text(guarded: FareboxProcess) -> None:
+    program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
+    declaration = json.dumps({"description": f"</textarea>{EVIL}", "steps": [{"id": "one", "prompt": EVIL}]})
+    pages = [
+        program.post("/admin/keys", {"name": EVIL, "role": ""}),
+        program.post("/admin/budgets", {"scope": "workflow", "match": EVIL, "tokens": "5", "window": "day"}),
+        program.post("/admin/agents/evil", {"creation": "3", "note": EVIL}),
+        program.post("/admin/workflows/evil", {"action": "save", "declaration": declaration}),
+        program.post("/admin/workflows/evil", {"action": "preview", "declaration": EVIL}),
+        program.post("/admin/settings/review", {"orchestration_max_retry_attempts": EVIL}),
+    ]
+    query = "%22%3E%3Cscript%3Ealert(3)%3C/script%3E"
+    looked_at = ("keys", "audit", "budgets", "agents/evil", "workflows/evil", "workflows", f"usage?workflow={query}")
+    pages += [program.get(f"/admin/{page}") for page in (*looked_at, f"budgets?run={query}", f"audit?actor={query}")]
+    assert {page.status for page in pages} <= {200, 303, 400}
+    assert sum("&lt;script&gt;" in page.text for page in pages) >= 8
+    for page in pages:
+        assert "<img src=x" not in page.text
+        assert "<script>" not in page.text
+
+
+def test_names_that_a_path_cannot_carry_have_pages_too(gateway: FareboxProcess) -> None:
+    from gateway.admin.figures import path_of
+
+    assert path_of("runs", "a/b:c@d") == "/admin/runs/a/b:c@d"
+    assert path_of("runs", "a//b") == "/admin/runs?name=a%2F%2Fb"
+    assert path_of("runs", "../x", project="p") == "/admin/runs?project=p&name=..%2Fx"
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_has_a_chart_and_a_table(metric: str, client: Client) -> None:
+    page = client.get(f"/admin/usage?metric={metric}&group_by=step")
+    assert page.status == 200
+    assert "data-chart=" in page.text
+
+
+def test_the_file_of_usage_is_the_table(client: Client) -> None:
+    reply = client.get("/admin/usage.csv?group_by=step&workflow=intake")
+    assert reply.headers["content-type"].startswith("text/csv")
+    assert {line.partition(",")[0] for line in reply.text.splitlines()[1:]} >= {"extract", "draft", "check"}
+
+
+def test_settings_are_shown_before_they_are_saved(client: Client) -> None:
+    page = client.get("/admin/settings").text
+    assert {key for key in SETTINGS if f'name="{key}"' in page} == set(SETTINGS)
+    review = client.post("/admin/settings/review", {"orchestration_max_retry_attempts": "3"})
+    assert re.search(r'class="old">2<.*class="new">3<', review.text, re.DOTALL)
+    form = {"orchestration_max_retry_attempts": "3", "was:orchestration_max_retry_attempts": "2"}
+    assert client.post("/admin/settings", form).status == 303
+    assert client.post("/admin/settings", form).status == 409, "it is 3 by now: somebody else was there first"
+    change = re.search(r'name="id" value="(\d+)"', client.get("/admin/settings/history").text)
+    assert change
+    assert client.post("/admin/settings/history", {"id": change[1]}).status == 303
+    assert (
+        'value="2"'
+        in re.findall(r'<input[^>]*name="orchestration_max_retry_attempts"[^>]*>', client.get("/admin/settings").text)[
+            0
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"orchestration_max_retry_attempts": "11"}, "0 to 10; given"),
+        ({"orchestration_compression_aggressiveness": "wild"}, "one of low, medium, high"),
+        ({"orchestration_ais_fast_tier_max_score": "9"}, "is above"),
+        ({"orchestration_token_budget_send": "many"}, "a whole number from 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_explained_and_kept_in_the_form(
+    client: Client, given: dict[str, str], says: str
+) -> None:
+    reply = client.post("/admin/settings/review", given)
+    assert reply.status == 400
+    assert says in html.unescape(reply.text)
+    assert "Nothing was saved" in reply.text
+
+
+def test_a_run_is_steered(client: Client, gateway: FareboxProcess) -> None:
+    def state() -> str:
+        found = re.search(r'<h1 class="id">r-2</h1><span class="state ([a-z]+)"', client.get("/admin/runs/r-2").text)
+        assert found
+        return found[1]
+
+    tags = tagged("intake", "r-2", "check")
+    assert client.post("/admin/runs/r-2", {"action": "pause"}).headers["location"] == "/admin/runs/r-2?done=pause"
+    assert state() == "paused"
+    assert gateway.chat("hi", tags, model="small").json()["error"]["code"] == "run_paused"
+    assert "The run is paused" in client.get("/admin/budgets?run=r-2").text
+    client.post("/admin/runs/r-2", {"action": "resume"})
+    assert gateway.chat("hi", tags, model="small", max_tokens=10).status == 200
+    assert client.post("/admin/runs/r-2", {"action": "budget", "tokens": "9000", "usd": ""}).status == 303
+    assert "of <data" in client.get("/admin/runs/r-2").text
+    assert 'value="9000"' in client.get("/admin/runs/r-2").text
+    assert client.post("/admin/runs/r-2", {"action": "budget", "tokens": "many"}).status == 400
+    assert client.post("/admin/runs/r-2", {"action": "explode"}).status == 400
+    client.post("/admin/runs/r-2", {"action": "cancel"})
+    assert state() == "cancelled"
+    assert client.post("/admin/runs/r-2", {"action": "resume"}).status == 409
+
+
+def test_what_blocks_a_call_is_told_first(client: Client, gateway: FareboxProcess) -> None:
+    budget = {"scope": "workflow", "match": "triage", "tokens": "60", "window": "day"}
+    assert client.post("/admin/budgets", budget).status == 303
+    tags = tagged("triage", "r-3", "draft")
+    statuses = {gateway.chat("hi", tags, model="small", max_tokens=10).status for _ in range(12)}
+    assert statuses == {200, 429}
+    page = client.get("/admin/budgets?run=r-3&step=draft").text
+    verdict = re.search(r'class="notice verdict [a-z]+"[^>]*>(.*?)</p>', page)
+    assert verdict
+    assert "Workflow “triage”" in html.unescape(verdict[1])
+    made = re.search(r'name="id" value="(budget-[0-9a-f]+)"', page)
+    assert made
+    changed = {"id": made[1], "scope": "workflow", "match": "triage", "tokens": "50,000", "window": "day"}
+    assert client.post("/admin/budgets", changed).status == 303
+    assert "Nothing blocks it" in client.get("/admin/budgets?run=r-3&step=draft").text
+    assert client.post("/admin/budgets", {"scope": "workflow", "match": "x"}).status == 400
+    assert client.post("/admin/budgets/delete", {"id": made[1]}).status == 303
+    assert made[1] not in client.get("/admin/budgets").text
+
+
+def test_a_workflow_is_declared_previewed_and_observed(client: Client) -> None:
+    steps = [{"id": "extract", "intent": "extract"}, {"id": "draft", "intent": "generate", "priority": "high"}]
+    text = json.dumps({"budget": {"tokens": 1500}, "steps": steps})
+    preview = client.post("/admin/workflows/triage", {"action": "preview", "declaration": text})
+    for strategy in ("equal", "proportional", "adaptive", "priority"):
+        assert f'<th class="n">{strategy}</th>' in preview.text
+    assert preview.text.count('<td class="n">1,500</td>') == 4, "every strategy gives the whole pool away"
+    assert "not declared" in client.get("/admin/workflows/triage").text
+    assert client.post("/admin/workflows/triage", {"action": "save", "declaration": text}).status == 303
+    assert client.post("/admin/workflow-mode/triage", {"mode": "observe"}).status == 303
+    page = html.unescape(client.get("/admin/workflows/triage").text)
+    assert '"mode": "observe"' in page
+    assert '"tokens": 1500' in page
+    broken = client.post("/admin/workflows/triage", {"action": "save", "declaration": '{"steps": [{"id": 7}]}'})
+    assert broken.status == 400
+    assert "{&#34;steps&#34;: [{&#34;id&#34;: 7}]}" in broken.text, "what was typed stays in the editor"
+    assert client.post("/admin/workflows/triage", {"action": "delete"}).status == 303
+
+
+def test_every_change_is_in_the_audit(client: Client) -> None:
+    client.post("/admin/agents/bot-1", {"creation": "4", "execution": "6", "note": "by hand"})
+    page = client.get("/admin/audit?action=agent.").text
+    assert "agent.intensity" in page
+    assert "setting.changed" not in page
+    assert "5.40" in client.get("/admin/agents/bot-1").text  # 0.3 × 4 + 0.7 × 6
+
+
+def test_health_tells_drift(client: Client) -> None:
+    page = client.get("/admin/health?check=drift").text
+    assert re.search(r"0 on all \d+ accounts", page)
+
+
+def test_the_live_rows_move(gateway: FareboxProcess) -> None:
+    connection = http.client.HTTPConnection(urlsplit(gateway.url).netloc, timeout=20)
+    connection.request("GET", "/admin/live/runs?workflow=triage", headers={"sec-fetch-site": "same-origin"})
+    stream = connection.getresponse()
+    assert stream.getheader("content-type", "").startswith("text/event-stream")
+    first = _rows_event(stream)
+    assert gateway.chat("hi", tagged("triage", "r-live", "draft"), model="small", max_tokens=10).status == 200
+    assert "r-live" not in first
+    assert "r-live" in _rows_event(stream)
+    connection.close()
+
+
+def _rows_event(stream: http.client.HTTPResponse) -> str:
+    lines: list[str] = []
+    while True:
+        line = stream.readline().decode().rstrip("\n")
+        if line.startswith("data: "):
+            lines.append(line)
+        elif not line and lines:
+            return "\n".join(lines)

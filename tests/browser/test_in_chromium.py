@@ -1,0 +1,288 @@
+"""The admin pages in a real browser: no error on any page, each form used, live rows, filters, themes, keyboard, phones."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.browser.conftest import Client
+from tests.farebox_process import FareboxProcess, tagged
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+CHROMIUM = Path("/usr/bin/chromium")
+PAGES = (
+    "",
+    "/runs",
+    "/runs/r-1",
+    "/workflows",
+    "/workflows/intake",
+    "/budgets",
+    "/budgets?run=r-1&step=draft",
+    "/agents",
+    "/agents/bot-1",
+    "/settings",
+    "/settings/history",
+    "/keys",
+    "/usage",
+    "/usage?group_by=day&metric=cost_usd",
+    "/audit",
+    "/health?check=drift",
+)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no Chromium at {CHROMIUM}: apt-get install chromium"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("playwright") is None, reason="the package playwright is not installed"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser: Browser, gateway: FareboxProcess) -> Iterator[Page]:
+    """A page that fails the test for anything its console says."""
+    context = browser.new_context(base_url=gateway.url, viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
+    said: list[str] = []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    yield opened
+    context.close()
+    assert said == []
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_loads_without_a_word_on_the_console(page: Page, path: str) -> None:
+    answer = page.goto(f"/admin{path}")
+    assert answer is not None
+    assert answer.status == 200
+    assert page.locator("h1").count() == 1
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the window"
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_fits_on_a_phone(browser: Browser, gateway: FareboxProcess, path: str) -> None:
+    context = browser.new_context(base_url=gateway.url, viewport={"width": 375, "height": 700})
+    page = context.new_page()
+    page.goto(f"/admin{path}")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the phone"
+    context.close()
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_can_be_read_without_scripts(browser: Browser, gateway: FareboxProcess, path: str) -> None:
+    context = browser.new_context(base_url=gateway.url, java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"/admin{path}")
+    assert page.locator("main").inner_text().strip()
+    for link in ("Runs", "Settings"):
+        assert page.get_by_role("link", name=link, exact=True).first.is_visible()
+    context.close()
+
+
+def test_live_rows_move_while_traffic_runs(page: Page, gateway: FareboxProcess) -> None:
+    from playwright.sync_api import expect
+
+    page.goto("/admin/runs?workflow=live")
+    expect(page.locator("[data-live-state]")).to_be_visible()
+    assert page.locator("tr[id^=run-]").count() == 0
+    for at in (1, 2):
+        assert gateway.chat("hi", tagged("live", "r-live", "s"), model="small", max_tokens=10).status == 200
+        row = page.locator("#run-r-live")
+        expect(row.locator("td.n").nth(1)).to_have_text(str(at), timeout=8_000)
+    expect(row).to_have_class("moved")
+    page.reload()
+    assert page.url.endswith("?workflow=live"), "filters survive a reload"
+    assert page.locator("input[name=workflow]").input_value() == "live"
+
+
+def test_filters_go_into_the_address(page: Page) -> None:
+    page.goto("/admin/runs")
+    page.get_by_label("Workflow").fill("triage")
+    page.get_by_role("button", name="Filter").click()
+    page.wait_for_url("**/admin/runs?workflow=triage")
+    assert page.locator("tr[id^=run-]").count() == 1
+    page.get_by_label("State").select_option("active")
+    page.wait_for_url("**/admin/runs?workflow=triage&state=active")
+
+
+def test_a_setting_is_changed_looked_at_saved_and_taken_back(page: Page) -> None:
+    page.goto("/admin/settings")
+    page.get_by_label("max retry attempts").fill("4")
+    page.get_by_label("compression enabled").check()
+    page.get_by_label("compression for send").select_option("truncate")
+    page.get_by_role("button", name="See what would change").click()
+    assert page.locator("td.new").all_inner_texts() == ["true", "truncate", "4"]
+    page.get_by_role("button", name="Save 3 changes").click()
+    assert "Saved." in page.get_by_role("status").inner_text()
+    assert page.get_by_label("max retry attempts").input_value() == "4"
+    for _ in range(3):
+        page.goto("/admin/settings/history")
+        page.locator("tr", has=page.locator("td.old")).nth(2).get_by_role("button", name="Take back").click()
+    page.goto("/admin/settings")
+    assert page.get_by_label("max retry attempts").input_value() == "2"
+    assert not page.get_by_label("compression enabled").is_checked()
+
+
+def test_a_run_is_paused_resumed_and_given_a_budget(page: Page) -> None:
+    page.goto("/admin/runs/r-3")
+    page.get_by_role("button", name="Pause").click()
+    assert page.locator(".title .state").inner_text() == "paused"
+    page.get_by_role("button", name="Resume").click()
+    assert page.locator(".title .state").inner_text() == "active"
+    page.get_by_label("Tokens").fill("12,000")
+    page.get_by_role("button", name="Set budget").click()
+    assert "of 12,000" in page.locator(".figure").first.inner_text()
+    page.on("dialog", lambda dialog: dialog.dismiss())
+    page.get_by_role("button", name="Cancel").click()
+    assert page.locator(".title .state").inner_text() == "active", "whoever says no to the question cancels nothing"
+    page.locator("details").first.click()
+    assert page.get_by_text("held → settled").first.is_visible()
+
+
+def test_a_budget_is_made_changed_and_deleted(page: Page) -> None:
+    page.goto("/admin/budgets")
+    page.get_by_label("Whose name matches").fill("nightly-*")
+    page.get_by_label("Tokens").fill("5000")
+    page.get_by_role("button", name="Make it").click()
+    row = page.locator("tr", has_text="nightly-*")
+    assert "5,000 tokens" in row.inner_text()
+    row.get_by_role("link", name="Edit").click()
+    page.get_by_label("Tokens").fill("6000")
+    page.get_by_role("button", name="Save").click()
+    assert "6,000 tokens" in page.locator("tr", has_text="nightly-*").inner_text()
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.locator("tr", has_text="nightly-*").get_by_role("button", name="Delete").click()
+    assert page.locator("tr", has_text="nightly-*").count() == 0
+
+
+def test_a_declaration_is_previewed_while_it_is_typed(page: Page) -> None:
+    from playwright.sync_api import expect
+
+    page.goto("/admin/workflows?name=typed")
+    page.locator("#declaration").fill(
+        '{"steps": [{"id": "one", "intent": "summarize"}, {"id": "two", "intent": "send"}]}'
+    )
+    expect(page.locator("#preview tbody tr")).to_have_count(2)
+    assert page.locator("#preview th.n").all_inner_texts() == ["equal", "proportional", "adaptive", "priority"]
+    page.get_by_role("button", name="Save").click()
+    page.wait_for_url("**/admin/workflows/typed?done=saved")
+    page.get_by_role("button", name="Only observe").click()
+    assert page.locator(".title .state").inner_text() == "observe"
+
+
+def test_an_agents_score_is_set(page: Page) -> None:
+    page.goto("/admin/agents/bot-0")
+    page.get_by_label("Creation").fill("2")
+    page.get_by_label("Execution").fill("8")
+    page.get_by_label("Why").fill("measured elsewhere")
+    page.get_by_role("button", name="Set").click()
+    assert page.locator(".big").first.inner_text() == "6.20"
+    assert "measured elsewhere" in page.locator("main").inner_text()
+
+
+def test_usage_is_explored(page: Page) -> None:
+    page.goto("/admin/usage")
+    assert page.locator(".chart canvas").count() == 1
+    page.get_by_label("Show").select_option("cost_usd")
+    page.wait_for_url(re.compile("metric=cost_usd"))
+    page.get_by_label("By", exact=True).select_option("step")
+    page.wait_for_url(re.compile("group_by=step"))
+    page.get_by_role("link", name="draft", exact=True).click()
+    page.wait_for_url(re.compile("step=draft"))
+    assert page.get_by_label("Step").input_value() == "draft"
+    assert page.locator("table.usage tbody tr").count() >= 1
+    with page.expect_download() as download:
+        page.get_by_role("link", name="CSV").click()
+    assert download.value.suggested_filename.endswith(".csv")
+
+
+def test_the_theme_follows_the_system_until_somebody_chooses(browser: Browser, gateway: FareboxProcess) -> None:
+    def paper() -> str:
+        return str(page.evaluate("getComputedStyle(document.body.parentElement).backgroundColor"))
+
+    context = browser.new_context(base_url=gateway.url, color_scheme="dark")
+    page = context.new_page()
+    page.goto("/admin")
+    dark = paper()
+    page.get_by_role("button", name="Light").click()
+    light = paper()
+    assert dark != light
+    page.goto("/admin/usage")
+    assert paper() == light, "the choice stays"
+    context.close()
+
+
+def test_the_keyboard_is_enough(page: Page) -> None:
+    page.goto("/admin/runs")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.name") == "workflow"
+    page.keyboard.type("intake")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/admin/runs?workflow=intake")
+
+
+def test_logging_in_and_out(browser: Browser, guarded: FareboxProcess) -> None:
+    program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
+    form = {"name": "lena", "password": "a quiet long password", "role": "viewer"}
+    assert program.post("/admin/people", form).status == 303
+    context = browser.new_context(base_url=guarded.url)
+    page = context.new_page()
+    page.goto("/admin/audit")
+    page.get_by_label("Name").fill("lena")
+    page.get_by_label("Password").fill("a wrong one of mine")
+    page.get_by_role("button", name="Log in").click()
+    assert "wrong" in page.get_by_role("alert").inner_text()
+    page.get_by_label("Name").fill("lena")
+    page.get_by_label("Password").fill("a quiet long password")
+    page.get_by_role("button", name="Log in").click()
+    page.wait_for_url("**/admin/audit")
+    (cookie,) = context.cookies()
+    assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Strict", "/admin")
+    page.goto("/admin/runs")
+    assert page.get_by_role("button", name="Log out").is_visible()
+    page.get_by_role("button", name="Log out").click()
+    page.wait_for_url("**/admin/login")
+    assert context.cookies() == []
+    context.close()
+
+
+def test_the_first_key_made_here_locks_nobody_out(browser: Browser, tmp_path: Path) -> None:
+    """From the first key on the pages ask for a login: whoever made it is led to set one."""
+    from tests.browser.conftest import CONFIG
+    from tests.farebox_process import running_farebox
+
+    with running_farebox(tmp_path, CONFIG) as fresh:
+        page = browser.new_page(base_url=fresh.url)
+        page.goto("/admin/keys")
+        page.locator("form[action='/admin/keys']").get_by_label("Name").fill("first")
+        page.get_by_role("button", name="Make it").click()
+        assert page.locator(".secret").inner_text().startswith("fb_")
+        page.get_by_role("link", name="Set your password").click()
+        page.get_by_label("Name").fill("ada")
+        page.get_by_label("Password, at least").fill("a quiet long password")
+        page.get_by_label("The same again").fill("a quiet long password")
+        page.get_by_role("button", name="Set it, and log in").click()
+        page.wait_for_url("**/admin")
+        assert "ada" in page.locator(".who").inner_text()
+        page.close()
