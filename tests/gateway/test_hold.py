@@ -1,0 +1,136 @@
+"""A stream against its hold: looked at often enough near the limit, seldom far from it, and extended before it ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.port import LedgerUnavailable, Reserve
+from gateway.pipeline.call import Call, Principal
+from gateway.pipeline.hold import HoldKeeper
+from gateway.pipeline.reserving import Reserving
+from gateway.runs import RunRegistry
+from gateway.tags import Tags
+from gateway.wire.protocol import Request
+from gateway.wire.protocols import PROTOCOLS
+from policies.amounts import Limit
+from policies.budgets import Chain, HoldKind, Link, Scope, Window
+from policies.reservation import Decision, Demand, Granted, Hold, OnLost
+
+FAR = 16_384
+
+
+async def held(
+    ledger: MemoryLedger,
+    limit: int | None,
+    output: int,
+    *,
+    kind: HoldKind = HoldKind.WORST_CASE,
+    cap: int | None = None,
+) -> Call:
+    """A call whose reservation of `output` tokens stands in `ledger`, on one run of `limit` tokens."""
+    link = Link(Hold("run/r", Limit(limit)), Scope.RUN, "r", Window.RUN)
+    call = Call(
+        id="id-1",
+        protocol=PROTOCOLS["/v1/chat/completions"],
+        principal=Principal("", "local", "default"),
+        request=Request(body={}, model="m", output_tokens_max=cap),
+        tags=Tags("w", "r"),
+        run="r",
+        chain=Chain((link,), hold=kind),
+    )
+    demand = Demand(10, output, output)
+    decision: Decision = await ledger.reserve(
+        "default", Reserve(call.id, "me", call.chain.holds, demand, 60_000, b"{}", OnLost.CHARGE)
+    )
+    assert isinstance(decision, Granted)
+    call.grant = decision
+    return call
+
+
+def reserving(ledger: MemoryLedger) -> Reserving:
+    runs = RunRegistry(ledger, silence_ms=1000, new_id=lambda: "new")
+    return Reserving(ledger, local=None, runs=runs, is_outbox_full=lambda: False)
+
+
+def sizes(keeper: HoldKeeper, size: int) -> list[int]:
+    return [len(part) for part in keeper.parts(b"x" * size)]
+
+
+async def test_far_from_the_limit_pieces_are_left_whole() -> None:
+    keeper = HoldKeeper(await held(MemoryLedger(), 100_000, 50_000), reserving(MemoryLedger()), slice_tokens=512)
+    assert sizes(keeper, FAR) == [FAR]
+    assert not keeper.is_due(FAR - 1)
+    assert keeper.is_due(1)
+
+
+async def test_near_the_limit_pieces_are_taken_apart() -> None:
+    keeper = HoldKeeper(await held(MemoryLedger(), 1000, 100), reserving(MemoryLedger()), slice_tokens=512)
+    assert sizes(keeper, 1000) == [400, 400, 200], "four bytes a token that is held"
+    assert b"".join(keeper.parts(b"abc" * 999)) == b"abc" * 999
+
+
+async def test_a_hold_that_is_used_up_is_extended_while_the_budget_has_room() -> None:
+    ledger = MemoryLedger()
+    call = await held(ledger, 1000, 100)
+    keeper = HoldKeeper(call, reserving(ledger), slice_tokens=64)
+    assert await keeper.covers(100)
+    assert await keeper.covers(101)
+    assert keeper.allowed_tokens == 164
+    assert await keeper.covers(990)
+    assert not await keeper.covers(991), "ten of the thousand are the prompt's"
+    assert keeper.allowed_tokens == 990
+    (balance,) = await ledger.balances("default", ["run/r"])
+    assert (balance.settled.tokens, balance.reserved.tokens) == (0, 1000)
+
+
+async def test_slices_are_extended_ahead_and_never_above_the_clients_own_cap() -> None:
+    ledger = MemoryLedger()
+    call = await held(ledger, 100_000, 64, kind=HoldKind.SLICES, cap=100)
+    keeper = HoldKeeper(call, reserving(ledger), slice_tokens=64)
+    assert await keeper.covers(10)
+    assert keeper.allowed_tokens == 64
+    assert await keeper.covers(60)
+    assert keeper.allowed_tokens == 100
+    assert await keeper.covers(100)
+    assert not await keeper.covers(101)
+
+
+async def test_an_extension_below_a_slice_is_taken_too() -> None:
+    ledger = MemoryLedger()
+    keeper = HoldKeeper(await held(ledger, 100, 64, kind=HoldKind.SLICES), reserving(ledger), slice_tokens=64)
+    assert await keeper.covers(80)
+    assert keeper.allowed_tokens == 90
+
+
+@pytest.mark.parametrize("limit", [None, 1000])
+async def test_what_nobody_enforces_is_never_ended(limit: int | None) -> None:
+    ledger = MemoryLedger()
+    call = await held(ledger, limit, 100)
+    if limit is not None:
+        link = call.chain.links[0]
+        call.chain = replace(call.chain, links=(replace(link, hold=replace(link.hold, enforce=False)),))
+    keeper = HoldKeeper(call, reserving(ledger), slice_tokens=64)
+    assert await keeper.covers(10**6)
+    assert sizes(keeper, FAR) == [FAR]
+
+
+async def test_a_ledger_that_is_away_ends_the_answer_at_what_is_held() -> None:
+    class Away(MemoryLedger):
+        async def extend(self, *_: object) -> Decision:
+            raise LedgerUnavailable("away")
+
+    ledger = MemoryLedger()
+    keeper = HoldKeeper(await held(ledger, 1000, 100), reserving(Away()), slice_tokens=64)
+    assert await keeper.covers(100)
+    assert not await keeper.covers(101)
+
+
+async def test_choices_share_the_hold() -> None:
+    ledger = MemoryLedger()
+    call = await held(ledger, 10_000, 100)
+    call.request.choices = 3
+    keeper = HoldKeeper(call, reserving(ledger), slice_tokens=64)
+    assert keeper.allowed_tokens == 300
