@@ -227,15 +227,7 @@ class Application:
 
     def _pipeline(self) -> tuple[CallHandler, Intake]:
         parts, config = self.parts, self.config
-        intake = Intake(
-            snapshot=lambda: parts.control.snapshot,
-            names=lambda: frozenset(parts.pool.names),
-            runs=parts.runs,
-            body_bytes_max=config.server.body_bytes_max,
-            new_id=parts.ids.new,
-            clock_ms=wall_clock_ms,
-            local_mode_allowed=parts.is_local,
-        )
+        intake = _intake(parts)
         reserving = Reserving(
             parts.ledger,
             local=parts.ledger if isinstance(parts.ledger, OutageLedger) else None,
@@ -398,6 +390,18 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
 
 def process_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _intake(parts: Parts) -> Intake:
+    return Intake(
+        snapshot=lambda: parts.control.snapshot,
+        names=lambda: frozenset(parts.pool.names),
+        runs=parts.runs,
+        body_bytes_max=parts.config.server.body_bytes_max,
+        new_id=parts.ids.new,
+        clock_ms=wall_clock_ms,
+        local_mode_allowed=parts.is_local,
+    )
 
 
 def make_ledger(config: Config, rebuild: Rebuilding | None = None) -> Ledger:

@@ -69,20 +69,8 @@ def make_orchestration(
     for fault in registry.faults:
         _log.warning("handler_not_used", reason=fault)
     trail = Trail(store, clock_ms)
-
-    def classified(call: Call, found: Classification) -> None:
-        trail.note(
-            "intent.classified",
-            call,
-            call.tags.step,
-            intent=found.intent,
-            confidence=found.confidence,
-            source=found.source,
-            reasoning=found.reasoning,
-        )
-
     orchestration = Orchestration(
-        intents=Intents(store, ask_intent if model else None, rules, clock_ms, classified),
+        intents=Intents(store, ask_intent if model else None, rules, clock_ms, _noting(trail)),
         plans=Plans(store, ledger),
         histories=Histories(store, clock_ms),
         compressing=Compressing(tokenizer, lambda: control.snapshot),
@@ -101,6 +89,23 @@ def make_orchestration(
     )
     control.subscribe(orchestration.settings_changed)
     return orchestration
+
+
+def _noting(trail: Trail) -> Callable[[Call, Classification], None]:
+    """What was concluded of a step goes to the audit trail, once for each conclusion."""
+
+    def classified(call: Call, found: Classification) -> None:
+        trail.note(
+            "intent.classified",
+            call,
+            call.tags.step,
+            intent=found.intent,
+            confidence=found.confidence,
+            source=found.source,
+            reasoning=found.reasoning,
+        )
+
+    return classified
 
 
 def _text_of(body: bytes | None) -> str | None:
