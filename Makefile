@@ -7,7 +7,7 @@ PORT ?= 4000
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run demo test check format lock bench bench-peers eval-intents eval-compression eval-routing docs soak release-check clean
+.PHONY: help install install-dev run demo test test-clients lock-clients check format lock bench bench-peers eval-intents eval-compression eval-routing docs soak release-check clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -35,6 +35,22 @@ demo: install ## Run a five-step workflow against a built-in provider and show w
 
 test: install-dev ## Run all tests against private Redis and Postgres servers
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+.venv-clients/installed: requirements/clients.txt
+	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/clients.txt
+	@touch $@
+
+tests/clients/node/node_modules: tests/clients/node/package-lock.json
+	cd tests/clients/node && npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+test-clients: install-dev .venv-clients/installed tests/clients/node/node_modules ## Run every client that has a snippet against the gateway (installs them apart; 1 GB)
+	FAREBOX_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients $(PYTEST_ARGS)
+
+lock-clients: ## Resolve the clients of test-clients anew (needs uv and npm)
+	UV_CUSTOM_COMPILE_COMMAND="make lock-clients" uv pip compile requirements/clients.in --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/clients.txt --quiet
+	cd tests/clients/node && npm install --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
 
 check: install-dev ## Lint, format, types, layers, tidiness
 	$(BIN)/ruff check .

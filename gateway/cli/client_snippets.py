@@ -84,7 +84,13 @@ CLIENTS: Final[dict[str, Client]] = {
         'pip install "pydantic-ai-slim[openai]"',
         "`pydantic_ai.exceptions.ModelHTTPError` with `status_code` 402 and the error object as `body`.",
     ),
-    "litellm": Client("LiteLLM as a client", "python", "pip install litellm", "`litellm.APIError` with the message."),
+    "litellm": Client(
+        "LiteLLM as a client",
+        "python",
+        'pip install "litellm[mcp]"',
+        "`litellm.APIError` with the message.",
+        "Without its extra `mcp`, LiteLLM 1.106 fails in calls with tools.",
+    ),
     "vercel-ai": Client(
         "Vercel AI SDK",
         "javascript",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ SECONDS_MAX = 150
 
 @dataclass(frozen=True)
 class ClientRun:
-    """What a client's process said: the report of its scenario is the last line."""
+    """What a client's process said. Its scenario's report is one line; frameworks print what they like around it."""
 
     output: str
     errors: str
@@ -35,7 +34,8 @@ class ClientRun:
     @property
     def report(self) -> dict[str, Any]:
         assert self.code == 0, f"{self.output}\n{self.errors}"
-        found: dict[str, Any] = json.loads(self.output.strip().splitlines()[-1])
+        line = next(line for line in self.output.splitlines() if line.startswith("REPORT "))
+        found: dict[str, Any] = json.loads(line.removeprefix("REPORT "))
         return found
 
 
@@ -44,9 +44,9 @@ def need_outside_clients() -> None:
         pytest.skip("clients outside the project's own dependencies are run by `make test-clients`")
 
 
-def python_with(module: str) -> str:
-    """The interpreter that has this module; skips where none has it."""
-    if importlib.util.find_spec(module) is not None:
+def python_with(module: str, ours: bool = False) -> str:
+    """The interpreter that has this module, `ours` among the project's own dependencies; skips where none has it."""
+    if ours:
         return sys.executable
     if not CLIENTS_PYTHON.exists():
         pytest.skip(f"{module} is not installed: `make test-clients` makes .venv-clients")
@@ -73,8 +73,8 @@ def write_snippets(folder: Path, name: str, connection: Connection, suffix: str)
     (folder / f"refused{suffix}").write_text(snippet(name, poor))
 
 
-def run_python(name: str, module: str, folder: Path, connection: Connection) -> ClientRun:
-    python = python_with(module)
+def run_python(name: str, module: str, folder: Path, connection: Connection, ours: bool = False) -> ClientRun:
+    python = python_with(module, ours)
     write_snippets(folder, name, connection, ".py")
     return run([python, str(HERE / "scenarios" / "run.py"), name], folder)
 

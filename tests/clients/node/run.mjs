@@ -1,5 +1,5 @@
 // Runs a client's snippet, then a stream, a tool call, and the snippet again where no budget is left.
-// The last line of the output is the report.
+// The report is the line of the output that starts with REPORT.
 
 const name = process.argv[2];
 const scenario = await import(`./${name}.mjs`);
@@ -14,4 +14,4 @@ try {
   }
   report.refused = { types, message: error.message, status: error.status ?? error.statusCode };
 }
-console.log("\n" + JSON.stringify(report));
+console.log("\nREPORT " + JSON.stringify(report));

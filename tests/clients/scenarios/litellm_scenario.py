@@ -15,6 +15,7 @@ def stream(snippet: Any) -> str:
 
 
 def tool(snippet: Any) -> list[Any]:
-    answer = litellm.completion(messages=MESSAGES, tools=[TOOL], **snippet.settings)
+    # With tools, LiteLLM 1.106 imports its MCP gateway, which needs `litellm[mcp]`; this is how its own proxy steps around it.
+    answer = litellm.completion(messages=MESSAGES, tools=[TOOL], _skip_mcp_handler=True, **snippet.settings)
     call = answer.choices[0].message.tool_calls[0].function
     return [call.name, call.arguments]

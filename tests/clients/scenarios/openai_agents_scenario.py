@@ -26,7 +26,8 @@ def stream(snippet: Any) -> str:
         ]
         return "".join(parts)
 
-    return asyncio.run(collect())
+    # The loop of `run_sync`: the client's connections belong to it.
+    return asyncio.get_event_loop().run_until_complete(collect())
 
 
 def tool(snippet: Any) -> list[Any]:

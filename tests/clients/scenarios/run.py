@@ -1,7 +1,7 @@
 """Runs a client's snippet, then what people do next: a stream, a tool call, and the snippet again where no budget is left.
 
-Started with the client's own interpreter, in a folder that holds `snippet.py` and `refused.py`. The last line of its output is
-the report.
+Started with the client's own interpreter, in a folder that holds `snippet.py` and `refused.py`. The report is the line of
+its output that starts with REPORT.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(name: str) -> None:
             "types": [kind.__module__ + "." + kind.__name__ for kind in type(error).__mro__],
             "message": str(error),
         }
-    print("\n" + json.dumps(report))
+    print("\nREPORT " + json.dumps(report))
 
 
 main(sys.argv[1])
