@@ -1,0 +1,126 @@
+"""Signs of life: what was sent is marked at once, long streams are renewed, and no error of a ledger ends the beat."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from gateway.heartbeat import Heartbeat
+from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.port import LedgerError, LedgerUnavailable, Lost, Progress, Reserve
+from gateway.pipeline.call import Call, Principal
+from gateway.telemetry import Telemetry
+from gateway.wire.protocol import Request
+from gateway.wire.protocols import PROTOCOLS
+from policies.amounts import Amount, Limit
+from policies.budgets import Chain, Link, Scope, Window
+from policies.reservation import Demand, Granted, Hold, OnLost
+from policies.tokens import PromptCount
+
+
+class Watched(MemoryLedger):
+    def __init__(self, clock_ms: Callable[[], int]) -> None:
+        super().__init__(clock_ms=clock_ms)
+        self.renewed: list[Progress] = []
+        self.errors: list[LedgerError] = []
+        self.sweeps = 0
+
+    async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
+        if self.errors:
+            raise self.errors.pop()
+        self.renewed += progress
+        return await super().renew(project, progress, ttl_ms)
+
+    async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
+        self.sweeps += 1
+        if self.sweeps == 1:
+            raise LedgerError("damaged for a moment")
+        return await super().expire_due()
+
+
+@asynccontextmanager
+async def beating(ledger: Watched, ttl_ms: int = 400) -> AsyncIterator[Heartbeat]:
+    heartbeat = Heartbeat(ledger, Telemetry(), ttl_ms=ttl_ms, sweep_ms=30)
+    heartbeat.start()
+    try:
+        yield heartbeat
+    finally:
+        await heartbeat.stop()
+
+
+async def held(ledger: MemoryLedger, name: str) -> Call:
+    call = Call(
+        id=name,
+        protocol=PROTOCOLS["/v1/chat/completions"],
+        principal=Principal("", "local", "default"),
+        request=Request(body={}, model="m"),
+        chain=Chain((Link(Hold("run/r", Limit(1000)), Scope.RUN, "r", Window.RUN),)),
+        count=PromptCount(10, 12, exact=True),
+    )
+    decision = await ledger.reserve(
+        "default", Reserve(name, "me", call.chain.holds, Demand(12, 50, 50), 400, b"{}", OnLost.CHARGE)
+    )
+    assert isinstance(decision, Granted)
+    call.grant = decision
+    return call
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_call_that_was_sent_is_marked_with_its_prompt_and_then_with_its_output() -> None:
+    ledger = Watched(lambda: 0)
+    async with beating(ledger) as heartbeat:
+        call = await held(ledger, "a")
+        heartbeat.sent(call)
+        await until(lambda: len(ledger.renewed) == 1)
+        assert ledger.renewed[0] == Progress("a", Amount(12, 0, 1)), "the prompt as it was reserved"
+        heartbeat.progressed(call, 30)
+        await until(lambda: len(ledger.renewed) == 2)
+        assert ledger.renewed[1] == Progress("a", Amount(42, 0, 1))
+        heartbeat.landed(call)
+        seen = len(ledger.renewed)
+        await asyncio.sleep(0.2)
+        assert len(ledger.renewed) == seen
+
+
+async def test_a_call_without_a_hold_is_nobodys_business() -> None:
+    ledger = Watched(lambda: 0)
+    async with beating(ledger) as heartbeat:
+        call = await held(ledger, "a")
+        call.grant = None
+        heartbeat.sent(call)
+        heartbeat.progressed(call, 5)
+        heartbeat.landed(call)
+        await asyncio.sleep(0.12)
+    assert ledger.renewed == []
+
+
+async def test_no_error_of_the_ledger_ends_the_beat_or_the_sweep() -> None:
+    ledger = Watched(lambda: 0)
+    ledger.errors = [LedgerUnavailable("away"), LedgerError("damaged")]
+    async with beating(ledger) as heartbeat:
+        heartbeat.sent(await held(ledger, "a"))
+        await until(lambda: bool(ledger.renewed))
+        assert not ledger.errors
+        await until(lambda: ledger.sweeps >= 3)
+
+
+async def test_a_hold_whose_owner_is_gone_is_booked_at_its_last_sign_of_life() -> None:
+    now_ms = 0
+    ledger = Watched(lambda: now_ms)
+    async with beating(ledger) as heartbeat:
+        call = await held(ledger, "a")
+        heartbeat.sent(call)
+        heartbeat.progressed(call, 7)
+        await until(lambda: bool(ledger.renewed))
+        heartbeat.landed(call)  # as if its process had died
+        now_ms = 10_000
+        sweeps = ledger.sweeps
+        await until(lambda: ledger.sweeps >= sweeps + 3)
+    (balance,) = await ledger.balances("default", ["run/r"])
+    assert (balance.settled.tokens, balance.reserved.tokens) == (19, 0)
