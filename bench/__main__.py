@@ -30,13 +30,13 @@ from rich.console import Console
 from bench import report
 from bench.measure import Cores
 from bench.paths import PATHS
-from bench.rounds import Cell, Effort, Line, Measurement
+from bench.rounds import Cell, Effort, Line, Measurement, generator
 from bench.servers import servers, start_mock
 from bench.targets import TARGETS, Fleet
 
-_USUAL: Final = ("passthrough", "untagged", "tagged", "orchestrated")
-_LEDGERS: Final = ("passthrough", "untagged", "tagged", "orchestrated", "redis")
-_LANES: Final = (*_LEDGERS, "litellm-lane")
+_USUAL: Final = ("passthrough", "untagged", "tagged")
+_LEDGERS: Final = (*_USUAL, "redis")
+_LANES: Final = (*_LEDGERS, "orchestrated", "litellm-lane")
 _USUAL_CELLS: Final = (
     Cell("1k", 1, _LEDGERS),
     Cell("1k", 64, _LANES),
@@ -45,7 +45,7 @@ _USUAL_CELLS: Final = (
     Cell("burst-20", 64, _LANES),
     Cell("stream-20", 64, _USUAL),
     Cell("stream-500", 16, _USUAL),
-    Cell("conversation", 8, _USUAL),
+    Cell("conversation", 8, (*_USUAL, "orchestrated")),
 )
 _CONNECTIONS: Final = (1, 64, 512)
 _PEERS: Final = tuple(name for name, target in TARGETS.items() if target.is_peer)
@@ -132,7 +132,7 @@ def _measured(
         for name in dict.fromkeys(TARGETS[target].server for cell in chosen for target in cell.targets):
             status.update(f"starting {name}")
             fleet.start(name)
-        measurement = Measurement(fleet, cores, effort, status.update)
+        measurement = Measurement(fleet, stack.enter_context(generator(cores.rest)), effort, status.update)
         return measurement.lines(chosen), fleet.missing
 
 

@@ -1,12 +1,14 @@
 """The load generator: keep-alive connections that each send a call when the last one is answered. A process of its own.
 
-It reads an `Order` as JSON on its standard input and writes a `Tally` as JSON on its standard output. An answer counts when its
-status is 200, its framing is whole and its content is what was asked for; the first of every connection is parsed as JSON.
+It reads `Order`s from its standard input, a line of JSON each, and answers each with a `Tally` on its standard output. An
+answer counts when its status is 200, its framing is whole and its content is what was asked for; the first of every connection
+is parsed as JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 import sys
@@ -307,9 +309,10 @@ def _stream_fault(path: Path, body: bytes, *, parse: bool) -> str | None:
 
 
 def main() -> None:
-    order = Order(**json.load(sys.stdin))
-    tally = run(_work(order))
-    json.dump(asdict(tally), sys.stdout)
+    for line in sys.stdin:
+        tally = run(_work(Order(**json.loads(line))))
+        print(json.dumps(asdict(tally)), flush=True)
+        gc.collect()  # connections and their round refer to each other
 
 
 async def _work(order: Order) -> Tally:

@@ -3,11 +3,12 @@ same moods of the machine."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -19,7 +20,7 @@ from bench.targets import BASELINE, TARGETS, Fleet, Target
 
 _WARM_UP_SECONDS: Final = 0.3
 _FIRST_CALLS: Final = 5
-_GENERATOR_SECONDS_MAX: Final = 300.0
+_PATIENCE_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,40 @@ class Effort:
     prompts: Prompts
 
 
+class Generator:
+    """The process of the load generator."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def run(self, order: Order) -> Tally:
+        given, taken = self._process.stdin, self._process.stdout
+        assert given is not None
+        assert taken is not None
+        given.write(json.dumps(asdict(order)).encode() + b"\n")
+        given.flush()
+        line = taken.readline()
+        if not line:
+            raise RuntimeError(f"the load generator ended with {self._process.wait(_PATIENCE_S)}")
+        return Tally(**json.loads(line))
+
+
+@contextlib.contextmanager
+def generator(core: int) -> Iterator[Generator]:
+    command = [sys.executable, "-m", "bench.load"]
+    with measure.pinned(core):
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    with process:
+        try:
+            yield Generator(process)
+        finally:
+            process.kill()
+
+
 class Measurement:
-    def __init__(self, fleet: Fleet, cores: measure.Cores, effort: Effort, say: Callable[[str], None]) -> None:
+    def __init__(self, fleet: Fleet, generator: Generator, effort: Effort, say: Callable[[str], None]) -> None:
         self._fleet = fleet
-        self._cores = cores
+        self._generator = generator
         self._effort = effort
         self._say = say
         self._warm: set[tuple[str, str]] = set()
@@ -91,10 +122,10 @@ class Measurement:
         if (target.name, cell.path) not in self._warm:
             # Modules are loaded and tables are built by the first calls, which may take seconds.
             self._warm.add((target.name, cell.path))
-            self._generate(self._order(cell, target, connections=2, calls_each=_FIRST_CALLS))
+            self._generator.run(self._order(cell, target, connections=2, calls_each=_FIRST_CALLS))
         server = self._fleet.servers[target.server]
         server.processes = measure.tree(server.process.pid)
-        return self._generate(
+        return self._generator.run(
             self._order(cell, target, connections=cell.connections, calls_each=PATHS[cell.path].calls_each)
         )
 
@@ -115,19 +146,6 @@ class Measurement:
             processes=server.processes,
             calls_each=calls_each,
         )
-
-    def _generate(self, order: Order) -> Tally:
-        with measure.pinned(self._cores.rest):
-            done = subprocess.run(
-                [sys.executable, "-m", "bench.load"],
-                input=json.dumps(asdict(order)).encode(),
-                capture_output=True,
-                timeout=_GENERATOR_SECONDS_MAX,
-                cwd=ROOT,
-            )
-        if done.returncode:
-            raise RuntimeError(f"the load generator failed: {done.stderr.decode(errors='replace')[-2_000:]}")
-        return Tally(**json.loads(done.stdout))
 
 
 def _line(cell: Cell, target: str, tallies: Mapping[str, Sequence[Tally]], memory_mb: float) -> Line:
