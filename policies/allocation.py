@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, Literal, Protocol
 
@@ -124,7 +125,8 @@ def hard_limit(tokens: int, settings: Settings) -> int:
     """Allocation × threshold while overage is allowed, rounded down; the allocation itself otherwise."""
     if not settings.budget_overage_allowed:
         return tokens
-    return int(tokens * _exact(settings.budget_overage_threshold))
+    threshold = _exact(settings.budget_overage_threshold)
+    return tokens * threshold.numerator // threshold.denominator
 
 
 def allocate(
@@ -264,7 +266,13 @@ def _demand(step: StepDemand, settings: Settings, ais: float) -> tuple[int, str]
 
 
 def _expected(intent: str, settings: Settings, ais: float) -> int:
-    return int(settings.token_budget[parse_intent(intent)] * _multiplier(ais) + Fraction(1, 2))
+    return _scaled(settings.token_budget[parse_intent(intent)], ais)
+
+
+@lru_cache(maxsize=1024)
+def _scaled(baseline: int, ais: float) -> int:
+    """Exact arithmetic costs microseconds, and a plan of fifty steps asks for the same ten products."""
+    return int(baseline * _multiplier(ais) + Fraction(1, 2))
 
 
 def _known(history: StepHistory, demand: int, cap: int, grounds: str) -> _Want:
@@ -322,12 +330,14 @@ def _limit(pool_limit_tokens: int | None, settings: Settings) -> int:
     return pool_limit_tokens
 
 
+@lru_cache(maxsize=1024)
 def _multiplier(ais: float) -> Fraction:
     if not 0 <= ais <= 10:
         raise ValueError(f"an intensity score is from 0 to 10, not {ais!r}")
     return 1 + _exact(ais) / 20
 
 
+@lru_cache(maxsize=1024)
 def _exact(number: float) -> Fraction:
     """The decimal that was written, not its binary neighbour: 1.2 × 5 is 6, not 5.999…"""
     return Fraction(repr(float(number)))

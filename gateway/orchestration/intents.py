@@ -67,6 +67,14 @@ class _Warm:
     until_ms: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Telling:
+    """What a declared step's words say, and what to ask a model if they say too little."""
+
+    told: Told
+    question: _Question | None = None
+
+
 class Intents:
     """`ask` None: there is no model to ask, and the best guess stays. `found` is told of every new classification."""
 
@@ -84,7 +92,7 @@ class Intents:
         self._clock_ms = clock_ms
         self._found = found
         self._warm: LRUCache[tuple[object, ...], _Warm] = LRUCache(_WARM_MAX)
-        self._told: LRUCache[tuple[object, ...], Told] = LRUCache(_WARM_MAX)
+        self._told: LRUCache[tuple[object, ...], _Telling] = LRUCache(_WARM_MAX)
         self._learned: LRUCache[str, LearnedIntent] = LRUCache(_LEARNED_MAX)
         self._questions: asyncio.Queue[_Question] = asyncio.Queue(_WAITING_MAX)
         self._asked: dict[str, asyncio.Event] = {}
@@ -128,20 +136,34 @@ class Intents:
     def tell(self, step: Mapping[str, Any], workflow: str, settings: Settings) -> Told:
         """What a declared step is asked to make, by its own words. Never waits; what stays unclear is asked beside."""
         if step.get("intent"):
-            return tell_step(step, workflow, settings)
+            return self._told_by(step, workflow, settings, lambda: _Telling(tell_step(step, workflow, settings))).told
         threshold = settings.intent_classification_confidence_threshold
-        text = step_text(step, workflow)
-        key = content_key(text)
-        learned = self._remembered(key)
+
+        def tell() -> _Telling:
+            text = step_text(step, workflow)
+            told = told_as(step, classify(text, confidence_threshold=threshold))
+            return _Telling(told, _Question(content_key(text), text))
+
+        telling = self._told_by(step, workflow, settings, tell)
+        if telling.question is None or telling.told.classification.confidence >= threshold:
+            return telling.told
+        learned = self._remembered(telling.question.key)
         if learned is not None:
-            return told_as(step, learned)
-        identity = (key, text.prompt, threshold)
-        told = self._told.get(identity)
-        if told is None:
-            told = self._told[identity] = told_as(step, classify(text, confidence_threshold=threshold))
-        if told.classification.confidence < threshold:
-            self._enqueue(_Question(key, text))
-        return told
+            return Told(learned, telling.told.complexity)
+        self._enqueue(telling.question)
+        return telling.told
+
+    def _told_by(
+        self, step: Mapping[str, Any], workflow: str, settings: Settings, tell: Callable[[], _Telling]
+    ) -> _Telling:
+        """Declared steps are the same in every run of their workflow, so each is told once."""
+        words = (step.get(name) for name in ("id", "intent", "prompt", "description", "system"))
+        shapes = (repr(step[name]) for name in ("tools", "response_format") if step.get(name))
+        identity = (workflow, settings.intent_classification_confidence_threshold, *words, *shapes)
+        found = self._told.get(identity)
+        if found is None:
+            found = self._told[identity] = tell()
+        return found
 
     def _still(self, warm: _Warm) -> Classification | None:
         """None: it has to be found anew, because it expired or a model was asked since."""

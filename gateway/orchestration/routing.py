@@ -7,7 +7,7 @@ intent's handler moves the next attempt one tier up, as often as the settings sa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cachetools import LRUCache
@@ -23,7 +23,7 @@ from policies.answer_checks import Answer
 from policies.handlers import Registry
 from policies.intents import Intent
 from policies.reservation import Refused
-from policies.routing import Candidate, Needs, NoRoute, Tier, Wish, cheaper, is_auto, needed_abilities, route
+from policies.routing import Candidate, Needs, NoRoute, Route, Tier, Wish, cheaper, is_auto, needed_abilities, route
 from policies.settings import Settings
 
 _ABILITIES: Final = ("function_calling", "vision", "response_schema", "audio_input")
@@ -38,6 +38,7 @@ class _Course:
 
     model: str
     tier: Tier | None
+    score: float
     failed_attempts: int = 0
 
 
@@ -69,17 +70,12 @@ class Routing:
         if not (may_reroute or is_auto(name)):
             return name
         course = self._courses.get(_conversation(call))
-        wish = Wish(
-            name,
-            complexity_of(call, snapshot),
-            self._needs(call),
-            may_reroute=may_reroute,
-            sticky_model=course.model if course else None,
-            failed_attempts=course.failed_attempts if course else 0,
-            failed_tier=course.tier if course and course.failed_attempts else None,
-            tier_floor=self._handlers.of(_intent(call)).tier_floor,
-        )
+        wish = self._wish(call, snapshot, course, may_reroute)
         found = route(wish, self._allowed(call), snapshot.settings)
+        if course is not None and isinstance(found, Route) and found.model != course.model:
+            # It does not keep its model, so how complex it is now decides, not how complex it began.
+            wish = replace(wish, score=complexity_of(call, snapshot))
+            found = route(wish, self._allowed(call), snapshot.settings)
         if isinstance(found, NoRoute):
             if is_auto(name):
                 hint = "Name the models of each tier under `tiers` in the configuration."
@@ -87,11 +83,24 @@ class Routing:
             return name
         if call.is_tagged:
             failed = course.failed_attempts if course else 0
-            self._courses[_conversation(call)] = _Course(found.model, found.tier, failed)
+            self._courses[_conversation(call)] = _Course(found.model, found.tier, wish.score, failed)
         call.decisions.append({"route": found.model, "why": found.reason})
         if found.model != name:
             call.actions.append(f"route={found.model}")
         return found.model
+
+    def _wish(self, call: Call, snapshot: Snapshot, course: _Course | None, may_reroute: bool) -> Wish:
+        """Reading a whole prompt for its complexity costs more than all else here; a conversation that goes on is spared it."""
+        return Wish(
+            call.request.model,
+            complexity_of(call, snapshot) if course is None or course.failed_attempts else course.score,
+            self._needs(call),
+            may_reroute=may_reroute,
+            sticky_model=course.model if course else None,
+            failed_attempts=course.failed_attempts if course else 0,
+            failed_tier=course.tier if course and course.failed_attempts else None,
+            tier_floor=self._handlers.of(_intent(call)).tier_floor,
+        )
 
     def reroute(self, call: Call, refused: Refused) -> bool:
         """To a cheaper model with the needed abilities. Only money is saved by it: tokens are the same anywhere."""
