@@ -17,7 +17,6 @@ import structlog
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount
 
-from gateway import __version__
 from gateway.admin.application import admin_routes
 from gateway.admin.first_login import announce_first_login
 from gateway.alerts import Alerts
@@ -30,6 +29,7 @@ from gateway.endpoints.front import Front
 from gateway.endpoints.health import health_routes
 from gateway.errors import ModelNotFound
 from gateway.flusher import Flusher
+from gateway.gauges import Gauges
 from gateway.heartbeat import Heartbeat
 from gateway.ids import Ids
 from gateway.ledger.memory import MemoryLedger
@@ -114,6 +114,7 @@ class Application:
         self.config = config
         environ = dict(os.environ if environment is None else environment)
         self.parts = _parts(config, environ, allow_anonymous)
+        self._gauges = Gauges(self.parts)
         self._heartbeat = Heartbeat(
             self.parts.ledger,
             self.parts.telemetry,
@@ -195,6 +196,8 @@ class Application:
         stack.push_async_callback(parts.alerts.stop)
         parts.recorder.start()
         stack.push_async_callback(parts.recorder.stop)
+        self._gauges.start()
+        stack.push_async_callback(self._gauges.stop)
         self._heartbeat.start()
         stack.push_async_callback(self._heartbeat.stop)
         stack.push_async_callback(parts.forwarder.close)
@@ -298,35 +301,12 @@ class Application:
         return count.tokens
 
     def _routes(self) -> list[BaseRoute]:
-        health = health_routes(self.readiness, self.parts.telemetry.registry, self.refresh_gauges)
+        health = health_routes(self._gauges.readiness, self._exposition)
         return [*health, Mount("/api", make_api(self.desk)), *admin_routes(self.desk)]
 
-    async def readiness(self) -> Mapping[str, Any]:
-        parts = self.parts
-        health = parts.ledger.health if isinstance(parts.ledger, OutageLedger) else None
-        ledger_ready = health is None or health.is_available
-        full = parts.flusher.is_full
-        return {
-            "ready": ledger_ready and not full,
-            "version": __version__,
-            "ledger": {
-                "available": ledger_ready,
-                "reason": health.reason if health else "",
-                "warnings": list(health.warnings) if health else [],
-                "spooled": health.spooled if health else 0,
-            },
-            "store": {"available": parts.control.is_store_available, "reason": parts.control.last_error},
-            "outbox": {"records": parts.flusher.outbox_size, "full": full, "lag_ms": parts.flusher.lag_ms},
-            "configuration": {"generation": parts.control.snapshot.generation},
-        }
-
-    def refresh_gauges(self) -> None:
-        parts = self.parts
-        parts.telemetry.outbox.set(parts.flusher.outbox_size)
-        parts.telemetry.flush_lag.set(parts.flusher.lag_ms / 1000)
-        parts.telemetry.breaker.labels("store").set(0 if parts.control.is_store_available else 1)
-        if isinstance(parts.ledger, OutageLedger):
-            parts.telemetry.breaker.labels("ledger").set(0 if parts.ledger.health.is_available else 1)
+    def _exposition(self) -> bytes:
+        self._gauges.refresh()
+        return self.parts.telemetry.exposition()
 
 
 def _parts(config: Config, environment: dict[str, str], allow_anonymous: bool) -> Parts:

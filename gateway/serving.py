@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import socket
 import sys
+import tempfile
 from multiprocessing import get_context
+from multiprocessing.context import SpawnProcess
 from types import FrameType
 from typing import Final
 
 import structlog
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
 
 from gateway.app import Application
 from gateway.config import Config
 from gateway.guard import Guard
 from gateway.logs import set_up_logging
+from gateway.telemetry import METRICS_FOLDER_VARIABLE
 
 _log = structlog.get_logger(__name__)
 _BACKLOG: Final = 2048
+_WATCH_S: Final = 0.2
 # The SQLite ledger has a thread of its own. With the default of 5 ms a busy event loop keeps it waiting for so long at every
 # hand-over: 5.7 ms instead of 0.5 ms a call, measured with bench/ledger.py.
 _SWITCH_INTERVAL_S: Final = 0.0005
@@ -96,34 +102,52 @@ def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket)
 
 def _serve_in_workers(config: Config, allow_anonymous: bool, listening: socket.socket) -> int:
     """Identical processes on one listening socket. One that dies is replaced; a signal ends all of them."""
-    context = get_context("spawn")
-    workers = [
-        context.Process(target=_serve_here, args=(config, allow_anonymous, listening))
-        for _ in range(config.server.workers)
-    ]
-    stopping = False
+    set_up_logging(config.server.log_format, config.server.log_level)
+    with tempfile.TemporaryDirectory(prefix="farebox-metrics-") as folder:
+        # They are read by whoever is asked for the metrics; see gateway/telemetry.py.
+        os.environ.setdefault(METRICS_FOLDER_VARIABLE, folder)
+        return _Workers(config, allow_anonymous, listening).run()
 
-    def stop(*_: object) -> None:
-        nonlocal stopping
-        stopping = True
-        for worker in workers:
+
+class _Workers:
+    def __init__(self, config: Config, allow_anonymous: bool, listening: socket.socket) -> None:
+        self._given = (config, allow_anonymous, listening)
+        self._context = get_context("spawn")
+        self._workers = [self._new() for _ in range(config.server.workers)]
+        self._is_stopping = False
+
+    def run(self) -> int:
+        """Until a signal ends them. 1 when one of them cannot start: the others could not either, or soon could not."""
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        for worker in self._workers:
+            worker.start()
+        exit_code = 0
+        while not self._is_stopping:
+            for position, worker in enumerate(self._workers):
+                worker.join(_WATCH_S)
+                if worker.is_alive() or self._is_stopping:
+                    continue
+                if worker.exitcode == _STARTUP_FAILED:
+                    exit_code = 1
+                    self._stop()
+                    break
+                self._replace(position, worker)
+        for worker in self._workers:
+            worker.join()
+        return exit_code
+
+    def _replace(self, position: int, dead: SpawnProcess) -> None:
+        _log.error("worker_died", exit_code=dead.exitcode)
+        mark_process_dead(dead.pid)  # type: ignore[no-untyped-call]
+        self._workers[position] = self._new()
+        self._workers[position].start()
+
+    def _new(self) -> SpawnProcess:
+        return self._context.Process(target=_serve_here, args=self._given)
+
+    def _stop(self, *_: object) -> None:
+        self._is_stopping = True
+        for worker in self._workers:
             if worker.is_alive() and worker.pid:
                 worker.terminate()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    for worker in workers:
-        worker.start()
-    while not stopping:
-        for position, worker in enumerate(workers):
-            worker.join(0.2)
-            if not worker.is_alive() and not stopping:
-                if worker.exitcode == _STARTUP_FAILED:
-                    stop()
-                    return 1
-                _log.error("worker_died", exit_code=worker.exitcode)
-                workers[position] = context.Process(target=_serve_here, args=(config, allow_anonymous, listening))
-                workers[position].start()
-    for worker in workers:
-        worker.join()
-    return 0

@@ -1,10 +1,17 @@
-"""Prometheus metrics. No run, step or key is ever a label: their number has no bound, and their names belong to tenants."""
+"""Prometheus metrics. No run, step or key is ever a label: their number has no bound, and their names belong to tenants.
+
+Workers of one `farebox serve` share a port, so whoever asks reaches one of them by chance. They keep their figures in files
+(`METRICS_FOLDER_VARIABLE`, set by the parent), and any of them answers for all: counters are added up, and of a gauge the
+sum or the largest of those that live is shown.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway.pipeline.call import Call, Outcome
 from policies.amounts import NANO_USD_PER_USD, Amount
@@ -14,6 +21,7 @@ _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 _OVERHEAD_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 # Workflows are named by callers: the first so many get a label of their own, the others share one.
 WORKFLOW_LABELS_MAX: Final = 200
+METRICS_FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class Telemetry:
@@ -56,23 +64,47 @@ class Telemetry:
             "Calls that went on unplanned because of an error of ours.",
             registry=registry,
         )
-        self.in_flight = Gauge("farebox_calls_in_flight", "Calls being served.", registry=registry)
-        self.outbox = Gauge(
-            "farebox_outbox_records", "Usage events that the store does not have yet.", registry=registry
+        self.in_flight = Gauge(
+            "farebox_calls_in_flight", "Calls being served.", registry=registry, multiprocess_mode="livesum"
         )
-        self.flush_lag = Gauge("farebox_flush_lag_seconds", "Age of the oldest of them.", registry=registry)
-        self.breaker = Gauge("farebox_store_breaker_state", "0 closed, 1 open.", ("store",), registry=registry)
-        self.drift = Gauge("farebox_reconcile_drift", "Ledger minus usage; 0 when idle.", ("unit",), registry=registry)
-        self.budget_limit = Gauge(
-            "farebox_budget_limit_usd", "Configured budgets.", ("scope", "name"), registry=registry
+        self.outbox = _largest("farebox_outbox_records", "Usage events that the store does not have yet.", registry)
+        self.outbox_cap = _largest(
+            "farebox_outbox_cap_records", "From so many on, enforced calls are refused.", registry
         )
-        self.budget_settled = Gauge(
-            "farebox_budget_settled_usd", "Of configured budgets.", ("scope", "name"), registry=registry
+        self.flush_lag = _largest("farebox_flush_lag_seconds", "Age of the oldest of them.", registry)
+        self.dead_letters = Gauge(
+            "farebox_dead_letters",
+            "Events that the store would not take, since the start; they are in usage_dead_letter.",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
-        self.budget_reserved = Gauge(
-            "farebox_budget_reserved_usd", "Of configured budgets.", ("scope", "name"), registry=registry
+        self.dropped = Gauge(
+            "farebox_events_dropped",
+            "Events of calls without a budget that found no room to wait, since the start.",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
+        self.spooled = Gauge(
+            "farebox_spooled_records",
+            "Settlements on this machine's disk that wait for the ledger.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.breaker = _largest("farebox_store_breaker_state", "0 closed, 1 open.", registry, ("store",))
+        self.drift = _largest("farebox_reconcile_drift", "Ledger minus usage; 0 when idle.", registry, ("unit",))
+        scope = ("scope", "name")
+        self.budget_limit = _largest("farebox_budget_limit_usd", "Of budgets on one name.", registry, scope)
+        self.budget_settled = _largest("farebox_budget_settled_usd", "Of budgets on one name.", registry, scope)
+        self.budget_reserved = _largest("farebox_budget_reserved_usd", "Of budgets on one name.", registry, scope)
         self._workflows: set[str] = set()
+
+    def exposition(self) -> bytes:
+        """What `/metrics` answers, in Prometheus' text format."""
+        if METRICS_FOLDER_VARIABLE not in os.environ:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)
 
     def ended(self, call: Call, outcome: Outcome, usage: Usage | None, amount: Amount) -> None:
         deployment = call.deployment
@@ -110,3 +142,8 @@ class Telemetry:
                 return "other"
             self._workflows.add(workflow)
         return workflow
+
+
+def _largest(name: str, says: str, registry: CollectorRegistry, labels: tuple[str, ...] = ()) -> Gauge:
+    """A gauge of something that all processes see alike: of several, the one that has seen most is right."""
+    return Gauge(name, says, labels, registry=registry, multiprocess_mode="livemax")

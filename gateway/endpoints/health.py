@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,8 +18,8 @@ _READY = ("/readyz", "/health", "/health/readiness")
 Readiness = Callable[[], Awaitable[Mapping[str, Any]]]
 
 
-def health_routes(readiness: Readiness, registry: CollectorRegistry, refresh: Callable[[], None]) -> list[Route]:
-    """`readiness` tells {"ready": bool, …}; `refresh` brings gauges up to date before a scrape."""
+def health_routes(readiness: Readiness, exposition: Callable[[], bytes]) -> list[Route]:
+    """`readiness` tells {"ready": bool, …}; `exposition` is what a scrape gets."""
 
     async def live(_: Request) -> Response:
         return Response(b'{"status":"alive"}', media_type="application/json")
@@ -30,13 +30,12 @@ def health_routes(readiness: Readiness, registry: CollectorRegistry, refresh: Ca
         shown = (
             found
             if "verbose" in request.query_params or not is_ready
-            else {"ready": True, "version": found.get("version")}
+            else {"ready": True, "version": found["version"], "warnings": found["ledger"]["warnings"]}
         )
         return Response(orjson.dumps(shown), status_code=200 if is_ready else 503, media_type="application/json")
 
     async def metrics(_: Request) -> Response:
-        refresh()
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return [
         *(Route(path, live, methods=["GET"]) for path in _LIVE),

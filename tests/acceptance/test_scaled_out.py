@@ -174,6 +174,12 @@ async def balance_left(gateway: FareboxProcess, run: str) -> int:
     return int(found["requests"]["remaining"])
 
 
+def samples(gateway: FareboxProcess, name: str, label: str = "") -> float:
+    """The sum of a metric's samples with this label."""
+    lines = gateway.get("/metrics").body.decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name) and label in line)
+
+
 async def said(gateway: FareboxProcess, words: str) -> bool:
     return words in gateway.log
 
@@ -202,6 +208,11 @@ async def test_workers_of_one_gateway_share_a_budget_and_are_replaced(
         balance = await balance_of(redis_server.url, "workers")
         assert crowd.granted <= balance.settled.requests <= CALLS, (crowd.statuses, gateway.log)
         await until(lambda: said(gateway, "worker_died"), 10, "the worker is replaced")
+        # Whichever worker is asked answers for all, the dead one too.
+        counted = {samples(gateway, "farebox_requests_total{", 'status="ok"') for _ in range(8)}
+        assert len(counted) == 1
+        assert crowd.granted <= counted.pop() <= CALLS
+        assert samples(gateway, "farebox_calls_in_flight ") == 0
         started = time.monotonic()
         assert gateway.stop() == 0
         assert time.monotonic() - started < 20

@@ -1,0 +1,161 @@
+"""Figures that nobody counts as calls go by: the outbox, what is out of reach, budgets, and whether ledger and store agree.
+
+Every process measures for itself. Those of one `farebox serve --workers N` are added up when one of them is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from gateway import __version__, budget_view, reconcile
+from gateway.budget_view import BudgetAccount
+from gateway.ledger.outage import OutageLedger
+from gateway.ledger.port import LedgerError
+from gateway.store.database import StoreUnavailable
+from policies.budgets import Budget, Scope
+
+if TYPE_CHECKING:
+    from gateway.app import Parts
+
+_REFRESH_S: Final = 2.0
+# Books are compared this often, on the runs that were seen lately; a few of them, because each costs a query.
+_COMPARE_S: Final = 60.0
+_LATELY_MS: Final = 15 * 60_000
+_COMPARED_MAX: Final = 50
+# Budgets whose names are in the configuration are few; those that match many names get no series of their own.
+_BUDGETS_MAX: Final = 100
+_GLOB: Final = frozenset("*?[")
+_DEFAULT_PROJECT: Final = "default"
+
+_log = structlog.get_logger(__name__)
+
+
+class Gauges:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._was_nearly_full = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="gauges")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def readiness(self) -> Mapping[str, Any]:
+        """Ready means that a call with an enforced budget can be served: the ledger answers and its events can be kept."""
+        parts = self._parts
+        health = parts.ledger.health if isinstance(parts.ledger, OutageLedger) else None
+        has_ledger = health is None or health.is_available
+        flusher = parts.flusher
+        return {
+            "ready": has_ledger and not flusher.is_full,
+            "version": __version__,
+            "ledger": {
+                "available": has_ledger,
+                "reason": health.reason if health else "",
+                "warnings": list(health.warnings) if health else [],
+                "spooled": health.spooled if health else 0,
+            },
+            "store": {"available": parts.control.is_store_available, "reason": parts.control.last_error},
+            "outbox": {
+                "records": flusher.outbox_size,
+                "full": flusher.is_full,
+                "nearly_full": flusher.is_nearly_full,
+                "lag_ms": flusher.lag_ms,
+            },
+            "configuration": {"generation": parts.control.snapshot.generation},
+        }
+
+    def refresh(self) -> None:
+        parts, telemetry = self._parts, self._parts.telemetry
+        telemetry.outbox.set(parts.flusher.outbox_size)
+        telemetry.outbox_cap.set(parts.config.storage.outbox_cap)
+        telemetry.flush_lag.set(parts.flusher.lag_ms / 1000)
+        telemetry.dead_letters.set(parts.flusher.dead_lettered_total)
+        telemetry.dropped.set(parts.recorder.dropped)
+        telemetry.breaker.labels("store").set(0 if parts.control.is_store_available else 1)
+        health = parts.ledger.health if isinstance(parts.ledger, OutageLedger) else None
+        telemetry.breaker.labels("ledger").set(0 if health is None or health.is_available else 1)
+        telemetry.spooled.set(0 if health is None else health.spooled)
+        self._warn_of_outbox()
+
+    def _warn_of_outbox(self) -> None:
+        flusher = self._parts.flusher
+        if flusher.is_nearly_full and not self._was_nearly_full:
+            cap = self._parts.config.storage.outbox_cap
+            _log.error("outbox_nearly_full", records=flusher.outbox_size, cap=cap, store_error=flusher.last_error)
+        elif self._was_nearly_full and not flusher.is_nearly_full:
+            _log.info("outbox_recovered", records=flusher.outbox_size)
+        self._was_nearly_full = flusher.is_nearly_full
+
+    async def _run(self) -> None:
+        compared_s = random.random() * _COMPARE_S  # noqa: S311 - so that processes do not all compare at once
+        while True:
+            self.refresh()
+            await asyncio.sleep(_REFRESH_S)
+            compared_s += _REFRESH_S
+            if compared_s < _COMPARE_S:
+                continue
+            compared_s = 0.0
+            try:
+                await self.compare()
+                await self.show_budgets()
+            except (StoreUnavailable, LedgerError) as error:
+                _log.debug("gauges_not_read", error=str(error))
+
+    async def compare(self) -> None:
+        """Ledger against usage, on runs that were seen lately. Raises StoreUnavailable and LedgerError."""
+        parts, tokens, nano_usd = self._parts, 0, 0
+        now_ms = await parts.ledger.now_ms()
+        for project in self._projects():
+            accounts = await reconcile.run_accounts(parts.store, project, now_ms - _LATELY_MS)
+            some = random.sample(sorted(accounts), min(_COMPARED_MAX, len(accounts)))
+            chosen = {account: accounts[account] for account in some}
+            found = await reconcile.reconcile(parts.ledger, parts.store, project, chosen, self._flushed)
+            tokens, nano_usd = tokens + found.drift_tokens, nano_usd + found.drift_nano_usd
+            for drift in found.drifts:
+                _log.error("ledger_drift", account=drift.account, booked=str(drift.booked), stored=str(drift.stored))
+        parts.telemetry.drift.labels("tokens").set(tokens)
+        parts.telemetry.drift.labels("nano_usd").set(nano_usd)
+
+    async def _flushed(self) -> bool:
+        return await self._parts.flusher.drain(timeout_ms=1_000)
+
+    async def show_budgets(self) -> None:
+        """Balances of budgets in USD on one workflow, agent, key or project. Raises StoreUnavailable."""
+        parts = self._parts
+        everything = parts.budgets()
+        shown = [budget for budget in everything if _has_a_name(budget)][:_BUDGETS_MAX]
+        key_names = {key.id: key.name for key in parts.control.snapshot.keys.values()}
+        now_ms = await parts.ledger.now_ms()
+        for project in self._projects():
+            links = await budget_view.accounts_of(parts.store, project, shown, everything, key_names, now_ms)
+            balances = await budget_view.balances_of(parts.ledger, project, links)
+            for budget, accounts in zip(shown, balances, strict=True):
+                if budget.project in (None, project):
+                    self._show(budget, accounts)
+
+    def _show(self, budget: Budget, accounts: Iterable[BudgetAccount]) -> None:
+        telemetry = self._parts.telemetry
+        for account in accounts:
+            labels = (budget.scope.value, account.scope_id)
+            if account.usd_limit is not None:
+                telemetry.budget_limit.labels(*labels).set(account.usd_limit)
+                telemetry.budget_settled.labels(*labels).set(account.usd_settled)
+                telemetry.budget_reserved.labels(*labels).set(account.usd_reserved)
+
+    def _projects(self) -> list[str]:
+        return sorted({_DEFAULT_PROJECT} | {key.project for key in self._parts.control.snapshot.keys.values()})
+
+
+def _has_a_name(budget: Budget) -> bool:
+    is_outer = budget.scope not in (Scope.RUN, Scope.STEP)
+    return is_outer and budget.limit.nano_usd is not None and not _GLOB & set(budget.match)
