@@ -14,6 +14,7 @@ from gateway.endpoints.api.runs import BudgetChange, RunsQuery
 from gateway.errors import BadRequest
 from gateway.run_view import RunLines
 from gateway.store import usage_report
+from gateway.store.database import StoreUnavailable
 from gateway.store.runs import STATES
 from gateway.store.usage_report import UsageFilter
 
@@ -46,12 +47,16 @@ async def live_runs(visit: Visit) -> Response:
 
 
 async def _events(visit: Visit) -> AsyncIterator[str]:
-    before = ""
+    before: str | None = None
     yield f"retry: {_RETRY_MS}\n\n"
     for _ in range(_LOOKS):
-        rows = visit.renderer.fragment(visit, "run_rows.html", {"found": await _found(visit)})
+        try:
+            found = await _found(visit)
+        except StoreUnavailable:
+            return  # the browser tries again by itself
+        rows = visit.renderer.fragment(visit, "run_rows.html", {"found": found})
         if rows != before:
-            yield "event: rows\n" + "".join(f"data: {line}\n" for line in rows.splitlines()) + "\n"
+            yield "event: rows\n" + "".join(f"data: {line}\n" for line in rows.splitlines() or [""]) + "\n"
             before = rows
         await asyncio.sleep(_EVERY_S)
 
