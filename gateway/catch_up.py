@@ -21,7 +21,7 @@ _log = structlog.get_logger(__name__)
 class CatchUp:
     """`flush_recorded` hands waiting events without a reservation to the ledger (`BatchRecorder.flush`)."""
 
-    def __init__(self, flush_recorded: Callable[[], Awaitable[None]], flusher: Flusher) -> None:
+    def __init__(self, flush_recorded: Callable[[], Awaitable[object]], flusher: Flusher) -> None:
         self._flush_recorded = flush_recorded
         self._flusher = flusher
         self._moving: asyncio.Task[None] | None = None

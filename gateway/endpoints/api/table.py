@@ -13,6 +13,8 @@ from gateway.endpoints.api import (
     keys,
     runs,
     settings,
+    suggestions,
+    upkeep,
     usage,
     workflows,
 )
@@ -20,6 +22,7 @@ from gateway.endpoints.api.route import Route
 
 ROUTES: Final[tuple[Route, ...]] = (
     *settings.ROUTES,
+    *suggestions.ROUTES,
     *workflows.ROUTES,
     *runs.ROUTES,
     *budgets.ROUTES,
@@ -29,4 +32,5 @@ ROUTES: Final[tuple[Route, ...]] = (
     *usage.ROUTES,
     *agents.ROUTES,
     *audit.ROUTES,
+    *upkeep.ROUTES,
 )

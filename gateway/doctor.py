@@ -1,0 +1,168 @@
+"""Is everything that this gateway stands on fit for it? Each check looks for itself, and none of them calls a model."""
+
+from __future__ import annotations
+
+import platform
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Final, Literal
+
+from gateway import __version__
+from gateway.ledger.outage import OutageLedger
+from gateway.ledger.port import Ledger, LedgerError
+from gateway.store import versions
+from gateway.store.database import Database, StoreError
+from gateway.store.tables import SCHEMA_REVISION
+from policies.settings import conflicts
+
+if TYPE_CHECKING:
+    from gateway.app import Parts
+
+Status = Literal["ok", "warn", "fail"]
+# Windows of budgets begin by the ledger's clock; logs and keys' expiry go by this machine's.
+SKEW_MS_WARN: Final = 1_000
+SKEW_MS_FAIL: Final = 60_000
+# A call costs about two operations of the ledger; beyond this they are felt.
+LEDGER_MS_WARN: Final = 20.0
+STORE_MS_WARN: Final = 200.0
+_ROUNDS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`detail` is a sentence that says what was found and, unless all is well, what to do."""
+
+    check: str
+    status: Status
+    detail: str
+
+
+async def examine(parts: Parts, *, is_open: bool) -> tuple[Finding, ...]:
+    """Store and ledger must be open. `is_open`: nobody needs a key."""
+    return (
+        _versions(),
+        *await ledger_findings(parts),
+        _outbox(parts),
+        *await store_findings(parts.store, _now_ms()),
+        *_configuration(parts, is_open),
+    )
+
+
+async def ledger_findings(parts: Parts) -> tuple[Finding, ...]:
+    """Reach and latency, clock, and what its engine says of its own policy and persistence."""
+    ledger = parts.ledger
+    engine = parts.config.storage.ledger.partition(":")[0]
+    if isinstance(ledger, OutageLedger) and not ledger.health.is_available:
+        return (Finding("ledger", "fail", f"{engine} is out of reach: {ledger.health.reason}"),)
+    try:
+        latency_ms = await _latency_ms(lambda: ledger.balances("default", ["run/doctor"]))
+        clock = await _clock(ledger)
+    except LedgerError as error:
+        return (Finding("ledger", "fail", f"{engine} does not answer: {error}"),)
+    status: Status = "warn" if latency_ms > LEDGER_MS_WARN else "ok"
+    reach = Finding("ledger", status, f"{engine} answers in {latency_ms:.1f} ms (median of {_ROUNDS}).")
+    return (reach, clock, *_policy(parts, engine))
+
+
+async def store_findings(store: Database, now_ms: int) -> tuple[Finding, ...]:
+    """Reach and latency, schema, and whether it may be written to."""
+    engine = "postgresql" if store.is_postgres else "sqlite"
+    try:
+        latency_ms = await _latency_ms(lambda: versions.read(store))
+        revision = await store.schema_revision()
+        schema = Finding("store schema", "ok", f"Revision {revision}, which is this gateway's.")
+        if revision != SCHEMA_REVISION:
+            schema = Finding("store schema", "fail", f"Revision {revision}, but this gateway has {SCHEMA_REVISION}.")
+    except StoreError as error:
+        return (Finding("store", "fail", f"{engine}: {error}"),)
+    except Exception as error:  # noqa: BLE001 - missing tables and permissions come as errors of many drivers
+        return (Finding("store", "fail", f"{engine}: {_first_line(error)} Run `farebox migrate`."),)
+    status: Status = "warn" if latency_ms > STORE_MS_WARN else "ok"
+    reach = Finding("store", status, f"{engine} answers in {latency_ms:.1f} ms (median of {_ROUNDS}).")
+    return reach, schema, await _writable(store, now_ms)
+
+
+async def _writable(store: Database, now_ms: int) -> Finding:
+    try:
+        await versions.note(store, "doctor", str(now_ms))
+    except Exception as error:  # noqa: BLE001 - what an engine says to a write that it forbids is the finding
+        return Finding("store permissions", "fail", f"It cannot be written to: {_first_line(error)}")
+    return Finding("store permissions", "ok", "It can be read and written.")
+
+
+async def _clock(ledger: Ledger) -> Finding:
+    before = _now_ms()
+    theirs = await ledger.now_ms()
+    skew_ms = theirs - (before + _now_ms()) // 2
+    status: Status = "ok" if abs(skew_ms) < SKEW_MS_WARN else "warn" if abs(skew_ms) < SKEW_MS_FAIL else "fail"
+    advice = "" if status == "ok" else " Set both machines' clocks by NTP."
+    return Finding("ledger clock", status, f"{skew_ms:+d} ms against this machine.{advice}")
+
+
+def _policy(parts: Parts, engine: str) -> tuple[Finding, ...]:
+    ledger, storage = parts.ledger, parts.config.storage
+    if isinstance(ledger, OutageLedger):
+        warnings = ledger.health.warnings
+        found = tuple(Finding("ledger policy", "warn", warning) for warning in warnings)
+        kept = Finding("ledger policy", "ok", "Nothing is evicted, and what is written is kept (appendonly).")
+        spooled = ledger.health.spooled
+        waiting = (Finding("ledger spool", "warn", f"{spooled} events wait on disk."),) if spooled else ()
+        return (*(found or (kept,)), *waiting)
+    if engine == "memory":
+        return (Finding("ledger policy", "warn", "Everything is forgotten when the process ends."),)
+    says = "every write waits for the disk" if storage.durability == "strict" else "safe against a crash of the process"
+    return (Finding("ledger policy", "ok", f"Durability {storage.durability}: {says}."),)
+
+
+def _outbox(parts: Parts) -> Finding:
+    flusher = parts.flusher
+    status: Status = "fail" if flusher.is_full else "warn" if flusher.is_nearly_full or flusher.last_error else "ok"
+    waiting = f"{flusher.outbox_size} events wait for the store, the oldest for {flusher.lag_ms} ms."
+    return Finding("outbox", status, f"{waiting} {flusher.last_error}".strip())
+
+
+def _versions() -> Finding:
+    """SQLite from 3.7.0 to 3.51.2 can damage a WAL file that two connections write; here there is one."""
+    found = f"Farebox {__version__}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
+    if sqlite3.sqlite_version_info < (3, 51, 3):
+        found += " (its WAL fault of before 3.51.3 needs two writers; Farebox has one)"
+    return Finding("versions", "ok", f"{found}.")
+
+
+def _configuration(parts: Parts, is_open: bool) -> tuple[Finding, ...]:
+    rows = parts.control.snapshot.setting_rows
+    found = [Finding("settings", "warn", told) for told in conflicts({key: row.value for key, row in rows.items()})]
+    models = len(parts.config.model_list)
+    found.append(
+        Finding("models", "ok" if models else "warn", f"{models} in model_list." if models else "model_list is empty.")
+    )
+    keys = sum(
+        key.revoked_at_ms is None for key in {key.id: key for key in parts.control.snapshot.keys.values()}.values()
+    )
+    access = (
+        Finding("access", "warn", "There is no key: every program on this machine may call models and change anything.")
+        if is_open
+        else Finding("access", "ok", f"{keys} keys; the control API needs an admin key.")
+    )
+    return (*found, access)
+
+
+async def _latency_ms(operation: Callable[[], Awaitable[object]]) -> float:
+    took: list[float] = []
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        await operation()
+        took.append((time.perf_counter() - began) * 1000)
+    return median(took)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _first_line(error: BaseException) -> str:
+    cause = getattr(error, "orig", None) or error
+    return (str(cause) or type(cause).__name__).splitlines()[0]

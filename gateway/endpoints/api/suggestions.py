@@ -1,0 +1,48 @@
+"""/api/workflows/{workflow}/suggestions: budgets out of what its runs used, and writing them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.endpoints.api.route import Ask, Route
+from gateway.endpoints.api.schema import NoBody, ProjectQuery
+from gateway.errors import BadRequest
+from gateway.store import budgets as budgets_store
+from gateway.suggestions import Suggestion, as_budget, suggest
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestions:
+    """`applied` are the ids of the budgets that were written."""
+
+    workflow: str
+    suggestions: tuple[Suggestion, ...]
+    applied: tuple[str, ...] = ()
+
+
+async def list_suggestions(ask: Ask[ProjectQuery, NoBody]) -> Suggestions:
+    """A fifth above the p95 of the last 30 days' finished runs; empty while there are none."""
+    await ask.desk.catch_up()
+    workflow = ask.path["workflow"]
+    return Suggestions(workflow, await suggest(ask.store, ask.project, workflow, ask.desk.now_ms()))
+
+
+async def apply_suggestions(ask: Ask[ProjectQuery, NoBody]) -> Suggestions:
+    """Writes them as budgets, in place of those that were suggested before."""
+    found = await list_suggestions(ask)
+    if not found.suggestions:
+        raise BadRequest(
+            f"Workflow {found.workflow!r} has no finished run to learn from.", status=409, code="nothing_to_suggest"
+        )
+    stored = [as_budget(one, ask.project, ask.desk.now_ms(), ask.actor.name) for one in found.suggestions]
+    for budget in stored:
+        await ask.desk.parts.control.change(budgets_store.put(ask.store, budget))
+    applied = tuple(budget.id for budget in stored)
+    await ask.audit("budget.suggested", found.workflow, budgets=list(applied))
+    return Suggestions(found.workflow, found.suggestions, applied)
+
+
+ROUTES = (
+    Route("GET", "/workflows/{workflow}/suggestions", list_suggestions, Suggestions, "Budgets that its runs suggest."),
+    Route("POST", "/workflows/{workflow}/suggestions", apply_suggestions, Suggestions, "Write the suggested budgets."),
+)

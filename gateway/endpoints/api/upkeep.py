@@ -1,0 +1,106 @@
+"""/api/doctor and /api/reconcile: is everything fit, and do ledger and store say the same?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from gateway import reconcile
+from gateway.doctor import Finding, examine
+from gateway.endpoints.api.route import Ask, Route
+from gateway.endpoints.api.schema import Instant, NoBody, ProjectQuery, Strict, in_ms
+from gateway.reconcile import Drift
+from gateway.run_view import usd
+from policies.amounts import Amount
+from policies.budgets import RUN_KEEP_MS
+
+_FLUSH_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    findings: tuple[Finding, ...]
+    is_fit: bool
+
+
+class ReconcileBody(Strict):
+    repair: bool = Field(default=False, description="Write each difference down as an entry of its own.")
+    since: Instant | None = Field(default=None, description="Runs seen since then; default: 30 days.")
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    tokens: int
+    usd: float
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class DriftView:
+    """`booked` is what the ledger has settled, `stored` what the rows sum up to."""
+
+    account: str
+    booked: Units
+    stored: Units
+    difference: Units
+
+
+@dataclass(frozen=True, slots=True)
+class ReconciliationView:
+    """`moving` accounts had calls under way: look again. `parked` is in events that could not be stored."""
+
+    project: str
+    checked: int
+    drifts: tuple[DriftView, ...]
+    moving: tuple[str, ...]
+    parked: Units
+    repaired: int
+
+
+async def get_doctor(ask: Ask[ProjectQuery, NoBody]) -> Findings:
+    found = await examine(ask.desk.parts, is_open=ask.desk.access.is_open())
+    return Findings(found, all(finding.status != "fail" for finding in found))
+
+
+async def post_reconcile(ask: Ask[ProjectQuery, ReconcileBody]) -> ReconciliationView:
+    parts = ask.desk.parts
+    since_ms = in_ms(ask.body.since)
+    if since_ms is None:
+        since_ms = max(0, ask.desk.now_ms() - RUN_KEEP_MS)
+    await ask.desk.catch_up()
+
+    async def flush() -> bool:
+        return await parts.flusher.drain(_FLUSH_MS)
+
+    accounts = await reconcile.run_accounts(ask.store, ask.project, since_ms)
+    found = await reconcile.reconcile(parts.ledger, ask.store, ask.project, accounts, flush)
+    repaired = 0
+    if ask.body.repair and found.drifts:
+        repaired = len(await reconcile.repair(parts.ledger, ask.store, found, accounts))
+        await ask.audit("ledger.repaired", entries=repaired, drifts=[drift.account for drift in found.drifts])
+        await ask.desk.catch_up()
+    drifts = tuple(_drift(drift) for drift in found.drifts)
+    return ReconciliationView(found.project, found.checked, drifts, found.moving, _units(found.parked), repaired)
+
+
+def _drift(drift: Drift) -> DriftView:
+    return DriftView(drift.account, _units(drift.booked), _units(drift.stored), _units(drift.difference))
+
+
+def _units(amount: Amount) -> Units:
+    return Units(amount.tokens, usd(amount.nano_usd), amount.requests)
+
+
+ROUTES = (
+    Route("GET", "/doctor", get_doctor, Findings, "Whether all that the gateway stands on is fit."),
+    Route(
+        "POST",
+        "/reconcile",
+        post_reconcile,
+        ReconciliationView,
+        "Compare ledger and store, run by run.",
+        body=ReconcileBody,
+        body_required=False,
+    ),
+)

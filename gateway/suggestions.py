@@ -1,0 +1,77 @@
+"""Budgets for a workflow, out of what its runs really used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from gateway.store import runs as runs_store
+from gateway.store import step_history
+from gateway.store.budgets import StoredBudget
+from gateway.store.database import Database
+from gateway.store.runs import Run, RunFilter
+from gateway.store.step_history import DAYS, HALF_LIFE_MS, SAMPLES_MAX, SILENCE_MS, StepSample
+from policies.allocation import SAMPLES_MIN, decayed_p95
+from policies.amounts import Limit
+from policies.budgets import Budget, Scope, Window
+
+# A fifth above the p95: what is normal never meets the limit, what runs away does so at once.
+_HEADROOM_PERCENT: Final = 120
+_ROUND_TO_TOKENS: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """`p95_tokens` weighs newer runs more. Below ten samples (`is_sure` False) it says more about chance than about the work."""
+
+    scope: Literal["run", "step"]
+    match: str
+    samples: int
+    p95_tokens: int
+    tokens: int
+    is_sure: bool
+
+
+async def suggest(db: Database, project: str, workflow: str, now_ms: int) -> tuple[Suggestion, ...]:
+    """For the run and for each step, of finished runs of the last 30 days. Raises StoreUnavailable."""
+    found = [_suggestion("run", workflow, await _run_samples(db, project, workflow, now_ms))]
+    by_step = await step_history.by_step(db, project, workflow, now_ms)
+    found += [_suggestion("step", f"{workflow}/{step}", samples) for step, samples in sorted(by_step.items())]
+    return tuple(one for one in found if one is not None)
+
+
+def as_budget(suggestion: Suggestion, project: str, now_ms: int, who: str) -> StoredBudget:
+    """Its id is made of what it is for, so that a later suggestion takes the place of an earlier one."""
+    budget = Budget(
+        Scope(suggestion.scope),
+        Limit(tokens=suggestion.tokens),
+        match=suggestion.match,
+        window=Window.RUN,
+        project=project,
+    )
+    return StoredBudget(f"suggested:{project}:{suggestion.scope}:{suggestion.match}", budget, now_ms, who)
+
+
+def _suggestion(scope: Literal["run", "step"], match: str, samples: Sequence[StepSample]) -> Suggestion | None:
+    p95 = decayed_p95(samples)
+    if p95 is None:
+        return None
+    above = -(-p95 * _HEADROOM_PERCENT // 100)
+    tokens = -(-above // _ROUND_TO_TOKENS) * _ROUND_TO_TOKENS
+    return Suggestion(scope, match, len(samples), p95, tokens, len(samples) >= SAMPLES_MIN)
+
+
+async def _run_samples(db: Database, project: str, workflow: str, now_ms: int) -> list[StepSample]:
+    wanted = RunFilter(project=project, workflow=workflow, from_ms=now_ms - DAYS * 86_400_000)
+    page = await runs_store.list_runs(db, wanted, SAMPLES_MAX)
+    return [
+        StepSample(run.sums.total_tokens, run.last_at_ms, 0.5 ** (max(0, now_ms - run.last_at_ms) / HALF_LIFE_MS))
+        for run in page.runs
+        if run.sums.total_tokens > 0 and _is_finished(run, now_ms)
+    ]
+
+
+def _is_finished(run: Run, now_ms: int) -> bool:
+    """As the history of steps has it: one that was cut off says nothing about what the work needs."""
+    return run.state == "completed" or (run.state == "active" and run.last_at_ms < now_ms - SILENCE_MS)

@@ -1,0 +1,462 @@
+"""Settings, workflows, budgets, keys, usage and the rest, through the control API of a running gateway."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gateway.reconcile import run_accounts
+from gateway.store import workflows as workflows_store
+from gateway.store.database import StoreUnavailable
+from policies.amounts import Amount
+from policies.settings import SETTINGS
+from tests.api_client import Api
+
+pytest_plugins = ("tests.api_fixtures",)
+
+STEP = "orchestration_max_tokens_per_step"
+
+
+async def test_all_settings_with_their_ranges(api: Api) -> None:
+    found = (await api.get("/api/settings"))["settings"]
+    assert [setting["key"] for setting in found] == list(SETTINGS)
+    one = await api.get(f"/api/settings/{STEP}")
+    assert {"key", "value", "type", "range", "category", "description", "updated_at", "updated_by"} <= one.keys()
+    assert (one["value"], one["type"], one["category"], one["origin"]) == (4000, "integer", "budgets", "default")
+
+
+async def test_a_change_counts_at_once_and_is_in_the_history(api: Api) -> None:
+    changed = await api.put(f"/api/settings/{STEP}", {"value": 5000})
+    assert (changed["value"], changed["origin"], changed["updated_by"]) == (5000, "store", "local")
+    assert changed["updated_at"].endswith("Z")
+    assert api.application.parts.control.snapshot.settings.max_tokens_per_step == 5000
+    await api.put(f"/api/settings/{STEP}", {"value": 6000})
+    changes = (await api.get(f"/api/settings/{STEP}/history"))["changes"]
+    assert [(change["old"], change["new"], change["changed_by"]) for change in changes] == [
+        (5000, 6000, "local"),
+        (4000, 5000, "local"),
+    ]
+    reverted = await api.post(f"/api/settings/history/{changes[1]['id']}/revert")
+    assert reverted["value"] == 4000
+    everything = await api.get("/api/settings/history?limit=2")
+    assert [change["new"] for change in everything["changes"]] == [4000, 6000]
+    following = await api.get(f"/api/settings/history?limit=2&cursor={everything['next']}")
+    assert [change["new"] for change in following["changes"]] == [5000]
+    assert following["next"] is None
+
+
+REFUSED_SETTINGS: list[tuple[str, Any, int, str]] = [
+    (STEP, {"value": 0}, 400, "1 to 10000000"),
+    (STEP, {"value": "many"}, 400, "1 to 10000000"),
+    (STEP, {"value": True}, 400, "whole number"),
+    (STEP, {"value": None}, 400, "value"),
+    (STEP, {}, 400, "value"),
+    (STEP, {"value": 5, "more": 1}, 400, "more"),
+    ("orchestration_compression_aggressiveness", {"value": "brutal"}, 400, "low, medium, high"),
+    ("orchestration_enabled", {"value": "perhaps"}, 400, "true or false"),
+    ("orchestration_ais_fast_tier_max_score", {"value": 9.5}, 400, "above"),  # contradicts the balanced threshold
+    ("no_such_setting", {"value": 1}, 404, "no_such_setting"),
+]
+
+
+async def test_refused_settings_say_what_is_allowed(api: Api) -> None:
+    for key, body, expected, words in REFUSED_SETTINGS:
+        status, error = await api.refused("PUT", f"/api/settings/{key}", body)
+        assert status == expected, (key, body)
+        assert words in error["message"], error
+    assert (await api.get("/api/settings/history"))["changes"] == []
+
+
+async def test_several_settings_change_together_or_not_at_all(api: Api) -> None:
+    both = {"orchestration_ais_fast_tier_max_score": 7.5, "orchestration_ais_balanced_tier_max_score": 8}
+    status, _ = await api.refused("PUT", "/api/settings", {"values": {**both, STEP: 0}})
+    assert status == 400
+    assert (await api.get("/api/settings/orchestration_ais_fast_tier_max_score"))["value"] == 3.0
+    both["orchestration_ais_powerful_tier_min_score"] = 8
+    assert len((await api.put("/api/settings", {"values": both}))["settings"]) == 3
+    assert (await api.get("/api/settings/orchestration_ais_fast_tier_max_score"))["value"] == 7.5
+
+
+MALFORMED = (
+    (b"{", "invalid_json"),
+    (b"[]", "invalid_json"),
+    (b'"x"', "invalid_json"),
+    (b"", "invalid_json"),
+    (b'{"value": NaN}', "invalid_json"),
+    (b'{"value": 1, "value": 2}', "duplicate_key"),
+    (b'\xef\xbb\xbf{"value": 1}', "invalid_json"),
+    (b'{"value":' + b"[" * 100_000, "invalid_json"),
+    (b'{"value": 1' + b"0" * 5_000 + b"}", "invalid_json"),
+    (b'{"value": "' + b"x" * 5_000_000 + b'"}', "request_too_large"),
+)
+
+
+async def test_malformed_bodies(api: Api) -> None:
+    for content, code in MALFORMED:
+        status, error = await api.refused("PUT", f"/api/settings/{STEP}", content=content)
+        assert status in (400, 413), content[:40]
+        assert error["code"] in (code, "invalid_value"), content[:40]
+
+
+BAD_QUERIES = ("limit=0", "limit=many", "limit=1&limit=2", "surprise=1", "project=a%20b", "from=yesterday", "state=odd")
+
+
+async def test_bad_queries_and_paths(api: Api) -> None:
+    for query in BAD_QUERIES:
+        assert (await api.refused("GET", f"/api/runs?{query}"))[0] == 400, query
+    for method, path, status in (
+        ("GET", "/api/nothing", 404),
+        ("GET", "/api/", 404),
+        ("PATCH", "/api/settings", 405),
+        ("DELETE", "/api/settings", 405),
+    ):
+        found, error = await api.refused(method, path)
+        assert found == status, path
+        assert error["type"] == "invalid_request_error"
+
+
+DECLARATION = {
+    "description": "Every night.",
+    "mode": "enforce",
+    "strategy": "priority",
+    "budget": {"tokens": 9000, "usd": 0.25},
+    "steps": [
+        {"id": "read", "description": "Extract the totals.", "intent": "Extract"},
+        {
+            "id": "loop",
+            "kind": "loop",
+            "steps": [{"id": "check", "prompt": "Verify it.", "budget": 700, "priority": "high"}],
+        },
+    ],
+}
+
+
+async def test_a_workflow_is_declared_read_replaced_and_deleted(api: Api) -> None:
+    put = await api.put("/api/workflows/nightly", DECLARATION)
+    assert (put["workflow"], put["mode"], put["strategy"]) == ("nightly", "enforce", "priority")
+    assert put["budget"] == {"tokens": 9000, "usd": 0.25}
+    assert put["steps"][0] == {
+        "id": "read",
+        "prompt": "Extract the totals.",
+        "description": "Extract the totals.",
+        "intent": "extract",
+    }
+    assert put["steps"][1]["steps"][0]["budget"] == {"tokens": 700}
+    assert await api.get("/api/workflows/nightly") == put
+    assert [one["workflow"] for one in (await api.get("/api/workflows"))["workflows"]] == ["nightly"]
+    assert (await api.get("/api/workflows?project=other"))["workflows"] == []
+    run = await api.post("/api/runs", {"workflow": "nightly", "run": "r"})
+    assert run["tokens"]["limit"] == 9000
+    await api.put("/api/workflows/nightly", {"steps": [{"id": "only"}]})
+    assert len((await api.get("/api/workflows/nightly"))["steps"]) == 1
+    assert (await api.delete("/api/workflows/nightly"))["deleted"] is True
+    assert (await api.refused("GET", "/api/workflows/nightly"))[0] == 404
+    assert (await api.refused("DELETE", "/api/workflows/nightly"))[0] == 404
+
+
+async def test_bad_declarations(api: Api) -> None:
+    nested: dict[str, Any] = {"id": "deep"}
+    for level in range(40):
+        nested = {"id": f"g{level}", "steps": [nested]}
+    for name, body in (
+        ("w", {"steps": [{"id": "a"}, {"id": "a"}]}),
+        ("w", {"steps": [{"id": "g", "steps": [{"id": "a"}]}, {"id": "a"}]}),
+        ("w", {"steps": [nested]}),
+        ("w", {"mode": "maybe"}),
+        ("w", {"budget": {"tokens": -1}}),
+        ("w", {"steps": [{"id": "a b"}]}),
+        ("a b", {"steps": []}),
+    ):
+        assert (await api.refused("PUT", f"/api/workflows/{name}", body))[0] == 400, body
+    assert (await api.get("/api/workflows"))["workflows"] == []
+
+
+async def test_budgets_of_file_and_store_with_what_is_left(api: Api) -> None:
+    used = (await api.chat("r1")).json()["usage"]["total_tokens"]
+    made = await api.post("/api/budgets", {"scope": "project", "match": "default", "tokens": 10_000, "window": "day"})
+    assert (made["origin"], made["scope"], made["tokens"], made["window"]) == ("store", "project", 10_000, "day")
+    await api.chat("r1")
+    found = {one["id"]: one for one in (await api.get("/api/budgets"))["budgets"]}
+    assert [one["origin"] for one in found.values()] == ["file", "file", "store"]
+    (workflow,) = found["file:1"]["accounts"]
+    assert (workflow["scope_id"], workflow["tokens_settled"], workflow["tokens_limit"]) == (
+        "nightly",
+        2 * used,
+        100_000,
+    )
+    assert workflow["tokens_remaining"] == 100_000 - 2 * used
+    assert workflow["resets_at"] is not None
+    (project,) = found[made["id"]]["accounts"]
+    assert project["tokens_settled"] == used  # it counts from the moment there is such a budget
+    assert found["file:0"]["accounts"] == []
+
+
+async def test_a_budget_made_now_holds_at_the_next_call(api: Api) -> None:
+    made = await api.post("/api/budgets", {"scope": "run", "match": "nightly", "tokens": 5, "on_pressure": ["refuse"]})
+    assert (await api.chat("r1")).status_code == 402
+    changed = await api.put(f"/api/budgets/{made['id']}", {"scope": "run", "match": "nightly", "tokens": 5000})
+    assert changed["tokens"] == 5000
+    assert (await api.chat("r1")).headers["x-budget-run-limit"] == "5000"
+    await api.delete(f"/api/budgets/{made['id']}")
+    assert (await api.chat("r1")).headers["x-budget-run-limit"] == "20000"
+    assert (await api.refused("DELETE", f"/api/budgets/{made['id']}"))[0] == 404
+    assert (await api.refused("PUT", "/api/budgets/file:0", {"scope": "run", "tokens": 1}))[1][
+        "code"
+    ] == "budget_of_file"
+
+
+async def test_bad_budgets(api: Api) -> None:
+    for body in (
+        {"scope": "run"},
+        {"scope": "team", "tokens": 1},
+        {"scope": "run", "tokens": 1, "window": "day"},
+        {"scope": "key", "tokens": 1, "window": "run"},
+        {"scope": "run", "tokens": -1},
+        {"scope": "run", "tokens": 1.5},
+        {"scope": "run", "usd": "much"},
+        {"scope": "run", "usd": 9_100_000},
+        {"scope": "key", "tokens": 1, "timezone": "Mars/Base"},
+        {"scope": "run", "tokens": 1, "surprise": 1},
+    ):
+        assert (await api.refused("POST", "/api/budgets", body))[0] == 400, body
+
+
+async def test_the_life_of_a_key(api: Api) -> None:
+    admin = await api.post("/api/keys", {"name": "ops", "admin": True})
+    assert admin["key"].startswith("fb_")
+    assert (admin["role"], admin["state"], admin["warning"]) == ("admin", "active", None)
+    api.headers["authorization"] = f"Bearer {admin['key']}"
+    made = await api.post(
+        "/api/keys",
+        {"name": "ci", "project": "team", "agent": "ada", "limits": {"tokens": 500, "window": "day", "concurrency": 2}},
+    )
+    assert (made["project"], made["limits"]) == ("team", {"tokens": 500, "window": "day", "concurrency": 2})
+    listed = await api.get("/api/keys")
+    assert [key["name"] for key in listed["keys"]] == ["ci", "ops"]
+    assert all("key" not in key and "digest" not in key for key in listed["keys"])
+    assert made["key"] not in str(listed)
+    as_ci = {"authorization": f"Bearer {made['key']}"}
+    assert (await api.chat("r1", **as_ci)).status_code == 200
+    rotated = await api.post(f"/api/keys/{made['id']}/rotate", {"grace_seconds": 60})
+    assert rotated["id"] == made["id"]
+    assert rotated["key"] != made["key"]
+    assert (await api.chat("r1", **as_ci)).status_code == 200
+    again = await api.post("/api/keys/ci/rotate")
+    assert (await api.chat("r1", **as_ci)).status_code == 401
+    revoked = await api.delete(f"/api/keys/{made['id']}")
+    assert revoked["state"] == "revoked"
+    assert (await api.chat("r1", authorization=f"Bearer {again['key']}")).status_code == 401
+    assert (await api.refused("POST", f"/api/keys/{made['id']}/rotate"))[1]["code"] == "key_revoked"
+    expiring = await api.post("/api/keys", {"name": "short", "expires_in_days": 1})
+    assert expiring["expires_at"] > expiring["created_at"]
+    for body in (
+        {},
+        {"name": ""},
+        {"name": "x", "expires_at": "2020-01-01"},
+        {"name": "x", "admin": True, "role": "viewer"},
+    ):
+        assert (await api.refused("POST", "/api/keys", body))[0] == 400, body
+    events = (await api.get("/api/audit?action=key."))["events"]
+    assert [event["action"] for event in reversed(events)] == [
+        "key.created",
+        "key.created",
+        "key.rotated",
+        "key.rotated",
+        "key.revoked",
+        "key.created",
+    ]
+    assert made["key"] not in str(events)
+
+
+async def test_classifying_one_and_many(api: Api) -> None:
+    step = {"workflow": "w", "step": "summarize_thread", "prompt": "Summarize the following thread in three sentences."}
+    one = await api.post("/api/classify", step)
+    many = await api.post("/api/classify", {"steps": [step, {"prompt": "Translate this to French: hello"}]})
+    assert one["classifications"] == many["classifications"][:1]
+    assert [found["intent"] for found in many["classifications"]] == ["summarize", "transform"]
+    for found in many["classifications"]:
+        assert found.keys() == {"intent", "confidence", "source", "reasoning", "alternatives"}
+        assert 0 < found["confidence"] <= 1
+    await api.put("/api/workflows/w", {"steps": [{"id": "summarize_thread", "intent": "filter"}]})
+    assert (await api.post("/api/classify", step))["classifications"][0]["source"] == "declared"
+    bodies: tuple[dict[str, Any], ...] = ({}, {"steps": []}, {"steps": [{}]}, {"prompt": 5})
+    for body in bodies:
+        assert (await api.refused("POST", "/api/classify", body))[0] == 400, body
+
+
+async def test_strategies_are_tried(api: Api) -> None:
+    steps = [{"id": "a", "intent": "extract"}, {"id": "b", "intent": "generate", "priority": "critical"}]
+    for strategy in ("equal", "proportional", "adaptive", "priority"):
+        found = await api.post("/api/allocate", {"strategy": strategy, "tokens": 2000, "ais": 0, "steps": steps})
+        assert found["strategy"] == strategy
+        assert found["pool_tokens"] == 2000
+        assert sum(one["tokens"] for one in found["allocations"]) == 2000
+        assert [one["step"] for one in found["allocations"]] == ["a", "b"]
+        assert all(one["hard_limit_tokens"] >= one["tokens"] and one["reason"] for one in found["allocations"])
+    bodies: tuple[dict[str, Any], ...] = (
+        {"steps": []},
+        {"strategy": "best", "steps": steps},
+        {"ais": 11, "steps": steps},
+    )
+    for body in bodies:
+        assert (await api.refused("POST", "/api/allocate", body))[0] == 400, body
+    assert (await api.get("/api/runs"))["runs"] == []
+
+
+async def test_usage_in_every_grouping_sums_to_the_same(api: Api) -> None:
+    for run, step in (("r1", "a"), ("r1", "b"), ("r2", "a")):
+        await api.chat(run, step)
+    totals = None
+    for group in ("workflow", "run", "step", "agent", "intent", "model", "key", "day", "savings"):
+        found = await api.get("/api/usage", params={"group_by": group})
+        assert sum(row["total_tokens"] for row in found["rows"]) == found["total"]["total_tokens"] > 0
+        assert all(group in row for row in found["rows"])
+        totals = totals or found["total"]
+        assert found["total"] == totals, group
+    rows = (await api.get("/api/usage?group_by=step&run=r1"))["rows"]
+    assert {(row["step"], row["calls"]) for row in rows} == {("a", 1), ("b", 1)}
+    assert (await api.get("/api/usage?from=2030-01-01"))["rows"] == []
+    page = await api.get("/api/usage?group_by=run&limit=1")
+    rest = await api.get(f"/api/usage?group_by=run&limit=1&cursor={page['next']}")
+    assert {page["rows"][0]["run"], rest["rows"][0]["run"]} == {"r1", "r2"}
+    assert "next" not in rest
+    for query in ("group_by=color", "from=2026-02-01&to=2026-01-01", "format=xml"):
+        assert (await api.refused("GET", f"/api/usage?{query}"))[0] == 400, query
+
+
+async def test_usage_as_csv_is_no_formula(api: Api) -> None:
+    await api.chat("r1", "-cmd@x")
+    asked = (
+        {"params": {"group_by": "step", "format": "csv"}},
+        {"params": {"group_by": "step"}, "headers": {"accept": "text/csv"}},
+    )
+    for options in asked:
+        reply = await api.ask("GET", "/api/usage", **options)
+        assert reply.headers["content-type"].startswith("text/csv")
+        rows = list(csv.DictReader(io.StringIO(reply.text)))
+        assert [row["step"] for row in rows] == ["'-cmd@x"]
+        assert rows[0]["calls"] == "1"
+
+
+async def test_intensity_is_neutral_until_set(api: Api) -> None:
+    unknown = await api.get("/api/agents/ada/intensity")
+    assert (unknown["combined"], unknown["source"], unknown["history"]) == (5.0, "unknown", [])
+    score = await api.put("/api/agents/ada/intensity", {"creation": 2, "execution": 8})
+    assert (score["creation"], score["execution"], score["source"]) == (2.0, 8.0, "set")
+    assert score["combined"] == 6.2
+    again = await api.put("/api/agents/ada/intensity", {"execution": 4})
+    assert (again["creation"], again["execution"], len(again["history"])) == (2.0, 4.0, 2)
+    assert [one["agent"] for one in (await api.get("/api/agents"))["agents"]] == ["ada"]
+    for body in ({}, {"creation": 11}, {"creation": -1}, {"combined": 5}):
+        assert (await api.refused("PUT", "/api/agents/ada/intensity", body))[0] == 400, body
+
+
+async def test_every_change_is_audited(api: Api) -> None:
+    await api.put(f"/api/settings/{STEP}", {"value": 5000})
+    await api.put("/api/workflows/w", {"steps": []})
+    budget = await api.post("/api/budgets", {"scope": "run", "tokens": 5000})
+    await api.delete(f"/api/budgets/{budget['id']}")
+    await api.post("/api/runs", {"workflow": "w", "run": "r"})
+    for action in ("pause", "resume", "reset", "complete"):
+        await api.post(f"/api/runs/r/{action}")
+    await api.put("/api/agents/ada/intensity", {"creation": 1})
+    await api.delete("/api/workflows/w")
+    # What the gateway decides by itself is in the log, too, under another name.
+    events = (await api.get("/api/audit?actor=local"))["events"]
+    assert [event["action"] for event in reversed(events)] == [
+        "setting.changed",
+        "workflow.declared",
+        "budget.created",
+        "budget.deleted",
+        "run.initialised",
+        "run.paused",
+        "run.resumed",
+        "run.reset",
+        "run.completed",
+        "agent.intensity",
+        "workflow.deleted",
+    ]
+    assert events[-1]["detail"] == {"old": 4000, "new": 5000}
+    assert all(event["actor"] == "local" and event["at"] and event["request_id"] for event in events)
+    assert len((await api.get("/api/audit?actor=local&action=run."))["events"]) == 5
+    assert len((await api.get("/api/audit?run=r&action=run.paused"))["events"]) == 1
+    page = await api.get("/api/audit?actor=local&limit=6")
+    rest = await api.get(f"/api/audit?actor=local&limit=6&cursor={page['next']}")
+    assert [event["id"] for event in page["events"] + rest["events"]] == [event["id"] for event in events]
+
+
+async def test_budgets_are_suggested_from_what_was_used(api: Api) -> None:
+    assert (await api.get("/api/workflows/nightly/suggestions"))["suggestions"] == []
+    assert (await api.refused("POST", "/api/workflows/nightly/suggestions"))[0] == 409
+    used = 0
+    for number in range(3):
+        used = (await api.chat(f"r{number}", "draft")).json()["usage"]["total_tokens"]
+        await api.post(f"/api/runs/r{number}/complete")
+    found = await api.get("/api/workflows/nightly/suggestions")
+    assert [(one["scope"], one["match"], one["samples"], one["p95_tokens"]) for one in found["suggestions"]] == [
+        ("run", "nightly", 3, used),
+        ("step", "nightly/draft", 3, used),
+    ]
+    assert all(one["tokens"] >= used * 1.2 and not one["is_sure"] for one in found["suggestions"])
+    assert (await api.get("/api/budgets"))["budgets"][-1]["origin"] == "file"
+    for _ in range(2):
+        applied = await api.post("/api/workflows/nightly/suggestions")
+    stored = [one for one in (await api.get("/api/budgets"))["budgets"] if one["origin"] == "store"]
+    assert sorted(one["id"] for one in stored) == sorted(applied["applied"])
+    assert (await api.chat("r9", "draft")).headers["x-budget-run-limit"] == str(found["suggestions"][0]["tokens"])
+
+
+async def test_the_doctor_looks_at_everything(api: Api) -> None:
+    found = await api.get("/api/doctor")
+    by_check = {finding["check"]: finding for finding in found["findings"]}
+    assert found["is_fit"] is True
+    for check in (
+        "versions",
+        "ledger",
+        "ledger clock",
+        "outbox",
+        "store",
+        "store schema",
+        "store permissions",
+        "models",
+    ):
+        assert by_check[check]["status"] == "ok", by_check[check]
+    assert by_check["ledger policy"]["status"] == "warn"  # the twin forgets everything
+    assert by_check["access"]["status"] == "warn"  # nobody made a key yet
+
+
+async def test_a_difference_is_found_and_repaired(api: Api) -> None:
+    await api.chat("r1")
+    assert (await api.post("/api/reconcile"))["drifts"] == []
+    parts = api.application.parts
+    accounts = await run_accounts(parts.store, "default", 0)
+    booked = (await parts.ledger.balances("default", ["run/r1"]))[0].settled
+    more = replace(booked, tokens=booked.tokens + 7)
+    assert isinstance(more, Amount)
+    for account in accounts:
+        await parts.ledger.restore("default", account, more, 10**9)
+    found = await api.post("/api/reconcile", {"repair": True})
+    assert [drift["difference"]["tokens"] for drift in found["drifts"]] == [7, 7]
+    assert found["repaired"] == 1  # the step's entry is one of the run's, too
+    assert (await api.post("/api/reconcile"))["drifts"] == []
+
+
+async def test_a_store_that_is_away_is_told_as_such(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*_: Any) -> None:
+        raise StoreUnavailable("The store cannot be reached: connection refused")
+
+    async def broken(*_: Any) -> None:
+        raise RuntimeError("a secret of ours")
+
+    monkeypatch.setattr(workflows_store, "list_all", away)
+    reply = await api.ask("GET", "/api/workflows")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "store_unavailable")
+    assert reply.headers["retry-after"] == "1"
+    monkeypatch.setattr(workflows_store, "list_all", broken)
+    status, error = await api.refused("GET", "/api/workflows")
+    assert (status, error["code"]) == (500, "internal_error")
+    assert "secret" not in error["message"]
