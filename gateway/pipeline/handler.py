@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import structlog
 
-from gateway.errors import GatewayError, stopping
+from gateway.errors import GatewayError, LedgerOutage, stopping
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.admission import Admission
 from gateway.pipeline.answer import encoded, error_headers
@@ -76,11 +76,14 @@ class CallHandler:
     async def _admit(self, call: Call) -> None:
         try:
             await self._admission.admit(call)
-        except BaseException:
+        except BaseException as error:
             self._admission.leave(call)
             # A reservation whose answer never arrived may exist all the same; taking it back by its id is harmless.
             if call.count is not None and call.grant is None:
-                await self._shielded(self._take_back(call))
+                taking_back = self._started(self._take_back(call))
+                # A ledger that is away answers late or never: the client is told at once.
+                if not isinstance(error, LedgerOutage):
+                    await asyncio.shield(taking_back)
             raise
 
     async def _take_back(self, call: Call) -> None:
@@ -127,11 +130,14 @@ class CallHandler:
         finally:
             self._flights.landed(call)
 
-    async def _shielded(self, work: Any) -> Any:
-        task = asyncio.ensure_future(work)
+    async def _shielded(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return await asyncio.shield(self._started(work))
+
+    def _started(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
-        return await asyncio.shield(task)
+        return task
 
     async def drain(self) -> None:
         """Wait for settlements whose callers are gone already."""
