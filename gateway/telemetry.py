@@ -28,7 +28,12 @@ class Telemetry:
     """One per process. `registry` is what `/metrics` shows."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry = registry or CollectorRegistry()
+        self.registry = registry or CollectorRegistry()
+        self._workflows: set[str] = set()
+        self._count_calls(self.registry)
+        self._gauge_state(self.registry)
+
+    def _count_calls(self, registry: CollectorRegistry) -> None:
         calls = ("route", "model", "provider", "status")
         self.requests = Counter("farebox_requests", "Calls by how they ended.", calls, registry=registry)
         self.duration = Histogram(
@@ -64,6 +69,8 @@ class Telemetry:
             "Calls that went on unplanned because of an error of ours.",
             registry=registry,
         )
+
+    def _gauge_state(self, registry: CollectorRegistry) -> None:
         self.in_flight = Gauge(
             "farebox_calls_in_flight", "Calls being served.", registry=registry, multiprocess_mode="livesum"
         )
@@ -96,7 +103,6 @@ class Telemetry:
         self.budget_limit = _largest("farebox_budget_limit_usd", "Of budgets on one name.", registry, scope)
         self.budget_settled = _largest("farebox_budget_settled_usd", "Of budgets on one name.", registry, scope)
         self.budget_reserved = _largest("farebox_budget_reserved_usd", "Of budgets on one name.", registry, scope)
-        self._workflows: set[str] = set()
 
     def exposition(self) -> bytes:
         """What `/metrics` answers, in Prometheus' text format."""
@@ -120,6 +126,8 @@ class Telemetry:
             self.admissions.labels("observed" if breached else "granted", breached).inc()
         if outcome.first_byte_ms is not None and call.request.stream:
             self.first_token.labels(model).observe(outcome.first_byte_ms / 1000)
+        if call.saved.tokens > 0:
+            self.saved_tokens.labels("compress").inc(call.saved.tokens)
         if usage is not None:
             self.tokens.labels("input", model).inc(usage.input_tokens)
             self.tokens.labels("output", model).inc(usage.output_tokens)
