@@ -75,7 +75,8 @@ class Scoring:
         tools = await agents_seen.tool_use(self._store, agent.project, agent.agent, since_ms)
         activity = activity_of(observed, tools)
         score = intensity_score(activity, self._shape(agent))
-        if before is not None and not _differs(before, score):
+        # Without any measure the score is the neutral one of an unknown agent, and that is what it should stay.
+        if not score.parts or (before is not None and not _differs(before, score)):
             return False
         await intensity_store.put(self._store, _intensity(agent, score, activity, now_ms))
         return True

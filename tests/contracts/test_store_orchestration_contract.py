@@ -1,0 +1,94 @@
+"""What the orchestration reads and writes, on SQLite and on Postgres: allocations beside the calls, learned steps, active agents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.store import agents_seen, known_steps, runs, usage
+from gateway.store.agents_seen import ActiveAgent, ToolUse
+from gateway.store.database import Database
+from gateway.store.known_steps import KnownStep
+from gateway.store.runs import RunStep
+from tests.store_events import DAY_MS, NOW_MS, entry
+
+pytest_plugins = ("tests.store_fixtures",)
+
+
+async def store_calls(db: Database, *events: dict[str, Any]) -> None:
+    entries = [entry(f"e{number}", **event) for number, event in enumerate(events)]
+    await usage.insert_entries(db, entries, NOW_MS)
+
+
+async def test_allocations_meet_what_calls_say_whichever_comes_first(db: Database) -> None:
+    given: dict[str, Any] = {"allocation_tokens": 500, "hard_limit_tokens": 600, "position": 1}
+    await runs.note_allocations(db, [("default", RunStep("r1", "draft", intent="generate", tier="fast", **given))])
+    await store_calls(
+        db, {"run": "r1", "step": "draft", "intent": "filter"}, {"run": "r1", "step": "post", "tokens": 7}
+    )
+    await runs.note_allocations(
+        db,
+        [
+            ("default", RunStep("r1", "post", allocation_tokens=10, hard_limit_tokens=12)),
+            ("default", RunStep("r1", "draft", allocation_tokens=1, hard_limit_tokens=1, position=1)),
+            ("default", RunStep("r1", "draft", **{**given, "allocation_tokens": 550}, plan={"reason": "more"})),
+        ],
+    )
+    run = await runs.get(db, "default", "r1")
+    assert run is not None
+    assert [(step.step, step.allocation_tokens, step.hard_limit_tokens) for step in run.steps] == [
+        ("draft", 550, 600),
+        ("post", 10, 12),
+    ]
+    draft, post = run.steps
+    assert (draft.intent, draft.sums.total_tokens, draft.plan) == ("filter", 150, {"reason": "more"})
+    assert post.sums.total_tokens == 7
+
+
+async def test_steps_are_known_by_their_latest_run_in_the_order_of_their_calls(db: Database) -> None:
+    await store_calls(
+        db,
+        {"run": "old", "step": "a", "intent": "send", "model": "large", "at_ms": NOW_MS - DAY_MS},
+        {"run": "new", "step": "b", "intent": "filter", "at_ms": NOW_MS - 2_000},
+        {"run": "new", "step": "a", "intent": "generate", "model": "small", "at_ms": NOW_MS - 1_000},
+        {"run": "new", "step": "free", "tokens": 0, "at_ms": NOW_MS - 1_000},
+        {"run": "stale", "step": "gone", "at_ms": NOW_MS - 40 * DAY_MS},
+        {"run": "other", "workflow": "other", "step": "c"},
+    )
+    found = await known_steps.of_workflow(db, "default", "wf", NOW_MS)
+    assert found == {"b": KnownStep("filter", "small", 0), "a": KnownStep("generate", "small", 1)}
+
+
+async def test_active_agents_and_their_workflows(db: Database) -> None:
+    await store_calls(
+        db,
+        {"run": "1", "agent": "ada", "workflow": "x", "at_ms": NOW_MS - 10},
+        {"run": "2", "agent": "ada", "workflow": "x", "at_ms": NOW_MS - 5},
+        {"run": "3", "agent": "ada", "workflow": "y", "at_ms": NOW_MS - 7},
+        {"run": "4", "agent": "bob", "at_ms": NOW_MS - 5_000},
+        {"run": "5", "agent": "", "at_ms": NOW_MS},
+    )
+    assert await agents_seen.active_since(db, NOW_MS - 1_000) == [
+        ActiveAgent("default", "ada", NOW_MS - 5, {"x": 2, "y": 1})
+    ]
+
+
+async def test_the_latest_fifty_runs_count(db: Database) -> None:
+    await store_calls(db, *({"run": f"r{n}", "at_ms": NOW_MS - n * 1_000} for n in range(60)))
+    assert await agents_seen.latest_runs_since(db, "default", "ada", 0) == NOW_MS - 49_000
+    assert await agents_seen.latest_runs_since(db, "default", "bob", 7) == 7
+
+
+async def test_tools_and_retries_are_summed_over_calls(db: Database) -> None:
+    def seen(**figures: int) -> dict[str, Any]:
+        return {"detail": {"seen": figures}}
+
+    await store_calls(
+        db,
+        {"run": "1", "detail": seen(tools=3, tool_calls=2)},
+        {"run": "1", "detail": seen(tools=5, retry=2)},
+        {"run": "2", "detail": {"detail": {"decisions": [1]}}},
+        {"run": "2", "detail": {"detail": "words"}},
+        {"run": "2", "detail": {"status": "refused", **seen(tools=9)}},
+        {"run": "3", "agent": "bob", "detail": seen(tools=9)},
+    )
+    assert await agents_seen.tool_use(db, "default", "ada", 0) == ToolUse(4, tool_calls=2, retries=1, tools_max=5)
