@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +43,12 @@ from gateway.orchestration import Orchestration
 from gateway.orchestration.asking import Asking
 from gateway.orchestration.assembly import make_orchestration
 from gateway.pipeline.admission import Admission, AdmissionRules
+from gateway.pipeline.answer_cache import AnswerCache
 from gateway.pipeline.call import Call
 from gateway.pipeline.forwarding import Forwarding
 from gateway.pipeline.handler import CallHandler
 from gateway.pipeline.hold import HoldKeeper
+from gateway.pipeline.idempotency import Idempotency
 from gateway.pipeline.intake import Intake
 from gateway.pipeline.places import Places
 from gateway.pipeline.relaying import Relaying
@@ -112,7 +114,8 @@ class Application:
         self, config: Config, *, allow_anonymous: bool = False, environment: Mapping[str, str] | None = None
     ) -> None:
         self.config = config
-        environ = dict(os.environ if environment is None else environment)
+        # The process's own, not a copy: LiteLLM reads its switches from there when it is imported.
+        environ: MutableMapping[str, str] = os.environ if environment is None else dict(environment)
         self.parts = _parts(config, environ, allow_anonymous)
         self._gauges = Gauges(self.parts)
         self._heartbeat = Heartbeat(
@@ -283,6 +286,8 @@ class Application:
             places=Places(
                 parts.telemetry, total_max=config.server.concurrency_max, key_max=config.server.key_concurrency_max
             ),
+            idempotency=Idempotency(time.monotonic),
+            cache=AnswerCache(parts.pool.cache_ttl_s, time.monotonic),
             new_id=parts.ids.new,
         )
         return handler, intake
@@ -309,7 +314,7 @@ class Application:
         return self.parts.telemetry.exposition()
 
 
-def _parts(config: Config, environment: dict[str, str], allow_anonymous: bool) -> Parts:
+def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymous: bool) -> Parts:
     ids = Ids(wall_clock_ms)
     price_map = PriceMap(installed_price_map())
     deployments = deployments_of(config.model_list, price_map)
@@ -398,7 +403,7 @@ def make_ledger(config: Config, rebuild: Rebuilding | None = None) -> Ledger:
     return OutageLedger(backing, Spool(spool, process_name().replace(":", "-")), processes_hint=config.server.workers)
 
 
-def _forwarder(tokenizer: Tokenizer, ids: Ids, environment: dict[str, str]) -> Forwarder:
+def _forwarder(tokenizer: Tokenizer, ids: Ids, environment: MutableMapping[str, str]) -> Forwarder:
     mock = MockLane(
         count=lambda text: tokenizer.count_text("o200k_base", text),
         count_prompt=tokenizer.count_prompt_now,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.errors import BadRequest
@@ -11,6 +12,15 @@ from gateway.errors import BadRequest
 Message = MutableMapping[str, Any]
 # Enough for 32 MB over a poor line; a client that takes longer holds memory that others need.
 _BODY_SECONDS_MAX: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A whole answer, as it was given."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
 
 
 class ClientGone(Exception):
@@ -27,6 +37,7 @@ class Exchange:
             name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
         }
         self.is_answered = False
+        self.answered: Answered | None = None  # None for streams too
         self.is_gone = False
         self._receive = receive
         self._send = send
@@ -82,5 +93,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
-        await self.start(status, [*headers, (b"content-length", str(len(body)).encode())])
+        given = Answered(status, tuple(headers), body)
+        await self.start(status, [*given.headers, (b"content-length", str(len(body)).encode())])
         await self.write(body, more=False)
+        self.answered = given

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
 from gateway.errors import GatewayError, LedgerOutage, stopping
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.admission import Admission
-from gateway.pipeline.answer import encoded, error_headers
+from gateway.pipeline.answer import call_headers, encoded, error_headers
+from gateway.pipeline.answer_cache import HEADER as CACHE_HEADER
+from gateway.pipeline.answer_cache import HIT_ACTION, AnswerCache, Lookup
 from gateway.pipeline.call import Call, Outcome, Settlement
 from gateway.pipeline.exchange import ClientGone, Exchange
 from gateway.pipeline.heartbeat_port import Flights
+from gateway.pipeline.idempotency import REPLAYED_HEADER, Idempotency
 from gateway.pipeline.intake import Intake
+from gateway.pipeline.kept_answers import KeptAnswer
 from gateway.pipeline.places import Places
 from gateway.pipeline.relaying import Relaying
 from gateway.pipeline.settlement import Settler
@@ -23,6 +27,8 @@ from gateway.upstream.port import UpstreamError
 from gateway.wire.protocol import WireProtocol
 
 _log = structlog.get_logger(__name__)
+_REPLAYED: Final = (REPLAYED_HEADER.encode(), b"true")
+_CACHE_HIT: Final = (CACHE_HEADER.encode(), b"hit")
 
 
 class CallHandler:
@@ -38,6 +44,8 @@ class CallHandler:
         flights: Flights,
         ledger: Ledger,
         places: Places,
+        idempotency: Idempotency,
+        cache: AnswerCache,
         new_id: Callable[[], str],
     ) -> None:
         self._intake = intake
@@ -47,6 +55,8 @@ class CallHandler:
         self._flights = flights
         self._ledger = ledger
         self._places = places
+        self._idempotency = idempotency
+        self._cache = cache
         self._new_id = new_id
         self._settling: set[asyncio.Task[Any]] = set()
 
@@ -57,10 +67,14 @@ class CallHandler:
         is_admitted = False
         try:
             call = await self._intake.take(exchange, protocol, path_tags, call_id)
-            with self._places.taken(call.principal):
+            with self._places.taken(call.principal), self._idempotency.once(exchange, call) as kept:
+                if kept is not None:
+                    await self._replay(exchange, call, kept)
+                    return
+                lookup = self._cache.look_up(exchange, call)
                 await self._admit(call)
                 is_admitted = True
-                await self._forward(exchange, call)
+                await self._forward(exchange, call, lookup)
         except ClientGone:
             return
         except GatewayError as error:
@@ -92,14 +106,27 @@ class CallHandler:
         except LedgerUnavailable:
             _log.warning("hold_left_to_sweeper", request_id=call.id)
 
-    async def _forward(self, exchange: Exchange, call: Call) -> None:
+    async def _replay(self, exchange: Exchange, call: Call, kept: KeptAnswer) -> None:
+        """Nothing is spent, and nothing is admitted: the first call was."""
+        call.actions.append("replay")
+        await self.settle(call, Outcome())
+        headers = [*encoded(call_headers(call, ())), (b"content-type", kept.content_type), _REPLAYED]
+        await exchange.answer(200, headers, kept.body)
+
+    async def _forward(self, exchange: Exchange, call: Call, lookup: Lookup | None) -> None:
         outcome = Outcome()
         ending = _Ending(self, call)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - we are in it
         exchange.watch(task)
         try:
+            if lookup is not None and lookup.kept is not None:
+                call.actions.append(HIT_ACTION)
+                await self._give_cached(exchange, call, lookup.kept, await ending.settle(outcome))
+                return
             await self._relaying.relay(exchange, call, outcome, ending.settle)
+            if lookup is not None:
+                self._cache.keep(lookup, call, exchange)
         except asyncio.CancelledError:
             outcome.status, outcome.code = "cancelled", "client_closed" if exchange.is_gone else "gateway_stopping"
             # A request that was on its way may have been read, and will be billed.
@@ -118,6 +145,12 @@ class CallHandler:
         finally:
             exchange.unwatch()
             await ending.settle(outcome)
+
+    async def _give_cached(self, exchange: Exchange, call: Call, kept: KeptAnswer, settlement: Settlement) -> None:
+        """The hold was given back whole: no provider was asked."""
+        self._admission.leave(call)
+        headers = [*encoded(call_headers(call, settlement.balances)), (b"content-type", kept.content_type), _CACHE_HIT]
+        await exchange.answer(200, headers, kept.body)
 
     async def settle(self, call: Call, outcome: Outcome) -> Settlement:
         """To the end, whatever happens to the task that asked for it."""

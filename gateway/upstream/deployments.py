@@ -68,6 +68,11 @@ class Pool:
         """All deployments of a name, resting or not; empty for an unknown one."""
         return self._by_name.get(name, ())
 
+    def cache_ttl_s(self, name: str) -> int | None:
+        """For how long answers under this name may be given again, as its entry says; None: not at all."""
+        wished = next((item.info.get("cache_ttl_seconds") for item in self.of(name)), None)
+        return wished if type(wished) is int and wished > 0 else None
+
     def choose(self, name: str, exclude: Collection[str] = (), *, also_resting: bool = False) -> Deployment | None:
         """The deployment for the next attempt, or None. It counts as busy until `report` or `release`, once each.
 

@@ -1,0 +1,183 @@
+"""Calls that are made again: under an `Idempotency-Key`, and with the cache on. Both are paid once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+
+from tests.acceptance.serving import Served, model, serving
+from tests.clients.serving_clients import roomy, run_of, tiny
+from tests.farebox_process import Reply
+
+pytestmark = pytest.mark.xdist_group("clients-repeated")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    budgets = [
+        {"scope": "run", "match": "roomy", "tokens": 20_000},
+        {"scope": "run", "match": "tiny", "tokens": 5},
+    ]
+    with serving(
+        tmp_path_factory.mktemp("repeated"),
+        budgets=budgets,
+        models=lambda provider: [
+            model(provider.openai_url),
+            model(provider.openai_url, "remembering", cache_ttl_seconds=60),
+        ],
+    ) as running:
+        yield running
+
+
+# ── Idempotency-Key ──
+
+
+def test_the_same_call_under_the_same_key_is_paid_once(served: Served) -> None:
+    headers = {**roomy("i-same"), "idempotency-key": "same"}
+    first = served.chat(headers, max_tokens=50)
+    second = served.chat(headers, max_tokens=50)
+    assert second.body == first.body
+    assert second.headers["idempotent-replayed"] == "true"
+    assert second.headers["x-request-id"] != first.headers["x-request-id"]
+    assert "idempotent-replayed" not in first.headers
+    assert served.seen() == 1
+    assert run_of(served, "i-same")["tokens"]["settled"] == first.json()["usage"]["total_tokens"]
+
+
+def test_another_request_under_the_same_key_is_a_conflict(served: Served) -> None:
+    headers = {**roomy("i-other"), "idempotency-key": "other"}
+    served.chat(headers)
+    conflict = served.chat(headers, content="something else")
+    assert conflict.status == 409
+    assert conflict.json()["error"]["code"] == "idempotency_conflict"
+    assert conflict.headers["x-should-retry"] == "false"
+    assert served.seen() == 1
+
+
+def test_a_call_under_way_is_a_conflict_that_passes(served: Served) -> None:
+    served.provider.script(delay_ms=800)
+    headers = {**roomy("i-flight"), "idempotency-key": "flight"}
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda _: served.chat(headers), range(4)))
+    assert sorted(reply.status for reply in replies) == [200, 409, 409, 409]
+    assert {reply.headers.get("retry-after") for reply in replies if reply.status == 409} == {"1"}
+    assert served.seen() == 1
+    assert served.chat(headers).headers["idempotent-replayed"] == "true"
+
+
+def test_openais_client_waits_for_the_call_under_way_and_gets_its_answer(served: Served) -> None:
+    served.provider.script(text="time people", delay_ms=500, times=None)
+    headers = {**roomy("i-client"), "idempotency-key": "client"}
+
+    def ask(_: int) -> str | None:
+        with openai.OpenAI(base_url=served.gateway.url + "/v1", api_key="local", max_retries=3) as client:
+            answer = client.chat.completions.create(
+                model="fake", messages=[{"role": "user", "content": "hi"}], extra_headers=headers
+            )
+            return answer.choices[0].message.content
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(ask, range(2))) == ["time people"] * 2
+    assert served.seen() == 1
+
+
+@pytest.mark.parametrize("status", [500, 400])
+def test_a_call_that_failed_may_be_made_again(served: Served, status: int) -> None:
+    served.provider.script(status=status)
+    headers = {**roomy(f"i-failed-{status}"), "idempotency-key": f"failed-{status}"}
+    assert served.chat(headers).status >= 400
+    assert served.chat(headers).status == 200
+    assert served.seen() == 2
+
+
+def test_a_refused_call_may_be_made_again(served: Served) -> None:
+    headers = {**tiny("i-refused"), "idempotency-key": "refused"}
+    assert [served.chat(headers).status for _ in range(2)] == [402, 402]
+
+
+@pytest.mark.parametrize(("key", "fields"), [("x" * 256, {}), ("for-a-stream", {"stream": True})])
+def test_what_cannot_be_kept_is_refused(served: Served, key: str, fields: dict[str, Any]) -> None:
+    reply = served.chat({"idempotency-key": key}, **fields)
+    assert reply.status == 400
+    assert reply.json()["error"]["param"] == "idempotency-key"
+    assert served.seen() == 0
+
+
+def test_a_key_belongs_to_its_protocol_too(served: Served) -> None:
+    headers = {"idempotency-key": "protocols"}
+    assert served.gateway.request("POST", "/v1/responses", {"model": "fake", "input": "hi"}, headers).status == 200
+    assert served.chat(headers).status == 409
+
+
+# ── the cache ──
+
+
+def ask(served: Served, run: str, headers: dict[str, str] | None = None, **fields: Any) -> Reply:
+    return served.chat({**roomy(run), **(headers or {})}, **{"model": "remembering", **fields})
+
+
+def test_a_hit_costs_nothing_and_says_so(served: Served) -> None:
+    first = ask(served, "c-hit", content="a question")
+    second = ask(served, "c-hit-2", content="a question")
+    assert second.body == first.body
+    assert second.headers["x-farebox-cache"] == "hit"
+    assert second.headers["x-budget-actions"].endswith("cache=hit")
+    assert "x-farebox-cache" not in first.headers
+    assert second.headers["x-budget-run-remaining"] == "20000"
+    assert run_of(served, "c-hit-2")["tokens"]["settled"] == 0
+    assert served.seen() == 1
+
+
+@pytest.mark.parametrize(
+    ("second", "headers"),
+    [({"temperature": 0.5}, {}), ({"content": "x"}, {}), ({}, {"x-farebox-cache": "off"}), ({"stream": True}, {})],
+)
+def test_anything_else_is_asked_anew(served: Served, second: dict[str, Any], headers: dict[str, str]) -> None:
+    asked = {"content": f"asked anew {second} {headers}"}
+    ask(served, "c-miss", **asked)
+    assert "x-farebox-cache" not in ask(served, "c-miss", headers, **{**asked, **second}).headers
+    assert served.seen() == 2
+
+
+def test_a_request_may_ask_for_the_cache(served: Served) -> None:
+    wished = {"x-farebox-cache": "30"}
+    for _ in range(2):
+        reply = ask(served, "c-wish", wished, model="fake", content="wished for")
+    assert reply.headers["x-farebox-cache"] == "hit"
+    assert "x-farebox-cache" not in ask(served, "c-wish", model="fake", content="wished for").headers
+    assert served.seen() == 2
+
+
+def test_an_answer_that_a_budget_cut_short_is_not_for_others(served: Served) -> None:
+    served.provider.script(tokens=5000, times=None)
+    poor = {"x-workflow-budget-tokens": "60"}
+    first = ask(served, "c-poor", poor, content="a long story")
+    assert "clamp" in first.headers["x-budget-actions"]
+    second = ask(served, "c-rich", content="a long story")
+    assert "x-farebox-cache" not in second.headers
+    third = ask(served, "c-third", content="a long story")
+    assert third.headers["x-farebox-cache"] == "hit"
+
+
+def test_untagged_calls_are_remembered_too(served: Served) -> None:
+    replies = [served.chat(content="without a tag", model="remembering") for _ in range(2)]
+    assert replies[1].headers["x-farebox-cache"] == "hit"
+    assert replies[0].body == replies[1].body
+
+
+def test_an_error_is_not_kept(served: Served) -> None:
+    served.provider.script(status=400)
+    assert ask(served, "c-error", content="fails once").status == 400
+    assert ask(served, "c-error", content="fails once").status == 200
+
+
+@pytest.mark.parametrize("value", ["", "0", "-1", "86401", "yes"])
+def test_a_wrong_wish_is_named(served: Served, value: str) -> None:
+    reply = ask(served, "c-wrong", {"x-farebox-cache": value})
+    assert reply.status == 400
+    assert json.loads(reply.body)["error"]["param"] == "x-farebox-cache"
