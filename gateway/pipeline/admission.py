@@ -269,7 +269,6 @@ class Admission:
             await self._ledger.void(call.principal.project, call.id)
             self._require_price(call, True)
         call.grant = granted
-        self._runs.saw(call, granted)
         if granted.breaches:
             call.actions.append("observe=would_refuse")
             call.decisions.append({"observed": list(granted.breaches)})

@@ -32,10 +32,15 @@ class Reserving:
             raise OutboxFull
         project = call.principal.project
         try:
-            return await self._ledger.reserve(project, request)
+            decision = await self._ledger.reserve(project, request)
         except LedgerUnavailable:
             if self._local is None or not self._survives(call):
                 raise LedgerOutage from None
+        else:
+            # Of the ledger only: a local allowance has smaller limits, which are nobody's wish.
+            if isinstance(decision, Granted):
+                self._runs.saw(call, decision)
+            return decision
         try:
             return await self._local.reserve_locally(project, request)
         except LedgerUnavailable:
