@@ -20,6 +20,7 @@ from gateway.wire.body import drop_tags
 
 HEADER: Final = "x-farebox-cache"
 HIT_ACTION: Final = "cache=hit"
+_CHANGES: Final = ("clamp", "compress", "route", "fallback", "cut")
 TTL_SECONDS_MAX: Final = 86_400
 _BYTES_MAX: Final = 64 * 1024 * 1024
 
@@ -65,7 +66,8 @@ class AnswerCache:
 
     def keep(self, lookup: Lookup, call: Call, exchange: Exchange) -> None:
         """What a budget clamped, compressed or rerouted is an answer to this run's request only, and is not kept."""
-        if exchange.answered is not None and not call.actions:
+        is_changed = any(action.startswith(_CHANGES) for action in call.actions)
+        if exchange.answered is not None and not is_changed:
             self._answers.keep(lookup.key, b"", exchange.answered, lookup.ttl_s)
 
 
