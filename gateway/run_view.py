@@ -88,7 +88,11 @@ class StepView:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """`budget_used` and `saved_share` are shares from 0 (above 1 after an overrun); null where there is no limit."""
+    """`budget_used` and `saved_share` are shares from 0 (above 1 after an overrun); null where there is no limit.
+
+    `adherence` is the share of the allocated steps that called and stayed within their allocation; `overhead_ms` is what the gateway
+    itself took for all calls together, null when the calls are not kept any more; `intents` counts calls by intent.
+    """
 
     duration_ms: int
     calls: int
@@ -104,6 +108,9 @@ class Metrics:
     allocated_tokens: int | None
     budget_used: float | None
     saved_share: float
+    adherence: float | None
+    overhead_ms: float | None
+    intents: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +181,7 @@ class RunViews:
             strategy=plan.get("strategy"),
             pool_tokens=plan.get("pool_tokens"),
             steps=steps,
-            metrics=_metrics(found, line),
+            metrics=_metrics(found, line, steps, await runs_store.overhead_us(self._store, found)),
         )
 
     async def list(self, wanted: RunFilter, limit: int, cursor: str | None) -> RunLines:
@@ -350,7 +357,7 @@ def _standing_of(tokens: Tokens, allocation_tokens: int | None) -> Literal["with
     return "within"
 
 
-def _metrics(run: Run, line: RunLine) -> Metrics:
+def _metrics(run: Run, line: RunLine, steps: Sequence[StepView], overhead_us: int | None) -> Metrics:
     sums = run.sums
     allocated = [step.allocation_tokens for step in run.steps if step.allocation_tokens is not None]
     sent = sums.total_tokens + sums.saved_tokens
@@ -369,4 +376,20 @@ def _metrics(run: Run, line: RunLine) -> Metrics:
         allocated_tokens=sum(allocated) if allocated else None,
         budget_used=round(line.tokens.settled / line.tokens.limit, 4) if line.tokens.limit else None,
         saved_share=round(sums.saved_tokens / sent, 4) if sent > 0 else 0.0,
+        adherence=_adherence(steps),
+        overhead_ms=None if overhead_us is None else round(overhead_us / 1000, 3),
+        intents=_intents(steps),
     )
+
+
+def _adherence(steps: Sequence[StepView]) -> float | None:
+    within = [step.tokens.settled <= step.allocation_tokens for step in steps if step.allocation_tokens and step.calls]
+    return round(sum(within) / len(within), 4) if within else None
+
+
+def _intents(steps: Sequence[StepView]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for step in steps:
+        if step.intent and step.calls:
+            found[step.intent] = found.get(step.intent, 0) + step.calls
+    return found

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import ColumnElement, and_, case, literal_column, or_, select
+from sqlalchemy import ColumnElement, and_, case, func, literal_column, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.bulk import insert, replacing
 from gateway.store.database import Database
-from gateway.store.tables import SUMS, run_steps, runs
+from gateway.store.tables import SUMS, run_steps, runs, token_usage
 
 STATES: Final = ("active", "paused", "exhausted", "completed", "cancelled")
 FINAL_STATES: Final = ("completed", "cancelled")
@@ -161,6 +161,15 @@ async def get(db: Database, project: str, run: str) -> Run | None:
             return None
         steps = tuple(_step(row) for row in (await connection.execute(steps_query)).mappings())
     return _run(found, steps)
+
+
+async def overhead_us(db: Database, run: Run) -> int | None:
+    """What the gateway itself took for all calls of the run; None when no call says so (retention forgets single calls)."""
+    calls = token_usage.c
+    mine = and_(calls.project == run.project, calls.run == run.run, calls.at.between(run.first_at_ms, run.last_at_ms))
+    async with db.read() as connection:
+        found = (await connection.execute(select(func.sum(calls.overhead_us)).where(mine))).scalar()
+    return None if found is None else int(found)
 
 
 async def list_runs(db: Database, wanted: RunFilter, limit: int = 50, cursor: str | None = None) -> Page:
