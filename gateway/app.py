@@ -108,10 +108,15 @@ class Parts:
 
 
 class Application:
-    """An ASGI application with its own start and stop. One per process."""
+    """An ASGI application with its own start and stop. One per process. The command line, which is no server, uses it too."""
 
     def __init__(
-        self, config: Config, *, allow_anonymous: bool = False, environment: Mapping[str, str] | None = None
+        self,
+        config: Config,
+        *,
+        allow_anonymous: bool = False,
+        environment: Mapping[str, str] | None = None,
+        is_server: bool = True,
     ) -> None:
         self.config = config
         # The process's own, not a copy: LiteLLM reads its switches from there when it is imported.
@@ -125,6 +130,7 @@ class Application:
             sweep_ms=int(config.reservations.sweep_seconds * 1000),
         )
         self._allow_anonymous = allow_anonymous
+        self._is_server = is_server
         self._admin_key = environ.get(ADMIN_KEY_VARIABLE, "")
         self._operator = OperatorFile.of_store(config.storage.store)
         self.access = Access(
@@ -182,13 +188,14 @@ class Application:
         stack.push_async_callback(parts.ledger.close)
         await parts.control.start()
         stack.push_async_callback(parts.control.stop)
-        check_binding(
-            self.config.server.host,
-            parts.control.snapshot,
-            admin_key=self._admin_key,
-            allow_anonymous=self._allow_anonymous,
-        )
-        await announce_first_login(self.desk)
+        if self._is_server:
+            check_binding(
+                self.config.server.host,
+                parts.control.snapshot,
+                admin_key=self._admin_key,
+                allow_anonymous=self._allow_anonymous,
+            )
+            await announce_first_login(self.desk)
         await parts.clock.start()
         stack.push_async_callback(parts.clock.stop)
         flushing = asyncio.create_task(parts.flusher.run(), name="flusher")
