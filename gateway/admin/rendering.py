@@ -56,6 +56,7 @@ class Renderer:
             "pretty_detail": figures.pretty_detail,
             "setting_text": figures.setting_text,
         }
+        self._environment.tests["saving"] = _is_saving
         self._environment.globals |= {
             "static": static.path,
             "bullet": drawing.bullet,
@@ -72,6 +73,11 @@ class Renderer:
 
     def fragment(self, visit: Visit, template: str, values: Mapping[str, Any]) -> str:
         return self._environment.get_template(template).render(**_around(visit), **values)
+
+
+def _is_saving(actions: str) -> bool:
+    """Whether any of these kinds of actions makes a call cheaper; others only say how its budget was kept."""
+    return not {"compress", "route", "clamp"}.isdisjoint(actions.split("+"))
 
 
 def _around(visit: Visit) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def _burn(hour: UsageTotals, month: UsageTotals, now: datetime) -> Burn:
 
 def _fullest(known: budgets.BudgetList) -> list[tuple[budgets.BudgetView, BudgetAccount]]:
     """The accounts of budgets on workflows, agents, keys and projects that are nearest to their limit."""
-    pairs = [(budget, account) for budget in known.budgets for account in budget.accounts]
+    pairs = [(budget, account) for budget in known.budgets for account in budget.accounts if account.used]
     return sorted(pairs, key=lambda pair: -(pair[1].used or 0.0))[:_ROWS_SHOWN]
 
 

@@ -39,7 +39,8 @@ class Field:
 
     @property
     def name(self) -> str:
-        return self.view.key.removeprefix(PREFIX).replace("_", " ")
+        name = self.view.key.removeprefix(PREFIX).replace("_", " ")
+        return "orchestration enabled" if name == "enabled" else name
 
 
 @dataclass(frozen=True, slots=True)

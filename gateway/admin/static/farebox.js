@@ -100,7 +100,7 @@ function drawChart(box) {
     width: box.clientWidth, height: 270, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"),
     cursor: { points: { show: false }, drag: { x: false, y: false } },
     scales: { x: { range: (_, low, high) => [low - 43200, high + 43200] }, y: { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] } },
-    axes: [{ ...axis, values: (_, splits) => splits.map((at) => new Date(at * 1000).toLocaleDateString(undefined, { month: "short", day: "numeric", timeZone: "UTC" })) }, { ...axis, size: 84, values: (_, splits) => splits.map(shown) }],
+    axes: [{ ...axis, size: 28, values: (_, splits) => splits.map((at) => new Date(at * 1000).toLocaleDateString(undefined, { month: "short", day: "numeric", timeZone: "UTC" })) }, { ...axis, size: 84, values: (_, splits) => splits.map(shown) }],
     series: [
       { label: "day", value: (_, at) => at == null ? "" : new Date(at * 1000).toISOString().slice(0, 10) },
       { label: box.dataset.title, fill: colour("--accent"), stroke: colour("--accent"), width: 0, points: { show: false }, value: (_, value) => shown(value), paths: uPlot.paths.bars({ size: [0.72, 48], radius: 0.12 }) },
