@@ -45,7 +45,8 @@ class Batches(Generic[T]):
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
+            async with self._turn:  # never in the middle of a write, whose batch would be lost
+                self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self.flush()
 

@@ -56,19 +56,32 @@ class Declarations:
 
 def read(workflow: Workflow) -> DeclaredWorkflow:
     declared = workflow.declaration
-    try:
-        steps = {str(step["id"]): step for step in flattened(declared.get("steps") or ())}
-    except (ValueError, KeyError):  # written past the API: the rest of it still counts
-        steps = {}
-    rungs = declared.get("on_pressure")
     return DeclaredWorkflow(
         limit=limit_of(declared),
         observes=workflow.mode == "observe",
         compresses=declared.get("compression") is not False,
         routes=bool(declared.get("routing")),
-        ladder=None if rungs is None else tuple(Rung(rung) for rung in rungs),
-        steps=steps,
+        ladder=_ladder(declared),
+        steps=_steps(declared),
     )
+
+
+# The API writes no other declarations; of one that was written past it, what can be read still counts.
+_UNREADABLE: Final = (ValueError, KeyError, TypeError, AttributeError)
+
+
+def _steps(declared: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    try:
+        return {str(step["id"]): step for step in flattened(declared.get("steps") or ())}
+    except _UNREADABLE:
+        return {}
+
+
+def _ladder(declared: Mapping[str, Any]) -> tuple[Rung, ...] | None:
+    try:
+        return tuple(Rung(rung) for rung in declared["on_pressure"])
+    except _UNREADABLE:
+        return None
 
 
 def limit_of(declared: Mapping[str, Any]) -> Limit:

@@ -14,6 +14,7 @@ import orjson
 import structlog
 
 from gateway.control import Snapshot
+from gateway.errors import BadRequest
 from gateway.orchestration.compressing import Compressing
 from gateway.orchestration.declared import Declarations, DeclaredWorkflow
 from gateway.orchestration.histories import Histories
@@ -184,7 +185,13 @@ class Orchestration:
     def model_for(self, call: Call, snapshot: Snapshot) -> str:
         """The model to ask: the named one, or the one that routing chose. Raises `BadRequest` for an `auto` nobody can take."""
         asked = call.request.model
-        chosen = self._routing.model_for(call, snapshot)
+        try:
+            chosen = self._routing.model_for(call, snapshot)
+        except BadRequest:
+            raise
+        except Exception:  # noqa: BLE001 - the model that was named answers then
+            self._note_failure(call)
+            return asked
         if chosen != asked and call.is_tagged:
             self.trail.note("model.routed", call, chosen, asked=asked, why=_why(call))
         return chosen
@@ -213,7 +220,11 @@ class Orchestration:
 
     async def reroute(self, call: Call, refused: Refused) -> bool:
         asked = call.model
-        changed = self._routing.reroute(call, refused)
+        try:
+            changed = self._routing.reroute(call, refused)
+        except Exception:  # noqa: BLE001 - without another model the next rung decides
+            self._note_failure(call)
+            return False
         if changed:
             self.trail.note("model.routed", call, call.model, asked=asked, why=_why(call))
         return changed

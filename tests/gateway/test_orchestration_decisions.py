@@ -9,8 +9,10 @@ from typing import Any
 import orjson
 import pytest
 
+from gateway.orchestration.declared import read
 from gateway.store import settings as settings_store
 from gateway.store.database import StoreUnavailable
+from gateway.store.workflows import Workflow
 from tests.gateway.orchestrated import Orchestrated, orchestrated, words
 
 
@@ -172,6 +174,37 @@ async def test_a_fault_inside_never_fails_a_call(tmp_path: Path, part: str, monk
         assert farebox.metric("farebox_orchestration_errors_total") == 1
         assert reply.headers["x-budget-run-limit"] == "60"  # what somebody set by hand is kept all the same
         assert (await farebox.call("wf", "r1", "post", words(100))).status_code == 402
+
+
+async def test_a_fault_of_routing_leaves_the_model_that_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = "tiers: {fast: [mock]}\n"
+    async with orchestrated(tmp_path, more, ais_routing_enabled=True) as farebox:
+        await farebox.declare("wf", routing=True, steps=[])
+
+        def broken(*_: Any) -> None:
+            raise RuntimeError("a fault that nobody foresaw")
+
+        monkeypatch.setattr("gateway.orchestration.routing.route", broken)
+        reply = await farebox.call("wf", "r1", "post")
+        assert reply.status_code == 200
+        assert farebox.metric("farebox_orchestration_errors_total") == 1
+
+
+UNREADABLE: tuple[dict[str, Any], ...] = (
+    {"steps": [{"prompt": "no id"}]},
+    {"steps": "none"},
+    {"steps": [1, 2]},
+    {"on_pressure": ["dance"]},
+    {"on_pressure": 3},
+)
+
+
+@pytest.mark.parametrize("declaration", UNREADABLE)
+def test_of_an_unreadable_declaration_the_rest_counts(declaration: dict[str, Any]) -> None:
+    found = read(Workflow("default", "wf", "observe", {"budget_tokens": 7, **declaration}))
+    assert (found.limit.tokens, found.observes, found.ladder, dict(found.steps)) == (7, True, None, {})
 
 
 async def test_a_store_that_is_away_fails_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
