@@ -164,3 +164,38 @@ def test_no_page_lets_foreign_code_in(gateway: FareboxProcess, path: str) -> Non
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert reply.headers["cache-control"] == "no-store"
     assert not re.search(r"<script(?! src=)|<style|\sstyle=|\son[a-z]+=|javascript:", reply.text)
+
+
+def command(
+    gateway: FareboxProcess, *arguments: str, said: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The command line, beside the gateway's files."""
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment}
+    config = str(gateway.folder / "config.yaml")
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", "--config", config, *arguments],
+        input=said,
+        text=True,
+        capture_output=True,
+        cwd=gateway.folder,
+        env=environ,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_password_is_set_by_command_while_the_gateway_runs_and_while_it_does_not(tmp_path: Path) -> None:
+    environment = {"FAREBOX_ADMIN_KEY": "a-long-admin-key"}
+    with running_farebox(tmp_path, CONFIG, environment=environment) as gateway:
+        port = str(urlsplit(gateway.url).port)
+        done = command(gateway, "admin", "ida", said=PASSWORD + "\n", FAREBOX_SERVER_PORT=port)
+        assert (done.returncode, done.stdout) == (0, "ida may log in at /admin as admin.\n"), done.stderr
+        assert Client(gateway.url).post("/admin/login", {"name": "ida", "password": PASSWORD}).status == 303
+        short = command(gateway, "admin", "ida", said="short\n", FAREBOX_SERVER_PORT=port)
+        assert (short.returncode, "12 characters" in short.stderr) == (1, True)
+        assert gateway.stop() == 0
+        done = command(gateway, "admin", "vic", "--role", "viewer", said=PASSWORD + "\n")
+        assert done.returncode == 0, done.stderr
+        gateway.start()
+        assert "First admin login" not in gateway.log.rpartition("Farebox listens")[0].rpartition("Farebox listens")[2]
+        assert Client(gateway.url).post("/admin/login", {"name": "vic", "password": PASSWORD}).status == 303
