@@ -1,0 +1,195 @@
+"""What is shipped to run Farebox with: each file is held to what it names, because no container engine runs here."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gateway.cli.configuration import read_config
+from gateway.ledger.redis import RedisLedger
+from gateway.telemetry import Telemetry
+from tests.redis_server import RedisServer
+
+ROOT = Path(__file__).parents[1]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+GATEWAYS = ["gateway-1", "gateway-2"]
+# The keys of the compose specification that are used here; anything else is a slip of the pen.
+TOP_LEVEL = {"name", "services", "networks", "volumes", "x-gateway"}
+OF_SERVICE = {
+    "build", "cap_drop", "command", "depends_on", "environment", "healthcheck", "image", "networks", "ports", "read_only",
+    "restart", "security_opt", "stop_grace_period", "tmpfs", "volumes",
+}  # fmt: skip
+_METRIC = re.compile(r"\bfarebox_[a-z_]+")
+_VARIABLE = re.compile(r"\$\{(\w+)")
+
+
+def metric_names() -> set[str]:
+    """As they are written in a query: counters with _total, histograms with their three series."""
+    names = set()
+    for metric in Telemetry().registry.collect():
+        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(metric.type, [""])
+        names |= {metric.name + suffix for suffix in suffixes}
+    return names
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    dashboard = json.loads((ROOT / "deploy/grafana/farebox.json").read_text())
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", ()):
+            yield panel["title"], target["expr"]
+    for group in yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())["groups"]:
+        for rule in group["rules"]:
+            assert rule["annotations"]["summary"]
+            yield rule["alert"], rule["expr"]
+
+
+@pytest.mark.parametrize(("title", "expression"), list(expressions()))
+def test_every_query_asks_for_metrics_that_exist(title: str, expression: str) -> None:
+    asked = set(_METRIC.findall(expression))
+    assert asked <= metric_names(), f"{title}: {asked - metric_names()}"
+    assert asked or "up{" in expression
+    assert expression.count("(") == expression.count(")")
+
+
+def test_every_metric_is_shown_or_watched() -> None:
+    asked = {name for _, expression in expressions() for name in _METRIC.findall(expression)}
+    series = {re.sub(r"_(bucket|sum|count)$", "", name) for name in metric_names()}
+    shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked}
+    assert series - shown == set()
+
+
+def test_the_compose_file_has_only_keys_of_the_specification() -> None:
+    assert set(COMPOSE) <= TOP_LEVEL
+    for name, service in SERVICES.items():
+        assert set(service) <= OF_SERVICE, name
+        assert service.get("build") or re.search(r":[\w.-]*\d", service["image"]), f"{name}: an image without a version"
+        for network in service["networks"]:
+            assert network in COMPOSE["networks"], name
+
+
+def test_every_service_waits_for_what_it_needs_and_tells_how_it_is() -> None:
+    for name, service in SERVICES.items():
+        for needed, how in service.get("depends_on", {}).items():
+            if how["condition"] == "service_healthy":
+                test = SERVICES[needed].get("healthcheck", {}).get("test")
+                # Gateways have theirs in the image.
+                assert test or needed in GATEWAYS, f"{name} waits for {needed}, which has no health check"
+            else:
+                assert SERVICES[needed]["restart"] == "no"
+    assert "HEALTHCHECK" in (ROOT / "Dockerfile").read_text()
+
+
+def test_every_volume_is_declared_and_every_file_exists() -> None:
+    for name, service in SERVICES.items():
+        for volume in service.get("volumes", ()):
+            source = re.sub(r"\$\{\w+:-(.*?)\}", r"\1", volume).split(":")[0]
+            assert source in COMPOSE["volumes"] or (ROOT / source).is_file(), f"{name}: {source}"
+
+
+def test_gateways_differ_in_nothing_but_their_spool() -> None:
+    first, second = (dict(SERVICES[name]) for name in GATEWAYS)
+    volumes = [first.pop("volumes"), second.pop("volumes")]
+    assert first == second
+    assert volumes[0][0] == volumes[1][0]
+    assert volumes[0][1] != volumes[1][1]
+    assert first["read_only"] is True
+
+
+def test_every_variable_is_explained_in_the_example() -> None:
+    asked = set(_VARIABLE.findall((ROOT / "docker-compose.yml").read_text()))
+    given = {line.partition("=")[0] for line in (ROOT / ".env.example").read_text().splitlines() if "=" in line}
+    given = {name for name in given if re.fullmatch(r"[A-Z_]+", name)}
+    assert asked == given
+
+
+def test_the_gateways_of_the_compose_file_are_configured_by_variables_that_count() -> None:
+    variables = {
+        name: re.sub(r"\$\{.*?\}", "secret", value) for name, value in SERVICES["gateway-1"]["environment"].items()
+    }
+    config = read_config(ROOT / "config.example.yaml", variables)
+    assert config.storage.ledger == "redis://:secret@redis:6379/0"
+    assert config.storage.store == "postgresql://farebox:secret@postgres:5432/farebox"
+    assert config.storage.spool == "/var/lib/farebox/spool"
+    assert config.server.host == "0.0.0.0"
+
+
+async def test_redis_as_the_compose_file_starts_it_is_fit_to_keep_money() -> None:
+    options = [re.sub(r"\$\{\w+(:-(\w+)|:\?.*?)\}", r"\2", word) for word in SERVICES["redis"]["command"][1:]]
+    assert options[-2] == "--requirepass"
+    try:
+        server = RedisServer(*options[:-2])
+        server.start()
+    except FileNotFoundError as lacking:
+        pytest.skip(str(lacking))
+    ledger = RedisLedger(server.url, deadline_ms=10_000)
+    try:
+        await ledger.open()
+        assert ledger.warnings == ()
+    finally:
+        await ledger.close()
+        server.remove()
+
+
+def test_secrets_are_made_once_and_for_their_owner(tmp_path: Path) -> None:
+    target = tmp_path / ".env"
+    made = subprocess.run([ROOT / "deploy/make-env.sh", target], capture_output=True, text=True, check=True)
+    assert str(target) in made.stdout
+    values = dict(line.split("=", 1) for line in target.read_text().splitlines() if "=" in line and line[0] != "#")
+    secrets = [values[name] for name in ("FAREBOX_ADMIN_KEY", "POSTGRES_PASSWORD", "REDIS_PASSWORD")]
+    assert len(set(secrets)) == 3
+    # They stand in URLs, so nothing in them may need an escape.
+    assert all(re.fullmatch(r"[0-9a-f]{48}", secret) for secret in secrets)
+    assert stat.S_IMODE(os.stat(target).st_mode) == 0o600
+    again = subprocess.run([ROOT / "deploy/make-env.sh", target], capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+
+
+def test_the_image_copies_what_exists_and_runs_as_nobody_in_particular() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    allowed = (ROOT / ".dockerignore").read_text()
+    for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists(), source
+            assert f"!{source}" in allowed, f"{source} is kept out by .dockerignore"
+    assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
+    assert text.index("USER 10001") > text.rindex("FROM ")
+    assert text.count("--require-hashes") == 2
+
+
+def braces_match(text: str) -> bool:
+    return text.count("{") == text.count("}")
+
+
+def test_the_load_balancers_know_both_gateways_and_let_answers_stream() -> None:
+    caddy, nginx = ((ROOT / "deploy" / name).read_text() for name in ("Caddyfile", "nginx.conf"))
+    for gateway in GATEWAYS:
+        assert f"{gateway}:4000" in caddy
+        assert f"server {gateway}:4000" in nginx
+    assert braces_match(caddy)
+    assert braces_match(nginx)
+    assert "flush_interval -1" in caddy
+    assert "health_uri /readyz" in caddy
+    assert "underscores_in_headers on;" in nginx
+    assert "proxy_buffering off;" in nginx
+    assert "non_idempotent" not in nginx, "a call that was sent may have been paid for: it must not be sent twice"
+
+
+def test_the_systemd_unit_waits_for_as_long_as_the_gateway_drains() -> None:
+    unit = (ROOT / "deploy/systemd/farebox.service").read_text()
+    stop_s = int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[0])
+    drain_s = read_config(ROOT / "config.example.yaml", {}).server.drain_seconds
+    # And the flusher's five seconds.
+    assert stop_s >= drain_s + 5
+    assert int(SERVICES["gateway-1"]["stop_grace_period"].removesuffix("s")) >= drain_s + 5
+    assert "NoNewPrivileges=yes" in unit
+    assert "ProtectSystem=strict" in unit
