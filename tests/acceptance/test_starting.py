@@ -1,0 +1,125 @@
+"""A gateway that cannot keep money, or keep a record of it, does not start: it says why in one sentence, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gateway.store.tables import SCHEMA_REVISION
+from tests.acceptance.scaled_out import hurried, settings_for
+from tests.postgres_server import execute
+from tests.redis_server import RedisServer
+
+pytest_plugins = ["tests.store_fixtures"]
+
+ROOT = Path(__file__).parents[2]
+MIGRATE = textwrap.dedent("""
+    import asyncio, sys, time
+    from gateway.store.database import Database
+
+    async def main(url):
+        store = Database(url)
+        await store.open()
+        print(await store.migrate(time.time_ns() // 1_000_000))
+        await store.close()
+
+    asyncio.run(main(sys.argv[1]))
+""")
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    try:
+        server = hurried(RedisServer())
+    except FileNotFoundError as lacking:
+        pytest.skip(str(lacking))
+    yield server
+    server.remove()
+
+
+def started(folder: Path, config: dict[str, Any], *arguments: str) -> tuple[int, list[str]]:
+    """Exit code of a gateway that is expected to end by itself, and the lines that it said."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FAREBOX_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "--config", str(path), "serve", "--port", "0", *arguments],
+        cwd=folder,
+        env={**environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+
+
+def check_sentence(code: int, lines: list[str], *words: str) -> None:
+    assert code != 0
+    said = [line for line in lines if line.startswith("farebox: ")]
+    assert len(said) == 1, lines
+    assert all(word in said[0] for word in words), said
+    assert not any("Traceback" in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("revision", "words"),
+    [("0000", ["older than this gateway's", "farebox migrate"]), ("9999", ["newer than this gateway's", "upgrade"])],
+)
+async def test_a_schema_of_another_version(
+    redis_server: RedisServer, postgres_url: str, tmp_path: Path, revision: str, words: list[str]
+) -> None:
+    await execute(postgres_url, f"UPDATE alembic_version SET version_num = '{revision}'")
+    outcome = await asyncio.to_thread(started, tmp_path, settings_for(redis_server.url, postgres_url))
+    check_sentence(*outcome, revision, *words)
+
+
+async def test_a_store_without_tables(redis_server: RedisServer, empty_postgres_url: str, tmp_path: Path) -> None:
+    outcome = await asyncio.to_thread(started, tmp_path, settings_for(redis_server.url, empty_postgres_url))
+    check_sentence(*outcome, "no tables yet", "farebox migrate")
+
+
+async def test_workers_do_not_try_for_ever(redis_server: RedisServer, empty_postgres_url: str, tmp_path: Path) -> None:
+    config = settings_for(redis_server.url, empty_postgres_url)
+    code, lines = await asyncio.to_thread(started, tmp_path, config, "--workers", "2")
+    assert code != 0
+    assert any("no tables yet" in line for line in lines), lines
+    assert not any("Traceback" in line for line in lines), lines
+
+
+async def test_a_redis_that_may_evict_budgets(postgres_url: str, tmp_path: Path) -> None:
+    server = hurried(RedisServer("--maxmemory-policy", "allkeys-lru"))
+    try:
+        outcome = await asyncio.to_thread(started, tmp_path, settings_for(server.url, postgres_url))
+    finally:
+        server.remove()
+    check_sentence(*outcome, "maxmemory-policy is allkeys-lru", "noeviction")
+
+
+async def test_several_processes_on_an_embedded_ledger(postgres_url: str, tmp_path: Path) -> None:
+    config = settings_for("sqlite:///ledger.db", postgres_url, server={"workers": 2})
+    code, lines = await asyncio.to_thread(started, tmp_path, config)
+    assert (code, len(lines)) == (2, 1), lines
+    assert "set storage.ledger to redis://" in lines[0]
+
+
+async def test_two_starters_may_migrate_at_once(empty_postgres_url: str) -> None:
+    pipe = asyncio.subprocess.PIPE
+    starters = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", MIGRATE, empty_postgres_url, cwd=ROOT, stdout=pipe, stderr=pipe
+        )
+        for _ in range(2)
+    ]
+    outcomes = await asyncio.gather(*(starter.communicate() for starter in starters))
+    assert [starter.returncode for starter in starters] == [0, 0], outcomes
+    assert [out.decode().strip() for out, _ in outcomes] == [SCHEMA_REVISION] * 2
