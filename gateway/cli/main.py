@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
-from gateway.cli import admin_command, demo_command, serve_command
+from gateway.cli import (
+    admin_command,
+    budgets_command,
+    demo_command,
+    env_command,
+    keys_command,
+    runs_command,
+    serve_command,
+    settings_command,
+    upkeep_command,
+    usage_command,
+    workflows_command,
+)
+from gateway.cli.session import command
 
 app = typer.Typer(
     name="farebox",
@@ -47,6 +60,25 @@ def shared(
 app.command("serve")(serve_command.serve)
 app.command("admin")(admin_command.admin)
 app.command("demo")(demo_command.demo)
+command(app, "init")(upkeep_command.init)
+command(app, "check")(upkeep_command.check)
+command(app, "migrate")(upkeep_command.migrate)
+command(app, "doctor")(upkeep_command.doctor)
+command(app, "reconcile")(upkeep_command.reconcile)
+command(app, "env")(env_command.env)
+command(app, "usage")(usage_command.usage)
+command(app, "audit")(usage_command.audit)
+command(app, "top")(runs_command.top)
+command(app, "classify")(workflows_command.classify)
+command(app, "suggest")(workflows_command.suggest)
+for _name, _group in (
+    ("keys", keys_command.app),
+    ("runs", runs_command.app),
+    ("settings", settings_command.app),
+    ("workflows", workflows_command.app),
+    ("budgets", budgets_command.app),
+):
+    app.add_typer(_group, name=_name)
 
 
 def main() -> None:

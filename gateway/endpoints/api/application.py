@@ -126,11 +126,11 @@ def told(error: Exception, request_id: str) -> GatewayError:
         case ValidationError():
             return _invalid(error)
         case SettingError():
-            return BadRequest.field("value", str(error))
+            return BadRequest(str(error), code="invalid_value", param="value")
         case SettingsConflict():
-            return BadRequest.field("value", str(error), "conflicting_settings")
+            return BadRequest(str(error), code="conflicting_settings", param="value")
         case IntentClassificationError():
-            return BadRequest.field("intent", str(error))
+            return BadRequest(str(error), code="invalid_value", param="intent")
         case LedgerUnavailable():
             return LedgerOutage(f"The ledger is out of reach: {error}")
         case StoreUnavailable():

@@ -1,0 +1,103 @@
+"""`farebox budgets`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from gateway.cli.session import Session, command
+
+app = typer.Typer(help="Budgets of the file and of the store, and what is left of them.", no_args_is_help=True)
+
+BudgetId = Annotated[str, typer.Argument(metavar="ID")]
+Project = Annotated[str, typer.Option(help="The project.")]
+
+
+@command(app, "list")
+def list_budgets(session: Session, project: Project = "default") -> None:
+    """All budgets, with the fullest account of each."""
+    found = session.ask("GET", "/budgets", {"limit": 1000, "project": project})
+    headings = ("id", "on", "match", "window", "tokens", "usd", "requests", "mode", "accounts", "fullest", "used")
+    session.show(found, lambda: (headings, [_row(one) for one in found["budgets"]]))
+
+
+@command(app, "show")
+def show_budget(session: Session, budget_id: BudgetId, project: Project = "default") -> None:
+    """One budget and the accounts that it has now, the fullest first."""
+    found = session.ask("GET", f"/budgets/{budget_id}", {"project": project})
+    headings = ("name", "tokens", "held", "of", "left", "usd", "of usd", "requests", "of requests", "resets")
+    session.show(
+        found,
+        lambda: (
+            headings,
+            [
+                (
+                    one["scope_id"],
+                    one["tokens_settled"],
+                    one["tokens_reserved"],
+                    one["tokens_limit"],
+                    one["tokens_remaining"],
+                    one["usd_settled"],
+                    one["usd_limit"],
+                    one["requests_settled"],
+                    one["requests_limit"],
+                    one["resets_at"],
+                )
+                for one in found["accounts"]
+            ],
+        ),
+    )
+
+
+@command(app, "create")
+def create_budget(
+    session: Session,
+    scope: Annotated[str, typer.Argument(help="run, step, workflow, agent, key or project.")],
+    match: Annotated[str, typer.Argument(help="A name or glob: workflow, workflow/step, agent, key, project.")] = "*",
+    tokens: Annotated[int | None, typer.Option(min=0)] = None,
+    usd: Annotated[float | None, typer.Option(min=0)] = None,
+    requests: Annotated[int | None, typer.Option(min=0)] = None,
+    window: Annotated[str | None, typer.Option(help="run, total, minute, hour, day or month.")] = None,
+    mode: Annotated[str, typer.Option(help="enforce, or observe: count, and refuse nothing.")] = "enforce",
+    only_project: Annotated[str | None, typer.Option("--only-project", help="Only for calls of this project.")] = None,
+) -> None:
+    """Make a budget. It holds from the next call on."""
+    given: dict[str, Any] = {
+        "scope": scope,
+        "match": match,
+        "tokens": tokens,
+        "usd": usd,
+        "requests": requests,
+        "window": window,
+        "mode": mode,
+        "project": only_project,
+    }
+    body = {name: value for name, value in given.items() if value is not None}
+    found = session.ask("POST", "/budgets", body=body)
+    session.say(found, f"Budget {found['id']} holds from now on.")
+
+
+@command(app, "delete")
+def delete_budget(session: Session, budget_id: BudgetId) -> None:
+    """Take a budget back. Those of the file are changed in the file."""
+    found = session.ask("DELETE", f"/budgets/{budget_id}")
+    session.say(found, f"Budget {budget_id} is no more.")
+
+
+def _row(budget: dict[str, Any]) -> tuple[Any, ...]:
+    fullest = budget["accounts"][0] if budget["accounts"] else None
+    used = None if fullest is None or fullest["used"] is None else f"{fullest['used']:.0%}"
+    return (
+        budget["id"],
+        budget["scope"],
+        budget["match"],
+        budget["window"],
+        budget["tokens"],
+        budget["usd"],
+        budget["requests"],
+        budget["mode"],
+        len(budget["accounts"]),
+        None if fullest is None else fullest["scope_id"],
+        used,
+    )

@@ -1,0 +1,191 @@
+"""The way from a command to the control API: the running gateway, or the same application inside this process.
+
+An SQLite file belongs to one process. So a command asks the gateway of its configuration when that answers, and opens the
+files itself when it does not: the same routes either way.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+from urllib.parse import quote, urlencode
+
+import aiohttp
+import orjson
+
+from gateway.config import Config, ConfigError
+from gateway.endpoints.access import OPERATOR_SCOPE, USER_HEADER, operator_file
+from gateway.ledger.port import LedgerError
+from gateway.store.database import StoreError
+from gateway.tags import VALUE
+
+_PROBE_S: Final = 2.0
+_TIMEOUT_S: Final = 120.0
+_ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - read, never bound
+
+
+class Failed(Exception):
+    """The command cannot do what it was told; the text is the sentence to show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    body: bytes
+
+    @property
+    def value(self) -> Any:
+        return orjson.loads(self.body)
+
+    def checked(self) -> Answer:
+        """Raises `Failed` with the API's own sentence."""
+        if self.status < 400:
+            return self
+        try:
+            message = str(self.value["error"]["message"])
+        except (ValueError, KeyError, TypeError):
+            message = f"the gateway answered {self.status}"
+        if self.status == 401:
+            message += " Give it with --key or FAREBOX_ADMIN_KEY."
+        raise Failed(message)
+
+
+class Connection(Protocol):
+    """`path` begins behind /api and may hold any name, unquoted."""
+
+    where: str
+
+    async def ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Answer: ...
+
+
+class Remote:
+    def __init__(self, session: aiohttp.ClientSession, url: str, key: str | None) -> None:
+        self._session = session
+        self._headers = {USER_HEADER: user_name()} | ({"authorization": f"Bearer {key}"} if key else {})
+        self.where = url
+
+    async def ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Answer:
+        url = f"{self.where}/api{quote(path)}{_query(query)}"
+        data = None if body is None else orjson.dumps(body)
+        try:
+            async with self._session.request(method, url, data=data, headers=self._headers) as reply:
+                return Answer(reply.status, await reply.read())
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Failed(f"{self.where} cannot be reached: {error}") from error
+
+
+class Inside:
+    """The application in this process, asked without a socket. Whoever can open its files needs no key."""
+
+    where = "this process"
+
+    def __init__(self, application: Any) -> None:
+        self._application = application
+
+    async def ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Answer:
+        sent: list[dict[str, Any]] = []
+        content = b"" if body is None else orjson.dumps(body)
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": content, "more_body": False}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        await self._application(_scope(method, path, query), receive, send)
+        status = next(one["status"] for one in sent if one["type"] == "http.response.start")
+        return Answer(status, b"".join(one.get("body", b"") for one in sent if one["type"] == "http.response.body"))
+
+
+@asynccontextmanager
+async def connected(config: Config, *, key: str | None, url: str | None) -> AsyncIterator[Connection]:
+    """Raises `Failed`."""
+    base = (url or gateway_url(config)).rstrip("/")
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S)) as session:
+        if url or (base and await _is_alive(session, base)):
+            # The token of this machine's gateway is for no other address.
+            yield Remote(session, base, key or (None if url else _operator_token(config)))
+            return
+    async with _inside(config) as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def _inside(config: Config) -> AsyncIterator[Connection]:
+    from gateway.app import Application  # LiteLLM's and the tokenizer's tables: only where they are needed
+    from gateway.logs import set_up_logging
+
+    set_up_logging("console", "error")
+    application = Application(config, is_server=False)
+    try:
+        await application.start()
+    except (ConfigError, StoreError, LedgerError) as error:
+        await application.stop()
+        raise Failed(str(error)) from error
+    try:
+        yield Inside(application)
+    finally:
+        await application.stop()
+
+
+def user_name() -> str:
+    """Who sits at the command line, as the audit log may hold it."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError):  # a container may run as a number without a name
+        name = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
+    return name if VALUE.match(name) else "unknown"
+
+
+def gateway_url(config: Config) -> str:
+    """Where the gateway of this configuration listens, as this machine reaches it; empty for a port that nobody knows."""
+    host = _ANY_ADDRESS.get(config.server.host, config.server.host)
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{config.server.port}" if config.server.port else ""
+
+
+async def _is_alive(session: aiohttp.ClientSession, base: str) -> bool:
+    try:
+        async with session.get(f"{base}/livez", timeout=aiohttp.ClientTimeout(total=_PROBE_S)) as reply:
+            return reply.status == 200 and b"alive" in await reply.content.read(200)
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return False
+
+
+def _operator_token(config: Config) -> str | None:
+    """Who may read the embedded store's files may use the gateway that holds them."""
+    path = config.storage.store.removeprefix("sqlite:///")
+    if path == config.storage.store:
+        return None
+    try:
+        return operator_file(Path(path)).read_text(encoding="ascii") or None
+    except OSError:
+        return None
+
+
+def _query(query: Mapping[str, Any] | None) -> str:
+    given = {name: value for name, value in (query or {}).items() if value is not None}
+    return f"?{urlencode(given)}" if given else ""
+
+
+def _scope(method: str, path: str, query: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": f"/api{path}",
+        "raw_path": quote(f"/api{path}").encode(),
+        "root_path": "",
+        "query_string": _query(query).removeprefix("?").encode(),
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 0),
+        "server": ("127.0.0.1", 0),
+        OPERATOR_SCOPE: user_name(),
+    }

@@ -1,0 +1,36 @@
+"""`farebox env --client NAME`: what to paste so that a client's calls come through here, with the names of a run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gateway.cli.client_snippets import CLIENTS, Connection, snippet
+from gateway.cli.connection import Failed, gateway_url
+from gateway.cli.session import Session
+
+_DEFAULT = Connection()
+
+
+def env(
+    session: Session,
+    client: Annotated[str | None, typer.Option("--client", help="Whose snippet. Without it: all names.")] = None,
+    api_key: Annotated[str, typer.Option("--api-key", help="The key to put in.")] = _DEFAULT.key,
+    workflow: Annotated[str, typer.Option(help="What x-workflow-id says.")] = _DEFAULT.workflow,
+    run: Annotated[str, typer.Option(help="What x-workflow-run-id says.")] = _DEFAULT.run,
+    step: Annotated[str, typer.Option(help="What x-workflow-step says.")] = _DEFAULT.step,
+    model: Annotated[str | None, typer.Option(help="A name of model_list. Default: its first.")] = None,
+) -> None:
+    """Print the exact snippet for a client: address, key, and the headers that name workflow, run and step."""
+    if client is None:
+        found = {"clients": [{"client": name, "title": one.title} for name, one in CLIENTS.items()]}
+        session.show(found, lambda: (("client", ""), [(name, one.title) for name, one in CLIENTS.items()]))
+        return
+    if client not in CLIENTS:
+        raise Failed(f"There is no snippet for {client!r}; there are {', '.join(CLIENTS)}.")
+    models = session.config.model_list
+    url = (session.url or gateway_url(session.config) or _DEFAULT.url).rstrip("/")
+    named = model or (models[0].model_name if models else _DEFAULT.model)
+    text = snippet(client, Connection(url, api_key, named, workflow, run, step))
+    session.say({"client": client, "snippet": text}, text.rstrip("\n"))

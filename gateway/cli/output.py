@@ -1,0 +1,76 @@
+"""What commands print: tables for people, JSON for programs. Colours only on a terminal, and none with NO_COLOR."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# A pipe has no width; a line that is cut would lose what a program looks for.
+_PIPE_WIDTH: Final = 400
+_COLOURS: Final = {
+    "ok": "green",
+    "active": "green",
+    "warn": "yellow",
+    "paused": "yellow",
+    "exhausted": "red",
+    "fail": "red",
+    "revoked": "red",
+    "cancelled": "red",
+}
+
+
+def console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
+
+
+def echo_json(value: Any) -> None:
+    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+
+
+def show_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    if rows:
+        console().print(table_of(headings, rows))
+    else:
+        typer.echo("Nothing there.")
+
+
+def table_of(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """Numbers to the right; whatever is in a cell is shown as it is, and never read as markup."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for at, heading in enumerate(headings):
+        is_number = any(isinstance(row[at], int | float) and not isinstance(row[at], bool) for row in rows)
+        table.add_column(heading, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    return table
+
+
+def _cell(value: Any) -> Text:
+    text = shown(value)
+    return Text(text, style=_COLOURS.get(text, ""))
+
+
+def shown(value: Any) -> str:
+    """– for nothing, thousands apart, money to nine places as far as there are any."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.9f}".rstrip("0").rstrip(".")
+    return str(value)
+
+
+def moment(at: str | None) -> str | None:
+    """To the second."""
+    return None if at is None else at[:19].replace("T", " ")

@@ -1,0 +1,230 @@
+"""`farebox runs` and `farebox top`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from gateway.cli.connection import Connection
+from gateway.cli.output import console, echo_json, moment, show_table, shown, table_of
+from gateway.cli.session import Session, command
+
+app = typer.Typer(help="Runs: what they use, and steering them.", no_args_is_help=True)
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
+Project = Annotated[str, typer.Option(help="The run's project.")]
+
+
+@command(app, "list")
+def list_runs(
+    session: Session,
+    workflow: Annotated[str | None, typer.Option(help="Only of this workflow.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
+    state: Annotated[str | None, typer.Option(help="active, paused, exhausted, completed or cancelled.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 50,
+    cursor: Annotated[str | None, typer.Option(help="The `next` of the page before.")] = None,
+    project: Project = "default",
+) -> None:
+    """Runs, the latest first."""
+    query = {"workflow": workflow, "agent": agent, "state": state, "limit": limit, "cursor": cursor, "project": project}
+    found = session.ask("GET", "/runs", query)
+    session.show(found, lambda: (_HEADINGS, [_row(run) for run in found["runs"]]))
+
+
+@command(app, "show")
+def show_run(session: Session, run: RunName, project: Project = "default") -> None:
+    """One run with its steps."""
+    _show(session, session.ask("GET", f"/runs/{run}", {"project": project}))
+
+
+@command(app, "calls")
+def list_calls(
+    session: Session,
+    run: RunName,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    project: Project = "default",
+) -> None:
+    """Its calls, the latest first, and what became of each."""
+    found = session.ask("GET", f"/runs/{run}/calls", {"limit": limit, "project": project})
+    headings = ("at", "step", "model", "status", "tokens", "usd", "ms", "actions", "code")
+    session.show(
+        found,
+        lambda: (
+            headings,
+            [
+                (
+                    moment(one["at"]),
+                    one["step"],
+                    one["model"],
+                    one["status"],
+                    one["total_tokens"],
+                    one["cost_usd"],
+                    one["duration_ms"],
+                    one["actions"],
+                    one["code"],
+                )
+                for one in found["calls"]
+            ],
+        ),
+    )
+
+
+@command(app, "pause")
+def pause_run(session: Session, run: RunName, project: Project = "default") -> None:
+    """Refuse its calls until it is resumed."""
+    _act(session, run, "pause", project)
+
+
+@command(app, "resume")
+def resume_run(session: Session, run: RunName, project: Project = "default") -> None:
+    """Let a paused run go on."""
+    _act(session, run, "resume", project)
+
+
+@command(app, "cancel")
+def cancel_run(session: Session, run: RunName, project: Project = "default") -> None:
+    """End a run: its next call is refused."""
+    _act(session, run, "cancel", project)
+
+
+@command(app, "complete")
+def complete_run(session: Session, run: RunName, project: Project = "default") -> None:
+    """End a run and sum it up."""
+    _act(session, run, "complete", project)
+
+
+@command(app, "budget")
+def set_budget(
+    session: Session,
+    run: RunName,
+    tokens: Annotated[int | None, typer.Option(min=0, help="The new limit, not what to add.")] = None,
+    usd: Annotated[float | None, typer.Option(min=0, help="The same for money.")] = None,
+    requests: Annotated[int | None, typer.Option(min=0, help="The same for calls.")] = None,
+    project: Project = "default",
+) -> None:
+    """Show what is left of a run's budget, or give it limits of its own."""
+    given = {
+        name: value for name, value in (("tokens", tokens), ("usd", usd), ("requests", requests)) if value is not None
+    }
+    if given:
+        _show(session, session.ask("POST", f"/runs/{run}/budget", {"project": project}, given))
+        return
+    found = session.ask("GET", f"/runs/{run}", {"project": project})
+    status = {name: found[name] for name in ("run", "workflow", "state", "tokens", "cost_usd", "requests")}
+    session.show(
+        status, lambda: (_UNITS, [(name, *found[name].values()) for name in ("tokens", "cost_usd", "requests")])
+    )
+
+
+@command(app, "reset")
+def reset_run(
+    session: Session,
+    run: RunName,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    project: Project = "default",
+) -> None:
+    """Let a run begin again with nothing spent. Every total but the run's own keeps what it has used."""
+    if not yes and not session.as_json:
+        typer.confirm(f"Set what run {run} has used back to nothing?", abort=True)
+    found = session.ask("POST", f"/runs/{run}/reset", {"project": project})
+    before = found["summary"]
+    session.say(
+        found,
+        f"Run {run} had used {before['tokens']['settled']:,} tokens in {before['calls']:,} calls, and begins again.",
+    )
+
+
+def top(
+    session: Session,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    project: Project = "default",
+) -> None:
+    """Runs as they move. Ctrl-C ends it."""
+    try:
+        session.run(lambda connection: _watch(session, connection, every, once, project))
+    except KeyboardInterrupt:
+        return
+
+
+async def _watch(session: Session, connection: Connection, every_s: float, once: bool, project: str) -> None:
+    query = {"limit": 40, "project": project}
+    found = (await connection.ask("GET", "/runs", query)).checked().value
+    if once or session.as_json:
+        session.show(found, lambda: (_HEADINGS, [_row(run) for run in found["runs"]]))
+        return
+    with Live(_screen(found, connection.where), console=console(), screen=True, auto_refresh=False) as live:
+        while True:
+            await asyncio.sleep(every_s)
+            found = (await connection.ask("GET", "/runs", query)).checked().value
+            live.update(_screen(found, connection.where), refresh=True)
+
+
+def _screen(found: dict[str, Any], where: str) -> Group:
+    head = Text(f"{time.strftime('%H:%M:%S')}  {where}  {len(found['runs'])} runs, the latest first", style="bold")
+    return Group(head, table_of(_HEADINGS, [_row(run) for run in found["runs"]]))
+
+
+_HEADINGS = ("run", "workflow", "agent", "state", "tokens", "held", "of", "left", "usd", "calls", "refused", "last")
+_UNITS = ("", "limit", "settled", "reserved", "remaining", "overrun", "saved")
+
+
+def _row(run: dict[str, Any]) -> tuple[Any, ...]:
+    tokens = run["tokens"]
+    return (
+        run["run"],
+        run["workflow"],
+        run["agent"],
+        run["state"],
+        tokens["settled"],
+        tokens["reserved"],
+        tokens["limit"],
+        tokens["remaining"],
+        run["cost_usd"]["settled"],
+        run["calls"],
+        run["refused"],
+        moment(run["last_at"]),
+    )
+
+
+def _act(session: Session, run: str, action: str, project: str) -> None:
+    _show(session, session.ask("POST", f"/runs/{run}/{action}", {"project": project}))
+
+
+def _show(session: Session, run: dict[str, Any]) -> None:
+    if session.as_json:
+        echo_json(run)
+        return
+    metrics = run["metrics"]
+    typer.echo(f"Run {run['run']} of {run['workflow'] or 'no workflow'} is {run['state']}.")
+    show_table(_UNITS, [(name, *run[name].values()) for name in ("tokens", "cost_usd", "requests")])
+    headings = ("step", "intent", "tier", "status", "tokens", "held", "of", "left", "usd", "calls", "refused")
+    show_table(headings, [_step_row(step) for step in run["steps"]])
+    typer.echo(
+        f"{shown(metrics['calls'])} calls, {shown(metrics['refused'])} refused, {shown(metrics['errors'])} errors; "
+        f"{shown(metrics['input_tokens'])} tokens in, {shown(metrics['output_tokens'])} out, "
+        f"{shown(metrics['saved_tokens'])} saved; {metrics['duration_ms'] / 1000:,.1f} s."
+    )
+
+
+def _step_row(step: dict[str, Any]) -> tuple[Any, ...]:
+    tokens = step["tokens"]
+    return (
+        step["step"],
+        step["intent"],
+        step["tier"],
+        step["status"],
+        tokens["settled"],
+        tokens["reserved"],
+        tokens["limit"],
+        tokens["remaining"],
+        step["cost_usd"]["settled"],
+        step["calls"],
+        step["refused"],
+    )

@@ -1,0 +1,101 @@
+"""`farebox settings`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from gateway.cli.output import moment
+from gateway.cli.session import Session, command
+
+app = typer.Typer(help="The 40 settings: shown, changed, taken back.", no_args_is_help=True)
+
+Setting = Annotated[str, typer.Argument(metavar="KEY", help="With or without `orchestration_`.")]
+_PREFIX = "orchestration_"
+
+
+@command(app, "list")
+def list_settings(
+    session: Session,
+    category: Annotated[str | None, typer.Option(help="Only of this category.")] = None,
+    changed: Annotated[bool, typer.Option("--changed", help="Only those that differ from their default.")] = False,
+) -> None:
+    """All settings with their ranges."""
+    found = session.ask("GET", "/settings")["settings"]
+    wanted = [
+        one for one in found if category in (None, one["category"]) and not (changed and one["value"] == one["default"])
+    ]
+    headings = ("key", "value", "default", "range", "from", "changed by")
+    session.show(
+        {"settings": wanted},
+        lambda: (
+            headings,
+            [
+                (one["key"], _text(one["value"]), _text(one["default"]), one["range"], one["origin"], one["updated_by"])
+                for one in wanted
+            ],
+        ),
+    )
+
+
+@command(app, "get")
+def get_setting(session: Session, setting: Setting) -> None:
+    """One value."""
+    found = session.ask("GET", f"/settings/{_whole(setting)}")
+    session.say(found, _text(found["value"]))
+
+
+@command(app, "set")
+def set_setting(
+    session: Session,
+    setting: Setting,
+    value: Annotated[str, typer.Argument(help="Refused with the range if it is none.")],
+) -> None:
+    """Change one. It counts in every process within two seconds."""
+    found = session.ask("PUT", f"/settings/{_whole(setting)}", body={"value": value})
+    session.say(found, f"{found['key']} is {_text(found['value'])}.")
+
+
+@command(app, "history")
+def list_changes(
+    session: Session,
+    setting: Annotated[str | None, typer.Argument(metavar="KEY", help="Default: all.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 50,
+) -> None:
+    """Who changed what, when, from what and to what."""
+    path = "/settings/history" if setting is None else f"/settings/{_whole(setting)}/history"
+    found = session.ask("GET", path, {"limit": limit})
+    session.show(
+        found,
+        lambda: (
+            ("change", "at", "key", "old", "new", "by"),
+            [
+                (
+                    str(one["id"]),
+                    moment(one["changed_at"]),
+                    one["key"],
+                    _text(one["old"]),
+                    _text(one["new"]),
+                    one["changed_by"],
+                )
+                for one in found["changes"]
+            ],
+        ),
+    )
+
+
+@command(app, "revert")
+def revert_change(session: Session, change: Annotated[int, typer.Argument(help="Its number in the history.")]) -> None:
+    """Put a key back to what it was before a change."""
+    found = session.ask("POST", f"/settings/history/{change}/revert")
+    session.say(found, f"{found['key']} is {_text(found['value'])} again.")
+
+
+def _whole(key: str) -> str:
+    return key if key.startswith(_PREFIX) else _PREFIX + key
+
+
+def _text(value: Any) -> str:
+    """As it is written in the file: true, not True."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,211 @@
+"""`farebox check`, `init`, `migrate`, `doctor` and `reconcile`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import gateway
+from gateway.cli.configuration import EXIT_CONFIG, read_config
+from gateway.cli.connection import Connection, Failed
+from gateway.cli.output import echo_json, show_table
+from gateway.cli.session import EXIT_FAILED, Session
+from gateway.config import Config, ConfigError
+from gateway.ledger.port import LedgerError
+from gateway.store.database import Database, StoreError, StoreInUse
+from gateway.store.tables import SCHEMA_REVISION
+
+
+def check(session: Session) -> None:
+    """Read the configuration and name every fault by file, line and column (exit code 2)."""
+    try:
+        config = read_config(session.config_path)
+        faults = _price_faults(config)
+    except ConfigError as error:
+        config, faults = None, error.faults
+    if session.as_json:
+        echo_json({"faults": faults, "summary": {} if config is None or faults else _summary(config)})
+    for fault in () if session.as_json else faults:
+        typer.echo(fault, err=True)
+    if config is None or faults:
+        raise typer.Exit(EXIT_CONFIG)
+    if not session.as_json:
+        for name, value in _summary(config).items():
+            typer.echo(f"{name:<9} {value}")
+        typer.echo("The configuration is fine.")
+
+
+def init(
+    session: Session,
+    path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("config.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a configuration with every key, its default and why."""
+    if path.exists() and not force:
+        raise Failed(f"{path} is there already; --force replaces it.")
+    try:
+        path.write_text(example_file().read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as error:
+        raise Failed(f"{path} cannot be written: {error.strerror}") from error
+    session.say({"path": str(path)}, f"Wrote {path}. Next: farebox -c {path} serve")
+
+
+def migrate(
+    session: Session,
+    check_only: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit code 1 when there is something to do.")
+    ] = False,
+) -> None:
+    """Bring the store's tables to this version, in one transaction."""
+    try:
+        before, after = asyncio.run(_migrate(session.config, check_only))
+    except StoreInUse:
+        before = after = _served_schema(session)
+    session.say(
+        {"before": before, "after": after, "wanted": SCHEMA_REVISION, "is_current": after == SCHEMA_REVISION},
+        f"The store's schema is {after or 'not there yet'}; this version has {SCHEMA_REVISION}."
+        if check_only
+        else f"The store's schema is {after}, and was {before or 'not there'}.",
+    )
+    if after != SCHEMA_REVISION:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def doctor(session: Session) -> None:
+    """Look whether everything that the gateway stands on is fit for it (exit code 1 when something is not)."""
+    try:
+        found = session.ask("GET", "/doctor")
+    except Failed as failed:
+        found = {"findings": [{"check": "gateway", "status": "fail", "detail": str(failed)}], "is_fit": False}
+        found["findings"] += asyncio.run(_parts_alone(session.config))
+    rows = [(one["check"], one["status"], one["detail"]) for one in found["findings"]]
+    session.show(found, lambda: (("check", "status", "found"), rows))
+    if not found["is_fit"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def reconcile(
+    session: Session,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Write each difference down as an entry of its own.")
+    ] = False,
+    since: Annotated[str | None, typer.Option(help="Runs seen since this date. Default: 30 days.")] = None,
+    project: Annotated[str, typer.Option(help="The project.")] = "default",
+) -> None:
+    """Compare what the ledger has booked with what the store has recorded (exit code 1 while they differ)."""
+    body: dict[str, Any] = {"repair": repair} | ({"since": since} if since else {})
+
+    async def compare(connection: Connection) -> Any:
+        return (await connection.ask("POST", "/reconcile", {"project": project}, body)).checked().value
+
+    found = session.run(compare)
+    if session.as_json:
+        echo_json(found)
+    else:
+        rows = [(one["account"], *(one[side][unit] for unit in _UNITS for side in _SIDES)) for one in found["drifts"]]
+        if rows:
+            show_table(("account", *(f"{unit} {side}" for unit in _UNITS for side in _SIDES)), rows)
+        typer.echo(
+            f"{found['checked']:,} accounts compared: {len(found['drifts'])} differ, {len(found['moving'])} were moving, "
+            f"{found['repaired']} entries written."
+        )
+    if found["drifts"] and not found["repaired"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+_UNITS = ("tokens", "usd")
+_SIDES = ("booked", "stored")
+
+
+def example_file() -> Path:
+    """In a wheel the example lies inside the package, in a source tree beside it."""
+    package = Path(gateway.__file__).parent
+    installed = package / "config.example.yaml"
+    return installed if installed.is_file() else package.parent / "config.example.yaml"
+
+
+def _price_faults(config: Config) -> list[str]:
+    from gateway.pricebook import PriceBook
+    from gateway.upstream.model_list import deployments_of
+    from gateway.upstream.price_map import PriceMap, installed_price_map
+
+    prices = PriceMap(installed_price_map())
+    try:
+        return PriceBook(prices).check(deployments_of(config.model_list, prices))
+    except ValueError as error:
+        return [f"model_list: {error}"]
+
+
+def _summary(config: Config) -> dict[str, str]:
+    names = [model.model_name for model in config.model_list]
+    by_scope = [f"{budget.scope} {budget.match}" for budget in config.budgets]
+    return {
+        "models": ", ".join(dict.fromkeys(names)) or "none",
+        "budgets": ", ".join(by_scope) or "none",
+        "settings": ", ".join(f"{key}={value}" for key, value in config.settings.items()) or "defaults",
+        "ledger": _without_password(config.storage.ledger),
+        "store": _without_password(config.storage.store),
+        "server": f"{config.server.host}:{config.server.port}, {config.server.workers} process(es)",
+    }
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if "@" not in rest:
+        return url
+    user, _, host = rest.rpartition("@")
+    return f"{scheme}{separator}{user.partition(':')[0]}:…@{host}" if ":" in user else url
+
+
+def _served_schema(session: Session) -> str:
+    """A gateway that holds an embedded store brought it to its own version when it started."""
+    found = session.ask("GET", "/doctor")["findings"]
+    schema = next((one for one in found if one["check"] == "store schema"), None)
+    if schema is None or schema["status"] != "ok":
+        raise Failed("The store belongs to a running gateway, which does not say what its schema is.")
+    return SCHEMA_REVISION
+
+
+async def _migrate(config: Config, check_only: bool) -> tuple[str | None, str | None]:
+    store = Database(config.storage.store)
+    try:
+        await store.open()
+        before = await store.schema_revision()
+        if check_only:
+            return before, before
+        return before, await store.migrate(time.time_ns() // 1_000_000)
+    except StoreInUse:
+        raise
+    except StoreError as error:
+        raise Failed(str(error)) from error
+    finally:
+        await store.close()
+
+
+async def _parts_alone(config: Config) -> list[dict[str, str]]:
+    """Ledger and store each by itself, when the gateway as a whole did not come up."""
+    from gateway.app import Application
+    from gateway.doctor import Finding, ledger_findings, store_findings
+
+    parts = Application(config, is_server=False).parts
+    found: list[Finding] = []
+    try:
+        await parts.store.open()
+        found += await store_findings(parts.store, time.time_ns() // 1_000_000)
+    except StoreError as error:
+        found.append(Finding("store", "fail", str(error)))
+    finally:
+        await parts.store.close()
+    try:
+        await parts.ledger.open()
+        found += await ledger_findings(parts)
+    except LedgerError as error:
+        found.append(Finding("ledger", "fail", str(error)))
+    finally:
+        await parts.ledger.close()
+        parts.tokenizer.close()
+    return [{"check": one.check, "status": one.status, "detail": one.detail} for one in found]

@@ -1,0 +1,107 @@
+"""`farebox usage` and `farebox audit`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from gateway.cli.output import moment
+from gateway.cli.session import Session
+
+
+class Grouping(StrEnum):
+    WORKFLOW = "workflow"
+    RUN = "run"
+    STEP = "step"
+    AGENT = "agent"
+    INTENT = "intent"
+    MODEL = "model"
+    KEY = "key"
+    DAY = "day"
+    SAVINGS = "savings"
+
+
+Since = Annotated[str | None, typer.Option("--from", help="A date or time in UTC, such as 2026-11-22. Inclusive.")]
+Until = Annotated[str | None, typer.Option("--to", help="The same. Exclusive.")]
+_FIGURES = ("calls", "refused", "errors", "input_tokens", "output_tokens", "total_tokens", "cost_usd", "saved_tokens")
+
+
+def usage(
+    session: Session,
+    by: Annotated[Grouping, typer.Option("--by", "--group-by", help="What a row stands for.")] = Grouping.WORKFLOW,
+    workflow: Annotated[str | None, typer.Option(help="Only of this workflow.")] = None,
+    run: Annotated[str | None, typer.Option(help="Only of this run.")] = None,
+    step: Annotated[str | None, typer.Option(help="Only of this step.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
+    api_key: Annotated[str | None, typer.Option("--api-key", help="Only of this API key, by id or name.")] = None,
+    intent: Annotated[str | None, typer.Option(help="Only of this intent.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
+    since: Since = None,
+    until: Until = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Answer in CSV.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many rows.")] = 100,
+    project: Annotated[str, typer.Option(help="The project.")] = "default",
+) -> None:
+    """What was used, grouped and summed."""
+    query = {
+        "group_by": by.value,
+        "workflow": workflow,
+        "run": run,
+        "step": step,
+        "agent": agent,
+        "key": api_key,
+        "intent": intent,
+        "model": model,
+        "from": since,
+        "to": until,
+        "limit": limit,
+        "project": project,
+    }
+    if as_csv:
+        typer.echo(session.text("/usage", query | {"format": "csv"}), nl=False)
+        return
+    found = session.ask("GET", "/usage", query)
+    rows = [(row[by.value], *(row[name] for name in _FIGURES)) for row in found["rows"]]
+    total = ("total", *(found["total"][name] for name in _FIGURES))
+    session.show(found, lambda: ((by.value, *_FIGURES), [*rows, total] if rows else []))
+
+
+def audit(
+    session: Session,
+    action: Annotated[str | None, typer.Option(help="Such as key.created, or `run.` for all that begin so.")] = None,
+    actor: Annotated[str | None, typer.Option(help="Only what this one did.")] = None,
+    run: Annotated[str | None, typer.Option(help="Only about this run.")] = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 50,
+    project: Annotated[str | None, typer.Option(help="Only of this project.")] = None,
+) -> None:
+    """Who changed what, and when."""
+    query = {
+        "action": action,
+        "actor": actor,
+        "run": run,
+        "from": since,
+        "to": until,
+        "limit": limit,
+        "project": project,
+    }
+    found = session.ask("GET", "/audit", query)
+    session.show(
+        found,
+        lambda: (
+            ("at", "who", "did", "to", "detail"),
+            [
+                (
+                    moment(event["at"]),
+                    event["actor"],
+                    event["action"],
+                    event["target"],
+                    ", ".join(f"{name}={value}" for name, value in event["detail"].items()),
+                )
+                for event in found["events"]
+            ],
+        ),
+    )

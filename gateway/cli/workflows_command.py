@@ -1,0 +1,115 @@
+"""`farebox workflows`, `farebox suggest` and `farebox classify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from gateway.cli.connection import Failed
+from gateway.cli.output import echo_json, moment, shown
+from gateway.cli.session import Session, command
+
+app = typer.Typer(help="Declared workflows.", no_args_is_help=True)
+
+Workflow = Annotated[str, typer.Argument(metavar="WORKFLOW", help="Its name.")]
+Project = Annotated[str, typer.Option(help="The project.")]
+
+
+@command(app, "list")
+def list_workflows(session: Session, project: Project = "default") -> None:
+    """All declarations, by name."""
+    found = session.ask("GET", "/workflows", {"limit": 1000, "project": project})
+    session.show(
+        found,
+        lambda: (
+            ("workflow", "mode", "steps", "changed", "by"),
+            [
+                (one["workflow"], one["mode"], len(one["steps"]), moment(one["updated_at"]), one["updated_by"])
+                for one in found["workflows"]
+            ],
+        ),
+    )
+
+
+@command(app, "show")
+def show_workflow(session: Session, workflow: Workflow, project: Project = "default") -> None:
+    """One declaration, as `put` takes it."""
+    found = session.ask("GET", f"/workflows/{workflow}", {"project": project})
+    if session.as_json:
+        echo_json(found)
+        return
+    about = ("workflow", "project", "updated_at", "updated_by")
+    declared = {name: value for name, value in found.items() if value not in (None, []) and name not in about}
+    typer.echo(yaml.safe_dump(declared, sort_keys=False, allow_unicode=True), nl=False)
+
+
+@command(app, "put")
+def put_workflow(
+    session: Session,
+    workflow: Workflow,
+    file: Annotated[Path, typer.Argument(help="YAML or JSON: steps, mode, budget, …; - reads standard input.")],
+    project: Project = "default",
+) -> None:
+    """Declare a workflow, or replace its declaration."""
+    found = session.ask("PUT", f"/workflows/{workflow}", {"project": project}, _read(file))
+    session.say(found, f"Workflow {found['workflow']} is declared with {len(found['steps'])} steps.")
+
+
+@command(app, "delete")
+def delete_workflow(session: Session, workflow: Workflow, project: Project = "default") -> None:
+    """Forget a declaration. Its runs and their usage stay."""
+    found = session.ask("DELETE", f"/workflows/{workflow}", {"project": project})
+    session.say(found, f"Workflow {workflow} is declared no longer.")
+
+
+def suggest(
+    session: Session,
+    workflow: Workflow,
+    apply: Annotated[bool, typer.Option("--apply", help="Write them as budgets.")] = False,
+    project: Project = "default",
+) -> None:
+    """Propose budgets for a workflow from what its runs used: a fifth above the p95 of 30 days."""
+    found = session.ask("POST" if apply else "GET", f"/workflows/{workflow}/suggestions", {"project": project})
+    rows = [
+        (one["scope"], one["match"], one["samples"], one["p95_tokens"], one["tokens"], one["is_sure"])
+        for one in found["suggestions"]
+    ]
+    session.show(found, lambda: (("scope", "match", "runs", "p95 tokens", "budget tokens", "ten runs"), rows))
+    if apply and not session.as_json:
+        typer.echo(f"{len(found['applied'])} budgets were written.")
+
+
+def classify(
+    session: Session,
+    text: Annotated[str, typer.Argument(help="The step's prompt; - reads standard input.")],
+    step: Annotated[str | None, typer.Option(help="The step's name.")] = None,
+    workflow: Annotated[str | None, typer.Option(help="The workflow's name.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    project: Project = "default",
+) -> None:
+    """Tell the intent of a step, and why."""
+    prompt = typer.get_text_stream("stdin").read() if text == "-" else text
+    given = {"prompt": prompt, "step": step, "workflow": workflow, "system": system}
+    body = {"steps": [{name: value for name, value in given.items() if value is not None}]}
+    found = session.ask("POST", "/classify", {"project": project}, body)["classifications"][0]
+    others = "".join(f", {one['intent']} {one['confidence']:.2f}" for one in found["alternatives"])
+    session.say(
+        found,
+        f"{found['intent']}  confidence {found['confidence']:.2f}, by {found['source']}: {shown(found['reasoning'])}"
+        + (f"\nalso {others[2:]}" if others else ""),
+    )
+
+
+def _read(file: Path) -> Any:
+    """Raises `Failed` for a file that is not there or holds no mapping."""
+    try:
+        text = typer.get_text_stream("stdin").read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        declared = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise Failed(f"{file}: {' '.join(str(error).split())}") from error
+    if not isinstance(declared, dict):
+        raise Failed(f"{file} must hold a mapping with steps, not a {type(declared).__name__}.")
+    return declared
