@@ -67,6 +67,7 @@ READ = {
     "conversation": "what it adds to the prompt is not known here: booked from the answer's usage",
     "background": "true is refused: what it spends later could not be seen",
 }
+UNREAD = {("/v1/messages", "tool_choice")}
 ELSEWHERE = {
     ("/v1/responses", "prompt"): "a stored prompt: what it adds is not known here, and booked from the answer's usage",
 }
@@ -113,7 +114,7 @@ def verdict(path: str, body: dict[str, Any], name: str) -> tuple[str, str]:
     except BadRequest as error:
         return "refused", error.message
     forwarded = protocol.forwarded(request, None, False)
-    if name in READ:
+    if name in READ and (path, name) not in UNREAD:
         return "used", ELSEWHERE.get((path, name), READ[name])
     if forwarded.get(name) != value:
         return "changed", f"to {forwarded.get(name)!r}"
