@@ -109,12 +109,13 @@ def _nothing_blocks(rows: Sequence[Row]) -> Verdict:
     )
 
 
-def of_run(run: RunView, link: Link | None) -> Row:
-    return _inner("run", run.run, link, run.tokens, run.cost_usd, run.requests)
+def of_run(run: RunView) -> Row:
+    """Of a workflow that is only observed, the limits shown here are those that somebody gave this very run: they are kept."""
+    return _inner("run", run.run, run.tokens, run.cost_usd, run.requests, is_enforced=True)
 
 
-def of_step(step: StepView, link: Link | None) -> Row:
-    return _inner("step", step.step, link, step.tokens, step.cost_usd, None)
+def of_step(step: StepView, *, is_enforced: bool) -> Row:
+    return _inner("step", step.step, step.tokens, step.cost_usd, None, is_enforced=is_enforced)
 
 
 def of_link(link: Link, account: BudgetAccount) -> Row:
@@ -126,11 +127,13 @@ def of_link(link: Link, account: BudgetAccount) -> Row:
     return Row(link.scope.value, link.scope_id, link.window.value, link.hold.enforce, account.resets_at, meters)
 
 
-def _inner(scope: str, name: str, link: Link | None, tokens: Tokens, cost: Dollars, requests: Requests | None) -> Row:
+def _inner(
+    scope: str, name: str, tokens: Tokens, cost: Dollars, requests: Requests | None, *, is_enforced: bool
+) -> Row:
     meters = [
         Meter("tokens", tokens.limit, tokens.settled, tokens.reserved),
         Meter("usd", cost.limit, cost.settled, cost.reserved),
     ]
     if requests is not None:
         meters.append(Meter("requests", requests.limit, requests.settled, requests.reserved))
-    return Row(scope, name, "run", link is None or link.hold.enforce, None, tuple(meters))
+    return Row(scope, name, "run", is_enforced, None, tuple(meters))

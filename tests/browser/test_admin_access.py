@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from gateway.admin.pages import PAGES
 from gateway.admin.visit import Page
-from tests.browser.conftest import Client
-from tests.farebox_process import FareboxProcess
+from tests.browser.conftest import CONFIG, Client
+from tests.farebox_process import FareboxProcess, running_farebox
 
 PASSWORD = "correct horse battery"
 # What can be reached without being somebody: to become somebody.

@@ -265,6 +265,17 @@ def test_what_blocks_a_call_is_told_first(client: Client, gateway: FareboxProces
     assert made[1] not in client.get("/admin/budgets").text
 
 
+def test_what_is_only_watched_blocks_nothing(client: Client, gateway: FareboxProcess) -> None:
+    steps = [{"id": "s", "intent": "send", "budget": {"tokens": 20}}]
+    text = json.dumps({"mode": "observe", "steps": steps})
+    assert client.post("/admin/workflows/watched", {"action": "save", "declaration": text}).status == 303
+    for _ in range(3):
+        assert gateway.chat("hi", tagged("watched", "r-w", "s"), model="small", max_tokens=20).status == 200
+    page = client.get("/admin/budgets?run=r-w&step=s").text
+    assert "only watched" in page
+    assert "Nothing blocks it" in page
+
+
 def test_a_workflow_is_declared_previewed_and_observed(client: Client) -> None:
     steps = [{"id": "extract", "intent": "extract"}, {"id": "draft", "intent": "generate", "priority": "high"}]
     text = json.dumps({"budget": {"tokens": 1500}, "steps": steps})

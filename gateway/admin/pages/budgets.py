@@ -121,8 +121,8 @@ async def _rows(visit: Visit, asked: dict[str, str]) -> tuple[list[Row], str | N
     chain = chain_for(subject, desk.budgets(), RunLimits(observe=observes), desk.parts.clock.now_ms())
     rows: list[Row] = []
     if run is not None:
-        rows += [of_step(step, chain.of(Scope.STEP)) for step in run.steps if step.step == asked["step"]]
-        rows.append(of_run(run, chain.of(Scope.RUN)))
+        rows += [of_step(step, is_enforced=not observes) for step in run.steps if step.step == asked["step"]]
+        rows.append(of_run(run))
     outer = [link for link in chain.links if link.scope not in (Scope.STEP, Scope.RUN)]
     accounts = (await balances_of(desk.parts.ledger, visit.project, [[link] for link in outer])) if outer else []
     rows += [of_link(link, found[0]) for link, found in zip(outer, accounts, strict=True) if found]
