@@ -331,7 +331,6 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
     rebuilding = Rebuilding(store, budgets=budgets, snapshot=lambda: control.snapshot, clock_ms=wall_clock_ms)
     ledger = make_ledger(config, rebuilding)
     flusher = Flusher(ledger, store, consumer=process_name(), outbox_cap=config.storage.outbox_cap)
-    rebuilding.flusher = flusher
     pool = Pool(deployments, _pool_settings(config), clock_s=time.monotonic, chance=random.SystemRandom())
     prices, clock, recorder = PriceBook(price_map), LedgerClock(ledger), BatchRecorder(ledger)
     forwarder = _forwarder(tokenizer, ids, environment)

@@ -8,9 +8,9 @@ import structlog
 
 from gateway import reconcile
 from gateway.control import Snapshot
-from gateway.flusher import BATCH, Flusher
 from gateway.ledger.port import OutboxEntry
-from gateway.ledger.redis_projects import Restore
+from gateway.ledger.redis_projects import Restore, Unsaved
+from gateway.store import usage
 from gateway.store.database import Database
 from policies.amounts import Amount
 from policies.budgets import Budget
@@ -20,7 +20,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Rebuilding:
-    """Called by the ledger before it lets enforced traffic of a project go on. `flusher` is set once there is one."""
+    """Called by the ledger before it lets enforced traffic of a project go on."""
 
     def __init__(
         self,
@@ -34,12 +34,12 @@ class Rebuilding:
         self._budgets = budgets
         self._snapshot = snapshot
         self._clock_ms = clock_ms
-        self.flusher: Flusher | None = None
 
-    async def __call__(self, project: str, restore: Restore) -> None:
+    async def __call__(self, project: str, restore: Restore, unsaved: Unsaved) -> None:
         """Raises `StoreUnavailable` when the sums cannot be known: the project waits then, rather than spend twice."""
-        while self.flusher is not None and await self.flusher.flush_once() >= BATCH:
-            pass
+        async for entries in unsaved:
+            # They stay in the outbox, and land once all the same: the flusher cannot be asked, for it waits for this project.
+            await usage.insert_entries(self._store, entries, self._clock_ms())
         key_names = {key.id: key.name for key in self._snapshot().keys.values()}
         books = _RestoringBooks(restore, self._clock_ms)
         accounts = await reconcile.rebuild(books, self._store, project, self._budgets(), key_names)

@@ -26,7 +26,7 @@ from gateway.ledger.redis_connection import Argument, ConnectionLost, RedisRefus
 from gateway.ledger.redis_errors import as_port_error
 from gateway.ledger.redis_scripts import ADOPT, FENCE, RECORD, RESTORE, Script
 from gateway.ledger.redis_topology import Topology
-from gateway.ledger.redis_values import entry_arguments
+from gateway.ledger.redis_values import entry_arguments, entry_of
 from policies.amounts import Amount
 
 EPOCH_KEY: Final = "farebox:epoch"
@@ -39,6 +39,7 @@ _REMEMBERED_MAX: Final = 100_000
 
 # Events of the last seconds or minutes; some 10 MB at most.
 _RECENT_MAX: Final = 10_000
+_UNSAVED_AT_ONCE: Final = 1_000
 NO_EPOCH: Final = "*"
 # A repetition may meet the next trouble (a restart: connection lost, then NOSCRIPT, then a lost epoch), not more.
 _REPETITIONS_MAX: Final = 3
@@ -48,9 +49,11 @@ _log = structlog.get_logger(__name__)
 
 Restore = Callable[[str, Amount, int], Awaitable[None]]
 """Sets what one account (name, settled, keep_ms) has settled."""
-Rebuild = Callable[[str, Restore], Awaitable[None]]
+Unsaved = AsyncIterator[Sequence[OutboxEntry]]
+"""Batches of what is left of a project's outbox. The store may know some of them, and gets all of them again later."""
+Rebuild = Callable[[str, Restore, Unsaved], Awaitable[None]]
 """Restores all accounts of a project from the store. Called before a project without data in Redis is used: when it is new,
-and when Redis has lost it. It must bring the outbox to the store first, and raise if it cannot know the sums."""
+and when Redis has lost it. It must bring the unsaved events to the store first, and raise if it cannot know the sums."""
 
 
 class CountersMissing(LedgerUnavailable):
@@ -277,11 +280,18 @@ class Projects:
             await self._evaluate(RESTORE, keys, NO_EPOCH, 0, arguments)
 
         try:
-            await rebuild(project.name, restore)
+            await rebuild(project.name, restore, self._unsaved(project))
         except Exception as error:
             # Whatever the store raises, to a call it means that the sums are not known yet.
             _log.error("counters_not_restored", project=project.name, error=str(error))
             raise CountersMissing(f"the counters of project {project.name!r} cannot be restored: {error}") from error
+
+    async def _unsaved(self, project: Project) -> Unsaved:
+        """Also what another process is carrying: if that one died, nobody else would know of it before its lease is over."""
+        key, start = project.key("outbox"), "-"
+        while found := await self.topology.call(key, "XRANGE", key, start, "+", "COUNT", str(_UNSAVED_AT_ONCE)):
+            yield [entry_of(project.name, position, fields) for position, fields in found]
+            start = f"({found[-1][0].decode()}"
 
     async def _adopt(self, project: Project, token: str) -> bytes:
         keys = [project.meta, project.key("rebuild")]

@@ -143,7 +143,7 @@ async def test_a_slot_table_that_is_wrong_everywhere_is_bounded(cluster: RedisCl
 async def test_the_loss_of_one_node_is_no_loss_for_the_others(cluster: RedisCluster) -> None:
     asked: list[str] = []
 
-    async def rebuild(project: str, restore: object) -> None:
+    async def rebuild(project: str, restore: object, unsaved: object) -> None:
         asked.append(project)
 
     async with ledger_at(cluster.url, rebuild=rebuild) as ledger:
@@ -223,7 +223,8 @@ async def test_a_failover_is_followed(sentinel: tuple[RedisServer, RedisServer, 
                     break
                 except LedgerUnavailable:
                     await asyncio.sleep(0.1)
-        assert (done.first, done.booked) == (True, tokens(6))
+        # Whether it was the first is not for us to say: the reply to an attempt before it may be what was lost.
+        assert done.booked == tokens(6)
         assert "role:master" in replica.command("INFO", "replication")
         assert await standing(ledger) == (6, 0)
 

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.ledger.port import EntryKind, LedgerUnavailable, OutboxEntry
 from gateway.ledger.redis import RedisLedger
-from gateway.ledger.redis_projects import CountersMissing, Restore
+from gateway.ledger.redis_projects import CountersMissing, Restore, Unsaved
 from policies.reservation import KEEP_MS, Granted, Refusal, Refused
 from tests.faults.redis_fixtures import PATIENT_MS, ask, ledger_at, server, shared_server, standing, tokens
 from tests.redis_server import RedisServer
@@ -23,11 +23,13 @@ class Store:
     def __init__(self) -> None:
         self.settled: dict[str, int] = {}
         self.asked: list[str] = []
+        self.unsaved: list[str] = []
         self.ready = asyncio.Event()
         self.ready.set()
 
-    async def rebuild(self, project: str, restore: Restore) -> None:
+    async def rebuild(self, project: str, restore: Restore, unsaved: Unsaved) -> None:
         self.asked.append(project)
+        self.unsaved = [entry.id async for entries in unsaved for entry in entries]
         await self.ready.wait()
         for account, count in self.settled.items():
             await restore(account, tokens(count), KEEP_MS)
@@ -62,6 +64,24 @@ async def test_a_flush_does_not_reset_a_budget(server: RedisServer, ledger: Redi
     assert isinstance(await ledger.reserve("p", ask("c4", 10)), Granted)
     assert await ledger.epoch() != before
     assert store.asked == ["p", "p"]
+
+
+@pytest.mark.parametrize("carrier", ["nobody", "another"])
+async def test_events_on_their_way_are_counted_before_calls_go_on(
+    server: RedisServer, ledger: RedisLedger, store: Store, carrier: str
+) -> None:
+    """Also those that another process has read and not stored yet, and when it is only the epoch that was lost."""
+    for name in ("c1", "c2"):
+        await ledger.reserve("p", ask(name, 30))
+        await ledger.settle("p", name, tokens(30), b"{}")
+    if carrier == "another":
+        assert len(await ledger.outbox_read("another")) == 2
+    server.command("HDEL", "farebox:{p}:meta", "epoch")
+    # What the store sums up, once it was given those events.
+    store.settled["run:r"] = 60
+    assert await standing(ledger) == (60, 0)
+    # The owner's memory of them is written again too: their ids make them one.
+    assert set(store.unsaved) == {"c1", "c2"}
 
 
 async def test_a_new_project_is_asked_of_the_store_once(ledger: RedisLedger, store: Store) -> None:
@@ -106,7 +126,7 @@ async def test_while_the_store_is_away_nothing_is_granted(server: RedisServer, s
 async def test_a_store_that_fails_is_asked_again(server: RedisServer) -> None:
     asked = 0
 
-    async def rebuild(project: str, restore: Restore) -> None:
+    async def rebuild(project: str, restore: Restore, unsaved: Unsaved) -> None:
         nonlocal asked
         asked += 1
         if asked == 1:
