@@ -146,11 +146,15 @@ def _summary(config: Config) -> dict[str, str]:
     return {
         "models": ", ".join(dict.fromkeys(names)) or "none",
         "budgets": ", ".join(by_scope) or "none",
-        "settings": ", ".join(f"{key}={value}" for key, value in config.settings.items()) or "defaults",
+        "settings": ", ".join(f"{key}={_written(value)}" for key, value in config.settings.items()) or "defaults",
         "ledger": _without_password(config.storage.ledger),
         "store": _without_password(config.storage.store),
         "server": f"{config.server.host}:{config.server.port}, {config.server.workers} process(es)",
     }
+
+
+def _written(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _without_password(url: str) -> str:

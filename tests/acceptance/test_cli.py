@@ -1,0 +1,278 @@
+"""The command line as people and scripts use it: real processes, beside a running gateway and without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.farebox_process import FareboxProcess
+
+ROOT = Path(__file__).parents[2]
+MODEL = {
+    "model_name": "fake",
+    "litellm_params": {"model": "openai/fake", "mock_response": "one two three"},
+    "model_info": {"input_cost_per_token": 1e-6, "output_cost_per_token": 4e-6, "max_output_tokens": 100},
+}
+
+
+@dataclass
+class Said:
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+@dataclass
+class Cli:
+    """Commands in a folder of their own, with no variables of the one who runs the tests."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, *arguments: str, stdin: str = "", config: str = "config.yaml") -> Said:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("FAREBOX_")}
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway", "--config", config, *arguments],
+            cwd=self.folder,
+            env={**environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **self.environment},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        return Said(done.returncode, done.stdout, done.stderr)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def settings_of(folder: Path, port: int) -> dict[str, Any]:
+    storage = {"ledger": f"sqlite:///{folder}/ledger.db", "store": f"sqlite:///{folder}/store.db"}
+    budgets = [{"scope": "run", "match": "*", "tokens": 20_000}]
+    return {"model_list": [MODEL], "budgets": budgets, "storage": storage, "server": {"port": port}}
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """With a configuration whose gateway does not run."""
+    (tmp_path / "config.yaml").write_text(json.dumps(settings_of(tmp_path, free_port())))
+    return Cli(tmp_path)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Cli, FareboxProcess]]:
+    """With a configuration whose gateway runs, on embedded engines."""
+    port = free_port()
+    gateway = FareboxProcess(tmp_path, settings_of(tmp_path, port), arguments=("--port", str(port)))
+    gateway.start()
+    yield Cli(tmp_path), gateway
+    gateway.stop()
+
+
+def test_keys_are_made_whether_the_gateway_runs_or_not(served: tuple[Cli, FareboxProcess]) -> None:
+    cli, gateway = served
+    app = cli("keys", "create", "app")
+    assert app.code == 0
+    key = app.out.strip()
+    assert key.startswith("fb_")
+    assert len(key.split()) == 1  # the key alone, for scripts
+    assert "no admin key" in app.err
+    assert gateway.chat("hi").status == 401
+    assert gateway.chat("hi", {"authorization": f"Bearer {key}"}).status == 200
+    # The gateway asks for an admin key now, but whoever can read its files is its operator.
+    admin = cli("keys", "create", "--admin").out.strip()
+    rotated = cli("keys", "rotate", "app").out.strip()
+    assert gateway.chat("hi", {"authorization": f"Bearer {key}"}).status == 401
+    assert gateway.chat("hi", {"authorization": f"Bearer {rotated}"}).status == 200
+    gateway.stop()
+    listed = cli("keys", "list", "--json").json()["keys"]
+    assert [(one["name"], one["role"], one["state"]) for one in listed] == [
+        ("admin", "admin", "active"),
+        ("app", "", "active"),
+    ]
+    assert cli("keys", "revoke", "app").code == 0
+    gateway.start()
+    assert gateway.chat("hi", {"authorization": f"Bearer {rotated}"}).status == 401
+    assert gateway.get("/api/keys", headers={"authorization": f"Bearer {admin}"}).status == 200
+
+
+def test_runs_are_steered_and_summed_up(served: tuple[Cli, FareboxProcess]) -> None:
+    cli, gateway = served
+    tags = {"x-workflow-id": "nightly", "x-workflow-run-id": "r1", "x-workflow-step": "draft"}
+    assert gateway.chat("hi", tags).status == 200
+    shown = cli("runs", "show", "r1", "--json").json()
+    used = shown["tokens"]["settled"]
+    assert (shown["calls"], shown["state"]) == (1, "active")
+    listed = cli("runs", "list")
+    assert "r1" in listed.out
+    assert "\x1b[" not in listed.out
+    assert cli("runs", "pause", "r1").code == 0
+    assert gateway.chat("hi", tags).status == 402
+    assert cli("runs", "resume", "r1").code == 0
+    assert cli("runs", "budget", "r1", "--tokens", "30000", "--json").json()["tokens"]["limit"] == 30_000
+    assert cli("runs", "reset", "r1", "--yes", "--json").json()["run"]["tokens"]["settled"] == 0
+    assert cli("runs", "complete", "r1", "--json").json()["metrics"]["calls"] == 1
+    again = cli("runs", "cancel", "r1")
+    assert again.code == 1
+    assert again.err.strip() == "farebox: Run 'r1' is completed."
+    usage = cli("usage", "--by", "workflow", "--json").json()
+    assert usage["total"]["total_tokens"] == used
+    assert cli("usage", "--by", "step", "--csv").out.splitlines()[1].startswith("draft,1,1,")
+    assert "r1" in cli("top", "--once").out
+    assert cli("reconcile").code == 0
+    assert [one["action"] for one in cli("audit", "--action", "run.", "--limit", "9", "--json").json()["events"]][
+        :2
+    ] == ["run.completed", "run.reset"]
+
+
+def test_settings_without_a_gateway(cli: Cli) -> None:
+    assert cli("settings", "set", "max_retry_attempts", "5").code == 0
+    assert cli("settings", "get", "orchestration_max_retry_attempts").out.strip() == "5"
+    refused = cli("settings", "set", "max_retry_attempts", "50")
+    assert refused.code == 1
+    assert "0 to 10" in refused.err
+    change = cli("settings", "history", "--json").json()["changes"][0]
+    assert (change["old"], change["new"]) == (2, 5)
+    assert change["changed_by"].startswith("cli:")
+    assert cli("settings", "revert", str(change["id"])).code == 0
+    assert cli("settings", "list", "--changed", "--json").json()["settings"] == []
+
+
+def test_workflows_budgets_and_suggestions_without_a_gateway(cli: Cli) -> None:
+    declaration = "mode: enforce\nsteps:\n  - {id: read, intent: extract}\n  - {id: tell, prompt: Summarize it.}\n"
+    assert cli("workflows", "put", "nightly", "-", stdin=declaration).code == 0
+    shown = cli("workflows", "show", "nightly").out
+    (cli.folder / "again.yaml").write_text(shown)
+    assert cli("workflows", "put", "copy", "again.yaml").code == 0
+    listed = cli("workflows", "list", "--json").json()["workflows"]
+    assert [one["steps"] for one in listed] == [listed[0]["steps"]] * 2
+    made = cli("budgets", "create", "workflow", "nightly", "--usd", "0.5", "--window", "day", "--json").json()
+    assert made["usd"] == 0.5
+    assert made["id"] in cli("budgets", "list").out
+    assert cli("budgets", "delete", made["id"]).code == 0
+    assert cli("suggest", "nightly").out.strip() == "Nothing there."
+    assert cli("suggest", "nightly", "--apply").code == 1
+    bad = cli("workflows", "put", "nightly", "-", stdin="steps: [{id: a b}]")
+    assert bad.code == 1
+    assert "steps.0.id" in bad.err
+
+
+def test_classifying_a_text(cli: Cli) -> None:
+    found = cli(
+        "classify", "Summarize the following thread in three sentences.", "--step", "summarize", "--json"
+    ).json()
+    assert found["intent"] == "summarize"
+    said = cli("classify", "-", stdin="Translate this into French: hello")
+    assert said.out.startswith("transform  confidence 0.")
+
+
+FAULTY = """model_list:
+  - model_name: a
+    litellm_params: {model: openai/a}
+budgets:
+  - {scope: run, tokens: 5}
+  - {scope: team, tokens: 5}
+server:
+  prt: 4000
+"""
+
+
+def test_check_names_each_fault_by_its_place(cli: Cli) -> None:
+    fine = cli("check")
+    assert (fine.code, fine.out.splitlines()[-1]) == (0, "The configuration is fine.")
+    (cli.folder / "faulty.yaml").write_text(FAULTY)
+    faulty = cli("check", config="faulty.yaml")
+    assert faulty.code == 2
+    lines = faulty.err.strip().splitlines()
+    assert lines[0].startswith("faulty.yaml:6:6: budgets[1].scope: ")
+    assert lines[1].startswith("faulty.yaml:8:3: server.prt: unknown key")
+    assert len(lines) == 2
+    told = cli("check", "--json", config="faulty.yaml")
+    assert (told.code, json.loads(told.out)["faults"]) == (2, lines)
+    assert cli("keys", "list", config="faulty.yaml").code == 2
+    assert cli("keys", "list", config="nowhere.yaml").code == 2
+
+
+def test_init_writes_what_check_finds_fine(cli: Cli) -> None:
+    assert cli("init", "new.yaml").code == 0
+    assert cli("check", config="new.yaml").code == 0
+    assert cli("init", "new.yaml").code == 1
+    assert cli("init", "new.yaml", "--force").code == 0
+
+
+def test_migrate_and_doctor_without_a_gateway(cli: Cli) -> None:
+    assert cli("migrate", "--check").code == 1
+    assert cli("migrate").code == 0
+    assert cli("migrate", "--check", "--json").json()["is_current"] is True
+    found = cli("doctor", "--json").json()
+    assert found["is_fit"] is True
+    assert {"versions", "ledger", "ledger clock", "store", "store schema"} <= {
+        one["check"] for one in found["findings"]
+    }
+    (cli.folder / "ledger.db").write_bytes(b"this is no ledger" * 100)
+    ill = cli("doctor", "--json")
+    assert ill.code == 1
+    by_check = {one["check"]: one["status"] for one in json.loads(ill.out)["findings"]}
+    assert (by_check["ledger"], by_check["store schema"]) == ("fail", "ok")
+
+
+def test_doctor_and_migrate_beside_a_gateway(served: tuple[Cli, FareboxProcess]) -> None:
+    cli, _ = served
+    assert cli("doctor").code == 0
+    assert cli("migrate", "--check").code == 0
+
+
+def test_a_gateway_elsewhere_wants_its_key(served: tuple[Cli, FareboxProcess]) -> None:
+    cli, gateway = served
+    admin = cli("keys", "create", "--admin").out.strip()
+    elsewhere = Cli(cli.folder, {"FAREBOX_URL": gateway.url})
+    stranger = elsewhere("runs", "list")
+    assert stranger.code == 1
+    assert "FAREBOX_ADMIN_KEY" in stranger.err
+    elsewhere.environment["FAREBOX_ADMIN_KEY"] = admin
+    assert elsewhere("runs", "list").code == 0
+    gone = Cli(cli.folder)("runs", "list", "--url", "http://127.0.0.1:9")
+    assert gone.code == 1
+    assert "cannot be reached" in gone.err
+
+
+def test_snippets_have_the_address_of_the_configuration(cli: Cli) -> None:
+    port = json.loads((cli.folder / "config.yaml").read_text())["server"]["port"]
+    text = cli("env", "--client", "openai-python", "--workflow", "nightly").out
+    assert f"http://127.0.0.1:{port}/v1" in text
+    assert "nightly" in text
+    assert "{{" not in text
+    assert cli("env", "--client", "nobody").code == 1
+    wanted = ["openai-python", "openai-node", "langchain", "llamaindex", "crewai", "openai-agents", "pydantic-ai"]
+    wanted += ["vercel-ai", "claude-code", "codex", "aider", "llm", "cursor", "open-webui", "litellm", "n8n", "curl"]
+    assert set(wanted) <= {one["client"] for one in cli("env", "--json").json()["clients"]}
+
+
+def test_a_gateway_without_keys_stays_on_this_machine(cli: Cli) -> None:
+    said = cli("serve", "--host", "0.0.0.0", "--port", "0")
+    assert said.code == 1
+    told = [line for line in said.err.splitlines() if "--allow-anonymous" in line]
+    assert len(told) == 1
+    assert "Traceback" not in said.err
+
+
+def test_usage_errors_are_told_apart(cli: Cli) -> None:
+    assert cli("runs", "show").code == 2
+    assert cli("no-such-command").code == 2
+    assert cli("--help").code == 0
