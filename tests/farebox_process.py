@@ -49,7 +49,11 @@ class FareboxProcess:
         path.write_text(yaml.safe_dump(self.config))
         log = (self.folder / "gateway.log").open("ab")
         offset = (self.folder / "gateway.log").stat().st_size
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(("FAREBOX_", "OPENAI_", "ANTHROPIC_"))}
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("FAREBOX_", "OPENAI_", "ANTHROPIC_"))
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gateway", "--config", str(path), "serve", "--port", "0", *self.arguments],
             stdout=log,
@@ -98,20 +102,28 @@ class FareboxProcess:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(40)
 
-    def request(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, timeout: float = 60) -> Reply:
+    def request(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, timeout: float = 60
+    ) -> Reply:
         """Any status is an answer."""
         data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"content-type": "application/json", **(headers or {})}, method=method)
+        request = urllib.request.Request(
+            self.url + path, data, {"content-type": "application/json", **(headers or {})}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
-                return Reply(answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read())
+                return Reply(
+                    answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
+                )
         except urllib.error.HTTPError as error:
             return Reply(error.code, {name.lower(): value for name, value in error.headers.items()}, error.read())
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> Reply:
         return self.request("GET", path, headers=headers)
 
-    def chat(self, content: str = "hi", headers: Mapping[str, str] | None = None, model: str = "fake", **fields: Any) -> Reply:
+    def chat(
+        self, content: str = "hi", headers: Mapping[str, str] | None = None, model: str = "fake", **fields: Any
+    ) -> Reply:
         body = {"model": model, "messages": [{"role": "user", "content": content}], **fields}
         return self.request("POST", "/v1/chat/completions", body, headers)
 
