@@ -19,10 +19,10 @@ _log = structlog.get_logger(__name__)
 
 
 class CatchUp:
-    """`flush_recorded` hands waiting events without a reservation to the ledger (`BatchRecorder.flush`)."""
+    """`flush_waiting` hands on what this process holds in memory: events without a reservation, allocations of steps."""
 
-    def __init__(self, flush_recorded: Callable[[], Awaitable[object]], flusher: Flusher) -> None:
-        self._flush_recorded = flush_recorded
+    def __init__(self, flush_waiting: Callable[[], Awaitable[object]], flusher: Flusher) -> None:
+        self._flush_waiting = flush_waiting
         self._flusher = flusher
         self._moving: asyncio.Task[None] | None = None
 
@@ -42,7 +42,7 @@ class CatchUp:
 
     async def _move(self) -> None:
         try:
-            await self._flush_recorded()
+            await self._flush_waiting()
             while await self._flusher.flush_once() >= BATCH:
                 pass
         except (StoreUnavailable, LedgerError) as error:

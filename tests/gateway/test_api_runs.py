@@ -233,6 +233,21 @@ async def test_pages_of_runs(api: Api) -> None:
     assert len(found) == 5
 
 
+async def test_a_run_shows_the_limits_that_its_calls_were_told(api: Api) -> None:
+    await api.put(
+        "/api/workflows/nightly", {"budget": 9000, "steps": [{"id": "draft", "budget": 400}, {"id": "check"}]}
+    )
+    for enabled in (False, True):
+        await api.put("/api/settings/orchestration_enabled", {"value": enabled})
+        for workflow, step in (("nightly", "draft"), ("nightly", "check"), ("nightly", "surprise"), ("other", "draft")):
+            run = f"{workflow}-{step}-{enabled}"
+            told = (await api.chat(run, step, workflow)).headers
+            shown = await api.get(f"/api/runs/{run}")
+            limits = {one["step"]: one["tokens"]["limit"] for one in shown["steps"]}
+            assert str(shown["tokens"]["limit"]) == told["x-budget-run-limit"], run
+            assert limits[step] == (int(told["x-budget-step-limit"]) if "x-budget-step-limit" in told else None), run
+
+
 async def test_run_ids_may_hold_slashes(api: Api) -> None:
     await api.chat("2026/11/22:a")
     assert (await api.get("/api/runs/2026/11/22:a"))["calls"] == 1

@@ -13,6 +13,7 @@ from gateway.endpoints.api.application import api_application
 from gateway.endpoints.api.route import Desk
 from gateway.endpoints.api.table import ROUTES
 from gateway.ledger.clock import wall_clock_ms
+from gateway.orchestration.declared import Declarations
 from gateway.run_control import RunControl
 from gateway.run_view import RunViews
 
@@ -24,8 +25,20 @@ def make_desk(parts: Parts, access: Access) -> Desk:
     def snapshot() -> Snapshot:
         return parts.control.snapshot
 
-    views = RunViews(parts.store, parts.ledger, snapshot=snapshot, budgets=parts.budgets, now_ms=parts.clock.now_ms)
-    catch_up = CatchUp(parts.recorder.flush, parts.flusher)
+    views = RunViews(
+        parts.store,
+        parts.ledger,
+        snapshot=snapshot,
+        budgets=parts.budgets,
+        declared=Declarations().of,
+        now_ms=parts.clock.now_ms,
+    )
+
+    async def flush_waiting() -> None:
+        await parts.recorder.flush()
+        await parts.orchestration.plans.flush()
+
+    catch_up = CatchUp(flush_waiting, parts.flusher)
     control = RunControl(
         parts.store,
         parts.ledger,
