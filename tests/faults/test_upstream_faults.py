@@ -238,7 +238,9 @@ def unused_port() -> int:
 
 
 @pytest.mark.parametrize(
-    "base", [f"http://127.0.0.1:{unused_port()}/v1", "http://no-such-host.invalid/v1", "ftp://127.0.0.1/v1", "nonsense"]
+    "base",
+    [f"http://127.0.0.1:{unused_port()}/v1", "http://no-such-host.invalid/v1", "ftp://127.0.0.1/v1", "nonsense"],
+    ids=["closed", "unknown", "ftp", "nonsense"],  # the port is another in every process that collects the tests
 )
 async def test_no_connection_is_unreachable(lane: DirectLane, base: str) -> None:
     with pytest.raises(UpstreamUnreachable) as caught:
