@@ -70,8 +70,6 @@ class Access:
         clock_ms: Callable[[], int],
         timer_s: Callable[[], float],
     ) -> None:
-        if admin_key and len(admin_key) < ADMIN_KEY_CHARACTERS_MIN:
-            raise ConfigError([f"{ADMIN_KEY_VARIABLE} must have at least {ADMIN_KEY_CHARACTERS_MIN} characters."])
         self._snapshot = snapshot
         self._admin_key = admin_key.encode()
         self._operator_token = operator_token.encode()
@@ -147,7 +145,10 @@ def is_local(request: HTTPConnection) -> bool:
 
 
 def check_binding(host: str, snapshot: Snapshot, *, admin_key: str, allow_anonymous: bool) -> None:
-    """Raises `ConfigError`: everyone who reaches the address could call models and nobody would have to say who they are."""
+    """Before a server lets anybody in. Raises `ConfigError`: everyone who reaches the address could call models without saying
+    who they are, or the admin key can be guessed."""
+    if admin_key and len(admin_key) < ADMIN_KEY_CHARACTERS_MIN:
+        raise ConfigError([f"{ADMIN_KEY_VARIABLE} must have at least {ADMIN_KEY_CHARACTERS_MIN} characters."])
     if allow_anonymous or _is_loopback(host) or admin_key or snapshot.keys or not snapshot.is_loaded:
         return
     raise ConfigError(

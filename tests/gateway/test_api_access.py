@@ -201,7 +201,7 @@ def test_the_operator_in_this_process() -> None:
 
 def test_short_admin_keys_are_refused_at_start() -> None:
     with pytest.raises(ConfigError, match="FAREBOX_ADMIN_KEY"):
-        Access(loaded, admin_key="sk-1234", clock_ms=lambda: 0, timer_s=lambda: 0.0)
+        check_binding("127.0.0.1", loaded(), admin_key="sk-1234", allow_anonymous=True)
 
 
 def test_the_token_is_written_anew_for_its_owner_alone(tmp_path: Path) -> None:

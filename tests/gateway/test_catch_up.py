@@ -1,0 +1,84 @@
+"""A reader sees what happened before it asked, waits for nothing longer than it should, and shares the work with others."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from gateway.catch_up import CatchUp
+from gateway.flusher import BATCH, Flusher
+from gateway.ledger.port import LedgerUnavailable
+from gateway.store.database import StoreUnavailable
+
+
+class Engine:
+    """Counts what is waiting, as the recorder and the flusher see it."""
+
+    def __init__(self) -> None:
+        self.recorded = self.outbox = self.stored = self.rounds = 0
+        self.open = asyncio.Event()
+        self.open.set()
+        self.fault: Exception | None = None
+
+    async def flush_recorded(self) -> None:
+        self.outbox += self.recorded
+        self.recorded = 0
+
+    async def flush_once(self) -> int:
+        taken = min(BATCH, self.outbox)
+        await self.open.wait()
+        if self.fault is not None:
+            raise self.fault
+        self.rounds += 1
+        self.outbox -= taken
+        self.stored += taken
+        return taken
+
+
+def catch_up_on(engine: Engine) -> CatchUp:
+    return CatchUp(engine.flush_recorded, cast(Flusher, engine))
+
+
+async def test_everything_of_before_is_stored() -> None:
+    engine = Engine()
+    engine.recorded = 2 * BATCH + 5
+    await catch_up_on(engine)()
+    assert (engine.stored, engine.recorded, engine.outbox, engine.rounds) == (2 * BATCH + 5, 0, 0, 3)
+
+
+async def test_a_store_that_drags_holds_nobody_up_and_is_not_cut_off() -> None:
+    engine = Engine()
+    engine.recorded = 5
+    engine.open.clear()
+    catch_up = catch_up_on(engine)
+    await catch_up(timeout_ms=10)
+    assert engine.stored == 0
+    engine.open.set()
+    await catch_up()
+    assert engine.stored == 5
+
+
+async def test_a_reader_waits_for_its_own_events_not_for_those_of_another() -> None:
+    engine = Engine()
+    engine.recorded = 1
+    engine.open.clear()
+    catch_up = catch_up_on(engine)
+    first = asyncio.create_task(catch_up())
+    while not engine.outbox:
+        await asyncio.sleep(0)
+    engine.recorded = 1  # an event that the first reader's round does not take along
+    others = [asyncio.create_task(catch_up()) for _ in range(5)]
+    await asyncio.sleep(0)
+    engine.open.set()
+    await asyncio.gather(first, *others)
+    assert engine.stored == 2
+    assert engine.rounds == 2  # the five shared one
+
+
+async def test_engines_that_are_away_are_no_error_for_a_reader() -> None:
+    faults: tuple[Any, ...] = (StoreUnavailable("away"), LedgerUnavailable("away"))
+    for fault in faults:
+        engine = Engine()
+        engine.fault = fault
+        await catch_up_on(engine)()
+        assert engine.stored == 0
