@@ -28,7 +28,7 @@ _IN_FLIGHT_MAX: Final = 20_000
 _SILENCE_MAX_MS: Final = 1_000
 # A timer that comes later than this came late because of this process, which then gets a moment to read what has arrived.
 _LATE_S: Final = 0.02
-_LOOK_S: Final = 0.005
+_LOOK_S: Final = 0.01
 _NOT_YET: Final = object()
 
 
