@@ -143,6 +143,7 @@ class RunControl:
             family = await runs_store.family(connection, project, run)
         if found.parent_run or len(family) > 1:
             return Denied(f"Run {run!r} shares its budget with runs inside or around it.", "run_nested")
+        state = (await self._shown(project, run)).state
         gate = _GATES.get(found.state, Gate.OPEN)
         await self._ledger.set_gate(project, run_account(run), Gate.PAUSED)
         held = await self._views.balance(project, run)
@@ -150,7 +151,8 @@ class RunControl:
             await self._ledger.set_gate(project, run_account(run), gate)
             return Denied(f"Run {run!r} has calls under way: pause it and try again when they are done.", "run_busy")
         await self._catch_up()
-        before = await self._shown(project, run)
+        # Paused it is only for this moment.
+        before = replace(await self._shown(project, run), state=state)
         current = await runs_store.get(self._store, project, run)
         await reset_figures(self._ledger, current or found, reset_id, self._now_ms())
         await self._catch_up()

@@ -155,6 +155,7 @@ async def test_a_reset_run_begins_again_and_no_total_loses_anything(api: Api) ->
     answer = await api.post("/api/runs/r1/reset")
     assert answer["summary"]["tokens"]["settled"] == totals["total"]["total_tokens"] > 0
     run = answer["run"]
+    assert answer["summary"]["state"] == run["state"] == "active"
     assert run["tokens"]["settled"] == run["requests"]["settled"] == run["cost_usd"]["settled"] == 0
     assert [step["tokens"]["settled"] for step in run["steps"]] == [0, 0]
     assert await agrees(api)
