@@ -7,7 +7,7 @@ PORT ?= 4000
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run demo test test-clients lock-clients check format lock bench bench-peers eval-intents eval-compression eval-routing docs soak release-check clean
+.PHONY: help chromium install install-dev run demo test test-clients lock-clients check format lock bench bench-peers eval-intents eval-compression eval-routing docs soak release-check clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -33,7 +33,11 @@ run: install ## Start the gateway on :4000 with a model that answers offline
 demo: install ## Run a five-step workflow against a built-in provider and show what became of its budget
 	$(BIN)/farebox demo
 
-test: install-dev ## Run all tests against private Redis and Postgres servers
+# The browser tests need Debian's Chromium. Without it, and without the right to install it, they are skipped and say so.
+chromium:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || echo "no Chromium: the browser tests will be skipped"
+
+test: install-dev chromium ## Run all tests against private Redis and Postgres servers
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 .venv-clients/installed: requirements/clients.txt
