@@ -62,6 +62,7 @@ from gateway.store.database import Database, StoreError, StoreUnavailable
 from gateway.store.housekeeping import tidy_daily
 from gateway.telemetry import Telemetry
 from gateway.tokenizer import Tokenizer
+from gateway.tracing.switch import Untraced, make_tracing
 from gateway.upstream.deployments import Pool, PoolSettings
 from gateway.upstream.direct import DirectLane
 from gateway.upstream.dispatch import Forwarder
@@ -94,6 +95,7 @@ class Parts:
     pool: Pool
     prices: PriceBook
     telemetry: Telemetry
+    tracing: Untraced
     tokenizer: Tokenizer
     orchestration: Orchestration
     runs: RunRegistry
@@ -144,7 +146,7 @@ class Application:
         self._handler, intake = self._pipeline()
         self._front = Front(
             protocols=PROTOCOLS,
-            handler=self._handler,
+            handler=self.parts.tracing.handler(self._handler),
             intake=intake,
             control=Starlette(routes=self._routes()),
             model_names=lambda: self.parts.pool.names,
@@ -202,6 +204,7 @@ class Application:
         stack.push_async_callback(self._stop_flusher, flushing)
         tidying = asyncio.create_task(tidy_daily(parts.store, self.config.storage.retention_months), name="tidy")
         stack.push_async_callback(_cancelled, tidying)
+        stack.push_async_callback(parts.tracing.stop)
         parts.alerts.start()
         stack.push_async_callback(parts.alerts.stop)
         parts.recorder.start()
@@ -261,7 +264,7 @@ class Application:
             rules=_rules(config),
         )
         forwarding = Forwarding(
-            upstream=parts.forwarder,
+            upstream=parts.tracing.upstream(parts.forwarder),
             pool=parts.pool,
             reserving=reserving,
             admission=admission,
@@ -325,7 +328,8 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
     ids = Ids(wall_clock_ms)
     price_map = PriceMap(installed_price_map())
     deployments = deployments_of(config.model_list, price_map)
-    store, telemetry, tokenizer = Database(config.storage.store), Telemetry(), Tokenizer()
+    tracing = make_tracing(config.tracing, process_name())
+    store, telemetry, tokenizer = Database(config.storage.store), tracing.telemetry(), Tokenizer()
     control = Control(store, config.settings)
     budgets = BudgetBook(config.budgets, lambda: control.snapshot)
     rebuilding = Rebuilding(store, budgets=budgets, snapshot=lambda: control.snapshot, clock_ms=wall_clock_ms)
@@ -360,6 +364,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
         pool=pool,
         prices=prices,
         telemetry=telemetry,
+        tracing=tracing,
         tokenizer=tokenizer,
         orchestration=orchestration,
         runs=RunRegistry(ledger, silence_ms=silence_ms, new_id=ids.new),

@@ -209,16 +209,29 @@ class ClassifierConfig(_Strict):
     cache_ttl_seconds: Annotated[float, Field(ge=1)] = 7 * 86_400.0
 
 
+def _web_address(value: str | None) -> str | None:
+    if value is not None and not value.startswith(("https://", "http://")):
+        raise ValueError("must begin with https:// (or http:// for a host of your own)")
+    return value
+
+
 class AlertConfig(_Strict):
     webhook: str | None = None
     budget_percent: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Field(min_length=1)] = (50, 80, 100)
 
-    @field_validator("webhook")
-    @classmethod
-    def _is_an_address(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("https://", "http://")):
-            raise ValueError("must begin with https:// (or http:// for a host of your own)")
-        return value
+    _address = field_validator("webhook")(_web_address)
+
+
+class TracingConfig(_Strict):
+    """Spans to an OpenTelemetry collector. None: there are none, and nothing of OpenTelemetry is loaded."""
+
+    endpoint: str | None = None
+    headers: dict[str, str] = Field(default_factory=dict)
+    service_name: Annotated[str, Field(min_length=1)] = "farebox"
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    conventions: Literal["1.36", "1.41", "genai-0.1"] = "1.41"
+
+    _address = field_validator("endpoint")(_web_address)
 
 
 class Config(_Strict):
@@ -232,6 +245,7 @@ class Config(_Strict):
     reservations: ReservationConfig = ReservationConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     alerts: AlertConfig = AlertConfig()
+    tracing: TracingConfig = TracingConfig()
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from gateway.endpoints.models_list import models_body
 from gateway.errors import BadRequest, GatewayError
 from gateway.pipeline.answer import ANTHROPIC_REQUEST_ID, encoded, error_headers
 from gateway.pipeline.exchange import ClientGone, Exchange
-from gateway.pipeline.handler import CallHandler
 from gateway.pipeline.intake import Intake, refuse_destinations
 from gateway.tags import split_path
 from gateway.wire.openai_errors import error_body
@@ -23,6 +22,10 @@ _VERSION: Final = "/v1"
 _UNVERSIONED: Final = frozenset({"/models", "/messages/count_tokens"})
 
 
+class Handler(Protocol):
+    async def handle(self, exchange: Exchange, protocol: WireProtocol, path_tags: Mapping[str, str]) -> None: ...
+
+
 class Front:
     """A pure ASGI application: no middleware, no request object and no router stands before a model call."""
 
@@ -30,7 +33,7 @@ class Front:
         self,
         *,
         protocols: Mapping[str, WireProtocol],
-        handler: CallHandler,
+        handler: Handler,
         intake: Intake,
         control: Asgi,
         model_names: Callable[[], Sequence[str]],

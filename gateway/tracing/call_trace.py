@@ -1,0 +1,250 @@
+"""The spans of one call: `invoke_workflow` from the first byte to the last, and under it one client span for each attempt.
+
+    invoke_workflow triage          the gateway's own span; `POST /v1/chat/completions` for a call without tags
+      chat gpt-4o                   an attempt that failed has error.type, and the next one stands beside it
+      chat gpt-4o-mini
+
+Prompts and answers are never recorded: of an answer only its id, its model and why it ended are read.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import orjson
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from gateway.pipeline.call import Call, Outcome
+from gateway.pipeline.exchange import Exchange
+from gateway.tracing.attributes import WORKFLOW_OPERATION, Value, named, operation_of, provider_of
+from gateway.upstream.port import Deployment, UpstreamAnswer, UpstreamCall
+from policies.amounts import NANO_USD_PER_USD, Amount
+from policies.pricing import Usage
+
+_W3C: Final = TraceContextTextMapPropagator()
+# Quotes inside of what a model wrote are escaped, so these find the protocol's own fields only.
+_ENDED: Final = re.compile(rb'"(?:finish_reason|stop_reason)"\s*:\s*"([a-z_]{1,40})"')
+_ID: Final = re.compile(rb'"id"\s*:\s*"([^"\\]{1,200})"')
+_MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
+# Larger answers hold pictures or long texts; reading them once more for three small fields is not worth it.
+_READ_BYTES_MAX: Final = 1_000_000
+
+
+class CallTrace:
+    def __init__(self, tracer: Tracer, names: Mapping[str, str], headers: Mapping[str, str], route: str) -> None:
+        self._tracer = tracer
+        self._names = names
+        self._span = tracer.start_span(
+            f"POST {route}", _W3C.extract(headers), SpanKind.SERVER, named(names, {"method": "POST", "route": route})
+        )
+        self._attempt: Attempt | None = None
+        self._error = ""
+
+    def attempt(self, deployment: Deployment, call: UpstreamCall) -> Attempt:
+        self._attempt = Attempt(self._tracer, self._names, trace.set_span_in_context(self._span), deployment, call)
+        return self._attempt
+
+    def ended(self, call: Call, outcome: Outcome, usage: Usage | None, amount: Amount) -> None:
+        """When the call is settled: what it used is known from here on."""
+        self._error = "" if outcome.status == "ok" else outcome.code or outcome.status
+        self._describe(call)
+        self._set(
+            settled_tokens=amount.tokens,
+            cost_usd=amount.nano_usd / NANO_USD_PER_USD,
+            overhead=call.timings.overhead_us / 1e6,
+        )
+        if self._attempt is not None:
+            self._attempt.end(call, outcome, usage)
+
+    def refused(self, call: Call, code: str) -> None:
+        self._error = code
+        self._describe(call)
+
+    def end(self, exchange: Exchange) -> None:
+        """When the last byte is sent, or nobody waits for it any more."""
+        answered = exchange.answered
+        if answered is not None:
+            self._set(status=answered.status)
+            if answered.status >= 400:
+                # The answer's own code says it best: 401 and 404 are told before there is a call.
+                self._error = self._error or _code_in(answered.body) or str(answered.status)
+        elif exchange.is_answered:
+            self._set(status=200)
+        if self._attempt is not None:
+            self._attempt.abandon()
+        _finish(self._span, self._names, self._error)
+
+    def _describe(self, call: Call) -> None:
+        tags = call.tags
+        if tags.workflow is not None:
+            self._span.update_name(f"{WORKFLOW_OPERATION} {tags.workflow}")
+            self._set(operation=WORKFLOW_OPERATION, workflow_name=tags.workflow, workflow=tags.workflow, step=tags.step)
+        grant = call.grant
+        self._set(
+            request=call.id,
+            project=call.principal.project,
+            conversation=call.run,
+            agent=tags.agent,
+            intent=None if call.intent is None else call.intent.intent,
+            actions=call.actions or None,
+            reserved_tokens=None if grant is None else grant.held.tokens,
+            saved_tokens=call.saved.tokens or None,
+        )
+
+    def _set(self, **values: Value | None) -> None:
+        self._span.set_attributes(named(self._names, values))
+
+
+class Attempt:
+    """One request to one deployment."""
+
+    def __init__(
+        self, tracer: Tracer, names: Mapping[str, str], parent: Context, deployment: Deployment, call: UpstreamCall
+    ) -> None:
+        self._names = names
+        operation = operation_of(call.protocol)
+        values = {
+            "operation": operation,
+            "provider": provider_of(deployment.provider),
+            "request_model": deployment.model,
+            "request_max_tokens": _cap_of(call.body),
+            "stream": call.stream,
+            **_server_of(deployment),
+        }
+        self._span = tracer.start_span(f"{operation} {deployment.model}", parent, SpanKind.CLIENT, named(names, values))
+        self._began_ns = time.monotonic_ns()
+        self._finish_reasons: list[str] = []
+        self._is_open = True
+
+    @property
+    def is_recording(self) -> bool:
+        return self._span.is_recording()
+
+    def headers(self) -> dict[str, str]:
+        """With which the provider's own spans become children of this one."""
+        carrier: dict[str, str] = {}
+        _W3C.inject(carrier, trace.set_span_in_context(self._span))
+        return carrier
+
+    def fail(self, error: str) -> None:
+        self._close(error)
+
+    def answered(self, answer: UpstreamAnswer) -> None:
+        """A failure ends here; what an answer used is only known when its call is settled."""
+        if answer.status >= 400:
+            self._close(str(answer.status))
+        elif self.is_recording:
+            if answer.pieces is None:
+                self._read_whole(answer.body)
+            else:
+                answer.pieces = _Watched(answer.pieces, self)
+
+    def read_piece(self, piece: bytes, *, is_first: bool) -> None:
+        """What a cut between two pieces hides is left out."""
+        if is_first:
+            self._set(first_chunk=(time.monotonic_ns() - self._began_ns) / 1e9)
+            self._set(response_id=_first(_ID, piece), response_model=_first(_MODEL, piece))
+        self._finish_reasons += [found.decode() for found in _ENDED.findall(piece)]
+
+    def end(self, call: Call, outcome: Outcome, usage: Usage | None) -> None:
+        self._set(conversation=call.run, lane=call.lane, finish_reasons=self._finish_reasons or None)
+        if usage is not None:
+            self._set(
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cache_read_tokens=usage.cache_read_tokens or None,
+                cache_write_tokens=usage.cache_write_tokens or None,
+                reasoning_tokens=usage.reasoning_tokens or None,
+            )
+        self._close("" if outcome.status == "ok" else outcome.code or outcome.status)
+
+    def abandon(self) -> None:
+        """The call is over and nobody settled it: a bug of ours, or the client left before there was an answer."""
+        self._close("cancelled")
+
+    def _close(self, error: str) -> None:
+        if self._is_open:
+            self._is_open = False
+            _finish(self._span, self._names, error)
+
+    def _read_whole(self, body: bytes) -> None:
+        if len(body) > _READ_BYTES_MAX or not body.startswith(b"{"):
+            return
+        try:
+            answer = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return
+        self._set(response_id=_text(answer.get("id")), response_model=_text(answer.get("model")))
+        choices = answer.get("choices")
+        ends = (
+            [one.get("finish_reason") for one in choices if isinstance(one, dict)] if isinstance(choices, list) else []
+        )
+        self._finish_reasons += [end for end in (*ends, answer.get("stop_reason")) if isinstance(end, str)]
+
+    def _set(self, **values: Value | None) -> None:
+        self._span.set_attributes(named(self._names, values))
+
+
+class _Watched:
+    """A stream's pieces as they come, looked at on the way."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], attempt: Attempt) -> None:
+        self._pieces = pieces
+        self._attempt = attempt
+        self._is_first = True
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await anext(self._pieces)
+        self._attempt.read_piece(piece, is_first=self._is_first)
+        self._is_first = False
+        return piece
+
+
+def _finish(span: Span, names: Mapping[str, str], error: str) -> None:
+    if error:
+        span.set_attributes(named(names, {"error": error}))
+        span.set_status(Status(StatusCode.ERROR))
+    span.end()
+
+
+def _server_of(deployment: Deployment) -> dict[str, Value | None]:
+    """Where it goes, as far as the configuration says: LiteLLM's own addresses are not known here."""
+    base = deployment.params.get("api_base")
+    parts = urlsplit(base) if isinstance(base, str) else None
+    if parts is None or not parts.hostname:
+        return {}
+    return {"server_address": parts.hostname, "server_port": parts.port or (443 if parts.scheme == "https" else 80)}
+
+
+def _cap_of(body: Mapping[str, Any]) -> int | None:
+    for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"):
+        if type(body.get(name)) is int:
+            return int(body[name])
+    return None
+
+
+def _code_in(body: bytes) -> str:
+    try:
+        error = orjson.loads(body)["error"]
+        return _text(error.get("code") or error.get("type")) or ""
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return ""
+
+
+def _first(pattern: re.Pattern[bytes], piece: bytes) -> str | None:
+    found = pattern.search(piece)
+    return found[1].decode(errors="replace") if found else None
+
+
+def _text(value: object) -> str | None:
+    return value[:200] if isinstance(value, str) else None

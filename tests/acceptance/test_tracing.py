@@ -1,0 +1,274 @@
+"""Spans of real calls, sent by the real exporter over a real socket to a small collector."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from gateway.config import ConfigError, TracingConfig
+from gateway.tracing import switch
+from gateway.tracing.attributes import VERSIONS, named, names_of
+from tests.acceptance.serving import Served, model, serving
+from tests.farebox_process import tagged
+
+pytestmark = pytest.mark.xdist_group("acceptance-tracing")
+CLIENT, SERVER = Span.SpanKind.SPAN_KIND_CLIENT, Span.SpanKind.SPAN_KIND_SERVER
+ERROR = 2
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@dataclass
+class Seen:
+    name: str
+    kind: int
+    trace: str
+    id: str
+    parent: str
+    status: int
+    attributes: dict[str, Any]
+
+
+@dataclass
+class Collector:
+    """Takes OTLP over HTTP, as any collector does."""
+
+    url: str = ""
+    raw: list[bytes] = field(default_factory=list)
+    resources: list[dict[str, Any]] = field(default_factory=list)
+    spans: list[Seen] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+
+    def take(self, path: str, headers: dict[str, str], body: bytes) -> None:
+        assert path == "/v1/traces"
+        body = gzip.decompress(body) if headers.get("content-encoding") == "gzip" else body
+        self.raw.append(body)
+        self.headers.append(headers)
+        for group in ExportTraceServiceRequest.FromString(body).resource_spans:
+            self.resources.append(_attributes(group.resource.attributes))
+            self.spans += [_seen(span) for scope in group.scope_spans for span in scope.spans]
+
+    def wait(self, wanted: Callable[[Seen], bool]) -> Seen:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            for span in list(self.spans):
+                if wanted(span):
+                    return span
+            time.sleep(0.05)
+        raise AssertionError(f"no such span among {[(span.name, span.attributes) for span in self.spans]}")
+
+    def call_of(self, workflow: str) -> tuple[Seen, list[Seen]]:
+        """The span of the only call of a workflow, and those of its attempts."""
+        whole = self.wait(lambda span: span.name == f"invoke_workflow {workflow}")
+        return whole, [span for span in self.spans if span.parent == whole.id]
+
+
+def _attributes(pairs: Any) -> dict[str, Any]:
+    found = {}
+    for pair in pairs:
+        kind = pair.value.WhichOneof("value")
+        value = getattr(pair.value, kind)
+        found[pair.key] = [one.string_value for one in value.values] if kind == "array_value" else value
+    return found
+
+
+def _seen(span: Span) -> Seen:
+    ids = (span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex())
+    return Seen(span.name, span.kind, *ids, span.status.code, _attributes(span.attributes))
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            collector.take(self.path, headers, self.rfile.read(int(headers["content-length"])))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    collector.url = f"http://127.0.0.1:{server.server_port}"
+    yield collector
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Served]:
+    with serving(
+        tmp_path_factory.mktemp("tracing"),
+        models=lambda provider: [
+            model(provider.openai_url),
+            model(provider.openai_url, "shaky", upstream="openai/gpt-4.1-mini"),
+            model("http://127.0.0.1:9/v1", "dead"),
+        ],
+        budgets=[{"scope": "run", "match": "*", "tokens": 10_000}],
+        router_settings={"num_retries": 0, "connect_timeout": 1, "fallbacks": [{"shaky": ["fake"]}]},
+        tracing={"endpoint": collector.url, "headers": {"x-tenant": "acme"}, "service_name": "gate"},
+        # What is waiting is sent every so often; nobody wants to wait five seconds for it here.
+        environment={"OTEL_BSP_SCHEDULE_DELAY": "100"},
+    ) as running:
+        yield running
+
+
+def test_a_call_is_a_client_span_under_its_workflow(served: Served, collector: Collector) -> None:
+    tags = tagged("told", "r-told", "draft", agent="ada")
+    reply = served.chat({**tags, "traceparent": f"00-{TRACE}-{PARENT}-01"}, "the canary sings")
+    assert reply.status == 200
+    whole, (attempt,) = collector.call_of("told")
+    assert (whole.trace, whole.parent, whole.kind, attempt.kind) == (TRACE, PARENT, SERVER, CLIENT)
+    assert whole.attributes["gen_ai.operation.name"] == "invoke_workflow"
+    assert whole.attributes["gen_ai.workflow.name"] == "told"
+    assert whole.attributes["gen_ai.conversation.id"] == "r-told"
+    assert (whole.attributes["farebox.step"], whole.attributes["farebox.agent"]) == ("draft", "ada")
+    assert whole.attributes["farebox.request.id"] == reply.headers["x-request-id"]
+    assert whole.attributes["http.response.status_code"] == 200
+    usage = reply.json()["usage"]
+    assert whole.attributes["farebox.tokens.settled"] == usage["total_tokens"]
+    assert whole.attributes["farebox.tokens.reserved"] >= usage["total_tokens"]
+    assert whole.attributes["farebox.cost_usd"] > 0
+    provider_model = attempt.attributes["gen_ai.request.model"]
+    assert attempt.name == f"chat {provider_model}"
+    assert attempt.attributes["gen_ai.operation.name"] == "chat"
+    assert attempt.attributes["gen_ai.provider.name"] == "openai"
+    assert attempt.attributes["gen_ai.response.id"] == reply.json()["id"]
+    assert attempt.attributes["gen_ai.response.model"] == reply.json()["model"]
+    assert attempt.attributes["gen_ai.response.finish_reasons"] == ["stop"]
+    assert attempt.attributes["gen_ai.usage.input_tokens"] == usage["prompt_tokens"]
+    assert attempt.attributes["gen_ai.usage.output_tokens"] == usage["completion_tokens"]
+    assert attempt.attributes["gen_ai.request.stream"] is False
+    assert attempt.attributes["server.address"] == "127.0.0.1"
+    assert (whole.status, attempt.status) == (0, 0)
+    assert "error.type" not in {*whole.attributes, *attempt.attributes}
+    (received,) = [one for one in served.provider.requests if "the canary sings" in one.raw.decode()]
+    assert received.headers["traceparent"] == f"00-{TRACE}-{attempt.id}-01"
+    assert collector.resources[0]["service.name"] == "gate"
+    assert collector.headers[0]["x-tenant"] == "acme"
+
+
+def test_what_was_said_is_never_recorded(served: Served, collector: Collector) -> None:
+    reply = served.chat(tagged("quiet", "r-quiet"), "the canary whispers")
+    collector.call_of("quiet")
+    answer = reply.json()["choices"][0]["message"]["content"]
+    assert answer
+    for raw in collector.raw:
+        assert b"canary" not in raw
+        assert answer.encode() not in raw
+        assert b"upstream-key" not in raw
+
+
+def test_a_stream_tells_when_it_began_and_why_it_ended(served: Served, collector: Collector) -> None:
+    reply, events = served.stream(tagged("flowing", "r-flow"))
+    assert events[-1] == "[DONE]"
+    whole, (attempt,) = collector.call_of("flowing")
+    assert attempt.attributes["gen_ai.request.stream"] is True
+    assert attempt.attributes["gen_ai.response.time_to_first_chunk"] > 0
+    assert attempt.attributes["gen_ai.response.finish_reasons"] == ["stop"]
+    assert attempt.attributes["gen_ai.usage.output_tokens"] > 0
+    assert whole.attributes["http.response.status_code"] == reply.status == 200
+
+
+def test_a_refusal_has_its_code_and_no_client_span(served: Served, collector: Collector) -> None:
+    reply = served.chat(tagged("poor", "r-poor", budget_tokens="20", options="no-clamp"), "hi", max_tokens=500)
+    assert reply.status == 402
+    whole, attempts = collector.call_of("poor")
+    assert attempts == []
+    assert whole.attributes["error.type"] == reply.json()["error"]["code"]
+    assert whole.attributes["http.response.status_code"] == 402
+    assert whole.status == ERROR
+
+
+def test_a_call_that_is_none_is_told_too(served: Served, collector: Collector) -> None:
+    assert served.gateway.chat("hi", {}, model="nobody").status == 404
+    span = collector.wait(lambda one: one.attributes.get("error.type") == "model_not_found")
+    assert span.name == "POST /v1/chat/completions"
+
+
+def test_a_failed_attempt_stands_beside_the_one_that_answered(served: Served, collector: Collector) -> None:
+    served.provider.script(status=500)
+    reply = served.gateway.chat("hi", tagged("stumbling", "r-st"), model="shaky")
+    assert reply.status == 200
+    whole, attempts = collector.call_of("stumbling")
+    failed, answered = sorted(attempts, key=lambda span: "error.type" not in span.attributes)
+    assert (failed.attributes["error.type"], failed.status) == ("500", ERROR)
+    assert "error.type" not in answered.attributes
+    assert "error.type" not in whole.attributes
+    assert any(action.startswith("fallback=") for action in whole.attributes["farebox.actions"])
+
+
+def test_a_provider_out_of_reach_is_an_error_of_the_attempt_and_of_the_call(
+    served: Served, collector: Collector
+) -> None:
+    assert served.gateway.chat("hi", tagged("lonely", "r-l"), model="dead").status == 502
+    whole, (attempt,) = collector.call_of("lonely")
+    assert attempt.attributes["error.type"] == whole.attributes["error.type"] == "upstream_unreachable"
+
+
+def test_a_trace_that_its_caller_does_not_sample_is_not_sent_and_goes_on_unsampled(
+    served: Served, collector: Collector
+) -> None:
+    headers = {**tagged("unseen", "r-un"), "traceparent": f"00-{TRACE}-{PARENT}-00"}
+    assert served.chat(headers, "not sampled").status == 200
+    (received,) = [one for one in served.provider.requests if "not sampled" in one.raw.decode()]
+    assert received.headers["traceparent"].startswith(f"00-{TRACE}-")
+    assert received.headers["traceparent"].endswith("-00")
+    served.chat(tagged("after", "r-after"))
+    collector.call_of("after")
+    assert not [span for span in collector.spans if span.name == "invoke_workflow unseen"]
+
+
+def test_each_version_of_the_conventions_has_its_own_names() -> None:
+    values = {
+        "provider": "openai",
+        "workflow_name": "triage",
+        "cache_write_tokens": 7,
+        "input_tokens": 9,
+        "error": None,
+    }
+    assert [named(names_of(version), values) for version in VERSIONS] == [
+        {"gen_ai.system": "openai", "gen_ai.usage.input_tokens": 9},
+        {
+            "gen_ai.provider.name": "openai",
+            "gen_ai.workflow.name": "triage",
+            "gen_ai.usage.cache_creation.input_tokens": 7,
+            "gen_ai.usage.input_tokens": 9,
+        },
+        {
+            "gen_ai.provider.name": "openai",
+            "gen_ai.agent.name": "triage",
+            "gen_ai.usage.cache_write.input_tokens": 7,
+            "gen_ai.usage.input_tokens": 9,
+        },
+    ]
+
+
+def test_without_an_endpoint_nothing_of_opentelemetry_is_loaded() -> None:
+    program = "import sys, gateway.app; assert 'opentelemetry.sdk' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    off = switch.make_tracing(TracingConfig(), "here")
+    assert type(off) is switch.Untraced
+    upstream: Any = object()
+    assert off.upstream(upstream) is upstream
+
+
+def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gateway.tracing.tracing", None)
+    with pytest.raises(ConfigError, match=r"pip install 'farebox\[otel\]'"):
+        switch.make_tracing(TracingConfig(endpoint="http://127.0.0.1:4318"), "here")
