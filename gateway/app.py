@@ -20,6 +20,8 @@ from starlette.routing import BaseRoute, Mount
 from gateway.admin.application import admin_routes
 from gateway.admin.first_login import announce_first_login
 from gateway.alerts import Alerts
+from gateway.answers.engine import shelf_of
+from gateway.answers.port import Room
 from gateway.budget_book import BudgetBook
 from gateway.config import Config, ConfigError
 from gateway.control import Control
@@ -143,6 +145,8 @@ class Application:
             timer_s=time.monotonic,
         )
         self.desk = make_desk(self.parts, self.access)
+        room = Room(config.answers.bytes_max, config.answers.answer_bytes_max)
+        self._shelf = shelf_of(config.storage.ledger, room, wall_clock_ms)
         self._handler, intake = self._pipeline()
         self._front = Front(
             protocols=PROTOCOLS,
@@ -213,6 +217,7 @@ class Application:
         stack.push_async_callback(self._gauges.stop)
         self._heartbeat.start()
         stack.push_async_callback(self._heartbeat.stop)
+        stack.push_async_callback(self._shelf.close)
         stack.push_async_callback(parts.forwarder.close)
         stack.push_async_callback(self._handler.drain)
         await parts.orchestration.start()
@@ -296,8 +301,8 @@ class Application:
             places=Places(
                 parts.telemetry, total_max=config.server.concurrency_max, key_max=config.server.key_concurrency_max
             ),
-            idempotency=Idempotency(time.monotonic),
-            cache=AnswerCache(parts.pool.cache_ttl_s, time.monotonic),
+            idempotency=Idempotency(self._shelf, keep_ms=int(config.answers.idempotency_seconds * 1000)),
+            cache=AnswerCache(parts.pool.cache_ttl_s, self._shelf),
             new_id=parts.ids.new,
         )
         return handler, intake

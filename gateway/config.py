@@ -200,6 +200,14 @@ class ReservationConfig(_Strict):
     implicit_run_silence_seconds: Annotated[float, Field(ge=1, le=86_400)] = 900.0
 
 
+class AnswersConfig(_Strict):
+    """What is kept to be given again. `bytes_max` is of each project, for idempotency and for the cache alike."""
+
+    idempotency_seconds: Annotated[float, Field(ge=1, le=30 * 86_400)] = 86_400.0
+    bytes_max: Annotated[int, Field(ge=65_536)] = 64 * 1024 * 1024
+    answer_bytes_max: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
+
+
 class ClassifierConfig(_Strict):
     """The model that is asked when rules and the trained model are not sure. None: nobody is asked."""
 
@@ -243,6 +251,7 @@ class Config(_Strict):
     storage: StorageConfig = StorageConfig()
     server: ServerConfig = ServerConfig()
     reservations: ReservationConfig = ReservationConfig()
+    answers: AnswersConfig = AnswersConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     alerts: AlertConfig = AlertConfig()
     tracing: TracingConfig = TracingConfig()

@@ -1,8 +1,8 @@
-"""The exact-match cache: the very same request of the same project is answered from memory, and costs nothing.
+"""The exact-match cache: the very same request of the same project is answered from the shelf, and costs nothing.
 
 Off unless a model's `model_info.cache_ttl_seconds` or the header `x-farebox-cache: SECONDS` asks for it; `x-farebox-cache: off`
 keeps a call away from it. A call is admitted before the cache is asked, so that a paused run stays paused, and its whole hold is
-given back on a hit. Streams are neither kept nor answered from it.
+given back on a hit. A stream is kept once it has ended well, and given again at once.
 """
 
 from __future__ import annotations
@@ -10,65 +10,77 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
+import structlog
+
+from gateway.answers.port import AnswerShelf, KeptAnswer, ShelfUnavailable, Slot
 from gateway.errors import BadRequest
 from gateway.pipeline.call import Call
-from gateway.pipeline.exchange import Exchange
-from gateway.pipeline.kept_answers import KeptAnswer, KeptAnswers, canonical
+from gateway.pipeline.exchange import Answered, Exchange
+from gateway.pipeline.given_again import canonical, kept_of
 from gateway.wire.body import drop_tags
 
 HEADER: Final = "x-farebox-cache"
 HIT_ACTION: Final = "cache=hit"
-_CHANGES: Final = ("clamp", "compress", "route", "fallback", "cut")
+# What was kept before is not kept anew: its time would never end.
+_NOT_KEPT: Final = ("clamp", "compress", "route", "fallback", "cut", HIT_ACTION)
 TTL_SECONDS_MAX: Final = 86_400
-_BYTES_MAX: Final = 64 * 1024 * 1024
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Lookup:
+class Wish:
     """A call that may be answered from the cache, and whose answer may be kept for `ttl_s`."""
 
-    key: bytes
+    slot: Slot
     ttl_s: int
-    kept: KeptAnswer | None
 
 
 class AnswerCache:
     """`model_ttl_s` tells what a public model name asks for; None: nothing."""
 
-    def __init__(
-        self,
-        model_ttl_s: Callable[[str], int | None],
-        timer_s: Callable[[], float],
-        *,
-        bytes_max: int = _BYTES_MAX,
-    ) -> None:
+    def __init__(self, model_ttl_s: Callable[[str], int | None], shelf: AnswerShelf) -> None:
         self._model_ttl_s = model_ttl_s
-        self._answers = KeptAnswers(bytes_max, timer_s)
+        self._shelf = shelf
 
-    def look_up(self, exchange: Exchange, call: Call) -> Lookup | None:
+    def wish(self, exchange: Exchange, call: Call) -> Wish | None:
         """None: the cache has nothing to do with this call. Raises `BadRequest` for a header that says nothing sensible.
 
         To be asked before admission, which may change the request.
         """
         asked = exchange.headers.get(HEADER)
         ttl_s = self._model_ttl_s(call.request.model) if asked is None else _seconds(asked)
-        if not ttl_s or call.request.stream:
+        if not ttl_s:
             return None
         body = dict(call.request.body)
         drop_tags(body)
         versions = sorted(
             (name, value) for name, value in call.forwarded_headers.items() if not name.startswith("trace")
         )
-        key = hashlib.sha256(canonical([call.principal.project, call.protocol.name, versions, body])).digest()
-        return Lookup(key, ttl_s, self._answers.find(key))
+        key = hashlib.sha256(canonical([call.protocol.name, versions, body])).hexdigest()
+        wish = Wish(Slot("cache", call.principal.project, key), ttl_s)
+        exchange.keep_answer(partial(self._keep, wish, call))
+        return wish
 
-    def keep(self, lookup: Lookup, call: Call, exchange: Exchange) -> None:
+    async def find(self, wish: Wish) -> KeptAnswer | None:
+        """A shelf that is out of reach has nothing."""
+        try:
+            return await self._shelf.find(wish.slot)
+        except ShelfUnavailable as error:
+            _log.warning("cache_unavailable", error=str(error))
+            return None
+
+    async def _keep(self, wish: Wish, call: Call, answered: Answered) -> None:
         """What a budget clamped, compressed or rerouted is an answer to this run's request only, and is not kept."""
-        is_changed = any(action.startswith(_CHANGES) for action in call.actions)
-        if exchange.answered is not None and not is_changed:
-            self._answers.keep(lookup.key, b"", exchange.answered, lookup.ttl_s)
+        answer = kept_of(answered)
+        if answer is None or any(action.startswith(_NOT_KEPT) for action in call.actions):
+            return
+        try:
+            await self._shelf.keep(wish.slot, answer, wish.ttl_s * 1000)
+        except ShelfUnavailable as error:
+            _log.warning("cache_unavailable", error=str(error))
 
 
 def _seconds(value: str) -> int | None:

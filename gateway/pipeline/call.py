@@ -97,6 +97,7 @@ class Call:
     decisions: list[dict[str, Any]] = field(default_factory=list)
     saved: Amount = ZERO
     lane: Lane | None = None
+    is_admitted: bool = False
     is_with_upstream: bool = False  # a request is at the provider now: whoever gives up here may have to pay
     retry: int = 0  # how often the client's SDK has sent it before
 

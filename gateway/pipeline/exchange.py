@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,11 +16,14 @@ _BODY_SECONDS_MAX: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A whole answer, as it was given."""
+    """A whole answer, as it was given; of a stream, all its events."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
+
+
+Keeper = Callable[[Answered], Awaitable[None]]
 
 
 class ClientGone(Exception):
@@ -37,8 +40,11 @@ class Exchange:
             name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
         }
         self.is_answered = False
-        self.answered: Answered | None = None  # None for streams too
         self.is_gone = False
+        self._stays = False
+        self._keepers: list[Keeper] = []
+        self._pieces: list[bytes] = []
+        self._head: tuple[int, tuple[tuple[bytes, bytes], ...]] = (0, ())
         self._receive = receive
         self._send = send
         self._watcher: asyncio.Task[None] | None = None
@@ -70,8 +76,18 @@ class Exchange:
             more = bool(message.get("more_body"))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def keep_answer(self, keeper: Keeper) -> None:
+        """`keeper` gets the whole answer before the client has the last of it: who asks again at once finds it kept."""
+        self._keepers.append(keeper)
+
+    def outlive_client(self) -> None:
+        """The call goes on when the client leaves: somebody will ask for its answer."""
+        self._stays = True
+
     def watch(self, task: asyncio.Task[Any]) -> None:
         """From now on, cancel `task` when the client goes away; `is_gone` tells it why."""
+        if self._stays:
+            return
         self._watcher = asyncio.create_task(self._cancel_when_gone(task))
 
     def unwatch(self) -> None:
@@ -87,13 +103,31 @@ class Exchange:
 
     async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.is_answered = True
-        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+        given = list(headers)
+        if self._keepers:
+            self._head = (status, tuple(given))
+        await self._send({"type": "http.response.start", "status": status, "headers": given})
 
     async def write(self, data: bytes, more: bool = True) -> None:
+        if self._keepers:
+            self._pieces.append(data)
+            if not more:
+                await self._keep(Answered(*self._head, b"".join(self._pieces)))
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
+    async def break_off(self, data: bytes) -> None:
+        """The last bytes of an answer that failed: nobody keeps it."""
+        self._keepers.clear()
+        await self.write(data, more=False)
+
     async def answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
-        given = Answered(status, tuple(headers), body)
-        await self.start(status, [*given.headers, (b"content-length", str(len(body)).encode())])
+        given = tuple(headers)
+        if self._keepers:
+            await self._keep(Answered(status, given, body))
+        await self.start(status, [*given, (b"content-length", str(len(body)).encode())])
         await self.write(body, more=False)
-        self.answered = given
+
+    async def _keep(self, answered: Answered) -> None:
+        keepers, self._keepers = self._keepers, []
+        for keeper in keepers:
+            await keeper(answered)

@@ -8,18 +8,19 @@ from typing import Any, Final
 
 import structlog
 
+from gateway.answers.port import KeptAnswer
 from gateway.errors import GatewayError, LedgerOutage, stopping
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.admission import Admission
 from gateway.pipeline.answer import call_headers, encoded, error_headers
 from gateway.pipeline.answer_cache import HEADER as CACHE_HEADER
-from gateway.pipeline.answer_cache import HIT_ACTION, AnswerCache, Lookup
+from gateway.pipeline.answer_cache import HIT_ACTION, AnswerCache, Wish
 from gateway.pipeline.call import Call, Outcome, Settlement
 from gateway.pipeline.exchange import ClientGone, Exchange
 from gateway.pipeline.heartbeat_port import Flights
+from gateway.pipeline.idempotency import HEADER as IDEMPOTENCY_HEADER
 from gateway.pipeline.idempotency import REPLAYED_HEADER, Idempotency
 from gateway.pipeline.intake import Intake
-from gateway.pipeline.kept_answers import KeptAnswer
 from gateway.pipeline.places import Places
 from gateway.pipeline.relaying import Relaying
 from gateway.pipeline.settlement import Settler
@@ -64,21 +65,17 @@ class CallHandler:
         """Answers every call once. Only a bug of ours ends in a 500, and that releases or books the hold too."""
         call_id = self._new_id()
         call: Call | None = None
-        is_admitted = False
         try:
             call = await self._intake.take(exchange, protocol, path_tags, call_id)
-            with self._places.taken(call.principal), self._idempotency.once(exchange, call) as kept:
-                if kept is not None:
-                    await self._replay(exchange, call, kept)
-                    return
-                lookup = self._cache.look_up(exchange, call)
-                await self._admit(call)
-                is_admitted = True
-                await self._forward(exchange, call, lookup)
+            with self._places.taken(call.principal):
+                if IDEMPOTENCY_HEADER in exchange.headers:
+                    await self._serve_once(exchange, call)
+                else:
+                    await self._serve(exchange, call)
         except ClientGone:
             return
         except GatewayError as error:
-            if call is not None and not is_admitted:
+            if call is not None and not call.is_admitted:
                 self._settler.refused(call, error.code)
             await self._answer_error(exchange, protocol, error, call, call_id)
         except Exception:  # noqa: BLE001 - the last net: a bug of ours is answered and logged, and the hold is resolved
@@ -86,6 +83,19 @@ class CallHandler:
             await self._answer_error(
                 exchange, protocol, GatewayError("Something broke inside the gateway."), call, call_id
             )
+
+    async def _serve_once(self, exchange: Exchange, call: Call) -> None:
+        async with self._idempotency.once(exchange, call) as kept:
+            if kept is None:
+                await self._serve(exchange, call)
+            else:
+                await self._replay(exchange, call, kept)
+
+    async def _serve(self, exchange: Exchange, call: Call) -> None:
+        wish = self._cache.wish(exchange, call)
+        await self._admit(call)
+        call.is_admitted = True
+        await self._forward(exchange, call, wish)
 
     async def _admit(self, call: Call) -> None:
         try:
@@ -113,20 +123,19 @@ class CallHandler:
         headers = [*encoded(call_headers(call, ())), (b"content-type", kept.content_type), _REPLAYED]
         await exchange.answer(200, headers, kept.body)
 
-    async def _forward(self, exchange: Exchange, call: Call, lookup: Lookup | None) -> None:
+    async def _forward(self, exchange: Exchange, call: Call, wish: Wish | None) -> None:
         outcome = Outcome()
         ending = _Ending(self, call)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - we are in it
         exchange.watch(task)
         try:
-            if lookup is not None and lookup.kept is not None:
+            kept = None if wish is None else await self._cache.find(wish)
+            if kept is not None:
                 call.actions.append(HIT_ACTION)
-                await self._give_cached(exchange, call, lookup.kept, await ending.settle(outcome))
+                await self._give_cached(exchange, call, kept, await ending.settle(outcome))
                 return
             await self._relaying.relay(exchange, call, outcome, ending.settle)
-            if lookup is not None:
-                self._cache.keep(lookup, call, exchange)
         except asyncio.CancelledError:
             outcome.status, outcome.code = "cancelled", "client_closed" if exchange.is_gone else "gateway_stopping"
             # A request that was on its way may have been read, and will be billed.

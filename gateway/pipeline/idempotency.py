@@ -1,70 +1,107 @@
 """`Idempotency-Key`: a call that is repeated under its key is answered with what the first one was answered, and paid once.
 
-Keys belong to an API key of a project. An answer is kept for a day in the memory of the process that gave it; calls that failed
-or were refused spent nothing, and may be made again under the same key.
+Keys belong to an API key of a project. A call under a key goes on when its client leaves, so that the answer is there when the
+client asks again. Calls that failed or were refused spent nothing, and may be made again under the same key.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
-from gateway.errors import BadRequest
+import structlog
+
+from gateway.answers.port import AnswerShelf, Claimed, KeptAnswer, ShelfUnavailable, Slot
+from gateway.errors import BadRequest, GatewayError
 from gateway.pipeline.call import Call
-from gateway.pipeline.exchange import Exchange
-from gateway.pipeline.kept_answers import KeptAnswer, KeptAnswers, canonical
+from gateway.pipeline.exchange import Answered, Exchange
+from gateway.pipeline.given_again import canonical, kept_of
 
 HEADER: Final = "idempotency-key"
 REPLAYED_HEADER: Final = "idempotent-replayed"  # as Stripe, whose rules these are, says it
 KEY_CHARS_MAX: Final = 255
-_DAY_S: Final = 86_400.0
-_BYTES_MAX: Final = 64 * 1024 * 1024
+_log = structlog.get_logger(__name__)
 
 
 class Idempotency:
-    def __init__(self, timer_s: Callable[[], float], *, bytes_max: int = _BYTES_MAX) -> None:
-        self._answers = KeptAnswers(bytes_max, timer_s)
-        self._in_flight: set[bytes] = set()
+    """`keep_ms` is for how long an answer may be asked for again."""
 
-    @contextmanager
-    def once(self, exchange: Exchange, call: Call) -> Iterator[KeptAnswer | None]:
+    def __init__(self, shelf: AnswerShelf, *, keep_ms: int) -> None:
+        self._shelf = shelf
+        self._keep_ms = keep_ms
+
+    @asynccontextmanager
+    async def once(self, exchange: Exchange, call: Call) -> AsyncIterator[KeptAnswer | None]:
         """Yields the answer to give again, or None: then the answer that the exchange gives inside is kept, unless it fails.
 
-        Raises `BadRequest`: 400 for a key that cannot be one and for streams, 409 for a key that is in use or was used for
-        another request.
+        Raises `BadRequest`: 400 for a key that cannot be one, 409 for one that is in use or was used for another request;
+        and `GatewayError` (503) while it cannot be known whether the call was made before.
         """
-        name = exchange.headers.get(HEADER)
-        if name is None:
-            yield None
-            return
-        _check(name, call)
-        principal = call.principal
-        key = hashlib.sha256(canonical([principal.project, principal.key_id, name])).digest()
+        slot = _slot(exchange.headers[HEADER], call)
         fingerprint = hashlib.sha256(canonical([call.protocol.name, call.request.body])).digest()
-        kept = self._answers.find(key)
-        if kept is not None:
-            if kept.fingerprint != fingerprint:
+        found = await self._claim(slot, fingerprint, call.id)
+        if found is not None:
+            if found.fingerprint != fingerprint:
                 raise _conflict("was used for another request", {"x-should-retry": "false"})
-            yield kept
+            if not isinstance(found, KeptAnswer):
+                raise _conflict("belongs to a call that is still under way", {"retry-after": "1"})
+            yield found
             return
-        if key in self._in_flight:
-            raise _conflict("belongs to a call that is still under way", {"retry-after": "1"})
-        self._in_flight.add(key)
-        try:
+        exchange.keep_answer(partial(self._keep, slot, fingerprint))
+        exchange.outlive_client()
+        async with self._claimed(slot, call.id):
             yield None
-            if exchange.answered is not None:
-                self._answers.keep(key, fingerprint, exchange.answered, _DAY_S)
+
+    async def _claim(self, slot: Slot, fingerprint: bytes, owner: str) -> KeptAnswer | Claimed | None:
+        try:
+            return await self._shelf.claim(slot, fingerprint, owner)
+        except ShelfUnavailable as error:
+            _log.warning("idempotency_unavailable", error=str(error))
+            raise GatewayError(
+                f"It cannot be known now whether the call under this {HEADER} was made before. Ask again in a moment.",
+                status=503,
+                code="idempotency_unavailable",
+                headers={"retry-after": "1"},
+            ) from error
+
+    @asynccontextmanager
+    async def _claimed(self, slot: Slot, owner: str) -> AsyncIterator[None]:
+        """The claim is renewed in here, and ends with it. Where it cannot be ended, it ends by itself."""
+        renewing = None if self._shelf.renew_s is None else asyncio.create_task(self._renew(slot, owner))
+        try:
+            yield
         finally:
-            self._in_flight.discard(key)
+            if renewing is not None:
+                renewing.cancel()
+            with contextlib.suppress(ShelfUnavailable):
+                await self._shelf.release(slot, owner)
+
+    async def _keep(self, slot: Slot, fingerprint: bytes, answered: Answered) -> None:
+        answer = kept_of(answered, fingerprint)
+        if answer is None:
+            return
+        try:
+            await self._shelf.keep(slot, answer, self._keep_ms)
+        except ShelfUnavailable as error:
+            _log.warning("answer_not_kept", error=str(error))
+
+    async def _renew(self, slot: Slot, owner: str) -> None:
+        while True:
+            await asyncio.sleep(self._shelf.renew_s or 0.0)
+            with contextlib.suppress(ShelfUnavailable):
+                await self._shelf.renew(slot, owner)
 
 
-def _check(name: str, call: Call) -> None:
+def _slot(name: str, call: Call) -> Slot:
     if not 0 < len(name) <= KEY_CHARS_MAX or not (name.isascii() and name.isprintable()):
         raise BadRequest.header(HEADER, f"must be 1 to {KEY_CHARS_MAX} printable characters")
-    if call.request.stream:
-        raise BadRequest.header(HEADER, "only a buffered answer can be given again; leave it out, or leave out stream")
+    principal = call.principal
+    return Slot("idempotency", principal.project, hashlib.sha256(canonical([principal.key_id, name])).hexdigest())
 
 
 def _conflict(what: str, headers: dict[str, str]) -> BadRequest:

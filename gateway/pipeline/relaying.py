@@ -107,7 +107,7 @@ class Relaying:
             # The last look may be some chunks ago: whoever leaves in between pays for those too.
             outcome.output_tokens_seen, outcome.usage = stream.relay.output_tokens, stream.relay.usage
             if call.request.stream and not exchange.is_gone:
-                await exchange.write(stream.relay.fail(stopping()), more=False)
+                await exchange.break_off(stream.relay.fail(stopping()))
             raise
         settlement = await settle(outcome)
         await self._end_whole(exchange, call, stream, settlement)
@@ -170,7 +170,7 @@ class Relaying:
         await settle(outcome)
         if not call.request.stream:
             raise error
-        await exchange.write(stream.relay.fail(error), more=False)
+        await exchange.break_off(stream.relay.fail(error))
 
 
 def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter: CounterFactory) -> None:

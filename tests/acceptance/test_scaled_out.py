@@ -16,7 +16,7 @@ import pytest
 from gateway.ledger.redis import RedisLedger
 from policies.reservation import Balance
 from tests.acceptance.scaled_out import Crowd, Fleet, hurried, rows_of, settings_for, until
-from tests.farebox_process import FareboxProcess, running_farebox, tagged
+from tests.farebox_process import FareboxProcess, Reply, running_farebox, tagged
 from tests.postgres_server import execute, with_database
 from tests.redis_server import RedisServer
 
@@ -164,6 +164,28 @@ async def test_all_processes_answer_alike(fleet: Fleet) -> None:
         seen.append(reply)
     counts = [int(await balance_left(gateway, "alike")) for gateway in fleet.gateways]
     assert counts == [CALLS - 8 - number - 1 for number in range(4)]
+
+
+async def test_a_call_under_a_key_is_made_once_whichever_process_is_asked(fleet: Fleet) -> None:
+    headers = {**tagged("crowd", "idempotent"), "idempotency-key": "all-of-them"}
+    asked = [answered(gateway, "hi", headers) for gateway in fleet.gateways * 3]
+    replies = await asyncio.gather(*asked)
+    assert sum("idempotent-replayed" not in reply.headers for reply in replies) == 1
+    assert len({reply.body for reply in replies}) == 1
+    wishes = {**tagged("crowd", "idempotent"), "x-farebox-cache": "600"}
+    cached = [await answered(gateway, "cached", wishes) for gateway in fleet.gateways]
+    assert [reply.headers.get("x-farebox-cache") for reply in cached] == [None, "hit", "hit", "hit"]
+
+
+async def answered(gateway: FareboxProcess, content: str, headers: dict[str, str]) -> Reply:
+    """As a client asks that repeats what it is told to repeat: a call under way, a Redis that a busy machine slowed down."""
+    for _ in range(50):
+        reply = await asyncio.to_thread(gateway.chat, content, headers, "mock")
+        if reply.status not in (409, 503):
+            break
+        await asyncio.sleep(0.2)
+    assert reply.status == 200, reply.body
+    return reply
 
 
 async def balance_left(gateway: FareboxProcess, run: str) -> int:

@@ -213,15 +213,19 @@ LiteLLM translates then, and what it cannot say in the other protocol is its to 
 
 ## Calls that are made again
 
-**`Idempotency-Key`** (1 to 255 characters). The same key with the same request gets the first answer again, with
-`idempotent-replayed: true`, and nothing is paid. Another request under the key is a 409 with `x-should-retry: false`; while the
-first call is under way the 409 carries `retry-after: 1`, so that SDKs wait for its answer. A key belongs to an API key of a
-project. Answers are kept for a day, at most 64 MiB of them, in the process that gave them: several processes do not know each
-other's. A call that failed or was refused may be made again. With `stream` the header is a 400.
+**`Idempotency-Key`** (1 to 255 characters). The same key with the same request gets the first answer again, buffered or as a
+stream, with `idempotent-replayed: true`, and nothing is paid. Another request under the key is a 409 with
+`x-should-retry: false`; while the first call is under way the 409 carries `retry-after: 1`, so that SDKs wait for its answer. A
+key belongs to an API key of a project. The call goes on when its client leaves: whoever asks again gets the answer. A call that
+failed or was refused may be made again. Answers are kept for a day (`answers.idempotency_seconds`), beside the SQLite ledger or
+in the ledger's Redis: a restart forgets none, and it does not matter which of several gateways is asked. A key that was in use
+when its gateway was killed is free again at once (SQLite) or after a minute (Redis). While the Redis is out of reach a call with
+a key is a 503 `idempotency_unavailable`: it cannot be known whether it was made.
 
-**`x-farebox-cache: SECONDS`** (1 to 86400). The exact-match cache: the very same request of the same project is answered from the
-process's memory for so long, costs nothing, and says `x-farebox-cache: hit`. `model_info.cache_ttl_seconds` asks for it for all
-calls of a model; `x-farebox-cache: off` keeps a call away from it. What a budget clamped, compressed or rerouted is not kept;
-streams are neither kept nor answered. A hit is admitted like any call and its whole hold is given back: a paused run stays
+**`x-farebox-cache: SECONDS`** (1 to 86400). The exact-match cache: the very same request of the same project is answered from
+where idempotent answers are kept, for so long, costs nothing, and says `x-farebox-cache: hit`. `model_info.cache_ttl_seconds`
+asks for it for all calls of a model; `x-farebox-cache: off` keeps a call away from it. What a budget clamped, compressed or
+rerouted is not kept. A stream is kept once it has ended well, and a hit is the whole stream at once. A hit is admitted like any
+call and its whole hold is given back: a paused run stays
 paused, and a run without room for the call is refused it.
 """

@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.error import URLError
 
 import openai
 import pytest
 
-from tests.acceptance.serving import Served, model, serving
+from tests.acceptance.serving import Served, finish_of, model, serving, text_of, until
 from tests.clients.serving_clients import roomy, run_of, tiny
 from tests.farebox_process import Reply
 
@@ -100,9 +101,59 @@ def test_a_refused_call_may_be_made_again(served: Served) -> None:
     assert [served.chat(headers).status for _ in range(2)] == [402, 402]
 
 
-@pytest.mark.parametrize(("key", "fields"), [("x" * 256, {}), ("for-a-stream", {"stream": True})])
-def test_what_cannot_be_kept_is_refused(served: Served, key: str, fields: dict[str, Any]) -> None:
-    reply = served.chat({"idempotency-key": key}, **fields)
+def test_a_stream_is_given_again_too_but_not_the_figures_of_then(served: Served) -> None:
+    served.provider.script(text="time people way")
+    headers = {**roomy("i-stream"), "idempotency-key": "stream"}
+    first, told = served.stream(headers)
+    second, told_again = served.stream(headers)
+    assert [event for event in told if not event.startswith(": budget")] == told_again
+    assert text_of(told_again) == "time people way"
+    assert second.headers["content-type"] == first.headers["content-type"]
+    assert second.headers["idempotent-replayed"] == "true"
+    assert served.chat(headers).status == 409, "a buffered answer is another request"
+    assert served.seen() == 1
+
+
+def test_a_stream_that_broke_may_be_made_again(served: Served) -> None:
+    served.provider.script(tokens=20, cut_after=5)
+    headers = {**roomy("i-broken"), "idempotency-key": "broken"}
+    assert any("upstream_broken" in event for event in served.stream(headers)[1])
+    reply, events = served.stream(headers)
+    assert "idempotent-replayed" not in reply.headers
+    assert finish_of(events) == "stop"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_gave_up_finds_the_answer_when_it_asks_again(served: Served, stream: bool) -> None:
+    served.provider.script(tokens=4, delay_ms=600, chunk_delay_ms=100)
+    headers = {**roomy(f"i-left-{stream}"), "idempotency-key": f"left-{stream}"}
+    body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "stream": stream}
+    with pytest.raises((TimeoutError, URLError)):
+        served.gateway.request("POST", "/v1/chat/completions", body, headers, timeout=0.3)
+    replies: list[Reply] = []
+
+    def is_there() -> bool:
+        replies.append(served.gateway.request("POST", "/v1/chat/completions", body, headers))
+        return replies[-1].status == 200
+
+    until(is_there, 15)
+    assert {reply.status for reply in replies[:-1]} <= {409}
+    assert replies[-1].headers["idempotent-replayed"] == "true"
+    assert served.seen() == 1
+
+
+def test_an_answer_outlives_the_gateway_even_when_it_is_killed(served: Served) -> None:
+    headers = {**roomy("i-restart"), "idempotency-key": "restart"}
+    first = served.chat(headers)
+    served.gateway.kill()
+    served.gateway.start()
+    second = served.chat(headers)
+    assert (second.body, second.headers["idempotent-replayed"]) == (first.body, "true")
+    assert served.seen() == 1
+
+
+def test_a_key_that_cannot_be_one_is_refused(served: Served) -> None:
+    reply = served.chat({"idempotency-key": "x" * 256})
     assert reply.status == 400
     assert reply.json()["error"]["param"] == "idempotency-key"
     assert served.seen() == 0
@@ -142,6 +193,18 @@ def test_anything_else_is_asked_anew(served: Served, second: dict[str, Any], hea
     ask(served, "c-miss", **asked)
     assert "x-farebox-cache" not in ask(served, "c-miss", headers, **{**asked, **second}).headers
     assert served.seen() == 2
+
+
+def test_a_stream_is_kept_and_given_again_too(served: Served) -> None:
+    served.provider.script(text="time people way")
+    wished = {"model": "remembering", "content": "a stream"}
+    _, told = served.stream(roomy("c-stream"), **wished)
+    reply, told_again = served.stream(roomy("c-stream-2"), **wished)
+    assert reply.headers["x-farebox-cache"] == "hit"
+    assert text_of(told_again) == "time people way"
+    assert [event for event in told if not event.startswith(": budget")] == told_again
+    assert run_of(served, "c-stream-2")["tokens"]["settled"] == 0
+    assert served.seen() == 1
 
 
 def test_a_request_may_ask_for_the_cache(served: Served) -> None:

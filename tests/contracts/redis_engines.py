@@ -44,16 +44,13 @@ def cluster() -> RedisCluster:
 
 @asynccontextmanager
 async def redis(folder: Path) -> AsyncIterator[Any]:
-    async with _ledger(await _empty_server()) as under_test:
+    async with _ledger(await empty_server()) as under_test:
         yield under_test
 
 
 @asynccontextmanager
 async def redis_cluster(folder: Path) -> AsyncIterator[Any]:
-    target = _started(cluster)
-    for node in target.nodes:
-        node.command("FLUSHALL")
-    async with _ledger(target.url) as under_test:
+    async with _ledger(empty_cluster()) as under_test:
         yield under_test
 
 
@@ -64,11 +61,11 @@ async def redis_watched(folder: Path) -> AsyncIterator[Any]:
     def watched(engine: RedisLedger) -> OutageLedger:
         return OutageLedger(engine, Spool(folder, "watched"), slow_ms=PATIENT_MS)
 
-    async with _ledger(await _empty_server(), watched) as under_test:
+    async with _ledger(await empty_server(), watched) as under_test:
         yield under_test
 
 
-async def _empty_server() -> str:
+async def empty_server() -> str:
     """The URL of a server of our own, or of the database that `TEST_REDIS_URL` names; flushed in either case."""
     named = os.environ.get("TEST_REDIS_URL")
     if named is None:
@@ -82,6 +79,13 @@ async def _empty_server() -> str:
     await topology.call("", "FLUSHDB")
     await topology.close()
     return named
+
+
+def empty_cluster() -> str:
+    target = _started(cluster)
+    for node in target.nodes:
+        node.command("FLUSHALL")
+    return str(target.url)
 
 
 def _started(start: Any) -> Any:

@@ -13,7 +13,7 @@ from gateway.config import BudgetConfig, Config, load_config
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
 # Sections whose every key stands in the example with its default value.
-SECTIONS = ("router_settings", "storage", "server", "reservations", "classifier", "alerts")
+SECTIONS = ("router_settings", "storage", "server", "reservations", "answers", "classifier", "alerts")
 
 
 def example() -> dict[str, Any]:

@@ -1,0 +1,91 @@
+"""The shelf in this process's memory: the twin of the others, and the claims of every engine that belongs to one process."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gateway.answers.port import Claimed, KeptAnswer, Room, Slot
+
+
+class ProcessClaims:
+    """Who is busy with what. A claim lives as long as the process that would have answered it."""
+
+    def __init__(self) -> None:
+        self._claims: dict[Slot, tuple[str, bytes]] = {}
+
+    def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> Claimed | None:
+        held = self._claims.setdefault(slot, (owner, fingerprint))
+        return None if held[0] == owner else Claimed(held[1])
+
+    def release(self, slot: Slot, owner: str) -> None:
+        if self._claims.get(slot, ("",))[0] == owner:
+            del self._claims[slot]
+
+    def end(self, slot: Slot) -> None:
+        self._claims.pop(slot, None)
+
+
+@dataclass(slots=True)
+class _Kept:
+    expires_ms: int
+    answer: KeptAnswer
+
+
+@dataclass(slots=True)
+class _Answers:
+    """Of one use in one project. `ends` may name answers that were replaced; those are passed over."""
+
+    size: int = 0
+    kept: dict[str, _Kept] = field(default_factory=dict)
+    ends: list[tuple[int, str]] = field(default_factory=list)
+
+
+class MemoryShelf:
+    renew_s = None
+
+    def __init__(self, room: Room, clock_ms: Callable[[], int]) -> None:
+        self._room = room
+        self._clock_ms = clock_ms
+        self._claims = ProcessClaims()
+        self._rooms: dict[tuple[str, str], _Answers] = {}
+
+    async def find(self, slot: Slot) -> KeptAnswer | None:
+        answers = self._rooms.get((slot.use, slot.project))
+        kept = answers.kept.get(slot.key) if answers is not None else None
+        return kept.answer if kept is not None and kept.expires_ms > self._clock_ms() else None
+
+    async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> KeptAnswer | Claimed | None:
+        return await self.find(slot) or self._claims.claim(slot, fingerprint, owner)
+
+    async def renew(self, slot: Slot, owner: str) -> None:
+        """Nothing ends here by itself."""
+
+    async def release(self, slot: Slot, owner: str) -> None:
+        self._claims.release(slot, owner)
+
+    async def keep(self, slot: Slot, answer: KeptAnswer, ttl_ms: int) -> bool:
+        self._claims.end(slot)
+        if not self._room.takes(answer):
+            return False
+        now_ms = self._clock_ms()
+        answers = self._rooms.setdefault((slot.use, slot.project), _Answers())
+        _forget(answers, slot.key)
+        while answers.ends and (answers.ends[0][0] <= now_ms or answers.size + answer.size > self._room.bytes_max):
+            expires_ms, key = heapq.heappop(answers.ends)
+            if key in answers.kept and answers.kept[key].expires_ms == expires_ms:
+                _forget(answers, key)
+        answers.kept[slot.key] = _Kept(now_ms + ttl_ms, answer)
+        answers.size += answer.size
+        heapq.heappush(answers.ends, (now_ms + ttl_ms, slot.key))
+        return True
+
+    async def close(self) -> None:
+        self._rooms.clear()
+
+
+def _forget(answers: _Answers, key: str) -> None:
+    kept = answers.kept.pop(key, None)
+    if kept is not None:
+        answers.size -= kept.answer.size

@@ -1,0 +1,107 @@
+"""The shelf that several gateways share: the Redis of their ledger, over a connection of its own.
+
+Large answers must not stand before reservations on the ledger's socket. A claim says how long its owner may be silent: a gateway
+that was killed leaves none behind for long. Redis that was flushed has forgotten, and calls are made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from importlib import resources
+from typing import Any, Final
+from urllib.parse import quote
+
+from gateway.answers.port import Claimed, KeptAnswer, Room, ShelfUnavailable, Slot
+from gateway.ledger.port import LedgerError
+from gateway.ledger.redis_connection import Argument, RedisRefused
+from gateway.ledger.redis_errors import as_port_error
+from gateway.ledger.redis_topology import parse_url, topology_of
+
+_DEADLINE_MS: Final = 1_000  # an answer may be megabytes
+_CLAIM_MS: Final = 60_000
+# Whoever uses the shelf waits for it: while it is out of reach nobody waits twice in this time.
+_REST_S: Final = 1.0
+
+
+class RedisShelf:
+    renew_s = _CLAIM_MS / 1000 / 3
+
+    def __init__(self, url: str, room: Room, *, deadline_ms: int = _DEADLINE_MS) -> None:
+        self._topology = topology_of(parse_url(url), deadline_ms)
+        self._room = room
+        self._rests_until_s = 0.0
+
+    async def find(self, slot: Slot) -> KeptAnswer | None:
+        entry = _key(slot, "answer")
+        fingerprint, content_type, body = await self._call(entry, "HMGET", entry, "fingerprint", "content_type", "body")
+        return None if body is None else KeptAnswer(fingerprint, content_type, body)
+
+    async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> KeptAnswer | Claimed | None:
+        keys = (_key(slot, "answer"), _key(slot, "claim"))
+        kind, *rest = await self._run(_CLAIM, keys, owner, fingerprint, _CLAIM_MS)
+        if kind == b"kept":
+            return KeptAnswer(*rest)
+        return Claimed(rest[0]) if kind == b"claimed" else None
+
+    async def renew(self, slot: Slot, owner: str) -> None:
+        await self._run(_HOLD, (_key(slot, "claim"),), owner, _CLAIM_MS)
+
+    async def release(self, slot: Slot, owner: str) -> None:
+        await self._run(_HOLD, (_key(slot, "claim"),), owner, 0)
+
+    async def keep(self, slot: Slot, answer: KeptAnswer, ttl_ms: int) -> bool:
+        if not self._room.takes(answer):
+            claim = _key(slot, "claim")
+            await self._call(claim, "DEL", claim)
+            return False
+        keys = (_key(slot, "answer"), _key(slot, "claim"), _room_key(slot, "ends"), _room_key(slot, "bytes"))
+        content = (answer.fingerprint, answer.content_type, answer.body)
+        await self._run(_KEEP, keys, *content, ttl_ms, answer.size, self._room.bytes_max)
+        return True
+
+    async def close(self) -> None:
+        await self._topology.close()
+
+    async def _run(self, script: tuple[str, str], keys: tuple[str, ...], *arguments: Argument) -> Any:
+        text, sha = script
+        given = (len(keys), *keys, *arguments)
+        try:
+            return await self._call(keys[0], "EVALSHA", sha, *given)
+        except RedisRefused as refused:
+            if refused.code != "NOSCRIPT":
+                raise ShelfUnavailable(str(as_port_error(refused))) from refused
+            return await self._call(keys[0], "EVAL", text, *given)
+
+    async def _call(self, key: str, *arguments: Argument) -> Any:
+        if time.monotonic() < self._rests_until_s:
+            raise ShelfUnavailable("Redis did not answer a moment ago")
+        try:
+            return await self._topology.call(key, *arguments)
+        except RedisRefused as refused:
+            if refused.code == "NOSCRIPT":
+                raise
+            raise ShelfUnavailable(str(as_port_error(refused))) from refused
+        except LedgerError as error:
+            self._rests_until_s = time.monotonic() + _REST_S
+            raise ShelfUnavailable(str(error)) from error
+
+
+def _script(name: str) -> tuple[str, str]:
+    """Its text, and the hash by which Redis knows it."""
+    text = "#!lua\n" + (resources.files("gateway.answers") / "lua" / f"{name}.lua").read_text()
+    return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+_CLAIM: Final = _script("claim")
+_HOLD: Final = _script("hold")
+_KEEP: Final = _script("keep")
+
+
+def _room_key(slot: Slot, kind: str) -> str:
+    # The hash tag is the ledger's, quoted like there: a brace in the name would end it early.
+    return f"farebox:{{{quote(slot.project, safe='._:@/-')}}}:kept:{slot.use}:{kind}"
+
+
+def _key(slot: Slot, kind: str) -> str:
+    return f"{_room_key(slot, kind)}:{slot.key}"

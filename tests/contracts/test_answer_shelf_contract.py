@@ -1,0 +1,188 @@
+"""What every shelf of answers promises: found until its time is over, claimed by one, bounded for each project."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.answers.memory import MemoryShelf
+from gateway.answers.port import AnswerShelf, Claimed, KeptAnswer, Room, ShelfUnavailable, Slot
+from gateway.answers.redis import RedisShelf
+from gateway.answers.sqlite import SqliteShelf
+from gateway.ledger.clock import wall_clock_ms
+from tests.contracts import redis_engines
+
+DAY_MS = 86_400_000
+ROOM = Room(bytes_max=5_000, answer_bytes_max=3_000)
+Made = Callable[[], AnswerShelf]
+
+
+def slot(key: str = "a", project: str = "default", use: Any = "cache") -> Slot:
+    return Slot(use, project, key)
+
+
+def answer(body: bytes = b"{}", fingerprint: bytes = b"f") -> KeptAnswer:
+    return KeptAnswer(fingerprint, b"application/json", body)
+
+
+@asynccontextmanager
+async def _made(engine: str, folder: Path) -> AsyncIterator[Made]:
+    """Makes a shelf, and then others on the same data."""
+    opened: list[AnswerShelf] = []
+
+    def of(shelf: AnswerShelf) -> AnswerShelf:
+        opened.append(shelf)
+        return shelf
+
+    if engine == "memory":
+        yield lambda: of(MemoryShelf(ROOM, wall_clock_ms))
+    elif engine == "sqlite":
+        yield lambda: of(SqliteShelf(folder / "answers.db", ROOM, wall_clock_ms))
+    else:
+        url = await redis_engines.empty_server() if engine == "redis" else redis_engines.empty_cluster()
+        yield lambda: of(RedisShelf(url, ROOM, deadline_ms=redis_engines.PATIENT_MS))
+    for shelf in opened:
+        await shelf.close()
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis", "redis-cluster"])
+async def made(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Made]:
+    async with _made(request.param, tmp_path) as make:
+        yield make
+
+
+@pytest.fixture
+def shelf(made: Made) -> AnswerShelf:
+    return made()
+
+
+async def kept_keys(shelf: AnswerShelf, *keys: str, project: str = "default") -> list[str]:
+    return [key for key in keys if await shelf.find(slot(key, project)) is not None]
+
+
+async def test_an_answer_is_found_as_it_was_kept_until_its_time_is_over(shelf: AnswerShelf) -> None:
+    given = answer(b'\x00\xff\r\n{"a": "\xc3\xa9"}')
+    assert await shelf.find(slot()) is None
+    assert await shelf.keep(slot(), given, DAY_MS)
+    assert await shelf.find(slot()) == given
+    assert await shelf.keep(slot(), given, 1)
+    await asyncio.sleep(0.05)
+    assert await shelf.find(slot()) is None
+
+
+async def test_projects_and_uses_do_not_see_each_others_answers(shelf: AnswerShelf) -> None:
+    await shelf.keep(slot(), answer(), DAY_MS)
+    assert await shelf.find(slot(project="other")) is None
+    assert await shelf.find(slot(project="a{b}c")) is None
+    assert await shelf.find(slot(use="idempotency")) is None
+
+
+async def test_what_ends_soonest_makes_place_and_only_in_its_own_room(shelf: AnswerShelf) -> None:
+    await shelf.keep(slot("stays", "other"), answer(b"x" * 1000), 1000)
+    for key, ttl_ms in (("short", 2 * DAY_MS), ("shortest", DAY_MS), ("long", 3 * DAY_MS)):
+        assert await shelf.keep(slot(key), answer(b"x" * 1000), ttl_ms)
+    assert await kept_keys(shelf, "short", "shortest", "long") == ["short", "long"]
+    assert await kept_keys(shelf, "stays", project="other") == ["stays"]
+    # Kept anew it weighs once, and stays the one that ends last.
+    await shelf.keep(slot("long"), answer(b"y" * 1000), 3 * DAY_MS)
+    assert await kept_keys(shelf, "short", "long") == ["short", "long"]
+    await shelf.keep(slot("new"), answer(b"x" * 3000), DAY_MS)
+    assert await kept_keys(shelf, "short", "long", "new") == ["new"]
+
+
+async def test_what_has_ended_weighs_nothing(shelf: AnswerShelf) -> None:
+    for number in range(10):
+        await shelf.keep(slot(f"old {number}"), answer(b"x" * 1000), 1)
+        await asyncio.sleep(0.01)
+    await shelf.keep(slot("a"), answer(b"x" * 1000), DAY_MS)
+    await shelf.keep(slot("b"), answer(b"x" * 1000), DAY_MS)
+    assert await kept_keys(shelf, "a", "b") == ["a", "b"]
+
+
+async def test_an_answer_that_is_too_large_is_not_kept_and_ends_its_claim(shelf: AnswerShelf) -> None:
+    await shelf.claim(slot(), b"f", "one")
+    assert not await shelf.keep(slot(), answer(b"x" * 3001), DAY_MS)
+    assert await shelf.claim(slot(), b"f", "two") is None
+
+
+async def test_of_many_who_claim_at_once_one_may_go_ahead(shelf: AnswerShelf) -> None:
+    found = await asyncio.gather(*(shelf.claim(slot(), b"f", f"owner {n}") for n in range(20)))
+    assert found.count(None) == 1
+    assert found.count(Claimed(b"f")) == 19  # type: ignore[arg-type]
+
+
+async def test_a_claim_ends_with_the_answer(shelf: AnswerShelf) -> None:
+    assert await shelf.claim(slot(), b"f", "one") is None
+    assert await shelf.claim(slot(), b"f", "one") is None, "a repetition after a lost reply"
+    assert await shelf.claim(slot(), b"g", "two") == Claimed(b"f")
+    await shelf.renew(slot(), "one")
+    await shelf.keep(slot(), answer(), DAY_MS)
+    assert await shelf.claim(slot(), b"f", "two") == answer()
+    await shelf.release(slot(), "one")
+    assert await shelf.find(slot()) == answer()
+
+
+async def test_only_its_owner_releases_a_claim(shelf: AnswerShelf) -> None:
+    await shelf.claim(slot(), b"f", "one")
+    await shelf.release(slot(), "two")
+    await shelf.renew(slot(), "two")
+    assert await shelf.claim(slot(), b"f", "two") == Claimed(b"f")
+    await shelf.release(slot(), "one")
+    assert await shelf.claim(slot(), b"f", "two") is None
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "redis", "redis-cluster"])
+async def test_answers_outlive_their_process_and_stay_bounded(engine: str, tmp_path: Path) -> None:
+    async with _made(engine, tmp_path) as make:
+        first = make()
+        await first.keep(slot("old"), answer(b"x" * 1000), DAY_MS)
+        await first.keep(slot("newer"), answer(b"x" * 1000), 2 * DAY_MS)
+        await first.close()
+        second = make()
+        assert await second.find(slot("old")) == answer(b"x" * 1000)
+        await second.keep(slot("newest"), answer(b"x" * 1000), 3 * DAY_MS)
+        assert await kept_keys(second, "old", "newer", "newest") == ["newer", "newest"]
+
+
+@pytest.mark.parametrize("engine", ["redis", "redis-cluster"])
+async def test_a_claim_holds_across_processes(engine: str, tmp_path: Path) -> None:
+    async with _made(engine, tmp_path) as make:
+        first, second = make(), make()
+        assert await first.claim(slot(), b"f", "one") is None
+        assert await second.claim(slot(), b"f", "two") == Claimed(b"f")
+
+
+async def test_a_file_that_is_none_is_said_to_be_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "answers.db").write_bytes(b"this is no database at all, and never was one" * 100)
+    shelf = SqliteShelf(tmp_path / "answers.db", ROOM, wall_clock_ms)
+    with pytest.raises(ShelfUnavailable, match=r"answers\.db.*may be deleted"):
+        await shelf.claim(slot(), b"f", "one")
+    (tmp_path / "answers.db").unlink()
+    assert await shelf.claim(slot(), b"f", "two") is None, "the failed claim was left behind"
+    await shelf.close()
+
+
+async def test_a_file_of_another_version_is_made_anew(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "answers.db") as other:
+        other.execute("CREATE TABLE answers (anything)")
+        other.execute("PRAGMA user_version = 99")
+    other.close()
+    shelf = SqliteShelf(tmp_path / "answers.db", ROOM, wall_clock_ms)
+    assert await shelf.keep(slot(), answer(), DAY_MS)
+    assert await shelf.find(slot()) == answer()
+    await shelf.close()
+
+
+async def test_a_redis_that_is_away_is_asked_once_a_second() -> None:
+    shelf = RedisShelf("redis://127.0.0.1:1", ROOM)
+    with pytest.raises(ShelfUnavailable):
+        await shelf.find(slot())
+    with pytest.raises(ShelfUnavailable, match="a moment ago"):
+        await shelf.find(slot())
+    await shelf.close()
