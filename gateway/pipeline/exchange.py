@@ -40,6 +40,7 @@ class Exchange:
             name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
         }
         self.is_answered = False
+        self.answered: Answered | None = None  # None for streams
         self.is_gone = False
         self._stays = False
         self._keepers: list[Keeper] = []
@@ -121,11 +122,12 @@ class Exchange:
         await self.write(data, more=False)
 
     async def answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
-        given = tuple(headers)
+        given = Answered(status, tuple(headers), body)
         if self._keepers:
-            await self._keep(Answered(status, given, body))
-        await self.start(status, [*given, (b"content-length", str(len(body)).encode())])
+            await self._keep(given)
+        await self.start(status, [*given.headers, (b"content-length", str(len(body)).encode())])
         await self.write(body, more=False)
+        self.answered = given
 
     async def _keep(self, answered: Answered) -> None:
         keepers, self._keepers = self._keepers, []
