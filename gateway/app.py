@@ -152,7 +152,7 @@ class Application:
             protocols=PROTOCOLS,
             handler=self.parts.tracing.handler(self._handler),
             intake=intake,
-            control=Starlette(routes=self._routes()),
+            control=self._control(),
             model_names=lambda: self.parts.pool.names,
             count_prompt=self._count_prompt,
             new_id=self.parts.ids.new,
@@ -319,6 +319,12 @@ class Application:
         deployment = deployments[0]
         count = await self.parts.tokenizer.count_prompt("messages", request.body, deployment.model, deployment.provider)
         return count.tokens
+
+    def _control(self) -> Starlette:
+        application = Starlette(routes=self._routes())
+        # Starlette would lead `/metrics/` to an address made of the client's own Host header.
+        application.router.redirect_slashes = False
+        return application
 
     def _routes(self) -> list[BaseRoute]:
         health = health_routes(self._gauges.readiness, self._exposition)

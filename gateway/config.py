@@ -183,6 +183,11 @@ class ServerConfig(_Strict):
     body_bytes_max: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
     concurrency_max: Annotated[int, Field(ge=1)] = 4096
     key_concurrency_max: Annotated[int, Field(ge=1)] = 1024
+    connections_max: Annotated[int, Field(ge=16)] = 8192
+    bodies_bytes_max: Annotated[int, Field(ge=1024)] = 1024**3
+    header_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    stall_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    keep_alive_seconds: Annotated[float, Field(ge=1, le=3600)] = 75.0
     drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -21,7 +21,16 @@ _CROOKED: Final = re.compile(rb"%2e|%2f|%5c|%00|\\|;|//|/\.\.?(?:/|\Z)", re.IGNO
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 # Two of them that differ would let two readers of the request see two different requests.
 _ONCE: Final = frozenset(
-    {b"host", b"authorization", b"x-api-key", b"api-key", b"content-type", b"content-length", b"cookie"}
+    {
+        b"host",
+        b"authorization",
+        b"x-api-key",
+        b"api-key",
+        b"content-type",
+        b"content-length",
+        b"cookie",
+        b"transfer-encoding",
+    }
 )
 _OVERRIDES: Final = frozenset({b"x-http-method-override", b"x-method-override", b"x-original-url", b"x-rewrite-url"})
 
@@ -66,6 +75,9 @@ def _header_fault(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:
             seen.add(name)
             if name == b"host" and not _HOST.match(value):
                 return BadRequest.header("host", "is not the name of a host")
+            if name == b"transfer-encoding" and value.lower() != b"chunked":
+                # Every reader of a request has to find the same end of it, and only for this value do all of them.
+                return BadRequest.header("transfer-encoding", "must be chunked, and nothing else")
         elif name in _OVERRIDES:
             return BadRequest.header(name.decode("latin-1"), "is not supported")
     if size > HEADER_BYTES_MAX:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import socket
@@ -19,8 +20,10 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from gateway.app import Application
 from gateway.config import Config
+from gateway.connections import ConnectionLimits, Connections, connections_possible
 from gateway.guard import Guard
 from gateway.logs import set_up_logging
+from gateway.pipeline.exchange import BODY_SECONDS_MAX
 from gateway.telemetry import METRICS_FOLDER_VARIABLE
 
 _log = structlog.get_logger(__name__)
@@ -29,6 +32,8 @@ _WATCH_S: Final = 0.2
 # The SQLite ledger has a thread of its own. With the default of 5 ms a busy event loop keeps it waiting for so long at every
 # hand-over: 5.7 ms instead of 0.5 ms a call, measured with bench/ledger.py.
 _SWITCH_INTERVAL_S: Final = 0.0005
+# The application says 408 itself where it reads a body; whoever reads none is helped out a little later.
+_BODY_GRACE_S: Final = 5.0
 _STARTUP_FAILED: Final = 3  # uvicorn's exit code when the application could not start
 
 
@@ -80,10 +85,11 @@ def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket)
     set_up_logging(config.server.log_format, config.server.log_level)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     application = Application(config, allow_anonymous=allow_anonymous)
+    connections = Connections(_connection_limits(config), application.parts.telemetry)
     server = _Server(
         uvicorn.Config(
             Guard(application),
-            http="httptools",
+            http=connections.protocol,  # type: ignore[arg-type]  # a class, says uvicorn, and calls it
             loop="uvloop" if sys.platform != "win32" else "asyncio",
             ws="none",
             lifespan="on",
@@ -92,12 +98,26 @@ def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket)
             server_header=False,
             date_header=False,
             proxy_headers=False,
-            h11_max_incomplete_event_size=None,
+            timeout_keep_alive=math.ceil(config.server.keep_alive_seconds),
             timeout_graceful_shutdown=max(1, int(config.server.drain_seconds)),
         )
     )
     server.run(sockets=[listening])
     return 0 if server.started else _STARTUP_FAILED
+
+
+def _connection_limits(config: Config) -> ConnectionLimits:
+    server = config.server
+    possible = connections_possible(server.connections_max)
+    if possible < server.connections_max:
+        _log.warning("connections_limited", connections_max=possible, reason="the process may not open more files")
+    return ConnectionLimits(
+        connections_max=possible,
+        head_s=server.header_seconds,
+        body_s=BODY_SECONDS_MAX + _BODY_GRACE_S,
+        stall_s=server.stall_seconds,
+        bodies_bytes_max=server.bodies_bytes_max,
+    )
 
 
 def _serve_in_workers(config: Config, allow_anonymous: bool, listening: socket.socket) -> int:

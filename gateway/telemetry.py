@@ -70,7 +70,17 @@ class Telemetry:
             registry=registry,
         )
 
+        self.connections_ended = Counter(
+            "farebox_connections_ended",
+            "Clients that were hung up on: slow, malformed, or too many.",
+            ("reason",),
+            registry=registry,
+        )
+
     def _gauge_state(self, registry: CollectorRegistry) -> None:
+        self.connections = Gauge(
+            "farebox_connections", "Clients' open connections.", registry=registry, multiprocess_mode="livesum"
+        )
         self.in_flight = Gauge(
             "farebox_calls_in_flight", "Calls being served.", registry=registry, multiprocess_mode="livesum"
         )

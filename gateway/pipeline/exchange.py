@@ -11,7 +11,7 @@ from gateway.errors import BadRequest
 
 Message = MutableMapping[str, Any]
 # Enough for 32 MB over a poor line; a client that takes longer holds memory that others need.
-_BODY_SECONDS_MAX: Final = 60.0
+BODY_SECONDS_MAX: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Exchange:
         if declared.isdigit() and int(declared) > bytes_max:
             raise BadRequest.too_large(bytes_max)
         try:
-            async with asyncio.timeout(_BODY_SECONDS_MAX):
+            async with asyncio.timeout(BODY_SECONDS_MAX):
                 return await self._read(bytes_max)
         except TimeoutError:
             raise BadRequest("The body did not arrive in time.", status=408, code="request_timeout") from None

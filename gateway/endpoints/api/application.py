@@ -92,7 +92,9 @@ def api_application(routes: Sequence[Route], desk: Desk) -> Starlette:
     served += [
         StarletteRoute(_converted(route.path), Endpoint(route, desk).serve, methods=[route.method]) for route in routes
     ]
-    return Starlette(routes=served, exception_handlers={HTTPException: _not_there})
+    application = Starlette(routes=served, exception_handlers={HTTPException: _not_there})
+    application.router.redirect_slashes = False
+    return application
 
 
 def _converted(path: str) -> str:

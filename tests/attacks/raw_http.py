@@ -1,0 +1,109 @@
+"""HTTP as an attacker writes it: bytes on a socket, and whatever comes back until the server has had enough."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+CHAT = b'{"model":"fake","messages":[{"role":"user","content":"hi"}],"max_tokens":20}'
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Everything that came back on one connection."""
+
+    raw: bytes
+    is_closed: bool  # by the server
+
+    @property
+    def answers(self) -> list[Answer]:
+        found, rest = [], self.raw
+        while rest:
+            head, _, rest = rest.partition(b"\r\n\r\n")
+            line, *lines = head.split(b"\r\n")
+            matched = re.match(rb"HTTP/1\.1 (\d{3}) ", line)
+            assert matched, f"not the beginning of an answer: {self.raw[:400]!r}"
+            headers = dict(part.decode("latin-1").lower().split(": ", 1) for part in lines)
+            size = int(headers.get("content-length", 0))
+            if int(matched[1]) >= 200:
+                found.append(Answer(int(matched[1]), headers, rest[:size]))
+                rest = rest[size:]
+        return found
+
+    @property
+    def statuses(self) -> list[int]:
+        return [answer.status for answer in self.answers]
+
+
+def connect(url: str, timeout_s: float = 5.0) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout_s)
+
+
+def listen_to(connection: socket.socket, seconds: float) -> Heard:
+    """Until the server closes or `seconds` are over."""
+    deadline, raw = time.monotonic() + seconds, b""
+    while (left := deadline - time.monotonic()) > 0:
+        connection.settimeout(left)
+        try:
+            piece = connection.recv(65536)
+        except TimeoutError:
+            break
+        except OSError:
+            return Heard(raw, is_closed=True)
+        if not piece:
+            return Heard(raw, is_closed=True)
+        raw += piece
+    return Heard(raw, is_closed=False)
+
+
+def say(url: str, sent: bytes, seconds: float = 20.0) -> Heard:
+    """What is answered to it. A last request that asks to close the connection tells when everything was said; unless the server
+    has hung up before, the answer to it is left out."""
+    with connect(url) as connection:
+        try:
+            connection.sendall(sent)
+            connection.sendall(_GOODBYE)
+        except OSError:  # it has heard enough already
+            pass
+        heard = listen_to(connection, seconds)
+        rest, found, _ = heard.raw.rpartition(_FAREWELL)
+        return Heard(rest, is_closed=False) if found else heard
+
+
+def request(
+    method: bytes = b"POST",
+    path: bytes = b"/v1/chat/completions",
+    headers: list[bytes] | None = None,
+    body: bytes = CHAT,
+    *,
+    host: bytes | None = b"127.0.0.1",
+    length: bool = True,
+    version: bytes = b"HTTP/1.1",
+) -> bytes:
+    """A request that is right, but for what is asked to be wrong. `headers` are whole lines without their end."""
+    lines = [method + b" " + path + b" " + version]
+    if host is not None:
+        lines.append(b"host: " + host)
+    lines.append(b"content-type: application/json")
+    if length:
+        lines.append(b"content-length: %d" % len(body))
+    return b"\r\n".join([*lines, *(headers or []), b"", body])
+
+
+_GOODBYE = request(b"GET", b"/livez?goodbye", [b"connection: close"], b"", length=False)
+_FAREWELL = b'HTTP/1.1 200 OK\r\ncontent-length: 18\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n{"status":"alive"}'

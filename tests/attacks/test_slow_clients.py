@@ -1,0 +1,217 @@
+"""Clients that take their time, in either direction: each is let go of, and meanwhile everybody else is served."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import select
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from gateway.connections import ConnectionLimits, Connections
+from gateway.telemetry import Telemetry
+from tests.acceptance.serving import Served, serving, until
+from tests.attacks.raw_http import CHAT, connect, listen_to, request
+from tests.farebox_process import tagged
+
+pytestmark = pytest.mark.xdist_group("slow-clients")
+
+SERVER = {
+    "header_seconds": 1.0,
+    "stall_seconds": 1.0,
+    "connections_max": 64,
+    "bodies_bytes_max": 4_000_000,
+    "body_bytes_max": 3_000_000,
+}
+# Deadlines are looked at once a second; the rest is for a busy machine.
+SOON_S = 15.0
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    budgets = [{"scope": "run", "match": "*", "tokens": 500_000}]
+    with serving(tmp_path_factory.mktemp("slow"), budgets=budgets, server=SERVER) as running:
+        yield running
+
+
+def hung_up(served: Served, reason: str) -> float:
+    return served.metric("farebox_connections_ended_total", reason=reason)
+
+
+def test_headers_that_drip_are_cut_off(served: Served) -> None:
+    """A byte now and then is no sign of life: it is the whole head that has to arrive in time."""
+    with connect(served.gateway.url) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nx-a: ")
+        deadline = time.monotonic() + SOON_S
+        while not select.select([connection], [], [], 0.2)[0]:
+            assert time.monotonic() < deadline, "the gateway still listens"
+            connection.sendall(b"a")
+        assert listen_to(connection, SOON_S).is_closed
+
+
+def test_a_head_without_an_end_is_told_so(served: Served) -> None:
+    with connect(served.gateway.url) as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nx-a: ")
+        heard = listen_to(connection, SOON_S)
+    assert heard.is_closed
+    assert heard.statuses == [408]
+    assert heard.answers[0].json()["error"]["code"] == "request_timeout"
+
+
+def test_a_second_request_without_an_end_does_not_disturb_the_first(served: Served) -> None:
+    served.provider.script(delay_ms=2500)
+    with connect(served.gateway.url) as connection:
+        connection.sendall(request() + b"POST /v1")
+        heard = listen_to(connection, SOON_S)
+    assert heard.statuses[0] == 200
+
+
+def test_who_says_nothing_at_all_is_let_go(served: Served) -> None:
+    with connect(served.gateway.url) as connection:
+        assert listen_to(connection, SOON_S).is_closed
+
+
+def test_hundreds_of_idle_sockets_take_nobodys_place(served: Served) -> None:
+    """Whoever was quiet for longest goes first; a call that is under way is never the one."""
+    served.provider.script(delay_ms=3000)
+    before = hung_up(served, "too_many")
+    with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as opened:
+        working = pool.submit(served.chat, tagged("slow", "r-working"), max_tokens=20)
+        until(lambda: served.metric("farebox_calls_in_flight") == 1, what="the call is under way")
+        for _ in range(300):
+            opened.enter_context(connect(served.gateway.url))
+        assert served.gateway.get("/livez").status == 200
+        assert served.metric("farebox_connections") <= SERVER["connections_max"]
+        assert served.chat(tagged("slow", "r-other"), max_tokens=20).status == 200
+        assert working.result().status == 200
+    assert hung_up(served, "too_many") - before >= 300 - SERVER["connections_max"]
+
+
+def test_a_client_that_does_not_read_pays_for_what_it_made_us_do_and_holds_nothing(served: Served) -> None:
+    """The answer is far larger than all buffers on the way, so the gateway stops reading from the provider, and then gives up."""
+    served.provider.script(tokens=400_000)
+    body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    before = hung_up(served, "unread")
+    with connect(served.gateway.url) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        headers = [f"{name}: {value}".encode() for name, value in tagged("slow", "r-unread").items()]
+        connection.sendall(request(headers=headers, body=json.dumps(body).encode()))
+        until(lambda: hung_up(served, "unread") > before, 60, "the client is hung up on")
+        until(lambda: served.metric("farebox_calls_in_flight") == 0, what="its call is over")
+    facts = served.balance(tagged("slow", "r-unread"))
+    assert facts["reserved"] == 0
+    assert facts["settled"] > 0
+
+
+def test_the_bodies_of_all_requests_together_are_bounded(served: Served) -> None:
+    """Each of them is small enough; together they are not. What is refused takes nothing from the others."""
+    served.provider.script(times=4, delay_ms=1500)
+    content = "a " * 900_000
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda at: served.chat(None, content), range(4)))
+    statuses = sorted(reply.status for reply in replies)
+    assert 503 in statuses, statuses
+    assert {reply.json()["error"]["code"] for reply in replies if reply.status == 503} == {"gateway_busy"}
+    assert {reply.headers["retry-after"] for reply in replies if reply.status == 503} == {"1"}
+    assert served.chat(None, "a " * 900_000).status != 503, "what was held for the others is free again"
+
+
+@contextlib.asynccontextmanager
+async def bare_server(application: Any, **limits: Any) -> AsyncIterator[str]:
+    """The protocol alone, under an application that does what a test needs."""
+    chosen = {"connections_max": 100, "head_s": 5.0, "body_s": 5.0, "stall_s": 5.0, "bodies_bytes_max": 10**9, **limits}
+    connections = Connections(ConnectionLimits(**chosen), Telemetry())
+    config = uvicorn.Config(application, lifespan="off", log_config=None)
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: connections.protocol(config, state, {}), "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for one in list(connections.open):
+            one.transport.abort()
+        await server.wait_closed()
+        await asyncio.gather(*state.tasks, return_exceptions=True)
+    assert connections.bodies_bytes == 0
+
+
+async def read_all(scope: Any, receive: Any, send: Any) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        if not message.get("more_body"):
+            break
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def refuse_at_once(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"no"})
+
+
+async def test_a_body_that_never_ends_ends_all_the_same() -> None:
+    async with bare_server(read_all, head_s=0.1, body_s=0.3) as url:
+        with await asyncio.to_thread(connect, url) as connection:
+            connection.sendall(request()[:-10])
+            heard = await asyncio.to_thread(listen_to, connection, SOON_S)
+    assert heard.is_closed
+    assert heard.raw == b""
+
+
+async def test_a_body_that_was_refused_early_is_not_listened_to_for_ever() -> None:
+    """Hanging up in the middle of a body would make the client miss the answer; draining it for ever would be a gift."""
+    async with bare_server(refuse_at_once) as url:
+        with await asyncio.to_thread(connect, url) as connection:
+            connection.sendall(request(length=False, headers=[b"content-length: 1000000000"], body=b"a" * 1000))
+            heard = await asyncio.to_thread(listen_to, connection, SOON_S)
+    assert heard.statuses == [413]
+    assert heard.is_closed
+
+
+async def test_a_slow_reader_that_reads_is_left_alone() -> None:
+    """Slow is not silent: whoever takes what fits into a second keeps the connection, however long the whole answer lasts."""
+    size = 24_000_000
+
+    async def long_answer(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+        await send({"type": "http.response.body", "body": b"x" * size})
+
+    def read_slowly(connection: socket.socket) -> int:
+        total = 0
+        while piece := connection.recv(600_000):
+            total += len(piece)
+            if total >= size:
+                break
+            time.sleep(0.1)
+        return total
+
+    async with bare_server(long_answer, stall_s=0.5) as url:
+        with await asyncio.to_thread(connect, url, SOON_S) as connection:
+            connection.sendall(request())
+            assert await asyncio.to_thread(read_slowly, connection) >= size
+
+
+async def test_a_request_that_was_read_owes_nothing() -> None:
+    """A call that takes longer than all deadlines of the client together."""
+
+    async def think(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(2.5)
+        await read_all(scope, receive, send)
+
+    async with bare_server(think, head_s=0.1, body_s=0.1, stall_s=0.1) as url:
+        with await asyncio.to_thread(connect, url) as connection:
+            connection.sendall(request(body=CHAT, headers=[b"connection: close"]))
+            heard = await asyncio.to_thread(listen_to, connection, 6.0)
+    assert heard.statuses == [200]
