@@ -72,10 +72,7 @@ def admin_routes(desk: Desk) -> list[BaseRoute]:
     static = StaticFiles()
     renderer = Renderer(static)
     door = Door(desk.access, desk.store, clock_ms=desk.now_ms, timer_s=time.monotonic)
-    routes: list[BaseRoute] = [
-        Route("/admin/static/{name}", static.serve, methods=["GET"]),
-        Route("/admin/", _to_start, methods=["GET"]),
-    ]
+    routes: list[BaseRoute] = [Route("/admin/static/{name}", static.serve, methods=["GET"])]
     routes += _routes(PAGES, desk, door, renderer)
     return routes
 
@@ -85,10 +82,6 @@ def _routes(pages: Sequence[Page], desk: Desk, door: Door, renderer: Renderer) -
         Route(f"/admin{page.path}", PageEndpoint(page, desk, door, renderer).serve, methods=[page.method])
         for page in pages
     ]
-
-
-async def _to_start(_: Request) -> Response:
-    return RedirectResponse("/admin", 308)
 
 
 def _to_login(request: Request) -> Response:
