@@ -1,7 +1,7 @@
 """Signs of life for reservations whose calls are under way, and the sweep of those whose owner is gone.
 
-A call that was sent upstream is marked within a tick: from then on a crash books its prompt and what was relayed so far
-(`on_lost: charge`), while one that was never sent is given back. Long streams are renewed well before their deadline.
+A hold is booked whole when its owner is lost (`on_lost: charge`): whether its request had left, and what came of it, nobody can
+say then. Long calls are renewed well before their deadline.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _TICK_MS: Final = 50
 @dataclass(slots=True)
 class _Flight:
     call: Call
+    renewed_tick: int
     output_tokens: int = 0
-    renewed_tick: int = -1
 
 
 class Heartbeat:
@@ -42,7 +42,7 @@ class Heartbeat:
     def sent(self, call: Call) -> None:
         """The request is on its way to the provider: money may be spent from now on."""
         if call.grant is not None and call.grant.held.requests:
-            self._flights[call.id] = _Flight(call)
+            self._flights[call.id] = _Flight(call, self._tick)
 
     def progressed(self, call: Call, output_tokens: int) -> None:
         flight = self._flights.get(call.id)
@@ -68,11 +68,7 @@ class Heartbeat:
         while True:
             await asyncio.sleep(_TICK_MS / 1000)
             self._tick += 1
-            due = [
-                flight
-                for flight in self._flights.values()
-                if flight.renewed_tick < 0 or self._tick - flight.renewed_tick >= ticks_between
-            ]
+            due = [flight for flight in self._flights.values() if self._tick - flight.renewed_tick >= ticks_between]
             if due:
                 await self._renew(due)
 

@@ -27,6 +27,12 @@ class Amount:
     def __sub__(self, other: Amount) -> Amount:
         return Amount(self.tokens - other.tokens, self.nano_usd - other.nano_usd, self.requests - other.requests)
 
+    def at_least(self, other: Amount) -> Amount:
+        """The larger of both in every unit."""
+        return Amount(
+            max(self.tokens, other.tokens), max(self.nano_usd, other.nano_usd), max(self.requests, other.requests)
+        )
+
     def of(self, unit: Unit) -> int:
         if unit == "tokens":
             return self.tokens

@@ -97,8 +97,9 @@ class Book:
         found = [(sign, self.shelf.reservation(project, sign.id)) for sign in progress]
         for sign, one in found:
             if one is not None and one.state is State.PENDING:
-                furthest = _furthest(one.progress, sign.amount)
-                self.shelf.put_reservation(project, replace(one, deadline_ms=now_ms + ttl_ms, progress=furthest))
+                furthest, on_lost = one.progress.at_least(sign.amount), sign.on_lost or one.on_lost
+                seen = replace(one, deadline_ms=now_ms + ttl_ms, progress=furthest, on_lost=on_lost)
+                self.shelf.put_reservation(project, seen)
         return tuple(sign.id for sign, one in found if one is None or one.state is not State.PENDING)
 
     def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes, now_ms: int) -> Resolution:
@@ -200,10 +201,6 @@ class Book:
     def _is_free(self, position: str, consumer: str, now_ms: int) -> bool:
         holder, since_ms = self._claims.get(position, (consumer, 0))
         return holder == consumer or since_ms + CLAIM_MS <= now_ms
-
-
-def _furthest(one: Amount, other: Amount) -> Amount:
-    return Amount(max(one.tokens, other.tokens), max(one.nano_usd, other.nano_usd), max(one.requests, other.requests))
 
 
 def _left_of(held: Amount, booked: Amount) -> Amount:

@@ -66,7 +66,11 @@ class Gate(StrEnum):
 
 
 class OnLost(StrEnum):
-    """What becomes of a hold whose owner died: booked at its last reported progress, or given back."""
+    """What becomes of a hold whose owner died: booked whole, or given back.
+
+    Nobody knows what a provider did for an owner that cannot be asked. Only the whole hold is never less than that, so that
+    what a run was given is never granted twice.
+    """
 
     CHARGE = "charge"
     RELEASE = "release"
@@ -133,11 +137,12 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A sign of life. `amount` is what was used so far, prompt included, and `ZERO` until the request was sent upstream:
-    a hold lost before that is released whatever `on_lost` says."""
+    """A sign of life. `amount` is what was used so far, prompt included. `on_lost` is what shall become of the hold if this
+    was the last sign: an owner that has sent nothing yet may say so (None: as before)."""
 
     id: str
     amount: Amount = ZERO
+    on_lost: OnLost | None = None
 
 
 @dataclass(frozen=True, slots=True)

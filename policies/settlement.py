@@ -4,7 +4,7 @@
     --------   -----------------------   --------   ----------------------------------------
     settle     what was used             freed      settled: used
     void       nothing                   freed      none
-    expire     its last progress, or     freed      expired: what was booked (or nothing)
+    expire     the whole hold, or        freed      expired: what was booked (or nothing)
                nothing (see `lost`)
     late       used − booked at expiry   –          late: the difference, which may be negative
 
@@ -126,11 +126,8 @@ def expire(project: str, found: Reservation, accounts: Sequence[Account], now_ms
 
 
 def lost(found: Reservation) -> Amount:
-    """What is booked for a reservation whose owner died: its last reported progress, if losses are charged.
-
-    Progress is ZERO until the request went upstream, so that a hold lost before that is released in either case.
-    """
-    return found.progress if found.on_lost is OnLost.CHARGE else ZERO
+    """What is booked for a reservation whose owner died: all that it held, and what it had reported beyond that."""
+    return found.held.at_least(found.progress) if found.on_lost is OnLost.CHARGE else ZERO
 
 
 def overrun_of(used: Amount, held: Amount) -> Amount:

@@ -124,7 +124,7 @@ class RedisLedger:
         gone: list[str] = []
         for batch in batched(progress):
             keys = [at.meta, at.key("due"), *(at.key("hold", sign.id) for sign in batch)]
-            asked = orjson.dumps([ttl_ms, [[sign.id, *amount_list(sign.amount)] for sign in batch]])
+            asked = orjson.dumps([ttl_ms, [[sign.id, *amount_list(sign.amount), sign.on_lost or ""] for sign in batch]])
             reply = await self._run(at, scripts.RENEW, keys, asked)
             gone.extend(name.decode() for name in reply[1])
         return tuple(gone)

@@ -75,14 +75,21 @@ class Fleet:
     config: dict[str, Any]
     size: int
     gateways: list[FareboxProcess] = field(default_factory=list)
+    # Another address of the ledger for one of them, to stand between it and Redis.
+    ledger_of: Callable[[int], str] | None = None
 
     def start(self) -> None:
         for number in range(self.size):
             folder = self.folder / f"gateway-{number}"
             folder.mkdir(parents=True, exist_ok=True)
-            self.gateways.append(FareboxProcess(folder, self.config))
+            self.gateways.append(FareboxProcess(folder, self._config_of(number)))
         with ThreadPoolExecutor(self.size) as pool:
             list(pool.map(FareboxProcess.start, self.gateways))
+
+    def _config_of(self, number: int) -> dict[str, Any]:
+        if self.ledger_of is None:
+            return self.config
+        return {**self.config, "storage": {**self.config["storage"], "ledger": self.ledger_of(number)}}
 
     def stop(self) -> list[int]:
         """Exit codes of a clean stop."""

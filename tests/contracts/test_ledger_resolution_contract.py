@@ -99,18 +99,20 @@ class TestDeadlines:
     @pytest.mark.parametrize(
         ("on_lost", "progress", "booked"),
         [
-            pytest.param(OnLost.CHARGE, tokens(25), 25, id="charged-at-its-progress"),
-            pytest.param(OnLost.CHARGE, ZERO, 0, id="never-sent"),
-            pytest.param(OnLost.CHARGE, tokens(75), 75, id="beyond-its-hold"),
-            pytest.param(OnLost.RELEASE, tokens(25), 0, id="released"),
+            pytest.param(OnLost.CHARGE, Progress("c1"), 60, id="charged-whole"),
+            pytest.param(OnLost.CHARGE, Progress("c1", tokens(25)), 60, id="however-far-it-was"),
+            pytest.param(OnLost.CHARGE, Progress("c1", tokens(75)), 75, id="beyond-its-hold"),
+            pytest.param(OnLost.CHARGE, Progress("c1", ZERO, OnLost.RELEASE), 0, id="its-owner-had-sent-nothing"),
+            pytest.param(OnLost.RELEASE, Progress("c1", tokens(25)), 0, id="released"),
+            pytest.param(OnLost.RELEASE, Progress("c1", ZERO, OnLost.CHARGE), 60, id="sent-after-all"),
         ],
     )
     async def test_the_sweeper_resolves_what_is_overdue(
-        self, tested: LedgerUnderTest, on_lost: OnLost, progress: Amount, booked: int
+        self, tested: LedgerUnderTest, on_lost: OnLost, progress: Progress, booked: int
     ) -> None:
         ledger = tested.ledger
         await ledger.reserve("p", request("c1", [hold("run", 100)], 60, on_lost=on_lost))
-        await ledger.renew("p", [Progress("c1", progress)], MINUTE_MS)
+        await ledger.renew("p", [progress], MINUTE_MS)
         assert len(await ledger.expire_due()) == 0
         await tested.advance(MINUTE_MS)
         (lost,) = await ledger.expire_due()
@@ -140,7 +142,7 @@ class TestDeadlines:
         assert not (await ledger.void("p", "c1")).first
         expired, entry = await ledger.outbox_read("flusher")
         assert (expired.id, entry.id, entry.kind) == ("c1", "c1:late", EntryKind.LATE)
-        assert (entry.amount, entry.overrun) == (tokens(used - 25), tokens(max(0, used - 60)))
+        assert (entry.amount, entry.overrun) == (tokens(used - 60), tokens(max(0, used - 60)))
         assert (entry.draft, entry.detail) == (b'{"model":"mock"}', b'{"late":1}')
         await stands_at(ledger, "run", used, 0)
 
@@ -164,11 +166,21 @@ class TestDeadlines:
     async def test_progress_never_goes_back(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
         await ledger.reserve("p", request("c1", [hold("run", 100)], 60))
-        for seen in (Amount(30, 7, 0), Amount(20, 9, 0), ZERO):
+        for seen in (Amount(90, 7, 0), Amount(20, 9, 0), ZERO):
             await ledger.renew("p", [Progress("c1", seen)], MINUTE_MS)
         await tested.advance(MINUTE_MS)
         (lost,) = await ledger.expire_due()
-        assert lost.booked == Amount(30, 9, 0)
+        assert lost.booked == Amount(90, 9, 0)
+
+    async def test_what_an_owner_last_said_of_its_loss_counts(self, tested: LedgerUnderTest) -> None:
+        ledger = tested.ledger
+        for name in ("c1", "c2"):
+            await ledger.reserve("p", request(name, [hold("run", 200)], 60))
+        await ledger.renew("p", [Progress(name, ZERO, OnLost.RELEASE) for name in ("c1", "c2")], MINUTE_MS)
+        await ledger.renew("p", [Progress("c1", ZERO, OnLost.CHARGE), Progress("c2")], MINUTE_MS)
+        await tested.advance(MINUTE_MS)
+        assert {lost.id: lost.booked for lost in await ledger.expire_due()} == {"c1": tokens(60), "c2": ZERO}
+        await stands_at(ledger, "run", 60, 0)
 
     async def test_renewal_names_what_is_not_pending(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
@@ -328,7 +340,7 @@ class TestUpkeep:
         chain = [hold("run", 100, tighten=Limit(tokens=90)), hold("key", 1_000)]
         await ledger.reserve("p", request("c1", chain, 60))
         await ledger.reserve("p", request("c2", chain, 20, on_lost=OnLost.RELEASE))
-        await ledger.renew("p", [Progress("c1", tokens(7))], MINUTE_MS)
+        await ledger.renew("p", [Progress("c1", tokens(77))], MINUTE_MS)
         await ledger.reserve("p", request("c3", chain, 5))
         await ledger.settle("p", "c3", tokens(4), b"{}")
         await ledger.set_gate("p", "run", Gate.PAUSED)
@@ -342,5 +354,5 @@ class TestUpkeep:
         assert [entry.id for entry in await ledger.outbox_read("flusher")] == ["c3"]
         await tested.advance(MINUTE_MS)
         lost = {one.id: one.booked.tokens for one in await ledger.expire_due()}
-        assert lost == {"c1": 7, "c2": 0}
-        await stands_at(ledger, "run", 11, 0)
+        assert lost == {"c1": 77, "c2": 0}
+        await stands_at(ledger, "run", 81, 0)

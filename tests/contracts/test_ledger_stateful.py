@@ -35,6 +35,7 @@ ids = st.sampled_from([f"c{n}" for n in range(12)])
 names = ("step:a", "step:b", "run:r", "workflow:w", "key:k")
 counts = st.sampled_from([0, 1, 2, 7, 20, 60])
 amounts = st.builds(Amount, counts, counts, st.integers(0, 2))
+signs = st.builds(Progress, ids, amounts, st.none() | st.sampled_from(OnLost))
 limits = st.builds(Limit, *[st.none() | st.sampled_from([0, 5, 40, 100, 300])] * 2, st.none() | st.integers(0, 9))
 durations = st.sampled_from([1, 3, 5, 21]).map(lambda odd: odd * HALF_MS)
 keeps = st.sampled_from([3, 241]).map(lambda odd: odd * HALF_MS)
@@ -128,9 +129,9 @@ class LedgerMachine(RuleBasedStateMachine):
         now = [replace(hold, limit=limit) for hold, limit in zip(chain, new_limits, strict=False)]
         self.same("extend", project, name, now, extra)
 
-    @rule(project=projects, signs=st.lists(st.builds(Progress, ids, amounts), max_size=3), ttl_ms=durations)
-    def renew(self, project: str, signs: list[Progress], ttl_ms: int) -> None:
-        once = list({sign.id: sign for sign in signs}.values())
+    @rule(project=projects, told=st.lists(signs, max_size=3), ttl_ms=durations)
+    def renew(self, project: str, told: list[Progress], ttl_ms: int) -> None:
+        once = list({sign.id: sign for sign in told}.values())
         self.same("renew", project, once, ttl_ms)
 
     @rule(project=projects, name=ids, used=amounts, detail=st.binary(max_size=8))

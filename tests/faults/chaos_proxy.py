@@ -21,6 +21,7 @@ class ChaosProxy:
         self.port = 0
         self.latency_s = 0.0  # on every piece of a reply
         self.replies_lost = 0  # so many replies are swallowed, each with its connection
+        self.stall_at = b""  # before a request that has these bytes in it
         self.accepted = 0
 
     @property
@@ -76,6 +77,8 @@ class ChaosProxy:
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, is_reply: bool) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(1 << 16):
+                if not is_reply and self.stall_at and self.stall_at in data:
+                    self.stall()
                 await self._going.wait()
                 if is_reply and self.latency_s:
                     await asyncio.sleep(self.latency_s)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.serving import RESERVED_TOKENS, Served, ledger_rows, serving, store_rows, until
+from tests.acceptance.serving import PROMPT_TOKENS, RESERVED_TOKENS, Served, ledger_rows, serving, store_rows, until
 from tests.farebox_process import FareboxProcess, Reply, tagged
 
 LIMIT = 5000
@@ -71,14 +71,13 @@ def ask(served: Served, run: str, **fields: Any) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize(("on_lost", "booked"), [("charge", RESERVED_TOKENS), ("release", 0)])
+@pytest.mark.parametrize(("on_lost", "booked"), [("charge", RESERVED_TOKENS + 100), ("release", 0)])
 def test_killed_while_the_provider_thinks(tmp_path: Path, on_lost: str, booked: int) -> None:
-    """The provider was asked and will bill: by default the prompt is charged, and the rest of the hold comes back."""
+    """The provider was asked and will bill, nobody knows how much: by default the whole hold is charged."""
     with crashable(tmp_path, on_lost=on_lost) as served:
         served.provider.script(delay_ms=60_000)
         thread = ask(served, "r-thinking")
         until(lambda: served.seen() == 1)
-        time.sleep(0.4)  # longer than the heartbeat's tick
         served.gateway.kill()
         thread.join(5)
         assert account(tmp_path, "r-thinking") == (0, RESERVED_TOKENS + 100), "held, and nothing settled"
@@ -96,14 +95,12 @@ def test_killed_in_the_middle_of_a_stream(tmp_path: Path) -> None:
         body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "stream": True}
         connection.request("POST", "/v1/chat/completions", json.dumps(body), tagged("wf", "r-stream"))
         connection.getresponse().read(2000)
-        time.sleep(0.8)
         served.gateway.kill()
-        sent = served.last.content_events
         connection.close()
+        held = account(tmp_path, "r-stream")[1]
         restart_and_settle(served)
-        settled, reserved = account(tmp_path, "r-stream")
-        assert reserved == 0
-        assert RESERVED_TOKENS <= settled <= RESERVED_TOKENS + sent
+        assert account(tmp_path, "r-stream") == (held, 0)
+        assert held > PROMPT_TOKENS + served.last.content_events
         check_books(tmp_path)
 
 

@@ -34,13 +34,14 @@ DIE = textwrap.dedent("""
     import asyncio, os, signal, sys
     from policies.amounts import Amount
     from gateway.ledger.port import Progress
+    from policies.reservation import OnLost
     from tests.faults.redis_fixtures import ask, ledger_at
 
     async def main(url):
         async with ledger_at(url) as ledger:
             await ledger.reserve("p", ask("unsent", 10, ttl_ms=200))
+            await ledger.renew("p", [Progress("unsent", Amount(), OnLost.RELEASE)], 200)
             await ledger.reserve("p", ask("sent", 10, ttl_ms=200))
-            await ledger.renew("p", [Progress("sent", Amount(tokens=4))], 200)
             await ledger.reserve("p", ask("done", 10, ttl_ms=200))
             await ledger.settle("p", "done", Amount(tokens=5), b"{}")
             os.kill(os.getpid(), signal.SIGKILL)
@@ -69,7 +70,7 @@ async def test_a_thousand_callers_in_four_processes_get_a_hundred_tokens(server:
 
 
 async def test_what_a_killed_process_held_is_booked_or_given_back(server: RedisServer) -> None:
-    """kill -9: what was settled stays, what was sent is charged at its last progress, what was not sent is released."""
+    """kill -9: what was settled stays, what may have been sent is charged whole, what its owner had not sent is released."""
     dying = await child(DIE, server.url)
     await dying.communicate()
     assert dying.returncode == -9
@@ -79,9 +80,12 @@ async def test_what_a_killed_process_held_is_booked_or_given_back(server: RedisS
             while len(lost) < 2:
                 lost += await ledger.expire_due()
                 await asyncio.sleep(0.05)
-        assert {(one.id, one.booked.tokens, one.released.tokens) for one in lost} == {("unsent", 0, 10), ("sent", 4, 6)}
-        assert await standing(ledger) == (9, 0)
+        assert {(one.id, one.booked.tokens, one.released.tokens) for one in lost} == {
+            ("unsent", 0, 10),
+            ("sent", 10, 0),
+        }
+        assert await standing(ledger) == (15, 0)
         assert await ledger.pending("p") == []
         events = {(entry.id, entry.kind.value, entry.amount.tokens) for entry in await ledger.outbox_read("f")}
-        assert events == {("done", "settled", 5), ("sent", "expired", 4), ("unsent", "expired", 0)}
-        assert (await ledger.reserve("p", ask("next", 91))).now_ms > 0
+        assert events == {("done", "settled", 5), ("sent", "expired", 10), ("unsent", "expired", 0)}
+        assert (await ledger.reserve("p", ask("next", 85))).now_ms > 0

@@ -49,13 +49,15 @@ def test_void_writes_no_event() -> None:
 @pytest.mark.parametrize(
     ("on_lost", "progress", "booked"),
     [
-        (OnLost.CHARGE, ZERO, ZERO),
-        (OnLost.CHARGE, Amount(20, 200, 1), Amount(20, 200, 1)),
-        (OnLost.CHARGE, Amount(80, 200, 1), Amount(80, 200, 1)),
+        (OnLost.CHARGE, ZERO, HELD),
+        (OnLost.CHARGE, Amount(20, 200, 1), HELD),
+        (OnLost.CHARGE, Amount(80, 200, 1), Amount(80, 500, 1)),
         (OnLost.RELEASE, Amount(20, 200, 1), ZERO),
     ],
 )
-def test_an_expiry_books_progress_where_losses_are_charged(on_lost: OnLost, progress: Amount, booked: Amount) -> None:
+def test_an_expiry_books_the_whole_hold_where_losses_are_charged(
+    on_lost: OnLost, progress: Amount, booked: Amount
+) -> None:
     found = replace(PENDING, on_lost=on_lost, progress=progress)
     booking = expire("p", found, STANDING, 70_000)
     reservation, accounts = written(booking)

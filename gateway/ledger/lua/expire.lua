@@ -1,5 +1,5 @@
--- Resolve a reservation whose deadline has passed: charged at its last progress, or released. KEYS: meta, hold, due, outbox,
--- keep, accounts. ARGV[4] id. Replies {time written (0: it was not due), owner, booked, held}.
+-- Resolve a reservation whose deadline has passed: charged whole (or what it has reported beyond that), or released. KEYS: meta,
+-- hold, due, outbox, keep, accounts. ARGV[4] id. Replies {time written (0: it was not due), owner, booked, held}.
 local now_ms = enter()
 local hold = read_hold(KEYS[2])
 local lost = redis.call('HMGET', KEYS[2], 'on_lost', 'owner')
@@ -17,7 +17,7 @@ end
 check_names(hold)
 local accounts = accounts_from(6)
 if lost[1] == 'charge' then
-  hold.booked = hold.progress
+  for unit = 1, 3 do hold.booked[unit] = math.max(hold.held[unit], hold.progress[unit]) end
   hold.overrun = overrun_of(hold.booked, hold.held)
 end
 move(accounts, hold.held, hold.booked)

@@ -1,4 +1,5 @@
--- Move deadlines. KEYS: meta, due, holds. ARGV[4] JSON [ttl_ms, [[id, tokens, nano_usd, requests], …]] in the order of the holds.
+-- Move deadlines. KEYS: meta, due, holds. ARGV[4] JSON [ttl_ms, [[id, tokens, nano_usd, requests, on_lost ('': as before)], …]] in
+-- the order of the holds.
 -- Replies {time written, ids that are not pending any more}.
 local now_ms = enter()
 local request = cjson.decode(ARGV[4])
@@ -10,7 +11,7 @@ for index, one in ipairs(request[2]) do
   if fields[1] == 'pending' then
     local progress = amount_of(fields[2], key)
     for unit = 1, 3 do progress[unit] = math.max(progress[unit], one[unit + 1]) end
-    pending[#pending + 1] = {key, one[1], amount_text(progress), number_text(now_ms + request[1])}
+    pending[#pending + 1] = {key, one[1], amount_text(progress), number_text(now_ms + request[1]), one[5]}
   else
     gone[#gone + 1] = one[1]
   end
@@ -18,6 +19,7 @@ end
 if #pending > 0 then keep_time() end
 for _, one in ipairs(pending) do
   redis.call('HSET', one[1], 'progress', one[3], 'deadline_ms', one[4])
+  if one[5] ~= '' then redis.call('HSET', one[1], 'on_lost', one[5]) end
   redis.call('ZADD', KEYS[2], one[4], one[2])
 end
 return {#pending > 0 and now_ms or 0, gone}

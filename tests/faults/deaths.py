@@ -1,0 +1,249 @@
+"""Gateways on one Redis that die, freeze and lose sight of it under load, and what each call came to, told by everybody who saw it.
+
+Every call has a step of its own, so that the client's answer, the provider's log and the rows of the store can be laid side
+by side. What the provider did for a run must never be more than the run's budget, whoever died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.acceptance.scaled_out import Fleet, LoopThread, rows_of, settings_for, until
+from tests.acceptance.serving import PROMPT_TOKENS, RESERVED_TOKENS, ProviderThread, model
+from tests.fake_provider import FakeProvider
+from tests.farebox_process import FareboxProcess, tagged
+from tests.faults.chaos_proxy import ChaosProxy
+from tests.faults.redis_fixtures import ledger_at
+from tests.redis_server import RedisServer
+
+OUTPUT_TOKENS = 20
+HELD_TOKENS = RESERVED_TOKENS + OUTPUT_TOKENS
+USED_TOKENS = PROMPT_TOKENS + OUTPUT_TOKENS
+
+
+@dataclass
+class Told:
+    """How often each step was answered to its client, and what else clients heard."""
+
+    answered: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Books:
+    """One run after everything is over. `served` and `spent_tokens` are the provider's own figures."""
+
+    limit_tokens: int
+    told: Told
+    served: Counter[str]
+    spent_tokens: int
+    settled_tokens: int
+    rows: list[Any]
+
+    def check(self) -> None:
+        assert self.spent_tokens <= self.limit_tokens, self.summary
+        assert self.settled_tokens <= self.limit_tokens, self.summary
+        assert self.spent_tokens <= self.settled_tokens, self.summary
+        assert sum(row["total_tokens"] for row in self.rows) == self.settled_tokens, self.summary
+        assert len({row["id"] for row in self.rows}) == len(self.rows), self.summary
+        stored = {row["step"] for row in self.rows if row["status"] in ("ok", "late")}
+        assert set(self.told.answered) <= stored, self.summary
+        assert max(self.told.answered.values(), default=0) <= 1, self.summary
+
+    @property
+    def summary(self) -> str:
+        kinds = Counter(row["status"] for row in self.rows)
+        charged = Counter(dict.fromkeys(kinds, 0))
+        for row in self.rows:
+            charged[row["status"]] += row["total_tokens"]
+        return (
+            f"limit {self.limit_tokens}, spent at the provider {self.spent_tokens} in {self.served.total()} calls, "
+            f"settled {self.settled_tokens}, answered {self.told.answered.total()}, rows {dict(kinds)}, "
+            f"tokens {dict(charged)}, clients {dict(self.told.statuses)}"
+        )
+
+
+@dataclass
+class Deaths:
+    """Gateways with a proxy of their own before Redis, and a provider that knows what it was asked."""
+
+    fleet: Fleet
+    proxies: list[ChaosProxy]
+    provider: FakeProvider
+    redis: RedisServer
+    store: str
+    loop: LoopThread
+    ttl_s: float
+
+    async def run(self, run: str, limit_tokens: int, clients: int, seed: int, faults: list[str]) -> Books:
+        told = Told()
+        disturbing = asyncio.create_task(self._disturb(random.Random(seed), faults))
+        await self.crowd(run, clients, seed, told)
+        await disturbing
+        await self.settled()
+        return await self.books(run, limit_tokens, told)
+
+    async def crowd(
+        self,
+        run: str,
+        clients: int,
+        seed: int,
+        told: Told,
+        *,
+        gateways: Sequence[FareboxProcess] = (),
+        once: bool = False,
+    ) -> None:
+        """Clients that call any of the gateways until the budget says that it is used up, or (`once`) until they have an answer."""
+        among = gateways or self.fleet.gateways
+        connector = aiohttp.TCPConnector(limit=0)
+        timeout = aiohttp.ClientTimeout(total=60)
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+            asyncio.timeout(180),
+            asyncio.TaskGroup() as group,
+        ):
+            for number in range(clients):
+                chance = random.Random(seed * 1000 + number)
+                client = self._client(session, run, f"c{seed}-{number}", chance, told, among, once)
+                group.create_task(client)
+
+    async def _client(
+        self,
+        session: aiohttp.ClientSession,
+        run: str,
+        name: str,
+        chance: random.Random,
+        told: Told,
+        among: Sequence[FareboxProcess],
+        once: bool,
+    ) -> None:
+        for turn in range(10_000):
+            status = await self._call(session, chance.choice(among).url, run, f"{name}-{turn}", told)
+            if status == 402 or (once and status == 200):
+                return
+            if status != 200:
+                await asyncio.sleep(0.05 + chance.random() * 0.3)
+
+    async def _call(self, session: aiohttp.ClientSession, url: str, run: str, step: str, told: Told) -> int:
+        body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "max_tokens": OUTPUT_TOKENS}
+        body["user"] = f"{run} {step}"
+        try:
+            async with session.post(f"{url}/v1/chat/completions", json=body, headers=tagged("wf", run, step)) as answer:
+                said = await answer.json()
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            told.statuses["connection"] += 1
+            return 0
+        if answer.status == 200:
+            told.answered[step] += 1
+        told.statuses[f"{answer.status} {'' if answer.status == 200 else said['error']['code']}".strip()] += 1
+        return answer.status
+
+    async def _disturb(self, chance: random.Random, faults: list[str]) -> None:
+        for fault in faults:
+            await asyncio.sleep(0.1 + chance.random() * 0.6)
+            index = chance.randrange(len(self.fleet.gateways))
+            await getattr(self, f"_{fault}")(index)
+
+    async def _kill(self, index: int) -> None:
+        await asyncio.to_thread(self.fleet.gateways[index].kill)
+        await asyncio.to_thread(self.fleet.gateways[index].start)
+
+    async def _freeze(self, index: int) -> None:
+        """Longer than its holds live, and then it goes on as if nothing had been."""
+        process = self.fleet.gateways[index].process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(self.ttl_s + 1.5)
+        process.send_signal(signal.SIGCONT)
+
+    async def _part(self, index: int) -> None:
+        """Redis is out of its reach for longer than its holds live."""
+        self.loop.do(self.proxies[index].stall)
+        await asyncio.sleep(self.ttl_s + 1.5)
+        self.loop.do(self.proxies[index].cut)
+        self.loop.do(self.proxies[index].go_on)
+
+    async def _part_and_kill(self, index: int) -> None:
+        """What it had put aside on its disk is booked by whoever starts on that disk."""
+        self.loop.do(self.proxies[index].stall)
+        await asyncio.sleep(0.7)
+        await asyncio.to_thread(self.fleet.gateways[index].kill)
+        await asyncio.sleep(self.ttl_s + 1.5)
+        self.loop.do(self.proxies[index].go_on)
+        await asyncio.to_thread(self.fleet.gateways[index].start)
+
+    async def until_nothing_is_held(self, within_s: float = 120) -> None:
+        async def nothing_held() -> bool:
+            async with ledger_at(self.redis.url, deadline_ms=10_000) as ledger:
+                return not await ledger.pending("default")
+
+        await until(nothing_held, within_s, "every hold is resolved")
+
+    async def settled(self, within_s: float = 120) -> None:
+        """Until nothing is held, on its way, or on a disk."""
+
+        async def nothing_left() -> bool:
+            spooled = [await asyncio.to_thread(_spooled_in, gateway) for gateway in self.fleet.gateways]
+            async with ledger_at(self.redis.url, deadline_ms=10_000) as ledger:
+                return not any(spooled) and not await ledger.pending("default") and not await ledger.outbox_size()
+
+        await until(nothing_left, within_s, "every hold is resolved and every event in the store")
+
+    async def books(self, run: str, limit_tokens: int, told: Told) -> Books:
+        async with ledger_at(self.redis.url, deadline_ms=10_000) as ledger:
+            (balance,) = await ledger.balances("default", [f"run/{run}"])
+        assert balance.reserved.tokens == 0
+        served: Counter[str] = Counter()
+        spent = 0
+        for request in list(self.provider.requests):
+            of_run, _, step = str(request.body.get("user", "")).partition(" ")
+            if of_run == run:
+                served[step] += 1
+                spent += USED_TOKENS
+        rows = [row for row in await rows_of(self.store, run) if row["status"] != "refused"]
+        return Books(limit_tokens, told, served, spent, balance.settled.tokens, rows)
+
+
+@contextmanager
+def deaths(
+    folder: Path, redis: RedisServer, store: str, *, size: int, ttl_s: float, limit_tokens: int, **reservations: Any
+) -> Iterator[Deaths]:
+    loop = LoopThread()
+    with ExitStack() as stack:
+        stack.callback(loop.close)
+        provider = stack.enter_context(ProviderThread())
+        proxies = [loop.run(_proxy(redis)) for _ in range(size)]
+        for proxy in proxies:
+            stack.callback(lambda proxy=proxy: loop.run(proxy.close()))
+        budgets = [{"scope": "run", "match": "wf", "tokens": limit_tokens, "on_pressure": ["refuse"]}]
+        config = settings_for(
+            redis.url,
+            store,
+            budgets=budgets,
+            models=[model(provider.openai_url)],
+            reservations={"ttl_seconds": ttl_s, "sweep_seconds": 0.5, **reservations},
+        )
+        fleet = Fleet(folder, config, size, ledger_of=lambda number: proxies[number].url)
+        stack.callback(fleet.kill)
+        fleet.start()
+        yield Deaths(fleet, proxies, provider, redis, store, loop, ttl_s)
+
+
+async def _proxy(redis: RedisServer) -> ChaosProxy:
+    proxy = ChaosProxy(redis.port)
+    await proxy.start()
+    return proxy
+
+
+def _spooled_in(gateway: FareboxProcess) -> int:
+    return int(gateway.get("/readyz?verbose").json()["ledger"]["spooled"])
