@@ -1,19 +1,26 @@
-"""Tells people: a budget reached 50, 80 or 100 %, a call overran, the outbox fills. To the log always, to a webhook if there is one.
+"""Tells people: a budget reached 50, 80 or 100 %, a call overran, a step runs in circles, an engine is out of reach, the outbox fills.
 
-Each occasion is told once. The webhook's address comes from the configuration file alone; redirects are not followed, so
-that nobody behind it can point the gateway elsewhere.
+To the log always, to a webhook if there is one. Each occasion is told once: of a budget only by the settlement that crossed
+the mark, whichever process made it. The webhook's address comes from the configuration file alone; redirects are not
+followed, and every address that is connected to is judged (`gateway/addresses.py`), so that nobody behind it, and nobody who
+answers for its name, can point the gateway elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any, Final
 
 import aiohttp
 import structlog
 from cachetools import LRUCache
 
+from gateway.addresses import fault_of_address
+from gateway.config import AlertConfig
 from gateway.pipeline.call import Call
 from policies.amounts import UNITS, Amount
 from policies.budgets import Scope
@@ -23,15 +30,21 @@ _log = structlog.get_logger(__name__)
 _TOLD_MAX: Final = 50_000
 _WAITING_MAX: Final = 1_000
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
+_LOOP_WINDOW_S: Final = 60
+_STEPS_MAX: Final = 10_000
 # Steps come and go by the thousand; of runs only the end is news. Whoever limits a key or a project wants to know early.
 _ONLY_AT_THE_END: Final = (Scope.RUN,)
 
 
 class Alerts:
-    def __init__(self, webhook: str | None, budget_percent: Sequence[int]) -> None:
-        self._webhook = webhook
-        self._percent = tuple(sorted(budget_percent))
+    def __init__(self, config: AlertConfig) -> None:
+        self._webhook = config.webhook
+        self._private_allowed = config.private_networks
+        self._percent = tuple(sorted(config.budget_percent))
+        self._loop_calls = config.loop_calls
         self._told: LRUCache[tuple[object, ...], bool] = LRUCache(_TOLD_MAX)
+        self._calls: dict[tuple[str, str, str], int] = {}
+        self._window_ends_s = 0.0
         self._waiting: asyncio.Queue[dict[str, Any]] = asyncio.Queue(_WAITING_MAX)
         self._task: asyncio.Task[None] | None = None
 
@@ -44,17 +57,23 @@ class Alerts:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def look(self, call: Call, balances: Sequence[Balance]) -> None:
-        """After a settlement: did it take a budget over a mark?"""
+    def look(self, call: Call, balances: Sequence[Balance], booked: Amount) -> None:
+        """After a settlement: did what it booked take a budget over a mark?"""
+        self._count(call)
         for balance, link in zip(balances, call.chain.links, strict=False):
             if link.scope is Scope.STEP or balance.limit.is_unlimited:
                 continue
             for unit in UNITS:
                 limit = balance.limit.of(unit)
                 if limit:
-                    reached = 100 * balance.settled.of(unit) // limit
-                    if reached >= self._percent[0]:
-                        self._budget_reached(call, link.scope, balance, unit, reached)
+                    settled = balance.settled.of(unit)
+                    if 100 * settled >= self._percent[0] * limit:
+                        before = 100 * (settled - booked.of(unit)) // limit
+                        self._budget_reached(call, link.scope, balance, unit, before, 100 * settled // limit)
+
+    def refused(self, call: Call) -> None:
+        """Whoever asks again and again for what is refused runs in circles, too."""
+        self._count(call)
 
     def overran(self, call: Call, overrun: Amount) -> None:
         self.tell("overrun", call.id, request=call.id, run=call.run, tokens=overrun.tokens, nano_usd=overrun.nano_usd)
@@ -68,9 +87,23 @@ class Alerts:
         if self._task is not None and not self._waiting.full():
             self._waiting.put_nowait({"event": event, **facts})
 
-    def _budget_reached(self, call: Call, scope: Scope, balance: Balance, unit: str, reached: int) -> None:
+    def _count(self, call: Call) -> None:
+        """Calls of each step in the current minute. Every call pays for this: a dictionary, emptied when the minute ends."""
+        if call.run is None or self._loop_calls is None:
+            return
+        now_s = monotonic()
+        if now_s >= self._window_ends_s or len(self._calls) >= _STEPS_MAX:
+            self._window_ends_s = now_s + _LOOP_WINDOW_S
+            self._calls.clear()
+        key = (call.principal.project, call.run, call.tags.step)
+        calls = self._calls[key] = self._calls.get(key, 0) + 1
+        if calls == self._loop_calls:
+            facts = {"project": key[0], "run": key[1], "step": key[2], "calls": calls, "seconds": _LOOP_WINDOW_S}
+            self.tell("loop_suspected", *key, **facts)
+
+    def _budget_reached(self, call: Call, scope: Scope, balance: Balance, unit: str, before: int, reached: int) -> None:
         mark = max(percent for percent in self._percent if percent <= reached)
-        if scope in _ONLY_AT_THE_END and mark < 100:
+        if before >= mark or (scope in _ONLY_AT_THE_END and mark < 100):
             return
         self.tell(
             "budget_reached",
@@ -86,7 +119,8 @@ class Alerts:
         )
 
     async def _send_forever(self, webhook: str) -> None:
-        async with aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=False) as session:
+        connector = aiohttp.TCPConnector(socket_factory=self._checked_socket)
+        async with aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT, trust_env=False) as session:
             while True:
                 message = await self._waiting.get()
                 try:
@@ -94,4 +128,12 @@ class Alerts:
                         if answer.status >= 300:
                             _log.warning("alert_not_taken", status=answer.status)
                 except (aiohttp.ClientError, TimeoutError) as error:
-                    _log.warning("alert_not_sent", error=type(error).__name__)
+                    _log.warning("alert_not_sent", error=str(error)[:300])
+
+    def _checked_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
+        """For the address that is about to be connected to, after every name was resolved."""
+        family, kind, protocol, _, address = info
+        fault = fault_of_address(str(address[0]), private_allowed=self._private_allowed)
+        if fault is not None:
+            raise OSError(errno.EACCES, f"alerts.webhook leads to a forbidden place: {fault}")
+        return socket.socket(family, kind, protocol)

@@ -381,7 +381,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
         runs=RunRegistry(ledger, silence_ms=silence_ms, new_id=ids.new),
         budgets=budgets,
         recorder=recorder,
-        alerts=Alerts(config.alerts.webhook, config.alerts.budget_percent),
+        alerts=Alerts(config.alerts),
         forwarder=forwarder,
         deployments=deployments,
         clock=clock,

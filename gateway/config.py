@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from gateway.addresses import fault_of_url
 from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, Limit
 from policies.budgets import DEFAULT_LADDER, Budget, HoldKind, Mode, OnOutage, Rung, Scope, Window
 from policies.settings import SETTINGS, SettingError, conflicts, validated
@@ -231,8 +232,16 @@ def _web_address(value: str | None) -> str | None:
 class AlertConfig(_Strict):
     webhook: str | None = None
     budget_percent: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Field(min_length=1)] = (50, 80, 100)
+    private_networks: bool = False
+    loop_calls: Annotated[int, Field(ge=2)] | None = 60
 
-    _address = field_validator("webhook")(_web_address)
+    @model_validator(mode="after")
+    def _may_be_told(self) -> AlertConfig:
+        fault = None if self.webhook is None else fault_of_url(self.webhook, private_allowed=self.private_networks)
+        if fault is not None:
+            own = "" if self.private_networks else "; if it is a host of your own, set alerts.private_networks: true"
+            raise ValueError(f"alerts.webhook: {fault}{own}")
+        return self
 
 
 class TracingConfig(_Strict):

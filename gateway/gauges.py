@@ -6,6 +6,7 @@ Every process measures for itself. Those of one `farebox serve --workers N` are 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -39,6 +40,8 @@ class Gauges:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._was_nearly_full = False
+        self._away: dict[str, int] = {}  # engines out of reach, and the how manieth time it is
+        self._occasions = itertools.count(1)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -81,19 +84,28 @@ class Gauges:
         telemetry.flush_lag.set(parts.flusher.lag_ms / 1000)
         telemetry.dead_letters.set(parts.flusher.dead_lettered_total)
         telemetry.dropped.set(parts.recorder.dropped)
-        telemetry.breaker.labels("store").set(0 if parts.control.is_store_available else 1)
         health = parts.ledger.health if isinstance(parts.ledger, OutageLedger) else None
-        telemetry.breaker.labels("ledger").set(0 if health is None or health.is_available else 1)
+        self._show_breaker("store", parts.control.is_store_available, parts.control.last_error)
+        self._show_breaker("ledger", health is None or health.is_available, health.reason if health else "")
         telemetry.spooled.set(0 if health is None else health.spooled)
         self._warn_of_outbox()
 
+    def _show_breaker(self, engine: str, is_available: bool, reason: str) -> None:
+        parts = self._parts
+        parts.telemetry.breaker.labels(engine).set(0 if is_available else 1)
+        if is_available and engine in self._away:
+            parts.alerts.tell("breaker_closed", self._away.pop(engine), engine=engine)
+        elif not is_available and engine not in self._away:
+            self._away[engine] = next(self._occasions)
+            parts.alerts.tell("breaker_opened", self._away[engine], engine=engine, reason=reason)
+
     def _warn_of_outbox(self) -> None:
-        flusher = self._parts.flusher
+        flusher, tell = self._parts.flusher, self._parts.alerts.tell
         if flusher.is_nearly_full and not self._was_nearly_full:
-            cap = self._parts.config.storage.outbox_cap
-            _log.error("outbox_nearly_full", records=flusher.outbox_size, cap=cap, store_error=flusher.last_error)
+            facts = {"cap": self._parts.config.storage.outbox_cap, "store_error": flusher.last_error}
+            tell("outbox_nearly_full", next(self._occasions), records=flusher.outbox_size, **facts)
         elif self._was_nearly_full and not flusher.is_nearly_full:
-            _log.info("outbox_recovered", records=flusher.outbox_size)
+            tell("outbox_recovered", next(self._occasions), records=flusher.outbox_size)
         self._was_nearly_full = flusher.is_nearly_full
 
     async def _run(self) -> None:

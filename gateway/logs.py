@@ -1,54 +1,137 @@
-"""Logs: structlog, as lines for people or as JSON, with secrets taken out by the last processor before the renderer."""
+"""Logs: structlog, as lines for people or as JSON, with secrets taken out by the last processor before the renderer.
+
+By value: whatever the configuration holds as a credential, wherever it turns up (a provider's error that repeats the key, a
+traceback with a URL). And by look: keys of ours and of the usual kinds, which a client may have sent. Lines of libraries go
+through the same.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 import structlog
 
-# Keys of ours, of OpenAI's and Anthropic's kind, and whatever stands behind "Bearer": by their look, wherever they stand.
-_SECRETS: Final = re.compile(r"\b(?:fb_[0-9A-Za-z]{8}|sk-[0-9A-Za-z_-]{8}|[Bb]earer\s+\S{4})[0-9A-Za-z._~+/=-]*")
+from gateway.config import Config
+
+# Keys of ours, OpenAI's, Anthropic's, Google's, AWS', GitHub's and Slack's kind, tokens in JWT form, whatever stands behind
+# "Bearer", passwords in URLs and keys in their queries: by their look, wherever they stand.
+_SECRETS: Final = re.compile(
+    r"\b(?:fb_[0-9A-Za-z]{8}|sk-[0-9A-Za-z_-]{8}|AIza[0-9A-Za-z_-]{20}|AKIA[0-9A-Z]{12}|gh[pousr]_[0-9A-Za-z]{20}"
+    r"|xox[abeoprs]-[0-9A-Za-z-]{8}|eyJ[0-9A-Za-z_-]{10}|[Bb]earer\s+\S{4})[0-9A-Za-z._~+/=-]*"
+)
+_IN_URL: Final = re.compile(
+    r"(://[^\s/:@]*:)[^\s/@]+(?=@)|([?&](?:api[_-]?key|key|token|sig|signature|password)=)[^\s&\"']+", re.I
+)
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+# A shorter value is no secret that could be told from a word.
+_VALUE_CHARACTERS_MIN: Final = 6
+_SECRET_FIELDS: Final = re.compile(r"key|token|secret|password|credential|authorization", re.I)
+_PLAIN: Final = (bool, int, float, type(None))
+_DEPTH_MAX: Final = 6
+
+Redact = Callable[[str], str]
 
 
-def redact(text: str) -> str:
-    return _SECRETS.sub(lambda match: match[0][:6] + "…", text)
+def redactor(values: Iterable[str] = ()) -> Redact:
+    """Takes these values out of a text, and what looks like a secret."""
+    known = sorted({value for value in values if len(value) >= _VALUE_CHARACTERS_MIN}, key=len, reverse=True)
+    by_value = re.compile("|".join(map(re.escape, known))) if known else None
+
+    def redact(text: str) -> str:
+        if by_value is not None:
+            text = by_value.sub("…", text)
+        text = _IN_URL.sub(lambda match: (match[1] or match[2]) + "…", text)
+        return _SECRETS.sub(lambda match: match[0][:6] + "…", text)
+
+    return redact
 
 
-def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for key, value in event.items():
-        if isinstance(value, str):
-            event[key] = redact(value)
-    return event
+def secrets_of(config: Config, environment: Mapping[str, str]) -> set[str]:
+    """Every credential that this process was given: of models, engines, the webhook, the collector, and the admin key."""
+    found = {environment.get("FAREBOX_ADMIN_KEY", "")}
+    for model in config.model_list:
+        found |= _in_fields(model.litellm_params)
+    for url in (config.storage.ledger, config.storage.store, config.alerts.webhook, config.tracing.endpoint):
+        found |= _in_url(url or "")
+    # The path of a webhook is what admits its sender.
+    if config.alerts.webhook is not None:
+        found.add(urlsplit(config.alerts.webhook).path.strip("/"))
+    found |= set(config.tracing.headers.values())
+    # Read by providers' libraries, whether the configuration names them or not.
+    found |= {value for name, value in environment.items() if name.endswith(("_API_KEY", "_SECRET_ACCESS_KEY"))}
+    return found - {""}
 
 
-def set_up_logging(log_format: str, level: str) -> None:
+def _in_fields(fields: Mapping[str, Any]) -> set[str]:
+    found: set[str] = set()
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            found |= _in_fields(value)
+        elif isinstance(value, str):
+            found |= {value} if _SECRET_FIELDS.search(name) else _in_url(value)
+    return found
+
+
+def _in_url(text: str) -> set[str]:
+    if "://" not in text:
+        return set()
+    password = urlsplit(text).password or ""
+    return {password, unquote(password)} - {""}
+
+
+def set_up_logging(log_format: str, level: str, secrets: Iterable[str] = ()) -> None:
     """To standard error. `log_format`: console or json."""
+    redact = redactor(secrets)
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if log_format == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
+
+    def take_secrets_out(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {key: _redacted(value, redact) for key, value in event.items()}
+
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            _redact_event,
+            take_secrets_out,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(
-        level=_LEVELS["warning" if level == "info" else level],
-        stream=sys.stderr,
-        format="%(message)s",
-        force=True,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Redacting(redact))
+    logging.basicConfig(level=_LEVELS["warning" if level == "info" else level], handlers=[handler], force=True)
+
+
+class _Redacting(logging.Formatter):
+    """For the libraries' own lines, tracebacks included."""
+
+    def __init__(self, redact: Redact) -> None:
+        super().__init__("%(message)s")
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._redact(super().format(record))
+
+
+def _redacted(value: Any, redact: Redact, depth: int = 0) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, _PLAIN):
+        return value
+    if depth < _DEPTH_MAX and isinstance(value, Mapping):
+        return {str(key): _redacted(item, redact, depth + 1) for key, item in value.items()}
+    if depth < _DEPTH_MAX and isinstance(value, (list, tuple)):
+        return [_redacted(item, redact, depth + 1) for item in value]
+    return redact(repr(value))

@@ -22,7 +22,7 @@ from gateway.app import Application
 from gateway.config import Config
 from gateway.connections import ConnectionLimits, Connections, connections_possible
 from gateway.guard import Guard
-from gateway.logs import set_up_logging
+from gateway.logs import secrets_of, set_up_logging
 from gateway.pipeline.exchange import BODY_SECONDS_MAX
 from gateway.telemetry import METRICS_FOLDER_VARIABLE
 
@@ -82,7 +82,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket) -> int:
-    set_up_logging(config.server.log_format, config.server.log_level)
+    set_up_logging(config.server.log_format, config.server.log_level, secrets_of(config, os.environ))
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     application = Application(config, allow_anonymous=allow_anonymous)
     connections = Connections(_connection_limits(config), application.parts.telemetry)
@@ -122,7 +122,7 @@ def _connection_limits(config: Config) -> ConnectionLimits:
 
 def _serve_in_workers(config: Config, allow_anonymous: bool, listening: socket.socket) -> int:
     """Identical processes on one listening socket. One that dies is replaced; a signal ends all of them."""
-    set_up_logging(config.server.log_format, config.server.log_level)
+    set_up_logging(config.server.log_format, config.server.log_level, secrets_of(config, os.environ))
     with tempfile.TemporaryDirectory(prefix="farebox-metrics-") as folder:
         # They are read by whoever is asked for the metrics; see gateway/telemetry.py.
         os.environ.setdefault(METRICS_FOLDER_VARIABLE, folder)

@@ -17,6 +17,7 @@ from gateway.cli import (
     runs_command,
     serve_command,
     settings_command,
+    top_command,
     upkeep_command,
     usage_command,
     workflows_command,
@@ -68,7 +69,7 @@ command(app, "reconcile")(upkeep_command.reconcile)
 command(app, "env")(env_command.env)
 command(app, "usage")(usage_command.usage)
 command(app, "audit")(usage_command.audit)
-command(app, "top")(runs_command.top)
+command(app, "top")(top_command.top)
 command(app, "classify")(workflows_command.classify)
 command(app, "suggest")(workflows_command.suggest)
 for _name, _group in (

@@ -1,18 +1,12 @@
-"""`farebox runs` and `farebox top`."""
+"""`farebox runs`."""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Group
-from rich.live import Live
-from rich.text import Text
 
-from gateway.cli.connection import Connection
-from gateway.cli.output import console, echo_json, moment, show_table, shown, table_of
+from gateway.cli.output import echo_json, moment, show_table, shown
 from gateway.cli.session import Session, command
 
 app = typer.Typer(help="Runs: what they use, and steering them.", no_args_is_help=True)
@@ -34,7 +28,7 @@ def list_runs(
     """Runs, the latest first."""
     query = {"workflow": workflow, "agent": agent, "state": state, "limit": limit, "cursor": cursor, "project": project}
     found = session.ask("GET", "/runs", query)
-    session.show(found, lambda: (_HEADINGS, [_row(run) for run in found["runs"]]))
+    session.show(found, lambda: (RUN_HEADINGS, [run_row(run) for run in found["runs"]]))
 
 
 @command(app, "show")
@@ -140,42 +134,11 @@ def reset_run(
     )
 
 
-def top(
-    session: Session,
-    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
-    project: Project = "default",
-) -> None:
-    """Runs as they move. Ctrl-C ends it."""
-    try:
-        session.run(lambda connection: _watch(session, connection, every, once, project))
-    except KeyboardInterrupt:
-        return
-
-
-async def _watch(session: Session, connection: Connection, every_s: float, once: bool, project: str) -> None:
-    query = {"limit": 40, "project": project}
-    found = (await connection.ask("GET", "/runs", query)).checked().value
-    if once or session.as_json:
-        session.show(found, lambda: (_HEADINGS, [_row(run) for run in found["runs"]]))
-        return
-    with Live(_screen(found, connection.where), console=console(), screen=True, auto_refresh=False) as live:
-        while True:
-            await asyncio.sleep(every_s)
-            found = (await connection.ask("GET", "/runs", query)).checked().value
-            live.update(_screen(found, connection.where), refresh=True)
-
-
-def _screen(found: dict[str, Any], where: str) -> Group:
-    head = Text(f"{time.strftime('%H:%M:%S')}  {where}  {len(found['runs'])} runs, the latest first", style="bold")
-    return Group(head, table_of(_HEADINGS, [_row(run) for run in found["runs"]]))
-
-
-_HEADINGS = ("run", "workflow", "agent", "state", "tokens", "held", "of", "left", "usd", "calls", "refused", "last")
+RUN_HEADINGS = ("run", "workflow", "agent", "state", "tokens", "held", "of", "left", "usd", "calls", "refused", "last")
 _UNITS = ("", "limit", "settled", "reserved", "remaining", "overrun", "saved")
 
 
-def _row(run: dict[str, Any]) -> tuple[Any, ...]:
+def run_row(run: dict[str, Any]) -> tuple[Any, ...]:
     tokens = run["tokens"]
     return (
         run["run"],

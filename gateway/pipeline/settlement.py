@@ -76,6 +76,7 @@ class Settler:
         """A refusal costs nothing and is recorded all the same: it is what people ask about."""
         outcome = Outcome(status="refused", code=code)
         self._telemetry.refused(call, code)
+        self._alerts.refused(call)
         self._recorder.record(call.principal.project, self._entry(call, ZERO, whole_event(call, outcome)))
 
     async def _book(self, call: Call, outcome: Outcome, used: Used) -> Settlement:
@@ -90,7 +91,7 @@ class Settler:
             self._alerts.overran(call, resolution.overrun)
         if resolution.state is State.LATE:
             _log.warning("settled_late", request_id=call.id, run=call.run)
-        self._alerts.look(call, resolution.balances)
+        self._alerts.look(call, resolution.balances, resolution.booked)
         return Settlement(resolution.balances, resolution.booked, resolution.overrun)
 
     async def _void(self, call: Call, outcome: Outcome) -> Settlement:

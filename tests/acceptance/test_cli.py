@@ -135,6 +135,7 @@ def test_runs_are_steered_and_summed_up(served: tuple[Cli, FareboxProcess]) -> N
     assert usage["total"]["total_tokens"] == used
     assert cli("usage", "--by", "step", "--csv").out.splitlines()[1].startswith("draft,1,1,")
     assert "r1" in cli("top", "--once").out
+    assert "r1" not in cli("top", "--once", "--state", "active").out
     assert cli("reconcile").code == 0
     assert [one["action"] for one in cli("audit", "--action", "run.", "--limit", "9", "--json").json()["events"]][
         :2

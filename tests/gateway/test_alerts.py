@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 from aiohttp import web
 
 from gateway.alerts import Alerts
+from gateway.config import AlertConfig
+from gateway.gauges import Gauges
 from gateway.pipeline.call import Call, Principal
+from gateway.telemetry import Telemetry
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
 from policies.amounts import Amount, Limit
@@ -35,17 +41,17 @@ def events(alerts: Alerts) -> list[tuple[Any, ...]]:
     ("settled", "marks"), [(49, []), (50, [50]), (79, [50]), (80, [80]), (100, [100]), (130, [100])]
 )
 def test_the_highest_mark_that_was_reached_is_told(settled: int, marks: list[int]) -> None:
-    alerts = Alerts(None, (50, 80, 100))
+    alerts = Alerts(AlertConfig())
     call = call_of(Budget(Scope.KEY, Limit(tokens=100), window=Window.TOTAL))
-    alerts.look(call, balances(call, settled))
+    alerts.look(call, balances(call, settled), Amount(settled))
     assert [occasion[-1] for occasion in events(alerts)] == marks
 
 
 def test_each_mark_is_told_once_and_runs_only_when_they_end() -> None:
-    alerts = Alerts(None, (50, 80, 100))
+    alerts = Alerts(AlertConfig())
     call = call_of(Budget(Scope.RUN, Limit(tokens=100)), Budget(Scope.PROJECT, Limit(tokens=100), window=Window.TOTAL))
-    for settled in (60, 70, 85, 100, 100):
-        alerts.look(call, balances(call, settled))
+    for before, settled in pairwise((0, 60, 70, 85, 100, 100)):
+        alerts.look(call, balances(call, settled), Amount(settled - before))
     told = [(occasion[2], occasion[-1]) for occasion in events(alerts)]
     assert told == [("project/acme@total", 50), ("project/acme@total", 80), ("run/r", 100), ("project/acme@total", 100)]
 
@@ -71,7 +77,8 @@ async def test_a_webhook_hears_of_it_and_a_redirect_is_not_followed() -> None:
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    alerts = Alerts(f"http://127.0.0.1:{runner.addresses[0][1]}/hook", (50,))
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+    alerts = Alerts(AlertConfig(webhook=url, budget_percent=(50,), private_networks=True))
     alerts.start()
     alerts.overran(call_of(), Amount(5, 7))
     await asyncio.wait_for(came.wait(), 5)
@@ -79,3 +86,66 @@ async def test_a_webhook_hears_of_it_and_a_redirect_is_not_followed() -> None:
     await runner.cleanup()
     assert heard == [{"event": "overrun", "request": "c-1", "run": "r", "tokens": 5, "nano_usd": 7}]
     assert elsewhere == []
+
+
+def test_only_the_settlement_that_crosses_a_mark_tells_it() -> None:
+    """Other processes see the same balance: they must not tell it again."""
+    alerts = Alerts(AlertConfig())
+    call = call_of(Budget(Scope.KEY, Limit(tokens=100), window=Window.TOTAL))
+    alerts.look(call, balances(call, 85), Amount(4))
+    assert events(alerts) == []
+    alerts.look(call, balances(call, 101), Amount(6))
+    assert [occasion[-1] for occasion in events(alerts)] == [100]
+
+
+def test_a_step_that_calls_again_and_again_is_told_once() -> None:
+    alerts = Alerts(AlertConfig(loop_calls=5))
+    call = call_of()
+    for _ in range(3):
+        alerts.look(call, [], Amount())
+        alerts.refused(call)
+    told = [occasion for occasion in alerts._told if occasion[0] == "loop_suspected"]
+    assert told == [("loop_suspected", "acme", "r", "default")]
+    quiet = Alerts(AlertConfig(loop_calls=None))
+    for _ in range(100):
+        quiet.refused(call)
+    assert not quiet._told
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+async def test_a_name_that_leads_inside_is_refused_when_it_is_connected_to(
+    host: str,
+) -> None:
+    """As after a change of the name's address: the check of the configuration has passed long ago."""
+    came: list[str] = []
+
+    async def take(request: web.Request) -> web.Response:
+        came.append(request.path)
+        return web.Response()
+
+    application = web.Application()
+    application.router.add_post("/hook", take)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://{host}:{runner.addresses[0][1]}/hook"
+    alerts = Alerts(AlertConfig.model_construct(**{**dict(AlertConfig()), "webhook": url}))
+    alerts.start()
+    with structlog.testing.capture_logs() as said:
+        alerts.overran(call_of(), Amount(5, 7))
+        async with asyncio.timeout(10):
+            while not any(line["event"] == "alert_not_sent" for line in said):
+                await asyncio.sleep(0.02)
+    await alerts.stop()
+    await runner.cleanup()
+    assert came == []
+    assert "forbidden place" in next(line["error"] for line in said if line["event"] == "alert_not_sent")
+
+
+def test_an_engine_that_goes_and_comes_back_is_told_each_time() -> None:
+    alerts = Alerts(AlertConfig())
+    parts: Any = SimpleNamespace(alerts=alerts, telemetry=Telemetry())
+    gauges = Gauges(parts)
+    for is_available in (True, False, False, True, True, False):
+        gauges._show_breaker("store", is_available, "refused")
+    assert [occasion[0] for occasion in alerts._told] == ["breaker_opened", "breaker_closed", "breaker_opened"]

@@ -1,0 +1,127 @@
+"""`farebox top`: the table of runs of the admin pages, in a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import typer
+from rich import box
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from gateway.cli.connection import Connection
+from gateway.cli.output import console, shown
+from gateway.cli.runs_command import RUN_HEADINGS, Project, run_row
+from gateway.cli.session import Session
+
+_BAR_CELLS: Final = 16
+_STATES: Final = {"active": "green", "paused": "yellow", "completed": "dim"}
+_COLUMNS: Final = (
+    ("run", "left"),
+    ("workflow", "left"),
+    ("agent", "left"),
+    ("state", "left"),
+    ("budget", "left"),
+    ("tokens", "right"),
+    ("of", "right"),
+    ("usd", "right"),
+    ("calls", "right"),
+    ("refused", "right"),
+    ("last", "right"),
+)
+
+
+def top(
+    session: Session,
+    workflow: Annotated[str | None, typer.Option(help="Only of this workflow.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
+    state: Annotated[str | None, typer.Option(help="active, paused, exhausted, completed or cancelled.")] = None,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    project: Project = "default",
+) -> None:
+    """Runs as they move. Ctrl-C ends it."""
+    query = {"limit": 100, "project": project, "workflow": workflow, "agent": agent, "state": state}
+    try:
+        session.run(lambda connection: _watch(session, connection, query, every, once))
+    except KeyboardInterrupt:
+        return
+
+
+async def _watch(
+    session: Session, connection: Connection, query: Mapping[str, Any], every_s: float, once: bool
+) -> None:
+    found = (await connection.ask("GET", "/runs", query)).checked().value
+    if once or session.as_json:
+        session.show(found, lambda: (RUN_HEADINGS, [run_row(run) for run in found["runs"]]))
+        return
+    terminal = console()
+    with Live(console=terminal, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(screen(found["runs"], connection.where, time.time(), terminal.height), refresh=True)
+            await asyncio.sleep(every_s)
+            found = (await connection.ask("GET", "/runs", query)).checked().value
+
+
+def screen(runs: list[dict[str, Any]], where: str, now_s: float, height: int) -> Group:
+    """As many runs as fit under a line of sums."""
+    held = sum(run["tokens"]["reserved"] for run in runs)
+    active = sum(run["state"] == "active" for run in runs)
+    head = Text.assemble(
+        (time.strftime(" %H:%M:%S ", time.localtime(now_s)), "reverse"),
+        (f"  {where}   ", "dim"),
+        (f"{active:,} active", "green"),
+        f"   {held:,} tokens held",
+        (f"   {sum(run['refused'] for run in runs):,} refused", "yellow"),
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    for heading, side in _COLUMNS:
+        table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=True, overflow="ellipsis")
+    for run in runs[: max(1, height - 5)]:
+        table.add_row(*_cells(run, now_s))
+    return Group(head, table if runs else Text("\n  No run is like that yet.", style="dim"))
+
+
+def _cells(run: Mapping[str, Any], now_s: float) -> list[Text]:
+    tokens = run["tokens"]
+    return [
+        Text(run["run"], style="bold"),
+        Text(run["workflow"]),
+        Text(run["agent"], style="dim"),
+        Text(run["state"], style=_STATES.get(run["state"], "red")),
+        _bar(tokens["settled"], tokens["reserved"], tokens["limit"]),
+        Text(shown(tokens["settled"])),
+        Text(shown(tokens["limit"]), style="dim"),
+        Text(f"{run['cost_usd']['settled']:,.4f}"),
+        Text(shown(run["calls"])),
+        Text(shown(run["refused"]), style="yellow" if run["refused"] else "dim"),
+        Text(_ago(run["last_at"], now_s), style="dim"),
+    ]
+
+
+def _bar(settled: int, reserved: int, limit: int | None) -> Text:
+    """Settled, held, left: as the bullets of the pages."""
+    if not limit:
+        return Text("no limit", style="dim")
+    taken = min(_BAR_CELLS, round((settled + reserved) / limit * _BAR_CELLS))
+    booked = min(taken, round(settled / limit * _BAR_CELLS))
+    colour = "red" if settled >= limit else "green"
+    return Text.assemble(
+        ("█" * booked, colour), ("▓" * (taken - booked), "yellow"), ("░" * (_BAR_CELLS - taken), "dim")
+    )
+
+
+def _ago(at: str | None, now_s: float) -> str:
+    if at is None:
+        return "–"
+    seconds = max(0, int(now_s - datetime.fromisoformat(at).astimezone(UTC).timestamp()))
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"

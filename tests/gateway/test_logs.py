@@ -1,0 +1,98 @@
+"""No secret reaches the log, whoever writes it there: the value is looked for, and the look."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from gateway.config import parse_config
+from gateway.logs import redactor, secrets_of, set_up_logging
+
+CONFIG = """
+model_list:
+  - model_name: m
+    litellm_params: {model: openai/m, api_key: canary-of-the-provider, api_base: "https://u:canary-of-base@h/v1",
+                     extra_headers: {x-token: canary-of-header}}
+storage: {ledger: "redis://:canary-of-redis@h/0", store: "postgresql://u:canary%2Dof%2Dpg@h/db"}
+alerts: {webhook: "https://hooks.example.com/services/canary-of-hook"}
+tracing: {headers: {authorization: canary-of-collector}}
+"""
+CANARIES = [
+    "canary-of-the-provider",
+    "canary-of-base",
+    "canary-of-header",
+    "canary-of-redis",
+    "canary-of-pg",
+    "services/canary-of-hook",
+    "canary-of-collector",
+    "canary-of-admin",
+    "canary-of-environment",
+]
+ENVIRONMENT = {"FAREBOX_ADMIN_KEY": "canary-of-admin", "GROQ_API_KEY": "canary-of-environment"}
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    before, level, settings = logging.root.handlers[:], logging.root.level, structlog.get_config()
+    set_up_logging("json", "debug", secrets_of(parse_config(CONFIG), ENVIRONMENT))
+    yield written
+    logging.basicConfig(level=level, handlers=before, force=True)
+    structlog.configure(**settings)
+
+
+def test_every_credential_of_the_configuration_is_known() -> None:
+    assert set(CANARIES) <= secrets_of(parse_config(CONFIG), ENVIRONMENT)
+
+
+@pytest.mark.parametrize("canary", CANARIES)
+def test_no_known_value_is_written_wherever_it_stands(log: io.StringIO, canary: str) -> None:
+    logger = structlog.get_logger()
+    logger.error(
+        f"told {canary}", text=f"Incorrect key {canary} given", nested={"a": [{"b": canary}]}, error=ValueError(canary)
+    )
+    try:
+        raise RuntimeError(f"https://h/v1?x={canary}")
+    except RuntimeError:
+        logger.exception("failed")
+        logging.getLogger("some.library").exception("also %s", canary)
+    said = log.getvalue()
+    assert canary not in said
+    assert said.count("RuntimeError") >= 2
+    assert json.loads(said.splitlines()[0])["nested"] == {"a": [{"b": "…"}]}
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "fb_cSnDPzQSEVfgHpgjP6jwYG7Q1ER3pd6X5cpv51ftrix4NThpV",
+        "sk-proj-abcdefgh12345678",
+        "sk-ant-REDACTED",
+        "AIzaSyA1234567890abcdefghijklmnopqrstuv",
+        "AKIAIOSFODNN7EXAMPLE",
+        "ghp_0123456789abcdefghijklmnopqrstuvwxyz",
+        "xoxb-123456789012-abcdef",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
+        "Bearer anything-at-all",
+        "postgresql://farebox:opensesame@db/farebox",
+        "https://generativelanguage.googleapis.com/v1?key=opensesame&alt=sse",
+    ],
+)
+def test_what_looks_like_a_secret_is_cut_short(secret: str) -> None:
+    said = redactor()(f"the provider said: {secret} is wrong")
+    assert secret not in said
+    assert "opensesame" not in said
+    assert said.endswith(" is wrong") or "alt=sse" in said
+    assert "…" in said
+
+
+def test_ordinary_lines_stay_as_they_are() -> None:
+    line = "Step 'draft' of run 'r-17' has 180 of 2500 tokens left; https://docs.example.com/a?page=2 task-force eyJ"
+    assert redactor(["short"])(line) == line

@@ -1,0 +1,44 @@
+"""`farebox top` as it looks: bars, sums, and names that stay text."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from gateway.cli.top_command import screen
+
+
+def run(name: str, settled: int, reserved: int, limit: int | None, **more: Any) -> dict[str, Any]:
+    tokens = {"settled": settled, "reserved": reserved, "limit": limit}
+    fields = {"workflow": "triage", "agent": "ada", "state": "active", "calls": 3, "refused": 0}
+    last = "1970-01-01T00:01:30+00:00"
+    return {"run": name, "tokens": tokens, "cost_usd": {"settled": 0.25}, "last_at": last, **fields, **more}
+
+
+def drawn(runs: list[dict[str, Any]], height: int = 40) -> str:
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(screen(runs, "here", 100.0, height))
+    return console.export_text()
+
+
+def test_what_is_settled_held_and_left_is_a_bar() -> None:
+    said = drawn([run("r-1", 5_000, 2_500, 10_000), run("r-2", 9, 0, None, state="paused", refused=4)])
+    assert "████████▓▓▓▓░░░░" in said
+    assert "no limit" in said
+    assert "10 s" in said
+    assert "1 active" in said
+    assert "2,500 tokens held" in said
+    assert "4 refused" in said
+
+
+def test_a_name_is_never_read_as_markup() -> None:
+    assert "[red]evil[/red]" in drawn([run("[red]evil[/red]", 1, 0, 2)])
+
+
+def test_no_more_runs_than_the_terminal_has_lines() -> None:
+    said = drawn([run(f"r-{at}", 1, 0, 2) for at in range(50)], height=12)
+    assert "r-6" in said
+    assert "r-7" not in said
+    assert "No run is like that" in drawn([])
