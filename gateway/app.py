@@ -248,7 +248,7 @@ class Application:
 
     def _pipeline(self) -> tuple[CallHandler, Intake]:
         parts, config = self.parts, self.config
-        intake = _intake(parts)
+        intake = _intake(parts, is_open_to_all=parts.is_local and not self._admin_key)
         reserving = Reserving(
             parts.ledger,
             local=parts.ledger if isinstance(parts.ledger, OutageLedger) else None,
@@ -399,7 +399,7 @@ def process_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _intake(parts: Parts) -> Intake:
+def _intake(parts: Parts, *, is_open_to_all: bool) -> Intake:
     return Intake(
         snapshot=lambda: parts.control.snapshot,
         names=lambda: frozenset(parts.pool.names),
@@ -407,7 +407,7 @@ def _intake(parts: Parts) -> Intake:
         body_bytes_max=parts.config.server.body_bytes_max,
         new_id=parts.ids.new,
         clock_ms=wall_clock_ms,
-        local_mode_allowed=parts.is_local,
+        local_mode_allowed=is_open_to_all,
     )
 
 

@@ -32,6 +32,8 @@ _ONCE: Final = frozenset(
         b"transfer-encoding",
     }
 )
+# A model's name may have slashes, which the SDKs escape when they ask for the model; nothing is looked up by that path.
+_MODEL_NAME: Final = re.compile(rb"(?<=/models/)[A-Za-z0-9][\w.:@~-]*(?:(?:%2[Ff]|/)[A-Za-z0-9][\w.:@~-]*)*\Z")
 _OVERRIDES: Final = frozenset({b"x-http-method-override", b"x-method-override", b"x-original-url", b"x-rewrite-url"})
 
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
@@ -57,7 +59,7 @@ def fault_of(scope: Mapping[str, Any]) -> GatewayError | None:
     if scope["method"] not in _METHODS:
         return BadRequest(f"The method {scope['method'][:20]} is not supported.", status=405, code="method_not_allowed")
     raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
-    if not raw_path.startswith(b"/") or _CROOKED.search(raw_path):
+    if not raw_path.startswith(b"/") or _CROOKED.search(_MODEL_NAME.sub(b"", raw_path)):
         return BadRequest("The path is not in its plain form.", code="invalid_path")
     return _header_fault(scope["headers"])
 

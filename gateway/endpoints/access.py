@@ -15,7 +15,6 @@ process beside that file, or runs the same routes in its own process.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -29,6 +28,7 @@ from starlette.requests import HTTPConnection
 from gateway.config import ConfigError
 from gateway.control import Snapshot
 from gateway.errors import AuthenticationFailed, GatewayError, Overloaded, PermissionDenied
+from gateway.loopback import host_of, is_loopback
 from gateway.pipeline.intake import credential_of
 from gateway.tags import VALUE
 
@@ -135,7 +135,7 @@ def is_local(request: HTTPConnection) -> bool:
 
     The name guards against a site whose DNS name was pointed at 127.0.0.1, the rest against a site that sends forms here.
     """
-    if not _is_loopback(_source(request)) or not _is_loopback(_host(request.headers.get("host", ""))):
+    if not is_loopback(_source(request)) or not is_loopback(host_of(request.headers.get("host", ""))):
         return False
     if any(name in request.headers for name in _PASSED_ON):
         return False
@@ -149,7 +149,7 @@ def check_binding(host: str, snapshot: Snapshot, *, admin_key: str, allow_anonym
     who they are, or the admin key can be guessed."""
     if admin_key and len(admin_key) < ADMIN_KEY_CHARACTERS_MIN:
         raise ConfigError([f"{ADMIN_KEY_VARIABLE} must have at least {ADMIN_KEY_CHARACTERS_MIN} characters."])
-    if allow_anonymous or _is_loopback(host) or admin_key or snapshot.keys or not snapshot.is_loaded:
+    if allow_anonymous or is_loopback(host) or admin_key or snapshot.keys or not snapshot.is_loaded:
         return
     raise ConfigError(
         [
@@ -202,19 +202,3 @@ def _user(headers: Mapping[str, str]) -> str:
 
 def _source(request: HTTPConnection) -> str:
     return request.client.host if request.client else ""
-
-
-def _host(header: str) -> str:
-    """The name without the port: `localhost:4000`, `[::1]:4000`."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.partition(":")[0]
-
-
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from gateway.endpoints.models_list import models_body
+from gateway.endpoints.models_list import ModelsList, models_error_body
 from gateway.errors import BadRequest, GatewayError
 from gateway.pipeline.answer import ANTHROPIC_REQUEST_ID, encoded, error_headers
 from gateway.pipeline.exchange import ClientGone, Exchange
@@ -19,6 +19,7 @@ from gateway.wire.protocols import COUNT_TOKENS_PATHS, MESSAGES
 Scope = Mapping[str, Any]
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 _VERSION: Final = "/v1"
+_MODELS: Final = "/models/"
 _UNVERSIONED: Final = frozenset({"/models", "/messages/count_tokens"})
 
 
@@ -57,7 +58,7 @@ class Front:
         protocol = self._protocols.get(path)
         if protocol is not None and scope["method"] == "POST":
             await self._handler.handle(Exchange(scope, receive, send), protocol, {})
-        elif path.startswith(("/w/", "/v1/")) or path in self._protocols or path in _UNVERSIONED:
+        elif path.startswith(("/w/", "/v1/", _MODELS)) or path in self._protocols or path in _UNVERSIONED:
             await self._serve_rest(scope, receive, send, path)
         else:
             await self._control(scope, receive, send)
@@ -70,8 +71,8 @@ class Front:
             protocol = self._protocols.get(path)
             if protocol is not None and scope["method"] == "POST":
                 await self._handler.handle(exchange, protocol, path_tags)
-            elif path in ("/v1/models", "/models") and scope["method"] == "GET":
-                await self._list_models(exchange)
+            elif scope["method"] == "GET" and (path + "/").removeprefix(_VERSION).startswith(_MODELS):
+                await self._show_models(exchange, path.removeprefix(_VERSION).removeprefix(_MODELS[:-1])[1:])
             elif path in COUNT_TOKENS_PATHS and scope["method"] == "POST":
                 await self._count_tokens(exchange)
             else:
@@ -79,12 +80,19 @@ class Front:
         except GatewayError as error:
             await exchange.answer(error.status, encoded(error_headers(error, self._new_id(), None)), error_body(error))
 
-    async def _list_models(self, exchange: Exchange) -> None:
-        principal = self._intake.authenticate(exchange.headers)
-        body = models_body(self._model_names(), principal, self._started_s)
-        await exchange.answer(
-            200, encoded([("content-type", "application/json"), ("x-request-id", self._new_id())]), body
-        )
+    async def _show_models(self, exchange: Exchange, name: str) -> None:
+        """All of them, or the one of this name, which may have slashes of its own."""
+        try:
+            principal = self._intake.authenticate(exchange.headers)
+            models = ModelsList(self._model_names(), principal, exchange.headers, self._started_s)
+            body = models.one(name) if name else models.all()
+        except GatewayError as error:
+            headers = encoded(error_headers(error, self._new_id(), None))
+            await exchange.answer(error.status, headers, models_error_body(error, exchange.headers))
+            return
+        request_id = self._new_id()
+        ids = [("x-request-id", request_id), (ANTHROPIC_REQUEST_ID, request_id)]
+        await exchange.answer(200, encoded([("content-type", "application/json"), *ids]), body)
 
     async def _count_tokens(self, exchange: Exchange) -> None:
         """Anthropic's question without a model call: free, and answered from our own count."""

@@ -1,15 +1,50 @@
-"""GET /v1/models: what the caller may use, in OpenAI's shape."""
+"""GET /v1/models and /v1/models/{id}: what the caller may use, in OpenAI's shape, or in Anthropic's for its clients."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 
+from gateway.errors import GatewayError, ModelNotFound
 from gateway.pipeline.call import Principal
+from gateway.wire import anthropic_errors, openai_errors
 
 
-def models_body(names: Sequence[str], principal: Principal, created_s: int) -> bytes:
-    allowed = [name for name in names if not principal.allowed_models or name in principal.allowed_models]
-    data = [{"id": name, "object": "model", "created": created_s, "owned_by": "farebox"} for name in allowed]
-    return orjson.dumps({"object": "list", "data": data})
+class ModelsList:
+    """As one caller sees it. The whole list is one page: there are as many models as somebody wrote down."""
+
+    def __init__(self, names: Sequence[str], principal: Principal, headers: Mapping[str, str], created_s: int) -> None:
+        self._names = [name for name in names if not principal.allowed_models or name in principal.allowed_models]
+        self._is_anthropic = is_anthropic(headers)
+        self._created_s = created_s
+
+    def all(self) -> bytes:
+        data = [self._shown(name) for name in self._names]
+        if not self._is_anthropic:
+            return orjson.dumps({"object": "list", "data": data})
+        first, last = (self._names[0], self._names[-1]) if self._names else (None, None)
+        return orjson.dumps({"data": data, "has_more": False, "first_id": first, "last_id": last})
+
+    def one(self, name: str) -> bytes:
+        """Raises `ModelNotFound` for a model that the caller may not use, too."""
+        if name not in self._names:
+            raise ModelNotFound(f"There is no model {name[:200]!r}; GET /v1/models lists what there is.", param="model")
+        return orjson.dumps(self._shown(name))
+
+    def _shown(self, name: str) -> dict[str, Any]:
+        if self._is_anthropic:
+            created = datetime.fromtimestamp(self._created_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            return {"type": "model", "id": name, "display_name": name, "created_at": created}
+        return {"id": name, "object": "model", "created": self._created_s, "owned_by": "farebox"}
+
+
+def is_anthropic(headers: Mapping[str, str]) -> bool:
+    """Anthropic's API demands this header of its clients; OpenAI's clients never send it."""
+    return "anthropic-version" in headers
+
+
+def models_error_body(error: GatewayError, headers: Mapping[str, str]) -> bytes:
+    return anthropic_errors.error_body(error) if is_anthropic(headers) else openai_errors.error_body(error)

@@ -20,7 +20,6 @@ from gateway.errors import BadRequest
 from gateway.pipeline.call import Call
 from gateway.pipeline.exchange import Answered, Exchange
 from gateway.pipeline.given_again import canonical, kept_of
-from gateway.wire.body import drop_tags
 
 HEADER: Final = "x-farebox-cache"
 HIT_ACTION: Final = "cache=hit"
@@ -54,12 +53,10 @@ class AnswerCache:
         ttl_s = self._model_ttl_s(call.request.model) if asked is None else _seconds(asked)
         if not ttl_s:
             return None
-        body = dict(call.request.body)
-        drop_tags(body)
         versions = sorted(
             (name, value) for name, value in call.forwarded_headers.items() if not name.startswith("trace")
         )
-        key = hashlib.sha256(canonical([call.protocol.name, versions, body])).hexdigest()
+        key = hashlib.sha256(canonical([call.protocol.name, versions, call.request.body])).hexdigest()
         wish = Wish(Slot("cache", call.principal.project, key), ttl_s)
         exchange.keep_answer(partial(self._keep, wish, call))
         return wish

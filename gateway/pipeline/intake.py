@@ -10,11 +10,12 @@ from urllib.parse import parse_qsl
 from gateway.budget_book import key_budgets
 from gateway.control import Snapshot
 from gateway.errors import AuthenticationFailed, BadRequest, ModelNotFound, PermissionDenied
+from gateway.loopback import host_of, is_loopback
 from gateway.pipeline.call import LOCAL_PROJECT, Call, Principal
 from gateway.pipeline.exchange import Exchange
 from gateway.store.keys import ApiKey
 from gateway.tags import read_tags
-from gateway.wire.body import DENIED_KEYS
+from gateway.wire.body import DENIED_KEYS, strip_tags
 from gateway.wire.protocol import WireProtocol
 from policies.routing import is_auto
 
@@ -78,6 +79,8 @@ class Intake:
         raw = await exchange.read_body(self.body_bytes_max)
         call = Call(id=call_id, protocol=protocol, principal=principal, request=protocol.parse(raw))
         call.tags = read_tags(exchange.headers, path_tags, call.request.metadata, principal.defaults)
+        if call.is_tagged and call.request.metadata is not None:
+            strip_tags(call.request.body)
         call.forwarded_headers = {name: exchange.headers[name] for name in _FORWARDED if name in exchange.headers}
         call.retry = retry_of(exchange.headers)
         self.check_model(call.request.model, principal)
@@ -87,13 +90,19 @@ class Intake:
         return call
 
     def authenticate(self, headers: Mapping[str, str]) -> Principal:
-        """Without any key configured everyone on this machine may call; otherwise only a valid key may. No fallback between them."""
+        """Without any key configured everyone on this machine may call; otherwise only a valid key may. No fallback between them.
+
+        FAREBOX_ADMIN_KEY is a key too: it calls no models, and whoever set it did not mean to leave them open.
+        """
         snapshot = self._snapshot()
         credential = credential_of(headers)
         if not snapshot.keys and snapshot.is_loaded and self._local_mode_allowed:
+            refuse_foreign_pages(headers)
             return Principal("", "local", LOCAL_PROJECT, is_anonymous=True, credential=credential)
         if credential is None:
-            raise AuthenticationFailed("Send an API key: Authorization: Bearer fb_…")
+            raise AuthenticationFailed(
+                "Send an API key: Authorization: Bearer fb_… (make one with `farebox keys create`)."
+            )
         key = snapshot.find_key(credential, self._clock_ms())
         if key is None:
             raise AuthenticationFailed("The API key is unknown, revoked or expired.")
@@ -160,6 +169,22 @@ def refuse_destinations(exchange: Exchange) -> None:
                 raise BadRequest.field(
                     name, "is not a caller's to choose; the gateway's configuration sets it", "forbidden_field"
                 )
+
+
+def refuse_foreign_pages(headers: Mapping[str, str]) -> None:
+    """Where no key is asked for, a page of another site that somebody on this machine looks at must not spend their money.
+
+    Browsers name the page's origin with every POST; apps have schemes of their own, and other programs send none.
+    """
+    origin = headers.get("origin")
+    if origin is None:
+        return
+    scheme, _, site = origin.partition("://")
+    is_foreign = scheme in ("http", "https") and site != headers.get("host") and not is_loopback(host_of(site))
+    if is_foreign or origin == "null":
+        raise PermissionDenied(
+            "A page of another site may call models here only with an API key.", code="foreign_origin"
+        )
 
 
 def with_run(call: Call, run: str) -> None:

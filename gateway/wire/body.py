@@ -70,14 +70,14 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def drop_tags(body: dict[str, Any]) -> None:
-    """Takes our tags out of `metadata`, and an empty `metadata` out of the body.
+def strip_tags(body: dict[str, Any]) -> None:
+    """Takes our tags out of the `metadata` of a tagged call, and an empty `metadata` out of the body.
 
-    Where a provider keeps metadata with a stored answer, the tags may stay. Elsewhere it refuses the whole call for them:
-    Anthropic takes nothing but `user_id`, and OpenAI's chat takes metadata only together with `store`.
+    They are the gateway's, and a provider may refuse a whole call for them: Anthropic takes nothing but `user_id`, and OpenAI's
+    chat takes metadata only together with `store`.
     """
     metadata = body.get("metadata")
-    if not isinstance(metadata, dict) or "workflow_id" not in metadata:
+    if not isinstance(metadata, dict):
         return
     left = {key: value for key, value in metadata.items() if key not in _TAG_KEYS}
     body["metadata"] = left

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from gateway.errors import BadRequest, GatewayError
 from gateway.upstream.port import ProtocolName
-from gateway.wire.body import boolean, drop_tags, parse_object, text, whole_number
+from gateway.wire.body import boolean, parse_object, text, whole_number
 from gateway.wire.chat_assembly import assembled
 from gateway.wire.choices import ChoiceRelay, streamed, usage_of, wants_usage
 from gateway.wire.openai_errors import error_body
@@ -43,8 +43,6 @@ class ChatProtocol:
 
     def forwarded(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
         body = dict(request.body)
-        if body.get("store") is not True:
-            drop_tags(body)
         if output_tokens is not None:
             _cap(body, output_tokens)
         if stream:

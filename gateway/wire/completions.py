@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from gateway.errors import BadRequest, GatewayError
 from gateway.upstream.port import ProtocolName
-from gateway.wire.body import boolean, drop_tags, parse_object, text, whole_number
+from gateway.wire.body import boolean, parse_object, text, whole_number
 from gateway.wire.chat_assembly import merge_ends
 from gateway.wire.choices import ChoiceRelay, streamed, usage_of, wants_usage
 from gateway.wire.events import index_of, objects_in, objects_of
@@ -48,7 +48,6 @@ class CompletionsProtocol:
 
     def forwarded(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
         body = dict(request.body)
-        drop_tags(body)
         if output_tokens is not None:
             own = request.output_tokens_max
             body["max_tokens"] = output_tokens if own is None else min(output_tokens, own)

@@ -11,7 +11,7 @@ from gateway.errors import BadRequest, GatewayError, StreamBroken
 from gateway.upstream.port import ProtocolName
 from gateway.wire import sse
 from gateway.wire.anthropic_errors import error_body
-from gateway.wire.body import boolean, drop_tags, parse_object, text, whole_number
+from gateway.wire.body import boolean, parse_object, text, whole_number
 from gateway.wire.chat import check_messages
 from gateway.wire.choices import details_of
 from gateway.wire.event_relay import EventRelay, budget_comment, named
@@ -58,7 +58,6 @@ class MessagesProtocol:
 
     def forwarded(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
         body = dict(request.body)
-        drop_tags(body)
         own = request.output_tokens_max
         if output_tokens is not None and (own is None or output_tokens < own):
             body["max_tokens"] = output_tokens

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.errors import BadRequest, GatewayError
-from gateway.wire.body import boolean, drop_tags
+from gateway.wire.body import boolean
 from gateway.wire.openai_errors import error_body
 from gateway.wire.protocol import OutputCounter, Relay, Request, token_count
 from policies.pricing import Usage
@@ -19,9 +19,7 @@ class WholeAnswer:
     is_binary = False
 
     def forwarded(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
-        body = dict(request.body)
-        drop_tags(body)
-        return body
+        return dict(request.body)
 
     def usage(self, answer: Mapping[str, Any]) -> Usage | None:
         return input_usage(answer.get("usage"))

@@ -291,3 +291,23 @@ def test_method_and_path_are_answered_in_the_errors_own_shape(served: Served) ->
     reply = served.gateway.request("POST", "/v1/nothing", {})
     assert (reply.status, reply.json()["error"]["code"]) == (404, "not_found")
     assert json.loads(served.gateway.get("/livez").body) is not None
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("https://evil.example", 403),
+        ("http://evil.example:4000", 403),
+        ("http://127.0.0.1.evil.example", 403),
+        ("null", 403),
+        ("http://localhost:3000", 200),
+        ("http://[::1]:3000", 200),
+        ("app://obsidian.md", 200),
+    ],
+)
+def test_a_page_of_another_site_spends_nothing_where_no_key_is_asked_for(
+    served: Served, origin: str, status: int
+) -> None:
+    reply = served.chat({"origin": origin}, max_tokens=16)
+    assert reply.status == status, reply.body
+    assert served.seen() == (status == 200)

@@ -22,7 +22,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("keys")
     budgets = [{"scope": "key", "match": "metered", "requests": 2, "window": "total"}]
     with serving(folder, budgets=budgets, environment={"FAREBOX_ADMIN_KEY": ADMIN}) as running:
-        make(running, "first")  # from here on there is no anonymous use
+        # Whoever set an admin key did not mean to leave the models open, and LiteLLM's users know it so from its master key.
+        assert running.chat().status == 401
+        assert running.gateway.get("/v1/models").status == 401
+        make(running, "first")
         yield running
 
 

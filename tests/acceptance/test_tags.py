@@ -114,6 +114,27 @@ def test_agents_are_tagged_by_header_metadata_and_baggage(served: Served) -> Non
     assert served.chat({**tagged("wf", "r-agent"), "x-workflow-agent": "rich"}, max_tokens=16).status == 200
 
 
+@pytest.mark.parametrize(
+    ("headers", "fields", "metadata", "sent"),
+    [
+        ({}, {}, META, None),
+        ({}, {"store": True}, {**META, "team": "x"}, {"team": "x"}),
+        ({"x-workflow-id": "h-wf"}, {"store": True}, {"step": "m-step", "team": "x"}, {"team": "x"}),
+        ({}, {}, {"step": "mine"}, {"step": "mine"}),  # no workflow, no tags: the client's own words
+    ],
+)
+@pytest.mark.parametrize("endpoint", ["chat/completions", "responses"])
+def test_tags_go_no_further_than_the_gateway(
+    served: Served, endpoint: str, headers: dict[str, str], fields: dict[str, Any], metadata: Any, sent: Any
+) -> None:
+    content = {"input": "hi"} if endpoint == "responses" else {"messages": [{"role": "user", "content": "hi"}]}
+    body = {"model": "fake", **content, **fields, "metadata": metadata}
+    reply = served.gateway.request("POST", f"/v1/{endpoint}", body, headers)
+    assert reply.status == 200, reply.body
+    assert served.last.body.get("metadata") == sent
+    assert not [name for name in served.last.headers if name.lower().startswith(("x-workflow-", "baggage"))]
+
+
 def test_a_call_without_a_run_joins_the_workflows_implicit_run_until_it_was_silent(served: Served) -> None:
     first = served.chat({"x-workflow-id": "implicit"}, max_tokens=16).headers["x-workflow-run-id"]
     second = served.chat({"x-workflow-id": "implicit"}, max_tokens=16).headers["x-workflow-run-id"]

@@ -57,7 +57,7 @@ READ = {
     "stream": "decides how the answer is relayed",
     "stream_options": "usage is always asked of the upstream; the chunk reaches who asked for it",
     "thinking": "shortened with the answer when that is lowered",
-    "metadata": "may carry the tags, which are taken out where the provider would refuse them",
+    "metadata": "may carry the tags, which are taken out of a tagged call",
     "service_tier": "priced",
     "response_format": "counted, and read to tell the step's intent",
     "text": "its schema is counted",

@@ -187,3 +187,13 @@ def test_a_model_of_another_provider(served: Served, client: anthropic.Anthropic
         ("tool_use", {"city": "Bremen"})
     ]
     assert served.last.body["tools"][0]["function"]["name"] == "weather"
+
+
+def test_the_models(served: Served, client: anthropic.Anthropic) -> None:
+    page = client.models.list()
+    assert {item.id for item in page.data} == {"fake", "embedder", "claude"}
+    assert not page.has_next_page()
+    shown = client.models.retrieve("claude")
+    assert (shown.type, shown.display_name, shown.created_at.tzinfo is None) == ("model", "claude", False)
+    with pytest.raises(anthropic.NotFoundError, match="no model 'nobody'"):
+        client.models.retrieve("nobody")

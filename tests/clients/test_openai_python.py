@@ -222,6 +222,13 @@ def test_the_list_of_models(served: Served, client: openai.OpenAI) -> None:
     assert {item.id for item in client.models.list()} == {"fake", "embedder", "claude"}
 
 
+def test_one_model(served: Served, client: openai.OpenAI) -> None:
+    assert client.models.retrieve("fake").id == "fake"
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.models.retrieve("openai/nobody")
+    assert missing.value.code == "model_not_found"
+
+
 # ── async ──
 
 

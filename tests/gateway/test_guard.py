@@ -40,6 +40,8 @@ def test_a_host_that_is_none_is_refused(host: bytes) -> None:
         b"//v1/x",
         b"/v1/%2e%2e/admin",
         b"/v1/..%2fadmin",
+        b"/v1/models/..%2fadmin",
+        b"/v1/models/a%2f..%2fadmin",
         b"/v1/../admin",
         b"/./x",
         b"/a;b",
@@ -56,7 +58,15 @@ def test_a_path_that_hides_another_is_refused(path: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [b"/", b"/w/a.b/r/c:d/s/e@f/v1/chat/completions", b"/api/runs/r-1", b"/admin/static/x.css", b"/v1/a%20b"]
+    "path",
+    [
+        b"/",
+        b"/w/a.b/r/c:d/s/e@f/v1/chat/completions",
+        b"/api/runs/r-1",
+        b"/admin/static/x.css",
+        b"/v1/a%20b",
+        b"/v1/models/openai%2Fgpt-4o",
+    ],
 )
 def test_ordinary_paths_pass(path: bytes) -> None:
     assert fault_of(request(path)) is None

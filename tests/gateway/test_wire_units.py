@@ -103,11 +103,11 @@ def test_a_bad_request_names_its_field(endpoint: str, fields: dict[str, Any], pa
 
 
 @pytest.mark.parametrize("endpoint", BODIES)
-def test_what_goes_upstream_is_what_came_without_our_tags(endpoint: str) -> None:
-    request = parse(endpoint, brand_new={"a": [1]}, metadata={"workflow_id": "w"})
-    assert (request.has_output, request.stream, request.metadata) == (False, False, {"workflow_id": "w"})
-    sent = protocol_of(endpoint).forwarded(request, 5, stream=False)
-    assert sent == {**BODIES[endpoint], "brand_new": {"a": [1]}}
+def test_what_goes_upstream_is_what_came(endpoint: str) -> None:
+    fields = {"brand_new": {"a": [1]}, "metadata": {"team": "x"}}
+    request = parse(endpoint, **fields)
+    assert (request.has_output, request.stream, request.metadata) == (False, False, {"team": "x"})
+    assert protocol_of(endpoint).forwarded(request, 5, stream=False) == {**BODIES[endpoint], **fields}
 
 
 @pytest.mark.parametrize("endpoint", BODIES)
