@@ -14,6 +14,7 @@ from typing import Protocol
 
 from policies.amounts import UNLIMITED, ZERO, Amount, Limit
 from policies.reservation import (
+    EXPIRED_KEEP_MS,
     RESOLVED_KEEP_MS,
     Account,
     Balance,
@@ -287,4 +288,5 @@ def is_forgettable(account: Account, now_ms: int) -> bool:
 
 def is_answered(reservation: Reservation, now_ms: int) -> bool:
     """It was resolved so long ago that nobody will ask again."""
-    return reservation.state is not State.PENDING and reservation.resolved_ms + RESOLVED_KEEP_MS <= now_ms
+    keep_ms = EXPIRED_KEEP_MS if reservation.state is State.EXPIRED else RESOLVED_KEEP_MS
+    return reservation.state is not State.PENDING and reservation.resolved_ms + keep_ms <= now_ms

@@ -52,8 +52,10 @@ def next_state(state: State, event: Event) -> State | None:
 
 # A run is looked at for days after its last call; whoever needs longer (a monthly window) says so in the hold.
 KEEP_MS: Final = 7 * 86_400_000
-# How long a resolved reservation answers repeated and late calls.
+# How long a resolved reservation answers repeated calls; an expired one the settlement that may still come: from a gateway that
+# was parted from the ledger, or from the disk of one that died. Later it would be booked a second time.
 RESOLVED_KEEP_MS: Final = 3_600_000
+EXPIRED_KEEP_MS: Final = KEEP_MS
 
 
 class Gate(StrEnum):

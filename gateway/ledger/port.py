@@ -125,4 +125,4 @@ class Ledger(Protocol):
         """An id that changes when the ledger's data was lost (flushed, replaced). Made at first `open`."""
 
     async def purge(self, limit: int = 1000) -> int:
-        """Forget accounts and resolved reservations whose keep time is over (resolved reservations: 1 h). Returns how many."""
+        """Forget accounts and reservations whose keep time is over (resolved ones: 1 h, expired ones: 7 days). Returns how many."""

@@ -266,17 +266,17 @@ class Projects:
         await self._announce_loss(project, was_known)
         async with self._locked(lock, token):
             await self._write_recent_again(project)
-            await self._restored(project, self._rebuild)
+            await self._restored(project, self._rebuild, token)
             try:
                 self._take(project, await self._adopt(project, token))
             except RedisRefused:
                 return False
         return True
 
-    async def _restored(self, project: Project, rebuild: Rebuild) -> None:
+    async def _restored(self, project: Project, rebuild: Rebuild, token: str) -> None:
         async def restore(account: str, settled: Amount, keep_ms: int) -> None:
-            keys = [project.meta, project.key("keep"), project.key("account", account)]
-            arguments = (orjson.dumps([settled.tokens, settled.nano_usd, settled.requests]), str(keep_ms))
+            keys = [project.meta, project.key("keep"), project.key("account", account), project.key("rebuild")]
+            arguments = (orjson.dumps([settled.tokens, settled.nano_usd, settled.requests]), str(keep_ms), token)
             await self._evaluate(RESTORE, keys, NO_EPOCH, 0, arguments)
 
         try:

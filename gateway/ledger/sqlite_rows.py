@@ -78,7 +78,10 @@ UNCHECKED: Final = (
     "SELECT project, account, used_ms + keep_ms, reserved_tokens + reserved_nano_usd + reserved_requests, keep_ms "
     "FROM account WHERE check_ms <= ? LIMIT ?"
 )
-ANSWERED: Final = "SELECT project, id FROM reservation WHERE state <> 'pending' AND resolved_ms <= ? LIMIT ?"
+ANSWERED: Final = (
+    "SELECT project, id FROM reservation WHERE state <> 'pending' AND resolved_ms <= ? "
+    "AND (state <> 'expired' OR resolved_ms <= ?) LIMIT ?"
+)
 CLOSED: Final = "SELECT project, workflow FROM run WHERE closes_ms <= ? LIMIT ?"
 
 

@@ -37,7 +37,7 @@ from gateway.ledger.sqlite_rows import (
     reservation_row,
     same_rules,
 )
-from policies.reservation import RESOLVED_KEEP_MS, Account, Reservation, State
+from policies.reservation import EXPIRED_KEEP_MS, RESOLVED_KEEP_MS, Account, Reservation, State
 from policies.settlement import OutboxEntry
 
 Key = tuple[str, str]
@@ -156,7 +156,7 @@ class SqliteShelf:
         self._flush()
         self._begin()
         accounts = self._forget_accounts(now_ms, limit)
-        answered = self._select(ANSWERED, now_ms - RESOLVED_KEEP_MS, limit - accounts)
+        answered = self._select(ANSWERED, now_ms - RESOLVED_KEEP_MS, now_ms - EXPIRED_KEEP_MS, limit - accounts)
         self._connection.executemany("DELETE FROM reservation WHERE project = ? AND id = ?", answered)
         for key in answered:
             self._reservations.pop(key, None)
@@ -262,5 +262,5 @@ class SqliteShelf:
             self._stored.pop(key, None)
         return len(over)
 
-    def _select(self, statement: str, now_ms: int, limit: int) -> list[Key]:
-        return self._connection.execute(statement, (now_ms, limit)).fetchall()
+    def _select(self, statement: str, *given: int) -> list[Key]:
+        return self._connection.execute(statement, given).fetchall()

@@ -297,6 +297,18 @@ class TestUpkeep:
         await stands_at(ledger, "held", 0, 10)
         assert (await ledger.void("p", "c2")).first
 
+    async def test_an_expired_reservation_waits_for_its_owner_for_days(self, tested: LedgerUnderTest) -> None:
+        """What a gateway had on its disk when it died is booked once, whenever it is started again."""
+        ledger = tested.ledger
+        await ledger.reserve("p", request("c1", [hold("run", 100)], 60))
+        await tested.advance(MINUTE_MS)
+        assert len(await ledger.expire_due()) == 1
+        for _ in range(6):
+            await tested.advance(24 * 60 * MINUTE_MS)
+            await ledger.purge()
+        assert (await ledger.settle("p", "c1", tokens(40), b"{}")).state is State.LATE
+        await stands_at(ledger, "run", 40, 0)
+
     async def test_purge_forgets_resolved_reservations_after_an_hour(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
         await ledger.reserve("p", request("c1", [hold("run", 100)], 10))

@@ -11,7 +11,7 @@ from gateway.ledger.port import EntryKind, LedgerUnavailable, OutboxEntry
 from gateway.ledger.redis import RedisLedger
 from gateway.ledger.redis_projects import CountersMissing, Restore, Unsaved
 from policies.reservation import KEEP_MS, Granted, Refusal, Refused
-from tests.faults.redis_fixtures import PATIENT_MS, ask, ledger_at, server, shared_server, standing, tokens
+from tests.faults.redis_fixtures import PATIENT_MS, ask, ledger_at, server, shared_server, standing, tokens, until
 from tests.redis_server import RedisServer
 
 __all__ = ["server", "shared_server"]
@@ -241,6 +241,23 @@ async def test_a_restore_that_takes_longer_than_its_lock_keeps_it(
             decisions = await asyncio.gather(*asking)
         assert all(isinstance(decision, Refused) for decision in decisions)
         assert store.asked == ["p"]
+
+
+async def test_a_process_that_stood_still_while_it_restored_takes_nothing_back(server: RedisServer) -> None:
+    """Its lock ran out, another one restored the project and opened it, and calls were settled since."""
+    slow, quick = Store(), Store()
+    slow.settled["run:r"] = quick.settled["run:r"] = 50
+    slow.ready.clear()
+    async with ledger_at(server.url, rebuild=slow.rebuild) as one, ledger_at(server.url, rebuild=quick.rebuild) as two:
+        asking = asyncio.create_task(one.reserve("p", ask("c1", 20)))
+        await until(lambda: bool(slow.asked))
+        server.command("DEL", "farebox:{p}:rebuild")
+        await settled_in(two, quick, {"c2": 40})
+        slow.ready.set()
+        with pytest.raises(CountersMissing, match="another process"):
+            await asking
+        assert await standing(two) == (90, 0)
+        assert isinstance(await one.reserve("p", ask("c3", 20)), Refused)
 
 
 async def test_events_that_the_store_had_not_yet_are_written_again(server: RedisServer, store: Store) -> None:

@@ -7,6 +7,7 @@ import pytest
 from policies.amounts import AMOUNT_MAX, Amount, Limit
 from policies.book import CLAIM_MS, Book, DictShelf, is_answered, is_forgettable
 from policies.reservation import (
+    EXPIRED_KEEP_MS,
     KEEP_MS,
     RESOLVED_KEEP_MS,
     Account,
@@ -61,8 +62,13 @@ def test_accounts_are_forgotten_after_their_keep_time(account: Account, over: bo
     (State.SETTLED, RESOLVED_KEEP_MS, True),
     (State.SETTLED, RESOLVED_KEEP_MS - 1, False),
     (State.PENDING, 10 * RESOLVED_KEEP_MS, False),
+    (State.EXPIRED, EXPIRED_KEEP_MS - 1, False),
+    (State.EXPIRED, EXPIRED_KEEP_MS, True),
+    (State.LATE, RESOLVED_KEEP_MS, True),
 ])  # fmt: skip
-def test_resolved_reservations_answer_for_an_hour(state: State, after_ms: int, over: bool) -> None:
+def test_resolved_reservations_answer_for_an_hour_and_expired_ones_for_days(
+    state: State, after_ms: int, over: bool
+) -> None:
     found = Reservation("c", "gw", (), (), Amount(), 0, 0, OnLost.CHARGE, b"", state, resolved_ms=7)
     assert is_answered(found, 7 + after_ms) is over
 

@@ -1,5 +1,7 @@
 -- How a reservation ends. KEYS: meta, hold, due, outbox, keep, then the accounts of the reservation.
 local RESOLVED_KEEP_MS = 3600000
+-- Of an expired one: the settlement may still come, from a gateway that was parted from Redis or from the disk of one that died.
+local EXPIRED_KEEP_MS = 7 * 86400000
 
 local function read_hold(key)
   local fields = redis.call('HMGET', key, 'state', 'accounts', 'limits', 'draft', 'held', 'progress', 'booked', 'overrun',
@@ -65,7 +67,8 @@ local function write_resolution(hold, id, accounts, now_ms)
   redis.call('HSET', hold.key, 'state', hold.state, 'booked', amount_text(hold.booked), 'overrun', amount_text(hold.overrun),
     'resolver', hold.resolver)
   redis.call('ZREM', KEYS[3], id)
-  redis.call('ZADD', KEYS[5], number_text(now_ms + RESOLVED_KEEP_MS), hold.key)
+  local keep_ms = hold.state == 'expired' and EXPIRED_KEEP_MS or RESOLVED_KEEP_MS
+  redis.call('ZADD', KEYS[5], number_text(now_ms + keep_ms), hold.key)
 end
 
 -- {time written (0: nothing was), state, first, booked, overrun, balances}

@@ -1,5 +1,8 @@
--- Set what an account has settled. KEYS: meta, keep, account. ARGV[4] JSON of the amount, ARGV[5] keep_ms.
+-- Set what an account has settled. KEYS: meta, keep, account, and while a project is closed its lock. ARGV[4] JSON of the amount,
+-- ARGV[5] keep_ms, ARGV[6] the token that took the lock: a process that stood still until another one had restored the project
+-- and opened it must not take back what was settled since.
 local now_ms = enter()
+if KEYS[4] and redis.call('GET', KEYS[4]) ~= ARGV[6] then fault('LOCK', 'another process restores this project') end
 local account = read_account(KEYS[3])
 redis.call('ZCARD', KEYS[2])
 account.settled = cjson.decode(ARGV[4])
