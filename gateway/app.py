@@ -290,6 +290,7 @@ class Application:
             alerts=parts.alerts,
             now_ms=parts.clock.now_ms,
             count_late=admission.count,
+            answered=parts.orchestration.answered,
         )
         handler = CallHandler(
             intake=intake,
@@ -350,7 +351,14 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
     prices, clock, recorder = PriceBook(price_map), LedgerClock(ledger), BatchRecorder(ledger)
     forwarder = _forwarder(tokenizer, ids, environment)
     asking = Asking(
-        upstream=forwarder, pool=pool, prices=prices, recorder=recorder, new_id=ids.new, now_ms=clock.now_ms
+        upstream=forwarder,
+        pool=pool,
+        prices=prices,
+        recorder=recorder,
+        ledger=ledger,
+        owner=process_name(),
+        new_id=ids.new,
+        now_ms=clock.now_ms,
     )
     orchestration = make_orchestration(
         config,
@@ -362,7 +370,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
         tokenizer=tokenizer,
         telemetry=telemetry,
         budgets=budgets,
-        ask=asking.ask,
+        asking=asking,
         clock_ms=wall_clock_ms,
     )
     silence_ms = int(config.reservations.implicit_run_silence_seconds * 1000)

@@ -229,6 +229,21 @@ def _web_address(value: str | None) -> str | None:
     return value
 
 
+class CompressionConfig(_Strict):
+    """What the 14 settings leave open. `semantic_model` None: the first model of the fast tier."""
+
+    memory_tokens_max: Annotated[int, Field(ge=0, le=100_000)] = 800
+    semantic_model: str | None = None
+    semantic_wait_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0
+    semantic_texts_max: Annotated[int, Field(ge=1, le=32)] = 4
+
+
+class SavingsConfig(_Strict):
+    """`holdout_share` of the runs are neither compressed nor routed, so that what the others save can be measured."""
+
+    holdout_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
 class AlertConfig(_Strict):
     webhook: str | None = None
     budget_percent: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Field(min_length=1)] = (50, 80, 100)
@@ -267,6 +282,8 @@ class Config(_Strict):
     reservations: ReservationConfig = ReservationConfig()
     answers: AnswersConfig = AnswersConfig()
     classifier: ClassifierConfig = ClassifierConfig()
+    compression: CompressionConfig = CompressionConfig()
+    savings: SavingsConfig = SavingsConfig()
     alerts: AlertConfig = AlertConfig()
     tracing: TracingConfig = TracingConfig()
 
@@ -294,8 +311,12 @@ class Config(_Strict):
             for name in models:
                 if name not in names:
                     raise ValueError(f"tiers.{tier} names {name!r}, which model_list does not have{_near(name, names)}")
-        if self.classifier.model is not None and self.classifier.model not in names:
-            raise ValueError(f"classifier.model is {self.classifier.model!r}, which model_list does not have")
+        for field, model in (
+            ("classifier.model", self.classifier.model),
+            ("compression.semantic_model", self.compression.semantic_model),
+        ):
+            if model is not None and model not in names:
+                raise ValueError(f"{field} is {model!r}, which model_list does not have{_near(model, names)}")
         if self.server.workers > 1 and self.storage.ledger.startswith(("sqlite", "memory")):
             raise ValueError(
                 "server.workers is above 1, but an SQLite ledger belongs to one process: set storage.ledger to redis://… or workers to 1"

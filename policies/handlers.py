@@ -22,6 +22,7 @@ from policies.answer_checks import (
     not_empty,
     shorter_than_source,
 )
+from policies.compression.policy import Strategy
 from policies.intents import Intent, parse_intent
 from policies.routing import Tier
 
@@ -43,10 +44,11 @@ class Assessment:
 class Handler:
     """The defaults of one intent.
 
-    `prompt_share_percent` is how much of a step's tokens its prompt usually takes: it splits an allocation into prompt
-    and answer. `output_tokens_min` is the least answer worth paying for: below it a call is refused rather than
-    clamped. `compression` lists strategies in the order to try. `tier_floor` is the least tier that does this well: the
-    built-in ones leave the thresholds of the settings alone.
+    `prompt_share_percent` is how much of a step's tokens its prompt usually takes: it says how long an answer to expect,
+    for comparing costs. `output_tokens_min` is the least answer of use: an answer that is shortened while the call would
+    still fit (a `clamp` with a share) stays above it. `compression` lists strategies in the order to try: the first one
+    always, the next under pressure, where the one before did not save enough. `tier_floor` is the least tier that does
+    this well: the built-in ones leave the thresholds of the settings alone.
     `checks` are (weight, check) pairs: the first kind of fault counts most.
     """
 
@@ -58,6 +60,9 @@ class Handler:
     checks: tuple[tuple[int, Check], ...] = ((1, not_empty),)
 
     def __post_init__(self) -> None:
+        unknown = [name for name in self.compression if name not in set(Strategy)]
+        if unknown or not self.compression:
+            raise ValueError(f"compression names at least one of {', '.join(Strategy)}, not {unknown or 'none at all'}")
         if not 0 <= self.prompt_share_percent <= 100 or self.output_tokens_min < 0:
             raise ValueError("prompt_share_percent is from 0 to 100, output_tokens_min not negative")
 
@@ -65,18 +70,9 @@ class Handler:
         """How long answers usually are in a step of this allocation: for comparing costs before the call."""
         return max(self.output_tokens_min, allocation_tokens * (100 - self.prompt_share_percent) // 100)
 
-    def output_tokens_allowed(
-        self, left_tokens: int, prompt_tokens: int, asked_tokens: int | None = None
-    ) -> int | None:
-        """The cap of an answer when the step has `left_tokens`: all that the prompt leaves, at most what was asked.
-
-        None when that is less than an answer of this intent needs to be of use (or than what was asked, if less).
-        """
-        room = left_tokens - prompt_tokens
-        useful = self.output_tokens_min if asked_tokens is None else min(self.output_tokens_min, asked_tokens)
-        if room < max(1, useful):
-            return None
-        return room if asked_tokens is None else min(room, asked_tokens)
+    def strategies(self, setting: str, *, is_set: bool) -> tuple[Strategy, ...]:
+        """How to compress, in the order to try. What somebody has set counts alone; a default leaves it to the handler."""
+        return (Strategy(setting),) if is_set else tuple(Strategy(name) for name in self.compression)
 
     def assess(self, answer: Answer) -> Assessment:
         """Run all checks. An answer that is a tool call is not text to be checked: it scores 1."""

@@ -1,27 +1,54 @@
-"""A question of our own to a configured model: classification, semantic compression. Booked apart from every run."""
+"""A question of our own to a configured model: classification, semantic compression.
+
+What is asked about steps in general is overhead, booked apart from every run. What is asked for one call is charged to that
+call's budgets: reserved on its chain like a call of its own, and not asked where it does not fit.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 import structlog
 
-from gateway.ledger.port import EntryKind, OutboxEntry
-from gateway.pipeline.call import LOCAL_PROJECT
+from gateway.ledger.port import EntryKind, Ledger, LedgerUnavailable, OutboxEntry, Reserve
+from gateway.pipeline.call import LOCAL_PROJECT, Call
+from gateway.pipeline.events import draft_of
 from gateway.pipeline.settlement import Recorder
 from gateway.pricebook import PriceBook
 from gateway.upstream.deployments import Pool
-from gateway.upstream.port import Timeouts, Upstream, UpstreamCall, UpstreamError
+from gateway.upstream.port import Deployment, Timeouts, Upstream, UpstreamAnswer, UpstreamCall, UpstreamError
 from gateway.wire.choices import usage_of
 from policies.amounts import Amount
-from policies.pricing import cost_nano_usd
+from policies.pricing import Usage, cost_nano_usd, worst_case
+from policies.reservation import Demand, Granted
 
 _log = structlog.get_logger(__name__)
 _TIMEOUTS: Final = Timeouts(connect_ms=2_000, first_byte_ms=15_000, idle_ms=15_000, total_ms=20_000)
+# Longer than a question may take: nobody renews its hold.
+_HOLD_MS: Final = 60_000
 # What usage reports show in place of a key: these tokens are overhead of the orchestration, not of any run.
 OVERHEAD: Final = "orchestration"
+
+
+@dataclass(frozen=True, slots=True)
+class Charged:
+    """An answer that a run has paid for."""
+
+    body: bytes
+    cost_nano_usd: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """`body` None: no answer, which the provider may bill all the same (`may_cost`)."""
+
+    body: bytes | None
+    usage: Usage | None = None
+    may_cost: bool = True
 
 
 class Asking:
@@ -32,6 +59,8 @@ class Asking:
         pool: Pool,
         prices: PriceBook,
         recorder: Recorder,
+        ledger: Ledger,
+        owner: str,
         new_id: Callable[[], str],
         now_ms: Callable[[], int],
     ) -> None:
@@ -39,6 +68,8 @@ class Asking:
         self._pool = pool
         self._prices = prices
         self._recorder = recorder
+        self._ledger = ledger
+        self._owner = owner
         self._new_id = new_id
         self._now_ms = now_ms
 
@@ -48,6 +79,106 @@ class Asking:
         if deployment is None:
             return None
         call_id = self._new_id()
+        heard = await self._send(deployment, model, call_id, body)
+        if heard.body is not None and heard.usage is not None:
+            self._book_overhead(call_id, model, deployment, heard.usage)
+        return heard.body
+
+    def demand(self, model: str, prompt_tokens: int, output_tokens_max: int) -> Demand | None:
+        """What asking this may cost at worst; None where nobody knows what the model costs."""
+        deployments = self._pool.of(model)
+        price = self._prices.price(deployments[0]) if deployments else None
+        if price is None:
+            return None
+        worst = worst_case(price, prompt_tokens, output_tokens_max)
+        return Demand(
+            prompt_tokens,
+            output_tokens_max,
+            output_tokens_max,
+            worst.prompt_nano_usd,
+            worst.output_nano_usd_per_token,
+        )
+
+    async def ask_for(
+        self, call: Call, model: str, body: dict[str, Any], demand: Demand, action: str
+    ) -> Charged | None:
+        """Ask on the budgets of `call`, whose chain has to be known. None: it does not fit, or there is no answer.
+
+        What was reserved is settled or given back before this returns or is cancelled.
+        """
+        deployment = self._pool.choose(model)
+        if deployment is None:
+            return None
+        call_id = self._new_id()
+        try:
+            is_granted = await self._reserved(call, call_id, deployment, demand, action)
+        except BaseException:
+            self._pool.release(deployment)
+            raise
+        if not is_granted:
+            self._pool.release(deployment)
+            return None
+        project = call.principal.project
+        try:
+            heard = await self._send(deployment, model, call_id, body)
+        except BaseException:
+            await asyncio.shield(self._settle(project, call_id, deployment, demand, None))
+            raise
+        if not heard.may_cost:
+            await asyncio.shield(self._void(project, call_id))
+            return None
+        cost = await asyncio.shield(self._settle(project, call_id, deployment, demand, heard.usage))
+        return None if heard.body is None else Charged(heard.body, cost)
+
+    async def _reserved(self, call: Call, call_id: str, deployment: Deployment, demand: Demand, action: str) -> bool:
+        draft = orjson.loads(draft_of(call)) | {
+            "request_id": call_id,
+            "protocol": "chat",
+            "stream": False,
+            "model_requested": deployment.name,
+            "model": deployment.name,
+            "provider": deployment.provider,
+            "prompt_tokens_counted": demand.prompt_tokens,
+            "actions": action,
+            "detail": {"asked_for": call.id},
+        }
+        request = Reserve(call_id, self._owner, call.chain.holds, demand, _HOLD_MS, orjson.dumps(draft))
+        try:
+            return isinstance(await self._ledger.reserve(call.principal.project, request), Granted)
+        except LedgerUnavailable:  # the answer may have been lost on the way
+            await self._void(call.principal.project, call_id)
+            return False
+
+    async def _settle(
+        self, project: str, call_id: str, deployment: Deployment, demand: Demand, usage: Usage | None
+    ) -> int:
+        """What was booked, in nano-USD: the worst case where the provider does not say what was used."""
+        source = "provider" if usage is not None else "estimated"
+        used = usage or Usage(demand.prompt_tokens, demand.output_tokens_max)
+        price = self._prices.price(deployment)
+        cost = cost_nano_usd(price, used) if price is not None else 0
+        detail = {
+            "status": "ok",
+            "usage_source": source,
+            "input_tokens": used.input_tokens,
+            "output_tokens": used.output_tokens,
+            "cache_read_tokens": used.cache_read_tokens,
+            "reasoning_tokens": used.reasoning_tokens,
+        }
+        amount = Amount(used.input_tokens + used.output_tokens, cost, 1)
+        try:
+            await self._ledger.settle(project, call_id, amount, orjson.dumps(detail))
+        except LedgerUnavailable:  # the sweeper books the hold
+            _log.warning("own_question_not_settled", request_id=call_id)
+        return cost
+
+    async def _void(self, project: str, call_id: str) -> None:
+        try:
+            await self._ledger.void(project, call_id)
+        except LedgerUnavailable:
+            _log.warning("hold_left_to_sweeper", request_id=call_id)
+
+    async def _send(self, deployment: Deployment, model: str, call_id: str, body: dict[str, Any]) -> _Heard:
         try:
             answer = await self._upstream.send(
                 deployment, UpstreamCall("chat", body, stream=False, request_id=call_id, timeouts=_TIMEOUTS)
@@ -55,26 +186,17 @@ class Asking:
         except UpstreamError as error:
             self._pool.report(deployment, error.status)
             _log.warning("own_question_failed", model=model, error=str(error))
-            return None
+            return _Heard(None, may_cost=error.bytes_received)
         except BaseException:
             self._pool.release(deployment)
             raise
         self._pool.report(deployment, answer.status)
         if answer.close is not None:
             await answer.close()
-        if answer.status >= 400:
-            return None
-        self._book(call_id, model, answer.body)
-        return answer.body
+        return _Heard(None, may_cost=False) if answer.status >= 400 else _Heard(answer.body, _usage_of(answer))
 
-    def _book(self, call_id: str, model: str, body: bytes) -> None:
-        try:
-            usage = usage_of(orjson.loads(body).get("usage"))
-        except (orjson.JSONDecodeError, AttributeError):
-            usage = None
-        if usage is None:
-            return
-        price = self._prices.price(self._pool.of(model)[0])
+    def _book_overhead(self, call_id: str, model: str, deployment: Deployment, usage: Usage) -> None:
+        price = self._prices.price(deployment)
         cost = cost_nano_usd(price, usage) if price is not None else 0
         event = {
             "request_id": call_id,
@@ -90,3 +212,10 @@ class Asking:
         amount = Amount(usage.input_tokens + usage.output_tokens, cost, 1)
         entry = OutboxEntry("", call_id, EntryKind.RECORDED, LOCAL_PROJECT, amount, self._now_ms(), orjson.dumps(event))
         self._recorder.record(LOCAL_PROJECT, entry)
+
+
+def _usage_of(answer: UpstreamAnswer) -> Usage | None:
+    try:
+        return usage_of(orjson.loads(answer.body).get("usage"))
+    except (orjson.JSONDecodeError, AttributeError):
+        return None

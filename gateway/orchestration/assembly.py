@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Final
 
-import orjson
 import structlog
 
 from gateway.config import Config
-from gateway.control import Control
+from gateway.control import Control, Snapshot
 from gateway.ledger.port import Ledger
+from gateway.orchestration.asking import Asking
 from gateway.orchestration.compressing import Compressing
+from gateway.orchestration.condensing import Condensing, CondensingRules, text_of
 from gateway.orchestration.histories import Histories
 from gateway.orchestration.intents import IntentRules, Intents
 from gateway.orchestration.plans import Plans
@@ -28,13 +29,15 @@ from gateway.tokenizer import Tokenizer
 from gateway.upstream.deployments import Pool
 from policies.budgets import Budget
 from policies.classify import Classification
-from policies.handlers import ENTRY_POINT_GROUP, registry_of
+from policies.compression import Strategy
+from policies.handlers import ENTRY_POINT_GROUP, Registry, registry_of
+from policies.intents import Intent
 from policies.routing import Tier
+from policies.tokens import counting_for
 
 _log = structlog.get_logger(__name__)
 ANSWER_TOKENS_MAX: Final = 200
-
-Ask = Callable[[str, dict[str, Any]], Awaitable[bytes | None]]
+_MESSAGE_TOKENS: Final = 8  # around each message, generously
 
 
 def make_orchestration(
@@ -48,18 +51,17 @@ def make_orchestration(
     tokenizer: Tokenizer,
     telemetry: Telemetry,
     budgets: Callable[[], Sequence[Budget]],
-    ask: Ask,
+    asking: Asking,
     clock_ms: Callable[[], int],
 ) -> Orchestration:
-    """`ask` sends a chat body to a model of ours, outside every budget, and gives the answer's body."""
     model = config.classifier.model
 
     async def ask_intent(messages: Sequence[Mapping[str, Any]]) -> str | None:
         assert model is not None  # noqa: S101 - only used where a model is configured
-        answer = await ask(
+        answer = await asking.ask(
             model, {"model": model, "messages": list(messages), "max_tokens": ANSWER_TOKENS_MAX, "temperature": 0}
         )
-        return _text_of(answer)
+        return text_of(answer)
 
     rules = IntentRules(
         wait_ms=config.classifier.wait_ms if config.classifier.wait else 0,
@@ -73,7 +75,13 @@ def make_orchestration(
         intents=Intents(store, ask_intent if model else None, rules, clock_ms, _noting(trail)),
         plans=Plans(store, ledger),
         histories=Histories(store, clock_ms),
-        compressing=Compressing(tokenizer, lambda: control.snapshot),
+        compressing=Compressing(
+            tokenizer,
+            lambda: control.snapshot,
+            strategies=_strategies(registry),
+            condensing=_condensing(config, asking, ledger, pool, tokenizer, clock_ms),
+            memory_tokens_max=config.compression.memory_tokens_max,
+        ),
         routing=Routing(
             pool=pool,
             prices=prices,
@@ -86,9 +94,37 @@ def make_orchestration(
         telemetry=telemetry,
         budgets=budgets,
         snapshot=lambda: control.snapshot,
+        holdout_share=config.savings.holdout_share,
     )
     control.subscribe(orchestration.settings_changed)
     return orchestration
+
+
+def _strategies(registry: Registry) -> Callable[[Intent, Snapshot], Sequence[Strategy]]:
+    def strategies(intent: Intent, snapshot: Snapshot) -> Sequence[Strategy]:
+        row = snapshot.setting_rows.get(f"orchestration_compression_strategy_{intent}")
+        is_set = row is not None and row.origin != "default"
+        return registry.of(intent).strategies(snapshot.settings.compression_strategy[intent], is_set=is_set)
+
+    return strategies
+
+
+def _condensing(
+    config: Config, asking: Asking, ledger: Ledger, pool: Pool, tokenizer: Tokenizer, clock_ms: Callable[[], int]
+) -> Condensing:
+    wanted = config.compression
+    model = wanted.semantic_model or next(iter(config.tiers.fast), None)
+    deployment = pool.of(model)[0] if model is not None else None
+
+    def count(messages: Sequence[Mapping[str, str]]) -> int:
+        """More than the model will count: by its own factor, and a little for what no tokenizer shows."""
+        assert deployment is not None  # noqa: S101 - without a model nobody is asked
+        counting = counting_for(deployment.model, deployment.provider)
+        tokens = sum(tokenizer.count_text(counting.encoding, one["content"]) + _MESSAGE_TOKENS for one in messages)
+        return -(-tokens * (counting.factor_percent + 1) // 100)
+
+    rules = CondensingRules(model, int(wanted.semantic_wait_seconds * 1000), wanted.semantic_texts_max)
+    return Condensing(asking, ledger, rules, count=count, clock_ms=clock_ms)
 
 
 def _noting(trail: Trail) -> Callable[[Call, Classification], None]:
@@ -106,11 +142,3 @@ def _noting(trail: Trail) -> Callable[[Call, Classification], None]:
         )
 
     return classified
-
-
-def _text_of(body: bytes | None) -> str | None:
-    try:
-        content = orjson.loads(body or b"")["choices"][0]["message"]["content"]
-    except (orjson.JSONDecodeError, LookupError, TypeError):
-        return None
-    return content if isinstance(content, str) else None

@@ -3,74 +3,254 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 from gateway.control import Snapshot
+from gateway.orchestration.condensing import Condensed, Condensing, Question
+from gateway.orchestration.prompt_caches import Conversation, Prompt, PromptCaches
 from gateway.pipeline.call import Call
 from gateway.tokenizer import Tokenizer
 from policies.amounts import Amount
-from policies.compression import Aggressiveness, Compressed, CompressionPolicy, Strategy, compress_chat, worth_it
+from policies.compression import (
+    Aggressiveness,
+    Compressed,
+    CompressionPolicy,
+    Roi,
+    Strategy,
+    compress_chat,
+    semantic_requests,
+    worth_it,
+)
 from policies.intents import Intent
+from policies.pricing import Rates, Usage, worst_case
 from policies.settings import Settings
 from policies.tokens import counting_for
 
 # What compressing a shorter prompt could save is not worth its milliseconds, nor the prompt cache it breaks.
 _PROMPT_TOKENS_MIN: Final = 256
-# Messages and chat carry the same list of messages; the other protocols have no history of that form.
-_COMPRESSIBLE: Final = ("chat", "messages")
+# Where each protocol carries its history. The others have none.
+_HISTORY: Final = {"chat": "messages", "messages": "messages", "responses": "input"}
+# What a call is taken to answer that does not say how much it may be: before a paid question, so much is kept back for it.
+_OUTPUT_TOKENS_USUAL: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One prompt to be shortened: what it is, how it is counted, and how far to go (0 tokens: by the policy's ratio)."""
+
+    messages: Sequence[Mapping[str, Any]]
+    policy: CompressionPolicy
+    encoding: str
+    prompt_tokens: int
+    needed_tokens: int
+    intent: str
 
 
 class Compressing:
-    def __init__(self, tokenizer: Tokenizer, snapshot: Callable[[], Snapshot]) -> None:
+    """`strategies` names those of an intent in the order to try: the first one, and under pressure the next."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        snapshot: Callable[[], Snapshot],
+        *,
+        strategies: Callable[[Intent, Snapshot], Sequence[Strategy]],
+        condensing: Condensing,
+        memory_tokens_max: int,
+    ) -> None:
         self._tokenizer = tokenizer
         self._snapshot = snapshot
+        self._strategies = strategies
+        self._condensing = condensing
+        self._memory_tokens_max = memory_tokens_max
+        self._caches = PromptCaches()
 
-    def is_offered(self, call: Call, settings: Settings) -> bool:
-        if call.protocol.name not in _COMPRESSIBLE or call.count is None or not settings.compression_enabled:
-            return False
-        return policy_of(settings, call).strategy is not Strategy.NONE
+    async def stop(self) -> None:
+        await self._condensing.stop()
 
-    async def compress(self, call: Call, needed_tokens: int) -> bool:
-        """To `needed_tokens` (0: by the settings' ratio), never below the minimum quality. True: the prompt is smaller now."""
+    def why_not(self, call: Call, snapshot: Snapshot) -> str:
+        """Why a call is not compressed; empty where it may be."""
+        if not snapshot.settings.compression_enabled:
+            return "compression is off"
+        field = _HISTORY.get(call.protocol.name)
+        if field is None or call.count is None or not isinstance(call.request.body.get(field), list):
+            return "it carries no history that could be shortened"
+        if self._strategies(_intent(call), snapshot)[0] is Strategy.NONE:
+            return f"the strategy for {_intent(call)} is none"
+        return ""
+
+    def answered(self, call: Call, usage: Usage) -> None:
+        """What the provider billed shows whether it has a prompt cache to lose."""
+        self._caches.answered(_conversation(call), usage)
+
+    async def compress(self, call: Call, needed_tokens: int, *, asks: bool = True) -> bool:
+        """To `needed_tokens` (0: by the settings' ratio), never below the minimum quality. True: the prompt is smaller now.
+
+        Under pressure what the prompt cache would lose does not count: a call that is refused has nothing of it. Then no
+        model is asked either, for want of budget; what was answered before serves. `asks` False asks nobody at all.
+        """
         count = call.count
         if count is None or count.tokens < _PROMPT_TOKENS_MIN:
             return False
-        policy = policy_of(self._snapshot().settings, call)
-        found = await asyncio.to_thread(self._compressed, call, policy, needed_tokens)
+        work, condensed, found = await self._shortest(call, needed_tokens, asks)
+        original = Prompt.of(work.messages, count.tokens)
         if found.messages is None or found.tokens_saved <= 0:
-            call.decisions.append({"compress": found.reason})
+            self._caches.goes(_conversation(call), call.id, original)
+            call.decisions.append({"compress": found.reason, "strategy": work.policy.strategy} | _told(condensed))
             return False
-        rate = call.price.rates.input if call.price is not None else 0
-        gain = worth_it(found.tokens_saved, rate, 0.0, 0.0, 0, tokens_past_change=found.tokens_past_change)
-        if not gain.is_worth_it:
-            call.decisions.append({"compress": "would cost more than it saves"})
+        shorter = Prompt.of(found.messages, max(0, count.tokens - found.tokens_saved))
+        gain = self._gain(call, found, original, shorter, condensed.cost_nano_usd)
+        # What was paid for asking is gone either way.
+        if not needed_tokens and gain.net_nano_usd + gain.cost_nano_usd < 0:
+            self._caches.goes(_conversation(call), call.id, original)
+            lost = (
+                f"the prompt cache would lose {gain.cache_lost_nano_usd} nano-USD, {gain.saved_nano_usd} would be saved"
+            )
+            call.decisions.append(
+                {"compress": f"not done: {lost}", "strategy": work.policy.strategy} | _told(condensed)
+            )
             return False
-        call.request.body = {**call.request.body, "messages": found.messages}
-        call.actions.append(f"compress={found.tokens_saved}")
-        call.decisions.append({"compress": found.reason, "quality": round(found.quality, 3), "by": list(found.actions)})
-        call.saved += Amount(found.tokens_saved, gain.saved_nano_usd)
+        self._caches.goes(_conversation(call), call.id, shorter)
+        call.request.body = {**call.request.body, _HISTORY[call.protocol.name]: found.messages}
+        _note(call, found, work.policy.strategy, gain, condensed)
         return True
 
-    def _compressed(self, call: Call, policy: CompressionPolicy, needed_tokens: int) -> Compressed:
+    async def _shortest(self, call: Call, needed_tokens: int, asks: bool) -> tuple[_Work, Condensed, Compressed]:
+        """By the first strategy; where that does not reach what is needed, by the one that gets furthest."""
+        best: tuple[_Work, Condensed, Compressed] | None = None
+        snapshot = self._snapshot()
+        for strategy in self._strategies(_intent(call), snapshot):
+            work = self._work(call, policy_of(snapshot.settings, strategy), needed_tokens)
+            condensed = await self._condensed(call, work, asks)
+            found = await asyncio.to_thread(self._compressed, work, condensed.answers)
+            if best is None or found.tokens_after < best[2].tokens_after:
+                best = work, condensed, found
+            if not needed_tokens or found.tokens_after <= needed_tokens:
+                break
+        assert best is not None  # noqa: S101 - there is always a first strategy
+        return best
+
+    def _work(self, call: Call, policy: CompressionPolicy, needed_tokens: int) -> _Work:
         deployment, count = call.deployment, call.count
         assert deployment is not None  # noqa: S101 - counted means chosen
         assert count is not None  # noqa: S101
-        encoding = counting_for(deployment.model, deployment.provider).encoding
-        return compress_chat(
-            call.request.body["messages"],
+        return _Work(
+            call.request.body[_HISTORY[call.protocol.name]],
             policy,
-            lambda text: self._tokenizer.count_text(encoding, text),
-            target_tokens=needed_tokens or None,
-            prompt_tokens=count.reserve_tokens,
-            intent=call.intent.intent if call.intent else "",
+            counting_for(deployment.model, deployment.provider).encoding,
+            count.reserve_tokens,
+            needed_tokens,
+            call.intent.intent if call.intent else "",
+        )
+
+    def _compressed(self, work: _Work, condensed: Mapping[str, str]) -> Compressed:
+        return compress_chat(
+            work.messages,
+            work.policy,
+            lambda text: self._tokenizer.count_text(work.encoding, text),
+            target_tokens=work.needed_tokens or None,
+            prompt_tokens=work.prompt_tokens,
+            intent=work.intent,
+            memory_tokens_max=self._memory_tokens_max,
+            condensed=condensed,
+        )
+
+    async def _condensed(self, call: Call, work: _Work, asks: bool) -> Condensed:
+        """What a cheap model has made, or makes now, of the texts: only for the strategy `semantic`, and where it pays."""
+        if work.policy.strategy is not Strategy.SEMANTIC:
+            return Condensed()
+        requests = await asyncio.to_thread(
+            semantic_requests,
+            work.messages,
+            work.policy,
+            lambda text: self._tokenizer.count_text(work.encoding, text),
+            intent=work.intent,
+            memory_tokens_max=self._memory_tokens_max,
+        )
+        known = self._condensing.known(call, requests)
+        questions = self._condensing.questions(call, requests)
+        if not questions:
+            return known
+        if work.needed_tokens:
+            known.reason = "nobody is asked under pressure"
+        elif not self._pays(call, work, questions):
+            known.reason = "asking would cost more than it saves"
+        elif not asks:
+            known.reason = f"{len(questions)} texts would be asked about"
+        else:
+            fresh = await self._condensing.ask(call, questions, _spare(call))
+            return Condensed(known.answers | fresh.answers, fresh.cost_nano_usd, fresh.reason)
+        return known
+
+    def _pays(self, call: Call, work: _Work, questions: Sequence[Question]) -> bool:
+        """Before anything is spent: what asking costs at worst and the cache loses, against what this one call saves."""
+        if call.price is None or call.count is None:
+            return False
+        saved = cost = 0
+        for question in questions:
+            demand = question.demand
+            saved += max(0, demand.prompt_tokens - demand.output_tokens_max)
+            cost += demand.amount(demand.output_tokens_max).nano_usd
+        cached = self._caches.cached_tokens(_conversation(call), call.id, Prompt.of(work.messages, call.count.tokens))
+        rates = call.price.rates
+        gain = worth_it(
+            saved, rates.input, rates.cache_read, cached_tokens_before=cached, compressor_cost_nano_usd=cost
+        )
+        return gain.is_worth_it
+
+    def _gain(self, call: Call, found: Compressed, original: Prompt, shorter: Prompt, cost_nano_usd: int) -> Roi:
+        rates = call.price.rates if call.price is not None else _FREE
+        conversation = _conversation(call)
+        return worth_it(
+            found.tokens_saved,
+            rates.input,
+            rates.cache_read,
+            cached_tokens_before=self._caches.cached_tokens(conversation, call.id, original),
+            cached_tokens_after=self._caches.cached_tokens(conversation, call.id, shorter),
+            compressor_cost_nano_usd=cost_nano_usd,
         )
 
 
-def policy_of(settings: Settings, call: Call) -> CompressionPolicy:
-    intent = Intent(call.intent.intent) if call.intent is not None else Intent.GENERATE
+_FREE: Final = Rates(0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def _note(call: Call, found: Compressed, strategy: Strategy, gain: Roi, condensed: Condensed) -> None:
+    """What compressing costs is taken from what it saves: the figure is what the run is better off by."""
+    call.actions.append(f"compress={found.tokens_saved}")
+    decision = {"compress": found.reason, "strategy": strategy, "quality": round(found.quality, 3)}
+    call.decisions.append(decision | {"by": list(found.actions), "net_nano_usd": gain.net_nano_usd} | _told(condensed))
+    call.saved += Amount(found.tokens_saved, gain.net_nano_usd)
+
+
+def _told(condensed: Condensed) -> dict[str, Any]:
+    told = {"asking": condensed.reason, "asking_nano_usd": condensed.cost_nano_usd}
+    return {name: value for name, value in told.items() if value}
+
+
+def _spare(call: Call) -> Amount:
+    """What the call itself needs, near enough to not take it away from it."""
+    prompt = call.count.reserve_tokens if call.count is not None else 0
+    output = call.request.output_tokens_max or _OUTPUT_TOKENS_USUAL
+    nano_usd = 0
+    if call.price is not None:
+        worst = worst_case(call.price, prompt, output, call.request.body.get("service_tier"))
+        nano_usd = worst.prompt_nano_usd + worst.output_nano_usd_per_token * output * call.request.choices
+    return Amount(prompt + output * call.request.choices, nano_usd, 1)
+
+
+def _conversation(call: Call) -> Conversation:
+    return call.principal.project, call.run, call.tags.step, call.model
+
+
+def _intent(call: Call) -> Intent:
+    return Intent(call.intent.intent) if call.intent is not None else Intent.GENERATE
+
+
+def policy_of(settings: Settings, strategy: Strategy) -> CompressionPolicy:
     return CompressionPolicy(
-        Strategy(settings.compression_strategy[intent]),
+        strategy,
         settings.compression_target_ratio,
         settings.compression_min_quality,
         Aggressiveness(settings.compression_aggressiveness),

@@ -18,12 +18,24 @@ from gateway.orchestration.complexity import complexity_of
 from gateway.pipeline.call import Call
 from gateway.pricebook import PriceBook
 from gateway.upstream.deployments import Pool
-from policies.amounts import Amount
 from policies.answer_checks import Answer
 from policies.handlers import Registry
+from policies.holdout import Arm
 from policies.intents import Intent
 from policies.reservation import Refused
-from policies.routing import Candidate, Needs, NoRoute, Route, Tier, Wish, cheaper, is_auto, needed_abilities, route
+from policies.routing import (
+    Candidate,
+    Needs,
+    NoRoute,
+    Route,
+    Tier,
+    Wish,
+    cheaper,
+    is_auto,
+    needed_abilities,
+    prompt_tokens_about,
+    route,
+)
 from policies.settings import Settings
 
 _ABILITIES: Final = ("function_calling", "vision", "response_schema", "audio_input")
@@ -87,7 +99,14 @@ class Routing:
         call.decisions.append({"route": found.model, "why": found.reason})
         if found.model != name:
             call.actions.append(f"route={found.model}")
+            self._compare_with(call, name)
         return found.model
+
+    def _compare_with(self, call: Call, asked: str) -> None:
+        """What is saved is counted against the model that was named; `auto` names none."""
+        named = self._pool.of(asked)
+        if named and call.price_asked is None:
+            call.price_asked = self._prices.price(named[0])
 
     def _wish(self, call: Call, snapshot: Snapshot, course: _Course | None, may_reroute: bool) -> Wish:
         """Reading a whole prompt for its complexity costs more than all else here; a conversation that goes on is spared it."""
@@ -102,14 +121,21 @@ class Routing:
             tier_floor=self._handlers.of(_intent(call)).tier_floor,
         )
 
-    def reroute(self, call: Call, refused: Refused) -> bool:
-        """To a cheaper model with the needed abilities. Only money is saved by it: tokens are the same anywhere."""
-        if refused.unit != "nano_usd" or call.deployment is None:
+    def reroute(self, call: Call, refused: Refused | None) -> bool:
+        """To a cheaper model with the needed abilities. Only money is saved by it: tokens are the same anywhere.
+        `refused` None: nothing stands in the way yet, and there is little left."""
+        if call.deployment is None:
+            return False
+        if refused is not None and refused.unit != "nano_usd":
+            call.decisions.append(
+                {"route": "a cheaper model saves money, and what is short is " + (refused.unit or "")}
+            )
             return False
         settings = self._snapshot().settings
         for found in cheaper(call.model, self._needs(call, money=True), self._allowed(call), settings):
             if self._use(call, found.model, found.reason):
                 return True
+        call.decisions.append({"route": f"no cheaper model than {call.model} can take this call"})
         return False
 
     def judge(self, call: Call, answer: Answer) -> None:
@@ -129,6 +155,10 @@ class Routing:
         return _conversation(call) in self._courses
 
     def _may_reroute(self, call: Call, snapshot: Snapshot) -> bool:
+        return call.arm is not Arm.HOLDOUT and self.is_wanted(call, snapshot)
+
+    def is_wanted(self, call: Call, snapshot: Snapshot) -> bool:
+        """Whether a model that was named may be replaced in this workflow."""
         settings = snapshot.settings
         if (
             not (settings.enabled and settings.ais_routing_enabled and call.is_tagged)
@@ -142,22 +172,20 @@ class Routing:
         chosen = self._pool.choose(model)
         if chosen is None or call.deployment is None:
             return False
-        before = call.price
+        self._compare_with(call, call.model)
         self._pool.release(call.deployment)
         call.deployment, call.price, call.model = chosen, self._prices.price(chosen), model
         call.actions.append(f"route={model}")
         call.decisions.append({"route": model, "why": reason})
-        if before is not None and call.price is not None and call.count is not None:
-            saved = (before.rates.input - call.price.rates.input) * call.count.tokens // 1_000_000
-            call.saved += Amount(0, max(0, saved))
         return True
 
     def _needs(self, call: Call, *, money: bool = False) -> Needs:
-        count = call.count
+        count, intent = call.count, _intent(call)
+        usual = self._handlers.of(intent).output_tokens_expected(self._snapshot().settings.token_budget[intent])
         return Needs(
             abilities=needed_abilities(call.request.body),
-            prompt_tokens=count.reserve_tokens if count else 0,
-            output_tokens=call.request.output_tokens_max or 0,
+            prompt_tokens=count.reserve_tokens if count else prompt_tokens_about(call.request.body),
+            output_tokens=call.request.output_tokens_max or usual,
             is_money_limited=money,
         )
 

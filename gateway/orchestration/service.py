@@ -31,6 +31,8 @@ from gateway.telemetry import Telemetry
 from policies.allocation import StepAllocation
 from policies.amounts import UNLIMITED, Limit
 from policies.budgets import Budget, Rung, RunLimits, Scope, Subject
+from policies.holdout import Arm, arm_of
+from policies.pricing import Usage
 from policies.reservation import Refused
 
 _log = structlog.get_logger(__name__)
@@ -50,6 +52,7 @@ class Orchestration:
         snapshot: Callable[[], Snapshot],
         telemetry: Telemetry,
         budgets: Callable[[], Sequence[Budget]],
+        holdout_share: float = 0.0,
     ) -> None:
         self.intents = intents
         self.plans = plans
@@ -61,6 +64,7 @@ class Orchestration:
         self._snapshot = snapshot
         self._telemetry = telemetry
         self._budgets = budgets
+        self._holdout_share = holdout_share
         self._declarations = Declarations()
         self._concluded = snapshot()
 
@@ -71,6 +75,7 @@ class Orchestration:
         self.scoring.start()
 
     async def stop(self) -> None:
+        await self._compressing.stop()
         await self.scoring.stop()
         await self.intents.stop()
         await self.plans.stop()
@@ -109,6 +114,8 @@ class Orchestration:
     ) -> RunLimits:
         settings = snapshot.settings
         threshold = settings.intent_classification_confidence_threshold
+        if self._holdout_share:
+            self._take_side(call, snapshot, declared)
         call.intent = intent = await self.intents.of(call, declared.intent(call.tags.step), threshold)
 
         async def propose(known: Run | None) -> RunPlan:
@@ -129,6 +136,15 @@ class Orchestration:
             planned_step=limits.planned_step.tightened_by(Limit(tokens=hard)),
             step_soft_tokens=soft if soft < hard else None,
         )
+
+    def _take_side(self, call: Call, snapshot: Snapshot, declared: DeclaredWorkflow) -> None:
+        """Only of calls that could be compressed or routed there is something to compare."""
+        compresses = snapshot.settings.compression_enabled and declared.compresses
+        is_compressed = compresses and "no-compress" not in call.tags.options
+        if is_compressed or self._routing.is_wanted(call, snapshot):
+            call.arm = arm_of(call.principal.project, call.run or "", self._holdout_share)
+            if call.arm is Arm.HOLDOUT:
+                call.actions.append(Arm.HOLDOUT.value)
 
     async def propose(self, project: str, request: RunRequest) -> RunPlan:
         """The plan that such a run would have. Raises ValueError as `plan_run` does. Changes nothing."""
@@ -197,14 +213,20 @@ class Orchestration:
         return chosen
 
     def offers(self, call: Call, rung: Rung) -> bool:
+        return not self.why_not(call, rung)
+
+    def why_not(self, call: Call, rung: Rung) -> str:
+        """Why a call is not compressed or rerouted; empty where it may be."""
         snapshot = self._snapshot()
         settings = snapshot.settings
         if not (settings.enabled and call.is_tagged):
-            return False
+            return "orchestration is off" if call.is_tagged else "the call is not tagged"
+        if call.arm is Arm.HOLDOUT:
+            return "the run is held out, so that savings can be measured against it"
         if rung is Rung.COMPRESS:
             declared = self._declarations.of(snapshot.workflow(call.principal.project, call.tags.workflow or ""))
-            return declared.compresses and self._compressing.is_offered(call, settings)
-        return rung is Rung.ROUTE and self._routing.is_offered(settings)
+            return self._compressing.why_not(call, snapshot) if declared.compresses else "the workflow forbids it"
+        return "" if self._routing.is_offered(settings) else "routing is off, or no model is in a tier"
 
     async def compress(self, call: Call, needed_tokens: int) -> bool:
         before = call.saved.tokens
@@ -218,7 +240,12 @@ class Orchestration:
             self.trail.note("prompt.compressed", call, call.tags.step, tokens=call.saved.tokens - before, **detail)
         return changed
 
-    async def reroute(self, call: Call, refused: Refused) -> bool:
+    def answered(self, call: Call, usage: Usage) -> None:
+        """What a tagged call was billed."""
+        if self._snapshot().settings.compression_enabled:
+            self._compressing.answered(call, usage)
+
+    async def reroute(self, call: Call, refused: Refused | None) -> bool:
         asked = call.model
         try:
             changed = self._routing.reroute(call, refused)

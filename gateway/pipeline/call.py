@@ -12,6 +12,7 @@ from gateway.upstream.port import Deployment, Lane
 from gateway.wire.protocol import Request, WireProtocol
 from policies.amounts import ZERO, Amount
 from policies.budgets import Budget, Chain, HoldKind
+from policies.holdout import Arm
 from policies.pricing import Price, Usage
 from policies.reservation import Balance, Granted
 from policies.tokens import PromptCount
@@ -96,6 +97,10 @@ class Call:
     actions: list[str] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
     saved: Amount = ZERO
+    price_asked: Price | None = (
+        None  # of the model that was named, where another one answers: what is saved is counted against it
+    )
+    arm: Arm | None = None  # which side of the holdout its run is on; None: nothing is to be compared
     lane: Lane | None = None
     is_admitted: bool = False
     is_with_upstream: bool = False  # a request is at the provider now: whoever gives up here may have to pay

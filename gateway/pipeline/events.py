@@ -57,6 +57,8 @@ def detail_of(call: Call, outcome: Outcome, usage: Usage | None, source: str) ->
     }
     if outcome.first_byte_ms is not None:
         event["first_byte_ms"] = outcome.first_byte_ms
+    if call.arm is not None:
+        event["arm"] = call.arm
     if call.deployment is not None:
         event |= {"model": call.deployment.name, "provider": call.deployment.provider}
     if call.grant is not None:

@@ -47,6 +47,7 @@ class Settler:
         alerts: Alerts,
         now_ms: Callable[[], int],
         count_late: Callable[[Call], Awaitable[PromptCount]],
+        answered: Callable[[Call, Usage], None],
     ) -> None:
         self._ledger = ledger
         self._recorder = recorder
@@ -54,10 +55,13 @@ class Settler:
         self._alerts = alerts
         self._now_ms = now_ms
         self._count_late = count_late
+        self._answered = answered
 
     async def settle(self, call: Call, outcome: Outcome) -> Settlement:
         """Never raises for a ledger that is away: its outage wrapper keeps what could not be written, and replays it."""
         used = await self._used(call, outcome)
+        if used is not None and call.is_tagged:
+            self._look_back(call, used)
         self._telemetry.ended(call, outcome, used.usage if used else None, used.amount if used else ZERO)
         if call.grant is None or not call.grant.held.requests:
             self._record(call, outcome, used)
@@ -71,6 +75,14 @@ class Settler:
             return Settlement()
         finally:
             call.timings.stop("settle")
+
+    def _look_back(self, call: Call, used: Used) -> None:
+        """What another model than the one that was named has saved, and what the provider's bill says of its cache."""
+        if used.source == "provider":
+            self._answered(call, used.usage)
+        if call.price_asked is not None:
+            asked = cost_nano_usd(call.price_asked, used.usage, call.request.body.get("service_tier"))
+            call.saved += Amount(0, asked - used.amount.nano_usd)
 
     def refused(self, call: Call, code: str) -> None:
         """A refusal costs nothing and is recorded all the same: it is what people ask about."""

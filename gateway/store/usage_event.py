@@ -13,6 +13,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.ledger.port import EntryKind, OutboxEntry
+from policies.holdout import Arm
 
 Row = dict[str, Any]
 
@@ -55,6 +56,7 @@ _COUNTS: Final = (
     "saved_nano_usd",
 )
 _MEASURES: Final = ("prompt_tokens_counted", "duration_ms", "first_byte_ms", "overhead_us")
+_ARMS: Final = frozenset(Arm)
 _STATUSES: Final = frozenset({"ok", "refused", "error", "cancelled"})
 # How it ended is known from the kind of entry, whatever the draft hoped for.
 _STATUS_OF_KIND: Final = {EntryKind.EXPIRED: "lost", EntryKind.LATE: "late", EntryKind.REPAIR: "repair"}
@@ -124,7 +126,7 @@ def _row(entry: OutboxEntry, event: Mapping[str, Any]) -> Row:
         "overrun_tokens": entry.overrun.tokens,
         "overrun_nano_usd": entry.overrun.nano_usd,
         "actions": actions,
-        "savings": _savings(actions),
+        "savings": _savings(actions, event.get("arm")),
         "detail": _detail(event.get("detail")),
     }
     return row
@@ -185,10 +187,12 @@ def _actions(value: object) -> str:
     return _text("actions", joined, ACTIONS_CHARACTERS_MAX)
 
 
-def _savings(actions: str) -> str:
-    if not actions:
+def _savings(actions: str, arm: object) -> str:
+    """The kinds of what was done, and which side of the holdout the call was on."""
+    if not actions and arm is None:
         return ""
-    return "+".join(sorted({action.partition("=")[0].strip() for action in actions.split(",") if action.strip()}))
+    kinds = {action.partition("=")[0].strip() for action in actions.split(",") if action.strip()}
+    return "+".join(sorted(kinds | {arm} if isinstance(arm, str) and arm in _ARMS else kinds))
 
 
 def _detail(value: object) -> str:

@@ -9,6 +9,7 @@ from policies.compression.memory import MEMORY_TOKENS_MAX
 from policies.compression.policy import Aggressiveness, Compressed, CompressionPolicy, Strategy
 from policies.compression.roi import Roi, worth_it
 from policies.compression.scoring import quality
+from policies.compression.segments import has_cache_marks
 from policies.compression.semantic import SemanticRequest, semantic_key, semantic_request
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "SemanticRequest",
     "Strategy",
     "compress_chat",
+    "has_cache_marks",
     "quality",
     "semantic_key",
     "semantic_request",

@@ -233,5 +233,4 @@ def _outcome(
         score,
         tuple(f"{stage}={tokens}" for stage, tokens in draft.saved.items()),
         reason,
-        sum(draft.tokens[changed[0] :]),
     )

@@ -52,8 +52,6 @@ class Compressed:
     """What became of a chat. `messages` is None when the original goes, and `reason` says why.
 
     `actions` names every stage that saved something, with the tokens it saved: `("structural=900", "truncate=340")`.
-    `tokens_past_change` counts the tokens of the result from the first changed text on: those a provider's prompt cache
-    can no longer serve.
     """
 
     messages: list[dict[str, Any]] | None
@@ -62,7 +60,6 @@ class Compressed:
     quality: float
     actions: tuple[str, ...]
     reason: str
-    tokens_past_change: int = 0
 
     @property
     def tokens_saved(self) -> int:

@@ -1,15 +1,16 @@
 """Does compressing pay? What is saved, less what the compressor costs and what the provider's prompt cache loses."""
 
 from dataclasses import dataclass
-from typing import Final
 
-_PARTS: Final = 1_000_000  # shares as integer millionths, so that money stays integer
-_TOKENS_PER_PRICE: Final = 1_000_000
+_TOKENS_PER_PRICE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Roi:
-    """All in nano-USD; `net` is `saved` − `cache_lost` − `cost` and may be negative."""
+    """All in nano-USD; `net` is `saved` − `cache_lost` − `cost` and may be negative.
+
+    `cache_lost` is negative where the shorter prompt is the one that the provider has in its cache.
+    """
 
     saved_nano_usd: int
     cache_lost_nano_usd: int
@@ -28,26 +29,24 @@ class Roi:
 def worth_it(
     tokens_saved: int,
     price_input_nano_usd_per_mtok: int,
-    cached_share: float,
-    cache_discount: float,
-    compressor_cost_nano_usd: int,
+    price_cached_nano_usd_per_mtok: int | None = None,
     *,
-    tokens_past_change: int = 0,
+    cached_tokens_before: int = 0,
+    cached_tokens_after: int = 0,
+    compressor_cost_nano_usd: int = 0,
 ) -> Roi:
     """What compressing one prompt gains.
 
-    `cached_share` (0–1) is the share of the prompt that the provider would have served from its cache at `cache_discount`
-    (0–1) off: that share of the saved tokens was cheap anyway, and that share of the `tokens_past_change` that remain
-    behind the first change now costs the full price. Saved money is rounded down, lost money up. Raises ValueError for
-    shares outside 0–1 and negative counts.
+    Of the original the provider would serve `cached_tokens_before` from its cache, of the shorter prompt
+    `cached_tokens_after`; each costs `price_cached…` there (None: as much as any other) instead of the full price, so what
+    is lost is that difference for each token that is not served from the cache any more. Saved money is rounded down,
+    lost money up. Raises ValueError for negative figures.
     """
-    if min(tokens_saved, price_input_nano_usd_per_mtok, compressor_cost_nano_usd, tokens_past_change) < 0:
-        raise ValueError("tokens, price and cost must not be negative")
-    if not (0 <= cached_share <= 1 and 0 <= cache_discount <= 1):
-        raise ValueError("cached_share and cache_discount must be between 0 and 1")
-    discount = round(cached_share * _PARTS) * round(cache_discount * _PARTS)
-    whole = _PARTS * _PARTS
-    scale = _TOKENS_PER_PRICE * whole
-    saved = tokens_saved * price_input_nano_usd_per_mtok * (whole - discount) // scale
-    lost = -(-tokens_past_change * price_input_nano_usd_per_mtok * discount // scale)
+    cached = price_input_nano_usd_per_mtok if price_cached_nano_usd_per_mtok is None else price_cached_nano_usd_per_mtok
+    given = (tokens_saved, price_input_nano_usd_per_mtok, cached, compressor_cost_nano_usd)
+    if min(*given, cached_tokens_before, cached_tokens_after) < 0:
+        raise ValueError("tokens, prices and cost must not be negative")
+    discount = max(0, price_input_nano_usd_per_mtok - cached)
+    saved = tokens_saved * price_input_nano_usd_per_mtok // _TOKENS_PER_PRICE
+    lost = -(-(cached_tokens_before - cached_tokens_after) * discount // _TOKENS_PER_PRICE)
     return Roi(saved, lost, compressor_cost_nano_usd)

@@ -78,6 +78,11 @@ def segments_of(messages: Sequence[Message]) -> list[Segment]:
     return found
 
 
+def has_cache_marks(messages: Sequence[Message]) -> bool:
+    """Whether the client says itself how far its prompt is to be cached: behind that nothing is, and before it nothing changes."""
+    return bool(_cached_until(messages))
+
+
 def instruction_of(messages: Sequence[Message]) -> str:
     """What is being asked: the text of the newest user turn, or "" when nobody asked anything."""
     turn = _newest_turn(messages)

@@ -368,7 +368,7 @@ def test_below_its_quality_a_cut_is_given_up_and_the_lossless_part_stays() -> No
     assert [action.split("=")[0] for action in strict.actions] == ["structural"]
 
 
-def test_actions_say_what_each_stage_saved_and_roi_gets_its_figure() -> None:
+def test_actions_say_what_each_stage_saved() -> None:
     messages = chat(
         call(1), result(1, "short"), call(2), result(2, LOG), call(3), result(3, REPORT), call(4), result(4, LOG)
     )
@@ -376,8 +376,6 @@ def test_actions_say_what_each_stage_saved_and_roi_gets_its_figure() -> None:
     saved = {action.split("=")[0]: int(action.split("=")[1]) for action in outcome.actions}
     assert set(saved) == {"structural", "duplicates", "extractive"}
     assert sum(saved.values()) == outcome.tokens_saved
-    assert outcome.messages is not None
-    assert outcome.tokens_past_change == text_tokens(outcome.messages[5:], count)
 
 
 def test_what_others_refer_to_is_cut_only_where_nothing_else_helps() -> None:

@@ -85,42 +85,62 @@ def test_rare_terms_rank_higher_and_neighbours_share() -> None:
     assert relevance(units, ()) == [0.0] * 5
 
 
+PRICE, CACHED = 2_500_000_000, 250_000_000  # nano-USD a million tokens: $2.50, and 90 % off from the cache
+
+
 @pytest.mark.parametrize(
-    ("saved", "price", "cached_share", "discount", "cost", "past_change", "net", "is_worth_it"),
+    ("saved", "price", "cached_price", "cached_before", "cached_after", "cost", "net", "is_worth_it"),
     [
-        (1000, 2_500_000_000, 0.0, 0.0, 0, 0, 2_500_000, True),
-        (1000, 2_500_000_000, 0.0, 0.0, 2_500_000, 0, 0, False),
-        (1000, 2_500_000_000, 0.0, 0.0, 3_000_000, 0, -500_000, False),
-        (1000, 2_500_000_000, 1.0, 0.5, 0, 0, 1_250_000, True),
-        (1000, 2_500_000_000, 1.0, 0.5, 0, 1000, 0, False),
-        (1000, 2_500_000_000, 1.0, 0.9, 0, 10_000, -22_250_000, False),
-        (1000, 2_500_000_000, 0.8, 0.9, 0, 100, 520_000, True),
-        (0, 2_500_000_000, 0.0, 0.0, 1, 0, -1, False),
-        (1000, 0, 0.0, 0.0, 0, 0, 0, True),
-        (1000, 0, 0.0, 0.0, 1, 0, -1, False),
-        (1, 999_999, 0.0, 0.0, 0, 0, 0, True),  # saved money is rounded down: nothing, at no cost
+        (1000, PRICE, None, 0, 0, 0, 2_500_000, True),
+        (1000, PRICE, None, 5000, 0, 0, 2_500_000, True),  # no discount: nothing to lose
+        (1000, PRICE, None, 0, 0, 2_500_000, 0, False),
+        (1000, PRICE, None, 0, 0, 3_000_000, -500_000, False),
+        (1000, PRICE, CACHED, 1000, 0, 0, 250_000, True),
+        (1000, PRICE, CACHED, 10_000, 0, 0, -20_000_000, False),
+        (1000, PRICE, CACHED, 10_000, 10_000, 0, 2_500_000, True),  # what changed lies behind what is cached
+        (1000, PRICE, CACHED, 2000, 4000, 0, 7_000_000, True),  # the shorter one is in the cache
+        (1000, PRICE, 2 * PRICE, 2000, 0, 0, 2_500_000, True),  # a cache that costs more than it saves
+        (0, PRICE, None, 0, 0, 1, -1, False),
+        (1000, 0, None, 0, 0, 0, 0, True),
+        (1000, 0, None, 0, 0, 1, -1, False),
+        (1, 999_999, None, 0, 0, 0, 0, True),  # saved money is rounded down: nothing, at no cost
+        (0, 999_999, 0, 1, 0, 0, -1, False),  # lost money is rounded up
     ],
 )
 def test_roi(
     saved: int,
     price: int,
-    cached_share: float,
-    discount: float,
+    cached_price: int | None,
+    cached_before: int,
+    cached_after: int,
     cost: int,
-    past_change: int,
     net: int,
     is_worth_it: bool,
 ) -> None:
-    roi = worth_it(saved, price, cached_share, discount, cost, tokens_past_change=past_change)
+    roi = worth_it(
+        saved,
+        price,
+        cached_price,
+        cached_tokens_before=cached_before,
+        cached_tokens_after=cached_after,
+        compressor_cost_nano_usd=cost,
+    )
     assert roi.net_nano_usd == net
     assert roi.is_worth_it is is_worth_it
     assert roi.net_nano_usd == roi.saved_nano_usd - roi.cache_lost_nano_usd - roi.cost_nano_usd
 
 
-@pytest.mark.parametrize(
-    "given",
-    [(-1, 1, 0.0, 0.0, 0), (1, -1, 0.0, 0.0, 0), (1, 1, 1.1, 0.0, 0), (1, 1, 0.0, -0.1, 0), (1, 1, 0.0, 0.0, -1)],
-)
-def test_roi_refuses_what_makes_no_sense(given: tuple[int, int, float, float, int]) -> None:
-    with pytest.raises(ValueError, match="must"):
-        worth_it(*given)
+@pytest.mark.parametrize("place", range(6))
+def test_roi_refuses_what_is_negative(place: int) -> None:
+    given = [1] * 6
+    given[place] = -1
+    saved, price, cached, before, after, cost = given
+    with pytest.raises(ValueError, match="negative"):
+        worth_it(
+            saved,
+            price,
+            cached,
+            cached_tokens_before=before,
+            cached_tokens_after=after,
+            compressor_cost_nano_usd=cost,
+        )

@@ -38,29 +38,21 @@ def test_what_sets_the_intents_apart() -> None:
     assert {handler.tier_floor for handler in HANDLERS.values()} == {Tier.FAST}
 
 
-@pytest.mark.parametrize(
-    ("left", "prompt", "asked", "allowed"),
-    [
-        (1000, 600, None, 400),
-        (1000, 600, 100, 100),
-        (1000, 600, 900, 400),
-        (1000, 969, None, None),
-        (1000, 968, None, 32),
-        (1000, 980, 20, 20),
-        (1000, 990, 20, None),
-        (1000, 1000, None, None),
-        (0, 0, 0, None),
-        (1000, 2000, 5, None),
-    ],
-)
-def test_how_long_an_answer_may_be(left: int, prompt: int, asked: int | None, allowed: int | None) -> None:
-    assert EXTRACT.output_tokens_allowed(left, prompt, asked) == allowed
+def test_what_somebody_has_set_goes_before_a_handlers_own_order() -> None:
+    assert EXTRACT.strategies("structural", is_set=False) == ("structural", "extractive")
+    assert EXTRACT.strategies("none", is_set=True) == ("none",)
+
+
+@pytest.mark.parametrize("compression", [(), ("squeeze",), ("structural", "squeeze")])
+def test_a_handler_names_strategies_that_there_are(compression: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="compression names at least one of none, structural"):
+        Handler(Intent.SEND, 50, 0, compression)
 
 
 @pytest.mark.parametrize(("share", "least"), [(-1, 0), (101, 0), (50, -1)])
 def test_defaults_that_cannot_be(share: int, least: int) -> None:
     with pytest.raises(ValueError, match="from 0 to 100"):
-        Handler(Intent.SEND, share, least, ())
+        Handler(Intent.SEND, share, least, ("none",))
 
 
 @pytest.mark.parametrize(

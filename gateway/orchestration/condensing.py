@@ -1,0 +1,191 @@
+"""Texts condensed by a cheap model, for the strategy `semantic`: asked on the run's own budget, and remembered by what they say.
+
+A text is asked about once: its answer serves every later call that carries the same text. What does not answer in time is
+not waited for: the call goes on without it, and the answer, which is paid for all the same, serves the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+import structlog
+from cachetools import LRUCache
+
+from gateway.ledger.port import Ledger, LedgerUnavailable
+from gateway.orchestration.asking import Asking
+from gateway.pipeline.call import Call
+from policies.amounts import UNITS, Amount
+from policies.budgets import Chain
+from policies.compression import SemanticRequest
+from policies.reservation import Balance, Demand
+
+_log = structlog.get_logger(__name__)
+_KEPT_MAX: Final = 5_000
+# A text that nobody could condense is asked about again after this.
+_RETRY_MS: Final = 60_000
+_DRAIN_SECONDS: Final = 5.0
+ACTION: Final = "condense"
+
+Key = tuple[str, str, str]  # project, model, what is asked
+
+
+@dataclass(frozen=True, slots=True)
+class CondensingRules:
+    """`model` None: nobody is asked."""
+
+    model: str | None
+    wait_ms: int
+    texts_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    request: SemanticRequest
+    demand: Demand
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"messages": self.request.messages, "max_tokens": self.request.output_tokens_max, "temperature": 0}
+
+
+@dataclass(slots=True)
+class Condensed:
+    """Answers by the keys of their questions, and what this call has paid for those that are new."""
+
+    answers: dict[str, str] = field(default_factory=dict)
+    cost_nano_usd: int = 0
+    reason: str = ""  # why nobody was asked, or not about all
+
+
+class Condensing:
+    def __init__(
+        self,
+        asking: Asking,
+        ledger: Ledger,
+        rules: CondensingRules,
+        *,
+        count: Callable[[Sequence[Mapping[str, str]]], int],
+        clock_ms: Callable[[], int],
+    ) -> None:
+        """`count` is an upper bound of the tokens of a prompt."""
+        self._asking = asking
+        self._ledger = ledger
+        self._rules = rules
+        self._count = count
+        self._clock_ms = clock_ms
+        self._kept: LRUCache[Key, str] = LRUCache(_KEPT_MAX)
+        self._failed: LRUCache[Key, int] = LRUCache(_KEPT_MAX)
+        self._asked: dict[Key, asyncio.Task[int]] = {}
+
+    async def stop(self) -> None:
+        """What was asked is paid for: it is waited for a little, and booked in any case."""
+        tasks = list(self._asked.values())
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def known(self, call: Call, requests: Sequence[SemanticRequest]) -> Condensed:
+        """What was answered before. Asks nobody."""
+        model, project = self._rules.model or "", call.principal.project
+        pairs = ((one.key, self._kept.get((project, model, one.key))) for one in requests)
+        return Condensed({key: answer for key, answer in pairs if answer is not None})
+
+    def questions(self, call: Call, requests: Sequence[SemanticRequest]) -> list[Question]:
+        """What would have to be asked, the largest texts first. Empty where the model's price is not known."""
+        model, project = self._rules.model, call.principal.project
+        if model is None:
+            return []
+        found = []
+        for request in requests:
+            key = (project, model, request.key)
+            if key in self._kept or self._failed.get(key, 0) > self._clock_ms():
+                continue
+            demand = self._asking.demand(model, self._count(request.messages), request.output_tokens_max)
+            if demand is not None:
+                found.append(Question(request, demand))
+        found.sort(key=lambda one: -one.demand.prompt_tokens)
+        return found[: self._rules.texts_max]
+
+    async def ask(self, call: Call, questions: Sequence[Question], spare: Amount) -> Condensed:
+        """Ask, where the run has room for it beside `spare`, which the call itself needs. Waits at most `wait_ms`."""
+        if not await self._has_room(call, questions, spare):
+            return Condensed(reason="the budget has no room for asking")
+        tasks = [self._task(call, question) for question in questions]
+        done, late = await asyncio.wait(tasks, timeout=self._rules.wait_ms / 1000)
+        found = self.known(call, [question.request for question in questions])
+        found.cost_nano_usd = sum(task.result() for task in done if not task.cancelled() and task.exception() is None)
+        if late:
+            found.reason = f"{len(late)} of {len(tasks)} answers were not there in time"
+        return found
+
+    def _task(self, call: Call, question: Question) -> asyncio.Task[int]:
+        """One question for all calls that carry the same text at the same time: the first one pays."""
+        key = (call.principal.project, self._rules.model or "", question.request.key)
+        running = self._asked.get(key)
+        if running is not None:
+            return asyncio.create_task(_nothing_after(running))
+        task = self._asked[key] = asyncio.create_task(self._answer(call, question, key), name="condensing")
+        task.add_done_callback(lambda _: self._asked.pop(key, None))
+        return task
+
+    async def _answer(self, call: Call, question: Question, key: Key) -> int:
+        """What it cost, in nano-USD."""
+        model = key[1]
+        text, cost = None, 0
+        try:
+            charged = await self._asking.ask_for(
+                call, model, {"model": model, **question.body}, question.demand, ACTION
+            )
+            if charged is not None:
+                text, cost = text_of(charged.body), charged.cost_nano_usd
+        except Exception:  # noqa: BLE001 - condensing is an extra: whatever goes wrong with it, calls go on
+            _log.warning("text_not_condensed", exc_info=True)
+        if text is None:
+            self._failed[key] = self._clock_ms() + _RETRY_MS
+        else:
+            self._kept[key] = text
+        return cost
+
+    async def _has_room(self, call: Call, questions: Sequence[Question], spare: Amount) -> bool:
+        """Asking must not take what the call itself needs. What is asked is reserved all the same, one by one."""
+        wanted = spare
+        for question in questions:
+            wanted += question.demand.amount(question.demand.output_tokens_max)
+        try:
+            balances = await self._ledger.balances(call.principal.project, [hold.account for hold in call.chain.holds])
+        except LedgerUnavailable:
+            return False
+        return fits(call.chain, balances, wanted)
+
+
+async def _nothing_after(running: asyncio.Task[int]) -> int:
+    """Somebody else pays: done when that one is, and cancelling this does not cancel it."""
+    await asyncio.wait({running})
+    return 0
+
+
+def fits(chain: Chain, balances: Sequence[Balance], wanted: Amount) -> bool:
+    """Whether every limit of the chain has so much left."""
+    for link, balance in zip(chain.links, balances, strict=True):
+        limit = link.hold.limit.replaced_by(balance.limit).tightened_by(link.hold.tighten)
+        taken = balance.settled + balance.reserved + wanted
+        if link.hold.enforce and any(taken.of(unit) > most for unit in UNITS if (most := limit.of(unit)) is not None):
+            return False
+    return True
+
+
+def text_of(body: bytes | None) -> str | None:
+    """The text of a chat answer that was not cut off; half of a condensed text has lost what no check would miss."""
+    try:
+        choice = orjson.loads(body or b"")["choices"][0]
+        content = choice["message"]["content"]
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        return None
+    whole = choice.get("finish_reason") in ("stop", None)
+    return content if isinstance(content, str) and content.strip() and whole else None

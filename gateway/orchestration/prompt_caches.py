@@ -1,0 +1,94 @@
+"""What the provider's prompt cache holds of each conversation, as far as this process can tell.
+
+A cache serves the longest beginning that a prompt shares with an earlier one. So the messages that went last are remembered
+by their digests, and the next prompt, before and after compression, is compared with them. Whether the provider caches at
+all is seen in what it bills: a conversation that went on without a cached token has no cache to lose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import orjson
+from cachetools import LRUCache
+
+from policies.compression import has_cache_marks
+from policies.pricing import Usage
+
+_CONVERSATIONS_MAX: Final = 10_000
+# No provider caches less: OpenAI from 1,024 tokens on, others from as many or more.
+CACHED_TOKENS_MIN: Final = 1_024
+
+Conversation = tuple[str, str | None, str, str]  # project, run, step, model
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt's messages by digest and size in bytes."""
+
+    messages: tuple[tuple[int, int], ...]
+    tokens: int
+    is_marked: bool
+
+    @classmethod
+    def of(cls, messages: Sequence[Mapping[str, Any]], tokens: int) -> Prompt:
+        written = [orjson.dumps(message) for message in messages]
+        return cls(tuple((hash(one), len(one)) for one in written), tokens, has_cache_marks(messages))
+
+    def shared_tokens(self, other: Prompt) -> int:
+        """Tokens of this prompt up to the first message that differs; by its share of bytes, which is close enough for money."""
+        total = sum(size for _, size in self.messages)
+        shared = 0
+        for own, others in zip(self.messages, other.messages, strict=False):
+            if own != others:
+                break
+            shared += own[1]
+        return self.tokens * shared // total if total else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """`before` is what went before this call: what its own prompt, which may be shortened twice, is compared with."""
+
+    call_id: str
+    prompt: Prompt
+    before: Prompt | None = None
+    expected_tokens: int = 0  # what the cache should serve of it
+    caches: bool | None = None  # None: not seen yet
+
+    def baseline(self, call_id: str) -> Prompt | None:
+        return self.before if call_id == self.call_id else self.prompt
+
+
+class PromptCaches:
+    def __init__(self) -> None:
+        self._sent: LRUCache[Conversation, _Sent] = LRUCache(_CONVERSATIONS_MAX)
+
+    def cached_tokens(self, conversation: Conversation, call_id: str, prompt: Prompt) -> int:
+        """What the provider would serve of this prompt from its cache; 0 where a client marks what is to be cached, because
+        compression leaves that alone."""
+        sent = self._sent.get(conversation)
+        baseline = sent.baseline(call_id) if sent is not None and sent.caches is not False else None
+        if baseline is None or prompt.is_marked:
+            return 0
+        shared = prompt.shared_tokens(baseline)
+        return shared if shared >= CACHED_TOKENS_MIN else 0
+
+    def goes(self, conversation: Conversation, call_id: str, prompt: Prompt) -> None:
+        """This prompt is the one that goes now."""
+        sent = self._sent.get(conversation)
+        if sent is None:
+            self._sent[conversation] = _Sent(call_id, prompt)
+            return
+        expected = self.cached_tokens(conversation, call_id, prompt)
+        self._sent[conversation] = _Sent(call_id, prompt, sent.baseline(call_id), expected, sent.caches)
+
+    def answered(self, conversation: Conversation, usage: Usage) -> None:
+        """What was billed shows whether there is a cache at all."""
+        sent = self._sent.get(conversation)
+        if sent is None:
+            return
+        if usage.cache_read_tokens or sent.expected_tokens:
+            self._sent[conversation] = replace(sent, caches=usage.cache_read_tokens > 0)

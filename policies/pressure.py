@@ -1,0 +1,112 @@
+"""The ladder: what may be done to a call when a budget runs short, in which order, and from how little on.
+
+A rung without a share is taken when the call does not fit. One with a share is also taken before, as soon as no more than
+that share of a limit is left: `[{compress: 0.5}, {route: 0.2}, clamp, refuse]` compresses from the second half of the budget
+on and asks cheaper models in the last fifth. Together with `compress` without a share, compressing is not early: it is what
+the settings do to every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from policies.amounts import UNITS, Limit, Unit
+from policies.reservation import Balance, Hold
+
+
+class Rung(StrEnum):
+    """What may be done to a call that does not fit, in the order that the budget declares."""
+
+    COMPRESS = "compress"
+    ROUTE = "route"
+    CLAMP = "clamp"
+    WAIT = "wait"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """`early` has the rungs with a share, in their order; they are among `rungs`, too."""
+
+    rungs: tuple[Rung, ...]
+    early: tuple[tuple[Rung, float], ...] = ()
+
+    def share_of(self, rung: Rung) -> float | None:
+        return next((share for one, share in self.early if one is rung), None)
+
+
+DEFAULT_LADDER: Final = Ladder((Rung.COMPRESS, Rung.ROUTE, Rung.CLAMP, Rung.REFUSE))
+Written = str | Mapping[str, float]  # `clamp`, or `{clamp: 0.2}`
+
+
+def ladder_of(written: Iterable[Written]) -> Ladder:
+    """Raises ValueError for what is no rung, for one that is named twice, and for a share that is not above 0 and at most 1."""
+    rungs: list[Rung] = []
+    early: list[tuple[Rung, float]] = []
+    for one in written:
+        name, share = (one, None) if isinstance(one, str) else _with_share(one)
+        if name not in set(Rung):
+            raise ValueError(f"{name!r} is no rung; there are {', '.join(Rung)}")
+        rung = Rung(name)
+        if rung in rungs:
+            raise ValueError(f"{name} stands on the ladder twice")
+        rungs.append(rung)
+        if share is not None:
+            early.append((rung, share))
+    return Ladder(tuple(rungs), tuple(early))
+
+
+def _with_share(one: Mapping[str, float]) -> tuple[str, float]:
+    if len(one) != 1:
+        raise ValueError("a rung with a share is written as one name and one number, such as {compress: 0.3}")
+    ((name, share),) = one.items()
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise ValueError(f"the share of {name} must be above 0 and at most 1, not {share!r}")
+    return name, float(share)
+
+
+def written(ladder: Ladder) -> list[str | dict[str, float]]:
+    """As people write it, and as it is stored."""
+    shares = dict(ladder.early)
+    return [{rung.value: shares[rung]} if rung in shares else rung.value for rung in ladder.rungs]
+
+
+@dataclass(frozen=True, slots=True)
+class Strain:
+    """The limit of a chain that has the smallest share left, before the call that comes now."""
+
+    share: float  # 0 to 1
+    account: str
+    unit: Unit
+    balance: Balance
+
+    @property
+    def remaining(self) -> int:
+        return max(0, self.balance.remaining(self.unit) or 0)
+
+
+def strain_of(holds: Sequence[Hold], balances: Sequence[Balance]) -> Strain | None:
+    """None where nothing is limited. `balances` are the ledger's, in the order of the holds. What is only observed puts no
+    strain on a call."""
+    found: Strain | None = None
+    for hold, balance in zip(holds, balances, strict=True):
+        if not hold.enforce:
+            continue
+        limit = in_force(hold, balance)
+        for unit in UNITS:
+            most = limit.of(unit)
+            if most is None:
+                continue
+            told = Balance(hold.account, limit, balance.settled, balance.reserved, balance.gate)
+            share = max(0, told.remaining(unit) or 0) / most if most else 0.0
+            if found is None or share < found.share:
+                found = Strain(share, hold.account, unit, told)
+    return found
+
+
+def in_force(hold: Hold, balance: Balance) -> Limit:
+    """The limit that counts, from what the ledger itself knows (an operator's override, callers' tightening) and the hold."""
+    return hold.limit.replaced_by(balance.limit).tightened_by(hold.tighten)
