@@ -29,9 +29,9 @@ from gateway.run_plan import RunRequest
 from gateway.tags import Tags
 from gateway.wire.protocols import PROTOCOLS
 from policies.allocation import StepDemand, allocate
-from policies.budgets import Rung
 from policies.classify import StepText, classify
 from policies.intents import Intent
+from policies.pressure import Rung
 from policies.settings import ALLOCATION_STRATEGIES, Settings
 
 SENTENCES: Final = Path(__file__).parent / "intents" / "heldout.jsonl"

@@ -12,14 +12,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from gateway.addresses import fault_of_url
 from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, Limit
-from policies.budgets import DEFAULT_LADDER, Budget, HoldKind, Mode, OnOutage, Rung, Scope, Window
+from policies.budgets import Budget, HoldKind, Mode, OnOutage, Scope, Window
+from policies.pressure import DEFAULT_LADDER, Ladder, Rung, ladder_of, written
 from policies.settings import SETTINGS, SettingError, conflicts, validated
 
 
@@ -54,6 +66,41 @@ Glob = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=0, le=AMOUNT_MAX, strict=True)]
 
 
+def _ladder(value: object) -> Ladder:
+    if isinstance(value, Ladder):
+        return value
+    if not isinstance(value, (list, tuple)) or not all(isinstance(one, (str, dict)) for one in value):
+        raise ValueError("must be a list of rungs, such as [compress, {route: 0.2}, clamp, refuse]")
+    return ladder_of(value)
+
+
+_SHARE: Final = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+# Rungs by name; one with a share is also taken before a call stops fitting.
+Pressure = Annotated[
+    Ladder,
+    PlainValidator(_ladder),
+    PlainSerializer(written),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "uniqueItems": True,
+            "items": {
+                "anyOf": [
+                    {"type": "string", "enum": [rung.value for rung in Rung]},
+                    {
+                        "type": "object",
+                        "properties": {rung.value: _SHARE for rung in Rung},
+                        "additionalProperties": False,
+                        "minProperties": 1,
+                        "maxProperties": 1,
+                    },
+                ]
+            },
+        }
+    ),
+]
+
+
 class BudgetConfig(_Strict):
     """A budget of the file or of `/api/budgets`. At least one of tokens, usd and requests."""
 
@@ -63,7 +110,7 @@ class BudgetConfig(_Strict):
     usd: Annotated[int, BeforeValidator(usd_to_nano)] | None = Field(default=None, description="USD; nano-USD inside")
     requests: Count | None = None
     window: Window | None = None
-    on_pressure: tuple[Rung, ...] = DEFAULT_LADDER
+    on_pressure: Pressure = DEFAULT_LADDER
     hold: HoldKind = HoldKind.WORST_CASE
     on_outage: OnOutage = OnOutage.REFUSE
     mode: Mode = Mode.ENFORCE

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from policies.amounts import UNLIMITED, Limit
+from policies.pressure import DEFAULT_LADDER, Ladder
 from policies.reservation import Hold
 from policies.windows import window_bounds
 
@@ -41,16 +42,6 @@ class Window(StrEnum):
         return self not in (Window.RUN, Window.TOTAL)
 
 
-class Rung(StrEnum):
-    """What may be done to a call that does not fit, in the order that the budget declares."""
-
-    COMPRESS = "compress"
-    ROUTE = "route"
-    CLAMP = "clamp"
-    WAIT = "wait"
-    REFUSE = "refuse"
-
-
 class HoldKind(StrEnum):
     WORST_CASE = "worst_case"
     SLICES = "slices"
@@ -65,8 +56,6 @@ class Mode(StrEnum):
     ENFORCE = "enforce"
     OBSERVE = "observe"
 
-
-DEFAULT_LADDER: Final = (Rung.COMPRESS, Rung.ROUTE, Rung.CLAMP, Rung.REFUSE)
 
 DAY_MS: Final = 86_400_000
 # A run that was silent for this long is forgotten by the ledger; its usage stays in the store.
@@ -83,7 +72,7 @@ class Budget:
     limit: Limit
     match: str = "*"
     window: Window = Window.RUN
-    on_pressure: tuple[Rung, ...] = DEFAULT_LADDER
+    on_pressure: Ladder = DEFAULT_LADDER
     hold: HoldKind = HoldKind.WORST_CASE
     on_outage: OnOutage = OnOutage.REFUSE
     mode: Mode = Mode.ENFORCE
@@ -159,7 +148,7 @@ class Chain:
     """Everything that one call is reserved on, innermost scope first."""
 
     links: tuple[Link, ...]
-    ladder: tuple[Rung, ...] = DEFAULT_LADDER
+    ladder: Ladder = DEFAULT_LADDER
     hold: HoldKind = HoldKind.WORST_CASE
     wait_ms: int = 0
 
@@ -210,9 +199,7 @@ class RunLimits:
     planned_step: Limit = UNLIMITED  # the hard limit
     step_soft_tokens: int | None = None
     observe: bool = False  # the workflow is in observe: its plan and its budgets never refuse
-    ladder: tuple[Rung, ...] | None = (
-        None  # the workflow's declaration says how pressure is met; None leaves it to budgets
-    )
+    ladder: Ladder | None = None  # the workflow's declaration says how pressure is met; None leaves it to budgets
 
 
 @dataclass(slots=True)
@@ -330,7 +317,7 @@ def _keep_ms(window: Window) -> int:
     return keep.get(window, TOTAL_KEEP_MS)
 
 
-def _manner(matching: Sequence[Budget]) -> tuple[tuple[Rung, ...], HoldKind, int]:
+def _manner(matching: Sequence[Budget]) -> tuple[Ladder, HoldKind, int]:
     """How pressure is met: as the innermost matching budget declares, later declarations before earlier ones."""
     if not matching:
         return DEFAULT_LADDER, HoldKind.WORST_CASE, 0

@@ -22,9 +22,9 @@ from policies.answer_checks import (
     not_empty,
     shorter_than_source,
 )
-from policies.compression.policy import Strategy
 from policies.intents import Intent, parse_intent
 from policies.routing import Tier
+from policies.settings import COMPRESSION_STRATEGIES
 
 ENTRY_POINT_GROUP = "farebox.handlers"
 
@@ -60,9 +60,10 @@ class Handler:
     checks: tuple[tuple[int, Check], ...] = ((1, not_empty),)
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.compression if name not in set(Strategy)]
+        unknown = [name for name in self.compression if name not in COMPRESSION_STRATEGIES]
         if unknown or not self.compression:
-            raise ValueError(f"compression names at least one of {', '.join(Strategy)}, not {unknown or 'none at all'}")
+            words = ", ".join(COMPRESSION_STRATEGIES)
+            raise ValueError(f"compression names at least one of {words}, not {unknown or 'nothing'}")
         if not 0 <= self.prompt_share_percent <= 100 or self.output_tokens_min < 0:
             raise ValueError("prompt_share_percent is from 0 to 100, output_tokens_min not negative")
 
@@ -70,9 +71,9 @@ class Handler:
         """How long answers usually are in a step of this allocation: for comparing costs before the call."""
         return max(self.output_tokens_min, allocation_tokens * (100 - self.prompt_share_percent) // 100)
 
-    def strategies(self, setting: str, *, is_set: bool) -> tuple[Strategy, ...]:
+    def strategies(self, setting: str, *, is_set: bool) -> tuple[str, ...]:
         """How to compress, in the order to try. What somebody has set counts alone; a default leaves it to the handler."""
-        return (Strategy(setting),) if is_set else tuple(Strategy(name) for name in self.compression)
+        return (setting,) if is_set else self.compression
 
     def assess(self, answer: Answer) -> Assessment:
         """Run all checks. An answer that is a tool call is not text to be checked: it scores 1."""

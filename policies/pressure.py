@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from policies.amounts import UNITS, Limit, Unit
+from policies.amounts import UNITS, UNLIMITED, Limit, Unit
 from policies.reservation import Balance, Hold
 
 
@@ -107,6 +107,13 @@ def strain_of(holds: Sequence[Hold], balances: Sequence[Balance]) -> Strain | No
     return found
 
 
-def in_force(hold: Hold, balance: Balance) -> Limit:
-    """The limit that counts, from what the ledger itself knows (an operator's override, callers' tightening) and the hold."""
-    return hold.limit.replaced_by(balance.limit).tightened_by(hold.tighten)
+def in_force(hold: Hold, balance: Balance, override: Limit | None = None) -> Limit:
+    """The limit that counts, from the hold and what the ledger itself knows: an operator's override and what callers have
+    tightened the account to, which its balance tells as one.
+
+    None: the override is not known. Where the call tightens the account itself, that is what the ledger knows; otherwise it
+    is taken for an override.
+    """
+    if override is None:
+        override = balance.limit if hold.tighten.is_unlimited else UNLIMITED
+    return hold.limit.replaced_by(override).tightened_by(balance.limit).tightened_by(hold.tighten)

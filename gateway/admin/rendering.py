@@ -12,6 +12,7 @@ from gateway import __version__
 from gateway.admin import drawing, figures
 from gateway.admin.figures import path_of
 from gateway.admin.static_files import StaticFiles
+from gateway.decisions import decisions_of
 
 if TYPE_CHECKING:
     from gateway.admin.visit import Visit
@@ -54,6 +55,7 @@ class Renderer:
             "span": figures.span,
             "at_moment": figures.at_moment,
             "pretty_detail": figures.pretty_detail,
+            "decisions": decisions_of,
             "setting_text": figures.setting_text,
         }
         self._environment.tests["saving"] = _is_saving

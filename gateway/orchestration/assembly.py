@@ -29,7 +29,6 @@ from gateway.tokenizer import Tokenizer
 from gateway.upstream.deployments import Pool
 from policies.budgets import Budget
 from policies.classify import Classification
-from policies.compression import Strategy
 from policies.handlers import ENTRY_POINT_GROUP, Registry, registry_of
 from policies.intents import Intent
 from policies.routing import Tier
@@ -100,8 +99,8 @@ def make_orchestration(
     return orchestration
 
 
-def _strategies(registry: Registry) -> Callable[[Intent, Snapshot], Sequence[Strategy]]:
-    def strategies(intent: Intent, snapshot: Snapshot) -> Sequence[Strategy]:
+def _strategies(registry: Registry) -> Callable[[Intent, Snapshot], Sequence[str]]:
+    def strategies(intent: Intent, snapshot: Snapshot) -> Sequence[str]:
         row = snapshot.setting_rows.get(f"orchestration_compression_strategy_{intent}")
         is_set = row is not None and row.origin != "default"
         return registry.of(intent).strategies(snapshot.settings.compression_strategy[intent], is_set=is_set)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.control import Snapshot
 from gateway.orchestration.condensing import Condensed, Condensing, Question
@@ -13,20 +13,15 @@ from gateway.orchestration.prompt_caches import Conversation, Prompt, PromptCach
 from gateway.pipeline.call import Call
 from gateway.tokenizer import Tokenizer
 from policies.amounts import Amount
-from policies.compression import (
-    Aggressiveness,
-    Compressed,
-    CompressionPolicy,
-    Roi,
-    Strategy,
-    compress_chat,
-    semantic_requests,
-    worth_it,
-)
 from policies.intents import Intent
 from policies.pricing import Rates, Usage, worst_case
 from policies.settings import Settings
 from policies.tokens import counting_for
+
+# Compression is off by default, and its patterns are a good part of what a start would load: the first call that is to be
+# compressed imports them, in a thread.
+if TYPE_CHECKING:
+    from policies.compression import Compressed, CompressionPolicy, Roi, SemanticRequest
 
 # What compressing a shorter prompt could save is not worth its milliseconds, nor the prompt cache it breaks.
 _PROMPT_TOKENS_MIN: Final = 256
@@ -41,11 +36,24 @@ class _Work:
     """One prompt to be shortened: what it is, how it is counted, and how far to go (0 tokens: by the policy's ratio)."""
 
     messages: Sequence[Mapping[str, Any]]
-    policy: CompressionPolicy
+    strategy: str
+    settings: Settings
     encoding: str
     prompt_tokens: int
     needed_tokens: int
     intent: str
+
+    @property
+    def policy(self) -> CompressionPolicy:
+        from policies.compression import Aggressiveness, CompressionPolicy, Strategy
+
+        settings = self.settings
+        return CompressionPolicy(
+            Strategy(self.strategy),
+            settings.compression_target_ratio,
+            settings.compression_min_quality,
+            Aggressiveness(settings.compression_aggressiveness),
+        )
 
 
 class Compressing:
@@ -56,7 +64,7 @@ class Compressing:
         tokenizer: Tokenizer,
         snapshot: Callable[[], Snapshot],
         *,
-        strategies: Callable[[Intent, Snapshot], Sequence[Strategy]],
+        strategies: Callable[[Intent, Snapshot], Sequence[str]],
         condensing: Condensing,
         memory_tokens_max: int,
     ) -> None:
@@ -77,7 +85,7 @@ class Compressing:
         field = _HISTORY.get(call.protocol.name)
         if field is None or call.count is None or not isinstance(call.request.body.get(field), list):
             return "it carries no history that could be shortened"
-        if self._strategies(_intent(call), snapshot)[0] is Strategy.NONE:
+        if self._strategies(_intent(call), snapshot)[0] == "none":
             return f"the strategy for {_intent(call)} is none"
         return ""
 
@@ -98,7 +106,7 @@ class Compressing:
         original = Prompt.of(work.messages, count.tokens)
         if found.messages is None or found.tokens_saved <= 0:
             self._caches.goes(_conversation(call), call.id, original)
-            call.decisions.append({"compress": found.reason, "strategy": work.policy.strategy} | _told(condensed))
+            call.decisions.append({"compress": found.reason, "strategy": work.strategy} | _told(condensed))
             return False
         shorter = Prompt.of(found.messages, max(0, count.tokens - found.tokens_saved))
         gain = self._gain(call, found, original, shorter, condensed.cost_nano_usd)
@@ -108,13 +116,11 @@ class Compressing:
             lost = (
                 f"the prompt cache would lose {gain.cache_lost_nano_usd} nano-USD, {gain.saved_nano_usd} would be saved"
             )
-            call.decisions.append(
-                {"compress": f"not done: {lost}", "strategy": work.policy.strategy} | _told(condensed)
-            )
+            call.decisions.append({"compress": f"not done: {lost}", "strategy": work.strategy} | _told(condensed))
             return False
         self._caches.goes(_conversation(call), call.id, shorter)
         call.request.body = {**call.request.body, _HISTORY[call.protocol.name]: found.messages}
-        _note(call, found, work.policy.strategy, gain, condensed)
+        _note(call, found, work.strategy, gain, condensed)
         return True
 
     async def _shortest(self, call: Call, needed_tokens: int, asks: bool) -> tuple[_Work, Condensed, Compressed]:
@@ -122,7 +128,7 @@ class Compressing:
         best: tuple[_Work, Condensed, Compressed] | None = None
         snapshot = self._snapshot()
         for strategy in self._strategies(_intent(call), snapshot):
-            work = self._work(call, policy_of(snapshot.settings, strategy), needed_tokens)
+            work = self._work(call, strategy, snapshot.settings, needed_tokens)
             condensed = await self._condensed(call, work, asks)
             found = await asyncio.to_thread(self._compressed, work, condensed.answers)
             if best is None or found.tokens_after < best[2].tokens_after:
@@ -132,13 +138,14 @@ class Compressing:
         assert best is not None  # noqa: S101 - there is always a first strategy
         return best
 
-    def _work(self, call: Call, policy: CompressionPolicy, needed_tokens: int) -> _Work:
+    def _work(self, call: Call, strategy: str, settings: Settings, needed_tokens: int) -> _Work:
         deployment, count = call.deployment, call.count
         assert deployment is not None  # noqa: S101 - counted means chosen
         assert count is not None  # noqa: S101
         return _Work(
             call.request.body[_HISTORY[call.protocol.name]],
-            policy,
+            strategy,
+            settings,
             counting_for(deployment.model, deployment.provider).encoding,
             count.reserve_tokens,
             needed_tokens,
@@ -146,6 +153,8 @@ class Compressing:
         )
 
     def _compressed(self, work: _Work, condensed: Mapping[str, str]) -> Compressed:
+        from policies.compression import compress_chat
+
         return compress_chat(
             work.messages,
             work.policy,
@@ -159,16 +168,9 @@ class Compressing:
 
     async def _condensed(self, call: Call, work: _Work, asks: bool) -> Condensed:
         """What a cheap model has made, or makes now, of the texts: only for the strategy `semantic`, and where it pays."""
-        if work.policy.strategy is not Strategy.SEMANTIC:
+        if work.strategy != "semantic":
             return Condensed()
-        requests = await asyncio.to_thread(
-            semantic_requests,
-            work.messages,
-            work.policy,
-            lambda text: self._tokenizer.count_text(work.encoding, text),
-            intent=work.intent,
-            memory_tokens_max=self._memory_tokens_max,
-        )
+        requests = await asyncio.to_thread(self._requests, work)
         known = self._condensing.known(call, requests)
         questions = self._condensing.questions(call, requests)
         if not questions:
@@ -184,8 +186,21 @@ class Compressing:
             return Condensed(known.answers | fresh.answers, fresh.cost_nano_usd, fresh.reason)
         return known
 
+    def _requests(self, work: _Work) -> tuple[SemanticRequest, ...]:
+        from policies.compression import semantic_requests
+
+        return semantic_requests(
+            work.messages,
+            work.policy,
+            lambda text: self._tokenizer.count_text(work.encoding, text),
+            intent=work.intent,
+            memory_tokens_max=self._memory_tokens_max,
+        )
+
     def _pays(self, call: Call, work: _Work, questions: Sequence[Question]) -> bool:
         """Before anything is spent: what asking costs at worst and the cache loses, against what this one call saves."""
+        from policies.compression import worth_it
+
         if call.price is None or call.count is None:
             return False
         saved = cost = 0
@@ -201,6 +216,8 @@ class Compressing:
         return gain.is_worth_it
 
     def _gain(self, call: Call, found: Compressed, original: Prompt, shorter: Prompt, cost_nano_usd: int) -> Roi:
+        from policies.compression import worth_it
+
         rates = call.price.rates if call.price is not None else _FREE
         conversation = _conversation(call)
         return worth_it(
@@ -216,7 +233,7 @@ class Compressing:
 _FREE: Final = Rates(0, 0, 0, 0, 0, 0, 0, 0)
 
 
-def _note(call: Call, found: Compressed, strategy: Strategy, gain: Roi, condensed: Condensed) -> None:
+def _note(call: Call, found: Compressed, strategy: str, gain: Roi, condensed: Condensed) -> None:
     """What compressing costs is taken from what it saves: the figure is what the run is better off by."""
     call.actions.append(f"compress={found.tokens_saved}")
     decision = {"compress": found.reason, "strategy": strategy, "quality": round(found.quality, 3)}
@@ -246,12 +263,3 @@ def _conversation(call: Call) -> Conversation:
 
 def _intent(call: Call) -> Intent:
     return Intent(call.intent.intent) if call.intent is not None else Intent.GENERATE
-
-
-def policy_of(settings: Settings, strategy: Strategy) -> CompressionPolicy:
-    return CompressionPolicy(
-        strategy,
-        settings.compression_target_ratio,
-        settings.compression_min_quality,
-        Aggressiveness(settings.compression_aggressiveness),
-    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import structlog
@@ -20,8 +20,10 @@ from gateway.orchestration.asking import Asking
 from gateway.pipeline.call import Call
 from policies.amounts import UNITS, Amount
 from policies.budgets import Chain
-from policies.compression import SemanticRequest
 from policies.reservation import Balance, Demand
+
+if TYPE_CHECKING:
+    from policies.compression import SemanticRequest
 
 _log = structlog.get_logger(__name__)
 _KEPT_MAX: Final = 5_000

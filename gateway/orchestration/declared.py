@@ -10,8 +10,8 @@ from cachetools import LRUCache
 
 from gateway.store.workflows import Workflow
 from policies.amounts import UNLIMITED, Limit
-from policies.budgets import Rung
 from policies.declaration import flattened
+from policies.pressure import Ladder, ladder_of
 
 _KEPT_MAX: Final = 10_000
 
@@ -24,7 +24,7 @@ class DeclaredWorkflow:
     observes: bool = False
     compresses: bool = True
     routes: bool = False
-    ladder: tuple[Rung, ...] | None = None
+    ladder: Ladder | None = None
     steps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def intent(self, step: str) -> str | None:
@@ -77,9 +77,9 @@ def _steps(declared: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         return {}
 
 
-def _ladder(declared: Mapping[str, Any]) -> tuple[Rung, ...] | None:
+def _ladder(declared: Mapping[str, Any]) -> Ladder | None:
     try:
-        return tuple(Rung(rung) for rung in declared["on_pressure"])
+        return ladder_of(declared["on_pressure"])
     except _UNREADABLE:
         return None
 

@@ -14,7 +14,6 @@ from typing import Any, Final
 import orjson
 from cachetools import LRUCache
 
-from policies.compression import has_cache_marks
 from policies.pricing import Usage
 
 _CONVERSATIONS_MAX: Final = 10_000
@@ -34,6 +33,8 @@ class Prompt:
 
     @classmethod
     def of(cls, messages: Sequence[Mapping[str, Any]], tokens: int) -> Prompt:
+        from policies.compression import has_cache_marks  # loaded by the first call that is to be compressed
+
         written = [orjson.dumps(message) for message in messages]
         return cls(tuple((hash(one), len(one)) for one in written), tokens, has_cache_marks(messages))
 

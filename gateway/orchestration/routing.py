@@ -19,7 +19,7 @@ from gateway.pipeline.call import Call
 from gateway.pricebook import PriceBook
 from gateway.upstream.deployments import Pool
 from policies.answer_checks import Answer
-from policies.handlers import Registry
+from policies.handlers import Handler, Registry
 from policies.holdout import Arm
 from policies.intents import Intent
 from policies.reservation import Refused
@@ -118,7 +118,7 @@ class Routing:
             sticky_model=course.model if course else None,
             failed_attempts=course.failed_attempts if course else 0,
             failed_tier=course.tier if course and course.failed_attempts else None,
-            tier_floor=self._handlers.of(_intent(call)).tier_floor,
+            tier_floor=self.handler(call).tier_floor,
         )
 
     def reroute(self, call: Call, refused: Refused | None) -> bool:
@@ -144,12 +144,15 @@ class Routing:
         if course is None:
             return
         settings = self._snapshot().settings
-        assessment = self._handlers.of(_intent(call)).assess(answer)
+        assessment = self.handler(call).assess(answer)
         if assessment.score >= settings.quality_score_minimum:
             course.failed_attempts = 0
         elif course.failed_attempts < settings.max_retry_attempts:
             course.failed_attempts += 1
             call.decisions.append({"answer_failed": list(assessment.faults)})
+
+    def handler(self, call: Call) -> Handler:
+        return self._handlers.of(_intent(call))
 
     def is_followed(self, call: Call) -> bool:
         return _conversation(call) in self._courses
@@ -181,7 +184,7 @@ class Routing:
 
     def _needs(self, call: Call, *, money: bool = False) -> Needs:
         count, intent = call.count, _intent(call)
-        usual = self._handlers.of(intent).output_tokens_expected(self._snapshot().settings.token_budget[intent])
+        usual = self.handler(call).output_tokens_expected(self._snapshot().settings.token_budget[intent])
         return Needs(
             abilities=needed_abilities(call.request.body),
             prompt_tokens=count.reserve_tokens if count else prompt_tokens_about(call.request.body),

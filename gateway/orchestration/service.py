@@ -30,8 +30,9 @@ from gateway.store.runs import Run
 from gateway.telemetry import Telemetry
 from policies.allocation import StepAllocation
 from policies.amounts import UNLIMITED, Limit
-from policies.budgets import Budget, Rung, RunLimits, Scope, Subject
+from policies.budgets import Budget, RunLimits, Scope, Subject
 from policies.holdout import Arm, arm_of
+from policies.pressure import Rung
 from policies.pricing import Usage
 from policies.reservation import Refused
 
@@ -255,6 +256,10 @@ class Orchestration:
         if changed:
             self.trail.note("model.routed", call, call.model, asked=asked, why=_why(call))
         return changed
+
+    def output_tokens_least(self, call: Call) -> int:
+        """The least answer that is of use for the intent of a call; 0 where nobody knows it."""
+        return self._routing.handler(call).output_tokens_min if call.intent is not None else 0
 
     def refused(self, call: Call, refused: Refused) -> None:
         """A call did not fit, whatever was tried."""

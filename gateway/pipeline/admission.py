@@ -7,16 +7,18 @@ last one that helps is noted in the answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 from gateway.budget_book import BudgetBook
 from gateway.control import Snapshot
 from gateway.errors import BadRequest, ModelNotFound
 from gateway.ledger.port import Ledger, Reserve
 from gateway.pipeline.call import Call
+from gateway.pipeline.early import EarlyRungs
 from gateway.pipeline.events import draft_of
+from gateway.pipeline.planner import Planner
 from gateway.pipeline.refusal import refusal_error
 from gateway.pipeline.reserving import Reserving
 from gateway.pricebook import PriceBook
@@ -26,7 +28,8 @@ from gateway.upstream.deployments import Pool
 from gateway.upstream.port import Deployment
 from gateway.upstream.request import request_defaults
 from gateway.wire.protocol import Request
-from policies.budgets import Chain, Rung, RunLimits, Subject, chain_for
+from policies.budgets import Chain, RunLimits, Subject, chain_for
+from policies.pressure import Rung
 from policies.pricing import Price, cost_nano_usd, worst_case
 from policies.reservation import Decision, Demand, Granted, OnLost, Refusal, Refused
 from policies.tokens import PromptCount
@@ -35,31 +38,6 @@ _WAIT_STEP_MS: Final = 100
 # No model writes more in one answer; a cap beyond it would only take sums of money out of the range that is exact.
 OUTPUT_TOKENS_PLAUSIBLE_MAX: Final = 10_000_000
 OUTPUT_CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-
-
-class Planner(Protocol):
-    """The orchestration, as admission sees it. It never fails a call: what goes wrong inside yields no plan."""
-
-    async def plan(self, call: Call, snapshot: Snapshot) -> RunLimits: ...
-
-    def offers(self, call: Call, rung: Rung) -> bool:
-        """Whether compressing or rerouting is allowed for this call at all."""
-
-    def model_for(self, call: Call, snapshot: Snapshot) -> str:
-        """The public name of the model to ask. Raises `BadRequest` for an `auto` that no model can take."""
-
-    async def compress(self, call: Call, needed_tokens: int) -> bool:
-        """Make the prompt smaller, so that it needs at most `needed_tokens` if that can be (0: by the settings' ratio).
-        False: nothing was changed."""
-
-    async def reroute(self, call: Call, refused: Refused) -> bool:
-        """Choose a cheaper model for the call. False: there is none that will do."""
-
-    def refused(self, call: Call, refused: Refused) -> None:
-        """The call fits nowhere and will be refused."""
-
-    def observed(self, call: Call, accounts: Sequence[str]) -> None:
-        """The call goes on, though these observed accounts would have refused it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +65,7 @@ class Admission:
         snapshot: Callable[[], Snapshot],
         now_ms: Callable[[], int],
         rules: AdmissionRules,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._ledger = ledger
         self._reserving = reserving
@@ -99,6 +78,17 @@ class Admission:
         self._snapshot = snapshot
         self._now_ms = now_ms
         self._rules = rules
+        self._sleep = sleep
+        self._early = EarlyRungs(
+            ledger=ledger,
+            planner=planner,
+            why_not=self._why_not,
+            compress=self._compress,
+            demand=self._demand,
+            now_ms=now_ms,
+            output_tokens_min=rules.output_tokens_min,
+            sleep=sleep,
+        )
 
     async def admit(self, call: Call) -> None:
         """Fills in the call's chain, count, price and grant. Raises `BudgetRefusal`, `LedgerOutage`, `OutboxFull` or `BadRequest`."""
@@ -111,8 +101,12 @@ class Admission:
         if not call.chain.links:
             return
         call.count = await self.count(call)
-        if Rung.COMPRESS not in _forbidden(call) and self._planner.offers(call, Rung.COMPRESS):
+        ladder = call.chain.ladder
+        is_early = bool(ladder.early) and ladder.share_of(Rung.COMPRESS) is not None
+        if not is_early and Rung.COMPRESS not in _forbidden(call) and self._planner.offers(call, Rung.COMPRESS):
             await self._compress(call, 0)
+        if ladder.early:
+            await self._early.take(call)
         call.timings.stop("count")
         self._require_price(call, call.chain.limits_money)
         call.timings.stop("admit")
@@ -173,12 +167,17 @@ class Admission:
         for rung in self._rungs(call):
             attempt = await self._climb(call, rung, demand, refused)
             if attempt is None:
+                call.decisions.append({"rung": rung, "result": "changed nothing"})
                 continue
             demand, decision = attempt
             if isinstance(decision, Granted):
+                if refused is not None:
+                    call.decisions.append({"rung": rung, "result": "fits"})
                 return await self._accept(call, demand, decision)
+            if refused is None:
+                self._note_skipped(call)
             refused = decision
-            call.decisions.append({"rung": rung or "whole", "refused": refused.reason, "account": refused.account})
+            call.decisions.append({"rung": rung or "whole"} | _shown(refused))
             if refused.reason is Refusal.GATE:
                 break
         assert refused is not None  # noqa: S101 - the first rung always asks
@@ -188,7 +187,7 @@ class Admission:
     def _rungs(self, call: Call) -> list[Rung | None]:
         """None first: the call as it is. A caller may forbid rungs, and a budget names those that it allows."""
         forbidden = _forbidden(call)
-        rungs = [rung for rung in call.chain.ladder if rung not in forbidden and self._may_help(call, rung)]
+        rungs = [rung for rung in call.chain.ladder.rungs if rung not in forbidden and self._may_help(call, rung)]
         # Clamping gives the most that fits, which is the whole call if that fits: no need to ask for the whole one first.
         return [*rungs] if rungs and rungs[0] is Rung.CLAMP else [None, *rungs]
 
@@ -202,6 +201,27 @@ class Admission:
                 return call.chain.wait_ms > 0
             case _:
                 return self._planner.offers(call, rung)
+
+    def _why_not(self, call: Call, rung: Rung) -> str:
+        """Why a rung of the ladder is not tried; empty where it is."""
+        if rung in _forbidden(call):
+            return f"the caller forbids it with no-{rung}"
+        match rung:
+            case Rung.REFUSE:
+                return ""
+            case Rung.CLAMP:
+                return "" if call.request.has_output else "there is no answer to shorten"
+            case Rung.WAIT:
+                return "" if call.chain.wait_ms > 0 else "the budget gives no time to wait"
+            case _:
+                return self._planner.why_not(call, rung)
+
+    def _note_skipped(self, call: Call) -> None:
+        """Only for a call that did not fit: the others do not ask for their ladder."""
+        for rung in call.chain.ladder.rungs:
+            why_not = self._why_not(call, rung)
+            if why_not:
+                call.decisions.append({"rung": rung, "result": "not tried", "why": why_not})
 
     async def _climb(
         self, call: Call, rung: Rung | None, demand: Demand, refused: Refused | None
@@ -243,7 +263,7 @@ class Admission:
         waited_ms = 0
         decision: Decision = refused
         while isinstance(decision, Refused) and decision.reason is Refusal.BUSY and waited_ms < call.chain.wait_ms:
-            await asyncio.sleep(_WAIT_STEP_MS / 1000)
+            await self._sleep(_WAIT_STEP_MS / 1000)
             waited_ms += _WAIT_STEP_MS
             decision = await self._ask(call, demand)
         if waited_ms:
@@ -279,7 +299,7 @@ class Admission:
             return
         if granted.output_tokens < (own or limit or 2**62):
             call.output_cap = granted.output_tokens
-        if granted.output_tokens < demand.output_tokens_max:
+        if granted.output_tokens < demand.output_tokens_max and "clamp" not in call.actions:
             call.actions.append("clamp")
 
     def _demand(self, call: Call) -> Demand:
@@ -322,6 +342,12 @@ class Admission:
                 code="unpriced_model",
                 param="model",
             )
+
+
+def _shown(refused: Refused) -> dict[str, Any]:
+    remaining = refused.balance.remaining(refused.unit) if refused.unit is not None else None
+    facts = {"account": refused.account, "unit": refused.unit, "needed": refused.needed, "remaining": remaining}
+    return {"result": "does not fit", "why": refused.reason} | {k: v for k, v in facts.items() if v is not None}
 
 
 def _forbidden(call: Call) -> set[Rung]:

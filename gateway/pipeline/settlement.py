@@ -83,6 +83,7 @@ class Settler:
         if call.price_asked is not None:
             asked = cost_nano_usd(call.price_asked, used.usage, call.request.body.get("service_tier"))
             call.saved += Amount(0, asked - used.amount.nano_usd)
+            call.price_asked = None  # counted once, however often the settlement is tried
 
     def refused(self, call: Call, code: str) -> None:
         """A refusal costs nothing and is recorded all the same: it is what people ask about."""

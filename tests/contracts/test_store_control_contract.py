@@ -13,7 +13,8 @@ from gateway.store.database import Database
 from gateway.store.keys import KeyRequest, NewKey
 from gateway.store.workflows import Workflow
 from policies.amounts import Limit
-from policies.budgets import Budget, Rung, Scope, Window
+from policies.budgets import Budget, Scope, Window
+from policies.pressure import ladder_of
 from policies.settings import SETTINGS, SettingError, Value, defaults
 from tests.store_events import NOW_MS, entry
 
@@ -153,7 +154,7 @@ async def test_budgets_keep_every_field(db: Database) -> None:
         Limit(1000, 2**53 - 1, 0),
         "ci-*",
         Window.DAY,
-        (Rung.WAIT, Rung.REFUSE),
+        ladder_of([{"compress": 0.3}, "wait", "refuse"]),
         project="p",
         timezone="Europe/Berlin",
         wait_ms=500,

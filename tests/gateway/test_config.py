@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gateway.config import ConfigError, load_config, parse_config, usd_to_nano
-from policies.budgets import HoldKind, Mode, OnOutage, Rung, Scope, Window
+from policies.budgets import HoldKind, Mode, OnOutage, Scope, Window
+from policies.pressure import Ladder, Rung
 
 
 def faults(text: str, environ: dict[str, str] | None = None) -> list[str]:
@@ -122,14 +123,14 @@ def test_an_empty_file_is_all_defaults() -> None:
 def test_a_budget_of_the_file_becomes_a_budget_of_the_policies() -> None:
     config = parse_config(
         "budgets:\n"
-        "  - {scope: run, match: 'nightly-*', tokens: 20000, usd: 0.50, on_pressure: [clamp, refuse], hold: slices,"
+        "  - {scope: run, match: 'nightly-*', tokens: 20000, usd: 0.50, on_pressure: [{clamp: 0.2}, refuse], hold: slices,"
         " on_outage: allow, mode: observe}\n"
         "  - {scope: key, requests: 7}\n"
     )
     run, key = (budget.budget() for budget in config.budgets)
     assert (run.scope, run.match, run.window) == (Scope.RUN, "nightly-*", Window.RUN)
     assert (run.limit.tokens, run.limit.nano_usd, run.limit.requests) == (20000, 500_000_000, None)
-    assert run.on_pressure == (Rung.CLAMP, Rung.REFUSE)
+    assert run.on_pressure == Ladder((Rung.CLAMP, Rung.REFUSE), ((Rung.CLAMP, 0.2),))
     assert (run.hold, run.on_outage, run.mode) == (HoldKind.SLICES, OnOutage.ALLOW, Mode.OBSERVE)
     assert (key.window, key.limit.requests, key.match) == (Window.TOTAL, 7, "*")
 

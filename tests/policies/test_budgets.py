@@ -6,20 +6,19 @@ import pytest
 
 from policies.amounts import UNLIMITED, Limit
 from policies.budgets import (
-    DEFAULT_LADDER,
     Budget,
     Chain,
     HoldKind,
     Mode,
     OnOutage,
     Parent,
-    Rung,
     RunLimits,
     Scope,
     Subject,
     Window,
     chain_for,
 )
+from policies.pressure import DEFAULT_LADDER, ladder_of
 
 NOW = 1_795_000_000_000  # 2026-11-18 06:26:40 UTC
 MINUTE = NOW - NOW % 60_000
@@ -132,10 +131,10 @@ def test_a_child_run_spends_from_its_parent_within_the_parents_budget() -> None:
 
 
 def test_the_innermost_budget_says_how_pressure_is_met() -> None:
-    outer = Budget(Scope.PROJECT, TOKENS, window=Window.TOTAL, on_pressure=(Rung.REFUSE,))
-    inner = Budget(Scope.STEP, TOKENS, on_pressure=(Rung.CLAMP, Rung.REFUSE), hold=HoldKind.SLICES, wait_ms=5)
+    outer = Budget(Scope.PROJECT, TOKENS, window=Window.TOTAL, on_pressure=ladder_of(["refuse"]))
+    inner = Budget(Scope.STEP, TOKENS, on_pressure=ladder_of(["clamp", "refuse"]), hold=HoldKind.SLICES, wait_ms=5)
     found = chain(inner, outer)
-    assert (found.ladder, found.hold, found.wait_ms) == ((Rung.CLAMP, Rung.REFUSE), HoldKind.SLICES, 5)
+    assert (found.ladder, found.hold, found.wait_ms) == (ladder_of(["clamp", "refuse"]), HoldKind.SLICES, 5)
     assert chain().ladder == DEFAULT_LADDER
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -51,7 +52,7 @@ async def show_budgets(visit: Visit) -> Response:
     found = await visit.ask(budgets.get_budget, path={"id": edited})
     given = {name: getattr(found, name) for name in (*_TEXTS, "tokens", "usd", "requests", "wait_seconds")}
     texts = {name: "" if value is None else str(value) for name, value in given.items()}
-    return await _page(visit, {**texts, "id": found.id, "on_pressure": ", ".join(found.on_pressure)})
+    return await _page(visit, {**texts, "id": found.id, "on_pressure": ", ".join(rung_texts(found.on_pressure))})
 
 
 async def put_budget(visit: Visit) -> Response:
@@ -82,8 +83,21 @@ def _fields(form: dict[str, str]) -> dict[str, Any]:
     if form["usd"].strip():
         given["usd"] = _number("usd", form["usd"], float)
     given["wait_seconds"] = _number("wait_seconds", form["wait_seconds"] or "10", float)
-    given["on_pressure"] = [rung.strip() for rung in form["on_pressure"].split(",") if rung.strip()]
+    given["on_pressure"] = [_rung(text) for text in form["on_pressure"].split(",") if text.strip()]
     return given
+
+
+def rung_texts(on_pressure: Sequence[str | Mapping[str, float]]) -> list[str]:
+    """As the form has them: `clamp`, and `compress 0.3` for one that is taken from that share on."""
+    return [
+        one if isinstance(one, str) else " ".join(f"{name} {share:g}" for name, share in one.items())
+        for one in on_pressure
+    ]
+
+
+def _rung(text: str) -> str | dict[str, float]:
+    name, _, share = text.replace(":", " ").strip().partition(" ")
+    return {name: _number("on_pressure", share, float)} if share.strip() else name
 
 
 def _number(name: str, text: str, kind: type[int] | type[float]) -> float:
@@ -105,6 +119,7 @@ async def _page(visit: Visit, form: dict[str, str], fault: str = "") -> Response
         rows=rows,
         verdict=verdict(rows, state),
         budgets=known.budgets,
+        rung_texts=rung_texts,
         form=form,
         fault=fault,
         choices=_CHOICES,

@@ -16,6 +16,7 @@ from gateway.run_view import usd
 from gateway.store import budgets as budgets_store
 from gateway.store.budgets import StoredBudget
 from policies.budgets import Budget
+from policies.pressure import written
 
 _OF_FILE = "file:"
 
@@ -39,7 +40,7 @@ class BudgetView:
     usd: float | None
     requests: int | None
     window: str
-    on_pressure: tuple[str, ...]
+    on_pressure: tuple[str | dict[str, float], ...]
     hold: str
     on_outage: str
     mode: str
@@ -149,7 +150,7 @@ def _view(origin: Literal["file", "store"], stored: StoredBudget, accounts: tupl
         usd=None if limit.nano_usd is None else usd(limit.nano_usd),
         requests=limit.requests,
         window=budget.window.value,
-        on_pressure=tuple(rung.value for rung in budget.on_pressure),
+        on_pressure=tuple(written(budget.on_pressure)),
         hold=budget.hold.value,
         on_outage=budget.on_outage.value,
         mode=budget.mode.value,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from gateway.decisions import decisions_of
 from gateway.endpoints.api.route import Ask, Route, conflict
 from gateway.endpoints.api.schema import (
     STEPS_MAX,
@@ -92,9 +93,13 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class CallView:
-    """One call of a run. `status`: ok, refused, error, cancelled, lost, late, repair."""
+    """One call of a run. `status`: ok, refused, error, cancelled, lost, late, repair.
+
+    `decisions` says what was decided about it, in order: rungs of the ladder, routing, compression, each with its reason.
+    """
 
     id: str
+    request_id: str
     at: str | None
     step: str
     agent: str
@@ -112,12 +117,14 @@ class CallView:
     reserved_tokens: int
     overrun_tokens: int
     saved_tokens: int
+    saved_usd: float
     cost_usd: float
     actions: str
     usage_source: str
     duration_ms: int | None
     first_byte_ms: int | None
     overhead_us: int | None
+    decisions: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,11 +254,17 @@ def _units(limit: Limit) -> dict[str, int | None]:
     return {"tokens": limit.tokens, "nano_usd": limit.nano_usd, "requests": limit.requests}
 
 
-_SAME_NAME = tuple(name for name in CallView.__slots__ if name not in ("at", "cost_usd"))
+_SAME_NAME = tuple(name for name in CallView.__slots__ if name not in ("at", "cost_usd", "saved_usd", "decisions"))
 
 
 def _call(row: Any) -> CallView:
-    return CallView(**{name: row[name] for name in _SAME_NAME}, at=iso(row["at"]), cost_usd=usd(row["cost_nano_usd"]))
+    return CallView(
+        **{name: row[name] for name in _SAME_NAME},
+        at=iso(row["at"]),
+        cost_usd=usd(row["cost_nano_usd"]),
+        saved_usd=usd(row["saved_nano_usd"]),
+        decisions=decisions_of(row["detail"]),
+    )
 
 
 ROUTES = (

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from gateway.config import Pressure
 from gateway.endpoints.api.route import Ask, Deleted, Route, not_found
 from gateway.endpoints.api.schema import (
     STEPS_MAX,
@@ -27,7 +28,7 @@ from gateway.errors import BadRequest
 from gateway.moments import iso
 from gateway.store import workflows as workflows_store
 from gateway.store.workflows import Workflow
-from policies.budgets import Rung
+from policies.pressure import written
 
 
 class WorkflowBody(Strict):
@@ -41,7 +42,7 @@ class WorkflowBody(Strict):
     budget: LimitBody | Tokens | None = Field(default=None, description="Of each run; a number stands for tokens.")
     budget_tokens: Tokens | None = None
     budget_usd: Usd | None = None
-    on_pressure: tuple[Rung, ...] | None = None
+    on_pressure: Pressure | None = None
     routing: bool | None = Field(default=None, description="Whether another model may answer than the one asked for.")
     compression: bool | None = Field(default=None, description="False: its prompts are never compressed.")
     steps: Annotated[tuple[StepBody, ...], Field(max_length=STEPS_MAX)] = ()
@@ -59,7 +60,7 @@ class WorkflowView:
     priority: str | None = None
     strategy: str | None = None
     budget: dict[str, Any] | None = None
-    on_pressure: tuple[str, ...] | None = None
+    on_pressure: tuple[str | dict[str, float], ...] | None = None
     routing: bool | None = None
     compression: bool | None = None
     steps: tuple[dict[str, Any], ...] = field(default=())
@@ -123,7 +124,7 @@ def _declaration(body: WorkflowBody) -> dict[str, Any]:
         declaration |= budget_fields(body.budget)
     declaration |= budget_fields(LimitBody(tokens=body.budget_tokens), body.budget_usd)
     if body.on_pressure is not None:
-        declaration["on_pressure"] = [rung.value for rung in body.on_pressure]
+        declaration["on_pressure"] = written(body.on_pressure)
     steps = list(declared_steps(body.steps))
     _check_ids(steps)
     return declaration | {"steps": steps}

@@ -1,0 +1,120 @@
+"""Rungs that a ladder takes before a call stops fitting: as soon as no more than a share of a budget is left.
+
+Only ladders that name shares come here, and only their calls pay for the question how much is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from gateway.errors import GatewayError
+from gateway.ledger.port import Ledger, LedgerUnavailable
+from gateway.pipeline.call import Call
+from gateway.pipeline.planner import Planner
+from gateway.pipeline.refusal import refusal_error
+from policies.pressure import Rung, Strain, strain_of
+from policies.reservation import Demand, Refusal, Refused
+
+_WAIT_STEP_MS: Final = 100
+
+
+class EarlyRungs:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        planner: Planner,
+        why_not: Callable[[Call, Rung], str],
+        compress: Callable[[Call, int], Awaitable[bool]],
+        demand: Callable[[Call], Demand],
+        now_ms: Callable[[], int],
+        output_tokens_min: int,
+        sleep: Callable[[float], Awaitable[object]],
+    ) -> None:
+        self._ledger = ledger
+        self._planner = planner
+        self._why_not = why_not
+        self._compress = compress
+        self._demand = demand
+        self._now_ms = now_ms
+        self._output_tokens_min = output_tokens_min
+        self._sleep = sleep
+
+    async def take(self, call: Call) -> None:
+        """Raises the refusal of a ladder that keeps its last share back."""
+        strain = await self._strain(call)
+        for rung, share in call.chain.ladder.early:
+            if strain is None or strain.share > share:
+                continue
+            why_not = self._why_not(call, rung)
+            noted = {"rung": rung, "left": round(strain.share, 4), "from": share}
+            if why_not:
+                call.decisions.append(noted | {"result": "not tried", "why": why_not})
+                continue
+            call.decisions.append(noted | {"result": "taken early", "account": strain.account, "unit": strain.unit})
+            strain = await self._taken(call, rung, share, strain)
+
+    async def _taken(self, call: Call, rung: Rung, share: float, strain: Strain) -> Strain | None:
+        match rung:
+            case Rung.COMPRESS:
+                await self._compress(call, 0)
+            case Rung.ROUTE:
+                await self._planner.reroute(call, None)
+            case Rung.CLAMP:
+                self._clamp(call, strain)
+            case Rung.WAIT:
+                return await self._wait(call, share, strain)
+            case Rung.REFUSE:
+                raise self._kept_back(call, share, strain)
+        return strain
+
+    def _clamp(self, call: Call, strain: Strain) -> None:
+        """To half of what is left beside the prompt, so that something is left for the calls that follow; never to less than
+        is of use."""
+        demand = self._demand(call)
+        left = strain.remaining // 2
+        if strain.unit == "tokens":
+            room = left - demand.prompt_tokens
+        elif strain.unit == "nano_usd" and demand.output_nano_usd_per_token:
+            room = (left - demand.prompt_nano_usd) // demand.output_nano_usd_per_token
+        else:
+            return
+        least = max(self._output_tokens_min, call.request.output_tokens_least, self._planner.output_tokens_least(call))
+        cap = max(room // demand.choices, least)
+        if cap < demand.output_tokens_max:
+            call.request.output_tokens_max = call.output_cap = cap
+            call.actions.append("clamp")
+
+    async def _wait(self, call: Call, share: float, strain: Strain) -> Strain | None:
+        """While calls under way hold what may come back, and as long as the budget allows."""
+        waited_ms = 0
+        current: Strain | None = strain
+        while (
+            current is not None
+            and current.share <= share
+            and current.balance.reserved.of(current.unit) > 0
+            and waited_ms < call.chain.wait_ms
+        ):
+            await self._sleep(_WAIT_STEP_MS / 1000)
+            waited_ms += _WAIT_STEP_MS
+            current = await self._strain(call)
+        if waited_ms:
+            call.actions.append(f"wait={waited_ms}ms")
+        return current
+
+    def _kept_back(self, call: Call, share: float, strain: Strain) -> GatewayError:
+        needed = self._demand(call).prompt_amount.of(strain.unit)
+        refused = Refused(Refusal.EXCEEDED, strain.account, strain.unit, needed, strain.balance, self._now_ms())
+        self._planner.refused(call, refused)
+        error = refusal_error(call, refused)
+        error.message += f" The last {share:.0%} of this budget are kept back for others."
+        return error
+
+    async def _strain(self, call: Call) -> Strain | None:
+        holds = call.chain.holds
+        try:
+            balances = await self._ledger.balances(call.principal.project, [hold.account for hold in holds])
+        except LedgerUnavailable:  # what does not fit is found out when it is reserved
+            return None
+        return strain_of(holds, balances)

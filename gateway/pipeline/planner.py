@@ -1,0 +1,43 @@
+"""The orchestration, as admission sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from gateway.control import Snapshot
+from gateway.pipeline.call import Call
+from policies.budgets import RunLimits
+from policies.pressure import Rung
+from policies.reservation import Refused
+
+
+class Planner(Protocol):
+    """It never fails a call: what goes wrong inside yields no plan."""
+
+    async def plan(self, call: Call, snapshot: Snapshot) -> RunLimits: ...
+
+    def offers(self, call: Call, rung: Rung) -> bool:
+        """Whether compressing or rerouting is allowed for this call at all."""
+
+    def model_for(self, call: Call, snapshot: Snapshot) -> str:
+        """The public name of the model to ask. Raises `BadRequest` for an `auto` that no model can take."""
+
+    async def compress(self, call: Call, needed_tokens: int) -> bool:
+        """Make the prompt smaller, so that it needs at most `needed_tokens` if that can be (0: by the settings' ratio).
+        False: nothing was changed."""
+
+    def why_not(self, call: Call, rung: Rung) -> str:
+        """The same in words; empty where it is allowed."""
+
+    async def reroute(self, call: Call, refused: Refused | None) -> bool:
+        """Choose a cheaper model for the call. False: there is none that will do. None: nothing stands in its way yet."""
+
+    def output_tokens_least(self, call: Call) -> int:
+        """The least answer that is of use for what the call is to make."""
+
+    def refused(self, call: Call, refused: Refused) -> None:
+        """The call fits nowhere and will be refused."""
+
+    def observed(self, call: Call, accounts: Sequence[str]) -> None:
+        """The call goes on, though these observed accounts would have refused it."""

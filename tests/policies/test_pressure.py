@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from policies.amounts import UNLIMITED, Amount, Limit
+from policies.pressure import DEFAULT_LADDER, Rung, in_force, ladder_of, strain_of, written
+from policies.reservation import Balance, Hold
+
+RUN = Hold("run/r", Limit(tokens=1000))
+
+
+def balance(account: str, tokens: int, limit: Limit = UNLIMITED, **more: int) -> Balance:
+    return Balance(account, limit, Amount(tokens, more.get("nano_usd", 0)), Amount(more.get("reserved", 0)))
+
+
+@pytest.mark.parametrize(
+    "ladder",
+    [
+        [],
+        ["refuse"],
+        ["clamp", "compress", "route", "wait", "refuse"],
+        [{"compress": 0.5}, {"route": 0.2}, "clamp", {"refuse": 0.05}],
+        [{"wait": 1.0}],
+    ],
+)
+def test_any_subset_in_any_order_is_kept_as_it_is_written(ladder: list[Any]) -> None:
+    assert written(ladder_of(ladder)) == ladder
+    assert [rung.value for rung in ladder_of(ladder).rungs] == [
+        one if isinstance(one, str) else next(iter(one)) for one in ladder
+    ]
+
+
+def test_only_a_rung_with_a_share_is_early() -> None:
+    ladder = ladder_of([{"compress": 0.5}, "clamp"])
+    assert (ladder.share_of(Rung.COMPRESS), ladder.share_of(Rung.CLAMP)) == (0.5, None)
+    assert DEFAULT_LADDER.early == ()
+
+
+@pytest.mark.parametrize(
+    ("ladder", "words"),
+    [
+        (["dance"], "'dance' is no rung; there are compress, route, clamp, wait, refuse"),
+        (["clamp", {"clamp": 0.5}], "clamp stands on the ladder twice"),
+        ([{"clamp": 0}], "share of clamp must be above 0 and at most 1, not 0"),
+        ([{"clamp": 1.5}], "not 1.5"),
+        ([{"clamp": True}], "not True"),
+        ([{"clamp": "much"}], "not 'much'"),
+        ([{"clamp": 0.1, "wait": 0.2}], "one name and one number"),
+        ([{}], "one name and one number"),
+    ],
+)
+def test_a_ladder_that_cannot_be_says_why(ladder: list[Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ladder_of(ladder)
+
+
+def test_the_limit_with_the_smallest_share_left_puts_the_strain() -> None:
+    key = Hold("key/k", Limit(tokens=100_000, nano_usd=1000))
+    found = strain_of((RUN, key), (balance("run/r", 500, reserved=100), balance("key/k", 600, nano_usd=900)))
+    assert found is not None
+    assert (found.account, found.unit, found.share, found.remaining) == ("key/k", "nano_usd", 0.1, 100)
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "share"), [(1000, 0, 1.0), (1000, 1000, 0.0), (1000, 1300, 0.0), (0, 0, 0.0)]
+)
+def test_a_share_is_from_nothing_to_all(limit: int, used: int, share: float) -> None:
+    found = strain_of((Hold("run/r", Limit(tokens=limit)),), (balance("run/r", used),))
+    assert found is not None
+    assert found.share == share
+
+
+def test_what_is_unlimited_or_only_observed_puts_no_strain() -> None:
+    holds = (Hold("run/r"), Hold("run/r~observe", Limit(tokens=1), enforce=False))
+    assert strain_of(holds, (balance("run/r", 5), balance("run/r~observe", 5))) is None
+
+
+TOKENS = Limit(tokens=1000)
+
+
+@pytest.mark.parametrize(
+    ("hold", "told", "override", "tokens"),
+    [
+        (Hold("run/r", TOKENS), UNLIMITED, None, 1000),
+        (Hold("run/r", TOKENS), Limit(tokens=300), None, 300),  # tightened by an earlier call, or set lower
+        (Hold("run/r", TOKENS), Limit(tokens=5000), None, 5000),  # raised by an operator
+        (Hold("run/r", TOKENS, Limit(tokens=5000)), Limit(tokens=5000), None, 1000),  # a caller loosens nothing
+        (Hold("run/r", TOKENS, Limit(tokens=200)), UNLIMITED, None, 200),
+        (Hold("run/r", TOKENS), Limit(tokens=5000), UNLIMITED, 1000),  # known: nobody has raised it
+        (Hold("run/r", TOKENS), Limit(tokens=700), Limit(tokens=5000), 700),  # raised, then tightened
+        (Hold("run/r", TOKENS), Limit(tokens=5000), Limit(tokens=5000), 5000),
+    ],
+)
+def test_the_limit_in_force(hold: Hold, told: Limit, override: Limit | None, tokens: int) -> None:
+    assert in_force(hold, balance("run/r", 0, told), override).tokens == tokens
