@@ -255,19 +255,7 @@ class Application:
             runs=parts.runs,
             is_outbox_full=lambda: parts.flusher.is_full,
         )
-        admission = Admission(
-            ledger=parts.ledger,
-            reserving=reserving,
-            tokenizer=parts.tokenizer,
-            prices=parts.prices,
-            pool=parts.pool,
-            planner=parts.orchestration,
-            runs=parts.runs,
-            budgets=parts.budgets,
-            snapshot=lambda: parts.control.snapshot,
-            now_ms=parts.clock.now_ms,
-            rules=_rules(config),
-        )
+        admission = _admission(parts, reserving)
         forwarding = Forwarding(
             upstream=parts.tracing.upstream(parts.forwarder),
             pool=parts.pool,
@@ -472,6 +460,22 @@ def _timeouts(config: Config) -> Timeouts:
         first_byte_ms=int(router.timeout * 1000),
         idle_ms=int(router.stream_timeout * 1000),
         total_ms=int(router.timeout * 1000),
+    )
+
+
+def _admission(parts: Parts, reserving: Reserving) -> Admission:
+    return Admission(
+        ledger=parts.ledger,
+        reserving=reserving,
+        tokenizer=parts.tokenizer,
+        prices=parts.prices,
+        pool=parts.pool,
+        planner=parts.orchestration,
+        runs=parts.runs,
+        budgets=parts.budgets,
+        snapshot=lambda: parts.control.snapshot,
+        now_ms=parts.clock.now_ms,
+        rules=_rules(parts.config),
     )
 
 

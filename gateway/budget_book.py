@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from cachetools import LRUCache
 
-from gateway.config import BudgetConfig, usd_to_nano
+from gateway.config_budgets import BudgetConfig, usd_to_nano
 from gateway.control import Snapshot
 from policies.amounts import Limit
 from policies.budgets import Budget, Scope, Subject, Window

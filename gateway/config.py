@@ -10,28 +10,21 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
-    PlainValidator,
     ValidationError,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
 from gateway.addresses import fault_of_url
-from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, Limit
-from policies.budgets import Budget, HoldKind, Mode, OnOutage, Scope, Window
-from policies.pressure import DEFAULT_LADDER, Ladder, Rung, ladder_of, written
+from gateway.config_budgets import BudgetConfig, Strict
 from policies.settings import SETTINGS, SettingError, conflicts, validated
 
 
@@ -43,125 +36,7 @@ class ConfigError(Exception):
         self.faults = faults
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def usd_to_nano(value: object) -> int:
-    """Money from a file, a header or an API body, as whole nano-USD. At least 0, at most 2^53 − 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
-        raise ValueError("an amount in USD must be a number, such as 0.50")
-    try:
-        nano = Decimal(str(value)) * NANO_USD_PER_USD
-    except ArithmeticError as error:
-        raise ValueError(f"{value!r} is not an amount in USD, such as 0.50") from error
-    if not nano.is_finite() or nano < 0:
-        raise ValueError(f"an amount in USD must be 0 or more, not {value}")
-    if nano > AMOUNT_MAX:
-        raise ValueError(f"an amount in USD may be at most {AMOUNT_MAX / NANO_USD_PER_USD:,.0f}, not {value}")
-    return int(nano)
-
-
-Glob = Annotated[str, Field(min_length=1, max_length=256)]
-Count = Annotated[int, Field(ge=0, le=AMOUNT_MAX, strict=True)]
-
-
-def _ladder(value: object) -> Ladder:
-    if isinstance(value, Ladder):
-        return value
-    if not isinstance(value, (list, tuple)) or not all(isinstance(one, (str, dict)) for one in value):
-        raise ValueError("must be a list of rungs, such as [compress, {route: 0.2}, clamp, refuse]")
-    return ladder_of(value)
-
-
-_SHARE: Final = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
-# Rungs by name; one with a share is also taken before a call stops fitting.
-Pressure = Annotated[
-    Ladder,
-    PlainValidator(_ladder),
-    PlainSerializer(written),
-    WithJsonSchema(
-        {
-            "type": "array",
-            "uniqueItems": True,
-            "items": {
-                "anyOf": [
-                    {"type": "string", "enum": [rung.value for rung in Rung]},
-                    {
-                        "type": "object",
-                        "properties": {rung.value: _SHARE for rung in Rung},
-                        "additionalProperties": False,
-                        "minProperties": 1,
-                        "maxProperties": 1,
-                    },
-                ]
-            },
-        }
-    ),
-]
-
-
-class BudgetConfig(_Strict):
-    """A budget of the file or of `/api/budgets`. At least one of tokens, usd and requests."""
-
-    scope: Scope
-    match: Glob = "*"
-    tokens: Count | None = None
-    usd: Annotated[int, BeforeValidator(usd_to_nano)] | None = Field(default=None, description="USD; nano-USD inside")
-    requests: Count | None = None
-    window: Window | None = None
-    on_pressure: Pressure = DEFAULT_LADDER
-    hold: HoldKind = HoldKind.WORST_CASE
-    on_outage: OnOutage = OnOutage.REFUSE
-    mode: Mode = Mode.ENFORCE
-    project: str | None = None
-    timezone: str = "UTC"
-    wait_seconds: Annotated[float, Field(ge=0, le=60)] = 10.0
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> BudgetConfig:
-        if self.tokens is None and self.usd is None and self.requests is None:
-            raise ValueError("a budget needs at least one of tokens, usd, requests")
-        per_run = self.scope in (Scope.RUN, Scope.STEP)
-        if per_run and self.window not in (None, Window.RUN):
-            raise ValueError(
-                f"a budget on a {self.scope} lasts for the run: leave window out, or put it on the workflow"
-            )
-        if not per_run and self.window is Window.RUN:
-            raise ValueError(
-                f"window 'run' is for scope run or step; for scope {self.scope} use total, minute, hour, day or month"
-            )
-        return self
-
-    @field_validator("timezone")
-    @classmethod
-    def _zone_exists(cls, value: str) -> str:
-        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
-        try:
-            ZoneInfo(value)
-        except (ZoneInfoNotFoundError, ValueError) as error:
-            raise ValueError(f"no time zone {value!r}; use a name such as Europe/Berlin") from error
-        return value
-
-    def budget(self) -> Budget:
-        default = Window.RUN if self.scope in (Scope.RUN, Scope.STEP) else Window.TOTAL
-        return Budget(
-            scope=self.scope,
-            limit=Limit(self.tokens, self.usd, self.requests),
-            match=self.match,
-            window=self.window or default,
-            on_pressure=self.on_pressure,
-            hold=self.hold,
-            on_outage=self.on_outage,
-            mode=self.mode,
-            project=self.project,
-            timezone=self.timezone,
-            wait_ms=int(self.wait_seconds * 1000),
-        )
-
-
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """One entry of `model_list`, as LiteLLM has it. Several entries of one name share its load."""
 
     model_name: Annotated[str, Field(min_length=1)]
@@ -179,7 +54,7 @@ class ModelConfig(_Strict):
         return value
 
 
-class RouterSettings(_Strict):
+class RouterSettings(Strict):
     """LiteLLM's keys, as far as they concern forwarding."""
 
     num_retries: Annotated[int, Field(ge=0, le=10)] = 2
@@ -194,7 +69,7 @@ class RouterSettings(_Strict):
     connect_timeout: Annotated[float, Field(gt=0, le=60)] = 5.0
 
 
-class TierConfig(_Strict):
+class TierConfig(Strict):
     """Models of each tier, best first."""
 
     fast: tuple[str, ...] = ()
@@ -202,7 +77,7 @@ class TierConfig(_Strict):
     powerful: tuple[str, ...] = ()
 
 
-class StorageConfig(_Strict):
+class StorageConfig(Strict):
     ledger: str = "sqlite:///.farebox/ledger.db"
     store: str = "sqlite:///.farebox/store.db"
     durability: Literal["normal", "strict"] = "normal"
@@ -224,7 +99,7 @@ class StorageConfig(_Strict):
         return _with_scheme(value, ("sqlite:///", "postgresql://"))
 
 
-class ServerConfig(_Strict):
+class ServerConfig(Strict):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 4000
     workers: Annotated[int, Field(ge=1, le=256)] = 1
@@ -241,7 +116,7 @@ class ServerConfig(_Strict):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-class ReservationConfig(_Strict):
+class ReservationConfig(Strict):
     """How holds are kept. Times in seconds."""
 
     ttl_seconds: Annotated[float, Field(ge=1, le=3600)] = 60.0
@@ -253,7 +128,7 @@ class ReservationConfig(_Strict):
     implicit_run_silence_seconds: Annotated[float, Field(ge=1, le=86_400)] = 900.0
 
 
-class AnswersConfig(_Strict):
+class AnswersConfig(Strict):
     """What is kept to be given again. `bytes_max` is of each project, for idempotency and for the cache alike."""
 
     idempotency_seconds: Annotated[float, Field(ge=1, le=30 * 86_400)] = 86_400.0
@@ -261,7 +136,7 @@ class AnswersConfig(_Strict):
     answer_bytes_max: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
 
 
-class ClassifierConfig(_Strict):
+class ClassifierConfig(Strict):
     """The model that is asked when rules and the trained model are not sure. None: nobody is asked."""
 
     model: str | None = None
@@ -276,7 +151,7 @@ def _web_address(value: str | None) -> str | None:
     return value
 
 
-class CompressionConfig(_Strict):
+class CompressionConfig(Strict):
     """What the 14 settings leave open. `semantic_model` None: the first model of the fast tier."""
 
     memory_tokens_max: Annotated[int, Field(ge=0, le=100_000)] = 800
@@ -285,13 +160,13 @@ class CompressionConfig(_Strict):
     semantic_texts_max: Annotated[int, Field(ge=1, le=32)] = 4
 
 
-class SavingsConfig(_Strict):
+class SavingsConfig(Strict):
     """`holdout_share` of the runs are neither compressed nor routed, so that what the others save can be measured."""
 
     holdout_share: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
-class AlertConfig(_Strict):
+class AlertConfig(Strict):
     webhook: str | None = None
     budget_percent: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Field(min_length=1)] = (50, 80, 100)
     private_networks: bool = False
@@ -306,7 +181,7 @@ class AlertConfig(_Strict):
         return self
 
 
-class TracingConfig(_Strict):
+class TracingConfig(Strict):
     """Spans to an OpenTelemetry collector. None: there are none, and nothing of OpenTelemetry is loaded."""
 
     endpoint: str | None = None
@@ -318,7 +193,7 @@ class TracingConfig(_Strict):
     _address = field_validator("endpoint")(_web_address)
 
 
-class Config(_Strict):
+class Config(Strict):
     model_list: tuple[ModelConfig, ...] = ()
     router_settings: RouterSettings = RouterSettings()
     tiers: TierConfig = TierConfig()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import ConfigError, load_config, parse_config, usd_to_nano
+from gateway.config import ConfigError, load_config, parse_config
+from gateway.config_budgets import usd_to_nano
 from policies.budgets import HoldKind, Mode, OnOutage, Scope, Window
 from policies.pressure import Ladder, Rung
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from gateway.config import BudgetConfig, Config, load_config
+from gateway.config import Config, load_config
+from gateway.config_budgets import BudgetConfig
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
 # Sections whose every key stands in the example with its default value.

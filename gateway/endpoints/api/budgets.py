@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from gateway.budget_view import BudgetAccount, accounts_of, balances_of
-from gateway.config import BudgetConfig
+from gateway.config_budgets import BudgetConfig
 from gateway.endpoints.api.route import Ask, Deleted, Route, conflict, not_found
 from gateway.endpoints.api.schema import ListQuery, NoBody, ProjectQuery, Usd, paged
 from gateway.moments import iso

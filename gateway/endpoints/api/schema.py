@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
-from gateway.config import Count, usd_to_nano
+from gateway.config_budgets import Count, usd_to_nano
 from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, Limit
 from policies.intents import Intent
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gateway.config import Pressure
+from gateway.config_budgets import Pressure
 from gateway.endpoints.api.route import Ask, Deleted, Route, not_found
 from gateway.endpoints.api.schema import (
     STEPS_MAX,
