@@ -231,6 +231,16 @@ def test_migrate_and_doctor_without_a_gateway(cli: Cli) -> None:
     assert ill.code == 1
     by_check = {one["check"]: one["status"] for one in json.loads(ill.out)["findings"]}
     assert (by_check["ledger"], by_check["store schema"]) == ("fail", "ok")
+    assert "farebox explain gateway, or docs/errors.md" in cli("doctor").out
+
+
+def test_a_code_an_event_and_a_check_are_explained(cli: Cli) -> None:
+    assert "402; control API 409" in cli("explain", "run_paused").out
+    assert "Look at Redis" in cli("explain", "ledger_out_of_reach").out
+    assert cli("explain", "ledger clock", "--json").json()["do"] == "Set both machines' clocks by NTP."
+    unknown = cli("explain", "run_pausd")
+    assert unknown.code == 1
+    assert "did you mean 'run_paused'?" in unknown.err
 
 
 def test_doctor_and_migrate_beside_a_gateway(served: tuple[Cli, FareboxProcess]) -> None:

@@ -1,0 +1,149 @@
+"""docs/errors.md is made from tables in the code, and the tables name everything that the code can say."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway import doctor, errors
+from gateway.error_guide import ALL, CHECKS, CODES, EVENTS, document, explain
+from gateway.run_control import NO_SUCH_RUN
+from gateway.store.runs import FINAL_STATES
+from policies.budgets import Scope
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "errors.md"
+LEVELS = {"warning": "warning", "error": "error", "exception": "error", "critical": "error"}
+# Codes that are a provider's own, passed on; and the one place that hands a code through.
+PASSED_ON = {"code", "denied.code", "error.code", "_code(value)"}
+# Words in f-strings, and what they can be.
+FILLED = {"scope": [scope.value for scope in Scope], "link.scope": [scope.value for scope in Scope]}
+FILLED["gate.value"] = ["paused", "cancelled", "completed"]
+FILLED["run.state"] = list(FINAL_STATES)
+
+
+def modules() -> Iterator[tuple[Path, ast.Module]]:
+    for path in sorted((ROOT / "gateway").rglob("*.py")):
+        if "error_guide" not in path.parts:
+            yield path, ast.parse(path.read_text())
+
+
+def texts(node: ast.expr | None) -> set[str]:
+    """Every text that the expression can be; its source where it is none."""
+    if isinstance(node, ast.Constant):
+        return {node.value} if isinstance(node.value, str) else set()
+    if isinstance(node, ast.IfExp):
+        return texts(node.body) | texts(node.orelse)
+    if isinstance(node, ast.BoolOp):
+        return set().union(*(texts(value) for value in node.values if isinstance(value, ast.Constant)))
+    if isinstance(node, ast.JoinedStr):
+        found = {""}
+        for part in node.values:
+            words = [part.value] if isinstance(part, ast.Constant) else FILLED[ast.unparse(part.value)]  # type: ignore[attr-defined]
+            found = {begun + str(word) for begun in found for word in words}
+        return found
+    if isinstance(node, ast.Subscript):  # str(error.get("code") or "upstream_error")[:200]
+        return texts(node.value)
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "str":
+        return texts(node.args[0])
+    return {ast.unparse(node)} if node is not None else set()
+
+
+def said_codes() -> dict[str, set[str]]:
+    """Every error code, and where it is said."""
+    found: dict[str, set[str]] = {}
+    for path, module in modules():
+        for node in ast.walk(module):
+            said: set[str] = set()
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func).rpartition(".")[2]
+                said = set().union(set(), *(texts(word.value) for word in node.keywords if word.arg == "code"))
+                if name == "field" and len(node.args) > 2:
+                    said |= texts(node.args[2])
+                if name in ("conflict", "Denied") and len(node.args) > 1:
+                    said |= texts(node.args[1])
+            elif isinstance(node, ast.ClassDef):
+                said = {
+                    word
+                    for item in node.body
+                    if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == "code"
+                    for word in texts(item.value)
+                }
+            for word in said - PASSED_ON:
+                found.setdefault(NO_SUCH_RUN if word == "NO_SUCH_RUN" else word, set()).add(path.name)
+    return found
+
+
+def said_events() -> dict[str, set[str]]:
+    """Every log event at warning or above, with its levels."""
+    found: dict[str, set[str]] = {}
+    for _, module in modules():
+        for node in ast.walk(module):
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            if ast.unparse(node.func) == "getattr(_log, level)":  # a warning for an outage, an error for a fault
+                found.setdefault(*texts(node.args[0]), set()).update(("warning", "error"))  # type: ignore[misc]
+            if not isinstance(node.func, ast.Attribute):
+                continue
+            on, called = ast.unparse(node.func.value), node.func.attr
+            if on.endswith("_log") and called in LEVELS:
+                for event in texts(node.args[0]) - {"event"}:
+                    found.setdefault(event, set()).add(LEVELS[called])
+            elif called == "tell":  # the alerts, which are logged and sent
+                for event in texts(node.args[0]):
+                    found.setdefault(event, set()).add("warning")
+    return found
+
+
+def test_every_error_code_is_explained_and_none_that_nobody_says() -> None:
+    said = set(said_codes())
+    assert len(said) > 40
+    assert said - set(CODES) == set(), "add them to gateway/error_guide/codes.py"
+    assert set(CODES) - said == set(), "nobody says these any more"
+
+
+def test_the_statuses_of_the_error_classes_are_the_documented_ones() -> None:
+    for name, found in vars(errors).items():
+        if isinstance(found, type) and issubclass(found, errors.GatewayError):
+            assert str(found.status) in CODES[found.code].told, name
+
+
+def test_every_log_event_at_warning_or_above_is_explained_with_its_level() -> None:
+    said = said_events()
+    assert len(said) > 35
+    assert set(said) == set(EVENTS)
+    for event, levels in said.items():
+        assert set(EVENTS[event].told.split(", ")) == levels, event
+
+
+def test_every_check_of_the_doctor_is_explained() -> None:
+    said = set(re.findall(r'Finding\(\s*"([\w ]+)"', Path(doctor.__file__).read_text()))
+    assert said | {"gateway"} == set(CHECKS)
+
+
+def test_every_metric_and_alert_of_the_rules_points_somewhere() -> None:
+    """An alert's log event, as docs/operations.md pairs them, is explained here."""
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    paired = re.findall(r"^\| (?:`Farebox\w+`, )?`([a-z_]+)` \|", operations, re.MULTILINE)
+    assert len(paired) >= 6
+    assert set(paired) <= set(EVENTS)
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_an_explanation_says_what_it_means_and_what_to_do(name: str) -> None:
+    guide = ALL[name]
+    for sentence in (guide.means, guide.do):
+        assert sentence[0].isupper() or sentence[0] in "`*"
+        assert sentence.endswith((".", "`."))
+    assert guide.means.replace("`", "") in (explain(name) or "")
+
+
+def test_the_page_is_made_from_the_tables() -> None:
+    if os.environ.get("FAREBOX_WRITE_DOCS"):
+        PAGE.write_text(document())
+    assert PAGE.read_text() == document(), "FAREBOX_WRITE_DOCS=1 with this test writes the page anew"
