@@ -1,4 +1,4 @@
-"""`farebox check`, `init`, `migrate`, `doctor`, `explain` and `reconcile`."""
+"""`farebox check`, `init`, `migrate`, `schema`, `doctor`, `explain` and `reconcile`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-import gateway
 from gateway.cli.configuration import EXIT_CONFIG, read_config
 from gateway.cli.connection import Connection, Failed
 from gateway.cli.output import echo_json, show_table
 from gateway.cli.session import EXIT_FAILED, Session
 from gateway.config import Config, ConfigError
+from gateway.config_reference import SCHEMA_ID, example_file, schema_text
 from gateway.error_guide import ALL
 from gateway.error_guide import explain as explained
 from gateway.ledger.port import LedgerError
@@ -52,10 +52,22 @@ def init(
     if path.exists() and not force:
         raise Failed(f"{path} is there already; --force replaces it.")
     try:
-        path.write_text(example_file().read_text(encoding="utf-8"), encoding="utf-8")
+        path.write_text(_for_elsewhere(example_file().read_text(encoding="utf-8")), encoding="utf-8")
     except OSError as error:
         raise Failed(f"{path} cannot be written: {error.strerror}") from error
     session.say({"path": str(path)}, f"Wrote {path}. Next: farebox -c {path} serve")
+
+
+def _for_elsewhere(example: str) -> str:
+    """The example names the schema that lies beside it in the source tree; elsewhere there is none until it is written."""
+    rest = example.partition("\n")[2]
+    hint = f"# Editors check this file by what `farebox schema > {SCHEMA_ID}` writes, because of the next line."
+    return f"{hint}\n# yaml-language-server: $schema={SCHEMA_ID}\n{rest}"
+
+
+def schema() -> None:
+    """Print the JSON Schema of the configuration, for editors."""
+    typer.echo(schema_text(), nl=False)
 
 
 def migrate(
@@ -139,13 +151,6 @@ def reconcile(
 
 _UNITS = ("tokens", "usd")
 _SIDES = ("booked", "stored")
-
-
-def example_file() -> Path:
-    """In a wheel the example lies inside the package, in a source tree beside it."""
-    package = Path(gateway.__file__).parent
-    installed = package / "config.example.yaml"
-    return installed if installed.is_file() else package.parent / "config.example.yaml"
 
 
 def _price_faults(config: Config) -> list[str]:
