@@ -56,7 +56,9 @@ def remarks() -> dict[tuple[str, str], str]:
 
 def section_remarks() -> dict[str, str]:
     """The comment that stands right above a section in the example."""
-    found = re.findall(r"^# (?:── )?([^\n]+?)(?: ─+)?\n(\w+):", example_file().read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.findall(
+        r"^# (?:── )?([^\n]+?)(?: ─+)?\n(\w+):", example_file().read_text(encoding="utf-8"), re.MULTILINE
+    )
     return {section: text for text, section in found}
 
 

@@ -143,6 +143,11 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
     "headers_too_large": Guide(
         "More than 100 headers, or more than 32 KiB of them.", "Send fewer; long context belongs into the body.", "431"
     ),
+    "invalid_http": Guide(
+        "What arrived is no proper HTTP/1.1 request, or is framed in many times its own size.",
+        "Look at the client, or at the proxy between.",
+        "400",
+    ),
     "invalid_path": Guide(
         "The path is not in its plain form (encoded slashes, dots or double slashes).", "Send it plainly.", "400"
     ),
@@ -165,6 +170,12 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
         "The `Idempotency-Key` was used for another request, or its first call is still under way.",
         "Use a new key for a new request; wait for `retry-after` where it is given.",
         "409",
+    ),
+    "idempotency_unavailable": Guide(
+        "The place where answers are kept is out of reach, so it cannot be known whether the call under this `Idempotency-Key` was "
+        "made before. Nothing was spent.",
+        "Ask again after `retry-after`; see `ledger_out_of_reach`.",
+        "503",
     ),
     "too_many_concurrent_requests": Guide(
         "The key has as many calls under way as it may.",

@@ -70,12 +70,24 @@ EVENTS: Final[dict[str, Guide]] = {
     "outbox_nearly_full": Guide(
         "Usage waits for the store and has reached 80 % of `storage.outbox_cap`.",
         "Bring the store back, or raise the cap (and Redis's memory). At the cap enforced calls get 503 `outbox_full`.",
-        "error",
+        "warning",
     ),
     "flush_failed": Guide(
         "Usage could not be moved to the store; it waits in the ledger's outbox and is tried again, ever more slowly.",
         "Look at Postgres, or at the disk of the SQLite file. Calls are served meanwhile, with the last known settings and keys.",
         "warning, error",
+    ),
+    "outbox_recovered": Guide("The outbox is below 80 % of its cap again.", "Nothing.", "warning"),
+    "breaker_opened": Guide(
+        "Ledger or store (`engine`) is out of reach, as the webhook is told.",
+        "Look at it: `reason` says what it answers, if anything. See `ledger_out_of_reach` and `control_unavailable`.",
+        "warning",
+    ),
+    "breaker_closed": Guide("Ledger or store (`engine`) is back.", "Nothing.", "warning"),
+    "loop_suspected": Guide(
+        "One step of one run made `alerts.loop_calls` calls (60) within a minute; refused ones count too.",
+        "Look at the agent: `farebox runs show RUN`. A step budget in requests ends such a loop by itself.",
+        "warning",
     ),
     "usage_dead_lettered": Guide(
         "The store refused usage events for good; the rest of the batch was stored.",
@@ -100,6 +112,26 @@ EVENTS: Final[dict[str, Guide]] = {
     "spool_line_torn": Guide(
         "The last line of the spool was not written to its end, as after a crash.",
         "Nothing: its hold is booked by the sweeper.",
+        "warning",
+    ),
+    "idempotency_unavailable": Guide(
+        "Calls under an `Idempotency-Key` are refused with 503, because kept answers are out of reach.",
+        "Bring Redis back, or look at the disk of the ledger's folder.",
+        "warning",
+    ),
+    "answer_not_kept": Guide(
+        "An answer under an `Idempotency-Key` could not be kept: the same key would make the call again.",
+        "Bring Redis back, or look at the disk of the ledger's folder.",
+        "warning",
+    ),
+    "cache_unavailable": Guide(
+        "The answer cache is out of reach; calls are made as if it were empty.",
+        "Bring Redis back, or look at the disk of the ledger's folder.",
+        "warning",
+    ),
+    "connections_limited": Guide(
+        "The process may open fewer files than `server.connections_max` asks for; the limit is lower accordingly.",
+        "Raise `LimitNOFILE` (systemd) or `ulimit -n`.",
         "warning",
     ),
     "store_unavailable_at_start": Guide(

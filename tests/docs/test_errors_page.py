@@ -88,13 +88,11 @@ def said_events() -> dict[str, set[str]]:
                 continue
             if ast.unparse(node.func) == "getattr(_log, level)":  # a warning for an outage, an error for a fault
                 found.setdefault(*texts(node.args[0]), set()).update(("warning", "error"))  # type: ignore[misc]
-            if not isinstance(node.func, ast.Attribute):
-                continue
-            on, called = ast.unparse(node.func.value), node.func.attr
+            on, _, called = ast.unparse(node.func).rpartition(".")
             if on.endswith("_log") and called in LEVELS:
                 for event in texts(node.args[0]) - {"event"}:
                     found.setdefault(event, set()).add(LEVELS[called])
-            elif called == "tell":  # the alerts, which are logged and sent
+            elif called == "tell" and isinstance(node.args[0], ast.Constant):  # the alerts, which are logged and sent
                 for event in texts(node.args[0]):
                     found.setdefault(event, set()).add("warning")
     return found
