@@ -163,6 +163,11 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
         "Open the admin page itself; behind a proxy, let it pass `host` unchanged.",
         "403",
     ),
+    "foreign_origin": Guide(
+        "A web page of another site calls models here without an API key, as any page in a browser on this machine could.",
+        "Give the page's calls a key: `farebox keys create`.",
+        "403",
+    ),
     "too_many_attempts": Guide(
         "Too many wrong logins or keys from one address or for one name.", "Wait for `retry-after` seconds.", "429"
     ),

@@ -30,7 +30,7 @@ from gateway.store.runs import Run
 from gateway.telemetry import Telemetry
 from policies.allocation import StepAllocation
 from policies.amounts import UNLIMITED, Limit
-from policies.budgets import Budget, RunLimits, Scope, Subject
+from policies.budgets import Budget, Mode, RunLimits, Scope, Subject
 from policies.holdout import Arm, arm_of
 from policies.pressure import Rung
 from policies.pricing import Usage
@@ -187,12 +187,15 @@ class Orchestration:
         )
 
     def _pool_limit(self, request: RunRequest, project: str, snapshot: Snapshot, call: Call | None) -> int:
-        """What the run may use at most: the settings' or the declaration's limit, every budget on the run, and its own."""
+        """What the run may use at most: the settings' or the declaration's limit, every budget on the run, and its own.
+
+        A budget that is only watched shares nothing out: steps would be refused in its name.
+        """
         declared = self._declarations.of(snapshot.workflow(project, request.workflow))
         limit = Limit(tokens=snapshot.settings.max_tokens_per_workflow).replaced_by(declared.limit)
         subject = Subject(project, workflow=request.workflow or None, run=request.run)
         for budget in self._budgets():
-            if budget.scope is Scope.RUN and budget.applies_to(subject):
+            if budget.scope is Scope.RUN and budget.mode is Mode.ENFORCE and budget.applies_to(subject):
                 limit = limit.tightened_by(budget.limit)
         limit = limit.replaced_by(request.budget)
         if call is not None:

@@ -113,6 +113,17 @@ def test_observing_refuses_nothing_and_counts_what_it_would_have(served: Served)
     assert served.chat(headers, words(900), max_tokens=16).status == 402
 
 
+def test_a_budget_that_is_only_watched_makes_no_step_small(served: Served) -> None:
+    made = api(served.gateway, "POST", "/budgets", {"scope": "run", "match": "seen", "tokens": 20, "mode": "observe"})
+    try:
+        reply = served.chat(tagged("seen", "w-1", "send", intent="send"), words(60), max_tokens=16)
+        assert reply.status == 200, reply.body
+        assert "observe=would_refuse" in reply.headers["x-budget-actions"]
+        assert int(reply.headers["x-budget-step-limit"]) > 20
+    finally:
+        api(served.gateway, "DELETE", f"/budgets/{made['id']}")
+
+
 def test_decisions_are_in_the_audit_trail(served: Served) -> None:
     headers = tagged("noted", "n-1", "send", intent="send")
     served.chat(headers, max_tokens=16)
