@@ -188,6 +188,16 @@ EVENTS: Final[dict[str, Guide]] = {
         "Look whether that model answers.",
         "warning",
     ),
+    "own_question_not_settled": Guide(
+        "What a question of Farebox's own really cost could not be booked; its hold is booked by the sweeper.",
+        "See `ledger_out_of_reach`.",
+        "warning",
+    ),
+    "text_not_condensed": Guide(
+        "The model that condenses texts failed; the prompt went on as it was.",
+        "Look whether that model answers; its errors are in the traceback.",
+        "warning",
+    ),
     "history_not_loaded": Guide(
         "What a workflow's steps used in the past could not be read; its runs are planned without.",
         "Bring the store back.",
