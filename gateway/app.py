@@ -52,6 +52,7 @@ from gateway.pipeline.handler import CallHandler
 from gateway.pipeline.hold import HoldKeeper
 from gateway.pipeline.idempotency import Idempotency
 from gateway.pipeline.intake import Intake
+from gateway.pipeline.loops import LoopBreaker
 from gateway.pipeline.places import Places
 from gateway.pipeline.relaying import Relaying
 from gateway.pipeline.reserving import Reserving
@@ -292,6 +293,12 @@ class Application:
             ),
             idempotency=Idempotency(self._shelf, keep_ms=int(config.answers.idempotency_seconds * 1000)),
             cache=AnswerCache(parts.pool.cache_ttl_s, self._shelf),
+            loops=LoopBreaker(
+                parts.ledger,
+                parts.alerts,
+                repeats=config.loops.repeats,
+                all_requests=config.loops.requests == "all",
+            ),
             new_id=parts.ids.new,
         )
         return handler, intake

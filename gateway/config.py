@@ -166,6 +166,13 @@ class SavingsConfig(Strict):
     holdout_share: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
+class LoopConfig(Strict):
+    """When a run is stopped because its agent repeats itself; see gateway/pipeline/loops.py."""
+
+    repeats: Annotated[int, Field(ge=0, le=10_000)] = 8
+    requests: Literal["conversations", "all"] = "conversations"
+
+
 class AlertConfig(Strict):
     webhook: str | None = None
     budget_percent: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Field(min_length=1)] = (50, 80, 100)
@@ -206,6 +213,7 @@ class Config(Strict):
     classifier: ClassifierConfig = ClassifierConfig()
     compression: CompressionConfig = CompressionConfig()
     savings: SavingsConfig = SavingsConfig()
+    loops: LoopConfig = LoopConfig()
     alerts: AlertConfig = AlertConfig()
     tracing: TracingConfig = TracingConfig()
 

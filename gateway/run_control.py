@@ -102,12 +102,13 @@ class RunControl:
         found = await self._find(project, run)
         if found is None:
             return _unknown(run)
-        state = "active" if found.state == "exhausted" else found.state
-        after = _AFTER.get((action, state))
+        # As it is shown: the loop breaker pauses a run in the ledger alone.
+        shown = await self._shown(project, run)
+        after = _AFTER.get((action, "active" if shown.state == "exhausted" else shown.state))
         if after is None:
             return _over(found)
-        if after == found.state:
-            return await self._shown(project, run)
+        if after == shown.state:
+            return shown
         await self._ledger.set_gate(project, run_account(run), _GATES[after])
         metrics = None
         if after == "completed":

@@ -32,6 +32,7 @@ _OF_GATE: Final[Mapping[Gate, RunState]] = {
     Gate.PAUSED: "paused",
     Gate.CANCELLED: "cancelled",
     Gate.COMPLETED: "completed",
+    Gate.LOOPING: "paused",
 }
 
 
@@ -119,7 +120,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class RunLine:
-    """A run in a list."""
+    """A run in a list. `state_reason` is `loop_detected` where the loop breaker paused it, and empty where people did."""
 
     run: str
     workflow: str
@@ -127,6 +128,7 @@ class RunLine:
     user: str
     parent_run: str
     state: RunState
+    state_reason: str
     tokens: Tokens
     cost_usd: Dollars
     requests: Requests
@@ -238,6 +240,7 @@ class RunViews:
             user=run.user,
             parent_run=run.parent_run,
             state=_state(run, balance, limit, settled + reserved),
+            state_reason="loop_detected" if balance is not None and balance.gate is Gate.LOOPING else "",
             tokens=_tokens(limit, settled, reserved, overrun, saved),
             cost_usd=_dollars(limit, settled, reserved, overrun, saved),
             requests=Requests(*_figures("requests", limit, settled, reserved), overrun=0, saved=0),

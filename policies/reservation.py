@@ -65,6 +65,7 @@ class Gate(StrEnum):
     PAUSED = "paused"
     CANCELLED = "cancelled"
     COMPLETED = "completed"
+    LOOPING = "looping"  # paused by the loop breaker
 
 
 class OnLost(StrEnum):

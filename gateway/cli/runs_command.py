@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -160,12 +161,16 @@ def _act(session: Session, run: str, action: str, project: str) -> None:
     _show(session, session.ask("POST", f"/runs/{run}/{action}", {"project": project}))
 
 
+def _why(run: Mapping[str, Any]) -> str:
+    return ": its agent repeats itself" if run["state_reason"] == "loop_detected" else ""
+
+
 def _show(session: Session, run: dict[str, Any]) -> None:
     if session.as_json:
         echo_json(run)
         return
     metrics = run["metrics"]
-    typer.echo(f"Run {run['run']} of {run['workflow'] or 'no workflow'} is {run['state']}.")
+    typer.echo(f"Run {run['run']} of {run['workflow'] or 'no workflow'} is {run['state']}{_why(run)}.")
     show_table(_UNITS, [(name, *run[name].values()) for name in ("tokens", "cost_usd", "requests")])
     headings = ("step", "intent", "tier", "status", "tokens", "held", "of", "left", "usd", "calls", "refused")
     show_table(headings, [_step_row(step) for step in run["steps"]])

@@ -104,6 +104,7 @@ class Call:
     lane: Lane | None = None
     is_admitted: bool = False
     is_with_upstream: bool = False  # a request is at the provider now: whoever gives up here may have to pay
+    raw: bytes = b""  # the body as it came, until the loop breaker has looked at it
     retry: int = 0  # how often the client's SDK has sent it before
 
     @property

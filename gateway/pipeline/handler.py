@@ -21,6 +21,7 @@ from gateway.pipeline.heartbeat_port import Flights
 from gateway.pipeline.idempotency import HEADER as IDEMPOTENCY_HEADER
 from gateway.pipeline.idempotency import REPLAYED_HEADER, Idempotency
 from gateway.pipeline.intake import Intake
+from gateway.pipeline.loops import LoopBreaker
 from gateway.pipeline.places import Places
 from gateway.pipeline.relaying import Relaying
 from gateway.pipeline.settlement import Settler
@@ -47,6 +48,7 @@ class CallHandler:
         places: Places,
         idempotency: Idempotency,
         cache: AnswerCache,
+        loops: LoopBreaker,
         new_id: Callable[[], str],
     ) -> None:
         self._intake = intake
@@ -58,6 +60,7 @@ class CallHandler:
         self._places = places
         self._idempotency = idempotency
         self._cache = cache
+        self._loops = loops
         self._new_id = new_id
         self._settling: set[asyncio.Task[Any]] = set()
 
@@ -92,6 +95,20 @@ class CallHandler:
                 await self._replay(exchange, call, kept)
 
     async def _serve(self, exchange: Exchange, call: Call) -> None:
+        turn = self._loops.begin(call) if call.raw else None
+        if turn is None:
+            await self._admit_and_forward(exchange, call)
+            return
+        if self._loops.is_loop(turn):
+            raise await self._loops.trip(call, turn)
+        ended: Exchange | None = None
+        try:
+            await self._admit_and_forward(exchange, call)
+            ended = exchange
+        finally:
+            self._loops.end(turn, ended)
+
+    async def _admit_and_forward(self, exchange: Exchange, call: Call) -> None:
         wish = self._cache.wish(exchange, call)
         await self._admit(call)
         call.is_admitted = True

@@ -83,6 +83,8 @@ class Intake:
             strip_tags(call.request.body)
         call.forwarded_headers = {name: exchange.headers[name] for name in _FORWARDED if name in exchange.headers}
         call.retry = retry_of(exchange.headers)
+        if call.tags.run is not None:
+            call.raw = raw
         self.check_model(call.request.model, principal)
         if call.tags.workflow is not None:
             call.run = call.tags.run or await self._runs.implicit_run(principal.project, call.tags.workflow)
@@ -153,7 +155,7 @@ def principal_of(key: ApiKey) -> Principal:
 
 
 def retry_of(headers: Mapping[str, str]) -> int:
-    """What the OpenAI and Anthropic SDKs say of their own retries. Nothing depends on it but a figure in reports."""
+    """What the OpenAI and Anthropic SDKs say of their own retries. It counts in reports, and a retry is no loop."""
     said = headers.get("x-stainless-retry-count", "")
     return int(said) if len(said) <= 3 and said.isascii() and said.isdecimal() else 0
 

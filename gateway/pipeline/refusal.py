@@ -20,6 +20,8 @@ _UNIT_NAMES: Final[dict[Unit, str]] = {"tokens": "tokens", "nano_usd": "usd", "r
 def refusal_error(call: Call, refused: Refused) -> GatewayError:
     """The error for a refused reservation."""
     link = call.chain.link(refused.account)
+    if refused.reason is Refusal.GATE and refused.balance.gate is Gate.LOOPING:
+        return loop_detected(call, run=link.scope_id)
     if refused.reason is Refusal.GATE:
         return _gate_error(call, link, refused.balance.gate)
     unit: Unit = refused.unit or "tokens"
@@ -89,6 +91,23 @@ def _gate_error(call: Call, link: Link, gate: Gate) -> GatewayError:
         metadata=facts,
         headers=_NO_RETRY,
     )
+
+
+def loop_detected(call: Call, *, run: str | None = None, what: str = "", times: int = 0) -> BudgetRefusal:
+    """The run was stopped because its agent repeats itself; by this very call, where `what` and `times` say so."""
+    run = run or call.run
+    facts = _identity(call) | {
+        "scope": "run",
+        "scope_id": run,
+        "transient": False,
+        "hint": "Look at why the agent repeats itself, then resume the run with POST /api/runs/{id}/resume, or begin a new one.",
+    }
+    message = f"Run '{run}' was stopped: its agent repeats itself."
+    if times:
+        facts |= {"repeated": what, "times": times}
+        same = "the same tool calls with the same results" if what == "tools" else "the very same request"
+        message = f"Run '{run}' was stopped: step '{call.tags.step}' came {times} times with {same}."
+    return BudgetRefusal(message, code="loop_detected", type="run_not_active", metadata=facts, headers=_NO_RETRY)
 
 
 def _left(link: Link, refused: Refused, unit: Unit, call: Call) -> str:

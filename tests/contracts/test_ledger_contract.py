@@ -223,7 +223,7 @@ class TestLimits:
         no = refused(await ledger.reserve("p", request("c1", [hold("run", 100)], 1)))
         assert (no.reason, no.balance.limit) == (Refusal.TOO_LARGE, Limit(tokens=0))
 
-    @pytest.mark.parametrize("gate", [Gate.PAUSED, Gate.CANCELLED, Gate.COMPLETED])
+    @pytest.mark.parametrize("gate", [Gate.PAUSED, Gate.CANCELLED, Gate.COMPLETED, Gate.LOOPING])
     async def test_a_closed_gate_refuses_new_calls_and_lets_running_ones_end(self, ledger: Ledger, gate: Gate) -> None:
         chain = [hold("step", 1_000), hold("run", 1_000, enforce=False)]
         await ledger.reserve("p", request("c1", chain, 10))

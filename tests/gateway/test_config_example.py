@@ -14,7 +14,7 @@ from gateway.config_budgets import BudgetConfig
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
 # Sections whose every key stands in the example with its default value.
-SECTIONS = ("router_settings", "storage", "server", "reservations", "answers", "classifier", "alerts")
+SECTIONS = ("router_settings", "storage", "server", "reservations", "answers", "classifier", "loops", "alerts")
 
 
 def example() -> dict[str, Any]:

@@ -98,7 +98,7 @@ local function keep_time()
   redis.call('HSET', KEYS[1], 'now_ms', string.format('%.1f', exact_ms), 'wall_ms', number_text(wall_ms))
 end
 
-local GATES = {open = true, paused = true, cancelled = true, completed = true}
+local GATES = {open = true, paused = true, cancelled = true, completed = true, looping = true}
 
 local function read_account(key)
   local fields = redis.call('HMGET', key, 'settled', 'reserved', 'tightened', 'override', 'gate', 'keep_ms')

@@ -1,0 +1,123 @@
+"""The loop breaker: a run whose agent repeats itself to the letter is stopped until somebody resumes it.
+
+Counted in this process, tripped for all: the run's gate in the ledger closes, so every gateway refuses it from then on. With N
+gateways behind a load balancer a loop is noticed after at most N times as many turns.
+
+What does not count: calls without a run of their own (many users may share an implicit one), retries that the SDK says are
+retries, calls that failed or whose client left, copies that are sent while the first is still under way, and replays of an
+idempotent call. Full hashes are made only of what looks the same at first sight, so a call that does not repeat costs a look at
+its last two kilobytes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from gateway.alerts import Alerts
+from gateway.errors import BudgetRefusal
+from gateway.ledger.port import Ledger, LedgerUnavailable
+from gateway.pipeline.call import Call
+from gateway.pipeline.exchange import Exchange
+from gateway.pipeline.refusal import loop_detected
+from policies.loops import Seen, again, is_conversation, tool_turn
+from policies.reservation import Gate
+
+_log = structlog.get_logger(__name__)
+_REMEMBERED_MAX: Final = 50_000
+_FIRST_SIGHT_BYTES: Final = 2048
+
+_Key = tuple[str, str, str, int]
+
+
+@dataclass(slots=True)
+class _Entry:
+    seen: Seen
+    under_way: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One call as the breaker sees it, from its beginning to its end."""
+
+    keys: tuple[_Key, ...]
+    before: tuple[Seen, ...]  # what a failed call is taken back to
+    times: int
+    what: str  # request, tools
+
+
+class LoopBreaker:
+    """`repeats` turns that are the same are let through, the next one trips; 0: never. `all_requests`: lone prompts count too."""
+
+    def __init__(self, ledger: Ledger, alerts: Alerts, *, repeats: int, all_requests: bool) -> None:
+        self._ledger = ledger
+        self._alerts = alerts
+        self._repeats = repeats
+        self._all_requests = all_requests
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
+
+    def begin(self, call: Call) -> Turn | None:
+        """None: this call is none that counts."""
+        raw, call.raw = call.raw, b""
+        if not raw or not self._repeats or call.retry or call.run is None:
+            return None
+        body = call.request.body
+        if not self._all_requests and not is_conversation(body):
+            return None
+        place = (call.principal.project, call.run, call.tags.step)
+        keys = [(*place, hash((len(raw), raw[-_FIRST_SIGHT_BYTES:])))]
+        request = self._note(keys[0], raw)
+        tools = tool_turn(body)
+        if tools is None:
+            return Turn(tuple(keys), (request[0],), request[1], "request")
+        keys.append((*place, hash(tools)))
+        turned = self._note(keys[1], None)
+        what = "tools" if turned[1] >= request[1] else "request"
+        return Turn(tuple(keys), (request[0], turned[0]), max(request[1], turned[1]), what)
+
+    def is_loop(self, turn: Turn) -> bool:
+        return turn.times > self._repeats
+
+    async def trip(self, call: Call, turn: Turn) -> BudgetRefusal:
+        """Close the run for all gateways, and forget what was counted: whoever resumes it means it."""
+        for key in turn.keys:
+            self._entries.pop(key, None)
+        run = call.run or ""
+        self._alerts.tell(
+            "loop_detected", call.id, project=call.principal.project, run=run, step=call.tags.step, repeated=turn.what
+        )
+        try:
+            await self._ledger.set_gate(call.principal.project, f"run/{run}", Gate.LOOPING)
+        except LedgerUnavailable as error:
+            _log.warning("loop_not_closed", run=run, error=str(error))
+        return loop_detected(call, what=turn.what, times=turn.times)
+
+    def end(self, turn: Turn, exchange: Exchange | None) -> None:
+        """`exchange` is None for a call that failed. What failed was not a turn: the next one is its retry."""
+        failed = (
+            exchange is None or exchange.is_gone or (exchange.answered is not None and exchange.answered.status >= 400)
+        )
+        for key, before in zip(turn.keys, turn.before, strict=True):
+            entry = self._entries.get(key)
+            if entry is not None:
+                entry.under_way -= 1
+                if failed:
+                    entry.seen = before
+
+    def _note(self, key: _Key, raw: bytes | None) -> tuple[Seen, int]:
+        """What was seen before, and how often it is there now."""
+        entry = self._entries.get(key)
+        if entry is None:
+            self._entries[key] = _Entry(Seen(), 1)
+            if len(self._entries) > _REMEMBERED_MAX:
+                self._entries.popitem(last=False)
+            return Seen(0), 1
+        self._entries.move_to_end(key)
+        before = entry.seen
+        if not entry.under_way:
+            entry.seen = again(before, 0 if raw is None else hash(raw))
+        entry.under_way += 1
+        return before, entry.seen.times

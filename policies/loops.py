@@ -1,0 +1,126 @@
+"""Whether an agent goes round in circles: the same request again, or the same tools called with the same results.
+
+Only conversations count. A lone prompt that is sent again and again is an evaluation, a sample or a load test, and its budget
+ends it; an agent that has tools or an earlier answer before it, and repeats itself to the letter, has learned nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+# An earlier answer stands before the last question or before the results of its own tool calls; further up nobody looks.
+_LOOKED_AT: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How often one thing was seen. `mark` tells it apart from others that look like it at first sight; None: not looked at yet."""
+
+    times: int = 1
+    mark: int | None = None
+
+
+def again(seen: Seen, mark: int) -> Seen:
+    """It is there once more, and looks like `mark` at the second sight. The first one was not looked at as closely, and is
+    taken to be the same; every later one that differs starts the count anew."""
+    if seen.mark is None or seen.mark == mark:
+        return Seen(seen.times + 1, mark)
+    return Seen(1, mark)
+
+
+def is_conversation(body: Mapping[str, Any]) -> bool:
+    """Whether a request offers tools or answers an earlier answer, in any protocol's form."""
+    if body.get("tools") or body.get("functions") or body.get("previous_response_id"):
+        return True
+    turns = body.get("messages") or body.get("input")
+    return isinstance(turns, list) and any(_is_answer(turn) for turn in turns[-_LOOKED_AT:])
+
+
+def tool_turn(body: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """What came of the last tool calls, where a request ends in it: name, arguments and result of each. Ids, which differ every
+    time, are left out. None: it ends in something else, or does not say what was called."""
+    turns = body.get("messages") or body.get("input")
+    if not isinstance(turns, list) or not turns or not isinstance(turns[-1], dict):
+        return None
+    last = turns[-1]
+    if last.get("role") == "tool":
+        return _chat_turn(turns)
+    if last.get("type") == "function_call_output":
+        return _responses_turn(turns)
+    if last.get("role") == "user" and isinstance(last.get("content"), list):
+        return _messages_turn(turns)
+    return None
+
+
+def _is_answer(turn: Any) -> bool:
+    return isinstance(turn, dict) and (turn.get("role") in ("assistant", "tool") or turn.get("type") == "function_call")
+
+
+def _chat_turn(turns: Sequence[Any]) -> tuple[str, ...] | None:
+    results: dict[Any, str] = {}
+    for turn in reversed(turns):
+        if not isinstance(turn, dict):
+            return None
+        if turn.get("role") != "tool":
+            calls = turn.get("tool_calls")
+            return _joined([_chat_call(call) for call in calls], results) if isinstance(calls, list) else None
+        results[_text(turn.get("tool_call_id"))] = _text(turn.get("content"))
+    return None
+
+
+def _chat_call(call: Any) -> tuple[str, str, str]:
+    if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
+        return "", "", ""
+    function = call["function"]
+    return _text(call.get("id")), _text(function.get("name")), _text(function.get("arguments"))
+
+
+def _messages_turn(turns: Sequence[Any]) -> tuple[str, ...] | None:
+    results: dict[Any, str] = {}
+    beside: list[str] = []
+    for part in turns[-1]["content"]:
+        if isinstance(part, dict) and part.get("type") == "tool_result":
+            results[_text(part.get("tool_use_id"))] = _text(part.get("content"))
+        else:
+            beside.append(_text(part))
+    before = turns[-2] if len(turns) > 1 else None
+    if not results or not isinstance(before, dict) or not isinstance(before.get("content"), list):
+        return None
+    calls = [part for part in before["content"] if isinstance(part, dict) and part.get("type") == "tool_use"]
+    asked = [(_text(call.get("id")), _text(call.get("name")), _text(call.get("input"))) for call in calls]
+    joined = _joined(asked, results)
+    return None if joined is None else (*joined, *beside)
+
+
+def _responses_turn(turns: Sequence[Any]) -> tuple[str, ...] | None:
+    results: dict[Any, str] = {}
+    calls: list[tuple[str, str, str]] = []
+    for turn in reversed(turns):
+        kind = turn.get("type") if isinstance(turn, dict) else None
+        if kind == "function_call_output" and not calls:
+            results[_text(turn.get("call_id"))] = _text(turn.get("output"))
+        elif kind == "function_call":
+            calls.append((_text(turn.get("call_id")), _text(turn.get("name")), _text(turn.get("arguments"))))
+        elif kind != "reasoning":
+            break
+    return _joined(calls[::-1], results)
+
+
+def _joined(calls: Sequence[tuple[str, str, str]], results: Mapping[str, str]) -> tuple[str, ...] | None:
+    """None unless every call has its result: half of a turn says nothing."""
+    if not calls or any(call_id not in results for call_id, _, _ in calls):
+        return None
+    return tuple(text for call_id, name, arguments in calls for text in (name, arguments, results[call_id]))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+    except (TypeError, ValueError, RecursionError):  # nothing that came as JSON
+        return ""
