@@ -293,12 +293,7 @@ class Application:
             ),
             idempotency=Idempotency(self._shelf, keep_ms=int(config.answers.idempotency_seconds * 1000)),
             cache=AnswerCache(parts.pool.cache_ttl_s, self._shelf),
-            loops=LoopBreaker(
-                parts.ledger,
-                parts.alerts,
-                repeats=config.loops.repeats,
-                all_requests=config.loops.requests == "all",
-            ),
+            loops=LoopBreaker(parts.ledger, parts.alerts, config.loops),
             new_id=parts.ids.new,
         )
         return handler, intake

@@ -18,6 +18,7 @@ from typing import Final
 import structlog
 
 from gateway.alerts import Alerts
+from gateway.config import LoopConfig
 from gateway.errors import BudgetRefusal
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.call import Call
@@ -50,13 +51,13 @@ class Turn:
 
 
 class LoopBreaker:
-    """`repeats` turns that are the same are let through, the next one trips; 0: never. `all_requests`: lone prompts count too."""
+    """`rules.repeats` turns that are the same are let through, and the next one trips; 0: never."""
 
-    def __init__(self, ledger: Ledger, alerts: Alerts, *, repeats: int, all_requests: bool) -> None:
+    def __init__(self, ledger: Ledger, alerts: Alerts, rules: LoopConfig) -> None:
         self._ledger = ledger
         self._alerts = alerts
-        self._repeats = repeats
-        self._all_requests = all_requests
+        self._repeats = rules.repeats
+        self._all_requests = rules.requests == "all"
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
 
     def begin(self, call: Call) -> Turn | None:
