@@ -133,6 +133,7 @@ class Application:
             self.parts.telemetry,
             ttl_ms=int(config.reservations.ttl_seconds * 1000),
             sweep_ms=int(config.reservations.sweep_seconds * 1000),
+            on_lost=OnLost(config.reservations.on_lost),
         )
         self._allow_anonymous = allow_anonymous
         self._is_server = is_server

@@ -1,22 +1,27 @@
 """Signs of life for reservations whose calls are under way, and the sweep of those whose owner is gone.
 
 A hold is booked whole when its owner is lost (`on_lost: charge`): whether its request had left, and what came of it, nobody can
-say then. Long calls are renewed well before their deadline.
+say then. Long calls are renewed well before their deadline. A call that has been waiting for a connection for a tick or more is
+said to have sent nothing, so that a provider out of reach costs nobody's budget; before its request leaves, that is taken back.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
+from gateway.errors import LedgerOutage
 from gateway.ledger.port import Ledger, LedgerError, Progress
 from gateway.pipeline.call import Call
 from gateway.telemetry import Telemetry
+from gateway.upstream.port import Departure
 from policies.amounts import Amount
+from policies.reservation import OnLost
 
 _log = structlog.get_logger(__name__)
 _TICK_MS: Final = 50
@@ -24,25 +29,52 @@ _TICK_MS: Final = 50
 
 @dataclass(slots=True)
 class _Flight:
+    """One call, and its `Departure`."""
+
+    heartbeat: Heartbeat
     call: Call
     renewed_tick: int
     output_tokens: int = 0
+    is_waiting: bool = False  # no byte of the request has left
+    is_said_unsent: bool = False  # the ledger was told so
+    has_left: bool = False  # of one attempt is enough
+
+    def waits(self) -> None:
+        self.is_waiting = not self.has_left
+
+    def leaves(self) -> Awaitable[None] | None:
+        self.is_waiting, self.has_left = False, True
+        return self.heartbeat.unsay(self) if self.is_said_unsent else None
+
+    def is_due(self, tick: int, ticks_between: int) -> bool:
+        return tick - self.renewed_tick >= ticks_between or (self.is_waiting and not self.is_said_unsent)
 
 
 class Heartbeat:
-    def __init__(self, ledger: Ledger, telemetry: Telemetry, *, ttl_ms: int, sweep_ms: int) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        telemetry: Telemetry,
+        *,
+        ttl_ms: int,
+        sweep_ms: int,
+        on_lost: OnLost = OnLost.CHARGE,
+    ) -> None:
         self._ledger = ledger
         self._telemetry = telemetry
         self._ttl_ms = ttl_ms
         self._sweep_ms = sweep_ms
+        self._charges = on_lost is OnLost.CHARGE
         self._flights: dict[str, _Flight] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._tick = 0
 
-    def sent(self, call: Call) -> None:
-        """The request is on its way to the provider: money may be spent from now on."""
-        if call.grant is not None and call.grant.held.requests:
-            self._flights[call.id] = _Flight(call, self._tick)
+    def sent(self, call: Call) -> Departure | None:
+        """The request is on its way to the provider, unless its lane says otherwise: money may be spent from now on."""
+        if call.grant is None or not call.grant.held.requests:
+            return None
+        flight = self._flights[call.id] = _Flight(self, call, self._tick)
+        return flight if self._charges else None
 
     def progressed(self, call: Call, output_tokens: int) -> None:
         flight = self._flights.get(call.id)
@@ -68,7 +100,7 @@ class Heartbeat:
         while True:
             await asyncio.sleep(_TICK_MS / 1000)
             self._tick += 1
-            due = [flight for flight in self._flights.values() if self._tick - flight.renewed_tick >= ticks_between]
+            due = [flight for flight in self._flights.values() if flight.is_due(self._tick, ticks_between)]
             if due:
                 await self._renew(due)
 
@@ -77,7 +109,10 @@ class Heartbeat:
         for flight in due:
             by_project[flight.call.principal.project].append(flight)
         for project, flights in by_project.items():
-            progress = [Progress(flight.call.id, _progress(flight)) for flight in flights]
+            progress = [_sign(flight) for flight in flights]
+            for flight in flights:
+                # Before the ledger answers: from here on it may know.
+                flight.is_said_unsent = flight.is_said_unsent or flight.is_waiting
             try:
                 await self._ledger.renew(project, progress, self._ttl_ms)
             except LedgerError as error:
@@ -85,6 +120,17 @@ class Heartbeat:
                 continue
             for flight in flights:
                 flight.renewed_tick = self._tick
+
+    async def unsay(self, flight: _Flight) -> None:
+        """The request leaves after all. Raises `LedgerOutage` when the ledger cannot be told, or has given the hold back."""
+        call = flight.call
+        sign = Progress(call.id, _progress(flight), OnLost.CHARGE)
+        try:
+            gone = await self._ledger.renew(call.principal.project, [sign], self._ttl_ms)
+        except LedgerError:
+            raise LedgerOutage from None
+        if gone:
+            raise LedgerOutage("The hold of this call ran out while it waited for the provider.")
 
     async def _sweep_forever(self) -> None:
         while True:
@@ -99,6 +145,12 @@ class Heartbeat:
             self._telemetry.expired.inc()
             _log.warning("reservation_lost", id=lost.id, owner=lost.owner, booked_tokens=lost.booked.tokens)
         await self._ledger.purge()
+
+
+def _sign(flight: _Flight) -> Progress:
+    if flight.is_waiting:
+        return Progress(flight.call.id, on_lost=OnLost.RELEASE)
+    return Progress(flight.call.id, _progress(flight))
 
 
 def _progress(flight: _Flight) -> Amount:

@@ -31,6 +31,7 @@ from policies.reservation import (
     enlarge,
     place,
     place_again,
+    renewed,
 )
 from policies.settlement import UNKNOWN, Booking, Lost, OutboxEntry, Resolution, expire, settle, void
 
@@ -98,9 +99,7 @@ class Book:
         found = [(sign, self.shelf.reservation(project, sign.id)) for sign in progress]
         for sign, one in found:
             if one is not None and one.state is State.PENDING:
-                furthest, on_lost = one.progress.at_least(sign.amount), sign.on_lost or one.on_lost
-                seen = replace(one, deadline_ms=now_ms + ttl_ms, progress=furthest, on_lost=on_lost)
-                self.shelf.put_reservation(project, seen)
+                self.shelf.put_reservation(project, renewed(one, sign, now_ms + ttl_ms))
         return tuple(sign.id for sign, one in found if one is None or one.state is not State.PENDING)
 
     def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes, now_ms: int) -> Resolution:

@@ -141,7 +141,8 @@ class Reserve:
 @dataclass(frozen=True, slots=True)
 class Progress:
     """A sign of life. `amount` is what was used so far, prompt included. `on_lost` is what shall become of the hold if this
-    was the last sign: an owner that has sent nothing yet may say so (None: as before)."""
+    was the last sign (None: as before). An owner that has sent nothing yet may say RELEASE; that counts only as long as no
+    use was reported, so that a message which arrives late takes nothing back."""
 
     id: str
     amount: Amount = ZERO
@@ -385,6 +386,14 @@ def enlarge(
     )
     after = tuple(_holding(*pair, more, now_ms) for pair in zip(holds, accounts, strict=True))
     return Placement(_granted(reservation, holds, after, now_ms, outcome.breaches), reservation, after)
+
+
+def renewed(found: Reservation, sign: Progress, deadline_ms: int) -> Reservation:
+    """A pending reservation after a sign of life. Progress never goes back."""
+    progress = found.progress.at_least(sign.amount)
+    is_told = sign.on_lost is OnLost.CHARGE or (sign.on_lost is OnLost.RELEASE and progress == ZERO)
+    on_lost = sign.on_lost if is_told and sign.on_lost is not None else found.on_lost
+    return replace(found, deadline_ms=deadline_ms, progress=progress, on_lost=on_lost)
 
 
 def already_resolved(holds: Sequence[Hold], accounts: Sequence[Account], now_ms: int) -> Refused:

@@ -16,7 +16,7 @@ from gateway.pipeline.heartbeat_port import Flights
 from gateway.pipeline.reserving import Reserving
 from gateway.upstream.deployments import Pool
 from gateway.upstream.failures import is_context_window, retry_after_s
-from gateway.upstream.port import Deployment, Timeouts, Upstream, UpstreamAnswer, UpstreamCall, UpstreamError
+from gateway.upstream.port import Departure, Deployment, Timeouts, Upstream, UpstreamAnswer, UpstreamCall, UpstreamError
 from policies.pricing import worst_case
 from policies.reservation import Demand
 
@@ -59,10 +59,10 @@ class Forwarding:
 
     async def forward(self, call: Call) -> UpstreamAnswer:
         """The first answer that is none of the provider's passing faults. Raises `UpstreamFailure`."""
-        self._flights.sent(call)
+        departure = self._flights.sent(call)
         tried: list[str] = []
         while True:
-            failure = await self._attempt(call)
+            failure = await self._attempt(call, departure)
             if isinstance(failure, UpstreamAnswer):
                 return failure
             tried.append(failure.deployment.id)
@@ -73,12 +73,12 @@ class Forwarding:
                 await failure.answer.close()
             self._admission.use(call, following)
 
-    async def _attempt(self, call: Call) -> UpstreamAnswer | _Failure:
+    async def _attempt(self, call: Call, departure: Departure | None) -> UpstreamAnswer | _Failure:
         deployment = call.deployment
         assert deployment is not None  # noqa: S101 - admission chose one
         call.is_with_upstream = True
         try:
-            answer = await self._upstream.send(deployment, self._upstream_call(call))
+            answer = await self._upstream.send(deployment, self._upstream_call(call, departure))
         except UpstreamError as error:
             self._pool.report(deployment, error.status)
             _log.warning("upstream_failed", request_id=call.id, model=deployment.name, error=str(error)[:_SHOWN_MAX])
@@ -96,7 +96,7 @@ class Forwarding:
         self._pool.report(deployment, answer.status, retry_after_s=failure.retry_after_s)
         return failure
 
-    def _upstream_call(self, call: Call) -> UpstreamCall:
+    def _upstream_call(self, call: Call, departure: Departure | None) -> UpstreamCall:
         streamed = call.request.stream or call.holds_slices
         return UpstreamCall(
             protocol=call.protocol.name,
@@ -106,6 +106,7 @@ class Forwarding:
             client_credential=call.principal.credential if call.principal.is_anonymous else None,
             request_id=call.id,
             timeouts=self._timeouts,
+            departure=departure,
         )
 
     async def _following(self, call: Call, failure: _Failure, tried: list[str]) -> Deployment | None:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
 import orjson
+from aiohttp.connector import Connection
 from yarl import URL
 
 from gateway.upstream.answer_headers import answer_headers
 from gateway.upstream.answer_stream import AnswerStream, read_at_once, read_whole
 from gateway.upstream.error_bodies import error_body, shaped, without_secret
 from gateway.upstream.port import (
+    Departure,
     Deployment,
     ProtocolName,
     Timeouts,
@@ -34,6 +37,8 @@ from gateway.upstream.providers import api_base, credential, url_of
 from gateway.upstream.request import HOPS_HEADER, hops_of, request_body, request_headers
 from gateway.upstream.timeouts import effective_timeouts
 
+# Whose request the task is about to send.
+_DEPARTING: Final[ContextVar[Departure | None]] = ContextVar("departing", default=None)
 _URLS_MAX: Final = 4_096
 # aiohttp warns that larger bytes block the loop while they are written; a file object is written piece by piece.
 _BYTES_AT_ONCE: Final = 2**20
@@ -51,6 +56,24 @@ class DirectLimits:
     error_bytes_max: int = 2**20
     event_bytes_max: int = 16 * 2**20  # an image in base64 fits
     hops_max: int = 8  # gateways in a row, after which it is a ring
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Says when a call has its connection, be it a new one or one that was waited for: then its request leaves."""
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
+        connection = await super().connect(req, traces, timeout)
+        departure = _DEPARTING.get()
+        told = None if departure is None else departure.leaves()
+        if told is not None:
+            try:
+                await told
+            except BaseException:
+                connection.close()
+                raise
+        return connection
 
 
 class DirectLane:
@@ -97,6 +120,9 @@ class DirectLane:
         url = self._url(deployment, call.protocol)
         headers = request_headers(deployment, call, key, self._user_agent)
         data = self._payload(deployment, call, headers)
+        if call.departure is not None:
+            call.departure.waits()
+        _DEPARTING.set(call.departure)
         try:
             async with asyncio.timeout(timeouts.first_byte_ms / 1000):
                 return await self._session_of_loop().post(
@@ -145,7 +171,7 @@ class DirectLane:
 
     def _session_of_loop(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(
+            connector = _Connector(
                 limit=self._limits.connections, keepalive_timeout=self._limits.keepalive_s, ttl_dns_cache=30
             )
             self._session = aiohttp.ClientSession(

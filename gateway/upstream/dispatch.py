@@ -43,11 +43,13 @@ class Forwarder(Upstream):
 
     async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
         lane = lane_of(deployment, call.protocol, self._environment)
-        if lane == "mock":
-            return await self._mock.send(deployment, call)
         if lane == "direct":
             return await self._direct.send(deployment, call)
-        return await self._litellm.send(deployment, call)
+        # These lanes cannot tell when a request leaves. An attempt in the direct lane may have said that none has.
+        told = None if call.departure is None else call.departure.leaves()
+        if told is not None:
+            await told
+        return await (self._mock if lane == "mock" else self._litellm).send(deployment, call)
 
     async def close(self) -> None:
         await self._direct.close()

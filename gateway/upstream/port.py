@@ -47,6 +47,16 @@ class Timeouts:
     total_ms: int = 600_000
 
 
+class Departure(Protocol):
+    """Told by a lane that knows when a request leaves. Of a call whose lane says nothing it is taken for granted that it did."""
+
+    def waits(self) -> None:
+        """No byte of the request has left: it waits for a connection."""
+
+    def leaves(self) -> Awaitable[None] | None:
+        """The request is about to leave. What this returns has to be awaited before; it may raise, and then nothing leaves."""
+
+
 @dataclass(slots=True)
 class UpstreamCall:
     """A request that was admitted. `body` is the client's own object with our edits; nobody changes it any more."""
@@ -62,6 +72,7 @@ class UpstreamCall:
     )
     request_id: str = ""
     timeouts: Timeouts = Timeouts()
+    departure: Departure | None = None
 
 
 @dataclass(slots=True)

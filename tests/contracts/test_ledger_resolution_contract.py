@@ -174,13 +174,18 @@ class TestDeadlines:
 
     async def test_what_an_owner_last_said_of_its_loss_counts(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
-        for name in ("c1", "c2"):
+        for name in ("c1", "c2", "c3"):
             await ledger.reserve("p", request(name, [hold("run", 200)], 60))
-        await ledger.renew("p", [Progress(name, ZERO, OnLost.RELEASE) for name in ("c1", "c2")], MINUTE_MS)
+        unsent = [Progress(name, ZERO, OnLost.RELEASE) for name in ("c1", "c2", "c3")]
+        await ledger.renew("p", unsent, MINUTE_MS)
         await ledger.renew("p", [Progress("c1", ZERO, OnLost.CHARGE), Progress("c2")], MINUTE_MS)
+        # Sent meanwhile, and then a message from before arrives.
+        await ledger.renew("p", [Progress("c3", tokens(5), OnLost.CHARGE)], MINUTE_MS)
+        await ledger.renew("p", unsent[2:], MINUTE_MS)
         await tested.advance(MINUTE_MS)
-        assert {lost.id: lost.booked for lost in await ledger.expire_due()} == {"c1": tokens(60), "c2": ZERO}
-        await stands_at(ledger, "run", 60, 0)
+        lost = {one.id: one.booked for one in await ledger.expire_due()}
+        assert lost == {"c1": tokens(60), "c2": ZERO, "c3": tokens(60)}
+        await stands_at(ledger, "run", 120, 0)
 
     async def test_renewal_names_what_is_not_pending(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger

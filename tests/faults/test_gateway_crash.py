@@ -6,17 +6,28 @@ import contextlib
 import http.client
 import json
 import random
+import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.acceptance.serving import PROMPT_TOKENS, RESERVED_TOKENS, Served, ledger_rows, serving, store_rows, until
+from tests.acceptance.serving import (
+    PROMPT_TOKENS,
+    RESERVED_TOKENS,
+    Served,
+    ledger_rows,
+    model,
+    serving,
+    store_rows,
+    until,
+)
+from tests.fake_provider import FakeProvider
 from tests.farebox_process import FareboxProcess, Reply, tagged
 
 LIMIT = 5000
@@ -24,9 +35,14 @@ SHORT = {"ttl_seconds": 1, "sweep_seconds": 0.2}
 
 
 @contextlib.contextmanager
-def crashable(folder: Path, limit: int = LIMIT, **reservations: Any) -> Iterator[Served]:
+def crashable(
+    folder: Path,
+    limit: int = LIMIT,
+    models: Callable[[FakeProvider], list[dict[str, Any]]] | None = None,
+    **reservations: Any,
+) -> Iterator[Served]:
     budgets = [{"scope": "run", "match": "*", "tokens": limit}]
-    with serving(folder, budgets=budgets, reservations={**SHORT, **reservations}) as running:
+    with serving(folder, budgets=budgets, models=models, reservations={**SHORT, **reservations}) as running:
         yield running
 
 
@@ -86,6 +102,38 @@ def test_killed_while_the_provider_thinks(tmp_path: Path, on_lost: str, booked: 
         check_books(tmp_path)
         lost = store_rows(tmp_path, "SELECT status, total_tokens FROM token_usage WHERE run = 'r-thinking'")
         assert [(row["status"], row["total_tokens"]) for row in lost] == [("lost", booked)]
+
+
+@contextlib.contextmanager
+def a_provider_that_accepts_no_connection() -> Iterator[str]:
+    """Its queue of connections is full, so that whoever connects waits, as before a firewall that drops packets."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            filling = stack.enter_context(socket.socket())
+            filling.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                filling.connect(listening.getsockname())
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+
+
+def said_of_its_loss(folder: Path) -> str:
+    found = ledger_rows(folder, "SELECT on_lost FROM reservation WHERE state = 'pending'")
+    return str(found[0]["on_lost"]) if found else ""
+
+
+def test_killed_after_the_reservation_and_before_anything_was_sent(tmp_path: Path) -> None:
+    """It waited for a connection and had said so: the hold comes back within its time, and nothing is settled."""
+    with a_provider_that_accepts_no_connection() as url, crashable(tmp_path, models=lambda _: [model(url)]) as served:
+        thread = ask(served, "r-unsent")
+        until(lambda: said_of_its_loss(tmp_path) == "release")
+        served.gateway.kill()
+        thread.join(5)
+        assert account(tmp_path, "r-unsent") == (0, RESERVED_TOKENS + 100)
+        restart_and_settle(served)
+        assert account(tmp_path, "r-unsent") == (0, 0)
+        check_books(tmp_path)
+        assert usage(tmp_path, "r-unsent") == []
 
 
 def test_killed_in_the_middle_of_a_stream(tmp_path: Path) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import cast
 
+import pytest
+
+from gateway.errors import LedgerOutage
 from gateway.heartbeat import Heartbeat
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import LedgerError, LedgerUnavailable, Lost, Progress, Reserve
 from gateway.pipeline.call import Call, Principal
 from gateway.telemetry import Telemetry
+from gateway.upstream.port import Departure
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
 from policies.amounts import Amount, Limit
@@ -98,6 +103,56 @@ async def test_a_call_without_a_hold_is_nobodys_business() -> None:
         heartbeat.landed(call)
         await asyncio.sleep(0.12)
     assert ledger.renewed == []
+
+
+async def test_a_call_that_waits_for_its_connection_is_said_to_have_sent_nothing_until_it_leaves() -> None:
+    now_ms = 0
+    ledger = Watched(lambda: now_ms)
+    async with beating(ledger, ttl_ms=60_000) as heartbeat:
+        departures = [heartbeat.sent(await held(ledger, name)) for name in ("never", "left", "quick")]
+        for departure in departures:
+            assert departure is not None
+            departure.waits()
+        never, left, quick = cast(list[Departure], departures)
+        assert quick.leaves() is None, "within a tick nobody has to be told"
+        await until(lambda: len(ledger.renewed) == 2)
+        told = left.leaves()
+        assert told is not None
+        await told
+        never.waits()  # another attempt
+        left.waits()  # one that was sent stays sent
+        await asyncio.sleep(0.12)
+        assert {sign.id: sign.on_lost for sign in ledger.renewed} == {"never": OnLost.RELEASE, "left": OnLost.CHARGE}
+        now_ms, seen = 70_000, ledger.sweeps
+        await until(lambda: ledger.sweeps >= seen + 3)
+    (balance,) = await ledger.balances("default", ["run/r"])
+    assert (balance.settled.tokens, balance.reserved.tokens) == (2 * 62, 0)
+
+
+@pytest.mark.parametrize("trouble", ["away", "gone"])
+async def test_a_request_does_not_leave_unless_its_hold_is_there(trouble: str) -> None:
+    now_ms = 0
+    ledger = Watched(lambda: now_ms)
+    async with beating(ledger, ttl_ms=60_000) as heartbeat:
+        departure = heartbeat.sent(await held(ledger, "a"))
+        assert departure is not None
+        departure.waits()
+        await until(lambda: bool(ledger.renewed))
+        if trouble == "away":
+            ledger.errors = [LedgerUnavailable("away")]
+        else:
+            now_ms, seen = 70_000, ledger.sweeps
+            await until(lambda: ledger.sweeps >= seen + 3)
+        told = departure.leaves()
+        assert told is not None
+        with pytest.raises(LedgerOutage):
+            await told
+
+
+async def test_where_losses_are_released_nobody_has_to_say_anything() -> None:
+    ledger = Watched(lambda: 0)
+    heartbeat = Heartbeat(ledger, Telemetry(), ttl_ms=400, sweep_ms=30, on_lost=OnLost.RELEASE)
+    assert heartbeat.sent(await held(ledger, "a")) is None
 
 
 async def test_no_error_of_the_ledger_ends_the_beat_or_the_sweep() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from gateway.errors import LedgerOutage
 from gateway.upstream.direct import DirectLane, DirectLimits
 from gateway.upstream.port import Deployment, ProtocolName, Timeouts, UpstreamAnswer, UpstreamCall
 from tests.fake_provider import FakeProvider
@@ -69,6 +72,44 @@ async def test_a_buffered_answer_comes_back_as_the_provider_gave_it(
     assert provider.last.path == PATHS[protocol]
     assert provider.last.body == {**BODIES[protocol], "model": "gpt-x"}
     assert provider.last.credential == "sk-the-entrys-key"
+
+
+class Watching:
+    """A departure that looks at what the provider has seen when it is told."""
+
+    def __init__(self, provider: FakeProvider, refusal: Exception | None = None) -> None:
+        self.provider = provider
+        self.refusal = refusal
+        self.told: list[tuple[str, int]] = []
+
+    def waits(self) -> None:
+        self.told.append(("waits", len(self.provider.requests)))
+
+    def leaves(self) -> Awaitable[None]:
+        return self._leave()
+
+    async def _leave(self) -> None:
+        await asyncio.sleep(0.02)
+        self.told.append(("leaves", len(self.provider.requests)))
+        if self.refusal is not None:
+            raise self.refusal
+
+
+async def test_a_request_leaves_after_its_departure_was_told(provider: FakeProvider, lane: DirectLane) -> None:
+    """Over a new connection, and over one that another call has used."""
+    for seen in (0, 1):
+        departure = Watching(provider)
+        asked = replace(call(), departure=departure)
+        assert (await lane.send(deployment(provider), asked)).status == 200
+        assert departure.told == [("waits", seen), ("leaves", seen)]
+
+
+async def test_a_departure_that_is_refused_sends_nothing(provider: FakeProvider, lane: DirectLane) -> None:
+    asked = replace(call(), departure=Watching(provider, LedgerOutage()))
+    with pytest.raises(LedgerOutage):
+        await lane.send(deployment(provider), asked)
+    assert provider.requests == []
+    assert (await lane.send(deployment(provider), call())).status == 200
 
 
 @pytest.mark.parametrize("protocol", ["chat", "completions", "responses", "messages"])

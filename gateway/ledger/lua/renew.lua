@@ -11,7 +11,10 @@ for index, one in ipairs(request[2]) do
   if fields[1] == 'pending' then
     local progress = amount_of(fields[2], key)
     for unit = 1, 3 do progress[unit] = math.max(progress[unit], one[unit + 1]) end
-    pending[#pending + 1] = {key, one[1], amount_text(progress), number_text(now_ms + request[1]), one[5]}
+    local text, on_lost = amount_text(progress), one[5]
+    -- Released it is only as long as no use was reported: that message may arrive after a later one.
+    if on_lost == 'release' and text ~= '0 0 0' then on_lost = '' end
+    pending[#pending + 1] = {key, one[1], text, number_text(now_ms + request[1]), on_lost}
   else
     gone[#gone + 1] = one[1]
   end
