@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
 
 import structlog
 
 from gateway import reconcile
 from gateway.control import Snapshot
 from gateway.ledger.port import OutboxEntry
-from gateway.ledger.redis_projects import Restore, Unsaved
 from gateway.store import usage
 from gateway.store.database import Database
 from policies.amounts import Amount
 from policies.budgets import Budget
 from policies.reservation import Balance
+
+if TYPE_CHECKING:
+    from gateway.ledger.redis_projects import Restore, Unsaved
 
 _log = structlog.get_logger(__name__)
 

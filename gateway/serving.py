@@ -46,6 +46,7 @@ class _Server(uvicorn.Server):
             # What was made at start lives as long as the process: the collector need not look at it again.
             gc.collect()
             gc.freeze()
+            gc.enable()
             for one in sockets or []:
                 host, port = one.getsockname()[:2]
                 print(f"Farebox listens on http://{host}:{port}", file=sys.stderr, flush=True)

@@ -82,7 +82,3 @@ for _name, _group in (
     ("budgets", budgets_command.app),
 ):
     app.add_typer(_group, name=_name)
-
-
-def main() -> None:
-    app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated
 
 import typer
@@ -28,6 +29,7 @@ def serve(
 ) -> None:
     """Run the gateway until it is told to stop."""
     config = configured(context.obj, {"host": host, "port": port, "workers": workers})
+    gc.disable()  # nothing that a start makes is garbage; it is enabled again once the server is ready
     from gateway.serving import serve as run
 
     raise typer.Exit(run(config, allow_anonymous=allow_anonymous))

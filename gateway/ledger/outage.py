@@ -24,9 +24,18 @@ from gateway.ledger.allowance import Allowance
 from gateway.ledger.breaker import Breaker
 from gateway.ledger.clock import wall_clock_ms
 from gateway.ledger.loop_lag import LoopLag
-from gateway.ledger.port import Ledger, LedgerError, LedgerUnavailable, Lost, OutboxEntry, Progress, Reserve, Resolution
+from gateway.ledger.port import (
+    CountersMissing,
+    Ledger,
+    LedgerError,
+    LedgerUnavailable,
+    Lost,
+    OutboxEntry,
+    Progress,
+    Reserve,
+    Resolution,
+)
 from gateway.ledger.redis_batches import batched, together
-from gateway.ledger.redis_projects import CountersMissing
 from gateway.ledger.spool import Recorded, Settlement, Spool, Spooled
 from policies.amounts import ZERO, Amount, Limit
 from policies.reservation import Balance, Decision, Demand, Gate, Granted, Hold, Refusal, State

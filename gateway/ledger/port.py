@@ -38,6 +38,10 @@ class LedgerUnavailable(LedgerError):
     """The ledger did not answer in time. Try again; ids make repetition safe."""
 
 
+class CountersMissing(LedgerUnavailable):
+    """The ledger answers, and does not know what this project has settled. It is being restored."""
+
+
 class LocalGrants(Protocol):
     """What a process may still grant while the ledger is away: at most its part of what was left when it was last seen.
 

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import orjson
 import structlog
 
-from gateway.ledger.port import LedgerError, LedgerUnavailable, OutboxEntry
+from gateway.ledger.port import CountersMissing, LedgerError, LedgerUnavailable, OutboxEntry
 from gateway.ledger.redis_batches import batched
 from gateway.ledger.redis_connection import Argument, ConnectionLost, RedisRefused, Reply
 from gateway.ledger.redis_errors import as_port_error
@@ -54,10 +54,6 @@ Unsaved = AsyncIterator[Sequence[OutboxEntry]]
 Rebuild = Callable[[str, Restore, Unsaved], Awaitable[None]]
 """Restores all accounts of a project from the store. Called before a project without data in Redis is used: when it is new,
 and when Redis has lost it. It must bring the unsaved events to the store first, and raise if it cannot know the sums."""
-
-
-class CountersMissing(LedgerUnavailable):
-    """Redis answers, and does not know what this project has settled. It is being restored."""
 
 
 @dataclass(frozen=True, slots=True)

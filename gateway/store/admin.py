@@ -11,11 +11,8 @@ import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final
 
-from argon2 import PasswordHasher
-from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy import and_, or_, select
 
 from gateway.store.bulk import insert, replacing
@@ -30,8 +27,6 @@ SEEN_EVERY_MS: Final = 60_000
 PASSWORD_CHARACTERS_MIN: Final = 12
 
 RandomToken = Callable[[], str]
-
-_hasher = PasswordHasher()
 
 
 class WeakPassword(StoreError):
@@ -63,8 +58,7 @@ async def put_user(db: Database, name: str, password: str, role: str, now_ms: in
         raise ValueError(f"'{role}' is not a role; there are {', '.join(ROLES)}")
     if len(password) < PASSWORD_CHARACTERS_MIN:
         raise WeakPassword(f"The password needs at least {PASSWORD_CHARACTERS_MIN} characters.")
-    # Hashing takes tens of milliseconds by design, and must not hold the event loop.
-    hashed = await asyncio.to_thread(_hasher.hash, password)
+    hashed = await asyncio.to_thread(_hashed, password)
     row = {"name": name, "role": role, "password_hash": hashed, "created_at": now_ms, "disabled_at": None}
     async with db.begin() as connection:
         names = ("role", "password_hash", "disabled_at")
@@ -152,17 +146,19 @@ async def forget_ended(db: Database, now_ms: int) -> int:
     return result.rowcount
 
 
-@cache
-def _nobody() -> str:
-    """Compared with when there is no such user, so that the answer takes as long as with one."""
-    return _hasher.hash(secrets.token_urlsafe(16))
+# argon2 is imported by the first login: a gateway that nobody logs into, which is most of them, starts without it.
 
 
-def _matches(hashed: str | None, password: str) -> bool:
-    try:
-        return _hasher.verify(_nobody() if hashed is None else hashed, password)
-    except (VerificationError, InvalidHashError):
-        return False
+def _hashed(password: str) -> str:
+    from gateway.store.passwords import hashed
+
+    return hashed(password)
+
+
+def _matches(stored: str | None, password: str) -> bool:
+    from gateway.store.passwords import matches
+
+    return matches(stored, password)
 
 
 def _digest(token: str) -> str:

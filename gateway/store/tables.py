@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, Table, Text, text
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, Table, Text
 
 # The newest revision in `migrations/versions`. Kept here so that a start need not load Alembic to know that all is well.
 SCHEMA_REVISION: Final = "0002"
@@ -102,7 +102,6 @@ token_usage: Final = Table(
     Index("ix_token_usage_run", "project", "run", "at"),
     # Rows arrive in the order of time, so this index grows at its end only, and costs little.
     Index("ix_token_usage_at", "at"),
-    postgresql_partition_by="RANGE (at)",
 )
 
 
@@ -152,14 +151,8 @@ runs: Final = Table(
     *(_count(name) for name in SUMS),
     Index("ix_runs_last_at", "project", "last_at"),
     Index("ix_runs_workflow", "project", "workflow", "last_at"),
-    # Few runs have a parent; the others need not be in the index, nor pay for it.
-    Index(
-        "ix_runs_parent",
-        "project",
-        "parent_run",
-        postgresql_where=text("parent_run <> ''"),
-        sqlite_where=text("parent_run <> ''"),
-    ),
+    # Partial where parent_run <> '': few runs have a parent; the others need not be in the index, nor pay for it.
+    Index("ix_runs_parent", "project", "parent_run"),
 )
 
 run_steps: Final = Table(

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
-from gateway.ledger.port import EntryKind, LedgerUnavailable, OutboxEntry
+from gateway.ledger.port import CountersMissing, EntryKind, LedgerUnavailable, OutboxEntry
 from gateway.ledger.redis import RedisLedger
-from gateway.ledger.redis_projects import CountersMissing, Restore, Unsaved
+from gateway.ledger.redis_projects import Restore, Unsaved
 from policies.reservation import KEEP_MS, Granted, Refusal, Refused
 from tests.faults.redis_fixtures import PATIENT_MS, ask, ledger_at, server, shared_server, standing, tokens, until
 from tests.redis_server import RedisServer
