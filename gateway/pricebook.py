@@ -31,6 +31,7 @@ class PriceBook:
                 self._look_up(deployment)
             except PriceError as error:
                 faults.append(f"model_list {deployment.name!r}: {error}")
+        self._map.forget()
         return faults
 
     def price(self, deployment: Deployment) -> Price | None:
