@@ -8,7 +8,6 @@ from typing import Final
 
 from gateway.answers.memory import MemoryShelf
 from gateway.answers.port import AnswerShelf, Room
-from gateway.answers.redis import RedisShelf
 from gateway.answers.sqlite import SqliteShelf, file_beside
 
 _SQLITE: Final = "sqlite:///"
@@ -19,4 +18,6 @@ def shelf_of(ledger_url: str, room: Room, clock_ms: Callable[[], int]) -> Answer
         return MemoryShelf(room, clock_ms)
     if ledger_url.startswith(_SQLITE):
         return SqliteShelf(file_beside(Path(ledger_url.removeprefix(_SQLITE))), room, clock_ms)
+    from gateway.answers.redis import RedisShelf  # most gateways have no Redis
+
     return RedisShelf(ledger_url, room)
