@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from gateway.answers.engine import shelf_of
 from gateway.answers.port import Room
 from gateway.budget_book import BudgetBook
 from gateway.config import Config, ConfigError
+from gateway.config_values import pool_settings_of, rules_of, timeouts_of
 from gateway.control import Control
 from gateway.endpoints.access import ADMIN_KEY_VARIABLE, Access, OperatorFile, check_binding
 from gateway.endpoints.front import Front
@@ -42,7 +43,7 @@ from gateway.ledger_clock import LedgerClock
 from gateway.orchestration import Orchestration
 from gateway.orchestration.asking import Asking
 from gateway.orchestration.assembly import make_orchestration
-from gateway.pipeline.admission import Admission, AdmissionRules
+from gateway.pipeline.admission import Admission
 from gateway.pipeline.answer_cache import AnswerCache
 from gateway.pipeline.call import Call
 from gateway.pipeline.forwarding import Forwarding
@@ -64,17 +65,16 @@ from gateway.store.housekeeping import tidy_daily
 from gateway.telemetry import Telemetry
 from gateway.tokenizer import Tokenizer
 from gateway.tracing.switch import Untraced, make_tracing
-from gateway.upstream.deployments import Pool, PoolSettings
+from gateway.upstream.deployments import Pool
 from gateway.upstream.direct import DirectLane
 from gateway.upstream.dispatch import Forwarder
 from gateway.upstream.litellm_lane import LiteLLMLane
 from gateway.upstream.mock import MockLane
 from gateway.upstream.model_list import deployments_of
-from gateway.upstream.port import Deployment, Timeouts
+from gateway.upstream.port import Deployment
 from gateway.upstream.price_map import PriceMap, installed_price_map
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
-from policies.reservation import OnLost
 
 _log = structlog.get_logger(__name__)
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
@@ -261,7 +261,7 @@ class Application:
             reserving=reserving,
             admission=admission,
             flights=self._heartbeat,
-            timeouts=_timeouts(config),
+            timeouts=timeouts_of(config),
         )
         relaying = Relaying(
             forwarding=forwarding,
@@ -352,7 +352,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
     rebuilding = Rebuilding(store, budgets=budgets, snapshot=lambda: control.snapshot, clock_ms=wall_clock_ms)
     ledger = make_ledger(config, rebuilding)
     flusher = Flusher(ledger, store, consumer=process_name(), outbox_cap=config.storage.outbox_cap)
-    pool = Pool(deployments, _pool_settings(config), clock_s=time.monotonic, chance=random.SystemRandom())
+    pool = Pool(deployments, pool_settings_of(config), clock_s=time.monotonic, chance=random.SystemRandom())
     prices, clock, recorder = PriceBook(price_map), LedgerClock(ledger), BatchRecorder(ledger)
     forwarder = _forwarder(tokenizer, ids, environment)
     asking = Asking(
@@ -455,33 +455,6 @@ def _forwarder(tokenizer: Tokenizer, ids: Ids, environment: MutableMapping[str, 
     )
 
 
-def _pool_settings(config: Config) -> PoolSettings:
-    router = config.router_settings
-    return PoolSettings(
-        num_retries=router.num_retries,
-        retry_after_s=router.retry_after,
-        allowed_fails=router.allowed_fails,
-        cooldown_s=router.cooldown_time,
-        routing_strategy=router.routing_strategy,
-        fallbacks=_joined(router.fallbacks),
-        context_window_fallbacks=_joined(router.context_window_fallbacks),
-    )
-
-
-def _joined(tables: Sequence[Mapping[str, list[str]]]) -> dict[str, list[str]]:
-    return {name: models for table in tables for name, models in table.items()}
-
-
-def _timeouts(config: Config) -> Timeouts:
-    router = config.router_settings
-    return Timeouts(
-        connect_ms=int(router.connect_timeout * 1000),
-        first_byte_ms=int(router.timeout * 1000),
-        idle_ms=int(router.stream_timeout * 1000),
-        total_ms=int(router.timeout * 1000),
-    )
-
-
 def _admission(parts: Parts, reserving: Reserving) -> Admission:
     return Admission(
         ledger=parts.ledger,
@@ -494,19 +467,7 @@ def _admission(parts: Parts, reserving: Reserving) -> Admission:
         budgets=parts.budgets,
         snapshot=lambda: parts.control.snapshot,
         now_ms=parts.clock.now_ms,
-        rules=_rules(parts.config),
-    )
-
-
-def _rules(config: Config) -> AdmissionRules:
-    kept = config.reservations
-    return AdmissionRules(
-        ttl_ms=int(kept.ttl_seconds * 1000),
-        output_tokens_min=kept.output_tokens_min,
-        output_tokens_unknown=kept.output_tokens_unknown,
-        slice_tokens=kept.slice_tokens,
-        on_lost=OnLost(kept.on_lost),
-        owner=process_name(),
+        rules=rules_of(parts.config, process_name()),
     )
 
 
