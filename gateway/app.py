@@ -75,6 +75,7 @@ from gateway.upstream.port import Deployment
 from gateway.upstream.price_map import PriceMap, installed_price_map
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
+from policies.reservation import OnLost
 
 _log = structlog.get_logger(__name__)
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
