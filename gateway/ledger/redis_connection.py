@@ -8,6 +8,7 @@ A caller that gives up leaves its place in the queue behind; its late reply is r
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -30,6 +31,10 @@ _SILENCE_MAX_MS: Final = 1_000
 _LATE_S: Final = 0.02
 _LOOK_S: Final = 0.01
 _NOT_YET: Final = object()
+# Before the words of a script's own error, and of one that a command gave it.
+_IN_SCRIPT: Final = re.compile(
+    r"^ERR (?:(?=FAREBOX_)|Error running script \(call to f_\w+\): (?:@?user_script: ?\d+: )*-?(?=[A-Z]+[A-Z_]* ))"
+)
 
 
 def pack(arguments: tuple[Argument, ...]) -> bytes:
@@ -42,9 +47,14 @@ class ConnectionLost(LedgerUnavailable):
 
 
 class RedisRefused(LedgerError):
-    """Redis answered a command with an error. `code` is its first word, such as `NOSCRIPT`, `MOVED` or `OOM`."""
+    """Redis answered a command with an error. `code` is its first word, such as `NOSCRIPT`, `MOVED` or `OOM`.
+
+    Of an error inside a script it is the first word of that error: what Redis puts before it differs between versions.
+    """
 
     def __init__(self, message: str) -> None:
+        if message.startswith("ERR "):
+            message = _IN_SCRIPT.sub("", message)
         super().__init__(message)
         self.code, _, self.detail = message.partition(" ")
 

@@ -7,8 +7,8 @@ from typing import Final
 
 from gateway.ledger.port import LedgerError
 
-# `#!lua flags=…` at the head of a script, which all of ours carry, came with Redis 7; every Valkey has it.
-_VERSION_MIN: Final = (7, 0)
+# XRANGE with an open start, which reads the outbox in batches, came with Redis 6.2; every Valkey has it.
+_VERSION_MIN: Final = (6, 2)
 
 
 def parse_info(text: str) -> dict[str, str]:
@@ -21,7 +21,7 @@ def check_server(info: Mapping[str, str], *, allow_eviction: bool) -> list[str]:
     """Warnings about one server. Raises `LedgerError` for what would lose budgets silently."""
     version = info.get("redis_version", "0")
     if tuple(int(part) for part in version.split(".")[:2]) < _VERSION_MIN:
-        raise LedgerError(f"Redis {version} is too old for the ledger: use Redis 7.0 or later, or Valkey")
+        raise LedgerError(f"Redis {version} is too old for the ledger: use Redis 6.2 or later, or Valkey")
     warnings = []
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":

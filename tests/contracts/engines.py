@@ -68,6 +68,7 @@ ENGINES: Final[dict[str, Engine]] = {
     "memory": memory,
     "sqlite": sqlite,
     "redis": redis_engines.redis,
+    "redis-6.2": redis_engines.redis_oldest,
     "redis-cluster": redis_engines.redis_cluster,
     "redis-watched": redis_engines.redis_watched,
 }

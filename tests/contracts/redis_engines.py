@@ -20,7 +20,7 @@ from gateway.ledger.outage import OutageLedger
 from gateway.ledger.redis import RedisLedger
 from gateway.ledger.redis_topology import parse_url, topology_of
 from gateway.ledger.spool import Spool
-from tests.redis_server import RedisCluster, RedisServer
+from tests.redis_server import RedisCluster, RedisServer, oldest_binary
 
 # The machine that runs the tests may be busy: what a deadline does is tested in tests/faults, with a proxy that is slow for sure.
 PATIENT_MS = 10_000
@@ -29,6 +29,14 @@ PATIENT_MS = 10_000
 @functools.cache
 def server() -> RedisServer:
     started = RedisServer("--appendfsync", "no")
+    atexit.register(started.remove)
+    started.start()
+    return started
+
+
+@functools.cache
+def oldest_server() -> RedisServer:
+    started = RedisServer("--appendfsync", "no", program=oldest_binary())
     atexit.register(started.remove)
     started.start()
     return started
@@ -45,6 +53,15 @@ def cluster() -> RedisCluster:
 @asynccontextmanager
 async def redis(folder: Path) -> AsyncIterator[Any]:
     async with _ledger(await empty_server()) as under_test:
+        yield under_test
+
+
+@asynccontextmanager
+async def redis_oldest(folder: Path) -> AsyncIterator[Any]:
+    """Redis 6.2, whose scripts fail in other words and know no flags."""
+    target = _started(oldest_server)
+    target.command("FLUSHALL")
+    async with _ledger(str(target.url)) as under_test:
         yield under_test
 
 

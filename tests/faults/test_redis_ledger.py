@@ -15,6 +15,7 @@ from gateway.ledger.port import LedgerError, LedgerUnavailable, Progress
 from gateway.ledger.redis import RedisLedger
 from gateway.ledger.redis_connection import RedisRefused
 from gateway.ledger.redis_errors import as_port_error
+from gateway.ledger.redis_safety import check_server
 from policies.amounts import Limit
 from policies.reservation import Demand, Gate, Granted, Hold, Refusal, Refused, State
 from tests.faults.chaos_proxy import ChaosProxy, chaos
@@ -257,6 +258,10 @@ class TestTheWrongRedis:
         async with ledger_at(server.url, allow_eviction=True) as ledger:
             assert any("allkeys-lru" in warning for warning in ledger.warnings)
 
+    async def test_one_that_is_too_old_is_refused(self) -> None:
+        with pytest.raises(LedgerError, match=r"Redis 6\.0\.16 is too old .* 6\.2 or later"):
+            check_server({"redis_version": "6.0.16"}, allow_eviction=False)
+
     async def test_one_without_append_only_file_is_warned_of(self, server: RedisServer) -> None:
         async with ledger_at(server.url) as ledger:
             assert ledger.warnings == ()
@@ -324,6 +329,21 @@ class TestTheWrongRedis:
                 # The script is told, and ends at its next instruction: the other socket gets its error then.
                 other.recv(1_000)
         assert isinstance(await ledger.reserve("p", ask("c2")), Granted)
+
+
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [
+        ("ERR FAREBOX_LOST farebox:{p}:meta script: 0, on @user_script:24.", "FAREBOX_LOST"),
+        ("ERR Error running script (call to f_0a): @user_script:24: FAREBOX_LOST farebox:{p}:meta", "FAREBOX_LOST"),
+        ("ERR Error running script (call to f_0a): @user_script:9: @user_script: 9: -OOM command not allowed", "OOM"),
+        ("ERR Error running script (call to f_0a): @user_script:9: WRONGTYPE Operation against a key", "WRONGTYPE"),
+        ("ERR Error running script (call to f_0a): @user_script:9: user_script:9: attempt to index nil", "ERR"),
+        ("READONLY You can't write against a read only replica.", "READONLY"),
+    ],
+)
+def test_an_error_inside_a_script_is_named_as_in_every_version_of_redis(reply: str, code: str) -> None:
+    assert RedisRefused(reply).code == code
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ local AMOUNT_MAX = 9007199254740991
 local NO_LIMIT, NO_LIMIT_TEXT = {false, false, false}, '- - -'
 
 local function fault(code, text)
-  error({err = 'FAREBOX_' .. code .. ' ' .. text})
+  -- A plain text: Redis 6.2 cannot raise a table. Each version puts something else before it (redis_connection.py).
+  error('FAREBOX_' .. code .. ' ' .. text, 0)
 end
 
 local function integer(text, where)
