@@ -102,6 +102,7 @@ class Parts:
     orchestration: Orchestration
     runs: RunRegistry
     budgets: BudgetBook
+    places: Places
     recorder: BatchRecorder
     alerts: Alerts
     forwarder: Forwarder
@@ -287,9 +288,7 @@ class Application:
             settler=settler,
             flights=self._heartbeat,
             ledger=parts.ledger,
-            places=Places(
-                parts.telemetry, total_max=config.server.concurrency_max, key_max=config.server.key_concurrency_max
-            ),
+            places=parts.places,
             idempotency=Idempotency(self._shelf, keep_ms=int(config.answers.idempotency_seconds * 1000)),
             cache=AnswerCache(parts.pool.cache_ttl_s, self._shelf),
             loops=LoopBreaker(parts.ledger, parts.alerts, config.loops),
@@ -394,6 +393,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
         orchestration=orchestration,
         runs=RunRegistry(ledger, silence_ms=silence_ms, new_id=ids.new),
         budgets=budgets,
+        places=Places(total_max=config.server.concurrency_max, key_max=config.server.key_concurrency_max),
         recorder=recorder,
         alerts=Alerts(config.alerts),
         forwarder=forwarder,

@@ -1,31 +1,33 @@
-"""All budgets that apply now: those of the file, those made at run time, and each key's own."""
+"""All budgets that apply now: those of the file, those made at run time, and each key's own; and the chain they make for a call."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-from cachetools import LRUCache
-
 from gateway.config_budgets import BudgetConfig, usd_to_nano
 from gateway.control import Snapshot
+from gateway.pipeline.call import Call
 from policies.amounts import Limit
-from policies.budgets import Budget, Scope, Subject, Window
+from policies.budgets import ANY_RUN, Budget, Chain, Parent, RunLimits, Scope, Subject, Window, chain_for
 
-_MATCHES_MAX: Final = 20_000
+_CHAINS_MAX: Final = 20_000
 _NO_LIMITS: Final[tuple[Budget, ...]] = ()
 
 
 class BudgetBook:
-    """Which budgets concern a call is found once for each of its combinations of names, not once a call."""
+    """The calls of one step have one chain, whatever their run: it is made once, and again when a window ends, a limit changes or
+    anything is configured anew."""
 
     def __init__(self, configured: Sequence[BudgetConfig], snapshot: Callable[[], Snapshot]) -> None:
         self._configured = tuple(budget.budget() for budget in configured)
         self._snapshot = snapshot
         self._generation = -1
         self._joined: tuple[Budget, ...] = self._configured
-        self._matches: LRUCache[tuple[object, ...], tuple[Budget, ...]] = LRUCache(_MATCHES_MAX)
+        self._chains: dict[tuple[str | int | None, ...], _Made] = {}
 
     @property
     def configured(self) -> tuple[Budget, ...]:
@@ -36,19 +38,41 @@ class BudgetBook:
         if snapshot.generation != self._generation:
             self._joined = self._configured + tuple(stored.budget for stored in snapshot.budgets)
             self._generation = snapshot.generation
-            self._matches.clear()
+            self._chains.clear()
         return self._joined
 
-    def matching(self, subject: Subject) -> tuple[Budget, ...]:
-        """Those that apply to a call with these names."""
-        joined = self()
-        if not joined:
-            return _NO_LIMITS
-        names = (subject.project, subject.key, subject.workflow, subject.step, subject.agent)
-        found = self._matches.get(names)
-        if found is None:
-            found = self._matches[names] = tuple(budget for budget in joined if budget.applies_to(subject))
-        return found
+    def chain(self, call: Call, parents: tuple[Parent, ...], limits: RunLimits, now_ms: int) -> Chain:
+        """What a call is reserved on at `now_ms` (the ledger's clock)."""
+        budgets, principal, tags = self(), call.principal, call.tags
+        step = tags.step if tags.workflow is not None else None
+        if parents:
+            names = (principal.project, principal.key_name or None, tags.workflow, call.run, step, tags.agent)
+            return chain_for(Subject(*names, parents), (*budgets, *principal.budgets), limits, now_ms)
+        # Runs of one workflow may be planned differently: their chains do not take turns in one place.
+        planned = (limits.planned_run.tokens, limits.planned_step.tokens)
+        key = (principal.project, principal.key_id, tags.workflow, step, tags.agent, *planned)
+        made = self._chains.get(key)
+        if made is None or now_ms >= made.ends_at_ms or made.limits != limits:
+            made = self._make(call, step, limits, now_ms)
+            if len(self._chains) >= _CHAINS_MAX:
+                self._chains.clear()
+            self._chains[key] = made
+        return made.chain if call.run is None else made.chain.of_run(call.run)
+
+    def _make(self, call: Call, step: str | None, limits: RunLimits, now_ms: int) -> _Made:
+        principal, tags = call.principal, call.tags
+        run = None if call.run is None else ANY_RUN
+        subject = Subject(principal.project, principal.key_name or None, tags.workflow, run, step, tags.agent)
+        chain = chain_for(subject, (*self(), *principal.budgets), limits, now_ms)
+        ends_at_ms = chain.ends_at_ms()
+        return _Made(chain, limits, math.inf if ends_at_ms is None else ends_at_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    chain: Chain
+    limits: RunLimits
+    ends_at_ms: float
 
 
 def key_budgets(name: str, project: str, limits: Mapping[str, Any]) -> tuple[Budget, ...]:

@@ -6,7 +6,7 @@ look a second at all connections finds those whose time is over: a timer for eac
     a connection waits for      its time                            then
     ------------------------    --------------------------------    ------------------
     the head of a request       `head_s` from its first byte         408, closed
-    the rest of its body        `body_s` from its head               closed
+    the rest of its body        `body_s` from its head               408, closed
     a rest that nobody needs    `_LINGER_S` after an early answer    closed
     the client to read          `stall_s` without 1 KiB/s            reset
     a next request              `keep_alive_s`                       closed (uvicorn's own timer)
@@ -26,6 +26,7 @@ from uvicorn.server import ServerState
 
 from gateway.errors import BadRequest, GatewayError, Overloaded
 from gateway.guard import HEADER_BYTES_MAX
+from gateway.pipeline.exchange import DEPARTURE, Departure
 from gateway.telemetry import Telemetry
 from gateway.wire.openai_errors import error_body
 
@@ -127,6 +128,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._received_bytes = 0  # of the request that is being read
         self._body_bytes = 0  # of it
         self._kept_bytes = 0  # of all bodies of this connection that calls still need
+        self._departure = Departure()  # requests of one connection are served one after the other, and share it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -138,6 +140,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.deadline = self.reads_until = _NEVER
         self._release()
         super().connection_lost(exc)
+        self._departure.happened()
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
@@ -182,6 +185,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope[DEPARTURE] = self._departure  # type: ignore[typeddict-unknown-key]
         self.deadline = self.loop.time() + self._limits.head_s
         self._body_bytes = 0
 
@@ -257,7 +261,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def end(self, reason: str) -> None:
         """Say why where the client is waiting for an answer, and hang up."""
-        if reason == "head" and self._received_bytes:
+        if reason == "body" or (reason == "head" and self._received_bytes):
             self._refuse(BadRequest("The request did not arrive in time.", status=408, code="request_timeout"))
             return
         self._all.ended(reason)

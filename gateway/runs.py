@@ -10,6 +10,7 @@ from cachetools import LRUCache
 
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.call import Call
+from policies.amounts import UNLIMITED
 from policies.budgets import Parent
 from policies.reservation import Granted
 
@@ -43,6 +44,8 @@ class RunRegistry:
         project, run = call.principal.project, call.run
         if call.tags.parent_run is not None and call.tags.parent_run != run:
             self._parent_of[project, run] = call.tags.parent_run
+        if not self._parent_of:
+            return ()
         found: list[Parent] = []
         seen = {run}
         while (
@@ -60,11 +63,16 @@ class RunRegistry:
         if call.run is None:
             return
         key = (call.principal.project, call.run)
-        self._workflow_of[key] = call.tags.workflow or ""
+        if key not in self._workflow_of:
+            self._workflow_of[key] = call.tags.workflow or ""
+        account = f"run/{call.run}"
         for balance, hold in zip(granted.balances, call.chain.holds, strict=False):
-            if balance.account == f"run/{call.run}":
-                own = hold.limit.tightened_by(hold.tighten)
-                self._tightened[key] = balance.limit.tightened_by(own) != own
+            if balance.account == account:
+                limit = hold.limit if hold.tighten is UNLIMITED else hold.limit.tightened_by(hold.tighten)
+                if balance.limit is limit:  # as nearly always
+                    self._tightened.pop(key, None)
+                else:
+                    self._tightened[key] = balance.limit.tightened_by(limit) != limit
 
     def is_tightened(self, call: Call) -> bool:
         """Whether the ledger was seen to hold this run to less than its budgets do: a caller or an operator wants that kept."""

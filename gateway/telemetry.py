@@ -8,7 +8,7 @@ sum or the largest of those that live is shown.
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -30,6 +30,7 @@ class Telemetry:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self._workflows: set[str] = set()
+        self._series: dict[tuple[object, ...], Any] = {}
         self._count_calls(self.registry)
         self._gauge_state(self.registry)
 
@@ -127,22 +128,23 @@ class Telemetry:
         model = deployment.name if deployment is not None else "none"
         provider = deployment.provider if deployment is not None else "none"
         route = call.protocol.name
-        self.requests.labels(route, model, provider, outcome.status).inc()
-        self.duration.labels(route).observe(call.timings.elapsed_ms / 1000)
+        self._of(self.requests, route, model, provider, outcome.status).inc()
+        self._of(self.duration, route).observe(call.timings.elapsed_ms / 1000)
         self.overhead.observe(call.timings.overhead_us / 1e6)
         if call.grant is not None:
             # An observed scope would have refused it: the reason is the scope, which is one of six.
             breached = call.grant.breaches[0].partition("/")[0] if call.grant.breaches else ""
-            self.admissions.labels("observed" if breached else "granted", breached).inc()
+            self._of(self.admissions, "observed" if breached else "granted", breached).inc()
         if outcome.first_byte_ms is not None and call.request.stream:
-            self.first_token.labels(model).observe(outcome.first_byte_ms / 1000)
+            self._of(self.first_token, model).observe(outcome.first_byte_ms / 1000)
         if call.saved.tokens > 0:
-            self.saved_tokens.labels("compress").inc(call.saved.tokens)
+            self._of(self.saved_tokens, "compress").inc(call.saved.tokens)
         if usage is not None:
-            self.tokens.labels("input", model).inc(usage.input_tokens)
-            self.tokens.labels("output", model).inc(usage.output_tokens)
+            self._of(self.tokens, "input", model).inc(usage.input_tokens)
+            self._of(self.tokens, "output", model).inc(usage.output_tokens)
         if amount.nano_usd > 0:
-            self.cost.labels(model, self._workflow_label(call.tags.workflow)).inc(amount.nano_usd / NANO_USD_PER_USD)
+            workflow = self._workflow_label(call.tags.workflow)
+            self._of(self.cost, model, workflow).inc(amount.nano_usd / NANO_USD_PER_USD)
 
     def refused(self, call: Call, code: str) -> None:
         self.admissions.labels("refused", code).inc()
@@ -151,6 +153,14 @@ class Telemetry:
     def overran(self, call: Call, overrun: Amount) -> None:
         self.overruns.inc()
         self.overrun.inc(max(0, overrun.nano_usd) / NANO_USD_PER_USD)
+
+    def _of(self, metric: Counter | Histogram, *labels: str) -> Any:
+        """`metric.labels(*labels)`, which looks for its series under a lock, remembered: labels have few values, and calls many."""
+        key = (metric, *labels)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = metric.labels(*labels)
+        return series
 
     def _workflow_label(self, workflow: str | None) -> str:
         if workflow is None:

@@ -151,36 +151,42 @@ class Chain:
     ladder: Ladder = DEFAULT_LADDER
     hold: HoldKind = HoldKind.WORST_CASE
     wait_ms: int = 0
+    # What follows from the links, found out once: each is asked for several times a call.
+    holds: tuple[Hold, ...] = field(init=False)
+    limits_money: bool = field(init=False)
+    is_limited: bool = field(init=False)
+    is_enforced: bool = field(init=False)
+    survives_outage: bool = field(init=False)  # without the ledger: every limit that is enforced says `on_outage: allow`
 
-    @property
-    def holds(self) -> tuple[Hold, ...]:
-        return tuple(link.hold for link in self.links)
+    def __post_init__(self) -> None:
+        limits_money = is_limited = is_enforced = False
+        survives = True
+        for link in self.links:
+            hold = link.hold
+            if hold.limit is UNLIMITED and hold.tighten is UNLIMITED:
+                continue
+            limits_money = limits_money or hold.limit.nano_usd is not None or hold.tighten.nano_usd is not None
+            if hold.limit.is_unlimited and hold.tighten.is_unlimited:
+                continue
+            is_limited = True
+            if hold.enforce:
+                is_enforced = True
+                survives = survives and link.on_outage is OnOutage.ALLOW
+        derive = object.__setattr__
+        derive(self, "holds", tuple([link.hold for link in self.links]))
+        derive(self, "limits_money", limits_money)
+        derive(self, "is_limited", is_limited)
+        derive(self, "is_enforced", is_enforced)
+        derive(self, "survives_outage", survives)
 
-    @property
-    def limits_money(self) -> bool:
-        return any(
-            link.hold.limit.nano_usd is not None or link.hold.tighten.nano_usd is not None for link in self.links
-        )
+    def of_run(self, run: str) -> Chain:
+        """This chain, made for the run `ANY_RUN`, for a run of the same names. Its outer accounts are the same."""
+        links = [_of_run(link, run) if link.scope is _STEP or link.scope is _RUN else link for link in self.links]
+        return Chain(tuple(links), self.ladder, self.hold, self.wait_ms)
 
-    @property
-    def is_limited(self) -> bool:
-        return any(not (link.hold.limit.is_unlimited and link.hold.tighten.is_unlimited) for link in self.links)
-
-    @property
-    def is_enforced(self) -> bool:
-        return any(
-            link.hold.enforce and not (link.hold.limit.is_unlimited and link.hold.tighten.is_unlimited)
-            for link in self.links
-        )
-
-    @property
-    def survives_outage(self) -> bool:
-        """Whether the call may go on without the ledger: every limit that is enforced says `on_outage: allow`."""
-        return all(
-            link.on_outage is OnOutage.ALLOW
-            for link in self.links
-            if link.hold.enforce and not (link.hold.limit.is_unlimited and link.hold.tighten.is_unlimited)
-        )
+    def ends_at_ms(self) -> int | None:
+        """When the first of its windows ends, and with it this chain; None: never."""
+        return min((link.resets_at_ms for link in self.links if link.resets_at_ms is not None), default=None)
 
     def link(self, account: str) -> Link:
         return next(link for link in self.links if link.hold.account == account)
@@ -231,6 +237,20 @@ def chain_for(subject: Subject, budgets: Sequence[Budget], limits: RunLimits, no
     links.extend(_parent_link(parent, subject.project, budgets) for parent in subject.parents)
     ladder, hold, wait_ms = _manner(matching)
     return Chain(tuple(links), ladder if limits.ladder is None else limits.ladder, hold, wait_ms)
+
+
+# No run has this id: it stands for all of them.
+ANY_RUN: Final = "*"
+_STEP, _RUN = Scope.STEP, Scope.RUN
+
+
+def _of_run(link: Link, run: str) -> Link:
+    hold = link.hold
+    # The account's name begins with `step/*` or `run/*`.
+    kind, _, rest = hold.account.partition(ANY_RUN)
+    named = Hold(kind + run + rest, hold.limit, hold.tighten, hold.enforce, hold.keep_ms)
+    scope_id = run if link.scope is _RUN else link.scope_id
+    return Link(named, link.scope, scope_id, link.window, link.resets_at_ms, link.soft_tokens, link.on_outage)
 
 
 _ORDER: Final = {scope: position for position, scope in enumerate(Scope)}

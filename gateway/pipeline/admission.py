@@ -28,7 +28,7 @@ from gateway.upstream.deployments import Pool
 from gateway.upstream.port import Deployment
 from gateway.upstream.request import request_defaults
 from gateway.wire.protocol import Request
-from policies.budgets import Chain, RunLimits, Subject, chain_for
+from policies.budgets import RunLimits
 from policies.pressure import Rung
 from policies.pricing import Price, cost_nano_usd, worst_case
 from policies.reservation import Decision, Demand, Granted, OnLost, Refusal, Refused
@@ -96,7 +96,7 @@ class Admission:
         limits = await self._planner.plan(call, snapshot) if call.is_tagged else RunLimits()
         call.model = self._planner.model_for(call, snapshot)
         self.use(call, self.choose(call.model))
-        call.chain = self._chain(call, limits)
+        call.chain = self._budgets.chain(call, self._runs.parents(call), limits, self._now_ms())
         call.timings.stop("classify")
         if not call.chain.links:
             return
@@ -144,21 +144,6 @@ class Admission:
         deployment = call.deployment
         assert deployment is not None  # noqa: S101 - `use` comes first
         return await self._tokenizer.count_prompt(counted_as, call.request.body, deployment.model, deployment.provider)
-
-    def _chain(self, call: Call, limits: RunLimits) -> Chain:
-        subject = Subject(
-            project=call.principal.project,
-            key=call.principal.key_name or None,
-            workflow=call.tags.workflow,
-            run=call.run,
-            step=call.tags.step if call.is_tagged else None,
-            agent=call.tags.agent,
-            parents=self._runs.parents(call),
-        )
-        # A parent's run belongs to another workflow, whose budgets the call's own names do not find.
-        known = self._budgets() if subject.parents else self._budgets.matching(subject)
-        budgets = (*known, *call.principal.budgets)
-        return chain_for(subject, budgets, limits, self._now_ms())
 
     async def _reserve(self, call: Call) -> None:
         """Up the ladder until it fits. The refusal that the client hears is the last one."""

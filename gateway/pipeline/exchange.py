@@ -10,8 +10,6 @@ from typing import Any, Final
 from gateway.errors import BadRequest
 
 Message = MutableMapping[str, Any]
-# Enough for 32 MB over a poor line; a client that takes longer holds memory that others need.
-BODY_SECONDS_MAX: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +26,25 @@ Keeper = Callable[[Answered], Awaitable[None]]
 
 class ClientGone(Exception):
     """The client closed the connection before the request was read."""
+
+
+# Where our own server (gateway/connections.py) puts the `Departure` of a request's connection.
+DEPARTURE: Final = "farebox.departure"
+
+
+class Departure:
+    """The client's leaving of one connection, as the server sees it. At most one exchange at a time wants to be told."""
+
+    __slots__ = ("is_over", "tell")
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self.tell: Callable[[], None] | None = None
+
+    def happened(self) -> None:
+        self.is_over = True
+        if self.tell is not None:
+            self.tell()
 
 
 class Exchange:
@@ -48,6 +65,7 @@ class Exchange:
         self._head: tuple[int, tuple[tuple[bytes, bytes], ...]] = (0, ())
         self._receive = receive
         self._send = send
+        self._departure: Departure | None = scope.get(DEPARTURE)
         self._watcher: asyncio.Task[None] | None = None
 
     async def read_body(self, bytes_max: int) -> bytes:
@@ -57,13 +75,6 @@ class Exchange:
         declared = self.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > bytes_max:
             raise BadRequest.too_large(bytes_max)
-        try:
-            async with asyncio.timeout(BODY_SECONDS_MAX):
-                return await self._read(bytes_max)
-        except TimeoutError:
-            raise BadRequest("The body did not arrive in time.", status=408, code="request_timeout") from None
-
-    async def _read(self, bytes_max: int) -> bytes:
         parts: list[bytes] = []
         size, more = 0, True
         while more:
@@ -89,18 +100,30 @@ class Exchange:
         """From now on, cancel `task` when the client goes away; `is_gone` tells it why."""
         if self._stays:
             return
-        self._watcher = asyncio.create_task(self._cancel_when_gone(task))
+
+        def leave() -> None:
+            self.is_gone = True
+            task.cancel()
+
+        departure = self._departure
+        if departure is None:  # another server than ours: only whoever reads on hears of it
+            self._watcher = asyncio.create_task(self._wait_for_departure(leave))
+        elif departure.is_over:
+            leave()
+        else:
+            departure.tell = leave
 
     def unwatch(self) -> None:
+        if self._departure is not None:
+            self._departure.tell = None
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None
 
-    async def _cancel_when_gone(self, task: asyncio.Task[Any]) -> None:
+    async def _wait_for_departure(self, leave: Callable[[], None]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.is_gone = True
-        task.cancel()
+        leave()
 
     async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.is_answered = True

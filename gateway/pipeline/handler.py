@@ -70,11 +70,14 @@ class CallHandler:
         call: Call | None = None
         try:
             call = await self._intake.take(exchange, protocol, path_tags, call_id)
-            with self._places.taken(call.principal):
+            self._places.take(call.principal)
+            try:
                 if IDEMPOTENCY_HEADER in exchange.headers:
                     await self._serve_once(exchange, call)
                 else:
                     await self._serve(exchange, call)
+            finally:
+                self._places.leave(call.principal)
         except ClientGone:
             return
         except GatewayError as error:
@@ -179,18 +182,19 @@ class CallHandler:
         await exchange.answer(200, headers, kept.body)
 
     async def settle(self, call: Call, outcome: Outcome) -> Settlement:
-        """To the end, whatever happens to the task that asked for it."""
-        settlement: Settlement = await self._shielded(self._settle(call, outcome))
-        return settlement
+        """To the end, whatever happens to the task that asked for it: cancelled half-way, it is done again by a task of its
+        own. The ledger tells by the call's id what was booked already."""
+        try:
+            return await self._settle(call, outcome)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._started(self._settle(call, outcome)))
+            raise
 
     async def _settle(self, call: Call, outcome: Outcome) -> Settlement:
         try:
             return await self._settler.settle(call, outcome)
         finally:
             self._flights.landed(call)
-
-    async def _shielded(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return await asyncio.shield(self._started(work))
 
     def _started(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)

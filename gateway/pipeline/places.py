@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from gateway.errors import Overloaded
 from gateway.pipeline.call import Principal
-from gateway.telemetry import Telemetry
 
 
 class Places:
     """Full means an immediate answer, never a queue: whoever waits here holds memory and learns nothing."""
 
-    def __init__(self, telemetry: Telemetry, *, total_max: int, key_max: int) -> None:
-        self._telemetry = telemetry
+    def __init__(self, *, total_max: int, key_max: int) -> None:
         self._total_max = total_max
         self._key_max = key_max
         self._by_key: Counter[str] = Counter()
         self.total = 0
 
-    @contextmanager
-    def taken(self, principal: Principal) -> Iterator[None]:
-        """Raises `Overloaded`: 503 when the gateway is full, 429 when the key is."""
+    def take(self, principal: Principal) -> None:
+        """To be given back with `leave`. Raises `Overloaded`: 503 when the gateway is full, 429 when the key is."""
         key = principal.key_id
         if self.total >= self._total_max:
             raise Overloaded(
@@ -36,12 +31,9 @@ class Places:
             raise Overloaded("This key has as many calls under way as it may.", headers={"retry-after": "1"})
         self.total += 1
         self._by_key[key] += 1
-        self._telemetry.in_flight.inc()
-        try:
-            yield
-        finally:
-            self.total -= 1
-            self._by_key[key] -= 1
-            if not self._by_key[key]:
-                del self._by_key[key]
-            self._telemetry.in_flight.dec()
+
+    def leave(self, principal: Principal) -> None:
+        self.total -= 1
+        self._by_key[principal.key_id] -= 1
+        if not self._by_key[principal.key_id]:
+            del self._by_key[principal.key_id]

@@ -22,6 +22,7 @@ from policies.tokens import PromptCount
 _log = structlog.get_logger(__name__)
 _RETRIES: Final = 3
 _RETRY_MS: Final = 50
+_OVERAGE: Final = "overage"
 
 
 class Recorder(Protocol):
@@ -58,23 +59,24 @@ class Settler:
         self._answered = answered
 
     async def settle(self, call: Call, outcome: Outcome) -> Settlement:
-        """Never raises for a ledger that is away: its outage wrapper keeps what could not be written, and replays it."""
+        """Never raises for a ledger that is away: its outage wrapper keeps what could not be written, and replays it.
+
+        Nothing is counted or recorded before the last wait, so that a settlement that was cancelled can be repeated.
+        """
         used = await self._used(call, outcome)
         if used is not None and call.is_tagged:
             self._look_back(call, used)
-        self._telemetry.ended(call, outcome, used.usage if used else None, used.amount if used else ZERO)
+        settlement = Settlement()
         if call.grant is None or not call.grant.held.requests:
             self._record(call, outcome, used)
-            return Settlement()
-        try:
-            if used is None:
-                return await self._void(call, outcome)
-            return await self._book(call, outcome, used)
-        except LedgerUnavailable as error:
-            _log.error("settlement_not_written", request_id=call.id, error=str(error))
-            return Settlement()
-        finally:
-            call.timings.stop("settle")
+        else:
+            try:
+                settlement = await (self._void(call, outcome) if used is None else self._book(call, outcome, used))
+            except LedgerUnavailable as error:
+                _log.error("settlement_not_written", request_id=call.id, error=str(error))
+        self._telemetry.ended(call, outcome, used.usage if used else None, used.amount if used else ZERO)
+        call.timings.stop("settle")
+        return settlement
 
     def _look_back(self, call: Call, used: Used) -> None:
         """What another model than the one that was named has saved, and what the provider's bill says of its cache."""
@@ -93,8 +95,8 @@ class Settler:
         self._recorder.record(call.principal.project, self._entry(call, ZERO, whole_event(call, outcome)))
 
     async def _book(self, call: Call, outcome: Outcome, used: Used) -> Settlement:
-        if _is_overage(call, used.amount):
-            call.actions.append("overage")
+        if _is_overage(call, used.amount) and _OVERAGE not in call.actions:
+            call.actions.append(_OVERAGE)
         detail = detail_of(call, outcome, used.usage, used.source)
         project = call.principal.project
         resolution = await self._patiently(lambda: self._ledger.settle(project, call.id, used.amount, detail))
