@@ -156,7 +156,9 @@ class Chain:
     limits_money: bool = field(init=False)
     is_limited: bool = field(init=False)
     is_enforced: bool = field(init=False)
-    survives_outage: bool = field(init=False)  # without the ledger: every limit that is enforced says `on_outage: allow`
+    survives_outage: bool = field(
+        init=False
+    )  # without the ledger: every limit that is enforced says `on_outage: allow`
 
     def __post_init__(self) -> None:
         limits_money = is_limited = is_enforced = False

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import orjson
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -68,12 +70,30 @@ async def insert(connection: AsyncConnection, table: Table, rows: Rows, conflict
     """Insert all `rows`, which have the same columns, in one round trip. On conflict with the primary key: `conflict`."""
     if not rows:
         return
-    if connection.dialect.name == "sqlite":
-        await connection.execute(conflict(sqlite.insert(table)), [dict(row) for row in rows])
-        return
     names = tuple(rows[0])
+    if connection.dialect.name == "sqlite":
+        statement, values_of, constants = _insert_of_values(table, names, conflict)
+        await connection.exec_driver_sql(statement, [values_of(row) + constants for row in rows])
+        return
     arrays = {_OFFERED + name: [row[name] for row in rows] for name in names}
     await connection.execute(_insert_of_arrays(table, names, conflict), arrays)
+
+
+@lru_cache(maxsize=64)
+def _insert_of_values(
+    table: Table, names: tuple[str, ...], conflict: Conflict
+) -> tuple[str, Callable[[Mapping[str, Any]], tuple[Any, ...]], tuple[Any, ...]]:
+    """The statement as SQLite takes it, what picks its values out of a row, and what its conflict clause needs behind them.
+
+    Compiled once: given to SQLAlchemy with a dictionary for each row, a batch costs three times as much before SQLite sees it.
+    """
+    compiled = conflict(sqlite.insert(table).values({name: bindparam(name) for name in names})).compile(
+        dialect=sqlite.dialect(paramstyle="qmark")
+    )
+    order = compiled.positiontup or []
+    offered, constants = order[: len(names)], order[len(names) :]
+    assert set(offered) == set(names)  # noqa: S101 - the values stand before the conflict clause
+    return str(compiled), itemgetter(*offered), tuple(compiled.params[name] for name in constants)
 
 
 @lru_cache(maxsize=64)
@@ -91,9 +111,9 @@ def _insert_of_arrays(table: Table, names: tuple[str, ...], conflict: Conflict) 
 
 
 def among(connection: AsyncConnection, column: Column[Any], values: Sequence[Any]) -> ColumnElement[bool]:
-    """`column IN values`, with one parameter instead of one for each value where the engine has arrays."""
+    """`column IN values`, with one parameter instead of one for each value. SQLite takes an array as JSON."""
     if connection.dialect.name == "sqlite":
-        return column.in_(values)
+        return column.in_(select(func.json_each(orjson.dumps(values).decode()).table_valued("value").c.value))
     return column == any_(bindparam(None, list(values), type_=_array_of(column)))
 
 
