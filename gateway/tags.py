@@ -20,6 +20,7 @@ from policies.intents import Intent
 VALUE: Final = re.compile(r"[A-Za-z0-9._:@/-]{1,128}\Z")
 PRIORITIES: Final = ("low", "normal", "high", "critical")
 OPTIONS: Final = ("no-compress", "no-route", "no-clamp")
+_INTENTS: Final = tuple(Intent)
 DEFAULT_STEP: Final = "default"
 
 _NAMES: Final = {
@@ -94,7 +95,8 @@ def read_tags(
     """Raises `BadRequest` that names the header, or the field, with the bad value."""
     found = _from_headers(headers)
     _fill(found, path_tags)
-    _fill(found, _from_metadata(metadata, "workflow" in found))
+    if metadata is not None:
+        _fill(found, _from_metadata(metadata, "workflow" in found))
     if "baggage" in headers:
         _fill(found, _from_baggage(headers["baggage"]))
     if "workflow" not in found and "workflow" in defaults:
@@ -111,7 +113,7 @@ def read_tags(
         agent=found.get("agent"),
         user=found.get("user"),
         parent_run=found.get("parent_run"),
-        intent=_choice(headers, "x-workflow-intent", tuple(Intent)),
+        intent=_choice(headers, "x-workflow-intent", _INTENTS),
         priority=_choice(headers, "x-workflow-priority", PRIORITIES) or "normal",
         budget=_budget(headers),
         options=_options(headers),

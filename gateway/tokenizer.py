@@ -173,13 +173,13 @@ class Tokenizer:
     def _rememberer(self, counting: Counting, bytes_max: int | None) -> Remember:
         # Tools and schemas repeat on every call of an agent, and rendering them costs far more than hashing their JSON.
         # What they cost depends on the family's rules too, so the whole counting is part of the key.
-        counts, family = self._counts_in(counting.encoding), hash(counting)
+        counts = self._counts_in(counting.encoding)
 
         def remember(rule: str, value: Any, compute: Callable[[], int]) -> int:
             dumped = _dumped(value)
             if dumped is None:
                 return compute()
-            key = (hash((family, rule, dumped)), len(dumped))
+            key = (hash((counting, rule, dumped)), len(dumped))
             tokens = counts.get(key)
             if tokens is None:
                 if bytes_max is not None and len(dumped) > bytes_max:

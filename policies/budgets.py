@@ -165,12 +165,10 @@ class Chain:
         survives = True
         for link in self.links:
             hold = link.hold
-            if hold.limit is UNLIMITED and hold.tighten is UNLIMITED:
-                continue
-            limits_money = limits_money or hold.limit.nano_usd is not None or hold.tighten.nano_usd is not None
             if hold.limit.is_unlimited and hold.tighten.is_unlimited:
                 continue
             is_limited = True
+            limits_money = limits_money or hold.limit.nano_usd is not None or hold.tighten.nano_usd is not None
             if hold.enforce:
                 is_enforced = True
                 survives = survives and link.on_outage is OnOutage.ALLOW

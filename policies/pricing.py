@@ -154,9 +154,13 @@ def worst_case(
     """An upper bound of `cost_nano_usd` for every usage within these tokens: all of the prompt may be written to a cache,
     all of the output may be reasoning, and the prompt may be just above any threshold that it can reach."""
     base, above = price.tiers(service_tier)
-    reachable = [base, *(rates for threshold, rates in above if prompt_tokens > threshold)]
-    dearest_input = max(_dearest_input(rates, audio) for rates in reachable)
-    dearest_output = max(_dearest_output(rates, audio) for rates in reachable) if output_tokens_max else 0
+    dearest_input, dearest_output = _dearest_input(base, audio), _dearest_output(base, audio)
+    for threshold, rates in above:
+        if prompt_tokens > threshold:
+            dearest_input = max(dearest_input, _dearest_input(rates, audio))
+            dearest_output = max(dearest_output, _dearest_output(rates, audio))
+    if not output_tokens_max:
+        dearest_output = 0
     return WorstCase(-(-prompt_tokens * dearest_input // MILLION), -(-dearest_output // MILLION))
 
 

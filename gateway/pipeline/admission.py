@@ -299,7 +299,8 @@ class Admission:
             worst = worst_case(call.price, prompt_tokens, output_max, service_tier)
             output_nano_usd = worst.output_nano_usd_per_token
             media = request.media_tokens * output_nano_usd
-            prompt_nano_usd = worst.prompt_nano_usd + media + cost_nano_usd(call.price, request.units(), service_tier)
+            units = cost_nano_usd(call.price, request.units(), service_tier) if request.has_units else 0
+            prompt_nano_usd = worst.prompt_nano_usd + media + units
         return Demand(
             prompt_tokens=prompt_tokens,
             output_tokens_max=held,

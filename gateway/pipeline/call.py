@@ -19,6 +19,7 @@ from policies.tokens import PromptCount
 
 LOCAL_PROJECT: Final = "default"
 NO_CHAIN: Final = Chain(())
+UPSTREAM: Final = "upstream"  # the one stop whose time is the provider's
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,33 +37,35 @@ class Principal:
     credential: str | None = None  # the client's own, passed on in local mode to models that have none
 
 
-@dataclass(slots=True)
 class Timings:
-    """Microseconds of each stop, for `server-timing`."""
+    """How long each stop took, for `server-timing`."""
 
-    started_ns: int = field(default_factory=perf_counter_ns)
-    stops: list[tuple[str, int]] = field(default_factory=list)
-    last_ns: int = 0
+    __slots__ = ("_last_ns", "_started_ns", "_told", "_upstream_ns")
 
-    def __post_init__(self) -> None:
-        self.last_ns = self.started_ns
+    def __init__(self) -> None:
+        self._started_ns = self._last_ns = perf_counter_ns()
+        self._upstream_ns = 0
+        self._told: list[str] = []
 
     def stop(self, name: str) -> None:
         now = perf_counter_ns()
-        self.stops.append((name, (now - self.last_ns) // 1000))
-        self.last_ns = now
+        took_ns = now - self._last_ns
+        self._last_ns = now
+        if name == UPSTREAM:
+            self._upstream_ns += took_ns
+        self._told.append(f"{name};dur={took_ns / 1e6:.3f}")
 
     @property
     def elapsed_ms(self) -> int:
-        return (perf_counter_ns() - self.started_ns) // 1_000_000
+        return (perf_counter_ns() - self._started_ns) // 1_000_000
 
     @property
     def overhead_us(self) -> int:
-        """Everything that was not the provider's time."""
-        return sum(us for name, us in self.stops if name != "upstream")
+        """Everything up to the last stop that was not the provider's time."""
+        return (self._last_ns - self._started_ns - self._upstream_ns) // 1000
 
     def header(self) -> str:
-        return ", ".join(f"{name};dur={us / 1000:.3f}" for name, us in self.stops)
+        return ", ".join(self._told)
 
 
 @dataclass(slots=True)

@@ -156,15 +156,17 @@ def principal_of(key: ApiKey) -> Principal:
 
 def retry_of(headers: Mapping[str, str]) -> int:
     """What the OpenAI and Anthropic SDKs say of their own retries. It counts in reports, and a retry is no loop."""
-    said = headers.get("x-stainless-retry-count", "")
+    said = headers.get("x-stainless-retry-count")
+    if said is None:
+        return 0
     return int(said) if len(said) <= 3 and said.isascii() and said.isdecimal() else 0
 
 
 def refuse_destinations(exchange: Exchange) -> None:
     """No header and no query chooses the upstream's host, credential or price (P13)."""
-    for name in _DENIED_HEADERS:
-        if name in exchange.headers:
-            raise BadRequest.header(name, "does not choose the upstream here; the configuration does")
+    if not _DENIED_HEADERS.isdisjoint(exchange.headers):
+        name = min(_DENIED_HEADERS & exchange.headers.keys())
+        raise BadRequest.header(name, "does not choose the upstream here; the configuration does")
     if exchange.query:
         for name, _ in parse_qsl(exchange.query.decode("latin-1"), keep_blank_values=True, max_num_fields=100):
             if name in DENIED_KEYS:

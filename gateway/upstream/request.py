@@ -61,7 +61,7 @@ def request_defaults(deployment: Deployment, body: Mapping[str, Any]) -> dict[st
 
     They change what a call may cost (`n`, the caps), so whoever computes the worst case has to add them first.
     """
-    if not _DEFAULTS & deployment.params.keys():
+    if _DEFAULTS.isdisjoint(deployment.params):
         return {}
     capped = any(body.get(name) is not None for name in _OUTPUT_CAPS)
     return {

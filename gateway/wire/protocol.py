@@ -32,6 +32,10 @@ class Request:
     # Tokens that images and sounds of this call may be billed as, at most: to be reserved, because nothing caps them.
     media_tokens: int = 0
 
+    @property
+    def has_units(self) -> bool:
+        return bool(self.images or self.characters or self.seconds_ms or self.queries)
+
     def units(self) -> Usage:
         """What is used beside tokens: to be reserved, and to be booked where the answer does not say."""
         return Usage(images=self.images, characters=self.characters, seconds_ms=self.seconds_ms, queries=self.queries)
