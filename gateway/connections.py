@@ -26,7 +26,7 @@ from uvicorn.server import ServerState
 
 from gateway.errors import BadRequest, GatewayError, Overloaded
 from gateway.guard import HEADER_BYTES_MAX
-from gateway.pipeline.exchange import DEPARTURE, Departure
+from gateway.pipeline.exchange import PRESENCE, Presence
 from gateway.telemetry import Telemetry
 from gateway.wire.openai_errors import error_body
 
@@ -128,7 +128,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._received_bytes = 0  # of the request that is being read
         self._body_bytes = 0  # of it
         self._kept_bytes = 0  # of all bodies of this connection that calls still need
-        self._departure = Departure()  # requests of one connection are served one after the other, and share it
+        self._presence = Presence()  # requests of one connection are served one after the other, and share it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -140,7 +140,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.deadline = self.reads_until = _NEVER
         self._release()
         super().connection_lost(exc)
-        self._departure.happened()
+        self._presence.end()
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
@@ -185,7 +185,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope[DEPARTURE] = self._departure  # type: ignore[typeddict-unknown-key]
+        self.scope[PRESENCE] = self._presence  # type: ignore[typeddict-unknown-key]
         self.deadline = self.loop.time() + self._limits.head_s
         self._body_bytes = 0
 

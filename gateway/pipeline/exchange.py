@@ -28,12 +28,12 @@ class ClientGone(Exception):
     """The client closed the connection before the request was read."""
 
 
-# Where our own server (gateway/connections.py) puts the `Departure` of a request's connection.
-DEPARTURE: Final = "farebox.departure"
+# Where our own server (gateway/connections.py) puts the `Presence` of a request's connection.
+PRESENCE: Final = "farebox.presence"
 
 
-class Departure:
-    """The client's leaving of one connection, as the server sees it. At most one exchange at a time wants to be told."""
+class Presence:
+    """The client on one connection, as the server sees it. At most one exchange at a time wants to be told."""
 
     __slots__ = ("is_over", "tell")
 
@@ -41,7 +41,7 @@ class Departure:
         self.is_over = False
         self.tell: Callable[[], None] | None = None
 
-    def happened(self) -> None:
+    def end(self) -> None:
         self.is_over = True
         if self.tell is not None:
             self.tell()
@@ -65,7 +65,7 @@ class Exchange:
         self._head: tuple[int, tuple[tuple[bytes, bytes], ...]] = (0, ())
         self._receive = receive
         self._send = send
-        self._departure: Departure | None = scope.get(DEPARTURE)
+        self._presence: Presence | None = scope.get(PRESENCE)
         self._watcher: asyncio.Task[None] | None = None
 
     async def read_body(self, bytes_max: int) -> bytes:
@@ -105,22 +105,22 @@ class Exchange:
             self.is_gone = True
             task.cancel()
 
-        departure = self._departure
-        if departure is None:  # another server than ours: only whoever reads on hears of it
-            self._watcher = asyncio.create_task(self._wait_for_departure(leave))
-        elif departure.is_over:
+        presence = self._presence
+        if presence is None:  # another server than ours: only whoever reads on hears of it
+            self._watcher = asyncio.create_task(self._wait_for_leaving(leave))
+        elif presence.is_over:
             leave()
         else:
-            departure.tell = leave
+            presence.tell = leave
 
     def unwatch(self) -> None:
-        if self._departure is not None:
-            self._departure.tell = None
+        if self._presence is not None:
+            self._presence.tell = None
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None
 
-    async def _wait_for_departure(self, leave: Callable[[], None]) -> None:
+    async def _wait_for_leaving(self, leave: Callable[[], None]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         leave()

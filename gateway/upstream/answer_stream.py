@@ -7,8 +7,7 @@ import zlib
 from collections.abc import Callable
 from typing import Final, Protocol
 
-import aiohttp
-
+from gateway.upstream.http_client import HttpAnswer, HttpError
 from gateway.upstream.port import UpstreamBroken, UpstreamError, UpstreamTimeout
 
 _INFLATED_PIECE_BYTES: Final = 256 * 1024
@@ -95,7 +94,7 @@ class AnswerStream:
 
     def __init__(
         self,
-        response: aiohttp.ClientResponse,
+        response: HttpAnswer,
         *,
         loop: asyncio.AbstractEventLoop,
         idle_s: float,
@@ -103,10 +102,8 @@ class AnswerStream:
         event_bytes_max: int | None,
     ) -> None:
         """`deadline_s` on the loop's clock. `event_bytes_max` bounds one server-sent event; None: they are not events."""
-        encoding = response.headers.get("content-encoding", "identity").strip().lower()
-        self._reader: Reader = response.content
-        if encoding not in ("", "identity"):
-            self._reader = InflatingReader(response.content, encoding)
+        encoding = encoding_of(response)
+        self._reader: Reader = response if encoding is None else InflatingReader(response, encoding)
         self._response = response
         self._event_bytes_max = event_bytes_max
         self._event_bytes = 0
@@ -123,7 +120,7 @@ class AnswerStream:
         self._watchdog.wait()
         try:
             piece = await self._reader.readany()
-        except (aiohttp.ClientError, OSError) as error:
+        except HttpError as error:
             self.close_now()
             raise self._broken(error) from error
         except UpstreamError:
@@ -164,12 +161,11 @@ class AnswerStream:
         return UpstreamBroken(f"The provider broke off its answer ({type(error).__name__}).", bytes_received=True)
 
 
-def read_at_once(response: aiohttp.ClientResponse) -> bytes | None:
-    """The whole body if it came together with the headers and needs no unpacking, as most buffered answers do."""
-    content = response.content
-    if not content.is_eof() or content.exception() is not None or "content-encoding" in response.headers:
-        return None
-    return content.read_nowait(-1)
+def encoding_of(response: HttpAnswer) -> str | None:
+    """How the body is packed; None: it is not."""
+    given = response.header(b"content-encoding")
+    encoding = "" if given is None else given.decode("latin-1").strip().lower()
+    return encoding if encoding not in ("", "identity") else None
 
 
 async def read_whole(stream: AnswerStream, bytes_max: int) -> bytes:

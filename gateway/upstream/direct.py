@@ -7,22 +7,27 @@ the environment, no cookies, no compression.
 from __future__ import annotations
 
 import asyncio
-import io
+import secrets
 from collections.abc import Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
-import aiohttp
 import orjson
-from aiohttp.connector import Connection
-from yarl import URL
 
 from gateway.upstream.answer_headers import answer_headers
-from gateway.upstream.answer_stream import AnswerStream, read_at_once, read_whole
+from gateway.upstream.answer_stream import AnswerStream, encoding_of, read_whole
 from gateway.upstream.error_bodies import error_body, shaped, without_secret
+from gateway.upstream.http_client import (
+    Address,
+    AnswerTimeout,
+    ClientLimits,
+    ConnectFailed,
+    Disconnected,
+    HttpAnswer,
+    HttpClient,
+    HttpError,
+)
 from gateway.upstream.port import (
-    Departure,
     Deployment,
     ProtocolName,
     Timeouts,
@@ -37,11 +42,7 @@ from gateway.upstream.providers import api_base, credential, url_of
 from gateway.upstream.request import HOPS_HEADER, hops_of, request_body, request_headers
 from gateway.upstream.timeouts import effective_timeouts
 
-# Whose request the task is about to send.
-_DEPARTING: Final[ContextVar[Departure | None]] = ContextVar("departing", default=None)
 _URLS_MAX: Final = 4_096
-# aiohttp warns that larger bytes block the loop while they are written; a file object is written piece by piece.
-_BYTES_AT_ONCE: Final = 2**20
 _EVENTS: Final = "text/event-stream"
 _NOT_JSON: Final = frozenset({"speech", "transcriptions"})  # sound, and subtitles as plain text
 
@@ -58,26 +59,8 @@ class DirectLimits:
     hops_max: int = 8  # gateways in a row, after which it is a ring
 
 
-class _Connector(aiohttp.TCPConnector):
-    """Says when a call has its connection, be it a new one or one that was waited for: then its request leaves."""
-
-    async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
-    ) -> Connection:
-        connection = await super().connect(req, traces, timeout)
-        departure = _DEPARTING.get()
-        told = None if departure is None else departure.leaves()
-        if told is not None:
-            try:
-                await told
-            except BaseException:
-                connection.close()
-                raise
-        return connection
-
-
 class DirectLane:
-    """Sends calls with aiohttp. `environment` is where providers' variables (OPENAI_API_KEY, …) are looked up."""
+    """`environment` is where providers' variables (OPENAI_API_KEY, …) are looked up."""
 
     def __init__(
         self,
@@ -89,9 +72,8 @@ class DirectLane:
         self._environment = environment
         self._limits = limits
         self._user_agent = user_agent
-        self._session: aiohttp.ClientSession | None = None
-        self._urls: dict[str, URL] = {}
-        self._client_timeouts: dict[int, aiohttp.ClientTimeout] = {}
+        self._client = HttpClient(ClientLimits(limits.connections, limits.keepalive_s))
+        self._addresses: dict[str, Address] = {}
 
     async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
         """One attempt. Raises `UpstreamError`."""
@@ -108,86 +90,66 @@ class DirectLane:
             raise
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._client.close()
 
     # ── opening ──
 
     async def _open(
         self, deployment: Deployment, call: UpstreamCall, timeouts: Timeouts, key: str | None
-    ) -> aiohttp.ClientResponse:
-        url = self._url(deployment, call.protocol)
+    ) -> HttpAnswer:
+        address = self._address(deployment, call.protocol)
         headers = request_headers(deployment, call, key, self._user_agent)
-        data = self._payload(deployment, call, headers)
-        if call.departure is not None:
-            call.departure.waits()
-        _DEPARTING.set(call.departure)
+        body = _payload(deployment, call, headers)
+        departure = call.departure
+        if departure is not None:
+            departure.waits()
         try:
-            async with asyncio.timeout(timeouts.first_byte_ms / 1000):
-                return await self._session_of_loop().post(
-                    url, data=data, headers=headers, allow_redirects=False, timeout=self._client_timeout(timeouts)
-                )
-        except aiohttp.ConnectionTimeoutError as error:
-            raise UpstreamTimeout(f"No connection to the provider within {timeouts.connect_ms} ms.") from error
-        except TimeoutError as error:
+            return await self._client.post(
+                address,
+                headers,
+                body,
+                connect_s=timeouts.connect_ms / 1000,
+                answer_s=timeouts.first_byte_ms / 1000,
+                leaves=None if departure is None else departure.leaves,
+            )
+        except ConnectFailed as error:
+            if error.timed_out:
+                raise UpstreamTimeout(f"No connection to the provider within {timeouts.connect_ms} ms.") from error
+            raise UpstreamUnreachable(f"The provider could not be reached ({error}).") from error
+        except AnswerTimeout as error:
             raise UpstreamTimeout(f"The provider did not answer within {timeouts.first_byte_ms} ms.") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise _failed(error) from error
+        except Disconnected as error:
+            raise UpstreamBroken("The provider closed the connection before it answered.") from error
+        except HttpError as error:
+            raise UpstreamBroken(f"The provider's answer is not proper HTTP ({error}).", bytes_received=True) from error
+        except ValueError as error:
+            raise UpstreamUnreachable(f"The request to model {deployment.name!r} cannot be sent: {error}.") from error
 
-    def _payload(self, deployment: Deployment, call: UpstreamCall, headers: dict[str, str]) -> Any:
-        body = request_body(deployment, call)
-        if call.protocol == "transcriptions":
-            del headers["content-type"]  # aiohttp writes it, with the boundary of the form
-            return _form(body)
-        data = orjson.dumps(body)
-        return data if len(data) <= _BYTES_AT_ONCE else io.BytesIO(data)
-
-    def _url(self, deployment: Deployment, protocol: ProtocolName) -> URL:
+    def _address(self, deployment: Deployment, protocol: ProtocolName) -> Address:
         base = api_base(deployment, self._environment)
         if base is None:
             raise UpstreamUnreachable(
                 f"Model {deployment.name!r} has no api_base, and {deployment.provider} no known one."
             )
-        address = url_of(base, protocol)
-        url = self._urls.get(address)
-        if url is None:
-            url = URL(address)
-            if url.scheme not in ("http", "https") or not url.host:
-                raise UpstreamUnreachable(f"The api_base of model {deployment.name!r} is not an http(s) address.")
-            if len(self._urls) >= _URLS_MAX:
-                self._urls.clear()
-            self._urls[address] = url
-        return url
-
-    def _client_timeout(self, timeouts: Timeouts) -> aiohttp.ClientTimeout:
-        # Only the connection is aiohttp's to time: its read timer would be moved at every packet.
-        found = self._client_timeouts.get(timeouts.connect_ms)
-        if found is None:
-            found = aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_ms / 1000)
-            if len(self._client_timeouts) < _URLS_MAX:
-                self._client_timeouts[timeouts.connect_ms] = found
-        return found
-
-    def _session_of_loop(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            connector = _Connector(
-                limit=self._limits.connections, keepalive_timeout=self._limits.keepalive_s, ttl_dns_cache=30
-            )
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
-                auto_decompress=False,
-                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-            )
-        return self._session
+        url = url_of(base, protocol)
+        address = self._addresses.get(url)
+        if address is None:
+            try:
+                address = Address.of(url)
+            except ValueError:
+                # No address in the message: where a model lives is not the client's business.
+                message = f"The api_base of model {deployment.name!r} is not an http(s) address."
+                raise UpstreamUnreachable(message) from None
+            if len(self._addresses) >= _URLS_MAX:
+                self._addresses.clear()
+            self._addresses[url] = address
+        return address
 
     # ── answering ──
 
     async def _answer(
         self,
-        response: aiohttp.ClientResponse,
+        response: HttpAnswer,
         deployment: Deployment,
         call: UpstreamCall,
         timeouts: Timeouts,
@@ -197,8 +159,8 @@ class DirectLane:
         if status < 200 or 300 <= status < 400:
             response.close()
             raise UpstreamBroken(f"The provider answered {status}; redirects are never followed.", bytes_received=True)
-        headers = answer_headers(response.raw_headers)
-        if status < 400 and call.stream and not response.content_type.endswith(("json", "html")):
+        headers = answer_headers(response.headers)
+        if status < 400 and call.stream and not _content_type(response).endswith(("json", "html")):
             idle_s = timeouts.idle_ms / 1000
             stream = self._reading(response, timeouts, idle_s, event_bytes_max=self._limits.event_bytes_max)
             headers.setdefault("content-type", _EVENTS)
@@ -212,11 +174,15 @@ class DirectLane:
             raise UpstreamBroken(message, bytes_received=True)
         return UpstreamAnswer(status, headers, deployment, "direct", body=body)
 
-    async def _body(self, response: aiohttp.ClientResponse, timeouts: Timeouts, *, is_error: bool) -> bytes:
+    async def _body(self, response: HttpAnswer, timeouts: Timeouts, *, is_error: bool) -> bytes:
         bytes_max = self._limits.error_bytes_max if is_error else self._limits.answer_bytes_max
-        body = read_at_once(response)
-        if body is not None and len(body) <= bytes_max:
-            return body
+        body = response.read_at_once() if encoding_of(response) is None else None
+        if body is not None:
+            if len(body) <= bytes_max:
+                return body
+            if is_error:
+                return b""
+            raise UpstreamBroken(f"The answer is larger than {bytes_max:,} bytes.", bytes_received=True)
         # A provider that thinks before it answers may do so after its headers as well.
         idle_s = max(timeouts.idle_ms, timeouts.first_byte_ms) / 1000
         stream = self._reading(response, timeouts, idle_s, event_bytes_max=None)
@@ -228,21 +194,25 @@ class DirectLane:
             raise
 
     def _reading(
-        self, response: aiohttp.ClientResponse, timeouts: Timeouts, idle_s: float, *, event_bytes_max: int | None
+        self, response: HttpAnswer, timeouts: Timeouts, idle_s: float, *, event_bytes_max: int | None
     ) -> AnswerStream:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeouts.total_ms / 1000
         return AnswerStream(response, loop=loop, idle_s=idle_s, deadline_s=deadline_s, event_bytes_max=event_bytes_max)
 
 
-def _failed(error: Exception) -> UpstreamError:
-    """No address in the message: where a model lives is not the client's business."""
-    kind = type(error).__name__
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientConnectorCertificateError):
-        return UpstreamUnreachable(f"The provider could not be reached ({kind}).")
-    if isinstance(error, aiohttp.ServerDisconnectedError | OSError):
-        return UpstreamBroken(f"The provider closed the connection before it answered ({kind}).")
-    return UpstreamBroken(f"The provider's answer is not proper HTTP ({kind}).", bytes_received=True)
+def _content_type(response: HttpAnswer) -> str:
+    given = response.header(b"content-type") or b"application/octet-stream"
+    return given.partition(b";")[0].decode("latin-1").strip().lower()
+
+
+def _payload(deployment: Deployment, call: UpstreamCall, headers: dict[str, str]) -> bytes:
+    body = request_body(deployment, call)
+    if call.protocol != "transcriptions":
+        return orjson.dumps(body)
+    boundary = secrets.token_hex(16)
+    headers["content-type"] = f"multipart/form-data; boundary={boundary}"
+    return _form(body, boundary)
 
 
 def _loop_detected(deployment: Deployment, protocol: ProtocolName) -> UpstreamAnswer:
@@ -251,15 +221,26 @@ def _loop_detected(deployment: Deployment, protocol: ProtocolName) -> UpstreamAn
     return UpstreamAnswer(508, {"content-type": "application/json"}, deployment, "direct", body=body)
 
 
-def _form(body: Mapping[str, Any]) -> aiohttp.FormData:
+def _form(body: Mapping[str, Any], boundary: str) -> bytes:
     """A transcription request as a form. `file` is (name, content, content type); lists repeat their field."""
-    form = aiohttp.FormData(default_to_multipart=True)
+    parts: list[bytes] = []
     for name, value in body.items():
         if name == "file":
             file_name, content, content_type = value
-            form.add_field("file", content, filename=file_name, content_type=content_type)
+            parts.append(_part(boundary, "file", content, f'; filename="{_quoted(file_name)}"', content_type))
             continue
+        field = f"{name}[]" if isinstance(value, list) else name
         for item in value if isinstance(value, list) else [value]:
-            text = item if isinstance(item, str) else orjson.dumps(item).decode()
-            form.add_field(f"{name}[]" if isinstance(value, list) else name, text)
-    return form
+            parts.append(_part(boundary, field, item.encode() if isinstance(item, str) else orjson.dumps(item)))
+    return b"".join([*parts, f"--{boundary}--\r\n".encode()])
+
+
+def _part(boundary: str, name: str, content: bytes, beside: str = "", content_type: str = "") -> bytes:
+    kind = f"content-type: {content_type}\r\n" if content_type.isprintable() and content_type else ""
+    head = f'--{boundary}\r\ncontent-disposition: form-data; name="{_quoted(name)}"{beside}\r\n{kind}\r\n'
+    return head.encode() + content + b"\r\n"
+
+
+def _quoted(name: str) -> str:
+    """As browsers write names in forms (HTML's `multipart/form-data encoding algorithm`)."""
+    return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")

@@ -1,0 +1,475 @@
+"""A client of HTTP/1.1 for the fast lane: POST to an origin over a pooled connection, the answer in the pieces in which it comes.
+
+Everything that a general client does beyond that (redirects, cookies, proxies, compression, retries) must not happen here, and
+what is left costs a tenth of it: see docs/decisions.md. httptools, which reads the requests that come in, reads the answers.
+
+A connection is of one call at a time:
+
+    connecting ─▶ asking ─▶ answering ─▶ idle (in the pool) ─▶ asking …
+                     └──────────┴──── closed: a fault, a limit, or nobody wants the rest
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import httptools
+
+Header = tuple[bytes, bytes]
+# Beyond so many bytes that nobody has read, a provider is not listened to.
+_BUFFER_BYTES_MAX: Final = 256 * 1024
+_HEAD_BYTES_MAX: Final = 64 * 1024
+_HEADERS_MAX: Final = 200
+# Up to so many bytes, copying a body behind its head is cheaper than another write.
+_JOINED_BYTES_MAX: Final = 64 * 1024
+_NO_TRAILERS: Final = frozenset({"content-length", "host", "connection", "transfer-encoding"})
+
+
+class HttpError(Exception):
+    """What can go wrong.
+
+    HttpError
+    ├── ConnectFailed     no connection: name, network, TLS, or not in time
+    ├── Disconnected      the connection ended before the answer began
+    ├── AnswerTimeout     the answer did not begin in time
+    └── AnswerBroken      the answer is not HTTP, or ended in its middle
+    """
+
+
+class ConnectFailed(HttpError):
+    def __init__(self, reason: str, *, timed_out: bool = False) -> None:
+        super().__init__(reason)
+        self.timed_out = timed_out
+
+
+class Disconnected(HttpError):
+    pass
+
+
+class AnswerTimeout(HttpError):
+    pass
+
+
+class AnswerBroken(HttpError):
+    pass
+
+
+class Address(NamedTuple):
+    """Where a POST goes. `origin` names the connections that it may use."""
+
+    host: str
+    port: int
+    is_tls: bool
+    target: str
+
+    @property
+    def origin(self) -> tuple[str, int, bool]:
+        return self[:3]
+
+    @classmethod
+    def of(cls, url: str) -> Address:
+        """Raises ValueError for what is no http(s) address."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+            raise ValueError("not an http(s) address")
+        is_tls = parts.scheme == "https"
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        if not target.isascii() or not target.isprintable() or " " in target:
+            raise ValueError("not an http(s) address")
+        return cls(parts.hostname, parts.port or (443 if is_tls else 80), is_tls, target)
+
+    @property
+    def authority(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.is_tls else 80) else f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    connections: int = 1_000  # at one time, over all origins; further calls wait for one
+    keepalive_s: float = 15.0  # an idle connection is used again for so long
+
+
+class HttpAnswer:
+    """Status and headers of an answer, and its body as it comes."""
+
+    __slots__ = ("_connection", "_error", "_is_paused", "_pieces", "_size", "_waiter", "headers", "is_whole", "status")
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: HttpError | None = None
+        self._is_paused = False
+        self.status = 0
+        self.headers: list[Header] = []
+        self.is_whole = False  # all of it has come, read or not
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of this name, which is in lower case."""
+        return next((value for given, value in self.headers if given.lower() == name), None)
+
+    def read_at_once(self) -> bytes | None:
+        """The whole body if all of it has come, as with most buffered answers. None otherwise."""
+        return self._take() if self.is_whole else None
+
+    async def readany(self) -> bytes:
+        """The bytes that are there, waiting for the first; empty at the end. Raises `AnswerBroken`."""
+        while not self._pieces:
+            if self._error is not None:
+                raise self._error
+            if self.is_whole:
+                return b""
+            self._waiter = self._connection.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._take()
+
+    def close(self) -> None:
+        """Nobody wants the rest. A connection whose answer is whole is in the pool already, and stays there."""
+        if not self.is_whole:
+            self._connection.abort(AnswerBroken("nobody wanted the rest"))
+
+    # What the connection tells.
+
+    def feed(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size > _BUFFER_BYTES_MAX and not self._is_paused:
+            self._is_paused = True
+            self._connection.pause()
+        self._wake()
+
+    def end(self, error: HttpError | None = None) -> None:
+        self._error = error
+        self.is_whole = error is None
+        self._go_on()
+        self._wake()
+
+    def _take(self) -> bytes:
+        pieces, self._pieces, self._size = self._pieces, [], 0
+        self._go_on()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _go_on(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            self._connection.resume()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class HttpClient:
+    """All connections of one event loop."""
+
+    def __init__(self, limits: ClientLimits = ClientLimits()) -> None:
+        self._limits = limits
+        self._idle: dict[tuple[str, int, bool], deque[_Connection]] = {}
+        self._open = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._tls: ssl.SSLContext | None = None
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    async def post(
+        self,
+        address: Address,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        connect_s: float,
+        answer_s: float,
+        leaves: Callable[[], Awaitable[None] | None] | None = None,
+    ) -> HttpAnswer:
+        """Returns once the answer's head is there. `answer_s` is for all of it, `connect_s` for a new connection.
+
+        `leaves` is called when there is a connection and nothing was sent on it; what it returns is awaited before anything is.
+
+        Raises `HttpError`; ValueError for a header that HTTP cannot carry.
+        """
+        request = _request(address, headers, body)
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + answer_s
+        while (connection := self._reusable(address.origin, loop.time())) is None:
+            if self._open < self._limits.connections or self._drop_idle():
+                connection = await self._connect(address, loop, connect_s, deadline_s)
+                break
+            await self._turn(loop, deadline_s)
+        told = None if leaves is None else leaves()
+        if told is not None:
+            try:
+                await told
+            except BaseException:
+                connection.discard()
+                raise
+        return await connection.ask(request, deadline_s)
+
+    async def close(self) -> None:
+        for idle in self._idle.values():
+            for connection in idle:
+                connection.discard()
+        self._idle.clear()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+
+    def _reusable(self, origin: tuple[str, int, bool], now_s: float) -> _Connection | None:
+        """The one that was used last: the others may time out in peace."""
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            if connection.is_usable(now_s - self._limits.keepalive_s):
+                return connection
+            connection.discard()
+        return None
+
+    async def _connect(
+        self, address: Address, loop: asyncio.AbstractEventLoop, connect_s: float, deadline_s: float
+    ) -> _Connection:
+        self._open += 1
+        made = _Connection(self, address.origin, loop)
+        try:
+            async with asyncio.timeout_at(min(loop.time() + connect_s, deadline_s)):
+                await loop.create_connection(
+                    lambda: made,
+                    address.host,
+                    address.port,
+                    ssl=self._context() if address.is_tls else None,
+                )
+        except TimeoutError as error:
+            raise ConnectFailed("timed out", timed_out=True) from error
+        except OSError as error:  # ssl.SSLError is one
+            raise ConnectFailed(type(error).__name__) from error
+        finally:
+            if not made.is_made:  # else it tells itself when it is lost
+                self.lost()
+        return made
+
+    async def _turn(self, loop: asyncio.AbstractEventLoop, deadline_s: float) -> None:
+        """Wait until a connection is free or gone."""
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(waiter)
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await waiter
+        except TimeoutError as error:
+            raise AnswerTimeout("no connection became free") from error
+        except asyncio.CancelledError:
+            if not waiter.cancelled():
+                self._wake()  # it was our turn: the next one's now
+            raise
+
+    def _drop_idle(self) -> bool:
+        """Another origin's idle connection makes room."""
+        for idle in self._idle.values():
+            if idle:
+                idle.popleft().discard()
+                return True
+        return False
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+            self._tls.set_alpn_protocols(["http/1.1"])
+        return self._tls
+
+    # What connections tell.
+
+    def free(self, connection: _Connection) -> None:
+        """It has given its answer, and may be used again."""
+        self._idle.setdefault(connection.origin, deque()).append(connection)
+        if self._sweeping is None:
+            self._sweeping = connection.loop.call_later(self._limits.keepalive_s, self._sweep, connection.loop)
+        self._wake()
+
+    def lost(self) -> None:
+        self._open -= 1
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close those that were idle for too long."""
+        since_s = loop.time() - self._limits.keepalive_s
+        for origin, idle in list(self._idle.items()):
+            while idle and not idle[0].is_usable(since_s):
+                idle.popleft().discard()
+            if not idle:
+                del self._idle[origin]
+        is_over = not self._idle
+        self._sweeping = None if is_over else loop.call_later(self._limits.keepalive_s, self._sweep, loop)
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: writes a request, and turns what comes back into an `HttpAnswer`."""
+
+    def __init__(self, client: HttpClient, origin: tuple[str, int, bool], loop: asyncio.AbstractEventLoop) -> None:
+        self.origin = origin
+        self.loop = loop
+        self.is_made = False
+        self._client = client
+        self._transport: Any = None
+        self._idle_since_s: float | None = None
+        self._answer: HttpAnswer | None = None  # of the call that is served; None when there is none
+        self._head: asyncio.Future[HttpAnswer] | None = None
+        self._head_bytes = 0
+        self._parser: Any = None
+        self._ends_with_connection = False
+
+    def is_usable(self, since_s: float) -> bool:
+        return self._idle_since_s is not None and self._idle_since_s > since_s and not self._transport.is_closing()
+
+    async def ask(self, request: list[bytes], deadline_s: float) -> HttpAnswer:
+        """Send, and wait for the answer's head. Whoever stops waiting closes the connection."""
+        self._idle_since_s = None
+        self._answer = HttpAnswer(self)
+        self._head = self.loop.create_future()
+        self._head_bytes = 0
+        self._parser = httptools.HttpResponseParser(self)
+        if self._transport.is_closing():
+            self.abort(Disconnected("closed while idle"))
+        else:
+            self._transport.writelines(request)
+        timer = self.loop.call_at(deadline_s, self.abort, AnswerTimeout("the answer did not begin in time"))
+        try:
+            return await self._head
+        except asyncio.CancelledError:
+            self.abort(AnswerBroken("nobody waits"))
+            raise
+        finally:
+            timer.cancel()
+
+    def abort(self, error: HttpError) -> None:
+        self._fail(error)
+        self._transport.abort()
+
+    def discard(self) -> None:
+        """An idle connection is not needed any more."""
+        self._idle_since_s = None
+        self._transport.close()
+
+    def pause(self) -> None:
+        self._transport.pause_reading()
+
+    def resume(self) -> None:
+        # The answer may have ended meanwhile, and the connection with it.
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # What the transport tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self.is_made = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        answer = self._answer
+        if exc is None and answer is not None and self._head is None and self._ends_with_connection:
+            self._answer = None
+            answer.end()
+        elif answer is not None and answer.status:
+            self._fail(AnswerBroken("the connection ended in the middle of the answer"))
+        else:
+            self._fail(Disconnected("the connection ended before the answer"))
+        self._idle_since_s = None
+        self._client.lost()
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None:  # nobody asked: what is this?
+            self._transport.abort()
+            return
+        if self._head is not None:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self.abort(AnswerBroken("this is not HTTP"))
+            return
+        # A head that fits is followed by a body that does not count here.
+        if self._head is not None and self._head_bytes > _HEAD_BYTES_MAX:
+            self.abort(AnswerBroken("the answer's head is too large"))
+
+    # What the parser tells.
+
+    def on_message_begin(self) -> None:
+        if self._answer is None:
+            raise httptools.HttpParserError("an answer that nobody asked for")
+        self._ends_with_connection = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head is None or self._answer is None:
+            return  # a trailer
+        if len(self._answer.headers) >= _HEADERS_MAX:
+            raise httptools.HttpParserError("too many headers")
+        lower = name.lower()
+        if lower in (b"content-length", b"transfer-encoding"):
+            self._ends_with_connection = False
+        self._answer.headers.append((lower, value))
+
+    def on_headers_complete(self) -> None:
+        answer, head = self._answer, self._head
+        if answer is None or head is None:
+            return
+        status = self._parser.get_status_code()
+        if 100 <= status < 200:
+            return
+        answer.status = status
+        if status in (204, 304):
+            self._ends_with_connection = False
+        self._head = None
+        if not head.done():
+            head.set_result(answer)
+
+    def on_body(self, body: bytes) -> None:
+        if self._answer is not None:
+            self._answer.feed(body)
+
+    def on_message_complete(self) -> None:
+        answer = self._answer
+        if answer is None:
+            return
+        if not answer.status:  # 100 Continue, 103 Early Hints: the answer itself is still to come
+            answer.headers.clear()
+            return
+        self._answer = None
+        answer.end()
+        if self._parser.should_keep_alive() and not self._transport.is_closing():
+            self._idle_since_s = self.loop.time()
+            self._client.free(self)
+        else:
+            self._transport.close()
+
+    def _fail(self, error: HttpError) -> None:
+        answer, head = self._answer, self._head
+        self._answer = self._head = None
+        if head is not None and not head.done():
+            head.set_exception(error)
+        elif answer is not None:
+            answer.end(error)
+
+
+def _request(address: Address, headers: Mapping[str, str], body: bytes) -> list[bytes]:
+    lines = [f"POST {address.target} HTTP/1.1\r\nhost: {address.authority}\r\ncontent-length: {len(body)}\r\n"]
+    lines += [f"{name}: {value}\r\n" for name, value in headers.items() if name not in _NO_TRAILERS]
+    lines.append("\r\n")
+    head = "".join(lines)
+    # Nothing in a value may begin a line of its own. The first line is three.
+    if head.count("\n") != len(lines) + 2 or head.count("\r") != len(lines) + 2 or "\0" in head:
+        raise ValueError("a header holds a line break")
+    encoded = head.encode("latin-1")
+    return [encoded + body] if len(body) <= _JOINED_BYTES_MAX else [encoded, body]
