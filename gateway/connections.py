@@ -283,6 +283,7 @@ class BoundedHttp(HttpToolsProtocol):
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
+            self._presence.end()
         self.transport.close()
         # What is still to be written, nobody may ever read.
         self._unread_bytes = self.transport.get_write_buffer_size()

@@ -42,8 +42,8 @@ class Presence:
         self.tell: Callable[[], None] | None = None
 
     def end(self) -> None:
-        self.is_over = True
-        if self.tell is not None:
+        is_news, self.is_over = not self.is_over, True
+        if is_news and self.tell is not None:
             self.tell()
 
 
