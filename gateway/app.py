@@ -378,7 +378,6 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
         asking=asking,
         clock_ms=wall_clock_ms,
     )
-    silence_ms = int(config.reservations.implicit_run_silence_seconds * 1000)
     return Parts(
         config=config,
         store=store,
@@ -391,7 +390,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
         tracing=tracing,
         tokenizer=tokenizer,
         orchestration=orchestration,
-        runs=RunRegistry(ledger, silence_ms=silence_ms, new_id=ids.new),
+        runs=RunRegistry(ledger, silence_s=config.reservations.implicit_run_silence_seconds, new_id=ids.new),
         budgets=budgets,
         places=Places(total_max=config.server.concurrency_max, key_max=config.server.key_concurrency_max),
         recorder=recorder,

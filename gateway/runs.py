@@ -19,9 +19,9 @@ _ANCESTORS_MAX: Final = 8
 
 
 class RunRegistry:
-    def __init__(self, ledger: Ledger, *, silence_ms: int, new_id: Callable[[], str]) -> None:
+    def __init__(self, ledger: Ledger, *, silence_s: float, new_id: Callable[[], str]) -> None:
         self._ledger = ledger
-        self._silence_ms = silence_ms
+        self._silence_ms = int(silence_s * 1000)
         self._new_id = new_id
         self._workflow_of: LRUCache[tuple[str, str], str] = LRUCache(_RUNS_MAX)
         self._parent_of: LRUCache[tuple[str, str], str] = LRUCache(_RUNS_MAX)

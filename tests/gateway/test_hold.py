@@ -51,7 +51,7 @@ async def held(
 
 
 def reserving(ledger: MemoryLedger) -> Reserving:
-    runs = RunRegistry(ledger, silence_ms=1000, new_id=lambda: "new")
+    runs = RunRegistry(ledger, silence_s=1, new_id=lambda: "new")
     return Reserving(ledger, local=None, runs=runs, is_outbox_full=lambda: False)
 
 
