@@ -1,0 +1,323 @@
+"""What a call may cost, counted and not timed: a time says more about the machine, a count is the same everywhere.
+
+Each number is an upper bound that held when it was written. To tighten one, run
+
+    pytest tests/acceptance/test_work_per_call.py -s
+
+which prints what was counted, and lower the bound to that. A bound that has to be raised needs a reason in the commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.app import Application
+from gateway.config import parse_config
+from gateway.ledger.redis import RedisLedger
+from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite_file import SqliteFile
+from tests.acceptance.serving import ProviderThread
+from tests.fake_provider import FakeProvider
+from tests.redis_server import RedisServer, running_server
+
+CALLS = 20
+TAGS = {"x-workflow-id": "nightly", "x-workflow-run-id": "r-1", "x-workflow-step": "draft"}
+# What a call waits for. Renewing, sweeping and moving the outbox are done for many calls at once, behind their backs.
+ON_THE_PATH = ("reserve", "extend", "settle", "void", "balances", "current_run", "pending")
+CONFIG = """
+model_list:
+  - model_name: model
+    litellm_params: {{model: openai/fake-model, api_base: "{provider}", api_key: k}}
+    model_info: {{input_cost_per_token: 1.0e-7, output_cost_per_token: 4.0e-7, max_output_tokens: 4096}}
+budgets:
+  - {{scope: run, match: "*", tokens: 1000000000, usd: 1000}}
+  - {{scope: workflow, match: "*", usd: 1000, window: day}}
+settings: {{orchestration_enabled: {orchestrated}, orchestration_max_tokens_per_workflow: 10000000,
+            orchestration_max_tokens_per_step: 1000000, orchestration_token_budget_generate: 1000000,
+            orchestration_token_budget_summarize: 1000000}}
+storage: {{ledger: "{ledger}", store: "sqlite:///{folder}/store.db", spool: "{folder}/spool"}}
+"""
+# Not needed by a gateway with a SQLite ledger and store whose models take the fast lane. Each costs a start 20 ms to 9 s.
+NOT_AT_START = (
+    "litellm",
+    "httpx",
+    "openai",
+    "asyncpg",
+    "alembic",
+    "hiredis",
+    "argon2",
+    "jinja2",
+    "opentelemetry",
+    "sqlalchemy.dialects.postgresql",
+    "gateway.admin",
+    "gateway.endpoints.api",
+    "gateway.ledger.redis",
+    "policies.compression",
+)
+
+
+class Work:
+    """Counts while `is_counting`. Background work is in it too: it is a part of what calls cost."""
+
+    def __init__(self) -> None:
+        self.is_counting = False
+        self.counts: Counter[str] = Counter()
+        self.bodies: set[bytes] = set()
+
+    def add(self, what: str, amount: int = 1) -> None:
+        if self.is_counting:
+            self.counts[what] += amount
+
+    def a_call(self, what: str) -> float:
+        return self.counts[what] / CALLS
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    """Hooks into the ledgers, the SQLite file, orjson and the event loop."""
+    work = Work()
+    for engine in (SqliteLedger, RedisLedger):
+        for name in ON_THE_PATH:
+            monkeypatch.setattr(engine, name, _counted(work, "ledger", getattr(engine, name)))
+    opened = SqliteFile.__init__
+
+    def open_traced(file: SqliteFile, *arguments: Any) -> None:
+        opened(file, *arguments)
+        file.connection.set_trace_callback(lambda statement: _statement(work, statement))
+
+    monkeypatch.setattr(SqliteFile, "__init__", open_traced)
+    monkeypatch.setattr(orjson, "loads", _counted_loads(work, orjson.loads))
+    return work
+
+
+def _counted(work: Work, what: str, method: Any) -> Any:
+    def call(*arguments: Any, **named: Any) -> Any:
+        work.add(what)
+        return method(*arguments, **named)
+
+    return call
+
+
+def _statement(work: Work, statement: str) -> None:
+    work.add("statements")
+    if statement.startswith("COMMIT"):
+        work.add("commits")
+
+
+def _counted_loads(work: Work, loads: Any) -> Any:
+    def count(value: Any) -> Any:
+        if value in work.bodies:
+            work.add("body parsed")
+        work.add("json bytes", len(value))
+        return loads(value)
+
+    return count
+
+
+def _watch_loop(work: Work) -> None:
+    loop = asyncio.get_running_loop()
+    once, execute = loop._run_once, loop.run_in_executor  # type: ignore[attr-defined]
+
+    def counted_once() -> None:
+        work.add("loop turns")
+        once()
+
+    def counted_execute(*arguments: Any) -> Any:
+        work.add("threads")
+        return execute(*arguments)
+
+    def make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **named: Any) -> asyncio.Task[Any]:
+        work.add("tasks")
+        return asyncio.Task(coroutine, loop=loop, **named)
+
+    loop._run_once = counted_once  # type: ignore[attr-defined]
+    loop.run_in_executor = counted_execute  # type: ignore[method-assign]
+    loop.set_task_factory(make_task)
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[FakeProvider]:
+    with ProviderThread() as made:
+        yield made
+
+
+@asynccontextmanager
+async def serving(
+    folder: Path, provider: FakeProvider, *, ledger: str = "", orchestrated: bool = False
+) -> AsyncIterator[Application]:
+    text = CONFIG.format(
+        folder=folder,
+        provider=provider.openai_url,
+        ledger=ledger or f"sqlite:///{folder}/ledger.db",
+        orchestrated="true" if orchestrated else "false",
+    )
+    application = Application(parse_config(text, environ={}), environment={})
+    await application.start()
+    try:
+        yield application
+    finally:
+        await application.stop()
+
+
+async def count_calls(work: Work, application: Application, headers: dict[str, str], **fields: Any) -> Work:
+    """Twenty calls one after the other, after five that warm up: connections, statements, plans, counted strings."""
+    _watch_loop(work)
+    bodies = [_body(number, fields) for number in range(CALLS + 5)]
+    work.bodies.update(bodies)
+    for number, body in enumerate(bodies):
+        work.is_counting = number >= 5
+        assert await _ask(application, headers, body) == 200
+    work.is_counting = False
+    print({what: amount / CALLS for what, amount in sorted(work.counts.items())})
+    return work
+
+
+def _body(number: int, fields: dict[str, Any]) -> bytes:
+    messages = [
+        {"role": "system", "content": "You write a sentence about trams."},
+        {"role": "user", "content": f"Write sentence number {number}."},
+    ]
+    return json.dumps({"model": "model", "messages": messages, "max_tokens": 20, **fields}).encode()
+
+
+async def _ask(application: Application, headers: dict[str, str], body: bytes) -> int:
+    """Straight into the application: what uvicorn does is not ours to count."""
+    sent: list[dict[str, Any]] = []
+    asked = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> dict[str, Any]:
+        for message in asked:
+            return message
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    given = {"host": "localhost", "content-type": "application/json", "content-length": str(len(body)), **headers}
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/v1/chat/completions",
+        "raw_path": b"/v1/chat/completions",
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+        "client": ("127.0.0.1", 40_000),
+        "server": ("127.0.0.1", 4_000),
+    }
+    await application(scope, receive, send)
+    return int(sent[0]["status"])
+
+
+async def test_a_tagged_call_waits_for_the_ledger_twice(tmp_path: Path, provider: FakeProvider, work: Work) -> None:
+    async with serving(tmp_path, provider) as application:
+        await count_calls(work, application, TAGS)
+    assert work.a_call("ledger") == 2  # to reserve, and to settle
+    assert work.a_call("commits") <= 3  # those two, and what is done for many calls at once
+    assert work.a_call("statements") <= 18
+    assert work.a_call("body parsed") == 1
+    assert work.a_call("json bytes") <= 1_000  # the body, the answer, and nothing that was read before
+    assert work.a_call("threads") <= 0.5
+    assert work.a_call("tasks") <= 4
+    assert work.a_call("loop turns") <= 18
+
+
+async def test_an_untagged_call_does_not_wait_for_the_ledger(
+    tmp_path: Path, provider: FakeProvider, work: Work
+) -> None:
+    async with serving(tmp_path, provider) as application:
+        await count_calls(work, application, {})
+    assert work.a_call("ledger") == 0
+    assert work.a_call("commits") <= 1  # its usage is written with that of others
+    assert work.a_call("body parsed") == 1
+    assert work.a_call("json bytes") <= 1_000
+    assert work.a_call("threads") <= 0.5
+    assert work.a_call("tasks") <= 4
+    assert work.a_call("loop turns") <= 14
+
+
+async def test_orchestration_adds_no_wait_to_a_warm_step(tmp_path: Path, provider: FakeProvider, work: Work) -> None:
+    async with serving(tmp_path, provider, orchestrated=True) as application:
+        await count_calls(work, application, TAGS)
+    assert work.a_call("ledger") == 2
+    assert work.a_call("commits") <= 3
+    assert work.a_call("statements") <= 20
+    assert work.a_call("body parsed") == 1
+    assert work.a_call("threads") <= 0.5
+    assert work.a_call("tasks") <= 5
+    assert work.a_call("loop turns") <= 24
+
+
+async def test_a_stream_costs_two_waits_however_long_it_is(tmp_path: Path, provider: FakeProvider, work: Work) -> None:
+    text = " ".join(["time"] * 200)
+    provider.script(text=text, ignore_max=True)
+    try:
+        async with serving(tmp_path, provider) as application:
+            await count_calls(work, application, TAGS, stream=True, max_tokens=400)
+    finally:
+        provider.clear()
+    assert work.a_call("ledger") == 2
+    assert work.a_call("commits") <= 3
+    assert work.a_call("body parsed") == 1
+
+
+async def test_redis_is_asked_once_to_reserve_and_once_to_settle(
+    tmp_path: Path, provider: FakeProvider, work: Work
+) -> None:
+    with running_server() as server:
+        async with serving(tmp_path, provider, ledger=server.url) as application:
+            before = _scripts_run(server)
+            await count_calls(work, application, TAGS)
+            work.counts["scripts"] = _scripts_run(server) - before
+    assert work.a_call("ledger") == 2
+    assert 2 <= work.a_call("scripts") <= 3  # the two, and those that move the outbox
+    assert work.a_call("body parsed") == 1
+    assert work.a_call("threads") <= 0.5
+    assert work.a_call("tasks") <= 5
+    assert work.a_call("loop turns") <= 20
+
+
+def _scripts_run(server: RedisServer) -> int:
+    """What the server itself has counted."""
+    told = server.command("INFO", "commandstats")
+    return sum(int(calls) for calls in re.findall(r"cmdstat_(?:evalsha|eval|fcall):calls=(\d+)", told))
+
+
+def test_a_start_imports_nothing_that_an_embedded_gateway_does_not_need(tmp_path: Path) -> None:
+    """In two starts: the first one makes the store's tables, for which Alembic is needed."""
+    config = CONFIG.format(
+        folder=tmp_path, provider="http://127.0.0.1:9/v1", ledger=f"sqlite:///{tmp_path}/ledger.db", orchestrated="true"
+    )
+    (tmp_path / "config.yaml").write_text(config)
+    program = (
+        "import asyncio, sys\nfrom pathlib import Path\n"
+        "import gateway.serving, gateway.cli.main\nfrom gateway.app import Application\n"
+        "from gateway.config import load_config\n"
+        "async def main():\n"
+        "    application = Application(load_config(Path(sys.argv[1]), {}))\n"
+        "    await application.start()\n"
+        "    print(*sys.modules)\n"
+        "    await application.stop()\n"
+        "asyncio.run(main())\n"
+    )
+    for _ in range(2):
+        command = [sys.executable, "-c", program, str(tmp_path / "config.yaml")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    loaded = set(done.stdout.split())
+    assert "gateway.app" in loaded
+    assert loaded.isdisjoint(NOT_AT_START), sorted(loaded & set(NOT_AT_START))
