@@ -86,6 +86,8 @@ class CallHandler:
             await self._answer_error(exchange, protocol, error, call, call_id)
         except Exception:  # noqa: BLE001 - the last net: a bug of ours is answered and logged, and the hold is resolved
             _log.exception("call_failed", request_id=call_id)
+            if call is not None and not call.is_admitted:
+                self._settler.not_admitted(call, "internal_error", "error")
             await self._answer_error(
                 exchange, protocol, GatewayError("Something broke inside the gateway."), call, call_id
             )

@@ -89,8 +89,11 @@ class Settler:
 
     def refused(self, call: Call, code: str) -> None:
         """A refusal costs nothing and is recorded all the same: it is what people ask about."""
-        outcome = Outcome(status="refused", code=code)
         self._telemetry.refused(call, code)
+        self.not_admitted(call, code, "refused")
+
+    def not_admitted(self, call: Call, code: str, status: str) -> None:
+        outcome = Outcome(status=status, code=code)
         self._alerts.refused(call)
         self._recorder.record(call.principal.project, self._entry(call, ZERO, whole_event(call, outcome)))
 
@@ -141,11 +144,19 @@ class Settler:
             return None
         usage, source = outcome.usage, "provider"
         if usage is None:
-            count = call.count or await self._count_late(call)
-            usage = replace(call.request.units(), input_tokens=count.tokens, output_tokens=outcome.output_tokens_seen)
+            tokens = call.count.tokens if call.count else await self._counted_late(call)
+            usage = replace(call.request.units(), input_tokens=tokens, output_tokens=outcome.output_tokens_seen)
             source = "estimated"
         cost = cost_nano_usd(call.price, usage, call.request.body.get("service_tier")) if call.price is not None else 0
         return Used(usage, Amount(usage.input_tokens + usage.output_tokens, cost, 1), source)
+
+    async def _counted_late(self, call: Call) -> int:
+        """Of a call without a budget, whose provider did not say. An error of ours costs the figure, never the record."""
+        try:
+            return (await self._count_late(call)).tokens
+        except Exception:  # noqa: BLE001 - the answer is with the client already
+            _log.exception("prompt_not_counted", request_id=call.id)
+            return 0
 
 
 def _is_overage(call: Call, used: Amount) -> bool:
