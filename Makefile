@@ -49,7 +49,7 @@ test: install-dev chromium .venv-chart/installed ## Run all tests against privat
 
 .venv-clients/installed: requirements/clients.txt
 	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
-	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/clients.txt
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: -r requirements/clients.txt
 	@touch $@
 
 tests/clients/node/node_modules: tests/clients/node/package-lock.json

@@ -73,6 +73,7 @@ from gateway.upstream.mock import MockLane
 from gateway.upstream.model_list import deployments_of
 from gateway.upstream.port import Deployment
 from gateway.upstream.price_map import PriceMap, installed_price_map
+from gateway.upstream.wildcards import STAR, Wildcards
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
 from policies.reservation import OnLost
@@ -126,6 +127,7 @@ class Application:
         self.config = config
         # The process's own, not a copy: LiteLLM reads its switches from there when it is imported.
         environ: MutableMapping[str, str] = os.environ if environment is None else dict(environment)
+        environ.update(config.environment_variables)
         self.parts = _parts(config, environ, allow_anonymous)
         self._gauges = Gauges(self.parts)
         self._heartbeat = Heartbeat(
@@ -344,7 +346,7 @@ def _application(routes: list[BaseRoute]) -> Starlette:
 def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymous: bool) -> Parts:
     ids = Ids(wall_clock_ms)
     price_map = PriceMap(installed_price_map())
-    deployments = deployments_of(config.model_list, price_map)
+    deployments = deployments_of([entry for entry in config.model_list if STAR not in entry.model_name], price_map)
     tracing = make_tracing(config.tracing, process_name())
     store, telemetry, tokenizer = Database(config.storage.store), tracing.telemetry(), Tokenizer()
     control = Control(store, config.settings)
@@ -352,9 +354,15 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
     rebuilding = Rebuilding(store, budgets=budgets, snapshot=lambda: control.snapshot, clock_ms=wall_clock_ms)
     ledger = make_ledger(config, rebuilding)
     flusher = Flusher(ledger, store, consumer=process_name(), outbox_cap=config.storage.outbox_cap)
-    pool = Pool(deployments, pool_settings_of(config), clock_s=time.monotonic, chance=random.SystemRandom())
+    pool = Pool(
+        deployments,
+        pool_settings_of(config),
+        clock_s=time.monotonic,
+        chance=random.SystemRandom(),
+        expand=Wildcards(config.model_list, price_map).deployments,
+    )
     prices, clock, recorder = PriceBook(price_map), LedgerClock(ledger), BatchRecorder(ledger)
-    forwarder = _forwarder(tokenizer, ids, environment)
+    forwarder = _forwarder(tokenizer, ids, environment, config.litellm_settings.model_dump(exclude_defaults=True))
     asking = Asking(
         upstream=forwarder,
         pool=pool,
@@ -415,7 +423,7 @@ def process_name() -> str:
 def _intake(parts: Parts, *, is_open_to_all: bool) -> Intake:
     return Intake(
         snapshot=lambda: parts.control.snapshot,
-        names=lambda: frozenset(parts.pool.names),
+        is_model=lambda name: bool(parts.pool.of(name)),
         runs=parts.runs,
         body_bytes_max=parts.config.server.body_bytes_max,
         new_id=parts.ids.new,
@@ -440,7 +448,9 @@ def make_ledger(config: Config, rebuild: Rebuilding | None = None) -> Ledger:
     return OutageLedger(backing, Spool(spool, process_name().replace(":", "-")), processes_hint=config.server.workers)
 
 
-def _forwarder(tokenizer: Tokenizer, ids: Ids, environment: MutableMapping[str, str]) -> Forwarder:
+def _forwarder(
+    tokenizer: Tokenizer, ids: Ids, environment: MutableMapping[str, str], settings: Mapping[str, Any]
+) -> Forwarder:
     mock = MockLane(
         count=lambda text: tokenizer.count_text("o200k_base", text),
         count_prompt=tokenizer.count_prompt_now,
@@ -449,7 +459,7 @@ def _forwarder(tokenizer: Tokenizer, ids: Ids, environment: MutableMapping[str, 
     )
     return Forwarder(
         direct=DirectLane(environment=environment),
-        litellm=LiteLLMLane(environment=environment),
+        litellm=LiteLLMLane(environment=environment, settings=settings),
         mock=mock,
         environment=environment,
     )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import pathlib
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -18,6 +18,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
@@ -25,6 +26,8 @@ from pydantic import (
 
 from gateway.addresses import fault_of_url
 from gateway.config_budgets import BudgetConfig, Strict
+from gateway.litellm_sections import adopt
+from gateway.marked_yaml import Mark, Path, read_marked
 from policies.settings import SETTINGS, SettingError, conflicts, validated
 
 
@@ -59,7 +62,7 @@ class RouterSettings(Strict):
 
     num_retries: Annotated[int, Field(ge=0, le=10)] = 2
     retry_after: Annotated[float, Field(ge=0, le=60)] = 0.0
-    timeout: Annotated[float, Field(gt=0, le=3600)] = 600.0
+    timeout: Annotated[float, Field(gt=0, le=86_400)] = 600.0
     stream_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
     allowed_fails: Annotated[int, Field(ge=0)] = 3
     cooldown_time: Annotated[float, Field(ge=0, le=3600)] = 5.0
@@ -67,6 +70,13 @@ class RouterSettings(Strict):
     fallbacks: tuple[dict[str, list[str]], ...] = ()
     context_window_fallbacks: tuple[dict[str, list[str]], ...] = ()
     connect_timeout: Annotated[float, Field(gt=0, le=60)] = 5.0
+
+
+class LiteLLMSettings(Strict):
+    """How LiteLLM translates: what a provider does not take is an error, unless it may be left out or changed."""
+
+    drop_params: bool = False
+    modify_params: bool = False
 
 
 class TierConfig(Strict):
@@ -203,6 +213,8 @@ class TracingConfig(Strict):
 class Config(Strict):
     model_list: tuple[ModelConfig, ...] = ()
     router_settings: RouterSettings = RouterSettings()
+    litellm_settings: LiteLLMSettings = LiteLLMSettings()
+    environment_variables: dict[str, str] = Field(default_factory=dict)
     tiers: TierConfig = TierConfig()
     budgets: tuple[BudgetConfig, ...] = ()
     settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
@@ -218,6 +230,27 @@ class Config(Strict):
     tracing: TracingConfig = TracingConfig()
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    # What of LiteLLM's own sections means nothing here, a sentence each with its place.
+    _ignored: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        return self._ignored
+
+    def with_ignored(self, ignored: tuple[str, ...]) -> Config:
+        self._ignored = ignored
+        return self
+
+    @field_validator("environment_variables", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        own = [name for name in value if str(name).startswith("FAREBOX_")]
+        if own:
+            raise ValueError(f"{own[0]} is read before this file is: set it in the environment of the process")
+        return {name: item if isinstance(item, str) else str(item) for name, item in value.items()}
 
     @field_validator("settings")
     @classmethod
@@ -239,19 +272,24 @@ class Config(Strict):
         names = {model.model_name for model in self.model_list}
         for tier, models in self.tiers:
             for name in models:
-                if name not in names:
+                if not _fits(name, names):
                     raise ValueError(f"tiers.{tier} names {name!r}, which model_list does not have{_near(name, names)}")
         for field, model in (
             ("classifier.model", self.classifier.model),
             ("compression.semantic_model", self.compression.semantic_model),
         ):
-            if model is not None and model not in names:
+            if model is not None and not _fits(model, names):
                 raise ValueError(f"{field} is {model!r}, which model_list does not have{_near(model, names)}")
         if self.server.workers > 1 and self.storage.ledger.startswith(("sqlite", "memory")):
             raise ValueError(
                 "server.workers is above 1, but an SQLite ledger belongs to one process: set storage.ledger to redis://… or workers to 1"
             )
         return self
+
+
+def _fits(name: str, names: Collection[str]) -> bool:
+    """Whether there is this model, or an entry such as `openai/*` for all of its provider."""
+    return name in names or any("*" in one and fnmatchcase(name, one) for one in names)
 
 
 def _with_scheme(value: str, schemes: tuple[str, ...]) -> str:
@@ -265,53 +303,10 @@ def _near(name: str, known: Any) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Mark:
-    line: int
-    column: int
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without anchors, which can expand without bound."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not supported", event.start_mark)
-        return super().compose_node(parent, index)
-
-
-def _place(node: yaml.Node, path: tuple[str | int, ...], marks: dict[tuple[str | int, ...], _Mark]) -> None:
-    marks[path] = _Mark(node.start_mark.line + 1, node.start_mark.column + 1)
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands here twice", key.start_mark
-                )
-            seen.add(key.value)
-            _place(value, (*path, key.value), marks)
-            marks[(*path, key.value)] = _Mark(key.start_mark.line + 1, key.start_mark.column + 1)
-    elif isinstance(node, yaml.SequenceNode):
-        for position, item in enumerate(node.value):
-            _place(item, (*path, position), marks)
-
-
 def parse_config(text: str, name: str = "config.yaml", environ: Mapping[str, str] | None = None) -> Config:
     """Raises `ConfigError` with every fault found. `os.environ/NAME` values are resolved from `environ` (default: the process's)."""
-    marks: dict[tuple[str | int, ...], _Mark] = {}
     try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            if node is not None:
-                _place(node, (), marks)
-            data = {} if node is None else loader.construct_document(node)
-        finally:
-            loader.dispose()
+        data, marks = read_marked(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
@@ -320,17 +315,20 @@ def parse_config(text: str, name: str = "config.yaml", environ: Mapping[str, str
         raise ConfigError([f"{name}: {str(error).splitlines()[0]}"]) from error
     if not isinstance(data, dict):
         raise ConfigError([f"{name}:1:1: the file must hold keys such as model_list, not a {type(data).__name__}"])
-    faults: list[str] = []
-    resolved = _resolve_environment(data, os.environ if environ is None else environ, (), faults, marks, name)
+    adopted = adopt(data)
+    faults = [f"{_where(path, marks, name)}: {_field(path)}: {text}" for path, text in adopted.faults]
+    found = _with_variables(os.environ if environ is None else environ, data.get("environment_variables"))
+    resolved = _resolve_environment(adopted.data, found, (), faults, marks, name)
     if faults:
         raise ConfigError(faults)
+    ignored = tuple(f"{_where(path, marks, name)}: {_field(path)}: {text}" for path, text in adopted.ignored)
     try:
-        return Config.model_validate(resolved)
+        return Config.model_validate(resolved).with_ignored(ignored)
     except ValidationError as error:
         raise ConfigError([_fault(one, marks, name) for one in error.errors()]) from error
 
 
-def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
+def load_config(path: pathlib.Path, environ: Mapping[str, str] | None = None) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -338,12 +336,20 @@ def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
     return parse_config(text, str(path), environ)
 
 
+def _with_variables(environ: Mapping[str, str], variables: Any) -> Mapping[str, str]:
+    """The file's own variables, as LiteLLM has it, win over those of the process."""
+    if not isinstance(variables, dict):
+        return environ
+    plain = {name: str(value) for name, value in variables.items() if not str(value).startswith("os.environ/")}
+    return {**environ, **plain}
+
+
 def _resolve_environment(
     value: Any,
     environ: Mapping[str, str],
-    path: tuple[str | int, ...],
+    path: Path,
     faults: list[str],
-    marks: dict[tuple[str | int, ...], _Mark],
+    marks: dict[Path, Mark],
     name: str,
 ) -> Any:
     if isinstance(value, dict):
@@ -360,7 +366,7 @@ def _resolve_environment(
     return value
 
 
-def _fault(error: Any, marks: dict[tuple[str | int, ...], _Mark], name: str) -> str:
+def _fault(error: Any, marks: dict[Path, Mark], name: str) -> str:
     path = tuple(part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-")))
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
@@ -368,7 +374,7 @@ def _fault(error: Any, marks: dict[tuple[str | int, ...], _Mark], name: str) -> 
     return f"{_where(path, marks, name)}: {_field(path)}: {message}"
 
 
-def _fields_beside(path: tuple[str | int, ...]) -> list[str]:
+def _fields_beside(path: Path) -> list[str]:
     model: Any = Config
     for part in path[:-1]:
         if isinstance(part, int):
@@ -381,7 +387,7 @@ def _fields_beside(path: tuple[str | int, ...]) -> list[str]:
     return list(model.model_fields)
 
 
-def _where(path: tuple[str | int, ...], marks: dict[tuple[str | int, ...], _Mark], name: str) -> str:
+def _where(path: Path, marks: dict[Path, Mark], name: str) -> str:
     for length in range(len(path), -1, -1):
         mark = marks.get(path[:length])
         if mark is not None:
@@ -389,7 +395,7 @@ def _where(path: tuple[str | int, ...], marks: dict[tuple[str | int, ...], _Mark
     return name
 
 
-def _field(path: tuple[str | int, ...]) -> str:
+def _field(path: Path) -> str:
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)

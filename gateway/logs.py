@@ -53,6 +53,7 @@ def redactor(values: Iterable[str] = ()) -> Redact:
 
 def secrets_of(config: Config, environment: Mapping[str, str]) -> set[str]:
     """Every credential that this process was given: of models, engines, the webhook, the collector, and the admin key."""
+    environment = {**environment, **config.environment_variables}
     found = {environment.get("FAREBOX_ADMIN_KEY", "")}
     for model in config.model_list:
         found |= _in_fields(model.litellm_params)

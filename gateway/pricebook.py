@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from gateway.upstream.port import Deployment
 from gateway.upstream.price_map import ModelEntry, PriceMap
 from policies.pricing import Price, PriceError, price_from_map
+
+# Far more than anybody configures: only entries with a `*` get so many, whose names clients choose.
+_KNOWN_MAX: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class PriceBook:
     def _look_up(self, deployment: Deployment) -> _Known:
         known = self._known.get(deployment.id)
         if known is None:
+            if len(self._known) >= _KNOWN_MAX:
+                self._known.clear()
             entry = self._map.entry(deployment)
             known = self._known[deployment.id] = _Known(entry, price_from_map(entry.raw))
         return known

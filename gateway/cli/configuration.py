@@ -47,7 +47,7 @@ def with_values(config: Config, values: Mapping[str, Mapping[str, Any]], name: s
     for section, given in values.items():
         data.setdefault(section, {}).update(given)
     _restore_money(data, config)
-    return parse_config(yaml.safe_dump(data, sort_keys=False), name, {})
+    return parse_config(yaml.safe_dump(data, sort_keys=False), name, {}).with_ignored(config.ignored)
 
 
 def _restore_money(data: dict[str, Any], config: Config) -> None:

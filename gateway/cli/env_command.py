@@ -9,6 +9,7 @@ import typer
 from gateway.cli.client_snippets import CLIENTS, Connection, snippet
 from gateway.cli.connection import Failed, gateway_url
 from gateway.cli.session import Session
+from gateway.upstream.wildcards import STAR
 
 _DEFAULT = Connection()
 
@@ -29,7 +30,7 @@ def env(
         return
     if client not in CLIENTS:
         raise Failed(f"There is no snippet for {client!r}; there are {', '.join(CLIENTS)}.")
-    models = session.config.model_list
+    models = [entry for entry in session.config.model_list if STAR not in entry.model_name]
     url = (session.url or gateway_url(session.config) or _DEFAULT.url).rstrip("/")
     named = model or (models[0].model_name if models else _DEFAULT.model)
     text = snippet(client, Connection(url, api_key, named, workflow, run, step))

@@ -29,6 +29,8 @@ def serve(
 ) -> None:
     """Run the gateway until it is told to stop."""
     config = configured(context.obj, {"host": host, "port": port, "workers": workers})
+    for sentence in config.ignored:
+        typer.echo(f"farebox: {sentence}", err=True)
     gc.disable()  # nothing that a start makes is garbage; it is enabled again once the server is ready
     from gateway.serving import serve as run
 

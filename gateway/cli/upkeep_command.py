@@ -32,8 +32,14 @@ def check(session: Session) -> None:
     except ConfigError as error:
         config, faults = None, error.faults
     if session.as_json:
-        echo_json({"faults": faults, "summary": {} if config is None or faults else _summary(config)})
-    for fault in () if session.as_json else faults:
+        echo_json(
+            {
+                "faults": faults,
+                "ignored": [] if config is None else list(config.ignored),
+                "summary": {} if config is None or faults else _summary(config),
+            }
+        )
+    for fault in () if session.as_json else (*faults, *(() if config is None else config.ignored)):
         typer.echo(fault, err=True)
     if config is None or faults:
         raise typer.Exit(EXIT_CONFIG)

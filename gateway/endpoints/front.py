@@ -85,6 +85,8 @@ class Front:
         try:
             principal = self._intake.authenticate(exchange.headers)
             models = ModelsList(self._model_names(), principal, exchange.headers, self._started_s)
+            if name:
+                self._intake.check_model(name, principal)
             body = models.one(name) if name else models.all()
         except GatewayError as error:
             headers = encoded(error_headers(error, self._new_id(), None))

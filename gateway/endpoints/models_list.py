@@ -8,8 +8,9 @@ from typing import Any
 
 import orjson
 
-from gateway.errors import GatewayError, ModelNotFound
+from gateway.errors import GatewayError
 from gateway.pipeline.call import Principal
+from gateway.pipeline.intake import is_among
 from gateway.wire import anthropic_errors, openai_errors
 
 
@@ -17,7 +18,9 @@ class ModelsList:
     """As one caller sees it. The whole list is one page: there are as many models as somebody wrote down."""
 
     def __init__(self, names: Sequence[str], principal: Principal, headers: Mapping[str, str], created_s: int) -> None:
-        self._names = [name for name in names if not principal.allowed_models or name in principal.allowed_models]
+        self._names = [
+            name for name in names if not principal.allowed_models or is_among(name, principal.allowed_models)
+        ]
         self._is_anthropic = is_anthropic(headers)
         self._created_s = created_s
 
@@ -29,9 +32,6 @@ class ModelsList:
         return orjson.dumps({"data": data, "has_more": False, "first_id": first, "last_id": last})
 
     def one(self, name: str) -> bytes:
-        """Raises `ModelNotFound` for a model that the caller may not use, too."""
-        if name not in self._names:
-            raise ModelNotFound(f"There is no model {name[:200]!r}; GET /v1/models lists what there is.", param="model")
         return orjson.dumps(self._shown(name))
 
     def _shown(self, name: str) -> dict[str, Any]:

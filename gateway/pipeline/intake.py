@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Final, Protocol
 from urllib.parse import parse_qsl
 
@@ -49,13 +50,13 @@ class RunNames(Protocol):
 
 
 class Intake:
-    """`names` is the public names of all models; a call for any other is refused before it costs anything."""
+    """`is_model` knows the public names of all models; a call for any other is refused before it costs anything."""
 
     def __init__(
         self,
         *,
         snapshot: Callable[[], Snapshot],
-        names: Callable[[], frozenset[str]],
+        is_model: Callable[[str], bool],
         runs: RunNames,
         body_bytes_max: int,
         new_id: Callable[[], str],
@@ -63,7 +64,7 @@ class Intake:
         local_mode_allowed: bool,
     ) -> None:
         self._snapshot = snapshot
-        self._names = names
+        self._is_model = is_model
         self._runs = runs
         self.body_bytes_max = body_bytes_max
         self._new_id = new_id
@@ -116,11 +117,11 @@ class Intake:
         if "://" in model:
             raise BadRequest.field("model", "is a name of the configuration, not an address", "forbidden_field")
         allowed = principal.allowed_models
-        if allowed and model not in allowed:
+        if allowed and not is_among(model, allowed):
             raise PermissionDenied(
                 f"This key may not use the model {model[:200]!r}.", code="model_not_allowed", param="model"
             )
-        if model not in self._names() and not is_auto(model):
+        if not self._is_model(model) and not is_auto(model):
             raise ModelNotFound(
                 f"There is no model {model[:200]!r}; GET /v1/models lists what there is.", param="model"
             )
@@ -160,6 +161,11 @@ def retry_of(headers: Mapping[str, str]) -> int:
     if said is None:
         return 0
     return int(said) if len(said) <= 3 and said.isascii() and said.isdecimal() else 0
+
+
+def is_among(model: str, allowed: Sequence[str]) -> bool:
+    """Names, or patterns such as `openai/*`."""
+    return model in allowed or any("*" in pattern and fnmatchcase(model, pattern) for pattern in allowed)
 
 
 def refuse_destinations(exchange: Exchange) -> None:

@@ -16,6 +16,7 @@ from gateway.upstream.port import Deployment, UpstreamError
 # These say at once that the deployment cannot take calls now: a bad key, no such model, no quota left.
 _AT_ONCE: Final = frozenset({401, 403, 404, 429})
 _COUNTED: Final = frozenset({408, 409})  # and every 5xx
+_EXPANDED_MAX: Final = 2_000
 _COOLDOWN_MAX_S: Final = 300.0  # however long a provider's retry-after is, it is asked again after this
 
 
@@ -41,7 +42,8 @@ class _Health:
 
 
 class Pool:
-    """All deployments by their public names. `clock_s` is monotonic; `chance` decides among equals."""
+    """All deployments by their public names. `clock_s` is monotonic; `chance` decides among equals; `expand` makes those of a
+    name that only an entry with a `*` knows."""
 
     def __init__(
         self,
@@ -50,8 +52,11 @@ class Pool:
         *,
         clock_s: Callable[[], float],
         chance: random.Random,
+        expand: Callable[[str], Sequence[Deployment]] = lambda name: (),
     ) -> None:
         self._settings = settings
+        self._expand = expand
+        self._expanded: dict[str, Sequence[Deployment]] = {}
         self._clock_s = clock_s
         self._chance = chance
         self._by_name: dict[str, list[Deployment]] = {}
@@ -66,7 +71,17 @@ class Pool:
 
     def of(self, name: str) -> Sequence[Deployment]:
         """All deployments of a name, resting or not; empty for an unknown one."""
-        return self._by_name.get(name, ())
+        return self._by_name.get(name) or self._expanded.get(name) or self._newly_expanded(name)
+
+    def _newly_expanded(self, name: str) -> Sequence[Deployment]:
+        """Clients choose these names: so many are remembered, then all are made anew."""
+        found = self._expand(name)
+        if found:
+            if len(self._expanded) >= _EXPANDED_MAX:
+                self._expanded.clear()
+                self._health.clear()
+            self._expanded[name] = found
+        return found
 
     def cache_ttl_s(self, name: str) -> int | None:
         """For how long answers under this name may be given again, as its entry says; None: not at all."""
@@ -149,7 +164,7 @@ class Pool:
         """Other public names to ask when this one failed (`*` stands for every name), those that exist and only once."""
         table = self._settings.context_window_fallbacks if context_window else self._settings.fallbacks
         named = [*table.get(name, ()), *table.get("*", ())]
-        return tuple(dict.fromkeys(item for item in named if item in self._by_name and item != name))
+        return tuple(dict.fromkeys(item for item in named if item != name and self.of(item)))
 
     def _among(self, awake: Sequence[Deployment]) -> Deployment:
         if len(awake) == 1:

@@ -34,7 +34,6 @@ def deployments_of(entries: Iterable[ModelListEntry], prices: PriceMap) -> tuple
         position = siblings.get(entry.model_name, 0)
         siblings[entry.model_name] = position + 1
         provider, model = provider_and_model(entry.litellm_params, prices)
-        weight = entry.litellm_params.get("weight", 1)
         info = entry.model_info
         if model.startswith(_RESPONSES):
             model, info = model.removeprefix(_RESPONSES), {"mode": "responses", **info}
@@ -47,10 +46,16 @@ def deployments_of(entries: Iterable[ModelListEntry], prices: PriceMap) -> tuple
                 lane=entry.upstream,
                 params=entry.litellm_params,
                 info=info,
-                weight=weight if type(weight) is int else 1,
+                weight=_weight(entry.litellm_params),
             )
         )
     return tuple(made)
+
+
+def _weight(params: Mapping[str, Any]) -> float:
+    """The entry's share of its name's load. Where it names none, LiteLLM takes the calls or tokens a minute that it may take."""
+    given = (params.get(name) for name in ("weight", "rpm", "tpm"))
+    return next((value for value in given if isinstance(value, int | float) and not isinstance(value, bool)), 1)
 
 
 def provider_and_model(params: Mapping[str, Any], prices: PriceMap) -> tuple[str, str]:

@@ -32,7 +32,7 @@ class Deployment:
     lane: Literal["auto", "direct", "litellm"]
     params: Mapping[str, Any]  # litellm_params with the environment resolved; api_base, api_key, mock_response, …
     info: Mapping[str, Any]  # model_info
-    weight: int = 1
+    weight: float = 1
 
     @property
     def is_mock(self) -> bool:

@@ -1,0 +1,192 @@
+"""A configuration file as LiteLLM's proxy reads it: what of it means something here, and what is said to mean nothing.
+
+    model_list            as it is; `credential_list` is put into the entries that name one of its credentials
+    router_settings       what concerns forwarding; aliases become entries of their own, as do default fallbacks
+    litellm_settings      how requests are translated, and what LiteLLM takes here for its router
+    environment_variables set before anything reads the environment
+    the rest              ignored, and named in a warning: keys, spending, caches and logs are Farebox's own
+
+A key that LiteLLM does not know either stays, and is an error like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from gateway.marked_yaml import Path
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Sections of LiteLLM's proxy that Farebox has no use for.
+_SECTIONS: Final[Mapping[str, str]] = {
+    "general_settings": "Farebox has its own keys (farebox keys create), store and alerts",
+    "guardrails": "Farebox has no guardrails: put them before it or behind it",
+    **dict.fromkeys(
+        _names(
+            "assistant_settings callback_settings files_settings finetune_settings mcp_servers mcp_aliases mcp_tools agent_list"
+            " agents policies policy_attachments prompts sandbox_tools search_tools vector_store_registry vector_stores"
+            " default_team_settings default_internal_user_params pass_through_endpoints worker_startup_hooks"
+        ),
+        "Farebox forwards model calls only",
+    ),
+}
+# What LiteLLM's Router takes beside what Farebox does.
+_ROUTER: Final = _names(
+    "alerting_config allowed_fails_policy assistants_config auto_router_capability_limit background_health_check_model_groups"
+    " cache_kwargs cache_responses caching_groups client_ttl content_policy_fallbacks debug_level"
+    " default_litellm_params default_max_parallel_requests default_priority deployment_affinity_ttl_seconds"
+    " enable_health_check_routing enable_pre_call_checks enable_tag_filtering enable_weighted_failover fallback_access_check"
+    " fallback_budget_check guardrail_list health_check_ignore_transient_errors health_check_staleness_threshold"
+    " ignore_invalid_deployments max_fallbacks max_retries model_group_affinity_config model_group_retry_policy"
+    " optional_pre_call_checks plugins polling_interval provider_budget_config redis_db redis_host redis_password redis_port"
+    " redis_url retry_policy router_general_settings routing_groups routing_strategy_args search_tools set_verbose"
+    " tag_filtering_match_any tag_routing_prefix weights"
+)
+_STRATEGIES: Final = _names("simple-shuffle least-busy")
+_OTHER_STRATEGIES: Final = _names(
+    "usage-based-routing usage-based-routing-v2 latency-based-routing cost-based-routing provider-budget-routing"
+)
+# In litellm_settings, under LiteLLM's name, for the router: its name there.
+_FOR_ROUTER: Final[Mapping[str, str]] = {
+    "num_retries": "num_retries",
+    "request_timeout": "timeout",
+    "allowed_fails": "allowed_fails",
+    "cooldown_time": "cooldown_time",
+    "fallbacks": "fallbacks",
+    "context_window_fallbacks": "context_window_fallbacks",
+    "default_fallbacks": "default_fallbacks",
+}
+LITELLM_SETTINGS: Final = _names("drop_params modify_params")
+
+
+@dataclass(slots=True)
+class Adopted:
+    """A file's data in Farebox's words. `ignored` and `faults` are sentences with the place of what they speak of."""
+
+    data: dict[str, Any]
+    ignored: list[tuple[Path, str]] = field(default_factory=list)
+    faults: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def adopt(data: Mapping[str, Any]) -> Adopted:
+    """Changes nothing of a file that has none of LiteLLM's own keys."""
+    adopted = Adopted(dict(data))
+    if "include" in data:
+        adopted.faults.append((("include",), "put the files that it names into this one"))
+        del adopted.data["include"]
+    for section, why in _SECTIONS.items():
+        if section in adopted.data:
+            given = adopted.data.pop(section)
+            if given:
+                named = f" ({', '.join(map(str, given))})" if isinstance(given, Mapping) else ""
+                adopted.ignored.append(((section,), f"ignored{named}: {why}"))
+    _adopt_litellm_settings(adopted)
+    _adopt_router_settings(adopted)
+    _adopt_credentials(adopted)
+    return adopted
+
+
+def _section(adopted: Adopted, name: str) -> dict[str, Any] | None:
+    """A copy of its own, without what is null; None where there is none that can be read."""
+    given = adopted.data.get(name, _ABSENT)
+    if given is None:
+        del adopted.data[name]
+    if not isinstance(given, Mapping):
+        return None
+    section = {key: value for key, value in given.items() if value is not None}
+    adopted.data[name] = section
+    return section
+
+
+_ABSENT: Final = object()
+
+
+def _adopt_litellm_settings(adopted: Adopted) -> None:
+    settings = _section(adopted, "litellm_settings")
+    if settings is None:
+        return
+    moved = {_FOR_ROUTER[name]: settings.pop(name) for name in list(settings) if name in _FOR_ROUTER}
+    if moved:
+        router = adopted.data.get("router_settings")
+        if router is None or isinstance(router, Mapping):
+            adopted.data["router_settings"] = {**moved, **(router or {})}
+    left_out = [name for name in settings if name not in LITELLM_SETTINGS]
+    for name in left_out:
+        del settings[name]
+    if left_out:
+        why = "Farebox keeps its own books, logs and cache (model_info.cache_ttl_seconds)"
+        adopted.ignored.append((("litellm_settings",), f"ignored {', '.join(left_out)}: {why}"))
+
+
+def _adopt_router_settings(adopted: Adopted) -> None:
+    router = _section(adopted, "router_settings")
+    if router is None:
+        return
+    strategy = router.get("routing_strategy")
+    if strategy in _OTHER_STRATEGIES:
+        router["routing_strategy"] = "least-busy"
+        why = f"{strategy} is not offered; least-busy is used"
+        adopted.ignored.append((("router_settings", "routing_strategy"), why))
+    if router.pop("disable_cooldowns", False):
+        router["cooldown_time"] = 0
+    everything = router.pop("default_fallbacks", None)
+    if isinstance(everything, list):
+        router["fallbacks"] = [*_listed(router.get("fallbacks")), {"*": everything}]
+    aliases = router.pop("model_group_alias", None)
+    if isinstance(aliases, Mapping):
+        adopted.data["model_list"] = [*_listed(adopted.data.get("model_list")), *_aliased(adopted, aliases)]
+    left_out = [name for name in router if name in _ROUTER]
+    for name in left_out:
+        del router[name]
+    if left_out:
+        adopted.ignored.append((("router_settings",), f"ignored {', '.join(left_out)}: Farebox has nothing like it"))
+
+
+def _aliased(adopted: Adopted, aliases: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of the model that an alias stands for, once more under its name."""
+    made = []
+    for alias, stands_for in aliases.items():
+        name = stands_for.get("model") if isinstance(stands_for, Mapping) else stands_for
+        entries = [
+            entry
+            for entry in _listed(adopted.data.get("model_list"))
+            if isinstance(entry, Mapping) and entry.get("model_name") == name
+        ]
+        made += [{**entry, "model_name": alias} for entry in entries]
+        if not entries:
+            place = ("router_settings", "model_group_alias", alias)
+            adopted.faults.append((place, f"stands for {name!r}, which model_list does not have"))
+    return made
+
+
+def _adopt_credentials(adopted: Adopted) -> None:
+    credentials = _listed(adopted.data.pop("credential_list", None))
+    if not isinstance(adopted.data.get("model_list"), list):
+        return
+    values = {
+        one.get("credential_name"): one.get("credential_values") or {}
+        for one in credentials
+        if isinstance(one, Mapping)
+    }
+    entries = [dict(entry) if isinstance(entry, Mapping) else entry for entry in adopted.data["model_list"]]
+    for position, entry in enumerate(entries):
+        params = entry.get("litellm_params") if isinstance(entry, dict) else None
+        if not isinstance(params, Mapping) or "litellm_credential_name" not in params:
+            continue
+        name = params["litellm_credential_name"]
+        if name not in values:
+            place = ("model_list", position, "litellm_params", "litellm_credential_name")
+            adopted.faults.append((place, f"{name!r} is not in credential_list"))
+            continue
+        own = {key: value for key, value in params.items() if key != "litellm_credential_name"}
+        entry["litellm_params"] = {**values[name], **own}
+    adopted.data["model_list"] = entries
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []

@@ -1,0 +1,64 @@
+"""Entries of `model_list` whose name has a `*`, as LiteLLM has them: one entry for all models of a provider.
+
+openai/*      → openai/*         the client asks for openai/gpt-4o, and the provider for gpt-4o
+*             → anthropic/*      the client asks for claude-sonnet-4-5
+team-*        → openai/*         what the star stands for is put in place of the other one
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from gateway.upstream.model_list import ModelListEntry, deployments_of
+from gateway.upstream.port import Deployment
+from gateway.upstream.price_map import PriceMap
+
+STAR: Final = "*"
+# Some providers have the model in a URL's path: what clients write there stays a name.
+_WORD: Final = r"((?:(?!\.\.)[A-Za-z0-9._:@/+-])+)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An entry under the name that a client asked for."""
+
+    model_name: str
+    litellm_params: Mapping[str, Any]
+    model_info: Mapping[str, Any]
+    upstream: Literal["auto", "direct", "litellm"]
+
+
+class Wildcards:
+    """Of several names that fit, the one that says the most about the model counts, and with it all entries that have it."""
+
+    def __init__(self, entries: Iterable[ModelListEntry], prices: PriceMap) -> None:
+        self._prices = prices
+        by_name: dict[str, list[ModelListEntry]] = {}
+        for entry in entries:
+            if STAR in entry.model_name:
+                by_name.setdefault(entry.model_name, []).append(entry)
+        longest_first = sorted(by_name, key=lambda name: len(name.replace(STAR, "")), reverse=True)
+        self._patterns = [(_pattern(name), by_name[name]) for name in longest_first]
+
+    def deployments(self, name: str) -> tuple[Deployment, ...]:
+        """Empty where no entry fits."""
+        for pattern, entries in self._patterns:
+            found = pattern.fullmatch(name)
+            if found is not None:
+                return deployments_of([_named(entry, name, found.groups()) for entry in entries], self._prices)
+        return ()
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(_WORD.join(re.escape(part) for part in name.split(STAR)))
+
+
+def _named(entry: ModelListEntry, name: str, stands_for: tuple[str, ...]) -> _Entry:
+    model = str(entry.litellm_params["model"])
+    # A model without a star is asked for whatever the name is; one with a single star takes all that the name's stars stand for.
+    for word in stands_for:
+        model = model.replace(STAR, word, 1)
+    return _Entry(name, {**entry.litellm_params, "model": model}, entry.model_info, entry.upstream)

@@ -1,0 +1,90 @@
+"""A gateway that runs on a LiteLLM user's configuration: stars, aliases, fallbacks, translation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.acceptance.serving import Served, serving
+from tests.fake_provider import FakeProvider
+from tests.farebox_process import tagged
+
+pytestmark = pytest.mark.xdist_group("acceptance-litellm-file")
+
+
+def models(provider: FakeProvider) -> list[dict[str, Any]]:
+    openai = {"api_base": provider.openai_url, "api_key": "os.environ/UPSTREAM_KEY"}
+    return [
+        {"model_name": "openai/*", "litellm_params": {"model": "openai/*", **openai}},
+        {"model_name": "small", "litellm_params": {"model": "openai/gpt-4o-mini", **openai}},
+        {
+            "model_name": "claude",
+            "litellm_params": {
+                "model": "anthropic/claude-sonnet-4-5",
+                "api_base": provider.anthropic_url,
+                "api_key": "upstream-key",
+            },
+        },
+    ]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(
+        tmp_path_factory.mktemp("litellm"),
+        models=models,
+        budgets=[{"scope": "run", "match": "paid", "usd": 0.5}],
+        environment_variables={"UPSTREAM_KEY": "of-the-file"},
+        litellm_settings={"drop_params": True, "callbacks": ["prometheus"], "default_fallbacks": ["small"]},
+        router_settings={"num_retries": 0, "model_group_alias": {"gpt-4": "small"}, "redis_host": "nowhere"},
+        general_settings={"master_key": "sk-1234"},
+    ) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _fresh(served: Served) -> None:
+    served.provider.clear()
+
+
+def test_what_is_ignored_is_told_at_start(served: Served) -> None:
+    assert "general_settings: ignored (master_key)" in served.gateway.log
+    assert "router_settings: ignored redis_host" in served.gateway.log
+
+
+def test_an_entry_with_a_star_answers_for_every_model_of_its_provider_and_is_priced(served: Served) -> None:
+    reply = served.chat(tagged("paid", "r-star"), model="openai/gpt-4o-mini")
+    assert reply.status == 200, reply.body
+    assert served.last.body["model"] == "gpt-4o-mini"
+    assert served.last.credential == "of-the-file"
+    assert 0.49 < float(reply.headers["x-budget-run-remaining-usd"]) < 0.5
+    assert served.gateway.get("/v1/models/openai/gpt-4o-mini").json()["id"] == "openai/gpt-4o-mini"
+    assert {item["id"] for item in served.gateway.get("/v1/models").json()["data"]} == {"small", "claude", "gpt-4"}
+
+
+def test_a_model_of_the_star_that_has_no_price_is_refused_where_money_is_limited(served: Served) -> None:
+    reply = served.chat(tagged("paid", "r-unpriced"), model="openai/brand-new")
+    assert (reply.status, reply.json()["error"]["code"]) == (400, "unpriced_model")
+    assert served.chat(model="openai/brand-new").status == 200
+    assert served.chat(model="mistral/brand-new").json()["error"]["code"] == "model_not_found"
+
+
+def test_an_alias_is_the_model_that_it_stands_for(served: Served) -> None:
+    assert served.chat(model="gpt-4").status == 200
+    assert served.last.body["model"] == "gpt-4o-mini"
+
+
+def test_default_fallbacks_are_asked_when_a_model_fails(served: Served) -> None:
+    served.provider.script(status=503)
+    reply = served.chat(tagged("paid", "r-fallback"), model="openai/gpt-4o")
+    assert reply.status == 200, reply.body
+    assert "fallback=small" in reply.headers["x-budget-actions"]
+    assert [request.body["model"] for request in served.provider.requests] == ["gpt-4o", "gpt-4o-mini"]
+
+
+def test_what_a_provider_does_not_take_is_left_out_where_the_file_says_so(served: Served) -> None:
+    reply = served.chat(model="claude", logprobs=True, top_logprobs=2, seed=3)
+    assert reply.status == 200, reply.body
+    assert "logprobs" not in served.last.body
