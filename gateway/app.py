@@ -354,13 +354,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
     rebuilding = Rebuilding(store, budgets=budgets, snapshot=lambda: control.snapshot, clock_ms=wall_clock_ms)
     ledger = make_ledger(config, rebuilding)
     flusher = Flusher(ledger, store, consumer=process_name(), outbox_cap=config.storage.outbox_cap)
-    pool = Pool(
-        deployments,
-        pool_settings_of(config),
-        clock_s=time.monotonic,
-        chance=random.SystemRandom(),
-        expand=Wildcards(config.model_list, price_map).deployments,
-    )
+    pool = _pool(config, deployments, price_map)
     prices, clock, recorder = PriceBook(price_map), LedgerClock(ledger), BatchRecorder(ledger)
     forwarder = _forwarder(tokenizer, ids, environment, config.litellm_settings.model_dump(exclude_defaults=True))
     asking = Asking(
@@ -408,6 +402,16 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
         clock=clock,
         ids=ids,
         is_local=allow_anonymous or config.server.host in _LOOPBACK,
+    )
+
+
+def _pool(config: Config, deployments: Sequence[Deployment], price_map: PriceMap) -> Pool:
+    return Pool(
+        deployments,
+        pool_settings_of(config),
+        clock_s=time.monotonic,
+        chance=random.SystemRandom(),
+        expand=Wildcards(config.model_list, price_map).deployments,
     )
 
 
