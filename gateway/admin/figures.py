@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import quote, urlencode
@@ -21,14 +22,16 @@ def count(value: float | None) -> str:
 
 
 def money(value: float | None) -> str:
-    """Dollars: cents from one dollar up, below it up to six places, so that a single call is not $0.00."""
+    """Dollars: cents from one dollar up, below it three digits that count, so that a single call is not $0.00."""
     if value is None:
         return NONE
-    if value == 0 or abs(value) >= 1:
+    if value == 0 or abs(value) >= 0.995:
         return f"${value:,.2f}"
-    text = f"{value:.6f}".rstrip("0")
-    whole, _, places = text.partition(".")
-    return f"${whole}.{places.ljust(2, '0')}" if value >= 0.000001 or value < 0 else "<$0.000001"
+    if 0 < value < 0.000001:
+        return "<$0.000001"
+    places = max(2, 2 - math.floor(math.log10(abs(value))))
+    whole, _, digits = f"{value:.{min(places, 8)}f}".rstrip("0").partition(".")
+    return f"${whole}.{digits.ljust(2, '0')}"
 
 
 def percent(share: float | None) -> str:
@@ -42,6 +45,8 @@ def exact(value: float | None, shown: str) -> Markup:
     if value is None:
         return Markup("{}").format(shown)
     text = f"{value:.9f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    if value == 0:
+        return Markup('<data value="0" class="zero">{}</data>').format(shown)
     return Markup('<data value="{}" title="{}">{}</data>').format(text, text, shown)
 
 

@@ -7,7 +7,7 @@ from the rows alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -130,6 +130,21 @@ async def report(db: Database, group_by: GroupBy, wanted: UsageFilter, limit: in
     return Report(group_by, rows, Sums.of(total), total["groups"])
 
 
+async def days_of_groups(
+    db: Database, group_by: GroupBy, groups: Sequence[str], wanted: UsageFilter
+) -> dict[tuple[str, str], Sums]:
+    """(group, day) → what these groups used on each day; days without a call are left out. Raises StoreUnavailable.
+
+    Not by run: their number has no bound, and only their rows know the day.
+    """
+    part = _together(_parts(group_by, wanted, wanted.from_ms, wanted.to_ms, _LEVELS, days=True)).subquery("part")
+    sums = [func.sum(part.c[name]).label(name) for name in SUMS]
+    query = select(part.c.grp, part.c.day, *sums).where(part.c.grp.in_(groups)).group_by(part.c.grp, part.c.day)
+    async with db.read() as connection:
+        found = (await connection.execute(query)).mappings().all()
+    return {(str(row["grp"]), _label(GroupBy.DAY, row["day"])): Sums.of(row) for row in found}
+
+
 def _report_query(group_by: GroupBy, wanted: UsageFilter, limit: int) -> CompoundSelect[Any]:
     """The largest groups and, as one more row, the total of all: read once, so that they agree."""
     part = _source(group_by, wanted).subquery("part")
@@ -180,10 +195,12 @@ def _source(group_by: GroupBy, wanted: UsageFilter) -> Select[Any]:
     return _from_sums(group_by, wanted)
 
 
-def _from_rows(group_by: GroupBy, wanted: UsageFilter, more: list[ColumnElement[bool]]) -> Select[Any]:
-    group = _group(token_usage, token_usage.c.at, group_by)
+def _from_rows(
+    group_by: GroupBy, wanted: UsageFilter, more: list[ColumnElement[bool]], *, days: bool = False
+) -> Select[Any]:
+    columns = _groups(token_usage, token_usage.c.at, group_by, days)
     conditions = [*_conditions(token_usage, wanted), *more]
-    return select(group.label("grp"), *_row_sums()).where(*conditions).group_by(group)
+    return select(*columns, *_row_sums()).where(*conditions).group_by(*columns)
 
 
 def _from_sums(group_by: GroupBy, wanted: UsageFilter) -> Select[Any]:
@@ -192,30 +209,42 @@ def _from_sums(group_by: GroupBy, wanted: UsageFilter) -> Select[Any]:
 
 
 def _parts(
-    group_by: GroupBy, wanted: UsageFilter, start_ms: int | None, end_ms: int | None, levels: tuple[_Level, ...]
+    group_by: GroupBy,
+    wanted: UsageFilter,
+    start_ms: int | None,
+    end_ms: int | None,
+    levels: tuple[_Level, ...],
+    *,
+    days: bool = False,
 ) -> list[Select[Any]]:
     if not levels:
-        return [_from_rows(group_by, wanted, _within(token_usage.c.at, start_ms, end_ms))]
+        return [_from_rows(group_by, wanted, _within(token_usage.c.at, start_ms, end_ms), days=days)]
     level, *rest = levels
     finer = tuple(rest)
     first_ms = None if start_ms is None else -(-start_ms // level.size_ms) * level.size_ms
     last_ms = None if end_ms is None else end_ms // level.size_ms * level.size_ms
     if first_ms is not None and last_ms is not None and first_ms >= last_ms:
-        return _parts(group_by, wanted, start_ms, end_ms, finer)
-    parts = [_from_level(group_by, wanted, level, first_ms, last_ms)]
+        return _parts(group_by, wanted, start_ms, end_ms, finer, days=days)
+    parts = [_from_level(group_by, wanted, level, first_ms, last_ms, days=days)]
     for cut_start_ms, cut_end_ms in ((start_ms, first_ms), (last_ms, end_ms)):
         if cut_start_ms is not None and cut_end_ms is not None and cut_start_ms < cut_end_ms:
-            parts += _parts(group_by, wanted, cut_start_ms, cut_end_ms, finer)
+            parts += _parts(group_by, wanted, cut_start_ms, cut_end_ms, finer, days=days)
     return parts
 
 
 def _from_level(
-    group_by: GroupBy, wanted: UsageFilter, level: _Level, start_ms: int | None, end_ms: int | None
+    group_by: GroupBy,
+    wanted: UsageFilter,
+    level: _Level,
+    start_ms: int | None,
+    end_ms: int | None,
+    *,
+    days: bool = False,
 ) -> Select[Any]:
-    group = _group(level.table, level.at, group_by)
+    columns = _groups(level.table, level.at, group_by, days)
     sums = [func.sum(level.table.c[name]).label(name) for name in SUMS]
     conditions = [*_conditions(level.table, wanted), *_within(level.at, start_ms, end_ms)]
-    return select(group.label("grp"), *sums).where(*conditions).group_by(group)
+    return select(*columns, *sums).where(*conditions).group_by(*columns)
 
 
 def _from_runs(wanted: UsageFilter) -> Select[Any]:
@@ -249,6 +278,12 @@ def _together(parts: list[Select[Any]]) -> Select[Any]:
         return parts[0]
     united = union_all(*parts).subquery("united")
     return select(united)
+
+
+def _groups(table: Any, at: ColumnElement[int], group_by: GroupBy, days: bool) -> list[ColumnElement[Any]]:
+    """What rows are grouped by: `grp`, and `day` beside it where both are wanted."""
+    columns: list[ColumnElement[Any]] = [_group(table, at, group_by).label("grp")]
+    return [*columns, _group(table, at, GroupBy.DAY).label("day")] if days else columns
 
 
 def _group(table: Any, at: ColumnElement[int], group_by: GroupBy) -> ColumnElement[Any]:

@@ -196,3 +196,18 @@ async def test_samples_come_from_finished_runs_of_the_last_month(db: Database) -
         ("send", "small"): 1,
     }
     assert await step_history.by_step(db, "default", "unknown", NOW_MS) == {}
+
+
+@pytest.mark.parametrize("cut_ms", [0, 90_000])
+async def test_days_of_groups_are_the_days_of_each_group_alone(db: Database, cut_ms: int) -> None:
+    """With `cut_ms` the range cuts a day and an hour, so that all three kinds of sums are read."""
+    await usage.insert_entries(db, some_events(), NOW_MS)
+    span = {"from_ms": START_MS + cut_ms, "to_ms": START_MS + 2 * DAY_MS + cut_ms}
+    wanted = UsageFilter(project="default", **span)
+    found = await usage_report.days_of_groups(db, GroupBy.STEP, ["plan", ""], wanted)
+    assert {group for group, _ in found} == {"plan", ""}
+    for group in ("plan", ""):
+        alone = await usage_report.report(db, GroupBy.DAY, UsageFilter(project="default", step=group, **span))
+        assert {day: sums for (name, day), sums in found.items() if name == group} == {
+            row.group: row.sums for row in alone.rows
+        }

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from starlette.responses import Response
 
+from gateway.admin.day_chart import DayChart, day_chart
 from gateway.admin.figures import day_of
 from gateway.admin.recent import RecentCalls, recent_calls
 from gateway.admin.visit import Page, Visit
@@ -16,10 +17,14 @@ from gateway.endpoints.api.runs import RunsQuery
 from gateway.endpoints.api.schema import ListQuery
 from gateway.endpoints.api.usage import UsageQuery, UsageReport, UsageTotals
 from gateway.store.usage_report import GroupBy
+from policies.windows import WINDOWS, window_bounds
 
 _HOUR_MS = 3_600_000
 _DAYS_SHOWN = 30
 _ROWS_SHOWN = 6
+_CAPS_SHOWN = 4
+# Of a window: before that a single call would foretell anything.
+_ELAPSED_MIN = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,16 @@ class DayColumns:
     cost_usd: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """A budget near its limit. `at_reset` is the share of it that is used when its window ends, if it goes on like this."""
+
+    budget: budgets.BudgetView
+    account: BudgetAccount
+    at_reset: float | None
+    full_in_ms: float | None  # only where that is before the window ends
+
+
 async def overview(visit: Visit) -> Response:
     now = datetime.fromtimestamp(visit.now_ms / 1000, UTC)
     month_start, today = day_of(visit.now_ms)[:8] + "01", day_of(visit.now_ms)
@@ -56,8 +71,9 @@ async def overview(visit: Visit) -> Response:
         savings=(await report(visit, GroupBy.SAVINGS, month_start)).rows,
         workflows=(await report(visit, GroupBy.WORKFLOW, month_start)).rows[:_ROWS_SHOWN],
         days=await _days(visit, now),
+        chart=await _spend_chart(visit, now),
         burn=_burn(hour.total, month.total, now),
-        caps=_fullest(known),
+        caps=_fullest(known, visit.now_ms),
         runs=(await visit.ask(runs.list_runs, query=latest)).runs,
         recent=await recent(visit),
         month_start=month_start,
@@ -85,6 +101,16 @@ async def _days(visit: Visit, now: datetime) -> DayColumns:
     return DayColumns(days, tokens, tuple(row.cost_usd if row else 0.0 for row in rows))
 
 
+async def _spend_chart(visit: Visit, now: datetime) -> DayChart:
+    """Dollars of each day by workflow; where nothing costs anything, tokens."""
+    first = (now - timedelta(days=_DAYS_SHOWN - 1)).date().isoformat()
+    query = UsageQuery.model_validate({"project": visit.project, "group_by": GroupBy.WORKFLOW, "from": first})
+    found = await visit.ask(usage.get_usage, query=query)
+    assert isinstance(found, UsageReport)  # noqa: S101 - CSV was not asked for
+    metric = "cost_usd" if found.total.cost_usd else "total_tokens"
+    return await day_chart(visit, query, found, metric)
+
+
 def _burn(hour: UsageTotals, month: UsageTotals, now: datetime) -> Burn:
     following = (now.replace(day=1) + timedelta(days=32)).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     hours_left = (following - now).total_seconds() / 3600
@@ -96,10 +122,25 @@ def _burn(hour: UsageTotals, month: UsageTotals, now: datetime) -> Burn:
     )
 
 
-def _fullest(known: budgets.BudgetList) -> list[tuple[budgets.BudgetView, BudgetAccount]]:
+def _fullest(known: budgets.BudgetList, now_ms: int) -> list[Cap]:
     """The accounts of budgets on workflows, agents, keys and projects that are nearest to their limit."""
     pairs = [(budget, account) for budget in known.budgets for account in budget.accounts if account.used]
-    return sorted(pairs, key=lambda pair: -(pair[1].used or 0.0))[:_ROWS_SHOWN]
+    nearest = sorted(pairs, key=lambda pair: -(pair[1].used or 0.0))[:_CAPS_SHOWN]
+    return [_cap(budget, account, now_ms) for budget, account in nearest]
+
+
+def _cap(budget: budgets.BudgetView, account: BudgetAccount, now_ms: int) -> Cap:
+    """Straight on from the window's begin until now; too little of it says nothing."""
+    used = account.used or 0.0
+    if budget.window not in WINDOWS or used >= 1:
+        return Cap(budget, account, None, None)
+    start_ms, end_ms = window_bounds(budget.window, now_ms, budget.timezone)
+    elapsed = (now_ms - start_ms) / (end_ms - start_ms)
+    if elapsed < _ELAPSED_MIN:
+        return Cap(budget, account, None, None)
+    at_reset = used / elapsed
+    full_in_ms = (1 - used) / used * (now_ms - start_ms) if at_reset > 1 else None
+    return Cap(budget, account, at_reset, full_in_ms)
 
 
 PAGES = (

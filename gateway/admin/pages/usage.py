@@ -7,7 +7,8 @@ from typing import Final
 
 from starlette.responses import Response
 
-from gateway.admin.figures import day_of, path_of
+from gateway.admin.day_chart import day_chart
+from gateway.admin.figures import path_of
 from gateway.admin.visit import Page, Visit
 from gateway.endpoints.api import usage
 from gateway.endpoints.api.usage import UsageQuery, UsageReport
@@ -27,14 +28,15 @@ METRICS: Final = {
 }
 _FILTERS: Final = ("workflow", "run", "step", "agent", "intent", "model", "key")
 _DAYS: Final = 30
-_CHART_DAYS_MAX: Final = 400
 
 
 async def explore(visit: Visit) -> Response:
     metric = visit.param("metric") if visit.param("metric") in METRICS else "total_tokens"
     query = _query(visit)
     found = await _report(visit, query)
-    by_day = found if query.group_by is GroupBy.DAY else await _report(visit, _of_days(visit, query))
+    rows = (
+        sorted(found.rows, key=lambda row: -getattr(row, metric)) if query.group_by is not GroupBy.DAY else found.rows
+    )
     return visit.show(
         "usage",
         report=found,
@@ -45,7 +47,8 @@ async def explore(visit: Visit) -> Response:
         filters={name: visit.param(name) for name in _FILTERS},
         since=query.since,
         until=query.until or "",
-        chart=_chart(by_day, metric, str(query.since), query.until or day_of(visit.now_ms)),
+        rows=rows,
+        chart=await day_chart(visit, query, found, metric),
         largest=max((abs(getattr(row, metric)) for row in found.rows), default=0) or 1,
         csv=_csv_path(visit, query),
         narrowed=lambda group: _narrowed(visit, query.group_by.value, group),
@@ -65,32 +68,10 @@ def _query(visit: Visit) -> UsageQuery:
     return visit.query(UsageQuery, **{"from": visit.param("from") or first})
 
 
-def _of_days(visit: Visit, query: UsageQuery) -> UsageQuery:
-    return query.model_copy(update={"group_by": GroupBy.DAY, "limit": _CHART_DAYS_MAX, "cursor": None})
-
-
 async def _report(visit: Visit, query: UsageQuery) -> UsageReport:
     found = await visit.ask(usage.get_usage, query=query.model_copy(update={"format": "json"}))
     assert isinstance(found, UsageReport)  # noqa: S101 - CSV was not asked for
     return found
-
-
-def _chart(report: UsageReport, metric: str, since: str, until: str) -> dict[str, list[float]]:
-    """Seconds since the epoch and the metric, a pair for every day: a day without calls is 0, not a slope."""
-    known = {row.day: getattr(row, metric) for row in report.rows}
-    days = _days_between(since, until) or sorted(day for day in known if day)
-    at_s = [datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() for day in days]
-    return {"days": at_s, "values": [known.get(day, 0) for day in days]}
-
-
-def _days_between(since: str, until: str) -> list[str]:
-    """Empty for what are not two days, and for more than a chart can show."""
-    try:
-        first, last = datetime.fromisoformat(since[:10]).date(), datetime.fromisoformat(until[:10]).date()
-    except ValueError:
-        return []
-    count = (last - first).days + 1
-    return [(first + timedelta(days=at)).isoformat() for at in range(count)] if 0 < count <= _CHART_DAYS_MAX else []
 
 
 def _csv_path(visit: Visit, query: UsageQuery) -> str:

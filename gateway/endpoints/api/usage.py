@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from starlette.responses import Response
 
-from gateway.endpoints.api.route import Ask, Route
+from gateway.endpoints.api.route import Ask, Desk, Route
 from gateway.endpoints.api.schema import LIST_MAX, Instant, ListQuery, NoBody, Wanted, in_ms, page_start
 from gateway.errors import BadRequest
 from gateway.run_view import usd
@@ -84,7 +84,7 @@ class UsageReport:
 async def get_usage(ask: Ask[UsageQuery, NoBody]) -> UsageReport | Response:
     query = ask.query
     await ask.desk.catch_up()
-    wanted = _filter(ask)
+    wanted = filter_of(ask.desk, query)
     if query.format == "csv" or (query.format is None and "text/csv" in ask.accept):
         return await _as_csv(ask, wanted)
     start = page_start(query.cursor)
@@ -93,7 +93,7 @@ async def get_usage(ask: Ask[UsageQuery, NoBody]) -> UsageReport | Response:
     names = {key.id: key.name for key in ask.desk.parts.control.snapshot.keys.values()}
     rows = tuple(_row(query.group_by, row.group, row.sums, names) for row in found.rows[start:])
     following = str(end) if found.groups > end else None
-    return UsageReport(query.group_by.value, rows, UsageTotals(**_figures(found.total)), found.groups, following)
+    return UsageReport(query.group_by.value, rows, UsageTotals(**figures(found.total)), found.groups, following)
 
 
 async def _as_csv(ask: Ask[UsageQuery, NoBody], wanted: UsageFilter) -> Response:
@@ -103,8 +103,8 @@ async def _as_csv(ask: Ask[UsageQuery, NoBody], wanted: UsageFilter) -> Response
     return Response(to_csv(found), media_type="text/csv; charset=utf-8", headers=headers)
 
 
-def _filter(ask: Ask[UsageQuery, NoBody]) -> UsageFilter:
-    query = ask.query
+def filter_of(desk: Desk, query: UsageQuery) -> UsageFilter:
+    """Raises BadRequest for a range that ends before it begins, and for a key's name that several have."""
     from_ms, to_ms = in_ms(query.since), in_ms(query.until)
     if from_ms is not None and to_ms is not None and from_ms >= to_ms:
         raise BadRequest.field("from", "must be before to")
@@ -114,7 +114,7 @@ def _filter(ask: Ask[UsageQuery, NoBody]) -> UsageFilter:
         run=query.run,
         step=query.step,
         agent=query.agent,
-        key=_key_id(query.key, list(ask.desk.parts.control.snapshot.keys.values())),
+        key=_key_id(query.key, list(desk.parts.control.snapshot.keys.values())),
         intent=query.intent,
         model=query.model,
         from_ms=from_ms,
@@ -135,10 +135,10 @@ def _row(group_by: GroupBy, group: str, sums: Sums, key_names: dict[str, str]) -
     names: dict[str, Any] = {group_by.value: group}
     if group_by is GroupBy.KEY:
         names["key_name"] = key_names.get(group)
-    return UsageRow(**_figures(sums), **names)
+    return UsageRow(**figures(sums), **names)
 
 
-def _figures(sums: Sums) -> dict[str, Any]:
+def figures(sums: Sums) -> dict[str, Any]:
     return {
         "calls": sums.calls,
         "refused": sums.refused,

@@ -1,0 +1,86 @@
+"""A metric by day, split by group: what charts are drawn from. The largest groups by name, all others as one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from gateway.admin.figures import day_of
+from gateway.admin.visit import Visit
+from gateway.endpoints.api import usage
+from gateway.endpoints.api.usage import UsageQuery, UsageReport, UsageTotals, figures
+from gateway.store import usage_report
+from gateway.store.usage_report import GroupBy
+
+DAYS_MAX: Final = 400
+_GROUPS_MAX: Final = 6
+_OTHERS: Final = "others"
+# Of these there is either no bound, or nothing to split a day by.
+_WHOLE: Final = (GroupBy.DAY, GroupBy.RUN)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    name: str
+    values: list[float]  # one for each day
+
+
+@dataclass(frozen=True, slots=True)
+class DayChart:
+    """`days` are seconds since the epoch, at UTC's midnight; a day without calls is 0, not a slope."""
+
+    days: list[float]
+    parts: list[Part]
+    is_money: bool
+
+    @property
+    def totals(self) -> list[float]:
+        return [sum(part.values[at] for part in self.parts) for at in range(len(self.days))]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+async def day_chart(visit: Visit, query: UsageQuery, report: UsageReport, metric: str) -> DayChart:
+    """`report` is what `query` found: its rows say which groups are large. Raises StoreUnavailable."""
+    whole = query.model_copy(update={"group_by": GroupBy.DAY, "limit": DAYS_MAX, "cursor": None, "format": "json"})
+    by_day = report if query.group_by is GroupBy.DAY else await visit.ask(usage.get_usage, query=whole)
+    assert isinstance(by_day, UsageReport)  # noqa: S101 - CSV was not asked for
+    known = {row.day or "": getattr(row, metric) for row in by_day.rows}
+    days = _days_between(str(query.since), query.until or day_of(visit.now_ms)) or sorted(known)
+    parts = [] if query.group_by in _WHOLE or query.run else await _split(visit, query, report, metric, days)
+    rest = [known.get(day, 0) - sum(part.values[at] for part in parts) for at, day in enumerate(days)]
+    if not parts:
+        parts = [Part("", rest)]
+    elif any(value > 1e-12 for value in rest):
+        parts.append(Part(_OTHERS, [max(0, value) for value in rest]))
+    at_s = [datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() for day in days]
+    return DayChart(at_s, parts, metric.endswith("usd"))
+
+
+async def _split(visit: Visit, query: UsageQuery, report: UsageReport, metric: str, days: list[str]) -> list[Part]:
+    """The groups with most of the metric, the largest first."""
+    field = query.group_by.value
+    ranked = sorted(report.rows, key=lambda row: -getattr(row, metric))
+    largest = [row for row in ranked[:_GROUPS_MAX] if getattr(row, metric) > 0]
+    if len(largest) < 2:
+        return []
+    groups = [getattr(row, field) or "" for row in largest]
+    wanted = usage.filter_of(visit.desk, query)
+    found = await usage_report.days_of_groups(visit.store, query.group_by, groups, wanted)
+    values = {key: getattr(UsageTotals(**figures(sums)), metric) for key, sums in found.items()}
+    return [
+        Part(row.key_name or group or "none", [values.get((group, day), 0) for day in days])
+        for row, group in zip(largest, groups, strict=True)
+    ]
+
+
+def _days_between(since: str, until: str) -> list[str]:
+    """Empty for what are not two days, and for more than a chart can show."""
+    try:
+        first, last = datetime.fromisoformat(since[:10]).date(), datetime.fromisoformat(until[:10]).date()
+    except ValueError:
+        return []
+    count = (last - first).days + 1
+    return [(first + timedelta(days=at)).isoformat() for at in range(count)] if 0 < count <= DAYS_MAX else []
