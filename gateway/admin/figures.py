@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import quote, urlencode
 
 import orjson
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from gateway.moments import iso
 
@@ -101,6 +101,14 @@ def pretty_detail(text: str) -> str:
         return orjson.dumps(orjson.loads(text), option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONDecodeError:
         return text
+
+
+def prose(text: str) -> Markup:
+    """A sentence with `code` in it."""
+    parts = (
+        Markup("<code>{}</code>").format(part) if at % 2 else escape(part) for at, part in enumerate(text.split("`"))
+    )
+    return Markup("").join(parts)
 
 
 def setting_text(value: bool | int | float | str) -> str:

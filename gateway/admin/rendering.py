@@ -56,6 +56,7 @@ class Renderer:
             "at_moment": figures.at_moment,
             "pretty_detail": figures.pretty_detail,
             "decisions": decisions_of,
+            "prose": figures.prose,
             "setting_text": figures.setting_text,
         }
         self._environment.tests["saving"] = _is_saving

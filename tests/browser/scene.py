@@ -71,7 +71,7 @@ CONFIG: Final[dict[str, Any]] = {
         "orchestration_ais_routing_enabled": True,
     },
     "budgets": [
-        {"scope": "run", "match": "*", "tokens": 20_000, "usd": 0.50},
+        {"scope": "run", "match": "*", "tokens": 30_000, "usd": 0.50},
         {"scope": "workflow", "match": "support-triage", "usd": 3, "window": "day"},
         {"scope": "workflow", "match": "nightly-report", "tokens": 2_500_000, "window": "month"},
         {"scope": "agent", "match": "scout", "tokens": 60_000, "window": "hour"},
@@ -364,11 +364,22 @@ def _set_up(gateway: FareboxProcess) -> str:
     ]
     for workflow, body in _DECLARED.items():
         assert gateway.request("PUT", f"/api/workflows/{workflow}", body, admin).status == 200
-    for key, value in (("orchestration_max_tokens_per_step", 6000), ("orchestration_token_budget_generate", 3200)):
-        assert gateway.request("PUT", f"/api/settings/{key}", {"value": value}, admin).status == 200
+    for key, value in _SETTINGS.items():
+        assert gateway.request("PUT", f"/api/settings/orchestration_{key}", {"value": value}, admin).status == 200
     return str(made[0]["key"])
 
 
+_SETTINGS: Final[Mapping[str, Any]] = {
+    "max_tokens_per_step": 12_000,
+    "max_tokens_per_workflow": 40_000,
+    "token_budget_generate": 9_000,
+    "token_budget_summarize": 7_000,
+    "token_budget_aggregate": 6_000,
+    "token_budget_filter": 3_500,
+    "token_budget_extract": 2_500,
+    "token_budget_enrich": 2_600,
+    "compression_target_ratio": 0.6,
+}
 _DECLARED: Final[Mapping[str, Any]] = {
     "support-triage": {
         "description": "Reads a complaint, drafts an answer, checks it.",

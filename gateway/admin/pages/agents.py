@@ -37,12 +37,20 @@ async def list_agents(visit: Visit) -> Response:
 async def show_agent(visit: Visit) -> Response:
     found = await visit.ask(agents.get_intensity, path={"agent": visit.name})
     parts: dict[str, Any] = found.metrics.get("parts") or {}
+    oldest_first = found.history[::-1]
+    before = [one.metrics.get("parts") or {} for one in oldest_first]
     groups = [
-        (side, group.name, group.weight, parts.get(f"{side}.{group.name}"), [one.meaning for one in group.measures])
+        (
+            side,
+            group.name,
+            group.weight,
+            parts.get(key := f"{side}.{group.name}"),
+            [one.meaning for one in group.measures],
+            [past[key] for past in before if past.get(key) is not None],
+        )
         for side, table in (("creation", CREATION), ("execution", EXECUTION))
         for group in table
     ]
-    oldest_first = found.history[::-1]
     return visit.show("agent", agent=found, groups=groups, series=[one.combined for one in oldest_first])
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from starlette.responses import Response, StreamingResponse
 
+from gateway.admin.timeline import timeline
 from gateway.admin.visit import Page, Visit
 from gateway.endpoints.api import runs
 from gateway.endpoints.api.runs import BudgetChange, RunsQuery
@@ -65,7 +66,7 @@ async def show_run(visit: Visit) -> Response:
     shown = await visit.ask(runs.get_run, path={"run": visit.name})
     wanted = UsageFilter(project=visit.project, run=visit.name)
     page = await usage_report.calls(visit.store, wanted, _CALLS_SHOWN, visit.param("cursor") or None)
-    return visit.show("run", run=shown, calls=page.calls, following=page.next)
+    return visit.show("run", run=shown, calls=page.calls, following=page.next, timeline=timeline(page.calls))
 
 
 async def change_run(visit: Visit) -> Response:

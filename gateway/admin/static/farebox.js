@@ -87,25 +87,46 @@ for (const table of document.querySelectorAll("[data-live]")) {
   open();
 }
 
-// Columns for each day. The table below holds the same figures for whoever has no script.
+// Columns for each day, one part upon the other. The table below holds the same figures for whoever has no script.
 function drawChart(box) {
-  const { days, values } = JSON.parse(box.dataset.chart);
+  const { days, parts, is_money: money } = JSON.parse(box.dataset.chart);
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(name).trim();
-  const money = "money" in box.dataset;
-  const shown = (value) => value == null ? "" : (money ? "$" : "") + value.toLocaleString("en", { maximumFractionDigits: money ? 6 : 0 });
-  const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
+  const cents = { minimumFractionDigits: 2, maximumFractionDigits: 2 };
+  const shown = (value) => !money ? value.toLocaleString("en", { maximumFractionDigits: 0 }) : "$" + value.toLocaleString("en", value && value < 1 ? { maximumSignificantDigits: 3 } : cents);
+  const brief = (value) => (money ? "$" : "") + value.toLocaleString("en", { notation: value >= 1e4 ? "compact" : "standard", maximumFractionDigits: 2 });
+  const day = (at, form) => new Date(at * 1000).toLocaleDateString(undefined, { ...form, timeZone: "UTC" });
+  const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "12px Inter, system-ui, sans-serif" };
+  const stacked = parts.map((_, at) => days.map((_, on) => parts.slice(0, at + 1).reduce((sum, part) => sum + part.values[on], 0)));
+  const list = document.createElement("ul");
+  list.className = "parts";
+  // What the day under the pointer used, or all days together.
+  const tell = (on) => {
+    const of = (values) => on == null ? values.reduce((sum, value) => sum + value, 0) : values[on];
+    const rows = parts.map((part, at) => [at + 1, part.name || box.dataset.title, of(part.values)]);
+    list.replaceChildren(...[[0, on == null ? "together" : day(days[on], { weekday: "short", month: "short", day: "numeric" }), of(stacked.at(-1) ?? [0])], ...rows].map(([at, name, value]) => {
+      const item = document.createElement("li"), figure = document.createElement("b"), dot = document.createElement("i");
+      if (at) { dot.className = `c${at}`; item.append(dot); }
+      figure.textContent = ` ${shown(value)}`;
+      item.append(name, figure);
+      return item;
+    }));
+  };
   box.replaceChildren();
+  const bars = uPlot.paths.bars({ size: [0.72, 48], radius: 0.12 });
+  const series = parts.map((_, at) => ({ fill: colour(`--c${at + 1}`), stroke: colour(`--c${at + 1}`), width: 0, points: { show: false }, paths: bars }));
+  // The tallest is drawn first, so that each part covers all but its own.
   new uPlot({
-    width: box.clientWidth, height: 270, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"),
-    cursor: { points: { show: false }, drag: { x: false, y: false } },
+    width: box.clientWidth, height: 240, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"), legend: { show: false },
+    cursor: { points: { show: false }, drag: { x: false, y: false }, y: false },
+    hooks: { setCursor: [(plot) => tell(plot.cursor.idx)] },
     scales: { x: { range: (_, low, high) => [low - 43200, high + 43200] }, y: { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] } },
-    axes: [{ ...axis, size: 28, values: (_, splits) => splits.map((at) => new Date(at * 1000).toLocaleDateString(undefined, { month: "short", day: "numeric", timeZone: "UTC" })) }, { ...axis, size: 84, values: (_, splits) => splits.map(shown) }],
-    series: [
-      { label: "day", value: (_, at) => at == null ? "" : new Date(at * 1000).toISOString().slice(0, 10) },
-      { label: box.dataset.title, fill: colour("--accent"), stroke: colour("--accent"), width: 0, points: { show: false }, value: (_, value) => shown(value), paths: uPlot.paths.bars({ size: [0.72, 48], radius: 0.12 }) },
-    ],
-  }, [days, values], box);
+    axes: [{ ...axis, size: 28, grid: { show: false }, values: (_, splits) => splits.map((at) => day(at, { month: "short", day: "numeric" })) }, { ...axis, size: 62, values: (_, splits) => splits.map(brief) }],
+    series: [{}, ...series.reverse()],
+  }, [days, ...stacked.reverse()], box);
+  stacked.reverse();
+  box.append(list);
+  tell(null);
 }
 const charts = [...document.querySelectorAll("[data-chart]")];
 if (charts.length && window.uPlot) {
@@ -116,3 +137,34 @@ if (charts.length && window.uPlot) {
   let wait = 0;
   addEventListener("resize", () => { clearTimeout(wait); wait = setTimeout(drawAll, 150); });
 }
+
+// Settings: what was edited is marked, and the way on is offered once there is something to look at.
+for (const form of document.querySelectorAll("form[data-changes]")) {
+  const bar = form.querySelector(".bottom"), count = form.querySelector("[data-count]");
+  const isEdited = (field) => field.type === "checkbox" ? field.checked !== field.defaultChecked
+    : field.options ? ![...field.options].every((option) => option.selected === (option.defaultSelected || (!field.querySelector("[selected]") && option.index === 0)))
+    : field.value !== field.defaultValue;
+  const look = () => {
+    const fields = [...form.elements].filter((field) => field.name && field.type !== "hidden");
+    const edited = fields.filter(isEdited);
+    for (const field of fields) field.closest(".setting, td")?.classList.toggle("edited", edited.includes(field));
+    if (!bar) return;
+    bar.hidden = edited.length === 0;
+    count.textContent = `${edited.length} edited`;
+  };
+  form.addEventListener("input", look);
+  form.addEventListener("change", look);
+  addEventListener("pageshow", look);
+  look();
+}
+
+// A bar of the time line leads to its call, and opens it.
+function openNamed() {
+  const named = location.hash.startsWith("#call-") && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (named) named.querySelector("details").open = true;
+}
+addEventListener("hashchange", openNamed);
+openNamed();
+
+// On a phone the pages are a row that scrolls: the one that is shown should be in sight.
+document.querySelector(".side [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
