@@ -7,7 +7,7 @@ PORT ?= 4000
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help chromium install install-dev run demo test test-clients lock-clients check format lock bench bench-peers eval-intents eval-compression eval-routing docs soak release-check clean
+.PHONY: help chromium install install-dev run demo test test-clients lock-clients check format lock bench bench-peers screenshots eval-intents eval-compression eval-routing docs soak release-check clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -96,6 +96,9 @@ bench: install-dev ## Measure CPU, calls/s and latency against a bare passthroug
 
 bench-peers: install-dev ## The same with other gateways beside it
 	$(BIN)/python -m bench --peers
+
+screenshots: install-dev chromium ## Take the pictures in docs/images anew, of a gateway at work
+	$(BIN)/python -m tests.browser.screenshots docs/images
 
 eval-intents: install-dev ## Accuracy of the intent classifier
 	$(BIN)/python -m bench.eval_intents

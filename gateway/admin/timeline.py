@@ -12,12 +12,17 @@ from gateway.admin.figures import count, span
 
 # In hundredths of the line: a call of a millisecond in a run of an hour is seen, too.
 _WIDTH_MIN: Final = 0.5
+_GAP: Final = 0.15
+_ROW_PX: Final = 17
 _TICKS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
+    """Calls that were under way together stand below each other."""
+
     step: str
+    height_px: int
     bars: Markup
 
 
@@ -33,20 +38,37 @@ def timeline(calls: Sequence[Mapping[str, Any]]) -> Timeline | None:
     """Of these calls, whatever their order; None for none."""
     if not calls:
         return None
-    begins = [call["at"] - (call["duration_ms"] or 0) for call in calls]
-    first = min(begins)
-    whole = max(1, max(call["at"] for call in calls) - first)
-    lanes: dict[str, list[Markup]] = {}
-    for call, begin in sorted(zip(calls, begins, strict=True), key=lambda pair: pair[1]):
-        lanes.setdefault(call["step"], []).append(_bar(call, (begin - first) / whole, call["at"] - begin, whole))
-    ticks = tuple(span(whole * at / (_TICKS - 1)) if at else "0" for at in range(_TICKS))
-    return Timeline(tuple(Lane(step, Markup("").join(bars)) for step, bars in lanes.items()), ticks)
+    ordered = sorted(calls, key=_begin)
+    first = _begin(ordered[0])
+    whole_ms = max(1, max(call["at"] for call in calls) - first)
+    steps: dict[str, list[Mapping[str, Any]]] = {}
+    for call in ordered:
+        steps.setdefault(call["step"], []).append(call)
+    ticks = tuple(span(whole_ms * at / (_TICKS - 1)) if at else "0" for at in range(_TICKS))
+    return Timeline(tuple(_lane(step, found, first, whole_ms) for step, found in steps.items()), ticks)
 
 
-def _bar(call: Mapping[str, Any], begin: float, took_ms: int, whole_ms: int) -> Markup:
-    width = max(_WIDTH_MIN, took_ms / whole_ms * 100)
+def _begin(call: Mapping[str, Any]) -> int:
+    return int(call["at"] - (call["duration_ms"] or 0))
+
+
+def _lane(step: str, calls: Sequence[Mapping[str, Any]], first: int, whole_ms: int) -> Lane:
+    """Each call in the first row that is free when it comes."""
+    ends: list[float] = []
+    bars = []
+    for call in calls:
+        width = max(_WIDTH_MIN, (call["at"] - _begin(call)) / whole_ms * 100)
+        at = min((_begin(call) - first) / whole_ms * 100, 100 - width)
+        row = next((row for row, end in enumerate(ends) if end <= at + _GAP), len(ends))
+        ends[row : row + 1] = [at + width]
+        bars.append(_bar(call, at, width - min(_GAP, width / 4), row * _ROW_PX))
+    return Lane(step, len(ends) * _ROW_PX, Markup("").join(bars))
+
+
+def _bar(call: Mapping[str, Any], at: float, width: float, top_px: int) -> Markup:
     said = f"{call['step']}: {call['code'] or call['status']}" if call["status"] != "ok" else call["step"]
-    facts = f"{said}, {span(took_ms)}, {count(call['total_tokens'])} tokens, {call['model'] or call['model_requested']}"
+    model = call["model"] or call["model_requested"]
+    facts = f"{said}, {span(call['duration_ms'] or 0)}, {count(call['total_tokens'])} tokens, {model}"
     return Markup(
-        '<a href="#call-{}"><rect class="{}" x="{:.2f}" y="3" width="{:.2f}" height="14"><title>{}</title></rect></a>'
-    ).format(call["id"], call["status"], min(begin * 100, 100 - width), width, facts)
+        '<a href="#call-{}"><rect class="{}" x="{:.2f}" y="{}" width="{:.2f}" height="13" rx="0.3"><title>{}</title></rect></a>'
+    ).format(call["id"], call["status"], at, top_px + 2, width, facts)

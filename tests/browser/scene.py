@@ -19,7 +19,10 @@ from typing import Any, Final
 
 import orjson
 
+from gateway import reconcile
+from gateway.config import Config
 from gateway.ledger.port import EntryKind, OutboxEntry
+from gateway.ledger.sqlite import SqliteLedger
 from gateway.store import intensity
 from gateway.store.database import Database
 from gateway.store.usage import insert_entries
@@ -43,6 +46,7 @@ _MODELS: Final[Mapping[str, tuple[str, float, float, int, str]]] = {
     "gpt-4.1": ("openai/gpt-4.1", 2.0, 8.0, 900, _LETTER * 4),
     "gpt-4.1-mini": ("openai/gpt-4.1-mini", 0.4, 1.6, 350, _LETTER),
     "claude-sonnet-4-5": ("anthropic/claude-sonnet-4-5", 3.0, 15.0, 1_100, _LETTER * 5),
+    "claude-opus-4-5": ("anthropic/claude-opus-4-5", 5.0, 25.0, 25_000, _LETTER * 6),
     "claude-haiku-4-5": (
         "anthropic/claude-haiku-4-5",
         1.0,
@@ -64,7 +68,11 @@ CONFIG: Final[dict[str, Any]] = {
         }
         for name, (model, given, taken, delay_ms, answer) in _MODELS.items()
     ],
-    "tiers": {"fast": ["gpt-4.1-mini"], "balanced": ["claude-haiku-4-5"], "powerful": ["claude-sonnet-4-5", "gpt-4.1"]},
+    "tiers": {
+        "fast": ["gpt-4.1-mini"],
+        "balanced": ["claude-haiku-4-5"],
+        "powerful": ["claude-sonnet-4-5", "gpt-4.1", "claude-opus-4-5"],
+    },
     "settings": {
         "orchestration_enabled": True,
         "orchestration_compression_enabled": True,
@@ -73,7 +81,7 @@ CONFIG: Final[dict[str, Any]] = {
     "budgets": [
         {"scope": "run", "match": "*", "tokens": 30_000, "usd": 0.50},
         {"scope": "workflow", "match": "support-triage", "usd": 3, "window": "day"},
-        {"scope": "workflow", "match": "nightly-report", "tokens": 2_500_000, "window": "month"},
+        {"scope": "workflow", "match": "nightly-report", "tokens": 6_000_000, "window": "month"},
         {"scope": "agent", "match": "scout", "tokens": 60_000, "window": "hour"},
         {"scope": "project", "match": "*", "usd": 80, "window": "month"},
     ],
@@ -239,13 +247,19 @@ def _past_call(
     return OutboxEntry("", key, EntryKind.SETTLED, "default", amount, at_ms, orjson.dumps(draft), orjson.dumps(detail))
 
 
-async def _write_past(url: str, now_ms: int) -> None:
-    store = Database(url)
+async def _write_past(folder: Path, now_ms: int) -> None:
+    """Into the store, and into the ledger what a ledger is rebuilt from: so that both say the same."""
+    store = Database(f"sqlite:///{folder / 'store.db'}")
     await store.open()
     await store.migrate(now_ms)
     entries = sorted(past_entries(now_ms), key=lambda entry: entry.at_ms)
     for start in range(0, len(entries), _BATCH):
         await insert_entries(store, entries[start : start + _BATCH], now_ms)
+    ledger = SqliteLedger(folder / "ledger.db")
+    await ledger.open()
+    budgets = [one.budget() for one in Config.model_validate(CONFIG).budgets]
+    await reconcile.rebuild(ledger, store, "default", budgets, {})
+    await ledger.close()
     for agent, creation, execution in (
         ("triage-bot", 3.4, 4.6),
         ("ledger-clerk", 5.1, 6.2),
@@ -342,12 +356,55 @@ def call(
     return gateway.chat(text, headers, model=model, max_tokens=max(40, taken * 2), **fields).status
 
 
+LOOKED_AT: Final = "support-2207"
+
+
+def eventful_run(gateway: FareboxProcess, key: str) -> threading.Thread:
+    """One run in which everything happens: calls beside each other, one compressed, one clamped, one routed, one refused, and a
+    slow one that is under way until the thread that is returned ends."""
+    work = WORKS[0]
+
+    def ask(step: str, model: str, prompt: str, given: int, taken: int, **fields: Any) -> int:
+        tags = tagged(work.name, LOOKED_AT, step, agent=work.agent)
+        options = fields.pop("options", None)
+        return call(
+            gateway,
+            key,
+            tags | ({"x-workflow-options": options} if options else {}),
+            model,
+            prompt,
+            given,
+            taken,
+            **fields,
+        )
+
+    def beside(*calls: tuple[Any, ...]) -> None:
+        threads = [threading.Thread(target=ask, args=one, daemon=True) for one in calls]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+
+    write, check = work.steps[2][2], work.steps[3][2]
+    ask("classify", "gpt-4.1-mini", work.steps[0][2], 420, 12)
+    beside(*[("extract", "gpt-4.1-mini", work.steps[1][2], 500, 60) for _ in range(2)])
+    beside(*[("draft", model, write, 600, 300) for model in ("gpt-4.1", "claude-sonnet-4-5", "auto:fast")])
+    ask("check", "claude-haiku-4-5", check, 500, 24)
+    ask("draft", "gpt-4.1", write, 3_400, 400)
+    ask("draft", "gpt-4.1", "Write a book about it.", 300, 4_000, n=4, options="no-clamp")
+    ask("draft", "gpt-4.1", write, 200, 4_000)
+    ask("check", "claude-haiku-4-5", check, 400, 24)
+    slow = threading.Thread(target=ask, args=("check", "claude-opus-4-5", check, 300, 300), daemon=True)
+    slow.start()
+    return slow
+
+
 @contextmanager
 def running_scene(folder: Path) -> Iterator[tuple[FareboxProcess, str]]:
     """The gateway, and the key with which its workflows call. Its pages ask for a login: `PERSON`."""
-    store = folder / ".farebox" / "store.db"
-    store.parent.mkdir(parents=True, exist_ok=True)
-    asyncio.run(_write_past(f"sqlite:///{store}", time.time_ns() // 1_000_000))
+    engines = folder / ".farebox"
+    engines.mkdir(parents=True, exist_ok=True)
+    asyncio.run(_write_past(engines, time.time_ns() // 1_000_000))
     with running_farebox(folder, CONFIG, environment={"FAREBOX_ADMIN_KEY": ADMIN_KEY}) as gateway:
         yield gateway, _set_up(gateway)
 

@@ -54,7 +54,15 @@ def agreed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str,
     with running_farebox(folder, CONFIG) as gateway:
         make_traffic(gateway)
         client = Client(gateway.url)
-        pages = {path: client.get(path).text for path in ("/admin", "/admin/runs", "/admin/runs/r-1", *usage)}
+        shown = (
+            "/admin",
+            "/admin/runs",
+            "/admin/runs/r-1",
+            "/admin/agents",
+            "/admin/workflows",
+            "/admin/workflows/intake",
+        )
+        pages = {path: client.get(path).text for path in (*shown, *usage)}
     connection = sqlite3.connect(Path(folder) / ".farebox" / "store.db")
     connection.row_factory = sqlite3.Row
     yield pages, connection
@@ -82,6 +90,89 @@ def test_the_overview_agrees_with_the_rows(agreed: tuple[dict[str, str], sqlite3
         assert figure(page, f"{prefix}-cost") == pytest.approx(stored["cost_usd"], abs=1e-9)
         assert figure(page, f"{prefix}-refused") == stored["refused"]
     assert figure(page, "month-saved") == sums(connection)["saved_tokens"]
+
+
+def section(page: str, heading: str) -> str:
+    """The card with this heading, up to the next one."""
+    found = re.search(rf"<h2>{heading}\b.*?(?=<h2>|</article>|</section>)", page, re.DOTALL)
+    assert found, heading
+    return found[0]
+
+
+def test_every_other_figure_of_the_overview_agrees_too(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
+    pages, connection = agreed
+    page, everything = pages["/admin"], sums(connection)
+    refused, this_month, failed = values(section(page, "Refused today"))[1:]
+    assert (refused, this_month, failed) == (
+        everything["calls"] + everything["refused"],
+        everything["refused"],
+        everything["errors"],
+    )
+    bars = re.findall(r'class="label">([^<]+)</span>.*?class="value">(.*?)</span>', section(page, "Intents"), re.DOTALL)
+    assert bars
+    for intent, value in bars:
+        name = "" if intent == "not classified" else intent
+        assert values(value) == [sums(connection, "intent = ?", name)["calls"]]
+    codes = re.findall(
+        r'class="label">([^<]+)</span>.*?class="value">(.*?)</span>', section(page, "Why calls were refused"), re.DOTALL
+    )
+    assert [code for code, _ in codes] == ["request exceeds budget"]
+    assert values(codes[0][1]) == [everything["refused"]]
+    for name, found in table_rows(section(page, "Largest workflows").replace("<table>", '<table class="w">'), "w"):
+        stored = sums(connection, "workflow = ?", "" if name == "untagged" else name)
+        wanted = [stored[one] for one in ("calls", "refused", "total_tokens", "cost_usd")]
+        assert found == pytest.approx(wanted, abs=1e-9), name
+    used = sums(connection, "at >= (SELECT max(at) FROM token_usage) - 3600000")
+    cost, tokens = values(section(page, "Burn rate"))[:2]
+    assert (tokens, cost) == (used["total_tokens"], pytest.approx(used["cost_usd"], abs=1e-9))
+    saved = values(section(page, "Saved this month"))
+    assert saved[0] == everything["saved_tokens"]
+
+
+def test_the_parts_of_a_chart_are_the_days_of_the_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
+    pages, connection = agreed
+    for path, metric in (("/admin", "cost_usd"), ("/admin/usage?group_by=workflow", "total_tokens")):
+        found = re.search(r"data-chart='([^']+)'", pages[path])
+        assert found
+        chart = json.loads(html.unescape(found[1]))
+        assert len(chart["days"]) == 30
+        parts = {part["name"]: sum(part["values"]) for part in chart["parts"]}
+        everything = sums(connection)[metric]
+        assert sum(parts.values()) == pytest.approx(everything, abs=1e-9)
+        for name in ("intake", "triage"):
+            assert parts[name] == pytest.approx(sums(connection, "workflow = ?", name)[metric], abs=1e-9)
+    by_run = re.search(r"data-chart='([^']+)'", pages["/admin/usage?group_by=run"])
+    assert by_run
+    assert [part["name"] for part in json.loads(html.unescape(by_run[1]))["parts"]] == [""]
+
+
+def test_agents_and_workflows_agree_with_the_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
+    pages, connection = agreed
+    for path, column, names in (
+        ("/admin/agents", "agent", ("calls", "total_tokens", "cost_usd")),
+        ("/admin/workflows", "workflow", ("calls", "refused", "total_tokens", "cost_usd")),
+    ):
+        rows = table_rows(re.sub("<table[^>]*>", '<table class="all">', pages[path]), "all")
+        assert len(rows) == 2
+        for name, found in rows:
+            stored = sums(connection, f"{column} = ?", name)
+            assert found[-len(names) :] == pytest.approx([stored[one] for one in names], abs=1e-9), name
+    stored = sums(connection, "workflow = 'intake'")
+    calls, refused, tokens, saved, cost = values(section(pages["/admin/workflows/intake"], "Used in 30 days"))
+    assert (calls, refused, tokens, saved) == tuple(
+        stored[one] for one in ("calls", "refused", "total_tokens", "saved_tokens")
+    )
+    assert cost == pytest.approx(stored["cost_usd"], abs=1e-9)
+
+
+def test_a_time_line_has_a_bar_for_every_call(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
+    pages, connection = agreed
+    page = pages["/admin/runs/r-1"]
+    bars = re.findall(r'<a href="#call-([^"]+)"><rect class="([a-z]+)" x="([^"]+)" y="\d+" width="([^"]+)"', page)
+    stored = dict(connection.execute("SELECT id, status FROM token_usage WHERE run = 'r-1'").fetchall())
+    assert {call: status for call, status, _, _ in bars} == stored
+    for _, _, at, width in bars:
+        assert 0 <= float(at) <= float(at) + float(width) <= 100.01
 
 
 def test_the_runs_agree_with_the_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:

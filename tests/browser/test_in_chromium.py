@@ -158,6 +158,35 @@ def test_a_run_is_paused_resumed_and_given_a_budget(page: Page) -> None:
     assert page.get_by_text("held → settled").first.is_visible()
 
 
+def test_a_bar_of_the_time_line_opens_its_call(page: Page) -> None:
+    page.goto("/admin/runs/r-1")
+    page.locator(".lane a").first.click()
+    assert page.locator("li.call:target details[open]").count() == 1
+    page.reload()
+    assert page.locator("li.call:target details[open]").count() == 1, "the address says which"
+
+
+def test_settings_offer_the_way_on_once_something_is_edited(page: Page) -> None:
+    page.goto("/admin/settings")
+    way_on = page.get_by_role("button", name="See what would change")
+    assert not way_on.is_visible()
+    page.get_by_label("max retry attempts").fill("7")
+    assert way_on.is_visible()
+    assert "1 edited" in page.locator(".bottom").inner_text()
+    page.get_by_label("max retry attempts").fill("2")
+    assert not way_on.is_visible()
+
+
+def test_a_chart_tells_the_day_under_the_pointer(page: Page) -> None:
+    page.goto("/admin/usage?group_by=workflow")
+    parts = page.locator(".parts li")
+    assert {"intake", "triage"} <= {text.split()[0] for text in parts.all_inner_texts()}
+    whole = parts.first.inner_text()
+    assert whole.startswith("together")
+    page.locator(".chart .u-over").hover(position={"x": 200, "y": 60})
+    assert not parts.first.inner_text().startswith("together")
+
+
 def test_a_budget_is_made_changed_and_deleted(page: Page) -> None:
     page.goto("/admin/budgets")
     page.get_by_label("Whose name matches").fill("nightly-*")

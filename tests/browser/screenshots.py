@@ -1,0 +1,102 @@
+"""The pictures in docs/images: every admin page in both themes, a few on a phone, of a gateway that is at work.
+
+    .venv/bin/python -m tests.browser.screenshots [folder]        (make screenshots)
+
+Needs Chromium. The figures move with the clock; what they are made of is in `scene.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from playwright.sync_api import sync_playwright
+
+from tests.browser.conftest import Client
+from tests.browser.scene import ADMIN_KEY, LOOKED_AT, PERSON, Traffic, eventful_run, running_scene
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+CHROMIUM: Final = "/usr/bin/chromium"
+# name: (address, whether the whole page is shown or one screen of it)
+PAGES: Final = {
+    "overview": ("/admin", True),
+    "runs": ("/admin/runs", False),
+    "run": (f"/admin/runs/{LOOKED_AT}", True),
+    "workflows": ("/admin/workflows", False),
+    "workflow": ("/admin/workflows/support-triage", False),
+    "budgets": (f"/admin/budgets?workflow=support-triage&run={LOOKED_AT}&step=draft", False),
+    "agents": ("/admin/agents", False),
+    "agent": ("/admin/agents/ledger-clerk", False),
+    "settings": ("/admin/settings", False),
+    "keys": ("/admin/keys", False),
+    "usage": ("/admin/usage?group_by=workflow&metric=cost_usd", False),
+    "audit": ("/admin/audit", False),
+    "health": ("/admin/health?check=drift", False),
+}
+ON_PHONES: Final = ("overview", "run")
+SCREEN: Final = {"width": 1360, "height": 850}
+PHONE: Final = {"width": 390, "height": 844}
+_WARM_UP_S: Final = 12
+
+
+@contextmanager
+def visiting(browser: Browser, url: str, theme: str, size: dict[str, int]) -> Iterator[Page]:
+    """A page of somebody who has logged in."""
+    context: BrowserContext = browser.new_context(base_url=url, viewport=size, color_scheme=theme, locale="en-GB")  # type: ignore[arg-type]
+    page = context.new_page()
+    page.goto("/admin/login")
+    page.get_by_label("Name").fill(PERSON["name"])
+    page.get_by_label("Password").fill(PERSON["password"])
+    page.get_by_role("button", name="Log in").click()
+    page.wait_for_url("**/admin")
+    yield page
+    context.close()
+
+
+def shoot(page: Page, path: str, file: Path, *, whole: bool) -> None:
+    page.goto(path)
+    page.evaluate("document.fonts.ready")
+    page.wait_for_timeout(1_500 if path == "/admin/runs" else 200)
+    page.screenshot(path=file, full_page=whole)
+    print(f"{file.name:<32} {file.stat().st_size / 1024:6.0f} KB")
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("docs/images")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as place,
+        running_scene(Path(place)) as (gateway, key),
+        sync_playwright() as tool,
+    ):
+        program = Client(gateway.url, headers={"authorization": f"Bearer {ADMIN_KEY}"})
+        assert program.post("/admin/people", PERSON).status == 303
+        traffic = Traffic(gateway, key)
+        traffic.start()
+        time.sleep(_WARM_UP_S)
+        browser = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--hide-scrollbars"])
+        eventful_run(gateway, key)
+        for theme in ("light", "dark"):
+            with visiting(browser, gateway.url, theme, SCREEN) as page:
+                # The run first: one of its calls is still under way then.
+                for name in sorted(PAGES, key=lambda one: one != "run"):
+                    path, whole = PAGES[name]
+                    shoot(page, path, folder / f"admin-{name}-{theme}.png", whole=whole)
+        with visiting(browser, gateway.url, "light", PHONE) as page:
+            for name in ON_PHONES:
+                shoot(page, PAGES[name][0], folder / f"admin-{name}-phone.png", whole=False)
+        page = browser.new_page(base_url=gateway.url, viewport=SCREEN)  # type: ignore[arg-type]
+        shoot(page, "/admin/login", folder / "admin-login-light.png", whole=False)
+        traffic.stop()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
