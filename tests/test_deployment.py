@@ -68,6 +68,15 @@ def test_every_metric_is_shown_or_watched() -> None:
     assert series - shown == set()
 
 
+def test_every_metric_is_explained() -> None:
+    page = (ROOT / "docs/observability.md").read_text()
+    table = page[page.index("## Metrics") : page.index("## Spans")]
+    # Several of one family share a line, where only their endings differ.
+    for name in {re.sub(r"_(bucket|sum|count)$", "", one) for one in metric_names()}:
+        ending = re.sub(r"^farebox_budget", "", name)
+        assert f"`{name}`" in table or f"`{ending}`" in table, name
+
+
 def test_the_compose_file_has_only_keys_of_the_specification() -> None:
     assert set(COMPOSE) <= TOP_LEVEL
     for name, service in SERVICES.items():
