@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from tests.acceptance.serving import ProviderThread, Served, model
+from policies.holdout import Arm, arm_of
+from tests.acceptance.serving import ProviderThread, Served, events_of, model, note_of, until, words
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import Reply, running_farebox, tagged
 
@@ -46,7 +48,7 @@ def config_of(provider: FakeProvider) -> dict[str, Any]:
                 for name, ladder in LADDERS.items()
                 if name not in ("early", "routing")
             ),
-            {"scope": "run", "match": "early", "tokens": 4000, "on_pressure": LADDERS["early"]},
+            {"scope": "run", "match": "early", "tokens": 20_000, "on_pressure": LADDERS["early"]},
             {"scope": "run", "match": "routing", "usd": 0.05, "on_pressure": LADDERS["routing"]},
         ],
         "settings": {
@@ -157,3 +159,224 @@ def test_a_condensed_text_of_low_quality_is_paid_and_not_used(served: Served) ->
     run = api(served, "/runs/semantic-3")
     assert run["calls"] == 2
     assert run["tokens"]["reserved"] == run["tokens"]["saved"] == 0
+
+
+LOG = "\n".join(
+    f"2026-11-20 09:{minute:02d}:00   INFO    worker-{minute % 3}     heartbeat     ok            "
+    for minute in range(60)
+)
+
+
+def with_log(question: str = "What does the log say?") -> list[dict[str, Any]]:
+    return [
+        {"role": "user", "content": "Read the log."},
+        {"role": "assistant", "content": None, "tool_calls": [call_of("c1")]},
+        {"role": "tool", "tool_call_id": "c1", "content": LOG},
+        {"role": "user", "content": question},
+    ]
+
+
+def call_of(call_id: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": "read", "arguments": "{}"}}
+
+
+def used_up(served: Served, headers: dict[str, str], tokens: int) -> None:
+    """Spend so many tokens of a run, and a few more."""
+    reply = ask(served, {**headers, "x-workflow-options": "no-compress"}, [{"role": "user", "content": words(tokens)}])
+    assert reply.status == 200, reply.body
+
+
+def results(call: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(one["rung"], one["result"]) for one in call["decisions"] if "rung" in one]
+
+
+def kinds(reply: Reply) -> list[str]:
+    said = reply.headers.get("x-budget-actions", "")
+    return [part.split("=")[0] for part in said.split(", ")] if said else []
+
+
+def test_rungs_with_a_share_are_taken_one_after_another_as_the_budget_goes(served: Served) -> None:
+    headers = tagged("early", "early-1", "read", intent="extract")
+    assert kinds(ask(served, headers, with_log())) == []
+    used_up(served, headers, 9900)
+    assert kinds(ask(served, headers, with_log())) == ["compress"]
+    used_up(served, headers, 1500)
+    assert kinds(ask(served, headers, with_log())) == ["compress", "route"]
+    assert served.last.model == "gpt-4o-mini"
+    used_up(served, headers, 1500)
+    clamped = ask(served, headers, with_log(), max_tokens=4000)
+    assert kinds(clamped) == ["compress", "route", "clamp"]
+    left = int(clamped.headers["x-budget-run-remaining"]) + clamped.json()["usage"]["total_tokens"]
+    assert served.last.body["max_tokens"] < left / 2
+    used_up(served, headers, 4000)
+    refused = ask(served, headers, with_log())
+    assert (refused.status, refused.json()["error"]["code"]) == (402, "run_budget_exceeded")
+    assert "The last 10% of this budget are kept back for others." in refused.json()["error"]["message"]
+    last = calls_of(served, "early-1")[-1]
+    assert results(last) == [(rung, "taken early") for rung in ("compress", "route", "clamp", "refuse")]
+
+
+def test_what_was_decided_about_a_call_that_did_not_fit_names_every_rung(served: Served) -> None:
+    headers = tagged("compressing", "told-1", "read", intent="extract")
+    used_up(served, headers, 3600)
+    assert ask(served, {**headers, "x-workflow-options": "no-compress"}, with_log()).status == 402
+    assert ask(served, headers, with_log()).status == 402
+    forbidden, tried = calls_of(served, "told-1")[1:]
+    assert results(forbidden) == [("compress", "not tried"), ("whole", "does not fit")]
+    assert forbidden["decisions"][0]["why"] == "the caller forbids it with no-compress"
+    whole, compress = (one for one in tried["decisions"] if "rung" in one)
+    assert (whole["why"], whole["account"], whole["unit"]) == ("exceeded", "run/told-1", "tokens")
+    assert whole["needed"] > whole["remaining"] > 0
+    assert compress["rung"] == "compress"
+
+
+@pytest.mark.parametrize(
+    ("workflow", "status", "took"),
+    [("refusing", 402, []), ("empty", 402, []), ("clamp-first", 200, ["clamp"]), ("compressing", 402, [])],
+)
+def test_only_the_rungs_of_a_budget_are_taken_and_in_its_order(
+    served: Served, workflow: str, status: int, took: list[str]
+) -> None:
+    headers = tagged(workflow, f"order-{workflow}", "read", intent="extract")
+    used_up(served, headers, 3000)
+    reply = ask(served, headers, [{"role": "user", "content": "Write."}], max_tokens=2000)
+    assert (reply.status, kinds(reply)) == (status, took), reply.body
+
+
+def test_a_cheaper_model_answers_where_the_money_does_not_reach(served: Served) -> None:
+    headers = tagged("routing", "routing-1", "read", intent="extract")
+    messages = [{"role": "user", "content": words(300)}]
+    assert ask(served, headers, messages, max_tokens=300).headers.get("x-budget-actions") is None
+    reply = ask(served, headers, messages, max_tokens=2000)
+    assert (reply.status, kinds(reply)) == (200, ["route"])
+    call = calls_of(served, "routing-1")[-1]
+    assert (call["model_requested"], call["model"]) == ("dear", "cheap")
+    assert results(call) == [("whole", "does not fit"), ("route", "fits")]
+    saved = call["input_tokens"] * (1e-5 - 1e-7) + call["output_tokens"] * (4e-5 - 4e-7)
+    assert call["saved_usd"] == pytest.approx(saved)
+    by_run = api(served, "/usage?group_by=run&workflow=routing")["rows"][0]
+    assert by_run["saved_usd"] == pytest.approx(saved)
+
+
+def test_early_waiting_ends_when_siblings_have_settled(served: Served) -> None:
+    headers = tagged("patient-early", "patient-1", "read", intent="extract")
+    seen = served.seen()
+    slow = [{"role": "user", "content": '{"fake": {"delay_ms": 1200}}'}]
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(ask, served, headers, slow, max_tokens=3000)
+        until(lambda: served.seen() > seen, 5, "the sibling at the provider")
+        reply = ask(served, headers, [{"role": "user", "content": "hi"}])
+        assert held.result().status == 200
+    assert (reply.status, kinds(reply)) == (200, ["wait"])
+
+
+def test_savings_are_told_in_streams_runs_and_reports_alike(served: Served) -> None:
+    headers = tagged("streams", "streams-1", "read", intent="extract")
+    buffered = ask(served, headers, with_log())
+    streamed = ask(served, headers, with_log(), stream=True)
+    note = note_of(events_of(streamed.body.decode()))
+    assert note["actions"] == [buffered.headers["x-budget-actions"]] == [streamed.headers["x-budget-actions"]]
+    saved = int(buffered.headers["x-budget-actions"].removeprefix("compress="))
+    assert api(served, "/runs/streams-1")["tokens"]["saved"] == 2 * saved
+    for group in ("workflow", "step", "intent", "run"):
+        (row,) = api(served, f"/usage?group_by={group}&workflow=streams")["rows"]
+        assert (row["saved_tokens"], row["calls"]) == (2 * saved, 2)
+    (row,) = api(served, "/usage?group_by=savings&workflow=streams")["rows"]
+    assert (row["savings"], row["saved_tokens"]) == ("compress", 2 * saved)
+    assert 0 < row["saved_usd"] <= 2 * saved * DEAR_USD
+
+
+def test_memory_is_brought_to_its_reserve_and_the_newest_stays(served: Served) -> None:
+    runs = [f"2026-10-{day:02d}: the run of that day fetched {day} pages and stored them." for day in range(1, 29)]
+    memory = "\n".join(["The user prefers Danish.", *runs])
+    messages = [
+        {"role": "user", "name": "memory", "content": memory},
+        {"role": "assistant", "content": "Noted."},
+        {"role": "user", "content": "What now?"},
+    ]
+    reply = ask(served, tagged("remembering", "memory-1", "read", intent="extract"), messages)
+    assert kinds(reply) == ["compress"]
+    kept = served.last.body["messages"][0]["content"]
+    assert "prefers Danish" in kept
+    assert "2026-10-28" in kept
+    assert "2026-10-03" not in kept
+    assert len(kept) < len(memory) / 4
+
+
+def test_histories_of_every_text_protocol_are_compressed(served: Served) -> None:
+    headers = tagged("protocols", "protocols-1", "read", intent="extract")
+    items = [
+        {"role": "user", "content": "Read the log."},
+        {"type": "function_call", "call_id": "c1", "name": "read", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": LOG},
+        {"role": "user", "content": "What does it say?"},
+    ]
+    body = {"model": "dear", "input": items, "max_output_tokens": 32}
+    reply = served.gateway.request("POST", "/v1/responses", body, headers)
+    assert (reply.status, kinds(reply)) == (200, ["compress"]), reply.body
+    sent = served.last.body["input"]
+    assert [sent[0], sent[1], sent[3]] == [items[0], items[1], items[3]]
+    assert len(sent[2]["output"]) < len(LOG) * 0.6
+    assert sent[2]["call_id"] == "c1"
+
+
+def test_a_prompt_cache_is_not_broken_for_less_than_it_saves(served: Served) -> None:
+    """The log is the newest turn first, and goes as it is; then it is history, cached by the provider at a tenth of its price."""
+    question = {"role": "user", "content": "And now?"}
+    first = [{"role": "user", "content": f"{LOG}\n{story(7)}"}]
+    grown = [*first, {"role": "assistant", "content": "It is quiet."}, question]
+    cached = {"role": "system", "content": '{"fake": {"cached_tokens": 1500}}'}
+    headers = tagged("caching", "cached-1", "read", intent="extract")
+    for messages in ([cached, *first], [cached, *grown]):
+        reply = ask(served, headers, messages)
+        assert (reply.status, kinds(reply)) == (200, []), reply.body
+        assert served.last.body["messages"] == messages
+    assert calls_of(served, "cached-1")[-1]["decisions"][-1]["compress"].startswith(
+        "not done: the prompt cache would lose"
+    )
+    # Where the provider's bills show no cache, there is none to lose.
+    bare = tagged("caching", "uncached-1", "read", intent="extract")
+    ask(served, bare, first)
+    ask(served, bare, grown)
+    again = ask(served, bare, [*grown, {"role": "assistant", "content": "Still quiet."}, question])
+    assert kinds(again) == ["compress"]
+
+
+def test_a_failing_condenser_costs_nothing_and_stops_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with ProviderThread() as provider:
+        config = config_of(provider)
+        config["compression"] = {"semantic_model": "broken"}
+        config["savings"] = {"holdout_share": 0.5}
+        with running_farebox(tmp_path_factory.mktemp("failing"), config) as gateway:
+            served = Served(gateway, provider)
+            treated = next(run for run in "abcdefgh" if arm_of("default", run, 0.5) is Arm.TREATED)
+            reply = ask(served, tagged("ferries", treated, "read", intent="summarize"), asking_for(1))
+            assert (reply.status, kinds(reply)) == (200, [])
+            assert served.last.body["messages"] == asking_for(1)
+            run = api(served, f"/runs/{treated}")
+            assert (run["calls"], run["tokens"]["reserved"]) == (1, 0)
+            check_the_holdout(served)
+
+
+def check_the_holdout(served: Served) -> None:
+    """On the same gateway: whole runs are left alone, and the report sets both sides side by side."""
+    arms: dict[Arm, list[str]] = {Arm.TREATED: [], Arm.HOLDOUT: []}
+    for number in range(8):
+        run = f"held-{number}"
+        arms[arm_of("default", run, 0.5)].append(run)
+        for _ in range(2):
+            reply = ask(served, tagged("logs", run, "read", intent="extract"), with_log())
+            is_held = run in arms[Arm.HOLDOUT]
+            assert kinds(reply) == (["holdout"] if is_held else ["compress"])
+            assert (served.last.body["messages"] == with_log()) is is_held
+    assert all(arms.values()), "the names of the runs fall on both sides"
+    report = api(served, "/usage?group_by=savings&workflow=logs")
+    assert {row["savings"] for row in report["rows"]} == {"compress+treated", "holdout"}
+    sides = report["comparison"]
+    assert sides["treated"]["calls"] == 2 * len(arms[Arm.TREATED])
+    assert sides["holdout"]["calls"] == 2 * len(arms[Arm.HOLDOUT])
+    assert sides["holdout"]["saved_tokens"] == 0
+    assert sides["treated"]["input_tokens_per_call"] < sides["holdout"]["input_tokens_per_call"]
+    assert sides["input_tokens_saved_share"] == pytest.approx(
+        1 - sides["treated"]["input_tokens_per_call"] / sides["holdout"]["input_tokens_per_call"], abs=1e-4
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,9 +17,12 @@ from gateway.store import usage_report
 from gateway.store.keys import ApiKey
 from gateway.store.runs import Sums
 from gateway.store.usage_csv import to_csv
-from gateway.store.usage_report import GroupBy, UsageFilter
+from gateway.store.usage_report import GroupBy, ReportRow, UsageFilter
+from policies.holdout import Arm
 
 CSV_ROWS_MAX = 100_000
+# More kinds of savings than there are sets of actions that come together: both sides are summed over all of them.
+KINDS_MAX = 2_000
 
 
 class UsageQuery(ListQuery):
@@ -71,14 +75,48 @@ class UsageRow(UsageTotals):
 
 
 @dataclass(frozen=True, slots=True)
+class Side:
+    """The calls of one side of the holdout. Means are per answered call."""
+
+    calls: int
+    refused: int
+    errors: int
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    cost_usd: float
+    saved_tokens: int
+    saved_usd: float
+    input_tokens_per_call: float
+    output_tokens_per_call: float
+    cost_usd_per_call: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Treated runs against those held out (`savings.holdout_share`): what compression and routing save, measured.
+
+    Shares are 1 − treated ÷ held out, per call; left out while a side has no call. They are as good as the calls are many and
+    alike: `saved_tokens` counts what each call itself would have sent, these count what came of whole runs.
+    """
+
+    treated: Side
+    holdout: Side
+    input_tokens_saved_share: float | None
+    cost_saved_share: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class UsageReport:
-    """The largest groups first, days in their order. `total` is over all `groups`, shown or not."""
+    """The largest groups first, days in their order. `total` is over all `groups`, shown or not. `comparison` is there for
+    `savings`, once runs were held out."""
 
     group_by: str
     rows: tuple[UsageRow, ...]
     total: UsageTotals
     groups: int
     next: str | None = None
+    comparison: Comparison | None = None
 
 
 async def get_usage(ask: Ask[UsageQuery, NoBody]) -> UsageReport | Response:
@@ -89,11 +127,14 @@ async def get_usage(ask: Ask[UsageQuery, NoBody]) -> UsageReport | Response:
         return await _as_csv(ask, wanted)
     start = page_start(query.cursor)
     end = start + query.limit
-    found = await usage_report.report(ask.store, query.group_by, wanted, end)
+    is_compared = query.group_by is GroupBy.SAVINGS
+    found = await usage_report.report(ask.store, query.group_by, wanted, max(end, KINDS_MAX) if is_compared else end)
     names = {key.id: key.name for key in ask.desk.parts.control.snapshot.keys.values()}
-    rows = tuple(_row(query.group_by, row.group, row.sums, names) for row in found.rows[start:])
+    rows = tuple(_row(query.group_by, row.group, row.sums, names) for row in found.rows[start:end])
     following = str(end) if found.groups > end else None
-    return UsageReport(query.group_by.value, rows, UsageTotals(**figures(found.total)), found.groups, following)
+    total = UsageTotals(**figures(found.total))
+    compared = _comparison(found.rows) if is_compared else None
+    return UsageReport(query.group_by.value, rows, total, found.groups, following, compared)
 
 
 async def _as_csv(ask: Ask[UsageQuery, NoBody], wanted: UsageFilter) -> Response:
@@ -120,6 +161,37 @@ def filter_of(desk: Desk, query: UsageQuery) -> UsageFilter:
         from_ms=from_ms,
         to_ms=to_ms,
     )
+
+
+def _comparison(rows: Sequence[ReportRow]) -> Comparison | None:
+    sides = {arm: [row.sums for row in rows if arm in row.group.split("+")] for arm in Arm}
+    if not sides[Arm.HOLDOUT]:
+        return None
+    treated, holdout = (_side(sides[arm]) for arm in (Arm.TREATED, Arm.HOLDOUT))
+    return Comparison(
+        treated,
+        holdout,
+        _saved_share(treated.input_tokens_per_call, holdout.input_tokens_per_call, treated.calls),
+        _saved_share(treated.cost_usd_per_call, holdout.cost_usd_per_call, treated.calls),
+    )
+
+
+def _side(found: Sequence[Sums]) -> Side:
+    names = ("calls", "refused", "errors", "input_tokens", "output_tokens", "total_tokens", "saved_tokens")
+    figures = {name: sum(getattr(sums, name) for sums in found) for name in names}
+    cost, calls = sum(sums.cost_nano_usd for sums in found), max(1, figures["calls"])
+    return Side(
+        **figures,
+        cost_usd=usd(cost),
+        saved_usd=usd(sum(sums.saved_nano_usd for sums in found)),
+        input_tokens_per_call=round(figures["input_tokens"] / calls, 2),
+        output_tokens_per_call=round(figures["output_tokens"] / calls, 2),
+        cost_usd_per_call=usd(cost // calls),
+    )
+
+
+def _saved_share(treated: float, holdout: float, calls: int) -> float | None:
+    return round(1 - treated / holdout, 4) if calls and holdout else None
 
 
 def _key_id(wanted: str | None, keys: list[ApiKey]) -> str | None:
