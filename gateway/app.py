@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import socket
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack
@@ -18,12 +17,13 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp
 
+from gateway.admitting import admission_for
 from gateway.alerts import Alerts
 from gateway.answers.engine import shelf_of
 from gateway.answers.port import Room
 from gateway.budget_book import BudgetBook
 from gateway.config import Config, ConfigError
-from gateway.config_values import pool_settings_of, rules_of, timeouts_of
+from gateway.config_values import pool_settings_of, timeouts_of
 from gateway.control import Control
 from gateway.endpoints.access import ADMIN_KEY_VARIABLE, Access, OperatorFile, check_binding
 from gateway.endpoints.front import Front
@@ -33,7 +33,7 @@ from gateway.errors import ModelNotFound
 from gateway.flusher import Flusher
 from gateway.gauges import Gauges
 from gateway.heartbeat import Heartbeat
-from gateway.ids import Ids
+from gateway.ids import Ids, process_name
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.outage import OutageLedger
 from gateway.ledger.port import Ledger
@@ -43,7 +43,6 @@ from gateway.ledger_clock import LedgerClock
 from gateway.orchestration import Orchestration
 from gateway.orchestration.asking import Asking
 from gateway.orchestration.assembly import make_orchestration
-from gateway.pipeline.admission import Admission
 from gateway.pipeline.answer_cache import AnswerCache
 from gateway.pipeline.call import Call
 from gateway.pipeline.forwarding import Forwarding
@@ -258,7 +257,7 @@ class Application:
             runs=parts.runs,
             is_outbox_full=lambda: parts.flusher.is_full,
         )
-        admission = _admission(parts, reserving)
+        admission = admission_for(parts, reserving)
         forwarding = Forwarding(
             upstream=parts.tracing.upstream(parts.forwarder),
             pool=parts.pool,
@@ -420,10 +419,6 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def process_name() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
 def _intake(parts: Parts, *, is_open_to_all: bool) -> Intake:
     return Intake(
         snapshot=lambda: parts.control.snapshot,
@@ -466,22 +461,6 @@ def _forwarder(
         litellm=LiteLLMLane(environment=environment, settings=settings),
         mock=mock,
         environment=environment,
-    )
-
-
-def _admission(parts: Parts, reserving: Reserving) -> Admission:
-    return Admission(
-        ledger=parts.ledger,
-        reserving=reserving,
-        tokenizer=parts.tokenizer,
-        prices=parts.prices,
-        pool=parts.pool,
-        planner=parts.orchestration,
-        runs=parts.runs,
-        budgets=parts.budgets,
-        snapshot=lambda: parts.control.snapshot,
-        now_ms=parts.clock.now_ms,
-        rules=rules_of(parts.config, process_name()),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 
 
@@ -21,3 +22,8 @@ class Ids:
         chance = self._pool[self._used : self._used + 10]
         self._used += 10
         return f"{self._clock_ms():012x}{chance.hex()}"
+
+
+def process_name() -> str:
+    """This process, for people who look and for what several of them share."""
+    return f"{socket.gethostname()}:{os.getpid()}"

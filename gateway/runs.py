@@ -3,7 +3,8 @@ the truth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, MutableMapping
 from typing import Final
 
 from cachetools import LRUCache
@@ -23,10 +24,21 @@ class RunRegistry:
         self._ledger = ledger
         self._silence_ms = int(silence_s * 1000)
         self._new_id = new_id
-        self._workflow_of: LRUCache[tuple[str, str], str] = LRUCache(_RUNS_MAX)
-        self._parent_of: LRUCache[tuple[str, str], str] = LRUCache(_RUNS_MAX)
+        self._workflow_of: MutableMapping[tuple[str, str], str] = LRUCache(_RUNS_MAX)
+        self._parent_of: MutableMapping[tuple[str, str], str] = LRUCache(_RUNS_MAX)
         self._tightened: LRUCache[tuple[str, str], bool] = LRUCache(_RUNS_MAX)
         self._last_implicit: dict[tuple[str, str], str] = {}
+
+    def looking(self, ledger: Ledger) -> RunRegistry:
+        """One that knows what this one knows, and whose own findings this one does not hear of."""
+        other = RunRegistry(ledger, silence_ms=self._silence_ms, new_id=self._new_id)
+        other._workflow_of = ChainMap({}, self._workflow_of)
+        other._parent_of = ChainMap({}, self._parent_of)
+        return other
+
+    def last_implicit(self, project: str, workflow: str) -> str | None:
+        """The implicit run that was seen last here; whether it still goes on, the ledger decides at the next call."""
+        return self._last_implicit.get((project, workflow))
 
     async def implicit_run(self, project: str, workflow: str) -> str:
         """The run of a workflow whose caller names none: one until 15 minutes of silence. Without the ledger, the last one known."""

@@ -13,6 +13,7 @@ from gateway.cli import (
     budgets_command,
     demo_command,
     env_command,
+    explain_command,
     keys_command,
     runs_command,
     serve_command,
@@ -71,6 +72,7 @@ command(app, "reconcile")(upkeep_command.reconcile)
 command(app, "env")(env_command.env)
 command(app, "usage")(usage_command.usage)
 command(app, "audit")(usage_command.audit)
+command(app, "explain")(explain_command.explain)
 command(app, "top")(top_command.top)
 command(app, "classify")(workflows_command.classify)
 command(app, "suggest")(workflows_command.suggest)

@@ -93,43 +93,47 @@ class Compressing:
         """What the provider billed shows whether it has a prompt cache to lose."""
         self._caches.answered(_conversation(call), usage)
 
-    async def compress(self, call: Call, needed_tokens: int, *, asks: bool = True) -> bool:
+    async def compress(self, call: Call, needed_tokens: int, *, looks: bool = False) -> bool:
         """To `needed_tokens` (0: by the settings' ratio), never below the minimum quality. True: the prompt is smaller now.
 
         Under pressure what the prompt cache would lose does not count: a call that is refused has nothing of it. Then no
-        model is asked either, for want of budget; what was answered before serves. `asks` False asks nobody at all.
+        model is asked either, for want of budget; what was answered before serves. `looks`: nobody is asked, nothing is remembered.
         """
         count = call.count
         if count is None or count.tokens < _PROMPT_TOKENS_MIN:
             return False
-        work, condensed, found = await self._shortest(call, needed_tokens, asks)
+        work, condensed, found = await self._shortest(call, needed_tokens, looks)
         original = Prompt.of(work.messages, count.tokens)
         if found.messages is None or found.tokens_saved <= 0:
-            self._caches.goes(_conversation(call), call.id, original)
+            self._goes(call, original, looks)
             call.decisions.append({"compress": found.reason, "strategy": work.strategy} | _told(condensed))
             return False
         shorter = Prompt.of(found.messages, max(0, count.tokens - found.tokens_saved))
         gain = self._gain(call, found, original, shorter, condensed.cost_nano_usd)
         # What was paid for asking is gone either way.
         if not needed_tokens and gain.net_nano_usd + gain.cost_nano_usd < 0:
-            self._caches.goes(_conversation(call), call.id, original)
+            self._goes(call, original, looks)
             lost = (
                 f"the prompt cache would lose {gain.cache_lost_nano_usd} nano-USD, {gain.saved_nano_usd} would be saved"
             )
             call.decisions.append({"compress": f"not done: {lost}", "strategy": work.strategy} | _told(condensed))
             return False
-        self._caches.goes(_conversation(call), call.id, shorter)
+        self._goes(call, shorter, looks)
         call.request.body = {**call.request.body, _HISTORY[call.protocol.name]: found.messages}
         _note(call, found, work.strategy, gain, condensed)
         return True
 
-    async def _shortest(self, call: Call, needed_tokens: int, asks: bool) -> tuple[_Work, Condensed, Compressed]:
+    def _goes(self, call: Call, prompt: Prompt, looks: bool) -> None:
+        if not looks:
+            self._caches.goes(_conversation(call), call.id, prompt)
+
+    async def _shortest(self, call: Call, needed_tokens: int, looks: bool) -> tuple[_Work, Condensed, Compressed]:
         """By the first strategy; where that does not reach what is needed, by the one that gets furthest."""
         best: tuple[_Work, Condensed, Compressed] | None = None
         snapshot = self._snapshot()
         for strategy in self._strategies(_intent(call), snapshot):
             work = self._work(call, strategy, snapshot.settings, needed_tokens)
-            condensed = await self._condensed(call, work, asks)
+            condensed = await self._condensed(call, work, looks)
             found = await asyncio.to_thread(self._compressed, work, condensed.answers)
             if best is None or found.tokens_after < best[2].tokens_after:
                 best = work, condensed, found
@@ -166,7 +170,7 @@ class Compressing:
             condensed=condensed,
         )
 
-    async def _condensed(self, call: Call, work: _Work, asks: bool) -> Condensed:
+    async def _condensed(self, call: Call, work: _Work, looks: bool) -> Condensed:
         """What a cheap model has made, or makes now, of the texts: only for the strategy `semantic`, and where it pays."""
         if work.strategy != "semantic":
             return Condensed()
@@ -179,7 +183,7 @@ class Compressing:
             known.reason = "nobody is asked under pressure"
         elif not self._pays(call, work, questions):
             known.reason = "asking would cost more than it saves"
-        elif not asks:
+        elif looks:
             known.reason = f"{len(questions)} texts would be asked about"
         else:
             fresh = await self._condensing.ask(call, questions, _spare(call))

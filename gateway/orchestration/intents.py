@@ -120,12 +120,11 @@ class Intents:
 
     async def of(self, call: Call, declared: str | None, threshold: float) -> IntentTag:
         """Cheap when the step was seen before; at most `wait_ms` when a model is asked and waiting is allowed."""
-        header = call.tags.intent
-        identity = (call.principal.project, call.tags.workflow, call.tags.step, header, declared, *_fingerprint(call))
+        identity = _identity(call, declared)
         warm = self._warm.get(identity)
         answer = None if warm is None else self._still(warm)
         if answer is None:
-            warm = await self._classified(call, header, declared, threshold)
+            warm = await self._classified(call, call.tags.intent, declared, threshold)
             self._warm[identity] = warm
             answer = warm.answer
             self._found(call, answer)
@@ -133,7 +132,18 @@ class Intents:
                 warm.answer = replace(answer, source="cache")  # for the calls to come
         return IntentTag(answer.intent, answer.confidence, answer.source)
 
-    def tell(self, step: Mapping[str, Any], workflow: str, settings: Settings) -> Told:
+    def look(self, call: Call, declared: str | None, threshold: float) -> Classification:
+        """What `of` would answer now. Nobody is asked, and nothing is remembered."""
+        warm = self._warm.get(_identity(call, declared))
+        answer = None if warm is None else self._still(warm)
+        if answer is not None:
+            return answer
+        step = step_text_of(call.protocol.name, call.request.body, call.tags.step, call.tags.workflow)
+        said = Intent(declared) if declared else None
+        learned = None if said or call.tags.intent else self._remembered(content_key(step))
+        return learned or classify(step, header=call.tags.intent, declared=said, confidence_threshold=threshold)
+
+    def tell(self, step: Mapping[str, Any], workflow: str, settings: Settings, *, asks: bool = True) -> Told:
         """What a declared step is asked to make, by its own words. Never waits; what stays unclear is asked beside."""
         if step.get("intent"):
             return self._told_by(step, workflow, settings, lambda: _Telling(tell_step(step, workflow, settings))).told
@@ -150,7 +160,8 @@ class Intents:
         learned = self._remembered(telling.question.key)
         if learned is not None:
             return Told(learned, telling.told.complexity)
-        self._enqueue(telling.question)
+        if asks:
+            self._enqueue(telling.question)
         return telling.told
 
     def _told_by(
@@ -275,6 +286,11 @@ class Intents:
             await intent_store.put_many(self._store, learned)
         except StoreError as error:
             _log.warning("learned_intents_not_kept", error=str(error))
+
+
+def _identity(call: Call, declared: str | None) -> tuple[object, ...]:
+    tags = call.tags
+    return (call.principal.project, tags.workflow, tags.step, tags.intent, declared, *_fingerprint(call))
 
 
 def _fingerprint(call: Call) -> tuple[object, ...]:

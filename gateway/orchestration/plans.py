@@ -11,7 +11,7 @@ step that comes back after all keeps its allocation; that no run spends more tha
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cachetools import LRUCache
@@ -133,18 +133,35 @@ class Plans:
             self._note(key, plan, beginning)
         return plan.steps[name], begins
 
+    async def look(self, key: RunKey, beginning: Beginning, propose: Propose, settings: Settings) -> StepAllocation:
+        """What `step` would answer now. Nothing is written or remembered."""
+        known = self._plans.get(key)
+        if known is None:
+            plan, _ = await self._found_or_proposed(key, propose)
+        else:
+            plan = replace(known, steps=dict(known.steps), begun=set(known.begun), used=dict(known.used))
+        name = beginning.step
+        if name not in plan.begun:
+            await self._return_what_is_left(key, plan, name, settings, writes=False)
+        return plan.steps.get(name) or self._next(plan, beginning, settings)
+
     async def _first_plan(self, key: RunKey, propose: Propose) -> LivePlan:
+        plan, proposed = await self._found_or_proposed(key, propose)
+        for position, step in enumerate(proposed, 1):
+            self._writing.put((key[0], stored_step(key[1], position, step)))
+        return plan
+
+    async def _found_or_proposed(self, key: RunKey, propose: Propose) -> tuple[LivePlan, Sequence[PlannedStep]]:
+        """The plan, and the steps that the store does not know yet."""
         try:
             run = await run_store.get(self._store, *key)
         except StoreError:
             run = None
         announced = _announced(run)
         if announced is not None:
-            return live(announced)
+            return live(announced), ()
         plan = await propose(run)
-        for position, step in enumerate(plan.steps, 1):
-            self._writing.put((key[0], stored_step(key[1], position, step)))
-        return live(plan)
+        return live(plan), plan.steps
 
     def _next(self, plan: LivePlan, beginning: Beginning, settings: Settings) -> StepAllocation:
         """A step that no plan knew of: its demand, as far as the run has that much left."""
@@ -153,7 +170,9 @@ class Plans:
         left = plan.left_tokens() or plan.limit_tokens
         return allocate_next(demand, run_remaining_tokens=left, settings=settings, ais=plan.ais)
 
-    async def _return_what_is_left(self, key: RunKey, plan: LivePlan, begins: str, settings: Settings) -> None:
+    async def _return_what_is_left(
+        self, key: RunKey, plan: LivePlan, begins: str, settings: Settings, *, writes: bool = True
+    ) -> None:
         """One read of the ledger for each step of a run, when it begins."""
         before = [name for name in plan.steps if name != begins and plan.comes_before(name, begins)]
         if not before:
@@ -181,12 +200,14 @@ class Plans:
             ),
             plan.demands,
         )
-        self._revise(key, plan, [one for one in revised.allocations if one.step not in completed])
+        self._revise(key, plan, [one for one in revised.allocations if one.step not in completed], writes)
 
-    def _revise(self, key: RunKey, plan: LivePlan, shares: Sequence[StepAllocation]) -> None:
+    def _revise(self, key: RunKey, plan: LivePlan, shares: Sequence[StepAllocation], writes: bool) -> None:
         for share in shares:
             if plan.steps[share.step] != share:
                 plan.steps[share.step] = share
+                if not writes:
+                    continue
                 position = list(plan.planned).index(share.step) + 1
                 self._writing.put((key[0], moved_step(key[1], position, plan.planned[share.step], share)))
 

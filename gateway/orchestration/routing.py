@@ -16,6 +16,7 @@ from gateway.control import Snapshot
 from gateway.errors import BadRequest
 from gateway.orchestration.complexity import complexity_of
 from gateway.pipeline.call import Call
+from gateway.pipeline.intake import is_among
 from gateway.pricebook import PriceBook
 from gateway.upstream.deployments import Pool
 from policies.answer_checks import Answer
@@ -75,7 +76,7 @@ class Routing:
     def is_offered(self, settings: Settings) -> bool:
         return settings.ais_routing_enabled and bool(self._all_candidates())
 
-    def model_for(self, call: Call, snapshot: Snapshot) -> str:
+    def model_for(self, call: Call, snapshot: Snapshot, *, remembers: bool = True) -> str:
         """`auto` always routes; a named model only where routing is on and the workflow's declaration allows it."""
         name = call.request.model
         may_reroute = self._may_reroute(call, snapshot)
@@ -93,7 +94,7 @@ class Routing:
                 hint = "Name the models of each tier under `tiers` in the configuration."
                 raise BadRequest.field("model", f"{found.reason} {hint}", "no_route")
             return name
-        if call.is_tagged:
+        if call.is_tagged and remembers:
             failed = course.failed_attempts if course else 0
             self._courses[_conversation(call)] = _Course(found.model, found.tier, wish.score, failed)
         call.decisions.append({"route": found.model, "why": found.reason})
@@ -194,7 +195,7 @@ class Routing:
 
     def _allowed(self, call: Call) -> tuple[Candidate, ...]:
         names = call.principal.allowed_models
-        return tuple(one for one in self._all_candidates() if not names or one.name in names)
+        return tuple(one for one in self._all_candidates() if not names or is_among(one.name, names))
 
     def _all_candidates(self) -> tuple[Candidate, ...]:
         if self._candidates is None:

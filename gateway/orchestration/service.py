@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -35,6 +36,7 @@ from policies.holdout import Arm, arm_of
 from policies.pressure import Rung
 from policies.pricing import Usage
 from policies.reservation import Refused
+from policies.settings import Settings
 
 _log = structlog.get_logger(__name__)
 
@@ -60,13 +62,13 @@ class Orchestration:
         self.histories = histories
         self.scoring = scoring
         self.trail = trail
-        self._compressing = compressing
-        self._routing = routing
+        self.compressing = compressing
+        self.routing = routing
         self._snapshot = snapshot
         self._telemetry = telemetry
         self._budgets = budgets
         self._holdout_share = holdout_share
-        self._declarations = Declarations()
+        self.declarations = Declarations()
         self._concluded = snapshot()
 
     async def start(self) -> None:
@@ -76,7 +78,7 @@ class Orchestration:
         self.scoring.start()
 
     async def stop(self) -> None:
-        await self._compressing.stop()
+        await self.compressing.stop()
         await self.scoring.stop()
         await self.intents.stop()
         await self.plans.stop()
@@ -94,14 +96,8 @@ class Orchestration:
 
     async def plan(self, call: Call, snapshot: Snapshot) -> RunLimits:
         """The limits of this call's run and step beside its budgets. Never raises."""
-        declared = self._declarations.of(snapshot.workflow(call.principal.project, call.tags.workflow or ""))
-        limits = RunLimits(
-            tightened=call.tags.budget,
-            planned_run=declared.limit,
-            planned_step=declared.step_limit(call.tags.step),
-            observe=declared.observes,
-            ladder=declared.ladder,
-        )
+        declared = self.declarations.of(snapshot.workflow(call.principal.project, call.tags.workflow or ""))
+        limits = declared_limits(call, declared)
         if not snapshot.settings.enabled:
             return limits
         try:
@@ -115,12 +111,11 @@ class Orchestration:
     ) -> RunLimits:
         settings = snapshot.settings
         threshold = settings.intent_classification_confidence_threshold
-        if self._holdout_share:
-            self._take_side(call, snapshot, declared)
+        self.take_side(call, snapshot, declared)
         call.intent = intent = await self.intents.of(call, declared.intent(call.tags.step), threshold)
 
         async def propose(known: Run | None) -> RunPlan:
-            return await self._proposed(_request_of(call, known), call.principal.project, snapshot, call)
+            return await self.first_plan(call, known, snapshot)
 
         share, is_new = await self.plans.step(
             (call.principal.project, call.run or ""),
@@ -130,19 +125,19 @@ class Orchestration:
         )
         if is_new:
             self._note_allocation(call, share)
-        hard, soft = share.hard_limit_tokens, share.tokens
-        return replace(
-            limits,
-            planned_run=Limit(tokens=settings.max_tokens_per_workflow).replaced_by(limits.planned_run),
-            planned_step=limits.planned_step.tightened_by(Limit(tokens=hard)),
-            step_soft_tokens=soft if soft < hard else None,
-        )
+        return with_share(limits, share, settings)
 
-    def _take_side(self, call: Call, snapshot: Snapshot, declared: DeclaredWorkflow) -> None:
+    async def first_plan(self, call: Call, known: Run | None, snapshot: Snapshot, *, looks: bool = False) -> RunPlan:
+        """The plan of a run that nobody announced, at its first call. `looks`: no model is asked what stays unclear."""
+        return await self._proposed(_request_of(call, known), call.principal.project, snapshot, call, looks=looks)
+
+    def take_side(self, call: Call, snapshot: Snapshot, declared: DeclaredWorkflow) -> None:
         """Only of calls that could be compressed or routed there is something to compare."""
+        if not self._holdout_share:
+            return
         compresses = snapshot.settings.compression_enabled and declared.compresses
         is_compressed = compresses and "no-compress" not in call.tags.options
-        if is_compressed or self._routing.is_wanted(call, snapshot):
+        if is_compressed or self.routing.is_wanted(call, snapshot):
             call.arm = arm_of(call.principal.project, call.run or "", self._holdout_share)
             if call.arm is Arm.HOLDOUT:
                 call.actions.append(Arm.HOLDOUT.value)
@@ -162,7 +157,13 @@ class Orchestration:
         return plan
 
     async def _proposed(
-        self, request: RunRequest, project: str, snapshot: Snapshot, call: Call | None = None
+        self,
+        request: RunRequest,
+        project: str,
+        snapshot: Snapshot,
+        call: Call | None = None,
+        *,
+        looks: bool = False,
     ) -> RunPlan:
         """One way for announced, declared and learned runs. `call` is the first call of a run that nobody announced."""
         workflow = snapshot.workflow(project, request.workflow)
@@ -183,7 +184,7 @@ class Orchestration:
             settings,
             pool_limit_tokens=self._pool_limit(whole, project, snapshot, call),
             histories=history.of if is_adaptive and history is not None else lambda _step, _intent: None,
-            tell=self.intents.tell,
+            tell=partial(self.intents.tell, asks=not looks),
         )
 
     def _pool_limit(self, request: RunRequest, project: str, snapshot: Snapshot, call: Call | None) -> int:
@@ -191,7 +192,7 @@ class Orchestration:
 
         A budget that is only watched shares nothing out: steps would be refused in its name.
         """
-        declared = self._declarations.of(snapshot.workflow(project, request.workflow))
+        declared = self.declarations.of(snapshot.workflow(project, request.workflow))
         limit = Limit(tokens=snapshot.settings.max_tokens_per_workflow).replaced_by(declared.limit)
         subject = Subject(project, workflow=request.workflow or None, run=request.run)
         for budget in self._budgets():
@@ -206,7 +207,7 @@ class Orchestration:
         """The model to ask: the named one, or the one that routing chose. Raises `BadRequest` for an `auto` nobody can take."""
         asked = call.request.model
         try:
-            chosen = self._routing.model_for(call, snapshot)
+            chosen = self.routing.model_for(call, snapshot)
         except BadRequest:
             raise
         except Exception:  # noqa: BLE001 - the model that was named answers then
@@ -228,14 +229,14 @@ class Orchestration:
         if call.arm is Arm.HOLDOUT:
             return "the run is held out, so that savings can be measured against it"
         if rung is Rung.COMPRESS:
-            declared = self._declarations.of(snapshot.workflow(call.principal.project, call.tags.workflow or ""))
-            return self._compressing.why_not(call, snapshot) if declared.compresses else "the workflow forbids it"
-        return "" if self._routing.is_offered(settings) else "routing is off, or no model is in a tier"
+            declared = self.declarations.of(snapshot.workflow(call.principal.project, call.tags.workflow or ""))
+            return self.compressing.why_not(call, snapshot) if declared.compresses else "the workflow forbids it"
+        return "" if self.routing.is_offered(settings) else "routing is off, or no model is in a tier"
 
     async def compress(self, call: Call, needed_tokens: int) -> bool:
         before = call.saved.tokens
         try:
-            changed = await self._compressing.compress(call, needed_tokens)
+            changed = await self.compressing.compress(call, needed_tokens)
         except Exception:  # noqa: BLE001 - the original goes then
             self._note_failure(call)
             return False
@@ -247,12 +248,12 @@ class Orchestration:
     def answered(self, call: Call, usage: Usage) -> None:
         """What a tagged call was billed."""
         if self._snapshot().settings.compression_enabled:
-            self._compressing.answered(call, usage)
+            self.compressing.answered(call, usage)
 
     async def reroute(self, call: Call, refused: Refused | None) -> bool:
         asked = call.model
         try:
-            changed = self._routing.reroute(call, refused)
+            changed = self.routing.reroute(call, refused)
         except Exception:  # noqa: BLE001 - without another model the next rung decides
             self._note_failure(call)
             return False
@@ -262,7 +263,7 @@ class Orchestration:
 
     def output_tokens_least(self, call: Call) -> int:
         """The least answer that is of use for the intent of a call; 0 where nobody knows it."""
-        return self._routing.handler(call).output_tokens_min if call.intent is not None else 0
+        return self.routing.handler(call).output_tokens_min if call.intent is not None else 0
 
     def refused(self, call: Call, refused: Refused) -> None:
         """A call did not fit, whatever was tried."""
@@ -282,12 +283,12 @@ class Orchestration:
 
     def judge(self, call: Call, body: bytes) -> None:
         """Look at the whole answer of a routed call. Calls that were not routed cost one look-up here."""
-        if not (call.is_tagged and call.protocol.name == "chat" and self._routing.is_followed(call)):
+        if not (call.is_tagged and call.protocol.name == "chat" and self.routing.is_followed(call)):
             return
         try:
             answer = orjson.loads(body)
             if isinstance(answer, dict):
-                self._routing.judge(call, answer_of(call, answer))
+                self.routing.judge(call, answer_of(call, answer))
         except Exception:  # noqa: BLE001 - a judgement is an extra
             self._note_failure(call)
 
@@ -304,6 +305,27 @@ class Orchestration:
     def _note_failure(self, call: Call) -> None:
         self._telemetry.orchestration_errors.inc()
         _log.exception("orchestration_failed", request_id=call.id, workflow=call.tags.workflow)
+
+
+def declared_limits(call: Call, declared: DeclaredWorkflow) -> RunLimits:
+    """What holds of a call with orchestration off, too: the caller's own budget and the workflow's declaration."""
+    return RunLimits(
+        tightened=call.tags.budget,
+        planned_run=declared.limit,
+        planned_step=declared.step_limit(call.tags.step),
+        observe=declared.observes,
+        ladder=declared.ladder,
+    )
+
+
+def with_share(limits: RunLimits, share: StepAllocation, settings: Settings) -> RunLimits:
+    hard, soft = share.hard_limit_tokens, share.tokens
+    return replace(
+        limits,
+        planned_run=Limit(tokens=settings.max_tokens_per_workflow).replaced_by(limits.planned_run),
+        planned_step=limits.planned_step.tightened_by(Limit(tokens=hard)),
+        step_soft_tokens=soft if soft < hard else None,
+    )
 
 
 def _request_of(call: Call, known: Run | None) -> RunRequest:

@@ -114,17 +114,20 @@ class Intake:
         return principal_of(key)
 
     def check_model(self, model: str, principal: Principal) -> None:
-        if "://" in model:
-            raise BadRequest.field("model", "is a name of the configuration, not an address", "forbidden_field")
-        allowed = principal.allowed_models
-        if allowed and not is_among(model, allowed):
-            raise PermissionDenied(
-                f"This key may not use the model {model[:200]!r}.", code="model_not_allowed", param="model"
-            )
-        if not self._is_model(model) and not is_auto(model):
-            raise ModelNotFound(
-                f"There is no model {model[:200]!r}; GET /v1/models lists what there is.", param="model"
-            )
+        check_model(model, principal, self._is_model)
+
+
+def check_model(model: str, principal: Principal, is_model: Callable[[str], bool]) -> None:
+    """Raises `BadRequest`, `PermissionDenied` or `ModelNotFound`."""
+    if "://" in model:
+        raise BadRequest.field("model", "is a name of the configuration, not an address", "forbidden_field")
+    allowed = principal.allowed_models
+    if allowed and not is_among(model, allowed):
+        raise PermissionDenied(
+            f"This key may not use the model {model[:200]!r}.", code="model_not_allowed", param="model"
+        )
+    if not is_model(model) and not is_auto(model):
+        raise ModelNotFound(f"There is no model {model[:200]!r}; GET /v1/models lists what there is.", param="model")
 
 
 def credential_of(headers: Mapping[str, str]) -> str | None:

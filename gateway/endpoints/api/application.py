@@ -63,8 +63,7 @@ class Endpoint:
         _check_names(request.path_params)
         query = self.route.query.model_validate(_query(request))
         body = await self._read_body(request)
-        accept = request.headers.get("accept", "")
-        ask = Ask(self._desk, actor, request_id, request.path_params, query, body, accept)
+        ask = Ask(self._desk, actor, request_id, request.path_params, query, body, request.headers)
         answer = await self.route.handle(ask)
         if isinstance(answer, Response):
             return answer

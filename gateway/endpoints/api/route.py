@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from gateway.catch_up import CatchUp
@@ -51,7 +51,11 @@ class Ask(Generic[Q, B]):
     path: Mapping[str, str]
     query: Q
     body: B
-    accept: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)  # in lower case
+
+    @property
+    def accept(self) -> str:
+        return self.headers.get("accept", "")
 
     @property
     def store(self) -> Database:

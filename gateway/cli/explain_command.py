@@ -1,0 +1,101 @@
+"""`farebox explain`: what would become of a call, and why."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from gateway.cli.connection import Failed
+from gateway.cli.output import echo_json, show_table
+from gateway.cli.session import Session
+
+
+class Protocol(StrEnum):
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    EMBEDDINGS = "embeddings"
+
+
+def explain(
+    session: Session,
+    file: Annotated[Path, typer.Argument(help="The call's body in JSON; - reads standard input.")],
+    workflow: Annotated[str | None, typer.Option(help="The tags of the call, as its headers would say them.")] = None,
+    run: Annotated[str | None, typer.Option()] = None,
+    step: Annotated[str | None, typer.Option()] = None,
+    agent: Annotated[str | None, typer.Option()] = None,
+    intent: Annotated[str | None, typer.Option()] = None,
+    priority: Annotated[str | None, typer.Option()] = None,
+    budget_tokens: Annotated[int | None, typer.Option()] = None,
+    budget_usd: Annotated[float | None, typer.Option()] = None,
+    api_key: Annotated[str | None, typer.Option("--api-key", help="The key it would come with, by id or name.")] = None,
+    protocol: Annotated[Protocol, typer.Option(help="Which endpoint it would go to.")] = Protocol.CHAT,
+    project: Annotated[str, typer.Option(help="The project.")] = "default",
+) -> None:
+    """Say what would become of a call, and why. Nothing is sent or reserved."""
+    given: dict[str, Any] = {
+        "workflow": workflow,
+        "run": run,
+        "step": step,
+        "agent": agent,
+        "intent": intent,
+        "priority": priority,
+    }
+    given |= {"budget_tokens": budget_tokens, "budget_usd": budget_usd}
+    tags = {name: value for name, value in given.items() if value is not None}
+    body = _read(file) | ({"tags": tags} if tags else {})
+    query = {"protocol": protocol.value, "key": api_key, "project": project}
+    found = session.ask("POST", "/explain", query, body)
+    if session.as_json:
+        echo_json(found)
+    else:
+        _show(found)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        body = orjson.loads(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise Failed(f"{file} cannot be read: {error}") from error
+    if not isinstance(body, dict):
+        raise Failed(f"{file} must hold one JSON object: the body of a call.")
+    return body
+
+
+def _show(found: dict[str, Any]) -> None:
+    error = found["error"]
+    if error is None:
+        hold = found["hold"]
+        held = f", {hold['tokens']} tokens held" if hold else ""
+        typer.echo(f"It would go to {found['model']}{held}: {', '.join(found['actions']) or 'as it is'}.")
+    else:
+        typer.echo(f"It would be refused with {error['status']} {error['code']}: {error['message']}")
+    intent, share = found["intent"], found["allocation"]
+    if intent is not None:
+        typer.echo(f"Intent {intent['intent']} ({intent['confidence']:.2f}, {intent['source']}): {intent['reasoning']}")
+    if share is not None:
+        typer.echo(f"Allocation {share['tokens']} tokens, at most {share['hard_limit_tokens']}: {share['reason']}")
+    if found["prompt_tokens"] is not None:
+        typer.echo(f"Prompt {found['prompt_tokens']} tokens, {found['prompt_tokens_sent']} sent.")
+    rows = [
+        (
+            one["scope"],
+            one["scope_id"],
+            one["tokens"]["limit"],
+            one["tokens"]["remaining"],
+            one["cost_usd"]["remaining"],
+        )
+        for one in found["budgets"]
+    ]
+    if rows:
+        show_table(("scope", "of", "tokens", "left", "usd left"), rows)
+    for decision in found["decisions"]:
+        typer.echo(
+            "- " + ", ".join(f"{name} {value}" for name, value in decision.items() if value not in (None, "", []))
+        )

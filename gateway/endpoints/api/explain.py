@@ -1,0 +1,295 @@
+"""/api/explain: what would become of a call, and why. Nothing is sent, reserved or remembered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.endpoints.api.route import Ask, Route, not_found
+from gateway.endpoints.api.schema import IntentName, Name, Priority, ProjectQuery, Strict, Tokens
+from gateway.errors import GatewayError
+from gateway.explaining import Explained, explained
+from gateway.moments import iso
+from gateway.pipeline.call import LOCAL_PROJECT, Call, Principal
+from gateway.pipeline.intake import principal_of
+from gateway.run_view import usd
+from gateway.wire.protocols import PROTOCOLS
+from policies.amounts import Unit
+from policies.budgets import Link
+from policies.pressure import written
+from policies.reservation import Balance
+
+_BY_NAME: Final = {protocol.name: protocol for protocol in PROTOCOLS.values()}
+_HEADERS: Final = {
+    "workflow": "x-workflow-id",
+    "run": "x-workflow-run-id",
+    "step": "x-workflow-step",
+    "agent": "x-workflow-agent",
+    "user": "x-workflow-user",
+    "parent_run": "x-workflow-parent-run-id",
+    "intent": "x-workflow-intent",
+    "priority": "x-workflow-priority",
+    "budget_tokens": "x-workflow-budget-tokens",
+    "budget_usd": "x-workflow-budget-usd",
+    "options": "x-workflow-options",
+}
+
+
+class ExplainQuery(ProjectQuery):
+    protocol: Literal["chat", "completions", "responses", "messages", "embeddings"] = Field(
+        default="chat", description="Which endpoint the call would go to."
+    )
+    key: Annotated[str, Field(max_length=256)] | None = Field(
+        default=None, description="The id or name of the API key that the call would come with."
+    )
+
+
+class ExplainTags(Strict):
+    """What the call's headers would say; a header of this request goes before its field."""
+
+    workflow: Name | None = None
+    run: Name | None = None
+    step: Name | None = None
+    agent: Name | None = None
+    user: Name | None = None
+    parent_run: Name | None = None
+    intent: IntentName | None = None
+    priority: Priority | None = None
+    budget_tokens: Tokens | None = None
+    budget_usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    options: tuple[Literal["no-compress", "no-route", "no-clamp"], ...] = ()
+
+    def headers(self) -> dict[str, str]:
+        given = self.model_dump(exclude_none=True, exclude_defaults=True)
+        return {_HEADERS[name]: ", ".join(value) if name == "options" else str(value) for name, value in given.items()}
+
+
+class ExplainBody(BaseModel):
+    """The call's own body, with its tags beside it if they are not in the headers."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+    tags: ExplainTags | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedIntent:
+    intent: str
+    confidence: float
+    source: str
+    reasoning: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedShare:
+    step: str
+    intent: str
+    tokens: int
+    hard_limit_tokens: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Of one unit, before the call. Null where there is no limit."""
+
+    limit: float | None
+    settled: float
+    reserved: float
+    remaining: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedBudget:
+    """An account on the call's way, innermost first."""
+
+    scope: str
+    scope_id: str
+    account: str
+    window: str
+    enforced: bool
+    state: str
+    tokens: Standing
+    cost_usd: Standing
+    requests: Standing
+    resets_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedHold:
+    """What would be set aside: the worst case, or what of it fits."""
+
+    tokens: int
+    cost_usd: float
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedError:
+    """The answer that the caller would get."""
+
+    status: int
+    code: str
+    type: str
+    message: str
+    param: str | None
+    metadata: dict[str, Any]
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """`decisions` has every rung that was tried, or not, and why; routing and compression too. `actions` is what
+    `x-budget-actions` would say, `output_cap` what the provider would be given as the most to answer (null: what the call
+    itself says), `observed` the accounts that would have refused, were they enforced."""
+
+    verdict: Literal["forward", "refuse"]
+    error: ExplainedError | None
+    protocol: str
+    model_requested: str | None
+    model: str | None
+    provider: str | None
+    tags: dict[str, Any]
+    run: str | None
+    side: str | None
+    intent: ExplainedIntent | None
+    allocation: ExplainedShare | None
+    prompt_tokens: int | None
+    prompt_tokens_sent: int | None
+    prompt_tokens_reserved: int | None
+    saved_tokens: int
+    budgets: tuple[ExplainedBudget, ...]
+    on_pressure: tuple[str | dict[str, float], ...]
+    decisions: tuple[dict[str, Any], ...]
+    hold: ExplainedHold | None
+    output_cap: int | None
+    actions: tuple[str, ...]
+    observed: tuple[str, ...]
+
+
+async def explain_call(ask: Ask[ExplainQuery, ExplainBody]) -> Explanation:
+    """The same body as a call. Its tags come in this request's headers, in `tags`, or in the body's `metadata`."""
+    body, query = ask.body, ask.query
+    headers = (body.tags.headers() if body.tags is not None else {}) | dict(ask.headers)
+    raw = orjson.dumps(body.model_extra or {})
+    found = await explained(ask.desk.parts, _principal(ask), _BY_NAME[query.protocol], raw, headers)
+    return _view(found, query.protocol)
+
+
+def _principal(ask: Ask[ExplainQuery, ExplainBody]) -> Principal:
+    wanted = ask.query.key
+    keys = ask.desk.parts.control.snapshot.keys.values()
+    if wanted is None:
+        is_local = not keys and ask.project == LOCAL_PROJECT
+        return Principal("", "local" if is_local else "", ask.project, is_anonymous=True)
+    found = next((key for key in keys if key.project == ask.project and wanted in (key.id, key.name)), None)
+    if found is None:
+        raise not_found("key", wanted)
+    return principal_of(found)
+
+
+def _view(found: Explained, protocol: str) -> Explanation:
+    call = found.call
+    return Explanation(
+        verdict="forward" if found.error is None else "refuse",
+        error=_error(found.error),
+        protocol=protocol,
+        model_requested=call.request.model if call else None,
+        model=call.deployment.name if call and call.deployment else None,
+        provider=call.deployment.provider if call and call.deployment else None,
+        tags=_tags(call) if call else {},
+        run=call.run if call else None,
+        side=call.arm if call else None,
+        intent=_intent(found),
+        allocation=_share(found),
+        prompt_tokens=found.prompt_tokens,
+        prompt_tokens_sent=call.count.tokens if call and call.count else None,
+        prompt_tokens_reserved=call.count.reserve_tokens if call and call.count else None,
+        saved_tokens=call.saved.tokens if call else 0,
+        budgets=tuple(_budget(link, balance) for link, balance in found.standing),
+        on_pressure=tuple(written(call.chain.ladder)) if call and call.chain.links else (),
+        decisions=tuple(call.decisions) if call else (),
+        hold=_hold(call),
+        output_cap=call.output_cap if call else None,
+        actions=tuple(call.actions) if call else (),
+        observed=found.planner.observed_accounts,
+    )
+
+
+def _error(error: GatewayError | None) -> ExplainedError | None:
+    if error is None:
+        return None
+    # The id is of no call.
+    metadata = {name: value for name, value in error.metadata.items() if name != "request_id"}
+    return ExplainedError(error.status, error.code, error.type, error.message, error.param, metadata, error.headers)
+
+
+def _tags(call: Call) -> dict[str, Any]:
+    tags = call.tags
+    names = ("workflow", "run", "step", "agent", "user", "parent_run", "intent", "priority")
+    if not tags.is_tagged:
+        return {}
+    return {name: getattr(tags, name) for name in names} | {"options": sorted(tags.options)}
+
+
+def _intent(found: Explained) -> ExplainedIntent | None:
+    told = found.planner.classification
+    return None if told is None else ExplainedIntent(told.intent, told.confidence, told.source, told.reasoning)
+
+
+def _share(found: Explained) -> ExplainedShare | None:
+    share = found.planner.share
+    if share is None:
+        return None
+    return ExplainedShare(share.step, share.intent, share.tokens, share.hard_limit_tokens, share.reason)
+
+
+def _hold(call: Call | None) -> ExplainedHold | None:
+    if call is None or call.grant is None:
+        return None
+    held = call.grant.held
+    return ExplainedHold(held.tokens, usd(held.nano_usd), call.grant.output_tokens)
+
+
+def _budget(link: Link, balance: Balance) -> ExplainedBudget:
+    return ExplainedBudget(
+        scope=link.scope.value,
+        scope_id=link.scope_id,
+        account=link.hold.account,
+        window=link.window.value,
+        enforced=link.hold.enforce,
+        state=balance.gate.value,
+        tokens=_standing(balance, "tokens"),
+        cost_usd=_standing(balance, "nano_usd"),
+        requests=_standing(balance, "requests"),
+        resets_at=iso(link.resets_at_ms),
+    )
+
+
+def _standing(balance: Balance, unit: Unit) -> Standing:
+    figures = (
+        balance.limit.of(unit),
+        balance.settled.of(unit),
+        balance.reserved.of(unit),
+        balance.remaining(unit),
+    )
+    limit, settled, reserved, remaining = (
+        usd(figure) if unit == "nano_usd" and figure is not None else figure for figure in figures
+    )
+    return Standing(limit, settled or 0, reserved or 0, remaining)
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/explain",
+        explain_call,
+        Explanation,
+        "What would become of a call, and why: nothing is sent or reserved.",
+        ExplainQuery,
+        body=ExplainBody,
+    ),
+)

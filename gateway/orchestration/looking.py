@@ -1,0 +1,71 @@
+"""What the orchestration would decide about a call, without asking, noting or remembering anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.control import Snapshot
+from gateway.orchestration.plans import Beginning
+from gateway.orchestration.service import Orchestration, declared_limits, with_share
+from gateway.pipeline.call import Call, IntentTag
+from gateway.run_plan import RunPlan
+from gateway.store.runs import Run
+from policies.allocation import StepAllocation
+from policies.budgets import RunLimits
+from policies.classify import Classification
+from policies.pressure import Rung
+from policies.reservation import Refused
+
+
+class LookingPlanner:
+    """For one call. It is a `Planner`; what it found on the way is kept here for whoever explains the call."""
+
+    def __init__(self, orchestration: Orchestration) -> None:
+        self._orchestration = orchestration
+        self.classification: Classification | None = None
+        self.share: StepAllocation | None = None
+        self.observed_accounts: tuple[str, ...] = ()
+
+    async def plan(self, call: Call, snapshot: Snapshot) -> RunLimits:
+        whole = self._orchestration
+        project = call.principal.project
+        declared = whole.declarations.of(snapshot.workflow(project, call.tags.workflow or ""))
+        limits = declared_limits(call, declared)
+        settings = snapshot.settings
+        if not settings.enabled:
+            return limits
+        whole.take_side(call, snapshot, declared)
+        threshold = settings.intent_classification_confidence_threshold
+        found = self.classification = whole.intents.look(call, declared.intent(call.tags.step), threshold)
+        call.intent = IntentTag(found.intent, found.confidence, found.source)
+
+        async def propose(known: Run | None) -> RunPlan:
+            return await whole.first_plan(call, known, snapshot, looks=True)
+
+        beginning = Beginning(call.tags.step, found.intent, call.tags.priority, found.confidence, found.source)
+        self.share = await whole.plans.look((project, call.run or ""), beginning, propose, settings)
+        return with_share(limits, self.share, settings)
+
+    def model_for(self, call: Call, snapshot: Snapshot) -> str:
+        return self._orchestration.routing.model_for(call, snapshot, remembers=False)
+
+    def offers(self, call: Call, rung: Rung) -> bool:
+        return self._orchestration.offers(call, rung)
+
+    def why_not(self, call: Call, rung: Rung) -> str:
+        return self._orchestration.why_not(call, rung)
+
+    async def compress(self, call: Call, needed_tokens: int) -> bool:
+        return await self._orchestration.compressing.compress(call, needed_tokens, looks=True)
+
+    async def reroute(self, call: Call, refused: Refused | None) -> bool:
+        return self._orchestration.routing.reroute(call, refused)
+
+    def output_tokens_least(self, call: Call) -> int:
+        return self._orchestration.output_tokens_least(call)
+
+    def refused(self, call: Call, refused: Refused) -> None:
+        """The explanation tells it."""
+
+    def observed(self, call: Call, accounts: Sequence[str]) -> None:
+        self.observed_accounts = tuple(accounts)

@@ -1,0 +1,247 @@
+"""/api/explain on the running gateway: it says what the call then hears, and leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.acceptance.serving import ProviderThread, Served, model, until, words
+from tests.fake_provider import FakeProvider
+from tests.farebox_process import Reply, running_farebox, tagged
+
+pytestmark = pytest.mark.xdist_group("acceptance-explain")
+BUDGETS = [
+    {"scope": "run", "match": "*", "tokens": 5000},
+    {"scope": "run", "match": "small", "tokens": 500, "on_pressure": ["compress", {"route": 0.2}, "refuse"]},
+    {"scope": "run", "match": "patient", "tokens": 500, "on_pressure": ["wait", "refuse"], "wait_seconds": 30},
+    {"scope": "workflow", "match": "priced", "usd": 0.001, "window": "day"},
+]
+
+
+def config_of(provider: FakeProvider) -> dict[str, Any]:
+    url = provider.openai_url
+    return {
+        "model_list": [
+            model(url, "fake"),
+            model(url, "able", "openai/gpt-4o", input_cost_per_token=1e-6),
+            model(url, "secret", "openai/unheard-of", priced=False),
+        ],
+        "tiers": {"fast": ["fake"], "powerful": ["able"]},
+        "router_settings": {"num_retries": 0},
+        "budgets": BUDGETS,
+        "settings": {
+            "orchestration_enabled": True,
+            "orchestration_compression_enabled": True,
+            "orchestration_ais_routing_enabled": True,
+            "orchestration_max_tokens_per_step": 5000,
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with (
+        ProviderThread() as provider,
+        running_farebox(tmp_path_factory.mktemp("explain"), config_of(provider)) as gateway,
+    ):
+        yield Served(gateway, provider)
+
+
+def chat(content: str = "hi", **fields: Any) -> dict[str, Any]:
+    return {"model": "fake", "messages": [{"role": "user", "content": content}], "max_tokens": 16, **fields}
+
+
+def explain(served: Served, body: Any, headers: dict[str, str] | None = None, query: str = "") -> dict[str, Any]:
+    reply = served.gateway.request("POST", f"/api/explain{query}", body, headers)
+    assert reply.status == 200, reply.body
+    found: dict[str, Any] = reply.json()
+    return found
+
+
+def send(served: Served, body: Any, headers: dict[str, str], path: str = "/v1/chat/completions") -> Reply:
+    return served.gateway.request("POST", path, body, headers)
+
+
+def traces(served: Served) -> tuple[Any, ...]:
+    """Everything that a call leaves behind."""
+    get = served.gateway.get
+    return (
+        served.seen(),
+        get("/api/usage?group_by=run").json()["rows"],
+        get("/api/audit?limit=1000").json()["events"],
+        get("/api/runs?limit=1000").json()["runs"],
+        get("/api/budgets").json()["budgets"],
+    )
+
+
+def test_it_says_what_the_call_then_hears(served: Served) -> None:
+    headers = tagged("letters", "same-1", "draft", intent="generate")
+    body = chat(words(100))
+    told = explain(served, body, headers)
+    reply = send(served, body, headers)
+    assert (told["verdict"], told["error"], told["model"]) == ("forward", None, "fake")
+    assert told["intent"]["intent"] == "generate"
+    assert told["intent"]["source"] == "header"
+    assert told["prompt_tokens_sent"] == int(reply.headers["x-workflow-prompt-tokens"])
+    by_scope = {one["scope"]: one for one in told["budgets"]}
+    assert by_scope["step"]["tokens"]["limit"] == int(reply.headers["x-budget-step-limit"])
+    assert by_scope["run"]["tokens"]["limit"] == int(reply.headers["x-budget-run-limit"]) == 5000
+    assert told["allocation"]["hard_limit_tokens"] == by_scope["step"]["tokens"]["limit"]
+    assert told["hold"]["tokens"] > 116
+    assert told["on_pressure"] == ["compress", "route", "clamp", "refuse"]
+    again = explain(served, body, headers)
+    spent = reply.json()["usage"]["total_tokens"]
+    assert {one["scope"]: one["tokens"]["settled"] for one in again["budgets"]} == {"step": spent, "run": spent}
+
+
+@pytest.mark.parametrize("workflow", ["small", "letters", "priced"])
+def test_it_leaves_no_trace(served: Served, workflow: str) -> None:
+    body = chat(words(6000 if workflow == "small" else 300), model="auto")
+    time.sleep(0.4)  # what calls before this one noted is written a moment later
+    before = traces(served)
+    first = explain(served, body, tagged(workflow, f"trace-{workflow}", "s", parent_run_id="elder"))
+    assert explain(served, body, tagged(workflow, f"trace-{workflow}", "s", parent_run_id="elder")) == first
+    time.sleep(0.4)
+    assert traces(served) == before
+    assert served.gateway.get(f"/api/runs/trace-{workflow}").status == 404
+
+
+@pytest.mark.parametrize(
+    ("workflow", "body", "more"),
+    [
+        ("small", chat(words(450), max_tokens=200), {}),
+        ("small", chat(words(900)), {}),
+        ("priced", chat(model="secret"), {}),
+        ("letters", chat(model="nothing"), {}),
+        ("letters", chat(words(100)), {"budget-tokens": "50"}),
+        ("letters", chat(api_base="http://elsewhere"), {}),
+        ("letters", chat(), {"priority": "urgent"}),
+        ("letters", {"model": "fake"}, {}),
+    ],
+)
+def test_a_refusal_is_told_as_the_call_would_hear_it(
+    served: Served, workflow: str, body: dict[str, Any], more: dict[str, str]
+) -> None:
+    headers = tagged(workflow, "refused-1", "s", **more)
+    told = explain(served, body, headers)
+    reply = send(served, body, headers)
+    error = reply.json()["error"]
+    assert told["verdict"] == "refuse"
+    assert (told["error"]["status"], told["error"]["code"]) == (reply.status, error["code"])
+    assert told["error"]["message"] == error["message"]
+
+
+def test_every_rung_is_told_and_why(served: Served) -> None:
+    headers = tagged("small", "rungs-1", "s", intent="extract")
+    told = explain(served, chat(words(450), max_tokens=200, model="able"), headers)
+    assert told["on_pressure"] == ["compress", {"route": 0.2}, "refuse"]
+    assert [(one["rung"], one["result"]) for one in told["decisions"] if "rung" in one] == [
+        ("whole", "does not fit"),
+        ("compress", "changed nothing"),
+        ("route", "changed nothing"),
+    ]
+    _, whole, compress, _, route, _ = told["decisions"]
+    assert whole["needed"] > whole["remaining"]
+    assert compress["compress"] == "every text is protected"
+    assert route["route"] == "a cheaper model saves money, and what is short is tokens"
+
+
+def test_tags_come_in_headers_fields_or_metadata(served: Served) -> None:
+    by_field = explain(served, chat() | {"tags": {"workflow": "small", "run": "f-1", "step": "a", "intent": "send"}})
+    by_metadata = explain(served, chat(metadata={"workflow_id": "small", "run_id": "f-1", "step": "a"}))
+    by_both = explain(served, chat() | {"tags": {"workflow": "small", "run": "f-1"}}, tagged("letters", "f-2", "b"))
+    assert [one["tags"]["workflow"] for one in (by_field, by_metadata, by_both)] == ["small", "small", "letters"]
+    assert [one["run"] for one in (by_field, by_metadata, by_both)] == ["f-1", "f-1", "f-2"]
+    assert by_field["intent"]["intent"] == "send"
+    untagged = explain(served, chat())
+    assert (untagged["tags"], untagged["run"], untagged["budgets"], untagged["verdict"]) == ({}, None, [], "forward")
+    wrong = served.gateway.request("POST", "/api/explain", chat() | {"tags": {"wrkflow": "x"}})
+    assert (wrong.status, wrong.json()["error"]["param"]) == (400, "tags.wrkflow")
+    assert explain(served, chat(), {"x-workflow-id": "letters"})["run"] == "implicit-new"
+
+
+def test_what_people_decided_about_a_run_counts(served: Served) -> None:
+    headers = tagged("small", "steered-1", "s")
+    large = chat(words(300), max_tokens=100)
+    assert send(served, chat(words(100)), headers).status == 200
+    assert explain(served, large, headers)["error"]["code"] == "run_budget_exceeded"
+    raised = served.gateway.request("POST", "/api/runs/steered-1/budget", {"tokens": 4000})
+    assert raised.status == 200, raised.body
+    assert explain(served, large, headers)["verdict"] == "forward"
+    # A caller's own budget above that loosens nothing, however often it is told.
+    loose = {**headers, "x-workflow-budget-tokens": "100000"}
+    assert send(served, large, loose).status == 200
+    run = {one["scope"]: one for one in explain(served, large, headers)["budgets"]}["run"]
+    assert run["tokens"]["limit"] == 4000
+    assert served.gateway.request("POST", "/api/runs/steered-1/pause").status == 200
+    assert explain(served, large, headers)["error"]["code"] == "run_paused"
+
+
+def test_nobody_waits_for_an_explanation(served: Served) -> None:
+    headers = tagged("patient", "patient-1", "s")
+    slow = chat('{"fake": {"delay_ms": 1500}}', max_tokens=400)
+    with ThreadPoolExecutor(1) as pool:
+        seen = served.seen()
+        held = pool.submit(send, served, slow, headers)
+        until(lambda: served.seen() > seen, 5, "the sibling at the provider")
+        told = explain(served, chat(words(50), max_tokens=200), headers)
+        assert not held.done()
+        assert held.result().status == 200
+    assert told["error"]["code"] == "step_budget_busy"
+    assert [one["result"] for one in told["decisions"]] == ["does not fit", "does not fit"]
+    assert told["actions"] == ["wait=30000ms"]
+
+
+def test_routing_is_explained_without_moving_the_conversation(served: Served) -> None:
+    headers = tagged("letters", "auto-1", "talk", intent="send")
+    hard = chat("Prove it step by step, unless it is false. " * 400, model="auto", reasoning_effort="high")
+    easy = chat(model="auto")
+    assert explain(served, hard, headers)["model"] == "able"
+    told = explain(served, easy, headers)
+    assert told["model"] == "fake"
+    assert told["actions"] == ["route=fake"]
+    assert "asks for fast" in told["decisions"][0]["why"]
+    assert send(served, easy, headers).headers["x-budget-actions"] == "route=fake"
+
+
+def test_other_protocols_and_keys(served: Served) -> None:
+    messages = {"model": "fake", "max_tokens": 16, "messages": [{"role": "user", "content": "hi"}]}
+    told = explain(served, messages, tagged("letters", "m-1", "s"), "?protocol=messages")
+    assert (told["protocol"], told["verdict"]) == ("messages", "forward")
+    told = explain(served, {"model": "fake", "input": "hi"}, tagged("letters", "m-2", "s"), "?protocol=responses")
+    assert (told["verdict"], told["prompt_tokens"]) == ("forward", 8), told
+    reply = served.gateway.request("POST", "/api/explain?key=nobody", chat())
+    assert (reply.status, reply.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_the_command_line_says_it_in_a_few_lines(served: Served) -> None:
+    asked = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "gateway",
+            "explain",
+            "-",
+            "--workflow",
+            "small",
+            "--run",
+            "c-1",
+            "--url",
+            served.gateway.url,
+        ],
+        input=json.dumps(chat(words(900))),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=served.gateway.folder,
+    )
+    assert asked.returncode == 0, asked.stderr
+    assert "It would be refused with 402 request_exceeds_budget: This call needs" in asked.stdout
+    assert "- rung whole, result does not fit" in asked.stdout
