@@ -31,7 +31,7 @@ class RunRegistry:
 
     def looking(self, ledger: Ledger) -> RunRegistry:
         """One that knows what this one knows, and whose own findings this one does not hear of."""
-        other = RunRegistry(ledger, silence_ms=self._silence_ms, new_id=self._new_id)
+        other = RunRegistry(ledger, silence_s=self._silence_ms / 1000, new_id=self._new_id)
         other._workflow_of = ChainMap({}, self._workflow_of)
         other._parent_of = ChainMap({}, self._parent_of)
         return other
