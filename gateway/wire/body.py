@@ -30,6 +30,7 @@ ACCOUNTED_KEYS: Final = (
 # No serializer escapes a letter; a key that is hidden that way is read as the same key by every parser.
 _ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7][0-9a-fA-F]")
 _QUOTED: Final = tuple((key, b'"' + key.encode() + b'"') for key in ACCOUNTED_KEYS)
+_AS_KEY: Final = {key: re.compile(quoted + rb"\s*:") for key, quoted in _QUOTED}
 
 # No request field chooses the upstream's host, credential, transport or price: they belong to the configuration.
 DENIED_KEYS: Final = frozenset(
@@ -65,6 +66,8 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     doubled = [key for key, quoted in _QUOTED if key in body and raw.count(quoted) > 1]
     if b"\\u00" in raw and _ESCAPED_LETTER.search(raw):
         doubled = list(ACCOUNTED_KEYS)
+    elif doubled:
+        doubled = _dropped(raw, body, doubled)
     if doubled:
         _refuse_double(raw, doubled)
     return body
@@ -83,6 +86,16 @@ def strip_tags(body: dict[str, Any]) -> None:
     body["metadata"] = left
     if not left:
         del body["metadata"]
+
+
+def _dropped(raw: bytes, body: dict[str, Any], keys: list[str]) -> list[str]:
+    """The keys of which the parser dropped one. A tool's parameter or a value of the same name is written again as often as it
+    stood, and reading all of a large body a second time, slowly, would hold up everybody."""
+    try:
+        again = orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        return keys
+    return [key for key in keys if len(_AS_KEY[key].findall(raw)) != again.count(b'"' + key.encode() + b'":')]
 
 
 def _refuse_double(raw: bytes, keys: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ from gateway.config import parse_config
 from gateway.ledger.redis import RedisLedger
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ledger.sqlite_file import SqliteFile
+from policies.intents import Intent
 from tests.acceptance.serving import ProviderThread
 from tests.fake_provider import FakeProvider
 from tests.redis_server import RedisServer, running_server
@@ -45,10 +46,10 @@ budgets:
   - {{scope: run, match: "*", tokens: 1000000000, usd: 1000}}
   - {{scope: workflow, match: "*", usd: 1000, window: day}}
 settings: {{orchestration_enabled: {orchestrated}, orchestration_max_tokens_per_workflow: 10000000,
-            orchestration_max_tokens_per_step: 1000000, orchestration_token_budget_generate: 1000000,
-            orchestration_token_budget_summarize: 1000000}}
+            orchestration_max_tokens_per_step: 1000000{intents}}}
 storage: {{ledger: "{ledger}", store: "sqlite:///{folder}/store.db", spool: "{folder}/spool"}}
 """
+INTENTS = "".join(f", orchestration_token_budget_{intent.value}: 1000000" for intent in Intent)
 # Not needed by a gateway with a SQLite ledger and store whose models take the fast lane. Each costs a start 20 ms to 9 s.
 NOT_AT_START = (
     "litellm",
@@ -162,6 +163,7 @@ async def serving(
         provider=provider.openai_url,
         ledger=ledger or f"sqlite:///{folder}/ledger.db",
         orchestrated="true" if orchestrated else "false",
+        intents=INTENTS,
     )
     application = Application(parse_config(text, environ={}), environment={})
     await application.start()
@@ -301,7 +303,11 @@ def _scripts_run(server: RedisServer) -> int:
 def test_a_start_imports_nothing_that_an_embedded_gateway_does_not_need(tmp_path: Path) -> None:
     """In two starts: the first one makes the store's tables, for which Alembic is needed."""
     config = CONFIG.format(
-        folder=tmp_path, provider="http://127.0.0.1:9/v1", ledger=f"sqlite:///{tmp_path}/ledger.db", orchestrated="true"
+        folder=tmp_path,
+        provider="http://127.0.0.1:9/v1",
+        ledger=f"sqlite:///{tmp_path}/ledger.db",
+        orchestrated="true",
+        intents=INTENTS,
     )
     (tmp_path / "config.yaml").write_text(config)
     program = (

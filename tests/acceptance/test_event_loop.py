@@ -1,0 +1,132 @@
+"""Large calls, and what they cost the others in the same process: how long they hold the event loop, and what is counted again.
+
+Held is measured as CPU time of the loop's thread in one turn, which other processes of the machine do not lengthen much. The
+best of three attempts counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.tokenizer import Tokenizer
+from tests.acceptance.serving import ProviderThread
+from tests.acceptance.test_work_per_call import TAGS, _ask, serving
+from tests.fake_provider import FakeProvider
+
+HELD_MS_MAX = 10.0
+ATTEMPTS = 3
+MEGABYTE = 1_000_000
+WORDS = (
+    "the",
+    "people",
+    "of",
+    "town",
+    "had",
+    "little",
+    "time",
+    "for",
+    "long",
+    "words",
+    "after",
+    "they",
+    "called",
+    "tram",
+)
+
+
+class LoopProbe:
+    """The longest turn of the event loop since `reset`, over everything that runs in it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.longest_ms = 0.0
+        run, own = asyncio.Handle._run, threading.get_ident()
+
+        def timed(handle: asyncio.Handle) -> None:
+            before_s = time.thread_time()
+            run(handle)
+            if threading.get_ident() == own:  # the provider has a loop of its own
+                self.longest_ms = max(self.longest_ms, (time.thread_time() - before_s) * 1000)
+
+        monkeypatch.setattr(asyncio.Handle, "_run", timed)
+
+    async def held_ms(self, work: Any) -> float:
+        await asyncio.sleep(0)  # the turn in which the caller made its body is over
+        self.longest_ms = 0.0
+        assert await asyncio.create_task(work) == 200
+        return self.longest_ms
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[FakeProvider]:
+    with ProviderThread() as made:
+        yield made
+
+
+def _text(characters: int, seed: int) -> str:
+    """Words and numbers that no cache has seen."""
+    chance = random.Random(seed)
+    words: list[str] = []
+    while characters > 0:
+        words.append(f"{chance.choice(WORDS)} {chance.randrange(10_000)}")
+        characters -= len(words[-1]) + 1
+    return " ".join(words)
+
+
+def _body(messages: list[dict[str, str]]) -> bytes:
+    return json.dumps({"model": "model", "messages": messages, "max_tokens": 20}).encode()
+
+
+def _one_message(seed: int) -> bytes:
+    return _body([{"role": "user", "content": _text(MEGABYTE, seed)}])
+
+
+def _many_messages(seed: int) -> bytes:
+    roles = ("user", "assistant")
+    return _body([{"role": roles[at % 2], "content": _text(480, seed * 10_000 + at)} for at in range(2_000)])
+
+
+@pytest.mark.parametrize("make_body", [_one_message, _many_messages])
+async def test_a_call_of_a_megabyte_holds_nobody_up(
+    tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, make_body: Any
+) -> None:
+    async with serving(tmp_path, provider, orchestrated=True) as application:
+        await _ask(application, TAGS, _body([{"role": "user", "content": "hi"}]))
+        bodies = [make_body(seed) for seed in range(ATTEMPTS)]
+        probe = LoopProbe(monkeypatch)
+        held_ms = [await probe.held_ms(_ask(application, TAGS, body)) for body in bodies]
+    assert len(provider.last.raw) > MEGABYTE * 0.9
+    print(held_ms)
+    assert min(held_ms) < HELD_MS_MAX, held_ms
+
+
+async def test_a_growing_conversation_is_counted_only_where_it_is_new(
+    tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """50 turns up to half a megabyte; with everything counted on each turn it would be 25 times as much."""
+    counted = 0
+    count = Tokenizer._count_uncached
+
+    def noting(tokenizer: Tokenizer, encoding: str, text: str) -> int:
+        nonlocal counted
+        counted += len(text)
+        return count(tokenizer, encoding, text)
+
+    monkeypatch.setattr(Tokenizer, "_count_uncached", noting)
+    messages = [{"role": "system", "content": _text(4_000, 0)}]
+    async with serving(tmp_path, provider) as application:
+        for turn in range(50):
+            messages.append({"role": "user", "content": _text(4_700, 2 * turn + 1)})
+            assert await _ask(application, TAGS, _body(messages)) == 200
+            messages.append({"role": "assistant", "content": _text(4_700, 2 * turn + 2)})
+    written = sum(len(message["content"]) for message in messages)
+    assert written > 450_000
+    assert counted < 1.1 * written
