@@ -20,7 +20,7 @@ from policies.reservation import Reserve
 
 R = TypeVar("R")
 
-# A batch is a few ms of work: enough to spread the cost of a commit, short enough to answer the first of it soon.
+# From so many on a batch is not added to. A few ms of work: enough to spread the cost of a commit, short enough to answer the first of it soon.
 BATCH_MAX: Final = 256
 # More than a second of work: a disk that is so far behind is out of reach, and waiting would only make it worse.
 WAITING_MAX: Final = 20_000
@@ -59,8 +59,10 @@ class SqliteWorker:
         self._opened: asyncio.Future[None] = loop.create_future()
         self._closed: asyncio.Future[None] = loop.create_future()
         self._check_again_s = 0.0
+        self._asked: list[Operation] = []  # since the loop came round: handed over together, because waking the thread costs most
+        self._unanswered = 1  # the opening is the first answer
         # None is the sign to stop.
-        self._waiting: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[list[Operation] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._live, name="farebox-ledger", daemon=True)
 
     async def start(self) -> None:
@@ -69,6 +71,7 @@ class SqliteWorker:
 
     def give_up(self) -> None:
         """Close as soon as everything that waits is done, without anybody waiting for that."""
+        self._hand_over()
         self._waiting.put(None)
 
     async def stop(self) -> None:
@@ -76,11 +79,19 @@ class SqliteWorker:
         await asyncio.shield(self._closed)
 
     async def perform(self, operation: Callable[..., R], *arguments: Any) -> R:
-        if self._waiting.qsize() >= WAITING_MAX:
+        if self._unanswered >= WAITING_MAX:
             raise LedgerUnavailable(f"{WAITING_MAX} operations are waiting for the disk")
         answer: asyncio.Future[R] = self._loop.create_future()
-        self._waiting.put(Operation(operation, arguments, answer))
+        if not self._asked:
+            self._loop.call_soon(self._hand_over)
+        self._asked.append(Operation(operation, arguments, answer))
+        self._unanswered += 1
         return await answer
+
+    def _hand_over(self) -> None:
+        if self._asked:
+            self._waiting.put(self._asked)
+            self._asked = []
 
     def _live(self) -> None:
         try:
@@ -105,12 +116,12 @@ class SqliteWorker:
     def _take(self) -> list[Operation]:
         """Everything that is waiting, at least one operation; nothing once it is time to stop."""
         batch: list[Operation] = []
-        operation = self._waiting.get()
-        while operation is not None:
-            batch.append(operation)
-            if len(batch) == BATCH_MAX or self._waiting.empty():
+        asked = self._waiting.get()
+        while asked is not None:
+            batch.extend(asked)
+            if len(batch) >= BATCH_MAX or self._waiting.empty():
                 return batch
-            operation = self._waiting.get()
+            asked = self._waiting.get()
         if batch:
             self._waiting.put(None)
         return batch
@@ -154,10 +165,20 @@ class SqliteWorker:
             return error
         return None
 
+    def _deliver(self, answers: list[Answer]) -> None:
+        for future, value, error in answers:
+            self._unanswered -= 1
+            if future.done():
+                continue  # whoever asked does not wait any more
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+
     def _tell(self, answers: list[Answer]) -> None:
         # RuntimeError: the event loop is closed, and nobody waits any more.
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(_deliver, answers)
+            self._loop.call_soon_threadsafe(self._deliver, answers)
 
 
 def _is_reserve(operation: Operation) -> bool:
@@ -171,16 +192,6 @@ def _answer(operation: Operation, now_ms: int) -> Answer:
     except ValueError as error:
         # The book checks before it writes: the other operations of the batch are not concerned.
         return Answer(operation.answer, None, LedgerError(str(error)))
-
-
-def _deliver(answers: list[Answer]) -> None:
-    for future, value, error in answers:
-        if future.done():
-            continue  # whoever asked does not wait any more
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
 
 
 def _as_ledger_error(error: Exception) -> LedgerError:

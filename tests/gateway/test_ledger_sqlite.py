@@ -99,7 +99,7 @@ async def test_a_whole_life_in_one_batch(ledger: SqliteLedger) -> None:
 
 
 async def test_too_many_waiting_are_refused_at_once(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_worker, "WAITING_MAX", 5)
+    monkeypatch.setattr(sqlite_worker, "WAITING_MAX", 6)  # with the one that holds the disk
     loop, holding, release = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
 
     def hold_the_disk(now_ms: int) -> None:
@@ -110,7 +110,7 @@ async def test_too_many_waiting_are_refused_at_once(ledger: SqliteLedger, monkey
     await holding.wait()
     waiting = [asyncio.ensure_future(ledger.reserve("p", request(f"c{n}"))) for n in range(5)]
     await asyncio.sleep(0)
-    with pytest.raises(LedgerUnavailable, match="5 operations are waiting for the disk"):
+    with pytest.raises(LedgerUnavailable, match="6 operations are waiting for the disk"):
         await ledger.reserve("p", request("one too many"))
     release.set()
     await asyncio.gather(disk, *waiting)
