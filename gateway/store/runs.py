@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import ColumnElement, and_, case, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal_column, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.bulk import insert, replacing
@@ -120,6 +120,13 @@ _PLANNED_STEP: Final = (
 _ALLOCATED_STEP: Final = ("position", "tier", "allocation_tokens", "hard_limit_tokens", "plan")
 # Planned steps are numbered from 1; a step that only appeared in calls has 0 and comes after them.
 _UNPLANNED: Final = case((run_steps.c.position == 0, 1), else_=0)
+# Asked for at the first call of every run: to put such a query together takes longer than to answer it.
+_ONE: Final = select(runs).where(runs.c.project == bindparam("of_project"), runs.c.run == bindparam("of_run"))
+_STEPS_OF_ONE: Final = (
+    select(run_steps)
+    .where(run_steps.c.project == bindparam("of_project"), run_steps.c.run == bindparam("of_run"))
+    .order_by(_UNPLANNED, run_steps.c.position, run_steps.c.first_at, run_steps.c.step)
+)
 
 
 async def create(db: Database, run: Run) -> Run:
@@ -149,17 +156,12 @@ async def note_allocations(db: Database, steps: Sequence[tuple[str, RunStep]]) -
 
 async def get(db: Database, project: str, run: str) -> Run | None:
     """The run with its steps, in the order of the plan, unplanned ones by when they appeared."""
-    mine = and_(runs.c.project == project, runs.c.run == run)
-    steps_query = (
-        select(run_steps)
-        .where(run_steps.c.project == project, run_steps.c.run == run)
-        .order_by(_UNPLANNED, run_steps.c.position, run_steps.c.first_at, run_steps.c.step)
-    )
+    mine = {"of_project": project, "of_run": run}
     async with db.begin() as connection:
-        found = (await connection.execute(select(runs).where(mine))).mappings().first()
+        found = (await connection.execute(_ONE, mine)).mappings().first()
         if found is None:
             return None
-        steps = tuple(_step(row) for row in (await connection.execute(steps_query)).mappings())
+        steps = tuple(_step(row) for row in (await connection.execute(_STEPS_OF_ONE, mine)).mappings())
     return _run(found, steps)
 
 
