@@ -59,7 +59,9 @@ class SqliteWorker:
         self._opened: asyncio.Future[None] = loop.create_future()
         self._closed: asyncio.Future[None] = loop.create_future()
         self._check_again_s = 0.0
-        self._asked: list[Operation] = []  # since the loop came round: handed over together, because waking the thread costs most
+        self._asked: list[
+            Operation
+        ] = []  # since the loop came round: handed over together, because waking the thread costs most
         self._unanswered = 1  # the opening is the first answer
         # None is the sign to stop.
         self._waiting: queue.SimpleQueue[list[Operation] | None] = queue.SimpleQueue()

@@ -327,7 +327,7 @@ class _Connection(asyncio.Protocol):
         self._idle_since_s: float | None = None
         self._answer: HttpAnswer | None = None  # of the call that is served; None when there is none
         self._head: asyncio.Future[HttpAnswer] | None = None
-        self._head_bytes = 0
+        self._head_bytes = self._headers_bytes = 0
         self._parser: Any = None
         self._ends_with_connection = False
 
@@ -339,7 +339,7 @@ class _Connection(asyncio.Protocol):
         self._idle_since_s = None
         self._answer = HttpAnswer(self)
         self._head = self.loop.create_future()
-        self._head_bytes = 0
+        self._head_bytes = self._headers_bytes = 0
         self._parser = httptools.HttpResponseParser(self)
         if self._transport.is_closing():
             self.abort(Disconnected("closed while idle"))
@@ -400,7 +400,7 @@ class _Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.abort(AnswerBroken("this is not HTTP"))
             return
-        # A head that fits is followed by a body that does not count here.
+        # A head that is complete was measured header by header.
         if self._head is not None and self._head_bytes > _HEAD_BYTES_MAX:
             self.abort(AnswerBroken("the answer's head is too large"))
 
@@ -414,8 +414,9 @@ class _Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head is None or self._answer is None:
             return  # a trailer
-        if len(self._answer.headers) >= _HEADERS_MAX:
-            raise httptools.HttpParserError("too many headers")
+        self._headers_bytes += len(name) + len(value)
+        if len(self._answer.headers) >= _HEADERS_MAX or self._headers_bytes > _HEAD_BYTES_MAX:
+            raise httptools.HttpParserError("the answer's head is too large")
         lower = name.lower()
         if lower in (b"content-length", b"transfer-encoding"):
             self._ends_with_connection = False

@@ -1,0 +1,342 @@
+"""The fast lane's client against a server of bare bytes: what it sends, what it makes of answers, and which connections it keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from gateway.upstream.http_client import (
+    Address,
+    AnswerBroken,
+    AnswerTimeout,
+    ClientLimits,
+    ConnectFailed,
+    Disconnected,
+    HttpAnswer,
+    HttpClient,
+)
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+class Provider:
+    """Answers each request of a connection with the next of `answers`; keeps what it was sent."""
+
+    def __init__(self, *answers: bytes, hangs_up: bool = False) -> None:
+        self.answers = list(answers)
+        self.hangs_up = hangs_up
+        self.requests: list[bytes] = []
+        self.connections = 0
+        self.closed = asyncio.Event()
+        self.url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
+                self.requests.append(head + await reader.readexactly(length))
+                answer = self.answers.pop(0) if self.answers else OK
+                writer.write(answer)
+                await writer.drain()
+                if self.hangs_up:
+                    break
+        writer.close()
+        self.closed.set()
+
+
+@contextlib.asynccontextmanager
+async def running(provider: Provider, serve: Serve | None = None) -> AsyncIterator[Address]:
+    serving: set[asyncio.Task[None]] = set()
+
+    async def noted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
+        try:
+            await (serve or provider.serve)(reader, writer)
+        except asyncio.CancelledError:
+            writer.close()
+
+    server = await asyncio.start_server(noted, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()[:2]
+    try:
+        yield Address.of(f"http://{host}:{port}/v1/chat/completions?a=1")
+    finally:
+        server.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[HttpClient]:
+    made = HttpClient(ClientLimits(connections=2, keepalive_s=5.0))
+    yield made
+    await made.close()
+
+
+async def post(client: HttpClient, address: Address, body: bytes = b"{}", answer_s: float = 10.0) -> HttpAnswer:
+    return await client.post(address, {"content-type": "application/json"}, body, connect_s=5.0, answer_s=answer_s)
+
+
+async def whole(answer: HttpAnswer) -> bytes:
+    return b"".join([piece async for piece in pieces_of(answer)])
+
+
+async def pieces_of(answer: HttpAnswer) -> AsyncIterator[bytes]:
+    while piece := await answer.readany():
+        yield piece
+
+
+async def test_a_request_is_what_http_wants_and_nothing_more(client: HttpClient) -> None:
+    provider = Provider()
+    async with running(provider) as address:
+        answer = await post(client, address, b'{"a": 1}')
+        assert (answer.status, await whole(answer)) == (200, b"ok")
+    host = f"host: 127.0.0.1:{address.port}".encode()
+    assert provider.requests == [
+        b"POST /v1/chat/completions?a=1 HTTP/1.1\r\n" + host + b"\r\ncontent-length: 8\r\n"
+        b'content-type: application/json\r\n\r\n{"a": 1}'
+    ]
+
+
+async def test_a_connection_whose_answer_was_whole_is_used_again(client: HttpClient) -> None:
+    provider = Provider()
+    async with running(provider) as address:
+        for _ in range(3):
+            assert await whole(await post(client, address)) == b"ok"
+    assert (provider.connections, len(provider.requests)) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok, and more than it said",
+        b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok",
+    ],
+)
+async def test_a_connection_that_must_not_be_used_again_is_not(client: HttpClient, answer: bytes) -> None:
+    provider = Provider(answer)
+    async with running(provider) as address:
+        assert await whole(await post(client, address)) == b"ok"
+        assert await whole(await post(client, address)) == b"ok"
+    assert provider.connections == 2
+
+
+async def test_one_that_the_provider_closed_while_it_was_idle_is_left_alone(client: HttpClient) -> None:
+    provider = Provider(hangs_up=True)
+    async with running(provider) as address:
+        await whole(await post(client, address))
+        await provider.closed.wait()
+        await asyncio.sleep(0.05)
+        assert await whole(await post(client, address)) == b"ok"
+    assert provider.connections == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\nx-trailer: 1\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" + OK,
+    ],
+)
+async def test_chunks_trailers_and_early_hints(client: HttpClient, answer: bytes) -> None:
+    async with running(Provider(answer)) as address:
+        got = await post(client, address)
+        assert (got.status, await whole(got)) == (200, b"ok")
+        assert not {b"link", b"x-trailer"} & {name for name, _ in got.headers}
+
+
+async def test_an_answer_may_end_with_its_connection(client: HttpClient) -> None:
+    async with running(Provider(b"HTTP/1.1 200 OK\r\n\r\nok", hangs_up=True)) as address:
+        assert await whole(await post(client, address)) == b"ok"
+
+
+async def test_an_answer_cut_short_is_broken(client: HttpClient) -> None:
+    async with running(Provider(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok", hangs_up=True)) as address:
+        answer = await post(client, address)
+        with pytest.raises(AnswerBroken, match="middle"):
+            await whole(answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"", Disconnected),
+        (b"HTTP/1.1 200 OK\r\ncontent-le", Disconnected),
+        (b"garbage\r\n\r\n", AnswerBroken),
+        (b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", AnswerBroken),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\nok", AnswerBroken),
+        (b"HTTP/1.1 200 OK\r\nx-big: " + b"a" * 100_000 + b"\r\n\r\n", AnswerBroken),
+        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 1_000 + b"\r\n", AnswerBroken),
+    ],
+)
+async def test_what_is_no_answer(client: HttpClient, answer: bytes, error: type[Exception]) -> None:
+    async with running(Provider(answer, hangs_up=True)) as address:
+        with pytest.raises(error):
+            await post(client, address)
+        assert client._open == 0 or await settled(client)
+
+
+async def settled(client: HttpClient) -> bool:
+    await asyncio.sleep(0.05)
+    return client._open == 0
+
+
+async def test_an_answer_that_does_not_begin_in_time(client: HttpClient) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with running(Provider(), silent) as address:
+        with pytest.raises(AnswerTimeout):
+            await post(client, address, answer_s=0.05)
+        assert await settled(client)
+
+
+async def test_nobody_listens() -> None:
+    client = HttpClient()
+    async with running(Provider()) as address:
+        pass
+    with pytest.raises(ConnectFailed):
+        await post(client, address)
+    assert client._open == 0
+
+
+async def test_a_certificate_that_nobody_signed_is_refused(client: HttpClient) -> None:
+    async with running(Provider()) as address:
+        with pytest.raises(ConnectFailed):  # it does not speak TLS at all, which is told the same way
+            await post(client, Address.of(f"https://127.0.0.1:{address.port}/"), answer_s=5.0)
+    assert client._context().verify_mode is ssl.CERT_REQUIRED
+    assert client._context().check_hostname
+    assert await settled(client)
+
+
+async def test_calls_wait_for_a_place_and_get_the_connection_that_became_free(client: HttpClient) -> None:
+    provider = Provider()
+    async with running(provider) as address:
+
+        async def call() -> bytes:
+            return await whole(await post(client, address))
+
+        assert await asyncio.gather(*(call() for _ in range(20))) == [b"ok"] * 20
+    assert provider.connections <= 2
+
+
+async def test_another_origins_idle_connection_makes_room() -> None:
+    client = HttpClient(ClientLimits(connections=1))
+    async with running(Provider()) as one, running(Provider()) as other:
+        assert await whole(await post(client, one)) == b"ok"
+        assert await whole(await post(client, other)) == b"ok"
+    await client.close()
+
+
+async def test_whoever_gives_up_waiting_leaves_its_turn_to_the_next() -> None:
+    client, held = HttpClient(ClientLimits(connections=1)), asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        await held.wait()
+        writer.write(OK)
+        await reader.read()
+        writer.close()
+
+    async with running(Provider(), slow) as address:
+        first = asyncio.ensure_future(post(client, address))
+        await asyncio.sleep(0.02)
+        second, third = (asyncio.ensure_future(post(client, address)) for _ in range(2))
+        with pytest.raises(AnswerTimeout, match="free"):
+            await post(client, address, answer_s=0.02)
+        second.cancel()
+        held.set()
+        assert await whole(await first) == b"ok"
+        third.cancel()
+        await asyncio.gather(second, third, return_exceptions=True)
+        assert (second.cancelled(), third.cancelled()) == (True, True)
+        await client.close()
+
+
+async def test_a_slow_reader_stops_the_provider(client: HttpClient) -> None:
+    """Bytes that nobody reads stay with the provider, not in our memory."""
+    written = 0
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal written
+        await reader.readuntil(b"{}")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 64000000\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                writer.write(b"x" * 64_000)
+                await writer.drain()
+                written += 64_000
+        writer.close()
+
+    async with running(Provider(), pour) as address:
+        answer = await post(client, address)
+        await asyncio.sleep(0.3)
+        paused_at = written
+        await asyncio.sleep(0.2)
+        assert written == paused_at < 32_000_000
+        assert len(await whole(answer)) == 64_000_000
+
+
+async def test_cancelled_means_closed(client: HttpClient) -> None:
+    provider = Provider(b"")
+    async with running(provider) as address:
+        call = asyncio.ensure_future(post(client, address))
+        await asyncio.sleep(0.05)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await settled(client)
+
+
+async def test_what_leaves_is_told_before_it_does_and_may_forbid_it(client: HttpClient) -> None:
+    provider = Provider()
+
+    async def forbid() -> None:
+        raise RuntimeError("not now")
+
+    async with running(provider) as address:
+        with pytest.raises(RuntimeError):
+            await client.post(address, {}, b"{}", connect_s=5.0, answer_s=5.0, leaves=forbid)
+        assert provider.requests == []
+        await whole(await client.post(address, {}, b"{}", connect_s=5.0, answer_s=5.0, leaves=lambda: None))
+    assert len(provider.requests) == 1
+
+
+@pytest.mark.parametrize("value", ["a\r\nx: y", "a\nb", "a\rb", "a\0b"])
+async def test_a_header_cannot_begin_a_line_of_its_own(client: HttpClient, value: str) -> None:
+    provider = Provider()
+    async with running(provider) as address:
+        with pytest.raises(ValueError, match="line break"):
+            await client.post(address, {"x-a": value}, b"{}", connect_s=5.0, answer_s=5.0)
+    assert provider.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "authority", "target"),
+    [
+        ("http://h/v1", "h", "/v1"),
+        ("https://h:8443/v1?api-version=2", "h:8443", "/v1?api-version=2"),
+        ("https://h", "h", "/"),
+        ("http://[::1]:9/x", "[::1]:9", "/x"),
+    ],
+)
+def test_addresses(url: str, authority: str, target: str) -> None:
+    address = Address.of(url)
+    assert (address.authority, address.target) == (authority, target)
+
+
+@pytest.mark.parametrize("url", ["", "h/v1", "ftp://h/", "http://", "http://u:p@h/", "http://h/a b", "http://h:99999/"])
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(ValueError, match=r"address|range"):
+        Address.of(url)
