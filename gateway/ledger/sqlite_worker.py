@@ -20,7 +20,7 @@ from policies.reservation import Reserve
 
 R = TypeVar("R")
 
-# From so many on a batch is not added to. A few ms of work: enough to spread the cost of a commit, short enough to answer the first of it soon.
+# From so many on a batch is not added to. A few ms of work: enough to spread the cost of a commit, and the first is answered soon.
 BATCH_MAX: Final = 256
 # More than a second of work: a disk that is so far behind is out of reach, and waiting would only make it worse.
 WAITING_MAX: Final = 20_000
