@@ -20,6 +20,7 @@ from gateway.upstream.request import hops_of
 from gateway.upstream.timeouts import effective_timeouts
 
 _HOPS_MAX: Final = 8
+_REMEMBERED: Final = ("previous_response_id", "conversation", "prompt")
 _NO_SETTINGS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -47,6 +48,9 @@ class LiteLLMLane:
             litellm = await self._loader.module()
         except (ImportError, RuntimeError, AttributeError) as error:
             raise UpstreamUnreachable(f"LiteLLM, which this model needs, cannot be loaded: {error}") from error
+        refused = _forgetful(litellm, deployment, call)
+        if refused is not None:
+            return refused
         timeouts = effective_timeouts(deployment, call)
         key = self._key(deployment, call)
         secrets = secrets_of(deployment, key)
@@ -105,8 +109,29 @@ def _refusal(deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer | Non
     if field is None:
         return None
     message = f"The field {field!r} is not the model's but the gateway's, and cannot be set by a request."
-    body = error_body(call.protocol, 400, message, code="field_not_allowed")
-    return UpstreamAnswer(400, headers, deployment, "litellm", body=body)
+    return _bad_request(deployment, call, message, "field_not_allowed")
+
+
+def _forgetful(litellm: Any, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer | None:
+    """A Responses call that leans on what the provider remembers, to one whose protocol remembers nothing.
+
+    LiteLLM would look for the earlier answer in its proxy's database, and without one ask the model without its history.
+    """
+    field = next((name for name in _REMEMBERED if call.body.get(name)), None)
+    if field is None or call.protocol != "responses":
+        return None
+    config = litellm.utils.ProviderConfigManager.get_provider_responses_api_config
+    if config(provider=deployment.provider, model=deployment.model) is not None:
+        return None
+    message = (
+        f"The provider of {deployment.name!r} keeps no earlier answers for {field!r}: send the earlier items as input."
+    )
+    return _bad_request(deployment, call, message, "unsupported_field")
+
+
+def _bad_request(deployment: Deployment, call: UpstreamCall, message: str, code: str) -> UpstreamAnswer:
+    body = error_body(call.protocol, 400, message, code=code)
+    return UpstreamAnswer(400, {"content-type": "application/json"}, deployment, "litellm", body=body)
 
 
 def _buffered(answer: Any, deployment: Deployment, secrets: tuple[str, ...]) -> UpstreamAnswer:

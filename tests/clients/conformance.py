@@ -209,7 +209,10 @@ What becomes of every field and event that the vendors' SDKs know, found out by 
 
 Chat and Completions have one kind of event, the chunk: it passes, its text is counted, and the last one with `usage` reaches
 only who asked for it. A Messages or Responses client may use a model of a provider that does not speak that protocol:
-LiteLLM translates then, and what it cannot say in the other protocol is its to drop.
+LiteLLM translates then (`tests/clients/test_crossing_protocols.py`: whole, in streams, with tools). What the other protocol has no
+word for is a 400 that names it, or is left out with `litellm_settings.drop_params`. `previous_response_id`, `conversation` and
+`prompt` mean something only where the provider speaks Responses itself; elsewhere they are a 400, because the model would be
+asked without its history.
 
 ## Calls that are made again
 
