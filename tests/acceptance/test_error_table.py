@@ -1,0 +1,177 @@
+"""The table of errors, row by row, as each protocol tells it: status, code, headers, and every figure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.acceptance.serving import Served, model, serving, until, words
+from tests.farebox_process import Reply, tagged
+
+pytestmark = pytest.mark.xdist_group("acceptance-errors")
+
+FIGURES = {
+    "scope", "scope_id", "unit", "limit", "settled", "reserved", "remaining", "needed", "transient", "reset_at", "hint",
+    "workflow", "run", "step", "request_id",
+}  # fmt: skip
+PROTOCOLS = ("chat/completions", "responses", "messages")
+ANTHROPIC_TYPES = {400: "invalid_request_error", 402: "billing_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    refusing = {"on_pressure": ["refuse"]}
+    budgets = [
+        {"scope": "run", "match": "of-run", "requests": 1},
+        {"scope": "step", "match": "of-step", "requests": 1},
+        {"scope": "workflow", "match": "of-workflow", "requests": 1, "window": "total"},
+        {"scope": "workflow", "match": "by-minute*", "requests": 1, "window": "minute"},
+        {"scope": "workflow", "match": "by-day*", "requests": 1, "window": "day"},
+        {"scope": "run", "match": "tight", "tokens": 400, **refusing},
+        {"scope": "run", "match": "paid", "usd": 1},
+    ]
+    with serving(
+        tmp_path_factory.mktemp("errors"),
+        budgets=budgets,
+        models=lambda provider: [
+            model(provider.openai_url),
+            model(provider.openai_url, "unpriced", "openai/nobody-knows", priced=False),
+        ],
+    ) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _fresh(served: Served) -> None:
+    served.provider.clear()
+
+
+@pytest.fixture(params=PROTOCOLS)
+def protocol(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def ask(served: Served, protocol: str, headers: dict[str, str], content: str = "hi", **fields: Any) -> Reply:
+    body: dict[str, Any] = {"model": "fake"}
+    if protocol == "responses":
+        body |= {"input": content, "max_output_tokens": 16}
+    else:
+        body |= {"messages": [{"role": "user", "content": content}], "max_tokens": 16}
+    return served.gateway.request("POST", f"/v1/{protocol}", {**body, **fields}, headers)
+
+
+def told(reply: Reply, protocol: str, status: int, code: str) -> dict[str, Any]:
+    """The error, whose shape is the protocol's; its code and figures are the same in each."""
+    assert reply.status == status, reply.body
+    body = reply.json()
+    error: dict[str, Any] = body["error"]
+    assert error["code"] == code
+    assert error["message"]
+    if protocol == "messages":
+        assert (body["type"], error["type"]) == ("error", ANTHROPIC_TYPES[status])
+        assert body["request_id"] == reply.headers["request-id"]
+    else:
+        assert set(body) == {"error"}
+        assert {"message", "type", "code", "param"} <= set(error)
+    assert error["metadata"]["request_id"] == reply.headers["x-request-id"]
+    return error
+
+
+def figures(error: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = error["metadata"]
+    assert set(found) >= FIGURES
+    assert found["remaining"] == max(0, found["limit"] - found["settled"] - found["reserved"])
+    return found
+
+
+def may_retry(reply: Reply) -> tuple[str | None, str | None]:
+    return reply.headers.get("x-should-retry"), reply.headers.get("retry-after")
+
+
+@pytest.mark.parametrize("scope", ["run", "step", "workflow"])
+def test_a_budget_that_does_not_come_back(served: Served, protocol: str, scope: str) -> None:
+    headers = tagged(f"of-{scope}", f"r-{protocol.replace('/', '-')}")
+    ask(served, protocol, headers)
+    reply = ask(served, protocol, headers)
+    error = told(reply, protocol, 402, f"{scope}_budget_exceeded")
+    found = figures(error)
+    assert may_retry(reply) == ("false", None)
+    assert (found["scope"], found["unit"], found["limit"], found["settled"]) == (scope, "requests", 1, 1)
+    assert (found["remaining"], found["needed"], found["transient"], found["reset_at"]) == (0, 1, False, None)
+    assert (found["workflow"], found["run"], found["step"]) == (f"of-{scope}", headers["x-workflow-run-id"], "s")
+    assert found["scope_id"] in (found["run"], found["step"], found["workflow"])
+    if protocol != "messages":
+        assert error["type"] == "budget_exceeded"
+
+
+def test_only_sibling_holds_stand_in_the_way(served: Served, protocol: str) -> None:
+    served.provider.script(delay_ms=1500)
+    headers = tagged("of-run", f"r-busy-{protocol.replace('/', '-')}")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask, served, protocol, headers)
+        until(lambda: served.seen() == 1, 10, "the first call is with the provider")
+        reply = ask(served, protocol, headers)
+        error = told(reply, protocol, 429, "run_budget_busy")
+        assert may_retry(reply) == (None, "1")
+        found = figures(error)
+        assert (found["settled"], found["reserved"], found["transient"]) == (0, 1, True)
+        assert first.result().status == 200
+
+
+@pytest.mark.parametrize(("window", "seconds"), [("minute", 60), ("day", 86_400)])
+def test_a_window_that_is_used_up(served: Served, protocol: str, window: str, seconds: int) -> None:
+    headers = {"x-workflow-id": f"by-{window}-{protocol.replace('/', '-')}"}
+    for _ in range(2):  # the minute may turn between two calls
+        ask(served, protocol, headers)
+        reply = ask(served, protocol, headers)
+        if reply.status != 200:
+            break
+    error = told(reply, protocol, 429, "workflow_budget_exceeded")
+    should_retry, retry_after = may_retry(reply)
+    assert retry_after is not None
+    assert 0 < int(retry_after) <= seconds
+    assert should_retry == ("false" if int(retry_after) > 60 else None)
+    resets = figures(error)["reset_at"] / 1000  # milliseconds since 1970
+    assert abs(resets - time.time() - int(retry_after)) < 10
+
+
+def test_a_call_that_can_never_fit(served: Served, protocol: str) -> None:
+    reply = ask(served, protocol, tagged("tight", "r-never"), content=words(500))
+    error = told(reply, protocol, 402, "request_exceeds_budget")
+    found = figures(error)
+    assert may_retry(reply) == ("false", None)
+    assert (found["limit"], found["settled"]) == (400, 0)
+    assert found["needed"] > 500
+
+
+def test_money_is_limited_and_the_model_has_no_price(served: Served, protocol: str) -> None:
+    reply = ask(served, protocol, tagged("paid", "r-unpriced"), model="unpriced")
+    told(reply, protocol, 400, "unpriced_model")
+
+
+@pytest.mark.parametrize(("action", "state"), [("cancel", "cancelled"), ("pause", "paused"), ("complete", "completed")])
+def test_a_run_that_was_ended_or_stopped(served: Served, protocol: str, action: str, state: str) -> None:
+    run = f"r-{state}-{protocol.replace('/', '-')}"
+    assert ask(served, protocol, tagged("steered", run)).status == 200
+    assert served.gateway.request("POST", f"/api/runs/{run}/{action}", {}).status == 200
+    reply = ask(served, protocol, tagged("steered", run))
+    told(reply, protocol, 402, f"run_{state}")
+    assert may_retry(reply) == ("false", None)
+
+
+def test_a_model_that_is_not_there(served: Served, protocol: str) -> None:
+    error = told(ask(served, protocol, {}, model="nobody"), protocol, 404, "model_not_found")
+    assert error["param"] == "model"
+
+
+@pytest.mark.parametrize("status", [400, 429])
+def test_what_the_provider_says_itself(served: Served, protocol: str, status: int) -> None:
+    served.provider.script(status=status, message="The provider's own words.", retry_after="7")
+    reply = ask(served, protocol, tagged("steered", "r-own"))
+    assert reply.status == status, reply.body
+    assert "The provider's own words." in reply.json()["error"]["message"]
+    assert reply.headers["retry-after"] == "7"
