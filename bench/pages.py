@@ -5,7 +5,8 @@
     … --rows 100000 --looks 40 --keep                             fewer rows; more looks at each page; use what is there
 
 The rows are written as the gateway writes them (`bench.flush`), the pages asked of a real gateway process on a real socket, one
-request at a time. Prints the median and the p95 of each; the exit code is 1 when a p95 is above `--limit-ms`.
+request at a time. Not among them is the comparison that the page of health offers, which asks the ledger for each run of a day.
+Prints the median and the p95 of each; the exit code is 1 when a p95 is above `--limit-ms`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import asyncpg
 
 from bench.flush import flush
 from tests.farebox_process import FareboxProcess, running_farebox, tagged
@@ -45,7 +48,6 @@ PAGES = (
     "/usage?group_by=savings&metric=saved_tokens",
     "/audit",
     "/health",
-    "/health?check=drift",
 )
 CONFIG = {
     "model_list": [{"model_name": "mock", "litellm_params": {"model": "openai/mock", "mock_response": "Done."}}],
@@ -69,10 +71,19 @@ def look(gateway: FareboxProcess, path: str, looks: int) -> list[float]:
     return sorted(times[1:])
 
 
+async def analyze(url: str) -> None:
+    """As autovacuum does within a minute of so many new rows; without it Postgres plans as if the tables were empty."""
+    connection = await asyncpg.connect(url)
+    await connection.execute("ANALYZE")
+    await connection.close()
+
+
 def measure(url: str, arguments: argparse.Namespace) -> bool:
     if not arguments.keep:
         elapsed_s, _, _ = asyncio.run(flush(url, arguments.rows, 1, 30))
         print(f"{arguments.rows:,} rows written in {elapsed_s:.0f} s")
+    if url.startswith("postgresql"):
+        asyncio.run(analyze(url))
     config = {**CONFIG, "storage": {"store": url, "ledger": "memory://"}}
     slow = 0
     with tempfile.TemporaryDirectory() as folder, running_farebox(Path(folder), config) as gateway:
@@ -80,7 +91,7 @@ def measure(url: str, arguments: argparse.Namespace) -> bool:
             gateway.chat(
                 "Summarize this.", tagged("workflow-1", f"now-{number}", "step-1"), model="mock", max_tokens=50
             )
-        print(f"{'page':<62} {'median':>8} {'p95':>8} ms")
+        print(f"{'page':<62} {'median':>8} {'p95':>8} ms", flush=True)
         for path in PAGES:
             times = look(gateway, path, arguments.looks)
             p95 = times[math.ceil(len(times) * 0.95) - 1]

@@ -42,11 +42,15 @@ class DayChart:
         return asdict(self)
 
 
-async def day_chart(visit: Visit, query: UsageQuery, report: UsageReport, metric: str) -> DayChart:
-    """`report` is what `query` found: its rows say which groups are large. Raises StoreUnavailable."""
+async def day_chart(
+    visit: Visit, query: UsageQuery, report: UsageReport, metric: str, by_day: UsageReport | None = None
+) -> DayChart:
+    """`report` is what `query` found: its rows say which groups are large. `by_day` the same by day, if it is known already."""
     whole = query.model_copy(update={"group_by": GroupBy.DAY, "limit": DAYS_MAX, "cursor": None, "format": "json"})
-    by_day = report if query.group_by is GroupBy.DAY else await visit.ask(usage.get_usage, query=whole)
-    assert isinstance(by_day, UsageReport)  # noqa: S101 - CSV was not asked for
+    if by_day is None:
+        found = report if query.group_by is GroupBy.DAY else await visit.ask(usage.get_usage, query=whole)
+        assert isinstance(found, UsageReport)  # noqa: S101 - CSV was not asked for
+        by_day = found
     known = {row.day or "": getattr(row, metric) for row in by_day.rows}
     days = _days_between(str(query.since), query.until or day_of(visit.now_ms)) or sorted(known)
     parts = [] if query.group_by in _WHOLE or query.run else await _split(visit, query, report, metric, days)

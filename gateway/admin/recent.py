@@ -14,6 +14,7 @@ from sqlalchemy import select
 
 from gateway.store.database import Database
 from gateway.store.tables import token_usage
+from gateway.store.unindexed import unindexed
 
 CALLS_MAX: Final = 2_000
 
@@ -34,8 +35,7 @@ async def recent_calls(db: Database, project: str) -> RecentCalls:
     table = token_usage.c
     query = (
         select(table.status, table.code, table.overhead_us)
-        # An expression keeps SQLite on the index of times: with the column alone it would sort the whole project.
-        .where(table.project.concat("") == project)
+        .where(unindexed(table.project) == project)
         .order_by(table.at.desc())
         .limit(CALLS_MAX)
     )

@@ -17,6 +17,8 @@ DAYS: Final = 30
 HALF_LIFE_MS: Final = 7 * 86_400_000
 # More samples do not move a p95 any more, and a step of a busy workflow has thousands.
 SAMPLES_MAX: Final = 200
+# Looked at, the newest first: those of before weigh little, and a busy project has tens of thousands.
+RUNS_MAX: Final = 2_000
 # A run that nobody completes is taken as finished after the silence that also ends an implicit run.
 SILENCE_MS: Final = 900_000
 
@@ -37,41 +39,55 @@ class IntentModel:
 
 
 async def by_step(db: Database, project: str, workflow: str, now_ms: int) -> Mapping[str, tuple[StepSample, ...]]:
-    """Step → its samples of the last 30 days, the newest first, at most 200 each. Raises StoreUnavailable."""
-    step = run_steps.c.step
-    found = await _samples(db, [step], [runs.c.project == project, runs.c.workflow == workflow], now_ms)
+    """Step → its samples of the last 30 days, the newest first, at most 200 each, out of the 2,000 newest runs. Raises StoreUnavailable."""
+    of_runs = [runs.c.project == project, runs.c.workflow == workflow]
+    found = await _samples(db, [run_steps.c.step], of_runs, [], now_ms)
     return {key[0]: samples for key, samples in found.items()}
 
 
 async def by_intent(db: Database, project: str, now_ms: int) -> Mapping[IntentModel, tuple[StepSample, ...]]:
     """The same over all workflows of a project by intent and model, for steps that have too few samples of their own."""
     keys = [run_steps.c.intent, run_steps.c.model]
-    found = await _samples(db, keys, [runs.c.project == project, run_steps.c.intent != ""], now_ms)
+    found = await _samples(db, keys, [runs.c.project == project], [run_steps.c.intent != ""], now_ms)
     return {IntentModel(*key): samples for key, samples in found.items()}
 
 
 async def _samples(
-    db: Database, keys: list[Any], conditions: list[ColumnElement[bool]], now_ms: int
+    db: Database,
+    keys: list[Any],
+    of_runs: list[ColumnElement[bool]],
+    of_steps: list[ColumnElement[bool]],
+    now_ms: int,
 ) -> dict[tuple[str, ...], tuple[StepSample, ...]]:
     found: dict[tuple[str, ...], list[StepSample]] = defaultdict(list)
     async with db.read() as connection:
-        for *key, tokens, at_ms in await connection.execute(_query(keys, conditions, now_ms)):
+        for *key, tokens, at_ms in await connection.execute(_query(keys, of_runs, of_steps, now_ms)):
             weight = 0.5 ** (max(0, now_ms - at_ms) / HALF_LIFE_MS)
             found[tuple(key)].append(StepSample(tokens, at_ms, weight))
     return {key: tuple(samples) for key, samples in found.items()}
 
 
-def _query(keys: list[Any], conditions: list[ColumnElement[bool]], now_ms: int) -> Select[Any]:
-    newest_first = func.row_number().over(partition_by=keys, order_by=runs.c.last_at.desc())
+def _query(
+    keys: list[Any], of_runs: list[ColumnElement[bool]], of_steps: list[ColumnElement[bool]], now_ms: int
+) -> Select[Any]:
     # A run that was cut off says nothing about what its steps need.
     finished = or_(runs.c.state == "completed", and_(runs.c.state == "active", runs.c.last_at < now_ms - SILENCE_MS))
-    joined = runs.join(run_steps, and_(run_steps.c.project == runs.c.project, run_steps.c.run == runs.c.run))
+    newest = (
+        select(runs.c.project, runs.c.run, runs.c.last_at)
+        .where(*of_runs, finished, runs.c.last_at >= now_ms - DAYS * 86_400_000)
+        .order_by(runs.c.last_at.desc())
+        .limit(RUNS_MAX)
+        .subquery("newest")
+    )
+    newest_first = func.row_number().over(partition_by=keys, order_by=newest.c.last_at.desc())
     ranked = (
         select(
-            *keys, run_steps.c.total_tokens.label("tokens"), runs.c.last_at.label("at_ms"), newest_first.label("rank")
+            *keys, run_steps.c.total_tokens.label("tokens"), newest.c.last_at.label("at_ms"), newest_first.label("rank")
         )
-        .select_from(joined)
-        .where(*conditions, finished, runs.c.last_at >= now_ms - DAYS * 86_400_000, run_steps.c.total_tokens > 0)
+        .select_from(
+            newest.join(run_steps, and_(run_steps.c.project == newest.c.project, run_steps.c.run == newest.c.run))
+        )
+        .where(*of_steps, run_steps.c.total_tokens > 0)
         .subquery("ranked")
     )
     names = [ranked.c[key.name] for key in keys]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 from starlette.responses import Response
 
 from gateway.admin.day_chart import DayChart, day_chart
 from gateway.admin.figures import day_of
-from gateway.admin.recent import RecentCalls, recent_calls
+from gateway.admin.recent import recent_calls
 from gateway.admin.visit import Page, Visit
 from gateway.budget_view import BudgetAccount
 from gateway.endpoints.api import budgets, runs, usage
@@ -59,30 +60,36 @@ class Cap:
 async def overview(visit: Visit) -> Response:
     now = datetime.fromtimestamp(visit.now_ms / 1000, UTC)
     month_start, today = day_of(visit.now_ms)[:8] + "01", day_of(visit.now_ms)
-    month = await report(visit, GroupBy.INTENT, month_start)
-    hour = await report(visit, GroupBy.WORKFLOW, str(visit.now_ms - _HOUR_MS))
-    known = await visit.ask(budgets.list_budgets, query=ListQuery(project=visit.project, limit=200))
-    latest = visit.query(RunsQuery, limit=_ROWS_SHOWN)
+    first = (now - timedelta(days=_DAYS_SHOWN - 1)).date()
+    month, hour, of_today, savings, workflows, by_day = await asyncio.gather(
+        report(visit, GroupBy.INTENT, month_start),
+        report(visit, GroupBy.WORKFLOW, str(visit.now_ms - _HOUR_MS)),
+        report(visit, GroupBy.WORKFLOW, today),
+        report(visit, GroupBy.SAVINGS, month_start),
+        report(visit, GroupBy.WORKFLOW, month_start),
+        report(visit, GroupBy.DAY, first.isoformat()),
+    )
+    known, latest, calls = await asyncio.gather(
+        visit.ask(budgets.list_budgets, query=ListQuery(project=visit.project, limit=200)),
+        visit.ask(runs.list_runs, query=visit.query(RunsQuery, limit=_ROWS_SHOWN)),
+        recent_calls(visit.store, visit.project),
+    )
     return visit.show(
         "overview",
-        today=(await report(visit, GroupBy.WORKFLOW, today)).total,
+        today=of_today.total,
         month=month.total,
         intents=month.rows,
-        savings=(await report(visit, GroupBy.SAVINGS, month_start)).rows,
-        workflows=(await report(visit, GroupBy.WORKFLOW, month_start)).rows[:_ROWS_SHOWN],
-        days=await _days(visit, now),
-        chart=await _spend_chart(visit, now),
+        savings=savings.rows,
+        workflows=workflows.rows[:_ROWS_SHOWN],
+        days=_days(first, by_day),
+        chart=await _spend_chart(visit, first, by_day),
         burn=_burn(hour.total, month.total, now),
         caps=_fullest(known, visit.now_ms),
-        runs=(await visit.ask(runs.list_runs, query=latest)).runs,
-        recent=await recent(visit),
+        runs=latest.runs,
+        recent=calls,
         month_start=month_start,
         today_name=today,
     )
-
-
-async def recent(visit: Visit) -> RecentCalls:
-    return await recent_calls(visit.store, visit.project)
 
 
 async def report(visit: Visit, group_by: GroupBy, since: str) -> UsageReport:
@@ -92,23 +99,23 @@ async def report(visit: Visit, group_by: GroupBy, since: str) -> UsageReport:
     return found
 
 
-async def _days(visit: Visit, now: datetime) -> DayColumns:
-    first = (now - timedelta(days=_DAYS_SHOWN - 1)).date()
-    found = {row.day: row for row in (await report(visit, GroupBy.DAY, first.isoformat())).rows}
+def _days(first: date, by_day: UsageReport) -> DayColumns:
+    found = {row.day: row for row in by_day.rows}
     days = tuple((first + timedelta(days=at)).isoformat() for at in range(_DAYS_SHOWN))
     rows = [found.get(day) for day in days]
     tokens = tuple(row.total_tokens if row else 0 for row in rows)
     return DayColumns(days, tokens, tuple(row.cost_usd if row else 0.0 for row in rows))
 
 
-async def _spend_chart(visit: Visit, now: datetime) -> DayChart:
+async def _spend_chart(visit: Visit, first: date, by_day: UsageReport) -> DayChart:
     """Dollars of each day by workflow; where nothing costs anything, tokens."""
-    first = (now - timedelta(days=_DAYS_SHOWN - 1)).date().isoformat()
-    query = UsageQuery.model_validate({"project": visit.project, "group_by": GroupBy.WORKFLOW, "from": first})
+    query = UsageQuery.model_validate(
+        {"project": visit.project, "group_by": GroupBy.WORKFLOW, "from": first.isoformat()}
+    )
     found = await visit.ask(usage.get_usage, query=query)
     assert isinstance(found, UsageReport)  # noqa: S101 - CSV was not asked for
     metric = "cost_usd" if found.total.cost_usd else "total_tokens"
-    return await day_chart(visit, query, found, metric)
+    return await day_chart(visit, query, found, metric, by_day)
 
 
 def _burn(hour: UsageTotals, month: UsageTotals, now: datetime) -> Burn:
