@@ -16,8 +16,9 @@ from gateway.wire.openai_errors import error_body
 HEADER_BYTES_MAX: Final = 32 * 1024
 HEADERS_MAX: Final = 100
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?\Z")
-# Encoded dots, slashes, backslashes and NUL, which servers and proxies decode differently; parameters and double slashes.
-_CROOKED: Final = re.compile(rb"%2e|%2f|%5c|%00|\\|;|//|/\.\.?(?:/|\Z)", re.IGNORECASE)
+# Encoded dots, slashes, backslashes and control characters, which servers and proxies decode differently; parameters and
+# double slashes. A line break would pass by every route, whose patterns end at it.
+_CROOKED: Final = re.compile(rb"%2e|%2f|%5c|%[01][0-9a-f]|%7f|\\|;|//|/\.\.?(?:/|\Z)", re.IGNORECASE)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 # Two of them that differ would let two readers of the request see two different requests.
 _ONCE: Final = frozenset(

@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
 CHROMIUM: Final = "/usr/bin/chromium"
-# name: (address, whether the whole page is shown or one screen of it)
-PAGES: Final = {
-    "overview": ("/admin", True),
-    "runs": ("/admin/runs", False),
-    "run": (f"/admin/runs/{LOOKED_AT}", True),
-    "workflows": ("/admin/workflows", False),
-    "workflow": ("/admin/workflows/support-triage", False),
-    "budgets": (f"/admin/budgets?workflow=support-triage&run={LOOKED_AT}&step=draft", False),
-    "agents": ("/admin/agents", False),
-    "agent": ("/admin/agents/ledger-clerk", False),
-    "settings": ("/admin/settings", False),
-    "keys": ("/admin/keys", False),
-    "usage": ("/admin/usage?group_by=workflow&metric=cost_usd", False),
-    "audit": ("/admin/audit", False),
-    "health": ("/admin/health?check=drift", False),
-}
-ON_PHONES: Final = ("overview", "run")
 SCREEN: Final = {"width": 1360, "height": 850}
 PHONE: Final = {"width": 390, "height": 844}
+# name: (address, how much of it is shown in pixels; 0 for all)
+PAGES: Final = {
+    "overview": ("/admin", 0),
+    "runs": ("/admin/runs", 850),
+    "run": (f"/admin/runs/{LOOKED_AT}", 1080),
+    "workflows": ("/admin/workflows", 850),
+    "workflow": ("/admin/workflows/support-triage", 850),
+    "budgets": (f"/admin/budgets?workflow=support-triage&run={LOOKED_AT}&step=draft", 850),
+    "agents": ("/admin/agents", 850),
+    "agent": ("/admin/agents/ledger-clerk", 850),
+    "settings": ("/admin/settings", 850),
+    "keys": ("/admin/keys", 850),
+    "usage": ("/admin/usage?group_by=workflow&metric=cost_usd", 850),
+    "audit": ("/admin/audit", 850),
+    "health": ("/admin/health?check=drift", 850),
+}
+ON_PHONES: Final = ("overview", "run")
 _WARM_UP_S: Final = 12
 
 
@@ -60,11 +60,13 @@ def visiting(browser: Browser, url: str, theme: str, size: dict[str, int]) -> It
     context.close()
 
 
-def shoot(page: Page, path: str, file: Path, *, whole: bool) -> None:
+def shoot(page: Page, path: str, file: Path, height: int) -> None:
     page.goto(path)
     page.evaluate("document.fonts.ready")
     page.wait_for_timeout(1_500 if path == "/admin/runs" else 200)
-    page.screenshot(path=file, full_page=whole)
+    if height:
+        page.set_viewport_size({"width": page.viewport_size["width"], "height": height})  # type: ignore[index]
+    page.screenshot(path=file, full_page=not height)
     print(f"{file.name:<32} {file.stat().st_size / 1024:6.0f} KB")
 
 
@@ -87,13 +89,13 @@ def main() -> None:
             with visiting(browser, gateway.url, theme, SCREEN) as page:
                 # The run first: one of its calls is still under way then.
                 for name in sorted(PAGES, key=lambda one: one != "run"):
-                    path, whole = PAGES[name]
-                    shoot(page, path, folder / f"admin-{name}-{theme}.png", whole=whole)
+                    path, height = PAGES[name]
+                    shoot(page, path, folder / f"admin-{name}-{theme}.png", height)
         with visiting(browser, gateway.url, "light", PHONE) as page:
             for name in ON_PHONES:
-                shoot(page, PAGES[name][0], folder / f"admin-{name}-phone.png", whole=False)
+                shoot(page, PAGES[name][0], folder / f"admin-{name}-phone.png", PHONE["height"])
         page = browser.new_page(base_url=gateway.url, viewport=SCREEN)  # type: ignore[arg-type]
-        shoot(page, "/admin/login", folder / "admin-login-light.png", whole=False)
+        shoot(page, "/admin/login", folder / "admin-login-light.png", SCREEN["height"])
         traffic.stop()
         browser.close()
 

@@ -47,6 +47,8 @@ def test_a_host_that_is_none_is_refused(host: bytes) -> None:
         b"/a;b",
         b"/a\\b",
         b"/a%00",
+        b"/a%0Ab",
+        b"/a%7f",
         b"/..",
         b"http://x/y",
     ],

@@ -1,0 +1,62 @@
+"""Schemathesis against the control API of a running gateway: whatever is sent, no 5xx, and answers as the document says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from gateway.endpoints.api.table import ROUTES
+from tests.browser.conftest import CONFIG
+from tests.farebox_process import FareboxProcess, running_farebox
+
+ADMIN_KEY = "an-admin-key-that-stays"
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+# Each example is a request over a real socket; the whole table is asked some thousand times.
+SETTINGS = settings(
+    max_examples=10,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FareboxProcess]:
+    # With a key from the start: the first one that is made would shut the others out.
+    environment = {"FAREBOX_ADMIN_KEY": ADMIN_KEY}
+    with running_farebox(tmp_path_factory.mktemp("fuzzed"), CONFIG, environment=environment) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def schema(fuzzed: FareboxProcess) -> schemathesis.BaseSchema:
+    headers = {"authorization": f"Bearer {ADMIN_KEY}"}
+    return schemathesis.openapi.from_url(f"{fuzzed.url}/api/openapi.json", headers=headers)
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: str(mode.value))
+@pytest.mark.parametrize(("method", "path"), [(route.method, route.path) for route in ROUTES])
+def test_whatever_is_sent_is_answered_as_the_document_says(
+    schema: schemathesis.BaseSchema, fuzzed: FareboxProcess, method: str, path: str, mode: GenerationMode
+) -> None:
+    operation = schema[f"/api{path}"][method]
+    headers = {"authorization": f"Bearer {ADMIN_KEY}"}
+
+    @SETTINGS
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def ask(case: schemathesis.Case) -> None:
+        case.call_and_validate(headers=headers, checks=CHECKS)
+
+    ask()
