@@ -51,6 +51,7 @@ from gateway.pipeline.hold import HoldKeeper
 from gateway.pipeline.idempotency import Idempotency
 from gateway.pipeline.intake import Intake
 from gateway.pipeline.loops import LoopBreaker
+from gateway.pipeline.new_runs import NewRuns
 from gateway.pipeline.places import Places
 from gateway.pipeline.relaying import Relaying
 from gateway.pipeline.reserving import Reserving
@@ -293,6 +294,7 @@ class Application:
             idempotency=Idempotency(self._shelf, keep_ms=int(config.answers.idempotency_seconds * 1000)),
             cache=AnswerCache(parts.pool.cache_ttl_s, self._shelf),
             loops=LoopBreaker(parts.ledger, parts.alerts, config.loops),
+            new_runs=NewRuns(config.server.new_runs_per_minute_max, time.monotonic),
             new_id=parts.ids.new,
         )
         return handler, intake

@@ -152,7 +152,11 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
         "The path is not in its plain form (encoded slashes, dots or double slashes).", "Send it plainly.", "400"
     ),
     "method_not_allowed": Guide("The path does not take this method.", "`allow` names those that it takes.", "405"),
-    "request_timeout": Guide("The body did not arrive within 60 s.", "Look at the line, or send less.", "408"),
+    "request_timeout": Guide(
+        "The headers did not arrive within `server.header_seconds`, or the body within 60 s.",
+        "Look at the line, or send less.",
+        "408",
+    ),
     "request_too_large": Guide(
         "The body is larger than `server.body_bytes_max` (32 MiB).", "Send less, or raise the limit.", "413"
     ),
@@ -187,8 +191,15 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
         "Repeat it after `retry-after`, or raise the key's `--concurrency` or `server.key_concurrency_max`.",
         "429",
     ),
+    "too_many_new_runs": Guide(
+        "The key has begun `server.new_runs_per_minute_max` runs within a minute.",
+        "Let the calls of one task share a run, or raise the limit.",
+        "429",
+    ),
     "gateway_busy": Guide(
-        "The process has `server.concurrency_max` calls under way.", "Add a gateway, or raise the limit.", "503"
+        "The process has `server.concurrency_max` calls under way, or holds `server.bodies_bytes_max` bytes of requests.",
+        "Add a gateway, or raise the limit.",
+        "503",
     ),
     "gateway_stopping": Guide(
         "The gateway was told to stop and has waited for this call for as long as it may.",
@@ -219,7 +230,11 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
         "A mock model was told to answer like this.", "Change its `mock_response`.", "400"
     ),
     "loop_detected": Guide(
-        "The model's `api_base` leads back to this gateway.", "Correct `api_base` of the model.", "508"
+        "As 402: the run's agent repeats itself, and the run was stopped (`loops.repeats`). As 508: the model's `api_base` leads back to "
+        "this gateway.",
+        "As 402: find out why the agent goes round in circles, then `farebox runs resume`; docs/operations.md says what counts. As 508: "
+        "correct `api_base` of the model.",
+        "402, 508",
     ),
     "internal_error": Guide(
         "A fault of the gateway. The call's hold was given back or booked as far as it went.",

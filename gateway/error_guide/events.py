@@ -84,6 +84,21 @@ EVENTS: Final[dict[str, Guide]] = {
         "warning",
     ),
     "breaker_closed": Guide("Ledger or store (`engine`) is back.", "Nothing.", "warning"),
+    "loop_detected": Guide(
+        "A run's agent came too often with the very same request, or with the same tool calls and results: the run was stopped.",
+        "Look at the agent: `farebox runs show RUN`, then `farebox runs resume RUN`. `loops.repeats` says how often is too often.",
+        "warning",
+    ),
+    "loop_not_closed": Guide(
+        "A loop was found while the ledger was out of reach: this call was refused, and the run could not be stopped.",
+        "Look at the ledger; the next loop of the run is found again.",
+        "warning",
+    ),
+    "prompt_not_counted": Guide(
+        "A provider did not say what an untagged call used, and our own count failed: its event has no input tokens.",
+        "The exception stands beside it; please report it.",
+        "error",
+    ),
     "loop_suspected": Guide(
         "One step of one run made `alerts.loop_calls` calls (60) within a minute; refused ones count too.",
         "Look at the agent: `farebox runs show RUN`. A step budget in requests ends such a loop by itself.",

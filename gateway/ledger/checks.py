@@ -44,10 +44,10 @@ def check_demand(demand: Demand) -> None:
 
 
 def check_extra(extra: Demand) -> None:
-    """An extension is output only: prompt and request were held from the start."""
+    """An extension is output and money: prompt and request were held from the start, but another model may ask more for both."""
     check_demand(extra)
-    if extra.prompt_tokens or extra.prompt_nano_usd or extra.requests:
-        raise LedgerError("an extension holds output only")
+    if extra.prompt_tokens or extra.requests:
+        raise LedgerError("an extension holds no prompt tokens and no request again")
 
 
 def check_progress(progress: Sequence[Progress], ttl_ms: int) -> None:

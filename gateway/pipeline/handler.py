@@ -22,6 +22,7 @@ from gateway.pipeline.idempotency import HEADER as IDEMPOTENCY_HEADER
 from gateway.pipeline.idempotency import REPLAYED_HEADER, Idempotency
 from gateway.pipeline.intake import Intake
 from gateway.pipeline.loops import LoopBreaker
+from gateway.pipeline.new_runs import NewRuns
 from gateway.pipeline.places import Places
 from gateway.pipeline.relaying import Relaying
 from gateway.pipeline.settlement import Settler
@@ -49,6 +50,7 @@ class CallHandler:
         idempotency: Idempotency,
         cache: AnswerCache,
         loops: LoopBreaker,
+        new_runs: NewRuns,
         new_id: Callable[[], str],
     ) -> None:
         self._intake = intake
@@ -61,6 +63,7 @@ class CallHandler:
         self._idempotency = idempotency
         self._cache = cache
         self._loops = loops
+        self._new_runs = new_runs
         self._new_id = new_id
         self._settling: set[asyncio.Task[Any]] = set()
 
@@ -100,6 +103,8 @@ class CallHandler:
                 await self._replay(exchange, call, kept)
 
     async def _serve(self, exchange: Exchange, call: Call) -> None:
+        if call.tags.run is not None:
+            self._new_runs.check(call)
         turn = self._loops.begin(call) if call.raw else None
         if turn is None:
             await self._admit_and_forward(exchange, call)

@@ -116,7 +116,7 @@ def test_anthropic_errors_have_anthropics_shape(served: Served) -> None:
         ({"raw": "SSH-2.0-nonsense\r\n"}, {502}),
         ({"content_length": 100_000, "cut_after": 20}, {502}),
         ({"header_bytes": 1_000_000}, {502}),
-        ({"gzip_bomb_bytes": 200_000_000}, {502}),
+        ({"gzip_bomb_bytes": 200_000_000}, {502, 504}),  # a busy machine may run out of time first
     ],
     ids=["reset", "timeout", "nonsense", "short", "header", "bomb"],
 )

@@ -284,6 +284,15 @@ class TestExtend:
         resolution = await ledger.settle("p", "c1", tokens(210), b"{}")
         assert resolution.balances[0].limit == Limit(tokens=300)
 
+    async def test_money_alone_is_topped_up_where_it_fits(self, ledger: Ledger) -> None:
+        """The model that answers in another one's place may be dearer: the same tokens, and more money for them."""
+        chain = [hold("run", limit=Limit(tokens=100, nano_usd=1_000))]
+        granted(await ledger.reserve("p", request("c1", chain, Demand(10, 20, 20, prompt_nano_usd=5, requests=1))))
+        got = granted(await ledger.extend("p", "c1", chain, Demand(0, 0, 0, prompt_nano_usd=900, requests=0)))
+        assert (got.output_tokens, got.held) == (20, Amount(30, 905, 1))
+        no = refused(await ledger.extend("p", "c1", chain, Demand(0, 0, 0, prompt_nano_usd=96, requests=0)))
+        assert (no.unit, no.balance.reserved) == ("nano_usd", Amount(30, 905, 1))
+
     async def test_wrong_calls_are_errors(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("c1", [hold("run", 100)], 10))
         for holds, extra in [
