@@ -11,9 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
 import orjson
-import tiktoken
 
-from gateway.tokenizer_tables import build_encoding
+from gateway.tokenizer_tables import Counter, build_counter
 from policies.tokens import (
     Counting,
     CountText,
@@ -64,7 +63,7 @@ class Tokenizer:
     """
 
     def __init__(self, *, cache_entries_max: int = 20_000, threads: int = 2) -> None:
-        self._encodings: dict[str, tiktoken.Encoding] = {}
+        self._encodings: dict[str, Counter] = {}
         self._counts: dict[str, _CountCache] = {}
         self._cache_entries_max = cache_entries_max
         self._loading = asyncio.Lock()
@@ -80,7 +79,7 @@ class Tokenizer:
             async with self._loading:
                 if name not in self._encodings:
                     loop = asyncio.get_running_loop()
-                    self._encodings[name] = await loop.run_in_executor(self._threads, build_encoding, name)
+                    self._encodings[name] = await loop.run_in_executor(self._threads, build_counter, name)
 
     def close(self) -> None:
         """Ends the threads; what they are counting is finished, what waits for them is cancelled."""
@@ -264,9 +263,9 @@ class _CountCache:
         return len(self._young) + len(self._old)
 
 
-def _count_piece(encoding: tiktoken.Encoding, text: str) -> int:
+def _count_piece(encoding: Counter, text: str) -> int:
     try:
-        return len(encoding.encode_ordinary(text))
+        return encoding.count(text)
     except BaseException as error:
         # A panic in tiktoken's Rust arrives as a BaseException that cannot be imported; anything else is not ours.
         if type(error).__name__ != "PanicException":

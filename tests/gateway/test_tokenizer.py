@@ -24,9 +24,14 @@ def encodings() -> dict[str, Any]:
     return {name: tables.build_encoding(name) for name in ENCODINGS}
 
 
+@pytest.fixture(scope="module")
+def counters(encodings: dict[str, Any]) -> dict[str, Any]:
+    return {name: tables.TiktokenCounter(encoding) for name, encoding in encodings.items()}
+
+
 @pytest.fixture
-async def tokenizer(encodings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Tokenizer]:
-    monkeypatch.setattr(tokenizer_module, "build_encoding", encodings.__getitem__)
+async def tokenizer(counters: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Tokenizer]:
+    monkeypatch.setattr(tokenizer_module, "build_counter", counters.__getitem__)
     tokenizer = Tokenizer()
     await tokenizer.load(*ENCODINGS)
     yield tokenizer
@@ -106,7 +111,7 @@ async def test_a_panic_in_the_tokenizer_becomes_the_byte_bound(tokenizer: Tokeni
         """As the Rust binding names it; the real one cannot be imported."""
 
     class Panicking:
-        def encode_ordinary(self, text: str) -> list[int]:
+        def count(self, text: str) -> int:
             raise PanicException
 
     tokenizer._encodings["o200k_base"] = Panicking()  # type: ignore[assignment]
@@ -115,7 +120,7 @@ async def test_a_panic_in_the_tokenizer_becomes_the_byte_bound(tokenizer: Tokeni
 
 async def test_an_interrupt_in_the_tokenizer_is_not_swallowed(tokenizer: Tokenizer) -> None:
     class Interrupted:
-        def encode_ordinary(self, text: str) -> list[int]:
+        def count(self, text: str) -> int:
             raise KeyboardInterrupt
 
     tokenizer._encodings["o200k_base"] = Interrupted()  # type: ignore[assignment]
@@ -123,22 +128,22 @@ async def test_an_interrupt_in_the_tokenizer_is_not_swallowed(tokenizer: Tokeniz
         tokenizer.count_text("o200k_base", "text")
 
 
-async def test_before_loading_text_is_bound_by_its_bytes_and_not_remembered(encodings: dict[str, Any]) -> None:
+async def test_before_loading_text_is_bound_by_its_bytes_and_not_remembered(counters: dict[str, Any]) -> None:
     tokenizer = Tokenizer()
     assert tokenizer.count_text("o200k_base", "hello world") == 11
-    tokenizer._encodings.update(encodings)
+    tokenizer._encodings.update(counters)
     assert tokenizer.count_text("o200k_base", "hello world") == 2
     tokenizer.close()
 
 
-async def test_a_prompt_waits_for_its_encoding(encodings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_prompt_waits_for_its_encoding(counters: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
 
     def build(name: str) -> Any:
         built.append(name)
-        return encodings[name]
+        return counters[name]
 
-    monkeypatch.setattr(tokenizer_module, "build_encoding", build)
+    monkeypatch.setattr(tokenizer_module, "build_counter", build)
     tokenizer = Tokenizer()
     body = chat("hello world")
     counts = await asyncio.gather(*(tokenizer.count_prompt("chat", body, "gpt-4o") for _ in range(5)))
@@ -171,16 +176,16 @@ class _Spy:
     def __init__(self, encoding: Any) -> None:
         self._encoding, self.characters, self.threads = encoding, 0, set[int]()
 
-    def encode_ordinary(self, text: str) -> list[int]:
+    def count(self, text: str) -> int:
         self.characters += len(text)
         self.threads.add(threading.get_ident())
-        ids: list[int] = self._encoding.encode_ordinary(text)
-        return ids
+        tokens: int = self._encoding.count(text)
+        return tokens
 
 
 @pytest.fixture
-def spy(tokenizer: Tokenizer, encodings: dict[str, Any]) -> _Spy:
-    spy = _Spy(encodings["o200k_base"])
+def spy(tokenizer: Tokenizer, counters: dict[str, Any]) -> _Spy:
+    spy = _Spy(counters["o200k_base"])
     tokenizer._encodings["o200k_base"] = spy  # type: ignore[assignment]
     return spy
 
@@ -248,9 +253,9 @@ async def test_the_thread_counts_as_the_loop_does(tokenizer: Tokenizer, monkeypa
     other.close()
 
 
-async def test_the_cache_is_bounded_and_keeps_no_text(encodings: dict[str, Any]) -> None:
+async def test_the_cache_is_bounded_and_keeps_no_text(counters: dict[str, Any]) -> None:
     tokenizer = Tokenizer(cache_entries_max=100)
-    tokenizer._encodings.update(encodings)
+    tokenizer._encodings.update(counters)
     for number in range(1_000):
         tokenizer.count_text("o200k_base", f"text {number}")
     cache = tokenizer._counts["o200k_base"]

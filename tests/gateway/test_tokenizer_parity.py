@@ -1,0 +1,43 @@
+"""The accelerator counts as tiktoken does, or it is none. tiktoken is the oracle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gateway.tokenizer_tables as tables
+
+pytestmark = pytest.mark.skipif(
+    tables.fast_encoding is None, reason="needs the extra [fast]: toktok-rs is not installed"
+)
+
+ENCODINGS = ("o200k_base", "cl100k_base")
+ROOT = Path(__file__).parents[2]
+_WORDS = st.sampled_from(
+    ["the", "'ll", "Zürich", "日本語", "おめでとう", "🧑‍🚀", "ß", "x1y22z333", "\r\n", "\n\n", "\t", "  ", "{\"a\":", "<|endoftext|>",
+     "\u200b", "e\u0301", "नमस्ते", "don't", "HTTPServer2", "\ud83d", "١٢٣", "ﬁ", "\xa0", "====", "//", "0x7f"]
+)  # fmt: skip
+_TEXTS = st.one_of(st.text(max_size=400), st.lists(_WORDS, max_size=60).map("".join), st.lists(_WORDS).map(" ".join))
+
+
+@pytest.fixture(scope="module", params=ENCODINGS)
+def engines(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    return tables.ToktokCounter(request.param), tables.TiktokenCounter(tables.build_encoding(request.param))
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=_TEXTS)
+def test_any_text(engines: tuple[Any, Any], text: str) -> None:
+    fast, oracle = engines
+    assert fast.count(text) == oracle.count(text)
+
+
+def test_prose_code_and_tables_of_this_repository(engines: tuple[Any, Any]) -> None:
+    fast, oracle = engines
+    files = [*ROOT.glob("docs/*.md"), *ROOT.glob("gateway/*.py"), ROOT / "bench/compression/histories.json"]
+    texts = [file.read_text()[:16_384] for file in files]
+    assert [fast.count(text) for text in texts] == [oracle.count(text) for text in texts]
