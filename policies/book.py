@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice, takewhile
 from typing import Protocol
 
 from policies.amounts import UNLIMITED, ZERO, Amount, Limit
@@ -217,7 +217,9 @@ class DictShelf:
         self.reservations: dict[tuple[str, str], Reservation] = {}
         self.entries: dict[str, OutboxEntry] = {}
         self.runs: dict[tuple[str, str], tuple[str, int]] = {}
-        self._open: set[tuple[str, str]] = set()  # the pending ones, so that a sweep need not look at all
+        # The pending ones, and the others by how long they are kept, longest resolved first: no sweep need look at all.
+        self._open: set[tuple[str, str]] = set()
+        self._resolved: dict[int, dict[tuple[str, str], None]] = {RESOLVED_KEEP_MS: {}, EXPIRED_KEEP_MS: {}}
         self._positions = 0
 
     def account(self, project: str, name: str) -> Account | None:
@@ -232,10 +234,13 @@ class DictShelf:
     def put_reservation(self, project: str, reservation: Reservation) -> None:
         key = (project, reservation.id)
         self.reservations[key] = reservation
+        self._open.discard(key)
+        for resolved in self._resolved.values():
+            resolved.pop(key, None)
         if reservation.state is State.PENDING:
             self._open.add(key)
         else:
-            self._open.discard(key)
+            self._resolved[_keep_ms(reservation)][key] = None
 
     def due(self, now_ms: int, limit: int) -> list[tuple[str, str]]:
         over = [key for key in self._open if self.reservations[key].deadline_ms <= now_ms]
@@ -270,9 +275,13 @@ class DictShelf:
         accounts = [key for key, one in self.accounts.items() if is_forgettable(one, now_ms)][:limit]
         for key in accounts:
             del self.accounts[key]
-        answered = [key for key, one in self.reservations.items() if is_answered(one, now_ms)][: limit - len(accounts)]
+        over = (
+            takewhile(lambda key: is_answered(self.reservations[key], now_ms), keys) for keys in self._resolved.values()
+        )
+        answered = list(islice(chain.from_iterable(over), limit - len(accounts)))
         for key in answered:
-            del self.reservations[key]
+            found = self.reservations.pop(key)
+            del self._resolved[_keep_ms(found)][key]
         forgotten = len(accounts) + len(answered)
         closed = [key for key, (_, closes_ms) in self.runs.items() if closes_ms <= now_ms][: limit - forgotten]
         for key in closed:
@@ -287,5 +296,8 @@ def is_forgettable(account: Account, now_ms: int) -> bool:
 
 def is_answered(reservation: Reservation, now_ms: int) -> bool:
     """It was resolved so long ago that nobody will ask again."""
-    keep_ms = EXPIRED_KEEP_MS if reservation.state is State.EXPIRED else RESOLVED_KEEP_MS
-    return reservation.state is not State.PENDING and reservation.resolved_ms + keep_ms <= now_ms
+    return reservation.state is not State.PENDING and reservation.resolved_ms + _keep_ms(reservation) <= now_ms
+
+
+def _keep_ms(reservation: Reservation) -> int:
+    return EXPIRED_KEEP_MS if reservation.state is State.EXPIRED else RESOLVED_KEEP_MS
