@@ -62,9 +62,9 @@ class Server:
 
 
 class Servers:
-    """All servers of a measurement, in one folder, on two cores where there are two."""
+    """All servers of a measurement, in one folder, on two cores where there are two. `cores` None: wherever they like."""
 
-    def __init__(self, folder: Path, cores: measure.Cores) -> None:
+    def __init__(self, folder: Path, cores: measure.Cores | None) -> None:
         self.folder = folder
         self._cores = cores
         self._running: list[Server] = []
@@ -83,7 +83,7 @@ class Servers:
         port = free_port()
         log = self.folder / f"{name}.log"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN_VARIABLES)}
-        with measure.pinned(self._cores.gateway if is_measured else self._cores.rest), log.open("wb") as output:
+        with self._pinned(is_measured), log.open("wb") as output:
             process = subprocess.Popen(
                 list(command(port)), stdout=output, stderr=output, cwd=ROOT, env={**inherited, **(environment or {})}
             )
@@ -92,6 +92,11 @@ class Servers:
         self._wait(server, ready_path, ready_seconds)
         server.processes = measure.tree(process.pid)
         return server
+
+    def _pinned(self, is_measured: bool) -> contextlib.AbstractContextManager[None]:
+        if self._cores is None:
+            return contextlib.nullcontext()
+        return measure.pinned(self._cores.gateway if is_measured else self._cores.rest)
 
     def _wait(self, server: Server, path: str, seconds: float) -> None:
         deadline_s = time.monotonic() + seconds
@@ -111,7 +116,7 @@ class Servers:
 
 
 @contextlib.contextmanager
-def servers(folder: Path, cores: measure.Cores) -> Iterator[Servers]:
+def servers(folder: Path, cores: measure.Cores | None) -> Iterator[Servers]:
     running = Servers(folder, cores)
     try:
         yield running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -23,12 +25,7 @@ ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 GATEWAYS = ["gateway-1", "gateway-2"]
-# The keys of the compose specification that are used here; anything else is a slip of the pen.
-TOP_LEVEL = {"name", "services", "networks", "volumes", "x-gateway"}
-OF_SERVICE = {
-    "build", "cap_drop", "command", "depends_on", "environment", "healthcheck", "image", "networks", "ports", "read_only",
-    "restart", "security_opt", "stop_grace_period", "tmpfs", "volumes",
-}  # fmt: skip
+COMPOSE_SCHEMA = json.loads((ROOT / "tests/compose_spec/schema.json").read_text())
 _METRIC = re.compile(r"\bfarebox_[a-z_]+")
 _VARIABLE = re.compile(r"\$\{(\w+)")
 
@@ -77,10 +74,22 @@ def test_every_metric_is_explained() -> None:
         assert f"`{name}`" in table or f"`{ending}`" in table, name
 
 
-def test_the_compose_file_has_only_keys_of_the_specification() -> None:
-    assert set(COMPOSE) <= TOP_LEVEL
+def faults_of(compose: Any) -> list[str]:
+    """What is wrong by the schema of the Compose Specification."""
+    found = jsonschema.Draft202012Validator(COMPOSE_SCHEMA).iter_errors(compose)
+    return [f"{'/'.join(map(str, fault.absolute_path))}: {fault.message}" for fault in found]
+
+
+def test_the_compose_file_is_one_by_the_specification() -> None:
+    assert faults_of(COMPOSE) == []
+    slip = copy.deepcopy(COMPOSE)
+    slip["services"]["redis"]["restarts"] = slip["services"]["redis"].pop("restart")
+    slip["services"]["caddy"]["depends_on"]["gateway-1"]["condition"] = "service_ready"
+    assert {fault.split(":")[0] for fault in faults_of(slip)} >= {"services/redis", "services/caddy/depends_on"}
+
+
+def test_the_compose_file_names_versions_of_images_and_networks_that_there_are() -> None:
     for name, service in SERVICES.items():
-        assert set(service) <= OF_SERVICE, name
         assert service.get("build") or re.search(r":[\w.-]*\d", service["image"]), f"{name}: an image without a version"
         for network in service["networks"]:
             assert network in COMPOSE["networks"], name

@@ -124,6 +124,41 @@ def test_a_stalled_redis_refuses_at_once_and_lets_go_on_what_may(
             assert len({row["id"] for row in rows}) == len(rows) == 10
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_a_redis_stalled_for_thirty_seconds_holds_no_call(
+    clean: RedisServer, postgres_url: str, loop: LoopThread, tmp_path: Path
+) -> None:
+    """Sixteen clients that go on asking: what they wait for is the deadline of the first calls, and then nothing."""
+    with behind_proxy(loop, clean) as proxy:
+        config = settings_for(proxy.url, postgres_url, budgets=BUDGETS)
+        with running_farebox(tmp_path, config) as gateway:
+            assert call(gateway, "strict", "strict-30").status == 200
+            loop.do(proxy.stall)
+            ends_s = time.monotonic() + 30
+
+            def ask(_: int) -> list[tuple[float, Reply]]:
+                told = []
+                while time.monotonic() < ends_s:
+                    took_ms, (reply,) = timed(lambda: call(gateway, "strict", "strict-30"), 1)
+                    told.append((took_ms[0], reply))
+                    time.sleep(0.1)
+                return told
+
+            with ThreadPoolExecutor(16) as pool:
+                told = [one for client in pool.map(ask, range(16)) for one in client]
+            took_ms = sorted(took for took, _ in told)
+            p50, p99 = statistics.median(took_ms), took_ms[int(len(took_ms) * 0.99)]
+            print(
+                f"{len(told)} calls in a stall of 30 s: p50 {p50:.1f} ms, p99 {p99:.1f} ms, most {took_ms[-1]:.1f} ms"
+            )
+            assert {code_of(reply) for _, reply in told} == {"ledger_unavailable"}
+            assert p99 < FAST_MS
+            loop.do(proxy.go_on)
+            until(lambda: is_ready(gateway), 20, "the gateway is ready again")
+            assert call(gateway, "strict", "strict-30").status == 200
+
+
 def test_a_flushed_redis_is_rebuilt_before_calls_go_on(clean: RedisServer, postgres_url: str, tmp_path: Path) -> None:
     config = settings_for(clean.url, postgres_url, budgets=BUDGETS)
     with running_farebox(tmp_path, config) as gateway:

@@ -1,0 +1,112 @@
+"""Calls a second with Redis and Postgres behind one, two and four gateway processes.
+
+    .venv/bin/python -m bench.scaled [--workers 1 2 4] [--connections 64] [--rounds 3] [--seconds 3]
+
+All run on the same cores: gateways, Redis, Postgres, mock upstream and load generator. So the figure that can be carried over to
+another machine is the CPU time of a call; calls/s say what this machine does with all of it. The gateways take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from bench import measure
+from bench.load import Order, Tally
+from bench.rounds import Generator
+from bench.servers import ROOT, Server, Servers, farebox_config, servers, start_mock
+from tests.postgres_server import private_server
+from tests.redis_server import RedisServer, running_server
+
+PATH: Final = "1k"
+
+
+def start(running: Servers, upstream: str, redis: RedisServer, store: str, workers: int) -> Server:
+    name = f"farebox-{workers}"
+    folder = running.folder / name
+    folder.mkdir()
+    config = farebox_config(folder, upstream, lane="direct", orchestrated=False, ledger=redis.url)
+    config["storage"]["store"] = store
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    command = [str(Path(sys.executable).parent / "farebox"), "--config", str(path), "serve", "--workers", str(workers)]
+    return running.start(name, lambda port: [*command, "--port", str(port)], ready_path="/readyz")
+
+
+def order(server: Server, arguments: argparse.Namespace) -> Order:
+    return Order(
+        host="127.0.0.1",
+        port=server.port,
+        path=PATH,
+        model=f"bench-{PATH}",
+        connections=arguments.connections,
+        seconds=arguments.seconds,
+        warm_up_seconds=1.0,
+        headers={},
+        is_tagged=True,
+        prompts="fresh",
+        nonce=secrets.token_hex(4),
+        processes=measure.tree(server.process.pid),
+    )
+
+
+def line(workers: int, tallies: list[Tally], redis_us: list[float]) -> str:
+    rate = statistics.median(tally.calls / tally.seconds for tally in tallies)
+    cpu_us = statistics.median(tally.cpu_us for tally in tallies)
+    p50, p99 = (statistics.median(getattr(tally, name) for tally in tallies) for name in ("p50_ms", "p99_ms"))
+    failed = sum(tally.failed for tally in tallies)
+    faults = f", {failed} failed: {tallies[-1].errors}" if failed else ""
+    return (
+        f"{workers} process(es): {rate:7,.0f} calls/s, {cpu_us:5.0f} µs of the gateways' CPU a call, "
+        f"{statistics.median(redis_us):4.0f} µs of Redis's, p50 {p50:.1f} ms, p99 {p99:.1f} ms{faults}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    arguments = parser.parse_args()
+    command = [sys.executable, "-m", "bench.load"]
+    with (
+        tempfile.TemporaryDirectory(prefix="farebox-bench-") as folder,
+        private_server(durable=True) as store,
+        running_server("--appendfsync", "everysec") as redis,
+        servers(Path(folder), None) as running,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process,
+    ):
+        subprocess.run(
+            [str(Path(sys.executable).parent / "farebox"), "migrate"],
+            env={"FAREBOX_STORAGE_STORE": store, "FAREBOX_STORAGE_LEDGER": redis.url},
+            cwd=folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        upstream = start_mock(running).url
+        gateways = {number: start(running, upstream, redis, store, number) for number in arguments.workers}
+        generator = Generator(process)
+        tallies: dict[int, list[Tally]] = {number: [] for number in gateways}
+        redis_us: dict[int, list[float]] = {number: [] for number in gateways}
+        for _ in range(arguments.rounds):
+            for number, server in gateways.items():
+                before = measure.cpu_ns(redis.pid)
+                tallies[number].append(generator.run(order(server, arguments)))
+                calls = max(1, tallies[number][-1].calls)
+                redis_us[number].append((measure.cpu_ns(redis.pid) - before) / 1000 / calls)
+        process.kill()
+    for number in gateways:
+        print(line(number, tallies[number], redis_us[number]))
+
+
+if __name__ == "__main__":
+    main()

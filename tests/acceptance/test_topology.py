@@ -1,0 +1,211 @@
+"""What `docker-compose.yml` describes, as processes: two gateways behind a load balancer, with Redis and Postgres.
+
+No container engine runs where these tests run. The gateways get the compose file's own variables, and nginx its own
+`deploy/nginx.conf`; without an nginx (`TEST_NGINX_BINARY`, or in the path) a stand-in shares connections out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.acceptance.scaled_out import LoopThread, hurried
+from tests.acceptance.serving import events_of, note_of, until
+from tests.farebox_process import FareboxProcess, Reply, tagged
+from tests.redis_server import RedisServer, free_port
+
+pytest_plugins = ["tests.store_fixtures"]
+
+ROOT = Path(__file__).parents[2]
+SECRETS = {"REDIS_PASSWORD": "redis-secret", "FAREBOX_ADMIN_KEY": "admin-" + "0" * 42}
+GATEWAYS = ("gateway-1", "gateway-2")
+BUDGET = 1_000
+CALLS = 40
+
+
+def variables(gateway: str, redis: RedisServer, store: str) -> dict[str, str]:
+    """The environment of a gateway's service, with this machine's addresses in the place of the services' names."""
+    service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][gateway]
+    given = {
+        name: re.sub(r"\$\{(\w+)[^}]*\}", lambda found: SECRETS.get(found[1], ""), value)
+        for name, value in service["environment"].items()
+    }
+    ledger = given["FAREBOX_STORAGE_LEDGER"].replace("redis:6379", f"127.0.0.1:{redis.port}")
+    own = {"FAREBOX_STORAGE_LEDGER": ledger, "FAREBOX_STORAGE_STORE": store, "FAREBOX_SERVER_HOST": "127.0.0.1"}
+    # The configuration file and the spool's volume are the test's.
+    return {
+        name: value
+        for name, value in {**given, **own}.items()
+        if value and "CONFIG" not in name and "SPOOL" not in name
+    }
+
+
+class StandIn:
+    """Gives each connection to the next gateway that takes it."""
+
+    def __init__(self, ports: list[int]) -> None:
+        self._ports = cycle(ports)
+        self._count = len(ports)
+        self._server: asyncio.Server | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(self._count):
+            with contextlib.suppress(OSError):
+                up_reader, up_writer = await asyncio.open_connection("127.0.0.1", next(self._ports))
+                await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
+                return
+        writer.close()
+
+
+async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await source.read(1 << 16):
+            sink.write(data)
+            await sink.drain()
+    sink.close()
+
+
+@contextlib.contextmanager
+def stand_in(folder: Path, ports: list[int]) -> Iterator[int]:
+    loop = LoopThread()
+    balancer = StandIn(ports)
+    loop.run(balancer.start())
+    try:
+        yield balancer.port
+    finally:
+        loop.run(balancer.stop())
+        loop.close()
+
+
+@contextlib.contextmanager
+def nginx(folder: Path, ports: list[int]) -> Iterator[int]:
+    """The shipped configuration without TLS, whose certificates are the operator's."""
+    program = os.environ.get("TEST_NGINX_BINARY") or shutil.which("nginx")
+    if program is None:
+        pytest.skip("no nginx: install it or set TEST_NGINX_BINARY")
+    port = free_port()
+    shipped = (ROOT / "deploy/nginx.conf").read_text()
+    for name, own in zip(GATEWAYS, ports, strict=True):
+        shipped = shipped.replace(f"{name}:4000", f"127.0.0.1:{own}")
+    shipped = re.sub(r"^ *(http2|ssl_\w+) .*;\n", "", shipped, flags=re.MULTILINE)
+    shipped = shipped.replace("listen 443 ssl;", f"listen 127.0.0.1:{port};")
+    temporary = "".join(
+        f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    whole = f"daemon off;\npid {folder}/nginx.pid;\nevents {{}}\nhttp {{\naccess_log off;\n{temporary}{shipped}\n}}\n"
+    (folder / "nginx.conf").write_text(("user root;\n" if os.geteuid() == 0 else "") + whole)
+    command = [program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "nginx.log")]
+    process = subprocess.Popen(command)
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    try:
+        server = hurried(RedisServer("--appendfsync", "everysec"))
+    except FileNotFoundError as lacking:
+        pytest.skip(str(lacking))
+    server.command("CONFIG", "SET", "requirepass", SECRETS["REDIS_PASSWORD"])
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def gateways(redis_server: RedisServer, empty_postgres_url: str, tmp_path: Path) -> Iterator[list[FareboxProcess]]:
+    """Started as compose does it: the tables first, then both at once."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "config.example.yaml").read_text())
+    migrating = {**os.environ, **variables("migrate", redis_server, empty_postgres_url), "PYTHONPATH": str(ROOT)}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "gateway", "--config", str(tmp_path / "config.yaml"), "migrate"]
+    subprocess.run(command, env=migrating, check=True, capture_output=True, cwd=tmp_path)
+    started = []
+    for name in GATEWAYS:
+        (tmp_path / name).mkdir()
+        environment = variables(name, redis_server, empty_postgres_url)
+        started.append(FareboxProcess(tmp_path / name, config, environment=environment))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(FareboxProcess.start, started))
+    yield started
+    for gateway in started:
+        if gateway.process is not None and gateway.process.poll() is None:
+            gateway.kill()
+
+
+def key_for_clients(front: FareboxProcess) -> dict[str, str]:
+    admin = {"authorization": f"Bearer {SECRETS['FAREBOX_ADMIN_KEY']}"}
+    made = front.request("POST", "/api/keys", {"name": "ci"}, admin)
+    assert made.status in (200, 201), made.body
+    return {"authorization": f"Bearer {made.json()['key']}"}
+
+
+def served_by(gateway: FareboxProcess) -> float:
+    lines = gateway.get("/metrics").body.decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("farebox_requests_total{"))
+
+
+@pytest.mark.parametrize("balancer", [stand_in, nginx], ids=["stand-in", "nginx"])
+def test_two_gateways_behind_a_load_balancer_keep_one_budget(
+    gateways: list[FareboxProcess], tmp_path: Path, balancer: Any
+) -> None:
+    ports = [int(gateway.url.rsplit(":", 1)[1]) for gateway in gateways]
+    with balancer(tmp_path, ports) as port:
+        front = replace(gateways[0], process=None, url=f"http://127.0.0.1:{port}")
+        until(lambda: is_there(front), 20, "somebody listens at the front")
+        assert front.chat("hi", tagged("wf", "r-0"), "mock", max_tokens=20).status == 401
+        key = key_for_clients(front)
+        for gateway in gateways:  # the one that did not make it hears of it within two seconds
+            until(lambda one=gateway: one.get("/v1/models", key).status == 200, 20, "every gateway knows the key")
+
+        def call(run: str, **fields: Any) -> Reply:
+            headers = {**key, **tagged("wf", run, budget_tokens=str(BUDGET), options="no-clamp")}
+            return front.chat("hi", headers, "mock", max_tokens=100, **fields)
+
+        with ThreadPoolExecutor(16) as pool:
+            replies = list(pool.map(lambda _: call("r-1"), range(CALLS)))
+        statuses = Counter(reply.status for reply in replies)
+        # 503: on a busy machine Redis may be too slow for a moment, and a budget that cannot be asked is not spent.
+        assert set(statuses) <= {200, 402, 429, 503}, statuses
+        used = sum(reply.json()["usage"]["total_tokens"] for reply in replies if reply.status == 200)
+        assert 0 < used <= BUDGET
+        assert all(served_by(gateway) > 0 for gateway in gateways)
+        events = events_of(call("r-2", stream=True).body.decode())
+        assert note_of(events)
+
+        gateways[0].kill()
+        # nginx finds out by a connection that breaks, and the client that had it asks again.
+        until(lambda: [call(f"r-{number}").status for number in range(10, 15)] == [200] * 5, 20, "the other one serves")
+        assert gateways[1].stop() == 0
+
+
+def is_there(front: FareboxProcess) -> bool:
+    with contextlib.suppress(OSError):
+        return front.get("/v1/models").status in (200, 401)
+    return False
