@@ -5,8 +5,9 @@ pages that pydoc writes, and recorded logs (`bench/compression/logs.json.gz`). F
 stands in a tool result (`bench/compression/histories.json`). A question counts as answerable after compression when its
 answer still stands near the words that it belongs to.
 
-Two conditions: *asked*, where the question is the newest user turn, as when an agent works towards it; and *unasked*,
-where the compressor sees only "Continue with the task." and the question comes later. Prompts of real workflows come
+Three conditions: *asked*, where the question is the newest user turn, as when an agent works towards it; *unasked*, where
+the compressor sees only "Continue with the task." and the question comes later; and *goal*, where it sees what the whole
+history was for, which is none of the questions. Prompts of real workflows come
 from the reference data (`FAREBOX_REFERENCE`, or `../shared/reference` beside the repository) and are left out without it.
 """
 
@@ -56,6 +57,7 @@ class History:
     messages: list[Message]
     questions: list[Question]
     near_characters: int
+    goal: str
 
     def asked(self, instruction: str) -> list[Message]:
         return [*self.messages, {"role": "user", "content": instruction}]
@@ -160,12 +162,12 @@ def assembled() -> tuple[list[History], list[str]]:
             missing.append(f"{given['id']}: {reason!r}")
             continue
         questions = [Question(text, split(answer), split(near)) for text, answer, near in given["questions"]]
-        history = History(given["id"], messages, questions, given["near_characters"])
+        history = History(given["id"], messages, questions, given["near_characters"], given["goal"])
         for question in questions:
             if not is_answerable(question, messages, history.near_characters):
                 missing.append(f"{given['id']}: {question.text}")
         usable = [question for question in questions if is_answerable(question, messages, history.near_characters)]
-        histories.append(History(history.name, messages, usable, history.near_characters))
+        histories.append(History(history.name, messages, usable, history.near_characters, history.goal))
     return histories, missing
 
 
@@ -247,16 +249,17 @@ def stands_near(answer: str, near: Sequence[str], text: str, characters: int) ->
     return False
 
 
-def measured(row: Row, histories: Sequence[History], count: Count) -> tuple[Row, Tally, Tally]:
-    asked, unasked = Tally(), Tally()
+def measured(row: Row, histories: Sequence[History], count: Count) -> tuple[Row, Tally, Tally, Tally]:
+    asked, unasked, goal = Tally(), Tally(), Tally()
     for history in histories:
         for question in history.questions:
             after = compressed(row, history.asked(question.text), count, asked)
             note(question, after, history, asked)
-        after = compressed(row, history.asked(UNASKED), count, unasked)
-        for question in history.questions:
-            note(question, after, history, unasked)
-    return row, asked, unasked
+        for tally, instruction in ((unasked, UNASKED), (goal, history.goal)):
+            after = compressed(row, history.asked(instruction), count, tally)
+            for question in history.questions:
+                note(question, after, history, tally)
+    return row, asked, unasked, goal
 
 
 def compressed(row: Row, messages: list[Message], count: Count, tally: Tally) -> list[Message]:
@@ -294,13 +297,12 @@ def describe(histories: Sequence[History], missing: Sequence[str], count: Count)
         print(f"  not on this machine: {lack}")
 
 
-def print_rows(report: Sequence[tuple[Row, Tally, Tally]], with_lost: bool) -> None:
-    print(
-        "\n| policy | saved, asked | answers kept, asked | saved, unasked | answers kept, unasked | quality | ms/chat |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for row, asked, unasked in report:
-        cells = [asked.saved, asked.answerable, unasked.saved, unasked.answerable]
+def print_rows(report: Sequence[tuple[Row, Tally, Tally, Tally]], with_lost: bool) -> None:
+    heads = " | ".join(f"saved, {name} | answers kept" for name in ("asked", "unasked", "goal"))
+    print(f"\n| policy | {heads} | quality | ms/chat |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row, asked, unasked, goal in report:
+        cells = [cell for tally in (asked, unasked, goal) for cell in (tally.saved, tally.answerable)]
         shares = " | ".join(f"{cell:.1%}" for cell in cells)
         milliseconds = statistics.mean(asked.seconds) * 1000
         print(f"| {row.label} | {shares} | {statistics.mean(asked.qualities):.3f} | {milliseconds:.1f} |")
@@ -308,13 +310,15 @@ def print_rows(report: Sequence[tuple[Row, Tally, Tally]], with_lost: bool) -> N
             print(f"    lost: {lost}")
 
 
-def figures(row: Row, asked: Tally, unasked: Tally) -> dict[str, Any]:
+def figures(row: Row, asked: Tally, unasked: Tally, goal: Tally) -> dict[str, Any]:
     return {
         "policy": row.label,
         "saved_asked": round(asked.saved, 4),
         "answerable_asked": round(asked.answerable, 4),
         "saved_unasked": round(unasked.saved, 4),
         "answerable_unasked": round(unasked.answerable, 4),
+        "saved_goal": round(goal.saved, 4),
+        "answerable_goal": round(goal.answerable, 4),
         "quality": round(statistics.mean(asked.qualities), 4),
     }
 
@@ -326,7 +330,7 @@ def by_history(histories: Sequence[History], count: Count) -> None:
     for history in histories:
         cells = []
         for row in rows:
-            _, asked, _ = measured(row, [history], count)
+            _, asked, *_ = measured(row, [history], count)
             cells.append(f"{asked.saved:.1%}, {asked.answerable:.1%}")
             if row.strategy is Strategy.STRUCTURAL:
                 cells.append(f"{asked.stages['duplicates'] / asked.before:.1%}")

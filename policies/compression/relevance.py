@@ -16,6 +16,30 @@ _ENDINGS = re.compile(r"(?:ations?|ings?|ions?|ments?|ers?|ed|es|s|e|y|ies)\Z")
 _STEM_CHARACTERS_MIN = 4
 _TERMS_MAX = 48  # more would be a document pasted into the question
 _INSTRUCTION_CHARACTERS_MAX = 4000
+_PASSAGE = 600
+# Stems of what people say to an agent that is to go on: they ask for nothing.
+_NODS = frozenset(
+    {
+        "again",
+        "begin",
+        "carry",
+        "continu",
+        "finish",
+        "forward",
+        "help",
+        "keep",
+        "next",
+        "okay",
+        "please",
+        "proceed",
+        "resum",
+        "start",
+        "step",
+        "task",
+        "thank",
+        "work",
+    }
+)
 _NEIGHBOUR_SHARE = 0.3  # an answer often stands beside the line that names its subject
 
 
@@ -45,6 +69,30 @@ def relevance(units: Sequence[str], terms: Sequence[str]) -> list[float]:
             for unit in holding:
                 scores[unit] += weight
     return _with_neighbours(scores)
+
+
+def answered(texts: Sequence[str], instruction: str) -> float:
+    """How much of what is asked the best passage of the texts is about: 0 (nothing) to 1 (every term of it, by rarity).
+
+    A question finds the passage that answers it; a goal ("find out whether it came up well") and a nod ("continue with the
+    task") find none, and say nothing of what will be needed. Passages are windows of 600 characters, half of them shared.
+    """
+    terms = [term for term in terms_asked(instruction) if term not in _NODS]
+    passages = [text[start : start + _PASSAGE] for text in map(str.lower, texts) for start in _starts(text)]
+    if not terms or not passages:
+        return 0.0
+    scores, whole = [0.0] * len(passages), 0.0
+    for term in terms:
+        holding = _holding(passages, term)
+        weight = log(1 + len(passages) / max(1, len(holding))) * (1.0 if len(term) > 2 else 0.5)
+        whole += weight
+        for passage in holding:
+            scores[passage] += weight
+    return max(scores) / whole
+
+
+def _starts(text: str) -> range:
+    return range(0, max(1, len(text) - _PASSAGE // 2), _PASSAGE // 2)
 
 
 def _holding(lowered: Sequence[str], term: str) -> list[int]:

@@ -99,7 +99,8 @@ async def test_compression_is_noted_and_a_workflow_may_forbid_it(tmp_path: Path)
             {"role": "user", "content": text},
             {"role": "assistant", "content": "Noted."},
             {"role": "user", "content": text},
-            {"role": "user", "content": "Summarize the meetings."},
+            {"role": "assistant", "content": "Noted again."},
+            {"role": "user", "content": "What was decided in the meetings?"},
         ]
         for workflow, is_smaller in (("free", True), ("plain", False)):
             reply = await farebox.call(workflow, f"r-{workflow}", "summarize", body={"messages": history})

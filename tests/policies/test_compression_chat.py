@@ -44,7 +44,7 @@ def result(number: int, content: Any) -> Message:
     return {"role": "tool", "tool_call_id": f"call_{number}", "content": content}
 
 
-def chat(*middle: Message, question: str = "Go on.") -> list[Message]:
+def chat(*middle: Message, question: str = "What of the files?") -> list[Message]:
     return [
         {"role": "system", "content": "You   work with tools.   "},
         {"role": "user", "content": "Start."},
@@ -245,7 +245,7 @@ def test_an_id_that_a_later_message_uses_stays_where_it_was_introduced() -> None
         result(1, LOG),
         call(2, "open", batch="b-5550"),
         result(2, "b-5180 is broken, see b-5550"),
-        question="Why?",
+        question="And the files?",
     )
     for strategy in (Strategy.TRUNCATE, Strategy.EXTRACTIVE):
         for target in (None, 200):
@@ -253,6 +253,27 @@ def test_an_id_that_a_later_message_uses_stays_where_it_was_introduced() -> None
             assert "copied batch b-5550 of" in after[3]["content"]
             assert "copied batch b-5180 of" in after[3]["content"]
             assert len(after[3]["content"]) < len(LOG) * 0.6
+
+
+@pytest.mark.parametrize(
+    ("question", "cuts"),
+    [
+        ("Which worker copied batch b-5550?", True),
+        ("And the files?", True),
+        ("Continue with the task.", False),
+        ("Please go on, then finish the work.", False),
+        ("Find out whether the nightly backup of the customer database came up well.", False),
+        ("", False),
+    ],
+)
+def test_without_a_question_that_a_passage_answers_nothing_is_cut_unless_it_has_to_fit(
+    question: str, cuts: bool
+) -> None:
+    messages = chat(call(1), result(1, LOG), question=question)
+    outcome = compress_chat(messages, policy(), count)
+    assert any(action.startswith("extractive=") for action in outcome.actions) is cuts
+    pressed = compress_chat(messages, policy(), count, target_tokens=outcome.tokens_before // 3)
+    assert any(action.startswith("extractive=") for action in pressed.actions)
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -264,7 +285,7 @@ def test_ids_of_a_listing_that_later_results_list_again_are_at_least_named(as_js
         for start in range(0, 80, 8)
         for message in (call(start), result(start, " ".join(f"pod-{number}x" for number in range(start, start + 8))))
     ]
-    cut = shrunk(chat(call(1), result(1, given), *later))[3]["content"]
+    cut = shrunk(chat(call(1), result(1, given), *later, question="What is running?"))[3]["content"]
     assert len(cut) < 0.7 * len(given)
     assert all(f"pod-{number}x" in cut for number in range(80))
     assert " (naming pod-" in cut
