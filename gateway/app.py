@@ -272,7 +272,7 @@ class Application:
             counter_for=self._counter_for,
             keeper_for=lambda call: HoldKeeper(call, reserving, slice_tokens=config.reservations.slice_tokens),
             flights=self._heartbeat,
-            judge=parts.orchestration.judge,
+            judge=parts.orchestration,
         )
         settler = Settler(
             ledger=parts.ledger,

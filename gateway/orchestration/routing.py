@@ -144,6 +144,8 @@ class Routing:
         course = self._courses.get(_conversation(call))
         if course is None:
             return
+        if answer.finish_reason == "length" and call.output_cap is not None:
+            return  # it was the budget that cut it off, and a dearer model would fit less
         settings = self._snapshot().settings
         assessment = self.handler(call).assess(answer)
         if assessment.score >= settings.quality_score_minimum:

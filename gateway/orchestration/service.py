@@ -281,12 +281,16 @@ class Orchestration:
         """A call went on that would have been refused, were these accounts enforced."""
         self.trail.note("call.observed", call, accounts[0], accounts=list(accounts))
 
-    def judge(self, call: Call, body: bytes) -> None:
-        """Look at the whole answer of a routed call. Calls that were not routed cost one look-up here."""
-        if not (call.is_tagged and call.protocol.name == "chat" and self.routing.is_followed(call)):
+    def is_followed(self, call: Call) -> bool:
+        """Whether the answer is looked at: that of a routed call. Others cost one look-up here."""
+        return call.is_tagged and call.protocol.name == "chat" and self.routing.is_followed(call)
+
+    def judge(self, call: Call, body: bytes, *, streamed: bool = False) -> None:
+        """Look at the whole answer of a routed call. `streamed`: the body is its events."""
+        if not self.is_followed(call):
             return
         try:
-            answer = orjson.loads(body)
+            answer = call.protocol.assemble(body) if streamed else orjson.loads(body)
             if isinstance(answer, dict):
                 self.routing.judge(call, answer_of(call, answer))
         except Exception:  # noqa: BLE001 - a judgement is an extra

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 import orjson
 
@@ -22,8 +22,18 @@ from policies.reservation import Balance
 
 Settle = Callable[[Outcome], Awaitable[Settlement]]
 CounterFor = Callable[[Call], CounterFactory]
+# What is kept of a stream to look at its answer afterwards; a longer one is not looked at.
+_JUDGED_BYTES_MAX: Final = 1024 * 1024
 _STREAM_HEADERS: Final = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
 _OWN_HEADERS: Final = frozenset({"content-type", "content-length", "cache-control"})
+
+
+class Judge(Protocol):
+    """Looks at whole answers. Never fails a call."""
+
+    def is_followed(self, call: Call) -> bool: ...
+
+    def judge(self, call: Call, body: bytes, *, streamed: bool = False) -> None: ...
 
 
 @dataclass(slots=True)
@@ -35,6 +45,8 @@ class _Stream:
     keeper: HoldKeeper
     kept: list[bytes]
     was_cut: bool = False
+    is_judged: bool = False  # whether the answer is looked at as a whole once it has ended
+    kept_bytes: int = 0
 
 
 class Relaying:
@@ -45,7 +57,7 @@ class Relaying:
         counter_for: CounterFor,
         keeper_for: Callable[[Call], HoldKeeper],
         flights: Flights,
-        judge: Callable[[Call, bytes], None],
+        judge: Judge,
     ) -> None:
         self._forwarding = forwarding
         self._counter_for = counter_for
@@ -83,7 +95,7 @@ class Relaying:
     ) -> None:
         outcome.reached = True
         read_usage(call, answer, outcome, self._counter_for(call))
-        self._judge(call, answer.body)
+        self._judge.judge(call, answer.body)
         settlement = await settle(outcome)
         headers = [*answer.headers.items(), *call_headers(call, settlement.balances)]
         await exchange.answer(answer.status, encoded(_without_length(headers)), answer.body)
@@ -96,6 +108,7 @@ class Relaying:
             answer, call.protocol.relay(call.request, self._counter_for(call)()), self._keeper_for(call), []
         )
         if call.request.stream:
+            stream.is_judged = self._judge.is_followed(call)
             balances = call.grant.balances if call.grant else ()
             await exchange.start(answer.status, encoded(_stream_headers(answer, call, balances)))
         try:
@@ -144,17 +157,24 @@ class Relaying:
         return True
 
     async def _give(self, exchange: Exchange, call: Call, stream: _Stream, data: bytes) -> None:
-        if call.request.stream:
-            await exchange.write(data)
-        else:
+        if not call.request.stream:
             stream.kept.append(data)
+            return
+        await exchange.write(data)
+        if stream.is_judged:
+            stream.kept.append(data)
+            stream.kept_bytes += len(data)
+            stream.is_judged = stream.kept_bytes <= _JUDGED_BYTES_MAX
 
     async def _end_whole(self, exchange: Exchange, call: Call, stream: _Stream, settlement: Settlement) -> None:
         if stream.was_cut:
             call.actions.append("cut")
         if call.request.stream:
             note = budget_note(call, settlement.balances)
-            await exchange.write(stream.relay.close(note), more=False)
+            closing = stream.relay.close(note)
+            await exchange.write(closing, more=False)
+            if stream.is_judged:
+                self._judge.judge(call, b"".join([*stream.kept, closing]), streamed=True)
             return
         body = orjson.dumps(call.protocol.assemble(b"".join([*stream.kept, stream.relay.close(None)])))
         headers = [("content-type", "application/json"), *call_headers(call, settlement.balances)]
