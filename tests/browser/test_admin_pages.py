@@ -215,6 +215,15 @@ def test_usage_agrees_with_the_rows(agreed: tuple[dict[str, str], sqlite3.Connec
     assert total[1] == pytest.approx([everything[name] for name in names], abs=1e-9)
 
 
+def test_before_the_first_call_the_overview_says_how_to_make_it(guarded: FareboxProcess) -> None:
+    program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
+    page = html.unescape(program.get("/admin").text)
+    assert f'OpenAI(base_url="{guarded.url}/v1", api_key="fb_…"' in page
+    assert 'model="writer"' in page
+    assert "data-chart=" not in page
+    assert "data-chart=" not in program.get("/admin/usage").text
+
+
 def test_vendored_files_are_what_they_were(client: Client) -> None:
     folder = files("gateway.admin").joinpath("static")
     listed = re.findall(r"\| `([^`]+)` \|.*`([0-9a-f]{64})` \|", folder.joinpath("VENDORED.md").read_text())

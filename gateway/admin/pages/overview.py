@@ -89,6 +89,9 @@ async def overview(visit: Visit) -> Response:
         recent=calls,
         month_start=month_start,
         today_name=today,
+        is_new=not calls.calls and not by_day.rows,
+        is_open=visit.desk.access.is_open(),
+        model=next(iter(visit.desk.parts.pool.names), "…"),
     )
 
 

@@ -29,6 +29,14 @@ _DAYS: Final = 30
 _RUNS_FOR_SUGGESTION: Final = 200
 # What the slowest twentieth of past runs needed, and a fifth more for a bad day.
 _HEADROOM: Final = 1.2
+# What the editor begins with for a workflow that nobody has called yet.
+_EXAMPLE: Final[dict[str, Any]] = {
+    "budget": {"tokens": 20_000},
+    "steps": [
+        {"id": "extract", "prompt": "Extract the order number and the date as JSON."},
+        {"id": "draft", "intent": "generate", "priority": "high"},
+    ],
+}
 _EDITED: Final = (
     "description",
     "mode",
@@ -164,9 +172,10 @@ async def _known(visit: Visit) -> WorkflowView | None:
 
 
 async def _draft(visit: Visit) -> dict[str, Any]:
-    """A first declaration of a workflow that was only seen: its steps, largest first."""
+    """A first declaration of a workflow that was only seen: its steps, largest first. Of one that was not, an example."""
     rows = await _usage(visit, GroupBy.STEP, workflow=visit.name)
-    return {"steps": [{"id": row.step} for row in rows if row.step]}
+    steps = [{"id": row.step} for row in rows if row.step]
+    return {"steps": steps} if steps else _EXAMPLE
 
 
 async def _usage(visit: Visit, group_by: GroupBy, **more: str) -> tuple[UsageRow, ...]:
