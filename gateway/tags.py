@@ -114,7 +114,7 @@ def read_tags(
         user=found.get("user"),
         parent_run=found.get("parent_run"),
         intent=_choice(headers, "x-workflow-intent", _INTENTS),
-        priority=_choice(headers, "x-workflow-priority", PRIORITIES) or "normal",
+        priority=_choice(headers, "x-workflow-priority", PRIORITIES) or defaults.get("priority", "normal"),
         budget=_budget(headers),
         options=_options(headers),
     )

@@ -50,6 +50,9 @@ class Api:
     async def put(self, path: str, body: Any, **options: Any) -> Any:
         return await self._good("PUT", path, body, **options)
 
+    async def patch(self, path: str, body: Any, **options: Any) -> Any:
+        return await self._good("PATCH", path, body, **options)
+
     async def delete(self, path: str, **options: Any) -> Any:
         return await self._good("DELETE", path, None, **options)
 

@@ -145,7 +145,8 @@ def credential_of(headers: Mapping[str, str]) -> str | None:
 
 
 def principal_of(key: ApiKey) -> Principal:
-    defaults = {name: value for name, value in (("workflow", key.workflow), ("agent", key.agent)) if value}
+    named = {"workflow": key.workflow, "agent": key.agent, **key.tags}
+    defaults = {name: value for name, value in named.items() if value}
     concurrency = key.limits.get("concurrency")
     return Principal(
         key_id=key.id,

@@ -46,6 +46,7 @@ class ApiKey:
     role: str = ""
     workflow: str = ""
     agent: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)  # step, user, priority
     allowed_models: tuple[str, ...] = ()
     limits: Mapping[str, Any] = field(default_factory=dict)
     created_at_ms: int = 0
@@ -85,6 +86,7 @@ class KeyRequest:
     role: str = ""
     workflow: str = ""
     agent: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
     allowed_models: tuple[str, ...] = ()
     limits: Mapping[str, Any] = field(default_factory=dict)
     expires_at_ms: int | None = None
@@ -123,6 +125,7 @@ async def create(
         role=request.role or ("admin" if request.admin else ""),
         workflow=request.workflow,
         agent=request.agent,
+        tags=request.tags,
         allowed_models=request.allowed_models,
         limits=request.limits,
         created_at_ms=now_ms,
@@ -142,6 +145,25 @@ async def list_all(db: Database, project: str | None = None) -> list[ApiKey]:
         query = query.where(api_keys.c.project == project)
     async with db.begin() as connection:
         return [_from_row(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def change(db: Database, key_id: str, edited: Callable[[ApiKey], ApiKey]) -> ApiKey | None:
+    """What `edited` makes of the key, which keeps its id, name, secret and role. Running calls keep what they were admitted with.
+
+    None when there is no such key or it is revoked.
+    """
+    async with db.begin() as connection:
+        key = await _locked(connection, key_id)
+        if key is None or key.revoked_at_ms is not None:
+            return None
+        row = _to_row(edited(key))
+        values = {name: row[name] for name in _CHANGEABLE}
+        await connection.execute(api_keys.update().where(api_keys.c.id == key_id).values(**values))
+        await changed(connection, Subject.KEYS)
+        return await _locked(connection, key_id)
+
+
+_CHANGEABLE: Final = ("workflow", "agent", "tags", "allowed_models", "limits", "expires_at")
 
 
 async def revoke(db: Database, key_id: str, now_ms: int) -> ApiKey | None:
@@ -197,6 +219,7 @@ def _to_row(key: ApiKey) -> dict[str, Any]:
         "role": key.role,
         "workflow": key.workflow,
         "agent": key.agent,
+        "tags": orjson.dumps(key.tags).decode(),
         "allowed_models": orjson.dumps(key.allowed_models).decode(),
         "limits": orjson.dumps(key.limits).decode(),
         "created_at": key.created_at_ms,
@@ -216,6 +239,7 @@ def _from_row(row: Mapping[Any, Any]) -> ApiKey:
         role=row["role"],
         workflow=row["workflow"],
         agent=row["agent"],
+        tags=orjson.loads(row["tags"] or "{}"),
         allowed_models=tuple(orjson.loads(row["allowed_models"] or "[]")),
         limits=orjson.loads(row["limits"] or "{}"),
         created_at_ms=row["created_at"],

@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, Table, Text
 
 # The newest revision in `migrations/versions`. Kept here so that a start need not load Alembic to know that all is well.
-SCHEMA_REVISION: Final = "0002"
+SCHEMA_REVISION: Final = "0003"
 
 METADATA: Final = MetaData()
 
@@ -221,6 +221,7 @@ api_keys: Final = Table(
     _text("role"),  # admin, viewer; empty for a key that only calls models
     _text("workflow"),
     _text("agent"),
+    _text("tags"),  # JSON object: step, user, priority of calls that name none
     _text("allowed_models"),  # JSON list of globs; empty list: all
     _text("limits"),  # JSON object
     _time("created_at", nullable=False),

@@ -106,6 +106,16 @@ def test_keys_are_made_whether_the_gateway_runs_or_not(served: tuple[Cli, Farebo
         ("admin", "admin", "active"),
         ("app", "", "active"),
     ]
+    assert (
+        "20 calls a day, 2 at once"
+        in cli("keys", "set", "app", "--requests", "20", "--window", "day", "--concurrency", "2").out
+    )
+    changed = cli("keys", "set", "app", "--concurrency", "3", "--agent", "ada", "--model", "openai/*", "--json").json()
+    assert changed["limits"] == {"requests": 20, "window": "day", "concurrency": 3}
+    assert (changed["agent"], changed["allowed_models"]) == ("ada", ["openai/*"])
+    freed = cli("keys", "set", "app", "--no-limits", "--agent", "", "--model", "", "--json").json()
+    assert (freed["limits"], freed["agent"], freed["allowed_models"]) == ({}, "", [])
+    assert cli("keys", "set", "app", "--tokens", "-1").code == 2
     assert cli("keys", "revoke", "app").code == 0
     gateway.start()
     assert gateway.chat("hi", {"authorization": f"Bearer {rotated}"}).status == 401

@@ -225,6 +225,46 @@ async def test_bad_budgets(api: Api) -> None:
         assert (await api.refused("POST", "/api/budgets", body))[0] == 400, body
 
 
+async def test_a_key_is_changed_in_what_is_named_and_in_nothing_else(api: Api) -> None:
+    admin = await api.post("/api/keys", {"name": "ops", "admin": True})
+    api.headers["authorization"] = f"Bearer {admin['key']}"
+    made = await api.post(
+        "/api/keys",
+        {
+            "name": "ci",
+            "agent": "ada",
+            "step": "draft",
+            "priority": "low",
+            "limits": {"usd": 0.5},
+            "expires_in_days": 1,
+        },
+    )
+    where = f"/api/keys/{made['id']}"
+    wished = {"limits": {"requests": 2, "window": "day"}, "allowed_models": ["openai/*"], "user": "bo", "step": None}
+    changed = await api.patch(where, wished)
+    assert (changed["limits"], changed["allowed_models"]) == ({"requests": 2, "window": "day"}, ["openai/*"])
+    assert (changed["agent"], changed["step"], changed["user"], changed["priority"]) == ("ada", "", "bo", "low")
+    assert (changed["expires_at"], changed["prefix"]) == (made["expires_at"], made["prefix"])
+    as_ci = {"authorization": f"Bearer {made['key']}"}
+    assert (await api.chat("r1", **as_ci)).status_code == 403, "the model is not among those it may use now"
+    freed = await api.patch(where, {"allowed_models": None, "expires_at": None})
+    assert (freed["allowed_models"], freed["expires_at"], freed["limits"]) == ([], None, changed["limits"])
+    assert [(await api.chat("r1", **as_ci)).status_code for _ in range(3)] == [200, 200, 429]
+    await api.patch(where, {"limits": {"requests": 3, "window": "day"}})
+    assert [(await api.chat("r1", **as_ci)).status_code for _ in range(2)] == [200, 429], "what was used stays used"
+    for body in (
+        {},
+        {"name": "other"},
+        {"limits": {"tokens": -1}},
+        {"expires_at": "2020-01-01"},
+        {"priority": "urgent"},
+    ):
+        assert (await api.refused("PATCH", where, body))[0] == 400, body
+    await api.delete(where)
+    assert (await api.refused("PATCH", where, {"limits": None}))[1]["code"] == "key_revoked"
+    assert (await api.get("/api/audit?action=key.changed"))["events"][0]["detail"]["changed"] == ["limits"]
+
+
 async def test_the_life_of_a_key(api: Api) -> None:
     admin = await api.post("/api/keys", {"name": "ops", "admin": True})
     assert admin["key"].startswith("fb_")

@@ -1,8 +1,9 @@
-"""/api/keys: made (and shown) once, listed by prefix, rotated, revoked."""
+"""/api/keys: made (and shown) once, listed by prefix, changed, rotated, revoked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -16,6 +17,7 @@ from gateway.endpoints.api.schema import (
     ListQuery,
     Name,
     NoBody,
+    Priority,
     ProjectQuery,
     Strict,
     instant_ms,
@@ -27,6 +29,7 @@ from gateway.store import keys as keys_store
 from gateway.store.keys import ApiKey, KeyRequest
 
 _DAY_MS = 86_400_000
+_TAGS = ("step", "user", "priority")
 _LOCKED_OUT = (
     "There is no admin key yet: from now on only the command line on this machine can administer Farebox. "
     f"Make one with `farebox keys create --admin`, or start with {ADMIN_KEY_VARIABLE}."
@@ -45,6 +48,9 @@ class KeyView:
     role: str
     workflow: str
     agent: str
+    step: str
+    user: str
+    priority: str
     allowed_models: tuple[str, ...]
     limits: dict[str, int | float | str]
     state: Literal["active", "expired", "revoked"]
@@ -80,27 +86,60 @@ class KeyLimits(LimitBody):
         return given | ({} if self.usd is None else {"usd": f"{self.usd}e-9"})
 
 
-class KeyBody(Strict):
+class KeyTerms(Strict):
+    """What its calls are, what they may use, and until when."""
+
+    workflow: Name | None = Field(default=None, description="For calls that name none.")
+    agent: Name | None = Field(default=None, description="For calls that name none.")
+    step: Name | None = Field(default=None, description="For tagged calls that name none.")
+    user: Name | None = Field(default=None, description="For tagged calls that name none.")
+    priority: Priority | None = Field(default=None, description="For tagged calls that name none.")
+    allowed_models: Annotated[tuple[Line, ...], Field(max_length=200)] | None = Field(
+        default=None, description="Names, or patterns such as openai/*. None, or an empty list: all."
+    )
+    limits: KeyLimits | None = None
+    expires_at: Instant | None = None
+    expires_in_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
+
+    @model_validator(mode="after")
+    def _ends_once(self) -> KeyTerms:
+        if self.expires_at is not None and self.expires_in_days is not None:
+            raise ValueError("give expires_at or expires_in_days, not both")
+        return self
+
+
+class KeyBody(KeyTerms):
     """Without `admin` and `role` the key calls models, and cannot administer anything."""
 
     name: Line
     project: Name | None = Field(default=None, description="Whose budgets its calls spend; default: that of the query.")
     admin: bool = False
     role: Literal["admin", "viewer"] | None = None
-    workflow: Name | None = Field(default=None, description="For calls that name none.")
-    agent: Name | None = Field(default=None, description="For calls that name none.")
-    allowed_models: Annotated[tuple[Line, ...], Field(max_length=200)] = ()
-    limits: KeyLimits | None = None
-    expires_at: Instant | None = None
-    expires_in_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
 
     @model_validator(mode="after")
-    def _agrees(self) -> KeyBody:
+    def _is_one_of_both(self) -> KeyBody:
         if self.admin and self.role == "viewer":
             raise ValueError("a key is either admin or viewer")
-        if self.expires_at is not None and self.expires_in_days is not None:
-            raise ValueError("give expires_at or expires_in_days, not both")
         return self
+
+
+class KeyChange(KeyTerms):
+    """What is given is changed; null takes it away. Limits are replaced as a whole, and what was used stays used: it is booked
+    under the key's name, which therefore stays."""
+
+    def edited(self, key: ApiKey, now_ms: int) -> ApiKey:
+        given = self.model_fields_set
+        changes: dict[str, Any] = {name: getattr(self, name) or "" for name in ("workflow", "agent") if name in given}
+        if given & set(_TAGS):
+            merged = {**key.tags, **{name: getattr(self, name) for name in _TAGS if name in given}}
+            changes["tags"] = {name: value for name, value in merged.items() if value}
+        if "allowed_models" in given:
+            changes["allowed_models"] = self.allowed_models or ()
+        if "limits" in given:
+            changes["limits"] = {} if self.limits is None else self.limits.stored()
+        if given & {"expires_at", "expires_in_days"}:
+            changes["expires_at_ms"] = _expiry(self, now_ms)
+        return replace(key, **changes)
 
 
 class RotateBody(Strict):
@@ -118,7 +157,8 @@ async def create_key(ask: Ask[ProjectQuery, KeyBody]) -> NewKeyView:
         role=body.role or "",
         workflow=body.workflow or "",
         agent=body.agent or "",
-        allowed_models=body.allowed_models,
+        tags={name: getattr(body, name) for name in _TAGS if getattr(body, name)},
+        allowed_models=body.allowed_models or (),
         limits={} if body.limits is None else body.limits.stored(),
         expires_at_ms=_expiry(body, now_ms),
     )
@@ -139,6 +179,21 @@ async def list_keys(ask: Ask[ListQuery, NoBody]) -> KeyList:
 
 async def get_key(ask: Ask[ProjectQuery, NoBody]) -> KeyView:
     return _view(await _find(ask), ask.desk.now_ms())
+
+
+async def change_key(ask: Ask[ProjectQuery, KeyChange]) -> KeyView:
+    """At once in this process, in the others within two seconds."""
+    found, now_ms = await _find(ask), ask.desk.now_ms()
+    given = sorted(ask.body.model_fields_set)
+    if not given:
+        raise BadRequest(f"Say what to change: any of {', '.join(KeyChange.model_fields)}.", code="missing_field")
+    ask.body.edited(found, now_ms)  # what is wrong with it is said before anything is locked
+    edit = partial(ask.body.edited, now_ms=now_ms)
+    changed = await ask.desk.parts.control.change(keys_store.change(ask.store, found.id, edit))
+    if changed is None:
+        raise conflict(f"Key {found.id} is revoked, and stays so: make a new one.", "key_revoked")
+    await ask.audit("key.changed", found.id, name=changed.name, changed=given)
+    return _view(changed, now_ms)
 
 
 async def revoke_key(ask: Ask[ProjectQuery, NoBody]) -> KeyView:
@@ -173,7 +228,7 @@ async def _find(ask: Ask[ProjectQuery, Any]) -> ApiKey:
     return found[0]
 
 
-def _expiry(body: KeyBody, now_ms: int) -> int | None:
+def _expiry(body: KeyTerms, now_ms: int) -> int | None:
     expires_ms = None
     if body.expires_at is not None:
         expires_ms = instant_ms(body.expires_at)
@@ -200,6 +255,9 @@ def _view(key: ApiKey, now_ms: int) -> KeyView:
         role=key.role,
         workflow=key.workflow,
         agent=key.agent,
+        step=key.tags.get("step", ""),
+        user=key.tags.get("user", ""),
+        priority=key.tags.get("priority", ""),
         allowed_models=key.allowed_models,
         limits={name: float(value) if name == "usd" else value for name, value in key.limits.items()},
         state=_state(key, now_ms),
@@ -228,5 +286,6 @@ ROUTES = (
         body_required=False,
     ),
     Route("GET", "/keys/{id}", get_key, KeyView, "One key."),
+    Route("PATCH", "/keys/{id}", change_key, KeyView, "Change what a key's calls are and may use.", body=KeyChange),
     Route("DELETE", "/keys/{id}", revoke_key, KeyView, "Revoke a key for good."),
 )

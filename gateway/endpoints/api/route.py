@@ -77,7 +77,7 @@ class Ask(Generic[Q, B]):
 class Route:
     """`answer` is the type that the handler returns (None: it makes the response itself); OpenAPI is made from it."""
 
-    method: Literal["GET", "POST", "PUT", "DELETE"]
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
     handle: Callable[[Ask[Any, Any]], Awaitable[Any]]
     answer: Any
