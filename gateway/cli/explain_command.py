@@ -1,7 +1,8 @@
-"""`farebox explain`: what would become of a call, and why."""
+"""`farebox explain`: what a word that Farebox says means, or what would become of a call, and why."""
 
 from __future__ import annotations
 
+import difflib
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +14,8 @@ import typer
 from gateway.cli.connection import Failed
 from gateway.cli.output import echo_json, show_table
 from gateway.cli.session import Session
+from gateway.error_guide import ALL
+from gateway.error_guide import explain as explained
 
 
 class Protocol(StrEnum):
@@ -25,7 +28,14 @@ class Protocol(StrEnum):
 
 def explain(
     session: Session,
-    file: Annotated[Path, typer.Argument(help="The call's body in JSON; - reads standard input.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="An error code, a log event or a check of `farebox doctor`; or a file with a call's body in JSON (- reads"
+            " standard input).",
+        ),
+    ],
     workflow: Annotated[str | None, typer.Option(help="The tags of the call, as its headers would say them.")] = None,
     run: Annotated[str | None, typer.Option()] = None,
     step: Annotated[str | None, typer.Option()] = None,
@@ -38,7 +48,10 @@ def explain(
     protocol: Annotated[Protocol, typer.Option(help="Which endpoint it would go to.")] = Protocol.CHAT,
     project: Annotated[str, typer.Option(help="The project.")] = "default",
 ) -> None:
-    """Say what would become of a call, and why. Nothing is sent or reserved."""
+    """Tell what a code, an event or a check means, and what to do; or what would become of a call, and why: nothing is sent."""
+    if what != "-" and not Path(what).exists():
+        _tell_meaning(session, what)
+        return
     given: dict[str, Any] = {
         "workflow": workflow,
         "run": run,
@@ -49,13 +62,22 @@ def explain(
     }
     given |= {"budget_tokens": budget_tokens, "budget_usd": budget_usd}
     tags = {name: value for name, value in given.items() if value is not None}
-    body = _read(file) | ({"tags": tags} if tags else {})
+    body = _read(Path(what)) | ({"tags": tags} if tags else {})
     query = {"protocol": protocol.value, "key": api_key, "project": project}
     found = session.ask("POST", "/explain", query, body)
     if session.as_json:
         echo_json(found)
     else:
         _show(found)
+
+
+def _tell_meaning(session: Session, name: str) -> None:
+    guide, text = ALL.get(name), explained(name)
+    if guide is None or text is None:
+        near = difflib.get_close_matches(name, ALL, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ", nor such a file."
+        raise Failed(f"There is no code, event or check {name!r}{hint}")
+    session.say({"name": name, "told": guide.told, "means": guide.means, "do": guide.do}, text)
 
 
 def _read(file: Path) -> dict[str, Any]:

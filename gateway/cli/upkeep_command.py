@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import shlex
 import time
 from pathlib import Path
@@ -17,8 +16,6 @@ from gateway.cli.output import echo_json, show_table
 from gateway.cli.session import EXIT_FAILED, Session
 from gateway.config import Config, ConfigError
 from gateway.config_reference import SCHEMA_ID, example_file, schema_text
-from gateway.error_guide import ALL
-from gateway.error_guide import explain as explained
 from gateway.ledger.port import LedgerError
 from gateway.store.database import Database, StoreError, StoreInUse
 from gateway.store.tables import SCHEMA_REVISION
@@ -111,19 +108,6 @@ def doctor(session: Session) -> None:
         typer.echo(f"What a check means and what to do: farebox explain {shlex.quote(noted)}, or docs/errors.md.")
     if not found["is_fit"]:
         raise typer.Exit(EXIT_FAILED)
-
-
-def explain(
-    session: Session,
-    name: Annotated[str, typer.Argument(help="An error code, a log event or a check of `farebox doctor`.")],
-) -> None:
-    """Tell what an error code, a log event or a check of `doctor` means, and what to do."""
-    guide = ALL.get(name)
-    text = explained(name)
-    if guide is None or text is None:
-        near = difflib.get_close_matches(name, ALL, n=1)
-        raise Failed(f"There is no {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}")
-    session.say({"name": name, "told": guide.told, "means": guide.means, "do": guide.do}, text)
 
 
 def reconcile(

@@ -135,6 +135,12 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
         "Leave it out, or set it in `litellm_params`.",
         "400",
     ),
+    "unsupported_field": Guide(
+        "`previous_response_id`, `conversation` or `prompt` for a model whose provider keeps nothing of earlier calls: the model"
+        " would be asked without its history.",
+        "Send the earlier items as `input`, or use a model whose provider speaks Responses.",
+        "400",
+    ),
     "invalid_header": Guide(
         "A header has a value that it cannot have, stands there twice, or would choose where the call goes.",
         "The message names it. Tags match `[A-Za-z0-9._:@/-]{1,128}`.",

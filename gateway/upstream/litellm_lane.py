@@ -109,7 +109,7 @@ def _refusal(deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer | Non
     if field is None:
         return None
     message = f"The field {field!r} is not the model's but the gateway's, and cannot be set by a request."
-    return _bad_request(deployment, call, message, "field_not_allowed")
+    return _bad_request(deployment, call, message, code="field_not_allowed")
 
 
 def _forgetful(litellm: Any, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer | None:
@@ -126,10 +126,10 @@ def _forgetful(litellm: Any, deployment: Deployment, call: UpstreamCall) -> Upst
     message = (
         f"The provider of {deployment.name!r} keeps no earlier answers for {field!r}: send the earlier items as input."
     )
-    return _bad_request(deployment, call, message, "unsupported_field")
+    return _bad_request(deployment, call, message, code="unsupported_field")
 
 
-def _bad_request(deployment: Deployment, call: UpstreamCall, message: str, code: str) -> UpstreamAnswer:
+def _bad_request(deployment: Deployment, call: UpstreamCall, message: str, *, code: str) -> UpstreamAnswer:
     body = error_body(call.protocol, 400, message, code=code)
     return UpstreamAnswer(400, {"content-type": "application/json"}, deployment, "litellm", body=body)
 
