@@ -89,7 +89,7 @@ lock: ## Resolve the dependencies anew (needs uv); nothing younger than a week, 
 	@touch $@
 
 docs: .venv-docs/installed ## Build the documentation into site/; a broken link or anchor fails
-	.venv-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 
 bench: install-dev ## Measure CPU, calls/s and latency against a bare passthrough
 	$(BIN)/python -m bench

@@ -1,0 +1,120 @@
+"""What the ledger takes of Redis: bytes for each run, each resolved hold and each waiting event, and Redis's own CPU.
+
+    python -m bench.redis_size [--runs 3000]
+
+Starts a private Redis (AOF everysec), makes runs of four steps and one call each, with four accounts to a call, and asks Redis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import socket
+from collections import defaultdict
+from urllib.parse import urlparse
+
+from bench.ledger import DETAIL, DRAFT
+from gateway.ledger.port import Reserve
+from gateway.ledger.redis import RedisLedger
+from policies.amounts import Amount, Limit
+from policies.reservation import Demand, Hold
+from tests.redis_server import RedisServer
+
+STEPS = 4
+AT_ONCE = 64
+
+
+class Asked:
+    """Redis, asked in plain over a socket of its own."""
+
+    def __init__(self, url: str) -> None:
+        found = urlparse(url)
+        self._socket = socket.create_connection((found.hostname or "127.0.0.1", found.port or 6379))
+        self._file = self._socket.makefile("rb")
+
+    def ask(self, *words: str) -> object:
+        self._socket.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w.encode()) for w in words))
+        return self._answer()
+
+    def _answer(self) -> object:
+        line = self._file.readline().strip()
+        kind, rest = line[:1], line[1:]
+        if kind == b"*":
+            return [self._answer() for _ in range(int(rest))]
+        if kind == b"$":
+            return self._file.read(int(rest) + 2)[:-2].decode() if int(rest) >= 0 else None
+        return int(rest) if kind == b":" else rest.decode()
+
+    def figures(self) -> tuple[float, float]:
+        """(bytes in use, seconds of CPU)."""
+        text = str(self.ask("INFO"))
+        memory, system, user = (
+            float(re.findall(rf"{name}:([\d.]+)", text)[0]) for name in ("used_memory", "used_cpu_sys", "used_cpu_user")
+        )
+        return memory, system + user
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+    def by_kind(self) -> dict[str, tuple[int, int]]:
+        """(keys, bytes) of each kind of key: the word behind the project."""
+        found: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for key in self.ask("KEYS", "*"):  # type: ignore[attr-defined]
+            kind = re.sub(r"^farebox:\{[^}]*\}:?", "", str(key)).partition(":")[0]
+            found[kind][0] += 1
+            found[kind][1] += int(str(self.ask("MEMORY", "USAGE", str(key), "SAMPLES", "0")))
+        return {kind: (keys, size) for kind, (keys, size) in sorted(found.items())}
+
+
+async def one_call(ledger: RedisLedger, run: str, step: int) -> None:
+    chain = (
+        Hold(f"step/{run}/s{step}", Limit(4_000)),
+        Hold(f"run/{run}", Limit(20_000, 10**9)),
+        Hold("workflow/nightly@day:1795824000000", Limit(10**14)),
+        Hold("key/k-1@day:1795824000000", Limit(None, 10**15)),
+    )
+    request = Reserve(f"{run}-{step}", "bench", chain, Demand(412, 800, 16, 61_800, 600), 60_000, DRAFT)
+    await ledger.reserve("default", request)
+    await ledger.settle("default", request.id, Amount(592, 169_800, 1), DETAIL)
+
+
+async def empty_outbox(ledger: RedisLedger) -> None:
+    while entries := await ledger.outbox_read("bench", 1_000):
+        await ledger.outbox_acknowledge(entries)
+
+
+async def measure(runs: int) -> None:
+    server = RedisServer("--appendonly", "yes", "--appendfsync", "everysec")
+    server.start()
+    asked = Asked(server.url)
+    ledger = RedisLedger(server.url, deadline_ms=10_000)
+    try:
+        await ledger.open()
+        await one_call(ledger, "warm", 0)
+        await empty_outbox(ledger)
+        before, cpu_before_s = asked.figures()
+        names = [f"run-01a21fba{number:08}" for number in range(runs)]
+        for at in range(0, runs, AT_ONCE):
+            calls = [one_call(ledger, run, step) for run in names[at : at + AT_ONCE] for step in range(STEPS)]
+            await asyncio.gather(*calls)
+        waiting, cpu_after_s = asked.figures()
+        await empty_outbox(ledger)
+        after, _ = asked.figures()
+        calls_made = runs * STEPS
+        print(f"{(after - before) / runs:8.0f} bytes a run of {STEPS} steps and calls, its holds still remembered")
+        print(f"{(waiting - after) / calls_made:8.0f} bytes a usage event that waits for the store")
+        print(f"{(cpu_after_s - cpu_before_s) / calls_made * 1e6:8.0f} µs of Redis's CPU a call (reserve and settle)")
+        for kind, (keys, size) in asked.by_kind().items():
+            print(f"{size / runs:8.0f} bytes a run in {keys} keys {kind!r}")
+    finally:
+        await ledger.close()
+        asked.close()
+        server.remove()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=3_000)
+    asyncio.run(measure(parser.parse_args().runs))
