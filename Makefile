@@ -56,8 +56,8 @@ tests/clients/node/node_modules: tests/clients/node/package-lock.json
 	cd tests/clients/node && npm ci --ignore-scripts --no-audit --no-fund
 	@touch $@
 
-test-clients: install-dev .venv-clients/installed tests/clients/node/node_modules ## Run every client that has a snippet against the gateway (installs them apart; 1 GB)
-	FAREBOX_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients $(PYTEST_ARGS)
+test-clients: install-dev .venv-clients/installed tests/clients/node/node_modules ## Run every client that has a snippet or an example against the gateway (installs them apart; 1 GB)
+	FAREBOX_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients tests/examples $(PYTEST_ARGS)
 
 # Extras stay in the lock: without them pip of before 23.3 takes `sqlalchemy[asyncio]` for something that is not pinned.
 lock-clients: ## Resolve the clients of test-clients anew (needs uv and npm)

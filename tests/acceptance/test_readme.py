@@ -220,5 +220,7 @@ def test_from_a_clean_clone(tmp_path: Path) -> None:
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone.folder)], check=True, timeout=60)
     with clone.made_run(ready_s=800) as ready_s:
         assert "HTTP/1.1 200" in clone.type(block_with("curl -i").text)
-        print(f"\nready after {ready_s:.1f} s, first answered call {time.monotonic() - began_s:.1f} s after the clone began")
+        print(
+            f"\nready after {ready_s:.1f} s, first answered call {time.monotonic() - began_s:.1f} s after the clone began"
+        )
     shutil.rmtree(clone.folder)

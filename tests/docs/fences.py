@@ -1,9 +1,9 @@
 """The fenced blocks of a Markdown page, and what the comments right behind them say.
 
-    <!-- expect: TEXT -->       the output has this text
-    <!-- expect-not: TEXT -->   the output does not have it
-    <!-- not run: REASON -->    the block is for reading
-    <!-- values: WHAT -->       the YAML is not a configuration of Farebox but WHAT
+<!-- expect: TEXT -->       the output has this text
+<!-- expect-not: TEXT -->   the output does not have it
+<!-- not run: REASON -->    the block is for reading
+<!-- values: WHAT -->       the YAML is not a configuration of Farebox but WHAT
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ ELSEWHERE = {
 }
 SHELL, PYTHON = {"sh", "bash"}, {"python"}
 # `make` installs, builds and starts; what it does is what the rest of the tests do.
-STARTS = re.compile(r"^(?:make \w[\w-]*|pip install '?farebox\[\w+\]'?|\.venv/bin/python -m pytest)\b[^\n]*$", re.MULTILINE)
+STARTS = re.compile(
+    r"^(?:make \w[\w-]*|pip install '?farebox\[\w+\]'?|\.venv/bin/python -m pytest)\b[^\n]*$", re.MULTILINE
+)
 
 
 @dataclass
@@ -111,7 +113,7 @@ def check_yaml(block: Block) -> None:
     if "values" in block.notes:
         yaml.safe_load(block.text)
         return
-    keys = {name: "k" for name in re.findall(r"os\.environ/(\w+)", block.text)}
+    keys = dict.fromkeys(re.findall(r"os\.environ/(\w+)", block.text), "k")
     data = yaml.safe_load(block.text)
     assert data, block.place
     parse_config(block.text, block.place, keys)
