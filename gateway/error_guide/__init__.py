@@ -43,9 +43,11 @@ ALL: Final[dict[str, Guide]] = {**CHECKS, **EVENTS, **CODES}
 
 def explain(name: str) -> str | None:
     """The guide to a code, event or check as people read it in a terminal; None for a name that nobody says."""
-    guide = ALL.get(name)
-    if guide is None:
-        return None
+    found = [guides[name] for guides in (CODES, EVENTS, CHECKS) if name in guides]
+    return "\n".join(_explained(name, guide) for guide in found) or None
+
+
+def _explained(name: str, guide: Guide) -> str:
     told = f" ({guide.told})" if guide.told else ""
     return f"{name}{told}\n  {guide.means}\n  {guide.do}".replace("`", "")
 
@@ -74,6 +76,13 @@ def document() -> str:
     return "".join(parts)
 
 
+def _anchor(name: str, guides: dict[str, Guide]) -> str:
+    """A few names are both a code and an event; the code has the anchor."""
+    return f'<a id="{name}"></a>' if guides is CODES or name not in CODES else ""
+
+
 def _table(what: str, told: str, guides: dict[str, Guide]) -> str:
-    rows = [f'| <a id="{name}"></a>`{name}` | {one.told} | {one.means} | {one.do} |\n' for name, one in guides.items()]
+    rows = [
+        f"| {_anchor(name, guides)}`{name}` | {one.told} | {one.means} | {one.do} |\n" for name, one in guides.items()
+    ]
     return f"| {what} | {told} | what it means | what to do |\n|---|---|---|---|\n" + "".join(rows)

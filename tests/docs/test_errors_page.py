@@ -136,7 +136,7 @@ def test_every_metric_and_alert_of_the_rules_points_somewhere() -> None:
 def test_an_explanation_says_what_it_means_and_what_to_do(name: str) -> None:
     guide = ALL[name]
     for sentence in (guide.means, guide.do):
-        assert sentence[0].isupper() or sentence[0] in "`*"
+        assert not sentence[0].islower()
         assert sentence.endswith((".", "`."))
     assert guide.means.replace("`", "") in (explain(name) or "")
 
