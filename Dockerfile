@@ -9,7 +9,7 @@ WORKDIR /src
 COPY requirements/build.txt requirements/runtime.txt requirements/
 RUN /opt/farebox/bin/pip install --require-hashes --only-binary :all: -r requirements/build.txt \
  && /opt/farebox/bin/pip install --require-hashes --only-binary :all: -r requirements/runtime.txt
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE config.example.yaml ./
 COPY policies policies
 COPY gateway gateway
 COPY migrations migrations

@@ -6,8 +6,10 @@ import copy
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -182,6 +184,27 @@ def test_the_image_copies_what_exists_and_runs_as_nobody_in_particular() -> None
     assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
     assert text.index("USER 10001") > text.rindex("FROM ")
     assert text.count("--require-hashes") == 2
+
+
+def test_what_the_image_copies_is_enough_to_build_the_package(tmp_path: Path) -> None:
+    """The context that .dockerignore lets through and the Dockerfile copies, built by the backend that pip asks there."""
+    copied = re.findall(r"^COPY (?!--from)(.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    for line in copied:
+        *sources, target = line.split()
+        for source in sources:
+            into = tmp_path / (
+                target if (ROOT / source).is_dir() else f"{target.removesuffix('/')}/{Path(source).name}"
+            )
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, into, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                into.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / source, into)
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "dist").glob("farebox-*.whl"))
 
 
 def braces_match(text: str) -> bool:
