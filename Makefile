@@ -7,7 +7,7 @@ PORT ?= 4000
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help chromium install install-dev run demo test test-clients lock-clients check format lock bench bench-peers screenshots eval-intents eval-compression eval-routing docs soak release-check clean
+.PHONY: help chromium install install-dev run demo test test-clients lock-clients check format lock bench bench-peers screenshots eval-intents eval-compression eval-routing docs docs-pages soak release-check clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -87,6 +87,9 @@ lock: ## Resolve the dependencies anew (needs uv); nothing younger than a week, 
 	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/docs.txt
 	@touch $@
+
+docs-pages: install-dev ## Write the pages anew that are made from code
+	FAREBOX_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/docs tests/clients -k "made_from or page_of"
 
 docs: .venv-docs/installed ## Build the documentation into site/; a broken link or anchor fails
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
