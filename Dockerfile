@@ -6,9 +6,9 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/farebox
 WORKDIR /src
 # Dependencies first: they change less often than the code, and stay in the cache.
-COPY requirements/build.txt requirements/runtime.txt requirements/
+COPY requirements/build.txt requirements/runtime.txt requirements/otel.txt requirements/
 RUN /opt/farebox/bin/pip install --require-hashes --only-binary :all: -r requirements/build.txt \
- && /opt/farebox/bin/pip install --require-hashes --only-binary :all: -r requirements/runtime.txt
+ && /opt/farebox/bin/pip install --require-hashes --only-binary :all: -r requirements/runtime.txt -r requirements/otel.txt
 COPY pyproject.toml README.md LICENSE config.example.yaml ./
 COPY policies policies
 COPY gateway gateway

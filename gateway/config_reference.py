@@ -19,7 +19,7 @@ SCHEMA_ID: Final = "config.schema.json"
 _KEY: Final = re.compile(r"^(?P<indent>[ #-]*)(?P<key>[a-z_]+):(?P<rest>.*)$")
 _COMMENT: Final = re.compile(r"(?:^|\s)#\s+(?P<text>.+)$")
 # Environment variables may replace what stands in these sections: FAREBOX_SERVER_PORT and so on.
-_BY_VARIABLE: Final = ("server", "storage", "reservations")
+_BY_VARIABLE: Final = ("server", "storage", "reservations", "alerts", "tracing")
 _USD: Final = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}, {"type": "null"}], "default": None}
 _EXTRA: Final = {
     ("ModelConfig", "model_name"): "the public name, which clients send as `model`",
@@ -139,8 +139,8 @@ This page is made from the models that read the file. Editors complete and check
 farebox schema > config.schema.json     # then, as the first line of config.yaml:  # yaml-language-server: $schema=config.schema.json
 ```
 
-What wins: command line, then environment, then file, then default. The environment reaches the sections `server`, `storage` and
-`reservations` (`FAREBOX_SERVER_PORT=8080`, `FAREBOX_STORAGE_LEDGER=redis://…`) and every setting by its own name
+What wins: command line, then environment, then file, then default. The environment reaches the sections `server`, `storage`,
+`reservations`, `alerts` and `tracing` (`FAREBOX_SERVER_PORT=8080`, `FAREBOX_STORAGE_LEDGER=redis://…`) and every setting by its own name
 (`FAREBOX_ORCHESTRATION_ENABLED=true`).
 """
 _NOTES: Final = {
@@ -154,7 +154,7 @@ _NOTES: Final = {
     "server": "One process's limits and where it listens.",
     "reservations": "How holds are kept. Times in seconds.",
     "classifier": "The model that is asked for the intent of steps that rules and the trained model are not sure of.",
-    "alerts": "Who is told when a budget reaches a percentage. Each is told once, and stands in the log too.",
+    "alerts": "Who is told of budgets, overruns, loops and engines out of reach ([observability.md](observability.md)). Each is told once, and stands in the log too.",
 }
 
 

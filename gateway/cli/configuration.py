@@ -15,7 +15,7 @@ from gateway.config import Config, ConfigError, load_config, parse_config
 DEFAULT_FILE: Final = Path("config.yaml")
 EXIT_CONFIG: Final = 2
 # The parts of the file that a variable may replace: FAREBOX_SERVER_PORT, FAREBOX_STORAGE_LEDGER, …
-_SECTIONS: Final = ("server", "storage", "reservations")
+_SECTIONS: Final = ("server", "storage", "reservations", "alerts", "tracing")
 
 
 def configured(path: Path | None, server: Mapping[str, Any] | None = None) -> Config:
