@@ -154,7 +154,8 @@ _NOTES: Final = {
     "server": "One process's limits and where it listens.",
     "reservations": "How holds are kept. Times in seconds.",
     "classifier": "The model that is asked for the intent of steps that rules and the trained model are not sure of.",
-    "alerts": "Who is told of budgets, overruns, loops and engines out of reach ([observability.md](observability.md)). Each is told once, and stands in the log too.",
+    "alerts": "Who is told of budgets, overruns, loops and engines out of reach ([observability.md](observability.md)). Each is "
+    "told once, and stands in the log too.",
 }
 
 
