@@ -1,7 +1,7 @@
 """What a call costs: CPU, calls/s and latency of Farebox beside a bare passthrough and other gateways.
 
-    .venv/bin/python -m bench                                   the usual cells, in about three minutes
-    .venv/bin/python -m bench --peers                           with LiteLLM's proxy and Portkey's gateway, installed on demand
+    .venv/bin/python -m bench                                   the usual cells, in about five minutes
+    .venv/bin/python -m bench --peers                           with other gateways, installed on demand
     .venv/bin/python -m bench --paths 1k --connections 64       one cell
     .venv/bin/python -m bench --all                             every path with 1, 64 and 512 connections
     .venv/bin/python -m bench --quick                           one short round of each: does everything work?
@@ -36,16 +36,16 @@ from bench.targets import TARGETS, Fleet
 
 _USUAL: Final = ("passthrough", "untagged", "tagged")
 _LEDGERS: Final = (*_USUAL, "redis")
-_LANES: Final = (*_LEDGERS, "orchestrated", "litellm-lane")
+_LANES: Final = (*_LEDGERS, "orchestrated", "litellm-lane", "litellm-bare")
 _USUAL_CELLS: Final = (
-    Cell("1k", 1, _LEDGERS),
+    Cell("1k", 1, ("mock", *_LANES)),
     Cell("1k", 64, _LANES),
     Cell("1k", 512, _LEDGERS),
-    Cell("32k", 64, _USUAL),
+    Cell("32k", 64, (*_LEDGERS, "orchestrated")),
     Cell("burst-20", 64, _LANES),
     Cell("stream-20", 64, _USUAL),
     Cell("stream-500", 16, _USUAL),
-    Cell("conversation", 8, (*_USUAL, "orchestrated")),
+    Cell("conversation", 8, (*_LEDGERS, "orchestrated")),
 )
 _CONNECTIONS: Final = (1, 64, 512)
 _PEERS: Final = tuple(name for name, target in TARGETS.items() if target.is_peer)
@@ -102,7 +102,7 @@ def main() -> int:
     arguments = parsed()
     if arguments.quick:
         arguments.rounds, arguments.seconds = 1, 0.3
-    _allow_many_files()
+    allow_many_files()
     console = Console(stderr=str(arguments.json) == "-", width=None if sys.stdout.isatty() else _WIDTH)
     chosen = cells(arguments)
     cores = Cores.chosen()
@@ -157,7 +157,8 @@ def _command(arguments: Sequence[str]) -> str:
     return " ".join([".venv/bin/python -m bench", *kept])
 
 
-def _allow_many_files() -> None:
+def allow_many_files() -> None:
+    """As many as the connections on both sides of a gateway need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -68,6 +68,15 @@ PATHS: Final = {
             connections_max=64,
         ),
         Path(
+            "stream-slow",
+            "stream of 40 chunks, 250 ms apart",
+            1_024,
+            chunks=40,
+            pace_ms=250.0,
+            calls_each=1,
+            connections_max=2_000,
+        ),
+        Path(
             "conversation",
             "50 turns that grow to 100,000 tokens",
             480_000,

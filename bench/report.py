@@ -18,7 +18,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from bench import peers
+from bench import chunks, latency, peers
 from bench.paths import PATHS
 from bench.rounds import Line
 from bench.servers import ROOT
@@ -37,6 +37,11 @@ _COLUMNS: Final = (
     "first byte ms",
     "MB",
 )
+_LATENCY_NOTE: Final = (
+    "Percentiles less those of the upstream asked directly in the same round. Behind ± stands the noise of the machine: half of\n"
+    "what lies between the best and the worst round of the upstream alone."
+)
+_CHUNK_NOTE: Final = "CPU of a call divided by its chunks, with a five-hundredth of what the call itself costs in it."
 _BEGIN: Final = "<!-- measured by python -m bench: begin -->"
 _END: Final = "<!-- measured by python -m bench: end -->"
 # Above this share of a core the load generator may be what is measured; CPU per call stays true, calls/s do not.
@@ -51,8 +56,43 @@ def print_tables(lines: Sequence[Line], console: Console) -> None:
         for line in group:
             table.add_row(*_cells(line), style="bold" if line.target == "tagged" else None)
         console.print(table)
+    for title, _, columns, rows in _tables(lines):
+        if rows:
+            table = Table(title=title, title_justify="left")
+            for column in columns:
+                table.add_column(column, justify="right" if column else "left", no_wrap=True)
+            for row in rows:
+                table.add_row(*row)
+            console.print(table)
     for remark in remarks(lines):
         console.print(remark, style="yellow", markup=False)
+
+
+def _tables(lines: Sequence[Line]) -> Iterable[tuple[str, str, Sequence[str], list[list[str]]]]:
+    """What is made of several lines: a title, what to know about it, columns and rows."""
+    latencies = [_latency_cells(one) for one in latency.added(lines)]
+    yield "Latency added at one connection", _LATENCY_NOTE, latency.COLUMNS, latencies
+    yield (
+        "CPU of a relayed chunk",
+        _CHUNK_NOTE,
+        chunks.COLUMNS,
+        [_chunk_cells(one) for one in chunks.chunk_costs(lines)],
+    )
+
+
+def _latency_cells(one: latency.Added) -> list[str]:
+    return [
+        f"{TARGETS[one.target].title}, {one.path}",
+        f"{one.added_p50_ms:.2f} ± {one.noise_p50_ms:.2f}",
+        f"{one.added_p99_ms:.2f} ± {one.noise_p99_ms:.2f}",
+        f"{one.p50_ms:.2f}",
+        f"{one.p99_ms:.2f}",
+    ]
+
+
+def _chunk_cells(one: chunks.ChunkCost) -> list[str]:
+    beyond = f"{one.beyond_us:.1f}" if one.target != BASELINE else "–"
+    return [f"{TARGETS[one.target].title}, {one.path} × {one.connections}", f"{one.cpu_us:.1f}", beyond]
 
 
 def remarks(lines: Iterable[Line]) -> list[str]:
@@ -107,6 +147,12 @@ def _section(
         yield "|---" + "|---:" * (len(_COLUMNS) - 1) + "|"
         for line in group:
             yield "| " + " | ".join(_cells(line)) + " |"
+    for title, note, columns, rows in _tables(lines):
+        if rows:
+            yield from ("", f"### {title}", "", note, "")
+            yield "| " + " | ".join(columns) + " |"
+            yield "|---" + "|---:" * (len(columns) - 1) + "|"
+            yield from ("| " + " | ".join(row) + " |" for row in rows)
     notes = [*remarks(lines), *(f"Not measured: {name}, {reason.splitlines()[0]}" for name, reason in missing.items())]
     if notes:
         yield ""

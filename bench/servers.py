@@ -147,6 +147,15 @@ def start_passthrough(running: Servers, upstream: str) -> Server:
     )
 
 
+def start_litellm_passthrough(running: Servers, upstream: str) -> Server:
+    return running.start(
+        "litellm-bare",
+        lambda port: [sys.executable, "-m", "bench.litellm_passthrough", "--port", str(port), "--upstream", upstream],
+        ready_path="/livez",
+        ready_seconds=180.0,  # `import litellm` alone takes 9 s of CPU on a slow machine
+    )
+
+
 def start_farebox(
     running: Servers,
     upstream: str,
@@ -180,7 +189,7 @@ def farebox_config(folder: Path, upstream: str, *, lane: str, orchestrated: bool
             "store": f"sqlite:///{folder / 'store.db'}",
             "spool": str(folder / "spool.jsonl"),
         },
-        "server": {"log_level": "warning"},
+        "server": {"log_level": "warning", "key_concurrency_max": 4_096},  # all calls are one client's
     }
     if orchestrated:
         config["settings"] = {

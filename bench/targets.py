@@ -9,7 +9,15 @@ from typing import Final
 
 from bench import peers
 from bench.measure import Cores
-from bench.servers import NotStarted, Server, Servers, redis_server, start_farebox, start_passthrough
+from bench.servers import (
+    NotStarted,
+    Server,
+    Servers,
+    redis_server,
+    start_farebox,
+    start_litellm_passthrough,
+    start_passthrough,
+)
 
 BASELINE: Final = "passthrough"
 
@@ -37,6 +45,8 @@ TARGETS: Final = {
         Target("orchestrated", "Farebox, tagged, orchestration on", "farebox-orchestrated", is_tagged=True),
         Target("redis", "Farebox, tagged, Redis ledger", "farebox-redis", is_tagged=True),
         Target("litellm-lane", "Farebox, tagged, LiteLLM lane", "farebox-litellm", is_tagged=True),
+        Target("litellm-bare", "Starlette + litellm.acompletion", "litellm-bare", connections_max=64),
+        Target("vllm-router", "vLLM's router (Rust)", "vllm-router", is_peer=True),
         Target("litellm", "LiteLLM's proxy", "litellm", is_peer=True, connections_max=64),
         Target("portkey", "Portkey's gateway", "portkey", headers=peers.PORTKEY_HEADERS, is_peer=True),
     )
@@ -64,6 +74,8 @@ class Fleet:
             "farebox-orchestrated": lambda: start_farebox(self._running, upstream, name=name, orchestrated=True),
             "farebox-litellm": lambda: start_farebox(self._running, upstream, name=name, lane="litellm"),
             "farebox-redis": lambda: self._with_redis(upstream, name),
+            "litellm-bare": lambda: start_litellm_passthrough(self._running, upstream),
+            "vllm-router": lambda: peers.start_vllm_router(self._running, self._mock.url),
             "litellm": lambda: peers.start_litellm(self._running, upstream),
             "portkey": lambda: peers.start_portkey(self._running),
         }

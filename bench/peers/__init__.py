@@ -18,12 +18,13 @@ from typing import Final
 import yaml
 
 from bench.paths import PATHS
-from bench.servers import ROOT, NotStarted, Server, Servers
+from bench.servers import ROOT, NotStarted, Server, Servers, free_port
 
 FOLDER: Final = ROOT / ".farebox-bench"
 PORTKEY_HEADERS: Final = {"x-portkey-provider": "openai", "x-portkey-custom-host": "{upstream}"}
 # Nobody but the benchmark reaches these servers. LiteLLM's proxy does not start without a key, and wants a long one.
 CLIENT_KEY: Final = "sk-bench-0f1e2d3c4b5a69788796a5b4c3d2e1f0"
+VLLM_ROUTER_VERSION: Final = "0.1.17"
 _HERE: Final = Path(__file__).parent
 _INSTALL_SECONDS: Final = 900.0
 # `import litellm` alone takes 9 s of CPU on a slow machine, its proxy twice that.
@@ -69,24 +70,42 @@ def start_portkey(running: Servers) -> Server:
     )
 
 
+def start_vllm_router(running: Servers, upstream: str) -> Server:
+    """Before one worker that it takes for a vLLM server. Raises `NotStarted`."""
+    environment = FOLDER / "vllm-router"
+    program = environment / "bin" / "vllm-router"
+    _install_from_pypi(environment, program, [f"vllm-router=={VLLM_ROUTER_VERSION}"], "vLLM's router")
+    told = ["--worker-urls", upstream, "--policy", "round_robin", "--health-check-endpoint", "/v1/models"]
+    metrics = ["--prometheus-port", str(free_port())]
+    return running.start(
+        "vllm-router",
+        lambda port: [
+            str(program), "--host", "127.0.0.1", "--port", str(port), *told, *metrics, "--log-level", "error",
+        ],
+        ready_path="/health",
+    )  # fmt: skip
+
+
 def versions() -> dict[str, str]:
     """Of the peers that are pinned here and are not Python packages of this project as well."""
     pinned: dict[str, str] = json.loads((_HERE / "package.json").read_text())["dependencies"]
-    return pinned
+    return {**pinned, "vllm-router": VLLM_ROUTER_VERSION}
 
 
 def _installed_litellm() -> Path:
     environment = FOLDER / "litellm"
     program = environment / "bin" / "litellm"
-    if not program.exists():
-        _make_folder()
-        _run([sys.executable, "-m", "venv", str(environment)], "LiteLLM's proxy")
-        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        _run(
-            [str(environment / "bin" / "python"), *install, "-r", str(_HERE / "litellm.txt")],
-            "LiteLLM's proxy",
-        )
+    _install_from_pypi(environment, program, ["-r", str(_HERE / "litellm.txt")], "LiteLLM's proxy")
     return program
+
+
+def _install_from_pypi(environment: Path, program: Path, wanted: Sequence[str], what: str) -> None:
+    if program.exists():
+        return
+    _make_folder()
+    _run([sys.executable, "-m", "venv", str(environment)], what)
+    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    _run([str(environment / "bin" / "python"), *install, *wanted], what)
 
 
 def _installed_portkey() -> Path:

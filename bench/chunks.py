@@ -1,0 +1,41 @@
+"""What relaying one chunk of a stream costs: the CPU of a call divided by its chunks, and what of it is not the passthrough's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from bench import measure
+from bench.paths import PATHS
+from bench.rounds import Line
+from bench.targets import BASELINE
+
+COLUMNS: Final = ("", "µs a chunk", "beyond passthrough")
+# Of a short stream the call itself is most of the cost.
+_CHUNKS_MIN: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkCost:
+    """Medians over the rounds. The share of the call itself (admission, settlement) is in it, a five-hundredth of it."""
+
+    path: str
+    connections: int
+    target: str
+    cpu_us: float
+    beyond_us: float
+
+
+def chunk_costs(lines: Sequence[Line]) -> list[ChunkCost]:
+    """Of every target on the long streams whose chunks come, and go, one by one."""
+    long = [line for line in lines if PATHS[line.path].pace_ms and PATHS[line.path].chunks >= _CHUNKS_MIN]
+    base = {(line.path, line.connections): line for line in long if line.target == BASELINE}
+    return [_cost(line, base.get((line.path, line.connections))) for line in long]
+
+
+def _cost(line: Line, base: Line | None) -> ChunkCost:
+    chunks = PATHS[line.path].chunks
+    pairs = zip(line.rounds, base.rounds if base is not None else (), strict=False)
+    beyond_us = measure.median((one.cpu_us - other.cpu_us) / chunks for one, other in pairs)
+    return ChunkCost(line.path, line.connections, line.target, line.cpu_us / chunks, beyond_us)

@@ -1,0 +1,63 @@
+"""Latency that a gateway adds at one connection: its percentiles less those of the upstream asked directly, in the same round.
+
+A machine adds some of its own. How much is told beside it: how far the upstream's own percentiles lie apart between rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from bench import measure
+from bench.load import Tally
+from bench.rounds import Line
+
+DIRECT: Final = "mock"
+COLUMNS: Final = ("", "added p50 ms", "added p99 ms", "p50 ms", "p99 ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Of one target; medians over the rounds. The noise is half of what lies between the best and the worst round, direct."""
+
+    path: str
+    target: str
+    p50_ms: float
+    p99_ms: float
+    added_p50_ms: float
+    added_p99_ms: float
+    noise_p50_ms: float
+    noise_p99_ms: float
+
+
+def added(lines: Sequence[Line]) -> list[Added]:
+    """Of every target with one connection on a path on which the upstream was measured directly, too."""
+    alone = [line for line in lines if line.connections == 1]
+    direct = {line.path: line for line in alone if line.target == DIRECT}
+    return [_added(line, direct[line.path]) for line in alone if line.target != DIRECT and line.path in direct]
+
+
+def _added(line: Line, direct: Line) -> Added:
+    return Added(
+        path=line.path,
+        target=line.target,
+        p50_ms=line.p50_ms,
+        p99_ms=line.p99_ms,
+        added_p50_ms=_median_difference((one.p50_ms, base.p50_ms) for one, base in _pairs(line, direct)),
+        added_p99_ms=_median_difference((one.p99_ms, base.p99_ms) for one, base in _pairs(line, direct)),
+        noise_p50_ms=_half_range([base.p50_ms for base in direct.rounds]),
+        noise_p99_ms=_half_range([base.p99_ms for base in direct.rounds]),
+    )
+
+
+def _pairs(line: Line, direct: Line) -> Iterable[tuple[Tally, Tally]]:
+    return zip(line.rounds, direct.rounds, strict=False)
+
+
+def _median_difference(pairs: Iterable[tuple[float, float]]) -> float:
+    return measure.median(one - base for one, base in pairs)
+
+
+def _half_range(values: Sequence[float]) -> float:
+    return (max(values) - min(values)) / 2

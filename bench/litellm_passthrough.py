@@ -1,0 +1,76 @@
+"""The least that a gateway on LiteLLM can be: Starlette takes the call, `litellm.acompletion` makes it, the answer is written.
+
+What Farebox's LiteLLM lane costs beyond this is its own.
+
+    .venv/bin/python -m bench.litellm_passthrough --port 9000 --upstream http://127.0.0.1:9100/v1
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+
+def application(upstream: str) -> Starlette:
+    # The switches that the gateway sets, too: the same LiteLLM on both sides.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    os.environ.setdefault("LITELLM_MODE", "PRODUCTION")
+    import litellm
+
+    litellm.suppress_debug_info = True
+    litellm.num_retries = 0
+
+    async def chat(request: Request) -> Response:
+        body = orjson.loads(await request.body())
+        model = f"openai/{body.pop('model')}"
+        answer = await litellm.acompletion(model=model, api_base=upstream, api_key="upstream-key", **body)
+        if body.get("stream"):
+            return StreamingResponse(_events(answer), media_type="text/event-stream")
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+    async def alive(request: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    gc.collect()
+    gc.freeze()
+    return Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"]), Route("/livez", alive)])
+
+
+async def _events(answer: Any) -> AsyncIterator[bytes]:
+    async for chunk in answer:
+        yield b"data: " + chunk.model_dump_json(exclude_none=True).encode() + b"\n\n"
+    yield b"data: [DONE]\n\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--upstream", required=True)
+    arguments = parser.parse_args()
+    uvicorn.run(
+        application(arguments.upstream),
+        host="127.0.0.1",
+        port=arguments.port,
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        access_log=False,
+        log_level="warning",
+        backlog=2_048,
+        server_header=False,
+        date_header=False,
+    )
+
+
+if __name__ == "__main__":
+    main()
