@@ -9,17 +9,13 @@ answers for its name, can point the gateway elsewhere.
 from __future__ import annotations
 
 import asyncio
-import errno
-import socket
 from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Final
 
-import aiohttp
 import structlog
 from cachetools import LRUCache
 
-from gateway.addresses import fault_of_address
 from gateway.config import AlertConfig
 from gateway.pipeline.call import Call
 from policies.amounts import UNITS, Amount
@@ -29,7 +25,6 @@ from policies.reservation import Balance
 _log = structlog.get_logger(__name__)
 _TOLD_MAX: Final = 50_000
 _WAITING_MAX: Final = 1_000
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 _LOOP_WINDOW_S: Final = 60
 _STEPS_MAX: Final = 10_000
 # Steps come and go by the thousand; of runs only the end is news. Whoever limits a key or a project wants to know early.
@@ -50,7 +45,10 @@ class Alerts:
 
     def start(self) -> None:
         if self._webhook is not None:
-            self._task = asyncio.create_task(self._send_forever(self._webhook), name="alerts")
+            from gateway.webhook import send_forever  # aiohttp is a good part of a start, and few have a webhook
+
+            sending = send_forever(self._webhook, self._waiting, private_allowed=self._private_allowed)
+            self._task = asyncio.create_task(sending, name="alerts")
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -117,23 +115,3 @@ class Alerts:
             unit=unit,
             percent=mark,
         )
-
-    async def _send_forever(self, webhook: str) -> None:
-        connector = aiohttp.TCPConnector(socket_factory=self._checked_socket)
-        async with aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT, trust_env=False) as session:
-            while True:
-                message = await self._waiting.get()
-                try:
-                    async with session.post(webhook, json=message, allow_redirects=False) as answer:
-                        if answer.status >= 300:
-                            _log.warning("alert_not_taken", status=answer.status)
-                except (aiohttp.ClientError, TimeoutError) as error:
-                    _log.warning("alert_not_sent", error=str(error)[:300])
-
-    def _checked_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
-        """For the address that is about to be connected to, after every name was resolved."""
-        family, kind, protocol, _, address = info
-        fault = fault_of_address(str(address[0]), private_allowed=self._private_allowed)
-        if fault is not None:
-            raise OSError(errno.EACCES, f"alerts.webhook leads to a forbidden place: {fault}")
-        return socket.socket(family, kind, protocol)

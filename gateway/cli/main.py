@@ -2,35 +2,79 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final, cast
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from gateway import __version__
-from gateway.cli import (
-    admin_command,
-    budgets_command,
-    demo_command,
-    env_command,
-    explain_command,
-    keys_command,
-    runs_command,
-    serve_command,
-    settings_command,
-    top_command,
-    upkeep_command,
-    usage_command,
-    workflows_command,
-)
-from gateway.cli.session import command
 
+# Where each command is at home, in the order of the help. A module is imported when its command is called: `serve` starts
+# without the tables, the HTTP client and the pages of the others. A `:` at the end marks a command that takes a `Session`.
+_HOMES: Final = {
+    "serve": "serve_command.serve",
+    "admin": "admin_command.admin",
+    "demo": "demo_command.demo",
+    "init": "upkeep_command.init:",
+    "check": "upkeep_command.check:",
+    "schema": "upkeep_command.schema",
+    "migrate": "upkeep_command.migrate:",
+    "doctor": "upkeep_command.doctor:",
+    "reconcile": "upkeep_command.reconcile:",
+    "env": "env_command.env:",
+    "usage": "usage_command.usage:",
+    "audit": "usage_command.audit:",
+    "explain": "explain_command.explain:",
+    "top": "top_command.top:",
+    "classify": "workflows_command.classify:",
+    "suggest": "workflows_command.suggest:",
+    "keys": "keys_command.app",
+    "runs": "runs_command.app",
+    "settings": "settings_command.app",
+    "workflows": "workflows_command.app",
+    "budgets": "budgets_command.app",
+}
+
+
+class Commands(TyperGroup):
+    """The commands by name, each made of its module when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_HOMES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        home = _HOMES.get(cmd_name)
+        return None if home is None else _made(cmd_name, home)
+
+
+def _made(name: str, home: str) -> Any:
+    module, _, attribute = home.removesuffix(":").partition(".")
+    found = getattr(import_module(f"gateway.cli.{module}"), attribute)
+    # With a callback Typer makes a group even of one command, in which it has the name and the options that it has in ours.
+    shelf = typer.Typer(add_completion=False, context_settings=_CONTEXT)
+    shelf.callback()(lambda: None)
+    if isinstance(found, typer.Typer):
+        shelf.add_typer(found, name=name)
+    elif home.endswith(":"):
+        from gateway.cli.session import command
+
+        command(shelf, name)(found)
+    else:
+        shelf.command(name)(found)
+    return cast(TyperGroup, get_command(shelf)).commands[name]
+
+
+_CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
+    cls=Commands,
     name="farebox",
     help="An OpenAI-compatible gateway that gives every workflow, run and step of an agent a budget, and keeps it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_CONTEXT,
 )
 
 
@@ -57,29 +101,3 @@ def shared(
     ] = False,
 ) -> None:
     context.obj = config
-
-
-app.command("serve")(serve_command.serve)
-app.command("admin")(admin_command.admin)
-app.command("demo")(demo_command.demo)
-command(app, "init")(upkeep_command.init)
-command(app, "check")(upkeep_command.check)
-app.command("schema")(upkeep_command.schema)
-command(app, "migrate")(upkeep_command.migrate)
-command(app, "doctor")(upkeep_command.doctor)
-command(app, "reconcile")(upkeep_command.reconcile)
-command(app, "env")(env_command.env)
-command(app, "usage")(usage_command.usage)
-command(app, "audit")(usage_command.audit)
-command(app, "explain")(explain_command.explain)
-command(app, "top")(top_command.top)
-command(app, "classify")(workflows_command.classify)
-command(app, "suggest")(workflows_command.suggest)
-for _name, _group in (
-    ("keys", keys_command.app),
-    ("runs", runs_command.app),
-    ("settings", settings_command.app),
-    ("workflows", workflows_command.app),
-    ("budgets", budgets_command.app),
-):
-    app.add_typer(_group, name=_name)
