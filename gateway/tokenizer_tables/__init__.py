@@ -7,14 +7,17 @@ The files are OpenAI's own (`o200k_base.tiktoken`, `cl100k_base.tiktoken`), comp
 against the digests that tiktoken itself pins, so that a damaged install fails at start and not in the bill.
 """
 
+from __future__ import annotations
+
 import binascii
 import gzip
 import hashlib
 import io
 from importlib import resources
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import tiktoken
+if TYPE_CHECKING:
+    import tiktoken
 
 try:
     from toktok import (
@@ -88,6 +91,8 @@ def build_encoding(name: str) -> tiktoken.Encoding:
     It has no special tokens: they are counted as the ordinary text that a client's `<|endoftext|>` is. Raises
     `ValueError` when the table is not the one that it should be, `KeyError` for another name.
     """
+    import tiktoken  # where the other engine counts, this one's 5 MB are not needed
+
     packed = resources.files(__package__).joinpath(f"{name}.tiktoken.gz").read_bytes()
     table = gzip.decompress(packed)
     if hashlib.sha256(table).hexdigest() != _SHA256[name]:
