@@ -395,7 +395,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
         orchestration=orchestration,
         runs=RunRegistry(ledger, silence_s=config.reservations.implicit_run_silence_seconds, new_id=ids.new),
         budgets=budgets,
-        places=Places(total_max=config.server.concurrency_max, key_max=config.server.key_concurrency_max),
+        places=_places(config),
         recorder=recorder,
         alerts=Alerts(config.alerts),
         forwarder=forwarder,
@@ -403,6 +403,15 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
         clock=clock,
         ids=ids,
         is_local=allow_anonymous or config.server.host in _LOOPBACK,
+    )
+
+
+def _places(config: Config) -> Places:
+    server = config.server
+    return Places(
+        total_max=server.concurrency_max,
+        key_max=server.key_concurrency_max,
+        project_max=server.project_concurrency_max,
     )
 
 

@@ -116,6 +116,7 @@ class ServerConfig(Strict):
     body_bytes_max: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
     concurrency_max: Annotated[int, Field(ge=1)] = 4096
     key_concurrency_max: Annotated[int, Field(ge=1)] = 1024
+    project_concurrency_max: Annotated[int, Field(ge=1)] | None = None
     new_runs_per_minute_max: Annotated[int, Field(ge=0)] = 6000
     connections_max: Annotated[int, Field(ge=16)] = 8192
     bodies_bytes_max: Annotated[int, Field(ge=1024)] = 1024**3

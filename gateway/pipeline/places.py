@@ -1,4 +1,7 @@
-"""How many calls may be under way: in total, and for each key, so that one tenant cannot take all places (P15)."""
+"""How many calls may be under way: in total, for each key and for each project, so that one tenant cannot take all places (P15).
+
+They are counted in this process: N gateways let N times as many through.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,16 @@ from gateway.pipeline.call import Principal
 class Places:
     """Full means an immediate answer, never a queue: whoever waits here holds memory and learns nothing."""
 
-    def __init__(self, *, total_max: int, key_max: int) -> None:
+    def __init__(self, *, total_max: int, key_max: int, project_max: int | None = None) -> None:
         self._total_max = total_max
         self._key_max = key_max
+        self._project_max = project_max
         self._by_key: Counter[str] = Counter()
+        self._by_project: Counter[str] = Counter()  # stays empty where nothing limits them
         self.total = 0
 
     def take(self, principal: Principal) -> None:
-        """To be given back with `leave`. Raises `Overloaded`: 503 when the gateway is full, 429 when the key is."""
+        """To be given back with `leave`. Raises `Overloaded`: 503 when the gateway is full, 429 when the key or the project is."""
         key = principal.key_id
         if self.total >= self._total_max:
             raise Overloaded(
@@ -29,11 +34,17 @@ class Places:
             )
         if self._by_key[key] >= (principal.concurrency_max or self._key_max):
             raise Overloaded("This key has as many calls under way as it may.", headers={"retry-after": "1"})
+        if self._project_max is not None:
+            if self._by_project[principal.project] >= self._project_max:
+                raise Overloaded("This project has as many calls under way as it may.", headers={"retry-after": "1"})
+            self._by_project[principal.project] += 1
         self.total += 1
         self._by_key[key] += 1
 
     def leave(self, principal: Principal) -> None:
         self.total -= 1
+        if self._project_max is not None:
+            self._by_project[principal.project] -= 1
         self._by_key[principal.key_id] -= 1
         if not self._by_key[principal.key_id]:
             del self._by_key[principal.key_id]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -21,7 +22,9 @@ SECRETS_SEEN: list[str] = []
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("keys")
     budgets = [{"scope": "key", "match": "metered", "requests": 2, "window": "total"}]
-    with serving(folder, budgets=budgets, environment={"FAREBOX_ADMIN_KEY": ADMIN}) as running:
+    with serving(
+        folder, budgets=budgets, server={"project_concurrency_max": 2}, environment={"FAREBOX_ADMIN_KEY": ADMIN}
+    ) as running:
         # Whoever set an admin key did not mean to leave the models open, and LiteLLM's users know it so from its master key.
         assert running.chat().status == 401
         assert running.gateway.get("/v1/models").status == 401
@@ -136,15 +139,34 @@ def test_keys_of_one_kind_open_no_door_of_the_other(served: Served) -> None:
 def test_a_key_grants_models_defaults_and_its_own_budget(served: Served) -> None:
     limited = make(served, "picky", allowed_models=["other"])["key"]
     assert (call(served, limited).status, call(served, limited).json()["error"]["code"]) == (403, "model_not_allowed")
-    defaults = make(served, "tagged", workflow="from-key", agent="bot")["key"]
+    defaults = make(served, "tagged", workflow="from-key", agent="bot", step="nightly")["key"]
     reply = call(served, defaults)
     assert reply.headers["x-workflow-run-id"].startswith("implicit-")
+    assert reply.headers["x-workflow-step"] == "nightly"
+    assert served.chat({**bearer(defaults), "x-workflow-step": "own"}).headers["x-workflow-step"] == "own"
     metered = make(served, "metered")["key"]
     assert [call(served, metered).status for _ in range(3)] == [200, 200, 402]
     error = call(served, metered).json()["error"]
     assert (error["code"], error["metadata"]["scope_id"]) == ("key_budget_exceeded", "metered")
     own = make(served, "own-limit", limits={"requests": 1})["key"]
     assert [call(served, own).status for _ in range(2)] == [200, 402]
+
+
+def test_a_key_and_a_project_have_so_many_calls_under_way(served: Served) -> None:
+    one, other = (make(served, f"busy-{n}", project="busy", limits={"concurrency": 1})["key"] for n in range(2))
+    third = make(served, "busy-3", project="busy")["key"]
+    served.provider.script(delay_ms=1500, times=2)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(call, served, one)
+        until(lambda: served.seen() == 1, 10, "the first call is with the provider")
+        assert "This key has as many" in call(served, one).json()["error"]["message"]
+        second = pool.submit(call, served, other)
+        until(lambda: served.seen() == 2, 10, "the second call is with the provider")
+        refused = call(served, third)
+        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+        assert "This project has as many" in refused.json()["error"]["message"]
+        assert [first.result().status, second.result().status] == [200, 200]
+    assert call(served, third).status == 200
 
 
 def test_tags_cannot_claim_another_projects_run(served: Served) -> None:
