@@ -204,3 +204,19 @@ def test_a_password_is_set_by_command_while_the_gateway_runs_and_while_it_does_n
         gateway.start()
         assert "First admin login" not in gateway.log.rpartition("Farebox listens")[0].rpartition("Farebox listens")[2]
         assert Client(gateway.url).post("/admin/login", {"name": "vic", "password": PASSWORD}).status == 303
+
+
+def test_a_key_is_changed_on_its_page(guarded: FareboxProcess) -> None:
+    program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
+    made = guarded.request(
+        "POST", "/api/keys", {"name": "changing", "agent": "ada"}, {"authorization": "Bearer a-long-admin-key"}
+    ).json()
+    changed = {"id": made["id"], "requests": "20", "window": "day", "concurrency": "2", "step": "nightly", "agent": ""}
+    assert program.post("/admin/keys/change", changed).status == 303
+    assert "20 calls a day" in program.get("/admin/keys").text
+    shown = guarded.get(f"/api/keys/{made['id']}", {"authorization": "Bearer a-long-admin-key"}).json()
+    assert shown["limits"] == {"requests": 20, "window": "day", "concurrency": 2}
+    assert (shown["step"], shown["agent"]) == ("nightly", "ada"), "what is left empty stays"
+    assert program.post("/admin/keys/change", {"id": made["id"], "no_limits": "1"}).status == 303
+    assert guarded.get(f"/api/keys/{made['id']}", {"authorization": "Bearer a-long-admin-key"}).json()["limits"] == {}
+    assert program.post("/admin/keys/change", {"id": made["id"], "requests": "many"}).status == 400

@@ -9,11 +9,13 @@ from starlette.responses import Response
 from gateway.admin.invitation import invite
 from gateway.admin.visit import Page, Visit
 from gateway.endpoints.api import keys
-from gateway.endpoints.api.keys import KeyBody, NewKeyView, RotateBody
+from gateway.endpoints.api.keys import KeyBody, KeyChange, NewKeyView, RotateBody
 from gateway.endpoints.api.schema import ListQuery
 from gateway.errors import BadRequest
 from gateway.store import admin as people
 from gateway.store.admin import PASSWORD_CHARACTERS_MIN, ROLES
+
+_TEXTS = ("name", "project", "workflow", "agent", "step", "user", "role")
 
 
 async def show_keys(visit: Visit) -> Response:
@@ -26,6 +28,18 @@ async def make_key(visit: Visit) -> Response:
     # From the first key on these pages ask for a login, and whoever made the key must not be locked out by it.
     token = await invite(visit.store, visit.now_ms) if was_open else None
     return await _page(visit, new, f"/admin/setup?token={token}" if token else "")
+
+
+async def change_key(visit: Visit) -> Response:
+    """What is filled in is changed; limits that are filled in replace all that there were."""
+    given = _fields(visit)
+    if not given["allowed_models"]:
+        del given["allowed_models"]
+    if visit.form.get("no_limits"):
+        given.setdefault("limits", None)
+    body = KeyChange.model_validate(given)
+    await visit.ask(keys.change_key, path={"id": visit.form.get("id", "")}, body=body)
+    return visit.go("keys", done="saved")
 
 
 async def rotate_key(visit: Visit) -> Response:
@@ -56,15 +70,14 @@ async def _page(visit: Visit, new: NewKeyView | None, first_login: str) -> Respo
 def _fields(visit: Visit) -> dict[str, Any]:
     """Empty fields are not given, so that the API's own defaults count."""
     form = {name: text.strip() for name, text in visit.form.items()}
-    given: dict[str, Any] = {
-        name: form[name] for name in ("name", "project", "workflow", "agent", "role") if form.get(name)
-    }
+    given: dict[str, Any] = {name: form[name] for name in _TEXTS if form.get(name)}
     if given.get("role") == "admin":
         given["admin"] = True
-    limits: dict[str, Any] = {name: _whole(name, form[name]) for name in ("tokens", "concurrency") if form.get(name)}
+    whole = ("tokens", "requests", "concurrency")
+    limits: dict[str, Any] = {name: _whole(name, form[name]) for name in whole if form.get(name)}
     if form.get("usd"):
         limits["usd"] = _dollars(form["usd"])
-    if limits.keys() & {"tokens", "usd"}:
+    if limits.keys() & {"tokens", "usd", "requests"}:
         limits["window"] = form.get("window") or "total"
     if limits:
         given["limits"] = limits
@@ -91,6 +104,7 @@ def _dollars(text: str) -> float:
 PAGES = (
     Page("GET", "/keys", show_keys, "viewer"),
     Page("POST", "/keys", make_key, "admin"),
+    Page("POST", "/keys/change", change_key, "admin"),
     Page("POST", "/keys/rotate", rotate_key, "admin"),
     Page("POST", "/keys/revoke", revoke_key, "admin"),
 )
