@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from gateway.flusher import BATCH, Flusher
+from gateway.flusher import Flusher
 from gateway.ledger.port import LedgerError
 from gateway.store.database import StoreUnavailable
 
@@ -43,7 +43,7 @@ class CatchUp:
     async def _move(self) -> None:
         try:
             await self._flush_waiting()
-            while await self._flusher.flush_once() >= BATCH:
+            while await self._flusher.flush_once() >= self._flusher.batch:
                 pass
         except (StoreUnavailable, LedgerError) as error:
             _log.info("catch_up_failed", error=str(error))

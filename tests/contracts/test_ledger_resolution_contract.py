@@ -255,6 +255,17 @@ class TestOutbox:
         await ledger.outbox_acknowledge(mine)
         assert await ledger.outbox_size() == 0
 
+    async def test_gives_as_many_as_are_asked_for(self, ledger: Ledger) -> None:
+        """More than one command of Redis takes as arguments."""
+        entry = OutboxEntry("", "e", EntryKind.RECORDED, "p", tokens(1), 0, b"{}")
+        await ledger.record("p", [replace(entry, id=f"e{number}") for number in range(2_500)])
+        mine = await ledger.outbox_read("one", limit=2_100)
+        theirs = await ledger.outbox_read("two", limit=2_100)
+        assert [one.id for one in (*mine, *theirs)] == [f"e{number}" for number in range(2_500)]
+        assert len(mine) == 2_100
+        await ledger.outbox_acknowledge([*mine, *theirs])
+        assert await ledger.outbox_size() == 0
+
     async def test_spans_projects(self, ledger: Ledger) -> None:
         await self.settled(ledger, "c1")
         await self.settled(ledger, "c2", project="q")

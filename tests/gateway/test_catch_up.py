@@ -14,6 +14,8 @@ from gateway.store.database import StoreUnavailable
 class Engine:
     """Counts what is waiting, as the recorder and the flusher see it."""
 
+    batch = BATCH
+
     def __init__(self) -> None:
         self.recorded = self.outbox = self.stored = self.rounds = 0
         self.open = asyncio.Event()

@@ -1,16 +1,18 @@
 -- The oldest events that nobody acknowledged and nobody else is carrying. KEYS: meta, outbox, leases. ARGV[4] consumer,
 -- ARGV[5] how many, ARGV[6] how long a read event is left to its reader; 0 is to look only, and gives positions without fields.
 -- Replies {time written, [[position, fields], …]}.
+local AT_ONCE = 1000 -- as arguments of one command
 local now_ms = enter()
 local wanted = tonumber(ARGV[5])
 local found, start = {}, '-'
 redis.call('HLEN', KEYS[3])
 while #found < wanted do
-  local batch = redis.call('XRANGE', KEYS[2], start, '+', 'COUNT', wanted)
+  local batch, ids = redis.call('XRANGE', KEYS[2], start, '+', 'COUNT', math.min(wanted, AT_ONCE)), {}
   if #batch == 0 then break end
-  for _, entry in ipairs(batch) do
-    local lease = redis.call('HGET', KEYS[3], entry[1])
-    local until_ms, holder = string.match(lease or '', '^(%d+) (.*)$')
+  for index, entry in ipairs(batch) do ids[index] = entry[1] end
+  local leases = redis.call('HMGET', KEYS[3], unpack(ids))
+  for index, entry in ipairs(batch) do
+    local until_ms, holder = string.match(leases[index] or '', '^(%d+) (.*)$')
     if not until_ms or holder == ARGV[4] or tonumber(until_ms) <= now_ms then found[#found + 1] = entry end
     if #found == wanted then break end
   end
@@ -23,5 +25,12 @@ if ARGV[6] == '0' then
 end
 keep_time()
 local lease = number_text(now_ms + tonumber(ARGV[6])) .. ' ' .. ARGV[4]
-for _, entry in ipairs(found) do redis.call('HSET', KEYS[3], entry[1], lease) end
+local fields = {}
+for index, entry in ipairs(found) do
+  fields[#fields + 1], fields[#fields + 2] = entry[1], lease
+  if #fields == 2 * AT_ONCE or index == #found then
+    redis.call('HSET', KEYS[3], unpack(fields))
+    fields = {}
+  end
+end
 return {now_ms, found}
