@@ -113,7 +113,7 @@ class Book:
         found = self.shelf.reservation(project, reservation_id)
         if found is None:
             return UNKNOWN
-        return self._book(project, void(found, self._accounts(project, found.accounts), now_ms))
+        return self._book(project, void(project, found, self._accounts(project, found.accounts), now_ms))
 
     def expire_due(self, limit: int, now_ms: int) -> tuple[Lost, ...]:
         due = self.shelf.due(now_ms, limit)

@@ -3,14 +3,14 @@
     event     pending    settled    voided     expired
     -------   --------   --------   --------   --------
     settle    settled    =          =          late
-    void      voided     =          =          =
+    void      voided     =          =          late
     expire    expired    =          =          =
     extend    pending    refused    refused    refused
     renew     pending    =          =          =
 
 `=`: nothing changes, and the caller is told the first outcome (invariant I2: resolved exactly once). `late` is the one way
 out of a resolved state: the owner was taken for dead, its hold was booked or released, and then it reports what it really
-used. The difference is booked once, as an adjustment, and the state is final after that.
+used, or that nothing was. The difference is booked once, as an adjustment, and the state is final after that.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (State.PENDING, Event.VOID): State.VOIDED,
     (State.PENDING, Event.EXPIRE): State.EXPIRED,
     (State.EXPIRED, Event.SETTLE): State.LATE,
+    (State.EXPIRED, Event.VOID): State.LATE,
 }
 
 

@@ -6,7 +6,7 @@
     void       nothing                   freed      none
     expire     the whole hold, or        freed      expired: what was booked (or nothing)
                nothing (see `lost`)
-    late       used − booked at expiry   –          late: the difference, which may be negative
+    late       used − booked at expiry   –          late: the difference, which may be negative (a void used nothing)
 
 Nothing is hidden: what goes beyond the hold is booked in full, and told apart as the overrun.
 """
@@ -102,11 +102,13 @@ def settle(
     return _booking(resolved, accounts, difference, freed, entry)
 
 
-def void(found: Reservation, accounts: Sequence[Account], now_ms: int) -> Booking:
-    """Give the whole hold back. There is no event: nothing was spent."""
+def void(project: str, found: Reservation, accounts: Sequence[Account], now_ms: int) -> Booking:
+    """Give the whole hold back, or what was booked when it expired. Without an expiry there is no event: nothing was spent."""
     state = next_state(found.state, Event.VOID)
     if state is None:
         return _told_again(found, accounts)
+    if state is State.LATE:
+        return settle(project, found, accounts, ZERO, b"", now_ms)
     return _booking(_resolved(found, state, ZERO, ZERO, now_ms, draft=b""), accounts, ZERO, found.held, None)
 
 

@@ -88,7 +88,7 @@ class Ledger(Protocol):
         """Book `used` in full on every account, free the rest, and write the outbox entry, all at once."""
 
     async def void(self, project: str, reservation_id: str) -> Resolution:
-        """Give the whole hold back: nothing was spent. Writes no outbox entry."""
+        """Give the whole hold back: nothing was spent. Writes no outbox entry, unless it takes back what an expiry has booked."""
 
     async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
         """Resolve up to `limit` reservations of all projects whose deadline is now or earlier, by their `on_lost`."""

@@ -123,8 +123,12 @@ class TestDeadlines:
         assert (entry.id, entry.kind, entry.amount) == ("c1", EntryKind.EXPIRED, tokens(booked))
         assert (entry.draft, entry.overrun) == (b'{"model":"mock"}', tokens(max(0, booked - 60)))
         assert len(await ledger.expire_due()) == 0
-        told = await ledger.void("p", "c1")
-        assert (told.state, told.first, told.booked) == (State.EXPIRED, False, tokens(booked))
+        for first in (True, False):
+            told = await ledger.void("p", "c1")
+            assert (told.state, told.first, told.booked) == (State.LATE, first, ZERO), "nothing was spent after all"
+        await stands_at(ledger, "run", 0, 0)
+        *_, entry = await ledger.outbox_read("flusher")
+        assert (entry.id, entry.kind, entry.amount) == ("c1:late", EntryKind.LATE, tokens(-booked))
 
     @pytest.mark.parametrize("used", [70, 25, 10, 0])
     async def test_a_late_settlement_books_the_difference_once(self, tested: LedgerUnderTest, used: int) -> None:

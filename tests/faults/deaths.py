@@ -157,7 +157,15 @@ class Deaths:
 
     async def _kill(self, index: int) -> None:
         await asyncio.to_thread(self.fleet.gateways[index].kill)
-        await asyncio.to_thread(self.fleet.gateways[index].start)
+        await self._start(index)
+
+    async def _start(self, index: int) -> None:
+        """On a busy machine it may not be ready in time: then once more."""
+        try:
+            await asyncio.to_thread(self.fleet.gateways[index].start)
+        except RuntimeError:
+            await asyncio.to_thread(self.fleet.gateways[index].kill)
+            await asyncio.to_thread(self.fleet.gateways[index].start)
 
     async def _freeze(self, index: int) -> None:
         """Longer than its holds live, and then it goes on as if nothing had been."""
@@ -181,7 +189,7 @@ class Deaths:
         await asyncio.to_thread(self.fleet.gateways[index].kill)
         await asyncio.sleep(self.ttl_s + 1.5)
         self.loop.do(self.proxies[index].go_on)
-        await asyncio.to_thread(self.fleet.gateways[index].start)
+        await self._start(index)
 
     async def until_nothing_is_held(self, within_s: float = 120) -> None:
         async def nothing_held() -> bool:

@@ -33,6 +33,7 @@ LIFE = {
     (State.PENDING, Event.VOID): State.VOIDED,
     (State.PENDING, Event.EXPIRE): State.EXPIRED,
     (State.EXPIRED, Event.SETTLE): State.LATE,
+    (State.EXPIRED, Event.VOID): State.LATE,
 }
 
 

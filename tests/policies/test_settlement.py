@@ -39,7 +39,7 @@ def test_a_settlement_books_the_use_and_frees_the_hold() -> None:
 
 
 def test_void_writes_no_event() -> None:
-    booking = void(PENDING, STANDING, 1_000)
+    booking = void("p", PENDING, STANDING, 1_000)
     reservation, accounts = written(booking)
     assert [one.settled for one in accounts] == [ZERO, Amount(7)]
     assert [one.reserved for one in accounts] == [ZERO, HELD]
@@ -84,10 +84,19 @@ def test_a_second_resolution_is_told_the_first(state: State) -> None:
             ),
         )
     )
-    assert void(found, STANDING, 0) == told
     assert expire("p", found, STANDING, 0) == told
     if state is not State.EXPIRED:
+        assert void("p", found, STANDING, 0) == told
         assert settle("p", found, STANDING, Amount(99), b"", 0) == told
+
+
+def test_a_void_after_the_expiry_takes_back_what_was_booked() -> None:
+    expired = replace(PENDING, state=State.EXPIRED, booked=HELD)
+    booking = void("p", expired, (Account(settled=HELD), Account(settled=HELD + Amount(7))), 1_000)
+    reservation, accounts = written(booking)
+    assert [one.settled for one in accounts] == [ZERO, Amount(7)]
+    assert (reservation.state, reservation.booked) == (State.LATE, ZERO)
+    assert booking.entry == OutboxEntry("", "c1:late", EntryKind.LATE, "p", ZERO - HELD, 1_000, b"draft")
 
 
 uses = st.builds(Amount, *[st.integers(0, 120)] * 3)

@@ -1,7 +1,8 @@
--- Give the whole hold back. KEYS: meta, hold, due, outbox, keep, accounts. ARGV[4] id, ARGV[5] a name that is new for each call.
+-- Give the whole hold back, or what was booked when it expired. KEYS: meta, hold, due, outbox, keep, accounts. ARGV[4] id, ARGV[5] a name that is new for each call.
 local now_ms = enter()
 local hold = read_hold(KEYS[2])
 if not hold then return {0, '', 0} end
+if hold.state == 'expired' then return settle(hold, ARGV[4], {0, 0, 0}, '', ARGV[5], now_ms) end
 check_names(hold)
 check_indices()
 local accounts = accounts_from(6)
