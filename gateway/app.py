@@ -30,7 +30,7 @@ from gateway.endpoints.front import Front
 from gateway.endpoints.health import health_routes
 from gateway.endpoints.late import Below, Late
 from gateway.errors import ModelNotFound
-from gateway.flusher import BATCH, BATCH_POSTGRES, Flusher
+from gateway.flusher import Flusher
 from gateway.gauges import Gauges
 from gateway.heartbeat import Heartbeat
 from gateway.ids import Ids, process_name
@@ -354,8 +354,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
     budgets = BudgetBook(config.budgets, lambda: control.snapshot)
     rebuilding = Rebuilding(store, budgets=budgets, snapshot=lambda: control.snapshot, clock_ms=wall_clock_ms)
     ledger = make_ledger(config, rebuilding)
-    batch = BATCH_POSTGRES if store.is_postgres else BATCH
-    flusher = Flusher(ledger, store, consumer=process_name(), outbox_cap=config.storage.outbox_cap, batch=batch)
+    flusher = Flusher(ledger, store, consumer=process_name(), outbox_cap=config.storage.outbox_cap)
     pool = _pool(config, deployments, price_map)
     prices, clock, recorder = PriceBook(price_map), LedgerClock(ledger), BatchRecorder(ledger)
     forwarder = _forwarder(tokenizer, ids, environment, config.litellm_settings.model_dump(exclude_defaults=True))

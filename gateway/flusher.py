@@ -57,7 +57,7 @@ class Flusher:
         store: Database,
         *,
         consumer: str,
-        batch: int = BATCH,
+        batch: int | None = None,
         outbox_cap: int = OUTBOX_CAP,
         idle_ms: int = IDLE_MS,
         clock_ms: Callable[[], int] = wall_clock_ms,
@@ -67,7 +67,7 @@ class Flusher:
         self._ledger = ledger
         self._store = store
         self._consumer = consumer
-        self._batch = batch
+        self._batch = batch or (BATCH_POSTGRES if store.is_postgres else BATCH)
         self._outbox_cap = outbox_cap
         self._idle_ms = idle_ms
         self._clock_ms = clock_ms
