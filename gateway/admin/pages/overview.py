@@ -23,7 +23,7 @@ from policies.windows import WINDOWS, window_bounds
 _HOUR_MS = 3_600_000
 _DAYS_SHOWN = 30
 _ROWS_SHOWN = 6
-_CAPS_SHOWN = 4
+_CAPS_SHOWN = 3
 # Of a window: before that a single call would foretell anything.
 _ELAPSED_MIN = 0.02
 
