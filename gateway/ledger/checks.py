@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Final
 
 from gateway.ledger.port import LedgerError, OutboxEntry, Progress, Reserve
 from policies.amounts import AMOUNT_MAX, UNITS, UNLIMITED, Amount, Limit
@@ -31,13 +33,16 @@ def check_holds(holds: Sequence[Hold]) -> None:
         check_count("keep_ms", hold.keep_ms)
 
 
+_COUNTS: Final = tuple(field.name for field in fields(Demand))
+
+
 def check_demand(demand: Demand) -> None:
-    for name in ("prompt_tokens", "prompt_nano_usd", "output_nano_usd_per_token", "requests", "output_tokens_min"):
-        check_count(name, getattr(demand, name))
-    check_count("output_tokens_max", demand.output_tokens_max)
+    for name in _COUNTS:
+        value = getattr(demand, name)
+        if type(value) is not int or not 0 <= value <= AMOUNT_MAX:
+            check_count(name, value)
     if demand.output_tokens_min > demand.output_tokens_max:
         raise LedgerError("output_tokens_min is above output_tokens_max")
-    check_count("choices", demand.choices)
     if demand.choices == 0:
         raise LedgerError("a call has at least one choice")
     check_amount("the demand", demand.amount(demand.output_tokens_max))
@@ -63,24 +68,18 @@ def check_entries(entries: Sequence[OutboxEntry]) -> None:
 
 
 def check_limit(limit: Limit) -> None:
-    for unit in UNITS:
-        most = limit.of(unit)
-        if most is not None and not _is_count(most):
+    for unit, most in zip(UNITS, (limit.tokens, limit.nano_usd, limit.requests), strict=True):
+        if most is not None and (type(most) is not int or not 0 <= most <= AMOUNT_MAX):
             check_count(f"the limit in {unit}", most)
 
 
 def check_amount(name: str, amount: Amount) -> None:
-    for unit in UNITS:
-        value = amount.of(unit)
-        if not _is_count(value):
+    for unit, value in zip(UNITS, (amount.tokens, amount.nano_usd, amount.requests), strict=True):
+        if type(value) is not int or not 0 <= value <= AMOUNT_MAX:
             check_count(f"{name} in {unit}", value)
 
 
 def check_count(name: str, value: int) -> None:
     """An integer (a bool is none) from 0 to 2^53 − 1: what every engine keeps exactly."""
-    if not _is_count(value):
+    if type(value) is not int or not 0 <= value <= AMOUNT_MAX:
         raise LedgerError(f"{name} must be an integer from 0 to 2^53 - 1, not {value!r}")
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value <= AMOUNT_MAX

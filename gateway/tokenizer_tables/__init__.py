@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     import tiktoken
 
 try:
-    from toktok import (
-        _encoding as fast_encoding,
-    )  # counting one text has no name in its public part; the version is pinned
+    # To count one text without a pool of threads has no name in its public part; the version is pinned.
+    from toktok import _encoding as fast_encoding
 except ImportError:
     fast_encoding = None
 
