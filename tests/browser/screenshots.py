@@ -85,12 +85,13 @@ def main() -> None:
         time.sleep(_WARM_UP_S)
         browser = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--hide-scrollbars"])
         eventful_run(gateway, key)
-        for theme in ("light", "dark"):
-            with visiting(browser, gateway.url, theme, SCREEN) as page:
-                # The run first: one of its calls is still under way then.
-                for name in sorted(PAGES, key=lambda one: one != "run"):
-                    path, height = PAGES[name]
-                    shoot(page, path, folder / f"admin-{name}-{theme}.png", height)
+        # The run first, in both themes: one of its calls is still under way then.
+        for names in (["run"], [name for name in PAGES if name != "run"]):
+            for theme in ("light", "dark"):
+                with visiting(browser, gateway.url, theme, SCREEN) as page:
+                    for name in names:
+                        path, height = PAGES[name]
+                        shoot(page, path, folder / f"admin-{name}-{theme}.png", height)
         with visiting(browser, gateway.url, "light", PHONE) as page:
             for name in ON_PHONES:
                 shoot(page, PAGES[name][0], folder / f"admin-{name}-phone.png", PHONE["height"])
