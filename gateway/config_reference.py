@@ -70,7 +70,7 @@ def schema() -> dict[str, Any]:
     said = remarks()
     for section, definition in _sections(made):
         for key, field in definitions[definition]["properties"].items():
-            remark = said.get((section, key)) or _EXTRA.get((definition, key))
+            remark = _EXTRA.get((definition, key)) or said.get((section, key))
             if remark:
                 field["description"] = remark
     for field in made["properties"].values():
@@ -136,8 +136,10 @@ This page is made from the models that read the file. Editors complete and check
 ([config.schema.json](config.schema.json)):
 
 ```sh
-farebox schema > config.schema.json     # then, as the first line of config.yaml:  # yaml-language-server: $schema=config.schema.json
+farebox schema > config.schema.json
 ```
+
+and `# yaml-language-server: $schema=config.schema.json` as the first line of `config.yaml`, where `farebox init` has it already.
 
 What wins: command line, then environment, then file, then default. The environment reaches the sections `server`, `storage`,
 `reservations`, `alerts` and `tracing` (`FAREBOX_SERVER_PORT=8080`, `FAREBOX_STORAGE_LEDGER=redis://…`) and every setting by its own name

@@ -25,7 +25,7 @@ import pytest
 
 from tests.docs.fences import Block, blocks
 
-pytestmark = [pytest.mark.xdist_group("readme"), pytest.mark.timeout(110)]
+pytestmark = [pytest.mark.xdist_group("readme"), pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

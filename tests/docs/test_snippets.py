@@ -21,7 +21,8 @@ from gateway.config import parse_config
 from tests.docs.fences import Block, blocks
 from tests.farebox_process import FareboxProcess, running_farebox
 
-pytestmark = pytest.mark.xdist_group("docs-snippets")
+# A page may type a dozen commands, each of which starts Python anew.
+pytestmark = [pytest.mark.xdist_group("docs-snippets"), pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = "http://127.0.0.1:4000"
