@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench import measure
+from bench.latency import DIRECT
 from bench.paths import PATHS
 from bench.rounds import Line
 from bench.targets import BASELINE
@@ -29,7 +30,11 @@ class ChunkCost:
 
 def chunk_costs(lines: Sequence[Line]) -> list[ChunkCost]:
     """Of every target on the long streams whose chunks come, and go, one by one."""
-    long = [line for line in lines if PATHS[line.path].pace_ms and PATHS[line.path].chunks >= _CHUNKS_MIN]
+    long = [
+        line
+        for line in lines
+        if line.target != DIRECT and PATHS[line.path].pace_ms and PATHS[line.path].chunks >= _CHUNKS_MIN
+    ]
     base = {(line.path, line.connections): line for line in long if line.target == BASELINE}
     return [_cost(line, base.get((line.path, line.connections))) for line in long]
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from bench import measure
 from bench.load import Tally
+from bench.paths import PATHS
 from bench.rounds import Line
 
 DIRECT: Final = "mock"
@@ -32,8 +33,8 @@ class Added:
 
 
 def added(lines: Sequence[Line]) -> list[Added]:
-    """Of every target with one connection on a path on which the upstream was measured directly, too."""
-    alone = [line for line in lines if line.connections == 1]
+    """Of every target with one connection on a path on which the upstream was measured directly, too, and sets no pace."""
+    alone = [line for line in lines if line.connections == 1 and PATHS[line.path].pace_ms is None]
     direct = {line.path: line for line in alone if line.target == DIRECT}
     return [_added(line, direct[line.path]) for line in alone if line.target != DIRECT and line.path in direct]
 
