@@ -7,7 +7,7 @@ PORT ?= 4000
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help chromium install install-dev run demo test test-clients lock-clients check format lock bench bench-peers screenshots eval-intents eval-compression eval-routing docs docs-pages soak release-check clean
+.PHONY: help chromium install install-dev run demo test test-clients lock-clients check format lock bench bench-peers screenshots eval-intents eval-compression eval-routing docs docs-pages soak soak-30 soak-5 release-check clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -80,6 +80,7 @@ lock: ## Resolve the dependencies anew (needs uv); nothing younger than a week, 
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --extra fast --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/runtime.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --extra fast --group dev --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/dev.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile requirements/otel.in -c requirements/runtime.txt --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/otel.txt --quiet
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile requirements/release.in --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/release.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile requirements/docs.in --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/docs.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile requirements/chart.in --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/chart.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile requirements/helm.in --no-deps --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/helm.txt --quiet
@@ -112,6 +113,28 @@ eval-compression: install-dev ## Tokens saved and answers kept by compression
 
 eval-routing: install-dev ## Money saved and tiers confused by routing
 	$(BIN)/python -m bench.eval_routing
+
+# Everything that is too long for `make test`: kill -9 at every place, many seeds, and a steady load. Each ends by itself.
+soak: install-dev ## Long tests, and two hours of a steady mixed load (soak-30: half an hour, soak-5: five minutes of it)
+	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+	$(BIN)/python -m bench.soak --minutes 120
+
+soak-30 soak-5: install-dev
+	$(BIN)/python -m bench.soak --minutes $(@:soak-%=%)
+
+.venv-release/installed: requirements/release.txt
+	test -x .venv-release/bin/python || $(PYTHON) -m venv .venv-release
+	.venv-release/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/release.txt
+	@touch $@
+
+# The audit asks PyPI for known vulnerabilities. Where it cannot be asked, nothing was audited, and this fails: a release is not
+# made without. What can be said without a network is said first.
+release-check: install-dev .venv-release/installed ## Before a release: what is shipped, of what it is made (dist/), and whether any of it is known to be vulnerable
+	rm -rf dist && mkdir dist
+	$(BIN)/python -m pytest -q tests/test_supply_chain.py tests/test_tidy.py tests/test_deployment.py
+	$(BIN)/python -m hatchling build -d dist
+	.venv-release/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o dist/farebox.cdx.json requirements/runtime.txt
+	.venv-release/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements/runtime.txt || { echo "release-check: the audit found something, or could not ask the advisory service: no release"; exit 1; }
 
 clean:
 	rm -rf $(VENV) .venv-chart .venv-docs site .farebox dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -80,6 +80,7 @@ class Gauges:
     def refresh(self) -> None:
         parts, telemetry = self._parts, self._parts.telemetry
         telemetry.in_flight.set(parts.places.total)
+        telemetry.tasks.set(len(asyncio.all_tasks()))
         telemetry.outbox.set(parts.flusher.outbox_size)
         telemetry.outbox_cap.set(parts.config.storage.outbox_cap)
         telemetry.flush_lag.set(parts.flusher.lag_ms / 1000)

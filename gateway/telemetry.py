@@ -85,6 +85,7 @@ class Telemetry:
         self.in_flight = Gauge(
             "farebox_calls_in_flight", "Calls being served.", registry=registry, multiprocess_mode="livesum"
         )
+        self.tasks = Gauge("farebox_tasks", "Tasks of the event loop.", registry=registry, multiprocess_mode="livesum")
         self.outbox = _largest("farebox_outbox_records", "Usage events that the store does not have yet.", registry)
         self.outbox_cap = _largest(
             "farebox_outbox_cap_records", "From so many on, enforced calls are refused.", registry

@@ -1,0 +1,162 @@
+"""What is installed, what is shipped, and what an import does: nothing that is not in this tree or in a lock."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
+# Python runs what stands in such a file at every start, whoever put it there (litellm_init.pth of March 2026 did so).
+PTH_ALLOWED = {"_editable_impl_farebox.pth", "distutils-precedence.pth"}
+# What an import costs in CPU seconds: 1.2 measured on a busy machine. LiteLLM's proxy takes more than 4.
+IMPORT_CPU_S_MAX = 2.5
+
+
+def pins(lock: str) -> dict[str, tuple[str, int]]:
+    """name → (version, number of hashes)"""
+    found: dict[str, tuple[str, int]] = {}
+    name = ""
+    for line in (ROOT / "requirements" / lock).read_text().splitlines():
+        matched = re.match(r"([a-z0-9][a-z0-9._-]*)(?:\[[^]]*\])?==([^\s;\\]+)", line)
+        if matched:
+            name = matched[1]
+            found[name] = (matched[2], 0)
+        elif "--hash=sha256:" in line:
+            found[name] = (found[name][0], found[name][1] + 1)
+    return found
+
+
+def test_no_file_runs_code_at_every_start_of_python() -> None:
+    found = {path.name for path in SITE_PACKAGES.glob("*.pth")}
+    assert found <= PTH_ALLOWED, f"{found - PTH_ALLOWED}: who put it there, and what does it do?"
+    assert not [name for name in ("sitecustomize", "usercustomize") if (SITE_PACKAGES / f"{name}.py").exists()]
+    editable = SITE_PACKAGES / "_editable_impl_farebox.pth"
+    if editable.exists():
+        assert [line for line in editable.read_text().splitlines() if line.startswith("import")] == []
+
+
+@pytest.mark.parametrize("lock", sorted(path.name for path in (ROOT / "requirements").glob("*.txt")))
+def test_every_pin_of_a_lock_has_its_hashes(lock: str) -> None:
+    found = pins(lock)
+    assert found
+    assert {name for name, (_, hashes) in found.items() if not hashes} == set()
+
+
+def test_the_locks_agree_and_hold_what_the_project_names() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    runtime, dev = pins("runtime.txt"), pins("dev.txt")
+    named = {re.match(r"[a-z0-9-]+", one)[0] for one in project["dependencies"]}  # type: ignore[index]
+    assert named <= runtime.keys()
+    assert {name for name in runtime.keys() & dev.keys() if runtime[name][0] != dev[name][0]} == set()
+    assert "litellm" in runtime
+    assert f"litellm=={runtime['litellm'][0]}" in project["dependencies"], (
+        "pinned exactly: its releases were poisoned before"
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    return zipfile.ZipFile(built(ROOT, tmp_path_factory.mktemp("wheel")))
+
+
+def built(source: Path, into: Path) -> Path:
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(into)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(into.glob("*.whl"))
+
+
+def in_the_tree() -> dict[str, Path]:
+    """Name in the wheel → file, of everything that git knows and the wheel is to have."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "gateway", "policies", "migrations"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = [name for name in listed.stdout.split() if (ROOT / name).is_file()]
+    files = {f"gateway/{name}" if name.startswith("migrations/") else name: ROOT / name for name in names}
+    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for source, target in included["force-include"].items():
+        if (ROOT / source).is_file():
+            files[target] = ROOT / source
+    return files
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the tree is known by git")
+def test_the_wheel_is_the_tree(wheel: zipfile.ZipFile) -> None:
+    """The release that carried code nobody had committed was built by hand; this one has nothing that git does not know."""
+    expected = in_the_tree()
+    shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert shipped - expected.keys() == set()
+    assert expected.keys() - shipped == set()
+    assert [name for name in shipped if wheel.read(name) != expected[name].read_bytes()] == []
+    beside = {name.partition(".dist-info/")[2] for name in wheel.namelist() if ".dist-info/" in name}
+    assert beside == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
+
+
+def test_the_wheel_has_what_works_offline(wheel: zipfile.ZipFile) -> None:
+    """Tables of the tokenizer and the pages' own files: nothing of them is fetched."""
+    names = "\n".join(wheel.namelist())
+    for part in (
+        "gateway/tokenizer_tables/",
+        "gateway/admin/static/",
+        "gateway/migrations/versions/",
+        "gateway/ledger/lua/",
+    ):
+        assert part in names
+
+
+def test_what_the_image_copies_is_enough_to_build_it(tmp_path: Path) -> None:
+    for line in (ROOT / "Dockerfile").read_text().splitlines():
+        words = line.split()
+        if words[:1] != ["COPY"] or "--from=build" in words:
+            continue
+        *sources, _ = words[1:]
+        for source in sources:
+            place = tmp_path / "source" / source
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, place, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / source, place)
+    wheel = zipfile.ZipFile(built(tmp_path / "source", tmp_path / "dist"))
+    assert "gateway/app.py" in wheel.namelist()
+
+
+def in_a_new_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_an_import_opens_no_connection_and_looks_nobody_up() -> None:
+    in_a_new_python(
+        "import socket\n"
+        "def refuse(*_, **__): raise AssertionError('an import wants to talk to somebody')\n"
+        "socket.socket.connect = socket.socket.connect_ex = socket.socket.bind = refuse\n"
+        "socket.getaddrinfo = socket.create_connection = refuse\n"
+        "import gateway.app, gateway.cli, policies, sys\n"
+        "assert 'litellm' not in sys.modules, 'it costs seconds, and looks for its own settings'\n"
+    )
+
+
+def test_an_import_is_quick() -> None:
+    """CPU time, the better of two: other work on the machine does not count, a cold file cache counts once."""
+    code = "import time; started = time.process_time(); import gateway.app; print(time.process_time() - started)"
+    assert min(float(in_a_new_python(code)) for _ in range(2)) < IMPORT_CPU_S_MAX
