@@ -136,18 +136,18 @@ class CallList:
 async def create_run(ask: Ask[ProjectQuery, RunBody]) -> RunView:
     body = ask.body
     run = body.run or f"run-{ask.desk.parts.ids.new()}"
-    request = RunRequest(
-        run=run,
-        workflow=body.workflow,
-        agent=body.agent or "",
-        user=body.user or "",
-        parent_run=body.parent_run or "",
-        budget=Limit(body.budget_tokens, body.budget_usd, body.budget_requests),
-        strategy=body.strategy,
-        ais=body.ais,
-        steps=tuple(declared_steps(body.steps, body.priority)),
-    )
     try:
+        request = RunRequest(
+            run=run,
+            workflow=body.workflow,
+            agent=body.agent or "",
+            user=body.user or "",
+            parent_run=body.parent_run or "",
+            budget=Limit(body.budget_tokens, body.budget_usd, body.budget_requests),
+            strategy=body.strategy,
+            ais=body.ais,
+            steps=tuple(declared_steps(body.steps, body.priority)),
+        )
         shown = _allowed(await ask.desk.control.initialise(ask.project, request))
     except ValueError as error:
         raise BadRequest.field("steps", str(error)) from error

@@ -1,0 +1,196 @@
+"""Bytes that nobody would think of, at every door: none of them is more than a refusal.
+
+What once broke something is kept in `tests/attacks/crashes/<door>/` and tried first, on every run. A new finding is written there
+by hand, with a name that says what it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from gateway.config import ConfigError, parse_config
+from gateway.endpoints.api.openapi import document
+from gateway.endpoints.api.table import ROUTES
+from gateway.errors import GatewayError
+from gateway.tags import read_tags, split_path
+from gateway.wire.body import parse_object
+from gateway.wire.protocols import PROTOCOLS
+from gateway.wire.sse import EventSplitter, data_of, name_of
+from tests.acceptance.serving import Served, serving
+
+pytestmark = pytest.mark.xdist_group("attacks-fuzzing")
+ADMIN = "an-admin-key-of-the-environment"
+AS_ADMIN = {"authorization": f"Bearer {ADMIN}"}
+CRASHES = Path(__file__).parent / "crashes"
+FORMS = sorted(set(PROTOCOLS.values()), key=lambda protocol: protocol.name)
+
+
+def kept(door: str) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((CRASHES / door).glob("*"))]
+
+
+def with_kept(door: str) -> Any:
+    """Every kept crash is an example of its own."""
+
+    def decorate(test: Any) -> Any:
+        for data in kept(door):
+            test = example(data)(test)
+        return test
+
+    return decorate
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = [
+    "model",
+    "messages",
+    "input",
+    "prompt",
+    "max_tokens",
+    "n",
+    "stream",
+    "tools",
+    "metadata",
+    "stream_options",
+    "system",
+]
+requests = st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), json_values, max_size=6).map(
+    lambda body: json.dumps(body).encode("utf-8", "surrogatepass")
+)
+
+
+@with_kept("events")
+@given(st.binary(max_size=400) | st.text(alphabet='data: {}[]\r\n"event', max_size=300).map(str.encode))
+def test_the_splitter_of_events(data: bytes) -> None:
+    splitter = EventSplitter()
+    for at in range(0, len(data), 7):
+        for event in splitter.feed(data[at : at + 7]):
+            data_of(event)
+            name_of(event)
+    assert len(splitter.rest) <= len(data)
+
+
+@with_kept("bodies")
+@given(st.binary(max_size=300) | requests)
+def test_bodies_of_every_protocol(data: bytes) -> None:
+    """Parsed, or refused with a message; and what is parsed can be written again."""
+    with contextlib.suppress(GatewayError):
+        parse_object(data)
+    for protocol in FORMS:
+        request = parsed(protocol, data)
+        if request is None:
+            continue
+        assert request.choices >= 1
+        assert request.output_tokens_max is None or request.output_tokens_max >= 0
+        orjson.dumps(protocol.forwarded(request, 7, request.stream))
+
+
+def parsed(protocol: Any, data: bytes) -> Any:
+    """None: refused, as something that the client can correct."""
+    try:
+        return protocol.parse(data)
+    except GatewayError as refused:
+        if not (400 <= refused.status < 500 and refused.message):
+            raise
+    return None
+
+
+@with_kept("tags")
+@given(
+    st.binary(max_size=200)
+    | st.dictionaries(
+        st.sampled_from(
+            ["x-workflow-id", "x-workflow-run-id", "x-workflow-step", "x-workflow-budget-usd", "baggage", "session_id"]
+        )
+        | st.text(max_size=12),
+        st.text(max_size=30),
+        max_size=6,
+    ).map(lambda headers: json.dumps(headers).encode("utf-8", "surrogatepass"))
+)
+def test_tags(data: bytes) -> None:
+    text = data.decode("utf-8", "surrogatepass") if data.startswith(b"{") else data.decode("latin-1")
+    try:
+        headers = json.loads(text) if text.startswith("{") else {"x-workflow-id": text, "baggage": text}
+    except ValueError:
+        headers = {"x-workflow-id": text}
+    if not isinstance(headers, dict):
+        return
+    strings = {str(name).lower(): value for name, value in headers.items() if isinstance(value, str)}
+    for metadata in (None, headers, text):
+        with contextlib.suppress(GatewayError):
+            tags = read_tags(strings, {}, metadata, {})
+            for value in (tags.workflow, tags.run, tags.step):
+                assert value is None or (0 < len(value) <= 128 and value.isascii() and value.isprintable())
+    with contextlib.suppress(GatewayError):
+        split_path("/w/" + text)
+
+
+@with_kept("configurations")
+@given(
+    st.binary(max_size=200)
+    | st.dictionaries(
+        st.sampled_from(["model_list", "budgets", "storage", "server", "settings", "tiers", "alerts"]),
+        json_values,
+        max_size=4,
+    ).map(lambda config: json.dumps(config, allow_nan=False).encode() if _is_finite(config) else b"{}")
+    | st.text(alphabet="- :[]{}&*!|>\"'\n\t#%@a1", max_size=80).map(str.encode)
+)
+@settings(max_examples=60)
+def test_configurations(data: bytes) -> None:
+    with contextlib.suppress(ConfigError, UnicodeDecodeError):
+        parse_config(data.decode(), environ={})
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("fuzzed"), environment={"FAREBOX_ADMIN_KEY": ADMIN}) as running:
+        yield running
+        assert "Traceback" not in running.gateway.log, running.gateway.log[-3000:]
+
+
+api = schemathesis.openapi.from_dict(json.loads(json.dumps(document(ROUTES))))
+
+
+@api.parametrize()
+@settings(max_examples=4, suppress_health_check=list(HealthCheck), derandomize=True)
+def test_no_request_to_the_control_api_is_more_than_a_client_error(case: Any, served: Served) -> None:
+    """Whatever fits the published schema, and what does not, on every route."""
+    case.headers = {}  # made-up keys would keep everything else out
+    reply = case.call(base_url=served.gateway.url, headers=AS_ADMIN)
+    assert reply.status_code < 500 or reply.status_code == 503, (reply.status_code, reply.text[:500])
+    if reply.status_code >= 400:
+        assert reply.json()["error"]["message"]
+
+
+def test_steps_beyond_counting_are_the_callers_fault_on_every_route(served: Served) -> None:
+    """Found by the test above: a run with too many steps was a 500."""
+    many = [{"id": f"g-{at}", "steps": [{"id": f"s-{at}-{inner}"} for inner in range(100)]} for at in range(6)]
+    for method, path in (("POST", "/api/runs"), ("POST", "/api/allocate"), ("PUT", "/api/workflows/many")):
+        body = {"workflow": "many", "steps": many} if path != "/api/workflows/many" else {"steps": many}
+        if path == "/api/allocate":
+            body["strategy"] = "equal"
+        reply = served.gateway.request(method, path, body, AS_ADMIN)
+        assert reply.status == 400, (path, reply.body[:300])
+        assert "steps" in reply.json()["error"]["message"]
