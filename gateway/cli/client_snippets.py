@@ -103,7 +103,12 @@ CLIENTS: Final[dict[str, Client]] = {
     ),
     "codex": Client("Codex", "toml"),
     "aider": Client(
-        "aider", "bash", "pip install aider-chat", "", "It can only set a base URL: the path carries the tags."
+        "aider",
+        "bash",
+        "pip install aider-chat",
+        "the message, again and again for a minute: aider 0.86 takes LiteLLM's `APIError`, which a 402 is there, for an error"
+        " that passes. Each try is refused and costs nothing; Ctrl-C ends it.",
+        "It can only set a base URL: the path carries the tags.",
     ),
     "cursor": Client("Cursor", "text"),
     "open-webui": Client("Open WebUI", "bash", "pip install open-webui"),

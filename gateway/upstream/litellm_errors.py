@@ -24,6 +24,10 @@ from gateway.upstream.port import (
 _MESSAGE_CHARS_MAX: Final = 1_000
 # "litellm.BadRequestError: BadRequestError: AnthropicException - {…}": names of classes say nothing to a client.
 _PREFIXES: Final = re.compile(r"^(?:(?:litellm\.)?(?:Timeout )?\w*(?:Error|Exception|Timeout)\s*(?::|-)\s*)+")
+# LiteLLM's advice is to its own callers, and partly of a field that no client of ours may send.
+_DROPPING: Final = re.compile(
+    r"\s*To drop (?:these|it from the call|unsupported params),? set `litellm\.drop_params ?= ?True`.*", re.DOTALL
+)
 _SUFFIXES: Final = re.compile(r"\.? Handle with `litellm\.\w+`\.?\s*$")
 _ADDRESSES: Final = re.compile(r"https?://[^\s'\"<>)]+")
 _SECRET_NAMES: Final = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
@@ -80,7 +84,9 @@ def _is_unreached(kinds: set[str]) -> bool:
 def cleaned(text: str, secrets: Iterable[str]) -> str:
     """A message without class names, tracebacks, addresses and secrets."""
     text = _PREFIXES.sub("", text).partition("Traceback (most recent call last)")[0]
-    text = _SUFFIXES.sub("", text).strip()
+    text = _DROPPING.sub(
+        r" The gateway's `litellm_settings.drop_params` would leave it out.", _SUFFIXES.sub("", text)
+    ).strip()
     for secret in secrets:
         text = text.replace(secret, "***")
     text = _ADDRESSES.sub("(address)", text)

@@ -88,3 +88,9 @@ def test_what_a_provider_does_not_take_is_left_out_where_the_file_says_so(served
     reply = served.chat(model="claude", logprobs=True, top_logprobs=2, seed=3)
     assert reply.status == 200, reply.body
     assert "logprobs" not in served.last.body
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    question = [{"role": "user", "content": "hi"}]
+    body = {"model": "small", "max_tokens": 2000, "thinking": thinking, "messages": question}
+    assert served.gateway.request("POST", "/v1/messages", body).status == 200, (
+        "as Claude Code asks a model that cannot think"
+    )

@@ -160,6 +160,15 @@ def test_an_earlier_answer_that_nobody_keeps_is_said_so(served: Served, gpt: ope
 # ── chat, with a model of Anthropic ──
 
 
+def test_what_a_provider_does_not_take_is_named_with_what_an_operator_can_do(
+    served: Served, gpt: openai.OpenAI
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"parameters: .'seed'.*litellm_settings\.drop_params") as caught:
+        gpt.chat.completions.create(model="claude", messages=QUESTION, seed=3, extra_headers=roomy("x-chat-seed"))
+    assert "allowed_openai_params" not in str(caught.value), "a field that no client may send"
+    assert served.seen() == 0
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_chat_with_a_model_of_anthropic(served: Served, gpt: openai.OpenAI, stream: bool) -> None:
     run = f"x-chat-{stream}"
