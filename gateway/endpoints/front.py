@@ -120,5 +120,6 @@ class Front:
             return BadRequest(
                 f"{path} takes POST, not {method}.", status=405, code="method_not_allowed", headers={"allow": "POST"}
             )
-        there = ", ".join(sorted(name for name in self._protocols if name.startswith(_VERSION)))
-        return BadRequest(f"There is no {path[:200]}. There are: {there}, /v1/models.", status=404, code="not_found")
+        paths = [*self._protocols, *COUNT_TOKENS_PATHS, "/v1/models", "/v1/models/{model}"]
+        there = ", ".join(sorted(name for name in paths if name.startswith(_VERSION)))
+        return BadRequest(f"There is no {path[:200]}. There are: {there}.", status=404, code="not_found")

@@ -135,6 +135,12 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
         "Leave it out, or set it in `litellm_params`.",
         "400",
     ),
+    "unsupported_endpoint": Guide(
+        "The model's provider has nothing like this endpoint: no images, no speech, no rerank. The mock model has texts and"
+        " embeddings.",
+        "Ask a model of a provider that has it.",
+        "400",
+    ),
     "unsupported_field": Guide(
         "`previous_response_id`, `conversation` or `prompt` for a model whose provider keeps nothing of earlier calls: the model"
         " would be asked without its history.",

@@ -28,6 +28,8 @@ _PREFIXES: Final = re.compile(r"^(?:(?:litellm\.)?(?:Timeout )?\w*(?:Error|Excep
 _DROPPING: Final = re.compile(
     r"\s*To drop (?:these|it from the call|unsupported params),? set `litellm\.drop_params ?= ?True`.*", re.DOTALL
 )
+# What LiteLLM raises where it knows no such function of a provider: nobody was asked, and asking again will not help.
+_UNSUPPORTED: Final = re.compile(r"unsupported provider|unable to map the custom llm provider", re.IGNORECASE)
 _SUFFIXES: Final = re.compile(r"\.? Handle with `litellm\.\w+`\.?\s*$")
 _ADDRESSES: Final = re.compile(r"https?://[^\s'\"<>)]+")
 _SECRET_NAMES: Final = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
@@ -56,7 +58,11 @@ def answer_of(
     headers = _headers(error)
     # LiteLLM gives statuses to faults that no provider answered: 408 to its own timeouts, 500 to all else.
     if status is None or (headers is None and status in (408, 500)):
-        raise failure_of(error, secrets)
+        if not _UNSUPPORTED.search(str(error)):
+            raise failure_of(error, secrets)
+        message = f"{deployment.name!r} cannot be asked this: its provider {deployment.provider!r} has no {protocol}."
+        body = error_body(protocol, 400, message, code="unsupported_endpoint")
+        return UpstreamAnswer(400, {"content-type": "application/json"}, deployment, "litellm", body=body)
     message, code = _message(error, status)
     body = error_body(protocol, status, cleaned(message, secrets), code=code)
     kept = answer_headers((headers or {}).items())

@@ -17,7 +17,7 @@ import orjson
 
 from gateway.upstream.error_bodies import error_body, error_event
 from gateway.upstream.mock_reply import Count, Reply, embeddings, events, whole, within
-from gateway.upstream.port import Deployment, ProtocolName, UpstreamAnswer, UpstreamBroken, UpstreamCall
+from gateway.upstream.port import Deployment, ProtocolName, UpstreamAnswer, UpstreamCall
 
 CountPrompt = Callable[[ProtocolName, Mapping[str, Any]], int]
 
@@ -58,7 +58,7 @@ class MockLane:
         self._new_id = new_id
 
     async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
-        """Answers as the entry says, after its delay. Raises `UpstreamBroken` for a protocol that has no mock."""
+        """Answers as the entry says, after its delay; a protocol that has no mock gets a 400."""
         await asyncio.sleep(_delay_s(deployment.params))
         response = deployment.params.get("mock_response")
         failed = _failure(call.protocol, response, streaming=call.stream)
@@ -68,7 +68,8 @@ class MockLane:
             fixed = response if isinstance(response, list) else None
             return _answer(deployment, 200, embeddings(call.body, deployment.model, fixed, self._count))
         if call.protocol not in _TEXT_PROTOCOLS:
-            raise UpstreamBroken(f"A mock model answers no {call.protocol}.")
+            message = f"A mock model answers no {call.protocol}."
+            return _answer(deployment, 400, error_body(call.protocol, 400, message, code="unsupported_endpoint"))
         if isinstance(response, Mapping) and call.protocol == "chat" and not call.stream:
             return _answer(deployment, 200, orjson.dumps(dict(response)))
         reply = self._reply(deployment, call, _text_of(response))

@@ -48,6 +48,14 @@ PROVIDERS = ["openai", "hosted_vllm", "anthropic"]
 TEXT_PROTOCOLS: list[ProtocolName] = ["chat", "completions", "responses", "messages"]
 
 
+async def test_what_a_provider_has_nothing_of_is_the_clients_to_mend(provider: FakeProvider, lane: LiteLLMLane) -> None:
+    answer = await lane.send(deployment(provider), call("rerank"))
+    error = json.loads(answer.body)["error"]
+    assert (answer.status, error["code"]) == (400, "unsupported_endpoint")
+    assert "its provider 'openai' has no rerank" in error["message"]
+    assert provider.requests == []
+
+
 @pytest.fixture
 async def provider() -> AsyncIterator[FakeProvider]:
     async with FakeProvider() as running:
