@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 import sqlite3
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from gateway import __version__
 from gateway.ledger.outage import OutageLedger
-from gateway.ledger.port import Ledger, LedgerError
+from gateway.ledger.port import CountersMissing, Ledger, LedgerError
 from gateway.store import versions
 from gateway.store.database import Database, StoreError
 from gateway.store.tables import SCHEMA_REVISION
@@ -29,6 +30,8 @@ SKEW_MS_FAIL: Final = 60_000
 LEDGER_MS_WARN: Final = 20.0
 STORE_MS_WARN: Final = 200.0
 _ROUNDS: Final = 5
+_LOOKS: Final = 50
+_LOOK_AGAIN_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ async def ledger_findings(parts: Parts) -> tuple[Finding, ...]:
     if isinstance(ledger, OutageLedger) and not ledger.health.is_available:
         return (Finding("ledger", "fail", f"{engine} is out of reach: {ledger.health.reason}"),)
     try:
+        await _opened(lambda: ledger.balances("default", ["run/doctor"]))
         latency_ms = await _latency_ms(lambda: ledger.balances("default", ["run/doctor"]))
         clock = await _clock(ledger)
     except LedgerError as error:
@@ -65,6 +69,19 @@ async def ledger_findings(parts: Parts) -> tuple[Finding, ...]:
     status: Status = "warn" if latency_ms > LEDGER_MS_WARN else "ok"
     reach = Finding("ledger", status, f"{engine} answers in {latency_ms:.1f} ms (median of {_ROUNDS}).")
     return (reach, clock, *_policy(parts, engine))
+
+
+async def _opened(operation: Callable[[], Awaitable[object]]) -> None:
+    """A Redis that nobody has used yet is given its counters first, which may take a moment. What else is wrong is found later."""
+    for _ in range(_LOOKS):
+        try:
+            await operation()
+        except CountersMissing:
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        except LedgerError:
+            return
+        else:
+            return
 
 
 async def store_findings(store: Database, now_ms: int) -> tuple[Finding, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,24 +17,29 @@ from gateway.cli.output import echo_json, show_table
 from gateway.cli.session import EXIT_FAILED, Session
 from gateway.config import Config, ConfigError
 from gateway.config_reference import SCHEMA_ID, example_file, schema_text
-from gateway.ledger.port import LedgerError
+from gateway.ledger.port import LedgerError, LedgerUnavailable
 from gateway.store.database import Database, StoreError, StoreInUse
 from gateway.store.tables import SCHEMA_REVISION
 
 
 def check(session: Session) -> None:
-    """Read the configuration and name every fault by file, line and column (exit code 2)."""
+    """Read the configuration and name every fault by file, line and column (exit code 2).
+
+    A Redis that is to keep the ledger is asked whether it is fit for it (exit code 1 when it is not).
+    """
     try:
         config = read_config(session.config_path)
         faults = _price_faults(config)
     except ConfigError as error:
         config, faults = None, error.faults
+    redis = Fitness() if config is None or faults else asyncio.run(_fitness(config))
     if session.as_json:
         echo_json(
             {
                 "faults": faults,
                 "ignored": [] if config is None else list(config.ignored),
                 "summary": {} if config is None or faults else _summary(config),
+                "ledger": asdict(redis),
             }
         )
     for fault in () if session.as_json else (*faults, *(() if config is None else config.ignored)):
@@ -43,7 +49,39 @@ def check(session: Session) -> None:
     if not session.as_json:
         for name, value in _summary(config).items():
             typer.echo(f"{name:<9} {value}")
-        typer.echo("The configuration is fine.")
+        for told in filter(None, (redis.fault, redis.unreached, *redis.warnings)):
+            typer.echo(f"ledger    {told}", err=True)
+        typer.echo("The configuration is fine." if not redis.fault else "The configuration is fine, the ledger is not.")
+    if redis.fault:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@dataclass(frozen=True)
+class Fitness:
+    """What a Redis says of itself. `fault` is why no gateway would start on it; one that does not answer may come later."""
+
+    fault: str = ""
+    unreached: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+async def _fitness(config: Config) -> Fitness:
+    if not config.storage.ledger.startswith("redis"):
+        return Fitness()
+    from gateway.ledger.redis import RedisLedger
+
+    storage = config.storage
+    try:
+        ledger = RedisLedger(
+            storage.ledger, deadline_ms=2_000, allow_eviction=storage.allow_eviction, durability=storage.durability
+        )
+        await ledger.open()
+    except LedgerUnavailable as error:
+        return Fitness(unreached=str(error))
+    except LedgerError as error:
+        return Fitness(fault=str(error))
+    await ledger.close()
+    return Fitness(warnings=ledger.warnings)
 
 
 def init(

@@ -152,8 +152,9 @@ class OutageLedger:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
         await self._lag.stop()
-        with contextlib.suppress(LedgerError):
-            await self._bring_back()
+        if self._is_opened:
+            with contextlib.suppress(LedgerError):
+                await self._bring_back()
         await self._ledger.close()
         await self._spool.close()
 

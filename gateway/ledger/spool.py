@@ -78,6 +78,8 @@ class Spool:
         self._pending = await loop.run_in_executor(self._thread, self._open)
 
     async def close(self) -> None:
+        if self._descriptor < 0:
+            return
         if self._writing is not None:
             await self._writing
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
@@ -173,6 +175,7 @@ class Spool:
 
     def _close(self) -> None:
         os.close(self._descriptor)
+        self._descriptor = -1
         self._lock.release()
 
     def _put(self, lines: Sequence[bytes]) -> None:

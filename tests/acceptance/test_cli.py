@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.acceptance.scaled_out import hurried
 from tests.farebox_process import FareboxProcess
+from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
 MODEL = {
@@ -225,6 +227,34 @@ def test_init_writes_what_check_finds_fine(cli: Cli) -> None:
     assert cli("check", config="new.yaml").code == 0
     assert cli("init", "new.yaml").code == 1
     assert cli("init", "new.yaml", "--force").code == 0
+
+
+def test_check_and_doctor_say_what_a_redis_is_not_fit_for(cli: Cli) -> None:
+    try:
+        server = hurried(RedisServer("--maxmemory-policy", "allkeys-lru", "--appendonly", "no"))
+    except FileNotFoundError as lacking:
+        pytest.skip(str(lacking))
+    try:
+        settings = settings_of(cli.folder, free_port())
+        settings["storage"]["ledger"] = server.url
+        (cli.folder / "redis.yaml").write_text(json.dumps(settings))
+        assert cli("migrate", config="redis.yaml").code == 0
+        for said in (cli("check", config="redis.yaml"), cli("doctor", config="redis.yaml")):
+            assert said.code == 1
+            assert "maxmemory-policy is allkeys-lru" in said.out + said.err
+            assert "Traceback" not in said.out + said.err
+        server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        fit = cli("check", "--json", config="redis.yaml").json()["ledger"]
+        assert (fit["fault"], fit["unreached"], len(fit["warnings"])) == ("", "", 1)
+        assert "appendonly is off" in fit["warnings"][0]
+        by_check = {
+            one["check"]: one["status"] for one in cli("doctor", "--json", config="redis.yaml").json()["findings"]
+        }
+        assert (by_check["ledger"], by_check["ledger policy"]) == ("ok", "warn")
+    finally:
+        server.remove()
+    away = cli("check", config="redis.yaml")
+    assert (away.code, "cannot be reached" in away.err) == (0, True)
 
 
 def test_migrate_and_doctor_without_a_gateway(cli: Cli) -> None:
