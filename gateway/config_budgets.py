@@ -91,7 +91,9 @@ class BudgetConfig(Strict):
     usd: Annotated[int, BeforeValidator(usd_to_nano)] | None = Field(default=None, description="USD; nano-USD inside")
     requests: Count | None = None
     window: Window | None = None
-    on_pressure: Pressure = DEFAULT_LADDER
+    on_pressure: Pressure = Field(
+        default=DEFAULT_LADDER, json_schema_extra={"default": [rung.value for rung in DEFAULT_LADDER.rungs]}
+    )
     hold: HoldKind = HoldKind.WORST_CASE
     on_outage: OnOutage = OnOutage.REFUSE
     mode: Mode = Mode.ENFORCE
