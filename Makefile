@@ -91,7 +91,7 @@ lock: ## Resolve the dependencies anew (needs uv); nothing younger than a week, 
 	@touch $@
 
 docs-pages: install-dev ## Write the pages anew that are made from code
-	FAREBOX_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/docs tests/clients -k "made_from or page_of"
+	FAREBOX_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/docs tests/clients -k "made_from or the_page_says"
 
 docs: .venv-docs/installed ## Build the documentation into site/; a broken link or anchor fails
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
