@@ -20,8 +20,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from bench import measure
 from bench.load import Order, Tally
@@ -32,6 +33,8 @@ from gateway.ledger.sqlite import SqliteLedger
 from policies.amounts import Amount, Limit
 from policies.budgets import RUN_KEEP_MS
 from policies.reservation import Demand, Hold
+
+T = TypeVar("T")
 
 _PROJECT: Final = "default"
 _AT_ONCE: Final = 64
@@ -88,27 +91,26 @@ async def _settled_call(ledger: Ledger, number: int, runs: int) -> None:
     await _patiently(lambda: ledger.settle(_PROJECT, request.id, Amount(592, 169_800, 1), _DETAIL))
 
 
-async def _patiently(operation: Callable[[], Awaitable[object]]) -> None:
+async def _patiently(operation: Callable[[], Awaitable[T]]) -> T:
     """On a busy machine Redis may answer later than a gateway would wait. Ids make repetition safe."""
     for _ in range(_TRIES - 1):
         try:
-            await operation()
-            return
+            return await operation()
         except LedgerUnavailable:
             await asyncio.sleep(_PAUSE_S)
-    await operation()
+    return await operation()
 
 
 async def _drain(ledger: Ledger) -> None:
-    while entries := await ledger.outbox_read("bench", 1_000):
-        await ledger.outbox_acknowledge(entries)
+    while entries := await _patiently(lambda: ledger.outbox_read("bench", 1_000)):
+        await _patiently(partial(ledger.outbox_acknowledge, entries))
 
 
 async def _purge(ledger: Ledger) -> int:
     """Nothing that was settled a moment ago is old enough: what is measured is that looking for it costs little."""
     total = 0
     for _ in range(_PURGES_MAX):
-        found = await ledger.purge(1_000)
+        found = await _patiently(lambda: ledger.purge(1_000))
         total += found
         if not found:
             break

@@ -57,6 +57,7 @@ NOT_AT_START = (
     "openai",
     "asyncpg",
     "alembic",
+    "pygments",
     "aiohttp",
     "hiredis",
     "argon2",
@@ -313,6 +314,7 @@ def test_a_start_imports_nothing_that_an_embedded_gateway_does_not_need(tmp_path
     (tmp_path / "config.yaml").write_text(config)
     program = (
         "import asyncio, sys\nfrom pathlib import Path\n"
+        "from gateway.cli import import_structlog\nimport_structlog()\n"
         "import gateway.serving, gateway.cli.main, gateway.cli.serve_command\nfrom gateway.app import Application\n"
         "from gateway.config import load_config\n"
         "async def main():\n"
