@@ -16,6 +16,7 @@ import yaml
 
 from gateway.cli.configuration import read_config
 from tests.chart_tools import CHART, HELM, ROOT, helm, schema_faults
+from tests.docs.fences import blocks
 
 pytestmark = [
     pytest.mark.xdist_group("helm"),
@@ -102,6 +103,14 @@ def test_every_document_is_what_kubernetes_takes_and_a_slip_of_the_pen_is_notice
     documents = [item for item in all_of_them if "monitoring.coreos.com" not in item["apiVersion"]]
     faults = schema_faults([wrong, *documents], VERSIONS)
     assert [fault.partition(": ")[0] for fault in faults] == [f"StatefulSet slip as of {one}" for one in VERSIONS]
+
+
+def test_the_values_that_the_documentation_shows_are_taken() -> None:
+    (shown,) = (block for block in blocks(ROOT / "docs/deployment.md") if "values" in block.notes)
+    documents = render(yaml.safe_load(shown.text))
+    kinds = {item["kind"] for item in documents}
+    assert {"StatefulSet", "Job", "HorizontalPodAutoscaler", "ServiceMonitor", "PodDisruptionBudget"} <= kinds
+    assert "Secret" not in kinds
 
 
 def test_what_would_lose_money_or_not_start_does_not_render() -> None:
