@@ -122,9 +122,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.reads_until = _NEVER  # for what it has not read yet
         self._unread_bytes = 0
         self._is_body_due = False  # its head is read, and its end is not
-        self._upgrading: list[tuple[bytes, bytes]] | None = (
-            None  # the headers of a request that asks for another protocol
-        )
+        self._upgrading: list[tuple[bytes, bytes]] | None = None  # headers of a request that offers another protocol
         self._received_bytes = 0  # of the request that is being read
         self._body_bytes = 0  # of it
         self._kept_bytes = 0  # of all bodies of this connection that calls still need
@@ -189,10 +187,6 @@ class BoundedHttp(HttpToolsProtocol):
         self.deadline = self.loop.time() + self._limits.head_s
         self._body_bytes = 0
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._is_body_due:  # else it is a trailer, which must not pass for a header that somebody checked
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         self._is_body_due = True
         self._received_bytes = 0
@@ -202,6 +196,8 @@ class BoundedHttp(HttpToolsProtocol):
         self.deadline += self._limits.body_s
         self._all.quiet.pop(self, None)
         super().on_headers_complete()
+        # What comes now are trailers. They must not join the headers that somebody has checked.
+        self.headers = []
 
     def on_body(self, body: bytes) -> None:
         size = len(body)
