@@ -49,6 +49,9 @@ _PROBE_S: Final = 1.0
 _COUNT_EVERY: Final = 10
 # Owners renew every 15 s. After an outage they get the time to do so before their holds are taken for lost.
 _SWEEP_GRACE_S: Final = 20.0
+# A shorter one costs no living owner its hold (it renews at a quarter of the time). A ledger that comes and goes, as before a busy
+# Redis, would otherwise put off the sweep again and again.
+_GRACE_AFTER_S: Final = 10.0
 # A reserve whose reply was lost may be asked again at once with the same id; nobody does so after this.
 _UNWANTED_AFTER_S: Final = 5.0
 _REPLAYED_AT_ONCE: Final = 200
@@ -100,6 +103,7 @@ class OutageLedger:
         processes_hint: int = 1,
         probe_s: float = _PROBE_S,
         sweep_grace_s: float = _SWEEP_GRACE_S,
+        grace_after_s: float = _GRACE_AFTER_S,
         monotonic_s: Callable[[], float] = time.monotonic,
         clock_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
@@ -111,6 +115,7 @@ class OutageLedger:
         self._processes = processes_hint
         self._probe_s = probe_s
         self._sweep_grace_s = sweep_grace_s
+        self._grace_after_s = grace_after_s
         self._monotonic_s = monotonic_s
         self._clock_ms = clock_ms
         self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
@@ -119,6 +124,7 @@ class OutageLedger:
         self._is_opened = False
         self._is_down = True
         self._sweep_after_s = 0.0
+        self._lost_at_s = monotonic_s()
         self._watching: asyncio.Task[None] | None = None
         self._lag = LoopLag(monotonic_s=monotonic_s)
 
@@ -320,6 +326,7 @@ class OutageLedger:
 
     def _lose_sight(self, reason: str) -> None:
         self._is_down, self._reason = True, reason
+        self._lost_at_s = self._monotonic_s()
         self._allowance.begin(self._processes)
         _log.error("ledger_out_of_reach", reason=reason)
 
@@ -355,7 +362,9 @@ class OutageLedger:
             raise LedgerUnavailable("the ledger answers too slowly")
         await self._bring_back()
         if self._breaker.is_open:
-            self._sweep_after_s = self._monotonic_s() + self._sweep_grace_s
+            now_s = self._monotonic_s()
+            if now_s - self._lost_at_s >= self._grace_after_s:
+                self._sweep_after_s = now_s + self._sweep_grace_s
             _log.info("ledger_is_back")
         self._breaker.close()
         self._is_opened, self._is_down = True, False

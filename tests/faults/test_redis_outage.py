@@ -371,19 +371,27 @@ async def test_a_hold_whose_reply_was_lost_for_good_is_given_back(
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize("grace_after_s", [0.0, 60.0], ids=["a-long-outage", "a-short-one"])
 async def test_holds_are_not_swept_before_their_owners_could_renew(
-    proxy: ChaosProxy, tmp_path: Path, truth: RedisLedger
+    proxy: ChaosProxy, tmp_path: Path, truth: RedisLedger, grace_after_s: float
 ) -> None:
     engine = RedisLedger(proxy.url, deadline_ms=2_000)
-    gateway = OutageLedger(engine, Spool(tmp_path, "one"), slow_ms=1_500, probe_s=PROBE_S, sweep_grace_s=60.0)
+    spool = Spool(tmp_path, "one")
+    gateway = OutageLedger(
+        engine, spool, slow_ms=1_500, probe_s=PROBE_S, sweep_grace_s=60.0, grace_after_s=grace_after_s
+    )
     await gateway.open()
     try:
         await gateway.reserve("p", ask("c1", ttl_ms=1))
         await away(proxy, gateway)
         await back(proxy, gateway)
-        assert await gateway.expire_due() == ()
-        assert await gateway.renew("p", [Progress("c1", tokens(1))], 60_000) == ()
-        assert await truth.expire_due() == []
+        swept = await gateway.expire_due()
+        if grace_after_s:
+            assert [lost.id for lost in swept] == ["c1"], "nobody has missed a renewal"
+        else:
+            assert swept == ()
+            assert await gateway.renew("p", [Progress("c1", tokens(1))], 60_000) == ()
+            assert await truth.expire_due() == []
     finally:
         await gateway.close()
 
