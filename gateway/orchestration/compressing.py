@@ -93,16 +93,16 @@ class Compressing:
         """What the provider billed shows whether it has a prompt cache to lose."""
         self._caches.answered(_conversation(call), usage)
 
-    async def compress(self, call: Call, needed_tokens: int, *, looks: bool = False) -> bool:
+    async def compress(self, call: Call, needed_tokens: int, *, pressed: bool = False, looks: bool = False) -> bool:
         """To `needed_tokens` (0: by the settings' ratio), never below the minimum quality. True: the prompt is smaller now.
 
-        Under pressure what the prompt cache would lose does not count: a call that is refused has nothing of it. Then no
-        model is asked either, for want of budget; what was answered before serves. `looks`: nobody is asked, nothing is remembered.
+        `pressed`: the call does not fit as it is. Then what the prompt cache would lose does not count, since a call that is
+        refused has nothing of it, and no model is asked, for want of budget. `looks`: nobody is asked, nothing is remembered.
         """
         count = call.count
         if count is None or count.tokens < _PROMPT_TOKENS_MIN:
             return False
-        work, condensed, found = await self._shortest(call, needed_tokens, looks)
+        work, condensed, found = await self._shortest(call, needed_tokens, asks=not (pressed or looks))
         original = Prompt.of(work.messages, count.tokens)
         if found.messages is None or found.tokens_saved <= 0:
             self._goes(call, original, looks)
@@ -111,7 +111,7 @@ class Compressing:
         shorter = Prompt.of(found.messages, max(0, count.tokens - found.tokens_saved))
         gain = self._gain(call, found, original, shorter, condensed.cost_nano_usd)
         # What was paid for asking is gone either way.
-        if not needed_tokens and gain.net_nano_usd + gain.cost_nano_usd < 0:
+        if not pressed and gain.net_nano_usd + gain.cost_nano_usd < 0:
             self._goes(call, original, looks)
             lost = (
                 f"the prompt cache would lose {gain.cache_lost_nano_usd} nano-USD, {gain.saved_nano_usd} would be saved"
@@ -127,13 +127,13 @@ class Compressing:
         if not looks:
             self._caches.goes(_conversation(call), call.id, prompt)
 
-    async def _shortest(self, call: Call, needed_tokens: int, looks: bool) -> tuple[_Work, Condensed, Compressed]:
+    async def _shortest(self, call: Call, needed_tokens: int, asks: bool) -> tuple[_Work, Condensed, Compressed]:
         """By the first strategy; where that does not reach what is needed, by the one that gets furthest."""
         best: tuple[_Work, Condensed, Compressed] | None = None
         snapshot = self._snapshot()
         for strategy in self._strategies(_intent(call), snapshot):
             work = self._work(call, strategy, snapshot.settings, needed_tokens)
-            condensed = await self._condensed(call, work, looks)
+            condensed = await self._condensed(call, work, asks)
             found = await asyncio.to_thread(self._compressed, work, condensed.answers)
             if best is None or found.tokens_after < best[2].tokens_after:
                 best = work, condensed, found
@@ -170,7 +170,7 @@ class Compressing:
             condensed=condensed,
         )
 
-    async def _condensed(self, call: Call, work: _Work, looks: bool) -> Condensed:
+    async def _condensed(self, call: Call, work: _Work, asks: bool) -> Condensed:
         """What a cheap model has made, or makes now, of the texts: only for the strategy `semantic`, and where it pays."""
         if work.strategy != "semantic":
             return Condensed()
@@ -179,12 +179,10 @@ class Compressing:
         questions = self._condensing.questions(call, requests)
         if not questions:
             return known
-        if work.needed_tokens:
-            known.reason = "nobody is asked under pressure"
-        elif not self._pays(call, work, questions):
+        if not self._pays(call, work, questions):
             known.reason = "asking would cost more than it saves"
-        elif looks:
-            known.reason = f"{len(questions)} texts would be asked about"
+        elif not asks:  # a call that does not fit has no budget for asking, and a look costs nothing
+            known.reason = f"nobody is asked about {len(questions)} texts now"
         else:
             fresh = await self._condensing.ask(call, questions, _spare(call))
             return Condensed(known.answers | fresh.answers, fresh.cost_nano_usd, fresh.reason)
@@ -239,10 +237,12 @@ _FREE: Final = Rates(0, 0, 0, 0, 0, 0, 0, 0)
 
 def _note(call: Call, found: Compressed, strategy: str, gain: Roi, condensed: Condensed) -> None:
     """What compressing costs is taken from what it saves: the figure is what the run is better off by."""
-    call.actions.append(f"compress={found.tokens_saved}")
     decision = {"compress": found.reason, "strategy": strategy, "quality": round(found.quality, 3)}
     call.decisions.append(decision | {"by": list(found.actions), "net_nano_usd": gain.net_nano_usd} | _told(condensed))
     call.saved += Amount(found.tokens_saved, gain.net_nano_usd)
+    # A call may be shortened twice, the second time because it did not fit: it is told once, together.
+    others = [action for action in call.actions if not action.startswith("compress=")]
+    call.actions[:] = [*others, f"compress={call.saved.tokens}"]
 
 
 def _told(condensed: Condensed) -> dict[str, Any]:

@@ -55,8 +55,8 @@ class LookingPlanner:
     def why_not(self, call: Call, rung: Rung) -> str:
         return self._orchestration.why_not(call, rung)
 
-    async def compress(self, call: Call, needed_tokens: int) -> bool:
-        return await self._orchestration.compressing.compress(call, needed_tokens, looks=True)
+    async def compress(self, call: Call, needed_tokens: int, *, pressed: bool = False) -> bool:
+        return await self._orchestration.compressing.compress(call, needed_tokens, pressed=pressed, looks=True)
 
     async def reroute(self, call: Call, refused: Refused | None) -> bool:
         return self._orchestration.routing.reroute(call, refused)

@@ -233,10 +233,10 @@ class Orchestration:
             return self.compressing.why_not(call, snapshot) if declared.compresses else "the workflow forbids it"
         return "" if self.routing.is_offered(settings) else "routing is off, or no model is in a tier"
 
-    async def compress(self, call: Call, needed_tokens: int) -> bool:
+    async def compress(self, call: Call, needed_tokens: int, *, pressed: bool = False) -> bool:
         before = call.saved.tokens
         try:
-            changed = await self.compressing.compress(call, needed_tokens)
+            changed = await self.compressing.compress(call, needed_tokens, pressed=pressed)
         except Exception:  # noqa: BLE001 - the original goes then
             self._note_failure(call)
             return False

@@ -223,7 +223,7 @@ class Admission:
         if rung is Rung.WAIT:
             return await self._wait(call, demand, refused)
         if rung is Rung.COMPRESS:
-            changed = await self._compress(call, self._room(refused, demand))
+            changed = await self._compress(call, self._room(refused, demand), pressed=True)
         else:
             changed = await self._planner.reroute(call, refused)
         if not changed:
@@ -231,17 +231,22 @@ class Admission:
         demand = self._demand(call)
         return demand, await self._ask(call, demand)
 
-    async def _compress(self, call: Call, needed_tokens: int) -> bool:
-        changed = await self._planner.compress(call, needed_tokens)
+    async def _compress(self, call: Call, needed_tokens: int, *, pressed: bool = False) -> bool:
+        changed = await self._planner.compress(call, needed_tokens, pressed=pressed)
         if changed:
             call.count = await self.count(call)
         return changed
 
     @staticmethod
     def _room(refused: Refused, demand: Demand) -> int:
-        """Prompt tokens that would fit beside the output asked for (0 when money or requests stand in the way)."""
-        left = refused.balance.remaining("tokens") if refused.unit == "tokens" else None
-        return max(0, (left or 0) - demand.choices * demand.output_tokens_max)
+        """Prompt tokens that would fit beside the output asked for; 0 where that alone is too much, or requests are short."""
+        produced = demand.choices * demand.output_tokens_max
+        if refused.unit == "tokens":
+            return max(0, (refused.balance.remaining("tokens") or 0) - produced)
+        if refused.unit == "nano_usd" and demand.prompt_nano_usd:
+            left = (refused.balance.remaining("nano_usd") or 0) - produced * demand.output_nano_usd_per_token
+            return max(0, left * demand.prompt_tokens // demand.prompt_nano_usd)
+        return 0
 
     async def _wait(self, call: Call, demand: Demand, refused: Refused) -> tuple[Demand, Decision] | None:
         """Hold the call while only sibling reservations stand in the way."""

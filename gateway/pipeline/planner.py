@@ -23,9 +23,9 @@ class Planner(Protocol):
     def model_for(self, call: Call, snapshot: Snapshot) -> str:
         """The public name of the model to ask. Raises `BadRequest` for an `auto` that no model can take."""
 
-    async def compress(self, call: Call, needed_tokens: int) -> bool:
+    async def compress(self, call: Call, needed_tokens: int, *, pressed: bool = False) -> bool:
         """Make the prompt smaller, so that it needs at most `needed_tokens` if that can be (0: by the settings' ratio).
-        False: nothing was changed."""
+        `pressed`: the call does not fit as it is. False: nothing was changed."""
 
     def why_not(self, call: Call, rung: Rung) -> str:
         """The same in words; empty where it is allowed."""

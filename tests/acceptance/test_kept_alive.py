@@ -49,6 +49,7 @@ def config_of(provider: FakeProvider) -> dict[str, Any]:
                 if name not in ("early", "routing")
             ),
             {"scope": "run", "match": "early", "tokens": 20_000, "on_pressure": LADDERS["early"]},
+            {"scope": "run", "match": "thrifty", "usd": 0.02, "on_pressure": ["compress", "refuse"]},
             {"scope": "run", "match": "routing", "usd": 0.05, "on_pressure": LADDERS["routing"]},
         ],
         "settings": {
@@ -62,6 +63,7 @@ def config_of(provider: FakeProvider) -> dict[str, Any]:
             "orchestration_max_tokens_per_workflow": 200_000,
             "orchestration_token_budget_summarize": 100_000,
             "orchestration_token_budget_extract": 100_000,
+            "orchestration_token_budget_conditional": 100_000,
         },
     }
 
@@ -380,3 +382,14 @@ def check_the_holdout(served: Served) -> None:
     assert sides["input_tokens_saved_share"] == pytest.approx(
         1 - sides["treated"]["input_tokens_per_call"] / sides["holdout"]["input_tokens_per_call"], abs=1e-4
     )
+
+
+def test_under_pressure_of_money_the_prompt_is_made_to_fit(served: Served) -> None:
+    """0.02 USD are 2,000 tokens of the dear model's prompts; the answer asked for takes 1,600 of them."""
+    headers = tagged("thrifty", "thrifty-1", "read", intent="conditional")
+    messages = with_log("And the workers?")
+    assert ask(served, {**headers, "x-workflow-options": "no-compress"}, messages, max_tokens=400).status == 402
+    reply = ask(served, headers, messages, max_tokens=400)
+    assert (reply.status, kinds(reply)) == (200, ["compress"]), reply.body
+    whole, compressed = (one for one in calls_of(served, "thrifty-1")[-1]["decisions"] if "rung" in one)
+    assert (whole["unit"], compressed["result"]) == ("nano_usd", "fits")
