@@ -25,9 +25,11 @@ _REST_S: Final = 1.0
 
 
 class RedisShelf:
-    renew_s = _CLAIM_MS / 1000 / 3
+    """A claim ends `claim_ms` after its owner was last heard of."""
 
-    def __init__(self, url: str, room: Room, *, deadline_ms: int = _DEADLINE_MS) -> None:
+    def __init__(self, url: str, room: Room, *, deadline_ms: int = _DEADLINE_MS, claim_ms: int = _CLAIM_MS) -> None:
+        self.renew_s = claim_ms / 1000 / 3
+        self._claim_ms = claim_ms
         self._topology = topology_of(parse_url(url), deadline_ms)
         self._room = room
         self._rests_until_s = 0.0
@@ -39,13 +41,13 @@ class RedisShelf:
 
     async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> KeptAnswer | Claimed | None:
         keys = (_key(slot, "answer"), _key(slot, "claim"))
-        kind, *rest = await self._run(_CLAIM, keys, owner, fingerprint, _CLAIM_MS)
+        kind, *rest = await self._run(_CLAIM, keys, owner, fingerprint, self._claim_ms)
         if kind == b"kept":
             return KeptAnswer(*rest)
         return Claimed(rest[0]) if kind == b"claimed" else None
 
     async def renew(self, slot: Slot, owner: str) -> None:
-        await self._run(_HOLD, (_key(slot, "claim"),), owner, _CLAIM_MS)
+        await self._run(_HOLD, (_key(slot, "claim"),), owner, self._claim_ms)
 
     async def release(self, slot: Slot, owner: str) -> None:
         await self._run(_HOLD, (_key(slot, "claim"),), owner, 0)

@@ -158,6 +158,23 @@ async def test_a_claim_holds_across_processes(engine: str, tmp_path: Path) -> No
         assert await second.claim(slot(), b"f", "two") == Claimed(b"f")
 
 
+@pytest.mark.parametrize("renewed", [True, False])
+async def test_a_claim_of_a_process_that_died_ends_by_itself(renewed: bool, tmp_path: Path) -> None:
+    shelf = RedisShelf(
+        await redis_engines.empty_server(),
+        ROOM,
+        deadline_ms=redis_engines.PATIENT_MS,
+        claim_ms=86_400_000 if renewed else 1,
+    )
+    brief = RedisShelf(await redis_engines.empty_server(), ROOM, deadline_ms=redis_engines.PATIENT_MS, claim_ms=1_000)
+    assert await brief.claim(slot(), b"f", "one") is None
+    await shelf.renew(slot(), "one")  # for a day, or for a millisecond
+    await asyncio.sleep(1.2)
+    assert await brief.claim(slot(), b"f", "two") == (Claimed(b"f") if renewed else None)
+    await brief.close()
+    await shelf.close()
+
+
 async def test_a_file_that_is_none_is_said_to_be_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "answers.db").write_bytes(b"this is no database at all, and never was one" * 100)
     shelf = SqliteShelf(tmp_path / "answers.db", ROOM, wall_clock_ms)

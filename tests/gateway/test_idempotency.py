@@ -1,0 +1,105 @@
+"""A call under an `Idempotency-Key`: claimed while it lasts, and free again when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gateway.answers.memory import MemoryShelf
+from gateway.answers.port import Claimed, KeptAnswer, Room, ShelfUnavailable, Slot
+from gateway.errors import GatewayError
+from gateway.pipeline.call import Call, Principal
+from gateway.pipeline.exchange import Exchange
+from gateway.pipeline.idempotency import Idempotency
+
+
+class Shelf(MemoryShelf):
+    """Counts renewals, as an engine wants them whose claims end by themselves; may be away."""
+
+    renew_s = 0.01  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__(Room(), lambda: 0)
+        self.renewed = 0
+        self.is_away = False
+
+    async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> KeptAnswer | Claimed | None:
+        if self.is_away:
+            raise ShelfUnavailable("Redis did not answer in time")
+        return await super().claim(slot, fingerprint, owner)
+
+    async def renew(self, slot: Slot, owner: str) -> None:
+        self.renewed += 1
+        if self.renewed == 1:
+            raise ShelfUnavailable("once")
+
+    async def keep(self, slot: Slot, answer: KeptAnswer, ttl_ms: int) -> bool:
+        if self.is_away:
+            raise ShelfUnavailable("Redis did not answer in time")
+        return await super().keep(slot, answer, ttl_ms)
+
+
+async def sent(message: Any) -> None:
+    """Nobody reads it here."""
+
+
+def exchange() -> Exchange:
+    headers = [(b"idempotency-key", b"k")]
+    return Exchange({"path": "/", "headers": headers}, None, sent)
+
+
+def call(number: int = 1) -> Call:
+    principal = Principal("key_1", "ci", "default")
+    protocol: Any = SimpleNamespace(name="chat")
+    request: Any = SimpleNamespace(body={"model": "m"})
+    return Call(f"call-{number}", protocol, principal, request)
+
+
+async def test_a_claim_is_renewed_as_long_as_the_call_lasts_whatever_a_renewal_says() -> None:
+    shelf = Shelf()
+    async with Idempotency(shelf, keep_ms=1000).once(exchange(), call()) as kept:
+        assert kept is None
+        async with asyncio.timeout(10):
+            while shelf.renewed < 3:
+                await asyncio.sleep(0.01)
+    renewed = shelf.renewed
+    await asyncio.sleep(0.05)
+    assert shelf.renewed == renewed
+
+
+async def test_a_call_that_fails_leaves_its_key_free() -> None:
+    shelf = Shelf()
+    idempotency = Idempotency(shelf, keep_ms=1000)
+    with pytest.raises(GatewayError, match="refused"):
+        async with idempotency.once(exchange(), call()):
+            raise GatewayError("refused")
+    async with idempotency.once(exchange(), call(2)) as kept:
+        assert kept is None
+
+
+async def test_an_answer_is_kept_before_the_client_has_it() -> None:
+    shelf = Shelf()
+    idempotency = Idempotency(shelf, keep_ms=1000)
+    first = exchange()
+    async with idempotency.once(first, call()):
+        await first.answer(200, [(b"content-type", b"application/json")], b"{}")
+        async with idempotency.once(exchange(), call(2)) as kept:
+            assert kept is not None
+            assert kept.body == b"{}"
+
+
+async def test_a_shelf_that_goes_away_costs_the_memory_of_the_answer_and_not_the_answer() -> None:
+    shelf = Shelf()
+    idempotency = Idempotency(shelf, keep_ms=1000)
+    answered = exchange()
+    async with idempotency.once(answered, call()):
+        shelf.is_away = True
+        await answered.answer(200, [], b"{}")
+    assert answered.is_answered
+    with pytest.raises(GatewayError) as away:
+        async with idempotency.once(exchange(), call(2)):
+            pass
+    assert (away.value.status, away.value.code) == (503, "idempotency_unavailable")
