@@ -19,8 +19,8 @@ from policies.pricing import Usage
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _OVERHEAD_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
-# Workflows are named by callers: the first so many get a label of their own, the others share one.
-WORKFLOW_LABELS_MAX: Final = 200
+# Workflows are named by callers, and models too where an entry of model_list has a `*`: the first so many get a label each.
+LABELS_MAX: Final = 200
 METRICS_FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -30,6 +30,7 @@ class Telemetry:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self._workflows: set[str] = set()
+        self._models: set[str] = set()
         self._series: dict[tuple[object, ...], Any] = {}
         self._count_calls(self.registry)
         self._gauge_state(self.registry)
@@ -126,7 +127,7 @@ class Telemetry:
 
     def ended(self, call: Call, outcome: Outcome, usage: Usage | None, amount: Amount) -> None:
         deployment = call.deployment
-        model = deployment.name if deployment is not None else "none"
+        model = _bounded(deployment.name, self._models) if deployment is not None else "none"
         provider = deployment.provider if deployment is not None else "none"
         route = call.protocol.name
         self._of(self.requests, route, model, provider, outcome.status).inc()
@@ -144,7 +145,7 @@ class Telemetry:
             self._of(self.tokens, "input", model).inc(usage.input_tokens)
             self._of(self.tokens, "output", model).inc(usage.output_tokens)
         if amount.nano_usd > 0:
-            workflow = self._workflow_label(call.tags.workflow)
+            workflow = _bounded(call.tags.workflow or "", self._workflows)
             self._of(self.cost, model, workflow).inc(amount.nano_usd / NANO_USD_PER_USD)
 
     def refused(self, call: Call, code: str) -> None:
@@ -163,14 +164,14 @@ class Telemetry:
             series = self._series[key] = metric.labels(*labels)
         return series
 
-    def _workflow_label(self, workflow: str | None) -> str:
-        if workflow is None:
-            return ""
-        if workflow not in self._workflows:
-            if len(self._workflows) >= WORKFLOW_LABELS_MAX:
-                return "other"
-            self._workflows.add(workflow)
-        return workflow
+
+def _bounded(name: str, known: set[str]) -> str:
+    """A label of its own for the first names that come, one for all others: each label is a series that is kept."""
+    if name not in known:
+        if len(known) >= LABELS_MAX:
+            return "other"
+        known.add(name)
+    return name
 
 
 def _largest(name: str, says: str, registry: CollectorRegistry, labels: tuple[str, ...] = ()) -> Gauge:

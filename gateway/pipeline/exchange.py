@@ -21,6 +21,8 @@ class Answered:
     body: bytes
 
 
+# A stream that is longer is not kept: it would be held in memory to its end. No answer of a model in words comes near it.
+KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
 Keeper = Callable[[Answered], Awaitable[None]]
 
 
@@ -62,6 +64,7 @@ class Exchange:
         self._stays = False
         self._keepers: list[Keeper] = []
         self._pieces: list[bytes] = []
+        self._pieces_bytes = 0
         self._head: tuple[int, tuple[tuple[bytes, bytes], ...]] = (0, ())
         self._receive = receive
         self._send = send
@@ -135,7 +138,11 @@ class Exchange:
     async def write(self, data: bytes, more: bool = True) -> None:
         if self._keepers:
             self._pieces.append(data)
-            if not more:
+            self._pieces_bytes += len(data)
+            if self._pieces_bytes > KEPT_BYTES_MAX:
+                self._keepers.clear()
+                self._pieces.clear()
+            elif not more:
                 await self._keep(Answered(*self._head, b"".join(self._pieces)))
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 

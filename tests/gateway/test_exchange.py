@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import BadRequest
-from gateway.pipeline.exchange import ClientGone, Exchange
+from gateway.pipeline.exchange import KEPT_BYTES_MAX, Answered, ClientGone, Exchange
 
 
 class Client:
@@ -109,3 +109,42 @@ async def test_an_answer_has_its_length_and_the_first_of_equal_headers_counts() 
         {"type": "http.response.start", "status": 404, "headers": [(b"a", b"b"), (b"content-length", b"4")]},
         {"type": "http.response.body", "body": b"body", "more_body": False},
     ]
+
+
+async def streamed(exchange: Exchange, *pieces: bytes, broken: bool = False) -> list[Answered]:
+    """What a keeper got of a stream of these pieces."""
+    kept: list[Answered] = []
+
+    async def keep(answered: Answered) -> None:
+        kept.append(answered)
+
+    exchange.keep_answer(keep)
+    await exchange.start(200, [(b"content-type", b"text/event-stream")])
+    for piece in pieces:
+        await exchange.write(piece)
+    await (exchange.break_off(b"end") if broken else exchange.write(b"end", more=False))
+    return kept
+
+
+async def test_a_stream_is_kept_whole_unless_it_broke_or_is_endless() -> None:
+    client = Client()
+    kept = await streamed(client.exchange(), b"a", b"b")
+    assert [one.body for one in kept] == [b"abend"]
+    assert kept[0].headers == ((b"content-type", b"text/event-stream"),)
+    assert await streamed(Client().exchange(), b"a", broken=True) == []
+    endless = Client()
+    assert await streamed(endless.exchange(), b"x" * KEPT_BYTES_MAX, b"y") == []
+    assert sum(len(message.get("body", b"")) for message in endless.sent) == KEPT_BYTES_MAX + 4
+
+
+async def test_a_call_that_somebody_will_ask_for_again_goes_on_without_its_client() -> None:
+    client = Client(part(b"", False))
+    exchange = client.exchange()
+    await exchange.read_body(1)
+    exchange.outlive_client()
+    task = asyncio.current_task()
+    assert task is not None
+    exchange.watch(task)
+    client.leaves.set()
+    await asyncio.sleep(0.01)
+    assert not exchange.is_gone

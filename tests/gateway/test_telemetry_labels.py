@@ -1,0 +1,30 @@
+"""Labels that callers choose are bounded: each of them is a series that this process and Prometheus keep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from gateway.pipeline.call import Call, Outcome, Principal
+from gateway.telemetry import LABELS_MAX, Telemetry
+from gateway.upstream.port import Deployment
+from gateway.wire.protocol import Request
+from gateway.wire.protocols import PROTOCOLS
+from policies.amounts import ZERO
+
+
+def test_models_that_clients_name_share_a_label_from_some_number_on() -> None:
+    registry = CollectorRegistry()
+    telemetry = Telemetry(registry)
+    request: Any = Request({}, "m")
+    call = Call("c", PROTOCOLS["/v1/chat/completions"], Principal("", "local", "default"), request)
+    template = Deployment("m/0", "m", "openai", "m", "auto", {}, {})
+    for number in range(LABELS_MAX + 50):
+        call.deployment = replace(template, name=f"openai/{number}")
+        telemetry.ended(call, Outcome(), None, ZERO)
+    exposition = telemetry.exposition().decode()
+    series = [line for line in exposition.splitlines() if line.startswith("farebox_requests_total{")]
+    assert len(series) == LABELS_MAX + 1
+    assert any('model="other"' in line and line.endswith(" 50.0") for line in series)
