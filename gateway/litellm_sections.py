@@ -6,7 +6,7 @@
     environment_variables set before anything reads the environment
     the rest              ignored, and named in a warning: keys, spending, caches and logs are Farebox's own
 
-A key that LiteLLM does not know either stays, and is an error like any other.
+A section, or a key of router_settings, that LiteLLM does not know either stays, and is an error like any other.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ _ROUTER: Final = _names(
     " redis_url retry_policy router_general_settings routing_groups routing_strategy_args search_tools set_verbose"
     " tag_filtering_match_any tag_routing_prefix weights"
 )
-_STRATEGIES: Final = _names("simple-shuffle least-busy")
 _OTHER_STRATEGIES: Final = _names(
     "usage-based-routing usage-based-routing-v2 latency-based-routing cost-based-routing provider-budget-routing"
 )

@@ -7,11 +7,11 @@ cache. When a room is full, what ends soonest makes place; nobody's answers make
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 Use = Literal["idempotency", "cache"]
 # What one entry weighs beside its body: keys, names, indexes.
-ENTRY_BYTES = 1024
+ENTRY_BYTES: Final = 1024
 
 
 class ShelfUnavailable(Exception):
