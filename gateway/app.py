@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,7 @@ from gateway.runs import RunRegistry
 from gateway.store.database import Database, StoreError, StoreUnavailable
 from gateway.store.housekeeping import tidy_daily
 from gateway.telemetry import Telemetry
-from gateway.tokenizer import Tokenizer
+from gateway.tokenizer import DEFAULT_ENCODING, Tokenizer
 from gateway.tracing.switch import Untraced, make_tracing
 from gateway.upstream.deployments import Pool
 from gateway.upstream.direct import DirectLane
@@ -77,6 +77,7 @@ from gateway.upstream.wildcards import STAR, Wildcards
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
 from policies.reservation import OnLost
+from policies.tokens import counting_for
 
 _log = structlog.get_logger(__name__)
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
@@ -188,7 +189,7 @@ class Application:
         faults = parts.prices.check(parts.deployments)
         if faults:
             raise ConfigError(faults)
-        loading = asyncio.create_task(parts.tokenizer.load())
+        loading = asyncio.create_task(parts.tokenizer.load(*_encodings(parts.deployments)))
         await self._open_store()
         stack.push_async_callback(parts.store.close)
         stack.callback(self._operator.remove)
@@ -423,6 +424,12 @@ def _pool(config: Config, deployments: Sequence[Deployment], price_map: PriceMap
         chance=random.SystemRandom(),
         expand=Wildcards(config.model_list, price_map).deployments,
     )
+
+
+def _encodings(deployments: Iterable[Deployment]) -> Iterable[str]:
+    """Those of the configured models, and the usual one: building a table later would hold up the loop."""
+    own = (counting_for(deployment.model, deployment.provider).encoding for deployment in deployments)
+    return dict.fromkeys((DEFAULT_ENCODING, *own))
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

@@ -73,7 +73,7 @@ class Tokenizer:
         """Builds the encodings (o200k_base when none is named) in a thread, from shipped files; safe to call again.
 
         cl100k_base, which only GPT-3.5, GPT-4 and embeddings use, is otherwise built at its first request, which holds
-        up the loop for about 0.1 s once: name it here when such a model is configured.
+        up the loop for 0.1 s and more: name it here when such a model is configured.
         """
         for name in encodings or (DEFAULT_ENCODING,):
             async with self._loading:

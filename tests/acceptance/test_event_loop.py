@@ -108,6 +108,16 @@ async def test_a_call_of_a_megabyte_holds_nobody_up(
     assert min(held_ms) < HELD_MS_MAX, held_ms
 
 
+async def test_the_tables_of_all_configured_models_are_there_from_the_start(
+    tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Building one holds the interpreter's lock, and with it every stream under way."""
+    async with serving(tmp_path, provider) as application:
+        monkeypatch.setattr("gateway.tokenizer.build_counter", None)
+        body = {"model": "older", "messages": [{"role": "user", "content": "How do trams turn?"}]}
+        assert await _ask(application, TAGS, json.dumps(body).encode()) == 200
+
+
 async def test_a_growing_conversation_is_counted_only_where_it_is_new(
     tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:

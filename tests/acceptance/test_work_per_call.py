@@ -42,6 +42,8 @@ model_list:
   - model_name: model
     litellm_params: {{model: openai/fake-model, api_base: "{provider}", api_key: k}}
     model_info: {{input_cost_per_token: 1.0e-7, output_cost_per_token: 4.0e-7, max_output_tokens: 4096}}
+  - model_name: older
+    litellm_params: {{model: openai/gpt-4, api_base: "{provider}", api_key: k}}
 budgets:
   - {{scope: run, match: "*", tokens: 1000000000, usd: 1000}}
   - {{scope: workflow, match: "*", usd: 1000, window: day}}
