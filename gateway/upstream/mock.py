@@ -83,7 +83,7 @@ class MockLane:
     def _reply(self, deployment: Deployment, call: UpstreamCall, said: str) -> Reply:
         text, finish = within(said, _output_cap(call.body), self._count)
         asked = call.body.get("n", 1)
-        choices = min(asked, _CHOICES_MAX) if type(asked) is int and asked > 0 else 1
+        choices = min((asked if type(asked) is int and asked > 0 else 1) * _prompts(call), _CHOICES_MAX)
         return Reply(
             id=self._new_id(),
             model=deployment.model,
@@ -178,3 +178,10 @@ def _delay_s(params: Mapping[str, Any]) -> float:
 
 def _milliseconds(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and value > 0 else 0.0
+
+
+def _prompts(call: UpstreamCall) -> int:
+    """Completions answer each prompt of a list: texts, or lists of tokens."""
+    given = call.body.get("prompt") if call.protocol == "completions" else None
+    is_list = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
+    return len(given) if is_list and given is not None else 1

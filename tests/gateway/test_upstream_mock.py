@@ -199,6 +199,12 @@ async def test_the_prompt_may_be_counted_by_the_gateways_own_rules() -> None:
     assert json.loads((await send(lane, TEXT, "chat", {})).body)["usage"]["prompt_tokens"] == 1234
 
 
+@pytest.mark.parametrize(("prompt", "choices"), [(["a", "b"], 4), ([[1, 2], [3]], 4), ([1, 2], 2), ("a", 2)])
+async def test_every_prompt_of_a_completion_is_answered(lane: MockLane, prompt: Any, choices: int) -> None:
+    answer = json.loads((await send(lane, TEXT, "completions", {"prompt": prompt, "n": 2})).body)
+    assert [choice["index"] for choice in answer["choices"]] == list(range(choices))
+
+
 async def test_other_protocols_have_no_mock(lane: MockLane) -> None:
     answer = await send(lane, TEXT, "speech", {})
     assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "unsupported_endpoint")
