@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
@@ -12,9 +12,9 @@ from gateway.control import Snapshot
 from gateway.ledger.port import OutboxEntry
 from gateway.store import usage
 from gateway.store.database import Database
-from policies.amounts import Amount
+from policies.amounts import Amount, Limit
 from policies.budgets import Budget
-from policies.reservation import Balance
+from policies.reservation import Balance, Gate
 
 if TYPE_CHECKING:
     from gateway.ledger.redis_projects import Restore, Unsaved
@@ -53,15 +53,23 @@ class Rebuilding:
 class _RestoringBooks:
     """The ledger as `reconcile.rebuild` needs it while the ledger itself is not open for business yet."""
 
-    def __init__(self, restore: Callable[[str, Amount, int], Awaitable[None]], clock_ms: Callable[[], int]) -> None:
+    def __init__(self, restore: Restore, clock_ms: Callable[[], int]) -> None:
         self._restore = restore
         self._clock_ms = clock_ms
 
     async def now_ms(self) -> int:
         return self._clock_ms()
 
-    async def restore(self, project: str, account: str, settled: Amount, keep_ms: int) -> None:
-        await self._restore(account, settled, keep_ms)
+    async def restore(
+        self,
+        project: str,
+        account: str,
+        settled: Amount,
+        keep_ms: int,
+        gate: Gate | None = None,
+        override: Limit | None = None,
+    ) -> None:
+        await self._restore(account, settled, keep_ms, gate, override)
 
     async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]:
         raise NotImplementedError("a ledger that is being restored has no balances to compare")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,9 +30,9 @@ from gateway.store.database import Database
 from gateway.store.runs import Sums
 from gateway.store.tables import run_steps, runs, token_usage, usage_daily, usage_dead_letter
 from gateway.store.usage_report import GroupBy, UsageFilter
-from policies.amounts import ZERO, Amount
+from policies.amounts import ZERO, Amount, Limit
 from policies.budgets import RUN_KEEP_MS, Budget, Link, RunLimits, Scope, Subject, Window, account_name, chain_for
-from policies.reservation import Balance
+from policies.reservation import Balance, Gate
 
 # How many accounts are asked of the ledger in one call, and restored at the same time.
 _CHUNK: Final = 200
@@ -49,7 +50,15 @@ class Books(Protocol):
 
     async def record(self, project: str, entries: Sequence[OutboxEntry]) -> None: ...
 
-    async def restore(self, project: str, account: str, settled: Amount, keep_ms: int) -> None: ...
+    async def restore(
+        self,
+        project: str,
+        account: str,
+        settled: Amount,
+        keep_ms: int,
+        gate: Gate | None = None,
+        override: Limit | None = None,
+    ) -> None: ...
 
     async def outbox_size(self) -> int: ...
 
@@ -254,7 +263,9 @@ def _repair_entry(project: str, drift: Drift, missing: Amount, names: Mapping[st
     )
 
 
-Restored = dict[str, tuple[Amount, int]]
+# Account → settled, keep_ms, and for runs what people decided: the gate and a budget of their own.
+Restored = dict[str, tuple[Amount, int, Gate | None, Limit | None]]
+_GATES: Final = {"paused": Gate.PAUSED, "completed": Gate.COMPLETED, "cancelled": Gate.CANCELLED}
 
 
 async def _run_sums(db: Database, project: str, since_ms: int) -> Restored:
@@ -262,22 +273,33 @@ async def _run_sums(db: Database, project: str, since_ms: int) -> Restored:
     sums = ("total_tokens", "cost_nano_usd", "requests")
     recent = runs.c.project == project, runs.c.last_at >= since_ms
     columns = [runs.c[name] for name in sums]
+    decided = runs.c.run, runs.c.parent_run, runs.c.state, runs.c.plan
     steps = select(run_steps.c.run, run_steps.c.step, *(run_steps.c[name] for name in sums)).where(
         run_steps.c.project == project, run_steps.c.run.in_(select(runs.c.run).where(*recent))
     )
     async with db.read() as connection:
-        found = (await connection.execute(select(runs.c.run, runs.c.parent_run, *columns).where(*recent))).all()
+        found = (await connection.execute(select(*decided, *columns).where(*recent))).all()
         step_rows = (await connection.execute(steps)).all()
-    own = {run: Amount(*amounts) for run, _, *amounts in found}
+    own = {run: Amount(*amounts) for run, _, _, _, *amounts in found}
     parents = {run: parent for run, parent, *_ in found}
+    people = {run: (_GATES.get(state), _own_budget(plan)) for run, _, state, plan, *_ in found}
     whole: dict[str, Amount] = defaultdict(Amount)
     for run, amount in own.items():
         for member in _lineage(run, parents):
             whole[member] += amount
-    restored = {_run_account(project, run): (amount, RUN_KEEP_MS) for run, amount in whole.items()}
-    return restored | {
-        _step_account(project, run, step): (Amount(*amounts), RUN_KEEP_MS) for run, step, *amounts in step_rows
+    restored: Restored = {
+        _run_account(project, run): (amount, RUN_KEEP_MS, *people.get(run, (None, None)))
+        for run, amount in whole.items()
     }
+    for run, step, *amounts in step_rows:
+        restored[_step_account(project, run, step)] = Amount(*amounts), RUN_KEEP_MS, None, None
+    return restored
+
+
+def _own_budget(plan: str) -> Limit | None:
+    """What somebody gave this very run, as `gateway/run_control.py` stores it; None where nobody did."""
+    budget = (json.loads(plan) if plan else {}).get("budget")
+    return Limit(budget.get("tokens"), budget.get("nano_usd"), budget.get("requests")) if budget else None
 
 
 def _lineage(run: str, parents: Mapping[str, str]) -> list[str]:
@@ -307,7 +329,7 @@ async def _budget_sums(
     for account, (rows, keep_ms) in wanted.items():
         filters = [replace(rows, key=key_id) for key_id in sharing[account]] if account in sharing else [rows]
         totals = [(await usage_report.report(db, GroupBy.WORKFLOW, one, limit=1)).total for one in filters]
-        restored[account] = sum((_amount(total) for total in totals), ZERO), keep_ms
+        restored[account] = sum((_amount(total) for total in totals), ZERO), keep_ms, None, None
     return restored
 
 

@@ -160,8 +160,25 @@ class Book:
     def outbox_size(self, now_ms: int) -> int:
         return self.shelf.outbox_size()
 
-    def restore(self, project: str, account: str, settled: Amount, keep_ms: int, now_ms: int) -> None:
-        after = replace(self._account(project, account), settled=settled, keep_ms=keep_ms, used_ms=now_ms)
+    def restore(
+        self,
+        project: str,
+        account: str,
+        settled: Amount,
+        keep_ms: int,
+        gate: Gate | None,
+        override: Limit | None,
+        now_ms: int,
+    ) -> None:
+        before = self._account(project, account)
+        after = replace(
+            before,
+            settled=settled,
+            keep_ms=keep_ms,
+            used_ms=now_ms,
+            gate=before.gate if gate is None else gate,
+            override=before.override if override is None else override,
+        )
         self.shelf.put_account(project, account, after)
 
     def purge(self, limit: int, now_ms: int) -> int:

@@ -92,10 +92,20 @@ class MemoryLedger:
     async def outbox_size(self) -> int:
         return self._book.outbox_size(self._clock.now_ms())
 
-    async def restore(self, project: str, account: str, settled: Amount, keep_ms: int) -> None:
+    async def restore(
+        self,
+        project: str,
+        account: str,
+        settled: Amount,
+        keep_ms: int,
+        gate: Gate | None = None,
+        override: Limit | None = None,
+    ) -> None:
         checks.check_amount("settled", settled)
         checks.check_count("keep_ms", keep_ms)
-        self._book.restore(project, account, settled, keep_ms, self._clock.now_ms())
+        if override is not None:
+            checks.check_limit(override)
+        self._book.restore(project, account, settled, keep_ms, gate, override, self._clock.now_ms())
 
     async def epoch(self) -> str:
         return self._epoch

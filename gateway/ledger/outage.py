@@ -287,8 +287,16 @@ class OutageLedger:
     async def outbox_size(self) -> int:
         return await self._ask_long(self._ledger.outbox_size)
 
-    async def restore(self, project: str, account: str, settled: Amount, keep_ms: int) -> None:
-        await self._ask_long(self._ledger.restore, project, account, settled, keep_ms)
+    async def restore(
+        self,
+        project: str,
+        account: str,
+        settled: Amount,
+        keep_ms: int,
+        gate: Gate | None = None,
+        override: Limit | None = None,
+    ) -> None:
+        await self._ask_long(self._ledger.restore, project, account, settled, keep_ms, gate, override)
 
     async def epoch(self) -> str:
         return await self._ask(self._ledger.epoch)

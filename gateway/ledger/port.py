@@ -122,8 +122,17 @@ class Ledger(Protocol):
 
     async def outbox_size(self) -> int: ...
 
-    async def restore(self, project: str, account: str, settled: Amount, keep_ms: int) -> None:
-        """Set what an account has settled, after the ledger was lost. Reserved amounts are left as they are."""
+    async def restore(
+        self,
+        project: str,
+        account: str,
+        settled: Amount,
+        keep_ms: int,
+        gate: Gate | None = None,
+        override: Limit | None = None,
+    ) -> None:
+        """Set what an account has settled, after the ledger was lost, and what people decided about it (None: as it is). Reserved
+        amounts are left as they are."""
 
     async def epoch(self) -> str:
         """An id that changes when the ledger's data was lost (flushed, replaced). Made at first `open`."""

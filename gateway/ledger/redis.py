@@ -34,6 +34,7 @@ from gateway.ledger.redis_values import (
     limit_list,
     request_json,
     resolution_of,
+    restored_decisions,
 )
 from policies.amounts import Amount, Limit
 from policies.reservation import KEEP_MS, Balance, Decision, Demand, Gate, Hold, State
@@ -220,12 +221,23 @@ class RedisLedger:
     async def outbox_size(self) -> int:
         return sum((await redis_outbox.sizes(self._projects)).values())
 
-    async def restore(self, project: str, account: str, settled: Amount, keep_ms: int) -> None:
+    async def restore(
+        self,
+        project: str,
+        account: str,
+        settled: Amount,
+        keep_ms: int,
+        gate: Gate | None = None,
+        override: Limit | None = None,
+    ) -> None:
         checks.check_amount("settled", settled)
         checks.check_count("keep_ms", keep_ms)
+        if override is not None:
+            checks.check_limit(override)
         at = self._projects.of(project)
         keys = [at.meta, at.key("keep"), at.key("account", account)]
-        await self._run(at, scripts.RESTORE, keys, orjson.dumps(amount_list(settled)), str(keep_ms))
+        decided = restored_decisions(gate, override)
+        await self._run(at, scripts.RESTORE, keys, orjson.dumps(amount_list(settled)), str(keep_ms), "", *decided)
 
     async def epoch(self) -> str:
         """An id that changes when data was lost in Redis, of any project."""

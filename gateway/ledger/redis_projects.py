@@ -26,8 +26,9 @@ from gateway.ledger.redis_connection import Argument, ConnectionLost, RedisRefus
 from gateway.ledger.redis_errors import as_port_error
 from gateway.ledger.redis_scripts import ADOPT, FENCE, RECORD, RESTORE, Script
 from gateway.ledger.redis_topology import Topology
-from gateway.ledger.redis_values import entry_arguments, entry_of
-from policies.amounts import Amount
+from gateway.ledger.redis_values import entry_arguments, entry_of, restored_decisions
+from policies.amounts import Amount, Limit
+from policies.reservation import Gate
 
 EPOCH_KEY: Final = "farebox:epoch"
 PROJECTS_KEY: Final = "farebox:projects"
@@ -47,8 +48,8 @@ _OF_EPOCHS: Final = frozenset({"FAREBOX_EPOCH", "FAREBOX_LOST", "FAREBOX_ROLLBAC
 
 _log = structlog.get_logger(__name__)
 
-Restore = Callable[[str, Amount, int], Awaitable[None]]
-"""Sets what one account (name, settled, keep_ms) has settled."""
+Restore = Callable[[str, Amount, int, Gate | None, Limit | None], Awaitable[None]]
+"""Sets what one account (name, settled, keep_ms) has settled, and the gate and override that people gave it."""
 Unsaved = AsyncIterator[Sequence[OutboxEntry]]
 """Batches of what is left of a project's outbox. The store may know some of them, and gets all of them again later."""
 Rebuild = Callable[[str, Restore, Unsaved], Awaitable[None]]
@@ -270,9 +271,12 @@ class Projects:
         return True
 
     async def _restored(self, project: Project, rebuild: Rebuild, token: str) -> None:
-        async def restore(account: str, settled: Amount, keep_ms: int) -> None:
+        async def restore(
+            account: str, settled: Amount, keep_ms: int, gate: Gate | None = None, override: Limit | None = None
+        ) -> None:
             keys = [project.meta, project.key("keep"), project.key("account", account), project.key("rebuild")]
-            arguments = (orjson.dumps([settled.tokens, settled.nano_usd, settled.requests]), str(keep_ms), token)
+            amount = orjson.dumps([settled.tokens, settled.nano_usd, settled.requests])
+            arguments = (amount, str(keep_ms), token, *restored_decisions(gate, override))
             await self._evaluate(RESTORE, keys, NO_EPOCH, 0, arguments)
 
         try:

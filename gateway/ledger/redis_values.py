@@ -43,6 +43,14 @@ def demand_list(demand: Demand) -> list[int]:
     ]
 
 
+def restored_decisions(gate: Gate | None, override: Limit | None) -> tuple[bytes, bytes]:
+    """As the script takes them; empty leaves what is there."""
+    return (
+        b"" if gate is None else gate.value.encode(),
+        b"" if override is None else orjson.dumps(limit_list(override)),
+    )
+
+
 def hold_lists(holds: Sequence[Hold]) -> list[list[int | None]]:
     return [[*limit_list(one.limit), *limit_list(one.tighten), one.enforce, one.keep_ms] for one in holds]
 

@@ -142,11 +142,21 @@ class SqliteLedger:
         worker = self._opened()
         return await worker.perform(worker.book.outbox_size)
 
-    async def restore(self, project: str, account: str, settled: Amount, keep_ms: int) -> None:
+    async def restore(
+        self,
+        project: str,
+        account: str,
+        settled: Amount,
+        keep_ms: int,
+        gate: Gate | None = None,
+        override: Limit | None = None,
+    ) -> None:
         checks.check_amount("settled", settled)
         checks.check_count("keep_ms", keep_ms)
+        if override is not None:
+            checks.check_limit(override)
         worker = self._opened()
-        await worker.perform(worker.book.restore, project, account, settled, keep_ms)
+        await worker.perform(worker.book.restore, project, account, settled, keep_ms, gate, override)
 
     async def epoch(self) -> str:
         return self._opened().epoch

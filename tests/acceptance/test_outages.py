@@ -163,6 +163,8 @@ def test_a_flushed_redis_is_rebuilt_before_calls_go_on(clean: RedisServer, postg
     config = settings_for(clean.url, postgres_url, budgets=BUDGETS)
     with running_farebox(tmp_path, config) as gateway:
         assert [call(gateway, "strict", "strict-2").status for _ in range(7)] == [200] * 7
+        assert call(gateway, "strict", "cancelled-2").status == 200
+        assert gateway.request("POST", "/api/runs/cancelled-2/cancel").status == 200
         # At once: some of the seven are not in the store yet, and are counted all the same.
         clean.command("FLUSHALL")
         answered: list[int] = []
@@ -172,6 +174,8 @@ def test_a_flushed_redis_is_rebuilt_before_calls_go_on(clean: RedisServer, postg
             if answered[-1] == 503:
                 time.sleep(0.1)
         assert answered.count(200) == 3
+        stopped = call(gateway, "strict", "cancelled-2")
+        assert (stopped.status, code_of(stopped)) == (402, "run_cancelled"), "what people decided survives too"
         assert len(when_stored(postgres_url, "strict-2", 10)) == 10
         assert "ledger_rebuilt" in gateway.log
 

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.ledger.port import EntryKind, Ledger, LedgerError, OutboxEntry, Progress
 from policies.amounts import AMOUNT_MAX, ZERO, Amount, Limit
-from policies.reservation import Balance, Demand, Gate, OnLost, State
+from policies.reservation import Balance, Demand, Gate, OnLost, Refusal, State
 from tests.contracts.engines import LedgerUnderTest
 from tests.contracts.ledger_calls import (
     MINUTE_MS,
@@ -297,6 +297,17 @@ class TestUpkeep:
         await stands_at(ledger, "run", 77, 10)
         await stands_at(ledger, "new", 5, 0)
         refused(await ledger.reserve("p", request("c2", [hold("run", 100)], 14)))
+
+    async def test_restore_sets_what_people_decided_and_leaves_what_it_is_not_told(self, ledger: Ledger) -> None:
+        await ledger.restore("p", "run", tokens(7), MINUTE_MS, Gate.PAUSED, Limit(tokens=20))
+        no = refused(await ledger.reserve("p", request("c1", [hold("run", 100)], 10)))
+        assert (no.reason, no.balance.gate) == (Refusal.GATE, Gate.PAUSED)
+        await ledger.set_gate("p", "run", Gate.OPEN)
+        no = refused(await ledger.reserve("p", request("c1", [hold("run", 100)], 14)))
+        assert (no.reason, no.balance.limit) == (Refusal.EXCEEDED, Limit(tokens=20))
+        await ledger.restore("p", "run", tokens(8), MINUTE_MS)
+        found = (await ledger.balances("p", ["run"]))[0]
+        assert (found.gate, found.limit, found.settled) == (Gate.OPEN, Limit(tokens=20), tokens(8))
 
     async def test_purge_forgets_unused_accounts_without_holds(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger

@@ -168,9 +168,18 @@ class LedgerMachine(RuleBasedStateMachine):
     def set_gate(self, project: str, account: str, gate: Gate) -> None:
         self.same("set_gate", project, account, gate)
 
-    @rule(project=projects, account=st.sampled_from(names), settled=amounts, keep_ms=keeps)
-    def restore(self, project: str, account: str, settled: Amount, keep_ms: int) -> None:
-        self.same("restore", project, account, settled, keep_ms)
+    @rule(
+        project=projects,
+        account=st.sampled_from(names),
+        settled=amounts,
+        keep_ms=keeps,
+        gate=st.none() | st.sampled_from(Gate),
+        override=st.none() | limits,
+    )
+    def restore(
+        self, project: str, account: str, settled: Amount, keep_ms: int, gate: Gate | None, override: Limit | None
+    ) -> None:
+        self.same("restore", project, account, settled, keep_ms, gate, override)
 
     @rule(project=projects, workflow=st.sampled_from(["w", "v"]), run=ids, silence_ms=durations)
     def current_run(self, project: str, workflow: str, run: str, silence_ms: int) -> None:

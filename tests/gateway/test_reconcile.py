@@ -15,12 +15,13 @@ from gateway.flusher import Flusher
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import Reserve
 from gateway.reconcile import Reconciliation
+from gateway.store import runs as runs_store
 from gateway.store import usage_report
 from gateway.store.database import Database
 from gateway.store.usage_report import GroupBy, UsageFilter
 from policies.amounts import Amount, Limit
 from policies.budgets import Budget, Parent, RunLimits, Scope, Subject, Window, chain_for
-from policies.reservation import Demand, Granted
+from policies.reservation import Demand, Gate, Granted
 from tests.store_events import NOW_MS
 
 BUDGETS = (
@@ -185,6 +186,20 @@ async def test_a_ledger_that_lost_everything_counts_on_where_it_was(bench: Bench
     count = await reconcile.rebuild(new, bench.db, "default", BUDGETS, KEY_NAMES)
     assert count == len(accounts) == 4 + 8 + 1 + 2 + 1 + 1
     assert await new.balances("default", accounts) == await lost.balances("default", accounts)
+
+
+async def test_what_people_decided_about_a_run_is_rebuilt_too(bench: Bench) -> None:
+    await bench.some_calls()
+    await bench.flush()
+    await runs_store.set_state(bench.db, "default", "r0", "cancelled", NOW_MS)
+    await runs_store.set_state(bench.db, "default", "r1", "paused", NOW_MS)
+    own = {"budget": {"tokens": 5000, "nano_usd": None, "requests": None}}
+    await runs_store.set_plan(bench.db, "default", "r2", own)
+    new = MemoryLedger(clock_ms=lambda: NOW_MS)
+    await reconcile.rebuild(new, bench.db, "default", BUDGETS, KEY_NAMES)
+    found = await new.balances("default", ["run/r0", "run/r1", "run/r2"])
+    assert [balance.gate for balance in found] == [Gate.CANCELLED, Gate.PAUSED, Gate.OPEN]
+    assert found[2].limit == Limit(tokens=5000)
 
 
 async def test_nothing_is_rebuilt_from_an_empty_store(bench: Bench) -> None:

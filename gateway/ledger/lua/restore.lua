@@ -1,5 +1,5 @@
 -- Set what an account has settled. KEYS: meta, keep, account, and while a project is closed its lock. ARGV[4] JSON of the amount,
--- ARGV[5] keep_ms, ARGV[6] the token that took the lock: a process that stood still until another one had restored the project
+-- ARGV[5] keep_ms, ARGV[7] the gate and ARGV[8] JSON of the override, each empty to leave what is there; ARGV[6] the token that took the lock: a process that stood still until another one had restored the project
 -- and opened it must not take back what was settled since.
 local now_ms = enter()
 if KEYS[4] and redis.call('GET', KEYS[4]) ~= ARGV[6] then fault('LOCK', 'another process restores this project') end
@@ -7,6 +7,11 @@ local account = read_account(KEYS[3])
 redis.call('ZCARD', KEYS[2])
 account.settled = cjson.decode(ARGV[4])
 account.keep_ms = tonumber(ARGV[5])
+if ARGV[7] and ARGV[7] ~= '' and not GATES[ARGV[7]] then fault('GATE', ARGV[7]) end
 keep_time()
 write_account(account, KEYS[2], now_ms)
+if ARGV[7] and ARGV[7] ~= '' then redis.call('HSET', KEYS[3], 'gate', ARGV[7]) end
+if ARGV[8] and ARGV[8] ~= '' then
+  redis.call('HSET', KEYS[3], 'override', limit_text(triple_at(cjson.decode(ARGV[8]), 1)))
+end
 return {ARGV[1] ~= '*' and now_ms or 0}
