@@ -1,0 +1,110 @@
+"""LiteLLM's router settings on the running gateway: deployments that share a name, rest, time out, and are fallen back from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.acceptance.serving import Served, model, serving
+from tests.fake_provider import FakeProvider
+from tests.fake_provider.received import Received
+from tests.farebox_process import tagged
+
+pytestmark = pytest.mark.xdist_group("acceptance-deployments")
+
+
+def entry(provider: FakeProvider, name: str, upstream: str, price: float = 1e-7, **params: Any) -> dict[str, Any]:
+    made = model(provider.openai_url, name, f"openai/{upstream}", priced=False)
+    made["litellm_params"] |= params
+    made["model_info"] |= {"input_cost_per_token": price, "output_cost_per_token": price}
+    return made
+
+
+def models(provider: FakeProvider) -> list[dict[str, Any]]:
+    return [
+        entry(provider, "pair", "pair-a"),
+        entry(provider, "pair", "pair-b"),
+        entry(provider, "busy", "busy-a"),
+        entry(provider, "busy", "busy-b"),
+        entry(provider, "weighted", "weighted-never", weight=0),
+        entry(provider, "weighted", "weighted-always", weight=7),
+        entry(provider, "slow", "slow", timeout=0.4),
+        entry(provider, "cheap", "cheap"),
+        entry(provider, "dear", "dear", price=1e-2),
+        entry(provider, "spare", "spare"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    router = {
+        "num_retries": 1,
+        "allowed_fails": 1,
+        "cooldown_time": 600,
+        "routing_strategy": "least-busy",
+        "fallbacks": [{"slow": ["spare"]}, {"cheap": ["dear", "spare"]}],
+    }
+    with serving(
+        tmp_path_factory.mktemp("deployments"),
+        models=models,
+        budgets=[{"scope": "run", "match": "paid", "usd": 0.1}],
+        router_settings=router,
+    ) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _fresh(served: Served) -> None:
+    served.provider.clear()
+
+
+def asked(served: Served) -> list[str]:
+    return [str(request.body["model"]) for request in served.provider.requests]
+
+
+def is_for(name: str) -> Any:
+    def holds(request: Received) -> bool:
+        return bool(request.body.get("model") == name)
+
+    return holds
+
+
+def test_a_deployment_that_fails_is_passed_over_and_rests(served: Served) -> None:
+    served.provider.script(status=500, times=None, when=is_for("pair-a"))
+    assert [served.chat(model="pair").status for _ in range(8)] == [200] * 8
+    assert asked(served).count("pair-a") <= 2, "it may fail once; the second time it goes to rest"
+    assert asked(served).count("pair-b") == 8
+
+
+def test_the_least_busy_one_is_asked(served: Served) -> None:
+    served.provider.script(delay_ms=700, times=2)
+    with ThreadPoolExecutor(2) as pool:
+        assert [reply.status for reply in pool.map(lambda _: served.chat(model="busy"), range(2))] == [200, 200]
+    assert sorted(asked(served)) == ["busy-a", "busy-b"]
+
+
+def test_weights_share_the_load(served: Served) -> None:
+    for _ in range(6):
+        assert served.chat(model="weighted").status == 200
+    assert set(asked(served)) == {"weighted-always"}
+
+
+def test_a_model_that_is_too_slow_is_fallen_back_from(served: Served) -> None:
+    served.provider.script(delay_ms=5000, times=None, when=is_for("slow"))
+    reply = served.chat(tagged("paid", "r-slow"), model="slow")
+    assert reply.status == 200, reply.body
+    assert asked(served) == ["slow", "slow", "spare"]
+    assert reply.headers["x-budget-actions"] == "fallback=spare"
+
+
+def test_a_dearer_model_that_does_not_fit_is_not_asked(served: Served) -> None:
+    served.provider.script(status=503, times=None, when=is_for("cheap"))
+    reply = served.chat(tagged("paid", "r-dear"), model="cheap", max_tokens=50)
+    assert reply.status == 200, reply.body
+    assert "dear" not in asked(served)
+    assert asked(served)[-1] == "spare"
+    unlimited = served.chat(tagged("unpaid", "r-dear-2"), model="cheap", max_tokens=50)
+    assert unlimited.headers["x-budget-actions"] == "fallback=dear"
