@@ -23,7 +23,9 @@ from policies.reservation import Account, Balance, Event, OnLost, Reservation, S
 
 class EntryKind(StrEnum):
     SETTLED = "settled"
-    EXPIRED = "expired"  # booked (or released: a zero amount) by the sweeper
+    # Booked (or released: a zero amount) by the sweeper; its id is `<reservation>:lost`. The gateway may have recorded under the
+    # reservation's own id that the call failed, when it could not take the hold back any more.
+    EXPIRED = "expired"
     LATE = "late"  # the difference that a late settlement made; its id is `<reservation>:late`
     RECORDED = "recorded"  # no reservation: untagged calls and refusals
     REPAIR = "repair"  # an explicit correction by `farebox reconcile`
@@ -120,7 +122,7 @@ def expire(project: str, found: Reservation, accounts: Sequence[Account], now_ms
     booked = lost(found)
     overrun = overrun_of(booked, found.held)
     entry = OutboxEntry(
-        "", found.id, EntryKind.EXPIRED, project, booked, now_ms, found.draft, b"", overrun
+        "", f"{found.id}:lost", EntryKind.EXPIRED, project, booked, now_ms, found.draft, b"", overrun
     )  # fmt: skip
     # The draft stays: a late settlement sends it once more.
     resolved = _resolved(found, state, booked, overrun, now_ms, draft=found.draft)

@@ -120,7 +120,7 @@ class TestDeadlines:
         assert (lost.booked, lost.released) == (tokens(booked), tokens(max(0, 60 - booked)))
         await stands_at(ledger, "run", booked, 0)
         (entry,) = await ledger.outbox_read("flusher")
-        assert (entry.id, entry.kind, entry.amount) == ("c1", EntryKind.EXPIRED, tokens(booked))
+        assert (entry.id, entry.kind, entry.amount) == ("c1:lost", EntryKind.EXPIRED, tokens(booked))
         assert (entry.draft, entry.overrun) == (b'{"model":"mock"}', tokens(max(0, booked - 60)))
         assert len(await ledger.expire_due()) == 0
         for first in (True, False):
@@ -145,7 +145,7 @@ class TestDeadlines:
         assert (again.state, again.first, again.booked) == (State.LATE, False, tokens(used))
         assert not (await ledger.void("p", "c1")).first
         expired, entry = await ledger.outbox_read("flusher")
-        assert (expired.id, entry.id, entry.kind) == ("c1", "c1:late", EntryKind.LATE)
+        assert (expired.id, entry.id, entry.kind) == ("c1:lost", "c1:late", EntryKind.LATE)
         assert (entry.amount, entry.overrun) == (tokens(used - 60), tokens(max(0, used - 60)))
         assert (entry.draft, entry.detail) == (b'{"model":"mock"}', b'{"late":1}')
         await stands_at(ledger, "run", used, 0)

@@ -87,5 +87,5 @@ async def test_what_a_killed_process_held_is_booked_or_given_back(server: RedisS
         assert await standing(ledger) == (15, 0)
         assert await ledger.pending("p") == []
         events = {(entry.id, entry.kind.value, entry.amount.tokens) for entry in await ledger.outbox_read("f")}
-        assert events == {("done", "settled", 5), ("sent", "expired", 10), ("unsent", "expired", 0)}
+        assert events == {("done", "settled", 5), ("sent:lost", "expired", 10), ("unsent:lost", "expired", 0)}
         assert (await ledger.reserve("p", ask("next", 85))).now_ms > 0

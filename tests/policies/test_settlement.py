@@ -65,7 +65,7 @@ def test_an_expiry_books_the_whole_hold_where_losses_are_charged(
     assert [one.reserved for one in accounts] == [ZERO, HELD]
     assert accounts[0].settled == booked
     assert booking.entry == OutboxEntry(
-        "", "c1", EntryKind.EXPIRED, "p", booked, 70_000, b"draft", b"", overrun_of(booked, HELD)
+        "", "c1:lost", EntryKind.EXPIRED, "p", booked, 70_000, b"draft", b"", overrun_of(booked, HELD)
     )
 
 

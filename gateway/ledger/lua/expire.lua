@@ -23,7 +23,7 @@ end
 move(accounts, hold.held, hold.booked)
 hold.state = 'expired'
 write_resolution(hold, ARGV[4], accounts, now_ms)
-emit(ARGV[4], 'expired', hold.booked, hold.overrun, now_ms, hold.draft, '')
+emit(ARGV[4] .. ':lost', 'expired', hold.booked, hold.overrun, now_ms, hold.draft, '')
 local reply = {now_ms, lost[2]}
 put_amount(reply, hold.booked)
 put_amount(reply, hold.held)
