@@ -7,18 +7,18 @@ What Farebox's LiteLLM lane costs beyond this is its own.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from bench.passthrough import serve
 
 
 def application(upstream: str) -> Starlette:
@@ -52,25 +52,5 @@ async def _events(answer: Any) -> AsyncIterator[bytes]:
     yield b"data: [DONE]\n\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--upstream", required=True)
-    arguments = parser.parse_args()
-    uvicorn.run(
-        application(arguments.upstream),
-        host="127.0.0.1",
-        port=arguments.port,
-        http="httptools",
-        loop="uvloop",
-        ws="none",
-        access_log=False,
-        log_level="warning",
-        backlog=2_048,
-        server_header=False,
-        date_header=False,
-    )
-
-
 if __name__ == "__main__":
-    main()
+    serve(__doc__, application)

@@ -63,13 +63,14 @@ def _session() -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
     return opened
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def serve(description: str | None, make: Callable[[str], Starlette]) -> None:
+    """What `make` makes of the upstream's address, on the server that the gateway has, too."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--upstream", required=True)
     arguments = parser.parse_args()
     uvicorn.run(
-        application(arguments.upstream),
+        make(arguments.upstream),
         host="127.0.0.1",
         port=arguments.port,
         http="httptools",
@@ -84,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(__doc__, application)
