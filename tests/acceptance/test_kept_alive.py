@@ -216,6 +216,8 @@ def test_rungs_with_a_share_are_taken_one_after_another_as_the_budget_goes(serve
     assert "The last 10% of this budget are kept back for others." in refused.json()["error"]["message"]
     last = calls_of(served, "early-1")[-1]
     assert results(last) == [(rung, "taken early") for rung in ("compress", "route", "clamp", "refuse")]
+    page = served.gateway.get("/admin/runs/early-1")
+    assert (page.status, page.body.decode().count("taken early") >= 4) == (200, True)
 
 
 def test_what_was_decided_about_a_call_that_did_not_fit_names_every_rung(served: Served) -> None:

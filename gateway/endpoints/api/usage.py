@@ -75,18 +75,9 @@ class UsageRow(UsageTotals):
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class Side(UsageTotals):
     """The calls of one side of the holdout. Means are per answered call."""
 
-    calls: int
-    refused: int
-    errors: int
-    input_tokens: int
-    output_tokens: int
-    total_tokens: int
-    cost_usd: float
-    saved_tokens: int
-    saved_usd: float
     input_tokens_per_call: float
     output_tokens_per_call: float
     cost_usd_per_call: float
@@ -177,16 +168,13 @@ def _comparison(rows: Sequence[ReportRow]) -> Comparison | None:
 
 
 def _side(found: Sequence[Sums]) -> Side:
-    names = ("calls", "refused", "errors", "input_tokens", "output_tokens", "total_tokens", "saved_tokens")
-    figures = {name: sum(getattr(sums, name) for sums in found) for name in names}
-    cost, calls = sum(sums.cost_nano_usd for sums in found), max(1, figures["calls"])
+    whole = Sums(**{name: sum(getattr(sums, name) for sums in found) for name in Sums.__slots__})
+    calls = max(1, whole.calls)
     return Side(
-        **figures,
-        cost_usd=usd(cost),
-        saved_usd=usd(sum(sums.saved_nano_usd for sums in found)),
-        input_tokens_per_call=round(figures["input_tokens"] / calls, 2),
-        output_tokens_per_call=round(figures["output_tokens"] / calls, 2),
-        cost_usd_per_call=usd(cost // calls),
+        **figures(whole),
+        input_tokens_per_call=round(whole.input_tokens / calls, 2),
+        output_tokens_per_call=round(whole.output_tokens / calls, 2),
+        cost_usd_per_call=usd(whole.cost_nano_usd // calls),
     )
 
 
