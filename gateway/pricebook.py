@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,7 +27,7 @@ class PriceBook:
         self._map = price_map
         self._known: dict[str, _Known] = {}
 
-    def check(self, deployments: Iterable[Deployment]) -> list[str]:
+    def check(self, deployments: Sequence[Deployment]) -> list[str]:
         """Faults of prices, a sentence each: a bad price stops the start, not a call."""
         faults = []
         for deployment in deployments:
@@ -35,7 +35,9 @@ class PriceBook:
                 self._look_up(deployment)
             except PriceError as error:
                 faults.append(f"model_list {deployment.name!r}: {error}")
-        self._map.forget()
+        # An entry with a `*` will be asked for models that nobody has named yet.
+        if not any("*" in deployment.name for deployment in deployments):
+            self._map.forget()
         return faults
 
     def price(self, deployment: Deployment) -> Price | None:

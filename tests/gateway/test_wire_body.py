@@ -59,6 +59,26 @@ def test_the_same_word_deeper_down_is_no_duplicate() -> None:
     assert body["model"] == "m"
 
 
+@pytest.mark.parametrize(
+    ("raw", "is_refused"),
+    [
+        (b'{"model": "model", "messages": [{"content": "model"}]}', False),
+        (b'{"model": "m", "tools": [{"model": 1, "n": {"model": 2}}]}', False),
+        (b'{"model": "m", "messages": [{"content": "say \\"model\\": twice, \\"model\\":"}]}', False),
+        (b'{"model": "m", "tools": [{"model": 1}], "model" : "n"}', True),
+        (b'{"tools": [{"model": 1, "model": 2}], "model": "m"}', False),  # twice, and not ours to judge
+        (b'{"model": "m", "tools": [{"model": 1, "model": 2}], "model": "n"}', True),
+        (b'{"model": "m", "mod\\u0065l": "n"}', True),
+    ],
+)
+def test_a_doubled_name_is_told_from_one_that_also_stands_elsewhere(raw: bytes, is_refused: bool) -> None:
+    if is_refused:
+        with pytest.raises(BadRequest, match="model"):
+            parse_object(raw)
+    else:
+        assert parse_object(raw)["model"]
+
+
 def test_a_duplicate_behind_deep_nesting_is_refused_and_not_an_error_of_ours() -> None:
     raw = b'{"a":' + b"[" * 1000 + b"]" * 1000 + b',"model":"a","model":"b"}'
     with pytest.raises(BadRequest):
