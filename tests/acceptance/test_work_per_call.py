@@ -235,12 +235,12 @@ async def test_a_tagged_call_waits_for_the_ledger_twice(tmp_path: Path, provider
         await count_calls(work, application, TAGS)
     assert work.a_call("ledger") == 2  # to reserve, and to settle
     assert work.a_call("commits") <= 3  # those two, and what is done for many calls at once
-    assert work.a_call("statements") <= 18
+    assert work.a_call("statements") <= 15
     assert work.a_call("body parsed") == 1
     assert work.a_call("json bytes") <= 1_000  # the body, the answer, and nothing that was read before
     assert work.a_call("threads") <= 0.5
-    assert work.a_call("tasks") <= 4
-    assert work.a_call("loop turns") <= 18
+    assert work.a_call("tasks") <= 2
+    assert work.a_call("loop turns") <= 14
 
 
 async def test_an_untagged_call_does_not_wait_for_the_ledger(
@@ -253,8 +253,8 @@ async def test_an_untagged_call_does_not_wait_for_the_ledger(
     assert work.a_call("body parsed") == 1
     assert work.a_call("json bytes") <= 1_000
     assert work.a_call("threads") <= 0.5
-    assert work.a_call("tasks") <= 4
-    assert work.a_call("loop turns") <= 14
+    assert work.a_call("tasks") <= 2
+    assert work.a_call("loop turns") <= 9
 
 
 async def test_orchestration_adds_no_wait_to_a_warm_step(tmp_path: Path, provider: FakeProvider, work: Work) -> None:
@@ -262,11 +262,11 @@ async def test_orchestration_adds_no_wait_to_a_warm_step(tmp_path: Path, provide
         await count_calls(work, application, TAGS)
     assert work.a_call("ledger") == 2
     assert work.a_call("commits") <= 3
-    assert work.a_call("statements") <= 20
+    assert work.a_call("statements") <= 17
     assert work.a_call("body parsed") == 1
     assert work.a_call("threads") <= 0.5
-    assert work.a_call("tasks") <= 5
-    assert work.a_call("loop turns") <= 24
+    assert work.a_call("tasks") <= 3
+    assert work.a_call("loop turns") <= 18
 
 
 async def test_a_stream_costs_two_waits_however_long_it_is(tmp_path: Path, provider: FakeProvider, work: Work) -> None:
@@ -294,8 +294,8 @@ async def test_redis_is_asked_once_to_reserve_and_once_to_settle(
     assert 2 <= work.a_call("scripts") <= 3  # the two, and those that move the outbox
     assert work.a_call("body parsed") == 1
     assert work.a_call("threads") <= 0.5
-    assert work.a_call("tasks") <= 5
-    assert work.a_call("loop turns") <= 20
+    assert work.a_call("tasks") <= 3
+    assert work.a_call("loop turns") <= 16
 
 
 def _scripts_run(server: RedisServer) -> int:
