@@ -242,11 +242,14 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
         "A mock model was told to answer like this.", "Change its `mock_response`.", "400"
     ),
     "loop_detected": Guide(
-        "As 402: the run's agent repeats itself, and the run was stopped (`loops.repeats`). As 508: the model's `api_base` leads back to "
-        "this gateway.",
-        "As 402: find out why the agent goes round in circles, then `farebox runs resume`; docs/operations.md says what counts. As 508: "
-        "correct `api_base` of the model.",
-        "402, 508",
+        "The run's agent repeats itself, and the run was stopped (`loops.repeats`).",
+        "Find out why the agent goes round in circles, then `farebox runs resume`; docs/operations.md says what counts.",
+        "402",
+    ),
+    "gateway_ring": Guide(
+        "The call has passed too many gateways: the model's `api_base` leads back to this one.",
+        "Correct the `api_base` of the model.",
+        "508",
     ),
     "internal_error": Guide(
         "A fault of the gateway. The call's hold was given back or booked as far as it went.",

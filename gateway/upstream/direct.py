@@ -78,7 +78,7 @@ class DirectLane:
     async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
         """One attempt. Raises `UpstreamError`."""
         if hops_of(call.headers) >= self._limits.hops_max:
-            return _loop_detected(deployment, call.protocol)
+            return _ring(deployment, call.protocol)
         timeouts = effective_timeouts(deployment, call)
         key = credential(deployment, self._environment, call.client_credential)
         response = await self._open(deployment, call, timeouts, key)
@@ -215,9 +215,9 @@ def _payload(deployment: Deployment, call: UpstreamCall, headers: dict[str, str]
     return _form(body, boundary)
 
 
-def _loop_detected(deployment: Deployment, protocol: ProtocolName) -> UpstreamAnswer:
+def _ring(deployment: Deployment, protocol: ProtocolName) -> UpstreamAnswer:
     message = f"The call passed too many gateways ({HOPS_HEADER}): the model's api_base leads back to this one."
-    body = error_body(protocol, 508, message, code="loop_detected")
+    body = error_body(protocol, 508, message, code="gateway_ring")
     return UpstreamAnswer(508, {"content-type": "application/json"}, deployment, "direct", body=body)
 
 

@@ -103,7 +103,7 @@ def _refusal(deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer | Non
     headers = {"content-type": "application/json"}
     if hops_of(call.headers) >= _HOPS_MAX:
         message = "The call passed too many gateways: the model's api_base leads back to this one."
-        body = error_body(call.protocol, 508, message, code="loop_detected")
+        body = error_body(call.protocol, 508, message, code="gateway_ring")
         return UpstreamAnswer(508, headers, deployment, "litellm", body=body)
     field = forbidden_field(call.protocol, call.body)
     if field is None:

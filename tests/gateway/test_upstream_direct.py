@@ -318,7 +318,7 @@ async def test_a_ring_of_gateways_is_broken(provider: FakeProvider, lane: Direct
         assert provider.last.headers["x-farebox-hops"] == str(int(hops or 0) + 1)
     else:
         assert answer.status == 508
-        assert json.loads(answer.body)["error"]["code"] == "loop_detected"
+        assert json.loads(answer.body)["error"]["code"] == "gateway_ring"
         assert provider.requests == []
 
 
