@@ -18,6 +18,7 @@ from cachetools import LRUCache
 
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.orchestration.batches import Batches
+from gateway.orchestration.run_lookups import RunLookups
 from gateway.run_plan import PlannedStep, RunPlan, demands_of, moved_step, step_of_store, stored_step, within_caps
 from gateway.run_view import run_account, step_account
 from gateway.store import runs as run_store
@@ -94,6 +95,7 @@ class Plans:
     def __init__(self, store: Database, ledger: Ledger) -> None:
         self._store = store
         self._ledger = ledger
+        self._lookups = RunLookups(store)
         self._plans: LRUCache[RunKey, LivePlan] = LRUCache(_PLANS_MAX)
         self._writing: Batches[tuple[str, RunStep]] = Batches("allocations", self._write)
 
@@ -154,7 +156,7 @@ class Plans:
     async def _found_or_proposed(self, key: RunKey, propose: Propose) -> tuple[LivePlan, Sequence[PlannedStep]]:
         """The plan, and the steps that the store does not know yet."""
         try:
-            run = await run_store.get(self._store, *key)
+            run = await self._lookups.get(*key)
         except StoreError:
             run = None
         announced = _announced(run)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, and_, case, func, literal_column, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.store.bulk import insert, replacing
+from gateway.store.bulk import among, insert, replacing
 from gateway.store.database import Database
 from gateway.store.tables import SUMS, run_steps, runs, token_usage
 
@@ -120,13 +120,7 @@ _PLANNED_STEP: Final = (
 _ALLOCATED_STEP: Final = ("position", "tier", "allocation_tokens", "hard_limit_tokens", "plan")
 # Planned steps are numbered from 1; a step that only appeared in calls has 0 and comes after them.
 _UNPLANNED: Final = case((run_steps.c.position == 0, 1), else_=0)
-# Asked for at the first call of every run: to put such a query together takes longer than to answer it.
-_ONE: Final = select(runs).where(runs.c.project == bindparam("of_project"), runs.c.run == bindparam("of_run"))
-_STEPS_OF_ONE: Final = (
-    select(run_steps)
-    .where(run_steps.c.project == bindparam("of_project"), run_steps.c.run == bindparam("of_run"))
-    .order_by(_UNPLANNED, run_steps.c.position, run_steps.c.first_at, run_steps.c.step)
-)
+_IN_ORDER: Final = (_UNPLANNED, run_steps.c.position, run_steps.c.first_at, run_steps.c.step)
 
 
 async def create(db: Database, run: Run) -> Run:
@@ -156,13 +150,22 @@ async def note_allocations(db: Database, steps: Sequence[tuple[str, RunStep]]) -
 
 async def get(db: Database, project: str, run: str) -> Run | None:
     """The run with its steps, in the order of the plan, unplanned ones by when they appeared."""
-    mine = {"of_project": project, "of_run": run}
+    return (await get_many(db, project, [run])).get(run)
+
+
+async def get_many(db: Database, project: str, names: Sequence[str]) -> dict[str, Run]:
+    """Those of the runs that the store knows, by name."""
     async with db.begin() as connection:
-        found = (await connection.execute(_ONE, mine)).mappings().first()
-        if found is None:
-            return None
-        steps = tuple(_step(row) for row in (await connection.execute(_STEPS_OF_ONE, mine)).mappings())
-    return _run(found, steps)
+        wanted = select(runs).where(runs.c.project == project, among(connection, runs.c.run, names))
+        found = (await connection.execute(wanted)).mappings().all()
+        if not found:
+            return {}
+        known = [row["run"] for row in found]
+        query = select(run_steps).where(run_steps.c.project == project, among(connection, run_steps.c.run, known))
+        steps: dict[str, list[RunStep]] = {name: [] for name in known}
+        for row in (await connection.execute(query.order_by(*_IN_ORDER))).mappings():
+            steps[row["run"]].append(_step(row))
+    return {row["run"]: _run(row, tuple(steps[row["run"]])) for row in found}
 
 
 async def overhead_us(db: Database, run: Run) -> int | None:

@@ -236,7 +236,7 @@ CHANGES: dict[str, Callable[[Book], object]] = {
     "expire": lambda book: book.expire_due(10, 60_000),
     "override": lambda book: book.set_override("p", "run", Limit(None, None, 0), 50),
     "gate": lambda book: book.set_gate("p", "run", Gate.CANCELLED, 50),
-    "restore": lambda book: book.restore("p", "run", Amount(4, 5, 6), 34, 50),
+    "restore": lambda book: book.restore("p", "run", Amount(4, 5, 6), 34, Gate.PAUSED, Limit(7), 50),
 }
 
 
@@ -292,9 +292,9 @@ def test_an_account_that_is_used_is_looked_at_later(connection: sqlite3.Connecti
     shelf = sqlite_shelf.SqliteShelf(connection, 0)
     book = Book(shelf)
     for n in range(3):
-        book.restore("p", f"run:{n}", Amount(5), 100, 0)
+        book.restore("p", f"run:{n}", Amount(5), 100, None, None, 0)
     shelf.commit(0)
-    book.restore("p", "run:0", Amount(6), 100, 90)
+    book.restore("p", "run:0", Amount(6), 100, None, None, 90)
     shelf.commit(90)
     assert book.purge(10, 100) == 2
     assert book.purge(10, 189) == 0

@@ -28,7 +28,7 @@ def request(name: str, *chain: Hold, tokens: int = 10) -> Reserve:
 def test_a_failed_operation_has_changed_nothing() -> None:
     shelf = DictShelf()
     book = Book(shelf)
-    book.restore("p", "full", Amount(AMOUNT_MAX), KEEP_MS, 0)
+    book.restore("p", "full", Amount(AMOUNT_MAX), KEEP_MS, None, None, 0)
     before = dict(shelf.accounts)
     with pytest.raises(ValueError, match="2\\^53"):
         book.reserve("p", request("c1", Hold("first"), Hold("full")), 0)

@@ -1,0 +1,72 @@
+"""Runs that are asked for together are read together, and everybody hears what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from gateway.orchestration.run_lookups import RunLookups
+from gateway.store import runs as run_store
+from gateway.store.database import Database, StoreUnavailable
+from gateway.store.runs import Run
+
+
+class Store:
+    """Stands for the store's queries: each takes a turn of the loop or more, and is noted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.queries: list[tuple[str, list[str]]] = []
+        self.error: Exception | None = None
+        monkeypatch.setattr(run_store, "get_many", self.get_many)
+
+    async def get_many(self, db: Database, project: str, names: Sequence[str]) -> dict[str, Run]:
+        self.queries.append((project, list(names)))
+        await asyncio.sleep(0.01)
+        if self.error is not None:
+            raise self.error
+        return {name: Run(project, name) for name in names if name != "unknown"}
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    return Store(monkeypatch)
+
+
+@pytest.fixture
+def lookups() -> RunLookups:
+    return RunLookups(Database("sqlite://"))
+
+
+async def test_what_is_asked_for_meanwhile_is_one_query(store: Store, lookups: RunLookups) -> None:
+    first = asyncio.ensure_future(lookups.get("p", "r0"))
+    await asyncio.sleep(0.005)
+    others = [asyncio.ensure_future(lookups.get("p", f"r{number}")) for number in range(1, 50)]
+    others.append(asyncio.ensure_future(lookups.get("p", "r7")))
+    found = await asyncio.gather(first, *others)
+    assert [run.run if run else None for run in found] == [*(f"r{number}" for number in range(50)), "r7"]
+    assert store.queries == [("p", ["r0"]), ("p", [f"r{number}" for number in range(1, 50)])]
+
+
+async def test_projects_are_asked_apart_and_unknown_runs_are_none(store: Store, lookups: RunLookups) -> None:
+    one, other, none = await asyncio.gather(lookups.get("a", "r"), lookups.get("b", "r"), lookups.get("a", "unknown"))
+    assert one is not None
+    assert other is not None
+    assert (one.project, other.project, none) == ("a", "b", None)
+
+
+async def test_a_store_that_is_away_is_told_to_all_and_asked_again_later(store: Store, lookups: RunLookups) -> None:
+    store.error = StoreUnavailable("away")
+    told = await asyncio.gather(lookups.get("p", "r"), lookups.get("p", "s"), return_exceptions=True)
+    assert [type(one) for one in told] == [StoreUnavailable, StoreUnavailable]
+    store.error = None
+    assert await lookups.get("p", "r") is not None
+
+
+async def test_whoever_stops_waiting_takes_nothing_from_the_others(store: Store, lookups: RunLookups) -> None:
+    gone, stays = (asyncio.ensure_future(lookups.get("p", "r")) for _ in range(2))
+    await asyncio.sleep(0.005)
+    gone.cancel()
+    assert await stays is not None
+    assert gone.cancelled()
