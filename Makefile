@@ -52,16 +52,22 @@ test: install-dev chromium .venv-chart/installed ## Run all tests against privat
 	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: -r requirements/clients.txt
 	@touch $@
 
+.venv-aider/installed: requirements/aider.txt
+	test -x .venv-aider/bin/python || $(PYTHON) -m venv .venv-aider
+	.venv-aider/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: -r requirements/aider.txt
+	@touch $@
+
 tests/clients/node/node_modules: tests/clients/node/package-lock.json
 	cd tests/clients/node && npm ci --ignore-scripts --no-audit --no-fund
 	@touch $@
 
-test-clients: install-dev .venv-clients/installed tests/clients/node/node_modules ## Run every client that has a snippet or an example against the gateway (installs them apart; 1 GB)
+test-clients: install-dev .venv-clients/installed .venv-aider/installed tests/clients/node/node_modules ## Run every client that has a snippet or an example against the gateway (installs them apart; 2 GB)
 	FAREBOX_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients tests/examples $(PYTEST_ARGS)
 
 # Extras stay in the lock: without them pip of before 23.3 takes `sqlalchemy[asyncio]` for something that is not pinned.
 lock-clients: ## Resolve the clients of test-clients anew (needs uv and npm)
 	UV_CUSTOM_COMPILE_COMMAND="make lock-clients" uv pip compile requirements/clients.in --no-strip-extras --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/clients.txt --quiet
+	UV_CUSTOM_COMPILE_COMMAND="make lock-clients" uv pip compile requirements/aider.in --no-strip-extras --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/aider.txt --quiet
 	cd tests/clients/node && npm install --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
 
 check: install-dev ## Lint, format, types, layers, tidiness
@@ -137,4 +143,4 @@ release-check: install-dev .venv-release/installed ## Before a release: what is 
 	.venv-release/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements/runtime.txt || { echo "release-check: the audit found something, or could not ask the advisory service: no release"; exit 1; }
 
 clean:
-	rm -rf $(VENV) .venv-chart .venv-docs site .farebox dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-aider .venv-chart .venv-clients .venv-docs .venv-release tests/clients/node/node_modules site .farebox dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -108,7 +108,8 @@ CLIENTS: Final[dict[str, Client]] = {
         "pip install aider-chat",
         "the message, again and again for a minute: aider 0.86 takes LiteLLM's `APIError`, which a 402 is there, for an error"
         " that passes. Each try is refused and costs nothing; Ctrl-C ends it.",
-        "It can only set a base URL: the path carries the tags.",
+        "The path carries the tags. Headers do as well, and are heard before it: `extra_params: {extra_headers: {...}}` of the model"
+        " in `.aider.model.settings.yml`.",
     ),
     "cursor": Client("Cursor", "text"),
     "open-webui": Client("Open WebUI", "bash", "pip install open-webui"),

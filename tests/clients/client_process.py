@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 NODE_MODULES = HERE / "node" / "node_modules"
 CLIENTS_PYTHON = ROOT / ".venv-clients" / "bin" / "python"
+AIDER_FOLDER = ROOT / ".venv-aider" / "bin"
 SWITCH = "FAREBOX_TEST_CLIENTS"
 SECONDS_MAX = 150
 
@@ -89,11 +90,24 @@ def run_node(name: str, package: str, folder: Path, connection: Connection) -> C
 
 
 def run(command: list[str], folder: Path, **environment: str) -> ClientRun:
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment_of(folder) | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+    )
+    return ClientRun(done.stdout, done.stderr, done.returncode)
+
+
+def environment_of(folder: Path) -> dict[str, str]:
     """The home folder is the test's own: no client finds settings or keys of whoever runs the tests."""
     environ = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("FAREBOX_", "OPENAI_", "ANTHROPIC_", "LLM_", "PYTEST_"))
+        if not name.startswith(("AIDER_", "FAREBOX_", "OPENAI_", "ANTHROPIC_", "LLM_", "PYTEST_"))
     }
     quiet = {
         "HOME": str(folder),
@@ -103,13 +117,4 @@ def run(command: list[str], folder: Path, **environment: str) -> ClientRun:
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "AI_SDK_LOG_WARNINGS": "false",
     }
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env={**environ, **quiet, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS_MAX,
-    )
-    return ClientRun(done.stdout, done.stderr, done.returncode)
+    return environ | quiet
