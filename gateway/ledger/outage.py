@@ -119,6 +119,7 @@ class OutageLedger:
         self._monotonic_s = monotonic_s
         self._clock_ms = clock_ms
         self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._ending: dict[tuple[str, str], Settlement] = {}
         self._unwanted: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._reason = "the ledger was not opened yet"
         self._is_opened = False
@@ -222,20 +223,21 @@ class OutageLedger:
         """As the port says. Out of reach, the settlement is on this machine's disk when this returns, without balances."""
         checks.check_amount("used", used)
         key = (project, reservation_id)
-        known, held = self._known.pop(key, None), ZERO
-        if known is not None:
-            held = known.granted.held
-        if self._allowance.knows(project, reservation_id):
-            held = self._allowance.resolve(project, reservation_id, used)
-        record = Settlement(project, reservation_id, used, detail, None if known is None else known.request, held)
+        # Cut off half-way, it is asked for again: what this process knows of the reservation must not be gone by then.
+        record = self._ending.get(key) or self._ending_with(project, reservation_id, used, detail)
+        self._ending[key] = record
         try:
-            return await self._ask(self._book, record)
+            done = await self._ask(self._book, record)
         except LedgerUnavailable:
             await self._put_aside([record])
+            overrun = ZERO if record.request is None else overrun_of(record.used, record.held)
+            done = Resolution(State.SETTLED, True, record.used, overrun, ())
         except LedgerError as error:
             await self._reject(record, error)
+            self._ending.pop(key, None)
             raise
-        return Resolution(State.SETTLED, True, used, overrun_of(used, held) if known is not None else ZERO, ())
+        self._ending.pop(key, None)
+        return done
 
     async def void(self, project: str, reservation_id: str) -> Resolution:
         """As the port says. Out of reach, the hold is given back when the ledger answers again."""
@@ -405,6 +407,14 @@ class OutageLedger:
             done = await self._ledger.book(record.project, record.request, record.held, record.used, record.detail)
         self._allowance.saw(record.project, done.balances)
         return done
+
+    def _ending_with(self, project: str, reservation_id: str, used: Amount, detail: bytes) -> Settlement:
+        """The settlement of a reservation, with all that is known of it here. Its local allowance is free from now on."""
+        known = self._known.pop((project, reservation_id), None)
+        held = ZERO if known is None else known.granted.held
+        if self._allowance.knows(project, reservation_id):
+            held = self._allowance.resolve(project, reservation_id, used)
+        return Settlement(project, reservation_id, used, detail, None if known is None else known.request, held)
 
     async def _put_aside(self, records: Sequence[Spooled]) -> None:
         try:

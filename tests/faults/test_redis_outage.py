@@ -350,6 +350,27 @@ class TestLocalAllowance:
         assert isinstance(two, Granted)
         assert one.held == two.held
 
+    @pytest.mark.parametrize("is_back", [False, True])
+    async def test_a_settlement_that_is_cut_off_and_repeated_is_booked_once(
+        self, proxy: ChaosProxy, gateway: OutageLedger, truth: RedisLedger, is_back: bool
+    ) -> None:
+        """The ledger has never heard of such a reservation: only what its first settlement knew of it can book it."""
+        await truth.reserve("p", ask("c0", 1))
+        await away(proxy, gateway)
+        await gateway.reserve_locally("p", ask("c1", 60))
+        if is_back:
+            await back(proxy, gateway)
+        first = asyncio.create_task(gateway.settle("p", "c1", tokens(25), b"{}"))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        again = await gateway.settle("p", "c1", tokens(25), b"{}")
+        assert (again.state, again.booked, again.overrun) == (State.SETTLED, tokens(25), ZERO)
+        if not is_back:
+            await back(proxy, gateway)
+        assert await standing(truth) == (25, 1)
+        assert await truth.outbox_size() == 1
+
     async def test_needs_no_renewal(self, proxy: ChaosProxy, gateway: OutageLedger) -> None:
         await away(proxy, gateway)
         await gateway.reserve_locally("p", ask("c1"))
