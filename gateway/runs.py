@@ -27,7 +27,7 @@ class RunRegistry:
         self._workflow_of: MutableMapping[tuple[str, str], str] = LRUCache(_RUNS_MAX)
         self._parent_of: MutableMapping[tuple[str, str], str] = LRUCache(_RUNS_MAX)
         self._tightened: LRUCache[tuple[str, str], bool] = LRUCache(_RUNS_MAX)
-        self._last_implicit: dict[tuple[str, str], str] = {}
+        self._last_implicit: LRUCache[tuple[str, str], str] = LRUCache(_RUNS_MAX)
 
     def looking(self, ledger: Ledger) -> RunRegistry:
         """One that knows what this one knows, and whose own findings this one does not hear of."""

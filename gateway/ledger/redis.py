@@ -19,7 +19,7 @@ from gateway.ledger.port import EntryKind, LedgerError, Lost, OutboxEntry, Progr
 from gateway.ledger.redis_batches import AT_ONCE, batched, together
 from gateway.ledger.redis_connection import Argument, Reply
 from gateway.ledger.redis_errors import port_error
-from gateway.ledger.redis_projects import EPOCH_KEY, Project, Projects, Rebuild
+from gateway.ledger.redis_projects import EPOCH_KEY, LOOK_S, Project, Projects, Rebuild
 from gateway.ledger.redis_safety import check_durability, check_servers
 from gateway.ledger.redis_topology import parse_url, topology_of
 from gateway.ledger.redis_values import (
@@ -48,7 +48,7 @@ class RedisLedger:
     """`deadline_ms` bounds every operation. `rebuild` restores a project's counters that Redis does not (or no longer) know.
 
     `durability="strict"` demands `appendfsync always`, so that not even a power cut loses what was acknowledged. `clock_ms`
-    is for tests: it replaces the clock of Redis.
+    is for tests: it replaces the clock of Redis. What other processes wrote to the outbox is found within `look_s`.
     """
 
     def __init__(
@@ -60,12 +60,13 @@ class RedisLedger:
         durability: Literal["normal", "strict"] = "normal",
         rebuild: Rebuild | None = None,
         clock_ms: Callable[[], int] | None = None,
+        look_s: float = LOOK_S,
     ) -> None:
         self._topology = topology_of(parse_url(url), deadline_ms)
         self._allow_eviction = allow_eviction
         self._durability = durability
         self._clock_ms = clock_ms
-        self._projects = Projects(self._topology, rebuild, deadline_ms=deadline_ms, clock_ms=clock_ms)
+        self._projects = Projects(self._topology, rebuild, deadline_ms=deadline_ms, look_s=look_s, clock_ms=clock_ms)
         self._process = secrets.token_hex(6)
         self._calls = count()
         self.warnings: tuple[str, ...] = ()
@@ -219,7 +220,7 @@ class RedisLedger:
         await redis_outbox.acknowledge(self._projects, entries)
 
     async def outbox_size(self) -> int:
-        return sum((await redis_outbox.sizes(self._projects)).values())
+        return await redis_outbox.size(self._projects)
 
     async def restore(
         self,

@@ -1,12 +1,16 @@
 """The outbox in Redis: one stream for each project, and who is carrying which entry.
 
+Projects may be thousands, and few have entries at any moment: a reader asks those that this process works on, and once a second
+all of them, for what other processes left behind.
+
 Leases are kept in a hash and by the ledger's own clock, not in a consumer group: the idle times of a group follow the server's
 clock, which may jump, and its pending entries outlive the entries themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -32,20 +36,48 @@ async def record(projects: Projects, project: str, entries: Sequence[OutboxEntry
             projects.keep_recent(replace(entry, project=project, at_ms=entry.at_ms or at.seen_ms))
 
 
-async def sizes(projects: Projects) -> dict[str, int]:
-    """How many entries wait in each project."""
+async def size(projects: Projects) -> int:
+    """How many entries wait in all projects."""
+    return sum((await _look_at_all(projects)).values())
+
+
+async def _look_at_all(projects: Projects) -> dict[str, int]:
     with port_error():
         names = await projects.names()
-        lengths: list[int] = []
+    found = await _sizes(projects, names)
+    projects.active.update(found)
+    projects.looked_at_s = time.monotonic()
+    return found
+
+
+async def _sizes(projects: Projects, names: Iterable[str]) -> dict[str, int]:
+    """How many entries wait in each of the projects that have any."""
+    found: dict[str, int] = {}
+    with port_error():
         for batch in batched(names):
             keys = [projects.of(name).key("outbox") for name in batch]
-            lengths.extend(await together(projects.topology.call(key, "XLEN", key) for key in keys))
-    return dict(zip(names, lengths, strict=True))
+            lengths = await together(projects.topology.call(key, "XLEN", key) for key in keys)
+            found.update((name, length) for name, length in zip(batch, lengths, strict=True) if length)
+    return found
+
+
+async def _waiting(projects: Projects) -> list[str]:
+    """The projects that have entries, as far as this process can know."""
+    is_time_to_look = time.monotonic() - projects.looked_at_s >= projects.look_s
+    # A project that is worked on from here on is in the new set, whatever the answer says.
+    asked, projects.active = projects.active, set()
+    try:
+        found = await (_look_at_all(projects) if is_time_to_look else _sizes(projects, asked))
+    except BaseException:
+        projects.active |= asked
+        raise
+    projects.active.update(found)
+    return sorted(found)
 
 
 async def read(projects: Projects, consumer: str, limit: int) -> list[OutboxEntry]:
     """The oldest free entries of all projects, leased to the consumer."""
-    waiting = [name for name, size in (await sizes(projects)).items() if size]
+    waiting = await _waiting(projects)
     shares = dict.fromkeys(waiting, limit)
     if len(waiting) > 1:
         shares = await _shares(projects, waiting, consumer, limit)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -35,6 +36,8 @@ PROJECTS_KEY: Final = "farebox:projects"
 # The restoring process renews its lock in time; one that died is replaced after this.
 _LOCK_MS: Final = 10_000
 _LOCK_POLL_S: Final = 0.05
+# How often a reader looks at the outboxes of all projects.
+LOOK_S: Final = 1.0
 # Accounts of so many reservations are remembered; of older ones they are read from Redis again.
 _REMEMBERED_MAX: Final = 100_000
 
@@ -123,9 +126,13 @@ class Projects:
         rebuild: Rebuild | None,
         *,
         deadline_ms: int,
+        look_s: float,
         clock_ms: Callable[[], int] | None = None,
     ) -> None:
         self.topology = topology
+        self.look_s = look_s
+        self.looked_at_s = -math.inf  # when the outboxes of all projects were looked at
+        self.active: set[str] = set()  # projects that may have got an event since their outbox was looked at
         self._rebuild = rebuild
         self._deadline_s = deadline_ms / 1000
         self._clock_ms = clock_ms
@@ -153,6 +160,9 @@ class Projects:
             reply = await self._evaluate(script, keys, project.epoch, project.seen_ms, arguments)
         except (ConnectionLost, RedisRefused) as trouble:
             reply = await self._again(project, script, keys, arguments, trouble)
+        finally:
+            # Also when the reply was lost: the event may be there.
+            self.active.add(project.name)
         if reply[0] > project.seen_ms:
             project.seen_ms = reply[0]
         return reply

@@ -423,3 +423,38 @@ async def test_gates_and_overrides_are_seen_by_every_gateway(server: RedisServer
         no = await ledger.reserve("p", ask("c1"))
         assert isinstance(no, Refused)
         assert (no.reason, no.balance.limit.tokens) == (Refusal.TOO_LARGE, 5)
+
+
+class TestOutboxesOfManyProjects:
+    async def test_what_this_process_writes_is_read_at_once(self, ledger: RedisLedger) -> None:
+        assert await ledger.outbox_read("f") == []
+        for project in ("p", "q"):
+            await ledger.reserve(project, ask("c1"))
+            await ledger.settle(project, "c1", tokens(7), b"{}")
+        assert {entry.project for entry in await ledger.outbox_read("f")} == {"p", "q"}
+
+    async def test_what_another_process_left_is_found_by_the_next_look(self, server: RedisServer) -> None:
+        async with ledger_at(server.url, look_s=0.3) as reader, ledger_at(server.url) as writer:
+            assert await reader.outbox_read("f") == []
+            await writer.reserve("q", ask("c1"))
+            await writer.settle("q", "c1", tokens(7), b"{}")
+            async with asyncio.timeout(10):
+                while not (entries := await reader.outbox_read("f")):
+                    await asyncio.sleep(0.05)
+            assert [entry.id for entry in entries] == ["c1"]
+
+    async def test_reading_asks_only_projects_that_are_worked_on(self, server: RedisServer) -> None:
+        async with ledger_at(server.url, look_s=3600.0) as ledger:
+            for number in range(200):
+                await ledger.set_gate(f"p{number}", "run:r", Gate.OPEN)
+            await ledger.outbox_read("f")
+            before = commands_of(server)
+            await ledger.outbox_read("f")
+            # The one that asks how many there were is a command, too.
+            assert commands_of(server) - before <= 1
+
+
+def commands_of(server: RedisServer) -> int:
+    """How many commands the server has been given since its start."""
+    line = next(line for line in server.command("INFO", "stats").split("\r\n") if "total_commands_processed" in line)
+    return int(line.partition(":")[2])
