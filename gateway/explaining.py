@@ -15,13 +15,13 @@ from gateway.orchestration.looking import LookingPlanner
 from gateway.pipeline.call import Call, Principal
 from gateway.pipeline.intake import check_model
 from gateway.pipeline.reserving import Reserving
-from gateway.run_view import own_budget, run_account
+from gateway.run_view import own_budget
 from gateway.store import runs as run_store
 from gateway.store.database import StoreError
 from gateway.tags import read_tags
 from gateway.wire.protocol import WireProtocol
 from policies.amounts import Limit
-from policies.budgets import Link
+from policies.budgets import Link, run_account
 from policies.reservation import Balance
 
 if TYPE_CHECKING:

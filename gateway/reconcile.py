@@ -31,7 +31,7 @@ from gateway.store.runs import Sums
 from gateway.store.tables import run_steps, runs, token_usage, usage_daily, usage_dead_letter
 from gateway.store.usage_report import GroupBy, UsageFilter
 from policies.amounts import ZERO, Amount, Limit
-from policies.budgets import RUN_KEEP_MS, Budget, Link, RunLimits, Scope, Subject, Window, account_name, chain_for
+from policies.budgets import RUN_KEEP_MS, Budget, Link, RunLimits, Scope, Subject, chain_for, run_account, step_account
 from policies.reservation import Balance, Gate
 
 # How many accounts are asked of the ledger in one call, and restored at the same time.
@@ -110,9 +110,9 @@ async def run_accounts(db: Database, project: str, since_ms: int) -> dict[str, R
     accounts: dict[str, RunRows] = {}
     async with db.read() as connection:
         for (run,) in await connection.execute(recent):
-            accounts[_run_account(project, run)] = RunRows(run)
+            accounts[run_account(run)] = RunRows(run)
         for run, step in await connection.execute(steps):
-            accounts[_step_account(project, run, step)] = RunRows(run, step)
+            accounts[step_account(run, step)] = RunRows(run, step)
     return accounts
 
 
@@ -189,14 +189,6 @@ async def rebuild(
         chunk = ordered[start : start + _CHUNK]
         await asyncio.gather(*(ledger.restore(project, account, *settled) for account, settled in chunk))
     return len(ordered)
-
-
-def _run_account(project: str, run: str) -> str:
-    return account_name(Subject(project, run=run), Scope.RUN, Window.RUN, None)
-
-
-def _step_account(project: str, run: str, step: str) -> str:
-    return account_name(Subject(project, run=run, step=step), Scope.STEP, Window.RUN, None)
 
 
 async def _settled(ledger: Books, project: str, accounts: Mapping[str, RunRows]) -> dict[str, Amount]:
@@ -288,11 +280,10 @@ async def _run_sums(db: Database, project: str, since_ms: int) -> Restored:
         for member in _lineage(run, parents):
             whole[member] += amount
     restored: Restored = {
-        _run_account(project, run): (amount, RUN_KEEP_MS, *people.get(run, (None, None)))
-        for run, amount in whole.items()
+        run_account(run): (amount, RUN_KEEP_MS, *people.get(run, (None, None))) for run, amount in whole.items()
     }
     for run, step, *amounts in step_rows:
-        restored[_step_account(project, run, step)] = Amount(*amounts), RUN_KEEP_MS, None, None
+        restored[step_account(run, step)] = Amount(*amounts), RUN_KEEP_MS, None, None
     return restored
 
 

@@ -20,11 +20,12 @@ from gateway.catch_up import CatchUp
 from gateway.ledger.port import Ledger
 from gateway.run_plan import RunPlan, RunRequest, stored_step
 from gateway.run_reset import reset_figures
-from gateway.run_view import RunView, RunViews, own_budget, run_account
+from gateway.run_view import RunView, RunViews, own_budget
 from gateway.store import runs as runs_store
 from gateway.store.database import Database
 from gateway.store.runs import Run
 from policies.amounts import UNLIMITED, Limit
+from policies.budgets import run_account
 from policies.reservation import Gate
 
 Action = Literal["pause", "resume", "complete", "cancel"]

@@ -10,10 +10,9 @@ from __future__ import annotations
 import orjson
 
 from gateway.ledger.port import EntryKind, Ledger, OutboxEntry
-from gateway.run_view import run_account, step_account
 from gateway.store.runs import Run, RunStep
 from policies.amounts import ZERO, Amount
-from policies.budgets import RUN_KEEP_MS
+from policies.budgets import RUN_KEEP_MS, run_account, step_account
 
 
 async def reset_figures(ledger: Ledger, run: Run, reset_id: str, now_ms: int) -> list[OutboxEntry]:

@@ -18,7 +18,7 @@ from gateway.store.database import Database
 from gateway.store.runs import Run, RunFilter, RunStep, Sums
 from gateway.store.workflows import Workflow
 from policies.amounts import NANO_USD_PER_USD, UNLIMITED, ZERO, Amount, Limit, Unit
-from policies.budgets import Budget, RunLimits, Scope, Subject, chain_for
+from policies.budgets import Budget, RunLimits, Scope, Subject, chain_for, run_account, step_account
 from policies.reservation import Balance, Gate
 
 if TYPE_CHECKING:
@@ -298,14 +298,6 @@ class RunViews:
             planned_step=UNLIMITED if step is None else declared.step_limit(step),
             observe=declared.observes,
         )
-
-
-def run_account(run: str) -> str:
-    return f"run/{run}"
-
-
-def step_account(run: str, step: str) -> str:
-    return f"step/{run}/{step}"
 
 
 def own_budget(plan: Mapping[str, Any]) -> Limit:

@@ -12,7 +12,7 @@ from cachetools import LRUCache
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.call import Call
 from policies.amounts import UNLIMITED
-from policies.budgets import Parent
+from policies.budgets import Parent, run_account
 from policies.reservation import Granted
 
 _RUNS_MAX: Final = 50_000
@@ -77,7 +77,7 @@ class RunRegistry:
         key = (call.principal.project, call.run)
         if key not in self._workflow_of:
             self._workflow_of[key] = call.tags.workflow or ""
-        account = f"run/{call.run}"
+        account = run_account(call.run)
         for balance, hold in zip(granted.balances, call.chain.holds, strict=False):
             if balance.account == account:
                 limit = hold.limit if hold.tighten is UNLIMITED else hold.limit.tightened_by(hold.tighten)

@@ -246,10 +246,10 @@ _STEP, _RUN = Scope.STEP, Scope.RUN
 
 def _of_run(link: Link, run: str) -> Link:
     hold = link.hold
+    name, scope_id = (run, run) if link.scope is _RUN else (_within_step(run), link.scope_id)
     # The account's name begins with `step/*` or `run/*`.
     kind, _, rest = hold.account.partition(ANY_RUN)
-    named = Hold(kind + run + rest, hold.limit, hold.tighten, hold.enforce, hold.keep_ms)
-    scope_id = run if link.scope is _RUN else link.scope_id
+    named = Hold(kind + name + rest, hold.limit, hold.tighten, hold.enforce, hold.keep_ms)
     return Link(named, link.scope, scope_id, link.window, link.resets_at_ms, link.soft_tokens, link.on_outage)
 
 
@@ -257,12 +257,27 @@ _ORDER: Final = {scope: position for position, scope in enumerate(Scope)}
 _OBSERVED: Final = "~observe"
 
 
+def run_account(run: str) -> str:
+    """The ledger's name of a run's account. Run ids are unique within a project."""
+    return f"run/{run}"
+
+
+def step_account(run: str, step: str) -> str:
+    """The ledger's name of a step's account. Run `a/b` with step `c` is not run `a` with step `b/c`."""
+    return f"step/{_within_step(run)}/{step}"
+
+
+def _within_step(run: str) -> str:
+    """A run's id may hold slashes; a bar, which no id holds, stands for them where a step's name follows."""
+    return run.replace("/", "|")
+
+
 def account_name(subject: Subject, scope: Scope, window: Window, starts_at_ms: int | None) -> str:
-    """The ledger's name of an account. Run ids are unique within a project, so a step is named by its run."""
+    """The ledger's name of the subject's account in the window that starts then; of a step or run, for as long as it lasts."""
     if scope is Scope.STEP:
-        return f"step/{subject.run}/{subject.step}"
+        return step_account(subject.run or "", subject.step or "")
     if scope is Scope.RUN:
-        return f"run/{subject.run}"
+        return run_account(subject.run or "")
     name = f"{scope.value}/{subject.identity(scope)}@{window.value}"
     return name if starts_at_ms is None else f"{name}:{starts_at_ms}"
 
@@ -323,7 +338,7 @@ def _parent_link(parent: Parent, project: str, budgets: Sequence[Budget]) -> Lin
     for budget in budgets:
         if budget.scope is Scope.RUN and budget.mode is Mode.ENFORCE and budget.applies_to(subject):
             limit = limit.tightened_by(budget.limit)
-    return Link(Hold(f"run/{parent.run}", limit, keep_ms=RUN_KEEP_MS), Scope.RUN, parent.run, Window.RUN)
+    return Link(Hold(run_account(parent.run), limit, keep_ms=RUN_KEEP_MS), Scope.RUN, parent.run, Window.RUN)
 
 
 def _keep_ms(window: Window) -> int:

@@ -20,11 +20,11 @@ from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.orchestration.batches import Batches
 from gateway.orchestration.run_lookups import RunLookups
 from gateway.run_plan import PlannedStep, RunPlan, demands_of, moved_step, step_of_store, stored_step, within_caps
-from gateway.run_view import run_account, step_account
 from gateway.store import runs as run_store
 from gateway.store.database import Database, StoreError
 from gateway.store.runs import Run, RunStep
 from policies.allocation import Allocation, StepAllocation, StepDemand, allocate_next, reallocate
+from policies.budgets import run_account, step_account
 from policies.reservation import Balance
 from policies.settings import Settings
 

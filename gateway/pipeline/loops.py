@@ -24,6 +24,7 @@ from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.call import Call
 from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.refusal import loop_detected
+from policies.budgets import run_account
 from policies.loops import Seen, again, is_conversation, tool_turn
 from policies.reservation import Gate
 
@@ -91,7 +92,7 @@ class LoopBreaker:
             "loop_detected", call.id, project=call.principal.project, run=run, step=call.tags.step, repeated=turn.what
         )
         try:
-            await self._ledger.set_gate(call.principal.project, f"run/{run}", Gate.LOOPING)
+            await self._ledger.set_gate(call.principal.project, run_account(run), Gate.LOOPING)
         except LedgerUnavailable as error:
             _log.warning("loop_not_closed", run=run, error=str(error))
         return loop_detected(call, what=turn.what, times=turn.times)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from policies.amounts import UNLIMITED, Limit
 from policies.budgets import (
+    ANY_RUN,
     Budget,
     Chain,
     HoldKind,
@@ -40,6 +43,18 @@ def test_a_tagged_call_is_counted_on_its_step_and_run_even_without_a_budget() ->
     assert accounts(found) == ["step/r-1/draft", "run/r-1"]
     assert not found.is_limited
     assert found.survives_outage
+
+
+def test_no_two_steps_share_an_account_wherever_their_ids_have_slashes() -> None:
+    assert accounts(chain(subject=replace(CALL, run="a/b", step="c"))) == ["step/a|b/c", "run/a/b"]
+    assert accounts(chain(subject=replace(CALL, run="a", step="b/c"))) == ["step/a/b/c", "run/a"]
+
+
+@pytest.mark.parametrize("run", ["r-1", "team/a/1"])
+def test_the_chain_of_any_run_becomes_that_of_each(run: str) -> None:
+    budgets = Budget(Scope.STEP, TOKENS), Budget(Scope.RUN, TOKENS, mode=Mode.OBSERVE)
+    of_any = chain(*budgets, subject=replace(CALL, run=ANY_RUN))
+    assert of_any.of_run(run) == chain(*budgets, subject=replace(CALL, run=run))
 
 
 def test_an_untagged_call_without_a_budget_has_no_chain() -> None:
