@@ -94,6 +94,7 @@ class Parts:
     config: Config
     store: Database
     ledger: Ledger
+    rebuilding: Rebuilding
     control: Control
     flusher: Flusher
     pool: Pool
@@ -198,6 +199,8 @@ class Application:
         stack.push_async_callback(parts.ledger.close)
         await parts.control.start()
         stack.push_async_callback(parts.control.stop)
+        if isinstance(parts.ledger, SqliteLedger):
+            await parts.rebuilding.of_embedded(parts.ledger)
         if self._is_server:
             check_binding(
                 self.config.server.host,
@@ -346,8 +349,7 @@ def _application(routes: list[BaseRoute]) -> Starlette:
 
 
 def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymous: bool) -> Parts:
-    ids = Ids(wall_clock_ms)
-    price_map = PriceMap(installed_price_map())
+    ids, price_map = Ids(wall_clock_ms), PriceMap(installed_price_map())
     deployments = deployments_of([entry for entry in config.model_list if STAR not in entry.model_name], price_map)
     tracing = make_tracing(config.tracing, process_name())
     store, telemetry, tokenizer = Database(config.storage.store), tracing.telemetry(), Tokenizer()
@@ -386,6 +388,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
         config=config,
         store=store,
         ledger=ledger,
+        rebuilding=rebuilding,
         control=control,
         flusher=flusher,
         pool=pool,

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import structlog
+from sqlalchemy import select
 
 from gateway import reconcile
 from gateway.control import Snapshot
-from gateway.ledger.port import OutboxEntry
-from gateway.store import usage
-from gateway.store.database import Database
-from policies.amounts import Amount, Limit
+from gateway.ledger.port import Ledger
+from gateway.reconcile import Restore
+from gateway.store import usage, versions
+from gateway.store.database import Database, StoreUnavailable
+from gateway.store.tables import runs, usage_daily
 from policies.budgets import Budget
-from policies.reservation import Balance, Gate
 
 if TYPE_CHECKING:
-    from gateway.ledger.redis_projects import Restore, Unsaved
+    from gateway.ledger.redis_projects import Unsaved
 
 _log = structlog.get_logger(__name__)
+_EPOCH: Final = "ledger_epoch"
 
 
 class Rebuilding:
-    """Called by the ledger before it lets enforced traffic of a project go on."""
+    """Called by a ledger on Redis before it lets enforced traffic of a project go on; an embedded one is seen to at the start."""
 
     def __init__(
         self,
@@ -43,39 +46,29 @@ class Rebuilding:
         async for entries in unsaved:
             # They stay in the outbox, and land once all the same: the flusher cannot be asked, for it waits for this project.
             await usage.insert_entries(self._store, entries, self._clock_ms())
-        key_names = {key.id: key.name for key in self._snapshot().keys.values()}
-        books = _RestoringBooks(restore, self._clock_ms)
-        accounts = await reconcile.rebuild(books, self._store, project, self._budgets(), key_names)
+        await self._rebuild(project, restore, self._clock_ms())
+
+    async def of_embedded(self, ledger: Ledger) -> None:
+        """Fill a ledger that is another one than the store has seen before: its file was lost, or moved away because it was damaged."""
+        epoch = await ledger.epoch()
+        try:
+            known = await versions.noted(self._store, _EPOCH)
+            if known == epoch:
+                return
+            if known is not None:
+                for project in await self._projects():
+                    await self._rebuild(project, partial(ledger.restore, project), await ledger.now_ms())
+            await versions.note(self._store, _EPOCH, epoch)
+        except StoreUnavailable as error:
+            _log.warning("ledger_not_compared", error=str(error))
+
+    async def _rebuild(self, project: str, restore: Restore, now_ms: int) -> None:
+        keys = self._snapshot().keys.values()
+        accounts = await reconcile.rebuild(restore, self._store, project, now_ms, self._budgets(), keys)
         if accounts:
             _log.warning("ledger_rebuilt", project=project, accounts=accounts)
 
-
-class _RestoringBooks:
-    """The ledger as `reconcile.rebuild` needs it while the ledger itself is not open for business yet."""
-
-    def __init__(self, restore: Restore, clock_ms: Callable[[], int]) -> None:
-        self._restore = restore
-        self._clock_ms = clock_ms
-
-    async def now_ms(self) -> int:
-        return self._clock_ms()
-
-    async def restore(
-        self,
-        project: str,
-        account: str,
-        settled: Amount,
-        keep_ms: int,
-        gate: Gate | None = None,
-        override: Limit | None = None,
-    ) -> None:
-        await self._restore(account, settled, keep_ms, gate, override)
-
-    async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]:
-        raise NotImplementedError("a ledger that is being restored has no balances to compare")
-
-    async def record(self, project: str, entries: Sequence[OutboxEntry]) -> None:
-        raise NotImplementedError("a ledger that is being restored takes no entries")
-
-    async def outbox_size(self) -> int:
-        return 0
+    async def _projects(self) -> list[str]:
+        async with self._store.read() as connection:
+            found = await connection.execute(select(runs.c.project).union(select(usage_daily.c.project)))
+            return sorted(found.scalars())

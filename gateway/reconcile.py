@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
@@ -23,14 +22,17 @@ import orjson
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.budget_book import key_budgets
 from gateway.ledger.port import EntryKind, OutboxEntry
+from gateway.run_view import own_budget
 from gateway.store import runs as runs_store
 from gateway.store import usage_report
 from gateway.store.database import Database
+from gateway.store.keys import ApiKey
 from gateway.store.runs import Sums
 from gateway.store.tables import run_steps, runs, token_usage, usage_daily, usage_dead_letter
 from gateway.store.usage_report import GroupBy, UsageFilter
-from policies.amounts import ZERO, Amount, Limit
+from policies.amounts import UNLIMITED, ZERO, Amount, Limit
 from policies.budgets import RUN_KEEP_MS, Budget, Link, RunLimits, Scope, Subject, chain_for, run_account, step_account
 from policies.reservation import Balance, Gate
 
@@ -50,17 +52,11 @@ class Books(Protocol):
 
     async def record(self, project: str, entries: Sequence[OutboxEntry]) -> None: ...
 
-    async def restore(
-        self,
-        project: str,
-        account: str,
-        settled: Amount,
-        keep_ms: int,
-        gate: Gate | None = None,
-        override: Limit | None = None,
-    ) -> None: ...
-
     async def outbox_size(self) -> int: ...
+
+
+# Sets an account of the ledger: (its name, settled, keep_ms, and for runs what people decided: the gate and a budget of its own).
+Restore = Callable[[str, Amount, int, Gate | None, Limit | None], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,24 +166,24 @@ async def repair(
 
 
 async def rebuild(
-    ledger: Books,
+    restore: Restore,
     db: Database,
     project: str,
+    now_ms: int,
     budgets: Sequence[Budget] = (),
-    key_names: Mapping[str, str] | None = None,
+    keys: Iterable[ApiKey] = (),
 ) -> int:
     """Set the counters of a ledger that lost them from the store's sums: runs and steps of the last 30 days, and the accounts
-    of `budgets` in their current windows (`key_names`: key id → name). Returns how many accounts were set.
+    of `budgets` and of the limits of `keys` in their windows at `now_ms`. Returns how many accounts were set.
 
     To be done before enforced traffic goes on, and after the outbox was flushed as far as it survived.
     """
-    now_ms = await ledger.now_ms()
     restored = await _run_sums(db, project, now_ms - RUN_KEEP_MS)
-    restored |= await _budget_sums(db, project, budgets, key_names or {}, now_ms)
+    restored |= await _budget_sums(db, project, budgets, {key.id: key for key in keys}, now_ms)
     ordered = list(restored.items())
     for start in range(0, len(ordered), _CHUNK):
         chunk = ordered[start : start + _CHUNK]
-        await asyncio.gather(*(ledger.restore(project, account, *settled) for account, settled in chunk))
+        await asyncio.gather(*(restore(account, *settled) for account, settled in chunk))
     return len(ordered)
 
 
@@ -255,13 +251,12 @@ def _repair_entry(project: str, drift: Drift, missing: Amount, names: Mapping[st
     )
 
 
-# Account → settled, keep_ms, and for runs what people decided: the gate and a budget of their own.
-Restored = dict[str, tuple[Amount, int, Gate | None, Limit | None]]
+Restored = dict[str, tuple[Amount, int, Gate | None, Limit | None]]  # account → what `Restore` sets
 _GATES: Final = {"paused": Gate.PAUSED, "completed": Gate.COMPLETED, "cancelled": Gate.CANCELLED}
 
 
 async def _run_sums(db: Database, project: str, since_ms: int) -> Restored:
-    """Account → (settled, keep_ms) of runs, children added to their ancestors, and of steps."""
+    """Of runs, children added to their ancestors, and of steps."""
     sums = ("total_tokens", "cost_nano_usd", "requests")
     recent = runs.c.project == project, runs.c.last_at >= since_ms
     columns = [runs.c[name] for name in sums]
@@ -288,9 +283,8 @@ async def _run_sums(db: Database, project: str, since_ms: int) -> Restored:
 
 
 def _own_budget(plan: str) -> Limit | None:
-    """What somebody gave this very run, as `gateway/run_control.py` stores it; None where nobody did."""
-    budget = (json.loads(plan) if plan else {}).get("budget")
-    return Limit(budget.get("tokens"), budget.get("nano_usd"), budget.get("requests")) if budget else None
+    budget = own_budget(orjson.loads(plan)) if plan else UNLIMITED
+    return None if budget.is_unlimited else budget
 
 
 def _lineage(run: str, parents: Mapping[str, str]) -> list[str]:
@@ -303,7 +297,7 @@ def _lineage(run: str, parents: Mapping[str, str]) -> list[str]:
 
 
 async def _budget_sums(
-    db: Database, project: str, budgets: Sequence[Budget], key_names: Mapping[str, str], now_ms: int
+    db: Database, project: str, budgets: Sequence[Budget], keys: Mapping[str, ApiKey], now_ms: int
 ) -> Restored:
     names = (usage_daily.c.workflow, usage_daily.c.agent, usage_daily.c.key_id)
     async with db.read() as connection:
@@ -311,8 +305,11 @@ async def _budget_sums(
     wanted: dict[str, tuple[UsageFilter, int]] = {}
     sharing: dict[str, set[str]] = defaultdict(set)  # accounts of keys: keys of one name share an account
     for workflow, agent, key_id in seen:
-        subject = Subject(project, key_names.get(key_id), workflow or None, None, None, agent or None)
-        for link in chain_for(subject, budgets, RunLimits(), now_ms).links:
+        key = keys.get(key_id)
+        key_name = None if key is None else key.name
+        subject = Subject(project, key_name, workflow or None, None, None, agent or None)
+        of_key = key_budgets(key.name, key.project, key.limits) if key is not None else ()
+        for link in chain_for(subject, (*budgets, *of_key), RunLimits(), now_ms).links:
             wanted[link.hold.account] = _filter_of(link, project), link.hold.keep_ms
             if link.scope is Scope.KEY:
                 sharing[link.hold.account].add(key_id)

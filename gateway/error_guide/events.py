@@ -15,7 +15,13 @@ EVENTS: Final[dict[str, Guide]] = {
     ),
     "ledger_rebuilt": Guide(
         "The ledger had lost a project's counters, and they were restored from the store.",
-        "Find out why Redis lost its data (`appendonly`, eviction, FLUSHALL). docs/ledger.md says what may have been spent twice.",
+        "Find out why Redis lost its data (`appendonly`, eviction, FLUSHALL), or who moved the embedded ledger's file away. "
+        "docs/ledger.md says what may have been spent twice.",
+        "warning",
+    ),
+    "ledger_not_compared": Guide(
+        "The store could not be asked whether the embedded ledger is the one of before. If it is a new one, it counts from nothing.",
+        "Bring the store back and start again: a new ledger is then filled from the store.",
         "warning",
     ),
     "counters_not_restored": Guide(

@@ -40,7 +40,7 @@ async def read(db: Database) -> Mapping[str, int]:
 
 
 async def note(db: Database, name: str, value: str) -> None:
-    """Keep a text under a name of its own, such as the ledger's epoch as it was last seen."""
+    """Keep a text under a name of its own, such as the epoch of the embedded ledger that was last seen."""
     rows = [{"name": name, "version": 0, "value": value}]
     async with db.begin() as connection:
         await insert(connection, control_versions, rows, replacing(control_versions, ["value"]))

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -258,7 +259,7 @@ async def _write_past(folder: Path, now_ms: int) -> None:
     ledger = SqliteLedger(folder / "ledger.db")
     await ledger.open()
     budgets = [one.budget() for one in Config.model_validate(CONFIG).budgets]
-    await reconcile.rebuild(ledger, store, "default", budgets, {})
+    await reconcile.rebuild(partial(ledger.restore, "default"), store, "default", await ledger.now_ms(), budgets)
     await ledger.close()
     for agent, creation, execution in (
         ("triage-bot", 3.4, 4.6),

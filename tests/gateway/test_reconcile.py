@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -18,6 +19,7 @@ from gateway.reconcile import Reconciliation
 from gateway.store import runs as runs_store
 from gateway.store import usage_report
 from gateway.store.database import Database
+from gateway.store.keys import ApiKey
 from gateway.store.usage_report import GroupBy, UsageFilter
 from policies.amounts import Amount, Limit
 from policies.budgets import Budget, Parent, RunLimits, Scope, Subject, Window, chain_for
@@ -31,6 +33,7 @@ BUDGETS = (
     Budget(Scope.PROJECT, Limit(tokens=10**9), window=Window.TOTAL),
 )
 KEY_NAMES = {"k1": "ci", "k2": "ci", "k3": "ops"}
+KEYS = [ApiKey(key_id, name, "default", "", "") for key_id, name in KEY_NAMES.items()]
 PARENT = {"r1": "r0", "r2": "r1"}  # run → the run it is inside of
 
 
@@ -183,9 +186,21 @@ async def test_a_ledger_that_lost_everything_counts_on_where_it_was(bench: Bench
     accounts = sorted(
         {link.hold.account for one in subjects for link in chain_for(one, BUDGETS, RunLimits(), now_ms).links}
     )
-    count = await reconcile.rebuild(new, bench.db, "default", BUDGETS, KEY_NAMES)
+    count = await reconcile.rebuild(partial(new.restore, "default"), bench.db, "default", now_ms, BUDGETS, KEYS)
     assert count == len(accounts) == 4 + 8 + 1 + 2 + 1 + 1
     assert await new.balances("default", accounts) == await lost.balances("default", accounts)
+
+
+async def test_the_limits_of_keys_themselves_are_rebuilt(bench: Bench) -> None:
+    """They stand in no list of budgets: a key that had spent all it was given had everything again."""
+    await bench.call("r0", "plan", Amount(300, 0, 1), "k1")
+    await bench.call("r0", "plan", Amount(20, 0, 1), "k3")
+    await bench.flush()
+    limited = [ApiKey("k1", "ci", "default", "", "", limits={"tokens": 300}), KEYS[2]]
+    new = MemoryLedger(clock_ms=lambda: NOW_MS)
+    await reconcile.rebuild(partial(new.restore, "default"), bench.db, "default", NOW_MS, (), limited)
+    found = await new.balances("default", ["key/ci@total", "key/ops@total"])
+    assert [balance.settled.tokens for balance in found] == [300, 0]
 
 
 async def test_what_people_decided_about_a_run_is_rebuilt_too(bench: Bench) -> None:
@@ -196,13 +211,14 @@ async def test_what_people_decided_about_a_run_is_rebuilt_too(bench: Bench) -> N
     own = {"budget": {"tokens": 5000, "nano_usd": None, "requests": None}}
     await runs_store.set_plan(bench.db, "default", "r2", own)
     new = MemoryLedger(clock_ms=lambda: NOW_MS)
-    await reconcile.rebuild(new, bench.db, "default", BUDGETS, KEY_NAMES)
+    await reconcile.rebuild(partial(new.restore, "default"), bench.db, "default", NOW_MS)
     found = await new.balances("default", ["run/r0", "run/r1", "run/r2"])
     assert [balance.gate for balance in found] == [Gate.CANCELLED, Gate.PAUSED, Gate.OPEN]
     assert found[2].limit == Limit(tokens=5000)
 
 
 async def test_nothing_is_rebuilt_from_an_empty_store(bench: Bench) -> None:
-    assert await reconcile.rebuild(bench.ledger, bench.db, "default", BUDGETS) == 0
+    restore = partial(bench.ledger.restore, "default")
+    assert await reconcile.rebuild(restore, bench.db, "default", NOW_MS, BUDGETS) == 0
     report = await usage_report.report(bench.db, GroupBy.DAY, UsageFilter())
     assert report.groups == 0
