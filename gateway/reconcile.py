@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import orjson
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, and_, func, literal_column, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.budget_book import key_budgets
@@ -200,7 +200,10 @@ async def _settled(ledger: Books, project: str, accounts: Mapping[str, RunRows])
 async def _stored(connection: AsyncConnection, project: str, rows: RunRows) -> Amount:
     conditions: list[ColumnElement[bool]] = [token_usage.c.project == project]
     if rows.step is None:
-        conditions.append(token_usage.c.run.in_(await runs_store.family(connection, project, rows.run)))
+        # What a run spent before anybody named its parent was not booked on the parent.
+        is_inside = token_usage.c.parent_run != literal_column("''")
+        family = token_usage.c.run.in_(await runs_store.family(connection, project, rows.run))
+        conditions.append(or_(token_usage.c.run == rows.run, and_(family, is_inside)))
     else:
         conditions += [token_usage.c.run == rows.run, token_usage.c.step == rows.step]
     return _amount(await usage_report.row_sums(connection, conditions))
@@ -228,11 +231,14 @@ def _counts(inner: RunRows, outer: RunRows, families: Mapping[str, set[str]]) ->
 
 async def _names_of(connection: AsyncConnection, project: str, rows: RunRows) -> dict[str, str]:
     """What the other rows of the run agree on: so the repair also lands in the sums by workflow, agent and key."""
-    names = ("workflow", "agent", "key_id", "user", "parent_run", "model")
+    names = ("workflow", "agent", "key_id", "user", "model")
     columns = [column for name in names for column in (func.min(token_usage.c[name]), func.max(token_usage.c[name]))]
     mine = [token_usage.c.project == project, token_usage.c.run == rows.run]
     row = (await connection.execute(select(*columns).where(*mine))).one()
     agreed = {name: row[2 * at] for at, name in enumerate(names) if row[2 * at] and row[2 * at] == row[2 * at + 1]}
+    # Also of a run whose rows are all lost: only so does the repair count towards the runs around it.
+    parent = select(runs.c.parent_run).where(runs.c.project == project, runs.c.run == rows.run)
+    agreed["parent_run"] = (await connection.execute(parent)).scalar() or ""
     return agreed | {"run": rows.run} | ({} if rows.step is None else {"step": rows.step})
 
 

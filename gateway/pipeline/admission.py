@@ -96,7 +96,10 @@ class Admission:
         limits = await self._planner.plan(call, snapshot) if call.is_tagged else RunLimits()
         call.model = self._planner.model_for(call, snapshot)
         self.use(call, self.choose(call.model))
-        call.chain = self._budgets.chain(call, self._runs.parents(call), limits, self._now_ms())
+        parents = self._runs.parents(call)
+        if parents:
+            call.parent_run = parents[0].run
+        call.chain = self._budgets.chain(call, parents, limits, self._now_ms())
         call.timings.stop("classify")
         if not call.chain.links:
             return

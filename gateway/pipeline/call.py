@@ -87,6 +87,9 @@ class Call:
     request: Request
     tags: Tags = UNTAGGED
     run: str | None = None
+    parent_run: str | None = (
+        None  # the run that it spends from as well: named by this call, or by an earlier one of its run
+    )
     model: str = ""  # the public name that is asked: the client's, or the one that routing chose
     timings: Timings = field(default_factory=Timings)
     forwarded_headers: Mapping[str, str] = field(default_factory=dict)

@@ -32,7 +32,7 @@ def draft_of(call: Call) -> bytes:
             "step": call.tags.step,
             "agent": call.tags.agent,
             "user": call.tags.user,
-            "parent_run": call.tags.parent_run,
+            "parent_run": call.parent_run or call.tags.parent_run,
         }
     if call.intent is not None:
         event |= {

@@ -25,6 +25,9 @@ _ENVIRONMENT: Final = {
 }
 # LiteLLM points tiktoken at its own tables; the gateway's tokenizer keeps what it found.
 _RESTORED: Final = "TIKTOKEN_CACHE_DIR"
+# What LiteLLM would import in the middle of its first call to a provider of OpenAI's kind, and of a stream: the first alone is
+# 450 modules, and holds the event loop up for half a second.
+_NEEDED_BY_CALLS: Final = ("openai.resources", "anyio.streams.tls", "litellm._service_logger")
 # `litellm_settings` that change how a request is translated. Callbacks, caches and fallbacks are not among them: money
 # is settled here, never in a callback.
 _SETTINGS: Final = frozenset({"drop_params", "modify_params", "ssl_verify", "ssl_certificate", "set_verbose"})
@@ -59,6 +62,8 @@ class LiteLLMLoader:
             self._environment.setdefault(name, value)
         before = self._environment.get(_RESTORED)
         module = importlib.import_module("litellm")
+        for name in _NEEDED_BY_CALLS:
+            importlib.import_module(name)
         if before is None:
             self._environment.pop(_RESTORED, None)
         else:

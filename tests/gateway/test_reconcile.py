@@ -46,16 +46,18 @@ class Bench:
         self.flusher = Flusher(self.ledger, db, consumer="one")
         self.calls = 0
 
-    async def call(self, run: str, step: str, used: Amount, key_id: str = "k1", agent: str = "ada") -> str:
+    async def call(
+        self, run: str, step: str, used: Amount, key_id: str = "k1", agent: str = "ada", *, has_parent: bool = True
+    ) -> str:
         self.calls += 1
         ancestors = []
-        above = PARENT.get(run)
+        above = PARENT.get(run) if has_parent else None
         while above:
             ancestors.append(Parent(above, "wf"))
             above = PARENT.get(above)
         subject = Subject("default", KEY_NAMES[key_id], "wf", run, step, agent, tuple(ancestors))
         draft = {"workflow": "wf", "run": run, "step": step, "agent": agent, "key_id": key_id}
-        if run in PARENT:
+        if ancestors:
             draft["parent_run"] = PARENT[run]
         holds = chain_for(subject, BUDGETS, RunLimits(), await self.ledger.now_ms()).holds
         call_id = f"c{self.calls}"
@@ -135,6 +137,17 @@ async def test_lost_rows_are_made_good_on_every_level_once(bench: Bench) -> None
     assert await bench.repair(found) == 4  # two steps of two runs
     again = await bench.check()
     assert (again.drifts, again.moving) == ((), ())
+
+
+async def test_what_a_run_spent_before_it_had_a_parent_is_not_the_parents(bench: Bench) -> None:
+    await bench.call("r2", "plan", Amount(7, 7, 1), has_parent=False)
+    await bench.some_calls()
+    assert (await bench.check()).drifts == ()
+    async with bench.db.begin() as connection:
+        await connection.execute(text("DELETE FROM token_usage WHERE run = 'r2' AND parent_run <> ''"))
+        await connection.execute(text("UPDATE token_usage SET total_tokens = 8 WHERE run = 'r2'"))
+    assert await bench.repair(await bench.check()) > 0
+    assert (await bench.check()).drifts == ()
 
 
 async def test_an_account_that_moves_is_not_called_a_drift(bench: Bench) -> None:

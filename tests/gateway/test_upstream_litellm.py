@@ -127,6 +127,7 @@ async def test_loading_leaves_tiktoken_where_it_was_and_is_done_once(lane: LiteL
     assert litellm.callbacks == litellm.success_callback == []
     assert os.environ["LITELLM_MODE"] == "PRODUCTION"
     assert "fastapi" not in sys.modules
+    assert "openai.resources.chat" in sys.modules  # or the first call would import it, and hold all others up
 
 
 async def test_without_litellm_its_models_cannot_be_reached(
