@@ -52,7 +52,9 @@ class BudgetBook:
         planned = (limits.planned_run.tokens, limits.planned_step.tokens)
         key = (principal.project, principal.key_id, tags.workflow, step, tags.agent, *planned)
         made = self._chains.get(key)
-        if made is None or now_ms >= made.ends_at_ms or made.limits != limits:
+        # A call that began before its key was changed still has the key's old limits, and must leave none of them to others.
+        is_same = made is not None and made.limits == limits and made.of_key == principal.budgets
+        if made is None or not is_same or now_ms >= made.ends_at_ms:
             made = self._make(call, step, limits, now_ms)
             if len(self._chains) >= _CHAINS_MAX:
                 self._chains.clear()
@@ -65,13 +67,14 @@ class BudgetBook:
         subject = Subject(principal.project, principal.key_name or None, tags.workflow, run, step, tags.agent)
         chain = chain_for(subject, (*self(), *principal.budgets), limits, now_ms)
         ends_at_ms = chain.ends_at_ms()
-        return _Made(chain, limits, math.inf if ends_at_ms is None else ends_at_ms)
+        return _Made(chain, limits, principal.budgets, math.inf if ends_at_ms is None else ends_at_ms)
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
     chain: Chain
     limits: RunLimits
+    of_key: tuple[Budget, ...]
     ends_at_ms: float
 
 
