@@ -82,13 +82,13 @@ class Control:
 
     def __init__(self, store: Database, first_values: Mapping[str, Value] = _NONE, *, poll_ms: int = POLL_MS) -> None:
         self._store = store
-        self._first_values = dict(first_values)
+        self.first_values: Mapping[str, Value] = dict(first_values)
         self._poll_ms = poll_ms
         self._versions: Mapping[str, int] = {}
         self._turn = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[Snapshot], None]] = []
-        self.snapshot = first_snapshot(self._first_values)
+        self.snapshot = first_snapshot(self.first_values)
         self.is_store_available = False
         self.last_error = ""
 
@@ -149,7 +149,7 @@ class Control:
     async def _loaded(self, snapshot: Snapshot, subject: Subject) -> Snapshot:
         match subject:
             case Subject.SETTINGS:
-                return _with_settings(snapshot, await settings.get_all(self._store), self._first_values)
+                return _with_settings(snapshot, await settings.get_all(self._store), self.first_values)
             case Subject.KEYS:
                 return replace(snapshot, keys=_by_digest(await keys.list_all(self._store)))
             case Subject.WORKFLOWS:

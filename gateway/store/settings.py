@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import orjson
 from sqlalchemy import select
@@ -14,6 +15,8 @@ from gateway.store.database import Database
 from gateway.store.tables import settings_history, system_settings_config
 from gateway.store.versions import Subject, changed
 from policies.settings import SETTINGS, Value, conflicts, validated
+
+_NONE: Final[Mapping[str, Value]] = MappingProxyType({})
 
 
 class SettingsConflict(ValueError):
@@ -51,21 +54,29 @@ async def get(db: Database, key: str) -> SettingRow | None:
     return (await get_all(db)).get(key)
 
 
-async def put(db: Database, key: str, value: object, who: str, now_ms: int) -> SettingRow:
+async def put(
+    db: Database, key: str, value: object, who: str, now_ms: int, first_values: Mapping[str, Value] = _NONE
+) -> SettingRow:
     """Set one. Raises SettingError (unknown key, wrong type, outside the range) and SettingsConflict; nothing is changed then."""
-    return (await put_many(db, {key: value}, who, now_ms))[key]
+    return (await put_many(db, {key: value}, who, now_ms, first_values))[key]
 
 
-async def put_many(db: Database, values: Mapping[str, object], who: str, now_ms: int) -> dict[str, SettingRow]:
-    """Set several in one transaction, all or none. A value that is the same already makes no history."""
+async def put_many(
+    db: Database, values: Mapping[str, object], who: str, now_ms: int, first_values: Mapping[str, Value] = _NONE
+) -> dict[str, SettingRow]:
+    """Set several in one transaction, all or none. A value that is the same already makes no history.
+
+    `first_values` are those of the configuration file: they count, and are what is changed, until somebody sets their keys.
+    """
     wanted = {key: validated(key, value) for key, value in values.items()}
     async with db.begin() as connection:
-        before = await _rows(connection, locked=True)
-        merged = {key: row.value for key, row in before.items()} | wanted
-        _check_conflicts({key: row.value for key, row in before.items()}, merged)
+        stored = await _rows(connection, locked=True)
+        before = {key: row.value if row.updated_by else first_values.get(key, row.value) for key, row in stored.items()}
+        _check_conflicts(before, before | wanted)
         rows = {key: SettingRow(key, value, now_ms, who) for key, value in wanted.items()}
         for key, row in rows.items():
-            await _write(connection, before.get(key), row)
+            await _write(connection, row, is_new=key not in stored)
+            await _note_change(connection, before.get(key, SETTINGS[key].default), row)
         await changed(connection, Subject.SETTINGS)
     return rows
 
@@ -80,7 +91,9 @@ async def history(db: Database, key: str | None = None, limit: int = 100) -> lis
         return [_change(row) for row in (await connection.execute(query)).mappings()]
 
 
-async def revert(db: Database, change_id: int, who: str, now_ms: int) -> SettingRow | None:
+async def revert(
+    db: Database, change_id: int, who: str, now_ms: int, first_values: Mapping[str, Value] = _NONE
+) -> SettingRow | None:
     """Set a key back to what it was before a change, as a change of its own. None when there is no such change."""
     query = select(settings_history).where(settings_history.c.id == change_id)
     async with db.begin() as connection:
@@ -88,7 +101,7 @@ async def revert(db: Database, change_id: int, who: str, now_ms: int) -> Setting
     if found is None:
         return None
     change = _change(found)
-    return await put(db, change.key, change.old, who, now_ms)
+    return await put(db, change.key, change.old, who, now_ms, first_values)
 
 
 def _check_conflicts(before: Mapping[str, Value], after: Mapping[str, Value]) -> None:
@@ -109,16 +122,18 @@ async def _rows(connection: AsyncConnection, *, locked: bool = False) -> dict[st
     }
 
 
-async def _write(connection: AsyncConnection, before: SettingRow | None, row: SettingRow) -> None:
+async def _write(connection: AsyncConnection, row: SettingRow, *, is_new: bool) -> None:
     spec = SETTINGS[row.key]
     values = {"value": _json(row.value), "updated_at": row.updated_at_ms, "updated_by": row.updated_by}
-    if before is None:
+    if is_new:
         seeded = {"key": row.key, "type": spec.type, "category": spec.category, "description": spec.description}
         await connection.execute(system_settings_config.insert().values(**seeded, **values))
     else:
         mine = system_settings_config.c.key == row.key
         await connection.execute(system_settings_config.update().where(mine).values(**values))
-    old = spec.default if before is None else before.value
+
+
+async def _note_change(connection: AsyncConnection, old: Value, row: SettingRow) -> None:
     if old != row.value:
         change = {"key": row.key, "old_value": _json(old), "new_value": _json(row.value)}
         stamp = {"changed_at": row.updated_at_ms, "changed_by": row.updated_by}

@@ -68,6 +68,18 @@ async def test_a_change_is_kept_with_who_when_old_and_new(db: Database) -> None:
     assert await settings.revert(db, 10**9, "eve", NOW_MS) is None
 
 
+async def test_what_the_file_said_is_what_the_first_change_changes(db: Database) -> None:
+    file = {"orchestration_enabled": True, "orchestration_ais_fast_tier_max_score": 5.0}
+    await settings.put(db, "orchestration_enabled", False, "ada", NOW_MS, file)
+    (change,) = await settings.history(db)
+    assert (change.old, change.new) == (True, False), "off is the default, and was not what counted"
+    with pytest.raises(settings.SettingsConflict, match="ais_fast_tier_max_score 5 is above"):
+        await settings.put(db, "orchestration_ais_balanced_tier_max_score", 4, "ada", NOW_MS, file)
+    await settings.revert(db, change.id, "bob", NOW_MS, file)
+    assert await value_of(db, "orchestration_enabled") is True
+    assert [(one.old, one.new) for one in await settings.history(db)] == [(False, True), (True, False)]
+
+
 async def test_several_settings_change_together_or_not_at_all(db: Database) -> None:
     good, bad = "orchestration_max_tokens_per_step", "orchestration_budget_overage_threshold"
     with pytest.raises(SettingError, match=r"a number from 1 to 10; given 99"):

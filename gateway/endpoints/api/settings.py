@@ -103,11 +103,10 @@ async def revert_change(ask: Ask[ProjectQuery, NoBody]) -> SettingView:
     """Put a key back to what it was before a change; that is a change of its own."""
     text = ask.path["id"]
     before = {key: row.value for key, row in ask.desk.parts.control.snapshot.setting_rows.items()}
-    row = None
+    control, row = ask.desk.parts.control, None
     if text.isascii() and text.isdigit() and len(text) < 16:
-        row = await ask.desk.parts.control.change(
-            settings_store.revert(ask.store, int(text), ask.actor.name, ask.desk.now_ms())
-        )
+        who, now_ms = ask.actor.name, ask.desk.now_ms()
+        row = await control.change(settings_store.revert(ask.store, int(text), who, now_ms, control.first_values))
     if row is None:
         raise not_found("change", text)
     await ask.audit("setting.reverted", row.key, old=before[row.key], new=row.value, change=int(text))
@@ -117,7 +116,8 @@ async def revert_change(ask: Ask[ProjectQuery, NoBody]) -> SettingView:
 async def _put(ask: Ask[Any, Any], values: dict[str, Any]) -> None:
     control = ask.desk.parts.control
     before = {key: control.snapshot.setting_rows[key].value for key in values}
-    await control.change(settings_store.put_many(ask.store, values, ask.actor.name, ask.desk.now_ms()))
+    who, now_ms = ask.actor.name, ask.desk.now_ms()
+    await control.change(settings_store.put_many(ask.store, values, who, now_ms, control.first_values))
     for key, old in before.items():
         await ask.audit("setting.changed", key, old=old, new=control.snapshot.setting_rows[key].value)
 
