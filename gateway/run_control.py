@@ -90,7 +90,7 @@ class RunControl:
         """
         before = await self._find(project, request.run)
         if before is not None and before.state in runs_store.FINAL_STATES:
-            return _over(before)
+            return _over(before.run, before.state)
         budget = request.budget if before is None else own_budget(before.plan).replaced_by(request.budget)
         plan = await self._orchestration.initialise(project, replace(request, budget=budget))
         if not request.budget.is_unlimited:
@@ -107,8 +107,9 @@ class RunControl:
         shown = await self._shown(project, run)
         after = _AFTER.get((action, "active" if shown.state == "exhausted" else shown.state))
         if after is None:
-            return _over(found)
-        if after == shown.state:
+            return _over(run, shown.state)
+        # What is shown may be the gate alone, which was set before the store broke off: then the rest is still to be done.
+        if after == shown.state == found.state:
             return shown
         await self._ledger.set_gate(project, run_account(run), _GATES[after])
         metrics = None
@@ -124,7 +125,7 @@ class RunControl:
         if found is None:
             return _unknown(run)
         if found.state in runs_store.FINAL_STATES:
-            return _over(found)
+            return _over(run, found.state)
         before = own_budget(found.plan)
         budget = Limit(*(change.get(unit, before.of(unit)) for unit in ("tokens", "nano_usd", "requests")))
         await self._ledger.set_override(project, run_account(run), budget)
@@ -140,7 +141,7 @@ class RunControl:
         if found is None:
             return _unknown(run)
         if found.state in runs_store.FINAL_STATES:
-            return _over(found)
+            return _over(run, found.state)
         async with self._store.read() as connection:
             family = await runs_store.family(connection, project, run)
         if found.parent_run or len(family) > 1:
@@ -203,5 +204,5 @@ def _unknown(run: str) -> Denied:
     return Denied(f"There is no run {run[:200]!r}.", NO_SUCH_RUN)
 
 
-def _over(run: Run) -> Denied:
-    return Denied(f"Run {run.run!r} is {run.state}.", f"run_{run.state}")
+def _over(run: str, state: str) -> Denied:
+    return Denied(f"Run {run!r} is {state}.", f"run_{state}")

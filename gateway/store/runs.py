@@ -127,17 +127,21 @@ async def create(db: Database, run: Run) -> Run:
     """Store the plan of a run and its steps. A run that is there already keeps its state and sums, and takes the new plan."""
     async with db.begin() as connection:
         await insert(connection, runs, [_run_row(run)], replacing(runs, _PLANNED_RUN))
+        await _forget_plan(connection, run)
         steps = [_step_row(run.project, run.run, step) for step in run.steps]
         await insert(connection, run_steps, steps, replacing(run_steps, _PLANNED_STEP))
     found = await get(db, run.project, run.run)
     return found or run
 
 
-async def plan_steps(db: Database, project: str, run: str, steps: Sequence[RunStep]) -> None:
-    """Replace what was planned for these steps of a run (allocations move while it goes on)."""
-    async with db.begin() as connection:
-        rows = [_step_row(project, run, step) for step in steps]
-        await insert(connection, run_steps, rows, replacing(run_steps, _PLANNED_STEP))
+async def _forget_plan(connection: AsyncConnection, run: Run) -> None:
+    """Steps that an earlier plan had: those that called stay as steps that no plan knew of."""
+    steps = run_steps.c
+    planned = and_(steps.project == run.project, steps.run == run.run, steps.position > 0)
+    never_called = and_(steps.calls == 0, steps.refused == 0, steps.total_tokens == 0)
+    await connection.execute(run_steps.delete().where(planned, never_called))
+    unplanned = {"position": 0, "tier": "", "allocation_tokens": None, "hard_limit_tokens": None, "plan": ""}
+    await connection.execute(run_steps.update().where(planned).values(**unplanned))
 
 
 async def note_allocations(db: Database, steps: Sequence[tuple[str, RunStep]]) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from gateway import reconcile
+from gateway.store import runs as runs_store
 from policies.amounts import ZERO
+from policies.reservation import Gate
 from tests.api_client import Api
 
 pytest_plugins = ("tests.api_fixtures",)
@@ -118,6 +120,30 @@ async def test_completing_gives_metrics(api: Api) -> None:
     assert metrics["allocated_tokens"] == sum(
         step["allocation_tokens"] for step in (await api.get("/api/runs/r1"))["steps"]
     )
+
+
+async def test_an_end_that_broke_off_after_the_gate_is_completed_by_repeating_it(api: Api) -> None:
+    parts = api.application.parts
+    for end, gate in (("complete", Gate.COMPLETED), ("cancel", Gate.CANCELLED)):
+        await api.chat(end)
+        await api.get(f"/api/runs/{end}")
+        await parts.ledger.set_gate("default", f"run/{end}", gate)
+        assert (await api.post(f"/api/runs/{end}/{end}"))["completed_at"] is not None
+        stored = await runs_store.get(parts.store, "default", end)
+        assert stored is not None
+        assert (stored.state, bool(stored.metrics)) == (gate.value, end == "complete")
+
+
+async def test_a_run_that_is_announced_anew_has_the_new_steps_alone(api: Api) -> None:
+    await api.post("/api/runs", PLANNED)
+    await api.chat("r1", "draft")
+    assert [step["calls"] for step in (await api.get("/api/runs/r1"))["steps"]] == [0, 1, 0]
+    run = await api.post("/api/runs", {**PLANNED, "steps": [{"id": "send", "intent": "send"}, STEPS[0]]})
+    planned = {step["step"]: step["allocation_tokens"] for step in run["steps"]}
+    assert list(planned) == ["send", "extract", "draft"], "draft has called, check has not"
+    assert planned["draft"] is None
+    assert run["metrics"]["allocated_tokens"] == planned["send"] + planned["extract"] == run["pool_tokens"]
+    assert run["steps"][2]["calls"] == 1
 
 
 async def test_a_budget_is_raised_and_taken_back(api: Api) -> None:
