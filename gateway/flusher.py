@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 import structlog
@@ -74,14 +75,12 @@ class Flusher:
         self._chance = chance
         self._insert = insert
         self._turn = asyncio.Lock()
-        self._wake = asyncio.Event()
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._sized_at_ms = 0
         self._oldest_at_ms: int | None = None
         self.outbox_size = 0
         self.inserted_total = 0
         self.dead_lettered_total = 0
-        self.failures_total = 0
         self.failures_in_a_row = 0
         self.last_error = ""
 
@@ -111,7 +110,7 @@ class Flusher:
 
     async def run(self) -> None:
         """Flush until `stop`. Never ends by an error: an outbox that nobody empties fills up."""
-        while not self._stopping:
+        while not self._stopping.is_set():
             try:
                 moved = await self.flush_once()
                 pause_ms = 0 if moved >= self._batch else self._idle_ms
@@ -121,13 +120,8 @@ class Flusher:
 
     async def stop(self, drain_ms: int = 5_000) -> bool:
         """End `run`, then move what is left, for at most `drain_ms`. Whether all of it was moved."""
-        self._stopping = True
-        self._wake.set()
+        self._stopping.set()
         return await self.drain(drain_ms)
-
-    def wake(self) -> None:
-        """Something was written: do not wait for the end of the pause."""
-        self._wake.set()
 
     async def drain(self, timeout_ms: int) -> bool:
         """Move all that can be read now, so that a report shows it. False when the time was up or the store is away."""
@@ -177,7 +171,6 @@ class Flusher:
 
     def _note_failure(self, error: Exception) -> int:
         """Returns how long to wait: doubling, and half of it by chance, so that many flushers do not come back as one."""
-        self.failures_total += 1
         self.failures_in_a_row += 1
         self.last_error = str(error) or type(error).__name__
         longest_ms = min(BACKOFF_MS_MAX, BACKOFF_MS_MIN * 2 ** min(self.failures_in_a_row - 1, 10))
@@ -187,23 +180,11 @@ class Flusher:
         return pause_ms
 
     async def _pause(self, pause_ms: int) -> None:
-        """Wait, in slices, so that the outbox is measured while the store is away. Only an idle pause can be cut short."""
+        """Wait, in slices, so that the outbox is measured while the store is away; not beyond a `stop`."""
         await self.measure()
-        can_wake = self.failures_in_a_row == 0
-        while pause_ms > 0 and not self._stopping:
+        while pause_ms > 0 and not self._stopping.is_set():
             slice_ms = min(pause_ms, SIZE_EVERY_MS)
-            woken = await self._wait(slice_ms)
-            if woken and can_wake:
-                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), slice_ms / 1000)
             pause_ms -= slice_ms
             await self.measure()
-
-    async def _wait(self, timeout_ms: int) -> bool:
-        """Whether somebody woke us."""
-        self._wake.clear()
-        try:
-            async with asyncio.timeout(timeout_ms / 1000):
-                await self._wake.wait()
-        except TimeoutError:
-            return False
-        return True
