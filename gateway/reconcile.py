@@ -27,6 +27,7 @@ from gateway.ledger.port import EntryKind, OutboxEntry
 from gateway.run_view import own_budget
 from gateway.store import runs as runs_store
 from gateway.store import usage_report
+from gateway.store.bulk import among
 from gateway.store.database import Database
 from gateway.store.keys import ApiKey
 from gateway.store.runs import Sums
@@ -202,7 +203,8 @@ async def _stored(connection: AsyncConnection, project: str, rows: RunRows) -> A
     if rows.step is None:
         # What a run spent before anybody named its parent was not booked on the parent.
         is_inside = token_usage.c.parent_run != literal_column("''")
-        family = token_usage.c.run.in_(await runs_store.family(connection, project, rows.run))
+        # As one parameter: a run that hands out work may have more runs inside it than a statement may have parameters.
+        family = among(connection, token_usage.c.run, await runs_store.family(connection, project, rows.run))
         conditions.append(or_(token_usage.c.run == rows.run, and_(family, is_inside)))
     else:
         conditions += [token_usage.c.run == rows.run, token_usage.c.step == rows.step]

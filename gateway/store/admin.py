@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import or_, select
 
 from gateway.store.bulk import insert, replacing
 from gateway.store.database import Database, StoreError
@@ -139,8 +139,7 @@ async def close_session(db: Database, token: str) -> None:
 
 async def forget_ended(db: Database, now_ms: int) -> int:
     """Remove sessions that are over. Returns how many."""
-    table = admin_sessions.c
-    over = or_(table.expires_at <= now_ms, and_(table.seen_at <= now_ms - IDLE_MS))
+    over = or_(admin_sessions.c.expires_at <= now_ms, admin_sessions.c.seen_at <= now_ms - IDLE_MS)
     async with db.begin() as connection:
         result = await connection.execute(admin_sessions.delete().where(over))
     return result.rowcount

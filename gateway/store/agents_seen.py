@@ -11,6 +11,7 @@ from sqlalchemy import and_, func, select
 
 from gateway.store.database import Database
 from gateway.store.tables import runs, token_usage
+from gateway.store.usage_sums import CALL_STATUSES
 
 # A score rests on the latest runs: an agent that was rewritten last week is not what it was before.
 RUNS_MAX: Final = 50
@@ -70,7 +71,7 @@ async def tool_use(db: Database, project: str, agent: str, since_ms: int) -> Too
     query = (
         select(token_usage.c.detail)
         .select_from(joined)
-        .where(mine, token_usage.c.status != "refused")
+        .where(mine, token_usage.c.status.in_(CALL_STATUSES))
         .order_by(token_usage.c.at.desc())
         .limit(CALLS_MAX)
     )

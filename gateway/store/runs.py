@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import ColumnElement, and_, case, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, and_, case, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.bulk import among, insert, replacing
 from gateway.store.database import Database
+from gateway.store.paging import behind, cursor_of, newest_first
 from gateway.store.tables import SUMS, run_steps, runs, token_usage
 
 STATES: Final = ("active", "paused", "exhausted", "completed", "cancelled")
@@ -183,14 +184,12 @@ async def overhead_us(db: Database, run: Run) -> int | None:
 
 async def list_runs(db: Database, wanted: RunFilter, limit: int = 50, cursor: str | None = None) -> Page:
     """Runs by their last event, the latest first. A malformed cursor begins at the start."""
-    query = select(runs).where(*_conditions(wanted)).order_by(runs.c.last_at.desc(), runs.c.run.desc()).limit(limit + 1)
-    after = _read_cursor(cursor)
-    if after is not None:
-        query = query.where(or_(runs.c.last_at < after[0], and_(runs.c.last_at == after[0], runs.c.run < after[1])))
+    keys = runs.c.last_at, runs.c.run
+    query = select(runs).where(*_conditions(wanted), *behind(cursor, *keys)).order_by(*newest_first(*keys))
     async with db.begin() as connection:
-        found = [_run(row, ()) for row in (await connection.execute(query)).mappings()]
+        found = [_run(row, ()) for row in (await connection.execute(query.limit(limit + 1))).mappings()]
     page = found[:limit]
-    return Page(tuple(page), f"{page[-1].last_at_ms}:{page[-1].run}" if len(found) > limit else None)
+    return Page(tuple(page), cursor_of(page[-1].last_at_ms, page[-1].run) if len(found) > limit else None)
 
 
 async def set_state(
@@ -237,11 +236,6 @@ def _conditions(wanted: RunFilter) -> list[ColumnElement[bool]]:
     if wanted.to_ms is not None:
         conditions.append(runs.c.last_at < wanted.to_ms)
     return conditions
-
-
-def _read_cursor(cursor: str | None) -> tuple[int, str] | None:
-    at, separator, run = (cursor or "").partition(":")
-    return (int(at), run) if separator and at.isdecimal() else None
 
 
 def _run_row(run: Run) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import Table
 
 from gateway.store.database import Database
+from gateway.store.paging import behind, cursor_of, newest_first
 from gateway.store.runs import Sums
 from gateway.store.tables import SUMS, runs, token_usage, usage_daily, usage_hourly
 from gateway.store.unindexed import unindexed
@@ -175,17 +176,13 @@ def _order(group_by: GroupBy, row: Mapping[Any, Any]) -> tuple[Any, Any]:
 async def calls(db: Database, wanted: UsageFilter, limit: int = 100, cursor: str | None = None) -> CallPage:
     """Single calls, the latest first. A malformed cursor begins at the start."""
     table = token_usage.c
-    query = select(token_usage).where(
-        *_conditions(token_usage, wanted), *_within(table.at, wanted.from_ms, wanted.to_ms)
-    )
-    at, separator, after = (cursor or "").partition(":")
-    if separator and at.isdecimal():
-        query = query.where(or_(table.at < int(at), and_(table.at == int(at), table.id < after)))
-    query = query.order_by(table.at.desc(), table.id.desc()).limit(limit + 1)
+    conditions = [*_conditions(token_usage, wanted), *_within(table.at, wanted.from_ms, wanted.to_ms)]
+    query = select(token_usage).where(*conditions, *behind(cursor, table.at, table.id))
+    query = query.order_by(*newest_first(table.at, table.id)).limit(limit + 1)
     async with db.read() as connection:
         found = [dict(row) for row in (await connection.execute(query)).mappings()]
     page = tuple(found[:limit])
-    return CallPage(page, f"{page[-1]['at']}:{page[-1]['id']}" if len(found) > limit else None)
+    return CallPage(page, cursor_of(page[-1]["at"], page[-1]["id"]) if len(found) > limit else None)
 
 
 async def row_sums(connection: AsyncConnection, conditions: list[ColumnElement[bool]]) -> Sums:

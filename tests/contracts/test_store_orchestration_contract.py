@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from gateway.ledger.port import EntryKind
 from gateway.store import agents_seen, known_steps, runs, usage
 from gateway.store.agents_seen import ActiveAgent, ToolUse
 from gateway.store.database import Database
@@ -58,6 +61,12 @@ async def test_steps_are_known_by_their_latest_run_in_the_order_of_their_calls(d
     assert found == {"b": KnownStep("filter", "small", 0), "a": KnownStep("generate", "small", 1)}
 
 
+async def test_steps_are_looked_for_in_the_newest_runs_alone(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_steps, "RUNS_MAX", 2)
+    await store_calls(db, *({"run": f"r{age}", "step": f"s{age}", "at_ms": NOW_MS - age} for age in range(4)))
+    assert set(await known_steps.of_workflow(db, "default", "wf", NOW_MS)) == {"s0", "s1"}
+
+
 async def test_active_agents_and_their_workflows(db: Database) -> None:
     await store_calls(
         db,
@@ -89,6 +98,7 @@ async def test_tools_and_retries_are_summed_over_calls(db: Database) -> None:
         {"run": "2", "detail": {"detail": {"decisions": [1]}}},
         {"run": "2", "detail": {"detail": "words"}},
         {"run": "2", "detail": {"status": "refused", **seen(tools=9)}},
+        {"run": "2", "kind": EntryKind.LATE, "detail": seen(tools=9)},  # corrects a call that was counted
         {"run": "3", "agent": "bob", "detail": seen(tools=9)},
     )
     assert await agents_seen.tool_use(db, "default", "ada", 0) == ToolUse(4, tool_calls=2, retries=1, tools_max=5)

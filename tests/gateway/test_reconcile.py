@@ -15,16 +15,20 @@ from gateway import reconcile
 from gateway.flusher import Flusher
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import Reserve
-from gateway.reconcile import Reconciliation
+from gateway.reconcile import Reconciliation, RunRows
 from gateway.store import runs as runs_store
-from gateway.store import usage_report
+from gateway.store import usage, usage_report
+from gateway.store.bulk import insert, leave_alone
 from gateway.store.database import Database
 from gateway.store.keys import ApiKey
+from gateway.store.tables import runs
 from gateway.store.usage_report import GroupBy, UsageFilter
 from policies.amounts import Amount, Limit
 from policies.budgets import Budget, Parent, RunLimits, Scope, Subject, Window, chain_for
 from policies.reservation import Demand, Gate, Granted
-from tests.store_events import NOW_MS
+from tests.store_events import NOW_MS, entry
+
+pytest_plugins = ("tests.store_fixtures",)
 
 BUDGETS = (
     Budget(Scope.WORKFLOW, Limit(tokens=10**9), window=Window.TOTAL),
@@ -174,6 +178,15 @@ async def test_while_events_are_on_their_way_nothing_is_called_a_drift(bench: Be
 
     found = await reconcile.reconcile(bench.ledger, bench.db, "default", accounts, elsewhere)
     assert (found.drifts, set(found.moving)) == ((), {"run/r0", "step/r0/plan"})
+
+
+async def test_a_run_may_have_more_runs_inside_than_a_statement_has_parameters(db: Database) -> None:
+    await usage.insert_entries(db, [entry("a", 30, 0, run="r0"), entry("b", 70, 0, run="c0", parent_run="r0")], NOW_MS)
+    names = {"project": "default", "parent_run": "r0", "first_at": NOW_MS, "last_at": NOW_MS}
+    async with db.begin() as connection:
+        await insert(connection, runs, [{"run": f"c{n}", **names} for n in range(33_000)], leave_alone)
+        found = await reconcile._stored(connection, "default", RunRows("r0"))
+    assert found == Amount(100, 0, 2)
 
 
 async def test_what_is_parked_explains_a_drift(bench: Bench) -> None:
