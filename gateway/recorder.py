@@ -8,12 +8,13 @@ from typing import Final
 
 import structlog
 
-from gateway.ledger.port import Ledger, LedgerError, OutboxEntry
+from gateway.ledger.port import Ledger, OutboxEntry
 
 _log = structlog.get_logger(__name__)
 _INTERVAL_MS: Final = 20
 _PAUSE_MS: Final = 1000  # before asking again a ledger that did not take them
-# At this many waiting events memory matters more than completeness of what cost nothing: refusals go first, loudly.
+# At this many waiting events memory matters more than completeness: what comes then is dropped, and counted. No budget is kept
+# by these events.
 _WAITING_MAX: Final = 200_000
 
 
@@ -70,7 +71,7 @@ class BatchRecorder:
         entries = by_project[project]
         try:
             await self._ledger.record(project, entries)
-        except LedgerError as error:
-            _log.warning("events_wait_for_ledger", events=len(entries), error=str(error))
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one project, the events of all others go on
+            _log.warning("events_wait_for_ledger", events=len(entries), error=str(error), kind=type(error).__name__)
         else:
             del by_project[project]

@@ -23,7 +23,7 @@ class Stubborn(MemoryLedger):
 
     def __init__(self) -> None:
         super().__init__()
-        self.closed: dict[str, LedgerError] = {}
+        self.closed: dict[str, Exception] = {}
         self.slow: asyncio.Event | None = None
         self.taken: list[str] = []
 
@@ -46,8 +46,8 @@ async def test_events_are_written_together_in_their_order() -> None:
     assert ledger.taken == ["a", "b", "c"], "once"
 
 
-@pytest.mark.parametrize("error", [LedgerUnavailable("away"), LedgerError("damaged")])
-async def test_what_one_project_cannot_write_waits_and_holds_up_nobody(error: LedgerError) -> None:
+@pytest.mark.parametrize("error", [LedgerUnavailable("away"), LedgerError("damaged"), ValueError("a bug of ours")])
+async def test_what_one_project_cannot_write_waits_and_holds_up_nobody(error: Exception) -> None:
     ledger = Stubborn()
     ledger.closed["p"] = error
     recorder = BatchRecorder(ledger)
