@@ -284,7 +284,7 @@ class Intents:
             return
         try:
             await intent_store.put_many(self._store, learned)
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001 - what is learned serves here all the same, and the next answers are kept
             _log.warning("learned_intents_not_kept", error=str(error))
 
 

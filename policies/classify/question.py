@@ -68,9 +68,14 @@ def parse_llm_answer(text: str) -> Classification | None:
         alternatives = (
             (Alternative(other, round(1.0 - confidence, 3)),) if other is not None and other is not intent else ()
         )
-        reasoning = str(answer.get("reasoning") or "the classifier model gave no reason")
-        return Classification(intent, confidence, "llm", " ".join(reasoning.split())[:200], alternatives)
+        reasoning = _one_line(str(answer.get("reasoning") or "the classifier model gave no reason"))
+        return Classification(intent, confidence, "llm", reasoning[:200], alternatives)
     return None
+
+
+def _one_line(text: str) -> str:
+    """Without what no store can hold: a model may write NUL, or half of a surrogate pair."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())
 
 
 def _mapping(text: str) -> dict[str, Any]:

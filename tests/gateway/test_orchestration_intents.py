@@ -95,6 +95,17 @@ async def test_this_call_goes_on_with_the_guess_and_the_next_has_the_answer(stor
     await intents.stop()
 
 
+async def test_an_answer_that_no_store_can_hold_is_not_the_last_one(store: Database) -> None:
+    model, clock = Model(r'{"intent": "enrich", "confidence": 0.9, "reasoning": "half \ud83d and\u0000 none"}'), Clock()
+    intents = await started(store, model, clock)
+    for number, step in enumerate(("work-on-it", "work-on-that"), 1):
+        await intents.of(call_of(step), None, SURE)
+        await settled(model, number)
+    kept = await intent_store.latest(store, clock())
+    assert [learned.reasoning for learned in kept] == ["half  and none"] * 2
+    await intents.stop()
+
+
 async def test_what_is_sure_is_never_asked(store: Database) -> None:
     model = Model()
     intents = await started(store, model, Clock())
