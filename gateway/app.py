@@ -362,7 +362,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
     prices, clock, recorder = PriceBook(price_map), LedgerClock(ledger), BatchRecorder(ledger)
     forwarder = _forwarder(tokenizer, ids, environment, config.litellm_settings.model_dump(exclude_defaults=True))
     asking = Asking(
-        upstream=forwarder,
+        upstream=tracing.upstream(forwarder),
         pool=pool,
         prices=prices,
         recorder=recorder,

@@ -20,8 +20,8 @@ from gateway.pipeline.events import draft_of
 from gateway.pipeline.settlement import Recorder
 from gateway.pricebook import PriceBook
 from gateway.upstream.deployments import Pool
-from gateway.upstream.port import Deployment, Timeouts, Upstream, UpstreamAnswer, UpstreamCall, UpstreamError
-from gateway.wire.choices import usage_of
+from gateway.upstream.port import Deployment, Purpose, Timeouts, Upstream, UpstreamCall, UpstreamError
+from gateway.wire.choices import usage_in
 from policies.amounts import Amount
 from policies.pricing import Usage, cost_nano_usd, worst_case
 from policies.reservation import Demand, Granted
@@ -73,13 +73,13 @@ class Asking:
         self._new_id = new_id
         self._now_ms = now_ms
 
-    async def ask(self, model: str, body: dict[str, Any]) -> bytes | None:
+    async def ask(self, model: str, body: dict[str, Any], purpose: Purpose) -> bytes | None:
         """The answer's body, None when there is none to be had. One attempt: what is asked here is never needed."""
         deployment = self._pool.choose(model)
         if deployment is None:
             return None
         call_id = self._new_id()
-        heard = await self._send(deployment, model, call_id, body)
+        heard = await self._send(deployment, model, call_id, body, purpose)
         if heard.body is not None and heard.usage is not None:
             self._book_overhead(call_id, model, deployment, heard.usage)
         return heard.body
@@ -100,7 +100,7 @@ class Asking:
         )
 
     async def ask_for(
-        self, call: Call, model: str, body: dict[str, Any], demand: Demand, action: str
+        self, call: Call, model: str, body: dict[str, Any], demand: Demand, purpose: Purpose
     ) -> Charged | None:
         """Ask on the budgets of `call`, whose chain has to be known. None: it does not fit, or there is no answer.
 
@@ -111,7 +111,7 @@ class Asking:
             return None
         call_id = self._new_id()
         try:
-            is_granted = await self._reserved(call, call_id, deployment, demand, action)
+            is_granted = await self._reserved(call, call_id, deployment, demand, purpose)
         except BaseException:
             self._pool.release(deployment)
             raise
@@ -120,7 +120,7 @@ class Asking:
             return None
         project = call.principal.project
         try:
-            heard = await self._send(deployment, model, call_id, body)
+            heard = await self._send(deployment, model, call_id, body, purpose)
         except BaseException:
             await asyncio.shield(self._settle(project, call_id, deployment, demand, None))
             raise
@@ -130,7 +130,9 @@ class Asking:
         cost = await asyncio.shield(self._settle(project, call_id, deployment, demand, heard.usage))
         return None if heard.body is None else Charged(heard.body, cost)
 
-    async def _reserved(self, call: Call, call_id: str, deployment: Deployment, demand: Demand, action: str) -> bool:
+    async def _reserved(
+        self, call: Call, call_id: str, deployment: Deployment, demand: Demand, purpose: Purpose
+    ) -> bool:
         draft = orjson.loads(draft_of(call)) | {
             "request_id": call_id,
             "protocol": "chat",
@@ -139,7 +141,7 @@ class Asking:
             "model": deployment.name,
             "provider": deployment.provider,
             "prompt_tokens_counted": demand.prompt_tokens,
-            "actions": action,
+            "actions": purpose,
             "detail": {"asked_for": call.id},
         }
         request = Reserve(call_id, self._owner, call.chain.holds, demand, _HOLD_MS, orjson.dumps(draft))
@@ -178,11 +180,12 @@ class Asking:
         except LedgerUnavailable:
             _log.warning("hold_left_to_sweeper", request_id=call_id)
 
-    async def _send(self, deployment: Deployment, model: str, call_id: str, body: dict[str, Any]) -> _Heard:
+    async def _send(
+        self, deployment: Deployment, model: str, call_id: str, body: dict[str, Any], purpose: Purpose
+    ) -> _Heard:
+        question = UpstreamCall("chat", body, stream=False, request_id=call_id, timeouts=_TIMEOUTS, purpose=purpose)
         try:
-            answer = await self._upstream.send(
-                deployment, UpstreamCall("chat", body, stream=False, request_id=call_id, timeouts=_TIMEOUTS)
-            )
+            answer = await self._upstream.send(deployment, question)
         except UpstreamError as error:
             self._pool.report(deployment, error.status)
             _log.warning("own_question_failed", model=model, error=str(error))
@@ -193,7 +196,7 @@ class Asking:
         self._pool.report(deployment, answer.status)
         if answer.close is not None:
             await answer.close()
-        return _Heard(None, may_cost=False) if answer.status >= 400 else _Heard(answer.body, _usage_of(answer))
+        return _Heard(None, may_cost=False) if answer.status >= 400 else _Heard(answer.body, usage_in(answer.body))
 
     def _book_overhead(self, call_id: str, model: str, deployment: Deployment, usage: Usage) -> None:
         price = self._prices.price(deployment)
@@ -212,10 +215,3 @@ class Asking:
         amount = Amount(usage.input_tokens + usage.output_tokens, cost, 1)
         entry = OutboxEntry("", call_id, EntryKind.RECORDED, LOCAL_PROJECT, amount, self._now_ms(), orjson.dumps(event))
         self._recorder.record(LOCAL_PROJECT, entry)
-
-
-def _usage_of(answer: UpstreamAnswer) -> Usage | None:
-    try:
-        return usage_of(orjson.loads(answer.body).get("usage"))
-    except (orjson.JSONDecodeError, AttributeError):
-        return None

@@ -57,10 +57,8 @@ def make_orchestration(
 
     async def ask_intent(messages: Sequence[Mapping[str, Any]]) -> str | None:
         assert model is not None  # noqa: S101 - only used where a model is configured
-        answer = await asking.ask(
-            model, {"model": model, "messages": list(messages), "max_tokens": ANSWER_TOKENS_MAX, "temperature": 0}
-        )
-        return text_of(answer)
+        body = {"model": model, "messages": list(messages), "max_tokens": ANSWER_TOKENS_MAX, "temperature": 0}
+        return text_of(await asking.ask(model, body, "classify"))
 
     rules = IntentRules(
         wait_ms=config.classifier.wait_ms if config.classifier.wait else 0,

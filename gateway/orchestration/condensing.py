@@ -31,7 +31,6 @@ _KEPT_MAX: Final = 5_000
 # A text that nobody could condense is asked about again after this.
 _RETRY_MS: Final = 60_000
 _DRAIN_SECONDS: Final = 5.0
-ACTION: Final = "condense"
 
 Key = tuple[str, str, str]  # project, model, what is asked
 
@@ -143,7 +142,7 @@ class Condensing:
         text, cost = None, 0
         try:
             charged = await self._asking.ask_for(
-                call, model, {"model": model, **question.body}, question.demand, ACTION
+                call, model, {"model": model, **question.body}, question.demand, "condense"
             )
             if charged is not None:
                 text, cost = text_of(charged.body), charged.cost_nano_usd

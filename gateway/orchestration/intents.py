@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
@@ -58,6 +59,14 @@ class _Question:
     step: StepText
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question that waits for its answer: `context` is that of the call that raised it, whose trace it belongs to."""
+
+    done: asyncio.Event
+    context: Context
+
+
 @dataclass(slots=True)
 class _Warm:
     """An answer that serves again. `key` is set while a model might know better; then `learned` answers are looked for."""
@@ -95,7 +104,7 @@ class Intents:
         self._told: LRUCache[tuple[object, ...], _Telling] = LRUCache(_WARM_MAX)
         self._learned: LRUCache[str, LearnedIntent] = LRUCache(_LEARNED_MAX)
         self._questions: asyncio.Queue[_Question] = asyncio.Queue(_WAITING_MAX)
-        self._asked: dict[str, asyncio.Event] = {}
+        self._asked: dict[str, _Asked] = {}
         self._failed: LRUCache[str, int] = LRUCache(_LEARNED_MAX)  # key → when it may be asked again, ms
         self._task: asyncio.Task[None] | None = None
 
@@ -217,15 +226,15 @@ class Intents:
             return
         if self._failed.get(question.key, 0) > self._clock_ms():
             return
-        self._asked[question.key] = asyncio.Event()
+        self._asked[question.key] = _Asked(asyncio.Event(), copy_context())
         self._questions.put_nowait(question)
 
     async def _wait_for(self, key: str) -> None:
-        event = self._asked.get(key)
-        if event is not None:
+        asked = self._asked.get(key)
+        if asked is not None:
             try:
                 async with asyncio.timeout(self._rules.wait_ms / 1000):
-                    await event.wait()
+                    await asked.done.wait()
             except TimeoutError:
                 pass
 
@@ -239,8 +248,12 @@ class Intents:
     async def _answer_batch(self, batch: Sequence[_Question]) -> None:
         try:
             known = await self._known([question.key for question in batch])
-            asked = [question for question in batch if question.key not in known]
-            answers = await asyncio.gather(*(self._answer(question) for question in asked))
+            answering = (
+                asyncio.create_task(self._answer(question), context=self._asked[question.key].context)
+                for question in batch
+                if question.key not in known
+            )
+            answers = await asyncio.gather(*answering)
             fresh = [learned for learned in answers if learned is not None]
             for learned in (*known.values(), *fresh):
                 self._learned[learned.key] = learned
@@ -252,9 +265,9 @@ class Intents:
     def _answered(self, key: str) -> None:
         if key not in self._learned:
             self._failed[key] = self._clock_ms() + _RETRY_MS
-        event = self._asked.pop(key, None)
-        if event is not None:
-            event.set()
+        asked = self._asked.pop(key, None)
+        if asked is not None:
+            asked.done.set()
 
     async def _known(self, keys: Sequence[str]) -> dict[str, LearnedIntent]:
         """What another process has asked before us is not asked again."""

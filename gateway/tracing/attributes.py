@@ -43,6 +43,7 @@ _SAME: Final = {
     "intent": "farebox.intent",
     "actions": "farebox.actions",
     "lane": "farebox.lane",
+    "purpose": "farebox.purpose",
     "reserved_tokens": "farebox.tokens.reserved",
     "settled_tokens": "farebox.tokens.settled",
     "saved_tokens": "farebox.tokens.saved",

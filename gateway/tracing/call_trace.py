@@ -1,6 +1,7 @@
 """The spans of one call: `invoke_workflow` from the first byte to the last, and under it one client span for each attempt.
 
     invoke_workflow triage          the gateway's own span; `POST /v1/chat/completions` for a call without tags
+      chat gpt-4.1-nano             what Farebox itself asked for it: farebox.purpose says what for
       chat gpt-4o                   an attempt that failed has error.type, and the next one stands beside it
       chat gpt-4o-mini
 
@@ -24,7 +25,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from gateway.pipeline.call import Call, Outcome
 from gateway.pipeline.exchange import Exchange
 from gateway.tracing.attributes import WORKFLOW_OPERATION, Value, named, operation_of, provider_of
-from gateway.upstream.port import Deployment, UpstreamAnswer, UpstreamCall
+from gateway.upstream.port import Deployment, Lane, UpstreamAnswer, UpstreamCall
+from gateway.wire.choices import usage_in
 from policies.amounts import NANO_USD_PER_USD, Amount
 from policies.pricing import Usage
 
@@ -48,8 +50,10 @@ class CallTrace:
         self._error = ""
 
     def attempt(self, deployment: Deployment, call: UpstreamCall) -> Attempt:
-        self._attempt = Attempt(self._tracer, self._names, trace.set_span_in_context(self._span), deployment, call)
-        return self._attempt
+        attempt = Attempt(self._tracer, self._names, trace.set_span_in_context(self._span), deployment, call)
+        if call.purpose is None:
+            self._attempt = attempt
+        return attempt
 
     def ended(self, call: Call, outcome: Outcome, usage: Usage | None, amount: Amount) -> None:
         """When the call is settled: what it used is known from here on."""
@@ -61,7 +65,7 @@ class CallTrace:
             overhead=call.timings.overhead_us / 1e6,
         )
         if self._attempt is not None:
-            self._attempt.end(call, outcome, usage)
+            self._attempt.end(call.lane, usage, self._error, run=call.run)
 
     def refused(self, call: Call, code: str) -> None:
         self._error = code
@@ -116,11 +120,13 @@ class Attempt:
             "request_model": deployment.model,
             "request_max_tokens": _cap_of(call.body),
             "stream": call.stream,
+            "purpose": call.purpose,
             **_server_of(deployment),
         }
         self._span = tracer.start_span(f"{operation} {deployment.model}", parent, SpanKind.CLIENT, named(names, values))
         self._began_ns = time.monotonic_ns()
         self._finish_reasons: list[str] = []
+        self._is_own = call.purpose is not None
         self._is_open = True
 
     @property
@@ -137,14 +143,18 @@ class Attempt:
         self._close(error)
 
     def answered(self, answer: UpstreamAnswer) -> None:
-        """A failure ends here; what an answer used is only known when its call is settled."""
+        """A failure ends here. What an answer used is only known when its call is settled; a question of Farebox's own,
+        which is always of the protocol `chat`, ends with what its answer says."""
         if answer.status >= 400:
             self._close(str(answer.status))
-        elif self.is_recording:
+            return
+        if self.is_recording:
             if answer.pieces is None:
                 self._read_whole(answer.body)
             else:
                 answer.pieces = _Watched(answer.pieces, self)
+        if self._is_own:
+            self.end(answer.lane, usage_in(answer.body), "")
 
     def read_piece(self, piece: bytes, *, is_first: bool) -> None:
         """What a cut between two pieces hides is left out."""
@@ -153,8 +163,10 @@ class Attempt:
             self._set(response_id=_first(_ID, piece), response_model=_first(_MODEL, piece))
         self._finish_reasons += [found.decode() for found in _ENDED.findall(piece)]
 
-    def end(self, call: Call, outcome: Outcome, usage: Usage | None) -> None:
-        self._set(conversation=call.run, lane=call.lane, finish_reasons=self._finish_reasons or None)
+    def end(self, lane: Lane | None, usage: Usage | None, error: str, *, run: str | None = None) -> None:
+        if not self._is_open:  # it failed, and was the last
+            return
+        self._set(conversation=run, lane=lane, finish_reasons=self._finish_reasons or None)
         if usage is not None:
             self._set(
                 input_tokens=usage.input_tokens,
@@ -163,7 +175,7 @@ class Attempt:
                 cache_write_tokens=usage.cache_write_tokens or None,
                 reasoning_tokens=usage.reasoning_tokens or None,
             )
-        self._close("" if outcome.status == "ok" else outcome.code or outcome.status)
+        self._close(error)
 
     def abandon(self) -> None:
         """The call is over and nobody settled it: a bug of ours, or the client left before there was an answer."""

@@ -2,9 +2,9 @@
 
 Each is wrapped only while tracing is on; with it off the path of a call is the one that it was.
 
-    Front ─▶ TracedHandler ─▶ CallHandler       begins and ends the call's own span
-    Forwarding ─▶ TracedUpstream ─▶ Forwarder   a client span for each attempt; traceparent goes upstream
-    Settler ─▶ TracedTelemetry                  what was used, or why it was refused
+    Front ─▶ TracedHandler ─▶ CallHandler               begins and ends the call's own span
+    Forwarding, Asking ─▶ TracedUpstream ─▶ Forwarder   a client span for each attempt; traceparent goes upstream
+    Settler ─▶ TracedTelemetry                          what was used, or why it was refused
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Final
 
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -29,7 +30,7 @@ from gateway.pipeline.exchange import Exchange
 from gateway.tags import split_path
 from gateway.telemetry import Telemetry
 from gateway.tracing.attributes import names_of
-from gateway.tracing.call_trace import CallTrace
+from gateway.tracing.call_trace import Attempt, CallTrace
 from gateway.tracing.switch import Untraced
 from gateway.upstream.port import Deployment, Upstream, UpstreamAnswer, UpstreamCall, UpstreamError
 from gateway.wire.protocol import WireProtocol
@@ -38,7 +39,7 @@ from policies.pricing import Usage
 
 _EXPORT_TIMEOUT_S: Final = 5.0
 _PATH: Final = "/v1/traces"
-# Tasks that a call starts (its settlement, its relay) inherit it.
+# Tasks that a call starts (its settlement, its relay, what it asks of a model itself) inherit it.
 _current: ContextVar[CallTrace | None] = ContextVar("farebox_call_trace", default=None)
 
 
@@ -60,11 +61,18 @@ class Tracing(Untraced):
         _, route = split_path(exchange.path) if exchange.path.startswith("/w/") else ({}, exchange.path)
         return CallTrace(self._tracer, self._names, exchange.headers, route)
 
+    def attempt(self, deployment: Deployment, call: UpstreamCall) -> Attempt:
+        call_trace = _current.get()
+        if call_trace is not None:
+            return call_trace.attempt(deployment, call)
+        # Asked about the steps of a run that was declared: there is no call yet.
+        return Attempt(self._tracer, self._names, Context(), deployment, call)
+
     def telemetry(self) -> Telemetry:
         return TracedTelemetry()
 
     def upstream(self, upstream: Upstream) -> Upstream:
-        return TracedUpstream(upstream)
+        return TracedUpstream(upstream, self)
 
     def handler(self, handler: Handler) -> Handler:
         return TracedHandler(handler, self)
@@ -90,14 +98,12 @@ class TracedHandler:
 
 
 class TracedUpstream(Upstream):
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, tracing: Tracing) -> None:
         self._upstream = upstream
+        self._tracing = tracing
 
     async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
-        call_trace = _current.get()
-        if call_trace is None:
-            return await self._upstream.send(deployment, call)
-        attempt = call_trace.attempt(deployment, call)
+        attempt = self._tracing.attempt(deployment, call)
         # A client's own traceparent ends here: the provider's spans belong under ours.
         headers = {**{name: value for name, value in call.headers.items() if name != "tracestate"}, **attempt.headers()}
         try:

@@ -19,6 +19,8 @@ ProtocolName = Literal[
     "transcriptions",
 ]
 Lane = Literal["direct", "litellm", "mock"]
+# What Farebox itself asks a model for.
+Purpose = Literal["classify", "condense"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class UpstreamCall:
     request_id: str = ""
     timeouts: Timeouts = Timeouts()
     departure: Departure | None = None
+    purpose: Purpose | None = None  # None: a client's own call
 
 
 @dataclass(slots=True)

@@ -119,6 +119,14 @@ def usage_of(usage: Any) -> Usage | None:
     )
 
 
+def usage_in(answer: bytes) -> Usage | None:
+    """The usage that a whole answer of OpenAI's older form reports."""
+    try:
+        return usage_of(orjson.loads(answer).get("usage"))
+    except (orjson.JSONDecodeError, AttributeError):
+        return None
+
+
 def details_of(usage: Mapping[str, Any], key: str) -> dict[str, Any]:
     given = usage.get(key)
     return given if isinstance(given, dict) else {}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -25,6 +26,8 @@ from tests.farebox_process import tagged
 pytestmark = pytest.mark.xdist_group("acceptance-tracing")
 CLIENT, SERVER = Span.SpanKind.SPAN_KIND_CLIENT, Span.SpanKind.SPAN_KIND_SERVER
 ERROR = 2
+TOLD = '{"intent": "enrich", "confidence": 0.9, "reasoning": "it adds facts"}'
+CONDENSED = "The ferry to Skagen leaves at 9:40 from pier 7; tickets cost 240 kroner, and dogs travel free."
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
@@ -219,6 +222,82 @@ def test_a_provider_out_of_reach_is_an_error_of_the_attempt_and_of_the_call(
     assert served.gateway.chat("hi", tagged("lonely", "r-l"), model="dead").status == 502
     whole, (attempt,) = collector.call_of("lonely")
     assert attempt.attributes["error.type"] == whole.attributes["error.type"] == "upstream_unreachable"
+    assert "ended span" not in served.gateway.log
+
+
+@pytest.fixture(scope="module")
+def asking(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Served]:
+    """Asks a model of its own about steps that it does not understand, and to condense long texts."""
+    with serving(
+        tmp_path_factory.mktemp("asking"),
+        models=lambda provider: [
+            model(provider.openai_url, upstream="openai/gpt-4o", input_cost_per_token=1e-5),
+            model(provider.openai_url, "teller", f"openai/teller?text={quote(TOLD)}"),
+            model(provider.openai_url, "condenser", f"openai/condenser?text={quote(CONDENSED)}"),
+        ],
+        tracing={"endpoint": collector.url},
+        environment={"OTEL_BSP_SCHEDULE_DELAY": "100"},
+        classifier={"model": "teller", "wait": True},
+        compression={"semantic_model": "condenser"},
+        settings={
+            "orchestration_enabled": True,
+            "orchestration_intent_classification_confidence_threshold": 0.99,
+            "orchestration_compression_enabled": True,
+            "orchestration_compression_strategy_summarize": "semantic",
+            "orchestration_compression_min_quality": 0.1,
+            "orchestration_max_tokens_per_step": 100_000,
+            "orchestration_max_tokens_per_workflow": 100_000,
+            "orchestration_token_budget_summarize": 50_000,
+        },
+    ) as running:
+        yield running
+
+
+def test_what_a_step_is_asked_of_a_model_is_a_span_of_the_call_that_raised_it(
+    asking: Served, collector: Collector
+) -> None:
+    reply = asking.chat(tagged("vague", "r-vague", "work-on-it"), "Please proceed.", max_tokens=16)
+    assert "source=llm" in reply.headers["x-workflow-intent"]
+    whole, spans = collector.call_of("vague")
+    own, attempt = sorted(spans, key=lambda span: "farebox.purpose" not in span.attributes)
+    assert (own.attributes["farebox.purpose"], own.name.partition("?")[0], own.kind) == (
+        "classify",
+        "chat teller",
+        CLIENT,
+    )
+    assert own.attributes["gen_ai.usage.input_tokens"] > 0
+    assert own.attributes["gen_ai.response.finish_reasons"] == ["stop"]
+    assert "farebox.purpose" not in attempt.attributes
+    assert attempt.attributes["gen_ai.usage.input_tokens"] == reply.json()["usage"]["prompt_tokens"]
+    (question,) = [one for one in asking.provider.requests if one.model == "teller"]
+    assert question.headers["traceparent"].startswith(f"00-{whole.trace}-{own.id}-")
+
+
+def test_a_text_that_is_condensed_is_a_span_of_the_call_that_pays_for_it(asking: Served, collector: Collector) -> None:
+    messages = [
+        {"role": "user", "content": "Read the diary."},
+        {
+            "role": "assistant",
+            "content": f"{' '.join(f'On day {day} the keeper saw nothing.' for day in range(90))} {CONDENSED}",
+        },
+        {"role": "user", "content": "When does the ferry leave?"},
+    ]
+    body = {"model": "fake", "max_tokens": 32, "messages": messages}
+    headers = tagged("long", "r-long", "read", intent="summarize")
+    reply = asking.gateway.request("POST", "/v1/chat/completions", body, headers)
+    assert reply.headers["x-budget-actions"].startswith("compress="), reply.headers
+    _, spans = collector.call_of("long")
+    own, attempt = sorted(spans, key=lambda span: "farebox.purpose" not in span.attributes)
+    assert (own.attributes["farebox.purpose"], own.status) == ("condense", 0)
+    assert own.attributes["gen_ai.usage.output_tokens"] > 0
+    assert attempt.attributes["gen_ai.usage.input_tokens"] == reply.json()["usage"]["prompt_tokens"]
+
+
+def test_a_step_of_a_declared_run_is_asked_in_a_trace_of_its_own(asking: Served, collector: Collector) -> None:
+    run = {"workflow": "declared", "steps": [{"id": "work", "prompt": "Do what has to be done next."}]}
+    assert asking.gateway.request("POST", "/api/runs", run).status == 200
+    own = collector.wait(lambda span: span.attributes.get("farebox.purpose") == "classify" and not span.parent)
+    assert own.name.startswith("chat teller")
 
 
 def test_a_trace_that_its_caller_does_not_sample_is_not_sent_and_goes_on_unsampled(
