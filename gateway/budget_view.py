@@ -1,6 +1,6 @@
 """What the accounts of budgets on workflows, agents, keys and projects stand at, in their current window.
 
-Which names a budget has met is known from the sums by hour; its accounts and limits come from the same function that
+Which names a budget has met is known from the sums by day; its accounts and limits come from the same function that
 admits calls, so a figure here is the figure that decides there.
 """
 
@@ -10,13 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import select
-
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.moments import iso
 from gateway.run_view import usd
 from gateway.store.database import Database
-from gateway.store.tables import usage_hourly
+from gateway.store.usage_report import names_seen
 from policies.budgets import Budget, Link, RunLimits, Scope, Subject, chain_for
 from policies.reservation import Balance
 
@@ -24,6 +22,8 @@ from policies.reservation import Balance
 ACCOUNTS_MAX: Final = 100
 _GLOB: Final = frozenset("*?[")
 _OUTER: Final = (Scope.WORKFLOW, Scope.AGENT, Scope.KEY, Scope.PROJECT)
+# What calls of the project named, by scope. An account follows from the name of its own scope: no subject has another one.
+_Seen = Mapping[Scope, Sequence[Subject]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ async def accounts_of(
 ) -> list[list[Link]]:
     """For each shown budget the accounts that it has now; none for budgets on runs and steps. Raises StoreUnavailable."""
     outer = [budget for budget in everything if budget.scope in _OUTER]
-    seen = await _seen(db, project, key_names) if any(budget.scope in _OUTER for budget in shown) else []
+    seen = await _seen(db, project, key_names) if any(budget.scope in _OUTER for budget in shown) else {}
     return [_links(budget, project, seen, outer, now_ms) for budget in shown]
 
 
@@ -72,9 +72,7 @@ async def balances_of(ledger: Ledger, project: str, links: Sequence[Sequence[Lin
     return [_fullest(_account(link, found[link.hold.account]) for link in some) for some in links]
 
 
-def _links(
-    budget: Budget, project: str, seen: Sequence[Subject], everything: Sequence[Budget], now_ms: int
-) -> list[Link]:
+def _links(budget: Budget, project: str, seen: _Seen, everything: Sequence[Budget], now_ms: int) -> list[Link]:
     if budget.scope not in _OUTER:
         return []
     own = _subjects_of(budget, project, seen)
@@ -89,12 +87,10 @@ def _links(
     return list(found.values())
 
 
-def _subjects_of(budget: Budget, project: str, seen: Sequence[Subject]) -> list[Subject]:
+def _subjects_of(budget: Budget, project: str, seen: _Seen) -> list[Subject]:
     """The subjects that the budget applies to: those that were seen, and the one that it names."""
-    subjects = [subject for subject in seen if budget.applies_to(subject)]
-    if budget.scope is Scope.PROJECT:
-        return subjects or [one for one in [Subject(project)] if budget.applies_to(one)]
-    if not _GLOB & set(budget.match) and budget.project in (None, project):
+    subjects = [subject for subject in seen[budget.scope] if budget.applies_to(subject)]
+    if budget.scope is not Scope.PROJECT and not _GLOB & set(budget.match) and budget.project in (None, project):
         subjects.append(_named(budget.scope, budget.match, project))
     return subjects
 
@@ -105,14 +101,15 @@ def _named(scope: Scope, name: str, project: str) -> Subject:
     return Subject(project, agent=name) if scope is Scope.AGENT else Subject(project, key=name)
 
 
-async def _seen(db: Database, project: str, key_names: Mapping[str, str]) -> list[Subject]:
-    names = (usage_hourly.c.workflow, usage_hourly.c.agent, usage_hourly.c.key_id)
-    query = select(*names).where(usage_hourly.c.project == project).distinct()
-    async with db.read() as connection:
-        rows = (await connection.execute(query)).all()
-    return [
-        Subject(project, key_names.get(key), workflow or None, agent=agent or None) for workflow, agent, key in rows
-    ]
+async def _seen(db: Database, project: str, key_names: Mapping[str, str]) -> _Seen:
+    rows = await names_seen(db, project)
+    names = {
+        Scope.WORKFLOW: {workflow for workflow, _, _ in rows if workflow},
+        Scope.AGENT: {agent for _, agent, _ in rows if agent},
+        Scope.KEY: {key_names[key] for _, _, key in rows if key in key_names},
+    }
+    found = {scope: [_named(scope, name, project) for name in sorted(some)] for scope, some in names.items()}
+    return {**found, Scope.PROJECT: [Subject(project)]}
 
 
 def _fullest(accounts: Iterable[BudgetAccount]) -> tuple[BudgetAccount, ...]:

@@ -31,7 +31,7 @@ from gateway.store.bulk import among
 from gateway.store.database import Database
 from gateway.store.keys import ApiKey
 from gateway.store.runs import Sums
-from gateway.store.tables import run_steps, runs, token_usage, usage_daily, usage_dead_letter
+from gateway.store.tables import run_steps, runs, token_usage, usage_dead_letter
 from gateway.store.usage_report import GroupBy, UsageFilter
 from policies.amounts import UNLIMITED, ZERO, Amount, Limit
 from policies.budgets import RUN_KEEP_MS, Budget, Link, RunLimits, Scope, Subject, chain_for, run_account, step_account
@@ -307,12 +307,9 @@ def _lineage(run: str, parents: Mapping[str, str]) -> list[str]:
 async def _budget_sums(
     db: Database, project: str, budgets: Sequence[Budget], keys: Mapping[str, ApiKey], now_ms: int
 ) -> Restored:
-    names = (usage_daily.c.workflow, usage_daily.c.agent, usage_daily.c.key_id)
-    async with db.read() as connection:
-        seen = (await connection.execute(select(*names).where(usage_daily.c.project == project).distinct())).all()
     wanted: dict[str, tuple[UsageFilter, int]] = {}
     sharing: dict[str, set[str]] = defaultdict(set)  # accounts of keys: keys of one name share an account
-    for workflow, agent, key_id in seen:
+    for workflow, agent, key_id in await usage_report.names_seen(db, project):
         key = keys.get(key_id)
         key_name = None if key is None else key.name
         subject = Subject(project, key_name, workflow or None, None, None, agent or None)

@@ -41,8 +41,8 @@ async def recent_calls(db: Database, project: str) -> RecentCalls:
     )
     async with db.read() as connection:
         rows = (await connection.execute(query)).all()
-    refused = Counter(row.code for row in rows if row.status == "refused")
-    overheads = sorted(row.overhead_us for row in rows if row.overhead_us is not None and row.status == "ok")
+    refused = Counter(code for status, code, _ in rows if status == "refused")
+    overheads = sorted(overhead_us for status, _, overhead_us in rows if overhead_us is not None and status == "ok")
     return RecentCalls(
         len(rows), tuple(refused.most_common(8)), *(_percentile(overheads, share) for share in (0.50, 0.95, 0.99))
     )

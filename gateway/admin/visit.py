@@ -36,6 +36,7 @@ DONE: Final[Mapping[str, str]] = {
     "cancel": "The run is cancelled. Calls under way end as they would.",
     "reset": "The run begins again with nothing spent. Every other total keeps what it had used.",
     "deleted": "Deleted.",
+    "suggested": "The suggested budgets are set. They stand with all others under Budgets.",
     "revoked": "The key is revoked.",
     "login": "You are logged in.",
     "person": "The login is set. Sessions of before are over.",

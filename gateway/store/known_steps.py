@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import and_, func, select
 
 from gateway.store.database import Database
-from gateway.store.step_history import DAYS, RUNS_MAX
+from gateway.store.step_history import newest_runs
 from gateway.store.tables import run_steps, runs
 
 
@@ -22,21 +22,14 @@ class KnownStep:
 
 
 async def of_workflow(db: Database, project: str, workflow: str, now_ms: int) -> Mapping[str, KnownStep]:
-    """Step → what its latest run says, out of the 2,000 newest of the last 30 days. Raises StoreUnavailable."""
-    newest = (
-        select(runs.c.project, runs.c.run, runs.c.first_at, runs.c.last_at)
-        .where(runs.c.project == project, runs.c.workflow == workflow, runs.c.last_at >= now_ms - DAYS * 86_400_000)
-        .order_by(runs.c.last_at.desc())
-        .limit(RUNS_MAX)
-        .subquery("newest")
-    )
+    """Step → what its latest run says, out of the 500 newest of the last 30 days. Raises StoreUnavailable."""
+    newest = newest_runs([runs.c.project == project, runs.c.workflow == workflow], now_ms)
     latest = func.row_number().over(partition_by=run_steps.c.step, order_by=newest.c.last_at.desc())
+    joined = newest.join(run_steps, and_(run_steps.c.project == newest.c.project, run_steps.c.run == newest.c.run))
     order = func.coalesce(run_steps.c.first_at - newest.c.first_at, 0)
     ranked = (
         select(run_steps.c.step, run_steps.c.intent, run_steps.c.model, order.label("order_ms"), latest.label("rank"))
-        .select_from(
-            newest.join(run_steps, and_(run_steps.c.project == newest.c.project, run_steps.c.run == newest.c.run))
-        )
+        .select_from(joined)
         .where(run_steps.c.total_tokens > 0)
         .subquery("ranked")
     )

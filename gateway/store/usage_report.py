@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -21,6 +22,7 @@ from sqlalchemy import (
     FromClause,
     Select,
     and_,
+    bindparam,
     case,
     cast,
     func,
@@ -122,16 +124,19 @@ _COLUMNS: Final = {
     "model": "model",
 }
 _RUN_FIELDS: Final = ("project", "workflow", "run")
+# To make a statement of a report takes as long as to answer it (5 to 8 ms), and whoever looks at a page looks again.
+_STATEMENTS_MAX: Final = 64
 
 
 async def report(db: Database, group_by: GroupBy, wanted: UsageFilter, limit: int = 100) -> Report:
     """Sum the calls that `wanted` describes by `group_by`. Raises StoreUnavailable."""
     async with db.begin() as connection:
         found = (await connection.execute(_report_query(group_by, wanted, limit))).mappings().all()
-    (total,) = (row for row in found if row["is_total"])
-    shown = sorted((row for row in found if not row["is_total"]), key=lambda row: _order(group_by, row))
+    totals = [row for row in found if row["is_total"]]
+    shown = sorted((row for row in found if not row["is_total"]), key=lambda row: _order(group_by, row))[:limit]
     rows = tuple(ReportRow(_label(group_by, row["grp"]), Sums.of(row)) for row in shown)
-    return Report(group_by, rows, Sums.of(total), total["groups"])
+    total = Sums.of({name: sum(row[name] or 0 for row in totals) for name in SUMS})
+    return Report(group_by, rows, total, sum(row["groups"] for row in totals))
 
 
 async def days_of_groups(
@@ -141,32 +146,32 @@ async def days_of_groups(
 
     Not by run: their number has no bound, and only their rows know the day.
     """
-    part = _together(_parts(group_by, wanted, wanted.from_ms, wanted.to_ms, _LEVELS, days=True)).subquery("part")
-    sums = [func.sum(part.c[name]).label(name) for name in SUMS]
-    query = select(part.c.grp, part.c.day, *sums).where(part.c.grp.in_(groups)).group_by(part.c.grp, part.c.day)
+    query = _days_query(group_by, wanted)
     async with db.read() as connection:
-        found = (await connection.execute(query)).mappings().all()
+        found = (await connection.execute(query, {"groups": list(groups)})).mappings().all()
     return {(str(row["grp"]), _label(GroupBy.DAY, row["day"])): Sums.of(row) for row in found}
 
 
+@lru_cache(maxsize=_STATEMENTS_MAX)
+def _days_query(group_by: GroupBy, wanted: UsageFilter) -> Select[Any]:
+    part = _together(_parts(group_by, wanted, wanted.from_ms, wanted.to_ms, _LEVELS, days=True)).subquery("part")
+    sums = [func.sum(part.c[name]).label(name) for name in SUMS]
+    is_wanted = part.c.grp.in_(bindparam("groups", expanding=True))
+    return select(part.c.grp, part.c.day, *sums).where(is_wanted).group_by(part.c.grp, part.c.day)
+
+
+@lru_cache(maxsize=_STATEMENTS_MAX)
 def _report_query(group_by: GroupBy, wanted: UsageFilter, limit: int) -> CompoundSelect[Any]:
-    """The largest groups and, as one more row, the total of all: read once, so that they agree."""
-    part = _source(group_by, wanted).subquery("part")
-    grouped = _grouped(group_by, wanted, part).cte("grouped")
-    first = grouped.c.grp if group_by is GroupBy.DAY else grouped.c.total_tokens.desc()
-    names = [grouped.c[name] for name in SUMS]
-    columns = [literal_column("0").label("is_total"), grouped.c.grp, literal_column("0").label("groups"), *names]
-    shown = select(*columns).order_by(first, grouped.c.grp).limit(limit).subquery("shown")
-    totals = [func.sum(column).label(column.name) for column in names]
-    total = select(literal_column("1"), cast(null(), grouped.c.grp.type), func.count(), *totals)
-    return union_all(select(shown), total)
-
-
-def _grouped(group_by: GroupBy, wanted: UsageFilter, part: FromClause) -> Select[Any]:
-    if group_by is GroupBy.RUN and wanted.project is not None and not _not_in_runs(wanted):
-        # No run of a project stands in it twice, and to find that out again would take most of the time: they are many.
-        return select(part.c.grp, *(part.c[name] for name in SUMS))
-    return select(part.c.grp, *(func.sum(part.c[name]).label(name) for name in SUMS)).group_by(part.c.grp)
+    """Of each source the largest groups and, as one more row, their total: read at once, so that they agree."""
+    rows: list[Select[Any]] = []
+    for source in _sources(group_by, wanted):
+        group, names = source.c.grp, [source.c[name] for name in SUMS]
+        first = group if group_by is GroupBy.DAY else source.c.total_tokens.desc()
+        columns = [literal_column("0").label("is_total"), group, literal_column("0").label("groups"), *names]
+        shown = select(*columns).order_by(first, group).limit(limit).subquery()
+        totals = [func.sum(column).label(column.name) for column in names]
+        rows += [select(shown), select(literal_column("1"), cast(null(), group.type), func.count(), *totals)]
+    return union_all(*rows)
 
 
 def _order(group_by: GroupBy, row: Mapping[Any, Any]) -> tuple[Any, Any]:
@@ -185,19 +190,41 @@ async def calls(db: Database, wanted: UsageFilter, limit: int = 100, cursor: str
     return CallPage(page, cursor_of(page[-1]["at"], page[-1]["id"]) if len(found) > limit else None)
 
 
+async def names_seen(db: Database, project: str) -> Sequence[tuple[str, str, str]]:
+    """Each workflow, agent and key id that calls of the project had together, empty where they had none. Raises StoreUnavailable."""
+    query = (
+        select(usage_daily.c.workflow, usage_daily.c.agent, usage_daily.c.key_id)
+        .where(usage_daily.c.project == project)
+        .distinct()
+    )
+    async with db.read() as connection:
+        return [tuple(row) for row in await connection.execute(query)]
+
+
 async def row_sums(connection: AsyncConnection, conditions: list[ColumnElement[bool]]) -> Sums:
     """Summed from the rows themselves, for whoever checks the other sums."""
     query = select(*_row_sums()).where(*conditions)
     return Sums.of((await connection.execute(query)).mappings().one())
 
 
-def _source(group_by: GroupBy, wanted: UsageFilter) -> Select[Any]:
-    """Rows of (grp, sums…) whose groups may repeat."""
+def _sources(group_by: GroupBy, wanted: UsageFilter) -> list[FromClause]:
+    """Rows of (grp, sums…). No group stands in two of them, or twice in one."""
     if group_by is GroupBy.RUN and not _not_in_runs(wanted):
-        return _from_runs(wanted)
+        if wanted.project is not None:
+            return _from_runs(wanted)
+        # Runs of different projects may have the same name.
+        return [_grouped(_together([select(source) for source in _from_runs(wanted)]))]
     if group_by is GroupBy.RUN or wanted.run is not None:
-        return _from_rows(group_by, wanted, _within(token_usage.c.at, wanted.from_ms, wanted.to_ms))
-    return _from_sums(group_by, wanted)
+        return [_grouped(_from_rows(group_by, wanted, _within(token_usage.c.at, wanted.from_ms, wanted.to_ms)))]
+    # Whole days from the sums by day, the hours of cut days from the sums by hour, cut hours from the rows.
+    return [_grouped(_together(_parts(group_by, wanted, wanted.from_ms, wanted.to_ms, _LEVELS)))]
+
+
+def _grouped(rows: Select[Any]) -> FromClause:
+    part = rows.subquery("part")
+    return (
+        select(part.c.grp, *(func.sum(part.c[name]).label(name) for name in SUMS)).group_by(part.c.grp).cte("grouped")
+    )
 
 
 def _not_in_runs(wanted: UsageFilter) -> list[str]:
@@ -211,11 +238,6 @@ def _from_rows(
     columns = _groups(token_usage, token_usage.c.at, group_by, days)
     conditions = [*_conditions(token_usage, wanted), *more]
     return select(*columns, *_row_sums()).where(*conditions).group_by(*columns)
-
-
-def _from_sums(group_by: GroupBy, wanted: UsageFilter) -> Select[Any]:
-    """Whole days from the sums by day, the hours of cut days from the sums by hour, cut hours from the rows."""
-    return _together(_parts(group_by, wanted, wanted.from_ms, wanted.to_ms, _LEVELS))
 
 
 def _parts(
@@ -257,8 +279,12 @@ def _from_level(
     return select(*columns, *sums).where(*conditions).group_by(*columns)
 
 
-def _from_runs(wanted: UsageFilter) -> Select[Any]:
-    """Runs that lie wholly in the range from their sums, those that it cuts from their rows."""
+def _from_runs(wanted: UsageFilter) -> list[FromClause]:
+    """Runs that lie wholly in the range from their sums, those that it cuts from their rows.
+
+    The first are many. They are read once for the largest and once for the total: that needs no room for them all in between,
+    as a common table expression would, and half of the time.
+    """
     table = runs.c
     conditions = _conditions(runs, wanted)
     begins_late = [] if wanted.from_ms is None else [table.first_at >= wanted.from_ms]
@@ -266,7 +292,7 @@ def _from_runs(wanted: UsageFilter) -> Select[Any]:
     sums = [table[name] for name in SUMS]
     whole = select(table.run.label("grp"), *sums).where(*conditions, *begins_late, *ends_early, _HAS_CALLS)
     if not begins_late and not ends_early:
-        return whole
+        return [whole.subquery("whole")]
     reaches_in = [*_after(table.last_at, wanted.from_ms), *_before(table.first_at, wanted.to_ms)]
     cut = or_(*(~condition for condition in (*begins_late, *ends_early)))
     joined = token_usage.join(runs, and_(table.project == token_usage.c.project, table.run == token_usage.c.run))
@@ -276,7 +302,7 @@ def _from_runs(wanted: UsageFilter) -> Select[Any]:
         .where(*conditions, *reaches_in, cut, *_within(token_usage.c.at, wanted.from_ms, wanted.to_ms))
         .group_by(table.run)
     )
-    return _together([whole, rows])
+    return [whole.subquery("whole"), rows.cte("cut")]
 
 
 # A run that was planned and never called has nothing to report.
@@ -321,7 +347,7 @@ def _row_sums() -> list[ColumnElement[Any]]:
 
 
 def _conditions(table: Any, wanted: UsageFilter) -> list[ColumnElement[bool]]:
-    """A field that the table does not have is not asked for: `_source` chose the table by that."""
+    """A field that the table does not have is not asked for: `_sources` chose the table by that."""
     given = ((column, getattr(wanted, name)) for name, column in _COLUMNS.items())
     pairs = [(table.c[column], value) for column, value in given if value is not None and column in table.c]
     if table is token_usage and wanted.run is None:

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from gateway.admin.figures import day_of
 from gateway.admin.visit import Page, Visit
-from gateway.endpoints.api import allocate, usage, workflows
+from gateway.endpoints.api import allocate, suggestions, usage, workflows
 from gateway.endpoints.api.allocate import AllocateBody, Shares
 from gateway.endpoints.api.application import parsed, told
 from gateway.endpoints.api.schema import ListQuery
 from gateway.endpoints.api.usage import UsageQuery, UsageReport, UsageRow
 from gateway.endpoints.api.workflows import WorkflowBody, WorkflowView
 from gateway.errors import BadRequest, GatewayError
-from gateway.store import step_history
-from gateway.store.runs import RunFilter
-from gateway.store.runs import list_runs as stored_runs
 from gateway.store.usage_report import GroupBy
-from policies.allocation import decayed_p95
 from policies.settings import ALLOCATION_STRATEGIES
 
 _DAY_MS: Final = 86_400_000
 _DAYS: Final = 30
-_RUNS_FOR_SUGGESTION: Final = 200
-# What the slowest twentieth of past runs needed, and a fifth more for a bad day.
-_HEADROOM: Final = 1.2
 # What the editor begins with for a workflow that nobody has called yet.
 _EXAMPLE: Final[dict[str, Any]] = {
     "budget": {"tokens": 20_000},
@@ -49,19 +42,6 @@ _EDITED: Final = (
     "compression",
     "steps",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Suggestion:
-    """What a budget could be, by past runs; None where there are none that ended."""
-
-    name: str
-    samples: int
-    p95_tokens: int | None
-
-    @property
-    def tokens(self) -> int | None:
-        return None if self.p95_tokens is None else int(self.p95_tokens * _HEADROOM + 0.5)
 
 
 async def list_all(visit: Visit) -> Response:
@@ -86,6 +66,9 @@ async def change_workflow(visit: Visit) -> Response:
     if action == "delete":
         await visit.ask(workflows.delete_workflow, path=path)
         return visit.go("workflows", done="deleted")
+    if action == "suggested":
+        await visit.ask(suggestions.apply_suggestions, path=path)
+        return visit.go("workflows", visit.name, done="suggested")
     text = visit.form.get("declaration", "")
     try:
         body = WorkflowBody.model_validate(parsed(text.encode()))
@@ -93,7 +76,7 @@ async def change_workflow(visit: Visit) -> Response:
             await visit.ask(workflows.put_workflow, path=path, body=body)
             return visit.go("workflows", visit.name, done="saved")
         if action != "preview":
-            raise BadRequest.field("action", "is none of save, preview, delete")
+            raise BadRequest.field("action", "is none of save, preview, delete, suggested")
     except (GatewayError, ValidationError) as error:
         return await _editor(visit, text, await _known(visit), fault=told(error, visit.request_id).message)
     return await _editor(visit, text, await _known(visit))
@@ -111,7 +94,7 @@ async def set_mode(visit: Visit) -> Response:
 
 async def _editor(visit: Visit, text: str, found: WorkflowView | None, fault: str = "") -> Response:
     shares, why_not = await _previews(visit, text) if not fault else ({}, "")
-    since_ms = visit.now_ms - _DAYS * _DAY_MS
+    suggested = await visit.ask(suggestions.list_suggestions, path={"workflow": visit.name})
     return visit.show(
         "workflow",
         status=400 if fault else 200,
@@ -122,8 +105,8 @@ async def _editor(visit: Visit, text: str, found: WorkflowView | None, fault: st
         shares=shares,
         why_not=why_not,
         steps=[one.step for one in next(iter(shares.values())).allocations] if shares else [],
-        suggestions=await _suggestions(visit, since_ms),
-        used=next((row for row in await _usage(visit, GroupBy.WORKFLOW) if row.workflow == visit.name), None),
+        suggestions=suggested.suggestions,
+        used=next(iter(await _usage(visit, GroupBy.WORKFLOW, workflow=visit.name)), None),
         settings=visit.desk.parts.control.snapshot.settings,
     )
 
@@ -149,19 +132,6 @@ async def _previews(visit: Visit, text: str) -> tuple[dict[str, Shares], str]:
     return shares, ""
 
 
-async def _suggestions(visit: Visit, since_ms: int) -> list[Suggestion]:
-    """For the run first, then for each step."""
-    histories = await step_history.by_step(visit.store, visit.project, visit.name, visit.now_ms)
-    wanted = RunFilter(project=visit.project, workflow=visit.name, from_ms=since_ms)
-    ended = [
-        run.sums.total_tokens
-        for run in (await stored_runs(visit.store, wanted, _RUNS_FOR_SUGGESTION)).runs
-        if run.sums.calls and not run.sums.refused
-    ]
-    whole = Suggestion("", len(ended), sorted(ended)[max(0, -(-len(ended) * 95 // 100) - 1)] if ended else None)
-    return [whole, *(Suggestion(step, len(found), decayed_p95(found)) for step, found in sorted(histories.items()))]
-
-
 async def _declared(visit: Visit) -> tuple[WorkflowView, ...]:
     query = ListQuery(project=visit.project, limit=1_000)
     return (await visit.ask(workflows.list_workflows, query=query)).workflows
@@ -179,7 +149,7 @@ async def _draft(visit: Visit) -> dict[str, Any]:
 
 
 async def _usage(visit: Visit, group_by: GroupBy, **more: str) -> tuple[UsageRow, ...]:
-    since = str(visit.now_ms - _DAYS * _DAY_MS)
+    since = day_of(visit.now_ms - (_DAYS - 1) * _DAY_MS)
     query = UsageQuery.model_validate({"project": visit.project, "group_by": group_by, "from": since, **more})
     found = await visit.ask(usage.get_usage, query=query)
     assert isinstance(found, UsageReport)  # noqa: S101 - CSV was not asked for
