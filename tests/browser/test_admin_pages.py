@@ -395,6 +395,22 @@ def test_a_workflow_is_declared_previewed_and_observed(client: Client) -> None:
     assert client.post("/admin/workflows/triage", {"action": "delete"}).status == 303
 
 
+def test_suggested_budgets_are_those_of_the_api_and_can_be_set(client: Client, gateway: FareboxProcess) -> None:
+    assert gateway.chat("hi", tagged("learned", "r-done", "draft"), model="small", max_tokens=20).status == 200
+    assert "Nothing to learn from yet" in client.get("/admin/workflows/learned").text
+    assert gateway.request("POST", "/api/runs/r-done/complete").status == 200
+    found = gateway.get("/api/workflows/learned/suggestions").json()["suggestions"]
+    rows = re.findall(
+        r"<tr><td[^>]*>([^<]+)</td>(.*?)</tr>", section(client.get("/admin/workflows/learned").text, "Suggested")
+    )
+    assert [(name, values(rest)) for name, rest in rows] == [
+        ({"run": "the run"}.get(one["scope"], "draft"), [one["p95_tokens"], one["tokens"]]) for one in found
+    ]
+    assert client.post("/admin/workflows/learned", {"action": "suggested"}).status == 303
+    limits = {one["match"]: one["tokens"] for one in gateway.get("/api/budgets").json()["budgets"]}
+    assert {one["match"]: one["tokens"] for one in found}.items() <= limits.items()
+
+
 def test_every_change_is_in_the_audit(client: Client) -> None:
     client.post("/admin/agents/bot-1", {"creation": "4", "execution": "6", "note": "by hand"})
     page = client.get("/admin/audit?action=agent.").text

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.ledger.port import EntryKind
-from gateway.store import agents_seen, known_steps, runs, usage
+from gateway.store import agents_seen, known_steps, runs, step_history, usage
 from gateway.store.agents_seen import ActiveAgent, ToolUse
 from gateway.store.database import Database
 from gateway.store.known_steps import KnownStep
@@ -62,7 +62,7 @@ async def test_steps_are_known_by_their_latest_run_in_the_order_of_their_calls(d
 
 
 async def test_steps_are_looked_for_in_the_newest_runs_alone(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known_steps, "RUNS_MAX", 2)
+    monkeypatch.setattr(step_history, "RUNS_MAX", 2)
     await store_calls(db, *({"run": f"r{age}", "step": f"s{age}", "at_ms": NOW_MS - age} for age in range(4)))
     assert set(await known_steps.of_workflow(db, "default", "wf", NOW_MS)) == {"s0", "s1"}
 
