@@ -47,12 +47,13 @@ Conversation = tuple[str, str | None, str]  # project, run, step
 
 @dataclass(slots=True)
 class _Course:
-    """How a conversation went so far."""
+    """How a conversation went so far. `failed_tier` is where the last of its failed answers came from."""
 
     model: str
     tier: Tier | None
     score: float
     failed_attempts: int = 0
+    failed_tier: Tier | None = None
 
 
 class Routing:
@@ -95,8 +96,9 @@ class Routing:
                 raise BadRequest.field("model", f"{found.reason} {hint}", "no_route")
             return name
         if call.is_tagged and remembers:
-            failed = course.failed_attempts if course else 0
-            self._courses[_conversation(call)] = _Course(found.model, found.tier, wish.score, failed)
+            self._courses[_conversation(call)] = _Course(
+                found.model, found.tier, wish.score, wish.failed_attempts, wish.failed_tier
+            )
         call.decisions.append({"route": found.model, "why": found.reason})
         if found.model != name:
             call.actions.append(f"route={found.model}")
@@ -118,7 +120,7 @@ class Routing:
             may_reroute=may_reroute,
             sticky_model=course.model if course else None,
             failed_attempts=course.failed_attempts if course else 0,
-            failed_tier=course.tier if course and course.failed_attempts else None,
+            failed_tier=course.failed_tier if course else None,
             tier_floor=self.handler(call).tier_floor,
         )
 
@@ -142,16 +144,16 @@ class Routing:
     def judge(self, call: Call, answer: Answer) -> None:
         """Note whether a routed answer was good enough, for the next attempt of this conversation."""
         course = self._courses.get(_conversation(call))
-        if course is None:
-            return
+        if course is None or call.model != course.model:
+            return  # a call beside this one, or a short budget, has changed the model since
         if answer.finish_reason == "length" and call.output_cap is not None:
             return  # it was the budget that cut it off, and a dearer model would fit less
         settings = self._snapshot().settings
         assessment = self.handler(call).assess(answer)
         if assessment.score >= settings.quality_score_minimum:
-            course.failed_attempts = 0
+            course.failed_attempts, course.failed_tier = 0, None
         elif course.failed_attempts < settings.max_retry_attempts:
-            course.failed_attempts += 1
+            course.failed_attempts, course.failed_tier = course.failed_attempts + 1, course.tier
             call.decisions.append({"answer_failed": list(assessment.faults)})
 
     def handler(self, call: Call) -> Handler:

@@ -110,6 +110,20 @@ def test_an_answer_that_fails_its_checks_moves_the_next_one_a_tier_up_as_often_a
     assert chosen(ask(served, "auto", headers, bad, **wanted)) == "large"  # a conversation keeps its model
 
 
+def test_one_failed_answer_moves_one_tier_up_however_many_calls_follow(served: Served) -> None:
+    headers = tagged("closed", "moved-once", "s", intent="extract")
+    wanted = {"response_format": {"type": "json_object"}}
+    bad, none = 'Extract the city. {"fake": {"text": "no JSON"}}', 'Extract the city. {"fake": {"status": 500}}'
+    key = "/api/settings/orchestration_max_retry_attempts"
+    assert served.gateway.request("PUT", key, {"value": 1}).status == 200
+    try:
+        seen = [chosen(ask(served, "auto", headers, bad, **wanted)) for _ in range(3)]
+        assert ask(served, "auto", headers, none, **wanted).status == 500
+        assert [*seen, chosen(ask(served, "auto", headers, bad, **wanted))] == ["small", "medium", "medium", "medium"]
+    finally:
+        served.gateway.request("PUT", key, {"value": 2})
+
+
 def test_a_budget_that_cuts_an_answer_off_makes_no_model_fail(served: Served) -> None:
     headers = tagged("closed", "short-1", "s", intent="extract", budget_tokens="400")
     long = 'Extract all cities. {"fake": {"tokens": 600}}'
