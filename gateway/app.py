@@ -397,7 +397,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
         tracing=tracing,
         tokenizer=tokenizer,
         orchestration=orchestration,
-        runs=RunRegistry(ledger, silence_s=config.reservations.implicit_run_silence_seconds, new_id=ids.new),
+        runs=_runs(config, ledger, ids, orchestration),
         budgets=budgets,
         places=_places(config),
         recorder=recorder,
@@ -408,6 +408,11 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
         ids=ids,
         is_local=allow_anonymous or config.server.host in _LOOPBACK,
     )
+
+
+def _runs(config: Config, ledger: Ledger, ids: Ids, orchestration: Orchestration) -> RunRegistry:
+    silence_s = config.reservations.implicit_run_silence_seconds
+    return RunRegistry(ledger, silence_s=silence_s, new_id=ids.new, limits_of=orchestration.limits_of)
 
 
 def _places(config: Config) -> Places:

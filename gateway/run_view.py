@@ -8,21 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
-from gateway.control import Snapshot
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.moments import iso
 from gateway.store import runs as runs_store
 from gateway.store.database import Database
 from gateway.store.runs import Run, RunFilter, RunStep, Sums
-from gateway.store.workflows import Workflow
 from policies.amounts import NANO_USD_PER_USD, UNLIMITED, ZERO, Amount, Limit, Unit
 from policies.budgets import Budget, RunLimits, Scope, Subject, chain_for, run_account, step_account
 from policies.reservation import Balance, Gate
-
-if TYPE_CHECKING:
-    from gateway.orchestration.declared import DeclaredWorkflow
 
 RunState = Literal["active", "paused", "exhausted", "completed", "cancelled"]
 Source = Literal["ledger", "store"]
@@ -161,17 +156,16 @@ class RunViews:
         store: Database,
         ledger: Ledger,
         *,
-        snapshot: Callable[[], Snapshot],
         budgets: Callable[[], Sequence[Budget]],
-        declared: Callable[[Workflow | None], DeclaredWorkflow],
+        limits_of: Callable[[str, str, str | None], RunLimits],
         now_ms: Callable[[], int],
     ) -> None:
+        """`limits_of` tells what is planned for (project, workflow, step) beside `budgets`."""
         self._store = store
         self._ledger = ledger
-        self._snapshot = snapshot
         self._budgets = budgets
+        self._limits_of = limits_of
         self._now_ms = now_ms
-        self._declared = declared
 
     async def get(self, project: str, run: str) -> RunView | None:
         """None when there is no such run. Raises StoreUnavailable."""
@@ -284,20 +278,9 @@ class RunViews:
 
     def _budgeted(self, run: Run, scope: Scope, step: str | None) -> Limit:
         subject = Subject(run.project, workflow=run.workflow or None, run=run.run, step=step)
-        chain = chain_for(subject, self._budgets(), self._planned(run, step), self._now_ms())
+        chain = chain_for(subject, self._budgets(), self._limits_of(run.project, run.workflow, step), self._now_ms())
         link = chain.of(scope)
         return UNLIMITED if link is None else link.hold.limit
-
-    def _planned(self, run: Run, step: str | None) -> RunLimits:
-        """What settings and the workflow's declaration add to the budgets, as they do when a call is admitted."""
-        snapshot = self._snapshot()
-        declared = self._declared(snapshot.workflow(run.project, run.workflow))
-        whole = Limit(tokens=snapshot.settings.max_tokens_per_workflow if snapshot.settings.enabled else None)
-        return RunLimits(
-            planned_run=whole.replaced_by(declared.limit),
-            planned_step=UNLIMITED if step is None else declared.step_limit(step),
-            observe=declared.observes,
-        )
 
 
 def own_budget(plan: Mapping[str, Any]) -> Limit:

@@ -12,7 +12,7 @@ from cachetools import LRUCache
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.call import Call
 from policies.amounts import UNLIMITED
-from policies.budgets import Parent, run_account
+from policies.budgets import Parent, RunLimits, run_account
 from policies.reservation import Granted
 
 _RUNS_MAX: Final = 50_000
@@ -20,10 +20,20 @@ _ANCESTORS_MAX: Final = 8
 
 
 class RunRegistry:
-    def __init__(self, ledger: Ledger, *, silence_s: float, new_id: Callable[[], str]) -> None:
+    """`limits_of` tells what is planned for the runs of a project's workflow, beside budgets."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        silence_s: float,
+        new_id: Callable[[], str],
+        limits_of: Callable[[str, str], RunLimits] = lambda _project, _workflow: RunLimits(),
+    ) -> None:
         self._ledger = ledger
         self._silence_ms = int(silence_s * 1000)
         self._new_id = new_id
+        self._limits_of = limits_of
         self._workflow_of: MutableMapping[tuple[str, str], str] = LRUCache(_RUNS_MAX)
         self._parent_of: MutableMapping[tuple[str, str], str] = LRUCache(_RUNS_MAX)
         self._tightened: LRUCache[tuple[str, str], bool] = LRUCache(_RUNS_MAX)
@@ -31,7 +41,7 @@ class RunRegistry:
 
     def looking(self, ledger: Ledger) -> RunRegistry:
         """One that knows what this one knows, and whose own findings this one does not hear of."""
-        other = RunRegistry(ledger, silence_s=self._silence_ms / 1000, new_id=self._new_id)
+        other = RunRegistry(ledger, silence_s=self._silence_ms / 1000, new_id=self._new_id, limits_of=self._limits_of)
         other._workflow_of = ChainMap({}, self._workflow_of)
         other._parent_of = ChainMap({}, self._parent_of)
         return other
@@ -65,11 +75,18 @@ class RunRegistry:
             and parent not in seen
             and len(found) < _ANCESTORS_MAX
         ):
-            workflow = self._workflow_of.get((project, parent), call.tags.workflow or "")
-            found.append(Parent(parent, workflow))
+            found.append(self._parent(project, parent, call.tags.workflow or ""))
             seen.add(parent)
             run = parent
         return tuple(found)
+
+    def _parent(self, project: str, run: str, own_workflow: str) -> Parent:
+        """One that was never seen here is taken to be of the caller's workflow; what is planned for it is not known."""
+        workflow = self._workflow_of.get((project, run))
+        if workflow is None:
+            return Parent(run, own_workflow)
+        limits = self._limits_of(project, workflow)
+        return Parent(run, workflow, limits.planned_run, limits.observe)
 
     def saw(self, call: Call, granted: Granted) -> None:
         if call.run is None:

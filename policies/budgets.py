@@ -88,8 +88,12 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
+    """A run that another one is inside of. `planned` limits it beside the budgets; where its workflow observes, nothing does."""
+
     run: str
     workflow: str
+    planned: Limit = UNLIMITED
+    observe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,8 +338,8 @@ def _link(account: str, entry: _Entry, limits: RunLimits) -> Link:
 def _parent_link(parent: Parent, project: str, budgets: Sequence[Budget]) -> Link:
     """A child run spends from its parent too, so what limits the parent's run limits both together."""
     subject = Subject(project, workflow=parent.workflow, run=parent.run)
-    limit = UNLIMITED
-    for budget in budgets:
+    limit = UNLIMITED if parent.observe else parent.planned
+    for budget in () if parent.observe else budgets:
         if budget.scope is Scope.RUN and budget.mode is Mode.ENFORCE and budget.applies_to(subject):
             limit = limit.tightened_by(budget.limit)
     return Link(Hold(run_account(parent.run), limit, keep_ms=RUN_KEEP_MS), Scope.RUN, parent.run, Window.RUN)

@@ -203,6 +203,17 @@ class Orchestration:
             limit = limit.tightened_by(call.tags.budget)
         return limit.tokens or 0
 
+    def limits_of(self, project: str, workflow: str, step: str | None = None) -> RunLimits:
+        """What settings and the workflow's declaration limit a run and its step to, whoever calls; steps' shares apart."""
+        snapshot = self._snapshot()
+        declared = self.declarations.of(snapshot.workflow(project, workflow))
+        whole = Limit(tokens=snapshot.settings.max_tokens_per_workflow if snapshot.settings.enabled else None)
+        return RunLimits(
+            planned_run=whole.replaced_by(declared.limit),
+            planned_step=UNLIMITED if step is None else declared.step_limit(step),
+            observe=declared.observes,
+        )
+
     def model_for(self, call: Call, snapshot: Snapshot) -> str:
         """The model to ask: the named one, or the one that routing chose. Raises `BadRequest` for an `auto` nobody can take."""
         asked = call.request.model

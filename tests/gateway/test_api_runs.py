@@ -193,6 +193,20 @@ async def test_a_reset_run_begins_again_and_no_total_loses_anything(api: Api) ->
     assert await agrees(api)
 
 
+@pytest.mark.parametrize(("mode", "status"), [("enforce", 402), ("observe", 200)])
+async def test_what_the_parents_declaration_allows_its_runs_holds_for_those_inside(
+    api: Api, mode: str, status: int
+) -> None:
+    await api.put("/api/workflows/elder", {"budget_tokens": 150, "mode": mode, "steps": []})
+    assert (await api.chat("above", workflow="elder", body={"max_tokens": 20})).status_code == 200
+    inside = {"x-workflow-parent-run-id": "above", "x-workflow-options": "no-clamp", "body": {"max_tokens": 100}}
+    replies = [await api.chat(f"inside-{number}", workflow="younger", **inside) for number in range(9)]
+    assert replies[-1].status_code == status
+    if status == 402:
+        facts = replies[-1].json()["error"]["metadata"]
+        assert (facts["scope_id"], facts["limit"]) == ("above", 150)
+
+
 async def test_a_run_inside_another_is_not_reset(api: Api) -> None:
     await api.chat("outer")
     await api.chat("inner", **{"x-workflow-parent-run-id": "outer"})

@@ -145,6 +145,16 @@ def test_a_child_run_spends_from_its_parent_within_the_parents_budget() -> None:
     assert found.link("run/child").hold.limit == UNLIMITED
 
 
+@pytest.mark.parametrize(
+    ("planned", "observe", "limit"),
+    [(Limit(tokens=60), False, Limit(tokens=60)), (Limit(tokens=600), False, TOKENS), (TOKENS, True, UNLIMITED)],
+)
+def test_what_is_planned_for_the_parent_limits_both_together(planned: Limit, observe: bool, limit: Limit) -> None:
+    parent = Parent("r-1", "nightly-report", planned, observe)
+    found = chain(Budget(Scope.RUN, TOKENS, match="nightly-*"), subject=replace(CALL, run="child", parents=(parent,)))
+    assert found.link("run/r-1").hold.limit == limit
+
+
 def test_the_innermost_budget_says_how_pressure_is_met() -> None:
     outer = Budget(Scope.PROJECT, TOKENS, window=Window.TOTAL, on_pressure=ladder_of(["refuse"]))
     inner = Budget(Scope.STEP, TOKENS, on_pressure=ladder_of(["clamp", "refuse"]), hold=HoldKind.SLICES, wait_ms=5)

@@ -13,7 +13,6 @@ from gateway.endpoints.api.application import api_application
 from gateway.endpoints.api.route import Desk
 from gateway.endpoints.api.table import ROUTES
 from gateway.ledger.clock import wall_clock_ms
-from gateway.orchestration.declared import Declarations
 from gateway.run_control import RunControl
 from gateway.run_view import RunViews
 
@@ -28,9 +27,8 @@ def make_desk(parts: Parts, access: Access) -> Desk:
     views = RunViews(
         parts.store,
         parts.ledger,
-        snapshot=snapshot,
         budgets=parts.budgets,
-        declared=Declarations().of,
+        limits_of=parts.orchestration.limits_of,
         now_ms=parts.clock.now_ms,
     )
 
