@@ -151,16 +151,10 @@ def url_of(base: str, protocol: ProtocolName) -> str:
     return base + path
 
 
-def output_cap_field(deployment: Deployment, protocol: ProtocolName) -> str:
-    """The name under which this deployment obeys an output cap, for callers that have to write one themselves."""
-    if protocol == "responses":
-        return "max_output_tokens"
-    if protocol == "chat" and (deployment.provider == "azure" or _is_openai_itself(deployment)):
-        return "max_completion_tokens"
-    return "max_tokens"
-
-
-def _is_openai_itself(deployment: Deployment) -> bool:
-    """Its newer models refuse the older name, which other servers under the same provider name are sure to know."""
+def wants_newer_cap(deployment: Deployment) -> bool:
+    """Whether the output cap has to be `max_completion_tokens`: OpenAI's reasoning models refuse the older name wherever they
+    are served, and OpenAI itself obeys the newer one for every model."""
+    if deployment.model.rpartition("/")[2].startswith(("o1", "o3", "o4", "gpt-5")):
+        return True
     base = deployment.params.get("api_base") or deployment.params.get("base_url") or PROVIDERS["openai"].api_base
     return deployment.provider == "openai" and "//api.openai.com/" in f"{base}/"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.upstream.port import Deployment, UpstreamCall
-from gateway.upstream.providers import provider_of
+from gateway.upstream.providers import provider_of, wants_newer_cap
 
 HOPS_HEADER: Final = "x-farebox-hops"
 ANTHROPIC_VERSION: Final = "2023-06-01"
@@ -83,8 +83,11 @@ def request_body(deployment: Deployment, call: UpstreamCall) -> dict[str, Any]:
         else:
             body.pop("stream", None)
             body.pop("stream_options", None)  # refused by OpenAI beside a buffered answer
-    if call.protocol == "chat" and "max_completion_tokens" in body and provider_of(deployment).only_max_tokens:
-        _rename_output_cap(body)
+    if call.protocol == "chat":
+        if provider_of(deployment).only_max_tokens:
+            _move_output_cap(body, "max_completion_tokens", "max_tokens")
+        elif "max_tokens" in body and wants_newer_cap(deployment):
+            _move_output_cap(body, "max_tokens", "max_completion_tokens")
     return body
 
 
@@ -122,9 +125,8 @@ def _credential(deployment: Deployment, key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def _rename_output_cap(body: dict[str, Any]) -> None:
-    newer = body.pop("max_completion_tokens")
-    older = body.get("max_tokens")
-    caps = [cap for cap in (newer, older) if type(cap) is int]
-    # Of two caps the smaller one is what was reserved.
-    body["max_tokens"] = min(caps) if caps else newer
+def _move_output_cap(body: dict[str, Any], name: str, to: str) -> None:
+    """Of two caps the smaller one is what was reserved."""
+    caps = [cap for cap in (body.pop(name, None), body.get(to)) if cap is not None]
+    if caps:
+        body[to] = min(caps)

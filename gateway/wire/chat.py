@@ -98,16 +98,10 @@ def check_messages(body: Mapping[str, Any]) -> None:
 
 
 def _cap(body: dict[str, Any], output_tokens: int) -> None:
-    """Caps the field that the client used. Reasoning models know only the newer one, older servers only the older one."""
+    """Caps the field that the client used, else the older one: the lanes know which servers want the newer one instead."""
     used = [key for key in ("max_completion_tokens", "max_tokens") if body.get(key) is not None]
-    if not used:
-        used = ["max_completion_tokens"] if _knows_only_newer_cap(str(body["model"])) else ["max_tokens"]
-    for key in used:
+    for key in used or ["max_tokens"]:
         body[key] = min(output_tokens, body.get(key) or output_tokens)
-
-
-def _knows_only_newer_cap(model: str) -> bool:
-    return model.rpartition("/")[2].startswith(("o1", "o3", "o4", "gpt-5"))
 
 
 def written_in(message: Any) -> str:

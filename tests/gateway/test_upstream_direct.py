@@ -13,6 +13,7 @@ import pytest
 from gateway.errors import LedgerOutage
 from gateway.upstream.direct import DirectLane, DirectLimits
 from gateway.upstream.port import Deployment, ProtocolName, Timeouts, UpstreamAnswer, UpstreamCall
+from gateway.upstream.request import request_body
 from tests.fake_provider import FakeProvider
 
 CHAT = {"model": "public-name", "messages": [{"role": "user", "content": "tell me"}]}
@@ -54,6 +55,10 @@ def deployment(provider: FakeProvider, *, name: str = "openai", model: str = "gp
 
 def call(protocol: ProtocolName = "chat", *, stream: bool = False, **fields: Any) -> UpstreamCall:
     return UpstreamCall(protocol, {**BODIES[protocol], **fields}, stream)
+
+
+def caps_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name.startswith("max_")}
 
 
 async def text_of(answer: UpstreamAnswer) -> str:
@@ -225,8 +230,39 @@ async def test_servers_that_know_one_output_cap_get_that_one(
     provider: FakeProvider, lane: DirectLane, fields: Mapping[str, Any], sent: Mapping[str, int]
 ) -> None:
     await lane.send(deployment(provider, name="deepseek"), call(**fields))
-    caps = {name: value for name, value in provider.last.body.items() if name.startswith("max_")}
-    assert caps == sent
+    assert caps_of(provider.last.body) == sent
+
+
+@pytest.mark.parametrize("model", ["o3-mini", "gpt-5-nano", "openai/gpt-5"])
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        ({"max_tokens": 9}, {"max_completion_tokens": 9}),
+        ({"max_completion_tokens": 9, "max_tokens": 4}, {"max_completion_tokens": 4}),
+        ({"max_completion_tokens": 4}, {"max_completion_tokens": 4}),
+        ({}, {}),
+    ],
+)
+async def test_reasoning_models_get_the_newer_name_of_the_cap_under_whatever_name_they_are_asked_for(
+    provider: FakeProvider, lane: DirectLane, model: str, fields: Mapping[str, Any], sent: Mapping[str, int]
+) -> None:
+    await lane.send(deployment(provider, model=model), call(**fields))
+    assert caps_of(provider.last.body) == sent
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "newer"),
+    [
+        ("openai", None, True),
+        ("openai", "https://api.openai.com/v1", True),
+        ("openai", "https://api.openai.com.example/v1", False),
+        ("openai", "http://127.0.0.1:8000/v1", False),
+        ("mistral", None, False),
+    ],
+)
+def test_openai_itself_gets_the_newer_name_of_the_cap_for_every_model(name: str, base: str | None, newer: bool) -> None:
+    entry = Deployment("m/0", "m", name, "gpt-x", "auto", {"api_base": base} if base else {}, {})
+    assert caps_of(request_body(entry, call(max_tokens=7))) == {"max_completion_tokens" if newer else "max_tokens": 7}
 
 
 async def test_stream_options_do_not_go_with_a_buffered_answer(provider: FakeProvider, lane: DirectLane) -> None:
@@ -335,5 +371,5 @@ def test_an_entry_may_shorten_the_timeouts(provider: FakeProvider, stream: bool,
 
 def test_the_defaults_bound_memory() -> None:
     limits = DirectLimits()
-    assert limits.event_bytes_max < 20 * 2**20
+    assert limits.answer_bytes_max <= 2**27
     assert limits.error_bytes_max <= 2**20

@@ -12,7 +12,6 @@ from gateway.upstream.dispatch import Forwarder, lane_of
 from gateway.upstream.litellm_lane import LiteLLMLane
 from gateway.upstream.mock import MockLane
 from gateway.upstream.port import Deployment, Lane, ProtocolName, UpstreamCall
-from gateway.upstream.providers import output_cap_field
 from tests.fake_provider import FakeProvider
 
 
@@ -111,19 +110,3 @@ async def test_calls_go_their_lanes() -> None:
             assert (answer.lane, answer.deployment) == (lane, entry)
             assert json.loads(answer.body)["choices"]
     await forwarding.close()
-
-
-@pytest.mark.parametrize(
-    ("entry", "protocol", "name"),
-    [
-        (deployment("openai"), "chat", "max_completion_tokens"),
-        (deployment("openai", **OWN), "chat", "max_tokens"),
-        (deployment("openai", api_base="https://api.openai.com/v1"), "chat", "max_completion_tokens"),
-        (deployment("mistral"), "chat", "max_tokens"),
-        (deployment("openai"), "completions", "max_tokens"),
-        (deployment("openai"), "responses", "max_output_tokens"),
-        (deployment("anthropic"), "messages", "max_tokens"),
-    ],
-)
-def test_the_name_of_the_output_cap(entry: Deployment, protocol: ProtocolName, name: str) -> None:
-    assert output_cap_field(entry, protocol) == name
