@@ -28,7 +28,8 @@ _HEAD_BYTES_MAX: Final = 64 * 1024
 _HEADERS_MAX: Final = 200
 # Up to so many bytes, copying a body behind its head is cheaper than another write.
 _JOINED_BYTES_MAX: Final = 64 * 1024
-_NO_TRAILERS: Final = frozenset({"content-length", "host", "connection", "transfer-encoding"})
+# Written by this client, or not at all.
+_OWN_HEADERS: Final = frozenset({"content-length", "host", "connection", "transfer-encoding"})
 
 
 class HttpError(Exception):
@@ -205,10 +206,11 @@ class HttpClient:
                 connection = await self._connect(address, loop, connect_s, deadline_s)
                 break
             await self._turn(loop, deadline_s)
-        told = None if leaves is None else leaves()
-        if told is not None:
+        if leaves is not None:
             try:
-                await told
+                told = leaves()
+                if told is not None:
+                    await told
             except BaseException:
                 connection.discard()
                 raise
@@ -272,9 +274,12 @@ class HttpClient:
     def _drop_idle(self) -> bool:
         """Another origin's idle connection makes room."""
         for idle in self._idle.values():
-            if idle:
-                idle.popleft().discard()
-                return True
+            while idle:
+                connection = idle.popleft()
+                makes_room = connection.is_usable(0.0)  # one that was lost has left its room already
+                connection.discard()
+                if makes_room:
+                    return True
         return False
 
     def _context(self) -> ssl.SSLContext:
@@ -327,7 +332,8 @@ class _Connection(asyncio.Protocol):
         self._idle_since_s: float | None = None
         self._answer: HttpAnswer | None = None  # of the call that is served; None when there is none
         self._head: asyncio.Future[HttpAnswer] | None = None
-        self._head_bytes = self._headers_bytes = 0
+        self._headers_bytes = 0
+        self._bare_bytes = 0  # since the last byte of a body: heads, trailers, the lines of chunks
         self._parser: Any = None
         self._ends_with_connection = False
 
@@ -337,22 +343,27 @@ class _Connection(asyncio.Protocol):
     async def ask(self, request: list[bytes], deadline_s: float) -> HttpAnswer:
         """Send, and wait for the answer's head. Whoever stops waiting closes the connection."""
         self._idle_since_s = None
-        self._answer = HttpAnswer(self)
-        self._head = self.loop.create_future()
-        self._head_bytes = self._headers_bytes = 0
+        answer = self._answer = HttpAnswer(self)
+        head: asyncio.Future[HttpAnswer] = self.loop.create_future()
+        self._head = head
+        self._bare_bytes = self._headers_bytes = 0
         self._parser = httptools.HttpResponseParser(self)
         if self._transport.is_closing():
             self.abort(Disconnected("closed while idle"))
         else:
             self._transport.writelines(request)
-        timer = self.loop.call_at(deadline_s, self.abort, AnswerTimeout("the answer did not begin in time"))
+        timer = self.loop.call_at(deadline_s, self._expire, head)
         try:
-            return await self._head
+            return await head
         except asyncio.CancelledError:
-            self.abort(AnswerBroken("nobody waits"))
+            answer.close()  # not the connection: once the answer is whole, another call may have it
             raise
         finally:
             timer.cancel()
+
+    def _expire(self, head: asyncio.Future[HttpAnswer]) -> None:
+        if not head.done():
+            self.abort(AnswerTimeout("the answer did not begin in time"))
 
     def abort(self, error: HttpError) -> None:
         self._fail(error)
@@ -393,16 +404,15 @@ class _Connection(asyncio.Protocol):
         if self._answer is None:  # nobody asked: what is this?
             self._transport.abort()
             return
-        if self._head is not None:
-            self._head_bytes += len(data)
+        self._bare_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.abort(AnswerBroken("this is not HTTP"))
             return
-        # A head that is complete was measured header by header.
-        if self._head is not None and self._head_bytes > _HEAD_BYTES_MAX:
-            self.abort(AnswerBroken("the answer's head is too large"))
+        # The parser holds a header or a trailer until it is complete. A head that was, was measured header by header.
+        if self._bare_bytes > _HEAD_BYTES_MAX:
+            self.abort(AnswerBroken("too much of the answer is no body"))
 
     # What the parser tells.
 
@@ -437,6 +447,7 @@ class _Connection(asyncio.Protocol):
             head.set_result(answer)
 
     def on_body(self, body: bytes) -> None:
+        self._bare_bytes = 0
         if self._answer is not None:
             self._answer.feed(body)
 
@@ -449,7 +460,9 @@ class _Connection(asyncio.Protocol):
             return
         self._answer = None
         answer.end()
-        if self._parser.should_keep_alive() and not self._transport.is_closing():
+        if self._transport.get_write_buffer_size():  # answered before all was sent: nobody may ever read the rest
+            self._transport.abort()
+        elif self._parser.should_keep_alive() and not self._transport.is_closing():
             self._idle_since_s = self.loop.time()
             self._client.free(self)
         else:
@@ -466,7 +479,7 @@ class _Connection(asyncio.Protocol):
 
 def _request(address: Address, headers: Mapping[str, str], body: bytes) -> list[bytes]:
     lines = [f"POST {address.target} HTTP/1.1\r\nhost: {address.authority}\r\ncontent-length: {len(body)}\r\n"]
-    lines += [f"{name}: {value}\r\n" for name, value in headers.items() if name not in _NO_TRAILERS]
+    lines += [f"{name}: {value}\r\n" for name, value in headers.items() if name not in _OWN_HEADERS]
     lines.append("\r\n")
     head = "".join(lines)
     # Nothing in a value may begin a line of its own. The first line is three.

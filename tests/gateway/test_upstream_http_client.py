@@ -155,6 +155,53 @@ async def test_chunks_trailers_and_early_hints(client: HttpClient, answer: bytes
         assert not {b"link", b"x-trailer"} & {name for name, _ in got.headers}
 
 
+@pytest.mark.parametrize(
+    ("begin", "rest"),
+    [
+        (b"0\r\nx-trailer: ", b"a" * 10_000),
+        (b"0\r\n", b"x-trailer: a\r\n" * 1_000),
+        (b"0\r\n", b"n" * 10_000),
+        (b"3;", b"extension" * 1_000),
+    ],
+)
+async def test_what_follows_a_body_without_being_one_is_bounded(client: HttpClient, begin: bytes, rest: bytes) -> None:
+    """The parser holds a trailer until it is complete."""
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n" + begin)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(rest)
+                await writer.drain()
+        writer.close()
+
+    async with running(Provider(), pour) as address:
+        answer = await post(client, address)
+        with pytest.raises(AnswerBroken, match="no body"):
+            await whole(answer)
+        assert await settled(client)
+
+
+async def test_an_answer_that_comes_before_all_of_its_request_has_left_ends_the_connection(client: HttpClient) -> None:
+    """Whoever answers early may never read the rest, and the next request would wait behind it."""
+    connections = 0
+
+    async def refuse_unread(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 2\r\n\r\nno")
+        await asyncio.Event().wait()
+
+    async with running(Provider(), refuse_unread) as address:
+        for _ in range(2):
+            answer = await post(client, address, b"x" * 20_000_000)
+            assert (answer.status, await whole(answer)) == (413, b"no")
+        assert connections == 2
+        assert await settled(client)
+
+
 async def test_an_answer_may_end_with_its_connection(client: HttpClient) -> None:
     async with running(Provider(b"HTTP/1.1 200 OK\r\n\r\nok", hangs_up=True)) as address:
         assert await whole(await post(client, address)) == b"ok"
@@ -299,16 +346,50 @@ async def test_cancelled_means_closed(client: HttpClient) -> None:
         assert await settled(client)
 
 
-async def test_what_leaves_is_told_before_it_does_and_may_forbid_it(client: HttpClient) -> None:
+async def test_whoever_leaves_does_not_end_the_next_call_of_the_connection(client: HttpClient) -> None:
+    """In one turn of the event loop an answer comes whole, another call takes its connection, and the first caller leaves."""
+    async with running(Provider()) as address:
+        await whole(await post(client, address))
+        [connection] = client._idle[address.origin]
+        is_free = asyncio.get_running_loop().create_future()
+
+        async def next_call() -> bytes:
+            await is_free
+            return await whole(await post(client, address))
+
+        following = asyncio.ensure_future(next_call())
+        first = asyncio.ensure_future(post(client, address))
+        received = connection.data_received
+
+        def all_at_once(data: bytes) -> None:
+            connection.data_received = received  # type: ignore[method-assign]
+            is_free.set_result(None)
+            received(data)
+            first.cancel()
+
+        connection.data_received = all_at_once  # type: ignore[method-assign]
+        assert await following == b"ok"
+        assert first.cancelled()
+
+
+def forbid_now() -> None:
+    raise RuntimeError("not now")
+
+
+async def forbid_later() -> None:
+    forbid_now()
+
+
+@pytest.mark.parametrize("forbid", [forbid_now, forbid_later])
+async def test_what_leaves_is_told_before_it_does_and_may_forbid_it(
+    client: HttpClient, forbid: Callable[[], Awaitable[None] | None]
+) -> None:
     provider = Provider()
-
-    async def forbid() -> None:
-        raise RuntimeError("not now")
-
     async with running(provider) as address:
         with pytest.raises(RuntimeError):
             await client.post(address, {}, b"{}", connect_s=5.0, answer_s=5.0, leaves=forbid)
         assert provider.requests == []
+        assert await settled(client)
         await whole(await client.post(address, {}, b"{}", connect_s=5.0, answer_s=5.0, leaves=lambda: None))
     assert len(provider.requests) == 1
 
