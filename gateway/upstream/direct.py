@@ -55,7 +55,6 @@ class DirectLimits:
     keepalive_s: float = 15.0  # shorter than the usual idle timeout of providers, so that they do not hang up first
     answer_bytes_max: int = 128 * 2**20  # 2,048 embeddings of 3,072 dimensions, as text
     error_bytes_max: int = 2**20
-    event_bytes_max: int = 16 * 2**20  # an image in base64 fits
     hops_max: int = 8  # gateways in a row, after which it is a ring
 
 
@@ -161,8 +160,7 @@ class DirectLane:
             raise UpstreamBroken(f"The provider answered {status}; redirects are never followed.", bytes_received=True)
         headers = answer_headers(response.headers)
         if status < 400 and call.stream and not _content_type(response).endswith(("json", "html")):
-            idle_s = timeouts.idle_ms / 1000
-            stream = self._reading(response, timeouts, idle_s, event_bytes_max=self._limits.event_bytes_max)
+            stream = _reading(response, timeouts, timeouts.idle_ms / 1000)
             headers.setdefault("content-type", _EVENTS)
             return UpstreamAnswer(status, headers, deployment, "direct", pieces=stream, close=stream.close)
         body = await self._body(response, timeouts, is_error=status >= 400)
@@ -185,7 +183,7 @@ class DirectLane:
             raise UpstreamBroken(f"The answer is larger than {bytes_max:,} bytes.", bytes_received=True)
         # A provider that thinks before it answers may do so after its headers as well.
         idle_s = max(timeouts.idle_ms, timeouts.first_byte_ms) / 1000
-        stream = self._reading(response, timeouts, idle_s, event_bytes_max=None)
+        stream = _reading(response, timeouts, idle_s)
         try:
             return await read_whole(stream, bytes_max)
         except UpstreamError:
@@ -193,12 +191,10 @@ class DirectLane:
                 return b""  # an error that breaks off is still that error
             raise
 
-    def _reading(
-        self, response: HttpAnswer, timeouts: Timeouts, idle_s: float, *, event_bytes_max: int | None
-    ) -> AnswerStream:
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + timeouts.total_ms / 1000
-        return AnswerStream(response, loop=loop, idle_s=idle_s, deadline_s=deadline_s, event_bytes_max=event_bytes_max)
+
+def _reading(response: HttpAnswer, timeouts: Timeouts, idle_s: float) -> AnswerStream:
+    loop = asyncio.get_running_loop()
+    return AnswerStream(response, loop=loop, idle_s=idle_s, deadline_s=loop.time() + timeouts.total_ms / 1000)
 
 
 def _content_type(response: HttpAnswer) -> str:
