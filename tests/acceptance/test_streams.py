@@ -241,7 +241,7 @@ def test_more_output_than_was_capped_is_paid_for_where_it_fits(served: Served) -
 
 
 def test_more_output_than_the_budget_has_is_cut_cleanly(served: Served) -> None:
-    served.provider.script(tokens=3000, ignore_max=True, words_per_chunk=4)
+    served.provider.script(tokens=3000, ignore_max=True, words_per_chunk=4, chunk_delay_ms=1)
     _, events = served.stream(tagged("tokens", "r-cut"))
     note = note_of(events)
     assert finish_of(events) == "length"
