@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any, Final
 
@@ -30,4 +31,4 @@ def canonical(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    return value.hex() if isinstance(value, bytes) else repr(value)
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else repr(value)

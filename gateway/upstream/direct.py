@@ -219,22 +219,22 @@ def _ring(deployment: Deployment, protocol: ProtocolName) -> UpstreamAnswer:
 
 def _form(body: Mapping[str, Any], boundary: str) -> bytes:
     """A transcription request as a form. `file` is (name, content, content type); lists repeat their field."""
-    parts: list[bytes] = []
+    pieces: list[bytes] = []
     for name, value in body.items():
         if name == "file":
             file_name, content, content_type = value
-            parts.append(_part(boundary, "file", content, f'; filename="{_quoted(file_name)}"', content_type))
+            pieces += _part(boundary, "file", content, f'; filename="{_quoted(file_name)}"', content_type)
             continue
         field = f"{name}[]" if isinstance(value, list) else name
         for item in value if isinstance(value, list) else [value]:
-            parts.append(_part(boundary, field, item.encode() if isinstance(item, str) else orjson.dumps(item)))
-    return b"".join([*parts, f"--{boundary}--\r\n".encode()])
+            pieces += _part(boundary, field, item.encode() if isinstance(item, str) else orjson.dumps(item))
+    return b"".join([*pieces, f"--{boundary}--\r\n".encode()])
 
 
-def _part(boundary: str, name: str, content: bytes, beside: str = "", content_type: str = "") -> bytes:
+def _part(boundary: str, name: str, content: bytes, beside: str = "", content_type: str = "") -> list[bytes]:
     kind = f"content-type: {content_type}\r\n" if content_type.isprintable() and content_type else ""
     head = f'--{boundary}\r\ncontent-disposition: form-data; name="{_quoted(name)}"{beside}\r\n{kind}\r\n'
-    return head.encode() + content + b"\r\n"
+    return [head.encode(), content, b"\r\n"]
 
 
 def _quoted(name: str) -> str:

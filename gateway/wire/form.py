@@ -29,18 +29,23 @@ def parts_of(raw: bytes) -> list[Part]:
     """Raises `BadRequest` for what is no form, or one with more than 64 parts.
 
     The boundary is read from the body's own first line: nothing may stand before it in a form, and a header that names
-    another one would be wrong about the body.
+    another one would be wrong about the body. What stands behind the last one is passed over. A sound of many megabytes is
+    copied once.
     """
     opening, newline, _ = raw[: _BOUNDARY_BYTES_MAX + 4].partition(b"\r\n")
     if not newline or not opening.startswith(b"--") or len(opening) < 3:
         raise _broken("does not begin with a boundary")
-    pieces = (b"\r\n" + raw).split(b"\r\n" + opening)
-    if len(pieces) > PARTS_MAX + 2:
-        raise _broken(f"has more than {PARTS_MAX} parts")
-    # Before the first boundary stands nothing, behind the last one "--" and at most a line's end.
-    if len(pieces) < 3 or not pieces[-1].startswith(b"--"):
-        raise _broken("has no end")
-    return [_part(piece) for piece in pieces[1:-1]]
+    boundary, begin = b"\r\n" + opening, len(opening)
+    parts: list[Part] = []
+    while not raw.startswith(b"--", begin):
+        end = raw.find(boundary, begin)
+        if end < 0:
+            raise _broken("has no end")
+        if len(parts) == PARTS_MAX:
+            raise _broken(f"has more than {PARTS_MAX} parts")
+        parts.append(_part(raw, begin, end))
+        begin = end + len(boundary)
+    return parts
 
 
 def text_of(part: Part) -> str:
@@ -53,10 +58,12 @@ def text_of(part: Part) -> str:
         raise BadRequest.field(part.name, "must be text in UTF-8") from None
 
 
-def _part(piece: bytes) -> Part:
-    head, found, content = piece.removeprefix(b"\r\n").partition(b"\r\n\r\n")
-    if not piece.startswith(b"\r\n") or not found or len(head) > _HEAD_BYTES_MAX:
+def _part(raw: bytes, begin: int, end: int) -> Part:
+    """The part between two boundaries: a line's end, its head, an empty line, its content."""
+    head_end = raw.find(b"\r\n\r\n", begin, min(end, begin + _HEAD_BYTES_MAX))
+    if not raw.startswith(b"\r\n", begin) or head_end < 0:
         raise _broken("has a part without a proper head")
+    head = raw[begin + 2 : head_end]
     # Browsers and SDKs write names of files in UTF-8, as the form's own standard (RFC 7578, 4.2) has it.
     message: Message = HeaderParser().parsestr(head.decode("utf-8", "replace") + "\r\n\r\n")
     name = message.get_param("name", header="content-disposition")
@@ -64,7 +71,12 @@ def _part(piece: bytes) -> Part:
         raise _broken("has a part without a name")
     if message.get("content-transfer-encoding", "binary").lower() not in _PLAIN_ENCODINGS:
         raise _broken("has a part in a transfer encoding")
-    return Part(name, content, message.get_filename(), message.get_content_type())
+    file_name = message.get_filename()
+    if (
+        file_name is not None
+    ):  # in an encoding of the client's choice, which may make letters of it that UTF-8 has none for
+        file_name = file_name.encode("utf-8", "replace").decode()
+    return Part(name, raw[head_end + 4 : end], file_name, message.get_content_type())
 
 
 def _broken(what: str) -> BadRequest:

@@ -16,6 +16,7 @@ _HERTZ: Final[Mapping[int, tuple[int, int, int, int]]] = {
     0: (11_025, 12_000, 8_000, 0),
 }
 _FRAMES_READ_MAX: Final = 2_000  # of 26 ms: a few milliseconds of work for a file of any size
+_CHUNKS_READ_MAX: Final = 1_000  # a WAV file has two, and some more with its title in them
 _TAIL_BYTES_MAX: Final = 4_096
 
 
@@ -47,7 +48,9 @@ def duration_ms_at_most(sound: bytes) -> int:
 def _wav_ms(sound: bytes) -> int | None:
     """From the `fmt ` and `data` chunks. A stream's header says 0xFFFFFFFF for a size that was not known yet."""
     at, bytes_per_second = 12, 0
-    while at + 8 <= len(sound):
+    for _ in range(_CHUNKS_READ_MAX):
+        if at + 8 > len(sound):
+            break
         name, size = sound[at : at + 4], int.from_bytes(sound[at + 4 : at + 8], "little")
         if name == b"fmt ":
             bytes_per_second = int.from_bytes(sound[at + 16 : at + 20], "little")

@@ -34,7 +34,7 @@ class TranscriptionsProtocol(WholeAnswer):
         model = text(body, "model")
         if "file" not in body:
             raise BadRequest.field("file", "is missing", "missing_field")
-        if body.pop("stream", "false").lower() not in ("false", "0"):
+        if str(body.pop("stream", "false")).lower() not in ("false", "0"):
             raise BadRequest.field("stream", "is not possible here: this answer comes whole")
         seconds_ms = duration_ms_at_most(body["file"][1])
         return Request(
@@ -78,7 +78,10 @@ def _body_of(parts: list[Part]) -> dict[str, Any]:
         if name == "file":
             _add(body, name, _file(part))
         elif part.name.endswith("[]") or name in _LISTS:
-            body.setdefault(name, []).append(text_of(part))
+            entries = body.setdefault(name, [])
+            if not isinstance(entries, list):
+                raise BadRequest.field(name, "stands in the form as a text and as a list", "duplicate_key")
+            entries.append(text_of(part))
         else:
             _add(body, name, text_of(part))
     return body

@@ -76,6 +76,12 @@ def test_a_form_becomes_a_request_and_goes_on_as_it_came() -> None:
     assert request.units() == Usage(seconds_ms=request.seconds_ms)
 
 
+def test_a_files_name_is_text_whatever_encoding_it_claims() -> None:
+    name = "filename*=raw_unicode_escape''%5Cud800.wav"
+    head = f'Content-Disposition: form-data; name="file"; {name}\r\n\r\n'.encode()
+    assert parts_of(form(head + b"x"))[0].file_name == "?.wav"
+
+
 @given(st.binary(max_size=300))
 def test_any_content_of_a_file_comes_through(content: bytes) -> None:
     [part] = parts_of(form(sound_part(content)))
@@ -135,6 +141,19 @@ def test_what_is_no_proper_form_is_refused(raw: bytes) -> None:
         ([MODEL, sound_part(b"x"), field("prompt", b"\xff")], "prompt", "invalid_value", 400),
         ([MODEL, sound_part(b"x"), field("prompt", "p" * 70_000)], "prompt", "invalid_value", 400),
         ([MODEL, sound_part(b"x"), field("stream", "true")], "stream", "invalid_value", 400),
+        ([MODEL, sound_part(b"x"), field("stream[]", "true")], "stream", "invalid_value", 400),
+        (
+            [MODEL, sound_part(b"x"), field("language", "de"), field("language[]", "en")],
+            "language",
+            "duplicate_key",
+            400,
+        ),
+        (
+            [MODEL, sound_part(b"x"), field("language[]", "de"), field("language", "en")],
+            "language",
+            "duplicate_key",
+            400,
+        ),
     ],
 )
 def test_a_bad_field_is_named(parts: list[bytes], param: str | None, code: str, status: int) -> None:
@@ -158,11 +177,12 @@ def test_a_bad_field_is_named(parts: list[bytes], param: str | None, code: str, 
         (mp3(2500, tail=mp3(1)[:200]), 65_318),
         (b"RIFF\x00\x00\x00\x00WAVE", None),
         (b"RIFF\x00\x00\x00\x00WAVEdata\x04\x00\x00\x00abcd", None),
+        (b"RIFF\x00\x00\x00\x00WAVE" + b"junk\x00\x00\x00\x00" * 2_000 + wav(1.0)[12:], None),
         (b"OggS...", None),
         (b"fLaC...", None),
         (b"", None),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_the_length_of_a_sound(sound: bytes, milliseconds: int | None) -> None:
     assert duration_ms(sound) == milliseconds
