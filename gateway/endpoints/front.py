@@ -6,13 +6,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from gateway.endpoints.models_list import ModelsList, models_error_body
+from gateway.endpoints.models_list import ModelsList, is_anthropic
 from gateway.errors import BadRequest, GatewayError
 from gateway.pipeline.answer import ANTHROPIC_REQUEST_ID, encoded, error_headers
 from gateway.pipeline.exchange import ClientGone, Exchange
 from gateway.pipeline.intake import Intake, refuse_destinations
 from gateway.tags import split_path
-from gateway.wire.openai_errors import error_body
+from gateway.wire import anthropic_errors, openai_errors
 from gateway.wire.protocol import Request, WireProtocol
 from gateway.wire.protocols import COUNT_TOKENS_PATHS, MESSAGES
 
@@ -77,43 +77,38 @@ class Front:
                 await self._count_tokens(exchange)
             else:
                 raise self._not_there(scope["method"], path, protocol)
+        except ClientGone:
+            return
         except GatewayError as error:
-            await exchange.answer(error.status, encoded(error_headers(error, self._new_id(), None)), error_body(error))
+            await self._refuse(exchange, error)
 
     async def _show_models(self, exchange: Exchange, name: str) -> None:
         """All of them, or the one of this name, which may have slashes of its own."""
-        try:
-            principal = self._intake.authenticate(exchange.headers)
-            models = ModelsList(self._model_names(), principal, exchange.headers, self._started_s)
-            if name:
-                self._intake.check_model(name, principal)
-            body = models.one(name) if name else models.all()
-        except GatewayError as error:
-            headers = encoded(error_headers(error, self._new_id(), None))
-            await exchange.answer(error.status, headers, models_error_body(error, exchange.headers))
-            return
+        principal = self._intake.authenticate(exchange.headers)
+        models = ModelsList(self._model_names(), principal, exchange.headers, self._started_s)
+        if name:
+            self._intake.check_model(name, principal)
+        await self._give(exchange, models.one(name) if name else models.all())
+
+    async def _count_tokens(self, exchange: Exchange) -> None:
+        """Anthropic's question without a model call: free, and answered from our own count."""
+        principal = self._intake.authenticate(exchange.headers)
+        refuse_destinations(exchange)
+        request = MESSAGES.parse_count(await exchange.read_body(self._intake.body_bytes_max))
+        self._intake.check_model(request.model, principal)
+        await self._give(exchange, MESSAGES.counted(await self._count_prompt(request)))
+
+    async def _give(self, exchange: Exchange, body: bytes) -> None:
         request_id = self._new_id()
         ids = [("x-request-id", request_id), (ANTHROPIC_REQUEST_ID, request_id)]
         await exchange.answer(200, encoded([("content-type", "application/json"), *ids]), body)
 
-    async def _count_tokens(self, exchange: Exchange) -> None:
-        """Anthropic's question without a model call: free, and answered from our own count."""
-        try:
-            principal = self._intake.authenticate(exchange.headers)
-            refuse_destinations(exchange)
-            request = MESSAGES.parse_count(await exchange.read_body(self._intake.body_bytes_max))
-            self._intake.check_model(request.model, principal)
-            count = await self._count_prompt(request)
-        except ClientGone:
-            return
-        except GatewayError as error:
-            headers = encoded(error_headers(error, self._new_id(), None))
-            await exchange.answer(error.status, headers, MESSAGES.error_body(error))
-            return
+    async def _refuse(self, exchange: Exchange, error: GatewayError) -> None:
+        """In Anthropic's shape to its clients, and for whatever looks like one of its paths."""
         request_id = self._new_id()
-        ids = [("x-request-id", request_id), (ANTHROPIC_REQUEST_ID, request_id)]
-        headers = encoded([("content-type", "application/json"), *ids])
-        await exchange.answer(200, headers, MESSAGES.counted(count))
+        error.metadata.setdefault("request_id", request_id)
+        shape = anthropic_errors if is_anthropic(exchange.headers) or "/messages" in exchange.path else openai_errors
+        await exchange.answer(error.status, encoded(error_headers(error, request_id, None)), shape.error_body(error))
 
     def _not_there(self, method: str, path: str, protocol: WireProtocol | None) -> GatewayError:
         if protocol is not None:

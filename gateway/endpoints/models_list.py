@@ -8,10 +8,8 @@ from typing import Any
 
 import orjson
 
-from gateway.errors import GatewayError
 from gateway.pipeline.call import Principal
 from gateway.pipeline.intake import is_among
-from gateway.wire import anthropic_errors, openai_errors
 
 
 class ModelsList:
@@ -44,7 +42,3 @@ class ModelsList:
 def is_anthropic(headers: Mapping[str, str]) -> bool:
     """Anthropic's API demands this header of its clients; OpenAI's clients never send it."""
     return "anthropic-version" in headers
-
-
-def models_error_body(error: GatewayError, headers: Mapping[str, str]) -> bytes:
-    return anthropic_errors.error_body(error) if is_anthropic(headers) else openai_errors.error_body(error)

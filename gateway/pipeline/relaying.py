@@ -190,6 +190,7 @@ class Relaying:
         await settle(outcome)
         if not call.request.stream:
             raise error
+        error.metadata.setdefault("request_id", call.id)
         await exchange.break_off(stream.relay.fail(error))
 
 

@@ -239,6 +239,11 @@ def test_no_query_chooses_the_destination(served: Served, field: str) -> None:
     assert served.seen() == 0
 
 
+def test_a_query_without_end_is_a_bad_request(served: Served) -> None:
+    reply = post(served, f'{{"model": "fake", {HI}}}', query="?" + "a=1&" * 200)
+    assert (reply.status, reply.json()["error"]["param"]) == (400, "query")
+
+
 @pytest.mark.parametrize("header", DENIED_HEADERS)
 def test_no_header_chooses_the_destination(served: Served, header: str) -> None:
     reply = served.chat({header: "http://169.254.169.254/"})
@@ -290,7 +295,25 @@ def test_method_and_path_are_answered_in_the_errors_own_shape(served: Served) ->
     assert reply.json()["error"]["code"] == "method_not_allowed"
     reply = served.gateway.request("POST", "/v1/nothing", {})
     assert (reply.status, reply.json()["error"]["code"]) == (404, "not_found")
+    assert reply.json()["error"]["metadata"]["request_id"] == reply.headers["x-request-id"]
     assert json.loads(served.gateway.get("/livez").body) is not None
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status", "kind"),
+    [
+        ("/v1/messages/batches", {}, 404, "not_found_error"),
+        ("/v1/nothing", {"anthropic-version": "2023-06-01"}, 404, "not_found_error"),
+        ("/w/no%20name/v1/messages", {}, 400, "invalid_request_error"),
+        ("/v1/messages/count_tokens", {}, 400, "invalid_request_error"),
+    ],
+)
+def test_anthropics_clients_are_refused_in_their_shape_everywhere(
+    served: Served, path: str, headers: dict[str, str], status: int, kind: str
+) -> None:
+    reply = served.gateway.request("POST", path, {}, headers)
+    assert (reply.status, reply.json()["type"], reply.json()["error"]["type"]) == (status, "error", kind)
+    assert reply.json()["request_id"] == reply.headers["request-id"]
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,7 @@ def test_a_broken_stream_ends_with_an_error_event_and_is_booked_by_what_came(
     errors = [json.loads(event)["error"] for event in events if event.startswith('{"error"')]
     assert len(errors) == 1, events[-3:]
     assert errors[0]["message"]
+    assert errors[0]["metadata"]["request_id"] == reply.headers["x-request-id"]
     if message:
         assert message in errors[0]["message"]
     sent = min(served.last.content_events, 40)
