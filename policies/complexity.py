@@ -184,7 +184,7 @@ def _on(curve: Curve, value: float) -> float:
 
 def _texts(body: Mapping[str, Any]) -> tuple[str, list[str], str]:
     """The system prompt, the texts before the newest question, and that question."""
-    system = [_text(body.get("system")), _text(body.get("instructions"))]
+    system = [content_text(body.get("system")), content_text(body.get("instructions"))]
     turns: list[tuple[str, str]] = []
     for role, text in _messages(body):
         if role in ("system", "developer"):
@@ -204,7 +204,7 @@ def _messages(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "user", given
         for one in given[-_TEXTS_MAX:] if isinstance(given, list) else ():
             if isinstance(one, Mapping):
-                yield _role(one), _text(one.get("content")) or _text(one.get("output"))
+                yield _role(one), content_text(one.get("content")) or content_text(one.get("output"))
             elif isinstance(one, str):
                 yield "user", one
 
@@ -218,8 +218,8 @@ def _role(message: Mapping[str, Any]) -> str:
     return str(message.get("role") or "tool")
 
 
-def _text(content: Any) -> str:
-    """The text of a message: a string, or parts that have `text`, or tool results that have `content`."""
+def content_text(content: Any) -> str:
+    """The text of a message's content: a string, or parts that have `text`, or tool results that have `content`."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

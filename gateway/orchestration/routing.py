@@ -20,6 +20,7 @@ from gateway.pipeline.intake import is_among
 from gateway.pricebook import PriceBook
 from gateway.upstream.deployments import Pool
 from policies.answer_checks import Answer
+from policies.complexity import content_text
 from policies.handlers import Handler, Registry
 from policies.holdout import Arm
 from policies.intents import Intent
@@ -41,6 +42,8 @@ from policies.settings import Settings
 
 _ABILITIES: Final = ("function_calling", "vision", "response_schema", "audio_input")
 _CONVERSATIONS_MAX: Final = 50_000
+# Of a request; comparing an answer with more would take too many milliseconds of the event loop.
+_SOURCE_CHARACTERS_MAX: Final = 20_000
 
 Conversation = tuple[str, str | None, str]  # project, run, step
 
@@ -241,10 +244,22 @@ def answer_of(call: Call, body: dict[str, Any]) -> Answer:
     return Answer(
         text=str(message.get("content") or ""),
         finish_reason=str(first.get("finish_reason") or "stop"),
+        source=_given(call.request.body.get("messages") or ()),
         wants_json=shape.get("type") == "json_object",
         schema=schema.get("schema") if isinstance(schema, dict) else None,
         is_tool_call=bool(message.get("tool_calls")),
     )
+
+
+def _given(messages: Sequence[Any]) -> str:
+    """What the answer could be made from: all that was said but earlier answers, the newest of it where it is long."""
+    found: list[str] = []
+    left = _SOURCE_CHARACTERS_MAX
+    for message in reversed(messages):
+        if left and isinstance(message, dict) and message.get("role") != "assistant":
+            found.append(content_text(message.get("content"))[-left:])
+            left -= len(found[-1])
+    return "\n".join(reversed(found))
 
 
 def _conversation(call: Call) -> Conversation:

@@ -110,6 +110,14 @@ def test_an_answer_that_fails_its_checks_moves_the_next_one_a_tier_up_as_often_a
     assert chosen(ask(served, "auto", headers, bad, **wanted)) == "large"  # a conversation keeps its model
 
 
+@pytest.mark.parametrize(("intent", "models"), [("summarize", ["medium", "large"]), ("send", ["small", "small"])])
+def test_a_summary_longer_than_what_it_sums_up_is_none(served: Served, intent: str, models: list[str]) -> None:
+    headers = tagged("closed", f"longer-{intent}", "s", intent=intent)
+    report = "Sum this up. " + "The quarter went well in the north and less well in the south. " * 10
+    served.provider.script(text="word " * 200, times=2)
+    assert [chosen(ask(served, "auto", headers, report, max_tokens=1000)) for _ in range(2)] == models
+
+
 def test_one_failed_answer_moves_one_tier_up_however_many_calls_follow(served: Served) -> None:
     headers = tagged("closed", "moved-once", "s", intent="extract")
     wanted = {"response_format": {"type": "json_object"}}
