@@ -23,7 +23,6 @@ class DeclaredWorkflow:
     limit: Limit = UNLIMITED
     observes: bool = False
     compresses: bool = True
-    routes: bool = False
     ladder: Ladder | None = None
     steps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -60,7 +59,6 @@ def read(workflow: Workflow) -> DeclaredWorkflow:
         limit=limit_of(declared),
         observes=workflow.mode == "observe",
         compresses=declared.get("compression") is not False,
-        routes=bool(declared.get("routing")),
         ladder=_ladder(declared),
         steps=_steps(declared),
     )

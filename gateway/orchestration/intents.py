@@ -318,7 +318,7 @@ def _fingerprint(call: Call) -> tuple[object, ...]:
     named = not _is_generic(call.tags.step)
     return (
         call.protocol.name,
-        hash(system) if isinstance(system, str) else len(system or ()),
+        _words(system),
         len(tools) if isinstance(tools, list) else 0,
         shape.get("type") if isinstance(shape, dict) else None,
         None if named else _last_text(body),
@@ -327,12 +327,19 @@ def _fingerprint(call: Call) -> tuple[object, ...]:
 
 def _last_text(body: Mapping[str, Any]) -> object:
     messages = body.get("messages") or body.get("input") or body.get("prompt")
-    if isinstance(messages, str):
-        return hash(messages)
     if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-        content = messages[-1].get("content")
-        return hash(content) if isinstance(content, str) else repr(content)[:500]
-    return None
+        return _words(messages[-1].get("content"))
+    return _words(messages)
+
+
+def _words(content: object) -> object:
+    """A text, or parts of which some have a text."""
+    if isinstance(content, str):
+        return hash(content)
+    if not isinstance(content, list):
+        return None
+    texts = (part.get("text") for part in content if isinstance(part, dict))
+    return tuple(hash(text) for text in texts if isinstance(text, str))
 
 
 def step_text_of(protocol: str, body: Mapping[str, Any], step: str | None, workflow: str | None) -> StepText:

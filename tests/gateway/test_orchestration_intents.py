@@ -106,6 +106,22 @@ async def test_an_answer_that_no_store_can_hold_is_not_the_last_one(store: Datab
     await intents.stop()
 
 
+async def test_a_system_prompt_in_parts_tells_calls_of_one_step_apart(store: Database) -> None:
+    intents = await started(store, Model(), Clock())
+    protocol = PROTOCOLS["/v1/messages"]
+    seen = []
+    for order in ("Translate the text into German.", "Summarize the text in three sentences."):
+        system = [{"type": "text", "text": order, "cache_control": {"type": "ephemeral"}}]
+        body = {"model": "m", "max_tokens": 9, "system": system, "messages": [{"role": "user", "content": "Hi."}]}
+        request = protocol.parse(orjson.dumps(body))
+        call = Call(
+            "c", protocol, Principal("", "k", "p"), request, Tags(workflow="wf", run="r", step="work-on-it"), "r"
+        )
+        seen.append((await intents.of(call, None, 0.3)).intent)
+    assert seen == ["transform", "summarize"]
+    await intents.stop()
+
+
 async def test_what_is_sure_is_never_asked(store: Database) -> None:
     model = Model()
     intents = await started(store, model, Clock())
