@@ -59,13 +59,17 @@ class RunRegistry:
         self._last_implicit[project, workflow] = run
         return run
 
+    def note_parent(self, project: str, run: str, parent: str | None) -> None:
+        """The run is inside another, as its call, its announcement or the store says."""
+        if parent and parent != run:
+            self._parent_of[project, run] = parent
+
     def parents(self, call: Call) -> tuple[Parent, ...]:
         """The ancestors of the call's run, nearest first, as far as they are known here."""
         if call.run is None:
             return ()
         project, run = call.principal.project, call.run
-        if call.tags.parent_run is not None and call.tags.parent_run != run:
-            self._parent_of[project, run] = call.tags.parent_run
+        self.note_parent(project, run, call.tags.parent_run or call.parent_run)
         if not self._parent_of:
             return ()
         found: list[Parent] = []

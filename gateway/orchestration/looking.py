@@ -43,8 +43,9 @@ class LookingPlanner:
             return await whole.first_plan(call, known, snapshot, looks=True)
 
         beginning = Beginning(call.tags.step, found.intent, call.tags.priority, found.confidence, found.source)
-        self.share = await whole.plans.look((project, call.run or ""), beginning, propose, settings)
-        return with_share(limits, self.share, settings)
+        given = await whole.plans.look((project, call.run or ""), beginning, propose, settings)
+        call.parent_run, self.share = given.parent_run or None, given.share
+        return with_share(limits, given.share, settings)
 
     def model_for(self, call: Call, snapshot: Snapshot) -> str:
         return self._orchestration.routing.model_for(call, snapshot, remembers=False)

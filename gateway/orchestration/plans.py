@@ -44,6 +44,15 @@ class Beginning:
     source: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a step may use, whether this is its first call here, and the run that its run is inside of (empty: none)."""
+
+    share: StepAllocation
+    is_new: bool
+    parent_run: str
+
+
 @dataclass(slots=True)
 class LivePlan:
     """`limit_tokens` is what the run may use; `used` what completed steps really used."""
@@ -57,6 +66,7 @@ class LivePlan:
     begun: set[str] = field(default_factory=set)
     used: dict[str, int] = field(default_factory=dict)
     run_used_tokens: int = 0
+    parent_run: str = ""
 
     def left_tokens(self) -> int:
         """What may still be given to a step that no plan knew of."""
@@ -71,7 +81,7 @@ class LivePlan:
         return first.unit < second.unit
 
 
-def live(plan: RunPlan) -> LivePlan:
+def live(plan: RunPlan, parent_run: str = "") -> LivePlan:
     shares = tuple(
         StepAllocation(one.step, one.intent, one.allocation_tokens, one.hard_limit_tokens, one.reason)
         for one in plan.steps
@@ -84,6 +94,7 @@ def live(plan: RunPlan) -> LivePlan:
         demands_of(plan),
         {one.step: one for one in plan.steps},
         {one.step: one for one in shares},
+        parent_run=parent_run,
     )
 
 
@@ -112,14 +123,12 @@ class Plans:
         """Settings changed: runs are planned anew at their next call."""
         self._plans.clear()
 
-    def put(self, project: str, run: str, plan: RunPlan) -> None:
+    def put(self, project: str, run: str, plan: RunPlan, parent_run: str = "") -> None:
         """An announced run. What it used under an earlier plan is seen when its next step begins."""
-        self._plans[project, run] = live(plan)
+        self._plans[project, run] = live(plan, parent_run)
 
-    async def step(
-        self, key: RunKey, beginning: Beginning, propose: Propose, settings: Settings
-    ) -> tuple[StepAllocation, bool]:
-        """The allocation of the step that calls now, and whether it is the step's first call here."""
+    async def step(self, key: RunKey, beginning: Beginning, propose: Propose, settings: Settings) -> Given:
+        """For the step that calls now."""
         plan = self._plans.get(key)
         if plan is None:
             # Two first calls of a run may both come here: the plans are the same, and the first one stays.
@@ -133,9 +142,9 @@ class Plans:
             plan.steps[name] = self._next(plan, beginning, settings)
         if begins:
             self._note(key, plan, beginning)
-        return plan.steps[name], begins
+        return Given(plan.steps[name], begins, plan.parent_run)
 
-    async def look(self, key: RunKey, beginning: Beginning, propose: Propose, settings: Settings) -> StepAllocation:
+    async def look(self, key: RunKey, beginning: Beginning, propose: Propose, settings: Settings) -> Given:
         """What `step` would answer now. Nothing is written or remembered."""
         known = self._plans.get(key)
         if known is None:
@@ -143,9 +152,11 @@ class Plans:
         else:
             plan = replace(known, steps=dict(known.steps), begun=set(known.begun), used=dict(known.used))
         name = beginning.step
-        if name not in plan.begun:
+        begins = name not in plan.begun
+        if begins:
             await self._return_what_is_left(key, plan, name, settings, writes=False)
-        return plan.steps.get(name) or self._next(plan, beginning, settings)
+        share = plan.steps.get(name) or self._next(plan, beginning, settings)
+        return Given(share, begins, plan.parent_run)
 
     async def _first_plan(self, key: RunKey, propose: Propose) -> LivePlan:
         plan, proposed = await self._found_or_proposed(key, propose)
@@ -159,11 +170,12 @@ class Plans:
             run = await self._lookups.get(*key)
         except StoreError:
             run = None
+        parent_run = run.parent_run if run is not None else ""
         announced = _announced(run)
         if announced is not None:
-            return live(announced), ()
+            return live(announced, parent_run), ()
         plan = await propose(run)
-        return live(plan), plan.steps
+        return live(plan, parent_run), plan.steps
 
     def _next(self, plan: LivePlan, beginning: Beginning, settings: Settings) -> StepAllocation:
         """A step that no plan knew of: its demand, as far as the run has that much left."""

@@ -117,15 +117,16 @@ class Orchestration:
         async def propose(known: Run | None) -> RunPlan:
             return await self.first_plan(call, known, snapshot)
 
-        share, is_new = await self.plans.step(
+        given = await self.plans.step(
             (call.principal.project, call.run or ""),
             Beginning(call.tags.step, intent.intent, call.tags.priority, intent.confidence, intent.source),
             propose,
             settings,
         )
-        if is_new:
-            self._note_allocation(call, share)
-        return with_share(limits, share, settings)
+        call.parent_run = given.parent_run or None
+        if given.is_new:
+            self._note_allocation(call, given.share)
+        return with_share(limits, given.share, settings)
 
     async def first_plan(self, call: Call, known: Run | None, snapshot: Snapshot, *, looks: bool = False) -> RunPlan:
         """The plan of a run that nobody announced, at its first call. `looks`: no model is asked what stays unclear."""
@@ -149,7 +150,7 @@ class Orchestration:
     async def initialise(self, project: str, request: RunRequest) -> RunPlan:
         """Plan a run before it begins, and remember the plan. Raises ValueError as `plan_run` does."""
         plan = await self.propose(project, request)
-        self.plans.put(project, request.run, plan)
+        self.plans.put(project, request.run, plan, request.parent_run)
         steps = {one.step: [one.intent, one.allocation_tokens, one.hard_limit_tokens] for one in plan.steps}
         self.trail.note_run(
             "run.planned", project, request.run, strategy=plan.strategy, pool_tokens=plan.pool_tokens, steps=steps

@@ -207,6 +207,19 @@ async def test_what_the_parents_declaration_allows_its_runs_holds_for_those_insi
         assert (facts["scope_id"], facts["limit"]) == ("above", 150)
 
 
+@pytest.mark.parametrize(("enabled", "elsewhere"), [(False, False), (True, False), (True, True)])
+async def test_a_run_that_is_announced_inside_another_spends_from_it(api: Api, enabled: bool, elsewhere: bool) -> None:
+    await api.put("/api/settings/orchestration_enabled", {"value": enabled})
+    await api.post("/api/runs", {"workflow": "elder", "run": "above"})
+    await api.post("/api/runs", {"workflow": "younger", "run": "inside", "parent_run": "above"})
+    if elsewhere:  # as a process sees it that did not announce it
+        api.application.parts.orchestration.plans.forget()
+        api.application.parts.runs._parent_of.clear()
+    used = (await api.chat("inside", workflow="younger")).json()["usage"]["total_tokens"]
+    assert (await api.get("/api/runs/above"))["tokens"]["settled"] == used
+    assert await agrees(api)
+
+
 async def test_a_run_inside_another_is_not_reset(api: Api) -> None:
     await api.chat("outer")
     await api.chat("inner", **{"x-workflow-parent-run-id": "outer"})

@@ -149,6 +149,7 @@ async def create_run(ask: Ask[ProjectQuery, RunBody]) -> RunView:
             steps=tuple(declared_steps(body.steps, body.priority)),
         )
         shown = _allowed(await ask.desk.control.initialise(ask.project, request))
+        ask.desk.parts.runs.note_parent(ask.project, run, request.parent_run)
     except ValueError as error:
         raise BadRequest.field("steps", str(error)) from error
     await ask.audit("run.initialised", run, run=run, workflow=body.workflow, budget=_units(request.budget))
