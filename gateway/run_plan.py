@@ -41,15 +41,15 @@ class RunRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class StepProfile:
     """What a declared step is asked to make, and how complex it looks (0 to 10) by itself."""
 
     classification: Classification
     complexity: float
 
 
-# Tells a declared step: (the step, its workflow, the settings).
-Tell = Callable[[Mapping[str, Any], str, Settings], Told]
+# Of (the step, its workflow, the settings).
+Profiler = Callable[[Mapping[str, Any], str, Settings], StepProfile]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,23 +90,23 @@ def plan_run(
     *,
     pool_limit_tokens: int | None,
     histories: Callable[[str, str], StepHistory | None] = lambda _step, _intent: None,
-    tell: Tell | None = None,
+    profiler: Profiler | None = None,
 ) -> RunPlan:
     """Pure. `pool_limit_tokens` None takes `max_tokens_per_workflow`; `histories` says what is known of a step and its intent.
 
     Raises ValueError as `allocate` and `flattened` do.
     """
     steps = flattened(request.steps)
-    told = {str(step["id"]): (tell or tell_step)(step, request.workflow, settings) for step in steps}
+    profiles = {str(step["id"]): (profiler or profile_by_words)(step, request.workflow, settings) for step in steps}
     ais = NEUTRAL_AIS if request.ais is None else request.ais
     strategy = request.strategy or settings.allocation_strategy
-    demands = [_demand_of(step, told[str(step["id"])], histories) for step in steps]
+    demands = [_demand_of(step, profiles[str(step["id"])], histories) for step in steps]
     allocation = within_caps(
         allocate(demands, strategy=strategy, pool_limit_tokens=pool_limit_tokens, settings=settings, ais=ais), demands
     )
     units = units_of(request.steps)
     planned = tuple(
-        _planned(step, told[demand.id], share, demand, settings, request.ais, units[demand.id])
+        _planned(step, profiles[demand.id], share, demand, settings, request.ais, units[demand.id])
         for step, demand, share in zip(steps, demands, allocation.allocations, strict=True)
     )
     limit = settings.max_tokens_per_workflow if pool_limit_tokens is None else pool_limit_tokens
@@ -213,15 +213,15 @@ def step_of_store(step: RunStep) -> PlannedStep:
     )
 
 
-def tell_step(step: Mapping[str, Any], workflow: str, settings: Settings) -> Told:
+def profile_by_words(step: Mapping[str, Any], workflow: str, settings: Settings) -> StepProfile:
     """By its words alone. Raises IntentClassificationError for a declared intent that is none."""
-    return told_as(step, step_intent(step, workflow, settings))
+    return profile_as(step, step_intent(step, workflow, settings))
 
 
-def told_as(step: Mapping[str, Any], classification: Classification) -> Told:
+def profile_as(step: Mapping[str, Any], classification: Classification) -> StepProfile:
     prompt = str(step.get("prompt") or step.get("description") or "")
     features = features_of({"messages": [{"role": "user", "content": prompt}]})
-    return Told(classification, step_complexity(features, classification.intent).score)
+    return StepProfile(classification, step_complexity(features, classification.intent).score)
 
 
 def step_intent(step: Mapping[str, Any], workflow: str | None, settings: Settings) -> Classification:
@@ -243,9 +243,11 @@ def step_text(step: Mapping[str, Any], workflow: str | None) -> StepText:
     )
 
 
-def _demand_of(step: Mapping[str, Any], told: Told, histories: Callable[[str, str], StepHistory | None]) -> StepDemand:
+def _demand_of(
+    step: Mapping[str, Any], profile: StepProfile, histories: Callable[[str, str], StepHistory | None]
+) -> StepDemand:
     """A step's own budget caps what it may get; what it asks for follows from its intent."""
-    name, intent = str(step["id"]), told.classification.intent
+    name, intent = str(step["id"]), profile.classification.intent
     return StepDemand(
         name,
         intent,
@@ -272,22 +274,22 @@ def _completed(step: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) 
 
 def _planned(
     step: Mapping[str, Any],
-    told: Told,
+    profile: StepProfile,
     share: StepAllocation,
     demand: StepDemand,
     settings: Settings,
     ais: float | None,
     unit: int,
 ) -> PlannedStep:
-    intent = told.classification.intent
-    score = effective_complexity(ais, told.complexity)
+    intent = profile.classification.intent
+    score = effective_complexity(ais, profile.complexity)
     compression = settings.compression_strategy[Intent(intent)] if settings.compression_enabled else "none"
     return PlannedStep(
         step=demand.id,
         intent=intent,
-        confidence=told.classification.confidence,
-        source=told.classification.source,
-        reasoning=told.classification.reasoning,
+        confidence=profile.classification.confidence,
+        source=profile.classification.source,
+        reasoning=profile.classification.reasoning,
         priority=demand.priority,
         tier=tier_for(score, settings).value,
         complexity=round(score, 2),

@@ -17,7 +17,7 @@ import structlog
 from cachetools import LRUCache
 
 from gateway.pipeline.call import Call, IntentTag
-from gateway.run_plan import Told, step_text, tell_step, told_as
+from gateway.run_plan import StepProfile, profile_as, profile_by_words, step_text
 from gateway.store import intents as intent_store
 from gateway.store.database import Database, StoreError
 from gateway.store.intents import LearnedIntent
@@ -77,10 +77,10 @@ class _Warm:
 
 
 @dataclass(frozen=True, slots=True)
-class _Telling:
+class _Profiled:
     """What a declared step's words say, and what to ask a model if they say too little."""
 
-    told: Told
+    profile: StepProfile
     question: _Question | None = None
 
 
@@ -101,7 +101,7 @@ class Intents:
         self._clock_ms = clock_ms
         self._found = found
         self._warm: LRUCache[tuple[object, ...], _Warm] = LRUCache(_WARM_MAX)
-        self._told: LRUCache[tuple[object, ...], _Telling] = LRUCache(_WARM_MAX)
+        self._profiles: LRUCache[tuple[object, ...], _Profiled] = LRUCache(_WARM_MAX)
         self._learned: LRUCache[str, LearnedIntent] = LRUCache(_LEARNED_MAX)
         self._questions: asyncio.Queue[_Question] = asyncio.Queue(_WAITING_MAX)
         self._asked: dict[str, _Asked] = {}
@@ -125,7 +125,7 @@ class Intents:
     def forget(self) -> None:
         """Settings changed: what was concluded under the old ones is concluded anew."""
         self._warm.clear()
-        self._told.clear()
+        self._profiles.clear()
 
     async def of(self, call: Call, declared: str | None, threshold: float) -> IntentTag:
         """Cheap when the step was seen before; at most `wait_ms` when a model is asked and waiting is allowed."""
@@ -152,37 +152,27 @@ class Intents:
         learned = None if said or call.tags.intent else self._remembered(content_key(step))
         return learned or classify(step, header=call.tags.intent, declared=said, confidence_threshold=threshold)
 
-    def tell(self, step: Mapping[str, Any], workflow: str, settings: Settings, *, asks: bool = True) -> Told:
+    def profile(self, step: Mapping[str, Any], workflow: str, settings: Settings, *, asks: bool = True) -> StepProfile:
         """What a declared step is asked to make, by its own words. Never waits; what stays unclear is asked beside."""
-        if step.get("intent"):
-            return self._told_by(step, workflow, settings, lambda: _Telling(tell_step(step, workflow, settings))).told
+        found = self._profiled(step, workflow, settings)
         threshold = settings.intent_classification_confidence_threshold
-
-        def tell() -> _Telling:
-            text = step_text(step, workflow)
-            told = told_as(step, classify(text, confidence_threshold=threshold))
-            return _Telling(told, _Question(content_key(text), text))
-
-        telling = self._told_by(step, workflow, settings, tell)
-        if telling.question is None or telling.told.classification.confidence >= threshold:
-            return telling.told
-        learned = self._remembered(telling.question.key)
+        if found.question is None or found.profile.classification.confidence >= threshold:
+            return found.profile
+        learned = self._remembered(found.question.key)
         if learned is not None:
-            return Told(learned, telling.told.complexity)
+            return StepProfile(learned, found.profile.complexity)
         if asks:
-            self._enqueue(telling.question)
-        return telling.told
+            self._enqueue(found.question)
+        return found.profile
 
-    def _told_by(
-        self, step: Mapping[str, Any], workflow: str, settings: Settings, tell: Callable[[], _Telling]
-    ) -> _Telling:
-        """Declared steps are the same in every run of their workflow, so each is told once."""
+    def _profiled(self, step: Mapping[str, Any], workflow: str, settings: Settings) -> _Profiled:
+        """Declared steps are the same in every run of their workflow, so each is read once."""
         words = (step.get(name) for name in ("id", "intent", "prompt", "description", "system"))
         shapes = (repr(step[name]) for name in ("tools", "response_format") if step.get(name))
         identity = (workflow, settings.intent_classification_confidence_threshold, *words, *shapes)
-        found = self._told.get(identity)
+        found = self._profiles.get(identity)
         if found is None:
-            found = self._told[identity] = tell()
+            found = self._profiles[identity] = _read(step, workflow, settings)
         return found
 
     def _still(self, warm: _Warm) -> Classification | None:
@@ -299,6 +289,14 @@ class Intents:
             await intent_store.put_many(self._store, learned)
         except Exception as error:  # noqa: BLE001 - what is learned serves here all the same, and the next answers are kept
             _log.warning("learned_intents_not_kept", error=str(error))
+
+
+def _read(step: Mapping[str, Any], workflow: str, settings: Settings) -> _Profiled:
+    if step.get("intent"):
+        return _Profiled(profile_by_words(step, workflow, settings))
+    text = step_text(step, workflow)
+    found = classify(text, confidence_threshold=settings.intent_classification_confidence_threshold)
+    return _Profiled(profile_as(step, found), _Question(content_key(text), text))
 
 
 def _identity(call: Call, declared: str | None) -> tuple[object, ...]:

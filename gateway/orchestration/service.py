@@ -185,7 +185,7 @@ class Orchestration:
             settings,
             pool_limit_tokens=self._pool_limit(whole, project, snapshot, call),
             histories=history.of if is_adaptive and history is not None else lambda _step, _intent: None,
-            tell=partial(self.intents.tell, asks=not looks),
+            profiler=partial(self.intents.profile, asks=not looks),
         )
 
     def _pool_limit(self, request: RunRequest, project: str, snapshot: Snapshot, call: Call | None) -> int:

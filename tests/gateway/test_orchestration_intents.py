@@ -228,9 +228,9 @@ async def test_a_declared_steps_words_are_asked_about_too(store: Database) -> No
     intents = await started(store, model, clock)
     settings = Settings.from_values({"orchestration_intent_classification_confidence_threshold": SURE})
     step = {"id": "work-on-it", "prompt": VAGUE}
-    assert intents.tell(step, "wf", settings).classification.source != "cache"
+    assert intents.profile(step, "wf", settings).classification.source != "cache"
     await settled(model, 1)
-    told = intents.tell(step, "wf", settings).classification
+    told = intents.profile(step, "wf", settings).classification
     assert (told.intent, told.source) == ("enrich", "cache")
-    assert intents.tell({**step, "intent": "send"}, "wf", settings).classification.source == "declared"
+    assert intents.profile({**step, "intent": "send"}, "wf", settings).classification.source == "declared"
     await intents.stop()
