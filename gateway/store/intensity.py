@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import orjson
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, case, func, select
 
 from gateway.store.database import Database
 from gateway.store.tables import agent_intensity_metrics, run_steps, runs
 from gateway.store.versions import Subject, changed
+
+# Every process keeps them in memory, and names of agents come from headers: whoever names one a run would fill it.
+AGENTS_MAX: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +74,14 @@ async def put(db: Database, intensity: Intensity) -> None:
         await connection.execute(table.insert().values(**row))
 
 
-async def current(db: Database) -> list[Intensity]:
-    """The current score of every agent."""
+async def current(db: Database, limit: int = AGENTS_MAX) -> list[Intensity]:
+    """The current score of each agent; of more than `limit` agents those that people set, then the latest."""
     table = agent_intensity_metrics.c
-    query = select(agent_intensity_metrics).where(table.current.is_(True)).order_by(table.project, table.agent)
+    query = select(agent_intensity_metrics).where(table.current.is_(True))
+    first = case((table.source == "set", 0), else_=1), table.measured_at.desc(), table.id.desc()
     async with db.begin() as connection:
-        return [_from_row(row) for row in (await connection.execute(query)).mappings()]
+        found = (await connection.execute(query.order_by(*first).limit(limit))).mappings()
+        return sorted((_from_row(row) for row in found), key=lambda one: (one.project, one.agent))
 
 
 async def history(db: Database, project: str, agent: str, limit: int = 100) -> list[Intensity]:

@@ -192,6 +192,7 @@ async def test_the_current_score_of_an_agent_is_its_last(db: Database) -> None:
         )
     await intensity.put(db, intensity.Intensity("default", "bob", 5.0, 5.0, 5.0, source="set", measured_by="root"))
     assert [(one.agent, one.combined) for one in await intensity.current(db)] == [("ada", 7.5), ("bob", 5.0)]
+    assert [one.agent for one in await intensity.current(db, limit=1)] == ["bob"], "before all else what people set"
     assert [one.combined for one in await intensity.history(db, "default", "ada")] == [7.5, 3.0]
 
 
