@@ -20,6 +20,7 @@ from policies.intents import Intent
 
 _log = structlog.get_logger(__name__)
 _KEPT_MAX: Final = 5_000
+_PROJECTS_MAX: Final = 100
 # Habits change by the day; a minute is soon enough, and spares the store a query for every run.
 _FRESH_MS: Final = 60_000
 # A run's first call waits this long for what was never read before. Later readings happen beside the calls.
@@ -71,10 +72,12 @@ class Histories:
         self._store = store
         self._clock_ms = clock_ms
         self._kept: LRUCache[tuple[str, str], _Kept] = LRUCache(_KEPT_MAX)
+        self._alike: LRUCache[str, tuple[int, Mapping[IntentModel, Samples]]] = LRUCache(_PROJECTS_MAX)
         self._loading: dict[tuple[str, str, bool], asyncio.Task[None]] = {}
 
     def forget(self) -> None:
         self._kept.clear()
+        self._alike.clear()
 
     async def of(self, project: str, workflow: str, *, alike: bool) -> WorkflowHistory:
         """Never raises: without a store there is no history. `alike` reads what steps of the same intent and model used, too."""
@@ -105,9 +108,16 @@ class Histories:
             history = WorkflowHistory(
                 await step_history.by_step(self._store, project, workflow, now_ms),
                 await known_steps.of_workflow(self._store, project, workflow, now_ms),
-                await step_history.by_intent(self._store, project, now_ms) if alike else {},
+                await self._alike_in(project, now_ms) if alike else {},
             )
         except StoreError as error:
             _log.warning("history_not_loaded", workflow=workflow, error=str(error))
             return
         self._kept[project, workflow] = _Kept(now_ms, history, alike)
+
+    async def _alike_in(self, project: str, now_ms: int) -> Mapping[IntentModel, Samples]:
+        """Once for all workflows of a project: it is the dearest of the three to read, and the largest to keep."""
+        kept = self._alike.get(project)
+        if kept is None or now_ms - kept[0] >= _FRESH_MS:
+            kept = self._alike[project] = now_ms, await step_history.by_intent(self._store, project, now_ms)
+        return kept[1]

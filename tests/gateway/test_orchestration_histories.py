@@ -1,0 +1,60 @@
+"""What past runs say of a workflow's steps: read now and then, and what all workflows of a project share only once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.orchestration.histories import NOTHING, Histories
+from gateway.store import step_history, usage
+from gateway.store.database import Database
+from gateway.store.step_history import IntentModel, StepSample
+from tests.store_events import NOW_MS, entry
+
+LATER_MS = NOW_MS + 3_600_000  # the runs are finished by then
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(f"sqlite:///{tmp_path}/store.db")
+    await database.open()
+    await database.migrate(NOW_MS)
+    events = [
+        entry(f"{workflow}{run}", run=f"{workflow}{run}", workflow=workflow, intent="send")
+        for workflow in ("one", "two")
+        for run in range(5)
+    ]
+    await usage.insert_entries(database, events, NOW_MS)
+    yield database
+    await database.close()
+
+
+async def test_steps_of_all_workflows_are_read_once_a_minute_for_the_project(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    by_intent = step_history.by_intent
+
+    async def counted(db: Database, project: str, now_ms: int) -> Mapping[IntentModel, tuple[StepSample, ...]]:
+        read.append(now_ms)
+        return await by_intent(db, project, now_ms)
+
+    monkeypatch.setattr(step_history, "by_intent", counted)
+    clock: dict[str, Any] = {"ms": LATER_MS}
+    histories = Histories(store, lambda: clock["ms"])
+    for workflow in ("one", "two", "one"):
+        found = (await histories.of("default", workflow, alike=True)).of("draft", "send")
+        assert found is not None
+        assert (found.samples, found.of) == (10, "intent"), "five of its own are too few"
+    assert read == [LATER_MS]
+    clock["ms"] += 60_000
+    await histories.of("default", "three", alike=True)
+    assert read == [LATER_MS, LATER_MS + 60_000]
+
+
+async def test_without_a_store_there_is_no_history(tmp_path: Path) -> None:
+    histories = Histories(Database(f"sqlite:///{tmp_path}/never-opened.db"), lambda: LATER_MS)
+    assert await histories.of("default", "one", alike=True) is NOTHING
