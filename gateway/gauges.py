@@ -124,6 +124,8 @@ class Gauges:
                 await self.show_budgets()
             except (StoreUnavailable, LedgerError) as error:
                 _log.debug("gauges_not_read", error=str(error))
+            except Exception:  # noqa: BLE001 - a fault in one round must not end all that follow, and the alerts with them
+                _log.exception("gauges_failed")
 
     async def compare(self) -> None:
         """Ledger against usage, on runs that were seen lately. Raises StoreUnavailable and LedgerError."""

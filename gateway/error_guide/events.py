@@ -191,6 +191,11 @@ EVENTS: Final[dict[str, Guide]] = {
         "The traceback says why; please report it.",
         "error",
     ),
+    "gauges_failed": Guide(
+        "Ledger and store, or budgets, could not be compared for the metrics this time.",
+        "The traceback says why; please report it.",
+        "error",
+    ),
     "learned_intents_not_loaded": Guide(
         "What was learned about intents could not be read; they are told by rules and the trained model.",
         "Bring the store back.",
