@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -41,6 +41,7 @@ from gateway.upstream.port import (
 from gateway.upstream.providers import api_base, credential, url_of
 from gateway.upstream.request import HOPS_HEADER, hops_of, request_body, request_headers
 from gateway.upstream.timeouts import effective_timeouts
+from gateway.upstream.whole_as_stream import events_of
 
 _URLS_MAX: Final = 4_096
 _EVENTS: Final = "text/event-stream"
@@ -159,7 +160,8 @@ class DirectLane:
             response.close()
             raise UpstreamBroken(f"The provider answered {status}; redirects are never followed.", bytes_received=True)
         headers = answer_headers(response.headers)
-        if status < 400 and call.stream and not _content_type(response).endswith(("json", "html")):
+        is_stream = status < 400 and call.stream
+        if is_stream and not _content_type(response).endswith(("json", "html")):
             stream = _reading(response, timeouts, timeouts.idle_ms / 1000)
             headers.setdefault("content-type", _EVENTS)
             return UpstreamAnswer(status, headers, deployment, "direct", pieces=stream, close=stream.close)
@@ -170,6 +172,10 @@ class DirectLane:
         elif call.protocol not in _NOT_JSON and body.lstrip()[:1] not in (b"{", b"["):
             message = f"The provider answered {status} with something that is not JSON."
             raise UpstreamBroken(message, bytes_received=True)
+        if is_stream:
+            headers["content-type"] = _EVENTS
+            pieces = _at_once(events_of(call.protocol, body))
+            return UpstreamAnswer(status, headers, deployment, "direct", pieces=pieces)
         return UpstreamAnswer(status, headers, deployment, "direct", body=body)
 
     async def _body(self, response: HttpAnswer, timeouts: Timeouts, *, is_error: bool) -> bytes:
@@ -195,6 +201,10 @@ class DirectLane:
 def _reading(response: HttpAnswer, timeouts: Timeouts, idle_s: float) -> AnswerStream:
     loop = asyncio.get_running_loop()
     return AnswerStream(response, loop=loop, idle_s=idle_s, deadline_s=loop.time() + timeouts.total_ms / 1000)
+
+
+async def _at_once(events: bytes) -> AsyncIterator[bytes]:
+    yield events
 
 
 def _content_type(response: HttpAnswer) -> str:

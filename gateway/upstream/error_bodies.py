@@ -13,6 +13,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.upstream.port import ProtocolName
+from gateway.wire import sse
 
 _MESSAGE_CHARS_MAX: Final = 2_000
 _OPENAI_TYPES: Final = {
@@ -112,8 +113,8 @@ def _standard_message(status: int) -> str:
 def error_event(protocol: ProtocolName, status: int, message: str, *, code: str | None = None) -> bytes:
     """The error as a server-sent event, for an answer that breaks after it began."""
     if protocol == "messages":
-        return b"event: error\ndata: " + error_body(protocol, status, message) + b"\n\n"
+        return sse.event(error_body(protocol, status, message), "error")
     if protocol == "responses":
         value = {"type": "error", "code": code or "server_error", "message": message, "param": None}
-        return b"event: error\ndata: " + orjson.dumps(value) + b"\n\n"
-    return b"data: " + error_body(protocol, status, message, code=code) + b"\n\n"
+        return sse.event(orjson.dumps(value), "error")
+    return sse.event(error_body(protocol, status, message, code=code))

@@ -14,6 +14,7 @@ from gateway.upstream.error_bodies import json_message
 from gateway.upstream.litellm_connections import close_all
 from gateway.upstream.litellm_errors import cleaned, failure_of
 from gateway.upstream.port import ProtocolName, UpstreamBroken, UpstreamTimeout
+from gateway.wire import sse
 
 _PROVIDER_PREFIX: Final = "llm_provider-"
 _ENDS_WITH_DONE: Final = frozenset({"chat", "completions"})
@@ -148,10 +149,10 @@ def event_bytes(protocol: ProtocolName, event: Any) -> bytes:
     if isinstance(event, str):
         return event.encode()
     if protocol in _ENDS_WITH_DONE:
-        return b"data: " + orjson.dumps(_chunk(event)) + b"\n\n"
+        return sse.event(orjson.dumps(_chunk(event)))
     value = _plain(event)
     name = str(value.get("type", "message")) if isinstance(value, Mapping) else "message"
-    return b"event: " + name.encode() + b"\ndata: " + orjson.dumps(value) + b"\n\n"
+    return sse.event(orjson.dumps(value), name)
 
 
 def _chunk(event: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.upstream.port import ProtocolName
+from gateway.wire import sse
 
 _WORDS: Final = re.compile(r"\s*\S+|\s+")
 _EMBEDDING_DIMENSIONS: Final = 1_536
@@ -106,11 +107,11 @@ def _pieces(reply: Reply) -> list[str]:
 
 
 def _data(value: Mapping[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(value) + b"\n\n"
+    return sse.event(orjson.dumps(value))
 
 
 def _named(name: str, **fields: Any) -> bytes:
-    return b"event: " + name.encode() + b"\ndata: " + orjson.dumps({"type": name, **fields}) + b"\n\n"
+    return sse.event(orjson.dumps({"type": name, **fields}), name)
 
 
 # ── chat and completions ──

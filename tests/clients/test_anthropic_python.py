@@ -52,17 +52,18 @@ def test_a_message_with_a_budget(served: Served, client: anthropic.Anthropic) ->
     assert served.last.credential == "upstream-key"
 
 
-def test_a_stream_of_a_message(served: Served, client: anthropic.Anthropic) -> None:
-    served.provider.script(text=TEXT)
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "of a provider that ignores it"])
+def test_a_stream_of_a_message(served: Served, client: anthropic.Anthropic, ignored: bool) -> None:
+    served.provider.script(text=TEXT, ignore_stream=ignored)
     with client.messages.stream(
-        model="claude", max_tokens=100, messages=MESSAGES, extra_headers=roomy("a-stream")
+        model="claude", max_tokens=100, messages=MESSAGES, extra_headers=roomy(f"a-stream-{ignored}")
     ) as stream:
         text = "".join(stream.text_stream)
         final = stream.get_final_message()
     assert text == TEXT
     assert final.stop_reason == "end_turn"
     used = final.usage.input_tokens + final.usage.output_tokens
-    assert run_of(served, "a-stream")["tokens"]["settled"] == used
+    assert run_of(served, f"a-stream-{ignored}")["tokens"]["settled"] == used
 
 
 def test_raw_events_of_a_stream(served: Served, client: anthropic.Anthropic) -> None:

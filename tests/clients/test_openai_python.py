@@ -75,15 +75,16 @@ def test_the_metadata_of_a_body_tags_a_call_too(served: Served, client: openai.O
     assert "metadata" not in served.last.body
 
 
-def test_a_stream_of_chat(served: Served, client: openai.OpenAI) -> None:
-    served.provider.script(text=TEXT)
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "of a provider that ignores it"])
+def test_a_stream_of_chat(served: Served, client: openai.OpenAI, ignored: bool) -> None:
+    served.provider.script(text=TEXT, ignore_stream=ignored)
     with client.chat.completions.create(
-        model="fake", messages=MESSAGES, stream=True, extra_headers=roomy("o-stream")
+        model="fake", messages=MESSAGES, stream=True, extra_headers=roomy(f"o-stream-{ignored}")
     ) as stream:
         chunks = list(stream)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == TEXT
     assert all(chunk.usage is None for chunk in chunks), "usage reaches only those who asked"
-    assert run_of(served, "o-stream")["tokens"]["settled"] > 0
+    assert run_of(served, f"o-stream-{ignored}")["tokens"]["settled"] > 0
 
 
 def test_a_stream_of_chat_with_usage(served: Served, client: openai.OpenAI) -> None:
@@ -155,17 +156,18 @@ def test_responses_with_a_budget(served: Served, client: openai.OpenAI) -> None:
     assert run_of(served, "o-responses")["tokens"]["settled"] == answer.usage.total_tokens
 
 
-def test_a_stream_of_responses(served: Served, client: openai.OpenAI) -> None:
-    served.provider.script(text=TEXT)
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "of a provider that ignores it"])
+def test_a_stream_of_responses(served: Served, client: openai.OpenAI, ignored: bool) -> None:
+    served.provider.script(text=TEXT, ignore_stream=ignored)
     with client.responses.stream(
-        model="fake", input="What is the weather?", extra_headers=roomy("o-responses-stream")
+        model="fake", input="What is the weather?", extra_headers=roomy(f"o-responses-stream-{ignored}")
     ) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_response()
     assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
     assert final.output_text == TEXT
     assert final.usage is not None
-    assert run_of(served, "o-responses-stream")["tokens"]["settled"] == final.usage.total_tokens
+    assert run_of(served, f"o-responses-stream-{ignored}")["tokens"]["settled"] == final.usage.total_tokens
 
 
 def test_a_tool_call_in_responses_and_its_result(served: Served, client: openai.OpenAI) -> None:

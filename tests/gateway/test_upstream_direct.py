@@ -282,11 +282,15 @@ async def test_only_listed_answer_headers_come_back(provider: FakeProvider, lane
     }
 
 
-async def test_a_buffered_answer_to_a_request_for_a_stream_is_a_body(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_a_buffered_answer_to_a_request_for_a_stream_becomes_one(
+    provider: FakeProvider, lane: DirectLane
+) -> None:
     provider.script(ignore_stream=True)
     answer = await lane.send(deployment(provider), call(stream=True))
-    assert answer.pieces is None
-    assert json.loads(answer.body)["object"] == "chat.completion"
+    assert answer.headers["content-type"] == "text/event-stream"
+    events = await text_of(answer)
+    assert events.startswith('data: {"id":"chatcmpl-')
+    assert events.endswith("data: [DONE]\n\n")
 
 
 async def test_connections_are_used_again(provider: FakeProvider, lane: DirectLane) -> None:

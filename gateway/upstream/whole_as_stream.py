@@ -1,0 +1,117 @@
+"""A whole answer as the stream that was asked for. Some servers answer a request for a stream with one object, in which clients
+find no event: the answer would be paid for and lost, without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import orjson
+
+from gateway.upstream.error_bodies import error_event
+from gateway.upstream.port import ProtocolName
+from gateway.wire import sse
+
+# The fields of a block that grow in a stream, and the kind of delta that each grows by.
+_BLOCK_DELTAS: Final = {"text": "text_delta", "thinking": "thinking_delta", "signature": "signature_delta"}
+
+
+def events_of(protocol: ProtocolName, body: bytes) -> bytes:
+    """The events that say what `body` says; an error event for what is no answer of the protocol."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        answer = None
+    if not isinstance(answer, dict):
+        return error_event(
+            protocol, 502, "The provider answered a request for a stream with something that is no answer."
+        )
+    if answer.get("error"):
+        return _data(answer)
+    return b"".join(_MAKERS[protocol](answer))
+
+
+def _chat(answer: dict[str, Any]) -> Iterator[bytes]:
+    head = {name: value for name, value in answer.items() if name not in ("choices", "usage")}
+    head["object"] = "chat.completion.chunk"
+    for choice in _objects(answer.get("choices")):
+        message = choice.pop("message", None)
+        delta = dict(message) if isinstance(message, dict) else {}
+        if "tool_calls" in delta:
+            delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(_objects(delta["tool_calls"]))]
+        yield _data({**head, "choices": [{**choice, "delta": delta}]})
+    yield from _usage_and_end(head, answer)
+
+
+def _completion(answer: dict[str, Any]) -> Iterator[bytes]:
+    head = {name: value for name, value in answer.items() if name not in ("choices", "usage")}
+    yield _data({**head, "choices": _objects(answer.get("choices"))})
+    yield from _usage_and_end(head, answer)
+
+
+def _usage_and_end(head: Mapping[str, Any], answer: Mapping[str, Any]) -> Iterator[bytes]:
+    if answer.get("usage"):
+        yield _data({**head, "choices": [], "usage": answer["usage"]})
+    yield sse.event(b"[DONE]")
+
+
+def _response(answer: dict[str, Any]) -> Iterator[bytes]:
+    numbers = iter(range(2**31))
+
+    def event(name: str, **fields: Any) -> bytes:
+        return _named(name, sequence_number=next(numbers), **fields)
+
+    yield event("response.created", response={**answer, "status": "in_progress", "output": [], "usage": None})
+    for index, item in enumerate(_objects(answer.get("output"))):
+        at = {"item_id": item.get("id"), "output_index": index}
+        parts = _objects(item.get("content")) if item.get("type") == "message" else []
+        begun = {**item, "content": []} if parts else item
+        yield event("response.output_item.added", output_index=index, item={**begun, "status": "in_progress"})
+        for part_index, part in enumerate(parts):
+            at["content_index"] = part_index
+            shows_text = part.get("type") == "output_text" and isinstance(part.get("text"), str)
+            begun = {**part, "text": ""} if shows_text else part
+            yield event("response.content_part.added", **at, part=begun)
+            if shows_text:
+                yield event("response.output_text.delta", **at, delta=part["text"], logprobs=[])
+                yield event("response.output_text.done", **at, text=part["text"], logprobs=[])
+            yield event("response.content_part.done", **at, part=part)
+        yield event("response.output_item.done", output_index=index, item=item)
+    yield event(f"response.{answer.get('status') or 'completed'}", response=answer)
+
+
+def _message(answer: dict[str, Any]) -> Iterator[bytes]:
+    yield _named("message_start", message={**answer, "content": [], "stop_reason": None, "stop_sequence": None})
+    for index, block in enumerate(_objects(answer.get("content"))):
+        deltas = [{"type": kind, name: block[name]} for name, kind in _BLOCK_DELTAS.items() if block.get(name)]
+        begun = block | {name: "" for name in _BLOCK_DELTAS if name in block}
+        if isinstance(block.get("input"), dict):
+            deltas.append({"type": "input_json_delta", "partial_json": orjson.dumps(block["input"]).decode()})
+            begun["input"] = {}
+        yield _named("content_block_start", index=index, content_block=begun)
+        for delta in deltas:
+            yield _named("content_block_delta", index=index, delta=delta)
+        yield _named("content_block_stop", index=index)
+    delta = {name: answer.get(name) for name in ("stop_reason", "stop_sequence")}
+    yield _named("message_delta", delta=delta, usage=answer.get("usage") or {"output_tokens": 0})
+    yield _named("message_stop")
+
+
+_MAKERS: Final[Mapping[ProtocolName, Callable[[dict[str, Any]], Iterator[bytes]]]] = {
+    "chat": _chat,
+    "completions": _completion,
+    "responses": _response,
+    "messages": _message,
+}
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _data(value: Mapping[str, Any]) -> bytes:
+    return sse.event(orjson.dumps(value))
+
+
+def _named(name: str, **fields: Any) -> bytes:
+    return sse.event(orjson.dumps({"type": name, **fields}), name)
