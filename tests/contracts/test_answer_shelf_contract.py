@@ -175,6 +175,25 @@ async def test_a_claim_of_a_process_that_died_ends_by_itself(renewed: bool, tmp_
     await shelf.close()
 
 
+@pytest.mark.parametrize("old_weight", [1026, 999])
+async def test_an_answer_kept_anew_before_its_old_one_was_swept_weighs_once_and_stays(old_weight: int) -> None:
+    """After a burst of answers that end together, more have ended than one call sweeps."""
+    shelf = RedisShelf(await redis_engines.empty_server(), ROOM, deadline_ms=redis_engines.PATIENT_MS)
+    room = "farebox:{default}:kept:cache:"
+
+    async def redis(command: str, name: str, *arguments: str | int) -> Any:
+        return await shelf._topology.call(room + name, command, room + name, *arguments)
+
+    ended = [part for number in range(1000) for part in (0, f"1 {room}gone:{number}")]
+    await redis("ZADD", "ends", *ended, 1, f"{old_weight} {room}answer:a")
+    await redis("SET", "bytes", 1000 + old_weight)
+    await shelf.keep(slot(), answer(), DAY_MS)
+    await shelf.keep(slot("b"), answer(), DAY_MS)
+    assert await kept_keys(shelf, "a", "b") == ["a", "b"]
+    assert int(await redis("GET", "bytes")) == 2 * answer().size
+    await shelf.close()
+
+
 async def test_a_file_that_is_none_is_said_to_be_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "answers.db").write_bytes(b"this is no database at all, and never was one" * 100)
     shelf = SqliteShelf(tmp_path / "answers.db", ROOM, wall_clock_ms)

@@ -10,7 +10,8 @@ local function forget(member)
   local weight, key = string.match(member, '^(%d+) (.+)$')
   if redis.call('ZREM', KEYS[3], member) == 0 then return end
   redis.call('DECRBY', KEYS[4], weight)
-  redis.call('DEL', key)
+  -- An answer that was kept anew after this one had ended, and before it was swept, stays.
+  if redis.call('HGET', key, 'bytes') == weight then redis.call('DEL', key) end
 end
 
 local function lengthen(key)
@@ -27,8 +28,8 @@ while tonumber(redis.call('GET', KEYS[4]) or '0') + size > bytes_max do
 end
 redis.call('HSET', KEYS[1], 'fingerprint', ARGV[1], 'content_type', ARGV[2], 'body', ARGV[3], 'bytes', ARGV[5])
 redis.call('PEXPIRE', KEYS[1], ttl_ms)
-redis.call('ZADD', KEYS[3], now_ms + ttl_ms, ARGV[5] .. ' ' .. KEYS[1])
-redis.call('INCRBY', KEYS[4], size)
+-- One that ended and was not swept yet is counted already.
+if redis.call('ZADD', KEYS[3], now_ms + ttl_ms, ARGV[5] .. ' ' .. KEYS[1]) == 1 then redis.call('INCRBY', KEYS[4], size) end
 lengthen(KEYS[3])
 lengthen(KEYS[4])
 redis.call('DEL', KEYS[2])
