@@ -44,7 +44,9 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
     ),
     "unpriced_model": Guide(
         "A budget limits money, and nobody knows what this model costs. An unknown price never means free.",
-        "Enter `input_cost_per_token` and `output_cost_per_token` under the model's `model_info`.",
+        "Enter `input_cost_per_token` and `output_cost_per_token` under the model's `model_info`. For a model that is not paid by the "
+        "token enter its `mode` (such as `rerank`, `image_generation`, `audio_transcription`) beside LiteLLM's field for its price "
+        "(`input_cost_per_query`, `output_cost_per_image`, `input_cost_per_second`).",
         "400",
     ),
     "ledger_unavailable": Guide(
