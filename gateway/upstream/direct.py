@@ -16,7 +16,7 @@ import orjson
 
 from gateway.upstream.answer_headers import answer_headers
 from gateway.upstream.answer_stream import AnswerStream, encoding_of, read_whole
-from gateway.upstream.error_bodies import error_body, shaped, without_secret
+from gateway.upstream.error_bodies import shaped, without_secret
 from gateway.upstream.http_client import (
     Address,
     AnswerTimeout,
@@ -39,7 +39,7 @@ from gateway.upstream.port import (
     UpstreamUnreachable,
 )
 from gateway.upstream.providers import api_base, credential, url_of
-from gateway.upstream.request import HOPS_HEADER, hops_of, request_body, request_headers
+from gateway.upstream.request import request_body, request_headers
 from gateway.upstream.timeouts import effective_timeouts
 from gateway.upstream.whole_as_stream import events_of
 
@@ -56,7 +56,6 @@ class DirectLimits:
     keepalive_s: float = 15.0  # shorter than the usual idle timeout of providers, so that they do not hang up first
     answer_bytes_max: int = 128 * 2**20  # 2,048 embeddings of 3,072 dimensions, as text
     error_bytes_max: int = 2**20
-    hops_max: int = 8  # gateways in a row, after which it is a ring
 
 
 class DirectLane:
@@ -77,8 +76,6 @@ class DirectLane:
 
     async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
         """One attempt. Raises `UpstreamError`."""
-        if hops_of(call.headers) >= self._limits.hops_max:
-            return _ring(deployment, call.protocol)
         timeouts = effective_timeouts(deployment, call)
         key = credential(deployment, self._environment, call.client_credential)
         response = await self._open(deployment, call, timeouts, key)
@@ -117,7 +114,9 @@ class DirectLane:
                 raise UpstreamTimeout(f"No connection to the provider within {timeouts.connect_ms} ms.") from error
             raise UpstreamUnreachable(f"The provider could not be reached ({error}).") from error
         except AnswerTimeout as error:
-            raise UpstreamTimeout(f"The provider did not answer within {timeouts.first_byte_ms} ms.") from error
+            raise UpstreamTimeout(
+                f"The provider did not answer within {timeouts.first_byte_ms} ms: {error}."
+            ) from error
         except Disconnected as error:
             raise UpstreamBroken("The provider closed the connection before it answered.") from error
         except HttpError as error:
@@ -219,12 +218,6 @@ def _payload(deployment: Deployment, call: UpstreamCall, headers: dict[str, str]
     boundary = secrets.token_hex(16)
     headers["content-type"] = f"multipart/form-data; boundary={boundary}"
     return _form(body, boundary)
-
-
-def _ring(deployment: Deployment, protocol: ProtocolName) -> UpstreamAnswer:
-    message = f"The call passed too many gateways ({HOPS_HEADER}): the model's api_base leads back to this one."
-    body = error_body(protocol, 508, message, code="gateway_ring")
-    return UpstreamAnswer(508, {"content-type": "application/json"}, deployment, "direct", body=body)
 
 
 def _form(body: Mapping[str, Any], boundary: str) -> bytes:

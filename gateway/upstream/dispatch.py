@@ -8,12 +8,18 @@ litellm   everything else: LiteLLM translates
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from gateway.upstream.direct import DirectLane
+from gateway.upstream.error_bodies import error_body
 from gateway.upstream.litellm_lane import LiteLLMLane
 from gateway.upstream.mock import MockLane
 from gateway.upstream.port import Deployment, Lane, ProtocolName, Upstream, UpstreamAnswer, UpstreamCall
 from gateway.upstream.providers import speaks
+from gateway.upstream.request import HOPS_HEADER, hops_of
+
+# Gateways in a row, after which it is a ring.
+_HOPS_MAX: Final = 8
 
 
 def lane_of(deployment: Deployment, protocol: ProtocolName, environment: Mapping[str, str]) -> Lane:
@@ -43,6 +49,8 @@ class Forwarder(Upstream):
 
     async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
         lane = lane_of(deployment, call.protocol, self._environment)
+        if lane != "mock" and hops_of(call.headers) >= _HOPS_MAX:
+            return _ring(deployment, call.protocol, lane)
         if lane == "direct":
             return await self._direct.send(deployment, call)
         # These lanes cannot tell when a request leaves. An attempt in the direct lane may have said that none has.
@@ -55,6 +63,12 @@ class Forwarder(Upstream):
         await self._direct.close()
         await self._litellm.close()
         await self._mock.close()
+
+
+def _ring(deployment: Deployment, protocol: ProtocolName, lane: Lane) -> UpstreamAnswer:
+    message = f"The call passed too many gateways ({HOPS_HEADER}): the model's api_base leads back to this one."
+    body = error_body(protocol, 508, message, code="gateway_ring")
+    return UpstreamAnswer(508, {"content-type": "application/json"}, deployment, lane, body=body)
 
 
 def _main_protocol(deployment: Deployment) -> ProtocolName:

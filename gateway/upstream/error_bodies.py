@@ -14,6 +14,7 @@ import orjson
 
 from gateway.upstream.port import ProtocolName
 from gateway.wire import sse
+from gateway.wire.anthropic_errors import type_of
 
 _MESSAGE_CHARS_MAX: Final = 2_000
 _OPENAI_TYPES: Final = {
@@ -27,27 +28,17 @@ _OPENAI_TYPES: Final = {
     422: "invalid_request_error",
     429: "rate_limit_error",
 }
-_ANTHROPIC_TYPES: Final = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    402: "billing_error",
-    403: "permission_error",
-    404: "not_found_error",
-    408: "timeout_error",
-    413: "request_too_large",
-    422: "invalid_request_error",
-    429: "rate_limit_error",
-    504: "timeout_error",
-    529: "overloaded_error",
-}
-_TAGS: Final = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.IGNORECASE | re.DOTALL)
+_TAGS: Final = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^<>]*>", re.IGNORECASE | re.DOTALL)
+_PAGE_BYTES_READ_MAX: Final = 4_000  # its title is in there; a page of nothing but scripts without an end takes 15 ms
+_LEVELS_MAX: Final = (
+    8  # of objects in objects: no server goes deeper for its sentence, and Python's stack ends somewhere
+)
 
 
 def error_body(protocol: ProtocolName, status: int, message: str, *, code: str | None = None) -> bytes:
     """The error object of the client's protocol."""
     if protocol == "messages":
-        kind = _ANTHROPIC_TYPES.get(status, "api_error")
-        return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}})
+        return orjson.dumps({"type": "error", "error": {"type": type_of(status), "message": message}})
     kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
 
@@ -70,21 +61,21 @@ def without_secret(body: bytes, secret: str | None) -> bytes:
     return body.replace(secret.encode(), b"***")
 
 
-def json_message(value: Any) -> str | None:
+def json_message(value: Any, levels: int = _LEVELS_MAX) -> str | None:
     """The sentence in an error object of one of the shapes that servers give: OpenAI's, vLLM's, FastAPI's, a string."""
     if isinstance(value, str):
         return value[:_MESSAGE_CHARS_MAX] or None
-    if isinstance(value, list):
-        return next((text for item in value if (text := json_message(item))), None)
     if isinstance(value, dict):
         keys = ("error", "message", "detail", "msg", "errors", "error_message")
-        return next((text for key in keys if (text := json_message(value.get(key)))), None)
-    return None
+        value = [value.get(key) for key in keys]
+    if not isinstance(value, list) or not levels:
+        return None
+    return next((text for item in value if (text := json_message(item, levels - 1))), None)
 
 
 def text_message(status: int, body: bytes) -> str:
     """A sentence for an error that came as plain text or as a page of HTML."""
-    text = " ".join(_TAGS.sub(" ", body[:20_000].decode("utf-8", "replace")).split())[:300]
+    text = " ".join(_TAGS.sub(" ", body[:_PAGE_BYTES_READ_MAX].decode("utf-8", "replace")).split())[:300]
     return f"{_standard_message(status)} It said: {text}" if text else _standard_message(status)
 
 

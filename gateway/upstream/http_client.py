@@ -110,12 +110,12 @@ class HttpAnswer:
         self._error: HttpError | None = None
         self._is_paused = False
         self.status = 0
-        self.headers: list[Header] = []
+        self.headers: list[Header] = []  # names in lower case
         self.is_whole = False  # all of it has come, read or not
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of this name, which is in lower case."""
-        return next((value for given, value in self.headers if given.lower() == name), None)
+        return next((value for given, value in self.headers if given == name), None)
 
     def read_at_once(self) -> bytes | None:
         """The whole body if all of it has come, as with most buffered answers. None otherwise."""
@@ -201,11 +201,7 @@ class HttpClient:
         request = _request(address, headers, body)
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + answer_s
-        while (connection := self._reusable(address.origin, loop.time())) is None:
-            if self._open < self._limits.connections or self._drop_idle():
-                connection = await self._connect(address, loop, connect_s, deadline_s)
-                break
-            await self._turn(loop, deadline_s)
+        connection = await self._take(address, loop, connect_s, deadline_s)
         if leaves is not None:
             try:
                 told = leaves()
@@ -214,6 +210,8 @@ class HttpClient:
             except BaseException:
                 connection.discard()
                 raise
+            if connection.is_closing():  # the provider hung up meanwhile, and has heard nothing
+                connection = await self._take(address, loop, connect_s, deadline_s)
         return await connection.ask(request, deadline_s)
 
     async def close(self) -> None:
@@ -224,6 +222,16 @@ class HttpClient:
         if self._sweeping is not None:
             self._sweeping.cancel()
             self._sweeping = None
+
+    async def _take(
+        self, address: Address, loop: asyncio.AbstractEventLoop, connect_s: float, deadline_s: float
+    ) -> _Connection:
+        """A connection for one call: an idle one, a new one, or the next that becomes free."""
+        while (connection := self._reusable(address.origin, loop.time())) is None:
+            if self._open < self._limits.connections or self._drop_idle():
+                return await self._connect(address, loop, connect_s, deadline_s)
+            await self._turn(loop, deadline_s)
+        return connection
 
     def _reusable(self, origin: tuple[str, int, bool], now_s: float) -> _Connection | None:
         """The one that was used last: the others may time out in peace."""
@@ -265,7 +273,7 @@ class HttpClient:
             async with asyncio.timeout_at(deadline_s):
                 await waiter
         except TimeoutError as error:
-            raise AnswerTimeout("no connection became free") from error
+            raise AnswerTimeout("no connection to it became free") from error
         except asyncio.CancelledError:
             if not waiter.cancelled():
                 self._wake()  # it was our turn: the next one's now
@@ -338,7 +346,10 @@ class _Connection(asyncio.Protocol):
         self._ends_with_connection = False
 
     def is_usable(self, since_s: float) -> bool:
-        return self._idle_since_s is not None and self._idle_since_s > since_s and not self._transport.is_closing()
+        return self._idle_since_s is not None and self._idle_since_s > since_s and not self.is_closing()
+
+    def is_closing(self) -> bool:
+        return bool(self._transport.is_closing())
 
     async def ask(self, request: list[bytes], deadline_s: float) -> HttpAnswer:
         """Send, and wait for the answer's head. Whoever stops waiting closes the connection."""
@@ -348,8 +359,8 @@ class _Connection(asyncio.Protocol):
         self._head = head
         self._bare_bytes = self._headers_bytes = 0
         self._parser = httptools.HttpResponseParser(self)
-        if self._transport.is_closing():
-            self.abort(Disconnected("closed while idle"))
+        if self.is_closing():
+            self.abort(Disconnected("closed before it was asked"))
         else:
             self._transport.writelines(request)
         timer = self.loop.call_at(deadline_s, self._expire, head)
@@ -379,7 +390,7 @@ class _Connection(asyncio.Protocol):
 
     def resume(self) -> None:
         # The answer may have ended meanwhile, and the connection with it.
-        if not self._transport.is_closing():
+        if not self.is_closing():
             self._transport.resume_reading()
 
     # What the transport tells.
@@ -462,7 +473,7 @@ class _Connection(asyncio.Protocol):
         answer.end()
         if self._transport.get_write_buffer_size():  # answered before all was sent: nobody may ever read the rest
             self._transport.abort()
-        elif self._parser.should_keep_alive() and not self._transport.is_closing():
+        elif self._parser.should_keep_alive() and not self.is_closing():
             self._idle_since_s = self.loop.time()
             self._client.free(self)
         else:

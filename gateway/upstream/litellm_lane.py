@@ -16,10 +16,8 @@ from gateway.upstream.litellm_loading import LiteLLMLoader
 from gateway.upstream.litellm_request import FUNCTIONS, call_arguments, forbidden_field
 from gateway.upstream.port import Deployment, UpstreamAnswer, UpstreamCall, UpstreamTimeout, UpstreamUnreachable
 from gateway.upstream.providers import PROVIDERS, credential
-from gateway.upstream.request import hops_of
 from gateway.upstream.timeouts import effective_timeouts
 
-_HOPS_MAX: Final = 8
 _REMEMBERED: Final = ("previous_response_id", "conversation", "prompt")
 _NO_SETTINGS: Final[Mapping[str, Any]] = MappingProxyType({})
 
@@ -100,11 +98,6 @@ def _function(litellm: Any, call: UpstreamCall) -> Any:
 
 
 def _refusal(deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer | None:
-    headers = {"content-type": "application/json"}
-    if hops_of(call.headers) >= _HOPS_MAX:
-        message = "The call passed too many gateways: the model's api_base leads back to this one."
-        body = error_body(call.protocol, 508, message, code="gateway_ring")
-        return UpstreamAnswer(508, headers, deployment, "litellm", body=body)
     field = forbidden_field(call.protocol, call.body)
     if field is None:
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from gateway.upstream.port import Deployment, ProtocolName, UpstreamCall
+from gateway.upstream.port import STREAMED, Deployment, ProtocolName, UpstreamCall
 from gateway.upstream.providers import PROVIDERS
 from gateway.upstream.request import HOPS_HEADER, hops_of, request_defaults
 
@@ -26,9 +26,8 @@ FUNCTIONS: Final[Mapping[ProtocolName, str]] = {
     "speech": "aspeech",
     "transcriptions": "atranscription",
 }
-_STREAMABLE: Final = frozenset({"chat", "completions", "responses", "messages"})
 # Elsewhere LiteLLM ignores `extra_headers`, or sends it as a field of the request.
-_TAKES_HEADERS: Final = frozenset({"chat", "completions", "responses", "messages", "embeddings"})
+_TAKES_HEADERS: Final = STREAMED | {"embeddings"}
 
 
 def _names(text: str) -> frozenset[str]:
@@ -106,7 +105,7 @@ def call_arguments(
     }
     arguments.update({name: value for name, value in body.items() if name in fields and value is not None})
     arguments.update(_unknown(deployment, call, fields, switches))
-    if call.protocol in _STREAMABLE:
+    if call.protocol in STREAMED:
         arguments["stream"] = call.stream
         if not call.stream:
             arguments.pop("stream_options", None)

@@ -17,11 +17,10 @@ import orjson
 
 from gateway.upstream.error_bodies import error_body, error_event
 from gateway.upstream.mock_reply import Count, Reply, embeddings, events, whole, within
-from gateway.upstream.port import Deployment, ProtocolName, UpstreamAnswer, UpstreamCall
+from gateway.upstream.port import STREAMED, Deployment, ProtocolName, UpstreamAnswer, UpstreamCall
 
 CountPrompt = Callable[[ProtocolName, Mapping[str, Any]], int]
 
-_TEXT_PROTOCOLS: Final = frozenset({"chat", "completions", "responses", "messages"})
 _CHOICES_MAX: Final = 128
 # LiteLLM's exceptions by name: the status and code with which a provider says the same.
 _EXCEPTIONS: Final[Mapping[str, tuple[int, str | None]]] = {
@@ -67,7 +66,7 @@ class MockLane:
         if call.protocol == "embeddings":
             fixed = response if isinstance(response, list) else None
             return _answer(deployment, 200, embeddings(call.body, deployment.model, fixed, self._count))
-        if call.protocol not in _TEXT_PROTOCOLS:
+        if call.protocol not in STREAMED:
             message = f"A mock model answers no {call.protocol}."
             return _answer(deployment, 400, error_body(call.protocol, 400, message, code="unsupported_endpoint"))
         if isinstance(response, Mapping) and call.protocol == "chat" and not call.stream:

@@ -18,6 +18,7 @@ ProtocolName = Literal[
     "speech",
     "transcriptions",
 ]
+STREAMED: Final = frozenset[ProtocolName]({"chat", "completions", "responses", "messages"})
 Lane = Literal["direct", "litellm", "mock"]
 # What Farebox itself asks a model for.
 Purpose = Literal["classify", "condense"]

@@ -6,12 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gateway.upstream.port import Deployment, UpstreamCall
+from gateway.upstream.port import STREAMED, Deployment, UpstreamCall
 from gateway.upstream.providers import provider_of, wants_newer_cap
 
 HOPS_HEADER: Final = "x-farebox-hops"
 ANTHROPIC_VERSION: Final = "2023-06-01"
-_STREAMABLE: Final = frozenset({"chat", "completions", "responses", "messages"})
 _OUTPUT_CAPS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 # What an entry's `litellm_params` may say about the request itself; the client's own value beats it. Everything else in
@@ -77,7 +76,7 @@ def request_body(deployment: Deployment, call: UpstreamCall) -> dict[str, Any]:
     extra = deployment.params.get("extra_body")
     if isinstance(extra, Mapping):
         body.update({name: value for name, value in extra.items() if name not in call.body and name != "model"})
-    if call.protocol in _STREAMABLE:
+    if call.protocol in STREAMED:
         if call.stream:
             body["stream"] = True
         else:

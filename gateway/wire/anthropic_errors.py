@@ -30,7 +30,10 @@ def error_body(error: GatewayError) -> bytes:
 
 def error_object(error: GatewayError) -> dict[str, Any]:
     """The whole object, `{"type": "error", "error": {…}, "request_id"}`; the request's id is taken from the metadata."""
-    body: dict[str, Any] = {"type": _type_of(error), "message": error.message, "code": error.code}
+    # An upstream's own error event keeps the type that it came with; ours follow from the status.
+    is_theirs = isinstance(error, StreamBroken) and error.type in _KNOWN
+    kind = error.type if is_theirs else type_of(error.status)
+    body: dict[str, Any] = {"type": kind, "message": error.message, "code": error.code}
     if error.param is not None:
         body["param"] = error.param
     if error.metadata:
@@ -38,10 +41,5 @@ def error_object(error: GatewayError) -> dict[str, Any]:
     return {"type": "error", "error": body, "request_id": error.metadata.get("request_id")}
 
 
-def _type_of(error: GatewayError) -> str:
-    # An upstream's own error event keeps the type that it came with; ours follow from the status.
-    if isinstance(error, StreamBroken) and error.type in _KNOWN:
-        return error.type
-    if error.status in _TYPES:
-        return _TYPES[error.status]
-    return "api_error" if error.status >= 500 else "invalid_request_error"
+def type_of(status: int) -> str:
+    return _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")

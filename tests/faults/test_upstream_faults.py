@@ -165,6 +165,23 @@ async def test_a_compressed_answer_that_nobody_asked_for_is_unpacked(provider: F
     assert json.loads(answer.body)["object"] == "chat.completion"
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('{"error":' * 900 + '"x"' + "}" * 900, "The provider answered 500 Internal Server Error."),
+        ("<" * 100_000, "The provider answered 500 Internal Server Error. It said: <<<"),
+        ("<title>Down</title>" + "<script>" * 50_000, "The provider answered 500 Internal Server Error. It said: Down"),
+    ],
+    ids=["nested", "open", "scripts"],
+)
+async def test_no_error_is_too_odd_to_be_told(provider: FakeProvider, lane: DirectLane, body: str, said: str) -> None:
+    head = f"HTTP/1.1 500 Internal Server Error\r\nContent-Length: {len(body)}\r\n\r\n"
+    provider.script(raw=head + body)
+    answer = await lane.send(deployment(provider.openai_url), call())
+    assert answer.status == 500
+    assert json.loads(answer.body)["error"]["message"].startswith(said)
+
+
 def packed(body: bytes, length: int) -> dict[str, str]:
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {length}\r\n\r\n"
     return {"raw": head + body.decode("latin-1")}

@@ -349,19 +349,6 @@ async def test_the_address_below_an_api_base(
     assert provider.last.path == path
 
 
-@pytest.mark.parametrize(("hops", "passes"), [("", True), ("0", True), ("7", True), ("8", False), ("999", False)])
-async def test_a_ring_of_gateways_is_broken(provider: FakeProvider, lane: DirectLane, hops: str, passes: bool) -> None:
-    asked = call()
-    asked.headers = {"x-farebox-hops": hops} if hops else {}
-    answer = await lane.send(deployment(provider), asked)
-    if passes:
-        assert provider.last.headers["x-farebox-hops"] == str(int(hops or 0) + 1)
-    else:
-        assert answer.status == 508
-        assert json.loads(answer.body)["error"]["code"] == "gateway_ring"
-        assert provider.requests == []
-
-
 @pytest.mark.parametrize(
     ("stream", "expected"),
     [(False, Timeouts(5_000, 2_000, 60_000, 2_000)), (True, Timeouts(5_000, 1_000, 60_000, 600_000))],

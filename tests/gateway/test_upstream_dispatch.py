@@ -110,3 +110,24 @@ async def test_calls_go_their_lanes() -> None:
             assert (answer.lane, answer.deployment) == (lane, entry)
             assert json.loads(answer.body)["choices"]
     await forwarding.close()
+
+
+@pytest.mark.parametrize(("hops", "passes"), [("", True), ("0", True), ("7", True), ("8", False), ("999", False)])
+async def test_a_ring_of_gateways_is_broken(hops: str, passes: bool) -> None:
+    forwarding = forwarder(CountingLane())
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    async with FakeProvider() as provider:
+        asked = UpstreamCall("chat", body, False, headers={"x-farebox-hops": hops} if hops else {})
+        answer = await forwarding.send(deployment("openai", api_base=provider.openai_url), asked)
+        told = [seen.headers["x-farebox-hops"] for seen in provider.requests]
+    assert told == ([str(int(hops or 0) + 1)] if passes else [])
+    assert passes or (answer.status, json.loads(answer.body)["error"]["code"]) == (508, "gateway_ring")
+    await forwarding.close()
+
+
+async def test_a_ring_is_broken_before_litellm_too_and_a_mock_is_in_none() -> None:
+    forwarding = forwarder(CountingLane())
+    asked = UpstreamCall("chat", {"model": "m", "messages": []}, False, headers={"x-farebox-hops": "8"})
+    assert (await forwarding.send(deployment("bedrock"), asked)).status == 508
+    assert (await forwarding.send(deployment("openai", mock_response="hi"), asked)).status == 200
+    await forwarding.close()

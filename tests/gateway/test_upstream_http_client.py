@@ -394,6 +394,32 @@ async def test_what_leaves_is_told_before_it_does_and_may_forbid_it(
     assert len(provider.requests) == 1
 
 
+async def test_a_provider_that_hangs_up_before_the_request_leaves_is_connected_to_again(client: HttpClient) -> None:
+    provider = Provider(hangs_up=True)
+
+    async def tell() -> None:
+        await provider.closed.wait()
+        await asyncio.sleep(0.05)
+
+    async def hang_up_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        provider.connections += 1
+        await reader.readuntil(b"{}")
+        writer.write(OK)
+        if provider.connections == 1:
+            await leaving.wait()
+            writer.close()
+            provider.closed.set()
+        await reader.read()
+
+    leaving = asyncio.Event()
+    async with running(provider, hang_up_late) as address:
+        await whole(await post(client, address))
+        leaving.set()
+        answer = await client.post(address, {}, b"{}", connect_s=5.0, answer_s=5.0, leaves=tell)
+        assert await whole(answer) == b"ok"
+    assert provider.connections == 2
+
+
 @pytest.mark.parametrize("value", ["a\r\nx: y", "a\nb", "a\rb", "a\0b"])
 async def test_a_header_cannot_begin_a_line_of_its_own(client: HttpClient, value: str) -> None:
     provider = Provider()

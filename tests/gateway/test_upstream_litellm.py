@@ -304,12 +304,6 @@ async def test_a_variables_key_is_not_sent_to_an_entrys_address(
     assert provider.last.credential == "sk-of-the-client"
 
 
-async def test_a_ring_is_broken(provider: FakeProvider, lane: LiteLLMLane) -> None:
-    asked = call()
-    asked.headers = {"x-farebox-hops": "8"}
-    assert (await lane.send(deployment(provider), asked)).status == 508
-
-
 # ── errors ──
 
 
