@@ -27,9 +27,10 @@ Address = tuple[str, int]
 _IN_FLIGHT_MAX: Final = 20_000
 # A socket that answered nothing for so long is taken for dead (a half-open connection, a stalled server).
 _SILENCE_MAX_MS: Final = 1_000
-# A timer that comes later than this came late because of this process, which then gets a moment to read what has arrived.
+# A timer that comes later than this came late because of this process, which then gets a moment to read what has arrived: long
+# enough for a Redis on the same machine, which got no processor either.
 _LATE_S: Final = 0.02
-_LOOK_S: Final = 0.01
+_LOOK_S: Final = 0.05
 _NOT_YET: Final = object()
 # Before the words of a script's own error, and of one that a command gave it.
 _IN_SCRIPT: Final = re.compile(
@@ -79,9 +80,10 @@ class _Wire(asyncio.Protocol):
         self._silence_s = max(self._deadline_s, _SILENCE_MAX_MS / 1000)
         self._reader = hiredis.Reader(notEnoughData=_NOT_YET)
         self._waiting: deque[tuple[asyncio.Future[Reply], float]] = deque()
-        self._unsent: list[bytes] = []
+        self._unsent: list[tuple[bytes, asyncio.Future[Reply]]] = []
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._expires_at_s = 0.0
         self._has_waited_longer = False
         self.is_open = False
 
@@ -95,7 +97,7 @@ class _Wire(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         reason = f"the connection to Redis was lost ({exc or 'closed by the server'})"
-        for future, _ in self._waiting:
+        for future in [*(future for future, _ in self._waiting), *(future for _, future in self._unsent)]:
             if not future.done():
                 future.set_exception(ConnectionLost(reason))
         self._waiting.clear()
@@ -111,18 +113,15 @@ class _Wire(asyncio.Protocol):
             self.abort()
 
     def send(self, packed: bytes) -> asyncio.Future[Reply]:
-        """Queue one packed command. The future fails with `LedgerUnavailable` when its deadline passes."""
+        """Queue one packed command. The future fails with `LedgerUnavailable` when its deadline passes, counted from the write."""
         if not self.is_open:
             raise ConnectionLost("the connection to Redis is closed")
-        if len(self._waiting) >= _IN_FLIGHT_MAX:
+        if len(self._waiting) + len(self._unsent) >= _IN_FLIGHT_MAX:
             raise LedgerUnavailable(f"{_IN_FLIGHT_MAX} commands are waiting for Redis")
         future: asyncio.Future[Reply] = self._loop.create_future()
         if not self._unsent:
             self._loop.call_soon(self._flush)
-        self._unsent.append(packed)
-        self._waiting.append((future, self._loop.time() + self._deadline_s))
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._deadline_s, self._expire)
+        self._unsent.append((packed, future))
         return future
 
     def abort(self) -> None:
@@ -130,9 +129,14 @@ class _Wire(asyncio.Protocol):
             self._transport.abort()
 
     def _flush(self) -> None:
-        if self._unsent and self._transport is not None:
-            self._transport.write(b"".join(self._unsent))
-            self._unsent.clear()
+        if not self._unsent or self._transport is None:
+            return
+        self._transport.write(b"".join(packed for packed, _ in self._unsent))
+        due_s = self._loop.time() + self._deadline_s
+        self._waiting.extend((future, due_s) for _, future in self._unsent)
+        self._unsent.clear()
+        if self._timer is None:
+            self._expire_at(due_s)
 
     def _answer(self, reply: Reply) -> None:
         future, _ = self._waiting.popleft()
@@ -143,27 +147,31 @@ class _Wire(asyncio.Protocol):
         else:
             future.set_result(reply)
 
+    def _expire_at(self, when_s: float) -> None:
+        # Kept beside the timer: of a moment that has passed uvloop makes a handle that does not know it.
+        self._expires_at_s = when_s
+        self._timer = self._loop.call_at(when_s, self._expire)
+
     def _expire(self) -> None:
         """Fail what waited too long. One timer serves all commands: they have one deadline, so the oldest is due first."""
-        timer, self._timer = self._timer, None
+        self._timer = None
         now_s = self._loop.time()
-        is_late = timer is not None and now_s - timer.when() > _LATE_S
-        if is_late and not self._has_waited_longer:
+        if now_s - self._expires_at_s > _LATE_S and not self._has_waited_longer:
             # It was our own loop that had no time. The answer may be in the socket's buffer, which is read first now.
             self._has_waited_longer = True
-            self._timer = self._loop.call_later(_LOOK_S, self._expire)
+            self._expire_at(now_s + _LOOK_S)
             return
         self._has_waited_longer = False
         for future, due_s in self._waiting:
             if due_s > now_s:
-                self._timer = self._loop.call_at(due_s, self._expire)
+                self._expire_at(due_s)
                 break
             if not future.done():
                 future.set_exception(LedgerUnavailable("Redis did not answer in time"))
         if self._waiting and self._waiting[0][1] + self._silence_s - self._deadline_s < now_s:
             self.abort()
         elif self._waiting and self._timer is None:
-            self._timer = self._loop.call_later(self._deadline_s, self._expire)
+            self._expire_at(now_s + self._deadline_s)
 
 
 class RedisConnection:

@@ -199,3 +199,31 @@ def test_a_busy_event_loop_does_not_make_replies_late(
             assert await asyncio.gather(*waiting) == [str(number).encode() for number in range(50)]
 
     run(story())
+
+
+def test_commands_that_are_due_one_shortly_after_the_other_all_fail(server: RedisServer) -> None:
+    """On uvloop a timer for a moment that is (almost) now is a handle of another kind."""
+
+    async def story() -> None:
+        faults: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+        async with chaos(server.port) as proxy, connection_to(proxy.port, deadline_ms=300) as connection:
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        assert await connection.call("PING") == b"PONG"
+                        break
+                    except LedgerUnavailable:
+                        continue
+            proxy.stall()
+            waiting = []
+            for _ in range(300):
+                waiting.append(asyncio.create_task(connection.call("PING")))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                time.sleep(0.0003)
+            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+            assert all(isinstance(outcome, LedgerUnavailable) for outcome in outcomes)
+        assert faults == []
+
+    uvloop.run(story())
