@@ -1,10 +1,12 @@
 """When to stop asking a ledger that fails or drags.
 
-    closed  ──  half of the last `window` answers bad, or `in_a_row` bad ones in a row  ──▶  open
-    open    ──  a probe was answered well (`close`)                                     ──▶  closed
+    closed  ──  2 failures or 5 bad ones in a row, or half of the last 20 bad  ──▶  open
+    open    ──  a probe was answered well (`close`)                            ──▶  closed
 
 Bad is a failure, and also an answer that took longer than `slow_ms`: calls that wait for a dragging ledger pile up just as
-those that wait for a dead one. There is no half-open state: while open, only the probe asks, so one call cannot be the victim.
+those that wait for a dead one. What was under way together counts once: thirty operations met one and the same delay, which may
+have been a pause of the scheduler, and a thousand callers must not be quicker to give a ledger up than one. There is no half-open
+state: while open, only the probe asks, so one call cannot be the victim.
 """
 
 from __future__ import annotations
@@ -12,43 +14,54 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-# Enough to outlast a single lost connection, few enough that a caller alone notices an outage within a second or so.
-_IN_A_ROW: Final = 5
+# One failure may be a pause. A second one, of an operation that was begun after it, comes a deadline later: an outage.
+_FAILED_IN_A_ROW: Final = 2
+# Few enough that a caller alone notices a ledger that drags within a second or so.
+_BAD_IN_A_ROW: Final = 5
 _WINDOW: Final = 20
 
 
 class Breaker:
-    """`slow_ms`: from which duration on an answer counts as bad."""
+    """`slow_ms`: from which duration on an answer counts as bad. Times are seconds of any clock that does not go back."""
 
-    def __init__(self, *, slow_ms: int, in_a_row: int = _IN_A_ROW, window: int = _WINDOW) -> None:
+    def __init__(self, *, slow_ms: int) -> None:
         self.slow_ms = slow_ms
-        self._in_a_row = in_a_row
-        self._window = window
-        self._last: deque[bool] = deque(maxlen=window)  # True: bad
+        self._last: deque[bool] = deque(maxlen=_WINDOW)  # True: bad
+        self._failed_in_a_row = 0
         self._bad_in_a_row = 0
+        self._counted_at_s = float("-inf")
         self.is_open = False
         self.times_opened = 0
 
-    def answered(self, elapsed_ms: float) -> None:
-        """An answer came, be it a refusal."""
-        self._note(bad=elapsed_ms > self.slow_ms)
+    def answered(self, asked_at_s: float, now_s: float, took_ms: float) -> None:
+        """An answer came, be it a refusal. `took_ms` is what of the time was the ledger's."""
+        if self._is_news(asked_at_s, now_s):
+            self._failed_in_a_row = 0
+            self._note(bad=took_ms > self.slow_ms)
 
-    def failed(self) -> None:
-        self._note(bad=True)
+    def failed(self, asked_at_s: float, now_s: float) -> None:
+        if self._is_news(asked_at_s, now_s):
+            self._failed_in_a_row += 1
+            self._note(bad=True)
 
     def close(self) -> None:
         """A probe was answered well: start afresh."""
         self.is_open = False
         self._last.clear()
-        self._bad_in_a_row = 0
+        self._failed_in_a_row = self._bad_in_a_row = 0
+
+    def _is_news(self, asked_at_s: float, now_s: float) -> bool:
+        if asked_at_s < self._counted_at_s:
+            return False
+        self._counted_at_s = now_s
+        return True
 
     def _note(self, *, bad: bool) -> None:
         self._last.append(bad)
-        if not bad:
-            self._bad_in_a_row = 0
-            return
-        self._bad_in_a_row += 1
-        half_bad = len(self._last) == self._window and sum(self._last) * 2 >= self._window
-        if not self.is_open and (half_bad or self._bad_in_a_row >= self._in_a_row):
+        self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
+        half_bad = len(self._last) == _WINDOW and sum(self._last) * 2 >= _WINDOW
+        if not self.is_open and (
+            half_bad or self._bad_in_a_row >= _BAD_IN_A_ROW or self._failed_in_a_row >= _FAILED_IN_A_ROW
+        ):
             self.is_open = True
             self.times_opened += 1

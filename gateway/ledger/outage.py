@@ -5,6 +5,9 @@ it fails or drags        the breaker opens: `LedgerUnavailable` at once, while a
   · settlements          are written to a local spool (fsync) and told as done
   · reservations         fail, unless the caller asks for `reserve_locally` (budgets with `on_outage: allow`)
 it answers again         what was spooled is booked by reservation id, then the breaker closes
+
+More calls at once than the ledger takes in a moment are no outage: they wait for their turn (`in_flight`), and no clock runs
+meanwhile. When the breaker opens, those that wait are turned away with the rest.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from gateway.ledger import checks
 from gateway.ledger.allowance import Allowance
 from gateway.ledger.breaker import Breaker
 from gateway.ledger.clock import wall_clock_ms
+from gateway.ledger.in_flight import InFlight
 from gateway.ledger.loop_lag import LoopLag
 from gateway.ledger.port import (
     CountersMissing,
@@ -68,6 +72,12 @@ class Backing(Ledger, Protocol):
     async def book(self, project: str, request: Reserve, held: Amount, used: Amount, detail: bytes) -> Resolution:
         """Settle a reservation that the ledger may never have seen."""
 
+    async def ready(self, project: str) -> None:
+        """Return when the project's counters are known: at once, except for the first operation on it.
+
+        Raises `CountersMissing` when they are still being restored after a while.
+        """
+
     async def processes(self) -> int:
         """Say that this process lives, and count those that do. Writes, so that it fails where writing fails."""
 
@@ -110,6 +120,7 @@ class OutageLedger:
         self._ledger = ledger
         self._spool = spool
         self._breaker = Breaker(slow_ms=slow_ms)
+        self._in_flight = InFlight()
         self._allowance = Allowance()
         self._processes_hint = processes_hint
         self._processes = processes_hint
@@ -166,16 +177,10 @@ class OutageLedger:
         await self._spool.close()
 
     async def now_ms(self) -> int:
-        return await self._ask(self._ledger.now_ms)
+        return await self._ask(None, self._ledger.now_ms)
 
     async def reserve(self, project: str, request: Reserve) -> Decision:
-        self._unwanted.pop((project, request.id), None)
-        try:
-            decision = await self._ask(self._ledger.reserve, project, request)
-        except LedgerUnavailable:
-            # The reply may be what was lost. If nobody settles it, it is given back when the ledger answers again.
-            self._want_no_more(project, request.id)
-            raise
+        decision = await self._ask(project, self._reserve, project, request)
         if isinstance(decision, Granted):
             self._remember(project, request, decision)
             self._allowance.saw(project, decision.balances)
@@ -197,7 +202,7 @@ class OutageLedger:
     async def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand) -> Decision:
         if self._allowance.knows(project, reservation_id):
             return await self.extend_locally(project, reservation_id, holds, extra)
-        decision = await self._ask(self._ledger.extend, project, reservation_id, holds, extra)
+        decision = await self._ask(project, self._ledger.extend, project, reservation_id, holds, extra)
         known = self._known.get((project, reservation_id))
         if known is not None and isinstance(decision, Granted):
             known.granted = decision
@@ -217,7 +222,7 @@ class OutageLedger:
     async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
         """Reservations that were granted locally need no renewal: nobody else knows them."""
         theirs = [sign for sign in progress if not self._allowance.is_own(project, sign.id)]
-        return await self._ask(self._ledger.renew, project, theirs, ttl_ms) if theirs else ()
+        return await self._ask(project, self._ledger.renew, project, theirs, ttl_ms) if theirs else ()
 
     async def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes) -> Resolution:
         """As the port says. Out of reach, the settlement is on this machine's disk when this returns, without balances."""
@@ -227,7 +232,7 @@ class OutageLedger:
         record = self._ending.get(key) or self._ending_with(project, reservation_id, used, detail)
         self._ending[key] = record
         try:
-            done = await self._ask(self._book, record)
+            done = await self._ask(project, self._book, record)
         except LedgerUnavailable:
             await self._put_aside([record])
             overrun = ZERO if record.request is None else overrun_of(record.used, record.held)
@@ -241,17 +246,21 @@ class OutageLedger:
 
     async def void(self, project: str, reservation_id: str) -> Resolution:
         """As the port says. Out of reach, the hold is given back when the ledger answers again."""
-        self._known.pop((project, reservation_id), None)
+        key = (project, reservation_id)
         was_own = self._allowance.is_own(project, reservation_id)
         if self._allowance.knows(project, reservation_id):
             self._allowance.resolve(project, reservation_id, ZERO)
         try:
-            done = await self._ask(self._ledger.void, project, reservation_id)
-            if done.state is not None or not was_own:
-                return done
+            done = await self._ask(project, self._ledger.void, project, reservation_id)
         except LedgerUnavailable:
-            self._want_no_more(project, reservation_id)
-        return Resolution(State.VOIDED, True, ZERO, ZERO, ())
+            # Refused calls void what they never held, too: an outage of many such calls must not end with as many voids.
+            if key in self._known or key in self._unwanted:
+                self._want_no_more(project, reservation_id)
+            done = None
+        self._known.pop(key, None)
+        if done is None or (done.state is None and was_own):
+            return Resolution(State.VOIDED, True, ZERO, ZERO, ())
+        return done
 
     async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
         if self._monotonic_s() < self._sweep_after_s:
@@ -266,16 +275,16 @@ class OutageLedger:
             await self._put_aside([Recorded(_of_project(entry, project, self._clock_ms())) for entry in entries])
 
     async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]:
-        return await self._ask(self._ledger.balances, project, accounts)
+        return await self._ask(project, self._ledger.balances, project, accounts)
 
     async def set_override(self, project: str, account: str, limit: Limit) -> Balance:
-        return await self._ask(self._ledger.set_override, project, account, limit)
+        return await self._ask(project, self._ledger.set_override, project, account, limit)
 
     async def set_gate(self, project: str, account: str, gate: Gate) -> Balance:
-        return await self._ask(self._ledger.set_gate, project, account, gate)
+        return await self._ask(project, self._ledger.set_gate, project, account, gate)
 
     async def current_run(self, project: str, workflow: str, candidate: str, silence_ms: int) -> str:
-        return await self._ask(self._ledger.current_run, project, workflow, candidate, silence_ms)
+        return await self._ask(project, self._ledger.current_run, project, workflow, candidate, silence_ms)
 
     async def pending(self, project: str, limit: int = 1000) -> Sequence[tuple[str, str, Amount, int]]:
         return await self._ask_long(self._ledger.pending, project, limit)
@@ -301,7 +310,7 @@ class OutageLedger:
         await self._ask_long(self._ledger.restore, project, account, settled, keep_ms, gate, override)
 
     async def epoch(self) -> str:
-        return await self._ask(self._ledger.epoch)
+        return await self._ask(None, self._ledger.epoch)
 
     async def purge(self, limit: int = 1000) -> int:
         return await self._ask_long(self._ledger.purge, limit)
@@ -310,34 +319,61 @@ class OutageLedger:
     def _is_out_of_reach(self) -> bool:
         return self._is_down or not self._is_opened
 
-    async def _ask(self, call: Callable[P, Awaitable[T]], *given: P.args, **named: P.kwargs) -> T:
-        """One short operation: how it went, and how long it took, counts for the breaker."""
-        started_s, lag_ms = self._monotonic_s(), self._lag.total_ms
-        result = await self._ask_long(call, *given, **named)
-        self._breaker.answered((self._monotonic_s() - started_s) * 1000 - (self._lag.total_ms - lag_ms))
-        if self._breaker.is_open and not self._is_down:
-            self._lose_sight("the ledger answers too slowly")
-        return result
+    async def _ask(self, project: str | None, call: Callable[P, Awaitable[T]], *given: P.args, **named: P.kwargs) -> T:
+        """One short operation: how it went, and how long it took since its turn came, counts for the breaker.
+
+        `project` is the one that it belongs to, if any. To learn its counters first is no slow answer, and takes no place.
+        """
+        if project is not None:
+            self._require_reach()
+            await self._watched(False, self._ledger.ready, project)
+        return await self._in_turn(True, call, *given, **named)
 
     async def _ask_long(self, call: Callable[P, Awaitable[T]], *given: P.args, **named: P.kwargs) -> T:
         """Work on many keys, which may take its time: only a failure counts."""
+        return await self._in_turn(False, call, *given, **named)
+
+    async def _in_turn(self, is_short: bool, call: Callable[P, Awaitable[T]], *given: P.args, **named: P.kwargs) -> T:
+        """Who gets no turn has not asked: that says nothing about the ledger, and leaves nothing there."""
+        self._require_reach()
+        await self._in_flight.enter()
+        try:
+            self._require_reach()
+            return await self._watched(is_short, call, *given, **named)
+        finally:
+            self._in_flight.leave()
+
+    def _require_reach(self) -> None:
         if self._is_out_of_reach:
             raise LedgerUnavailable(self._reason)
+
+    async def _watched(self, is_short: bool, call: Callable[P, Awaitable[T]], *given: P.args, **named: P.kwargs) -> T:
+        asked_at_s, lag_ms = self._monotonic_s(), self._lag.total_ms
         try:
-            return await call(*given, **named)
+            result = await call(*given, **named)
         except CountersMissing:
             # The ledger answers well; one project has to wait.
             raise
         except LedgerUnavailable as error:
-            self._breaker.failed()
-            if self._breaker.is_open and not self._is_down:
-                self._lose_sight(str(error))
+            self._breaker.failed(asked_at_s, self._monotonic_s())
+            self._heed_breaker(str(error))
             raise
+        if is_short:
+            now_s = self._monotonic_s()
+            took_ms = (now_s - asked_at_s) * 1000 - (self._lag.total_ms - lag_ms)
+            self._breaker.answered(asked_at_s, now_s, took_ms)
+            self._heed_breaker("the ledger answers too slowly")
+        return result
+
+    def _heed_breaker(self, reason: str) -> None:
+        if self._breaker.is_open and not self._is_down:
+            self._lose_sight(reason)
 
     def _lose_sight(self, reason: str) -> None:
         self._is_down, self._reason = True, reason
         self._lost_at_s = self._monotonic_s()
         self._allowance.begin(self._processes)
+        self._in_flight.turn_away(reason)
         _log.error("ledger_out_of_reach", reason=reason)
 
     async def _watch(self) -> None:
@@ -359,7 +395,7 @@ class OutageLedger:
         if len(self._spool) or self._unwanted:
             await self._ask_long(self._bring_back)
         if rounds % _COUNT_EVERY == 0:
-            self._processes = max(self._processes_hint, await self._ask(self._ledger.processes))
+            self._processes = max(self._processes_hint, await self._ask(None, self._ledger.processes))
 
     async def _return_to_service(self) -> None:
         """Probe, book what was spooled, and only then let calls through: holds that it frees are not free before."""
@@ -388,6 +424,16 @@ class OutageLedger:
             if self._monotonic_s() - since_s >= _UNWANTED_AFTER_S:
                 await self._ledger.void(*key)
                 self._unwanted.pop(key, None)
+
+    async def _reserve(self, project: str, request: Reserve) -> Decision:
+        """When its turn has come, and not for a call that is refused before: what was never asked need not be given back."""
+        self._unwanted.pop((project, request.id), None)
+        try:
+            return await self._ledger.reserve(project, request)
+        except (LedgerUnavailable, asyncio.CancelledError):
+            # The reply may be what was lost. If nobody settles it, it is given back when the ledger answers again.
+            self._want_no_more(project, request.id)
+            raise
 
     async def _replay(self, record: Spooled) -> None:
         try:

@@ -91,6 +91,13 @@ class RedisLedger:
         await self._projects.close()
         await self._topology.close()
 
+    async def ready(self, project: str) -> None:
+        """Open the project for traffic, restoring its counters where Redis does not know them."""
+        at = self._projects.of(project)
+        if not at.epoch:
+            with port_error():
+                await self._projects.open(at)
+
     async def now_ms(self) -> int:
         """The ledger's clock, in ms since the epoch."""
         if self._clock_ms is not None:

@@ -38,6 +38,9 @@ _LOCK_MS: Final = 10_000
 _LOCK_POLL_S: Final = 0.05
 # How often a reader looks at the outboxes of all projects.
 LOOK_S: Final = 1.0
+# Calls wait for their project to be opened for so many deadlines from when that began. Where this process's own loop is busy, as in
+# a crowd that comes to a new gateway, each of them gets longer; one long wait would be over by then.
+_OPENING_DEADLINES: Final = 10
 # Accounts of so many reservations are remembered; of older ones they are read from Redis again.
 _REMEMBERED_MAX: Final = 100_000
 
@@ -117,6 +120,14 @@ class Project:
         self.made[reservation_id] = Made(accounts, draft)
 
 
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """`work` goes on until it is done; `wait` ends with it, or earlier: it is what the calls wait for."""
+
+    work: asyncio.Task[None]
+    wait: asyncio.Task[None]
+
+
 class Projects:
     """All projects that this process has met, and the scripts that run on them."""
 
@@ -137,7 +148,7 @@ class Projects:
         self._deadline_s = deadline_ms / 1000
         self._clock_ms = clock_ms
         self._known: dict[str, Project] = {}
-        self._opening: dict[str, asyncio.Task[None]] = {}
+        self._opening: dict[str, _Opening] = {}
         self._recent: deque[OutboxEntry] = deque(maxlen=_RECENT_MAX)
 
     def keep_recent(self, entry: OutboxEntry) -> None:
@@ -212,25 +223,32 @@ class Projects:
         return sorted(name.decode() for name in await self.topology.call(PROJECTS_KEY, "SMEMBERS", PROJECTS_KEY))
 
     async def close(self) -> None:
-        for task in self._opening.values():
-            task.cancel()
-        await asyncio.gather(*self._opening.values(), return_exceptions=True)
+        for opening in self._opening.values():
+            opening.work.cancel()
+        tasks = [task for opening in self._opening.values() for task in (opening.work, opening.wait)]
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._opening.clear()
 
     async def open(self, project: Project) -> None:
         """Learn the project's epoch, restoring the project first when Redis does not know it.
 
-        Raises `LedgerUnavailable` when that takes longer than an operation may; it goes on, and a later call finds it done.
+        Raises `CountersMissing` when that takes too long, at once for calls that come then; it goes on, and a later call finds
+        it done.
         """
-        task = self._opening.get(project.name)
-        if task is None or task.done():
-            task = self._opening[project.name] = asyncio.create_task(self._open(project))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        try:
-            async with asyncio.timeout(self._deadline_s):
-                await asyncio.shield(task)
-        except TimeoutError:
-            raise CountersMissing(f"the counters of project {project.name!r} are being restored") from None
+        opening = self._opening.get(project.name)
+        if opening is None or opening.work.done():
+            work = asyncio.create_task(self._open(project))
+            opening = self._opening[project.name] = _Opening(work, asyncio.create_task(self._until(work, project)))
+            # The waiting callers read the outcome; when all of them gave up, nobody does.
+            for task in (opening.work, opening.wait):
+                task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(opening.wait)
+
+    async def _until(self, work: asyncio.Task[None], project: Project) -> None:
+        for _ in range(_OPENING_DEADLINES):
+            if (await asyncio.wait([work], timeout=self._deadline_s))[0]:
+                return work.result()
+        raise CountersMissing(f"the counters of project {project.name!r} are being restored")
 
     async def _open(self, project: Project) -> None:
         was_known = bool(project.epoch)

@@ -1,4 +1,4 @@
-"""A TCP proxy that misbehaves on command: slow, stalled, cut, half-open, or losing replies."""
+"""A TCP proxy that misbehaves on command: slow, narrow, stalled, cut, half-open, or losing replies."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class ChaosProxy:
         self._going.set()
         self.port = 0
         self.latency_s = 0.0  # on every piece of a reply
+        self.bytes_per_s = 0.0  # of requests; 0: as fast as they come
         self.replies_lost = 0  # so many replies are swallowed, each with its connection
         self.stall_at = b""  # before a request that has these bytes in it
         self.accepted = 0
@@ -76,10 +77,12 @@ class ChaosProxy:
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, is_reply: bool) -> None:
         with contextlib.suppress(OSError):
-            while data := await source.read(1 << 16):
+            while data := await source.read(1 << 12 if self.bytes_per_s else 1 << 16):
                 if not is_reply and self.stall_at and self.stall_at in data:
                     self.stall()
                 await self._going.wait()
+                if not is_reply and self.bytes_per_s:
+                    await asyncio.sleep(len(data) / self.bytes_per_s)
                 if is_reply and self.latency_s:
                     await asyncio.sleep(self.latency_s)
                 if is_reply and self.replies_lost:

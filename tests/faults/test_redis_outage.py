@@ -15,6 +15,7 @@ import pytest
 from gateway.ledger.outage import OutageLedger
 from gateway.ledger.port import EntryKind, LedgerError, LedgerUnavailable, OutboxEntry, Progress
 from gateway.ledger.redis import RedisLedger
+from gateway.ledger.redis_projects import Restore, Unsaved
 from gateway.ledger.spool import Spool
 from policies.amounts import ZERO, Limit
 from policies.reservation import Demand, Gate, Granted, Hold, Refusal, Refused, State
@@ -145,6 +146,105 @@ class TestOutOfReach:
                     granted += isinstance(await call, Granted)
             assert granted >= 7
             assert gateway.health.is_available
+
+    async def test_a_crowd_waits_for_its_turn(self, proxy: ChaosProxy, tmp_path: Path) -> None:
+        """All that come at once take Redis longer than any of them may be under way."""
+        async with gateway_at(proxy.url, tmp_path, deadline_ms=1_000, slow_ms=800) as gateway:
+            await until(lambda: gateway.health.is_available)
+            await gateway.reserve("p", ask("first", 1, limit=None))
+            proxy.bytes_per_s = 150_000
+            started = time.monotonic()
+            crowd = [gateway.reserve("p", ask(f"c{number}", 1, limit=None)) for number in range(600)]
+            decisions = await asyncio.gather(*crowd)
+            assert time.monotonic() - started > 1.0
+            assert all(isinstance(decision, Granted) for decision in decisions)
+            assert gateway.health.times_opened == 0
+
+    async def test_a_crowd_before_a_stalled_redis_is_turned_away(self, proxy: ChaosProxy, tmp_path: Path) -> None:
+        """By what those under way have found out: nobody in the line waits for a deadline of its own."""
+        async with gateway_at(proxy.url, tmp_path, deadline_ms=500, slow_ms=400) as gateway:
+            await until(lambda: gateway.health.is_available)
+            await gateway.reserve("p", ask("first", 1))
+            proxy.stall()
+            started = time.monotonic()
+            crowd = [gateway.reserve("p", ask(f"c{number}", 1)) for number in range(600)]
+            outcomes = await asyncio.gather(*crowd, return_exceptions=True)
+            assert all(isinstance(outcome, LedgerUnavailable) for outcome in outcomes)
+            # Two deadlines, and what a busy machine adds; all of them, 32 at once, would take 19.
+            assert time.monotonic() - started < 5.0
+            assert not gateway.health.is_available
+            proxy.go_on()
+            await until(lambda: gateway.health.is_available)
+
+    async def test_calls_that_wait_for_their_project_are_not_slow_and_in_nobodys_way(
+        self, server: RedisServer, tmp_path: Path
+    ) -> None:
+        restored = asyncio.Event()
+
+        async def rebuild(project: str, restore: Restore, unsaved: Unsaved) -> None:
+            if project == "new":
+                await restored.wait()
+
+        engine = RedisLedger(server.url, deadline_ms=2_000, rebuild=rebuild)
+        gateway = OutageLedger(engine, Spool(tmp_path, "one"), slow_ms=100, probe_s=PROBE_S)
+        await gateway.open()
+        try:
+            crowd = [asyncio.create_task(gateway.reserve("new", ask(f"c{number}", 1))) for number in range(50)]
+            await asyncio.sleep(0.3)
+            assert isinstance(await gateway.reserve("other", ask("c1")), Granted)
+            restored.set()
+            assert all(isinstance(decision, Granted) for decision in await asyncio.gather(*crowd))
+            assert gateway.health.times_opened == 0
+        finally:
+            await gateway.close()
+
+    async def test_a_call_that_was_given_up_in_the_line_is_never_sent(
+        self, proxy: ChaosProxy, gateway: OutageLedger, truth: RedisLedger
+    ) -> None:
+        await gateway.reserve("p", ask("first", 1, limit=None))
+        proxy.stall()
+        crowd = [asyncio.create_task(gateway.reserve("p", ask(f"c{number}", 1, limit=None))) for number in range(100)]
+        await asyncio.sleep(0.05)
+        for call in crowd[50:]:
+            call.cancel()
+        proxy.go_on()
+        await asyncio.gather(*crowd, return_exceptions=True)
+        assert await standing(truth) == (0, 51)
+
+    async def test_a_settlement_that_was_cancelled_in_the_line_loses_nothing(
+        self, proxy: ChaosProxy, gateway: OutageLedger, truth: RedisLedger, server: RedisServer
+    ) -> None:
+        await gateway.reserve("p", ask("c1"))
+        proxy.stall()
+        crowd = [asyncio.create_task(gateway.balances("p", ["run:r"])) for _ in range(100)]
+        await asyncio.sleep(0.05)
+        settling = asyncio.create_task(gateway.settle("p", "c1", tokens(6), b"{}"))
+        await asyncio.sleep(0.05)
+        settling.cancel()
+        await asyncio.gather(settling, return_exceptions=True)
+        await away(proxy, gateway)
+        await asyncio.gather(*crowd, return_exceptions=True)
+        # As its caller asks again: what this process knows of the hold must still be there, for Redis loses it meanwhile.
+        await gateway.settle("p", "c1", tokens(6), b"{}")
+        server.command("FLUSHALL")
+        proxy.go_on()
+        await back(proxy, gateway)
+        assert await standing(truth) == (6, 0)
+
+    async def test_calls_that_were_never_asked_leave_nothing_to_give_back(
+        self, proxy: ChaosProxy, gateway: OutageLedger, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gateway.ledger.outage._UNWANTED_AFTER_S", 0.0)
+        await away(proxy, gateway)
+        for number in range(500):
+            with pytest.raises(LedgerUnavailable):
+                await gateway.reserve("p", ask(f"c{number}"))
+            # As the path of a refused call does.
+            await gateway.void("p", f"c{number}")
+        server.command("CONFIG", "RESETSTAT")
+        await back(proxy, gateway)
+        asked = server.command("INFO", "commandstats")
+        assert "cmdstat_hget:" not in asked, "the accounts of a hold were looked up, to give it back"
 
     async def test_a_gateway_may_start_before_its_redis(self, proxy: ChaosProxy, tmp_path: Path) -> None:
         await proxy.refuse()

@@ -8,14 +8,18 @@ SLOW_MS = 80
 
 
 def after(story: str) -> Breaker:
-    """A breaker to which this happened: g(ood), s(low), f(ailed)."""
+    """A breaker to which this happened, one after the other: g(ood), s(low), f(ailed)."""
     breaker = Breaker(slow_ms=SLOW_MS)
-    for event in story:
-        if event == "f":
-            breaker.failed()
-        else:
-            breaker.answered(SLOW_MS + 1 if event == "s" else SLOW_MS)
+    for at_s, event in enumerate(story):
+        happen(breaker, event, at_s, at_s + 1)
     return breaker
+
+
+def happen(breaker: Breaker, event: str, asked_at_s: float, now_s: float) -> None:
+    if event == "f":
+        breaker.failed(asked_at_s, now_s)
+    else:
+        breaker.answered(asked_at_s, now_s, SLOW_MS + 1 if event == "s" else SLOW_MS)
 
 
 @pytest.mark.parametrize(
@@ -23,20 +27,34 @@ def after(story: str) -> Breaker:
     [
         ("", False),
         ("gggg", False),
-        ("ffff", False),
-        ("fffff", True),
+        ("f", False),
+        ("ff", True),
+        ("ssss", False),
         ("sssss", True),
+        ("sfsf", False),
         ("sfsfs", True),
-        ("ffffgffff", False),
+        ("fgf", False),
+        ("ssssgssss", False),
         ("gf" * 9, False),
         ("gf" * 10, True),
         ("ggf" * 20, False),
         ("g" * 20 + "gf" * 9, False),
-        ("g" * 100 + "fffff", True),
+        ("g" * 100 + "ff", True),
     ],
 )
 def test_opens(story: str, is_open: bool) -> None:
     assert after(story).is_open is is_open
+
+
+@pytest.mark.parametrize(("event", "rounds"), [("s", 5), ("f", 2)])
+def test_what_was_under_way_together_counts_once(event: str, rounds: int) -> None:
+    breaker = Breaker(slow_ms=SLOW_MS)
+    for number in range(rounds):
+        assert not breaker.is_open
+        # Thirty that were asked together, and hear of it one after the other.
+        for place in range(30):
+            happen(breaker, event, number, number + 0.9 + place / 1000)
+    assert breaker.is_open
 
 
 def test_does_not_close_by_itself() -> None:
@@ -47,8 +65,7 @@ def test_does_not_close_by_itself() -> None:
 def test_begins_afresh_when_closed() -> None:
     breaker = after("fffff")
     breaker.close()
-    for _ in range(4):
-        breaker.failed()
+    happen(breaker, "f", 10, 11)
     assert not breaker.is_open
-    breaker.failed()
+    happen(breaker, "f", 11, 12)
     assert (breaker.is_open, breaker.times_opened) == (True, 2)
