@@ -138,13 +138,22 @@ class Control:
         moved = [subject for subject in Subject if found.get(subject) != self._versions.get(subject)]
         if not moved:
             return
-        snapshot = self.snapshot
+        snapshot, loaded, fault = self.snapshot, dict(self._versions), None
         for subject in moved:
-            snapshot = await self._loaded(snapshot, subject)
-        self._versions = found
-        self.snapshot = replace(snapshot, generation=self.snapshot.generation + 1, is_loaded=True)
-        for listener in self._listeners:
-            listener(self.snapshot)
+            try:
+                snapshot = await self._loaded(snapshot, subject)
+                loaded[subject] = found.get(subject, 0)
+            except StoreUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - a budget that another version wrote must not keep a revoked key alive
+                fault = fault or error
+        if loaded != self._versions:
+            self._versions = loaded
+            self.snapshot = replace(snapshot, generation=self.snapshot.generation + 1, is_loaded=True)
+            for listener in self._listeners:
+                listener(self.snapshot)
+        if fault is not None:
+            raise fault
 
     async def _loaded(self, snapshot: Snapshot, subject: Subject) -> Snapshot:
         match subject:

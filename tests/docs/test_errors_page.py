@@ -24,7 +24,7 @@ PASSED_ON = {"code", "denied.code", "error.code", "_code(value)"}
 # Words in f-strings, and what they can be.
 FILLED = {"scope": [scope.value for scope in Scope], "link.scope": [scope.value for scope in Scope]}
 FILLED["gate.value"] = ["paused", "cancelled", "completed"]
-FILLED["run.state"] = list(FINAL_STATES)
+FILLED["state"] = list(FINAL_STATES)
 
 
 def modules() -> Iterator[tuple[Path, ast.Module]]:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from gateway.control import Control, Snapshot, first_snapshot
-from gateway.store import budgets, intensity, keys, settings, workflows
+from gateway.store import budgets, intensity, keys, settings, versions, workflows
 from gateway.store.budgets import StoredBudget
 from gateway.store.database import Database
 from gateway.store.intensity import Intensity
@@ -178,3 +178,18 @@ async def test_a_fault_of_ours_does_not_end_the_polling(control: Control, db: Da
     async with db.begin() as connection:
         await connection.execute(text("ALTER TABLE elsewhere RENAME TO budgets"))
     await until(lambda: control.is_store_available)
+
+
+async def test_what_cannot_be_read_does_not_keep_the_rest_from_counting(control: Control, db: Database) -> None:
+    await control.change(budgets.put(db, StoredBudget("b1", Budget(Scope.RUN, Limit(tokens=1)))))
+    key = await control.change(keys.create(db, KeyRequest("ci"), "test", NOW_MS))
+    async with db.begin() as connection:
+        await connection.execute(text("UPDATE budgets SET mode = 'of a later version'"))
+        await versions.changed(connection, versions.Subject.BUDGETS)
+    await keys.revoke(db, key.key.id, NOW_MS)
+    await until(lambda: control.snapshot.find_key(key.plain, NOW_MS) is None)
+    assert [stored.id for stored in control.snapshot.budgets] == ["b1"]  # as they were read last
+    assert "of a later version" in control.last_error
+    generation = control.snapshot.generation
+    await asyncio.sleep(0.1)
+    assert control.snapshot.generation == generation
