@@ -296,7 +296,7 @@ def _fits(name: str, names: Collection[str]) -> bool:
 
 def _with_scheme(value: str, schemes: tuple[str, ...]) -> str:
     if not value.startswith(schemes):
-        raise ValueError(f"{value.split('@')[-1]!r} must begin with one of {', '.join(schemes)}")
+        raise ValueError(f"must begin with one of {', '.join(schemes)}")  # not what it is: it may hold a password
     return value
 
 

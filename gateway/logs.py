@@ -12,11 +12,12 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import structlog
 
 from gateway.config import Config
+from gateway.upstream.credentials import password_in, secrets_in
 
 # Keys of ours, OpenAI's, Anthropic's, Google's, AWS', GitHub's and Slack's kind, tokens in JWT form, whatever stands behind
 # "Bearer", passwords in URLs and keys in their queries: by their look, wherever they stand.
@@ -30,7 +31,6 @@ _IN_URL: Final = re.compile(
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 # A shorter value is no secret that could be told from a word.
 _VALUE_CHARACTERS_MIN: Final = 6
-_SECRET_FIELDS: Final = re.compile(r"key|token|secret|password|credential|authorization", re.I)
 _PLAIN: Final = (bool, int, float, type(None))
 _DEPTH_MAX: Final = 6
 
@@ -56,9 +56,9 @@ def secrets_of(config: Config, environment: Mapping[str, str]) -> set[str]:
     environment = {**environment, **config.environment_variables}
     found = {environment.get("FAREBOX_ADMIN_KEY", "")}
     for model in config.model_list:
-        found |= _in_fields(model.litellm_params)
+        found |= secrets_in(model.litellm_params)
     for url in (config.storage.ledger, config.storage.store, config.alerts.webhook, config.tracing.endpoint):
-        found |= _in_url(url or "")
+        found |= password_in(url or "")
     # The path of a webhook is what admits its sender.
     if config.alerts.webhook is not None:
         found.add(urlsplit(config.alerts.webhook).path.strip("/"))
@@ -68,25 +68,11 @@ def secrets_of(config: Config, environment: Mapping[str, str]) -> set[str]:
     return found - {""}
 
 
-def _in_fields(fields: Mapping[str, Any]) -> set[str]:
-    found: set[str] = set()
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            found |= _in_fields(value)
-        elif isinstance(value, str):
-            found |= {value} if _SECRET_FIELDS.search(name) else _in_url(value)
-    return found
-
-
-def _in_url(text: str) -> set[str]:
-    if "://" not in text:
-        return set()
-    password = urlsplit(text).password or ""
-    return {password, unquote(password)} - {""}
-
-
 def set_up_logging(log_format: str, level: str, secrets: Iterable[str] = ()) -> None:
-    """To standard error. `log_format`: console or json."""
+    """To standard error. `log_format`: console or json.
+
+    Libraries tell what is wrong and no more, whatever the level: some write whole requests at theirs.
+    """
     redact = redactor(secrets)
     renderer: Any = (
         structlog.processors.JSONRenderer()
@@ -112,7 +98,7 @@ def set_up_logging(log_format: str, level: str, secrets: Iterable[str] = ()) -> 
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Redacting(redact))
-    logging.basicConfig(level=_LEVELS["warning" if level == "info" else level], handlers=[handler], force=True)
+    logging.basicConfig(level=max(logging.WARNING, _LEVELS[level]), handlers=[handler], force=True)
 
 
 class _Redacting(logging.Formatter):

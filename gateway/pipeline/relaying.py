@@ -114,7 +114,7 @@ class Relaying:
         try:
             await self._pump(exchange, call, stream, outcome)
         except (StreamBroken, UpstreamError) as error:
-            await self._end_broken(exchange, call, stream, outcome, settle, _as_error(error))
+            await self._end_broken(exchange, call, stream, outcome, settle, _as_error(error, answer))
             return
         except asyncio.CancelledError:
             # The last look may be some chunks ago: whoever leaves in between pays for those too.
@@ -212,9 +212,10 @@ def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter
         outcome.output_tokens_seen = counter.tokens
 
 
-def _as_error(error: StreamBroken | UpstreamError) -> GatewayError:
-    if isinstance(error, GatewayError):
-        return error
+def _as_error(error: StreamBroken | UpstreamError, answer: UpstreamAnswer) -> GatewayError:
+    if isinstance(error, StreamBroken):
+        message = error.message if answer.clean is None else answer.clean(error.message)
+        return StreamBroken(message, code=error.code, type=error.type)
     return UpstreamFailure(str(error), status=error.status, code=error.code)
 
 

@@ -16,7 +16,8 @@ import orjson
 
 from gateway.upstream.answer_headers import answer_headers
 from gateway.upstream.answer_stream import AnswerStream, encoding_of, read_whole
-from gateway.upstream.error_bodies import shaped, without_secret
+from gateway.upstream.credentials import secrets_of, without
+from gateway.upstream.error_bodies import shaped
 from gateway.upstream.http_client import (
     Address,
     AnswerTimeout,
@@ -154,6 +155,9 @@ class DirectLane:
         timeouts: Timeouts,
         key: str | None,
     ) -> UpstreamAnswer:
+        def clean(said: str) -> str:
+            return without(said, secrets_of(deployment, key))
+
         status = response.status
         if status < 200 or 300 <= status < 400:
             response.close()
@@ -163,18 +167,18 @@ class DirectLane:
         if is_stream and not _content_type(response).endswith(("json", "html")):
             stream = _reading(response, timeouts, timeouts.idle_ms / 1000)
             headers.setdefault("content-type", _EVENTS)
-            return UpstreamAnswer(status, headers, deployment, "direct", pieces=stream, close=stream.close)
+            return UpstreamAnswer(status, headers, deployment, "direct", pieces=stream, close=stream.close, clean=clean)
         body = await self._body(response, timeouts, is_error=status >= 400)
         if status >= 400:
             headers["content-type"] = "application/json"
-            body = without_secret(shaped(call.protocol, status, body), key)
+            body = clean(shaped(call.protocol, status, body).decode(errors="replace")).encode()
         elif call.protocol not in _NOT_JSON and body.lstrip()[:1] not in (b"{", b"["):
             message = f"The provider answered {status} with something that is not JSON."
             raise UpstreamBroken(message, bytes_received=True)
         if is_stream:
             headers["content-type"] = _EVENTS
             pieces = _at_once(events_of(call.protocol, body))
-            return UpstreamAnswer(status, headers, deployment, "direct", pieces=pieces)
+            return UpstreamAnswer(status, headers, deployment, "direct", pieces=pieces, clean=clean)
         return UpstreamAnswer(status, headers, deployment, "direct", body=body)
 
     async def _body(self, response: HttpAnswer, timeouts: Timeouts, *, is_error: bool) -> bytes:

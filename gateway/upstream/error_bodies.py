@@ -54,13 +54,6 @@ def shaped(protocol: ProtocolName, status: int, body: bytes) -> bytes:
     return error_body(protocol, status, json_message(value) or _standard_message(status), code=_code(value))
 
 
-def without_secret(body: bytes, secret: str | None) -> bytes:
-    """The body without our credential, which some providers repeat in what they say about it."""
-    if not secret or len(secret) < 8:
-        return body
-    return body.replace(secret.encode(), b"***")
-
-
 def json_message(value: Any, levels: int = _LEVELS_MAX) -> str | None:
     """The sentence in an error object of one of the shapes that servers give: OpenAI's, vLLM's, FastAPI's, a string."""
     if isinstance(value, str):

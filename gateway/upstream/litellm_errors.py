@@ -10,6 +10,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.upstream.answer_headers import answer_headers
+from gateway.upstream.credentials import without
 from gateway.upstream.error_bodies import error_body, json_message, text_message
 from gateway.upstream.port import (
     Deployment,
@@ -32,22 +33,12 @@ _DROPPING: Final = re.compile(
 _UNSUPPORTED: Final = re.compile(r"unsupported provider|unable to map the custom llm provider", re.IGNORECASE)
 _SUFFIXES: Final = re.compile(r"\.? Handle with `litellm\.\w+`\.?\s*$")
 _ADDRESSES: Final = re.compile(r"https?://[^\s'\"<>)]+")
-_SECRET_NAMES: Final = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
 _UNREACHED: Final = frozenset({"ConnectError", "ConnectTimeout", "ConnectionRefusedError", "gaierror"})
 # An established connection that was lost: LiteLLM's transport reports that as a failed connect as well.
 _LOST: Final = frozenset(
     {"ClientOSError", "ServerDisconnectedError", "ClientConnectionResetError", "ConnectionResetError"}
 )
 _CUT: Final = frozenset({"ClientPayloadError", "TransferEncodingError", "ContentLengthError"})
-
-
-def secrets_of(deployment: Deployment, key: str | None) -> tuple[str, ...]:
-    """Every value of the entry that must never be repeated, longest first."""
-    values = {
-        value for name, value in deployment.params.items() if _SECRET_NAMES.search(name) and isinstance(value, str)
-    }
-    values |= {key} if key else set()
-    return tuple(sorted((value for value in values if len(value) >= 8), key=len, reverse=True))
 
 
 def answer_of(
@@ -93,9 +84,7 @@ def cleaned(text: str, secrets: Iterable[str]) -> str:
     text = _DROPPING.sub(
         r" The gateway's `litellm_settings.drop_params` would leave it out.", _SUFFIXES.sub("", text)
     ).strip()
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    text = _ADDRESSES.sub("(address)", text)
+    text = _ADDRESSES.sub("(address)", without(text, secrets))
     return text[:_MESSAGE_CHARS_MAX] or "The provider gave no reason."
 
 

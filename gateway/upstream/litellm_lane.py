@@ -8,10 +8,11 @@ from collections.abc import Mapping, MutableMapping
 from types import MappingProxyType
 from typing import Any, Final
 
+from gateway.upstream.credentials import secrets_of
 from gateway.upstream.error_bodies import error_body
 from gateway.upstream.litellm_answer import LiteLLMStream, body_of, headers_of
 from gateway.upstream.litellm_connections import collect
-from gateway.upstream.litellm_errors import answer_of, failure_of, secrets_of
+from gateway.upstream.litellm_errors import answer_of, failure_of
 from gateway.upstream.litellm_loading import LiteLLMLoader
 from gateway.upstream.litellm_request import FUNCTIONS, call_arguments, forbidden_field
 from gateway.upstream.port import Deployment, UpstreamAnswer, UpstreamCall, UpstreamTimeout, UpstreamUnreachable

@@ -93,6 +93,8 @@ class UpstreamAnswer:
     body: bytes = b""
     pieces: AsyncIterator[bytes] | None = None
     close: Callable[[], Awaitable[None]] | None = None  # idempotent; closes the provider's connection at once
+    # Takes our credentials out of an error that the provider tells in `pieces`; None: there are none in them.
+    clean: Callable[[str], str] | None = None
 
 
 class UpstreamError(Exception):

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from gateway.config import ConfigError, TracingConfig
 from gateway.tracing import switch
 from gateway.tracing.attributes import VERSIONS, named, names_of
+from tests.acceptance.collector import Collector, running_collector
 from tests.acceptance.serving import Served, model, serving
 from tests.farebox_process import tagged
 
@@ -31,86 +26,10 @@ CONDENSED = "The ferry to Skagen leaves at 9:40 from pier 7; tickets cost 240 kr
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
-@dataclass
-class Seen:
-    name: str
-    kind: int
-    trace: str
-    id: str
-    parent: str
-    status: int
-    attributes: dict[str, Any]
-
-
-@dataclass
-class Collector:
-    """Takes OTLP over HTTP, as any collector does."""
-
-    url: str = ""
-    raw: list[bytes] = field(default_factory=list)
-    resources: list[dict[str, Any]] = field(default_factory=list)
-    spans: list[Seen] = field(default_factory=list)
-    headers: list[dict[str, str]] = field(default_factory=list)
-
-    def take(self, path: str, headers: dict[str, str], body: bytes) -> None:
-        assert path == "/v1/traces"
-        body = gzip.decompress(body) if headers.get("content-encoding") == "gzip" else body
-        self.raw.append(body)
-        self.headers.append(headers)
-        for group in ExportTraceServiceRequest.FromString(body).resource_spans:
-            self.resources.append(_attributes(group.resource.attributes))
-            self.spans += [_seen(span) for scope in group.scope_spans for span in scope.spans]
-
-    def wait(self, wanted: Callable[[Seen], bool]) -> Seen:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            for span in list(self.spans):
-                if wanted(span):
-                    return span
-            time.sleep(0.05)
-        raise AssertionError(f"no such span among {[(span.name, span.attributes) for span in self.spans]}")
-
-    def call_of(self, workflow: str) -> tuple[Seen, list[Seen]]:
-        """The span of the only call of a workflow, and those of its attempts."""
-        whole = self.wait(lambda span: span.name == f"invoke_workflow {workflow}")
-        return whole, [span for span in self.spans if span.parent == whole.id]
-
-
-def _attributes(pairs: Any) -> dict[str, Any]:
-    found = {}
-    for pair in pairs:
-        kind = pair.value.WhichOneof("value")
-        value = getattr(pair.value, kind)
-        found[pair.key] = [one.string_value for one in value.values] if kind == "array_value" else value
-    return found
-
-
-def _seen(span: Span) -> Seen:
-    ids = (span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex())
-    return Seen(span.name, span.kind, *ids, span.status.code, _attributes(span.attributes))
-
-
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
-    collector = Collector()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            collector.take(self.path, headers, self.rfile.read(int(headers["content-length"])))
-            self.send_response(200)
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    collector.url = f"http://127.0.0.1:{server.server_port}"
-    yield collector
-    server.shutdown()
-    server.server_close()
+    with running_collector() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

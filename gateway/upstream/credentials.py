@@ -1,0 +1,46 @@
+"""Which values of a configuration are credentials, and how they are taken out of what a provider says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+from gateway.upstream.port import Deployment
+
+_NAMES: Final = re.compile(r"key|token|secret|password|credential|authorization", re.I)
+# A shorter value is a word that a provider may well say for another reason.
+_CHARACTERS_MIN: Final = 8
+
+
+def secrets_in(fields: Mapping[str, Any]) -> set[str]:
+    """Values of fields that are named like a credential, and passwords of URLs, at any depth."""
+    found: set[str] = set()
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            found |= secrets_in(value)
+        elif isinstance(value, str):
+            found |= {value} if _NAMES.search(name) else password_in(value)
+    return found
+
+
+def password_in(url: str) -> set[str]:
+    """As it stands in the address, and as it is meant; empty for what has none, or is no address."""
+    try:
+        password = urlsplit(url).password if "://" in url else None
+    except ValueError:
+        return set()
+    return {password, unquote(password)} if password else set()
+
+
+def secrets_of(deployment: Deployment, key: str | None) -> tuple[str, ...]:
+    """What nobody who answers for this deployment may repeat to a client, longest first. `key` is the one that was sent."""
+    values = secrets_in(deployment.params) | ({key} if key else set())
+    return tuple(sorted((value for value in values if len(value) >= _CHARACTERS_MIN), key=len, reverse=True))
+
+
+def without(text: str, secrets: Iterable[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
