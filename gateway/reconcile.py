@@ -14,12 +14,12 @@ import asyncio
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import orjson
-from sqlalchemy import ColumnElement, and_, func, literal_column, or_, select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.budget_book import key_budgets
@@ -27,7 +27,6 @@ from gateway.ledger.port import EntryKind, OutboxEntry
 from gateway.run_view import own_budget
 from gateway.store import runs as runs_store
 from gateway.store import usage_report
-from gateway.store.bulk import among
 from gateway.store.database import Database
 from gateway.store.keys import ApiKey
 from gateway.store.runs import Sums
@@ -36,6 +35,8 @@ from gateway.store.usage_report import GroupBy, UsageFilter
 from policies.amounts import UNLIMITED, ZERO, Amount, Limit
 from policies.budgets import RUN_KEEP_MS, Budget, Link, RunLimits, Scope, Subject, chain_for, run_account, step_account
 from policies.reservation import Balance, Gate
+
+T = TypeVar("T")
 
 # How many accounts are asked of the ledger in one call, and restored at the same time.
 _CHUNK: Final = 200
@@ -122,8 +123,8 @@ async def reconcile(
     """
     before = await _settled(ledger, project, accounts)
     is_flushed = await flush() and await ledger.outbox_size() == 0
+    stored = await _stored(db, project, accounts)
     async with db.read() as connection:
-        stored = {account: await _stored(connection, project, rows) for account, rows in accounts.items()}
         parked = await _parked(connection, project)
     after = await _settled(ledger, project, accounts)
     drifts: list[str] = []
@@ -149,9 +150,8 @@ async def repair(
     planned: list[tuple[RunRows, Amount]] = []
     entries: list[OutboxEntry] = []
     async with db.read() as connection:
-        families = {
-            rows.run: set(await runs_store.family(connection, found.project, rows.run)) for rows in accounts.values()
-        }
+        inside = await _inside(connection, found.project, {rows.run for rows in accounts.values()})
+        families = {rows.run: {rows.run} | inside.get(rows.run, set()) for rows in accounts.values()}
         for drift in sorted(found.drifts, key=lambda drift: _inner_first(accounts[drift.account], families)):
             rows = accounts[drift.account]
             already = sum((amount for other, amount in planned if _counts(other, rows, families)), ZERO)
@@ -182,33 +182,59 @@ async def rebuild(
     restored = await _run_sums(db, project, now_ms - RUN_KEEP_MS)
     restored |= await _budget_sums(db, project, budgets, {key.id: key for key in keys}, now_ms)
     ordered = list(restored.items())
-    for start in range(0, len(ordered), _CHUNK):
-        chunk = ordered[start : start + _CHUNK]
+    for chunk in _chunks(ordered):
         await asyncio.gather(*(restore(account, *settled) for account, settled in chunk))
     return len(ordered)
 
 
 async def _settled(ledger: Books, project: str, accounts: Mapping[str, RunRows]) -> dict[str, Amount]:
-    names = list(accounts)
     settled: dict[str, Amount] = {}
-    for start in range(0, len(names), _CHUNK):
-        chunk = names[start : start + _CHUNK]
+    for chunk in _chunks(list(accounts)):
         balances = await ledger.balances(project, chunk)
         settled |= {name: balance.settled for name, balance in zip(chunk, balances, strict=True)}
     return settled
 
 
-async def _stored(connection: AsyncConnection, project: str, rows: RunRows) -> Amount:
-    conditions: list[ColumnElement[bool]] = [token_usage.c.project == project]
-    if rows.step is None:
-        # What a run spent before anybody named its parent was not booked on the parent.
-        is_inside = token_usage.c.parent_run != literal_column("''")
-        # As one parameter: a run that hands out work may have more runs inside it than a statement may have parameters.
-        family = among(connection, token_usage.c.run, await runs_store.family(connection, project, rows.run))
-        conditions.append(or_(token_usage.c.run == rows.run, and_(family, is_inside)))
-    else:
-        conditions += [token_usage.c.run == rows.run, token_usage.c.step == rows.step]
-    return _amount(await usage_report.row_sums(connection, conditions))
+async def _stored(db: Database, project: str, accounts: Mapping[str, RunRows]) -> dict[str, Amount]:
+    """What the rows of each account sum up to. The store is free for others between the chunks."""
+    wanted = {rows.run for rows in accounts.values()}
+    async with db.read() as connection:
+        inside = await _inside(connection, project, wanted)
+    wanted |= {member for run in wanted for member in inside.get(run, ())}
+    of_step: dict[tuple[str, str], Amount] = {}
+    of_run: dict[str, Amount] = defaultdict(Amount)
+    # What a run spent before anybody named its parent was not booked on the parent.
+    of_child: dict[str, Amount] = defaultdict(Amount)
+    for chunk in _chunks(sorted(wanted)):
+        async with db.read() as connection:
+            for run, step, is_child, amount in await usage_report.amounts_of_runs(connection, project, chunk):
+                of_step[run, step] = of_step.get((run, step), ZERO) + amount
+                of_run[run] += amount
+                if is_child:
+                    of_child[run] += amount
+
+    def amount_of(rows: RunRows) -> Amount:
+        if rows.step is not None:
+            return of_step.get((rows.run, rows.step), ZERO)
+        return sum((of_child[member] for member in inside.get(rows.run, ())), of_run[rows.run])
+
+    return {account: amount_of(rows) for account, rows in accounts.items()}
+
+
+async def _inside(connection: AsyncConnection, project: str, names: Iterable[str]) -> dict[str, set[str]]:
+    """Run → all runs inside it, at any depth, for those of `names` that have any."""
+    parents: dict[str, str] = {}
+    for chunk in _chunks(sorted(names)):
+        parents |= await runs_store.inside(connection, project, chunk)
+    inside: dict[str, set[str]] = defaultdict(set)
+    for run in parents:
+        for ancestor in _lineage(run, parents)[1:]:
+            inside[ancestor].add(run)
+    return inside
+
+
+def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
 
 
 async def _parked(connection: AsyncConnection, project: str) -> Amount:

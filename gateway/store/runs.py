@@ -227,6 +227,21 @@ async def family(connection: AsyncConnection, project: str, run: str) -> list[st
     return list({run, *found.scalars()})
 
 
+async def inside(connection: AsyncConnection, project: str, names: Sequence[str]) -> dict[str, str]:
+    """Every run that is inside one of `names`, at any depth, with the run that it is directly inside of."""
+    found: dict[str, str] = {}
+    outer = list(names)
+    while outer:
+        has_parent = runs.c.parent_run != literal_column("''"), runs.c.run != runs.c.parent_run
+        query = select(runs.c.run, runs.c.parent_run).where(
+            runs.c.project == project, *has_parent, among(connection, runs.c.parent_run, outer)
+        )
+        rows = {row.run: row.parent_run for row in await connection.execute(query)}
+        outer = [run for run in rows if run not in found]
+        found |= rows
+    return found
+
+
 def _conditions(wanted: RunFilter) -> list[ColumnElement[bool]]:
     names = ("project", "workflow", "agent", "user", "state", "parent_run")
     given = [(runs.c[name], getattr(wanted, name)) for name in names]

@@ -36,12 +36,14 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import Table
 
+from gateway.store.bulk import among
 from gateway.store.database import Database
 from gateway.store.paging import behind, cursor_of, newest_first
 from gateway.store.runs import Sums
 from gateway.store.tables import SUMS, runs, token_usage, usage_daily, usage_hourly
 from gateway.store.unindexed import unindexed
 from gateway.store.usage_sums import CALL_STATUSES, DAY_MS, ERROR_STATUSES, HOUR_MS, SUMMED
+from policies.amounts import Amount
 
 
 class GroupBy(StrEnum):
@@ -201,10 +203,19 @@ async def names_seen(db: Database, project: str) -> Sequence[tuple[str, str, str
         return [tuple(row) for row in await connection.execute(query)]
 
 
-async def row_sums(connection: AsyncConnection, conditions: list[ColumnElement[bool]]) -> Sums:
-    """Summed from the rows themselves, for whoever checks the other sums."""
-    query = select(*_row_sums()).where(*conditions)
-    return Sums.of((await connection.execute(query)).mappings().one())
+async def amounts_of_runs(
+    connection: AsyncConnection, project: str, names: Sequence[str]
+) -> list[tuple[str, str, bool, Amount]]:
+    """(run, step, whether its rows name a parent, sum) from the rows themselves, for whoever checks the other sums."""
+    rows = token_usage.c
+    is_child = rows.parent_run != literal_column("''")
+    groups = rows.run, rows.step, is_child
+    sums = [func.sum(rows[name]) for name in ("total_tokens", "cost_nano_usd", "requests")]
+    query = select(*groups, *sums).where(rows.project == project, among(connection, rows.run, names)).group_by(*groups)
+    return [
+        (run, step, bool(child), Amount(*(int(value or 0) for value in amounts)))
+        for run, step, child, *amounts in await connection.execute(query)
+    ]
 
 
 def _sources(group_by: GroupBy, wanted: UsageFilter) -> list[FromClause]:

@@ -185,8 +185,8 @@ async def test_a_run_may_have_more_runs_inside_than_a_statement_has_parameters(d
     names = {"project": "default", "parent_run": "r0", "first_at": NOW_MS, "last_at": NOW_MS}
     async with db.begin() as connection:
         await insert(connection, runs, [{"run": f"c{n}", **names} for n in range(33_000)], leave_alone)
-        found = await reconcile._stored(connection, "default", RunRows("r0"))
-    assert found == Amount(100, 0, 2)
+    found = await reconcile._stored(db, "default", {"run/r0": RunRows("r0")})
+    assert found == {"run/r0": Amount(100, 0, 2)}
 
 
 async def test_what_is_parked_explains_a_drift(bench: Bench) -> None:
