@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from gateway.ledger.clock import wall_clock_ms
-from gateway.store import admin, intents, usage
+from gateway.store import admin, intensity, intents, usage
 from gateway.store.database import Database, StoreUnavailable
 
 EVERY_MS: Final = 86_400_000
@@ -23,6 +23,7 @@ async def tidy(db: Database, now_ms: int, retention_months: int | None = None) -
     """Do all of it once; several processes may at the same time. Returns the partitions that retention dropped."""
     await usage.make_months_ahead(db, now_ms)
     await intents.forget_expired(db, now_ms)
+    await intensity.forget_old(db, now_ms)
     await admin.forget_ended(db, now_ms)
     return [] if retention_months is None else await usage.drop_old_months(db, now_ms, retention_months)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import and_, case, func, select
+from sqlalchemy import and_, case, func, not_, select, tuple_
 
 from gateway.store.database import Database
 from gateway.store.tables import agent_intensity_metrics, run_steps, runs
@@ -15,6 +15,7 @@ from gateway.store.versions import Subject, changed
 
 # Every process keeps them in memory, and names of agents come from headers: whoever names one a run would fill it.
 AGENTS_MAX: Final = 10_000
+_KEEP_MS: Final = 90 * 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,17 @@ async def history(db: Database, project: str, agent: str, limit: int = 100) -> l
     async with db.begin() as connection:
         found = (await connection.execute(query.order_by(table.id.desc()).limit(limit))).mappings()
         return [_from_row(row) for row in found]
+
+
+async def forget_old(db: Database, now_ms: int) -> None:
+    """Computed scores of more than 90 days ago, unless the agent has run since and still has the same one."""
+    table = agent_intensity_metrics.c
+    old = and_(table.source == "computed", table.measured_at < now_ms - _KEEP_MS)
+    seen = select(runs.c.project, runs.c.agent).where(runs.c.last_at >= now_ms - _KEEP_MS).distinct()
+    is_of_use = and_(table.current.is_(True), tuple_(table.project, table.agent).in_(seen))
+    async with db.begin() as connection:
+        await changed(connection, Subject.AGENTS)
+        await connection.execute(agent_intensity_metrics.delete().where(old, not_(is_of_use)))
 
 
 async def observed(db: Database, project: str, agent: str, since_ms: int) -> Observed:

@@ -196,6 +196,25 @@ async def test_the_current_score_of_an_agent_is_its_last(db: Database) -> None:
     assert [one.combined for one in await intensity.history(db, "default", "ada")] == [7.5, 3.0]
 
 
+async def test_old_scores_are_forgotten_unless_they_are_still_of_use(db: Database) -> None:
+    long_ago = NOW_MS - 100 * 86_400_000
+    for agent, score, source, at_ms in (
+        ("ada", 1.0, "computed", long_ago),
+        ("ada", 2.0, "computed", long_ago),
+        ("gone", 3.0, "computed", long_ago),
+        ("bob", 4.0, "set", long_ago),
+        ("new", 5.0, "computed", NOW_MS),
+    ):
+        await intensity.put(
+            db, intensity.Intensity("default", agent, 1.0, 1.0, score, source=source, measured_at_ms=at_ms)
+        )
+    await usage.insert_entries(db, [entry("x", agent="ada", run="r1")], NOW_MS)
+    await intensity.forget_old(db, NOW_MS)
+    kept = {one.agent: one.combined for one in await intensity.current(db)}
+    assert kept == {"ada": 2.0, "bob": 4.0, "new": 5.0}
+    assert len(await intensity.history(db, "default", "ada")) == 1
+
+
 async def test_what_was_observed_of_an_agent(db: Database) -> None:
     events = [
         entry(f"e{number}", run=f"r{number % 2}", step=f"s{number % 4}", at_ms=NOW_MS + number) for number in range(8)
