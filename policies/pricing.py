@@ -102,6 +102,9 @@ def price_from_map(entry: Mapping[str, Any]) -> Price | None:
     tiered = _tiered(entry)
     if tiered:
         return Price(tiered[0][1], tiered[1:])
+    if entry.get("mode") == "image_generation" and entry.get("output_cost_per_image_token") is not None:
+        # What such a model answers with are images; the few words beside them cost less.
+        entry = {**entry, "output_cost_per_token": entry["output_cost_per_image_token"]}
     base = _rates(entry, "")
     if entry.get("mode") in _TEXT_MODES and not _prices_text(entry):
         return None
@@ -124,7 +127,7 @@ def price_from_map(entry: Mapping[str, Any]) -> Price | None:
 
 
 def cost_nano_usd(price: Price, usage: Usage, service_tier: object = None) -> int:
-    """Nano-USD, at least 0, rounded up."""
+    """Nano-USD, at least 0, rounded up. Images are billed by their tokens where those have a price, else by the image."""
     base, above = price.tiers(service_tier)
     rates = _rates_for(base, above, usage.input_tokens)
     written_1h = min(usage.cache_write_1h_tokens, usage.cache_write_tokens)
@@ -144,8 +147,16 @@ def cost_nano_usd(price: Price, usage: Usage, service_tier: object = None) -> in
         + usage.characters * price.mchar_nano_usd
     )
     per_thousand = usage.seconds_ms * price.second_nano_usd
-    whole = usage.images * price.image_nano_usd + usage.queries * price.query_nano_usd
+    images = 0 if usage.output_tokens and rates.output else usage.images
+    whole = images * price.image_nano_usd + usage.queries * price.query_nano_usd
     return -(-(per_million + per_thousand * 1000 + whole * MILLION) // MILLION)
+
+
+def worst_media_nano_usd(price: Price, tokens: int, units: Usage, service_tier: object = None) -> int:
+    """An upper bound for images and sounds: models bill them by their tokens, as input or as output, or by units."""
+    worst = worst_case(price, tokens, tokens, service_tier, audio=True)
+    by_token = max(worst.prompt_nano_usd, tokens * worst.output_nano_usd_per_token)
+    return max(by_token, cost_nano_usd(price, units, service_tier))
 
 
 def worst_case(

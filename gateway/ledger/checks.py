@@ -49,10 +49,10 @@ def check_demand(demand: Demand) -> None:
 
 
 def check_extra(extra: Demand) -> None:
-    """An extension is output and money: prompt and request were held from the start, but another model may ask more for both."""
+    """The request was held from the start; of its tokens and its money another model may want more."""
     check_demand(extra)
-    if extra.prompt_tokens or extra.requests:
-        raise LedgerError("an extension holds no prompt tokens and no request again")
+    if extra.requests:
+        raise LedgerError("an extension holds no request again")
 
 
 def check_progress(progress: Sequence[Progress], ttl_ms: int) -> None:

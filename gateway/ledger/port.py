@@ -72,7 +72,7 @@ class Ledger(Protocol):
         """
 
     async def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand) -> Decision:
-        """Enlarge a pending hold by `extra` (its prompt tokens and requests 0). `Granted.held` and `output_tokens` are the new totals.
+        """Enlarge a pending hold by `extra` (its requests 0). `Granted.held` and `output_tokens` are the new totals.
 
         `holds` are the accounts of the reservation, with the limits that apply now. Gates do not stop an extension, and
         it does not move the deadline. Repeated after a lost answer it holds more than was asked for, never more than fits.

@@ -30,7 +30,7 @@ from gateway.upstream.request import request_defaults
 from gateway.wire.protocol import Request
 from policies.budgets import RunLimits
 from policies.pressure import Rung
-from policies.pricing import Price, cost_nano_usd, worst_case
+from policies.pricing import Price, WorstCase, worst_case, worst_media_nano_usd
 from policies.reservation import Decision, Demand, Granted, OnLost, Refusal, Refused
 from policies.tokens import PromptCount
 
@@ -140,11 +140,12 @@ class Admission:
     def price_of(self, deployment: Deployment) -> Price | None:
         return self._prices.price(deployment)
 
-    async def count(self, call: Call) -> PromptCount:
+    async def count(self, call: Call, deployment: Deployment | None = None) -> PromptCount:
+        """The prompt by the rules of the call's deployment, or of another one."""
         counted_as = call.protocol.counted_as
         if counted_as is None:
             return PromptCount(0, 0, exact=True)
-        deployment = call.deployment
+        deployment = deployment or call.deployment
         assert deployment is not None  # noqa: S101 - `use` comes first
         return await self._tokenizer.count_prompt(counted_as, call.request.body, deployment.model, deployment.provider)
 
@@ -301,22 +302,28 @@ class Admission:
         prompt_tokens = count.reserve_tokens + request.media_tokens
         output_max = self.output_tokens_wanted(call) if request.has_output else 0
         held = min(output_max, self._rules.slice_tokens) if call.holds_slices else output_max
-        prompt_nano_usd = output_nano_usd = 0
-        if call.price is not None:
-            service_tier = request.body.get("service_tier")
-            worst = worst_case(call.price, prompt_tokens, output_max, service_tier)
-            output_nano_usd = worst.output_nano_usd_per_token
-            media = request.media_tokens * output_nano_usd
-            units = cost_nano_usd(call.price, request.units(), service_tier) if request.has_units else 0
-            prompt_nano_usd = worst.prompt_nano_usd + media + units
+        worst = self.worst_money(call, call.price, count, output_max)
         return Demand(
             prompt_tokens=prompt_tokens,
             output_tokens_max=held,
             output_tokens_min=held,
-            prompt_nano_usd=prompt_nano_usd,
-            output_nano_usd_per_token=output_nano_usd,
+            prompt_nano_usd=worst.prompt_nano_usd,
+            output_nano_usd_per_token=worst.output_nano_usd_per_token,
             choices=request.choices,
         )
+
+    @staticmethod
+    def worst_money(call: Call, price: Price | None, count: PromptCount, output_tokens_max: int) -> WorstCase:
+        """What the call may cost on a model of this price; nothing where there is none. Images and sounds are in the prompt's."""
+        if price is None:
+            return WorstCase(0, 0)
+        request = call.request
+        service_tier = request.body.get("service_tier")
+        worst = worst_case(price, count.reserve_tokens, output_tokens_max, service_tier)
+        if not request.media_tokens and not request.has_units:
+            return worst
+        media = worst_media_nano_usd(price, request.media_tokens, request.units(), service_tier)
+        return replace(worst, prompt_nano_usd=worst.prompt_nano_usd + media)
 
     def output_tokens_wanted(self, call: Call) -> int:
         """What each choice may come to: the client's cap, never above the model's own maximum."""

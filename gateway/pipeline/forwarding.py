@@ -17,7 +17,6 @@ from gateway.pipeline.reserving import Reserving
 from gateway.upstream.deployments import Pool
 from gateway.upstream.failures import is_context_window, retry_after_s
 from gateway.upstream.port import Departure, Deployment, Timeouts, Upstream, UpstreamAnswer, UpstreamCall, UpstreamError
-from policies.pricing import worst_case
 from policies.reservation import Demand
 
 _log = structlog.get_logger(__name__)
@@ -159,19 +158,23 @@ class Forwarding:
         return False
 
     async def _topped_up(self, call: Call, following: Deployment) -> bool:
+        """Whether the call's hold covers this model as well: its price, and its own count of the prompt."""
         grant = call.grant
-        if grant is None or call.price is None or call.count is None or not grant.held.requests:
+        if grant is None or call.count is None or not grant.held.requests:
             return True
         price = self._admission.price_of(following)
-        if price is None:
-            return not call.chain.limits_money
-        worst = worst_case(price, call.count.reserve_tokens, grant.output_tokens, call.request.body.get("service_tier"))
+        if price is None and call.chain.limits_money:
+            return False
+        count = await self._admission.count(call, following)
+        worst = self._admission.worst_money(call, price, count, grant.output_tokens)
         needed = worst.prompt_nano_usd + worst.output_nano_usd_per_token * grant.output_tokens * call.request.choices
-        missing = needed - grant.held.nano_usd
-        if missing <= 0:
-            return True
-        extra = Demand(0, 0, 0, prompt_nano_usd=missing, requests=0)
-        return await self._reserving.extend(call, extra) is not None
+        tokens, nano_usd = count.reserve_tokens - call.count.reserve_tokens, needed - grant.held.nano_usd
+        if tokens > 0 or nano_usd > 0:
+            extra = Demand(max(0, tokens), 0, 0, prompt_nano_usd=max(0, nano_usd), requests=0)
+            if await self._reserving.extend(call, extra) is None:
+                return False
+        call.count = count
+        return True
 
 
 def _final(failure: _Failure) -> UpstreamAnswer:

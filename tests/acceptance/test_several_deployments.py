@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.serving import Served, model, serving
+from tests.acceptance.serving import Served, model, serving, words
 from tests.fake_provider import FakeProvider
 from tests.fake_provider.received import Received
 from tests.farebox_process import tagged
@@ -35,6 +35,8 @@ def models(provider: FakeProvider) -> list[dict[str, Any]]:
         entry(provider, "cheap", "cheap"),
         entry(provider, "dear", "dear", price=1e-2),
         entry(provider, "spare", "spare"),
+        entry(provider, "exact", "gpt-4o-mini"),
+        entry(provider, "wordy", "claude-sonnet-4-5"),
     ]
 
 
@@ -45,12 +47,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "allowed_fails": 1,
         "cooldown_time": 600,
         "routing_strategy": "least-busy",
-        "fallbacks": [{"slow": ["spare"]}, {"cheap": ["dear", "spare"]}],
+        "fallbacks": [{"slow": ["spare"]}, {"cheap": ["dear", "spare"]}, {"exact": ["wordy"]}],
     }
     with serving(
         tmp_path_factory.mktemp("deployments"),
         models=models,
-        budgets=[{"scope": "run", "match": "paid", "usd": 0.1}],
+        budgets=[{"scope": "run", "match": "paid", "usd": 0.1}, {"scope": "run", "match": "counted", "tokens": 1000}],
         router_settings=router,
     ) as running:
         yield running
@@ -108,3 +110,16 @@ def test_a_dearer_model_that_does_not_fit_is_not_asked(served: Served) -> None:
     assert asked(served)[-1] == "spare"
     unlimited = served.chat(tagged("unpaid", "r-dear-2"), model="cheap", max_tokens=50)
     assert unlimited.headers["x-budget-actions"] == "fallback=dear"
+
+
+@pytest.mark.parametrize(("output_tokens", "is_asked"), [(200, False), (50, True)])
+def test_a_model_that_counts_more_tokens_is_asked_only_if_they_can_be_held(
+    served: Served, output_tokens: int, is_asked: bool
+) -> None:
+    """615 tokens of a prompt of 600 words are reserved for the one model, and 860 for the other."""
+    served.provider.script(status=503, times=None, when=is_for("gpt-4o-mini"))
+    reply = served.chat(
+        tagged("counted", f"r-counted-{output_tokens}"), words(600), model="exact", max_tokens=output_tokens
+    )
+    assert reply.status == (200 if is_asked else 503), reply.body
+    assert ("claude-sonnet-4-5" in asked(served)) is is_asked

@@ -57,7 +57,7 @@ chains = st.sampled_from([(0, 2, 3, 4), (1, 2, 3, 4), (2, 4), (4,)]).flatmap(
 def demands(draw: st.DrawFn, *, extra: bool = False) -> Demand:
     most = draw(counts)
     least = draw(st.just(most) | st.integers(0, most))
-    prompt, prompt_nano_usd, requests = (0, draw(counts), 0) if extra else (draw(counts), draw(counts), 1)
+    prompt, prompt_nano_usd, requests = (draw(counts), draw(counts), 0 if extra else 1)
     return Demand(prompt, most, least, prompt_nano_usd, draw(st.integers(0, 2)), draw(st.integers(1, 2)), requests)
 
 

@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.pricing import Price, PriceError, Usage, WorstCase, cost_nano_usd, price_from_map, worst_case
+from policies.pricing import (
+    Price,
+    PriceError,
+    Usage,
+    WorstCase,
+    cost_nano_usd,
+    price_from_map,
+    worst_case,
+    worst_media_nano_usd,
+)
 
 USD = 1_000_000_000
 
@@ -167,6 +176,56 @@ def test_units_other_than_tokens() -> None:
     assert cost_nano_usd(speech, Usage(seconds_ms=1500)) == 49_995
     assert cost_nano_usd(voice, Usage(characters=1000)) == 15_000_000
     assert cost_nano_usd(rerank, Usage(queries=2)) == 2_000_000
+
+
+GPT_IMAGE = {"mode": "image_generation", "input_cost_per_token": 5e-06, "output_cost_per_image_token": 4e-05}
+MAI_IMAGE = {**GPT_IMAGE, "output_cost_per_token": 1e-06, "output_cost_per_image": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("entry", "usage", "cost"),
+    [
+        (GPT_IMAGE, Usage(10, 1000, images=1), 10 * 5000 + 1000 * 40_000),
+        (MAI_IMAGE, Usage(10, 1000, images=1), 10 * 5000 + 1000 * 40_000),
+        (MAI_IMAGE, Usage(images=2), 100_000_000),
+        ({"mode": "image_generation", "output_cost_per_image": 0.05}, Usage(10, 1000, images=1), 50_000_000),
+    ],
+)
+def test_an_image_is_billed_by_its_tokens_or_as_one(entry: dict[str, Any], usage: Usage, cost: int) -> None:
+    assert cost_nano_usd(priced(**entry), usage) == cost
+
+
+@pytest.mark.parametrize(
+    ("entry", "tokens", "units", "used"),
+    [
+        (GPT_IMAGE, 2000, Usage(images=2), Usage(0, 2000, images=2)),
+        (MAI_IMAGE, 100, Usage(images=2), Usage(images=2)),
+        (
+            {"mode": "audio_transcription", "input_cost_per_token": 1e-06, "input_cost_per_audio_token": 3e-06},
+            200,
+            Usage(seconds_ms=10_000),
+            Usage(200, audio_input_tokens=200),
+        ),
+        (
+            {"mode": "audio_transcription", "input_cost_per_token": 1e-06, "output_cost_per_token": 1e-05},
+            200,
+            Usage(seconds_ms=10_000),
+            Usage(100, 100),
+        ),
+        (
+            {"mode": "audio_transcription", "input_cost_per_token": 1e-06, "input_cost_per_second": 1e-04},
+            200,
+            Usage(seconds_ms=10_000),
+            Usage(seconds_ms=10_000),
+        ),
+        ({"mode": "rerank", "input_cost_per_query": 0.002}, 50, Usage(queries=3), Usage(queries=3)),
+    ],
+)
+def test_what_is_held_for_images_and_sounds_covers_either_way_of_billing(
+    entry: dict[str, Any], tokens: int, units: Usage, used: Usage
+) -> None:
+    price = priced(**entry)
+    assert 0 < cost_nano_usd(price, used) <= worst_media_nano_usd(price, tokens, units)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+"""Images, sounds and searches on a budget of money: held before they are made, by their dearest way of billing, and booked."""
+
+from __future__ import annotations
+
+import io
+import wave
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.acceptance.serving import Served, serving
+from tests.fake_provider import FakeProvider, Received
+from tests.farebox_process import tagged
+
+pytestmark = pytest.mark.xdist_group("acceptance-media")
+
+IMAGE: dict[str, Any] = {"mode": "image_generation", "input_cost_per_token": 5e-6, "output_cost_per_image_token": 4e-5}
+PRICES: dict[str, dict[str, Any]] = {
+    "image": IMAGE,
+    "cheap-image": {"mode": "image_generation", "output_cost_per_image": 0.01},
+    "dear-image": {"mode": "image_generation", "output_cost_per_image": 0.04},
+    "voice": {"mode": "audio_speech", "input_cost_per_character": 1e-5},
+    "ear": {"mode": "audio_transcription", "input_cost_per_second": 1e-4},
+    "order": {"mode": "rerank", "input_cost_per_query": 1e-3},
+}
+USD = 0.05
+
+
+def models(provider: FakeProvider) -> list[dict[str, Any]]:
+    def entry(name: str, prices: dict[str, Any]) -> dict[str, Any]:
+        vendor = "hosted_vllm" if name == "order" else "openai"
+        params = {"model": f"{vendor}/{name}", "api_base": provider.openai_url, "api_key": "upstream-key"}
+        return {"model_name": name, "litellm_params": params, "model_info": prices}
+
+    return [entry(name, prices) for name, prices in PRICES.items()]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(
+        tmp_path_factory.mktemp("media"),
+        models=models,
+        budgets=[{"scope": "run", "match": "money", "usd": USD}],
+        router_settings={"num_retries": 0, "fallbacks": [{"cheap-image": ["dear-image"]}]},
+    ) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _fresh(served: Served) -> None:
+    served.provider.clear()
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=served.gateway.url + "/v1", api_key="local", max_retries=0) as opened:
+        yield opened
+
+
+def money(run: str) -> dict[str, str]:
+    return tagged("money", run, "draw")
+
+
+def settled(served: Served, run: str) -> float:
+    shown: dict[str, Any] = served.gateway.get(f"/api/runs/{run}").json()["cost_usd"]
+    assert (shown["reserved"], shown["overrun"]) == (0, 0)
+    return float(shown["settled"])
+
+
+def sound(seconds: float) -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as made:
+        made.setparams((1, 2, 8_000, 0, "NONE", ""))
+        made.writeframes(b"\x00\x00" * int(8_000 * seconds))
+    return buffer.getvalue()
+
+
+def is_for(model: str) -> Any:
+    def holds(seen: Received) -> bool:
+        return seen.body.get("model") == model
+
+    return holds
+
+
+def test_an_image_costs_what_its_tokens_cost(served: Served, client: openai.OpenAI) -> None:
+    client.images.generate(
+        model="image", prompt="a tram", size="1024x1024", quality="low", extra_headers=money("m-image")
+    )
+    assert settled(served, "m-image") == pytest.approx(3 * 5e-6 + 7 * 4e-5)
+
+
+def test_images_that_may_cost_more_than_is_left_are_not_made(served: Served, client: openai.OpenAI) -> None:
+    """Two of medium quality are 2,112 tokens, 0.084 USD at 40 USD a million."""
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.images.generate(
+            model="image",
+            prompt="a tram",
+            n=2,
+            size="1024x1024",
+            quality="medium",
+            extra_headers=money("m-images"),
+        )
+    assert refused.value.status_code == 402
+    assert isinstance(refused.value.body, dict)
+    assert 0.084 < refused.value.body["metadata"]["needed"] < 0.09
+    assert served.seen() == 0
+
+
+def test_a_dearer_model_draws_only_if_its_price_can_be_held(served: Served, client: openai.OpenAI) -> None:
+    served.provider.script(status=503, times=None, when=is_for("cheap-image"))
+    with pytest.raises(openai.InternalServerError):
+        client.images.generate(model="cheap-image", prompt="a tram", n=2, extra_headers=money("m-dear"))
+    assert [seen.body["model"] for seen in served.provider.requests] == ["cheap-image"]
+    assert settled(served, "m-dear") == 0
+    client.images.generate(model="cheap-image", prompt="a tram", extra_headers=money("m-dear"))
+    assert served.last.body["model"] == "dear-image"
+    assert settled(served, "m-dear") == pytest.approx(0.04)
+
+
+def test_sounds_cost_their_characters_and_seconds(served: Served, client: openai.OpenAI) -> None:
+    spoken = client.audio.speech.create(model="voice", voice="alloy", input="x" * 100, extra_headers=money("m-voice"))
+    assert spoken.content.startswith(b"ID3")
+    assert settled(served, "m-voice") == pytest.approx(0.001)
+    heard = client.audio.transcriptions.create(model="ear", file=("a.wav", sound(30.0)), extra_headers=money("m-ear"))
+    assert heard.text == "the time of people"
+    assert settled(served, "m-ear") == pytest.approx(0.003)
+    with pytest.raises(openai.APIStatusError, match="needs"):
+        client.audio.transcriptions.create(model="ear", file=("a.wav", sound(501.0)), extra_headers=money("m-long"))
+
+
+def test_a_search_costs_its_queries(served: Served) -> None:
+    body = {"model": "order", "query": "which", "documents": ["a", "b"]}
+    reply = served.gateway.request("POST", "/v1/rerank", body, money("m-order"))
+    assert reply.status == 200, reply.body
+    assert settled(served, "m-order") == pytest.approx(0.001)
