@@ -21,6 +21,7 @@ from gateway.pipeline.events import draft_of
 from gateway.pipeline.planner import Planner
 from gateway.pipeline.refusal import refusal_error
 from gateway.pipeline.reserving import Reserving
+from gateway.pipeline.worst_money import worst_money
 from gateway.pricebook import PriceBook
 from gateway.runs import RunRegistry
 from gateway.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ from gateway.upstream.request import request_defaults
 from gateway.wire.protocol import Request
 from policies.budgets import RunLimits
 from policies.pressure import Rung
-from policies.pricing import Price, WorstCase, worst_case, worst_media_nano_usd
+from policies.pricing import Price
 from policies.reservation import Decision, Demand, Granted, OnLost, Refusal, Refused
 from policies.tokens import PromptCount
 
@@ -302,7 +303,7 @@ class Admission:
         prompt_tokens = count.reserve_tokens + request.media_tokens
         output_max = self.output_tokens_wanted(call) if request.has_output else 0
         held = min(output_max, self._rules.slice_tokens) if call.holds_slices else output_max
-        worst = self.worst_money(call, call.price, count, output_max)
+        worst = worst_money(call, call.price, count, output_max)
         return Demand(
             prompt_tokens=prompt_tokens,
             output_tokens_max=held,
@@ -311,19 +312,6 @@ class Admission:
             output_nano_usd_per_token=worst.output_nano_usd_per_token,
             choices=request.choices,
         )
-
-    @staticmethod
-    def worst_money(call: Call, price: Price | None, count: PromptCount, output_tokens_max: int) -> WorstCase:
-        """What the call may cost on a model of this price; nothing where there is none. Images and sounds are in the prompt's."""
-        if price is None:
-            return WorstCase(0, 0)
-        request = call.request
-        service_tier = request.body.get("service_tier")
-        worst = worst_case(price, count.reserve_tokens, output_tokens_max, service_tier)
-        if not request.media_tokens and not request.has_units:
-            return worst
-        media = worst_media_nano_usd(price, request.media_tokens, request.units(), service_tier)
-        return replace(worst, prompt_nano_usd=worst.prompt_nano_usd + media)
 
     def output_tokens_wanted(self, call: Call) -> int:
         """What each choice may come to: the client's cap, never above the model's own maximum."""

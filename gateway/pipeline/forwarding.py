@@ -14,6 +14,7 @@ from gateway.pipeline.admission import Admission
 from gateway.pipeline.call import Call
 from gateway.pipeline.heartbeat_port import Flights
 from gateway.pipeline.reserving import Reserving
+from gateway.pipeline.worst_money import worst_money
 from gateway.upstream.deployments import Pool
 from gateway.upstream.failures import is_context_window, retry_after_s
 from gateway.upstream.port import Departure, Deployment, Timeouts, Upstream, UpstreamAnswer, UpstreamCall, UpstreamError
@@ -166,7 +167,7 @@ class Forwarding:
         if price is None and call.chain.limits_money:
             return False
         count = await self._admission.count(call, following)
-        worst = self._admission.worst_money(call, price, count, grant.output_tokens)
+        worst = worst_money(call, price, count, grant.output_tokens)
         needed = worst.prompt_nano_usd + worst.output_nano_usd_per_token * grant.output_tokens * call.request.choices
         tokens, nano_usd = count.reserve_tokens - call.count.reserve_tokens, needed - grant.held.nano_usd
         if tokens > 0 or nano_usd > 0:

@@ -7,7 +7,7 @@ from typing import Final
 
 from gateway.pipeline.call import Call
 from gateway.pipeline.reserving import Reserving
-from policies.pricing import worst_case
+from gateway.pipeline.worst_money import worst_money
 from policies.reservation import Demand
 from policies.tokens import counting_for
 
@@ -75,8 +75,8 @@ class HoldKeeper:
         if wanted <= 0:
             return False
         rate = 0
-        if call.price is not None and call.count is not None:
-            rate = worst_case(call.price, call.count.reserve_tokens, wanted).output_nano_usd_per_token
+        if call.count is not None:
+            rate = worst_money(call, call.price, call.count, wanted).output_nano_usd_per_token
         extra = Demand(0, wanted, 1, output_nano_usd_per_token=rate, choices=call.request.choices, requests=0)
         if await self._reserving.extend(call, extra) is None:
             return False

@@ -38,6 +38,7 @@ class ChatProtocol:
             choices=whole_number(body, "n", 1, CHOICES_MAX) or 1,
             output_tokens_max=min(caps) if caps else None,
             wants_usage=wants_usage(body),
+            has_audio=_has_audio(raw, body),
             metadata=body.get("metadata"),
         )
 
@@ -95,6 +96,12 @@ def check_messages(body: Mapping[str, Any]) -> None:
     for position, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequest.field(f"messages[{position}]", "must be an object with a role")
+
+
+def _has_audio(raw: bytes, body: Mapping[str, Any]) -> bool:
+    # In a text of the request the quotes would be escaped; a key or value of a tool may have the name for nothing.
+    modalities = body.get("modalities")
+    return b'"input_audio"' in raw or (isinstance(modalities, list) and "audio" in modalities)
 
 
 def _cap(body: dict[str, Any], output_tokens: int) -> None:

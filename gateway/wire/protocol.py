@@ -23,6 +23,7 @@ class Request:
     output_tokens_least: int = 1  # the smallest cap with which the provider takes this request at all
     has_output: bool = True  # False: no cap of ours bounds the answer's tokens, or it has none
     wants_usage: bool = False  # the client gets the usage chunk of a stream: it asked, or its answer is made out of one
+    has_audio: bool = False  # sounds among what is read or said, which some models bill at many times the price of text
     metadata: Any = None
     # What a call without a cap is priced by, at most: known from the request before it is sent.
     images: int = 0

@@ -24,6 +24,13 @@ PRICES: dict[str, dict[str, Any]] = {
     "voice": {"mode": "audio_speech", "input_cost_per_character": 1e-5},
     "ear": {"mode": "audio_transcription", "input_cost_per_second": 1e-4},
     "order": {"mode": "rerank", "input_cost_per_query": 1e-3},
+    "talker": {
+        "input_cost_per_token": 2.5e-6,
+        "output_cost_per_token": 1e-5,
+        "input_cost_per_audio_token": 4e-5,
+        "output_cost_per_audio_token": 8e-5,
+        "max_output_tokens": 4096,
+    },
 }
 USD = 0.05
 
@@ -128,6 +135,16 @@ def test_sounds_cost_their_characters_and_seconds(served: Served, client: openai
     assert settled(served, "m-ear") == pytest.approx(0.003)
     with pytest.raises(openai.APIStatusError, match="needs"):
         client.audio.transcriptions.create(model="ear", file=("a.wav", sound(501.0)), extra_headers=money("m-long"))
+
+
+@pytest.mark.parametrize(("modalities", "most"), [(["text", "audio"], 0.05 / 8e-5), (["text"], 4096)])
+def test_an_answer_that_may_be_spoken_is_held_at_the_price_of_sound(
+    served: Served, modalities: list[str], most: float
+) -> None:
+    body = {"model": "talker", "messages": [{"role": "user", "content": "hi"}], "modalities": modalities}
+    reply = served.gateway.request("POST", "/v1/chat/completions", body, money(f"m-talk-{len(modalities)}"))
+    assert reply.status == 200, reply.body
+    assert most * 0.95 < served.last.body.get("max_tokens", 4096) <= most
 
 
 def test_a_search_costs_its_queries(served: Served) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,9 @@ from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
 from policies.amounts import Limit
 from policies.budgets import Chain, HoldKind, Link, Scope, Window
+from policies.pricing import price_from_map
 from policies.reservation import Decision, Demand, Granted, Hold, OnLost
+from policies.tokens import PromptCount
 
 FAR = 16_384
 
@@ -84,6 +87,33 @@ async def test_a_hold_that_is_used_up_is_extended_while_the_budget_has_room() ->
     assert keeper.allowed_tokens == 990
     (balance,) = await ledger.balances("default", ["run/r"])
     assert (balance.settled.tokens, balance.reserved.tokens) == (0, 1000)
+
+
+PRIORITY = {"input_cost_per_token_priority": 2e-6, "output_cost_per_token_priority": 4e-6}
+SPOKEN = {"input_cost_per_audio_token": 2e-5, "output_cost_per_audio_token": 8e-5}
+
+
+@pytest.mark.parametrize(
+    ("prices", "request_fields", "nano_usd"),
+    [
+        ({}, {}, 2_000),
+        (PRIORITY, {"body": {"service_tier": "priority"}}, 4_000),
+        (PRIORITY, {}, 2_000),
+        (SPOKEN, {"has_audio": True}, 80_000),
+        (SPOKEN, {}, 2_000),
+    ],
+)
+async def test_a_hold_is_extended_at_the_price_of_its_tier_and_of_sound(
+    prices: dict[str, float], request_fields: dict[str, Any], nano_usd: int
+) -> None:
+    ledger = MemoryLedger()
+    call = await held(ledger, 1000, 100)
+    call.request = replace(call.request, **request_fields)
+    call.price = price_from_map({"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6, **prices})
+    call.count = PromptCount(10, 10, exact=True)
+    assert await HoldKeeper(call, reserving(ledger), slice_tokens=64).covers(101)
+    (balance,) = await ledger.balances("default", ["run/r"])
+    assert balance.reserved.nano_usd == 64 * nano_usd
 
 
 async def test_slices_are_extended_ahead_and_never_above_the_clients_own_cap() -> None:
