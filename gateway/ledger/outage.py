@@ -73,10 +73,7 @@ class Backing(Ledger, Protocol):
         """Settle a reservation that the ledger may never have seen."""
 
     async def ready(self, project: str) -> None:
-        """Return when the project's counters are known: at once, except for the first operation on it.
-
-        Raises `CountersMissing` when they are still being restored after a while.
-        """
+        """Return when the project's counters are known. Raises `CountersMissing` when they are not after a while."""
 
     async def processes(self) -> int:
         """Say that this process lives, and count those that do. Writes, so that it fails where writing fails."""
@@ -121,6 +118,7 @@ class OutageLedger:
         self._spool = spool
         self._breaker = Breaker(slow_ms=slow_ms)
         self._in_flight = InFlight()
+        self._ready: set[str] = set()
         self._allowance = Allowance()
         self._processes_hint = processes_hint
         self._processes = processes_hint
@@ -324,9 +322,10 @@ class OutageLedger:
 
         `project` is the one that it belongs to, if any. To learn its counters first is no slow answer, and takes no place.
         """
-        if project is not None:
+        if project is not None and project not in self._ready:
             self._require_reach()
             await self._watched(False, self._ledger.ready, project)
+            self._ready.add(project)
         return await self._in_turn(True, call, *given, **named)
 
     async def _ask_long(self, call: Callable[P, Awaitable[T]], *given: P.args, **named: P.kwargs) -> T:
