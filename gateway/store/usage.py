@@ -7,7 +7,8 @@ own key (id, at) could not see. And sums are added only for rows that are new.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,20 +16,23 @@ import structlog
 from sqlalchemy import case, or_, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.schema import Table
 
 from gateway.ledger.port import OutboxEntry
 from gateway.store import partitions
-from gateway.store.bulk import adding, among, insert, leave_alone
+from gateway.store.bulk import Conflict, adding, among, insert, insert_columns, leave_alone
 from gateway.store.database import Database, is_data_fault
 from gateway.store.tables import SUMS, run_steps, runs, token_usage, usage_daily, usage_dead_letter, usage_hourly
 from gateway.store.usage_event import Poison, Row, row_of
-from gateway.store.usage_sums import BatchSums
+from gateway.store.usage_sums import BatchSums, Columns
 
 # An event that comes back may carry another time, but not one of another quarter: redelivery takes seconds, the replay of a
 # spooled settlement at most as long as an outage. The bound keeps the look-up out of old months.
 REDELIVERY_MS_MAX: Final = 45 * 86_400_000
 # Any constant that is the same in every gateway (the bytes of "usage").
 WRITER_LOCK: Final = 0x7573616765
+# After so many rows (a few ms) the calls of this process have their turn.
+_SLICE: Final = 200
 _REASON_CHARACTERS_MAX: Final = 500
 _INT64_MAX: Final = 2**63 - 1
 
@@ -49,7 +53,7 @@ async def insert_entries(db: Database, entries: Sequence[OutboxEntry], now_ms: i
 
     Raises StoreUnavailable, after which it is unknown whether they were committed: repeat.
     """
-    parsed = [row_of(entry) for entry in entries]
+    parsed = [row async for row in _rows_of(entries)]
     by_id = {row["id"]: row for row in reversed(parsed) if not isinstance(row, Poison)}
     poisons = [row for row in parsed if isinstance(row, Poison)]
     entry_of = {entry.id: entry for entry in entries}
@@ -57,11 +61,20 @@ async def insert_entries(db: Database, entries: Sequence[OutboxEntry], now_ms: i
         await _take_turn(connection)
         fresh = await _without_known(connection, by_id)
         await _have_months(connection, fresh)
+        summing = asyncio.create_task(_summed_up(fresh))
         stored, refused = await _store_rows(connection, fresh)
-        await _add_sums(connection, stored)
+        for table, columns, conflict in await (_summed_up(stored) if refused else summing):
+            await insert_columns(connection, table, columns, conflict)
         poisons += [Poison(entry_of[row["id"]], reason) for row, reason in refused]
         await _park(connection, poisons, now_ms)
     return Inserted(len(stored), len(entries) - len(stored) - len(poisons), len(poisons))
+
+
+async def _rows_of(entries: Sequence[OutboxEntry]) -> AsyncIterator[Row | Poison]:
+    for number, entry in enumerate(entries):
+        if number % _SLICE == 0:
+            await asyncio.sleep(0)
+        yield row_of(entry)
 
 
 async def drop_old_months(db: Database, now_ms: int, months_kept: int) -> list[str]:
@@ -175,12 +188,22 @@ def _reason(error: BaseException) -> str:
     return (str(cause) or type(cause).__name__).splitlines()[0][:_REASON_CHARACTERS_MAX]
 
 
-async def _add_sums(connection: AsyncConnection, rows: Sequence[Row]) -> None:
-    sums = BatchSums(rows)
-    await insert(connection, usage_hourly, sums.hourly(), _HOUR_SEEN)
-    await insert(connection, usage_daily, sums.daily(), _DAY_SEEN)
-    await insert(connection, runs, sums.by_run(), _RUN_SEEN)
-    await insert(connection, run_steps, sums.by_step(), _STEP_SEEN)
+async def _summed_up(rows: Sequence[Row]) -> list[tuple[Table, Columns, Conflict]]:
+    """What the rows add to each table of sums: computed while the store is busy with the rows themselves."""
+    sums = BatchSums()
+    for start in range(0, len(rows), _SLICE):
+        sums.add(rows[start : start + _SLICE])
+        await asyncio.sleep(0)
+    added = []
+    for table, columns_of, conflict in (
+        (usage_hourly, sums.hourly, _HOUR_SEEN),
+        (usage_daily, sums.daily, _DAY_SEEN),
+        (runs, sums.by_run, _RUN_SEEN),
+        (run_steps, sums.by_step, _STEP_SEEN),
+    ):
+        added.append((table, columns_of(), conflict))
+        await asyncio.sleep(0)
+    return added
 
 
 def _earlier(name: str) -> Any:

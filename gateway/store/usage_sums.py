@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from operator import add, itemgetter
 from typing import Any, Final
 
 from gateway.store.tables import GROUPED, SUMS
 
 Row = Mapping[str, Any]
-Sums = dict[str, Any]
+Columns = dict[str, list[Any]]  # of as many rows as each list is long
 
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 86_400_000
@@ -30,23 +30,28 @@ _COUNTED: Final = {
     "repair": (0, 0, 0),
 }
 _ZEROS: Final = (0,) * len(SUMS)
+# What the events of a run and of a step call it.
+_OF_RUN: Final[dict[str, Any]] = {"state": "", "workflow": "", "agent": "", "user": "", "parent_run": ""}
+_OF_STEP: Final[dict[str, Any]] = {"intent": "", "confidence": None, "intent_source": "", "model": ""}
 
 
 class BatchSums:
     """The sums of one batch. Every list is in the order of its keys, so that all writers lock in the same order."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self) -> None:
         self._hours: dict[tuple[Any, ...], list[int]] = {}
         self._runs: dict[tuple[str, str], _Seen] = {}
         self._steps: dict[tuple[str, str, str], _Seen] = {}
+
+    def add(self, rows: Iterable[Row]) -> None:
         for row in rows:
             self._add(row)
 
-    def hourly(self) -> list[Sums]:
+    def hourly(self) -> Columns:
         """One row for each hour and combination of names."""
         return _grouped("hour_at", self._hours)
 
-    def daily(self) -> list[Sums]:
+    def daily(self) -> Columns:
         """One row for each day in UTC and combination of names."""
         days: dict[tuple[Any, ...], list[int]] = {}
         for (hour_at, *names), amounts in self._hours.items():
@@ -54,22 +59,21 @@ class BatchSums:
             days[day] = list(map(add, days.get(day, _ZEROS), amounts))
         return _grouped("day_at", days)
 
-    def by_run(self) -> list[Sums]:
+    def by_run(self) -> Columns:
         """One row for each run that was tagged. Its state is what its latest event says: exhausted, or active."""
-        return [
-            {"project": key[0], "run": key[1], "plan": "", "metrics": ""}
-            | seen.names
-            | seen.times()
-            | _named(seen.sums)
+        rows = [
+            (*key, "", "", *seen.names.values(), seen.first_at, seen.last_at, *seen.sums)
             for key, seen in sorted(self._runs.items())
         ]
+        return _columns(("project", "run", "plan", "metrics", *_OF_RUN, "first_at", "last_at", *SUMS), rows)
 
-    def by_step(self) -> list[Sums]:
+    def by_step(self) -> Columns:
         """One row for each step of a run."""
-        return [
-            {"project": key[0], "run": key[1], "step": key[2]} | seen.names | seen.times() | _named(seen.sums)
+        rows = [
+            (*key, *seen.names.values(), seen.first_at, seen.last_at, *seen.sums)
             for key, seen in sorted(self._steps.items())
         ]
+        return _columns(("project", "run", "step", *_OF_STEP, "first_at", "last_at", *SUMS), rows)
 
     def _add(self, row: Row) -> None:
         # Computed once for the three places that it is added to.
@@ -82,7 +86,7 @@ class BatchSums:
         key = (row["project"], row["run"])
         run = self._runs.get(key)
         if run is None:
-            run = self._runs[key] = _Seen(at, {"state": "", "workflow": "", "agent": "", "user": "", "parent_run": ""})
+            run = self._runs[key] = _Seen(at, dict(_OF_RUN))
         if run.add(at, amounts):
             run.names["state"] = "exhausted" if row["code"] == "run_budget_exceeded" else "active"
         for name in ("workflow", "agent", "user", "parent_run"):
@@ -95,8 +99,7 @@ class BatchSums:
         key = (row["project"], row["run"], row["step"])
         step = self._steps.get(key)
         if step is None:
-            names = {"intent": "", "confidence": None, "intent_source": "", "model": ""}
-            step = self._steps[key] = _Seen(row["at"], names)
+            step = self._steps[key] = _Seen(row["at"], dict(_OF_STEP))
         is_latest = step.add(row["at"], amounts)
         if row["intent"] and (is_latest or not step.names["intent"]):
             step.names["intent"] = row["intent"]
@@ -125,14 +128,10 @@ class _Seen:
         self.last_at = at
         return True
 
-    def times(self) -> dict[str, int]:
-        return {"first_at": self.first_at, "last_at": self.last_at}
+
+def _grouped(start: str, found: Mapping[tuple[Any, ...], list[int]]) -> Columns:
+    return _columns((start, *GROUPED, *SUMS), [(*key, *sums) for key, sums in sorted(found.items())])
 
 
-def _grouped(start: str, found: Mapping[tuple[Any, ...], list[int]]) -> list[Sums]:
-    names = (start, *GROUPED)
-    return [dict(zip(names, key, strict=True)) | _named(sums) for key, sums in sorted(found.items())]
-
-
-def _named(sums: Iterable[int]) -> Sums:
-    return dict(zip(SUMS, sums, strict=True))
+def _columns(names: Iterable[str], rows: Sequence[tuple[Any, ...]]) -> Columns:
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)) if rows else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from gateway.flusher import BACKOFF_MS_MAX, Flusher
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import LedgerUnavailable, OutboxEntry
-from gateway.store import usage
+from gateway.store import usage, usage_event
 from gateway.store.database import Database, StoreUnavailable
 from gateway.store.usage import Inserted
 from tests.store_events import NOW_MS, entry, rows_of
@@ -82,6 +83,28 @@ async def test_a_crash_between_commit_and_acknowledge_doubles_nothing(ledger: Me
     assert len(await rows_of(db)) == 2
     done = await usage.insert_entries(db, await broken.outbox_read("one"), NOW_MS)
     assert (done.inserted, done.known) == (0, 2)
+
+
+async def test_calls_have_their_turn_while_a_backlog_is_read(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = 0
+    read_in: Counter[int] = Counter()
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def row_of(one: OutboxEntry) -> Any:
+        read_in[turn] += 1
+        return usage_event.row_of(one)
+
+    monkeypatch.setattr(usage, "row_of", row_of)
+    counting = asyncio.create_task(count_turns())
+    done = await usage.insert_entries(db, [entry(f"e{number}") for number in range(1_000)], NOW_MS)
+    counting.cancel()
+    assert done.inserted == 1_000
+    assert max(read_in.values()) <= 200
 
 
 async def test_what_is_not_committed_stays_in_the_outbox(ledger: MemoryLedger, db: Database) -> None:
