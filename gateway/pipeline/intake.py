@@ -16,7 +16,7 @@ from gateway.pipeline.call import LOCAL_PROJECT, Call, Principal
 from gateway.pipeline.exchange import Exchange
 from gateway.store.keys import ApiKey
 from gateway.tags import read_tags
-from gateway.wire.body import DENIED_KEYS, strip_tags
+from gateway.wire.body import DENIED_KEYS, forbidden, strip_tags
 from gateway.wire.protocol import WireProtocol
 from policies.routing import is_auto
 
@@ -183,9 +183,7 @@ def refuse_destinations(exchange: Exchange) -> None:
             raise BadRequest.field("query", f"has more than {_QUERY_FIELDS_MAX} fields")
         for name, _ in parse_qsl(exchange.query.decode("latin-1"), keep_blank_values=True):
             if name in DENIED_KEYS:
-                raise BadRequest.field(
-                    name, "is not a caller's to choose; the gateway's configuration sets it", "forbidden_field"
-                )
+                raise forbidden(name)
 
 
 def refuse_foreign_pages(headers: Mapping[str, str]) -> None:

@@ -58,10 +58,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         raise BadRequest("The body must be a JSON object.", code="invalid_json")
     denied = DENIED_KEYS & body.keys()
     if denied:
-        key = min(denied)
-        raise BadRequest.field(
-            key, "is not a caller's to choose; the gateway's configuration sets it", "forbidden_field"
-        )
+        raise forbidden(min(denied))
     # A key that stands twice in the outermost object is in it: only those are looked for, each in one pass.
     doubled = [key for key, quoted in _QUOTED if key in body and raw.count(quoted) > 1]
     if b"\\u00" in raw and _ESCAPED_LETTER.search(raw):
@@ -71,6 +68,10 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     if doubled:
         _refuse_double(raw, doubled)
     return body
+
+
+def forbidden(name: str) -> BadRequest:
+    return BadRequest.field(name, "is not a caller's to choose; the gateway's configuration sets it", "forbidden_field")
 
 
 def strip_tags(body: dict[str, Any]) -> None:

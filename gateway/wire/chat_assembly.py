@@ -23,6 +23,8 @@ def assembled(pieces: bytes) -> dict[str, Any]:
             _merge_choice(choices, choice)
     answer["object"] = "chat.completion"
     answer["choices"] = [choices[index] for index in sorted(choices)]
+    for choice in answer["choices"]:
+        _list_calls(choice["message"])
     return answer
 
 
@@ -53,7 +55,7 @@ def _merge_choice(choices: dict[int, dict[str, Any]], choice: dict[str, Any]) ->
 def _merge_delta(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
     for key, value in delta.items():
         if key == "tool_calls":
-            _merge_tool_calls(message.setdefault("tool_calls", []), objects_in(value, "tool calls"))
+            _merge_tool_calls(message.setdefault("tool_calls", {}), objects_in(value, "tool calls"))
         elif key == "role":
             message["role"] = value or message["role"]
         elif isinstance(value, dict):
@@ -74,17 +76,21 @@ def _merge_object(message: dict[str, Any], key: str, value: Mapping[str, Any]) -
         whole[name] = joined(whole.get(name), part) if grows else part
 
 
-def _merge_tool_calls(calls: list[dict[str, Any]], deltas: list[dict[str, Any]]) -> None:
+def _merge_tool_calls(calls: dict[int, dict[str, Any]], deltas: list[dict[str, Any]]) -> None:
+    """By their index, which some servers begin to count at one."""
     for delta in deltas:
-        index = index_of(delta, default=len(calls))
-        while len(calls) <= index:
-            calls.append({"type": "function"})
-        call = calls[index]
+        call = calls.setdefault(index_of(delta, default=len(calls)), {"type": "function"})
         for key, value in delta.items():
             if isinstance(value, dict):  # `function`, or `custom`
                 _join_strings(call, key, value)
             elif key != "index" and value is not None:
                 call[key] = value
+
+
+def _list_calls(message: dict[str, Any]) -> None:
+    calls = message.pop("tool_calls", None)
+    if calls:
+        message["tool_calls"] = [calls[index] for index in sorted(calls)]
 
 
 def _join_strings(call: dict[str, Any], key: str, part: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from gateway.errors import StreamBroken
 from gateway.wire import sse
 
 DONE: Final = b"[DONE]"
-# Nobody answers with more choices, tool calls or content parts. A list is padded up to an index that a provider sends.
+# Nobody answers with more choices, tool calls or content parts.
 INDEX_MAX: Final = 4_096
 
 
@@ -53,6 +53,14 @@ def index_of(item: dict[str, Any], key: str = "index", default: int = 0) -> int:
     value = item.get(key, default)
     if type(value) is not int or not 0 <= value <= INDEX_MAX:
         raise StreamBroken(f"The provider sent an event whose {key} is {str(value)[:40]!r}.")
+    return value
+
+
+def object_in(event: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Raises `StreamBroken` where there is none."""
+    value = event.get(key)
+    if not isinstance(value, dict):
+        raise StreamBroken(f"The provider sent an event without its {key}.")
     return value
 
 

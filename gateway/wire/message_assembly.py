@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.errors import StreamBroken
-from gateway.wire.events import index_of, joined, kind_of, objects_of
+from gateway.wire.events import index_of, joined, kind_of, object_in, objects_of
 from gateway.wire.openai_errors import upstream_event_error
 
 # The kinds of deltas whose text grows a field of the block by the same name.
@@ -25,9 +25,9 @@ def assembled(pieces: bytes) -> dict[str, Any]:
         if kind == "error" or event.get("error"):
             raise upstream_event_error(event.get("error") or event)
         if kind == "message_start":
-            message |= _object(event, "message")
+            message |= object_in(event, "message")
         elif kind == "content_block_start":
-            blocks[index_of(event)] = _object(event, "content_block")
+            blocks[index_of(event)] = object_in(event, "content_block")
         elif kind == "content_block_delta":
             _grow(blocks, inputs, event)
         elif kind == "message_delta":
@@ -39,7 +39,7 @@ def assembled(pieces: bytes) -> dict[str, Any]:
 
 
 def _grow(blocks: dict[int, dict[str, Any]], inputs: dict[int, list[str]], event: dict[str, Any]) -> None:
-    index, delta = index_of(event), _object(event, "delta")
+    index, delta = index_of(event), object_in(event, "delta")
     if index not in blocks:
         raise StreamBroken("The provider sent a delta of a block that it had not begun.")
     block, kind = blocks[index], kind_of(delta)
@@ -57,7 +57,7 @@ def _grow(blocks: dict[int, dict[str, Any]], inputs: dict[int, list[str]], event
 
 
 def _end(message: dict[str, Any], event: dict[str, Any]) -> None:
-    message |= _object(event, "delta")
+    message |= object_in(event, "delta")
     message |= {key: value for key, value in event.items() if key not in _OUTSIDE_MESSAGE and value is not None}
     usage = event.get("usage")
     if isinstance(usage, dict):
@@ -79,10 +79,3 @@ def _input_of(text: str) -> Any:
 def _text(delta: dict[str, Any], key: str) -> str:
     value = delta.get(key)
     return value if isinstance(value, str) else ""
-
-
-def _object(event: dict[str, Any], key: str) -> dict[str, Any]:
-    value = event.get(key)
-    if not isinstance(value, dict):
-        raise StreamBroken(f"The provider sent an event without its {key}.")
-    return value

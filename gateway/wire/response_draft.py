@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any, Final
 
 from gateway.errors import StreamBroken
-from gateway.wire.events import index_of, kind_of
+from gateway.wire.events import index_of, kind_of, object_in
 
 # Which field of an item a delta belongs to: (list of parts or "", field). Each is output, and paid for; a summary of the
 # reasoning stands for the reasoning, which itself is not shown.
@@ -60,13 +60,13 @@ class ResponseDraft:
             self._write(event, *DELTAS[kind])
         elif kind in ("response.created", "response.in_progress", "response.queued"):
             self._is_created = True
-            self._response = _object(event, "response")
+            self._response = object_in(event, "response")
         elif kind == "response.output_item.added":
             index = index_of(event, "output_index")
-            self._items[index] = _object(event, "item")
+            self._put(index, object_in(event, "item"))
             self._open.add(index)
         elif kind == "response.output_item.done":
-            self._finish(index_of(event, "output_index"), _object(event, "item"))
+            self._put(index_of(event, "output_index"), object_in(event, "item"))
         elif kind in _PARTS:
             self._add_part(event, *_PARTS[kind])
         elif kind == "response.content_part.done":
@@ -120,18 +120,25 @@ class ResponseDraft:
     def _write(self, event: dict[str, Any], parts: str, field: str) -> None:
         delta = event.get("delta")
         if isinstance(delta, str):
-            part = index_of(event, _PART_KEYS[parts]) if parts else 0
-            self._texts[(index_of(event, "output_index"), parts, part, field)].append(delta)
+            index, part_index = index_of(event, "output_index"), index_of(event, _PART_KEYS[parts]) if parts else 0
+            key = (index, parts, part_index, field)
+            if parts and key not in self._texts:
+                _part_at(self._begun(index), parts, part_index)
+            self._texts[key].append(delta)
 
     def _add_part(self, event: dict[str, Any], parts: str, part_key: str) -> None:
         index, part_index = index_of(event, "output_index"), index_of(event, part_key)
-        if index not in self._items:
-            raise StreamBroken("The provider sent a part of an item that it had not begun.")
-        _part_at(self._items[index], parts, part_index).update(_object(event, "part"))
+        _part_at(self._begun(index), parts, part_index).update(object_in(event, "part"))
         if parts == "content":
             self._open_parts.add((index, part_index))
 
-    def _finish(self, index: int, item: dict[str, Any]) -> None:
+    def _begun(self, index: int) -> dict[str, Any]:
+        if index not in self._items:
+            raise StreamBroken("The provider sent a part of an item that it had not begun.")
+        return self._items[index]
+
+    def _put(self, index: int, item: dict[str, Any]) -> None:
+        """The item as the provider tells it, in place of all that was noted of it."""
         self._items[index] = item
         self._open.discard(index)
         self._open_parts = {at for at in self._open_parts if at[0] != index}
@@ -152,20 +159,16 @@ class ResponseDraft:
 
 
 def _part_at(item: dict[str, Any], parts: str, index: int) -> dict[str, Any]:
-    """The part at this place, made where the provider left out to announce it."""
+    """The part at this place, made where the provider left out to announce it. Raises `StreamBroken` where others are missing
+    before it."""
     found = item.get(parts)
     if not isinstance(found, list):
         found = item[parts] = []
-    while len(found) <= index:
+    if index > len(found):
+        raise StreamBroken("The provider sent a part and left out those before it.")
+    if index == len(found):
         found.append({})
     if not isinstance(found[index], dict):
         found[index] = {}
     part: dict[str, Any] = found[index]
     return part
-
-
-def _object(event: dict[str, Any], key: str) -> dict[str, Any]:
-    value = event.get(key)
-    if not isinstance(value, dict):
-        raise StreamBroken(f"The provider sent an event without its {key}.")
-    return value

@@ -10,7 +10,7 @@ import orjson
 
 from gateway.errors import BadRequest
 from gateway.upstream.port import ProtocolName
-from gateway.wire.body import DENIED_KEYS, text
+from gateway.wire.body import DENIED_KEYS, forbidden, text
 from gateway.wire.choices import details_of
 from gateway.wire.form import Part, parts_of, text_of
 from gateway.wire.protocol import Request, token_count
@@ -72,9 +72,7 @@ def _body_of(parts: list[Part]) -> dict[str, Any]:
     for part in parts:
         name = part.name.removesuffix("[]")
         if name in DENIED_KEYS:
-            raise BadRequest.field(
-                name, "is not a caller's to choose; the gateway's configuration sets it", "forbidden_field"
-            )
+            raise forbidden(name)
         if name == "file":
             _add(body, name, _file(part))
         elif part.name.endswith("[]") or name in _LISTS:

@@ -222,6 +222,20 @@ def test_tool_calls_are_assembled_from_their_deltas() -> None:
     assert "".join(counter.texts) == 'find{"q":send{"to": "x"} "y"}'
 
 
+def test_tool_calls_are_kept_apart_by_their_index_wherever_it_begins() -> None:
+    stream = data_events(
+        chunk(delta(tool_calls=[{"index": 1, "id": "a", "function": {"name": "f", "arguments": "{"}}])),
+        chunk(delta(tool_calls=[{"index": 4_000, "id": "b", "function": {"name": "g", "arguments": "{"}}])),
+        chunk(delta(tool_calls=[{"index": 1, "function": {"arguments": "}"}}])),
+        chunk(delta(tool_calls=None, finish="tool_calls")),
+    )
+    calls = CHAT.assemble(b"".join(stream))["choices"][0]["message"]["tool_calls"]
+    assert [(call["id"], call["function"]["arguments"]) for call in calls] == [("a", "{}"), ("b", "{")]
+    assert (
+        "tool_calls" not in CHAT.assemble(b"".join(data_events(chunk(delta(tool_calls=[])))))["choices"][0]["message"]
+    )
+
+
 def test_choices_logprobs_audio_and_reasoning_are_assembled() -> None:
     stream = data_events(
         chunk({**delta(1, content="b"), "logprobs": {"content": [{"token": "b"}]}}),

@@ -40,6 +40,7 @@ SUMMARY = {"type": "summary_text", "text": "hm "}
 MESSAGE = {"type": "message", "id": "msg_1", "role": "assistant", "status": "in_progress", "content": []}
 PART = {"type": "output_text", "text": "", "annotations": []}
 AT = {"item_id": "msg_1", "output_index": 1, "content_index": 0}
+DELTA = {"type": "response.output_text.delta", "delta": "more", "logprobs": []}
 # A finished reasoning item, a message in the middle of its text, a call in the middle of its arguments.
 HALFWAY = numbered(
     {"type": "response.created", "response": CREATED},
@@ -241,6 +242,27 @@ def test_events_that_cannot_be_placed_pass_and_break_nothing(event: dict[str, An
     assert relayed(relay, [*HALFWAY, odd, b": x\n\n"]) == b"".join(HALFWAY) + odd
     relay.cut()
     assert events_of(relay.close(None))[-1]["type"] == "response.incomplete"
+
+
+@pytest.mark.parametrize("event", [{"type": "response.content_part.added", "part": PART}, DELTA])
+def test_parts_are_not_made_up_to_an_index_of_the_providers(event: dict[str, Any]) -> None:
+    """A few such events would fill the memory."""
+    relay, _ = relay_of("responses")
+    far = named_events({**AT, **event, "content_index": 4_000})
+    near = named_events({**AT, **DELTA, "content_index": 1})
+    relayed(relay, [*HALFWAY, *far, *near, b": x\n\n"])
+    relay.cut()
+    item = events_of(relay.close(None))[-1]["response"]["output"][1]
+    assert [part["text"] for part in item["content"]] == ["Hello", "more"]
+
+
+def test_an_item_that_is_begun_again_is_begun_anew() -> None:
+    relay, _ = relay_of("responses")
+    near = named_events({**AT, **DELTA, "content_index": 1})
+    again = named_events({"type": "response.output_item.added", "output_index": 1, "item": {**MESSAGE, "content": []}})
+    relayed(relay, [*HALFWAY, *near, *again, b": x\n\n"])
+    relay.cut()
+    assert events_of(relay.close(None))[-1]["response"]["output"][1]["content"] == []
 
 
 @pytest.mark.parametrize(
