@@ -99,8 +99,8 @@ def test_a_refusal_names_the_budget_is_repeated_for_nothing_and_ends_with_ctrl_c
             if sum(line.startswith("Retrying in") for line in said) == 2:
                 os.killpg(process.pid, signal.SIGINT)
     overdue.cancel()
-    shown = [line for line in said if "run 's-aider-refused'" in line]
-    assert len(shown) == refusals(served) - before == 2, said
-    assert "whole budget" in shown[0]
+    shown = [line for line in said if line.startswith("litellm.APIError")]
+    assert "the whole budget of run 's-aider-refused' is 5 tokens" in shown[0], said
+    assert 2 <= refusals(served) - before < 9, "it would have tried nine times"
     assert served.seen() == 0
     assert run_of(served, "s-aider-refused")["tokens"]["settled"] == 0

@@ -25,7 +25,8 @@ def main(name: str) -> None:
             "types": [kind.__module__ + "." + kind.__name__ for kind in type(error).__mro__],
             "message": str(error),
         }
-    print("\nREPORT " + json.dumps(report))
+    # In one piece: frameworks draw on the terminal from threads of their own.
+    sys.stdout.write("\nREPORT " + json.dumps(report) + "\n")
 
 
 main(sys.argv[1])
