@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from gateway.admin.figures import day_of
 from gateway.admin.visit import Visit
 from gateway.endpoints.api import usage
 from gateway.endpoints.api.usage import UsageQuery, UsageReport, UsageTotals, figures
@@ -48,11 +47,13 @@ async def day_chart(
     """`report` is what `query` found: its rows say which groups are large. `by_day` the same by day, if it is known already."""
     whole = query.model_copy(update={"group_by": GroupBy.DAY, "limit": DAYS_MAX, "cursor": None, "format": "json"})
     if by_day is None:
-        found = report if query.group_by is GroupBy.DAY else await visit.ask(usage.get_usage, query=whole)
+        is_whole = query.group_by is GroupBy.DAY and len(report.rows) == report.groups
+        found = report if is_whole else await visit.ask(usage.get_usage, query=whole)
         assert isinstance(found, UsageReport)  # noqa: S101 - CSV was not asked for
         by_day = found
     known = {row.day or "": getattr(row, metric) for row in by_day.rows}
-    days = _days_between(str(query.since), query.until or day_of(visit.now_ms)) or sorted(known)
+    wanted = usage.filter_of(visit.desk, query)
+    days = _days_between(wanted.from_ms, visit.now_ms if wanted.to_ms is None else wanted.to_ms - 1) or sorted(known)
     parts = [] if query.group_by in _WHOLE or query.run else await _split(visit, query, report, metric, days)
     rest = [known.get(day, 0) - sum(part.values[at] for part in parts) for at, day in enumerate(days)]
     if not parts:
@@ -80,11 +81,10 @@ async def _split(visit: Visit, query: UsageQuery, report: UsageReport, metric: s
     ]
 
 
-def _days_between(since: str, until: str) -> list[str]:
-    """Empty for what are not two days, and for more than a chart can show."""
-    try:
-        first, last = datetime.fromisoformat(since[:10]).date(), datetime.fromisoformat(until[:10]).date()
-    except ValueError:
+def _days_between(from_ms: int | None, last_ms: int) -> list[str]:
+    """Empty without a beginning, and for more than a chart can show."""
+    if from_ms is None:
         return []
+    first, last = (datetime.fromtimestamp(at_ms / 1000, UTC).date() for at_ms in (from_ms, last_ms))
     count = (last - first).days + 1
     return [(first + timedelta(days=at)).isoformat() for at in range(count)] if 0 < count <= DAYS_MAX else []

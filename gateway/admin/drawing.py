@@ -9,15 +9,27 @@ from markupsafe import Markup
 from gateway.admin.figures import count, money
 
 _WIDTH, _HEIGHT = 100.0, 10.0
+_HIDDEN = Markup('aria-hidden="true"')
 
 
 def bullet(
-    settled: float, reserved: float, limit: float | None, soft: float | None = None, *, is_money: bool = False
+    settled: float,
+    reserved: float,
+    limit: float | None,
+    soft: float | None = None,
+    *,
+    unit: str = "tokens",
+    is_told: bool = False,
 ) -> Markup:
-    """Settled and reserved on a track as long as the limit (or as what is used, if that is more); a mark at `soft`."""
-    said = _sentence(settled, reserved, limit, is_money)
+    """Settled and reserved on a track as long as the limit (or as what is used, if that is more); a mark at `soft`.
+
+    `unit`: tokens, usd or requests. `is_told`: the figures stand beside it, and need not be told again to who cannot see it.
+    """
+    label = (
+        _HIDDEN if is_told else Markup('role="img" aria-label="{}"').format(_sentence(settled, reserved, limit, unit))
+    )
     if limit is None:
-        return Markup('<span class="bullet none" role="img" aria-label="{}"></span>').format(said)
+        return Markup('<span class="bullet none" {}></span>').format(label)
     whole = max(limit, settled + reserved, 1e-12)
     at_settled, at_taken, at_limit = (value / whole * _WIDTH for value in (settled, settled + reserved, limit))
     state = "over" if settled + reserved > limit else "full" if settled + reserved >= limit else "within"
@@ -30,9 +42,9 @@ def bullet(
     if soft is not None and 0 < soft < limit:
         marks.append(soft / whole * _WIDTH)
     parts += [_bar("mark", at - 0.4, 0.8) for at in marks]
-    return Markup(
-        '<svg class="bullet {}" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
-    ).format(state, said, Markup("").join(parts))
+    return Markup('<svg class="bullet {}" viewBox="0 0 100 10" preserveAspectRatio="none" {}>{}</svg>').format(
+        state, label, Markup("").join(parts)
+    )
 
 
 def share_bar(share: float) -> Markup:
@@ -82,8 +94,7 @@ def _bar(name: str, start: float, length: float) -> Markup:
     )
 
 
-def _sentence(settled: float, reserved: float, limit: float | None, is_money: bool) -> str:
-    shown = money if is_money else count
-    unit = "" if is_money else " tokens"
-    most = "no limit" if limit is None else f"of {shown(limit)}{unit}"
+def _sentence(settled: float, reserved: float, limit: float | None, unit: str) -> str:
+    shown = money if unit == "usd" else count
+    most = "no limit" if limit is None else f"of {shown(limit)}{'' if unit == 'usd' else f' {unit}'}"
     return f"{shown(settled)} settled, {shown(reserved)} reserved, {most}"

@@ -87,6 +87,11 @@ def span(duration_ms: float | None) -> str:
     return f"{found:.1f} {unit}" if found < 10 and unit == "s" else f"{found:.0f} {unit}"
 
 
+def window_text(window: str) -> str:
+    """When a budget counts, as a sentence has it: today, this month, in total."""
+    return {"total": "in total", "day": "today"}.get(window, f"this {window}")
+
+
 def day_of(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).date().isoformat()
 

@@ -16,7 +16,7 @@ from gateway.store.database import Database
 from gateway.store.tables import token_usage
 from gateway.store.unindexed import unindexed
 
-CALLS_MAX: Final = 2_000
+CALLS_MAX: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)

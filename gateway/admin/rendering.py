@@ -12,6 +12,7 @@ from gateway import __version__
 from gateway.admin import drawing, figures
 from gateway.admin.figures import path_of
 from gateway.admin.static_files import StaticFiles
+from gateway.admin.verdict import told
 from gateway.decisions import decisions_of
 
 if TYPE_CHECKING:
@@ -57,12 +58,14 @@ class Renderer:
             "pretty_detail": figures.pretty_detail,
             "decisions": decisions_of,
             "prose": figures.prose,
+            "window": figures.window_text,
             "setting_text": figures.setting_text,
         }
         self._environment.tests["saving"] = _is_saving
         self._environment.globals |= {
             "static": static.path,
             "bullet": drawing.bullet,
+            "told": told,
             "share_bar": drawing.share_bar,
             "sparkline": drawing.sparkline,
             "line": drawing.line,

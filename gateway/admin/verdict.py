@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from gateway.admin.figures import count, money
+from gateway.admin.figures import count, money, window_text
 from gateway.budget_view import BudgetAccount
 from gateway.run_view import Dollars, Requests, RunView, StepView, Tokens
 from policies.budgets import Link
@@ -29,14 +29,23 @@ class Meter:
         return None if self.limit is None else self.limit - self.settled - self.reserved
 
     @property
+    def share(self) -> float:
+        """Of the limit that is settled or reserved; 0 where there is none."""
+        taken = self.settled + self.reserved
+        return 0.0 if self.limit is None else taken / self.limit if self.limit else 1.0
+
+    @property
     def standing(self) -> Standing:
         """Blocked: what is settled fills it. Busy: only holds that will be resolved do."""
         if self.limit is None or (self.remaining or 0) > 0:
             return "free"
         return "blocked" if self.settled >= self.limit else "busy"
 
+    def figure(self, value: float | None) -> str:
+        return money(value) if self.unit == "usd" else count(value)
+
     def shown(self, value: float | None) -> str:
-        return money(value) if self.unit == "usd" else count(value) + _UNITS[self.unit]
+        return self.figure(value) + _UNITS[self.unit]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,18 @@ class Verdict:
     sentence: str
 
 
+def told(limits: Sequence[tuple[Row, Meter]]) -> str:
+    """Limits of one scope in a sentence: what is settled and reserved of each."""
+    row, _ = limits[0]
+    each = (
+        f"{window_text(row.window)} {meter.figure(meter.settled)} of {meter.shown(meter.limit)}"
+        + (f", {meter.figure(meter.reserved)} reserved" if meter.reserved else "")
+        + ("" if row.is_enforced else ", only watched")
+        for row, meter in limits
+    )
+    return f"{row.scope.capitalize()} {row.name}: {'; '.join(each)}"
+
+
 def verdict(rows: Sequence[Row], run_state: str | None) -> Verdict:
     """The gate of the run first, then the innermost scope, as a refusal would name it."""
     if run_state in ("paused", "cancelled", "completed"):
@@ -80,7 +101,7 @@ def verdict(rows: Sequence[Row], run_state: str | None) -> Verdict:
 
 
 def _sentence(row: Row, meter: Meter) -> str:
-    used = f"{meter.shown(meter.settled)} of {meter.shown(meter.limit)}"
+    used = f"{meter.figure(meter.settled)} of {meter.shown(meter.limit)}"
     where = f"{row.scope.capitalize()} “{row.name}”"
     if meter.standing == "busy":
         return (

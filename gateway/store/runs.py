@@ -182,6 +182,21 @@ async def overhead_us(db: Database, run: Run) -> int | None:
     return None if found is None else int(found)
 
 
+async def latest_keys(db: Database, project: str, names: Sequence[str]) -> dict[str, str]:
+    """By run, the id of the key of its latest call; empty for a call without one, left out where no call is kept."""
+    calls = token_usage.c
+    latest = (
+        select(calls.key_id)
+        .where(calls.project == runs.c.project, calls.run == runs.c.run)
+        .order_by(calls.at.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    async with db.read() as connection:
+        query = select(runs.c.run, latest).where(runs.c.project == project, among(connection, runs.c.run, names))
+        return {run: key for run, key in await connection.execute(query) if key is not None}
+
+
 async def list_runs(db: Database, wanted: RunFilter, limit: int = 50, cursor: str | None = None) -> Page:
     """Runs by their last event, the latest first. A malformed cursor begins at the start."""
     keys = runs.c.last_at, runs.c.run

@@ -213,7 +213,7 @@ def test_a_key_is_changed_on_its_page(guarded: FareboxProcess) -> None:
     ).json()
     changed = {"id": made["id"], "requests": "20", "window": "day", "concurrency": "2", "step": "nightly", "agent": ""}
     assert program.post("/admin/keys/change", changed).status == 303
-    assert "20 calls a day" in program.get("/admin/keys").text
+    assert "20 requests a day" in program.get("/admin/keys").text
     shown = guarded.get(f"/api/keys/{made['id']}", {"authorization": "Bearer a-long-admin-key"}).json()
     assert shown["limits"] == {"requests": 20, "window": "day", "concurrency": 2}
     assert (shown["step"], shown["agent"]) == ("nightly", "ada"), "what is left empty stays"

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from gateway.admin.figures import money
 from gateway.admin.pages.usage import METRICS
 from gateway.store.usage_report import GroupBy
 from policies.settings import SETTINGS
@@ -422,6 +423,57 @@ def test_every_change_is_in_the_audit(client: Client) -> None:
 def test_health_tells_drift(client: Client) -> None:
     page = client.get("/admin/health?check=drift").text
     assert re.search(r"0 on all \d+ accounts", page)
+
+
+def test_a_run_shows_the_budgets_that_it_shares(guarded: FareboxProcess) -> None:
+    """Of the workflow, the agent, the key of its latest call and the project: as the control API tells them."""
+    program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
+    admin = {"authorization": "Bearer a-long-admin-key"}
+    made = guarded.request("POST", "/api/keys", {"name": "metered", "limits": {"requests": 4, "window": "day"}}, admin)
+    budget = {"scope": "agent", "match": "ada", "usd": 0.01, "window": "hour"}
+    assert guarded.request("POST", "/api/budgets", budget, admin).status == 200
+    headers = tagged("intake", "r-shared", "check", agent="ada") | {"authorization": f"Bearer {made.json()['key']}"}
+    assert guarded.chat("hi", headers, model="small", max_tokens=20).status == 200
+    page = html.unescape(program.get("/admin/runs?workflow=intake").text)
+    row = re.search(r'<tr id="run-r-shared">(.*?)</tr>', page, re.DOTALL)
+    assert row
+    told = dict(re.findall(r'title="(\w+ [\w-]+): ([^"]+)"', row[1]))
+    budgets = guarded.request("GET", "/api/budgets", headers=admin).json()["budgets"]
+    accounts = {(one["scope"], account["scope_id"]): account for one in budgets for account in one["accounts"]}
+    intake, ada, default = (
+        accounts[name] for name in (("workflow", "intake"), ("agent", "ada"), ("project", "default"))
+    )
+    assert told == {
+        "Workflow intake": f"today {intake['tokens_settled']:,} of 100,000 tokens",
+        "Agent ada": f"this hour {money(ada['usd_settled'])} of $0.01",
+        "Key metered": "today 1 of 4 requests",
+    }
+    of_project = re.search(r'<tr id="of-project".*?</tr>', page, re.DOTALL)
+    assert of_project
+    assert f"Project default: this month {money(default['usd_settled'])} of $5.00" in of_project[0]
+    live = program.get("/admin").text
+    assert "Key metered" in live, "the latest runs of the overview show them too"
+
+
+def test_a_keys_own_limit_blocks_what_it_blocks(guarded: FareboxProcess) -> None:
+    program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
+    admin = {"authorization": "Bearer a-long-admin-key"}
+    made = guarded.request("POST", "/api/keys", {"name": "spent", "limits": {"requests": 1, "window": "day"}}, admin)
+    headers = tagged("triage", "r-spent", "check") | {"authorization": f"Bearer {made.json()['key']}"}
+    statuses = [guarded.chat("hi", headers, model="small", max_tokens=20).status for _ in range(2)]
+    assert statuses == [200, 429]
+    page = html.unescape(program.get("/admin/budgets?workflow=triage&key=spent").text)
+    assert "Key “spent” has used up its budget: 1 of 1 requests." in page
+
+
+def test_the_chart_ends_before_the_day_that_is_not_meant(client: Client) -> None:
+    found = re.search(r"data-chart='([^']+)'", client.get("/admin/usage?from=2026-01-01").text)
+    assert found
+    last = json.loads(html.unescape(found[1]))["days"][-1]
+    tomorrow = datetime.fromtimestamp(last + 86_400, UTC).date().isoformat()
+    found = re.search(r"data-chart='([^']+)'", client.get(f"/admin/usage?from=2026-01-01&to={tomorrow}").text)
+    assert found
+    assert json.loads(html.unescape(found[1]))["days"][-1] == last
 
 
 def test_the_live_rows_move(gateway: FareboxProcess) -> None:

@@ -114,6 +114,24 @@ def test_live_rows_move_while_traffic_runs(page: Page, gateway: FareboxProcess) 
     assert page.locator("input[name=workflow]").input_value() == "live"
 
 
+def test_the_budget_of_a_workflow_moves_under_each_of_its_runs(page: Page, gateway: FareboxProcess) -> None:
+    from playwright.sync_api import expect
+
+    page.goto("/admin/runs?workflow=intake")
+    expect(page.locator("[data-live-state]")).to_be_visible()
+    row = page.locator("#run-r-1")
+    bar, link = row.locator("td a.beneath").first, row.locator("td a").first
+    before = bar.get_attribute("title")
+    assert re.fullmatch(r"Workflow intake: today [\d,]+ of 100,000 tokens", before or "")
+    link.focus()
+    assert gateway.chat("hi", tagged("intake", "r-2", "check"), model="small", max_tokens=10).status == 200
+    expect(bar).not_to_have_attribute("title", before or "", timeout=8_000)
+    expect(link).to_be_focused()
+    assert row.get_attribute("class") is None, "its own figures did not move"
+    expect(page.locator("#run-r-2")).to_have_class("moved")
+    assert "project default, this month" in page.locator("#of-project").inner_text()
+
+
 def test_filters_go_into_the_address(page: Page) -> None:
     page.goto("/admin/runs")
     page.get_by_label("Workflow").fill("triage")

@@ -67,6 +67,19 @@ async def test_steps_are_looked_for_in_the_newest_runs_alone(db: Database, monke
     assert set(await known_steps.of_workflow(db, "default", "wf", NOW_MS)) == {"s0", "s1"}
 
 
+async def test_the_key_of_a_run_is_that_of_its_latest_call(db: Database) -> None:
+    await store_calls(
+        db,
+        {"run": "r1", "key_id": "k1", "at_ms": NOW_MS - 2_000},
+        {"run": "r1", "key_id": "k2", "at_ms": NOW_MS - 1_000},
+        {"run": "r2", "key_id": ""},
+        {"run": "r1", "key_id": "k3", "project": "other"},
+        {"run": "r3", "key_id": "k3"},
+    )
+    assert await runs.latest_keys(db, "default", ["r1", "r2", "gone"]) == {"r1": "k2", "r2": ""}
+    assert await runs.latest_keys(db, "default", []) == {}
+
+
 async def test_active_agents_and_their_workflows(db: Database) -> None:
     await store_calls(
         db,

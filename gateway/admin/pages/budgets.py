@@ -8,16 +8,16 @@ from typing import Any, Final
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from gateway.admin.verdict import Row, of_link, of_run, of_step, verdict
+from gateway.admin.shared_budgets import observes, shared_rows
+from gateway.admin.verdict import Row, of_run, of_step, verdict
 from gateway.admin.visit import Page, Visit
-from gateway.budget_view import balances_of
 from gateway.endpoints.api import budgets, runs
 from gateway.endpoints.api.application import told
 from gateway.endpoints.api.budgets import BudgetBody
 from gateway.endpoints.api.schema import ListQuery
 from gateway.errors import BadRequest, GatewayError
 from gateway.run_view import RunView
-from policies.budgets import HoldKind, Mode, OnOutage, RunLimits, Scope, Subject, Window, chain_for
+from policies.budgets import HoldKind, Mode, OnOutage, Scope, Subject, Window
 
 _ASKED: Final = ("key", "workflow", "run", "step", "agent")
 _TEXTS: Final = ("scope", "match", "window", "hold", "on_outage", "mode", "timezone")
@@ -131,17 +131,12 @@ async def _rows(visit: Visit, asked: dict[str, str]) -> tuple[list[Row], str | N
     """Every account on the way of such a call, and the run's state. Limits are those that admission would use."""
     run = await _run(visit, asked["run"]) if asked["run"] else None
     subject = _subject(visit, asked, run)
-    observes = _observes(visit, subject)
-    desk = visit.desk
-    chain = chain_for(subject, desk.budgets(), RunLimits(observe=observes), desk.parts.clock.now_ms())
-    rows: list[Row] = []
-    if run is not None:
-        rows += [of_step(step, is_enforced=not observes) for step in run.steps if step.step == asked["step"]]
-        rows.append(of_run(run))
-    outer = [link for link in chain.links if link.scope not in (Scope.STEP, Scope.RUN)]
-    accounts = (await balances_of(desk.parts.ledger, visit.project, [[link] for link in outer])) if outer else []
-    rows += [of_link(link, found[0]) for link, found in zip(outer, accounts, strict=True) if found]
-    return rows, None if run is None else run.state
+    (rows,) = await shared_rows(visit, [subject])
+    if run is None:
+        return rows, None
+    is_enforced = not observes(visit, subject.workflow)
+    steps = [of_step(step, is_enforced=is_enforced) for step in run.steps if step.step == asked["step"]]
+    return [*steps, of_run(run), *rows], run.state
 
 
 async def _run(visit: Visit, name: str) -> RunView | None:
@@ -161,11 +156,6 @@ def _subject(visit: Visit, asked: dict[str, str], run: RunView | None) -> Subjec
         step=asked["step"] or None,
         agent=asked["agent"] or (run.agent if run else "") or None,
     )
-
-
-def _observes(visit: Visit, subject: Subject) -> bool:
-    found = visit.desk.parts.control.snapshot.workflow(visit.project, subject.workflow or "")
-    return found is not None and found.mode == "observe"
 
 
 PAGES = (

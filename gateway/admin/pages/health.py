@@ -65,7 +65,10 @@ def _store(visit: Visit) -> Fact:
 
 def _outbox(visit: Visit) -> list[Fact]:
     flusher = visit.desk.parts.flusher
-    waiting = f"{count(flusher.outbox_size)} events wait, the oldest for {span(flusher.lag_ms)}."
+    events = "1 event waits" if flusher.outbox_size == 1 else f"{count(flusher.outbox_size)} events wait"
+    waiting = (
+        f"{events}, the oldest for {span(flusher.lag_ms)}." if flusher.outbox_size else "Empty: the store has it all."
+    )
     state: Literal["ok", "warn", "bad"] = "bad" if flusher.is_full else "warn" if flusher.is_nearly_full else "ok"
     if flusher.failures_in_a_row:
         state, waiting = "bad", f"{waiting} {flusher.last_error}"

@@ -11,12 +11,14 @@ from starlette.responses import Response
 from gateway.admin.day_chart import DayChart, day_chart
 from gateway.admin.figures import day_of
 from gateway.admin.recent import recent_calls
+from gateway.admin.shared_budgets import shared_of
 from gateway.admin.visit import Page, Visit
 from gateway.budget_view import BudgetAccount
 from gateway.endpoints.api import budgets, runs, usage
 from gateway.endpoints.api.runs import RunsQuery
 from gateway.endpoints.api.schema import ListQuery
-from gateway.endpoints.api.usage import UsageQuery, UsageReport, UsageTotals
+from gateway.endpoints.api.usage import UsageQuery, UsageReport, UsageTotals, figures
+from gateway.store.runs import Sums
 from gateway.store.usage_report import GroupBy
 from policies.windows import WINDOWS, window_bounds
 
@@ -61,31 +63,35 @@ async def overview(visit: Visit) -> Response:
     now = datetime.fromtimestamp(visit.now_ms / 1000, UTC)
     month_start, today = day_of(visit.now_ms)[:8] + "01", day_of(visit.now_ms)
     first = (now - timedelta(days=_DAYS_SHOWN - 1)).date()
-    month, hour, of_today, savings, workflows, by_day = await asyncio.gather(
-        report(visit, GroupBy.INTENT, month_start),
-        report(visit, GroupBy.WORKFLOW, str(visit.now_ms - _HOUR_MS)),
-        report(visit, GroupBy.WORKFLOW, today),
-        report(visit, GroupBy.SAVINGS, month_start),
-        report(visit, GroupBy.WORKFLOW, month_start),
-        report(visit, GroupBy.DAY, first.isoformat()),
-    )
-    known, latest, calls = await asyncio.gather(
-        visit.ask(budgets.list_budgets, query=ListQuery(project=visit.project, limit=200)),
-        visit.ask(runs.list_runs, query=visit.query(RunsQuery, limit=_ROWS_SHOWN)),
-        recent_calls(visit.store, visit.project),
+    (month, hour, savings, workflows, by_day), (known, latest, calls) = await asyncio.gather(
+        asyncio.gather(
+            report(visit, GroupBy.INTENT, month_start),
+            report(visit, GroupBy.WORKFLOW, str(visit.now_ms - _HOUR_MS)),
+            report(visit, GroupBy.SAVINGS, month_start),
+            report(visit, GroupBy.WORKFLOW, first.isoformat()),
+            report(visit, GroupBy.DAY, first.isoformat()),
+        ),
+        asyncio.gather(
+            visit.ask(budgets.list_budgets, query=ListQuery(project=visit.project, limit=200)),
+            visit.ask(runs.list_runs, query=visit.query(RunsQuery, limit=_ROWS_SHOWN)),
+            recent_calls(visit.store, visit.project),
+        ),
     )
     return visit.show(
         "overview",
-        today=of_today.total,
+        today=next((row for row in by_day.rows if row.day == today), UsageTotals(**figures(Sums()))),
         month=month.total,
         intents=month.rows,
         savings=savings.rows,
         workflows=workflows.rows[:_ROWS_SHOWN],
+        tokens=workflows.total.total_tokens,
         days=_days(first, by_day),
-        chart=await _spend_chart(visit, first, by_day),
+        chart=await _spend_chart(visit, first, workflows, by_day),
         burn=_burn(hour.total, month.total, now),
         caps=_fullest(known, visit.now_ms),
-        runs=latest.runs,
+        found=latest,
+        shared=await shared_of(visit, latest.runs),
+        of_project=None,
         recent=calls,
         month_start=month_start,
         today_name=today,
@@ -110,15 +116,13 @@ def _days(first: date, by_day: UsageReport) -> DayColumns:
     return DayColumns(days, tokens, tuple(row.cost_usd if row else 0.0 for row in rows))
 
 
-async def _spend_chart(visit: Visit, first: date, by_day: UsageReport) -> DayChart:
+async def _spend_chart(visit: Visit, first: date, workflows: UsageReport, by_day: UsageReport) -> DayChart:
     """Dollars of each day by workflow; where nothing costs anything, tokens."""
     query = UsageQuery.model_validate(
         {"project": visit.project, "group_by": GroupBy.WORKFLOW, "from": first.isoformat()}
     )
-    found = await visit.ask(usage.get_usage, query=query)
-    assert isinstance(found, UsageReport)  # noqa: S101 - CSV was not asked for
-    metric = "cost_usd" if found.total.cost_usd else "total_tokens"
-    return await day_chart(visit, query, found, metric, by_day)
+    metric = "cost_usd" if workflows.total.cost_usd else "total_tokens"
+    return await day_chart(visit, query, workflows, metric, by_day)
 
 
 def _burn(hour: UsageTotals, month: UsageTotals, now: datetime) -> Burn:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from starlette.responses import Response, StreamingResponse
 
+from gateway.admin.shared_budgets import of_project, shared_of
 from gateway.admin.timeline import timeline
 from gateway.admin.visit import Page, Visit
 from gateway.endpoints.api import runs
@@ -37,7 +38,8 @@ async def runs_or_run(visit: Visit) -> Response:
     """All of them, or the one whose name is in the query because a path cannot carry it."""
     if visit.name:
         return await show_run(visit)
-    return visit.show("runs", found=await _found(visit), states=STATES, filters=_filters(visit))
+    found = await _found(visit)
+    return visit.show("runs", **await _rows(visit, found), states=STATES, filters=_filters(visit))
 
 
 async def live_runs(visit: Visit) -> Response:
@@ -52,10 +54,10 @@ async def _events(visit: Visit) -> AsyncIterator[str]:
     yield f"retry: {_RETRY_MS}\n\n"
     for _ in range(_LOOKS):
         try:
-            found = await _found(visit)
+            values = await _rows(visit, await _found(visit))
         except StoreUnavailable:
             return  # the browser tries again by itself
-        rows = visit.renderer.fragment(visit, "run_rows.html", {"found": found})
+        rows = visit.renderer.fragment(visit, "run_rows.html", values)
         if rows != before:
             yield "event: rows\n" + "".join(f"data: {line}\n" for line in rows.splitlines() or [""]) + "\n"
             before = rows
@@ -93,6 +95,11 @@ def _number(name: str, text: str) -> float | int:
         return float(text) if name == "usd" else int(text.replace(",", ""))
     except ValueError:
         raise BadRequest.field(name, f"must be a number; given {text[:40]!r}") from None
+
+
+async def _rows(visit: Visit, found: RunLines) -> dict[str, Any]:
+    """What the rows of the table show."""
+    return {"found": found, "shared": await shared_of(visit, found.runs), "of_project": await of_project(visit)}
 
 
 async def _found(visit: Visit) -> RunLines:

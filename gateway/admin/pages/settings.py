@@ -39,7 +39,7 @@ class Field:
 
     @property
     def name(self) -> str:
-        name = self.view.key.removeprefix(PREFIX).replace("_", " ")
+        name = self.view.key.removeprefix(PREFIX).replace("_", " ").replace("ais ", "AIS ")
         return "orchestration enabled" if name == "enabled" else name
 
 

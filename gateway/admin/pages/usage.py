@@ -63,7 +63,7 @@ async def as_csv(visit: Visit) -> Response:
 
 
 def _query(visit: Visit) -> UsageQuery:
-    """The last thirty days unless the address says otherwise; the day that is named last is meant as a whole."""
+    """The last thirty days unless the address says otherwise."""
     first = (datetime.fromtimestamp(visit.now_ms / 1000, UTC) - timedelta(days=_DAYS - 1)).date().isoformat()
     return visit.query(UsageQuery, **{"from": visit.param("from") or first})
 

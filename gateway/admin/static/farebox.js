@@ -36,35 +36,52 @@ addEventListener("pageshow", () => {
   for (const field of document.querySelectorAll("form[method=get] [disabled]")) field.disabled = false;
 });
 
-// Times are UTC in the page, and the reader's own once a script may help.
-const clock = new Intl.DateTimeFormat(undefined, {
-  month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23",
-});
+// Times are UTC in the page, and the reader's own once a script may help. Of runs the day is said when it is another one.
+const hour = { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
+const clock = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", ...hour });
+const today = new Intl.DateTimeFormat(undefined, hour);
 function localTimes(root) {
   for (const time of root.querySelectorAll("time[datetime]")) {
     if (time.dataset.local) continue;
     time.dataset.local = "1";
-    if (!time.textContent.endsWith("ago")) time.textContent = clock.format(new Date(time.dateTime));
+    const at = new Date(time.dateTime);
+    const isToday = time.closest(".runs") && at.toDateString() === new Date().toDateString();
+    if (!time.textContent.endsWith("ago")) time.textContent = (isToday ? today : clock).format(at);
   }
 }
 localTimes(document);
 document.addEventListener("htmx:afterSwap", (event) => localTimes(event.target));
 
-// Rows that move: only rows that are different are replaced, so that what has the focus keeps it.
+// Rows that move: only cells that are different are replaced, and only rows that come first are moved, so that what has the focus
+// keeps it. A row is marked when its own
+// figures move; those of budgets that it shares with others move with every call of theirs.
+const sent = new WeakMap(); // cell → its HTML as it came
 function putRows(body, html) {
   const fresh = document.createElement("tbody");
+  fresh.className = "runs";
   fresh.innerHTML = html;
+  for (const cell of fresh.querySelectorAll("td")) sent.set(cell, cell.innerHTML);
   localTimes(fresh);
   const known = new Map([...body.rows].map((row) => [row.id, row]));
-  const rows = [...fresh.rows].map((row) => {
-    const before = known.get(row.id);
-    if (before && before.dataset.text === row.textContent) return before;
-    row.dataset.text = row.textContent;
-    if (before && before.dataset.text !== undefined) row.classList.add("moved");
-    return row;
+  const rows = [...fresh.rows].map((row) => putCells(known.get(row.id), row));
+  for (const row of [...body.rows]) if (!rows.includes(row)) row.remove();
+  rows.forEach((row, at) => { if (body.rows[at] !== row) body.insertBefore(row, body.rows[at] ?? null); });
+}
+function putCells(before, row) {
+  if (!before) return row;
+  let hasMoved = false;
+  [...row.cells].forEach((cell, at) => {
+    const old = before.cells[at];
+    if (sent.get(old) === sent.get(cell)) return;
+    hasMoved ||= sent.has(old) && old.textContent !== cell.textContent && row.id !== "of-project";
+    old.replaceWith(cell);
   });
-  const isSame = rows.length === body.rows.length && rows.every((row, at) => row === body.rows[at]);
-  if (!isSame) body.replaceChildren(...rows);
+  if (hasMoved) {
+    before.classList.remove("moved");
+    void before.offsetWidth; // begins the animation anew
+    before.classList.add("moved");
+  }
+  return before;
 }
 
 for (const table of document.querySelectorAll("[data-live]")) {
@@ -83,7 +100,7 @@ for (const table of document.querySelectorAll("[data-live]")) {
     else open();
   });
   addEventListener("pagehide", () => source?.close());
-  for (const row of table.tBodies[0].rows) row.dataset.text = row.textContent;
+  for (const cell of table.tBodies[0].querySelectorAll("td:not(:has(time))")) sent.set(cell, cell.innerHTML);
   open();
 }
 
