@@ -147,6 +147,9 @@ class Settler:
             tokens = call.count.tokens if call.count else await self._counted_late(call)
             usage = replace(call.request.units(), input_tokens=tokens, output_tokens=outcome.output_tokens_seen)
             source = "estimated"
+        if source == "estimated" or not usage.input_tokens + usage.output_tokens:
+            told, usage = usage, _with_media(call, usage)
+            source = source if usage is told else "estimated"
         cost = cost_nano_usd(call.price, usage, call.request.body.get("service_tier")) if call.price is not None else 0
         return Used(usage, Amount(usage.input_tokens + usage.output_tokens, cost, 1), source)
 
@@ -157,6 +160,16 @@ class Settler:
         except Exception:  # noqa: BLE001 - the answer is with the client already
             _log.exception("prompt_not_counted", request_id=call.id)
             return 0
+
+
+def _with_media(call: Call, usage: Usage) -> Usage:
+    """Of images and sounds whose answer tells no tokens, where only those have a price: what was held for them."""
+    tokens, price = call.request.media_tokens, call.price
+    if not tokens or price is None or cost_nano_usd(price, call.request.units()):
+        return usage
+    if price.rates.output:
+        return replace(usage, output_tokens=tokens, audio_output_tokens=tokens if usage.seconds_ms else 0)
+    return replace(usage, input_tokens=usage.input_tokens + tokens) if price.rates.input else usage
 
 
 def _is_overage(call: Call, used: Amount) -> bool:

@@ -24,6 +24,7 @@ PRICES: dict[str, dict[str, Any]] = {
     "voice": {"mode": "audio_speech", "input_cost_per_character": 1e-5},
     "ear": {"mode": "audio_transcription", "input_cost_per_second": 1e-4},
     "order": {"mode": "rerank", "input_cost_per_query": 1e-3},
+    "token-ear": {"mode": "audio_transcription", "input_cost_per_token": 1e-6, "output_cost_per_token": 1e-5},
     "talker": {
         "input_cost_per_token": 2.5e-6,
         "output_cost_per_token": 1e-5,
@@ -98,6 +99,19 @@ def test_an_image_costs_what_its_tokens_cost(served: Served, client: openai.Open
     assert settled(served, "m-image") == pytest.approx(3 * 5e-6 + 7 * 4e-5)
 
 
+def test_an_image_whose_answer_tells_no_tokens_costs_what_was_held_for_them(
+    served: Served, client: openai.OpenAI
+) -> None:
+    served.provider.script(usage="missing")
+    client.images.generate(
+        model="image", prompt="a tram", size="1024x1024", quality="low", extra_headers=money("m-silent")
+    )
+    assert settled(served, "m-silent") == pytest.approx(272 * 4e-5)
+    served.provider.script(usage="missing")
+    client.images.generate(model="cheap-image", prompt="a tram", extra_headers=money("m-plain"))
+    assert settled(served, "m-plain") == pytest.approx(0.01)
+
+
 def test_images_that_may_cost_more_than_is_left_are_not_made(served: Served, client: openai.OpenAI) -> None:
     """Two of medium quality are 2,112 tokens, 0.084 USD at 40 USD a million."""
     with pytest.raises(openai.APIStatusError) as refused:
@@ -133,6 +147,10 @@ def test_sounds_cost_their_characters_and_seconds(served: Served, client: openai
     heard = client.audio.transcriptions.create(model="ear", file=("a.wav", sound(30.0)), extra_headers=money("m-ear"))
     assert heard.text == "the time of people"
     assert settled(served, "m-ear") == pytest.approx(0.003)
+    client.audio.transcriptions.create(
+        model="token-ear", file=("a.wav", sound(10.0)), extra_headers=money("m-token-ear")
+    )
+    assert settled(served, "m-token-ear") == pytest.approx(200 * 1e-5), "its answer tells neither tokens nor seconds"
     with pytest.raises(openai.APIStatusError, match="needs"):
         client.audio.transcriptions.create(model="ear", file=("a.wav", sound(501.0)), extra_headers=money("m-long"))
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from tests.fake_provider import faults
-from tests.fake_provider.answer import Answer, Count, answer, count_words
+from tests.fake_provider.answer import Answer, Count, answer, count_words, usage_of
 from tests.fake_provider.directive import Directive, changed, of_request
 from tests.fake_provider.protocols import ENDS_WITH_DONE, FORMS, count_tokens_whole, embeddings_whole
 from tests.fake_provider.received import Received
@@ -211,7 +211,8 @@ class FakeProvider:
         elif endpoint == "audio/transcriptions":
             whole = {"text": "the time of people"}
         elif endpoint == "images/generations":
-            whole = {"created": 0, "data": [{"b64_json": "aGVsbG8="}], "usage": {"input_tokens": 3, "output_tokens": 7}}
+            usage = usage_of(directive, {"input_tokens": 3, "output_tokens": 7})
+            whole = {"created": 0, "data": [{"b64_json": "aGVsbG8="}], **({"usage": usage} if usage else {})}
         elif endpoint == "moderations":
             whole = {"id": "modr-fake", "model": received.model, "results": [{"flagged": False, "categories": {}}]}
         elif endpoint == "rerank":
