@@ -64,6 +64,8 @@ class Initialiser(Protocol):
 
     async def initialise(self, project: str, request: RunRequest) -> RunPlan: ...
 
+    def budget_changed(self, project: str, run: str) -> None: ...
+
 
 class RunControl:
     def __init__(
@@ -130,6 +132,7 @@ class RunControl:
         budget = Limit(*(change.get(unit, before.of(unit)) for unit in ("tokens", "nano_usd", "requests")))
         await self._ledger.set_override(project, run_account(run), budget)
         await runs_store.set_plan(self._store, project, run, {**found.plan, "budget": _stored(budget)})
+        self._orchestration.budget_changed(project, run)
         return await self._shown(project, run)
 
     async def reset(self, project: str, run: str, reset_id: str) -> tuple[RunView, RunView] | Denied:

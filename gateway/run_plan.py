@@ -113,6 +113,22 @@ def plan_run(
     return RunPlan(strategy, allocation.pool_tokens, limit, ais, planned)
 
 
+def with_limit(plan: RunPlan, limit_tokens: int | None, settings: Settings) -> RunPlan:
+    """The same steps, sharing another limit. The very same plan where that is none, or the one it has."""
+    if limit_tokens is None or limit_tokens == plan.limit_tokens or not plan.steps:
+        return plan
+    demands = demands_of(plan)
+    allocation = within_caps(
+        allocate(demands, strategy=plan.strategy, pool_limit_tokens=limit_tokens, settings=settings, ais=plan.ais),
+        demands,
+    )
+    steps = tuple(
+        replace(step, allocation_tokens=one.tokens, hard_limit_tokens=one.hard_limit_tokens, reason=one.reason)
+        for step, one in zip(plan.steps, allocation.allocations, strict=True)
+    )
+    return replace(plan, pool_tokens=allocation.pool_tokens, limit_tokens=limit_tokens, steps=steps)
+
+
 def strategy_of(settings: Settings, workflow: Workflow | None) -> str:
     """The allocation strategy of a workflow: its own, else that of the settings."""
     own = workflow.declaration.get("strategy") if workflow is not None else None

@@ -14,6 +14,7 @@ from gateway.store import known_steps, step_history
 from gateway.store.database import Database, StoreError
 from gateway.store.known_steps import KnownStep
 from gateway.store.step_history import IntentModel, StepSample
+from gateway.tags import DEFAULT_STEP
 from policies.allocation import StepHistory, history_of
 from policies.declaration import learned_steps
 from policies.intents import Intent
@@ -45,7 +46,7 @@ class WorkflowHistory:
     def learned(self) -> tuple[Mapping[str, Any], ...]:
         """The steps of an undeclared workflow, in the order of their first calls; none before three finished runs."""
         names = learned_steps({step: len(samples) for step, samples in self.by_step.items()}) or ()
-        ordered = sorted(names, key=lambda name: (self._order(name), name))
+        ordered = sorted((name for name in names if name != DEFAULT_STEP), key=lambda name: (self._order(name), name))
         return tuple({"id": name, "intent": self._intent(name)} for name in ordered)
 
     def _order(self, step: str) -> int:

@@ -47,6 +47,10 @@ class LookingPlanner:
         call.parent_run, self.share = given.parent_run or None, given.share
         return with_share(limits, given.share, settings)
 
+    async def replan(self, call: Call, refused: Refused, snapshot: Snapshot) -> RunLimits | None:
+        """A larger budget that this process has not heard of is not looked for."""
+        return None
+
     def model_for(self, call: Call, snapshot: Snapshot) -> str:
         return self._orchestration.routing.model_for(call, snapshot, remembers=False)
 

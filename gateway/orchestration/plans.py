@@ -6,6 +6,8 @@ declaration or its learned steps, all by `plan_run`. A call of a step that calle
 When a step begins, the planned steps before it that have used something and hold nothing are taken as completed, and what they
 left is shared anew. Steps of one group (a loop, parallel branches) complete together: once a step behind the group begins. A
 step that comes back after all keeps its allocation; that no run spends more than it has is the run's own limit's business.
+
+Calls that name no step share nothing with others: only the run's own limit counts for them, unless a plan has the step `default`.
 """
 
 from __future__ import annotations
@@ -19,10 +21,21 @@ from cachetools import LRUCache
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.orchestration.batches import Batches
 from gateway.orchestration.run_lookups import RunLookups
-from gateway.run_plan import PlannedStep, RunPlan, demands_of, moved_step, step_of_store, stored_step, within_caps
+from gateway.run_plan import (
+    PlannedStep,
+    RunPlan,
+    demands_of,
+    moved_step,
+    step_of_store,
+    stored_step,
+    with_limit,
+    within_caps,
+)
+from gateway.run_view import own_budget
 from gateway.store import runs as run_store
 from gateway.store.database import Database, StoreError
 from gateway.store.runs import Run, RunStep
+from gateway.tags import DEFAULT_STEP
 from policies.allocation import Allocation, StepAllocation, StepDemand, allocate_next, reallocate
 from policies.budgets import run_account, step_account
 from policies.reservation import Balance
@@ -46,9 +59,9 @@ class Beginning:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a step may use, whether this is its first call here, and the run that its run is inside of (empty: none)."""
+    """What a step may use (None: whatever its run may), whether this is its first call here, and the run that its run is inside of (empty: none)."""
 
-    share: StepAllocation
+    share: StepAllocation | None
     is_new: bool
     parent_run: str
 
@@ -68,10 +81,10 @@ class LivePlan:
     run_used_tokens: int = 0
     parent_run: str = ""
 
-    def left_tokens(self) -> int:
-        """What may still be given to a step that no plan knew of."""
+    def left_tokens(self, own_tokens: int) -> int:
+        """What may be given to a step that no plan knew of, and that has used `own_tokens` itself."""
         given = sum(self.used.get(name, one.tokens) for name, one in self.steps.items())
-        return max(0, self.limit_tokens - max(given, self.run_used_tokens))
+        return max(0, self.limit_tokens - max(given, self.run_used_tokens - own_tokens))
 
     def comes_before(self, step: str, other: str) -> bool:
         """Whether `step` may be completed now that `other` begins. Of unplanned ones the order is that of their first calls."""
@@ -127,19 +140,36 @@ class Plans:
         """An announced run. What it used under an earlier plan is seen when its next step begins."""
         self._plans[project, run] = live(plan, parent_run)
 
+    def drop(self, project: str, run: str) -> None:
+        """The run has another budget now: it is planned anew at its next call."""
+        self._plans.pop((project, run), None)
+
+    async def is_outgrown(self, project: str, run: str) -> bool:
+        """Whether the run has a larger budget than it was planned with: somebody raised it, perhaps at another gateway."""
+        plan = self._plans.get((project, run))
+        if plan is None:
+            return False
+        try:
+            (whole,) = await self._ledger.balances(project, [run_account(run)])
+        except LedgerUnavailable:
+            return False
+        return whole.limit.tokens is not None and whole.limit.tokens > plan.limit_tokens
+
     async def step(self, key: RunKey, beginning: Beginning, propose: Propose, settings: Settings) -> Given:
         """For the step that calls now."""
         plan = self._plans.get(key)
         if plan is None:
             # Two first calls of a run may both come here: the plans are the same, and the first one stays.
-            plan = self._plans.setdefault(key, await self._first_plan(key, propose))
+            plan = self._plans.setdefault(key, await self._first_plan(key, propose, settings))
         name = beginning.step
-        begins = name not in plan.begun
+        begins, own_tokens = name not in plan.begun, 0
         if begins:
             plan.begun.add(name)
-            await self._return_what_is_left(key, plan, name, settings)
+            own_tokens = await self._return_what_is_left(key, plan, name, settings)
         if name not in plan.steps:
-            plan.steps[name] = self._next(plan, beginning, settings)
+            if name == DEFAULT_STEP:
+                return Given(None, begins, plan.parent_run)
+            plan.steps[name] = self._next(plan, beginning, settings, own_tokens)
         if begins:
             self._note(key, plan, beginning)
         return Given(plan.steps[name], begins, plan.parent_run)
@@ -148,23 +178,27 @@ class Plans:
         """What `step` would answer now. Nothing is written or remembered."""
         known = self._plans.get(key)
         if known is None:
-            plan, _ = await self._found_or_proposed(key, propose)
+            plan, _ = await self._found_or_proposed(key, propose, settings)
         else:
             plan = replace(known, steps=dict(known.steps), begun=set(known.begun), used=dict(known.used))
-        name = beginning.step
+        name, own_tokens = beginning.step, 0
         begins = name not in plan.begun
         if begins:
-            await self._return_what_is_left(key, plan, name, settings, writes=False)
-        share = plan.steps.get(name) or self._next(plan, beginning, settings)
+            own_tokens = await self._return_what_is_left(key, plan, name, settings, writes=False)
+        share = plan.steps.get(name)
+        if share is None and name != DEFAULT_STEP:
+            share = self._next(plan, beginning, settings, own_tokens)
         return Given(share, begins, plan.parent_run)
 
-    async def _first_plan(self, key: RunKey, propose: Propose) -> LivePlan:
-        plan, proposed = await self._found_or_proposed(key, propose)
+    async def _first_plan(self, key: RunKey, propose: Propose, settings: Settings) -> LivePlan:
+        plan, proposed = await self._found_or_proposed(key, propose, settings)
         for position, step in enumerate(proposed, 1):
             self._writing.put((key[0], stored_step(key[1], position, step)))
         return plan
 
-    async def _found_or_proposed(self, key: RunKey, propose: Propose) -> tuple[LivePlan, Sequence[PlannedStep]]:
+    async def _found_or_proposed(
+        self, key: RunKey, propose: Propose, settings: Settings
+    ) -> tuple[LivePlan, Sequence[PlannedStep]]:
         """The plan, and the steps that the store does not know yet."""
         try:
             run = await self._lookups.get(*key)
@@ -172,36 +206,39 @@ class Plans:
             run = None
         parent_run = run.parent_run if run is not None else ""
         announced = _announced(run)
-        if announced is not None:
-            return live(announced, parent_run), ()
+        if run is not None and announced is not None:
+            resized = with_limit(announced, own_budget(run.plan).tokens, settings)
+            return live(resized, parent_run), () if resized is announced else resized.steps
         plan = await propose(run)
         return live(plan, parent_run), plan.steps
 
-    def _next(self, plan: LivePlan, beginning: Beginning, settings: Settings) -> StepAllocation:
+    def _next(self, plan: LivePlan, beginning: Beginning, settings: Settings, own_tokens: int) -> StepAllocation:
         """A step that no plan knew of: its demand, as far as the run has that much left."""
         demand = StepDemand(beginning.step, beginning.intent, priority=beginning.priority)
         # What others were granted they may never use: with nothing left to grant, the run's own limit decides.
-        left = plan.left_tokens() or plan.limit_tokens
+        left = plan.left_tokens(own_tokens) or plan.limit_tokens
         return allocate_next(demand, run_remaining_tokens=left, settings=settings, ais=plan.ais)
 
     async def _return_what_is_left(
         self, key: RunKey, plan: LivePlan, begins: str, settings: Settings, *, writes: bool = True
-    ) -> None:
-        """One read of the ledger for each step of a run, when it begins."""
+    ) -> int:
+        """One read of the ledger for each step of a run, when it begins. Returns what that step has used before: the plan may be
+        younger than the run."""
         before = [name for name in plan.steps if name != begins and plan.comes_before(name, begins)]
         if not before:
-            return
+            return 0
         project, run = key
         try:
-            whole, *balances = await self._ledger.balances(
-                project, [run_account(run), *(step_account(run, name) for name in before)]
+            whole, own, *balances = await self._ledger.balances(
+                project, [run_account(run), *(step_account(run, name) for name in (begins, *before))]
             )
         except LedgerUnavailable:
-            return
+            return 0
+        own_tokens = own.settled.tokens + own.reserved.tokens
         plan.run_used_tokens = whole.settled.tokens + whole.reserved.tokens
         plan.used = _completed(before, balances)
         if plan.allocation is None:
-            return
+            return own_tokens
         completed = {name: tokens for name, tokens in plan.used.items() if name in plan.planned}
         revised = within_caps(
             reallocate(
@@ -215,6 +252,7 @@ class Plans:
             plan.demands,
         )
         self._revise(key, plan, [one for one in revised.allocations if one.step not in completed], writes)
+        return own_tokens
 
     def _revise(self, key: RunKey, plan: LivePlan, shares: Sequence[StepAllocation], writes: bool) -> None:
         for share in shares:

@@ -31,7 +31,7 @@ from gateway.store.runs import Run
 from gateway.telemetry import Telemetry
 from policies.allocation import StepAllocation
 from policies.amounts import UNLIMITED, Limit
-from policies.budgets import Budget, Mode, RunLimits, Scope, Subject
+from policies.budgets import Budget, Mode, RunLimits, Scope, Subject, step_account
 from policies.holdout import Arm, arm_of
 from policies.pressure import Rung
 from policies.pricing import Usage
@@ -124,9 +124,23 @@ class Orchestration:
             settings,
         )
         call.parent_run = given.parent_run or None
-        if given.is_new:
+        if given.is_new and given.share is not None:
             self._note_allocation(call, given.share)
         return with_share(limits, given.share, settings)
+
+    def budget_changed(self, project: str, run: str) -> None:
+        """Somebody gave a run another budget than it was planned with."""
+        self.plans.drop(project, run)
+
+    async def replan(self, call: Call, refused: Refused, snapshot: Snapshot) -> RunLimits | None:
+        """The limits of a call that its step's share refused, where its run has got more to share since. Never raises."""
+        project, run = call.principal.project, call.run or ""
+        if not snapshot.settings.enabled or refused.account != step_account(run, call.tags.step):
+            return None
+        if not await self.plans.is_outgrown(project, run):
+            return None
+        self.plans.drop(project, run)
+        return await self.plan(call, snapshot)
 
     async def first_plan(self, call: Call, known: Run | None, snapshot: Snapshot, *, looks: bool = False) -> RunPlan:
         """The plan of a run that nobody announced, at its first call. `looks`: no model is asked what stays unclear."""
@@ -138,7 +152,7 @@ class Orchestration:
             return
         compresses = snapshot.settings.compression_enabled and declared.compresses
         is_compressed = compresses and "no-compress" not in call.tags.options
-        if is_compressed or self.routing.is_wanted(call, snapshot):
+        if call.arm is None and (is_compressed or self.routing.is_wanted(call, snapshot)):
             call.arm = arm_of(call.principal.project, call.run or "", self._holdout_share)
             if call.arm is Arm.HOLDOUT:
                 call.actions.append(Arm.HOLDOUT.value)
@@ -334,11 +348,14 @@ def declared_limits(call: Call, declared: DeclaredWorkflow) -> RunLimits:
     )
 
 
-def with_share(limits: RunLimits, share: StepAllocation, settings: Settings) -> RunLimits:
+def with_share(limits: RunLimits, share: StepAllocation | None, settings: Settings) -> RunLimits:
+    planned_run = Limit(tokens=settings.max_tokens_per_workflow).replaced_by(limits.planned_run)
+    if share is None:
+        return replace(limits, planned_run=planned_run)
     hard, soft = share.hard_limit_tokens, share.tokens
     return replace(
         limits,
-        planned_run=Limit(tokens=settings.max_tokens_per_workflow).replaced_by(limits.planned_run),
+        planned_run=planned_run,
         planned_step=limits.planned_step.tightened_by(Limit(tokens=hard)),
         step_soft_tokens=soft if soft < hard else None,
     )

@@ -150,7 +150,7 @@ class Admission:
         assert deployment is not None  # noqa: S101 - `use` comes first
         return await self._tokenizer.count_prompt(counted_as, call.request.body, deployment.model, deployment.provider)
 
-    async def _reserve(self, call: Call) -> None:
+    async def _reserve(self, call: Call, *, replans: bool = True) -> None:
         """Up the ladder until it fits. The refusal that the client hears is the last one."""
         demand = self._demand(call)
         refused: Refused | None = None
@@ -171,6 +171,11 @@ class Admission:
             if refused.reason is Refusal.GATE:
                 break
         assert refused is not None  # noqa: S101 - the first rung always asks
+        snapshot = self._snapshot()
+        limits = await self._planner.replan(call, refused, snapshot) if replans else None
+        if limits is not None:
+            call.chain = self._budgets.chain(call, self._runs.parents(call), limits, self._now_ms())
+            return await self._reserve(call, replans=False)
         self._planner.refused(call, refused)
         raise refusal_error(call, refused)
 

@@ -17,6 +17,9 @@ class Planner(Protocol):
 
     async def plan(self, call: Call, snapshot: Snapshot) -> RunLimits: ...
 
+    async def replan(self, call: Call, refused: Refused, snapshot: Snapshot) -> RunLimits | None:
+        """Other limits for a call that was refused, where its run has got a larger budget since it was planned. None: there are none."""
+
     def offers(self, call: Call, rung: Rung) -> bool:
         """Whether compressing or rerouting is allowed for this call at all."""
 

@@ -44,9 +44,18 @@ def refusal_error(call: Call, refused: Refused) -> GatewayError:
         )
     if link.resets_at_ms is not None:
         return _windowed(call, link, refused, unit, facts)
-    facts["hint"] = f"Raise the budget of the {scope}, cap the output with max_tokens, or send less context."
+    facts["hint"] = f"Raise {_raisable(call, link)}, cap the output with max_tokens, or send less context."
     return BudgetRefusal(
         _left(link, refused, unit, call), code=f"{scope}_budget_exceeded", metadata=facts, headers=_NO_RETRY
+    )
+
+
+def _raisable(call: Call, link: Link) -> str:
+    """Nobody has set the limit of a step that is its share of the run."""
+    if link.soft_tokens is None or call.intent is None:
+        return f"the budget of the {link.scope}"
+    return (
+        f"the budget of the run, of which this is the step's share, or orchestration_token_budget_{call.intent.intent}"
     )
 
 

@@ -279,3 +279,64 @@ async def test_a_completed_run_is_summed_up(tmp_path: Path) -> None:
         assert metrics["adherence"] == 0.5  # `post` went above its 625
         assert 0 < metrics["overhead_ms"] < 1000
         assert metrics["calls"] == 3
+
+
+async def test_calls_that_name_no_step_have_the_whole_run(tmp_path: Path) -> None:
+    """What the first of them is about, 625 tokens of `send`, says nothing of the others."""
+    async with orchestrated(tmp_path, max_tokens_per_workflow=2000) as farebox:
+        for _ in range(3):
+            reply = await farebox.call("plain", "r1", "default", words(500), intent="send")
+            assert reply.status_code == 200
+            assert "x-budget-step-limit" not in reply.headers
+            assert reply.headers["x-budget-run-limit"] == "2000"
+        refused = (await farebox.call("plain", "r1", "default", words(500))).json()["error"]
+        assert refused["code"] == "run_budget_exceeded"
+        assert (await farebox.steps("r1"))["default"]["tokens"]["limit"] is None
+        named = await farebox.call("plain", "r1", "post", intent="send")
+        assert int(named.headers["x-budget-step-limit"]) <= 750
+
+
+async def test_no_step_that_is_not_named_is_learned(tmp_path: Path) -> None:
+    async with orchestrated(tmp_path) as farebox:
+        for run in ("r1", "r2", "r3"):
+            await farebox.call("habit", run, "default", intent="send")
+            await farebox.call("habit", run, "b", intent="generate")
+            await farebox.ask("POST", f"/api/runs/{run}/complete")
+        farebox.orchestration.histories.forget()
+        announced = await farebox.ask("POST", "/api/runs", {"workflow": "habit", "run": "r4"})
+        assert [step["step"] for step in announced["steps"]] == ["b"]
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+@pytest.mark.parametrize("kind", ["announced", "declared", "unplanned"])
+async def test_a_run_that_got_more_has_more_for_the_step_that_needs_it(
+    tmp_path: Path, kind: str, is_elsewhere: bool
+) -> None:
+    """Another gateway is not told: it asks the ledger before it refuses."""
+    steps = [{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}]
+    async with orchestrated(tmp_path, max_tokens_per_workflow=400) as farebox:
+        if kind != "unplanned":
+            await farebox.declare("two", steps=steps)
+        if kind == "announced":
+            await farebox.ask("POST", "/api/runs", {"workflow": "two", "run": "r1"})
+        await farebox.call("two", "r1", "b", words(100), intent="generate")
+        while (await farebox.call("two", "r1", "a", words(40))).status_code == 200:
+            pass
+        if is_elsewhere:
+            farebox.orchestration.budget_changed = lambda _project, _run: None  # type: ignore[method-assign]
+        await farebox.ask("POST", "/api/runs/r1/budget", {"tokens": 4000})
+        more = await farebox.call("two", "r1", "a", words(300), output_max=100)
+        assert (more.status_code, more.headers["x-budget-run-limit"]) == (200, "4000")
+        step = (await farebox.steps("r1"))["a"]
+        assert int(more.headers["x-budget-step-limit"]) == step["tokens"]["limit"] > 1000
+        assert (await farebox.call("two", "r1", "a", words(5000))).status_code == 402
+
+
+async def test_a_step_that_is_planned_again_is_given_what_it_has_used(tmp_path: Path) -> None:
+    steps = [{"id": "a", "intent": "conditional"}]
+    async with orchestrated(tmp_path, max_tokens_per_workflow=1000) as farebox:
+        await farebox.ask("POST", "/api/runs", {"workflow": "w", "run": "r1", "steps": steps})
+        first = await farebox.call("w", "r1", "late", words(550), intent="generate")
+        farebox.orchestration.plans.forget()
+        again = await farebox.call("w", "r1", "late", words(20), intent="generate")
+        assert (again.status_code, again.headers["x-budget-step-limit"]) == (200, first.headers["x-budget-step-limit"])
