@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import math
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from multiprocessing import get_context
 from multiprocessing.context import SpawnProcess
 from types import FrameType
@@ -36,11 +38,19 @@ _SWITCH_INTERVAL_S: Final = 0.0005
 _BODY_S: Final = 60.0
 # Calls make thousands of small objects that die with them; looking for cycles after every 700 took a twentieth of the CPU.
 _YOUNG_OBJECTS_MAX: Final = 20_000
+# One Ctrl-C reaches a worker twice, as `kill` to a whole group does: by itself, and passed on by the process that started it.
+_SAME_SIGNAL_S: Final = 1.0
 _STARTUP_FAILED: Final = 3  # uvicorn's exit code when the application could not start
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it does: with port 0 nobody could know otherwise."""
+    """Says where it listens once it does: with port 0 nobody could know otherwise. Signals that come within `same_signal_s` of the
+    first one are taken for it."""
+
+    def __init__(self, config: uvicorn.Config, same_signal_s: float) -> None:
+        super().__init__(config)
+        self._same_signal_s = same_signal_s
+        self._told_at_s = 0.0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -57,8 +67,11 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal ends in good order and with exit code 0; a second one does not wait for anybody."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
+        now_s = time.monotonic()
+        if not self.should_exit:
+            self.should_exit, self._told_at_s = True, now_s
+        elif now_s - self._told_at_s >= self._same_signal_s:
+            self.force_exit = True
 
 
 def _give_memory_back() -> None:
@@ -74,8 +87,13 @@ def serve(config: Config, *, allow_anonymous: bool) -> int:
     try:
         listening = _listen(config.server.host, config.server.port)
     except OSError as error:
-        print(f"farebox: cannot listen on {config.server.host}:{config.server.port}: {error.strerror}", file=sys.stderr)
+        hint = " --port takes another." if error.errno == errno.EADDRINUSE else ""
+        place = f"{config.server.host}:{config.server.port}"
+        print(f"farebox: cannot listen on {place}: {error.strerror}.{hint}", file=sys.stderr)
         return 1
+    # With port 0 only the socket knows which one it is.
+    server = config.server.model_copy(update={"port": listening.getsockname()[1]})
+    config = config.model_copy(update={"server": server})
     if config.server.workers == 1:
         try:
             return min(1, _serve_here(config, allow_anonymous, listening))
@@ -94,7 +112,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket) -> int:
+def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket, same_signal_s: float = 0.0) -> int:
     set_up_logging(config.server.log_format, config.server.log_level, secrets_of(config, os.environ))
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     application = Application(config, allow_anonymous=allow_anonymous)
@@ -113,7 +131,8 @@ def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket)
             proxy_headers=False,
             timeout_keep_alive=math.ceil(config.server.keep_alive_seconds),
             timeout_graceful_shutdown=max(1, int(config.server.drain_seconds)),
-        )
+        ),
+        same_signal_s,
     )
     server.run(sockets=[listening])
     return 0 if server.started else _STARTUP_FAILED
@@ -144,7 +163,7 @@ def _serve_in_workers(config: Config, allow_anonymous: bool, listening: socket.s
 
 class _Workers:
     def __init__(self, config: Config, allow_anonymous: bool, listening: socket.socket) -> None:
-        self._given = (config, allow_anonymous, listening)
+        self._given = (config, allow_anonymous, listening, _SAME_SIGNAL_S)
         self._context = get_context("spawn")
         self._workers = [self._new() for _ in range(config.server.workers)]
         self._is_stopping = False

@@ -16,7 +16,8 @@ import pytest
 from gateway.ledger.redis import RedisLedger
 from policies.reservation import Balance
 from tests.acceptance.scaled_out import Crowd, Fleet, hurried, rows_of, settings_for, until
-from tests.farebox_process import FareboxProcess, Reply, running_farebox, tagged
+from tests.acceptance.serving import ProviderThread
+from tests.farebox_process import FareboxProcess, Reply, fake_model, running_farebox, tagged
 from tests.postgres_server import execute, with_database
 from tests.redis_server import RedisServer
 
@@ -206,8 +207,9 @@ async def said(gateway: FareboxProcess, words: str) -> bool:
     return words in gateway.log
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def workers_of(gateway: FareboxProcess) -> list[int]:
+    children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 @pytest.mark.skipif(
@@ -221,10 +223,7 @@ async def test_workers_of_one_gateway_share_a_budget_and_are_replaced(
         crowd = Crowd(lambda: [gateway.url], "workers", 7)
         calling = asyncio.create_task(crowd.call_until_refused(CLIENTS))
         await asyncio.sleep(0.5)
-        workers = [
-            child for child in children(gateway.pid) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
-        ]
-        os.kill(workers[0], signal.SIGKILL)
+        os.kill(workers_of(gateway)[0], signal.SIGKILL)
         await calling
         await resolved(redis_server, [gateway])
         balance = await balance_of(redis_server.url, "workers")
@@ -238,3 +237,25 @@ async def test_workers_of_one_gateway_share_a_budget_and_are_replaced(
         started = time.monotonic()
         assert gateway.stop() == 0
         assert time.monotonic() - started < 20
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="finds the workers of a gateway in /proc, which only Linux has"
+)
+async def test_one_ctrl_c_lets_the_calls_of_workers_end(
+    redis_server: RedisServer, store_url: str, tmp_path: Path
+) -> None:
+    """A terminal tells every process of its group, and the one that started the workers tells them once more."""
+    with ProviderThread() as provider:
+        provider.script(delay_ms=2_000, times=None)
+        models = [fake_model(provider.openai_url)]
+        config = settings_for(redis_server.url, store_url, models=models, server={"drain_seconds": 20.0})
+        with running_farebox(tmp_path, config, arguments=("--workers", "2")) as gateway:
+            calling = asyncio.create_task(asyncio.to_thread(gateway.chat, "hi", tagged("wf", "ctrl-c")))
+            await until(lambda: asyncio.sleep(0, bool(provider.requests)), 10, "the call is under way")
+            for pid in (*workers_of(gateway), gateway.pid):
+                os.kill(pid, signal.SIGINT)
+            assert (await calling).status == 200
+            assert gateway.process is not None
+            assert await asyncio.to_thread(gateway.process.wait, 30) == 0
+            assert "Traceback" not in gateway.log
