@@ -40,6 +40,7 @@ from gateway.ledger.port import Ledger
 from gateway.ledger.spool import Spool
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ledger_clock import LedgerClock
+from gateway.loopback import local_address
 from gateway.orchestration import Orchestration
 from gateway.orchestration.asking import Asking
 from gateway.orchestration.assembly import make_orchestration
@@ -191,10 +192,12 @@ class Application:
         if faults:
             raise ConfigError(faults)
         loading = asyncio.create_task(parts.tokenizer.load(*_encodings(parts.deployments)))
+        stack.push_async_callback(_cancelled, loading)
         await self._open_store()
         stack.push_async_callback(parts.store.close)
         stack.callback(self._operator.remove)
-        self._operator.write()
+        server = self.config.server
+        self._operator.write(local_address(server.host, server.port) if self._is_server else "")
         await parts.ledger.open()
         stack.push_async_callback(parts.ledger.close)
         await parts.control.start()

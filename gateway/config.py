@@ -333,7 +333,9 @@ def parse_config(text: str, name: str = "config.yaml", environ: Mapping[str, str
 def load_config(path: pathlib.Path, environ: Mapping[str, str] | None = None) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}."]) from error
+    except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: cannot be read: {error}"]) from error
     return parse_config(text, str(path), environ)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Final
+
+_ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - read, never bound
 
 
 def is_loopback(host: str) -> bool:
@@ -12,6 +15,13 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def local_address(host: str, port: int) -> str:
+    """How this machine reaches what listens on `host` and `port`; empty for a port that nobody knows yet."""
+    name = _ANY_ADDRESS.get(host, host)
+    shown = f"[{name}]" if ":" in name else name
+    return f"http://{shown}:{port}" if port else ""
 
 
 def host_of(header: str) -> str:

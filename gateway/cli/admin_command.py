@@ -9,19 +9,17 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 
 import typer
 
 from gateway.cli.configuration import configured
+from gateway.cli.connection import serving_operator
 from gateway.config import Config
-from gateway.endpoints.access import operator_file
 from gateway.store import admin as people
 from gateway.store.database import Database, StoreError, StoreInUse
 
 _TIMEOUT_S: Final = 10
-_ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}  # noqa: S104 - read, never bound
 
 
 class RoleName(StrEnum):
@@ -68,13 +66,14 @@ async def _put(config: Config, name: str, password: str, role: str) -> None:
 
 def _through_the_gateway(config: Config, name: str, password: str, role: str) -> None:
     """A running gateway holds the file of an embedded store; it takes orders from whoever can read the token beside it."""
-    file = operator_file(Path(config.storage.store.removeprefix("sqlite:///")))
-    host = _ANY_ADDRESS.get(config.server.host, config.server.host)
+    operator = serving_operator(config)
+    if operator is None or not operator.address:
+        _fail("the store is in use by a process that serves nobody; try again when it is done.")
     form = urllib.parse.urlencode({"name": name, "password": password, "role": role}).encode()
     try:
-        token = file.read_text(encoding="ascii")
+        headers = {"authorization": f"Bearer {operator.token}"}
         request = urllib.request.Request(
-            f"http://{host}:{config.server.port}/admin/people", form, {"authorization": f"Bearer {token}"}
+            f"http://{urllib.parse.urlsplit(operator.address).netloc}/admin/people", form, headers
         )
         opener = urllib.request.build_opener(_NoRedirect())
         opener.open(request, timeout=_TIMEOUT_S)
@@ -92,6 +91,6 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _fail(sentence: str) -> None:
+def _fail(sentence: str) -> NoReturn:
     typer.echo(f"farebox: {sentence}", err=True)
     raise typer.Exit(1)

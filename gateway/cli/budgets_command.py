@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gateway.cli.connection import Failed
 from gateway.cli.session import Session, command
 
 app = typer.Typer(help="Budgets of the file and of the store, and what is left of them.", no_args_is_help=True)
@@ -55,14 +56,16 @@ def create_budget(
     session: Session,
     scope: Annotated[str, typer.Argument(help="run, step, workflow, agent, key or project.")],
     match: Annotated[str, typer.Argument(help="A name or glob: workflow, workflow/step, agent, key, project.")] = "*",
-    tokens: Annotated[int | None, typer.Option(min=0)] = None,
-    usd: Annotated[float | None, typer.Option(min=0)] = None,
-    requests: Annotated[int | None, typer.Option(min=0)] = None,
+    tokens: Annotated[int | None, typer.Option(min=0, help="How many tokens in each window.")] = None,
+    usd: Annotated[float | None, typer.Option(min=0, help="How much money in each window.")] = None,
+    requests: Annotated[int | None, typer.Option(min=0, help="How many calls in each window.")] = None,
     window: Annotated[str | None, typer.Option(help="run, total, minute, hour, day or month.")] = None,
     mode: Annotated[str, typer.Option(help="enforce, or observe: count, and refuse nothing.")] = "enforce",
     only_project: Annotated[str | None, typer.Option("--only-project", help="Only for calls of this project.")] = None,
 ) -> None:
     """Make a budget. It holds from the next call on."""
+    if tokens is None and usd is None and requests is None:
+        raise Failed("A budget limits something: give at least one of --tokens, --usd and --requests.")
     given: dict[str, Any] = {
         "scope": scope,
         "match": match,

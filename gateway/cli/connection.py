@@ -1,7 +1,8 @@
 """The way from a command to the control API: the running gateway, or the same application inside this process.
 
-An SQLite file belongs to one process. So a command asks the gateway of its configuration when that answers, and opens the
-files itself when it does not: the same routes either way.
+An SQLite file belongs to one process: a command asks the gateway that holds it, on whatever port that listens, and opens the file
+itself while nobody does. A store on a server belongs to many: there it asks the gateway of its configuration when that answers.
+The routes are the same either way.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
 import orjson
 
 from gateway.config import Config, ConfigError
-from gateway.endpoints.access import OPERATOR_SCOPE, USER_HEADER, operator_file
+from gateway.endpoints.access import OPERATOR_SCOPE, USER_HEADER, Operator, read_operator
 from gateway.ledger.port import LedgerError
+from gateway.loopback import is_loopback, local_address
 from gateway.store.database import StoreError
+from gateway.store.file_lock import is_locked
 from gateway.tags import VALUE
 
 _PROBE_S: Final = 2.0
 _TIMEOUT_S: Final = 120.0
-_ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - read, never bound
 
 
 class Failed(Exception):
@@ -37,6 +39,7 @@ class Failed(Exception):
 class Answer:
     status: int
     body: bytes
+    where: str
 
     @property
     def value(self) -> Any:
@@ -51,7 +54,7 @@ class Answer:
         except (ValueError, KeyError, TypeError):
             message = f"the gateway answered {self.status}"
         if self.status == 401:
-            message += " Give it with --key or FAREBOX_ADMIN_KEY."
+            message = f"{self.where} says: {message} Give it with --key or FAREBOX_ADMIN_KEY."
         raise Failed(message)
 
 
@@ -74,9 +77,9 @@ class Remote:
         data = None if body is None else orjson.dumps(body)
         try:
             async with self._session.request(method, url, data=data, headers=self._headers) as reply:
-                return Answer(reply.status, await reply.read())
+                return Answer(reply.status, await reply.read(), self.where)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Failed(f"{self.where} cannot be reached: {error}") from error
+            raise Failed(f"{self.where} cannot be reached: {_reason(error)}. Does the gateway run?") from error
 
 
 class Inside:
@@ -99,17 +102,19 @@ class Inside:
 
         await self._application(_scope(method, path, query), receive, send)
         status = next(one["status"] for one in sent if one["type"] == "http.response.start")
-        return Answer(status, b"".join(one.get("body", b"") for one in sent if one["type"] == "http.response.body"))
+        content = b"".join(one.get("body", b"") for one in sent if one["type"] == "http.response.body")
+        return Answer(status, content, self.where)
 
 
 @asynccontextmanager
 async def connected(config: Config, *, key: str | None, url: str | None) -> AsyncIterator[Connection]:
     """Raises `Failed`."""
-    base = (url or gateway_url(config)).rstrip("/")
+    operator = serving_operator(config)
+    base = (url or (gateway_url(config) if operator is None else operator.address)).rstrip("/")
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S)) as session:
         if url or (base and await _is_alive(session, base)):
-            # The token of this machine's gateway is for no other address.
-            yield Remote(session, base, key or (None if url else _operator_token(config)))
+            token = operator.token if operator is not None and _is_same(base, operator.address) else None
+            yield Remote(session, base, key or token)
             return
     async with _inside(config) as connection:
         yield connection
@@ -144,9 +149,23 @@ def user_name() -> str:
 
 def gateway_url(config: Config) -> str:
     """Where the gateway of this configuration listens, as this machine reaches it; empty for a port that nobody knows."""
-    host = _ANY_ADDRESS.get(config.server.host, config.server.host)
-    shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{config.server.port}" if config.server.port else ""
+    return local_address(config.server.host, config.server.port)
+
+
+def serving_operator(config: Config) -> Operator | None:
+    """Whom to ask while an embedded store is in use: who may read its files may use the gateway that holds them. An empty one
+    while nobody, or nobody who serves, holds it; None for a store on a server."""
+    path = config.storage.store.removeprefix("sqlite:///")
+    if path == config.storage.store:
+        return None
+    operator = read_operator(Path(path))  # one that was killed leaves it behind
+    return operator if operator is not None and is_locked(Path(path)) else Operator("")
+
+
+def _is_same(base: str, address: str) -> bool:
+    """The token of this machine's gateway is for no other address."""
+    asked, known = urlsplit(base), urlsplit(address)
+    return asked.port == known.port and (asked.hostname == known.hostname or is_loopback(asked.hostname or ""))
 
 
 async def _is_alive(session: aiohttp.ClientSession, base: str) -> bool:
@@ -157,15 +176,10 @@ async def _is_alive(session: aiohttp.ClientSession, base: str) -> bool:
         return False
 
 
-def _operator_token(config: Config) -> str | None:
-    """Who may read the embedded store's files may use the gateway that holds them."""
-    path = config.storage.store.removeprefix("sqlite:///")
-    if path == config.storage.store:
-        return None
-    try:
-        return operator_file(Path(path)).read_text(encoding="ascii") or None
-    except OSError:
-        return None
+def _reason(error: BaseException) -> str:
+    """`Connection refused`, rather than the call that met it."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number and number > 0 else str(error) or type(error).__name__
 
 
 def _query(query: Mapping[str, Any] | None) -> str:

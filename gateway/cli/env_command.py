@@ -28,10 +28,17 @@ def env(
         found = {"clients": [{"client": name, "title": one.title} for name, one in CLIENTS.items()]}
         session.show(found, lambda: (("client", ""), [(name, one.title) for name, one in CLIENTS.items()]))
         return
-    if client not in CLIENTS:
-        raise Failed(f"There is no snippet for {client!r}; there are {', '.join(CLIENTS)}.")
+    client = _named(client)
     models = [entry for entry in session.config.model_list if STAR not in entry.model_name]
     url = (session.url or gateway_url(session.config) or _DEFAULT.url).rstrip("/")
     named = model or (models[0].model_name if models else _DEFAULT.model)
     text = snippet(client, Connection(url, api_key, named, workflow, run, step))
     session.say({"client": client, "snippet": text}, text.rstrip("\n"))
+
+
+def _named(client: str) -> str:
+    """The client that is meant: its beginning is enough where no other begins so. Raises `Failed`."""
+    meant = [client] if client in CLIENTS else [name for name in CLIENTS if name.startswith(client)]
+    if len(meant) == 1:
+        return meant[0]
+    raise Failed(f"There is no snippet for {client!r}; there are {', '.join(meant or CLIENTS)}.")

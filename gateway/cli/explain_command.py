@@ -83,8 +83,10 @@ def _tell_meaning(session: Session, name: str) -> None:
 def _read(file: Path) -> dict[str, Any]:
     try:
         body = orjson.loads(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise Failed(f"{file} cannot be read: {error}") from error
+    except OSError as error:
+        raise Failed(f"{file} cannot be read: {error.strerror}.") from error
+    except orjson.JSONDecodeError as error:
+        raise Failed(f"{file} is no JSON: {error}") from error
     if not isinstance(body, dict):
         raise Failed(f"{file} must hold one JSON object: the body of a call.")
     return body

@@ -12,31 +12,41 @@ from typer.main import get_command
 
 from gateway import __version__
 
-# Where each command is at home, in the order of the help. A module is imported when its command is called: `serve` starts
-# without the tables, the HTTP client and the pages of the others. A `:` at the end marks a command that takes a `Session`.
-_HOMES: Final = {
-    "serve": "serve_command.serve",
-    "admin": "admin_command.admin",
-    "demo": "demo_command.demo",
-    "init": "upkeep_command.init:",
-    "check": "upkeep_command.check:",
-    "schema": "upkeep_command.schema",
-    "migrate": "upkeep_command.migrate:",
-    "doctor": "upkeep_command.doctor:",
-    "reconcile": "upkeep_command.reconcile:",
-    "env": "env_command.env:",
-    "usage": "usage_command.usage:",
-    "audit": "usage_command.audit:",
-    "explain": "explain_command.explain:",
-    "top": "top_command.top:",
-    "classify": "workflows_command.classify:",
-    "suggest": "workflows_command.suggest:",
-    "keys": "keys_command.app",
-    "runs": "runs_command.app",
-    "settings": "settings_command.app",
-    "workflows": "workflows_command.app",
-    "budgets": "budgets_command.app",
+# Where each command is at home, by the panels of the help and in its order. A module is imported when its command is called:
+# `serve` starts without the tables, the HTTP client and the pages of the others. A `:` at the end marks a command that takes a
+# `Session`, a `;` one whose session asks no gateway.
+_PANELS: Final = {
+    "Start": {
+        "serve": "serve_command.serve",
+        "demo": "demo_command.demo",
+        "init": "upkeep_command.init;",
+        "check": "upkeep_command.check;",
+        "env": "env_command.env:",
+    },
+    "Watch": {
+        "top": "top_command.top:",
+        "runs": "runs_command.app",
+        "usage": "usage_command.usage:",
+        "explain": "explain_command.explain:",
+        "audit": "usage_command.audit:",
+    },
+    "Steer": {
+        "budgets": "budgets_command.app",
+        "suggest": "workflows_command.suggest:",
+        "workflows": "workflows_command.app",
+        "classify": "workflows_command.classify:",
+        "settings": "settings_command.app",
+        "keys": "keys_command.app",
+        "admin": "admin_command.admin",
+    },
+    "Keep up": {
+        "doctor": "upkeep_command.doctor:",
+        "migrate": "upkeep_command.migrate:",
+        "reconcile": "upkeep_command.reconcile:",
+        "schema": "upkeep_command.schema",
+    },
 }
+_HOMES: Final = {name: (home, panel) for panel, homes in _PANELS.items() for name, home in homes.items()}
 
 
 class Commands(TyperGroup):
@@ -47,23 +57,23 @@ class Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         home = _HOMES.get(cmd_name)
-        return None if home is None else _made(cmd_name, home)
+        return None if home is None else _made(cmd_name, *home)
 
 
-def _made(name: str, home: str) -> Any:
-    module, _, attribute = home.removesuffix(":").partition(".")
+def _made(name: str, home: str, panel: str) -> Any:
+    module, _, attribute = home.rstrip(":;").partition(".")
     found = getattr(import_module(f"gateway.cli.{module}"), attribute)
     # With a callback Typer makes a group even of one command, in which it has the name and the options that it has in ours.
     shelf = typer.Typer(add_completion=False, context_settings=_CONTEXT)
     shelf.callback()(lambda: None)
     if isinstance(found, typer.Typer):
-        shelf.add_typer(found, name=name)
-    elif home.endswith(":"):
+        shelf.add_typer(found, name=name, rich_help_panel=panel)
+    elif home[-1] in ":;":
         from gateway.cli.session import command
 
-        command(shelf, name)(found)
+        command(shelf, name, panel=panel, asks=home[-1] == ":")(found)
     else:
-        shelf.command(name)(found)
+        shelf.command(name, rich_help_panel=panel)(found)
     return cast(TyperGroup, get_command(shelf)).commands[name]
 
 

@@ -23,11 +23,21 @@ EXIT_FAILED: Final = 1
 _JSON: Final = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 _KEY: Final = Annotated[
     str | None,
-    typer.Option("--key", envvar="FAREBOX_ADMIN_KEY", show_envvar=True, help="An admin key, for a running gateway."),
+    typer.Option(
+        "--key",
+        envvar="FAREBOX_ADMIN_KEY",
+        show_envvar=True,
+        help="An admin key. The machine of an embedded store needs none.",
+    ),
 ]
 _URL: Final = Annotated[
     str | None,
-    typer.Option("--url", envvar="FAREBOX_URL", show_envvar=True, help="A gateway elsewhere: https://farebox.example."),
+    typer.Option(
+        "--url",
+        envvar="FAREBOX_URL",
+        show_envvar=True,
+        help="Another gateway than that of the configuration: https://farebox.example.",
+    ),
 ]
 
 
@@ -85,19 +95,21 @@ class Session:
             typer.echo(sentence)
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a command of a function whose first parameter is its `Session`."""
+def command(
+    app: typer.Typer, name: str, *, panel: str | None = None, asks: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command of a function whose first parameter is its `Session`. `asks`: whether it may ask a gateway."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        app.command(name)(_with_options(function))
+        app.command(name, rich_help_panel=panel)(_with_options(function, asks))
         return function
 
     return register
 
 
-def _with_options(function: Callable[..., None]) -> Callable[..., None]:
+def _with_options(function: Callable[..., None], asks: bool) -> Callable[..., None]:
     def run(context: typer.Context, **given: Any) -> None:
-        session = Session(context.obj, given.pop("as_json"), given.pop("key"), given.pop("url"))
+        session = Session(context.obj, given.pop("as_json"), given.pop("key", None), given.pop("url", None))
         try:
             function(session, **given)
         except Failed as failed:
@@ -106,7 +118,8 @@ def _with_options(function: Callable[..., None]) -> Callable[..., None]:
 
     hints = get_type_hints(function, include_extras=True)
     own = [one.replace(annotation=hints[one.name]) for one in list(inspect.signature(function).parameters.values())[1:]]
-    added = [_parameter(name, annotation) for name, annotation in (("as_json", _JSON), ("key", _KEY), ("url", _URL))]
+    options = (("as_json", _JSON), ("key", _KEY), ("url", _URL))[: None if asks else 1]
+    added = [_parameter(name, annotation) for name, annotation in options]
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     signature = inspect.Signature([context, *own, *added])
     run.__signature__ = signature  # type: ignore[attr-defined]

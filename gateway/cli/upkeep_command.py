@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.configuration import EXIT_CONFIG, read_config
+from gateway.cli.configuration import DEFAULT_FILE, EXIT_CONFIG, read_config
 from gateway.cli.connection import Connection, Failed
 from gateway.cli.output import echo_json, show_table
 from gateway.cli.session import EXIT_FAILED, Session
@@ -47,7 +47,7 @@ def check(session: Session) -> None:
     if config is None or faults:
         raise typer.Exit(EXIT_CONFIG)
     if not session.as_json:
-        for name, value in _summary(config).items():
+        for name, value in ({"file": _file_in_words(session.config_path)} | _summary(config)).items():
             typer.echo(f"{name:<9} {value}")
         for told in filter(None, (redis.fault, redis.unreached, *redis.warnings)):
             typer.echo(f"ledger    {told}", err=True)
@@ -206,6 +206,12 @@ def _summary(config: Config) -> dict[str, str]:
     }
 
 
+def _file_in_words(given: Path | None) -> str:
+    if given is None and not DEFAULT_FILE.exists():
+        return f"none: there is no {DEFAULT_FILE} here, so the defaults are meant (`farebox init` writes one)"
+    return str(given or DEFAULT_FILE)
+
+
 def _written(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -255,14 +261,14 @@ async def _parts_alone(config: Config) -> list[dict[str, str]]:
         found += await store_findings(parts.store, time.time_ns() // 1_000_000)
     except StoreError as error:
         found.append(Finding("store", "fail", str(error)))
-    finally:
-        await parts.store.close()
     try:
+        # While the store is open: a new Redis is filled from there before it answers.
         await parts.ledger.open()
         found += await ledger_findings(parts)
     except LedgerError as error:
         found.append(Finding("ledger", "fail", str(error)))
     finally:
         await parts.ledger.close()
+        await parts.store.close()
         parts.tokenizer.close()
     return [{"check": one.check, "status": one.status, "detail": one.detail} for one in found]

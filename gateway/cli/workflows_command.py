@@ -77,6 +77,11 @@ def suggest(
         (one["scope"], one["match"], one["samples"], one["p95_tokens"], one["tokens"], one["is_sure"])
         for one in found["suggestions"]
     ]
+    if not rows and not session.as_json:
+        typer.echo(
+            f"No run of {workflow!r} has ended in the last 30 days (or been silent for long enough): nothing to go by."
+        )
+        return
     session.show(found, lambda: (("scope", "match", "runs", "p95 tokens", "budget tokens", "ten runs"), rows))
     if apply and not session.as_json:
         typer.echo(f"{len(found['applied'])} budgets were written.")
@@ -108,7 +113,9 @@ def _read(file: Path) -> Any:
     try:
         text = typer.get_text_stream("stdin").read() if str(file) == "-" else file.read_text(encoding="utf-8")
         declared = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise Failed(f"{file} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise Failed(f"{file}: {' '.join(str(error).split())}") from error
     if not isinstance(declared, dict):
         raise Failed(f"{file} must hold a mapping with steps, not a {type(declared).__name__}.")

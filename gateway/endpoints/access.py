@@ -159,8 +159,16 @@ def check_binding(host: str, snapshot: Snapshot, *, admin_key: str, allow_anonym
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """What the command line needs to ask the process that holds an embedded store. `address` is empty unless that serves."""
+
+    token: str
+    address: str = ""
+
+
 class OperatorFile:
-    """A token for the command line beside the file of an embedded store, readable by its owner. It ends with the process."""
+    """`Operator` beside the file of an embedded store, readable by its owner alone. It ends with the process."""
 
     @classmethod
     def of_store(cls, url: str) -> OperatorFile:
@@ -172,14 +180,14 @@ class OperatorFile:
         self._path = None if store_file is None else operator_file(store_file)
         self.token = "" if store_file is None else secrets.token_urlsafe(32)
 
-    def write(self) -> None:
+    def write(self, address: str = "") -> None:
         """To be called once the store's lock is held: whoever holds it owns the file too."""
         if self._path is None or not self._path.parent.is_dir():
             return
         self._path.unlink(missing_ok=True)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(self.token)
+            file.write(f"{self.token}\n{address}")
 
     def remove(self) -> None:
         if self._path is not None:
@@ -188,6 +196,15 @@ class OperatorFile:
 
 def operator_file(store_file: Path) -> Path:
     return store_file.with_name(store_file.name + ".operator")
+
+
+def read_operator(store_file: Path) -> Operator | None:
+    """None where there is none, or it is not for us."""
+    try:
+        token, _, address = operator_file(store_file).read_text(encoding="ascii").partition("\n")
+    except OSError:
+        return None
+    return Operator(token, address) if token else None
 
 
 def _equal(given: str, known: bytes) -> bool:

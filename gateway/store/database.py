@@ -171,7 +171,8 @@ class Database:
             lock.acquire()
         except FileLocked as error:
             raise StoreInUse(
-                f"The store {self._file} is used by another process; an SQLite file belongs to one at a time."
+                f"The store {self._file} is used by another process; an SQLite file belongs to one at a time. "
+                "Stop that process, or name another file in storage.store."
             ) from error
         except OSError as error:
             raise StoreUnavailable(f"The store {self._file} cannot be opened: {error.strerror}.") from error

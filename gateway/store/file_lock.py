@@ -15,23 +15,38 @@ class FileLock:
     """Held on `<file>.lock` beside the file it protects. The file stays after release: removing it would race with the next."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path.with_name(path.name + ".lock")
+        self.path = path.with_name(path.name + ".lock")
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
         """Raises FileLocked when another process (or another holder in this one) has it, OSError when the folder is not writable."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             _lock(descriptor)
         except OSError as error:
             os.close(descriptor)
-            raise FileLocked(f"{self._path} is held by another process") from error
+            raise FileLocked(f"{self.path} is held by another process") from error
         self._descriptor = descriptor
 
     def release(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock of a file now. Makes nothing: a lock that was never taken has no file."""
+    lock = FileLock(path)
+    try:
+        if not lock.path.exists():
+            return False
+        lock.acquire()
+    except FileLocked:
+        return True
+    except OSError:  # not ours to open, so not ours to know
+        return False
+    lock.release()
+    return False
 
 
 if sys.platform == "win32":

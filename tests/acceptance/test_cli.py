@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gateway.store.file_lock import FileLock
 from tests.acceptance.scaled_out import hurried
 from tests.farebox_process import FareboxProcess
 from tests.redis_server import RedisServer
@@ -179,7 +180,11 @@ def test_workflows_budgets_and_suggestions_without_a_gateway(cli: Cli) -> None:
     assert made["usd"] == 0.5
     assert made["id"] in cli("budgets", "list").out
     assert cli("budgets", "delete", made["id"]).code == 0
-    assert cli("suggest", "nightly").out.strip() == "Nothing there."
+    assert "nothing to go by" in cli("suggest", "nightly").out
+    unlimited = cli("budgets", "create", "run", "nightly")
+    assert (unlimited.code, "--tokens" in unlimited.err) == (1, True)
+    nowhere = cli("workflows", "put", "nightly", "nowhere.yaml")
+    assert nowhere.err == "farebox: nowhere.yaml cannot be read: No such file or directory.\n"
     assert cli("suggest", "nightly", "--apply").code == 1
     bad = cli("workflows", "put", "nightly", "-", stdin="steps: [{id: a b}]")
     assert bad.code == 1
@@ -219,7 +224,10 @@ def test_check_names_each_fault_by_its_place(cli: Cli) -> None:
     told = cli("check", "--json", config="faulty.yaml")
     assert (told.code, json.loads(told.out)["faults"]) == (2, lines)
     assert cli("keys", "list", config="faulty.yaml").code == 2
-    assert cli("keys", "list", config="nowhere.yaml").code == 2
+    assert (
+        cli("keys", "list", config="nowhere.yaml").err
+        == "farebox: nowhere.yaml: cannot be read: No such file or directory.\n"
+    )
 
 
 def test_init_writes_what_check_finds_fine(cli: Cli) -> None:
@@ -289,18 +297,53 @@ def test_doctor_and_migrate_beside_a_gateway(served: tuple[Cli, FareboxProcess])
     assert cli("migrate", "--check").code == 0
 
 
-def test_a_gateway_elsewhere_wants_its_key(served: tuple[Cli, FareboxProcess]) -> None:
+def test_a_gateway_on_another_port_is_found_by_its_store(cli: Cli, tmp_path: Path) -> None:
+    """The configuration names one port, `--port` another; on the first a stranger may listen."""
+    gateway = FareboxProcess(tmp_path, json.loads((tmp_path / "config.yaml").read_text()))
+    gateway.start()
+    try:
+        assert cli("keys", "create", "app").code == 0
+        assert [one["name"] for one in cli("keys", "list", "--json").json()["keys"]] == ["app"]
+        assert cli("keys", "list", "--url", gateway.url).code == 0
+        assert cli("doctor").code == 0
+        password = cli("admin", stdin="correct horse battery\n")
+        assert (password.code, password.out) == (0, "admin may log in at /admin as admin.\n")
+    finally:
+        gateway.kill()
+    # What it left behind is no gateway: the files are free.
+    assert [one["name"] for one in cli("keys", "list", "--json").json()["keys"]] == ["app"]
+
+
+def test_no_other_gateway_is_asked_and_no_traceback_shown(served: tuple[Cli, FareboxProcess], tmp_path: Path) -> None:
+    _, gateway = served
+    (tmp_path / "other").mkdir()
+    port = int(gateway.url.rpartition(":")[2])
+    (tmp_path / "other" / "config.yaml").write_text(json.dumps(settings_of(tmp_path / "other", port)))
+    other = Cli(tmp_path / "other")
+    assert other("keys", "create", "mine").code == 0
+    assert gateway.chat("hi").status == 200  # it has no key
+    lock = FileLock(tmp_path / "other" / "store.db")
+    lock.acquire()
+    taken = other("keys", "list")
+    lock.release()
+    assert (taken.code, taken.err.count("\n"), "used by another process" in taken.err) == (1, 1, True)
+
+
+def test_a_gateway_elsewhere_wants_its_key(served: tuple[Cli, FareboxProcess], tmp_path: Path) -> None:
     cli, gateway = served
     admin = cli("keys", "create", "--admin").out.strip()
-    elsewhere = Cli(cli.folder, {"FAREBOX_URL": gateway.url})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "config.yaml").write_text("{}")
+    elsewhere = Cli(tmp_path / "elsewhere", {"FAREBOX_URL": gateway.url})
     stranger = elsewhere("runs", "list")
     assert stranger.code == 1
+    assert f"{gateway.url} says" in stranger.err
     assert "FAREBOX_ADMIN_KEY" in stranger.err
     elsewhere.environment["FAREBOX_ADMIN_KEY"] = admin
     assert elsewhere("runs", "list").code == 0
     gone = Cli(cli.folder)("runs", "list", "--url", "http://127.0.0.1:9")
     assert gone.code == 1
-    assert "cannot be reached" in gone.err
+    assert gone.err == "farebox: http://127.0.0.1:9 cannot be reached: Connection refused. Does the gateway run?\n"
 
 
 def test_snippets_have_the_address_of_the_configuration(cli: Cli) -> None:
@@ -310,6 +353,8 @@ def test_snippets_have_the_address_of_the_configuration(cli: Cli) -> None:
     assert "nightly" in text
     assert "{{" not in text
     assert cli("env", "--client", "nobody").code == 1
+    assert cli("env", "--client", "claude").out == cli("env", "--client", "claude-code").out
+    assert "openai-python, openai-node, openai-agents." in cli("env", "--client", "openai").err
     wanted = ["openai-python", "openai-node", "langchain", "llamaindex", "crewai", "openai-agents", "pydantic-ai"]
     wanted += ["vercel-ai", "claude-code", "codex", "aider", "llm", "cursor", "open-webui", "litellm", "n8n", "curl"]
     assert set(wanted) <= {one["client"] for one in cli("env", "--json").json()["clients"]}
