@@ -42,8 +42,9 @@ from policies.settlement import OutboxEntry
 
 Key = tuple[str, str]
 
-# An account takes about 1 KB here: 64 MB at most. Then everything is dropped, which is simpler than choosing, and seldom.
-CACHE_MAX: Final = 65_536
+# An account takes about 1 KB here, and of a run that has ended nobody asks again: 8 MB at most. Then everything is dropped, which
+# is simpler than choosing, and seldom.
+CACHE_MAX: Final = 8_192
 _PAGE: Final = 500  # rows of the outbox that are fetched at once
 # How far the ledger's clock may be behind after a crash and a step back of the wall clock, both at once.
 _CLOCK_KEPT_EVERY_MS: Final = 1_000
