@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from gateway.admin.reports import report
 from gateway.admin.visit import Visit
 from gateway.endpoints.api import usage
 from gateway.endpoints.api.usage import UsageQuery, UsageReport, UsageTotals, figures
@@ -42,19 +43,17 @@ class DayChart:
 
 
 async def day_chart(
-    visit: Visit, query: UsageQuery, report: UsageReport, metric: str, by_day: UsageReport | None = None
+    visit: Visit, query: UsageQuery, shown: UsageReport, metric: str, by_day: UsageReport | None = None
 ) -> DayChart:
-    """`report` is what `query` found: its rows say which groups are large. `by_day` the same by day, if it is known already."""
-    whole = query.model_copy(update={"group_by": GroupBy.DAY, "limit": DAYS_MAX, "cursor": None, "format": "json"})
+    """`shown` is what `query` found: its rows say which groups are large. `by_day` the same by day, if it is known already."""
+    whole = query.model_copy(update={"group_by": GroupBy.DAY, "limit": DAYS_MAX, "cursor": None})
     if by_day is None:
-        is_whole = query.group_by is GroupBy.DAY and len(report.rows) == report.groups
-        found = report if is_whole else await visit.ask(usage.get_usage, query=whole)
-        assert isinstance(found, UsageReport)  # noqa: S101 - CSV was not asked for
-        by_day = found
+        is_whole = query.group_by is GroupBy.DAY and len(shown.rows) == shown.groups
+        by_day = shown if is_whole else await report(visit, whole)
     known = {row.day or "": getattr(row, metric) for row in by_day.rows}
     wanted = usage.filter_of(visit.desk, query)
     days = _days_between(wanted.from_ms, visit.now_ms if wanted.to_ms is None else wanted.to_ms - 1) or sorted(known)
-    parts = [] if query.group_by in _WHOLE or query.run else await _split(visit, query, report, metric, days)
+    parts = [] if query.group_by in _WHOLE or query.run else await _split(visit, query, shown, metric, days)
     rest = [known.get(day, 0) - sum(part.values[at] for part in parts) for at, day in enumerate(days)]
     if not parts:
         parts = [Part("", rest)]
@@ -64,10 +63,10 @@ async def day_chart(
     return DayChart(at_s, parts, metric.endswith("usd"))
 
 
-async def _split(visit: Visit, query: UsageQuery, report: UsageReport, metric: str, days: list[str]) -> list[Part]:
+async def _split(visit: Visit, query: UsageQuery, shown: UsageReport, metric: str, days: list[str]) -> list[Part]:
     """The groups with most of the metric, the largest first."""
     field = query.group_by.value
-    ranked = sorted(report.rows, key=lambda row: -getattr(row, metric))
+    ranked = sorted(shown.rows, key=lambda row: -getattr(row, metric))
     largest = [row for row in ranked[:_GROUPS_MAX] if getattr(row, metric) > 0]
     if len(largest) < 2:
         return []

@@ -52,7 +52,7 @@ def share_bar(share: float) -> Markup:
     length = min(1.0, max(0.0, share)) * _WIDTH
     bars = _bar("track", 0, _WIDTH) + _bar("settled", 0, length)
     return Markup(
-        '<svg class="bullet share" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">{}</svg>'
+        '<svg class="bullet" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">{}</svg>'
     ).format(bars)
 
 

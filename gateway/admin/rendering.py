@@ -35,6 +35,26 @@ _NAVIGATION: Final = (
     ("Check", (("audit", "Audit"), ("health", "Health"))),
 )
 
+DEFAULT_PROJECT: Final = "default"
+# What a page may say above itself after a change; the address carries the word, never the sentence.
+DONE: Final[Mapping[str, str]] = {
+    "saved": "Saved. It counts in this process now, and in every other within two seconds.",
+    "reverted": "Taken back. That is in the history, too.",
+    "unchanged": "Nothing was different, so nothing was changed.",
+    "budget": "The run has its new budget.",
+    "pause": "The run is paused: its calls are refused until it is resumed.",
+    "resume": "The run goes on.",
+    "complete": "The run is completed.",
+    "cancel": "The run is cancelled. Calls under way end as they would.",
+    "reset": "The run begins again with nothing spent. Every other total keeps what it had used.",
+    "deleted": "Deleted.",
+    "suggested": "The suggested budgets are set. They stand with all others under Budgets.",
+    "revoked": "The key is revoked.",
+    "login": "You are logged in.",
+    "person": "The login is set. Sessions of before are over.",
+    "disabled": "The login is disabled, and its sessions are over.",
+}
+
 
 class Renderer:
     def __init__(self, static: StaticFiles) -> None:
@@ -88,8 +108,6 @@ def _is_saving(actions: str) -> bool:
 
 def _around(visit: Visit) -> dict[str, Any]:
     """What every template may use."""
-    from gateway.admin.visit import DEFAULT_PROJECT, DONE
-
     project = None if visit.project == DEFAULT_PROJECT else visit.project
 
     def url(page: str, name: str = "", **query: str | None) -> str:
@@ -110,4 +128,4 @@ def _projects(visit: Visit) -> list[str]:
     """Those that keys and declared workflows name; the one that is looked at is always among them."""
     snapshot = visit.desk.parts.control.snapshot
     named = {key.project for key in snapshot.keys.values()} | {project for project, _ in snapshot.workflows}
-    return sorted(named | {visit.project, "default"})
+    return sorted(named | {visit.project, DEFAULT_PROJECT})

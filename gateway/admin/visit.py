@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 
 from gateway.admin.door import Door, Visitor
 from gateway.admin.figures import path_of
-from gateway.admin.rendering import Renderer
+from gateway.admin.rendering import DEFAULT_PROJECT, Renderer
 from gateway.endpoints.access import Actor
 from gateway.endpoints.api.route import Ask, Desk
 from gateway.endpoints.api.schema import NoBody, ProjectQuery
@@ -23,25 +23,6 @@ from gateway.store.database import Database
 Needed = Literal["public", "viewer", "admin"]
 FORM_BYTES_MAX: Final = 4 * 1024 * 1024
 _FIELDS_MAX: Final = 2_000
-DEFAULT_PROJECT: Final = "default"
-# What a page may say above itself after a change; the address carries the word, never the sentence.
-DONE: Final[Mapping[str, str]] = {
-    "saved": "Saved. It counts in this process now, and in every other within two seconds.",
-    "reverted": "Taken back. That is in the history, too.",
-    "unchanged": "Nothing was different, so nothing was changed.",
-    "budget": "The run has its new budget.",
-    "pause": "The run is paused: its calls are refused until it is resumed.",
-    "resume": "The run goes on.",
-    "complete": "The run is completed.",
-    "cancel": "The run is cancelled. Calls under way end as they would.",
-    "reset": "The run begins again with nothing spent. Every other total keeps what it had used.",
-    "deleted": "Deleted.",
-    "suggested": "The suggested budgets are set. They stand with all others under Budgets.",
-    "revoked": "The key is revoked.",
-    "login": "You are logged in.",
-    "person": "The login is set. Sessions of before are over.",
-    "disabled": "The login is disabled, and its sessions are over.",
-}
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from starlette.responses import Response
 
+from gateway.admin.form_numbers import decimal
+from gateway.admin.reports import first_day, report_by
 from gateway.admin.visit import Page, Visit
-from gateway.endpoints.api import agents, usage
+from gateway.endpoints.api import agents
 from gateway.endpoints.api.agents import IntensityBody
 from gateway.endpoints.api.schema import ListQuery
-from gateway.endpoints.api.usage import UsageQuery, UsageReport
-from gateway.errors import BadRequest
 from gateway.store.usage_report import GroupBy
 from policies.intensity import CREATION, EXECUTION
-
-_DAY_MS: Final = 86_400_000
 
 
 async def list_agents(visit: Visit) -> Response:
     if visit.name:
         return await show_agent(visit)
     scored = await visit.ask(agents.list_agents, query=ListQuery(project=visit.project, limit=1_000))
-    since = str(visit.now_ms - 30 * _DAY_MS)
-    query = UsageQuery.model_validate(
-        {"project": visit.project, "group_by": GroupBy.AGENT, "from": since, "limit": 500}
-    )
-    found = await visit.ask(usage.get_usage, query=query)
-    assert isinstance(found, UsageReport)  # noqa: S101 - CSV was not asked for
+    found = await report_by(visit, GroupBy.AGENT, first_day(visit), limit=500)
     seen = {row.agent or "": row for row in found.rows}
     known = {one.agent: one for one in scored.agents}
     lines = [(name, known.get(name), seen.get(name)) for name in sorted({*known, *seen} - {""})]
@@ -56,18 +49,11 @@ async def show_agent(visit: Visit) -> Response:
 
 async def set_score(visit: Visit) -> Response:
     scores = {name: visit.form.get(name, "").strip() for name in ("creation", "execution")}
-    given: dict[str, Any] = {name: _score(name, text) for name, text in scores.items() if text}
+    given: dict[str, Any] = {name: decimal(name, text) for name, text in scores.items() if text}
     note = visit.form.get("note", "").strip()
     body = IntensityBody.model_validate({**given, **({"note": note} if note else {})})
     await visit.ask(agents.put_intensity, path={"agent": visit.name}, body=body)
     return visit.go("agents", visit.name, done="saved")
-
-
-def _score(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise BadRequest.field(name, f"must be a number from 0 to 10; given {text[:40]!r}") from None
 
 
 PAGES = (

@@ -8,6 +8,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from gateway.admin.form_numbers import decimal, whole
 from gateway.admin.shared_budgets import observes, shared_rows
 from gateway.admin.verdict import Row, of_run, of_step, verdict
 from gateway.admin.visit import Page, Visit
@@ -79,10 +80,10 @@ def _fields(form: dict[str, str]) -> dict[str, Any]:
         given.pop("window", None)
     for name in ("tokens", "requests"):
         if form[name].strip():
-            given[name] = _number(name, form[name].replace(",", ""), int)
+            given[name] = whole(name, form[name])
     if form["usd"].strip():
-        given["usd"] = _number("usd", form["usd"], float)
-    given["wait_seconds"] = _number("wait_seconds", form["wait_seconds"] or "10", float)
+        given["usd"] = decimal("usd", form["usd"])
+    given["wait_seconds"] = decimal("wait_seconds", form["wait_seconds"] or _EMPTY["wait_seconds"])
     given["on_pressure"] = [_rung(text) for text in form["on_pressure"].split(",") if text.strip()]
     return given
 
@@ -97,14 +98,7 @@ def rung_texts(on_pressure: Sequence[str | Mapping[str, float]]) -> list[str]:
 
 def _rung(text: str) -> str | dict[str, float]:
     name, _, share = text.replace(":", " ").strip().partition(" ")
-    return {name: _number("on_pressure", share, float)} if share.strip() else name
-
-
-def _number(name: str, text: str, kind: type[int] | type[float]) -> float:
-    try:
-        return kind(text.strip())
-    except ValueError:
-        raise BadRequest.field(name, f"must be a number; given {text[:40]!r}") from None
+    return {name: decimal("on_pressure", share)} if share.strip() else name
 
 
 async def _page(visit: Visit, form: dict[str, str], fault: str = "") -> Response:

@@ -6,12 +6,12 @@ from typing import Any
 
 from starlette.responses import Response
 
+from gateway.admin.form_numbers import decimal, whole
 from gateway.admin.invitation import invite
 from gateway.admin.visit import Page, Visit
 from gateway.endpoints.api import keys
 from gateway.endpoints.api.keys import KeyBody, KeyChange, NewKeyView, RotateBody
 from gateway.endpoints.api.schema import ListQuery
-from gateway.errors import BadRequest
 from gateway.store import admin as people
 from gateway.store.admin import PASSWORD_CHARACTERS_MIN, ROLES
 
@@ -43,7 +43,7 @@ async def change_key(visit: Visit) -> Response:
 
 
 async def rotate_key(visit: Visit) -> Response:
-    body = RotateBody(grace_seconds=_whole("grace_hours", visit.form.get("grace_hours") or "0") * 3600)
+    body = RotateBody(grace_seconds=whole("grace_hours", visit.form.get("grace_hours") or "0") * 3600)
     new = await visit.ask(keys.rotate_key, path={"id": visit.form.get("id", "")}, body=body)
     return await _page(visit, new, "")
 
@@ -73,32 +73,18 @@ def _fields(visit: Visit) -> dict[str, Any]:
     given: dict[str, Any] = {name: form[name] for name in _TEXTS if form.get(name)}
     if given.get("role") == "admin":
         given["admin"] = True
-    whole = ("tokens", "requests", "concurrency")
-    limits: dict[str, Any] = {name: _whole(name, form[name]) for name in whole if form.get(name)}
+    counts = ("tokens", "requests", "concurrency")
+    limits: dict[str, Any] = {name: whole(name, form[name]) for name in counts if form.get(name)}
     if form.get("usd"):
-        limits["usd"] = _dollars(form["usd"])
+        limits["usd"] = decimal("usd", form["usd"])
     if limits.keys() & {"tokens", "usd", "requests"}:
         limits["window"] = form.get("window") or "total"
     if limits:
         given["limits"] = limits
     if form.get("expires_in_days"):
-        given["expires_in_days"] = _whole("expires_in_days", form["expires_in_days"])
+        given["expires_in_days"] = whole("expires_in_days", form["expires_in_days"])
     models = [model.strip() for model in form.get("allowed_models", "").split(",") if model.strip()]
     return given | {"allowed_models": models}
-
-
-def _whole(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise BadRequest.field(name, f"must be a whole number; given {text[:40]!r}") from None
-
-
-def _dollars(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise BadRequest.field("usd", f"must be a number; given {text[:40]!r}") from None
 
 
 PAGES = (

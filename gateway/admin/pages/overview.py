@@ -11,10 +11,11 @@ from starlette.responses import Response
 from gateway.admin.day_chart import DayChart, day_chart
 from gateway.admin.figures import day_of
 from gateway.admin.recent import recent_calls
+from gateway.admin.reports import DAYS, first_day, report_by
 from gateway.admin.shared_budgets import shared_of
 from gateway.admin.visit import Page, Visit
 from gateway.budget_view import BudgetAccount
-from gateway.endpoints.api import budgets, runs, usage
+from gateway.endpoints.api import budgets, runs
 from gateway.endpoints.api.runs import RunsQuery
 from gateway.endpoints.api.schema import ListQuery
 from gateway.endpoints.api.usage import UsageQuery, UsageReport, UsageTotals, figures
@@ -23,7 +24,6 @@ from gateway.store.usage_report import GroupBy
 from policies.windows import WINDOWS, window_bounds
 
 _HOUR_MS = 3_600_000
-_DAYS_SHOWN = 30
 _ROWS_SHOWN = 6
 _CAPS_SHOWN = 3
 # Of a window: before that a single call would foretell anything.
@@ -62,14 +62,14 @@ class Cap:
 async def overview(visit: Visit) -> Response:
     now = datetime.fromtimestamp(visit.now_ms / 1000, UTC)
     month_start, today = day_of(visit.now_ms)[:8] + "01", day_of(visit.now_ms)
-    first = (now - timedelta(days=_DAYS_SHOWN - 1)).date()
+    first = date.fromisoformat(first_day(visit))
     (month, hour, savings, workflows, by_day), (known, latest, calls) = await asyncio.gather(
         asyncio.gather(
-            report(visit, GroupBy.INTENT, month_start),
-            report(visit, GroupBy.WORKFLOW, str(visit.now_ms - _HOUR_MS)),
-            report(visit, GroupBy.SAVINGS, month_start),
-            report(visit, GroupBy.WORKFLOW, first.isoformat()),
-            report(visit, GroupBy.DAY, first.isoformat()),
+            report_by(visit, GroupBy.INTENT, month_start),
+            report_by(visit, GroupBy.WORKFLOW, str(visit.now_ms - _HOUR_MS)),
+            report_by(visit, GroupBy.SAVINGS, month_start),
+            report_by(visit, GroupBy.WORKFLOW, first.isoformat()),
+            report_by(visit, GroupBy.DAY, first.isoformat()),
         ),
         asyncio.gather(
             visit.ask(budgets.list_budgets, query=ListQuery(project=visit.project, limit=200)),
@@ -101,16 +101,9 @@ async def overview(visit: Visit) -> Response:
     )
 
 
-async def report(visit: Visit, group_by: GroupBy, since: str) -> UsageReport:
-    query = UsageQuery.model_validate({"project": visit.project, "group_by": group_by, "from": since})
-    found = await visit.ask(usage.get_usage, query=query)
-    assert isinstance(found, UsageReport)  # noqa: S101 - CSV was not asked for
-    return found
-
-
 def _days(first: date, by_day: UsageReport) -> DayColumns:
     found = {row.day: row for row in by_day.rows}
-    days = tuple((first + timedelta(days=at)).isoformat() for at in range(_DAYS_SHOWN))
+    days = tuple((first + timedelta(days=at)).isoformat() for at in range(DAYS))
     rows = [found.get(day) for day in days]
     tokens = tuple(row.total_tokens if row else 0 for row in rows)
     return DayColumns(days, tokens, tuple(row.cost_usd if row else 0.0 for row in rows))

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from starlette.responses import Response, StreamingResponse
 
+from gateway.admin.form_numbers import decimal, whole
 from gateway.admin.shared_budgets import of_project, shared_of
 from gateway.admin.timeline import timeline
 from gateway.admin.visit import Page, Visit
@@ -86,15 +87,11 @@ async def change_run(visit: Visit) -> Response:
 def _budget(visit: Visit) -> BudgetChange:
     """An empty field takes the run's own limit back."""
     texts = {name: visit.form.get(name, "").strip() for name in ("tokens", "usd", "requests") if name in visit.form}
-    given: dict[str, Any] = {name: None if not text else _number(name, text) for name, text in texts.items()}
+    given: dict[str, Any] = {
+        name: None if not text else decimal(name, text) if name == "usd" else whole(name, text)
+        for name, text in texts.items()
+    }
     return BudgetChange.model_validate(given)
-
-
-def _number(name: str, text: str) -> float | int:
-    try:
-        return float(text) if name == "usd" else int(text.replace(",", ""))
-    except ValueError:
-        raise BadRequest.field(name, f"must be a number; given {text[:40]!r}") from None
 
 
 async def _rows(visit: Visit, found: RunLines) -> dict[str, Any]:

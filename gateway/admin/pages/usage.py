@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from starlette.responses import Response
 
 from gateway.admin.day_chart import day_chart
 from gateway.admin.figures import path_of
+from gateway.admin.reports import first_day, report
 from gateway.admin.visit import Page, Visit
 from gateway.endpoints.api import usage
-from gateway.endpoints.api.usage import UsageQuery, UsageReport
+from gateway.endpoints.api.usage import UsageQuery
 from gateway.store.usage_report import GroupBy
 
 METRICS: Final = {
@@ -27,13 +27,12 @@ METRICS: Final = {
     "overrun_tokens": "overrun tokens",
 }
 _FILTERS: Final = ("workflow", "run", "step", "agent", "intent", "model", "key")
-_DAYS: Final = 30
 
 
 async def explore(visit: Visit) -> Response:
     metric = visit.param("metric") if visit.param("metric") in METRICS else "total_tokens"
     query = _query(visit)
-    found = await _report(visit, query)
+    found = await report(visit, query)
     rows = (
         sorted(found.rows, key=lambda row: -getattr(row, metric)) if query.group_by is not GroupBy.DAY else found.rows
     )
@@ -64,14 +63,7 @@ async def as_csv(visit: Visit) -> Response:
 
 def _query(visit: Visit) -> UsageQuery:
     """The last thirty days unless the address says otherwise."""
-    first = (datetime.fromtimestamp(visit.now_ms / 1000, UTC) - timedelta(days=_DAYS - 1)).date().isoformat()
-    return visit.query(UsageQuery, **{"from": visit.param("from") or first})
-
-
-async def _report(visit: Visit, query: UsageQuery) -> UsageReport:
-    found = await visit.ask(usage.get_usage, query=query.model_copy(update={"format": "json"}))
-    assert isinstance(found, UsageReport)  # noqa: S101 - CSV was not asked for
-    return found
+    return visit.query(UsageQuery, **{"from": visit.param("from") or first_day(visit)})
 
 
 def _csv_path(visit: Visit, query: UsageQuery) -> str:

@@ -8,20 +8,17 @@ import orjson
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from gateway.admin.figures import day_of
+from gateway.admin.reports import first_day, report_by
 from gateway.admin.visit import Page, Visit
-from gateway.endpoints.api import allocate, suggestions, usage, workflows
+from gateway.endpoints.api import allocate, suggestions, workflows
 from gateway.endpoints.api.allocate import AllocateBody, Shares
 from gateway.endpoints.api.application import parsed, told
 from gateway.endpoints.api.schema import ListQuery
-from gateway.endpoints.api.usage import UsageQuery, UsageReport, UsageRow
 from gateway.endpoints.api.workflows import WorkflowBody, WorkflowView
 from gateway.errors import BadRequest, GatewayError
 from gateway.store.usage_report import GroupBy
 from policies.settings import ALLOCATION_STRATEGIES
 
-_DAY_MS: Final = 86_400_000
-_DAYS: Final = 30
 # What the editor begins with for a workflow that nobody has called yet.
 _EXAMPLE: Final[dict[str, Any]] = {
     "budget": {"tokens": 20_000},
@@ -48,7 +45,7 @@ async def list_all(visit: Visit) -> Response:
     if visit.name:
         return await show_workflow(visit)
     declared = {one.workflow: one for one in await _declared(visit)}
-    seen = {row.workflow or "": row for row in await _usage(visit, GroupBy.WORKFLOW)}
+    seen = {row.workflow or "": row for row in (await report_by(visit, GroupBy.WORKFLOW, first_day(visit))).rows}
     names = sorted({*declared, *seen} - {""})
     lines = [(name, declared.get(name), seen.get(name)) for name in names]
     return visit.show("workflows", lines=lines, settings=visit.desk.parts.control.snapshot.settings)
@@ -95,6 +92,7 @@ async def set_mode(visit: Visit) -> Response:
 async def _editor(visit: Visit, text: str, found: WorkflowView | None, fault: str = "") -> Response:
     shares, why_not = await _previews(visit, text) if not fault else ({}, "")
     suggested = await visit.ask(suggestions.list_suggestions, path={"workflow": visit.name})
+    used = await report_by(visit, GroupBy.WORKFLOW, first_day(visit), workflow=visit.name)
     return visit.show(
         "workflow",
         status=400 if fault else 200,
@@ -106,7 +104,7 @@ async def _editor(visit: Visit, text: str, found: WorkflowView | None, fault: st
         why_not=why_not,
         steps=[one.step for one in next(iter(shares.values())).allocations] if shares else [],
         suggestions=suggested.suggestions,
-        used=next(iter(await _usage(visit, GroupBy.WORKFLOW, workflow=visit.name)), None),
+        used=next(iter(used.rows), None),
         settings=visit.desk.parts.control.snapshot.settings,
     )
 
@@ -143,17 +141,9 @@ async def _known(visit: Visit) -> WorkflowView | None:
 
 async def _draft(visit: Visit) -> dict[str, Any]:
     """A first declaration of a workflow that was only seen: its steps, largest first. Of one that was not, an example."""
-    rows = await _usage(visit, GroupBy.STEP, workflow=visit.name)
-    steps = [{"id": row.step} for row in rows if row.step]
+    used = await report_by(visit, GroupBy.STEP, first_day(visit), workflow=visit.name)
+    steps = [{"id": row.step} for row in used.rows if row.step]
     return {"steps": steps} if steps else _EXAMPLE
-
-
-async def _usage(visit: Visit, group_by: GroupBy, **more: str) -> tuple[UsageRow, ...]:
-    since = day_of(visit.now_ms - (_DAYS - 1) * _DAY_MS)
-    query = UsageQuery.model_validate({"project": visit.project, "group_by": group_by, "from": since, **more})
-    found = await visit.ask(usage.get_usage, query=query)
-    assert isinstance(found, UsageReport)  # noqa: S101 - CSV was not asked for
-    return found.rows
 
 
 def _edited(found: WorkflowView) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.endpoints.api.route import Ask, Route, not_found
-from gateway.endpoints.api.schema import IntentName, Name, Priority, ProjectQuery, Strict, Tokens
+from gateway.endpoints.api.schema import Name, Priority, ProjectQuery, Strict, Tokens
 from gateway.errors import GatewayError
 from gateway.explaining import Explained, explained
 from gateway.moments import iso
@@ -19,6 +19,7 @@ from gateway.run_view import usd
 from gateway.wire.protocols import PROTOCOLS
 from policies.amounts import Unit
 from policies.budgets import Link
+from policies.intents import Intent
 from policies.pressure import written
 from policies.reservation import Balance
 
@@ -56,7 +57,7 @@ class ExplainTags(Strict):
     agent: Name | None = None
     user: Name | None = None
     parent_run: Name | None = None
-    intent: IntentName | None = None
+    intent: Intent | None = None
     priority: Priority | None = None
     budget_tokens: Tokens | None = None
     budget_usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None

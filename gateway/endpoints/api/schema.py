@@ -9,7 +9,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from gateway.config_budgets import Count, usd_to_nano
 from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, Limit
-from policies.intents import Intent
 
 LIST_MAX = 1_000
 # More steps than this in one request are a mistake, and would hold the process for too long.
@@ -70,7 +69,6 @@ Instant = Annotated[
 ]
 Priority = Annotated[str, StringConstraints(pattern=r"^(low|normal|high|critical)$")]
 Share = Annotated[float, Field(ge=0, le=10)]
-IntentName = Intent
 
 
 class ProjectQuery(Strict):

@@ -9,7 +9,6 @@ from pydantic import Field, field_validator
 
 from gateway.endpoints.api.schema import (
     STEPS_MAX,
-    IntentName,
     LimitBody,
     Line,
     Name,
@@ -22,6 +21,7 @@ from gateway.endpoints.api.schema import (
 from gateway.run_view import usd
 from policies.amounts import Limit
 from policies.declaration import DEPTH_MAX
+from policies.intents import Intent
 
 
 class StepBody(Strict):
@@ -31,7 +31,7 @@ class StepBody(Strict):
     prompt: Text | None = None
     description: Text | None = None
     system: Text | None = None
-    intent: IntentName | None = None
+    intent: Intent | None = None
     priority: Priority | None = None
     agent: Name | None = None
     budget: LimitBody | Tokens | None = Field(default=None, description="Its limits; a number stands for tokens.")
