@@ -86,7 +86,7 @@ def measure(url: str, arguments: argparse.Namespace) -> bool:
         asyncio.run(analyze(url))
     config = {**CONFIG, "storage": {"store": url, "ledger": "memory://"}}
     slow = 0
-    with tempfile.TemporaryDirectory() as folder, running_farebox(Path(folder), config) as gateway:
+    with tempfile.TemporaryDirectory() as folder, running_farebox(Path(folder), config, module="gateway") as gateway:
         for number in range(30):
             gateway.chat(
                 "Summarize this.", tagged("workflow-1", f"now-{number}", "step-1"), model="mock", max_tokens=50

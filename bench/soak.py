@@ -219,7 +219,7 @@ async def soak(minutes: float, rate: float, folder: Path) -> int:
         }
         budgets = [{"scope": "run", "match": "*", "tokens": 1_000_000}, {"scope": "run", "match": "spent", "tokens": 1}]
         config = {"model_list": [entry], "budgets": budgets, "router_settings": {"num_retries": 0}}
-        gateway = FareboxProcess(folder, config)
+        gateway = FareboxProcess(folder, config, module="gateway")
         await asyncio.to_thread(gateway.start)
         try:
             work = Soak(gateway.url, gateway.pid, rate)

@@ -20,6 +20,7 @@ from pydantic import (
 from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, Limit
 from policies.budgets import Budget, HoldKind, Mode, OnOutage, Scope, Window
 from policies.pressure import DEFAULT_LADDER, Ladder, Rung, ladder_of, written
+from policies.windows import WindowError, zone_of
 
 
 class Strict(BaseModel):
@@ -119,11 +120,9 @@ class BudgetConfig(Strict):
     @field_validator("timezone")
     @classmethod
     def _zone_exists(cls, value: str) -> str:
-        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
         try:
-            ZoneInfo(value)
-        except (ZoneInfoNotFoundError, ValueError) as error:
+            zone_of(value)
+        except WindowError as error:
             raise ValueError(f"no time zone {value!r}; use a name such as Europe/Berlin") from error
         return value
 

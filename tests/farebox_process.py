@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 READY_SECONDS = 40.0
+BLOCKED = "This blocks the event loop: "  # how tests/watched_gateway.py begins what it writes to the log
 
 
 @dataclass
@@ -40,6 +41,9 @@ class FareboxProcess:
     config: dict[str, Any]
     environment: Mapping[str, str] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
+    module: str = (
+        "tests.watched_gateway"  # `gateway` where nothing may stand in its way, such as for figures of its speed
+    )
     process: subprocess.Popen[bytes] | None = None
     url: str = ""
 
@@ -55,7 +59,7 @@ class FareboxProcess:
             if not name.startswith(("FAREBOX_", "OPENAI_", "ANTHROPIC_"))
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "--config", str(path), "serve", "--port", "0", *self.arguments],
+            [sys.executable, "-m", self.module, "--config", str(path), "serve", "--port", "0", *self.arguments],
             stdout=log,
             stderr=log,
             cwd=self.folder,
@@ -100,7 +104,14 @@ class FareboxProcess:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(40)
+        code = self.process.wait(40)
+        self.check_that_nothing_blocked()
+        return code
+
+    def check_that_nothing_blocked(self) -> None:
+        """See tests/watched_gateway.py: an error that somebody swallowed is in the log still."""
+        _, found, rest = self.log.partition(BLOCKED)
+        assert not found, f"a call blocked the event loop: {rest[:8000]}"
 
     def request(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, timeout: float = 60
@@ -158,3 +169,4 @@ def running_farebox(folder: Path, config: dict[str, Any], **options: Any) -> Ite
             except subprocess.TimeoutExpired:
                 gateway.process.kill()
                 gateway.process.wait(10)
+    gateway.check_that_nothing_blocked()

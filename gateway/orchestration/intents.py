@@ -27,6 +27,7 @@ from policies.classify import (
     classify,
     content_key,
     llm_question,
+    load_classifier,
     parse_llm_answer,
     step_text_from_chat,
 )
@@ -109,6 +110,7 @@ class Intents:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        await asyncio.to_thread(load_classifier)
         try:
             for learned in await intent_store.latest(self._store, self._clock_ms()):
                 self._learned[learned.key] = learned

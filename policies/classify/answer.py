@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from policies.classify.features import Evidence, evidence_of
+from policies.classify.lexicon import lexicon
 from policies.classify.model import chances, weights
 from policies.classify.rules import answer_by_rules, reasons
 from policies.classify.step import Alternative, Classification, StepText
@@ -15,6 +16,12 @@ ALONE_MIN = 0.5
 # Below this chance an alternative is noise.
 ALTERNATIVE_MIN = 0.05
 ALTERNATIVES_MAX = 3
+
+
+def load_classifier() -> None:
+    """Read the words and weights that ship with the classifier; the first step would wait some 20 ms for them."""
+    lexicon()
+    weights()
 
 
 def classify(

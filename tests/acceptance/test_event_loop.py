@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from gateway.tokenizer import Tokenizer
 from tests.acceptance.serving import ProviderThread
 from tests.acceptance.test_work_per_call import TAGS, _ask, serving
 from tests.fake_provider import FakeProvider
+from tests.farebox_process import BLOCKED
 
 HELD_MS_MAX = 10.0
 ATTEMPTS = 3
@@ -140,3 +143,31 @@ async def test_a_growing_conversation_is_counted_only_where_it_is_new(
     written = sum(len(message["content"]) for message in messages)
     assert written > 450_000
     assert counted < 1.1 * written
+
+
+BLOCKING = """
+import asyncio, concurrent.futures.thread, os, socket, sqlite3, time
+import tests.watched_gateway
+
+async def each(call):
+    try:
+        call()
+    except tests.watched_gateway.LoopBlocked as found:
+        print(found)
+
+async def main():
+    for call in (lambda: open(os.devnull), lambda: time.sleep(1), lambda: socket.getaddrinfo(None, 80),
+                 lambda: sqlite3.connect(":memory:"), lambda: os.fsync(1), lambda: __import__("wave")):
+        await each(call)
+    time.sleep(0)
+    await asyncio.to_thread(lambda: open(os.devnull).close())
+
+asyncio.run(main())
+"""
+
+
+def test_a_call_that_blocks_the_loop_is_found() -> None:
+    """Every gateway that the tests start is watched so, and FareboxProcess looks at what was found."""
+    ran = subprocess.run([sys.executable, "-c", BLOCKING], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout.split() == ["open", "time.sleep", "socket.getaddrinfo", "sqlite3.connect", "os.fsync", "import"]
+    assert ran.stderr.count(BLOCKED) == 6

@@ -43,6 +43,11 @@ ONE_FAULT: list[tuple[str, str, str]] = [
         "farebox.yaml:2:29: budgets[0].timezone:",
         "no time zone",
     ),
+    (
+        "budgets:\n  - {scope: key, tokens: 1, timezone: Europe}\n",  # a folder of the database
+        "farebox.yaml:2:29: budgets[0].timezone:",
+        "no time zone",
+    ),
     ("storage: {ledger: 'mysql://x'}\n", "farebox.yaml:1:11: storage.ledger:", "must begin with one of sqlite:///"),
     ("storage: {store: 'redis://x'}\n", "farebox.yaml:1:11: storage.store:", "postgresql://"),
     (

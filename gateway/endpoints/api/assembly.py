@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio._backends._asyncio  # noqa: F401 - starlette would import it on the event loop, for the first stream
 from starlette.applications import Starlette
 
 from gateway.catch_up import CatchUp
