@@ -7,7 +7,7 @@ PORT ?= 4000
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help chromium install install-dev run demo test test-clients lock-clients check format lock bench bench-peers screenshots eval-intents eval-compression eval-routing docs docs-pages soak soak-30 soak-5 release-check clean
+.PHONY: help chromium install install-dev run demo test test-clients lock-clients check format lock bench bench-peers screenshots eval-intents eval-compression eval-routing docs docs-pages soak soak-30 soak-5 mutants release-check clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -87,6 +87,7 @@ lock: ## Resolve the dependencies anew (needs uv); nothing younger than a week, 
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --extra fast --group dev --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/dev.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile requirements/otel.in -c requirements/runtime.txt --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/otel.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile requirements/release.in --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/release.txt --quiet
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile requirements/mutants.in -c requirements/dev.txt --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/mutants.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile requirements/docs.in --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/docs.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile requirements/chart.in --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/chart.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile requirements/helm.in --no-deps --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/helm.txt --quiet
@@ -127,6 +128,17 @@ soak: install-dev ## Long tests, and two hours of a steady mixed load (soak-30: 
 
 soak-30 soak-5: install-dev
 	$(BIN)/python -m bench.soak --minutes $(@:soak-%=%)
+
+.mutmut/installed: requirements/mutants.txt $(VENV)/dev
+	rm -rf .mutmut
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: --target .mutmut -r requirements/mutants.txt
+	@touch $@
+
+# Each change is tried with the tests that run through it; what they overlook is listed at the end. A quarter of an hour on two free cores.
+mutants: .mutmut/installed ## Change the rules of budgets in 1,900 places, and list the changes that no test notices
+	rm -rf mutants
+	PYTHONPATH=.mutmut timeout 3600 $(BIN)/python -m mutmut run --max-children $(TEST_WORKERS)
+	PYTHONPATH=.mutmut $(BIN)/python -m mutmut results
 
 .venv-release/installed: requirements/release.txt
 	test -x .venv-release/bin/python || $(PYTHON) -m venv .venv-release

@@ -40,3 +40,8 @@ def test_an_override_replaces_what_it_names(limit: Limit, override: Limit, expec
 def test_only_a_limit_without_any_unit_is_unlimited() -> None:
     assert UNLIMITED.is_unlimited
     assert not Limit(tokens=0).is_unlimited
+
+
+def test_an_override_is_taken_unit_by_unit() -> None:
+    assert Limit(1, 2, 3).replaced_by(Limit(4, 5, 6)) == Limit(4, 5, 6)
+    assert Limit(1, 2, 3).replaced_by(Limit(nano_usd=5)) == Limit(1, 5, 3)

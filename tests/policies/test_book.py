@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from policies.amounts import AMOUNT_MAX, Amount, Limit
@@ -12,6 +14,7 @@ from policies.reservation import (
     RESOLVED_KEEP_MS,
     Account,
     Demand,
+    Gate,
     Granted,
     Hold,
     OnLost,
@@ -19,6 +22,7 @@ from policies.reservation import (
     Reserve,
     State,
 )
+from policies.settlement import EntryKind, OutboxEntry
 
 
 def request(name: str, *chain: Hold, tokens: int = 10) -> Reserve:
@@ -90,3 +94,77 @@ def test_only_the_due_are_resolved_and_only_as_many_as_asked() -> None:
         assert isinstance(book.reserve("p", request(f"c{n}", Hold("run")), n), Granted)
     assert [lost.id for lost in book.expire_due(2, 60_002)] == ["c0", "c1"]
     assert [lost.id for lost in book.expire_due(9, 60_002)] == ["c2"]
+
+
+def test_what_people_decide_keeps_an_account_as_a_call_does() -> None:
+    for touch in (
+        lambda book: book.set_gate("p", "run", Gate.PAUSED, 50),
+        lambda book: book.set_override("p", "run", Limit(5), 50),
+        lambda book: book.restore("p", "run", Amount(3), KEEP_MS, None, None, 50),
+    ):
+        shelf = DictShelf()
+        told = touch(Book(shelf))
+        assert told is None or told.account == "run"
+        assert (shelf.forget(49 + KEEP_MS, 9), shelf.forget(50 + KEEP_MS, 9)) == (0, 1)
+
+
+def test_restoring_says_how_long_an_account_is_kept() -> None:
+    shelf = DictShelf()
+    Book(shelf).restore("p", "run", Amount(3), 100, None, None, 50)
+    assert (shelf.forget(149, 9), shelf.forget(150, 9)) == (0, 1)
+
+
+def test_growing_uses_an_account_and_a_repeated_request_is_told_the_time() -> None:
+    shelf = DictShelf()
+    book = Book(shelf)
+    book.reserve("p", request("c1", Hold("run")), 10)
+    assert book.reserve("p", request("c1", Hold("run")), 20).now_ms == 20
+    assert book.extend("p", "c1", [Hold("run")], Demand(0, 1, 1), 30).now_ms == 30
+    assert shelf.accounts["p", "run"].used_ms == 30
+    assert book.extend("p", "unknown", [Hold("run")], Demand(0, 1, 1), 40).now_ms == 40
+
+
+def test_the_oldest_deadline_is_due_first_whatever_it_is_called() -> None:
+    book = Book(DictShelf())
+    for name, now_ms in (("b", 0), ("a", 1), ("c", 2)):
+        book.reserve("p", request(name, Hold("run")), now_ms)
+    assert [lost.id for lost in book.expire_due(2, 60_005)] == ["b", "a"]
+
+
+def test_every_entry_of_the_outbox_is_its_projects_and_has_a_position_of_its_own() -> None:
+    book = Book(DictShelf())
+    for name in ("lost", "late"):
+        book.reserve("p", request(name, Hold("run")), 0)
+    book.expire_due(9, 60_000)
+    book.void("p", "late", 60_000)
+    book.record("p", [OutboxEntry("elsewhere", "r", EntryKind.RECORDED, "other", Amount(), 0, b"{}")], 7)
+    entries = book.outbox_read("one", 9, 60_000)
+    assert {entry.id: entry.project for entry in entries} == dict.fromkeys(
+        ("lost:lost", "late:lost", "late:late", "r"), "p"
+    )
+    assert "elsewhere" not in {entry.position for entry in entries}
+    assert len({entry.position for entry in entries}) == 4
+
+
+def test_a_lost_hold_tells_what_of_it_went_back() -> None:
+    book = Book(DictShelf())
+    demand = Demand(0, 10, 10, output_nano_usd_per_token=2)
+    book.reserve("p", replace(request("c1", Hold("run")), demand=demand, on_lost=OnLost.RELEASE), 0)
+    assert [lost.released for lost in book.expire_due(9, 60_000)] == [Amount(10, 20, 1)]
+
+
+def test_an_expired_reservation_that_was_settled_late_is_forgotten_like_a_settled_one() -> None:
+    shelf = DictShelf()
+    book = Book(shelf)
+    book.reserve("p", request("c1", Hold("run")), 0)
+    book.expire_due(9, 60_000)
+    book.settle("p", "c1", Amount(1), b"", 60_000)
+    assert book.purge(9, 60_000 + RESOLVED_KEEP_MS) == 1
+    assert shelf.reservations == {}
+    assert book.purge(9, 60_000 + EXPIRED_KEEP_MS) == 1  # the account, and nothing that is not there any more
+
+
+def test_a_run_nobody_was_heard_of_from_is_forgotten_when_it_closes() -> None:
+    book = Book(DictShelf())
+    book.current_run("p", "w", "r", 10, 0)
+    assert (book.purge(9, 9), book.purge(9, 10)) == (0, 1)

@@ -9,6 +9,9 @@ import pytest
 from policies.amounts import UNLIMITED, Limit
 from policies.budgets import (
     ANY_RUN,
+    DAY_MS,
+    RUN_KEEP_MS,
+    TOTAL_KEEP_MS,
     Budget,
     Chain,
     HoldKind,
@@ -177,3 +180,90 @@ def test_a_call_survives_an_outage_only_if_every_enforced_limit_says_so(
     budgets: list[Budget], limits: RunLimits, survives: bool
 ) -> None:
     assert chain(*budgets, limits=limits).survives_outage is survives
+
+
+@pytest.mark.parametrize(
+    ("window", "keep_ms"),
+    [
+        (Window.MINUTE, DAY_MS),
+        (Window.HOUR, 2 * DAY_MS),
+        (Window.DAY, 3 * DAY_MS),
+        (Window.MONTH, 40 * DAY_MS),
+        (Window.TOTAL, TOTAL_KEEP_MS),
+    ],
+)
+def test_an_account_is_kept_for_as_long_as_its_window_may_be_asked_for(window: Window, keep_ms: int) -> None:
+    link = chain(Budget(Scope.KEY, TOKENS, window=window)).links[-1]
+    assert (link.hold.keep_ms, link.window, link.scope, link.scope_id) == (keep_ms, window, Scope.KEY, "ci")
+
+
+def test_runs_and_their_parents_are_kept_for_a_month() -> None:
+    found = chain(subject=replace(CALL, parents=(Parent("r-0", "weekly"),)))
+    assert [link.hold.keep_ms for link in found.links] == [RUN_KEEP_MS] * 3
+    parent = found.links[-1]
+    assert (parent.scope, parent.scope_id, parent.window) == (Scope.RUN, "r-0", Window.RUN)
+
+
+def test_only_a_step_has_a_soft_limit() -> None:
+    found = chain(Budget(Scope.KEY, TOKENS, window=Window.TOTAL), limits=RunLimits(step_soft_tokens=10))
+    assert [link.soft_tokens for link in found.links] == [10, None, None]
+
+
+def test_only_budgets_on_runs_limit_a_parent() -> None:
+    child = replace(CALL, run="child", parents=(Parent("r-1", "nightly-report"),))
+    others = (
+        Budget(Scope.WORKFLOW, TOKENS, window=Window.TOTAL),
+        Budget(Scope.RUN, TOKENS, mode=Mode.OBSERVE),
+        Budget(Scope.RUN, TOKENS, match="weekly"),
+        Budget(Scope.RUN, TOKENS, project="other"),
+    )
+    assert chain(*others, subject=child).link("run/r-1").hold.limit == UNLIMITED
+    mine = Budget(Scope.RUN, TOKENS, project="acme")
+    assert chain(mine, subject=child).link("run/r-1").hold.limit == TOKENS
+
+
+def test_a_budget_on_what_a_call_does_not_name_does_not_concern_it() -> None:
+    everything = [Budget(scope, TOKENS, window=Window.TOTAL) for scope in (Scope.WORKFLOW, Scope.AGENT, Scope.KEY)]
+    steps = [Budget(Scope.RUN, TOKENS), Budget(Scope.STEP, TOKENS)]
+    assert chain(*everything, *steps, subject=Subject("acme")).links == ()
+    assert accounts(chain(*everything, *steps, subject=UNTAGGED)) == ["key/ci@total"]
+
+
+def test_a_workflow_that_observes_watches_the_workflows_budget_too() -> None:
+    found = chain(Budget(Scope.WORKFLOW, TOKENS, window=Window.TOTAL), limits=RunLimits(observe=True))
+    assert accounts(found)[-1] == "workflow/nightly-report@total~observe"
+    assert not found.is_enforced
+
+
+@pytest.mark.parametrize(
+    ("limit", "tighten", "money"),
+    [(TOKENS, UNLIMITED, False), (Limit(nano_usd=1), UNLIMITED, True), (TOKENS, Limit(nano_usd=1), True)],
+)
+def test_a_chain_knows_what_it_limits(limit: Limit, tighten: Limit, money: bool) -> None:
+    found = chain(Budget(Scope.STEP, limit), Budget(Scope.RUN, TOKENS), limits=RunLimits(tightened=tighten))
+    assert (found.limits_money, found.is_limited, found.is_enforced) == (money, True, True)
+    assert found.holds == tuple(link.hold for link in found.links)
+
+
+def test_a_chain_ends_with_the_first_of_its_windows() -> None:
+    key = [Budget(Scope.KEY, TOKENS, window=window) for window in (Window.TOTAL, Window.MONTH, Window.MINUTE)]
+    assert chain(*key).ends_at_ms() == MINUTE + 60_000
+    assert chain(*key[:1]).ends_at_ms() is None
+
+
+def test_the_enforced_account_of_a_scope_is_found_innermost_first() -> None:
+    found = chain(
+        Budget(Scope.RUN, TOKENS, mode=Mode.OBSERVE), subject=replace(CALL, parents=(Parent("r-0", "weekly"),))
+    )
+    run = found.of(Scope.RUN)
+    assert run is not None
+    assert run.hold.account == "run/r-1"
+    assert found.of(Scope.AGENT) is None
+
+
+def test_the_workflows_own_ladder_goes_before_a_budgets() -> None:
+    budget = Budget(Scope.RUN, TOKENS, on_pressure=ladder_of(["refuse"]))
+    assert chain(budget, limits=RunLimits(ladder=ladder_of(["clamp", "refuse"]))).ladder == ladder_of(
+        ["clamp", "refuse"]
+    )
+    assert chain().wait_ms == 0

@@ -214,3 +214,93 @@ def test_an_id_stays_with_its_accounts() -> None:
             place_again(request(*wrong), first.reservation, [Account()] * len(wrong), 0)
         with pytest.raises(ValueError, match="not on the accounts given"):
             enlarge(first.reservation, wrong, Demand(0, 1, 1, requests=0), [Account()] * len(wrong), 0)
+
+
+@pytest.mark.parametrize(
+    ("hold", "account", "demand", "granted"),
+    [
+        (Hold("r", Limit(100)), Account(Amount(10), Amount(5)), Demand(7, 60, 0, choices=2), 39),
+        (Hold("r", Limit(100), Limit(20)), Account(), Demand(7, 60, 0), 13),
+        (Hold("r", Limit(None, 1000)), Account(Amount(0, 100), Amount(0, 50)), Demand(0, 99, 0, 30, 4, choices=3), 68),
+        (Hold("r", Limit(None, 10)), Account(), Demand(0, 60, 0, output_nano_usd_per_token=1), 10),
+        (Hold("r", Limit(None, 10)), Account(), Demand(0, 60, 0), 60),  # answers cost nothing
+    ],
+)
+def test_an_answer_may_be_as_long_as_each_unit_leaves_room_for(
+    hold: Hold, account: Account, demand: Demand, granted: int
+) -> None:
+    assert fit(demand, [hold], [account]).output_tokens == granted
+
+
+@pytest.mark.parametrize(
+    ("limit", "unit"), [(Limit(9), "tokens"), (Limit(None, 9), "nano_usd"), (Limit(None, None, 9), "requests")]
+)
+def test_a_limit_is_reached_in_each_unit_and_not_passed(limit: Limit, unit: str) -> None:
+    account = Account(Amount(5, 5, 5), Amount(2, 2, 2))
+    assert fit(Demand(2, 0, 0, 2, requests=2), [Hold("run", limit)], [account]).refused is None
+    assert fit(Demand(3, 0, 0, 3, requests=3), [Hold("run", limit)], [account]).refused == (0, Refusal.BUSY, unit)
+
+
+def test_a_refusal_grants_nothing_and_names_the_unit_that_does_not_fit() -> None:
+    outcome = fit(Demand(10, 5, 0, 3), [Hold("run", Limit(10, 2))], [Account()])
+    assert (outcome.output_tokens, outcome.refused) == (0, (0, Refusal.TOO_LARGE, "nano_usd"))
+
+
+def test_every_hold_of_a_chain_has_its_account() -> None:
+    demand = Demand(0, 1, 1)
+    with pytest.raises(ValueError, match="shorter"):
+        fit(demand, [Hold("step"), Hold("run")], [Account()])
+    first = place(request(Hold("run", Limit(100))), (Account(),), 0)
+    assert first.reservation is not None
+    with pytest.raises(ValueError, match="shorter"):
+        place_again(request(Hold("run")), first.reservation, (), 0)
+
+
+FULL = AMOUNT_MAX - 5
+
+
+@pytest.mark.parametrize("unit", range(3))
+def test_an_account_may_be_as_full_as_engines_can_count(unit: int) -> None:
+    def of_unit(value: int) -> Amount:
+        return Amount(*(value if at == unit else 0 for at in range(3)))
+
+    def asked(value: int) -> Reserve:
+        more = of_unit(value)
+        return replace(request(Hold("run")), demand=Demand(more.tokens, 0, 0, more.nano_usd, requests=more.requests))
+
+    standing = Account(settled=of_unit(FULL), reserved=of_unit(2))
+    assert place(asked(3), (standing,), 0).accounts[0].reserved == of_unit(5)
+    with pytest.raises(ValueError, match=r"2\^53"):
+        place(asked(4), (standing,), 0)
+
+
+def test_what_a_caller_tightened_is_told_in_every_answer() -> None:
+    chain = (Hold("run", Limit(100), Limit(50)),)
+    told = Balance("run", Limit(50), ZERO, ZERO)
+    refused = place(request(*chain, tokens=60), (Account(),), 7).decision
+    assert refused == Refused(Refusal.TOO_LARGE, "run", "tokens", 60, told, 7)
+    assert already_resolved(chain, [Account()], 7) == Refused(Refusal.RESOLVED, "run", None, 0, told, 7)
+    first = place(request(*chain), (Account(),), 7)
+    assert first.reservation is not None
+    again = place_again(request(*chain), first.reservation, [Account()], 8).decision
+    assert isinstance(again, Granted)
+    assert (again.balances, again.now_ms) == ((told,), 8)
+
+
+def test_a_paused_account_needs_nothing() -> None:
+    refused = place(request(Hold("run", Limit(100))), (Account(gate=Gate.PAUSED),), 7).decision
+    assert isinstance(refused, Refused)
+    assert (refused.reason, refused.unit, refused.needed) == (Refusal.GATE, None, 0)
+
+
+def test_enlarging_uses_the_accounts_now_and_tells_what_only_watches() -> None:
+    chain = (Hold("run", Limit(100)), Hold("run~observe", Limit(50), enforce=False))
+    first = place(request(*chain), (Account(), Account()), 0)
+    assert first.reservation is not None
+    grown = enlarge(first.reservation, chain, Demand(0, 20, 20, requests=0), first.accounts, 5_000)
+    assert [account.used_ms for account in grown.accounts] == [5_000, 5_000]
+    assert isinstance(grown.decision, Granted)
+    assert (grown.decision.now_ms, grown.decision.breaches) == (5_000, ("run~observe",))
+    refused = enlarge(first.reservation, chain, Demand(0, 70, 70, requests=0), first.accounts, 6_000).decision
+    assert isinstance(refused, Refused)
+    assert (refused.reason, refused.now_ms) == (Refusal.TOO_LARGE, 6_000)

@@ -44,6 +44,7 @@ def test_void_writes_no_event() -> None:
     assert [one.settled for one in accounts] == [ZERO, Amount(7)]
     assert [one.reserved for one in accounts] == [ZERO, HELD]
     assert (reservation.state, reservation.booked, booking.entry) == (State.VOIDED, ZERO, None)
+    assert reservation.draft == b""
 
 
 @pytest.mark.parametrize(
@@ -126,3 +127,25 @@ def test_a_full_counter_stays_full_and_an_emptied_one_does_not_go_below_nothing(
     expired = replace(PENDING, state=State.EXPIRED, booked=Amount(30))
     _, accounts = written(settle("p", expired, (Account(), Account(settled=Amount(40))), Amount(10), b"", 0))
     assert [one.settled.tokens for one in accounts] == [0, 20]
+
+
+@pytest.mark.parametrize(
+    ("used", "beyond"),
+    [
+        (HELD, ZERO),
+        (Amount(51, 500, 1), Amount(1)),
+        (Amount(49, 501, 1), Amount(0, 1)),
+        (Amount(50, 499, 3), Amount(0, 0, 2)),
+        (Amount(60, 600, 2), Amount(10, 100, 1)),
+    ],
+)
+def test_an_overrun_is_what_goes_beyond_the_hold_in_each_unit(used: Amount, beyond: Amount) -> None:
+    assert overrun_of(used, HELD) == beyond
+    entry = settle("p", PENDING, STANDING, used, b"", 0).entry
+    assert entry is not None
+    assert entry.overrun == beyond
+
+
+def test_every_account_of_a_reservation_is_booked_or_none() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        settle("p", PENDING, STANDING[:1], HELD, b"", 0)
