@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import structlog
 from starlette.applications import Starlette
@@ -40,7 +41,7 @@ from gateway.ledger.port import Ledger
 from gateway.ledger.spool import Spool
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ledger_clock import LedgerClock
-from gateway.loopback import local_address
+from gateway.loopback import is_loopback, local_address
 from gateway.orchestration import Orchestration
 from gateway.orchestration.asking import Asking
 from gateway.orchestration.assembly import make_orchestration
@@ -81,7 +82,6 @@ from policies.reservation import OnLost
 from policies.tokens import counting_for
 
 _log = structlog.get_logger(__name__)
-_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 
 def wall_clock_ms() -> int:
@@ -320,7 +320,8 @@ class Application:
         return count.tokens
 
     def _routes(self) -> list[BaseRoute]:
-        health = health_routes(self._gauges.readiness, self._exposition)
+        check = partial(self.access.check, needed="viewer") if self.config.server.metrics_auth else None
+        health = health_routes(self._gauges.readiness, self._exposition, check)
         control = Late(self._control)
         return [*health, Below("/api", control), Below("/admin", control)]
 
@@ -330,10 +331,11 @@ class Application:
         from gateway.endpoints.api.assembly import make_api, make_desk
 
         desk = make_desk(self.parts, self.access)
-        return _application([Mount("/api", make_api(desk)), *admin_routes(desk)])
+        pages = Late(lambda: _application(admin_routes(desk)))
+        return _application([Mount("/api", make_api(desk)), Below("/admin", pages)])
 
     async def _announce_first_login(self) -> None:
-        is_open = self.access.is_open() and self.config.server.host in _LOOPBACK
+        is_open = self.access.is_open() and is_loopback(self.config.server.host)
         if not is_open and self.parts.control.snapshot.is_loaded:
             from gateway.admin.first_login import announce_first_login
 
@@ -409,7 +411,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
         deployments=deployments,
         clock=clock,
         ids=ids,
-        is_local=allow_anonymous or config.server.host in _LOOPBACK,
+        is_local=allow_anonymous or is_loopback(config.server.host),
     )
 
 

@@ -124,6 +124,7 @@ class ServerConfig(Strict):
     stall_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
     keep_alive_seconds: Annotated[float, Field(ge=1, le=3600)] = 75.0
     drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    metrics_auth: bool = False
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

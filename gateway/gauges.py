@@ -30,6 +30,8 @@ _LATELY_MS: Final = 15 * 60_000
 _COMPARED_MAX: Final = 50
 # Budgets whose names are in the configuration are few; those that match many names get no series of their own.
 _BUDGETS_MAX: Final = 100
+# Without a key /metrics names no tenant.
+_TENANTS: Final = (Scope.KEY, Scope.PROJECT)
 _GLOB: Final = frozenset("*?[")
 _DEFAULT_PROJECT: Final = "default"
 
@@ -146,10 +148,14 @@ class Gauges:
         return await self._parts.flusher.drain(timeout_ms=1_000)
 
     async def show_budgets(self) -> None:
-        """Balances of budgets in USD on one workflow, agent, key or project. Raises StoreUnavailable."""
+        """Balances of budgets in USD on one workflow or agent, or for scrapers with a key on one key or project.
+
+        Raises StoreUnavailable.
+        """
         parts = self._parts
         everything = parts.budgets()
-        shown = [budget for budget in everything if _has_a_name(budget)][:_BUDGETS_MAX]
+        hidden = () if parts.config.server.metrics_auth else _TENANTS
+        shown = [budget for budget in everything if budget.scope not in hidden and _has_a_name(budget)][:_BUDGETS_MAX]
         key_names = {key.id: key.name for key in parts.control.snapshot.keys.values()}
         now_ms = await parts.ledger.now_ms()
         for project in self._projects():

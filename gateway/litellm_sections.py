@@ -114,6 +114,11 @@ def _adopt_litellm_settings(adopted: Adopted) -> None:
         router = adopted.data.get("router_settings")
         if router is None or isinstance(router, Mapping):
             adopted.data["router_settings"] = {**moved, **(router or {})}
+    server = adopted.data.get("server")
+    if settings.pop("require_auth_for_metrics_endpoint", None) is True and (
+        server is None or isinstance(server, Mapping)
+    ):
+        adopted.data["server"] = {"metrics_auth": True, **(server or {})}
     left_out = [name for name in settings if name not in LITELLM_SETTINGS]
     for name in left_out:
         del settings[name]

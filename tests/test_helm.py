@@ -41,7 +41,11 @@ EVERYTHING: dict[str, Any] = {
     "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
     "image": {"repository": "registry.example/farebox", "tag": "0.1.0", "pullSecrets": [{"name": "registry"}]},
     "autoscaling": {"enabled": True},
-    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "serviceMonitor": {
+        "enabled": True,
+        "labels": {"release": "prometheus"},
+        "authorization": {"credentials": {"name": "scraping", "key": "farebox"}},
+    },
     "ingress": {"enabled": True, "className": "nginx", "tlsSecret": "farebox-tls"},
     "spool": {"storageClass": "fast"},
     "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/farebox"}},
@@ -228,7 +232,8 @@ def test_everything_that_selects_pods_selects_the_gateways_and_not_the_job() -> 
     assert monitored["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     each = one(documents, "Service", "-each")["metadata"]["labels"]
     assert not monitored["selector"]["matchLabels"].items() <= each.items(), "each gateway would be scraped twice"
-    assert monitored["endpoints"] == [{"port": "http", "path": "/metrics", "interval": "15s"}]
+    secret = {"credentials": {"name": "scraping", "key": "farebox"}}
+    assert monitored["endpoints"] == [{"port": "http", "path": "/metrics", "interval": "15s", "authorization": secret}]
     assert service["spec"]["ports"][0]["name"] == "http"
     assert one(documents, "ServiceMonitor")["metadata"]["labels"]["release"] == "prometheus"
 

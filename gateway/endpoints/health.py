@@ -1,4 +1,4 @@
-"""Liveness, readiness, metrics. No probe ever calls a model, and none names a tenant."""
+"""Liveness, readiness, metrics. No probe ever calls a model, and none names a tenant to somebody without a key."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.errors import GatewayError
+from gateway.wire.openai_errors import error_body
+
 # What people and other gateways' manifests type.
 _LIVE = ("/livez", "/health/liveliness", "/health/liveness")
 _READY = ("/readyz", "/health", "/health/readiness")
@@ -18,8 +21,10 @@ _READY = ("/readyz", "/health", "/health/readiness")
 Readiness = Callable[[], Awaitable[Mapping[str, Any]]]
 
 
-def health_routes(readiness: Readiness, exposition: Callable[[], bytes]) -> list[Route]:
-    """`readiness` tells {"ready": bool, …}; `exposition` is what a scrape gets."""
+def health_routes(
+    readiness: Readiness, exposition: Callable[[], bytes], check_scraper: Callable[[Request], object] | None
+) -> list[Route]:
+    """`readiness` tells {"ready": bool, …}; `exposition` is what a scrape gets, unless `check_scraper` raises GatewayError."""
 
     async def live(_: Request) -> Response:
         return Response(b'{"status":"alive"}', media_type="application/json")
@@ -34,7 +39,12 @@ def health_routes(readiness: Readiness, exposition: Callable[[], bytes]) -> list
         )
         return Response(orjson.dumps(shown), status_code=200 if is_ready else 503, media_type="application/json")
 
-    async def metrics(_: Request) -> Response:
+    async def metrics(request: Request) -> Response:
+        try:
+            if check_scraper is not None:
+                check_scraper(request)
+        except GatewayError as error:
+            return Response(error_body(error), error.status, error.headers, "application/json")
         return Response(exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return [

@@ -85,6 +85,30 @@ async def test_admin_keys_do_not_call_models(keyed: Api) -> None:
         assert reply.status_code == 403
 
 
+@pytest.mark.parametrize("asks", [False, True])
+async def test_tenants_are_in_metrics_only_where_these_ask_for_a_key(tmp_path: Path, asks: bool) -> None:
+    api = await make_api(
+        tmp_path, {"FAREBOX_ADMIN_KEY": ADMIN_KEY}, more=f"server: {{metrics_auth: {str(asks).lower()}}}\n"
+    )
+    try:
+        virtual = await new_key(api, name="tenant-key", project="tenant-project")
+        for scope, match in (("key", "tenant-key"), ("project", "tenant-project"), ("workflow", "nightly")):
+            budget = {"scope": scope, "match": match, "usd": 1, "window": "total"}
+            await api.post("/api/budgets", budget, **as_(ADMIN_KEY))
+        assert (await api.chat("r1", **as_(virtual)["headers"])).status_code == 200
+        await api.application._gauges.show_budgets()
+        statuses = [
+            (await api.ask("GET", "/metrics", **options)).status_code
+            for options in ({}, as_("junk"), as_(virtual), as_(await new_key(api, name="viewer", role="viewer")))
+        ]
+        assert statuses == ([401, 401, 403, 200] if asks else [200] * 4)
+        said = (await api.ask("GET", "/metrics", **as_(ADMIN_KEY))).text
+        assert 'farebox_budget_limit_usd{name="nightly",scope="workflow"} 1.0' in said
+        assert ("tenant-key" in said, "tenant-project" in said) == (asks, asks)
+    finally:
+        await close_api(api)
+
+
 async def test_the_key_may_come_as_x_api_key(keyed: Api) -> None:
     assert (await keyed.ask("GET", "/api/settings", headers={"x-api-key": ADMIN_KEY})).status_code == 200
     both = {"x-api-key": ADMIN_KEY, "authorization": "Bearer another"}

@@ -94,6 +94,16 @@ def test_what_it_says_of_models_and_forwarding_counts() -> None:
     assert [item.weight for item in deployments] == [6, 60, 1, 1, 6, 60, 1]
 
 
+@pytest.mark.parametrize(
+    ("asked", "server", "asks"),
+    [("true", "{}", True), ("false", "{}", False), ("true", "{metrics_auth: false}", False)],
+)
+def test_metrics_ask_for_a_key_as_they_did(asked: str, server: str, asks: bool) -> None:
+    text = f"litellm_settings: {{require_auth_for_metrics_endpoint: {asked}}}\nserver: {server}\n"
+    config = parse_config(text)
+    assert (config.server.metrics_auth, config.ignored) == (asks, ())
+
+
 def test_what_means_nothing_here_is_named_with_its_place() -> None:
     config = parse_config(DOCUMENTED, "litellm.yaml", ENVIRONMENT)
     told = "\n".join(config.ignored)
