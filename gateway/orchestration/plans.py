@@ -59,7 +59,8 @@ class Beginning:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a step may use (None: whatever its run may), whether this is its first call here, and the run that its run is inside of (empty: none)."""
+    """What a step may use (None: whatever its run may), whether this is its first call here, and the run that its run is
+    inside of (empty: none)."""
 
     share: StepAllocation | None
     is_new: bool
