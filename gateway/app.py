@@ -15,7 +15,9 @@ from typing import Any
 
 import structlog
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute, Mount
+from starlette.requests import Request as HttpRequest
+from starlette.responses import RedirectResponse
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
 
 from gateway.admitting import admission_for
@@ -323,7 +325,7 @@ class Application:
         check = partial(self.access.check, needed="viewer") if self.config.server.metrics_auth else None
         health = health_routes(self._gauges.readiness, self._exposition, check)
         control = Late(self._control)
-        return [*health, Below("/api", control), Below("/admin", control)]
+        return [*health, Route("/", _lead_to_pages), Below("/api", control), Below("/admin", control)]
 
     def _control(self) -> ASGIApp:
         # A tenth of what a start would import, and 7 MB, for requests that most processes never see.
@@ -344,6 +346,10 @@ class Application:
     def _exposition(self) -> bytes:
         self._gauges.refresh()
         return self.parts.telemetry.exposition()
+
+
+async def _lead_to_pages(_: HttpRequest) -> RedirectResponse:
+    return RedirectResponse("/admin")
 
 
 def _application(routes: list[BaseRoute]) -> Starlette:

@@ -60,6 +60,7 @@ _FOR_ROUTER: Final[Mapping[str, str]] = {
     "context_window_fallbacks": "context_window_fallbacks",
     "default_fallbacks": "default_fallbacks",
 }
+_DEPLOYMENT_LIMITS: Final = ("max_budget", "budget_duration", "max_parallel_requests")
 LITELLM_SETTINGS: Final = _names("drop_params modify_params")
 
 
@@ -84,6 +85,7 @@ def adopt(data: Mapping[str, Any]) -> Adopted:
             if given:
                 named = f" ({', '.join(map(str, given))})" if isinstance(given, Mapping) else ""
                 adopted.ignored.append(((section,), f"ignored{named}: {why}"))
+    _tell_limits(adopted)
     _adopt_litellm_settings(adopted)
     _adopt_router_settings(adopted)
     _adopt_credentials(adopted)
@@ -119,12 +121,22 @@ def _adopt_litellm_settings(adopted: Adopted) -> None:
         server is None or isinstance(server, Mapping)
     ):
         adopted.data["server"] = {"metrics_auth": True, **(server or {})}
+    _leave_out_budget(adopted, settings)
     left_out = [name for name in settings if name not in LITELLM_SETTINGS]
     for name in left_out:
         del settings[name]
     if left_out:
         why = "Farebox keeps its own books, logs and cache (model_info.cache_ttl_seconds)"
         adopted.ignored.append((("litellm_settings",), f"ignored {', '.join(left_out)}: {why}"))
+
+
+def _leave_out_budget(adopted: Adopted, settings: dict[str, Any]) -> None:
+    """The proxy's own budget. A limit that is dropped is told by itself, with what to write for it: its windows are others."""
+    limit, _ = settings.pop("max_budget", None), settings.pop("budget_duration", None)
+    if limit is not None:
+        budget = f"{{scope: project, usd: {limit}, window: month}}"
+        why = f"ignored: write `budgets: [{budget}]`, with the window that you want"
+        adopted.ignored.append((("litellm_settings", "max_budget"), why))
 
 
 def _adopt_router_settings(adopted: Adopted) -> None:
@@ -149,6 +161,16 @@ def _adopt_router_settings(adopted: Adopted) -> None:
         del router[name]
     if left_out:
         adopted.ignored.append((("router_settings",), f"ignored {', '.join(left_out)}: Farebox has nothing like it"))
+
+
+def _tell_limits(adopted: Adopted) -> None:
+    """Limits of one deployment: to drop one without a word would be to break it."""
+    for position, entry in enumerate(_listed(adopted.data.get("model_list"))):
+        params = entry.get("litellm_params") if isinstance(entry, Mapping) else None
+        named = [name for name in _DEPLOYMENT_LIMITS if isinstance(params, Mapping) and params.get(name) is not None]
+        if named:
+            why = "budgets are put on runs, keys and projects here, not on deployments"
+            adopted.ignored.append((("model_list", position, "litellm_params"), f"ignored {', '.join(named)}: {why}"))
 
 
 def _aliased(adopted: Adopted, aliases: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -155,6 +155,11 @@ async def test_local_mode_is_for_programs_of_this_machine(api: Api) -> None:
         assert (await api.ask("GET", "/api/settings", headers=headers)).status_code == 200, headers
 
 
+async def test_the_root_leads_to_the_pages(api: Api) -> None:
+    reply = await api.ask("GET", "/")
+    assert (reply.status_code, reply.headers["location"]) == (307, "/admin")
+
+
 async def test_local_mode_is_not_for_other_machines(tmp_path: Path) -> None:
     made = await make_api(tmp_path, peer="192.0.2.9")
     assert (await made.ask("GET", "/api/settings")).status_code == 401

@@ -32,7 +32,8 @@ model_list:
   - model_name: gpt-4o
     litellm_params: {model: azure/gpt-4o-ca, api_base: https://ca.openai.azure.com/, litellm_credential_name: shared, rpm: 60}
   - model_name: claude
-    litellm_params: {model: anthropic/claude-sonnet-4-5, api_key: os.environ/ANTHROPIC_API_KEY, timeout: 300, stream_timeout: 60}
+    litellm_params: {model: anthropic/claude-sonnet-4-5, api_key: os.environ/ANTHROPIC_API_KEY, timeout: 300, stream_timeout: 60,
+      max_budget: 5}
   - model_name: openai/*
     litellm_params: {model: openai/*, api_key: os.environ/UPSTREAM_KEY}
 credential_list:
@@ -42,6 +43,8 @@ credential_list:
 litellm_settings:
   drop_params: true
   success_callback: [langfuse]
+  max_budget: 100
+  budget_duration: 30d
   num_retries: 3
   request_timeout: 10
   fallbacks: [{gpt-4o: [claude]}]
@@ -111,7 +114,9 @@ def test_what_means_nothing_here_is_named_with_its_place() -> None:
     for words in (
         "general_settings: ignored (master_key, alerting)",
         "guardrails: ignored",
+        "model_list[2].litellm_params: ignored max_budget",
         "litellm_settings: ignored success_callback, cache, cache_params",
+        "litellm_settings.max_budget: ignored: write `budgets: [{scope: project, usd: 100, window: month}]`",
         "usage-based-routing-v2 is not offered",
         "router_settings: ignored redis_host, enable_pre_call_checks, retry_policy",
     ):

@@ -111,7 +111,7 @@ function drawChart(box) {
   const colour = (name) => style.getPropertyValue(name).trim();
   const cents = { minimumFractionDigits: 2, maximumFractionDigits: 2 };
   const shown = (value) => !money ? value.toLocaleString("en", { maximumFractionDigits: 0 }) : "$" + value.toLocaleString("en", value && value < 1 ? { maximumSignificantDigits: 3 } : cents);
-  const brief = (value) => (money ? "$" : "") + value.toLocaleString("en", { notation: value >= 1e4 ? "compact" : "standard", maximumFractionDigits: 2 });
+  const brief = (value) => (money ? "$" : "") + value.toLocaleString("en", value && value < 1 ? { maximumSignificantDigits: 2 } : { notation: value >= 1e4 ? "compact" : "standard", maximumFractionDigits: 2 });
   const day = (at, form) => new Date(at * 1000).toLocaleDateString(undefined, { ...form, timeZone: "UTC" });
   const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "12px Inter, system-ui, sans-serif" };
   const stacked = parts.map((_, at) => days.map((_, on) => parts.slice(0, at + 1).reduce((sum, part) => sum + part.values[on], 0)));
