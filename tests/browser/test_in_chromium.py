@@ -124,9 +124,11 @@ def test_the_budget_of_a_workflow_moves_under_each_of_its_runs(page: Page, gatew
     before = bar.get_attribute("title")
     assert re.fullmatch(r"Workflow intake: today [\d,]+ of 100,000 tokens", before or "")
     link.focus()
-    assert gateway.chat("hi", tagged("intake", "r-2", "check"), model="small", max_tokens=10).status == 200
+    tight = row.locator(".tight").text_content()
+    assert gateway.chat("word " * 400, tagged("intake", "r-2", "check"), model="small", max_tokens=10).status == 200
     expect(bar).not_to_have_attribute("title", before or "", timeout=8_000)
     expect(link).to_be_focused()
+    assert row.locator(".tight").text_content() != tight, "on a phone its share is told"
     assert row.get_attribute("class") is None, "its own figures did not move"
     expect(page.locator("#run-r-2")).to_have_class("moved")
     assert "project default, this month" in page.locator("#of-project").inner_text()

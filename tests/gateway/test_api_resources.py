@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gateway.endpoints.api.schema import page_start
 from gateway.reconcile import run_accounts
 from gateway.store import workflows as workflows_store
 from gateway.store.database import StoreUnavailable
@@ -133,6 +134,11 @@ DECLARATION = {
         },
     ],
 }
+
+
+def test_a_cursor_holds_whatever_an_id_of_the_audit_can_be() -> None:
+    assert [page_start(cursor) for cursor in ("1234567890", "12x", "-3", "", None)] == [1_234_567_890, 0, 0, 0, 0]
+    assert page_start("9" * 200) < 2**63
 
 
 async def test_a_workflow_is_declared_read_replaced_and_deleted(api: Api) -> None:

@@ -67,13 +67,14 @@ function putRows(body, html) {
   for (const row of [...body.rows]) if (!rows.includes(row)) row.remove();
   rows.forEach((row, at) => { if (body.rows[at] !== row) body.insertBefore(row, body.rows[at] ?? null); });
 }
+const ownText = (cell) => cell.textContent.replace(cell.querySelector(".tight")?.textContent ?? "", "");
 function putCells(before, row) {
   if (!before) return row;
   let hasMoved = false;
   [...row.cells].forEach((cell, at) => {
     const old = before.cells[at];
     if (sent.get(old) === sent.get(cell)) return;
-    hasMoved ||= sent.has(old) && old.textContent !== cell.textContent && row.id !== "of-project";
+    hasMoved ||= sent.has(old) && ownText(old) !== ownText(cell) && row.id !== "of-project";
     old.replaceWith(cell);
   });
   if (hasMoved) {

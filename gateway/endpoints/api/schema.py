@@ -103,7 +103,7 @@ def in_ms(value: str | None) -> int | None:
 
 def page_start(cursor: str | None) -> int:
     """The position that a cursor of `paged` stands for; anything else begins at the start."""
-    return int(cursor[:9]) if cursor and cursor.isascii() and cursor.isdigit() else 0
+    return int(cursor[:18]) if cursor and cursor.isascii() and cursor.isdigit() else 0  # what 64 bits hold in any case
 
 
 def paged(items: list[Any], query: ListQuery) -> tuple[tuple[Any, ...], str | None]:
