@@ -190,7 +190,8 @@ class Application:
     async def start(self) -> None:
         """Raises `ConfigError`, `StoreError` or `LedgerError`, each with one sentence that says what to do."""
         parts, stack = self.parts, self._stack
-        faults = parts.prices.check(parts.deployments)
+        has_stars = any(STAR in entry.model_name for entry in self.config.model_list)
+        faults = parts.prices.check(parts.deployments, has_stars=has_stars)
         if faults:
             raise ConfigError(faults)
         loading = asyncio.create_task(parts.tokenizer.load(*_encodings(parts.deployments)))
@@ -208,10 +209,7 @@ class Application:
             await parts.rebuilding.of_embedded(parts.ledger)
         if self._is_server:
             check_binding(
-                self.config.server.host,
-                parts.control.snapshot,
-                admin_key=self._admin_key,
-                allow_anonymous=self._allow_anonymous,
+                server.host, parts.control.snapshot, admin_key=self._admin_key, allow_anonymous=self._allow_anonymous
             )
             await self._announce_first_login()
         await parts.clock.start()
@@ -221,14 +219,15 @@ class Application:
         tidying = asyncio.create_task(tidy_daily(parts.store, self.config.storage.retention_months), name="tidy")
         stack.push_async_callback(_cancelled, tidying)
         stack.push_async_callback(parts.tracing.stop)
-        parts.alerts.start()
-        stack.push_async_callback(parts.alerts.stop)
-        parts.recorder.start()
-        stack.push_async_callback(parts.recorder.stop)
-        self._gauges.start()
-        stack.push_async_callback(self._gauges.stop)
-        self._heartbeat.start()
-        stack.push_async_callback(self._heartbeat.stop)
+        watching: tuple[Alerts | BatchRecorder | Gauges | Heartbeat, ...] = (
+            parts.alerts,
+            parts.recorder,
+            self._gauges,
+            self._heartbeat,
+        )
+        for part in watching:
+            part.start()
+            stack.push_async_callback(part.stop)
         stack.push_async_callback(self._shelf.close)
         stack.push_async_callback(parts.forwarder.close)
         stack.push_async_callback(self._handler.drain)

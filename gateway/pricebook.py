@@ -27,16 +27,16 @@ class PriceBook:
         self._map = price_map
         self._known: dict[str, _Known] = {}
 
-    def check(self, deployments: Sequence[Deployment]) -> list[str]:
-        """Faults of prices, a sentence each: a bad price stops the start, not a call."""
+    def check(self, deployments: Sequence[Deployment], *, has_stars: bool = False) -> list[str]:
+        """Faults of prices, a sentence each: a bad price stops the start, not a call. `has_stars`: clients may ask for models
+        that nobody has named, so that the map is needed later, too."""
         faults = []
         for deployment in deployments:
             try:
                 self._look_up(deployment)
             except PriceError as error:
                 faults.append(f"model_list {deployment.name!r}: {error}")
-        # An entry with a `*` will be asked for models that nobody has named yet.
-        if not any("*" in deployment.name for deployment in deployments):
+        if not has_stars:
             self._map.forget()
         return faults
 
