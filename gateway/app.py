@@ -64,7 +64,7 @@ from gateway.pricebook import PriceBook
 from gateway.rebuilding import Rebuilding
 from gateway.recorder import BatchRecorder
 from gateway.runs import RunRegistry
-from gateway.store.database import Database, StoreError, StoreUnavailable
+from gateway.store.database import Database, StoreUnavailable
 from gateway.store.housekeeping import tidy_daily
 from gateway.telemetry import Telemetry
 from gateway.tokenizer import DEFAULT_ENCODING, Tokenizer
@@ -498,6 +498,3 @@ def _forwarder(
         mock=mock,
         environment=environment,
     )
-
-
-__all__ = ["Application", "Parts", "StoreError"]
