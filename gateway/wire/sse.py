@@ -12,7 +12,8 @@ class EventTooLarge(ValueError):
 
 
 class EventSplitter:
-    """Cuts a stream into whole events, without the blank line that ends each. Accepts LF and CRLF."""
+    """Cuts a stream into whole events, without the blank line that ends each. Lines end with LF, CRLF or CR, as the standard says,
+    and with LF in what is given out."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -23,7 +24,7 @@ class EventSplitter:
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Raises `EventTooLarge`."""
-        if self._size and b"\n" not in piece and b"\r" not in piece:
+        if self._size and b"\n" not in piece and b"\r" not in piece and not self._rest.endswith(b"\r"):
             self._middle.append(piece)
             self._keep(self._size + len(piece))
             return []
@@ -31,7 +32,7 @@ class EventSplitter:
         if b"\r" in data:
             # A CR at the very end may be half of a CRLF whose LF comes with the next piece.
             held = b"\r" if data.endswith(b"\r") else b""
-            data = data[: len(data) - len(held)].replace(b"\r\n", b"\n") + held
+            data = data[: len(data) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + held
         events = data.split(b"\n\n")
         self._rest = events.pop()
         self._keep(len(self._rest))
