@@ -9,6 +9,7 @@ import asyncio
 import importlib
 import logging
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from types import ModuleType
 from typing import Any, Final
 
@@ -25,9 +26,25 @@ _ENVIRONMENT: Final = {
 }
 # LiteLLM points tiktoken at its own tables; the gateway's tokenizer keeps what it found.
 _RESTORED: Final = "TIKTOKEN_CACHE_DIR"
-# What LiteLLM would import in the middle of its first call to a provider of OpenAI's kind, and of a stream: the first alone is
-# 450 modules, and holds the event loop up for half a second.
-_NEEDED_BY_CALLS: Final = ("openai.resources", "anyio.streams.tls", "litellm._service_logger")
+# What LiteLLM would import in the middle of its first call to a provider of OpenAI's kind, of a stream, and of an error: the first
+# alone is 450 modules, and holds the event loop up for half a second. What another version does not have it does not need.
+_NEEDED_BY_CALLS: Final = (
+    "openai.resources",
+    "anyio._backends._asyncio",
+    "anyio.streams.memory",
+    "anyio.streams.stapled",
+    "anyio.streams.tls",
+    "litellm._service_logger",
+    "litellm.llms.litellm_proxy.chat.transformation",
+    "litellm.llms.openai.chat.gpt_audio_transformation",
+    "litellm.llms.openai_like.dynamic_config",
+    "litellm.llms.vertex_ai.vertex_ai_partner_models.anthropic.transformation",
+    "litellm.proxy._types",
+    "litellm.proxy.guardrails.exception_utils",
+    "litellm.proxy.openai_files_endpoints.common_utils",
+    "litellm.types.integrations.compression_interception",
+    "litellm.types.litellm_core_utils.streaming_chunk_builder_utils",
+)
 # `litellm_settings` that change how a request is translated. Callbacks, caches and fallbacks are not among them: money
 # is settled here, never in a callback.
 _SETTINGS: Final = frozenset({"drop_params", "modify_params", "ssl_verify", "ssl_certificate", "set_verbose"})
@@ -63,7 +80,8 @@ class LiteLLMLoader:
         before = self._environment.get(_RESTORED)
         module = importlib.import_module("litellm")
         for name in _NEEDED_BY_CALLS:
-            importlib.import_module(name)
+            with suppress(ImportError):
+                importlib.import_module(name)
         if before is None:
             self._environment.pop(_RESTORED, None)
         else:
@@ -80,6 +98,8 @@ class LiteLLMLoader:
             "callbacks": [],
             "success_callback": [],
             "failure_callback": [],
+            # It fetches tables of tiktoken over the network when a stream breaks off. What nobody reported is counted here anyway.
+            "disable_token_counter": True,
             "disable_aiohttp_trust_env": True,
             "user_url_validation": True,
             # Messages to a server that speaks OpenAI's protocol go as chat, which all of them have.

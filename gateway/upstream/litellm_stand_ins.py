@@ -2,7 +2,9 @@
 
 Responses and streamed messages import the proxy's MCP gateway and its pass-through logging, and with them FastAPI and
 more, which a user of the library does not have. Both are things that must not happen here anyway: calls of tools that
-nobody reserved for, and bookkeeping in a callback. So these modules are put in their place before they are asked for.
+nobody reserved for, and bookkeeping in a callback. Messages ask the proxy itself for its router, with each call anew, which
+holds the event loop for ten milliseconds until FastAPI is missed. So these modules are put in their place before they are
+asked for.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class PlainStreaming:
         return None
 
 
-_STAND_INS: Final[Mapping[str, Mapping[str, type]]] = {
+_STAND_INS: Final[Mapping[str, Mapping[str, type | None]]] = {
+    "litellm.proxy.proxy_server": {"llm_router": None},
     "litellm.responses.mcp.litellm_proxy_mcp_handler": {"LiteLLM_Proxy_MCP_Handler": NoGateway},
     "litellm.proxy.pass_through_endpoints.success_handler": {"PassThroughEndpointLogging": NoLogging},
     "litellm.proxy.pass_through_endpoints.streaming_handler": {"PassThroughStreamingHandler": PlainStreaming},
