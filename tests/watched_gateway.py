@@ -30,10 +30,6 @@ _ALLOWED: Final = (
     ("policies/windows.py", {"zone_of"}),  # two KB, once for each zone
     ("linecache.py", {"updatecache"}),  # the lines of a traceback, which is a bug's
     ("asyncpg/connect_utils.py", {"_read_password_file"}),
-    (
-        "litellm/proxy/guardrails/exception_utils.py",
-        {"is_fastapi_http_exception"},
-    ),  # with an error, for what is not installed
 )
 
 
