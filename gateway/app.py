@@ -342,9 +342,9 @@ class Application:
 
             await announce_first_login(self.config.server, self.parts.store, wall_clock_ms())
 
-    def _exposition(self) -> bytes:
+    async def _exposition(self) -> bytes:
         self._gauges.refresh()
-        return self.parts.telemetry.exposition()
+        return await asyncio.to_thread(self.parts.telemetry.exposition)  # it reads the files of all workers
 
 
 async def _lead_to_pages(_: HttpRequest) -> RedirectResponse:

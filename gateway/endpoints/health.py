@@ -22,7 +22,7 @@ Readiness = Callable[[], Awaitable[Mapping[str, Any]]]
 
 
 def health_routes(
-    readiness: Readiness, exposition: Callable[[], bytes], check_scraper: Callable[[Request], object] | None
+    readiness: Readiness, exposition: Callable[[], Awaitable[bytes]], check_scraper: Callable[[Request], object] | None
 ) -> list[Route]:
     """`readiness` tells {"ready": bool, …}; `exposition` is what a scrape gets, unless `check_scraper` raises GatewayError."""
 
@@ -45,7 +45,7 @@ def health_routes(
                 check_scraper(request)
         except GatewayError as error:
             return Response(error_body(error), error.status, error.headers, "application/json")
-        return Response(exposition(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return [
         *(Route(path, live, methods=["GET"]) for path in _LIVE),
