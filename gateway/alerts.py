@@ -108,6 +108,7 @@ class Alerts:
             call.principal.project,
             balance.account,
             unit,
+            balance.limit,  # a budget that was raised reaches its marks anew
             mark,
             project=call.principal.project,
             scope=scope.value,

@@ -56,6 +56,14 @@ def test_each_mark_is_told_once_and_runs_only_when_they_end() -> None:
     assert told == [("project/acme@total", 50), ("project/acme@total", 80), ("run/r", 100), ("project/acme@total", 100)]
 
 
+def test_a_budget_that_was_raised_reaches_its_marks_anew() -> None:
+    alerts = Alerts(AlertConfig())
+    for limit, settled in ((100, 100), (200, 200)):
+        call = call_of(Budget(Scope.KEY, Limit(tokens=limit), window=Window.TOTAL))
+        alerts.look(call, balances(call, settled), Amount(settled))
+    assert [(occasion[-2].tokens, occasion[-1]) for occasion in events(alerts)] == [(100, 100), (200, 100)]
+
+
 async def test_a_webhook_hears_of_it_and_a_redirect_is_not_followed() -> None:
     heard: list[dict[str, Any]] = []
     elsewhere: list[str] = []
