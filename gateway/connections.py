@@ -37,8 +37,7 @@ _LINGER_S: Final = 5.0
 _READ_BYTES_A_SECOND_MIN: Final = 1024
 # The guard says politely what is wrong with headers up to twice of what it allows; beyond that nobody listens.
 _HEAD_BYTES_MAX: Final = 2 * HEADER_BYTES_MAX + 65_536
-# Bytes around a body's own: sizes of chunks, their extensions, trailers. Chunks of one byte come with five.
-_FRAMING_BYTES_MAX: Final = 65_536
+# Bytes around each of a body's own: sizes of chunks, their extensions, trailers. Chunks of one byte come with five.
 _FRAMING_FACTOR: Final = 8
 # Descriptors that are no client's: files, the ledger, the store, the listening sockets.
 _OWN_DESCRIPTORS: Final = 128

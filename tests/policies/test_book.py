@@ -144,6 +144,8 @@ def test_every_entry_of_the_outbox_is_its_projects_and_has_a_position_of_its_own
     )
     assert "elsewhere" not in {entry.position for entry in entries}
     assert len({entry.position for entry in entries}) == 4
+    book.outbox_acknowledge(entries, 60_000)
+    assert (book.outbox_size(60_000), book._claims) == (0, {})
 
 
 def test_a_lost_hold_tells_what_of_it_went_back() -> None:

@@ -55,9 +55,14 @@ def test_no_two_steps_share_an_account_wherever_their_ids_have_slashes() -> None
 
 @pytest.mark.parametrize("run", ["r-1", "team/a/1"])
 def test_the_chain_of_any_run_becomes_that_of_each(run: str) -> None:
-    budgets = Budget(Scope.STEP, TOKENS), Budget(Scope.RUN, TOKENS, mode=Mode.OBSERVE)
-    of_any = chain(*budgets, subject=replace(CALL, run=ANY_RUN))
-    assert of_any.of_run(run) == chain(*budgets, subject=replace(CALL, run=run))
+    budgets = (
+        Budget(Scope.STEP, TOKENS, on_outage=OnOutage.ALLOW, hold=HoldKind.SLICES, wait_ms=5),
+        Budget(Scope.RUN, TOKENS, mode=Mode.OBSERVE),
+        Budget(Scope.KEY, TOKENS, window=Window.MINUTE),
+    )
+    limits = RunLimits(step_soft_tokens=10)
+    of_any = chain(*budgets, subject=replace(CALL, run=ANY_RUN), limits=limits)
+    assert of_any.of_run(run) == chain(*budgets, subject=replace(CALL, run=run), limits=limits)
 
 
 def test_an_untagged_call_without_a_budget_has_no_chain() -> None:
@@ -110,6 +115,11 @@ def test_another_projects_budget_does_not_apply() -> None:
 def test_windows_begin_and_end_by_the_calendar() -> None:
     link = chain(Budget(Scope.KEY, TOKENS, window=Window.MINUTE)).links[-1]
     assert link.resets_at_ms == MINUTE + 60_000
+
+
+def test_a_day_begins_where_the_budget_is_kept() -> None:
+    link = chain(Budget(Scope.KEY, TOKENS, window=Window.DAY, timezone="Asia/Kolkata")).links[-1]
+    assert link.resets_at_ms == 1_795_026_600_000  # 2026-11-18 18:30 UTC is midnight there
 
 
 def test_an_observed_budget_counts_beside_the_enforced_one() -> None:

@@ -219,7 +219,7 @@ def test_an_id_stays_with_its_accounts() -> None:
 @pytest.mark.parametrize(
     ("hold", "account", "demand", "granted"),
     [
-        (Hold("r", Limit(100)), Account(Amount(10), Amount(5)), Demand(7, 60, 0, choices=2), 39),
+        (Hold("r", Limit(101)), Account(Amount(10), Amount(5)), Demand(7, 60, 0, choices=2), 39),
         (Hold("r", Limit(100), Limit(20)), Account(), Demand(7, 60, 0), 13),
         (Hold("r", Limit(None, 1000)), Account(Amount(0, 100), Amount(0, 50)), Demand(0, 99, 0, 30, 4, choices=3), 68),
         (Hold("r", Limit(None, 10)), Account(), Demand(0, 60, 0, output_nano_usd_per_token=1), 10),
@@ -244,6 +244,8 @@ def test_a_limit_is_reached_in_each_unit_and_not_passed(limit: Limit, unit: str)
 def test_a_refusal_grants_nothing_and_names_the_unit_that_does_not_fit() -> None:
     outcome = fit(Demand(10, 5, 0, 3), [Hold("run", Limit(10, 2))], [Account()])
     assert (outcome.output_tokens, outcome.refused) == (0, (0, Refusal.TOO_LARGE, "nano_usd"))
+    held = Account(reserved=Amount(0, 5))
+    assert fit(Demand(10, 0, 0, 3), [Hold("run", Limit(10, 6))], [held]).refused == (0, Refusal.BUSY, "nano_usd")
 
 
 def test_every_hold_of_a_chain_has_its_account() -> None:
@@ -288,7 +290,8 @@ def test_what_a_caller_tightened_is_told_in_every_answer() -> None:
 
 
 def test_a_paused_account_needs_nothing() -> None:
-    refused = place(request(Hold("run", Limit(100))), (Account(gate=Gate.PAUSED),), 7).decision
+    paused = replace(request(Hold("run", Limit(100))), demand=Demand(0, 1, 1))
+    refused = place(paused, (Account(gate=Gate.PAUSED),), 7).decision
     assert isinstance(refused, Refused)
     assert (refused.reason, refused.unit, refused.needed) == (Refusal.GATE, None, 0)
 
