@@ -167,7 +167,7 @@ asyncio.run(main())
 
 
 def test_a_call_that_blocks_the_loop_is_found() -> None:
-    """Every gateway that the tests start is watched so, and FareboxProcess looks at what was found."""
+    """With FAREBOX_TEST_WATCHED=1 every gateway that the tests start is watched so, and FareboxProcess looks at what was found."""
     ran = subprocess.run([sys.executable, "-c", BLOCKING], capture_output=True, text=True, check=True, timeout=60)
     assert ran.stdout.split() == ["open", "time.sleep", "socket.getaddrinfo", "sqlite3.connect", "os.fsync", "import"]
     assert ran.stderr.count(BLOCKED) == 6
