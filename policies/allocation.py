@@ -16,7 +16,7 @@ Demands never exceed caps, so the allocations always sum to the pool exactly. `d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from fractions import Fraction
 from functools import lru_cache
@@ -26,6 +26,7 @@ from typing import Final, Literal, Protocol
 from policies.intents import parse_intent
 from policies.settings import ALLOCATION_STRATEGIES, Settings
 from policies.shares import divided
+from policies.values import value_class
 
 NEUTRAL_AIS: Final = 5.0
 # Fewer past runs than this say more about chance than about the step.
@@ -54,7 +55,7 @@ class Sample(Protocol):
     def weight(self) -> float: ...
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class StepHistory:
     """What past runs say of a step. `of` tells whether they are its own, or those of its intent and model."""
 
@@ -67,7 +68,7 @@ class StepHistory:
         return self.samples >= SAMPLES_MIN
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class StepDemand:
     """A step that wants tokens. `demand_tokens` None takes the intent's; `cap_tokens` None only the settings' cap."""
 
@@ -79,7 +80,7 @@ class StepDemand:
     cap_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class StepAllocation:
     """`tokens` is the soft limit. Between it and `hard_limit_tokens` a step is flagged; above, it is refused."""
 
@@ -96,7 +97,7 @@ class StepAllocation:
         return Overage.WITHIN if used_tokens <= self.tokens else Overage.OVER_SOFT
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Allocation:
     """A plan. The allocations are in the order in which the steps were given, and sum to `pool_tokens` as first planned."""
 
@@ -217,7 +218,7 @@ def decayed_p95(samples: Iterable[Sample]) -> int | None:
     return ranked[-1][0] if ranked else None  # floating-point sums of many weights may miss the mark by a hair
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class _Want:
     """What one step asks of the pool, and on what grounds (a phrase for the reason)."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Literal
+
+from policies.values import value_class
 
 Unit = Literal["tokens", "nano_usd", "requests"]
 UNITS: Final[tuple[Unit, ...]] = ("tokens", "nano_usd", "requests")
@@ -13,7 +14,7 @@ AMOUNT_MAX: Final = 2**53 - 1
 NANO_USD_PER_USD: Final = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Amount:
     """So much of every unit. Components may be negative only in adjustments."""
 
@@ -42,7 +43,7 @@ class Amount:
 ZERO: Final = Amount()
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Limit:
     """The most a scope may use, per unit; `None` leaves that unit unlimited. 0 ≤ value ≤ 2^53 − 1."""
 

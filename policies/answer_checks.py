@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from policies.values import value_class
 
 # Enough of a text to judge by; an answer longer than this is judged by its beginning.
 _SOURCE_CHARACTERS = 200_000
@@ -29,7 +30,7 @@ _VERDICT = re.compile(
 _FROM_SOURCE_MIN = 0.5
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Answer:
     """An answer with what is known of its request.
 

@@ -15,6 +15,7 @@ from typing import Final
 from policies.amounts import UNLIMITED, Limit
 from policies.pressure import DEFAULT_LADDER, Ladder
 from policies.reservation import Hold
+from policies.values import value_class
 from policies.windows import window_bounds
 
 
@@ -63,7 +64,7 @@ RUN_KEEP_MS: Final = 30 * DAY_MS
 TOTAL_KEEP_MS: Final = 3660 * DAY_MS
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Budget:
     """A limit on every scope whose name matches the glob `match`: the workflow (for run and workflow), workflow or
     workflow/step (for step), or the agent's, key's or project's own name."""
@@ -86,7 +87,7 @@ class Budget:
         return any(fnmatchcase(name, self.match) for name in subject.names(self.scope))
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Parent:
     """A run that another one is inside of. `planned` limits it beside the budgets; where its workflow observes, nothing does."""
 
@@ -96,7 +97,7 @@ class Parent:
     observe: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Subject:
     """Who and what a call is for: the names that budgets are matched against. Names are None where the call has no such tag."""
 
@@ -134,7 +135,7 @@ class Subject:
         return ids[scope] or ""
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Link:
     """One account of the chain, and what an error or a header must know about it."""
 
@@ -147,7 +148,7 @@ class Link:
     on_outage: OnOutage = OnOutage.REFUSE
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Chain:
     """Everything that one call is reserved on, innermost scope first."""
 
@@ -200,7 +201,7 @@ class Chain:
         return next((link for link in self.links if link.scope is scope and link.hold.enforce), None)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class RunLimits:
     """Limits of one run that do not come from a budget: the caller's own headers, and the plan of the orchestration."""
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final
 
 from policies.classify.instruction import instruction_part
 from policies.intents import Intent, parse_intent
+from policies.values import value_class
 
 SCORE_MAX: Final = 10.0
 _AIS_SHARE: Final = 0.6
@@ -30,7 +30,7 @@ _FIELDS_MAX: Final = 200
 _SCHEMA_DEPTH: Final = 12
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class StepFeatures:
     """What a request shows without being understood. All are ≥ 0."""
 
@@ -44,7 +44,7 @@ class StepFeatures:
     reasoning_effort: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class StepComplexity:
     """`score` and the six `parts` are from 0 to 10."""
 

@@ -8,7 +8,7 @@ Settings and callers win over a handler's defaults; a handler never loosens a li
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from policies.answer_checks import (
 from policies.intents import Intent, parse_intent
 from policies.routing import Tier
 from policies.settings import COMPRESSION_STRATEGIES
+from policies.values import value_class
 
 ENTRY_POINT_GROUP = "farebox.handlers"
 
@@ -32,7 +33,7 @@ ENTRY_POINT_GROUP = "farebox.handlers"
 Check = Callable[[Answer], str | None]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Assessment:
     """`score` from 0 (every check failed) to 1; `faults` says what the failed ones found."""
 
@@ -40,7 +41,7 @@ class Assessment:
     faults: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Handler:
     """The defaults of one intent.
 
@@ -172,7 +173,7 @@ class EntryPoint(Protocol):
     def load(self) -> Any: ...
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Registry:
     """The handlers in force. `faults` says which announced ones are not, and why."""
 

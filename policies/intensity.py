@@ -12,11 +12,12 @@ the other groups. `docs/intensity.md` has an example.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any, Final
 
 from policies.declaration import flattened
+from policies.values import value_class
 
 NEUTRAL: Final = 5.0
 SCORE_MAX: Final = 10.0
@@ -25,7 +26,7 @@ RUNS_MIN: Final = 5
 _CREATION_SHARE: Final = 0.3
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Measure:
     """`low` scores 0 and `high` scores 10; beyond them nothing changes. `weight` is the measure's share of its group."""
 
@@ -36,7 +37,7 @@ class Measure:
     meaning: str
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Group:
     name: str
     weight: float
@@ -96,7 +97,7 @@ EXECUTION: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class WorkflowShape:
     """A declared workflow in figures. None: not declared."""
 
@@ -109,7 +110,7 @@ class WorkflowShape:
     output_fields: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class AgentActivity:
     """What was seen of an agent's runs: sums over `runs` runs unless said otherwise. None: the gateway could not see it."""
 
@@ -127,7 +128,7 @@ class AgentActivity:
     distinct_tools: int | None = None  # over all runs
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class IntensityScore:
     """Scores from 0 to 10, rounded to hundredths. `parts` has each group's score under `creation.…` and `execution.…`."""
 

@@ -7,16 +7,17 @@ ends it; an agent that has tools or an earlier answer before it, and repeats its
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
+
+from policies.values import value_class
 
 # An earlier answer stands before the last question or before the results of its own tool calls; further up nobody looks.
 _LOOKED_AT: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Seen:
     """How often one thing was seen. `mark` tells it apart from others that look like it at first sight; None: not looked at yet."""
 

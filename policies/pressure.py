@@ -9,12 +9,12 @@ the settings do to every call.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from policies.amounts import UNITS, UNLIMITED, Limit, Unit
 from policies.reservation import Balance, Hold
+from policies.values import value_class
 
 
 class Rung(StrEnum):
@@ -27,7 +27,7 @@ class Rung(StrEnum):
     REFUSE = "refuse"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Ladder:
     """`early` has the rungs with a share, in their order; they are among `rungs`, too."""
 
@@ -74,7 +74,7 @@ def written(ladder: Ladder) -> list[str | dict[str, float]]:
     return [{rung.value: shares[rung]} if rung in shares else rung.value for rung in ladder.rungs]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Strain:
     """The limit of a chain that has the smallest share left, before the call that comes now."""
 

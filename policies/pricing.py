@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Final
 
 from policies.errors import OrchestrationError
+from policies.values import value_class
 
 MILLION: Final = 1_000_000
 # USD per token → nano-USD per million tokens.
@@ -35,7 +36,7 @@ class PriceError(OrchestrationError):
     """A price is negative, not a number, or absurdly high."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Rates:
     """Nano-USD per million tokens. What an entry does not name costs what the plain direction costs."""
 
@@ -49,7 +50,7 @@ class Rates:
     audio_output: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Price:
     """`above` holds dearer rates for prompts of more than so many tokens, which then count for the whole call."""
 
@@ -69,7 +70,7 @@ class Price:
         return self.service_tiers.get(_SAME_TIER.get(name, name), (self.rates, self.above))
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Usage:
     """What was used. `input_tokens` includes cache reads and writes, `output_tokens` includes reasoning and audio."""
 
@@ -87,7 +88,7 @@ class Usage:
     queries: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class WorstCase:
     prompt_nano_usd: int
     output_nano_usd_per_token: int  # rounded up to whole nano-USD

@@ -16,11 +16,12 @@ used, or that nothing was. The difference is booked once, as an adjustment, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import Final
 
 from policies.amounts import AMOUNT_MAX, UNITS, UNLIMITED, ZERO, Amount, Limit, Unit
+from policies.values import value_class
 
 
 class State(StrEnum):
@@ -80,7 +81,7 @@ class OnLost(StrEnum):
     RELEASE = "release"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Hold:
     """One account of the chain that a call is reserved on.
 
@@ -96,7 +97,7 @@ class Hold:
     keep_ms: int = KEEP_MS
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Demand:
     """What a call may cost at worst: its prompt, and `choices` answers of at most `output_tokens_max` tokens each.
 
@@ -126,7 +127,7 @@ class Demand:
         return self.amount(0)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Reserve:
     """A reservation asked for. `id` is chosen by the gateway: asking again with the same id gives the first answer."""
 
@@ -139,7 +140,7 @@ class Reserve:
     on_lost: OnLost = OnLost.CHARGE
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Progress:
     """A sign of life. `amount` is what was used so far, prompt included. `on_lost` is what shall become of the hold if this
     was the last sign (None: as before). An owner that has sent nothing yet may say RELEASE; that counts only as long as no
@@ -150,7 +151,7 @@ class Progress:
     on_lost: OnLost | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Account:
     """What the ledger knows of one scope in one window. It may be forgotten `keep_ms` after `used_ms`, its last use."""
 
@@ -175,7 +176,7 @@ class Account:
         return Balance(name, self.effective_limit(limit, tighten), self.settled, self.reserved, self.gate)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Reservation:
     """What the ledger remembers of a reservation: pending, and for a while after it was resolved.
 
@@ -198,7 +199,7 @@ class Reservation:
     resolved_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Balance:
     """An account as its owner sees it. remaining = limit − settled − reserved, and is negative after an overrun."""
 
@@ -213,7 +214,7 @@ class Balance:
         return None if limit is None else limit - self.settled.of(unit) - self.reserved.of(unit)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Granted:
     reservation_id: str
     output_tokens: int  # for each choice
@@ -232,7 +233,7 @@ class Refusal(StrEnum):
     RESOLVED = "resolved"  # extend only: the reservation is not pending any more
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Refused:
     """Why not, by the first account of the chain that stands in the way for good (or, if none does, for now)."""
 
@@ -247,7 +248,7 @@ class Refused:
 Decision = Granted | Refused
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Fit:
     """The outcome of `fit`: output tokens for each choice, or the index of the account that refuses."""
 
@@ -329,7 +330,7 @@ def _output_room(demand: Demand, hold: Hold, account: Account) -> int:
     return max(room, demand.output_tokens_min)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Placement:
     """The answer to `reserve` or `extend`, and what to write: the reservation and, in the order of its accounts, their new values.
 

@@ -8,12 +8,12 @@ that failed its checks moves the next attempt one tier up. Every decision says w
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from policies.pricing import Price, Usage, cost_nano_usd
 from policies.settings import Settings
+from policies.values import value_class
 
 AUTO = "auto"
 # A model whose quality nobody stated stands in the middle of 0 to 10.
@@ -41,7 +41,7 @@ _PART_ABILITY = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Candidate:
     """A configured model of a tier. An ability in neither set is one of which nothing is said.
 
@@ -59,7 +59,7 @@ class Candidate:
     order: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Needs:
     """What a call asks of a model. `output_tokens` is what the caller asked for or is expected; 0: unknown."""
 
@@ -69,7 +69,7 @@ class Needs:
     is_money_limited: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Wish:
     """A call as it asks for a model.
 
@@ -88,7 +88,7 @@ class Wish:
     tier_floor: Tier | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Route:
     """The model to call. `tier` is None for a named model that belongs to none."""
 
@@ -98,7 +98,7 @@ class Route:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class NoRoute:
     """No configured model can take the call."""
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
 from policies.intents import Intent
+from policies.values import value_class
 
 Value = bool | int | float | str
 
@@ -40,7 +41,7 @@ class SettingError(ValueError):
         self.message = message
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class SettingSpec:
     """One key. `type` is boolean, integer, number or string; `minimum` and `maximum` are inclusive."""
 
@@ -324,7 +325,7 @@ def conflicts(values: Mapping[str, Value]) -> list[str]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Settings:
     """All 40 values at one moment, typed; attributes are the keys without `orchestration_`, per intent as mappings.
 

@@ -14,11 +14,11 @@ Nothing is hidden: what goes beyond the hold is booked in full, and told apart a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
 from policies.amounts import AMOUNT_MAX, ZERO, Amount
 from policies.reservation import Account, Balance, Event, OnLost, Reservation, State, next_state
+from policies.values import value_class
 
 
 class EntryKind(StrEnum):
@@ -31,7 +31,7 @@ class EntryKind(StrEnum):
     REPAIR = "repair"  # an explicit correction by `farebox reconcile`
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class OutboxEntry:
     """A usage event on its way to the store, where `id` makes it land once."""
 
@@ -46,7 +46,7 @@ class OutboxEntry:
     overrun: Amount = ZERO  # how far `amount` went beyond what was held
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Resolution:
     """How a reservation ended. `first` is False when it had been resolved before: nothing was changed then.
 
@@ -65,7 +65,7 @@ class Resolution:
 UNKNOWN = Resolution(None, first=False, booked=ZERO, overrun=ZERO, balances=())
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Lost:
     """A reservation that the sweeper resolved because its deadline had passed."""
 
@@ -76,7 +76,7 @@ class Lost:
     released: Amount
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Booking:
     """The answer to a resolution, and what to write. Without a reservation nothing is to be written."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Final
 
 import structlog
@@ -117,7 +118,7 @@ def _differs(before: Intensity, score: IntensityScore) -> bool:
 
 
 def _intensity(agent: ActiveAgent, score: IntensityScore, activity: AgentActivity, now_ms: int) -> Intensity:
-    seen = {name: getattr(activity, name) for name in AgentActivity.__slots__}
+    seen = {field.name: getattr(activity, field.name) for field in fields(activity)}
     return Intensity(
         agent.project,
         agent.agent,

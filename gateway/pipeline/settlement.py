@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Protocol
 
 import structlog
@@ -18,6 +18,7 @@ from policies.amounts import ZERO, Amount
 from policies.pricing import Usage, cost_nano_usd
 from policies.reservation import State
 from policies.tokens import PromptCount
+from policies.values import value_class
 
 _log = structlog.get_logger(__name__)
 _RETRIES: Final = 3
@@ -31,7 +32,7 @@ class Recorder(Protocol):
     def record(self, project: str, entry: OutboxEntry) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Used:
     usage: Usage
     amount: Amount

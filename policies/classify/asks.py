@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from policies.classify.lexicon import Lexicon, Meaning
+from policies.values import value_class
 
 ASKS_MAX = 24
 _OBJECT_REACH = 8
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Ask:
     """One demand. `via` is imperative, task (said outright), expertise ("you excel at …") or aside (after a comma)."""
 

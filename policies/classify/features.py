@@ -13,6 +13,7 @@ from policies.classify.lexicon import Lexicon, lexicon
 from policies.classify.schema import schema_features
 from policies.classify.sentences import clauses, without_claims
 from policies.classify.step import StepText
+from policies.values import value_class
 
 NAME_CHARS = 120
 NGRAM_WORDS = 40
@@ -23,7 +24,7 @@ _LOOP = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Hint:
     """One piece of evidence: where it was seen, what it stands for, whether it stands for it without doubt."""
 
@@ -33,7 +34,7 @@ class Hint:
     said: str
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Evidence:
     """All that was seen of a step. `features` are the model's; `hints` are the rules' and the reasoning's."""
 

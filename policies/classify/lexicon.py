@@ -6,16 +6,17 @@ A verb may point to several intents; a star marks those for which it is said wit
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
+
+from policies.values import value_class
 
 Meaning = tuple[str, bool]
 """An intent's name, and whether the word stands for it without doubt."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Grammar:
     """Words that mean nothing themselves and tell where meaning stands."""
 
@@ -55,7 +56,7 @@ class Grammar:
     rule_words: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Lexicon:
     """Lookups by word. `forms` leads every inflected verb to its base form."""
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
 from policies.intents import Intent
+from policies.values import value_class
 
 # Weights are stored as integers, in hundredths: a hundredth moves no probability by more than it is worth knowing.
 HUNDREDTHS = 100.0
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Weights:
     """`by_feature` holds one weight per intent, in the order of `intents`, in hundredths."""
 

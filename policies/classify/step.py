@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from policies.intents import Intent
+from policies.values import value_class
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class StepText:
     """What a classifier may look at: the step's own words, never who pays for it.
 
@@ -22,7 +21,7 @@ class StepText:
     response_format: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Alternative:
     """Another intent that the same evidence allows, with its own probability (0 to 1)."""
 
@@ -30,7 +29,7 @@ class Alternative:
     confidence: float
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Classification:
     """An answer. `confidence` is the calibrated chance (0 to 1) that a careful reader gives the step this label.
 

@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
 from itertools import accumulate
 
 from policies.compression.extractive import extraction_order
@@ -14,12 +13,13 @@ from policies.compression.pieces import Pieces, text_pieces
 from policies.compression.policy import Strategy
 from policies.compression.scoring import Yardstick
 from policies.compression.truncate import truncation_order
+from policies.values import value_class
 
 _GAP_CHARACTERS_MIN = 32  # leaving out less would not pay for the marker
 _STEPS = (0.0, 1 / 3, 2 / 3)  # on the way from the wanted share to the whole, when quality asks for more
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Need:
     """What must survive a cut: ids that later messages use, lines that later references point to, and quality.
 

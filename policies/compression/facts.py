@@ -7,11 +7,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
 from policies.compression.markers import without_markers
+from policies.values import value_class
 
 _TERM = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,2}|[^\W_](?:[\w./:@+#-]*\w)?")
 _NUMBER = re.compile(r"[\d.,:%/-]+\Z")
@@ -24,7 +24,7 @@ _ID_CHARACTERS_MIN = 4
 _NUMBER_DIGITS_MIN = 5
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Facts:
     """Distinct terms by what they are. Words are lower case; everything else is as it was written."""
 

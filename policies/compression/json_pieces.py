@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from policies.compression.kinds import Kind
 from policies.compression.markers import sign, unsigned_receipt
 from policies.compression.pieces import TextPieces, text_pieces
+from policies.values import value_class
 
 _DEPTH_MAX = 6  # below, values are kept or dropped whole: nesting cannot make reading quadratic
 _ENTRIES_MIN = 12  # objects with fewer keys are records, and a record without some of its keys is misread
@@ -21,14 +22,14 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _DECODER = json.JSONDecoder()
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class _Piece:
     """One droppable record, by the number of its unit."""
 
     unit: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class _Passages:
     """A long string: the units from `first` on are its passages."""
 
@@ -36,7 +37,7 @@ class _Passages:
     pieces: TextPieces
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class _Group:
     """An array or object; in objects, each item is written behind its key."""
 

@@ -1,7 +1,7 @@
 """Which texts a lossy strategy shortens, by how much, and in which order."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 from policies.compression.cutting import Need, shortened
@@ -10,6 +10,7 @@ from policies.compression.markers import is_receipted
 from policies.compression.policy import TARGET_RATIO_MIN, Aggressiveness, CompressionPolicy, Strategy
 from policies.compression.segments import Origin
 from policies.compression.stages import Count, Draft, Later, Needed, needed
+from policies.values import value_class
 
 # Below these sizes a cut saves little and costs sense. What people wrote are orders; only pasted documents are that long.
 _TOKENS_MIN = MappingProxyType({Origin.TOOL: 100, Origin.ASSISTANT: 200, Origin.USER: 500})
@@ -71,7 +72,7 @@ def cut_to_target(
         needs = {number: replace(need, blocks=()) for number, need in needs.items()}
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class _Knife:
     """What every cut of a chat has in common."""
 

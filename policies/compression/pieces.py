@@ -6,12 +6,13 @@ says so where they stood, and JSON is still JSON.
 
 import re
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from policies.compression.kinds import STAMP, Kind
 from policies.compression.markers import GAP, sign, unsigned_receipt
 from policies.compression.structural import fenced_blocks, is_fenced
+from policies.values import value_class
 
 _SENTENCE_END = re.compile(r"(?<=[.!?]\s)(?=\S)|(?<=[。！？])")
 _LONG_CHARACTERS = 400
@@ -53,7 +54,7 @@ class Pieces(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class TextPieces:
     """Pieces that follow each other; together they are the text."""
 

@@ -1,8 +1,9 @@
 """What a workflow asks of the compressor, and what it gets back."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from policies.values import value_class
 
 
 class Strategy(StrEnum):
@@ -27,7 +28,7 @@ class Aggressiveness(StrEnum):
 TARGET_RATIO_MIN = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class CompressionPolicy:
     """How one intent's calls are compressed.
 
@@ -47,7 +48,7 @@ class CompressionPolicy:
             raise ValueError(f"min_quality must be between 0 and 1, not {self.min_quality}")
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Compressed:
     """What became of a chat. `messages` is None when the original goes, and `reason` says why.
 

@@ -1,11 +1,11 @@
 """Does compressing pay? What is saved, less what the compressor costs and what the provider's prompt cache loses."""
 
-from dataclasses import dataclass
+from policies.values import value_class
 
 _TOKENS_PER_PRICE = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Roi:
     """All in nano-USD; `net` is `saved` − `cache_lost` − `cost` and may be negative.
 

@@ -5,10 +5,10 @@ words kept, and the same share again for the records that the instruction is abo
 """
 
 import re
-from dataclasses import dataclass
 
 from policies.compression.facts import Facts, facts_of, sorted_out, terms_of
 from policies.compression.relevance import relevance, terms_asked
+from policies.values import value_class
 
 # What is asked weighs most; a lost number or id cannot be guessed back, a lost name often, a rare word mostly.
 _WEIGHTS = {"numbers": 0.2, "identifiers": 0.2, "names": 0.15, "rare": 0.1}
@@ -26,7 +26,7 @@ def quality(before: str, after: str, instruction: str) -> float:
     return 1.0 if before == after else Yardstick.of(before, instruction).score(after)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Yardstick:
     """What one text states, ready to score several shortened versions of it."""
 

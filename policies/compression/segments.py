@@ -9,9 +9,10 @@ API's `function_call_output` items are understood; whatever else a message holds
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from policies.values import value_class
 
 Message = Mapping[str, Any]
 Place = tuple[str | int, ...]
@@ -27,7 +28,7 @@ class Origin(StrEnum):
     PROMPT = "prompt"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Segment:
     """One text of a chat. `place` is the path of keys and indexes to it; `label` is how a back-reference names it.
 
@@ -42,7 +43,7 @@ class Segment:
     exact: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class _Call:
     name: str
     arguments: str

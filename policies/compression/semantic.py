@@ -5,13 +5,13 @@ it cannot contain, and what comes back is measured before it takes the text's pl
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from types import MappingProxyType
 
 from policies.compression.facts import identifiers_of
 from policies.compression.markers import sign, unsigned_receipt
 from policies.compression.scoring import quality
+from policies.values import value_class
 
 PROMPT_VERSION = "1"  # part of the key: a changed prompt must not find old answers
 _FOCUS = MappingProxyType(
@@ -31,7 +31,7 @@ _FOCUS = MappingProxyType(
 _DEFAULT_FOCUS = "Keep every fact that a later question could ask for."
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class SemanticRequest:
     """One text to condense: under `key` its answer is cached; `output_tokens_max` caps it."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from policies.compression.facts import identifiers_of
 from policies.compression.markers import references_in
 from policies.compression.segments import Origin, Segment
+from policies.values import value_class
 
 Count = Callable[[str], int]
 
@@ -50,7 +51,7 @@ class Draft:
         return [number for number, segment in enumerate(self.segments) if segment.text != self.texts[number]]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Needed:
     """What later messages need of a text: ids that it introduces, and blocks that are referred to.
 

@@ -5,11 +5,12 @@ counted in o200k and multiplied, because their tokenizers are not public.
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from functools import lru_cache
 
 from policies.tokens.images import ByArea, ByPatch, ByTile, ImageRule
+from policies.values import value_class
 
 
 class Family(Enum):
@@ -21,7 +22,7 @@ class Family(Enum):
     OTHER = "other"  # not OpenAI's: a factor on all text and a constant bound what it counts
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Counting:
     """How a model's tokens are counted.
 

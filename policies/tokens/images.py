@@ -6,8 +6,9 @@ first bytes of inline images; an image behind a URL is never fetched, so it is r
 """
 
 import binascii
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+from policies.values import value_class
 
 _TILE_PX, _LONG_SIDE_PX, _SHORT_SIDE_PX, _PATCH_PX = 512, 2048, 768, 32
 _HEADER_BYTES_MAX = 262_144  # a JPEG's size stands behind its metadata, which seldom passes 64 KB
@@ -25,7 +26,7 @@ class ImageRule(Protocol):
     def tokens_max(self, detail: str) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class ByTile:
     """GPT-4o's way: fit into 2048², short side to 768, then `per_tile` for each 512-px tile on top of `base`."""
 
@@ -43,7 +44,7 @@ class ByTile:
         return self.tokens(Size(_LONG_SIDE_PX, _SHORT_SIDE_PX), detail)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class ByPatch:
     """The mini models' way: 32-px patches, at most `patches_max`, times a multiplier."""
 
@@ -58,7 +59,7 @@ class ByPatch:
         return _ceil_div(self.patches_max * self.multiplier_percent, 100)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class ByArea:
     """Anthropic's way: one token for `px_per_token` pixels, larger images are scaled down to `most` tokens."""
 

@@ -1,10 +1,10 @@
 """From a count to a reservation: the value every protocol's rules end in."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from policies.tokens.counting import Counting
+from policies.values import value_class
 
 CountText = Callable[[str], int]
 """Counts one string in the model's encoding; must accept any `str`."""
@@ -13,7 +13,7 @@ Remember = Callable[[str, Any, Callable[[], int]], int]
 """Asked for the cost of a JSON value: by the rule's name, the value, and how to compute it when it is not known yet."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class PromptCount:
     """`tokens` is what the provider is expected to report, `reserve_tokens` what it should never exceed.
 
@@ -25,7 +25,7 @@ class PromptCount:
     exact: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Cost:
     """Tokens of text, of media (which no tokenizer's factor applies to), and what unknown media could cost beyond."""
 
