@@ -57,7 +57,12 @@ class SqliteLedger:
         """Raises `LedgerError`: another process uses the file (its pid is named), it is damaged, foreign, or of a newer version."""
         if self._worker is not None:
             raise LedgerError(f"the ledger {self._path} is open already")
-        worker = SqliteWorker(self._open_file, self._clock_ms, asyncio.get_running_loop())
+        worker = SqliteWorker(
+            self._open_file,
+            self._clock_ms,
+            asyncio.get_running_loop(),
+            waits_for_disk=self._durability == "strict",
+        )
         try:
             await worker.start()
         except asyncio.CancelledError:
@@ -88,7 +93,7 @@ class SqliteLedger:
     async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
         checks.check_progress(progress, ttl_ms)
         worker = self._opened()
-        return await worker.perform(worker.book.renew, project, progress, ttl_ms)
+        return await worker.perform_at_length(worker.book.renew, project, progress, ttl_ms)
 
     async def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes) -> Resolution:
         checks.check_amount("used", used)
@@ -101,12 +106,12 @@ class SqliteLedger:
 
     async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
         worker = self._opened()
-        return await worker.perform(worker.book.expire_due, limit)
+        return await worker.perform_at_length(worker.book.expire_due, limit)
 
     async def record(self, project: str, entries: Sequence[OutboxEntry]) -> None:
         checks.check_entries(entries)
         worker = self._opened()
-        await worker.perform(worker.book.record, project, entries)
+        await worker.perform_at_length(worker.book.record, project, entries)
 
     async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]:
         worker = self._opened()
@@ -128,19 +133,19 @@ class SqliteLedger:
 
     async def pending(self, project: str, limit: int = 1000) -> Sequence[tuple[str, str, Amount, int]]:
         worker = self._opened()
-        return await worker.perform(worker.book.pending, project, limit)
+        return await worker.perform_at_length(worker.book.pending, project, limit)
 
     async def outbox_read(self, consumer: str, limit: int = 1000) -> Sequence[OutboxEntry]:
         worker = self._opened()
-        return await worker.perform(worker.book.outbox_read, consumer, limit)
+        return await worker.perform_at_length(worker.book.outbox_read, consumer, limit)
 
     async def outbox_acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
         worker = self._opened()
-        await worker.perform(worker.book.outbox_acknowledge, entries)
+        await worker.perform_at_length(worker.book.outbox_acknowledge, entries)
 
     async def outbox_size(self) -> int:
         worker = self._opened()
-        return await worker.perform(worker.book.outbox_size)
+        return await worker.perform_at_length(worker.book.outbox_size)
 
     async def restore(
         self,
@@ -156,14 +161,14 @@ class SqliteLedger:
         if override is not None:
             checks.check_limit(override)
         worker = self._opened()
-        await worker.perform(worker.book.restore, project, account, settled, keep_ms, gate, override)
+        await worker.perform_at_length(worker.book.restore, project, account, settled, keep_ms, gate, override)
 
     async def epoch(self) -> str:
         return self._opened().epoch
 
     async def purge(self, limit: int = 1000) -> int:
         worker = self._opened()
-        return await worker.perform(worker.book.purge, limit)
+        return await worker.perform_at_length(worker.book.purge, limit)
 
     def _open_file(self) -> SqliteFile:
         return SqliteFile(self._path, self._durability, self._new_epoch)

@@ -1,6 +1,6 @@
 """One SQLite file, fit to keep money in: one process, one connection, nothing missing, nothing newer than we are.
 
-Everything here runs on the thread of the ledger. Errors are `LedgerError`s that say what to do.
+Errors are `LedgerError`s that say what to do.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,8 @@ from gateway.store.file_lock import FileLock, FileLocked
 Durability = Literal["normal", "strict"]
 
 _BUSY_TIMEOUT_S = 1.0
+# Rows that are changed until the write-ahead log is moved into the main file: some 15 MB of log, a few hundred calls.
+LOG_ROWS_MAX = 4_000
 _OLDEST_SQLITE = (3, 24, 0)  # the first with INSERT … ON CONFLICT DO UPDATE
 
 
@@ -38,13 +40,25 @@ class SqliteFile:
             _check_writable(path)
             wal_was_there = self._wal_path.exists()
             try:
-                self.connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+                self.connection = sqlite3.connect(
+                    path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+                )
                 undo.callback(self.connection.close)
                 self._prepare(durability, wal_was_there, new_epoch)
             except sqlite3.Error as error:
                 raise self.explain(error) from error
             undo.pop_all()
         self._identity = self._identities()
+        self._rows_moved = self.connection.total_changes
+
+    def is_log_long(self) -> bool:
+        return self.connection.total_changes - self._rows_moved >= LOG_ROWS_MAX
+
+    def shorten_log(self) -> None:
+        """Move the write-ahead log into the main file, which waits for the disk: SQLite would do so within some commit."""
+        self._rows_moved = self.connection.total_changes
+        with suppress(sqlite3.Error):  # then the log stays long, nothing is lost, and it is tried again later
+            self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def check_in_place(self) -> None:
         """What is written into a file that was deleted or replaced would be gone with this process.
@@ -80,6 +94,7 @@ class SqliteFile:
         # Nobody else may open this file: two connections can corrupt a WAL before SQLite 3.51.3.
         self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         self.connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'strict' else 'NORMAL'}")
+        self.connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()  # see `shorten_log`
         if self._is_empty():
             self._create(new_epoch())
         else:

@@ -1,8 +1,16 @@
-"""The thread that owns the ledger's file, and its group commits."""
+"""Who works on the ledger's file, and its group commits.
+
+What the calls of one turn of the event loop ask for is one transaction. Where that takes less than handing it over would, it is
+performed on the loop itself: a commit that does not wait for the disk takes some 50 µs, and to wake a thread and to be woken by it
+takes several times as much, and up to 5 ms while both want the interpreter. A thread has the rest: long operations, large batches,
+checkpoints, a durability that waits for the disk, and a disk that was slow. Only one of the two works at a time: the loop does
+as long as the thread owes no answer, so that operations are performed in the order in which they were asked for.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import sqlite3
 import threading
@@ -20,8 +28,13 @@ from policies.reservation import Reserve
 
 R = TypeVar("R")
 
-# From so many on a batch is not added to. A few ms of work: enough to spread the cost of a commit, and the first is answered soon.
+# Of the thread. A few ms of work: enough to spread the cost of a commit, and the first is answered soon.
 BATCH_MAX: Final = 256
+# About 2 ms of work: no stream that the loop serves notices.
+HERE_MAX: Final = 32
+# A batch that took longer on the loop has waited for the disk; the thread has all of them for a while.
+SLOW_S: Final = 0.02
+SLOW_FOR_S: Final = 10.0
 # More than a second of work: a disk that is so far behind is out of reach, and waiting would only make it worse.
 WAITING_MAX: Final = 20_000
 # What is written into a deleted file can be saved while this process lives, so that looking seldom costs nothing.
@@ -32,6 +45,7 @@ class Operation(NamedTuple):
     perform: Callable[..., Any]
     arguments: tuple[Any, ...]
     answer: asyncio.Future[Any]
+    is_short: bool
 
 
 class Answer(NamedTuple):
@@ -41,7 +55,7 @@ class Answer(NamedTuple):
 
 
 class SqliteWorker:
-    """The thread that owns the file. Its methods that begin with `_` run there, the others on the event loop."""
+    """The file, the loop and the thread. `waits_for_disk`: every commit does, so that none is performed on the loop."""
 
     clock: SteadyClock
     book: Book
@@ -52,6 +66,8 @@ class SqliteWorker:
         open_file: Callable[[], SqliteFile],
         clock_ms: Callable[[], int],
         loop: asyncio.AbstractEventLoop,
+        *,
+        waits_for_disk: bool,
     ) -> None:
         self._open_file = open_file
         self.clock = SteadyClock(clock_ms)
@@ -59,10 +75,10 @@ class SqliteWorker:
         self._opened: asyncio.Future[None] = loop.create_future()
         self._closed: asyncio.Future[None] = loop.create_future()
         self._check_again_s = 0.0
-        self._asked: list[
-            Operation
-        ] = []  # since the loop came round: handed over together, because waking the thread costs most
-        self._unanswered = 1  # the opening is the first answer
+        self._asked: list[Operation] = []  # since the loop came round
+        self._is_beginning = False  # `_begin` will be called in this turn of the loop
+        self._owed = 1  # answers by the thread; the opening is the first
+        self._not_here_until_s = math.inf if waits_for_disk else 0.0
         # None is the sign to stop.
         self._waiting: queue.SimpleQueue[list[Operation] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._live, name="farebox-ledger", daemon=True)
@@ -73,7 +89,7 @@ class SqliteWorker:
 
     def give_up(self) -> None:
         """Close as soon as everything that waits is done, without anybody waiting for that."""
-        self._hand_over()
+        self._hand_over(WAITING_MAX)
         self._waiting.put(None)
 
     async def stop(self) -> None:
@@ -81,19 +97,51 @@ class SqliteWorker:
         await asyncio.shield(self._closed)
 
     async def perform(self, operation: Callable[..., R], *arguments: Any) -> R:
-        if self._unanswered >= WAITING_MAX:
-            raise LedgerUnavailable(f"{WAITING_MAX} operations are waiting for the disk")
-        answer: asyncio.Future[R] = self._loop.create_future()
-        if not self._asked:
-            self._loop.call_soon(self._hand_over)
-        self._asked.append(Operation(operation, arguments, answer))
-        self._unanswered += 1
-        return await answer
+        """Something of a call, on a few rows."""
+        answer: R = await self._ask(operation, arguments, is_short=True)
+        return answer
 
-    def _hand_over(self) -> None:
-        if self._asked:
-            self._waiting.put(self._asked)
-            self._asked = []
+    async def perform_at_length(self, operation: Callable[..., R], *arguments: Any) -> R:
+        """Something that may take a while: on many rows, or with the disk."""
+        answer: R = await self._ask(operation, arguments, is_short=False)
+        return answer
+
+    def _ask(self, operation: Callable[..., Any], arguments: tuple[Any, ...], *, is_short: bool) -> asyncio.Future[Any]:
+        if self._owed + len(self._asked) >= WAITING_MAX:
+            raise LedgerUnavailable(f"{WAITING_MAX} operations are waiting for the disk")
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self._asked.append(Operation(operation, arguments, answer, is_short))
+        self._begin_soon()
+        return answer
+
+    def _begin_soon(self) -> None:
+        if not self._is_beginning and not self._owed:
+            self._is_beginning = True
+            self._loop.call_soon(self._begin)
+
+    def _begin(self) -> None:
+        """Perform what was asked since the loop came round, or have it performed. While the thread works, wait for it."""
+        self._is_beginning = False
+        if not self._asked or self._owed:
+            return
+        now_s = time.monotonic()
+        if now_s < self._not_here_until_s or not all(operation.is_short for operation in self._asked):
+            self._hand_over()
+            return
+        asked, self._asked = self._asked[:HERE_MAX], self._asked[HERE_MAX:]
+        self._answer(self._perform(asked))
+        if time.monotonic() - now_s > SLOW_S:
+            self._not_here_until_s = now_s + SLOW_FOR_S
+        if self._file.is_log_long():
+            self._ask(_nothing, (), is_short=False)
+        elif self._asked:
+            self._begin_soon()
+
+    def _hand_over(self, most: int = BATCH_MAX) -> None:
+        batch, self._asked = self._asked[:most], self._asked[most:]
+        if batch:
+            self._waiting.put(batch)
+            self._owed += len(batch)
 
     def _live(self) -> None:
         try:
@@ -102,8 +150,11 @@ class SqliteWorker:
             self._tell([Answer(self._opened, None, _as_ledger_error(error))])
             return
         self._tell([Answer(self._opened, None, None)])
-        while batch := self._take():
-            self._tell(self._perform(batch))
+        while (batch := self._waiting.get()) is not None:
+            answers = self._perform(batch)
+            if self._file.is_log_long():
+                self._file.shorten_log()
+            self._tell(answers)  # last: from then on, the loop has the file
         self._tell([Answer(self._closed, None, self._close())])
 
     def _open(self) -> None:
@@ -114,19 +165,6 @@ class SqliteWorker:
         self.clock.be_at_least(meta["highest_ms"])
         self._shelf = SqliteShelf(connection, self.clock.now_ms())
         self.book = Book(self._shelf)
-
-    def _take(self) -> list[Operation]:
-        """Everything that is waiting, at least one operation; nothing once it is time to stop."""
-        batch: list[Operation] = []
-        asked = self._waiting.get()
-        while asked is not None:
-            batch.extend(asked)
-            if len(batch) >= BATCH_MAX or self._waiting.empty():
-                return batch
-            asked = self._waiting.get()
-        if batch:
-            self._waiting.put(None)
-        return batch
 
     def _perform(self, batch: list[Operation]) -> list[Answer]:
         """All in one transaction; if that fails for a reason that may lie in one of them, each in its own."""
@@ -168,8 +206,14 @@ class SqliteWorker:
         return None
 
     def _deliver(self, answers: list[Answer]) -> None:
+        """What the thread has done."""
+        self._owed -= len(answers)
+        self._answer(answers)
+        self._begin()
+
+    @staticmethod
+    def _answer(answers: list[Answer]) -> None:
         for future, value, error in answers:
-            self._unanswered -= 1
             if future.done():
                 continue  # whoever asked does not wait any more
             if error is None:
@@ -181,6 +225,10 @@ class SqliteWorker:
         # RuntimeError: the event loop is closed, and nobody waits any more.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._deliver, answers)
+
+
+def _nothing(now_ms: int) -> None:
+    """After any batch the thread looks whether the log is to be shortened."""
 
 
 def _is_reserve(operation: Operation) -> bool:

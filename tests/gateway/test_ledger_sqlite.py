@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from gateway.ledger import sqlite_rows, sqlite_shelf, sqlite_worker
+from gateway.ledger import sqlite_file, sqlite_rows, sqlite_shelf, sqlite_worker
 from gateway.ledger.port import LedgerError, LedgerUnavailable, Reserve
 from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite_file import SqliteFile
 from gateway.ledger.sqlite_schema import TABLES
 from policies.amounts import UNLIMITED, Amount, Limit
 from policies.book import Book, DictShelf
@@ -47,6 +50,75 @@ async def test_what_waits_together_is_committed_together(ledger: SqliteLedger) -
     assert 500 // sqlite_worker.BATCH_MAX <= commits < 250
     changes = [statement for statement in statements if "account SET" in statement or "INTO account" in statement]
     assert len(changes) == commits, "an account is written once for each commit"
+
+
+def here(now_ms: int) -> int:
+    return threading.get_ident()
+
+
+async def test_what_a_call_asks_for_is_done_on_the_loop_and_long_work_is_not(ledger: SqliteLedger) -> None:
+    worker = ledger._opened()
+    assert await worker.perform(here) == threading.get_ident()
+    assert await worker.perform_at_length(here) != threading.get_ident()
+    first, second = await asyncio.gather(worker.perform(here), worker.perform_at_length(here))
+    assert first == second != threading.get_ident(), "what is asked together is one transaction"
+    assert await worker.perform(here) == threading.get_ident(), "the thread has given the file back"
+
+
+async def test_nothing_is_done_on_the_loop_while_the_thread_works(ledger: SqliteLedger) -> None:
+    begun, go_on, done = threading.Event(), threading.Event(), []
+
+    def long(now_ms: int) -> None:
+        begun.set()
+        go_on.wait(20)
+        done.append("long")
+
+    async def short(name: str) -> None:
+        await ledger.reserve("p", request(name))
+        done.append(name)
+
+    working = asyncio.ensure_future(ledger._opened().perform_at_length(long))
+    await asyncio.to_thread(begun.wait, 20)
+    waiting = [asyncio.ensure_future(short("c1")), asyncio.ensure_future(short("c2"))]
+    await asyncio.sleep(0.05)
+    assert done == []
+    go_on.set()
+    await asyncio.gather(working, *waiting)
+    assert done == ["long", "c1", "c2"]
+
+
+async def test_a_disk_that_was_slow_is_left_to_the_thread_for_a_while(
+    ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_worker, "SLOW_FOR_S", 0.3)
+    worker = ledger._opened()
+    assert await worker.perform(lambda _: time.sleep(2 * sqlite_worker.SLOW_S) or threading.get_ident()) == here(0)
+    assert await worker.perform(here) != threading.get_ident()
+    await asyncio.sleep(0.3)
+    assert await worker.perform(here) == threading.get_ident()
+
+
+async def test_a_long_log_is_moved_into_the_file_by_the_thread(
+    ledger: SqliteLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "LOG_ROWS_MAX", 100)
+    moved_by: list[int] = []
+    shorten = SqliteFile.shorten_log
+
+    def shorten_seen(file: SqliteFile) -> None:
+        moved_by.append(threading.get_ident())
+        shorten(file)
+
+    monkeypatch.setattr(SqliteFile, "shorten_log", shorten_seen)
+    sizes = []
+    for turn in range(20):
+        async with asyncio.timeout(20):
+            asked = [ledger.reserve("p", request(f"c{turn}-{n}", account=f"run{turn}-{n}")) for n in range(100)]
+            assert all(isinstance(answer, Granted) for answer in await asyncio.gather(*asked))
+        sizes.append((tmp_path / "ledger.db-wal").stat().st_size)
+    assert len(moved_by) >= 20
+    assert threading.get_ident() not in moved_by
+    assert sizes[-1] <= 2 * sizes[4], "the log is written from its beginning again"
 
 
 async def test_reading_writes_nothing(ledger: SqliteLedger) -> None:
@@ -106,7 +178,7 @@ async def test_too_many_waiting_are_refused_at_once(ledger: SqliteLedger, monkey
         loop.call_soon_threadsafe(holding.set)
         asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
 
-    disk = asyncio.ensure_future(ledger._opened().perform(hold_the_disk))
+    disk = asyncio.ensure_future(ledger._opened().perform_at_length(hold_the_disk))
     await holding.wait()
     waiting = [asyncio.ensure_future(ledger.reserve("p", request(f"c{n}"))) for n in range(5)]
     await asyncio.sleep(0)
@@ -158,6 +230,7 @@ async def test_strict_waits_for_the_disk(tmp_path: Path) -> None:
         ledger = SqliteLedger(tmp_path / f"{durability}.db", durability=durability)  # type: ignore[arg-type]
         await ledger.open()
         worker = ledger._opened()
+        assert (await worker.perform(here) == threading.get_ident()) == (durability == "normal")
         assert await worker.perform(lambda _, worker=worker: worker._file._pragma("synchronous")) == level
         await ledger.close()
 
