@@ -21,13 +21,14 @@ from typing import Any, Final
 
 import httptools
 from uvicorn.config import Config as UvicornConfig
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from gateway.errors import BadRequest, GatewayError, Overloaded
 from gateway.guard import HEADER_BYTES_MAX
-from gateway.pipeline.exchange import PRESENCE, Presence
+from gateway.pipeline.exchange import PRESENCE, WHOLE_ANSWER, Presence
 from gateway.telemetry import Telemetry
+from gateway.whole_answers import WholeAnswers
 from gateway.wire.openai_errors import error_body
 
 _LOOK_S: Final = 1.0
@@ -41,6 +42,7 @@ _HEAD_BYTES_MAX: Final = 2 * HEADER_BYTES_MAX + 65_536
 _FRAMING_FACTOR: Final = 8
 # Descriptors that are no client's: files, the ledger, the store, the listening sockets.
 _OWN_DESCRIPTORS: Final = 128
+_EXTENSIONS: Final[dict[str, dict[object, object]]] = {WHOLE_ANSWER: {}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,7 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope[PRESENCE] = self._presence  # type: ignore[typeddict-unknown-key]
+        self.scope["extensions"] = _EXTENSIONS
         self.deadline = self.loop.time() + self._limits.head_s
         self._body_bytes = 0
 
@@ -197,6 +200,9 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_headers_complete()
         # What comes now are trailers. They must not join the headers that somebody has checked.
         self.headers = []
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        super()._start_asgi_task(cycle, WholeAnswers(app, cycle))
 
     def on_body(self, body: bytes) -> None:
         size = len(body)

@@ -32,6 +32,8 @@ class ClientGone(Exception):
 
 # Where our own server (gateway/connections.py) puts the `Presence` of a request's connection.
 PRESENCE: Final = "farebox.presence"
+# One message for a whole answer: its status, headers and body. A server that takes it says so among its ASGI extensions.
+WHOLE_ANSWER: Final = "farebox.response.whole"
 
 
 class Presence:
@@ -68,6 +70,7 @@ class Exchange:
         self._head: tuple[int, tuple[tuple[bytes, bytes], ...]] = (0, ())
         self._receive = receive
         self._send = send
+        self._answers_whole = WHOLE_ANSWER in scope.get("extensions", ())
         self._presence: Presence | None = scope.get(PRESENCE)
         self._watcher: asyncio.Task[None] | None = None
 
@@ -155,8 +158,12 @@ class Exchange:
         given = Answered(status, tuple(headers), body)
         if self._keepers:
             await self._keep(given)
-        await self.start(status, [*given.headers, (b"content-length", str(len(body)).encode())])
-        await self.write(body, more=False)
+        if self._answers_whole:
+            self.is_answered = True
+            await self._send({"type": WHOLE_ANSWER, "status": status, "headers": given.headers, "body": body})
+        else:
+            await self.start(status, [*given.headers, (b"content-length", str(len(body)).encode())])
+            await self.write(body, more=False)
         self.answered = given
 
     async def _keep(self, answered: Answered) -> None:

@@ -10,8 +10,10 @@ which prints what was counted, and lower the bound to that. A bound that has to 
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -25,11 +27,13 @@ import pytest
 
 from gateway.app import Application
 from gateway.config import parse_config
+from gateway.guard import Guard
 from gateway.ledger.redis import RedisLedger
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ledger.sqlite_file import SqliteFile
 from policies.intents import Intent
 from tests.acceptance.serving import ProviderThread
+from tests.bare_server import bare_server
 from tests.fake_provider import FakeProvider
 from tests.redis_server import RedisServer, running_server
 
@@ -241,6 +245,36 @@ async def test_a_tagged_call_waits_for_the_ledger_twice(tmp_path: Path, provider
     assert work.a_call("threads") <= 0.5
     assert work.a_call("tasks") <= 2
     assert work.a_call("loop turns") <= 14
+
+
+async def test_a_whole_answer_is_one_write_to_the_client(
+    tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted as system calls of the event loop, by the port that they leave from."""
+    writes: Counter[int] = Counter()
+    send = socket.socket.send
+
+    def counted(sender: socket.socket, data: Any, *flags: int) -> int:
+        if sender.family == socket.AF_INET:
+            writes[sender.getsockname()[1]] += 1
+        return send(sender, data, *flags)
+
+    def ask(port: int) -> list[int]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        statuses = []
+        for number in range(CALLS):
+            connection.request("POST", "/v1/chat/completions", _body(number, {}), {**TAGS, "host": "localhost"})
+            answer = connection.getresponse()
+            answer.read()
+            statuses.append(answer.status)
+        connection.close()
+        return statuses
+
+    async with serving(tmp_path, provider) as application, bare_server(Guard(application)) as url:
+        port = int(url.rpartition(":")[2])
+        monkeypatch.setattr(socket.socket, "send", counted)
+        assert await asyncio.to_thread(ask, port) == [200] * CALLS
+    assert writes[port] == CALLS
 
 
 async def test_an_untagged_call_does_not_wait_for_the_ledger(

@@ -8,18 +8,15 @@ import json
 import select
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-import uvicorn
-from uvicorn.server import ServerState
 
-from gateway.connections import ConnectionLimits, Connections
-from gateway.telemetry import Telemetry
 from tests.acceptance.serving import Served, serving, until
 from tests.attacks.raw_http import CHAT, connect, listen_to, request
+from tests.bare_server import bare_server
 from tests.farebox_process import tagged
 
 pytestmark = pytest.mark.xdist_group("slow-clients")
@@ -122,27 +119,6 @@ def test_the_bodies_of_all_requests_together_are_bounded(served: Served) -> None
     assert {reply.json()["error"]["code"] for reply in replies if reply.status == 503} == {"gateway_busy"}
     assert {reply.headers["retry-after"] for reply in replies if reply.status == 503} == {"1"}
     assert served.chat(None, "a " * 900_000).status != 503, "what was held for the others is free again"
-
-
-@contextlib.asynccontextmanager
-async def bare_server(application: Any, **limits: Any) -> AsyncIterator[str]:
-    """The protocol alone, under an application that does what a test needs."""
-    chosen = {"connections_max": 100, "head_s": 5.0, "body_s": 5.0, "stall_s": 5.0, "bodies_bytes_max": 10**9, **limits}
-    connections = Connections(ConnectionLimits(**chosen), Telemetry())
-    config = uvicorn.Config(application, lifespan="off", log_config=None)
-    config.load()
-    state = ServerState()
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: connections.protocol(config, state, {}), "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        for one in list(connections.open):
-            one.transport.abort()
-        await server.wait_closed()
-        await asyncio.gather(*state.tasks, return_exceptions=True)
-    assert connections.bodies_bytes == 0
 
 
 async def read_all(scope: Any, receive: Any, send: Any) -> None:

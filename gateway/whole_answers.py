@@ -1,0 +1,88 @@
+"""Answers in one piece: status line, headers and body in one write.
+
+ASGI hands a server the head of an answer first and its body later, and uvicorn writes each by itself: two system calls, and two
+regular expressions for every header. Whoever has the whole answer already says so in one message, `WHOLE_ANSWER`, which
+`Exchange` knows.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Awaitable, Sequence
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+from gateway.pipeline.exchange import WHOLE_ANSWER, Message
+
+# Up to here copying the body behind its head is cheaper than a vectored write of both.
+_COPIED_BYTES_MAX: Final = 32 * 1024
+# RFC 9110: what names and values are made of. A line break in either would begin a header, or an answer, of its own.
+_OF_NAMES: Final = (string.ascii_lowercase + string.digits + "!#$%&'*+-.^_`|~").encode()
+_OF_VALUES: Final = bytes([*b"\t", *range(0x20, 0x7F), *range(0x80, 0x100)])
+# They say where an answer ends, which is the server's to say.
+_FRAMING: Final = frozenset({b"connection", b"content-length", b"transfer-encoding"})
+
+
+class WholeAnswers:
+    """`application` for the one request of `cycle`, with whole answers beside the messages that uvicorn knows."""
+
+    __slots__ = ("_application", "_cycle")
+
+    def __init__(self, application: Any, cycle: RequestResponseCycle) -> None:
+        self._application = application
+        self._cycle = cycle
+
+    def __call__(self, scope: Any, receive: Any, _: Any) -> Awaitable[None]:
+        served: Awaitable[None] = self._application(scope, receive, self._send)
+        return served
+
+    def _send(self, message: Any) -> Awaitable[None]:
+        return self._answer(message) if message["type"] == WHOLE_ANSWER else self._cycle.send(message)
+
+    async def _answer(self, message: Message) -> None:
+        """What uvicorn's `send` does for a head and the body behind it."""
+        cycle, body = self._cycle, message["body"]
+        if cycle.flow.write_paused and not cycle.disconnected:
+            await cycle.flow.drain()
+        if cycle.disconnected:
+            return
+        if cycle.response_started or not is_plain(message["headers"]):
+            await self._answer_in_two(message)
+            return
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        head = _head(message["status"], [*cycle.default_headers, *message["headers"]], len(body), cycle.keep_alive)
+        if cycle.scope["method"] == "HEAD":
+            cycle.transport.write(head)
+        elif len(body) <= _COPIED_BYTES_MAX:
+            cycle.transport.write(head + body)
+        else:
+            cycle.transport.writelines((head, body))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
+
+    async def _answer_in_two(self, message: Message) -> None:
+        """As uvicorn would have it, which raises for what can be no answer."""
+        body = message["body"]
+        headers = [*message["headers"], (b"content-length", b"%d" % len(body))]
+        await self._cycle.send({"type": "http.response.start", "status": message["status"], "headers": headers})
+        await self._cycle.send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def is_plain(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether they can stand in a head as they are: nothing in them ends a line, or says where the answer ends."""
+    names = [name for name, _ in headers]
+    values = [value for _, value in headers]
+    has_other_bytes = b"".join(names).translate(None, _OF_NAMES) or b"".join(values).translate(None, _OF_VALUES)
+    return not has_other_bytes and _FRAMING.isdisjoint(names)
+
+
+def _head(status: int, headers: Sequence[tuple[bytes, bytes]], body_bytes: int, keep_alive: bool) -> bytes:
+    lines = [name + b": " + value for name, value in headers]
+    lines.append(b"content-length: %d" % body_bytes)
+    if not keep_alive:
+        lines.append(b"connection: close")
+    return STATUS_LINE[status] + b"\r\n".join(lines) + b"\r\n\r\n"

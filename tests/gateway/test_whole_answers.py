@@ -1,0 +1,213 @@
+"""A whole answer in one write: to the byte what uvicorn makes of the same answer in two messages."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from gateway.pipeline.exchange import WHOLE_ANSWER, Exchange
+from gateway.whole_answers import is_plain
+from tests.attacks.raw_http import Heard, connect, listen_to, request
+from tests.bare_server import bare_server
+
+BODY = b'{"answer": "a ferry leaves at 9:40"}'
+HEADERS = [(b"content-type", b"application/json"), (b"x-request-id", b"r-1"), (b"x-note", b"tab\tand \xe9")]
+LARGE = b"x" * 12_000_000
+CLOSE = b"connection: close"
+Application = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+def answering(
+    body: bytes = BODY, headers: Sequence[tuple[bytes, bytes]] = HEADERS, status: int = 200, *, in_two: bool = False
+) -> Application:
+    """Reads the request, and answers it in one message or, as any other ASGI application, in two."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        exchange = Exchange({**scope, "extensions": {}} if in_two else scope, receive, send)
+        await exchange.read_body(1_000_000)
+        await exchange.answer(status, headers, body)
+
+    return application
+
+
+async def heard_by(application: Application, sent: bytes, seconds: float = 5.0) -> Heard:
+    """What a client hears that says all of `sent` at once; the last of its requests should ask to close the connection."""
+
+    def talk(url: str) -> Heard:
+        with connect(url) as connection:
+            connection.sendall(sent)
+            return listen_to(connection, seconds)
+
+    async with bare_server(application) as url:
+        return await asyncio.to_thread(talk, url)
+
+
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes each system call sent that the event loop made; clients of these tests use another one, `sendall`."""
+    sent: list[int] = []
+    send = socket.socket.send
+
+    def counted(sender: socket.socket, data: Any, *flags: int) -> int:
+        size = send(sender, data, *flags)
+        if sender.family == socket.AF_INET:  # the other one wakes the loop up
+            sent.append(size)
+        return size
+
+    monkeypatch.setattr(socket.socket, "send", counted)
+    return sent
+
+
+async def test_it_is_one_write(writes: list[int]) -> None:
+    heard = await heard_by(answering(), request(headers=[CLOSE]))
+    assert writes == [len(heard.raw)]
+    writes.clear()
+    heard = await heard_by(answering(in_two=True), request(headers=[CLOSE]))
+    assert len(writes) == 2, "the comparison counts what it should"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        request(headers=[CLOSE]),
+        request(version=b"HTTP/1.0"),
+        request(b"HEAD", headers=[CLOSE], body=b"", length=False),
+        request(headers=[CLOSE, b"expect: 100-continue"]),
+        request() + request(b"GET", b"/other", body=b"", length=False) + request(headers=[CLOSE]),
+    ],
+    ids=["close", "http-1.0", "head", "100-continue", "pipelined"],
+)
+@pytest.mark.parametrize("status", [200, 402, 503])
+async def test_a_client_reads_the_same_as_from_uvicorn(sent: bytes, status: int) -> None:
+    whole = await heard_by(answering(status=status), sent)
+    in_two = await heard_by(answering(status=status, in_two=True), sent)
+    assert whole.raw == in_two.raw
+    assert whole.is_closed
+    assert in_two.is_closed
+    assert set(whole.statuses) == {status}
+
+
+@pytest.mark.parametrize("body", [b"", b"x" * 32_768, b"x" * 32_769, LARGE], ids=len)
+async def test_bodies_of_every_size_arrive_whole(body: bytes) -> None:
+    heard = await heard_by(answering(body), request() + request(headers=[CLOSE]))
+    assert [answer.body == body for answer in heard.answers] == [True, True]
+    assert heard.is_closed
+
+
+@pytest.mark.parametrize("header", [(b"connection", b"close"), (b"content-length", b"36"), (b"X-Upper", b"1")])
+async def test_headers_that_uvicorn_should_look_at_get_there(header: tuple[bytes, bytes]) -> None:
+    whole = await heard_by(answering(headers=[header]), request(headers=[CLOSE]))
+    in_two = await heard_by(answering(headers=[header], in_two=True), request(headers=[CLOSE]))
+    assert whole.raw == in_two.raw
+    assert whole.statuses == [200]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (b"x-tag", b"a\r\nset-cookie: b=c"),
+        (b"x-tag", b"a\nset-cookie: b=c"),
+        (b"x-tag", b"a\rb"),
+        (b"x-tag", b"a\x00b"),
+        (b"x-tag", b"a\x7fb"),
+        (b"x-tag", b"\r\n\r\nHTTP/1.1 200 OK"),
+        (b"x-tag: b\r\nx-other", b"a"),
+        (b"x tag", b"a"),
+        (b"x-tag:", b"a"),
+    ],
+)
+async def test_a_header_that_would_be_two_is_never_sent(header: tuple[bytes, bytes]) -> None:
+    assert not is_plain([*HEADERS, header])
+    heard = await heard_by(answering(headers=[*HEADERS, header]), request())
+    assert heard.raw == b"", "as uvicorn does it: the connection ends without an answer"
+    assert heard.is_closed
+
+
+def test_every_byte_but_control_characters_may_stand_in_a_value() -> None:
+    plain = [value for value in range(256) if is_plain([(b"x-a", bytes([value]))])]
+    assert plain == [0x09, *range(0x20, 0x7F), *range(0x80, 0x100)]
+
+
+def test_only_tokens_in_lower_case_are_names() -> None:
+    plain = bytes(value for value in range(256) if is_plain([(b"x" + bytes([value]), b"")]))
+    assert plain == b"!#$%&'*+-.0123456789^_`abcdefghijklmnopqrstuvwxyz|~"
+
+
+async def test_an_answer_to_a_body_that_nobody_asked_for_comes_without_100() -> None:
+    async def refuse_unread(scope: Any, receive: Any, send: Any) -> None:
+        await Exchange(scope, receive, send).answer(413, HEADERS, BODY)
+
+    sent = request(headers=[b"expect: 100-continue", b"content-length: 1000"], body=b"", length=False)
+    heard = await heard_by(refuse_unread, sent, 0.5)
+    assert heard.raw.startswith(b"HTTP/1.1 413 ")
+    assert heard.statuses == [413]
+
+
+async def test_the_next_answer_waits_for_a_client_that_has_not_read_the_last_one() -> None:
+    """Otherwise a client that asks and asks, and reads nothing, would fill our memory with answers."""
+    answers = Counter[str]()
+    begun = threading.Event()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        answers["begun"] += 1
+        if answers["begun"] == 2:
+            begun.set()
+        await answering(LARGE)(scope, receive, send)
+        answers["given"] += 1
+
+    def talk(url: str) -> Heard:
+        with connect(url) as connection:
+            connection.sendall(request() * 2 + request(headers=[CLOSE]))
+            assert begun.wait(5.0)
+            time.sleep(0.2)
+            assert answers == {"begun": 2, "given": 1}
+            return listen_to(connection, 10.0)
+
+    async with bare_server(application) as url:
+        heard = await asyncio.to_thread(talk, url)
+    assert [len(answer.body) for answer in heard.answers] == [len(LARGE)] * 3
+    assert answers == {"begun": 3, "given": 3}
+
+
+async def test_a_client_that_has_gone_is_sent_nothing(writes: list[int]) -> None:
+    gone = asyncio.Event()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        exchange = Exchange(scope, receive, send)
+        await exchange.read_body(1000)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await exchange.answer(200, HEADERS, BODY)
+        gone.set()
+
+    def leave(url: str) -> None:
+        with connect(url) as connection:
+            connection.sendall(request())
+
+    async with bare_server(application) as url:
+        await asyncio.to_thread(leave, url)
+        await asyncio.wait_for(gone.wait(), 5.0)
+    assert writes == []
+
+
+async def test_a_second_answer_is_an_error_and_reaches_nobody() -> None:
+    caught: list[Exception] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        message = {"type": WHOLE_ANSWER, "status": 200, "headers": HEADERS, "body": BODY}
+        await send(message)
+        try:
+            await send(message)
+        except RuntimeError as error:
+            caught.append(error)
+
+    heard = await heard_by(application, request(headers=[CLOSE]))
+    assert heard.statuses == [200]
+    assert len(caught) == 1
