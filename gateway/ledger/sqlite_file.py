@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from gateway.ledger.port import LedgerError, LedgerUnavailable
-from gateway.ledger.sqlite_schema import APPLICATION_ID, TABLES, VERSION
+from gateway.ledger.sqlite_schema import APPLICATION_ID, JOURNAL, TABLES, VERSION
 from gateway.store.file_lock import FileLock, FileLocked
 
 Durability = Literal["normal", "strict"]
@@ -101,6 +101,7 @@ class SqliteFile:
             self._check_version()
             self.connection.execute("PRAGMA journal_mode = WAL").fetchall()
             self._check_whole(wal_was_there)
+            self._bring_up_to_date()
             self.connection.execute("UPDATE meta SET value = 0 WHERE key = 'clean'")
         # The main file itself has to say that it is in use: a -wal that says so may be what gets lost.
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -129,6 +130,13 @@ class SqliteFile:
                 f"the ledger {self._path} was written by a newer Farebox (schema {version}, this one knows {VERSION}): "
                 "install that version again, or name another file"
             )
+
+    def _bring_up_to_date(self) -> None:
+        if self._pragma("user_version") < VERSION:
+            self.connection.execute("BEGIN IMMEDIATE")
+            self.connection.execute(JOURNAL)
+            self.connection.execute(f"PRAGMA user_version = {VERSION}")
+            self.connection.execute("COMMIT")
 
     def _check_whole(self, wal_was_there: bool) -> None:
         (clean,) = self.connection.execute("SELECT value FROM meta WHERE key = 'clean'").fetchone()

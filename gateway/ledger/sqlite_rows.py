@@ -145,7 +145,7 @@ def same_rules(one: Account, other: Account) -> bool:
     )
 
 
-def account_of(row: tuple[Any, ...]) -> Account:
+def account_of(row: Sequence[Any]) -> Account:
     return Account(
         Amount(*row[0:3]), Amount(*row[3:6]), _limit(row[7:10]), _limit(row[10:13]), Gate(row[13]), row[14], row[6]
     )  # fmt: skip
@@ -168,7 +168,7 @@ def reservation_row(one: Reservation) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def reservation_of(row: tuple[Any, ...]) -> Reservation:
+def reservation_of(row: Sequence[Any]) -> Reservation:
     chain = orjson.loads(row[3])
     return Reservation(
         id=row[0],

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Final
 
 APPLICATION_ID: Final = 0x46415245  # "FARE": `file` and other programs can tell whose file this is
-VERSION: Final = 1  # PRAGMA user_version; a newer file is refused
+VERSION: Final = 2  # PRAGMA user_version; a newer file is refused, an older one gets what it lacks
 
 # WITHOUT ROWID makes the key the table: one tree to walk for each row. The two partial indices of reservations hold what
 # the sweeper and the purge look for, and nothing else, so that their cost does not grow with history.
 # `check_ms` is when the purge looks at an account next. It is written seldom: an index on the last use would have to be
 # changed with every call.
+JOURNAL: Final = "CREATE TABLE journal (number INTEGER PRIMARY KEY, changes BLOB NOT NULL)"  # since version 2
 TABLES: Final = (
+    JOURNAL,
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID",
     """CREATE TABLE account (
         project TEXT NOT NULL, account TEXT NOT NULL,

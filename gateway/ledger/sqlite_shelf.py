@@ -1,7 +1,12 @@
 """Accounts, reservations, outbox and runs in SQLite.
 
-As this is the only connection, what was read once stays true: values are kept until there are too many, changes are
-collected, and `commit` writes them all in one transaction. A row that is changed by a hundred operations is written once.
+As this is the only connection, what was read once stays true: values are kept until there are too many. Changes are collected,
+`commit` appends them to the journal, and `fold` writes them into their tables, with the journal emptied in the same transaction:
+
+    changed ──commit──▶ journaled ──fold──▶ in the tables
+       └──────────────────fold──────────────────▲
+
+Whatever reads the tables row by row folds first. What is changed or journaled is in memory too, and is never dropped from it.
 """
 
 from __future__ import annotations
@@ -10,6 +15,9 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from gateway.ledger import sqlite_journal
+from gateway.ledger.port import LedgerError
+from gateway.ledger.sqlite_journal import Changes, Key
 from gateway.ledger.sqlite_rows import (
     ANSWERED,
     CHANGE_ACCOUNTS,
@@ -40,8 +48,10 @@ from gateway.ledger.sqlite_rows import (
 from policies.reservation import EXPIRED_KEEP_MS, RESOLVED_KEEP_MS, Account, Reservation, State
 from policies.settlement import OutboxEntry
 
-Key = tuple[str, str]
-
+# Commits that are journaled until they are folded: a few ms of work, and of reading after a crash.
+JOURNAL_MAX: Final = 256
+# Where the fold that was due did not come, the next commit folds itself.
+_JOURNAL_OVERDUE: Final = 8 * JOURNAL_MAX
 # An account takes about 1 KB here, and of a run that has ended nobody asks again: 8 MB at most. Then everything is dropped, which
 # is simpler than choosing, and seldom.
 CACHE_MAX: Final = 8_192
@@ -63,11 +73,32 @@ class SqliteShelf:
         self._stored: dict[Key, Account | None] = {}  # as they are in the file
         self._reservations: dict[Key, Reservation] = {}
         self._absent: set[Key] = set()  # reservations that were looked for and are not there, in this batch
-        self._changed_accounts: set[Key] = set()
-        self._changed_reservations: set[Key] = set()
-        self._changed_runs: dict[Key, tuple[str, int]] = {}
-        self._new_entries: list[Row] = []
+        self._changed, self._journaled = _Pending(), _Pending()
+        self._journal_size = 0  # commits
+        self._is_current = False  # whether all of this is what the file says
         self._entries_stored: int | None = None  # counted when somebody asks, and kept up from then on
+        self.be_current()
+
+    @property
+    def is_journal_long(self) -> bool:
+        return self._journal_size >= JOURNAL_MAX
+
+    def be_current(self) -> None:
+        """After a start, and after a fault: take what was committed and is not in the tables from the journal."""
+        if self._is_current:
+            return
+        self._journaled.clear()
+        self._journal_size = 0
+        for changes in sqlite_journal.read(self._connection):
+            self._journal_size += 1
+            self._accounts.update(changes.accounts)
+            self._reservations.update(changes.reservations)
+            self._journaled.accounts.update(key for key, _ in changes.accounts)
+            self._journaled.reservations.update(key for key, _ in changes.reservations)
+            self._journaled.runs.update(changes.runs)
+            self._journaled.entries.extend(changes.entries)
+        self._position = max([self._position, *(row[0] for row in self._journaled.entries)])
+        self._is_current = True
 
     def prefetch(self, accounts: Iterable[Key], reservations: Sequence[Key]) -> None:
         """Read together what a batch will ask for one by one."""
@@ -90,9 +121,12 @@ class SqliteShelf:
         return self._accounts[key]
 
     def put_account(self, project: str, name: str, account: Account) -> None:
+        reserved = account.reserved
+        if reserved.tokens < 0 or reserved.nano_usd < 0 or reserved.requests < 0:
+            raise LedgerError(f"account {name!r} would hold less than nothing: the file was changed by hand")
         key = (project, name)
         self._accounts[key] = account
-        self._changed_accounts.add(key)
+        self._changed.accounts.add(key)
 
     def reservation(self, project: str, reservation_id: str) -> Reservation | None:
         key = (project, reservation_id)
@@ -106,29 +140,29 @@ class SqliteShelf:
     def put_reservation(self, project: str, reservation: Reservation) -> None:
         key = (project, reservation.id)
         self._reservations[key] = reservation
-        self._changed_reservations.add(key)
+        self._changed.reservations.add(key)
 
     def due(self, now_ms: int, limit: int) -> list[Key]:
-        self._flush()
+        self.fold()
         return self._connection.execute(DUE, (now_ms, limit)).fetchall()
 
     def pending(self, project: str, limit: int) -> list[Reservation]:
-        self._flush()
+        self.fold()
         return [reservation_of(row) for row in self._connection.execute(PENDING, (project, limit)).fetchall()]
 
     def append(self, entry: OutboxEntry) -> None:
         self._position += 1
-        self._new_entries.append(entry_row(self._position, entry))
+        self._changed.entries.append(entry_row(self._position, entry))
 
     def outbox(self) -> Iterator[OutboxEntry]:
-        self._flush()
+        self.fold()
         position = 0
         while rows := self._connection.execute(READ_ENTRIES, (position, _PAGE)).fetchall():
             yield from map(entry_of, rows)
             position = rows[-1][0]
 
     def remove(self, positions: Sequence[str]) -> None:
-        self._flush()
+        self.fold()
         # Anything else is a handle of another engine, and 18 digits are all that SQLite's integers hold.
         known = [(int(position),) for position in positions if position.isdecimal() and len(position) <= 18]
         if known:
@@ -141,20 +175,21 @@ class SqliteShelf:
         if self._entries_stored is None:
             (count,) = self._connection.execute("SELECT count(*) FROM outbox").fetchone()
             self._entries_stored = int(count)
-        return self._entries_stored + len(self._new_entries)
+        return self._entries_stored + len(self._changed.entries) + len(self._journaled.entries)
 
     def run(self, project: str, workflow: str) -> tuple[str, int] | None:
         key = (project, workflow)
-        if key in self._changed_runs:
-            return self._changed_runs[key]
+        for pending in (self._changed, self._journaled):
+            if key in pending.runs:
+                return pending.runs[key]
         found: tuple[str, int] | None = self._connection.execute(READ_RUN, key).fetchone()
         return found
 
     def put_run(self, project: str, workflow: str, run: str, closes_ms: int) -> None:
-        self._changed_runs[project, workflow] = (run, closes_ms)
+        self._changed.runs[project, workflow] = (run, closes_ms)
 
     def forget(self, now_ms: int, limit: int) -> int:
-        self._flush()
+        self.fold()
         self._begin()
         accounts = self._forget_accounts(now_ms, limit)
         answered = self._select(ANSWERED, now_ms - RESOLVED_KEEP_MS, now_ms - EXPIRED_KEEP_MS, limit - accounts)
@@ -166,32 +201,62 @@ class SqliteShelf:
         return accounts + len(answered) + len(closed)
 
     def commit(self, now_ms: int) -> None:
-        """Write everything that changed, and how late it is. Nothing changed: nothing is written."""
-        self._flush()
+        """Make every change last, and how late it is. Nothing changed: nothing is written."""
+        if self._connection.in_transaction or self._journal_size >= _JOURNAL_OVERDUE:
+            self.fold()
+        elif self._changed:
+            self._journal(now_ms)
         self._absent.clear()
         if self._connection.in_transaction:
-            if now_ms >= self._clock_kept_ms + _CLOCK_KEPT_EVERY_MS:
-                self._connection.execute("UPDATE meta SET value = ? WHERE key = 'highest_ms'", (now_ms,))
-                self._clock_kept_ms = now_ms
+            self._keep_clock(now_ms)
             self._connection.execute("COMMIT")
-        if len(self._accounts) + len(self._reservations) > CACHE_MAX:
+        if len(self._accounts) + len(self._reservations) > CACHE_MAX and not self._journaled:
             self._drop_cache()
+
+    def fold(self) -> None:
+        """Write what was changed and what was journaled into the tables, in a transaction that `commit` ends."""
+        if not self._changed and not self._journal_size:
+            return
+        self._begin()
+        pending = self._journaled
+        pending.take(self._changed)
+        self._write_accounts(pending.accounts)
+        self._write_reservations(pending.reservations)
+        self._write(WRITE_ENTRIES, pending.entries)
+        if self._entries_stored is not None:
+            self._entries_stored += len(pending.entries)
+        self._write(WRITE_RUNS, [(*key, *run) for key, run in pending.runs.items()])
+        if self._journal_size:
+            self._connection.execute("DELETE FROM journal")
+        pending.clear()
+        self._journal_size = 0
 
     def roll_back(self) -> None:
         """Undo everything since the last `commit`."""
+        self._is_current = False
         self._drop_cache()
         self._clock_kept_ms = 0
-        for changes in (
-            self._absent,
-            self._changed_accounts,
-            self._changed_reservations,
-            self._changed_runs,
-            self._new_entries,
-        ):
-            changes.clear()
+        self._absent.clear()
+        self._changed.clear()
         self._entries_stored = None
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
+        self.be_current()
+
+    def _journal(self, now_ms: int) -> None:
+        changed = self._changed
+        if now_ms >= self._clock_kept_ms + _CLOCK_KEPT_EVERY_MS:
+            self._begin()
+        accounts = [(key, account) for key in changed.accounts if (account := self._accounts[key]) is not None]
+        reservations = [(key, self._reservations[key]) for key in changed.reservations]
+        sqlite_journal.append(self._connection, Changes(accounts, reservations, changed.runs.items(), changed.entries))
+        self._journal_size += 1
+        self._journaled.take(changed)
+
+    def _keep_clock(self, now_ms: int) -> None:
+        if now_ms >= self._clock_kept_ms + _CLOCK_KEPT_EVERY_MS:
+            self._connection.execute("UPDATE meta SET value = ? WHERE key = 'highest_ms'", (now_ms,))
+            self._clock_kept_ms = now_ms
 
     def _drop_cache(self) -> None:
         self._accounts.clear()
@@ -202,26 +267,10 @@ class SqliteShelf:
         if not self._connection.in_transaction:
             self._connection.execute("BEGIN IMMEDIATE")
 
-    def _flush(self) -> None:
-        if self._changed_accounts or self._changed_reservations or self._new_entries or self._changed_runs:
-            self._begin()
-        if self._changed_accounts:
-            self._write_accounts()
-        if self._changed_reservations:
-            self._write_reservations()
-        if self._new_entries:
-            self._write(WRITE_ENTRIES, self._new_entries)
-            if self._entries_stored is not None:
-                self._entries_stored += len(self._new_entries)
-            self._new_entries.clear()
-        if self._changed_runs:
-            self._write(WRITE_RUNS, [(*key, *value) for key, value in self._changed_runs.items()])
-            self._changed_runs.clear()
-
-    def _write_accounts(self) -> None:
+    def _write_accounts(self, keys: Iterable[Key]) -> None:
         whole: list[Row] = []
         slim: list[Row] = []
-        for key in self._changed_accounts:
+        for key in keys:
             account, stored = self._accounts[key], self._stored.get(key)
             if account is None:
                 continue
@@ -230,16 +279,14 @@ class SqliteShelf:
             self._stored[key] = account
         self._write(CHANGE_ACCOUNTS, slim)
         self._write(WRITE_ACCOUNTS, whole)
-        self._changed_accounts.clear()
 
-    def _write_reservations(self) -> None:
-        changed = [(key, self._reservations[key]) for key in self._changed_reservations]
+    def _write_reservations(self, keys: Iterable[Key]) -> None:
+        changed = [(key, self._reservations[key]) for key in keys]
         self._write(WRITE_RESERVATIONS, [(*reservation_row(one), key[0]) for key, one in changed])
         for key, one in changed:
             self._absent.discard(key)
             if one.state is not State.PENDING:
                 del self._reservations[key]
-        self._changed_reservations.clear()
 
     def _write(self, statement: str, rows: Sequence[Row]) -> None:
         for cursor in in_rows(self._connection, statement, rows):
@@ -265,3 +312,31 @@ class SqliteShelf:
 
     def _select(self, statement: str, *given: int) -> list[Key]:
         return self._connection.execute(statement, given).fetchall()
+
+
+class _Pending:
+    """What is not in the tables yet: of accounts and reservations only which, for their values are in memory."""
+
+    __slots__ = ("accounts", "entries", "reservations", "runs")
+
+    def __init__(self) -> None:
+        self.accounts: set[Key] = set()
+        self.reservations: set[Key] = set()
+        self.runs: dict[Key, tuple[str, int]] = {}
+        self.entries: list[Row] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.accounts or self.reservations or self.runs or self.entries)
+
+    def take(self, later: _Pending) -> None:
+        self.accounts |= later.accounts
+        self.reservations |= later.reservations
+        self.runs.update(later.runs)
+        self.entries += later.entries
+        later.clear()
+
+    def clear(self) -> None:
+        self.accounts.clear()
+        self.reservations.clear()
+        self.runs.clear()
+        self.entries.clear()

@@ -132,8 +132,8 @@ class SqliteWorker:
         self._answer(self._perform(asked))
         if time.monotonic() - now_s > SLOW_S:
             self._not_here_until_s = now_s + SLOW_FOR_S
-        if self._file.is_log_long():
-            self._ask(_nothing, (), is_short=False)
+        if self._file.is_log_long() or self._shelf.is_journal_long:
+            self._ask(self._tidy, (), is_short=False).add_done_callback(asyncio.Future.exception)
         elif self._asked:
             self._begin_soon()
 
@@ -185,6 +185,7 @@ class SqliteWorker:
 
     def _attempt(self, batch: list[Operation]) -> list[Answer]:
         now_ms = self.clock.now_ms()
+        self._shelf.be_current()
         asked = [operation.arguments[:2] for operation in batch if _is_reserve(operation)]
         accounts = {(project, hold.account) for project, request in asked for hold in request.holds}
         self._shelf.prefetch(accounts, [(project, request.id) for project, request in asked])
@@ -198,8 +199,21 @@ class SqliteWorker:
             self._shelf.roll_back()
         return self._file.explain(error) if isinstance(error, sqlite3.Error) else _as_ledger_error(error)
 
+    def _tidy(self, now_ms: int) -> None:
+        """The thread shortens a long log after any batch. Faults are told by the operations that meet them."""
+        self._shelf.fold()
+
+    def _empty_journal(self) -> None:
+        """For whoever copies the file or looks into it. Where it cannot be, the next opening reads it."""
+        try:
+            self._shelf.fold()
+            self._shelf.commit(self.clock.now_ms())
+        except (sqlite3.Error, LedgerError):
+            self._file.connection.rollback()
+
     def _close(self) -> LedgerError | None:
         try:
+            self._empty_journal()
             self._file.close()
         except LedgerError as error:
             return error
@@ -225,10 +239,6 @@ class SqliteWorker:
         # RuntimeError: the event loop is closed, and nobody waits any more.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._deliver, answers)
-
-
-def _nothing(now_ms: int) -> None:
-    """After any batch the thread looks whether the log is to be shortened."""
 
 
 def _is_reserve(operation: Operation) -> bool:

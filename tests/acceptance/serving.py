@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.ledger.sqlite_shelf import SqliteShelf
 from tests.fake_provider import FakeProvider, Received
 from tests.farebox_process import FareboxProcess, Reply, running_farebox
 
@@ -163,13 +164,22 @@ def until(holds: Callable[[], bool], timeout_s: float = 5.0, what: str = "") -> 
         time.sleep(0.02)
 
 
-def rows(file: Path, statement: str, *values: Any) -> list[dict[str, Any]]:
+def _fold_journal(connection: sqlite3.Connection) -> None:
+    shelf = SqliteShelf(connection, 0)
+    shelf.fold()
+    shelf.commit(0)
+
+
+def rows(
+    file: Path, statement: str, *values: Any, prepare: Callable[[sqlite3.Connection], None] = lambda _: None
+) -> list[dict[str, Any]]:
     """Rows of an embedded database whose gateway has ended. A copy is read: opening the file itself would tidy up what a
     killed gateway left behind, which is the next one's business."""
     with tempfile.TemporaryDirectory() as folder:
         for part in file.parent.glob(f"{file.name}*"):
             shutil.copy(part, folder)
-        connection = sqlite3.connect(Path(folder) / file.name)
+        connection = sqlite3.connect(Path(folder) / file.name, isolation_level=None)
+        prepare(connection)
         connection.row_factory = sqlite3.Row
         try:
             return [dict(row) for row in connection.execute(statement, values)]
@@ -178,7 +188,8 @@ def rows(file: Path, statement: str, *values: Any) -> list[dict[str, Any]]:
 
 
 def ledger_rows(folder: Path, statement: str, *values: Any) -> list[dict[str, Any]]:
-    return rows(folder / ".farebox" / "ledger.db", statement, *values)
+    """The tables as the next opening would find them: what is in the journal of a killed gateway is in them."""
+    return rows(folder / ".farebox" / "ledger.db", statement, *values, prepare=_fold_journal)
 
 
 def store_rows(folder: Path, statement: str, *values: Any) -> list[dict[str, Any]]:

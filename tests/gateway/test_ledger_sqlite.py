@@ -20,6 +20,7 @@ from gateway.ledger.sqlite_schema import TABLES
 from policies.amounts import UNLIMITED, Amount, Limit
 from policies.book import Book, DictShelf
 from policies.reservation import Demand, Gate, Granted, Hold, OnLost, Progress, State
+from policies.settlement import EntryKind, OutboxEntry
 
 
 @pytest.fixture
@@ -46,10 +47,12 @@ async def traced(ledger: SqliteLedger) -> list[str]:
 async def test_what_waits_together_is_committed_together(ledger: SqliteLedger) -> None:
     statements = await traced(ledger)
     await asyncio.gather(*(ledger.reserve("p", request(f"c{n}", tokens=1)) for n in range(500)))
-    commits = statements.count("COMMIT")
-    assert 500 // sqlite_worker.BATCH_MAX <= commits < 250
+    commits = [statement for statement in statements if "INTO journal" in statement]
+    assert 500 // sqlite_worker.BATCH_MAX <= len(commits) < 250
+    assert "INTO account" not in " ".join(statements)
+    assert await ledger.outbox_read("one") == ()
     changes = [statement for statement in statements if "account SET" in statement or "INTO account" in statement]
-    assert len(changes) == commits, "an account is written once for each commit"
+    assert len(changes) == 1, "an account that many calls have changed is written once"
 
 
 def here(now_ms: int) -> int:
@@ -102,6 +105,7 @@ async def test_a_long_log_is_moved_into_the_file_by_the_thread(
     ledger: SqliteLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite_file, "LOG_ROWS_MAX", 100)
+    monkeypatch.setattr(sqlite_shelf, "JOURNAL_MAX", 2)
     moved_by: list[int] = []
     shorten = SqliteFile.shorten_log
 
@@ -280,22 +284,65 @@ def test_no_statement_searches_a_whole_table(connection: sqlite3.Connection) -> 
         )
 
 
-def test_a_shelf_that_forgets_its_cache_reads_the_same_again(connection: sqlite3.Connection) -> None:
+@pytest.mark.parametrize("folded", [True, False], ids=["from its tables", "from its journal"])
+def test_a_shelf_that_forgets_its_cache_reads_the_same_again(connection: sqlite3.Connection, folded: bool) -> None:
     shelf = sqlite_shelf.SqliteShelf(connection, 0)
     book = Book(shelf)
     hold = Hold("run", Limit(100, None, 5), Limit(90), keep_ms=77)
-    asked = Reserve("c1", "gw", (hold, Hold("key")), Demand(1, 2, 2, 3, 4), 60_000, b"draft", OnLost.RELEASE)
+    draft = bytes(range(256))
+    asked = Reserve("c1", "gw", (hold, Hold("key")), Demand(1, 2, 2, 3, 4), 60_000, draft, OnLost.RELEASE)
     book.reserve("p", asked, 5)
     book.set_gate("p", "key", Gate.PAUSED, 6)
     book.set_override("p", "key", Limit(None, 0), 7)
-    before = (shelf.account("p", "run"), shelf.account("p", "key"), shelf.reservation("p", "c1"))
+    book.current_run("p", "nightly", "r1", 10, 7)
+    book.record("p", [OutboxEntry("", "c0", EntryKind.RECORDED, "p", Amount(1), 7, draft, draft)], 7)
+
+    def seen() -> tuple[object, ...]:
+        accounts, reservation = [shelf.account("p", name) for name in ("run", "key")], shelf.reservation("p", "c1")
+        return accounts, reservation, shelf.run("p", "nightly"), shelf.outbox_size()
+
+    before = seen()
+    assert before[-1] == 1
+    if folded:
+        shelf.fold()
     shelf.commit(8)
-    shelf._drop_cache()
-    after = (shelf.account("p", "run"), shelf.account("p", "key"), shelf.reservation("p", "c1"))
-    assert after == before
+    shelf.roll_back()
+    assert seen() == before
     found = shelf.account("p", "key")
     assert found is not None
     assert found.tightened is UNLIMITED
+    (entry,) = shelf.outbox()
+    assert (entry.draft, entry.detail) == (draft, draft)
+
+
+def test_a_journal_that_nobody_folds_does_not_grow_for_ever(
+    connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = sqlite_shelf.SqliteShelf(connection, 0)
+    book = Book(shelf)
+    monkeypatch.setattr(sqlite_shelf, "_JOURNAL_OVERDUE", 5)
+    for n in range(23):
+        book.reserve("p", request(f"c{n}"), n)
+        shelf.commit(n)
+    assert connection.execute("SELECT count(*) FROM journal").fetchone() == (23 % 6,)
+    assert len(book.pending("p", 100, 30)) == 23
+
+
+def test_a_fold_that_fails_has_changed_nothing(connection: sqlite3.Connection) -> None:
+    shelf = sqlite_shelf.SqliteShelf(connection, 0)
+    book = Book(shelf)
+    book.reserve("p", request("c1"), 0)
+    shelf.commit(0)
+    connection.execute("CREATE TRIGGER fails BEFORE INSERT ON reservation BEGIN SELECT RAISE(ABORT, 'no'); END")
+    book.reserve("p", request("c2"), 1)
+    with pytest.raises(sqlite3.Error, match="no"):
+        book.expire_due(10, 1)
+    shelf.roll_back()
+    assert shelf.reservation("p", "c2") is None
+    connection.execute("DROP TRIGGER fails")
+    assert [row[0] for row in book.pending("p", 10, 1)] == ["c1"]
+    (balance,) = book.balances("p", ["run"], 1)
+    assert balance.reserved == Amount(10)
 
 
 CHANGES: dict[str, Callable[[Book], object]] = {

@@ -1,0 +1,68 @@
+"""What an operation has changed, as one row: enough to know it again after a crash.
+
+A call changes four to six accounts twice, its reservation twice, and the outbox. Each of these rows lies on a page of its own, and
+a commit writes whole pages. So a commit appends the changed values to `journal`, and they go into their tables later, many
+calls at once: an account that all of them changed is written once, and so is a reservation that was made and resolved meanwhile.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from gateway.ledger.sqlite_rows import Row, account_of, account_row, reservation_of, reservation_row
+from policies.reservation import Account, Reservation
+
+Key = tuple[str, str]
+_APPEND: Final = "INSERT INTO journal (changes) VALUES (?)"
+_READ: Final = "SELECT changes FROM journal ORDER BY number"
+# Where the rows of reservations and outbox entries hold bytes.
+_RESERVATION_BYTES: Final = (3, 9)  # chain, draft
+_ENTRY_BYTES: Final = (8, 9)  # draft, detail
+
+
+class Changes(NamedTuple):
+    """Values as they are after the changes; entries of the outbox as rows, with their positions."""
+
+    accounts: Iterable[tuple[Key, Account]]
+    reservations: Iterable[tuple[Key, Reservation]]
+    runs: Iterable[tuple[Key, tuple[str, int]]]
+    entries: Iterable[Row]
+
+
+def append(connection: sqlite3.Connection, changes: Changes) -> None:
+    written = (
+        [account_row(*key, account) for key, account in changes.accounts],
+        [(*reservation_row(one), key[0]) for key, one in changes.reservations],
+        [(*key, *run) for key, run in changes.runs],
+        changes.entries,
+    )
+    connection.execute(_APPEND, (orjson.dumps(written, default=_as_text),)).close()
+
+
+def read(connection: sqlite3.Connection) -> Iterator[Changes]:
+    """Oldest first."""
+    for (written,) in connection.execute(_READ).fetchall():
+        accounts, reservations, runs, entries = orjson.loads(written)
+        yield Changes(
+            [((row[-3], row[-2]), account_of(row)) for row in accounts],
+            [((row[-1], row[0]), reservation_of(_with_bytes(row, _RESERVATION_BYTES))) for row in reservations],
+            [((project, workflow), (run, closes_ms)) for project, workflow, run, closes_ms in runs],
+            [tuple(_with_bytes(row, _ENTRY_BYTES)) for row in entries],
+        )
+
+
+def _as_text(value: Any) -> str:
+    """Bytes one by one: whatever they say, they come back as they were."""
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    raise TypeError(f"{type(value).__name__} has no place in the journal")
+
+
+def _with_bytes(row: list[Any], where: tuple[int, ...]) -> list[Any]:
+    for index in where:
+        row[index] = row[index].encode("latin-1")
+    return row
