@@ -43,6 +43,7 @@ _FORWARDED: Final = (
     "tracestate",
 )
 _QUERY_FIELDS_MAX: Final = 100
+_PRINCIPALS_MAX: Final = 20_000
 _CREDENTIAL_HEADERS: Final = ("authorization", "x-api-key", "api-key")
 
 
@@ -71,6 +72,7 @@ class Intake:
         self._new_id = new_id
         self._clock_ms = clock_ms
         self._local_mode_allowed = local_mode_allowed
+        self._principals: dict[str, tuple[ApiKey, Principal]] = {}
 
     async def take(
         self, exchange: Exchange, protocol: WireProtocol, path_tags: Mapping[str, str], call_id: str
@@ -112,7 +114,17 @@ class Intake:
             raise AuthenticationFailed("The API key is unknown, revoked or expired.")
         if key.admin or key.role:
             raise PermissionDenied("This key administers Farebox; model calls need a key made without --admin.")
-        return principal_of(key)
+        return self._principal_of(key)
+
+    def _principal_of(self, key: ApiKey) -> Principal:
+        """Made once for each key, and again when it was changed: then the snapshot has another object."""
+        made_of, principal = self._principals.get(key.id, (None, None))
+        if principal is None or made_of is not key:
+            if len(self._principals) >= _PRINCIPALS_MAX:
+                self._principals.clear()
+            principal = principal_of(key)
+            self._principals[key.id] = (key, principal)
+        return principal
 
     def check_model(self, model: str, principal: Principal) -> None:
         check_model(model, principal, self._is_model)
