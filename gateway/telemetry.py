@@ -31,9 +31,15 @@ class Telemetry:
         self.registry = registry or CollectorRegistry()
         self._workflows: set[str] = set()
         self._models: set[str] = set()
-        self._series: dict[tuple[object, ...], Any] = {}
         self._count_calls(self.registry)
         self._gauge_state(self.registry)
+        self._requests = _Series(self.requests)
+        self._duration = _Series(self.duration)
+        self._first_token = _Series(self.first_token)
+        self._tokens = _Series(self.tokens)
+        self._cost = _Series(self.cost)
+        self._admissions = _Series(self.admissions)
+        self._saved_tokens = _Series(self.saved_tokens)
 
     def _count_calls(self, registry: CollectorRegistry) -> None:
         calls = ("route", "model", "provider", "status")
@@ -130,38 +136,42 @@ class Telemetry:
         model = _bounded(deployment.name, self._models) if deployment is not None else "none"
         provider = deployment.provider if deployment is not None else "none"
         route = call.protocol.name
-        self._of(self.requests, route, model, provider, outcome.status).inc()
-        self._of(self.duration, route).observe(call.timings.elapsed_ms / 1000)
+        self._requests[route, model, provider, outcome.status].inc()
+        self._duration[(route,)].observe(call.timings.elapsed_ms / 1000)
         self.overhead.observe(call.timings.overhead_us / 1e6)
         if call.grant is not None:
             # An observed scope would have refused it: the reason is the scope, which is one of six.
             breached = call.grant.breaches[0].partition("/")[0] if call.grant.breaches else ""
-            self._of(self.admissions, "observed" if breached else "granted", breached).inc()
+            self._admissions["observed" if breached else "granted", breached].inc()
         if outcome.first_byte_ms is not None and call.request.stream:
-            self._of(self.first_token, model).observe(outcome.first_byte_ms / 1000)
+            self._first_token[(model,)].observe(outcome.first_byte_ms / 1000)
         if call.saved.tokens > 0:
-            self._of(self.saved_tokens, "compress").inc(call.saved.tokens)
+            self._saved_tokens[("compress",)].inc(call.saved.tokens)
         if usage is not None:
-            self._of(self.tokens, "input", model).inc(usage.input_tokens)
-            self._of(self.tokens, "output", model).inc(usage.output_tokens)
+            self._tokens["input", model].inc(usage.input_tokens)
+            self._tokens["output", model].inc(usage.output_tokens)
         if amount.nano_usd > 0:
             workflow = _bounded(call.tags.workflow or "", self._workflows)
-            self._of(self.cost, model, workflow).inc(amount.nano_usd / NANO_USD_PER_USD)
+            self._cost[model, workflow].inc(amount.nano_usd / NANO_USD_PER_USD)
 
     def refused(self, call: Call, code: str) -> None:
-        self.admissions.labels("refused", code).inc()
-        self.requests.labels(call.protocol.name, "none", "none", "refused").inc()
+        self._admissions["refused", code].inc()
+        self._requests[call.protocol.name, "none", "none", "refused"].inc()
 
     def overran(self, call: Call, overrun: Amount) -> None:
         self.overruns.inc()
         self.overrun.inc(max(0, overrun.nano_usd) / NANO_USD_PER_USD)
 
-    def _of(self, metric: Counter | Histogram, *labels: str) -> Any:
-        """`metric.labels(*labels)`, which looks for its series under a lock, remembered: labels have few values, and calls many."""
-        key = (metric, *labels)
-        series = self._series.get(key)
-        if series is None:
-            series = self._series[key] = metric.labels(*labels)
+
+class _Series(dict[tuple[str, ...], Any]):
+    """`metric.labels(…)`, which looks for a series under a lock, remembered: labels have few values, and calls many."""
+
+    def __init__(self, metric: Counter | Histogram) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, labels: tuple[str, ...]) -> Any:
+        series = self[labels] = self._metric.labels(*labels)
         return series
 
 
