@@ -60,9 +60,13 @@ def fault_of(scope: Mapping[str, Any]) -> GatewayError | None:
     if scope["method"] not in _METHODS:
         return BadRequest(f"The method {scope['method'][:20]} is not supported.", status=405, code="method_not_allowed")
     raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
-    if not raw_path.startswith(b"/") or _CROOKED.search(_MODEL_NAME.sub(b"", raw_path)):
+    if not raw_path.startswith(b"/") or _is_crooked(raw_path):
         return BadRequest("The path is not in its plain form.", code="invalid_path")
     return _header_fault(scope["headers"])
+
+
+def _is_crooked(path: bytes) -> bool:
+    return bool(_CROOKED.search(path) and _CROOKED.search(_MODEL_NAME.sub(b"", path)))
 
 
 def _header_fault(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:

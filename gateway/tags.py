@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 from urllib.parse import unquote
@@ -16,6 +15,7 @@ from urllib.parse import unquote
 from gateway.errors import BadRequest
 from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, UNLIMITED, Limit
 from policies.intents import Intent
+from policies.values import value_class
 
 VALUE: Final = re.compile(r"[A-Za-z0-9._:@/-]{1,128}\Z")
 PRIORITIES: Final = ("low", "normal", "high", "critical")
@@ -51,7 +51,7 @@ _SESSION_HEADERS: Final = (
 _PATH_KEYS: Final = {"w": "workflow", "r": "run", "s": "step"}
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Tags:
     """`workflow` is None for an untagged call, and then nothing else counts. `run` is None for an implicit run."""
 

@@ -16,13 +16,14 @@ from policies.holdout import Arm
 from policies.pricing import Price, Usage
 from policies.reservation import Balance, Granted
 from policies.tokens import PromptCount
+from policies.values import value_class
 
 LOCAL_PROJECT: Final = "default"
 NO_CHAIN: Final = Chain(())
 UPSTREAM: Final = "upstream"  # the one stop whose time is the provider's
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Principal:
     """Who calls. Everything that grants money comes from here, and this comes from the key alone."""
 
@@ -136,7 +137,7 @@ class Outcome:
     http_status: int = 200
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Settlement:
     """What was booked, for the answer's headers."""
 

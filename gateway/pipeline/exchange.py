@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.errors import BadRequest
+from policies.values import value_class
 
 Message = MutableMapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Answered:
     """A whole answer, as it was given; of a stream, all its events."""
 
