@@ -173,7 +173,9 @@ class _Workers:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         for worker in self._workers:
-            worker.start()
+            if self._is_stopping:
+                break
+            self._start(worker)
         exit_code = 0
         while not self._is_stopping:
             for position, worker in enumerate(self._workers):
@@ -186,14 +188,21 @@ class _Workers:
                     break
                 self._replace(position, worker)
         for worker in self._workers:
-            worker.join()
+            if worker.pid is not None:
+                worker.join()
         return exit_code
+
+    def _start(self, worker: SpawnProcess) -> None:
+        """A signal that comes before the process is known tells all others; this one is told here."""
+        worker.start()
+        if self._is_stopping:
+            worker.terminate()
 
     def _replace(self, position: int, dead: SpawnProcess) -> None:
         _log.error("worker_died", exit_code=dead.exitcode)
         mark_process_dead(dead.pid)  # type: ignore[no-untyped-call]
         self._workers[position] = self._new()
-        self._workers[position].start()
+        self._start(self._workers[position])
 
     def _new(self) -> SpawnProcess:
         return self._context.Process(target=_serve_here, args=self._given)

@@ -1,0 +1,77 @@
+"""A signal ends every worker, also those that it finds half started or not started at all."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from multiprocessing import active_children
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+import pytest
+
+from gateway import serving
+from gateway.config import Config
+
+# Waiting for a worker that nobody ended is waiting for ever.
+pytestmark = pytest.mark.timeout(60)
+_WORKERS = 3
+
+
+def serve_until_told(*_: object) -> None:
+    """In place of a gateway: a process that does nothing and ends when a signal says so."""
+    signal.pause()
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[serving._Workers]:
+    monkeypatch.setattr(serving, "_serve_here", serve_until_told)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    config = Config.model_validate({"server": {"workers": _WORKERS}, "storage": {"ledger": "redis://127.0.0.1:1"}})
+    with socket.socket() as listening:
+        yield serving._Workers(config, False, listening)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    for left in active_children():
+        left.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("nth", range(1, _WORKERS + 1))
+def test_a_signal_while_workers_start(
+    workers: serving._Workers, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, nth: int
+) -> None:
+    """It comes when the nth process runs already, and before anything here has noted its id."""
+    started: list[SpawnProcess] = []
+    start = SpawnProcess._Popen
+
+    def start_and_be_told(process: SpawnProcess) -> object:
+        begun = start(process)
+        started.append(process)
+        if len(started) == nth:
+            signal.raise_signal(number)
+        return begun
+
+    monkeypatch.setattr(SpawnProcess, "_Popen", staticmethod(start_and_be_told))
+    assert workers.run() == 0
+    assert len(started) == nth
+    assert [process.exitcode for process in started] == [-signal.SIGTERM] * nth
+
+
+def test_a_signal_while_a_dead_worker_is_replaced(workers: serving._Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[SpawnProcess] = []
+    start = SpawnProcess.start
+
+    def start_and_be_told(process: SpawnProcess) -> None:
+        if len(started) == _WORKERS:
+            signal.raise_signal(signal.SIGTERM)
+        start(process)
+        started.append(process)
+        if len(started) == _WORKERS:
+            started[0].kill()
+
+    monkeypatch.setattr(SpawnProcess, "start", start_and_be_told)
+    assert workers.run() == 0
+    assert [process.exitcode for process in started] == [-signal.SIGKILL] + [-signal.SIGTERM] * _WORKERS
