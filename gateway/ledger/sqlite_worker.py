@@ -33,7 +33,7 @@ BATCH_MAX: Final = 256
 # About 2 ms of work: no stream that the loop serves notices.
 HERE_MAX: Final = 32
 # A batch that took longer on the loop has waited for the disk; the thread has all of them for a while.
-SLOW_S: Final = 0.02
+SLOW_S: Final = 0.1
 SLOW_FOR_S: Final = 10.0
 # More than a second of work: a disk that is so far behind is out of reach, and waiting would only make it worse.
 WAITING_MAX: Final = 20_000
@@ -132,8 +132,9 @@ class SqliteWorker:
         self._answer(self._perform(asked))
         if time.monotonic() - now_s > SLOW_S:
             self._not_here_until_s = now_s + SLOW_FOR_S
-        if self._file.is_log_long() or self._shelf.is_journal_long:
-            self._ask(self._tidy, (), is_short=False).add_done_callback(asyncio.Future.exception)
+        is_log_long = self._file.is_log_long()
+        if is_log_long or self._shelf.is_journal_long:
+            self._ask(self._tidy, (), is_short=not is_log_long).add_done_callback(asyncio.Future.exception)
         elif self._asked:
             self._begin_soon()
 
