@@ -304,6 +304,21 @@ async def test_a_newer_file_is_refused(path: Path) -> None:
         await SqliteLedger(path).open()
 
 
+async def test_a_file_of_version_1_is_brought_up_to_date(path: Path) -> None:
+    async with opened(path) as ledger:
+        await book(ledger, "c1")
+    other = sqlite3.connect(path)
+    other.executescript("DROP TABLE journal; PRAGMA user_version = 1;")
+    other.close()
+    for expected in (10, 20):
+        async with opened(path) as ledger:
+            assert await settled(ledger) == expected
+            await book(ledger, f"more {expected}")
+    other = sqlite3.connect(path)
+    assert other.execute("PRAGMA user_version").fetchone() == (VERSION,)
+    other.close()
+
+
 async def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
     path.write_text("to whom it may concern\n" * 100)
     with pytest.raises(LedgerError, match="it is damaged"):
