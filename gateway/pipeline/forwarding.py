@@ -139,7 +139,9 @@ class Forwarding:
             return self._pool.should_retry(failure.error, attempts, others=others)
         assert failure.answer is not None  # noqa: S101 - a failure is an answer or an error
         advice = failure.answer.headers.get("x-should-retry")
-        return self._pool.should_retry(failure.answer.status, attempts, others=others, advice=advice)
+        return self._pool.should_retry(
+            failure.answer.status, attempts, others=others, advice=advice, retry_after_s=failure.retry_after_s
+        )
 
     @staticmethod
     def _should_fall_back(failure: _Failure) -> bool:

@@ -18,6 +18,9 @@ _AT_ONCE: Final = frozenset({401, 403, 404, 429})
 _COUNTED: Final = frozenset({408, 409})  # and every 5xx
 _EXPANDED_MAX: Final = 2_000
 _COOLDOWN_MAX_S: Final = 300.0  # however long a provider's retry-after is, it is asked again after this
+# As long as our own longest pause. Who is told to wait for longer than that hears it from us at once: while a call waits here,
+# it holds its budgets' tokens and its client's patience, and the client may have better to do, or another gateway to ask.
+_PAUSE_MAX_S: Final = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +136,23 @@ class Pool:
         return self._of(deployment).in_flight
 
     def should_retry(
-        self, failure: int | UpstreamError, attempts: int, *, others: bool = False, advice: str | None = None
+        self,
+        failure: int | UpstreamError,
+        attempts: int,
+        *,
+        others: bool = False,
+        advice: str | None = None,
+        retry_after_s: float | None = None,
     ) -> bool:
         """Whether to try again after `attempts` attempts (1 or more).
 
         Never after bytes of an answer were received: they were paid, and the client may have seen them. A deployment's
-        own fault (401, 403, 404) is worth another attempt only at `others`. `advice` is the answer's `x-should-retry`.
+        own fault (401, 403, 404) is worth another attempt only at `others`, and so is one that wishes a pause of more than
+        8 s. `advice` is the answer's `x-should-retry`.
         """
         if attempts > self._settings.num_retries:
+            return False
+        if retry_after_s is not None and retry_after_s > _PAUSE_MAX_S and not others:
             return False
         if isinstance(failure, UpstreamError):
             return not failure.bytes_received
@@ -151,13 +163,13 @@ class Pool:
         return failure in (408, 409, 429) or failure >= 500
 
     def wait_s(self, attempts: int, *, retry_after_s: float | None = None, others: bool = False) -> float:
-        """Seconds before the next attempt: the provider's wish, else 0.5 · 2ⁿ up to 8 with a quarter of chance in it
+        """Seconds before the next attempt: the provider's wish up to 8, else 0.5 · 2ⁿ up to 8 with a quarter of chance in it
         (OpenAI's own client); nothing where another deployment can be asked at once."""
         if others:
             return self._settings.retry_after_s
-        if retry_after_s is not None and 0 < retry_after_s <= 60:
-            return max(retry_after_s, self._settings.retry_after_s)
-        backoff_s = min(0.5 * 2.0 ** min(attempts - 1, 10), 8.0)
+        if retry_after_s:
+            return max(min(retry_after_s, _PAUSE_MAX_S), self._settings.retry_after_s)
+        backoff_s = min(0.5 * 2.0 ** min(attempts - 1, 10), _PAUSE_MAX_S)
         return max(backoff_s * (1 - 0.25 * self._chance.random()), self._settings.retry_after_s)
 
     def fallbacks(self, name: str, *, context_window: bool = False) -> tuple[str, ...]:

@@ -171,6 +171,37 @@ def test_a_passing_fault_is_tried_again_inside_the_same_hold(served: Served) -> 
     assert served.balance(headers)["settled"] == PROMPT_TOKENS + 10
 
 
+def test_a_providers_short_pause_is_kept(served: Served) -> None:
+    served.provider.script(status=429, retry_after="1")
+    served.provider.script(tokens=10)
+    began_s = time.monotonic()
+    assert served.chat(tagged("wf", "r-short-pause"), max_tokens=100).status == 200
+    assert time.monotonic() - began_s >= 1
+    assert served.seen() == 2
+
+
+def test_a_long_pause_is_the_clients_to_wait_for(served: Served) -> None:
+    headers = tagged("wf", "r-long-pause")
+    served.provider.script(status=429, retry_after="30", times=None)
+    began_s = time.monotonic()
+    reply = served.chat(headers, max_tokens=100)
+    assert time.monotonic() - began_s < 8
+    assert (reply.status, reply.headers["retry-after"], served.seen()) == (429, "30", 1)
+    nothing_was_spent(served, headers)
+
+
+def test_another_model_is_asked_without_a_long_pause(served: Served) -> None:
+    served.provider.script(
+        status=429, retry_after="30", times=None, when=lambda seen: seen.body["model"] == "gpt-4.1-mini"
+    )
+    served.provider.script(tokens=10, times=None)
+    began_s = time.monotonic()
+    reply = served.chat(tagged("wf", "r-pause-fallback"), model="shaky", max_tokens=100)
+    assert time.monotonic() - began_s < 8
+    assert reply.status == 200
+    assert "fallback=backup" in reply.headers["x-budget-actions"]
+
+
 def test_a_fault_of_the_request_is_not_tried_again(served: Served) -> None:
     served.provider.script(status=400, times=None)
     assert served.chat(tagged("wf", "r-once")).status == 400

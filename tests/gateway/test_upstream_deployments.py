@@ -163,6 +163,15 @@ def test_when_to_try_again(
     assert pool(clock).should_retry(failure, attempts, others=others, advice=advice) is again
 
 
+@pytest.mark.parametrize("advice", [None, "true"])
+def test_a_long_pause_is_not_waited_for_here(clock: Clock, advice: str | None) -> None:
+    """The client hears the provider's own wish at once, and may decide; other deployments are asked without any pause."""
+    shared = pool(clock)
+    assert shared.should_retry(429, 1, advice=advice, retry_after_s=8)
+    assert not shared.should_retry(429, 1, advice=advice, retry_after_s=8.1)
+    assert shared.should_retry(429, 1, advice=advice, retry_after_s=3600, others=True)
+
+
 def test_how_long_to_wait(clock: Clock) -> None:
     shared = pool(clock, retry_after_s=0.1)
     for attempts, longest_s in ((1, 0.5), (2, 1.0), (3, 2.0), (9, 8.0), (99, 8.0)):
@@ -170,7 +179,8 @@ def test_how_long_to_wait(clock: Clock) -> None:
             assert 0.75 * longest_s <= shared.wait_s(attempts) <= longest_s
     assert shared.wait_s(1, retry_after_s=7) == 7
     assert shared.wait_s(1, retry_after_s=0.01) == 0.1
-    assert shared.wait_s(1, retry_after_s=3600) <= 0.5
+    assert shared.wait_s(1, retry_after_s=0) <= 0.5
+    assert shared.wait_s(1, retry_after_s=3600) == 8
     assert shared.wait_s(5, others=True) == 0.1
 
 
