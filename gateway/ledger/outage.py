@@ -28,6 +28,7 @@ from gateway.ledger.breaker import Breaker
 from gateway.ledger.clock import wall_clock_ms
 from gateway.ledger.in_flight import InFlight
 from gateway.ledger.loop_lag import LoopLag
+from gateway.ledger.patience import at_start
 from gateway.ledger.port import (
     CountersMissing,
     Ledger,
@@ -145,7 +146,7 @@ class OutageLedger:
         return Health(available, reason, self._ledger.warnings, len(self._spool), self._breaker.times_opened)
 
     async def open(self) -> None:
-        """Open the spool and the ledger. A ledger that cannot be reached is no error: it is asked every second until it can.
+        """Open the spool and the ledger. One that cannot be reached for a second or two is no error: it is asked until it can.
 
         Raises `LedgerError` when it can be reached and is not fit to keep money.
         """
@@ -153,14 +154,15 @@ class OutageLedger:
             await self._spool.open()
         except OSError as error:
             raise LedgerError(f"the spool of the ledger cannot be written: {error}") from error
+        self._lag.start()
         try:
-            await self._return_to_service()
+            await at_start(self._return_to_service)
         except LedgerUnavailable as error:
             self._lose_sight(str(error))
         except LedgerError:
+            await self._lag.stop()
             await self._spool.close()
             raise
-        self._lag.start()
         self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:

@@ -15,6 +15,7 @@ import orjson
 
 from gateway.ledger import checks, redis_outbox
 from gateway.ledger import redis_scripts as scripts
+from gateway.ledger.patience import patiently
 from gateway.ledger.port import EntryKind, LedgerError, Lost, OutboxEntry, Progress, Reserve, Resolution
 from gateway.ledger.redis_batches import AT_ONCE, batched, together
 from gateway.ledger.redis_connection import Argument, Reply
@@ -96,7 +97,8 @@ class RedisLedger:
         at = self._projects.of(project)
         if not at.epoch:
             with port_error():
-                await self._projects.open(at)
+                # Often the very first that a process asks, when all is cold: one slow answer is no outage.
+                await patiently(lambda: self._projects.open(at), tries=2)
 
     async def now_ms(self) -> int:
         """The ledger's clock, in ms since the epoch."""

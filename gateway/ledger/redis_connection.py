@@ -221,12 +221,20 @@ class RedisConnection:
             self._connecting = asyncio.create_task(self._connect())
             # The waiting callers read the outcome; when all of them gave up, nobody does.
             self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
-        try:
-            async with asyncio.timeout(self._deadline_ms / 1000):
-                self._wire = await asyncio.shield(self._connecting)
-        except TimeoutError:
-            raise LedgerUnavailable("Redis did not accept a connection in time") from None
+        connecting = self._connecting
+        if not await self._is_done_in_time(connecting):
+            raise LedgerUnavailable("Redis did not accept a connection in time")
+        self._wire = connecting.result()
         return self._wire
+
+    async def _is_done_in_time(self, connecting: asyncio.Task[_Wire]) -> bool:
+        deadline_s, loop = self._deadline_ms / 1000, asyncio.get_running_loop()
+        due_s = loop.time() + deadline_s
+        done, _ = await asyncio.wait([connecting], timeout=deadline_s)
+        if not done and loop.time() - due_s > _LATE_S:
+            # It was our own loop that had no time, as in `_Wire._expire`.
+            done, _ = await asyncio.wait([connecting], timeout=_LOOK_S)
+        return bool(done)
 
     async def _connect(self) -> _Wire:
         try:

@@ -43,6 +43,10 @@ class ChaosProxy:
         """Pass nothing on, in neither direction, with all connections left open."""
         self._going.clear()
 
+    @property
+    def is_stalled(self) -> bool:
+        return not self._going.is_set()
+
     def go_on(self) -> None:
         self._going.set()
 

@@ -39,6 +39,24 @@ async def proxy(server: RedisServer) -> AsyncIterator[ChaosProxy]:
         yield started
 
 
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_loop_without_time_does_not_blame_the_server(
+    server: RedisServer, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """As at a start: a connection that was accepted long ago is found when the loop gets to look."""
+
+    async def connect() -> object:
+        async with connection_to(server.port, deadline_ms=100) as connection:
+            calling = asyncio.create_task(connection.call("PING"))
+            for _ in range(3):
+                await asyncio.sleep(0)
+            time.sleep(0.3)
+            return await calling
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(connect()) == b"PONG"
+
+
 async def test_replies_reach_their_callers_whatever_others_do(server: RedisServer) -> None:
     """10,000 commands, a third of them given up at a random moment: nobody ever gets another's reply."""
     chance = random.Random(7)

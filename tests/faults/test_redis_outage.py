@@ -83,6 +83,15 @@ async def back(proxy: ChaosProxy, gateway: OutageLedger) -> None:
     await until(lambda: gateway.health.is_available)
 
 
+async def _stall_for(proxy: ChaosProxy, request: bytes, seconds: float) -> None:
+    """The first request with these bytes, and all after it, wait for so long."""
+    proxy.stall_at = request
+    await until(lambda: proxy.is_stalled)
+    proxy.stall_at = b""
+    await asyncio.sleep(seconds)
+    proxy.go_on()
+
+
 class TestOutOfReach:
     async def test_enforced_calls_fail_at_once(self, proxy: ChaosProxy, gateway: OutageLedger) -> None:
         await away(proxy, gateway)
@@ -254,6 +263,17 @@ class TestOutOfReach:
                 await gateway.reserve("p", ask("c1"))
             await back(proxy, gateway)
             assert isinstance(await gateway.reserve("p", ask("c1")), Granted)
+
+    async def test_a_first_answer_that_comes_late_is_no_outage(self, proxy: ChaosProxy, tmp_path: Path) -> None:
+        """Whoever connects first, and asks for a project first, meets all that is cold."""
+        stalling = asyncio.create_task(_stall_for(proxy, b"INFO", 0.6))
+        async with gateway_at(proxy.url, tmp_path, deadline_ms=400, slow_ms=300) as gateway:
+            await stalling
+            assert gateway.health.is_available
+            stalling = asyncio.create_task(_stall_for(proxy, b"HGET", 0.6))
+            assert isinstance(await gateway.reserve("p", ask("c1")), Granted)
+            await stalling
+            assert gateway.health.times_opened == 0
 
     async def test_a_redis_that_may_evict_is_no_outage(self, server: RedisServer, tmp_path: Path) -> None:
         server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
