@@ -71,7 +71,7 @@ class Front:
             protocol = self._protocols.get(path)
             if protocol is not None and scope["method"] == "POST":
                 await self._handler.handle(exchange, protocol, path_tags)
-            elif scope["method"] == "GET" and (path + "/").removeprefix(_VERSION).startswith(_MODELS):
+            elif scope["method"] in ("GET", "HEAD") and (path + "/").removeprefix(_VERSION).startswith(_MODELS):
                 await self._show_models(exchange, path.removeprefix(_VERSION).removeprefix(_MODELS[:-1])[1:])
             elif path in COUNT_TOKENS_PATHS and scope["method"] == "POST":
                 await self._count_tokens(exchange)

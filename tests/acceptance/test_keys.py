@@ -64,6 +64,16 @@ def test_with_keys_there_is_no_anonymous_use(served: Served) -> None:
     assert served.seen() == 0
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/models", "/v1/models/fake", "/v1/models/none"])
+def test_head_of_models_is_get_without_its_body(served: Served, path: str) -> None:
+    key = bearer(make(served, f"head-{path.replace('/', '-')}")["key"])
+    for headers in (key, {}):
+        whole, head = (served.gateway.request(method, path, headers=headers) for method in ("GET", "HEAD"))
+        assert (head.status, head.body) == (whole.status, b"")
+        for name in ("content-type", "content-length"):
+            assert head.headers[name] == whole.headers[name]
+
+
 def test_a_key_is_shown_once_and_kept_as_a_digest(served: Served) -> None:
     made = make(served, "caller")
     assert call(served, made["key"]).status == 200
