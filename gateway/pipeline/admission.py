@@ -7,7 +7,7 @@ last one that helps is noted in the answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
@@ -17,6 +17,7 @@ from gateway.errors import BadRequest, ModelNotFound
 from gateway.ledger.port import Ledger, Reserve
 from gateway.pipeline.call import Call
 from gateway.pipeline.early import EarlyRungs
+from gateway.pipeline.entry_defaults import with_defaults_of
 from gateway.pipeline.events import draft_of
 from gateway.pipeline.planner import Planner
 from gateway.pipeline.refusal import refusal_error
@@ -27,8 +28,6 @@ from gateway.runs import RunRegistry
 from gateway.tokenizer import Tokenizer
 from gateway.upstream.deployments import Pool
 from gateway.upstream.port import Deployment
-from gateway.upstream.request import request_defaults
-from gateway.wire.protocol import Request
 from policies.budgets import RunLimits
 from policies.pressure import Rung
 from policies.pricing import Price
@@ -38,7 +37,6 @@ from policies.tokens import PromptCount
 _WAIT_STEP_MS: Final = 100
 # No model writes more in one answer; a cap beyond it would only take sums of money out of the range that is exact.
 OUTPUT_TOKENS_PLAUSIBLE_MAX: Final = 10_000_000
-OUTPUT_CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +116,10 @@ class Admission:
         call.timings.stop("reserve")
 
     def use(self, call: Call, deployment: Deployment) -> None:
-        """Set the deployment that answers, what it costs, and the fields that its entry adds to the request."""
+        """Set the deployment that is asked, what it costs, and the fields that its entry adds to the request."""
         call.deployment = deployment
         call.price = self._prices.price(deployment)
-        added = request_defaults(deployment, call.request.body)
-        if added:
-            _add_defaults(call.request, added)
+        call.request = with_defaults_of(deployment, call.request)
 
     def choose(self, model: str) -> Deployment:
         deployment = self._pool.choose(model, also_resting=True)
@@ -308,7 +304,7 @@ class Admission:
         prompt_tokens = count.reserve_tokens + request.media_tokens
         output_max = self.output_tokens_wanted(call) if request.has_output else 0
         held = min(output_max, self._rules.slice_tokens) if call.holds_slices else output_max
-        worst = worst_money(call, call.price, count, output_max)
+        worst = worst_money(request, call.price, count, output_max)
         return Demand(
             prompt_tokens=prompt_tokens,
             output_tokens_max=held,
@@ -346,13 +342,3 @@ def _shown(refused: Refused) -> dict[str, Any]:
 
 def _forbidden(call: Call) -> set[Rung]:
     return {Rung(option.removeprefix("no-")) for option in call.tags.options}
-
-
-def _add_defaults(request: Request, added: Mapping[str, Any]) -> None:
-    """What the configuration adds may cost more: it is reserved for like the client's own fields."""
-    request.body = {**added, **request.body}
-    if type(added.get("n")) is int:
-        request.choices = max(1, added["n"])
-    caps = [added[name] for name in OUTPUT_CAPS if type(added.get(name)) is int]
-    if caps:
-        request.output_tokens_max = min(caps)

@@ -12,6 +12,7 @@ import structlog
 from gateway.errors import UpstreamFailure
 from gateway.pipeline.admission import Admission
 from gateway.pipeline.call import Call
+from gateway.pipeline.entry_defaults import with_defaults_of
 from gateway.pipeline.heartbeat_port import Flights
 from gateway.pipeline.reserving import Reserving
 from gateway.pipeline.worst_money import worst_money
@@ -161,7 +162,7 @@ class Forwarding:
         return False
 
     async def _topped_up(self, call: Call, following: Deployment) -> bool:
-        """Whether the call's hold covers this model as well: its price, and its own count of the prompt."""
+        """Whether the call's hold covers this model as well: its price, its own count of the prompt, what its entry adds."""
         grant = call.grant
         if grant is None or call.count is None or not grant.held.requests:
             return True
@@ -169,9 +170,12 @@ class Forwarding:
         if price is None and call.chain.limits_money:
             return False
         count = await self._admission.count(call, following)
-        worst = worst_money(call, price, count, grant.output_tokens)
-        needed = worst.prompt_nano_usd + worst.output_nano_usd_per_token * grant.output_tokens * call.request.choices
-        tokens, nano_usd = count.reserve_tokens - call.count.reserve_tokens, needed - grant.held.nano_usd
+        request = with_defaults_of(following, call.request)
+        worst = worst_money(request, price, count, grant.output_tokens)
+        needed = worst.prompt_nano_usd + worst.output_nano_usd_per_token * grant.output_tokens * request.choices
+        tokens = count.reserve_tokens - call.count.reserve_tokens
+        tokens += grant.output_tokens * (request.choices - call.request.choices)
+        nano_usd = needed - grant.held.nano_usd
         if tokens > 0 or nano_usd > 0:
             extra = Demand(max(0, tokens), 0, 0, prompt_nano_usd=max(0, nano_usd), requests=0)
             if await self._reserving.extend(call, extra) is None:

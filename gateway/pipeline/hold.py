@@ -76,7 +76,7 @@ class HoldKeeper:
             return False
         rate = 0
         if call.count is not None:
-            rate = worst_money(call, call.price, call.count, wanted).output_nano_usd_per_token
+            rate = worst_money(call.request, call.price, call.count, wanted).output_nano_usd_per_token
         extra = Demand(0, wanted, 1, output_nano_usd_per_token=rate, choices=call.request.choices, requests=0)
         if await self._reserving.extend(call, extra) is None:
             return False

@@ -11,7 +11,7 @@ from gateway.upstream.providers import provider_of, wants_newer_cap
 
 HOPS_HEADER: Final = "x-farebox-hops"
 ANTHROPIC_VERSION: Final = "2023-06-01"
-_OUTPUT_CAPS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+OUTPUT_CAPS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 # What an entry's `litellm_params` may say about the request itself; the client's own value beats it. Everything else in
 # there is about the connection (keys, regions, limits) and never leaves this process.
@@ -62,11 +62,11 @@ def request_defaults(deployment: Deployment, body: Mapping[str, Any]) -> dict[st
     """
     if _DEFAULTS.isdisjoint(deployment.params):
         return {}
-    capped = any(body.get(name) is not None for name in _OUTPUT_CAPS)
+    capped = any(body.get(name) is not None for name in OUTPUT_CAPS)
     return {
         name: value
         for name, value in deployment.params.items()
-        if name in _DEFAULTS and value is not None and name not in body and not (capped and name in _OUTPUT_CAPS)
+        if name in _DEFAULTS and value is not None and name not in body and not (capped and name in OUTPUT_CAPS)
     }
 
 

@@ -11,6 +11,15 @@ from gateway.upstream.port import ProtocolName
 from policies.pricing import Usage
 
 
+@dataclass(frozen=True, slots=True)
+class Added:
+    """The fields that a deployment's entry added to a request, and what the client's own ones had made of it."""
+
+    fields: Mapping[str, Any]
+    choices: int
+    output_tokens_max: int | None
+
+
 @dataclass(slots=True)
 class Request:
     """A client's request as the pipeline needs it. `body` is the decoded object; edits are made on copies of its top level."""
@@ -25,6 +34,7 @@ class Request:
     wants_usage: bool = False  # the client gets the usage chunk of a stream: it asked, or its answer is made out of one
     has_audio: bool = False  # sounds among what is read or said, which some models bill at many times the price of text
     metadata: Any = None
+    added: Added | None = None
     # What a call without a cap is priced by, at most: known from the request before it is sent.
     images: int = 0
     characters: int = 0

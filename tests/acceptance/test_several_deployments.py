@@ -37,6 +37,10 @@ def models(provider: FakeProvider) -> list[dict[str, Any]]:
         entry(provider, "spare", "spare"),
         entry(provider, "exact", "gpt-4o-mini"),
         entry(provider, "wordy", "claude-sonnet-4-5"),
+        entry(provider, "shaped", "shaped", temperature=0.1, max_tokens=30, n=2),
+        entry(provider, "sharp", "sharp", top_p=0.5),
+        entry(provider, "single", "single"),
+        entry(provider, "triple", "triple", n=3),
     ]
 
 
@@ -47,7 +51,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "allowed_fails": 1,
         "cooldown_time": 600,
         "routing_strategy": "least-busy",
-        "fallbacks": [{"slow": ["spare"]}, {"cheap": ["dear", "spare"]}, {"exact": ["wordy"]}],
+        "fallbacks": [
+            {"slow": ["spare"]},
+            {"cheap": ["dear", "spare"]},
+            {"exact": ["wordy"]},
+            {"shaped": ["sharp"]},
+            {"single": ["triple"]},
+        ],
     }
     with serving(
         tmp_path_factory.mktemp("deployments"),
@@ -123,3 +133,29 @@ def test_a_model_that_counts_more_tokens_is_asked_only_if_they_can_be_held(
     )
     assert reply.status == (200 if is_asked else 503), reply.body
     assert ("claude-sonnet-4-5" in asked(served)) is is_asked
+
+
+def test_each_deployment_gets_the_fields_of_its_own_entry_alone(served: Served) -> None:
+    served.provider.script(status=503, times=None, when=is_for("shaped"))
+    reply = served.chat(model="shaped", seed=7)
+    assert reply.status == 200, reply.body
+    sent = {str(request.body["model"]): request.body for request in served.provider.requests}
+    ours = {"temperature", "max_tokens", "n", "top_p", "seed"}
+    assert {name: sent["shaped"][name] for name in ours & sent["shaped"].keys()} == {
+        "temperature": 0.1,
+        "max_tokens": 30,
+        "n": 2,
+        "seed": 7,
+    }
+    assert {name: sent["sharp"][name] for name in ours & sent["sharp"].keys()} == {"top_p": 0.5, "seed": 7}
+
+
+@pytest.mark.parametrize(("output_tokens", "is_asked"), [(400, False), (300, True)])
+def test_a_model_whose_entry_asks_for_more_answers_is_asked_only_if_they_can_be_held(
+    served: Served, output_tokens: int, is_asked: bool
+) -> None:
+    """17 tokens of the prompt and one answer are held for the one, three answers for the other, of 1,000 tokens."""
+    served.provider.script(status=503, times=None, when=is_for("single"))
+    reply = served.chat(tagged("counted", f"r-three-{output_tokens}"), model="single", max_tokens=output_tokens)
+    assert reply.status == (200 if is_asked else 503), reply.body
+    assert ("triple" in asked(served)) is is_asked
