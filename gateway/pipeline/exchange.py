@@ -72,6 +72,7 @@ class Exchange:
         self._send = send
         self._answers_whole = WHOLE_ANSWER in scope.get("extensions", ())
         self._presence: Presence | None = scope.get(PRESENCE)
+        self._leave: Callable[[], None] | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     async def read_body(self, bytes_max: int) -> bytes:
@@ -117,11 +118,13 @@ class Exchange:
         elif presence.is_over:
             leave()
         else:
-            presence.tell = leave
+            self._leave = presence.tell = leave
 
     def unwatch(self) -> None:
-        if self._presence is not None:
+        # Whoever has answered may still be closing its upstream while the next request of the connection is watched.
+        if self._presence is not None and self._presence.tell is self._leave:
             self._presence.tell = None
+        self._leave = None
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import BadRequest
-from gateway.pipeline.exchange import KEPT_BYTES_MAX, Answered, ClientGone, Exchange
+from gateway.pipeline.exchange import KEPT_BYTES_MAX, PRESENCE, Answered, ClientGone, Exchange, Presence
 
 
 class Client:
@@ -96,6 +96,41 @@ async def test_after_the_answer_nobody_is_watched() -> None:
     client.leaves.set()
     await work
     assert not exchange.is_gone
+
+
+def on_connection(presence: Presence) -> Exchange:
+    return Exchange({"path": "/x", "headers": [], PRESENCE: presence}, None, None)
+
+
+async def test_our_own_server_says_that_the_client_has_gone() -> None:
+    presence = Presence()
+    exchange = on_connection(presence)
+    work = asyncio.create_task(asyncio.sleep(60))
+    exchange.watch(work)
+    presence.end()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    late = asyncio.create_task(asyncio.sleep(60))
+    on_connection(presence).watch(late)
+    with pytest.raises(asyncio.CancelledError):
+        await late
+    assert exchange.is_gone
+
+
+async def test_whoever_is_done_late_leaves_the_next_request_of_the_connection_watched() -> None:
+    presence = Presence()
+    first, second = on_connection(presence), on_connection(presence)
+    done, work = (asyncio.create_task(asyncio.sleep(seconds)) for seconds in (0, 60))
+    first.watch(done)
+    second.watch(work)
+    first.unwatch()
+    presence.end()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    await done
+    assert (first.is_gone, second.is_gone) == (False, True)
+    second.unwatch()
+    assert presence.tell is None
 
 
 async def test_an_answer_has_its_length_and_the_first_of_equal_headers_counts() -> None:
