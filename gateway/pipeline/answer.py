@@ -48,19 +48,19 @@ def budget_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, s
     """Limits and what is left of them, for step and run, where they are limited."""
     headers: list[tuple[str, str]] = []
     for balance, link in zip(balances, call.chain.links, strict=False):
-        if (
-            link.scope not in (Scope.STEP, Scope.RUN)
-            or link.scope_id not in (call.run, call.tags.step)
-            or not link.hold.enforce
-        ):
+        is_run = link.scope is Scope.RUN
+        # A chain may have parents of the run too: those are not the call's own.
+        is_own = link.scope_id == call.run if is_run else link.scope is Scope.STEP and link.scope_id == call.tags.step
+        if not is_own or not link.hold.enforce:
             continue
-        scope = link.scope.value
-        if balance.limit.tokens is not None:
-            headers.append((f"x-budget-{scope}-limit", str(balance.limit.tokens)))
-            headers.append((f"x-budget-{scope}-remaining", str(max(0, balance.remaining("tokens") or 0))))
-        if link.scope is Scope.RUN and balance.limit.nano_usd is not None:
-            left = max(0, balance.remaining("nano_usd") or 0)
-            headers.append(("x-budget-run-remaining-usd", f"{left / NANO_USD_PER_USD:.9f}".rstrip("0").rstrip(".")))
+        tokens = balance.remaining("tokens")
+        if tokens is not None:
+            headers.append((f"x-budget-{link.scope}-limit", str(balance.limit.tokens)))
+            headers.append((f"x-budget-{link.scope}-remaining", str(max(0, tokens))))
+        nano_usd = balance.remaining("nano_usd") if is_run else None
+        if nano_usd is not None:
+            usd = max(0, nano_usd) / NANO_USD_PER_USD
+            headers.append(("x-budget-run-remaining-usd", f"{usd:.9f}".rstrip("0").rstrip(".")))
     return headers
 
 

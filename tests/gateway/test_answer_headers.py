@@ -1,0 +1,66 @@
+"""What an answer says about budgets: of the call's own step and run, where they are enforced."""
+
+from __future__ import annotations
+
+from gateway.pipeline.answer import budget_headers
+from gateway.pipeline.call import Call, Principal
+from gateway.tags import Tags
+from gateway.wire.protocol import Request
+from gateway.wire.protocols import PROTOCOLS
+from policies.amounts import Amount, Limit
+from policies.budgets import Chain, Link, Scope, Window
+from policies.reservation import Balance, Hold
+
+USED, HELD = Amount(100, 2_000_000), Amount(20, 500_000)
+
+
+def headers_of(*links: tuple[Scope, str, Limit, bool]) -> dict[str, str]:
+    """Of a call of the step `draft` and the run `r`, which has used 120 tokens and 0.0025 USD everywhere, held ones included."""
+    chain = Chain(
+        tuple(
+            Link(Hold(f"{scope}/{name}", limit, enforce=enforced), scope, name, Window.RUN)
+            for scope, name, limit, enforced in links
+        )
+    )
+    principal = Principal("", "local", "default")
+    protocol = PROTOCOLS["/v1/chat/completions"]
+    call = Call("c", protocol, principal, Request({}, "m"), tags=Tags("w", "r", "draft"), run="r", chain=chain)
+    balances = [Balance(link.hold.account, link.hold.limit, USED, HELD) for link in chain.links]
+    given = budget_headers(call, balances)
+    assert len(dict(given)) == len(given), "no header stands twice"
+    return dict(given)
+
+
+def test_tokens_of_step_and_run_and_money_of_the_run() -> None:
+    limit = Limit(1000, 1_000_000_000)
+    assert headers_of((Scope.STEP, "draft", limit, True), (Scope.RUN, "r", limit, True)) == {
+        "x-budget-step-limit": "1000",
+        "x-budget-step-remaining": "880",
+        "x-budget-run-limit": "1000",
+        "x-budget-run-remaining": "880",
+        "x-budget-run-remaining-usd": "0.9975",
+    }
+
+
+def test_what_is_overdrawn_has_nothing_left() -> None:
+    assert headers_of((Scope.RUN, "r", Limit(50, 1_000), True)) == {
+        "x-budget-run-limit": "50",
+        "x-budget-run-remaining": "0",
+        "x-budget-run-remaining-usd": "0",
+    }
+
+
+def test_unlimited_units_are_not_told() -> None:
+    assert headers_of((Scope.STEP, "draft", Limit(None, 5), True), (Scope.RUN, "r", Limit(), True)) == {}
+
+
+def test_parents_wider_scopes_and_observed_accounts_are_not_told() -> None:
+    limit = Limit(1000, 1_000_000_000)
+    others = [
+        (Scope.RUN, "r-parent", limit, True),
+        (Scope.STEP, "other", limit, True),
+        (Scope.WORKFLOW, "w", limit, True),
+        (Scope.PROJECT, "default", limit, True),
+        (Scope.RUN, "r", limit, False),
+    ]
+    assert headers_of(*others) == {}
