@@ -18,13 +18,13 @@ from typing import Any, Final, Literal, Protocol
 
 from gateway.catch_up import CatchUp
 from gateway.ledger.port import Ledger
-from gateway.run_plan import RunPlan, RunRequest, stored_step
+from gateway.run_plan import RunPlan, RunRequest, announced_plan, stored_step
 from gateway.run_reset import reset_figures
 from gateway.run_view import RunView, RunViews, own_budget
 from gateway.store import runs as runs_store
 from gateway.store.database import Database
 from gateway.store.runs import Run
-from policies.amounts import UNLIMITED, Limit
+from policies.amounts import Limit
 from policies.budgets import run_account
 from policies.reservation import Gate
 
@@ -62,7 +62,7 @@ class Denied:
 class Initialiser(Protocol):
     """The orchestration: it plans announced runs, with what it learned and as it would plan them without announcement."""
 
-    async def initialise(self, project: str, request: RunRequest) -> RunPlan: ...
+    async def initialise(self, project: str, request: RunRequest, kept: RunPlan | None = None) -> RunPlan: ...
 
     def budget_changed(self, project: str, run: str) -> None: ...
 
@@ -86,18 +86,20 @@ class RunControl:
         self._now_ms = now_ms
 
     async def initialise(self, project: str, request: RunRequest) -> RunView | Denied:
-        """Plan a run and store the plan. Announced again, it takes the new plan and keeps what it has spent.
+        """Plan a run and store the plan. Announced again, it takes what is new, and keeps the rest and what it has spent.
 
         Raises StoreUnavailable, LedgerUnavailable, and ValueError as `plan_run` does.
         """
         before = await self._find(project, request.run)
         if before is not None and before.state in runs_store.FINAL_STATES:
             return _over(before.run, before.state)
-        budget = request.budget if before is None else own_budget(before.plan).replaced_by(request.budget)
-        plan = await self._orchestration.initialise(project, replace(request, budget=budget))
-        if not request.budget.is_unlimited:
-            await self._ledger.set_override(project, run_account(request.run), budget)
-        await runs_store.create(self._store, _planned_run(project, request, plan, budget, self._now_ms()))
+        is_new_budget = not request.budget.is_unlimited
+        kept = announced_plan(before) if request.keeps_steps else None
+        whole = request if before is None else _completed(request, before)
+        plan = await self._orchestration.initialise(project, whole, kept)
+        if is_new_budget:
+            await self._ledger.set_override(project, run_account(request.run), whole.budget)
+        await runs_store.create(self._store, _planned_run(project, whole, plan, self._now_ms()))
         return await self._shown(project, request.run)
 
     async def act(self, project: str, run: str, action: Action) -> RunView | Denied:
@@ -180,11 +182,22 @@ class RunControl:
         return shown
 
 
-def _planned_run(project: str, request: RunRequest, plan: RunPlan, budget: Limit, now_ms: int) -> Run:
+def _completed(request: RunRequest, before: Run) -> RunRequest:
+    """What an announcement leaves out is as it was."""
+    return replace(
+        request,
+        agent=request.agent or before.agent,
+        user=request.user or before.user,
+        parent_run=request.parent_run or before.parent_run,
+        budget=own_budget(before.plan).replaced_by(request.budget),
+    )
+
+
+def _planned_run(project: str, request: RunRequest, plan: RunPlan, now_ms: int) -> Run:
     names = ("strategy", "pool_tokens", "limit_tokens", "ais")
     stored: dict[str, Any] = {name: getattr(plan, name) for name in names}
-    if budget is not UNLIMITED and not budget.is_unlimited:
-        stored["budget"] = _stored(budget)
+    if not request.budget.is_unlimited:
+        stored["budget"] = _stored(request.budget)
     return Run(
         project,
         request.run,

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from gateway.control import Snapshot
-from gateway.store.runs import RunStep
+from gateway.store.runs import Run, RunStep
 from gateway.store.workflows import Workflow
 from policies.allocation import NEUTRAL_AIS, Allocation, StepAllocation, StepDemand, StepHistory, allocate
 from policies.amounts import UNLIMITED, Limit
@@ -27,7 +27,10 @@ from policies.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """A run as it is announced. `steps` are as they were declared, nested ones inside; empty: those of the workflow."""
+    """A run as it is announced. `steps` are as they were declared, nested ones inside; empty: those of the workflow.
+
+    `keeps_steps`: it says nothing of steps, so a run that was announced before keeps those it has.
+    """
 
     run: str
     workflow: str
@@ -38,6 +41,7 @@ class RunRequest:
     strategy: str | None = None
     ais: float | None = None
     steps: tuple[Mapping[str, Any], ...] = ()
+    keeps_steps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,18 @@ def with_limit(plan: RunPlan, limit_tokens: int | None, settings: Settings) -> R
     """The same steps, sharing another limit. The very same plan where that is none, or the one it has."""
     if limit_tokens is None or limit_tokens == plan.limit_tokens or not plan.steps:
         return plan
+    return _shared_anew(plan, limit_tokens, settings)
+
+
+def kept_plan(plan: RunPlan, request: RunRequest, limit_tokens: int, settings: Settings) -> RunPlan:
+    """The plan of a run that is announced again without steps: what the announcement says beside them is heeded."""
+    strategy, ais = request.strategy or plan.strategy, plan.ais if request.ais is None else request.ais
+    if (strategy, ais) == (plan.strategy, plan.ais):
+        return with_limit(plan, limit_tokens, settings)
+    return _shared_anew(replace(plan, strategy=strategy, ais=ais), limit_tokens, settings)
+
+
+def _shared_anew(plan: RunPlan, limit_tokens: int, settings: Settings) -> RunPlan:
     demands = demands_of(plan)
     allocation = within_caps(
         allocate(demands, strategy=plan.strategy, pool_limit_tokens=limit_tokens, settings=settings, ais=plan.ais),
@@ -227,6 +243,18 @@ def step_of_store(step: RunStep) -> PlannedStep:
         history=StepHistory(*history) if history else None,
         unit=int(plan.get("unit", step.position)),
     )
+
+
+def announced_plan(run: Run | None) -> RunPlan | None:
+    """The plan of a run that was announced through the API, perhaps in another process. None: it was not, or has no steps."""
+    if run is None or "strategy" not in run.plan:
+        return None
+    steps = tuple(step_of_store(step) for step in run.steps if step.position and step.allocation_tokens is not None)
+    if not steps:
+        return None
+    pool = int(run.plan.get("pool_tokens", sum(step.allocation_tokens for step in steps)))
+    limit = int(run.plan.get("limit_tokens", pool))
+    return RunPlan(str(run.plan["strategy"]), pool, limit, float(run.plan.get("ais", 5.0)), steps)
 
 
 def profile_by_words(step: Mapping[str, Any], workflow: str, settings: Settings) -> StepProfile:

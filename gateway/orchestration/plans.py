@@ -24,9 +24,9 @@ from gateway.orchestration.run_lookups import RunLookups
 from gateway.run_plan import (
     PlannedStep,
     RunPlan,
+    announced_plan,
     demands_of,
     moved_step,
-    step_of_store,
     stored_step,
     with_limit,
     within_caps,
@@ -206,7 +206,7 @@ class Plans:
         except StoreError:
             run = None
         parent_run = run.parent_run if run is not None else ""
-        announced = _announced(run)
+        announced = announced_plan(run)
         if run is not None and announced is not None:
             resized = with_limit(announced, own_budget(run.plan).tokens, settings)
             return live(resized, parent_run), () if resized is announced else resized.steps
@@ -287,18 +287,6 @@ class Plans:
 
     async def _write(self, steps: Sequence[tuple[str, RunStep]]) -> None:
         await run_store.note_allocations(self._store, steps)
-
-
-def _announced(run: Run | None) -> RunPlan | None:
-    """The plan of a run that was initialised through the API, perhaps in another process."""
-    if run is None or "strategy" not in run.plan:
-        return None
-    steps = tuple(step_of_store(step) for step in run.steps if step.position and step.allocation_tokens is not None)
-    if not steps:
-        return None
-    pool = int(run.plan.get("pool_tokens", sum(step.allocation_tokens for step in steps)))
-    limit = int(run.plan.get("limit_tokens", pool))
-    return RunPlan(str(run.plan["strategy"]), pool, limit, float(run.plan.get("ais", 5.0)), steps)
 
 
 def _completed(steps: Sequence[str], balances: Sequence[Balance]) -> dict[str, int]:

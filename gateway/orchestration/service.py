@@ -25,7 +25,7 @@ from gateway.orchestration.routing import Routing, answer_of
 from gateway.orchestration.scoring import Scoring
 from gateway.orchestration.trail import Trail
 from gateway.pipeline.call import Call
-from gateway.run_plan import RunPlan, RunRequest, plan_run, strategy_of, with_declaration
+from gateway.run_plan import RunPlan, RunRequest, kept_plan, plan_run, strategy_of, with_declaration
 from gateway.run_view import own_budget
 from gateway.store.runs import Run
 from gateway.telemetry import Telemetry
@@ -161,9 +161,17 @@ class Orchestration:
         """The plan that such a run would have. Raises ValueError as `plan_run` does. Changes nothing."""
         return await self._proposed(request, project, self._snapshot())
 
-    async def initialise(self, project: str, request: RunRequest) -> RunPlan:
-        """Plan a run before it begins, and remember the plan. Raises ValueError as `plan_run` does."""
-        plan = await self.propose(project, request)
+    async def initialise(self, project: str, request: RunRequest, kept: RunPlan | None = None) -> RunPlan:
+        """Plan a run before it begins, and remember the plan: `kept`, where its steps are to stay.
+
+        Raises ValueError as `plan_run` does.
+        """
+        if kept is None:
+            plan = await self.propose(project, request)
+        else:
+            snapshot = self._snapshot()
+            limit_tokens = self._pool_limit(request, project, snapshot, None)
+            plan = kept_plan(kept, request, limit_tokens, snapshot.settings)
         self.plans.put(project, request.run, plan, request.parent_run)
         steps = {one.step: [one.intent, one.allocation_tokens, one.hard_limit_tokens] for one in plan.steps}
         self.trail.note_run(

@@ -146,6 +146,47 @@ async def test_a_run_that_is_announced_anew_has_the_new_steps_alone(api: Api) ->
     assert run["steps"][2]["calls"] == 1
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_a_run_that_is_announced_again_keeps_what_is_left_out(api: Api, elsewhere: bool) -> None:
+    await api.put("/api/settings/orchestration_enabled", {"value": True})
+    await api.post("/api/runs", {"workflow": "nightly", "run": "whole", "budget_tokens": 9000})
+    given = {**PLANNED, "agent": "a-7", "user": "u-3", "parent_run": "whole", "budget_usd": 2.5}
+    first = await api.post("/api/runs", given)
+    await api.chat("r1", "draft")
+    again = await api.post("/api/runs", {"workflow": "nightly", "run": "r1"})
+    assert [_shares(step) for step in again["steps"]] == [_shares(step) for step in first["steps"]]
+    assert [step["calls"] for step in (await api.get("/api/runs/r1"))["steps"]] == [0, 1, 0]
+    kept = ("agent", "user", "parent_run", "pool_tokens", "strategy")
+    assert [again[name] for name in kept] == [first[name] for name in kept]
+    assert again["cost_usd"]["limit"] == 2.5
+    if elsewhere:  # as a process sees it that did not announce it
+        api.application.parts.orchestration.plans.forget()
+    reply = await api.chat("r1", "extract")
+    assert reply.headers["x-budget-step-limit"] == str(first["steps"][0]["hard_limit_tokens"])
+
+
+async def test_steps_that_are_kept_share_another_budget_or_strategy(api: Api) -> None:
+    first = await api.post("/api/runs", PLANNED)
+    names = [step["step"] for step in first["steps"]]
+    smaller = await api.post("/api/runs", {"workflow": "nightly", "run": "r1", "budget_tokens": 900})
+    assert [step["step"] for step in smaller["steps"]] == names
+    assert smaller["pool_tokens"] == sum(step["allocation_tokens"] for step in smaller["steps"]) <= 900
+    equal = await api.post("/api/runs", {"workflow": "nightly", "run": "r1", "strategy": "equal"})
+    assert equal["strategy"] == "equal"
+    assert {step["allocation_tokens"] for step in equal["steps"]} == {300}
+    assert equal["tokens"]["limit"] == 900
+
+
+async def test_an_announcement_of_no_steps_takes_those_of_the_workflow(api: Api) -> None:
+    await api.post("/api/runs", PLANNED)
+    run = await api.post("/api/runs", {"workflow": "nightly", "run": "r1", "steps": []})
+    assert run["steps"] == []
+
+
+def _shares(step: dict[str, Any]) -> list[Any]:
+    return [step[name] for name in ("step", "intent", "tier", "allocation_tokens", "hard_limit_tokens")]
+
+
 async def test_a_budget_is_raised_and_taken_back(api: Api) -> None:
     await api.post("/api/runs", {"workflow": "nightly", "run": "r1", "budget_tokens": 12})
     assert (await api.chat("r1")).status_code == 402

@@ -41,7 +41,10 @@ StateName = Literal["active", "paused", "exhausted", "completed", "cancelled"]
 
 
 class RunBody(Strict):
-    """`budget_tokens` and `budget_usd` are limits of this run in place of those that budgets give it."""
+    """`budget_tokens` and `budget_usd` are limits of this run in place of those that budgets give it.
+
+    A run that is announced again keeps what is left out, and what it has spent; `steps: []` plans it by its workflow anew.
+    """
 
     workflow: Name
     run: Name | None = Field(default=None, description="Its id; without one it is given one.")
@@ -147,6 +150,7 @@ async def create_run(ask: Ask[ProjectQuery, RunBody]) -> RunView:
             strategy=body.strategy,
             ais=body.ais,
             steps=tuple(declared_steps(body.steps, body.priority)),
+            keeps_steps="steps" not in body.model_fields_set,
         )
         shown = _allowed(await ask.desk.control.initialise(ask.project, request))
         ask.desk.parts.runs.note_parent(ask.project, run, request.parent_run)
