@@ -6,6 +6,7 @@ import base64
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +73,22 @@ def test_head_of_models_is_get_without_its_body(served: Served, path: str) -> No
         assert (head.status, head.body) == (whole.status, b"")
         for name in ("content-type", "content-length"):
             assert head.headers[name] == whole.headers[name]
+
+
+def test_revoking_the_last_key_lets_nobody_in_again(tmp_path: Path) -> None:
+    """Whoever has made a key has begun to keep people out, and somebody may have lost it: local mode never comes back."""
+    with serving(tmp_path) as running:
+        assert running.chat().status == 200
+        made = running.gateway.request("POST", "/api/keys", {"name": "only", "role": "admin"}).json()
+        assert api(running, "DELETE", f"/keys/{made['id']}", key=made["key"]).status == 200
+        for restarts in (False, True):
+            if restarts:
+                running.gateway.stop()
+                running.gateway.start()
+            for key in (None, made["key"]):
+                assert running.chat(bearer(key) if key else None).status == 401
+                assert running.gateway.get("/api/keys", bearer(key) if key else None).status == 401
+                assert running.gateway.get("/v1/models", bearer(key) if key else None).status == 401
 
 
 def test_a_key_is_shown_once_and_kept_as_a_digest(served: Served) -> None:
