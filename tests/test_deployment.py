@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from gateway.cli.configuration import read_config
+from gateway.endpoints.access import ADMIN_KEY_CHARACTERS_MIN
 from gateway.ledger.redis import RedisLedger
 from gateway.telemetry import Telemetry
 from tests.redis_server import RedisServer
@@ -234,3 +235,11 @@ def test_the_systemd_unit_waits_for_as_long_as_the_gateway_drains() -> None:
     assert int(SERVICES["gateway-1"]["stop_grace_period"].removesuffix("s")) >= drain_s + 5
     assert "NoNewPrivileges=yes" in unit
     assert "ProtectSystem=strict" in unit
+
+
+def test_the_chart_wants_an_admin_key_as_long_as_the_gateway_does() -> None:
+    schema = json.loads((ROOT / "deploy/helm/farebox/values.schema.json").read_text())
+    pattern = re.compile(schema["properties"]["adminKey"]["pattern"])
+    taken = [length for length in range(1, 64) if pattern.search("k" * length)]
+    assert taken == list(range(ADMIN_KEY_CHARACTERS_MIN, 64))
+    assert pattern.search(""), "the key may be in a secret of the cluster"

@@ -37,7 +37,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- fail "storage.mode embedded is SQLite, which belongs to one process: set replicas: 1, workers: 1 and autoscaling.enabled: false, or storage.mode: scaled" }}
 {{- end }}
 {{- if and (not .Values.storage.existingSecret) (not .Values.adminKey) }}
-{{- fail "set adminKey (16 characters or more), or storage.existingSecret with the key admin-key: a gateway that others reach does not start without keys" }}
+{{- fail "set adminKey, or storage.existingSecret with the key admin-key: a gateway that others reach does not start without keys" }}
 {{- end }}
 {{- else if not .Values.storage.existingSecret }}
 {{- range $name := list "ledger" "store" }}
@@ -46,7 +46,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 {{- end }}
 {{- if not .Values.adminKey }}
-{{- fail "set adminKey (16 characters or more), or storage.existingSecret with the key admin-key: a gateway that others reach does not start without keys" }}
+{{- fail "set adminKey, or storage.existingSecret with the key admin-key: a gateway that others reach does not start without keys" }}
 {{- end }}
 {{- end }}
 {{- if gt (int .Values.autoscaling.min) (int .Values.autoscaling.max) }}
