@@ -26,7 +26,7 @@ from gateway.answers.engine import shelf_of
 from gateway.answers.port import Room
 from gateway.budget_book import BudgetBook
 from gateway.config import Config, ConfigError
-from gateway.config_values import pool_settings_of, timeouts_of
+from gateway.config_values import pool_settings_of, retention_of, timeouts_of
 from gateway.control import Control
 from gateway.endpoints.access import ADMIN_KEY_VARIABLE, Access, OperatorFile, check_binding
 from gateway.endpoints.front import Front
@@ -216,7 +216,7 @@ class Application:
         stack.push_async_callback(parts.clock.stop)
         flushing = asyncio.create_task(parts.flusher.run(), name="flusher")
         stack.push_async_callback(self._stop_flusher, flushing)
-        tidying = asyncio.create_task(tidy_daily(parts.store, self.config.storage.retention_months), name="tidy")
+        tidying = asyncio.create_task(tidy_daily(parts.store, retention_of(self.config)), name="tidy")
         stack.push_async_callback(_cancelled, tidying)
         stack.push_async_callback(parts.tracing.stop)
         watching: tuple[Alerts | BatchRecorder | Gauges | Heartbeat, ...] = (

@@ -95,6 +95,7 @@ class StorageConfig(Strict):
     spool: str = ".farebox/spool"
     outbox_cap: Annotated[int, Field(ge=1000)] = 1_000_000
     retention_months: Annotated[int, Field(ge=1)] | None = None
+    audit_days: Annotated[int, Field(ge=90)] | None = 400
 
     @field_validator("ledger")
     @classmethod

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from gateway.config import Config
 from gateway.pipeline.admission import AdmissionRules
+from gateway.store.housekeeping import Retention
 from gateway.upstream.deployments import PoolSettings
 from gateway.upstream.port import Timeouts
 from policies.reservation import OnLost
@@ -22,6 +23,10 @@ def pool_settings_of(config: Config) -> PoolSettings:
         fallbacks=_joined(router.fallbacks),
         context_window_fallbacks=_joined(router.context_window_fallbacks),
     )
+
+
+def retention_of(config: Config) -> Retention:
+    return Retention(config.storage.retention_months, config.storage.audit_days)
 
 
 def _joined(tables: Sequence[Mapping[str, list[str]]]) -> dict[str, list[str]]:

@@ -166,7 +166,7 @@ EVENTS: Final[dict[str, Guide]] = {
         "warning",
     ),
     "housekeeping_failed": Guide(
-        "The daily tidying (months beyond `retention_months`, partitions ahead) did not succeed; it is tried again.",
+        "The daily tidying (what is older than `retention_months` and `audit_days`, partitions ahead) did not succeed; it is tried again.",
         "The reason is in `error`. Postgres: new partitions are needed before the month turns.",
         "warning, error",
     ),

@@ -1,10 +1,10 @@
-"""Who changed what, and what the gateway decided. Append-only: the tables themselves refuse changes."""
+"""Who changed what, and what the gateway decided. Append-only: the tables themselves refuse changes, and that young events go."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from sqlalchemy import ColumnElement, select
@@ -12,6 +12,9 @@ from sqlalchemy import ColumnElement, select
 from gateway.store.bulk import insert, leave_alone
 from gateway.store.database import Database
 from gateway.store.tables import audit_events
+
+_DAY_MS: Final = 86_400_000
+_FORGOTTEN_AT_ONCE: Final = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,21 @@ async def append(db: Database, events: Sequence[AuditEvent]) -> None:
     ]
     async with db.begin() as connection:
         await insert(connection, audit_events, rows, leave_alone)
+
+
+async def forget_old(db: Database, now_ms: int, days: int) -> int:
+    """Remove events from before `days` (90 or more: the table keeps younger ones) before now. Returns how many.
+
+    A part at a time, so that others may write between them.
+    """
+    old = select(audit_events.c.id).where(audit_events.c.at < now_ms - days * _DAY_MS).limit(_FORGOTTEN_AT_ONCE)
+    forgotten = 0
+    while True:
+        async with db.begin() as connection:
+            result = await connection.execute(audit_events.delete().where(audit_events.c.id.in_(old)))
+        forgotten += result.rowcount
+        if result.rowcount < _FORGOTTEN_AT_ONCE:
+            return forgotten
 
 
 async def query(db: Database, wanted: AuditFilter, limit: int = 100, before_id: int | None = None) -> list[AuditEvent]:

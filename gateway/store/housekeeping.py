@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
 from gateway.ledger.clock import wall_clock_ms
-from gateway.store import admin, intensity, intents, usage
+from gateway.store import admin, audit, intensity, intents, usage
 from gateway.store.database import Database, StoreUnavailable
 
 EVERY_MS: Final = 86_400_000
@@ -19,22 +20,35 @@ AGAIN_MS: Final = 600_000
 _log = structlog.get_logger(__name__)
 
 
-async def tidy(db: Database, now_ms: int, retention_months: int | None = None) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """For how long usage and the audit are kept. None: for ever."""
+
+    usage_months: int | None = None
+    audit_days: int | None = None
+
+
+_FOR_EVER: Final = Retention()
+
+
+async def tidy(db: Database, now_ms: int, retention: Retention = _FOR_EVER) -> list[str]:
     """Do all of it once; several processes may at the same time. Returns the partitions that retention dropped."""
     await usage.make_months_ahead(db, now_ms)
     await intents.forget_expired(db, now_ms)
     await intensity.forget_old(db, now_ms)
     await admin.forget_ended(db, now_ms)
-    return [] if retention_months is None else await usage.drop_old_months(db, now_ms, retention_months)
+    if retention.audit_days is not None:
+        await audit.forget_old(db, now_ms, retention.audit_days)
+    return [] if retention.usage_months is None else await usage.drop_old_months(db, now_ms, retention.usage_months)
 
 
 async def tidy_daily(
-    db: Database, retention_months: int | None = None, clock_ms: Callable[[], int] = wall_clock_ms
+    db: Database, retention: Retention = _FOR_EVER, clock_ms: Callable[[], int] = wall_clock_ms
 ) -> None:
     """Runs until it is cancelled."""
     while True:
         try:
-            dropped = await tidy(db, clock_ms(), retention_months)
+            dropped = await tidy(db, clock_ms(), retention)
             pause_ms = EVERY_MS
             if dropped:
                 _log.info("usage_months_dropped", partitions=dropped)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, Table, Text
 
 # The newest revision in `migrations/versions`. Kept here so that a start need not load Alembic to know that all is well.
-SCHEMA_REVISION: Final = "0003"
+SCHEMA_REVISION: Final = "0004"
 
 METADATA: Final = MetaData()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import orjson
 import pytest
 from sqlalchemy import text
@@ -229,7 +231,9 @@ async def test_what_was_observed_of_an_agent(db: Database) -> None:
 
 async def test_the_audit_cannot_be_changed(db: Database) -> None:
     async with db.begin() as connection:
-        await connection.execute(text("INSERT INTO audit_events (at, action) VALUES (1, 'x')"))
+        await connection.execute(
+            text("INSERT INTO audit_events (at, action) VALUES (:at, 'x')"), {"at": time.time_ns() // 1_000_000}
+        )
     for statement in ("UPDATE audit_events SET action = 'y'", "DELETE FROM audit_events"):
         with pytest.raises(DBAPIError, match="append-only"):
             async with db.begin() as connection:

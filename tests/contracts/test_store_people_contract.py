@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from gateway.store import admin, audit, housekeeping, intents
 from gateway.store.admin import ABSOLUTE_MS, IDLE_MS, WeakPassword
 from gateway.store.audit import AuditEvent, AuditFilter
 from gateway.store.database import Database
+from gateway.store.housekeeping import Retention
 from gateway.store.intents import LearnedIntent
 from tests.store_events import NOW_MS
 
@@ -110,7 +114,22 @@ async def test_housekeeping_forgets_what_is_over(db: Database) -> None:
     user = await admin.put_user(db, "ada", PASSWORD, "admin", NOW_MS)
     await admin.open_session(db, user, NOW_MS - IDLE_MS)
     await intents.put_many(db, [LearnedIntent("h1", "extract", 0.8, "llm", NOW_MS - 1)])
-    assert await housekeeping.tidy(db, NOW_MS, retention_months=12) == []
+    assert await housekeeping.tidy(db, NOW_MS, Retention(usage_months=12)) == []
     async with db.begin() as connection:
         for table in ("admin_sessions", "intent_cache"):
             assert (await connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar() == 0
+
+
+async def test_the_audit_is_kept_for_so_many_days(db: Database) -> None:
+    day_ms = 86_400_000
+    now_ms = time.time_ns() // 1_000_000  # the database has its own opinion of what is young
+    ages = [400 * day_ms + 60_000, 400 * day_ms - 60_000, 0]
+    old = [AuditEvent(now_ms - 401 * day_ms, "gateway", "call.refused", str(number)) for number in range(5_001)]
+    await audit.append(db, [*old, *(AuditEvent(now_ms - age, "ada", "setting.changed", str(age)) for age in ages)])
+    await housekeeping.tidy(db, now_ms)
+    assert len(await audit.query(db, AuditFilter(), 10_000)) == 5_004, "without a retention all of it stays"
+    await housekeeping.tidy(db, now_ms, Retention(audit_days=400))
+    assert [event.target for event in await audit.query(db, AuditFilter(), 10_000)] == [str(age) for age in ages[:0:-1]]
+    with pytest.raises(DBAPIError, match="append-only"):  # of a gateway whose clock is wrong
+        await audit.forget_old(db, now_ms + 500 * day_ms, 400)
+    assert len(await audit.query(db, AuditFilter())) == 2
