@@ -145,22 +145,32 @@ class Settler:
             return None
         usage, source = outcome.usage, "provider"
         if usage is None:
-            tokens = call.count.tokens if call.count else await self._counted_late(call)
+            tokens = await self._prompt_tokens(call)
             usage = replace(call.request.units(), input_tokens=tokens, output_tokens=outcome.output_tokens_seen)
             source = "estimated"
         if source == "estimated" or not usage.input_tokens + usage.output_tokens:
             told, usage = usage, _with_media(call, usage)
             source = source if usage is told else "estimated"
+        if _is_read_aloud(call, usage):
+            usage, source = replace(usage, input_tokens=await self._prompt_tokens(call)), "estimated"
         cost = cost_nano_usd(call.price, usage, call.request.body.get("service_tier")) if call.price is not None else 0
         return Used(usage, Amount(usage.input_tokens + usage.output_tokens, cost, 1), source)
 
-    async def _counted_late(self, call: Call) -> int:
-        """Of a call without a budget, whose provider did not say. An error of ours costs the figure, never the record."""
+    async def _prompt_tokens(self, call: Call) -> int:
+        """Where the provider did not say. An error of ours with a call without a budget costs the figure, never the record."""
+        if call.count is not None:
+            return call.count.tokens
         try:
             return (await self._count_late(call)).tokens
         except Exception:  # noqa: BLE001 - the answer is with the client already
             _log.exception("prompt_not_counted", request_id=call.id)
             return 0
+
+
+def _is_read_aloud(call: Call, usage: Usage) -> bool:
+    """Whether a text was made into sound that is billed by its tokens, of which such an answer, being the sound, tells nothing."""
+    has_price = call.price is not None and call.price.mchar_nano_usd > 0
+    return bool(usage.characters) and not usage.input_tokens and not has_price
 
 
 def _with_media(call: Call, usage: Usage) -> Usage:

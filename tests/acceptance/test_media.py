@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.acceptance.serving import Served, serving
+from tests.acceptance.serving import Served, serving, words
 from tests.fake_provider import FakeProvider, Received
 from tests.farebox_process import tagged
 
@@ -22,6 +22,13 @@ PRICES: dict[str, dict[str, Any]] = {
     "cheap-image": {"mode": "image_generation", "output_cost_per_image": 0.01},
     "dear-image": {"mode": "image_generation", "output_cost_per_image": 0.04},
     "voice": {"mode": "audio_speech", "input_cost_per_character": 1e-5},
+    "token-voice": {
+        "mode": "audio_speech",
+        "input_cost_per_token": 6e-7,
+        "output_cost_per_token": 1e-5,
+        "output_cost_per_audio_token": 1.2e-5,
+        "output_cost_per_second": 2.5e-4,
+    },
     "ear": {"mode": "audio_transcription", "input_cost_per_second": 1e-4},
     "order": {"mode": "rerank", "input_cost_per_query": 1e-3},
     "token-ear": {"mode": "audio_transcription", "input_cost_per_token": 1e-6, "output_cost_per_token": 1e-5},
@@ -153,6 +160,19 @@ def test_sounds_cost_their_characters_and_seconds(served: Served, client: openai
     assert settled(served, "m-token-ear") == pytest.approx(200 * 1e-5), "its answer tells neither tokens nor seconds"
     with pytest.raises(openai.APIStatusError, match="needs"):
         client.audio.transcriptions.create(model="ear", file=("a.wav", sound(501.0)), extra_headers=money("m-long"))
+
+
+def test_a_text_that_is_read_aloud_is_booked_by_its_tokens_beside_the_sound(
+    served: Served, client: openai.OpenAI
+) -> None:
+    for run in (money("m-aloud"), tagged("unlimited", "m-aloud-free")):
+        client.audio.speech.create(
+            model="token-voice", voice="alloy", input=words(100), response_format="pcm", extra_headers=run
+        )
+        shown = served.gateway.get(f"/api/runs/{run['x-workflow-run-id']}").json()
+        assert shown["tokens"]["settled"] == 100
+        # 503 bytes of sound are 11 ms.
+        assert shown["cost_usd"]["settled"] == pytest.approx(100 * 6e-7 + 0.011 * 2.5e-4)
 
 
 @pytest.mark.parametrize(("modalities", "most"), [(["text", "audio"], 0.05 / 8e-5), (["text"], 4096)])
