@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +19,7 @@ from gateway.budget_view import BudgetAccount
 from gateway.ledger.outage import OutageLedger
 from gateway.ledger.port import LedgerError
 from gateway.store.database import StoreUnavailable
+from gateway.telemetry import METRICS_FOLDER_VARIABLE
 from policies.budgets import Budget, Scope
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ _TENANTS: Final = (Scope.KEY, Scope.PROJECT)
 _GLOB: Final = frozenset("*?[")
 _DEFAULT_PROJECT: Final = "default"
 
+_Series = tuple[str, str]  # scope and name
+
 _log = structlog.get_logger(__name__)
 
 
@@ -45,6 +49,7 @@ class Gauges:
         self._away: dict[str, int] = {}  # engines out of reach, and the how manieth time it is
         self._occasions = itertools.count(1)
         self._task: asyncio.Task[None] | None = None
+        self._shown: set[_Series] = set()  # the budgets that have a series now
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="gauges")
@@ -150,6 +155,7 @@ class Gauges:
     async def show_budgets(self) -> None:
         """Balances of budgets in USD on one workflow or agent, or for scrapers with a key on one key or project.
 
+        A name has one series: where budgets of several projects or windows are on it, of the one that is fullest.
         Raises StoreUnavailable.
         """
         parts = self._parts
@@ -158,24 +164,45 @@ class Gauges:
         shown = [budget for budget in everything if budget.scope not in hidden and _has_a_name(budget)][:_BUDGETS_MAX]
         key_names = {key.id: key.name for key in parts.control.snapshot.keys.values()}
         now_ms = await parts.ledger.now_ms()
+        there: set[_Series] = set()
+        fullest: dict[_Series, BudgetAccount] = {}
         for project in self._projects():
             links = await budget_view.accounts_of(parts.store, project, shown, everything, key_names, now_ms)
             balances = await budget_view.balances_of(parts.ledger, project, links)
-            for budget, accounts in zip(shown, balances, strict=True):
+            for budget, own, accounts in zip(shown, links, balances, strict=True):
                 if budget.project in (None, project):
-                    self._show(budget, accounts)
+                    there |= {(budget.scope.value, link.scope_id) for link in own}
+                    for account in accounts:
+                        series = (budget.scope.value, account.scope_id)
+                        fullest[series] = max(account, fullest.get(series, account), key=_usd_used)
+        self._show(fullest)
+        self._forget(self._shown - there)
+        self._shown = there
 
-    def _show(self, budget: Budget, accounts: Iterable[BudgetAccount]) -> None:
+    def _show(self, fullest: Mapping[_Series, BudgetAccount]) -> None:
         telemetry = self._parts.telemetry
-        for account in accounts:
-            labels = (budget.scope.value, account.scope_id)
+        for series, account in fullest.items():
             if account.usd_limit is not None:
-                telemetry.budget_limit.labels(*labels).set(account.usd_limit)
-                telemetry.budget_settled.labels(*labels).set(account.usd_settled)
-                telemetry.budget_reserved.labels(*labels).set(account.usd_reserved)
+                telemetry.budget_limit.labels(*series).set(account.usd_limit)
+                telemetry.budget_settled.labels(*series).set(account.usd_settled)
+                telemetry.budget_reserved.labels(*series).set(account.usd_reserved)
+
+    def _forget(self, gone: Iterable[_Series]) -> None:
+        """Of several processes none can take a series away: a limit of 0 is one that nobody looks at."""
+        telemetry = self._parts.telemetry
+        for gauge in (telemetry.budget_limit, telemetry.budget_settled, telemetry.budget_reserved):
+            for series in gone:
+                if METRICS_FOLDER_VARIABLE in os.environ:
+                    gauge.labels(*series).set(0)
+                else:
+                    gauge.remove(*series)
 
     def _projects(self) -> list[str]:
         return sorted({_DEFAULT_PROJECT} | {key.project for key in self._parts.control.snapshot.keys.values()})
+
+
+def _usd_used(account: BudgetAccount) -> float:
+    return (account.usd_settled + account.usd_reserved) / account.usd_limit if account.usd_limit else 0.0
 
 
 def _has_a_name(budget: Budget) -> bool:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 
 import pytest
 
 from gateway import gauges
 from gateway.gauges import Gauges
-from tests.api_client import Api
+from tests.api_client import Api, close_api, make_api
 
 pytest_plugins = ("tests.api_fixtures",)
+
+ADMIN = {"authorization": "Bearer a-long-enough-admin-key"}
+
+
+async def limits_shown(api: Api) -> dict[str, float]:
+    """The limits of budgets in USD in /metrics, by name."""
+    await api.application._gauges.show_budgets()
+    said = (await api.ask("GET", "/metrics")).text
+    return {name: float(usd) for name, usd in re.findall(r'farebox_budget_limit_usd\{name="([^"]+)".*\} (\S+)', said)}
 
 
 async def test_a_fault_in_one_round_does_not_end_those_that_follow(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +41,38 @@ async def test_a_fault_in_one_round_does_not_end_those_that_follow(api: Api, mon
             await asyncio.sleep(0.01)
     await measured.stop()
     assert rounds[:3] == [0, 1, 2]
+
+
+async def test_a_name_that_several_budgets_are_on_shows_the_fullest(tmp_path: Path) -> None:
+    api = await make_api(tmp_path, {"FAREBOX_ADMIN_KEY": "a-long-enough-admin-key"})
+    try:
+        for project, window, usd in (("a", "day", 2), ("a", "total", 1), ("b", "day", 5), ("b", "total", 4)):
+            budget = {"scope": "workflow", "match": "nightly", "usd": usd, "window": window}
+            await api.post("/api/budgets", budget, headers=ADMIN, params={"project": project})
+        for project in ("a", "b"):
+            key = await api.post("/api/keys", {"name": project, "project": project}, headers=ADMIN)
+            assert (await api.chat("r1", authorization=f"Bearer {key['key']}")).status_code == 200
+        assert await limits_shown(api) == {"nightly": 1.0}
+    finally:
+        await close_api(api)
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one process", "several"])
+async def test_a_budget_that_is_gone_is_no_longer_shown(
+    api: Api, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, several: bool
+) -> None:
+    made = [
+        await api.post("/api/budgets", {"scope": "workflow", "match": name, "usd": 1, "window": "day"})
+        for name in ("nightly", "weekly")
+    ]
+    assert await limits_shown(api) == {"nightly": 1.0, "weekly": 1.0}
+    await api.delete(f"/api/budgets/{made[0]['id']}")
+    if (
+        several
+    ):  # the figures of this one are in memory still; what is asked is whether it knows that others cannot forget
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+        await api.application._gauges.show_budgets()
+        monkeypatch.undo()
+        assert await limits_shown(api) == {"nightly": 0.0, "weekly": 1.0}
+    else:
+        assert await limits_shown(api) == {"weekly": 1.0}
