@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.ledger.port import Ledger, LedgerUnavailable
+from gateway.ledger.reading import balances_by_account
 from gateway.moments import iso
 from gateway.run_view import usd
 from gateway.store.database import Database
@@ -64,9 +65,9 @@ async def accounts_of(
 
 async def balances_of(ledger: Ledger, project: str, links: Sequence[Sequence[Link]]) -> list[tuple[BudgetAccount, ...]]:
     """The same, with balances; empty while the ledger cannot be reached."""
-    names = list(dict.fromkeys(link.hold.account for some in links for link in some))
+    names = dict.fromkeys(link.hold.account for some in links for link in some)
     try:
-        found = {balance.account: balance for balance in await ledger.balances(project, names)} if names else {}
+        found = await balances_by_account(ledger, project, names)
     except LedgerUnavailable:
         return [() for _ in links]
     return [_fullest(_account(link, found[link.hold.account]) for link in some) for some in links]

@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.budget_book import key_budgets
 from gateway.ledger.port import EntryKind, OutboxEntry
+from gateway.ledger.reading import balances_by_account
 from gateway.run_view import own_budget
 from gateway.store import runs as runs_store
 from gateway.store import usage_report
@@ -188,11 +189,8 @@ async def rebuild(
 
 
 async def _settled(ledger: Books, project: str, accounts: Mapping[str, RunRows]) -> dict[str, Amount]:
-    settled: dict[str, Amount] = {}
-    for chunk in _chunks(list(accounts)):
-        balances = await ledger.balances(project, chunk)
-        settled |= {name: balance.settled for name, balance in zip(chunk, balances, strict=True)}
-    return settled
+    balances = await balances_by_account(ledger, project, accounts)
+    return {name: balance.settled for name, balance in balances.items()}
 
 
 async def _stored(db: Database, project: str, accounts: Mapping[str, RunRows]) -> dict[str, Amount]:

@@ -11,17 +11,18 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from gateway.ledger.port import Ledger, LedgerUnavailable
+from gateway.ledger.reading import balances_by_account
 from gateway.moments import iso
 from gateway.store import runs as runs_store
 from gateway.store.database import Database
 from gateway.store.runs import Run, RunFilter, RunStep, Sums
+from policies.allocation import Overage, standing_of
 from policies.amounts import NANO_USD_PER_USD, UNLIMITED, ZERO, Amount, Limit, Unit
 from policies.budgets import Budget, RunLimits, Scope, Subject, chain_for, run_account, step_account
 from policies.reservation import Balance, Gate
 
 RunState = Literal["active", "paused", "exhausted", "completed", "cancelled"]
 Source = Literal["ledger", "store"]
-_ACCOUNTS_AT_ONCE: Final = 200
 _PAGES_MAX: Final = 20
 _OF_GATE: Final[Mapping[Gate, RunState]] = {
     Gate.PAUSED: "paused",
@@ -75,7 +76,7 @@ class StepView:
     model: str
     priority: str
     compression: str
-    status: Literal["within", "over_soft", "exhausted"]
+    status: Overage
     allocation_tokens: int | None
     hard_limit_tokens: int | None
     reason: str
@@ -211,14 +212,10 @@ class RunViews:
         return limit if balance is None else limit.tightened_by(balance.limit)
 
     async def _balances(self, project: str, accounts: Sequence[str]) -> Mapping[str, Balance]:
-        found: dict[str, Balance] = {}
         try:
-            for start in range(0, len(accounts), _ACCOUNTS_AT_ONCE):
-                chunk = accounts[start : start + _ACCOUNTS_AT_ONCE]
-                found |= {balance.account: balance for balance in await self._ledger.balances(project, chunk)}
+            return await balances_by_account(self._ledger, project, accounts)
         except LedgerUnavailable:
             return {}
-        return found
 
     def _line(self, run: Run, balances: Mapping[str, Balance]) -> RunLine:
         balance = balances.get(run_account(run.run))
@@ -265,7 +262,7 @@ class RunViews:
             model=step.model,
             priority=str(step.plan.get("priority", "")),
             compression=str(step.plan.get("compression", "")),
-            status=_standing_of(tokens, step.allocation_tokens),
+            status=standing_of(tokens.settled + tokens.reserved, step.allocation_tokens, tokens.limit),
             allocation_tokens=step.allocation_tokens,
             hard_limit_tokens=step.hard_limit_tokens,
             reason=str(step.plan.get("reason", "")),
@@ -331,14 +328,6 @@ def _dollars(limit: Limit, settled: Amount, reserved: Amount, overrun: Amount, s
         overrun=usd(overrun.nano_usd),
         saved=usd(saved.nano_usd),
     )
-
-
-def _standing_of(tokens: Tokens, allocation_tokens: int | None) -> Literal["within", "over_soft", "exhausted"]:
-    if tokens.remaining is not None and tokens.remaining <= 0:
-        return "exhausted"
-    if allocation_tokens is not None and tokens.settled + tokens.reserved > allocation_tokens:
-        return "over_soft"
-    return "within"
 
 
 def _metrics(run: Run, line: RunLine, steps: Sequence[StepView], overhead_us: int | None) -> Metrics:

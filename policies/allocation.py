@@ -45,6 +45,13 @@ class Overage(StrEnum):
     EXHAUSTED = "exhausted"
 
 
+def standing_of(used_tokens: int, soft_tokens: int | None, hard_tokens: int | None) -> Overage:
+    """Of a step that has used or holds so many tokens. None: it has no such limit."""
+    if hard_tokens is not None and used_tokens >= hard_tokens:
+        return Overage.EXHAUSTED
+    return Overage.WITHIN if soft_tokens is None or used_tokens <= soft_tokens else Overage.OVER_SOFT
+
+
 class Sample(Protocol):
     """What a step used in one finished run. `weight` > 0 falls with age (the store halves it every week)."""
 
@@ -89,12 +96,6 @@ class StepAllocation:
     tokens: int
     hard_limit_tokens: int
     reason: str
-
-    def standing(self, used_tokens: int) -> Overage:
-        """Where the step stands when it has used (or holds) so many tokens."""
-        if used_tokens >= self.hard_limit_tokens:
-            return Overage.EXHAUSTED
-        return Overage.WITHIN if used_tokens <= self.tokens else Overage.OVER_SOFT
 
 
 @value_class

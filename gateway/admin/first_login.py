@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from gateway.admin.invitation import invite
 from gateway.config import ServerConfig
 from gateway.store.database import Database, StoreUnavailable
+from gateway.store.invitations import invite
 
 
 async def announce_first_login(server: ServerConfig, store: Database, now_ms: int) -> None:

@@ -97,7 +97,7 @@ async def open_session(db: Database, user: AdminUser, now_ms: int, new_token: Ra
     """Returns the cookie's value, which is nowhere else. Always a new one: a session cannot be fixed by an attacker."""
     token = new_token()
     row = {
-        "digest": _digest(token),
+        "digest": session_digest(token),
         "user": user.name,
         "created_at": now_ms,
         "seen_at": now_ms,
@@ -110,7 +110,7 @@ async def open_session(db: Database, user: AdminUser, now_ms: int, new_token: Ra
 
 async def find_session(db: Database, token: str, now_ms: int) -> AdminSession | None:
     """The session, kept alive by this use; None when it is unknown, idle for too long, over, or its user disabled."""
-    digest = _digest(token)
+    digest = session_digest(token)
     joined = admin_sessions.join(admin_users, admin_users.c.name == admin_sessions.c.user)
     columns = (
         admin_sessions.c.created_at.label("opened_at"),
@@ -134,7 +134,7 @@ async def find_session(db: Database, token: str, now_ms: int) -> AdminSession | 
 
 async def close_session(db: Database, token: str) -> None:
     async with db.begin() as connection:
-        await connection.execute(admin_sessions.delete().where(admin_sessions.c.digest == _digest(token)))
+        await connection.execute(admin_sessions.delete().where(admin_sessions.c.digest == session_digest(token)))
 
 
 async def forget_ended(db: Database, now_ms: int) -> int:
@@ -160,7 +160,7 @@ def _matches(stored: str | None, password: str) -> bool:
     return matches(stored, password)
 
 
-def _digest(token: str) -> str:
+def session_digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 

@@ -14,7 +14,6 @@ from policies.allocation import (
     PRIORITY_WEIGHTS,
     Allocation,
     Overage,
-    StepAllocation,
     StepDemand,
     StepHistory,
     ais_multiplier,
@@ -25,6 +24,7 @@ from policies.allocation import (
     hard_limit,
     history_of,
     reallocate,
+    standing_of,
 )
 from policies.errors import IntentClassificationError
 from policies.intents import Intent
@@ -117,11 +117,17 @@ def test_hard_limit(tokens: int, threshold: float, allowed: bool, limit: int) ->
     ],
 )
 def test_between_soft_and_hard_limit_a_step_is_flagged(used: int, standing: Overage) -> None:
-    assert StepAllocation("draft", "generate", 1000, 1200, "").standing(used) is standing
+    assert standing_of(used, 1000, 1200) is standing
 
 
 def test_a_step_that_got_nothing_is_exhausted_from_the_start() -> None:
-    assert StepAllocation("draft", "generate", 0, 0, "").standing(0) is Overage.EXHAUSTED
+    assert standing_of(0, 0, 0) is Overage.EXHAUSTED
+
+
+def test_without_a_limit_a_step_is_within_it() -> None:
+    assert standing_of(10**9, None, None) is Overage.WITHIN
+    assert standing_of(1200, None, 1200) is Overage.EXHAUSTED
+    assert standing_of(1200, 1000, None) is Overage.OVER_SOFT
 
 
 # --- strategies

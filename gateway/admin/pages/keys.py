@@ -7,13 +7,13 @@ from typing import Any
 from starlette.responses import Response
 
 from gateway.admin.form_numbers import decimal, whole
-from gateway.admin.invitation import invite
 from gateway.admin.visit import Page, Visit
 from gateway.endpoints.api import keys
 from gateway.endpoints.api.keys import KeyBody, KeyChange, NewKeyView, RotateBody
 from gateway.endpoints.api.schema import ListQuery
 from gateway.store import admin as people
 from gateway.store.admin import PASSWORD_CHARACTERS_MIN, ROLES
+from gateway.store.invitations import invite
 
 _TEXTS = ("name", "project", "workflow", "agent", "step", "user", "role")
 

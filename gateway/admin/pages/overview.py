@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from gateway.admin.day_chart import DayChart, day_chart
 from gateway.admin.figures import day_of
-from gateway.admin.recent import recent_calls
 from gateway.admin.reports import DAYS, first_day, report_by
 from gateway.admin.shared_budgets import shared_of
 from gateway.admin.visit import Page, Visit
@@ -19,6 +18,7 @@ from gateway.endpoints.api import budgets, runs
 from gateway.endpoints.api.runs import RunsQuery
 from gateway.endpoints.api.schema import ListQuery
 from gateway.endpoints.api.usage import UsageQuery, UsageReport, UsageTotals, figures
+from gateway.store.recent_calls import recent_calls
 from gateway.store.runs import Sums
 from gateway.store.usage_report import GroupBy
 from policies.windows import WINDOWS, window_bounds

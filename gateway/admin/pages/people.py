@@ -8,13 +8,13 @@ from urllib.parse import urlsplit
 from starlette.responses import RedirectResponse, Response
 
 from gateway.admin.door import COOKIE
-from gateway.admin.invitation import forget_invitations, is_invited
 from gateway.admin.visit import Page, Visit
 from gateway.errors import AuthenticationFailed, BadRequest, Overloaded, PermissionDenied
 from gateway.store import admin as people
 from gateway.store import audit
 from gateway.store.admin import ABSOLUTE_MS, PASSWORD_CHARACTERS_MIN, ROLES, AdminUser, WeakPassword
 from gateway.store.audit import AuditEvent
+from gateway.store.invitations import forget_invitations, is_invited
 from gateway.tags import VALUE
 
 _PASSWORD_CHARACTERS_MAX: Final = 1_000

@@ -5,12 +5,11 @@ An invitation is kept as a session of nobody: it opens no page, any process can 
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 
 from sqlalchemy import and_, select
 
-from gateway.store.admin import ABSOLUTE_MS
+from gateway.store.admin import ABSOLUTE_MS, session_digest
 from gateway.store.database import Database
 from gateway.store.tables import admin_sessions, admin_users
 
@@ -24,7 +23,7 @@ async def invite(db: Database, now_ms: int) -> str | None:
     token = secrets.token_urlsafe(32)
     times = {"created_at": now_ms, "seen_at": now_ms, "expires_at": now_ms + ABSOLUTE_MS}
     async with db.begin() as connection:
-        await connection.execute(admin_sessions.insert().values(digest=_digest(token), user=_NOBODY, **times))
+        await connection.execute(admin_sessions.insert().values(digest=session_digest(token), user=_NOBODY, **times))
     return token
 
 
@@ -32,7 +31,7 @@ async def is_invited(db: Database, token: str, now_ms: int) -> bool:
     if await somebody_is_there(db):
         return False
     table = admin_sessions.c
-    mine = and_(table.digest == _digest(token), table.user == _NOBODY, table.expires_at > now_ms)
+    mine = and_(table.digest == session_digest(token), table.user == _NOBODY, table.expires_at > now_ms)
     async with db.begin() as connection:
         return (await connection.execute(select(table.digest).where(mine))).first() is not None
 
@@ -45,7 +44,3 @@ async def forget_invitations(db: Database) -> None:
 async def somebody_is_there(db: Database) -> bool:
     async with db.begin() as connection:
         return (await connection.execute(select(admin_users.c.name).limit(1))).first() is not None
-
-
-def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
