@@ -43,6 +43,7 @@ class FareboxProcess:
     config: dict[str, Any]
     environment: Mapping[str, str] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
+    prefix: tuple[str, ...] = ()  # a command that runs the gateway somewhere special
     module: str = MODULE  # `gateway` where nothing may stand in its way, such as for figures of its speed
     process: subprocess.Popen[bytes] | None = None
     url: str = ""
@@ -59,7 +60,18 @@ class FareboxProcess:
             if not name.startswith(("FAREBOX_", "OPENAI_", "ANTHROPIC_"))
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", self.module, "--config", str(path), "serve", "--port", "0", *self.arguments],
+            [
+                *self.prefix,
+                sys.executable,
+                "-m",
+                self.module,
+                "--config",
+                str(path),
+                "serve",
+                "--port",
+                "0",
+                *self.arguments,
+            ],
             stdout=log,
             stderr=log,
             cwd=self.folder,

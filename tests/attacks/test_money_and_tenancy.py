@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -271,6 +272,41 @@ def test_one_tenant_does_not_take_the_places_of_all(served: Served) -> None:
     assert statuses.count(200) == PLACES - 2
     assert {code(reply) for reply in replies if reply.status == 429} == {"too_many_concurrent_requests"}
     assert time.monotonic() - started < 20
+
+
+def test_a_flood_makes_the_calls_of_others_no_slower(served: Served) -> None:
+    """Calls take half a second at the provider, and with a flood of another key's beside them less than twice as long."""
+    greedy, modest = key(served), key(served)
+    served.provider.script(times=None, delay_ms=500, tokens=2)
+
+    def slowest_s(calls: int) -> float:
+        taken: list[float] = []
+        for _ in range(calls):
+            began_s = time.monotonic()
+            assert ask(served, modest, max_tokens=20).status == 200
+            taken.append(time.monotonic() - began_s)
+        return max(taken)
+
+    quiet_s = slowest_s(8)
+    over = threading.Event()
+
+    def flood() -> list[int]:
+        statuses: list[int] = []
+        while not over.is_set():
+            statuses.append(ask(served, greedy, max_tokens=20).status)
+        return statuses
+
+    with ThreadPoolExecutor(16) as pool:
+        floods = [pool.submit(flood) for _ in range(16)]
+        try:
+            until(lambda: served.metric("farebox_calls_in_flight") >= PLACES - 2, what="the flood has its share")
+            flooded_s = slowest_s(8)
+        finally:
+            over.set()
+        statuses = [status for one in floods for status in one.result()]
+    assert set(statuses) == {200, 429}
+    assert statuses.count(429) > 100
+    assert flooded_s < 2 * quiet_s
 
 
 def test_a_full_gateway_says_so_at_once(served: Served) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
 import select
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,6 +92,25 @@ def test_hundreds_of_idle_sockets_take_nobodys_place(served: Served) -> None:
         assert served.chat(tagged("slow", "r-other"), max_tokens=20).status == 200
         assert working.result().status == 200
     assert hung_up(served, "too_many") - before >= 300 - SERVER["connections_max"]
+
+
+def test_ten_thousand_idle_sockets_leave_the_usual_limit_standing(tmp_path: Path) -> None:
+    """As a gateway is shipped, with room for 8,192: those that came first are let go of, and everybody else is served."""
+    wanted, limit = 10_000, 8_192
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < wanted + 1_000:
+        pytest.skip(f"a process may open only {hard} files here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        with serving(tmp_path) as running, contextlib.ExitStack() as opened:
+            for _ in range(wanted):
+                opened.enter_context(connect(running.gateway.url))
+            assert running.gateway.get("/livez").status == 200
+            assert running.chat(max_tokens=20).status == 200
+            assert running.metric("farebox_connections") <= limit
+            assert hung_up(running, "too_many") >= wanted - limit
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_client_that_does_not_read_pays_for_what_it_made_us_do_and_holds_nothing(served: Served) -> None:

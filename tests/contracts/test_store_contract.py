@@ -15,8 +15,10 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from gateway.ledger.port import EntryKind, OutboxEntry
-from gateway.store import runs, settings, usage
+from gateway.store import audit, keys, runs, settings, usage
+from gateway.store.audit import AuditEvent, AuditFilter
 from gateway.store.database import Database, SchemaMismatch, StoreInUse
+from gateway.store.keys import KeyRequest
 from gateway.store.migration import downgrade
 from gateway.store.runs import Run, RunFilter, RunStep
 from gateway.store.tables import METADATA, SCHEMA_REVISION, run_steps, usage_dead_letter, usage_hourly
@@ -53,6 +55,29 @@ async def test_migration_makes_the_tables_of_the_code(empty_url: str) -> None:
         await database.check_schema()
     finally:
         await database.close()
+
+
+@pytest.mark.parametrize("before", ["0002", "0003"])
+async def test_a_step_back_and_forth_keeps_what_is_stored(db: Database, before: str) -> None:
+    """As an upgrade that is taken back, and done again later."""
+    await usage.insert_entries(db, [entry(f"e{number}", run=f"r{number % 3}") for number in range(20)], NOW_MS)
+    await audit.append(db, [AuditEvent(NOW_MS, "ada", "key.created", "k1")])
+    key = await keys.create(db, KeyRequest("k1"), "ada", NOW_MS)
+
+    async def kept() -> tuple[object, ...]:
+        rows, stored = await rows_of(db), await runs.get_many(db, "default", ["r0", "r1", "r2"])
+        return rows, stored, await audit.query(db, AuditFilter())
+
+    known = await kept()
+    async with db.begin() as connection:
+        await downgrade(connection, before)
+    assert await db.schema_revision() == before
+    with pytest.raises(SchemaMismatch, match="older than this gateway's"):
+        await db.check_schema()
+    assert await db.migrate(NOW_MS) == SCHEMA_REVISION
+    await db.check_schema()
+    assert await kept() == known
+    assert [one.id for one in await keys.list_all(db)] == [key.key.id]
 
 
 def _differences(connection: Connection) -> Any:

@@ -85,6 +85,32 @@ async def test_an_outage_is_buffered_reported_and_made_good(db: Database, line: 
     assert len(await rows_of(db)) == 51
 
 
+async def test_what_ten_minutes_of_calls_left_behind_is_stored_once(db: Database, line: PostgresLine) -> None:
+    """200 calls a second while Postgres was away: 120,000 events, of which the line breaks off some batches on their way, too."""
+    ledger, runs_seen = MemoryLedger(), 500
+    flusher = Flusher(ledger, db, consumer="one", outbox_cap=200_000, idle_ms=10, chance=lambda: 0.0)
+    line.cut()
+    for start in range(0, 120_000, 1_000):
+        numbers = range(start, start + 1_000)
+        await ledger.record("default", [entry(f"e{number}", run=f"r{number % runs_seen}") for number in numbers])
+    task = asyncio.create_task(flusher.run())
+    await until(lambda: flusher.outbox_size == 120_000 and not flusher.is_store_available)
+    for _ in range(3):
+        line.restore()
+        stored = flusher.inserted_total
+        await until(lambda stored=stored: flusher.inserted_total > stored, 60)  # type: ignore[misc]
+        line.cut()
+    line.restore()
+    await until(lambda: flusher.outbox_size == 0, 100)
+    assert flusher.lag_ms == 0
+    assert await flusher.stop()
+    await task
+    async with db.read() as connection:
+        rows = (await connection.execute(text("SELECT count(*), count(DISTINCT id) FROM token_usage"))).one()
+        calls = (await connection.execute(text("SELECT sum(calls) FROM runs"))).scalar()
+    assert (*rows, calls) == (120_000, 120_000, 120_000)
+
+
 async def test_several_flushers_share_an_outbox_while_the_line_breaks(postgres_url: str) -> None:
     ledger = MemoryLedger()
     await ledger.record("default", [entry(f"e{number}", run=f"r{number % 9}") for number in range(600)])
