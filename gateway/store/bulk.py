@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import orjson
@@ -69,30 +68,28 @@ def replacing(table: Table, names: Sequence[str]) -> Conflict:
 async def insert(connection: AsyncConnection, table: Table, rows: Rows, conflict: Conflict) -> None:
     """Insert all `rows`, which have the same columns, in one round trip. On conflict with the primary key: `conflict`."""
     if rows:
-        await insert_columns(connection, table, {name: [row[name] for row in rows] for name in rows[0]}, conflict)
+        names = tuple(column.name for column in table.columns if column.name in rows[0])
+        await insert_values(connection, table, names, [tuple(row[name] for name in names) for row in rows], conflict)
 
 
-async def insert_columns(
-    connection: AsyncConnection, table: Table, columns: Mapping[str, list[Any]], conflict: Conflict
+async def insert_values(
+    connection: AsyncConnection, table: Table, names: tuple[str, ...], rows: list[tuple[Any, ...]], conflict: Conflict
 ) -> None:
-    """The same rows, given as the values of each column."""
-    names = tuple(columns)
-    if not names:
+    """The same for rows that are given as the values of `names`, which are in the order of the table's columns."""
+    if not rows:
         return
     if connection.dialect.name == "sqlite":
-        statement, order, constants = _insert_of_values(table, names, conflict)
-        rows = zip(*(columns[name] for name in order), *map(repeat, constants), strict=False)
-        await connection.exec_driver_sql(statement, list(rows))
+        statement, constants = _insert_of_values(table, names, conflict)
+        await connection.exec_driver_sql(statement, [row + constants for row in rows] if constants else rows)
         return
-    arrays = {_OFFERED + name: values for name, values in columns.items()}
+    columns = zip(*rows, strict=True)
+    arrays = {_OFFERED + name: list(values) for name, values in zip(names, columns, strict=True)}
     await connection.execute(_insert_of_arrays(table, names, conflict), arrays)
 
 
 @lru_cache(maxsize=64)
-def _insert_of_values(
-    table: Table, names: tuple[str, ...], conflict: Conflict
-) -> tuple[str, list[str], tuple[Any, ...]]:
-    """The statement as SQLite takes it, the order of its values, and what its conflict clause needs behind them.
+def _insert_of_values(table: Table, names: tuple[str, ...], conflict: Conflict) -> tuple[str, tuple[Any, ...]]:
+    """The statement as SQLite takes it, and the values that its conflict clause needs behind those of a row.
 
     Compiled once: given to SQLAlchemy with a dictionary for each row, a batch costs three times as much before SQLite sees it.
     """
@@ -100,9 +97,8 @@ def _insert_of_values(
         dialect=sqlite.dialect(paramstyle="qmark")
     )
     order = compiled.positiontup or []
-    offered, constants = order[: len(names)], order[len(names) :]
-    assert set(offered) == set(names)  # noqa: S101 - the values stand before the conflict clause
-    return str(compiled), offered, tuple(compiled.params[name] for name in constants)
+    assert tuple(order[: len(names)]) == names  # noqa: S101 - columns stand in the table's order, before the conflict clause
+    return str(compiled), tuple(compiled.params[name] for name in order[len(names) :])
 
 
 @lru_cache(maxsize=64)

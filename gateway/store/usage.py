@@ -8,7 +8,7 @@ own key (id, at) could not see. And sums are added only for rows that are new.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,11 +20,11 @@ from sqlalchemy.schema import Table
 
 from gateway.ledger.port import OutboxEntry
 from gateway.store import partitions
-from gateway.store.bulk import Conflict, adding, among, insert, insert_columns, leave_alone
+from gateway.store.bulk import Conflict, adding, among, insert, insert_values, leave_alone
 from gateway.store.database import Database, is_data_fault
 from gateway.store.tables import SUMS, run_steps, runs, token_usage, usage_daily, usage_dead_letter, usage_hourly
-from gateway.store.usage_event import Poison, Row, row_of
-from gateway.store.usage_sums import BatchSums, Columns
+from gateway.store.usage_event import COLUMNS, Poison, Row, at_of, id_of, row_of
+from gateway.store.usage_sums import BY_RUN, BY_STEP, DAILY, DAY_MS, HOURLY, BatchSums, Values
 
 # An event that comes back may carry another time, but not one of another quarter: redelivery takes seconds, the replay of a
 # spooled settlement at most as long as an outage. The bound keeps the look-up out of old months.
@@ -35,6 +35,9 @@ WRITER_LOCK: Final = 0x7573616765
 _SLICE: Final = 200
 _REASON_CHARACTERS_MAX: Final = 500
 _INT64_MAX: Final = 2**63 - 1
+
+# What is added to a table of sums: the table, its columns, the rows, and how they meet those that are there.
+Added = tuple[Table, tuple[str, ...], Values, Conflict]
 
 _log = structlog.get_logger(__name__)
 
@@ -53,28 +56,34 @@ async def insert_entries(db: Database, entries: Sequence[OutboxEntry], now_ms: i
 
     Raises StoreUnavailable, after which it is unknown whether they were committed: repeat.
     """
-    parsed = [row async for row in _rows_of(entries)]
-    by_id = {row["id"]: row for row in reversed(parsed) if not isinstance(row, Poison)}
-    poisons = [row for row in parsed if isinstance(row, Poison)]
-    entry_of = {entry.id: entry for entry in entries}
+    by_id, poisons = await _parsed(entries)
     async with db.begin() as connection:
         await _take_turn(connection)
         fresh = await _without_known(connection, by_id)
         await _have_months(connection, fresh)
         summing = asyncio.create_task(_summed_up(fresh))
         stored, refused = await _store_rows(connection, fresh)
-        for table, columns, conflict in await (_summed_up(stored) if refused else summing):
-            await insert_columns(connection, table, columns, conflict)
-        poisons += [Poison(entry_of[row["id"]], reason) for row, reason in refused]
+        for table, names, added, conflict in await (_summed_up(stored) if refused else summing):
+            await insert_values(connection, table, names, added, conflict)
+        if refused:
+            entry_of = {entry.id: entry for entry in entries}
+            poisons += [Poison(entry_of[id_of(row)], reason) for row, reason in refused]
         await _park(connection, poisons, now_ms)
     return Inserted(len(stored), len(entries) - len(stored) - len(poisons), len(poisons))
 
 
-async def _rows_of(entries: Sequence[OutboxEntry]) -> AsyncIterator[Row | Poison]:
-    for number, entry in enumerate(entries):
-        if number % _SLICE == 0:
-            await asyncio.sleep(0)
-        yield row_of(entry)
+async def _parsed(entries: Sequence[OutboxEntry]) -> tuple[dict[str, Row], list[Poison]]:
+    """The rows by id, of which the first counts, in the order of the entries; and what cannot become one."""
+    by_id: dict[str, Row] = {}
+    poisons: list[Poison] = []
+    for start in range(0, len(entries), _SLICE):
+        await asyncio.sleep(0)
+        for row in map(row_of, entries[start : start + _SLICE]):
+            if isinstance(row, Poison):
+                poisons.append(row)
+            else:
+                by_id.setdefault(id_of(row), row)
+    return by_id, poisons
 
 
 async def drop_old_months(db: Database, now_ms: int, months_kept: int) -> list[str]:
@@ -123,7 +132,7 @@ async def _take_turn(connection: AsyncConnection) -> None:
 async def _without_known(connection: AsyncConnection, by_id: dict[str, Row]) -> list[Row]:
     if not by_id:
         return []
-    times = [row["at"] for row in by_id.values()]
+    times = list(map(at_of, by_id.values()))
     query = select(token_usage.c.id).where(
         among(connection, token_usage.c.id, list(by_id)),
         token_usage.c.at.between(min(times) - REDELIVERY_MS_MAX, max(times) + REDELIVERY_MS_MAX),
@@ -135,7 +144,8 @@ async def _without_known(connection: AsyncConnection, by_id: dict[str, Row]) -> 
 async def _have_months(connection: AsyncConnection, rows: Sequence[Row]) -> None:
     """An event whose month nobody foresaw (a long outage, an old spool) makes its partition itself."""
     if rows and connection.dialect.name == "postgresql":
-        await partitions.make(connection, {partitions.month_of(row["at"]) for row in rows})
+        days = {at_of(row) // DAY_MS for row in rows}
+        await partitions.make(connection, {partitions.month_of(day * DAY_MS) for day in days})
 
 
 async def _store_rows(connection: AsyncConnection, rows: Sequence[Row]) -> tuple[list[Row], list[tuple[Row, str]]]:
@@ -154,9 +164,7 @@ async def _copy(connection: AsyncConnection, rows: Sequence[Row]) -> bool:
     assert driver is not None  # noqa: S101 - only a detached connection has none
     try:
         async with connection.begin_nested():
-            await driver.copy_records_to_table(
-                token_usage.name, records=[tuple(row.values()) for row in rows], columns=list(rows[0])
-            )
+            await driver.copy_records_to_table(token_usage.name, records=rows, columns=COLUMNS)
     except Exception as error:  # noqa: BLE001 - the slower way repeats it, and raises what is not the data's fault
         _log.info("usage_copy_failed", error=_reason(error), rows=len(rows))
         return False
@@ -169,7 +177,7 @@ async def _insert_rows(connection: AsyncConnection, rows: Sequence[Row]) -> tupl
         return [], []
     savepoint = await connection.begin_nested()
     try:
-        await insert(connection, token_usage, rows, leave_alone)
+        await insert_values(connection, token_usage, COLUMNS, list(rows), leave_alone)
     except (DBAPIError, OverflowError) as error:
         if not is_data_fault(error):
             raise  # the whole transaction is lost; SQLite has ended it by itself when the disk is full
@@ -188,20 +196,21 @@ def _reason(error: BaseException) -> str:
     return (str(cause) or type(cause).__name__).splitlines()[0][:_REASON_CHARACTERS_MAX]
 
 
-async def _summed_up(rows: Sequence[Row]) -> list[tuple[Table, Columns, Conflict]]:
+async def _summed_up(rows: Sequence[Row]) -> list[Added]:
     """What the rows add to each table of sums: computed while the store is busy with the rows themselves."""
     sums = BatchSums()
+    in_time = sorted(rows, key=at_of)
     for start in range(0, len(rows), _SLICE):
-        sums.add(rows[start : start + _SLICE])
+        sums.add(in_time[start : start + _SLICE])
         await asyncio.sleep(0)
-    added = []
-    for table, columns_of, conflict in (
-        (usage_hourly, sums.hourly, _HOUR_SEEN),
-        (usage_daily, sums.daily, _DAY_SEEN),
-        (runs, sums.by_run, _RUN_SEEN),
-        (run_steps, sums.by_step, _STEP_SEEN),
+    added: list[Added] = []
+    for table, names, summed, conflict in (
+        (usage_hourly, HOURLY, sums.hourly, _HOUR_SEEN),
+        (usage_daily, DAILY, sums.daily, _DAY_SEEN),
+        (runs, BY_RUN, sums.by_run, _RUN_SEEN),
+        (run_steps, BY_STEP, sums.by_step, _STEP_SEEN),
     ):
-        added.append((table, columns_of(), conflict))
+        added.append((table, names, summed(), conflict))
         await asyncio.sleep(0)
     return added
 
@@ -264,7 +273,7 @@ async def _park(connection: AsyncConnection, poisons: Sequence[Poison], now_ms: 
     await insert(connection, usage_dead_letter, rows, leave_alone)
 
 
-def _parked(poison: Poison, now_ms: int) -> Row:
+def _parked(poison: Poison, now_ms: int) -> dict[str, Any]:
     entry = poison.entry
     return {
         "id": _printable(entry.id.encode(errors="surrogatepass")),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from operator import add, itemgetter
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from gateway.store.tables import GROUPED, SUMS
+from gateway.store.usage_event import Row, at_of, values_of
 
-Row = Mapping[str, Any]
-Columns = dict[str, list[Any]]  # of as many rows as each list is long
+Values = list[tuple[Any, ...]]
+Amounts = tuple[int, ...]  # the values of SUMS
 
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 86_400_000
@@ -20,8 +21,14 @@ ERROR_STATUSES: Final = ("error", "lost")
 # Columns of `token_usage` that are summed as they are; calls, refused and errors are counted from the status.
 SUMMED: Final = SUMS[3:]
 
-_GROUP_OF: Final = itemgetter(*GROUPED)
-_SUMMED_OF: Final = itemgetter(*SUMMED)
+# The columns of what is returned, in the order of their tables.
+HOURLY: Final = ("hour_at", *GROUPED, *SUMS)
+DAILY: Final = ("day_at", *GROUPED, *SUMS)
+_OF_RUN: Final = ("workflow", "agent", "user", "parent_run")
+BY_RUN: Final = ("project", "run", *_OF_RUN, "state", "first_at", "last_at", "plan", "metrics", *SUMS)
+_OF_STEP: Final = ("intent", "confidence", "intent_source", "model")
+BY_STEP: Final = ("project", "run", "step", *_OF_STEP, "first_at", "last_at", *SUMS)
+
 # (calls, refused, errors) that a row of this status counts as.
 _COUNTED: Final = {
     **{status: (1, 0, int(status in ERROR_STATUSES)) for status in CALL_STATUSES},
@@ -29,109 +36,94 @@ _COUNTED: Final = {
     "late": (0, 0, 0),
     "repair": (0, 0, 0),
 }
-_ZEROS: Final = (0,) * len(SUMS)
-# What the events of a run and of a step call it.
-_OF_RUN: Final[dict[str, Any]] = {"state": "", "workflow": "", "agent": "", "user": "", "parent_run": ""}
-_OF_STEP: Final[dict[str, Any]] = {"intent": "", "confidence": None, "intent_source": "", "model": ""}
+_KEYS_OF: Final = values_of("at", "status", "project", "run", "step")
+_GROUP_OF: Final = values_of(*GROUPED)
+_SUMMED_OF: Final = values_of(*SUMMED)
+_NAMES_OF_RUN: Final = tuple(map(values_of, _OF_RUN))
+_CODE_OF: Final = values_of("code")
+_INTENT_OF: Final = values_of("intent", "intent_confidence", "intent_source")
+_MODEL_OF: Final = values_of("model")
 
 
 class BatchSums:
     """The sums of one batch. Every list is in the order of its keys, so that all writers lock in the same order."""
 
     def __init__(self) -> None:
-        self._hours: dict[tuple[Any, ...], list[int]] = {}
-        self._runs: dict[tuple[str, str], _Seen] = {}
-        self._steps: dict[tuple[str, str, str], _Seen] = {}
+        self._hours: dict[tuple[Any, ...], list[Amounts]] = defaultdict(list)
+        self._runs: dict[tuple[str, str], _Seen] = defaultdict(_Seen)
+        self._steps: dict[tuple[str, str, str], _Seen] = defaultdict(_Seen)
 
     def add(self, rows: Iterable[Row]) -> None:
+        """In the order of time, in all that is added: a run is called what its first events say, and is as its last one says."""
         for row in rows:
-            self._add(row)
+            at, status, project, run, step = _KEYS_OF(row)
+            amounts = (*_COUNTED[status], *_SUMMED_OF(row))
+            self._hours[at - at % HOUR_MS, *_GROUP_OF(row)].append(amounts)
+            if run:
+                self._runs[project, run].add(row, amounts)
+                if step:
+                    self._steps[project, run, step].add(row, amounts)
 
-    def hourly(self) -> Columns:
-        """One row for each hour and combination of names."""
-        return _grouped("hour_at", self._hours)
+    def hourly(self) -> Values:
+        """One row of HOURLY for each hour and combination of names."""
+        return [(*key, *_summed(amounts)) for key, amounts in sorted(self._hours.items())]
 
-    def daily(self) -> Columns:
-        """One row for each day in UTC and combination of names."""
-        days: dict[tuple[Any, ...], list[int]] = {}
+    def daily(self) -> Values:
+        """One row of DAILY for each day in UTC and combination of names."""
+        days: dict[tuple[Any, ...], list[Amounts]] = defaultdict(list)
         for (hour_at, *names), amounts in self._hours.items():
-            day = (hour_at - hour_at % DAY_MS, *names)
-            days[day] = list(map(add, days.get(day, _ZEROS), amounts))
-        return _grouped("day_at", days)
+            days[hour_at - hour_at % DAY_MS, *names] += amounts
+        return [(*key, *_summed(amounts)) for key, amounts in sorted(days.items())]
 
-    def by_run(self) -> Columns:
-        """One row for each run that was tagged. Its state is what its latest event says: exhausted, or active."""
-        rows = [
-            (*key, "", "", *seen.names.values(), seen.first_at, seen.last_at, *seen.sums)
+    def by_run(self) -> Values:
+        """One row of BY_RUN for each run that was tagged. Its state is what its latest event says: exhausted, or active."""
+        return [
+            (*key, *_names(seen.rows), _state(seen.rows), *seen.first_and_last(), "", "", *_summed(seen.amounts))
             for key, seen in sorted(self._runs.items())
         ]
-        return _columns(("project", "run", "plan", "metrics", *_OF_RUN, "first_at", "last_at", *SUMS), rows)
 
-    def by_step(self) -> Columns:
-        """One row for each step of a run."""
-        rows = [
-            (*key, *seen.names.values(), seen.first_at, seen.last_at, *seen.sums)
+    def by_step(self) -> Values:
+        """One row of BY_STEP for each step of a run."""
+        return [
+            (*key, *_intent(seen.rows), _model(seen.rows), *seen.first_and_last(), *_summed(seen.amounts))
             for key, seen in sorted(self._steps.items())
         ]
-        return _columns(("project", "run", "step", *_OF_STEP, "first_at", "last_at", *SUMS), rows)
-
-    def _add(self, row: Row) -> None:
-        # Computed once for the three places that it is added to.
-        amounts = (*_COUNTED[row["status"]], *_SUMMED_OF(row))
-        at = row["at"]
-        hour = (at - at % HOUR_MS, *_GROUP_OF(row))
-        self._hours[hour] = list(map(add, self._hours.get(hour, _ZEROS), amounts))
-        if not row["run"]:
-            return
-        key = (row["project"], row["run"])
-        run = self._runs.get(key)
-        if run is None:
-            run = self._runs[key] = _Seen(at, dict(_OF_RUN))
-        if run.add(at, amounts):
-            run.names["state"] = "exhausted" if row["code"] == "run_budget_exceeded" else "active"
-        for name in ("workflow", "agent", "user", "parent_run"):
-            if not run.names[name]:
-                run.names[name] = row[name]
-        if row["step"]:
-            self._add_step(row, amounts)
-
-    def _add_step(self, row: Row, amounts: tuple[int, ...]) -> None:
-        key = (row["project"], row["run"], row["step"])
-        step = self._steps.get(key)
-        if step is None:
-            step = self._steps[key] = _Seen(row["at"], dict(_OF_STEP))
-        is_latest = step.add(row["at"], amounts)
-        if row["intent"] and (is_latest or not step.names["intent"]):
-            step.names["intent"] = row["intent"]
-            step.names["confidence"] = row["intent_confidence"]
-            step.names["intent_source"] = row["intent_source"]
-        if row["model"] and (is_latest or not step.names["model"]):
-            step.names["model"] = row["model"]
 
 
 class _Seen:
-    """Sums of a run or step, when it was seen first and last, and what its events call it."""
+    """The rows of a run or step in the order of time, and what each of them adds."""
 
-    __slots__ = ("first_at", "last_at", "names", "sums")
+    __slots__ = ("amounts", "rows")
 
-    def __init__(self, at: int, names: dict[str, Any]) -> None:
-        self.first_at = self.last_at = at
-        self.names = names
-        self.sums: Iterable[int] = _ZEROS
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.amounts: list[Amounts] = []
 
-    def add(self, at: int, amounts: tuple[int, ...]) -> bool:
-        """Whether this is the latest event so far."""
-        self.sums = list(map(add, self.sums, amounts))
-        self.first_at = min(self.first_at, at)
-        if at < self.last_at:
-            return False
-        self.last_at = at
-        return True
+    def add(self, row: Row, amounts: Amounts) -> None:
+        self.rows.append(row)
+        self.amounts.append(amounts)
+
+    def first_and_last(self) -> tuple[int, int]:
+        return at_of(self.rows[0]), at_of(self.rows[-1])
 
 
-def _grouped(start: str, found: Mapping[tuple[Any, ...], list[int]]) -> Columns:
-    return _columns((start, *GROUPED, *SUMS), [(*key, *sums) for key, sums in sorted(found.items())])
+def _summed(amounts: Iterable[Amounts]) -> Iterable[int]:
+    return map(sum, zip(*amounts, strict=True))
 
 
-def _columns(names: Iterable[str], rows: Sequence[tuple[Any, ...]]) -> Columns:
-    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)) if rows else {}
+def _names(rows: Sequence[Row]) -> Iterable[str]:
+    """What its events call a run: of each name the first that is given."""
+    return (next(filter(None, map(name_of, rows)), "") for name_of in _NAMES_OF_RUN)
+
+
+def _state(rows: Sequence[Row]) -> str:
+    return "exhausted" if _CODE_OF(rows[-1]) == "run_budget_exceeded" else "active"
+
+
+def _intent(rows: Sequence[Row]) -> tuple[str, float | None, str]:
+    """The last that is given, with its confidence and source."""
+    return next((intent for intent in map(_INTENT_OF, reversed(rows)) if intent[0]), ("", None, ""))
+
+
+def _model(rows: Sequence[Row]) -> str:
+    return next(filter(None, map(_MODEL_OF, reversed(rows))), "")

@@ -243,9 +243,16 @@ async def test_many_writers_of_the_same_entries_store_them_once(db: Database) ->
         ({"draft": orjson.dumps({"model": "x" * 600})}, "model is longer than 512"),
         ({"detail": b'{"input_tokens": "many"}'}, "input_tokens is not a whole number"),
         ({"detail": b'{"input_tokens": 1e300}'}, "input_tokens is not a whole number"),
+        ({"detail": b'{"saved_tokens": true}'}, "saved_tokens is not a whole number"),
+        ({"detail": b'{"reserved_tokens": 9223372036854775808}'}, "reserved_tokens is not a whole number of 64 bits"),
+        ({"detail": b'{"overhead_us": "long"}'}, "overhead_us is not a whole number"),
+        ({"draft": b'{"intent_confidence": "high"}'}, "intent_confidence is not a number"),
+        ({"detail": b'{"actions": {"clamp": 1}}'}, "actions is not a text"),
         ({"draft": b'{"run": 7}'}, "run is not a text"),
         ({"at_ms": 5}, "not a time between"),
         ({"project": "a\x00b"}, "project contains NUL"),
+        ({"project": ""}, "project is empty"),
+        ({"project": "\ud800"}, "project is not valid unicode"),
         ({"amount": Amount(2**70, 0, 0)}, ""),  # refused by the engine, not by us
     ],
 )
@@ -262,6 +269,24 @@ async def test_a_poison_record_is_parked_and_the_batch_goes_on(
     assert reason in parked["reason"]
     assert (await usage.insert_entries(db, [bad], NOW_MS)).dead_lettered == 1
     assert len(await rows_of(db, usage_dead_letter)) == 1
+
+
+async def test_what_is_unusual_and_fits_is_kept(db: Database) -> None:
+    """Texts that are long together, or not ASCII; fields that are null; a whole number written as a float."""
+    long = {name: name[0] * 400 for name in ("workflow", "agent", "user")}
+    given = {
+        "input_tokens": 7.0,
+        "output_tokens": None,
+        "duration_ms": 2.5,
+        "first_byte_ms": -1,
+        "actions": ["clamp", "x=1"],
+    }
+    await usage.insert_entries(db, [entry("é", project="grün", step="日本", model=None, detail=given, **long)], NOW_MS)
+    (row,) = await rows_of(db)
+    assert {name: row[name] for name in long} == long
+    assert (row["id"], row["project"], row["step"], row["model"]) == ("é", "grün", "日本", "")
+    assert (row["input_tokens"], row["output_tokens"], row["duration_ms"], row["first_byte_ms"]) == (7, 0, 2, -1)
+    assert (row["actions"], row["savings"]) == ("clamp, x=1", "clamp+x")
 
 
 async def test_sums_of_a_run_follow_its_events(db: Database) -> None:
@@ -304,6 +329,17 @@ async def test_a_run_is_exhausted_while_its_budget_refuses(db: Database) -> None
     await runs.set_state(db, "default", "r1", "cancelled", NOW_MS)
     await usage.insert_entries(db, [entry("d", at_ms=NOW_MS + 3)], NOW_MS)
     assert (await run_of(db)).state == "cancelled"
+
+
+async def test_of_a_runs_events_of_one_moment_the_last_tells_its_state(db: Database) -> None:
+    refused = {"status": "refused", "code": "run_budget_exceeded"}
+    early = entry("b", at_ms=NOW_MS - 5, workflow="first", step="s", model="old", intent="plan", intent_confidence=0.5)
+    batch = [entry("a", step="s", model="new"), early, entry("c", 0, 0, step="s", model="", detail=refused)]
+    await usage.insert_entries(db, batch, NOW_MS)
+    run = await run_of(db)
+    assert (run.state, run.workflow, run.first_at_ms, run.last_at_ms) == ("exhausted", "first", NOW_MS - 5, NOW_MS)
+    (step,) = run.steps
+    assert (step.model, step.intent, step.confidence) == ("new", "plan", 0.5)
 
 
 async def test_events_of_other_months_are_stored_and_retention_forgets_them(db: Database) -> None:
