@@ -25,7 +25,7 @@ _BLOCKING: Final = frozenset({
 # Where it is meant.
 _ALLOWED: Final = (
     ("uvicorn/server.py", {"_serve"}),  # before the first call and after the last one
-    ("gateway/app.py", {"start", "stop"}),
+    ("gateway/app.py", {"start", "stop", "_lifespan"}),  # also what tidies up after a start that failed
     ("gateway/store/migration.py", {"_upgrade"}),  # then, too, on a stack of its own
     ("policies/windows.py", {"zone_of"}),  # two KB, once for each zone
     ("linecache.py", {"updatecache"}),  # the lines of a traceback, which is a bug's
