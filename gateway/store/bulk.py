@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -22,6 +23,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import Table
 
@@ -80,11 +82,20 @@ async def insert_values(
         return
     if connection.dialect.name == "sqlite":
         statement, constants = _insert_of_values(table, names, conflict)
-        await connection.exec_driver_sql(statement, [row + constants for row in rows] if constants else rows)
+        await _executemany(connection, statement, [row + constants for row in rows] if constants else rows)
         return
     columns = zip(*rows, strict=True)
     arrays = {_OFFERED + name: list(values) for name, values in zip(names, columns, strict=True)}
     await connection.execute(_insert_of_arrays(table, names, conflict), arrays)
+
+
+async def _executemany(connection: AsyncConnection, statement: str, rows: list[tuple[Any, ...]]) -> None:
+    """One hand-over to SQLite's thread; a cursor of SQLAlchemy's is opened, executed and closed by one each."""
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    try:
+        await driver.executemany(statement, rows)
+    except sqlite3.Error as error:
+        raise DBAPIError.instance(statement, None, error, sqlite3.Error) from error
 
 
 @lru_cache(maxsize=64)

@@ -172,22 +172,28 @@ async def _copy(connection: AsyncConnection, rows: Sequence[Row]) -> bool:
 
 
 async def _insert_rows(connection: AsyncConnection, rows: Sequence[Row]) -> tuple[list[Row], list[tuple[Row, str]]]:
-    """Insert all rows; when the engine refuses the data, halve until the rows at fault are found."""
+    """Insert all rows; when the engine refuses the data, halve until the rows at fault are found.
+
+    Postgres goes on after an error from a savepoint only. SQLite does without: what it inserted before the row at fault is left
+    alone when it is repeated.
+    """
     if not rows:
         return [], []
-    savepoint = await connection.begin_nested()
+    savepoint = await connection.begin_nested() if connection.dialect.name == "postgresql" else None
     try:
         await insert_values(connection, token_usage, COLUMNS, list(rows), leave_alone)
     except (DBAPIError, OverflowError) as error:
         if not is_data_fault(error):
             raise  # the whole transaction is lost; SQLite has ended it by itself when the disk is full
-        await savepoint.rollback()
+        if savepoint is not None:
+            await savepoint.rollback()
         if len(rows) == 1:
             return [], [(rows[0], _reason(error))]
         half = len(rows) // 2
         first, second = await _insert_rows(connection, rows[:half]), await _insert_rows(connection, rows[half:])
         return first[0] + second[0], first[1] + second[1]
-    await savepoint.commit()
+    if savepoint is not None:
+        await savepoint.commit()
     return list(rows), []
 
 
