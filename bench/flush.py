@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import random
 import statistics
 import time
@@ -65,7 +66,7 @@ def event(number: int, at_ms: int, chance: random.Random) -> OutboxEntry:
         "detail": {"decisions": [{"rung": "compress", "refused": "exceeded", "account": "step/x/y"}]},
     }
     amount = Amount(1042, 260_500, 1)
-    key = f"{chance.getrandbits(96):024x}"
+    key = f"{at_ms:012x}{chance.getrandbits(80):020x}"  # as `gateway.ids` makes them
     return OutboxEntry("", key, EntryKind.SETTLED, "default", amount, at_ms, orjson.dumps(draft), orjson.dumps(detail))
 
 
@@ -147,6 +148,8 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=30, help="the calls are spread over so many days")
     parser.add_argument("--report", action="store_true", help="time the reports afterwards")
     arguments = parser.parse_args()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)  # as the server has it
     if arguments.url:
         measure(arguments.url, arguments)
         return

@@ -143,6 +143,30 @@ async def test_several_flushers_share_an_outbox_while_the_line_breaks(postgres_u
             await store.close()
 
 
+async def test_ids_are_looked_up_by_the_key_while_a_month_has_no_statistics(postgres_url: str, db: Database) -> None:
+    """Otherwise each batch reads all rows of the month: a table without statistics seems to hold few."""
+    for start in range(0, 3_000, 1_000):
+        batch = [entry(f"e{number}", run=f"r{number % 9}") for number in range(start, start + 1_000)]
+        assert (await usage.insert_entries(db, batch, NOW_MS)).inserted == 1_000
+    assert (await usage.insert_entries(db, batch, NOW_MS)).known == 1_000
+    await db.close()  # a connection that ends has told what it read
+    other = Database(postgres_url)
+    await other.open()
+    month = partitions.name_of(partitions.month_of(NOW_MS))
+    async with other.begin() as connection:
+        by_table = text(f"SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = '{month}'")
+        by_index = text(f"SELECT indexrelname, idx_tup_read FROM pg_stat_user_indexes WHERE relname = '{month}'")
+        for _ in range(200):
+            read = dict(map(tuple, await connection.execute(by_index)))
+            if read[f"{month}_pkey"] or read[f"{month}_at_idx"] or (await connection.execute(by_table)).scalar():
+                break
+            await asyncio.sleep(0.02)
+            await connection.execute(text("SELECT pg_stat_clear_snapshot()"))
+        read_whole = (await connection.execute(by_table)).scalar()
+    await other.close()
+    assert (read[f"{month}_pkey"], read[f"{month}_at_idx"], read_whole) == (1_000, 0, 0)
+
+
 async def test_a_writer_that_waits_for_another_goes_on_after_it(postgres_url: str, db: Database) -> None:
     """A transaction of somebody else holds rows that the flusher needs; when it dies, nothing was lost."""
     await usage.insert_entries(db, [entry("a")], NOW_MS)
