@@ -1,7 +1,8 @@
 """Which workflow, run, step and agent a call belongs to: every source that DESIGN names, in falling precedence.
 
-Headers, then the path prefix, then body metadata, then W3C baggage, then the session headers of known tools (as run id, once
-a workflow is known), then the key's defaults. Tags only ever narrow what the key grants: key and project come from the key.
+Headers, then the path prefix, then body metadata, then W3C baggage, then the header by which a known tool numbers its conversations
+(as run id, once a workflow is known), then the key's defaults. Tags only ever narrow what the key grants: key and project come
+from the key.
 """
 
 from __future__ import annotations

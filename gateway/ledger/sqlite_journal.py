@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from gateway.ledger.port import LedgerError
 from gateway.ledger.sqlite_rows import Row, account_of, account_row, reservation_of, reservation_row
 from policies.reservation import Account, Reservation
 
@@ -44,9 +45,15 @@ def append(connection: sqlite3.Connection, changes: Changes) -> None:
 
 
 def read(connection: sqlite3.Connection) -> Iterator[Changes]:
-    """Oldest first."""
+    """Oldest first. Raises `LedgerError`: an entry is not as it was written."""
     for (written,) in connection.execute(_READ).fetchall():
-        accounts, reservations, runs, entries = orjson.loads(written)
+        try:
+            accounts, reservations, runs, entries = orjson.loads(written)
+        except ValueError as error:
+            raise LedgerError(
+                "the journal of the ledger is damaged. Restore the ledger's file from a backup; or move it away, "
+                "so that a new one is filled from the store"
+            ) from error
         yield Changes(
             [((row[-3], row[-2]), account_of(row)) for row in accounts],
             [((row[-1], row[0]), reservation_of(_with_bytes(row, _RESERVATION_BYTES))) for row in reservations],

@@ -84,13 +84,15 @@ class SqliteShelf:
         return len(self._journaled) >= JOURNAL_MAX
 
     def be_current(self) -> None:
-        """After a start, and after a fault: take what was committed and is not in the tables from the journal."""
+        """After a start, and after a fault: take what was committed and is not in the tables from the journal.
+
+        Raises `LedgerError` when the journal is damaged.
+        """
         if self._is_current:
             return
         self._journaled.clear()
-        self._journal_size = 0
-        for changes in sqlite_journal.read(self._connection):
-            self._journal_size += 1
+        journal = list(sqlite_journal.read(self._connection))
+        for changes in journal:
             self._accounts.update(changes.accounts)
             self._reservations.update(changes.reservations)
             self._journaled.accounts.update(key for key, _ in changes.accounts)
@@ -98,6 +100,7 @@ class SqliteShelf:
             self._journaled.runs.update(changes.runs)
             self._journaled.entries.extend(changes.entries)
         self._position = max([self._position, *(row[0] for row in self._journaled.entries)])
+        self._journal_size = len(journal)
         self._is_current = True
 
     def prefetch(self, accounts: Iterable[Key], reservations: Sequence[Key]) -> None:
@@ -245,7 +248,7 @@ class SqliteShelf:
 
     def _journal(self, now_ms: int) -> None:
         changed = self._changed
-        if now_ms >= self._clock_kept_ms + _CLOCK_KEPT_EVERY_MS:
+        if self._is_clock_due(now_ms):
             self._begin()
         accounts = [(key, account) for key in changed.accounts if (account := self._accounts[key]) is not None]
         reservations = [(key, self._reservations[key]) for key in changed.reservations]
@@ -253,8 +256,11 @@ class SqliteShelf:
         self._journal_size += 1
         self._journaled.take(changed)
 
+    def _is_clock_due(self, now_ms: int) -> bool:
+        return now_ms >= self._clock_kept_ms + _CLOCK_KEPT_EVERY_MS
+
     def _keep_clock(self, now_ms: int) -> None:
-        if now_ms >= self._clock_kept_ms + _CLOCK_KEPT_EVERY_MS:
+        if self._is_clock_due(now_ms):
             self._connection.execute("UPDATE meta SET value = ? WHERE key = 'highest_ms'", (now_ms,))
             self._clock_kept_ms = now_ms
 

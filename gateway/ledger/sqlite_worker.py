@@ -1,10 +1,9 @@
 """Who works on the ledger's file, and its group commits.
 
-What the calls of one turn of the event loop ask for is one transaction. Where that takes less than handing it over would, it is
-performed on the loop itself: a commit that does not wait for the disk takes some 50 µs, and to wake a thread and to be woken by it
-takes several times as much, and up to 5 ms while both want the interpreter. A thread has the rest: long operations, large batches,
-checkpoints, a durability that waits for the disk, and a disk that was slow. Only one of the two works at a time: the loop does
-as long as the thread owes no answer, so that operations are performed in the order in which they were asked for.
+What the calls of one turn of the event loop ask for is one transaction, up to a bound. It is performed on the loop itself: a commit that
+does not wait for the disk takes less than waking a thread and being woken by it. A thread has what does wait, or takes long:
+long operations, checkpoints, a durability that waits for the disk, and a disk that was slow. Only one of the two works at a time:
+the loop does as long as the thread owes no answer, so that operations are performed in the order in which they were asked for.
 """
 
 from __future__ import annotations
@@ -160,6 +159,14 @@ class SqliteWorker:
 
     def _open(self) -> None:
         self._file = self._open_file()
+        try:
+            self._read_file()
+        except Exception:
+            with suppress(LedgerError):  # the first error is the one to tell
+                self._file.close()
+            raise
+
+    def _read_file(self) -> None:
         connection = self._file.connection
         meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
         self.epoch = meta["epoch"]
@@ -195,8 +202,8 @@ class SqliteWorker:
         return answers
 
     def _undo(self, error: Exception) -> LedgerError:
-        # The first error is the one to tell; what could not be rolled back is rolled back by the next opening.
-        with suppress(sqlite3.Error):
+        # The first error is the one to tell. What could not be read again is read again before the next operation.
+        with suppress(sqlite3.Error, LedgerError):
             self._shelf.roll_back()
         return self._file.explain(error) if isinstance(error, sqlite3.Error) else _as_ledger_error(error)
 
@@ -207,6 +214,7 @@ class SqliteWorker:
     def _empty_journal(self) -> None:
         """For whoever copies the file or looks into it. Where it cannot be, the next opening reads it."""
         try:
+            self._shelf.be_current()
             self._shelf.fold()
             self._shelf.commit(self.clock.now_ms())
         except (sqlite3.Error, LedgerError):

@@ -1,6 +1,6 @@
 """The one-time link by which the first person sets a password. There is no default password.
 
-An invitation is kept as a session of nobody: it opens no page, any process can check it, and it ends when it was used.
+An invitation is kept as a login of nobody: it opens no page, any process can check it, and it ends when it was used.
 """
 
 from __future__ import annotations

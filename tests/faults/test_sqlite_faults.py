@@ -319,6 +319,21 @@ async def test_a_file_of_version_1_is_brought_up_to_date(path: Path) -> None:
     other.close()
 
 
+async def test_a_damaged_journal_is_refused_and_kept(path: Path) -> None:
+    async with opened(path) as ledger:
+        await book(ledger, "c1")
+    other = sqlite3.connect(path)
+    other.execute("INSERT INTO journal (changes) VALUES (?)", (b'[[["half of',))
+    other.commit()
+    other.close()
+    for _ in range(2):
+        with pytest.raises(LedgerError, match="the journal of the ledger is damaged"):
+            await SqliteLedger(path).open()
+    other = sqlite3.connect(path)
+    assert other.execute("SELECT count(*) FROM journal").fetchone() == (1,)
+    other.close()
+
+
 async def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
     path.write_text("to whom it may concern\n" * 100)
     with pytest.raises(LedgerError, match="it is damaged"):
