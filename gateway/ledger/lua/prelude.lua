@@ -13,6 +13,10 @@ local LAYOUT = 1
 local AMOUNT_MAX = 9007199254740991
 local NO_LIMIT, NO_LIMIT_TEXT = {false, false, false}, '- - -'
 
+-- Printing a whole number as one takes a third of what printing it as a double does; where a C long has 32 bits, it would be cut.
+local WHOLE = string.format('%d', AMOUNT_MAX) == '9007199254740991' and '%d' or '%.0f'
+local AMOUNT = WHOLE .. ' ' .. WHOLE .. ' ' .. WHOLE
+
 local function fault(code, text)
   -- A plain text: Redis 6.2 cannot raise a table. Each version puts something else before it (redis_connection.py).
   error('FAREBOX_' .. code .. ' ' .. text, 0)
@@ -47,20 +51,20 @@ local function limit_of(text, where)
 end
 
 local function amount_text(amount)
-  return string.format('%.0f %.0f %.0f', amount[1], amount[2], amount[3])
+  return string.format(AMOUNT, amount[1], amount[2], amount[3])
 end
 
 local function limit_text(limit)
   if limit == NO_LIMIT then return NO_LIMIT_TEXT end
   local function one(value)
     if value == false then return '-' end
-    return string.format('%.0f', value)
+    return string.format(WHOLE, value)
   end
   return one(limit[1]) .. ' ' .. one(limit[2]) .. ' ' .. one(limit[3])
 end
 
 local function number_text(value)
-  return string.format('%.0f', value)
+  return string.format(WHOLE, value)
 end
 
 -- The ledger's clock in ms: Redis TIME (or what a test says), and never back. When the server's clock was set back, this one
@@ -96,20 +100,22 @@ local function enter()
 end
 
 local function keep_time()
-  redis.call('HSET', KEYS[1], 'now_ms', string.format('%.1f', exact_ms), 'wall_ms', number_text(wall_ms))
+  local form = exact_ms == math.floor(exact_ms) and WHOLE or '%.1f'
+  redis.call('HSET', KEYS[1], 'now_ms', string.format(form, exact_ms), 'wall_ms', number_text(wall_ms))
 end
 
 local GATES = {open = true, paused = true, cancelled = true, completed = true, looping = true}
 
 local function read_account(key)
   local fields = redis.call('HMGET', key, 'settled', 'reserved', 'tightened', 'override', 'gate', 'keep_ms')
-  local keep_ms = fields[6] and integer(fields[6], key)
+  local keep_ms, tightened = fields[6] and integer(fields[6], key), limit_of(fields[3], key)
   if fields[5] and not GATES[fields[5]] then fault('DAMAGED', key) end
   return {
     key = key,
     settled = amount_of(fields[1], key),
     reserved = amount_of(fields[2], key),
-    tightened = limit_of(fields[3], key),
+    tightened = tightened,
+    tightened_before = tightened,
     override = limit_of(fields[4], key),
     gate = fields[5] or 'open',
     keep_ms = keep_ms or 0,
@@ -119,7 +125,10 @@ end
 
 local function write_account(account, keep_key, now_ms)
   redis.call('HSET', account.key, 'settled', amount_text(account.settled), 'reserved', amount_text(account.reserved),
-    'tightened', limit_text(account.tightened), 'keep_ms', number_text(account.keep_ms), 'used_ms', number_text(now_ms))
+    'used_ms', number_text(now_ms))
+  if account.keep_ms ~= account.kept_ms or account.tightened ~= account.tightened_before then
+    redis.call('HSET', account.key, 'tightened', limit_text(account.tightened), 'keep_ms', number_text(account.keep_ms))
+  end
   -- The index holds the earliest time that can be right; the scripts that forget look at the account itself.
   if not account.kept_ms or account.keep_ms < account.kept_ms then
     redis.call('ZADD', keep_key, number_text(now_ms + account.keep_ms), account.key)
