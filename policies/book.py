@@ -193,6 +193,8 @@ class Book:
     def _place(self, project: str, placement: Placement) -> Decision:
         if placement.reservation is not None:
             self._put(project, placement.reservation, placement.accounts)
+        for name, account in placement.tightened:
+            self.shelf.put_account(project, name, account)
         return placement.decision
 
     def _book(self, project: str, booking: Booking) -> Resolution:

@@ -334,22 +334,26 @@ def _output_room(demand: Demand, hold: Hold, account: Account) -> int:
 class Placement:
     """The answer to `reserve` or `extend`, and what to write: the reservation and, in the order of its accounts, their new values.
 
-    Without a reservation nothing is to be written.
+    Without a reservation nothing is held; `tightened` are then the accounts, by name, that remember what a refused caller
+    has tightened them to.
     """
 
     decision: Decision
     reservation: Reservation | None = None
     accounts: tuple[Account, ...] = ()
+    tightened: tuple[tuple[str, Account], ...] = ()
 
 
 def place(request: Reserve, accounts: Sequence[Account], now_ms: int) -> Placement:
     """Set the demand aside on every account of the chain, or on none. An account that is not known yet is `Account()`.
 
+    What the caller tightens stays tightened, whether the call fits or not: it is said of the run, not of one call.
     ValueError: what the account holds would go beyond 2^53 − 1.
     """
     outcome = fit(request.demand, request.holds, accounts)
     if outcome.refused is not None:
-        return Placement(_refused(outcome.refused, request.demand, request.holds, accounts, now_ms))
+        decision = _refused(outcome.refused, request.demand, request.holds, accounts, now_ms)
+        return Placement(decision, tightened=_tightened(request.holds, accounts, now_ms))
     held = request.demand.amount(outcome.output_tokens)
     names, limits = tuple(hold.account for hold in request.holds), tuple(hold.limit for hold in request.holds)
     reservation = Reservation(
@@ -422,6 +426,17 @@ def _holding(hold: Hold, account: Account, more: Amount, now_ms: int) -> Account
     if hold.tighten is not UNLIMITED:
         tightened = tightened.tightened_by(hold.tighten)
     return Account(settled, reserved, account.override, tightened, account.gate, hold.keep_ms, now_ms)
+
+
+def _tightened(holds: Sequence[Hold], accounts: Sequence[Account], now_ms: int) -> tuple[tuple[str, Account], ...]:
+    """The accounts that hold less than they did before this call, and no more besides: asking again changes nothing."""
+    found = []
+    for hold, account in zip(holds, accounts, strict=True):
+        tightened = account.tightened.tightened_by(hold.tighten)
+        if tightened != account.tightened:
+            after = replace(account, tightened=tightened, keep_ms=hold.keep_ms, used_ms=now_ms)
+            found.append((hold.account, after))
+    return tuple(found)
 
 
 def _granted(

@@ -38,7 +38,7 @@ from gateway.ledger.redis_values import (
     restored_decisions,
 )
 from policies.amounts import Amount, Limit
-from policies.reservation import KEEP_MS, Balance, Decision, Demand, Gate, Hold, State
+from policies.reservation import KEEP_MS, Balance, Decision, Demand, Gate, Granted, Hold, State
 
 PROCESSES_KEY: Final = "farebox:processes"
 # A process that was not heard of for so long is not counted when an outage divides what is left.
@@ -115,7 +115,7 @@ class RedisLedger:
         keys = at.chain(request.id, accounts)
         reply = await self._run(at, scripts.RESERVE, keys, request_json(request), request.draft, request.id)
         decision = decision_of(reply, request.id, accounts)
-        if reply[0]:
+        if reply[0] and isinstance(decision, Granted):
             at.remember(request.id, accounts, request.draft)
         return decision
 

@@ -240,6 +240,17 @@ def test_a_header_tightens_a_run_and_never_loosens_it(served: Served) -> None:
     assert reply.headers["x-budget-run-limit"] == "1000"
 
 
+@pytest.mark.parametrize("workflow", ["tokens", "nobody-limits"])
+def test_a_header_tightens_a_run_also_when_its_first_call_is_refused(served: Served, workflow: str) -> None:
+    headers = tagged(workflow, f"r-refused-first-{workflow}")
+    tight = {**headers, "x-workflow-budget-tokens": "30", "x-workflow-options": "no-clamp"}
+    assert refusal(served.chat(tight, max_tokens=100), 402, "request_exceeds_budget")["limit"] == 30
+    facts = refusal(
+        served.chat({**headers, "x-workflow-options": "no-clamp"}, max_tokens=100), 402, "request_exceeds_budget"
+    )
+    assert facts["limit"] == 30
+
+
 def test_a_header_budget_holds_without_any_configured_one_and_without_being_repeated(served: Served) -> None:
     headers = tagged("nobody-limits", "r-header")
     served.provider.script(tokens=5000, times=2)

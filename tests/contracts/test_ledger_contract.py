@@ -88,7 +88,7 @@ class TestReserve:
 
     async def test_a_refusal_leaves_no_trace(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("fits", [hold("step", 100), hold("run", 100)], 60))
-        chain = [hold("step", 1_000, tighten=Limit(tokens=1)), hold("run", 100), hold("new", 1_000)]
+        chain = [hold("step", 1_000), hold("run", 100), hold("new", 1_000)]
         refused(await ledger.reserve("p", request("c1", chain, 50)))
         await stands_at(ledger, "step", 0, 60)
         assert (await balance(ledger, "step")).limit == UNLIMITED
@@ -199,6 +199,28 @@ class TestLimits:
         looser = hold("run", 1_000, tighten=Limit(tokens=500, requests=9))
         got = granted(await ledger.reserve("p", request("c3", [looser], 90)))
         assert got.balances[0].limit == Limit(tokens=100, requests=9)
+
+    async def test_what_a_refused_call_tightened_stays_tightened(self, ledger: Ledger) -> None:
+        chain = [hold("step", 1_000), hold("run", 1_000, tighten=Limit(tokens=30))]
+        no = refused(await ledger.reserve("p", request("c1", chain, 35)))
+        assert (no.reason, no.account, no.balance.limit) == (Refusal.TOO_LARGE, "run", Limit(tokens=30))
+        assert await balance(ledger, "run") == Balance("run", Limit(tokens=30), ZERO, ZERO)
+        assert (await balance(ledger, "step")).limit == UNLIMITED
+        assert (await ledger.void("p", "c1")).state is None
+        plain = [hold("step", 1_000), hold("run", 1_000)]
+        assert refused(await ledger.reserve("p", request("c2", plain, 31))).balance.limit == Limit(tokens=30)
+        granted(await ledger.reserve("p", request("c3", plain, 20)))
+        narrower = [hold("run", 1_000, tighten=Limit(tokens=25, requests=2))]
+        refused(await ledger.reserve("p", request("c4", narrower, 10)))
+        assert await balance(ledger, "run") == Balance("run", Limit(tokens=25, requests=2), ZERO, tokens(20))
+        granted(await ledger.reserve("p", request("c5", plain, 5)))
+
+    async def test_a_gate_refuses_and_the_tightening_stays(self, ledger: Ledger) -> None:
+        await ledger.set_gate("p", "run", Gate.PAUSED)
+        no = refused(await ledger.reserve("p", request("c1", [hold("run", 100, tighten=Limit(tokens=9))], 5)))
+        assert no.reason is Refusal.GATE
+        await ledger.set_gate("p", "run", Gate.OPEN)
+        refused(await ledger.reserve("p", request("c2", [hold("run", 100)], 10)))
 
     async def test_an_override_replaces_the_limit_and_forgets_the_tightening(self, ledger: Ledger) -> None:
         tight = hold("run", 100, tighten=Limit(tokens=50))

@@ -185,6 +185,16 @@ def test_a_refused_placement_writes_nothing() -> None:
     )
 
 
+def test_a_refused_placement_remembers_what_was_tightened() -> None:
+    chain = (Hold("step", Limit(50)), Hold("run", tighten=Limit(30), keep_ms=9))
+    standing = Account(settled=Amount(5), tightened=Limit(40, requests=7), used_ms=1)
+    placed = place(request(*chain), (Account(), standing), 1_000)
+    assert (placed.reservation, placed.accounts) == (None, ())
+    after = replace(standing, tightened=Limit(30, requests=7), keep_ms=9, used_ms=1_000)
+    assert placed.tightened == (("run", after),)
+    assert place(request(*chain), (Account(), after), 1_001).tightened == ()
+
+
 @pytest.mark.parametrize("standing", [Account(settled=Amount(AMOUNT_MAX)), Account(reserved=Amount(AMOUNT_MAX - 39))])
 def test_no_account_goes_beyond_what_engines_can_count(standing: Account) -> None:
     with pytest.raises(ValueError, match=r"2\^53"):

@@ -7,7 +7,7 @@ local fields = redis.call('HMGET', KEYS[2], 'state', 'held', 'output_tokens', 'd
 local accounts = accounts_from(6)
 if fields[1] and fields[5] ~= table.concat(KEYS, '\n', 6) then fault('ACCOUNTS', fields[5]) end
 if fields[1] ~= 'pending' then
-  return refusal({1, 'resolved', 0}, {}, holds, accounts, now_ms)
+  return refusal(0, {1, 'resolved', 0}, {}, holds, accounts, now_ms)
 end
 local held, output_tokens = amount_of(fields[2], KEYS[2]), integer(fields[3], KEYS[2])
 local deadline_ms = integer(fields[4], KEYS[2])
@@ -16,7 +16,7 @@ if fields[6] == ARGV[5] then
 end
 redis.call('ZCARD', KEYS[5])
 local more_tokens, refused, needed, breaches = fit(demand, holds, accounts, true, held)
-if not more_tokens then return refusal(refused, needed, holds, accounts, now_ms) end
+if not more_tokens then return refusal(0, refused, needed, holds, accounts, now_ms) end
 
 local more = amount_at(demand, more_tokens)
 output_tokens = output_tokens + more_tokens

@@ -83,10 +83,10 @@ local function holds_of(list)
   return holds
 end
 
--- {0, reason, index, unit, needed, now, balance of that account}
-local function refusal(refused, needed, holds, accounts, now_ms)
+-- {time written, reason, index, unit, needed, now, balance of that account}
+local function refusal(written_ms, refused, needed, holds, accounts, now_ms)
   local index, reason, unit = refused[1], refused[2], refused[3]
-  local reply = {0, reason, index - 1, unit, needed[unit] or 0, now_ms}
+  local reply = {written_ms, reason, index - 1, unit, needed[unit] or 0, now_ms}
   put_balance(reply, accounts[index], effective_limit(accounts[index], holds[index].limit, holds[index].tighten))
   return reply
 end
@@ -101,16 +101,23 @@ local function grant(written_ms, output_tokens, held, deadline_ms, now_ms, breac
   return reply
 end
 
+-- Remember what a caller tightens an account to, in memory. True: that is less than it was before.
+local function tighten(account, by)
+  if by == NO_LIMIT then return false end
+  local old = account.tightened
+  local new = {least(old[1], by[1]), least(old[2], by[2]), least(old[3], by[3])}
+  if new[1] == old[1] and new[2] == old[2] and new[3] == old[3] then return false end
+  account.tightened = new
+  return true
+end
+
 -- Put `more` on an account, in memory.
 local function place(account, hold, more)
   for unit = 1, 3 do
     account.reserved[unit] = account.reserved[unit] + more[unit]
     if account.settled[unit] + account.reserved[unit] > AMOUNT_MAX then fault('OVERFLOW', account.key) end
   end
-  if hold.tighten ~= NO_LIMIT then
-    local old, by = account.tightened, hold.tighten
-    account.tightened = {least(old[1], by[1]), least(old[2], by[2]), least(old[3], by[3])}
-  end
+  tighten(account, hold.tighten)
   account.keep_ms = hold.keep_ms
 end
 

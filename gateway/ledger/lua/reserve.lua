@@ -1,4 +1,4 @@
--- Set aside a demand on every account of the chain, or on none. KEYS: meta, hold, due, outbox, keep, accounts.
+-- Set aside a demand on every account of the chain, or on none; what the caller tightens stays tightened either way. KEYS: meta, hold, due, outbox, keep, accounts.
 -- ARGV[4] the request as JSON [owner, ttl_ms, on_lost, demand, holds], ARGV[5] the draft of the event, ARGV[6] the id.
 local now_ms = enter()
 local request = cjson.decode(ARGV[4])
@@ -15,7 +15,19 @@ redis.call('ZCARD', KEYS[3])
 redis.call('ZCARD', KEYS[5])
 local accounts = accounts_from(6)
 local output_tokens, refused, needed, breaches = fit(demand, holds, accounts, false, {0, 0, 0})
-if not output_tokens then return refusal(refused, needed, holds, accounts, now_ms) end
+if not output_tokens then
+  local tightened = {}
+  for index, account in ipairs(accounts) do
+    local hold = holds[index]
+    if tighten(account, hold.tighten) then
+      account.keep_ms = hold.keep_ms
+      tightened[#tightened + 1] = account
+    end
+  end
+  if #tightened > 0 then keep_time() end
+  for _, account in ipairs(tightened) do write_account(account, KEYS[5], now_ms) end
+  return refusal(#tightened > 0 and now_ms or 0, refused, needed, holds, accounts, now_ms)
+end
 
 local held = amount_at(demand, output_tokens)
 for index, account in ipairs(accounts) do place(account, holds[index], held) end
