@@ -18,8 +18,8 @@ from gateway.ledger.sqlite_rows import Row, account_of, account_row, reservation
 from policies.reservation import Account, Reservation
 
 Key = tuple[str, str]
-_APPEND: Final = "INSERT INTO journal (changes) VALUES (?)"
-_READ: Final = "SELECT changes FROM journal ORDER BY number"
+_APPEND: Final = "INSERT INTO journal (number, changes) VALUES (?, ?)"
+_READ: Final = "SELECT number, changes FROM journal ORDER BY number"
 # Where the rows of reservations and outbox entries hold bytes.
 _RESERVATION_BYTES: Final = (3, 9)  # chain, draft
 _ENTRY_BYTES: Final = (8, 9)  # draft, detail
@@ -34,19 +34,19 @@ class Changes(NamedTuple):
     entries: Iterable[Row]
 
 
-def append(connection: sqlite3.Connection, changes: Changes) -> None:
+def append(connection: sqlite3.Connection, number: int, changes: Changes) -> None:
     written = (
         [account_row(*key, account) for key, account in changes.accounts],
         [(*reservation_row(one), key[0]) for key, one in changes.reservations],
         [(*key, *run) for key, run in changes.runs],
         changes.entries,
     )
-    connection.execute(_APPEND, (orjson.dumps(written, default=_as_text),)).close()
+    connection.execute(_APPEND, (number, orjson.dumps(written, default=_as_text))).close()
 
 
-def read(connection: sqlite3.Connection) -> Iterator[Changes]:
-    """Oldest first. Raises `LedgerError`: an entry is not as it was written."""
-    for (written,) in connection.execute(_READ).fetchall():
+def read(connection: sqlite3.Connection) -> Iterator[tuple[int, Changes]]:
+    """Oldest first, each with its number. Raises `LedgerError`: an entry is not as it was written."""
+    for number, written in connection.execute(_READ).fetchall():
         try:
             accounts, reservations, runs, entries = orjson.loads(written)
         except ValueError as error:
@@ -54,12 +54,13 @@ def read(connection: sqlite3.Connection) -> Iterator[Changes]:
                 "the journal of the ledger is damaged. Restore the ledger's file from a backup; or move it away, "
                 "so that a new one is filled from the store"
             ) from error
-        yield Changes(
+        changes = Changes(
             [((row[-3], row[-2]), account_of(row)) for row in accounts],
             [((row[-1], row[0]), reservation_of(_with_bytes(row, _RESERVATION_BYTES))) for row in reservations],
             [((project, workflow), (run, closes_ms)) for project, workflow, run, closes_ms in runs],
             [tuple(_with_bytes(row, _ENTRY_BYTES)) for row in entries],
         )
+        yield number, changes
 
 
 def _as_text(value: Any) -> str:

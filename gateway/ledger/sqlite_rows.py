@@ -67,7 +67,7 @@ PENDING: Final = (
     "WHERE state = 'pending' AND project = ? ORDER BY deadline_ms, id LIMIT ?"
 )
 DUE: Final = (
-    "SELECT project, id FROM reservation WHERE state = 'pending' AND deadline_ms <= ? "
+    "SELECT deadline_ms, project, id FROM reservation WHERE state = 'pending' AND deadline_ms <= ? "
     "ORDER BY deadline_ms, project, id LIMIT ?"
 )
 WRITE_ENTRIES: Final = f"INSERT INTO outbox ({_OUTBOX_COLUMNS}) VALUES {{rows}}"

@@ -209,7 +209,7 @@ class SqliteWorker:
 
     def _tidy(self, now_ms: int) -> None:
         """The thread shortens a long log after any batch. Faults are told by the operations that meet them."""
-        self._shelf.fold()
+        self._shelf.fold_oldest()
 
     def _empty_journal(self) -> None:
         """For whoever copies the file or looks into it. Where it cannot be, the next opening reads it."""

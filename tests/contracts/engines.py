@@ -11,7 +11,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from unittest import mock
 
+from gateway.ledger import sqlite_shelf
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import Ledger
 from gateway.ledger.sqlite import SqliteLedger
@@ -64,9 +66,18 @@ async def sqlite(folder: Path) -> AsyncIterator[LedgerUnderTest]:
     await ledger.close()
 
 
+@asynccontextmanager
+async def sqlite_folding(folder: Path) -> AsyncIterator[LedgerUnderTest]:
+    """Its journal is so short that values move into the tables all the time, few by few."""
+    with mock.patch.multiple(sqlite_shelf, JOURNAL_MAX=5, FOLD_MIN=2, _JOURNAL_OVERDUE=9):
+        async with sqlite(folder) as made:
+            yield made
+
+
 ENGINES: Final[dict[str, Engine]] = {
     "memory": memory,
     "sqlite": sqlite,
+    "sqlite-folding": sqlite_folding,
     "redis": redis_engines.redis,
     "redis-6.2": redis_engines.redis_oldest,
     "redis-cluster": redis_engines.redis_cluster,

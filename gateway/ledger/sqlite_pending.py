@@ -1,0 +1,122 @@
+"""What the embedded ledger has decided and not yet written into its tables."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from itertools import takewhile
+from typing import NamedTuple, TypeVar
+
+from gateway.ledger.sqlite_journal import Key
+from gateway.ledger.sqlite_rows import Row
+
+K = TypeVar("K")
+V = TypeVar("V")
+Run = tuple[str, int]
+
+
+class Values(NamedTuple):
+    """To be written. Of accounts and reservations only which: what they are now is in memory."""
+
+    accounts: list[Key]
+    reservations: list[Key]
+    runs: list[tuple[Key, Run]]
+    entries: list[Row]
+
+
+class Changed:
+    """Since the last commit."""
+
+    __slots__ = ("accounts", "entries", "reservations", "runs")
+
+    def __init__(self) -> None:
+        self.accounts: set[Key] = set()
+        self.reservations: set[Key] = set()
+        self.runs: dict[Key, Run] = {}
+        self.entries: list[Row] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.accounts or self.reservations or self.runs or self.entries)
+
+    def clear(self) -> None:
+        self.accounts.clear()
+        self.reservations.clear()
+        self.runs.clear()
+        self.entries.clear()
+
+
+class Journaled:
+    """Committed to the journal, each value with the number of the commit that was the first to change it since it was written.
+
+    A value that is changed again keeps its place, so that the oldest commits' values are in front, and once those are written, the
+    beginning of the journal is not needed any more: what later commits say of them follows there.
+    """
+
+    def __init__(self) -> None:
+        self.accounts: dict[Key, int] = {}
+        self.reservations: dict[Key, int] = {}
+        self.runs: dict[Key, tuple[int, Run]] = {}
+        self.entries: dict[int, tuple[int, Row]] = {}  # by position, without those that were acknowledged
+        self.size = 0  # values that the commits were the first to change; one for a commit without
+        self._commits: deque[tuple[int, int, int]] = deque()  # number, its part of the size, when (ms)
+
+    def __bool__(self) -> bool:
+        return bool(self._commits)
+
+    def add(self, number: int, changed: Changed, now_ms: int) -> None:
+        before = len(self.accounts) + len(self.reservations)
+        for key in changed.accounts:
+            self.accounts.setdefault(key, number)
+        for key in changed.reservations:
+            self.reservations.setdefault(key, number)
+        for key, run in changed.runs.items():
+            self.runs[key] = (self.runs[key][0] if key in self.runs else number, run)
+        for row in changed.entries:
+            self.entries[row[0]] = (number, row)
+        new = len(self.accounts) + len(self.reservations) - before + len(changed.entries)
+        self._commits.append((number, max(1, new), now_ms))
+        self.size += max(1, new)
+
+    def oldest(self, size: int) -> int:
+        """The number of the commit that makes up so much together with those before it."""
+        for number, part, _ in self._commits:
+            size -= part
+            if size <= 0:
+                return number
+        return self._commits[-1][0] if self._commits else 0
+
+    def before(self, time_ms: int) -> int:
+        """The number of the last commit before this time; 0 when there is none."""
+        number = 0
+        for commit, _, at_ms in self._commits:
+            if at_ms >= time_ms:
+                break
+            number = commit
+        return number
+
+    def take(self, number: int) -> Values:
+        """What the commits up to this one need is not journaled any more, but to be written."""
+        while self._commits and self._commits[0][0] <= number:
+            self.size -= self._commits.popleft()[1]
+        return Values(
+            [key for key, _ in _front(self.accounts, lambda first: first <= number)],
+            [key for key, _ in _front(self.reservations, lambda first: first <= number)],
+            [(key, run) for key, (_, run) in _front(self.runs, lambda value: value[0] <= number)],
+            [row for _, (_, row) in _front(self.entries, lambda value: value[0] <= number)],
+        )
+
+    def clear(self) -> None:
+        self.accounts.clear()
+        self.reservations.clear()
+        self.runs.clear()
+        self.entries.clear()
+        self._commits.clear()
+        self.size = 0
+
+
+def _front(known: dict[K, V], belongs: Callable[[V], bool]) -> list[tuple[K, V]]:
+    """Take out the items in front that belong."""
+    items = list(takewhile(lambda item: belongs(item[1]), known.items()))
+    for key, _ in items:
+        del known[key]
+    return items
