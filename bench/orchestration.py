@@ -23,7 +23,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.app import Application
-from gateway.config import parse_config
+from gateway.config_file import parse_config
 from gateway.pipeline.call import Call, Principal
 from gateway.run_plan import RunRequest
 from gateway.tags import Tags

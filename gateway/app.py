@@ -25,7 +25,8 @@ from gateway.alerts import Alerts
 from gateway.answers.engine import shelf_of
 from gateway.answers.port import Room
 from gateway.budget_book import BudgetBook
-from gateway.config import Config, ConfigError
+from gateway.config import Config
+from gateway.config_faults import ConfigError
 from gateway.config_values import pool_settings_of, retention_of, timeouts_of
 from gateway.control import Control
 from gateway.endpoints.access import ADMIN_KEY_VARIABLE, Access, OperatorFile, check_binding
@@ -191,8 +192,7 @@ class Application:
         """Raises `ConfigError`, `StoreError` or `LedgerError`, each with one sentence that says what to do."""
         parts, stack = self.parts, self._stack
         has_stars = any(STAR in entry.model_name for entry in self.config.model_list)
-        faults = parts.prices.check(parts.deployments, has_stars=has_stars)
-        if faults:
+        if faults := parts.prices.check(parts.deployments, has_stars=has_stars):
             raise ConfigError(faults)
         loading = asyncio.create_task(parts.tokenizer.load(*_encodings(parts.deployments)))
         stack.push_async_callback(_cancelled, loading)

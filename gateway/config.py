@@ -1,4 +1,4 @@
-"""The configuration file: models and routes, budgets, storage, server. Faults are reported with line, column and field.
+"""The configuration: models and routes, budgets, storage, server. gateway/config_file.py reads it.
 
 `model_list` and `router_settings` are LiteLLM's own, so that its users bring their file along. The file is the only source
 for models; the store is the only source for keys and for what is made at run time.
@@ -6,37 +6,15 @@ for models; the store is the only source for keys and for what is made at run ti
 
 from __future__ import annotations
 
-import difflib
-import os
-import pathlib
-from collections.abc import Collection, Mapping
-from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
 
 from gateway.addresses import fault_of_url
 from gateway.config_budgets import BudgetConfig, Strict
-from gateway.litellm_sections import adopt
-from gateway.marked_yaml import Mark, Path, read_marked
-from policies.settings import SETTINGS, SettingError, conflicts, validated
-
-
-class ConfigError(Exception):
-    """One or more faults of the configuration file, one a line: `file:line:column: field: what is wrong`."""
-
-    def __init__(self, faults: list[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
+from gateway.config_faults import Fault, near, refuse
+from gateway.config_models import faults_of_info, faults_of_params
+from policies.settings import PREFIX, SETTINGS, SettingError, Value, conflicts, validated
 
 
 class ModelConfig(Strict):
@@ -51,9 +29,14 @@ class ModelConfig(Strict):
 
     @field_validator("litellm_params")
     @classmethod
-    def _names_a_model(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(value.get("model"), str) or not value["model"]:
-            raise ValueError("litellm_params.model is missing: the provider's model, such as openai/gpt-4o-mini")
+    def _can_be_called(cls, value: dict[str, Any]) -> dict[str, Any]:
+        refuse(faults_of_params(value), value)
+        return value
+
+    @field_validator("model_info")
+    @classmethod
+    def _can_be_used(cls, value: dict[str, Any]) -> dict[str, Any]:
+        refuse(faults_of_info(value), value)
         return value
 
 
@@ -188,18 +171,22 @@ class LoopConfig(Strict):
 
 
 class AlertConfig(Strict):
+    private_networks: bool = False
     webhook: str | None = None
     budget_percent: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Field(min_length=1)] = (50, 80, 100)
-    private_networks: bool = False
     loop_calls: Annotated[int, Field(ge=2)] | None = 60
 
-    @model_validator(mode="after")
-    def _may_be_told(self) -> AlertConfig:
-        fault = None if self.webhook is None else fault_of_url(self.webhook, private_allowed=self.private_networks)
-        if fault is not None:
-            own = "" if self.private_networks else "; if it is a host of your own, set alerts.private_networks: true"
-            raise ValueError(f"alerts.webhook: {fault}{own}")
-        return self
+    @field_validator("webhook")
+    @classmethod
+    def _may_be_told(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Looks at `private_networks`, which therefore is read first."""
+        allowed = info.data.get("private_networks", True)
+        fault = None if value is None else fault_of_url(value, private_allowed=allowed)
+        if value is not None and fault is not None:
+            is_private = fault_of_url(value, private_allowed=True) is None
+            own = "; if it is a host of your own, set alerts.private_networks: true" if is_private else ""
+            raise ValueError(f"{fault}{own}")
+        return value
 
 
 class TracingConfig(Strict):
@@ -221,7 +208,7 @@ class Config(Strict):
     environment_variables: dict[str, str] = Field(default_factory=dict)
     tiers: TierConfig = TierConfig()
     budgets: tuple[BudgetConfig, ...] = ()
-    settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
     storage: StorageConfig = StorageConfig()
     server: ServerConfig = ServerConfig()
     reservations: ReservationConfig = ReservationConfig()
@@ -252,157 +239,38 @@ class Config(Strict):
         if not isinstance(value, dict):
             return value
         own = [name for name in value if str(name).startswith("FAREBOX_")]
-        if own:
-            raise ValueError(f"{own[0]} is read before this file is: set it in the environment of the process")
+        refuse(
+            (((name,), "is read before this file is: set it in the environment of the process") for name in own), value
+        )
         return {name: item if isinstance(item, str) else str(item) for name, item in value.items()}
 
     @field_validator("settings")
     @classmethod
-    def _known_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
-        unknown = [key for key in value if key not in SETTINGS]
-        if unknown:
-            raise ValueError(f"unknown setting {unknown[0]!r}{_near(unknown[0], SETTINGS)}")
-        try:
-            checked = {key: validated(key, given) for key, given in value.items()}
-        except SettingError as error:
-            raise ValueError(str(error)) from error
-        clashes = conflicts({key: spec.default for key, spec in SETTINGS.items()} | checked)
-        if clashes:
-            raise ValueError(clashes[0])
+    def _known_settings(cls, value: dict[str, Any]) -> dict[str, Value]:
+        checked, faults = _checked_settings(value)
+        refuse(faults, value)
         return checked
 
-    @model_validator(mode="after")
-    def _names_resolve(self) -> Config:
-        names = {model.model_name for model in self.model_list}
-        for tier, models in self.tiers:
-            for name in models:
-                if not _fits(name, names):
-                    raise ValueError(f"tiers.{tier} names {name!r}, which model_list does not have{_near(name, names)}")
-        for field, model in (
-            ("classifier.model", self.classifier.model),
-            ("compression.semantic_model", self.compression.semantic_model),
-        ):
-            if model is not None and not _fits(model, names):
-                raise ValueError(f"{field} is {model!r}, which model_list does not have{_near(model, names)}")
-        if self.server.workers > 1 and self.storage.ledger.startswith(("sqlite", "memory")):
-            raise ValueError(
-                "server.workers is above 1, but an SQLite ledger belongs to one process: set storage.ledger to redis://… or workers to 1"
-            )
-        return self
 
-
-def _fits(name: str, names: Collection[str]) -> bool:
-    """Whether there is this model, or an entry such as `openai/*` for all of its provider."""
-    return name in names or any("*" in one and fnmatchcase(name, one) for one in names)
+def _checked_settings(given: dict[str, Any]) -> tuple[dict[str, Value], list[Fault]]:
+    checked: dict[str, Value] = {}
+    faults: list[Fault] = []
+    for key, value in given.items():
+        if key not in SETTINGS:
+            faults.append(((key,), f"unknown setting{near(key, SETTINGS)}"))
+            continue
+        try:
+            checked[key] = validated(key, value)
+        except SettingError as error:
+            faults.append(((key,), error.message))
+    for clash in conflicts(checked):
+        # The defaults agree, so that one of those that do not stands here.
+        named = next(key for key in checked if key.removeprefix(PREFIX) in clash)
+        faults.append(((named,), clash))
+    return checked, faults
 
 
 def _with_scheme(value: str, schemes: tuple[str, ...]) -> str:
     if not value.startswith(schemes):
         raise ValueError(f"must begin with one of {', '.join(schemes)}")  # not what it is: it may hold a password
     return value
-
-
-def _near(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def parse_config(text: str, name: str = "config.yaml", environ: Mapping[str, str] | None = None) -> Config:
-    """Raises `ConfigError` with every fault found. `os.environ/NAME` values are resolved from `environ` (default: the process's)."""
-    try:
-        data, marks = read_marked(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        raise ConfigError([f"{where}: {error.problem}"]) from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError([f"{name}: {str(error).splitlines()[0]}"]) from error
-    if not isinstance(data, dict):
-        raise ConfigError([f"{name}:1:1: the file must hold keys such as model_list, not a {type(data).__name__}"])
-    adopted = adopt(data)
-    faults = [f"{_where(path, marks, name)}: {_field(path)}: {text}" for path, text in adopted.faults]
-    found = _with_variables(os.environ if environ is None else environ, data.get("environment_variables"))
-    resolved = _resolve_environment(adopted.data, found, (), faults, marks, name)
-    if faults:
-        raise ConfigError(faults)
-    ignored = tuple(f"{_where(path, marks, name)}: {_field(path)}: {text}" for path, text in adopted.ignored)
-    try:
-        return Config.model_validate(resolved).with_ignored(ignored)
-    except ValidationError as error:
-        raise ConfigError([_fault(one, marks, name) for one in error.errors()]) from error
-
-
-def load_config(path: pathlib.Path, environ: Mapping[str, str] | None = None) -> Config:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}."]) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError([f"{path}: cannot be read: {error}"]) from error
-    return parse_config(text, str(path), environ)
-
-
-def _with_variables(environ: Mapping[str, str], variables: Any) -> Mapping[str, str]:
-    """The file's own variables, as LiteLLM has it, win over those of the process."""
-    if not isinstance(variables, dict):
-        return environ
-    plain = {name: str(value) for name, value in variables.items() if not str(value).startswith("os.environ/")}
-    return {**environ, **plain}
-
-
-def _resolve_environment(
-    value: Any,
-    environ: Mapping[str, str],
-    path: Path,
-    faults: list[str],
-    marks: dict[Path, Mark],
-    name: str,
-) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: _resolve_environment(item, environ, (*path, key), faults, marks, name) for key, item in value.items()
-        }
-    if isinstance(value, list):
-        return [_resolve_environment(item, environ, (*path, at), faults, marks, name) for at, item in enumerate(value)]
-    if isinstance(value, str) and value.startswith("os.environ/"):
-        variable = value.removeprefix("os.environ/")
-        if variable not in environ:
-            faults.append(f"{_where(path, marks, name)}: {_field(path)}: the environment has no variable {variable}")
-        return environ.get(variable)
-    return value
-
-
-def _fault(error: Any, marks: dict[Path, Mark], name: str) -> str:
-    path = tuple(part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-")))
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        message = f"unknown key{_near(str(path[-1]), _fields_beside(path))}"
-    return f"{_where(path, marks, name)}: {_field(path)}: {message}"
-
-
-def _fields_beside(path: Path) -> list[str]:
-    model: Any = Config
-    for part in path[:-1]:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)), None)
-        if model is None:
-            return []
-    return list(model.model_fields)
-
-
-def _where(path: Path, marks: dict[Path, Mark], name: str) -> str:
-    for length in range(len(path), -1, -1):
-        mark = marks.get(path[:length])
-        if mark is not None:
-            return f"{name}:{mark.line}:{mark.column}"
-    return name
-
-
-def _field(path: Path) -> str:
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text or "the file"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Annotated, Final
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -41,10 +44,26 @@ def usd_to_nano(value: object) -> int:
         raise ValueError(f"an amount in USD must be 0 or more, not {value}")
     if nano > AMOUNT_MAX:
         raise ValueError(f"an amount in USD may be at most {AMOUNT_MAX / NANO_USD_PER_USD:,.0f}, not {value}")
+    if 0 < nano < 1:
+        raise ValueError(f"{value} USD is less than 0.000000001, the smallest amount that is kept")
     return int(nano)
 
 
-Glob = Annotated[str, Field(min_length=1, max_length=256)]
+# What a name may hold (gateway/tags.py, keys and projects alike), and what stands for several of them.
+_GLOB: Final = re.compile(r"(?:[A-Za-z0-9._:@/*?-]|\[!?[A-Za-z0-9._:@/-]+\])+\Z")
+
+
+def _glob(value: str) -> str:
+    if not _GLOB.match(value):
+        raise ValueError(
+            "matches no name: names have letters, digits and . _ : @ / -, and a pattern has *, ? and [abc] beside them"
+        )
+    return value
+
+
+Glob = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_glob)]
+UNITS: Final = ("tokens", "usd", "requests")
+LIMITLESS: Final = "a budget needs at least one of tokens, usd, requests"
 Count = Annotated[int, Field(ge=0, le=AMOUNT_MAX, strict=True)]
 
 
@@ -103,19 +122,25 @@ class BudgetConfig(Strict):
     wait_seconds: Annotated[float, Field(ge=0, le=60)] = 10.0
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> BudgetConfig:
+    def _limits_something(self) -> BudgetConfig:
         if self.tokens is None and self.usd is None and self.requests is None:
-            raise ValueError("a budget needs at least one of tokens, usd, requests")
-        per_run = self.scope in (Scope.RUN, Scope.STEP)
-        if per_run and self.window not in (None, Window.RUN):
-            raise ValueError(
-                f"a budget on a {self.scope} lasts for the run: leave window out, or put it on the workflow"
-            )
-        if not per_run and self.window is Window.RUN:
-            raise ValueError(
-                f"window 'run' is for scope run or step; for scope {self.scope} use total, minute, hour, day or month"
-            )
+            raise ValueError(LIMITLESS)
         return self
+
+    @field_validator("window")
+    @classmethod
+    def _window_of_the_scope(cls, value: Window | None, info: ValidationInfo) -> Window | None:
+        scope = info.data.get("scope")
+        if scope is None or value is None:
+            return value
+        per_run = scope in (Scope.RUN, Scope.STEP)
+        if per_run and value is not Window.RUN:
+            raise ValueError(f"a budget on a {scope} lasts for the run: leave window out, or put it on the workflow")
+        if not per_run and value is Window.RUN:
+            raise ValueError(
+                f"window 'run' is for scope run or step; for scope {scope} use total, minute, hour, day or month"
+            )
+        return value
 
     @field_validator("timezone")
     @classmethod

@@ -121,8 +121,9 @@ def _setting(key: str) -> dict[str, Any]:
 _HEAD: Final = """# Configuration
 
 One file, `config.yaml`, given with `farebox --config FILE` or `FAREBOX_CONFIG`; without either, `config.yaml` in the working folder
-is read if it is there. `farebox init` writes one with every key, its default and why; `farebox check` names line and column of
-every fault. Unknown keys are errors. A value `os.environ/NAME` is taken from the environment, and its absence is a fault.
+is read if it is there. `farebox init` writes one with every key, its default and why; `farebox check` names file, line, column and
+field of every fault, all at once. Unknown keys are errors, and so are models that `model_list` does not have. A value
+`os.environ/NAME` is taken from the environment, and its absence is a fault.
 
 ```yaml
 model_list:
@@ -143,7 +144,8 @@ and `# yaml-language-server: $schema=config.schema.json` as the first line of `c
 
 What wins: command line, then environment, then file, then default. The environment reaches the sections `server`, `storage`,
 `reservations`, `alerts` and `tracing` (`FAREBOX_SERVER_PORT=8080`, `FAREBOX_STORAGE_LEDGER=redis://…`) and every setting by its own name
-(`FAREBOX_ORCHESTRATION_ENABLED=true`).
+(`FAREBOX_ORCHESTRATION_ENABLED=true`). A fault of a variable or an option is told by its name. A variable whose name begins like one of
+these and is none is warned of, at the start and by `farebox check`.
 """
 _NOTES: Final = {
     "model_list": "LiteLLM's own list, as it is. Entries of one name share its load. The file is the only source for models.",

@@ -66,11 +66,13 @@ LITELLM_SETTINGS: Final = _names("drop_params modify_params")
 
 @dataclass(slots=True)
 class Adopted:
-    """A file's data in Farebox's words. `ignored` and `faults` are sentences with the place of what they speak of."""
+    """A file's data in Farebox's words. `ignored` and `faults` are sentences with the place of what they speak of; `origins` says of
+    what stands elsewhere in the data where the file has it."""
 
     data: dict[str, Any]
     ignored: list[tuple[Path, str]] = field(default_factory=list)
     faults: list[tuple[Path, str]] = field(default_factory=list)
+    origins: dict[Path, Path] = field(default_factory=dict)
 
 
 def adopt(data: Mapping[str, Any]) -> Adopted:
@@ -111,11 +113,16 @@ def _adopt_litellm_settings(adopted: Adopted) -> None:
     settings = _section(adopted, "litellm_settings")
     if settings is None:
         return
-    moved = {_FOR_ROUTER[name]: settings.pop(name) for name in list(settings) if name in _FOR_ROUTER}
-    if moved:
-        router = adopted.data.get("router_settings")
-        if router is None or isinstance(router, Mapping):
-            adopted.data["router_settings"] = {**moved, **(router or {})}
+    moved = {name: settings.pop(name) for name in list(settings) if name in _FOR_ROUTER}
+    router = adopted.data.get("router_settings")
+    if moved and (router is None or isinstance(router, Mapping)):
+        adopted.data["router_settings"] = {
+            **{_FOR_ROUTER[name]: value for name, value in moved.items()},
+            **(router or {}),
+        }
+        for name in moved:
+            if _FOR_ROUTER[name] not in (router or {}):
+                adopted.origins["router_settings", _FOR_ROUTER[name]] = ("litellm_settings", name)
     server = adopted.data.get("server")
     if settings.pop("require_auth_for_metrics_endpoint", None) is True and (
         server is None or isinstance(server, Mapping)
@@ -152,10 +159,12 @@ def _adopt_router_settings(adopted: Adopted) -> None:
         router["cooldown_time"] = 0
     everything = router.pop("default_fallbacks", None)
     if isinstance(everything, list):
-        router["fallbacks"] = [*_listed(router.get("fallbacks")), {"*": everything}]
+        others = _listed(router.get("fallbacks"))
+        router["fallbacks"] = [*others, {"*": everything}]
+        adopted.origins["router_settings", "fallbacks", len(others), "*"] = ("router_settings", "default_fallbacks")
     aliases = router.pop("model_group_alias", None)
     if isinstance(aliases, Mapping):
-        adopted.data["model_list"] = [*_listed(adopted.data.get("model_list")), *_aliased(adopted, aliases)]
+        adopted.data["model_list"] = _with_aliases(adopted, aliases)
     left_out = [name for name in router if name in _ROUTER]
     for name in left_out:
         del router[name]
@@ -173,18 +182,21 @@ def _tell_limits(adopted: Adopted) -> None:
             adopted.ignored.append((("model_list", position, "litellm_params"), f"ignored {', '.join(named)}: {why}"))
 
 
-def _aliased(adopted: Adopted, aliases: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The entries of the model that an alias stands for, once more under its name."""
-    made = []
+def _with_aliases(adopted: Adopted, aliases: Mapping[str, Any]) -> list[Any]:
+    """The entries, and those of the model that an alias stands for once more under its name."""
+    entries = _listed(adopted.data.get("model_list"))
+    made = list(entries)
     for alias, stands_for in aliases.items():
         name = stands_for.get("model") if isinstance(stands_for, Mapping) else stands_for
-        entries = [
-            entry
-            for entry in _listed(adopted.data.get("model_list"))
+        found = [
+            (position, entry)
+            for position, entry in enumerate(entries)
             if isinstance(entry, Mapping) and entry.get("model_name") == name
         ]
-        made += [{**entry, "model_name": alias} for entry in entries]
-        if not entries:
+        for position, entry in found:
+            adopted.origins["model_list", len(made)] = ("model_list", position)
+            made.append({**entry, "model_name": alias})
+        if not found:
             place = ("router_settings", "model_group_alias", alias)
             adopted.faults.append((place, f"stands for {name!r}, which model_list does not have"))
     return made
@@ -194,10 +206,10 @@ def _adopt_credentials(adopted: Adopted) -> None:
     credentials = _listed(adopted.data.pop("credential_list", None))
     if not isinstance(adopted.data.get("model_list"), list):
         return
-    values = {
-        one.get("credential_name"): one.get("credential_values") or {}
-        for one in credentials
-        if isinstance(one, Mapping)
+    known = {
+        one.get("credential_name"): (place, values)
+        for place, one in enumerate(credentials)
+        if isinstance(one, Mapping) and isinstance(values := one.get("credential_values") or {}, Mapping)
     }
     entries = [dict(entry) if isinstance(entry, Mapping) else entry for entry in adopted.data["model_list"]]
     for position, entry in enumerate(entries):
@@ -205,12 +217,16 @@ def _adopt_credentials(adopted: Adopted) -> None:
         if not isinstance(params, Mapping) or "litellm_credential_name" not in params:
             continue
         name = params["litellm_credential_name"]
-        if name not in values:
-            place = ("model_list", position, "litellm_params", "litellm_credential_name")
-            adopted.faults.append((place, f"{name!r} is not in credential_list"))
+        if name not in known:
+            named = ("model_list", position, "litellm_params", "litellm_credential_name")
+            adopted.faults.append((named, f"{name!r} is not in credential_list"))
             continue
+        place, values = known[name]
         own = {key: value for key, value in params.items() if key != "litellm_credential_name"}
-        entry["litellm_params"] = {**values[name], **own}
+        entry["litellm_params"] = {**values, **own}
+        for key in values.keys() - own.keys():
+            where = ("model_list", position, "litellm_params", key)
+            adopted.origins[where] = ("credential_list", place, "credential_values", key)
     adopted.data["model_list"] = entries
 
 

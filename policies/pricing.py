@@ -6,6 +6,7 @@ tokens is 37,500,000. A cost is summed exactly and rounded up once, at the end.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import field, fields, replace
@@ -22,6 +23,7 @@ _PER_MTOK: Final = Decimal(10) ** 15
 _NANO: Final = Decimal(10) ** 9
 # 1 USD per token. Dearer than anything sold by a factor of a thousand: such an entry is a typing error.
 _RATE_MAX: Final = 10**15
+_TABLE: Final = "tiered_pricing"
 _ABOVE: Final = re.compile(r"_above_(\d+)k_tokens\Z")
 # The words of `service_tier` that the map has prices for. The dearest costs six times the default: none may be missed.
 _SERVICE_TIERS: Final = ("priority", "flex", "balanced", "ultrafast")
@@ -33,7 +35,12 @@ _INCLUSIVE_PROVIDER: Final = "xai"
 
 
 class PriceError(OrchestrationError):
-    """A price is negative, not a number, or absurdly high."""
+    """A price is negative, not a number, or absurdly high. `name` is that of the field in the map's entry."""
+
+    def __init__(self, name: str, fault: str) -> None:
+        super().__init__(f"{name} {fault}")
+        self.name = name
+        self.fault = fault
 
 
 @value_class
@@ -125,6 +132,20 @@ def price_from_map(entry: Mapping[str, Any]) -> Price | None:
         if own is not None and own != rates:
             tiers[tier] = (own, _above(entry, own, f"_{tier}") or _raised(above, own))
     return Price(rates, above, tiers, **{name: value or 0 for name, value in others.items()})
+
+
+def price_faults(entry: Mapping[str, Any]) -> list[PriceError]:
+    """Every field of an entry that `price_from_map` would refuse, not only the first."""
+    left, found = dict(entry), []
+    while True:
+        try:
+            price_from_map(left)
+        except PriceError as error:
+            found.append(error)
+            if left.pop(error.name, None) is None:
+                return found
+        else:
+            return found
 
 
 def cost_nano_usd(price: Price, usage: Usage, service_tier: object = None) -> int:
@@ -231,15 +252,27 @@ def _prices_text(entry: Mapping[str, Any]) -> bool:
 def _tiered(entry: Mapping[str, Any]) -> tuple[tuple[int, Rates], ...]:
     """The rows of a `tiered_pricing` table, ascending: a whole call is charged by the row that its prompt reaches."""
     found = []
-    for row in entry.get("tiered_pricing") or ():
+    for row in _rows(entry):
         # A row without a price for answers does not make them free: the entry's own stands in.
         whole = {"output_cost_per_token": entry.get("output_cost_per_token"), **row}
-        rates = _rates(whole, "") if _prices_text(whole) else None
+        try:
+            rates = _rates(whole, "") if _prices_text(whole) else None
+        except PriceError as error:
+            raise PriceError(_TABLE, f"has a row in which {error}") from None
         limits = row.get("range")
         if rates is None or not isinstance(limits, list) or not limits:
             return ()
+        if isinstance(limits[0], bool) or not isinstance(limits[0], int | float) or not math.isfinite(limits[0]):
+            raise PriceError(_TABLE, f"has a row whose range begins with {limits[0]!r}, which is no number of tokens")
         found.append((int(limits[0]), rates))
     return tuple(sorted(found, key=lambda row: row[0]))
+
+
+def _rows(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    rows = entry.get(_TABLE) or []
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise PriceError(_TABLE, "must be a list of rows, each with its prices and its range")
+    return rows
 
 
 def _over(base: Rates, given: Mapping[str, int | None]) -> Rates:
@@ -301,13 +334,13 @@ def _most(entry: Mapping[str, Any], names: Iterable[str], scale: Decimal) -> int
 def _whole(name: str, value: object, scale: Decimal) -> int:
     """Rounded up to the next integer: a price is never booked as less than it is."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise PriceError(f"{name} must be a number of USD, not {value!r}")
+        raise PriceError(name, f"must be a number of USD, not {value!r}")
     try:
         scaled = Decimal(str(value)) * scale
     except ArithmeticError:  # no number, or one of a billion digits
-        raise PriceError(f"{name} must be a number of USD, not {value!r}") from None
+        raise PriceError(name, f"must be a number of USD, not {value!r}") from None
     if not scaled.is_finite() or scaled < 0 or scaled > _RATE_MAX:
-        raise PriceError(f"{name} is {value!r}: a price must be from 0 to 1 USD a token")
+        raise PriceError(name, f"is {value!r}: a price must be from 0 to 1 USD a token")
     return int(scaled.to_integral_value(rounding="ROUND_CEILING"))
 
 

@@ -5,74 +5,88 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import typer
 import yaml
 
-from gateway.config import Config, ConfigError, load_config, parse_config
+from gateway.config import Config
+from gateway.config_faults import ConfigError, near
+from gateway.config_file import Given, load_config, parse_config
+from gateway.marked_yaml import Path as Place
+from policies.settings import PREFIX, SETTINGS
 
 DEFAULT_FILE: Final = Path("config.yaml")
 EXIT_CONFIG: Final = 2
 # The parts of the file that a variable may replace: FAREBOX_SERVER_PORT, FAREBOX_STORAGE_LEDGER, …
 _SECTIONS: Final = ("server", "storage", "reservations", "alerts", "tracing")
+_PREFIX: Final = "FAREBOX_"
 
 
 def configured(path: Path | None, server: Mapping[str, Any] | None = None) -> Config:
-    """Ends the process with exit code 2 and one line per fault when the configuration is wrong."""
+    """Ends the process with exit code 2 and one line per fault when the configuration is wrong. `server` are the command's
+    options of these names."""
+    options: dict[Place, Given] = {
+        ("server", key): Given(value, f"--{key.replace('_', '-')} (command line)")
+        for key, value in (server or {}).items()
+        if value is not None
+    }
     try:
-        config = read_config(path)
-        given = {key: value for key, value in (server or {}).items() if value is not None}
-        return with_values(config, {"server": given}) if given else config
+        return read_config(path, options=options)
     except ConfigError as error:
         for fault in error.faults:
             typer.echo(f"farebox: {fault}", err=True)
         raise typer.Exit(EXIT_CONFIG) from None
 
 
-def read_config(path: Path | None, environ: Mapping[str, str] | None = None) -> Config:
+def read_config(
+    path: Path | None,
+    environ: Mapping[str, str] | None = None,
+    options: Mapping[Place, Given] = MappingProxyType({}),
+) -> Config:
     """Raises `ConfigError`. Without a path, `config.yaml` here is read if it exists; otherwise the defaults serve."""
     found = os.environ if environ is None else environ
+    variables, ignored = _from_environment(found)
+    given = {**variables, **options}
     if path is not None or DEFAULT_FILE.exists():
-        config = load_config(path or DEFAULT_FILE, found)
+        config = load_config(path or DEFAULT_FILE, found, given)
     else:
-        config = parse_config("", environ=found)
-    values = _from_environment(found)
-    return with_values(config, values, "the environment") if values else config
+        config = parse_config("", environ=found, given=given)
+    return config.with_ignored((*config.ignored, *ignored))
 
 
-def with_values(config: Config, values: Mapping[str, Mapping[str, Any]], name: str = "the command line") -> Config:
-    """The same configuration with some values replaced, checked like the file."""
-    data = config.model_dump(mode="json", exclude_unset=True)
-    for section, given in values.items():
-        data.setdefault(section, {}).update(given)
-    _restore_money(data, config)
-    return parse_config(yaml.safe_dump(data, sort_keys=False), name, {}).with_ignored(config.ignored)
+def _from_environment(environ: Mapping[str, str]) -> tuple[dict[Place, Given], list[str]]:
+    """What variables put over the file, and a sentence for each that seems to be meant for it and is not.
 
-
-def _restore_money(data: dict[str, Any], config: Config) -> None:
-    """Budgets hold nano-USD inside and USD in files."""
-    for written, budget in zip(data.get("budgets", ()), config.budgets, strict=True):
-        if budget.usd is not None:
-            written["usd"] = f"{budget.usd}e-9"
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Numbers and booleans are read as YAML would read them. Settings go by their own key: FAREBOX_ORCHESTRATION_ENABLED."""
-    from policies.settings import SETTINGS
-
-    values: dict[str, dict[str, Any]] = {}
+    Settings go by their own key: FAREBOX_ORCHESTRATION_ENABLED.
+    """
+    known = {f"{section}_{field}": (section, field) for section in _SECTIONS for field in _fields(section)}
+    known |= {key: ("settings", key) for key in SETTINGS}
+    given: dict[Place, Given] = {}
+    ignored = []
     for name, text in environ.items():
-        if not name.startswith("FAREBOX_"):
+        key = name.removeprefix(_PREFIX).lower()
+        source = f"{name} (environment)"
+        if not name.startswith(_PREFIX):
             continue
-        key = name.removeprefix("FAREBOX_").lower()
-        if key in SETTINGS:
-            values.setdefault("settings", {})[key] = text
-            continue
-        section, _, field = key.partition("_")
-        if section in _SECTIONS and field in _fields(section):
-            values.setdefault(section, {})[field] = yaml.safe_load(text)
-    return values
+        if key in known:
+            given[known[key]] = Given(_read(text), source)
+        elif key.startswith((PREFIX, *(f"{section}_" for section in _SECTIONS))):
+            guess = near(name, [_PREFIX + one.upper() for one in known])
+            ignored.append(f"{source}: ignored: there is no key of this name{guess}")
+        elif section := next((one for one in Config.model_fields if f"{key}_".startswith(f"{one}_")), None):
+            ignored.append(f"{source}: ignored: only the file has the section {section}")
+    return given, ignored
+
+
+def _read(text: str) -> Any:
+    """Lists, mappings and null as YAML; all else stays text, of which the field makes a number or a switch if it is one."""
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return text
+    return found if found is None or isinstance(found, str | list | dict) else text
 
 
 def _fields(section: str) -> set[str]:

@@ -19,7 +19,8 @@ from urllib.parse import quote, urlencode, urlsplit
 import aiohttp
 import orjson
 
-from gateway.config import Config, ConfigError
+from gateway.config import Config
+from gateway.config_faults import ConfigError
 from gateway.endpoints.access import OPERATOR_SCOPE, USER_HEADER, Operator, read_operator
 from gateway.ledger.port import LedgerError
 from gateway.loopback import is_loopback, local_address

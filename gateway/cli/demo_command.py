@@ -16,7 +16,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gateway.config import Config, parse_config
+from gateway.config import Config
+from gateway.config_file import parse_config
 
 WORKFLOW: Final = "morning-briefing"
 RUN: Final = "demo"

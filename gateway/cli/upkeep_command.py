@@ -15,7 +15,8 @@ from gateway.cli.configuration import DEFAULT_FILE, EXIT_CONFIG, read_config
 from gateway.cli.connection import Connection, Failed
 from gateway.cli.output import echo_json, show_table
 from gateway.cli.session import EXIT_FAILED, Session
-from gateway.config import Config, ConfigError
+from gateway.config import Config
+from gateway.config_faults import ConfigError
 from gateway.config_reference import SCHEMA_ID, example_file, schema_text
 from gateway.ledger.port import LedgerError, LedgerUnavailable
 from gateway.store.database import Database, StoreError, StoreInUse

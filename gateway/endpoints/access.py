@@ -25,7 +25,7 @@ from typing import Any, Final, Literal
 from cachetools import TTLCache
 from starlette.requests import HTTPConnection
 
-from gateway.config import ConfigError
+from gateway.config_faults import ConfigError
 from gateway.control import Snapshot
 from gateway.errors import AuthenticationFailed, GatewayError, Overloaded, PermissionDenied
 from gateway.loopback import host_of, is_loopback

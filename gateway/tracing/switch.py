@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.config import ConfigError, TracingConfig
+from gateway.config import TracingConfig
+from gateway.config_faults import ConfigError
 from gateway.endpoints.front import Handler
 from gateway.telemetry import Telemetry
 from gateway.upstream.port import Upstream

@@ -85,7 +85,7 @@ class PriceMap:
         """
         key = next((name for name in _names(deployment) if self._is_of(name, deployment.provider)), None)
         base = self.raw(key) if key is not None else None
-        prices = {name: value for name, value in deployment.params.items() if _PRICE_FIELD.search(name)}
+        prices = {name: value for name, value in deployment.params.items() if is_price(name)}
         said = {name: value for name, value in {**prices, **deployment.info}.items() if value is not None}
         return ModelEntry({**(base or {}), **said}, key)
 
@@ -115,6 +115,11 @@ class PriceMap:
         if self._entries is None:
             self._entries = _read(self._path) if self._path is not None else {}
         return self._entries
+
+
+def is_price(name: str) -> bool:
+    """Whether a field of this name says what something costs."""
+    return _PRICE_FIELD.search(name) is not None
 
 
 def installed_price_map() -> Path | None:

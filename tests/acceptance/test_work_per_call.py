@@ -26,7 +26,7 @@ import orjson
 import pytest
 
 from gateway.app import Application
-from gateway.config import parse_config
+from gateway.config_file import parse_config
 from gateway.guard import Guard
 from gateway.ledger.redis import RedisLedger
 from gateway.ledger.sqlite import SqliteLedger
@@ -352,7 +352,7 @@ def test_a_start_imports_nothing_that_an_embedded_gateway_does_not_need(tmp_path
         "import asyncio, sys\nfrom pathlib import Path\n"
         "from gateway.cli import import_structlog\nimport_structlog()\n"
         "import gateway.serving, gateway.cli.main, gateway.cli.serve_command\nfrom gateway.app import Application\n"
-        "from gateway.config import load_config\n"
+        "from gateway.config_file import load_config\n"
         "async def main():\n"
         "    application = Application(load_config(Path(sys.argv[1]), {}))\n"
         "    await application.start()\n"

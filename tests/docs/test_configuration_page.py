@@ -11,7 +11,9 @@ import jsonschema_rs
 import pytest
 import yaml
 
-from gateway.config import Config, ConfigError, parse_config
+from gateway.config import Config
+from gateway.config_faults import ConfigError
+from gateway.config_file import parse_config
 from gateway.config_reference import document, remarks, schema, schema_text
 from policies.settings import SETTINGS
 

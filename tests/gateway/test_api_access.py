@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config import ConfigError
+from gateway.config_faults import ConfigError
 from gateway.control import first_snapshot
 from gateway.endpoints.access import (
     OPERATOR_SCOPE,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import ConfigError, load_config, parse_config
 from gateway.config_budgets import usd_to_nano
+from gateway.config_faults import ConfigError
+from gateway.config_file import load_config, parse_config
 from policies.budgets import HoldKind, Mode, OnOutage, Scope, Window
 from policies.pressure import Ladder, Rung
 
@@ -36,8 +37,12 @@ ONE_FAULT: list[tuple[str, str, str]] = [
     ("budgets:\n  - {scope: run, usd: .nan}\n", "farebox.yaml:2:18: budgets[0].usd:", "0 or more"),
     ("budgets:\n  - {scope: run, usd: 10000000}\n", "farebox.yaml:2:18: budgets[0].usd:", "at most 9,007,199"),
     ("budgets:\n  - {scope: team, tokens: 1}\n", "farebox.yaml:2:6: budgets[0].scope:", "'step', 'run'"),
-    ("budgets:\n  - {scope: run, tokens: 1, window: day}\n", "farebox.yaml:2:5: budgets[0]:", "lasts for the run"),
-    ("budgets:\n  - {scope: key, tokens: 1, window: run}\n", "farebox.yaml:2:5: budgets[0]:", "total, minute"),
+    (
+        "budgets:\n  - {scope: run, tokens: 1, window: day}\n",
+        "farebox.yaml:2:29: budgets[0].window:",
+        "lasts for the run",
+    ),
+    ("budgets:\n  - {scope: key, tokens: 1, window: run}\n", "farebox.yaml:2:29: budgets[0].window:", "total, minute"),
     (
         "budgets:\n  - {scope: key, tokens: 1, timezone: Mars/X}\n",
         "farebox.yaml:2:29: budgets[0].timezone:",
@@ -52,18 +57,88 @@ ONE_FAULT: list[tuple[str, str, str]] = [
     ("storage: {store: 'redis://x'}\n", "farebox.yaml:1:11: storage.store:", "postgresql://"),
     (
         "settings: {orchestration_enabld: true}\n",
-        "farebox.yaml:1:1: settings:",
+        "farebox.yaml:1:12: settings.orchestration_enabld:",
         "did you mean 'orchestration_enabled'?",
     ),
-    ("settings: {orchestration_enabled: 7}\n", "farebox.yaml:1:1: settings:", "orchestration_enabled"),
-    ("tiers: {fast: [b]}\n" + MODEL, "farebox.yaml:1:1: the file:", "tiers.fast names 'b'"),
-    ("classifier: {model: b}\n" + MODEL, "farebox.yaml:1:1: the file:", "classifier.model is 'b'"),
-    ("server: {workers: 2}\n", "farebox.yaml:1:1: the file:", "an SQLite ledger belongs to one process"),
+    ("settings: {orchestration_enabled: 7}\n", "farebox.yaml:1:12: settings.orchestration_enabled:", "true or false"),
+    ("tiers: {fast: [b]}\n" + MODEL, "farebox.yaml:1:16: tiers.fast[0]:", "does not have 'b'"),
+    ("classifier: {model: b}\n" + MODEL, "farebox.yaml:1:14: classifier.model:", "does not have 'b'"),
+    ("server: {workers: 2}\n", "farebox.yaml:1:10: server.workers:", "an SQLite ledger belongs to one process"),
     ("model_list:\n  - model_name: a\n", "farebox.yaml:2:5: model_list[0].litellm_params:", "required"),
     (
         "model_list:\n  - model_name: a\n    litellm_params: {api_base: x}\n",
-        "farebox.yaml:3:5: model_list[0].litellm_params:",
-        "litellm_params.model is missing",
+        "farebox.yaml:3:5: model_list[0].litellm_params.model:",
+        "is missing: the provider's model",
+    ),
+    (
+        MODEL + "compression: {semantic_model: aa}\n",
+        "farebox.yaml:4:15: compression.semantic_model:",
+        "does not have 'aa' (did you mean 'a'?)",
+    ),
+    (
+        MODEL + "router_settings: {fallbacks: [{a: [b]}]}\n",
+        "farebox.yaml:4:36: router_settings.fallbacks[0].a[0]:",
+        "does not have 'b'",
+    ),
+    (
+        MODEL + "router_settings: {context_window_fallbacks: [{b: [a]}]}\n",
+        "farebox.yaml:4:47: router_settings.context_window_fallbacks[0].b:",
+        "does not have 'b'",
+    ),
+    (
+        MODEL + "litellm_settings: {default_fallbacks: [b]}\n",
+        "farebox.yaml:4:40: litellm_settings.default_fallbacks[0]:",
+        "does not have 'b'",
+    ),
+    (
+        MODEL + "litellm_settings: {request_timeout: -1}\n",
+        "farebox.yaml:4:20: litellm_settings.request_timeout:",
+        "greater than 0",
+    ),
+    (
+        MODEL + "    model_info: {input_cost_per_token: abc}\n",
+        "farebox.yaml:4:18: model_list[0].model_info.input_cost_per_token:",
+        "must be a number of USD, not 'abc'",
+    ),
+    (
+        # What is wrong with an entry is not told again of its alias.
+        MODEL + "    model_info: {max_tokens: -5}\nrouter_settings: {model_group_alias: {x: a}}\n",
+        "farebox.yaml:4:18: model_list[0].model_info.max_tokens:",
+        "must be a number of tokens, not -5",
+    ),
+    (MODEL + "    model_info: {max_output_tokens: '9'}\n", "farebox.yaml:4:18: model_list[0]", "number of tokens"),
+    (MODEL + "    model_info: {quality: 99}\n", "farebox.yaml:4:18: model_list[0].model_info.quality:", "0 to 10"),
+    (MODEL + "    model_info: {cache_ttl_seconds: abc}\n", "farebox.yaml:4:18: model_list[0]", "number of seconds"),
+    (MODEL + "    model_info: {supports_vision: 'yes'}\n", "farebox.yaml:4:18: model_list[0]", "true or false"),
+    (
+        MODEL
+        + "    model_info: {tiered_pricing: [{range: [0, 1], input_cost_per_token: x, output_cost_per_token: 1}]}\n",
+        "farebox.yaml:4:18: model_list[0].model_info.tiered_pricing:",
+        "has a row in which input_cost_per_token must be a number of USD, not 'x'",
+    ),
+    (
+        "model_list: [{model_name: a, litellm_params: {model: a, output_cost_per_token: 2}}]\n",
+        "farebox.yaml:1:57: model_list[0].litellm_params.output_cost_per_token:",
+        "from 0 to 1 USD",
+    ),
+    (
+        "credential_list: [{credential_name: c, credential_values: {model: ''}}]\n"
+        "model_list: [{model_name: a, litellm_params: {litellm_credential_name: c}}]\n",
+        "farebox.yaml:1:60: credential_list[0].credential_values.model:",
+        "is missing",
+    ),
+    (
+        "settings: {orchestration_ais_balanced_tier_max_score: 2}\n",
+        "farebox.yaml:1:12: settings.orchestration_ais_balanced_tier_max_score:",
+        "is above ais_balanced_tier_max_score",
+    ),
+    ("budgets:\n  - {scope: run, match: x y, tokens: 1}\n", "farebox.yaml:2:18: budgets[0].match:", "matches no name"),
+    ("budgets:\n  - {scope: run, match: '[', tokens: 1}\n", "farebox.yaml:2:18: budgets[0].match:", "matches no name"),
+    ("budgets:\n  - {scope: run, usd: 1.0e-10}\n", "farebox.yaml:2:18: budgets[0].usd:", "less than 0.000000001"),
+    (
+        "alerts: {webhook: 'http://10.0.0.1/x'}\n",
+        "farebox.yaml:1:10: alerts.webhook:",
+        "private network; if it is a host of your own, set alerts.private_networks: true",
     ),
     ("a: 1\na: 2\n", "farebox.yaml:2:1", "the key 'a' stands here twice"),
     ("server:\n  port: 1\n  host: x\n  port: 2\n", "farebox.yaml:4:3", "the key 'port' stands here twice"),
@@ -105,6 +180,61 @@ def test_all_faults_are_told_at_once() -> None:
     assert {fault.split(": ")[1] for fault in found} == {"budgets[0].scope", "budgets[1].tokens", "server.prt"}
 
 
+SCATTERED = """\
+settings:
+  orchestration_enabled: 7
+  orchestration_max_tokens_per_step: 0
+tiers: {fast: [a, b], balanced: [c]}
+model_list:
+  - model_name: a
+    litellm_params: {model: os.environ/MODEL, api_key: os.environ/KEY, output_cost_per_token: x}
+    model_info: {quality: 11, input_cost_per_token: -1}
+budgets:
+  - {scope: run, window: day, wait_seconds: 61}
+server: {port: os.environ/PORT}
+alerts: {webhook: http://127.0.0.1/, budget_percent: [0]}
+"""
+
+
+def test_no_fault_hides_another() -> None:
+    assert [fault.partition(": ")[0] + " " + fault.split(": ")[1] for fault in faults(SCATTERED)] == [
+        "farebox.yaml:2:3 settings.orchestration_enabled",
+        "farebox.yaml:3:3 settings.orchestration_max_tokens_per_step",
+        "farebox.yaml:4:19 tiers.fast[1]",
+        "farebox.yaml:4:34 tiers.balanced[0]",
+        "farebox.yaml:7:22 model_list[0].litellm_params.model",
+        "farebox.yaml:7:47 model_list[0].litellm_params.api_key",
+        "farebox.yaml:7:72 model_list[0].litellm_params.output_cost_per_token",
+        "farebox.yaml:8:18 model_list[0].model_info.quality",
+        "farebox.yaml:8:31 model_list[0].model_info.input_cost_per_token",
+        "farebox.yaml:10:5 budgets[0]",
+        "farebox.yaml:10:18 budgets[0].window",
+        "farebox.yaml:10:31 budgets[0].wait_seconds",
+        "farebox.yaml:11:10 server.port",
+        "farebox.yaml:12:10 alerts.webhook",
+        "farebox.yaml:12:55 alerts.budget_percent[0]",
+    ]
+
+
+def test_a_network_that_is_never_opened_is_not_said_to_be_openable() -> None:
+    told = faults("alerts: {webhook: 'http://169.254.169.254/'}\n")
+    assert "private_networks" not in told[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        MODEL + "router_settings: {fallbacks: [{'*': [a]}]}\n",
+        "model_list: [{model_name: 'x/*', litellm_params: {model: 'x/*'}}]\ntiers: {fast: [x/y]}\n",
+        MODEL + "    model_info: {max_tokens: null, quality: 0, cache_ttl_seconds: 0, supports_vision: false}\n",
+        "budgets:\n  - {scope: step, match: 'a*/[!b-d]?', tokens: 1}\n",
+        "budgets:\n  - {scope: run, usd: 0}\n",
+    ],
+)
+def test_what_can_be_meant_is_taken(text: str) -> None:
+    parse_config(text, environ={})
+
+
 def test_variables_of_the_environment_are_resolved_or_named() -> None:
     text = "model_list:\n  - model_name: a\n    litellm_params: {model: openai/a, api_key: os.environ/KEY}\n"
     config = parse_config(text, environ={"KEY": "secret"})
@@ -143,13 +273,13 @@ def test_a_budget_of_the_file_becomes_a_budget_of_the_policies() -> None:
 
 @pytest.mark.parametrize(
     ("given", "nano_usd"),
-    [(0, 0), (0.1, 100_000_000), ("0.000000001", 1), (1, 10**9), ("9007199.254740991", 2**53 - 1), (1e-10, 0)],
+    [(0, 0), (0.1, 100_000_000), ("0.000000001", 1), (1, 10**9), ("9007199.254740991", 2**53 - 1)],
 )
 def test_money_is_whole_nano_usd(given: object, nano_usd: int) -> None:
     assert usd_to_nano(given) == nano_usd
 
 
-@pytest.mark.parametrize("given", [True, None, [], "1 USD", "1e999999999999", -1, "inf", 9007199.3])
+@pytest.mark.parametrize("given", [True, None, [], "1 USD", "1e999999999999", -1, "inf", 9007199.3, 1e-10])
 def test_what_is_no_amount_of_money_is_refused(given: object) -> None:
     with pytest.raises(ValueError):
         usd_to_nano(given)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from gateway.config import ConfigError, parse_config
+from gateway.config_faults import ConfigError
+from gateway.config_file import parse_config
 from gateway.upstream.model_list import deployments_of
 from gateway.upstream.price_map import PriceMap, installed_price_map
 from gateway.upstream.wildcards import Wildcards
@@ -130,7 +131,10 @@ def test_what_means_nothing_here_is_named_with_its_place() -> None:
         ("router_settings: {num_retrys: 1}", "router_settings.num_retrys: unknown key"),
         ("router_settings: {model_group_alias: {a: b}}", "stands for 'b', which model_list does not have"),
         ("include: [models.yaml]", "include: put the files that it names into this one"),
-        ("environment_variables: {FAREBOX_ADMIN_KEY: secret-secret}", "FAREBOX_ADMIN_KEY is read before this file is"),
+        (
+            "environment_variables: {FAREBOX_ADMIN_KEY: secret-secret}",
+            "FAREBOX_ADMIN_KEY: is read before this file is",
+        ),
         ("litellm_settings: 3", "litellm_settings: "),
         (
             "model_list: [{model_name: a, litellm_params: {model: a, litellm_credential_name: x}}]",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from gateway.config import parse_config
+from gateway.config_file import parse_config
 from gateway.logs import redactor, secrets_of, set_up_logging
 
 CONFIG = """

@@ -1,0 +1,84 @@
+"""What wins: option, variable, file. A fault is told by the name of what it comes from; a variable that reaches nothing is told, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from gateway.cli.configuration import configured, read_config
+from gateway.config_faults import ConfigError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    written = tmp_path / "config.yaml"
+    written.write_text("server: {port: 1, workers: 2}\nalerts: {budget_percent: [50]}\n")
+    return written
+
+
+REDIS = {"FAREBOX_STORAGE_LEDGER": "redis://x"}
+
+
+def test_a_variable_replaces_what_the_file_has_and_what_would_be_wrong_there(file: Path) -> None:
+    found = {**REDIS, "FAREBOX_SERVER_PORT": "7", "FAREBOX_ALERTS_BUDGET_PERCENT": "[60, 70]"}
+    config = read_config(file, found)
+    assert (config.server.port, config.server.workers, config.alerts.budget_percent) == (7, 2, (60, 70))
+
+
+def test_faults_of_variables_are_told_by_their_names_beside_those_of_the_file(file: Path) -> None:
+    found = {
+        **REDIS,
+        "FAREBOX_SERVER_PORT": "abc",
+        "FAREBOX_ORCHESTRATION_ENABLED": "maybe",
+        "FAREBOX_ALERTS_BUDGET_PERCENT": "[0]",
+    }
+    file.write_text("srver: 1\n" + file.read_text())
+    with pytest.raises(ConfigError) as caught:
+        read_config(file, found)
+    assert [fault.split(": ")[:2] for fault in caught.value.faults] == [
+        [f"{file}:1:1", "srver"],
+        ["FAREBOX_ORCHESTRATION_ENABLED (environment)", "settings.orchestration_enabled"],
+        ["FAREBOX_SERVER_PORT (environment)", "server.port"],
+        ["FAREBOX_ALERTS_BUDGET_PERCENT (environment)", "alerts.budget_percent[0]"],
+    ]
+
+
+def test_faults_of_options_are_told_by_their_names(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FAREBOX_STORAGE_LEDGER", raising=False)
+    with pytest.raises(typer.Exit):
+        configured(file, {"workers": 3, "host": None})
+    told = capsys.readouterr().err
+    assert told.startswith("farebox: --workers (command line): server.workers: is above 1, but an SQLite ledger")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("FAREBOX_SERVER_PRT", "1", "there is no key of this name (did you mean 'FAREBOX_SERVER_PORT'?)"),
+        ("FAREBOX_ORCHESTRATION_ENABLD", "1", "there is no key of this name (did you mean 'FAREBOX_ORCHESTRATION_EN"),
+        ("FAREBOX_CLASSIFIER_MODEL", "a", "only the file has the section classifier"),
+        ("FAREBOX_BUDGETS", "[]", "only the file has the section budgets"),
+    ],
+)
+def test_a_variable_that_reaches_nothing_is_told(file: Path, name: str, text: str, told: str) -> None:
+    config = read_config(file, {**REDIS, name: text})
+    assert [one.startswith(f"{name} (environment): ignored: {told}") for one in config.ignored] == [True]
+
+
+def test_variables_of_others_are_left_alone(file: Path) -> None:
+    others = {"FAREBOX_ADMIN_KEY": "k", "FAREBOX_CONFIG": "c", "FAREBOX_PORT_4000_TCP": "tcp://x", "SERVER_PRT": "1"}
+    assert read_config(file, {**REDIS, **others}).ignored == ()
+
+
+@pytest.mark.parametrize("text", ["1.41", "'1.41'"])
+def test_a_text_that_looks_like_a_number_stays_a_text(file: Path, text: str) -> None:
+    config = read_config(file, {**REDIS, "FAREBOX_TRACING_CONVENTIONS": text, "FAREBOX_TRACING_SERVICE_NAME": "7"})
+    assert (config.tracing.conventions, config.tracing.service_name) == ("1.41", "7")
+
+
+def test_a_text_that_yaml_cannot_read_is_itself(file: Path) -> None:
+    assert read_config(file, {**REDIS, "FAREBOX_SERVER_HOST": "[::"}).server.host == "[::"
