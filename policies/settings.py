@@ -311,17 +311,18 @@ def conflicts(values: Mapping[str, Value]) -> list[str]:
     contradiction is let through (see `routing.tier_for`), so this is for telling people, before or after saving.
     """
     merged = {**defaults(), **values}
-    at = {key.removeprefix(PREFIX + "ais_"): merged[key] for key in merged if key.startswith(PREFIX + "ais_")}
+    ais = PREFIX + "ais_"
+    at = {key.removeprefix(ais): merged[key] for key in merged if key.startswith(ais)}
     fast, balanced, powerful = (
         float(at[name]) for name in ("fast_tier_max_score", "balanced_tier_max_score", "powerful_tier_min_score")
     )
     found = []
     if fast > balanced:
-        found.append(f"ais_fast_tier_max_score {fast:g} is above ais_balanced_tier_max_score {balanced:g}.")
+        found.append(f"{ais}fast_tier_max_score {fast:g} is above {ais}balanced_tier_max_score {balanced:g}.")
     if fast > powerful:
-        found.append(f"ais_fast_tier_max_score {fast:g} is above ais_powerful_tier_min_score {powerful:g}.")
+        found.append(f"{ais}fast_tier_max_score {fast:g} is above {ais}powerful_tier_min_score {powerful:g}.")
     if float(at["quality_weight"]) + float(at["cost_weight"]) == 0:
-        found.append("ais_quality_weight and ais_cost_weight are both 0: nothing is left to choose a model by.")
+        found.append(f"{ais}quality_weight and {ais}cost_weight are both 0: nothing is left to choose a model by.")
     return found
 
 

@@ -247,6 +247,8 @@ async def test_adaptive_plans_by_what_steps_used_and_borrows_from_their_like(tmp
         first = planned[0]["allocation_tokens"]
         assert abs(first - 1000 * used[0] / sum(used)) <= 1
         assert "past runs" in planned[0]["reason"]
+        own = await farebox.ask("POST", "/api/runs", {"workflow": "habit", "run": "r11", "strategy": "equal"})
+        assert [step["allocation_tokens"] for step in own["steps"]] == [500, 500]
         # A new workflow with steps of the same intent and model, seen once, borrows their habits.
         await farebox.declare("young", steps=steps)
         for name in ("a", "b"):

@@ -143,6 +143,9 @@ def test_contradictions_between_settings(values: dict[str, Value], count: int) -
     found = conflicts({"orchestration_" + key: value for key, value in values.items()})
     assert len(found) == count
     assert all(sentence.endswith(".") for sentence in found)
+    named = {word.strip(".:") for sentence in found for word in sentence.split() if "_" in word}
+    assert named <= SETTINGS.keys()
+    assert bool(named) == bool(count)
 
 
 def test_the_snapshot_of_nothing_is_the_defaults() -> None:
