@@ -7,6 +7,7 @@ went through comes out of a second pass unchanged. What a text says is never rea
 """
 
 from collections.abc import Mapping, Sequence
+from math import floor
 from types import MappingProxyType
 
 from policies.compression.duplicates import without_duplicates
@@ -16,7 +17,7 @@ from policies.compression.markers import is_receipted
 from policies.compression.memory import MEMORY_TOKENS_MAX, memory_fitted
 from policies.compression.policy import Compressed, CompressionPolicy, Strategy
 from policies.compression.relevance import answered
-from policies.compression.scoring import quality
+from policies.compression.scoring import Yardstick, quality
 from policies.compression.segments import Message, Origin, call_texts, instruction_of, segments_of, with_texts
 from policies.compression.semantic import SemanticRequest, accepted, semantic_key, semantic_request
 from policies.compression.stages import Count, Draft, needed
@@ -48,6 +49,7 @@ def compress_chat(
     texts are shortened until the prompt fits, oldest tool results first; without, each by the policy's ratio. What fits
     is not touched. `condensed` holds answers to `semantic_requests` by their keys. Nothing given is modified.
     """
+    policy = policy.as_strict_as_meant
     segments = segments_of(messages)
     draft = Draft.of(segments, count)
     texts_before = draft.total_tokens
@@ -61,9 +63,10 @@ def compress_chat(
     safe = draft.copy()
     texts_max = None if target_tokens is None else target_tokens - around
     _lossy(draft, policy, count, messages, intent, instruction, texts_max, condensed)
-    if _score(safe.texts, draft, instruction) < policy.min_quality:
-        draft = safe
-    score = _score([segment.text for segment in segments], draft, instruction)
+    kept = _kept(safe, draft, instruction)
+    if kept < policy.min_quality:
+        draft, kept = safe, 1.0
+    score = kept * _stated([segment.text for segment in segments], safe, instruction)
     return _outcome(messages, draft, policy, before, score, target_tokens)
 
 
@@ -76,7 +79,7 @@ def semantic_requests(
     memory_tokens_max: int = MEMORY_TOKENS_MAX,
 ) -> tuple[SemanticRequest, ...]:
     """What to ask a cheap model before `compress_chat` with the semantic strategy, given the same arguments."""
-    if policy.strategy is not Strategy.SEMANTIC:
+    if policy.as_strict_as_meant.strategy is not Strategy.SEMANTIC:
         return ()
     draft = Draft.of(segments_of(messages), count)
     _lossless(draft, policy, count, intent, instruction_of(messages), memory_tokens_max)
@@ -202,21 +205,30 @@ def _semantic_target(draft: Draft, number: int, policy: CompressionPolicy) -> in
     return max(1, int(draft.tokens[number] * policy.target_ratio))
 
 
-def _score(before: Sequence[str], draft: Draft, instruction: str) -> float:
-    """The quality of all texts that differ from `before`, together.
+def _stated(before: Sequence[str], draft: Draft, instruction: str) -> float:
+    """What the lossless stages left of all texts that differ from `before`, together: they change how it is said."""
+    return quality(*_readable(before, draft), instruction)
 
-    Memory is not part of it: its size is a limit that somebody set. Lossy stages are judged by what the lossless ones
-    left, so that a second pass comes to the same judgement.
-    """
+
+def _kept(safe: Draft, draft: Draft, instruction: str) -> float:
+    """What the lossy stages left of it. They are judged by themselves, so that a second pass comes to the same judgement."""
+    before, after = _readable(safe.texts, draft)
+    if "semantic" in draft.saved:  # another's words: no sentence is the same
+        return quality(before, after, instruction)
+    return Yardstick.of(before, instruction).kept(after)
+
+
+def _readable(before: Sequence[str], draft: Draft) -> tuple[str, str]:
+    """The texts that changed, before and after. Memory is not among them: its size is a limit that somebody set."""
     numbers = [number for number, segment in enumerate(draft.segments) if segment.origin is not Origin.MEMORY]
     changed = [number for number in numbers if draft.texts[number] != before[number]]
     if not changed:
-        return 1.0
+        return "", ""
     after = [draft.texts[number] for number in changed]
     if "duplicates" in draft.saved:  # what a reference points to is still said, elsewhere in the chat
         after = draft.texts
-    said = [readable(before[number]) for number in changed]
-    return quality("\n".join(said), "\n".join(map(readable, after)), instruction)
+    said = [before[number] for number in changed]
+    return "\n".join(map(readable, said)), "\n".join(map(readable, after))
 
 
 def _outcome(
@@ -241,7 +253,7 @@ def _outcome(
         with_texts(messages, {draft.segments[number].place: draft.texts[number] for number in changed}),
         before,
         after,
-        score,
+        floor(score * 1000) / 1000,  # as it will be shown: 1.0 is for what lost nothing
         tuple(f"{stage}={tokens}" for stage, tokens in draft.saved.items()),
         reason,
     )

@@ -1,7 +1,7 @@
 """Shortening one text to a share of itself, as far as its quality and what others need of it allow."""
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import accumulate
 
 from policies.compression.extractive import extraction_order
@@ -11,20 +11,23 @@ from policies.compression.json_text import minified
 from policies.compression.kinds import Kind, kind_of
 from policies.compression.pieces import Pieces, text_pieces
 from policies.compression.policy import Strategy
+from policies.compression.relevance import asked_about
 from policies.compression.scoring import Yardstick
 from policies.compression.truncate import truncation_order
 from policies.values import value_class
 
 _GAP_CHARACTERS_MIN = 32  # leaving out less would not pay for the marker
+_ASKED_SHARE_MAX = 0.5  # where more of a text is about the question, it does not tell what is asked from what is not
 _STEPS = (0.0, 1 / 3, 2 / 3)  # on the way from the wanted share to the whole, when quality asks for more
 
 
 @value_class
 class Need:
-    """What must survive a cut: ids that later messages use, lines that later references point to, and quality.
+    """What must survive a cut: ids that later messages use, lines that later references point to, what is asked, quality.
 
     `listed_ids` may be so many that keeping where they stand would keep everything: as many stay in their place as half
-    of what is kept has room for, and the others are named where they were left out.
+    of what is kept has room for, and the others are named where they were left out. What the instruction asks about goes last;
+    with `all_asked` it does not go at all, unless most of the text is that.
     """
 
     live_ids: frozenset[str]
@@ -32,6 +35,7 @@ class Need:
     referenced_lines: frozenset[int]
     min_quality: float
     instruction: str
+    all_asked: bool = False
 
 
 def shortened(text: str, share: float, strategy: Strategy, need: Need) -> str | None:
@@ -43,12 +47,15 @@ def shortened(text: str, share: float, strategy: Strategy, need: Need) -> str | 
     if pieces is None or len(pieces.units) < 2:
         return None
     order = _order(pieces, strategy, need.instruction)
+    asked = asked_about(pieces.contexts, need.instruction)
     pinned = pieces.always | _pinned(pieces.units, need)
+    if need.all_asked and _size(pieces, asked) <= _ASKED_SHARE_MAX * _size(pieces, range(len(pieces.units))):
+        pinned |= asked
     listed = _places(pieces.units, need.listed_ids)
     yardstick = Yardstick.of(text, need.instruction)
     for step in _STEPS:
-        cut = _cut(pieces, order, pinned, listed, share + (1 - share) * step)
-        if cut is not None and len(cut) < len(text) and yardstick.score(cut) >= need.min_quality:
+        cut = _cut(pieces, order, pinned, listed, asked, share + (1 - share) * step)
+        if cut is not None and len(cut) < len(text) and yardstick.kept(cut) >= need.min_quality:
             return cut
     return None
 
@@ -93,8 +100,17 @@ def _places(units: Sequence[str], ids: Set[str]) -> dict[str, int]:
     return {identifier: bisect_right(starts, place) - 1 for identifier, place in mentions.items()}
 
 
+def _size(pieces: Pieces, numbers: Iterable[int]) -> int:
+    return sum(len(pieces.units[number]) for number in numbers)
+
+
 def _cut(
-    pieces: Pieces, order: Sequence[float], pinned: Set[int], listed: Mapping[str, int], share: float
+    pieces: Pieces,
+    order: Sequence[float],
+    pinned: Set[int],
+    listed: Mapping[str, int],
+    asked: Set[int],
+    share: float,
 ) -> str | None:
     sizes = [len(unit) for unit in pieces.units]
     allowed = share * sum(sizes) - sum(sizes[number] for number in pinned)
@@ -105,8 +121,9 @@ def _cut(
             kept.add(number)
             reserved -= sizes[number]
             allowed -= sizes[number]
-    for number in sorted(range(len(sizes)), key=lambda number: -order[number]):
-        if number not in kept and sizes[number] <= allowed:
+    for number in sorted(range(len(sizes)), key=lambda number: (number not in asked, -order[number])):
+        # What is asked is not passed over for its length while something else would still find room.
+        if number not in kept and (sizes[number] <= allowed or (number in asked and allowed > 0)):
             kept.add(number)
             allowed -= sizes[number]
     kept |= _too_small_to_drop(sizes, kept)

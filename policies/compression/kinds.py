@@ -37,6 +37,8 @@ _LEVEL = re.compile(
     r"\b(?:DEBUG|INFO|WARN(?:ING)?|ERROR|CRITICAL|FATAL|NOTICE|TRACE)\b|\[(?:debug|info|warn|warning|error|notice)\]"
 )
 _MIN_SHARE = 0.3
+_COLUMNS = re.compile(r" {2,}")
+_COLUMN_WORDS_MAX = 5  # of every column but the last, which may hold a description
 
 
 def kind_of(text: str) -> Kind:
@@ -70,4 +72,7 @@ def _is_row(line: str) -> bool:
         return True
     if line.count(",") >= 3 and line.count(", ") * 3 <= line.count(","):
         return True
-    return line.strip().count("  ") >= 2
+    line = line.strip()
+    if line.count("  ") < 2:
+        return False
+    return all(cell.count(" ") < _COLUMN_WORDS_MAX for cell in _COLUMNS.split(line)[:-1])

@@ -46,7 +46,7 @@ def cut_by_ratio(draft: Draft, policy: CompressionPolicy, count: Count, calls: C
     for number in range(len(draft.segments) - 1, -1, -1):
         text = draft.texts[number]
         needs = later.needs(number, draft.message_index(number), text)
-        taken = number in may and knife.cut(draft, number, text, shares[number], needs)
+        taken = number in may and knife.cut(draft, number, text, shares[number], needs, all_asked=True)
         later.sent(number, draft.texts[number], is_changed=taken)
 
 
@@ -55,20 +55,21 @@ def cut_to_target(
 ) -> None:
     """Shorten candidates in order until all texts together have at most `tokens_max` tokens, or none can give more.
 
-    First none gives more than the policy's ratio; only then does the order start again with a tenth of each to keep, also
-    of texts that others refer to: a reference to what is marked as left out is better than a refused call.
+    First none gives more than the policy's ratio; then the order starts again with a tenth of each to keep, also of texts
+    that others refer to: a reference to what is marked as left out is better than a refused call. What is asked about
+    goes in a last round, when there is nothing else.
     """
     needs = needed(draft, calls)
     whole = draft.copy()
     knife = _Knife(policy, count, instruction)
-    for floor in (policy.target_ratio, TARGET_RATIO_MIN):
+    for floor, all_asked in ((policy.target_ratio, True), (TARGET_RATIO_MIN, True), (TARGET_RATIO_MIN, False)):
         for number in candidates(whole, policy):
             over = draft.total_tokens - tokens_max
             if over <= 0:
                 return
             give = whole.tokens[number] - draft.tokens[number] + over
             share = max(floor, 1 - _MARGIN * give / whole.tokens[number])
-            knife.cut(draft, number, whole.texts[number], share, needs[number])
+            knife.cut(draft, number, whole.texts[number], share, needs[number], all_asked=all_asked)
         needs = {number: replace(need, blocks=()) for number, need in needs.items()}
 
 
@@ -80,10 +81,10 @@ class _Knife:
     count: Count
     instruction: str
 
-    def cut(self, draft: Draft, number: int, text: str, share: float, needs: Needed) -> bool:
+    def cut(self, draft: Draft, number: int, text: str, share: float, needs: Needed, *, all_asked: bool) -> bool:
         """Put the text, shortened to a share of itself, in its place in the draft if that saves tokens."""
         blocks = referenced_lines(text, needs.blocks)
-        need = Need(needs.ids, needs.listed_ids, blocks, self.policy.min_quality, self.instruction)
+        need = Need(needs.ids, needs.listed_ids, blocks, self.policy.min_quality, self.instruction, all_asked)
         strategy = Strategy.TRUNCATE if self.policy.strategy is Strategy.TRUNCATE else Strategy.EXTRACTIVE
         cut = shortened(text, share, strategy, need)
         return cut is not None and draft.take(str(strategy), number, cut, self.count)

@@ -1,5 +1,6 @@
 """What a workflow asks of the compressor, and what it gets back."""
 
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
@@ -46,6 +47,13 @@ class CompressionPolicy:
             raise ValueError(f"target_ratio must be between {TARGET_RATIO_MIN} and 1.0, not {self.target_ratio}")
         if not 0.0 <= self.min_quality <= 1.0:
             raise ValueError(f"min_quality must be between 0 and 1, not {self.min_quality}")
+
+    @property
+    def as_strict_as_meant(self) -> "CompressionPolicy":
+        """Itself, and at a minimum quality of 1.0 one that only takes what loses nothing at all."""
+        if self.min_quality < 1.0 or self.strategy is Strategy.NONE:
+            return self
+        return replace(self, strategy=Strategy.STRUCTURAL, aggressiveness=Aggressiveness.LOW)
 
 
 @value_class

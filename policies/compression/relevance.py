@@ -41,6 +41,8 @@ _NODS = frozenset(
     }
 )
 _NEIGHBOUR_SHARE = 0.3  # an answer often stands beside the line that names its subject
+_ASKED_SHARE_OF_BEST = 0.6
+_ASKED_OF_ALL_MIN = 0.35  # of the terms asked, by rarity: a unit that shares less is not what is asked about
 
 
 def terms_asked(instruction: str) -> tuple[str, ...]:
@@ -60,15 +62,17 @@ def terms_asked(instruction: str) -> tuple[str, ...]:
 
 def relevance(units: Sequence[str], terms: Sequence[str]) -> list[float]:
     """A score for each unit, 0 where nothing is shared. Linear in the units times the terms (at most 48)."""
-    scores = [0.0] * len(units)
-    lowered = [unit.lower() for unit in units]
-    for term in terms:
-        holding = _holding(lowered, term)
-        if holding:
-            weight = log(1 + len(units) / len(holding)) * (1.0 if len(term) > 2 else 0.5)
-            for unit in holding:
-                scores[unit] += weight
-    return _with_neighbours(scores)
+    return _with_neighbours(_overlaps([unit.lower() for unit in units], terms)[0])
+
+
+def asked_about(units: Sequence[str], instruction: str) -> frozenset[int]:
+    """The units that the instruction asks about: those nearly as much as the best one, if that one shares enough with it."""
+    terms = [term for term in terms_asked(instruction) if term not in _NODS]
+    scores, whole = _overlaps([unit.lower() for unit in units], terms)
+    best = max(scores, default=0.0)
+    if not best or best < _ASKED_OF_ALL_MIN * whole:
+        return frozenset()
+    return frozenset(number for number, score in enumerate(scores) if score >= _ASKED_SHARE_OF_BEST * best)
 
 
 def answered(texts: Sequence[str], instruction: str) -> float:
@@ -81,14 +85,20 @@ def answered(texts: Sequence[str], instruction: str) -> float:
     passages = [text[start : start + _PASSAGE] for text in map(str.lower, texts) for start in _starts(text)]
     if not terms or not passages:
         return 0.0
-    scores, whole = [0.0] * len(passages), 0.0
-    for term in terms:
-        holding = _holding(passages, term)
-        weight = log(1 + len(passages) / max(1, len(holding))) * (1.0 if len(term) > 2 else 0.5)
-        whole += weight
-        for passage in holding:
-            scores[passage] += weight
+    scores, whole = _overlaps(passages, terms)
     return max(scores) / whole
+
+
+def _overlaps(lowered: Sequence[str], terms: Sequence[str]) -> tuple[list[float], float]:
+    """What every unit shares with the terms, by rarity, and what one that held all of them would."""
+    scores, whole = [0.0] * len(lowered), 0.0
+    for term in terms:
+        holding = _holding(lowered, term)
+        weight = log(1 + len(lowered) / max(1, len(holding))) * (1.0 if len(term) > 2 else 0.5)
+        whole += weight
+        for unit in holding:
+            scores[unit] += weight
+    return scores, whole
 
 
 def _starts(text: str) -> range:

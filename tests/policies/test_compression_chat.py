@@ -476,3 +476,82 @@ def test_boilerplate_goes_by_intent_and_quotations_stay() -> None:
         'To deploy, the token is needed. Because "in order to" is quoted, it stays.\n`in order to` too.\n```\nin order to\n```'
     )
     assert "I hope this email finds you well." in shrunk(messages, chosen, intent="extract")[2]["content"]
+
+
+# What is asked
+
+SUBJECTS = ("budget", "river bridge", "school roof", "market hall", "bus line", "library", "tax rate", "water pipes")
+MINUTES = "\n\n".join(
+    f"Please note that paragraph {number} is about the {SUBJECTS[number % 8]}: The committee met on day {number} and it was, "
+    f"in order to be clear, decided that the {SUBJECTS[number % 8]} would be postponed    until meeting {number + 7}.   "
+    f"It is important to note that member {number} objected."
+    for number in range(64)
+)
+BRIDGE = "What was decided about the river bridge, when was it postponed until?"
+
+
+@pytest.mark.parametrize("strategy", [Strategy.TRUNCATE, Strategy.EXTRACTIVE, Strategy.TEMPLATE, Strategy.STRUCTURAL])
+@pytest.mark.parametrize("pressed", [False, True])
+def test_at_a_quality_of_one_every_word_stays(strategy: Strategy, pressed: bool) -> None:
+    messages = chat(call(1, "fetch", url="https://x.io"), result(1, MINUTES + "\n" * 9), question=BRIDGE)
+    outcome = compress_chat(
+        messages, policy(strategy, min_quality=1.0), count, target_tokens=300 if pressed else None, intent="summarize"
+    )
+    assert outcome.messages is not None
+    assert outcome.messages[3]["content"].split() == MINUTES.split()
+    assert outcome.quality == 1.0
+
+
+@pytest.mark.parametrize("strategy", [Strategy.TRUNCATE, Strategy.EXTRACTIVE])
+@pytest.mark.parametrize("share", [None, 0.6, 0.3])
+def test_what_is_asked_about_stays_while_there_is_other_text(strategy: Strategy, share: float | None) -> None:
+    messages = chat(
+        call(1, "fetch", url="https://x.io"), result(1, MINUTES), call(2), result(2, OTHER), question=BRIDGE
+    )
+    target = None if share is None else int(share * text_tokens(messages, count))
+    outcome = compress_chat(messages, policy(strategy, target_ratio=0.4), count, target_tokens=target)
+    assert outcome.messages is not None
+    kept = outcome.messages[3]["content"]
+    assert len(kept) < 0.8 * len(MINUTES)
+    assert all(f"paragraph {number} is about the river bridge" in kept for number in range(1, 64, 8))
+    assert all(f"until meeting {number + 7}" in kept for number in range(1, 64, 8))
+    assert outcome.quality < 1.0
+
+
+def test_what_is_asked_about_goes_where_nothing_else_is_left_to_go() -> None:
+    two_subjects = "\n\n".join(part for part in MINUTES.split("\n\n") if "bridge" in part or "roof" in part)
+    messages = chat(call(1, "fetch", url="https://x.io"), result(1, two_subjects), question=BRIDGE)
+    outcome = compress_chat(messages, policy(), count, target_tokens=200)
+    assert outcome.messages is not None
+    kept = outcome.messages[3]["content"]
+    assert 0 < kept.count("is about the river bridge") < 8
+    assert "school roof" not in kept
+
+
+def test_a_quality_of_one_is_never_told_of_a_chat_that_lost_something() -> None:
+    names = (
+        "apple",
+        "birch",
+        "cedar",
+        "daisy",
+        "elder",
+        "flora",
+        "grass",
+        "hazel",
+        "iris",
+        "juniper",
+        "kale",
+        "lilac",
+        "maple",
+    )
+    lines = [f"{one} {two} {three}" for one in names for two in names for three in names]
+    messages = chat(call(1), result(1, "\n".join(lines)), question="What of the files?")
+    outcome = compress_chat(messages, policy(), count, target_tokens=text_tokens(messages, count) - 40)
+    assert outcome.tokens_saved > 0
+    assert 0.99 < outcome.quality < 1.0
+
+
+def test_prose_with_odd_blanks_is_prose_and_loses_its_boilerplate() -> None:
+    messages = chat(call(1, "fetch", url="https://x.io"), result(1, MINUTES), question=BRIDGE)
+    after = shrunk(messages, policy(Strategy.TEMPLATE), intent="summarize")
+    assert "Please note that" not in after[3]["content"]
