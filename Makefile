@@ -7,7 +7,7 @@ PORT ?= 4000
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help chromium install install-dev run demo test test-clients lock-clients check format lock bench bench-peers screenshots eval-intents eval-compression eval-routing docs docs-pages soak soak-30 soak-5 mutants release-check clean
+.PHONY: help chromium install install-otel install-dev run demo test test-clients lock-clients check format lock bench bench-peers screenshots eval-intents eval-compression eval-routing docs docs-pages soak soak-30 soak-5 mutants release-check clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -24,6 +24,9 @@ $(VENV)/dev: $(VENV)/runtime requirements/dev.txt
 	@touch $@
 
 install: $(VENV)/runtime ## Make .venv with the locked dependencies
+
+install-otel: $(VENV)/runtime ## The same with what spans need (tracing.endpoint)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/otel.txt
 
 install-dev: $(VENV)/dev
 

@@ -1,7 +1,7 @@
 """What the accounts of budgets on workflows, agents, keys and projects stand at, in their current window.
 
-Which names a budget has met is known from the sums by day; its accounts and limits come from the same function that
-admits calls, so a figure here is the figure that decides there.
+Which names a budget has met is known from the sums by day; its accounts come from the same function that admits calls, so a
+figure here is a figure that decides there. Where several budgets are on one account, each is shown against its own limit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _Seen = Mapping[Scope, Sequence[Subject]]
 
 @dataclass(frozen=True, slots=True)
 class BudgetAccount:
-    """Limits are those in force: the smallest of all budgets on this account. Null where there is none."""
+    """Limits are those of the link that was asked for: of a budget its own. Null where there is none."""
 
     scope_id: str
     account: str
@@ -53,14 +53,12 @@ async def accounts_of(
     db: Database,
     project: str,
     shown: Sequence[Budget],
-    everything: Sequence[Budget],
     key_names: Mapping[str, str],
     now_ms: int,
 ) -> list[list[Link]]:
     """For each shown budget the accounts that it has now; none for budgets on runs and steps. Raises StoreUnavailable."""
-    outer = [budget for budget in everything if budget.scope in _OUTER]
     seen = await _seen(db, project, key_names) if any(budget.scope in _OUTER for budget in shown) else {}
-    return [_links(budget, project, seen, outer, now_ms) for budget in shown]
+    return [_links(budget, project, seen, now_ms) for budget in shown]
 
 
 async def balances_of(ledger: Ledger, project: str, links: Sequence[Sequence[Link]]) -> list[tuple[BudgetAccount, ...]]:
@@ -73,18 +71,13 @@ async def balances_of(ledger: Ledger, project: str, links: Sequence[Sequence[Lin
     return [_fullest(_account(link, found[link.hold.account]) for link in some) for some in links]
 
 
-def _links(budget: Budget, project: str, seen: _Seen, everything: Sequence[Budget], now_ms: int) -> list[Link]:
+def _links(budget: Budget, project: str, seen: _Seen, now_ms: int) -> list[Link]:
     if budget.scope not in _OUTER:
         return []
-    own = _subjects_of(budget, project, seen)
-    together = [*everything, budget]
     found: dict[str, Link] = {}
-    for subject in own:
-        # The budget alone says which account is its own; all budgets together say what limits that account.
-        mine = {link.hold.account for link in chain_for(subject, [budget], RunLimits(), now_ms).links}
-        for link in chain_for(subject, together, RunLimits(), now_ms).links:
-            if link.hold.account in mine:
-                found.setdefault(link.hold.account, link)
+    for subject in _subjects_of(budget, project, seen):
+        for link in chain_for(subject, [budget], RunLimits(), now_ms).links:
+            found.setdefault(link.hold.account, link)
     return list(found.values())
 
 

@@ -54,6 +54,8 @@ _GLOB: Final = re.compile(r"(?:[A-Za-z0-9._:@/*?-]|\[!?[A-Za-z0-9._:@/-]+\])+\Z"
 
 
 def _glob(value: str) -> str:
+    if not value:
+        raise ValueError("must be a name, or a pattern of names: * is all of them")
     if not _GLOB.match(value):
         raise ValueError(
             "matches no name: names have letters, digits and . _ : @ / -, and a pattern has *, ? and [abc] beside them"
@@ -61,7 +63,7 @@ def _glob(value: str) -> str:
     return value
 
 
-Glob = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_glob)]
+Glob = Annotated[str, Field(max_length=256, json_schema_extra={"minLength": 1}), AfterValidator(_glob)]
 UNITS: Final = ("tokens", "usd", "requests")
 LIMITLESS: Final = "a budget needs at least one of tokens, usd, requests"
 Count = Annotated[int, Field(ge=0, le=AMOUNT_MAX, strict=True)]

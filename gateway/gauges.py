@@ -159,15 +159,16 @@ class Gauges:
         Raises StoreUnavailable.
         """
         parts = self._parts
-        everything = parts.budgets()
         hidden = () if parts.config.server.metrics_auth else _TENANTS
-        shown = [budget for budget in everything if budget.scope not in hidden and _has_a_name(budget)][:_BUDGETS_MAX]
+        shown = [budget for budget in parts.budgets() if budget.scope not in hidden and _has_a_name(budget)][
+            :_BUDGETS_MAX
+        ]
         key_names = {key.id: key.name for key in parts.control.snapshot.keys.values()}
         now_ms = await parts.ledger.now_ms()
         there: set[_Series] = set()
         fullest: dict[_Series, BudgetAccount] = {}
         for project in self._projects():
-            links = await budget_view.accounts_of(parts.store, project, shown, everything, key_names, now_ms)
+            links = await budget_view.accounts_of(parts.store, project, shown, key_names, now_ms)
             balances = await budget_view.balances_of(parts.ledger, project, links)
             for budget, own, accounts in zip(shown, links, balances, strict=True):
                 if budget.project in (None, project):

@@ -23,7 +23,7 @@ from gateway.run_reset import reset_figures
 from gateway.run_view import RunView, RunViews, own_budget
 from gateway.store import runs as runs_store
 from gateway.store.database import Database
-from gateway.store.runs import Run
+from gateway.store.runs import Run, RunOfOtherWorkflow
 from policies.amounts import Limit
 from policies.budgets import run_account
 from policies.reservation import Gate
@@ -53,7 +53,7 @@ NO_SUCH_RUN: Final = "run_not_found"
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """Why it was not done. `code` is `run_not_found`, `run_<state>` or `run_busy`."""
+    """Why it was not done. `code` is `run_not_found`, `run_<state>`, `run_busy`, `run_nested` or `run_of_other_workflow`."""
 
     message: str
     code: str
@@ -93,13 +93,18 @@ class RunControl:
         before = await self._find(project, request.run)
         if before is not None and before.state in runs_store.FINAL_STATES:
             return _over(before.run, before.state)
+        if before is not None and before.workflow not in ("", request.workflow):
+            return _of_other(before.run, before.workflow)
         is_new_budget = not request.budget.is_unlimited
         kept = announced_plan(before) if request.keeps_steps else None
         whole = request if before is None else _completed(request, before)
         plan = await self._orchestration.initialise(project, whole, kept)
         if is_new_budget:
             await self._ledger.set_override(project, run_account(request.run), whole.budget)
-        await runs_store.create(self._store, _planned_run(project, whole, plan, self._now_ms()))
+        try:
+            await runs_store.create(self._store, _planned_run(project, whole, plan, self._now_ms()))
+        except RunOfOtherWorkflow as error:  # it began in the meantime
+            return _of_other(request.run, error.workflow)
         return await self._shown(project, request.run)
 
     async def act(self, project: str, run: str, action: Action) -> RunView | Denied:
@@ -222,3 +227,7 @@ def _unknown(run: str) -> Denied:
 
 def _over(run: str, state: str) -> Denied:
     return Denied(f"Run {run!r} is {state}.", f"run_{state}")
+
+
+def _of_other(run: str, workflow: str) -> Denied:
+    return Denied(f"Run {run!r} is one of workflow {workflow!r}: choose another id.", "run_of_other_workflow")

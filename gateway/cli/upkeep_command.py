@@ -94,9 +94,10 @@ def init(
     if path.exists() and not force:
         raise Failed(f"{path} is there already; --force replaces it.")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(_for_elsewhere(example_file().read_text(encoding="utf-8")), encoding="utf-8")
     except OSError as error:
-        raise Failed(f"{path} cannot be written: {error.strerror}") from error
+        raise Failed(f"{error.filename or path} cannot be written: {error.strerror}.") from error
     session.say({"path": str(path)}, f"Wrote {path}. Next: farebox -c {path} serve")
 
 

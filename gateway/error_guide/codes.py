@@ -102,6 +102,11 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
         "Raise its budget instead: `farebox runs budget RUN`.",
         "409",
     ),
+    "run_of_other_workflow": Guide(
+        "A run of this id has begun under another workflow, and a run belongs to one. Calls that name it beside another spend from it.",
+        "Announce it under the workflow that the message names, or choose another id.",
+        "409",
+    ),
     "budget_of_file": Guide(
         "The budget stands in the configuration file, which is its only source.", "Change it there and restart.", "409"
     ),

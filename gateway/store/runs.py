@@ -6,7 +6,7 @@ one row, whichever comes first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import orjson
 from sqlalchemy import ColumnElement, and_, case, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.store.bulk import among, insert, replacing
+from gateway.store.bulk import adding, among, insert, replacing
 from gateway.store.database import Database
 from gateway.store.paging import behind, cursor_of, newest_first
 from gateway.store.tables import SUMS, run_steps, runs, token_usage
@@ -81,6 +81,14 @@ class Run:
     steps: tuple[RunStep, ...] = ()  # filled by `get` only
 
 
+class RunOfOtherWorkflow(Exception):
+    """A run belongs to one workflow of its project: the one that was named first."""
+
+    def __init__(self, workflow: str) -> None:
+        super().__init__(workflow)
+        self.workflow = workflow
+
+
 @dataclass(frozen=True, slots=True)
 class RunFilter:
     """Which runs to list; None leaves a field open. Times are of the last event, in ms, from inclusive, to exclusive."""
@@ -103,7 +111,16 @@ class Page:
     next: str | None
 
 
-_PLANNED_RUN: Final = ("workflow", "agent", "user", "parent_run", "plan")
+def _offered(name: str) -> Callable[[Any, Any], Any]:
+    return lambda _old, offered: offered[name]
+
+
+_PLANNED: Final = adding(
+    runs,
+    (),
+    workflow=lambda old, offered: case((old.workflow == "", offered.workflow), else_=old.workflow),
+    **{name: _offered(name) for name in ("agent", "user", "parent_run", "plan")},
+)
 _PLANNED_STEP: Final = (
     "position",
     "intent",
@@ -125,14 +142,26 @@ _IN_ORDER: Final = (_UNPLANNED, run_steps.c.position, run_steps.c.first_at, run_
 
 
 async def create(db: Database, run: Run) -> Run:
-    """Store the plan of a run and its steps. A run that is there already keeps its state and sums, and takes the new plan."""
+    """Store the plan of a run and its steps. A run that is there already keeps its state and sums, and takes the new plan.
+
+    Raises RunOfOtherWorkflow, and changes nothing then.
+    """
     async with db.begin() as connection:
-        await insert(connection, runs, [_run_row(run)], replacing(runs, _PLANNED_RUN))
+        await insert(connection, runs, [_run_row(run)], _PLANNED)
+        await _check_workflow(connection, run)
         await _forget_plan(connection, run)
         steps = [_step_row(run.project, run.run, step) for step in run.steps]
         await insert(connection, run_steps, steps, replacing(run_steps, _PLANNED_STEP))
     found = await get(db, run.project, run.run)
     return found or run
+
+
+async def _check_workflow(connection: AsyncConnection, run: Run) -> None:
+    """After it was written, and its row locked: of two that begin a run at once one hears of the other."""
+    mine = and_(runs.c.project == run.project, runs.c.run == run.run)
+    workflow = (await connection.execute(select(runs.c.workflow).where(mine))).scalar_one()
+    if workflow != run.workflow:
+        raise RunOfOtherWorkflow(workflow)
 
 
 async def _forget_plan(connection: AsyncConnection, run: Run) -> None:

@@ -1,6 +1,6 @@
 """The two tables of OpenAI's tokenizers, shipped with the package: tiktoken would fetch them at its first use.
 
-Where `toktok-rs` is installed (`pip install farebox[fast]`), it counts in tiktoken's place: the same tables compiled in, the same
+Where `toktok-rs` is installed (the extra `fast`), it counts in tiktoken's place: the same tables compiled in, the same
 counts (tests/gateway/test_tokenizer_parity.py), in a tenth of the time.
 
 The files are OpenAI's own (`o200k_base.tiktoken`, `cl100k_base.tiktoken`), compressed; what they unpack to is checked

@@ -32,7 +32,6 @@ def make_tracing(config: TracingConfig, instance: str) -> Untraced:
     try:
         from gateway.tracing.tracing import Tracing  # only here: it takes a tenth of a second and 10 MB
     except ImportError as error:
-        raise ConfigError(
-            [f"tracing.endpoint is set, but {error.name} is not installed: pip install 'farebox[otel]'"]
-        ) from error
+        how = "in a clone: make install-otel; with the wheel: pip install 'farebox-….whl[otel]'"
+        raise ConfigError([f"tracing.endpoint is set, but {error.name} is not installed ({how})."]) from error
     return Tracing(config, instance=instance)

@@ -235,6 +235,10 @@ def test_init_writes_what_check_finds_fine(cli: Cli) -> None:
     assert cli("check", config="new.yaml").code == 0
     assert cli("init", "new.yaml").code == 1
     assert cli("init", "new.yaml", "--force").code == 0
+    assert cli("init", "new/folder/config.yaml").code == 0
+    assert cli("check", config="new/folder/config.yaml").code == 0
+    nowhere = cli("init", "new.yaml/config.yaml")
+    assert (nowhere.code, nowhere.err) == (1, "farebox: new.yaml cannot be written: File exists.\n")
 
 
 def test_check_and_doctor_say_what_a_redis_is_not_fit_for(cli: Cli) -> None:

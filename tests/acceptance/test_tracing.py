@@ -269,5 +269,5 @@ def test_without_an_endpoint_nothing_of_opentelemetry_is_loaded() -> None:
 
 def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gateway.tracing.tracing", None)
-    with pytest.raises(ConfigError, match=r"pip install 'farebox\[otel\]'"):
+    with pytest.raises(ConfigError, match=r"make install-otel; with the wheel: pip install 'farebox-….whl\[otel\]'"):
         switch.make_tracing(TracingConfig(endpoint="http://127.0.0.1:4318"), "here")

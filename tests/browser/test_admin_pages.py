@@ -358,10 +358,18 @@ def test_what_blocks_a_call_is_told_first(client: Client, gateway: FareboxProces
     assert "Workflow “triage”" in html.unescape(verdict[1])
     made = re.search(r'name="id" value="(budget-[0-9a-f]+)"', page)
     assert made
-    changed = {"id": made[1], "scope": "workflow", "match": "triage", "tokens": "50,000", "window": "day"}
+    changed = {"id": made[1], "scope": "workflow", "match": "triage", "tokens": "20", "window": "day"}
+    assert client.post("/admin/budgets", changed).status == 303
+    assert 'class="bullet over"' in section(client.get("/admin/budgets").text, "All budgets"), (
+        "no bar as of one that fits"
+    )
+    changed["tokens"] = "50,000"
     assert client.post("/admin/budgets", changed).status == 303
     assert "Nothing blocks it" in client.get("/admin/budgets?run=r-3&step=draft").text
     assert client.post("/admin/budgets", {"scope": "workflow", "match": "x"}).status == 400
+    nobody = client.post("/admin/budgets", {"scope": "workflow", "match": " ", "tokens": "5"})
+    assert nobody.status == 400
+    assert "match: must be a name, or a pattern of names" in nobody.text
     assert client.post("/admin/budgets/delete", {"id": made[1]}).status == 303
     assert made[1] not in client.get("/admin/budgets").text
 

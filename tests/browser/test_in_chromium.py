@@ -87,6 +87,21 @@ def test_every_page_fits_on_a_phone(browser: Browser, gateway: FareboxProcess, p
     context.close()
 
 
+@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("path", ["", "/usage", "/workflows", "/runs"])
+def test_the_longest_name_does_not_widen_a_page(
+    browser: Browser, gateway: FareboxProcess, path: str, width: int
+) -> None:
+    longest = "w" * 128
+    assert gateway.chat("hi", tagged(longest, longest, longest), model="small", max_tokens=20).status == 200
+    context = browser.new_context(base_url=gateway.url, viewport={"width": width, "height": 700})
+    page = context.new_page()
+    page.goto(f"/admin{path}")
+    assert longest in page.content()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the window"
+    context.close()
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_every_page_can_be_read_without_scripts(browser: Browser, gateway: FareboxProcess, path: str) -> None:
     context = browser.new_context(base_url=gateway.url, java_script_enabled=False)

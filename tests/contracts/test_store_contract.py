@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -376,8 +377,11 @@ async def test_a_planned_run_meets_its_events(db: Database) -> None:
         "generate",
         {"compression": {"strategy": "none"}},
     )
+    with pytest.raises(runs.RunOfOtherWorkflow, match="wf"):
+        await runs.create(db, replace(planned, workflow="other", plan={}))
     await runs.create(db, planned)
     again = await run_of(db)
+    assert again.plan == {"tokens": 2000}
     assert (again.sums, again.last_at_ms) == (run.sums, NOW_MS + 5)
     done = await runs.set_state(db, "default", "r1", "completed", NOW_MS + 9, {"quality": 1})
     assert done is not None

@@ -201,6 +201,19 @@ async def test_budgets_of_file_and_store_with_what_is_left(api: Api) -> None:
     assert found["file:0"]["accounts"] == []
 
 
+async def test_budgets_on_one_account_are_each_shown_against_their_own_limit(api: Api) -> None:
+    used = (await api.chat("r1", workflow="two")).json()["usage"]["total_tokens"]
+    for match, tokens in (("two", 100_000), ("t*", 100)):
+        await api.post("/api/budgets", {"scope": "workflow", "match": match, "tokens": tokens, "window": "day"})
+    await api.chat("r1", workflow="two")
+    await api.application.parts.flusher.drain(5_000)
+    found = {one["match"]: one["accounts"] for one in (await api.get("/api/budgets"))["budgets"]}
+    for match, tokens in (("two", 100_000), ("t*", 100)):
+        (account,) = found[match]
+        assert (account["tokens_limit"], account["tokens_remaining"]) == (tokens, tokens - used)
+        assert account["used"] == round(used / tokens, 4)
+
+
 async def test_a_budget_made_now_holds_at_the_next_call(api: Api) -> None:
     made = await api.post("/api/budgets", {"scope": "run", "match": "nightly", "tokens": 5, "on_pressure": ["refuse"]})
     assert (await api.chat("r1")).status_code == 402

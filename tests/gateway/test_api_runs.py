@@ -49,6 +49,22 @@ async def test_a_run_is_announced_with_its_steps_flattened(api: Api) -> None:
     assert all(step["tokens"]["limit"] == step["hard_limit_tokens"] for step in run["steps"])
 
 
+async def test_a_run_belongs_to_the_workflow_that_was_named_first(api: Api) -> None:
+    announced = await api.post("/api/runs", {"workflow": "nightly", "run": "i1", "budget_tokens": 4000})
+    status, error = await api.refused("POST", "/api/runs", {"workflow": "other", "run": "i1", "budget_tokens": 9})
+    assert (status, error["code"]) == (409, "run_of_other_workflow")
+    assert error["message"] == "Run 'i1' is one of workflow 'nightly': choose another id."
+    assert await api.get("/api/runs/i1") == announced
+    # A call may name it under another workflow: it is the same run, and spends from it.
+    reply = await api.chat("i1", **{"x-workflow-id": "other"})
+    found = await api.get("/api/runs/i1")
+    assert (reply.status_code, found["workflow"], found["calls"]) == (200, "nightly", 1)
+    # One that calls began is taken, too.
+    await api.chat("called")
+    assert (await api.refused("POST", "/api/runs", {"workflow": "other", "run": "called"}))[0] == 409
+    assert (await api.post("/api/runs", {"workflow": "nightly", "run": "called"}))["calls"] == 1
+
+
 async def test_the_announced_budget_stops_calls(api: Api) -> None:
     await api.post("/api/runs", {"workflow": "nightly", "run": "tight", "budget_tokens": 12})
     assert (await api.chat("tight")).status_code == 402

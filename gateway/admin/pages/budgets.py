@@ -76,6 +76,7 @@ async def delete_budget(visit: Visit) -> Response:
 
 def _fields(form: dict[str, str]) -> dict[str, Any]:
     given: dict[str, Any] = {name: form[name].strip() for name in _TEXTS if form[name].strip()}
+    given["match"] = form["match"].strip()  # an emptied name means nobody, and not everybody
     if form["scope"] in ("run", "step"):
         given.pop("window", None)
     for name in ("tokens", "requests"):

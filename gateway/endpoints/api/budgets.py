@@ -29,7 +29,8 @@ class BudgetBody(BudgetConfig):
 
 @dataclass(frozen=True, slots=True)
 class BudgetView:
-    """`accounts` are those of the current window, the fullest first; runs and steps show theirs themselves."""
+    """`accounts` are those of the current window against this budget's limits, the fullest first; runs and steps show theirs
+    themselves."""
 
     id: str
     origin: Literal["file", "store"]
@@ -132,7 +133,7 @@ async def _views(ask: Ask[Any, Any], known: list[Known]) -> tuple[BudgetView, ..
     key_names = {key.id: key.name for key in desk.parts.control.snapshot.keys.values()}
     now_ms = desk.parts.clock.now_ms()
     budgets = [stored.budget for _, stored in known]
-    places = await accounts_of(desk.store, ask.project, budgets, desk.budgets(), key_names, now_ms)
+    places = await accounts_of(desk.store, ask.project, budgets, key_names, now_ms)
     accounts = await balances_of(desk.parts.ledger, ask.project, places)
     return tuple(_view(origin, stored, found) for (origin, stored), found in zip(known, accounts, strict=True))
 
