@@ -145,9 +145,9 @@ class Telemetry:
             self._admissions["observed" if breached else "granted", breached].inc()
         if outcome.first_byte_ms is not None and call.request.stream:
             self._first_token[(model,)].observe(outcome.first_byte_ms / 1000)
-        if call.saved.tokens > 0:
-            self._saved_tokens[("compress",)].inc(call.saved.tokens)
         if usage is not None:
+            if call.saved.tokens > 0:
+                self._saved_tokens[("compress",)].inc(call.saved.tokens)
             self._tokens["input", model].inc(usage.input_tokens)
             self._tokens["output", model].inc(usage.output_tokens)
         if amount.nano_usd > 0:

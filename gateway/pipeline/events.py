@@ -7,6 +7,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.pipeline.call import Call, Outcome
+from policies.amounts import ZERO
 from policies.pricing import Usage
 
 # The code of a call that an observed budget would have refused.
@@ -44,14 +45,15 @@ def draft_of(call: Call) -> bytes:
 
 
 def detail_of(call: Call, outcome: Outcome, usage: Usage | None, source: str) -> bytes:
-    """What the end adds. Its fields beat the draft's."""
+    """What the end adds. Its fields beat the draft's. A call that cost nothing has saved nothing, however small it was made."""
+    saved = call.saved if usage is not None else ZERO
     event: dict[str, Any] = {
         "status": outcome.status,
         "code": outcome.code or (WOULD_REFUSE if call.grant is not None and call.grant.breaches else ""),
         "usage_source": source,
         "actions": ", ".join(call.actions),
-        "saved_tokens": call.saved.tokens,
-        "saved_nano_usd": call.saved.nano_usd,
+        "saved_tokens": saved.tokens,
+        "saved_nano_usd": saved.nano_usd,
         "duration_ms": call.timings.elapsed_ms,
         "overhead_us": call.timings.overhead_us,
     }

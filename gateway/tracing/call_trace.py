@@ -63,6 +63,7 @@ class CallTrace:
             settled_tokens=amount.tokens,
             cost_usd=amount.nano_usd / NANO_USD_PER_USD,
             overhead=call.timings.overhead_us / 1e6,
+            saved_tokens=call.saved.tokens or None if usage is not None else None,
         )
         if self._attempt is not None:
             self._attempt.end(call.lane, usage, self._error, run=call.run)
@@ -99,7 +100,6 @@ class CallTrace:
             intent=None if call.intent is None else call.intent.intent,
             actions=call.actions or None,
             reserved_tokens=None if grant is None else grant.held.tokens,
-            saved_tokens=call.saved.tokens or None,
         )
 
     def _set(self, **values: Value | None) -> None:
