@@ -83,7 +83,8 @@ async def _admit(parts: Parts, call: Call, found: Explained) -> None:
         await admission.admit(call)
     finally:
         admission.leave(call)
-        found.prompt_tokens = call.count.tokens + call.saved.tokens if call.count is not None else None
+        count = call.original.count if call.original is not None else call.count
+        found.prompt_tokens = count.tokens if count is not None else None
         found.standing = await _standing(call, scratch)
 
 

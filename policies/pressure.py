@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Final
 
 from policies.amounts import UNITS, UNLIMITED, Limit, Unit
-from policies.reservation import Balance, Hold
+from policies.reservation import Balance, Demand, Hold, Refused
 from policies.values import value_class
 
 
@@ -105,6 +105,21 @@ def strain_of(holds: Sequence[Hold], balances: Sequence[Balance]) -> Strain | No
             if found is None or share < found.share:
                 found = Strain(share, hold.account, unit, told)
     return found
+
+
+def prompt_room(refused: Refused, demand: Demand, answer_tokens: int) -> int:
+    """The prompt tokens that what is left has room for beside answers of `answer_tokens` each; 0 or less: no prompt is short
+    enough, as where requests are short or a prompt costs nothing.
+
+    Of money it is the share of what this prompt costs: exact where each of its tokens costs the same.
+    """
+    produced = demand.choices * answer_tokens
+    if refused.unit == "tokens":
+        return (refused.balance.remaining("tokens") or 0) - produced
+    if refused.unit == "nano_usd" and demand.prompt_nano_usd:
+        left = (refused.balance.remaining("nano_usd") or 0) - produced * demand.output_nano_usd_per_token
+        return left * demand.prompt_tokens // demand.prompt_nano_usd
+    return 0
 
 
 def in_force(hold: Hold, balance: Balance, override: Limit | None = None) -> Limit:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gateway.control import Snapshot
 from gateway.orchestration.condensing import Condensed, Condensing, Question
 from gateway.orchestration.prompt_caches import Conversation, Prompt, PromptCaches
-from gateway.pipeline.call import Call
+from gateway.pipeline.call import Call, Original
 from gateway.tokenizer import Tokenizer
 from policies.amounts import Amount
 from policies.intents import Intent
@@ -33,14 +33,13 @@ _OUTPUT_TOKENS_USUAL: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One prompt to be shortened: what it is, how it is counted, and how far to go (0 tokens: by the policy's ratio)."""
+    """One prompt to be shortened: what it is, how it is counted, and how far to go (None: by the policy's ratio)."""
 
-    messages: Sequence[Mapping[str, Any]]
+    original: Original
     strategy: str
     settings: Settings
     encoding: str
-    prompt_tokens: int
-    needed_tokens: int
+    needed_tokens: int | None
     intent: str
 
     @property
@@ -93,23 +92,31 @@ class Compressing:
         """What the provider billed shows whether it has a prompt cache to lose."""
         self._caches.answered(_conversation(call), usage)
 
-    async def compress(self, call: Call, needed_tokens: int, *, pressed: bool = False, looks: bool = False) -> bool:
-        """To `needed_tokens` (0: by the settings' ratio), never below the minimum quality. True: the prompt is smaller now.
+    async def compress(
+        self, call: Call, needed_tokens: int | None, *, pressed: bool = False, looks: bool = False
+    ) -> bool:
+        """To `needed_tokens` (None: by the settings' ratio), never below the minimum quality. True: the prompt is smaller now.
 
+        A call that was made smaller before is begun with anew, from its history as it came: a text is not shortened twice.
         `pressed`: the call does not fit as it is. Then what the prompt cache would lose does not count, since a call that is
         refused has nothing of it, and no model is asked, for want of budget. `looks`: nobody is asked, nothing is remembered.
         """
         count = call.count
-        if count is None or count.tokens < _PROMPT_TOKENS_MIN:
+        if count is None:
             return False
-        work, condensed, found = await self._shortest(call, needed_tokens, asks=not (pressed or looks))
-        original = Prompt.of(work.messages, count.tokens)
-        if found.messages is None or found.tokens_saved <= 0:
-            self._goes(call, original, looks)
+        whole = call.original or Original(call.request.body[_HISTORY[call.protocol.name]], count)
+        if whole.count.tokens < _PROMPT_TOKENS_MIN:
+            return False
+        work, condensed, found = await self._shortest(call, whole, needed_tokens, asks=not (pressed or looks))
+        original = Prompt.of(whole.messages, whole.count.tokens)
+        if found.messages is None or found.tokens_after >= count.reserve_tokens:
+            if call.original is None:
+                self._goes(call, original, looks)
             call.decisions.append({"compress": found.reason, "strategy": work.strategy} | _told(condensed))
             return False
-        shorter = Prompt.of(found.messages, max(0, count.tokens - found.tokens_saved))
-        gain = self._gain(call, found, original, shorter, condensed.cost_nano_usd)
+        shorter = Prompt.of(found.messages, max(0, whole.count.tokens - found.tokens_saved))
+        asking_nano_usd = whole.asking_nano_usd + condensed.cost_nano_usd
+        gain = self._gain(call, found, original, shorter, asking_nano_usd)
         # What was paid for asking is gone either way.
         if not pressed and gain.net_nano_usd + gain.cost_nano_usd < 0:
             self._goes(call, original, looks)
@@ -119,6 +126,7 @@ class Compressing:
             call.decisions.append({"compress": f"not done: {lost}", "strategy": work.strategy} | _told(condensed))
             return False
         self._goes(call, shorter, looks)
+        call.original = Original(whole.messages, whole.count, asking_nano_usd)
         call.request.body = {**call.request.body, _HISTORY[call.protocol.name]: found.messages}
         _note(call, found, work.strategy, gain, condensed)
         return True
@@ -127,31 +135,32 @@ class Compressing:
         if not looks:
             self._caches.goes(_conversation(call), call.id, prompt)
 
-    async def _shortest(self, call: Call, needed_tokens: int, asks: bool) -> tuple[_Work, Condensed, Compressed]:
+    async def _shortest(
+        self, call: Call, whole: Original, needed_tokens: int | None, asks: bool
+    ) -> tuple[_Work, Condensed, Compressed]:
         """By the first strategy; where that does not reach what is needed, by the one that gets furthest."""
         best: tuple[_Work, Condensed, Compressed] | None = None
         snapshot = self._snapshot()
         for strategy in self._strategies(_intent(call), snapshot):
-            work = self._work(call, strategy, snapshot.settings, needed_tokens)
+            work = self._work(call, whole, strategy, snapshot.settings, needed_tokens)
             condensed = await self._condensed(call, work, asks)
             found = await asyncio.to_thread(self._compressed, work, condensed.answers)
             if best is None or found.tokens_after < best[2].tokens_after:
                 best = work, condensed, found
-            if not needed_tokens or found.tokens_after <= needed_tokens:
+            if needed_tokens is None or found.tokens_after <= needed_tokens:
                 break
         assert best is not None  # noqa: S101 - there is always a first strategy
         return best
 
-    def _work(self, call: Call, strategy: str, settings: Settings, needed_tokens: int) -> _Work:
-        deployment, count = call.deployment, call.count
+    @staticmethod
+    def _work(call: Call, whole: Original, strategy: str, settings: Settings, needed_tokens: int | None) -> _Work:
+        deployment = call.deployment
         assert deployment is not None  # noqa: S101 - counted means chosen
-        assert count is not None  # noqa: S101
         return _Work(
-            call.request.body[_HISTORY[call.protocol.name]],
+            whole,
             strategy,
             settings,
             counting_for(deployment.model, deployment.provider).encoding,
-            count.reserve_tokens,
             needed_tokens,
             call.intent.intent if call.intent else "",
         )
@@ -160,11 +169,11 @@ class Compressing:
         from policies.compression import compress_chat
 
         return compress_chat(
-            work.messages,
+            work.original.messages,
             work.policy,
             lambda text: self._tokenizer.count_text(work.encoding, text),
-            target_tokens=work.needed_tokens or None,
-            prompt_tokens=work.prompt_tokens,
+            target_tokens=work.needed_tokens,
+            prompt_tokens=work.original.count.reserve_tokens,
             intent=work.intent,
             memory_tokens_max=self._memory_tokens_max,
             condensed=condensed,
@@ -192,7 +201,7 @@ class Compressing:
         from policies.compression import semantic_requests
 
         return semantic_requests(
-            work.messages,
+            work.original.messages,
             work.policy,
             lambda text: self._tokenizer.count_text(work.encoding, text),
             intent=work.intent,
@@ -203,14 +212,15 @@ class Compressing:
         """Before anything is spent: what asking costs at worst and the cache loses, against what this one call saves."""
         from policies.compression import worth_it
 
-        if call.price is None or call.count is None:
+        if call.price is None:
             return False
         saved = cost = 0
         for question in questions:
             demand = question.demand
             saved += max(0, demand.prompt_tokens - demand.output_tokens_max)
             cost += demand.amount(demand.output_tokens_max).nano_usd
-        cached = self._caches.cached_tokens(_conversation(call), call.id, Prompt.of(work.messages, call.count.tokens))
+        prompt = Prompt.of(work.original.messages, work.original.count.tokens)
+        cached = self._caches.cached_tokens(_conversation(call), call.id, prompt)
         rates = call.price.rates
         gain = worth_it(
             saved, rates.input, rates.cache_read, cached_tokens_before=cached, compressor_cost_nano_usd=cost
@@ -239,7 +249,7 @@ def _note(call: Call, found: Compressed, strategy: str, gain: Roi, condensed: Co
     """What compressing costs is taken from what it saves: the figure is what the run is better off by."""
     decision = {"compress": found.reason, "strategy": strategy, "quality": round(found.quality, 3)}
     call.decisions.append(decision | {"by": list(found.actions), "net_nano_usd": gain.net_nano_usd} | _told(condensed))
-    call.saved += Amount(found.tokens_saved, gain.net_nano_usd)
+    call.saved = Amount(found.tokens_saved, gain.net_nano_usd)
     # A call may be shortened twice, the second time because it did not fit: it is told once, together.
     others = [action for action in call.actions if not action.startswith("compress=")]
     call.actions[:] = [*others, f"compress={call.saved.tokens}"]

@@ -54,13 +54,10 @@ class LookingPlanner:
     def model_for(self, call: Call, snapshot: Snapshot) -> str:
         return self._orchestration.routing.model_for(call, snapshot, remembers=False)
 
-    def offers(self, call: Call, rung: Rung) -> bool:
-        return self._orchestration.offers(call, rung)
-
     def why_not(self, call: Call, rung: Rung) -> str:
         return self._orchestration.why_not(call, rung)
 
-    async def compress(self, call: Call, needed_tokens: int, *, pressed: bool = False) -> bool:
+    async def compress(self, call: Call, needed_tokens: int | None, *, pressed: bool = False) -> bool:
         return await self._orchestration.compressing.compress(call, needed_tokens, pressed=pressed, looks=True)
 
     async def reroute(self, call: Call, refused: Refused | None) -> bool:
@@ -68,6 +65,9 @@ class LookingPlanner:
 
     def output_tokens_least(self, call: Call) -> int:
         return self._orchestration.output_tokens_least(call)
+
+    def output_tokens_usual(self, call: Call) -> int:
+        return self._orchestration.output_tokens_usual(call)
 
     def refused(self, call: Call, refused: Refused) -> None:
         """The explanation tells it."""

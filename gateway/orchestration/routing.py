@@ -162,6 +162,10 @@ class Routing:
     def handler(self, call: Call) -> Handler:
         return self._handlers.of(_intent(call))
 
+    def output_tokens_expected(self, call: Call) -> int:
+        budget = self._snapshot().settings.token_budget[_intent(call)]
+        return self.handler(call).output_tokens_expected(budget)
+
     def is_followed(self, call: Call) -> bool:
         return _conversation(call) in self._courses
 
@@ -191,12 +195,11 @@ class Routing:
         return True
 
     def _needs(self, call: Call, *, money: bool = False) -> Needs:
-        count, intent = call.count, _intent(call)
-        usual = self.handler(call).output_tokens_expected(self._snapshot().settings.token_budget[intent])
+        count = call.count
         return Needs(
             abilities=needed_abilities(call.request.body),
             prompt_tokens=count.reserve_tokens if count else prompt_tokens_about(call.request.body),
-            output_tokens=call.request.output_tokens_max or usual,
+            output_tokens=call.request.output_tokens_max or self.output_tokens_expected(call),
             is_money_limited=money,
         )
 

@@ -251,9 +251,6 @@ class Orchestration:
             self.trail.note("model.routed", call, chosen, asked=asked, why=_why(call))
         return chosen
 
-    def offers(self, call: Call, rung: Rung) -> bool:
-        return not self.why_not(call, rung)
-
     def why_not(self, call: Call, rung: Rung) -> str:
         """Why a call is not compressed or rerouted; empty where it may be."""
         snapshot = self._snapshot()
@@ -267,7 +264,7 @@ class Orchestration:
             return self.compressing.why_not(call, snapshot) if declared.compresses else "the workflow forbids it"
         return "" if self.routing.is_offered(settings) else "routing is off, or no model is in a tier"
 
-    async def compress(self, call: Call, needed_tokens: int, *, pressed: bool = False) -> bool:
+    async def compress(self, call: Call, needed_tokens: int | None, *, pressed: bool = False) -> bool:
         before = call.saved.tokens
         try:
             changed = await self.compressing.compress(call, needed_tokens, pressed=pressed)
@@ -298,6 +295,10 @@ class Orchestration:
     def output_tokens_least(self, call: Call) -> int:
         """The least answer that is of use for the intent of a call; 0 where nobody knows it."""
         return self.routing.handler(call).output_tokens_min if call.intent is not None else 0
+
+    def output_tokens_usual(self, call: Call) -> int:
+        """How long answers of the call's intent usually are in a step of its settings; 0 where nobody knows it."""
+        return self.routing.output_tokens_expected(call) if call.intent is not None else 0
 
     def refused(self, call: Call, refused: Refused) -> None:
         """A call did not fit, whatever was tried."""

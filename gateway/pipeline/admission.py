@@ -1,21 +1,22 @@
 """Count, admit, reserve: one call against every budget it touches, in one operation of the ledger.
 
-What does not fit walks the ladder that the innermost budget declares. Each rung makes the call smaller and asks again; the
-last one that helps is noted in the answer.
+What does not fit climbs the ladder that the innermost budget declares (`climbing`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
-from typing import Any, Final, cast
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, cast
 
 from gateway.budget_book import BudgetBook
 from gateway.control import Snapshot
 from gateway.errors import BadRequest, ModelNotFound
 from gateway.ledger.port import Ledger, Reserve
 from gateway.pipeline.call import Call
+from gateway.pipeline.climbing import Climbing
 from gateway.pipeline.early import EarlyRungs
 from gateway.pipeline.entry_defaults import with_defaults_of
 from gateway.pipeline.events import draft_of
@@ -31,10 +32,9 @@ from gateway.upstream.port import Deployment
 from policies.budgets import RunLimits
 from policies.pressure import Rung
 from policies.pricing import Price
-from policies.reservation import Decision, Demand, Granted, OnLost, Refusal, Refused
+from policies.reservation import Decision, Demand, Granted, OnLost
 from policies.tokens import PromptCount
 
-_WAIT_STEP_MS: Final = 100
 # No model writes more in one answer; a cap beyond it would only take sums of money out of the range that is exact.
 OUTPUT_TOKENS_PLAUSIBLE_MAX: Final = 10_000_000
 
@@ -77,11 +77,18 @@ class Admission:
         self._snapshot = snapshot
         self._now_ms = now_ms
         self._rules = rules
-        self._sleep = sleep
+        self._climbing = Climbing(
+            planner=planner,
+            ask=self._ask,
+            demand=self._demand,
+            compress=partial(self._compress, pressed=True),
+            output_tokens_min=rules.output_tokens_min,
+            sleep=sleep,
+        )
         self._early = EarlyRungs(
             ledger=ledger,
             planner=planner,
-            why_not=self._why_not,
+            why_not=self._climbing.why_not,
             compress=self._compress,
             demand=self._demand,
             now_ms=now_ms,
@@ -105,8 +112,8 @@ class Admission:
         call.count = await self.count(call)
         ladder = call.chain.ladder
         is_early = bool(ladder.early) and ladder.share_of(Rung.COMPRESS) is not None
-        if not is_early and Rung.COMPRESS not in _forbidden(call) and self._planner.offers(call, Rung.COMPRESS):
-            await self._compress(call, 0)
+        if not is_early and not self._climbing.why_not(call, Rung.COMPRESS):
+            await self._compress(call, None)
         if ladder.early:
             await self._early.take(call)
         call.timings.stop("count")
@@ -148,123 +155,22 @@ class Admission:
 
     async def _reserve(self, call: Call, *, replans: bool = True) -> None:
         """Up the ladder until it fits. The refusal that the client hears is the last one."""
-        demand = self._demand(call)
-        refused: Refused | None = None
-        for rung in self._rungs(call):
-            attempt = await self._climb(call, rung, demand, refused)
-            if attempt is None:
-                call.decisions.append({"rung": rung, "result": "changed nothing"})
-                continue
-            demand, decision = attempt
-            if isinstance(decision, Granted):
-                if refused is not None:
-                    call.decisions.append({"rung": rung, "result": "fits"})
-                return await self._accept(call, demand, decision)
-            if refused is None:
-                self._note_skipped(call)
-            refused = decision
-            call.decisions.append({"rung": rung or "whole"} | _shown(refused))
-            if refused.reason is Refusal.GATE:
-                break
-        assert refused is not None  # noqa: S101 - the first rung always asks
+        demand, decision = await self._climbing.climb(call)
+        if isinstance(decision, Granted):
+            return await self._accept(call, demand, decision)
         snapshot = self._snapshot()
-        limits = await self._planner.replan(call, refused, snapshot) if replans else None
+        limits = await self._planner.replan(call, decision, snapshot) if replans else None
         if limits is not None:
             call.chain = self._budgets.chain(call, self._runs.parents(call), limits, self._now_ms())
             return await self._reserve(call, replans=False)
-        self._planner.refused(call, refused)
-        raise refusal_error(call, refused)
+        self._planner.refused(call, decision)
+        raise refusal_error(call, decision)
 
-    def _rungs(self, call: Call) -> list[Rung | None]:
-        """None first: the call as it is. A caller may forbid rungs, and a budget names those that it allows."""
-        forbidden = _forbidden(call)
-        rungs = [rung for rung in call.chain.ladder.rungs if rung not in forbidden and self._may_help(call, rung)]
-        # Clamping gives the most that fits, which is the whole call if that fits: no need to ask for the whole one first.
-        return [*rungs] if rungs and rungs[0] is Rung.CLAMP else [None, *rungs]
-
-    def _may_help(self, call: Call, rung: Rung) -> bool:
-        match rung:
-            case Rung.REFUSE:
-                return False
-            case Rung.CLAMP:
-                return call.request.has_output
-            case Rung.WAIT:
-                return call.chain.wait_ms > 0
-            case _:
-                return self._planner.offers(call, rung)
-
-    def _why_not(self, call: Call, rung: Rung) -> str:
-        """Why a rung of the ladder is not tried; empty where it is."""
-        if rung in _forbidden(call):
-            return f"the caller forbids it with no-{rung}"
-        match rung:
-            case Rung.REFUSE:
-                return ""
-            case Rung.CLAMP:
-                return "" if call.request.has_output else "there is no answer to shorten"
-            case Rung.WAIT:
-                return "" if call.chain.wait_ms > 0 else "the budget gives no time to wait"
-            case _:
-                return self._planner.why_not(call, rung)
-
-    def _note_skipped(self, call: Call) -> None:
-        """Only for a call that did not fit: the others do not ask for their ladder."""
-        for rung in call.chain.ladder.rungs:
-            why_not = self._why_not(call, rung)
-            if why_not:
-                call.decisions.append({"rung": rung, "result": "not tried", "why": why_not})
-
-    async def _climb(
-        self, call: Call, rung: Rung | None, demand: Demand, refused: Refused | None
-    ) -> tuple[Demand, Decision] | None:
-        """One rung: None when it changes nothing."""
-        if rung is None:
-            return demand, await self._ask(call, demand)
-        if rung is Rung.CLAMP:
-            least = max(self._rules.output_tokens_min, call.request.output_tokens_least)
-            clamped = replace(demand, output_tokens_min=min(least, demand.output_tokens_max))
-            return clamped, await self._ask(call, clamped)
-        if refused is None:
-            return None
-        if rung is Rung.WAIT:
-            return await self._wait(call, demand, refused)
-        if rung is Rung.COMPRESS:
-            changed = await self._compress(call, self._room(refused, demand), pressed=True)
-        else:
-            changed = await self._planner.reroute(call, refused)
-        if not changed:
-            return None
-        demand = self._demand(call)
-        return demand, await self._ask(call, demand)
-
-    async def _compress(self, call: Call, needed_tokens: int, *, pressed: bool = False) -> bool:
+    async def _compress(self, call: Call, needed_tokens: int | None, *, pressed: bool = False) -> bool:
         changed = await self._planner.compress(call, needed_tokens, pressed=pressed)
         if changed:
             call.count = await self.count(call)
         return changed
-
-    @staticmethod
-    def _room(refused: Refused, demand: Demand) -> int:
-        """Prompt tokens that would fit beside the output asked for; 0 where that alone is too much, or requests are short."""
-        produced = demand.choices * demand.output_tokens_max
-        if refused.unit == "tokens":
-            return max(0, (refused.balance.remaining("tokens") or 0) - produced)
-        if refused.unit == "nano_usd" and demand.prompt_nano_usd:
-            left = (refused.balance.remaining("nano_usd") or 0) - produced * demand.output_nano_usd_per_token
-            return max(0, left * demand.prompt_tokens // demand.prompt_nano_usd)
-        return 0
-
-    async def _wait(self, call: Call, demand: Demand, refused: Refused) -> tuple[Demand, Decision] | None:
-        """Hold the call while only sibling reservations stand in the way."""
-        waited_ms = 0
-        decision: Decision = refused
-        while isinstance(decision, Refused) and decision.reason is Refusal.BUSY and waited_ms < call.chain.wait_ms:
-            await self._sleep(_WAIT_STEP_MS / 1000)
-            waited_ms += _WAIT_STEP_MS
-            decision = await self._ask(call, demand)
-        if waited_ms:
-            call.actions.append(f"wait={waited_ms}ms")
-        return (demand, decision) if waited_ms else None
 
     async def _ask(self, call: Call, demand: Demand) -> Decision:
         request = Reserve(
@@ -332,13 +238,3 @@ class Admission:
                 code="unpriced_model",
                 param="model",
             )
-
-
-def _shown(refused: Refused) -> dict[str, Any]:
-    remaining = refused.balance.remaining(refused.unit) if refused.unit is not None else None
-    facts = {"account": refused.account, "unit": refused.unit, "needed": refused.needed, "remaining": remaining}
-    return {"result": "does not fit", "why": refused.reason} | {k: v for k, v in facts.items() if v is not None}
-
-
-def _forbidden(call: Call) -> set[Rung]:
-    return {Rung(option.removeprefix("no-")) for option in call.tags.options}

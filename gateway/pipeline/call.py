@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any, Final
@@ -78,6 +78,15 @@ class IntentTag:
     source: str
 
 
+@value_class
+class Original:
+    """The history of a call that was made smaller since, what it counts, and what asking about it has cost so far."""
+
+    messages: Sequence[Any]
+    count: PromptCount
+    asking_nano_usd: int = 0
+
+
 @dataclass(slots=True)
 class Call:
     """Made at the first stop and filled on the way. `id` names the reservation and the usage event too."""
@@ -103,6 +112,7 @@ class Call:
     output_cap: int | None = None  # what each choice is capped at upstream; None leaves the client's own cap
     actions: list[str] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
+    original: Original | None = None
     saved: Amount = ZERO
     price_asked: Price | None = (
         None  # of the model that was named, where another one answers: what is saved is counted against it

@@ -26,7 +26,7 @@ class EarlyRungs:
         ledger: Ledger,
         planner: Planner,
         why_not: Callable[[Call, Rung], str],
-        compress: Callable[[Call, int], Awaitable[bool]],
+        compress: Callable[[Call, None], Awaitable[bool]],
         demand: Callable[[Call], Demand],
         now_ms: Callable[[], int],
         output_tokens_min: int,
@@ -58,7 +58,7 @@ class EarlyRungs:
     async def _taken(self, call: Call, rung: Rung, share: float, strain: Strain) -> Strain | None:
         match rung:
             case Rung.COMPRESS:
-                await self._compress(call, 0)
+                await self._compress(call, None)
             case Rung.ROUTE:
                 await self._planner.reroute(call, None)
             case Rung.CLAMP:

@@ -20,24 +20,24 @@ class Planner(Protocol):
     async def replan(self, call: Call, refused: Refused, snapshot: Snapshot) -> RunLimits | None:
         """Other limits for a call that was refused, where its run has got a larger budget since it was planned. None: there are none."""
 
-    def offers(self, call: Call, rung: Rung) -> bool:
-        """Whether compressing or rerouting is allowed for this call at all."""
-
     def model_for(self, call: Call, snapshot: Snapshot) -> str:
         """The public name of the model to ask. Raises `BadRequest` for an `auto` that no model can take."""
 
-    async def compress(self, call: Call, needed_tokens: int, *, pressed: bool = False) -> bool:
-        """Make the prompt smaller, so that it needs at most `needed_tokens` if that can be (0: by the settings' ratio).
+    async def compress(self, call: Call, needed_tokens: int | None, *, pressed: bool = False) -> bool:
+        """Make the prompt smaller, so that it needs at most `needed_tokens` if that can be (None: by the settings' ratio).
         `pressed`: the call does not fit as it is. False: nothing was changed."""
 
     def why_not(self, call: Call, rung: Rung) -> str:
-        """The same in words; empty where it is allowed."""
+        """Why a call may not be compressed or rerouted at all; empty where it may be."""
 
     async def reroute(self, call: Call, refused: Refused | None) -> bool:
         """Choose a cheaper model for the call. False: there is none that will do. None: nothing stands in its way yet."""
 
     def output_tokens_least(self, call: Call) -> int:
         """The least answer that is of use for what the call is to make."""
+
+    def output_tokens_usual(self, call: Call) -> int:
+        """How long answers to such a call usually are."""
 
     def refused(self, call: Call, refused: Refused) -> None:
         """The call fits nowhere and will be refused."""

@@ -1,7 +1,7 @@
 """Shortening one text to a share of itself, as far as its quality and what others need of it allow."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import accumulate
 
 from policies.compression.extractive import extraction_order
@@ -19,6 +19,10 @@ from policies.values import value_class
 _GAP_CHARACTERS_MIN = 32  # leaving out less would not pay for the marker
 _ASKED_SHARE_MAX = 0.5  # where more of a text is about the question, it does not tell what is asked from what is not
 _STEPS = (0.0, 1 / 3, 2 / 3)  # on the way from the wanted share to the whole, when quality asks for more
+# Looking for the share that fits: a first guess, then by what it came to or, once a share was too poor, halfway, and the least last.
+_FITTING_TRIES = 6
+_FITTING_SHARE = 0.01  # a share is not looked for halfway closer than this
+_FITTING_STEP = 0.0025  # the least that a share goes down by, twice as much with each try
 
 
 @value_class
@@ -43,21 +47,100 @@ def shortened(text: str, share: float, strategy: Strategy, need: Need) -> str | 
 
     `strategy` is truncate or extractive. The result carries a receipt; the caller still counts whether it is shorter.
     """
-    pieces = _pieces(text, need)
-    if pieces is None or len(pieces.units) < 2:
+    cuts = _Cuts.of(text, strategy, need)
+    if cuts is None:
         return None
-    order = _order(pieces, strategy, need.instruction)
-    asked = asked_about(pieces.contexts, need.instruction)
-    pinned = pieces.always | _pinned(pieces.units, need)
-    if need.all_asked and _size(pieces, asked) <= _ASKED_SHARE_MAX * _size(pieces, range(len(pieces.units))):
-        pinned |= asked
-    listed = _places(pieces.units, need.listed_ids)
-    yardstick = Yardstick.of(text, need.instruction)
     for step in _STEPS:
-        cut = _cut(pieces, order, pinned, listed, asked, share + (1 - share) * step)
-        if cut is not None and len(cut) < len(text) and yardstick.kept(cut) >= need.min_quality:
+        cut = cuts.at(share + (1 - share) * step)
+        if cut is not None and cuts.is_good(cut):
             return cut
     return None
+
+
+def fitted(
+    text: str,
+    share: float,
+    share_min: float,
+    strategy: Strategy,
+    need: Need,
+    tokens_max: int,
+    count: Callable[[str], int],
+) -> str | None:
+    """The text cut to at most `tokens_max` tokens, tried at about `share` (0–1) of its characters first; or as near to it as quality
+    and `share_min` allow. None: nothing can be cut.
+
+    How many tokens a share has is known when it is cut, since characters and tokens are not proportional and a piece is kept
+    whole or not at all: so the share is looked for, between one that is too poor and one that is too long.
+    """
+    cuts = _Cuts.of(text, strategy, need)
+    if cuts is None:
+        return None
+    best: tuple[int, str] | None = None
+    poor, long, is_poor = share_min, 1.0, False
+    for number in range(_FITTING_TRIES):
+        cut = cuts.at(share)
+        step = _FITTING_STEP * 2**number
+        if cut is not None and not cuts.is_good(cut):
+            poor, is_poor = share, True
+        else:
+            long = share
+            if cut is not None:
+                tokens = count(cut)
+                best = min(best or (tokens, cut), (tokens, cut))
+                if tokens <= tokens_max:
+                    break
+                step = max(step, share * (1 - tokens_max / tokens))
+        if is_poor:
+            share = (poor + long) / 2
+            if long - share < _FITTING_SHARE:
+                break
+        elif long == share_min:
+            break
+        else:
+            share = max(share_min, long - step) if number < _FITTING_TRIES - 2 else share_min
+    return best[1] if best is not None else None
+
+
+@value_class
+class _Cuts:
+    """One text, taken apart and measured once, to be cut at several shares."""
+
+    text: str
+    pieces: Pieces
+    order: Sequence[float]
+    pinned: Set[int]
+    listed: Mapping[str, int]
+    asked: Set[int]
+    yardstick: Yardstick
+    quality_min: float
+
+    @classmethod
+    def of(cls, text: str, strategy: Strategy, need: Need) -> "_Cuts | None":
+        pieces = _pieces(text, need)
+        if pieces is None or len(pieces.units) < 2:
+            return None
+        asked = asked_about(pieces.contexts, need.instruction)
+        pinned = pieces.always | _pinned(pieces.units, need)
+        if need.all_asked and _size(pieces, asked) <= _ASKED_SHARE_MAX * _size(pieces, range(len(pieces.units))):
+            pinned |= asked
+        return cls(
+            text,
+            pieces,
+            _order(pieces, strategy, need.instruction),
+            pinned,
+            _places(pieces.units, need.listed_ids),
+            asked,
+            Yardstick.of(text, need.instruction),
+            need.min_quality,
+        )
+
+    def at(self, share: float) -> str | None:
+        """None: it would leave nothing out."""
+        cut = _cut(self.pieces, self.order, self.pinned, self.listed, self.asked, share)
+        return cut if cut is not None and len(cut) < len(self.text) else None
+
+    def is_good(self, cut: str) -> bool:
+        return self.yardstick.kept(cut) >= self.quality_min
 
 
 def _pieces(text: str, need: Need) -> Pieces | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from policies.compression.cutting import Need, shortened
+from policies.compression.cutting import Need, fitted, shortened
 from policies.compression.duplicates import referenced_lines
 from policies.compression.markers import is_receipted
 from policies.compression.policy import TARGET_RATIO_MIN, Aggressiveness, CompressionPolicy, Strategy
@@ -67,9 +67,8 @@ def cut_to_target(
             over = draft.total_tokens - tokens_max
             if over <= 0:
                 return
-            give = whole.tokens[number] - draft.tokens[number] + over
-            share = max(floor, 1 - _MARGIN * give / whole.tokens[number])
-            knife.cut(draft, number, whole.texts[number], share, needs[number], all_asked=all_asked)
+            wanted = draft.tokens[number] - over
+            knife.fit(draft, number, whole, floor, wanted, needs[number], all_asked=all_asked)
         needs = {number: replace(need, blocks=()) for number, need in needs.items()}
 
 
@@ -83,11 +82,27 @@ class _Knife:
 
     def cut(self, draft: Draft, number: int, text: str, share: float, needs: Needed, *, all_asked: bool) -> bool:
         """Put the text, shortened to a share of itself, in its place in the draft if that saves tokens."""
+        cut = shortened(text, share, self._strategy, self._need(text, needs, all_asked))
+        return cut is not None and draft.take(str(self._strategy), number, cut, self.count)
+
+    def fit(
+        self, draft: Draft, number: int, whole: Draft, floor: float, tokens_max: int, needs: Needed, *, all_asked: bool
+    ) -> None:
+        """Put the text, shortened to so many tokens or down to a share of itself, in its place if that saves tokens."""
+        text = whole.texts[number]
+        share = max(floor, 1 - _MARGIN * (1 - tokens_max / whole.tokens[number]))
+        need = self._need(text, needs, all_asked)
+        cut = fitted(text, share, floor, self._strategy, need, tokens_max, self.count)
+        if cut is not None:
+            draft.take(str(self._strategy), number, cut, self.count)
+
+    @property
+    def _strategy(self) -> Strategy:
+        return Strategy.TRUNCATE if self.policy.strategy is Strategy.TRUNCATE else Strategy.EXTRACTIVE
+
+    def _need(self, text: str, needs: Needed, all_asked: bool) -> Need:
         blocks = referenced_lines(text, needs.blocks)
-        need = Need(needs.ids, needs.listed_ids, blocks, self.policy.min_quality, self.instruction, all_asked)
-        strategy = Strategy.TRUNCATE if self.policy.strategy is Strategy.TRUNCATE else Strategy.EXTRACTIVE
-        cut = shortened(text, share, strategy, need)
-        return cut is not None and draft.take(str(strategy), number, cut, self.count)
+        return Need(needs.ids, needs.listed_ids, blocks, self.policy.min_quality, self.instruction, all_asked)
 
 
 def _shares(draft: Draft, policy: CompressionPolicy) -> Mapping[int, float]:

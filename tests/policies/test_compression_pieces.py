@@ -11,7 +11,7 @@ import pytest
 import policies.compression.chat
 import policies.compression.segments
 import policies.compression.structural
-from policies.compression.cutting import Need, shortened
+from policies.compression.cutting import Need, fitted, shortened
 from policies.compression.json_pieces import json_pieces
 from policies.compression.kinds import Kind, kind_of
 from policies.compression.markers import digest, is_receipted, reference, sign, unsigned_receipt
@@ -113,6 +113,31 @@ def test_ids_in_use_and_referenced_lines_stay() -> None:
     assert "job-25 copied" in cut
     assert "job-26 copied" in cut
     assert "job-22 copied" not in cut
+
+
+@pytest.mark.parametrize("strategy", [Strategy.TRUNCATE, Strategy.EXTRACTIVE])
+@pytest.mark.parametrize("tokens_max", [200, 400, 600, 800, 1000])
+def test_a_text_is_cut_until_it_fits_however_many_tokens_its_characters_have(
+    strategy: Strategy, tokens_max: int
+) -> None:
+    """A guess by characters is far off where half of the text has four times the tokens of the other half."""
+    text = LOG + "\n" + "\n".join(f"2026-11-22 11:{row:02d}:00 INFO {'long words ' * 12}" for row in range(40))
+
+    def count(part: str) -> int:
+        return sum(1 if line.endswith("long words ") else 12 for line in part.splitlines())
+
+    cut = fitted(text, tokens_max / count(text), 0.1, strategy, NO_NEED, tokens_max, count) or text
+    assert tokens_max * 0.7 <= count(cut) <= tokens_max or len(cut) <= 0.15 * len(text)
+
+
+def test_a_text_that_may_not_be_cut_so_far_is_cut_as_far_as_quality_allows() -> None:
+    wanted = need(min_quality=0.7)
+    sizes = [len(fitted(LOG, 0.2, 0.1, Strategy.TRUNCATE, wanted, most, len) or LOG) for most in (2500, 2000, 1500, 10)]
+    assert sizes == sorted(sizes, reverse=True), "who needs more gets no less"
+    stepped = shortened(LOG, 0.2, Strategy.TRUNCATE, wanted) or LOG
+    assert sizes[-1] < len(stepped)
+    assert fitted(LOG, 0.2, 0.1, Strategy.TRUNCATE, need(min_quality=1.0), 10, len) is None
+    assert fitted("one", 0.2, 0.1, Strategy.TRUNCATE, NO_NEED, 0, len) is None
 
 
 def test_quality_makes_a_cut_milder_or_prevents_it() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from policies.amounts import UNLIMITED, Amount, Limit
-from policies.pressure import DEFAULT_LADDER, Rung, in_force, ladder_of, strain_of, written
-from policies.reservation import Balance, Hold
+from policies.pressure import DEFAULT_LADDER, Rung, in_force, ladder_of, prompt_room, strain_of, written
+from policies.reservation import Balance, Demand, Hold, Refusal, Refused
 
 RUN = Hold("run/r", Limit(tokens=1000))
 
@@ -95,3 +95,23 @@ TOKENS = Limit(tokens=1000)
 )
 def test_the_limit_in_force(hold: Hold, told: Limit, override: Limit | None, tokens: int) -> None:
     assert in_force(hold, balance("run/r", 0, told), override).tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("unit", "demand", "answer_tokens", "room"),
+    [
+        ("tokens", Demand(900, 500, 500), 200, 500),
+        ("tokens", Demand(900, 500, 500, choices=3), 200, 100),
+        ("tokens", Demand(900, 500, 500), 700, 0),
+        ("tokens", Demand(900, 500, 500), 800, -100),
+        ("nano_usd", Demand(300, 500, 500, 1500, 20), 100, 600),
+        ("nano_usd", Demand(300, 500, 500, 1500, 20), 300, -200),
+        ("nano_usd", Demand(300, 500, 500, 0, 20), 1, 0),
+        ("requests", Demand(300, 500, 500, 1500, 20), 1, 0),
+    ],
+)
+def test_the_prompt_that_there_is_room_for_beside_an_answer(
+    unit: Any, demand: Demand, answer_tokens: int, room: int
+) -> None:
+    left = Balance("run/r", Limit(1000, 6000, 9), Amount(200, 500, 9), Amount(100, 500))
+    assert prompt_room(Refused(Refusal.EXCEEDED, "run/r", unit, 1, left, 0), demand, answer_tokens) == room

@@ -1,0 +1,199 @@
+"""Up the ladder of a call that does not fit: each rung makes it smaller, or waits, and asks the ledger again.
+
+A rung is tried once against each thing that is short. A shorter answer may leave money short where tokens were, and then the
+rungs before it have something to do that they had not: so the ladder is climbed again, until nothing on it is left to try.
+What a rung changed stays changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from gateway.pipeline.call import Call
+from gateway.pipeline.planner import Planner
+from policies.amounts import Unit
+from policies.pressure import Rung, prompt_room
+from policies.reservation import Decision, Demand, Granted, Refusal, Refused
+
+_WAIT_STEP_MS: Final = 100
+_Attempt = tuple[Rung, str, Unit | None, str]  # against which account's unit, and for routing from which model
+
+
+@dataclass(slots=True)
+class _Climb:
+    """How far a call has come."""
+
+    demand: Demand
+    decision: Decision | None = None  # the ledger's last one
+    is_clamped: bool = False  # from here on the answer may be as short as is of any use
+    waited_ms: int = 0
+    tried: set[_Attempt] = field(default_factory=set)
+
+    @property
+    def refused(self) -> Refused | None:
+        return self.decision if isinstance(self.decision, Refused) else None
+
+    @property
+    def is_over(self) -> bool:
+        """No smaller call opens a gate."""
+        refused = self.refused
+        return isinstance(self.decision, Granted) or (refused is not None and refused.reason is Refusal.GATE)
+
+
+class Climbing:
+    """`ask` asks the ledger, `demand` says what a call may cost as it stands, `compress` shortens its prompt."""
+
+    def __init__(
+        self,
+        *,
+        planner: Planner,
+        ask: Callable[[Call, Demand], Awaitable[Decision]],
+        demand: Callable[[Call], Demand],
+        compress: Callable[[Call, int], Awaitable[bool]],
+        output_tokens_min: int,
+        sleep: Callable[[float], Awaitable[object]],
+    ) -> None:
+        self._planner = planner
+        self._ask = ask
+        self._demand = demand
+        self._compress = compress
+        self._output_tokens_min = output_tokens_min
+        self._sleep = sleep
+
+    async def climb(self, call: Call) -> tuple[Demand, Decision]:
+        """The demand that was granted, or the last one and why it was refused."""
+        climb = _Climb(self._demand(call))
+        rungs = [rung for rung in call.chain.ladder.rungs if rung is not Rung.REFUSE and not self.why_not(call, rung)]
+        # Clamping gives the most that fits, which is the whole call if that fits: no need to ask for the whole one first.
+        if rungs[:1] != [Rung.CLAMP]:
+            await self._ask_again(call, climb, None)
+        tried = -1
+        while not climb.is_over and len(climb.tried) > tried:
+            tried = len(climb.tried)
+            for rung in rungs:
+                await self._take(call, climb, rung)
+        assert climb.decision is not None  # noqa: S101 - the whole call is asked for, or the clamped one
+        return climb.demand, climb.decision
+
+    def why_not(self, call: Call, rung: Rung) -> str:
+        """Why a rung of the ladder is not tried; empty where it is. A caller may forbid rungs."""
+        if f"no-{rung}" in call.tags.options:
+            return f"the caller forbids it with no-{rung}"
+        match rung:
+            case Rung.REFUSE:
+                return ""
+            case Rung.CLAMP:
+                return "" if call.request.has_output else "there is no answer to shorten"
+            case Rung.WAIT:
+                return "" if call.chain.wait_ms > 0 else "the budget gives no time to wait"
+            case _:
+                return self._planner.why_not(call, rung)
+
+    async def _take(self, call: Call, climb: _Climb, rung: Rung) -> None:
+        refused = climb.refused
+        attempt = _attempt(rung, refused, call.model)
+        if climb.is_over or attempt in climb.tried:
+            return
+        climb.tried.add(attempt)
+        if refused is not None and rung is Rung.WAIT:
+            await self._wait(call, climb, refused)
+        elif await self._changes(call, climb, rung, refused):
+            climb.demand = self._demand_of(call, climb)
+            await self._ask_again(call, climb, rung)
+        else:
+            call.decisions.append({"rung": rung, "result": "changed nothing"})
+
+    async def _changes(self, call: Call, climb: _Climb, rung: Rung, refused: Refused | None) -> bool:
+        """Whether the rung has made the call smaller."""
+        if rung is Rung.CLAMP:
+            climb.is_clamped = True
+            return True
+        if refused is None:
+            return False
+        if rung is Rung.ROUTE:
+            return await self._planner.reroute(call, refused)
+        room = self._room(call, climb, refused)
+        if room is None:
+            call.decisions.append({"compress": "a shorter prompt would not make it fit"})
+            return False
+        return await self._compress(call, room)
+
+    async def _ask_again(self, call: Call, climb: _Climb, rung: Rung | None) -> None:
+        is_first = climb.decision is None
+        climb.decision = await self._ask(call, climb.demand)
+        refused = climb.refused
+        if refused is None:
+            if not is_first:
+                call.decisions.append({"rung": rung, "result": "fits"})
+            return
+        if is_first:
+            self._note_skipped(call)
+        call.decisions.append({"rung": rung or "whole"} | _shown(refused))
+
+    def _demand_of(self, call: Call, climb: _Climb) -> Demand:
+        demand = self._demand(call)
+        return replace(demand, output_tokens_min=self._least(call, demand)) if climb.is_clamped else demand
+
+    def _least(self, call: Call, demand: Demand) -> int:
+        return min(max(self._output_tokens_min, call.request.output_tokens_least), demand.output_tokens_max)
+
+    def _room(self, call: Call, climb: _Climb, refused: Refused) -> int | None:
+        """Prompt tokens to aim at; None where no prompt would be short enough.
+
+        Beside the answer that the caller asked for, if that leaves any. Where it leaves none, or the caller names no length, the
+        answer will have to be clamped: then beside what such answers usually come to, or beside the least one.
+        """
+        demand = climb.demand
+        answers = [demand.output_tokens_max]
+        if Rung.CLAMP in call.chain.ladder.rungs and not self.why_not(call, Rung.CLAMP):
+            least = self._least(call, demand)
+            usual = min(self._planner.output_tokens_usual(call), demand.output_tokens_max)
+            answers = [max(usual, least), least]
+            if climb.is_clamped:
+                answers = [least]
+            elif call.request.output_tokens_max is not None:
+                answers.insert(0, demand.output_tokens_max)
+        rooms = (prompt_room(refused, demand, answer) for answer in answers)
+        room = next((room for room in rooms if room > 0), None)
+        # What images and sounds count for is in the demand, and no text of the prompt.
+        return None if room is None else max(1, room - call.request.media_tokens)
+
+    async def _wait(self, call: Call, climb: _Climb, refused: Refused) -> None:
+        """Hold the call while only sibling reservations stand in the way. However often: `wait_seconds` is for all together."""
+        before_ms = climb.waited_ms
+        decision: Decision = refused
+        while (
+            isinstance(decision, Refused) and decision.reason is Refusal.BUSY and climb.waited_ms < call.chain.wait_ms
+        ):
+            await self._sleep(_WAIT_STEP_MS / 1000)
+            climb.waited_ms += _WAIT_STEP_MS
+            decision = await self._ask(call, climb.demand)
+        if climb.waited_ms == before_ms:
+            call.decisions.append({"rung": Rung.WAIT, "result": "changed nothing"})
+            return
+        climb.decision = decision
+        call.actions[:] = [*(one for one in call.actions if one != f"wait={before_ms}ms"), f"wait={climb.waited_ms}ms"]
+        shown = _shown(decision) if isinstance(decision, Refused) else {"result": "fits"}
+        call.decisions.append({"rung": Rung.WAIT} | shown)
+
+    def _note_skipped(self, call: Call) -> None:
+        """Only for a call that did not fit: the others do not ask for their ladder."""
+        for rung in call.chain.ladder.rungs:
+            why_not = self.why_not(call, rung)
+            if why_not:
+                call.decisions.append({"rung": rung, "result": "not tried", "why": why_not})
+
+
+def _attempt(rung: Rung, refused: Refused | None, model: str) -> _Attempt:
+    """Clamping is done once, for whatever is short; behind a cheaper model there may be one that is cheaper still."""
+    if refused is None or rung is Rung.CLAMP:
+        return rung, "", None, ""
+    return rung, refused.account, refused.unit, model if rung is Rung.ROUTE else ""
+
+
+def _shown(refused: Refused) -> dict[str, Any]:
+    remaining = refused.balance.remaining(refused.unit) if refused.unit is not None else None
+    facts = {"account": refused.account, "unit": refused.unit, "needed": refused.needed, "remaining": remaining}
+    return {"result": "does not fit", "why": refused.reason} | {k: v for k, v in facts.items() if v is not None}
