@@ -143,10 +143,13 @@ class Relaying:
         relay, keeper = stream.relay, stream.keeper
         seen_before = outcome.output_tokens_seen
         data = relay.feed(part)
-        if keeper.is_due(len(part)):
+        # A part that ends a long event brings all of it.
+        if keeper.is_due(max(len(part), len(data))):
             outcome.output_tokens_seen = relay.output_tokens
             self._flights.progressed(call, outcome.output_tokens_seen)
-            if not relay.is_finished and not await keeper.covers(outcome.output_tokens_seen):
+            if await self._is_beyond(stream, outcome.output_tokens_seen):
+                # A provider that has ended says what it bills: what the client does not get of it was spent all the same.
+                outcome.usage = relay.usage
                 outcome.output_tokens_seen = min(outcome.output_tokens_seen, max(seen_before, keeper.allowed_tokens))
                 stream.was_cut = True
                 await self._give(exchange, call, stream, relay.cut())
@@ -155,6 +158,14 @@ class Relaying:
         if data:
             await self._give(exchange, call, stream, data)
         return True
+
+    @staticmethod
+    async def _is_beyond(stream: _Stream, output_tokens: int) -> bool:
+        """Whether the hold does not cover so much. It grows ahead of an answer that goes on, not of one that has ended."""
+        keeper = stream.keeper
+        if stream.relay.is_finished and output_tokens <= keeper.allowed_tokens:
+            return False
+        return not await keeper.covers(output_tokens)
 
     async def _give(self, exchange: Exchange, call: Call, stream: _Stream, data: bytes) -> None:
         if not call.request.stream:

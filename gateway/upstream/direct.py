@@ -45,6 +45,7 @@ from gateway.upstream.timeouts import effective_timeouts
 from gateway.upstream.whole_as_stream import events_of
 
 _URLS_MAX: Final = 4_096
+_EMPTY: Final = frozenset({204, 205})  # passed on, it would look like an answer of nothing
 _EVENTS: Final = "text/event-stream"
 _NOT_JSON: Final = frozenset({"speech", "transcriptions"})  # sound, and subtitles as plain text
 
@@ -162,6 +163,9 @@ class DirectLane:
         if status < 200 or 300 <= status < 400:
             response.close()
             raise UpstreamBroken(f"The provider answered {status}; redirects are never followed.", bytes_received=True)
+        if status in _EMPTY:
+            response.close()
+            raise UpstreamBroken(f"The provider answered {status}, which has no answer in it.", bytes_received=True)
         headers = answer_headers(response.headers)
         is_stream = status < 400 and call.stream
         if is_stream and not _content_type(response).endswith(("json", "html")):

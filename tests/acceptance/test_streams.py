@@ -252,6 +252,16 @@ def test_more_output_than_the_budget_has_is_cut_cleanly(served: Served) -> None:
     until(lambda: served.last.disconnected_s is not None, 2, "the provider is not left talking")
 
 
+def test_text_beyond_the_budget_is_cut_where_the_end_comes_with_it(served: Served) -> None:
+    chunk = {"id": "c", "choices": [{"index": 0, "delta": {"content": " time" * 30_000}, "finish_reason": "stop"}]}
+    head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+    served.provider.script(raw=f"{head}data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n")
+    _, events = served.stream(tagged("tokens", "r-end-beyond"))
+    note_of(events)
+    assert (text_of(events), finish_of(events)) == ("", "length")
+    assert settled(served, "tokens", "r-end-beyond") <= 1000
+
+
 # ── slices ──
 
 

@@ -149,6 +149,14 @@ async def test_a_broken_answer_is_broken(provider: FakeProvider, lane: DirectLan
     assert "127.0.0.1" not in str(caught.value)
 
 
+@pytest.mark.parametrize("status", ["204 No Content", "205 Reset Content"])
+async def test_a_stream_without_content_is_broken(provider: FakeProvider, lane: DirectLane, status: str) -> None:
+    provider.script(raw=f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n")
+    with pytest.raises(UpstreamBroken, match="no answer in it") as caught:
+        await lane.send(deployment(provider.openai_url), call(stream=True))
+    assert caught.value.bytes_received
+
+
 async def test_a_gzip_bomb_does_not_fill_the_memory(provider: FakeProvider, lane: DirectLane) -> None:
     provider.script(gzip_bomb_bytes=200_000_000)
     tracemalloc.start()
