@@ -20,7 +20,6 @@ from typing import Any, Final, Protocol, TypeVar
 
 import orjson
 from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.budget_book import key_budgets
 from gateway.ledger.port import EntryKind, OutboxEntry
@@ -28,7 +27,7 @@ from gateway.ledger.reading import balances_by_account
 from gateway.run_view import own_budget
 from gateway.store import runs as runs_store
 from gateway.store import usage_report
-from gateway.store.database import Database
+from gateway.store.database import Database, StoreConnection
 from gateway.store.keys import ApiKey
 from gateway.store.runs import Sums
 from gateway.store.tables import run_steps, runs, token_usage, usage_dead_letter
@@ -219,7 +218,7 @@ async def _stored(db: Database, project: str, accounts: Mapping[str, RunRows]) -
     return {account: amount_of(rows) for account, rows in accounts.items()}
 
 
-async def _inside(connection: AsyncConnection, project: str, names: Iterable[str]) -> dict[str, set[str]]:
+async def _inside(connection: StoreConnection, project: str, names: Iterable[str]) -> dict[str, set[str]]:
     """Run → all runs inside it, at any depth, for those of `names` that have any."""
     parents: dict[str, str] = {}
     for chunk in _chunks(sorted(names)):
@@ -235,7 +234,7 @@ def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
     return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
 
 
-async def _parked(connection: AsyncConnection, project: str) -> Amount:
+async def _parked(connection: StoreConnection, project: str) -> Amount:
     table = usage_dead_letter.c
     query = select(func.sum(table.total_tokens), func.sum(table.cost_nano_usd), func.sum(table.requests))
     row = (await connection.execute(query.where(table.project == project))).one()
@@ -255,7 +254,7 @@ def _counts(inner: RunRows, outer: RunRows, families: Mapping[str, set[str]]) ->
     return inner.run in families[outer.run] if outer.step is None else inner == outer
 
 
-async def _names_of(connection: AsyncConnection, project: str, rows: RunRows) -> dict[str, str]:
+async def _names_of(connection: StoreConnection, project: str, rows: RunRows) -> dict[str, str]:
     """What the other rows of the run agree on: so the repair also lands in the sums by workflow, agent and key."""
     names = ("workflow", "agent", "key_id", "user", "model")
     columns = [column for name in names for column in (func.min(token_usage.c[name]), func.max(token_usage.c[name]))]

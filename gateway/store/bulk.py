@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -23,9 +22,10 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.engine import Connection
 from sqlalchemy.schema import Table
+
+from gateway.store.database import StoreConnection
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql
@@ -67,7 +67,7 @@ def replacing(table: Table, names: Sequence[str]) -> Conflict:
     return conflict
 
 
-async def insert(connection: AsyncConnection, table: Table, rows: Rows, conflict: Conflict) -> None:
+async def insert(connection: StoreConnection, table: Table, rows: Rows, conflict: Conflict) -> None:
     """Insert all `rows`, which have the same columns, in one round trip. On conflict with the primary key: `conflict`."""
     if rows:
         names = tuple(column.name for column in table.columns if column.name in rows[0])
@@ -75,27 +75,20 @@ async def insert(connection: AsyncConnection, table: Table, rows: Rows, conflict
 
 
 async def insert_values(
-    connection: AsyncConnection, table: Table, names: tuple[str, ...], rows: list[tuple[Any, ...]], conflict: Conflict
+    connection: StoreConnection, table: Table, names: tuple[str, ...], rows: list[tuple[Any, ...]], conflict: Conflict
 ) -> None:
     """The same for rows that are given as the values of `names`, which are in the order of the table's columns."""
     if not rows:
         return
     if connection.dialect.name == "sqlite":
         statement, constants = _insert_of_values(table, names, conflict)
-        await _executemany(connection, statement, [row + constants for row in rows] if constants else rows)
+        await connection.run_sync(
+            Connection.exec_driver_sql, statement, [row + constants for row in rows] if constants else rows
+        )
         return
     columns = zip(*rows, strict=True)
     arrays = {_OFFERED + name: list(values) for name, values in zip(names, columns, strict=True)}
     await connection.execute(_insert_of_arrays(table, names, conflict), arrays)
-
-
-async def _executemany(connection: AsyncConnection, statement: str, rows: list[tuple[Any, ...]]) -> None:
-    """One hand-over to SQLite's thread; a cursor of SQLAlchemy's is opened, executed and closed by one each."""
-    driver: Any = (await connection.get_raw_connection()).driver_connection
-    try:
-        await driver.executemany(statement, rows)
-    except sqlite3.Error as error:
-        raise DBAPIError.instance(statement, None, error, sqlite3.Error) from error
 
 
 @lru_cache(maxsize=64)
@@ -126,7 +119,7 @@ def _insert_of_arrays(table: Table, names: tuple[str, ...], conflict: Conflict) 
     return conflict(postgresql.insert(table).from_select(list(names), offered))
 
 
-def among(connection: AsyncConnection, column: Column[Any], values: Sequence[Any]) -> ColumnElement[bool]:
+def among(connection: StoreConnection, column: Column[Any], values: Sequence[Any]) -> ColumnElement[bool]:
     """`column IN values`, with one parameter instead of one for each value. SQLite takes an array as JSON."""
     if connection.dialect.name == "sqlite":
         return column.in_(select(func.json_each(orjson.dumps(values).decode()).table_valued("value").c.value))

@@ -14,23 +14,27 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from sqlalchemy import event, inspect, text
+from sqlalchemy import inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
+from sqlalchemy.pool import NullPool
 
 from gateway.store.file_lock import FileLock, FileLocked
+from gateway.store.sqlite_engine import SqliteConnection, SqliteEngine
 from gateway.store.tables import SCHEMA_REVISION
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+# In a transaction. Both have `execute`, `run_sync` and `dialect`, which is all that statements for either engine need.
+StoreConnection: TypeAlias = "AsyncConnection | SqliteConnection"
 
 # Long enough for a report over a partition that is not in memory, short enough that a dead peer is noticed.
 STATEMENT_TIMEOUT_MS: Final = 30_000
 CONNECT_TIMEOUT_MS: Final = 5_000
-# A second writer never exists, so this only covers the moment in which SQLite itself checkpoints.
-SQLITE_BUSY_TIMEOUT_MS: Final = 5_000
 # SQLSTATE classes after which the same work may succeed: connection, transaction state and rollback, authorization and
 # missing database (both are put right outside), resources, locks, operator, system.
 _RETRYABLE: Final = ("08", "25", "28", "3D", "40", "53", "55", "57", "58")
@@ -73,7 +77,7 @@ class Database:
     def __init__(self, url: str, *, connections_max: int = 8) -> None:
         self._url = _driver_url(url)
         self._connections_max = connections_max
-        self._engine: AsyncEngine | None = None
+        self._engine: AsyncEngine | SqliteEngine | None = None
         self._lock: FileLock | None = None
 
     @property
@@ -100,7 +104,7 @@ class Database:
             self._lock = None
 
     @asynccontextmanager
-    async def begin(self) -> AsyncIterator[AsyncConnection]:
+    async def begin(self) -> AsyncIterator[StoreConnection]:
         """One transaction, committed at the end of the block. Raises StoreUnavailable; errors of the data pass as they are."""
         if self._engine is None:
             raise StoreUnavailable("The store is not open.")
@@ -108,12 +112,12 @@ class Database:
             yield connection
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
+    async def read(self) -> AsyncIterator[StoreConnection]:
         """A transaction in which several queries see one moment. Raises StoreUnavailable."""
         if self._engine is None:
             raise StoreUnavailable("The store is not open.")
         engine = self._engine
-        if self.is_postgres:
+        if not isinstance(engine, SqliteEngine):
             engine = engine.execution_options(isolation_level="REPEATABLE READ")
         async with _translated(), engine.begin() as connection:
             yield connection
@@ -145,8 +149,9 @@ class Database:
 
         Two starters at once are safe: the second waits and finds nothing to do. `now_ms` says which months get partitions.
         """
-        if await self.schema_revision() == SCHEMA_REVISION and not self.is_postgres:
-            return SCHEMA_REVISION  # the usual start of an embedded store: Alembic need not even be loaded
+        if not self.is_postgres:
+            if await self.schema_revision() == SCHEMA_REVISION:
+                return SCHEMA_REVISION  # the usual start of an embedded store: Alembic need not even be loaded
         from gateway.store.migration import upgrade
 
         engine = self._make_engine(migrating=True) if self.is_postgres else self._engine
@@ -178,23 +183,12 @@ class Database:
             raise StoreUnavailable(f"The store {self._file} cannot be opened: {error.strerror}.") from error
         self._lock = lock
 
-    def _make_engine(self, *, migrating: bool) -> AsyncEngine:
-        if self.is_postgres:
-            return self._postgres_engine(migrating=migrating)
-        # SQLite before 3.51.3 can corrupt a WAL file that two connections write: one is all there ever is.
-        engine = create_async_engine(
-            self._url,
-            hide_parameters=True,  # error messages reach logs, and parameters hold what people wrote
-            poolclass=AsyncAdaptedQueuePool,
-            pool_size=1,
-            max_overflow=0,
-            pool_timeout=60,
-        )
-        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-        event.listen(engine.sync_engine, "begin", _begin_sqlite)
-        return engine
+    def _make_engine(self, *, migrating: bool) -> AsyncEngine | SqliteEngine:
+        return self._postgres_engine(migrating=migrating) if self.is_postgres else SqliteEngine(self._url)
 
     def _postgres_engine(self, *, migrating: bool) -> AsyncEngine:
+        from sqlalchemy.ext.asyncio import create_async_engine  # brings SQLAlchemy's ORM along: 7 MB
+
         connect_args: dict[str, Any] = {
             "statement_cache_size": 0,
             "prepared_statement_cache_size": 0,
@@ -220,7 +214,7 @@ class Database:
 def _driver_url(url: str) -> URL:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
-        return parsed.set(drivername="sqlite+aiosqlite")
+        return parsed.set(drivername="sqlite+pysqlite")
     if parsed.drivername not in ("postgres", "postgresql", "postgresql+asyncpg"):
         raise StoreError(f"A store is sqlite:///… or postgresql://…, not {parsed.drivername}://…")
     query = dict(parsed.query)
@@ -232,24 +226,6 @@ def _driver_url(url: str) -> URL:
 def _unnamed() -> str:
     """A prepared statement with a name would stay on a connection that pgbouncer hands to somebody else."""
     return ""
-
-
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    # The driver's own idea of transactions leaves DDL outside of them; ours begins each explicitly.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    try:
-        cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_TIMEOUT_MS}")
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=NORMAL")
-    except BaseException:
-        connection.close()  # the pool has not seen it yet, and would leave it open
-        raise
-    cursor.close()
-
-
-def _begin_sqlite(connection: Any) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def is_transient(error: BaseException) -> bool:

@@ -15,9 +15,8 @@ from typing import Any, Final
 
 import orjson
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.store.database import Database
+from gateway.store.database import Database, StoreConnection
 from gateway.store.tables import api_keys
 from gateway.store.versions import Subject, changed
 
@@ -202,7 +201,7 @@ async def rotate(
 _NO_OLD: Final = {"old_digest": None, "old_until": None}
 
 
-async def _locked(connection: AsyncConnection, key_id: str) -> ApiKey | None:
+async def _locked(connection: StoreConnection, key_id: str) -> ApiKey | None:
     query = select(api_keys).where(api_keys.c.id == key_id).with_for_update()
     row = (await connection.execute(query)).mappings().first()
     return None if row is None else _from_row(row)

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import Final
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.store.database import StoreConnection
 
 PREFIX: Final = "token_usage_"
 # Three months cover a gateway that nobody restarts and whose daily task fails for a whole quarter.
@@ -44,7 +45,7 @@ def month_named(name: str) -> Month | None:
     return (int(year), int(month)) if name.startswith(PREFIX) and year.isdigit() and month.isdigit() else None
 
 
-async def existing(connection: AsyncConnection) -> set[Month]:
+async def existing(connection: StoreConnection) -> set[Month]:
     found = await connection.execute(
         text(
             "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'token_usage'::regclass"
@@ -54,7 +55,7 @@ async def existing(connection: AsyncConnection) -> set[Month]:
     return {month for month in months if month is not None}
 
 
-async def make(connection: AsyncConnection, months: Iterable[Month]) -> set[Month]:
+async def make(connection: StoreConnection, months: Iterable[Month]) -> set[Month]:
     """Make those of `months` that are missing; returns all that exist now. Two at once are safe only under a lock."""
     present = await existing(connection)
     for month in sorted(set(months) - present):
@@ -63,13 +64,13 @@ async def make(connection: AsyncConnection, months: Iterable[Month]) -> set[Mont
     return present
 
 
-async def make_ahead(connection: AsyncConnection, now_ms: int, months_ahead: int = MONTHS_AHEAD) -> set[Month]:
+async def make_ahead(connection: StoreConnection, now_ms: int, months_ahead: int = MONTHS_AHEAD) -> set[Month]:
     """Last month (whose last events may still be on their way), this one and the next `months_ahead`."""
     this = month_of(now_ms)
     return await make(connection, (later(this, offset) for offset in range(-1, months_ahead + 1)))
 
 
-async def _make_one(connection: AsyncConnection, month: Month) -> None:
+async def _make_one(connection: StoreConnection, month: Month) -> None:
     name, start, end = name_of(month), month_starts_at_ms(month), month_starts_at_ms(later(month, 1))
     await connection.execute(text(f"CREATE TABLE {name} (LIKE token_usage INCLUDING DEFAULTS INCLUDING CONSTRAINTS)"))
     await connection.execute(
@@ -77,7 +78,7 @@ async def _make_one(connection: AsyncConnection, month: Month) -> None:
     )
 
 
-async def drop_before(connection: AsyncConnection, oldest: Month) -> list[str]:
+async def drop_before(connection: StoreConnection, oldest: Month) -> list[str]:
     """Drop every month before `oldest`; returns the names. Waits at most 5 s for readers, and then fails to try again later."""
     await connection.execute(text("SET LOCAL lock_timeout = '5s'"))
     dropped = [name_of(month) for month in sorted(await existing(connection)) if month < oldest]

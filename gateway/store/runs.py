@@ -12,10 +12,9 @@ from typing import Any, Final
 
 import orjson
 from sqlalchemy import ColumnElement, and_, case, func, literal_column, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.bulk import adding, among, insert, replacing
-from gateway.store.database import Database
+from gateway.store.database import Database, StoreConnection
 from gateway.store.paging import behind, cursor_of, newest_first
 from gateway.store.tables import SUMS, run_steps, runs, token_usage
 
@@ -156,7 +155,7 @@ async def create(db: Database, run: Run) -> Run:
     return found or run
 
 
-async def _check_workflow(connection: AsyncConnection, run: Run) -> None:
+async def _check_workflow(connection: StoreConnection, run: Run) -> None:
     """After it was written, and its row locked: of two that begin a run at once one hears of the other."""
     mine = and_(runs.c.project == run.project, runs.c.run == run.run)
     workflow = (await connection.execute(select(runs.c.workflow).where(mine))).scalar_one()
@@ -164,7 +163,7 @@ async def _check_workflow(connection: AsyncConnection, run: Run) -> None:
         raise RunOfOtherWorkflow(workflow)
 
 
-async def _forget_plan(connection: AsyncConnection, run: Run) -> None:
+async def _forget_plan(connection: StoreConnection, run: Run) -> None:
     """Steps that an earlier plan had: those that called stay as steps that no plan knew of."""
     steps = run_steps.c
     planned = and_(steps.project == run.project, steps.run == run.run, steps.position > 0)
@@ -258,7 +257,7 @@ async def set_plan(db: Database, project: str, run: str, plan: Mapping[str, Any]
         await connection.execute(runs.update().where(mine).values(plan=_json(plan)))
 
 
-async def family(connection: AsyncConnection, project: str, run: str) -> list[str]:
+async def family(connection: StoreConnection, project: str, run: str) -> list[str]:
     """The run and every run inside it, at any depth: they all spend from its account."""
     tree = select(runs.c.run).where(runs.c.project == project, runs.c.run == run).cte("family", recursive=True)
     # Said in so many words, since the index on parents leaves out the runs without one.
@@ -271,7 +270,7 @@ async def family(connection: AsyncConnection, project: str, run: str) -> list[st
     return list({run, *found.scalars()})
 
 
-async def inside(connection: AsyncConnection, project: str, names: Sequence[str]) -> dict[str, str]:
+async def inside(connection: StoreConnection, project: str, names: Sequence[str]) -> dict[str, str]:
     """Every run that is inside one of `names`, at any depth, with the run that it is directly inside of."""
     found: dict[str, str] = {}
     outer = list(names)

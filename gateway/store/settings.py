@@ -9,9 +9,8 @@ from typing import Any, Final
 
 import orjson
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.store.database import Database
+from gateway.store.database import Database, StoreConnection
 from gateway.store.tables import settings_history, system_settings_config
 from gateway.store.versions import Subject, changed
 from policies.settings import SETTINGS, Value, conflicts, validated
@@ -111,7 +110,7 @@ def _check_conflicts(before: Mapping[str, Value], after: Mapping[str, Value]) ->
         raise SettingsConflict(" ".join(made))
 
 
-async def _rows(connection: AsyncConnection, *, locked: bool = False) -> dict[str, SettingRow]:
+async def _rows(connection: StoreConnection, *, locked: bool = False) -> dict[str, SettingRow]:
     query = select(system_settings_config)
     if locked:  # two writers of the same key: the second sees what the first wrote, and the history stays a chain
         query = query.order_by(system_settings_config.c.key).with_for_update()
@@ -122,7 +121,7 @@ async def _rows(connection: AsyncConnection, *, locked: bool = False) -> dict[st
     }
 
 
-async def _write(connection: AsyncConnection, row: SettingRow, *, is_new: bool) -> None:
+async def _write(connection: StoreConnection, row: SettingRow, *, is_new: bool) -> None:
     spec = SETTINGS[row.key]
     values = {"value": _json(row.value), "updated_at": row.updated_at_ms, "updated_by": row.updated_by}
     if is_new:
@@ -133,7 +132,7 @@ async def _write(connection: AsyncConnection, row: SettingRow, *, is_new: bool) 
         await connection.execute(system_settings_config.update().where(mine).values(**values))
 
 
-async def _note_change(connection: AsyncConnection, old: Value, row: SettingRow) -> None:
+async def _note_change(connection: StoreConnection, old: Value, row: SettingRow) -> None:
     if old != row.value:
         change = {"key": row.key, "old_value": _json(old), "new_value": _json(row.value)}
         stamp = {"changed_at": row.updated_at_ms, "changed_by": row.updated_by}

@@ -10,21 +10,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from sqlalchemy import case, or_, select, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import Table
 
 from gateway.ledger.port import OutboxEntry
 from gateway.store import partitions
 from gateway.store.bulk import Conflict, adding, among, insert, insert_values, leave_alone
-from gateway.store.database import Database, is_data_fault
+from gateway.store.database import Database, StoreConnection, is_data_fault
+from gateway.store.sqlite_engine import SqliteConnection
 from gateway.store.tables import SUMS, run_steps, runs, token_usage, usage_daily, usage_dead_letter, usage_hourly
 from gateway.store.usage_event import COLUMNS, Poison, Row, at_of, id_of, row_of
 from gateway.store.usage_sums import BY_RUN, BY_STEP, DAILY, DAY_MS, HOURLY, BatchSums, Values
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 # An event that comes back may carry another time, but not one of another quarter: redelivery takes seconds, the replay of a
 # spooled settlement at most as long as an outage. The bound keeps the look-up out of old months.
@@ -118,7 +121,7 @@ async def dead_letters(db: Database, limit: int = 100) -> list[dict[str, Any]]:
         return [dict(row) for row in (await connection.execute(query)).mappings()]
 
 
-async def _take_turn(connection: AsyncConnection) -> None:
+async def _take_turn(connection: StoreConnection) -> None:
     if connection.dialect.name == "postgresql":
         # A writer that freezes in its transaction must not hold the others up for ever. And a plan made without the parameters looks
         # ids up by the key; one made for them reads the whole month by its times while that has no statistics.
@@ -131,7 +134,7 @@ async def _take_turn(connection: AsyncConnection) -> None:
         )
 
 
-async def _without_known(connection: AsyncConnection, by_id: dict[str, Row]) -> list[Row]:
+async def _without_known(connection: StoreConnection, by_id: dict[str, Row]) -> list[Row]:
     if not by_id:
         return []
     oldest_ms = min(map(at_of, by_id.values())) - REDELIVERY_MS_MAX
@@ -142,16 +145,16 @@ async def _without_known(connection: AsyncConnection, by_id: dict[str, Row]) -> 
     return [row for key, row in by_id.items() if key not in known]
 
 
-async def _have_months(connection: AsyncConnection, rows: Sequence[Row]) -> None:
+async def _have_months(connection: StoreConnection, rows: Sequence[Row]) -> None:
     """An event whose month nobody foresaw (a long outage, an old spool) makes its partition itself."""
     if rows and connection.dialect.name == "postgresql":
         days = {at_of(row) // DAY_MS for row in rows}
         await partitions.make(connection, {partitions.month_of(day * DAY_MS) for day in days})
 
 
-async def _store_rows(connection: AsyncConnection, rows: Sequence[Row]) -> tuple[list[Row], list[tuple[Row, str]]]:
+async def _store_rows(connection: StoreConnection, rows: Sequence[Row]) -> tuple[list[Row], list[tuple[Row, str]]]:
     """Returns (stored, refused with the reason)."""
-    if connection.dialect.name == "postgresql" and await _copy(connection, rows):
+    if not isinstance(connection, SqliteConnection) and await _copy(connection, rows):
         return list(rows), []
     return await _insert_rows(connection, rows)
 
@@ -172,7 +175,7 @@ async def _copy(connection: AsyncConnection, rows: Sequence[Row]) -> bool:
     return True
 
 
-async def _insert_rows(connection: AsyncConnection, rows: Sequence[Row]) -> tuple[list[Row], list[tuple[Row, str]]]:
+async def _insert_rows(connection: StoreConnection, rows: Sequence[Row]) -> tuple[list[Row], list[tuple[Row, str]]]:
     """Insert all rows; when the engine refuses the data, halve until the rows at fault are found.
 
     Postgres goes on after an error from a savepoint only. SQLite does without: what it inserted before the row at fault is left
@@ -180,7 +183,7 @@ async def _insert_rows(connection: AsyncConnection, rows: Sequence[Row]) -> tupl
     """
     if not rows:
         return [], []
-    savepoint = await connection.begin_nested() if connection.dialect.name == "postgresql" else None
+    savepoint = None if isinstance(connection, SqliteConnection) else await connection.begin_nested()
     try:
         await insert_values(connection, token_usage, COLUMNS, list(rows), leave_alone)
     except (DBAPIError, OverflowError) as error:
@@ -275,7 +278,7 @@ _STEP_SEEN: Final = adding(
 )
 
 
-async def _park(connection: AsyncConnection, poisons: Sequence[Poison], now_ms: int) -> None:
+async def _park(connection: StoreConnection, poisons: Sequence[Poison], now_ms: int) -> None:
     rows = [_parked(poison, now_ms) for poison in poisons]
     await insert(connection, usage_dead_letter, rows, leave_alone)
 

@@ -33,11 +33,10 @@ from sqlalchemy import (
     select,
     union_all,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import Table
 
 from gateway.store.bulk import among
-from gateway.store.database import Database
+from gateway.store.database import Database, StoreConnection
 from gateway.store.paging import behind, cursor_of, newest_first
 from gateway.store.runs import Sums
 from gateway.store.tables import SUMS, runs, token_usage, usage_daily, usage_hourly
@@ -204,7 +203,7 @@ async def names_seen(db: Database, project: str) -> Sequence[tuple[str, str, str
 
 
 async def amounts_of_runs(
-    connection: AsyncConnection, project: str, names: Sequence[str]
+    connection: StoreConnection, project: str, names: Sequence[str]
 ) -> list[tuple[str, str, bool, Amount]]:
     """(run, step, whether its rows name a parent, sum) from the rows themselves, for whoever checks the other sums."""
     rows = token_usage.c

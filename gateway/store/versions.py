@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.bulk import insert, replacing
-from gateway.store.database import Database
+from gateway.store.database import Database, StoreConnection
 from gateway.store.tables import control_versions
 
 
@@ -27,7 +26,7 @@ class Subject(StrEnum):
     AGENTS = "agents"
 
 
-async def changed(connection: AsyncConnection, subject: Subject) -> None:
+async def changed(connection: StoreConnection, subject: Subject) -> None:
     """To be called in the transaction of the change: readers see both or neither."""
     row = control_versions.c
     await connection.execute(control_versions.update().where(row.name == subject).values(version=row.version + 1))

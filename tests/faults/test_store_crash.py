@@ -84,7 +84,7 @@ async def test_a_full_disk_refuses_the_batch_and_takes_it_later(tmp_path: Path) 
 async def test_a_file_that_another_program_locks_is_away_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.store.database.SQLITE_BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr("gateway.store.sqlite_engine.BUSY_TIMEOUT_MS", 50)
     db = Database(f"sqlite:///{tmp_path}/store.db")
     await db.open()
     await db.migrate(NOW_MS)
