@@ -7,7 +7,7 @@ PORT ?= 4000
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help chromium install install-otel install-dev run demo test test-clients lock-clients check format lock bench bench-peers screenshots eval-intents eval-compression eval-routing docs docs-pages soak soak-30 soak-5 mutants release-check clean
+.PHONY: help chromium install install-otel install-dev run demo test test-clients lock-clients check format lock bench bench-peers screenshots eval-intents eval-compression eval-routing docs docs-pages snapshot soak soak-30 soak-5 mutants release-check clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -102,6 +102,9 @@ lock: ## Resolve the dependencies anew (needs uv); nothing younger than a week, 
 
 docs-pages: install-dev ## Write the pages anew that are made from code
 	FAREBOX_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/docs tests/clients -k "made_from or the_page_says"
+
+snapshot: install-dev ## Write migrations/embedded.sql anew, after a new migration
+	FAREBOX_WRITE_SNAPSHOT=1 $(BIN)/python -m pytest -q tests/gateway/test_store_snapshot.py -k made_from
 
 docs: .venv-docs/installed ## Build the documentation into site/; a broken link or anchor fails
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet

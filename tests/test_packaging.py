@@ -71,6 +71,7 @@ def test_the_wheel_has_all_that_runs_and_nothing_else(dist: Path) -> None:
     for needed in (
         "gateway/config.example.yaml",
         "gateway/migrations/env.py",
+        "gateway/migrations/embedded.sql",
         "gateway/migrations/versions/v0001_tables.py",
     ):
         assert needed in names

@@ -23,6 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import NullPool
 
 from gateway.store.file_lock import FileLock, FileLocked
+from gateway.store.snapshot import make_tables
 from gateway.store.sqlite_engine import SqliteConnection, SqliteEngine
 from gateway.store.tables import SCHEMA_REVISION
 
@@ -150,6 +151,8 @@ class Database:
         Two starters at once are safe: the second waits and finds nothing to do. `now_ms` says which months get partitions.
         """
         if not self.is_postgres:
+            async with self.begin() as connection:
+                await connection.run_sync(make_tables)
             if await self.schema_revision() == SCHEMA_REVISION:
                 return SCHEMA_REVISION  # the usual start of an embedded store: Alembic need not even be loaded
         from gateway.store.migration import upgrade

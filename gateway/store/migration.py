@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from alembic import command
 from alembic.config import Config
 from alembic.util.exc import CommandError
 from sqlalchemy.engine import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-import gateway
 from gateway.store import partitions
-from gateway.store.database import SchemaMismatch
+from gateway.store.database import SchemaMismatch, StoreConnection
+from gateway.store.snapshot import migrations_folder
 
 
-def migrations_folder() -> Path:
-    """In a wheel the history lies inside the package, in a source tree beside it."""
-    package = Path(gateway.__file__).parent
-    installed = package / "migrations"
-    return installed if installed.is_dir() else package.parent / "migrations"
-
-
-async def upgrade(connection: AsyncConnection, now_ms: int) -> None:
+async def upgrade(connection: StoreConnection, now_ms: int) -> None:
     """Inside the caller's transaction. Raises SchemaMismatch when the tables are of a revision that is not known here."""
     await connection.run_sync(_upgrade, "head")
     if connection.dialect.name == "postgresql":
         await partitions.make_ahead(connection, now_ms)
 
 
-async def downgrade(connection: AsyncConnection, revision: str) -> None:
+async def downgrade(connection: StoreConnection, revision: str) -> None:
     """Back to an older revision; `base` removes everything. For people who go back a version of the gateway, and tests."""
     await connection.run_sync(_downgrade, revision)
 

@@ -14,7 +14,8 @@ from sqlalchemy.types import Boolean, Float, Integer
 
 from gateway.store import partitions, settings
 from gateway.store.database import Database
-from gateway.store.migration import _config, migrations_folder
+from gateway.store.migration import _config
+from gateway.store.snapshot import migrations_folder
 from gateway.store.tables import METADATA, SCHEMA_REVISION
 from policies.settings import SETTINGS
 from tests.store_events import NOW_MS
