@@ -194,8 +194,8 @@ class Application:
         has_stars = any(STAR in entry.model_name for entry in self.config.model_list)
         if faults := parts.prices.check(parts.deployments, has_stars=has_stars):
             raise ConfigError(faults)
-        loading = asyncio.create_task(parts.tokenizer.load(*_encodings(parts.deployments)))
-        stack.push_async_callback(_cancelled, loading)
+        # Before anything else is made: what lasts would lie between what building the table leaves behind, and keep it from being freed.
+        await parts.tokenizer.load(*_encodings(parts.deployments))
         await self._open_store()
         stack.push_async_callback(parts.store.close)
         stack.callback(self._operator.remove)
@@ -234,7 +234,6 @@ class Application:
         await parts.orchestration.start()
         stack.push_async_callback(parts.orchestration.stop)
         parts.forwarder.prepare(parts.deployments)
-        await loading
 
     async def stop(self) -> None:
         """What is under way is settled, the outbox is flushed, then everything is closed in reverse order."""

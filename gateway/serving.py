@@ -40,6 +40,7 @@ _BODY_S: Final = 60.0
 _YOUNG_OBJECTS_MAX: Final = 20_000
 # One Ctrl-C reaches a worker twice, as `kill` to a whole group does: by itself, and passed on by the process that started it.
 _SAME_SIGNAL_S: Final = 1.0
+_HEAPS_MAX: Final = -8  # M_ARENA_MAX of malloc.h
 _STARTUP_FAILED: Final = 3  # uvicorn's exit code when the application could not start
 
 
@@ -74,12 +75,21 @@ class _Server(uvicorn.Server):
             self.force_exit = True
 
 
+def _use_one_heap() -> None:
+    """glibc gives each thread a heap of its own, and keeps what the thread that builds the tokenizer's table has freed at its end."""
+    _ask_glibc("mallopt", _HEAPS_MAX, 1)
+
+
 def _give_memory_back() -> None:
     """What a start freed (the price map, the tokenizer's table as text) glibc keeps for later; an idle gateway needs none of it."""
+    _ask_glibc("malloc_trim", 0)
+
+
+def _ask_glibc(name: str, *arguments: int) -> None:
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
+        function = getattr(ctypes.CDLL(None), name, None)  # musl has none of these
+        if function is not None:
+            function(*arguments)
 
 
 def serve(config: Config, *, allow_anonymous: bool) -> int:
@@ -115,6 +125,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket, same_signal_s: float = 0.0) -> int:
     set_up_logging(config.server.log_format, config.server.log_level, secrets_of(config, os.environ))
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    _use_one_heap()
     application = Application(config, allow_anonymous=allow_anonymous)
     connections = Connections(_connection_limits(config), application.parts.telemetry)
     server = _Server(
