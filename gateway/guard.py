@@ -33,8 +33,10 @@ _ONCE: Final = frozenset(
         b"transfer-encoding",
     }
 )
-# A model's name may have slashes, which the SDKs escape when they ask for the model; nothing is looked up by that path.
-_MODEL_NAME: Final = re.compile(rb"(?<=/models/)[A-Za-z0-9][\w.:@~-]*(?:(?:%2[Ff]|/)[A-Za-z0-9][\w.:@~-]*)*\Z")
+# Names of models and runs may have slashes, which clients escape; nothing is looked up by that path.
+_NAME: Final = re.compile(
+    rb"(?:(?<=/models/)|(?<=/runs/))(?:%2[Ff])*[A-Za-z0-9][\w.:@~-]*(?:(?:/(?:%2[Ff])*|(?:%2[Ff])+)[A-Za-z0-9][\w.:@~-]*)*\Z"
+)
 _OVERRIDES: Final = frozenset({b"x-http-method-override", b"x-method-override", b"x-original-url", b"x-rewrite-url"})
 
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
@@ -66,7 +68,7 @@ def fault_of(scope: Mapping[str, Any]) -> GatewayError | None:
 
 
 def _is_crooked(path: bytes) -> bool:
-    return bool(_CROOKED.search(path) and _CROOKED.search(_MODEL_NAME.sub(b"", path)))
+    return bool(_CROOKED.search(path) and _CROOKED.search(_NAME.sub(b"", path)))
 
 
 def _header_fault(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:

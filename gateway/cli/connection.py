@@ -74,7 +74,7 @@ class Remote:
         self.where = url
 
     async def ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Answer:
-        url = f"{self.where}/api{quote(path)}{_query(query)}"
+        url = f"{self.where}/api{quoted(path)}{_query(query)}"
         data = None if body is None else orjson.dumps(body)
         try:
             async with self._session.request(method, url, data=data, headers=self._headers) as reply:
@@ -188,6 +188,11 @@ def _query(query: Mapping[str, Any] | None) -> str:
     return f"?{urlencode(given)}" if given else ""
 
 
+def quoted(path: str) -> str:
+    """As a URL holds it. Of two slashes the second belongs to a name."""
+    return quote(path).replace("//", "/%2F")
+
+
 def _scope(method: str, path: str, query: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "type": "http",
@@ -196,7 +201,7 @@ def _scope(method: str, path: str, query: Mapping[str, Any] | None) -> dict[str,
         "method": method,
         "scheme": "http",
         "path": f"/api{path}",
-        "raw_path": quote(f"/api{path}").encode(),
+        "raw_path": quoted(f"/api{path}").encode(),
         "root_path": "",
         "query_string": _query(query).removeprefix("?").encode(),
         "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -123,6 +124,15 @@ def test_keys_are_made_whether_the_gateway_runs_or_not(served: tuple[Cli, Farebo
     gateway.start()
     assert gateway.chat("hi", {"authorization": f"Bearer {rotated}"}).status == 401
     assert gateway.get("/api/keys", headers={"authorization": f"Bearer {admin}"}).status == 200
+
+
+@pytest.mark.parametrize("run", ["2026/11/28", "/home/me/project", "a//b"])
+def test_runs_whose_ids_hold_slashes_are_found(served: tuple[Cli, FareboxProcess], run: str) -> None:
+    cli, gateway = served
+    tags = {"x-workflow-id": "nightly", "x-workflow-run-id": run, "x-workflow-step": "draft"}
+    assert gateway.chat("hi", tags).status == 200
+    assert cli("runs", "show", run, "--json").json()["run"] == run
+    assert gateway.get(f"/api/runs/{quote(run, safe='')}").json()["run"] == run
 
 
 def test_runs_are_steered_and_summed_up(served: tuple[Cli, FareboxProcess]) -> None:

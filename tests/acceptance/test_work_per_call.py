@@ -247,7 +247,8 @@ async def test_a_tagged_call_waits_for_the_ledger_twice(tmp_path: Path, provider
     assert work.a_call("commits") <= 3  # those two, and what is done for many calls at once
     assert work.a_call("statements") <= 15
     assert work.a_call("body parsed") == 1
-    assert work.a_call("json bytes") <= 1_000  # the body, the answer, and nothing that was read before
+    # The body, the answer, the event that the flusher may fetch meanwhile, and nothing that was read before.
+    assert work.a_call("json bytes") <= 1_400
     assert work.a_call("threads") <= THREADS_MAX
     assert work.a_call("tasks") <= 2
     assert work.a_call("loop turns") <= 14

@@ -42,6 +42,10 @@ def test_a_host_that_is_none_is_refused(host: bytes) -> None:
         b"/v1/..%2fadmin",
         b"/v1/models/..%2fadmin",
         b"/v1/models/a%2f..%2fadmin",
+        b"/api/runs/a%2f..%2f..%2fkeys",
+        b"/api/runs/..%2fkeys",
+        b"/api/runs//x",
+        b"/api/keys%2fk1",
         b"/v1/../admin",
         b"/./x",
         b"/a;b",
@@ -68,6 +72,8 @@ def test_a_path_that_hides_another_is_refused(path: bytes) -> None:
         b"/admin/static/x.css",
         b"/v1/a%20b",
         b"/v1/models/openai%2Fgpt-4o",
+        b"/api/runs/2026%2F11%2F22:a/pause",
+        b"/api/runs/%2Fhome%2Fme%2F%2Fproject",
     ],
 )
 def test_ordinary_paths_pass(path: bytes) -> None:
