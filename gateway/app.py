@@ -65,6 +65,7 @@ from gateway.pricebook import PriceBook
 from gateway.rebuilding import Rebuilding
 from gateway.recorder import BatchRecorder
 from gateway.runs import RunRegistry
+from gateway.runs_under_way import RunsUnderWay
 from gateway.store.database import Database, StoreUnavailable
 from gateway.store.housekeeping import tidy_daily
 from gateway.telemetry import Telemetry
@@ -219,12 +220,9 @@ class Application:
         tidying = asyncio.create_task(tidy_daily(parts.store, retention_of(self.config)), name="tidy")
         stack.push_async_callback(_cancelled, tidying)
         stack.push_async_callback(parts.tracing.stop)
-        watching: tuple[Alerts | BatchRecorder | Gauges | Heartbeat, ...] = (
-            parts.alerts,
-            parts.recorder,
-            self._gauges,
-            self._heartbeat,
-        )
+        under_way = RunsUnderWay(self._heartbeat.calls, parts.store)
+        watching: tuple[Alerts | BatchRecorder | Gauges | Heartbeat | RunsUnderWay, ...]
+        watching = (parts.alerts, parts.recorder, self._gauges, self._heartbeat, under_way)
         for part in watching:
             part.start()
             stack.push_async_callback(part.stop)

@@ -84,6 +84,10 @@ class Heartbeat:
     def landed(self, call: Call) -> None:
         self._flights.pop(call.id, None)
 
+    def calls(self) -> list[Call]:
+        """Those that hold something and are with a provider now."""
+        return [flight.call for flight in self._flights.values()]
+
     def start(self) -> None:
         self._tasks = [
             asyncio.create_task(self._renew_forever(), name="heartbeat"),

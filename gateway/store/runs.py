@@ -1,7 +1,7 @@
 """Runs and their steps: what was planned for them, the state people put them in, and the sums that the flusher keeps.
 
-A run is there as soon as it was planned (`create`) or its first usage event arrived (`usage.insert_entries`); both meet in
-one row, whichever comes first.
+A run is there as soon as it was planned (`create`), has a call that takes long (`begin`) or its first usage event arrived
+(`usage.insert_entries`); all meet in one row, whichever comes first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 from sqlalchemy import ColumnElement, and_, case, func, literal_column, select
 
-from gateway.store.bulk import adding, among, insert, replacing
+from gateway.store.bulk import adding, among, insert, leave_alone, replacing
 from gateway.store.database import Database, StoreConnection
 from gateway.store.paging import behind, cursor_of, newest_first
 from gateway.store.tables import SUMS, run_steps, runs, token_usage
@@ -153,6 +153,15 @@ async def create(db: Database, run: Run) -> Run:
         await insert(connection, run_steps, steps, replacing(run_steps, _PLANNED_STEP))
     found = await get(db, run.project, run.run)
     return found or run
+
+
+async def begin(db: Database, begun: Sequence[Run]) -> None:
+    """Runs and their steps of which no event is there yet. What is there already stays as it is."""
+    ordered = sorted(begun, key=lambda run: (run.project, run.run))  # all writers lock in the same order
+    steps = [_step_row(run.project, run.run, step) for run in ordered for step in run.steps]
+    async with db.begin() as connection:
+        await insert(connection, runs, [_run_row(run) for run in ordered], leave_alone)
+        await insert(connection, run_steps, sorted(steps, key=lambda row: row["step"]), leave_alone)
 
 
 async def _check_workflow(connection: StoreConnection, run: Run) -> None:

@@ -391,6 +391,18 @@ async def test_a_planned_run_meets_its_events(db: Database) -> None:
     assert await runs.set_state(db, "default", "nowhere", "paused", NOW_MS) is None
 
 
+async def test_a_run_with_a_long_first_call_meets_its_events(db: Database) -> None:
+    begun = Run("p", "r1", "w", "ada", first_at_ms=NOW_MS, last_at_ms=NOW_MS, steps=(RunStep("r1", "draft"),))
+    await runs.begin(db, [begun, Run("p", "r0", first_at_ms=NOW_MS)])
+    await runs.set_state(db, "p", "r1", "paused", NOW_MS)
+    await runs.begin(db, [Run("p", "r1", "other", first_at_ms=NOW_MS + 9, steps=(RunStep("r1", "check"),))])
+    await usage.insert_entries(db, [entry("e1", project="p", run="r1", step="draft", workflow="w")], NOW_MS)
+    found = await runs.get(db, "p", "r1")
+    assert found is not None
+    assert (found.workflow, found.agent, found.state, found.sums.calls) == ("w", "ada", "paused", 1)
+    assert {step.step: step.sums.calls for step in found.steps} == {"draft": 1, "check": 0}
+
+
 async def test_runs_are_listed_in_pages_without_gaps_or_repeats(db: Database) -> None:
     events = [
         entry(f"e{number}", run=f"r{number:02}", at_ms=NOW_MS + number // 3, workflow=f"w{number % 2}")

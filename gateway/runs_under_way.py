@@ -1,0 +1,77 @@
+"""Puts runs in the store whose first call takes long, so that they can be seen and stopped before it ends.
+
+Otherwise a run is there with the first usage event that is flushed, which is soon enough for calls of less than a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Final
+
+from cachetools import LRUCache
+
+from gateway.ledger.clock import wall_clock_ms
+from gateway.pipeline.call import Call
+from gateway.store import runs
+from gateway.store.database import Database, StoreUnavailable
+from gateway.store.runs import Run, RunStep
+
+_EVERY_S: Final = 0.5
+_KNOWN_MAX: Final = 50_000
+
+
+class RunsUnderWay:
+    """`calls` are those that are with a provider now."""
+
+    def __init__(self, calls: Callable[[], Iterable[Call]], store: Database) -> None:
+        self._calls = calls
+        self._store = store
+        self._seen_before: set[str] = set()
+        self._known: LRUCache[tuple[str, str, str], bool] = LRUCache(_KNOWN_MAX)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._look_forever(), name="runs-under-way")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _look_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            with suppress(StoreUnavailable):  # the flusher tells of it; at the next look it is tried again
+                await self.look()
+
+    async def look(self) -> None:
+        """Store the runs and steps of calls that were under way at the last look already. Raises `StoreUnavailable`."""
+        calls = [call for call in self._calls() if call.run is not None]
+        long = [call for call in calls if call.id in self._seen_before]
+        self._seen_before = {call.id for call in calls}
+        new = {key: call for call in long if (key := _key(call)) not in self._known}
+        if new:
+            await runs.begin(self._store, [_run(call) for call in new.values()])
+            self._known.update(dict.fromkeys(new, True))
+
+
+def _key(call: Call) -> tuple[str, str, str]:
+    return call.principal.project, call.run or "", call.tags.step
+
+
+def _run(call: Call) -> Run:
+    project, run, step = _key(call)
+    tags, now_ms = call.tags, wall_clock_ms()
+    return Run(
+        project,
+        run,
+        tags.workflow or "",
+        tags.agent or "",
+        tags.user or "",
+        call.parent_run or "",
+        first_at_ms=now_ms,
+        last_at_ms=now_ms,
+        steps=(RunStep(run, step, model=call.model, first_at_ms=now_ms, last_at_ms=now_ms),),
+    )

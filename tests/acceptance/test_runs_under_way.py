@@ -1,0 +1,53 @@
+"""A run whose first call takes long is seen and steered before that call ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.acceptance.serving import Served, model, serving
+from tests.farebox_process import tagged
+
+pytestmark = pytest.mark.xdist_group("acceptance-under-way")
+SLOW = 'hi {"fake": {"delay_ms": 6000}}'
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    budget = {"scope": "run", "match": "*", "tokens": 1000}
+    with serving(
+        tmp_path_factory.mktemp("under-way"), budgets=[budget], models=lambda provider: [model(provider.openai_url)]
+    ) as running:
+        yield running
+
+
+def shown(served: Served, run: str, within_s: float) -> dict[str, Any]:
+    deadline_s = time.monotonic() + within_s
+    while (reply := served.gateway.get(f"/api/runs/{run}")).status != 200 and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    assert reply.status == 200, reply.body
+    return dict(reply.json())
+
+
+def test_a_run_is_there_and_can_be_paused_while_its_first_call_is_under_way(served: Served) -> None:
+    headers = {**tagged("nightly", "long", "draft"), "x-workflow-agent": "writer"}
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(served.chat, headers, SLOW, max_tokens=20)
+        run = shown(served, "long", within_s=5)
+        assert not call.done(), "it was seen before its first call ended"
+        assert (run["workflow"], run["agent"], run["state"]) == ("nightly", "writer", "active")
+        assert run["tokens"]["reserved"] > 0
+        assert [step["step"] for step in run["steps"]] == ["draft"]
+        assert served.gateway.request("POST", "/api/runs/long/pause", b"").status == 200
+        refused = served.chat(headers)
+        assert (refused.status, refused.json()["error"]["code"]) == (402, "run_paused")
+        assert call.result(30).status == 200
+    deadline_s = time.monotonic() + 10
+    while (run := shown(served, "long", within_s=1))["calls"] < 1 and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    assert (run["state"], run["calls"], run["tokens"]["reserved"]) == ("paused", 1, 0)
+    assert run["steps"][0]["calls"] == 1
