@@ -418,8 +418,8 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
 
 
 def _runs(config: Config, ledger: Ledger, ids: Ids, orchestration: Orchestration) -> RunRegistry:
-    silence_s = config.reservations.implicit_run_silence_seconds
-    return RunRegistry(ledger, silence_s=silence_s, new_id=ids.new, limits_of=orchestration.limits_of)
+    silence_s, plans = config.reservations.implicit_run_silence_seconds, orchestration.plans
+    return RunRegistry(ledger, silence_s=silence_s, new_id=ids.new, limits_of=orchestration.limits_of, find=plans.find)
 
 
 def _places(config: Config) -> Places:

@@ -7,7 +7,7 @@
     complete   completed   completed   =           refused
     cancel     cancelled   cancelled   refused     =
 
-An exhausted run is an active one without anything left.
+An exhausted run is an active one without anything left, or with less left than its latest call needed.
 """
 
 from __future__ import annotations
@@ -139,6 +139,8 @@ class RunControl:
         budget = Limit(*(change.get(unit, before.of(unit)) for unit in ("tokens", "nano_usd", "requests")))
         await self._ledger.set_override(project, run_account(run), budget)
         await runs_store.set_plan(self._store, project, run, {**found.plan, "budget": _stored(budget)})
+        if found.state == "exhausted":  # so its latest call said, of the budget before
+            await runs_store.set_state(self._store, project, run, "active", self._now_ms())
         self._orchestration.budget_changed(project, run)
         return await self._shown(project, run)
 

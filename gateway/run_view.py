@@ -299,14 +299,16 @@ def _standing(balance: Balance | None, sums: Sums) -> tuple[Amount, Amount, Sour
 
 
 def _state(run: Run, balance: Balance | None, limit: Limit, used: Amount) -> RunState:
-    """People's decisions first, as the ledger keeps them; exhausted is what the figures say."""
+    """People's decisions first, as the ledger keeps them; exhausted is what the figures say, or the run's latest call, which found too
+    little left for it."""
     if run.state in ("paused", "completed", "cancelled"):
         return run.state  # type: ignore[return-value]
     if balance is not None and balance.gate in _OF_GATE:
         return _OF_GATE[balance.gate]
     units: tuple[Unit, ...] = ("tokens", "nano_usd", "requests")
     limits = ((limit.of(unit), used.of(unit)) for unit in units)
-    return "exhausted" if any(most is not None and taken >= most for most, taken in limits) else "active"
+    is_full = any(most is not None and taken >= most for most, taken in limits)
+    return "exhausted" if is_full or (run.state == "exhausted" and not limit.is_unlimited) else "active"
 
 
 def _figures(unit: Unit, limit: Limit, settled: Amount, reserved: Amount) -> tuple[int | None, int, int, int | None]:

@@ -1,26 +1,36 @@
-"""What this process remembers of runs: names of implicit ones, parents, and which their callers have tightened. A cache, never
-the truth."""
+"""What this process remembers of runs: names of implicit ones, parents, the workflows that they were used under, and which their
+callers have tightened. A cache, never the truth."""
 
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, MutableMapping
-from typing import Final
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Final, Protocol
 
 from cachetools import LRUCache
 
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.call import Call
-from policies.amounts import UNLIMITED
-from policies.budgets import Parent, RunLimits, run_account
+from gateway.run_view import own_budget
+from gateway.store.runs import Run
+from policies.amounts import UNITS, UNLIMITED, Limit
+from policies.budgets import Budget, Parent, RunLimits, limit_of_run, run_account
 from policies.reservation import Granted
 
 _RUNS_MAX: Final = 50_000
 _ANCESTORS_MAX: Final = 8
 
 
+class FindRun(Protocol):
+    def __call__(self, project: str, run: str, *, fresh: bool) -> Awaitable[Run | None]: ...
+
+
+async def _nobody_knows(project: str, run: str, *, fresh: bool) -> Run | None:
+    return None
+
+
 class RunRegistry:
-    """`limits_of` tells what is planned for the runs of a project's workflow, beside budgets."""
+    """`limits_of` tells what is planned for the runs of a project's workflow, beside budgets; `find` what the store knows of a run."""
 
     def __init__(
         self,
@@ -29,20 +39,31 @@ class RunRegistry:
         silence_s: float,
         new_id: Callable[[], str],
         limits_of: Callable[[str, str], RunLimits] = lambda _project, _workflow: RunLimits(),
+        find: FindRun = _nobody_knows,
     ) -> None:
         self._ledger = ledger
         self._silence_ms = int(silence_s * 1000)
         self._new_id = new_id
         self._limits_of = limits_of
+        self._find = find
         self._workflow_of: MutableMapping[tuple[str, str], str] = LRUCache(_RUNS_MAX)
+        # Run and workflow, where the run's account is known to be held to the budgets of that workflow.
+        self._held_to: MutableMapping[tuple[str, str, str], bool] = LRUCache(_RUNS_MAX)
         self._parent_of: MutableMapping[tuple[str, str], str] = LRUCache(_RUNS_MAX)
         self._tightened: LRUCache[tuple[str, str], bool] = LRUCache(_RUNS_MAX)
         self._last_implicit: LRUCache[tuple[str, str], str] = LRUCache(_RUNS_MAX)
 
     def looking(self, ledger: Ledger) -> RunRegistry:
         """One that knows what this one knows, and whose own findings this one does not hear of."""
-        other = RunRegistry(ledger, silence_s=self._silence_ms / 1000, new_id=self._new_id, limits_of=self._limits_of)
+        other = RunRegistry(
+            ledger,
+            silence_s=self._silence_ms / 1000,
+            new_id=self._new_id,
+            limits_of=self._limits_of,
+            find=self._find,
+        )
         other._workflow_of = ChainMap({}, self._workflow_of)
+        other._held_to = ChainMap({}, self._held_to)
         other._parent_of = ChainMap({}, self._parent_of)
         return other
 
@@ -89,15 +110,40 @@ class RunRegistry:
         workflow = self._workflow_of.get((project, run))
         if workflow is None:
             return Parent(run, own_workflow)
+        return self._of_workflow(project, run, workflow)
+
+    def _of_workflow(self, project: str, run: str, workflow: str) -> Parent:
         limits = self._limits_of(project, workflow)
         return Parent(run, workflow, limits.planned_run, limits.observe)
+
+    def is_under_new_workflow(self, call: Call) -> bool:
+        """Whether the caller named a run that was not seen under the call's workflow. Asked at each call, so it is one look-up."""
+        run = call.tags.run
+        return run is not None and (call.principal.project, run, call.tags.workflow) not in self._held_to
+
+    async def limit_elsewhere(self, call: Call, budgets: Sequence[Budget]) -> Limit:
+        """What the account of a run that comes under a second workflow has to be tightened to: the smallest of what limits it
+        under either. The ledger remembers it for all processes; what somebody gave this very run goes before it, as always."""
+        project, run, workflow = call.principal.project, call.run or "", call.tags.workflow or ""
+        first = self._workflow_of.get((project, run))
+        found = await self._find(project, run, fresh=first is not None)
+        first = first or (found.workflow if found is not None else "")
+        if first in ("", workflow):
+            return UNLIMITED
+        self._workflow_of[project, run] = first
+        both = (limit_of_run(self._of_workflow(project, run, name), project, budgets) for name in (first, workflow))
+        limit = next(both).tightened_by(next(both))
+        given = own_budget(found.plan) if found is not None else UNLIMITED
+        return Limit(*(limit.of(unit) if given.of(unit) is None else None for unit in UNITS))
 
     def saw(self, call: Call, granted: Granted) -> None:
         if call.run is None:
             return
         key = (call.principal.project, call.run)
-        if key not in self._workflow_of:
-            self._workflow_of[key] = call.tags.workflow or ""
+        workflow = call.tags.workflow or ""
+        if (*key, workflow) not in self._held_to:
+            self._held_to[(*key, workflow)] = True
+            self._workflow_of.setdefault(key, workflow)
         account = run_account(call.run)
         for balance, hold in zip(granted.balances, call.chain.holds, strict=False):
             if balance.account == account:

@@ -146,6 +146,7 @@ class Link:
     resets_at_ms: int | None = None
     soft_tokens: int | None = None  # a step's allocation, where its hard limit lies above it
     on_outage: OnOutage = OnOutage.REFUSE
+    is_share: bool = False  # its tokens are limited by the step's share of the run, and by nothing smaller
 
 
 @value_class
@@ -209,6 +210,7 @@ class RunLimits:
     planned_run: Limit = UNLIMITED
     planned_step: Limit = UNLIMITED  # the hard limit
     step_soft_tokens: int | None = None
+    step_share_tokens: int | None = None  # what the plan alone lets the step use at most
     observe: bool = False  # the workflow is in observe: its plan and its budgets never refuse
     ladder: Ladder | None = None  # the workflow's declaration says how pressure is met; None leaves it to budgets
 
@@ -255,7 +257,8 @@ def _of_run(link: Link, run: str) -> Link:
     # The account's name begins with `step/*` or `run/*`.
     kind, _, rest = hold.account.partition(ANY_RUN)
     named = Hold(kind + name + rest, hold.limit, hold.tighten, hold.enforce, hold.keep_ms)
-    return Link(named, link.scope, scope_id, link.window, link.resets_at_ms, link.soft_tokens, link.on_outage)
+    same = (link.window, link.resets_at_ms, link.soft_tokens, link.on_outage, link.is_share)
+    return Link(named, link.scope, scope_id, *same)
 
 
 _ORDER: Final = {scope: position for position, scope in enumerate(Scope)}
@@ -332,18 +335,28 @@ def _link(account: str, entry: _Entry, limits: RunLimits) -> Link:
     on_outage = OnOutage.ALLOW if entry.outages and set(entry.outages) == {OnOutage.ALLOW} else OnOutage.REFUSE
     if not entry.tighten.is_unlimited:
         on_outage = OnOutage.REFUSE
-    soft = limits.step_soft_tokens if entry.scope is Scope.STEP else None
-    return Link(hold, entry.scope, entry.scope_id, entry.window, entry.resets_at_ms, soft, on_outage)
+    is_step, tokens = entry.scope is Scope.STEP, entry.limit.tokens
+    soft = limits.step_soft_tokens if is_step else None
+    is_share = is_step and tokens is not None and tokens == limits.step_share_tokens
+    return Link(hold, entry.scope, entry.scope_id, entry.window, entry.resets_at_ms, soft, on_outage, is_share)
 
 
 def _parent_link(parent: Parent, project: str, budgets: Sequence[Budget]) -> Link:
     """A child run spends from its parent too, so what limits the parent's run limits both together."""
-    subject = Subject(project, workflow=parent.workflow, run=parent.run)
-    limit = UNLIMITED if parent.observe else parent.planned
-    for budget in () if parent.observe else budgets:
+    limit = limit_of_run(parent, project, budgets)
+    return Link(Hold(run_account(parent.run), limit, keep_ms=RUN_KEEP_MS), Scope.RUN, parent.run, Window.RUN)
+
+
+def limit_of_run(run: Parent, project: str, budgets: Sequence[Budget]) -> Limit:
+    """What a run of that workflow may use, whoever calls: its plan, and every enforced budget on runs that applies."""
+    if run.observe:
+        return UNLIMITED
+    subject = Subject(project, workflow=run.workflow, run=run.run)
+    limit = run.planned
+    for budget in budgets:
         if budget.scope is Scope.RUN and budget.mode is Mode.ENFORCE and budget.applies_to(subject):
             limit = limit.tightened_by(budget.limit)
-    return Link(Hold(run_account(parent.run), limit, keep_ms=RUN_KEEP_MS), Scope.RUN, parent.run, Window.RUN)
+    return limit
 
 
 def _keep_ms(window: Window) -> int:

@@ -243,6 +243,7 @@ class Refused:
     needed: int
     balance: Balance
     now_ms: int
+    balances: tuple[Balance, ...] = ()  # of all accounts that were asked, in the order of the holds
 
 
 Decision = Granted | Refused
@@ -404,9 +405,8 @@ def renewed(found: Reservation, sign: Progress, deadline_ms: int) -> Reservation
 
 def already_resolved(holds: Sequence[Hold], accounts: Sequence[Account], now_ms: int) -> Refused:
     """The answer to `extend` when the reservation is not pending, or not known."""
-    name = holds[0].account
-    balance = accounts[0].balance(name, holds[0].limit, holds[0].tighten)
-    return Refused(Refusal.RESOLVED, name, None, 0, balance, now_ms)
+    balances = _balances(holds, accounts)
+    return Refused(Refusal.RESOLVED, holds[0].account, None, 0, balances[0], now_ms, balances)
 
 
 def _check_same_accounts(found: Reservation, holds: Sequence[Hold]) -> None:
@@ -439,6 +439,12 @@ def _tightened(holds: Sequence[Hold], accounts: Sequence[Account], now_ms: int) 
     return tuple(found)
 
 
+def _balances(holds: Sequence[Hold], accounts: Sequence[Account]) -> tuple[Balance, ...]:
+    return tuple(
+        [account.balance(hold.account, hold.limit, hold.tighten) for hold, account in zip(holds, accounts, strict=True)]
+    )
+
+
 def _granted(
     reservation: Reservation,
     holds: Sequence[Hold],
@@ -446,9 +452,7 @@ def _granted(
     now_ms: int,
     breaches: tuple[int, ...] = (),
 ) -> Granted:
-    balances = tuple(
-        account.balance(hold.account, hold.limit, hold.tighten) for hold, account in zip(holds, after, strict=True)
-    )
+    balances = _balances(holds, after)
     observed = tuple(holds[index].account for index in breaches)
     return Granted(
         reservation.id, reservation.output_tokens, reservation.held, reservation.deadline_ms, now_ms, balances, observed
@@ -463,7 +467,6 @@ def _refused(
     now_ms: int,
 ) -> Refused:
     index, reason, unit = refused
-    hold, account = holds[index], accounts[index]
     needed = 0 if unit is None else demand.amount(demand.output_tokens_min).of(unit)
-    balance = account.balance(hold.account, hold.limit, hold.tighten)
-    return Refused(reason, hold.account, unit, needed, balance, now_ms)
+    balances = _balances(holds, accounts)
+    return Refused(reason, holds[index].account, unit, needed, balances[index], now_ms, balances)

@@ -106,7 +106,8 @@ def decision_of(reply: Sequence[Any], reservation_id: str, accounts: Sequence[st
     if isinstance(reply[1], bytes):
         _, reason, index, unit, needed, now_ms = reply[:6]
         name = accounts[index]
-        return Refused(_REFUSALS[reason], name, _UNIT_OF[unit], needed, balance_at(reply, 6, name), now_ms)
+        balances = balances_at(reply, 6, accounts)
+        return Refused(_REFUSALS[reason], name, _UNIT_OF[unit], needed, balances[index], now_ms, balances)
     return Granted(
         reservation_id,
         output_tokens=reply[1],

@@ -42,6 +42,7 @@ from policies.reservation import Balance
 from policies.settings import Settings
 
 _PLANS_MAX: Final = 50_000
+_JUST_FOUND_MAX: Final = 1_000
 
 RunKey = tuple[str, str]  # project, run
 
@@ -122,6 +123,7 @@ class Plans:
         self._ledger = ledger
         self._lookups = RunLookups(store)
         self._plans: LRUCache[RunKey, LivePlan] = LRUCache(_PLANS_MAX)
+        self._just_found: LRUCache[RunKey, Run | None] = LRUCache(_JUST_FOUND_MAX)
         self._writing: Batches[tuple[str, RunStep]] = Batches("allocations", self._write)
 
     def start(self) -> None:
@@ -201,10 +203,7 @@ class Plans:
         self, key: RunKey, propose: Propose, settings: Settings
     ) -> tuple[LivePlan, Sequence[PlannedStep]]:
         """The plan, and the steps that the store does not know yet."""
-        try:
-            run = await self._lookups.get(*key)
-        except StoreError:
-            run = None
+        run = self._just_found[key] = await self.find(*key, fresh=True)
         parent_run = run.parent_run if run is not None else ""
         announced = announced_plan(run)
         if run is not None and announced is not None:
@@ -212,6 +211,18 @@ class Plans:
             return live(resized, parent_run), () if resized is announced else resized.steps
         plan = await propose(run)
         return live(plan, parent_run), plan.steps
+
+    async def find(self, project: str, run: str, *, fresh: bool) -> Run | None:
+        """What the store knows of a run; nothing while it is away. Not `fresh`: what the run's plan was made from will do."""
+        key = (project, run)
+        if key in self._just_found:
+            found = self._just_found.pop(key)
+            if not fresh:
+                return found
+        try:
+            return await self._lookups.get(project, run)
+        except StoreError:
+            return None
 
     def _next(self, plan: LivePlan, beginning: Beginning, settings: Settings, own_tokens: int) -> StepAllocation:
         """A step that no plan knew of: its demand, as far as the run has that much left."""

@@ -367,6 +367,7 @@ def with_share(limits: RunLimits, share: StepAllocation | None, settings: Settin
         planned_run=planned_run,
         planned_step=limits.planned_step.tightened_by(Limit(tokens=hard)),
         step_soft_tokens=soft if soft < hard else None,
+        step_share_tokens=hard,
     )
 
 

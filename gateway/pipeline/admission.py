@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, cast
 
@@ -100,6 +100,8 @@ class Admission:
         """Fills in the call's chain, count, price and grant. Raises `BudgetRefusal`, `LedgerOutage`, `OutboxFull` or `BadRequest`."""
         snapshot = self._snapshot()
         limits = await self._planner.plan(call, snapshot) if call.is_tagged else RunLimits()
+        if call.is_tagged and self._runs.is_under_new_workflow(call):
+            limits = await self._held_elsewhere(call, limits)
         call.model = self._planner.model_for(call, snapshot)
         self.use(call, self.choose(call.model))
         parents = self._runs.parents(call)
@@ -119,8 +121,15 @@ class Admission:
         call.timings.stop("count")
         self._require_price(call, call.chain.limits_money)
         call.timings.stop("admit")
-        await self._reserve(call)
-        call.timings.stop("reserve")
+        try:
+            await self._reserve(call)
+        finally:
+            call.timings.stop("reserve")
+
+    async def _held_elsewhere(self, call: Call, limits: RunLimits) -> RunLimits:
+        """A run is held to the run budgets of every workflow that it is used under."""
+        limit = await self._runs.limit_elsewhere(call, self._budgets())
+        return limits if limit.is_unlimited else replace(limits, tightened=limits.tightened.tightened_by(limit))
 
     def use(self, call: Call, deployment: Deployment) -> None:
         """Set the deployment that is asked, what it costs, and the fields that its entry adds to the request."""
@@ -161,9 +170,11 @@ class Admission:
         snapshot = self._snapshot()
         limits = await self._planner.replan(call, decision, snapshot) if replans else None
         if limits is not None:
+            limits = await self._held_elsewhere(call, limits) if self._runs.is_under_new_workflow(call) else limits
             call.chain = self._budgets.chain(call, self._runs.parents(call), limits, self._now_ms())
             return await self._reserve(call, replans=False)
         self._planner.refused(call, decision)
+        call.told = decision.balances
         raise refusal_error(call, decision)
 
     async def _compress(self, call: Call, needed_tokens: int | None, *, pressed: bool = False) -> bool:

@@ -36,6 +36,8 @@ def call_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, str
                 f"{call.intent.intent}; confidence={call.intent.confidence:.2f}; source={call.intent.source}",
             )
         )
+    elif call.tags.intent is not None:
+        headers.append(("x-workflow-intent", f"{call.tags.intent}; confidence=1.00; source=header"))
     if call.count is not None:
         headers.append(("x-workflow-prompt-tokens", str(call.count.tokens)))
     headers += budget_headers(call, balances)
@@ -45,13 +47,15 @@ def call_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, str
 
 
 def budget_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, str]]:
-    """Limits and what is left of them, for step and run, where they are limited."""
+    """Limits and what is left of them, for step and run, where they are limited; those in observe where no others are."""
     headers: list[tuple[str, str]] = []
     for balance, link in zip(balances, call.chain.links, strict=False):
         is_run = link.scope is Scope.RUN
         # A chain may have parents of the run too: those are not the call's own.
         is_own = link.scope_id == call.run if is_run else link.scope is Scope.STEP and link.scope_id == call.tags.step
-        if not is_own or not link.hold.enforce:
+        if not is_own or (
+            not link.hold.enforce and any(name.startswith(f"x-budget-{link.scope}") for name, _ in headers)
+        ):
             continue
         tokens = balance.remaining("tokens")
         if tokens is not None:
@@ -82,5 +86,5 @@ def error_headers(error: GatewayError, request_id: str, call: Call | None) -> li
     if call is None:
         headers += [("x-request-id", request_id), (ANTHROPIC_REQUEST_ID, request_id)]
     else:
-        headers += call_headers(call, call.grant.balances if call.grant else ())
+        headers += call_headers(call, call.told or (call.grant.balances if call.grant else ()))
     return headers + list(error.headers.items())

@@ -109,6 +109,9 @@ class Call:
     deployment: Deployment | None = None
     price: Price | None = None
     grant: Granted | None = None
+    told: tuple[
+        Balance, ...
+    ] = ()  # what the ledger said of the chain at a refusal, or at the end; empty: nothing since the grant
     output_cap: int | None = None  # what each choice is capped at upstream; None leaves the client's own cap
     actions: list[str] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)

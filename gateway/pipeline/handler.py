@@ -236,4 +236,5 @@ class _Ending:
         if not self._begun:
             self._begun = True
             self._settlement = await self._handler.settle(self._call, outcome)
+            self._call.told = tuple(self._settlement.balances)
         return self._settlement or Settlement()

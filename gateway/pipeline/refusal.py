@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Final
 
 from gateway.errors import BudgetRefusal, GatewayError
@@ -19,6 +20,8 @@ _UNIT_NAMES: Final[dict[Unit, str]] = {"tokens": "tokens", "nano_usd": "usd", "r
 
 def refusal_error(call: Call, refused: Refused) -> GatewayError:
     """The error for a refused reservation."""
+    if refused.reason is Refusal.TOO_LARGE:
+        refused = _by_smallest(call, refused)
     link = call.chain.link(refused.account)
     if refused.reason is Refusal.GATE and refused.balance.gate is Gate.LOOPING:
         return loop_detected(call, run=link.scope_id)
@@ -44,15 +47,24 @@ def refusal_error(call: Call, refused: Refused) -> GatewayError:
         )
     if link.resets_at_ms is not None:
         return _windowed(call, link, refused, unit, facts)
-    facts["hint"] = f"Raise {_raisable(call, link)}, cap the output with max_tokens, or send less context."
+    facts["hint"] = f"Raise {_raisable(call, link, unit)}, cap the output with max_tokens, or send less context."
     return BudgetRefusal(
         _left(link, refused, unit, call), code=f"{scope}_budget_exceeded", metadata=facts, headers=_NO_RETRY
     )
 
 
-def _raisable(call: Call, link: Link) -> str:
+def _by_smallest(call: Call, refused: Refused) -> Refused:
+    """Of several budgets that the call is too large for, the one that has to be raised most."""
+    unit = refused.unit or "tokens"
+    known = zip(call.chain.links, refused.balances, strict=False)
+    limited = [one for link, one in known if link.hold.enforce and one.limit.of(unit) is not None]
+    smallest = min(limited, key=lambda one: one.limit.of(unit) or 0, default=refused.balance)
+    return replace(refused, account=smallest.account, balance=smallest)
+
+
+def _raisable(call: Call, link: Link, unit: Unit) -> str:
     """Nobody has set the limit of a step that is its share of the run."""
-    if link.soft_tokens is None or call.intent is None:
+    if not link.is_share or unit != "tokens" or call.intent is None:
         return f"the budget of the {link.scope}"
     return (
         f"the budget of the run, of which this is the step's share, or orchestration_token_budget_{call.intent.intent}"

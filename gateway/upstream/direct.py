@@ -162,7 +162,7 @@ class DirectLane:
         status = response.status
         if status < 200 or 300 <= status < 400:
             response.close()
-            raise UpstreamBroken(f"The provider answered {status}; redirects are never followed.", bytes_received=True)
+            raise UpstreamBroken(f"The provider answered {status}; redirects are never followed.")
         if status in _EMPTY:
             response.close()
             raise UpstreamBroken(f"The provider answered {status}, which has no answer in it.", bytes_received=True)

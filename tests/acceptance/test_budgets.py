@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.serving import PROMPT_TOKENS, RESERVED_TOKENS, Served, model, serving, words
+from tests.acceptance.serving import PROMPT_TOKENS, RESERVED_TOKENS, Served, model, serving, until, words
 from tests.farebox_process import Reply, tagged
 
 pytestmark = pytest.mark.xdist_group("acceptance-budgets")
@@ -394,3 +394,33 @@ def test_observe_decides_records_and_never_refuses(served: Served) -> None:
         assert reply.status == 200
         assert served.last.body["max_tokens"] == 60, "nothing is clamped"
     assert reply.headers["x-budget-actions"] == "observe=would_refuse"
+
+
+# ── what refusals and failures tell ──
+
+
+def test_a_refusal_tells_limit_and_remaining_as_they_are(served: Served) -> None:
+    served.chat(tagged("rigid", "r-told"), max_tokens=100)
+    reply = served.chat(tagged("rigid", "r-told"), max_tokens=990)
+    assert reply.status == 402
+    facts = reply.json()["error"]["metadata"]
+    told = (reply.headers["x-budget-run-limit"], reply.headers["x-budget-run-remaining"])
+    assert told == ("1000", str(1000 - facts["settled"]))
+    assert "reserve;dur=" in reply.headers["server-timing"]
+
+
+@pytest.mark.parametrize("fault", [{"reset": "before_headers"}, {"redirect": "http://127.0.0.1:9/elsewhere"}])
+def test_a_call_that_failed_tells_what_is_left_after_it(served: Served, fault: dict[str, Any]) -> None:
+    run = "r-" + next(iter(fault)).replace("_", "-")
+    served.provider.script(**fault)
+    reply = served.chat(tagged("tokens", run))
+    assert reply.status == 502
+    assert reply.headers["x-budget-run-remaining"] == "1000"
+
+
+def test_a_run_whose_latest_call_found_too_little_is_exhausted_until_it_gets_more(served: Served) -> None:
+    served.chat(tagged("rigid", "r-used"), max_tokens=100)
+    assert served.chat(tagged("rigid", "r-used"), max_tokens=980).status == 402
+    until(lambda: served.gateway.get("/api/runs/r-used").json()["state"] == "exhausted")
+    assert "r-used" in served.gateway.get("/api/runs?state=exhausted").body.decode()
+    assert served.gateway.request("POST", "/api/runs/r-used/budget", {"tokens": 5000}).json()["state"] == "active"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.pipeline.answer import budget_headers
+from gateway.pipeline.answer import budget_headers, call_headers
 from gateway.pipeline.call import Call, Principal
 from gateway.tags import Tags
 from gateway.wire.protocol import Request
@@ -54,13 +54,33 @@ def test_unlimited_units_are_not_told() -> None:
     assert headers_of((Scope.STEP, "draft", Limit(None, 5), True), (Scope.RUN, "r", Limit(), True)) == {}
 
 
-def test_parents_wider_scopes_and_observed_accounts_are_not_told() -> None:
+def test_parents_and_wider_scopes_are_not_told() -> None:
     limit = Limit(1000, 1_000_000_000)
     others = [
         (Scope.RUN, "r-parent", limit, True),
         (Scope.STEP, "other", limit, True),
         (Scope.WORKFLOW, "w", limit, True),
         (Scope.PROJECT, "default", limit, True),
-        (Scope.RUN, "r", limit, False),
     ]
     assert headers_of(*others) == {}
+
+
+def test_an_observed_budget_is_told_where_no_enforced_one_is() -> None:
+    observed, enforced = (Scope.RUN, "r", Limit(500), False), (Scope.RUN, "r", Limit(1000), True)
+    assert headers_of((Scope.RUN, "r", Limit(), True), observed)["x-budget-run-remaining"] == "380"
+    assert headers_of(enforced, observed)["x-budget-run-limit"] == "1000"
+
+
+def test_the_default_step_is_told_as_others_are() -> None:
+    limit = Link(Hold("step/r/default", Limit(1000)), Scope.STEP, "default", Window.RUN)
+    principal, protocol = Principal("", "local", "default"), PROTOCOLS["/v1/chat/completions"]
+    call = Call("c", protocol, principal, Request({}, "m"), tags=Tags("w", "r"), run="r", chain=Chain((limit,)))
+    told = dict(budget_headers(call, [Balance("step/r/default", Limit(1000), USED, HELD)]))
+    assert told["x-budget-step-remaining"] == "880"
+
+
+def test_what_the_caller_said_of_the_intent_is_told_back_without_orchestration() -> None:
+    principal, protocol = Principal("", "local", "default"), PROTOCOLS["/v1/chat/completions"]
+    tags = Tags("w", "r", intent="summarize")
+    call = Call("c", protocol, principal, Request({}, "m"), tags=tags, run="r")
+    assert ("x-workflow-intent", "summarize; confidence=1.00; source=header") in call_headers(call, ())

@@ -197,7 +197,19 @@ def request(peer: str = "192.0.2.1", **headers: str) -> Any:
     return SimpleNamespace(scope={}, headers=headers, client=SimpleNamespace(host=peer))
 
 
-def test_guessing_a_chosen_key_is_throttled_by_source() -> None:
+def test_whoever_guesses_locks_out_nobody_whose_key_cannot_be_guessed() -> None:
+    long_key, token = "k" * 24, "operator-token"
+    access = Access(loaded, admin_key=long_key, operator_token=token, clock_ms=lambda: 0, timer_s=lambda: 0.0)
+    for _ in range(20):
+        with pytest.raises(AuthenticationFailed):
+            access.check(request(authorization="Bearer guess"), "viewer")
+    with pytest.raises(Overloaded):
+        access.check(request(authorization="Bearer guess"), "viewer")
+    assert access.check(request(authorization=f"Bearer {token}"), "admin").name == "operator"
+    assert access.check(request(authorization=f"Bearer {long_key}"), "admin").name == "environment"
+
+
+def test_guessing_a_short_chosen_key_is_throttled_by_source() -> None:
     now = [0.0]
     access = Access(loaded, admin_key=ADMIN_KEY, clock_ms=lambda: 0, timer_s=lambda: now[0])
     for _ in range(20):

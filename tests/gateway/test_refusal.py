@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import pytest
 
-from gateway.pipeline.call import Call, Principal
+from gateway.pipeline.call import Call, IntentTag, Principal
 from gateway.pipeline.refusal import refusal_error
 from gateway.tags import Tags
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
-from policies.amounts import Amount, Limit
+from policies.amounts import ZERO, Amount, Limit
 from policies.budgets import Chain, Link, Scope, Window
 from policies.reservation import Balance, Gate, Hold, Refusal, Refused
 
@@ -132,3 +132,21 @@ def test_a_run_that_takes_no_calls_says_why(gate: Gate) -> None:
     assert error.message == f"Run 'R-17' is {gate.value}."
     facts: dict[str, Any] = error.metadata
     assert (facts["run"], facts["step"], facts["transient"]) == ("R-17", "Draft", False)
+
+
+def test_the_smallest_whole_budget_is_named_where_a_call_is_too_large_for_several() -> None:
+    step = Link(Hold("step", Limit(360)), Scope.STEP, "Draft", Window.RUN)
+    run = Link(Hold("run", Limit(300)), Scope.RUN, "R-17", Window.RUN)
+    call = call_with(step)
+    call.chain = Chain((step, run))
+    balances = tuple(Balance(link.hold.account, link.hold.limit, ZERO, ZERO) for link in (step, run))
+    error = refusal_error(call, Refused(Refusal.TOO_LARGE, "step", "tokens", 1017, balances[0], NOW_MS, balances))
+    assert error.message == "This call needs 1017 tokens; the whole budget of run 'R-17' is 300 tokens."
+    assert (error.metadata["scope"], error.metadata["limit"]) == ("run", 300)
+
+
+@pytest.mark.parametrize(("is_share", "cure"), [(True, "the budget of the run"), (False, "the budget of the step")])
+def test_the_hint_names_what_limits_the_step(is_share: bool, cure: str) -> None:
+    call = call_with(Link(Hold("account"), Scope.STEP, "Draft", Window.RUN, soft_tokens=2000, is_share=is_share))
+    call.intent = IntentTag("generate", 1.0, "header")
+    assert f"Raise {cure}" in refusal_error(call, refused(Refusal.EXCEEDED)).metadata["hint"]

@@ -83,11 +83,13 @@ local function holds_of(list)
   return holds
 end
 
--- {time written, reason, index, unit, needed, now, balance of that account}
+-- {time written, reason, index, unit, needed, now, balances in the order of the holds}
 local function refusal(written_ms, refused, needed, holds, accounts, now_ms)
   local index, reason, unit = refused[1], refused[2], refused[3]
   local reply = {written_ms, reason, index - 1, unit, needed[unit] or 0, now_ms}
-  put_balance(reply, accounts[index], effective_limit(accounts[index], holds[index].limit, holds[index].tighten))
+  for place_of, account in ipairs(accounts) do
+    put_balance(reply, account, effective_limit(account, holds[place_of].limit, holds[place_of].tighten))
+  end
   return reply
 end
 
