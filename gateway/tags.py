@@ -19,6 +19,7 @@ from policies.intents import Intent
 from policies.values import value_class
 
 VALUE: Final = re.compile(r"[A-Za-z0-9._:@/-]{1,128}\Z")
+NAME_IN_WORDS: Final = "1 to 128 letters, digits and . _ : @ / -"
 PRIORITIES: Final = ("low", "normal", "high", "critical")
 OPTIONS: Final = ("no-compress", "no-route", "no-clamp")
 _INTENTS: Final = tuple(Intent)

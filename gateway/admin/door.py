@@ -29,7 +29,10 @@ from gateway.store.admin import AdminUser
 from gateway.store.database import Database
 
 COOKIE: Final = "farebox_session"
+# Of one name from one address. Many people may share an address, as behind a proxy, and anybody may know a name: what others do there
+# locks nobody out before it is far more than people do. Still neither one machine nor one name may be guessed with for ever.
 FAILURES_MAX: Final = 10
+_FAILURES_ALONE_MAX: Final = 100
 _FAILURES_WINDOW_S: Final = 300
 _SOURCES_MAX: Final = 10_000
 # A guess costs 64 MiB and tens of milliseconds by design; nobody may order many of them at once.
@@ -49,7 +52,7 @@ class Door:
         self._access = access
         self._store = store
         self._clock_ms = clock_ms
-        self._failures: TTLCache[str, int] = TTLCache(_SOURCES_MAX, _FAILURES_WINDOW_S, timer_s)
+        self._failures: TTLCache[tuple[str, ...], int] = TTLCache(_SOURCES_MAX, _FAILURES_WINDOW_S, timer_s)
         self._hashing = asyncio.Semaphore(_HASHING_AT_ONCE)
 
     async def visitor(self, request: Request) -> Visitor | None:
@@ -83,9 +86,9 @@ class Door:
             await people.close_session(self._store, token)
 
     async def _checked(self, request: Request, name: str, password: str) -> AdminUser | None:
-        # By address and by name: neither one machine with many names nor many machines with one name may go on guessing.
-        sources = [f"from {request.client.host if request.client else ''}", f"for {name[:128]}"]
-        if any(self._failures.get(source, 0) >= FAILURES_MAX for source in sources):
+        address, whom = f"from {request.client.host if request.client else ''}", f"for {name[:128]}"
+        sources = {(address, whom): FAILURES_MAX, (address,): _FAILURES_ALONE_MAX, (whom,): _FAILURES_ALONE_MAX}
+        if any(self._failures.get(source, 0) >= most for source, most in sources.items()):
             headers = {"retry-after": str(_FAILURES_WINDOW_S)}
             raise Overloaded(
                 "Too many wrong logins. Try again in five minutes.", code="too_many_attempts", headers=headers

@@ -18,6 +18,7 @@ from gateway.cli.connection import serving_operator
 from gateway.config import Config
 from gateway.store import admin as people
 from gateway.store.database import Database, StoreError, StoreInUse
+from gateway.tags import NAME_IN_WORDS, VALUE
 
 _TIMEOUT_S: Final = 10
 
@@ -34,7 +35,11 @@ def admin(
 ) -> None:
     """Set the name and password of an admin login. The password is asked for, or read from a pipe."""
     config = configured(context.obj)
+    if not VALUE.match(name):
+        _fail(f"{name!r} is no name for a login: a name is {NAME_IN_WORDS}.")
     password = _password()
+    if len(password) < people.PASSWORD_CHARACTERS_MIN:
+        _fail(f"The password needs at least {people.PASSWORD_CHARACTERS_MIN} characters.")
     try:
         asyncio.run(_put(config, name, password, role.value))
     except StoreInUse:
@@ -79,7 +84,7 @@ def _through_the_gateway(config: Config, name: str, password: str, role: str) ->
         opener.open(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code != 303:
-            _fail(f"the gateway refused it with status {error.code}: is the password 12 characters long?")
+            _fail(f"the gateway refused it with status {error.code}.")
     except OSError as error:
         _fail(f"the store is in use by a gateway that cannot be reached: {error}")
 

@@ -192,7 +192,9 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
         "403",
     ),
     "too_many_attempts": Guide(
-        "Too many wrong logins or keys from one address or for one name.", "Wait for `retry-after` seconds.", "429"
+        "Too many wrong keys from one address, or logins of one name from it (far more before all of an address or a name is stopped).",
+        "Wait for `retry-after` seconds.",
+        "429",
     ),
     "idempotency_conflict": Guide(
         "The `Idempotency-Key` was used for another request, or its first call is still under way.",

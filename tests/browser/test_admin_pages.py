@@ -339,7 +339,9 @@ def test_a_run_is_steered(client: Client, gateway: FareboxProcess) -> None:
     assert client.post("/admin/runs/r-2", {"action": "budget", "tokens": "9000", "usd": ""}).status == 303
     assert "of <data" in client.get("/admin/runs/r-2").text
     assert 'value="9000"' in client.get("/admin/runs/r-2").text
-    assert client.post("/admin/runs/r-2", {"action": "budget", "tokens": "many"}).status == 400
+    refused = client.post("/admin/runs/r-2", {"action": "budget", "tokens": "many", "usd": "2"})
+    assert (refused.status, "must be a whole number" in refused.text) == (400, True)
+    assert 'name="tokens" inputmode="numeric" pattern="[0-9,]*" value="many"' in refused.text, "what was typed stays"
     assert client.post("/admin/runs/r-2", {"action": "explode"}).status == 400
     client.post("/admin/runs/r-2", {"action": "cancel"})
     assert state() == "cancelled"
@@ -418,6 +420,36 @@ def test_suggested_budgets_are_those_of_the_api_and_can_be_set(client: Client, g
     assert client.post("/admin/workflows/learned", {"action": "suggested"}).status == 303
     limits = {one["match"]: one["tokens"] for one in gateway.get("/api/budgets").json()["budgets"]}
     assert {one["match"]: one["tokens"] for one in found}.items() <= limits.items()
+
+
+def test_a_declaration_is_refused_once_and_shown_as_it_is_written(client: Client) -> None:
+    for action in ("save", "preview"):
+        page = client.post("/admin/workflows/triage", {"action": action, "declaration": '{"budget": "x"}'})
+        assert (page.status, page.text.count("budget: must be an object")) == (400, 1)
+    turned = json.dumps({"description": "pay \u202eeno on", "steps": []}, ensure_ascii=False)
+    assert client.post("/admin/workflows/turned", {"action": "save", "declaration": turned}).status == 303
+    page = client.get("/admin/workflows/turned").text
+    assert "\u202e" not in page
+    assert "pay \\u202eeno on" in page
+    client.post("/admin/workflows/turned", {"action": "delete"})
+
+
+def test_the_forms_of_keys_keep_what_was_typed_and_make_no_key_twice(guarded: FareboxProcess) -> None:
+    program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
+    typed = {"name": "form", "tokens": "many", "agent": "ada", "window": "day"}
+    refused = program.post("/admin/keys", typed)
+    assert (refused.status, "must be a whole number" in refused.text) == (400, True)
+    for kept in ('name="name" value="form"', 'name="tokens" value="many"', 'name="agent" value="ada"'):
+        assert kept in refused.text
+    made = program.post("/admin/keys", {**typed, "tokens": "5", "allowed_models": "nope, sm*"})
+    assert made.status == 200
+    assert "No model has the name &#39;nope&#39; now." in made.text
+    assert "sm*" not in section(made.text, "The key form")
+    again = program.post("/admin/keys", {**typed, "tokens": "5"})
+    assert (again.status, "There is a key &#39;form&#39; already" in again.text) == (409, True)
+    key_id = json.loads(program.get("/api/keys/form").text)["id"]
+    wrong = program.post("/admin/keys/change", {"id": key_id, "concurrency": "none"})
+    assert (wrong.status, 'name="concurrency" value="none"' in wrong.text) == (400, True)
 
 
 def test_every_change_is_in_the_audit(client: Client) -> None:

@@ -228,6 +228,40 @@ async def test_a_budget_made_now_holds_at_the_next_call(api: Api) -> None:
     ] == "budget_of_file"
 
 
+async def test_faults_name_the_fields_of_the_body_and_say_in_words_what_is_wanted(api: Api) -> None:
+    name = "must be 1 to 128 letters, digits and . _ : @ / -"
+    for method, path, body, message in (
+        ("POST", "/api/classify", {"steps": []}, "steps: Tuple should have at least 1 item after validation, not 0."),
+        ("POST", "/api/classify", {"workflow": "w"}, "prompt: is missing."),
+        ("PUT", "/api/workflows/w", {"budget": "x"}, "budget: must be an object."),
+        ("PUT", "/api/workflows/w", {"budget": -1}, "budget.tokens: Input should be greater than or equal to 0."),
+        ("PUT", "/api/workflows/a b", {"steps": []}, f"workflow: {name}."),
+        ("PUT", "/api/workflows/w", {"x-y": 1}, "x-y: is not a field."),
+        (
+            "POST",
+            "/api/allocate",
+            {"steps": [{"id": "a", "intent": "sing"}]},
+            "steps.0.intent: Input should be 'extract', 'summarize', 'generate', 'validate', 'send', 'transform',"
+            " 'conditional', 'aggregate', 'filter' or 'enrich'.",
+        ),
+    ):
+        status, error = await api.refused(method, path, body)
+        assert (status, error["message"]) == (400, message)
+
+
+async def test_two_steps_of_one_id_are_refused_wherever_steps_are_given(api: Api) -> None:
+    twice = [{"id": "a"}, {"id": "g", "steps": [{"id": "a"}]}]
+    for method, path, body in (
+        ("PUT", "/api/workflows/w", {}),
+        ("POST", "/api/runs", {"workflow": "w", "run": "twice"}),
+        ("POST", "/api/allocate", {}),
+    ):
+        status, error = await api.refused(method, path, {**body, "steps": twice})
+        assert (status, error["param"]) == (400, "steps")
+        assert "two steps have the id 'a'" in error["message"]
+    assert (await api.refused("GET", "/api/runs/twice"))[0] == 404
+
+
 async def test_bad_budgets(api: Api) -> None:
     for body in (
         {"scope": "run"},

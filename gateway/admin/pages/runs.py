@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+from pydantic import ValidationError
 from starlette.responses import Response, StreamingResponse
 
 from gateway.admin.form_numbers import decimal, whole
@@ -13,8 +14,9 @@ from gateway.admin.shared_budgets import of_project, shared_of
 from gateway.admin.timeline import timeline
 from gateway.admin.visit import Page, Visit
 from gateway.endpoints.api import runs
+from gateway.endpoints.api.application import told
 from gateway.endpoints.api.runs import BudgetChange, RunsQuery
-from gateway.errors import BadRequest
+from gateway.errors import BadRequest, GatewayError
 from gateway.run_view import RunLines
 from gateway.store import usage_report
 from gateway.store.database import StoreUnavailable
@@ -65,18 +67,35 @@ async def _events(visit: Visit) -> AsyncIterator[str]:
         await asyncio.sleep(_EVERY_S)
 
 
-async def show_run(visit: Visit) -> Response:
+async def show_run(visit: Visit, fault: GatewayError | None = None) -> Response:
+    """`fault` is what was wrong with the form of its budget, in which stays what was typed."""
     shown = await visit.ask(runs.get_run, path={"run": visit.name})
     wanted = UsageFilter(project=visit.project, run=visit.name)
     page = await usage_report.calls(visit.store, wanted, _CALLS_SHOWN, visit.param("cursor") or None)
-    return visit.show("run", run=shown, calls=page.calls, following=page.next, timeline=timeline(page.calls))
+    return visit.show(
+        "run",
+        status=200 if fault is None else fault.status,
+        run=shown,
+        calls=page.calls,
+        following=page.next,
+        timeline=timeline(page.calls),
+        form={"tokens": shown.tokens.limit, "usd": shown.cost_usd.limit} | dict(visit.form if fault else {}),
+        fault="" if fault is None else fault.message,
+    )
 
 
 async def change_run(visit: Visit) -> Response:
     action = visit.form.get("action", "")
     path = {"run": visit.name}
     if action == "budget":
-        await visit.ask(runs.set_run_budget, path=path, body=_budget(visit))
+        try:
+            await visit.ask(runs.set_run_budget, path=path, body=_budget(visit))
+        except ValidationError as error:
+            return await show_run(visit, told(error, visit.request_id))
+        except BadRequest as error:
+            if error.status != 400:
+                raise
+            return await show_run(visit, error)
     elif action in _ACTIONS:
         await visit.ask(_ACTIONS[action], path=path)
     else:

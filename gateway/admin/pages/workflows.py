@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import orjson
@@ -27,6 +28,8 @@ _EXAMPLE: Final[dict[str, Any]] = {
         {"id": "draft", "intent": "generate", "priority": "high"},
     ],
 }
+# Characters that turn the text behind them round: a declaration would be read as what it is not.
+_DIRECTION: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _EDITED: Final = (
     "description",
     "mode",
@@ -54,7 +57,7 @@ async def list_all(visit: Visit) -> Response:
 async def show_workflow(visit: Visit) -> Response:
     found = next((one for one in await _declared(visit) if one.workflow == visit.name), None)
     draft = _edited(found) if found is not None else await _draft(visit)
-    text = orjson.dumps(draft, option=orjson.OPT_INDENT_2).decode()
+    text = _DIRECTION.sub(_escaped, orjson.dumps(draft, option=orjson.OPT_INDENT_2).decode())
     return await _editor(visit, text, found)
 
 
@@ -90,7 +93,7 @@ async def set_mode(visit: Visit) -> Response:
 
 
 async def _editor(visit: Visit, text: str, found: WorkflowView | None, fault: str = "") -> Response:
-    shares, why_not = await _previews(visit, text) if not fault else ({}, "")
+    shares, why_not = await _previews(visit, text) if not fault else ({}, "It cannot be read as it stands.")
     suggested = await visit.ask(suggestions.list_suggestions, path={"workflow": visit.name})
     used = await report_by(visit, GroupBy.WORKFLOW, first_day(visit), workflow=visit.name)
     return visit.show(
@@ -100,6 +103,7 @@ async def _editor(visit: Visit, text: str, found: WorkflowView | None, fault: st
         declared=found,
         text=text,
         fault=fault,
+        is_preview=visit.form.get("action") == "preview",
         shares=shares,
         why_not=why_not,
         steps=[one.step for one in next(iter(shares.values())).allocations] if shares else [],
@@ -107,6 +111,10 @@ async def _editor(visit: Visit, text: str, found: WorkflowView | None, fault: st
         used=next(iter(used.rows), None),
         settings=visit.desk.parts.control.snapshot.settings,
     )
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 async def _previews(visit: Visit, text: str) -> tuple[dict[str, Shares], str]:
@@ -117,7 +125,7 @@ async def _previews(visit: Visit, text: str) -> tuple[dict[str, Shares], str]:
         return {}, told(error, visit.request_id).message
     if not body.steps:
         return {}, "Without steps there is nothing to share: each step is given its own part as it appears."
-    tokens = body.budget if isinstance(body.budget, int) else body.budget.tokens if body.budget is not None else None
+    tokens = body.budget.tokens if body.budget is not None else None
     shares: dict[str, Shares] = {}
     for strategy in ALLOCATION_STRATEGIES:
         wanted = AllocateBody.model_validate(

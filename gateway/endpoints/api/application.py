@@ -16,8 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 
+from gateway.config_faults import counted_rightly
 from gateway.endpoints.api.openapi import document
 from gateway.endpoints.api.route import Ask, Desk, Route
+from gateway.endpoints.api.schema import PATTERNS_IN_WORDS
 from gateway.errors import BadRequest, GatewayError, LedgerOutage
 from gateway.ledger.port import LedgerUnavailable
 from gateway.store.database import StoreUnavailable
@@ -197,12 +199,35 @@ def _query(request: Request) -> Mapping[str, str]:
 
 def _invalid(error: ValidationError) -> BadRequest:
     """The first fault names the field; the others are in the message."""
-    faults = [(".".join(str(part) for part in one["loc"]), _message(one)) for one in error.errors()]
+    told = [(".".join(_field(one)), _message(one)) for one in counted_rightly(error.errors())]
+    faults = list(dict.fromkeys(told))
     param, message = faults[0]
     more = "".join(f" {where or 'body'}: {what}." for where, what in faults[1:4])
     return BadRequest(f"{param or 'body'}: {message}.{more}", code="invalid_value", param=param or None)
 
 
+_MESSAGES: Final = {
+    "extra_forbidden": "is not a field",
+    "missing": "is missing",
+    "model_type": "must be an object",
+    "dict_type": "must be an object",
+}
+
+
+def _field(fault: Any) -> list[str]:
+    """Where the body has it: pydantic names the types of alternatives in between, which are nobody's fields."""
+    path = fault["loc"]
+    unknown = path[-1:] if fault["type"] == "extra_forbidden" else ()
+    known = path[:-1] if unknown else path
+    return [str(part) for part in (*(one for one in known if not _is_type(one)), *unknown)]
+
+
+def _is_type(part: int | str) -> bool:
+    return isinstance(part, str) and (part[:1].isupper() or not part.isidentifier())
+
+
 def _message(fault: Any) -> str:
-    messages = {"extra_forbidden": "is not a field", "missing": "is missing"}
-    return messages.get(fault["type"], str(fault["msg"]).removeprefix("Value error, ").rstrip("."))
+    pattern = fault.get("ctx", {}).get("pattern")
+    if pattern in PATTERNS_IN_WORDS:
+        return f"must be {PATTERNS_IN_WORDS[pattern]}"
+    return _MESSAGES.get(fault["type"], str(fault["msg"]).removeprefix("Value error, ").rstrip("."))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from gateway.control import Snapshot
 from gateway.endpoints.api.route import Ask, Route
@@ -27,6 +27,16 @@ class ClassifyStep(Strict):
 
 class ClassifyBatch(Strict):
     steps: Annotated[tuple[ClassifyStep, ...], Field(min_length=1, max_length=STEPS_MAX)]
+
+
+def _meant(body: Any) -> str:
+    """So that only what is wrong with the one that is meant is told."""
+    return "Batch" if isinstance(body, ClassifyBatch) or (isinstance(body, dict) and "steps" in body) else "Step"
+
+
+ClassifyBody = Annotated[
+    Annotated[ClassifyBatch, Tag("Batch")] | Annotated[ClassifyStep, Tag("Step")], Discriminator(_meant)
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,7 @@ class Classifications:
     classifications: tuple[ClassificationView, ...]
 
 
-async def classify_steps(ask: Ask[ProjectQuery, ClassifyBatch | ClassifyStep]) -> Classifications:
+async def classify_steps(ask: Ask[ProjectQuery, ClassifyBody]) -> Classifications:
     """One step, or `steps` with many. A step that a workflow declares with an intent has that one."""
     steps = ask.body.steps if isinstance(ask.body, ClassifyBatch) else (ask.body,)
     snapshot = ask.desk.parts.control.snapshot
@@ -85,6 +95,6 @@ ROUTES = (
         classify_steps,
         Classifications,
         "Tell the intents of steps.",
-        body=ClassifyBatch | ClassifyStep,
+        body=ClassifyBody,
     ),
 )

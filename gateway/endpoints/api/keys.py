@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -166,7 +167,15 @@ async def create_key(ask: Ask[ProjectQuery, KeyBody]) -> NewKeyView:
     was_open = ask.desk.access.is_open()
     new = await control.change(keys_store.create(ask.store, request, ask.actor.name, now_ms))
     await ask.audit("key.created", new.key.id, name=new.key.name, role=new.key.role, for_project=new.key.project)
-    return _new(new.key, new.plain, now_ms, _LOCKED_OUT if was_open and not new.key.admin else None)
+    warnings = [_LOCKED_OUT] if was_open and not new.key.admin else []
+    warnings += [f"No model has the name {name!r} now." for name in request.allowed_models if not _is_there(name, ask)]
+    return _new(new.key, new.plain, now_ms, " ".join(warnings) or None)
+
+
+def _is_there(wanted: str, ask: Ask[Any, Any]) -> bool:
+    """Whether a name or pattern of models is or covers one of the configuration, or is covered by one of its own patterns."""
+    names = [model.model_name for model in ask.desk.parts.config.model_list]
+    return any(fnmatchcase(name, wanted) or fnmatchcase(wanted, name) for name in names)
 
 
 async def list_keys(ask: Ask[ListQuery, NoBody]) -> KeyList:

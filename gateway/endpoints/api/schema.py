@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from gateway.config_budgets import Count, usd_to_nano
+from gateway.tags import NAME_IN_WORDS
 from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, Limit
 
 LIST_MAX = 1_000
@@ -48,11 +49,21 @@ def instant_ms(value: str) -> int:
     return found
 
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:@/-]{1,128}$")]
+_NAME, _LINE, _PRIORITY = (
+    r"^[A-Za-z0-9._:@/-]{1,128}$",
+    r"^[^\x00-\x1f\x7f]{1,200}$",
+    r"^(low|normal|high|critical)$",
+)
+PATTERNS_IN_WORDS = {
+    _NAME: NAME_IN_WORDS,
+    _LINE: "one line of 1 to 200 characters",
+    _PRIORITY: "low, normal, high or critical",
+}
+Name = Annotated[str, StringConstraints(pattern=_NAME)]
 # What a filter may hold: names as they were stored, and nothing for calls without one.
 Wanted = Annotated[str, StringConstraints(pattern=r"^[^\x00]{0,512}$")]
 Text = Annotated[str, StringConstraints(max_length=100_000)]
-Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
+Line = Annotated[str, StringConstraints(pattern=_LINE)]
 Tokens = Annotated[int, Field(ge=0, le=AMOUNT_MAX, strict=True, description="Whole tokens.")]
 Usd = Annotated[
     int,
@@ -67,7 +78,7 @@ Instant = Annotated[
     AfterValidator(_instant),
     WithJsonSchema({"type": "string", "description": "ISO 8601 date or time (UTC), or milliseconds since 1970."}),
 ]
-Priority = Annotated[str, StringConstraints(pattern=r"^(low|normal|high|critical)$")]
+Priority = Annotated[str, StringConstraints(pattern=_PRIORITY)]
 Share = Annotated[float, Field(ge=0, le=10)]
 
 
@@ -91,6 +102,14 @@ class LimitBody(Strict):
 
     def limit(self) -> Limit:
         return Limit(self.tokens, self.usd, self.requests)
+
+
+def _of_tokens(value: Any) -> Any:
+    return {"tokens": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+# A number alone stands for tokens.
+Budgeted = Annotated[LimitBody, BeforeValidator(_of_tokens, json_schema_input_type=LimitBody | Tokens)]
 
 
 class NoBody(Strict):

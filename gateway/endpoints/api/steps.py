@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from gateway.endpoints.api.schema import (
     STEPS_MAX,
+    Budgeted,
     LimitBody,
     Line,
     Name,
@@ -19,7 +20,6 @@ from gateway.endpoints.api.schema import (
     Usd,
 )
 from gateway.run_view import usd
-from policies.amounts import Limit
 from policies.declaration import DEPTH_MAX
 from policies.intents import Intent
 
@@ -34,7 +34,7 @@ class StepBody(Strict):
     intent: Intent | None = None
     priority: Priority | None = None
     agent: Name | None = None
-    budget: LimitBody | Tokens | None = Field(default=None, description="Its limits; a number stands for tokens.")
+    budget: Budgeted | None = Field(default=None, description="Its limits; a number stands for tokens.")
     budget_tokens: Tokens | None = None
     budget_usd: Usd | None = None
     kind: Line | None = Field(default=None, description="Of a group: parallel, branch or loop.")
@@ -53,11 +53,21 @@ class StepBody(Strict):
 def declared_steps(steps: Sequence[StepBody], priority: str | None = None) -> Iterable[Mapping[str, Any]]:
     """As policies read them: plain values, `prompt` from the description where there is none, budgets by unit.
 
-    Raises ValueError for more steps than a request may have, and for a nesting that nobody means.
+    Raises ValueError for more steps than a request may have, for a nesting that nobody means, and for two steps of one id.
     """
     if _count(steps, DEPTH_MAX) > STEPS_MAX:
         raise ValueError(f"a workflow has at most {STEPS_MAX} steps")
-    return [_plain(step, priority) for step in steps]
+    plain = [_plain(step, priority) for step in steps]
+    _check_ids(plain, set())
+    return plain
+
+
+def _check_ids(steps: Iterable[Mapping[str, Any]], seen: set[str]) -> None:
+    for step in steps:
+        if step["id"] in seen:
+            raise ValueError(f"two steps have the id {step['id']!r}")
+        seen.add(step["id"])
+        _check_ids(step.get("steps", ()), seen)
 
 
 def _count(steps: Sequence[StepBody], depth: int) -> int:
@@ -87,9 +97,9 @@ def _plain(step: StepBody, priority: str | None) -> dict[str, Any]:
     return plain
 
 
-def budget_fields(budget: LimitBody | int, nano_usd: int | None = None) -> dict[str, int]:
+def budget_fields(budget: LimitBody, nano_usd: int | None = None) -> dict[str, int]:
     """As a declaration is stored: a field for each unit that is limited, money in nano-USD."""
-    limit = Limit(tokens=budget) if isinstance(budget, int) else budget.limit()
+    limit = budget.limit()
     fields = {
         "budget_tokens": limit.tokens,
         "budget_nano_usd": limit.nano_usd if nano_usd is None else nano_usd,

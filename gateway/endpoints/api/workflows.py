@@ -11,6 +11,7 @@ from gateway.config_budgets import Pressure
 from gateway.endpoints.api.route import Ask, Deleted, Route, not_found
 from gateway.endpoints.api.schema import (
     STEPS_MAX,
+    Budgeted,
     LimitBody,
     ListQuery,
     Name,
@@ -39,7 +40,7 @@ class WorkflowBody(Strict):
     agent: Name | None = None
     priority: Priority | None = None
     strategy: Literal["equal", "proportional", "adaptive", "priority"] | None = None
-    budget: LimitBody | Tokens | None = Field(default=None, description="Of each run; a number stands for tokens.")
+    budget: Budgeted | None = Field(default=None, description="Of each run; a number stands for tokens.")
     budget_tokens: Tokens | None = None
     budget_usd: Usd | None = None
     on_pressure: Pressure | None = None
@@ -125,18 +126,7 @@ def _declaration(body: WorkflowBody) -> dict[str, Any]:
     declaration |= budget_fields(LimitBody(tokens=body.budget_tokens), body.budget_usd)
     if body.on_pressure is not None:
         declaration["on_pressure"] = written(body.on_pressure)
-    steps = list(declared_steps(body.steps))
-    _check_ids(steps)
-    return declaration | {"steps": steps}
-
-
-def _check_ids(steps: list[Any], seen: set[str] | None = None) -> None:
-    seen = set() if seen is None else seen
-    for step in steps:
-        if step["id"] in seen:
-            raise ValueError(f"two steps have the id {step['id']!r}")
-        seen.add(step["id"])
-        _check_ids(step.get("steps", []), seen)
+    return declaration | {"steps": list(declared_steps(body.steps))}
 
 
 def _view(workflow: Workflow) -> WorkflowView:
