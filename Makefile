@@ -130,6 +130,7 @@ eval-routing: install-dev ## Money saved and tiers confused by routing
 # Everything that is too long for `make test`: kill -9 at every place, many seeds, and a steady load. Each ends by itself.
 soak: install-dev ## Long tests, and two hours of a steady mixed load (soak-30: half an hour, soak-5: five minutes of it)
 	FAREBOX_TEST_WATCHED=1 $(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+	FAREBOX_SIMULATION_SEEDS=100 $(BIN)/python -m pytest tests/contracts/test_ledger_simulation.py
 	$(BIN)/python -m bench.many_streams
 	$(BIN)/python -m bench.soak --minutes 120
 

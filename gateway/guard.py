@@ -89,10 +89,23 @@ def _header_fault(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:
                 return BadRequest.header("transfer-encoding", "must be chunked, and nothing else")
         elif name in _OVERRIDES:
             return BadRequest.header(name.decode("latin-1"), "is not supported")
+    if len({name for name, _ in headers}) != len(headers):
+        doubled = _doubled_tag(headers)
+        if doubled is not None:
+            return BadRequest.header(doubled.decode("latin-1"), "stands in the request twice, with different values")
     if size > HEADER_BYTES_MAX:
         return _too_many(f"more than {HEADER_BYTES_MAX} bytes of headers")
     if b"host" not in seen:
         return BadRequest.header("host", "is missing")
+    return None
+
+
+def _doubled_tag(headers: list[tuple[bytes, bytes]]) -> bytes | None:
+    """A tag that is given two values: which run pays would be a guess."""
+    seen: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name.startswith(b"x-workflow-") and seen.setdefault(name, value) != value:
+            return name
     return None
 
 

@@ -22,6 +22,8 @@ VALUE: Final = re.compile(r"[A-Za-z0-9._:@/-]{1,128}\Z")
 NAME_IN_WORDS: Final = "1 to 128 letters, digits and . _ : @ / -"
 PRIORITIES: Final = ("low", "normal", "high", "critical")
 OPTIONS: Final = ("no-compress", "no-route", "no-clamp")
+# Decimal itself would take underscores, blanks and digits of other scripts.
+_USD: Final = re.compile(r"\+?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\Z")
 _INTENTS: Final = tuple(Intent)
 DEFAULT_STEP: Final = "default"
 
@@ -193,23 +195,27 @@ def _budget(headers: Mapping[str, str]) -> Limit:
 def _tokens(value: str | None) -> int | None:
     if value is None:
         return None
-    if not (value.isascii() and value.isdigit() and len(value) <= 16 and int(value) <= AMOUNT_MAX):
-        raise BadRequest.header(
-            "x-workflow-budget-tokens", f"{value[:40]!r} is not a whole number of tokens, such as 20000"
-        )
+    name = "x-workflow-budget-tokens"
+    if not (value.isascii() and value.isdigit()):
+        raise BadRequest.header(name, f"{value[:40]!r} is not a whole number of tokens, such as 20000")
+    if len(value) > 16 or int(value) > AMOUNT_MAX:
+        raise BadRequest.header(name, f"{value[:40]!r} is more than a budget may have, {AMOUNT_MAX}")
     return int(value)
 
 
 def _nano_usd(value: str | None) -> int | None:
     if value is None:
         return None
+    name = "x-workflow-budget-usd"
+    if len(value) > 32 or not _USD.match(value):
+        raise BadRequest.header(name, f"{value[:40]!r} is not an amount in USD, such as 0.50")
     try:
         nano = Decimal(value) * NANO_USD_PER_USD
-        if len(value) <= 32 and nano.is_finite() and 0 <= nano <= AMOUNT_MAX:
-            return int(nano)
-    except ArithmeticError:  # no number at all, or one with an exponent beyond any money
-        pass
-    raise BadRequest.header("x-workflow-budget-usd", f"{value[:40]!r} is not an amount in USD, such as 0.50")
+    except ArithmeticError:  # an exponent beyond any money
+        nano = Decimal("Infinity")
+    if nano > AMOUNT_MAX:
+        raise BadRequest.header(name, f"{value!r} is more than a budget may have, {AMOUNT_MAX // NANO_USD_PER_USD}")
+    return int(nano)
 
 
 def _options(headers: Mapping[str, str]) -> frozenset[str]:

@@ -27,6 +27,11 @@ _TABLE: Final = "tiered_pricing"
 _ABOVE: Final = re.compile(r"_above_(\d+)k_tokens\Z")
 # The words of `service_tier` that the map has prices for. The dearest costs six times the default: none may be missed.
 _SERVICE_TIERS: Final = ("priority", "flex", "balanced", "ultrafast")
+# Factors on everything but searches: the one for Anthropic's fast mode, others by the region that a call is kept in.
+_FACTORS: Final = ("fast", "us")
+_FACTORS_SCALE: Final = 1000
+# A provider's own tools bill each of their rounds, so one call may use a model's window several times.
+_ROUNDS_MAX: Final = 16
 _SAME_TIER: Final = MappingProxyType({"fast": "priority"})
 # Answers of these are text: without a price for the prompt and one for the answer, tokens would seem free.
 _TEXT_MODES: Final = (None, "chat", "completion", "responses")
@@ -68,6 +73,25 @@ class Price:
     second_nano_usd: int = 0
     mchar_nano_usd: int = 0  # a million characters
     query_nano_usd: int = 0
+    search_nano_usd: int = 0  # a search of the web that the provider ran
+    tokens_max: int = 0  # more than this in or out, for each choice, is a provider's error; 0 where no maximum is known
+    factors: Mapping[str, int] = field(default_factory=dict)  # in thousandths, by the name of a speed or a region
+
+    def at(self, *names: object) -> Price:
+        """The price of a call at this speed and in this region; a name without a factor changes nothing."""
+        factor = _FACTORS_SCALE
+        for name in names:
+            if isinstance(name, str):
+                factor = -(-factor * self.factors.get(name.lower(), _FACTORS_SCALE) // _FACTORS_SCALE)
+        if factor == _FACTORS_SCALE:
+            return self
+        tiers = {
+            tier: (_times(rates, factor), _all_times(above, factor))
+            for tier, (rates, above) in self.service_tiers.items()
+        }
+        return replace(
+            self, rates=_times(self.rates, factor), above=_all_times(self.above, factor), service_tiers=tiers
+        )
 
     def tiers(self, service_tier: object) -> tuple[Rates, tuple[tuple[int, Rates], ...]]:
         """Rates of a service tier; those of the default for one that has no price of its own."""
@@ -93,6 +117,11 @@ class Usage:
     seconds_ms: int = 0
     characters: int = 0
     queries: int = 0
+    searches: int = 0
+    # On what terms the provider says that it served the call; empty where it does not say.
+    service_tier: str = ""
+    speed: str = ""
+    region: str = ""
 
 
 @value_class
@@ -108,8 +137,13 @@ def price_from_map(entry: Mapping[str, Any]) -> Price | None:
     second only, it has none, since its tokens would cost nothing. Raises `PriceError` for a value that cannot be a price.
     """
     tiered = _tiered(entry)
+    beside: dict[str, Any] = {
+        "search_nano_usd": _search(entry),
+        "factors": _factors(entry),
+        "tokens_max": _tokens_max(entry),
+    }
     if tiered:
-        return Price(tiered[0][1], tiered[1:])
+        return Price(tiered[0][1], tiered[1:], **beside)
     if entry.get("mode") == "image_generation" and entry.get("output_cost_per_image_token") is not None:
         # What such a model answers with are images; the few words beside them cost less.
         entry = {**entry, "output_cost_per_token": entry["output_cost_per_image_token"]}
@@ -131,7 +165,8 @@ def price_from_map(entry: Mapping[str, Any]) -> Price | None:
         own = _rates(entry, f"_{tier}", rates)
         if own is not None and own != rates:
             tiers[tier] = (own, _above(entry, own, f"_{tier}") or _raised(above, own))
-    return Price(rates, above, tiers, **{name: value or 0 for name, value in others.items()})
+    beside |= {name: value or 0 for name, value in others.items()}
+    return Price(rates, above, tiers, **beside)
 
 
 def price_faults(entry: Mapping[str, Any]) -> list[PriceError]:
@@ -170,7 +205,9 @@ def cost_nano_usd(price: Price, usage: Usage, service_tier: object = None) -> in
     )
     per_thousand = usage.seconds_ms * price.second_nano_usd
     images = 0 if usage.output_tokens and rates.output else usage.images
-    whole = images * price.image_nano_usd + usage.queries * price.query_nano_usd
+    whole = (
+        images * price.image_nano_usd + usage.queries * price.query_nano_usd + usage.searches * price.search_nano_usd
+    )
     return -(-(per_million + per_thousand * 1000 + whole * MILLION) // MILLION)
 
 
@@ -205,6 +242,40 @@ def _dearest_input(rates: Rates, audio: bool) -> int:
 def _dearest_output(rates: Rates, audio: bool) -> int:
     dearest = max(rates.output, rates.reasoning)
     return max(dearest, rates.audio_output) if audio else dearest
+
+
+def _times(rates: Rates, factor: int) -> Rates:
+    return Rates(*(-(-getattr(rates, part.name) * factor // _FACTORS_SCALE) for part in fields(Rates)))
+
+
+def _all_times(above: tuple[tuple[int, Rates], ...], factor: int) -> tuple[tuple[int, Rates], ...]:
+    return tuple((threshold, _times(rates, factor)) for threshold, rates in above)
+
+
+def _factors(entry: Mapping[str, Any]) -> dict[str, int]:
+    """The numbers of `provider_specific_entry`; what else stands there is no price."""
+    given = entry.get("provider_specific_entry")
+    if not isinstance(given, dict):
+        return {}
+    numbers = {name: value for name, value in given.items() if type(value) in (int, float)}
+    return {
+        name.lower(): _whole(name, value, Decimal(_FACTORS_SCALE))
+        for name, value in numbers.items()
+        if name in _FACTORS
+    }
+
+
+def _search(entry: Mapping[str, Any]) -> int:
+    """Of one search, by the dearest amount of context: few entries tell them apart, and no answer says which it was."""
+    given = entry.get("search_context_cost_per_query")
+    return (_nano(given, given) or 0) if isinstance(given, dict) else 0
+
+
+def _tokens_max(entry: Mapping[str, Any]) -> int:
+    read, written = entry.get("max_input_tokens"), entry.get("max_output_tokens", entry.get("max_tokens"))
+    if type(read) is not int or read <= 0:
+        return 0
+    return (read + (written if type(written) is int and written > 0 else read)) * _ROUNDS_MAX
 
 
 def _rates_for(base: Rates, above: Iterable[tuple[int, Rates]], prompt_tokens: int) -> Rates:

@@ -37,6 +37,7 @@ _PART_ABILITY = {
     "image_url": VISION,
     "input_image": VISION,
     "image": VISION,
+    "computer_screenshot": VISION,
     "input_audio": AUDIO,
 }
 

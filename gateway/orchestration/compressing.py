@@ -266,7 +266,8 @@ def _spare(call: Call) -> Amount:
     output = call.request.output_tokens_max or _OUTPUT_TOKENS_USUAL
     nano_usd = 0
     if call.price is not None:
-        worst = worst_case(call.price, prompt, output, call.request.body.get("service_tier"))
+        price = call.price.at(call.request.body.get("speed"), call.request.body.get("inference_geo"))
+        worst = worst_case(price, prompt, output, call.request.body.get("service_tier"))
         nano_usd = worst.prompt_nano_usd + worst.output_nano_usd_per_token * output * call.request.choices
     return Amount(prompt + output * call.request.choices, nano_usd, 1)
 

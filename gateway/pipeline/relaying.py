@@ -16,6 +16,7 @@ from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.forwarding import Forwarding
 from gateway.pipeline.heartbeat_port import Flights
 from gateway.pipeline.hold import HoldKeeper
+from gateway.pipeline.worst_money import believed
 from gateway.upstream.port import UpstreamAnswer, UpstreamBroken, UpstreamError
 from gateway.wire.protocol import BinaryProtocol, CounterFactory, Relay
 from policies.reservation import Balance
@@ -216,7 +217,7 @@ def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter
         body = None
     if not isinstance(body, dict):
         return
-    outcome.usage = call.protocol.usage(body)
+    outcome.usage = believed(call.request, call.price, call.protocol.usage(body))
     if outcome.usage is None and call.request.has_output:
         counter = new_counter()
         counter.add(call.protocol.output_text(body))

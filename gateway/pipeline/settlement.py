@@ -13,6 +13,7 @@ from gateway.alerts import Alerts
 from gateway.ledger.port import EntryKind, Ledger, LedgerUnavailable, OutboxEntry, Resolution
 from gateway.pipeline.call import Call, Outcome, Settlement
 from gateway.pipeline.events import detail_of, draft_of, whole_event
+from gateway.pipeline.worst_money import believed, booked_money
 from gateway.telemetry import Telemetry
 from policies.amounts import ZERO, Amount
 from policies.pricing import Usage, cost_nano_usd
@@ -84,7 +85,7 @@ class Settler:
         if used.source == "provider":
             self._answered(call, used.usage)
         if call.price_asked is not None:
-            asked = cost_nano_usd(call.price_asked, used.usage, call.request.body.get("service_tier"))
+            asked = booked_money(call.request, call.price_asked, used.usage)
             call.saved += Amount(0, asked - used.amount.nano_usd)
             call.price_asked = None  # counted once, however often the settlement is tried
 
@@ -143,7 +144,7 @@ class Settler:
         """The provider's figures where it gave any, our own count where it did not. None: nothing was spent."""
         if not outcome.reached:
             return None
-        usage, source = outcome.usage, "provider"
+        usage, source = believed(call.request, call.price, outcome.usage), "provider"
         if usage is None:
             tokens = await self._prompt_tokens(call)
             usage = replace(call.request.units(), input_tokens=tokens, output_tokens=outcome.output_tokens_seen)
@@ -153,7 +154,7 @@ class Settler:
             source = source if usage is told else "estimated"
         if _is_read_aloud(call, usage):
             usage, source = replace(usage, input_tokens=await self._prompt_tokens(call)), "estimated"
-        cost = cost_nano_usd(call.price, usage, call.request.body.get("service_tier")) if call.price is not None else 0
+        cost = booked_money(call.request, call.price, usage)
         return Used(usage, Amount(usage.input_tokens + usage.output_tokens, cost, 1), source)
 
     async def _prompt_tokens(self, call: Call) -> int:

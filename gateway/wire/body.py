@@ -25,6 +25,8 @@ ACCOUNTED_KEYS: Final = (
     "n",
     "best_of",
     "service_tier",
+    "speed",
+    "inference_geo",
     "metadata",
 )
 # No serializer escapes a letter; a key that is hidden that way is read as the same key by every parser.

@@ -30,6 +30,8 @@ class ChatProtocol:
         check_messages(body)
         newer = whole_number(body, "max_completion_tokens", 1)
         older = whole_number(body, "max_tokens", 1)
+        # Billed once for an answer, whatever it looked up: no answer tells how often.
+        searches = int(isinstance(body.get("web_search_options"), dict))
         caps = [cap for cap in (newer, older) if cap is not None]
         return Request(
             body=body,
@@ -39,6 +41,8 @@ class ChatProtocol:
             output_tokens_max=min(caps) if caps else None,
             wants_usage=wants_usage(body),
             has_audio=_has_audio(raw, body),
+            searches_least=searches,
+            searches_max=searches,
             metadata=body.get("metadata"),
         )
 
@@ -51,7 +55,7 @@ class ChatProtocol:
         return body
 
     def usage(self, answer: Mapping[str, Any]) -> Usage | None:
-        return usage_of(answer.get("usage"))
+        return usage_of(answer.get("usage"), answer.get("service_tier"))
 
     def output_text(self, answer: Mapping[str, Any]) -> str:
         choices = answer.get("choices")

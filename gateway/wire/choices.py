@@ -13,7 +13,7 @@ from gateway.wire import sse
 from gateway.wire.event_relay import EventRelay, budget_comment
 from gateway.wire.events import DONE, index_of, objects_in
 from gateway.wire.openai_errors import error_body, upstream_event_error
-from gateway.wire.protocol import OutputCounter, Request, token_count
+from gateway.wire.protocol import OutputCounter, Request, searches_told, term, token_count
 from policies.pricing import Usage
 
 
@@ -26,6 +26,7 @@ class ChoiceRelay(EventRelay):
         self._open = set(range(choices))  # as the client saw it
         self._head: dict[str, Any] = {}
         self._usage_event = b""
+        self._tier: Any = None
 
     @abstractmethod
     def _written(self, choice: Mapping[str, Any]) -> str:
@@ -52,7 +53,7 @@ class ChoiceRelay(EventRelay):
             raise upstream_event_error(value["error"])
         usage = value.get("usage")
         if usage:
-            self.usage = usage_of(usage) or self.usage
+            self.usage = usage_of(usage, value.get("service_tier") or self._tier) or self.usage
         choices = value.get("choices")
         if not choices:
             if usage:
@@ -61,6 +62,7 @@ class ChoiceRelay(EventRelay):
             return event + b"\n\n"
         if not self._head:
             self._head = {key: value[key] for key in ("id", "object", "created", "model") if value.get(key) is not None}
+            self._tier = value.get("service_tier")
         if self._count(choices):
             self._ungiven.append(value)
         return event + b"\n\n"
@@ -96,7 +98,7 @@ class ChoiceRelay(EventRelay):
         return self._unsent() + sse.event(error_body(error)) + sse.event(DONE)
 
 
-def usage_of(usage: Any) -> Usage | None:
+def usage_of(usage: Any, service_tier: Any = None) -> Usage | None:
     """A `usage` object of OpenAI's older shape. Cached and reasoning tokens are parts of prompt and completion tokens."""
     if not isinstance(usage, dict):
         return None
@@ -108,6 +110,7 @@ def usage_of(usage: Any) -> Usage | None:
     read = token_count(details.get("cached_tokens", usage.get("prompt_cache_hit_tokens"))) or 0
     written = token_count(usage.get("cache_creation_input_tokens", details.get("cache_creation_tokens"))) or 0
     read = min(read, prompt)
+    searches = details_of(usage, "server_tool_use").get("web_search_requests", details.get("web_search_requests"))
     return Usage(
         input_tokens=prompt,
         output_tokens=completion,
@@ -116,6 +119,10 @@ def usage_of(usage: Any) -> Usage | None:
         reasoning_tokens=min(token_count(produced.get("reasoning_tokens")) or 0, completion),
         audio_input_tokens=min(token_count(details.get("audio_tokens")) or 0, prompt - read),
         audio_output_tokens=min(token_count(produced.get("audio_tokens")) or 0, completion),
+        searches=searches_told(searches),
+        service_tier=term(service_tier),
+        speed=term(usage.get("speed")),
+        region=term(usage.get("inference_geo")),
     )
 
 

@@ -40,6 +40,9 @@ class Request:
     characters: int = 0
     seconds_ms: int = 0
     queries: int = 0
+    # Searches of the web that the provider runs: held where the request bounds them, and booked as it counts them.
+    searches_least: int = 0  # booked where the answer tells of none
+    searches_max: int = 0
     # Tokens that images and sounds of this call may be billed as, at most: to be reserved, because nothing caps them.
     media_tokens: int = 0
 
@@ -136,6 +139,31 @@ class BinaryProtocol(WireProtocol, Protocol):
 
 # No model reads or writes this many tokens in one call: a figure above it is a provider's error, or an attack.
 TOKENS_PLAUSIBLE_MAX: Final = 20_000_000
+
+
+# What a search may bring along stands in the prompt: so many of them fill any.
+SEARCHES_PLAUSIBLE_MAX: Final = 10_000
+
+
+def searches_asked(tools: Any, most: Any) -> int:
+    """Of the tools that search the web, how often they may do so: by their own bound, or `most`, or once where none is told."""
+    asked = 0
+    for tool in tools if isinstance(tools, list) else ():
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if isinstance(kind, str) and kind.startswith("web_search"):
+            bound = tool.get("max_uses", most)
+            asked += bound if type(bound) is int and 0 < bound <= SEARCHES_PLAUSIBLE_MAX else 1
+    return asked
+
+
+def searches_told(value: Any) -> int:
+    """A provider's figure, if it can be one."""
+    return value if type(value) is int and 0 < value <= SEARCHES_PLAUSIBLE_MAX else 0
+
+
+def term(value: Any) -> str:
+    """A tier, a speed or a region as a provider names it. `auto` is a wish, not what came of it."""
+    return value if isinstance(value, str) and value != "auto" else ""
 
 
 def token_count(value: Any) -> int | None:

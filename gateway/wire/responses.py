@@ -12,7 +12,7 @@ from gateway.wire.choices import details_of
 from gateway.wire.event_relay import EventRelay, budget_comment, named
 from gateway.wire.events import kind_of, objects_of
 from gateway.wire.openai_errors import error_body, error_object, upstream_event_error
-from gateway.wire.protocol import OutputCounter, Request, token_count
+from gateway.wire.protocol import OutputCounter, Request, searches_asked, searches_told, term, token_count
 from gateway.wire.response_draft import DELTAS, ResponseDraft
 from policies.pricing import Usage
 
@@ -44,6 +44,7 @@ class ResponsesProtocol:
             stream=boolean(body, "stream"),
             output_tokens_max=cap,
             output_tokens_least=OUTPUT_TOKENS_LEAST,
+            searches_max=searches_asked(body.get("tools"), body.get("max_tool_calls")),
             metadata=body.get("metadata"),
         )
 
@@ -56,7 +57,7 @@ class ResponsesProtocol:
         return body
 
     def usage(self, answer: Mapping[str, Any]) -> Usage | None:
-        return usage_of(answer.get("usage"))
+        return _usage_in(answer)
 
     def output_text(self, answer: Mapping[str, Any]) -> str:
         output = answer.get("output")
@@ -106,7 +107,7 @@ class ResponsesRelay(EventRelay):
         response = value.get("response")
         if isinstance(response, dict):
             # What a failed answer used is billed as well.
-            self.usage = usage_of(response.get("usage")) or self.usage
+            self.usage = _usage_in(response) or self.usage
         if _end_of(value) is None:
             raise StreamBroken("The provider ended its answer without the answer.")
         self._end = event + b"\n\n"
@@ -147,7 +148,19 @@ def _end_of(event: dict[str, Any]) -> dict[str, Any] | None:
     return response if kind in _ENDS and isinstance(response, dict) else None
 
 
-def usage_of(usage: Any) -> Usage | None:
+def _usage_in(answer: Mapping[str, Any]) -> Usage | None:
+    """Of a whole answer: its searches are items of the output, unless the provider counts them itself."""
+    told = details_of(details_of(answer, "tool_usage"), "web_search").get("num_requests")
+    if told is None:
+        output = answer.get("output")
+        told = sum(
+            isinstance(item, dict) and item.get("type") == "web_search_call"
+            for item in (output if isinstance(output, list) else ())
+        )
+    return usage_of(answer.get("usage"), searches_told(told), term(answer.get("service_tier")))
+
+
+def usage_of(usage: Any, searches: int = 0, service_tier: str = "") -> Usage | None:
     """A `usage` object of Responses. Cached and reasoning tokens are parts of the input's and the output's."""
     if not isinstance(usage, dict):
         return None
@@ -163,6 +176,8 @@ def usage_of(usage: Any) -> Usage | None:
         cache_read_tokens=read,
         cache_write_tokens=min(written, prompt - read),
         reasoning_tokens=min(token_count(produced.get("reasoning_tokens")) or 0, output),
+        searches=searches,
+        service_tier=service_tier,
     )
 
 

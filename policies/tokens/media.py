@@ -58,7 +58,7 @@ def audio_cost(data: str) -> Cost:
 
 def openai_media_cost(kind: str, part: Mapping[str, Any], counting: Counting) -> Cost | None:
     """A chat or Responses part that is media; None when its kind is not known."""
-    if kind == "image_url" or kind == "input_image":
+    if kind in ("image_url", "input_image", "computer_screenshot"):
         image = part.get("image_url")
         inner = as_object(image)
         url = as_text(inner.get("url") if inner else image)

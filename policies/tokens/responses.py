@@ -115,7 +115,9 @@ def _item_cost(kind: str, item: Mapping[str, Any], calls: _OpenCalls, counting: 
 def _content_cost(content: Any, counting: Counting, count: CountText) -> Cost:
     if isinstance(content, str):
         return Cost(text=count(content))
-    return Cost() if content is None else parts_cost(content, counting, count)
+    # A screenshot stands alone, where other results are lists of parts.
+    parts = [content] if isinstance(content, dict) else content
+    return Cost() if content is None else parts_cost(parts, counting, count)
 
 
 def _reasoning_cost(item: Mapping[str, Any], count: CountText) -> Cost:

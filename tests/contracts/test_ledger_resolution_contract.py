@@ -8,7 +8,8 @@ import pytest
 
 from gateway.ledger.port import EntryKind, Ledger, LedgerError, OutboxEntry, Progress
 from policies.amounts import AMOUNT_MAX, ZERO, Amount, Limit
-from policies.reservation import Balance, Demand, Gate, OnLost, Refusal, State
+from policies.budgets import Budget, RunLimits, Scope, Subject, Window, chain_for
+from policies.reservation import Balance, Demand, Gate, Granted, OnLost, Refusal, State
 from tests.contracts.engines import LedgerUnderTest
 from tests.contracts.ledger_calls import (
     MINUTE_MS,
@@ -46,6 +47,19 @@ class TestSettle:
         assert (entry.amount, entry.overrun) == (used, overrun)
         assert (entry.draft, entry.detail) == (b'{"model":"mock"}', b'{"status":200}')
         assert 0 <= await ledger.now_ms() - entry.at_ms <= TOLERANCE_MS
+
+    async def test_a_hold_across_a_windows_end_is_booked_where_it_was_taken(self, ledger: Ledger) -> None:
+        budget = Budget(Scope.KEY, Limit(tokens=100), window=Window.MINUTE)
+        subject, midnight_ms = Subject("p", key="ci"), 20_000 * 86_400_000
+        before, after = (
+            list(chain_for(subject, [budget], RunLimits(), at_ms).holds) for at_ms in (midnight_ms - 1, midnight_ms)
+        )
+        assert isinstance(await ledger.reserve("p", request("c1", before, 80)), Granted)
+        assert isinstance(await ledger.reserve("p", request("c2", after, 90)), Granted), "a new minute is whole"
+        resolution = await ledger.settle("p", "c1", tokens(70), b"{}")
+        assert [one.account for one in resolution.balances] == [one.account for one in before]
+        await stands_at(ledger, before[-1].account, settled=70, reserved=0)
+        await stands_at(ledger, after[-1].account, settled=0, reserved=90)
 
     async def test_the_first_resolution_stands(self, ledger: Ledger) -> None:
         for name, first, second in [("c1", "settle", "settle"), ("c2", "settle", "void"), ("c3", "void", "settle")]:

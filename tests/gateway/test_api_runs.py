@@ -212,6 +212,10 @@ async def test_a_budget_is_raised_and_taken_back(api: Api) -> None:
     assert reply.headers["x-budget-run-limit"] == "30000"
     run = await api.post("/api/runs/r1/budget", {"usd": 2.5, "requests": 3})
     assert (run["tokens"]["limit"], run["cost_usd"]["limit"], run["requests"]["limit"]) == (30_000, 2.5, 3)
+    named = {"budget_tokens": 31_000, "budget_usd": 2, "budget_requests": 4}
+    run = await api.post("/api/runs/r1/budget", named)
+    assert (run["tokens"]["limit"], run["cost_usd"]["limit"], run["requests"]["limit"]) == (31_000, 2, 4)
+    run = await api.post("/api/runs/r1/budget", {"requests": 3})
     run = await api.post("/api/runs/r1/budget", {"tokens": None})
     assert (run["tokens"]["limit"], run["requests"]["limit"]) == (20_000, 3)
 

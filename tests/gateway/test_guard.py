@@ -97,6 +97,15 @@ def test_what_may_stand_once_is_refused_twice(name: bytes) -> None:
     assert (fault.status, fault.param) == (400, name.decode())
 
 
+@pytest.mark.parametrize("name", [b"x-workflow-id", b"x-workflow-run-id", b"x-workflow-step", b"x-workflow-budget-usd"])
+def test_a_tag_with_two_values_is_refused(name: bytes) -> None:
+    fault = fault_of(request(b"/", "POST", HOST, (name, b"a"), (b"accept", b"*/*"), (name, b"b")))
+    assert fault is not None
+    assert (fault.status, fault.code, fault.param) == (400, "invalid_header", name.decode())
+    assert fault_of(request(b"/", "POST", HOST, (name, b"a"), (name, b"a"))) is None
+    assert fault_of(request(b"/", "POST", HOST, (b"accept", b"a"), (b"accept", b"b"))) is None
+
+
 def test_no_host_many_headers_and_large_ones_are_refused() -> None:
     no_host = fault_of(request(b"/", "GET", (b"accept", b"*/*")))
     many = fault_of(request(b"/", "GET", HOST, *[(b"x-a", b"1")] * HEADERS_MAX))

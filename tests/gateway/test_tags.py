@@ -104,7 +104,21 @@ BAD: list[tuple[str, str]] = [
 ]
 BAD += [
     ("x-workflow-budget-usd", value)
-    for value in ("", "abc", "-0.01", "NaN", "sNaN", "inf", "1e99999999", "1e999999999999", "9007200", "0." + "1" * 40)
+    for value in (
+        "",
+        "abc",
+        "-0.01",
+        "NaN",
+        "sNaN",
+        "inf",
+        "1e99999999",
+        "1e999999999999",
+        "9007200",
+        "0." + "1" * 40,
+        "1_0",
+        " 1",
+        "٣",
+    )
 ]
 BAD += [("x-workflow-id", value) for value in ("", " ", "a b", "a\n", "a\r\nx: y", "é", "\x00", "x" * 129, "a\u202e")]
 BAD += [("x-workflow-options", "clamp"), ("x-workflow-priority", "HIGH"), ("x-workflow-intent", "")]
@@ -118,6 +132,19 @@ def test_a_bad_header_is_named(header: str, value: str) -> None:
     assert len(caught.value.message) < 300
     assert "\r" not in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "limit"),
+    [
+        ("tokens", "9007199254740993", "9007199254740991"),
+        ("tokens", "9" * 30, "9007199254740991"),
+        ("usd", "1e30", "9007199"),
+    ],
+)
+def test_a_budget_that_is_too_large_is_told_the_limit(unit: str, value: str, limit: str) -> None:
+    with pytest.raises(BadRequest, match=f"is more than a budget may have, {limit}"):
+        read_tags({"x-workflow-id": "w", f"x-workflow-budget-{unit}": value}, {}, None, {})
 
 
 @pytest.mark.parametrize("key", ["run_id", "step", "agent"])

@@ -266,6 +266,28 @@ def test_what_cannot_be_a_price_is_named(key: str, value: object) -> None:
         price_from_map({"input_cost_per_token": 1e-6, "output_cost_per_token": 1e-6, key: value})
 
 
+OPUS = {
+    "mode": "chat",
+    "input_cost_per_token": 5e-06,
+    "output_cost_per_token": 2.5e-05,
+    "cache_read_input_token_cost": 5e-07,
+    "provider_specific_entry": {"us": 1.1, "fast": 2.0, "schema": "x"},
+    "search_context_cost_per_query": {"search_context_size_low": 0.005, "search_context_size_high": 0.01},
+}
+
+
+def test_fast_mode_and_a_region_multiply_what_tokens_cost() -> None:
+    price, usage = priced(**OPUS), Usage(100, 100, cache_read_tokens=50, searches=3)
+    tokens = 50 * 5000 + 50 * 500 + 100 * 25_000
+    searches = 3 * 10_000_000
+    assert cost_nano_usd(price, usage) == tokens + searches, "a search at its dearest"
+    assert cost_nano_usd(price.at("fast", None), usage) == 2 * tokens + searches
+    assert cost_nano_usd(price.at("fast", "US"), usage) == 2 * tokens * 11 // 10 + searches
+    assert price.at("standard", "global") is price
+    assert price.at(["fast"], "schema") is price
+    assert worst_case(price.at("fast"), 1000, 10) == WorstCase(2 * 1000 * 5000, 50_000)
+
+
 # --- the bound ---
 
 

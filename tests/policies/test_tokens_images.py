@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from policies.tokens import counting_for
+from policies.tokens import count_responses, counting_for
 from policies.tokens.images import Size, image_size
 from policies.tokens.media import audio_cost, document_cost, image_cost
 
@@ -25,6 +25,17 @@ WEBP = b"RIFF0000WEBPVP8 " + bytes(10) + struct.pack("<HH", 50, 60)
 
 def data_url(raw: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64," + base64.b64encode(raw + bytes(16)).decode()
+
+
+@pytest.mark.parametrize("url", [data_url(PNG), "https://example.org/page.png"])
+def test_a_screenshot_costs_what_the_picture_costs_anywhere_else(url: str) -> None:
+    def counted(item: str, output: object) -> int:
+        items = [{"type": item, "call_id": "c", "output": output}]
+        found = count_responses({"input": items}, counting_for("gpt-4o", "openai"), len)
+        return found.reserve_tokens
+
+    alone = counted("computer_call_output", {"type": "computer_screenshot", "image_url": url})
+    assert alone == counted("function_call_output", [{"type": "input_image", "image_url": url}])
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from gateway.decisions import decisions_of
 from gateway.endpoints.api.route import Ask, Route, conflict
@@ -61,11 +61,12 @@ class RunBody(Strict):
 
 
 class BudgetChange(Strict):
-    """The new limits, not what to add. Null takes the run's own limit back; a unit that is left out stays."""
+    """The new limits, not what to add. Null takes the run's own limit back; a unit that is left out stays. `budget_tokens` and the
+    other names of an announced run are taken too."""
 
-    tokens: Tokens | None = None
-    usd: Usd | None = None
-    requests: Tokens | None = None
+    tokens: Tokens | None = Field(default=None, validation_alias=AliasChoices("tokens", "budget_tokens"))
+    usd: Usd | None = Field(default=None, validation_alias=AliasChoices("usd", "budget_usd"))
+    requests: Tokens | None = Field(default=None, validation_alias=AliasChoices("requests", "budget_requests"))
 
     @model_validator(mode="after")
     def _says_something(self) -> BudgetChange:
