@@ -11,7 +11,7 @@ import orjson
 
 from gateway.upstream.answer_headers import answer_headers
 from gateway.upstream.error_bodies import json_message
-from gateway.upstream.litellm_connections import close_all
+from gateway.upstream.litellm_connections import Opened
 from gateway.upstream.litellm_errors import cleaned, failure_of
 from gateway.upstream.port import ProtocolName, UpstreamBroken, UpstreamTimeout
 from gateway.wire import sse
@@ -73,7 +73,7 @@ class LiteLLMStream:
         source: Any,
         protocol: ProtocolName,
         *,
-        opened: list[Any],
+        opened: Opened,
         idle_s: float,
         deadline_s: float,
         secrets: Iterable[str],
@@ -96,7 +96,7 @@ class LiteLLMStream:
         if self._ended or self._closed:
             raise StopAsyncIteration
         try:
-            event = await self._next()
+            data = event_bytes(self._protocol, await self._next())
         except StopAsyncIteration:
             self._ended = True
             if self._protocol in _ENDS_WITH_DONE:
@@ -109,7 +109,6 @@ class LiteLLMStream:
             # LiteLLM raises whatever its providers' parsers raise: all of it means that the answer broke.
             await self.close()
             raise failure_of(error, self._secrets, bytes_received=True) from error
-        data = event_bytes(self._protocol, event)
         if data.startswith(_ERROR_EVENT) and b"litellm." in data:
             # A translated stream that broke: LiteLLM puts its exception's text into an event of its own.
             await self.close()
@@ -126,7 +125,7 @@ class LiteLLMStream:
         if self._closed:
             return
         self._closed = True
-        await close_all(self._opened)
+        await self._opened.close()
         closing = getattr(self._source, "aclose", None)
         if closing is not None:
             # Its connection is closed: whatever its own end still raises is of no consequence.

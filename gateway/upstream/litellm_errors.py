@@ -42,9 +42,14 @@ _CUT: Final = frozenset({"ClientPayloadError", "TransferEncodingError", "Content
 
 
 def answer_of(
-    error: Exception, deployment: Deployment, protocol: ProtocolName, secrets: Iterable[str]
+    error: Exception, deployment: Deployment, protocol: ProtocolName, secrets: Iterable[str], *, succeeded: bool = False
 ) -> UpstreamAnswer:
-    """The error answer that this exception stands for. Raises `UpstreamError` when there was none."""
+    """The error answer that this exception stands for. Raises `UpstreamError` when there was none.
+
+    `succeeded`: the provider answered, and LiteLLM could not read it. Another attempt would be paid as well.
+    """
+    if succeeded:
+        raise failure_of(error, secrets, bytes_received=True)
     status = _status(error)
     headers = _headers(error)
     # LiteLLM gives statuses to faults that no provider answered: 408 to its own timeouts, 500 to all else.

@@ -63,7 +63,7 @@ class LiteLLMLane:
         except TimeoutError as error:
             raise UpstreamTimeout(f"The provider did not answer within {wait_s:g} s.") from error
         except Exception as error:  # noqa: BLE001 - it raises its own, its providers' and Python's: the chain tells them apart
-            return answer_of(error, deployment, call.protocol, secrets)
+            return answer_of(error, deployment, call.protocol, secrets, succeeded=opened.succeeded)
         if call.stream and hasattr(answer, "__aiter__"):
             stream = LiteLLMStream(
                 answer,

@@ -112,6 +112,7 @@ class LiteLLMLoader:
         litellm_stand_ins.install()
         _forbid_own_calls()
         _forbid_redirects()
+        _forbid_invented_ends()
         litellm_connections.watch()
         _forbid_sending_twice()
         if not getattr(module, "set_verbose", False):
@@ -129,6 +130,22 @@ def _forbid_own_calls() -> None:
     """The advisor tool of a messages request makes LiteLLM call a model that the client names, beyond what was reserved."""
     interceptors = importlib.import_module("litellm.llms.anthropic.pass_through.messages.interceptors")
     interceptors.get_messages_interceptors().clear()
+
+
+def _forbid_invented_ends() -> None:
+    """A stream that ends without a finish reason was cut off: LiteLLM would say "stop", as if the answer were whole."""
+    wrapper = importlib.import_module("litellm.litellm_core_utils.streaming_handler").CustomStreamWrapper
+    last_chunk = wrapper.finish_reason_handler
+    if getattr(last_chunk, "is_honest", False):
+        return
+
+    def honest_last_chunk(self: Any) -> Any:
+        if self.received_finish_reason is None and self.intermittent_finish_reason is None:
+            raise EOFError("its stream ended in the middle of the answer.")
+        return last_chunk(self)
+
+    honest_last_chunk.is_honest = True  # type: ignore[attr-defined]
+    wrapper.finish_reason_handler = honest_last_chunk
 
 
 def _forbid_redirects() -> None:
