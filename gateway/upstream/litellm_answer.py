@@ -12,13 +12,15 @@ import orjson
 from gateway.upstream.answer_headers import answer_headers
 from gateway.upstream.error_bodies import json_message
 from gateway.upstream.litellm_connections import Opened
-from gateway.upstream.litellm_errors import cleaned, failure_of
+from gateway.upstream.litellm_errors import CUT, cleaned, failure_of
 from gateway.upstream.port import ProtocolName, UpstreamBroken, UpstreamTimeout
 from gateway.wire import sse
 
 _PROVIDER_PREFIX: Final = "llm_provider-"
 _ENDS_WITH_DONE: Final = frozenset({"chat", "completions"})
 _ERROR_EVENT: Final = b"event: error"
+# An error event with one of these is LiteLLM's own, and not the provider's.
+_OWN_ERRORS: Final = (b"litellm.", CUT.encode())
 _CLOSE_TIMEOUT_S: Final = 2.0
 
 
@@ -109,7 +111,7 @@ class LiteLLMStream:
             # LiteLLM raises whatever its providers' parsers raise: all of it means that the answer broke.
             await self.close()
             raise failure_of(error, self._secrets, bytes_received=True) from error
-        if data.startswith(_ERROR_EVENT) and b"litellm." in data:
+        if data.startswith(_ERROR_EVENT) and any(mark in data for mark in _OWN_ERRORS):
             # A translated stream that broke: LiteLLM puts its exception's text into an event of its own.
             await self.close()
             raise UpstreamBroken(f"The provider broke off: {_said(data, self._secrets)}", bytes_received=True)

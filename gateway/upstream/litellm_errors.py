@@ -22,6 +22,8 @@ from gateway.upstream.port import (
     UpstreamUnreachable,
 )
 
+# What a stream is said to have done that ended without a finish reason; see litellm_loading.py.
+CUT: Final = "its stream ended in the middle of the answer."
 _MESSAGE_CHARS_MAX: Final = 1_000
 # "litellm.BadRequestError: BadRequestError: AnthropicException - {…}": names of classes say nothing to a client.
 _PREFIXES: Final = re.compile(r"^(?:(?:litellm\.)?(?:Timeout )?\w*(?:Error|Exception|Timeout)\s*(?::|-)\s*)+")

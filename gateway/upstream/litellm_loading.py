@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from gateway.upstream import litellm_connections, litellm_stand_ins
+from gateway.upstream.litellm_errors import CUT
 
 # No price map from the network, no `.env` read from the working directory, and no fetching of pictures that a client
 # names: the gateway calls the deployment's origin and nothing else. The user's own values win.
@@ -141,7 +142,7 @@ def _forbid_invented_ends() -> None:
 
     def honest_last_chunk(self: Any) -> Any:
         if self.received_finish_reason is None and self.intermittent_finish_reason is None:
-            raise EOFError("its stream ended in the middle of the answer.")
+            raise EOFError(CUT)
         return last_chunk(self)
 
     honest_last_chunk.is_honest = True  # type: ignore[attr-defined]

@@ -7,9 +7,11 @@ Importing LiteLLM takes seconds of CPU, so everything that needs the real one is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -423,3 +425,63 @@ async def test_cancelling_closes_the_connection(provider: FakeProvider, lane: Li
     with pytest.raises(asyncio.CancelledError):
         await sending
     await provider.until(lambda: provider.concurrent == 0)
+
+
+def raw(body: str, content_type: str = "application/json", status: str = "200 OK") -> str:
+    return f"HTTP/1.1 {status}\r\ncontent-type: {content_type}\r\nconnection: close\r\n\r\n{body}"
+
+
+def chunk(content: str = "The answer is", index: int = 0) -> str:
+    choice = {"index": index, "delta": {"role": "assistant", "content": content}, "finish_reason": None}
+    told = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-x", "choices": [choice]}
+    return f"data: {json.dumps(told)}\n\n"
+
+
+@pytest.mark.parametrize("protocol", ["chat", "messages"])
+@pytest.mark.parametrize("said", [chunk(), "", '{"error": {"message": "quota"}}', "<html>busy</html>"])
+async def test_a_stream_that_ends_without_a_finish_reason_is_no_answer(
+    provider: FakeProvider, lane: LiteLLMLane, protocol: ProtocolName, said: str
+) -> None:
+    provider.script(raw=raw(said, "text/event-stream"))
+    answer = await lane.send(deployment(provider), call(protocol, stream=True))
+    with pytest.raises(UpstreamBroken) as broken:
+        await blocks(answer)
+    assert broken.value.bytes_received
+
+
+@pytest.mark.parametrize("content", ["\ud800"])
+async def test_an_event_that_cannot_be_passed_on_breaks_the_stream(
+    provider: FakeProvider, lane: LiteLLMLane, content: str
+) -> None:
+    provider.script(raw=raw(chunk(content) + chunk(), "text/event-stream"))
+    answer = await lane.send(deployment(provider), call(stream=True))
+    with pytest.raises(UpstreamBroken):
+        await blocks(answer)
+
+
+@pytest.mark.parametrize("name", ["openai", "hosted_vllm", "anthropic"])
+@pytest.mark.parametrize("body", ["not json", "<html>fine</html>"])
+async def test_an_answer_that_cannot_be_read_may_have_to_be_paid(
+    provider: FakeProvider, lane: LiteLLMLane, name: str, body: str
+) -> None:
+    provider.script(raw=raw(body))
+    with pytest.raises(UpstreamBroken) as broken:
+        await lane.send(deployment(provider, name), call())
+    assert broken.value.bytes_received
+    assert len(provider.requests) == 1
+
+
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad Request", "500 Internal Server Error"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_of_what_a_provider_says_instead_of_an_answer_only_the_beginning_is_read(
+    provider: FakeProvider, lane: LiteLLMLane, status: str, stream: bool
+) -> None:
+    provider.script(raw=raw("busy " * 400_000, "text/plain", status))
+    began_s = time.process_time()
+    with contextlib.suppress(UpstreamBroken):
+        answer = await lane.send(deployment(provider), call(stream=stream))
+        if answer.pieces is None:
+            assert answer.status >= 400
+        else:
+            await blocks(answer)
+    assert time.process_time() - began_s < 3, "LiteLLM alone takes 10 s of CPU for these two megabytes"
