@@ -39,8 +39,6 @@ from tests.redis_server import RedisServer, running_server
 
 CALLS = 20
 TAGS = {"x-workflow-id": "nightly", "x-workflow-run-id": "r-1", "x-workflow-step": "draft"}
-# Nine hand-overs to the store's thread move all events that are there to the store; while twenty calls are made that happens once or twice.
-THREADS_MAX = 1
 # What a call waits for. Renewing, sweeping and moving the outbox are done for many calls at once, behind their backs.
 ON_THE_PATH = ("reserve", "extend", "settle", "void", "balances", "current_run", "pending")
 CONFIG = """
@@ -149,9 +147,11 @@ def _watch_loop(work: Work) -> None:
         work.add("loop turns")
         once()
 
-    def counted_execute(*arguments: Any) -> Any:
-        work.add("threads")
-        return execute(*arguments)
+    def counted_execute(executor: Any, *arguments: Any) -> Any:
+        # Events are moved to the store by the clock, nine hand-overs for all that are there: how often says more about the machine.
+        if getattr(executor, "_thread_name_prefix", "") != "store":
+            work.add("threads")
+        return execute(executor, *arguments)
 
     def make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **named: Any) -> asyncio.Task[Any]:
         work.add("tasks")
@@ -249,7 +249,7 @@ async def test_a_tagged_call_waits_for_the_ledger_twice(tmp_path: Path, provider
     assert work.a_call("body parsed") == 1
     # The body, the answer, the event that the flusher may fetch meanwhile, and nothing that was read before.
     assert work.a_call("json bytes") <= 1_400
-    assert work.a_call("threads") <= THREADS_MAX
+    assert work.a_call("threads") <= 0.5
     assert work.a_call("tasks") <= 2
     assert work.a_call("loop turns") <= 14
 
@@ -293,7 +293,7 @@ async def test_an_untagged_call_does_not_wait_for_the_ledger(
     assert work.a_call("commits") <= 1  # its usage is written with that of others
     assert work.a_call("body parsed") == 1
     assert work.a_call("json bytes") <= 1_400
-    assert work.a_call("threads") <= THREADS_MAX
+    assert work.a_call("threads") <= 0.5
     assert work.a_call("tasks") <= 2
     assert work.a_call("loop turns") <= 9
 
@@ -305,7 +305,7 @@ async def test_orchestration_adds_no_wait_to_a_warm_step(tmp_path: Path, provide
     assert work.a_call("commits") <= 3
     assert work.a_call("statements") <= 17
     assert work.a_call("body parsed") == 1
-    assert work.a_call("threads") <= THREADS_MAX
+    assert work.a_call("threads") <= 0.5
     assert work.a_call("tasks") <= 3
     assert work.a_call("loop turns") <= 18
 
@@ -334,7 +334,7 @@ async def test_redis_is_asked_once_to_reserve_and_once_to_settle(
     assert work.a_call("ledger") == 2
     assert 2 <= work.a_call("scripts") <= 3  # the two, and those that move the outbox
     assert work.a_call("body parsed") == 1
-    assert work.a_call("threads") <= THREADS_MAX
+    assert work.a_call("threads") <= 0.5
     assert work.a_call("tasks") <= 3
     assert work.a_call("loop turns") <= 16
 
