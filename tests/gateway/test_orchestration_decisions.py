@@ -117,7 +117,7 @@ async def test_observing_lets_calls_pass_and_says_what_would_have_been(tmp_path:
         assert "x-budget-actions" not in fits.headers
         over = await farebox.call("wf", "r1", "post", words(900))
         assert (over.status_code, over.headers["x-budget-actions"]) == (200, "observe=would_refuse, overage")
-        assert "x-budget-step-limit" not in over.headers
+        assert (over.headers["x-budget-run-limit"], over.headers["x-budget-run-remaining"]) == ("300", "0")
         calls = (await farebox.ask("GET", "/api/runs/r1/calls"))["calls"]
         assert [(call["status"], call["code"]) for call in calls] == [("ok", "would_refuse"), ("ok", "")]
         assert farebox.metric("farebox_admissions_total", result="observed", reason="step") == 1
@@ -141,7 +141,9 @@ async def test_a_change_of_settings_counts_for_the_next_call(tmp_path: Path) -> 
         await farebox.set("token_budget_send", 1000)
         assert (await farebox.call("wf", "r1", "post", intent="send")).headers["x-budget-step-limit"] == "1500"
         await farebox.set("enabled", False)
-        assert "x-workflow-intent" not in (await farebox.call("wf", "r1", "post", intent="send")).headers
+        off = (await farebox.call("wf", "r1", "post", intent="send")).headers
+        assert off["x-workflow-intent"] == "send; confidence=1.00; source=header"
+        assert "x-workflow-intent" not in (await farebox.call("wf", "r1", "post")).headers
 
 
 async def test_a_change_made_elsewhere_counts_within_two_seconds(tmp_path: Path) -> None:
