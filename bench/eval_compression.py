@@ -5,6 +5,8 @@ pages that pydoc writes, and recorded logs (`bench/compression/logs.json.gz`). F
 stands in a tool result (`bench/compression/histories.json`). A question counts as answerable after compression when its
 answer still stands near the words that it belongs to.
 
+Each question is also asked in a step of one turn, where its text stands in the newest user turn itself (`--one-turn` alone).
+
 Three conditions: *asked*, where the question is the newest user turn, as when an agent works towards it; *unasked*, where
 the compressor sees only "Continue with the task." and the question comes later; and *goal*, where it sees what the whole
 history was for, which is none of the questions. Prompts of real workflows come
@@ -32,6 +34,7 @@ from typing import Any
 
 from gateway.tokenizer import Tokenizer
 from policies.compression import Aggressiveness, CompressionPolicy, Strategy, compress_chat
+from policies.compression.json_text import looks_like_json
 from policies.compression.structural import structural
 
 DATA = Path(__file__).parent / "compression"
@@ -126,6 +129,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     arguments.add_argument("--lost", action="store_true", help="name the questions that became unanswerable")
     arguments.add_argument("--speed", action="store_true", help="measure only the speed")
+    arguments.add_argument("--one-turn", action="store_true", help="measure only the prompts of one turn")
     arguments.add_argument("--json", type=Path, help="also write the figures to this file")
     chosen = arguments.parse_args()
     count = counter()
@@ -133,10 +137,13 @@ def main() -> None:
     describe(histories, missing, count)
     if chosen.speed:
         return speed(histories, count)
+    if chosen.one_turn:
+        return one_turn(histories, count)
     report = [measured(row, histories, count) for row in ROWS]
     print_rows(report, chosen.lost)
     by_history(histories, count)
     speed(histories, count)
+    one_turn(histories, count)
     prompts(count)
     if chosen.json:
         chosen.json.write_text(json.dumps([figures(row, *tallies) for row, *tallies in report], indent=1) + "\n")
@@ -227,10 +234,13 @@ def bounded(text: str, data: dict[str, Any], step: dict[str, Any]) -> str:
 
 def is_answerable(question: Question, messages: Sequence[Message], near_characters: int) -> bool:
     return any(
-        stands_near(answer, question.near, flat(message["content"]), near_characters)
-        for message in messages
-        if message["role"] == "tool"
-        for answer in map(flat, question.answers)
+        holds_answer(question, message["content"], near_characters) for message in messages if message["role"] == "tool"
+    )
+
+
+def holds_answer(question: Question, text: str, near_characters: int) -> bool:
+    return any(
+        stands_near(answer, question.near, flat(text), near_characters) for answer in map(flat, question.answers)
     )
 
 
@@ -380,8 +390,65 @@ def fastest(work: Callable[[], object]) -> float:
     return min(once() for _ in range(5))
 
 
+# A step of one turn: how its data is given, and what is asked of all of it.
+FRAMES = {
+    "JSON as it is": "{ask}\n\n{data}",
+    "JSON in a fence": "{ask}\n\n```json\n{data}\n```\nAnswer in one line.",
+    "other texts in a tag": "<document>\n{data}\n</document>\n\n{ask}",
+    "other texts as they are": "{ask}\n\n{data}",
+}
+WHOLE_TASKS = ("Summarize this in two sentences.", "Translate it to French.", "Count the entries.", "List all names.")
+
+
+def one_turn(histories: Sequence[History], count: Count) -> None:
+    """A system prompt and one user turn with a question, or a task for the whole, and the result that answers it."""
+    print("\n| a step of one turn | prompts | tokens | saved | answers kept | saying something else |")
+    print("|---|---|---|---|---|---|")
+    for name, frame in FRAMES.items():
+        tally, changed = Tally(), 0
+        for history in histories:
+            for ask, data, question in one_turn_prompts(history, as_json=name.startswith("JSON")):
+                prompt = frame.format(ask=ask, data=data)
+                messages = [history.messages[0], {"role": "user", "content": prompt}]
+                after = compressed(Row(Strategy.EXTRACTIVE), messages, count, tally)[1]["content"]
+                changed += not says_the_same(prompt, after, ask)
+                if question is not None:
+                    tally.asked += 1
+                    tally.kept += holds_answer(question, after, history.near_characters)
+        print(
+            f"| {name} | {len(tally.seconds)} | {tally.before:,} | {tally.saved:.1%} | {tally.answerable:.1%} | {changed} |"
+        )
+
+
+def says_the_same(before: str, after: str, ask: str) -> bool:
+    """Every word of what is asked, every value of JSON, and every distinct line of other texts."""
+    if ask not in after:
+        return False
+    starts = [re.search(r"(?m)^[\[{]", text) for text in (before, after)]
+    if looks_like_json(before[starts[0].start() :].split("\n```")[0] if starts[0] else ""):
+        values = [
+            json.loads(text[start.start() :].split("\n```")[0])
+            for text, start in zip((before, after), starts, strict=True)
+            if start
+        ]
+        return values[0] == values[-1]
+    return {" ".join(line.split()) for line in before.splitlines()} <= {
+        " ".join(line.split()) for line in after.splitlines()
+    }
+
+
+def one_turn_prompts(history: History, *, as_json: bool) -> Iterator[tuple[str, str, Question | None]]:
+    texts = [message["content"] for message in history.messages if message["role"] == "tool"]
+    texts = [text for text in texts if looks_like_json(text) is as_json]
+    for question in history.questions:
+        found = (text for text in texts if holds_answer(question, text, history.near_characters))
+        yield from ((question.text, text, question) for text in list(found)[:1])
+    for text in texts:
+        yield from ((task, text, None) for task in WHOLE_TASKS)
+
+
 def prompts(count: Count) -> None:
-    """Prompts of real workflows, as a turn that lies in the past; as the newest turn they are never touched."""
+    """Prompts of real workflows, as a turn that lies in the past; as the newest turn only data in them is touched."""
     reference = Path(os.environ.get("FAREBOX_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
     source = reference / "intents" / "dev.jsonl"
     if not source.exists():

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from math import floor
 from types import MappingProxyType
 
+from policies.compression.data_blocks import data_tidied
 from policies.compression.duplicates import without_duplicates
 from policies.compression.kinds import Kind, kind_of
 from policies.compression.lossy import candidates, cut_by_ratio, cut_to_target
@@ -101,7 +102,7 @@ def _refusal(draft: Draft, policy: CompressionPolicy, tokens: int, target_tokens
         return "the strategy is none"
     if target_tokens is not None and tokens <= target_tokens:
         return "it fits already"
-    if all(segment.fixed or not segment.text for segment in draft.segments):
+    if all((segment.fixed and not segment.holds_data) or not segment.text for segment in draft.segments):
         return "every text is protected"
     return ""
 
@@ -113,6 +114,9 @@ def _lossless(
     for number in _open(draft):
         text = structural(draft.texts[number], policy.aggressiveness, exact=draft.segments[number].exact)
         draft.take("structural", number, text, count)
+    for number, segment in enumerate(draft.segments):
+        if segment.holds_data:
+            draft.take("structural", number, data_tidied(segment.text), count)
     _memory(draft, count, instruction, memory_tokens_max)
     if policy.strategy is Strategy.TEMPLATE:
         for number in _open(draft):

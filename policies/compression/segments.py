@@ -2,8 +2,9 @@
 
 Fixed, whatever the strategy: system and developer prompts, the newest user turn, everything up to the last
 `cache_control` mark, a last assistant message (the client prefills the answer with it), tool calls with their ids and
-arguments, and every part that is not text. OpenAI's chat messages, Anthropic's `tool_result` blocks and the Responses
-API's `function_call_output` items are understood; whatever else a message holds is carried over as it is.
+arguments, and every part that is not text. Data in the newest user turn may be written shorter (`data_blocks`). OpenAI's
+chat messages, Anthropic's `tool_result` blocks and the Responses API's `function_call_output` items are understood;
+whatever else a message holds is carried over as it is.
 """
 
 import json
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
+from policies.compression.data_blocks import data_spans, without_data
 from policies.values import value_class
 
 Message = Mapping[str, Any]
@@ -33,6 +35,7 @@ class Segment:
     """One text of a chat. `place` is the path of keys and indexes to it; `label` is how a back-reference names it.
 
     `exact` marks what a tool read from a source or configuration file: an agent that edits the file quotes these bytes.
+    `holds_data` marks a text that is fixed as the newest user turn and has data between its words.
     """
 
     place: Place
@@ -41,6 +44,7 @@ class Segment:
     label: str
     fixed: bool
     exact: bool = False
+    holds_data: bool = False
 
 
 @value_class
@@ -72,10 +76,12 @@ def segments_of(messages: Sequence[Message]) -> list[Segment]:
         for place, text, call_id in _texts(index, message):
             origin = _origin(message, text, call_id)
             spoken = index in turn and origin is Origin.USER
-            fixed = origin is Origin.PROMPT or spoken or prefill or (bool(cached) and place[: len(cached)] <= cached)
+            paid = bool(cached) and place[: len(cached)] <= cached
+            fixed = origin is Origin.PROMPT or spoken or prefill or paid
+            holds_data = spoken and not paid and bool(data_spans(text))
             call = calls.get(call_id or "")
             exact = call is not None and _reads_file(call)
-            found.append(Segment(place, text, origin, _label(index, call), fixed, exact))
+            found.append(Segment(place, text, origin, _label(index, call), fixed, exact, holds_data))
     return found
 
 
@@ -85,10 +91,10 @@ def has_cache_marks(messages: Sequence[Message]) -> bool:
 
 
 def instruction_of(messages: Sequence[Message]) -> str:
-    """What is being asked: the text of the newest user turn, or "" when nobody asked anything."""
+    """What is being asked: the newest user turn without the data in it, or "" when nobody asked anything."""
     turn = _newest_turn(messages)
     texts = [text for index in sorted(turn) for _, text, call_id in _texts(index, messages[index]) if call_id is None]
-    return "\n".join(texts)
+    return "\n".join(map(without_data, texts))
 
 
 def call_texts(messages: Sequence[Message]) -> list[tuple[int, str]]:

@@ -34,7 +34,8 @@ class Draft:
 
     def take(self, stage: str, number: int, text: str, count: Count) -> bool:
         """Put a stage's text in place, if it may be changed and if that costs fewer tokens."""
-        if self.segments[number].fixed or text == self.texts[number]:
+        segment = self.segments[number]
+        if (segment.fixed and not segment.holds_data) or text == self.texts[number]:
             return False
         tokens = count(text)
         gain = self.tokens[number] - tokens
