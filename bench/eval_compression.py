@@ -421,7 +421,7 @@ def one_turn(histories: Sequence[History], count: Count) -> None:
 
 
 def says_the_same(before: str, after: str, ask: str) -> bool:
-    """Every word of what is asked, every value of JSON, and every distinct line of other texts."""
+    """Every word of what is asked, every value of JSON, and every letter or every distinct line of other texts."""
     if ask not in after:
         return False
     starts = [re.search(r"(?m)^[\[{]", text) for text in (before, after)]
@@ -432,6 +432,8 @@ def says_the_same(before: str, after: str, ask: str) -> bool:
             if start
         ]
         return values[0] == values[-1]
+    if "".join(before.split()) == "".join(after.split()):
+        return True
     return {" ".join(line.split()) for line in before.splitlines()} <= {
         " ".join(line.split()) for line in after.splitlines()
     }

@@ -18,7 +18,7 @@ _JSON_START = re.compile(r"^[ \t]*(?=[\[{])", re.MULTILINE)
 _REST_OF_LINE = re.compile(r"[ \t\r]*(?:\n|\Z)")
 _JSON_TRIES_MAX = 32  # a text that only looks like JSON must not cost a parse for every line
 _DATA = (
-    r"articles?|attachments?|contents?|context|csv|data|datasets?|documents?|emails?|input|json|logs?|messages?|pages?|"
+    r"articles?|attachments?|contents?|contexts?|csv|data|datasets?|documents?|emails?|inputs?|json|logs?|messages?|pages?|"
     r"passages?|records?|reports?|results?|search_results?|tables?|texts?|transcripts?"
 )
 # Lines that open or close something: a fence, triple quotes, a tag that names data.
