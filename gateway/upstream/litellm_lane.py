@@ -56,6 +56,7 @@ class LiteLLMLane:
         wait_s = (timeouts.first_byte_ms if call.stream else min(timeouts.first_byte_ms, timeouts.total_ms)) / 1000
         began_s = asyncio.get_running_loop().time()
         opened = collect()
+        self._loader.record_nothing()
         arguments = call_arguments(deployment, call, key, timeouts.total_ms / 1000, self._loader.switches)
         try:
             async with asyncio.timeout(wait_s):

@@ -10,10 +10,11 @@ import importlib
 import logging
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, Final
 
-from gateway.upstream import litellm_connections, litellm_stand_ins
+from gateway.upstream import litellm_bookkeeping, litellm_connections, litellm_plain_requests, litellm_stand_ins
 from gateway.upstream.litellm_errors import CUT
 
 # No price map from the network, no `.env` read from the working directory, and no fetching of pictures that a client
@@ -59,6 +60,7 @@ class LiteLLMLoader:
         self._settings = settings
         self._loading: asyncio.Task[ModuleType] | None = None
         self.switches: frozenset[str] = frozenset()  # names of arguments that LiteLLM acts on; known once it is loaded
+        self._recording_off: ContextVar[bool] | None = None
 
     def begin(self) -> asyncio.Task[ModuleType]:
         """Start loading in the background unless it was started before; needs a running loop."""
@@ -69,6 +71,11 @@ class LiteLLMLoader:
     async def module(self) -> ModuleType:
         """The module, waiting for it if need be. Cancelling the wait does not stop the import."""
         return await asyncio.shield(self.begin())
+
+    def record_nothing(self) -> None:
+        """Of what the current task asks of LiteLLM from here on. Once it is loaded."""
+        if self._recording_off is not None:
+            self._recording_off.set(True)
 
     @property
     def loaded(self) -> ModuleType | None:
@@ -115,6 +122,8 @@ class LiteLLMLoader:
         _forbid_redirects()
         _forbid_invented_ends()
         litellm_connections.watch()
+        self._recording_off = litellm_bookkeeping.leave_out()
+        litellm_plain_requests.leave_alone()
         _forbid_sending_twice()
         if not getattr(module, "set_verbose", False):
             for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):

@@ -1,6 +1,6 @@
 """The LiteLLM lane against a provider on a real socket.
 
-Importing LiteLLM takes seconds of CPU, so everything that needs the real one is in this module. It warns of itself
+Importing LiteLLM takes seconds of CPU, so what needs the real one is here and in `test_upstream_litellm_spared`. It warns of itself
 (sessions that it leaves to the garbage collector, its own deprecated calls): not our warnings.
 """
 
@@ -19,35 +19,18 @@ import pytest
 
 from gateway.upstream.litellm_lane import LiteLLMLane
 from gateway.upstream.port import (
-    Deployment,
     ProtocolName,
     Timeouts,
-    UpstreamAnswer,
     UpstreamBroken,
-    UpstreamCall,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
 from tests.fake_provider import FakeProvider
+from tests.gateway.litellm_calls import KEY, TEXT_PROTOCOLS, blocks, call, deployment
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-KEY = "sk-canary-0123456789"
-TIMEOUTS = Timeouts(first_byte_ms=20_000)  # the first test waits for the import
-BODIES: dict[ProtocolName, dict[str, Any]] = {
-    "chat": {"messages": [{"role": "user", "content": "hi"}], "max_completion_tokens": 30},
-    "completions": {"prompt": "hi", "max_tokens": 30},
-    "responses": {"input": "hi", "max_output_tokens": 30},
-    "messages": {"max_tokens": 30, "messages": [{"role": "user", "content": "hi"}]},
-    "embeddings": {"input": ["one two", "three"]},
-    "moderations": {"input": "hi"},
-    "images": {"prompt": "a cat"},
-    "speech": {"input": "hi", "voice": "alloy"},
-    "transcriptions": {"file": ("talk.mp3", b"ID3", "audio/mpeg")},
-    "rerank": {"query": "a", "documents": ["b"]},
-}
 PROVIDERS = ["openai", "hosted_vllm", "anthropic"]
-TEXT_PROTOCOLS: list[ProtocolName] = ["chat", "completions", "responses", "messages"]
 
 
 async def test_what_a_provider_has_nothing_of_is_the_clients_to_mend(provider: FakeProvider, lane: LiteLLMLane) -> None:
@@ -70,31 +53,6 @@ async def lane() -> AsyncIterator[LiteLLMLane]:
     await made.ready()
     yield made
     await made.close()
-
-
-def deployment(provider: FakeProvider, name: str = "openai", **params: Any) -> Deployment:
-    base, model = (provider.anthropic_url, "claude-x") if name == "anthropic" else (provider.openai_url, "gpt-x")
-    return Deployment("m/0", "m", name, model, "litellm", {"api_base": base, "api_key": KEY, **params}, {})
-
-
-def call(protocol: ProtocolName = "chat", *, stream: bool = False, **fields: Any) -> UpstreamCall:
-    body = {"model": "m", **BODIES[protocol], **fields}
-    return UpstreamCall(protocol, body, stream, headers={"x-team": "a"}, timeouts=TIMEOUTS)
-
-
-async def blocks(answer: UpstreamAnswer) -> list[tuple[str, dict[str, Any]]]:
-    """(name, data) of the events; the end of OpenAI's streams is checked and left out."""
-    assert answer.pieces is not None
-    text = b"".join([piece async for piece in answer.pieces]).decode()
-    assert text.endswith("\n\n")
-    found = []
-    for block in text.strip().split("\n\n"):
-        name, _, data = block.rpartition("data: ")
-        if data == "[DONE]":
-            assert text.endswith("data: [DONE]\n\n")
-            continue
-        found.append((name.strip().removeprefix("event: "), json.loads(data)))
-    return found
 
 
 def text_of(protocol: ProtocolName, body: dict[str, Any]) -> str:

@@ -1,0 +1,140 @@
+"""What the LiteLLM lane spares itself of LiteLLM's work: records that nobody reads, and looking through plain requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from gateway.upstream.litellm_lane import LiteLLMLane
+from gateway.upstream.port import ProtocolName
+from tests.fake_provider import FakeProvider
+from tests.gateway.litellm_calls import TEXT_PROTOCOLS, blocks, call, deployment
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # LiteLLM warns of itself
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[FakeProvider]:
+    async with FakeProvider() as running:
+        yield running
+
+
+@pytest.fixture
+async def lane() -> AsyncIterator[LiteLLMLane]:
+    made = LiteLLMLane(environment=os.environ)
+    await made.ready()
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize("name", ["openai", "anthropic"])
+@pytest.mark.parametrize("protocol", TEXT_PROTOCOLS)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_litellm_keeps_no_books(
+    provider: FakeProvider,
+    lane: LiteLLMLane,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    protocol: ProtocolName,
+    stream: bool,
+) -> None:
+    """It would make a record of every call, in tasks and queues of its own, for callbacks that do not exist."""
+    import litellm.utils
+    from litellm.litellm_core_utils import litellm_logging
+
+    made: list[str] = []
+
+    async def queue(*_given: Any, **_fields: Any) -> None:
+        made.append("queued")
+
+    monkeypatch.setattr(litellm.utils, "_client_async_logging_helper", queue)
+    monkeypatch.setattr(
+        litellm_logging, "get_standard_logging_object_payload", lambda *_given, **_fields: made.append("recorded")
+    )
+    answer = await lane.send(deployment(provider, name), call(protocol, stream=stream))
+    if stream:
+        await blocks(answer)
+    await asyncio.sleep(0.05)  # for what it does later
+    assert made == []
+
+
+async def test_litellm_prices_no_answer(
+    provider: FakeProvider, lane: LiteLLMLane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import litellm
+
+    monkeypatch.setattr(litellm, "response_cost_calculator", lambda **_fields: pytest.fail("a price was looked up"))
+    answer = await lane.send(deployment(provider), call())
+    assert answer.status == 200
+    assert json.loads(answer.body)["usage"]["total_tokens"] > 0
+
+
+# Every kind of message and of what stands in one.
+CONVERSATION: list[dict[str, Any]] = [
+    {"role": "system", "content": "be brief"},
+    {"role": "developer", "content": [{"type": "text", "text": "and kind"}]},
+    {
+        "role": "user",
+        "name": "ann",
+        "content": [
+            {"type": "text", "text": "what is it? ä"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk=", "detail": "low"}},
+            {"type": "input_audio", "input_audio": {"data": "aGk=", "format": "wav"}},
+            {"type": "file", "file": {"file_data": "data:application/pdf;base64,aGk=", "filename": "a.pdf"}},
+        ],
+    },
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}],
+    },
+    {"role": "tool", "tool_call_id": "c1", "content": "a cat", "odd": [None, 1.5]},
+    {"role": "user", "content": "so?"},
+]
+
+
+async def test_a_plain_request_is_the_one_that_the_openai_client_would_make(
+    provider: FakeProvider, lane: LiteLLMLane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from openai._utils import async_maybe_transform
+    from openai.resources.chat.completions import completions
+
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+    schema = {"name": "s", "schema": {"type": "object"}}
+    fields = {
+        "messages": CONVERSATION,
+        "tools": tools,
+        "tool_choice": {"type": "function", "function": {"name": "look"}},
+        "response_format": {"type": "json_schema", "json_schema": schema},
+        "logit_bias": {"5": 1},
+        "stop": ["a"],
+        "metadata": {"a": "b"},
+    }
+    await lane.send(deployment(provider), call(**fields))
+    sent = provider.last.body
+    assert len(sent["messages"]) == len(CONVERSATION)
+    monkeypatch.setattr(completions, "async_maybe_transform", async_maybe_transform)
+    await lane.send(deployment(provider), call(**fields))
+    assert list(provider.last.body.items()) == list(sent.items())
+
+
+async def test_a_plain_request_is_not_looked_through(lane: LiteLLMLane, monkeypatch: pytest.MonkeyPatch) -> None:
+    from openai import omit
+    from openai._utils import _transform
+    from openai.resources.chat.completions import completions
+    from openai.types.chat import ChatCompletionMessage
+    from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
+
+    async def sent(message: Any) -> Any:
+        fields = {"messages": [message], "seed": omit}
+        return await completions.async_maybe_transform(fields, CompletionCreateParamsNonStreaming)
+
+    said = ChatCompletionMessage(role="assistant", content="hi")
+    assert await sent(said) == {"messages": [{"role": "assistant", "content": "hi"}]}
+    monkeypatch.setattr(_transform, "_async_transform_recursive", None)
+    assert await sent({"role": "user", "content": "hi"}) == {"messages": [{"role": "user", "content": "hi"}]}
