@@ -20,7 +20,7 @@ _NO_OBJECTS: Final = (
 
 def leave_alone() -> None:
     """Once a process, after LiteLLM is imported. What LiteLLM made objects of is still transformed."""
-    completions = importlib.import_module("openai.resources.chat.completions.completions")
+    completions: Any = importlib.import_module("openai.resources.chat.completions.completions")
     transform = completions.async_maybe_transform
     if getattr(transform, "is_sparing", False):
         return

