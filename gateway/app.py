@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import RedirectResponse
 from starlette.routing import BaseRoute, Mount, Route
@@ -33,6 +34,7 @@ from gateway.endpoints.access import ADMIN_KEY_VARIABLE, Access, OperatorFile, c
 from gateway.endpoints.front import Front
 from gateway.endpoints.health import health_routes
 from gateway.endpoints.late import Below, Late
+from gateway.endpoints.not_there import not_there
 from gateway.errors import ModelNotFound
 from gateway.flusher import Flusher
 from gateway.gauges import Gauges
@@ -349,7 +351,7 @@ async def _lead_to_pages(_: HttpRequest) -> RedirectResponse:
 
 
 def _application(routes: list[BaseRoute]) -> Starlette:
-    application = Starlette(routes=routes)
+    application = Starlette(routes=routes, exception_handlers={HTTPException: not_there})
     # Starlette would lead `/metrics/` to an address made of the client's own Host header.
     application.router.redirect_slashes = False
     return application

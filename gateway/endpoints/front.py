@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from gateway.endpoints.models_list import ModelsList, is_anthropic
+from gateway.endpoints.stamp import stamped
 from gateway.errors import BadRequest, GatewayError
 from gateway.pipeline.answer import ANTHROPIC_REQUEST_ID, encoded, error_headers
 from gateway.pipeline.exchange import ClientGone, Exchange
@@ -59,9 +60,9 @@ class Front:
         if protocol is not None and scope["method"] == "POST":
             await self._handler.handle(Exchange(scope, receive, send), protocol, {})
         elif path.startswith(("/w/", "/v1/", _MODELS)) or path in self._protocols or path in _UNVERSIONED:
-            await self._serve_rest(scope, receive, send, path)
+            await self._serve_rest(scope, receive, stamped(send, self._new_id), path)
         else:
-            await self._control(scope, receive, send)
+            await self._control(scope, receive, stamped(send, self._new_id))
 
     async def _serve_rest(self, scope: Scope, receive: Any, send: Any, path: str) -> None:
         """Tagged paths, the list of models, and everything under /v1 that does not exist: never an unmetered way through."""

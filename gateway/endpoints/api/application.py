@@ -20,6 +20,7 @@ from gateway.config_faults import counted_rightly
 from gateway.endpoints.api.openapi import document
 from gateway.endpoints.api.route import Ask, Desk, Route
 from gateway.endpoints.api.schema import PATTERNS_IN_WORDS
+from gateway.endpoints.not_there import not_there
 from gateway.errors import BadRequest, GatewayError, LedgerOutage
 from gateway.ledger.port import LedgerUnavailable
 from gateway.store.database import StoreUnavailable
@@ -54,7 +55,9 @@ class Endpoint:
         try:
             response = await self._answer(request, request_id)
         except Exception as error:  # noqa: BLE001 - the last net: every error is told in one shape, and bugs are logged
-            response = error_response(told(error, request_id))
+            fault = told(error, request_id)
+            fault.metadata.setdefault("request_id", request_id)
+            response = error_response(fault)
         response.headers["x-request-id"] = request_id
         response.headers["cache-control"] = "no-store"
         return response
@@ -93,7 +96,7 @@ def api_application(routes: Sequence[Route], desk: Desk) -> Starlette:
     served += [
         StarletteRoute(_converted(route.path), Endpoint(route, desk).serve, methods=[route.method]) for route in routes
     ]
-    application = Starlette(routes=served, exception_handlers={HTTPException: _not_there})
+    application = Starlette(routes=served, exception_handlers={HTTPException: not_there})
     application.router.redirect_slashes = False
     return application
 
@@ -101,20 +104,6 @@ def api_application(routes: Sequence[Route], desk: Desk) -> Starlette:
 def _converted(path: str) -> str:
     """Names may hold slashes, so every name in a path takes what its neighbours leave."""
     return path.replace("}", ":path}")
-
-
-async def _not_there(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
-    if error.status_code == 405:
-        found = BadRequest(f"{request.url.path} does not take {request.method}.", status=405, code="method_not_allowed")
-        found.headers.update(error.headers or {})
-    else:
-        found = BadRequest(
-            f"There is no {request.url.path[:200]}; /api/openapi.json lists what there is.",
-            status=error.status_code,
-            code="not_found",
-        )
-    return error_response(found)
 
 
 def error_response(error: GatewayError) -> Response:

@@ -1,0 +1,24 @@
+"""Paths that lead nowhere and methods that a path does not take, told as every other error is."""
+
+from __future__ import annotations
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.errors import BadRequest
+from gateway.wire.openai_errors import error_body
+
+_API = "/api"
+
+
+async def not_there(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
+    path = request.url.path
+    if error.status_code == 405:
+        found = BadRequest(f"{path} does not take {request.method}.", status=405, code="method_not_allowed")
+        found.headers.update(error.headers or {})
+    else:
+        where = "/api/openapi.json lists what there is" if path.startswith(_API) else "model calls go to /v1/…"
+        found = BadRequest(f"There is no {path[:200]}; {where}.", status=error.status_code, code="not_found")
+    return Response(error_body(found), found.status, found.headers, "application/json")

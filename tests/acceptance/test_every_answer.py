@@ -1,0 +1,59 @@
+"""Every answer has an id to quote and says how long it took; every fault has the same shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.acceptance.serving import Served, model, serving
+
+pytestmark = pytest.mark.xdist_group("acceptance-every-answer")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(
+        tmp_path_factory.mktemp("every-answer"), models=lambda provider: [model(provider.openai_url)]
+    ) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/livez", 200),
+        ("GET", "/readyz", 200),
+        ("GET", "/metrics", 200),
+        ("GET", "/v1/models", 200),
+        ("GET", "/v1/models/none", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("GET", "/v1/none", 404),
+        ("GET", "/none", 404),
+        ("POST", "/livez", 405),
+        ("GET", "/api/openapi.json", 200),
+        ("GET", "/api/settings", 200),
+        ("GET", "/api/runs/none", 404),
+        ("GET", "/api/none", 404),
+        ("POST", "/api/settings", 405),
+        ("GET", "/admin/login", 200),
+    ],
+)
+def test_every_answer_has_an_id_and_a_time(served: Served, method: str, path: str, status: int) -> None:
+    reply = served.gateway.request(method, path, b"" if method == "POST" else None)
+    assert reply.status == status, reply.body
+    assert reply.headers["x-request-id"]
+    assert "dur=" in reply.headers["server-timing"]
+    if status >= 400:
+        error = reply.json()["error"]
+        assert (bool(error["message"]), bool(error["code"]), error["type"]) == (True, True, "invalid_request_error")
+
+
+def test_an_error_of_the_api_names_its_request(served: Served) -> None:
+    reply = served.gateway.get("/api/runs/none")
+    assert reply.json()["error"]["metadata"]["request_id"] == reply.headers["x-request-id"]
+
+
+def test_ids_are_new_each_time(served: Served) -> None:
+    ids = {served.gateway.get("/livez").headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3
