@@ -47,6 +47,7 @@ def identity(
 
 
 META = {"workflow_id": "m-wf", "run_id": "m-run", "step": "m-step"}
+SENT = {**META, "run_id": "m-sent"}  # a run that no other test has tightened
 BAGGAGE = "other=1, workflow.id=b-wf;p=1 , workflow.run.id=b-run,workflow.step=b%2Fstep"
 
 SOURCES: list[tuple[dict[str, str], str, Any, tuple[str, str, str]]] = [
@@ -117,9 +118,9 @@ def test_agents_are_tagged_by_header_metadata_and_baggage(served: Served) -> Non
 @pytest.mark.parametrize(
     ("headers", "fields", "metadata", "sent"),
     [
-        ({}, {}, META, None),
-        ({}, {"store": True}, {**META, "team": "x"}, {"team": "x"}),
-        ({"x-workflow-id": "h-wf"}, {"store": True}, {"step": "m-step", "team": "x"}, {"team": "x"}),
+        ({}, {}, SENT, None),
+        ({}, {"store": True}, {**SENT, "team": "x"}, {"team": "x"}),
+        ({"x-workflow-id": "s-wf"}, {"store": True}, {"step": "m-step", "team": "x"}, {"team": "x"}),
         ({}, {}, {"step": "mine"}, {"step": "mine"}),  # no workflow, no tags: the client's own words
     ],
 )
