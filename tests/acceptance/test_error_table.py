@@ -94,7 +94,7 @@ def may_retry(reply: Reply) -> tuple[str | None, str | None]:
 
 @pytest.mark.parametrize("scope", ["run", "step", "workflow"])
 def test_a_budget_that_does_not_come_back(served: Served, protocol: str, scope: str) -> None:
-    headers = tagged(f"of-{scope}", f"r-{protocol.replace('/', '-')}")
+    headers = tagged(f"of-{scope}", f"r-{scope}-{protocol.replace('/', '-')}")
     ask(served, protocol, headers)
     reply = ask(served, protocol, headers)
     error = told(reply, protocol, 402, f"{scope}_budget_exceeded")

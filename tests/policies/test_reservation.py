@@ -180,9 +180,8 @@ def test_place_says_what_to_write() -> None:
 def test_a_refused_placement_writes_nothing() -> None:
     placed = place(request(Hold("run", Limit(30))), (Account(),), 1_000)
     assert (placed.reservation, placed.accounts) == (None, ())
-    assert placed.decision == Refused(
-        Refusal.TOO_LARGE, "run", "tokens", 40, Balance("run", Limit(30), ZERO, ZERO), 1_000
-    )
+    balance = Balance("run", Limit(30), ZERO, ZERO)
+    assert placed.decision == Refused(Refusal.TOO_LARGE, "run", "tokens", 40, balance, 1_000, balances=(balance,))
 
 
 def test_a_refused_placement_remembers_what_was_tightened() -> None:
@@ -290,8 +289,10 @@ def test_what_a_caller_tightened_is_told_in_every_answer() -> None:
     chain = (Hold("run", Limit(100), Limit(50)),)
     told = Balance("run", Limit(50), ZERO, ZERO)
     refused = place(request(*chain, tokens=60), (Account(),), 7).decision
-    assert refused == Refused(Refusal.TOO_LARGE, "run", "tokens", 60, told, 7)
-    assert already_resolved(chain, [Account()], 7) == Refused(Refusal.RESOLVED, "run", None, 0, told, 7)
+    assert refused == Refused(Refusal.TOO_LARGE, "run", "tokens", 60, told, 7, balances=(told,))
+    assert already_resolved(chain, [Account()], 7) == Refused(
+        Refusal.RESOLVED, "run", None, 0, told, 7, balances=(told,)
+    )
     first = place(request(*chain), (Account(),), 7)
     assert first.reservation is not None
     again = place_again(request(*chain), first.reservation, [Account()], 8).decision
