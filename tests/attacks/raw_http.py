@@ -81,8 +81,8 @@ def say(url: str, sent: bytes, seconds: float = 20.0) -> Heard:
         except OSError:  # it has heard enough already
             pass
         heard = listen_to(connection, seconds)
-        rest, found, _ = heard.raw.rpartition(_FAREWELL)
-        return Heard(rest, is_closed=False) if found else heard
+        farewell = _FAREWELL.search(heard.raw)
+        return heard if farewell is None else Heard(heard.raw[: farewell.start()], is_closed=False)
 
 
 def request(
@@ -106,4 +106,6 @@ def request(
 
 
 _GOODBYE = request(b"GET", b"/livez?goodbye", [b"connection: close"], b"", length=False)
-_FAREWELL = b'HTTP/1.1 200 OK\r\ncontent-length: 18\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n{"status":"alive"}'
+_FAREWELL = re.compile(
+    rb'HTTP/1\.1 200 OK\r\n(?:[^\r\n]+\r\n)*connection: close\r\n(?:[^\r\n]+\r\n)*\r\n{"status":"alive"}\Z'
+)
