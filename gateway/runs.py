@@ -13,8 +13,8 @@ from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.call import Call
 from gateway.run_view import own_budget
 from gateway.store.runs import Run
-from policies.amounts import UNITS, UNLIMITED, Limit
-from policies.budgets import Budget, Parent, RunLimits, limit_of_run, run_account
+from policies.amounts import UNLIMITED, Limit
+from policies.budgets import Budget, Parent, RunLimits, limit_across, run_account
 from policies.reservation import Granted
 
 _RUNS_MAX: Final = 50_000
@@ -131,10 +131,9 @@ class RunRegistry:
         if first in ("", workflow):
             return UNLIMITED
         self._workflow_of[project, run] = first
-        both = (limit_of_run(self._of_workflow(project, run, name), project, budgets) for name in (first, workflow))
-        limit = next(both).tightened_by(next(both))
         given = own_budget(found.plan) if found is not None else UNLIMITED
-        return Limit(*(limit.of(unit) if given.of(unit) is None else None for unit in UNITS))
+        both = [self._of_workflow(project, run, name) for name in (first, workflow)]
+        return limit_across(both, given, project, budgets)
 
     def saw(self, call: Call, granted: Granted) -> None:
         if call.run is None:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Final
 
-from policies.amounts import UNLIMITED, Limit
+from policies.amounts import UNITS, UNLIMITED, Limit
 from policies.pressure import DEFAULT_LADDER, Ladder
 from policies.reservation import Hold
 from policies.values import value_class
@@ -357,6 +357,14 @@ def limit_of_run(run: Parent, project: str, budgets: Sequence[Budget]) -> Limit:
         if budget.scope is Scope.RUN and budget.mode is Mode.ENFORCE and budget.applies_to(subject):
             limit = limit.tightened_by(budget.limit)
     return limit
+
+
+def limit_across(runs: Sequence[Parent], given: Limit, project: str, budgets: Sequence[Budget]) -> Limit:
+    """The smallest that limits one run under any of its workflows. What somebody gave the run itself goes before it, unit by unit."""
+    limit = UNLIMITED
+    for run in runs:
+        limit = limit.tightened_by(limit_of_run(run, project, budgets))
+    return Limit(*(limit.of(unit) if given.of(unit) is None else None for unit in UNITS))
 
 
 def _keep_ms(window: Window) -> int:

@@ -50,9 +50,9 @@ from gateway.ledger.sqlite_rows import (
 from policies.reservation import EXPIRED_KEEP_MS, RESOLVED_KEEP_MS, Account, Reservation, State
 from policies.settlement import OutboxEntry
 
-# Values that are journaled before the oldest of them are folded: a thousand calls, 4 MB, which a start reads in some 50 ms.
+# Values that are journaled before the oldest of them are folded: about a thousand calls, which the start after a crash reads again.
 JOURNAL_MAX: Final = 4_000
-# So many are folded at once, and more only where more came meanwhile: about 0.5 ms of work, as no stream that the loop serves notices.
+# So many are folded at once, and more only where more came meanwhile: few enough that no stream that the loop serves notices.
 FOLD_MIN: Final = 48
 # Where the fold that was due did not come, the next commit folds itself.
 _JOURNAL_OVERDUE: Final = 2 * JOURNAL_MAX

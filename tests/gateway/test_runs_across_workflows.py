@@ -56,19 +56,12 @@ async def test_a_declared_budget_counts_for_other_workflows_too(api: Api) -> Non
     assert await left(api, "free") == "200"
 
 
-async def test_a_gateway_that_never_saw_the_run_finds_its_workflow_in_the_store(api: Api, tmp_path: Path) -> None:
-    await left(api, "lim-1")
-    await api.application.parts.flusher.drain(5_000)
-    await close_api(api)
-    other = await begun(tmp_path)
-    try:
-        assert await left(other, "free") == str(LIMIT)
-    finally:
-        await close_api(other)
-
-
-async def test_with_orchestration_on_its_plan_tells_the_workflow(api: Api, tmp_path: Path) -> None:
-    await api.put("/api/settings/orchestration_enabled", {"value": True})
+@pytest.mark.parametrize("is_orchestrated", [False, True])
+async def test_a_gateway_that_never_saw_the_run_finds_its_workflow_in_the_store(
+    api: Api, tmp_path: Path, is_orchestrated: bool
+) -> None:
+    """With orchestration on, its plan tells."""
+    await api.put("/api/settings/orchestration_enabled", {"value": is_orchestrated})
     await left(api, "lim-1")
     await api.application.parts.flusher.drain(5_000)
     await close_api(api)

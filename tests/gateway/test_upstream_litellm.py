@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -39,20 +38,6 @@ async def test_what_a_provider_has_nothing_of_is_the_clients_to_mend(provider: F
     assert (answer.status, error["code"]) == (400, "unsupported_endpoint")
     assert "its provider 'openai' has no rerank" in error["message"]
     assert provider.requests == []
-
-
-@pytest.fixture
-async def provider() -> AsyncIterator[FakeProvider]:
-    async with FakeProvider() as running:
-        yield running
-
-
-@pytest.fixture
-async def lane() -> AsyncIterator[LiteLLMLane]:
-    made = LiteLLMLane(environment=os.environ)
-    await made.ready()
-    yield made
-    await made.close()
 
 
 def text_of(protocol: ProtocolName, body: dict[str, Any]) -> str:

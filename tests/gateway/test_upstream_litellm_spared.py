@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,20 +14,6 @@ from tests.fake_provider import FakeProvider
 from tests.gateway.litellm_calls import TEXT_PROTOCOLS, blocks, call, deployment
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # LiteLLM warns of itself
-
-
-@pytest.fixture
-async def provider() -> AsyncIterator[FakeProvider]:
-    async with FakeProvider() as running:
-        yield running
-
-
-@pytest.fixture
-async def lane() -> AsyncIterator[LiteLLMLane]:
-    made = LiteLLMLane(environment=os.environ)
-    await made.ready()
-    yield made
-    await made.close()
 
 
 @pytest.mark.parametrize("name", ["openai", "anthropic"])

@@ -1,0 +1,25 @@
+"""What tests of the LiteLLM lane have in common; modules with a `provider` of another kind bring their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gateway.upstream.litellm_lane import LiteLLMLane
+from tests.fake_provider import FakeProvider
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[FakeProvider]:
+    async with FakeProvider() as running:
+        yield running
+
+
+@pytest.fixture
+async def lane() -> AsyncIterator[LiteLLMLane]:
+    made = LiteLLMLane(environment=os.environ)
+    await made.ready()
+    yield made
+    await made.close()
