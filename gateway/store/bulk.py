@@ -10,6 +10,7 @@ import orjson
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    BindParameter,
     Boolean,
     Column,
     ColumnElement,
@@ -24,6 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.schema import Table
+from sqlalchemy.types import TypeEngine
 
 from gateway.store.database import StoreConnection
 
@@ -120,10 +122,29 @@ def _insert_of_arrays(table: Table, names: tuple[str, ...], conflict: Conflict) 
 
 
 def among(connection: StoreConnection, column: Column[Any], values: Sequence[Any]) -> ColumnElement[bool]:
-    """`column IN values`, with one parameter instead of one for each value. SQLite takes an array as JSON."""
-    if connection.dialect.name == "sqlite":
-        return column.in_(select(func.json_each(orjson.dumps(values).decode()).table_valued("value").c.value))
-    return column == any_(bindparam(None, list(values), type_=_array_of(column)))
+    """`column IN values`, with one parameter instead of one for each value."""
+    dialect = connection.dialect.name
+    return _one_of(dialect, column, bindparam(None, listed(connection, values), type_=_list_type(dialect, column)))
+
+
+def among_given(dialect: str, column: Column[Any], name: str) -> ColumnElement[bool]:
+    """The same for a statement that is kept: its parameter `name` takes the values as `listed` makes them."""
+    return _one_of(dialect, column, bindparam(name, type_=_list_type(dialect, column)))
+
+
+def listed(connection: StoreConnection, values: Sequence[Any]) -> str | list[Any]:
+    """Values as one parameter: SQLite takes an array as JSON."""
+    return orjson.dumps(values).decode() if connection.dialect.name == "sqlite" else list(values)
+
+
+def _one_of(dialect: str, column: Column[Any], values: BindParameter[Any]) -> ColumnElement[bool]:
+    if dialect == "sqlite":
+        return column.in_(select(func.json_each(values).table_valued("value").c.value))
+    return column == any_(values)
+
+
+def _list_type(dialect: str, column: Column[Any]) -> TypeEngine[Any]:
+    return Text() if dialect == "sqlite" else _array_of(column)
 
 
 def _array_of(column: Column[Any]) -> ARRAY[Any]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import ColumnElement, and_, case, func, literal_column, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, case, func, literal_column, select
 
-from gateway.store.bulk import adding, among, insert, leave_alone, replacing
+from gateway.store.bulk import adding, among, among_given, insert, leave_alone, listed, replacing
 from gateway.store.database import Database, StoreConnection
 from gateway.store.paging import behind, cursor_of, newest_first
 from gateway.store.tables import SUMS, run_steps, runs, token_usage
@@ -198,8 +199,8 @@ async def get(db: Database, project: str, run: str) -> Run | None:
 async def get_many(db: Database, project: str, names: Sequence[str]) -> dict[str, Run]:
     """Those of the runs that the store knows, by name."""
     async with db.begin() as connection:
-        wanted = select(runs).where(runs.c.project == project, among(connection, runs.c.run, names))
-        found = (await connection.execute(wanted)).mappings().all()
+        wanted = {"project": project, "names": listed(connection, names)}
+        found = (await connection.execute(_runs_named(connection.dialect.name), wanted)).mappings().all()
         if not found:
             return {}
         known = [row["run"] for row in found]
@@ -208,6 +209,12 @@ async def get_many(db: Database, project: str, names: Sequence[str]) -> dict[str
         for row in (await connection.execute(query.order_by(*_IN_ORDER))).mappings():
             steps[row["run"]].append(_step(row))
     return {row["run"]: _run(row, tuple(steps[row["run"]])) for row in found}
+
+
+@cache
+def _runs_named(dialect: str) -> Select[*tuple[Any, ...]]:
+    """Kept: the first call of every run asks for it, and to build it takes as long as to ask."""
+    return select(runs).where(runs.c.project == bindparam("project"), among_given(dialect, runs.c.run, "names"))
 
 
 async def overhead_us(db: Database, run: Run) -> int | None:
