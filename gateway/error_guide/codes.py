@@ -111,6 +111,11 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
         "The budget stands in the configuration file, which is its only source.", "Change it there and restart.", "409"
     ),
     "key_revoked": Guide("A revoked key stays revoked.", "Make a new one: `farebox keys create`.", "409"),
+    "key_name_taken": Guide(
+        "The project has a key of this name that calls models, and is not revoked; budgets on keys go by the name.",
+        "`farebox keys rotate` gives that one a new secret, `farebox keys set` other limits; or choose another name.",
+        "409",
+    ),
     "ambiguous_name": Guide("Several keys have this name.", "Name the key by its id: `farebox keys list`.", "409"),
     "nothing_to_suggest": Guide(
         "No run of the workflow has finished in the last 30 days, so there is nothing to learn a budget from.",

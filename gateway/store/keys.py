@@ -111,8 +111,12 @@ def digest_of(plain: str) -> str:
 
 async def create(
     db: Database, request: KeyRequest, who: str, now_ms: int, random_bytes: RandomBytes = secrets.token_bytes
-) -> NewKey:
-    """Make a key and store its digest. Raises StoreUnavailable."""
+) -> NewKey | None:
+    """Make a key and store its digest. Raises StoreUnavailable.
+
+    None when it calls models and the project has such a key of that name that is not revoked: accounts go by the name, so both
+    would spend one budget.
+    """
     plain = make_plain(random_bytes)
     key = ApiKey(
         id="key_" + random_bytes(8).hex(),
@@ -131,9 +135,13 @@ async def create(
         created_by=who,
         expires_at_ms=request.expires_at_ms,
     )
+    row = api_keys.c
+    same = row.project == key.project, row.name == key.name, row.role == "", row.revoked_at.is_(None)
     async with db.begin() as connection:
+        await changed(connection, Subject.KEYS)  # first: whoever makes another key meanwhile waits for it
+        if not key.role and (await connection.execute(select(row.id).where(*same))).first() is not None:
+            return None
         await connection.execute(api_keys.insert().values(**_to_row(key)))
-        await changed(connection, Subject.KEYS)
     return NewKey(plain, key)
 
 

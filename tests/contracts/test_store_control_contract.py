@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import orjson
@@ -122,6 +123,17 @@ async def test_a_key_is_shown_once_and_stored_as_its_digest(db: Database) -> Non
         stored = str((await connection.execute(text("SELECT * FROM api_keys"))).all())
     assert new.plain not in stored
     assert new.plain[11:] not in stored
+
+
+async def test_of_keys_made_at_once_under_one_name_one_is_made(db: Database) -> None:
+    """Accounts go by the name: two keys of one would spend one budget."""
+    made_at_once = await asyncio.gather(*(keys.create(db, KeyRequest("ci"), "root", NOW_MS) for _ in range(6)))
+    (first,) = [one for one in made_at_once if one is not None]
+    elsewhere = [KeyRequest("ci", "other"), KeyRequest("ci", admin=True), KeyRequest("ci", admin=True), KeyRequest("ca")]
+    assert None not in [await keys.create(db, one, "root", NOW_MS) for one in elsewhere]
+    await keys.revoke(db, first.key.id, NOW_MS)
+    assert await keys.create(db, KeyRequest("ci"), "root", NOW_MS) is not None
+    assert await keys.create(db, KeyRequest("ci"), "root", NOW_MS) is None
 
 
 async def test_revoking_and_rotating_a_key(db: Database) -> None:

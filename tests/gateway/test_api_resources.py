@@ -318,6 +318,20 @@ async def test_a_key_is_changed_in_what_is_named_and_in_nothing_else(api: Api) -
     assert (await api.get("/api/audit?action=key.changed"))["events"][0]["detail"]["changed"] == ["limits"]
 
 
+async def test_no_second_key_spends_the_budget_of_its_namesake(api: Api) -> None:
+    admin = await api.post("/api/keys", {"name": "ops", "admin": True})
+    api.headers["authorization"] = f"Bearer {admin['key']}"
+    wanted = {"name": "ci", "limits": {"requests": 1}}
+    made = await api.post("/api/keys", wanted)
+    status, error = await api.refused("POST", "/api/keys", wanted)
+    assert (status, error["code"]) == (409, "key_name_taken")
+    assert "'ci'" in error["message"]
+    elsewhere = await api.post("/api/keys", wanted | {"project": "team"})
+    for key in (made, elsewhere):
+        caller = {"authorization": f"Bearer {key['key']}"}
+        assert [(await api.chat("r1", **caller)).status_code for _ in range(2)] == [200, 402]
+
+
 async def test_the_life_of_a_key(api: Api) -> None:
     admin = await api.post("/api/keys", {"name": "ops", "admin": True})
     assert admin["key"].startswith("fb_")

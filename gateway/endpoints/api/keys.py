@@ -166,6 +166,12 @@ async def create_key(ask: Ask[ProjectQuery, KeyBody]) -> NewKeyView:
     control = ask.desk.parts.control
     was_open = ask.desk.access.is_open()
     new = await control.change(keys_store.create(ask.store, request, ask.actor.name, now_ms))
+    if new is None:
+        raise conflict(
+            f"There is a key {request.name!r} already in project {request.project!r}, and a budget goes by the name: "
+            "give that one a new secret, or choose another name.",
+            "key_name_taken",
+        )
     await ask.audit("key.created", new.key.id, name=new.key.name, role=new.key.role, for_project=new.key.project)
     warnings = [_LOCKED_OUT] if was_open and not new.key.admin else []
     warnings += [f"No model has the name {name!r} now." for name in request.allowed_models if not _is_there(name, ask)]
