@@ -5,19 +5,23 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import replace
 from typing import Final, Protocol
 
 from cachetools import LRUCache
 
+from gateway.errors import BadRequest
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.call import Call
 from gateway.run_view import own_budget
 from gateway.store.runs import Run
+from gateway.tags import PARENT_HEADER
 from policies.amounts import UNLIMITED, Limit
 from policies.budgets import Budget, Parent, RunLimits, limit_across, run_account
 from policies.reservation import Granted
 
 _RUNS_MAX: Final = 50_000
+# A call is reserved on each of them; a run deeper inside others than this is refused, since its outermost would not pay for it.
 _ANCESTORS_MAX: Final = 8
 
 
@@ -85,6 +89,41 @@ class RunRegistry:
         if parent and parent != run:
             self._parent_of[project, run] = parent
 
+    async def why_not_inside(self, project: str, run: str, parent: str) -> str:
+        """Why the run cannot be inside of `parent`, as far as is known here or in the store; empty where it can."""
+        line = [parent]
+        while run not in line and len(line) <= _ANCESTORS_MAX:
+            outer = await self._outer(project, line[-1])
+            if outer is None or outer in line:
+                return ""
+            line.append(outer)
+        if parent == run:
+            return "names the run itself"
+        return (
+            f"names a run inside of {run!r}" if run in line else f"is deeper than {_ANCESTORS_MAX} runs in one another"
+        )
+
+    async def _outer(self, project: str, run: str) -> str | None:
+        """What a run is inside of. One that never called here may have called elsewhere."""
+        key = (project, run)
+        if key not in self._workflow_of and key not in self._parent_of:
+            found = await self._find(project, run, fresh=False)
+            if found is not None and found.workflow:
+                self._workflow_of[key] = found.workflow
+                self.note_parent(project, run, found.parent_run)
+        return self._parent_of.get(key)
+
+    async def check_parent(self, call: Call) -> None:
+        """Remembers the parent that the call's header names. Raises `BadRequest` for one that its run cannot be inside of."""
+        project, run, parent = call.principal.project, call.run, call.tags.parent_run
+        if run is None or parent is None or self._parent_of.get((project, run)) == parent:
+            return
+        why_not = await self.why_not_inside(project, run, parent)
+        if why_not:
+            call.tags = replace(call.tags, parent_run=None)  # nor is it told to the store
+            raise BadRequest.header(PARENT_HEADER, why_not)
+        self.note_parent(project, run, parent)
+
     def parents(self, call: Call) -> tuple[Parent, ...]:
         """The ancestors of the call's run, nearest first, as far as they are known here."""
         if call.run is None:
@@ -127,6 +166,9 @@ class RunRegistry:
         project, run, workflow = call.principal.project, call.run or "", call.tags.workflow or ""
         first = self._workflow_of.get((project, run))
         found = await self._find(project, run, fresh=first is not None)
+        parent = found.parent_run if found is not None else ""
+        if parent and not await self.why_not_inside(project, run, parent):
+            self.note_parent(project, run, parent)
         first = first or (found.workflow if found is not None else "")
         if first in ("", workflow):
             return UNLIMITED

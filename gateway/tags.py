@@ -27,13 +27,14 @@ _USD: Final = re.compile(r"\+?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\Z
 _INTENTS: Final = tuple(Intent)
 DEFAULT_STEP: Final = "default"
 
+PARENT_HEADER: Final = "x-workflow-parent-run-id"
 _NAMES: Final = {
     "workflow": "x-workflow-id",
     "run": "x-workflow-run-id",
     "step": "x-workflow-step",
     "agent": "x-workflow-agent",
     "user": "x-workflow-user",
-    "parent_run": "x-workflow-parent-run-id",
+    "parent_run": PARENT_HEADER,
 }
 _METADATA: Final = {"workflow": "workflow_id", "run": "run_id", "step": "step", "agent": "agent"}
 _BAGGAGE: Final = {

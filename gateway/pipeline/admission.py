@@ -98,6 +98,8 @@ class Admission:
 
     async def admit(self, call: Call) -> None:
         """Fills in the call's chain, count, price and grant. Raises `BudgetRefusal`, `LedgerOutage`, `OutboxFull` or `BadRequest`."""
+        if call.tags.parent_run is not None:
+            await self._runs.check_parent(call)
         snapshot = self._snapshot()
         limits = await self._planner.plan(call, snapshot) if call.is_tagged else RunLimits()
         if call.is_tagged and self._runs.is_under_new_workflow(call):

@@ -129,7 +129,12 @@ async def test_of_keys_made_at_once_under_one_name_one_is_made(db: Database) -> 
     """Accounts go by the name: two keys of one would spend one budget."""
     made_at_once = await asyncio.gather(*(keys.create(db, KeyRequest("ci"), "root", NOW_MS) for _ in range(6)))
     (first,) = [one for one in made_at_once if one is not None]
-    elsewhere = [KeyRequest("ci", "other"), KeyRequest("ci", admin=True), KeyRequest("ci", admin=True), KeyRequest("ca")]
+    elsewhere = [
+        KeyRequest("ci", "other"),
+        KeyRequest("ci", admin=True),
+        KeyRequest("ci", admin=True),
+        KeyRequest("ca"),
+    ]
     assert None not in [await keys.create(db, one, "root", NOW_MS) for one in elsewhere]
     await keys.revoke(db, first.key.id, NOW_MS)
     assert await keys.create(db, KeyRequest("ci"), "root", NOW_MS) is not None

@@ -16,6 +16,7 @@ from gateway.moments import iso
 from gateway.pipeline.call import LOCAL_PROJECT, Call, Principal
 from gateway.pipeline.intake import principal_of
 from gateway.run_view import usd
+from gateway.tags import PARENT_HEADER
 from gateway.wire.protocols import PROTOCOLS
 from policies.amounts import Unit
 from policies.budgets import Link
@@ -30,7 +31,7 @@ _HEADERS: Final = {
     "step": "x-workflow-step",
     "agent": "x-workflow-agent",
     "user": "x-workflow-user",
-    "parent_run": "x-workflow-parent-run-id",
+    "parent_run": PARENT_HEADER,
     "intent": "x-workflow-intent",
     "priority": "x-workflow-priority",
     "budget_tokens": "x-workflow-budget-tokens",

@@ -139,7 +139,10 @@ class CallList:
 
 async def create_run(ask: Ask[ProjectQuery, RunBody]) -> RunView:
     body = ask.body
-    run = body.run or f"run-{ask.desk.parts.ids.new()}"
+    run, runs = body.run or f"run-{ask.desk.parts.ids.new()}", ask.desk.parts.runs
+    why_not = await runs.why_not_inside(ask.project, run, body.parent_run) if body.parent_run else ""
+    if why_not:
+        raise BadRequest.field("parent_run", why_not)
     try:
         request = RunRequest(
             run=run,
@@ -154,7 +157,7 @@ async def create_run(ask: Ask[ProjectQuery, RunBody]) -> RunView:
             keeps_steps="steps" not in body.model_fields_set,
         )
         shown = _allowed(await ask.desk.control.initialise(ask.project, request))
-        ask.desk.parts.runs.note_parent(ask.project, run, request.parent_run)
+        runs.note_parent(ask.project, run, request.parent_run)
     except ValueError as error:
         raise BadRequest.field("steps", str(error)) from error
     await ask.audit("run.initialised", run, run=run, workflow=body.workflow, budget=_units(request.budget))
