@@ -91,7 +91,7 @@ class Admission:
             why_not=self._climbing.why_not,
             compress=self._compress,
             demand=self._demand,
-            now_ms=now_ms,
+            ask=self._ask,
             output_tokens_min=rules.output_tokens_min,
             sleep=sleep,
         )

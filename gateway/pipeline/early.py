@@ -14,9 +14,10 @@ from gateway.pipeline.call import Call
 from gateway.pipeline.planner import Planner
 from gateway.pipeline.refusal import refusal_error
 from policies.pressure import Rung, Strain, strain_of
-from policies.reservation import Demand, Refusal, Refused
+from policies.reservation import Decision, Demand, Refusal, Refused
 
 _WAIT_STEP_MS: Final = 100
+_NOTHING: Final = Demand(0, 0, 0, requests=0)
 
 
 class EarlyRungs:
@@ -28,7 +29,7 @@ class EarlyRungs:
         why_not: Callable[[Call, Rung], str],
         compress: Callable[[Call, None], Awaitable[bool]],
         demand: Callable[[Call], Demand],
-        now_ms: Callable[[], int],
+        ask: Callable[[Call, Demand], Awaitable[Decision]],
         output_tokens_min: int,
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
@@ -37,7 +38,7 @@ class EarlyRungs:
         self._why_not = why_not
         self._compress = compress
         self._demand = demand
-        self._now_ms = now_ms
+        self._ask = ask
         self._output_tokens_min = output_tokens_min
         self._sleep = sleep
 
@@ -66,7 +67,7 @@ class EarlyRungs:
             case Rung.WAIT:
                 return await self._wait(call, share, strain)
             case Rung.REFUSE:
-                raise self._kept_back(call, share, strain)
+                raise await self._kept_back(call, share, strain)
         return strain
 
     def _clamp(self, call: Call, strain: Strain) -> None:
@@ -103,9 +104,15 @@ class EarlyRungs:
             call.actions.append(f"wait={waited_ms}ms")
         return current
 
-    def _kept_back(self, call: Call, share: float, strain: Strain) -> GatewayError:
+    async def _kept_back(self, call: Call, share: float, strain: Strain) -> GatewayError:
+        # The ledger is asked for nothing: it remembers what the call tightens, and tells how all accounts stand.
+        decision = await self._ask(call, _NOTHING)
+        call.told = decision.balances
+        if isinstance(decision, Refused):
+            self._planner.refused(call, decision)
+            return refusal_error(call, decision)
         needed = self._demand(call).prompt_amount.of(strain.unit)
-        refused = Refused(Refusal.EXCEEDED, strain.account, strain.unit, needed, strain.balance, self._now_ms())
+        refused = Refused(Refusal.EXCEEDED, strain.account, strain.unit, needed, strain.balance, decision.now_ms)
         self._planner.refused(call, refused)
         error = refusal_error(call, refused)
         error.message += f" The last {share:.0%} of this budget are kept back for others."

@@ -23,6 +23,7 @@ BUDGETS: list[dict[str, Any]] = [
     {"scope": "run", "match": "counted", "requests": 3},
     {"scope": "run", "match": "watched", "tokens": 50, "mode": "observe"},
     {"scope": "run", "match": "rigid", "tokens": 1000, "on_pressure": ["refuse"]},
+    {"scope": "run", "match": "keeps-back", "tokens": 1000, "on_pressure": [{"refuse": 0.2}]},
     {"scope": "run", "match": "patient", "tokens": 100, "on_pressure": ["wait", "refuse"], "wait_seconds": 5},
     {"scope": "workflow", "match": "by-minute", "requests": 2, "window": "minute"},
     {"scope": "workflow", "match": "by-month", "tokens": 60, "window": "month"},
@@ -249,6 +250,21 @@ def test_a_header_tightens_a_run_also_when_its_first_call_is_refused(served: Ser
         served.chat({**headers, "x-workflow-options": "no-clamp"}, max_tokens=100), 402, "request_exceeds_budget"
     )
     assert facts["limit"] == 30
+
+
+def test_a_header_tightens_a_run_also_when_the_last_share_of_it_is_kept_back(served: Served) -> None:
+    headers = tagged("keeps-back", "r-kept-back")
+    served.provider.script(tokens=80)
+    assert served.chat(headers, max_tokens=80).status == 200
+    for call in ({**headers, "x-workflow-budget-tokens": "100"}, headers):
+        reply = served.chat(call, max_tokens=1)
+        facts = refusal(reply, 402, "run_budget_exceeded")
+        assert (facts["limit"], facts["settled"], facts["reserved"]) == (100, 88, 0)
+        assert "kept back" in reply.json()["error"]["message"]
+        told = [reply.headers[f"x-budget-run-{figure}"] for figure in ("limit", "remaining")]
+        assert told == ["100", "12"]
+    run = served.gateway.get("/api/runs/r-kept-back").json()
+    assert (run["tokens"]["limit"], run["tokens"]["reserved"], run["requests"]["reserved"]) == (100, 0, 0)
 
 
 def test_a_header_budget_holds_without_any_configured_one_and_without_being_repeated(served: Served) -> None:

@@ -215,6 +215,17 @@ class TestLimits:
         assert await balance(ledger, "run") == Balance("run", Limit(tokens=25, requests=2), ZERO, tokens(20))
         granted(await ledger.reserve("p", request("c5", plain, 5)))
 
+    async def test_a_call_that_asks_for_nothing_fits_where_nothing_is_left_and_tightens_all_the_same(
+        self, ledger: Ledger
+    ) -> None:
+        await ledger.reserve("p", request("c1", [hold("run")], 10))
+        await ledger.settle("p", "c1", tokens(50), b"{}")
+        tight = hold("run", 40, tighten=Limit(tokens=30, requests=1))
+        got = granted(await ledger.reserve("p", request("c2", [tight], 0)))
+        assert (got.held, got.balances[0].limit) == (ZERO, Limit(tokens=30, requests=1))
+        await ledger.void("p", "c2")
+        assert await balance(ledger, "run") == Balance("run", Limit(tokens=30, requests=1), tokens(50), ZERO)
+
     async def test_a_gate_refuses_and_the_tightening_stays(self, ledger: Ledger) -> None:
         await ledger.set_gate("p", "run", Gate.PAUSED)
         no = refused(await ledger.reserve("p", request("c1", [hold("run", 100, tighten=Limit(tokens=9))], 5)))
