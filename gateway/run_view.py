@@ -176,7 +176,8 @@ class RunViews:
         accounts = [run_account(run), *(step_account(run, step.step) for step in found.steps)]
         balances = await self._balances(project, accounts)
         line = self._line(found, balances)
-        steps = tuple(self._step(found, step, balances) for step in found.steps)
+        whole = self.limit(found, balances.get(run_account(run)))
+        steps = tuple(self._step(found, step, balances, whole) for step in found.steps)
         named = {name: getattr(line, name) for name in RunLine.__slots__}
         plan = found.plan
         return RunView(
@@ -244,12 +245,12 @@ class RunViews:
             source=source,
         )
 
-    def _step(self, run: Run, step: RunStep, balances: Mapping[str, Balance]) -> StepView:
+    def _step(self, run: Run, step: RunStep, balances: Mapping[str, Balance], whole: Limit) -> StepView:
         balance = balances.get(step_account(run.run, step.step))
         sums = step.sums
         settled, reserved, _ = _standing(balance, sums)
         limit = self._budgeted(run, Scope.STEP, step.step).tightened_by(Limit(tokens=step.hard_limit_tokens))
-        limit = limit if balance is None else limit.tightened_by(balance.limit)
+        limit = (limit if balance is None else limit.tightened_by(balance.limit)).within(whole)
         overrun = Amount(sums.overrun_tokens, sums.overrun_nano_usd)
         saved = Amount(sums.saved_tokens, sums.saved_nano_usd)
         tokens = _tokens(limit, settled, reserved, overrun, saved)

@@ -64,6 +64,11 @@ class Limit:
             _smaller(self.requests, other.requests),
         )
 
+    def within(self, whole: Limit) -> Limit:
+        """This limit where it is the smaller one, `whole` where that is; unlimited units stay so."""
+        smaller = self.tightened_by(whole)
+        return Limit(*(None if self.of(unit) is None else smaller.of(unit) for unit in UNITS))
+
     def replaced_by(self, other: Limit) -> Limit:
         """`other` where it says something, this limit elsewhere."""
         return Limit(

@@ -7,7 +7,7 @@ from typing import Final
 
 from gateway.errors import GatewayError
 from gateway.pipeline.call import Call
-from policies.amounts import NANO_USD_PER_USD
+from policies.amounts import NANO_USD_PER_USD, UNLIMITED, Limit
 from policies.budgets import Scope
 from policies.reservation import Balance
 
@@ -47,8 +47,10 @@ def call_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, str
 
 
 def budget_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, str]]:
-    """Limits and what is left of them, for step and run, where they are limited; those in observe where no others are."""
+    """Limits and what is left of them, for step and run, where they are limited; those in observe where no others are. A step is told
+    no larger limit than its run's."""
     headers: list[tuple[str, str]] = []
+    whole = _limit_of_run(call, balances)
     for balance, link in zip(balances, call.chain.links, strict=False):
         is_run = link.scope is Scope.RUN
         # A chain may have parents of the run too: those are not the call's own.
@@ -57,15 +59,28 @@ def budget_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, s
             not link.hold.enforce and any(name.startswith(f"x-budget-{link.scope}") for name, _ in headers)
         ):
             continue
-        tokens = balance.remaining("tokens")
-        if tokens is not None:
-            headers.append((f"x-budget-{link.scope}-limit", str(balance.limit.tokens)))
-            headers.append((f"x-budget-{link.scope}-remaining", str(max(0, tokens))))
+        limit = balance.limit.within(whole) if link.hold.enforce and not is_run else balance.limit
+        if limit.tokens is not None:
+            left = limit.tokens - balance.settled.tokens - balance.reserved.tokens
+            headers.append((f"x-budget-{link.scope}-limit", str(limit.tokens)))
+            headers.append((f"x-budget-{link.scope}-remaining", str(max(0, left))))
         nano_usd = balance.remaining("nano_usd") if is_run else None
         if nano_usd is not None:
             usd = max(0, nano_usd) / NANO_USD_PER_USD
             headers.append(("x-budget-run-remaining-usd", f"{usd:.9f}".rstrip("0").rstrip(".")))
     return headers
+
+
+def _limit_of_run(call: Call, balances: Sequence[Balance]) -> Limit:
+    pairs = zip(balances, call.chain.links, strict=False)
+    return next(
+        (
+            one.limit
+            for one, link in pairs
+            if link.scope is Scope.RUN and link.scope_id == call.run and link.hold.enforce
+        ),
+        UNLIMITED,
+    )
 
 
 def budget_note(call: Call, balances: Sequence[Balance]) -> dict[str, object] | None:

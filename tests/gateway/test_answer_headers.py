@@ -42,6 +42,15 @@ def test_tokens_of_step_and_run_and_money_of_the_run() -> None:
     }
 
 
+def test_a_step_is_told_no_larger_limit_than_its_run() -> None:
+    step, run = (Scope.STEP, "draft", Limit(1000), True), (Scope.RUN, "r", Limit(300), True)
+    told = headers_of(step, run)
+    assert [told[f"x-budget-step-{figure}"] for figure in ("limit", "remaining")] == ["300", "180"]
+    parent, watched = (Scope.RUN, "r-parent", Limit(200), True), (Scope.RUN, "r", Limit(300), False)
+    assert headers_of(step, watched, parent)["x-budget-step-limit"] == "1000"
+    assert "x-budget-step-limit" not in headers_of((Scope.STEP, "draft", Limit(), True), run)
+
+
 def test_what_is_overdrawn_has_nothing_left() -> None:
     assert headers_of((Scope.RUN, "r", Limit(50, 1_000), True)) == {
         "x-budget-run-limit": "50",

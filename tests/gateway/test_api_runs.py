@@ -235,6 +235,20 @@ async def test_a_tightened_run_shows_the_smaller_limit(api: Api) -> None:
     assert (await api.get("/api/runs/r1"))["tokens"]["limit"] == 500
 
 
+async def test_no_step_is_shown_more_than_its_run_has(api: Api) -> None:
+    await api.put("/api/settings/orchestration_enabled", {"value": True})
+    steps = [{"id": "draft", "intent": "generate"}, {"id": "check", "intent": "validate"}]
+    await api.post("/api/runs", {"workflow": "nightly", "run": "r1", "steps": steps})
+    assert int((await api.chat("r1")).headers["x-budget-step-limit"]) > 500
+    reply = await api.chat("r1", **{"x-workflow-budget-tokens": "500"})
+    assert reply.headers["x-budget-step-limit"] == reply.headers["x-budget-run-limit"] == "500"
+    run = await api.get("/api/runs/r1")
+    assert [step["tokens"]["limit"] for step in run["steps"]] == [500, 500]
+    draft = next(step["tokens"] for step in run["steps"] if step["step"] == "draft")
+    assert draft["remaining"] == 500 - draft["settled"] == int(reply.headers["x-budget-step-remaining"])
+    assert all(step["hard_limit_tokens"] > 500 for step in run["steps"])
+
+
 async def test_a_reset_run_begins_again_and_no_total_loses_anything(api: Api) -> None:
     for step in ("draft", "check", "draft"):
         await api.chat("r1", step)

@@ -25,6 +25,11 @@ def test_tightening_never_loosens_and_knows_no_order(one: Limit, other: Limit) -
         assert both.of(unit) == (min(given_limits) if given_limits else None)
 
 
+def test_a_limit_within_another_is_no_larger_and_limits_no_other_unit() -> None:
+    assert Limit(1000, 5).within(Limit(300, 9, 7)) == Limit(300, 5)
+    assert Limit(1000).within(UNLIMITED) == Limit(1000)
+
+
 @pytest.mark.parametrize(
     ("limit", "override", "expected"),
     [
