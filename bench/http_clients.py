@@ -18,7 +18,8 @@ import aiohttp
 from bench import measure
 from bench.event_loop import run
 from bench.servers import servers, start_mock
-from gateway.upstream.http_client import Address, ClientLimits, HttpClient
+from gateway.upstream.http_client import ClientLimits, HttpClient
+from gateway.upstream.http_request import Address
 
 _CONNECTIONS: Final = 64
 _CALLS_EACH: Final = 40

@@ -58,16 +58,21 @@ class Alerts:
     def look(self, call: Call, balances: Sequence[Balance], booked: Amount) -> None:
         """After a settlement: did what it booked take a budget over a mark?"""
         self._count(call)
+        lowest = self._percent[0]
         for balance, link in zip(balances, call.chain.links, strict=False):
-            if link.scope is Scope.STEP or balance.limit.is_unlimited:
+            limit, settled = balance.limit, balance.settled
+            # What nearly every call meets, written out because it is asked for each account of each call.
+            if link.scope is Scope.STEP or not (
+                (limit.tokens and 100 * settled.tokens >= lowest * limit.tokens)
+                or (limit.nano_usd and 100 * settled.nano_usd >= lowest * limit.nano_usd)
+                or (limit.requests and 100 * settled.requests >= lowest * limit.requests)
+            ):
                 continue
             for unit in UNITS:
-                limit = balance.limit.of(unit)
-                if limit:
-                    settled = balance.settled.of(unit)
-                    if 100 * settled >= self._percent[0] * limit:
-                        before = 100 * (settled - booked.of(unit)) // limit
-                        self._budget_reached(call, link.scope, balance, unit, before, 100 * settled // limit)
+                most, used = limit.of(unit), settled.of(unit)
+                if most and 100 * used >= lowest * most:
+                    before = 100 * (used - booked.of(unit)) // most
+                    self._budget_reached(call, link.scope, balance, unit, before, 100 * used // most)
 
     def refused(self, call: Call) -> None:
         """Whoever asks again and again for what is refused runs in circles, too."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import chain
 from typing import Any, Final
 
 from gateway.errors import BadRequest, GatewayError
@@ -48,13 +49,9 @@ class Guard:
     def __init__(self, application: Asgi) -> None:
         self._application = application
 
-    async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            fault = fault_of(scope)
-            if fault is not None:
-                await _answer(send, fault)
-                return
-        await self._application(scope, receive, send)
+    def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> Awaitable[None]:
+        fault = fault_of(scope) if scope["type"] == "http" else None
+        return self._application(scope, receive, send) if fault is None else _answer(send, fault)
 
 
 def fault_of(scope: Mapping[str, Any]) -> GatewayError | None:
@@ -74,38 +71,35 @@ def _is_crooked(path: bytes) -> bool:
 def _header_fault(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:
     if len(headers) > HEADERS_MAX:
         return _too_many(f"more than {HEADERS_MAX} headers")
-    size = 0
-    seen: set[bytes] = set()
-    for name, value in headers:
-        size += len(name) + len(value)
-        if name in _ONCE:
-            if name in seen:
-                return BadRequest.header(name.decode("latin-1"), "stands in the request twice")
-            seen.add(name)
-            if name == b"host" and not _HOST.match(value):
-                return BadRequest.header("host", "is not the name of a host")
-            if name == b"transfer-encoding" and value.lower() != b"chunked":
-                # Every reader of a request has to find the same end of it, and only for this value do all of them.
-                return BadRequest.header("transfer-encoding", "must be chunked, and nothing else")
-        elif name in _OVERRIDES:
-            return BadRequest.header(name.decode("latin-1"), "is not supported")
-    if len({name for name, _ in headers}) != len(headers):
-        doubled = _doubled_tag(headers)
-        if doubled is not None:
-            return BadRequest.header(doubled.decode("latin-1"), "stands in the request twice, with different values")
-    if size > HEADER_BYTES_MAX:
+    if sum(map(len, chain.from_iterable(headers))) > HEADER_BYTES_MAX:
         return _too_many(f"more than {HEADER_BYTES_MAX} bytes of headers")
-    if b"host" not in seen:
+    values = dict(headers)
+    if len(values) != len(headers) and (fault := _fault_of_doubled(headers)) is not None:
+        return fault
+    if not _OVERRIDES.isdisjoint(values):
+        name = next(name for name in values if name in _OVERRIDES)
+        return BadRequest.header(name.decode("latin-1"), "is not supported")
+    host = values.get(b"host")
+    if host is None:
         return BadRequest.header("host", "is missing")
+    if not _HOST.match(host):
+        return BadRequest.header("host", "is not the name of a host")
+    if values.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+        # Every reader of a request has to find the same end of it, and only for this value do all of them.
+        return BadRequest.header("transfer-encoding", "must be chunked, and nothing else")
     return None
 
 
-def _doubled_tag(headers: list[tuple[bytes, bytes]]) -> bytes | None:
-    """A tag that is given two values: which run pays would be a guess."""
+def _fault_of_doubled(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:
+    """Some may stand in a request twice. Of a tag with two values it would be a guess which run pays."""
     seen: dict[bytes, bytes] = {}
     for name, value in headers:
-        if name.startswith(b"x-workflow-") and seen.setdefault(name, value) != value:
-            return name
+        if name not in seen:
+            seen[name] = value
+        elif name in _ONCE:
+            return BadRequest.header(name.decode("latin-1"), "stands in the request twice")
+        elif name.startswith(b"x-workflow-") and seen[name] != value:
+            return BadRequest.header(name.decode("latin-1"), "stands in the request twice, with different values")
     return None
 
 

@@ -18,6 +18,7 @@ _KNOWN_MAX: Final = 20_000
 class _Known:
     entry: ModelEntry
     price: Price | None
+    output_tokens_max: int | None
 
 
 class PriceBook:
@@ -45,7 +46,7 @@ class PriceBook:
         return self._look_up(deployment).price
 
     def output_tokens_max(self, deployment: Deployment) -> int | None:
-        return self._look_up(deployment).entry.max_output_tokens
+        return self._look_up(deployment).output_tokens_max
 
     def entry(self, deployment: Deployment) -> ModelEntry:
         return self._look_up(deployment).entry
@@ -56,5 +57,5 @@ class PriceBook:
             if len(self._known) >= _KNOWN_MAX:
                 self._known.clear()
             entry = self._map.entry(deployment)
-            known = self._known[deployment.id] = _Known(entry, price_from_map(entry.raw))
+            known = self._known[deployment.id] = _Known(entry, price_from_map(entry.raw), entry.max_output_tokens)
         return known

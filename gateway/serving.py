@@ -131,6 +131,7 @@ def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket,
     server = _Server(
         uvicorn.Config(
             Guard(application),
+            interface="asgi3",
             http=connections.protocol,  # type: ignore[arg-type]  # a class, says uvicorn, and calls it
             loop="uvloop" if sys.platform != "win32" else "asyncio",
             ws="none",

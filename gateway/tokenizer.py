@@ -5,6 +5,8 @@ what makes it cheap: an agent resends its whole history on every call, so each s
 its hash. No text is kept.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -125,7 +127,7 @@ class Tokenizer:
         encoding = counting.encoding
         return rules(body, counting, self._count_in(encoding), self._rememberer(counting, None)).tokens
 
-    def output_counter(self, model: str, provider: str | None = None) -> "OutputCounter":
+    def output_counter(self, model: str, provider: str | None = None) -> OutputCounter:
         """A counter for one answer of the model, to be fed as the answer flows."""
         counting = counting_for(model, provider)
         encoding = counting.encoding
@@ -140,7 +142,7 @@ class Tokenizer:
         cuts = range(0, len(text), _CUT_CHARACTERS)
         return sum(_count_piece(built, text[start : start + _CUT_CHARACTERS]) for start in cuts)
 
-    def _counts_in(self, encoding: str) -> "_CountCache":
+    def _counts_in(self, encoding: str) -> _CountCache:
         counts = self._counts.get(encoding)
         if counts is None:
             counts = self._counts.setdefault(encoding, _CountCache(self._cache_entries_max))

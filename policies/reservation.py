@@ -274,10 +274,11 @@ def fit(
     breaches: list[int] = []
     output_tokens = demand.output_tokens_max
     for index, (hold, account) in enumerate(zip(holds, accounts, strict=True)):
-        verdict = _verdict(hold, account, needed, extending, held)
+        limit = account.effective_limit(hold.limit, hold.tighten)
+        verdict = _verdict(account, limit, needed, extending, held)
         if verdict is None:
             if hold.enforce:
-                output_tokens = min(output_tokens, _output_room(demand, hold, account))
+                output_tokens = min(output_tokens, _output_room(demand, account, limit))
         elif hold.enforce or verdict[0] is Refusal.GATE:
             refusals.append((index, *verdict))
         else:
@@ -288,11 +289,10 @@ def fit(
 
 
 def _verdict(
-    hold: Hold, account: Account, needed: Amount, extending: bool, held: Amount
+    account: Account, limit: Limit, needed: Amount, extending: bool, held: Amount
 ) -> tuple[Refusal, Unit | None] | None:
     if account.gate is not Gate.OPEN and not extending:
         return Refusal.GATE, None
-    limit = account.effective_limit(hold.limit, hold.tighten)
     if _has_room(limit, account.settled, account.reserved, needed):
         return None
     found: tuple[Refusal, Unit | None] | None = None
@@ -318,9 +318,8 @@ def _has_room(limit: Limit, settled: Amount, reserved: Amount, needed: Amount) -
     )
 
 
-def _output_room(demand: Demand, hold: Hold, account: Account) -> int:
+def _output_room(demand: Demand, account: Account, limit: Limit) -> int:
     """Output tokens for each choice that the account has room for beside the prompt. At least `output_tokens_min`: `_verdict` saw to it."""
-    limit = account.effective_limit(hold.limit, hold.tighten)
     room = demand.output_tokens_max
     if limit.tokens is not None:
         free = limit.tokens - account.settled.tokens - account.reserved.tokens - demand.prompt_tokens
@@ -356,12 +355,12 @@ def place(request: Reserve, accounts: Sequence[Account], now_ms: int) -> Placeme
         decision = _refused(outcome.refused, request.demand, request.holds, accounts, now_ms)
         return Placement(decision, tightened=_tightened(request.holds, accounts, now_ms))
     held = request.demand.amount(outcome.output_tokens)
-    names, limits = tuple(hold.account for hold in request.holds), tuple(hold.limit for hold in request.holds)
+    names, limits = tuple([hold.account for hold in request.holds]), tuple([hold.limit for hold in request.holds])
     reservation = Reservation(
         request.id, request.owner, names, limits, held, outcome.output_tokens,
         now_ms + request.ttl_ms, request.on_lost, request.draft,
     )  # fmt: skip
-    after = tuple(_holding(*pair, held, now_ms) for pair in zip(request.holds, accounts, strict=True))
+    after = tuple([_holding(*pair, held, now_ms) for pair in zip(request.holds, accounts, strict=True)])
     return Placement(_granted(reservation, request.holds, after, now_ms, outcome.breaches), reservation, after)
 
 

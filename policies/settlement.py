@@ -172,7 +172,7 @@ def _resolved(
 def _booking(
     resolved: Reservation, accounts: Sequence[Account], difference: Amount, freed: Amount, entry: OutboxEntry | None
 ) -> Booking:
-    after = tuple(_booked(account, difference, freed, resolved.resolved_ms) for account in accounts)
+    after = tuple([_booked(account, difference, freed, resolved.resolved_ms) for account in accounts])
     balances = _balances(resolved, after)
     return Booking(
         Resolution(resolved.state, True, resolved.booked, resolved.overrun, balances), resolved, after, entry
@@ -204,4 +204,4 @@ def _saturated(amount: Amount) -> Amount:
 
 def _balances(found: Reservation, accounts: Sequence[Account]) -> tuple[Balance, ...]:
     chain = zip(found.accounts, found.limits, accounts, strict=True)
-    return tuple(account.balance(name, limit) for name, limit, account in chain)
+    return tuple([account.balance(name, limit) for name, limit, account in chain])

@@ -51,18 +51,16 @@ class Front:
         self._new_id = new_id
         self._started_s = int(time.time())
 
-    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+    def __call__(self, scope: Scope, receive: Any, send: Any) -> Awaitable[None]:
         if scope["type"] != "http":
-            await self._control(scope, receive, send)
-            return
+            return self._control(scope, receive, send)
         path: str = scope["path"]
         protocol = self._protocols.get(path)
         if protocol is not None and scope["method"] == "POST":
-            await self._handler.handle(Exchange(scope, receive, send), protocol, {})
-        elif path.startswith(("/w/", "/v1/", _MODELS)) or path in self._protocols or path in _UNVERSIONED:
-            await self._serve_rest(scope, receive, stamped(send, self._new_id), path)
-        else:
-            await self._control(scope, receive, stamped(send, self._new_id))
+            return self._handler.handle(Exchange(scope, receive, send), protocol, {})
+        if path.startswith(("/w/", "/v1/", _MODELS)) or path in self._protocols or path in _UNVERSIONED:
+            return self._serve_rest(scope, receive, stamped(send, self._new_id), path)
+        return self._control(scope, receive, stamped(send, self._new_id))
 
     async def _serve_rest(self, scope: Scope, receive: Any, send: Any, path: str) -> None:
         """Tagged paths, the list of models, and everything under /v1 that does not exist: never an unmetered way through."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import orjson
 
-from policies.amounts import UNLIMITED, ZERO, Amount, Limit
+from policies.amounts import UNLIMITED, Amount, Limit
 from policies.reservation import Account, Gate, OnLost, Reservation, State
 from policies.settlement import EntryKind, OutboxEntry
 
@@ -104,36 +104,15 @@ def _with_rows(statement: str, count: int, width: int) -> str:
     return statement.replace("{rows}", ", ".join([row] * count))
 
 
-def _amounts(account: Account) -> tuple[int, ...]:
-    settled, reserved = account.settled, account.reserved
-    return (
-        settled.tokens,
-        settled.nano_usd,
-        settled.requests,
-        reserved.tokens,
-        reserved.nano_usd,
-        reserved.requests,
-        account.used_ms,
-    )
-
-
-def _rules(account: Account) -> tuple[Any, ...]:
-    override, tightened = account.override, account.tightened
-    return (
-        override.tokens,
-        override.nano_usd,
-        override.requests,
-        tightened.tokens,
-        tightened.nano_usd,
-        tightened.requests,
-        account.gate.value,
-        account.keep_ms,
-    )
-
-
 def account_row(project: str, name: str, account: Account) -> Row:
-    # An account is looked at by the purge when it may be over at the earliest.
-    return (*_amounts(account), *_rules(account), project, name, account.used_ms + account.keep_ms)
+    settled, reserved, override, tightened = account.settled, account.reserved, account.override, account.tightened
+    used_ms, keep_ms = account.used_ms, account.keep_ms
+    # The last one: an account is looked at by the purge when it may be over at the earliest.
+    return (
+        settled.tokens, settled.nano_usd, settled.requests, reserved.tokens, reserved.nano_usd, reserved.requests, used_ms,
+        override.tokens, override.nano_usd, override.requests, tightened.tokens, tightened.nano_usd, tightened.requests,
+        str(account.gate), keep_ms, project, name, used_ms + keep_ms,
+    )  # fmt: skip
 
 
 def same_rules(one: Account, other: Account) -> bool:
@@ -162,9 +141,12 @@ def reservation_row(one: Reservation) -> tuple[Any, ...]:
         (name, limit.tokens, limit.nano_usd, limit.requests)
         for name, limit in zip(one.accounts, one.limits, strict=True)
     ]
+    held, progress, booked, overrun = one.held, one.progress, one.booked, one.overrun
     return (
-        one.id, one.owner, one.on_lost.value, orjson.dumps(chain), *_parts(one.held), one.output_tokens, one.deadline_ms,
-        one.draft, one.state.value, *_parts(one.progress), *_parts(one.booked), *_parts(one.overrun), one.resolved_ms,
+        one.id, one.owner, str(one.on_lost), orjson.dumps(chain), held.tokens, held.nano_usd, held.requests,
+        one.output_tokens, one.deadline_ms, one.draft, str(one.state), progress.tokens, progress.nano_usd,
+        progress.requests, booked.tokens, booked.nano_usd, booked.requests, overrun.tokens, overrun.nano_usd,
+        overrun.requests, one.resolved_ms,
     )  # fmt: skip
 
 
@@ -189,9 +171,10 @@ def reservation_of(row: Sequence[Any]) -> Reservation:
 
 
 def entry_row(position: int, entry: OutboxEntry) -> tuple[Any, ...]:
+    amount, overrun = entry.amount, entry.overrun
     return (
-        position, entry.id, entry.kind.value, entry.project, *_parts(entry.amount), entry.at_ms, entry.draft, entry.detail,
-        *_parts(entry.overrun),
+        position, entry.id, str(entry.kind), entry.project, amount.tokens, amount.nano_usd, amount.requests, entry.at_ms,
+        entry.draft, entry.detail, overrun.tokens, overrun.nano_usd, overrun.requests,
     )  # fmt: skip
 
 
@@ -199,7 +182,3 @@ def entry_of(row: tuple[Any, ...]) -> OutboxEntry:
     return OutboxEntry(
         str(row[0]), row[1], EntryKind(row[2]), row[3], Amount(*row[4:7]), row[7], row[8], row[9], Amount(*row[10:13])
     )  # fmt: skip
-
-
-def _parts(amount: Amount) -> tuple[int, int, int]:
-    return (0, 0, 0) if amount is ZERO else (amount.tokens, amount.nano_usd, amount.requests)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from gateway.errors import GatewayError
 from gateway.pipeline.call import Call
-from policies.amounts import NANO_USD_PER_USD, UNLIMITED, Limit
+from policies.amounts import NANO_USD_PER_USD
 from policies.budgets import Scope
 from policies.reservation import Balance
 
@@ -16,9 +16,8 @@ Header = tuple[bytes, bytes]
 ANTHROPIC_REQUEST_ID: Final = "request-id"
 
 
-def encoded(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[Header]:
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
-    return [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in pairs]
+def encoded(headers: Iterable[tuple[str, str]]) -> list[Header]:
+    return [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers]
 
 
 def call_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, str]]:
@@ -50,37 +49,35 @@ def budget_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, s
     """Limits and what is left of them, for step and run, where they are limited; those in observe where no others are. A step is told
     no larger limit than its run's."""
     headers: list[tuple[str, str]] = []
-    whole = _limit_of_run(call, balances)
+    shown: set[Scope] = set()
+    whole = _tokens_of_run(call, balances)
     for balance, link in zip(balances, call.chain.links, strict=False):
-        is_run = link.scope is Scope.RUN
+        scope = link.scope
         # A chain may have parents of the run too: those are not the call's own.
-        is_own = link.scope_id == call.run if is_run else link.scope is Scope.STEP and link.scope_id == call.tags.step
-        if not is_own or (
-            not link.hold.enforce and any(name.startswith(f"x-budget-{link.scope}") for name, _ in headers)
-        ):
+        if link.scope_id != (call.run if scope is Scope.RUN else call.tags.step if scope is Scope.STEP else None):
             continue
-        limit = balance.limit.within(whole) if link.hold.enforce and not is_run else balance.limit
+        if not link.hold.enforce and scope in shown:
+            continue
+        limit, settled, reserved = balance.limit, balance.settled, balance.reserved
         if limit.tokens is not None:
-            left = limit.tokens - balance.settled.tokens - balance.reserved.tokens
-            headers.append((f"x-budget-{link.scope}-limit", str(limit.tokens)))
-            headers.append((f"x-budget-{link.scope}-remaining", str(max(0, left))))
-        nano_usd = balance.remaining("nano_usd") if is_run else None
-        if nano_usd is not None:
-            usd = max(0, nano_usd) / NANO_USD_PER_USD
-            headers.append(("x-budget-run-remaining-usd", f"{usd:.9f}".rstrip("0").rstrip(".")))
+            shown.add(scope)
+            most = limit.tokens
+            if scope is Scope.STEP and link.hold.enforce and whole is not None:
+                most = min(most, whole)
+            headers.append((f"x-budget-{scope}-limit", str(most)))
+            headers.append((f"x-budget-{scope}-remaining", str(max(0, most - settled.tokens - reserved.tokens))))
+        if limit.nano_usd is not None and scope is Scope.RUN:
+            shown.add(scope)
+            usd, nano = divmod(max(0, limit.nano_usd - settled.nano_usd - reserved.nano_usd), NANO_USD_PER_USD)
+            headers.append(("x-budget-run-remaining-usd", f"{usd}.{nano:09}".rstrip("0").rstrip(".")))
     return headers
 
 
-def _limit_of_run(call: Call, balances: Sequence[Balance]) -> Limit:
-    pairs = zip(balances, call.chain.links, strict=False)
-    return next(
-        (
-            one.limit
-            for one, link in pairs
-            if link.scope is Scope.RUN and link.scope_id == call.run and link.hold.enforce
-        ),
-        UNLIMITED,
-    )
+def _tokens_of_run(call: Call, balances: Sequence[Balance]) -> int | None:
+    for balance, link in zip(balances, call.chain.links, strict=False):
+        if link.scope is Scope.RUN and link.scope_id == call.run and link.hold.enforce:
+            return balance.limit.tokens
+    return None
 
 
 def budget_note(call: Call, balances: Sequence[Balance]) -> dict[str, object] | None:

@@ -66,20 +66,24 @@ class Climbing:
         """The demand that was granted, or the last one and why it was refused."""
         climb = _Climb(self._demand(call))
         rungs = [rung for rung in call.chain.ladder.rungs if rung is not Rung.REFUSE and not self.why_not(call, rung)]
-        # Clamping gives the most that fits, which is the whole call if that fits: no need to ask for the whole one first.
-        if rungs[:1] != [Rung.CLAMP]:
-            await self._ask_again(call, climb, None)
+        first: Rung | None = None
+        if rungs and rungs[0] is Rung.CLAMP:
+            # That gives the most that fits, which is the whole call if that fits: no need to ask for the whole one first.
+            first = Rung.CLAMP
+            climb.tried.add(_attempt(first, None, call.model))
+            climb.demand, climb.is_clamped = self._clamped(call, climb.demand), True
+        await self._ask_again(call, climb, first)
         tried = -1
         while not climb.is_over and len(climb.tried) > tried:
             tried = len(climb.tried)
             for rung in rungs:
                 await self._take(call, climb, rung)
-        assert climb.decision is not None  # noqa: S101 - the whole call is asked for, or the clamped one
+        assert climb.decision is not None  # noqa: S101 - it was asked for at once
         return climb.demand, climb.decision
 
     def why_not(self, call: Call, rung: Rung) -> str:
         """Why a rung of the ladder is not tried; empty where it is. A caller may forbid rungs."""
-        if f"no-{rung}" in call.tags.options:
+        if call.tags.options and f"no-{rung}" in call.tags.options:
             return f"the caller forbids it with no-{rung}"
         match rung:
             case Rung.REFUSE:
@@ -134,7 +138,10 @@ class Climbing:
 
     def _demand_of(self, call: Call, climb: _Climb) -> Demand:
         demand = self._demand(call)
-        return replace(demand, output_tokens_min=self._least(call, demand)) if climb.is_clamped else demand
+        return self._clamped(call, demand) if climb.is_clamped else demand
+
+    def _clamped(self, call: Call, demand: Demand) -> Demand:
+        return replace(demand, output_tokens_min=self._least(call, demand))
 
     def _least(self, call: Call, demand: Demand) -> int:
         return min(max(self._output_tokens_min, call.request.output_tokens_least), demand.output_tokens_max)

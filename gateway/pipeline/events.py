@@ -25,23 +25,22 @@ def draft_of(call: Call) -> bytes:
         "prompt_tokens_counted": call.count.tokens if call.count else 0,
     }
     if call.deployment is not None:
-        event |= {"model": call.deployment.name, "provider": call.deployment.provider}
-    if call.is_tagged:
-        event |= {
-            "workflow": call.tags.workflow,
-            "run": call.run,
-            "step": call.tags.step,
-            "agent": call.tags.agent,
-            "user": call.tags.user,
-            "parent_run": call.parent_run or call.tags.parent_run,
-        }
+        event["model"], event["provider"] = call.deployment.name, call.deployment.provider
+    tags = call.tags
+    if tags.workflow is not None:
+        event["workflow"], event["run"], event["step"] = tags.workflow, call.run, tags.step
+        if tags.agent is not None:
+            event["agent"] = tags.agent
+        if tags.user is not None:
+            event["user"] = tags.user
+        parent_run = call.parent_run or tags.parent_run
+        if parent_run is not None:
+            event["parent_run"] = parent_run
     if call.intent is not None:
-        event |= {
-            "intent": call.intent.intent,
-            "intent_confidence": round(call.intent.confidence, 4),
-            "intent_source": call.intent.source,
-        }
-    return orjson.dumps({name: value for name, value in event.items() if value is not None})
+        event["intent"] = call.intent.intent
+        event["intent_confidence"] = round(call.intent.confidence, 4)
+        event["intent_source"] = call.intent.source
+    return orjson.dumps(event)
 
 
 def detail_of(call: Call, outcome: Outcome, usage: Usage | None, source: str) -> bytes:
@@ -62,17 +61,14 @@ def detail_of(call: Call, outcome: Outcome, usage: Usage | None, source: str) ->
     if call.arm is not None:
         event["arm"] = call.arm
     if call.deployment is not None:
-        event |= {"model": call.deployment.name, "provider": call.deployment.provider}
+        event["model"], event["provider"] = call.deployment.name, call.deployment.provider
     if call.grant is not None:
-        event |= {"reserved_tokens": call.grant.held.tokens, "reserved_nano_usd": call.grant.held.nano_usd}
+        held = call.grant.held
+        event["reserved_tokens"], event["reserved_nano_usd"] = held.tokens, held.nano_usd
     if usage is not None:
-        event |= {
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "cache_read_tokens": usage.cache_read_tokens,
-            "cache_write_tokens": usage.cache_write_tokens,
-            "reasoning_tokens": usage.reasoning_tokens,
-        }
+        event["input_tokens"], event["output_tokens"] = usage.input_tokens, usage.output_tokens
+        event["cache_read_tokens"], event["cache_write_tokens"] = usage.cache_read_tokens, usage.cache_write_tokens
+        event["reasoning_tokens"] = usage.reasoning_tokens
     detail = seen_of(call)
     if call.decisions:
         detail["decisions"] = call.decisions

@@ -186,8 +186,9 @@ def _with_media(call: Call, usage: Usage) -> Usage:
 
 def _is_overage(call: Call, used: Amount) -> bool:
     """Whether the step now has used more than its allocation: tolerated up to its hard limit, and flagged."""
-    balances = call.grant.balances if call.grant is not None else ()
-    return any(
-        link.soft_tokens is not None and balance.settled.tokens + used.tokens > link.soft_tokens
-        for balance, link in zip(balances, call.chain.links, strict=False)
-    )
+    if call.grant is None:
+        return False
+    for balance, link in zip(call.grant.balances, call.chain.links, strict=False):
+        if link.soft_tokens is not None and balance.settled.tokens + used.tokens > link.soft_tokens:
+            return True
+    return False

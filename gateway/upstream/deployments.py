@@ -88,7 +88,8 @@ class Pool:
 
     def cache_ttl_s(self, name: str) -> int | None:
         """For how long answers under this name may be given again, as its entry says; None: not at all."""
-        wished = next((item.info.get("cache_ttl_seconds") for item in self.of(name)), None)
+        found = self.of(name)
+        wished = found[0].info.get("cache_ttl_seconds") if found else None
         return wished if type(wished) is int and wished > 0 else None
 
     def choose(self, name: str, exclude: Collection[str] = (), *, also_resting: bool = False) -> Deployment | None:
@@ -98,9 +99,10 @@ class Pool:
         rested longest is then asked rather than nobody.
         """
         rested = [item for item in self.of(name) if item.id not in exclude]
-        awake = [item for item in rested if not self.is_resting(item)]
+        now_s = self._clock_s()
+        awake = [item for item in rested if now_s >= self._of(item).rests_until_s]
         if awake:
-            chosen = self._among(awake)
+            chosen = awake[0] if len(awake) == 1 else self._among(awake)
         elif rested and also_resting:
             chosen = min(rested, key=lambda item: self._of(item).rests_until_s)
         else:
@@ -179,8 +181,6 @@ class Pool:
         return tuple(dict.fromkeys(item for item in named if item != name and self.of(item)))
 
     def _among(self, awake: Sequence[Deployment]) -> Deployment:
-        if len(awake) == 1:
-            return awake[0]
         if self._settings.routing_strategy == "least-busy":
             least = min(self._of(item).in_flight for item in awake)
             awake = [item for item in awake if self._of(item).in_flight == least]

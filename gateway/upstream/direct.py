@@ -19,7 +19,6 @@ from gateway.upstream.answer_stream import AnswerStream, encoding_of, read_whole
 from gateway.upstream.credentials import secrets_of, without
 from gateway.upstream.error_bodies import shaped
 from gateway.upstream.http_client import (
-    Address,
     AnswerTimeout,
     ClientLimits,
     ConnectFailed,
@@ -28,6 +27,7 @@ from gateway.upstream.http_client import (
     HttpClient,
     HttpError,
 )
+from gateway.upstream.http_request import Address
 from gateway.upstream.port import (
     Deployment,
     ProtocolName,

@@ -16,20 +16,17 @@ import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any, Final
 
 import httptools
+
+from gateway.upstream.http_request import Address, request_of
 
 Header = tuple[bytes, bytes]
 # Beyond so many bytes that nobody has read, a provider is not listened to.
 _BUFFER_BYTES_MAX: Final = 256 * 1024
 _HEAD_BYTES_MAX: Final = 64 * 1024
 _HEADERS_MAX: Final = 200
-# Up to so many bytes, copying a body behind its head is cheaper than another write.
-_JOINED_BYTES_MAX: Final = 64 * 1024
-# Written by this client, or not at all.
-_OWN_HEADERS: Final = frozenset({"content-length", "host", "connection", "transfer-encoding"})
 
 
 class HttpError(Exception):
@@ -59,36 +56,6 @@ class AnswerTimeout(HttpError):
 
 class AnswerBroken(HttpError):
     pass
-
-
-class Address(NamedTuple):
-    """Where a POST goes. `origin` names the connections that it may use."""
-
-    host: str
-    port: int
-    is_tls: bool
-    target: str
-
-    @property
-    def origin(self) -> tuple[str, int, bool]:
-        return self[:3]
-
-    @classmethod
-    def of(cls, url: str) -> Address:
-        """Raises ValueError for what is no http(s) address."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-            raise ValueError("not an http(s) address")
-        is_tls = parts.scheme == "https"
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        if not target.isascii() or not target.isprintable() or " " in target:
-            raise ValueError("not an http(s) address")
-        return cls(parts.hostname, parts.port or (443 if is_tls else 80), is_tls, target)
-
-    @property
-    def authority(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.is_tls else 80) else f"{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +165,7 @@ class HttpClient:
 
         Raises `HttpError`; ValueError for a header that HTTP cannot carry.
         """
-        request = _request(address, headers, body)
+        request = request_of(address, headers, body)
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + answer_s
         connection = await self._take(address, loop, connect_s, deadline_s)
@@ -486,15 +453,3 @@ class _Connection(asyncio.Protocol):
             head.set_exception(error)
         elif answer is not None:
             answer.end(error)
-
-
-def _request(address: Address, headers: Mapping[str, str], body: bytes) -> list[bytes]:
-    lines = [f"POST {address.target} HTTP/1.1\r\nhost: {address.authority}\r\ncontent-length: {len(body)}\r\n"]
-    lines += [f"{name}: {value}\r\n" for name, value in headers.items() if name not in _OWN_HEADERS]
-    lines.append("\r\n")
-    head = "".join(lines)
-    # Nothing in a value may begin a line of its own. The first line is three.
-    if head.count("\n") != len(lines) + 2 or head.count("\r") != len(lines) + 2 or "\0" in head:
-        raise ValueError("a header holds a line break")
-    encoded = head.encode("latin-1")
-    return [encoded + body] if len(body) <= _JOINED_BYTES_MAX else [encoded, body]

@@ -74,7 +74,7 @@ def request_body(deployment: Deployment, call: UpstreamCall) -> dict[str, Any]:
     """The client's own object with the provider's model name, the entry's defaults, and `stream` as we want it."""
     body = {**request_defaults(deployment, call.body), **call.body, "model": deployment.model}
     extra = deployment.params.get("extra_body")
-    if isinstance(extra, Mapping):
+    if extra is not None and isinstance(extra, Mapping):
         body.update({name: value for name, value in extra.items() if name not in call.body and name != "model"})
     if call.protocol in STREAMED:
         if call.stream:
@@ -92,7 +92,9 @@ def request_body(deployment: Deployment, call: UpstreamCall) -> dict[str, Any]:
 
 def hops_of(headers: Mapping[str, str]) -> int:
     """How many gateways like this one the call has passed; what is not a number counts as none."""
-    value = headers.get(HOPS_HEADER, "0")
+    value = headers.get(HOPS_HEADER)
+    if value is None:
+        return 0
     return int(value) if value.isascii() and value.isdigit() and len(value) < 4 else 0
 
 
@@ -102,7 +104,7 @@ def request_headers(deployment: Deployment, call: UpstreamCall, key: str | None,
     if call.protocol == "messages":
         headers.setdefault("anthropic-version", ANTHROPIC_VERSION)
     extra = deployment.params.get("extra_headers")
-    if isinstance(extra, Mapping):
+    if extra is not None and isinstance(extra, Mapping):
         headers.update({str(name).lower(): str(value) for name, value in extra.items()})
     if deployment.params.get("organization"):
         headers["openai-organization"] = str(deployment.params["organization"])

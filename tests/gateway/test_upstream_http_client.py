@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from gateway.upstream.http_client import (
-    Address,
     AnswerBroken,
     AnswerTimeout,
     ClientLimits,
@@ -19,6 +18,7 @@ from gateway.upstream.http_client import (
     HttpAnswer,
     HttpClient,
 )
+from gateway.upstream.http_request import Address
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -102,8 +102,8 @@ async def test_a_request_is_what_http_wants_and_nothing_more(client: HttpClient)
         assert (answer.status, await whole(answer)) == (200, b"ok")
     host = f"host: 127.0.0.1:{address.port}".encode()
     assert provider.requests == [
-        b"POST /v1/chat/completions?a=1 HTTP/1.1\r\n" + host + b"\r\ncontent-length: 8\r\n"
-        b'content-type: application/json\r\n\r\n{"a": 1}'
+        b"POST /v1/chat/completions?a=1 HTTP/1.1\r\n" + host + b"\r\ncontent-type: application/json\r\n"
+        b'content-length: 8\r\n\r\n{"a": 1}'
     ]
 
 
