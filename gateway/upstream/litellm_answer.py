@@ -48,7 +48,14 @@ def body_of(answer: Any) -> tuple[bytes, str]:
 
 def _plain(value: Any) -> Any:
     dump = getattr(value, "model_dump", None)
-    return dump(mode="json", warnings=False) if dump is not None else value
+    if dump is None:
+        return value
+    plain = dump(mode="json", warnings=False)
+    for holder in (plain, plain.get("response")):
+        usage = holder.get("usage") if isinstance(holder, dict) else None
+        if isinstance(usage, dict) and usage.get("cost", 0) is None:
+            del usage["cost"]  # a field of LiteLLM's own, which some providers fill
+    return plain
 
 
 def _without_noise(value: Any) -> Any:

@@ -13,12 +13,11 @@ from typing import Any
 
 
 def leave_out() -> ContextVar[bool]:
-    """Once a process, after LiteLLM is imported. Returns LiteLLM's own mark for calls that it does not record.
-
-    What a stream cost is still looked up once, at its end, because LiteLLM puts it into the usage that clients get to see.
-    """
+    """Once a process, after LiteLLM is imported. Returns LiteLLM's own mark for calls that it does not record."""
     logging = importlib.import_module("litellm.litellm_core_utils.litellm_logging").Logging
     logging.async_success_handler = _record_nothing  # what streams end with, which do not look at the mark
+    # At its end a stream is priced again, and clients would be told that by LiteLLM's prices, as if the provider had said it.
+    logging.response_cost_calculator = _price_nothing
     _leave_unpriced(importlib.import_module("litellm.litellm_core_utils.llm_response_utils.response_metadata"))
     mark: ContextVar[bool] = importlib.import_module("litellm._internal_context").is_internal_call
     return mark
@@ -28,14 +27,15 @@ async def _record_nothing(*_arguments: Any, **_fields: Any) -> None:
     return None
 
 
+def _price_nothing(*_arguments: Any, **_fields: Any) -> None:
+    return None
+
+
 class Unpriced:
     """Takes the place of LiteLLM's record of a call where only its id and the answer's cost are asked of it."""
 
     litellm_call_id = None
-
-    @staticmethod
-    def response_cost_calculator(**_fields: Any) -> None:
-        return None
+    response_cost_calculator = staticmethod(_price_nothing)
 
 
 def _leave_unpriced(module: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,6 +57,41 @@ async def test_litellm_prices_no_answer(
     answer = await lane.send(deployment(provider), call())
     assert answer.status == 200
     assert json.loads(answer.body)["usage"]["total_tokens"] > 0
+
+
+def costs(value: Any) -> list[Any]:
+    """Every `cost` that stands anywhere in an answer."""
+    if isinstance(value, list):
+        return [found for one in value for found in costs(one)]
+    if not isinstance(value, dict):
+        return []
+    own = [value["cost"]] if "cost" in value else []
+    return own + [found for one in value.values() for found in costs(one)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("protocol", TEXT_PROTOCOLS)
+@pytest.mark.parametrize(("name", "model"), [("openai", "gpt-4o"), ("anthropic", "claude-sonnet-4-5")])
+async def test_clients_are_told_no_cost_that_the_provider_did_not_say(
+    provider: FakeProvider, lane: LiteLLMLane, name: str, model: str, protocol: ProtocolName, stream: bool
+) -> None:
+    priced = replace(deployment(provider, name), model=model)
+    answer = await lane.send(priced, call(protocol, stream=stream, **usage_asked(protocol, stream)))
+    told = [data for _, data in await blocks(answer)] if stream else json.loads(answer.body)
+    assert '"usage"' in json.dumps(told)
+    assert costs(told) == []
+
+
+async def test_the_cost_that_a_provider_does_say_is_passed_on(provider: FakeProvider, lane: LiteLLMLane) -> None:
+    usage = {"prompt_tokens": 8, "completion_tokens": 3, "total_tokens": 11, "cost": 0.25}
+    provider.script(times=2, usage_json=json.dumps(usage))
+    answer = await lane.send(deployment(provider), call(stream=True, **usage_asked("chat", True)))
+    assert set(costs([data for _, data in await blocks(answer)])) == {0.25}
+
+
+def usage_asked(protocol: ProtocolName, stream: bool) -> dict[str, Any]:
+    """As the gateway always asks for it."""
+    return {"stream_options": {"include_usage": True}} if stream and protocol in ("chat", "completions") else {}
 
 
 # Every kind of message and of what stands in one.
