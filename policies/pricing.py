@@ -27,7 +27,7 @@ _TABLE: Final = "tiered_pricing"
 _ABOVE: Final = re.compile(r"_above_(\d+)k_tokens\Z")
 # The words of `service_tier` that the map has prices for. The dearest costs six times the default: none may be missed.
 _SERVICE_TIERS: Final = ("priority", "flex", "balanced", "ultrafast")
-# Factors on everything but searches: the one for Anthropic's fast mode, others by the region that a call is kept in.
+# Factors on everything but the provider's own tools: the one for Anthropic's fast mode, others by the region that a call is kept in.
 _FACTORS: Final = ("fast", "us")
 _FACTORS_SCALE: Final = 1000
 # A provider's own tools bill each of their rounds, so one call may use a model's window several times.
@@ -63,6 +63,32 @@ class Rates:
 
 
 @value_class
+class Hosted:
+    """What the provider's own tools did for a call: how often, or in a price what one of each costs in nano-USD."""
+
+    searches: int = 0  # of the web
+    maps: int = 0  # grounding in Google Maps
+    file_searches: int = 0
+    sessions: int = 0  # containers in which code was run
+
+    def cost_nano_usd(self, price: Hosted) -> int:
+        return (
+            self.searches * price.searches
+            + self.maps * price.maps
+            + self.file_searches * price.file_searches
+            + self.sessions * price.sessions
+        )
+
+    def at_least(self, other: Hosted) -> Hosted:
+        if other is NOTHING_HOSTED:  # as nearly always
+            return self
+        return Hosted(*(max(getattr(self, part.name), getattr(other, part.name)) for part in fields(Hosted)))
+
+
+NOTHING_HOSTED: Final = Hosted()
+
+
+@value_class
 class Price:
     """`above` holds dearer rates for prompts of more than so many tokens, which then count for the whole call."""
 
@@ -73,7 +99,7 @@ class Price:
     second_nano_usd: int = 0
     mchar_nano_usd: int = 0  # a million characters
     query_nano_usd: int = 0
-    search_nano_usd: int = 0  # a search of the web that the provider ran
+    hosted: Hosted = NOTHING_HOSTED
     tokens_max: int = 0  # more than this in or out, for each choice, is a provider's error; 0 where no maximum is known
     factors: Mapping[str, int] = field(default_factory=dict)  # in thousandths, by the name of a speed or a region
 
@@ -117,7 +143,7 @@ class Usage:
     seconds_ms: int = 0
     characters: int = 0
     queries: int = 0
-    searches: int = 0
+    hosted: Hosted = NOTHING_HOSTED
     # On what terms the provider says that it served the call; empty where it does not say.
     service_tier: str = ""
     speed: str = ""
@@ -138,7 +164,7 @@ def price_from_map(entry: Mapping[str, Any]) -> Price | None:
     """
     tiered = _tiered(entry)
     beside: dict[str, Any] = {
-        "search_nano_usd": _search(entry),
+        "hosted": _hosted(entry),
         "factors": _factors(entry),
         "tokens_max": _tokens_max(entry),
     }
@@ -205,9 +231,9 @@ def cost_nano_usd(price: Price, usage: Usage, service_tier: object = None) -> in
     )
     per_thousand = usage.seconds_ms * price.second_nano_usd
     images = 0 if usage.output_tokens and rates.output else usage.images
-    whole = (
-        images * price.image_nano_usd + usage.queries * price.query_nano_usd + usage.searches * price.search_nano_usd
-    )
+    whole = images * price.image_nano_usd + usage.queries * price.query_nano_usd
+    if usage.hosted is not NOTHING_HOSTED:
+        whole += usage.hosted.cost_nano_usd(price.hosted)
     return -(-(per_million + per_thousand * 1000 + whole * MILLION) // MILLION)
 
 
@@ -265,10 +291,15 @@ def _factors(entry: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def _search(entry: Mapping[str, Any]) -> int:
-    """Of one search, by the dearest amount of context: few entries tell them apart, and no answer says which it was."""
-    given = entry.get("search_context_cost_per_query")
-    return (_nano(given, given) or 0) if isinstance(given, dict) else 0
+def _hosted(entry: Mapping[str, Any]) -> Hosted:
+    """A search of the web by the dearest amount of context: few entries tell them apart, and no answer says which it was."""
+    by_context = entry.get("search_context_cost_per_query")
+    return Hosted(
+        searches=(_nano(by_context, by_context) or 0) if isinstance(by_context, dict) else 0,
+        maps=_nano(entry, ("google_maps_grounding_cost_per_query",)) or 0,
+        file_searches=_most(entry, ("file_search_cost_per_1k_calls",), _NANO / 1000) or 0,
+        sessions=_nano(entry, ("code_interpreter_cost_per_session",)) or 0,
+    )
 
 
 def _tokens_max(entry: Mapping[str, Any]) -> int:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gateway.wire.protocol import Request
-from policies.pricing import Price, Usage, WorstCase, cost_nano_usd, worst_case, worst_media_nano_usd
+from policies.pricing import (
+    NOTHING_HOSTED,
+    Price,
+    Usage,
+    WorstCase,
+    cost_nano_usd,
+    worst_case,
+    worst_media_nano_usd,
+)
 from policies.tokens import PromptCount
 
 
@@ -18,8 +26,9 @@ def worst_money(request: Request, price: Price | None, count: PromptCount, outpu
     if price.factors:
         price = price.at(body.get("speed"), body.get("inference_geo"))
     worst = worst_case(price, count.reserve_tokens, output_tokens_max, tier, audio=request.has_audio)
-    if request.searches_max:
-        worst = replace(worst, prompt_nano_usd=worst.prompt_nano_usd + request.searches_max * price.search_nano_usd)
+    if request.hosted_max is not NOTHING_HOSTED:
+        hosted = request.hosted_max.cost_nano_usd(price.hosted)
+        worst = replace(worst, prompt_nano_usd=worst.prompt_nano_usd + hosted)
     if not request.media_tokens and not request.has_units:
         return worst
     media = worst_media_nano_usd(price, request.media_tokens, request.units(), tier)
@@ -33,8 +42,8 @@ def booked_money(request: Request, price: Price | None, usage: Usage) -> int:
     body = request.body
     if price.factors:
         price = price.at(usage.speed or body.get("speed"), usage.region or body.get("inference_geo"))
-    if usage.searches < request.searches_least:
-        usage = replace(usage, searches=request.searches_least)
+    if request.hosted_least is not NOTHING_HOSTED:
+        usage = replace(usage, hosted=usage.hosted.at_least(request.hosted_least))
     return cost_nano_usd(price, usage, usage.service_tier or body.get("service_tier"))
 
 

@@ -19,6 +19,7 @@ from gateway.upstream.port import Deployment
 
 _FILE: Final = "model_prices_and_context_window_backup.json"
 _EXAMPLE: Final = "sample_spec"  # an entry that explains the fields
+_SESSION: Final = "code_interpreter_cost_per_session"
 _DROPPED: Final = frozenset({"source", "metadata", "comment", "notes", "supported_endpoints", "supported_regions"})
 # Providers whose models the map lists under another provider's name.
 _ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -87,7 +88,13 @@ class PriceMap:
         base = self.raw(key) if key is not None else None
         prices = {name: value for name, value in deployment.params.items() if is_price(name)}
         said = {name: value for name, value in {**prices, **deployment.info}.items() if value is not None}
-        return ModelEntry({**(base or {}), **said}, key)
+        return ModelEntry({**(self._container(deployment) if base else {}), **(base or {}), **said}, key)
+
+    def _container(self, deployment: Deployment) -> Mapping[str, Any]:
+        """What a provider takes for running a model's code, which the map tells once for all of its models."""
+        names = (f"{provider}/container" for provider in (deployment.provider, *_ALIASES.get(deployment.provider, ())))
+        found = next((entry for name in names if (entry := self._index().get(name)) is not None), {})
+        return {_SESSION: found[_SESSION]} if _SESSION in found else {}
 
     def raw(self, key: str) -> dict[str, Any] | None:
         """The map's entry of exactly this name."""

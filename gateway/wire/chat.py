@@ -11,8 +11,8 @@ from gateway.wire.body import boolean, parse_object, text, whole_number
 from gateway.wire.chat_assembly import assembled
 from gateway.wire.choices import ChoiceRelay, streamed, usage_of, wants_usage
 from gateway.wire.openai_errors import error_body
-from gateway.wire.protocol import OutputCounter, Request
-from policies.pricing import Usage
+from gateway.wire.protocol import OutputCounter, Request, hosted_asked
+from policies.pricing import NOTHING_HOSTED, Hosted, Usage
 
 MESSAGES_MAX: Final = 20_000
 CHOICES_MAX: Final = 128
@@ -31,7 +31,7 @@ class ChatProtocol:
         newer = whole_number(body, "max_completion_tokens", 1)
         older = whole_number(body, "max_tokens", 1)
         # Billed once for an answer, whatever it looked up: no answer tells how often.
-        searches = int(isinstance(body.get("web_search_options"), dict))
+        least = Hosted(1) if isinstance(body.get("web_search_options"), dict) else NOTHING_HOSTED
         caps = [cap for cap in (newer, older) if cap is not None]
         return Request(
             body=body,
@@ -41,8 +41,8 @@ class ChatProtocol:
             output_tokens_max=min(caps) if caps else None,
             wants_usage=wants_usage(body),
             has_audio=_has_audio(raw, body),
-            searches_least=searches,
-            searches_max=searches,
+            hosted_least=least,
+            hosted_max=least if "tools" not in body else hosted_asked(body["tools"], None).at_least(least),
             metadata=body.get("metadata"),
         )
 

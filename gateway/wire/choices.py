@@ -13,8 +13,8 @@ from gateway.wire import sse
 from gateway.wire.event_relay import EventRelay, budget_comment
 from gateway.wire.events import DONE, index_of, objects_in
 from gateway.wire.openai_errors import error_body, upstream_event_error
-from gateway.wire.protocol import OutputCounter, Request, searches_told, term, token_count
-from policies.pricing import Usage
+from gateway.wire.protocol import OutputCounter, Request, hosted_told, term, token_count
+from policies.pricing import NOTHING_HOSTED, Hosted, Usage
 
 
 class ChoiceRelay(EventRelay):
@@ -111,6 +111,7 @@ def usage_of(usage: Any, service_tier: Any = None) -> Usage | None:
     written = token_count(usage.get("cache_creation_input_tokens", details.get("cache_creation_tokens"))) or 0
     read = min(read, prompt)
     searches = details_of(usage, "server_tool_use").get("web_search_requests", details.get("web_search_requests"))
+    maps = details.get("google_maps_grounding_requests")
     return Usage(
         input_tokens=prompt,
         output_tokens=completion,
@@ -119,7 +120,7 @@ def usage_of(usage: Any, service_tier: Any = None) -> Usage | None:
         reasoning_tokens=min(token_count(produced.get("reasoning_tokens")) or 0, completion),
         audio_input_tokens=min(token_count(details.get("audio_tokens")) or 0, prompt - read),
         audio_output_tokens=min(token_count(produced.get("audio_tokens")) or 0, completion),
-        searches=searches_told(searches),
+        hosted=NOTHING_HOSTED if searches is maps is None else Hosted(hosted_told(searches), hosted_told(maps)),
         service_tier=term(service_tier),
         speed=term(usage.get("speed")),
         region=term(usage.get("inference_geo")),

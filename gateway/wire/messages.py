@@ -17,8 +17,8 @@ from gateway.wire.choices import details_of
 from gateway.wire.event_relay import EventRelay, budget_comment, named
 from gateway.wire.message_assembly import assembled
 from gateway.wire.openai_errors import upstream_event_error
-from gateway.wire.protocol import OutputCounter, Request, searches_asked, searches_told, term, token_count
-from policies.pricing import Usage
+from gateway.wire.protocol import OutputCounter, Request, hosted_asked, hosted_told, term, token_count
+from policies.pricing import NOTHING_HOSTED, Hosted, Usage
 
 # "thinking.budget_tokens: must be at least 1024 and less than max_tokens"
 THINKING_TOKENS_LEAST: Final = 1_024
@@ -42,7 +42,7 @@ class MessagesProtocol:
         request.stream = boolean(body, "stream")
         request.output_tokens_max = cap
         if "tools" in body:
-            request.searches_max = searches_asked(body["tools"], None)
+            request.hosted_max = hosted_asked(body["tools"], None)
         # With less than this the provider refuses the request; without thinking it would be another request.
         request.output_tokens_least = min(cap, THINKING_TOKENS_LEAST + 1) if _thinking_tokens(body) else min(cap, 1)
         return request
@@ -189,6 +189,7 @@ def usage_of(usage: Any) -> Usage | None:
     if fresh is None or read is None or written is None or output is None or fresh + read + written + output == 0:
         return None
     produced, kept = details_of(usage, "output_tokens_details"), details_of(usage, "cache_creation")
+    searches = details_of(usage, "server_tool_use").get("web_search_requests")
     return Usage(
         input_tokens=fresh + read + written,
         output_tokens=output,
@@ -196,7 +197,7 @@ def usage_of(usage: Any) -> Usage | None:
         cache_write_tokens=written,
         cache_write_1h_tokens=min(token_count(kept.get("ephemeral_1h_input_tokens")) or 0, written),
         reasoning_tokens=min(token_count(produced.get("thinking_tokens")) or 0, output),
-        searches=searches_told(details_of(usage, "server_tool_use").get("web_search_requests")),
+        hosted=Hosted(hosted_told(searches)) if searches is not None else NOTHING_HOSTED,
         service_tier=term(usage.get("service_tier")),
         speed=term(usage.get("speed")),
         region=term(usage.get("inference_geo")),

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, Protocol
 
 from gateway.errors import GatewayError
 from gateway.upstream.port import ProtocolName
-from policies.pricing import Usage
+from policies.pricing import NOTHING_HOSTED, Hosted, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ class Request:
     characters: int = 0
     seconds_ms: int = 0
     queries: int = 0
-    # Searches of the web that the provider runs: held where the request bounds them, and booked as it counts them.
-    searches_least: int = 0  # booked where the answer tells of none
-    searches_max: int = 0
+    # What the provider's own tools do: held as the request bounds it, and booked as the answer tells it.
+    hosted_least: Hosted = NOTHING_HOSTED  # booked where the answer tells of less
+    hosted_max: Hosted = NOTHING_HOSTED
     # Tokens that images and sounds of this call may be billed as, at most: to be reserved, because nothing caps them.
     media_tokens: int = 0
 
@@ -142,23 +142,39 @@ TOKENS_PLAUSIBLE_MAX: Final = 20_000_000
 
 
 # What a search may bring along stands in the prompt: so many of them fill any.
-SEARCHES_PLAUSIBLE_MAX: Final = 10_000
+HOSTED_PLAUSIBLE_MAX: Final = 10_000
+_GOOGLE_TOOLS: Final = {
+    "googleSearch": "searches",
+    "google_search": "searches",
+    "googleMaps": "maps",
+    "google_maps": "maps",
+}
 
 
-def searches_asked(tools: Any, most: Any) -> int:
-    """Of the tools that search the web, how often they may do so: by their own bound, or `most`, or once where none is told."""
-    asked = 0
+def hosted_asked(tools: Any, most: Any) -> Hosted:
+    """What the provider's own tools may do at most: by a bound of their own, or `most`, or once each where none is told.
+    Code is run in one container for all of an answer."""
+    asked: dict[str, int] = {}
     for tool in tools if isinstance(tools, list) else ():
-        kind = tool.get("type") if isinstance(tool, dict) else None
-        if isinstance(kind, str) and kind.startswith("web_search"):
-            bound = tool.get("max_uses", most)
-            asked += bound if type(bound) is int and 0 < bound <= SEARCHES_PLAUSIBLE_MAX else 1
-    return asked
+        kind = _hosted_kind(tool) if isinstance(tool, dict) else None
+        if kind is not None:
+            bound = 1 if kind == "sessions" else tool.get("max_uses", most)
+            asked[kind] = asked.get(kind, 0) + (hosted_told(bound) or 1)
+    return Hosted(**asked) if asked else NOTHING_HOSTED
 
 
-def searches_told(value: Any) -> int:
-    """A provider's figure, if it can be one."""
-    return value if type(value) is int and 0 < value <= SEARCHES_PLAUSIBLE_MAX else 0
+def _hosted_kind(tool: dict[str, Any]) -> str | None:
+    kind = tool.get("type")
+    if not isinstance(kind, str):
+        return next((_GOOGLE_TOOLS[name] for name in tool if name in _GOOGLE_TOOLS), None)
+    if kind.startswith("web_search"):
+        return "searches"
+    return {"file_search": "file_searches", "code_interpreter": "sessions"}.get(kind)
+
+
+def hosted_told(value: Any) -> int:
+    """A provider's figure of what its tools did, if it can be one."""
+    return value if type(value) is int and 0 < value <= HOSTED_PLAUSIBLE_MAX else 0
 
 
 def term(value: Any) -> str:

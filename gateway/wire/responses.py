@@ -12,9 +12,9 @@ from gateway.wire.choices import details_of
 from gateway.wire.event_relay import EventRelay, budget_comment, named
 from gateway.wire.events import kind_of, objects_of
 from gateway.wire.openai_errors import error_body, error_object, upstream_event_error
-from gateway.wire.protocol import OutputCounter, Request, searches_asked, searches_told, term, token_count
+from gateway.wire.protocol import OutputCounter, Request, hosted_asked, hosted_told, term, token_count
 from gateway.wire.response_draft import DELTAS, ResponseDraft
-from policies.pricing import Usage
+from policies.pricing import NOTHING_HOSTED, Hosted, Usage
 
 ITEMS_MAX: Final = 20_000
 # "Invalid 'max_output_tokens': integer below minimum value. Expected a value >= 16"
@@ -44,7 +44,7 @@ class ResponsesProtocol:
             stream=boolean(body, "stream"),
             output_tokens_max=cap,
             output_tokens_least=OUTPUT_TOKENS_LEAST,
-            searches_max=searches_asked(body.get("tools"), body.get("max_tool_calls")),
+            hosted_max=hosted_asked(body.get("tools"), body.get("max_tool_calls")),
             metadata=body.get("metadata"),
         )
 
@@ -149,18 +149,24 @@ def _end_of(event: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _usage_in(answer: Mapping[str, Any]) -> Usage | None:
-    """Of a whole answer: its searches are items of the output, unless the provider counts them itself."""
+    """Of a whole answer: what the provider's tools did are items of the output, unless it counts them itself."""
+    return usage_of(answer.get("usage"), _hosted_in(answer), term(answer.get("service_tier")))
+
+
+def _hosted_in(answer: Mapping[str, Any]) -> Hosted:
+    output = answer.get("output")
+    items = [item for item in output if isinstance(item, dict)] if isinstance(output, list) else []
+    kinds = [item.get("type") for item in items]
     told = details_of(details_of(answer, "tool_usage"), "web_search").get("num_requests")
-    if told is None:
-        output = answer.get("output")
-        told = sum(
-            isinstance(item, dict) and item.get("type") == "web_search_call"
-            for item in (output if isinstance(output, list) else ())
-        )
-    return usage_of(answer.get("usage"), searches_told(told), term(answer.get("service_tier")))
+    searches = kinds.count("web_search_call") if told is None else told
+    files = kinds.count("file_search_call")
+    containers = {str(item.get("container_id")) for item in items if item.get("type") == "code_interpreter_call"}
+    if not searches and not files and not containers:
+        return NOTHING_HOSTED
+    return Hosted(hosted_told(searches), file_searches=hosted_told(files), sessions=hosted_told(len(containers)))
 
 
-def usage_of(usage: Any, searches: int = 0, service_tier: str = "") -> Usage | None:
+def usage_of(usage: Any, hosted: Hosted = NOTHING_HOSTED, service_tier: str = "") -> Usage | None:
     """A `usage` object of Responses. Cached and reasoning tokens are parts of the input's and the output's."""
     if not isinstance(usage, dict):
         return None
@@ -176,7 +182,7 @@ def usage_of(usage: Any, searches: int = 0, service_tier: str = "") -> Usage | N
         cache_read_tokens=read,
         cache_write_tokens=min(written, prompt - read),
         reasoning_tokens=min(token_count(produced.get("reasoning_tokens")) or 0, output),
-        searches=searches,
+        hosted=hosted,
         service_tier=service_tier,
     )
 

@@ -120,6 +120,35 @@ def test_an_answer_of_chat_that_searches_is_billed_one_search() -> None:
     assert booked("chat/completions", request, GPT, {}, **told) == GPT_USD + 3 * SEARCH_USD
 
 
+HOSTED = {
+    **GPT,
+    "file_search_cost_per_1k_calls": 2.5,
+    "code_interpreter_cost_per_session": 0.03,
+    "google_maps_grounding_cost_per_query": 0.025,
+}
+FILES_USD, SESSION_USD, MAPS_USD = 2_500_000, 30_000_000, 25_000_000
+
+
+def test_file_searches_and_containers_of_responses_are_counted_in_the_answer() -> None:
+    tools = [{"type": "file_search"}, {"type": "code_interpreter", "container": {"type": "auto"}}]
+    request = of("responses", max_tool_calls=4, tools=tools)
+    ran = {"type": "code_interpreter_call", "container_id": "c1"}
+    output = [{"type": "file_search_call"}, ran, {"type": "message"}, ran, {"type": "file_search_call"}]
+    assert held(request, HOSTED) == GPT_USD + 4 * FILES_USD + SESSION_USD
+    assert booked("responses", request, HOSTED, {"output": output}) == GPT_USD + 2 * FILES_USD + SESSION_USD
+    assert booked("responses", request, HOSTED, {"output": []}) == GPT_USD
+    assert held(request, GPT) == GPT_USD, "what has no price is held at none"
+
+
+@pytest.mark.parametrize("tool", ["googleMaps", "google_maps"])
+def test_grounding_in_maps_is_counted_in_the_answer(tool: str) -> None:
+    request = of("chat/completions", tools=[{tool: {}}, {"type": "function", "function": {"name": "f"}}])
+    assert held(request, HOSTED) == GPT_USD + MAPS_USD
+    told = {"prompt_tokens_details": {"google_maps_grounding_requests": 2}}
+    assert booked("chat/completions", request, HOSTED, {}, **told) == GPT_USD + 2 * MAPS_USD
+    assert booked("chat/completions", request, HOSTED, {}) == GPT_USD
+
+
 @pytest.mark.parametrize("where", ["first", "last"])
 def test_a_stream_tells_its_tier_too(where: str) -> None:
     request = of("chat/completions", stream=True)

@@ -92,6 +92,15 @@ def test_the_configuration_beats_the_map_field_by_field(prices: PriceMap) -> Non
     assert "api_key" not in found.raw
 
 
+def test_a_container_costs_what_the_map_says_for_all_models_of_a_provider() -> None:
+    prices, field = PriceMap(installed_price_map()), "code_interpreter_cost_per_session"
+    assert prices.entry(deployment("openai", "gpt-4o")).raw[field] == 0.03
+    assert prices.entry(deployment("azure", "gpt-4o")).raw[field] == 0.033
+    assert prices.entry(deployment("openai", "gpt-4o", info={field: 0.05})).raw[field] == 0.05
+    assert field not in prices.entry(deployment("openai", "nobody-knows-it")).raw
+    assert field not in prices.entry(deployment("anthropic", "claude-sonnet-4-5")).raw
+
+
 def test_limits_and_abilities(prices: PriceMap) -> None:
     found = prices.entry(deployment("openai", "gpt-x"))
     assert (found.max_output_tokens, found.supports("vision"), found.supports("tools")) == (50, True, None)
