@@ -93,8 +93,9 @@ class PriceMap:
     def _container(self, deployment: Deployment) -> Mapping[str, Any]:
         """What a provider takes for running a model's code, which the map tells once for all of its models."""
         names = (f"{provider}/container" for provider in (deployment.provider, *_ALIASES.get(deployment.provider, ())))
-        found = next((entry for name in names if (entry := self._index().get(name)) is not None), {})
-        return {_SESSION: found[_SESSION]} if _SESSION in found else {}
+        costs = ((self._index().get(name) or {}).get(_SESSION) for name in names)
+        cost = next((cost for cost in costs if cost is not None), None)
+        return {} if cost is None else {_SESSION: cost}
 
     def raw(self, key: str) -> dict[str, Any] | None:
         """The map's entry of exactly this name."""

@@ -242,12 +242,13 @@ paused, and a run without room for the call is refused it.
 They cost money beside tokens, by prices of the price map or of `model_info`. Held is what the request allows (`max_uses`,
 `max_tool_calls`, or one each), booked what the answer tells:
 
-| tool | price | booked |
-|---|---|---|
-| web search | `search_context_cost_per_query`, the dearest of its sizes | by the searches that the answer counts, or shows (Responses); an answer of Chat with `web_search_options` that counts none: one |
-| Google Maps (Gemini) | `google_maps_grounding_cost_per_query` | by the answer's `google_maps_grounding_requests` |
-| file search (Responses) | `file_search_cost_per_1k_calls`: no entry of the map has one, `model_info` may | by the `file_search_call` items of the answer |
-| code interpreter (Responses) | `code_interpreter_cost_per_session`: OpenAI's and Azure's are in the map | by the containers that the answer shows; one that several answers used is booked with each |
+- **Web search**: `search_context_cost_per_query`, the dearest of its sizes; by the searches that the answer counts, or shows (Responses).
+  An answer of Chat with `web_search_options` that counts none is one.
+- **Google Maps** (Gemini): `google_maps_grounding_cost_per_query`; by the answer's `google_maps_grounding_requests`.
+- **File search** (Responses): `file_search_cost_per_1k_calls`, which no entry of the map has, and `model_info` may; by the answer's
+  `file_search_call` items.
+- **Code interpreter** (Responses): `code_interpreter_cost_per_session`, which the map has for OpenAI and Azure; by the containers that
+  the answer shows. One that several answers used is booked with each.
 
 Without a price they are booked by their tokens alone. What no answer tells is not booked: code that Anthropic runs and bills by the hour,
 the storage of files, and images that a model has drawn by its tool, which cost what another model's tokens do. Free allowances
