@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -57,8 +58,9 @@ class ConnectionLimits:
 class Connections:
     """All of one process. `quiet` holds those that no call is served on, the longest quiet first."""
 
-    def __init__(self, limits: ConnectionLimits, telemetry: Telemetry) -> None:
+    def __init__(self, limits: ConnectionLimits, telemetry: Telemetry, new_id: Callable[[], str]) -> None:
         self.limits = limits
+        self.new_id = new_id
         self._telemetry = telemetry
         self.open: set[BoundedHttp] = set()
         self.quiet: dict[BoundedHttp, None] = {}
@@ -276,7 +278,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.cycle is None or self.cycle.response_complete or not (self.cycle.response_started or self.pipeline):
-            self.transport.write(_answer(error))
+            self.transport.write(_answer(error, self._all.new_id()))
         self._leave()
 
     def _leave(self) -> None:
@@ -303,12 +305,14 @@ def _busy() -> GatewayError:
 _OF_UPGRADES: Final = frozenset({b"upgrade", b"connection", b"http2-settings"})
 
 
-def _answer(error: GatewayError) -> bytes:
+def _answer(error: GatewayError, request_id: str) -> bytes:
+    error.metadata["request_id"] = request_id
     body = error_body(error)
     lines = [f"HTTP/1.1 {error.status} {_PHRASES[error.status]}", "content-type: application/json"]
     lines += [
         f"content-length: {len(body)}",
         "connection: close",
+        f"x-request-id: {request_id}",
         *(f"{name}: {value}" for name, value in error.headers.items()),
     ]
     return "\r\n".join([*lines, "", ""]).encode() + body

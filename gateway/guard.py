@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from itertools import chain
 from typing import Any, Final
 
+from gateway.endpoints.stamp import Send, stamped
 from gateway.errors import BadRequest, GatewayError
-from gateway.wire.openai_errors import error_body
+from gateway.wire import anthropic_errors, openai_errors
 
 HEADER_BYTES_MAX: Final = 32 * 1024
 HEADERS_MAX: Final = 100
@@ -46,12 +47,18 @@ Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 class Guard:
     """Wraps an ASGI application. A request that breaks a rule is answered here, with 400, 405 or 431."""
 
-    def __init__(self, application: Asgi) -> None:
+    def __init__(self, application: Asgi, new_id: Callable[[], str]) -> None:
         self._application = application
+        self._new_id = new_id
 
     def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> Awaitable[None]:
         fault = fault_of(scope) if scope["type"] == "http" else None
-        return self._application(scope, receive, send) if fault is None else _answer(send, fault)
+        return self._application(scope, receive, send) if fault is None else self._refuse(scope, send, fault)
+
+    def _refuse(self, scope: Mapping[str, Any], send: Any, fault: GatewayError) -> Awaitable[None]:
+        fault.metadata["request_id"] = request_id = self._new_id()
+        shape = anthropic_errors if _is_anthropics(scope) else openai_errors
+        return _answer(stamped(send, lambda: request_id), fault, shape.error_body(fault))
 
 
 def fault_of(scope: Mapping[str, Any]) -> GatewayError | None:
@@ -62,6 +69,10 @@ def fault_of(scope: Mapping[str, Any]) -> GatewayError | None:
     if not raw_path.startswith(b"/") or _is_crooked(raw_path):
         return BadRequest("The path is not in its plain form.", code="invalid_path")
     return _header_fault(scope["headers"])
+
+
+def _is_anthropics(scope: Mapping[str, Any]) -> bool:
+    return "/messages" in scope["path"] or any(name == b"anthropic-version" for name, _ in scope["headers"])
 
 
 def _is_crooked(path: bytes) -> bool:
@@ -107,12 +118,12 @@ def _too_many(what: str) -> GatewayError:
     return BadRequest(f"The request has {what}.", status=431, code="headers_too_large")
 
 
-async def _answer(send: Any, error: GatewayError) -> None:
-    body = error_body(error)
+async def _answer(send: Send, error: GatewayError, body: bytes) -> None:
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
+        (b"request-id", error.metadata["request_id"].encode()),
     ]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

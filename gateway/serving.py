@@ -127,10 +127,10 @@ def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket,
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     _use_one_heap()
     application = Application(config, allow_anonymous=allow_anonymous)
-    connections = Connections(_connection_limits(config), application.parts.telemetry)
+    connections = Connections(_connection_limits(config), application.parts.telemetry, application.parts.ids.new)
     server = _Server(
         uvicorn.Config(
-            Guard(application),
+            Guard(application, application.parts.ids.new),
             interface="asgi3",
             http=connections.protocol,  # type: ignore[arg-type]  # a class, says uvicorn, and calls it
             loop="uvloop" if sys.platform != "win32" else "asyncio",

@@ -125,6 +125,14 @@ def read_tags(
     )
 
 
+def told_tags(headers: Mapping[str, str], path_tags: Mapping[str, str]) -> Tags:
+    """What headers and path say of a request that is refused before its body counts; nothing where they are what is wrong."""
+    try:
+        return read_tags(headers, path_tags, None, {})
+    except BadRequest:
+        return UNTAGGED
+
+
 def checked(value: str, name: str) -> str:
     if not VALUE.match(value):
         raise BadRequest.header(name, f"{value[:40]!r} is not 1 to 128 characters out of A–Z a–z 0–9 . _ : @ / -")

@@ -18,7 +18,7 @@ from gateway.telemetry import Telemetry
 async def bare_server(application: Any, **limits: Any) -> AsyncIterator[str]:
     """Yields its address. At the end every connection is cut."""
     chosen = {"connections_max": 100, "head_s": 5.0, "body_s": 5.0, "stall_s": 5.0, "bodies_bytes_max": 10**9, **limits}
-    connections = Connections(ConnectionLimits(**chosen), Telemetry())
+    connections = Connections(ConnectionLimits(**chosen), Telemetry(), lambda: "an-id")
     config = uvicorn.Config(application, interface="asgi3", lifespan="off", log_config=None)
     config.load()
     state = ServerState()

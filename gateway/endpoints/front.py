@@ -9,10 +9,10 @@ from typing import Any, Final, Protocol
 from gateway.endpoints.models_list import ModelsList, is_anthropic
 from gateway.endpoints.stamp import stamped
 from gateway.errors import BadRequest, GatewayError
-from gateway.pipeline.answer import ANTHROPIC_REQUEST_ID, encoded, error_headers
+from gateway.pipeline.answer import ANTHROPIC_REQUEST_ID, encoded, error_headers, tag_headers
 from gateway.pipeline.exchange import ClientGone, Exchange
 from gateway.pipeline.intake import Intake, refuse_destinations
-from gateway.tags import split_path
+from gateway.tags import read_tags, split_path, told_tags
 from gateway.wire import anthropic_errors, openai_errors
 from gateway.wire.protocol import Request, WireProtocol
 from gateway.wire.protocols import COUNT_TOKENS_PATHS, MESSAGES
@@ -65,6 +65,7 @@ class Front:
     async def _serve_rest(self, scope: Scope, receive: Any, send: Any, path: str) -> None:
         """Tagged paths, the list of models, and everything under /v1 that does not exist: never an unmetered way through."""
         exchange = Exchange(scope, receive, send)
+        path_tags: Mapping[str, str] = {}
         try:
             path_tags, path = split_path(path)
             protocol = self._protocols.get(path)
@@ -73,13 +74,13 @@ class Front:
             elif scope["method"] in ("GET", "HEAD") and (path + "/").removeprefix(_VERSION).startswith(_MODELS):
                 await self._show_models(exchange, path.removeprefix(_VERSION).removeprefix(_MODELS[:-1])[1:])
             elif path in COUNT_TOKENS_PATHS and scope["method"] == "POST":
-                await self._count_tokens(exchange)
+                await self._count_tokens(exchange, path_tags)
             else:
                 raise self._not_there(scope["method"], path, protocol)
         except ClientGone:
             return
         except GatewayError as error:
-            await self._refuse(exchange, error)
+            await self._refuse(exchange, error, path_tags)
 
     async def _show_models(self, exchange: Exchange, name: str) -> None:
         """All of them, or the one of this name, which may have slashes of its own."""
@@ -89,25 +90,29 @@ class Front:
             self._intake.check_model(name, principal)
         await self._give(exchange, models.one(name) if name else models.all())
 
-    async def _count_tokens(self, exchange: Exchange) -> None:
-        """Anthropic's question without a model call: free, and answered from our own count."""
+    async def _count_tokens(self, exchange: Exchange, path_tags: Mapping[str, str]) -> None:
+        """Anthropic's question without a model call: free, and answered from our own count. It begins no run, and holds nothing."""
         principal = self._intake.authenticate(exchange.headers)
         refuse_destinations(exchange)
         request = MESSAGES.parse_count(await exchange.read_body(self._intake.body_bytes_max))
+        tags = read_tags(exchange.headers, path_tags, request.metadata, principal.defaults)
         self._intake.check_model(request.model, principal)
-        await self._give(exchange, MESSAGES.counted(await self._count_prompt(request)))
+        tokens = await self._count_prompt(request)
+        counted = [("x-workflow-prompt-tokens", str(tokens))] if tags.is_tagged else []
+        await self._give(exchange, MESSAGES.counted(tokens), [*tag_headers(tags), *counted])
 
-    async def _give(self, exchange: Exchange, body: bytes) -> None:
+    async def _give(self, exchange: Exchange, body: bytes, more: Sequence[tuple[str, str]] = ()) -> None:
         request_id = self._new_id()
         ids = [("x-request-id", request_id), (ANTHROPIC_REQUEST_ID, request_id)]
-        await exchange.answer(200, encoded([("content-type", "application/json"), *ids]), body)
+        await exchange.answer(200, encoded([("content-type", "application/json"), *ids, *more]), body)
 
-    async def _refuse(self, exchange: Exchange, error: GatewayError) -> None:
+    async def _refuse(self, exchange: Exchange, error: GatewayError, path_tags: Mapping[str, str]) -> None:
         """In Anthropic's shape to its clients, and for whatever looks like one of its paths."""
         request_id = self._new_id()
         error.metadata.setdefault("request_id", request_id)
         shape = anthropic_errors if is_anthropic(exchange.headers) or "/messages" in exchange.path else openai_errors
-        await exchange.answer(error.status, encoded(error_headers(error, request_id, None)), shape.error_body(error))
+        headers = error_headers(error, request_id, None, told_tags(exchange.headers, path_tags))
+        await exchange.answer(error.status, encoded(headers), shape.error_body(error))
 
     def _not_there(self, method: str, path: str, protocol: WireProtocol | None) -> GatewayError:
         if protocol is not None:

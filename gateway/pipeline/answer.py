@@ -7,6 +7,7 @@ from typing import Final
 
 from gateway.errors import GatewayError
 from gateway.pipeline.call import Call
+from gateway.tags import UNTAGGED, Tags
 from policies.amounts import NANO_USD_PER_USD
 from policies.budgets import Scope
 from policies.reservation import Balance
@@ -43,6 +44,14 @@ def call_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, str
     if call.actions:
         headers.append(("x-budget-actions", ", ".join(call.actions)))
     return headers
+
+
+def tag_headers(tags: Tags) -> list[tuple[str, str]]:
+    """For what is no call: the run, where one is named, and the step; nothing for what is untagged."""
+    if not tags.is_tagged:
+        return []
+    step = ("x-workflow-step", tags.step)
+    return [step] if tags.run is None else [("x-workflow-run-id", tags.run), step]
 
 
 def budget_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, str]]:
@@ -93,10 +102,13 @@ def budget_note(call: Call, balances: Sequence[Balance]) -> dict[str, object] | 
     return note
 
 
-def error_headers(error: GatewayError, request_id: str, call: Call | None) -> list[tuple[str, str]]:
+def error_headers(
+    error: GatewayError, request_id: str, call: Call | None, tags: Tags = UNTAGGED
+) -> list[tuple[str, str]]:
+    """`tags` are those of a request that became no call."""
     headers = [("content-type", "application/json")]
     if call is None:
-        headers += [("x-request-id", request_id), (ANTHROPIC_REQUEST_ID, request_id)]
+        headers += [("x-request-id", request_id), (ANTHROPIC_REQUEST_ID, request_id), *tag_headers(tags)]
     else:
         headers += call_headers(call, call.told or (call.grant.balances if call.grant else ()))
     return headers + list(error.headers.items())

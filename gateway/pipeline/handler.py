@@ -26,6 +26,7 @@ from gateway.pipeline.new_runs import NewRuns
 from gateway.pipeline.places import Places
 from gateway.pipeline.relaying import Relaying
 from gateway.pipeline.settlement import Settler
+from gateway.tags import told_tags
 from gateway.upstream.port import UpstreamError
 from gateway.wire.protocol import WireProtocol
 
@@ -86,14 +87,13 @@ class CallHandler:
         except GatewayError as error:
             if call is not None and not call.is_admitted:
                 self._settler.refused(call, error.code)
-            await self._answer_error(exchange, protocol, error, call, call_id)
+            await self._answer_error(exchange, protocol, error, call, call_id, path_tags)
         except Exception:  # noqa: BLE001 - the last net: a bug of ours is answered and logged, and the hold is resolved
             _log.exception("call_failed", request_id=call_id)
             if call is not None and not call.is_admitted:
                 self._settler.not_admitted(call, "internal_error", "error")
-            await self._answer_error(
-                exchange, protocol, GatewayError("Something broke inside the gateway."), call, call_id
-            )
+            fault = GatewayError("Something broke inside the gateway.")
+            await self._answer_error(exchange, protocol, fault, call, call_id, path_tags)
 
     async def _serve_once(self, exchange: Exchange, call: Call) -> None:
         async with self._idempotency.once(exchange, call) as kept:
@@ -215,12 +215,20 @@ class CallHandler:
             await asyncio.gather(*self._settling, return_exceptions=True)
 
     async def _answer_error(
-        self, exchange: Exchange, protocol: WireProtocol, error: GatewayError, call: Call | None, call_id: str
+        self,
+        exchange: Exchange,
+        protocol: WireProtocol,
+        error: GatewayError,
+        call: Call | None,
+        call_id: str,
+        path_tags: Mapping[str, str],
     ) -> None:
         if exchange.is_answered:
             return
         error.metadata.setdefault("request_id", call_id)
-        await exchange.answer(error.status, encoded(error_headers(error, call_id, call)), protocol.error_body(error))
+        tags = told_tags(exchange.headers, path_tags) if call is None else call.tags
+        headers = error_headers(error, call_id, call, tags)
+        await exchange.answer(error.status, encoded(headers), protocol.error_body(error))
 
 
 class _Ending:

@@ -306,6 +306,8 @@ def test_method_and_path_are_answered_in_the_errors_own_shape(served: Served) ->
         ("/v1/nothing", {"anthropic-version": "2023-06-01"}, 404, "not_found_error"),
         ("/w/no%20name/v1/messages", {}, 400, "invalid_request_error"),
         ("/v1/messages/count_tokens", {}, 400, "invalid_request_error"),
+        ("/v1//messages", {}, 400, "invalid_request_error"),
+        ("//v1/nothing", {"anthropic-version": "2023-06-01"}, 400, "invalid_request_error"),
     ],
 )
 def test_anthropics_clients_are_refused_in_their_shape_everywhere(

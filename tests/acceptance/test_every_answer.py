@@ -37,6 +37,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         ("GET", "/api/none", 404),
         ("POST", "/api/settings", 405),
         ("GET", "/admin/login", 200),
+        ("GET", "//v1/models", 400),
+        ("OPTIONS", "/v1/models", 405),
     ],
 )
 def test_every_answer_has_an_id_and_a_time(served: Served, method: str, path: str, status: int) -> None:
@@ -49,8 +51,9 @@ def test_every_answer_has_an_id_and_a_time(served: Served, method: str, path: st
         assert (bool(error["message"]), bool(error["code"]), error["type"]) == (True, True, "invalid_request_error")
 
 
-def test_an_error_of_the_api_names_its_request(served: Served) -> None:
-    reply = served.gateway.get("/api/runs/none")
+@pytest.mark.parametrize("path", ["/api/runs/none", "/v1/none", "/v1//models"])
+def test_an_error_names_its_request(served: Served, path: str) -> None:
+    reply = served.gateway.get(path)
     assert reply.json()["error"]["metadata"]["request_id"] == reply.headers["x-request-id"]
 
 

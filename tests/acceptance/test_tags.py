@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.serving import Served, serving, words
-from tests.farebox_process import tagged
+from tests.farebox_process import Reply, tagged
 
 pytestmark = pytest.mark.xdist_group("acceptance-tags")
 
@@ -101,6 +101,57 @@ def test_the_answer_names_run_and_step_and_what_is_left(served: Served) -> None:
     assert stops[0] == "tag"
     assert {"reserve", "upstream", "settle"} <= set(stops)
     assert reply.headers["x-request-id"]
+
+
+def told(reply: Reply) -> dict[str, str]:
+    """What an answer says about its tags and budgets."""
+    return {name: value for name, value in reply.headers.items() if name.startswith(("x-workflow-", "x-budget-"))}
+
+
+COUNTED = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "metadata", "expected"),
+    [
+        ("", tagged("limited", "r-count", "s"), None, {"run-id": "r-count", "step": "s", "prompt-tokens": "5"}),
+        ("/w/limited/r/r-count", {}, None, {"run-id": "r-count", "step": "default", "prompt-tokens": "5"}),
+        ("", {}, META, {"run-id": "m-run", "step": "m-step", "prompt-tokens": "5"}),
+        ("", {"x-workflow-id": "counts-only"}, None, {"step": "default", "prompt-tokens": "5"}),
+        ("", {}, None, {}),
+    ],
+)
+def test_counting_tells_whom_it_was_for_and_begins_no_run(
+    served: Served, path: str, headers: dict[str, str], metadata: Any, expected: dict[str, str]
+) -> None:
+    body = COUNTED if metadata is None else {**COUNTED, "metadata": metadata}
+    reply = served.gateway.request("POST", f"{path}/v1/messages/count_tokens", body, headers)
+    assert (reply.status, reply.json()) == (200, {"input_tokens": 5})
+    assert told(reply) == {f"x-workflow-{name}": value for name, value in expected.items()}
+    assert served.gateway.get("/api/runs?workflow=counts-only").json()["runs"] == []
+    assert served.gateway.get("/api/runs/r-count").status == 404
+
+
+def test_counting_refuses_tags_that_are_wrong(served: Served) -> None:
+    reply = served.gateway.request("POST", "/v1/messages/count_tokens", COUNTED, {"x-workflow-id": "a b"})
+    assert (reply.status, reply.json()["error"]["param"]) == (400, "x-workflow-id")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/none", {}, 404),
+        ("/v1/chat/completions", {**COUNTED, "model": "none"}, 404),
+        ("/v1/messages", {**COUNTED, "model": "none", "max_tokens": 5}, 404),
+        ("/v1/messages/count_tokens", {**COUNTED, "model": "none"}, 404),
+        ("/v1/chat/completions", b"{", 400),
+    ],
+)
+def test_a_refusal_of_a_tagged_request_tells_run_and_step(served: Served, path: str, body: Any, status: int) -> None:
+    for prefix, headers in (("", tagged("wf", "r-lost", "s")), ("/w/wf/r/r-lost/s/s", {})):
+        reply = served.gateway.request("POST", prefix + path, body, headers)
+        assert reply.status == status, reply.body
+        assert told(reply) == {"x-workflow-run-id": "r-lost", "x-workflow-step": "s"}
 
 
 def test_agents_are_tagged_by_header_metadata_and_baggage(served: Served) -> None:

@@ -296,7 +296,7 @@ async def test_a_whole_answer_is_one_write_to_the_client(
         connection.close()
         return statuses
 
-    async with serving(tmp_path, provider) as application, bare_server(Guard(application)) as url:
+    async with serving(tmp_path, provider) as application, bare_server(Guard(application, lambda: "an-id")) as url:
         port = int(url.rpartition(":")[2])
         monkeypatch.setattr(socket.socket, "send", counted)
         assert await asyncio.to_thread(ask, port) == [200] * CALLS

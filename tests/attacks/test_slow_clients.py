@@ -62,7 +62,9 @@ def test_a_head_without_an_end_is_told_so(served: Served) -> None:
         heard = listen_to(connection, SOON_S)
     assert heard.is_closed
     assert heard.statuses == [408]
-    assert heard.answers[0].json()["error"]["code"] == "request_timeout"
+    error = heard.answers[0].json()["error"]
+    assert error["code"] == "request_timeout"
+    assert error["metadata"]["request_id"] == heard.answers[0].headers["x-request-id"]
 
 
 def test_a_second_request_without_an_end_does_not_disturb_the_first(served: Served) -> None:

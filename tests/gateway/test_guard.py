@@ -124,8 +124,9 @@ async def test_a_refused_request_never_reaches_the_application() -> None:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    await Guard(application)(request(b"//x"), None, send)
+    await Guard(application, lambda: "an-id")(request(b"//x"), None, send)
     assert reached == []
     assert sent[0]["status"] == 400
-    await Guard(application)(request(b"/x"), None, send)
+    assert {(b"x-request-id", b"an-id"), (b"request-id", b"an-id")} <= set(sent[0]["headers"])
+    await Guard(application, lambda: "an-id")(request(b"/x"), None, send)
     assert reached == ["/x"]
