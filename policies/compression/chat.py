@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from math import floor
 from types import MappingProxyType
 
+from policies.compression.cutting import Known
 from policies.compression.data_blocks import data_tidied
 from policies.compression.duplicates import without_duplicates
 from policies.compression.kinds import Kind, kind_of
@@ -18,7 +19,7 @@ from policies.compression.markers import is_receipted
 from policies.compression.memory import MEMORY_TOKENS_MAX, memory_fitted
 from policies.compression.policy import Compressed, CompressionPolicy, Strategy
 from policies.compression.relevance import answered
-from policies.compression.scoring import Yardstick, quality
+from policies.compression.scoring import Reading, Yardstick, quality
 from policies.compression.segments import Message, Origin, call_texts, instruction_of, segments_of, with_texts
 from policies.compression.semantic import SemanticRequest, accepted, semantic_key, semantic_request
 from policies.compression.stages import Count, Draft, needed
@@ -63,8 +64,9 @@ def compress_chat(
     _lossless(draft, policy, count, intent, instruction, memory_tokens_max)
     safe = draft.copy()
     texts_max = None if target_tokens is None else target_tokens - around
-    _lossy(draft, policy, count, messages, intent, instruction, texts_max, condensed)
-    kept = _kept(safe, draft, instruction)
+    known = Known()
+    _lossy(draft, policy, count, messages, intent, instruction, texts_max, condensed, known)
+    kept = _kept(safe, draft, instruction, known.reading)
     if kept < policy.min_quality:
         draft, kept = safe, 1.0
     score = kept * _stated([segment.text for segment in segments], safe, instruction)
@@ -156,6 +158,7 @@ def _lossy(
     instruction: str,
     texts_max: int | None,
     condensed: Mapping[str, str],
+    known: Known,
 ) -> None:
     if policy.strategy in (Strategy.STRUCTURAL, Strategy.TEMPLATE):
         return
@@ -163,9 +166,9 @@ def _lossy(
     if policy.strategy is Strategy.SEMANTIC:
         _semantic(draft, policy, count, calls, intent, instruction, condensed)
     if texts_max is not None:
-        cut_to_target(draft, policy, count, calls, instruction, texts_max)
+        cut_to_target(draft, policy, count, calls, instruction, texts_max, known)
     elif policy.strategy is Strategy.TRUNCATE or _is_question(draft, policy, instruction):
-        cut_by_ratio(draft, policy, count, calls, instruction)
+        cut_by_ratio(draft, policy, count, calls, instruction, known)
 
 
 def _is_question(draft: Draft, policy: CompressionPolicy, instruction: str) -> bool:
@@ -214,12 +217,12 @@ def _stated(before: Sequence[str], draft: Draft, instruction: str) -> float:
     return quality(*_readable(before, draft), instruction)
 
 
-def _kept(safe: Draft, draft: Draft, instruction: str) -> float:
+def _kept(safe: Draft, draft: Draft, instruction: str, reading: Reading) -> float:
     """What the lossy stages left of it. They are judged by themselves, so that a second pass comes to the same judgement."""
     before, after = _readable(safe.texts, draft)
     if "semantic" in draft.saved:  # another's words: no sentence is the same
         return quality(before, after, instruction)
-    return Yardstick.of(before, instruction).kept(after)
+    return Yardstick.of(before, instruction, reading).kept(after)
 
 
 def _readable(before: Sequence[str], draft: Draft) -> tuple[str, str]:

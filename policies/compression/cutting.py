@@ -1,7 +1,10 @@
 """Shortening one text to a share of itself, as far as its quality and what others need of it allow."""
 
+from __future__ import annotations
+
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from itertools import accumulate
 
 from policies.compression.extractive import extraction_order
@@ -12,7 +15,7 @@ from policies.compression.kinds import Kind, kind_of
 from policies.compression.pieces import Pieces, text_pieces
 from policies.compression.policy import Strategy
 from policies.compression.relevance import asked_about
-from policies.compression.scoring import Yardstick
+from policies.compression.scoring import Reading, Yardstick
 from policies.compression.truncate import truncation_order
 from policies.values import value_class
 
@@ -42,12 +45,12 @@ class Need:
     all_asked: bool = False
 
 
-def shortened(text: str, share: float, strategy: Strategy, need: Need) -> str | None:
+def shortened(text: str, share: float, strategy: Strategy, need: Need, known: Known | None = None) -> str | None:
     """The text cut to about `share` (0–1) of its characters, to more where quality asks for it, or None.
 
     `strategy` is truncate or extractive. The result carries a receipt; the caller still counts whether it is shorter.
     """
-    cuts = _Cuts.of(text, strategy, need)
+    cuts = (known or Known()).cuts(text, strategy, need)
     if cuts is None:
         return None
     for step in _STEPS:
@@ -65,6 +68,7 @@ def fitted(
     need: Need,
     tokens_max: int,
     count: Callable[[str], int],
+    known: Known | None = None,
 ) -> str | None:
     """The text cut to at most `tokens_max` tokens, tried at about `share` (0–1) of its characters first; or as near to it as quality
     and `share_min` allow. None: nothing can be cut.
@@ -72,7 +76,7 @@ def fitted(
     How many tokens a share has is known when it is cut, since characters and tokens are not proportional and a piece is kept
     whole or not at all: so the share is looked for, between one that is too poor and one that is too long.
     """
-    cuts = _Cuts.of(text, strategy, need)
+    cuts = (known or Known()).cuts(text, strategy, need)
     if cuts is None:
         return None
     best: tuple[int, str] | None = None
@@ -115,24 +119,27 @@ class _Cuts:
     quality_min: float
 
     @classmethod
-    def of(cls, text: str, strategy: Strategy, need: Need) -> "_Cuts | None":
+    def of(cls, text: str, strategy: Strategy, need: Need, reading: Reading) -> _Cuts | None:
         pieces = _pieces(text, need)
         if pieces is None or len(pieces.units) < 2:
             return None
-        asked = asked_about(pieces.contexts, need.instruction)
-        pinned = pieces.always | _pinned(pieces.units, need)
-        if need.all_asked and _size(pieces, asked) <= _ASKED_SHARE_MAX * _size(pieces, range(len(pieces.units))):
-            pinned |= asked
         return cls(
             text,
             pieces,
             _order(pieces, strategy, need.instruction),
-            pinned,
+            pieces.always | _pinned(pieces.units, need),
             _places(pieces.units, need.listed_ids),
-            asked,
-            Yardstick.of(text, need.instruction),
+            asked_about(pieces.contexts, need.instruction),
+            Yardstick.of(text, need.instruction, reading),
             need.min_quality,
         )
+
+    def with_all_asked(self) -> _Cuts:
+        """What is asked about stays, unless most of the text is that."""
+        pieces, asked = self.pieces, self.asked
+        if _size(pieces, asked) > _ASKED_SHARE_MAX * _size(pieces, range(len(pieces.units))):
+            return self
+        return replace(self, pinned=self.pinned | asked)
 
     def at(self, share: float) -> str | None:
         """None: it would leave nothing out."""
@@ -141,6 +148,22 @@ class _Cuts:
 
     def is_good(self, cut: str) -> bool:
         return self.yardstick.kept(cut) >= self.quality_min
+
+
+class Known:
+    """What is known of the texts of one chat: cut anew, to less or for another need, none is taken apart and measured anew."""
+
+    def __init__(self) -> None:
+        self.reading = Reading()
+        self._cuts: dict[tuple[str, Strategy, Need], _Cuts | None] = {}
+
+    def cuts(self, text: str, strategy: Strategy, need: Need) -> _Cuts | None:
+        """None: nothing can be cut."""
+        key = text, strategy, replace(need, all_asked=False)
+        if key not in self._cuts:
+            self._cuts[key] = _Cuts.of(text, strategy, need, self.reading)
+        found = self._cuts[key]
+        return found.with_all_asked() if found is not None and need.all_asked else found
 
 
 def _pieces(text: str, need: Need) -> Pieces | None:

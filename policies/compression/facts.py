@@ -42,11 +42,16 @@ def facts_of(text: str) -> Facts:
 def terms_of(text: str) -> Counter[str]:
     """How often every term occurs. Of markup only what a reader sees; date and time of a stamp are two terms."""
     text = without_markers(text)
-    if text.lstrip()[:1] == "<":
-        text = _TAG.sub(" ", text)
-    if "T" in text:
-        text = _ISO.sub(" ", text)
-    return Counter(_TERM.findall(text))
+    return Counter(plain_terms(_TAG.sub(" ", text) if is_markup(text) else text))
+
+
+def is_markup(text: str) -> bool:
+    return text.lstrip()[:1] == "<"
+
+
+def plain_terms(text: str) -> list[str]:
+    """The terms of a text without markers and markup, in order."""
+    return _TERM.findall(_ISO.sub(" ", text) if "T" in text else text)
 
 
 def first_mentions(text: str, wanted: Set[str]) -> dict[str, int]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from policies.compression.cutting import Need, fitted, shortened
+from policies.compression.cutting import Known, Need, fitted, shortened
 from policies.compression.duplicates import referenced_lines
 from policies.compression.markers import is_receipted
 from policies.compression.policy import TARGET_RATIO_MIN, Aggressiveness, CompressionPolicy, Strategy
@@ -34,7 +34,9 @@ def candidates(draft: Draft, policy: CompressionPolicy) -> list[int]:
     return sorted(may, key=lambda number: (_ORDER.index(draft.segments[number].origin), number))
 
 
-def cut_by_ratio(draft: Draft, policy: CompressionPolicy, count: Count, calls: Calls, instruction: str) -> None:
+def cut_by_ratio(
+    draft: Draft, policy: CompressionPolicy, count: Count, calls: Calls, instruction: str, known: Known
+) -> None:
     """Shorten every candidate by itself, newest first, so that what it must keep is known when its turn comes.
 
     Each text is decided on alone: shortened texts of an earlier pass, which carry receipts, change nothing for others.
@@ -42,7 +44,7 @@ def cut_by_ratio(draft: Draft, policy: CompressionPolicy, count: Count, calls: C
     may = set(candidates(draft, policy))
     shares = _shares(draft, policy)
     later = Later(draft, calls)
-    knife = _Knife(policy, count, instruction)
+    knife = _Knife(policy, count, instruction, known)
     for number in range(len(draft.segments) - 1, -1, -1):
         text = draft.texts[number]
         needs = later.needs(number, draft.message_index(number), text)
@@ -51,7 +53,13 @@ def cut_by_ratio(draft: Draft, policy: CompressionPolicy, count: Count, calls: C
 
 
 def cut_to_target(
-    draft: Draft, policy: CompressionPolicy, count: Count, calls: Calls, instruction: str, tokens_max: int
+    draft: Draft,
+    policy: CompressionPolicy,
+    count: Count,
+    calls: Calls,
+    instruction: str,
+    tokens_max: int,
+    known: Known,
 ) -> None:
     """Shorten candidates in order until all texts together have at most `tokens_max` tokens, or none can give more.
 
@@ -61,7 +69,7 @@ def cut_to_target(
     """
     needs = needed(draft, calls)
     whole = draft.copy()
-    knife = _Knife(policy, count, instruction)
+    knife = _Knife(policy, count, instruction, known)
     for floor, all_asked in ((policy.target_ratio, True), (TARGET_RATIO_MIN, True), (TARGET_RATIO_MIN, False)):
         for number in candidates(whole, policy):
             over = draft.total_tokens - tokens_max
@@ -79,10 +87,11 @@ class _Knife:
     policy: CompressionPolicy
     count: Count
     instruction: str
+    known: Known
 
     def cut(self, draft: Draft, number: int, text: str, share: float, needs: Needed, *, all_asked: bool) -> bool:
         """Put the text, shortened to a share of itself, in its place in the draft if that saves tokens."""
-        cut = shortened(text, share, self._strategy, self._need(text, needs, all_asked))
+        cut = shortened(text, share, self._strategy, self._need(text, needs, all_asked), self.known)
         return cut is not None and draft.take(str(self._strategy), number, cut, self.count)
 
     def fit(
@@ -92,7 +101,7 @@ class _Knife:
         text = whole.texts[number]
         share = max(floor, 1 - _MARGIN * (1 - tokens_max / whole.tokens[number]))
         need = self._need(text, needs, all_asked)
-        cut = fitted(text, share, floor, self._strategy, need, tokens_max, self.count)
+        cut = fitted(text, share, floor, self._strategy, need, tokens_max, self.count, self.known)
         if cut is not None:
             draft.take(str(self._strategy), number, cut, self.count)
 

@@ -6,9 +6,8 @@ count as wholes too: a number that also stands elsewhere does not make up for th
 """
 
 import re
-from collections.abc import Iterable
 
-from policies.compression.facts import Facts, facts_of, sorted_out, terms_of
+from policies.compression.facts import Facts, facts_of, is_markup, plain_terms, sorted_out, terms_of
 from policies.compression.markers import without_markers
 from policies.compression.relevance import relevance, terms_asked
 from policies.values import value_class
@@ -27,7 +26,50 @@ def quality(before: str, after: str, instruction: str) -> float:
 
     Repetition does not count, neither does order. `instruction` may be "". Linear in both texts.
     """
-    return 1.0 if before == after else Yardstick.of(before, instruction).stated(after)
+    return 1.0 if before == after else Yardstick.of(before, instruction, Reading()).stated(after)
+
+
+@value_class
+class Read:
+    """What a text says: its terms, as written and in lower case, and its distinct records, each as its terms."""
+
+    words: frozenset[str]
+    records: frozenset[tuple[str, ...]]
+
+
+class Reading:
+    """Reads texts that have most of their records in common, such as one and what is left of it after cuts: each record once."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {}
+        self._texts: dict[str, Read] = {}
+
+    def whole(self, text: str) -> Read:
+        """Of a text that many others are compared with: it is remembered."""
+        known = self._texts.get(text)
+        if known is None:
+            known = self._texts[text] = self.read(text)
+        return known
+
+    def read(self, text: str) -> Read:
+        bare = without_markers(text)
+        found = [self._record(record) for record in _RECORD.split(bare)]
+        records = frozenset(terms for terms, _ in found if terms)
+        # No term goes on from one record into the next, but a tag of markup, which nobody sees, may.
+        words = _words(text) if is_markup(bare) else frozenset().union(*(words for _, words in found))
+        return Read(words, records)
+
+    def terms(self, record: str) -> tuple[str, ...]:
+        """What a record says: white space and punctuation are not it."""
+        return self._record(record)[0]
+
+    def _record(self, record: str) -> tuple[tuple[str, ...], frozenset[str]]:
+        known = self._records.get(record)
+        if known is None:
+            words = plain_terms(record)
+            known = tuple(terms_of(record)), frozenset((*words, *map(str.lower, words)))
+            self._records[record] = known
+        return known
 
 
 @value_class
@@ -38,12 +80,13 @@ class Yardstick:
     facts: Facts
     asked: tuple[str, ...]
     words: frozenset[str]
+    reading: Reading
 
     @classmethod
-    def of(cls, before: str, instruction: str) -> "Yardstick":
+    def of(cls, before: str, instruction: str, reading: Reading) -> "Yardstick":
         terms = terms_of(before)
         asked = tuple(_asked_records(before, instruction))
-        return cls(before, sorted_out(terms), asked, frozenset(map(str.lower, terms)))
+        return cls(before, sorted_out(terms), asked, frozenset(map(str.lower, terms)), reading)
 
     def stated(self, after: str) -> float:
         """The score of a text that says it in other words or another shape: a fact counts wherever it stands."""
@@ -58,15 +101,13 @@ class Yardstick:
         """The score of a text that something was cut out of: 1.0 only if every record is still there."""
         if after == self.text:
             return 1.0
-        kept, there = _words(after), _records(_RECORD.split(without_markers(after)))
-        shares = _shares(self.facts, kept)
-        for weight, wanted in (
-            (_ASKED_WEIGHT, _records(self.asked)),
-            (_RECORDS_WEIGHT, _records(_RECORD.split(without_markers(self.text)))),
-        ):
+        left = self.reading.read(after)
+        asked = frozenset(terms for record in self.asked if (terms := self.reading.terms(record)))
+        shares = _shares(self.facts, left.words)
+        for weight, wanted in ((_ASKED_WEIGHT, asked), (_RECORDS_WEIGHT, self.reading.whole(self.text).records)):
             if wanted:
-                shares.append((weight, len(wanted & there) / len(wanted)))
-        return self._score(shares, kept)
+                shares.append((weight, len(wanted & left.records) / len(wanted)))
+        return self._score(shares, left.words)
 
     def _score(self, shares: list[tuple[float, float]], kept: frozenset[str]) -> float:
         if shares:
@@ -77,11 +118,6 @@ class Yardstick:
 def _words(text: str) -> frozenset[str]:
     terms = terms_of(text)
     return frozenset(terms) | frozenset(map(str.lower, terms))
-
-
-def _records(records: Iterable[str]) -> frozenset[tuple[str, ...]]:
-    """The distinct records that say something, each as its terms: white space and punctuation are not what it says."""
-    return frozenset(terms for record in records if (terms := tuple(terms_of(record))))
 
 
 def _mean(shares: list[tuple[float, float]]) -> float:

@@ -1,11 +1,12 @@
 """Inputs made to hurt: each pass over them has to stay linear."""
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
 
-from policies.compression import Aggressiveness, CompressionPolicy, Strategy, compress_chat
+from policies.compression import Aggressiveness, CompressionPolicy, Strategy, compress_chat, cutting, facts, scoring
 
 # Inputs on which a careless pass is quadratic. 60,000 characters would then run into the timeout of a test.
 
@@ -57,3 +58,36 @@ def test_a_bomb_is_bounded(name: str, strategy: Strategy) -> None:
     outcome = compress_chat(messages, policy, len)
     assert outcome.tokens_after <= outcome.tokens_before
     assert outcome.messages is None or outcome.messages[-1] == question
+
+
+def test_a_text_that_is_cut_again_and_again_is_read_and_taken_apart_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is tried at up to six sizes, in up to three rounds."""
+    plain_terms, pieces = facts.plain_terms, cutting._pieces
+    read, apart = [0], Counter[str]()
+
+    def counted_terms(text: str) -> list[str]:
+        read[0] += len(text)
+        return plain_terms(text)
+
+    def counted_pieces(text: str, need: Any) -> Any:
+        apart[text] += 1
+        return pieces(text, need)
+
+    monkeypatch.setattr(facts, "plain_terms", counted_terms)
+    monkeypatch.setattr(scoring, "plain_terms", counted_terms)
+    monkeypatch.setattr(cutting, "_pieces", counted_pieces)
+    logs = [
+        "".join(
+            f"10:{minute:02d} job-{number}{minute} took {minute * 37} ms at node {minute}\n" for minute in range(60)
+        )
+        for number in range(8)
+    ]
+    messages = [part for number, log in enumerate(logs) for part in result(number, log)]
+    messages.append({"role": "user", "content": "How long did job-317 take?"})
+    outcome = compress_chat(messages, CompressionPolicy(Strategy.EXTRACTIVE, 0.5, 0.8), len, target_tokens=10)
+    assert outcome.tokens_after < outcome.tokens_before
+    assert set(apart.values()) == {1}
+    assert len(apart) == len(logs)
+    assert read[0] < 9 * outcome.tokens_before, (
+        "once by itself for each thing that is asked of it, and not with each cut"
+    )

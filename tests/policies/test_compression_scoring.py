@@ -5,7 +5,7 @@ import pytest
 from policies.compression import quality, worth_it
 from policies.compression.facts import Facts, facts_of, identifiers_of
 from policies.compression.relevance import relevance, terms_asked
-from policies.compression.scoring import Yardstick
+from policies.compression.scoring import Reading, Yardstick
 
 REPORT = (
     "Order ord_8123 from Hamburg was delivered on 2026-11-22 for 418.50 EUR. The customer Miller complained about scratches. "
@@ -150,7 +150,7 @@ def test_roi_refuses_what_is_negative(place: int) -> None:
 def test_a_number_that_also_stands_elsewhere_does_not_make_up_for_a_record_that_was_cut() -> None:
     records = [f"Part {number} was postponed until {number + 1}." for number in range(9)]
     without = " ".join([*records[:4], *records[5:]])
-    yardstick = Yardstick.of(" ".join(records), "Until when was part 4 postponed?")
+    yardstick = Yardstick.of(" ".join(records), "Until when was part 4 postponed?", Reading())
     assert yardstick.stated(without) == 1.0
     assert yardstick.kept(without) < 0.97
     assert yardstick.kept("\n".join(records)) == 1.0
