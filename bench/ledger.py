@@ -2,7 +2,8 @@
 
     python bench/ledger.py [--engine memory,sqlite,sqlite-strict] [--redis redis://…] [--calls N] [--at 1,64]
 
-Prints operations a second and the CPU time of this process for each operation (a call is two operations). CPU is the lower
+Prints operations a second, the CPU time of this process for each operation (a call is two operations), and the time that the
+slowest calls took: the slowest of a thousand (p99.9), and of all. CPU is the lower
 quartile of windows of 50 calls (or of five rounds of what is in flight): on a shared machine the rest of the distribution
 tells about its other tenants. The time that a Redis server spends is not this process's and is not in it.
 """
@@ -17,7 +18,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+from bench.measure import percentile
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import Ledger, Reserve
 from gateway.ledger.sqlite import SqliteLedger
@@ -60,11 +63,18 @@ async def call(ledger: Ledger, prefix: str, number: int) -> None:
     await ledger.settle("bench", request.id, Amount(592, 169_800, 1), DETAIL)
 
 
-async def measure(ledger: Ledger, calls: int, at_once: int) -> tuple[float, float]:
-    """(operations a second, CPU µs for each operation)."""
+class Figures(NamedTuple):
+    operations_a_second: float
+    cpu_us: float  # for each operation
+    slow_ms: float  # p99.9 of calls
+    slowest_ms: float
+
+
+async def measure(ledger: Ledger, calls: int, at_once: int) -> Figures:
     prefix = f"{os.getpid()}-{time.time_ns()}"
     window_calls = max(WINDOW_CALLS, 5 * at_once)
     windows: list[float] = []
+    took_ms: list[float] = []
     numbers = iter(range(calls))
     began_s = time.perf_counter()
     cpu_s = time.process_time()
@@ -82,24 +92,30 @@ async def measure(ledger: Ledger, calls: int, at_once: int) -> tuple[float, floa
 
     async def work() -> None:
         for number in source:
+            asked_s = time.perf_counter()
             await call(ledger, prefix, number)
+            took_ms.append((time.perf_counter() - asked_s) * 1e3)
 
     await asyncio.gather(*(work() for _ in range(at_once)))
     took_s = time.perf_counter() - began_s
-    return 2 * calls / took_s, statistics.quantiles(windows, n=4)[0]
+    cpu_us = statistics.quantiles(windows, n=4)[0]
+    return Figures(2 * calls / took_s, cpu_us, percentile(sorted(took_ms), 0.999), max(took_ms))
 
 
 async def run(names: list[str], redis_url: str | None, calls: int, at: list[int]) -> None:
-    print(f"{'engine':<14} {'at once':>7} {'ops/s':>8} {'CPU µs/op':>10}")
+    print(f"{'engine':<14} {'at once':>7} {'ops/s':>8} {'CPU µs/op':>10} {'p99.9 ms':>9} {'max ms':>7}")
     for name in names:
         for at_once in at:
             with tempfile.TemporaryDirectory() as folder:
                 ledger = make_ledger(name, Path(folder), redis_url)
                 await ledger.open()
                 await measure(ledger, 20 * max(WINDOW_CALLS, at_once), at_once)
-                rate, cpu_us = await measure(ledger, calls if name != "sqlite-strict" else calls // 4, at_once)
+                found = await measure(ledger, calls if name != "sqlite-strict" else calls // 4, at_once)
                 await ledger.close()
-            print(f"{name:<14} {at_once:>7} {rate:>8.0f} {cpu_us:>10.1f}")
+            print(
+                f"{name:<14} {at_once:>7} {found.operations_a_second:>8.0f} {found.cpu_us:>10.1f} {found.slow_ms:>9.2f} "
+                f"{found.slowest_ms:>7.1f}"
+            )
 
 
 def main() -> None:
