@@ -24,9 +24,10 @@ def count_chat(
     part counts as its JSON). `remember` lets a caller keep the cost of tools and schemas, which repeat on every call.
     """
     functions = [*functions_in(body.get("tools")), *functions_in(body.get("functions"))]
+    predicted = Cost() if body.get("prediction") is None else _predicted_cost(body["prediction"], counting, count)
     if counting.family is Family.OTHER:
         cost = _other_cost(body, counting, widened(count, counting), remember)
-        return prompt_count(cost, counting, has_tools=bool(functions))
+        return prompt_count(cost + predicted, counting, has_tools=bool(functions))
     messages = as_list(body.get("messages"))
     cost = chat_messages_cost(messages, counting, count, pad_system=bool(functions))
     extra = 2 if counting.family in (Family.GPT_5, Family.O_SERIES) else 3
@@ -37,7 +38,7 @@ def count_chat(
             extra += _tool_choice_tokens(body, count) - (4 if _has_system(messages) else 0)
     extra += schema_tokens(as_object(body.get("response_format")).get("json_schema"), count, remember)
     spare = _WEB_SEARCH_SPARE if body.get("web_search_options") is not None else 0
-    return prompt_count(cost + Cost(text=extra, spare=spare), counting, has_tools=bool(functions))
+    return prompt_count(cost + predicted + Cost(text=extra, spare=spare), counting, has_tools=bool(functions))
 
 
 def chat_messages_cost(messages: Sequence[Any], counting: Counting, count: CountText, *, pad_system: bool) -> Cost:
@@ -103,15 +104,27 @@ def call_tokens(calls: Sequence[tuple[str, str]], gpt_5: bool, count: CountText)
     return 1 + count(f'{{"tool_uses":[{uses}]}}')
 
 
+def _predicted_cost(prediction: Any, counting: Counting, count: CountText) -> Cost:
+    """What the answer may repeat is billed with the answer where it does not, beyond any cap."""
+    content = as_object(prediction).get("content")
+    expected = Cost(text=count(content)) if isinstance(content, str) else parts_cost(content, counting, count)
+    return Cost(spare=expected.text + expected.media + expected.spare)
+
+
 def _part_cost(part: Any, counting: Counting, count: CountText) -> Cost:
     if isinstance(part, str):
         return Cost(text=count(part))
     fields = as_object(part)
     text = fields.get("text", fields.get("refusal"))
-    if isinstance(text, str):
-        return Cost(text=count(text))
-    media = openai_media_cost(as_text(fields.get("type")), fields, counting)
-    return Cost(text=count(compact_json(part))) if media is None else media
+    words = Cost(text=count(text)) if isinstance(text, str) else None
+    kind = fields.get("type")
+    if words is not None and kind == "text":
+        return words
+    # A text beside a picture does not make it one.
+    media = openai_media_cost(as_text(kind), fields, counting)
+    if media is not None:
+        return media if words is None else media + words
+    return Cost(text=count(compact_json(part))) if words is None else words
 
 
 def _assistant_tokens(message: Mapping[str, Any], gpt_5: bool, count: CountText, called: dict[str, str]) -> int:

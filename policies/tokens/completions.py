@@ -7,7 +7,7 @@ from policies.tokens.counting import Counting
 from policies.tokens.json_text import as_object, as_text, compact_json
 from policies.tokens.prompt import Cost, CountText, PromptCount, Remember, compute_always, prompt_count, widened
 
-_INPUT_FIELDS = ("prompt", "suffix", "input", "query", "documents")
+_INPUT_FIELDS = ("prompt", "suffix", "input", "instructions", "query", "documents")
 
 
 def count_completion(
@@ -20,7 +20,8 @@ def count_completion(
 def count_embeddings(
     body: Mapping[str, Any], counting: Counting, count: CountText, remember: Remember = compute_always
 ) -> PromptCount:
-    """Prompt tokens of `/v1/embeddings` (and of a moderation's `input` or a reranker's `query` and `documents`)."""
+    """Prompt tokens of `/v1/embeddings` (and of a moderation's `input`, speech with its `instructions`, or a reranker's `query` and
+    `documents`)."""
     return _count_fields(body, counting, count)
 
 

@@ -43,7 +43,7 @@ def _content_cost(content: Any, counting: Counting, count: CountText) -> Cost:
         return Cost(text=count(compact_json(content)))
     cost = Cost()
     for block in content:
-        cost += _block_cost(as_object(block), counting, count)
+        cost += Cost(text=count(block)) if isinstance(block, str) else _block_cost(as_object(block), counting, count)
     return cost
 
 
@@ -54,10 +54,11 @@ def _block_cost(block: Mapping[str, Any], counting: Counting, count: CountText) 
         return Cost(text=count(block["text"]))
     if kind == "image":
         return image_cost(as_text(source.get("data") or source.get("url")), None, counting)
-    if kind == "document" and source.get("type") in ("base64", "url", "file"):
-        return document_cost(as_text(source.get("data")) or None)
     if kind == "document":
-        return _content_cost(source.get("data") or source.get("content"), counting, count)
+        said = Cost(text=count(as_text(block.get("title"))) + count(as_text(block.get("context"))))
+        if source.get("type") in ("base64", "url", "file"):
+            return said + document_cost(as_text(source.get("data")) or None)
+        return said + _content_cost(source.get("data") or source.get("content"), counting, count)
     if kind == "tool_result":
         return Cost(text=_PER_BLOCK) + _content_cost(block.get("content"), counting, count)
     if kind == "tool_use":

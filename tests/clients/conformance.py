@@ -61,6 +61,7 @@ READ = {
     "service_tier": "priced",
     "speed": "priced",
     "inference_geo": "priced",
+    "prediction": "held beside the prompt: what the answer does not repeat is billed all the same",
     "web_search_options": "one search is held and booked",
     "modalities": "an answer that may be spoken is reserved at the price of sound",
     "response_format": "counted, and read to tell the step's intent",

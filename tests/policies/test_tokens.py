@@ -228,6 +228,45 @@ def test_malformed_requests_are_counted_and_never_raise(rules: Any, counting: Co
             assert rules(body, counting, len).reserve_tokens >= 0
 
 
+def test_a_text_beside_a_picture_takes_nothing_from_what_it_costs() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "https://x.org/a.png"}}
+    for rules, field, counting in (
+        (count_chat, "messages", GPT_4O),
+        (count_responses, "input", GPT_5),
+        (count_chat, "messages", CLAUDE),
+    ):
+        plain = rules({field: [message("user", [picture])]}, counting, len).reserve_tokens
+        hidden = rules({field: [message("user", [{**picture, "text": ""}])]}, counting, len).reserve_tokens
+        assert hidden == plain > 500
+
+
+@pytest.mark.parametrize("counting", [GPT_4O, GPT_5, CLAUDE])
+@pytest.mark.parametrize("content", ["x" * 700, [{"type": "text", "text": "x" * 700}]])
+def test_what_the_answer_is_expected_to_repeat_is_held(counting: Counting, content: Any) -> None:
+    body = {"messages": [message("user", "hi")]}
+    counted = count_chat({**body, "prediction": {"type": "content", "content": content}}, counting, len)
+    plain = count_chat(body, counting, len)
+    assert (counted.tokens, counted.reserve_tokens) == (plain.tokens, plain.reserve_tokens + 700)
+
+
+def test_everything_that_is_said_of_a_document_counts() -> None:
+    def tokens(*content: Any) -> int:
+        return count_messages({"messages": [{"role": "user", "content": list(content)}]}, CLAUDE, len).tokens
+
+    source = {"type": "text", "media_type": "text/plain", "data": "d" * 100}
+    scanned = {"type": "url", "url": "https://x.org/a.pdf"}
+    for given in (source, scanned):
+        bare = {"type": "document", "source": given}
+        said = tokens({**bare, "title": "t" * 100, "context": "c" * 100}) - tokens(bare)
+        assert said == 270
+    assert tokens("s" * 100) - tokens("") == 135
+
+
+def test_how_a_text_is_to_be_read_aloud_counts_too() -> None:
+    counting = counting_for("gpt-4o-mini-tts")
+    assert count_embeddings({"input": "ab", "instructions": "slowly"}, counting, len).tokens == 8
+
+
 def test_unknown_parts_count_as_their_json() -> None:
     part = {"type": "hologram", "data": "x" * 50}
     counted = count_chat({"messages": [message("user", [part])]}, GPT_4O, len).tokens
