@@ -18,8 +18,9 @@ from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, UNLIMITED, Limit
 from policies.intents import Intent
 from policies.values import value_class
 
-VALUE: Final = re.compile(r"[A-Za-z0-9._:@/-]{1,128}\Z")
-NAME_IN_WORDS: Final = "1 to 128 letters, digits and . _ : @ / -"
+# Clients and proxies take `.` and `..` out of the paths by which a name is looked up.
+VALUE: Final = re.compile(r"(?!(?:.{0,127}/)?\.\.?(?:/|\Z))[A-Za-z0-9._:@/-]{1,128}\Z")
+NAME_IN_WORDS: Final = "1 to 128 letters, digits and . _ : @ / -, without . or .. alone between slashes"
 PRIORITIES: Final = ("low", "normal", "high", "critical")
 OPTIONS: Final = ("no-compress", "no-route", "no-clamp")
 # Decimal itself would take underscores, blanks and digits of other scripts.
@@ -135,7 +136,7 @@ def told_tags(headers: Mapping[str, str], path_tags: Mapping[str, str]) -> Tags:
 
 def checked(value: str, name: str) -> str:
     if not VALUE.match(value):
-        raise BadRequest.header(name, f"{value[:40]!r} is not 1 to 128 characters out of A–Z a–z 0–9 . _ : @ / -")
+        raise BadRequest.header(name, f"{value[:40]!r} is not {NAME_IN_WORDS}")
     return value
 
 
@@ -167,7 +168,7 @@ def _from_metadata(metadata: Any, tagged: bool) -> dict[str, str]:
         if isinstance(value, str) and VALUE.match(value):
             found[name] = value
         elif value is not None and tagged:
-            raise BadRequest.field(f"metadata.{key}", "must be 1 to 128 characters out of A–Z a–z 0–9 . _ : @ / -")
+            raise BadRequest.field(f"metadata.{key}", f"must be {NAME_IN_WORDS}")
     return found
 
 

@@ -161,7 +161,7 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
     ),
     "invalid_header": Guide(
         "A header has a value that it cannot have, stands there twice, or would choose where the call goes.",
-        "The message names it. Tags match `[A-Za-z0-9._:@/-]{1,128}`.",
+        "The message names it. Tags match `[A-Za-z0-9._:@/-]{1,128}`, without `.` or `..` alone between slashes.",
         "400",
     ),
     "headers_too_large": Guide(

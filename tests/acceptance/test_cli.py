@@ -323,7 +323,8 @@ def test_a_gateway_on_another_port_is_found_by_its_store(cli: Cli, tmp_path: Pat
         password = cli("admin", stdin="correct horse battery\n")
         nobody = cli("admin", "a b", stdin="correct horse battery\n")
         assert (
-            nobody.err == "farebox: 'a b' is no name for a login: a name is 1 to 128 letters, digits and . _ : @ / -.\n"
+            nobody.err == "farebox: 'a b' is no name for a login: a name is 1 to 128 letters, digits and . _ : @ / -, "
+            "without . or .. alone between slashes.\n"
         )
         assert "at least 12 characters" in cli("admin", stdin="short\n").err
         assert (password.code, password.out) == (0, "admin may log in at /admin as admin.\n")

@@ -229,7 +229,7 @@ async def test_a_budget_made_now_holds_at_the_next_call(api: Api) -> None:
 
 
 async def test_faults_name_the_fields_of_the_body_and_say_in_words_what_is_wanted(api: Api) -> None:
-    name = "must be 1 to 128 letters, digits and . _ : @ / -"
+    name = "must be 1 to 128 letters, digits and . _ : @ / -, without . or .. alone between slashes"
     for method, path, body, message in (
         ("POST", "/api/classify", {"steps": []}, "steps: Tuple should have at least 1 item after validation, not 0."),
         ("POST", "/api/classify", {"workflow": "w"}, "prompt: is missing."),

@@ -327,6 +327,8 @@ async def test_a_run_that_nobody_saw(api: Api) -> None:
 BAD_BODIES: list[tuple[dict[str, Any], str]] = [
     ({}, "workflow"),
     ({"workflow": "a b"}, "workflow"),
+    ({"workflow": "w", "run": ".."}, "run"),
+    ({"workflow": "w", "parent_run": "a/../b"}, "parent_run"),
     ({"workflow": "w", "budget_tokens": -1}, "budget_tokens"),
     ({"workflow": "w", "budget_tokens": "5"}, "budget_tokens"),
     ({"workflow": "w", "budget_tokens": 2**53}, "budget_tokens"),

@@ -80,6 +80,11 @@ def test_tags_are_read(
     assert read_tags(headers, path, metadata, defaults) == expected
 
 
+@pytest.mark.parametrize("value", ["...", ".a", "a.", "a..b", "a/.b", "a/b..", "/", "a//b", "-"])
+def test_dots_inside_of_a_name_are_fine(value: str) -> None:
+    assert read_tags({"x-workflow-id": value}, {}, {"run_id": value}, {}) == Tags(value, value)
+
+
 LIMITS: list[tuple[dict[str, str], Limit]] = [
     ({}, UNLIMITED),
     ({"tokens": "0"}, Limit(tokens=0)),
@@ -121,6 +126,8 @@ BAD += [
     )
 ]
 BAD += [("x-workflow-id", value) for value in ("", " ", "a b", "a\n", "a\r\nx: y", "é", "\x00", "x" * 129, "a\u202e")]
+DOTS = (".", "..", "../a", "a/..", "a/./b", "a/../../b", "/.", "./")
+BAD += [(header, value) for header in ("x-workflow-id", "x-workflow-run-id", "x-workflow-step") for value in DOTS]
 BAD += [("x-workflow-options", "clamp"), ("x-workflow-priority", "HIGH"), ("x-workflow-intent", "")]
 
 
@@ -148,7 +155,7 @@ def test_a_budget_that_is_too_large_is_told_the_limit(unit: str, value: str, lim
 
 
 @pytest.mark.parametrize("key", ["run_id", "step", "agent"])
-@pytest.mark.parametrize("value", [7, "", "a b", ["x"], "x" * 200])
+@pytest.mark.parametrize("value", [7, "", "a b", ["x"], "x" * 200, ".."])
 def test_bad_metadata_beside_a_workflow_is_named(key: str, value: Any) -> None:
     with pytest.raises(BadRequest) as caught:
         read_tags({}, {}, {"workflow_id": "w", key: value}, {})

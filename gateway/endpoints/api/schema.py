@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from gateway.config_budgets import Count, usd_to_nano
-from gateway.tags import NAME_IN_WORDS
+from gateway.tags import NAME_IN_WORDS, VALUE
 from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, Limit
 
 LIST_MAX = 1_000
@@ -27,6 +27,12 @@ def _as_nano(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("an amount in USD must be a number, such as 0.50")
     return usd_to_nano(value)
+
+
+def _name(value: str) -> str:
+    if not VALUE.match(value):
+        raise ValueError(f"must be {NAME_IN_WORDS}")
+    return value
 
 
 def _instant(value: str) -> str:
@@ -59,7 +65,7 @@ PATTERNS_IN_WORDS = {
     _LINE: "one line of 1 to 200 characters",
     _PRIORITY: "low, normal, high or critical",
 }
-Name = Annotated[str, StringConstraints(pattern=_NAME)]
+Name = Annotated[str, StringConstraints(pattern=_NAME), AfterValidator(_name)]
 # What a filter may hold: names as they were stored, and nothing for calls without one.
 Wanted = Annotated[str, StringConstraints(pattern=r"^[^\x00]{0,512}$")]
 Text = Annotated[str, StringConstraints(max_length=100_000)]
