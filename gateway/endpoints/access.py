@@ -1,6 +1,6 @@
 """Who may use the control API and the admin pages, and as whom.
 
-    caller                                       GET     the rest
+    caller                                       look    change
     -----------------------------------------    -----   --------
     nobody, or a wrong key                       401     401
     a key that only calls models                 403     403
@@ -8,6 +8,8 @@
     a key of role admin, FAREBOX_ADMIN_KEY       yes     yes
     the operator on this machine                 yes     yes
     anybody on this machine, while no key is     yes     yes
+
+To look is to GET, and to ask what changes nothing: classify, allocate, explain.
 
 The operator is whoever can read the file of the embedded store anyway: the command line, which finds a token of this
 process beside that file, or runs the same routes in its own process.

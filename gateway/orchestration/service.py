@@ -6,6 +6,7 @@ the limits that somebody set by hand never depend on it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -32,6 +33,7 @@ from gateway.telemetry import Telemetry
 from policies.allocation import StepAllocation
 from policies.amounts import UNLIMITED, Limit
 from policies.budgets import Budget, Mode, RunLimits, Scope, Subject, step_account
+from policies.declaration import flattened
 from policies.holdout import Arm, arm_of
 from policies.pressure import Rung
 from policies.pricing import Usage
@@ -158,8 +160,9 @@ class Orchestration:
                 call.actions.append(Arm.HOLDOUT.value)
 
     async def propose(self, project: str, request: RunRequest) -> RunPlan:
-        """The plan that such a run would have. Raises ValueError as `plan_run` does. Changes nothing."""
-        return await self._proposed(request, project, self._snapshot())
+        """The plan that such a run would have. Raises ValueError as `plan_run` does. Changes nothing, and asks no model."""
+        await self._read_steps(project, request)
+        return await self._proposed(request, project, self._snapshot(), looks=True)
 
     async def initialise(self, project: str, request: RunRequest, kept: RunPlan | None = None) -> RunPlan:
         """Plan a run before it begins, and remember the plan: `kept`, where its steps are to stay.
@@ -167,7 +170,8 @@ class Orchestration:
         Raises ValueError as `plan_run` does.
         """
         if kept is None:
-            plan = await self.propose(project, request)
+            await self._read_steps(project, request)
+            plan = await self._proposed(request, project, self._snapshot())
         else:
             snapshot = self._snapshot()
             limit_tokens = self._pool_limit(request, project, snapshot, None)
@@ -178,6 +182,14 @@ class Orchestration:
             "run.planned", project, request.run, strategy=plan.strategy, pool_tokens=plan.pool_tokens, steps=steps
         )
         return plan
+
+    async def _read_steps(self, project: str, request: RunRequest) -> None:
+        """Each in a turn of the loop for itself, so that calls have theirs: hundreds of long prompts take most of a second.
+        What was read is remembered."""
+        snapshot = self._snapshot()
+        for step in flattened(with_declaration(request, snapshot, project)):
+            self.intents.profile(step, request.workflow, snapshot.settings, asks=False)
+            await asyncio.sleep(0)
 
     async def _proposed(
         self,

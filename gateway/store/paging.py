@@ -8,7 +8,8 @@ from typing import Any, Final
 from sqlalchemy import Column, ColumnElement, and_, or_
 
 # What no engine could look up (more than 64 bits, NUL) is no cursor.
-_CURSOR: Final = re.compile(r"([0-9]{1,18}):([^\x00]+)")
+CURSOR: Final = r"[0-9]{1,18}:[^\x00]{1,512}"
+_CURSOR: Final = re.compile(CURSOR)
 
 
 def cursor_of(at_ms: int, name: str) -> str:
@@ -16,12 +17,13 @@ def cursor_of(at_ms: int, name: str) -> str:
 
 
 def behind(cursor: str | None, at: Column[Any], name: Column[Any]) -> list[ColumnElement[bool]]:
-    """The condition of the next page; none for the first one, and for a malformed cursor."""
-    found = _CURSOR.fullmatch(cursor or "")
-    if found is None:
+    """The condition of the next page; none for the first one. Raises ValueError for what is no cursor."""
+    if not cursor:
         return []
-    at_ms, last = int(found[1]), found[2]
-    return [or_(at < at_ms, and_(at == at_ms, name < last))]
+    if not _CURSOR.fullmatch(cursor):
+        raise ValueError("no cursor")
+    at_ms, _, last = cursor.partition(":")
+    return [or_(at < int(at_ms), and_(at == int(at_ms), name < last))]
 
 
 def newest_first(at: Column[Any], name: Column[Any]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:

@@ -242,7 +242,7 @@ async def latest_keys(db: Database, project: str, names: Sequence[str]) -> dict[
 
 
 async def list_runs(db: Database, wanted: RunFilter, limit: int = 50, cursor: str | None = None) -> Page:
-    """Runs by their last event, the latest first. A malformed cursor begins at the start."""
+    """Runs by their last event, the latest first. Raises ValueError for what is no cursor."""
     keys = runs.c.last_at, runs.c.run
     query = select(runs).where(*_conditions(wanted), *behind(cursor, *keys)).order_by(*newest_first(*keys))
     async with db.begin() as connection:

@@ -180,7 +180,7 @@ def _order(group_by: GroupBy, row: Mapping[Any, Any]) -> tuple[Any, Any]:
 
 
 async def calls(db: Database, wanted: UsageFilter, limit: int = 100, cursor: str | None = None) -> CallPage:
-    """Single calls, the latest first. A malformed cursor begins at the start."""
+    """Single calls, the latest first. Raises ValueError for what is no cursor."""
     table = token_usage.c
     conditions = [*_conditions(token_usage, wanted), *_within(table.at, wanted.from_ms, wanted.to_ms)]
     query = select(token_usage).where(*conditions, *behind(cursor, table.at, table.id))

@@ -95,6 +95,9 @@ def test_it_says_what_the_call_then_hears(served: Served) -> None:
     assert by_scope["run"]["tokens"]["limit"] == int(reply.headers["x-budget-run-limit"]) == 5000
     assert told["allocation"]["hard_limit_tokens"] == by_scope["step"]["tokens"]["limit"]
     assert told["hold"]["tokens"] > 116
+    for one in told["budgets"]:
+        figures = [*one["tokens"].values(), *one["requests"].values()]
+        assert all(figure is None or type(figure) is int for figure in figures), one
     assert told["on_pressure"] == ["compress", "route", "clamp", "refuse"]
     again = explain(served, body, headers)
     spent = reply.json()["usage"]["total_tokens"]

@@ -155,6 +155,11 @@ def test_keys_of_one_kind_open_no_door_of_the_other(served: Served) -> None:
         assert api(served, "GET", path, key=caller).status == 403, path
         assert served.gateway.get(f"/api{path}").status == 401, path
         assert api(served, "GET", path, key=viewer).status == 200, path
+    steps = [{"id": "a", "prompt": "Summarize the ticket."}]
+    body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+    for path, asks in (("/classify", {"prompt": "x"}), ("/allocate", {"steps": steps}), ("/explain", body)):
+        assert api(served, "POST", path, asks, viewer).status == 200, path
+        assert api(served, "POST", path, asks, caller).status == 403, path
     change = {"value": True}
     assert api(served, "PUT", "/settings/orchestration_enabled", change, viewer).status == 403
     assert api(served, "PUT", "/settings/orchestration_enabled", change, caller).status == 403

@@ -61,6 +61,16 @@ STEPS = [
 ]
 
 
+def test_a_dry_run_asks_no_model(served: Served) -> None:
+    dry, real = ({"id": f"vague-{name}", "prompt": f"Go on with {name}."} for name in ("guesswork", "earnest"))
+    assert api(served.gateway, "POST", "/allocate", {"workflow": "dry", "steps": [dry]})["allocations"]
+    assert asked(served) == 0
+    api(served.gateway, "POST", "/runs", {"workflow": "dry", "run": "dry-1", "steps": [real]})
+    until(lambda: asked(served) > 0, what="the announced step is asked about")
+    said = json.dumps([one.body for one in served.provider.requests if one.model == "teller"])
+    assert ("earnest" in said, "guesswork" in said) == (True, False)
+
+
 def test_headers_alone_are_served_like_an_announced_run(served: Served) -> None:
     api(served.gateway, "PUT", "/workflows/letters", {"steps": STEPS})
     announced = api(served.gateway, "POST", "/runs", {"workflow": "letters", "run": "announced"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 from dataclasses import replace
@@ -9,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from gateway.endpoints.api.schema import page_start
 from gateway.reconcile import run_accounts
 from gateway.store import workflows as workflows_store
 from gateway.store.database import StoreUnavailable
@@ -136,9 +136,21 @@ DECLARATION = {
 }
 
 
-def test_a_cursor_holds_whatever_an_id_of_the_audit_can_be() -> None:
-    assert [page_start(cursor) for cursor in ("1234567890", "12x", "-3", "", None)] == [1_234_567_890, 0, 0, 0, 0]
-    assert page_start("9" * 200) < 2**63
+LISTS = ("settings/history", f"settings/{STEP}/history", "workflows", "budgets", "keys", "usage", "agents", "audit")
+
+
+@pytest.mark.parametrize("path", [*LISTS, "runs", "runs/r1/calls"])
+async def test_a_cursor_that_no_page_gave_is_refused(api: Api, path: str) -> None:
+    await api.chat("r1")
+    is_of_rows = path.startswith("runs")
+    wrong = ("nonsense", "-3", "1:\x00", "9" * 200, *(("7", "x:r1", ":") if is_of_rows else ("12x", "1:r1", "٣")))
+    for cursor in wrong:
+        status, error = await api.refused("GET", f"/api/{path}", params={"cursor": cursor})
+        assert (status, error["param"]) == (400, "cursor"), cursor
+        assert error["message"] == "cursor: must be the `next` of the page before, or left out for the first page."
+    first = await api.get(f"/api/{path}")
+    for cursor in ("", "1" * 18 + ":r1" if is_of_rows else "0"):
+        assert await api.get(f"/api/{path}", params={"cursor": cursor}) == first, cursor
 
 
 async def test_a_workflow_is_declared_read_replaced_and_deleted(api: Api) -> None:
@@ -412,6 +424,26 @@ async def test_strategies_are_tried(api: Api) -> None:
     for body in bodies:
         assert (await api.refused("POST", "/api/allocate", body))[0] == 400, body
     assert (await api.get("/api/runs"))["runs"] == []
+
+
+async def test_hundreds_of_steps_leave_calls_their_turns(api: Api) -> None:
+    turns, done = 0, False
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while not done:
+            turns += 1
+            await asyncio.sleep(0)
+
+    others = asyncio.create_task(take_turns())
+    for path in ("classify", "allocate", "runs"):
+        turns = 0
+        steps = [{"id": f"s{number}", "prompt": f"Summarize {path} {number}."} for number in range(300)]
+        asked = [{"prompt": step["prompt"]} for step in steps] if path == "classify" else steps
+        await api.post(f"/api/{path}", {"steps": asked} | ({"workflow": "w"} if path == "runs" else {}))
+        assert turns >= 300, path
+    done = True
+    await others
 
 
 async def test_usage_in_every_grouping_sums_to_the_same(api: Api) -> None:

@@ -315,13 +315,21 @@ async def test_a_run_with_a_call_under_way_is_not_reset(api: Api) -> None:
     assert (await ledger.balances("default", ["run/r1"]))[0].reserved == ZERO
 
 
-UNKNOWN = [("GET", ""), ("POST", "/pause"), ("POST", "/reset"), ("POST", "/complete")]
+UNKNOWN = [("GET", ""), ("GET", "/calls")]
+UNKNOWN += [("POST", f"/{action}") for action in ("pause", "resume", "reset", "complete", "cancel", "budget")]
 
 
 async def test_a_run_that_nobody_saw(api: Api) -> None:
     for method, action in UNKNOWN:
-        status, error = await api.refused(method, f"/api/runs/nobody{action}")
+        body = {"tokens": 5} if action == "/budget" else None
+        status, error = await api.refused(method, f"/api/runs/nobody{action}", body)
         assert (status, error["code"]) == (404, "run_not_found"), action
+
+
+async def test_a_run_without_calls_has_an_empty_list_of_them(api: Api) -> None:
+    await api.post("/api/runs", {"workflow": "w", "run": "quiet"})
+    assert await api.get("/api/runs/quiet/calls") == {"calls": [], "next": None}
+    assert (await api.refused("GET", "/api/runs/quiet/calls?project=other"))[0] == 404
 
 
 BAD_BODIES: list[tuple[dict[str, Any], str]] = [

@@ -16,6 +16,7 @@ from gateway.admin.visit import Page, Visit
 from gateway.endpoints.api import runs
 from gateway.endpoints.api.application import told
 from gateway.endpoints.api.runs import BudgetChange, RunsQuery
+from gateway.endpoints.api.schema import RowsQuery
 from gateway.errors import BadRequest, GatewayError
 from gateway.run_view import RunLines
 from gateway.store import usage_report
@@ -71,7 +72,7 @@ async def show_run(visit: Visit, fault: GatewayError | None = None) -> Response:
     """`fault` is what was wrong with the form of its budget, in which stays what was typed."""
     shown = await visit.ask(runs.get_run, path={"run": visit.name})
     wanted = UsageFilter(project=visit.project, run=visit.name)
-    page = await usage_report.calls(visit.store, wanted, _CALLS_SHOWN, visit.param("cursor") or None)
+    page = await usage_report.calls(visit.store, wanted, _CALLS_SHOWN, visit.query(RowsQuery).cursor)
     return visit.show(
         "run",
         status=200 if fault is None else fault.status,

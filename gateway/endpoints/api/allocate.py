@@ -68,4 +68,8 @@ async def allocate_steps(ask: Ask[ProjectQuery, AllocateBody]) -> Shares:
     return Shares(plan.strategy, plan.pool_tokens, tuple(shares))
 
 
-ROUTES = (Route("POST", "/allocate", allocate_steps, Shares, "Try an allocation strategy.", body=AllocateBody),)
+ROUTES = (
+    Route(
+        "POST", "/allocate", allocate_steps, Shares, "Try an allocation strategy.", body=AllocateBody, is_question=True
+    ),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -67,7 +68,11 @@ async def classify_steps(ask: Ask[ProjectQuery, ClassifyBody]) -> Classification
     """One step, or `steps` with many. A step that a workflow declares with an intent has that one."""
     steps = ask.body.steps if isinstance(ask.body, ClassifyBatch) else (ask.body,)
     snapshot = ask.desk.parts.control.snapshot
-    return Classifications(tuple(_view(_classified(step, snapshot, ask.project)) for step in steps))
+    found: list[ClassificationView] = []
+    for step in steps:
+        found.append(_view(_classified(step, snapshot, ask.project)))
+        await asyncio.sleep(0)  # hundreds of long prompts take half a second, in which calls want their turns
+    return Classifications(tuple(found))
 
 
 def _classified(step: ClassifyStep, snapshot: Snapshot, project: str) -> Classification:
@@ -96,5 +101,6 @@ ROUTES = (
         Classifications,
         "Tell the intents of steps.",
         body=ClassifyBody,
+        is_question=True,
     ),
 )

@@ -98,6 +98,14 @@ class ExplainedShare:
 class Standing:
     """Of one unit, before the call. Null where there is no limit."""
 
+    limit: int | None
+    settled: int
+    reserved: int
+    remaining: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DollarStanding:
     limit: float | None
     settled: float
     reserved: float
@@ -115,7 +123,7 @@ class ExplainedBudget:
     enforced: bool
     state: str
     tokens: Standing
-    cost_usd: Standing
+    cost_usd: DollarStanding
     requests: Standing
     resets_at: str | None
 
@@ -265,23 +273,21 @@ def _budget(link: Link, balance: Balance) -> ExplainedBudget:
         enforced=link.hold.enforce,
         state=balance.gate.value,
         tokens=_standing(balance, "tokens"),
-        cost_usd=_standing(balance, "nano_usd"),
+        cost_usd=_dollars(_standing(balance, "nano_usd")),
         requests=_standing(balance, "requests"),
         resets_at=iso(link.resets_at_ms),
     )
 
 
 def _standing(balance: Balance, unit: Unit) -> Standing:
-    figures = (
-        balance.limit.of(unit),
-        balance.settled.of(unit),
-        balance.reserved.of(unit),
-        balance.remaining(unit),
+    return Standing(
+        balance.limit.of(unit), balance.settled.of(unit), balance.reserved.of(unit), balance.remaining(unit)
     )
-    limit, settled, reserved, remaining = (
-        usd(figure) if unit == "nano_usd" and figure is not None else figure for figure in figures
-    )
-    return Standing(limit, settled or 0, reserved or 0, remaining)
+
+
+def _dollars(nano: Standing) -> DollarStanding:
+    limit, remaining = (None if one is None else usd(one) for one in (nano.limit, nano.remaining))
+    return DollarStanding(limit, usd(nano.settled), usd(nano.reserved), remaining)
 
 
 ROUTES = (
@@ -293,5 +299,6 @@ ROUTES = (
         "What would become of a call, and why: nothing is sent or reserved.",
         ExplainQuery,
         body=ExplainBody,
+        is_question=True,
     ),
 )

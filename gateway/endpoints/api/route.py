@@ -87,11 +87,12 @@ class Route:
     body_required: bool = True
     csv: bool = False  # the answer is to be had as CSV, too
     omits_null: bool = False
+    is_question: bool = False  # it changes nothing, and has a body only because what is asked is too long for a query
 
     @property
     def role(self) -> Role:
-        """Looking needs the role viewer, everything else admin: a dry run costs time of everybody."""
-        return "viewer" if self.method == "GET" else "admin"
+        """Looking and asking needs the role viewer, everything else admin."""
+        return "viewer" if self.method == "GET" or self.is_question else "admin"
 
     @property
     def has_body(self) -> bool:

@@ -12,11 +12,11 @@ from gateway.endpoints.api.route import Ask, Route, conflict
 from gateway.endpoints.api.schema import (
     STEPS_MAX,
     Instant,
-    ListQuery,
     Name,
     NoBody,
     Priority,
     ProjectQuery,
+    RowsQuery,
     Share,
     Strict,
     Tokens,
@@ -29,6 +29,7 @@ from gateway.moments import iso
 from gateway.run_control import NO_SUCH_RUN, Action, Denied
 from gateway.run_plan import RunRequest
 from gateway.run_view import RunLines, RunView, usd
+from gateway.store import runs as runs_store
 from gateway.store import usage_report
 from gateway.store.runs import RunFilter
 from gateway.store.usage_report import UsageFilter
@@ -75,7 +76,7 @@ class BudgetChange(Strict):
         return self
 
 
-class RunsQuery(ListQuery):
+class RunsQuery(RowsQuery):
     """Times are those of a run's last call, from inclusive, to exclusive."""
 
     workflow: Name | None = None
@@ -189,10 +190,12 @@ async def get_run(ask: Ask[ProjectQuery, NoBody]) -> RunView:
     return shown
 
 
-async def list_calls(ask: Ask[ListQuery, NoBody]) -> CallList:
+async def list_calls(ask: Ask[RowsQuery, NoBody]) -> CallList:
     await ask.desk.catch_up()
     wanted = UsageFilter(project=ask.project, run=ask.path["run"])
     page = await usage_report.calls(ask.store, wanted, ask.query.limit, ask.query.cursor)
+    if not page.calls and await runs_store.get(ask.store, ask.project, ask.path["run"]) is None:
+        raise _no_run(ask.path["run"])
     return CallList(tuple(_call(row) for row in page.calls), page.next)
 
 
@@ -285,6 +288,6 @@ ROUTES = (
     Route("POST", "/runs/{run}/resume", resume_run, RunView, "Let a paused run go on."),
     Route("POST", "/runs/{run}/budget", set_run_budget, RunView, "Give a run limits of its own.", body=BudgetChange),
     Route("POST", "/runs/{run}/reset", reset_run, Reset, "Let a run begin again with nothing spent."),
-    Route("GET", "/runs/{run}/calls", list_calls, CallList, "Its calls, the latest first.", ListQuery),
+    Route("GET", "/runs/{run}/calls", list_calls, CallList, "Its calls, the latest first.", RowsQuery),
     Route("GET", "/runs/{run}", get_run, RunView, "One run with its steps."),
 )

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from gateway.config_budgets import Count, usd_to_nano
+from gateway.store.paging import CURSOR
 from gateway.tags import NAME_IN_WORDS, VALUE
 from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, Limit
 
@@ -55,15 +56,20 @@ def instant_ms(value: str) -> int:
     return found
 
 
-_NAME, _LINE, _PRIORITY = (
+_NAME, _LINE, _PRIORITY, _POSITION, _ROW = (
     r"^[A-Za-z0-9._:@/-]{1,128}$",
     r"^[^\x00-\x1f\x7f]{1,200}$",
     r"^(low|normal|high|critical)$",
+    r"^[0-9]{0,18}$",  # what 64 bits hold in any case
+    rf"^({CURSOR})?$",
 )
+_CURSOR_IN_WORDS = "the `next` of the page before, or left out for the first page"
 PATTERNS_IN_WORDS = {
     _NAME: NAME_IN_WORDS,
     _LINE: "one line of 1 to 200 characters",
     _PRIORITY: "low, normal, high or critical",
+    _POSITION: _CURSOR_IN_WORDS,
+    _ROW: _CURSOR_IN_WORDS,
 }
 Name = Annotated[str, StringConstraints(pattern=_NAME), AfterValidator(_name)]
 # What a filter may hold: names as they were stored, and nothing for calls without one.
@@ -94,7 +100,15 @@ class ProjectQuery(Strict):
 
 class ListQuery(ProjectQuery):
     limit: Annotated[int, Field(ge=1, le=LIST_MAX)] = 50
-    cursor: Annotated[str, StringConstraints(max_length=200)] | None = Field(
+    cursor: Annotated[str, StringConstraints(pattern=_POSITION)] | None = Field(
+        default=None, description="The `next` of the page before."
+    )
+
+
+class RowsQuery(ListQuery):
+    """For lists that grow while they are read: their pages begin behind a row."""
+
+    cursor: Annotated[str, StringConstraints(pattern=_ROW)] | None = Field(
         default=None, description="The `next` of the page before."
     )
 
@@ -127,8 +141,7 @@ def in_ms(value: str | None) -> int | None:
 
 
 def page_start(cursor: str | None) -> int:
-    """The position that a cursor of `paged` stands for; anything else begins at the start."""
-    return int(cursor[:18]) if cursor and cursor.isascii() and cursor.isdigit() else 0  # what 64 bits hold in any case
+    return int(cursor or 0)
 
 
 def paged(items: list[Any], query: ListQuery) -> tuple[tuple[Any, ...], str | None]:
