@@ -1,20 +1,20 @@
-"""Who stands at the door of the admin pages.
+"""Authentication for the admin pages.
 
     visitor                                          is let in as
-    ---------------------------------------------    ----------------------------
-    a session's cookie                               its user, with the user's role
-    anybody on this machine, while no key is         local, admin
+    ---------------------------------------------    -------------------------------
+    a session cookie                                 its user, with the user's role
+    anybody on this machine, while there is no key   local, with the role admin
     an admin or viewer key in Authorization          the key, with the key's role
-    nobody of these                                  shown the login
+    anybody else                                     redirected to the login
 
-A form that changes something must come from one of our own pages, whoever sends it: browsers say so themselves
-(Sec-Fetch-Site, Origin), so no page needs a secret in it. Programs that send a key are not browsers and need not say it.
+A form that changes something must come from one of our own pages. Browsers say where it comes from (Sec-Fetch-Site, Origin), so forms
+carry no CSRF token. Programs that authenticate with a key are exempt.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, cast
 
@@ -29,13 +29,13 @@ from gateway.store.admin import AdminUser
 from gateway.store.database import Database
 
 COOKIE: Final = "farebox_session"
-# Of one name from one address. Many people may share an address, as behind a proxy, and anybody may know a name: what others do there
-# locks nobody out before it is far more than people do. Still neither one machine nor one name may be guessed with for ever.
+# For one name from one address. Many people may share an address, as behind a proxy, and anybody may know a name, so the limits for an
+# address or a name alone are far above what people do by mistake. They still bound guessing from one machine, or at one name.
 FAILURES_MAX: Final = 10
 _FAILURES_ALONE_MAX: Final = 100
 _FAILURES_WINDOW_S: Final = 300
 _SOURCES_MAX: Final = 10_000
-# A guess costs 64 MiB and tens of milliseconds by design; nobody may order many of them at once.
+# Checking a password takes 64 MiB and tens of milliseconds by design, so only so many are checked at once.
 _HASHING_AT_ONCE: Final = 2
 
 
@@ -88,21 +88,29 @@ class Door:
     async def _checked(self, request: Request, name: str, password: str) -> AdminUser | None:
         address, whom = f"from {request.client.host if request.client else ''}", f"for {name[:128]}"
         sources = {(address, whom): FAILURES_MAX, (address,): _FAILURES_ALONE_MAX, (whom,): _FAILURES_ALONE_MAX}
-        if any(self._failures.get(source, 0) >= most for source, most in sources.items()):
-            headers = {"retry-after": str(_FAILURES_WINDOW_S)}
-            raise Overloaded(
-                "Too many wrong logins. Try again in five minutes.", code="too_many_attempts", headers=headers
-            )
+        self._refuse_guessing(sources)
         async with self._hashing:
+            # Again: guesses that were sent all at once have passed the first look, and wait here while others fail.
+            self._refuse_guessing(sources)
             user = await people.check_password(self._store, name, password)
-        if user is None:
-            for source in sources:
-                self._failures[source] = self._failures.get(source, 0) + 1
+            if user is None:
+                for source in sources:
+                    self._failures[source] = self._failures.get(source, 0) + 1
         return user
+
+    def _refuse_guessing(self, sources: Mapping[tuple[str, ...], int]) -> None:
+        """Raises `Overloaded` if any of the sources has failed as often as it may."""
+        if any(self._failures.get(source, 0) >= most for source, most in sources.items()):
+            raise Overloaded(
+                "Too many wrong logins. Try again in five minutes.",
+                code="too_many_attempts",
+                headers={"retry-after": str(_FAILURES_WINDOW_S)},
+            )
 
 
 def is_own_form(request: Request) -> bool:
-    """Whether one of our own pages sends this."""
+    """Whether the request comes from one of our own pages."""
+
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         return site == "same-origin"

@@ -70,17 +70,19 @@ async def _put(config: Config, name: str, password: str, role: str) -> None:
 
 
 def _through_the_gateway(config: Config, name: str, password: str, role: str) -> None:
-    """A running gateway holds the file of an embedded store; it takes orders from whoever can read the token beside it."""
+    """Ask the gateway that holds the file of an embedded store, with the operator's token that lies beside that file."""
     operator = serving_operator(config)
     if operator is None or not operator.address:
-        _fail("the store is in use by a process that serves nobody; try again when it is done.")
+        _fail("the store is in use by another farebox command; try again when that is done.")
+
     form = urllib.parse.urlencode({"name": name, "password": password, "role": role}).encode()
     try:
         headers = {"authorization": f"Bearer {operator.token}"}
         request = urllib.request.Request(
             f"http://{urllib.parse.urlsplit(operator.address).netloc}/admin/people", form, headers
         )
-        opener = urllib.request.build_opener(_NoRedirect())
+        # No proxy of the environment either: the token is for this machine only.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
         opener.open(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code != 303:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -51,3 +52,17 @@ async def test_one_name_from_one_address_is_locked_first_and_locks_no_other(door
 async def test_neither_an_address_nor_a_name_is_guessed_with_for_ever(door: Door, by: str) -> None:
     many, one = [f"{at}" for at in range(300)], ["one"]
     assert await guesses(door, *((many, one) if by == "names" else (one, many))) == 100
+
+
+async def test_guesses_sent_at_once_are_counted_like_others(monkeypatch: pytest.MonkeyPatch, door: Door) -> None:
+    checked = 0
+
+    async def nobody(*_: object) -> None:
+        nonlocal checked
+        checked += 1
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(doors.people, "check_password", nobody)
+    answers = await asyncio.gather(*(guess(door, "ada", "1.1.1.1") for _ in range(100)))
+    assert checked <= FAILURES_MAX + 1  # two are checked at once
+    assert answers.count("locked") == 100 - checked
