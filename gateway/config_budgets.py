@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.tags import NAME_IN_WORDS, VALUE
 from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, Limit
 from policies.budgets import Budget, HoldKind, Mode, OnOutage, Scope, Window
 from policies.pressure import DEFAULT_LADDER, Ladder, Rung, ladder_of, written
@@ -60,6 +61,12 @@ def _glob(value: str) -> str:
         raise ValueError(
             "matches no name: names have letters, digits and . _ : @ / -, and a pattern has *, ? and [abc] beside them"
         )
+    return value
+
+
+def _project(value: str) -> str:
+    if not VALUE.match(value):
+        raise ValueError(f"must be {NAME_IN_WORDS}")
     return value
 
 
@@ -119,7 +126,7 @@ class BudgetConfig(Strict):
     hold: HoldKind = HoldKind.WORST_CASE
     on_outage: OnOutage = OnOutage.REFUSE
     mode: Mode = Mode.ENFORCE
-    project: str | None = None
+    project: Annotated[str, AfterValidator(_project)] | None = None
     timezone: str = "UTC"
     wait_seconds: Annotated[float, Field(ge=0, le=60)] = 10.0
 

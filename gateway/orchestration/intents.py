@@ -307,20 +307,26 @@ def _identity(call: Call, declared: str | None) -> tuple[object, ...]:
 
 
 def _fingerprint(call: Call) -> tuple[object, ...]:
-    """What tells two calls of one step apart for a classifier, without reading their text: strings hash once."""
+    """What tells two calls of one step apart for a classifier, without reading their text: strings hash once.
+
+    Never raises: only the fields that a call's own protocol reads were checked.
+    """
     body = call.request.body
     system = body.get("system") or body.get("instructions")
     messages = body.get("messages")
-    if system is None and isinstance(messages, list) and messages[0].get("role") in ("system", "developer"):
-        system = messages[0].get("content")
+    first = messages[0] if isinstance(messages, list) and messages else None
+    if system is None and isinstance(first, dict) and first.get("role") in ("system", "developer"):
+        system = first.get("content")
+
     shape = body.get("response_format") or body.get("text")
+    kind = shape.get("type") if isinstance(shape, dict) else None
     tools = body.get("tools")
     named = not _is_generic(call.tags.step)
     return (
         call.protocol.name,
         _words(system),
         len(tools) if isinstance(tools, list) else 0,
-        shape.get("type") if isinstance(shape, dict) else None,
+        kind if isinstance(kind, str) else None,
         None if named else _last_text(body),
     )
 

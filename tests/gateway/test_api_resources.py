@@ -285,6 +285,8 @@ async def test_bad_budgets(api: Api) -> None:
         {"scope": "run", "usd": "much"},
         {"scope": "run", "usd": 9_100_000},
         {"scope": "key", "tokens": 1, "timezone": "Mars/Base"},
+        {"scope": "key", "tokens": 1, "project": "a\x00b"},  # which Postgres could not store
+        {"scope": "key", "tokens": 1, "project": ""},
         {"scope": "run", "tokens": 1, "surprise": 1},
     ):
         assert (await api.refused("POST", "/api/budgets", body))[0] == 400, body

@@ -122,7 +122,29 @@ async def test_a_system_prompt_in_parts_tells_calls_of_one_step_apart(store: Dat
     await intents.stop()
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"messages": []},
+        {"messages": ["x"]},
+        {"messages": {}},
+        {"response_format": {"type": {}}},
+        {"text": {"type": [[]]}},
+    ],
+)
+async def test_fields_of_other_protocols_cost_a_call_neither_its_intent_nor_its_share(
+    store: Database, beside: Mapping[str, Any]
+) -> None:
+    intents = await started(store, Model(), Clock())
+    protocol = PROTOCOLS["/v1/responses"]
+    request = protocol.parse(orjson.dumps({"model": "m", "input": "Summarize the text in three sentences.", **beside}))
+    call = Call("c", protocol, Principal("", "k", "p"), request, Tags(workflow="wf", run="r", step="work-on-it"), "r")
+    assert (await intents.of(call, None, 0.3)).intent == "summarize"
+    await intents.stop()
+
+
 async def test_what_is_sure_is_never_asked(store: Database) -> None:
+
     model = Model()
     intents = await started(store, model, Clock())
     await intents.of(call_of("summarize", "Summarize the following report in three sentences."), None, 0.7)
