@@ -143,8 +143,8 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
         "400",
     ),
     "field_not_allowed": Guide(
-        "A field that LiteLLM would read as a setting of its own.",
-        "Leave it out, or set it in `litellm_params`.",
+        "A field that LiteLLM would read as a setting of its own, or by which a provider would answer more than is reserved.",
+        "Leave it out, use the protocol's own field, or set it in `litellm_params`.",
         "400",
     ),
     "unsupported_endpoint": Guide(

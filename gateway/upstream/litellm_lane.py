@@ -103,7 +103,9 @@ def _refusal(deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer | Non
     field = forbidden_field(call.protocol, call.body)
     if field is None:
         return None
-    message = f"The field {field!r} is not the model's but the gateway's, and cannot be set by a request."
+    message = (
+        f"The field {field!r} is not one of this protocol, and would change what the gateway has set for this call."
+    )
     return _bad_request(deployment, call, message, code="field_not_allowed")
 
 

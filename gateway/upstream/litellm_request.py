@@ -71,6 +71,13 @@ _FORBIDDEN: Final = _names(
     " allowed_openai_params additional_drop_params deployment_id custom_prompt_dict guardrails silent_model rust"
     " max_agentic_loops model_alias_map hf_model_name tenant_id client_id client_secret"
 )
+# What some provider that LiteLLM translates to takes for the length of an answer, or for how many: beside the protocol's own
+# fields, which are reserved for, it would go before them.
+_LENGTHS: Final = _names(
+    "max_tokens max_completion_tokens max_output_tokens n best_of maxOutputTokens maxTokens max_new_tokens max_tokens_to_sample"
+    " max_gen_len max_length num_predict candidateCount candidate_count num_generations num_return_sequences numResults"
+    " num_outputs generationConfig generation_config inferenceConfig textGenerationConfig"
+)
 _FORBIDDEN_PREFIXES: Final = ("aws_", "azure_", "vertex_", "litellm_", "s3_", "gcs_", "watsonx_", "sagemaker_", "_")
 # What an entry may not say here: retries and fallbacks are the pipeline's, which may need more budget for them.
 _NOT_FROM_ENTRIES: Final = _names(
@@ -81,9 +88,11 @@ _NOT_FROM_ENTRIES: Final = _names(
 
 
 def forbidden_field(protocol: ProtocolName, body: Mapping[str, Any]) -> str | None:
-    """The first field of a request by which a client would steer LiteLLM instead of the model, or None."""
+    """The first field of a request by which a client would steer LiteLLM instead of the model, or have more answered than is
+    reserved; None where there is none."""
+    lengths = _LENGTHS - _FIELDS[protocol] if protocol in STREAMED else frozenset()
     for name in body:
-        if name in _FORBIDDEN or name.startswith(_FORBIDDEN_PREFIXES):
+        if name in _FORBIDDEN or name in lengths or name.startswith(_FORBIDDEN_PREFIXES):
             return name
     return _forbidden_tool(protocol, body.get("tools"))
 

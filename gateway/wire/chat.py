@@ -50,6 +50,8 @@ class ChatProtocol:
         body = dict(request.body)
         if output_tokens is not None:
             _cap(body, output_tokens)
+        elif request.output_tokens_max is not None and "max_tokens" in body and "max_completion_tokens" in body:
+            _cap(body, request.output_tokens_max)  # which of two a provider obeys is not known
         if stream:
             streamed(body)
         return body

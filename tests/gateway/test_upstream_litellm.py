@@ -197,6 +197,30 @@ async def test_a_client_cannot_steer_litellm(
     assert provider.requests == []
 
 
+@pytest.mark.parametrize(
+    ("protocol", "field"),
+    [
+        ("chat", "max_output_tokens"),
+        ("chat", "best_of"),
+        ("messages", "n"),
+        ("messages", "max_completion_tokens"),
+        ("responses", "max_tokens"),
+        ("responses", "candidateCount"),
+        ("completions", "maxOutputTokens"),
+        ("chat", "num_predict"),
+    ],
+)
+async def test_no_field_of_another_protocol_lengthens_an_answer(
+    provider: FakeProvider, lane: LiteLLMLane, protocol: ProtocolName, field: str
+) -> None:
+    """LiteLLM writes such a field over the one that is reserved for: Gemini's `max_output_tokens`, Bedrock's `maxTokens`."""
+    for name in ("gemini", "openai"):
+        answer = await lane.send(deployment(provider, name), call(protocol, **{field: 8000}))
+        assert answer.status == 400
+        assert field in json.loads(answer.body)["error"]["message"]
+    assert provider.requests == []
+
+
 async def test_a_search_in_files_is_not_emulated(provider: FakeProvider, lane: LiteLLMLane) -> None:
     """LiteLLM would make further model calls for it, which nobody reserved anything for."""
     answer = await lane.send(deployment(provider, "anthropic"), call("responses", tools=[{"type": "file_search"}]))

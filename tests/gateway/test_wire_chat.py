@@ -82,6 +82,7 @@ def test_the_smaller_of_two_caps_counts(fields: dict[str, Any], cap: int | None)
         ({"max_completion_tokens": 100}, 50, {"max_completion_tokens": 50}),
         ({"max_tokens": 100, "max_completion_tokens": 30}, 50, {"max_tokens": 50, "max_completion_tokens": 30}),
         ({"max_tokens": 100}, None, {"max_tokens": 100}),
+        ({"max_tokens": 10, "max_completion_tokens": 90}, None, {"max_tokens": 10, "max_completion_tokens": 10}),
         ({}, None, {}),
     ],
 )
