@@ -60,6 +60,12 @@ READ_RESERVATIONS: Final = (
     f"{_WANTED} {_RESERVATION_COLUMNS}, project FROM wanted CROSS JOIN reservation "
     "WHERE project = for_project AND id = name"
 )
+# From one project to the next, by its key: not through all that they reserved.
+HIGHEST_IDS: Final = (
+    "WITH RECURSIVE known (project) AS (SELECT min(project) FROM reservation UNION ALL "
+    "SELECT (SELECT min(project) FROM reservation WHERE project > known.project) FROM known WHERE known.project IS NOT NULL) "
+    "SELECT project, (SELECT max(id) FROM reservation WHERE project = known.project) FROM known WHERE project IS NOT NULL"
+)
 WRITE_RESERVATIONS: Final = f"INSERT OR REPLACE INTO reservation ({_RESERVATION_COLUMNS}, project) VALUES {{rows}}"
 PENDING: Final = (
     # The planner would rather walk through everything that the project ever reserved, and sort it.

@@ -25,6 +25,7 @@ from gateway.ledger.sqlite_rows import (
     CHANGE_ACCOUNTS,
     CLOSED,
     DUE,
+    HIGHEST_IDS,
     PENDING,
     READ_ACCOUNT,
     READ_ACCOUNTS,
@@ -85,6 +86,8 @@ class SqliteShelf:
         self._stored: dict[Key, Account | None] = {}  # as they are in the file
         self._reservations: dict[Key, Reservation] = {}
         self._absent: set[Key] = set()  # reservations that were looked for and are not there, in this batch
+        # By project: no reservation of a higher id is in the table. Ids sort by time, so that new ones need not be looked for.
+        self._highest_id: dict[str, str] = dict(connection.execute(HIGHEST_IDS).fetchall())
         self._changed, self._journaled = Changed(), Journaled()
         self._number = 0  # of the last commit
         self._is_current = False  # whether all of this is what the file says
@@ -123,11 +126,12 @@ class SqliteShelf:
         for cursor in in_rows(self._connection, READ_ACCOUNTS, unread):
             self._accounts.update((row[-2:], account_of(row)) for row in cursor.fetchall())
         self._stored.update((key, self._accounts[key]) for key in unread)
-        unknown = [key for key in reservations if key not in self._reservations]
+        new = [key for key in reservations if key not in self._reservations]
+        unknown = [key for key in new if key[1] <= self._highest_id.get(key[0], "")]
         for cursor in in_rows(self._connection, READ_RESERVATIONS, unknown):
             found = ((row[-1], reservation_of(row)) for row in cursor.fetchall())
             self._reservations.update(((project, one.id), one) for project, one in found)
-        self._absent.update(key for key in unknown if key not in self._reservations)
+        self._absent.update(key for key in new if key not in self._reservations)
 
     def account(self, project: str, name: str) -> Account | None:
         key = (project, name)
@@ -329,6 +333,9 @@ class SqliteShelf:
         changed = [(key, self._reservations[key]) for key in keys]
         self._write(WRITE_RESERVATIONS, [(*reservation_row(one), key[0]) for key, one in changed])
         for key, one in changed:
+            project, reservation_id = key
+            if reservation_id > self._highest_id.get(project, ""):
+                self._highest_id[project] = reservation_id
             self._absent.discard(key)
             if one.state is not State.PENDING and key not in self._changed.reservations:
                 del self._reservations[key]
