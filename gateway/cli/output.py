@@ -71,6 +71,11 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+def setting_text(value: object) -> str:
+    """A setting's value as the configuration file has it: true, not True."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def moment(at: str | None) -> str | None:
     """To the second."""
     return None if at is None else at[:19].replace("T", " ")

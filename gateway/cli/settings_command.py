@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from gateway.cli.output import moment
+from gateway.cli.output import moment, setting_text
 from gateway.cli.session import Session, command
 
 app = typer.Typer(help="The 40 settings: shown, changed, taken back.", no_args_is_help=True)
@@ -32,7 +32,14 @@ def list_settings(
         lambda: (
             headings,
             [
-                (one["key"], _text(one["value"]), _text(one["default"]), one["range"], one["origin"], one["updated_by"])
+                (
+                    one["key"],
+                    setting_text(one["value"]),
+                    setting_text(one["default"]),
+                    one["range"],
+                    one["origin"],
+                    one["updated_by"],
+                )
                 for one in wanted
             ],
         ),
@@ -43,7 +50,7 @@ def list_settings(
 def get_setting(session: Session, setting: Setting) -> None:
     """One value."""
     found = session.ask("GET", f"/settings/{_whole(setting)}")
-    session.say(found, _text(found["value"]))
+    session.say(found, setting_text(found["value"]))
 
 
 @command(app, "set")
@@ -54,7 +61,7 @@ def set_setting(
 ) -> None:
     """Change one. It counts in every process within two seconds."""
     found = session.ask("PUT", f"/settings/{_whole(setting)}", body={"value": value})
-    session.say(found, f"{found['key']} is {_text(found['value'])}.")
+    session.say(found, f"{found['key']} is {setting_text(found['value'])}.")
 
 
 @command(app, "history")
@@ -75,8 +82,8 @@ def list_changes(
                     str(one["id"]),
                     moment(one["changed_at"]),
                     one["key"],
-                    _text(one["old"]),
-                    _text(one["new"]),
+                    setting_text(one["old"]),
+                    setting_text(one["new"]),
                     one["changed_by"],
                 )
                 for one in found["changes"]
@@ -89,13 +96,8 @@ def list_changes(
 def revert_change(session: Session, change: Annotated[int, typer.Argument(help="Its number in the history.")]) -> None:
     """Put a key back to what it was before a change."""
     found = session.ask("POST", f"/settings/history/{change}/revert")
-    session.say(found, f"{found['key']} is {_text(found['value'])} again.")
+    session.say(found, f"{found['key']} is {setting_text(found['value'])} again.")
 
 
 def _whole(key: str) -> str:
     return key if key.startswith(_PREFIX) else _PREFIX + key
-
-
-def _text(value: Any) -> str:
-    """As it is written in the file: true, not True."""
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""`farebox check`, `init`, `migrate`, `schema`, `doctor`, `explain` and `reconcile`."""
+"""`farebox check`, `init`, `migrate`, `schema`, `doctor` and `reconcile`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 
 from gateway.cli.configuration import DEFAULT_FILE, EXIT_CONFIG, read_config
 from gateway.cli.connection import Connection, Failed
-from gateway.cli.output import echo_json, show_table
+from gateway.cli.output import echo_json, setting_text, show_table
 from gateway.cli.session import EXIT_FAILED, Session
 from gateway.config import Config
 from gateway.config_faults import ConfigError
@@ -201,7 +201,7 @@ def _summary(config: Config) -> dict[str, str]:
     return {
         "models": ", ".join(dict.fromkeys(names)) or "none",
         "budgets": ", ".join(by_scope) or "none",
-        "settings": ", ".join(f"{key}={_written(value)}" for key, value in config.settings.items()) or "defaults",
+        "settings": ", ".join(f"{key}={setting_text(value)}" for key, value in config.settings.items()) or "defaults",
         "ledger": _without_password(config.storage.ledger),
         "store": _without_password(config.storage.store),
         "server": f"{config.server.host}:{config.server.port}, {config.server.workers} process(es)",
@@ -212,10 +212,6 @@ def _file_in_words(given: Path | None) -> str:
     if given is None and not DEFAULT_FILE.exists():
         return f"none: there is no {DEFAULT_FILE} here, so the defaults are meant (`farebox init` writes one)"
     return str(given or DEFAULT_FILE)
-
-
-def _written(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _without_password(url: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.control import Snapshot
+from gateway.orchestration.complexity import intent_of
 from gateway.orchestration.condensing import Condensed, Condensing, Question
 from gateway.orchestration.prompt_caches import Conversation, Prompt, PromptCaches
 from gateway.pipeline.call import Call, Original
@@ -84,8 +85,8 @@ class Compressing:
         field = _HISTORY.get(call.protocol.name)
         if field is None or call.count is None or not isinstance(call.request.body.get(field), list):
             return "it carries no history that could be shortened"
-        if self._strategies(_intent(call), snapshot)[0] == "none":
-            return f"the strategy for {_intent(call)} is none"
+        if self._strategies(intent_of(call), snapshot)[0] == "none":
+            return f"the strategy for {intent_of(call)} is none"
         return ""
 
     def answered(self, call: Call, usage: Usage) -> None:
@@ -141,7 +142,7 @@ class Compressing:
         """By the first strategy; where that does not reach what is needed, by the one that gets furthest."""
         best: tuple[_Work, Condensed, Compressed] | None = None
         snapshot = self._snapshot()
-        for strategy in self._strategies(_intent(call), snapshot):
+        for strategy in self._strategies(intent_of(call), snapshot):
             work = self._work(call, whole, strategy, snapshot.settings, needed_tokens)
             condensed = await self._condensed(call, work, asks)
             found = await asyncio.to_thread(self._compressed, work, condensed.answers)
@@ -274,7 +275,3 @@ def _spare(call: Call) -> Amount:
 
 def _conversation(call: Call) -> Conversation:
     return call.principal.project, call.run, call.tags.step, call.model
-
-
-def _intent(call: Call) -> Intent:
-    return Intent(call.intent.intent) if call.intent is not None else Intent.GENERATE

@@ -14,7 +14,7 @@ from cachetools import LRUCache
 
 from gateway.control import Snapshot
 from gateway.errors import BadRequest
-from gateway.orchestration.complexity import complexity_of
+from gateway.orchestration.complexity import complexity_of, intent_of
 from gateway.pipeline.call import Call
 from gateway.pipeline.intake import is_among
 from gateway.pricebook import PriceBook
@@ -23,7 +23,6 @@ from policies.answer_checks import Answer
 from policies.complexity import content_text
 from policies.handlers import Handler, Registry
 from policies.holdout import Arm
-from policies.intents import Intent
 from policies.reservation import Refused
 from policies.routing import (
     Candidate,
@@ -160,10 +159,10 @@ class Routing:
             call.decisions.append({"answer_failed": list(assessment.faults)})
 
     def handler(self, call: Call) -> Handler:
-        return self._handlers.of(_intent(call))
+        return self._handlers.of(intent_of(call))
 
     def output_tokens_expected(self, call: Call) -> int:
-        budget = self._snapshot().settings.token_budget[_intent(call)]
+        budget = self._snapshot().settings.token_budget[intent_of(call)]
         return self.handler(call).output_tokens_expected(budget)
 
     def is_followed(self, call: Call) -> bool:
@@ -267,7 +266,3 @@ def _given(messages: Sequence[Any]) -> str:
 
 def _conversation(call: Call) -> Conversation:
     return call.principal.project, call.run, call.tags.step
-
-
-def _intent(call: Call) -> Intent:
-    return Intent(call.intent.intent) if call.intent is not None else Intent.GENERATE

@@ -262,11 +262,11 @@ async def _translated() -> AsyncIterator[None]:
         yield
     except (OSError, TimeoutError, SQLAlchemyError) as error:
         if is_transient(error):
-            raise StoreUnavailable(f"The store cannot be reached: {_first_line(error)}") from error
+            raise StoreUnavailable(f"The store cannot be reached: {first_line(error)}") from error
         raise
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The driver's sentence without the statement and its parameters, which may hold what must not be logged."""
     cause = getattr(error, "orig", None) or error
     return (str(cause) or type(cause).__name__).splitlines()[0]

@@ -20,7 +20,7 @@ from sqlalchemy.schema import Table
 from gateway.ledger.port import OutboxEntry
 from gateway.store import partitions
 from gateway.store.bulk import Conflict, adding, among, insert, insert_values, leave_alone
-from gateway.store.database import Database, StoreConnection, is_data_fault
+from gateway.store.database import Database, StoreConnection, first_line, is_data_fault
 from gateway.store.sqlite_engine import SqliteConnection
 from gateway.store.tables import SUMS, run_steps, runs, token_usage, usage_daily, usage_dead_letter, usage_hourly
 from gateway.store.usage_event import COLUMNS, Poison, Row, at_of, id_of, row_of
@@ -202,8 +202,7 @@ async def _insert_rows(connection: StoreConnection, rows: Sequence[Row]) -> tupl
 
 
 def _reason(error: BaseException) -> str:
-    cause = getattr(error, "orig", None) or error
-    return (str(cause) or type(cause).__name__).splitlines()[0][:_REASON_CHARACTERS_MAX]
+    return first_line(error)[:_REASON_CHARACTERS_MAX]
 
 
 async def _summed_up(rows: Sequence[Row]) -> list[Added]:

@@ -53,8 +53,10 @@ async def delete(db: Database, project: str, name: str) -> bool:
 
 
 async def get(db: Database, project: str, name: str) -> Workflow | None:
-    found = [workflow for workflow in await list_all(db, project) if workflow.name == name]
-    return found[0] if found else None
+    query = select(workflows).where(workflows.c.project == project, workflows.c.name == name)
+    async with db.begin() as connection:
+        row = (await connection.execute(query)).mappings().first()
+    return None if row is None else _from_row(row)
 
 
 async def list_all(db: Database, project: str | None = None) -> list[Workflow]:

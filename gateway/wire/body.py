@@ -138,14 +138,16 @@ def boolean(body: dict[str, Any], key: str) -> bool:
     raise BadRequest.field(key, "must be true or false")
 
 
+def missing_or(key: str, value: Any, fault: str) -> BadRequest:
+    """Why a required field cannot be used: it is missing, or has this fault."""
+    return BadRequest.field(key, "is missing", "missing_field") if value is None else BadRequest.field(key, fault)
+
+
 def text(body: dict[str, Any], key: str, length_max: int = 512) -> str:
+
     value = body.get(key)
     if not isinstance(value, str) or not value:
-        raise BadRequest.field(
-            key,
-            "is missing" if value is None else "must be a non-empty string",
-            "missing_field" if value is None else "invalid_value",
-        )
+        raise missing_or(key, value, "must be a non-empty string")
     if len(value) > length_max:
         raise BadRequest.field(key, f"is longer than {length_max} characters")
     return value

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from gateway.errors import BadRequest
 from gateway.upstream.port import ProtocolName
-from gateway.wire.body import parse_object, text, whole_number
+from gateway.wire.body import missing_or, parse_object, text, whole_number
 from gateway.wire.choices import details_of
 from gateway.wire.protocol import Request, token_count
 from gateway.wire.whole import WholeAnswer, input_usage, refuse_stream, texts_in
@@ -31,11 +31,7 @@ class RerankProtocol(WholeAnswer):
         query = text(body, "query", QUERY_CHARACTERS_MAX)
         documents = body.get("documents")
         if not isinstance(documents, list):
-            raise BadRequest.field(
-                "documents",
-                "is missing" if documents is None else "must be a list",
-                "missing_field" if documents is None else "invalid_value",
-            )
+            raise missing_or("documents", documents, "must be a list")
         query_tokens = _tokens_at_most(query)
         pieces = sum(_pieces(item, query_tokens) for item in texts_in(body, "documents", DOCUMENTS_MAX))
         whole_number(body, "top_n", 1)

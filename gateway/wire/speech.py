@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 from gateway.errors import BadRequest
 from gateway.upstream.port import ProtocolName
-from gateway.wire.body import parse_object, text
+from gateway.wire.body import missing_or, parse_object, text
 from gateway.wire.protocol import Request
 from gateway.wire.sound import duration_ms
 from gateway.wire.whole import WholeAnswer, refuse_stream
@@ -60,11 +60,7 @@ class SpeechProtocol(WholeAnswer):
 
 def _check_voice(voice: Any) -> None:
     if not isinstance(voice, str | dict) or not voice:
-        raise BadRequest.field(
-            "voice",
-            "is missing" if voice is None else "must be a name, or an object with an id",
-            "missing_field" if voice is None else "invalid_value",
-        )
+        raise missing_or("voice", voice, "must be a name, or an object with an id")
 
 
 def _speed(body: dict[str, Any]) -> float:

@@ -61,11 +61,6 @@ class EventSplitter:
         if self._lines > EVENT_LINES_MAX:
             raise EventTooLarge(f"an event of more than {EVENT_LINES_MAX} lines")
 
-    @property
-    def rest(self) -> bytes:
-        """What stands behind the last whole event: an event cut off, if the stream ended here."""
-        return b"".join(self._pieces).strip()
-
 
 def data_of(event: bytes) -> bytes | None:
     """The event's data, or None for a comment. Several data lines are joined with LF, as the standard says."""
@@ -75,13 +70,6 @@ def data_of(event: bytes) -> bytes | None:
         return data
     lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None
-
-
-def name_of(event: bytes) -> str | None:
-    for line in event.split(b"\n"):
-        if line.startswith(b"event:"):
-            return line[6:].strip().decode("utf-8", "replace")
-    return None
 
 
 def event(data: bytes, name: str | None = None) -> bytes:

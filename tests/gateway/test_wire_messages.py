@@ -22,7 +22,7 @@ from gateway.errors import (
 from gateway.wire import sse
 from gateway.wire.messages import MessagesProtocol
 from policies.pricing import Usage
-from tests.gateway.wire_streams import USER, events_of, named_events, parsed, relay_of, relayed
+from tests.gateway.wire_streams import USER, events_of, name_of, named_events, parsed, relay_of, relayed
 
 MESSAGES = MessagesProtocol()
 START_USAGE: dict[str, Any] = {
@@ -240,7 +240,7 @@ def test_a_cut_closes_the_block_that_is_open(events: int, closed: list[int]) -> 
     assert ending[-2]["delta"] == {"stop_reason": "max_tokens", "stop_sequence": None}
     assert ending[-2]["usage"] == {"output_tokens": counter.tokens}
     assert relay.is_finished
-    names = [sse.name_of(event) for event in sse.EventSplitter().feed(given)]
+    names = [name_of(event) for event in sse.EventSplitter().feed(given)]
     assert names[0] == "message_start"
 
 

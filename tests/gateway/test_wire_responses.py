@@ -11,7 +11,7 @@ from gateway.errors import BadRequest, BudgetRefusal, StreamBroken
 from gateway.wire import sse
 from gateway.wire.responses import ResponsesProtocol
 from policies.pricing import Usage
-from tests.gateway.wire_streams import events_of, named_events, parsed, relay_of, relayed
+from tests.gateway.wire_streams import events_of, name_of, named_events, parsed, relay_of, relayed
 
 RESPONSES = ResponsesProtocol()
 CREATED = {"id": "resp_1", "object": "response", "status": "in_progress", "model": "m-1", "tools": [], "output": []}
@@ -197,7 +197,7 @@ def test_a_cut_closes_what_is_open_and_says_why() -> None:
     assert reasoning["summary"] == [{"type": "summary_text", "text": "hm "}]
     assert (message["status"], message["content"][0]["text"]) == ("incomplete", "Hello")
     assert (call["status"], call["arguments"]) == ("incomplete", '{"q":')
-    names = [sse.name_of(event) for event in sse.EventSplitter().feed(data)]
+    names = [name_of(event) for event in sse.EventSplitter().feed(data)]
     assert names == [event["type"] for event in closing[:-1]]
 
 

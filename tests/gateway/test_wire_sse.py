@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.wire import sse
+from tests.gateway.wire_streams import name_of
 
 STREAM = (
     b'event: a\ndata: {"x":1}\n\n: note\n\ndata: two\ndata: lines\n\ndata: \xf0\x9f\x9a\x8b\n\n\n\ndata: [DONE]\n\nrest'
@@ -27,7 +28,7 @@ def test_any_cutting_gives_the_same_events(cuts: list[int], crlf: bool) -> None:
     whole = sse.EventSplitter().feed(STREAM)
     splitter = sse.EventSplitter()
     assert [event for piece in split(data, cuts) for event in splitter.feed(piece)] == whole
-    assert splitter.rest == b"rest"
+    assert splitter.feed(b"\n\n") == [b"rest"]
 
 
 @given(st.lists(st.binary(max_size=30), max_size=20))
@@ -41,7 +42,7 @@ def test_a_long_line_in_many_pieces_is_put_together_once() -> None:
     splitter = sse.EventSplitter()
     pieces = [b"data: ", *[b"x" * 1000] * 50, b"\n", b"\ndata: 2\n\n"]
     assert [event for piece in pieces for event in splitter.feed(piece)] == [b"data: " + b"x" * 50_000, b"data: 2"]
-    assert splitter.rest == b""
+    assert splitter.feed(b"\n\n") == []
 
 
 def test_an_event_of_long_lines_in_small_parts_is_put_together_once() -> None:
@@ -94,13 +95,13 @@ def test_an_event_without_end_is_refused_at_16_mib() -> None:
 )
 def test_data_and_name_of_an_event(event: bytes, data: bytes | None, name: str | None) -> None:
     assert sse.data_of(event) == data
-    assert sse.name_of(event) == name
+    assert name_of(event) == name
 
 
 def test_what_is_made_is_read_back() -> None:
     made = sse.event(b'{"a":1}', "n") + sse.comment(b"budget {}") + sse.event(b"[DONE]")
     events = sse.EventSplitter().feed(made)
-    assert [(sse.name_of(event), sse.data_of(event)) for event in events] == [
+    assert [(name_of(event), sse.data_of(event)) for event in events] == [
         ("n", b'{"a":1}'),
         (None, None),
         (None, b"[DONE]"),

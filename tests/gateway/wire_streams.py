@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,6 +21,12 @@ BODIES: dict[str, dict[str, Any]] = {
     "messages": {"model": "m", "messages": USER, "max_tokens": 1000},
 }
 TEXT_ENDPOINTS = tuple(BODIES)
+
+
+def name_of(event: bytes) -> str | None:
+    """The name of a server-sent event."""
+    found = re.search(rb"^event:(.*)$", event, re.MULTILINE)
+    return None if found is None else found[1].strip().decode()
 
 
 class Words:

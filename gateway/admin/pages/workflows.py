@@ -55,7 +55,7 @@ async def list_all(visit: Visit) -> Response:
 
 
 async def show_workflow(visit: Visit) -> Response:
-    found = next((one for one in await _declared(visit) if one.workflow == visit.name), None)
+    found = await _known(visit)
     draft = _edited(found) if found is not None else await _draft(visit)
     text = _DIRECTION.sub(_escaped, orjson.dumps(draft, option=orjson.OPT_INDENT_2).decode())
     return await _editor(visit, text, found)
@@ -84,9 +84,7 @@ async def change_workflow(visit: Visit) -> Response:
 
 async def set_mode(visit: Visit) -> Response:
     """Observe or enforce, and nothing else of the declaration."""
-    found = await _known(visit)
-    if found is None:
-        raise BadRequest(f"There is no workflow {visit.name[:200]!r}.", status=404, code="not_found")
+    found = await visit.ask(workflows.get_workflow, path={"workflow": visit.name})
     body = WorkflowBody.model_validate({**_edited(found), "mode": visit.form.get("mode") or None})
     await visit.ask(workflows.put_workflow, path={"workflow": visit.name}, body=body)
     return visit.go("workflows", visit.name, done="saved")
@@ -144,7 +142,10 @@ async def _declared(visit: Visit) -> tuple[WorkflowView, ...]:
 
 
 async def _known(visit: Visit) -> WorkflowView | None:
-    return next((one for one in await _declared(visit) if one.workflow == visit.name), None)
+    try:
+        return await visit.ask(workflows.get_workflow, path={"workflow": visit.name})
+    except BadRequest:
+        return None  # it is not declared
 
 
 async def _draft(visit: Visit) -> dict[str, Any]:

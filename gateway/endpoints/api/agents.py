@@ -67,7 +67,7 @@ async def get_intensity(ask: Ask[ProjectQuery, NoBody]) -> IntensityView:
 
 
 async def put_intensity(ask: Ask[ProjectQuery, IntensityBody]) -> IntensityView:
-    agent = _Agent(agent=ask.path["agent"]).agent
+    agent = _Named(agent=ask.path["agent"]).agent
     known = ask.desk.parts.control.snapshot.agents.get((ask.project, agent))
     creation = ask.body.creation if ask.body.creation is not None else known.creation if known else None
     execution = ask.body.execution if ask.body.execution is not None else known.execution if known else None
@@ -89,7 +89,7 @@ async def put_intensity(ask: Ask[ProjectQuery, IntensityBody]) -> IntensityView:
     return await _view(ask)
 
 
-class _Agent(Strict):
+class _Named(Strict):
     agent: Name
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from gateway.endpoints.api.route import Ask, Route
-from gateway.endpoints.api.schema import STEPS_MAX, Name, ProjectQuery, Share, Strict, Tokens
+from gateway.endpoints.api.schema import STEPS_MAX, Name, ProjectQuery, Share, Strategy, Strict, Tokens
 from gateway.endpoints.api.steps import StepBody, declared_steps
 from gateway.errors import BadRequest
 from gateway.run_plan import RunRequest
@@ -18,7 +18,7 @@ from policies.amounts import Limit
 class AllocateBody(Strict):
     """`tokens` is what the run may use (default: the setting), `workflow` lets `adaptive` learn from its past runs."""
 
-    strategy: Literal["equal", "proportional", "adaptive", "priority"] | None = None
+    strategy: Strategy | None = None
     tokens: Tokens | None = None
     workflow: Name | None = None
     agent: Name | None = None

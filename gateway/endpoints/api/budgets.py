@@ -60,7 +60,9 @@ class BudgetList:
 
 async def list_budgets(ask: Ask[ListQuery, NoBody]) -> BudgetList:
     """Of the query's project, and those that are for every project."""
-    known = [one for one in await _all(ask) if one[1].budget.project in (None, ask.project)]
+    everything = [*_of_file(ask), *(("store", stored) for stored in await budgets_store.list_all(ask.store))]
+    known = [one for one in everything if one[1].budget.project in (None, ask.project)]
+
     page, following = paged(known, ask.query)
     return BudgetList(await _views(ask, list(page)), following)
 
@@ -89,20 +91,20 @@ async def delete_budget(ask: Ask[ProjectQuery, NoBody]) -> Deleted:
 Known = tuple[Literal["file", "store"], StoredBudget]
 
 
-async def _all(ask: Ask[Any, Any]) -> list[Known]:
-    of_file: list[Known] = [
-        ("file", StoredBudget(f"{_OF_FILE}{at}", budget.budget()))
-        for at, budget in enumerate(ask.desk.parts.config.budgets)
-    ]
-    return of_file + [("store", stored) for stored in await budgets_store.list_all(ask.store)]
+def _of_file(ask: Ask[Any, Any]) -> list[Known]:
+    budgets = enumerate(ask.desk.parts.config.budgets)
+    return [("file", StoredBudget(f"{_OF_FILE}{at}", budget.budget())) for at, budget in budgets]
 
 
 async def _find(ask: Ask[Any, Any]) -> Known:
     wanted = ask.path["id"]
-    for known in await _all(ask):
+    for known in _of_file(ask):
         if known[1].id == wanted:
             return known
-    raise not_found("budget", wanted)
+    stored = await budgets_store.get(ask.store, wanted)
+    if stored is None:
+        raise not_found("budget", wanted)
+    return "store", stored
 
 
 async def _find_stored(ask: Ask[Any, Any]) -> StoredBudget:

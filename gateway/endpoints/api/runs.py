@@ -18,6 +18,7 @@ from gateway.endpoints.api.schema import (
     ProjectQuery,
     RowsQuery,
     Share,
+    Strategy,
     Strict,
     Tokens,
     Usd,
@@ -34,10 +35,7 @@ from gateway.store import usage_report
 from gateway.store.runs import RunFilter
 from gateway.store.usage_report import UsageFilter
 from policies.amounts import Limit
-from policies.settings import ALLOCATION_STRATEGIES
 
-Strategy = Literal["equal", "proportional", "adaptive", "priority"]
-assert set(ALLOCATION_STRATEGIES) == set(Strategy.__args__)  # type: ignore[attr-defined]  # noqa: S101 - one list of them
 StateName = Literal["active", "paused", "exhausted", "completed", "cancelled"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
@@ -11,6 +11,7 @@ from gateway.config_budgets import Count, usd_to_nano
 from gateway.store.paging import CURSOR
 from gateway.tags import NAME_IN_WORDS, VALUE
 from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, Limit
+from policies.settings import ALLOCATION_STRATEGIES
 
 LIST_MAX = 1_000
 # More steps than this in one request are a mistake, and would hold the process for too long.
@@ -91,6 +92,8 @@ Instant = Annotated[
     WithJsonSchema({"type": "string", "description": "ISO 8601 date or time (UTC), or milliseconds since 1970."}),
 ]
 Priority = Annotated[str, StringConstraints(pattern=_PRIORITY)]
+Strategy = Literal["equal", "proportional", "adaptive", "priority"]
+assert Strategy.__args__ == ALLOCATION_STRATEGIES  # type: ignore[attr-defined]  # noqa: S101 - one list of them
 Share = Annotated[float, Field(ge=0, le=10)]
 
 

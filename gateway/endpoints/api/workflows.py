@@ -18,6 +18,7 @@ from gateway.endpoints.api.schema import (
     NoBody,
     Priority,
     ProjectQuery,
+    Strategy,
     Strict,
     Text,
     Tokens,
@@ -39,7 +40,7 @@ class WorkflowBody(Strict):
     mode: Literal["observe", "enforce"] | None = None
     agent: Name | None = None
     priority: Priority | None = None
-    strategy: Literal["equal", "proportional", "adaptive", "priority"] | None = None
+    strategy: Strategy | None = None
     budget: Budgeted | None = Field(default=None, description="Of each run; a number stands for tokens.")
     budget_tokens: Tokens | None = None
     budget_usd: Usd | None = None
@@ -90,7 +91,7 @@ async def get_workflow(ask: Ask[ProjectQuery, NoBody]) -> WorkflowView:
 
 async def put_workflow(ask: Ask[ProjectQuery, WorkflowBody]) -> WorkflowView:
     """Declare a workflow, or replace its declaration. Runs that were planned before keep their plan."""
-    name = _checked(ask.path["workflow"])
+    name = _Named(workflow=ask.path["workflow"]).workflow
     try:
         declaration = _declaration(ask.body)
     except ValueError as error:
@@ -109,11 +110,8 @@ async def delete_workflow(ask: Ask[ProjectQuery, NoBody]) -> Deleted:
     return Deleted(name)
 
 
-def _checked(name: str) -> str:
-    class Named(Strict):
-        workflow: Name
-
-    return Named(workflow=name).workflow
+class _Named(Strict):
+    workflow: Name
 
 
 _PLAIN = ("description", "agent", "priority", "strategy", "routing", "compression")
