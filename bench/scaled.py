@@ -1,14 +1,19 @@
 """Calls a second with Redis and Postgres behind one, two and four gateway processes.
 
-    .venv/bin/python -m bench.scaled [--workers 1 2 4] [--connections 64] [--rounds 3] [--seconds 3]
+    .venv/bin/python -m bench.scaled [--workers 1 2 4] [--one-core] [--connections 64] [--rounds 3] [--seconds 3]
 
 All run on the same cores: gateways, Redis, Postgres, mock upstream and load generator. So the figure that can be carried over to
 another machine is the CPU time of a call; calls/s say what this machine does with all of it. The gateways take turns.
+
+With `--one-core` all processes of a gateway share one core, and everything else the other: if a call costs the same CPU with N
+processes as with one, N processes on N free cores serve N times as many calls. The share of that which is left is printed. Each
+process has as many connections then as the single one.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import secrets
 import statistics
 import subprocess
@@ -41,13 +46,13 @@ def start(running: Servers, upstream: str, redis: RedisServer, store: str, worke
     return running.start(name, lambda port: [*command, "--port", str(port)], ready_path="/readyz")
 
 
-def order(server: Server, arguments: argparse.Namespace) -> Order:
+def order(server: Server, processes: int, arguments: argparse.Namespace) -> Order:
     return Order(
         host="127.0.0.1",
         port=server.port,
         path=PATH,
         model=f"bench-{PATH}",
-        connections=arguments.connections,
+        connections=arguments.connections * (processes if arguments.one_core else 1),
         seconds=arguments.seconds,
         warm_up_seconds=1.0,
         headers={},
@@ -73,16 +78,19 @@ def line(workers: int, tallies: list[Tally], redis_us: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--one-core", action="store_true", help="the processes of a gateway share a core of their own")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0)
     arguments = parser.parse_args()
     command = [sys.executable, "-m", "bench.load"]
+    cores = measure.Cores.chosen() if arguments.one_core else None
     with (
+        measure.pinned(cores.rest) if cores is not None else contextlib.nullcontext(),
         tempfile.TemporaryDirectory(prefix="farebox-bench-") as folder,
         private_server(durable=True) as store,
         running_server("--appendfsync", "everysec") as redis,
-        servers(Path(folder), None) as running,
+        servers(Path(folder), cores) as running,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process,
     ):
         subprocess.run(
@@ -100,12 +108,20 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for number, server in gateways.items():
                 before = measure.cpu_ns(redis.pid)
-                tallies[number].append(generator.run(order(server, arguments)))
+                tallies[number].append(generator.run(order(server, number, arguments)))
                 calls = max(1, tallies[number][-1].calls)
                 redis_us[number].append((measure.cpu_ns(redis.pid) - before) / 1000 / calls)
         process.kill()
     for number in gateways:
         print(line(number, tallies[number], redis_us[number]))
+    least = min(gateways)
+    for number in gateways:
+        if arguments.one_core and number != least:
+            pairs = zip(tallies[least], tallies[number], strict=True)
+            share = statistics.median(one.cpu_us / many.cpu_us for one, many in pairs)
+            print(
+                f"{number} processes on {number} free cores: {share:.2f} x {number} of what one serves, by the CPU of a call"
+            )
 
 
 if __name__ == "__main__":
