@@ -287,7 +287,7 @@ class Application:
             telemetry=parts.telemetry,
             alerts=parts.alerts,
             now_ms=parts.clock.now_ms,
-            count_late=admission.count,
+            prompts=admission,
             answered=parts.orchestration.answered,
         )
         handler = CallHandler(

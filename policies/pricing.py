@@ -148,6 +148,7 @@ class Usage:
     service_tier: str = ""
     speed: str = ""
     region: str = ""
+    kept_as: tuple[str, ...] = ()  # the ids under which the provider keeps what was said, to go on from
 
 
 @value_class

@@ -23,6 +23,7 @@ from gateway.pipeline.events import draft_of
 from gateway.pipeline.planner import Planner
 from gateway.pipeline.refusal import refusal_error
 from gateway.pipeline.reserving import Reserving
+from gateway.pipeline.stored_histories import StoredHistories
 from gateway.pipeline.worst_money import worst_money
 from gateway.pricebook import PriceBook
 from gateway.runs import RunRegistry
@@ -31,7 +32,7 @@ from gateway.upstream.deployments import Pool
 from gateway.upstream.port import Deployment
 from policies.budgets import RunLimits
 from policies.pressure import Rung
-from policies.pricing import Price
+from policies.pricing import Price, Usage
 from policies.reservation import Decision, Demand, Granted, OnLost
 from policies.tokens import PromptCount
 
@@ -77,6 +78,7 @@ class Admission:
         self._snapshot = snapshot
         self._now_ms = now_ms
         self._rules = rules
+        self._histories = StoredHistories()
         self._climbing = Climbing(
             planner=planner,
             ask=self._ask,
@@ -162,7 +164,11 @@ class Admission:
             return PromptCount(0, 0, exact=True)
         deployment = deployment or call.deployment
         assert deployment is not None  # noqa: S101 - `use` comes first
-        return await self._tokenizer.count_prompt(counted_as, call.request.body, deployment.model, deployment.provider)
+        count = await self._tokenizer.count_prompt(counted_as, call.request.body, deployment.model, deployment.provider)
+        return self._histories.counted(call, count) if counted_as == "responses" else count
+
+    def kept(self, call: Call, usage: Usage) -> None:
+        self._histories.answered(call, usage)
 
     async def _reserve(self, call: Call, *, replans: bool = True) -> None:
         """Up the ladder until it fits. The refusal that the client hears is the last one."""

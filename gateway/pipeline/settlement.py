@@ -33,6 +33,14 @@ class Recorder(Protocol):
     def record(self, project: str, entry: OutboxEntry) -> None: ...
 
 
+class Prompts(Protocol):
+    async def count(self, call: Call) -> PromptCount:
+        """Of a call that went without: it had no budget."""
+
+    def kept(self, call: Call, usage: Usage) -> None:
+        """The provider keeps what was said, for calls to go on from."""
+
+
 @value_class
 class Used:
     usage: Usage
@@ -49,7 +57,7 @@ class Settler:
         telemetry: Telemetry,
         alerts: Alerts,
         now_ms: Callable[[], int],
-        count_late: Callable[[Call], Awaitable[PromptCount]],
+        prompts: Prompts,
         answered: Callable[[Call, Usage], None],
     ) -> None:
         self._ledger = ledger
@@ -57,7 +65,7 @@ class Settler:
         self._telemetry = telemetry
         self._alerts = alerts
         self._now_ms = now_ms
-        self._count_late = count_late
+        self._prompts = prompts
         self._answered = answered
 
     async def settle(self, call: Call, outcome: Outcome) -> Settlement:
@@ -66,6 +74,8 @@ class Settler:
         Nothing is counted or recorded before the last wait, so that a settlement that was cancelled can be repeated.
         """
         used = await self._used(call, outcome)
+        if used is not None and used.usage.kept_as:
+            self._prompts.kept(call, used.usage)
         if used is not None and call.is_tagged:
             self._look_back(call, used)
         settlement = Settlement()
@@ -162,7 +172,7 @@ class Settler:
         if call.count is not None:
             return call.count.tokens
         try:
-            return (await self._count_late(call)).tokens
+            return (await self._prompts.count(call)).tokens
         except Exception:  # noqa: BLE001 - the answer is with the client already
             _log.exception("prompt_not_counted", request_id=call.id)
             return 0

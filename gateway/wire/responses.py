@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 from gateway.errors import BadRequest, GatewayError, StreamBroken
@@ -150,7 +151,10 @@ def _end_of(event: dict[str, Any]) -> dict[str, Any] | None:
 
 def _usage_in(answer: Mapping[str, Any]) -> Usage | None:
     """Of a whole answer: what the provider's tools did are items of the output, unless it counts them itself."""
-    return usage_of(answer.get("usage"), _hosted_in(answer), term(answer.get("service_tier")))
+    usage = usage_of(answer.get("usage"), _hosted_in(answer), term(answer.get("service_tier")))
+    names = (answer.get("id"), details_of(answer, "conversation").get("id"))
+    kept_as = tuple(name for name in names if isinstance(name, str) and name)
+    return usage if usage is None or not kept_as else replace(usage, kept_as=kept_as)
 
 
 def _hosted_in(answer: Mapping[str, Any]) -> Hosted:

@@ -9,7 +9,7 @@ from policies.tokens.completions import count_completion, count_embeddings
 from policies.tokens.counting import Counting, Family, counting_for
 from policies.tokens.messages import count_messages
 from policies.tokens.prompt import CountText, PromptCount, Remember
-from policies.tokens.responses import count_responses
+from policies.tokens.responses import count_responses, with_history
 
 __all__ = [
     "CountText",
@@ -23,4 +23,5 @@ __all__ = [
     "count_messages",
     "count_responses",
     "counting_for",
+    "with_history",
 ]

@@ -52,6 +52,13 @@ def count_responses(
     return prompt_count(cost + Cost(text=tokens), counting, has_tools=bool(functions))
 
 
+def with_history(count: PromptCount, history_tokens: int) -> PromptCount:
+    """The count of a request that goes on from a stored history of so many tokens: what was kept back for one of unknown length is
+    part of them."""
+    beyond = -(-history_tokens * 101 // 100) - _STORED_HISTORY.spare
+    return PromptCount(count.tokens + history_tokens, count.reserve_tokens + max(0, beyond), exact=False)
+
+
 def _function_tokens(functions: Sequence[Mapping[str, Any]], counting: Counting, count: CountText) -> int:
     if counting.family is Family.OTHER:
         return count(compact_json(list(functions)))

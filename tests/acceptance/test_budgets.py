@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ BUDGETS: list[dict[str, Any]] = [
     {"scope": "run", "match": "counted", "requests": 3},
     {"scope": "run", "match": "watched", "tokens": 50, "mode": "observe"},
     {"scope": "run", "match": "rigid", "tokens": 1000, "on_pressure": ["refuse"]},
+    {"scope": "run", "match": "roomy", "tokens": 5000},
     {"scope": "run", "match": "keeps-back", "tokens": 1000, "on_pressure": [{"refuse": 0.2}]},
     {"scope": "run", "match": "patient", "tokens": 100, "on_pressure": ["wait", "refuse"], "wait_seconds": 5},
     {"scope": "workflow", "match": "by-minute", "requests": 2, "window": "minute"},
@@ -440,3 +442,24 @@ def test_a_run_whose_latest_call_found_too_little_is_exhausted_until_it_gets_mor
     until(lambda: served.gateway.get("/api/runs/r-used").json()["state"] == "exhausted")
     assert "r-used" in served.gateway.get("/api/runs?state=exhausted").body.decode()
     assert served.gateway.request("POST", "/api/runs/r-used/budget", {"tokens": 5000}).json()["state"] == "active"
+
+
+# ── histories that the provider keeps ──
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_call_that_goes_on_from_a_stored_answer_is_held_with_its_history(served: Served, streamed: bool) -> None:
+    """Only the provider has the text, but its last answer told how long it is."""
+
+    def respond(headers: dict[str, str], **fields: Any) -> Reply:
+        body = {"model": "fake", "max_output_tokens": 20, **fields}
+        return served.gateway.request("POST", "/v1/responses", body, headers)
+
+    first = respond({}, input=words(5000), stream=streamed)
+    assert first.status == 200, first.body
+    answer_id = re.findall(r"resp_\w+", first.body.decode())[-1]
+    headers = {**tagged("roomy", f"r-history-{streamed}"), "x-workflow-options": "no-compress"}
+    facts = refusal(respond(headers, input="hi", previous_response_id=answer_id), 402, "request_exceeds_budget")
+    assert (facts["limit"], facts["unit"]) == (5000, "tokens")
+    assert facts["needed"] > 5000
+    assert respond(headers, input="hi", previous_response_id="resp_of_nobody").status == 200

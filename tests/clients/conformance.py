@@ -68,8 +68,8 @@ READ = {
     "text": "its schema is counted",
     "tool_choice": "counted",
     "function_call": "counted",
-    "previous_response_id": "what it adds to the prompt is not known here: booked from the answer's usage",
-    "conversation": "what it adds to the prompt is not known here: booked from the answer's usage",
+    "previous_response_id": "held is as much as its last answer told here, else 4,000 tokens; booked from the answer's usage",
+    "conversation": "held is as much as its last answer told here, else 4,000 tokens; booked from the answer's usage",
     "background": "true is refused: what it spends later could not be seen",
 }
 UNREAD = {("/v1/messages", "tool_choice")}

@@ -170,7 +170,7 @@ def test_the_last_event_waits_for_the_budgets_note(status: str) -> None:
     end = numbered({"type": f"response.{status}", "response": {**CREATED, "status": status, "usage": USAGE}})
     relay, _ = relay_of("responses")
     assert relayed(relay, [*HALFWAY, *end, b"data: [DONE]\n\n"]) == b"".join(HALFWAY)
-    assert (relay.is_finished, relay.usage) == (True, RESPONSES.usage({"usage": USAGE}))
+    assert (relay.is_finished, relay.usage) == (True, RESPONSES.usage({"id": "resp_1", "usage": USAGE}))
     assert relay.close({"run": "r"}) == b': budget {"run":"r"}\n\n' + end[0]
     assert RESPONSES.assemble(b"".join([*HALFWAY, *end]))["status"] == status
 

@@ -14,6 +14,7 @@ from policies.tokens import (
     count_messages,
     count_responses,
     counting_for,
+    with_history,
 )
 from policies.tokens.prompt import Cost, prompt_count, widened
 
@@ -174,6 +175,14 @@ def test_what_only_the_server_knows_is_in_spare_and_not_exact(fields: dict[str, 
     counted = count_responses({"input": "hi", **fields}, GPT_5, len)
     assert not counted.exact
     assert counted.reserve_tokens >= counted.tokens + 100
+
+
+@pytest.mark.parametrize(("history", "reserved"), [(0, 0), (3_000, 0), (10_000, 6_100)])
+def test_a_history_of_known_length_takes_the_place_of_an_unknown_one(history: int, reserved: int) -> None:
+    counted = count_responses({"input": "hi", "previous_response_id": "resp_1"}, GPT_5, len)
+    known = with_history(counted, history)
+    assert (known.tokens, known.reserve_tokens) == (counted.tokens + history, counted.reserve_tokens + reserved)
+    assert not known.exact
 
 
 def test_anthropic_requests_count_system_blocks_tools_and_results() -> None:

@@ -1,0 +1,48 @@
+"""Histories that a provider keeps: as long as the last answer in them told, for the project that heard it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gateway.pipeline.call import Call, Principal
+from gateway.pipeline.stored_histories import StoredHistories
+from gateway.wire.protocols import PROTOCOLS
+from policies.tokens import PromptCount
+
+RESPONSES = PROTOCOLS["/v1/responses"]
+COUNT = PromptCount(10, 4_020, exact=False)
+
+
+def call_of(project: str = "p", **fields: Any) -> Call:
+    request = RESPONSES.parse(json.dumps({"model": "m", "input": "hi", **fields}).encode())
+    return Call("c", RESPONSES, Principal("", "local", project), request)
+
+
+def heard(histories: StoredHistories, answer_id: str, tokens: int, conversation: str | None = None) -> None:
+    answer: dict[str, Any] = {"id": answer_id, "usage": {"input_tokens": tokens - 5, "output_tokens": 5}}
+    usage = RESPONSES.usage(answer | ({"conversation": {"id": conversation}} if conversation else {}))
+    assert usage is not None
+    histories.answered(call_of(), usage)
+
+
+def test_an_answer_and_its_conversation_are_known_by_their_ids() -> None:
+    histories = StoredHistories()
+    heard(histories, "resp_1", 6_000, "conv_1")
+    heard(histories, "resp_2", 9_000, "conv_1")
+    for fields, tokens in (
+        ({"previous_response_id": "resp_1"}, 6_010),
+        ({"conversation": "conv_1"}, 9_010),
+        ({"conversation": {"id": "conv_1"}}, 9_010),
+        ({"previous_response_id": "resp_9"}, 10),
+        ({"conversation": ["conv_1"]}, 10),
+        ({}, 10),
+    ):
+        assert histories.counted(call_of(**fields), COUNT).tokens == tokens, fields
+    assert histories.counted(call_of(previous_response_id="resp_1"), COUNT).reserve_tokens == 4_020 + 6_060 - 4_000
+
+
+def test_no_project_learns_of_the_histories_of_another() -> None:
+    histories = StoredHistories()
+    heard(histories, "resp_1", 6_000)
+    assert histories.counted(call_of("other", previous_response_id="resp_1"), COUNT) == COUNT
