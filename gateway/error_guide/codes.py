@@ -112,7 +112,7 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
     ),
     "key_revoked": Guide("A revoked key stays revoked.", "Make a new one: `farebox keys create`.", "409"),
     "key_name_taken": Guide(
-        "The project has a key of this name that calls models, and is not revoked; budgets on keys go by the name.",
+        "The project has another key of this name, and one of both has a budget of its own, which goes by the name.",
         "`farebox keys rotate` gives that one a new secret, `farebox keys set` other limits; or choose another name.",
         "409",
     ),

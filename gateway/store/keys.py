@@ -32,6 +32,10 @@ _SHOWN_CHARACTERS: Final = len(PREFIX) + 8
 RandomBytes = Callable[[int], bytes]
 
 
+class KeyNameTaken(Exception):
+    """Another key of the project has the name, and one of both has a budget of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     """What a key stands for. `role` is admin or viewer for the control API, empty for a key that only calls models."""
@@ -54,6 +58,11 @@ class ApiKey:
     revoked_at_ms: int | None = None
     old_digest: str | None = None
     old_until_ms: int | None = None
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether it is limited in tokens, money or requests; a window or concurrency is no account."""
+        return any(self.limits.get(unit) is not None for unit in ("tokens", "usd", "requests"))
 
     def is_valid(self, digest: str, now_ms: int) -> bool:
         """Whether the key with this digest may be used now: not revoked, not expired, and not an old one past its grace."""
@@ -111,12 +120,8 @@ def digest_of(plain: str) -> str:
 
 async def create(
     db: Database, request: KeyRequest, who: str, now_ms: int, random_bytes: RandomBytes = secrets.token_bytes
-) -> NewKey | None:
-    """Make a key and store its digest. Raises StoreUnavailable.
-
-    None when it calls models and the project has such a key of that name that is not revoked: accounts go by the name, so both
-    would spend one budget.
-    """
+) -> NewKey:
+    """Make a key and store its digest. Raises KeyNameTaken, StoreUnavailable."""
     plain = make_plain(random_bytes)
     key = ApiKey(
         id="key_" + random_bytes(8).hex(),
@@ -135,12 +140,9 @@ async def create(
         created_by=who,
         expires_at_ms=request.expires_at_ms,
     )
-    row = api_keys.c
-    same = row.project == key.project, row.name == key.name, row.role == "", row.revoked_at.is_(None)
     async with db.begin() as connection:
         await changed(connection, Subject.KEYS)  # first: whoever makes another key meanwhile waits for it
-        if not key.role and (await connection.execute(select(row.id).where(*same))).first() is not None:
-            return None
+        await _check_name(connection, key)
         await connection.execute(api_keys.insert().values(**_to_row(key)))
     return NewKey(plain, key)
 
@@ -157,16 +159,18 @@ async def list_all(db: Database, project: str | None = None) -> list[ApiKey]:
 async def change(db: Database, key_id: str, edited: Callable[[ApiKey], ApiKey]) -> ApiKey | None:
     """What `edited` makes of the key, which keeps its id, name, secret and role. Running calls keep what they were admitted with.
 
-    None when there is no such key or it is revoked.
+    None when there is no such key or it is revoked. Raises KeyNameTaken.
     """
     async with db.begin() as connection:
+        await changed(connection, Subject.KEYS)
         key = await _locked(connection, key_id)
         if key is None or key.revoked_at_ms is not None:
             return None
-        row = _to_row(edited(key))
+        after = edited(key)
+        await _check_name(connection, after)
+        row = _to_row(after)
         values = {name: row[name] for name in _CHANGEABLE}
         await connection.execute(api_keys.update().where(api_keys.c.id == key_id).values(**values))
-        await changed(connection, Subject.KEYS)
         return await _locked(connection, key_id)
 
 
@@ -207,6 +211,23 @@ async def rotate(
 
 
 _NO_OLD: Final = {"old_digest": None, "old_until": None}
+
+
+async def _check_name(connection: StoreConnection, key: ApiKey) -> None:
+    """Several keys may have one name. Once one of them has a budget of its own, all would spend that, since accounts go by the name."""
+    if key.role:
+        return
+    row = api_keys.c
+    namesakes = (
+        row.project == key.project,
+        row.name == key.name,
+        row.role == "",
+        row.revoked_at.is_(None),
+        row.id != key.id,
+    )
+    found = [_from_row(one) for one in (await connection.execute(select(api_keys).where(*namesakes))).mappings()]
+    if found and any(one.has_budget for one in (key, *found)):
+        raise KeyNameTaken
 
 
 async def _locked(connection: StoreConnection, key_id: str) -> ApiKey | None:

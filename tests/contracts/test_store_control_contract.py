@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -125,20 +126,33 @@ async def test_a_key_is_shown_once_and_stored_as_its_digest(db: Database) -> Non
     assert new.plain[11:] not in stored
 
 
-async def test_of_keys_made_at_once_under_one_name_one_is_made(db: Database) -> None:
+async def test_of_limited_keys_made_at_once_under_one_name_one_is_made(db: Database) -> None:
     """Accounts go by the name: two keys of one would spend one budget."""
-    made_at_once = await asyncio.gather(*(keys.create(db, KeyRequest("ci"), "root", NOW_MS) for _ in range(6)))
-    (first,) = [one for one in made_at_once if one is not None]
+    limited = KeyRequest("ci", limits={"tokens": 10})
+
+    async def is_refused(request: KeyRequest) -> bool:
+        try:
+            await keys.create(db, request, "root", NOW_MS)
+        except keys.KeyNameTaken:
+            return True
+        return False
+
+    assert sum(await asyncio.gather(*(is_refused(limited) for _ in range(6)))) == 5
+    assert await is_refused(KeyRequest("ci"))
     elsewhere = [
         KeyRequest("ci", "other"),
         KeyRequest("ci", admin=True),
         KeyRequest("ci", admin=True),
         KeyRequest("ca"),
     ]
-    assert None not in [await keys.create(db, one, "root", NOW_MS) for one in elsewhere]
-    await keys.revoke(db, first.key.id, NOW_MS)
-    assert await keys.create(db, KeyRequest("ci"), "root", NOW_MS) is not None
-    assert await keys.create(db, KeyRequest("ci"), "root", NOW_MS) is None
+    assert not any([await is_refused(one) for one in elsewhere])
+    (first,) = [key for key in await keys.list_all(db, limited.project) if key.limits]
+    await keys.revoke(db, first.id, NOW_MS)
+    assert [await is_refused(one) for one in (KeyRequest("ci"), KeyRequest("ci"), limited)] == [False, False, True]
+    unlimited = next(key for key in await keys.list_all(db, limited.project) if key.name == "ci" and not key.role)
+    with pytest.raises(keys.KeyNameTaken):
+        await keys.change(db, unlimited.id, lambda key: replace(key, limits={"usd": 1}))
+    assert await keys.change(db, unlimited.id, lambda key: replace(key, limits={"concurrency": 1})) is not None
 
 
 async def test_revoking_and_rotating_a_key(db: Database) -> None:

@@ -24,10 +24,10 @@ from gateway.endpoints.api.schema import (
     instant_ms,
     paged,
 )
-from gateway.errors import BadRequest
+from gateway.errors import BadRequest, GatewayError
 from gateway.moments import iso
 from gateway.store import keys as keys_store
-from gateway.store.keys import ApiKey, KeyRequest
+from gateway.store.keys import ApiKey, KeyNameTaken, KeyRequest
 
 _DAY_MS = 86_400_000
 _TAGS = ("step", "user", "priority")
@@ -165,17 +165,22 @@ async def create_key(ask: Ask[ProjectQuery, KeyBody]) -> NewKeyView:
     )
     control = ask.desk.parts.control
     was_open = ask.desk.access.is_open()
-    new = await control.change(keys_store.create(ask.store, request, ask.actor.name, now_ms))
-    if new is None:
-        raise conflict(
-            f"There is a key {request.name!r} already in project {request.project!r}, and a budget goes by the name: "
-            "give that one a new secret, or choose another name.",
-            "key_name_taken",
-        )
+    try:
+        new = await control.change(keys_store.create(ask.store, request, ask.actor.name, now_ms))
+    except KeyNameTaken:
+        raise _name_taken(request.name, request.project) from None
     await ask.audit("key.created", new.key.id, name=new.key.name, role=new.key.role, for_project=new.key.project)
     warnings = [_LOCKED_OUT] if was_open and not new.key.admin else []
     warnings += [f"No model has the name {name!r} now." for name in request.allowed_models if not _is_there(name, ask)]
     return _new(new.key, new.plain, now_ms, " ".join(warnings) or None)
+
+
+def _name_taken(name: str, project: str) -> GatewayError:
+    return conflict(
+        f"There is another key {name!r} in project {project!r}, and a key's own budget goes by its name: both would spend it. "
+        "Choose another name, or give that key a new secret instead.",
+        "key_name_taken",
+    )
 
 
 def _is_there(wanted: str, ask: Ask[Any, Any]) -> bool:
@@ -204,7 +209,10 @@ async def change_key(ask: Ask[ProjectQuery, KeyChange]) -> KeyView:
         raise BadRequest(f"Say what to change: any of {', '.join(KeyChange.model_fields)}.", code="missing_field")
     ask.body.edited(found, now_ms)  # what is wrong with it is said before anything is locked
     edit = partial(ask.body.edited, now_ms=now_ms)
-    changed = await ask.desk.parts.control.change(keys_store.change(ask.store, found.id, edit))
+    try:
+        changed = await ask.desk.parts.control.change(keys_store.change(ask.store, found.id, edit))
+    except KeyNameTaken:
+        raise _name_taken(found.name, found.project) from None
     if changed is None:
         raise conflict(f"Key {found.id} is revoked, and stays so: make a new one.", "key_revoked")
     await ask.audit("key.changed", found.id, name=changed.name, changed=given)
