@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol, cast
 
 import orjson
@@ -19,6 +19,7 @@ from gateway.pipeline.hold import HoldKeeper
 from gateway.pipeline.worst_money import believed
 from gateway.upstream.port import UpstreamAnswer, UpstreamBroken, UpstreamError
 from gateway.wire.protocol import BinaryProtocol, CounterFactory, Relay
+from policies.pricing import Usage
 from policies.reservation import Balance
 
 Settle = Callable[[Outcome], Awaitable[Settlement]]
@@ -119,7 +120,8 @@ class Relaying:
             return
         except asyncio.CancelledError:
             # The last look may be some chunks ago: whoever leaves in between pays for those too.
-            outcome.output_tokens_seen, outcome.usage = stream.relay.output_tokens, stream.relay.usage
+            outcome.output_tokens_seen = stream.relay.output_tokens
+            outcome.usage = _told_so_far(stream.relay, outcome.output_tokens_seen)
             if call.request.stream and not exchange.is_gone:
                 await exchange.break_off(stream.relay.fail(stopping()))
             raise
@@ -150,8 +152,8 @@ class Relaying:
             self._flights.progressed(call, outcome.output_tokens_seen)
             if await self._is_beyond(stream, outcome.output_tokens_seen):
                 # A provider that has ended says what it bills: what the client does not get of it was spent all the same.
-                outcome.usage = relay.usage
                 outcome.output_tokens_seen = min(outcome.output_tokens_seen, max(seen_before, keeper.allowed_tokens))
+                outcome.usage = _told_so_far(relay, outcome.output_tokens_seen)
                 stream.was_cut = True
                 await self._give(exchange, call, stream, relay.cut())
                 return False
@@ -198,12 +200,20 @@ class Relaying:
         """A cut stream looks like success to most clients: an error event says that it was none."""
         outcome.status, outcome.code = "error", error.code
         outcome.output_tokens_seen = stream.relay.output_tokens
-        outcome.usage = stream.relay.usage
+        outcome.usage = _told_so_far(stream.relay, outcome.output_tokens_seen)
         await settle(outcome)
         if not call.request.stream:
             raise error
         error.metadata.setdefault("request_id", call.id)
         await exchange.break_off(stream.relay.fail(error))
+
+
+def _told_so_far(relay: Relay, output_tokens_seen: int) -> Usage | None:
+    """The provider's figures. Those that it told before its answer ended may be older than what was seen since."""
+    usage = relay.usage
+    if usage is None or relay.is_finished or output_tokens_seen <= usage.output_tokens:
+        return usage
+    return replace(usage, output_tokens=output_tokens_seen)
 
 
 def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter: CounterFactory) -> None:

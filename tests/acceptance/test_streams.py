@@ -262,6 +262,19 @@ def test_text_beyond_the_budget_is_cut_where_the_end_comes_with_it(served: Serve
     assert settled(served, "tokens", "r-end-beyond") <= 1000
 
 
+def test_figures_from_before_the_end_of_an_answer_do_not_hide_what_came_after_them(served: Served) -> None:
+    def event(content: str, **more: Any) -> str:
+        return f"data: {json.dumps({'id': 'c', 'choices': [{'index': 0, 'delta': {'content': content}}], **more})}\n\n"
+
+    early = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": 1, "total_tokens": PROMPT_TOKENS + 1}
+    head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+    for run, more in (("r-early-cut-off", 60), ("r-early-beyond", 30_000)):
+        served.provider.script(raw=head + event("time", usage=early) + event(" time" * more))
+        served.stream(tagged("tokens", run))
+        assert settled(served, "tokens", run) >= min(1000 - RESERVED_TOKENS, 61)
+    assert settled(served, "tokens", "r-early-beyond") <= 1000
+
+
 # ── slices ──
 
 
