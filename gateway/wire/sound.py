@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from policies.tokens.media import wav_bytes_per_second
+
 # Opus goes down to 6 kbit/s, and no encoder in use goes below it for speech: so a file is not longer than this.
 _BYTES_PER_SECOND_LEAST: Final = 750
 # MPEG audio, layer III: kbit/s by the four bits of the frame's header, for version 1 and for 2 and 2.5.
@@ -46,17 +48,21 @@ def duration_ms_at_most(sound: bytes) -> int:
 
 
 def _wav_ms(sound: bytes) -> int | None:
-    """From the `fmt ` and `data` chunks. A stream's header says 0xFFFFFFFF for a size that was not known yet."""
-    at, bytes_per_second = 12, 0
+    """From the `fmt ` and all `data` chunks. A stream's header says 0 or 0xFFFFFFFF for a size that was not known yet."""
+    at, heard = 12, -1
+    rates: list[int] = []
     for _ in range(_CHUNKS_READ_MAX):
         if at + 8 > len(sound):
-            break
+            rate = min(rates, default=0)
+            return -(-heard * 1000 // rate) if rate and heard >= 0 else None
         name, size = sound[at : at + 4], int.from_bytes(sound[at + 4 : at + 8], "little")
+        at += 8
         if name == b"fmt ":
-            bytes_per_second = int.from_bytes(sound[at + 16 : at + 20], "little")
+            rates.append(wav_bytes_per_second(sound[at : at + 16]))
         if name == b"data":
-            return -(-min(size, len(sound) - at - 8) * 1000 // bytes_per_second) if bytes_per_second else None
-        at += 8 + size + size % 2
+            size = min(size or len(sound), len(sound) - at)
+            heard = max(heard, 0) + size
+        at += size + size % 2
     return None
 
 

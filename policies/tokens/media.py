@@ -18,6 +18,8 @@ _PAGE_OBJECT = re.compile(rb"/Type\s{0,4}/Page(?![a-zA-Z])")
 
 _AUDIO_TOKENS_PER_1000_S = 10_500  # measured: ~10.5 tokens a second
 _AUDIO_BYTES_PER_S = 16_000  # 128 kbit/s, a usual MP3; also 16-bit mono at 8 kHz
+# Samples of one size each: integers, floats, A-law, µ-law, and those with a longer header.
+_WAV_PLAIN = (1, 3, 6, 7, 0xFFFE)
 _AUDIO_BYTES_PER_S_MIN = 4_000  # 32 kbit/s, the least that speech is usually kept at
 
 
@@ -45,15 +47,22 @@ def document_cost(data: str | None) -> Cost:
 
 
 def audio_cost(data: str) -> Cost:
-    """Base64 audio: WAV by the byte rate in its header, other formats at 128 kbit/s and at most 32 kbit/s."""
+    """Base64 audio: WAV by what its header says of its samples, other formats at 128 kbit/s and at most 32 kbit/s."""
     size_bytes = len(data) * 3 // 4
     head = decoded_head(data, 48)
-    if head.startswith(b"RIFF") and len(head) >= 32:
-        tokens = _audio_tokens(size_bytes, int.from_bytes(head[28:32], "little") or _AUDIO_BYTES_PER_S)
-        return Cost(media=tokens)
+    rate = wav_bytes_per_second(head[20:36]) if head[:4] == b"RIFF" and head[12:16] == b"fmt " else 0
+    if rate:
+        return Cost(media=_audio_tokens(size_bytes, rate))
     most = _audio_tokens(size_bytes, _AUDIO_BYTES_PER_S_MIN)
     tokens = _audio_tokens(size_bytes, _AUDIO_BYTES_PER_S)
     return Cost(media=tokens, spare=most - tokens)
+
+
+def wav_bytes_per_second(form: bytes) -> int:
+    """From the first 16 bytes of a `fmt ` chunk; 0 where samples are not of one size. What it says of the rate itself is not what
+    players go by."""
+    kind, channels, hertz = (int.from_bytes(form[at:to], "little") for at, to in ((0, 2), (2, 4), (4, 8)))
+    return hertz * channels * -(-int.from_bytes(form[14:16], "little") // 8) if kind in _WAV_PLAIN else 0
 
 
 def openai_media_cost(kind: str, part: Mapping[str, Any], counting: Counting) -> Cost | None:

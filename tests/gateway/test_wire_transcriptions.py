@@ -189,6 +189,19 @@ def test_the_length_of_a_sound(sound: bytes, milliseconds: int | None) -> None:
     assert duration_ms_at_most(sound) == (len(sound) * 1000 // 750 + 1 if milliseconds is None else milliseconds)
 
 
+def test_a_wav_is_as_long_as_it_plays_whatever_its_header_says() -> None:
+    honest = wav(2.0)
+    hurried = honest[:28] + (2**31).to_bytes(4, "little") + honest[32:]
+    assert duration_ms(hurried) == 2000
+    short = honest[:40] + (16).to_bytes(4, "little") + honest[44:60]
+    assert duration_ms(short + honest[36:]) == 2001, "players go on with the next chunk of sound"
+    assert duration_ms(honest[:40] + bytes(4) + honest[44:]) == 2000
+    assert duration_ms(honest + wav(0, 48_000)[12:]) == 2000
+    packed = honest[:20] + (49).to_bytes(2, "little") + honest[22:]
+    assert duration_ms(packed) is None
+    assert duration_ms_at_most(packed) > 2000
+
+
 def test_a_wav_of_a_stream_is_as_long_as_its_bytes() -> None:
     unknown = bytearray(wav(2.0))
     at = unknown.index(b"data") + 4

@@ -8,6 +8,7 @@ import pytest
 from policies.tokens import count_responses, counting_for
 from policies.tokens.images import Size, image_size
 from policies.tokens.media import audio_cost, document_cost, image_cost
+from policies.tokens.prompt import Cost
 
 PNG = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIB", 13, b"IHDR", 640, 480, 8)
 GIF = b"GIF89a" + struct.pack("<HH", 320, 200) + bytes(8)
@@ -100,7 +101,10 @@ def test_documents_cost_by_their_pages() -> None:
 
 
 def test_audio_costs_by_its_length() -> None:
-    wav = b"RIFF" + bytes(24) + (32_000).to_bytes(4, "little") + bytes(64_000)
-    assert audio_cost(base64.b64encode(wav).decode()).media == 22
+    for said_bytes_per_second in (32_000, 2**31):
+        head = struct.pack(
+            "<4sI4s4sIHHIIHH", b"RIFF", 0, b"WAVE", b"fmt ", 16, 1, 1, 16_000, said_bytes_per_second, 2, 16
+        )
+        assert audio_cost(base64.b64encode(head + bytes(64_000)).decode()) == Cost(media=22)
     mp3 = audio_cost("A" * 71_808)
     assert mp3.media < 50 < mp3.media + mp3.spare
