@@ -30,10 +30,10 @@ class RoleName(StrEnum):
 
 def admin(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Who may log in at /admin.")] = "admin",
-    role: Annotated[RoleName, typer.Option(help="admin may change everything, viewer may look.")] = RoleName.ADMIN,
+    name: Annotated[str, typer.Argument(help="The name to log in with at /admin.")] = "admin",
+    role: Annotated[RoleName, typer.Option(help="admin may change everything, viewer only look.")] = RoleName.ADMIN,
 ) -> None:
-    """Set the name and password of an admin login. The password is asked for, or read from a pipe."""
+    """Create a login for the admin pages, or set its password. The password is prompted for, or read from a pipe."""
     config = configured(context.obj)
     if not VALUE.match(name):
         _fail(f"{name!r} is no name for a login: a name is {NAME_IN_WORDS}.")
@@ -92,7 +92,7 @@ def _through_the_gateway(config: Config, name: str, password: str, role: str) ->
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The page that follows a form is for browsers."""
+    """The redirect that answers a form is for browsers."""
 
     def redirect_request(self, *_: object, **__: object) -> None:
         return None

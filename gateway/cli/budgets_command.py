@@ -9,7 +9,9 @@ import typer
 from gateway.cli.connection import Failed
 from gateway.cli.session import Session, command
 
-app = typer.Typer(help="Budgets of the file and of the store, and what is left of them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Budgets of the configuration file and of the store, and what is left of them.", no_args_is_help=True
+)
 
 BudgetId = Annotated[str, typer.Argument(metavar="ID")]
 Project = Annotated[str, typer.Option(help="The project.")]
@@ -17,7 +19,7 @@ Project = Annotated[str, typer.Option(help="The project.")]
 
 @command(app, "list")
 def list_budgets(session: Session, project: Project = "default") -> None:
-    """All budgets, with the fullest account of each."""
+    """List all budgets, each with its fullest account."""
     found = session.ask("GET", "/budgets", {"limit": 1000, "project": project})
     headings = ("id", "on", "match", "window", "tokens", "usd", "requests", "mode", "accounts", "fullest", "used")
     session.show(found, lambda: (headings, [_row(one) for one in found["budgets"]]))
@@ -25,7 +27,7 @@ def list_budgets(session: Session, project: Project = "default") -> None:
 
 @command(app, "show")
 def show_budget(session: Session, budget_id: BudgetId, project: Project = "default") -> None:
-    """One budget and the accounts that it has now, the fullest first."""
+    """Show one budget and its current accounts, the fullest first."""
     found = session.ask("GET", f"/budgets/{budget_id}", {"project": project})
     headings = ("name", "tokens", "held", "of", "left", "usd", "of usd", "requests", "of requests", "resets")
     session.show(
@@ -56,14 +58,14 @@ def create_budget(
     session: Session,
     scope: Annotated[str, typer.Argument(help="run, step, workflow, agent, key or project.")],
     match: Annotated[str, typer.Argument(help="A name or glob: workflow, workflow/step, agent, key, project.")] = "*",
-    tokens: Annotated[int | None, typer.Option(min=0, help="How many tokens in each window.")] = None,
-    usd: Annotated[float | None, typer.Option(min=0, help="How much money in each window.")] = None,
-    requests: Annotated[int | None, typer.Option(min=0, help="How many calls in each window.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=0, help="Tokens per window.")] = None,
+    usd: Annotated[float | None, typer.Option(min=0, help="US dollars per window.")] = None,
+    requests: Annotated[int | None, typer.Option(min=0, help="Calls per window.")] = None,
     window: Annotated[str | None, typer.Option(help="run, total, minute, hour, day or month.")] = None,
-    mode: Annotated[str, typer.Option(help="enforce, or observe: count, and refuse nothing.")] = "enforce",
+    mode: Annotated[str, typer.Option(help="enforce, or observe: count, but refuse nothing.")] = "enforce",
     only_project: Annotated[str | None, typer.Option("--only-project", help="Only for calls of this project.")] = None,
 ) -> None:
-    """Make a budget. It holds from the next call on."""
+    """Create a budget. It applies from the next call on."""
     if tokens is None and usd is None and requests is None:
         raise Failed("A budget limits something: give at least one of --tokens, --usd and --requests.")
     given: dict[str, Any] = {
@@ -83,7 +85,7 @@ def create_budget(
 
 @command(app, "delete")
 def delete_budget(session: Session, budget_id: BudgetId) -> None:
-    """Take a budget back. Those of the file are changed in the file."""
+    """Delete a budget. Budgets of the configuration file are changed there."""
     found = session.ask("DELETE", f"/budgets/{budget_id}")
     session.say(found, f"Budget {budget_id} is no more.")
 

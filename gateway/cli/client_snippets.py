@@ -1,4 +1,4 @@
-"""What to write into a client so that its calls go through Farebox and carry a budget: one text a client, in `snippets/`.
+"""How to point a client at Farebox and tag its calls: one snippet per client, in `snippets/`.
 
 `farebox env --client NAME` prints a snippet, docs/clients.md shows them all, and the tests of `tests/clients` run them as they are.
 """
@@ -12,7 +12,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """What a snippet is filled in with. `url` is the gateway's own, without a path."""
+    """The values that a snippet is filled in with. `url` is the gateway's address, without a path."""
 
     url: str = "http://127.0.0.1:4000"
     key: str = "local"
@@ -26,8 +26,8 @@ class Connection:
 class Client:
     title: str
     language: str  # of the snippet, as Markdown names it
-    install: str = ""  # the command that gets the client; empty: it comes its own way
-    refusal: str = ""  # what the client does with a refused call, where it does not simply show the message
+    install: str = ""  # the command that installs the client, if there is a common one
+    refusal: str = ""  # what the client does with a refused call, unless it simply shows the message
     note: str = ""
 
 

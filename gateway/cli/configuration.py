@@ -1,4 +1,4 @@
-"""Finding and reading the configuration for a command: option, then environment, then file, then default."""
+"""Finds and reads a command's configuration: command line before environment before file before defaults."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ _PREFIX: Final = "FAREBOX_"
 
 
 def configured(path: Path | None, server: Mapping[str, Any] | None = None) -> Config:
-    """Ends the process with exit code 2 and one line per fault when the configuration is wrong. `server` are the command's
-    options of these names."""
+    """Read the configuration; if it is invalid, print one line per fault and exit with code 2.
+
+    `server` are command-line options that override fields of the section `server`.
+    """
     options: dict[Place, Given] = {
         ("server", key): Given(value, f"--{key.replace('_', '-')} (command line)")
         for key, value in (server or {}).items()
@@ -57,9 +59,9 @@ def read_config(
 
 
 def _from_environment(environ: Mapping[str, str]) -> tuple[dict[Place, Given], list[str]]:
-    """What variables put over the file, and a sentence for each that seems to be meant for it and is not.
+    """The values that environment variables override, and a warning for each variable that looks like one of them but is not.
 
-    Settings go by their own key: FAREBOX_ORCHESTRATION_ENABLED.
+    A setting's variable is its key in upper case: FAREBOX_ORCHESTRATION_ENABLED.
     """
     known = {f"{section}_{field}": (section, field) for section in _SECTIONS for field in _fields(section)}
     known |= {key: ("settings", key) for key in SETTINGS}
@@ -81,7 +83,7 @@ def _from_environment(environ: Mapping[str, str]) -> tuple[dict[Place, Given], l
 
 
 def _read(text: str) -> Any:
-    """Lists, mappings and null as YAML; all else stays text, of which the field makes a number or a switch if it is one."""
+    """Lists, mappings and null are read as YAML; anything else stays text, which the field's type converts."""
     try:
         found = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):

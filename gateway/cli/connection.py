@@ -1,8 +1,8 @@
-"""The way from a command to the control API: the running gateway, or the same application inside this process.
+"""How a command reaches the control API: through the running gateway, or by running the same application in this process.
 
-An SQLite file belongs to one process: a command asks the gateway that holds it, on whatever port that listens, and opens the file
-itself while nobody does. A store on a server belongs to many: there it asks the gateway of its configuration when that answers.
-The routes are the same either way.
+An SQLite file belongs to one process at a time, so a command asks the gateway that holds it, on whatever port that listens, and opens the
+file itself if nobody holds it. A Postgres store can be shared, so a command asks the configured gateway if it answers, and otherwise
+connects itself. The routes are the same either way.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TIMEOUT_S: Final = 120.0
 
 
 class Failed(Exception):
-    """The command cannot do what it was told; the text is the sentence to show."""
+    """The command cannot be carried out; its text is shown to the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Remote:
 
 
 class Inside:
-    """The application in this process, asked without a socket. Whoever can open its files needs no key."""
+    """The application inside this process, called without a socket. Whoever can open its files needs no key."""
 
     where = "this process"
 
@@ -140,7 +140,7 @@ async def _inside(config: Config) -> AsyncIterator[Connection]:
 
 
 def user_name() -> str:
-    """Who sits at the command line, as the audit log may hold it."""
+    """The name of the user who runs the command, for the audit log."""
     try:
         name = getpass.getuser()
     except (OSError, KeyError):  # a container may run as a number without a name
@@ -149,22 +149,24 @@ def user_name() -> str:
 
 
 def gateway_url(config: Config) -> str:
-    """Where the gateway of this configuration listens, as this machine reaches it; empty for a port that nobody knows."""
+    """The address of the configured gateway as reached from this machine; empty if its port is chosen at start."""
     return local_address(config.server.host, config.server.port)
 
 
 def serving_operator(config: Config) -> Operator | None:
-    """Whom to ask while an embedded store is in use: who may read its files may use the gateway that holds them. An empty one
-    while nobody, or nobody who serves, holds it; None for a store on a server."""
+    """The gateway that holds the embedded store, with the token that lies beside the store's file.
+
+    Its address is empty if no serving process holds the store. None for a store on a server.
+    """
     path = config.storage.store.removeprefix("sqlite:///")
     if path == config.storage.store:
         return None
-    operator = read_operator(Path(path))  # one that was killed leaves it behind
+    operator = read_operator(Path(path))  # a killed process leaves this file behind, hence the lock
     return operator if operator is not None and is_locked(Path(path)) else Operator("")
 
 
 def _is_same(base: str, address: str) -> bool:
-    """The token of this machine's gateway is for no other address."""
+    """Whether both are the same gateway: the local gateway's token must not be sent anywhere else."""
     asked, known = urlsplit(base), urlsplit(address)
     return asked.port == known.port and (asked.hostname == known.hostname or is_loopback(asked.hostname or ""))
 
@@ -178,7 +180,7 @@ async def _is_alive(session: aiohttp.ClientSession, base: str) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """`Connection refused`, rather than the call that met it."""
+    """`Connection refused`, without the details of the attempt."""
     number = getattr(error, "errno", None)
     return os.strerror(number) if number and number > 0 else str(error) or type(error).__name__
 
@@ -189,7 +191,7 @@ def _query(query: Mapping[str, Any] | None) -> str:
 
 
 def quoted(path: str) -> str:
-    """As a URL holds it. Of two slashes the second belongs to a name."""
+    """The path with percent-escapes. The second of two slashes is part of a name, so it is escaped too."""
     return quote(path).replace("//", "/%2F")
 
 

@@ -1,4 +1,4 @@
-"""`farebox demo`: a five-step workflow whose budget is kept, against a provider that is built in. No key, no network."""
+"""`farebox demo`: runs a five-step workflow within its budget against the built-in model. Needs no key and no network."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _ANSWER: Final = (
 
 @dataclass(slots=True)
 class _Step:
-    """What the demo saw of one step, from the answers' own headers."""
+    """What the demo saw of one step in the headers of answers."""
 
     limit: int | None = None
     remaining: int | None = None
@@ -56,7 +56,7 @@ class _Step:
 
 
 def demo() -> None:
-    """Run a five-step workflow through the openai SDK and show what became of its budget."""
+    """Run a five-step workflow through the OpenAI SDK and show what happens to its budget."""
     console = Console()
     console.print(
         f"A run of [bold]{WORKFLOW}[/bold] may use {_RUN_TOKENS} tokens. Five steps, parallel calls, one stream, one clamp, one refusal.\n"

@@ -1,4 +1,4 @@
-"""`farebox env --client NAME`: what to paste so that a client's calls come through here, with the names of a run."""
+"""`farebox env --client NAME`: prints what to paste to send a client's calls through the gateway, with tags."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _DEFAULT = Connection()
 
 def env(
     session: Session,
-    client: Annotated[str | None, typer.Option("--client", help="Whose snippet. Without it: all names.")] = None,
-    api_key: Annotated[str, typer.Option("--api-key", help="The key to put in.")] = _DEFAULT.key,
-    workflow: Annotated[str, typer.Option(help="What x-workflow-id says.")] = _DEFAULT.workflow,
-    run: Annotated[str, typer.Option(help="What x-workflow-run-id says.")] = _DEFAULT.run,
-    step: Annotated[str, typer.Option(help="What x-workflow-step says.")] = _DEFAULT.step,
-    model: Annotated[str | None, typer.Option(help="A name of model_list. Default: its first.")] = None,
+    client: Annotated[str | None, typer.Option("--client", help="The client. Default: list all of them.")] = None,
+    api_key: Annotated[str, typer.Option("--api-key", help="The API key to insert.")] = _DEFAULT.key,
+    workflow: Annotated[str, typer.Option(help="The value of x-workflow-id.")] = _DEFAULT.workflow,
+    run: Annotated[str, typer.Option(help="The value of x-workflow-run-id.")] = _DEFAULT.run,
+    step: Annotated[str, typer.Option(help="The value of x-workflow-step.")] = _DEFAULT.step,
+    model: Annotated[str | None, typer.Option(help="A name from model_list. Default: the first one.")] = None,
 ) -> None:
     """Print the exact snippet for a client: address, key, and the headers that name workflow, run and step."""
     if client is None:
@@ -37,7 +37,7 @@ def env(
 
 
 def _named(client: str) -> str:
-    """The client that is meant: its beginning is enough where no other begins so. Raises `Failed`."""
+    """The full name of a client; an unambiguous prefix is enough. Raises `Failed`."""
     meant = [client] if client in CLIENTS else [name for name in CLIENTS if name.startswith(client)]
     if len(meant) == 1:
         return meant[0]

@@ -1,4 +1,4 @@
-"""`farebox explain`: what a word that Farebox says means, or what would become of a call, and why."""
+"""`farebox explain`: says what an error code, log event or check means, or what would happen to a call and why."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def explain(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="An error code, a log event or a check of `farebox doctor`; or a file with a call's body in JSON (- reads"
+            help="An error code, a log event or a check of `farebox doctor`; or a JSON file with the body of a call (- for"
             " standard input).",
         ),
     ],
-    workflow: Annotated[str | None, typer.Option(help="The tags of the call, as its headers would say them.")] = None,
-    run: Annotated[str | None, typer.Option()] = None,
-    step: Annotated[str | None, typer.Option()] = None,
-    agent: Annotated[str | None, typer.Option()] = None,
-    intent: Annotated[str | None, typer.Option()] = None,
-    priority: Annotated[str | None, typer.Option()] = None,
-    budget_tokens: Annotated[int | None, typer.Option()] = None,
-    budget_usd: Annotated[float | None, typer.Option()] = None,
-    api_key: Annotated[str | None, typer.Option("--api-key", help="The key it would come with, by id or name.")] = None,
-    protocol: Annotated[Protocol, typer.Option(help="Which endpoint it would go to.")] = Protocol.CHAT,
+    workflow: Annotated[str | None, typer.Option(help="The call's x-workflow-id.")] = None,
+    run: Annotated[str | None, typer.Option(help="The call's x-workflow-run-id.")] = None,
+    step: Annotated[str | None, typer.Option(help="The call's x-workflow-step.")] = None,
+    agent: Annotated[str | None, typer.Option(help="The call's x-workflow-agent.")] = None,
+    intent: Annotated[str | None, typer.Option(help="The call's x-workflow-intent.")] = None,
+    priority: Annotated[str | None, typer.Option(help="The call's x-workflow-priority.")] = None,
+    budget_tokens: Annotated[int | None, typer.Option(help="The call's x-workflow-budget-tokens.")] = None,
+    budget_usd: Annotated[float | None, typer.Option(help="The call's x-workflow-budget-usd.")] = None,
+    api_key: Annotated[str | None, typer.Option("--api-key", help="The API key of the call, by id or name.")] = None,
+    protocol: Annotated[Protocol, typer.Option(help="The endpoint that the call would go to.")] = Protocol.CHAT,
     project: Annotated[str, typer.Option(help="The project.")] = "default",
 ) -> None:
-    """Tell what a code, an event or a check means, and what to do; or what would become of a call, and why: nothing is sent."""
+    """Explain an error code, log event or check, and what to do about it; or what would happen to a call, without sending it."""
     if what != "-" and not Path(what).exists():
         _tell_meaning(session, what)
         return

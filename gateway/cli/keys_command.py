@@ -9,39 +9,39 @@ import typer
 from gateway.cli.output import echo_json, moment
 from gateway.cli.session import Session, command
 
-app = typer.Typer(help="API keys: made, listed, changed, rotated, revoked.", no_args_is_help=True)
+app = typer.Typer(help="API keys: create, list, change, rotate and revoke them.", no_args_is_help=True)
 
-KeyName = Annotated[str, typer.Argument(metavar="KEY", help="Its id, or its name where only one key has it.")]
+KeyName = Annotated[str, typer.Argument(metavar="KEY", help="Its id, or its name if only one key has it.")]
 
 
 @command(app, "create")
 def create_key(
     session: Session,
-    name: Annotated[str | None, typer.Argument(help="What it is for. Default: admin, viewer or app.")] = None,
-    name_option: Annotated[str | None, typer.Option("--name", help="The same.")] = None,
-    admin: Annotated[bool, typer.Option("--admin", help="It administers Farebox, and calls no models.")] = False,
+    name: Annotated[str | None, typer.Argument(help="A name for it. Default: admin, viewer or app.")] = None,
+    name_option: Annotated[str | None, typer.Option("--name", help="The same as NAME.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="It administers Farebox, and cannot call models.")] = False,
     role: Annotated[
         str | None, typer.Option(help="admin, or viewer: may look at everything and change nothing.")
     ] = None,
-    project: Annotated[str | None, typer.Option(help="Whose budgets its calls spend. Default: default.")] = None,
-    workflow: Annotated[str | None, typer.Option(help="For calls that name none.")] = None,
-    agent: Annotated[str | None, typer.Option(help="For calls that name none.")] = None,
-    step: Annotated[str | None, typer.Option(help="For tagged calls that name none.")] = None,
-    user: Annotated[str | None, typer.Option(help="For tagged calls that name none.")] = None,
+    project: Annotated[str | None, typer.Option(help="The project whose budgets it spends. Default: default.")] = None,
+    workflow: Annotated[str | None, typer.Option(help="The workflow of calls that name none.")] = None,
+    agent: Annotated[str | None, typer.Option(help="The agent of calls that name none.")] = None,
+    step: Annotated[str | None, typer.Option(help="The step of tagged calls that name none.")] = None,
+    user: Annotated[str | None, typer.Option(help="The user of tagged calls that name none.")] = None,
     priority: Annotated[
         str | None, typer.Option(help="low, normal, high or critical, for tagged calls that name none.")
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="A model that it may use, or openai/*. Default: all. Repeat it.")
+        list[str] | None, typer.Option(help="A model that it may use, or openai/*; may be repeated. Default: all.")
     ] = None,
-    tokens: Annotated[int | None, typer.Option(min=0, help="What its calls may use in each window.")] = None,
-    usd: Annotated[float | None, typer.Option(min=0, help="What its calls may cost in each window.")] = None,
-    requests: Annotated[int | None, typer.Option(min=0, help="How many calls in each window.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=0, help="Tokens per window.")] = None,
+    usd: Annotated[float | None, typer.Option(min=0, help="US dollars per window.")] = None,
+    requests: Annotated[int | None, typer.Option(min=0, help="Calls per window.")] = None,
     window: Annotated[str | None, typer.Option(help="total, minute, hour, day or month. Default: total.")] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="How many calls at once.")] = None,
-    expires_in_days: Annotated[float | None, typer.Option(help="After so many days it is refused.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Concurrent calls.")] = None,
+    expires_in_days: Annotated[float | None, typer.Option(help="Days until it expires.")] = None,
 ) -> None:
-    """Make a key and print it: it is shown here, and never again."""
+    """Create a key and print it. It is shown only once."""
     given = _limits(tokens, usd, requests, window, concurrency)
     body: dict[str, Any] = {
         "name": name or name_option or ("admin" if admin else role or "app"),
@@ -68,21 +68,23 @@ def create_key(
 def change_key(
     session: Session,
     key_name: KeyName,
-    workflow: Annotated[str | None, typer.Option(help="For calls that name none; '' takes it away.")] = None,
-    agent: Annotated[str | None, typer.Option(help="For calls that name none; '' takes it away.")] = None,
-    step: Annotated[str | None, typer.Option(help="For tagged calls that name none; '' takes it away.")] = None,
-    user: Annotated[str | None, typer.Option(help="For tagged calls that name none; '' takes it away.")] = None,
-    priority: Annotated[str | None, typer.Option(help="For tagged calls that name none; '' takes it away.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="A model that it may use. Repeat it; '' means all.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=0, help="What its calls may use in each window.")] = None,
-    usd: Annotated[float | None, typer.Option(min=0, help="What its calls may cost in each window.")] = None,
-    requests: Annotated[int | None, typer.Option(min=0, help="How many calls in each window.")] = None,
+    workflow: Annotated[str | None, typer.Option(help="The workflow of calls that name none; '' removes it.")] = None,
+    agent: Annotated[str | None, typer.Option(help="The agent of calls that name none; '' removes it.")] = None,
+    step: Annotated[str | None, typer.Option(help="The step of tagged calls that name none; '' removes it.")] = None,
+    user: Annotated[str | None, typer.Option(help="The user of tagged calls that name none; '' removes it.")] = None,
+    priority: Annotated[str | None, typer.Option(help="Of tagged calls that name none; '' removes it.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model that it may use; may be repeated. '' means all.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(min=0, help="Tokens per window.")] = None,
+    usd: Annotated[float | None, typer.Option(min=0, help="US dollars per window.")] = None,
+    requests: Annotated[int | None, typer.Option(min=0, help="Calls per window.")] = None,
     window: Annotated[str | None, typer.Option(help="total, minute, hour, day or month.")] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="How many calls at once.")] = None,
-    no_limits: Annotated[bool, typer.Option("--no-limits", help="First take all its limits away.")] = False,
-    expires_in_days: Annotated[float | None, typer.Option(help="From now on; 0: never.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Concurrent calls.")] = None,
+    no_limits: Annotated[bool, typer.Option("--no-limits", help="Remove all its present limits first.")] = False,
+    expires_in_days: Annotated[float | None, typer.Option(help="Days from now until it expires; 0: never.")] = None,
 ) -> None:
-    """Change what a key's calls are and may use. What is not named stays; what was used stays used."""
+    """Change the defaults, models, limits or expiry of a key. What is not given stays, and what was used stays used."""
     tags = {"workflow": workflow, "agent": agent, "step": step, "user": user, "priority": priority}
     body: dict[str, Any] = {name: value or None for name, value in tags.items() if value is not None}
     if model is not None:
@@ -120,7 +122,7 @@ def limits_in_words(limits: dict[str, Any]) -> str:
 def list_keys(
     session: Session, project: Annotated[str | None, typer.Option(help="Only of this project.")] = None
 ) -> None:
-    """All keys, the newest first, without their secrets."""
+    """List all keys, the newest first, without their secrets."""
     found = session.ask("GET", "/keys", {"limit": 1000, "project": project})
     headings = ("id", "name", "project", "key", "role", "limits", "state", "created", "by", "expires")
     session.show(
@@ -148,7 +150,7 @@ def list_keys(
 
 @command(app, "revoke")
 def revoke_key(session: Session, key_name: KeyName) -> None:
-    """Refuse a key for good, in every process within two seconds."""
+    """Revoke a key for good. Every process refuses it within two seconds."""
     found = session.ask("DELETE", f"/keys/{key_name}")
     session.say(found, f"Key {found['id']} ({found['name']}) is revoked.")
 
@@ -157,15 +159,15 @@ def revoke_key(session: Session, key_name: KeyName) -> None:
 def rotate_key(
     session: Session,
     key_name: KeyName,
-    grace: Annotated[int, typer.Option(min=0, help="Seconds for which the old secret goes on working.")] = 0,
+    grace: Annotated[int, typer.Option(min=0, help="Seconds for which the old secret keeps working.")] = 0,
 ) -> None:
-    """Give a key a new secret and print it. Its budgets and its history stay."""
+    """Give a key a new secret and print it. Its budgets and history are kept."""
     made = session.ask("POST", f"/keys/{key_name}/rotate", body={"grace_seconds": grace})
     _tell(session, made, f"Key {made['id']} ({made['name']}) has a new secret. The old one works for {grace} s.")
 
 
 def _tell(session: Session, made: dict[str, Any], sentence: str) -> None:
-    """The key alone on standard output, so that a script can take it; the rest beside it."""
+    """Print the key alone on standard output, for scripts, and the rest on standard error."""
     if session.as_json:
         echo_json(made)
         return

@@ -1,4 +1,4 @@
-"""Options that every command shares, and the commands themselves by file."""
+"""The options that all commands share, and the module of each command."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typer.main import get_command
 
 from gateway import __version__
 
-# Where each command is at home, by the panels of the help and in its order. A module is imported when its command is called:
-# `serve` starts without the tables, the HTTP client and the pages of the others. A `:` at the end marks a command that takes a
-# `Session`, a `;` one whose session asks no gateway.
+# The module and function of each command, by the panels of the help and in their order. A module is imported when its command is called,
+# so that `serve` starts without the tables and the HTTP client of the others. A trailing `:` marks a command that takes a `Session`, a
+# trailing `;` one whose session asks no gateway.
 _PANELS: Final = {
     "Start": {
         "serve": "serve_command.serve",
@@ -50,7 +50,7 @@ _HOMES: Final = {name: (home, panel) for panel, homes in _PANELS.items() for nam
 
 
 class Commands(TyperGroup):
-    """The commands by name, each made of its module when it is asked for."""
+    """The commands by name, each imported when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(_HOMES)
@@ -63,7 +63,7 @@ class Commands(TyperGroup):
 def _made(name: str, home: str, panel: str) -> Any:
     module, _, attribute = home.rstrip(":;").partition(".")
     found = getattr(import_module(f"gateway.cli.{module}"), attribute)
-    # With a callback Typer makes a group even of one command, in which it has the name and the options that it has in ours.
+    # With a callback, Typer makes a group even of a single command, in which it has the same name and options as in ours.
     shelf = typer.Typer(add_completion=False, context_settings=_CONTEXT)
     shelf.callback()(lambda: None)
     if isinstance(found, typer.Typer):
@@ -81,7 +81,7 @@ _CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     cls=Commands,
     name="farebox",
-    help="An OpenAI-compatible gateway that gives every workflow, run and step of an agent a budget, and keeps it.",
+    help="An OpenAI-compatible gateway that gives every workflow, run and step of an agent a budget, and enforces it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings=_CONTEXT,
@@ -103,7 +103,7 @@ def shared(
             "--config",
             "-c",
             envvar="FAREBOX_CONFIG",
-            help="The configuration file. Default: config.yaml, if it is there.",
+            help="The configuration file. Default: config.yaml, if it exists.",
         ),
     ] = None,
     version: Annotated[

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for programs. Colours only on a terminal, and none with NO_COLOR."""
+"""Output of commands: tables for people, JSON for programs. Colours only on a terminal, and none with NO_COLOR."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# A pipe has no width; a line that is cut would lose what a program looks for.
+# A pipe has no width, and wrapping would break up what a program looks for.
 _PIPE_WIDTH: Final = 400
 _COLOURS: Final = {
     "ok": "green",
@@ -43,7 +43,7 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def table_of(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """Numbers to the right; whatever is in a cell is shown as it is, and never read as markup."""
+    """A table with numbers right-aligned. Cells are plain text, never markup."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for at, heading in enumerate(headings):
         is_number = any(isinstance(row[at], int | float) and not isinstance(row[at], bool) for row in rows)
@@ -59,7 +59,7 @@ def _cell(value: Any) -> Text:
 
 
 def shown(value: Any) -> str:
-    """– for nothing, thousands apart, money to nine places as far as there are any."""
+    """A cell as text: – for nothing, thousands separators, and money to nano-USD without trailing zeros."""
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):
@@ -77,5 +77,5 @@ def setting_text(value: object) -> str:
 
 
 def moment(at: str | None) -> str | None:
-    """To the second."""
+    """An ISO time to the second, as date and time."""
     return None if at is None else at[:19].replace("T", " ")

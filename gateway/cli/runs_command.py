@@ -10,7 +10,7 @@ import typer
 from gateway.cli.output import echo_json, moment, show_table, shown
 from gateway.cli.session import Session, command
 
-app = typer.Typer(help="Runs: what they use, and steering them.", no_args_is_help=True)
+app = typer.Typer(help="Runs: see what they use, and steer them.", no_args_is_help=True)
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
 Project = Annotated[str, typer.Option(help="The run's project.")]
@@ -22,11 +22,11 @@ def list_runs(
     workflow: Annotated[str | None, typer.Option(help="Only of this workflow.")] = None,
     agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
     state: Annotated[str | None, typer.Option(help="active, paused, exhausted, completed or cancelled.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 50,
-    cursor: Annotated[str | None, typer.Option(help="The `next` of the page before.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many to list.")] = 50,
+    cursor: Annotated[str | None, typer.Option(help="The `next` of the previous page (--json).")] = None,
     project: Project = "default",
 ) -> None:
-    """Runs, the latest first."""
+    """List runs, the latest first."""
     query = {"workflow": workflow, "agent": agent, "state": state, "limit": limit, "cursor": cursor, "project": project}
     found = session.ask("GET", "/runs", query)
     session.show(found, lambda: (RUN_HEADINGS, [run_row(run) for run in found["runs"]]))
@@ -34,7 +34,7 @@ def list_runs(
 
 @command(app, "show")
 def show_run(session: Session, run: RunName, project: Project = "default") -> None:
-    """One run with its steps."""
+    """Show one run with its steps."""
     _show(session, session.ask("GET", f"/runs/{run}", {"project": project}))
 
 
@@ -42,10 +42,10 @@ def show_run(session: Session, run: RunName, project: Project = "default") -> No
 def list_calls(
     session: Session,
     run: RunName,
-    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many to list.")] = 50,
     project: Project = "default",
 ) -> None:
-    """Its calls, the latest first, and what became of each."""
+    """List the calls of a run, the latest first, with how each ended."""
     found = session.ask("GET", f"/runs/{run}/calls", {"limit": limit, "project": project})
     headings = ("at", "step", "model", "status", "tokens", "usd", "ms", "actions", "code")
     session.show(
@@ -72,25 +72,25 @@ def list_calls(
 
 @command(app, "pause")
 def pause_run(session: Session, run: RunName, project: Project = "default") -> None:
-    """Refuse its calls until it is resumed."""
+    """Refuse the calls of a run until it is resumed."""
     _act(session, run, "pause", project)
 
 
 @command(app, "resume")
 def resume_run(session: Session, run: RunName, project: Project = "default") -> None:
-    """Let a paused run go on."""
+    """Let a paused run continue."""
     _act(session, run, "resume", project)
 
 
 @command(app, "cancel")
 def cancel_run(session: Session, run: RunName, project: Project = "default") -> None:
-    """End a run: its next call is refused."""
+    """Cancel a run: its next call is refused."""
     _act(session, run, "cancel", project)
 
 
 @command(app, "complete")
 def complete_run(session: Session, run: RunName, project: Project = "default") -> None:
-    """End a run and sum it up."""
+    """Complete a run: its next call is refused, and its metrics are final."""
     _act(session, run, "complete", project)
 
 
@@ -98,9 +98,9 @@ def complete_run(session: Session, run: RunName, project: Project = "default") -
 def set_budget(
     session: Session,
     run: RunName,
-    tokens: Annotated[int | None, typer.Option(min=0, help="The new limit, not what to add.")] = None,
-    usd: Annotated[float | None, typer.Option(min=0, help="The same for money.")] = None,
-    requests: Annotated[int | None, typer.Option(min=0, help="The same for calls.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=0, help="The new limit in tokens, not an addition.")] = None,
+    usd: Annotated[float | None, typer.Option(min=0, help="The new limit in US dollars.")] = None,
+    requests: Annotated[int | None, typer.Option(min=0, help="The new limit in calls.")] = None,
     project: Project = "default",
 ) -> None:
     """Show what is left of a run's budget, or give it limits of its own."""
@@ -121,12 +121,12 @@ def set_budget(
 def reset_run(
     session: Session,
     run: RunName,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     project: Project = "default",
 ) -> None:
-    """Let a run begin again with nothing spent. Every total but the run's own keeps what it has used."""
+    """Let a run start over with nothing spent. All other totals keep what it has used."""
     if not yes and not session.as_json:
-        typer.confirm(f"Set what run {run} has used back to nothing?", abort=True)
+        typer.confirm(f"Reset what run {run} has used?", abort=True)
     found = session.ask("POST", f"/runs/{run}/reset", {"project": project})
     before = found["summary"]
     session.say(

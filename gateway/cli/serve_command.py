@@ -14,10 +14,10 @@ def serve(
     context: typer.Context,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: server.host, 127.0.0.1.")] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port. Default: server.port, 4000. 0 takes a free one.")
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on. Default: server.port, 4000. 0: a free one.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Processes. More than one needs a Redis ledger.")
+        int | None, typer.Option(min=1, max=256, help="Number of processes. More than one needs a Redis ledger.")
     ] = None,
     allow_anonymous: Annotated[
         bool,
@@ -27,11 +27,11 @@ def serve(
         ),
     ] = False,
 ) -> None:
-    """Run the gateway until it is told to stop."""
+    """Run the gateway until it is stopped."""
     config = configured(context.obj, {"host": host, "port": port, "workers": workers})
     for sentence in config.ignored:
         typer.echo(f"farebox: {sentence}", err=True)
-    gc.disable()  # nothing that a start makes is garbage; it is enabled again once the server is ready
+    gc.disable()  # a start produces no garbage worth collecting; enabled again once the server is ready
     from gateway.serving import serve as run
 
     raise typer.Exit(run(config, allow_anonymous=allow_anonymous))

@@ -1,4 +1,4 @@
-"""What every command has: the options `--json`, `--key` and `--url`, a way to the control API, and one way to fail."""
+"""What commands share: the options `--json`, `--key` and `--url`, access to the control API, and error reporting."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from gateway.config import Config
 T = TypeVar("T")
 EXIT_FAILED: Final = 1
 
-_JSON: Final = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+_JSON: Final = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _KEY: Final = Annotated[
     str | None,
     typer.Option(
         "--key",
         envvar="FAREBOX_ADMIN_KEY",
         show_envvar=True,
-        help="An admin key. The machine of an embedded store needs none.",
+        help="An admin key. Not needed on the machine of an embedded store.",
     ),
 ]
 _URL: Final = Annotated[
@@ -36,14 +36,14 @@ _URL: Final = Annotated[
         "--url",
         envvar="FAREBOX_URL",
         show_envvar=True,
-        help="Another gateway than that of the configuration: https://farebox.example.",
+        help="A gateway other than the configured one, such as https://farebox.example.",
     ),
 ]
 
 
 @dataclass
 class Session:
-    """One run of a command."""
+    """One invocation of a command."""
 
     config_path: Path | None
     as_json: bool
@@ -52,11 +52,11 @@ class Session:
 
     @cached_property
     def config(self) -> Config:
-        """Ends the process with exit code 2 when it is wrong."""
+        """Exits with code 2 if the configuration is invalid."""
         return configured(self.config_path)
 
     def run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Do something over one connection."""
+        """Run `work` with a connection to the control API."""
 
         async def connect_and_work() -> T:
             async with connected(self.config, key=self.key, url=self.url) as connection:
@@ -65,7 +65,7 @@ class Session:
         return asyncio.run(connect_and_work())
 
     def ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
-        """One request, and its answer's JSON."""
+        """Send one request and return the JSON of its answer. Raises `Failed`."""
 
         async def asked(connection: Connection) -> Any:
             return (await connection.ask(method, path, query, body)).checked().value
@@ -73,7 +73,7 @@ class Session:
         return self.run(asked)
 
     def text(self, path: str, query: Mapping[str, Any]) -> str:
-        """One GET whose answer is no JSON."""
+        """Send one GET request and return the text of its answer. Raises `Failed`."""
 
         async def asked(connection: Connection) -> str:
             return (await connection.ask("GET", path, query)).checked().body.decode()
@@ -81,14 +81,14 @@ class Session:
         return self.run(asked)
 
     def show(self, value: Any, rows: Callable[[], tuple[tuple[str, ...], list[tuple[Any, ...]]]]) -> None:
-        """The value as JSON, or the table that `rows` makes of it: its headings, and its cells."""
+        """Print the value as JSON, or as a table of the headings and rows that `rows` returns."""
         if self.as_json:
             echo_json(value)
         else:
             show_table(*rows())
 
     def say(self, value: Any, sentence: str) -> None:
-        """The value as JSON, or one line for people."""
+        """Print the value as JSON, or a sentence."""
         if self.as_json:
             echo_json(value)
         else:
@@ -98,7 +98,7 @@ class Session:
 def command(
     app: typer.Typer, name: str, *, panel: str | None = None, asks: bool = True
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a command of a function whose first parameter is its `Session`. `asks`: whether it may ask a gateway."""
+    """Register a function as a command; its first parameter is the `Session`. `asks`: whether it may ask a gateway."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         app.command(name, rich_help_panel=panel)(_with_options(function, asks))

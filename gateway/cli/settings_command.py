@@ -9,7 +9,7 @@ import typer
 from gateway.cli.output import moment, setting_text
 from gateway.cli.session import Session, command
 
-app = typer.Typer(help="The 40 settings: shown, changed, taken back.", no_args_is_help=True)
+app = typer.Typer(help="The 40 settings: show, change and revert them.", no_args_is_help=True)
 
 Setting = Annotated[str, typer.Argument(metavar="KEY", help="With or without `orchestration_`.")]
 _PREFIX = "orchestration_"
@@ -18,10 +18,10 @@ _PREFIX = "orchestration_"
 @command(app, "list")
 def list_settings(
     session: Session,
-    category: Annotated[str | None, typer.Option(help="Only of this category.")] = None,
+    category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
     changed: Annotated[bool, typer.Option("--changed", help="Only those that differ from their default.")] = False,
 ) -> None:
-    """All settings with their ranges."""
+    """List all settings with their ranges."""
     found = session.ask("GET", "/settings")["settings"]
     wanted = [
         one for one in found if category in (None, one["category"]) and not (changed and one["value"] == one["default"])
@@ -48,7 +48,7 @@ def list_settings(
 
 @command(app, "get")
 def get_setting(session: Session, setting: Setting) -> None:
-    """One value."""
+    """Print the value of one setting."""
     found = session.ask("GET", f"/settings/{_whole(setting)}")
     session.say(found, setting_text(found["value"]))
 
@@ -57,9 +57,9 @@ def get_setting(session: Session, setting: Setting) -> None:
 def set_setting(
     session: Session,
     setting: Setting,
-    value: Annotated[str, typer.Argument(help="Refused with the range if it is none.")],
+    value: Annotated[str, typer.Argument(help="The new value.")],
 ) -> None:
-    """Change one. It counts in every process within two seconds."""
+    """Change one setting. It takes effect in every process within two seconds."""
     found = session.ask("PUT", f"/settings/{_whole(setting)}", body={"value": value})
     session.say(found, f"{found['key']} is {setting_text(found['value'])}.")
 
@@ -68,9 +68,9 @@ def set_setting(
 def list_changes(
     session: Session,
     setting: Annotated[str | None, typer.Argument(metavar="KEY", help="Default: all.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many to list.")] = 50,
 ) -> None:
-    """Who changed what, when, from what and to what."""
+    """List changes: who changed what, when, from which value to which."""
     path = "/settings/history" if setting is None else f"/settings/{_whole(setting)}/history"
     found = session.ask("GET", path, {"limit": limit})
     session.show(
@@ -94,7 +94,7 @@ def list_changes(
 
 @command(app, "revert")
 def revert_change(session: Session, change: Annotated[int, typer.Argument(help="Its number in the history.")]) -> None:
-    """Put a key back to what it was before a change."""
+    """Set a setting back to what it was before a change."""
     found = session.ask("POST", f"/settings/history/{change}/revert")
     session.say(found, f"{found['key']} is {setting_text(found['value'])} again.")
 

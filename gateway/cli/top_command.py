@@ -1,4 +1,4 @@
-"""`farebox top`: the table of runs of the admin pages, in a terminal."""
+"""`farebox top`: the admin pages' table of runs, in a terminal."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def top(
     workflow: Annotated[str | None, typer.Option(help="Only of this workflow.")] = None,
     agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
     state: Annotated[str | None, typer.Option(help="active, paused, exhausted, completed or cancelled.")] = None,
-    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between updates.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print the table once and exit.")] = False,
     project: Project = "default",
 ) -> None:
-    """Runs as they move. Ctrl-C ends it."""
+    """Watch runs as they spend. Ctrl-C ends it."""
     query = {"limit": 100, "project": project, "workflow": workflow, "agent": agent, "state": state}
     try:
         session.run(lambda connection: _watch(session, connection, query, every, once))
@@ -70,7 +70,7 @@ async def _watch(
 
 
 def screen(runs: list[dict[str, Any]], where: str, now_s: float, height: int) -> Group:
-    """As many runs as fit under a line of sums."""
+    """A line of totals, and as many runs as fit below it."""
     held = sum(run["tokens"]["reserved"] for run in runs)
     active = sum(run["state"] == "active" for run in runs)
     head = Text.assemble(
@@ -106,7 +106,7 @@ def _cells(run: Mapping[str, Any], now_s: float) -> list[Text]:
 
 
 def _bar(settled: int, reserved: int, limit: int | None) -> Text:
-    """Settled, held, left: as the bullets of the pages."""
+    """Settled, held and remaining, as in the bars of the admin pages."""
     if not limit:
         return Text("no limit", style="dim")
     taken = min(_BAR_CELLS, round((settled + reserved) / limit * _BAR_CELLS))

@@ -24,9 +24,9 @@ from gateway.store.tables import SCHEMA_REVISION
 
 
 def check(session: Session) -> None:
-    """Read the configuration and name every fault by file, line and column (exit code 2).
+    """Check the configuration, and report every fault with file, line and column (exit code 2).
 
-    A Redis that is to keep the ledger is asked whether it is fit for it (exit code 1 when it is not).
+    If the ledger is a Redis, also check that it is fit to keep budgets (exit code 1 if it is not).
     """
     try:
         config = read_config(session.config_path)
@@ -59,7 +59,7 @@ def check(session: Session) -> None:
 
 @dataclass(frozen=True)
 class Fitness:
-    """What a Redis says of itself. `fault` is why no gateway would start on it; one that does not answer may come later."""
+    """Whether a Redis is fit for the ledger. `fault`: why no gateway would start on it. `unreached`: why it could not be asked."""
 
     fault: str = ""
     unreached: str = ""
@@ -88,9 +88,9 @@ async def _fitness(config: Config) -> Fitness:
 def init(
     session: Session,
     path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("config.yaml"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write a configuration with every key, its default and why."""
+    """Write a configuration file with every key, its default and an explanation."""
     if path.exists() and not force:
         raise Failed(f"{path} is there already; --force replaces it.")
     try:
@@ -116,10 +116,10 @@ def schema() -> None:
 def migrate(
     session: Session,
     check_only: Annotated[
-        bool, typer.Option("--check", help="Change nothing; exit code 1 when there is something to do.")
+        bool, typer.Option("--check", help="Change nothing; exit with code 1 if there is something to do.")
     ] = False,
 ) -> None:
-    """Bring the store's tables to this version, in one transaction."""
+    """Upgrade the store's tables to this version, in one transaction."""
     try:
         before, after = asyncio.run(_migrate(session.config, check_only))
     except StoreInUse:
@@ -135,7 +135,7 @@ def migrate(
 
 
 def doctor(session: Session) -> None:
-    """Look whether everything that the gateway stands on is fit for it (exit code 1 when something is not)."""
+    """Check everything that the gateway depends on (exit code 1 if something is not fit)."""
     try:
         found = session.ask("GET", "/doctor")
     except Failed as failed:
@@ -152,13 +152,11 @@ def doctor(session: Session) -> None:
 
 def reconcile(
     session: Session,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Write each difference down as an entry of its own.")
-    ] = False,
-    since: Annotated[str | None, typer.Option(help="Runs seen since this date. Default: 30 days.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Record each difference as an entry of its own.")] = False,
+    since: Annotated[str | None, typer.Option(help="Only runs seen since this date. Default: 30 days ago.")] = None,
     project: Annotated[str, typer.Option(help="The project.")] = "default",
 ) -> None:
-    """Compare what the ledger has booked with what the store has recorded (exit code 1 while they differ)."""
+    """Compare what the ledger has booked with what the store has recorded (exit code 1 if they differ)."""
     body: dict[str, Any] = {"repair": repair} | ({"since": since} if since else {})
 
     async def compare(connection: Connection) -> Any:
@@ -223,7 +221,7 @@ def _without_password(url: str) -> str:
 
 
 def _served_schema(session: Session) -> str:
-    """A gateway that holds an embedded store brought it to its own version when it started."""
+    """A gateway that holds an embedded store has upgraded it to its own version when it started."""
     found = session.ask("GET", "/doctor")["findings"]
     schema = next((one for one in found if one["check"] == "store schema"), None)
     if schema is None or schema["status"] != "ok":
@@ -248,7 +246,7 @@ async def _migrate(config: Config, check_only: bool) -> tuple[str | None, str | 
 
 
 async def _parts_alone(config: Config) -> list[dict[str, str]]:
-    """Ledger and store each by itself, when the gateway as a whole did not come up."""
+    """Check ledger and store separately, if the gateway as a whole did not start."""
     from gateway.app import Application
     from gateway.doctor import Finding, ledger_findings, store_findings
 

@@ -23,14 +23,14 @@ class Grouping(StrEnum):
     SAVINGS = "savings"
 
 
-Since = Annotated[str | None, typer.Option("--from", help="A date or time in UTC, such as 2026-11-22. Inclusive.")]
-Until = Annotated[str | None, typer.Option("--to", help="The same. Exclusive.")]
+Since = Annotated[str | None, typer.Option("--from", help="A date or time in UTC, such as 2026-11-22; inclusive.")]
+Until = Annotated[str | None, typer.Option("--to", help="A date or time in UTC; exclusive.")]
 _FIGURES = ("calls", "refused", "errors", "input_tokens", "output_tokens", "total_tokens", "cost_usd", "saved_tokens")
 
 
 def usage(
     session: Session,
-    by: Annotated[Grouping, typer.Option("--by", "--group-by", help="What a row stands for.")] = Grouping.WORKFLOW,
+    by: Annotated[Grouping, typer.Option("--by", "--group-by", help="What to group by.")] = Grouping.WORKFLOW,
     workflow: Annotated[str | None, typer.Option(help="Only of this workflow.")] = None,
     run: Annotated[str | None, typer.Option(help="Only of this run.")] = None,
     step: Annotated[str | None, typer.Option(help="Only of this step.")] = None,
@@ -40,11 +40,11 @@ def usage(
     model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
     since: Since = None,
     until: Until = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Answer in CSV.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many rows.")] = 100,
     project: Annotated[str, typer.Option(help="The project.")] = "default",
 ) -> None:
-    """What was used, grouped and summed."""
+    """Show what was used, grouped and summed."""
     query = {
         "group_by": by.value,
         "workflow": workflow,
@@ -70,15 +70,15 @@ def usage(
 
 def audit(
     session: Session,
-    action: Annotated[str | None, typer.Option(help="Such as key.created, or `run.` for all that begin so.")] = None,
-    actor: Annotated[str | None, typer.Option(help="Only what this one did.")] = None,
+    action: Annotated[str | None, typer.Option(help="Such as key.created, or a prefix such as `run.`.")] = None,
+    actor: Annotated[str | None, typer.Option(help="Only what this actor did.")] = None,
     run: Annotated[str | None, typer.Option(help="Only about this run.")] = None,
     since: Since = None,
     until: Until = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many to list.")] = 50,
     project: Annotated[str | None, typer.Option(help="Only of this project.")] = None,
 ) -> None:
-    """Who changed what, and when."""
+    """Show who changed what, and when."""
     query = {
         "action": action,
         "actor": actor,

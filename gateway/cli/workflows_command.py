@@ -12,15 +12,15 @@ from gateway.cli.connection import Failed
 from gateway.cli.output import echo_json, moment, shown
 from gateway.cli.session import Session, command
 
-app = typer.Typer(help="Declared workflows.", no_args_is_help=True)
+app = typer.Typer(help="Declarations of workflows.", no_args_is_help=True)
 
-Workflow = Annotated[str, typer.Argument(metavar="WORKFLOW", help="Its name.")]
+Workflow = Annotated[str, typer.Argument(metavar="WORKFLOW", help="The name of the workflow.")]
 Project = Annotated[str, typer.Option(help="The project.")]
 
 
 @command(app, "list")
 def list_workflows(session: Session, project: Project = "default") -> None:
-    """All declarations, by name."""
+    """List all declarations, by name."""
     found = session.ask("GET", "/workflows", {"limit": 1000, "project": project})
     session.show(
         found,
@@ -36,7 +36,7 @@ def list_workflows(session: Session, project: Project = "default") -> None:
 
 @command(app, "show")
 def show_workflow(session: Session, workflow: Workflow, project: Project = "default") -> None:
-    """One declaration, as `put` takes it."""
+    """Show one declaration, in the form that `put` accepts."""
     found = session.ask("GET", f"/workflows/{workflow}", {"project": project})
     if session.as_json:
         echo_json(found)
@@ -50,7 +50,7 @@ def show_workflow(session: Session, workflow: Workflow, project: Project = "defa
 def put_workflow(
     session: Session,
     workflow: Workflow,
-    file: Annotated[Path, typer.Argument(help="YAML or JSON: steps, mode, budget, …; - reads standard input.")],
+    file: Annotated[Path, typer.Argument(help="YAML or JSON with steps, mode, budget, …; - for standard input.")],
     project: Project = "default",
 ) -> None:
     """Declare a workflow, or replace its declaration."""
@@ -60,7 +60,7 @@ def put_workflow(
 
 @command(app, "delete")
 def delete_workflow(session: Session, workflow: Workflow, project: Project = "default") -> None:
-    """Forget a declaration. Its runs and their usage stay."""
+    """Delete a declaration. Its runs and their usage are kept."""
     found = session.ask("DELETE", f"/workflows/{workflow}", {"project": project})
     session.say(found, f"Workflow {workflow} is declared no longer.")
 
@@ -68,10 +68,10 @@ def delete_workflow(session: Session, workflow: Workflow, project: Project = "de
 def suggest(
     session: Session,
     workflow: Workflow,
-    apply: Annotated[bool, typer.Option("--apply", help="Write them as budgets.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Create the suggested budgets.")] = False,
     project: Project = "default",
 ) -> None:
-    """Propose budgets for a workflow from what its runs used: a fifth above the p95 of 30 days."""
+    """Suggest budgets for a workflow from what its runs used: a fifth above the p95 of the last 30 days."""
     found = session.ask("POST" if apply else "GET", f"/workflows/{workflow}/suggestions", {"project": project})
     rows = [
         (one["scope"], one["match"], one["samples"], one["p95_tokens"], one["tokens"], one["is_sure"])
@@ -89,13 +89,13 @@ def suggest(
 
 def classify(
     session: Session,
-    text: Annotated[str, typer.Argument(help="The step's prompt; - reads standard input.")],
+    text: Annotated[str, typer.Argument(help="The step's prompt; - for standard input.")],
     step: Annotated[str | None, typer.Option(help="The step's name.")] = None,
     workflow: Annotated[str | None, typer.Option(help="The workflow's name.")] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     project: Project = "default",
 ) -> None:
-    """Tell the intent of a step, and why."""
+    """Classify the intent of a step, with the reason."""
     prompt = typer.get_text_stream("stdin").read() if text == "-" else text
     given = {"prompt": prompt, "step": step, "workflow": workflow, "system": system}
     body = {"steps": [{name: value for name, value in given.items() if value is not None}]}
@@ -109,7 +109,7 @@ def classify(
 
 
 def _read(file: Path) -> Any:
-    """Raises `Failed` for a file that is not there or holds no mapping."""
+    """The mapping in a YAML or JSON file. Raises `Failed` if it cannot be read or is not a mapping."""
     try:
         text = typer.get_text_stream("stdin").read() if str(file) == "-" else file.read_text(encoding="utf-8")
         declared = yaml.safe_load(text)
