@@ -1,6 +1,6 @@
-"""The configuration told from its models: a JSON Schema for editors, and docs/configuration.md for people.
+"""The reference of the configuration, generated from its models: a JSON Schema for editors, and docs/configuration.md.
 
-Types, ranges and defaults are the models' own; what a key is for stands in the comments of config.example.yaml, and only there.
+Types, ranges and defaults come from the models, descriptions from the comments in config.example.yaml.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def example_file() -> Path:
 
 
 def remarks() -> dict[tuple[str, str], str]:
-    """What the example says of each key, by section and key."""
+    """The example file's comment on each key, by section and key."""
     found: dict[tuple[str, str], str] = {}
     section = ""
     for line in example_file().read_text(encoding="utf-8").splitlines():
@@ -79,7 +79,7 @@ def schema() -> dict[str, Any]:
     made["properties"]["settings"] = {
         "type": "object",
         "additionalProperties": False,
-        "description": "First values of the settings; the store's value wins once somebody has set it.",
+        "description": "Initial values of the settings. Once somebody sets one, the value in the store takes precedence.",
         "properties": {key: _setting(key) for key in SETTINGS},
     }
     head = {
@@ -120,10 +120,10 @@ def _setting(key: str) -> dict[str, Any]:
 
 _HEAD: Final = """# Configuration
 
-One file, `config.yaml`, given with `farebox --config FILE` or `FAREBOX_CONFIG`; without either, `config.yaml` in the working folder
-is read if it is there. `farebox init` writes one with every key, its default and why; `farebox check` names file, line, column and
-field of every fault, all at once. Unknown keys are errors, and so are models that `model_list` does not have. A value
-`os.environ/NAME` is taken from the environment, and its absence is a fault.
+Farebox reads one file, given with `farebox --config FILE` or `FAREBOX_CONFIG`; without either, `config.yaml` in the working folder is read
+if it exists. `farebox init` writes one with every key, its default and an explanation; `farebox check` reports all faults at once, with
+file, line, column and field. Unknown keys are errors, and so are references to models that `model_list` does not have. A value
+`os.environ/NAME` is read from the environment, and it is a fault if the variable does not exist.
 
 ```yaml
 model_list:
@@ -133,33 +133,35 @@ budgets:
   - {scope: run, match: "triage", tokens: 20000, usd: 0.50}
 ```
 
-This page is made from the models that read the file. Editors complete and check it by the same models' JSON Schema
+This page is generated from the models that read the file. Editors can complete and check the file with the JSON Schema of the same models
 ([config.schema.json](config.schema.json)):
 
 ```sh
 farebox schema > config.schema.json
 ```
 
-and `# yaml-language-server: $schema=config.schema.json` as the first line of `config.yaml`, where `farebox init` has it already.
+with `# yaml-language-server: $schema=config.schema.json` as the first line of `config.yaml`, which `farebox init` writes.
 
-What wins: command line, then environment, then file, then default. The environment reaches the sections `server`, `storage`,
+The order of precedence is command line, environment, file, default. Environment variables can override the sections `server`, `storage`,
 `reservations`, `alerts` and `tracing` (`FAREBOX_SERVER_PORT=8080`, `FAREBOX_STORAGE_LEDGER=redis://…`) and every setting by its own name
-(`FAREBOX_ORCHESTRATION_ENABLED=true`). A fault of a variable or an option is told by its name. A variable whose name begins like one of
-these and is none is warned of, at the start and by `farebox check`.
+(`FAREBOX_ORCHESTRATION_ENABLED=true`). A fault in a variable or an option is reported under its name. At start and in `farebox check`, a
+variable that looks like one of these but is not gives a warning.
 """
 _NOTES: Final = {
-    "model_list": "LiteLLM's own list, as it is. Entries of one name share its load. The file is the only source for models.",
-    "router_settings": "LiteLLM's keys, as far as they concern forwarding. Times in seconds.",
-    "tiers": "Models of each tier, best first: what `model: auto`, `auto:fast` and so on, and [routing](routing.md) choose from.",
-    "budgets": "Each names a scope, what it matches and at least one limit. Budgets made at run time (`farebox budgets`, "
-    "`/api/budgets`) stand beside these. Of several that match, every one is kept.",
-    "settings": "First values of the 40 [settings](settings.md). The store's value wins once somebody has set it.",
-    "storage": "Where things are kept; see [the ledger](ledger.md) and [operations](operations.md).",
-    "server": "One process's limits and where it listens.",
+    "model_list": "LiteLLM's own list, unchanged. Entries with the same name share its load. Models come from this file only.",
+    "router_settings": "Those of LiteLLM's keys that concern forwarding. Times in seconds.",
+    "tiers": "The models of each tier, best first: `model: auto`, `auto:fast` and so on, and [routing](routing.md) choose from them.",
+    "budgets": "Each has a scope, a pattern of names and at least one limit. Budgets created at run time (`farebox budgets`, "
+    "`/api/budgets`) apply in addition. If several budgets match a call, it must fit into all of them.",
+    "settings": "Initial values of the 40 [settings](settings.md). Once somebody sets one, the value in the store takes precedence.",
+    "storage": "Where data is kept; see [the ledger](ledger.md) and [operations](operations.md).",
+    "server": "Where a process listens, and its limits.",
     "reservations": "How holds are kept. Times in seconds.",
-    "classifier": "The model that is asked for the intent of steps that rules and the trained model are not sure of.",
-    "alerts": "Who is told of budgets, overruns, loops and engines out of reach ([observability.md](observability.md)). Each is "
-    "told once, and stands in the log too.",
+    "classifier": "The model that is asked for the intent of steps when the rules and the trained model are not sure.",
+    "answers": "Answers kept for an `Idempotency-Key` or by the cache (`x-farebox-cache`, `model_info.cache_ttl_seconds`): beside an "
+    "SQLite ledger, or in the ledger's Redis, shared by all gateways.",
+    "alerts": "Alerts about budgets, overruns, loops and unreachable engines ([observability.md](observability.md)). Each is "
+    "sent once, and is in the log, too.",
 }
 
 

@@ -104,7 +104,7 @@ def test_every_key_and_setting_has_its_description() -> None:
 
 def test_remarks_are_those_of_the_example() -> None:
     found: dict[tuple[str, str], str] = remarks()
-    assert found["server", "drain_seconds"] == "how long a stop waits for calls under way"
+    assert found["server", "drain_seconds"] == "how long a stop waits for calls in flight"
     assert found["budgets", "wait_seconds"].startswith("how long the rung `wait`")
 
 
