@@ -85,6 +85,12 @@ class Limit:
 UNLIMITED: Final = Limit()
 
 
+def usd_text(nano_usd: int) -> str:
+    """The same amount in USD: plain digits, exact, as short as they can be."""
+    whole, nano = divmod(abs(nano_usd), NANO_USD_PER_USD)
+    return f"{'-' if nano_usd < 0 else ''}{whole}.{nano:09}".rstrip("0").rstrip(".")
+
+
 def _smaller(one: int | None, other: int | None) -> int | None:
     if one is None or other is None:
         return one if other is None else other

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.output import echo_json, moment
+from gateway.cli.output import echo_json, moment, shown
 from gateway.cli.session import Session, command
 
 app = typer.Typer(help="API keys: create, list, change, rotate and revoke them.", no_args_is_help=True)
@@ -97,6 +97,8 @@ def change_key(
         body["expires_in_days"] = expires_in_days or None
     changed = session.ask("PATCH", f"/keys/{key_name}", body=body)
     session.say(changed, f"Key {changed['id']} ({changed['name']}): {limits_in_words(changed['limits'])}.")
+    if changed["warning"] and not session.as_json:
+        typer.echo(changed["warning"], err=True)
 
 
 def _limits(
@@ -110,8 +112,8 @@ def limits_in_words(limits: dict[str, Any]) -> str:
     """`500 tokens, $0.5 a day, 2 at once`."""
     window = limits.get("window") or "total"
     lasting = "in total" if window == "total" else f"a {window}"
-    units = (("tokens", "{:,} tokens"), ("usd", "${:g}"), ("requests", "{:,} calls"))
-    used = [words.format(limits[unit]) for unit, words in units if unit in limits]
+    units = (("tokens", "{} tokens"), ("usd", "${}"), ("requests", "{} calls"))
+    used = [words.format(shown(limits[unit])) for unit, words in units if unit in limits]
     said = [f"{', '.join(used)} {lasting}"] if used else []
     if "concurrency" in limits:
         said.append(f"{limits['concurrency']} at once")

@@ -41,7 +41,9 @@ def usage(
     since: Since = None,
     until: Until = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many rows.")] = 100,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="How many rows. Default: 100; with --csv all.")
+    ] = None,
     project: Annotated[str, typer.Option(help="The project.")] = "default",
 ) -> None:
     """Show what was used, grouped and summed."""

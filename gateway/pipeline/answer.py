@@ -8,7 +8,7 @@ from typing import Final
 from gateway.errors import GatewayError
 from gateway.pipeline.call import Call
 from gateway.tags import UNTAGGED, Tags
-from policies.amounts import NANO_USD_PER_USD
+from policies.amounts import usd_text
 from policies.budgets import Scope
 from policies.reservation import Balance
 
@@ -77,8 +77,8 @@ def budget_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, s
             headers.append((f"x-budget-{scope}-remaining", str(max(0, most - settled.tokens - reserved.tokens))))
         if limit.nano_usd is not None and scope is Scope.RUN:
             shown.add(scope)
-            usd, nano = divmod(max(0, limit.nano_usd - settled.nano_usd - reserved.nano_usd), NANO_USD_PER_USD)
-            headers.append(("x-budget-run-remaining-usd", f"{usd}.{nano:09}".rstrip("0").rstrip(".")))
+            left = max(0, limit.nano_usd - settled.nano_usd - reserved.nano_usd)
+            headers.append(("x-budget-run-remaining-usd", usd_text(left)))
     return headers
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from gateway.errors import BudgetRefusal, GatewayError
 from gateway.pipeline.call import Call
-from policies.amounts import NANO_USD_PER_USD, Unit
+from policies.amounts import NANO_USD_PER_USD, Unit, usd_text
 from policies.budgets import Link, Scope
 from policies.reservation import Gate, Refusal, Refused
 
@@ -159,11 +159,7 @@ def _amount(value: int, unit: Unit) -> str:
 
 
 def _figure(value: int, unit: Unit) -> str:
-    return f"${_usd(value)}" if unit == "nano_usd" else str(value)
-
-
-def _usd(nano_usd: int) -> str:
-    return f"{nano_usd / NANO_USD_PER_USD:.9f}".rstrip("0").rstrip(".") or "0"
+    return f"${usd_text(value)}" if unit == "nano_usd" else str(value)
 
 
 def _metadata(call: Call, link: Link, refused: Refused, unit: Unit) -> dict[str, Any]:

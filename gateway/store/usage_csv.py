@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
+from typing import Final
 
+from gateway.store.runs import Sums
 from gateway.store.tables import SUMS
-from gateway.store.usage_report import Report
+from gateway.store.usage_report import ReportRow
+from policies.amounts import usd_text
 
 # What spreadsheets take for the beginning of a formula (OWASP: CSV injection).
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 def cell(text: str) -> str:
@@ -17,11 +21,22 @@ def cell(text: str) -> str:
     return "'" + text if text.startswith(_FORMULA_STARTS) else text
 
 
-def to_csv(report: Report) -> str:
-    """A header, a row for each group, no total: sums of the columns give it."""
+def to_csv(group_by: str, rows: Sequence[ReportRow], key_names: Mapping[str, str] | None = None) -> str:
+    """A header, a row for each group, no total: sums of the columns give it. Money is in USD. `key_names`: names of the groups, which
+    are ids of keys."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow([report.group_by.value, *SUMS])
-    for row in report.rows:
-        writer.writerow([cell(row.group), *(getattr(row.sums, name) for name in SUMS)])
+    names = [] if key_names is None else ["key_name"]
+    writer.writerow([group_by, *names, *(name.replace(_NANO_USD, "_usd") for name in SUMS)])
+    for row in rows:
+        named = [] if key_names is None else [cell(key_names.get(row.group, ""))]
+        writer.writerow([cell(row.group), *named, *(_figure(row.sums, name) for name in SUMS)])
     return out.getvalue()
+
+
+_NANO_USD: Final = "_nano_usd"
+
+
+def _figure(sums: Sums, name: str) -> int | str:
+    value: int = getattr(sums, name)
+    return usd_text(value) if name.endswith(_NANO_USD) else value

@@ -114,6 +114,10 @@ def test_keys_are_made_whether_the_gateway_runs_or_not(served: tuple[Cli, Farebo
         "20 calls a day, 2 at once"
         in cli("keys", "set", "app", "--requests", "20", "--window", "day", "--concurrency", "2").out
     )
+    warned = cli("keys", "set", "app", "--model", "gone", "--usd", "0.0000001")
+    assert warned.err == "No model has the name 'gone' now.\n"
+    assert "$0.0000001, 20 calls a day" in warned.out
+    assert cli("keys", "set", "app", "--no-limits", "--requests", "20", "--window", "day").code == 0
     changed = cli("keys", "set", "app", "--concurrency", "3", "--agent", "ada", "--model", "openai/*", "--json").json()
     assert changed["limits"] == {"requests": 20, "window": "day", "concurrency": 3}
     assert (changed["agent"], changed["allowed_models"]) == ("ada", ["openai/*"])

@@ -450,6 +450,15 @@ def test_the_forms_of_keys_keep_what_was_typed_and_make_no_key_twice(guarded: Fa
     key_id = json.loads(program.get("/api/keys/form").text)["id"]
     wrong = program.post("/admin/keys/change", {"id": key_id, "concurrency": "none"})
     assert (wrong.status, 'name="concurrency" value="none"' in wrong.text) == (400, True)
+    saved = program.post("/admin/keys/change", {"id": key_id, "allowed_models": "small, gone"})
+    assert (saved.status, "Saved. No model has the name &#39;gone&#39; now." in saved.text) == (200, True)
+    assert program.post("/admin/keys/change", {"id": key_id, "allowed_models": "small"}).status == 303
+
+
+def test_a_cursor_that_no_page_gave_is_refused(client: Client) -> None:
+    runs = re.findall(r'href="(/admin/runs/[^"?]+)"', client.get("/admin/runs").text)
+    for path in ("/admin/runs", "/admin/audit", "/admin/usage", runs[0]):
+        assert client.get(f"{path}?cursor=nonsense").status == 400, path
 
 
 def test_every_change_is_in_the_audit(client: Client) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from gateway.pipeline.answer import budget_headers, call_headers
 from gateway.pipeline.call import Call, Principal
 from gateway.tags import Tags
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
-from policies.amounts import Amount, Limit
+from policies.amounts import AMOUNT_MAX, Amount, Limit
 from policies.budgets import Chain, Link, Scope, Window
 from policies.reservation import Balance, Hold
 
@@ -57,6 +59,13 @@ def test_what_is_overdrawn_has_nothing_left() -> None:
         "x-budget-run-remaining": "0",
         "x-budget-run-remaining-usd": "0",
     }
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"), [(2_500_001, "0.000000001"), (2_500_100, "0.0000001"), (AMOUNT_MAX, "9007199.252240991")]
+)
+def test_money_that_is_left_is_told_in_plain_digits_to_the_nano_usd(limit: int, left: str) -> None:
+    assert headers_of((Scope.RUN, "r", Limit(None, limit), True)) == {"x-budget-run-remaining-usd": left}
 
 
 def test_unlimited_units_are_not_told() -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.amounts import UNITS, UNLIMITED, Amount, Limit
+from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, UNITS, UNLIMITED, Amount, Limit, usd_text
 
 counts = st.integers(-(10**9), 10**9)
 amounts = st.builds(Amount, counts, counts, counts)
@@ -50,3 +52,27 @@ def test_only_a_limit_without_any_unit_is_unlimited() -> None:
 def test_an_override_is_taken_unit_by_unit() -> None:
     assert Limit(1, 2, 3).replaced_by(Limit(4, 5, 6)) == Limit(4, 5, 6)
     assert Limit(1, 2, 3).replaced_by(Limit(nano_usd=5)) == Limit(1, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("nano_usd", "text"),
+    [
+        (0, "0"),
+        (1, "0.000000001"),
+        (-1, "-0.000000001"),
+        (100, "0.0000001"),
+        (500_000_000, "0.5"),
+        (20 * NANO_USD_PER_USD, "20"),
+        (-1_250_000_000, "-1.25"),
+        (AMOUNT_MAX, "9007199.254740991"),
+    ],
+)
+def test_money_is_written_in_plain_digits(nano_usd: int, text: str) -> None:
+    assert usd_text(nano_usd) == text
+
+
+@given(st.integers(-AMOUNT_MAX, AMOUNT_MAX))
+def test_written_money_is_exact(nano_usd: int) -> None:
+    text = usd_text(nano_usd)
+    assert Decimal(text) * NANO_USD_PER_USD == nano_usd
+    assert "e" not in text.lower()

@@ -58,10 +58,10 @@ async def change_key(visit: Visit) -> Response:
         if visit.form.get("no_limits"):
             given.setdefault("limits", None)
         body = KeyChange.model_validate(given)
-        await visit.ask(keys.change_key, path={"id": visit.form.get("id", "")}, body=body)
+        changed = await visit.ask(keys.change_key, path={"id": visit.form.get("id", "")}, body=body)
     except (GatewayError, ValidationError) as error:
         return await _page(visit, faulty="change", fault=told(error, visit.request_id))
-    return visit.go("keys", done="saved")
+    return await _page(visit, warning=changed.warning) if changed.warning else visit.go("keys", done="saved")
 
 
 async def rotate_key(visit: Visit) -> Response:
@@ -82,8 +82,9 @@ async def _page(
     *,
     faulty: Literal["make", "change", ""] = "",
     fault: GatewayError | None = None,
+    warning: str = "",
 ) -> Response:
-    """`faulty` is the form that was refused: what was typed into it stays there."""
+    """`faulty` is the form that was refused: what was typed into it stays there. `warning` is about a change that was made."""
     found = await visit.ask(keys.list_keys, query=ListQuery.model_validate({"limit": 500}))
     return visit.show(
         "keys",
@@ -92,6 +93,7 @@ async def _page(
         new=new,
         first_login=first_login,
         faulty=faulty,
+        warning=warning,
         fault="" if fault is None else fault.message,
         made={**_EMPTY, **(visit.form if faulty == "make" else {})},
         changed={**_EMPTY, **(visit.form if faulty == "change" else {})},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -59,6 +60,11 @@ class KeyView:
     created_by: str
     expires_at: str | None
     revoked_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedKeyView(KeyView):
+    warning: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +177,7 @@ async def create_key(ask: Ask[ProjectQuery, KeyBody]) -> NewKeyView:
         raise _name_taken(request.name, request.project) from None
     await ask.audit("key.created", new.key.id, name=new.key.name, role=new.key.role, for_project=new.key.project)
     warnings = [_LOCKED_OUT] if was_open and not new.key.admin else []
-    warnings += [f"No model has the name {name!r} now." for name in request.allowed_models if not _is_there(name, ask)]
+    warnings += _missing_models(request.allowed_models, ask)
     return _new(new.key, new.plain, now_ms, " ".join(warnings) or None)
 
 
@@ -181,6 +187,10 @@ def _name_taken(name: str, project: str) -> GatewayError:
         "Choose another name, or give that key a new secret instead.",
         "key_name_taken",
     )
+
+
+def _missing_models(allowed: Sequence[str], ask: Ask[Any, Any]) -> list[str]:
+    return [f"No model has the name {name!r} now." for name in allowed if not _is_there(name, ask)]
 
 
 def _is_there(wanted: str, ask: Ask[Any, Any]) -> bool:
@@ -201,7 +211,7 @@ async def get_key(ask: Ask[ProjectQuery, NoBody]) -> KeyView:
     return _view(await _find(ask), ask.desk.now_ms())
 
 
-async def change_key(ask: Ask[ProjectQuery, KeyChange]) -> KeyView:
+async def change_key(ask: Ask[ProjectQuery, KeyChange]) -> ChangedKeyView:
     """At once in this process, in the others within two seconds."""
     found, now_ms = await _find(ask), ask.desk.now_ms()
     given = sorted(ask.body.model_fields_set)
@@ -216,7 +226,8 @@ async def change_key(ask: Ask[ProjectQuery, KeyChange]) -> KeyView:
     if changed is None:
         raise conflict(f"Key {found.id} is revoked, and stays so: make a new one.", "key_revoked")
     await ask.audit("key.changed", found.id, name=changed.name, changed=given)
-    return _view(changed, now_ms)
+    warning = " ".join(_missing_models(ask.body.allowed_models or (), ask)) or None
+    return ChangedKeyView(**_fields(_view(changed, now_ms)), warning=warning)
 
 
 async def revoke_key(ask: Ask[ProjectQuery, NoBody]) -> KeyView:
@@ -292,8 +303,11 @@ def _view(key: ApiKey, now_ms: int) -> KeyView:
 
 
 def _new(key: ApiKey, plain: str, now_ms: int, warning: str | None) -> NewKeyView:
-    view = _view(key, now_ms)
-    return NewKeyView(**{name: getattr(view, name) for name in KeyView.__slots__}, key=plain, warning=warning)
+    return NewKeyView(**_fields(_view(key, now_ms)), key=plain, warning=warning)
+
+
+def _fields(view: KeyView) -> dict[str, Any]:
+    return {name: getattr(view, name) for name in KeyView.__slots__}
 
 
 ROUTES = (
@@ -309,6 +323,8 @@ ROUTES = (
         body_required=False,
     ),
     Route("GET", "/keys/{id}", get_key, KeyView, "One key."),
-    Route("PATCH", "/keys/{id}", change_key, KeyView, "Change what a key's calls are and may use.", body=KeyChange),
+    Route(
+        "PATCH", "/keys/{id}", change_key, ChangedKeyView, "Change what a key's calls are and may use.", body=KeyChange
+    ),
     Route("DELETE", "/keys/{id}", revoke_key, KeyView, "Revoke a key for good."),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -28,7 +28,9 @@ KINDS_MAX = 2_000
 class UsageQuery(ListQuery):
     """An empty value means calls without that name. From inclusive, to exclusive."""
 
-    limit: Annotated[int, Field(ge=1, le=10 * LIST_MAX)] = 100
+    limit: Annotated[int, Field(ge=1, le=10 * LIST_MAX)] = Field(
+        default=100, description=f"Of CSV, where it is left out: all rows, up to {CSV_ROWS_MAX:,}."
+    )
     group_by: GroupBy = GroupBy.WORKFLOW
     workflow: Wanted | None = None
     run: Wanted | None = None
@@ -114,13 +116,15 @@ async def get_usage(ask: Ask[UsageQuery, NoBody]) -> UsageReport | Response:
     query = ask.query
     await ask.desk.catch_up()
     wanted = filter_of(ask.desk, query)
-    if query.format == "csv" or (query.format is None and "text/csv" in ask.accept):
-        return await _as_csv(ask, wanted)
+    is_csv = query.format == "csv" or (query.format is None and "text/csv" in ask.accept)
+    is_whole = is_csv and "limit" not in query.model_fields_set
     start = page_start(query.cursor)
-    end = start + query.limit
+    end = start + (CSV_ROWS_MAX if is_whole else query.limit)
     is_compared = query.group_by is GroupBy.SAVINGS
     found = await usage_report.report(ask.store, query.group_by, wanted, max(end, KINDS_MAX) if is_compared else end)
     names = {key.id: key.name for key in ask.desk.parts.control.snapshot.keys.values()}
+    if is_csv:
+        return _as_csv(query.group_by, found.rows[start:end], names)
     rows = tuple(_row(query.group_by, row.group, row.sums, names) for row in found.rows[start:end])
     following = str(end) if found.groups > end else None
     total = UsageTotals(**figures(found.total))
@@ -128,11 +132,10 @@ async def get_usage(ask: Ask[UsageQuery, NoBody]) -> UsageReport | Response:
     return UsageReport(query.group_by.value, rows, total, found.groups, following, compared)
 
 
-async def _as_csv(ask: Ask[UsageQuery, NoBody], wanted: UsageFilter) -> Response:
-    found = await usage_report.report(ask.store, ask.query.group_by, wanted, CSV_ROWS_MAX)
-    name = f"usage-by-{ask.query.group_by.value}.csv"
-    headers = {"content-disposition": f'attachment; filename="{name}"'}
-    return Response(to_csv(found), media_type="text/csv; charset=utf-8", headers=headers)
+def _as_csv(group_by: GroupBy, rows: Sequence[ReportRow], key_names: Mapping[str, str]) -> Response:
+    headers = {"content-disposition": f'attachment; filename="usage-by-{group_by.value}.csv"'}
+    text = to_csv(group_by.value, rows, key_names if group_by is GroupBy.KEY else None)
+    return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
 
 
 def filter_of(desk: Desk, query: UsageQuery) -> UsageFilter:
@@ -221,7 +224,7 @@ ROUTES = (
         "/usage",
         get_usage,
         UsageReport,
-        "What was used, by workflow, run, step, agent, intent, model, key, day or savings.",
+        "What was used, by workflow, run, step, agent, intent, model, key, day or savings; the rows as CSV, too.",
         UsageQuery,
         csv=True,
         omits_null=True,
