@@ -243,7 +243,7 @@ class Application:
     async def _open_store(self) -> None:
         store = self.parts.store
         try:
-            await store.open()
+            await store.open(waits=self._is_server)
             if store.is_postgres:
                 await store.check_schema()
             else:

@@ -14,8 +14,9 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from gateway.cli.configuration import configured
-from gateway.cli.connection import serving_operator
+from gateway.cli.connection import LOOK_S, START_S, serving_operator
 from gateway.config import Config
+from gateway.endpoints.access import Operator
 from gateway.store import admin as people
 from gateway.store.database import Database, StoreError, StoreInUse
 from gateway.tags import NAME_IN_WORDS, VALUE
@@ -40,12 +41,11 @@ def admin(
     password = _password()
     if len(password) < people.PASSWORD_CHARACTERS_MIN:
         _fail(f"The password needs at least {people.PASSWORD_CHARACTERS_MIN} characters.")
-    try:
-        asyncio.run(_put(config, name, password, role.value))
-    except StoreInUse:
-        _through_the_gateway(config, name, password, role.value)
-    except (StoreError, ValueError) as error:
-        _fail(str(error))
+    patient_until_s = time.monotonic() + START_S
+    while not _is_set(config, name, password, role.value):
+        if time.monotonic() > patient_until_s:
+            _fail("the store is in use by another farebox command; try again when that is done.")
+        time.sleep(LOOK_S)
     typer.echo(f"{name} may log in at /admin as {role.value}.")
 
 
@@ -69,12 +69,22 @@ async def _put(config: Config, name: str, password: str, role: str) -> None:
         await store.close()
 
 
-def _through_the_gateway(config: Config, name: str, password: str, role: str) -> None:
-    """Ask the gateway that holds the file of an embedded store, with the operator's token that lies beside that file."""
-    operator = serving_operator(config)
-    if operator is None or not operator.address:
-        _fail("the store is in use by another farebox command; try again when that is done.")
+def _is_set(config: Config, name: str, password: str, role: str) -> bool:
+    """False while somebody holds the store and does not serve, or not yet."""
+    try:
+        asyncio.run(_put(config, name, password, role))
+    except StoreInUse:
+        operator = serving_operator(config)
+        if operator is None or not operator.address:
+            return False
+        _through_the_gateway(operator, name, password, role)
+    except (StoreError, ValueError) as error:
+        _fail(str(error))
+    return True
 
+
+def _through_the_gateway(operator: Operator, name: str, password: str, role: str) -> None:
+    """Ask the gateway that holds the file of an embedded store, with the operator's token that lies beside that file."""
     form = urllib.parse.urlencode({"name": name, "password": password, "role": role}).encode()
     try:
         headers = {"authorization": f"Bearer {operator.token}"}

@@ -7,10 +7,12 @@ connects itself. The routes are the same either way.
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import os
+import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -22,14 +24,17 @@ import orjson
 from gateway.config import Config
 from gateway.config_faults import ConfigError
 from gateway.endpoints.access import OPERATOR_SCOPE, USER_HEADER, Operator, read_operator
-from gateway.ledger.port import LedgerError
+from gateway.ledger.port import LedgerError, LedgerInUse
 from gateway.loopback import is_loopback, local_address
-from gateway.store.database import StoreError
+from gateway.store.database import StoreError, StoreInUse
 from gateway.store.file_lock import is_locked
 from gateway.tags import VALUE
 
 _PROBE_S: Final = 2.0
 _TIMEOUT_S: Final = 120.0
+# A gateway holds its files for a second or two before it answers; on a busy machine for longer.
+START_S: Final = 5.0
+LOOK_S: Final = 0.1
 
 
 class Failed(Exception):
@@ -109,16 +114,38 @@ class Inside:
 
 @asynccontextmanager
 async def connected(config: Config, *, key: str | None, url: str | None) -> AsyncIterator[Connection]:
-    """Raises `Failed`."""
+    """Raises `Failed`. Whoever holds the embedded files and does not answer yet is waited for: a gateway that starts, a command."""
+    async with AsyncExitStack() as stack:
+        timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+        session = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
+        patient_until_s = time.monotonic() + START_S
+        found = await _reached(session, stack, config, key, url)
+        while isinstance(found, Exception):
+            if time.monotonic() > patient_until_s:
+                raise Failed(f"{found} It was tried for {START_S:g} s, in case that process was a gateway that starts.")
+            await asyncio.sleep(LOOK_S)
+            found = await _reached(session, stack, config, key, url)
+        yield found
+
+
+async def _reached(
+    session: aiohttp.ClientSession, stack: AsyncExitStack, config: Config, key: str | None, url: str | None
+) -> Connection | StoreInUse | LedgerInUse:
+    """The way that there is now, or why there is none yet."""
     operator = serving_operator(config)
     base = (url or (gateway_url(config) if operator is None else operator.address)).rstrip("/")
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S)) as session:
-        if url or (base and await _is_alive(session, base)):
-            token = operator.token if operator is not None and _is_same(base, operator.address) else None
-            yield Remote(session, base, key or token)
-            return
-    async with _inside(config) as connection:
-        yield connection
+    if url or (base and await _is_alive(session, base)):
+        token = operator.token if operator is not None and _is_same(base, operator.address) else None
+        return Remote(session, base, key or token)
+    file = store_file(config)
+    if file is not None and is_locked(
+        file
+    ):  # looking is cheaper than to try, for a gateway that needs the processor to start
+        return StoreInUse(f"The store {file} is used by another process; an SQLite file belongs to one at a time.")
+    try:
+        return await stack.enter_async_context(_inside(config))
+    except (StoreInUse, LedgerInUse) as error:
+        return error
 
 
 @asynccontextmanager
@@ -130,6 +157,9 @@ async def _inside(config: Config) -> AsyncIterator[Connection]:
     application = Application(config, is_server=False)
     try:
         await application.start()
+    except (StoreInUse, LedgerInUse):
+        await application.stop()
+        raise
     except (ConfigError, StoreError, LedgerError) as error:
         await application.stop()
         raise Failed(str(error)) from error
@@ -158,11 +188,17 @@ def serving_operator(config: Config) -> Operator | None:
 
     Its address is empty if no serving process holds the store. None for a store on a server.
     """
-    path = config.storage.store.removeprefix("sqlite:///")
-    if path == config.storage.store:
+    file = store_file(config)
+    if file is None:
         return None
-    operator = read_operator(Path(path))  # a killed process leaves this file behind, hence the lock
-    return operator if operator is not None and is_locked(Path(path)) else Operator("")
+    operator = read_operator(file)  # a killed process leaves this file behind, hence the lock
+    return operator if operator is not None and is_locked(file) else Operator("")
+
+
+def store_file(config: Config) -> Path | None:
+    """The embedded store's file. None for a store on a server."""
+    path = config.storage.store.removeprefix("sqlite:///")
+    return None if path == config.storage.store else Path(path)
 
 
 def _is_same(base: str, address: str) -> bool:

@@ -34,6 +34,10 @@ class LedgerError(Exception):
     """The ledger is damaged or was called wrongly."""
 
 
+class LedgerInUse(LedgerError):
+    """Its file belongs to another process."""
+
+
 class LedgerUnavailable(LedgerError):
     """The ledger did not answer in time. Try again; ids make repetition safe."""
 

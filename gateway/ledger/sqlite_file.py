@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
 
-from gateway.ledger.port import LedgerError, LedgerUnavailable
+from gateway.ledger.port import LedgerError, LedgerInUse, LedgerUnavailable
 from gateway.ledger.sqlite_schema import APPLICATION_ID, JOURNAL, TABLES, VERSION
 from gateway.store.file_lock import FileLock, FileLocked
 
@@ -188,7 +188,7 @@ def _lock(path: Path) -> FileLock:
         lock.acquire()
         lock_path.write_text(f"{os.getpid()}\n")
     except FileLocked as error:
-        raise LedgerError(
+        raise LedgerInUse(
             f"the ledger {path} is in use by process {_pid_in(lock_path)} (lock file {lock_path}). Stop that process first; "
             "several processes need a ledger in Redis"
         ) from error

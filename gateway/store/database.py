@@ -11,6 +11,8 @@ setting and lock is of one transaction, and nothing listens.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -36,6 +38,9 @@ StoreConnection: TypeAlias = "AsyncConnection | SqliteConnection"
 # Long enough for a report over a partition that is not in memory, short enough that a dead peer is noticed.
 STATEMENT_TIMEOUT_MS: Final = 30_000
 CONNECT_TIMEOUT_MS: Final = 5_000
+# Commands hold the file of an embedded store for a second, while no gateway does.
+_COMMAND_S: Final = 3.0
+_LOOK_S: Final = 0.05
 # SQLSTATE classes after which the same work may succeed: connection, transaction state and rollback, authorization and
 # missing database (both are put right outside), resources, locks, operator, system.
 _RETRYABLE: Final = ("08", "25", "28", "3D", "40", "53", "55", "57", "58")
@@ -90,10 +95,11 @@ class Database:
         name = self._url.database
         return None if self.is_postgres or name in (None, "", ":memory:") else Path(str(name))
 
-    async def open(self) -> None:
-        """Take the file's lock (SQLite) and make the engine. Connects to nothing yet. Raises StoreInUse, StoreUnavailable."""
+    async def open(self, *, waits: bool = False) -> None:
+        """Take the file's lock (SQLite) and make the engine. Connects to nothing yet. Raises StoreInUse, StoreUnavailable. `waits`: for
+        a command that may hold the file for a moment."""
         if self._engine is None:
-            self._take_lock()
+            await self._wait_for_lock(_COMMAND_S if waits else 0.0)
             self._engine = self._make_engine(migrating=False)
 
     async def close(self) -> None:
@@ -169,6 +175,18 @@ class Database:
             if engine is not self._engine:
                 await engine.dispose()
         return SCHEMA_REVISION
+
+    async def _wait_for_lock(self, wait_s: float) -> None:
+        patient_until_s = time.monotonic() + wait_s
+        while True:
+            try:
+                self._take_lock()
+            except StoreInUse:
+                if time.monotonic() >= patient_until_s:
+                    raise
+                await asyncio.sleep(_LOOK_S)
+            else:
+                return
 
     def _take_lock(self) -> None:
         if self._file is None:

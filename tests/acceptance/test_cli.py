@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -351,6 +353,40 @@ def test_no_other_gateway_is_asked_and_no_traceback_shown(served: tuple[Cli, Far
     taken = other("keys", "list")
     lock.release()
     assert (taken.code, taken.err.count("\n"), "used by another process" in taken.err) == (1, 1, True)
+    assert "tried for 5 s" in taken.err
+
+
+@contextlib.contextmanager
+def held_for(seconds: float, file: Path) -> Iterator[None]:
+    """Somebody has the store, as a gateway has before it listens."""
+    lock = FileLock(file)
+    lock.acquire()
+    release = threading.Timer(seconds, lock.release)
+    release.start()
+    yield
+    release.join()
+
+
+def test_whoever_holds_the_store_for_a_moment_is_waited_for(cli: Cli, tmp_path: Path) -> None:
+    store = tmp_path / "store.db"
+    with held_for(2.0, store):
+        assert cli("keys", "create", "app").code == 0
+    with held_for(1.5, store):
+        assert cli("admin", stdin="correct horse battery\n").code == 0
+    gateway = FareboxProcess(tmp_path, json.loads((tmp_path / "config.yaml").read_text()))
+    with held_for(2.0, store):
+        gateway.start()
+    gateway.stop()
+
+
+def test_commands_beside_a_gateway_that_starts(cli: Cli, tmp_path: Path) -> None:
+    gateway = FareboxProcess(tmp_path, json.loads((tmp_path / "config.yaml").read_text()))
+    starting = threading.Thread(target=gateway.start)
+    starting.start()
+    made = cli("keys", "create", "app")
+    starting.join()
+    assert (made.code, gateway.chat("hi", {"authorization": f"Bearer {made.out.strip()}"}).status) == (0, 200), made.err
+    gateway.stop()
 
 
 def test_a_gateway_elsewhere_wants_its_key(served: tuple[Cli, FareboxProcess], tmp_path: Path) -> None:
