@@ -1,18 +1,18 @@
-"""Who may use the control API and the admin pages, and as whom.
+"""Access to the control API and the admin pages: who may do what, and under which name.
 
-    caller                                       look    change
-    -----------------------------------------    -----   --------
-    nobody, or a wrong key                       401     401
-    a key that only calls models                 403     403
-    a key of role viewer                         yes     403
-    a key of role admin, FAREBOX_ADMIN_KEY       yes     yes
-    the operator on this machine                 yes     yes
-    anybody on this machine, while no key is     yes     yes
+    caller                                           look    change
+    ---------------------------------------------    -----   --------
+    anonymous, or a wrong key                        401     401
+    a key that only calls models                     403     403
+    a key with the role viewer                       yes     403
+    a key with the role admin, FAREBOX_ADMIN_KEY     yes     yes
+    the operator on this machine                     yes     yes
+    anybody on this machine, while there is no key   yes     yes
 
-To look is to GET, and to ask what changes nothing: classify, allocate, explain.
+Looking covers GET, and the requests that change nothing: classify, allocate and explain.
 
-The operator is whoever can read the file of the embedded store anyway: the command line, which finds a token of this
-process beside that file, or runs the same routes in its own process.
+The operator is whoever can read the file of the embedded store anyway: the command line, which finds this process's token beside that
+file, or runs the same routes in its own process.
 """
 
 from __future__ import annotations
@@ -37,19 +37,18 @@ from gateway.tags import VALUE
 Role = Literal["admin", "viewer"]
 
 ADMIN_KEY_VARIABLE: Final = "FAREBOX_ADMIN_KEY"
-# Shorter secrets are found by trying, whatever is done against it; "sk-1234" of other gateways' examples is one of them.
-# The Helm chart asks for as many.
+# Shorter secrets can be guessed despite throttling; "sk-1234" of other gateways' examples is one. The Helm chart has the same minimum.
 ADMIN_KEY_CHARACTERS_MIN: Final = 8
-# From so many on, nobody finds one by trying, however often.
+# A key of this length or more cannot be found by guessing, so it is exempt from throttling.
 _UNGUESSABLE_CHARACTERS: Final = 24
-# Set by the command line when it runs the routes in its own process. A server never puts such a key into a scope.
+# Set in the ASGI scope by the command line when it runs the routes in its own process. A server never sets it.
 OPERATOR_SCOPE: Final = "farebox.operator"
-# Names the person at the command line, for the audit log. It grants nothing.
+# The name of the user at the command line, for the audit log. It grants nothing.
 USER_HEADER: Final = "x-farebox-user"
 _FAILURES_MAX: Final = 20
 _FAILURES_WINDOW_S: Final = 60
 _SOURCES_MAX: Final = 10_000
-# A request that came through somebody else is not from this machine, whoever passed it on.
+# A request that was forwarded does not count as local, whoever forwarded it.
 _PASSED_ON: Final = ("forwarded", "x-forwarded-for", "x-real-ip", "x-forwarded-host")
 _OWN_PAGES: Final = (None, "same-origin", "none")
 _MISSING: Final = "Send an admin key: Authorization: Bearer fb_… (make one with `farebox keys create --admin`)."
@@ -57,7 +56,7 @@ _MISSING: Final = "Send an admin key: Authorization: Bearer fb_… (make one wit
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who does something, as the audit log names them."""
+    """Who performs an action, under the name that the audit log shows."""
 
     name: str
     role: Role
@@ -82,14 +81,14 @@ class Access:
         self._failures: TTLCache[str, int] = TTLCache(_SOURCES_MAX, _FAILURES_WINDOW_S, timer_s)
 
     def check(self, request: HTTPConnection, needed: Role) -> Actor:
-        """Raises `AuthenticationFailed`, `PermissionDenied`, or `Overloaded` for a source that guesses."""
+        """Authenticate a request for a role. Raises `AuthenticationFailed`, `PermissionDenied`, or `Overloaded` after many wrong keys."""
         actor = self._actor(request)
         if needed == "admin" and actor.role != "admin":
             raise PermissionDenied("This key may only look (role viewer); changes need an admin key.")
         return actor
 
     def is_open(self) -> bool:
-        """Whether there is no key at all, so that this machine needs none."""
+        """Whether no key is configured, so that requests from this machine need none."""
         snapshot = self._snapshot()
         return snapshot.is_loaded and not snapshot.keys and not self._admin_key
 
@@ -112,8 +111,8 @@ class Access:
             if key.role not in ("admin", "viewer"):
                 raise PermissionDenied("This key calls models; the control API needs an admin key.")
             return Actor(key.name, "admin" if key.role == "admin" else "viewer")
-        # Keys of the store and the operator's token have 256 random bits and need no protection from guessing; short chosen ones do.
-        # Behind a proxy on this machine all strangers have one address, which must not lock out whoever is right.
+        # Keys of the store and the operator's token have 256 random bits and need no protection from guessing; short chosen keys do.
+        # Behind a proxy all clients may share one address, and wrong keys from there must not lock out valid ones.
         if _equal(credential, self._operator_token):
             return Actor("operator", "admin")
         is_admin_key = _equal(credential, self._admin_key)
@@ -140,9 +139,9 @@ _NOT_LOADED: Final[Mapping[str, Any]] = {
 
 
 def is_local(request: HTTPConnection) -> bool:
-    """From a program on this machine: over loopback, asked for under a loopback name, and by no page of another site.
+    """Whether a request comes from a program on this machine: over loopback, to a loopback host name, and not from another site's page.
 
-    The name guards against a site whose DNS name was pointed at 127.0.0.1, the rest against a site that sends forms here.
+    Checking the host name guards against DNS rebinding, checking the origin against cross-site forms.
     """
     if not is_loopback(_source(request)) or not is_loopback(host_of(request.headers.get("host", ""))):
         return False
@@ -154,8 +153,8 @@ def is_local(request: HTTPConnection) -> bool:
 
 
 def check_binding(host: str, snapshot: Snapshot, *, admin_key: str, allow_anonymous: bool) -> None:
-    """Before a server lets anybody in. Raises `ConfigError`: everyone who reaches the address could call models without saying
-    who they are, or the admin key can be guessed."""
+    """Check before serving that the address is not open to strangers. Raises `ConfigError` if anybody who reaches it could call models
+    anonymously, or if the admin key is short enough to guess."""
     if admin_key and len(admin_key) < ADMIN_KEY_CHARACTERS_MIN:
         raise ConfigError([f"{ADMIN_KEY_VARIABLE} must have at least {ADMIN_KEY_CHARACTERS_MIN} characters."])
     if allow_anonymous or is_loopback(host) or admin_key or snapshot.keys or not snapshot.is_loaded:
@@ -170,18 +169,18 @@ def check_binding(host: str, snapshot: Snapshot, *, admin_key: str, allow_anonym
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """What the command line needs to ask the process that holds an embedded store. `address` is empty unless that serves."""
+    """How the command line reaches the process that holds an embedded store. `address` is empty unless that process serves."""
 
     token: str
     address: str = ""
 
 
 class OperatorFile:
-    """`Operator` beside the file of an embedded store, readable by its owner alone. It ends with the process."""
+    """The file with the `Operator`, beside the file of an embedded store and readable only by its owner. Removed at exit."""
 
     @classmethod
     def of_store(cls, url: str) -> OperatorFile:
-        """A store on a server has none: whoever may administer it there connects to it."""
+        """The file for a store's URL. A store on a server has none: whoever may administer it can connect to it."""
         path = url.removeprefix("sqlite:///")
         return cls(Path(path) if path != url and path else None)
 
@@ -190,7 +189,7 @@ class OperatorFile:
         self.token = "" if store_file is None else secrets.token_urlsafe(32)
 
     def write(self, address: str = "") -> None:
-        """To be called once the store's lock is held: whoever holds it owns the file too."""
+        """Write the file. Call it only while holding the store's lock, whose holder owns this file, too."""
         if self._path is None or not self._path.parent.is_dir():
             return
         self._path.unlink(missing_ok=True)
@@ -208,7 +207,7 @@ def operator_file(store_file: Path) -> Path:
 
 
 def read_operator(store_file: Path) -> Operator | None:
-    """None where there is none, or it is not for us."""
+    """The operator of a store's file, or None if there is none or it cannot be read."""
     try:
         token, _, address = operator_file(store_file).read_text(encoding="ascii").partition("\n")
     except OSError:
@@ -217,7 +216,7 @@ def read_operator(store_file: Path) -> Operator | None:
 
 
 def _equal(given: str, known: bytes) -> bool:
-    """In constant time; what is empty equals nothing."""
+    """Compare in constant time. An empty known value equals nothing."""
     return bool(known) and secrets.compare_digest(given.encode(), known)
 
 

@@ -1,4 +1,4 @@
-"""Liveness, readiness, metrics. No probe ever calls a model, and none names a tenant to somebody without a key."""
+"""Liveness, readiness and metrics. No probe calls a model, and none names a tenant to callers without a key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.routing import Route
 from gateway.errors import GatewayError
 from gateway.wire.openai_errors import error_body
 
-# What people and other gateways' manifests type.
+# The paths, including those that LiteLLM's manifests use.
 _LIVE = ("/livez", "/health/liveliness", "/health/liveness")
 _READY = ("/readyz", "/health", "/health/readiness")
 
@@ -24,7 +24,7 @@ Readiness = Callable[[], Awaitable[Mapping[str, Any]]]
 def health_routes(
     readiness: Readiness, exposition: Callable[[], Awaitable[bytes]], check_scraper: Callable[[Request], object] | None
 ) -> list[Route]:
-    """`readiness` tells {"ready": bool, …}; `exposition` is what a scrape gets, unless `check_scraper` raises GatewayError."""
+    """The routes. `readiness` returns {"ready": bool, …}, `exposition` the metrics; `check_scraper` raises GatewayError to deny them."""
 
     async def live(_: Request) -> Response:
         return Response(b'{"status":"alive"}', media_type="application/json")

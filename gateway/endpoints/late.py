@@ -1,4 +1,4 @@
-"""Parts of the application that most processes are never asked for: imported and made at their first request."""
+"""Lazily loaded applications: imported and built at their first request, since most processes never need them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from starlette.routing import BaseRoute, Match
 
 
 class Late:
-    """An ASGI application that `make` imports and builds when it is first asked: in a thread, because it takes 0.2 s, and
-    once. An error of `make` is the request's; the next request tries again."""
+    """An ASGI application that `make` imports and builds once, at its first request and in a thread, because it takes 0.2 s.
+
+    If `make` raises, the request fails, and the next one tries again.
+    """
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
@@ -27,7 +29,7 @@ class Late:
 
 
 class Below(BaseRoute):
-    """Everything at `prefix` and below it, passed on with its whole path."""
+    """Routes everything at `prefix` and below to an application, without stripping the prefix from the path."""
 
     def __init__(self, prefix: str, application: Any) -> None:
         self._prefix = prefix

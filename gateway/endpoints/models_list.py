@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}: what the caller may use, in OpenAI's shape, or in Anthropic's for its clients."""
+"""GET /v1/models and /v1/models/{id}: the models that the caller may use, in OpenAI's format, or Anthropic's for its clients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.pipeline.intake import is_among
 
 
 class ModelsList:
-    """As one caller sees it. The whole list is one page: there are as many models as somebody wrote down."""
+    """The models as one caller sees them, on a single page: the configuration lists them all."""
 
     def __init__(self, names: Sequence[str], principal: Principal, headers: Mapping[str, str], created_s: int) -> None:
         self._names = [
@@ -40,5 +40,5 @@ class ModelsList:
 
 
 def is_anthropic(headers: Mapping[str, str]) -> bool:
-    """Anthropic's API demands this header of its clients; OpenAI's clients never send it."""
+    """Whether an Anthropic client asks: its API requires this header, which OpenAI's clients never send."""
     return "anthropic-version" in headers

@@ -1,4 +1,4 @@
-"""Paths that lead nowhere and methods that a path does not take, told as every other error is."""
+"""Error bodies for unknown paths and methods, in the same format as all other errors."""
 
 from __future__ import annotations
 

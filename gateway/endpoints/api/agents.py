@@ -1,4 +1,4 @@
-"""/api/agents/{agent}/intensity: the agent intensity score, as it was measured or as somebody sets it."""
+"""/api/agents: intensity scores of agents, computed or set by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from policies.intensity import UNKNOWN, scores
 
 
 class IntensityBody(Strict):
-    """Scores from 0 to 10; one that is left out stays as it is. The combined score follows from both."""
+    """Scores from 0 to 10. A score that is left out is kept. The combined score is computed from both."""
 
     creation: Share | None = None
     execution: Share | None = None

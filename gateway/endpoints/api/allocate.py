@@ -1,4 +1,4 @@
-"""/api/allocate: what a strategy would give each step. Nothing is stored."""
+"""/api/allocate: a dry run of an allocation strategy. Nothing is stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from policies.amounts import Limit
 
 
 class AllocateBody(Strict):
-    """`tokens` is what the run may use (default: the setting), `workflow` lets `adaptive` learn from its past runs."""
+    """`tokens` is the run's limit (default: the setting); with `workflow`, the strategy `adaptive` learns from its past runs."""
 
     strategy: Strategy | None = None
     tokens: Tokens | None = None

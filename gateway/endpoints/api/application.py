@@ -1,4 +1,4 @@
-"""The control API as an ASGI application: reads a request by its route's types, lets it in or not, answers, tells errors."""
+"""The control API as an ASGI application: authenticates, validates by the route's types, calls the handler, and reports errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Endpoint:
-    """One route, bound to its desk."""
+    """One route, bound to the parts that it works with."""
 
     def __init__(self, route: Route, desk: Desk) -> None:
         self.route = route
@@ -63,7 +63,7 @@ class Endpoint:
         return response
 
     async def _answer(self, request: Request, request_id: str) -> Response:
-        # First of all who asks: a stranger learns nothing of what would be wrong with the request.
+        # Authenticate first: a stranger learns nothing about what is wrong with the request.
         actor = self._desk.access.check(request, self.route.role)
         _check_names(request.path_params)
         query = self.route.query.model_validate(_query(request))
@@ -102,7 +102,7 @@ def api_application(routes: Sequence[Route], desk: Desk) -> Starlette:
 
 
 def _converted(path: str) -> str:
-    """Names may hold slashes, so every name in a path takes what its neighbours leave."""
+    """The route's path for Starlette. Names may contain slashes, so every parameter matches several path segments."""
     return path.replace("}", ":path}")
 
 
@@ -111,7 +111,7 @@ def error_response(error: GatewayError) -> Response:
 
 
 def told(error: Exception, request_id: str) -> GatewayError:
-    """Any error as the caller hears it."""
+    """Any exception as the error that the caller gets. Unexpected ones are logged."""
     match error:
         case GatewayError():
             return error
@@ -171,7 +171,7 @@ async def _read(request: Request) -> bytes:
 
 
 def _check_names(names: Mapping[str, str]) -> None:
-    """What no name can be is not looked for: engines differ in what they say to it."""
+    """Refuse impossible names here, because the engines of the store react to them differently."""
     for value in names.values():
         if "\x00" in value or len(value) > _NAME_CHARACTERS_MAX:
             raise BadRequest("There is nothing of that name.", status=404, code="not_found")
@@ -187,7 +187,7 @@ def _query(request: Request) -> Mapping[str, str]:
 
 
 def _invalid(error: ValidationError) -> BadRequest:
-    """The first fault names the field; the others are in the message."""
+    """The error for a validation failure: `param` is the first field at fault, the message has up to four of them."""
     told = [(".".join(_field(one)), _message(one)) for one in counted_rightly(error.errors())]
     faults = list(dict.fromkeys(told))
     param, message = faults[0]
@@ -204,7 +204,7 @@ _MESSAGES: Final = {
 
 
 def _field(fault: Any) -> list[str]:
-    """Where the body has it: pydantic names the types of alternatives in between, which are nobody's fields."""
+    """The path of a fault in the body, without the names of union members that pydantic puts in between."""
     path = fault["loc"]
     unknown = path[-1:] if fault["type"] == "extra_forbidden" else ()
     known = path[:-1] if unknown else path

@@ -1,4 +1,4 @@
-"""/api/budgets: those of the file and those made at run time, with what their accounts stand at."""
+"""/api/budgets: the budgets of the configuration file and those created at run time, with their accounts."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ class BudgetBody(BudgetConfig):
 
 @dataclass(frozen=True, slots=True)
 class BudgetView:
-    """`accounts` are those of the current window against this budget's limits, the fullest first; runs and steps show theirs
-    themselves."""
+    """`accounts` are those of the current window, compared with this budget's limits, the fullest first. Runs and steps show their own."""
 
     id: str
     origin: Literal["file", "store"]
@@ -59,7 +58,7 @@ class BudgetList:
 
 
 async def list_budgets(ask: Ask[ListQuery, NoBody]) -> BudgetList:
-    """Of the query's project, and those that are for every project."""
+    """The budgets of the query's project, and those that apply to every project."""
     everything = [*_of_file(ask), *(("store", stored) for stored in await budgets_store.list_all(ask.store))]
     known = [one for one in everything if one[1].budget.project in (None, ask.project)]
 
@@ -76,7 +75,7 @@ async def create_budget(ask: Ask[ProjectQuery, BudgetBody]) -> BudgetView:
 
 
 async def put_budget(ask: Ask[ProjectQuery, BudgetBody]) -> BudgetView:
-    """Replace a budget made at run time. What was used under it stays used."""
+    """Replace a budget created at run time. What was used under it stays used."""
     await _find_stored(ask)
     return await _put(ask, ask.path["id"], "budget.changed")
 
@@ -167,8 +166,8 @@ def _view(origin: Literal["file", "store"], stored: StoredBudget, accounts: tupl
 
 ROUTES = (
     Route("GET", "/budgets", list_budgets, BudgetList, "All budgets and what is left of them.", ListQuery),
-    Route("POST", "/budgets", create_budget, BudgetView, "Make a budget.", body=BudgetBody),
+    Route("POST", "/budgets", create_budget, BudgetView, "Create a budget.", body=BudgetBody),
     Route("GET", "/budgets/{id}", get_budget, BudgetView, "One budget."),
     Route("PUT", "/budgets/{id}", put_budget, BudgetView, "Replace a budget.", body=BudgetBody),
-    Route("DELETE", "/budgets/{id}", delete_budget, Deleted, "Take a budget back."),
+    Route("DELETE", "/budgets/{id}", delete_budget, Deleted, "Delete a budget."),
 )

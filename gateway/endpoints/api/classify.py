@@ -1,4 +1,4 @@
-"""/api/classify: which intent steps have, and why. Nothing is stored, and no model is asked."""
+"""/api/classify: classifies the intents of steps, with reasons. Nothing is stored, and no model is asked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ClassifyBatch(Strict):
 
 
 def _meant(body: Any) -> str:
-    """So that only what is wrong with the one that is meant is told."""
+    """Which of the two forms a body has, so that only the faults of that form are reported."""
     return "Batch" if isinstance(body, ClassifyBatch) or (isinstance(body, dict) and "steps" in body) else "Step"
 
 
@@ -48,7 +48,7 @@ class AlternativeView:
 
 @dataclass(frozen=True, slots=True)
 class ClassificationView:
-    """`confidence` is the calibrated chance (0 to 1) that a careful reader says the same."""
+    """`confidence` is the calibrated probability (0 to 1) that a careful reader would agree."""
 
     intent: str
     confidence: float
@@ -65,7 +65,7 @@ class Classifications:
 
 
 async def classify_steps(ask: Ask[ProjectQuery, ClassifyBody]) -> Classifications:
-    """One step, or `steps` with many. A step that a workflow declares with an intent has that one."""
+    """Classify one step, or several in `steps`. A step that its workflow declares with an intent has that intent."""
     steps = ask.body.steps if isinstance(ask.body, ClassifyBatch) else (ask.body,)
     snapshot = ask.desk.parts.control.snapshot
     found: list[ClassificationView] = []
@@ -99,7 +99,7 @@ ROUTES = (
         "/classify",
         classify_steps,
         Classifications,
-        "Tell the intents of steps.",
+        "Classify the intents of steps.",
         body=ClassifyBody,
         is_question=True,
     ),

@@ -1,4 +1,4 @@
-"""/api/explain: what would become of a call, and why. Nothing is sent, reserved or remembered."""
+"""/api/explain: what would happen to a call, and why. Nothing is sent, reserved or remembered."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ExplainQuery(ProjectQuery):
 
 
 class ExplainTags(Strict):
-    """What the call's headers would say; a header of this request goes before its field."""
+    """The tags that the call's headers would have. A header of this request takes precedence over its field."""
 
     workflow: Name | None = None
     run: Name | None = None
@@ -70,7 +70,7 @@ class ExplainTags(Strict):
 
 
 class ExplainBody(BaseModel):
-    """The call's own body, with its tags beside it if they are not in the headers."""
+    """The body of the call, with `tags` if they are not in the headers."""
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
@@ -96,7 +96,7 @@ class ExplainedShare:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Of one unit, before the call. Null where there is no limit."""
+    """An account in one unit, before the call. Null where there is no limit."""
 
     limit: int | None
     settled: int
@@ -114,7 +114,7 @@ class DollarStanding:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedBudget:
-    """An account on the call's way, innermost first."""
+    """An account of the call's chain, which begins with the innermost scope."""
 
     scope: str
     scope_id: str
@@ -130,7 +130,7 @@ class ExplainedBudget:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedHold:
-    """What would be set aside: the worst case, or what of it fits."""
+    """What would be reserved: the worst case, or as much of it as fits."""
 
     tokens: int
     cost_usd: float
@@ -139,7 +139,7 @@ class ExplainedHold:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedError:
-    """The answer that the caller would get."""
+    """The error that the caller would get."""
 
     status: int
     code: str
@@ -152,9 +152,9 @@ class ExplainedError:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """`decisions` has every rung that was tried, or not, and why; routing and compression too. `actions` is what
-    `x-budget-actions` would say, `output_cap` what the provider would be given as the most to answer (null: what the call
-    itself says), `observed` the accounts that would have refused, were they enforced."""
+    """`decisions` has every rung with whether it was tried and why, including routing and compression. `actions` is what
+    `x-budget-actions` would say. `output_cap` is the cap that the provider would get (null: the call's own). `observed` are the
+    accounts that would refuse the call if they were enforced."""
 
     verdict: Literal["forward", "refuse"]
     error: ExplainedError | None
@@ -181,7 +181,7 @@ class Explanation:
 
 
 async def explain_call(ask: Ask[ExplainQuery, ExplainBody]) -> Explanation:
-    """The same body as a call. Its tags come in this request's headers, in `tags`, or in the body's `metadata`."""
+    """Takes the body of a call. Its tags are in this request's headers, in `tags`, or in the body's `metadata`."""
     body, query = ask.body, ask.query
     headers = (body.tags.headers() if body.tags is not None else {}) | dict(ask.headers)
     raw = orjson.dumps(body.model_extra or {})
@@ -232,7 +232,7 @@ def _view(found: Explained, protocol: str) -> Explanation:
 def _error(error: GatewayError | None) -> ExplainedError | None:
     if error is None:
         return None
-    # The id is of no call.
+    # The request id belongs to no real call.
     metadata = {name: value for name, value in error.metadata.items() if name != "request_id"}
     return ExplainedError(error.status, error.code, error.type, error.message, error.param, metadata, error.headers)
 
@@ -296,7 +296,7 @@ ROUTES = (
         "/explain",
         explain_call,
         Explanation,
-        "What would become of a call, and why: nothing is sent or reserved.",
+        "What would happen to a call, and why. Nothing is sent or reserved.",
         ExplainQuery,
         body=ExplainBody,
         is_question=True,

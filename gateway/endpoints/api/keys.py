@@ -1,4 +1,4 @@
-"""/api/keys: made (and shown) once, listed by prefix, changed, rotated, revoked."""
+"""/api/keys: create, list, change, rotate and revoke API keys. A key is shown once; later, only its prefix is."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _LOCKED_OUT = (
 
 @dataclass(frozen=True, slots=True)
 class KeyView:
-    """`prefix` is what may be shown of a key. `role` is admin, viewer, or empty for a key that calls models."""
+    """`prefix` is the part of a key that may be shown. `role` is admin, viewer, or empty for a key that calls models."""
 
     id: str
     name: str
@@ -69,7 +69,7 @@ class ChangedKeyView(KeyView):
 
 @dataclass(frozen=True, slots=True)
 class NewKeyView(KeyView):
-    """`key` is shown here and never again."""
+    """`key` is the plain key, which no other answer has."""
 
     key: str
     warning: str | None
@@ -82,25 +82,25 @@ class KeyList:
 
 
 class KeyLimits(LimitBody):
-    """What its calls may use in each window (default: in total), and how many may be under way at once."""
+    """What the key's calls may use per window (default: in total), and how many may be in flight at once."""
 
     window: Literal["total", "minute", "hour", "day", "month"] | None = None
     concurrency: Annotated[int, Field(ge=1, le=100_000, strict=True)] | None = None
 
     def stored(self) -> dict[str, int | str]:
-        """As the key keeps them; money as the text of an exact number of USD."""
+        """The limits as they are stored; money as the text of an exact number of USD."""
         given = self.model_dump(exclude_none=True)
         return given | ({} if self.usd is None else {"usd": f"{self.usd}e-9"})
 
 
 class KeyTerms(Strict):
-    """What its calls are, what they may use, and until when."""
+    """The key's defaults for tags, its models and limits, and its expiry."""
 
-    workflow: Name | None = Field(default=None, description="For calls that name none.")
-    agent: Name | None = Field(default=None, description="For calls that name none.")
-    step: Name | None = Field(default=None, description="For tagged calls that name none.")
-    user: Name | None = Field(default=None, description="For tagged calls that name none.")
-    priority: Priority | None = Field(default=None, description="For tagged calls that name none.")
+    workflow: Name | None = Field(default=None, description="The workflow of calls that name none.")
+    agent: Name | None = Field(default=None, description="The agent of calls that name none.")
+    step: Name | None = Field(default=None, description="The step of tagged calls that name none.")
+    user: Name | None = Field(default=None, description="The user of tagged calls that name none.")
+    priority: Priority | None = Field(default=None, description="The priority of tagged calls that name none.")
     allowed_models: Annotated[tuple[Line, ...], Field(max_length=200)] | None = Field(
         default=None, description="Names, or patterns such as openai/*. None, or an empty list: all."
     )
@@ -116,10 +116,10 @@ class KeyTerms(Strict):
 
 
 class KeyBody(KeyTerms):
-    """Without `admin` and `role` the key calls models, and cannot administer anything."""
+    """Without `admin` and `role`, the key calls models and cannot administer anything."""
 
     name: Line
-    project: Name | None = Field(default=None, description="Whose budgets its calls spend; default: that of the query.")
+    project: Name | None = Field(default=None, description="The project whose budgets it spends; default: the query's.")
     admin: bool = False
     role: Literal["admin", "viewer"] | None = None
 
@@ -131,8 +131,8 @@ class KeyBody(KeyTerms):
 
 
 class KeyChange(KeyTerms):
-    """What is given is changed; null takes it away. Limits are replaced as a whole, and what was used stays used: it is booked
-    under the key's name, which therefore stays."""
+    """Fields that are given are changed; null removes a value. Limits are replaced as a whole. What was used stays used: it is booked
+    under the key's name, which cannot be changed therefore."""
 
     def edited(self, key: ApiKey, now_ms: int) -> ApiKey:
         given = self.model_fields_set
@@ -151,7 +151,7 @@ class KeyChange(KeyTerms):
 
 class RotateBody(Strict):
     grace_seconds: Annotated[int, Field(ge=0, le=30 * 86_400, strict=True)] = Field(
-        default=0, description="How long the old secret goes on working."
+        default=0, description="How long the old secret keeps working."
     )
 
 
@@ -194,13 +194,13 @@ def _missing_models(allowed: Sequence[str], ask: Ask[Any, Any]) -> list[str]:
 
 
 def _is_there(wanted: str, ask: Ask[Any, Any]) -> bool:
-    """Whether a name or pattern of models is or covers one of the configuration, or is covered by one of its own patterns."""
+    """Whether a model name or pattern matches a model of the configuration, in either direction."""
     names = [model.model_name for model in ask.desk.parts.config.model_list]
     return any(fnmatchcase(name, wanted) or fnmatchcase(wanted, name) for name in names)
 
 
 async def list_keys(ask: Ask[ListQuery, NoBody]) -> KeyList:
-    """Of every project, unless the query names one."""
+    """The keys of all projects, unless the query names one."""
     project = ask.query.project if "project" in ask.query.model_fields_set else None
     found = await keys_store.list_all(ask.store, project)
     page, following = paged([_view(key, ask.desk.now_ms()) for key in found], ask.query)
@@ -212,12 +212,12 @@ async def get_key(ask: Ask[ProjectQuery, NoBody]) -> KeyView:
 
 
 async def change_key(ask: Ask[ProjectQuery, KeyChange]) -> ChangedKeyView:
-    """At once in this process, in the others within two seconds."""
+    """Takes effect in this process at once, and in all others within two seconds."""
     found, now_ms = await _find(ask), ask.desk.now_ms()
     given = sorted(ask.body.model_fields_set)
     if not given:
         raise BadRequest(f"Say what to change: any of {', '.join(KeyChange.model_fields)}.", code="missing_field")
-    ask.body.edited(found, now_ms)  # what is wrong with it is said before anything is locked
+    ask.body.edited(found, now_ms)  # raises what is wrong with the change before a row is locked
     edit = partial(ask.body.edited, now_ms=now_ms)
     try:
         changed = await ask.desk.parts.control.change(keys_store.change(ask.store, found.id, edit))
@@ -231,7 +231,7 @@ async def change_key(ask: Ask[ProjectQuery, KeyChange]) -> ChangedKeyView:
 
 
 async def revoke_key(ask: Ask[ProjectQuery, NoBody]) -> KeyView:
-    """At once in this process, in the others within two seconds. Revoking again changes nothing."""
+    """Takes effect in this process at once, and in all others within two seconds. Revoking a key again changes nothing."""
     found = await _find(ask)
     revoked = await ask.desk.parts.control.change(keys_store.revoke(ask.store, found.id, ask.desk.now_ms()))
     if found.revoked_at_ms is None:
@@ -250,7 +250,7 @@ async def rotate_key(ask: Ask[ProjectQuery, RotateBody]) -> NewKeyView:
 
 
 async def _find(ask: Ask[ProjectQuery, Any]) -> ApiKey:
-    """By id, or by a name that is not used twice."""
+    """The key of the path: by id, or by a name that only one key has."""
     wanted = ask.path["id"]
     everything = await keys_store.list_all(ask.store)
     found = [key for key in everything if key.id == wanted]
@@ -312,19 +312,24 @@ def _fields(view: KeyView) -> dict[str, Any]:
 
 ROUTES = (
     Route("GET", "/keys", list_keys, KeyList, "Keys, the newest first, without their secrets.", ListQuery),
-    Route("POST", "/keys", create_key, NewKeyView, "Make a key. Its secret is in this answer only.", body=KeyBody),
+    Route("POST", "/keys", create_key, NewKeyView, "Create a key. Only this answer has its secret.", body=KeyBody),
     Route(
         "POST",
         "/keys/{id}/rotate",
         rotate_key,
         NewKeyView,
-        "Give a key a new secret; its budgets and history stay.",
+        "Give a key a new secret. Its budgets and history are kept.",
         body=RotateBody,
         body_required=False,
     ),
     Route("GET", "/keys/{id}", get_key, KeyView, "One key."),
     Route(
-        "PATCH", "/keys/{id}", change_key, ChangedKeyView, "Change what a key's calls are and may use.", body=KeyChange
+        "PATCH",
+        "/keys/{id}",
+        change_key,
+        ChangedKeyView,
+        "Change a key's defaults, models, limits or expiry.",
+        body=KeyChange,
     ),
     Route("DELETE", "/keys/{id}", revoke_key, KeyView, "Revoke a key for good."),
 )

@@ -1,4 +1,4 @@
-"""OpenAPI 3.1 out of the table of routes and their types: the document cannot say anything else than the code does."""
+"""The OpenAPI 3.1 document, generated from the table of routes and their types."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ErrorObject:
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """What every answer of 400 and above holds."""
+    """The body of every answer with a status of 400 or above."""
 
     error: ErrorObject
 
@@ -111,7 +111,7 @@ def _query_parameters(route: Route) -> list[dict[str, Any]]:
 
 
 def _resolved(schema: Any, definitions: dict[str, Any]) -> Any:
-    """Query parameters carry their few enums with them, and null stands for leaving one out."""
+    """A query parameter's schema with references inlined, and without null, which stands for leaving it out."""
     if isinstance(schema, dict):
         if "$ref" in schema:
             return _resolved(definitions[schema["$ref"].rpartition("/")[2]], definitions)

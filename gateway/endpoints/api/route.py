@@ -1,4 +1,4 @@
-"""What a route of the control API is, and what its handler is given. The table of all of them is in `table`."""
+"""The definition of a control API route, and what its handler receives. `table` has all routes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ B = TypeVar("B")
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """Everything that the routes work with, made once."""
+    """Everything that the handlers work with, created once."""
 
     parts: Parts
     access: Access
@@ -43,7 +43,7 @@ class Desk:
 
 @dataclass(frozen=True, slots=True)
 class Ask(Generic[Q, B]):
-    """One request, read and allowed."""
+    """One request, validated and authorised."""
 
     desk: Desk
     actor: Actor
@@ -66,7 +66,7 @@ class Ask(Generic[Q, B]):
         return self.query.project
 
     async def audit(self, action: str, target: str = "", *, run: str = "", **detail: Any) -> None:
-        """Write down what was changed. Raises StoreUnavailable: the answer then says that the change may have happened."""
+        """Record a change in the audit log. Raises StoreUnavailable, after which the answer says that the change may have happened."""
         event = AuditEvent(
             self.desk.now_ms(), self.actor.name, action, target, self.project, run, self.request_id, detail
         )
@@ -75,7 +75,7 @@ class Ask(Generic[Q, B]):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`answer` is the type that the handler returns (None: it makes the response itself); OpenAPI is made from it."""
+    """`answer` is the type that the handler returns, which OpenAPI documents (None: it returns a response itself)."""
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
@@ -85,7 +85,7 @@ class Route:
     query: type[ProjectQuery] = ProjectQuery
     body: Any = NoBody
     body_required: bool = True
-    csv: bool = False  # the answer is to be had as CSV, too
+    csv: bool = False  # the answer is also available as CSV
     omits_null: bool = False
     is_question: bool = False  # it changes nothing, and has a body only because what is asked is too long for a query
 

@@ -1,4 +1,4 @@
-"""/api/runs: announce, look at, pause, complete, cancel and reset runs, and give them budgets of their own."""
+"""/api/runs: announce, show, pause, complete, cancel and reset runs, and give them their own budgets."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ StateName = Literal["active", "paused", "exhausted", "completed", "cancelled"]
 
 
 class RunBody(Strict):
-    """`budget_tokens` and `budget_usd` are limits of this run in place of those that budgets give it.
+    """`budget_tokens`, `budget_usd` and `budget_requests` are limits of this run that replace those of budgets.
 
-    A run that is announced again keeps what is left out, and what it has spent; `steps: []` plans it by its workflow anew.
+    A run that is announced again keeps what is left out and what it has spent; `steps: []` plans it by its workflow again.
     """
 
     workflow: Name
-    run: Name | None = Field(default=None, description="Its id; without one it is given one.")
+    run: Name | None = Field(default=None, description="Its id; generated if left out.")
     agent: Name | None = None
     user: Name | None = None
     parent_run: Name | None = None
@@ -55,13 +55,13 @@ class RunBody(Strict):
     budget_requests: Tokens | None = None
     strategy: Strategy | None = None
     ais: Share | None = Field(default=None, description="The agent's intensity score; default: what is known of it.")
-    priority: Priority | None = Field(default=None, description="Of the steps that name none.")
+    priority: Priority | None = Field(default=None, description="The priority of steps that name none.")
     steps: Annotated[tuple[StepBody, ...], Field(max_length=STEPS_MAX)] = ()
 
 
 class BudgetChange(Strict):
-    """The new limits, not what to add. Null takes the run's own limit back; a unit that is left out stays. `budget_tokens` and the
-    other names of an announced run are taken too."""
+    """The new limits, not additions. Null removes the run's own limit; a unit that is left out is kept. `budget_tokens` and the other
+    names of an announcement are accepted, too."""
 
     tokens: Tokens | None = Field(default=None, validation_alias=AliasChoices("tokens", "budget_tokens"))
     usd: Usd | None = Field(default=None, validation_alias=AliasChoices("usd", "budget_usd"))
@@ -75,7 +75,7 @@ class BudgetChange(Strict):
 
 
 class RunsQuery(RowsQuery):
-    """Times are those of a run's last call, from inclusive, to exclusive."""
+    """`from` (inclusive) and `to` (exclusive) refer to the time of a run's last call."""
 
     workflow: Name | None = None
     agent: Name | None = None
@@ -88,7 +88,7 @@ class RunsQuery(RowsQuery):
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """The run as it was, and as it is now."""
+    """`summary` is the run before the reset, `run` the run after it."""
 
     summary: RunView
     run: RunView
@@ -98,7 +98,7 @@ class Reset:
 class CallView:
     """One call of a run. `status`: ok, refused, error, cancelled, lost, late, repair.
 
-    `decisions` says what was decided about it, in order: rungs of the ladder, routing, compression, each with its reason.
+    `decisions` has everything that was decided about it, in order: rungs of the ladder, routing, compression, each with its reason.
     """
 
     id: str
@@ -180,7 +180,7 @@ async def list_runs(ask: Ask[RunsQuery, NoBody]) -> RunLines:
 
 
 async def get_run(ask: Ask[ProjectQuery, NoBody]) -> RunView:
-    """As it stands now, with every call that has ended."""
+    """The run as it stands now, including every call that has ended."""
     await ask.desk.catch_up()
     shown = await ask.desk.views.get(ask.project, ask.path["run"])
     if shown is None:
@@ -206,12 +206,12 @@ async def resume_run(ask: Ask[ProjectQuery, NoBody]) -> RunView:
 
 
 async def cancel_run(ask: Ask[ProjectQuery, NoBody]) -> RunView:
-    """Calls under way end as they would; new ones are refused."""
+    """Calls in flight end normally; new ones are refused."""
     return await _act(ask, "cancel", "run.cancelled")
 
 
 async def complete_run(ask: Ask[ProjectQuery, NoBody]) -> RunView:
-    """The answer's `metrics` are what the run has used, saved and was refused."""
+    """The `metrics` of the answer are final: what the run has used and saved, and what was refused."""
     return await _act(ask, "complete", "run.completed")
 
 
@@ -225,7 +225,7 @@ async def set_run_budget(ask: Ask[ProjectQuery, BudgetChange]) -> RunView:
 
 
 async def reset_run(ask: Ask[ProjectQuery, NoBody]) -> Reset:
-    """What the run has used so far counts for it no longer; every other total keeps it."""
+    """What the run has used so far no longer counts against it. All other totals keep it."""
     run = ask.path["run"]
     found = await ask.desk.control.reset(ask.project, run, ask.request_id)
     if isinstance(found, Denied):
@@ -280,12 +280,12 @@ def _call(row: Any) -> CallView:
 ROUTES = (
     Route("GET", "/runs", list_runs, RunLines, "Runs, the latest first.", RunsQuery),
     Route("POST", "/runs", create_run, RunView, "Announce a run: intents, allocations, tiers.", body=RunBody),
-    Route("POST", "/runs/{run}/complete", complete_run, RunView, "End a run, and sum it up."),
-    Route("POST", "/runs/{run}/cancel", cancel_run, RunView, "End a run: its next call is refused."),
-    Route("POST", "/runs/{run}/pause", pause_run, RunView, "Refuse its calls for a while."),
-    Route("POST", "/runs/{run}/resume", resume_run, RunView, "Let a paused run go on."),
-    Route("POST", "/runs/{run}/budget", set_run_budget, RunView, "Give a run limits of its own.", body=BudgetChange),
-    Route("POST", "/runs/{run}/reset", reset_run, Reset, "Let a run begin again with nothing spent."),
-    Route("GET", "/runs/{run}/calls", list_calls, CallList, "Its calls, the latest first.", RowsQuery),
+    Route("POST", "/runs/{run}/complete", complete_run, RunView, "Complete a run: its metrics are final."),
+    Route("POST", "/runs/{run}/cancel", cancel_run, RunView, "Cancel a run: its next call is refused."),
+    Route("POST", "/runs/{run}/pause", pause_run, RunView, "Refuse the calls of a run until it is resumed."),
+    Route("POST", "/runs/{run}/resume", resume_run, RunView, "Let a paused run continue."),
+    Route("POST", "/runs/{run}/budget", set_run_budget, RunView, "Give a run its own limits.", body=BudgetChange),
+    Route("POST", "/runs/{run}/reset", reset_run, Reset, "Let a run start over with nothing spent."),
+    Route("GET", "/runs/{run}/calls", list_calls, CallList, "The calls of a run, the latest first.", RowsQuery),
     Route("GET", "/runs/{run}", get_run, RunView, "One run with its steps."),
 )

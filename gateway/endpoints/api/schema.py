@@ -1,4 +1,4 @@
-"""Fields that many bodies and queries of the control API have, and their ranges."""
+"""Field types and ranges that bodies and queries of the control API share."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, Limit
 from policies.settings import ALLOCATION_STRATEGIES
 
 LIST_MAX = 1_000
-# More steps than this in one request are a mistake, and would hold the process for too long.
+# More steps than this in one request are a mistake, and would block the process for too long.
 STEPS_MAX = 500
 _YEAR_MS_MIN, _YEAR_MS_MAX = 946_684_800_000, 4_102_444_800_000  # 2000 to 2100
 
 
 class Strict(BaseModel):
-    """Unknown fields are refused: one that is misspelt would be ignored in silence."""
+    """Refuses unknown fields: a misspelt one would be ignored silently."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
 
@@ -73,7 +73,7 @@ PATTERNS_IN_WORDS = {
     _ROW: _CURSOR_IN_WORDS,
 }
 Name = Annotated[str, StringConstraints(pattern=_NAME), AfterValidator(_name)]
-# What a filter may hold: names as they were stored, and nothing for calls without one.
+# A filter's value: a name as it was stored, or empty for calls without one.
 Wanted = Annotated[str, StringConstraints(pattern=r"^[^\x00]{0,512}$")]
 Text = Annotated[str, StringConstraints(max_length=100_000)]
 Line = Annotated[str, StringConstraints(pattern=_LINE)]

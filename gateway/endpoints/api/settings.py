@@ -1,4 +1,4 @@
-"""/api/settings: the 40 settings, who changed them, and back again."""
+"""/api/settings: the 40 settings, the history of their changes, and reverting changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GivenValue = StrictBool | StrictInt | StrictFloat | StrictStr
 
 @dataclass(frozen=True, slots=True)
 class SettingView:
-    """`origin` tells where the value comes from: nobody set it (default), the configuration file, or somebody (store)."""
+    """`origin` is where the value comes from: the default, the configuration file, or the store, where somebody set it."""
 
     key: str
     value: Value
@@ -64,7 +64,7 @@ class ValueBody(Strict):
 
 
 class ValuesBody(Strict):
-    """Several at once, all or none: what contradicts one another for a moment may change together."""
+    """Several values at once, all or none, so that settings that depend on each other can change together."""
 
     values: Annotated[dict[str, GivenValue], Field(min_length=1, max_length=len(SETTINGS))]
 
@@ -100,7 +100,7 @@ async def list_changes_of_one(ask: Ask[ListQuery, NoBody]) -> ChangeList:
 
 
 async def revert_change(ask: Ask[ProjectQuery, NoBody]) -> SettingView:
-    """Put a key back to what it was before a change; that is a change of its own."""
+    """Set a setting back to what it was before a change. This is a change of its own."""
     text = ask.path["id"]
     before = {key: row.value for key, row in ask.desk.parts.control.snapshot.setting_rows.items()}
     control, row = ask.desk.parts.control, None
@@ -169,10 +169,12 @@ def _change(change: SettingChange) -> ChangeView:
 
 ROUTES = (
     Route("GET", "/settings", list_settings, SettingList, "All settings with their values and ranges."),
-    Route("PUT", "/settings", put_settings, SettingList, "Set several at once, all or none.", body=ValuesBody),
+    Route(
+        "PUT", "/settings", put_settings, SettingList, "Change several settings at once, all or none.", body=ValuesBody
+    ),
     Route("GET", "/settings/history", list_changes, ChangeList, "Every change, the newest first.", ListQuery),
-    Route("POST", "/settings/history/{id}/revert", revert_change, SettingView, "Take a change back."),
-    Route("GET", "/settings/{key}/history", list_changes_of_one, ChangeList, "The changes of one.", ListQuery),
+    Route("POST", "/settings/history/{id}/revert", revert_change, SettingView, "Revert a change."),
+    Route("GET", "/settings/{key}/history", list_changes_of_one, ChangeList, "The changes of one setting.", ListQuery),
     Route("GET", "/settings/{key}", get_setting, SettingView, "One setting."),
-    Route("PUT", "/settings/{key}", put_setting, SettingView, "Set one.", body=ValueBody),
+    Route("PUT", "/settings/{key}", put_setting, SettingView, "Change one setting.", body=ValueBody),
 )

@@ -1,4 +1,4 @@
-"""Steps as a run's announcement or a workflow's declaration has them, nested ones inside."""
+"""The steps of a run's announcement or a workflow's declaration, which may be nested."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from policies.intents import Intent
 
 
 class StepBody(Strict):
-    """A step, or a group of steps (parallel branches, a loop). A group is planned itself if it has a prompt or an intent."""
+    """A step, or a group of steps (parallel branches, a loop). A group is planned as a step if it has a prompt or an intent itself."""
 
     id: Name
     prompt: Text | None = None
@@ -34,7 +34,7 @@ class StepBody(Strict):
     intent: Intent | None = None
     priority: Priority | None = None
     agent: Name | None = None
-    budget: Budgeted | None = Field(default=None, description="Its limits; a number stands for tokens.")
+    budget: Budgeted | None = Field(default=None, description="Its limits; a plain number is a limit in tokens.")
     budget_tokens: Tokens | None = None
     budget_usd: Usd | None = None
     kind: Line | None = Field(default=None, description="Of a group: parallel, branch or loop.")
@@ -51,9 +51,9 @@ class StepBody(Strict):
 
 
 def declared_steps(steps: Sequence[StepBody], priority: str | None = None) -> Iterable[Mapping[str, Any]]:
-    """As policies read them: plain values, `prompt` from the description where there is none, budgets by unit.
+    """The steps as `policies` read them: plain values, `prompt` falling back to the description, and a budget field per unit.
 
-    Raises ValueError for more steps than a request may have, for a nesting that nobody means, and for two steps of one id.
+    Raises ValueError for more than 500 steps, for too deep nesting, and for two steps with the same id.
     """
     if _count(steps, DEPTH_MAX) > STEPS_MAX:
         raise ValueError(f"a workflow has at most {STEPS_MAX} steps")
@@ -98,7 +98,7 @@ def _plain(step: StepBody, priority: str | None) -> dict[str, Any]:
 
 
 def budget_fields(budget: LimitBody, nano_usd: int | None = None) -> dict[str, int]:
-    """As a declaration is stored: a field for each unit that is limited, money in nano-USD."""
+    """A budget as declarations store it: a field for each limited unit, money in nano-USD."""
     limit = budget.limit()
     fields = {
         "budget_tokens": limit.tokens,
@@ -109,7 +109,7 @@ def budget_fields(budget: LimitBody, nano_usd: int | None = None) -> dict[str, i
 
 
 def budget_shown(declared: Mapping[str, Any]) -> dict[str, float | int] | None:
-    """The same as people gave it, None where there is none."""
+    """A declaration's budget in the form in which it was given; None if there is none."""
     units = (("tokens", "budget_tokens"), ("usd", "budget_nano_usd"), ("requests", "budget_requests"))
     found = {unit: declared[name] for unit, name in units if declared.get(name) is not None}
     if "usd" in found:

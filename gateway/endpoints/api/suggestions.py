@@ -1,4 +1,4 @@
-"""/api/workflows/{workflow}/suggestions: budgets out of what its runs used, and writing them."""
+"""/api/workflows/{workflow}/suggestions: budgets suggested from what the workflow's runs used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.suggestions import Suggestion, as_budget, suggest
 
 @dataclass(frozen=True, slots=True)
 class Suggestions:
-    """`applied` are the ids of the budgets that were written."""
+    """`applied` has the ids of the budgets that were created."""
 
     workflow: str
     suggestions: tuple[Suggestion, ...]
@@ -21,14 +21,14 @@ class Suggestions:
 
 
 async def list_suggestions(ask: Ask[ProjectQuery, NoBody]) -> Suggestions:
-    """A fifth above the p95 of the last 30 days' finished runs; empty while there are none."""
+    """A fifth above the p95 of the runs that finished in the last 30 days; empty if there are none."""
     await ask.desk.catch_up()
     workflow = ask.path["workflow"]
     return Suggestions(workflow, await suggest(ask.store, ask.project, workflow, ask.desk.now_ms()))
 
 
 async def apply_suggestions(ask: Ask[ProjectQuery, NoBody]) -> Suggestions:
-    """Writes them as budgets, in place of those that were suggested before."""
+    """Create the suggested budgets, in place of those suggested earlier."""
     found = await list_suggestions(ask)
     if not found.suggestions:
         raise BadRequest(
@@ -43,6 +43,6 @@ async def apply_suggestions(ask: Ask[ProjectQuery, NoBody]) -> Suggestions:
 
 
 ROUTES = (
-    Route("GET", "/workflows/{workflow}/suggestions", list_suggestions, Suggestions, "Budgets that its runs suggest."),
-    Route("POST", "/workflows/{workflow}/suggestions", apply_suggestions, Suggestions, "Write the suggested budgets."),
+    Route("GET", "/workflows/{workflow}/suggestions", list_suggestions, Suggestions, "Budgets suggested by past runs."),
+    Route("POST", "/workflows/{workflow}/suggestions", apply_suggestions, Suggestions, "Create the suggested budgets."),
 )

@@ -1,4 +1,4 @@
-"""/api/doctor and /api/reconcile: is everything fit, and do ledger and store say the same?"""
+"""/api/doctor and /api/reconcile: checks of the installation, and the comparison of ledger and store."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Findings:
 
 
 class ReconcileBody(Strict):
-    repair: bool = Field(default=False, description="Write each difference down as an entry of its own.")
-    since: Instant | None = Field(default=None, description="Runs seen since then; default: 30 days.")
+    repair: bool = Field(default=False, description="Record each difference as an entry of its own.")
+    since: Instant | None = Field(default=None, description="Only runs seen since then; default: 30 days ago.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Units:
 
 @dataclass(frozen=True, slots=True)
 class DriftView:
-    """`booked` is what the ledger has settled, `stored` what the rows sum up to."""
+    """`booked` is what the ledger has settled, `stored` the sum of the rows."""
 
     account: str
     booked: Units
@@ -48,7 +48,7 @@ class DriftView:
 
 @dataclass(frozen=True, slots=True)
 class ReconciliationView:
-    """`moving` accounts had calls under way: look again. `parked` is in events that could not be stored."""
+    """`moving` accounts had calls in flight: compare again. `parked` is the sum of events that could not be stored."""
 
     project: str
     checked: int
@@ -93,7 +93,7 @@ def _units(amount: Amount) -> Units:
 
 
 ROUTES = (
-    Route("GET", "/doctor", get_doctor, Findings, "Whether all that the gateway stands on is fit."),
+    Route("GET", "/doctor", get_doctor, Findings, "Check everything that the gateway depends on."),
     Route(
         "POST",
         "/reconcile",

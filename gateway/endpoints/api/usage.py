@@ -1,4 +1,4 @@
-"""/api/usage: what was used, grouped and filtered, as JSON and as CSV."""
+"""/api/usage: usage, grouped and filtered, as JSON or CSV."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from gateway.store.usage_report import GroupBy, ReportRow, UsageFilter
 from policies.holdout import Arm
 
 CSV_ROWS_MAX = 100_000
-# More kinds of savings than there are sets of actions that come together: both sides are summed over all of them.
+# More than there are combinations of actions, since both sides of the comparison are summed over all of them.
 KINDS_MAX = 2_000
 
 
 class UsageQuery(ListQuery):
-    """An empty value means calls without that name. From inclusive, to exclusive."""
+    """An empty value selects calls without that name. `from` is inclusive, `to` exclusive."""
 
     limit: Annotated[int, Field(ge=1, le=10 * LIST_MAX)] = Field(
         default=100, description=f"Of CSV, where it is left out: all rows, up to {CSV_ROWS_MAX:,}."
@@ -62,7 +62,7 @@ class UsageTotals:
 
 @dataclass(frozen=True, slots=True)
 class UsageRow(UsageTotals):
-    """The group stands under the name of `group_by`, the other names are left out; a key's name is beside its id."""
+    """The group is in the field that `group_by` names, and the other names are left out; `key_name` comes with `key`."""
 
     workflow: str | None = None
     run: str | None = None
@@ -78,7 +78,7 @@ class UsageRow(UsageTotals):
 
 @dataclass(frozen=True, slots=True)
 class Side(UsageTotals):
-    """The calls of one side of the holdout. Means are per answered call."""
+    """The calls of one side of the comparison. Means are per answered call."""
 
     input_tokens_per_call: float
     output_tokens_per_call: float
@@ -87,10 +87,10 @@ class Side(UsageTotals):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Treated runs against those held out (`savings.holdout_share`): what compression and routing save, measured.
+    """What compression and routing save, measured: treated runs compared with those held out (`savings.holdout_share`).
 
-    Shares are 1 − treated ÷ held out, per call; left out while a side has no call. They are as good as the calls are many and
-    alike: `saved_tokens` counts what each call itself would have sent, these count what came of whole runs.
+    Shares are 1 − treated ÷ held out, per call, and left out while a side has no call. They are the more reliable, the more numerous and
+    alike the calls are. `saved_tokens` counts what each call would have sent otherwise; these figures compare whole runs.
     """
 
     treated: Side
@@ -101,8 +101,8 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """The largest groups first, days in their order. `total` is over all `groups`, shown or not. `comparison` is there for
-    `savings`, once runs were held out."""
+    """Groups are sorted by tokens, the largest first, and days by date. `total` covers all `groups`, shown or not. `comparison` is
+    present for `savings` once runs were held out."""
 
     group_by: str
     rows: tuple[UsageRow, ...]
@@ -139,7 +139,7 @@ def _as_csv(group_by: GroupBy, rows: Sequence[ReportRow], key_names: Mapping[str
 
 
 def filter_of(desk: Desk, query: UsageQuery) -> UsageFilter:
-    """Raises BadRequest for a range that ends before it begins, and for a key's name that several have."""
+    """The filter of a query. Raises BadRequest for a range that ends before it begins, and for a name that several keys have."""
     from_ms, to_ms = in_ms(query.since), in_ms(query.until)
     if from_ms is not None and to_ms is not None and from_ms >= to_ms:
         raise BadRequest.field("from", "must be before to")
@@ -224,7 +224,7 @@ ROUTES = (
         "/usage",
         get_usage,
         UsageReport,
-        "What was used, by workflow, run, step, agent, intent, model, key, day or savings; the rows as CSV, too.",
+        "Usage by workflow, run, step, agent, intent, model, key, day or savings, as JSON or CSV.",
         UsageQuery,
         csv=True,
         omits_null=True,

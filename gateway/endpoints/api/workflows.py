@@ -1,4 +1,4 @@
-"""/api/workflows: declared workflows."""
+"""/api/workflows: declarations of workflows."""
 
 from __future__ import annotations
 
@@ -34,25 +34,27 @@ from policies.pressure import written
 
 
 class WorkflowBody(Strict):
-    """What is left out is left to the settings."""
+    """A declaration. The settings apply to what is left out."""
 
     description: Text | None = None
     mode: Literal["observe", "enforce"] | None = None
     agent: Name | None = None
     priority: Priority | None = None
     strategy: Strategy | None = None
-    budget: Budgeted | None = Field(default=None, description="Of each run; a number stands for tokens.")
+    budget: Budgeted | None = Field(
+        default=None, description="The limits of each run; a plain number is a limit in tokens."
+    )
     budget_tokens: Tokens | None = None
     budget_usd: Usd | None = None
     on_pressure: Pressure | None = None
-    routing: bool | None = Field(default=None, description="Whether another model may answer than the one asked for.")
-    compression: bool | None = Field(default=None, description="False: its prompts are never compressed.")
+    routing: bool | None = Field(default=None, description="Whether a model other than the requested one may answer.")
+    compression: bool | None = Field(default=None, description="False: prompts are never compressed.")
     steps: Annotated[tuple[StepBody, ...], Field(max_length=STEPS_MAX)] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class WorkflowView:
-    """The declaration as it was put; money of budgets in USD."""
+    """The declaration as it was given, with budgets in USD."""
 
     workflow: str
     project: str
@@ -160,5 +162,5 @@ ROUTES = (
     Route("GET", "/workflows", list_workflows, WorkflowList, "Declared workflows, by name.", ListQuery),
     Route("GET", "/workflows/{workflow}", get_workflow, WorkflowView, "One declaration."),
     Route("PUT", "/workflows/{workflow}", put_workflow, WorkflowView, "Declare a workflow.", body=WorkflowBody),
-    Route("DELETE", "/workflows/{workflow}", delete_workflow, Deleted, "Forget a declaration."),
+    Route("DELETE", "/workflows/{workflow}", delete_workflow, Deleted, "Delete a declaration."),
 )
