@@ -138,9 +138,8 @@ async def _reached(
         token = operator.token if operator is not None and _is_same(base, operator.address) else None
         return Remote(session, base, key or token)
     file = store_file(config)
-    if file is not None and is_locked(
-        file
-    ):  # looking is cheaper than to try, for a gateway that needs the processor to start
+    # Looking is cheaper than to try, for a gateway that needs the processor to start.
+    if file is not None and is_locked(file):
         return StoreInUse(f"The store {file} is used by another process; an SQLite file belongs to one at a time.")
     try:
         return await stack.enter_async_context(_inside(config))
