@@ -104,6 +104,12 @@ def test_it_says_what_the_call_then_hears(served: Served) -> None:
     assert {one["scope"]: one["tokens"]["settled"] for one in again["budgets"]} == {"step": spent, "run": spent}
 
 
+def test_a_number_that_no_call_may_have_is_refused_as_the_call_is(served: Served) -> None:
+    body = chat(seed=2**64)
+    told, reply = explain(served, body), send(served, body, {})
+    assert (told["error"] or {}).get("status", 200) == reply.status
+
+
 @pytest.mark.parametrize("workflow", ["small", "letters", "priced"])
 def test_it_leaves_no_trace(served: Served, workflow: str) -> None:
     body = chat(words(6000 if workflow == "small" else 300), model="auto")
