@@ -1,7 +1,7 @@
-"""A question of our own to a configured model: classification, semantic compression.
+"""Model calls that the gateway makes itself: for classification and for semantic compression.
 
-What is asked about steps in general is overhead, booked apart from every run. What is asked for one call is charged to that
-call's budgets: reserved on its chain like a call of its own, and not asked where it does not fit.
+Questions about steps in general are overhead, and booked separately from all runs. Questions on behalf of one call are charged to that
+call's budgets: they are reserved on its chain like a call, and not asked if they do not fit.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from policies.reservation import Demand, Granted
 
 _log = structlog.get_logger(__name__)
 _TIMEOUTS: Final = Timeouts(connect_ms=2_000, first_byte_ms=15_000, idle_ms=15_000, total_ms=20_000)
-# Longer than a question may take: nobody renews its hold.
+# Longer than a question may take, because its hold is not renewed.
 _HOLD_MS: Final = 60_000
-# What usage reports show in place of a key: these tokens are overhead of the orchestration, not of any run.
+# Stands in for the key in usage reports: these tokens are overhead of the orchestration, not of any run.
 OVERHEAD: Final = "orchestration"
 
 
 @dataclass(frozen=True, slots=True)
 class Charged:
-    """An answer that a run has paid for."""
+    """An answer whose cost was charged to a run."""
 
     body: bytes
     cost_nano_usd: int
@@ -44,7 +44,7 @@ class Charged:
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """`body` None: no answer, which the provider may bill all the same (`may_cost`)."""
+    """What came of a question. `body` None: no answer. `may_cost`: the provider may bill it even so."""
 
     body: bytes | None
     usage: Usage | None = None
@@ -74,7 +74,7 @@ class Asking:
         self._now_ms = now_ms
 
     async def ask(self, model: str, body: dict[str, Any], purpose: Purpose) -> bytes | None:
-        """The answer's body, None when there is none to be had. One attempt: what is asked here is never needed."""
+        """The body of the answer, or None. There is only one attempt, because the answer is never essential."""
         deployment = self._pool.choose(model)
         if deployment is None:
             return None
@@ -85,7 +85,7 @@ class Asking:
         return heard.body
 
     def demand(self, model: str, prompt_tokens: int, output_tokens_max: int) -> Demand | None:
-        """What asking this may cost at worst; None where nobody knows what the model costs."""
+        """The worst case of a question, to be reserved; None if the model has no known price."""
         deployments = self._pool.of(model)
         price = self._prices.price(deployments[0]) if deployments else None
         if price is None:
@@ -102,9 +102,9 @@ class Asking:
     async def ask_for(
         self, call: Call, model: str, body: dict[str, Any], demand: Demand, purpose: Purpose
     ) -> Charged | None:
-        """Ask on the budgets of `call`, whose chain has to be known. None: it does not fit, or there is no answer.
+        """Ask at the expense of `call`, whose chain must be known. None: the question does not fit, or has no answer.
 
-        What was reserved is settled or given back before this returns or is cancelled.
+        The reservation is settled or released before this returns, even if it is cancelled.
         """
         deployment = self._pool.choose(model)
         if deployment is None:
@@ -154,7 +154,7 @@ class Asking:
     async def _settle(
         self, project: str, call_id: str, deployment: Deployment, demand: Demand, usage: Usage | None
     ) -> int:
-        """What was booked, in nano-USD: the worst case where the provider does not say what was used."""
+        """Settle the question, and return what was booked in nano-USD: the worst case if the provider does not report usage."""
         source = "provider" if usage is not None else "estimated"
         used = usage or Usage(demand.prompt_tokens, demand.output_tokens_max)
         price = self._prices.price(deployment)

@@ -1,4 +1,4 @@
-"""Joins the orchestration's parts."""
+"""Wires the parts of the orchestration together."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from policies.tokens import counting_for
 
 _log = structlog.get_logger(__name__)
 ANSWER_TOKENS_MAX: Final = 200
-_MESSAGE_TOKENS: Final = 8  # around each message, generously
+_MESSAGE_TOKENS: Final = 8  # a generous allowance for the framing of each message
 
 
 def make_orchestration(
@@ -114,7 +114,7 @@ def _condensing(
     deployment = pool.of(model)[0] if model is not None else None
 
     def count(messages: Sequence[Mapping[str, str]]) -> int:
-        """More than the model will count: by its own factor, and a little for what no tokenizer shows."""
+        """An upper bound of what the model will count: its family's factor, plus a margin for the framing."""
         assert deployment is not None  # noqa: S101 - without a model nobody is asked
         counting = counting_for(deployment.model, deployment.provider)
         tokens = sum(tokenizer.count_text(counting.encoding, one["content"]) + _MESSAGE_TOKENS for one in messages)
@@ -125,7 +125,7 @@ def _condensing(
 
 
 def _noting(trail: Trail) -> Callable[[Call, Classification], None]:
-    """What was concluded of a step goes to the audit trail, once for each conclusion."""
+    """Records each new classification of a step in the audit trail."""
 
     def classified(call: Call, found: Classification) -> None:
         trail.note(

@@ -1,4 +1,4 @@
-"""Writing to the store beside the calls: what is put here waits a moment, and goes there with its neighbours."""
+"""Background writes to the store, in batches, so that no call waits for them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gateway.store.database import StoreError
 _log = structlog.get_logger(__name__)
 _INTERVAL_MS: Final = 250
 _BATCH_MAX: Final = 500
-# What waits for a store that is away is bounded: the oldest go first, counted and logged. No sum depends on them.
+# How much may wait for an unreachable store. Beyond it the oldest items are dropped, counted and logged; no sum depends on them.
 WAITING_MAX: Final = 20_000
 
 T = TypeVar("T")
 
 
 class Batches(Generic[T]):
-    """`write` stores a batch or raises StoreError, and is then given the same again."""
+    """`write` stores a batch. If it raises StoreError, it gets the same batch again later."""
 
     def __init__(self, name: str, write: Callable[[Sequence[T]], Awaitable[None]]) -> None:
         self._name = name
@@ -32,7 +32,7 @@ class Batches(Generic[T]):
         self.dropped = 0
 
     def put(self, item: T) -> None:
-        """Never waits, never fails."""
+        """Queue an item. Never waits and never fails."""
         if len(self._waiting) >= WAITING_MAX:
             del self._waiting[: WAITING_MAX // 10]
             self.dropped += WAITING_MAX // 10
@@ -45,13 +45,13 @@ class Batches(Generic[T]):
 
     async def stop(self) -> None:
         if self._task is not None:
-            async with self._turn:  # never in the middle of a write, whose batch would be lost
+            async with self._turn:  # not during a write, whose batch would be lost
                 self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self.flush()
 
     async def flush(self) -> None:
-        """Write all that waits, if the store is there."""
+        """Write everything that is queued, if the store can be reached."""
         async with self._turn:
             self._wake.clear()
             while self._waiting and await self._write_some():
@@ -62,7 +62,7 @@ class Batches(Generic[T]):
             await self._wake.wait()
             await asyncio.sleep(_INTERVAL_MS / 1000)
             await self.flush()
-            if self._waiting:  # the store is away: no hurry
+            if self._waiting:  # the store cannot be reached: try again later
                 self._wake.set()
                 await asyncio.sleep(1)
 
@@ -74,7 +74,7 @@ class Batches(Generic[T]):
             _log.info("batch_waits_for_store", batch=self._name, items=len(taken), error=str(error))
             self._waiting = taken + self._waiting
             return False
-        except Exception:  # noqa: BLE001 - one batch that no store takes must not keep all that come after it
+        except Exception:  # noqa: BLE001 - a batch that the store never accepts must not block those after it
             self.dropped += len(taken)
             _log.exception("batch_not_written", batch=self._name, items=len(taken))
         return True

@@ -1,4 +1,4 @@
-"""A smaller prompt for the same call, where the settings allow it and quality permits."""
+"""Compression of a call's prompt, as far as the settings and the measured quality allow."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ from policies.pricing import Rates, Usage, worst_case
 from policies.settings import Settings
 from policies.tokens import counting_for
 
-# Compression is off by default, and its patterns are a good part of what a start would load: the first call that is to be
-# compressed imports them, in a thread.
+# Compression is off by default and slow to import, so the first call that is to be compressed imports it, in a thread.
 if TYPE_CHECKING:
     from policies.compression import Compressed, CompressionPolicy, Roi, SemanticRequest
 
-# What compressing a shorter prompt could save is not worth its milliseconds, nor the prompt cache it breaks.
+# Compressing a shorter prompt saves less than it costs in time and in prompt cache.
 _PROMPT_TOKENS_MIN: Final = 256
-# Where each protocol carries its history. The others have none.
+# The field that holds the history in each protocol. The other protocols have none.
 _HISTORY: Final = {"chat": "messages", "messages": "messages", "responses": "input"}
-# What a call is taken to answer that does not say how much it may be: before a paid question, so much is kept back for it.
+# The assumed answer of a call without a cap: before a question is paid for, this much is kept for the call itself.
 _OUTPUT_TOKENS_USUAL: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One prompt to be shortened: what it is, how it is counted, and how far to go (None: by the policy's ratio)."""
+    """One prompt to be shortened. `needed_tokens` is the target; None means the ratio of the policy."""
 
     original: Original
     strategy: str
@@ -57,7 +56,7 @@ class _Work:
 
 
 class Compressing:
-    """`strategies` names those of an intent in the order to try: the first one, and under pressure the next."""
+    """`strategies` returns those of an intent in the order of preference: under pressure, the next one is tried."""
 
     def __init__(
         self,
@@ -79,7 +78,7 @@ class Compressing:
         await self._condensing.stop()
 
     def why_not(self, call: Call, snapshot: Snapshot) -> str:
-        """Why a call is not compressed; empty where it may be."""
+        """Why a call is not compressed; empty if it may be."""
         if not snapshot.settings.compression_enabled:
             return "compression is off"
         field = _HISTORY.get(call.protocol.name)
@@ -90,17 +89,17 @@ class Compressing:
         return ""
 
     def answered(self, call: Call, usage: Usage) -> None:
-        """What the provider billed shows whether it has a prompt cache to lose."""
+        """Learn from what was billed whether the provider has a prompt cache."""
         self._caches.answered(_conversation(call), usage)
 
     async def compress(
         self, call: Call, needed_tokens: int | None, *, pressed: bool = False, looks: bool = False
     ) -> bool:
-        """To `needed_tokens` (None: by the settings' ratio), never below the minimum quality. True: the prompt is smaller now.
+        """Shorten the prompt to `needed_tokens` (None: by the configured ratio), never below the minimum quality.
 
-        A call that was made smaller before is begun with anew, from its history as it came: a text is not shortened twice.
-        `pressed`: the call does not fit as it is. Then what the prompt cache would lose does not count, since a call that is
-        refused has nothing of it, and no model is asked, for want of budget. `looks`: nobody is asked, nothing is remembered.
+        Returns whether the prompt is smaller now. A call that was shortened before is shortened again from its original history, because
+        no text is shortened twice. `pressed`: the call does not fit as it is, so losses of the prompt cache do not count, and no model is
+        asked, as there is no budget for it. `looks`: a dry run, which asks no model and remembers nothing.
         """
         count = call.count
         if count is None:
@@ -118,7 +117,7 @@ class Compressing:
         shorter = Prompt.of(found.messages, max(0, whole.count.tokens - found.tokens_saved))
         asking_nano_usd = whole.asking_nano_usd + condensed.cost_nano_usd
         gain = self._gain(call, found, original, shorter, asking_nano_usd)
-        # What was paid for asking is gone either way.
+        # What asking has cost is spent either way, so it does not count here.
         if not pressed and gain.net_nano_usd + gain.cost_nano_usd < 0:
             self._goes(call, original, looks)
             lost = (
@@ -139,7 +138,7 @@ class Compressing:
     async def _shortest(
         self, call: Call, whole: Original, needed_tokens: int | None, asks: bool
     ) -> tuple[_Work, Condensed, Compressed]:
-        """By the first strategy; where that does not reach what is needed, by the one that gets furthest."""
+        """The result of the first strategy that reaches what is needed, otherwise of the one that gets closest."""
         best: tuple[_Work, Condensed, Compressed] | None = None
         snapshot = self._snapshot()
         for strategy in self._strategies(intent_of(call), snapshot):
@@ -181,7 +180,7 @@ class Compressing:
         )
 
     async def _condensed(self, call: Call, work: _Work, asks: bool) -> Condensed:
-        """What a cheap model has made, or makes now, of the texts: only for the strategy `semantic`, and where it pays."""
+        """The condensed texts, asking for new ones if that pays. Only for the strategy `semantic`."""
         if work.strategy != "semantic":
             return Condensed()
         requests = await asyncio.to_thread(self._requests, work)
@@ -191,7 +190,7 @@ class Compressing:
             return known
         if not self._pays(call, work, questions):
             known.reason = "asking would cost more than it saves"
-        elif not asks:  # a call that does not fit has no budget for asking, and a look costs nothing
+        elif not asks:  # a call that does not fit has no budget for asking, and a dry run must not spend
             known.reason = f"nobody is asked about {len(questions)} texts now"
         else:
             fresh = await self._condensing.ask(call, questions, _spare(call))
@@ -210,7 +209,7 @@ class Compressing:
         )
 
     def _pays(self, call: Call, work: _Work, questions: Sequence[Question]) -> bool:
-        """Before anything is spent: what asking costs at worst and the cache loses, against what this one call saves."""
+        """Whether this call alone is expected to save more than asking costs at worst, plus what the prompt cache loses."""
         from policies.compression import worth_it
 
         if call.price is None:
@@ -247,11 +246,11 @@ _FREE: Final = Rates(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def _note(call: Call, found: Compressed, strategy: str, gain: Roi, condensed: Condensed) -> None:
-    """What compressing costs is taken from what it saves: the figure is what the run is better off by."""
+    """Record the compression. The saving is net of its cost: what the run is better off by."""
     decision = {"compress": found.reason, "strategy": strategy, "quality": round(found.quality, 3)}
     call.decisions.append(decision | {"by": list(found.actions), "net_nano_usd": gain.net_nano_usd} | _told(condensed))
     call.saved = Amount(found.tokens_saved, gain.net_nano_usd)
-    # A call may be shortened twice, the second time because it did not fit: it is told once, together.
+    # A call may be shortened twice, the second time because it did not fit: only the total is reported.
     others = [action for action in call.actions if not action.startswith("compress=")]
     call.actions[:] = [*others, f"compress={call.saved.tokens}"]
 
@@ -262,7 +261,7 @@ def _told(condensed: Condensed) -> dict[str, Any]:
 
 
 def _spare(call: Call) -> Amount:
-    """What the call itself needs, near enough to not take it away from it."""
+    """An estimate of what the call itself needs, which questions must leave."""
     prompt = call.count.reserve_tokens if call.count is not None else 0
     output = call.request.output_tokens_max or _OUTPUT_TOKENS_USUAL
     nano_usd = 0

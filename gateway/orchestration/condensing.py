@@ -1,7 +1,7 @@
-"""Texts condensed by a cheap model, for the strategy `semantic`: asked on the run's own budget, and remembered by what they say.
+"""Texts condensed by a cheap model for the strategy `semantic`, at the expense of the run, and cached by content.
 
-A text is asked about once: its answer serves every later call that carries the same text. What does not answer in time is
-not waited for: the call goes on without it, and the answer, which is paid for all the same, serves the next one.
+Each text is condensed once, and the result serves every later call that carries the same text. A call does not wait for late answers:
+it goes on without them, and they serve the next call.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 _KEPT_MAX: Final = 5_000
-# A text that nobody could condense is asked about again after this.
+# When a text that could not be condensed is tried again.
 _RETRY_MS: Final = 60_000
 _DRAIN_SECONDS: Final = 5.0
 
@@ -37,7 +37,7 @@ Key = tuple[str, str, str]  # project, model, what is asked
 
 @dataclass(frozen=True, slots=True)
 class CondensingRules:
-    """`model` None: nobody is asked."""
+    """`model` None: no model is asked."""
 
     model: str | None
     wait_ms: int
@@ -56,11 +56,11 @@ class Question:
 
 @dataclass(slots=True)
 class Condensed:
-    """Answers by the keys of their questions, and what this call has paid for those that are new."""
+    """Answers by the keys of their questions, and what this call paid for new ones."""
 
     answers: dict[str, str] = field(default_factory=dict)
     cost_nano_usd: int = 0
-    reason: str = ""  # why nobody was asked, or not about all
+    reason: str = ""  # why no model was asked, or not about all texts
 
 
 class Condensing:
@@ -84,7 +84,7 @@ class Condensing:
         self._asked: dict[Key, asyncio.Task[int]] = {}
 
     async def stop(self) -> None:
-        """What was asked is paid for: it is waited for a little, and booked in any case."""
+        """Give open questions a little time to be answered. They are paid for, and booked in any case."""
         tasks = list(self._asked.values())
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)
@@ -93,13 +93,13 @@ class Condensing:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def known(self, call: Call, requests: Sequence[SemanticRequest]) -> Condensed:
-        """What was answered before. Asks nobody."""
+        """The answers that are cached already."""
         model, project = self._rules.model or "", call.principal.project
         pairs = ((one.key, self._kept.get((project, model, one.key))) for one in requests)
         return Condensed({key: answer for key, answer in pairs if answer is not None})
 
     def questions(self, call: Call, requests: Sequence[SemanticRequest]) -> list[Question]:
-        """What would have to be asked, the largest texts first. Empty where the model's price is not known."""
+        """The questions whose answers are not cached, the largest texts first. Empty if the model has no known price."""
         model, project = self._rules.model, call.principal.project
         if model is None:
             return []
@@ -115,7 +115,7 @@ class Condensing:
         return found[: self._rules.texts_max]
 
     async def ask(self, call: Call, questions: Sequence[Question], spare: Amount) -> Condensed:
-        """Ask, where the run has room for it beside `spare`, which the call itself needs. Waits at most `wait_ms`."""
+        """Ask if the run has room for it besides `spare`, which the call itself needs. Waits at most `wait_ms`."""
         if not await self._has_room(call, questions, spare):
             return Condensed(reason="the budget has no room for asking")
         tasks = [self._task(call, question) for question in questions]
@@ -127,7 +127,7 @@ class Condensing:
         return found
 
     def _task(self, call: Call, question: Question) -> asyncio.Task[int]:
-        """One question for all calls that carry the same text at the same time: the first one pays."""
+        """The task that asks about a text, shared by concurrent calls that carry the same text: the first one pays."""
         key = (call.principal.project, self._rules.model or "", question.request.key)
         running = self._asked.get(key)
         if running is not None:
@@ -137,7 +137,7 @@ class Condensing:
         return task
 
     async def _answer(self, call: Call, question: Question, key: Key) -> int:
-        """What it cost, in nano-USD."""
+        """Ask, keep the answer, and return its cost in nano-USD."""
         model = key[1]
         text, cost = None, 0
         try:
@@ -155,7 +155,7 @@ class Condensing:
         return cost
 
     async def _has_room(self, call: Call, questions: Sequence[Question], spare: Amount) -> bool:
-        """Asking must not take what the call itself needs. What is asked is reserved all the same, one by one."""
+        """Whether the questions and `spare` fit together. Each question is still reserved by itself."""
         wanted = spare
         for question in questions:
             wanted += question.demand.amount(question.demand.output_tokens_max)
@@ -167,13 +167,13 @@ class Condensing:
 
 
 async def _nothing_after(running: asyncio.Task[int]) -> int:
-    """Somebody else pays: done when that one is, and cancelling this does not cancel it."""
+    """Waits for another call's question, at no cost. Cancelling this does not cancel that question."""
     await asyncio.wait({running})
     return 0
 
 
 def fits(chain: Chain, balances: Sequence[Balance], wanted: Amount) -> bool:
-    """Whether every limit of the chain has so much left."""
+    """Whether every enforced limit of the chain has this much left."""
     for link, balance in zip(chain.links, balances, strict=True):
         limit = in_force(link.hold, balance)
         taken = balance.settled + balance.reserved + wanted
@@ -183,7 +183,7 @@ def fits(chain: Chain, balances: Sequence[Balance], wanted: Amount) -> bool:
 
 
 def text_of(body: bytes | None) -> str | None:
-    """The text of a chat answer that was not cut off; half of a condensed text has lost what no check would miss."""
+    """The text of a complete chat answer, or None. A truncated one would lose content that no check notices."""
     try:
         choice = orjson.loads(body or b"")["choices"][0]
         content = choice["message"]["content"]

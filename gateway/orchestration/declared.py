@@ -1,4 +1,4 @@
-"""Declarations of workflows as calls need them: read once for each declaration, not once for each call."""
+"""Declarations of workflows in the form that calls need, parsed once per declaration instead of once per call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEPT_MAX: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class DeclaredWorkflow:
-    """`limit` is put on each run of the workflow, those of `steps` on each step; they are kept with orchestration off, too."""
+    """`limit` applies to each run, the budgets in `steps` to their steps; both are enforced even with orchestration off."""
 
     limit: Limit = UNLIMITED
     observes: bool = False
@@ -47,7 +47,7 @@ class Declarations:
             return UNDECLARED
         key = (workflow.project, workflow.name)
         known = self._read.get(key)
-        # A snapshot keeps its workflows' identity until one of them changes.
+        # Workflows keep their identity across snapshots until one of them changes.
         if known is None or known[0] is not workflow:
             known = self._read[key] = (workflow, read(workflow))
         return known[1]
@@ -64,7 +64,7 @@ def read(workflow: Workflow) -> DeclaredWorkflow:
     )
 
 
-# The API writes no other declarations; of one that was written past it, what can be read still counts.
+# The API validates declarations. Of one that was written around it, whatever can be read still counts.
 _UNREADABLE: Final = (ValueError, KeyError, TypeError, AttributeError)
 
 

@@ -1,4 +1,4 @@
-"""What past runs say of a workflow's steps, read from the store now and then, and kept."""
+"""What past runs say about a workflow's steps, read from the store from time to time and cached."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from policies.intents import Intent
 _log = structlog.get_logger(__name__)
 _KEPT_MAX: Final = 5_000
 _PROJECTS_MAX: Final = 100
-# Habits change by the day; a minute is soon enough, and spares the store a query for every run.
+# How long a history is considered fresh: it changes slowly, and a query per run would burden the store.
 _FRESH_MS: Final = 60_000
-# A run's first call waits this long for what was never read before. Later readings happen beside the calls.
+# How long a run's first call waits for a history that was never read before. Later reads happen in the background.
 _WAIT_MS: Final = 500
 
 Samples = Sequence[StepSample]
@@ -32,7 +32,7 @@ Samples = Sequence[StepSample]
 
 @dataclass(frozen=True, slots=True)
 class WorkflowHistory:
-    """`alike` has the samples of all workflows by intent and model, for steps with too few of their own."""
+    """`alike` has the samples of all workflows by intent and model, for steps with too few samples of their own."""
 
     by_step: Mapping[str, Samples] = field(default_factory=dict)
     known: Mapping[str, KnownStep] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Histories:
         self._alike.clear()
 
     async def of(self, project: str, workflow: str, *, alike: bool) -> WorkflowHistory:
-        """Never raises: without a store there is no history. `alike` reads what steps of the same intent and model used, too."""
+        """The history of a workflow. Never raises: without a store it is empty. `alike`: include steps of the same intent and model."""
         key = (project, workflow)
         kept = self._kept.get(key)
         is_complete = kept is not None and (kept.has_alike or not alike)
@@ -117,7 +117,7 @@ class Histories:
         self._kept[project, workflow] = _Kept(now_ms, history, alike)
 
     async def _alike_in(self, project: str, now_ms: int) -> Mapping[IntentModel, Samples]:
-        """Once for all workflows of a project: it is the dearest of the three to read, and the largest to keep."""
+        """Shared by all workflows of a project, because it is the most expensive part to read and the largest to keep."""
         kept = self._alike.get(project)
         if kept is None or now_ms - kept[0] >= _FRESH_MS:
             kept = self._alike[project] = now_ms, await step_history.by_intent(self._store, project, now_ms)

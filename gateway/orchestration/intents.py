@@ -1,7 +1,7 @@
-"""The intent of each tagged call: header, declaration, learned cache, rules, model; a model to ask for what stays unclear.
+"""The intent of each tagged call: from its header, declaration, the learned cache, the rules or the trained model.
 
-The answer that was found last time serves while what identifies the step is unchanged, so a warm call costs a look-up.
-Asking happens beside the call: this one goes on with the best guess, the next ones have the answer.
+A result is reused while what identifies the step is unchanged, so most calls cost one look-up. A language model may be asked about unclear
+steps, in the background: the current call goes on with the best guess, and later ones get the answer.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _WARM_MAX: Final = 20_000
 _LEARNED_MAX: Final = 50_000
 _BATCH: Final = 5
 _WAITING_MAX: Final = 500
-# A question that nobody answered is asked again after this, as long as calls raise it.
+# When an unanswered question may be asked again, if calls still raise it.
 _RETRY_MS: Final = 60_000
-# A name that says nothing: then the words of the prompt tell the step, and belong to its identity.
+# Whether a step's name says nothing: then the prompt's text is part of the step's identity.
 _is_generic: Final = lru_cache(maxsize=_WARM_MAX)(is_generic_name)
 
 Ask = Callable[[Sequence[Mapping[str, Any]]], Awaitable[str | None]]
@@ -50,7 +50,7 @@ Ask = Callable[[Sequence[Mapping[str, Any]]], Awaitable[str | None]]
 
 @dataclass(frozen=True, slots=True)
 class IntentRules:
-    wait_ms: int  # 0: never wait for the model that is asked
+    wait_ms: int  # how long a call waits for the model's answer; 0: not at all
     cache_ttl_ms: int
 
 
@@ -62,7 +62,7 @@ class _Question:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A question that waits for its answer: `context` is that of the call that raised it, whose trace it belongs to."""
+    """An open question. `context` is that of the call that raised it, so that it belongs to that call's trace."""
 
     done: asyncio.Event
     context: Context
@@ -70,7 +70,7 @@ class _Asked:
 
 @dataclass(slots=True)
 class _Warm:
-    """An answer that serves again. `key` is set while a model might know better; then `learned` answers are looked for."""
+    """A result that is reused. `key` is set while a language model might know better; then learned answers are looked up."""
 
     answer: Classification
     key: str | None = None
@@ -79,14 +79,14 @@ class _Warm:
 
 @dataclass(frozen=True, slots=True)
 class _Profiled:
-    """What a declared step's words say, and what to ask a model if they say too little."""
+    """The profile of a declared step by its own words, and the question for a model if they say too little."""
 
     profile: StepProfile
     question: _Question | None = None
 
 
 class Intents:
-    """`ask` None: there is no model to ask, and the best guess stays. `found` is told of every new classification."""
+    """`ask` None: there is no model to ask, and the best guess is final. `found` is called with every new classification."""
 
     def __init__(
         self,
@@ -125,12 +125,12 @@ class Intents:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def forget(self) -> None:
-        """Settings changed: what was concluded under the old ones is concluded anew."""
+        """Drop the results that were found under old settings."""
         self._warm.clear()
         self._profiles.clear()
 
     async def of(self, call: Call, declared: str | None, threshold: float) -> IntentTag:
-        """Cheap when the step was seen before; at most `wait_ms` when a model is asked and waiting is allowed."""
+        """The intent of a call. Cheap if the step was seen before; takes at most `wait_ms` if a model is asked and may be waited for."""
         identity = _identity(call, declared)
         warm = self._warm.get(identity)
         answer = None if warm is None else self._still(warm)
@@ -144,7 +144,7 @@ class Intents:
         return IntentTag(answer.intent, answer.confidence, answer.source)
 
     def look(self, call: Call, declared: str | None, threshold: float) -> Classification:
-        """What `of` would answer now. Nobody is asked, and nothing is remembered."""
+        """What `of` would return now, without asking a model or remembering anything."""
         warm = self._warm.get(_identity(call, declared))
         answer = None if warm is None else self._still(warm)
         if answer is not None:
@@ -155,7 +155,7 @@ class Intents:
         return learned or classify(step, header=call.tags.intent, declared=said, confidence_threshold=threshold)
 
     def profile(self, step: Mapping[str, Any], workflow: str, settings: Settings, *, asks: bool = True) -> StepProfile:
-        """What a declared step is asked to make, by its own words. Never waits; what stays unclear is asked beside."""
+        """The profile of a declared step by its own words. Never waits; a model may be asked in the background."""
         found = self._profiled(step, workflow, settings)
         threshold = settings.intent_classification_confidence_threshold
         if found.question is None or found.profile.classification.confidence >= threshold:
@@ -168,7 +168,7 @@ class Intents:
         return found.profile
 
     def _profiled(self, step: Mapping[str, Any], workflow: str, settings: Settings) -> _Profiled:
-        """Declared steps are the same in every run of their workflow, so each is read once."""
+        """The cached profile of a declared step, which is the same in every run of its workflow."""
         words = (step.get(name) for name in ("id", "intent", "prompt", "description", "system"))
         shapes = (repr(step[name]) for name in ("tools", "response_format") if step.get(name))
         identity = (workflow, settings.intent_classification_confidence_threshold, *words, *shapes)
@@ -178,7 +178,7 @@ class Intents:
         return found
 
     def _still(self, warm: _Warm) -> Classification | None:
-        """None: it has to be found anew, because it expired or a model was asked since."""
+        """The result if it is still valid; None if it has expired or a model has answered since."""
         if warm.until_ms is not None and warm.until_ms <= self._clock_ms():
             return None
         return None if warm.key is not None and warm.key in self._learned else warm.answer
@@ -201,7 +201,7 @@ class Intents:
             learned = self._remembered(key)
             if learned is not None:
                 return _Warm(replace(learned, source="llm"), until_ms=self._learned[key].expires_at_ms)
-        # Asked again later if nobody answered: the guess itself expires then.
+        # The guess expires, so that the question is asked again if it was not answered.
         return _Warm(guess, key, self._clock_ms() + _RETRY_MS)
 
     def _remembered(self, key: str) -> Classification | None:
@@ -262,7 +262,7 @@ class Intents:
             asked.done.set()
 
     async def _known(self, keys: Sequence[str]) -> dict[str, LearnedIntent]:
-        """What another process has asked before us is not asked again."""
+        """Answers that another process has stored already."""
         try:
             return await intent_store.get_many(self._store, keys, self._clock_ms())
         except StoreError:
@@ -339,7 +339,7 @@ def _last_text(body: Mapping[str, Any]) -> object:
 
 
 def _words(content: object) -> object:
-    """A text, or parts of which some have a text."""
+    """Hashes of a content's texts, which may be a string or a list of parts."""
     if isinstance(content, str):
         return hash(content)
     if not isinstance(content, list):
@@ -349,7 +349,7 @@ def _words(content: object) -> object:
 
 
 def step_text_of(protocol: str, body: Mapping[str, Any], step: str | None, workflow: str | None) -> StepText:
-    """What the classifier reads, from any text protocol: each is brought into the shape of a chat request."""
+    """The classifier's input, for any text protocol: each is converted to the form of a chat request."""
     if protocol == "chat":
         return step_text_from_chat(body, step, workflow)
     if protocol == "messages":

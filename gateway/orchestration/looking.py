@@ -1,4 +1,4 @@
-"""What the orchestration would decide about a call, without asking, noting or remembering anything."""
+"""A dry run of the orchestration for one call: asks no model, writes nothing and remembers nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from policies.reservation import Refused
 
 
 class LookingPlanner:
-    """For one call. It is a `Planner`; what it found on the way is kept here for whoever explains the call."""
+    """A `Planner` for one call, which keeps what it finds for the explanation of the call."""
 
     def __init__(self, orchestration: Orchestration) -> None:
         self._orchestration = orchestration
@@ -48,7 +48,7 @@ class LookingPlanner:
         return with_share(limits, given.share, settings)
 
     async def replan(self, call: Call, refused: Refused, snapshot: Snapshot) -> RunLimits | None:
-        """A larger budget that this process has not heard of is not looked for."""
+        """A dry run does not look for a larger budget that this process does not know of."""
         return None
 
     def model_for(self, call: Call, snapshot: Snapshot) -> str:
@@ -70,7 +70,7 @@ class LookingPlanner:
         return self._orchestration.output_tokens_usual(call)
 
     def refused(self, call: Call, refused: Refused) -> None:
-        """The explanation tells it."""
+        """Nothing to record: the explanation shows it."""
 
     def observed(self, call: Call, accounts: Sequence[str]) -> None:
         self.observed_accounts = tuple(accounts)

@@ -1,13 +1,13 @@
-"""Plans of runs while they go on: what each step may use, what completed steps leave to the others, and steps that no plan knew.
+"""The plans of active runs: what each step may use, what completed steps leave to others, and steps that no plan has.
 
-A run's first call here finds its plan: announced through the API (it is in the store then), or made from the workflow's
-declaration or its learned steps, all by `plan_run`. A call of a step that called before costs a look-up.
+At a run's first call here, its plan is found in the store, if it was announced through the API, or made by `plan_run` from the workflow's
+declaration or its learned steps. Later calls of a step cost one look-up.
 
-When a step begins, the planned steps before it that have used something and hold nothing are taken as completed, and what they
-left is shared anew. Steps of one group (a loop, parallel branches) complete together: once a step behind the group begins. A
-step that comes back after all keeps its allocation; that no run spends more than it has is the run's own limit's business.
+When a step begins, planned steps before it that have used something and hold nothing are considered completed, and what they left is
+shared out again. The steps of a group (a loop, parallel branches) complete together, once a step after the group begins. A step that calls
+again keeps its allocation; the limit of the run ensures that the run does not spend more than it has.
 
-Calls that name no step share nothing with others: only the run's own limit counts for them, unless a plan has the step `default`.
+Calls that name no step have no allocation: only the run's limit applies to them, unless the plan has a step `default`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ RunKey = tuple[str, str]  # project, run
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """A step that calls, as far as its own call tells."""
+    """A step that calls, as far as the call itself describes it."""
 
     step: str
     intent: str
@@ -60,8 +60,8 @@ class Beginning:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a step may use (None: whatever its run may), whether this is its first call here, and the run that its run is
-    inside of (empty: none)."""
+    """`share` is what the step may use (None: only its run's limit applies), `is_new` whether this is its first call here, and
+    `parent_run` the run that its run is inside of (empty: none)."""
 
     share: StepAllocation | None
     is_new: bool
@@ -70,7 +70,7 @@ class Given:
 
 @dataclass(slots=True)
 class LivePlan:
-    """`limit_tokens` is what the run may use; `used` what completed steps really used."""
+    """`limit_tokens` is what the run may use, `used` what completed steps have used."""
 
     limit_tokens: int
     ais: float
@@ -84,12 +84,12 @@ class LivePlan:
     parent_run: str = ""
 
     def left_tokens(self, own_tokens: int) -> int:
-        """What may be given to a step that no plan knew of, and that has used `own_tokens` itself."""
+        """What may be allocated to a step that the plan does not have, and that has used `own_tokens` already."""
         given = sum(self.used.get(name, one.tokens) for name, one in self.steps.items())
         return max(0, self.limit_tokens - max(given, self.run_used_tokens - own_tokens))
 
     def comes_before(self, step: str, other: str) -> bool:
-        """Whether `step` may be completed now that `other` begins. Of unplanned ones the order is that of their first calls."""
+        """Whether `step` can be complete when `other` begins. The order of unplanned steps is that of their first calls."""
         first, second = self.planned.get(step), self.planned.get(other)
         if first is None or second is None:
             return True
@@ -113,7 +113,7 @@ def live(plan: RunPlan, parent_run: str = "") -> LivePlan:
     )
 
 
-# Makes the plan of a run that is not known here yet, given what the store knows of it.
+# Makes the plan of a run that is not known here yet, from what the store has of it, if anything.
 Propose = Callable[[Run | None], Awaitable[RunPlan]]
 
 
@@ -136,19 +136,19 @@ class Plans:
         await self._writing.flush()
 
     def forget(self) -> None:
-        """Settings changed: runs are planned anew at their next call."""
+        """Drop all plans after a change of settings: runs are planned again at their next call."""
         self._plans.clear()
 
     def put(self, project: str, run: str, plan: RunPlan, parent_run: str = "") -> None:
-        """An announced run. What it used under an earlier plan is seen when its next step begins."""
+        """Set the plan of an announced run. What the run has used already is read when its next step begins."""
         self._plans[project, run] = live(plan, parent_run)
 
     def drop(self, project: str, run: str) -> None:
-        """The run has another budget now: it is planned anew at its next call."""
+        """Drop the plan of a run whose budget was changed: it is planned again at its next call."""
         self._plans.pop((project, run), None)
 
     async def is_outgrown(self, project: str, run: str) -> bool:
-        """Whether the run has a larger budget than it was planned with: somebody raised it, perhaps at another gateway."""
+        """Whether the run's budget is larger than its plan's, because somebody raised it, perhaps at another gateway."""
         plan = self._plans.get((project, run))
         if plan is None:
             return False
@@ -159,10 +159,10 @@ class Plans:
         return whole.limit.tokens is not None and whole.limit.tokens > plan.limit_tokens
 
     async def step(self, key: RunKey, beginning: Beginning, propose: Propose, settings: Settings) -> Given:
-        """For the step that calls now."""
+        """What the step of the current call may use."""
         plan = self._plans.get(key)
         if plan is None:
-            # Two first calls of a run may both come here: the plans are the same, and the first one stays.
+            # Two concurrent first calls of a run may both get here: their plans are the same, and the first is kept.
             plan = self._plans.setdefault(key, await self._first_plan(key, propose, settings))
         name = beginning.step
         begins, own_tokens = name not in plan.begun, 0
@@ -178,7 +178,7 @@ class Plans:
         return Given(plan.steps[name], begins, plan.parent_run)
 
     async def look(self, key: RunKey, beginning: Beginning, propose: Propose, settings: Settings) -> Given:
-        """What `step` would answer now. Nothing is written or remembered."""
+        """What `step` would return now, without writing or remembering anything."""
         known = self._plans.get(key)
         if known is None:
             plan, _ = await self._found_or_proposed(key, propose, settings)
@@ -202,7 +202,7 @@ class Plans:
     async def _found_or_proposed(
         self, key: RunKey, propose: Propose, settings: Settings
     ) -> tuple[LivePlan, Sequence[PlannedStep]]:
-        """The plan, and the steps that the store does not know yet."""
+        """The plan, and those of its steps that are not in the store yet."""
         run = self._just_found[key] = await self.find(*key, fresh=True)
         parent_run = run.parent_run if run is not None else ""
         announced = announced_plan(run)
@@ -213,7 +213,7 @@ class Plans:
         return live(plan, parent_run), plan.steps
 
     async def find(self, project: str, run: str, *, fresh: bool) -> Run | None:
-        """What the store knows of a run; nothing while it is away. Not `fresh`: what the run's plan was made from will do."""
+        """The run in the store; None if it is not there, or the store is unreachable. Not `fresh`: what its plan was made from will do."""
         key = (project, run)
         if key in self._just_found:
             found = self._just_found.pop(key)
@@ -225,17 +225,17 @@ class Plans:
             return None
 
     def _next(self, plan: LivePlan, beginning: Beginning, settings: Settings, own_tokens: int) -> StepAllocation:
-        """A step that no plan knew of: its demand, as far as the run has that much left."""
+        """The allocation of a step that the plan does not have: its demand, or what is left if that is less."""
         demand = StepDemand(beginning.step, beginning.intent, priority=beginning.priority)
-        # What others were granted they may never use: with nothing left to grant, the run's own limit decides.
+        # Others may not use all of their allocations, so if nothing is left to allocate, the run's limit decides.
         left = plan.left_tokens(own_tokens) or plan.limit_tokens
         return allocate_next(demand, run_remaining_tokens=left, settings=settings, ais=plan.ais)
 
     async def _return_what_is_left(
         self, key: RunKey, plan: LivePlan, begins: str, settings: Settings, *, writes: bool = True
     ) -> int:
-        """One read of the ledger for each step of a run, when it begins. Returns what that step has used before: the plan may be
-        younger than the run."""
+        """Share out again what completed steps have left, at the cost of one read of the ledger when a step begins. Returns what the
+        beginning step has used already, since the plan may be younger than the run."""
         before = [name for name in plan.steps if name != begins and plan.comes_before(name, begins)]
         if not before:
             return 0
@@ -276,7 +276,7 @@ class Plans:
                 self._writing.put((key[0], moved_step(key[1], position, plan.planned[share.step], share)))
 
     def _note(self, key: RunKey, plan: LivePlan, beginning: Beginning) -> None:
-        """Let the store know of a step that no plan had, so that the run shows its limits."""
+        """Store a step that the plan does not have, so that the run's page shows its limits."""
         if beginning.step in plan.planned:
             return
         share = plan.steps[beginning.step]
@@ -301,7 +301,7 @@ class Plans:
 
 
 def _completed(steps: Sequence[str], balances: Sequence[Balance]) -> dict[str, int]:
-    """Those that used something and hold nothing now, and how many tokens it was."""
+    """The tokens used by each step that has used something and holds nothing now."""
     return {
         step: balance.settled.tokens
         for step, balance in zip(steps, balances, strict=True)

@@ -1,8 +1,8 @@
-"""What the provider's prompt cache holds of each conversation, as far as this process can tell.
+"""An estimate of what the provider's prompt cache holds of each conversation.
 
-A cache serves the longest beginning that a prompt shares with an earlier one. So the messages that went last are remembered
-by their digests, and the next prompt, before and after compression, is compared with them. Whether the provider caches at
-all is seen in what it bills: a conversation that went on without a cached token has no cache to lose.
+A cache serves the longest prefix that a prompt shares with an earlier one. Therefore digests of the messages sent last are kept, and the
+next prompt, before and after compression, is compared with them. Whether the provider caches at all shows in what it bills: if a
+conversation continues without cached tokens, there is no cache to lose.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cachetools import LRUCache
 from policies.pricing import Usage
 
 _CONVERSATIONS_MAX: Final = 10_000
-# No provider caches less: OpenAI from 1,024 tokens on, others from as many or more.
+# The shortest prefix that is cached: 1,024 tokens at OpenAI, and at least as many elsewhere.
 CACHED_TOKENS_MIN: Final = 1_024
 
 Conversation = tuple[str, str | None, str, str]  # project, run, step, model
@@ -39,7 +39,7 @@ class Prompt:
         return cls(tuple((hash(one), len(one)) for one in written), tokens, has_cache_marks(messages))
 
     def shared_tokens(self, other: Prompt) -> int:
-        """Tokens of this prompt up to the first message that differs; by its share of bytes, which is close enough for money."""
+        """The tokens of this prompt up to the first differing message, estimated by its share of bytes."""
         total = sum(size for _, size in self.messages)
         shared = 0
         for own, others in zip(self.messages, other.messages, strict=False):
@@ -51,7 +51,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """`before` is what went before this call: what its own prompt, which may be shortened twice, is compared with."""
+    """`before` is the prompt sent before this call. This call's own prompts are compared with it, since it may be shortened twice."""
 
     call_id: str
     prompt: Prompt
@@ -68,8 +68,8 @@ class PromptCaches:
         self._sent: LRUCache[Conversation, _Sent] = LRUCache(_CONVERSATIONS_MAX)
 
     def cached_tokens(self, conversation: Conversation, call_id: str, prompt: Prompt) -> int:
-        """What the provider would serve of this prompt from its cache; 0 where a client marks what is to be cached, because
-        compression leaves that alone."""
+        """The tokens of this prompt that the provider would serve from its cache; 0 if the client marks what to cache, because
+        compression leaves that part alone."""
         sent = self._sent.get(conversation)
         baseline = sent.baseline(call_id) if sent is not None and sent.caches is not False else None
         if baseline is None or prompt.is_marked:
@@ -78,7 +78,7 @@ class PromptCaches:
         return shared if shared >= CACHED_TOKENS_MIN else 0
 
     def goes(self, conversation: Conversation, call_id: str, prompt: Prompt) -> None:
-        """This prompt is the one that goes now."""
+        """Note that this prompt is sent now."""
         sent = self._sent.get(conversation)
         if sent is None:
             self._sent[conversation] = _Sent(call_id, prompt)
@@ -87,7 +87,7 @@ class PromptCaches:
         self._sent[conversation] = _Sent(call_id, prompt, sent.baseline(call_id), expected, sent.caches)
 
     def answered(self, conversation: Conversation, usage: Usage) -> None:
-        """What was billed shows whether there is a cache at all."""
+        """Learn from what was billed whether there is a cache at all."""
         sent = self._sent.get(conversation)
         if sent is None:
             return

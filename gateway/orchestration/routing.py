@@ -1,7 +1,7 @@
-"""Which model takes a call: the one that was named, or the one that its complexity asks for.
+"""The choice of the model for a call: the named one, or one that suits the call's complexity.
 
-A conversation (a step of a run) keeps the model that it was given. An answer of a routed call that fails the checks of its
-intent's handler moves the next attempt one tier up, as often as the settings say.
+A conversation (a step of a run) keeps its model. If the answer of a routed call fails the checks of its intent's handler, the next attempt
+goes to the next higher tier, as often as the settings allow.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from policies.settings import Settings
 
 _ABILITIES: Final = ("function_calling", "vision", "response_schema", "audio_input")
 _CONVERSATIONS_MAX: Final = 50_000
-# Of a request; comparing an answer with more would take too many milliseconds of the event loop.
+# How much of a request an answer is compared with; more would block the event loop for too long.
 _SOURCE_CHARACTERS_MAX: Final = 20_000
 
 Conversation = tuple[str, str | None, str]  # project, run, step
@@ -49,7 +49,7 @@ Conversation = tuple[str, str | None, str]  # project, run, step
 
 @dataclass(slots=True)
 class _Course:
-    """How a conversation went so far. `failed_tier` is where the last of its failed answers came from."""
+    """The state of a conversation. `failed_tier` is the tier of its last failed answer."""
 
     model: str
     tier: Tier | None
@@ -89,7 +89,7 @@ class Routing:
         wish = self._wish(call, snapshot, course, may_reroute)
         found = route(wish, self._allowed(call), snapshot.settings)
         if course is not None and isinstance(found, Route) and found.model != course.model:
-            # It does not keep its model, so how complex it is now decides, not how complex it began.
+            # It cannot keep its model, so its present complexity decides, not the one it began with.
             wish = replace(wish, score=complexity_of(call, snapshot))
             found = route(wish, self._allowed(call), snapshot.settings)
         if isinstance(found, NoRoute):
@@ -108,13 +108,13 @@ class Routing:
         return found.model
 
     def _compare_with(self, call: Call, asked: str) -> None:
-        """What is saved is counted against the model that was named; `auto` names none."""
+        """Savings are measured against the named model; `auto` names none."""
         named = self._pool.of(asked)
         if named and call.price_asked is None:
             call.price_asked = self._prices.price(named[0])
 
     def _wish(self, call: Call, snapshot: Snapshot, course: _Course | None, may_reroute: bool) -> Wish:
-        """Reading a whole prompt for its complexity costs more than all else here; a conversation that goes on is spared it."""
+        """The input of `route`. Computing the complexity is the most expensive part, so a conversation keeps its first score."""
         return Wish(
             call.request.model,
             complexity_of(call, snapshot) if course is None or course.failed_attempts else course.score,
@@ -127,8 +127,10 @@ class Routing:
         )
 
     def reroute(self, call: Call, refused: Refused | None) -> bool:
-        """To a cheaper model with the needed abilities. Only money is saved by it: tokens are the same anywhere.
-        `refused` None: nothing stands in the way yet, and there is little left."""
+        """Switch to a cheaper model with the needed abilities. This saves only money: the tokens are the same on any model.
+
+        `refused` None: the call still fits, but little is left of its budget.
+        """
         if call.deployment is None:
             return False
         if refused is not None and refused.unit != "nano_usd":
@@ -144,10 +146,10 @@ class Routing:
         return False
 
     def judge(self, call: Call, answer: Answer) -> None:
-        """Note whether a routed answer was good enough, for the next attempt of this conversation."""
+        """Note whether a routed answer passed its checks, for the next attempt of this conversation."""
         course = self._courses.get(_conversation(call))
         if course is None or call.model != course.model:
-            return  # a call beside this one, or a short budget, has changed the model since
+            return  # a concurrent call, or a short budget, has changed the model since
         if answer.finish_reason == "length" and call.output_cap is not None:
             return  # it was the budget that cut it off, and a dearer model would fit less
         settings = self._snapshot().settings
@@ -235,7 +237,7 @@ class Routing:
 
 
 def answer_of(call: Call, body: dict[str, Any]) -> Answer:
-    """A whole chat answer as the checks read it."""
+    """A complete chat answer in the form that the checks need."""
     choices = body.get("choices")
     first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     said = first.get("message")
@@ -254,7 +256,7 @@ def answer_of(call: Call, body: dict[str, Any]) -> Answer:
 
 
 def _given(messages: Sequence[Any]) -> str:
-    """What the answer could be made from: all that was said but earlier answers, the newest of it where it is long."""
+    """The texts that an answer can be based on: all but earlier answers, truncated to the newest."""
     found: list[str] = []
     left = _SOURCE_CHARACTERS_MAX
     for message in reversed(messages):

@@ -1,8 +1,7 @@
-"""What the store knows of runs that call for the first time here: those that are asked for while one query is under way are
-answered by the next.
+"""Batched look-ups of runs in the store: all that are requested during one query are answered by the next.
 
-The embedded store has one connection. With a query for each, the first calls of fifty runs that began together waited for half a
-second (`python -m bench --targets orchestrated`).
+The embedded store has one connection. With one query per run, the first calls of fifty runs that began together waited for half a second
+(`python -m bench --targets orchestrated`).
 """
 
 from __future__ import annotations
@@ -48,10 +47,10 @@ class RunLookups:
     async def _answer(self, project: str, names: list[str], asked: dict[_Key, asyncio.Future[Run | None]]) -> None:
         try:
             found = await run_store.get_many(self._store, project, names)
-        except Exception as error:  # noqa: BLE001 - whoever waits is told, whatever it was
+        except Exception as error:  # noqa: BLE001 - passed on to whoever waits
             for name in names:
                 asked[project, name].set_exception(error)
-                asked[project, name].exception()  # whoever waited may be gone: nobody has to hear of it then
+                asked[project, name].exception()  # marks it as retrieved: whoever waited may be gone
             return
         for name in names:
             asked[project, name].set_result(found.get(name))

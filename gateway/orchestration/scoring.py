@@ -1,7 +1,6 @@
-"""The intensity scores of agents, computed now and then from what the gateway saw of them.
+"""Periodic computation of agents' intensity scores from their recorded calls.
 
-Every process does it, and none has to: who comes second finds a fresh score and leaves it. Scores that somebody set through
-the API stay as they are.
+Every process does this; whichever comes second finds a fresh score and leaves it. Scores that were set through the API are kept.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from policies.intensity import AgentActivity, IntensityScore, WorkflowShape, int
 _log = structlog.get_logger(__name__)
 EVERY_MS: Final = 60_000
 WINDOW_MS: Final = 30 * 86_400_000
-# Scores move with every run; only what changes a decision is worth a row in the history.
+# Scores change with every run; only changes of at least this much are stored.
 _CHANGE_MIN: Final = 0.05
 MEASURED_BY: Final = "gateway"
 
@@ -56,7 +55,7 @@ class Scoring:
                 _log.exception("intensity_not_measured")
 
     async def measure(self) -> int:
-        """Score the agents that ran since the last time. Returns how many scores were written. Raises StoreUnavailable."""
+        """Score the agents that were active since the last round. Returns how many scores were stored. Raises StoreUnavailable."""
         now_ms = self._clock_ms()
         # Events reach the store a moment after they happen: two rounds overlap.
         since_ms = (self._seen_until_ms or now_ms - WINDOW_MS) - EVERY_MS
@@ -76,14 +75,14 @@ class Scoring:
         tools = await agents_seen.tool_use(self._store, agent.project, agent.agent, since_ms)
         activity = activity_of(observed, tools)
         score = intensity_score(activity, self._shape(agent))
-        # Without any measure the score is the neutral one of an unknown agent, and that is what it should stay.
+        # Without any measure, the score would be the neutral one of an unknown agent, which need not be stored.
         if not score.parts or (before is not None and not _differs(before, score)):
             return False
         await intensity_store.put(self._store, _intensity(agent, score, activity, now_ms))
         return True
 
     def _shape(self, agent: ActiveAgent) -> WorkflowShape | None:
-        """Of the declared workflow that the agent runs most."""
+        """The shape of the declared workflow that the agent runs most."""
         snapshot = self._snapshot()
         for name, _ in sorted(agent.workflows.items(), key=lambda one: (-one[1], one[0])):
             workflow = snapshot.workflow(agent.project, name)
@@ -94,7 +93,7 @@ class Scoring:
 
 
 def activity_of(observed: Observed, tools: ToolUse) -> AgentActivity:
-    """Tools and retries were counted in the latest calls only; they are taken to be alike in the others."""
+    """An agent's activity. Tools and retries are counted in its latest calls only, and extrapolated to the others."""
     share = observed.calls / tools.calls if tools.calls else 0.0
     return AgentActivity(
         runs=observed.runs,

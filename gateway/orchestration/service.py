@@ -1,7 +1,7 @@
-"""What is decided about a tagged call before it is admitted: its intent, its step's share of the run, its model.
+"""The decisions about a tagged call before it is admitted: its intent, its step's share of the run, and its model.
 
-Everything here is an extra. An error inside is counted and logged, and the call goes on as if orchestration were off; only
-the limits that somebody set by hand never depend on it.
+Everything here is optional: if it fails, the error is counted and logged, and the call goes on as if orchestration were off. The limits
+that somebody set never depend on it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Orchestration:
         await self.trail.stop()
 
     def settings_changed(self, now: Snapshot) -> None:
-        """Conclusions drawn under the old settings, declarations and budgets are drawn anew; a new key changes none."""
+        """Drop what was concluded under old settings, declarations and budgets. A change of keys does not matter."""
         before, self._concluded = self._concluded, now
         is_same = before.settings == now.settings and before.workflows is now.workflows
         if is_same and before.budgets is now.budgets:
@@ -97,7 +97,7 @@ class Orchestration:
         self.plans.forget()
 
     async def plan(self, call: Call, snapshot: Snapshot) -> RunLimits:
-        """The limits of this call's run and step beside its budgets. Never raises."""
+        """The limits of this call's run and step, in addition to its budgets. Never raises."""
         declared = self.declarations.of(snapshot.workflow(call.principal.project, call.tags.workflow or ""))
         limits = declared_limits(call, declared)
         if not snapshot.settings.enabled:
@@ -131,11 +131,11 @@ class Orchestration:
         return with_share(limits, given.share, settings)
 
     def budget_changed(self, project: str, run: str) -> None:
-        """Somebody gave a run another budget than it was planned with."""
+        """Handle a change of a run's budget."""
         self.plans.drop(project, run)
 
     async def replan(self, call: Call, refused: Refused, snapshot: Snapshot) -> RunLimits | None:
-        """The limits of a call that its step's share refused, where its run has got more to share since. Never raises."""
+        """New limits for a call that its step's share refused, if its run was given more since; otherwise None. Never raises."""
         project, run = call.principal.project, call.run or ""
         if not snapshot.settings.enabled or refused.account != step_account(run, call.tags.step):
             return None
@@ -145,11 +145,11 @@ class Orchestration:
         return await self.plan(call, snapshot)
 
     async def first_plan(self, call: Call, known: Run | None, snapshot: Snapshot, *, looks: bool = False) -> RunPlan:
-        """The plan of a run that nobody announced, at its first call. `looks`: no model is asked what stays unclear."""
+        """The plan of a run that was not announced, at its first call. `looks`: a dry run, which asks no model."""
         return await self._proposed(_request_of(call, known), call.principal.project, snapshot, call, looks=looks)
 
     def take_side(self, call: Call, snapshot: Snapshot, declared: DeclaredWorkflow) -> None:
-        """Only of calls that could be compressed or routed there is something to compare."""
+        """Assign the call to a side of the holdout, if it could be compressed or routed; otherwise there is nothing to compare."""
         if not self._holdout_share:
             return
         compresses = snapshot.settings.compression_enabled and declared.compresses
@@ -165,9 +165,9 @@ class Orchestration:
         return await self._proposed(request, project, self._snapshot(), looks=True)
 
     async def initialise(self, project: str, request: RunRequest, kept: RunPlan | None = None) -> RunPlan:
-        """Plan a run before it begins, and remember the plan: `kept`, where its steps are to stay.
+        """Plan a run before it begins, and keep the plan. `kept` is an earlier plan whose steps stay.
 
-        Raises ValueError as `plan_run` does.
+        Raises ValueError like `plan_run`.
         """
         if kept is None:
             await self._read_steps(project, request)
@@ -200,13 +200,13 @@ class Orchestration:
         *,
         looks: bool = False,
     ) -> RunPlan:
-        """One way for announced, declared and learned runs. `call` is the first call of a run that nobody announced."""
+        """Plans announced, declared and learned runs alike. `call` is the first call of a run that was not announced."""
         workflow = snapshot.workflow(project, request.workflow)
         settings = snapshot.settings
         strategy = request.strategy or strategy_of(settings, workflow)
         steps = with_declaration(request, snapshot, project)
         is_adaptive = strategy == "adaptive"
-        # A declared run by any other strategy needs no history, and costs no query.
+        # A declared run with another strategy needs no history, and so no query.
         needs_history = bool(request.workflow) and (is_adaptive or not steps)
         history = await self.histories.of(project, request.workflow, alike=is_adaptive) if needs_history else None
         if not steps and history is not None:
@@ -223,9 +223,9 @@ class Orchestration:
         )
 
     def _pool_limit(self, request: RunRequest, project: str, snapshot: Snapshot, call: Call | None) -> int:
-        """What the run may use at most: the settings' or the declaration's limit, every budget on the run, and its own.
+        """The most that the run may use: the limit of the settings or the declaration, tightened by all budgets on the run and its own.
 
-        A budget that is only watched shares nothing out: steps would be refused in its name.
+        Budgets in observe mode do not count, because they must not cause a step to be refused.
         """
         declared = self.declarations.of(snapshot.workflow(project, request.workflow))
         limit = Limit(tokens=snapshot.settings.max_tokens_per_workflow).replaced_by(declared.limit)
@@ -239,7 +239,7 @@ class Orchestration:
         return limit.tokens or 0
 
     def limits_of(self, project: str, workflow: str, step: str | None = None) -> RunLimits:
-        """What settings and the workflow's declaration limit a run and its step to, whoever calls; steps' shares apart."""
+        """The limits of a run and its step from settings and declaration, without the shares of a plan."""
         snapshot = self._snapshot()
         declared = self.declarations.of(snapshot.workflow(project, workflow))
         whole = Limit(tokens=snapshot.settings.max_tokens_per_workflow if snapshot.settings.enabled else None)
@@ -250,13 +250,13 @@ class Orchestration:
         )
 
     def model_for(self, call: Call, snapshot: Snapshot) -> str:
-        """The model to ask: the named one, or the one that routing chose. Raises `BadRequest` for an `auto` nobody can take."""
+        """The model to call: the named one, or the one that routing chose. Raises `BadRequest` if no model can take an `auto` call."""
         asked = call.request.model
         try:
             chosen = self.routing.model_for(call, snapshot)
         except BadRequest:
             raise
-        except Exception:  # noqa: BLE001 - the model that was named answers then
+        except Exception:  # noqa: BLE001 - the named model is used then
             self._note_failure(call)
             return asked
         if chosen != asked and call.is_tagged:
@@ -264,7 +264,7 @@ class Orchestration:
         return chosen
 
     def why_not(self, call: Call, rung: Rung) -> str:
-        """Why a call is not compressed or rerouted; empty where it may be."""
+        """Why a call is not compressed or rerouted; empty if it may be."""
         snapshot = self._snapshot()
         settings = snapshot.settings
         if not (settings.enabled and call.is_tagged):
@@ -280,7 +280,7 @@ class Orchestration:
         before = call.saved.tokens
         try:
             changed = await self.compressing.compress(call, needed_tokens, pressed=pressed)
-        except Exception:  # noqa: BLE001 - the original goes then
+        except Exception:  # noqa: BLE001 - the original prompt is sent then
             self._note_failure(call)
             return False
         if changed:
@@ -289,7 +289,7 @@ class Orchestration:
         return changed
 
     def answered(self, call: Call, usage: Usage) -> None:
-        """What a tagged call was billed."""
+        """Take note of what a tagged call was billed."""
         if self._snapshot().settings.compression_enabled:
             self.compressing.answered(call, usage)
 
@@ -305,15 +305,15 @@ class Orchestration:
         return changed
 
     def output_tokens_least(self, call: Call) -> int:
-        """The least answer that is of use for the intent of a call; 0 where nobody knows it."""
+        """The shortest useful answer for the call's intent, in tokens; 0 if the intent is unknown."""
         return self.routing.handler(call).output_tokens_min if call.intent is not None else 0
 
     def output_tokens_usual(self, call: Call) -> int:
-        """How long answers of the call's intent usually are in a step of its settings; 0 where nobody knows it."""
+        """The expected answer for the call's intent, in tokens; 0 if the intent is unknown."""
         return self.routing.output_tokens_expected(call) if call.intent is not None else 0
 
     def refused(self, call: Call, refused: Refused) -> None:
-        """A call did not fit, whatever was tried."""
+        """Record that a call was refused after all rungs were tried."""
         self.trail.note(
             "call.refused",
             call,
@@ -325,15 +325,15 @@ class Orchestration:
         )
 
     def observed(self, call: Call, accounts: Sequence[str]) -> None:
-        """A call went on that would have been refused, were these accounts enforced."""
+        """Record a call that would have been refused if these accounts were enforced."""
         self.trail.note("call.observed", call, accounts[0], accounts=list(accounts))
 
     def is_followed(self, call: Call) -> bool:
-        """Whether the answer is looked at: that of a routed call. Others cost one look-up here."""
+        """Whether the call's answer is to be checked, which is the case for routed calls."""
         return call.is_tagged and call.protocol.name == "chat" and self.routing.is_followed(call)
 
     def judge(self, call: Call, body: bytes, *, streamed: bool = False) -> None:
-        """Look at the whole answer of a routed call. `streamed`: the body is its events."""
+        """Check the complete answer of a routed call. `streamed`: the body is a sequence of events."""
         if not self.is_followed(call):
             return
         try:
@@ -359,7 +359,7 @@ class Orchestration:
 
 
 def declared_limits(call: Call, declared: DeclaredWorkflow) -> RunLimits:
-    """What holds of a call with orchestration off, too: the caller's own budget and the workflow's declaration."""
+    """The limits that apply even with orchestration off: the caller's own, and those of the workflow's declaration."""
     return RunLimits(
         tightened=call.tags.budget,
         planned_run=declared.limit,
@@ -384,7 +384,7 @@ def with_share(limits: RunLimits, share: StepAllocation | None, settings: Settin
 
 
 def _request_of(call: Call, known: Run | None) -> RunRequest:
-    """The run as it would have been announced."""
+    """The announcement that would describe the call's run."""
     tags = call.tags
     budget = own_budget(known.plan) if known is not None else UNLIMITED
     return RunRequest(
@@ -393,7 +393,7 @@ def _request_of(call: Call, known: Run | None) -> RunRequest:
 
 
 def _with_said(steps: Sequence[Mapping[str, Any]], call: Call | None) -> tuple[Mapping[str, Any], ...]:
-    """What the first call's headers say of its own step goes before its declaration; the others are as declared."""
+    """The steps, where intent and priority from the first call's headers override the declaration of its own step."""
     if call is None or (call.tags.intent is None and call.tags.priority == "normal"):
         return tuple(steps)
     said = {"intent": call.tags.intent} if call.tags.intent is not None else {}

@@ -1,4 +1,4 @@
-"""What the gateway decided by itself, for the audit trail: one event for each new decision, none for repeating it.
+"""The gateway's own decisions in the audit trail: one event for each new decision, none for repeating it.
 
     intent.classified   a step's intent was found (later calls of the step repeat it)
     budget.allocated    a step of a run was given its share
@@ -8,7 +8,7 @@
     prompt.compressed   a prompt was made smaller
     model.routed        another model than the one asked for was chosen
 
-What people change (settings, keys, budgets, runs) is written by the control API, under their names.
+Changes that people make (settings, keys, budgets, runs) are recorded by the control API, under their names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ACTOR: Final = "gateway"
 
 
 class Trail:
-    """Noting costs a list's append; a store that is away costs the oldest events, never a call."""
+    """Noting an event only queues it. While the store is unreachable, the oldest events may be dropped; calls never fail."""
 
     def __init__(self, store: Database, clock_ms: Callable[[], int]) -> None:
         self._store = store
@@ -43,7 +43,7 @@ class Trail:
         await self._batches.flush()
 
     def note(self, action: str, call: Call, target: str, **detail: Any) -> None:
-        """`target` is what was decided about: a step, a model, a scope."""
+        """Record a decision about a call. `target` is its subject: a step, a model or a scope."""
         known = {"workflow": call.tags.workflow, "step": call.tags.step} | detail
         self._batches.put(
             AuditEvent(
