@@ -290,7 +290,7 @@ def embeddings_whole(directive: Directive, body: Mapping[str, Any], model: str, 
     inputs = body.get("input")
     values = inputs if isinstance(inputs, list) and inputs and not isinstance(inputs[0], int) else [inputs]
     tokens = sum(count(value) if isinstance(value, str) else len(value or []) for value in values)
-    size = int(body.get("dimensions") or 8)
+    size = min(int(body.get("dimensions") or 8), 4_096)  # fuzzers ask for billions
     data = [{"object": "embedding", "index": i, "embedding": _vector(value, size)} for i, value in enumerate(values)]
     usage = usage_of(directive, {"prompt_tokens": tokens, "total_tokens": tokens})
     return {"object": "list", "data": data, "model": model, **({"usage": usage} if usage is not None else {})}
