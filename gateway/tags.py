@@ -225,6 +225,8 @@ def _nano_usd(value: str | None) -> int | None:
         nano = Decimal("Infinity")
     if nano > AMOUNT_MAX:
         raise BadRequest.header(name, f"{value!r} is more than a budget may have, {AMOUNT_MAX // NANO_USD_PER_USD}")
+    if 0 < nano < 1:
+        raise BadRequest.header(name, f"{value!r} is less than 0.000000001, the smallest amount that is kept")
     return int(nano)
 
 

@@ -221,6 +221,7 @@ BAD = [
     ("x-workflow-budget-usd", "Infinity"),
     ("x-workflow-budget-usd", "$1"),
     ("x-workflow-budget-usd", "10000000"),
+    ("x-workflow-budget-usd", "0.0000000001"),
     ("x-workflow-budget-usd", "1e999999999999"),
     ("x-workflow-budget-usd", "1e99999999999999999999"),
 ]
