@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -164,7 +164,7 @@ class Application:
             protocols=PROTOCOLS,
             handler=self.parts.tracing.handler(self._handler),
             intake=intake,
-            control=_application(self._routes()),
+            control=_application(self._routes(), self.parts.ids.new),
             model_names=lambda: self.parts.pool.names,
             count_prompt=self._count_prompt,
             new_id=self.parts.ids.new,
@@ -330,9 +330,9 @@ class Application:
         from gateway.admin.application import admin_routes
         from gateway.endpoints.api.assembly import make_api, make_desk
 
-        desk = make_desk(self.parts, self.access)
-        pages = Late(lambda: _application(admin_routes(desk)))
-        return _application([Mount("/api", make_api(desk)), Below("/admin", pages)])
+        desk, new_id = make_desk(self.parts, self.access), self.parts.ids.new
+        pages = Late(lambda: _application(admin_routes(desk), new_id))
+        return _application([Mount("/api", make_api(desk)), Below("/admin", pages)], new_id)
 
     async def _announce_first_login(self) -> None:
         is_open = self.access.is_open() and is_loopback(self.config.server.host)
@@ -350,8 +350,8 @@ async def _lead_to_pages(_: HttpRequest) -> RedirectResponse:
     return RedirectResponse("/admin")
 
 
-def _application(routes: list[BaseRoute]) -> Starlette:
-    application = Starlette(routes=routes, exception_handlers={HTTPException: not_there})
+def _application(routes: list[BaseRoute], new_id: Callable[[], str]) -> Starlette:
+    application = Starlette(routes=routes, exception_handlers={HTTPException: not_there(new_id)})
     # Starlette would lead `/metrics/` to an address made of the client's own Host header.
     application.router.redirect_slashes = False
     return application

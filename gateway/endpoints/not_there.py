@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,13 +14,19 @@ from gateway.wire.openai_errors import error_body
 _API = "/api"
 
 
-async def not_there(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
-    path = request.url.path
-    if error.status_code == 405:
-        found = BadRequest(f"{path} does not take {request.method}.", status=405, code="method_not_allowed")
-        found.headers.update(error.headers or {})
-    else:
-        where = "/api/openapi.json lists what there is" if path.startswith(_API) else "model calls go to /v1/…"
-        found = BadRequest(f"There is no {path[:200]}; {where}.", status=error.status_code, code="not_found")
-    return Response(error_body(found), found.status, found.headers, "application/json")
+def not_there(new_id: Callable[[], str]) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """A handler of Starlette's `HTTPException`. `new_id` makes the id of the request."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
+        path, request_id = request.url.path, new_id()
+        if error.status_code == 405:
+            found = BadRequest(f"{path} does not take {request.method}.", status=405, code="method_not_allowed")
+            found.headers.update(error.headers or {})
+        else:
+            where = "/api/openapi.json lists what there is" if path.startswith(_API) else "model calls go to /v1/…"
+            found = BadRequest(f"There is no {path[:200]}; {where}.", status=error.status_code, code="not_found")
+        found.metadata["request_id"] = found.headers["x-request-id"] = request_id
+        return Response(error_body(found), found.status, found.headers, "application/json")
+
+    return answer

@@ -51,7 +51,9 @@ def test_every_answer_has_an_id_and_a_time(served: Served, method: str, path: st
         assert (bool(error["message"]), bool(error["code"]), error["type"]) == (True, True, "invalid_request_error")
 
 
-@pytest.mark.parametrize("path", ["/api/runs/none", "/v1/none", "/v1//models"])
+@pytest.mark.parametrize(
+    "path", ["/api/runs/none", "/v1/none", "/v1//models", "/api/none", "/none", "/api/runs/r/pause"]
+)
 def test_an_error_names_its_request(served: Served, path: str) -> None:
     reply = served.gateway.get(path)
     assert reply.json()["error"]["metadata"]["request_id"] == reply.headers["x-request-id"]

@@ -96,7 +96,7 @@ def api_application(routes: Sequence[Route], desk: Desk) -> Starlette:
     served += [
         StarletteRoute(_converted(route.path), Endpoint(route, desk).serve, methods=[route.method]) for route in routes
     ]
-    application = Starlette(routes=served, exception_handlers={HTTPException: not_there})
+    application = Starlette(routes=served, exception_handlers={HTTPException: not_there(desk.parts.ids.new)})
     application.router.redirect_slashes = False
     return application
 
