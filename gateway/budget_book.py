@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-from gateway.config_budgets import BudgetConfig, usd_to_nano
+from gateway.config_budgets import UNITS, BudgetConfig, usd_to_nano
 from gateway.control import Snapshot
 from gateway.pipeline.call import Call
 from policies.amounts import Limit
@@ -80,7 +80,7 @@ class _Made:
 
 def key_budgets(name: str, project: str, limits: Mapping[str, Any]) -> tuple[Budget, ...]:
     """A key's own limits (`tokens`, `usd`, `requests`, `window`) as a budget on it; none where it has none."""
-    given = tuple(limits.get(unit) for unit in ("tokens", "usd", "requests"))
+    given = tuple(limits.get(unit) for unit in UNITS)
     if all(value is None for value in given):
         return _NO_LIMITS
     return _key_budgets(name, project, *given, str(limits.get("window") or "total"))

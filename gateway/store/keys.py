@@ -16,6 +16,7 @@ from typing import Any, Final
 import orjson
 from sqlalchemy import select
 
+from gateway.config_budgets import UNITS
 from gateway.store.database import Database, StoreConnection
 from gateway.store.tables import api_keys
 from gateway.store.versions import Subject, changed
@@ -62,7 +63,7 @@ class ApiKey:
     @property
     def has_budget(self) -> bool:
         """Whether it is limited in tokens, money or requests; a window or concurrency is no account."""
-        return any(self.limits.get(unit) is not None for unit in ("tokens", "usd", "requests"))
+        return any(self.limits.get(unit) is not None for unit in UNITS)
 
     def is_valid(self, digest: str, now_ms: int) -> bool:
         """Whether the key with this digest may be used now: not revoked, not expired, and not an old one past its grace."""
@@ -162,10 +163,10 @@ async def change(db: Database, key_id: str, edited: Callable[[ApiKey], ApiKey]) 
     None when there is no such key or it is revoked. Raises KeyNameTaken.
     """
     async with db.begin() as connection:
-        await changed(connection, Subject.KEYS)
         key = await _locked(connection, key_id)
         if key is None or key.revoked_at_ms is not None:
             return None
+        await changed(connection, Subject.KEYS)  # before the names are compared: whoever makes a key meanwhile waits
         after = edited(key)
         await _check_name(connection, after)
         row = _to_row(after)

@@ -63,7 +63,7 @@ class SqliteConnection:
     """The connection in one transaction, which begins with its first statement. What it returns has been fetched: nothing waits
     for SQLite any more.
 
-    Each hand-over to the thread costs a call that waits for it 0.1 to 0.4 ms, so a transaction of one statement makes two.
+    A call may wait for each hand-over to the thread, so a transaction of one statement makes two: that statement, and the end.
     """
 
     def __init__(self, engine: Engine, thread: ThreadPoolExecutor) -> None:

@@ -1,4 +1,4 @@
-"""What tests of the LiteLLM lane have in common; modules with a `provider` of another kind bring their own."""
+"""What tests of the lanes have in common; modules with a `provider` or a `lane` of another kind bring their own."""
 
 from __future__ import annotations
 

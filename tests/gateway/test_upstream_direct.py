@@ -35,12 +35,6 @@ PATHS = {
 
 
 @pytest.fixture
-async def provider() -> AsyncIterator[FakeProvider]:
-    async with FakeProvider() as running:
-        yield running
-
-
-@pytest.fixture
 async def lane() -> AsyncIterator[DirectLane]:
     made = DirectLane(environment={})
     yield made

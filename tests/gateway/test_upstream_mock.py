@@ -14,6 +14,7 @@ import pytest
 from gateway.upstream.mock import MockLane
 from gateway.upstream.mock_reply import within
 from gateway.upstream.port import Deployment, ProtocolName, UpstreamAnswer, UpstreamCall
+from tests.gateway.litellm_calls import blocks
 
 TEXT = "one two three four five"
 BODIES: dict[ProtocolName, dict[str, Any]] = {
@@ -48,18 +49,9 @@ async def send(
 
 async def events(answer: UpstreamAnswer) -> list[dict[str, Any]]:
     """The data of the events; every event is whole and named as its protocol names it."""
-    assert answer.pieces is not None
-    text = b"".join([piece async for piece in answer.pieces]).decode()
-    assert text.endswith("\n\n")
-    found = []
-    for block in text.strip().split("\n\n"):
-        name, _, data = block.rpartition("data: ")
-        if data == "[DONE]":
-            continue
-        value = json.loads(data)
-        assert name.strip() in ("", f"event: {value.get('type')}")
-        found.append(value)
-    return found
+    found = await blocks(answer)
+    assert all(name in ("", value.get("type")) for name, value in found)
+    return [value for _, value in found]
 
 
 def spoken(protocol: ProtocolName, body: dict[str, Any]) -> tuple[str, str, int, int]:
