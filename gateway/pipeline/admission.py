@@ -1,6 +1,6 @@
-"""Count, admit, reserve: one call against every budget it touches, in one operation of the ledger.
+"""Count, admit, reserve: one call against every budget that applies to it, in a single ledger operation.
 
-What does not fit climbs the ladder that the innermost budget declares (`climbing`).
+A call that does not fit climbs the ladder that the innermost budget declares (`climbing`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from policies.pricing import Price, Usage
 from policies.reservation import Decision, Demand, Granted, OnLost
 from policies.tokens import PromptCount
 
-# No model writes more in one answer; a cap beyond it would only take sums of money out of the range that is exact.
+# No model writes more in one answer, and a larger cap could push sums of money out of the exact range.
 OUTPUT_TOKENS_PLAUSIBLE_MAX: Final = 10_000_000
 
 
@@ -99,7 +99,7 @@ class Admission:
         )
 
     async def admit(self, call: Call) -> None:
-        """Fills in the call's chain, count, price and grant. Raises `BudgetRefusal`, `LedgerOutage`, `OutboxFull` or `BadRequest`."""
+        """Fill in the call's chain, count, price and grant. Raises `BudgetRefusal`, `LedgerOutage`, `OutboxFull` or `BadRequest`."""
         if call.tags.parent_run is not None:
             await self._runs.check_parent(call)
         snapshot = self._snapshot()
@@ -131,12 +131,12 @@ class Admission:
             call.timings.stop("reserve")
 
     async def _held_elsewhere(self, call: Call, limits: RunLimits) -> RunLimits:
-        """A run is held to the run budgets of every workflow that it is used under."""
+        """Tighten `limits`: a run used under several workflows is held to the run budgets of all of them."""
         limit = await self._runs.limit_elsewhere(call, self._budgets())
         return limits if limit.is_unlimited else replace(limits, tightened=limits.tightened.tightened_by(limit))
 
     def use(self, call: Call, deployment: Deployment) -> None:
-        """Set the deployment that is asked, what it costs, and the fields that its entry adds to the request."""
+        """Set the deployment to call, its price, and the fields that its entry adds to the request."""
         call.deployment = deployment
         call.price = self._prices.price(deployment)
         call.request = with_defaults_of(deployment, call.request)
@@ -150,7 +150,7 @@ class Admission:
         return deployment
 
     def leave(self, call: Call) -> None:
-        """The call will not be forwarded: its deployment is free for others."""
+        """Release the deployment of a call that will not be forwarded."""
         if call.deployment is not None:
             self._pool.release(call.deployment)
 
@@ -158,7 +158,7 @@ class Admission:
         return self._prices.price(deployment)
 
     async def count(self, call: Call, deployment: Deployment | None = None) -> PromptCount:
-        """The prompt by the rules of the call's deployment, or of another one."""
+        """Count the prompt by the rules of `deployment`; by default, those of the call's own."""
         counted_as = call.protocol.counted_as
         if counted_as is None:
             return PromptCount(0, 0, exact=True)
@@ -171,7 +171,7 @@ class Admission:
         self._histories.answered(call, usage)
 
     async def _reserve(self, call: Call, *, replans: bool = True) -> None:
-        """Up the ladder until it fits. The refusal that the client hears is the last one."""
+        """Climb the ladder until the call fits. If it never does, the client gets the last refusal."""
         demand, decision = await self._climbing.climb(call)
         if isinstance(decision, Granted):
             return await self._accept(call, demand, decision)
@@ -204,7 +204,7 @@ class Admission:
         return await self._reserving.reserve(call, request)
 
     async def _accept(self, call: Call, demand: Demand, granted: Granted) -> None:
-        """Remember the grant. Limits that only the ledger knows (an operator's override) may limit money after all."""
+        """Remember the grant. The ledger may limit money where the chain does not: an operator's override is known only there."""
         limits_money = any(balance.limit.nano_usd is not None for balance in granted.balances)
         if limits_money and call.price is None:
             await self._ledger.void(call.principal.project, call.id)
@@ -224,7 +224,7 @@ class Admission:
             call.actions.append("clamp")
 
     def _demand(self, call: Call) -> Demand:
-        """The worst case: the whole prompt and the whole output, at the dearest price that may apply."""
+        """The worst case: the whole prompt and the longest output, at the highest price that may apply."""
         request, count = call.request, cast(PromptCount, call.count)
         prompt_tokens = count.reserve_tokens + request.media_tokens
         output_max = self.output_tokens_wanted(call) if request.has_output else 0
@@ -240,7 +240,7 @@ class Admission:
         )
 
     def output_tokens_wanted(self, call: Call) -> int:
-        """What each choice may come to: the client's cap, never above the model's own maximum."""
+        """The longest output of each choice: the client's cap, but never more than the model's own maximum."""
         limit = self._prices.output_tokens_max(cast(Deployment, call.deployment))
         own = call.request.output_tokens_max
         if own is None:

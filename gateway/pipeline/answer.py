@@ -1,4 +1,4 @@
-"""Headers of an answer: who it was for, what is left, what was done."""
+"""Response headers: which call this was, what is left of its budgets, and what was done to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from policies.budgets import Scope
 from policies.reservation import Balance
 
 Header = tuple[bytes, bytes]
-# Anthropic's SDKs look for the id of a call under this name, and show it in their errors.
+# Anthropic's SDKs read the request id from this header and show it in their errors.
 ANTHROPIC_REQUEST_ID: Final = "request-id"
 
 
@@ -22,7 +22,7 @@ def encoded(headers: Iterable[tuple[str, str]]) -> list[Header]:
 
 
 def call_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, str]]:
-    """Everything that Farebox says about a call. An untagged one hears its id and the timing, and no more."""
+    """Everything that Farebox says about a call. An untagged call gets only its id and the timings."""
     headers = [("x-request-id", call.id), ("server-timing", call.timings.header())]
     if call.protocol.name == "messages":
         headers.append((ANTHROPIC_REQUEST_ID, call.id))
@@ -47,7 +47,7 @@ def call_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, str
 
 
 def tag_headers(tags: Tags) -> list[tuple[str, str]]:
-    """For what is no call: the run, where one is named, and the step; nothing for what is untagged."""
+    """For a request that never became a call: the step, and the run if it is named; nothing if the request is untagged."""
     if not tags.is_tagged:
         return []
     step = ("x-workflow-step", tags.step)
@@ -55,14 +55,16 @@ def tag_headers(tags: Tags) -> list[tuple[str, str]]:
 
 
 def budget_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, str]]:
-    """Limits and what is left of them, for step and run, where they are limited; those in observe where no others are. A step is told
-    no larger limit than its run's."""
+    """Limit and remainder of step and run, if limited. Observed budgets are shown only where none is enforced.
+
+    The limit shown for a step is never larger than that of its run.
+    """
     headers: list[tuple[str, str]] = []
     shown: set[Scope] = set()
     whole = _tokens_of_run(call, balances)
     for balance, link in zip(balances, call.chain.links, strict=False):
         scope = link.scope
-        # A chain may have parents of the run too: those are not the call's own.
+        # A chain may also hold parent runs, which are not the call's own.
         if link.scope_id != (call.run if scope is Scope.RUN else call.tags.step if scope is Scope.STEP else None):
             continue
         if not link.hold.enforce and scope in shown:
@@ -90,7 +92,7 @@ def _tokens_of_run(call: Call, balances: Sequence[Balance]) -> int | None:
 
 
 def budget_note(call: Call, balances: Sequence[Balance]) -> dict[str, object] | None:
-    """The object of the comment that ends a tagged stream: the final figures."""
+    """The final figures, sent as a comment at the end of a tagged stream."""
     if not call.is_tagged:
         return None
     note: dict[str, object] = {"run": call.run, "step": call.tags.step}
@@ -105,7 +107,7 @@ def budget_note(call: Call, balances: Sequence[Balance]) -> dict[str, object] | 
 def error_headers(
     error: GatewayError, request_id: str, call: Call | None, tags: Tags = UNTAGGED
 ) -> list[tuple[str, str]]:
-    """`tags` are those of a request that became no call."""
+    """`tags` are those of a request that never became a call."""
     headers = [("content-type", "application/json")]
     if call is None:
         headers += [("x-request-id", request_id), (ANTHROPIC_REQUEST_ID, request_id), *tag_headers(tags)]

@@ -1,8 +1,8 @@
-"""The exact-match cache: the very same request of the same project is answered from the shelf, and costs nothing.
+"""The exact-match cache: an identical request of the same project is answered from the shelf, and costs nothing.
 
 Off unless a model's `model_info.cache_ttl_seconds` or the header `x-farebox-cache: SECONDS` asks for it; `x-farebox-cache: off`
-keeps a call away from it. A call is admitted before the cache is asked, so that a paused run stays paused, and its whole hold is
-given back on a hit. A stream is kept once it has ended well, and given again at once.
+bypasses it. A call is admitted before the cache is looked up, so that a paused run stays paused; on a hit its whole hold is
+released. A stream is kept once it has ended successfully, and replayed in one piece.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gateway.pipeline.given_again import canonical, kept_of
 
 HEADER: Final = "x-farebox-cache"
 HIT_ACTION: Final = "cache=hit"
-# What was kept before is not kept anew: its time would never end.
+# Actions that keep an answer out of the cache. A hit is among them: storing it again would extend its TTL forever.
 _NOT_KEPT: Final = ("clamp", "compress", "route", "fallback", "cut", HIT_ACTION)
 TTL_SECONDS_MAX: Final = 86_400
 _log = structlog.get_logger(__name__)
@@ -38,16 +38,16 @@ class Wish:
 
 
 class AnswerCache:
-    """`model_ttl_s` tells what a public model name asks for; None: nothing."""
+    """`model_ttl_s` returns the TTL configured for a public model name, or None."""
 
     def __init__(self, model_ttl_s: Callable[[str], int | None], shelf: AnswerShelf) -> None:
         self._model_ttl_s = model_ttl_s
         self._shelf = shelf
 
     def wish(self, exchange: Exchange, call: Call) -> Wish | None:
-        """None: the cache has nothing to do with this call. Raises `BadRequest` for a header that says nothing sensible.
+        """None if the cache is not to be used for this call. Raises `BadRequest` for an invalid header.
 
-        To be asked before admission, which may change the request.
+        Call this before admission, which may change the request.
         """
         asked = exchange.headers.get(HEADER)
         ttl_s = self._model_ttl_s(call.request.model) if asked is None else _seconds(asked)
@@ -62,7 +62,7 @@ class AnswerCache:
         return wish
 
     async def find(self, wish: Wish) -> KeptAnswer | None:
-        """A shelf that is out of reach has nothing."""
+        """Look up the answer. An unreachable shelf counts as a miss."""
         try:
             return await self._shelf.find(wish.slot)
         except ShelfUnavailable as error:
@@ -70,7 +70,7 @@ class AnswerCache:
             return None
 
     async def _keep(self, wish: Wish, call: Call, answered: Answered) -> None:
-        """What a budget clamped, compressed or rerouted is an answer to this run's request only, and is not kept."""
+        """Store the answer, unless the request was changed for this run only: clamped, compressed or rerouted."""
         answer = kept_of(answered)
         if answer is None or any(action.startswith(_NOT_KEPT) for action in call.actions):
             return

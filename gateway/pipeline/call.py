@@ -1,4 +1,4 @@
-"""One call on its way through the pipeline: who asks, for what, what was decided, and how it ended."""
+"""One call on its way through the pipeline: who makes it, what it asks for, what was decided, and how it ended."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from policies.values import value_class
 
 LOCAL_PROJECT: Final = "default"
 NO_CHAIN: Final = Chain(())
-UPSTREAM: Final = "upstream"  # the one stop whose time is the provider's
+UPSTREAM: Final = "upstream"  # the only stop whose time is spent by the provider
 
 
 @value_class
 class Principal:
-    """Who calls. Everything that grants money comes from here, and this comes from the key alone."""
+    """Who calls. Every right to spend money derives from this, and this derives from the API key alone."""
 
     key_id: str
     key_name: str
@@ -35,7 +35,7 @@ class Principal:
     allowed_models: tuple[str, ...] = ()
     concurrency_max: int | None = None
     budgets: tuple[Budget, ...] = ()  # the key's own limits
-    credential: str | None = None  # the client's own, passed on in local mode to models that have none
+    credential: str | None = None  # the client's own; local mode passes it on to models that have none
 
 
 class Timings:
@@ -62,7 +62,7 @@ class Timings:
 
     @property
     def overhead_us(self) -> int:
-        """Everything up to the last stop that was not the provider's time."""
+        """The time up to the last stop, without the provider's share."""
         return (self._last_ns - self._started_ns - self._upstream_ns) // 1000
 
     def header(self) -> str:
@@ -71,7 +71,7 @@ class Timings:
 
 @dataclass(slots=True)
 class IntentTag:
-    """What the answer and the usage event say about the step's intent."""
+    """The step's intent, as response headers and the usage event report it."""
 
     intent: str
     confidence: float
@@ -80,7 +80,7 @@ class IntentTag:
 
 @value_class
 class Original:
-    """The history of a call that was made smaller since, what it counts, and what asking about it has cost so far."""
+    """A call's history before compression, its token count, and what condensing it with a model has cost so far."""
 
     messages: Sequence[Any]
     count: PromptCount
@@ -89,7 +89,7 @@ class Original:
 
 @dataclass(slots=True)
 class Call:
-    """Made at the first stop and filled on the way. `id` names the reservation and the usage event too."""
+    """Created at the first stop and filled in on the way. `id` is also the id of the reservation and of the usage event."""
 
     id: str
     protocol: WireProtocol
@@ -97,10 +97,9 @@ class Call:
     request: Request
     tags: Tags = UNTAGGED
     run: str | None = None
-    parent_run: str | None = (
-        None  # the run that it spends from as well: named by this call, or by an earlier one of its run
-    )
-    model: str = ""  # the public name that is asked: the client's, or the one that routing chose
+    # The run whose budget this run also spends: named by this call, or by an earlier call of the run.
+    parent_run: str | None = None
+    model: str = ""  # the public name to call: the client's, or the one that routing chose
     timings: Timings = field(default_factory=Timings)
     forwarded_headers: Mapping[str, str] = field(default_factory=dict)
     intent: IntentTag | None = None
@@ -109,27 +108,25 @@ class Call:
     deployment: Deployment | None = None
     price: Price | None = None
     grant: Granted | None = None
-    told: tuple[
-        Balance, ...
-    ] = ()  # what the ledger said of the chain at a refusal, or at the end; empty: nothing since the grant
-    output_cap: int | None = None  # what each choice is capped at upstream; None leaves the client's own cap
+    # The chain's balances when the call was refused or settled; empty if the ledger has not reported any since the grant.
+    told: tuple[Balance, ...] = ()
+    output_cap: int | None = None  # the cap of each choice that is sent upstream; None leaves the client's own
     actions: list[str] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
     original: Original | None = None
     saved: Amount = ZERO
-    price_asked: Price | None = (
-        None  # of the model that was named, where another one answers: what is saved is counted against it
-    )
-    arm: Arm | None = None  # which side of the holdout its run is on; None: nothing is to be compared
+    # The price of the requested model, if another one answers: savings are measured against it.
+    price_asked: Price | None = None
+    arm: Arm | None = None  # the run's side of the holdout; None: nothing is compared
     lane: Lane | None = None
     is_admitted: bool = False
-    is_with_upstream: bool = False  # a request is at the provider now: whoever gives up here may have to pay
-    raw: bytes = b""  # the body as it came, until the loop breaker has looked at it
-    retry: int = 0  # how often the client's SDK has sent it before
+    is_with_upstream: bool = False  # a request is in flight at the provider: giving up now may still cost money
+    raw: bytes = b""  # the body as received, until the loop breaker has seen it
+    retry: int = 0  # how many times the client's SDK has already sent this call
 
     @property
     def holds_slices(self) -> bool:
-        """Whether the hold grows with the answer. What does not stream cannot be watched, and is held whole."""
+        """Whether the hold grows with the answer. An answer that cannot be streamed cannot be watched, so it is held whole."""
         return self.chain.hold is HoldKind.SLICES and self.request.has_output and self.protocol.streams
 
     @property

@@ -1,8 +1,8 @@
-"""Up the ladder of a call that does not fit: each rung makes it smaller, or waits, and asks the ledger again.
+"""Climbs the ladder for a call that does not fit: each rung makes the call smaller, or waits, and asks the ledger again.
 
-A rung is tried once against each thing that is short. A shorter answer may leave money short where tokens were, and then the
-rungs before it have something to do that they had not: so the ladder is climbed again, until nothing on it is left to try.
-What a rung changed stays changed.
+A rung is tried once against each account and unit that is short. Once a shorter answer has freed enough tokens, money may be
+short instead, which gives earlier rungs something new to try: so the ladder is climbed again until no rung is left to try.
+Whatever a rung changed stays changed.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from policies.pressure import Rung, prompt_room
 from policies.reservation import Decision, Demand, Granted, Refusal, Refused
 
 _WAIT_STEP_MS: Final = 100
-_Attempt = tuple[Rung, str, Unit | None, str]  # against which account's unit, and for routing from which model
+_Attempt = tuple[Rung, str, Unit | None, str]  # rung, account and unit that are short, and for routing the model before
 
 
 @dataclass(slots=True)
 class _Climb:
-    """How far a call has come."""
+    """The state of one climb."""
 
     demand: Demand
-    decision: Decision | None = None  # the ledger's last one
-    is_clamped: bool = False  # from here on the answer may be as short as is of any use
+    decision: Decision | None = None  # the ledger's latest
+    is_clamped: bool = False  # from now on the answer may be cut to the shortest useful length
     waited_ms: int = 0
     tried: set[_Attempt] = field(default_factory=set)
 
@@ -37,13 +37,13 @@ class _Climb:
 
     @property
     def is_over(self) -> bool:
-        """No smaller call opens a gate."""
+        """Granted, or refused by a gate, which a smaller call would not open."""
         refused = self.refused
         return isinstance(self.decision, Granted) or (refused is not None and refused.reason is Refusal.GATE)
 
 
 class Climbing:
-    """`ask` asks the ledger, `demand` says what a call may cost as it stands, `compress` shortens its prompt."""
+    """`ask` asks the ledger, `demand` computes what the call as it stands may cost, `compress` shortens its prompt."""
 
     def __init__(
         self,
@@ -63,12 +63,12 @@ class Climbing:
         self._sleep = sleep
 
     async def climb(self, call: Call) -> tuple[Demand, Decision]:
-        """The demand that was granted, or the last one and why it was refused."""
+        """The last demand, and the ledger's decision on it."""
         climb = _Climb(self._demand(call))
         rungs = [rung for rung in call.chain.ladder.rungs if rung is not Rung.REFUSE and not self.why_not(call, rung)]
         first: Rung | None = None
         if rungs and rungs[0] is Rung.CLAMP:
-            # That gives the most that fits, which is the whole call if that fits: no need to ask for the whole one first.
+            # A clamped request is granted as much as fits, up to the whole call, so there is no need to ask for the whole first.
             first = Rung.CLAMP
             climb.tried.add(_attempt(first, None, call.model))
             climb.demand, climb.is_clamped = self._clamped(call, climb.demand), True
@@ -78,11 +78,11 @@ class Climbing:
             tried = len(climb.tried)
             for rung in rungs:
                 await self._take(call, climb, rung)
-        assert climb.decision is not None  # noqa: S101 - it was asked for at once
+        assert climb.decision is not None  # noqa: S101 - set by `_ask_again` above
         return climb.demand, climb.decision
 
     def why_not(self, call: Call, rung: Rung) -> str:
-        """Why a rung of the ladder is not tried; empty where it is. A caller may forbid rungs."""
+        """Why a rung of the ladder is not tried; empty if it is. Callers may forbid rungs."""
         if call.tags.options and f"no-{rung}" in call.tags.options:
             return f"the caller forbids it with no-{rung}"
         match rung:
@@ -110,7 +110,7 @@ class Climbing:
             call.decisions.append({"rung": rung, "result": "changed nothing"})
 
     async def _changes(self, call: Call, climb: _Climb, rung: Rung, refused: Refused | None) -> bool:
-        """Whether the rung has made the call smaller."""
+        """Apply the rung. Returns whether it made the call smaller."""
         if rung is Rung.CLAMP:
             climb.is_clamped = True
             return True
@@ -147,10 +147,10 @@ class Climbing:
         return min(max(self._output_tokens_min, call.request.output_tokens_least), demand.output_tokens_max)
 
     def _room(self, call: Call, climb: _Climb, refused: Refused) -> int | None:
-        """Prompt tokens to aim at; None where no prompt would be short enough.
+        """The prompt size to aim at, in tokens; None if no prompt would be short enough.
 
-        Beside the answer that the caller asked for, if that leaves any. Where it leaves none, or the caller names no length, the
-        answer will have to be clamped: then beside what such answers usually come to, or beside the least one.
+        Prefer to leave room for the answer that the caller asked for. If that leaves no room for a prompt, or the caller names no
+        length, the answer will have to be clamped: then leave room for the usual answer, or else for the shortest useful one.
         """
         demand = climb.demand
         answers = [demand.output_tokens_max]
@@ -164,11 +164,11 @@ class Climbing:
                 answers.insert(0, demand.output_tokens_max)
         rooms = (prompt_room(refused, demand, answer) for answer in answers)
         room = next((room for room in rooms if room > 0), None)
-        # What images and sounds count for is in the demand, and no text of the prompt.
+        # The demand includes the tokens of images and sounds, which compression cannot shorten.
         return None if room is None else max(1, room - call.request.media_tokens)
 
     async def _wait(self, call: Call, climb: _Climb, refused: Refused) -> None:
-        """Hold the call while only sibling reservations stand in the way. However often: `wait_seconds` is for all together."""
+        """Hold the call while only sibling reservations stand in its way. `wait_seconds` bounds all of its waits together."""
         before_ms = climb.waited_ms
         decision: Decision = refused
         while (
@@ -186,7 +186,7 @@ class Climbing:
         call.decisions.append({"rung": Rung.WAIT} | shown)
 
     def _note_skipped(self, call: Call) -> None:
-        """Only for a call that did not fit: the others do not ask for their ladder."""
+        """Record why rungs are skipped. Only for calls that did not fit; the others never need their ladder."""
         for rung in call.chain.ladder.rungs:
             why_not = self.why_not(call, rung)
             if why_not:
@@ -194,7 +194,7 @@ class Climbing:
 
 
 def _attempt(rung: Rung, refused: Refused | None, model: str) -> _Attempt:
-    """Clamping is done once, for whatever is short; behind a cheaper model there may be one that is cheaper still."""
+    """Clamping is tried once, whatever is short. Routing may be tried again from each new model: a cheaper one may exist."""
     if refused is None or rung is Rung.CLAMP:
         return rung, "", None, ""
     return rung, refused.account, refused.unit, model if rung is Rung.ROUTE else ""

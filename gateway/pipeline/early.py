@@ -1,6 +1,6 @@
-"""Rungs that a ladder takes before a call stops fitting: as soon as no more than a share of a budget is left.
+"""Rungs that are taken before a call stops fitting: as soon as no more than a given share of a budget is left.
 
-Only ladders that name shares come here, and only their calls pay for the question how much is left.
+Only ladders that name shares use this, so only their calls pay for looking up what is left.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class EarlyRungs:
         self._sleep = sleep
 
     async def take(self, call: Call) -> None:
-        """Raises the refusal of a ladder that keeps its last share back."""
+        """Take the rungs that are due. Raises the refusal of a ladder that holds back the last share of a budget."""
         strain = await self._strain(call)
         for rung, share in call.chain.ladder.early:
             if strain is None or strain.share > share:
@@ -71,8 +71,10 @@ class EarlyRungs:
         return strain
 
     def _clamp(self, call: Call, strain: Strain) -> None:
-        """To half of what is left beside the prompt, so that something is left for the calls that follow; never to less than
-        is of use."""
+        """Clamp the answer: prompt and answer may use half of what is left, which leaves something for later calls.
+
+        Never clamps below the shortest useful answer.
+        """
         demand = self._demand(call)
         left = strain.remaining // 2
         if strain.unit == "tokens":
@@ -88,7 +90,7 @@ class EarlyRungs:
             call.actions.append("clamp")
 
     async def _wait(self, call: Call, share: float, strain: Strain) -> Strain | None:
-        """While calls under way hold what may come back, and as long as the budget allows."""
+        """Wait while calls in flight hold amounts that may come back, for at most the budget's `wait_ms`."""
         waited_ms = 0
         current: Strain | None = strain
         while (
@@ -105,7 +107,7 @@ class EarlyRungs:
         return current
 
     async def _kept_back(self, call: Call, share: float, strain: Strain) -> GatewayError:
-        # The ledger is asked for nothing: it remembers what the call tightens, and tells how all accounts stand.
+        # Reserve nothing: the ledger records what the call tightens, and reports the balances of all accounts.
         decision = await self._ask(call, _NOTHING)
         call.told = decision.balances
         if isinstance(decision, Refused):
@@ -122,6 +124,6 @@ class EarlyRungs:
         holds = call.chain.holds
         try:
             balances = await self._ledger.balances(call.principal.project, [hold.account for hold in holds])
-        except LedgerUnavailable:  # what does not fit is found out when it is reserved
+        except LedgerUnavailable:  # reserving will find out whether the call fits
             return None
         return strain_of(holds, balances)

@@ -1,4 +1,4 @@
-"""The fields that an entry of `model_list` adds to a request: those of the deployment that is asked, and of no other."""
+"""The fields that a `model_list` entry adds to a request: only those of the deployment that is called."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gateway.wire.protocol import Added, Request
 
 
 def with_defaults_of(deployment: Deployment, request: Request) -> Request:
-    """The request as this deployment gets it: what the entry of another one had added is taken out again.
+    """The request as this deployment gets it, without the fields that another deployment's entry had added.
 
-    What the configuration adds may cost more: it is reserved for like the client's own fields.
+    Fields from the configuration may raise the cost, so they count for the reservation like the client's own.
     """
     before = request.added
     body = request.body
@@ -25,7 +25,7 @@ def with_defaults_of(deployment: Deployment, request: Request) -> Request:
         before = Added({}, request.choices, request.output_tokens_max)
     added = Added(fields, before.choices, before.output_tokens_max)
     cap = _cap(added)
-    if request.output_tokens_max != _cap(before):  # a budget has cut it since then
+    if request.output_tokens_max != _cap(before):  # a budget has lowered it since
         cap = min(capped for capped in (cap, request.output_tokens_max) if capped is not None)
     number = fields.get("n")
     choices = added.choices * max(1, number) if type(number) is int else added.choices

@@ -1,4 +1,4 @@
-"""The usage event of a call: what is known when it is reserved (the draft), and what its end adds (the detail)."""
+"""The usage event of a call: what is known when it is reserved (the draft), and what its settlement adds (the detail)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from gateway.pipeline.call import Call, Outcome
 from policies.amounts import ZERO
 from policies.pricing import Usage
 
-# The code of a call that an observed budget would have refused.
+# The code in the event of a call that an observed budget would have refused.
 WOULD_REFUSE: Final = "would_refuse"
 
 
 def draft_of(call: Call) -> bytes:
-    """Completed by whoever resolves the reservation: this process, or the sweeper after a crash."""
+    """Whatever resolves the reservation completes the draft: this process, or the sweeper after a crash."""
     event: dict[str, Any] = {
         "request_id": call.id,
         "key_id": call.principal.key_id,
@@ -44,7 +44,7 @@ def draft_of(call: Call) -> bytes:
 
 
 def detail_of(call: Call, outcome: Outcome, usage: Usage | None, source: str) -> bytes:
-    """What the end adds. Its fields beat the draft's. A call that cost nothing has saved nothing, however small it was made."""
+    """What the settlement adds. Its fields override the draft's. A call that cost nothing has saved nothing, even if compressed."""
     saved = call.saved if usage is not None else ZERO
     event: dict[str, Any] = {
         "status": outcome.status,
@@ -78,9 +78,9 @@ def detail_of(call: Call, outcome: Outcome, usage: Usage | None, source: str) ->
 
 
 def seen_of(call: Call) -> dict[str, Any]:
-    """What an agent's intensity is computed from: tools offered, tool calls that the request answers, and whether it is a retry.
+    """The inputs of an agent's intensity: tools offered, tool results in the request, and which retry it is.
 
-    Tool calls are counted when their results come back, at the end of the next request: so those of streams count too.
+    Tool calls are counted when their results come back at the end of the next request, so that those of streams count too.
     """
     body, seen = call.request.body, {}
     tools = body.get("tools")
@@ -95,7 +95,7 @@ def seen_of(call: Call) -> dict[str, Any]:
 
 
 def tool_results(messages: Any) -> int:
-    """How many results of tools stand at the end of a conversation, in any protocol's form."""
+    """The number of tool results at the end of a conversation, in any protocol's format."""
     if not isinstance(messages, list):
         return 0
     found = 0
@@ -113,5 +113,5 @@ def tool_results(messages: Any) -> int:
 
 
 def whole_event(call: Call, outcome: Outcome) -> bytes:
-    """Draft and detail in one, for calls without a reservation: refused ones and untagged ones."""
+    """Draft and detail in one, for a call that was refused, failed before admission, or gave back its reservation."""
     return orjson.dumps(orjson.loads(draft_of(call)) | orjson.loads(detail_of(call, outcome, None, "none")))

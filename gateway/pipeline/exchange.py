@@ -1,4 +1,4 @@
-"""One HTTP exchange over ASGI: the request's bytes in, the answer's out, and the news that the client is gone."""
+"""One HTTP exchange over ASGI: request bytes in, response bytes out, and the notice that the client has disconnected."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Message = MutableMapping[str, Any]
 
 @value_class
 class Answered:
-    """A whole answer, as it was given; of a stream, all its events."""
+    """A whole response as it was sent; for a stream, all of its events."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
 
 
-# A stream that is longer is not kept: it would be held in memory to its end. No answer of a model in words comes near it.
+# A longer stream is not kept, because it would stay in memory until its end. No text answer of a model comes near this.
 KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
 Keeper = Callable[[Answered], Awaitable[None]]
 
@@ -30,14 +30,14 @@ class ClientGone(Exception):
     """The client closed the connection before the request was read."""
 
 
-# Where our own server (gateway/connections.py) puts the `Presence` of a request's connection.
+# The scope key under which our own server (gateway/connections.py) puts the `Presence` of the connection.
 PRESENCE: Final = "farebox.presence"
-# One message for a whole answer: its status, headers and body. A server that takes it says so among its ASGI extensions.
+# An ASGI message that carries a whole response: status, headers and body. A server that accepts it lists it in its extensions.
 WHOLE_ANSWER: Final = "farebox.response.whole"
 
 
 class Presence:
-    """The client on one connection, as the server sees it. At most one exchange at a time wants to be told."""
+    """The client of one connection, as the server sees it. At most one exchange at a time listens for its disconnect (`tell`)."""
 
     __slots__ = ("is_over", "tell")
 
@@ -52,7 +52,7 @@ class Presence:
 
 
 class Exchange:
-    """Headers are decoded once, names in lower case. The first of several equal ones counts; the guard refuses double credentials."""
+    """Headers are decoded once, with lower-case names. The first of a repeated header counts; the guard refuses repeated credentials."""
 
     def __init__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         self.path: str = scope["path"]
@@ -96,15 +96,15 @@ class Exchange:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def keep_answer(self, keeper: Keeper) -> None:
-        """`keeper` gets the whole answer before the client has the last of it: who asks again at once finds it kept."""
+        """`keeper` gets the whole answer before the client has received all of it, so that even an immediate retry finds it."""
         self._keepers.append(keeper)
 
     def outlive_client(self) -> None:
-        """The call goes on when the client leaves: somebody will ask for its answer."""
+        """Do not cancel the call when the client disconnects: its answer will be asked for again."""
         self._stays = True
 
     def watch(self, task: asyncio.Task[Any]) -> None:
-        """From now on, cancel `task` when the client goes away; `is_gone` tells it why."""
+        """From now on, cancel `task` when the client disconnects; `is_gone` tells it why."""
         if self._stays:
             return
 
@@ -113,7 +113,7 @@ class Exchange:
             task.cancel()
 
         presence = self._presence
-        if presence is None:  # another server than ours: only whoever reads on hears of it
+        if presence is None:  # not our own server: a disconnect only shows when we read on
             self._watcher = asyncio.create_task(self._wait_for_leaving(leave))
         elif presence.is_over:
             leave()
@@ -121,7 +121,7 @@ class Exchange:
             self._leave = presence.tell = leave
 
     def unwatch(self) -> None:
-        # Whoever has answered may still be closing its upstream while the next request of the connection is watched.
+        # This exchange may still be closing its upstream while the next request on the connection is already watched.
         if self._presence is not None and self._presence.tell is self._leave:
             self._presence.tell = None
         self._leave = None
@@ -153,7 +153,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def break_off(self, data: bytes) -> None:
-        """The last bytes of an answer that failed: nobody keeps it."""
+        """Write the last bytes of an answer that failed, which is not kept."""
         self._keepers.clear()
         await self.write(data, more=False)
 

@@ -1,4 +1,4 @@
-"""Attempts: one deployment after another until one answers, each inside the call's reservation or topped up first."""
+"""Tries one deployment after another until one answers. Each attempt fits into the call's reservation, or tops it up first."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Forwarding:
         self._timeouts = timeouts
 
     async def forward(self, call: Call) -> UpstreamAnswer:
-        """The first answer that is none of the provider's passing faults. Raises `UpstreamFailure`."""
+        """The first answer that is a success or a final error. Raises `UpstreamFailure` if the last attempt got no answer."""
         departure = self._flights.sent(call)
         tried: list[str] = []
         while True:
@@ -111,7 +111,7 @@ class Forwarding:
         )
 
     async def _following(self, call: Call, failure: _Failure, tried: list[str]) -> Deployment | None:
-        """The deployment of the next attempt, after the wait that is due. None: this failure is final."""
+        """The deployment to try next, after any back-off that is due. None: this failure is final."""
         name = failure.deployment.name
         if not failure.is_context_window:
             sibling = self._pool.choose(name, tried)
@@ -125,7 +125,7 @@ class Forwarding:
         return await self._fallback(call, failure, tried)
 
     async def _fallback(self, call: Call, failure: _Failure, tried: list[str]) -> Deployment | None:
-        """Another model, where the configuration names one and its worst case is held or can be."""
+        """A deployment of a fallback model whose worst case fits the hold or a larger one; None if there is none."""
         if not self._should_fall_back(failure):
             return None
         for name in self._pool.fallbacks(call.model, context_window=failure.is_context_window):
@@ -162,7 +162,7 @@ class Forwarding:
         return False
 
     async def _topped_up(self, call: Call, following: Deployment) -> bool:
-        """Whether the call's hold covers this model as well: its price, its own count of the prompt, what its entry adds."""
+        """Whether the hold covers this deployment too, topping it up if needed: its price, prompt count and added fields differ."""
         grant = call.grant
         if grant is None or call.count is None or not grant.held.requests:
             return True

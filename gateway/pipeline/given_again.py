@@ -1,4 +1,4 @@
-"""An answer on its way to the shelf: what of it may be given again, and which requests are the same."""
+"""What of an answer may be stored and replayed, and which requests count as identical."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import orjson
 from gateway.answers.port import KeptAnswer
 from gateway.pipeline.exchange import Answered
 
-# The comment that ends a tagged stream tells one run's figures of one moment.
+# The comment that ends a tagged stream holds the figures of one run at one moment, so it is not replayed.
 _BUDGET_NOTE: Final = re.compile(rb"^: budget [^\n]*\n\n", re.MULTILINE)
 _EVENTS: Final = b"text/event-stream"
 
 
 def kept_of(answered: Answered, fingerprint: bytes = b"") -> KeptAnswer | None:
-    """None for an answer that failed."""
+    """The answer as stored; None if it failed."""
     if answered.status >= 300:
         return None
     content_type = dict(answered.headers).get(b"content-type", b"application/json")
@@ -26,7 +26,7 @@ def kept_of(answered: Answered, fingerprint: bytes = b"") -> KeptAnswer | None:
 
 
 def canonical(value: Any) -> bytes:
-    """The same bytes for the same request, whatever the order of its keys. Uploads stand for themselves."""
+    """The same bytes for the same request, whatever the order of its keys. Uploads are replaced by their digest."""
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=_plain)
 
 

@@ -69,7 +69,7 @@ class CallHandler:
         self._settling: set[asyncio.Task[Any]] = set()
 
     async def handle(self, exchange: Exchange, protocol: WireProtocol, path_tags: Mapping[str, str]) -> None:
-        """Answers every call once. Only a bug of ours ends in a 500, and that releases or books the hold too."""
+        """Answer the call exactly once. Only a bug of ours ends in a 500, and even then the hold is settled or released."""
         call_id = self._new_id()
         call: Call | None = None
         try:
@@ -88,7 +88,7 @@ class CallHandler:
             if call is not None and not call.is_admitted:
                 self._settler.refused(call, error.code)
             await self._answer_error(exchange, protocol, error, call, call_id, path_tags)
-        except Exception:  # noqa: BLE001 - the last net: a bug of ours is answered and logged, and the hold is resolved
+        except Exception:  # noqa: BLE001 - the safety net: a bug of ours is answered and logged, and the hold resolved
             _log.exception("call_failed", request_id=call_id)
             if call is not None and not call.is_admitted:
                 self._settler.not_admitted(call, "internal_error", "error")
@@ -129,10 +129,10 @@ class CallHandler:
             await self._admission.admit(call)
         except BaseException as error:
             self._admission.leave(call)
-            # A reservation whose answer never arrived may exist all the same; taking it back by its id is harmless.
+            # The reservation may exist even though the ledger's reply never arrived; voiding it by its id is harmless if not.
             if call.count is not None and call.grant is None:
                 taking_back = self._started(self._take_back(call))
-                # A ledger that is away answers late or never: the client is told at once.
+                # An unreachable ledger replies late or never, so do not keep the client waiting for it.
                 if not isinstance(error, LedgerOutage):
                     await asyncio.shield(taking_back)
             raise
@@ -144,7 +144,7 @@ class CallHandler:
             _log.warning("hold_left_to_sweeper", request_id=call.id)
 
     async def _replay(self, exchange: Exchange, call: Call, kept: KeptAnswer) -> None:
-        """Nothing is spent, and nothing is admitted: the first call was."""
+        """Send the stored answer. Nothing is admitted or spent: the first call was."""
         call.actions.append("replay")
         await self.settle(call, Outcome())
         headers = [*encoded(call_headers(call, ())), (b"content-type", kept.content_type), _REPLAYED]
@@ -165,7 +165,7 @@ class CallHandler:
             await self._relaying.relay(exchange, call, outcome, ending.settle)
         except asyncio.CancelledError:
             outcome.status, outcome.code = "cancelled", "client_closed" if exchange.is_gone else "gateway_stopping"
-            # A request that was on its way may have been read, and will be billed.
+            # A request in flight may have reached the provider, which will then bill it.
             outcome.reached = outcome.reached or call.is_with_upstream
             task.uncancel()
             if not exchange.is_gone:
@@ -183,14 +183,16 @@ class CallHandler:
             await ending.settle(outcome)
 
     async def _give_cached(self, exchange: Exchange, call: Call, kept: KeptAnswer, settlement: Settlement) -> None:
-        """The hold was given back whole: no provider was asked."""
+        """Send a cached answer. The whole hold has been released, because no provider was called."""
         self._admission.leave(call)
         headers = [*encoded(call_headers(call, settlement.balances)), (b"content-type", kept.content_type), _CACHE_HIT]
         await exchange.answer(200, headers, kept.body)
 
     async def settle(self, call: Call, outcome: Outcome) -> Settlement:
-        """To the end, whatever happens to the task that asked for it: cancelled half-way, it is done again by a task of its
-        own. The ledger tells by the call's id what was booked already."""
+        """Settle even if the calling task is cancelled: the settlement is then repeated in a task of its own.
+
+        Repeating it is safe, because the ledger knows by the call's id what it has already booked.
+        """
         try:
             return await self._settle(call, outcome)
         except asyncio.CancelledError:
@@ -210,7 +212,7 @@ class CallHandler:
         return task
 
     async def drain(self) -> None:
-        """Wait for settlements whose callers are gone already."""
+        """Wait for settlements whose callers are already gone."""
         while self._settling:
             await asyncio.gather(*self._settling, return_exceptions=True)
 
@@ -232,7 +234,7 @@ class CallHandler:
 
 
 class _Ending:
-    """A call ends once: the first outcome counts, and later ones are told the same."""
+    """Settles a call once: only the first outcome counts, and later calls get the same settlement."""
 
     def __init__(self, handler: CallHandler, call: Call) -> None:
         self._handler = handler

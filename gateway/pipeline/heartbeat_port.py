@@ -1,4 +1,4 @@
-"""What the pipeline tells of calls that are under way."""
+"""How the pipeline reports calls in flight to the heartbeat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.upstream.port import Departure
 
 class Flights(Protocol):
     def sent(self, call: Call) -> Departure | None:
-        """From here on the call is renewed. None: nothing is held for it."""
+        """From now on the call's hold is renewed. None: nothing is held, or it does not matter whether the request has left."""
 
     def progressed(self, call: Call, output_tokens: int) -> None: ...
 

@@ -1,4 +1,4 @@
-"""A stream against its hold: extended before it is used up, ended cleanly when it cannot be."""
+"""Keeps a stream within its hold: extends the hold before it is used up, and says when the stream has to end."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from gateway.pipeline.worst_money import worst_money
 from policies.reservation import Demand
 from policies.tokens import counting_for
 
-# Counting what has come so far costs more than relaying it: far from the limit it is done once in a while. Text of fewer
-# bytes a token exists, but each event brings 100 bytes and more around it.
+# Counting the output costs more than relaying it, so far from the limit it is done only now and then. Some text has fewer
+# bytes per token, but each event adds 100 bytes or more of framing.
 _BYTES_A_TOKEN: Final = 4
 _BYTES_BETWEEN_MAX: Final = 16_384
-# A fast provider's events arrive many at a time; near the limit they are taken one or two at a time, so that what is still
-# paid for reaches the client.
+# A fast provider's events arrive many at a time. Near the limit they are relayed one or two at a time, so that everything
+# the hold still covers reaches the client.
 _PART_BYTES_MIN: Final = 256
 
 
 class HoldKeeper:
-    """For one stream. `allowed_tokens` is what the hold covers, over all choices, in our own count."""
+    """Keeps one stream. `allowed_tokens` is what the hold covers, over all choices, as we count tokens."""
 
     def __init__(self, call: Call, reserving: Reserving, *, slice_tokens: int) -> None:
         self._call = call
@@ -35,7 +35,7 @@ class HoldKeeper:
         self._bytes_left = self._bytes_until_look(0)
 
     def parts(self, piece: bytes) -> Iterator[bytes]:
-        """`piece` in parts, none of which is likely to bring more than the hold covers beyond the next look."""
+        """Split `piece` so that no part is likely to run past the next check by more than the hold covers."""
         if len(piece) <= self._bytes_left:
             yield piece
             return
@@ -46,12 +46,12 @@ class HoldKeeper:
             start += size
 
     def is_due(self, size_bytes: int) -> bool:
-        """Whether to count and ask `covers` now that so many bytes more have come."""
+        """Whether it is time to count tokens and call `covers`, now that `size_bytes` more have arrived."""
         self._bytes_left -= size_bytes
         return self._bytes_left <= 0
 
     async def covers(self, output_tokens: int) -> bool:
-        """Whether the answer may go on after this many tokens. Extends the hold where that is needed and fits."""
+        """Whether the hold covers this many tokens. Extends it first if needed, as far as the budgets allow."""
         if not self._is_bound:
             self._bytes_left = _BYTES_BETWEEN_MAX
             return True
@@ -84,7 +84,7 @@ class HoldKeeper:
         return True
 
     def _allowed(self) -> int:
-        """Our count of another provider's text is an upper bound with a factor: the same factor applies to what is allowed."""
+        """For models without an exact tokenizer our count is an upper bound by a factor, so the same factor raises what is allowed."""
         call = self._call
         if call.grant is None:
             return 2**62

@@ -1,7 +1,7 @@
-"""`Idempotency-Key`: a call that is repeated under its key is answered with what the first one was answered, and paid once.
+"""`Idempotency-Key`: a call repeated under its key gets the answer of the first one, and is paid for once.
 
-Keys belong to an API key of a project. A call under a key goes on when its client leaves, so that the answer is there when the
-client asks again. Calls that failed or were refused spent nothing, and may be made again under the same key.
+Keys are scoped to an API key and its project. A call with a key continues when its client disconnects, so that the answer is
+there when the client retries. Failed and refused calls may be made again under the same key.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from gateway.pipeline.exchange import Answered, Exchange
 from gateway.pipeline.given_again import canonical, kept_of
 
 HEADER: Final = "idempotency-key"
-REPLAYED_HEADER: Final = "idempotent-replayed"  # as Stripe, whose rules these are, says it
+REPLAYED_HEADER: Final = "idempotent-replayed"  # Stripe's name; these are Stripe's rules
 KEY_CHARS_MAX: Final = 255
 _log = structlog.get_logger(__name__)
 
 
 class Idempotency:
-    """`keep_ms` is for how long an answer may be asked for again."""
+    """`keep_ms` is how long an answer can be replayed."""
 
     def __init__(self, shelf: AnswerShelf, *, keep_ms: int) -> None:
         self._shelf = shelf
@@ -37,10 +37,10 @@ class Idempotency:
 
     @asynccontextmanager
     async def once(self, exchange: Exchange, call: Call) -> AsyncIterator[KeptAnswer | None]:
-        """Yields the answer to give again, or None: then the answer that the exchange gives inside is kept, unless it fails.
+        """Yields the stored answer to replay. Yields None for a new call, whose answer is then stored unless it fails.
 
-        Raises `BadRequest`: 400 for a key that cannot be one, 409 for one that is in use or was used for another request;
-        and `GatewayError` (503) while it cannot be known whether the call was made before.
+        Raises `BadRequest`: 400 for an invalid key, 409 for one that is in use or was used for another request; and
+        `GatewayError` (503) if it cannot be determined whether the call was made before.
         """
         slot = _slot(exchange.headers[HEADER], call)
         fingerprint = hashlib.sha256(canonical([call.protocol.name, call.request.body])).digest()
@@ -71,7 +71,7 @@ class Idempotency:
 
     @asynccontextmanager
     async def _claimed(self, slot: Slot, owner: str) -> AsyncIterator[None]:
-        """The claim is renewed in here, and ends with it. Where it cannot be ended, it ends by itself."""
+        """Renew the claim inside the block and release it at the end. A claim that cannot be released expires by itself."""
         renewing = None if self._shelf.renew_s is None else asyncio.create_task(self._renew(slot, owner))
         try:
             yield

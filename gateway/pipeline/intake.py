@@ -1,4 +1,4 @@
-"""The first stops: read the request, tell who calls, and what it is tagged with."""
+"""The first stops: authenticate the caller, read the request and its tags."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gateway.wire.body import DENIED_KEYS, forbidden, strip_tags
 from gateway.wire.protocol import WireProtocol
 from policies.routing import is_auto
 
-# Headers with which other gateways let a caller choose where a call goes. Silence would look like consent.
+# Headers by which other gateways let callers choose the upstream. Ignoring them silently would look like accepting them.
 _DENIED_HEADERS: Final = frozenset(
     {
         "api-base",
@@ -33,7 +33,7 @@ _DENIED_HEADERS: Final = frozenset(
         "x-target-url",
     }
 )
-# The few headers of a client that mean something to a provider.
+# The few client headers that mean something to a provider.
 _FORWARDED: Final = (
     "anthropic-beta",
     "anthropic-version",
@@ -52,7 +52,7 @@ class RunNames(Protocol):
 
 
 class Intake:
-    """`is_model` knows the public names of all models; a call for any other is refused before it costs anything."""
+    """`is_model` knows the public names of all models. Calls for other names are refused before they cost anything."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Intake:
     async def take(
         self, exchange: Exchange, protocol: WireProtocol, path_tags: Mapping[str, str], call_id: str
     ) -> Call:
-        """Raises `GatewayError` for what is wrong with the request."""
+        """Read the request and make it a call. Raises `GatewayError` if anything is wrong with it."""
         principal = self.authenticate(exchange.headers)
         refuse_destinations(exchange)
         raw = await exchange.read_body(self.body_bytes_max)
@@ -96,9 +96,9 @@ class Intake:
         return call
 
     def authenticate(self, headers: Mapping[str, str]) -> Principal:
-        """Without any key configured everyone on this machine may call; otherwise only a valid key may. No fallback between them.
+        """If no key exists, everyone on this machine may call; otherwise a valid key is required, without any fallback.
 
-        FAREBOX_ADMIN_KEY is a key too: it calls no models, and whoever set it did not mean to leave them open.
+        FAREBOX_ADMIN_KEY counts as a key, although it cannot call models: whoever set it did not mean to leave models open.
         """
         snapshot = self._snapshot()
         credential = credential_of(headers)
@@ -117,7 +117,7 @@ class Intake:
         return self._principal_of(key)
 
     def _principal_of(self, key: ApiKey) -> Principal:
-        """Made once for each key, and again when it was changed: then the snapshot has another object."""
+        """Cached for each key until it changes: then the snapshot holds another object."""
         made_of, principal = self._principals.get(key.id, (None, None))
         if principal is None or made_of is not key:
             if len(self._principals) >= _PRINCIPALS_MAX:
@@ -144,7 +144,7 @@ def check_model(model: str, principal: Principal, is_model: Callable[[str], bool
 
 
 def credential_of(headers: Mapping[str, str]) -> str | None:
-    """Raises `BadRequest` for two credentials that differ: which of them counts would be a guess."""
+    """Raises `BadRequest` for two different credentials, because we could only guess which one counts."""
     found: str | None = None
     for name in _CREDENTIAL_HEADERS:
         value = headers.get(name)
@@ -173,7 +173,7 @@ def principal_of(key: ApiKey) -> Principal:
 
 
 def retry_of(headers: Mapping[str, str]) -> int:
-    """What the OpenAI and Anthropic SDKs say of their own retries. It counts in reports, and a retry is no loop."""
+    """The retry count that the OpenAI and Anthropic SDKs send. It is reported, and a retry never counts as a loop."""
     said = headers.get("x-stainless-retry-count")
     if said is None:
         return 0
@@ -181,12 +181,12 @@ def retry_of(headers: Mapping[str, str]) -> int:
 
 
 def is_among(model: str, allowed: Sequence[str]) -> bool:
-    """Names, or patterns such as `openai/*`."""
+    """`allowed` holds names and patterns such as `openai/*`."""
     return model in allowed or any("*" in pattern and fnmatchcase(model, pattern) for pattern in allowed)
 
 
 def refuse_destinations(exchange: Exchange) -> None:
-    """No header and no query chooses the upstream's host, credential or price (P13)."""
+    """No header or query parameter may choose the upstream's host, credential or price (P13)."""
     if not _DENIED_HEADERS.isdisjoint(exchange.headers):
         name = min(_DENIED_HEADERS & exchange.headers.keys())
         raise BadRequest.header(name, "does not choose the upstream here; the configuration does")
@@ -199,9 +199,9 @@ def refuse_destinations(exchange: Exchange) -> None:
 
 
 def refuse_foreign_pages(headers: Mapping[str, str]) -> None:
-    """Where no key is asked for, a page of another site that somebody on this machine looks at must not spend their money.
+    """Where no key is required, a web page of another site that someone on this machine opens must not spend their money.
 
-    Browsers name the page's origin with every POST; apps have schemes of their own, and other programs send none.
+    Browsers send the page's origin with every POST. Apps use their own schemes, and other programs send no origin.
     """
     origin = headers.get("origin")
     if origin is None:

@@ -1,12 +1,11 @@
-"""The loop breaker: a run whose agent repeats itself to the letter is stopped until somebody resumes it.
+"""The loop breaker: stops a run whose agent repeats itself exactly, until someone resumes it.
 
-Counted in this process, tripped for all: the run's gate in the ledger closes, so every gateway refuses it from then on. With N
-gateways behind a load balancer a loop is noticed after at most N times as many turns.
+Each process counts for itself, but trips the breaker for all: it closes the run's gate in the ledger, so every gateway refuses
+the run from then on. With N gateways behind a load balancer, noticing a loop takes up to N times as many turns.
 
-What does not count: calls without a run of their own (many users may share an implicit one), retries that the SDK says are
-retries, calls that failed or whose client left, copies that are sent while the first is still under way, and replays of an
-idempotent call. Full hashes are made only of what looks the same at first sight, so a call that does not repeat costs a look at
-its last two kilobytes.
+Not counted: calls that do not name their run (many users may share an implicit one), retries marked by the SDK, calls that failed
+or whose client disconnected, copies sent while the first is still in flight, and replays of an idempotent call. The whole body
+is hashed only if its length and last two kilobytes have been seen before, so a call that does not repeat costs very little.
 """
 
 from __future__ import annotations
@@ -43,16 +42,16 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One call as the breaker sees it, from its beginning to its end."""
+    """One call as the breaker sees it, from begin to end."""
 
     keys: tuple[_Key, ...]
-    before: tuple[Seen, ...]  # what a failed call is taken back to
+    before: tuple[Seen, ...]  # restored if the call fails
     times: int
     what: str  # request, tools
 
 
 class LoopBreaker:
-    """`rules.repeats` turns that are the same are let through, and the next one trips; 0: never."""
+    """Lets `rules.repeats` identical turns through, and trips on the next one; 0: never trips."""
 
     def __init__(self, ledger: Ledger, alerts: Alerts, rules: LoopConfig) -> None:
         self._ledger = ledger
@@ -62,7 +61,7 @@ class LoopBreaker:
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
 
     def begin(self, call: Call) -> Turn | None:
-        """None: this call is none that counts."""
+        """Count the call. None: it is of a kind that is not counted."""
         raw, call.raw = call.raw, b""
         if not raw or not self._repeats or call.retry or call.run is None:
             return None
@@ -84,7 +83,7 @@ class LoopBreaker:
         return turn.times > self._repeats
 
     async def trip(self, call: Call, turn: Turn) -> BudgetRefusal:
-        """Close the run for all gateways, and forget what was counted: whoever resumes it means it."""
+        """Close the run for all gateways, and reset the count, so that a resumed run starts afresh."""
         for key in turn.keys:
             self._entries.pop(key, None)
         run = call.run or ""
@@ -98,7 +97,7 @@ class LoopBreaker:
         return loop_detected(call, what=turn.what, times=turn.times)
 
     def end(self, turn: Turn, exchange: Exchange | None) -> None:
-        """`exchange` is None for a call that failed. What failed was not a turn: the next one is its retry."""
+        """`exchange` is None for a call that failed. A failed call is not counted, since the next one is its retry."""
         failed = (
             exchange is None or exchange.is_gone or (exchange.answered is not None and exchange.answered.status >= 400)
         )
@@ -110,7 +109,7 @@ class LoopBreaker:
                     entry.seen = before
 
     def _note(self, key: _Key, raw: bytes | None) -> tuple[Seen, int]:
-        """What was seen before, and how often it is there now."""
+        """Count one more occurrence of `key`. Returns what was seen before, and the new count."""
         entry = self._entries.get(key)
         if entry is None:
             self._entries[key] = _Entry(Seen(), 1)

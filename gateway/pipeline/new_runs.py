@@ -1,8 +1,8 @@
-"""How many runs a key may begin in a minute.
+"""Limits how many runs a key may begin per minute.
 
-A run's budget begins anew with every run. Whoever may name runs could name a new one for each call: what is then kept are the
-budgets of the workflow, the key and the project, and this keeps the number of runs that ledger and store have to remember in bounds.
-Each process counts for itself, and takes a run for new that it has not seen among the last fifty thousand.
+Every new run starts with a fresh run budget, and a client could name a new run for each call. The budgets of workflow, key and
+project still hold then; this limit bounds the number of runs that the ledger and the store have to remember.
+Each process counts for itself, and treats a run as new unless it is among the last 50,000 that it has seen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _KEYS_MAX: Final = 10_000
 
 
 class NewRuns:
-    """`per_minute_max` 0: as many as they like."""
+    """`per_minute_max` 0: no limit."""
 
     def __init__(self, per_minute_max: int, timer_s: Callable[[], float]) -> None:
         self._max = per_minute_max
@@ -30,7 +30,7 @@ class NewRuns:
         self._begun: TTLCache[tuple[str, str, int], int] = TTLCache(_KEYS_MAX, 2 * _MINUTE_S, timer_s)
 
     def check(self, call: Call) -> None:
-        """Raises `Overloaded` (429) for a run too many."""
+        """Count the call's run if it is new. Raises `Overloaded` (429) above the limit."""
         run, principal = call.tags.run, call.principal
         if run is None or not self._max or (principal.project, run) in self._known:
             return

@@ -1,6 +1,6 @@
-"""How many calls may be under way: in total, for each key and for each project, so that one tenant cannot take all places (P15).
+"""Limits concurrent calls: in total, per key and per project, so that one tenant cannot take all places (P15).
 
-They are counted in this process: N gateways let N times as many through.
+Each process counts for itself, so N gateways let N times as many calls through.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from gateway.pipeline.call import Principal
 
 
 class Places:
-    """Full means an immediate answer, never a queue: whoever waits here holds memory and learns nothing."""
+    """A call above a limit is refused at once, never queued: a waiting call would take memory and tell its client nothing."""
 
     def __init__(self, *, total_max: int, key_max: int, project_max: int | None = None) -> None:
         self._total_max = total_max
         self._key_max = key_max
         self._project_max = project_max
         self._by_key: Counter[str] = Counter()
-        self._by_project: Counter[str] = Counter()  # stays empty where nothing limits them
+        self._by_project: Counter[str] = Counter()  # stays empty if projects are not limited
         self.total = 0
 
     def take(self, principal: Principal) -> None:
-        """To be given back with `leave`. Raises `Overloaded`: 503 when the gateway is full, 429 when the key or the project is."""
+        """Take a place, to be given back with `leave`. Raises `Overloaded`: 503 if the gateway is full, 429 if key or project is."""
         key = principal.key_id
         if self.total >= self._total_max:
             raise Overloaded(

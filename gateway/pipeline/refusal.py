@@ -1,4 +1,4 @@
-"""A ledger's refusal in the client's words: which scope, how much is left, what the call needs, and what to do."""
+"""Turns a ledger's refusal into an error for the client: which scope, how much is left, what the call needs, what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from policies.amounts import NANO_USD_PER_USD, Unit, usd_text
 from policies.budgets import Link, Scope
 from policies.reservation import Gate, Refusal, Refused
 
-# The OpenAI and Anthropic SDKs sleep through short waits by themselves; sleeping for longer than this helps nobody.
+# The OpenAI and Anthropic SDKs wait and retry by themselves. Beyond this, waiting inside the SDK helps nobody.
 RETRY_AFTER_MAX_S: Final = 60
 _NO_RETRY: Final = {"x-should-retry": "false"}
 _UNIT_NAMES: Final[dict[Unit, str]] = {"tokens": "tokens", "nano_usd": "usd", "requests": "requests"}
@@ -54,7 +54,7 @@ def refusal_error(call: Call, refused: Refused) -> GatewayError:
 
 
 def _by_smallest(call: Call, refused: Refused) -> Refused:
-    """Of several budgets that the call is too large for, the one that has to be raised most."""
+    """Blame the smallest of the budgets that the call is too large for, because it has to be raised most."""
     unit = refused.unit or "tokens"
     known = zip(call.chain.links, refused.balances, strict=False)
     limited = [one for link, one in known if link.hold.enforce and one.limit.of(unit) is not None]
@@ -63,7 +63,7 @@ def _by_smallest(call: Call, refused: Refused) -> Refused:
 
 
 def _raisable(call: Call, link: Link, unit: Unit) -> str:
-    """Nobody has set the limit of a step that is its share of the run."""
+    """What the client can have raised. A limit that is only the step's share of the run was never set by anyone."""
     if not link.is_share or unit != "tokens" or call.intent is None:
         return f"the budget of the {link.scope}"
     return (
@@ -115,7 +115,7 @@ def _gate_error(call: Call, link: Link, gate: Gate) -> GatewayError:
 
 
 def loop_detected(call: Call, *, run: str | None = None, what: str = "", times: int = 0) -> BudgetRefusal:
-    """The run was stopped because its agent repeats itself; by this very call, where `what` and `times` say so."""
+    """The run was stopped because its agent repeats itself. `what` and `times` are given if this very call tripped the breaker."""
     run = run or call.run
     facts = _identity(call) | {
         "scope": "run",
@@ -143,7 +143,7 @@ def _left(link: Link, refused: Refused, unit: Unit, call: Call) -> str:
 
 
 def _name(link: Link, call: Call) -> str:
-    """How people say it: a step is of a run, and everything else stands for itself."""
+    """The scope in words. Only a step needs its run to be identified."""
     if link.scope is Scope.STEP:
         return f"step '{link.scope_id}' of run '{call.run}'"
     window = f" (per {link.window})" if link.window.comes_back else ""
@@ -178,7 +178,7 @@ def _metadata(call: Call, link: Link, refused: Refused, unit: Unit) -> dict[str,
         "reserved": value(balance.reserved.of(unit)),
         "remaining": value(max(0, balance.remaining(unit) or 0)),
         "needed": value(refused.needed),
-        # What is larger than the whole budget does not fit into the next window either.
+        # A call that is larger than the whole budget will not fit into the next window either.
         "transient": refused.reason is Refusal.BUSY
         or (link.resets_at_ms is not None and refused.reason is not Refusal.TOO_LARGE),
         "reset_at": link.resets_at_ms,

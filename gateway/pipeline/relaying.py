@@ -1,4 +1,4 @@
-"""The answer on its way to the client: buffered or streamed, counted, ended in good order however it ends."""
+"""Relays the answer to the client, buffered or streamed: counts it, and ends it properly whatever happens."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from policies.reservation import Balance
 
 Settle = Callable[[Outcome], Awaitable[Settlement]]
 CounterFor = Callable[[Call], CounterFactory]
-# What is kept of a stream to look at its answer afterwards; a longer one is not looked at.
+# How much of a stream is kept to judge its answer afterwards. A longer answer is not judged.
 _JUDGED_BYTES_MAX: Final = 1024 * 1024
 _STREAM_HEADERS: Final = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
 _OWN_HEADERS: Final = frozenset({"content-type", "content-length", "cache-control"})
 
 
 class Judge(Protocol):
-    """Looks at whole answers. Never fails a call."""
+    """Judges the quality of whole answers. Never fails a call."""
 
     def is_followed(self, call: Call) -> bool: ...
 
@@ -40,14 +40,14 @@ class Judge(Protocol):
 
 @dataclass(slots=True)
 class _Stream:
-    """A stream under way. `head` is what has to be kept back for a client that asked for a buffered answer."""
+    """A stream in progress. `kept` is its data so far, if the client wants a buffered answer or the answer is to be judged."""
 
     answer: UpstreamAnswer
     relay: Relay
     keeper: HoldKeeper
     kept: list[bytes]
     was_cut: bool = False
-    is_judged: bool = False  # whether the answer is looked at as a whole once it has ended
+    is_judged: bool = False  # whether the whole answer is judged at the end
     kept_bytes: int = 0
 
 
@@ -68,7 +68,7 @@ class Relaying:
         self._judge = judge
 
     async def relay(self, exchange: Exchange, call: Call, outcome: Outcome, settle: Settle) -> None:
-        """Fills in `outcome` as it goes, so that a call that is cancelled anywhere is settled by what was seen."""
+        """Fill in `outcome` along the way, so that a call cancelled at any point is settled by what was seen so far."""
         answer = await self._forwarding.forward(call)
         call.timings.stop("upstream")
         outcome.first_byte_ms = call.timings.elapsed_ms
@@ -86,7 +86,7 @@ class Relaying:
     async def _relay_error(
         self, exchange: Exchange, call: Call, answer: UpstreamAnswer, outcome: Outcome, settle: Settle
     ) -> None:
-        """The provider's own words. It answered, and refused: nothing was spent."""
+        """Relay the provider's error unchanged. Nothing was spent, because the provider refused the request."""
         outcome.status, outcome.http_status, outcome.code = "error", answer.status, f"upstream_{answer.status}"
         settlement = await settle(outcome)
         headers = [*answer.headers.items(), *call_headers(call, settlement.balances)]
@@ -119,7 +119,7 @@ class Relaying:
             await self._end_broken(exchange, call, stream, outcome, settle, _as_error(error, answer))
             return
         except asyncio.CancelledError:
-            # The last look may be some chunks ago: whoever leaves in between pays for those too.
+            # Count again: the chunks since the last count have to be paid for too.
             outcome.output_tokens_seen = stream.relay.output_tokens
             outcome.usage = _told_so_far(stream.relay, outcome.output_tokens_seen)
             if call.request.stream and not exchange.is_gone:
@@ -129,7 +129,7 @@ class Relaying:
         await self._end_whole(exchange, call, stream, settlement)
 
     async def _pump(self, exchange: Exchange, call: Call, stream: _Stream, outcome: Outcome) -> None:
-        """Until the stream ends or the budget ends it. What the client gets is counted before it gets it."""
+        """Relay until the stream ends or the budget ends it. Output is counted before it goes to the client."""
         assert stream.answer.pieces is not None  # noqa: S101
         async for piece in stream.answer.pieces:
             for part in stream.keeper.parts(piece):
@@ -142,16 +142,16 @@ class Relaying:
             raise UpstreamBroken("The provider's stream ended in the middle of the answer.", bytes_received=True)
 
     async def _take(self, exchange: Exchange, call: Call, stream: _Stream, outcome: Outcome, part: bytes) -> bool:
-        """Relays one part of the stream. False: the hold does not cover it, and the answer was ended before it."""
+        """Relay one part of the stream. False: the hold does not cover the part, so the answer was cut before it."""
         relay, keeper = stream.relay, stream.keeper
         seen_before = outcome.output_tokens_seen
         data = relay.feed(part)
-        # A part that ends a long event brings all of it.
+        # A part that completes a long event yields the whole event.
         if keeper.is_due(max(len(part), len(data))):
             outcome.output_tokens_seen = relay.output_tokens
             self._flights.progressed(call, outcome.output_tokens_seen)
             if await self._is_beyond(stream, outcome.output_tokens_seen):
-                # A provider that has ended says what it bills: what the client does not get of it was spent all the same.
+                # A provider that has finished reports what it bills, including the part that the client will not get.
                 outcome.output_tokens_seen = min(outcome.output_tokens_seen, max(seen_before, keeper.allowed_tokens))
                 outcome.usage = _told_so_far(relay, outcome.output_tokens_seen)
                 stream.was_cut = True
@@ -164,7 +164,7 @@ class Relaying:
 
     @staticmethod
     async def _is_beyond(stream: _Stream, output_tokens: int) -> bool:
-        """Whether the hold does not cover so much. It grows ahead of an answer that goes on, not of one that has ended."""
+        """Whether this much exceeds the hold. The hold is extended ahead of need only while the answer is still growing."""
         keeper = stream.keeper
         if stream.relay.is_finished and output_tokens <= keeper.allowed_tokens:
             return False
@@ -197,7 +197,7 @@ class Relaying:
     async def _end_broken(
         self, exchange: Exchange, call: Call, stream: _Stream, outcome: Outcome, settle: Settle, error: GatewayError
     ) -> None:
-        """A cut stream looks like success to most clients: an error event says that it was none."""
+        """Most clients take a stream that just stops for a success, so end it with an error event."""
         outcome.status, outcome.code = "error", error.code
         outcome.output_tokens_seen = stream.relay.output_tokens
         outcome.usage = _told_so_far(stream.relay, outcome.output_tokens_seen)
@@ -209,7 +209,7 @@ class Relaying:
 
 
 def _told_so_far(relay: Relay, output_tokens_seen: int) -> Usage | None:
-    """The provider's figures. Those that it told before its answer ended may be older than what was seen since."""
+    """The provider's usage so far. Figures from the middle of a stream may lag behind the output seen since."""
     usage = relay.usage
     if usage is None or relay.is_finished or output_tokens_seen <= usage.output_tokens:
         return usage
@@ -217,7 +217,7 @@ def _told_so_far(relay: Relay, output_tokens_seen: int) -> Usage | None:
 
 
 def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter: CounterFactory) -> None:
-    """The provider's figures; where it gave none, the output is counted here."""
+    """Take the usage that the provider reports; if it reports none, count the output."""
     if call.protocol.is_binary:
         outcome.usage = cast(BinaryProtocol, call.protocol).usage_of_bytes(call.request, answer.body)
         return

@@ -1,4 +1,4 @@
-"""What a call may spend is set aside by the ledger or, while that is away and every budget allows it, within a local allowance."""
+"""Reserves what a call may spend: in the ledger or, while that is unreachable and every budget allows it, from a local allowance."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from policies.reservation import Decision, Demand, Granted
 
 
 class Reserving:
-    """`local` is None for an embedded ledger, which is never away while this process lives.
+    """`local` is None for an embedded ledger, which is never unreachable while this process lives.
 
-    `is_outbox_full` tells that no more usage events can be kept: then a call whose budget is enforced is refused, because
-    refusing it is better than losing the record of it.
+    `is_outbox_full` returns True if no more usage events can be stored. Calls with enforced budgets are refused then, because
+    that is better than losing their records.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Reserving:
         self._is_outbox_full = is_outbox_full
 
     async def reserve(self, call: Call, request: Reserve) -> Decision:
-        """Raises `OutboxFull` and, where the call may not go on without the ledger, `LedgerOutage`."""
+        """Raises `OutboxFull`, and `LedgerOutage` if the call may not proceed without the ledger."""
         if call.chain.is_enforced and self._is_outbox_full():
             raise OutboxFull
         project = call.principal.project
@@ -37,7 +37,7 @@ class Reserving:
             if self._local is None or not self._survives(call):
                 raise LedgerOutage from None
         else:
-            # Of the ledger only: a local allowance has smaller limits, which are nobody's wish.
+            # Not for local grants: their smaller limits do not mean that someone tightened the run.
             if isinstance(decision, Granted):
                 self._runs.saw(call, decision)
             return decision
@@ -49,7 +49,7 @@ class Reserving:
             ) from None
 
     async def extend(self, call: Call, extra: Demand) -> Granted | None:
-        """The enlarged hold, which becomes the call's. None when it does not fit or the ledger cannot be asked."""
+        """Extend the call's hold and return it. None if the extension does not fit or the ledger is unreachable."""
         project, holds = call.principal.project, call.chain.holds
         try:
             decision = await self._ledger.extend(project, call.id, holds, extra)

@@ -1,4 +1,4 @@
-"""The end of every call: what was used is booked and recorded, or the whole hold is given back. Exactly one of them."""
+"""The end of every call: either its usage is booked and recorded, or its whole hold is released."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _OVERAGE: Final = "overage"
 
 
 class Recorder(Protocol):
-    """Takes events that no reservation stands behind, and writes them in batches."""
+    """Takes events that are not tied to a reservation, and writes them in batches."""
 
     def record(self, project: str, entry: OutboxEntry) -> None: ...
 
 
 class Prompts(Protocol):
     async def count(self, call: Call) -> PromptCount:
-        """Of a call that went without: it had no budget."""
+        """Count the prompt of a call that was not counted before, because it had no budget."""
 
     def kept(self, call: Call, usage: Usage) -> None:
-        """The provider keeps what was said, for calls to go on from."""
+        """Remember that the provider stores this conversation, so that later calls can continue it."""
 
 
 @value_class
@@ -69,9 +69,9 @@ class Settler:
         self._answered = answered
 
     async def settle(self, call: Call, outcome: Outcome) -> Settlement:
-        """Never raises for a ledger that is away: its outage wrapper keeps what could not be written, and replays it.
+        """Never raises when the ledger is unreachable: its outage wrapper keeps what could not be written, and replays it.
 
-        Nothing is counted or recorded before the last wait, so that a settlement that was cancelled can be repeated.
+        Nothing is counted or recorded before the last await, so that a cancelled settlement can be repeated.
         """
         used = await self._used(call, outcome)
         if used is not None and used.usage.kept_as:
@@ -91,16 +91,16 @@ class Settler:
         return settlement
 
     def _look_back(self, call: Call, used: Used) -> None:
-        """What another model than the one that was named has saved, and what the provider's bill says of its cache."""
+        """Compute what routing to another model has saved, and learn from the provider's usage about its prompt cache."""
         if used.source == "provider":
             self._answered(call, used.usage)
         if call.price_asked is not None:
             asked = booked_money(call.request, call.price_asked, used.usage)
             call.saved += Amount(0, asked - used.amount.nano_usd)
-            call.price_asked = None  # counted once, however often the settlement is tried
+            call.price_asked = None  # so that a repeated settlement does not count it again
 
     def refused(self, call: Call, code: str) -> None:
-        """A refusal costs nothing and is recorded all the same: it is what people ask about."""
+        """Record a refusal. It costs nothing, but it is what people ask about."""
         self._telemetry.refused(call, code)
         self.not_admitted(call, code, "refused")
 
@@ -132,7 +132,7 @@ class Settler:
 
     @staticmethod
     async def _patiently(operation: Callable[[], Awaitable[Resolution]]) -> Resolution:
-        """Repeat what may not have been written: ids make it safe."""
+        """Retry an operation that may not have been written. Ids make it idempotent."""
         for _ in range(_RETRIES):
             try:
                 return await operation()
@@ -151,7 +151,7 @@ class Settler:
         )
 
     async def _used(self, call: Call, outcome: Outcome) -> Used | None:
-        """The provider's figures where it gave any, our own count where it did not. None: nothing was spent."""
+        """The usage that the provider reported, or else our own count. None: nothing was spent."""
         if not outcome.reached:
             return None
         usage, source = believed(call.request, call.price, outcome.usage), "provider"
@@ -168,24 +168,24 @@ class Settler:
         return Used(usage, Amount(usage.input_tokens + usage.output_tokens, cost, 1), source)
 
     async def _prompt_tokens(self, call: Call) -> int:
-        """Where the provider did not say. An error of ours with a call without a budget costs the figure, never the record."""
+        """Our count of the prompt. If counting fails, the figure is lost, but the call is still recorded."""
         if call.count is not None:
             return call.count.tokens
         try:
             return (await self._prompts.count(call)).tokens
-        except Exception:  # noqa: BLE001 - the answer is with the client already
+        except Exception:  # noqa: BLE001 - the client may already have its answer
             _log.exception("prompt_not_counted", request_id=call.id)
             return 0
 
 
 def _is_read_aloud(call: Call, usage: Usage) -> bool:
-    """Whether a text was made into sound that is billed by its tokens, of which such an answer, being the sound, tells nothing."""
+    """Whether this is speech billed by prompt tokens. Its answer is plain audio, which reports no token counts."""
     has_price = call.price is not None and call.price.mchar_nano_usd > 0
     return bool(usage.characters) and not usage.input_tokens and not has_price
 
 
 def _with_media(call: Call, usage: Usage) -> Usage:
-    """Of images and sounds whose answer tells no tokens, where only those have a price: what was held for them."""
+    """Add the reserved media tokens, if images or audio are billed only by tokens and the answer reports none."""
     tokens, price = call.request.media_tokens, call.price
     if not tokens or price is None or cost_nano_usd(price, call.request.units()):
         return usage
@@ -195,7 +195,7 @@ def _with_media(call: Call, usage: Usage) -> Usage:
 
 
 def _is_overage(call: Call, used: Amount) -> bool:
-    """Whether the step now has used more than its allocation: tolerated up to its hard limit, and flagged."""
+    """Whether the step has now exceeded its allocation. That is tolerated up to the hard limit, but flagged."""
     if call.grant is None:
         return False
     for balance, link in zip(call.grant.balances, call.chain.links, strict=False):

@@ -1,6 +1,6 @@
-"""How long the histories are that a provider keeps for its callers: whoever goes on from one pays for it again.
+"""The lengths of histories that a provider stores for its clients: each call that continues one pays for all of it again.
 
-Known of answers that this process has seen; of others the count keeps back a fixed amount (`policies.tokens.responses`).
+Known only for answers that this process has seen. For others, a fixed amount is reserved (`policies.tokens.responses`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class StoredHistories:
         self._tokens: LRUCache[tuple[str, str], int] = LRUCache(_KEPT_MAX)
 
     def answered(self, call: Call, usage: Usage) -> None:
-        """What was read and what was written is the history of the next call, less the reasoning that is left out of it."""
+        """Remember input plus output as the next call's history: an upper bound, since reasoning is left out of it."""
         for name in usage.kept_as:
             self._tokens[call.principal.project, name] = usage.input_tokens + usage.output_tokens
 

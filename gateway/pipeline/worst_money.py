@@ -1,4 +1,4 @@
-"""What a request may cost at most, on the model that was chosen for it or on another one, and what it did cost."""
+"""The upper bound of what a request may cost, on its own model or another one, and what it has cost in the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from policies.tokens import PromptCount
 
 
 def worst_money(request: Request, price: Price | None, count: PromptCount, output_tokens_max: int) -> WorstCase:
-    """Nothing where there is no price. Images and sounds that are billed as such are in the prompt's share."""
+    """Zero without a price. Images and audio that are billed per unit are part of the prompt's cost."""
     if price is None:
         return WorstCase(0, 0)
     body = request.body
@@ -36,7 +36,7 @@ def worst_money(request: Request, price: Price | None, count: PromptCount, outpu
 
 
 def booked_money(request: Request, price: Price | None, usage: Usage) -> int:
-    """Nano-USD, on the terms that the answer names; on those of the request where it names none."""
+    """The cost in nano-USD. Tier, speed and region are those that the answer reports, or else those of the request."""
     if price is None:
         return 0
     body = request.body
@@ -48,7 +48,7 @@ def booked_money(request: Request, price: Price | None, usage: Usage) -> int:
 
 
 def believed(request: Request, price: Price | None, usage: Usage | None) -> Usage | None:
-    """A provider's figures; None where they are many times what the model can read and write: our own count stands then."""
+    """The provider's usage; None if it is many times what the model can read and write: our own count is used then."""
     if usage is None or price is None or not price.tokens_max or not request.has_output:
         return usage
     most = price.tokens_max * request.choices
