@@ -28,38 +28,49 @@ class InFlight:
     def __init__(self, at_once: int = AT_ONCE, patience_s: float = PATIENCE_S) -> None:
         self._places = at_once
         self._patience_s = patience_s
-        self._line: deque[asyncio.Future[None]] = deque()
+        self._line: deque[tuple[asyncio.Future[None], float]] = deque()  # and until when it waits, on the loop's clock
+        self._timer: asyncio.TimerHandle | None = None
 
     async def enter(self) -> None:
         """Raises `LedgerUnavailable` after `patience_s`, or when everybody is turned away."""
         if self._places:
             self._places -= 1
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.append(turn)
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        due_s = loop.time() + self._patience_s
+        self._line.append((turn, due_s))
+        if self._timer is None:
+            self._timer = loop.call_at(due_s, self._expire)
         try:
-            async with asyncio.timeout(self._patience_s):
-                await turn
-        except BaseException as error:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                # The turn came together with the end of waiting for it.
-                self.leave()
-            if isinstance(error, TimeoutError):
-                raise LedgerUnavailable("the ledger cannot keep up with the calls") from None
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled() and turn.exception() is None:
+                self.leave()  # the turn came just as the caller gave up
             raise
 
     def leave(self) -> None:
-        """The place goes from hand to hand: nobody who comes now gets before those who wait."""
+        """The place passes to the first in line, ahead of anyone who comes now."""
         while self._line:
-            turn = self._line.popleft()
+            turn, _ = self._line.popleft()
             if not turn.done():
                 turn.set_result(None)
                 return
         self._places += 1
 
     def turn_away(self, reason: str) -> None:
-        """Everybody who waits is told `LedgerUnavailable`; what is under way goes on."""
+        """Everyone in line gets `LedgerUnavailable`; operations in flight go on."""
         while self._line:
-            turn = self._line.popleft()
+            turn, _ = self._line.popleft()
             if not turn.done():
                 turn.set_exception(LedgerUnavailable(reason))
+
+    def _expire(self) -> None:
+        """One timer serves the whole line: all wait equally long, so the first in line is due first."""
+        loop, self._timer = asyncio.get_running_loop(), None
+        while self._line and self._line[0][1] <= loop.time():
+            turn, _ = self._line.popleft()
+            if not turn.done():
+                turn.set_exception(LedgerUnavailable("the ledger cannot keep up with the calls"))
+        if self._line:
+            self._timer = loop.call_at(self._line[0][1], self._expire)
