@@ -1,4 +1,4 @@
-"""Which of a provider's answer headers reach the client: the port's list, the request id under our name, nothing else."""
+"""Filters a provider's response headers: only the port's list, and the request id under our own name, reach the client."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _REQUEST_IDS: Final = frozenset({"x-request-id", "request-id", "apim-request-id"
 
 
 def answer_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Filtered headers with names in lower case. Values that could break our own answer are dropped: once it is paid
-    for, an answer must not fail over a control character."""
+    """The filtered headers, with lower-case names. Values that could break our own response are dropped, because a control
+    character must not fail an answer that is already paid for."""
     kept: dict[str, str] = {}
     for raw_name, raw_value in raw:
         name = _name_for_clients(raw_name)
@@ -26,7 +26,7 @@ def answer_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return kept
 
 
-@lru_cache(maxsize=1024)  # providers send the same twenty names with every answer
+@lru_cache(maxsize=1024)  # a provider sends the same twenty names with every answer
 def _name_for_clients(raw_name: bytes) -> str | None:
     name = raw_name.decode("latin-1").lower()
     if name in _REQUEST_IDS:

@@ -1,4 +1,4 @@
-"""An answer as it flows in: bytes in the pieces in which they come, under an idle and a total deadline, with bounds."""
+"""A response body as it arrives, piece by piece, with an idle timeout, a total deadline and bounded memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _WINDOW_BITS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 class Reader(Protocol):
     async def readany(self) -> bytes:
-        """The bytes that are there, waiting for the first; empty at the end."""
+        """The bytes received so far, waiting if there are none; empty at the end."""
 
 
 class InflatingReader:
-    """Unpacks an answer that is compressed although we asked for none, a bounded piece at a time."""
+    """Decompresses an answer that is compressed although we asked for identity, in pieces of bounded size."""
 
     def __init__(self, content: Reader, encoding: str) -> None:
         bits = _WINDOW_BITS.get(encoding)
@@ -32,7 +32,7 @@ class InflatingReader:
         self._unpacker = zlib.decompressobj(bits)
 
     async def readany(self) -> bytes:
-        # Behind its end nothing is read: zlib would keep it, and copy what it kept for each piece of it.
+        # Read nothing after the end: zlib would keep it all, and copy what it has kept for every further piece.
         while not self._unpacker.eof:
             packed = self._unpacker.unconsumed_tail or await self._content.readany()
             try:
@@ -51,10 +51,10 @@ def _damaged() -> UpstreamBroken:
 
 
 class Watchdog:
-    """Two deadlines on one timer: the answer's end, and the longest silence while somebody waits for bytes.
+    """Two deadlines on one timer: the end of the answer, and the longest silence while we wait for bytes.
 
-    A timer that is moved at every piece would cost more than the piece; this one wakes at the earliest time at which
-    a deadline can have passed, and looks.
+    Resetting a timer for every piece would cost more than the piece. Instead the timer fires at the earliest time at which
+    a deadline can have passed, and checks then.
     """
 
     __slots__ = ("_bark", "_deadline_s", "_handle", "_idle_s", "_loop", "_waiting_since_s", "expired")
@@ -82,7 +82,7 @@ class Watchdog:
     def _look(self) -> None:
         now_s = self._loop.time()
         since_s = self._waiting_since_s
-        # A reader of ours that is slow is not a provider that is silent: only waiting counts.
+        # Only time spent waiting counts: a slow client of ours does not make the provider silent.
         if since_s is not None and now_s >= since_s + self._idle_s:
             self.expired = "no byte of the answer came within the idle timeout"
         elif now_s >= self._deadline_s:
@@ -101,7 +101,7 @@ class AnswerStream:
     def __init__(
         self, response: HttpAnswer, *, loop: asyncio.AbstractEventLoop, idle_s: float, deadline_s: float
     ) -> None:
-        """`deadline_s` on the loop's clock."""
+        """`deadline_s` is on the loop's clock."""
         encoding = encoding_of(response)
         self._reader: Reader = response if encoding is None else InflatingReader(response, encoding)
         self._response = response
@@ -132,7 +132,7 @@ class AnswerStream:
         return piece
 
     def close_now(self) -> None:
-        """Drop the connection, unless the answer has ended and the pool has it back. May be repeated."""
+        """Drop the connection, unless the answer has ended and the connection is back in the pool. Idempotent."""
         self._closed = True
         self._watchdog.stop()
         self._response.close()
@@ -147,14 +147,14 @@ class AnswerStream:
 
 
 def encoding_of(response: HttpAnswer) -> str | None:
-    """How the body is packed; None: it is not."""
+    """How the body is compressed; None if it is not."""
     given = response.header(b"content-encoding")
     encoding = "" if given is None else given.decode("latin-1").strip().lower()
     return encoding if encoding not in ("", "identity") else None
 
 
 async def read_whole(stream: AnswerStream, bytes_max: int) -> bytes:
-    """All of a buffered answer. More than `bytes_max` raises `UpstreamBroken`; nothing beyond that is held."""
+    """The whole of a buffered answer. Raises `UpstreamBroken` beyond `bytes_max`, without holding more than that."""
     pieces: list[bytes] = []
     size = 0
     try:

@@ -1,4 +1,4 @@
-"""Which values of a configuration are credentials, and how they are taken out of what a provider says."""
+"""Finds the credentials in a configuration, and removes them from what a provider says."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from urllib.parse import unquote, urlsplit
 from gateway.upstream.port import Deployment
 
 _NAMES: Final = re.compile(r"key|token|secret|password|credential|authorization", re.I)
-# A shorter value is a word that a provider may well say for another reason.
+# A shorter value may be an ordinary word, which a provider can say for other reasons.
 _CHARACTERS_MIN: Final = 8
 
 
 def secrets_in(fields: Mapping[str, Any]) -> set[str]:
-    """Values of fields that are named like a credential, and passwords of URLs, at any depth."""
+    """Values of fields that are named like credentials, and passwords in URLs, at any depth."""
     found: set[str] = set()
     for name, value in fields.items():
         if isinstance(value, Mapping):
@@ -26,7 +26,7 @@ def secrets_in(fields: Mapping[str, Any]) -> set[str]:
 
 
 def password_in(url: str) -> set[str]:
-    """As it stands in the address, and as it is meant; empty for what has none, or is no address."""
+    """The URL's password, both as written and percent-decoded; empty if it has none or is not a URL."""
     try:
         password = urlsplit(url).password if "://" in url else None
     except ValueError:
@@ -35,7 +35,7 @@ def password_in(url: str) -> set[str]:
 
 
 def secrets_of(deployment: Deployment, key: str | None) -> tuple[str, ...]:
-    """What nobody who answers for this deployment may repeat to a client, longest first. `key` is the one that was sent."""
+    """The secrets that must not reach a client in this deployment's answers, longest first. `key` is the one that was sent."""
     values = secrets_in(deployment.params) | ({key} if key else set())
     return tuple(sorted((value for value in values if len(value) >= _CHARACTERS_MIN), key=len, reverse=True))
 

@@ -1,7 +1,7 @@
-"""Which deployment takes the next attempt of a call, and which one rests after it failed.
+"""Chooses the deployment for each attempt, and lets a deployment that fails rest.
 
-The rules are those of LiteLLM's router, by its `router_settings`: several entries of one name share its load; one that
-failed too often rests for `cooldown_time`; the only entry of a name never rests. State is of this process.
+The rules are those of LiteLLM's router, configured by its `router_settings`: entries with the same name share the load; one that
+fails too often rests for `cooldown_time`; the only entry of a name never rests. The state is local to this process.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Final, Literal
 
 from gateway.upstream.port import Deployment, UpstreamError
 
-# These say at once that the deployment cannot take calls now: a bad key, no such model, no quota left.
+# Statuses that rest a deployment at once, because it cannot take calls now: a bad key, no such model, no quota left.
 _AT_ONCE: Final = frozenset({401, 403, 404, 429})
 _COUNTED: Final = frozenset({408, 409})  # and every 5xx
 _EXPANDED_MAX: Final = 2_000
-_COOLDOWN_MAX_S: Final = 300.0  # however long a provider's retry-after is, it is asked again after this
-# As long as our own longest pause. Who is told to wait for longer than that hears it from us at once: while a call waits here,
-# it holds its budgets' tokens and its client's patience, and the client may have better to do, or another gateway to ask.
+_COOLDOWN_MAX_S: Final = 300.0  # a deployment is tried again after this, however long its retry-after
+# The longest pause before a retry. If the provider asks for a longer one, the client gets the error at once: a waiting call
+# ties up its budgets' tokens, and its client might have something better to do, or another gateway to call.
 _PAUSE_MAX_S: Final = 8.0
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """LiteLLM's `router_settings`, as far as they choose. Times in seconds; `fallbacks` from a name to other names."""
+    """The part of LiteLLM's `router_settings` that concerns the choice. `fallbacks` maps a name to other names."""
 
     num_retries: int = 2
-    retry_after_s: float = 0.0  # the shortest wait before an attempt
+    retry_after_s: float = 0.0  # the shortest wait before a retry
     allowed_fails: int = 3
     cooldown_s: float = 5.0
     routing_strategy: Literal["simple-shuffle", "least-busy"] = "simple-shuffle"
@@ -45,8 +45,8 @@ class _Health:
 
 
 class Pool:
-    """All deployments by their public names. `clock_s` is monotonic; `chance` decides among equals; `expand` makes those of a
-    name that only an entry with a `*` knows."""
+    """All deployments by public name. `clock_s` is monotonic. `chance` picks among equals. `expand` creates the deployments of
+    a name that matches only a wildcard entry."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Pool:
         return self._by_name.get(name) or self._expanded.get(name) or self._newly_expanded(name)
 
     def _newly_expanded(self, name: str) -> Sequence[Deployment]:
-        """Clients choose these names: so many are remembered, then all are made anew."""
+        """Clients choose these names, so the cache is bounded: when it is full, it starts over."""
         found = self._expand(name)
         if found:
             if len(self._expanded) >= _EXPANDED_MAX:
@@ -87,16 +87,16 @@ class Pool:
         return found
 
     def cache_ttl_s(self, name: str) -> int | None:
-        """For how long answers under this name may be given again, as its entry says; None: not at all."""
+        """How long answers under this name may be cached, according to its entry; None: not at all."""
         found = self.of(name)
         wished = found[0].info.get("cache_ttl_seconds") if found else None
         return wished if type(wished) is int and wished > 0 else None
 
     def choose(self, name: str, exclude: Collection[str] = (), *, also_resting: bool = False) -> Deployment | None:
-        """The deployment for the next attempt, or None. It counts as busy until `report` or `release`, once each.
+        """The deployment for the next attempt, or None. It counts as in flight until either `report` or `release` is called.
 
-        `exclude` are ids that this call has tried. `also_resting` when there is no other way left: the one that has
-        rested longest is then asked rather than nobody.
+        `exclude` holds the ids that this call has tried. `also_resting` is for when nothing else is left: if all are resting,
+        the one whose rest ends first is chosen.
         """
         rested = [item for item in self.of(name) if item.id not in exclude]
         now_s = self._clock_s()
@@ -111,19 +111,19 @@ class Pool:
         return chosen
 
     def release(self, deployment: Deployment) -> None:
-        """The chosen deployment was not asked after all."""
+        """Give back a chosen deployment that was not called after all."""
         health = self._of(deployment)
         health.in_flight = max(0, health.in_flight - 1)
 
     def report(self, deployment: Deployment, status: int, *, retry_after_s: float | None = None) -> None:
-        """How an attempt ended: the answer's status, or `UpstreamError.status`. The provider's own wish comes along."""
+        """Report how an attempt ended: `status` of the answer or of the `UpstreamError`, and the provider's retry-after."""
         self.release(deployment)
         health = self._of(deployment)
         if status < 400:
             health.fails = 0
             return
         if len(self.of(deployment.name)) < 2:
-            return  # to rest would be to fail every call for sure
+            return  # if the only deployment rested, every call would fail for certain
         now_s = self._clock_s()
         if status in _AT_ONCE:
             wish_s = min(retry_after_s or 0.0, _COOLDOWN_MAX_S)
@@ -148,9 +148,9 @@ class Pool:
     ) -> bool:
         """Whether to try again after `attempts` attempts (1 or more).
 
-        Never after bytes of an answer were received: they were paid, and the client may have seen them. A deployment's
-        own fault (401, 403, 404) is worth another attempt only at `others`, and so is one that wishes a pause of more than
-        8 s. `advice` is the answer's `x-should-retry`.
+        Never after bytes of an answer were received: they cost money, and the client may have seen them. A fault of the
+        deployment itself (401, 403, 404) is retried only if there are `others`, and so is one that asks for a pause of more
+        than 8 s. `advice` is the answer's `x-should-retry`.
         """
         if attempts > self._settings.num_retries:
             return False
@@ -165,8 +165,8 @@ class Pool:
         return failure in (408, 409, 429) or failure >= 500
 
     def wait_s(self, attempts: int, *, retry_after_s: float | None = None, others: bool = False) -> float:
-        """Seconds before the next attempt: the provider's wish up to 8, else 0.5 · 2ⁿ up to 8 with a quarter of chance in it
-        (OpenAI's own client); nothing where another deployment can be asked at once."""
+        """The delay before the next attempt: the provider's retry-after up to 8 s, else exponential back-off from 0.5 s to 8 s,
+        less up to a quarter of jitter (as in OpenAI's own client). If there are `others`, only the configured minimum."""
         if others:
             return self._settings.retry_after_s
         if retry_after_s:
@@ -175,7 +175,7 @@ class Pool:
         return max(backoff_s * (1 - 0.25 * self._chance.random()), self._settings.retry_after_s)
 
     def fallbacks(self, name: str, *, context_window: bool = False) -> tuple[str, ...]:
-        """Other public names to ask when this one failed (`*` stands for every name), those that exist and only once."""
+        """The public names to try after this one failed, without duplicates or unknown names. `*` applies to every name."""
         table = self._settings.context_window_fallbacks if context_window else self._settings.fallbacks
         named = [*table.get(name, ()), *table.get("*", ())]
         return tuple(dict.fromkeys(item for item in named if item != name and self.of(item)))
@@ -190,7 +190,7 @@ class Pool:
         return self._chance.choices(awake, weights)[0]
 
     def _count(self, health: _Health, now_s: float) -> None:
-        # Failures are counted within a minute from the first one, so that rare ones never add up.
+        # Failures are counted for a minute from the first one, so that rare ones never add up.
         if health.fails == 0 or now_s - health.first_fail_s > 60.0:
             health.fails, health.first_fail_s = 0, now_s
         health.fails += 1

@@ -1,7 +1,7 @@
-"""The direct lane: the client's own request to a provider that speaks the client's protocol, and its bytes back.
+"""The direct lane: sends the client's request to a provider that speaks the client's protocol, and returns its bytes.
 
-One pooled connection per call in flight, to the deployment's own origin and nowhere else: no redirects, no proxies from
-the environment, no cookies, no compression.
+Each call in flight uses one pooled connection, to the deployment's own origin and nowhere else: no redirects, no proxies
+from the environment, no cookies, no compression.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ from gateway.upstream.timeouts import effective_timeouts
 from gateway.upstream.whole_as_stream import events_of
 
 _URLS_MAX: Final = 4_096
-_EMPTY: Final = frozenset({204, 205})  # passed on, it would look like an answer of nothing
+_EMPTY: Final = frozenset({204, 205})  # statuses without a body: passed on, they would look like an empty answer
 _EVENTS: Final = "text/event-stream"
-_NOT_JSON: Final = frozenset({"speech", "transcriptions"})  # sound, and subtitles as plain text
+_NOT_JSON: Final = frozenset({"speech", "transcriptions"})  # audio, and transcripts as plain text
 
 
 @dataclass(frozen=True, slots=True)
 class DirectLimits:
-    """Bounds of the lane. The defaults hold 1,000 calls in flight, and no answer can fill the memory."""
+    """Bounds of the lane. The defaults allow 1,000 calls in flight, and keep any single answer from filling the memory."""
 
-    connections: int = 1_000  # at one time, over all providers
-    keepalive_s: float = 15.0  # shorter than the usual idle timeout of providers, so that they do not hang up first
-    answer_bytes_max: int = 128 * 2**20  # 2,048 embeddings of 3,072 dimensions, as text
+    connections: int = 1_000  # at the same time, over all providers
+    keepalive_s: float = 15.0  # shorter than providers' usual idle timeout, so that they do not close first
+    answer_bytes_max: int = 128 * 2**20  # enough for 2,048 embeddings of 3,072 dimensions as text
     error_bytes_max: int = 2**20
 
 
 class DirectLane:
-    """`environment` is where providers' variables (OPENAI_API_KEY, …) are looked up."""
+    """`environment` holds the providers' variables (OPENAI_API_KEY, …)."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class DirectLane:
         try:
             return await self._answer(response, deployment, call, timeouts, key)
         except BaseException:
-            # Whatever ends the wait (cancellation too) must not leave a connection with half an answer in the pool.
+            # However the wait ends, even by cancellation, no connection with half an answer may return to the pool.
             response.close()
             raise
 
@@ -138,7 +138,7 @@ class DirectLane:
             try:
                 address = Address.of(url)
             except ValueError:
-                # No address in the message: where a model lives is not the client's business.
+                # Do not show the address: where a model is hosted is not the client's business.
                 message = f"The api_base of model {deployment.name!r} is not an http(s) address."
                 raise UpstreamUnreachable(message) from None
             if len(self._addresses) >= _URLS_MAX:
@@ -194,14 +194,14 @@ class DirectLane:
             if is_error:
                 return b""
             raise UpstreamBroken(f"The answer is larger than {bytes_max:,} bytes.", bytes_received=True)
-        # A provider that thinks before it answers may do so after its headers as well.
+        # A model may think before it answers, and its provider may send the headers before that.
         idle_s = max(timeouts.idle_ms, timeouts.first_byte_ms) / 1000
         stream = _reading(response, timeouts, idle_s)
         try:
             return await read_whole(stream, bytes_max)
         except UpstreamError:
             if is_error:
-                return b""  # an error that breaks off is still that error
+                return b""  # the error status stands even if its body breaks off
             raise
 
 
@@ -249,5 +249,5 @@ def _part(boundary: str, name: str, content: bytes, beside: str = "", content_ty
 
 
 def _quoted(name: str) -> str:
-    """As browsers write names in forms (HTML's `multipart/form-data encoding algorithm`)."""
+    """Escape a name as browsers do (HTML's `multipart/form-data encoding algorithm`)."""
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")

@@ -18,12 +18,12 @@ from gateway.upstream.port import Deployment, Lane, ProtocolName, Upstream, Upst
 from gateway.upstream.providers import speaks
 from gateway.upstream.request import HOPS_HEADER, hops_of
 
-# Gateways in a row, after which it is a ring.
+# A call that has passed this many gateways is taken to be in a loop.
 _HOPS_MAX: Final = 8
 
 
 def lane_of(deployment: Deployment, protocol: ProtocolName, environment: Mapping[str, str]) -> Lane:
-    """The lane that a call of this protocol takes to this deployment."""
+    """The lane for calls of this protocol to this deployment."""
     if deployment.is_mock:
         return "mock"
     if deployment.lane != "auto":
@@ -32,7 +32,7 @@ def lane_of(deployment: Deployment, protocol: ProtocolName, environment: Mapping
 
 
 class Forwarder(Upstream):
-    """The gateway's one way out. Contacts the deployment's own origin and nothing else."""
+    """The gateway's only way out. Contacts the deployment's own origin and nothing else."""
 
     def __init__(
         self, *, direct: DirectLane, litellm: LiteLLMLane, mock: MockLane, environment: Mapping[str, str]
@@ -43,7 +43,7 @@ class Forwarder(Upstream):
         self._environment = environment
 
     def prepare(self, deployments: Iterable[Deployment]) -> None:
-        """Start loading LiteLLM in the background if one of these models has it as its first lane."""
+        """Start loading LiteLLM in the background if one of these models needs it for its main protocol."""
         if any(lane_of(item, _main_protocol(item), self._environment) == "litellm" for item in deployments):
             self._litellm.prepare()
 
@@ -53,7 +53,7 @@ class Forwarder(Upstream):
             return _ring(deployment, call.protocol, lane)
         if lane == "direct":
             return await self._direct.send(deployment, call)
-        # These lanes cannot tell when a request leaves. An attempt in the direct lane may have said that none has.
+        # These lanes cannot tell when a request leaves, so report it now: an earlier attempt in the direct lane may have waited.
         told = None if call.departure is None else call.departure.leaves()
         if told is not None:
             await told
@@ -72,7 +72,7 @@ def _ring(deployment: Deployment, protocol: ProtocolName, lane: Lane) -> Upstrea
 
 
 def _main_protocol(deployment: Deployment) -> ProtocolName:
-    """The protocol in which a provider's models are asked first: loading LiteLLM for the others waits until they are."""
+    """The protocol that a model's clients most likely use. For any other one, LiteLLM is loaded when the first call needs it."""
     if deployment.info.get("mode") == "embedding":
         return "embeddings"
     return "messages" if deployment.provider == "anthropic" else "chat"

@@ -1,7 +1,7 @@
-"""Error objects in the client's protocol, from whatever a provider gave as an error.
+"""Error objects in the client's protocol, made from whatever a provider sent as an error.
 
-A provider's own object passes as it is: Claude Code, for one, matches its wording. Pages of HTML, plain text, strings
-and nothing at all become an object with the same meaning.
+An object that already has the right shape is passed on unchanged, because clients such as Claude Code match its wording.
+HTML pages, plain text, strings and empty bodies become an object with the same meaning.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ _OPENAI_TYPES: Final = {
     429: "rate_limit_error",
 }
 _TAGS: Final = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^<>]*>", re.IGNORECASE | re.DOTALL)
-_PAGE_BYTES_READ_MAX: Final = 4_000  # its title is in there; a page of nothing but scripts without an end takes 15 ms
-_LEVELS_MAX: Final = (
-    8  # of objects in objects: no server goes deeper for its sentence, and Python's stack ends somewhere
-)
+_PAGE_BYTES_READ_MAX: Final = 4_000  # enough for the title; the worst case, unclosed script tags, takes 15 ms
+# How deep to look into nested objects: no server nests its message deeper, and Python's stack is finite.
+_LEVELS_MAX: Final = 8
 
 
 def error_body(protocol: ProtocolName, status: int, message: str, *, code: str | None = None) -> bytes:
-    """The error object of the client's protocol."""
+    """An error object in the client's protocol."""
     if protocol == "messages":
         return orjson.dumps({"type": "error", "error": {"type": type_of(status), "message": message}})
     kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
@@ -44,7 +43,7 @@ def error_body(protocol: ProtocolName, status: int, message: str, *, code: str |
 
 
 def shaped(protocol: ProtocolName, status: int, body: bytes) -> bytes:
-    """The provider's error body if it is already of the client's protocol, else an object that says the same."""
+    """The provider's error body if it is already in the client's protocol, else an object with the same meaning."""
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -55,7 +54,7 @@ def shaped(protocol: ProtocolName, status: int, body: bytes) -> bytes:
 
 
 def json_message(value: Any, levels: int = _LEVELS_MAX) -> str | None:
-    """The sentence in an error object of one of the shapes that servers give: OpenAI's, vLLM's, FastAPI's, a string."""
+    """The message in an error object of any common shape: OpenAI's, vLLM's, FastAPI's, or just a string."""
     if isinstance(value, str):
         return value[:_MESSAGE_CHARS_MAX] or None
     if isinstance(value, dict):
@@ -67,7 +66,7 @@ def json_message(value: Any, levels: int = _LEVELS_MAX) -> str | None:
 
 
 def text_message(status: int, body: bytes) -> str:
-    """A sentence for an error that came as plain text or as a page of HTML."""
+    """A message for an error that came as plain text or as an HTML page."""
     text = " ".join(_TAGS.sub(" ", body[:_PAGE_BYTES_READ_MAX].decode("utf-8", "replace")).split())[:300]
     return f"{_standard_message(status)} It said: {text}" if text else _standard_message(status)
 
@@ -95,7 +94,7 @@ def _standard_message(status: int) -> str:
 
 
 def error_event(protocol: ProtocolName, status: int, message: str, *, code: str | None = None) -> bytes:
-    """The error as a server-sent event, for an answer that breaks after it began."""
+    """The error as a server-sent event, for a stream that fails after it has begun."""
     if protocol == "messages":
         return sse.event(error_body(protocol, status, message), "error")
     if protocol == "responses":

@@ -1,4 +1,4 @@
-"""What a provider's error answer says about trying again: its wish for a pause, and whether the prompt was too long."""
+"""What a provider's error says about retrying: how long to wait, and whether the prompt was too long for the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import orjson
 
 from gateway.upstream.error_bodies import json_message
 
-# Sentences of OpenAI, Anthropic, vLLM, Mistral, Gemini, Bedrock, Groq and Cohere about a prompt beyond the window.
+# How OpenAI, Anthropic, vLLM, Mistral, Gemini, Bedrock, Groq and Cohere say that a prompt exceeds the context window.
 _TOO_LONG: Final = (
     "maximum context length",
     "context_length_exceeded",
@@ -28,9 +28,9 @@ _TOO_LONG: Final = (
 
 
 def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
-    """Seconds that a provider asks to wait: `retry-after-ms`, or `retry-after` as seconds or as a date.
+    """How many seconds a provider asks to wait: `retry-after-ms`, or `retry-after` as seconds or as a date.
 
-    `now_s` is in seconds since the epoch. None when it does not say, or says something that is no time.
+    `now_s` is in seconds since the epoch. None if there is no such header, or its value is invalid.
     """
     try:
         if "retry-after-ms" in headers:
@@ -49,7 +49,7 @@ def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
 
 
 def is_context_window(status: int, body: bytes) -> bool:
-    """Whether an error answer says that the prompt does not fit the model's window."""
+    """Whether an error answer says that the prompt does not fit into the context window."""
     if status not in (400, 413, 422):
         return False
     try:

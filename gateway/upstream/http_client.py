@@ -1,12 +1,12 @@
-"""A client of HTTP/1.1 for the fast lane: POST to an origin over a pooled connection, the answer in the pieces in which it comes.
+"""An HTTP/1.1 client for the direct lane: POSTs over a pooled connection, and yields the answer in the pieces in which it arrives.
 
-Everything that a general client does beyond that (redirects, cookies, proxies, compression, retries) must not happen here, and
-what is left costs a tenth of it: see docs/decisions.md. httptools, which reads the requests that come in, reads the answers.
+Whatever else a general client does (redirects, cookies, proxies, compression, retries) must not happen here, and what is left
+costs a tenth as much: see docs/decisions.md. Answers are parsed by httptools, like incoming requests.
 
-A connection is of one call at a time:
+A connection serves one call at a time:
 
     connecting ─▶ asking ─▶ answering ─▶ idle (in the pool) ─▶ asking …
-                     └──────────┴──── closed: a fault, a limit, or nobody wants the rest
+                     └──────────┴──── closed: a fault, a limit, or the rest is not wanted
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ import httptools
 from gateway.upstream.http_request import Address, request_of
 
 Header = tuple[bytes, bytes]
-# Beyond so many bytes that nobody has read, a provider is not listened to.
+# Back-pressure: with this many unread bytes buffered, stop reading from the provider.
 _BUFFER_BYTES_MAX: Final = 256 * 1024
 _HEAD_BYTES_MAX: Final = 64 * 1024
 _HEADERS_MAX: Final = 200
 
 
 class HttpError(Exception):
-    """What can go wrong.
+    """The root of everything that can go wrong here.
 
     HttpError
-    ├── ConnectFailed     no connection: name, network, TLS, or not in time
+    ├── ConnectFailed     no connection: DNS, network, TLS, or a timeout
     ├── Disconnected      the connection ended before the answer began
     ├── AnswerTimeout     the answer did not begin in time
-    └── AnswerBroken      the answer is not HTTP, or ended in its middle
+    └── AnswerBroken      the answer is not HTTP, or broke off
     """
 
 
@@ -60,12 +60,12 @@ class AnswerBroken(HttpError):
 
 @dataclass(frozen=True, slots=True)
 class ClientLimits:
-    connections: int = 1_000  # at one time, over all origins; further calls wait for one
-    keepalive_s: float = 15.0  # an idle connection is used again for so long
+    connections: int = 1_000  # at the same time, over all origins; further calls wait for one
+    keepalive_s: float = 15.0  # how long an idle connection may be reused
 
 
 class HttpAnswer:
-    """Status and headers of an answer, and its body as it comes."""
+    """An answer's status and headers, and its body as it arrives."""
 
     __slots__ = ("_connection", "_error", "_is_paused", "_pieces", "_size", "_waiter", "headers", "is_whole", "status")
 
@@ -78,18 +78,18 @@ class HttpAnswer:
         self._is_paused = False
         self.status = 0
         self.headers: list[Header] = []  # names in lower case
-        self.is_whole = False  # all of it has come, read or not
+        self.is_whole = False  # all of it has arrived, though it may not have been read yet
 
     def header(self, name: bytes) -> bytes | None:
-        """The first header of this name, which is in lower case."""
+        """The first header of this name, given in lower case."""
         return next((value for given, value in self.headers if given == name), None)
 
     def read_at_once(self) -> bytes | None:
-        """The whole body if all of it has come, as with most buffered answers. None otherwise."""
+        """The whole body if all of it has arrived, as with most buffered answers. None otherwise."""
         return self._take() if self.is_whole else None
 
     async def readany(self) -> bytes:
-        """The bytes that are there, waiting for the first; empty at the end. Raises `AnswerBroken`."""
+        """The bytes received so far, waiting if there are none; empty at the end. Raises `AnswerBroken`."""
         while not self._pieces:
             if self._error is not None:
                 raise self._error
@@ -103,11 +103,11 @@ class HttpAnswer:
         return self._take()
 
     def close(self) -> None:
-        """Nobody wants the rest. A connection whose answer is whole is in the pool already, and stays there."""
+        """Drop the rest of the answer, and its connection. After a whole answer the connection is already in the pool and stays."""
         if not self.is_whole:
             self._connection.abort(AnswerBroken("nobody wanted the rest"))
 
-    # What the connection tells.
+    # Called by the connection.
 
     def feed(self, piece: bytes) -> None:
         self._pieces.append(piece)
@@ -159,11 +159,11 @@ class HttpClient:
         answer_s: float,
         leaves: Callable[[], Awaitable[None] | None] | None = None,
     ) -> HttpAnswer:
-        """Returns once the answer's head is there. `answer_s` is for all of it, `connect_s` for a new connection.
+        """Returns once the answer's head has arrived, within `answer_s` overall and `connect_s` for a new connection.
 
-        `leaves` is called when there is a connection and nothing was sent on it; what it returns is awaited before anything is.
+        `leaves` is called once there is a connection but nothing has been sent on it; what it returns is awaited before sending.
 
-        Raises `HttpError`; ValueError for a header that HTTP cannot carry.
+        Raises `HttpError`, or ValueError for a header that HTTP cannot carry.
         """
         request = request_of(address, headers, body)
         loop = asyncio.get_running_loop()
@@ -177,7 +177,7 @@ class HttpClient:
             except BaseException:
                 connection.discard()
                 raise
-            if connection.is_closing():  # the provider hung up meanwhile, and has heard nothing
+            if connection.is_closing():  # the provider closed it in the meantime, but nothing has been sent yet
                 connection = await self._take(address, loop, connect_s, deadline_s)
         return await connection.ask(request, deadline_s)
 
@@ -201,7 +201,7 @@ class HttpClient:
         return connection
 
     def _reusable(self, origin: tuple[str, int, bool], now_s: float) -> _Connection | None:
-        """The one that was used last: the others may time out in peace."""
+        """The most recently used idle connection, so that the others can time out."""
         idle = self._idle.get(origin)
         while idle:
             connection = idle.pop()
@@ -228,12 +228,12 @@ class HttpClient:
         except OSError as error:  # ssl.SSLError is one
             raise ConnectFailed(type(error).__name__) from error
         finally:
-            if not made.is_made:  # else it tells itself when it is lost
+            if not made.is_made:  # otherwise `connection_lost` does this
                 self.lost()
         return made
 
     async def _turn(self, loop: asyncio.AbstractEventLoop, deadline_s: float) -> None:
-        """Wait until a connection is free or gone."""
+        """Wait until a connection becomes free or is closed."""
         waiter: asyncio.Future[None] = loop.create_future()
         self._waiting.append(waiter)
         try:
@@ -243,15 +243,15 @@ class HttpClient:
             raise AnswerTimeout("no connection to it became free") from error
         except asyncio.CancelledError:
             if not waiter.cancelled():
-                self._wake()  # it was our turn: the next one's now
+                self._wake()  # we had already been woken: pass the turn on
             raise
 
     def _drop_idle(self) -> bool:
-        """Another origin's idle connection makes room."""
+        """Close an idle connection to make room for a new one. False if there is none."""
         for idle in self._idle.values():
             while idle:
                 connection = idle.popleft()
-                makes_room = connection.is_usable(0.0)  # one that was lost has left its room already
+                makes_room = connection.is_usable(0.0)  # a lost one no longer counts as open
                 connection.discard()
                 if makes_room:
                     return True
@@ -263,10 +263,10 @@ class HttpClient:
             self._tls.set_alpn_protocols(["http/1.1"])
         return self._tls
 
-    # What connections tell.
+    # Called by connections.
 
     def free(self, connection: _Connection) -> None:
-        """It has given its answer, and may be used again."""
+        """Return a connection to the pool after a whole answer."""
         self._idle.setdefault(connection.origin, deque()).append(connection)
         if self._sweeping is None:
             self._sweeping = connection.loop.call_later(self._limits.keepalive_s, self._sweep, connection.loop)
@@ -284,7 +284,7 @@ class HttpClient:
                 return
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Close those that were idle for too long."""
+        """Close connections that have been idle for too long."""
         since_s = loop.time() - self._limits.keepalive_s
         for origin, idle in list(self._idle.items()):
             while idle and not idle[0].is_usable(since_s):
@@ -296,7 +296,7 @@ class HttpClient:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: writes a request, and turns what comes back into an `HttpAnswer`."""
+    """One connection: sends a request, and turns the bytes that come back into an `HttpAnswer`."""
 
     def __init__(self, client: HttpClient, origin: tuple[str, int, bool], loop: asyncio.AbstractEventLoop) -> None:
         self.origin = origin
@@ -305,10 +305,10 @@ class _Connection(asyncio.Protocol):
         self._client = client
         self._transport: Any = None
         self._idle_since_s: float | None = None
-        self._answer: HttpAnswer | None = None  # of the call that is served; None when there is none
+        self._answer: HttpAnswer | None = None  # of the current call, if any
         self._head: asyncio.Future[HttpAnswer] | None = None
         self._headers_bytes = 0
-        self._bare_bytes = 0  # since the last byte of a body: heads, trailers, the lines of chunks
+        self._bare_bytes = 0  # bytes since the last body byte: heads, trailers, chunk headers
         self._parser: Any = None
         self._ends_with_connection = False
 
@@ -319,7 +319,7 @@ class _Connection(asyncio.Protocol):
         return bool(self._transport.is_closing())
 
     async def ask(self, request: list[bytes], deadline_s: float) -> HttpAnswer:
-        """Send, and wait for the answer's head. Whoever stops waiting closes the connection."""
+        """Send the request, and wait for the answer's head. Cancelling the wait closes the connection."""
         self._idle_since_s = None
         answer = self._answer = HttpAnswer(self)
         head: asyncio.Future[HttpAnswer] = self.loop.create_future()
@@ -334,7 +334,7 @@ class _Connection(asyncio.Protocol):
         try:
             return await head
         except asyncio.CancelledError:
-            answer.close()  # not the connection: once the answer is whole, another call may have it
+            answer.close()  # not the connection, which may already serve another call if the answer is whole
             raise
         finally:
             timer.cancel()
@@ -348,7 +348,7 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
     def discard(self) -> None:
-        """An idle connection is not needed any more."""
+        """Close an idle connection that is no longer needed."""
         self._idle_since_s = None
         self._transport.close()
 
@@ -356,11 +356,11 @@ class _Connection(asyncio.Protocol):
         self._transport.pause_reading()
 
     def resume(self) -> None:
-        # The answer may have ended meanwhile, and the connection with it.
+        # The answer may have ended in the meantime, and the connection with it.
         if not self.is_closing():
             self._transport.resume_reading()
 
-    # What the transport tells.
+    # Called by the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -379,7 +379,7 @@ class _Connection(asyncio.Protocol):
         self._client.lost()
 
     def data_received(self, data: bytes) -> None:
-        if self._answer is None:  # nobody asked: what is this?
+        if self._answer is None:  # data without a request
             self._transport.abort()
             return
         self._bare_bytes += len(data)
@@ -388,11 +388,11 @@ class _Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.abort(AnswerBroken("this is not HTTP"))
             return
-        # The parser holds a header or a trailer until it is complete. A head that was, was measured header by header.
+        # The parser buffers an incomplete header or trailer, so its size is checked here. `on_header` measures complete headers.
         if self._bare_bytes > _HEAD_BYTES_MAX:
             self.abort(AnswerBroken("too much of the answer is no body"))
 
-    # What the parser tells.
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
         if self._answer is None:
@@ -433,12 +433,12 @@ class _Connection(asyncio.Protocol):
         answer = self._answer
         if answer is None:
             return
-        if not answer.status:  # 100 Continue, 103 Early Hints: the answer itself is still to come
+        if not answer.status:  # 100 Continue, 103 Early Hints: the real answer is still to come
             answer.headers.clear()
             return
         self._answer = None
         answer.end()
-        if self._transport.get_write_buffer_size():  # answered before all was sent: nobody may ever read the rest
+        if self._transport.get_write_buffer_size():  # answered early: it may never read the rest
             self._transport.abort()
         elif self._parser.should_keep_alive() and not self.is_closing():
             self._idle_since_s = self.loop.time()

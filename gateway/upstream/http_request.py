@@ -1,4 +1,4 @@
-"""A POST as the fast lane sends it: where it goes, and its bytes."""
+"""A POST as the direct lane sends it: its address and its bytes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-# Up to so many bytes, copying a body behind its head is cheaper than another write.
+# Up to this size, copying the body behind the head is cheaper than a second write.
 _JOINED_BYTES_MAX: Final = 64 * 1024
-# Written here, or not at all.
+# Headers that only this module sets.
 _OWN_HEADERS: Final = frozenset({"content-length", "host", "connection", "transfer-encoding"})
 
 
 class Address(NamedTuple):
-    """Where a POST goes. `origin` names the connections that it may use."""
+    """Where a POST goes. Connections are pooled by `origin`."""
 
     host: str
     port: int
@@ -27,7 +27,7 @@ class Address(NamedTuple):
 
     @classmethod
     def of(cls, url: str) -> Address:
-        """Raises ValueError for what is no http(s) address."""
+        """Raises ValueError if `url` is not an http(s) address."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise ValueError("not an http(s) address")
@@ -44,18 +44,18 @@ class Address(NamedTuple):
 
 
 def request_of(address: Address, headers: Mapping[str, str], body: bytes) -> list[bytes]:
-    """To be written one after the other. Raises ValueError for a header that HTTP cannot carry."""
+    """The request in pieces, to be written in order. Raises ValueError for a header that HTTP cannot carry."""
     encoded = _head(address, tuple(headers.items())) + b"%d\r\n\r\n" % len(body)
     return [encoded + body] if len(body) <= _JOINED_BYTES_MAX else [encoded, body]
 
 
-@lru_cache(maxsize=1024)  # the calls to one model differ in little else than their body
+@lru_cache(maxsize=1024)  # calls to the same model differ in little more than their body
 def _head(address: Address, headers: tuple[tuple[str, str], ...]) -> bytes:
-    """Up to the length of the body."""
+    """The head, up to and including `content-length: `."""
     lines = [f"POST {address.target} HTTP/1.1\r\nhost: {address.authority}\r\n"]
     lines += [f"{name}: {value}\r\n" for name, value in headers if name not in _OWN_HEADERS]
     head = "".join(lines)
-    # Nothing in a value may begin a line of its own. The first line is two.
+    # No header value may contain a line break. The first item of `lines` holds two lines.
     if head.count("\n") != len(lines) + 1 or head.count("\r") != len(lines) + 1 or "\0" in head:
         raise ValueError("a header holds a line break")
     return head.encode("latin-1") + b"content-length: "

@@ -1,4 +1,4 @@
-"""LiteLLM's objects as bytes of the client's protocol: buffered answers, and streams as server-sent events."""
+"""Turns LiteLLM's objects into bytes of the client's protocol: buffered answers, and streams of server-sent events."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from gateway.wire import sse
 _PROVIDER_PREFIX: Final = "llm_provider-"
 _ENDS_WITH_DONE: Final = frozenset({"chat", "completions"})
 _ERROR_EVENT: Final = b"event: error"
-# An error event with one of these is LiteLLM's own, and not the provider's.
+# An error event that contains one of these comes from LiteLLM, not from the provider.
 _OWN_ERRORS: Final = (b"litellm.", CUT.encode())
 _CLOSE_TIMEOUT_S: Final = 2.0
 
 
 def headers_of(answer: Any) -> dict[str, str]:
-    """The provider's headers that reach the client, from where LiteLLM hides them."""
+    """The provider's headers that reach the client. LiteLLM keeps them in a private attribute."""
     hidden = getattr(answer, "_hidden_params", None)
     found = hidden.get("additional_headers") if isinstance(hidden, Mapping) else None
     if not isinstance(found, Mapping):
         return {}
     raw = {str(name).removeprefix(_PROVIDER_PREFIX): str(value) for name, value in found.items()}
     kept = answer_headers((name.encode(), value.encode("latin-1", "replace")) for name, value in raw.items())
-    kept.pop("content-type", None)  # of the provider's protocol, not of the client's
+    kept.pop("content-type", None)  # it describes the provider's protocol, not the client's
     return kept
 
 
@@ -54,12 +54,12 @@ def _plain(value: Any) -> Any:
     for holder in (plain, plain.get("response")):
         usage = holder.get("usage") if isinstance(holder, dict) else None
         if isinstance(usage, dict) and usage.get("cost", 0) is None:
-            del usage["cost"]  # a field of LiteLLM's own, which some providers fill
+            del usage["cost"]  # LiteLLM's own field, which only some providers fill
     return plain
 
 
 def _without_noise(value: Any) -> Any:
-    """A chat answer without LiteLLM's own fields where they say nothing, and the nulls that OpenAI leaves out."""
+    """Remove LiteLLM's own fields from a chat answer if they are empty, and the nulls that OpenAI leaves out."""
     choices = value.get("choices") if isinstance(value, dict) else None
     for choice in choices if isinstance(choices, list) else ():
         message = choice.get("message")
@@ -75,7 +75,7 @@ def _says_nothing(value: Any) -> bool:
 
 
 class LiteLLMStream:
-    """The events of a stream, each under the idle timeout and all under the total one. Raises `UpstreamError`."""
+    """The events of a stream, with an idle timeout for each and a total deadline. Raises `UpstreamError`."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class LiteLLMStream:
         deadline_s: float,
         secrets: Iterable[str],
     ) -> None:
-        """`opened` are the HTTP answers behind it. `deadline_s` on the loop's clock."""
+        """`opened` holds the HTTP responses behind the stream. `deadline_s` is on the loop's clock."""
         self._source = source
         self._opened = opened
         self._events: AsyncIterator[Any] = source.__aiter__()
@@ -115,11 +115,11 @@ class LiteLLMStream:
             await self.close()
             raise UpstreamTimeout("The provider fell silent in its answer.", bytes_received=True) from error
         except Exception as error:
-            # LiteLLM raises whatever its providers' parsers raise: all of it means that the answer broke.
+            # LiteLLM raises whatever its parsers raise. All of it means that the answer broke off.
             await self.close()
             raise failure_of(error, self._secrets, bytes_received=True) from error
         if data.startswith(_ERROR_EVENT) and any(mark in data for mark in _OWN_ERRORS):
-            # A translated stream that broke: LiteLLM puts its exception's text into an event of its own.
+            # A translated stream broke off: LiteLLM puts the text of its exception into an event of its own.
             await self.close()
             raise UpstreamBroken(f"The provider broke off: {_said(data, self._secrets)}", bytes_received=True)
         return data
@@ -130,14 +130,14 @@ class LiteLLMStream:
             return await self._events.__anext__()
 
     async def close(self) -> None:
-        """Close the provider's connection. May be repeated."""
+        """Close the provider's connection. Idempotent."""
         if self._closed:
             return
         self._closed = True
         await self._opened.close()
         closing = getattr(self._source, "aclose", None)
         if closing is not None:
-            # Its connection is closed: whatever its own end still raises is of no consequence.
+            # The connection is already closed, so whatever this still raises does not matter.
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(closing(), _CLOSE_TIMEOUT_S)
 
@@ -167,8 +167,8 @@ def _chunk(event: Any) -> dict[str, Any]:
     chunk: dict[str, Any] = event.model_dump(mode="json", exclude_none=True, exclude_unset=True, warnings=False)
     usage = chunk.get("usage")
     if usage and not usage.get("total_tokens"):
-        del chunk["usage"]  # on every chunk of a completion LiteLLM puts zeros, which are no usage
-    # OpenAI's usage chunk has no choices; LiteLLM's has an empty one, which clients would show as a delta.
+        del chunk["usage"]  # LiteLLM puts zeros on every chunk of a completion, which is not usage
+    # OpenAI's usage chunk has no choices. LiteLLM's has an empty one, which clients would show as a delta.
     elif usage and all(_is_empty(choice) for choice in chunk.get("choices", [])):
         chunk["choices"] = []
     return chunk

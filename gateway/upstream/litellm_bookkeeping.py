@@ -1,8 +1,8 @@
-"""LiteLLM's own bookkeeping, which nobody here reads: left out.
+"""Turns off LiteLLM's own bookkeeping, which nothing here uses.
 
-After each answer LiteLLM looks up what it cost, under up to a dozen spellings of the model's name, and does so again to make a
-record of the call for its callbacks, of which there are none. That is a quarter of what a call through it costs. Money is
-reckoned from the gateway's own prices and settled in the ledger, never from what LiteLLM says or in a callback.
+After each answer LiteLLM computes its cost, trying up to a dozen spellings of the model's name, and does so again to record the
+call for its callbacks, of which there are none. That is a quarter of the CPU time of a call through LiteLLM. The gateway computes
+costs from its own prices and settles them in the ledger, never from LiteLLM's figures or in a callback.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 
 def leave_out() -> ContextVar[bool]:
-    """Once a process, after LiteLLM is imported. Returns LiteLLM's own mark for calls that it does not record."""
+    """Call once per process, after LiteLLM is imported. Returns LiteLLM's own flag for calls that it does not record."""
     logging = importlib.import_module("litellm.litellm_core_utils.litellm_logging").Logging
-    logging.async_success_handler = _record_nothing  # what streams end with, which do not look at the mark
-    # At its end a stream is priced again, and clients would be told that by LiteLLM's prices, as if the provider had said it.
+    logging.async_success_handler = _record_nothing  # called at the end of streams, which ignore the flag
+    # LiteLLM prices a stream at its end, and clients would see its figure as if the provider had reported it.
     logging.response_cost_calculator = _price_nothing
     _leave_unpriced(importlib.import_module("litellm.litellm_core_utils.llm_response_utils.response_metadata"))
     mark: ContextVar[bool] = importlib.import_module("litellm._internal_context").is_internal_call
@@ -32,14 +32,14 @@ def _price_nothing(*_arguments: Any, **_fields: Any) -> None:
 
 
 class Unpriced:
-    """Takes the place of LiteLLM's record of a call where only its id and the answer's cost are asked of it."""
+    """Stands in for LiteLLM's record of a call where LiteLLM only reads the call's id and cost from it."""
 
     litellm_call_id = None
     response_cost_calculator = staticmethod(_price_nothing)
 
 
 def _leave_unpriced(module: Any) -> None:
-    """The cost that LiteLLM hides beside an answer, for its proxy's headers."""
+    """Skip computing the cost that LiteLLM attaches to each answer for its proxy's headers."""
     hide = module.ResponseMetadata.set_hidden_params
     if getattr(hide, "is_unpriced", False):
         return

@@ -1,8 +1,8 @@
-"""The HTTP answers that LiteLLM opens for one call: closed when the call is left, and never more of an error than can be read.
+"""Tracks the HTTP responses that LiteLLM opens for a call, so that abandoned ones are closed, and truncates large error bodies.
 
-LiteLLM wraps a provider's stream in up to four objects, and most of those do not pass a close on: an answer that nobody
-reads any more would be generated, and paid, to its end. The context of a call follows it through LiteLLM's threads
-and tasks, and the list in it collects every answer that httpx opened there.
+LiteLLM wraps a provider's stream in up to four objects, most of which do not pass on a close: an answer that is no longer read
+would still be generated, and paid for, to its end. A context variable follows the call through LiteLLM's threads and tasks,
+and collects every response that httpx opens there.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 _CLOSE_TIMEOUT_S: Final = 2.0
-# LiteLLM searches what a provider said for secrets, at 5 s of CPU a megabyte, and holds the event loop meanwhile.
+# LiteLLM searches error bodies for secrets, at 5 s of CPU per megabyte, and blocks the event loop meanwhile.
 _FAULT_BYTES_MAX: Final = 32 * 1024
-# What these give may be any text; all others answer with JSON, with events or with a medium.
+# Paths that may answer with any text. All others answer with JSON, events or media.
 _TEXTS: Final = ("/transcriptions", "/translations")
 
 
 class Opened:
-    """What the provider has answered so far. `succeeded`: its last answer had a good status, so that it may have to be paid."""
+    """The provider's responses so far. `succeeded`: the last one had a 2xx status, so it may have to be paid for."""
 
     def __init__(self) -> None:
         self._answers: list[Any] = []
@@ -34,10 +34,10 @@ class Opened:
             self._answers.append(answer)
 
     async def close(self) -> None:
-        """Close every answer, whatever its state; those that ended are closed already."""
+        """Close every response that is still open."""
         while self._answers:
             answer = self._answers.pop()
-            # An answer that fails to close is gone as well; what matters is that no other one stays open.
+            # A response that fails to close is gone as well. What matters is that the others are closed too.
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(answer.aclose(), _CLOSE_TIMEOUT_S)
 
@@ -46,14 +46,14 @@ _OPENED: Final[ContextVar[Opened | None]] = ContextVar("farebox_litellm_answers"
 
 
 def collect() -> Opened:
-    """Start collecting for what the current task does from here on."""
+    """Start collecting responses for the current task."""
     opened = Opened()
     _OPENED.set(opened)
     return opened
 
 
 def watch() -> None:
-    """Make httpx's client note its answers, and cut those short that say what is wrong. Once a process, after LiteLLM is imported."""
+    """Patch httpx's client to note its responses and truncate errors. Call once per process, after LiteLLM is imported."""
     httpx = importlib.import_module("httpx")
     client = httpx.AsyncClient
     if getattr(client.send, "is_watched", False):
@@ -92,7 +92,7 @@ def watch() -> None:
 
 
 def _is_fault(answer: Any) -> bool:
-    """A refusal, or something else where JSON should be."""
+    """An error status, or text where JSON should be."""
     if answer.status_code >= 400:
         return True
     content_type = answer.headers.get("content-type", "")

@@ -1,4 +1,4 @@
-"""LiteLLM's exceptions as what they stand for: an answer of the provider's, or no answer at all."""
+"""Turns LiteLLM's exceptions into what they stand for: an error answer from the provider, or no answer at all."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from gateway.upstream.port import (
     UpstreamUnreachable,
 )
 
-# What a stream is said to have done that ended without a finish reason; see litellm_loading.py.
+# The message for a stream that ended without a finish reason; see litellm_loading.py.
 CUT: Final = "its stream ended in the middle of the answer."
 _MESSAGE_CHARS_MAX: Final = 1_000
-# "litellm.BadRequestError: BadRequestError: AnthropicException - {…}": names of classes say nothing to a client.
+# "litellm.BadRequestError: BadRequestError: AnthropicException - {…}": class names mean nothing to a client.
 _PREFIXES: Final = re.compile(r"^(?:(?:litellm\.)?(?:Timeout )?\w*(?:Error|Exception|Timeout)\s*(?::|-)\s*)+")
-# LiteLLM's advice is to its own callers, and partly of a field that no client of ours may send.
+# LiteLLM's advice is meant for its own callers, and mentions a field that our clients may not send.
 _DROPPING: Final = re.compile(
     r"\s*To drop (?:these|it from the call|unsupported params),? set `litellm\.drop_params ?= ?True`.*", re.DOTALL
 )
-# What LiteLLM raises where it knows no such function of a provider: nobody was asked, and asking again will not help.
+# What LiteLLM raises if it does not support an endpoint for a provider: nothing was sent, and retrying will not help.
 _UNSUPPORTED: Final = re.compile(r"unsupported provider|unable to map the custom llm provider", re.IGNORECASE)
 _SUFFIXES: Final = re.compile(r"\.? Handle with `litellm\.\w+`\.?\s*$")
 _ADDRESSES: Final = re.compile(r"https?://[^\s'\"<>)]+")
 _UNREACHED: Final = frozenset({"ConnectError", "ConnectTimeout", "ConnectionRefusedError", "gaierror"})
-# An established connection that was lost: LiteLLM's transport reports that as a failed connect as well.
+# The loss of an established connection, which LiteLLM's transport reports as a failed connect as well.
 _LOST: Final = frozenset(
     {"ClientOSError", "ServerDisconnectedError", "ClientConnectionResetError", "ConnectionResetError"}
 )
@@ -46,15 +46,15 @@ _CUT: Final = frozenset({"ClientPayloadError", "TransferEncodingError", "Content
 def answer_of(
     error: Exception, deployment: Deployment, protocol: ProtocolName, secrets: Iterable[str], *, succeeded: bool = False
 ) -> UpstreamAnswer:
-    """The error answer that this exception stands for. Raises `UpstreamError` when there was none.
+    """The error answer that this exception stands for. Raises `UpstreamError` if there was no answer.
 
-    `succeeded`: the provider answered, and LiteLLM could not read it. Another attempt would be paid as well.
+    `succeeded`: the provider answered, but LiteLLM could not read it. A retry would be billed as well.
     """
     if succeeded:
         raise failure_of(error, secrets, bytes_received=True)
     status = _status(error)
     headers = _headers(error)
-    # LiteLLM gives statuses to faults that no provider answered: 408 to its own timeouts, 500 to all else.
+    # LiteLLM also gives a status to faults without any answer: 408 to its own timeouts, 500 to everything else.
     if status is None or (headers is None and status in (408, 500)):
         if not _UNSUPPORTED.search(str(error)):
             raise failure_of(error, secrets)
@@ -69,7 +69,7 @@ def answer_of(
 
 
 def failure_of(error: Exception, secrets: Iterable[str], *, bytes_received: bool = False) -> UpstreamError:
-    """The exception of the port for a call that got no answer, or broke after it began."""
+    """The `UpstreamError` for a call that got no answer, or whose answer broke off."""
     kinds = {type(item).__name__ for item in _chain(error)}
     received = bytes_received or bool(_CUT & kinds) or "payload is not completed" in str(error)
     if not received and _is_unreached(kinds):
@@ -96,7 +96,7 @@ def cleaned(text: str, secrets: Iterable[str]) -> str:
 
 
 def _status(error: Exception) -> int | None:
-    """The status that the provider gave: LiteLLM's own exceptions round some (529 to 500), the ones below them do not."""
+    """The provider's status. LiteLLM's own exceptions change some (529 to 500), so the innermost cause counts."""
     found: int | None = None
     for item in _chain(error):
         status = getattr(item, "status_code", None)
@@ -108,7 +108,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _headers(error: Exception) -> dict[bytes, bytes] | None:
-    """The headers of the provider's error answer; None when no answer was seen."""
+    """The headers of the provider's error answer; None if there was no answer."""
     found = getattr(error, "litellm_response_headers", None) or getattr(
         getattr(error, "response", None), "headers", None
     )
@@ -133,7 +133,7 @@ def _message(error: Exception, status: int) -> tuple[str, str | None]:
 
 
 def _embedded(text: str) -> str | None:
-    """The message of the object that many exceptions carry in their text: the provider's JSON, or Python's repr of it."""
+    """The message in the provider's error object, which many exceptions contain as JSON or as a Python repr."""
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end <= start:
         return None

@@ -1,4 +1,4 @@
-"""The LiteLLM lane: a hundred providers, translated to the client's protocol by LiteLLM's functions."""
+"""The LiteLLM lane: reaches a hundred providers through LiteLLM, which translates to and from the client's protocol."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NO_SETTINGS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class LiteLLMLane:
-    """`environment` is changed once, when LiteLLM is imported (it reads its switches from there)."""
+    """`environment` is changed once, before LiteLLM is imported, which reads its switches from there."""
 
     def __init__(self, *, environment: MutableMapping[str, str], settings: Mapping[str, Any] = _NO_SETTINGS) -> None:
         self._environment = environment
@@ -35,7 +35,7 @@ class LiteLLMLane:
         self._loader.begin()
 
     async def ready(self) -> None:
-        """Wait until LiteLLM is loaded. Raises ImportError when it is not installed."""
+        """Wait until LiteLLM is loaded. Raises ImportError if it is not installed."""
         await self._loader.module()
 
     async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
@@ -63,7 +63,7 @@ class LiteLLMLane:
                 answer = await _function(litellm, call)(**arguments)
         except TimeoutError as error:
             raise UpstreamTimeout(f"The provider did not answer within {wait_s:g} s.") from error
-        except Exception as error:  # noqa: BLE001 - it raises its own, its providers' and Python's: the chain tells them apart
+        except Exception as error:  # noqa: BLE001 - LiteLLM raises anything; `answer_of` sorts it by its chain of causes
             return answer_of(error, deployment, call.protocol, secrets, succeeded=opened.succeeded)
         if call.stream and hasattr(answer, "__aiter__"):
             stream = LiteLLMStream(
@@ -87,10 +87,10 @@ class LiteLLMLane:
 
     def _key(self, deployment: Deployment, call: UpstreamCall) -> str | None:
         if deployment.provider not in PROVIDERS:
-            return None  # its credential may be of any kind: LiteLLM finds it in the entry or in the environment
+            return None  # the credential may be of any kind: LiteLLM finds it in the entry or in the environment
         key = credential(deployment, self._environment, call.client_credential)
         if key is None and deployment.params.get("api_base"):
-            # Without a key LiteLLM would take the provider's variable, and send it to an address that is not the provider's.
+            # Without a key LiteLLM would use the provider's environment variable, and send it to a foreign address.
             return "none"
         return key
 
@@ -110,9 +110,9 @@ def _refusal(deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer | Non
 
 
 def _forgetful(litellm: Any, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer | None:
-    """A Responses call that leans on what the provider remembers, to one whose protocol remembers nothing.
+    """Refuse a Responses call that relies on stored state, if the provider's own protocol is stateless.
 
-    LiteLLM would look for the earlier answer in its proxy's database, and without one ask the model without its history.
+    LiteLLM would look for the earlier answer in its proxy's database and, without one, call the model without the history.
     """
     field = next((name for name in _REMEMBERED if call.body.get(name)), None)
     if field is None or call.protocol != "responses":

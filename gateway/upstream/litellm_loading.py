@@ -1,6 +1,6 @@
-"""Importing LiteLLM: late, once, in a thread, and quiet.
+"""Imports LiteLLM: late, once, in a thread, and silenced.
 
-The import takes seconds and 170 MB, so a gateway whose models all take the direct lane never pays for it.
+The import takes seconds and 170 MB, which a gateway that only uses the direct lane never pays for.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any, Final
 from gateway.upstream import litellm_bookkeeping, litellm_connections, litellm_plain_requests, litellm_stand_ins
 from gateway.upstream.litellm_errors import CUT
 
-# No price map from the network, no `.env` read from the working directory, and no fetching of pictures that a client
-# names: the gateway calls the deployment's origin and nothing else. The user's own values win.
+# No price map from the network, no `.env` from the working directory, and no downloads of images that a client names:
+# the gateway contacts the deployment's origin and nothing else. Values that the user has set win.
 _ENVIRONMENT: Final = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_MODE": "PRODUCTION",
     "MAX_IMAGE_URL_DOWNLOAD_SIZE_MB": "0",
-    # It would read an answer to its end after the client left, to bill it; we hang up, and the provider stops.
+    # After the client left, LiteLLM would read the answer to its end to bill it. We disconnect, and the provider stops.
     "ANTHROPIC_MESSAGES_MAX_DETACHED_STREAM_DRAINS": "0",
 }
-# LiteLLM points tiktoken at its own tables; the gateway's tokenizer keeps what it found.
+# LiteLLM points tiktoken at its own tables. Restored after the import, for the gateway's own tokenizer.
 _RESTORED: Final = "TIKTOKEN_CACHE_DIR"
-# What LiteLLM would import in the middle of its first call to a provider of OpenAI's kind, of a stream, and of an error: the first
-# alone is 450 modules, and holds the event loop up for half a second. What another version does not have it does not need.
+# Modules that LiteLLM would import during its first call to an OpenAI-like provider, its first stream and its first error: the
+# first alone means 450 modules, which block the event loop for half a second. A version that lacks one of them does not need it.
 _NEEDED_BY_CALLS: Final = (
     "openai.resources",
     "anyio._backends._asyncio",
@@ -47,33 +47,33 @@ _NEEDED_BY_CALLS: Final = (
     "litellm.types.integrations.compression_interception",
     "litellm.types.litellm_core_utils.streaming_chunk_builder_utils",
 )
-# `litellm_settings` that change how a request is translated. Callbacks, caches and fallbacks are not among them: money
-# is settled here, never in a callback.
+# The `litellm_settings` that change how a request is translated. Callbacks, caches and fallbacks are not among them:
+# caching, retries and settlement are the gateway's own job.
 _SETTINGS: Final = frozenset({"drop_params", "modify_params", "ssl_verify", "ssl_certificate", "set_verbose"})
 
 
 class LiteLLMLoader:
-    """Loads the module at first use or ahead of it. `settings` are the user's `litellm_settings`."""
+    """Loads the module at first use or earlier. `settings` are the user's `litellm_settings`."""
 
     def __init__(self, *, environment: MutableMapping[str, str], settings: Mapping[str, Any]) -> None:
         self._environment = environment
         self._settings = settings
         self._loading: asyncio.Task[ModuleType] | None = None
-        self.switches: frozenset[str] = frozenset()  # names of arguments that LiteLLM acts on; known once it is loaded
+        self.switches: frozenset[str] = frozenset()  # names of arguments that LiteLLM acts on, once it is loaded
         self._recording_off: ContextVar[bool] | None = None
 
     def begin(self) -> asyncio.Task[ModuleType]:
-        """Start loading in the background unless it was started before; needs a running loop."""
+        """Start loading in the background unless that has been done; needs a running loop."""
         if self._loading is None or _failed(self._loading):
             self._loading = asyncio.create_task(asyncio.to_thread(self._load), name="load-litellm")
         return self._loading
 
     async def module(self) -> ModuleType:
-        """The module, waiting for it if need be. Cancelling the wait does not stop the import."""
+        """The module, waiting for it if necessary. Cancelling the wait does not stop the import."""
         return await asyncio.shield(self.begin())
 
     def record_nothing(self) -> None:
-        """Of what the current task asks of LiteLLM from here on. Once it is loaded."""
+        """Turn off LiteLLM's records for the current task. Has no effect before LiteLLM is loaded."""
         if self._recording_off is not None:
             self._recording_off.set(True)
 
@@ -100,17 +100,17 @@ class LiteLLMLoader:
 
     def _configure(self, module: ModuleType) -> None:
         quiet: dict[str, Any] = {
-            "suppress_debug_info": True,  # or it prints help for every error
+            "suppress_debug_info": True,  # otherwise it prints help for every error
             "num_retries": 0,
-            "DEFAULT_MAX_RETRIES": 0,  # for embeddings, where a 0 among the arguments counts as nothing said
+            "DEFAULT_MAX_RETRIES": 0,  # for embeddings, where an argument of 0 counts as not given
             "callbacks": [],
             "success_callback": [],
             "failure_callback": [],
-            # It fetches tables of tiktoken over the network when a stream breaks off. What nobody reported is counted here anyway.
+            # It would fetch tiktoken's tables over the network when a stream breaks off. We count unreported tokens ourselves.
             "disable_token_counter": True,
             "disable_aiohttp_trust_env": True,
             "user_url_validation": True,
-            # Messages to a server that speaks OpenAI's protocol go as chat, which all of them have.
+            # Messages to an OpenAI-compatible server are sent as chat, which all of these support.
             "use_chat_completions_url_for_anthropic_messages": True,
         }
         for name, value in quiet.items():
@@ -127,9 +127,8 @@ class LiteLLMLoader:
         _forbid_sending_twice()
         if not getattr(module, "set_verbose", False):
             for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
-                logging.getLogger(name).setLevel(
-                    logging.CRITICAL
-                )  # its messages may hold what a provider said of a key
+                # Its messages may repeat what a provider said about a key.
+                logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _failed(task: asyncio.Task[ModuleType]) -> bool:
@@ -137,13 +136,13 @@ def _failed(task: asyncio.Task[ModuleType]) -> bool:
 
 
 def _forbid_own_calls() -> None:
-    """The advisor tool of a messages request makes LiteLLM call a model that the client names, beyond what was reserved."""
+    """The advisor tool of a messages request makes LiteLLM call another model of the client's choice, without a reservation."""
     interceptors = importlib.import_module("litellm.llms.anthropic.pass_through.messages.interceptors")
     interceptors.get_messages_interceptors().clear()
 
 
 def _forbid_invented_ends() -> None:
-    """A stream that ends without a finish reason was cut off: LiteLLM would say "stop", as if the answer were whole."""
+    """A stream that ends without a finish reason was cut off. LiteLLM would report "stop", as if the answer were complete."""
     wrapper = importlib.import_module("litellm.litellm_core_utils.streaming_handler").CustomStreamWrapper
     last_chunk = wrapper.finish_reason_handler
     if getattr(last_chunk, "is_honest", False):
@@ -159,9 +158,9 @@ def _forbid_invented_ends() -> None:
 
 
 def _forbid_redirects() -> None:
-    """LiteLLM builds its HTTP clients so that they follow redirects, credential headers included, and has no switch.
+    """LiteLLM's HTTP clients follow redirects, credential headers included, and there is no switch for that.
 
-    httpx asks each answer whether it points elsewhere; answering no gives the 3xx to LiteLLM, which reports an error.
+    httpx asks each response whether it is a redirect. Saying no hands the 3xx to LiteLLM, which reports an error.
     Nothing else in this process uses httpx.
     """
     httpx = importlib.import_module("httpx")
@@ -169,8 +168,8 @@ def _forbid_redirects() -> None:
 
 
 def _forbid_sending_twice() -> None:
-    """When a connection is lost before the answer, LiteLLM sends the request again by itself. The provider may have
-    worked on the first one, so a second attempt is the pipeline's to decide: it needs budget of its own."""
+    """When a connection is lost before the answer, LiteLLM resends the request by itself. The provider may have processed
+    the first one, so the pipeline has to decide about a retry, which needs its own budget."""
     httpx = importlib.import_module("httpx")
     handler = importlib.import_module("litellm.llms.custom_httpx.http_handler").AsyncHTTPHandler
 

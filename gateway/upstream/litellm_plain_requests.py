@@ -1,8 +1,8 @@
-"""Requests that are plain JSON already, and need not be made so.
+"""Skips the OpenAI client's conversion of requests that are already plain JSON.
 
-The OpenAI client, by which LiteLLM reaches a hundred providers, holds every message of a request against every kind of message
-that it knows, to find Python's objects in it and fields that are spelled otherwise on the wire, of which a chat request has
-none. That takes the event loop a tenth of a small call, and more with every turn of a conversation.
+That client, through which LiteLLM reaches a hundred providers, matches every message against every message type it knows, to
+find Python objects and fields with other names on the wire. A chat request has neither. The conversion takes a tenth of a small
+call's time on the event loop, and more with every turn of a conversation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NO_OBJECTS: Final = (
 
 
 def leave_alone() -> None:
-    """Once a process, after LiteLLM is imported. What LiteLLM made objects of is still transformed."""
+    """Call once per process, after LiteLLM is imported. Requests in which LiteLLM has put objects are still converted."""
     completions: Any = importlib.import_module("openai.resources.chat.completions.completions")
     transform = completions.async_maybe_transform
     if getattr(transform, "is_sparing", False):
@@ -37,6 +37,6 @@ def leave_alone() -> None:
 def _is_plain(fields: Any) -> bool:
     try:
         orjson.dumps(fields, option=_NO_OBJECTS)
-    except TypeError:  # orjson's for what it does not know
+    except TypeError:  # raised by orjson for objects it cannot serialize
         return False
     return True

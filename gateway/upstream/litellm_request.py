@@ -1,8 +1,8 @@
-"""The arguments of LiteLLM's functions for one call: pure, and with nothing of a client's where LiteLLM takes control.
+"""Builds the arguments of LiteLLM's functions for one call, and keeps clients from setting LiteLLM's own switches.
 
 LiteLLM takes a request's fields and its own switches (`api_base`, `fallbacks`, `mock_response`, …) as keyword arguments
-of one function. Only the fields of the protocol are passed as such; any other goes into `extra_body`, which LiteLLM
-adds to the provider's JSON; and a name that LiteLLM would act on is refused.
+of the same function. Only fields of the protocol are passed as arguments. Others go into `extra_body`, which LiteLLM
+adds to the provider's JSON, and names that LiteLLM would act on are refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FUNCTIONS: Final[Mapping[ProtocolName, str]] = {
     "speech": "aspeech",
     "transcriptions": "atranscription",
 }
-# Elsewhere LiteLLM ignores `extra_headers`, or sends it as a field of the request.
+# For other protocols LiteLLM ignores `extra_headers`, or sends it as a field of the request.
 _TAKES_HEADERS: Final = STREAMED | {"embeddings"}
 
 
@@ -60,7 +60,7 @@ _FIELDS: Final[Mapping[ProtocolName, frozenset[str]]] = {
     "speech": _names("input voice response_format speed instructions"),
     "transcriptions": _names("file language prompt response_format temperature timestamp_granularities include"),
 }
-# Of these, LiteLLM's own meaning is dangerous wherever it finds them; the prefixes name credentials and endpoints.
+# Names that are dangerous wherever LiteLLM finds them. The prefixes further down mark credentials and endpoints.
 _FORBIDDEN: Final = _names(
     "api_base api_key api_version api_type base_url organization project extra_headers extra_query extra_body headers"
     " custom_llm_provider model_list model_info fallbacks context_window_fallback_dict mock_response mock_tool_calls"
@@ -71,15 +71,15 @@ _FORBIDDEN: Final = _names(
     " allowed_openai_params additional_drop_params deployment_id custom_prompt_dict guardrails silent_model rust"
     " max_agentic_loops model_alias_map hf_model_name tenant_id client_id client_secret"
 )
-# What some provider that LiteLLM translates to takes for the length of an answer, or for how many: beside the protocol's own
-# fields, which are reserved for, it would go before them.
+# Names by which some provider limits the length or the number of answers. They would override the protocol's own fields,
+# on which the reservation is based.
 _LENGTHS: Final = _names(
     "max_tokens max_completion_tokens max_output_tokens n best_of maxOutputTokens maxTokens max_new_tokens max_tokens_to_sample"
     " max_gen_len max_length num_predict candidateCount candidate_count num_generations num_return_sequences numResults"
     " num_outputs generationConfig generation_config inferenceConfig textGenerationConfig"
 )
 _FORBIDDEN_PREFIXES: Final = ("aws_", "azure_", "vertex_", "litellm_", "s3_", "gcs_", "watsonx_", "sagemaker_", "_")
-# What an entry may not say here: retries and fallbacks are the pipeline's, which may need more budget for them.
+# Parameters of an entry that LiteLLM must not get. Retries and fallbacks are up to the pipeline, as they may need more budget.
 _NOT_FROM_ENTRIES: Final = _names(
     "model mock_response mock_delay mock_delay_ms mock_chunk_delay_ms rpm tpm weight order num_retries max_retries"
     " fallbacks context_window_fallback_dict callbacks success_callback failure_callback cache caching logger_fn"
@@ -88,8 +88,8 @@ _NOT_FROM_ENTRIES: Final = _names(
 
 
 def forbidden_field(protocol: ProtocolName, body: Mapping[str, Any]) -> str | None:
-    """The first field of a request by which a client would steer LiteLLM instead of the model, or have more answered than is
-    reserved; None where there is none."""
+    """The first field of a request that would control LiteLLM rather than the model, or allow a longer answer than was
+    reserved; None if there is none."""
     lengths = _LENGTHS - _FIELDS[protocol] if protocol in STREAMED else frozenset()
     for name in body:
         if name in _FORBIDDEN or name in lengths or name.startswith(_FORBIDDEN_PREFIXES):
@@ -100,16 +100,16 @@ def forbidden_field(protocol: ProtocolName, body: Mapping[str, Any]) -> str | No
 def call_arguments(
     deployment: Deployment, call: UpstreamCall, key: str | None, timeout_s: float, switches: Collection[str]
 ) -> dict[str, Any]:
-    """Keyword arguments for `FUNCTIONS[call.protocol]`. The body holds no `forbidden_field`.
+    """Keyword arguments for `FUNCTIONS[call.protocol]`. The body must not contain a `forbidden_field`.
 
-    `switches` are the names that LiteLLM itself acts on; a request's field of such a name never becomes an argument.
+    `switches` are the names that LiteLLM itself acts on. Unknown request fields with such a name never become arguments.
     """
     fields = _FIELDS[call.protocol]
     body = {**request_defaults(deployment, call.body), **call.body}
     arguments = {
         name: value
         for name, value in deployment.params.items()
-        # The entry's values for fields of the request are defaults: they are in `body` where they apply.
+        # The entry's values for request fields are only defaults: `body` already has those that apply.
         if name not in _NOT_FROM_ENTRIES and name not in _DEFAULTED
     }
     arguments.update({name: value for name, value in body.items() if name in fields and value is not None})
@@ -136,15 +136,15 @@ _DEFAULTED: Final = frozenset(
 def _unknown(
     deployment: Deployment, call: UpstreamCall, fields: frozenset[str], switches: Collection[str]
 ) -> dict[str, Any]:
-    """The fields that the protocol does not have, in the form in which they reach this provider's JSON.
+    """Fields that the protocol does not define, in the form in which they reach this provider's JSON.
 
-    LiteLLM's OpenAI clients add `extra_body` to it; the others take unknown arguments as fields, and would send
+    LiteLLM's OpenAI clients merge `extra_body` into it. Its other clients send unknown arguments as fields, and would send
     `extra_body` as a field of that name.
     """
     configured = deployment.params.get("extra_body")
     unknown = {name: value for name, value in call.body.items() if name not in fields and name != "model"}
     if deployment.provider not in ("openai", "azure"):
-        unknown.pop("metadata", None)  # only these two know OpenAI's; LiteLLM keeps it for its logs
+        unknown.pop("metadata", None)  # only these two support it; LiteLLM would keep it for its logs
     extra = {**(dict(configured) if isinstance(configured, Mapping) else {}), **unknown}
     if not extra:
         return {}
@@ -160,7 +160,7 @@ def _headers(deployment: Deployment, call: UpstreamCall) -> dict[str, str]:
 
 
 def _forbidden_tool(protocol: ProtocolName, tools: Any) -> str | None:
-    """Tools with which LiteLLM would make further model calls by itself, which nobody reserved anything for."""
+    """Tools that would make LiteLLM start further model calls by itself, for which nothing is reserved."""
     for tool in tools if isinstance(tools, list) else ():
         if not isinstance(tool, Mapping):
             continue

@@ -1,10 +1,9 @@
-"""Stand-ins for parts of LiteLLM's own proxy that its library functions import on their way.
+"""Stand-ins for parts of LiteLLM's proxy that its library functions import.
 
 Responses and streamed messages import the proxy's MCP gateway and its pass-through logging, and with them FastAPI and
-more, which a user of the library does not have. Both are things that must not happen here anyway: calls of tools that
-nobody reserved for, and bookkeeping in a callback. Messages ask the proxy itself for its router, with each call anew, which
-holds the event loop for ten milliseconds until FastAPI is missed. So these modules are put in their place before they are
-asked for.
+more, which is not installed with the library. Neither may run here anyway: they make tool calls without a reservation, and
+do bookkeeping in callbacks. Messages also try to import the proxy's router on every call, which blocks the event loop for ten
+milliseconds until the import of FastAPI fails. So these stand-ins are installed before the real modules are imported.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 
 class NoGateway:
-    """Takes the place of `LiteLLM_Proxy_MCP_Handler`: no tool is ever run by the gateway."""
+    """Replaces `LiteLLM_Proxy_MCP_Handler`: the gateway never runs tools."""
 
     @staticmethod
     def should_use_litellm_mcp_gateway(tools: Any = None) -> bool:
@@ -24,11 +23,11 @@ class NoGateway:
 
 
 class NoLogging:
-    """Takes the place of `PassThroughEndpointLogging`."""
+    """Replaces `PassThroughEndpointLogging`."""
 
 
 class PlainStreaming:
-    """Takes the place of `PassThroughStreamingHandler`: the provider's bytes, and no billing of them."""
+    """Replaces `PassThroughStreamingHandler`: passes on the provider's bytes without billing them."""
 
     @staticmethod
     async def chunk_processor(response: Any, **_context: Any) -> AsyncIterator[bytes]:
@@ -56,7 +55,7 @@ _STAND_INS: Final[Mapping[str, Mapping[str, type | None]]] = {
 
 
 def install() -> None:
-    """Put the stand-ins where an import looks first. Raises RuntimeError if one of the real modules is in use already."""
+    """Put the stand-ins into `sys.modules`. Raises RuntimeError if one of the real modules has already been imported."""
     for name, contents in _STAND_INS.items():
         if name in sys.modules and not getattr(sys.modules[name], "is_stand_in", False):
             raise RuntimeError(f"{name} was imported before the gateway could replace it")

@@ -1,9 +1,9 @@
-"""The mock lane: `mock_response` in an entry answers offline, in every text protocol, with usage that is counted.
+"""The mock lane: an entry's `mock_response` answers offline, in every text protocol, with counted usage.
 
-Forms, as LiteLLM has them: a text; the name of an exception (`litellm.RateLimitError`); `Exception:
-content_filter_policy…`; `Exception: mock_streaming_error…` (529, in mid-stream when streaming); an object (a whole chat
-answer); a list of numbers (an embedding). Beside it `mock_delay_ms`, LiteLLM's `mock_delay` (seconds), and
-`mock_chunk_delay_ms` between the events of a stream.
+It takes LiteLLM's forms: a text; the name of an exception (`litellm.RateLimitError`); `Exception:
+content_filter_policy…`; `Exception: mock_streaming_error…` (529; for a stream, in the middle of it); an object (a whole chat
+answer); a list of numbers (an embedding). `mock_delay_ms` or LiteLLM's `mock_delay` (seconds) delays the answer,
+`mock_chunk_delay_ms` each further event of a stream.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gateway.upstream.port import STREAMED, Deployment, ProtocolName, UpstreamAn
 CountPrompt = Callable[[ProtocolName, Mapping[str, Any]], int]
 
 _CHOICES_MAX: Final = 128
-# LiteLLM's exceptions by name: the status and code with which a provider says the same.
+# The status and code with which a provider would report what LiteLLM's exception stands for.
 _EXCEPTIONS: Final[Mapping[str, tuple[int, str | None]]] = {
     "litellm.RateLimitError": (429, "rate_limit_exceeded"),
     "litellm.ContextWindowExceededError": (400, "context_length_exceeded"),
@@ -41,7 +41,7 @@ _BREAKS: Final = "Exception: mock_streaming_error"
 
 
 class MockLane:
-    """`count` counts the tokens of one string; `count_prompt` a whole request, for usage that agrees with admission."""
+    """`count` counts the tokens of one string, `count_prompt` those of a whole request, so that usage agrees with admission."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class MockLane:
         self._new_id = new_id
 
     async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
-        """Answers as the entry says, after its delay; a protocol that has no mock gets a 400."""
+        """Answer as the entry says, after its delay. Protocols without a mock get a 400."""
         await asyncio.sleep(_delay_s(deployment.params))
         response = deployment.params.get("mock_response")
         failed = _failure(call.protocol, response, streaming=call.stream)
@@ -77,7 +77,7 @@ class MockLane:
         return self._stream(deployment, call, reply, breaks=str(response).startswith(_BREAKS))
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to close."""
 
     def _reply(self, deployment: Deployment, call: UpstreamCall, said: str) -> Reply:
         text, finish = within(said, _output_cap(call.body), self._count)
@@ -98,7 +98,7 @@ class MockLane:
         if self._count_prompt is not None:
             return self._count_prompt(call.protocol, call.body)
         messages = call.body.get("messages")
-        # OpenAI's rule for chat: 3 a message and 1 for its role, 3 to prime the answer.
+        # OpenAI's rule for chat: 3 tokens per message, 1 for its role, and 3 to prime the answer.
         framing = 4 * len(messages) + 3 if isinstance(messages, list) else 0
         return framing + sum(self._count(text) for text in _texts(call.body))
 
@@ -140,7 +140,7 @@ def _failure(protocol: ProtocolName, response: Any, *, streaming: bool) -> tuple
 
 
 def _text_of(response: Any) -> str:
-    """The text of a mock: itself, or that of the chat answer it holds."""
+    """The text of a mock response, which may be a whole chat answer."""
     if isinstance(response, Mapping):
         choices = response.get("choices")
         first = choices[0] if isinstance(choices, list) and choices else {}
@@ -156,7 +156,7 @@ def _output_cap(body: Mapping[str, Any]) -> int | None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The texts of a request that a model reads, wherever the protocol puts them."""
+    """All texts in a request that a model reads, wherever the protocol puts them."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
@@ -180,7 +180,7 @@ def _milliseconds(value: Any) -> float:
 
 
 def _prompts(call: UpstreamCall) -> int:
-    """Completions answer each prompt of a list: texts, or lists of tokens."""
+    """The number of prompts: a completions request may have a list of them, as texts or as lists of tokens."""
     given = call.body.get("prompt") if call.protocol == "completions" else None
     is_list = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
     return len(given) if is_list and given is not None else 1

@@ -1,4 +1,4 @@
-"""What a mock model says, in every protocol: one object, or server-sent events. Pure shapes, no waiting."""
+"""A mock model's answer in every protocol, as one object or as server-sent events. Pure functions without I/O."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Count = Callable[[str], int]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer before it has a protocol's form. `choices` answers of the same text; tokens are of all of them."""
+    """An answer before it takes a protocol's form. All `choices` have the same text; the token counts are their total."""
 
     id: str
     model: str
@@ -39,7 +39,7 @@ class Reply:
 
 
 def within(text: str, tokens_max: int | None, count: Count) -> tuple[str, str]:
-    """The longest beginning of `text` of at most `tokens_max` tokens, at a word's end where one fits, and `finish`."""
+    """The longest prefix of `text` with at most `tokens_max` tokens, cut at a word boundary if possible, and `finish`."""
     if tokens_max is None or count(text) <= tokens_max:
         return text, "stop"
     ends = [match.end() for match in _WORDS.finditer(text)]
@@ -59,7 +59,7 @@ def _longest(text: str, ends: Sequence[int], tokens_max: int, count: Count) -> s
 
 
 def whole(protocol: ProtocolName, reply: Reply) -> bytes:
-    """The buffered answer of a text protocol."""
+    """The buffered answer in a text protocol."""
     makers: dict[str, Callable[[Reply], dict[str, Any]]] = {
         "chat": _chat,
         "completions": _completion,
@@ -70,7 +70,7 @@ def whole(protocol: ProtocolName, reply: Reply) -> bytes:
 
 
 def events(protocol: ProtocolName, reply: Reply, *, include_usage: bool) -> Iterator[bytes]:
-    """The answer as server-sent events, a word each, with the end that the protocol has."""
+    """The answer as server-sent events, one word each, ending as the protocol requires."""
     if protocol == "chat":
         return _chat_events(reply, include_usage)
     if protocol == "completions":
@@ -79,7 +79,7 @@ def events(protocol: ProtocolName, reply: Reply, *, include_usage: bool) -> Iter
 
 
 def embeddings(body: Mapping[str, Any], model: str, fixed: Sequence[float] | None, count: Count) -> bytes:
-    """Vectors of length 1 made from the text itself; equal texts have equal vectors."""
+    """Unit vectors derived from the text: equal texts have equal vectors. `fixed` replaces them."""
     given = body.get("input")
     inputs = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
     asked = body.get("dimensions")

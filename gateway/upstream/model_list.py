@@ -1,4 +1,4 @@
-"""Deployments from the entries of `model_list`: which provider a model belongs to, and which entry is which."""
+"""Makes deployments from the entries of `model_list`: finds the provider of each model, and gives each entry an id."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from gateway.upstream.price_map import PriceMap
 
 _FAMILIES: Final = ("vertex_ai", "fireworks_ai")  # the map lists their models as vertex_ai-anthropic_models and so on
 _RENAMED: Final = {"bedrock_converse": "bedrock"}
-_RESPONSES: Final = "responses/"  # openai/responses/gpt-x: a model that is to be asked over that protocol only
+_RESPONSES: Final = "responses/"  # openai/responses/gpt-x: a model to be called over the Responses protocol only
 
 
 class ModelListEntry(Protocol):
-    """One entry of LiteLLM's `model_list`, with the environment resolved, and our `upstream` beside it."""
+    """One entry of LiteLLM's `model_list` with environment variables resolved, plus our own `upstream`."""
 
     @property
     def model_name(self) -> str: ...
@@ -27,7 +27,7 @@ class ModelListEntry(Protocol):
 
 
 def deployments_of(entries: Iterable[ModelListEntry], prices: PriceMap) -> tuple[Deployment, ...]:
-    """One deployment an entry. Ids are the public name and the entry's position among its siblings: `gpt/0`."""
+    """One deployment per entry. Its id is the public name and the entry's position among its siblings: `gpt/0`."""
     siblings: dict[str, int] = {}
     made = []
     for entry in entries:
@@ -53,14 +53,14 @@ def deployments_of(entries: Iterable[ModelListEntry], prices: PriceMap) -> tuple
 
 
 def _weight(params: Mapping[str, Any]) -> float:
-    """The entry's share of its name's load. Where it names none, LiteLLM takes the calls or tokens a minute that it may take."""
+    """The entry's share of the load of its name. Without a `weight`, its limit of calls or tokens per minute, as in LiteLLM."""
     given = (params.get(name) for name in ("weight", "rpm", "tpm"))
     return next((value for value in given if isinstance(value, int | float) and not isinstance(value, bool)), 1)
 
 
 def provider_and_model(params: Mapping[str, Any], prices: PriceMap) -> tuple[str, str]:
-    """LiteLLM's rule without LiteLLM: `custom_llm_provider`, else the part before the first slash, else the provider
-    under which the map lists the bare name, else openai."""
+    """LiteLLM's rule, without LiteLLM: `custom_llm_provider`, else the part before the first slash, else the provider
+    under which the price map lists the bare name, else openai."""
     name = str(params["model"])
     head, slash, rest = name.partition("/")
     stated = params.get("custom_llm_provider")

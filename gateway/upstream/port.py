@@ -1,4 +1,4 @@
-"""What forwarding needs to know, and what it gives back: the same for every lane (direct, litellm, mock)."""
+"""The interface of forwarding, the same for every lane (direct, litellm, mock): what it takes and what it returns."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ProtocolName = Literal[
 ]
 STREAMED: Final = frozenset[ProtocolName]({"chat", "completions", "responses", "messages"})
 Lane = Literal["direct", "litellm", "mock"]
-# What Farebox itself asks a model for.
+# Why Farebox itself calls a model.
 Purpose = Literal["classify", "condense"]
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """One `model_list` entry: a model of some provider that answers under a public name."""
+    """One `model_list` entry: a provider's model that serves a public name."""
 
     id: str  # stable within a configuration: the public name and its position among its siblings
     name: str  # what clients ask for
@@ -51,28 +51,26 @@ class Timeouts:
 
 
 class Departure(Protocol):
-    """Told by a lane that knows when a request leaves. Of a call whose lane says nothing it is taken for granted that it did."""
+    """Notified by lanes that know when a request is sent. If a lane says nothing, the request is assumed to have been sent."""
 
     def waits(self) -> None:
-        """No byte of the request has left: it waits for a connection."""
+        """The request waits for a connection, and no byte of it has been sent."""
 
     def leaves(self) -> Awaitable[None] | None:
-        """The request is about to leave. What this returns has to be awaited before; it may raise, and then nothing leaves."""
+        """The request is about to be sent. Await the result first; if that raises, do not send the request."""
 
 
 @dataclass(slots=True)
 class UpstreamCall:
-    """A request that was admitted. `body` is the client's own object with our edits; nobody changes it any more."""
+    """An admitted request. `body` is the client's own object with our edits, and must not be changed any more."""
 
     protocol: ProtocolName
     body: Mapping[str, Any]
     stream: bool  # of the upstream answer, whatever the client asked for
-    headers: Mapping[str, str] = field(
-        default_factory=dict
-    )  # the few client headers that go upstream (anthropic-beta, …)
-    client_credential: str | None = (
-        None  # passed on only where the deployment has no key of its own and none is configured here
-    )
+    # The few client headers that go upstream (anthropic-beta, …).
+    headers: Mapping[str, str] = field(default_factory=dict)
+    # Passed on only if the deployment has no key of its own and none is configured here.
+    client_credential: str | None = None
     request_id: str = ""
     timeouts: Timeouts = Timeouts()
     departure: Departure | None = None
@@ -83,7 +81,7 @@ class UpstreamCall:
 class UpstreamAnswer:
     """`body` for a buffered answer, `pieces` for a stream: raw bytes of server-sent events in the client's protocol.
 
-    A status of 400 or more always has a `body`, the provider's own in meaning and in the client's protocol.
+    An answer with a status of 400 or more always has a `body`: the provider's error, in the client's protocol.
     """
 
     status: int
@@ -93,17 +91,17 @@ class UpstreamAnswer:
     body: bytes = b""
     pieces: AsyncIterator[bytes] | None = None
     close: Callable[[], Awaitable[None]] | None = None  # idempotent; closes the provider's connection at once
-    # Takes our credentials out of an error that the provider tells in `pieces`; None: there are none in them.
+    # Removes our credentials from an error that the provider reports in `pieces`; None: not needed.
     clean: Callable[[str], str] | None = None
 
 
 class UpstreamError(Exception):
-    """The provider could not be reached or broke off. Nothing of an answer was received unless `bytes_received`.
+    """The provider could not be reached, or its answer broke off. `bytes_received`: part of an answer had arrived.
 
     UpstreamError
     ├── UpstreamTimeout       it did not answer in time (504)
     ├── UpstreamUnreachable   no connection could be made: DNS, refused, TLS (502)
-    └── UpstreamBroken        the connection or the answer broke off, or is not of the protocol (502)
+    └── UpstreamBroken        the connection or the answer broke off, or the answer is invalid (502)
     """
 
     status: int = 502
@@ -128,15 +126,15 @@ class UpstreamBroken(UpstreamError):
 
 
 class Upstream(Protocol):
-    """Sends one attempt to one deployment. Retries and fallbacks are the pipeline's: they may need more budget."""
+    """Sends one attempt to one deployment. Retries and fallbacks are up to the pipeline, because they may need more budget."""
 
     async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
-        """Raises `UpstreamError`; an answer with an error status is an answer. Cancelling closes the connection."""
+        """Raises `UpstreamError`. An error status is returned as an answer. Cancelling closes the connection."""
 
     async def close(self) -> None: ...
 
 
-# Answer headers that reach the client; everything else of the provider's is dropped (Set-Cookie, Connection, X-Accel-…).
+# The provider's response headers that reach the client. All others are dropped (Set-Cookie, Connection, X-Accel-…).
 FORWARDED_ANSWER_HEADERS: Final = frozenset(
     {
         "content-type",

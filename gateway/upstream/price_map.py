@@ -1,8 +1,8 @@
-"""What LiteLLM's price map says of a model: prices, limits, abilities; read from its wheel without importing it.
+"""Looks up models in LiteLLM's price map: prices, limits and abilities. Reads it from the wheel without importing LiteLLM.
 
-The file is parsed at the first question (25 ms and 9 MB for 4,200 models, against seconds and 170 MB for the import) and
-forgotten when the configured models have been looked up: only their own entries stay in memory. orjson would take half the
-time, but remembers keys, which lie all over that memory and keep Python from giving 1 MB of it back.
+The file is parsed on first use (25 ms and 9 MB for 4,200 models, compared to seconds and 170 MB for the import) and
+dropped once the configured models have been looked up, so that only their own entries stay in memory. orjson would take half
+the time, but its key cache fragments that memory and keeps Python from returning 1 MB of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FILE: Final = "model_prices_and_context_window_backup.json"
 _EXAMPLE: Final = "sample_spec"  # an entry that explains the fields
 _SESSION: Final = "code_interpreter_cost_per_session"
 _DROPPED: Final = frozenset({"source", "metadata", "comment", "notes", "supported_endpoints", "supported_regions"})
-# Providers whose models the map lists under another provider's name.
+# The other providers under whose names the map lists a provider's models.
 _ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
     "text-completion-openai": ("openai",),
     "azure_text": ("azure",),
@@ -31,7 +31,7 @@ _ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
     "ollama_chat": ("ollama",),
     "cohere_chat": ("cohere",),
 }
-# Parts of a model's name that choose a way to call it, and not another model.
+# Parts of a model's name that choose how to call it, not which model.
 _ROUTES: Final = re.compile(r"^(?:responses|chat|converse|invoke|converse_like|openai)/")
 _REGION: Final = re.compile(r"^[a-z]{2}(?:-gov)?-[a-z]+-\d/")
 _FINE_TUNED: Final = re.compile(r"^(ft:[^:]+):.*$")
@@ -39,12 +39,12 @@ _PRICE_FIELD: Final = re.compile(r"cost|^tiered_pricing$")
 
 
 class PriceMapDamaged(Exception):
-    """LiteLLM's price map is there and cannot be read: its installation is damaged."""
+    """LiteLLM's price map exists but cannot be read: the installation is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """`raw` in LiteLLM's field names, the entry of the configuration over the map's. `key` is the map's, if any."""
+    """`raw` is the map's entry overridden by the configuration, in LiteLLM's field names. `key` is the name in the map, if any."""
 
     raw: Mapping[str, Any]
     key: str | None
@@ -55,7 +55,7 @@ class ModelEntry:
 
     @property
     def max_output_tokens(self) -> int | None:
-        """Of one answer. `max_tokens` is the map's older name for it."""
+        """For one answer. `max_tokens` is the map's older name for it."""
         return _positive(self.raw.get("max_output_tokens")) or _positive(self.raw.get("max_tokens"))
 
     @property
@@ -65,24 +65,24 @@ class ModelEntry:
         return mode if isinstance(mode, str) else None
 
     def supports(self, ability: str) -> bool | None:
-        """`function_calling`, `vision`, `response_schema`, …; None when nothing is said of it."""
+        """`function_calling`, `vision`, `response_schema`, …; None if it is not known."""
         said = self.raw.get(f"supports_{ability}")
         return said if isinstance(said, bool) else None
 
 
 class PriceMap:
-    """`path` None: without a map, only what the configuration says is known."""
+    """`path` None: there is no map, so only what the configuration says is known."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._entries: Mapping[str, Any] | None = None
 
     def entry(self, deployment: Deployment) -> ModelEntry:
-        """What is known of a deployment's model. Empty when nothing is; raises `PriceMapDamaged`.
+        """What is known about a deployment's model; empty if nothing is. Raises `PriceMapDamaged`.
 
         Looked up under `base_model` if the entry names one, then `provider/model`, then `model`, then without the parts
-        of the name that only choose a route or a region. A name without a provider counts only if the map says that it
-        is this provider's: a model that someone serves under the name of another is not sold at the other's price.
+        of the name that only choose a route or a region. A name without a provider counts only if the map assigns it to
+        this provider: a model that is merely named like another one does not have that one's price.
         """
         key = next((name for name in _names(deployment) if self._is_of(name, deployment.provider)), None)
         base = self.raw(key) if key is not None else None
@@ -91,19 +91,19 @@ class PriceMap:
         return ModelEntry({**(self._container(deployment) if base else {}), **(base or {}), **said}, key)
 
     def _container(self, deployment: Deployment) -> Mapping[str, Any]:
-        """What a provider takes for running a model's code, which the map tells once for all of its models."""
+        """A provider's price for running a model's code, which the map lists once for all of its models."""
         names = (f"{provider}/container" for provider in (deployment.provider, *_ALIASES.get(deployment.provider, ())))
         costs = ((self._index().get(name) or {}).get(_SESSION) for name in names)
         cost = next((cost for cost in costs if cost is not None), None)
         return {} if cost is None else {_SESSION: cost}
 
     def raw(self, key: str) -> dict[str, Any] | None:
-        """The map's entry of exactly this name."""
+        """The map's entry with exactly this name."""
         found = self._index().get(key)
         return None if found is None else {name: value for name, value in found.items() if name not in _DROPPED}
 
     def forget(self) -> None:
-        """Frees the parsed map. The next question reads it again."""
+        """Free the parsed map. The next lookup reads it again."""
         self._entries = None
 
     def _is_of(self, name: str, provider: str) -> bool:
@@ -126,12 +126,12 @@ class PriceMap:
 
 
 def is_price(name: str) -> bool:
-    """Whether a field of this name says what something costs."""
+    """Whether a field of this name is a price."""
     return _PRICE_FIELD.search(name) is not None
 
 
 def installed_price_map() -> Path | None:
-    """The map in the installed LiteLLM, found without importing it; None when LiteLLM is not there."""
+    """The map in the installed LiteLLM, found without importing it; None if LiteLLM is not installed."""
     found = importlib.util.find_spec("litellm")
     if found is None or found.origin is None:
         return None
@@ -140,7 +140,7 @@ def installed_price_map() -> Path | None:
 
 
 def _names(deployment: Deployment) -> Iterator[str]:
-    """The names under which the map may have the model, most exact first."""
+    """The names under which the map may list the model, most specific first."""
     base_model = deployment.info.get("base_model") or deployment.params.get("base_model")
     models = [str(base_model)] if base_model else []
     models.append(deployment.model)

@@ -1,7 +1,7 @@
-"""Which providers speak OpenAI's or Anthropic's protocol themselves, where they live, and what is odd about them.
+"""The providers that speak OpenAI's or Anthropic's protocol natively, with their addresses and quirks.
 
-LiteLLM knows the same, but importing it costs seconds: this table is what the direct lane needs and nothing more. A
-provider that is not here is still reached directly when its entry says `upstream: direct` and gives an `api_base`.
+LiteLLM knows all this too, but importing it takes seconds; this table has just what the direct lane needs. Providers that are
+not listed are still reached directly if their entry says `upstream: direct` and gives an `api_base`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _EMBEDS: Final = frozenset[ProtocolName]({*_CHAT, "embeddings"})
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """What the direct lane knows of one provider. `api_base` None: every entry has to give its own."""
+    """What the direct lane knows about a provider. `api_base` None: every entry has to give its own."""
 
     protocols: frozenset[ProtocolName]
     api_base: str | None = None
     key_variables: tuple[str, ...] = ()
     base_variables: tuple[str, ...] = ()
-    # The older of OpenAI's two names for the output cap is the only one these servers obey. They ignore the newer one,
-    # or refuse it: sent as it is, the cap would not hold.
+    # These servers obey only `max_tokens`, the older of OpenAI's two names for the output cap. They ignore or refuse the
+    # newer one, so that the cap would not hold.
     only_max_tokens: bool = False
 
 
@@ -96,27 +96,27 @@ PATHS: Final[Mapping[ProtocolName, str]] = {
 
 
 def provider_of(deployment: Deployment) -> Provider:
-    """The row of the deployment's provider; for an unknown one, a server that speaks OpenAI's protocol as it is."""
+    """The deployment's provider. An unknown one is assumed to be a server that speaks OpenAI's protocol."""
     return PROVIDERS.get(deployment.provider, _UNKNOWN)
 
 
 def speaks(deployment: Deployment, protocol: ProtocolName, environment: Mapping[str, str]) -> bool:
-    """Whether the provider answers this protocol itself, at an address that we know, with a key that HTTP can carry."""
+    """Whether the provider speaks this protocol natively, at a known address, and without LiteLLM's own clients."""
     if deployment.provider not in PROVIDERS or _NEEDS_LITELLM & deployment.params.keys():
         return False
     if deployment.info.get("mode") == "responses" and protocol == "chat":
-        return False  # the model has no chat endpoint: LiteLLM bridges it
+        return False  # the model has no chat endpoint, so LiteLLM translates
     return protocol in provider_of(deployment).protocols and api_base(deployment, environment) is not None
 
 
-# Entries with these need LiteLLM's own clients: credentials that are not a key, and parameters it acts on itself.
+# Entries with these need LiteLLM's own clients: credentials other than a key, and parameters that LiteLLM acts on.
 _NEEDS_LITELLM: Final = frozenset(
     {"aws_access_key_id", "azure_ad_token", "vertex_project", "client", "use_chat_completions_api", "ssl_verify"}
 )
 
 
 def api_base(deployment: Deployment, environment: Mapping[str, str]) -> str | None:
-    """Where the deployment lives: its own `api_base`, else the provider's variable, else its public address."""
+    """The deployment's base URL: its own `api_base`, else the provider's variable, else the provider's public address."""
     given = deployment.params.get("api_base") or deployment.params.get("base_url")
     if given:
         return str(given)
@@ -127,8 +127,8 @@ def api_base(deployment: Deployment, environment: Mapping[str, str]) -> str | No
 def credential(deployment: Deployment, environment: Mapping[str, str], of_client: str | None) -> str | None:
     """The key to send: the entry's, else the provider's variable, else the client's own.
 
-    A variable's key belongs to the provider's own address (or the address in its variable): it is never sent to an
-    `api_base` that somebody wrote into an entry without a key.
+    A key from a variable belongs to the provider's own address (or the one in its variable). It is never sent to an
+    `api_base` of an entry that has no key.
     """
     key = deployment.params.get("api_key")
     if key:
@@ -141,7 +141,7 @@ def credential(deployment: Deployment, environment: Mapping[str, str], of_client
 
 
 def url_of(base: str, protocol: ProtocolName) -> str:
-    """The endpoint's address below an `api_base`, which may end with the version, the whole path, or neither."""
+    """The endpoint's URL under an `api_base`, which may end with the version, the whole path, or neither."""
     base = base.rstrip("/")
     path = PATHS[protocol]
     if base.endswith(path):
@@ -152,8 +152,8 @@ def url_of(base: str, protocol: ProtocolName) -> str:
 
 
 def wants_newer_cap(deployment: Deployment) -> bool:
-    """Whether the output cap has to be `max_completion_tokens`: OpenAI's reasoning models refuse the older name wherever they
-    are served, and OpenAI itself obeys the newer one for every model."""
+    """Whether the output cap has to be sent as `max_completion_tokens`. OpenAI's reasoning models refuse the older name wherever
+    they are served, and OpenAI itself accepts the newer one for every model."""
     if deployment.model.rpartition("/")[2].startswith(("o1", "o3", "o4", "gpt-5")):
         return True
     base = deployment.params.get("api_base") or deployment.params.get("base_url") or PROVIDERS["openai"].api_base

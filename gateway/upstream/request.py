@@ -1,5 +1,4 @@
-"""The request as it goes to a provider over the direct lane: body, headers, and nothing that the client chose of them
-beyond its own payload."""
+"""The body and headers of a request in the direct lane. The client controls its own payload and nothing else."""
 
 from __future__ import annotations
 
@@ -13,8 +12,8 @@ HOPS_HEADER: Final = "x-farebox-hops"
 ANTHROPIC_VERSION: Final = "2023-06-01"
 OUTPUT_CAPS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
-# What an entry's `litellm_params` may say about the request itself; the client's own value beats it. Everything else in
-# there is about the connection (keys, regions, limits) and never leaves this process.
+# The fields of an entry's `litellm_params` that are defaults for the request; the client's own values override them. All other
+# fields are about the connection (keys, regions, limits) and never leave this process.
 _DEFAULTS: Final = frozenset(
     {
         "dimensions",
@@ -48,7 +47,7 @@ _DEFAULTS: Final = frozenset(
         "verbosity",
     }
 )
-# Set here and nowhere else, whatever headers a call brings along.
+# Headers that are set here and nowhere else. Those of a call are ignored.
 _OURS: Final = frozenset(
     {"authorization", "x-api-key", "api-key", "host", "content-length", "transfer-encoding", "connection", "cookie"}
     | {"accept-encoding", "content-type", "accept", "user-agent", HOPS_HEADER}
@@ -56,9 +55,9 @@ _OURS: Final = frozenset(
 
 
 def request_defaults(deployment: Deployment, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that the entry adds to this body: those the client left open. An output cap only where it set none.
+    """The fields that the entry adds to this body: those that the client did not set. No output cap if it set any.
 
-    They change what a call may cost (`n`, the caps), so whoever computes the worst case has to add them first.
+    They change what a call may cost (`n`, the caps), so add them before computing the worst case.
     """
     if _DEFAULTS.isdisjoint(deployment.params):
         return {}
@@ -71,7 +70,7 @@ def request_defaults(deployment: Deployment, body: Mapping[str, Any]) -> dict[st
 
 
 def request_body(deployment: Deployment, call: UpstreamCall) -> dict[str, Any]:
-    """The client's own object with the provider's model name, the entry's defaults, and `stream` as we want it."""
+    """The client's own object with the provider's model name, the entry's defaults, and the `stream` that we want."""
     body = {**request_defaults(deployment, call.body), **call.body, "model": deployment.model}
     extra = deployment.params.get("extra_body")
     if extra is not None and isinstance(extra, Mapping):
@@ -81,7 +80,7 @@ def request_body(deployment: Deployment, call: UpstreamCall) -> dict[str, Any]:
             body["stream"] = True
         else:
             body.pop("stream", None)
-            body.pop("stream_options", None)  # refused by OpenAI beside a buffered answer
+            body.pop("stream_options", None)  # OpenAI refuses it for buffered answers
     if call.protocol == "chat":
         if provider_of(deployment).only_max_tokens:
             _move_output_cap(body, "max_completion_tokens", "max_tokens")
@@ -91,7 +90,7 @@ def request_body(deployment: Deployment, call: UpstreamCall) -> dict[str, Any]:
 
 
 def hops_of(headers: Mapping[str, str]) -> int:
-    """How many gateways like this one the call has passed; what is not a number counts as none."""
+    """How many gateways like this one the call has passed through; 0 if the header is missing or invalid."""
     value = headers.get(HOPS_HEADER)
     if value is None:
         return 0
@@ -99,7 +98,7 @@ def hops_of(headers: Mapping[str, str]) -> int:
 
 
 def request_headers(deployment: Deployment, call: UpstreamCall, key: str | None, user_agent: str) -> dict[str, str]:
-    """As few headers as the provider needs, the credential in the form it wants."""
+    """Only the headers that the provider needs, with the credential in the form that it expects."""
     headers = {name: value for name, value in call.headers.items() if name not in _OURS}
     if call.protocol == "messages":
         headers.setdefault("anthropic-version", ANTHROPIC_VERSION)
@@ -110,7 +109,7 @@ def request_headers(deployment: Deployment, call: UpstreamCall, key: str | None,
         headers["openai-organization"] = str(deployment.params["organization"])
     headers["content-type"] = "application/json"
     headers["accept"] = "text/event-stream" if call.stream else "application/json"
-    # A compressed answer would have to be unpacked before it can be counted, and small ones unpack to huge ones.
+    # A compressed answer would have to be decompressed to be counted, and a small one may expand to a huge one.
     headers["accept-encoding"] = "identity"
     headers["user-agent"] = user_agent
     headers[HOPS_HEADER] = str(hops_of(call.headers) + 1)
@@ -120,14 +119,14 @@ def request_headers(deployment: Deployment, call: UpstreamCall, key: str | None,
 
 
 def _credential(deployment: Deployment, key: str) -> dict[str, str]:
-    # Anthropic's OAuth tokens (Claude Code's logins) are bearer tokens; its API keys are not.
+    # Anthropic's OAuth tokens (from Claude Code's login) are bearer tokens; its API keys are not.
     if deployment.provider == "anthropic" and not key.startswith("sk-ant-oat"):
         return {"x-api-key": key}
     return {"authorization": f"Bearer {key}"}
 
 
 def _move_output_cap(body: dict[str, Any], name: str, to: str) -> None:
-    """Of two caps the smaller one is what was reserved."""
+    """Rename a cap. If both names are set, the smaller cap stays, because that is what was reserved."""
     caps = [cap for cap in (body.pop(name, None), body.get(to)) if cap is not None]
     if caps:
         body[to] = min(caps)

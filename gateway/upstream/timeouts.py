@@ -1,4 +1,4 @@
-"""How long one call may take: the gateway's limits, shortened by what the entry says."""
+"""The timeouts of a call: the gateway's, shortened by those of the entry."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from gateway.upstream.port import Deployment, Timeouts, UpstreamCall
 
 
 def effective_timeouts(deployment: Deployment, call: UpstreamCall) -> Timeouts:
-    """The call's timeouts, shortened by the entry's `timeout` and `stream_timeout` (seconds, as LiteLLM has them).
+    """The call's timeouts, shortened by the entry's `timeout` and `stream_timeout` (in seconds, as in LiteLLM).
 
-    For a stream they limit the wait for its beginning; for a buffered answer the whole of it.
+    For a stream these limit the wait for its first byte; for a buffered answer, the whole call.
     """
     seconds = deployment.params.get("stream_timeout") if call.stream else None
     seconds = seconds or deployment.params.get("timeout")

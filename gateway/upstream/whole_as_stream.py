@@ -1,5 +1,5 @@
-"""A whole answer as the stream that was asked for. Some servers answer a request for a stream with one object, in which clients
-find no event: the answer would be paid for and lost, without a word."""
+"""Turns a whole answer into the stream that was requested. Some servers answer a streaming request with a single object, in which
+clients find no events: the answer would be paid for and silently lost."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gateway.upstream.error_bodies import error_event
 from gateway.upstream.port import ProtocolName
 from gateway.wire import sse
 
-# The fields of a block that grow in a stream, and the kind of delta that each grows by.
+# The fields of a content block that are streamed, and the delta type of each.
 _BLOCK_DELTAS: Final = {"text": "text_delta", "thinking": "thinking_delta", "signature": "signature_delta"}
 
 
 def events_of(protocol: ProtocolName, body: bytes) -> bytes:
-    """The events that say what `body` says; an error event for what is no answer of the protocol."""
+    """The events that carry the content of `body`; an error event if it is not an answer in the protocol."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:

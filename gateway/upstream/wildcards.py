@@ -1,8 +1,8 @@
-"""Entries of `model_list` whose name has a `*`, as LiteLLM has them: one entry for all models of a provider.
+"""Wildcard entries of `model_list`, as in LiteLLM: one entry for all models of a provider.
 
-openai/*      → openai/*         the client asks for openai/gpt-4o, and the provider for gpt-4o
+openai/*      → openai/*         the client asks for openai/gpt-4o, and the provider is sent gpt-4o
 *             → anthropic/*      the client asks for claude-sonnet-4-5
-team-*        → openai/*         what the star stands for is put in place of the other one
+team-*        → openai/*         whatever the first star matches replaces the second one
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from gateway.upstream.port import Deployment
 from gateway.upstream.price_map import PriceMap
 
 STAR: Final = "*"
-# Some providers have the model in a URL's path: what clients write there stays a name.
+# Some providers put the model into the URL's path, so what clients write there must not escape it.
 _WORD: Final = r"((?:(?!\.\.)[A-Za-z0-9._:@/+-])+)"
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """An entry under the name that a client asked for."""
+    """A wildcard entry, resolved for the name that a client asked for."""
 
     model_name: str
     litellm_params: Mapping[str, Any]
@@ -32,7 +32,7 @@ class _Entry:
 
 
 class Wildcards:
-    """Of several names that fit, the one that says the most about the model counts, and with it all entries that have it."""
+    """If several names match, the most specific one wins, with all of its entries."""
 
     def __init__(self, entries: Iterable[ModelListEntry], prices: PriceMap) -> None:
         self._prices = prices
@@ -44,7 +44,7 @@ class Wildcards:
         self._patterns = [(_pattern(name), by_name[name]) for name in longest_first]
 
     def deployments(self, name: str) -> tuple[Deployment, ...]:
-        """Empty where no entry fits."""
+        """The deployments for a name; empty if no entry matches."""
         for pattern, entries in self._patterns:
             found = pattern.fullmatch(name)
             if found is not None:
@@ -58,7 +58,7 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 def _named(entry: ModelListEntry, name: str, stands_for: tuple[str, ...]) -> _Entry:
     model = str(entry.litellm_params["model"])
-    # A model without a star is asked for whatever the name is; one with a single star takes all that the name's stars stand for.
+    # Each star of the model takes what the corresponding star of the name matches. A model without a star stays as it is.
     for word in stands_for:
         model = model.replace(STAR, word, 1)
     return _Entry(name, {**entry.litellm_params, "model": model}, entry.model_info, entry.upstream)
