@@ -1,4 +1,4 @@
-"""Errors in Anthropic's shape. Its types are a closed list that clients match; our own code and figures stand beside them."""
+"""Errors in Anthropic's format. Its types are a closed list that clients match on, so our own code and metadata are extra fields."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def error_body(error: GatewayError) -> bytes:
 
 
 def error_object(error: GatewayError) -> dict[str, Any]:
-    """The whole object, `{"type": "error", "error": {…}, "request_id"}`; the request's id is taken from the metadata."""
-    # An upstream's own error event keeps the type that it came with; ours follow from the status.
+    """The whole object, `{"type": "error", "error": {…}, "request_id"}`. The request id is taken from the metadata."""
+    # A provider's error event keeps its own type; the type of our own errors follows from the status.
     is_theirs = isinstance(error, StreamBroken) and error.type in _KNOWN
     kind = error.type if is_theirs else type_of(error.status)
     body: dict[str, Any] = {"type": kind, "message": error.message, "code": error.code}

@@ -1,4 +1,4 @@
-"""Bytes of a request body into one JSON object, strictly: what we price is what we forward."""
+"""Parses a request body into one JSON object, strictly: what is priced must be what is forwarded."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import orjson
 
 from gateway.errors import BadRequest
 
-# Every JSON parser keeps the last of two equal keys. Two readers that disagree would price one model and run another, so
-# the keys that money depends on may stand only once.
+# If a key is repeated, each JSON parser picks one of the two values. If ours and the provider's disagreed, we would price one
+# model and run another, so the keys that money depends on may appear only once.
 ACCOUNTED_KEYS: Final = (
     "model",
     "max_tokens",
@@ -29,12 +29,12 @@ ACCOUNTED_KEYS: Final = (
     "inference_geo",
     "metadata",
 )
-# No serializer escapes a letter; a key that is hidden that way is read as the same key by every parser.
+# No serializer escapes letters, but every parser reads an escaped key as the same key, so escapes could hide a repeated one.
 _ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7][0-9a-fA-F]")
 _QUOTED: Final = tuple((key, b'"' + key.encode() + b'"') for key in ACCOUNTED_KEYS)
 _AS_KEY: Final = {key: re.compile(quoted + rb"\s*:") for key, quoted in _QUOTED}
 
-# No request field chooses the upstream's host, credential, transport or price: they belong to the configuration.
+# No request field may choose the upstream's host, credential, transport or price: these belong to the configuration.
 DENIED_KEYS: Final = frozenset(
     {
         "api_base", "api_key", "api_type", "api_version", "base_url", "organization", "custom_llm_provider", "extra_headers",
@@ -46,12 +46,12 @@ DENIED_KEYS: Final = frozenset(
     }
 )  # fmt: skip
 
-# Keys of `metadata` by which a call may be tagged, see `gateway.tags`.
+# Keys of `metadata` that tag a call, see `gateway.tags`.
 _TAG_KEYS: Final = ("workflow_id", "run_id", "step", "agent")
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
-    """Raises `BadRequest` for anything but one JSON object without denied or doubled accounted keys."""
+    """Raises `BadRequest` for anything but one JSON object without denied keys or repeated accounted keys."""
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -61,7 +61,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     denied = DENIED_KEYS & body.keys()
     if denied:
         raise forbidden(min(denied))
-    # A key that stands twice in the outermost object is in it: only those are looked for, each in one pass.
+    # A key that is repeated in the outermost object is also in the parsed body, so only those are searched for, in one pass each.
     doubled = [key for key, quoted in _QUOTED if key in body and raw.count(quoted) > 1]
     if b"\\u00" in raw and _ESCAPED_LETTER.search(raw):
         doubled = list(ACCOUNTED_KEYS)
@@ -77,10 +77,10 @@ def forbidden(name: str) -> BadRequest:
 
 
 def strip_tags(body: dict[str, Any]) -> None:
-    """Takes our tags out of the `metadata` of a tagged call, and an empty `metadata` out of the body.
+    """Remove our tags from the `metadata` of a tagged call, and then an empty `metadata` from the body.
 
-    They are the gateway's, and a provider may refuse a whole call for them: Anthropic takes nothing but `user_id`, and OpenAI's
-    chat takes metadata only together with `store`.
+    The tags are meant for the gateway, and a provider may refuse the whole call because of them: Anthropic accepts only `user_id`,
+    and OpenAI's chat accepts metadata only together with `store`.
     """
     metadata = body.get("metadata")
     if not isinstance(metadata, dict):
@@ -92,8 +92,11 @@ def strip_tags(body: dict[str, Any]) -> None:
 
 
 def _dropped(raw: bytes, body: dict[str, Any], keys: list[str]) -> list[str]:
-    """The keys of which the parser dropped one. A tool's parameter or a value of the same name is written again as often as it
-    stood, and reading all of a large body a second time, slowly, would hold up everybody."""
+    """The keys of which the parser dropped a duplicate: serialized again, the body contains them less often.
+
+    Nested keys and values of the same name survive, and this is much faster than parsing a large body again with Python's parser,
+    which would block the event loop.
+    """
     try:
         again = orjson.dumps(body)
     except orjson.JSONEncodeError:
@@ -102,11 +105,11 @@ def _dropped(raw: bytes, body: dict[str, Any], keys: list[str]) -> list[str]:
 
 
 def _refuse_double(raw: bytes, keys: Sequence[str]) -> None:
-    """The same word may stand in nested objects (a tool's parameter named "model"): only the outermost object counts."""
+    """Only the outermost object counts, because nested objects may use the same names (a tool's parameter named "model")."""
     outermost: list[tuple[str, Any]] = []
 
     def remember(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        outermost[:] = pairs  # called innermost first: what is left at the end is the outermost object
+        outermost[:] = pairs  # called for inner objects first, so that the outermost object is left at the end
         return dict(pairs)
 
     try:
@@ -122,7 +125,7 @@ def _refuse_double(raw: bytes, keys: Sequence[str]) -> None:
 
 
 def whole_number(body: dict[str, Any], key: str, least: int, most: int = 2**31 - 1) -> int | None:
-    """An optional integer field; true, 1.0 and "1" are none."""
+    """An optional integer field. Raises `BadRequest` for other values, such as true, 1.0 or "1"."""
     value = body.get(key)
     if value is None:
         return None
@@ -139,7 +142,7 @@ def boolean(body: dict[str, Any], key: str) -> bool:
 
 
 def missing_or(key: str, value: Any, fault: str) -> BadRequest:
-    """Why a required field cannot be used: it is missing, or has this fault."""
+    """The error for an unusable required field: it is missing, or has this `fault`."""
     return BadRequest.field(key, "is missing", "missing_field") if value is None else BadRequest.field(key, fault)
 
 

@@ -30,7 +30,7 @@ class ChatProtocol:
         check_messages(body)
         newer = whole_number(body, "max_completion_tokens", 1)
         older = whole_number(body, "max_tokens", 1)
-        # Billed once for an answer, whatever it looked up: no answer tells how often.
+        # Web search is billed once per answer, because no answer reports how many searches it made.
         least = Hosted(1) if isinstance(body.get("web_search_options"), dict) else NOTHING_HOSTED
         caps = [cap for cap in (newer, older) if cap is not None]
         return Request(
@@ -51,7 +51,7 @@ class ChatProtocol:
         if output_tokens is not None:
             _cap(body, output_tokens)
         elif request.output_tokens_max is not None and "max_tokens" in body and "max_completion_tokens" in body:
-            _cap(body, request.output_tokens_max)  # which of two a provider obeys is not known
+            _cap(body, request.output_tokens_max)  # we do not know which of the two a provider obeys
         if stream:
             streamed(body)
         return body
@@ -105,20 +105,20 @@ def check_messages(body: Mapping[str, Any]) -> None:
 
 
 def _has_audio(raw: bytes, body: Mapping[str, Any]) -> bool:
-    # In a text of the request the quotes would be escaped; a key or value of a tool may have the name for nothing.
+    # Inside a text the quotes would be escaped. A tool's key or value with this name is a harmless false positive.
     modalities = body.get("modalities")
     return b'"input_audio"' in raw or (isinstance(modalities, list) and "audio" in modalities)
 
 
 def _cap(body: dict[str, Any], output_tokens: int) -> None:
-    """Caps the field that the client used, else the older one: the lanes know which servers want the newer one instead."""
+    """Cap the fields that the client used, else the older one. The lanes know which servers need the newer one instead."""
     used = [key for key in ("max_completion_tokens", "max_tokens") if body.get(key) is not None]
     for key in used or ["max_tokens"]:
         body[key] = min(output_tokens, body.get(key) or output_tokens)
 
 
 def written_in(message: Any) -> str:
-    """What a model wrote in a message or a delta: text, and beside it whatever else is output and paid for."""
+    """What a model wrote in a message or a delta: its text, and everything else that is billed as output."""
     if not isinstance(message, dict):
         return ""
     content = message.get("content")
@@ -128,9 +128,9 @@ def written_in(message: Any) -> str:
 
 
 def _written_beside(message: Mapping[str, Any]) -> str:
-    """Tool calls, refusals, reasoning and the words of a sound."""
+    """Tool calls, refusals, reasoning, and the transcript of audio."""
     texts = [message.get(key) for key in ("refusal", "reasoning_content")]
-    # Some servers send their reasoning under both names: one of them is what was paid for.
+    # Some servers send their reasoning under both names, but bill it once.
     if not message.get("reasoning_content"):
         texts.append(message.get("reasoning"))
     calls = message.get("tool_calls")
@@ -145,7 +145,7 @@ def _written_beside(message: Mapping[str, Any]) -> str:
 
 
 def _parts_text(content: Any) -> str:
-    """Mistral's reasoning models write lists of parts, in which thinking is a list of parts again."""
+    """The text in a list of parts. Mistral's reasoning models write such lists, in which thinking is again a list of parts."""
     if not isinstance(content, list):
         return ""
     texts = []

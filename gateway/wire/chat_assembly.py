@@ -1,4 +1,4 @@
-"""A chat answer put together out of the chunks of its stream."""
+"""Assembles a chat answer from the chunks of its stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ONLY_OF_CHUNKS: Final = frozenset({"choices", "obfuscation"})
 
 
 def assembled(pieces: bytes) -> dict[str, Any]:
-    """The buffered answer that says what the stream said. Raises `StreamBroken`."""
+    """The buffered answer that is equivalent to the stream. Raises `StreamBroken`."""
     answer: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
     for chunk in objects_of(pieces):
@@ -29,7 +29,7 @@ def assembled(pieces: bytes) -> dict[str, Any]:
 
 
 def merge_ends(whole: dict[str, Any], choice: Mapping[str, Any]) -> None:
-    """Why a choice ended, and the log probabilities of what it wrote: lists that grow chunk by chunk."""
+    """Merge a chunk's finish reason and log probabilities, which are lists that grow chunk by chunk."""
     if choice.get("finish_reason") is not None:
         whole["finish_reason"] = choice["finish_reason"]
     logprobs = choice.get("logprobs")
@@ -67,7 +67,7 @@ def _merge_delta(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
 
 
 def _merge_object(message: dict[str, Any], key: str, value: Mapping[str, Any]) -> None:
-    """A function call or a sound: its names stand once, its long fields come in pieces."""
+    """Merge a piece of a function call or of audio: ids and names come once, the long fields in pieces."""
     whole = message.get(key)
     if not isinstance(whole, dict):
         whole = message[key] = {}
@@ -77,7 +77,7 @@ def _merge_object(message: dict[str, Any], key: str, value: Mapping[str, Any]) -
 
 
 def _merge_tool_calls(calls: dict[int, dict[str, Any]], deltas: list[dict[str, Any]]) -> None:
-    """By their index, which some servers begin to count at one."""
+    """Merge by index, which some servers count from one."""
     for delta in deltas:
         call = calls.setdefault(index_of(delta, default=len(calls)), {"type": "function"})
         for key, value in delta.items():

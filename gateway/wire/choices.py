@@ -1,4 +1,4 @@
-"""Streams of OpenAI's older form: chunks that carry pieces of choices, a usage chunk on request, and `[DONE]`."""
+"""Streams in OpenAI's older format: chunks with pieces of choices, a usage chunk on request, and `[DONE]`."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from policies.pricing import NOTHING_HOSTED, Hosted, Usage
 
 
 class ChoiceRelay(EventRelay):
-    """Chunks pass as they came. What is ours: the usage chunk only for who asked, the end, and the count."""
+    """Passes chunks on unchanged. It sends the usage chunk only to clients that want it, writes the end, and counts the output."""
 
     def __init__(self, request: Request, counter: OutputCounter, choices: int) -> None:
         super().__init__(request, counter)
         self._unfinished = set(range(choices))
-        self._open = set(range(choices))  # as the client saw it
+        self._open = set(range(choices))  # unfinished, as far as the client has seen
         self._head: dict[str, Any] = {}
         self._usage_event = b""
         self._tier: Any = None
 
     @abstractmethod
     def _written(self, choice: Mapping[str, Any]) -> str:
-        """What the model wrote in this piece of a choice."""
+        """The text that the model wrote in this piece of a choice."""
 
     @abstractmethod
     def _blank_head(self) -> dict[str, Any]:
-        """The head of a chunk of ours, where the provider has sent none yet."""
+        """The head for chunks of our own, in case the provider has not sent any chunk yet."""
 
     @abstractmethod
     def _length_end(self, index: int) -> dict[str, Any]:
-        """The choice that says: ended because of its length."""
+        """The piece of a choice that ends it because of its length."""
 
     @property
     def is_finished(self) -> bool:
@@ -46,7 +46,7 @@ class ChoiceRelay(EventRelay):
 
     def _done(self) -> None:
         if self._head:
-            self._unfinished.clear()  # some servers leave out why a choice ended, but say that all is said
+            self._unfinished.clear()  # some servers omit the finish reason, but do send [DONE]
 
     def _pass(self, event: bytes, value: dict[str, Any]) -> bytes:
         if value.get("error"):
@@ -68,7 +68,7 @@ class ChoiceRelay(EventRelay):
         return event + b"\n\n"
 
     def _count(self, choices: Any) -> bool:
-        """Counts what was written, and tells whether a choice ended. Raises `StreamBroken`."""
+        """Count what was written. Returns whether a choice ended. Raises `StreamBroken`."""
         ended = False
         for choice in objects_in(choices, "choices"):
             written = self._written(choice)
@@ -99,7 +99,7 @@ class ChoiceRelay(EventRelay):
 
 
 def usage_of(usage: Any, service_tier: Any = None) -> Usage | None:
-    """A `usage` object of OpenAI's older shape. Cached and reasoning tokens are parts of prompt and completion tokens."""
+    """Parse `usage` in OpenAI's older format, where prompt and completion tokens include cached and reasoning tokens."""
     if not isinstance(usage, dict):
         return None
     prompt = token_count(usage.get("prompt_tokens"))
@@ -128,7 +128,7 @@ def usage_of(usage: Any, service_tier: Any = None) -> Usage | None:
 
 
 def usage_in(answer: bytes) -> Usage | None:
-    """The usage that a whole answer of OpenAI's older form reports."""
+    """The usage that a whole answer in OpenAI's older format reports."""
     try:
         return usage_of(orjson.loads(answer).get("usage"))
     except (orjson.JSONDecodeError, AttributeError):
@@ -141,8 +141,8 @@ def details_of(usage: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:
-    """Whether the client gets the usage: with `stream_options.include_usage`, and always with a buffered answer, which may
-    have to be put together out of a stream. Raises `BadRequest`."""
+    """Whether to include usage: if `stream_options.include_usage` asks for it, and always in a buffered answer, which may have to
+    be assembled from a stream. Raises `BadRequest`."""
     options = body.get("stream_options")
     if options is None:
         return not body.get("stream")
@@ -152,7 +152,7 @@ def wants_usage(body: Mapping[str, Any]) -> bool:
 
 
 def streamed(body: dict[str, Any]) -> None:
-    """Asks for a stream, and for the usage chunk whatever the client wanted: it is how the call is settled."""
+    """Ask for a stream with a usage chunk, whether or not the client wants one: the call is settled by it."""
     body["stream"] = True
     options = body.get("stream_options")
     body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}

@@ -1,4 +1,4 @@
-"""OpenAI's legacy completions: a prompt, or several, and text behind each."""
+"""OpenAI's legacy completions: one prompt or several, each continued by the model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from policies.pricing import Usage
 
 CHOICES_MAX: Final = 128
 PROMPTS_MAX: Final = 2_048
-# What the API documents for a request that says nothing, and what vLLM and SGLang do. Were it left open here, a budget
-# would write its own, much larger cap into the request, and calls would answer longer and dearer than without one.
+# The default that the API documents, and that vLLM and SGLang use. Without it here, a budget would put its own, much larger
+# cap into the request, and answers would get longer and more expensive than without a budget.
 OUTPUT_TOKENS_DEFAULT: Final = 16
 
 
@@ -39,7 +39,7 @@ class CompletionsProtocol:
             body=body,
             model=model,
             stream=boolean(body, "stream"),
-            choices=prompts * max(answers, drafts),  # drafts that are thrown away are paid for as well
+            choices=prompts * max(answers, drafts),  # discarded drafts are billed as well
             output_tokens_max=OUTPUT_TOKENS_DEFAULT if cap is None else cap,
             output_tokens_least=0,
             wants_usage=wants_usage(body),
@@ -90,7 +90,7 @@ class CompletionRelay(ChoiceRelay):
 
 
 def _prompts(prompt: Any) -> int:
-    """How many prompts: a text, token ids, a list of texts, or a list of lists of token ids. None starts a new document."""
+    """The number of prompts: a text, token ids, a list of texts, or a list of lists of token ids. None starts a new document."""
     if prompt is None or isinstance(prompt, str):
         return 1
     if isinstance(prompt, list) and prompt:

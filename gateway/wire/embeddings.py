@@ -1,4 +1,4 @@
-"""OpenAI's embeddings: texts, or token ids, into vectors."""
+"""OpenAI's embeddings: turns texts or token ids into vectors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.wire.body import parse_object, text
 from gateway.wire.protocol import Request
 from gateway.wire.whole import WholeAnswer, refuse_stream, texts_in
 
-# The API takes 2,048 texts; one text as token ids may have 8,192 of them. Other servers take more of both.
+# The API accepts 2,048 texts, and 8,192 token ids for one text. Other servers accept more of both.
 INPUTS_MAX: Final = 100_000
 
 
@@ -22,7 +22,7 @@ class EmbeddingsProtocol(WholeAnswer):
         body = parse_object(raw)
         model = text(body, "model")
         inputs = texts_in(body, "input", INPUTS_MAX)
-        # bool is an int in Python, and no token id; parts of images stand in objects.
+        # In Python a bool is an int, but it is not a token id. Objects hold image parts.
         if not all(isinstance(item, str | int | list | dict) and not isinstance(item, bool) for item in inputs):
             raise BadRequest.field("input", "must be a text, a list of texts, or token ids")
         refuse_stream(body)

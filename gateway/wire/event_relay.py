@@ -1,7 +1,7 @@
-"""What the relays of all protocols have in common: events in, events out, and two views of how far the answer has come.
+"""What the relays of all protocols share: events in, events out, and two views of how far the answer has got.
 
-What the provider sent is counted at once. What the client got lags one piece behind: where the budget ends an answer, the
-last piece is withheld, and the end has to fit what was given before it.
+Whatever the provider sends is counted at once. The client's view lags one piece behind: if the budget ends an answer, the
+last piece is withheld, and the end has to fit what the client got before it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from policies.pricing import Usage
 
 
 class EventRelay(ABC):
-    """Events pass as they came, byte for byte; a protocol holds back or adds what is ours."""
+    """Passes events on byte for byte. Each protocol withholds some events, and adds our own."""
 
     def __init__(self, request: Request, counter: OutputCounter) -> None:
         self.usage: Usage | None = None
@@ -27,18 +27,18 @@ class EventRelay(ABC):
         self._counter = counter
         self._splitter = sse.EventSplitter()
         self._passed: list[bytes] = []
-        self._ungiven: list[dict[str, Any]] = []  # events of the last piece that `_given` has to hear of
+        self._ungiven: list[dict[str, Any]] = []  # events of the last piece that still have to be passed to `_given`
 
     @abstractmethod
     def _pass(self, event: bytes, value: dict[str, Any]) -> bytes:
-        """What the client gets of one event. Raises `StreamBroken`."""
+        """The bytes that the client gets for one event. Raises `StreamBroken`."""
 
     @abstractmethod
     def _given(self, value: dict[str, Any]) -> None:
-        """An event of `_ungiven` has reached the client. Never raises: what is odd about it is the client's to judge."""
+        """An event of `_ungiven` has gone to the client. Never raises: it is up to the client to judge a malformed event."""
 
-    def _done(self) -> None:  # noqa: B027 - nothing is the right thing for protocols that know no [DONE]
-        """The provider said `[DONE]`."""
+    def _done(self) -> None:  # noqa: B027 - protocols without [DONE] have nothing to do here
+        """The provider sent `[DONE]`."""
 
     @property
     def output_tokens(self) -> int:
@@ -50,12 +50,12 @@ class EventRelay(ABC):
             data = sse.data_of(event)
             if data == DONE:
                 self._done()
-            elif data is not None:  # a provider's keep-alive comments are between it and us
+            elif data is not None:  # a provider's keep-alive comments are meant for us
                 self._passed.append(self._pass(event, object_of(data)))
         return self._unsent()
 
     def _unsent(self) -> bytes:
-        """What passed before an event of the same piece broke the stream is still the client's."""
+        """The events to send now. If an event breaks the stream, those before it in the same piece still go to the client."""
         data = b"".join(self._passed)
         self._passed.clear()
         return data
@@ -72,5 +72,5 @@ def budget_comment(budget: Mapping[str, Any] | None) -> bytes:
 
 
 def named(value: dict[str, Any]) -> bytes:
-    """An event of ours, under the name that its `type` says."""
+    """An event of our own, named by its `type`."""
     return sse.event(orjson.dumps(value), value["type"])

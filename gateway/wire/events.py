@@ -1,4 +1,4 @@
-"""A provider's events as objects, and the ways in which they may be broken."""
+"""Reads a provider's events as objects, and detects the ways in which they can be malformed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.errors import StreamBroken
 from gateway.wire import sse
 
 DONE: Final = b"[DONE]"
-# Nobody answers with more choices, tool calls or content parts.
+# No real answer has more choices, tool calls or content parts.
 INDEX_MAX: Final = 4_096
 
 
@@ -43,13 +43,13 @@ def split(splitter: sse.EventSplitter, piece: bytes) -> list[bytes]:
 
 
 def kind_of(value: Mapping[str, Any]) -> str:
-    """The `type` of an event or of a part; empty for what is no text."""
+    """The `type` of an event or a part; empty if it is not a string."""
     kind = value.get("type")
     return kind if isinstance(kind, str) else ""
 
 
 def index_of(item: dict[str, Any], key: str = "index", default: int = 0) -> int:
-    """Raises `StreamBroken` for what is no index."""
+    """Raises `StreamBroken` for an invalid index."""
     value = item.get(key, default)
     if type(value) is not int or not 0 <= value <= INDEX_MAX:
         raise StreamBroken(f"The provider sent an event whose {key} is {str(value)[:40]!r}.")
@@ -57,7 +57,7 @@ def index_of(item: dict[str, Any], key: str = "index", default: int = 0) -> int:
 
 
 def object_in(event: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Raises `StreamBroken` where there is none."""
+    """Raises `StreamBroken` if there is no object under `key`."""
     value = event.get(key)
     if not isinstance(value, dict):
         raise StreamBroken(f"The provider sent an event without its {key}.")
@@ -65,7 +65,7 @@ def object_in(event: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def objects_in(value: Any, name: str) -> list[dict[str, Any]]:
-    """A list of objects, empty where there is none. Raises `StreamBroken` for anything else."""
+    """A list of objects; empty for None. Raises `StreamBroken` for anything else."""
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
@@ -74,5 +74,5 @@ def objects_in(value: Any, name: str) -> list[dict[str, Any]]:
 
 
 def joined(whole: Any, part: str) -> str:
-    """A text with its next piece; whatever else stood there is given up."""
+    """A text with its next piece appended. Anything but a text is replaced."""
     return whole + part if isinstance(whole, str) else part

@@ -1,5 +1,5 @@
-"""`multipart/form-data` out of one piece of bytes, with bounds. The form is made anew for the provider, so what was read here
-is exactly what goes on."""
+"""A bounded parser for `multipart/form-data` in memory. The form is rebuilt for the provider, so exactly what was parsed here is
+what is forwarded."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ class Part:
 
 
 def parts_of(raw: bytes) -> list[Part]:
-    """Raises `BadRequest` for what is no form, or one with more than 64 parts.
+    """Raises `BadRequest` if `raw` is not a form, or has more than 64 parts.
 
-    The boundary is read from the body's own first line: nothing may stand before it in a form, and a header that names
-    another one would be wrong about the body. What stands behind the last one is passed over. A sound of many megabytes is
-    copied once.
+    The boundary is taken from the first line of the body: a form must begin with it, and a header with another one would be
+    wrong. Anything after the last boundary is ignored. An audio file of many megabytes is copied only once.
     """
     opening, newline, _ = raw[: _BOUNDARY_BYTES_MAX + 4].partition(b"\r\n")
     if not newline or not opening.startswith(b"--") or len(opening) < 3:
@@ -59,12 +58,12 @@ def text_of(part: Part) -> str:
 
 
 def _part(raw: bytes, begin: int, end: int) -> Part:
-    """The part between two boundaries: a line's end, its head, an empty line, its content."""
+    """The part between two boundaries: a line break, the head, an empty line, the content."""
     head_end = raw.find(b"\r\n\r\n", begin, min(end, begin + _HEAD_BYTES_MAX))
     if not raw.startswith(b"\r\n", begin) or head_end < 0:
         raise _broken("has a part without a proper head")
     head = raw[begin + 2 : head_end]
-    # Browsers and SDKs write names of files in UTF-8, as the form's own standard (RFC 7578, 4.2) has it.
+    # Browsers and SDKs write file names in UTF-8, as the standard for forms says (RFC 7578, 4.2).
     message: Message = HeaderParser().parsestr(head.decode("utf-8", "replace") + "\r\n\r\n")
     name = message.get_param("name", header="content-disposition")
     if message.get_content_disposition() != "form-data" or not isinstance(name, str) or not name:
@@ -72,9 +71,8 @@ def _part(raw: bytes, begin: int, end: int) -> Part:
     if message.get("content-transfer-encoding", "binary").lower() not in _PLAIN_ENCODINGS:
         raise _broken("has a part in a transfer encoding")
     file_name = message.get_filename()
-    if (
-        file_name is not None
-    ):  # in an encoding of the client's choice, which may make letters of it that UTF-8 has none for
+    if file_name is not None:
+        # The client chooses its encoding, and the decoded name may hold characters that UTF-8 cannot encode.
         file_name = file_name.encode("utf-8", "replace").decode()
     return Part(name, raw[head_end + 4 : end], file_name, message.get_content_type())
 

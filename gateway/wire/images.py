@@ -1,4 +1,4 @@
-"""OpenAI's image generation: priced by the image, or by the tokens that an image counts as."""
+"""OpenAI's image generation: priced per image, or by the tokens of the images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from policies.pricing import Usage
 
 IMAGES_MAX: Final = 10
 PROMPT_CHARACTERS_MAX: Final = 100_000
-# GPT Image: output tokens of one image by quality and shape, as its documentation lists them.
+# GPT Image: output tokens per image by quality and shape, as documented.
 _TOKENS: Final[Mapping[str, tuple[int, int, int]]] = {  # square, portrait, landscape
     "low": (272, 408, 400),
     "medium": (1_056, 1_584, 1_568),
@@ -43,7 +43,7 @@ class ImagesProtocol(WholeAnswer):
         )
 
     def usage(self, answer: Mapping[str, Any]) -> Usage | None:
-        """The images that came, and the tokens where the model bills those. None when there is no image in the answer."""
+        """The number of images, and the tokens if the model reports them. None if the answer has neither."""
         made = answer.get("data")
         images = len(made) if isinstance(made, list) else 0
         usage = details_of(answer, "usage")
@@ -55,7 +55,7 @@ class ImagesProtocol(WholeAnswer):
 
 
 def _tokens_each(body: Mapping[str, Any]) -> int:
-    """Tokens of one image at most; the dearest for `auto`, and for what this table does not know."""
+    """The upper bound of tokens per image: the most expensive for `auto`, and for values that the table does not list."""
     quality, size = body.get("quality"), body.get("size")
     rows = [_TOKENS[quality]] if isinstance(quality, str) and quality in _TOKENS else list(_TOKENS.values())
     shape = _SHAPES.get(size) if isinstance(size, str) else None

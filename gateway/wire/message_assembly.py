@@ -1,4 +1,4 @@
-"""An Anthropic message put together out of the events of its stream."""
+"""Assembles an Anthropic message from the events of its stream."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from gateway.errors import StreamBroken
 from gateway.wire.events import index_of, joined, kind_of, object_in, objects_of
 from gateway.wire.openai_errors import upstream_event_error
 
-# The kinds of deltas whose text grows a field of the block by the same name.
+# The delta types that append text, and the field of the block that each appends to.
 _GROWING: Final = {"text_delta": "text", "thinking_delta": "thinking", "compaction_delta": "content"}
 _OUTSIDE_MESSAGE: Final = frozenset({"type", "delta", "usage"})
 
 
 def assembled(pieces: bytes) -> dict[str, Any]:
-    """The buffered answer that says what the stream said. Raises `StreamBroken`."""
+    """The buffered answer that is equivalent to the stream. Raises `StreamBroken`."""
     message: dict[str, Any] = {"type": "message", "role": "assistant", "stop_reason": None, "stop_sequence": None}
     blocks: dict[int, dict[str, Any]] = {}
     inputs: dict[int, list[str]] = {}
@@ -52,7 +52,7 @@ def _grow(blocks: dict[int, dict[str, Any]], inputs: dict[int, list[str]], event
         cited = block.get("citations")
         block["citations"] = [*(cited if isinstance(cited, list) else []), delta.get("citation")]
     else:
-        # A signature, and what may come: the last value of a field counts.
+        # A signature, or a delta type of the future: the last value of each field counts.
         block |= {key: value for key, value in delta.items() if key != "type"}
 
 
@@ -69,7 +69,7 @@ def _end(message: dict[str, Any], event: dict[str, Any]) -> None:
 
 
 def _input_of(text: str) -> Any:
-    """A call's arguments. Cut off in the middle they are no JSON: the answer then says `max_tokens`, and gives none."""
+    """A tool call's arguments. If they were cut off, they are not valid JSON: the answer then ends with `max_tokens`, without them."""
     try:
         return orjson.loads(text) if text.strip() else {}
     except orjson.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""Anthropic's Messages, and the counting of their tokens."""
+"""Anthropic's Messages, and its endpoint that counts tokens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MessagesProtocol:
     def parse(self, raw: bytes) -> Request:
         request = self.parse_count(raw)
         body = request.body
-        cap = whole_number(body, "max_tokens", 0)  # 0 writes the prompt into the cache and answers nothing
+        cap = whole_number(body, "max_tokens", 0)  # 0 writes the prompt to the cache without generating an answer
         if cap is None:
             raise BadRequest.field("max_tokens", "Field required", "missing_field")
         request.has_output = True
@@ -43,12 +43,12 @@ class MessagesProtocol:
         request.output_tokens_max = cap
         if "tools" in body:
             request.hosted_max = hosted_asked(body["tools"], None)
-        # With less than this the provider refuses the request; without thinking it would be another request.
+        # With thinking, the provider refuses a smaller cap, and turning thinking off would change the request.
         request.output_tokens_least = min(cap, THINKING_TOKENS_LEAST + 1) if _thinking_tokens(body) else min(cap, 1)
         return request
 
     def parse_count(self, raw: bytes) -> Request:
-        """The request of `/v1/messages/count_tokens`: the same without a cap. Raises `BadRequest`."""
+        """The request of `/v1/messages/count_tokens`: a message request without a cap. Raises `BadRequest`."""
         body = parse_object(raw)
         model = text(body, "model")
         check_messages(body)
@@ -90,13 +90,13 @@ class MessagesProtocol:
 
 
 class MessagesRelay(EventRelay):
-    """Events pass as they came; `message_stop` waits, so that the budget's figures can go before it."""
+    """Passes events on unchanged, but withholds `message_stop` until the budget's figures have been sent."""
 
     def __init__(self, request: Request, counter: OutputCounter) -> None:
         super().__init__(request, counter)
         self._figures: dict[str, Any] = {}
         self._is_finished = False
-        self._is_begun = False  # these three as the client saw it
+        self._is_begun = False  # this and the next two as far as the client has seen
         self._has_reason = False
         self._open: set[int] = set()
         self._stop = b""
@@ -140,7 +140,7 @@ class MessagesRelay(EventRelay):
                 self._is_finished = True
 
     def _keep_figures(self, usage: Any) -> None:
-        """The start tells of the input, the end of the output; what an end repeats is newer (searches read more)."""
+        """The start reports the input, the end the output. A figure that the end repeats is newer (searches add input)."""
         if isinstance(usage, dict):
             self._figures |= {key: figure for key, figure in usage.items() if figure is not None}
 
@@ -175,13 +175,12 @@ class MessagesRelay(EventRelay):
         return budget_comment(budget) + (self._stop or _STOP)
 
     def fail(self, error: GatewayError) -> bytes:
-        """An error event is itself the end: nothing follows one in this protocol."""
+        """In this protocol an error event ends the stream."""
         return self._unsent() + sse.event(error_body(error), "error")
 
 
 def usage_of(usage: Any) -> Usage | None:
-    """A `usage` object of Messages. What was read from the cache or written to it stands beside Anthropic's `input_tokens`,
-    and is part of ours."""
+    """Parse `usage` of Messages. Anthropic's `input_tokens` excludes tokens read from or written to the cache; ours includes them."""
     if not isinstance(usage, dict):
         return None
     given = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
@@ -205,14 +204,15 @@ def usage_of(usage: Any) -> Usage | None:
 
 
 def _thinking_tokens(body: Mapping[str, Any]) -> int | None:
-    """The budget of extended thinking, where the request sets one."""
+    """The budget of extended thinking, if the request sets one."""
     thinking = body.get("thinking")
     budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
     return budget if type(budget) is int and budget > 0 else None
 
 
 def _shorten_thinking(body: dict[str, Any], own: int | None, output_tokens: int) -> None:
-    """Thinking has to stay below the cap, or the provider refuses; above it already, it was meant to (interleaved)."""
+    """Keep the thinking budget below the new cap, or the provider refuses. If it exceeded the client's own cap, that was
+    intended (interleaved thinking)."""
     budget = _thinking_tokens(body)
     if budget is not None and (own is None or budget < own) and budget >= output_tokens > THINKING_TOKENS_LEAST:
         body["thinking"] = {**body["thinking"], "budget_tokens": output_tokens - 1}
@@ -224,7 +224,7 @@ def _name_in(block: Any) -> str:
 
 
 def _block_text(block: Mapping[str, Any]) -> str:
-    """What the model wrote in one block: text, thinking, or a call's name and arguments."""
+    """What the model wrote in one block: text, thinking, or the name and arguments of a tool call."""
     texts = [block.get(key) for key in ("text", "thinking", "name")]
     if isinstance(block.get("input"), dict):
         texts.append(orjson.dumps(block["input"]).decode())

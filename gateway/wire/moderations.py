@@ -1,4 +1,4 @@
-"""OpenAI's moderations: texts and images in, categories out. The provider asks no money for them."""
+"""OpenAI's moderations: texts and images in, categories out. They are free of charge."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.wire.protocol import Request
 from gateway.wire.whole import WholeAnswer, refuse_stream, texts_in
 
 INPUTS_MAX: Final = 10_000
-# What the API takes for a request that names no model.
+# The API's default for requests that name no model.
 MODEL_DEFAULT: Final = "omni-moderation-latest"
 
 

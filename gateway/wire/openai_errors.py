@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape, which most clients turn into their own typed exceptions."""
+"""Errors in OpenAI's format, which most clients turn into typed exceptions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def error_object(error: GatewayError) -> dict[str, Any]:
 
 
 def upstream_event_error(error: Any) -> StreamBroken:
-    """A provider's error event in mid-stream, its own words kept."""
+    """A provider's error event in the middle of a stream, with its own message, code and type."""
     if not isinstance(error, dict):
         return StreamBroken(str(error)[:2000], code="upstream_error")
     return StreamBroken(

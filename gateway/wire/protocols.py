@@ -1,4 +1,4 @@
-"""Every protocol that is answered, by the path of its endpoint."""
+"""All protocols, by the path of their endpoint."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _BY_ENDPOINT: Final[Mapping[str, WireProtocol]] = {
     "/audio/speech": SpeechProtocol(),
     "/audio/transcriptions": TranscriptionsProtocol(),
 }
-# Clients differ in whether their base URL ends with the version, so both are answered.
+# Clients differ in whether their base URL ends with the version, so both forms are served.
 PROTOCOLS: Final[Mapping[str, WireProtocol]] = {
     prefix + path: protocol for path, protocol in _BY_ENDPOINT.items() for prefix in ("/v1", "")
 }
-# Counted here and answered at once: no model is called. `MESSAGES.parse_count` and `MESSAGES.counted` are its two ends.
+# Answered here without calling a model, by `MESSAGES.parse_count` and `MESSAGES.counted`.
 COUNT_TOKENS_PATHS: Final = frozenset({"/v1/messages/count_tokens", "/messages/count_tokens"})

@@ -1,4 +1,4 @@
-"""Reranking, in the form that Cohere, Jina, vLLM and LiteLLM share: a query and documents in, an order out."""
+"""Reranking, in the format that Cohere, Jina, vLLM and LiteLLM share: a query and documents in, a ranking out."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from policies.pricing import Usage
 
 DOCUMENTS_MAX: Final = 10_000
 QUERY_CHARACTERS_MAX: Final = 1_000_000
-# Cohere's price is for a query with up to 100 documents; a document of more than 500 tokens (query included) is split,
-# and each piece counts as one.
+# Cohere's price is per query with up to 100 documents. A document of more than 500 tokens (query included) is split,
+# and each piece counts as a document.
 _DOCUMENTS_OF_A_QUERY: Final = 100
 _TOKENS_OF_A_PIECE: Final = 500
 
@@ -42,12 +42,12 @@ class RerankProtocol(WholeAnswer):
             has_output=False,
             metadata=body.get("metadata"),
             queries=-(-pieces // _DOCUMENTS_OF_A_QUERY),
-            # Others bill tokens and read the query before every document; the prompt's count has it once.
+            # Others bill by tokens and read the query again for each document; the prompt's count includes it once.
             media_tokens=query_tokens * (len(documents) - 1),
         )
 
     def usage(self, answer: Mapping[str, Any]) -> Usage | None:
-        """Search units where they are billed (Cohere), tokens where those are (Jina, Voyage, vLLM)."""
+        """Search units from providers that bill those (Cohere), otherwise tokens (Jina, Voyage, vLLM)."""
         meta = details_of(answer, "meta")
         billed = details_of(meta, "billed_units")
         queries = token_count(billed.get("search_units"))
@@ -66,5 +66,5 @@ def _pieces(document: Any, query_tokens: int) -> int:
 
 
 def _tokens_at_most(text_given: str) -> int:
-    """A bound without a tokenizer: texts of words take two bytes a token or more (English four, Chinese three)."""
+    """An upper bound without a tokenizer: natural text has at least two bytes per token (English four, Chinese three)."""
     return -(-len(text_given.encode("utf-8", "surrogatepass")) // 2)

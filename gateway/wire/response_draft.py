@@ -1,4 +1,4 @@
-"""A Responses answer as far as its stream has come: what to say when the budget ends it, or when the provider breaks off."""
+"""A Responses answer as far as it has been streamed, to end it properly when the budget ends it or the provider breaks off."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Final
 from gateway.errors import StreamBroken
 from gateway.wire.events import index_of, kind_of, object_in
 
-# Which field of an item a delta belongs to: (list of parts or "", field). Each is output, and paid for; a summary of the
-# reasoning stands for the reasoning, which itself is not shown.
+# The field of an item that a delta belongs to: (list of parts or "", field). All of it is billed as output. A summary of the
+# reasoning is counted in place of the reasoning itself, which is not shown.
 DELTAS: Final = {
     "response.output_text.delta": ("content", "text"),
     "response.refusal.delta": ("content", "refusal"),
@@ -32,7 +32,7 @@ _TEXT_DONE: Final = {
 
 
 class ResponseDraft:
-    """Notes events; reads them only when asked, so that a delta costs little."""
+    """Collects events, and assembles them only on demand, so that deltas stay cheap."""
 
     def __init__(self, model: str) -> None:
         self._response: dict[str, Any] = {"id": "resp_farebox", "object": "response", "created_at": 0, "model": model}
@@ -44,8 +44,7 @@ class ResponseDraft:
         self._texts: defaultdict[tuple[int, str, int, str], list[str]] = defaultdict(list)
 
     def note(self, event: dict[str, Any]) -> None:
-        """Takes the event into the draft. One whose indexes or items cannot be is left out: what it means is for the client
-        to judge, which got it."""
+        """Add an event to the draft. Events with impossible indexes or items are skipped: the client has them, and may judge."""
         number = event.get("sequence_number")
         if type(number) is int:
             self._number = number
@@ -77,7 +76,7 @@ class ResponseDraft:
         return self._number
 
     def incomplete(self) -> dict[str, Any]:
-        """The answer so far, said to have ended for its length. What it used is not known."""
+        """The answer so far, marked as ended by its length, with unknown usage."""
         return {
             **self._response,
             "status": "incomplete",
@@ -88,7 +87,7 @@ class ResponseDraft:
         }
 
     def cut(self) -> list[dict[str, Any]]:
-        """The events that are owed to the client: every part and item that is open is closed, then the answer."""
+        """The events that close every open part and item, and then the answer."""
         closing = self._opening()
         closing += [event for at in sorted(self._open_parts) for event in self._part_ends(*at)]
         for index in sorted(self._open):
@@ -138,7 +137,7 @@ class ResponseDraft:
         return self._items[index]
 
     def _put(self, index: int, item: dict[str, Any]) -> None:
-        """The item as the provider tells it, in place of all that was noted of it."""
+        """Store the item as the provider sends it, replacing everything collected for it so far."""
         self._items[index] = item
         self._open.discard(index)
         self._open_parts = {at for at in self._open_parts if at[0] != index}
@@ -146,7 +145,7 @@ class ResponseDraft:
             del self._texts[key]
 
     def _item(self, index: int) -> dict[str, Any]:
-        """The item with what was written into it since it was added."""
+        """The item, including what has been written to it since it was added."""
         item = self._items[index]
         if index not in self._open:
             return item
@@ -159,8 +158,7 @@ class ResponseDraft:
 
 
 def _part_at(item: dict[str, Any], parts: str, index: int) -> dict[str, Any]:
-    """The part at this place, made where the provider left out to announce it. Raises `StreamBroken` where others are missing
-    before it."""
+    """The part at this index, created if the provider did not announce it. Raises `StreamBroken` if earlier parts are missing."""
     found = item.get(parts)
     if not isinstance(found, list):
         found = item[parts] = []

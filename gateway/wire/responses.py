@@ -1,4 +1,4 @@
-"""OpenAI's Responses: items in place of messages, and named events."""
+"""OpenAI's Responses: items instead of messages, and named events."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ResponsesProtocol:
         model = text(body, "model")
         _check_input(body)
         if boolean(body, "background"):
-            # It answers at once and spends later: nobody would see what, and there is nothing to hold the budget with.
+            # It answers at once and spends later, when we could neither see its usage nor keep its hold alive.
             raise BadRequest.field("background", "is not possible here: what it uses could not be seen")
         cap = whole_number(body, "max_output_tokens", 1)
         return Request(
@@ -81,7 +81,7 @@ class ResponsesProtocol:
 
 
 class ResponsesRelay(EventRelay):
-    """Events pass as they came; the last one waits, so that the budget's figures can go before it."""
+    """Passes events on unchanged, but withholds the last one until the budget's figures have been sent."""
 
     def __init__(self, request: Request, counter: OutputCounter) -> None:
         super().__init__(request, counter)
@@ -107,7 +107,7 @@ class ResponsesRelay(EventRelay):
     def _ended(self, event: bytes, value: dict[str, Any]) -> bytes:
         response = value.get("response")
         if isinstance(response, dict):
-            # What a failed answer used is billed as well.
+            # A failed answer is billed as well.
             self.usage = _usage_in(response) or self.usage
         if _end_of(value) is None:
             raise StreamBroken("The provider ended its answer without the answer.")
@@ -125,7 +125,7 @@ class ResponsesRelay(EventRelay):
         return closing + budget_comment(budget) + self._end
 
     def fail(self, error: GatewayError) -> bytes:
-        """OpenAI's two events. `error` inside the first one is what its SDK raises as an exception; it only yields the rest."""
+        """OpenAI's two events. Its SDK raises an exception only for the `error` field of the first one."""
         self._catch_up()
         first = {
             "type": "error",
@@ -139,7 +139,7 @@ class ResponsesRelay(EventRelay):
 
 
 def _end_of(event: dict[str, Any]) -> dict[str, Any] | None:
-    """The whole answer, from the event that ends a stream. Raises `StreamBroken` in the provider's words for an error."""
+    """The whole answer, if this event ends the stream. Raises `StreamBroken` with the provider's own message for an error."""
     kind, response = kind_of(event), event.get("response")
     if kind in _FAILURES:
         error = response.get("error") if isinstance(response, dict) else None
@@ -150,7 +150,7 @@ def _end_of(event: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _usage_in(answer: Mapping[str, Any]) -> Usage | None:
-    """Of a whole answer: what the provider's tools did are items of the output, unless it counts them itself."""
+    """The usage of a whole answer. Uses of the provider's tools are counted from the output items, unless reported."""
     usage = usage_of(answer.get("usage"), _hosted_in(answer), term(answer.get("service_tier")))
     names = (answer.get("id"), details_of(answer, "conversation").get("id"))
     kept_as = tuple(name for name in names if isinstance(name, str) and name)
@@ -171,7 +171,7 @@ def _hosted_in(answer: Mapping[str, Any]) -> Hosted:
 
 
 def usage_of(usage: Any, hosted: Hosted = NOTHING_HOSTED, service_tier: str = "") -> Usage | None:
-    """A `usage` object of Responses. Cached and reasoning tokens are parts of the input's and the output's."""
+    """Parse `usage` of Responses, where input and output tokens include cached and reasoning tokens."""
     if not isinstance(usage, dict):
         return None
     prompt, output = token_count(usage.get("input_tokens")), token_count(usage.get("output_tokens"))
@@ -209,7 +209,7 @@ def _check_input(body: Mapping[str, Any]) -> None:
 
 
 def _item_text(item: Mapping[str, Any]) -> str:
-    """What the model wrote in one item of the output: text, refusals, reasoning, the names and arguments of calls."""
+    """What the model wrote in one output item: text, refusals, reasoning, the names and arguments of calls."""
     texts = [item.get(key) for key in ("name", "arguments", "input", "code")]
     for key in ("content", "summary"):
         parts = item.get(key)

@@ -1,4 +1,4 @@
-"""How long a sound is, told from its bytes: what models of sound are priced by."""
+"""The duration of an audio file, read from its bytes, because audio models are priced by it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Final
 
 from policies.tokens.media import wav_bytes_per_second
 
-# Opus goes down to 6 kbit/s, and no encoder in use goes below it for speech: so a file is not longer than this.
+# Opus goes down to 6 kbit/s, and no common encoder goes lower for speech, which bounds the duration of a file.
 _BYTES_PER_SECOND_LEAST: Final = 750
-# MPEG audio, layer III: kbit/s by the four bits of the frame's header, for version 1 and for 2 and 2.5.
+# MPEG audio layer III: kbit/s by four bits of the frame header, for version 1, and for versions 2 and 2.5.
 _KBITS_1: Final = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0)
 _KBITS_2: Final = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0)
 _HERTZ: Final[Mapping[int, tuple[int, int, int, int]]] = {
@@ -17,13 +17,13 @@ _HERTZ: Final[Mapping[int, tuple[int, int, int, int]]] = {
     2: (22_050, 24_000, 16_000, 0),
     0: (11_025, 12_000, 8_000, 0),
 }
-_FRAMES_READ_MAX: Final = 2_000  # of 26 ms: a few milliseconds of work for a file of any size
-_CHUNKS_READ_MAX: Final = 1_000  # a WAV file has two, and some more with its title in them
+_FRAMES_READ_MAX: Final = 2_000  # 26 ms each: bounds the work to a few milliseconds for files of any size
+_CHUNKS_READ_MAX: Final = 1_000  # a WAV file has two, plus a few with its title
 _TAIL_BYTES_MAX: Final = 4_096
 
 
 def duration_ms(sound: bytes) -> int | None:
-    """Milliseconds of a WAV or MP3 file, rounded up; None for any other, and for one that is damaged."""
+    """The duration of a WAV or MP3 file in milliseconds, rounded up; None for other or damaged files."""
     if sound[:4] == b"RIFF" and sound[8:12] == b"WAVE":
         return _wav_ms(sound)
     if sound[:3] == b"ID3" or sound[:2] in (
@@ -39,16 +39,16 @@ def duration_ms(sound: bytes) -> int | None:
 
 
 def duration_ms_at_most(sound: bytes) -> int:
-    """The duration, or a bound of it from the size for forms that are not read here (Opus, AAC, FLAC, Vorbis).
+    """The duration or, for formats that are not parsed here (Opus, AAC, FLAC, Vorbis), an upper bound based on the size.
 
-    No bound holds for silence, which they pack into nearly nothing: its seconds are booked when the answer tells them.
+    The bound does not hold for silence, which compresses to almost nothing. It is booked if the answer reports the duration.
     """
     known = duration_ms(sound)
     return len(sound) * 1000 // _BYTES_PER_SECOND_LEAST + 1 if known is None else known
 
 
 def _wav_ms(sound: bytes) -> int | None:
-    """From the `fmt ` and all `data` chunks. A stream's header says 0 or 0xFFFFFFFF for a size that was not known yet."""
+    """From the `fmt ` and all `data` chunks. A streamed file has 0 or 0xFFFFFFFF as a size that was not known in advance."""
     at, heard = 12, -1
     rates: list[int] = []
     for _ in range(_CHUNKS_READ_MAX):
@@ -67,7 +67,7 @@ def _wav_ms(sound: bytes) -> int | None:
 
 
 def _mp3_ms(sound: bytes) -> int | None:
-    """The sum of the frames, true of constant and of variable rates; behind the first 52 s, as if the rest were like them."""
+    """The sum of the frames, correct for constant and variable bit rates; extrapolated beyond the first 52 s."""
     begin = at = _behind_id3(sound)
     micros = 0
     for _ in range(_FRAMES_READ_MAX):
@@ -78,7 +78,7 @@ def _mp3_ms(sound: bytes) -> int | None:
         micros += frame[1]
     else:
         return -(-micros * (len(sound) - begin) // ((at - begin) * 1000))
-    # What is left may be a tag, padding, or a frame cut off; much more means that these were no frames.
+    # The rest may be a tag, padding or a truncated frame. If there is more, these were not really frames.
     return -(-micros // 1000) if micros and len(sound) - at <= _TAIL_BYTES_MAX else None
 
 
@@ -92,7 +92,7 @@ def _behind_id3(sound: bytes) -> int:
 
 
 def _mp3_frame(sound: bytes, at: int) -> tuple[int, int] | None:
-    """Bytes and microseconds of the frame that begins here."""
+    """The size in bytes and the duration in microseconds of the frame at this offset."""
     if at + 4 > len(sound) or sound[at] != 0xFF or sound[at + 1] & 0xE6 != 0xE2:
         return None
     version = sound[at + 1] >> 3 & 3

@@ -1,4 +1,4 @@
-"""OpenAI's speech: a text into sound, priced by the character, or by the tokens and seconds of the sound."""
+"""OpenAI's speech: turns a text into audio, priced per character, or by the tokens or seconds of the audio."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gateway.wire.whole import WholeAnswer, refuse_stream
 from policies.pricing import Usage
 
 INPUT_CHARACTERS_MAX: Final = 1_000_000
-# Slow reading aloud: ten letters a second, or three characters of a script that writes syllables or words.
+# Slow speech: ten letters a second, or three characters of a syllabic or logographic script.
 _LETTER_MS: Final = 100
 _SYLLABLE_MS: Final = 330
 _PAUSES_MS: Final = 1_000
 _SPEEDS: Final = (0.25, 4.0)
 # `pcm` is 24 kHz, 16 bit, one channel.
 _PCM_BYTES_PER_SECOND: Final = 48_000
-_TOKENS_PER_SECOND: Final = 21  # of sound: 12 USD a million of them are the documented 0.015 USD a minute
+_TOKENS_PER_SECOND: Final = 21  # of audio: 12 USD per million tokens make the documented 0.015 USD per minute
 
 
 class SpeechProtocol(WholeAnswer):
@@ -48,7 +48,7 @@ class SpeechProtocol(WholeAnswer):
         )
 
     def usage_of_bytes(self, request: Request, answer: bytes) -> Usage | None:
-        """The characters of the request, and the seconds that the sound really has where its form tells them."""
+        """The characters of the request, and the actual duration of the audio if its format reveals it."""
         if not answer:
             return None
         if request.body.get("response_format") == "pcm":
@@ -74,7 +74,7 @@ def _speed(body: dict[str, Any]) -> float:
 
 
 def _spoken_ms(spoken: str, speed: float) -> int:
-    """How long the sound is at most, by slow speech. A model that ignores `speed` reads at its own."""
+    """The longest the audio can be, for slow speech. A `speed` above 1 is ignored here, because the model may ignore it too."""
     wide = sum(character > "\u2e7f" for character in spoken)
     normal_ms = (len(spoken) - wide) * _LETTER_MS + wide * _SYLLABLE_MS + _PAUSES_MS
     return int(normal_ms / min(speed, 1.0)) + 1

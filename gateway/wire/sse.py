@@ -1,11 +1,11 @@
-"""Server-sent events, cut out of a byte stream and made."""
+"""Splits byte streams into server-sent events, and creates such events."""
 
 from __future__ import annotations
 
 from typing import Final
 
 EVENT_BYTES_MAX: Final = 16 * 1024 * 1024
-# Nobody writes an event of more; looking at two million of them one by one took six seconds.
+# No real event has more lines, and processing two million of them one by one took six seconds.
 EVENT_LINES_MAX: Final = 20_000
 
 
@@ -14,16 +14,16 @@ class EventTooLarge(ValueError):
 
 
 class EventSplitter:
-    """Cuts a stream into whole events, without the blank line that ends each. Lines end with LF, CRLF or CR, as the standard says,
-    and with LF in what is given out."""
+    """Splits a stream into whole events, without the blank line that ends each. Input lines may end with LF, CRLF or CR, as the
+    standard says; output lines end with LF."""
 
     def __init__(self) -> None:
-        # The pieces of an event whose end has not come. They are put together once: looking through all of them for each
-        # piece would read an image in base64, or an event of very many lines, as often as it has pieces.
+        # The pieces of an unfinished event. They are joined only once: searching all of them again for each new piece
+        # would take quadratic time for an image in base64, or for an event with very many lines.
         self._pieces: list[bytes] = []
         self._size = 0
         self._lines = 0
-        self._held = b""  # a CR at the very end may be half of a CRLF whose LF comes with the next piece
+        self._held = b""  # a trailing CR, which may be half of a CRLF whose LF comes with the next piece
         self._ends_line = False
 
     def feed(self, piece: bytes) -> list[bytes]:
@@ -65,7 +65,7 @@ class EventSplitter:
 def data_of(event: bytes) -> bytes | None:
     """The event's data, or None for a comment. Several data lines are joined with LF, as the standard says."""
     head, found, data = event.partition(b"data: ")
-    # Nearly every event is one data line, or a name and one data line; the rest takes the slow way.
+    # Nearly every event is one data line, perhaps after a name. All others take the slow path.
     if found and b"\n" not in data and (not head or (head.startswith(b"event:") and head.find(b"\n") == len(head) - 1)):
         return data
     lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]

@@ -1,4 +1,4 @@
-"""OpenAI's transcriptions: a sound in a form, text out; priced by the second, or by the tokens of sound and text."""
+"""OpenAI's transcriptions: audio in a form, text out; priced per second, or by the tokens of audio and text."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from policies.pricing import Usage
 
 FILE_BYTES_MAX: Final = 25 * 1024 * 1024  # the API's own limit
 _SECONDS_PLAUSIBLE_MAX: Final = 7 * 24 * 3600
-_TOKENS_PER_SECOND: Final = 20  # 10 of the sound that is heard, and no speech has 10 tokens of text a second
+_TOKENS_PER_SECOND: Final = 20  # 10 of audio, and no speech has more than 10 tokens of text per second
 _LISTS: Final = frozenset({"timestamp_granularities", "include"})
 
 
 class TranscriptionsProtocol(WholeAnswer):
     name: ProtocolName = "transcriptions"
     counted_as: None = None
-    is_binary = True  # subtitles and plain text are no JSON
+    is_binary = True  # subtitles and plain text are not JSON
 
     def parse(self, raw: bytes) -> Request:
         body = _body_of(parts_of(raw))
@@ -46,7 +46,7 @@ class TranscriptionsProtocol(WholeAnswer):
         )
 
     def usage_of_bytes(self, request: Request, answer: bytes) -> Usage | None:
-        """What a JSON answer says. Subtitles and plain text say nothing: then the sound's length counts."""
+        """The usage that a JSON answer reports. Subtitles and plain text report none, so the audio's duration is booked."""
         try:
             value = orjson.loads(answer)
         except orjson.JSONDecodeError:
@@ -54,7 +54,7 @@ class TranscriptionsProtocol(WholeAnswer):
         return self.usage(value) if isinstance(value, dict) else None
 
     def usage(self, answer: Mapping[str, Any]) -> Usage | None:
-        """Tokens or seconds, never both: models that have prices for both bill one of them."""
+        """Tokens or seconds, never both: models with prices for both bill only one of them."""
         usage = details_of(answer, "usage")
         prompt, output = token_count(usage.get("input_tokens")), token_count(usage.get("output_tokens"))
         if prompt is not None and output is not None and prompt + output:
@@ -67,7 +67,7 @@ class TranscriptionsProtocol(WholeAnswer):
 
 
 def _body_of(parts: list[Part]) -> dict[str, Any]:
-    """The form as the upstream takes it: `file` as (name, content, content type), a list where a name ends with []."""
+    """The form as the upstream lanes expect it: `file` as (name, content, content type), and a list if a name ends with []."""
     body: dict[str, Any] = {}
     for part in parts:
         name = part.name.removesuffix("[]")

@@ -1,4 +1,4 @@
-"""Protocols whose answers always come whole, and are not made of the model's words."""
+"""What protocols share whose answers always come whole and are not generated text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from policies.pricing import Usage
 
 
 class WholeAnswer:
-    """What these protocols have in common: nothing to cap, nothing to relay piece by piece."""
+    """The base of these protocols: there is nothing to cap and nothing to relay piece by piece."""
 
     streams = False
     is_binary = False
@@ -38,7 +38,7 @@ class WholeAnswer:
 
 
 def input_usage(usage: Any) -> Usage | None:
-    """A `usage` object with prompt tokens, or with nothing but a total (Jina, vLLM): all of it was read."""
+    """Parse a `usage` object that has prompt tokens, or only a total (Jina, vLLM), all of which is input."""
     if not isinstance(usage, dict):
         return None
     tokens = token_count(usage.get("prompt_tokens") or usage.get("total_tokens"))
@@ -46,13 +46,13 @@ def input_usage(usage: Any) -> Usage | None:
 
 
 def refuse_stream(body: dict[str, Any]) -> None:
-    """Raises `BadRequest`: sent on, the answer would come as events, be paid for, and be lost here."""
+    """Raises `BadRequest` if a stream is requested: the answer would arrive as events, be paid for, and get lost here."""
     if boolean(body, "stream"):
         raise BadRequest.field("stream", "is not possible here: this answer comes whole")
 
 
 def texts_in(body: Mapping[str, Any], key: str, entries_max: int) -> list[Any]:
-    """A field that holds one text or a list of things, as a list. Raises `BadRequest`."""
+    """A field with one text or a list, as a list. Raises `BadRequest`."""
     value = body.get(key)
     if value is None or value == "" or value == []:
         raise BadRequest.field(key, "is missing", "missing_field")
