@@ -70,7 +70,7 @@ async def _put(config: Config, name: str, password: str, role: str) -> None:
 
 
 def _is_set(config: Config, name: str, password: str, role: str) -> bool:
-    """False while somebody holds the store and does not serve, or not yet."""
+    """Set the password. False while another process holds the store without serving (yet)."""
     try:
         asyncio.run(_put(config, name, password, role))
     except StoreInUse:
@@ -84,14 +84,14 @@ def _is_set(config: Config, name: str, password: str, role: str) -> bool:
 
 
 def _through_the_gateway(operator: Operator, name: str, password: str, role: str) -> None:
-    """Ask the gateway that holds the file of an embedded store, with the operator's token that lies beside that file."""
+    """Ask the gateway that holds the embedded store to do it, with the operator's token from beside the store's file."""
     form = urllib.parse.urlencode({"name": name, "password": password, "role": role}).encode()
     try:
         headers = {"authorization": f"Bearer {operator.token}"}
         request = urllib.request.Request(
             f"http://{urllib.parse.urlsplit(operator.address).netloc}/admin/people", form, headers
         )
-        # No proxy of the environment either: the token is for this machine only.
+        # Ignore proxies of the environment: the token must not leave this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
         opener.open(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
@@ -102,7 +102,7 @@ def _through_the_gateway(operator: Operator, name: str, password: str, role: str
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The redirect that answers a form is for browsers."""
+    """Does not follow the redirect after a form, which is meant for browsers."""
 
     def redirect_request(self, *_: object, **__: object) -> None:
         return None

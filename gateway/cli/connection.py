@@ -38,7 +38,7 @@ LOOK_S: Final = 0.1
 
 
 class Failed(Exception):
-    """The command cannot be carried out; its text is shown to the user."""
+    """The command failed. The text is shown to the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Answer:
 
 
 class Connection(Protocol):
-    """`path` begins behind /api and may hold any name, unquoted."""
+    """`path` is relative to /api, and may contain any name, unquoted."""
 
     where: str
 
@@ -89,7 +89,7 @@ class Remote:
 
 
 class Inside:
-    """The application inside this process, called without a socket. Whoever can open its files needs no key."""
+    """The application inside this process, called without a socket. A user who can open its files needs no key."""
 
     where = "this process"
 
@@ -114,7 +114,8 @@ class Inside:
 
 @asynccontextmanager
 async def connected(config: Config, *, key: str | None, url: str | None) -> AsyncIterator[Connection]:
-    """Raises `Failed`. Whoever holds the embedded files and does not answer yet is waited for: a gateway that starts, a command."""
+    """Raises `Failed`. Waits for a while if another process holds the embedded files but does not answer: a gateway that is starting, or
+    another command."""
     async with AsyncExitStack() as stack:
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
         session = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
@@ -131,14 +132,14 @@ async def connected(config: Config, *, key: str | None, url: str | None) -> Asyn
 async def _reached(
     session: aiohttp.ClientSession, stack: AsyncExitStack, config: Config, key: str | None, url: str | None
 ) -> Connection | StoreInUse | LedgerInUse:
-    """The way that there is now, or why there is none yet."""
+    """The connection that is possible now, or why none is."""
     operator = serving_operator(config)
     base = (url or (gateway_url(config) if operator is None else operator.address)).rstrip("/")
     if url or (base and await _is_alive(session, base)):
         token = operator.token if operator is not None and _is_same(base, operator.address) else None
         return Remote(session, base, key or token)
     file = store_file(config)
-    # Looking is cheaper than to try, for a gateway that needs the processor to start.
+    # Checking the lock is cheaper than trying to start, and leaves the processor to a gateway that may be starting.
     if file is not None and is_locked(file):
         return StoreInUse(f"The store {file} is used by another process; an SQLite file belongs to one at a time.")
     try:
@@ -149,7 +150,7 @@ async def _reached(
 
 @asynccontextmanager
 async def _inside(config: Config) -> AsyncIterator[Connection]:
-    from gateway.app import Application  # LiteLLM's and the tokenizer's tables: only where they are needed
+    from gateway.app import Application  # only here: it loads LiteLLM's and the tokenizer's tables
     from gateway.logs import set_up_logging
 
     set_up_logging("console", "error")

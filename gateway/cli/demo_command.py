@@ -46,7 +46,7 @@ _ANSWER: Final = (
 
 @dataclass(slots=True)
 class _Step:
-    """What the demo saw of one step in the headers of answers."""
+    """What the response headers say about one step."""
 
     limit: int | None = None
     remaining: int | None = None

@@ -59,7 +59,7 @@ def check(session: Session) -> None:
 
 @dataclass(frozen=True)
 class Fitness:
-    """Whether a Redis is fit for the ledger. `fault`: why no gateway would start on it. `unreached`: why it could not be asked."""
+    """Whether a Redis is fit for the ledger. `fault`: why no gateway would start with it. `unreached`: why it could not be checked."""
 
     fault: str = ""
     unreached: str = ""
@@ -102,7 +102,7 @@ def init(
 
 
 def _for_elsewhere(example: str) -> str:
-    """The example names the schema that lies beside it in the source tree; elsewhere there is none until it is written."""
+    """Adapt the example's reference to the schema: elsewhere the schema does not exist until `farebox schema` writes it."""
     rest = example.partition("\n")[2]
     hint = f"# Editors check this file by what `farebox schema > {SCHEMA_ID}` writes, because of the next line."
     return f"{hint}\n# yaml-language-server: $schema={SCHEMA_ID}\n{rest}"
@@ -221,7 +221,7 @@ def _without_password(url: str) -> str:
 
 
 def _served_schema(session: Session) -> str:
-    """A gateway that holds an embedded store has upgraded it to its own version when it started."""
+    """The schema of a store that a gateway holds: at its start, a gateway upgrades an embedded store to its own version."""
     found = session.ask("GET", "/doctor")["findings"]
     schema = next((one for one in found if one["check"] == "store schema"), None)
     if schema is None or schema["status"] != "ok":
@@ -246,7 +246,7 @@ async def _migrate(config: Config, check_only: bool) -> tuple[str | None, str | 
 
 
 async def _parts_alone(config: Config) -> list[dict[str, str]]:
-    """Check ledger and store separately, if the gateway as a whole did not start."""
+    """Check ledger and store separately, because the gateway as a whole did not start."""
     from gateway.app import Application
     from gateway.doctor import Finding, ledger_findings, store_findings
 
@@ -258,7 +258,7 @@ async def _parts_alone(config: Config) -> list[dict[str, str]]:
     except StoreError as error:
         found.append(Finding("store", "fail", str(error)))
     try:
-        # While the store is open: a new Redis is filled from there before it answers.
+        # Opened while the store is open, from which an empty Redis is rebuilt before it is used.
         await parts.ledger.open()
         found += await ledger_findings(parts)
     except LedgerError as error:

@@ -1,4 +1,4 @@
-"""The outermost door: model calls take the short way, everything else goes to the control application."""
+"""The outermost ASGI application: model calls take a short path, everything else goes to the control application."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Front:
         return self._control(scope, receive, stamped(send, self._new_id))
 
     async def _serve_rest(self, scope: Scope, receive: Any, send: Any, path: str) -> None:
-        """Tagged paths, the list of models, and everything under /v1 that does not exist: never an unmetered way through."""
+        """Serve tagged paths, the list of models, and 404s for the rest of /v1. Nothing here reaches a provider unmetered."""
         exchange = Exchange(scope, receive, send)
         path_tags: Mapping[str, str] = {}
         try:
@@ -83,7 +83,7 @@ class Front:
             await self._refuse(exchange, error, path_tags)
 
     async def _show_models(self, exchange: Exchange, name: str) -> None:
-        """All of them, or the one of this name, which may have slashes of its own."""
+        """List all models, or show the one of this name, which may contain slashes."""
         principal = self._intake.authenticate(exchange.headers)
         models = ModelsList(self._model_names(), principal, exchange.headers, self._started_s)
         if name:
@@ -91,7 +91,7 @@ class Front:
         await self._give(exchange, models.one(name) if name else models.all())
 
     async def _count_tokens(self, exchange: Exchange, path_tags: Mapping[str, str]) -> None:
-        """Anthropic's question without a model call: free, and answered from our own count. It begins no run, and holds nothing."""
+        """Anthropic's token counting, answered by our own count: free, without a model call, a run or a reservation."""
         principal = self._intake.authenticate(exchange.headers)
         refuse_destinations(exchange)
         request = MESSAGES.parse_count(await exchange.read_body(self._intake.body_bytes_max))
@@ -107,7 +107,7 @@ class Front:
         await exchange.answer(200, encoded([("content-type", "application/json"), *ids, *more]), body)
 
     async def _refuse(self, exchange: Exchange, error: GatewayError, path_tags: Mapping[str, str]) -> None:
-        """In Anthropic's shape to its clients, and for whatever looks like one of its paths."""
+        """Answer with an error: in Anthropic's format for its clients and for paths that look like its own, else in OpenAI's."""
         request_id = self._new_id()
         error.metadata.setdefault("request_id", request_id)
         shape = anthropic_errors if is_anthropic(exchange.headers) or "/messages" in exchange.path else openai_errors

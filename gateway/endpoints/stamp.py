@@ -1,4 +1,4 @@
-"""What every answer carries that is no model call's: an id to quote, and how long it took."""
+"""Adds a request id and a timing to every answer that is not a model call's."""
 
 from __future__ import annotations
 

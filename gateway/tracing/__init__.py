@@ -1,1 +1,1 @@
-"""Spans of calls for OpenTelemetry. Nothing of it is imported, and nothing runs, unless `tracing.endpoint` is set."""
+"""OpenTelemetry spans for calls. Without `tracing.endpoint`, nothing is imported and nothing runs."""

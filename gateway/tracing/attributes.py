@@ -1,7 +1,7 @@
-"""What OpenTelemetry's conventions call things: the one place where their names stand, a column for each version.
+"""The attribute names of OpenTelemetry's semantic conventions, in one place, with a column per version.
 
-The conventions for generative AI are still in development and have been renamed more than once; backends follow at their
-own pace. So the version is a setting, and the rest of this package uses the words of the first column.
+The conventions for generative AI are still in development and have been renamed more than once, and backends follow at their
+own pace. So the version is a setting, and the rest of this package uses only our own words, the keys of these tables.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SAME: Final = {
     "method": "http.request.method",
     "route": "http.route",
     "status": "http.response.status_code",
-    # What only a gateway with budgets has to say.
+    # Our own attributes, which the conventions do not cover.
     "request": "farebox.request.id",
     "project": "farebox.project",
     "workflow": "farebox.workflow",
@@ -50,7 +50,7 @@ _SAME: Final = {
     "cost_usd": "farebox.cost_usd",
     "overhead": "farebox.overhead_seconds",
 }
-# Word: its name in each of VERSIONS; None where the version has no name for it.
+# Each word's name in each of VERSIONS; None if a version has no name for it.
 _DIFFERENT: Final[Mapping[str, tuple[str | None, str | None, str | None]]] = {
     "provider": ("gen_ai.system", "gen_ai.provider.name", "gen_ai.provider.name"),
     "workflow_name": (None, "gen_ai.workflow.name", "gen_ai.agent.name"),
@@ -62,14 +62,14 @@ _DIFFERENT: Final[Mapping[str, tuple[str | None, str | None, str | None]]] = {
 }
 
 WORKFLOW_OPERATION: Final = "invoke_workflow"
-# Of the conventions' operations; what they have none for goes by our own word.
+# The conventions' names of operations. Protocols that they do not cover keep our own names.
 _OPERATIONS: Final[Mapping[ProtocolName, str]] = {
     "chat": "chat",
     "messages": "chat",
     "responses": "chat",
     "completions": "text_completion",
 }
-# LiteLLM's names of providers, where the conventions have another.
+# Providers whose names in the conventions differ from LiteLLM's.
 _PROVIDERS: Final = {
     "azure": "azure.ai.openai",
     "azure_ai": "azure.ai.inference",
@@ -93,12 +93,12 @@ def provider_of(provider: str) -> str:
 
 
 def names_of(version: Conventions) -> Mapping[str, str]:
-    """Word → attribute, of this version."""
+    """The attribute name of each word in this version."""
     column = VERSIONS.index(version)
     different = {word: names[column] for word, names in _DIFFERENT.items()}
     return MappingProxyType(_SAME | {word: name for word, name in different.items() if name is not None})
 
 
 def named(names: Mapping[str, str], values: Mapping[str, Value | None]) -> dict[str, Value]:
-    """The attributes of these words. What is not known, and what the version has no name for, is left out."""
+    """The values under their attribute names. Unknown values, and words without a name in this version, are left out."""
     return {names[word]: value for word, value in values.items() if value is not None and word in names}

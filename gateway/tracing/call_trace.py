@@ -1,11 +1,11 @@
-"""The spans of one call: `invoke_workflow` from the first byte to the last, and under it one client span for each attempt.
+"""The spans of one call: `invoke_workflow` from the first byte to the last, with a client span as its child for each attempt.
 
     invoke_workflow triage          the gateway's own span; `POST /v1/chat/completions` for a call without tags
-      chat gpt-4.1-nano             what Farebox itself asked for it: farebox.purpose says what for
-      chat gpt-4o                   an attempt that failed has error.type, and the next one stands beside it
+      chat gpt-4.1-nano             a model call that Farebox itself made for this one; farebox.purpose says why
+      chat gpt-4o                   a failed attempt has error.type, and the next one is its sibling
       chat gpt-4o-mini
 
-Prompts and answers are never recorded: of an answer only its id, its model and why it ended are read.
+Prompts and answers are never recorded: only id, model and finish reason are read from an answer.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from policies.amounts import NANO_USD_PER_USD, Amount
 from policies.pricing import Usage
 
 _W3C: Final = TraceContextTextMapPropagator()
-# Quotes inside of what a model wrote are escaped, so these find the protocol's own fields only.
+# Quotes in text that a model wrote are escaped, so these match only the protocol's own fields.
 _ENDED: Final = re.compile(rb'"(?:finish_reason|stop_reason)"\s*:\s*"([a-z_]{1,40})"')
 _ID: Final = re.compile(rb'"id"\s*:\s*"([^"\\]{1,200})"')
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
-# Larger answers hold pictures or long texts; reading them once more for three small fields is not worth it.
+# Larger answers contain images or long texts: parsing them again for three small fields is not worth it.
 _READ_BYTES_MAX: Final = 1_000_000
 
 
@@ -56,7 +56,7 @@ class CallTrace:
         return attempt
 
     def ended(self, call: Call, outcome: Outcome, usage: Usage | None, amount: Amount) -> None:
-        """When the call is settled: what it used is known from here on."""
+        """Call this when the call is settled, since its usage is known from then on."""
         self._error = "" if outcome.status == "ok" else outcome.code or outcome.status
         self._describe(call)
         self._set(
@@ -73,12 +73,12 @@ class CallTrace:
         self._describe(call)
 
     def end(self, exchange: Exchange) -> None:
-        """When the last byte is sent, or nobody waits for it any more."""
+        """Call this when the last byte has been sent, or the client is gone."""
         answered = exchange.answered
         if answered is not None:
             self._set(status=answered.status)
             if answered.status >= 400:
-                # The answer's own code says it best: 401 and 404 are told before there is a call.
+                # Take the code from the answer: errors such as 401 and 404 are sent before there is a call.
                 self._error = self._error or _code_in(answered.body) or str(answered.status)
         elif exchange.is_answered:
             self._set(status=200)
@@ -134,7 +134,7 @@ class Attempt:
         return self._span.is_recording()
 
     def headers(self) -> dict[str, str]:
-        """With which the provider's own spans become children of this one."""
+        """The trace headers that make the provider's own spans children of this one."""
         carrier: dict[str, str] = {}
         _W3C.inject(carrier, trace.set_span_in_context(self._span))
         return carrier
@@ -143,8 +143,8 @@ class Attempt:
         self._close(error)
 
     def answered(self, answer: UpstreamAnswer) -> None:
-        """A failure ends here. What an answer used is only known when its call is settled; a question of Farebox's own,
-        which is always of the protocol `chat`, ends with what its answer says."""
+        """End the span here if the attempt failed, or if it is one of Farebox's own calls: these always use the protocol `chat`,
+        so their usage can be read from the answer. For any other, usage is only known when the call is settled."""
         if answer.status >= 400:
             self._close(str(answer.status))
             return
@@ -157,14 +157,14 @@ class Attempt:
             self.end(answer.lane, usage_in(answer.body), "")
 
     def read_piece(self, piece: bytes, *, is_first: bool) -> None:
-        """What a cut between two pieces hides is left out."""
+        """Read one piece of a stream. Fields that are split between two pieces are missed."""
         if is_first:
             self._set(first_chunk=(time.monotonic_ns() - self._began_ns) / 1e9)
             self._set(response_id=_first(_ID, piece), response_model=_first(_MODEL, piece))
         self._finish_reasons += [found.decode() for found in _ENDED.findall(piece)]
 
     def end(self, lane: Lane | None, usage: Usage | None, error: str, *, run: str | None = None) -> None:
-        if not self._is_open:  # it failed, and was the last
+        if not self._is_open:  # the last attempt failed
             return
         self._set(conversation=run, lane=lane, finish_reasons=self._finish_reasons or None)
         if usage is not None:
@@ -178,7 +178,7 @@ class Attempt:
         self._close(error)
 
     def abandon(self) -> None:
-        """The call is over and nobody settled it: a bug of ours, or the client left before there was an answer."""
+        """End the span of a call that was never settled: because of a bug, or because the client left before there was an answer."""
         self._close("cancelled")
 
     def _close(self, error: str) -> None:
@@ -205,7 +205,7 @@ class Attempt:
 
 
 class _Watched:
-    """A stream's pieces as they come, looked at on the way."""
+    """Passes a stream's pieces on, and lets the attempt read them."""
 
     def __init__(self, pieces: AsyncIterator[bytes], attempt: Attempt) -> None:
         self._pieces = pieces
@@ -230,7 +230,7 @@ def _finish(span: Span, names: Mapping[str, str], error: str) -> None:
 
 
 def _server_of(deployment: Deployment) -> dict[str, Value | None]:
-    """Where it goes, as far as the configuration says: LiteLLM's own addresses are not known here."""
+    """The provider's host and port, if the configuration names them. LiteLLM's default addresses are not known here."""
     base = deployment.params.get("api_base")
     parts = urlsplit(base) if isinstance(base, str) else None
     if parts is None or not parts.hostname:

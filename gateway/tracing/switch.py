@@ -1,4 +1,4 @@
-"""On or off, decided once at start. Off is the path of a call as it is, and nothing of OpenTelemetry is imported."""
+"""Turns tracing on or off, once at start. When it is off, calls run unwrapped, and OpenTelemetry is not imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.upstream.port import Upstream
 
 
 class Untraced:
-    """What tracing may put itself around, each of them untouched."""
+    """Tracing that is off: returns everything that tracing could wrap unchanged."""
 
     def telemetry(self) -> Telemetry:
         return Telemetry()
@@ -22,11 +22,11 @@ class Untraced:
         return handler
 
     async def stop(self) -> None:
-        """Sends what is waiting."""
+        """Send the remaining spans, if any."""
 
 
 def make_tracing(config: TracingConfig, instance: str) -> Untraced:
-    """Raises `ConfigError` if spans are wanted and the packages for them are missing."""
+    """Raises `ConfigError` if tracing is configured but its packages are not installed."""
     if config.endpoint is None:
         return Untraced()
     try:

@@ -1,10 +1,10 @@
-"""Where spans come from and go to: the three places of a call's path that are watched, and the exporter.
+"""Creates spans at three places on a call's path, and exports them.
 
-Each is wrapped only while tracing is on; with it off the path of a call is the one that it was.
+These wrappers exist only while tracing is on. When it is off, nothing is added to a call's path.
 
     Front ─▶ TracedHandler ─▶ CallHandler               begins and ends the call's own span
     Forwarding, Asking ─▶ TracedUpstream ─▶ Forwarder   a client span for each attempt; traceparent goes upstream
-    Settler ─▶ TracedTelemetry                          what was used, or why it was refused
+    Settler ─▶ TracedTelemetry                          what was used, or why the call was refused
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from policies.pricing import Usage
 
 _EXPORT_TIMEOUT_S: Final = 5.0
 _PATH: Final = "/v1/traces"
-# Tasks that a call starts (its settlement, its relay, what it asks of a model itself) inherit it.
+# Inherited by the tasks that a call starts: its settlement, its relay, and model calls of the gateway's own.
 _current: ContextVar[CallTrace | None] = ContextVar("farebox_call_trace", default=None)
 
 
 class Tracing(Untraced):
-    """One per process. `exporter` None: OTLP over HTTP to the endpoint of the configuration."""
+    """One per process. `exporter` None: OTLP over HTTP to the configured endpoint."""
 
     def __init__(self, config: TracingConfig, *, instance: str, exporter: SpanExporter | None = None) -> None:
         resource = Resource.create(
@@ -65,7 +65,7 @@ class Tracing(Untraced):
         call_trace = _current.get()
         if call_trace is not None:
             return call_trace.attempt(deployment, call)
-        # Asked about the steps of a run that was declared: there is no call yet.
+        # The gateway asks about the steps of an announced run, so there is no call yet.
         return Attempt(self._tracer, self._names, Context(), deployment, call)
 
     def telemetry(self) -> Telemetry:
@@ -78,7 +78,7 @@ class Tracing(Untraced):
         return TracedHandler(handler, self)
 
     async def stop(self) -> None:
-        """Sends what is waiting. A collector that is away is not waited for longer than one attempt takes."""
+        """Send the remaining spans. Waits for an unreachable collector no longer than one attempt takes."""
         await asyncio.to_thread(self._provider.shutdown)
 
 
@@ -104,7 +104,7 @@ class TracedUpstream(Upstream):
 
     async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
         attempt = self._tracing.attempt(deployment, call)
-        # A client's own traceparent ends here: the provider's spans belong under ours.
+        # Replace the client's own traceparent, because the provider's spans belong under ours.
         headers = {**{name: value for name, value in call.headers.items() if name != "tracestate"}, **attempt.headers()}
         try:
             answer = await self._upstream.send(deployment, replace(call, headers=headers))
@@ -136,7 +136,7 @@ class TracedTelemetry(Telemetry):
 
 
 def _exporter(config: TracingConfig) -> SpanExporter:
-    assert config.endpoint is not None  # noqa: S101 - tracing is only made when there is one
+    assert config.endpoint is not None  # noqa: S101 - `make_tracing` checked it
     base = config.endpoint.rstrip("/")
     endpoint = base if base.endswith(_PATH) else base + _PATH
     return OTLPSpanExporter(endpoint, headers=dict(config.headers), timeout=_EXPORT_TIMEOUT_S)
