@@ -1,6 +1,5 @@
-"""Farebox decides here: values in, values out. What is named here is the Python API (`docs/python-api.md`).
-
-Everything else of the packages below may change from one version to the next.
+"""The decisions of Farebox as pure functions: values in, values out. The names here are the public Python API
+(`docs/python-api.md`). Everything else in the packages below may change between versions.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-# At once, not on demand like the others: importing a submodule of the same name later would take this name's place.
+# Imported eagerly, unlike the others: importing the submodule of the same name later would overwrite this name.
 from policies.classify import classify
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ __all__ = [
     "worst_case",
 ]
 
-# Where the names are at home. They are imported when they are first asked for: pricing a call loads no compressor.
+# The module that defines each name. Names are imported on first use, so that pricing a call does not load the compressor.
 _HOMES: Final = MappingProxyType(
     {
         "policies.allocation": (

@@ -1,13 +1,13 @@
-"""How a run's tokens are shared among its steps: the four strategies, overage, and what happens while the run goes on.
+"""How a run's tokens are shared among its steps: the four strategies, overage, and reallocation during the run.
 
     demand of a step  =  baseline of its intent × AIS multiplier, at most the step's cap
     pool              =  min(limit of the run, sum of the demands)
     shares            =  pool, divided by the weights of the strategy; no step above its cap
 
-    strategy       a step weighs
+    strategy       weight of a step
     equal          1
     proportional   its demand
-    adaptive       what it really used: the p95 of past runs, newer runs counting more
+    adaptive       its actual use: the p95 of past runs, newer runs counting more
     priority       its demand × 1, 2, 3, 4 for low, normal, high, critical
 
 Demands never exceed caps, so the allocations always sum to the pool exactly. `docs/strategies.md` has worked examples.
@@ -31,14 +31,14 @@ from policies.values import value_class
 NEUTRAL_AIS: Final = 5.0
 # Fewer past runs than this say more about chance than about the step.
 SAMPLES_MIN: Final = 10
-# With a history for fewer steps than this, the others would be weighed by another measure than most.
+# If fewer steps than this have a history, most would be weighted by a different measure than the rest.
 COVERAGE_MIN: Final = Fraction(1, 2)
 PRIORITY_WEIGHTS: Final[Mapping[str, int]] = MappingProxyType({"low": 1, "normal": 2, "high": 3, "critical": 4})
 _PERCENTILE: Final = 0.95
 
 
 class Overage(StrEnum):
-    """Where a step stands: within its allocation, above it and tolerated, or with nothing left."""
+    """The state of a step: within its allocation, above it but tolerated, or with nothing left."""
 
     WITHIN = "within"
     OVER_SOFT = "over_soft"
@@ -46,14 +46,14 @@ class Overage(StrEnum):
 
 
 def standing_of(used_tokens: int, soft_tokens: int | None, hard_tokens: int | None) -> Overage:
-    """Of a step that has used or holds so many tokens. None: it has no such limit."""
+    """The state of a step that has used or holds so many tokens. None: the step has no such limit."""
     if hard_tokens is not None and used_tokens >= hard_tokens:
         return Overage.EXHAUSTED
     return Overage.WITHIN if soft_tokens is None or used_tokens <= soft_tokens else Overage.OVER_SOFT
 
 
 class Sample(Protocol):
-    """What a step used in one finished run. `weight` > 0 falls with age (the store halves it every week)."""
+    """The tokens that a step used in one finished run. `weight` > 0 decays with age (the store halves it every week)."""
 
     @property
     def tokens(self) -> int: ...
@@ -64,7 +64,7 @@ class Sample(Protocol):
 
 @value_class
 class StepHistory:
-    """What past runs say of a step. `of` tells whether they are its own, or those of its intent and model."""
+    """What past runs say about a step. `of` tells whether they are runs of the step itself, or of its intent and model."""
 
     samples: int
     p95_tokens: int
@@ -77,7 +77,7 @@ class StepHistory:
 
 @value_class
 class StepDemand:
-    """A step that wants tokens. `demand_tokens` None takes the intent's; `cap_tokens` None only the settings' cap."""
+    """A step to be planned. `demand_tokens` None means the intent's, `cap_tokens` None only the settings' cap."""
 
     id: str
     intent: str
@@ -89,7 +89,7 @@ class StepDemand:
 
 @value_class
 class StepAllocation:
-    """`tokens` is the soft limit. Between it and `hard_limit_tokens` a step is flagged; above, it is refused."""
+    """`tokens` is the soft limit. Above it a step is flagged; above `hard_limit_tokens` it is refused."""
 
     step: str
     intent: str
@@ -100,7 +100,7 @@ class StepAllocation:
 
 @value_class
 class Allocation:
-    """A plan. The allocations are in the order in which the steps were given, and sum to `pool_tokens` as first planned."""
+    """A plan. The allocations are in the order of the given steps; when first planned, they sum to `pool_tokens`."""
 
     strategy: str
     pool_tokens: int
@@ -111,12 +111,12 @@ class Allocation:
 
 
 def ais_multiplier(ais: float) -> float:
-    """1.0 for a score of 0 to 1.5 for 10: 1 + ais ÷ 20. Raises ValueError outside 0 to 10."""
+    """From 1.0 for a score of 0 to 1.5 for 10: 1 + ais ÷ 20. Raises ValueError outside 0 to 10."""
     return float(_multiplier(ais))
 
 
 def demand_tokens(intent: str, settings: Settings, ais: float = NEUTRAL_AIS) -> int:
-    """Tokens that a step of this intent is expected to need: baseline × multiplier, half up, at most the step's cap.
+    """The expected tokens of a step of this intent: baseline × multiplier, rounded half up, at most the step's cap.
 
     Raises IntentClassificationError for an unknown intent, ValueError for a score outside 0 to 10.
     """
@@ -139,10 +139,10 @@ def allocate(
     settings: Settings,
     ais: float = NEUTRAL_AIS,
 ) -> Allocation:
-    """Plan a run. `pool_limit_tokens` None is `max_tokens_per_workflow`; the order of the steps changes no share.
+    """Plan a run. `pool_limit_tokens` None means `max_tokens_per_workflow`. The order of the steps does not affect their shares.
 
-    Raises ValueError for an unknown strategy or priority, two steps of one id, a negative number and an `ais` outside
-    0 to 10; IntentClassificationError, which is one too, for an unknown intent.
+    Raises ValueError for an unknown strategy or priority, duplicate step ids, a negative number or an `ais` outside 0 to 10,
+    and its subclass IntentClassificationError for an unknown intent.
     """
     limit = _limit(pool_limit_tokens, settings)
     applied = _applied(strategy, steps)
@@ -159,7 +159,7 @@ def allocate(
 def allocate_next(
     step: StepDemand, *, run_remaining_tokens: int, settings: Settings, ais: float = NEUTRAL_AIS
 ) -> StepAllocation:
-    """The allocation of a step that no plan knew of: its demand, as far as the run has that much left. Raises as `allocate`."""
+    """The allocation of a step that is not in the plan: its demand, or what the run has left if that is less. Raises like `allocate`."""
     applied = "adaptive" if settings.allocation_strategy == "adaptive" else "proportional"
     want = _want(step, applied, settings, ais)
     tokens = max(0, min(want.demand, run_remaining_tokens))
@@ -176,11 +176,11 @@ def reallocate(
     settings: Settings,
     ais: float = NEUTRAL_AIS,
 ) -> Allocation:
-    """The plan after some steps completed; `completed` says how many tokens each of them really used.
+    """The plan after some steps completed; `completed` has the tokens that each of them actually used.
 
-    What they left goes to the open steps by the weights of the strategy, as far as their caps allow; the rest stays with
-    the run. What they used above their allocation comes first out of what the plan had not given away, then from the
-    open steps. Give the first plan and all steps completed so far: the order in which they ended changes nothing.
+    Unused tokens go to the open steps by the weights of the strategy, up to their caps; the rest stays with the run. Use
+    above the allocations is taken first from what the plan had not allocated, then from the open steps. Pass the first plan
+    and all steps completed so far: the order of completion does not affect the result.
     """
     wants = _wants(steps, _applied(plan.strategy, steps), settings, ais)
     planned = {one.step: one.tokens for one in plan.allocations}
@@ -198,7 +198,7 @@ def reallocate(
 
 
 def history_of(own: Iterable[Sample], alike: Iterable[Sample] = ()) -> StepHistory | None:
-    """The step's own past runs if there are ten, else those of its intent and model; None when those are fewer, too."""
+    """The step's own past runs if there are ten, else those of its intent and model; None if there are fewer of these, too."""
     of: Literal["step", "intent"] = "step"
     for samples in (tuple(own), tuple(alike)):
         p95 = decayed_p95(samples)
@@ -209,19 +209,19 @@ def history_of(own: Iterable[Sample], alike: Iterable[Sample] = ()) -> StepHisto
 
 
 def decayed_p95(samples: Iterable[Sample]) -> int | None:
-    """The smallest use, in tokens, that covers 95 % of the samples' weight; None when nothing has any weight."""
+    """The smallest use, in tokens, that covers 95 % of the samples' weight; None if the total weight is 0."""
     ranked = sorted((sample.tokens, sample.weight) for sample in samples if sample.weight > 0)
     reached, enough = 0.0, _PERCENTILE * sum(weight for _, weight in ranked)
     for tokens, weight in ranked:
         reached += weight
         if reached >= enough:
             return tokens
-    return ranked[-1][0] if ranked else None  # floating-point sums of many weights may miss the mark by a hair
+    return ranked[-1][0] if ranked else None  # rounding of floating-point sums may miss the mark by a hair
 
 
 @value_class
 class _Want:
-    """What one step asks of the pool, and on what grounds (a phrase for the reason)."""
+    """What one step asks of the pool, and why (a phrase for the reason)."""
 
     demand: int
     cap: int
@@ -236,7 +236,7 @@ class _Want:
 
 
 def _wants(steps: Sequence[StepDemand], strategy: str, settings: Settings, ais: float) -> dict[str, _Want]:
-    """By id, in the order of the ids: equal remainders then go the same way however the steps were given."""
+    """By id, sorted by id, so that ties between remainders do not depend on the order of the given steps."""
     wants = {step.id: _want(step, strategy, settings, ais) for step in sorted(steps, key=lambda step: step.id)}
     if len(wants) != len(steps):
         raise ValueError("two steps have the same id")
@@ -273,12 +273,12 @@ def _expected(intent: str, settings: Settings, ais: float) -> int:
 
 @lru_cache(maxsize=1024)
 def _scaled(baseline: int, ais: float) -> int:
-    """Exact arithmetic costs microseconds, and a plan of fifty steps asks for the same ten products."""
+    """Cached, because exact arithmetic takes microseconds and a plan of fifty steps needs the same ten products."""
     return int(baseline * _multiplier(ais) + Fraction(1, 2))
 
 
 def _known(history: StepHistory, demand: int, cap: int, grounds: str) -> _Want:
-    """A step that used more than its demand raises it: otherwise the plan would refuse what it should have learned."""
+    """A p95 above the demand raises it; otherwise the plan would refuse the use that it has learned."""
     used = min(history.p95_tokens, cap)
     whose = "" if history.of == "step" else " of its intent and model"
     habits = f"p95 {history.p95_tokens:,} over {history.samples} past runs{whose}; {grounds}"
@@ -293,7 +293,7 @@ def _priority_weight(step: StepDemand) -> int:
 
 
 def _applied(strategy: str, steps: Sequence[StepDemand]) -> str:
-    """The strategy, or `proportional` in place of `adaptive` while fewer than half of the steps are known."""
+    """The strategy; `proportional` instead of `adaptive` while fewer than half of the steps have a history."""
     if strategy not in ALLOCATION_STRATEGIES:
         raise ValueError(f"'{strategy[:40]}' is not a strategy; there are {', '.join(ALLOCATION_STRATEGIES)}")
     known = sum(step.history is not None and step.history.is_enough for step in steps)
@@ -341,5 +341,5 @@ def _multiplier(ais: float) -> Fraction:
 
 @lru_cache(maxsize=1024)
 def _exact(number: float) -> Fraction:
-    """The decimal that was written, not its binary neighbour: 1.2 × 5 is 6, not 5.999…"""
+    """The decimal number as written, not the nearest binary one: 1.2 × 5 is 6, not 5.999…"""
     return Fraction(repr(float(number)))

@@ -1,4 +1,4 @@
-"""What a budget is counted in: tokens, nano-USD and requests, always integers."""
+"""The units of budgets: tokens, nano-USD and requests, always integers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NANO_USD_PER_USD: Final = 1_000_000_000
 
 @value_class
 class Amount:
-    """So much of every unit. Components may be negative only in adjustments."""
+    """An amount of every unit. Components may be negative only in adjustments."""
 
     tokens: int = 0
     nano_usd: int = 0
@@ -29,7 +29,7 @@ class Amount:
         return Amount(self.tokens - other.tokens, self.nano_usd - other.nano_usd, self.requests - other.requests)
 
     def at_least(self, other: Amount) -> Amount:
-        """The larger of both in every unit."""
+        """The larger of both, unit by unit."""
         return Amount(
             max(self.tokens, other.tokens), max(self.nano_usd, other.nano_usd), max(self.requests, other.requests)
         )
@@ -45,7 +45,7 @@ ZERO: Final = Amount()
 
 @value_class
 class Limit:
-    """The most a scope may use, per unit; `None` leaves that unit unlimited. 0 ≤ value ≤ 2^53 − 1."""
+    """The most that a scope may use, per unit; `None` leaves that unit unlimited. 0 ≤ value ≤ 2^53 − 1."""
 
     tokens: int | None = None
     nano_usd: int | None = None
@@ -57,7 +57,7 @@ class Limit:
         return self.nano_usd if unit == "nano_usd" else self.requests
 
     def tightened_by(self, other: Limit) -> Limit:
-        """The smaller of both in every unit."""
+        """The smaller of both, unit by unit."""
         return Limit(
             _smaller(self.tokens, other.tokens),
             _smaller(self.nano_usd, other.nano_usd),
@@ -65,12 +65,12 @@ class Limit:
         )
 
     def within(self, whole: Limit) -> Limit:
-        """This limit where it is the smaller one, `whole` where that is; unlimited units stay so."""
+        """This limit, but at most `whole`, unit by unit; unlimited units stay unlimited."""
         smaller = self.tightened_by(whole)
         return Limit(*(None if self.of(unit) is None else smaller.of(unit) for unit in UNITS))
 
     def replaced_by(self, other: Limit) -> Limit:
-        """`other` where it says something, this limit elsewhere."""
+        """`other` in the units that it limits, this limit in the rest."""
         return Limit(
             self.tokens if other.tokens is None else other.tokens,
             self.nano_usd if other.nano_usd is None else other.nano_usd,
@@ -86,7 +86,7 @@ UNLIMITED: Final = Limit()
 
 
 def usd_text(nano_usd: int) -> str:
-    """The same amount in USD: plain digits, exact, as short as they can be."""
+    """The amount in USD: plain digits, exact, as short as possible."""
     whole, nano = divmod(abs(nano_usd), NANO_USD_PER_USD)
     return f"{'-' if nano_usd < 0 else ''}{whole}.{nano:09}".rstrip("0").rstrip(".")
 

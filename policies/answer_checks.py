@@ -1,7 +1,7 @@
-"""Checks of an answer that need no model: is it there, whole, of the wanted shape, made of what was given?
+"""Checks of an answer without a model: whether it is there, complete, in the wanted form, and based on its source.
 
-A check gives a phrase that says what is wrong, or None. It never guesses: where the request does not say what it wants,
-there is nothing to be wrong. All are linear in the answer and look at bounded parts of it and of its source.
+A check returns a phrase that says what is wrong, or None. It never guesses: if the request does not say what it wants,
+nothing can be wrong. All checks take linear time and look at bounded parts of the answer and its source.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from typing import Any
 
 from policies.values import value_class
 
-# Enough of a text to judge by; an answer longer than this is judged by its beginning.
+# Bounds on what is looked at: of longer texts only the beginning is judged.
 _SOURCE_CHARACTERS = 200_000
 _ANSWER_CHARACTERS = 50_000
 _SCHEMA_DEPTH_MAX = 64
 _FENCE = "```"
 _WORD = re.compile(r"\w+")
-# An answer that chooses is a word or a short phrase; an explanation of one is still under this.
+# An answer that chooses is a word or a short phrase; with an explanation it is still below this.
 _CHOICE_WORDS_MAX = 40
 _VERDICT = re.compile(
     r"\b(pass(es|ed)?|fail(s|ed)?|valid|invalid|correct|incorrect|true|false|yes|no|approve[ds]?|reject(s|ed)?|accept(s|ed)?"
     r"|accurate|inaccurate|compliant|consistent|inconsistent|ok|okay|good|bad|error|errors|issue|issues|score|rating|grade)\b|\d",
     re.IGNORECASE,
 )
-# Shares of an answer's own items or words that must be found in the source it was taken from.
+# The share of an answer's items or words that must occur in its source.
 _FROM_SOURCE_MIN = 0.5
 
 
 @value_class
 class Answer:
-    """An answer with what is known of its request.
+    """An answer, with what is known about its request.
 
-    `schema` is the JSON schema that was asked for, `wants_json` any JSON, `choices` a closed set to choose from, `source`
-    the text that was worked on, `finish_reason` as OpenAI words it.
+    `schema` is the requested JSON schema, `wants_json` whether any JSON was requested, `choices` a closed set to choose from,
+    `source` the text to work on, `finish_reason` in OpenAI's terms.
     """
 
     text: str
@@ -52,14 +52,14 @@ def not_empty(answer: Answer) -> str | None:
 
 
 def complete(answer: Answer) -> str | None:
-    """Cut off by the output limit or by a filter."""
+    """Not cut off by the output limit or by a filter."""
     if answer.finish_reason == "length":
         return "the answer was cut off at its output limit"
     return "the answer was cut off by a content filter" if answer.finish_reason == "content_filter" else None
 
 
 def matches_schema(answer: Answer) -> str | None:
-    """JSON where JSON was asked for, and of the asked shape. A code fence around it is forgiven: clients strip it."""
+    """JSON of the requested schema, if JSON was requested. A surrounding code fence is accepted, because clients strip it."""
     if not answer.wants_json and answer.schema is None:
         return None
     try:
@@ -70,14 +70,14 @@ def matches_schema(answer: Answer) -> str | None:
 
 
 def shorter_than_source(answer: Answer) -> str | None:
-    """A summary that is not shorter than what it sums up. Sources of a few words are left alone."""
+    """A summary must be shorter than its source. Short sources are not judged."""
     if len(answer.source) < 400 or len(answer.text) < len(answer.source):
         return None
     return f"the summary has {len(answer.text)} characters, its source {len(answer.source)}"
 
 
 def names_a_verdict(answer: Answer) -> str | None:
-    """A yes or no, a score, a grade: in JSON a boolean, a number or such a word as a value; in prose such a word."""
+    """A yes or no, a score or a grade: in JSON a boolean, a number or such a word as a value; in prose such a word."""
     try:
         value = parsed_json(answer.text)
     except ValueError:
@@ -86,7 +86,7 @@ def names_a_verdict(answer: Answer) -> str | None:
 
 
 def names_a_choice(answer: Answer) -> str | None:
-    """One of the choices where they are known; otherwise something short enough to be a choice."""
+    """One of the choices if they are known; otherwise something short enough to be a choice."""
     text = answer.text[:_ANSWER_CHARACTERS].strip()
     if answer.choices:
         named = [choice for choice in answer.choices if re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", text, re.I)]
@@ -97,7 +97,7 @@ def names_a_choice(answer: Answer) -> str | None:
 
 
 def from_source(answer: Answer) -> str | None:
-    """What was extracted or kept should come from what was given: at least half of its items, or of a prose's words."""
+    """At least half of the answer's items (in prose: of its words) should occur in the source."""
     source = _folded(answer.source[:_SOURCE_CHARACTERS])
     items = [item for item in (_folded(one) for one in _items(answer.text[:_ANSWER_CHARACTERS])) if item]
     if not source or not items:
@@ -120,10 +120,10 @@ def parsed_json(text: str) -> Any:
 
 
 def schema_fault(value: object, schema: Mapping[str, Any], path: str = "answer", depth: int = 0) -> str | None:
-    """The first place where a value departs from a JSON schema, None if none.
+    """The first place where a value does not match a JSON schema; None if there is none.
 
-    Understands what providers' structured outputs allow: type, enum, const, properties, required,
-    additionalProperties, items, anyOf. Other words are not judged; neither is what `$ref` points to.
+    Supports what providers' structured outputs allow: type, enum, const, properties, required, additionalProperties, items,
+    anyOf. Other keywords are ignored, and so are the targets of `$ref`.
     """
     if depth > _SCHEMA_DEPTH_MAX or "$ref" in schema:
         return None
@@ -173,7 +173,7 @@ def _is_type(value: object, wanted: object) -> bool:
 def _is_one_type(value: object, wanted: object) -> bool:
     if wanted == "null":
         return value is None
-    if isinstance(value, bool):  # which Python takes for an int
+    if isinstance(value, bool):  # a bool is an int in Python
         return wanted == "boolean"
     if wanted == "integer":
         return isinstance(value, int) or (isinstance(value, float) and value.is_integer())

@@ -1,8 +1,8 @@
-"""A whole ledger as a calculation: what every operation reads, decides and writes, one at a time, at a given time.
+"""A complete ledger as pure logic: what each operation reads, decides and writes, one at a time, at a given time.
 
-A `Book` keeps nothing itself but the claims on the outbox. It reads and writes through a `Shelf`, which is dumb: `DictShelf`
-makes the in-memory twin, the SQLite engine brings its own. All that an operation writes comes after all that it checks,
-so that an operation that fails has changed nothing.
+A `Book` itself keeps only the claims on the outbox. Everything else goes through a `Shelf`, which has no logic: `DictShelf`
+backs the in-memory twin, and the SQLite engine has its own. Every operation finishes its checks before it writes, so an
+operation that fails has changed nothing.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from policies.reservation import (
 )
 from policies.settlement import UNKNOWN, Booking, Lost, OutboxEntry, Resolution, expire, settle, void
 
-# A consumer that took entries and does not acknowledge them within this time is taken for dead.
+# A consumer that has not acknowledged the entries it read within this time is considered dead.
 CLAIM_MS = 30_000
 
 
 class Shelf(Protocol):
-    """Where a book keeps its values. Accounts and reservations of different projects never meet."""
+    """Where a book keeps its values. Accounts and reservations of different projects are kept apart."""
 
     def account(self, project: str, name: str) -> Account | None: ...
 
@@ -59,24 +59,24 @@ class Shelf(Protocol):
     def append(self, entry: OutboxEntry) -> None: ...
 
     def outbox(self) -> Iterable[OutboxEntry]:
-        """Oldest first, each with the position it was given."""
+        """Oldest first, each with its position."""
 
     def remove(self, positions: Sequence[str]) -> None: ...
 
     def outbox_size(self) -> int: ...
 
     def run(self, project: str, workflow: str) -> tuple[str, int] | None:
-        """The implicit run of a workflow, and when it closes if nobody is heard of."""
+        """The implicit run of a workflow, and when it closes unless a call arrives before."""
 
     def put_run(self, project: str, workflow: str, run: str, closes_ms: int) -> None: ...
 
     def forget(self, now_ms: int, limit: int) -> int:
-        """Drop up to `limit` of what is over its keep time: unused accounts without holds, resolved reservations, runs."""
+        """Drop up to `limit` items whose keep time is over: unused accounts without holds, resolved reservations, runs."""
 
 
 @dataclass(slots=True)
 class Book:
-    """Every operation of the port `Ledger`, with the time as its last argument. ValueError: it was called wrongly."""
+    """Every operation of the port `Ledger`, with the time as its last argument. Raises ValueError for invalid calls."""
 
     shelf: Shelf
     _claims: dict[str, tuple[str, int]] = field(default_factory=dict)  # position → consumer, since when
@@ -223,7 +223,7 @@ class Book:
 
 
 def _left_of(held: Amount, booked: Amount) -> Amount:
-    """The part of a hold that went back; an overrun leaves nothing."""
+    """The part of a hold that was released; nothing after an overrun."""
     rest = held - booked
     return Amount(max(0, rest.tokens), max(0, rest.nano_usd), max(0, rest.requests))
 
@@ -236,7 +236,7 @@ class DictShelf:
         self.reservations: dict[tuple[str, str], Reservation] = {}
         self.entries: dict[str, OutboxEntry] = {}
         self.runs: dict[tuple[str, str], tuple[str, int]] = {}
-        # The pending ones, and the others by how long they are kept, longest resolved first: no sweep need look at all.
+        # The pending reservations, and the others by keep time, longest resolved first, so that no sweep scans all of them.
         self._open: set[tuple[str, str]] = set()
         self._resolved: dict[int, dict[tuple[str, str], None]] = {RESOLVED_KEEP_MS: {}, EXPIRED_KEEP_MS: {}}
         self._positions = 0
@@ -309,12 +309,12 @@ class DictShelf:
 
 
 def is_forgettable(account: Account, now_ms: int) -> bool:
-    """Its keep time is over and nothing is held on it."""
+    """Whether its keep time is over and it has no holds."""
     return account.reserved == ZERO and account.used_ms + account.keep_ms <= now_ms
 
 
 def is_answered(reservation: Reservation, now_ms: int) -> bool:
-    """It was resolved so long ago that nobody will ask again."""
+    """Whether it was resolved so long ago that no repeated request can refer to it."""
     return reservation.state is not State.PENDING and reservation.resolved_ms + _keep_ms(reservation) <= now_ms
 
 

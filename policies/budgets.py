@@ -1,7 +1,7 @@
-"""Budgets, and the chain of accounts that one call is reserved on.
+"""Budgets, and the chain of accounts that a call is reserved on.
 
-A budget says: calls of these scopes may use at most this much, in this window. Which accounts of the ledger that means for
-one call is decided here; whether there is room is decided by `policies.reservation.fit`, inside the ledger.
+A budget says that calls in its scope may use at most so much per window. This module decides which accounts of the ledger a
+call is reserved on; `policies.reservation.fit`, inside the ledger, decides whether there is room.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from policies.windows import window_bounds
 
 
 class Scope(StrEnum):
-    """What a budget is put on, in the order in which a refusal names them."""
+    """What a budget applies to, in the order in which a refusal names them."""
 
     STEP = "step"
     RUN = "run"
@@ -59,15 +59,15 @@ class Mode(StrEnum):
 
 
 DAY_MS: Final = 86_400_000
-# A run that was silent for this long is forgotten by the ledger; its usage stays in the store.
+# The ledger forgets a run that was silent for this long; its usage stays in the store.
 RUN_KEEP_MS: Final = 30 * DAY_MS
 TOTAL_KEEP_MS: Final = 3660 * DAY_MS
 
 
 @value_class
 class Budget:
-    """A limit on every scope whose name matches the glob `match`: the workflow (for run and workflow), workflow or
-    workflow/step (for step), or the agent's, key's or project's own name."""
+    """A limit for each scope whose name matches the glob `match`. The name is the workflow (for run and workflow), workflow
+    or workflow/step (for step), or the name of the agent, key or project itself."""
 
     scope: Scope
     limit: Limit
@@ -77,9 +77,9 @@ class Budget:
     hold: HoldKind = HoldKind.WORST_CASE
     on_outage: OnOutage = OnOutage.REFUSE
     mode: Mode = Mode.ENFORCE
-    project: str | None = None  # None: of every project
+    project: str | None = None  # None: all projects
     timezone: str = "UTC"
-    wait_ms: int = 0  # how long the rung `wait` may hold a call
+    wait_ms: int = 0  # how long the rung `wait` may delay a call
 
     def applies_to(self, subject: Subject) -> bool:
         if self.project is not None and self.project != subject.project:
@@ -89,7 +89,7 @@ class Budget:
 
 @value_class
 class Parent:
-    """A run that another one is inside of. `planned` limits it beside the budgets; where its workflow observes, nothing does."""
+    """A run that contains another one. `planned` limits it in addition to its budgets; if its workflow observes, nothing does."""
 
     run: str
     workflow: str
@@ -99,7 +99,7 @@ class Parent:
 
 @value_class
 class Subject:
-    """Who and what a call is for: the names that budgets are matched against. Names are None where the call has no such tag."""
+    """The names that a call's budgets are matched against; None for tags that the call does not have."""
 
     project: str
     key: str | None = None
@@ -123,7 +123,7 @@ class Subject:
                 return (self.project,)
 
     def identity(self, scope: Scope) -> str:
-        """The scope's id as errors and accounts name it."""
+        """The scope's id, as used in errors and account names."""
         ids = {
             Scope.STEP: self.step,
             Scope.RUN: self.run,
@@ -137,34 +137,33 @@ class Subject:
 
 @value_class
 class Link:
-    """One account of the chain, and what an error or a header must know about it."""
+    """One account of the chain, with what errors and headers report about it."""
 
     hold: Hold
     scope: Scope
     scope_id: str
     window: Window
     resets_at_ms: int | None = None
-    soft_tokens: int | None = None  # a step's allocation, where its hard limit lies above it
+    soft_tokens: int | None = None  # a step's allocation, if its hard limit is above it
     on_outage: OnOutage = OnOutage.REFUSE
-    is_share: bool = False  # its tokens are limited by the step's share of the run, and by nothing smaller
+    is_share: bool = False  # its token limit is the step's share of the run, and nothing smaller
 
 
 @value_class
 class Chain:
-    """Everything that one call is reserved on, innermost scope first."""
+    """All accounts that one call is reserved on, innermost scope first."""
 
     links: tuple[Link, ...]
     ladder: Ladder = DEFAULT_LADDER
     hold: HoldKind = HoldKind.WORST_CASE
     wait_ms: int = 0
-    # What follows from the links, found out once: each is asked for several times a call.
+    # Derived from the links once, because each call reads these several times.
     holds: tuple[Hold, ...] = field(init=False)
     limits_money: bool = field(init=False)
     is_limited: bool = field(init=False)
     is_enforced: bool = field(init=False)
-    survives_outage: bool = field(
-        init=False
-    )  # without the ledger: every limit that is enforced says `on_outage: allow`
+    # Whether calls may go on without the ledger: every enforced limit says `on_outage: allow`.
+    survives_outage: bool = field(init=False)
 
     def __post_init__(self) -> None:
         limits_money = is_limited = is_enforced = False
@@ -186,12 +185,12 @@ class Chain:
         derive(self, "survives_outage", survives)
 
     def of_run(self, run: str) -> Chain:
-        """This chain, made for the run `ANY_RUN`, for a run of the same names. Its outer accounts are the same."""
+        """This chain, which was made for `ANY_RUN`, for a certain run with the same names. The outer accounts stay the same."""
         links = [_of_run(link, run) if link.scope is _STEP or link.scope is _RUN else link for link in self.links]
         return Chain(tuple(links), self.ladder, self.hold, self.wait_ms)
 
     def ends_at_ms(self) -> int | None:
-        """When the first of its windows ends, and with it this chain; None: never."""
+        """When the first of its windows ends, and this chain with it; None: never."""
         return min((link.resets_at_ms for link in self.links if link.resets_at_ms is not None), default=None)
 
     def link(self, account: str) -> Link:
@@ -204,15 +203,17 @@ class Chain:
 
 @value_class
 class RunLimits:
-    """Limits of one run that do not come from a budget: the caller's own headers, and the plan of the orchestration."""
+    """Limits of one run that do not come from budgets: the caller's headers and the orchestration's plan."""
 
-    tightened: Limit = UNLIMITED  # x-workflow-budget-*: always enforced, remembered by the run
+    # From x-workflow-budget-*: always enforced, and remembered by the run.
+    tightened: Limit = UNLIMITED
     planned_run: Limit = UNLIMITED
     planned_step: Limit = UNLIMITED  # the hard limit
     step_soft_tokens: int | None = None
-    step_share_tokens: int | None = None  # what the plan alone lets the step use at most
-    observe: bool = False  # the workflow is in observe: its plan and its budgets never refuse
-    ladder: Ladder | None = None  # the workflow's declaration says how pressure is met; None leaves it to budgets
+    step_share_tokens: int | None = None  # the most that the plan by itself allows the step
+    observe: bool = False  # the workflow observes: its plan and budgets never refuse
+    # How the workflow's declaration handles pressure; None leaves it to the budgets.
+    ladder: Ladder | None = None
 
 
 @dataclass(slots=True)
@@ -228,8 +229,8 @@ class _Entry:
 
 
 def chain_for(subject: Subject, budgets: Sequence[Budget], limits: RunLimits, now_ms: int) -> Chain:
-    """The accounts for a call at `now_ms` (the ledger's clock, ms since the epoch). A tagged call is always counted on
-    its step and run, whether they are limited or not."""
+    """The accounts for a call at `now_ms` (the ledger's clock, ms since the epoch). A tagged call is always counted on its
+    step and run, whether or not they are limited."""
     matching = [budget for budget in budgets if budget.applies_to(subject)]
     entries: dict[str, _Entry] = {}
     if subject.run is not None:
@@ -246,7 +247,7 @@ def chain_for(subject: Subject, budgets: Sequence[Budget], limits: RunLimits, no
     return Chain(tuple(links), ladder if limits.ladder is None else limits.ladder, hold, wait_ms)
 
 
-# No run has this id: it stands for all of them.
+# A placeholder that no real run can have as its id.
 ANY_RUN: Final = "*"
 _STEP, _RUN = Scope.STEP, Scope.RUN
 
@@ -276,12 +277,12 @@ def step_account(run: str, step: str) -> str:
 
 
 def _within_step(run: str) -> str:
-    """A run's id may hold slashes; a bar, which no id holds, stands for them where a step's name follows."""
+    """A run's id may contain slashes. They become bars, which ids cannot contain, because the step's name follows after a slash."""
     return run.replace("/", "|")
 
 
 def account_name(subject: Subject, scope: Scope, window: Window, starts_at_ms: int | None) -> str:
-    """The ledger's name of the subject's account in the window that starts then; of a step or run, for as long as it lasts."""
+    """The ledger's name of the subject's account in the window that starts at that time; steps and runs have only one window."""
     if scope is Scope.STEP:
         return step_account(subject.run or "", subject.step or "")
     if scope is Scope.RUN:
@@ -310,7 +311,7 @@ def _enter(
 
 
 def _apply(entries: dict[str, _Entry], subject: Subject, budget: Budget, workflow_observes: bool, now_ms: int) -> None:
-    """Two budgets on one account leave the smaller limit. Observed ones count beside the enforced ones, not with them."""
+    """Of two budgets on one account the smaller limit applies. Observed budgets have accounts of their own."""
     if budget.scope in (Scope.STEP, Scope.RUN) and subject.run is None:
         return
     inner = budget.scope in (Scope.STEP, Scope.RUN, Scope.WORKFLOW)
@@ -342,13 +343,13 @@ def _link(account: str, entry: _Entry, limits: RunLimits) -> Link:
 
 
 def _parent_link(parent: Parent, project: str, budgets: Sequence[Budget]) -> Link:
-    """A child run spends from its parent too, so what limits the parent's run limits both together."""
+    """A child run also spends from its parent, so the parent's limit applies to both together."""
     limit = limit_of_run(parent, project, budgets)
     return Link(Hold(run_account(parent.run), limit, keep_ms=RUN_KEEP_MS), Scope.RUN, parent.run, Window.RUN)
 
 
 def limit_of_run(run: Parent, project: str, budgets: Sequence[Budget]) -> Limit:
-    """What a run of that workflow may use, whoever calls: its plan, and every enforced budget on runs that applies."""
+    """The limit of any run of that workflow, whoever calls: the plan and every enforced run budget that applies."""
     if run.observe:
         return UNLIMITED
     subject = Subject(project, workflow=run.workflow, run=run.run)
@@ -360,7 +361,7 @@ def limit_of_run(run: Parent, project: str, budgets: Sequence[Budget]) -> Limit:
 
 
 def limit_across(runs: Sequence[Parent], given: Limit, project: str, budgets: Sequence[Budget]) -> Limit:
-    """The smallest that limits one run under any of its workflows. What somebody gave the run itself goes before it, unit by unit."""
+    """The smallest limit of a run under any of its workflows, except in units for which the run itself was `given` a limit."""
     limit = UNLIMITED
     for run in runs:
         limit = limit.tightened_by(limit_of_run(run, project, budgets))
@@ -379,7 +380,7 @@ def _keep_ms(window: Window) -> int:
 
 
 def _manner(matching: Sequence[Budget]) -> tuple[Ladder, HoldKind, int]:
-    """How pressure is met: as the innermost matching budget declares, later declarations before earlier ones."""
+    """How pressure is met: as the innermost matching budget declares; of several, the one declared last."""
     if not matching:
         return DEFAULT_LADDER, HoldKind.WORST_CASE, 0
     innermost = min(reversed(matching), key=lambda budget: _ORDER[budget.scope])

@@ -1,8 +1,8 @@
-"""How demanding one step is, from 0 to 10, by what its request asks and carries. `routing` makes a tier of it.
+"""How demanding one step is, from 0 to 10, by what its request asks and carries. `routing` maps it to a tier.
 
-    effective  =  0.6 × the agent's intensity + 0.4 × the step's complexity      the step alone for an unknown agent
+    effective  =  0.6 × the agent's intensity + 0.4 × the step's complexity      for an unknown agent: the step's alone
 
-Six parts are scored and weighed by the step's intent. Only sizes, counts and shapes are read: a prompt that calls itself
+Six parts are scored and weighted by the step's intent. Only sizes, counts and structure are read: a prompt that calls itself
 simple, or asks for the best model, changes nothing.
 """
 
@@ -21,10 +21,10 @@ from policies.values import value_class
 
 SCORE_MAX: Final = 10.0
 _AIS_SHARE: Final = 0.6
-# No ordinary step is high in all six parts at once, so the bare sum stays under the tiers that a reader would choose.
-# `bench/eval_routing.py`: agreement with labelled steps rises from 71 % without to 90 %, with none routed too high.
+# No ordinary step is high in all six parts at once, so the plain sum stays below the tiers that a human reader would choose.
+# `bench/eval_routing.py`: agreement with labelled steps rises from 71 % to 90 % with this factor, with none routed too high.
 _STRETCH: Final = 1.25
-# Enough to tell a long context from a short one; a request may carry 20,000 messages.
+# Enough to tell a long context from a short one; a request may have 20,000 messages.
 _TEXTS_MAX: Final = 2_000
 _FIELDS_MAX: Final = 200
 _SCHEMA_DEPTH: Final = 12
@@ -32,15 +32,15 @@ _SCHEMA_DEPTH: Final = 12
 
 @value_class
 class StepFeatures:
-    """What a request shows without being understood. All are ≥ 0."""
+    """Features of a request that can be read without understanding it. All are ≥ 0."""
 
-    instruction_chars: int = 0  # what is asked, without the data that it is asked about
+    instruction_chars: int = 0  # what is asked, without the data it refers to
     data_chars: int = 0  # everything else: pasted text, tool results, history
     conditions: int = 0  # words such as "if", "unless", "depending on" in the instruction
-    context_turns: int = 0  # messages before the newest question
-    demands: int = 0  # points of a list, in the instruction
-    output_fields: int = 0  # of the answer's schema
-    output_tokens_max: int | None = None  # as the client caps the answer
+    context_turns: int = 0  # messages before the last question
+    demands: int = 0  # list items in the instruction
+    output_fields: int = 0  # in the answer's schema
+    output_tokens_max: int | None = None  # the client's cap on the answer
     reasoning_effort: str | None = None
 
 
@@ -53,7 +53,7 @@ class StepComplexity:
 
     @property
     def reason(self) -> str:
-        """The score and what weighs most, in words."""
+        """The score and its two highest parts, in words."""
         most = sorted(self.parts.items(), key=lambda part: -part[1])[:2]
         return f"step complexity {self.score:.1f} (" + ", ".join(f"{name} {score:.1f}" for name, score in most) + ")"
 
@@ -68,7 +68,7 @@ WEIGHTS: Final[Mapping[Intent, tuple[float, ...]]] = MappingProxyType(
         Intent.CONDITIONAL: (0.15, 0.10, 0.30, 0.15, 0.20, 0.10),
     }
 )
-# How deep one has to think, and how hard the answer is to write, in an ordinary step of the intent.
+# How much thought an ordinary step of the intent takes, and how hard its answer is to write.
 REASONING: Final[Mapping[Intent, float]] = MappingProxyType(
     {
         Intent.GENERATE: 8,
@@ -99,12 +99,12 @@ OUTPUT: Final[Mapping[Intent, float]] = MappingProxyType(
 )
 
 Curve = tuple[tuple[float, float], ...]
-# The original system jumped at these points; between them we go straight, so that one more character changes little.
+# The original system jumped at these points; we interpolate, so that one more character changes little.
 _PROMPT: Final[Curve] = ((0, 0), (200, 2), (500, 5), (1_000, 7), (2_500, 9), (5_000, 10))
 _DATA: Final[Curve] = ((0, 0), (1_000, 2), (10_000, 5), (50_000, 8), (200_000, 10))
 _CONDITIONS: Final[Curve] = ((0, 0), (2, 3), (5, 6), (10, 9), (20, 10))
 _CONTEXT: Final[Curve] = ((0, 0), (2, 2), (5, 5), (10, 7), (20, 9), (40, 10))
-# An instruction of a few words asks for less thought than its intent usually does, a list of demands for more.
+# A few words of instruction ask for less thought than the intent usually takes, a list of demands for more.
 _THOUGHT_BY_CHARS: Final[Curve] = ((0, 0.4), (60, 0.5), (300, 0.85), (600, 1.0), (2_000, 1.15))
 _THOUGHT_BY_DEMANDS: Final[Curve] = ((0, 0), (3, 0.05), (8, 0.2), (20, 0.35))
 _EFFORT: Final = MappingProxyType({"none": 0.6, "minimal": 0.7, "low": 0.85, "high": 1.2, "xhigh": 1.3})
@@ -120,7 +120,7 @@ _POINT: Final = re.compile(r"^[ \t]{0,8}(?:[-*•+]|\(?\d{1,2}[.)])[ \t]", re.MU
 
 
 def features_of(body: Mapping[str, Any]) -> StepFeatures:
-    """Read a request body of chat completions, messages, responses or completions. Fields of a wrong type count as absent."""
+    """Parse a request body of chat completions, messages, responses or completions. Fields of a wrong type count as missing."""
     system, earlier, newest = _texts(body)
     asked = [instruction_part(text) for text in (system, newest) if text]
     instruction_chars = sum(map(len, asked))
@@ -152,9 +152,9 @@ def step_complexity(features: StepFeatures, intent: str) -> StepComplexity:
 
 
 def effective_complexity(ais: float | None, step: float) -> float:
-    """0.6 × `ais` + 0.4 × `step`, both 0 to 10; `step` alone when nothing is known of the agent (None).
+    """0.6 × `ais` + 0.4 × `step`, both 0 to 10; `step` alone if the agent is unknown (None).
 
-    The neutral score would put every call of an unknown agent between 3.0 and 7.0, which is the balanced tier for all.
+    With the neutral score instead, all calls of unknown agents would be between 3.0 and 7.0, mostly in the balanced tier.
     """
     return step if ais is None else _AIS_SHARE * ais + (1 - _AIS_SHARE) * step
 
@@ -165,7 +165,7 @@ def _thought(features: StepFeatures) -> float:
 
 
 def _answer(features: StepFeatures) -> float:
-    """A schema says most about an answer, then the client's cap, then what was asked."""
+    """The answer's schema says most, then the client's cap, then the length of the instruction."""
     if features.output_fields:
         return _on(_ANSWER_BY_FIELDS, features.output_fields)
     if features.output_tokens_max is not None:
@@ -174,7 +174,7 @@ def _answer(features: StepFeatures) -> float:
 
 
 def _on(curve: Curve, value: float) -> float:
-    """Linear between the points of the curve, level beyond its end."""
+    """Linear between the points of the curve, constant beyond its end."""
     at = bisect_right(curve, (value, float("inf")))
     if at == len(curve):
         return curve[-1][1]
@@ -183,7 +183,7 @@ def _on(curve: Curve, value: float) -> float:
 
 
 def _texts(body: Mapping[str, Any]) -> tuple[str, list[str], str]:
-    """The system prompt, the texts before the newest question, and that question."""
+    """The system prompt, the texts before the last question, and that question."""
     system = [content_text(body.get("system")), content_text(body.get("instructions"))]
     turns: list[tuple[str, str]] = []
     for role, text in _messages(body):
@@ -210,7 +210,7 @@ def _messages(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _role(message: Mapping[str, Any]) -> str:
-    """Tool results come as the user's words in Anthropic's protocol, and without a role in responses."""
+    """Tool results have the role `user` in Anthropic's protocol, and no role in Responses."""
     content = message.get("content")
     parts = content[:_TEXTS_MAX] if isinstance(content, list) else ()
     if any(isinstance(part, Mapping) and part.get("type") == "tool_result" for part in parts):
@@ -219,7 +219,7 @@ def _role(message: Mapping[str, Any]) -> str:
 
 
 def content_text(content: Any) -> str:
-    """The text of a message's content: a string, or parts that have `text`, or tool results that have `content`."""
+    """The text of a message's content: a string, parts with `text`, or tool results with `content`."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -253,7 +253,7 @@ def _effort(body: Mapping[str, Any]) -> str | None:
 
 
 def answer_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The JSON schema that the answer must follow, as chat completions, responses or Anthropic's `output_format` name it."""
+    """The JSON schema of the answer, as chat completions, Responses or Anthropic's `output_format` specify it."""
     text = body.get("text")
     formats = (body.get("response_format"), text.get("format") if isinstance(text, Mapping) else None)
     for given in (*formats, body.get("output_format")):
@@ -273,7 +273,7 @@ def _schema_fields(body: Mapping[str, Any]) -> int:
 
 
 def _fields(schema: Mapping[str, Any], depth: int) -> Iterator[str]:
-    """The names of all properties, those of nested objects and of array items included."""
+    """The names of all properties, including those of nested objects and array items."""
     if depth == 0:
         return
     properties = schema.get("properties")

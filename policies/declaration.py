@@ -1,13 +1,13 @@
-"""The steps of a workflow: nested ones flattened, and those of an undeclared workflow told from its past runs."""
+"""The steps of a workflow: nested steps flattened, and the steps of an undeclared workflow learned from its past runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-# After so many runs the steps of a workflow are taken as known, and planned like a declaration.
+# After this many runs the steps of a workflow are considered known, and planned like declared ones.
 RUNS_TO_LEARN: Final = 3
-# A declaration is read from a request: nothing deeper than this is meant seriously.
+# Declarations come from requests: no reasonable one is nested deeper than this.
 DEPTH_MAX: Final = 32
 _INHERITED: Final = ("priority", "agent")
 
@@ -15,9 +15,9 @@ _INHERITED: Final = ("priority", "agent")
 def flattened(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The steps that call models, in the order of the declaration, without their `steps`.
 
-    A group (parallel branches, a loop, scatter and gather) is a step with `steps` inside. The group itself stays only if
-    it says something to a model: a `prompt` or an `intent`. Its priority counts for those inside that name none. An id that
-    comes again is the same step. Raises ValueError for groups nested deeper than 32.
+    A group (parallel branches, a loop, scatter and gather) is a step with `steps` inside. The group itself is included only
+    if it has something for a model: a `prompt` or an `intent`. Steps without a priority inherit that of their group. A
+    repeated id is the same step. Raises ValueError for groups nested deeper than 32.
     """
     found: dict[str, dict[str, Any]] = {}
     _collect(steps, {}, found, DEPTH_MAX)
@@ -38,10 +38,11 @@ def _collect(
 
 
 def learned_steps(runs_by_step: Mapping[str, int]) -> tuple[str, ...] | None:
-    """The steps that a new run of an undeclared workflow will have; None before there are three runs to learn from.
+    """The expected steps of a new run of an undeclared workflow; None until there are three runs to learn from.
 
-    `runs_by_step` says in how many finished runs each step was seen; the step seen most was in all of them. A step counts as
-    known when at least half of the runs had it: one odd run neither adds a step to every plan nor takes one away.
+    `runs_by_step` is the number of finished runs in which each step was seen; the most frequent step is assumed to be in all
+    of them. A step counts as known if at least half of the runs had it, so that one unusual run neither adds a step nor
+    removes one.
     """
     runs = max(runs_by_step.values(), default=0)
     if runs < RUNS_TO_LEARN:

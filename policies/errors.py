@@ -1,13 +1,13 @@
-"""The one tree of exceptions of the orchestration.
+"""The exception hierarchy of the orchestration.
 
-    OrchestrationError                 whatever goes wrong while deciding about a step
-    ├── BudgetExceededError            more was asked for than is left, raised where a value cannot be returned
+    OrchestrationError                 anything that goes wrong while deciding about a step
+    ├── BudgetExceededError            a demand above what is left, where a value cannot be returned
     ├── IntentClassificationError      an intent that is not one of the ten (also a ValueError)
     ├── CompressionError               a text could not be compressed within its quality floor
     └── RoutingError                   no model of the wanted tier can take the call
 
-Inside the policies a refusal is a value; these are for the edge and for bugs. The docstring of a class is the message
-of an instance that is raised without one.
+Inside the policies a refusal is a value; exceptions are for the edge and for bugs. The docstring of a class is its default
+message.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class OrchestrationError(Exception):
     """The orchestration of this step failed."""
 
     def __init__(self, message: str | None = None) -> None:
-        # `python -OO` strips docstrings: the class name is then the best message there is.
+        # `python -OO` strips docstrings: then the class name is the best message there is.
         super().__init__(message or self.__doc__ or type(self).__name__)
 
 

@@ -1,8 +1,8 @@
-"""What each intent wants of a call by default: room for the answer, compression, a tier, and checks of the answer.
+"""The defaults of each intent: room for the answer, compression, a tier, and checks of the answer.
 
-One handler an intent, in a registry that third parties can add to: a package announces an object of the shape of
-`Handler` under the entry point group `farebox.handlers`, named like its intent, and takes the built-in one's place.
-Settings and callers win over a handler's defaults; a handler never loosens a limit.
+There is one handler per intent, in a registry that third parties can extend: a package registers an object like `Handler`
+under the entry point group `farebox.handlers`, named like its intent, and it replaces the built-in one. Settings and callers
+override a handler's defaults; a handler never loosens a limit.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from policies.values import value_class
 
 ENTRY_POINT_GROUP = "farebox.handlers"
 
-# A check says what is wrong with an answer in one phrase, or nothing.
+# A check returns one phrase that says what is wrong with an answer, or None.
 Check = Callable[[Answer], str | None]
 
 
 @value_class
 class Assessment:
-    """`score` from 0 (every check failed) to 1; `faults` says what the failed ones found."""
+    """`score` from 0 (every check failed) to 1; `faults` has the findings of the failed checks."""
 
     score: float
     faults: tuple[str, ...]
@@ -45,12 +45,12 @@ class Assessment:
 class Handler:
     """The defaults of one intent.
 
-    `prompt_share_percent` is how much of a step's tokens its prompt usually takes: it says how long an answer to expect,
-    for comparing costs. `output_tokens_min` is the least answer of use: an answer that is shortened while the call would
-    still fit (a `clamp` with a share) stays above it. `compression` lists strategies in the order to try: the first one
-    always, the next under pressure, where the one before did not save enough. `tier_floor` is the least tier that does
-    this well: the built-in ones leave the thresholds of the settings alone.
-    `checks` are (weight, check) pairs: the first kind of fault counts most.
+    `prompt_share_percent` is the usual share of the prompt in a step's tokens; it gives the expected length of an answer, for
+    comparing costs. `output_tokens_min` is the shortest useful answer: if an answer is shortened although the call would
+    still fit (a `clamp` with a share), it stays above this. `compression` lists strategies in order: the first is always
+    used, the next ones under pressure, if the one before did not save enough. `tier_floor` is the lowest tier that does this
+    well; the built-in handlers leave it to the thresholds of the settings. `checks` are (weight, check) pairs: the heavier
+    ones count more.
     """
 
     intent: Intent
@@ -69,15 +69,16 @@ class Handler:
             raise ValueError("prompt_share_percent is from 0 to 100, output_tokens_min not negative")
 
     def output_tokens_expected(self, allocation_tokens: int) -> int:
-        """How long answers usually are in a step of this allocation: for comparing costs before the call."""
+        """The usual length of an answer in a step with this allocation, for comparing costs before the call."""
         return max(self.output_tokens_min, allocation_tokens * (100 - self.prompt_share_percent) // 100)
 
     def strategies(self, setting: str, *, is_set: bool) -> tuple[str, ...]:
-        """How to compress, in the order to try. What somebody has set counts alone; a default leaves it to the handler."""
+        """The strategies in the order to try. If somebody set the setting, it is the only one; its default leaves the choice
+        to the handler."""
         return (setting,) if is_set else self.compression
 
     def assess(self, answer: Answer) -> Assessment:
-        """Run all checks. An answer that is a tool call is not text to be checked: it scores 1."""
+        """Run all checks. A tool call scores 1, because it has no text to check."""
         if answer.is_tool_call:
             return Assessment(1.0, ())
         found = [(weight, check(answer)) for weight, check in self.checks]
@@ -86,9 +87,9 @@ class Handler:
         return Assessment(1 - lost / total if total else 1.0, tuple(fault for _, fault in found if fault is not None))
 
 
-# Weights of the checks. At the default minimum score of 0.8, a fault that makes an answer useless (4: a quarter of all
-# weight or more) fails it alone. One that only makes it doubtful (1: dates may be reworded, and a filter may answer with
-# numbers of items) lowers the score and no more.
+# Weights of the checks. At the default minimum score of 0.8, a fault that makes an answer useless (4: at least a quarter of
+# all weight) fails it by itself. One that only makes it doubtful (1: dates may be reworded, and a filter may answer with
+# numbers of items) merely lowers the score.
 _HANDLERS = (
     Handler(
         Intent.EXTRACT,
@@ -165,7 +166,7 @@ HANDLERS: Mapping[Intent, Handler] = MappingProxyType({handler.intent: handler f
 
 
 class EntryPoint(Protocol):
-    """What `importlib.metadata.entry_points(group="farebox.handlers")` yields."""
+    """An item of `importlib.metadata.entry_points(group="farebox.handlers")`."""
 
     @property
     def name(self) -> str: ...
@@ -175,13 +176,13 @@ class EntryPoint(Protocol):
 
 @value_class
 class Registry:
-    """The handlers in force. `faults` says which announced ones are not, and why."""
+    """The handlers in force. `faults` says which registered ones are not used, and why."""
 
     handlers: Mapping[Intent, Handler] = field(default_factory=lambda: HANDLERS)
     faults: tuple[str, ...] = ()
 
     def of(self, intent: str) -> Handler:
-        """Raises IntentClassificationError for what is not one of the ten."""
+        """Raises IntentClassificationError for anything but the ten intents."""
         return self.handlers[parse_intent(intent)]
 
     def having(self, handler: Handler) -> Registry:
@@ -190,11 +191,11 @@ class Registry:
 
 
 def registry_of(entry_points: Iterable[EntryPoint]) -> Registry:
-    """The built-in handlers, replaced where an entry point brings one: a `Handler`, or a function that makes one.
+    """The built-in handlers, replaced by those of entry points: each is a `Handler`, or a function that makes one.
 
-    One that cannot be loaded, is no handler or is named for another intent than its own is left out with a sentence in
-    `faults`: a package that is broken must not stop the gateway. Of two for one intent the first by name of its value
-    wins, so that the outcome does not depend on the order of installation.
+    A handler that cannot be loaded, is of another type or is named unlike its intent is left out, with a sentence in
+    `faults`, so that a broken package does not stop the gateway. If two are registered for one intent, the one whose entry
+    point sorts first wins, so that the result does not depend on the order of installation.
     """
     registry, faults, taken = Registry(), [], set[Intent]()
     for point in sorted(entry_points, key=lambda point: (point.name, str(getattr(point, "value", "")))):

@@ -1,8 +1,8 @@
-"""Which runs are left as they are, so that what the others save can be measured against them.
+"""The choice of the runs that are left alone, so that the savings of the others can be measured against them.
 
-By run, not by call: what one call of a run saves changes what its later calls carry, which model has their prompt cache, and
-how much budget they find. A run of both kinds would measure neither. And by the run's name, not by chance: every process
-decides alike, a repeated call is decided like the first, and whoever looks later can tell.
+By run, not by call: what one call saves affects the later calls of its run, namely their content, the model that has their
+prompt cache, and the budget that is left. A mixed run would measure neither. And by the run's name, not at random: every
+process decides alike, repeated calls are decided alike, and the decision can be reproduced later.
 """
 
 from enum import StrEnum
@@ -20,6 +20,6 @@ class Arm(StrEnum):
 
 
 def arm_of(project: str, run: str, holdout_share: float) -> Arm:
-    """The side of a run. Of many runs, `holdout_share` (0 to 1) are held out; a larger share holds out the same ones and more."""
+    """The side of a run. `holdout_share` (0 to 1) of many runs are held out; a larger share holds out the same runs and more."""
     digest = sha256(f"{project}\x00{run}".encode("utf-8", "surrogatepass")).hexdigest()
     return Arm.HOLDOUT if int(digest[:_DIGITS], 16) < holdout_share * _SCALE else Arm.TREATED

@@ -1,12 +1,12 @@
-"""The agent intensity score (AIS): how demanding an agent's work is, from 0 to 10, by what the gateway sees of it.
+"""The agent intensity score (AIS): how demanding an agent's work is, from 0 to 10, as far as the gateway can see.
 
-    combined   =  0.3 × creation + 0.7 × execution            a part that is not known is neutral: 5.0
+    combined   =  0.3 × creation + 0.7 × execution            an unknown part is neutral: 5.0
     creation   =  what was declared: workflow 50 %, tools 30 %, schemas 20 %
-    execution  =  what was seen: tokens 35 %, executions 25 %, tools 25 %, workflow 15 %; known after five runs
+    execution  =  what was observed: tokens 35 %, executions 25 %, tools 25 %, workflow 15 %; known after five runs
 
-Every measure is normalised linearly between two figures and weighed as the two tables below say. What was not seen (None)
-takes no part, and its weight goes to the other measures of its group; a group without any measure leaves its weight to
-the other groups. `docs/intensity.md` has an example.
+Each measure is normalised linearly between two figures and weighted by the two tables below. An unknown measure (None) is
+left out, and its weight goes to the other measures of its group; the weight of a group without any measure goes to the other
+groups. `docs/intensity.md` has an example.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from policies.values import value_class
 
 NEUTRAL: Final = 5.0
 SCORE_MAX: Final = 10.0
-# One long run says more about the day than about the agent.
+# A single long run says more about the day than about the agent.
 RUNS_MIN: Final = 5
 _CREATION_SHARE: Final = 0.3
 
 
 @value_class
 class Measure:
-    """`low` scores 0 and `high` scores 10; beyond them nothing changes. `weight` is the measure's share of its group."""
+    """`low` scores 0 and `high` scores 10; values beyond are clamped. `weight` is the measure's share of its group."""
 
     name: str
     weight: float
@@ -99,7 +99,7 @@ EXECUTION: Final = (
 
 @value_class
 class WorkflowShape:
-    """A declared workflow in figures. None: not declared."""
+    """The figures of a declared workflow. None: not declared."""
 
     steps: int | None = None
     branches: int | None = None
@@ -112,7 +112,7 @@ class WorkflowShape:
 
 @value_class
 class AgentActivity:
-    """What was seen of an agent's runs: sums over `runs` runs unless said otherwise. None: the gateway could not see it."""
+    """What was observed of an agent's runs: sums over `runs` runs unless noted. None: the gateway could not see it."""
 
     runs: int
     calls: int = 0
@@ -143,7 +143,7 @@ UNKNOWN: Final = IntensityScore(NEUTRAL, NEUTRAL, NEUTRAL)
 
 
 def intensity_score(activity: AgentActivity | None = None, shape: WorkflowShape | None = None) -> IntensityScore:
-    """The scores of an agent; 5.0 for what is not known. Fewer than five runs say nothing about execution."""
+    """The scores of an agent; 5.0 for unknown parts. Execution is unknown before five runs."""
     created = _scored(CREATION, {} if shape is None else _shape_values(shape))
     seen = activity is not None and activity.runs >= RUNS_MIN
     executed = _scored(EXECUTION, _activity_values(activity, shape) if activity is not None and seen else {})
@@ -157,7 +157,7 @@ def intensity_score(activity: AgentActivity | None = None, shape: WorkflowShape 
 def scores(
     creation: float | None, execution: float | None, *, runs: int = 0, parts: Mapping[str, float] | None = None
 ) -> IntensityScore:
-    """The combined score of two given ones (None: neutral), as somebody sets them. Raises ValueError outside 0 to 10."""
+    """The combined score of two given ones (None: neutral), for scores that were set by hand. Raises ValueError outside 0 to 10."""
     made, done = (NEUTRAL if score is None else score for score in (creation, execution))
     for score in (made, done):
         if not 0 <= score <= SCORE_MAX:
@@ -168,10 +168,10 @@ def scores(
 
 
 def shape_of(steps: Sequence[Mapping[str, Any]]) -> WorkflowShape:
-    """The shape of a declaration's `steps`: tools by their names, schemas by their `properties`.
+    """The shape of a declaration's `steps`. Tools are told apart by name; fields are the `properties` of schemas.
 
-    A step that decides (intent `conditional`) is a branch, and so is a group of `kind` branch; a group of `kind` loop is a loop;
-    the steps of any other group run beside others.
+    A step that decides (intent `conditional`) is a branch, and so is a group of `kind` branch; a group of `kind` loop is a
+    loop; the steps of any other group run in parallel.
     """
     flat, groups = flattened(steps), list(_groups(steps))
     kinds = [group.get("kind") for group in groups]
@@ -239,7 +239,7 @@ def _activity_values(activity: AgentActivity, shape: WorkflowShape | None) -> Va
             "tool_calls": None if tool_calls is None else tool_calls / runs,
             "tools_a_step": None if tool_calls is None else tool_calls / steps,
         },
-        # Of the shape only the steps can be seen from outside; what was declared completes it.
+        # Only the number of steps can be observed; the declaration supplies the rest of the shape.
         "workflow": {
             "steps": activity.steps / runs,
             "branches": declared.branches,
@@ -250,7 +250,7 @@ def _activity_values(activity: AgentActivity, shape: WorkflowShape | None) -> Va
 
 
 def _scored(groups: Iterable[Group], values: Values) -> dict[str, float]:
-    """The score of every group of which something is known."""
+    """The score of each group with at least one known measure."""
     found = {}
     for group in groups:
         given = values.get(group.name, {})

@@ -1,7 +1,7 @@
 """The ten intents: what a model call is asked to produce.
 
-The label is about the product of this one call, not about what the workflow does with it afterwards: a step that only
-drafts an e-mail generates, even when it is named `send_followup`.
+The intent is about the product of this one call, not about what the workflow does with it later: a step that only drafts an
+e-mail is `generate`, even if it is named `send_followup`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from policies.errors import IntentClassificationError
 
 
 class Intent(StrEnum):
-    """One of ten. The values are the words of headers, settings and stored rows, so they never change."""
+    """The values appear in headers, settings and stored rows, so they never change."""
 
     EXTRACT = "extract"
     SUMMARIZE = "summarize"
@@ -45,9 +45,9 @@ DEFINITIONS: Mapping[Intent, str] = MappingProxyType(
 
 
 def parse_intent(text: str) -> Intent:
-    """Read an intent as people write it: any case, white space around it.
+    """Parse an intent as people write it, in any case and with surrounding white space.
 
-    Raises IntentClassificationError (a ValueError) that names the ten for anything else.
+    Raises IntentClassificationError (a ValueError), which lists the ten, for anything else.
     """
     try:
         return Intent(text.strip().lower())

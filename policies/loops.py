@@ -1,7 +1,7 @@
-"""Whether an agent goes round in circles: the same request again, or the same tools called with the same results.
+"""Loop detection: an agent that sends the same request again, or calls the same tools with the same results.
 
-Only conversations count. A lone prompt that is sent again and again is an evaluation, a sample or a load test, and its budget
-ends it; an agent that has tools or an earlier answer before it, and repeats itself to the letter, has learned nothing.
+Only conversations count. A lone prompt that is sent repeatedly is an evaluation, a sample or a load test, and its budget ends
+it; an agent with tools or earlier answers that repeats itself to the letter makes no progress.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ import orjson
 
 from policies.values import value_class
 
-# An earlier answer stands before the last question or before the results of its own tool calls; further up nobody looks.
+# An earlier answer precedes the last question or the results of its tool calls, so looking further back is unnecessary.
 _LOOKED_AT: Final = 4
 
 
 @value_class
 class Seen:
-    """How often one thing was seen. `mark` tells it apart from others that look like it at first sight; None: not looked at yet."""
+    """How often one thing was seen. `mark` is a second digest that tells it from others with the same key; None: not computed yet."""
 
     times: int = 1
     mark: int | None = None
 
 
 def again(seen: Seen, mark: int) -> Seen:
-    """It is there once more, and looks like `mark` at the second sight. The first one was not looked at as closely, and is
-    taken to be the same; every later one that differs starts the count anew."""
+    """One more occurrence, whose second digest is `mark`. The first occurrence has none, and is assumed to be the same; a
+    later one that differs restarts the count."""
     if seen.mark is None or seen.mark == mark:
         return Seen(seen.times + 1, mark)
     return Seen(1, mark)
 
 
 def is_conversation(body: Mapping[str, Any]) -> bool:
-    """Whether a request offers tools or answers an earlier answer, in any protocol's form."""
+    """Whether a request offers tools or follows an earlier answer, in any protocol."""
     if body.get("tools") or body.get("functions") or body.get("previous_response_id"):
         return True
     turns = body.get("messages") or body.get("input")
@@ -42,8 +42,8 @@ def is_conversation(body: Mapping[str, Any]) -> bool:
 
 
 def tool_turn(body: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """What came of the last tool calls, where a request ends in it: name, arguments and result of each. Ids, which differ every
-    time, are left out. None: it ends in something else, or does not say what was called."""
+    """The last tool calls and their results, if the request ends with them: name, arguments and result of each, without the
+    ids, which differ every time. None: the request ends with something else, or lacks the calls themselves."""
     turns = body.get("messages") or body.get("input")
     if not isinstance(turns, list) or not turns or not isinstance(turns[-1], dict):
         return None
@@ -112,7 +112,7 @@ def _responses_turn(turns: Sequence[Any]) -> tuple[str, ...] | None:
 
 
 def _joined(calls: Sequence[tuple[str, str, str]], results: Mapping[str, str]) -> tuple[str, ...] | None:
-    """None unless every call has its result: half of a turn says nothing."""
+    """None unless every call has its result, because half of a turn is not comparable."""
     if not calls or any(call_id not in results for call_id, _, _ in calls):
         return None
     return tuple(text for call_id, name, arguments in calls for text in (name, arguments, results[call_id]))
@@ -123,5 +123,5 @@ def _text(value: Any) -> str:
         return value
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
-    except (TypeError, ValueError, RecursionError):  # nothing that came as JSON
+    except (TypeError, ValueError, RecursionError):  # not from JSON
         return ""

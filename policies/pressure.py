@@ -1,9 +1,9 @@
-"""The ladder: what may be done to a call when a budget runs short, in which order, and from how little on.
+"""The ladder: what may be done to a call when a budget runs short, in which order, and from what level on.
 
-A rung without a share is taken when the call does not fit. One with a share is also taken before, as soon as no more than
+A rung without a share is used when the call does not fit. A rung with a share is also used earlier, as soon as no more than
 that share of a limit is left: `[{compress: 0.5}, {route: 0.2}, clamp, refuse]` compresses from the second half of the budget
-on and asks cheaper models in the last fifth. Together with `compress` without a share, compressing is not early: it is what
-the settings do to every call.
+on and prefers cheaper models in the last fifth. `compress` without a share adds nothing early: calls are compressed as the
+settings say.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Rung(StrEnum):
 
 @value_class
 class Ladder:
-    """`early` has the rungs with a share, in their order; they are among `rungs`, too."""
+    """`early` has the rungs with a share, in order; they are also in `rungs`."""
 
     rungs: tuple[Rung, ...]
     early: tuple[tuple[Rung, float], ...] = ()
@@ -43,7 +43,7 @@ Written = str | Mapping[str, float]  # `clamp`, or `{clamp: 0.2}`
 
 
 def ladder_of(written: Iterable[Written]) -> Ladder:
-    """Raises ValueError for what is no rung, for one that is named twice, and for a share that is not above 0 and at most 1."""
+    """Raises ValueError for an unknown or repeated rung, and for a share that is not above 0 and at most 1."""
     rungs: list[Rung] = []
     early: list[tuple[Rung, float]] = []
     for one in written:
@@ -69,14 +69,14 @@ def _with_share(one: Mapping[str, float]) -> tuple[str, float]:
 
 
 def written(ladder: Ladder) -> list[str | dict[str, float]]:
-    """As people write it, and as it is stored."""
+    """The form in which people write it and the store keeps it."""
     shares = dict(ladder.early)
     return [{rung.value: shares[rung]} if rung in shares else rung.value for rung in ladder.rungs]
 
 
 @value_class
 class Strain:
-    """The limit of a chain that has the smallest share left, before the call that comes now."""
+    """The limit of a chain with the smallest share left, before the current call."""
 
     share: float  # 0 to 1
     account: str
@@ -89,8 +89,7 @@ class Strain:
 
 
 def strain_of(holds: Sequence[Hold], balances: Sequence[Balance]) -> Strain | None:
-    """None where nothing is limited. `balances` are the ledger's, in the order of the holds. What is only observed puts no
-    strain on a call."""
+    """None if nothing is limited. `balances` are the ledger's, in the order of the holds. Observed accounts cause no strain."""
     found: Strain | None = None
     for hold, balance in zip(holds, balances, strict=True):
         if not hold.enforce:
@@ -108,10 +107,10 @@ def strain_of(holds: Sequence[Hold], balances: Sequence[Balance]) -> Strain | No
 
 
 def prompt_room(refused: Refused, demand: Demand, answer_tokens: int) -> int:
-    """The prompt tokens that what is left has room for beside answers of `answer_tokens` each; 0 or less: no prompt is short
-    enough, as where requests are short or a prompt costs nothing.
+    """The prompt tokens that fit into what is left, besides answers of `answer_tokens` each. 0 or less: no prompt is short
+    enough, for example because requests are short or a prompt costs nothing.
 
-    Of money it is the share of what this prompt costs: exact where each of its tokens costs the same.
+    For money it is estimated from what this prompt costs, which is exact if all its tokens cost the same.
     """
     produced = demand.choices * answer_tokens
     if refused.unit == "tokens":
@@ -123,11 +122,11 @@ def prompt_room(refused: Refused, demand: Demand, answer_tokens: int) -> int:
 
 
 def in_force(hold: Hold, balance: Balance, override: Limit | None = None) -> Limit:
-    """The limit that counts, from the hold and what the ledger itself knows: an operator's override and what callers have
-    tightened the account to, which its balance tells as one.
+    """The limit that applies, from the hold and what the ledger knows: an operator's override, and what callers have
+    tightened the account to. Its balance reports the two as one limit.
 
-    None: the override is not known. Where the call tightens the account itself, that is what the ledger knows; otherwise it
-    is taken for an override.
+    `override` None: not known. Then the balance's limit is taken for the tightened one if this call tightens the account,
+    otherwise for an override.
     """
     if override is None:
         override = balance.limit if hold.tighten.is_unlimited else UNLIMITED

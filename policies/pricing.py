@@ -1,7 +1,7 @@
-"""What a call costs, in whole nano-USD. Prices come from LiteLLM's map, or from `model_info` in the same words.
+"""The cost of a call in whole nano-USD. Prices come from LiteLLM's price map, or from `model_info` with the same field names.
 
-Rates are kept as integers of nano-USD per million tokens, read from the decimal text of the file: 0.0375 USD per million
-tokens is 37,500,000. A cost is summed exactly and rounded up once, at the end.
+Rates are integers of nano-USD per million tokens, read from the decimal text of the file: 0.0375 USD per million tokens is
+37,500,000. A cost is summed exactly and rounded up once, at the end.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ MILLION: Final = 1_000_000
 # USD per token → nano-USD per million tokens.
 _PER_MTOK: Final = Decimal(10) ** 15
 _NANO: Final = Decimal(10) ** 9
-# 1 USD per token. Dearer than anything sold by a factor of a thousand: such an entry is a typing error.
+# 1 USD per token: a thousand times the price of anything sold, so an entry above it is a typing error.
 _RATE_MAX: Final = 10**15
 _TABLE: Final = "tiered_pricing"
 _ABOVE: Final = re.compile(r"_above_(\d+)k_tokens\Z")
-# The words of `service_tier` that the map has prices for. The dearest costs six times the default: none may be missed.
+# The values of `service_tier` that the map has prices for. The most expensive costs six times the default, so all must be known.
 _SERVICE_TIERS: Final = ("priority", "flex", "balanced", "ultrafast")
-# Factors on everything but the provider's own tools: the one for Anthropic's fast mode, others by the region that a call is kept in.
+# Factors on everything except hosted tools: `fast` is Anthropic's fast mode, the others are regions that a call is kept in.
 _FACTORS: Final = ("fast", "us")
 _FACTORS_SCALE: Final = 1000
-# A provider's own tools bill each of their rounds, so one call may use a model's window several times.
+# Hosted tools bill each of their rounds, so one call may use a model's context window several times.
 _ROUNDS_MAX: Final = 16
 _SAME_TIER: Final = MappingProxyType({"fast": "priority"})
-# Answers of these are text: without a price for the prompt and one for the answer, tokens would seem free.
+# Modes whose answers are text: unless prompt and answer both have a price, tokens would seem free.
 _TEXT_MODES: Final = (None, "chat", "completion", "responses")
-# Bills the dearer rates from the threshold on, all others above it.
+# This provider bills the higher rates from the threshold on, all others only above it.
 _INCLUSIVE_PROVIDER: Final = "xai"
 
 
 class PriceError(OrchestrationError):
-    """A price is negative, not a number, or absurdly high. `name` is that of the field in the map's entry."""
+    """A price that is negative, not a number, or absurdly high. `name` is the field of the map's entry."""
 
     def __init__(self, name: str, fault: str) -> None:
         super().__init__(f"{name} {fault}")
@@ -50,7 +50,7 @@ class PriceError(OrchestrationError):
 
 @value_class
 class Rates:
-    """Nano-USD per million tokens. What an entry does not name costs what the plain direction costs."""
+    """Nano-USD per million tokens. A rate that an entry does not state is the plain one of its direction."""
 
     input: int
     output: int
@@ -64,12 +64,12 @@ class Rates:
 
 @value_class
 class Hosted:
-    """What the provider's own tools did for a call: how often, or in a price what one of each costs in nano-USD."""
+    """The use of the provider's own tools in a call; in a price, the nano-USD of one use of each."""
 
-    searches: int = 0  # of the web
+    searches: int = 0  # web searches
     maps: int = 0  # grounding in Google Maps
     file_searches: int = 0
-    sessions: int = 0  # containers in which code was run
+    sessions: int = 0  # containers for running code
 
     def cost_nano_usd(self, price: Hosted) -> int:
         return (
@@ -80,7 +80,7 @@ class Hosted:
         )
 
     def at_least(self, other: Hosted) -> Hosted:
-        if other is NOTHING_HOSTED:  # as nearly always
+        if other is NOTHING_HOSTED:  # nearly always
             return self
         return Hosted(*(max(getattr(self, part.name), getattr(other, part.name)) for part in fields(Hosted)))
 
@@ -90,21 +90,22 @@ NOTHING_HOSTED: Final = Hosted()
 
 @value_class
 class Price:
-    """`above` holds dearer rates for prompts of more than so many tokens, which then count for the whole call."""
+    """`above` has the higher rates for prompts above a number of tokens, which then apply to the whole call."""
 
     rates: Rates
     above: tuple[tuple[int, Rates], ...] = ()
     service_tiers: Mapping[str, tuple[Rates, tuple[tuple[int, Rates], ...]]] = field(default_factory=dict)
     image_nano_usd: int = 0  # each
     second_nano_usd: int = 0
-    mchar_nano_usd: int = 0  # a million characters
+    mchar_nano_usd: int = 0  # per million characters
     query_nano_usd: int = 0
     hosted: Hosted = NOTHING_HOSTED
-    tokens_max: int = 0  # more than this in or out, for each choice, is a provider's error; 0 where no maximum is known
-    factors: Mapping[str, int] = field(default_factory=dict)  # in thousandths, by the name of a speed or a region
+    # A provider that reports more than this in or out, for each choice, is in error; 0: no maximum is known.
+    tokens_max: int = 0
+    factors: Mapping[str, int] = field(default_factory=dict)  # in thousandths, by the name of the speed or region
 
     def at(self, *names: object) -> Price:
-        """The price of a call at this speed and in this region; a name without a factor changes nothing."""
+        """The price at this speed and in this region; a name without a factor changes nothing."""
         factor = _FACTORS_SCALE
         for name in names:
             if isinstance(name, str):
@@ -120,7 +121,7 @@ class Price:
         )
 
     def tiers(self, service_tier: object) -> tuple[Rates, tuple[tuple[int, Rates], ...]]:
-        """Rates of a service tier; those of the default for one that has no price of its own."""
+        """The rates of a service tier; the default rates if it has no price of its own."""
         if not isinstance(service_tier, str):
             return self.rates, self.above
         name = service_tier.lower()
@@ -129,13 +130,13 @@ class Price:
 
 @value_class
 class Usage:
-    """What was used. `input_tokens` includes cache reads and writes, `output_tokens` includes reasoning and audio."""
+    """What a call used. `input_tokens` includes cache reads and writes, `output_tokens` includes reasoning and audio."""
 
     input_tokens: int = 0
     output_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0  # of any lifetime
-    cache_write_1h_tokens: int = 0  # of these, the ones kept for an hour
+    cache_write_1h_tokens: int = 0  # those of them that are kept for an hour
     reasoning_tokens: int = 0
     audio_input_tokens: int = 0
     audio_output_tokens: int = 0
@@ -144,11 +145,12 @@ class Usage:
     characters: int = 0
     queries: int = 0
     hosted: Hosted = NOTHING_HOSTED
-    # On what terms the provider says that it served the call; empty where it does not say.
+    # The terms on which the provider says it served the call; empty if it does not say.
     service_tier: str = ""
     speed: str = ""
     region: str = ""
-    kept_as: tuple[str, ...] = ()  # the ids under which the provider keeps what was said, to go on from
+    # The ids under which the provider stored the conversation, for later calls to continue.
+    kept_as: tuple[str, ...] = ()
 
 
 @value_class
@@ -158,10 +160,10 @@ class WorstCase:
 
 
 def price_from_map(entry: Mapping[str, Any]) -> Price | None:
-    """The price that an entry states, None if it states none. A stated 0 is a price: local models are free.
+    """The price that an entry states; None if it states none. A stated 0 is a price: local models are free.
 
-    A text model needs a price for its prompts and one for its answers, per token: with one of them, or with a price per
-    second only, it has none, since its tokens would cost nothing. Raises `PriceError` for a value that cannot be a price.
+    A text model needs a price per token for prompts and for answers. With only one of them, or only a price per second, it
+    has no price, because its tokens would cost nothing. Raises `PriceError` for a value that cannot be a price.
     """
     tiered = _tiered(entry)
     beside: dict[str, Any] = {
@@ -172,7 +174,7 @@ def price_from_map(entry: Mapping[str, Any]) -> Price | None:
     if tiered:
         return Price(tiered[0][1], tiered[1:], **beside)
     if entry.get("mode") == "image_generation" and entry.get("output_cost_per_image_token") is not None:
-        # What such a model answers with are images; the few words beside them cost less.
+        # The output of such a model is images; the few words with them cost less.
         entry = {**entry, "output_cost_per_token": entry["output_cost_per_image_token"]}
     base = _rates(entry, "")
     if entry.get("mode") in _TEXT_MODES and not _prices_text(entry):
@@ -197,7 +199,7 @@ def price_from_map(entry: Mapping[str, Any]) -> Price | None:
 
 
 def price_faults(entry: Mapping[str, Any]) -> list[PriceError]:
-    """Every field of an entry that `price_from_map` would refuse, not only the first."""
+    """All fields of an entry that `price_from_map` would refuse, not only the first."""
     left, found = dict(entry), []
     while True:
         try:
@@ -211,7 +213,7 @@ def price_faults(entry: Mapping[str, Any]) -> list[PriceError]:
 
 
 def cost_nano_usd(price: Price, usage: Usage, service_tier: object = None) -> int:
-    """Nano-USD, at least 0, rounded up. Images are billed by their tokens where those have a price, else by the image."""
+    """Nano-USD, at least 0, rounded up. Images are billed by token if the tokens have a price, otherwise per image."""
     base, above = price.tiers(service_tier)
     rates = _rates_for(base, above, usage.input_tokens)
     written_1h = min(usage.cache_write_1h_tokens, usage.cache_write_tokens)
@@ -239,7 +241,7 @@ def cost_nano_usd(price: Price, usage: Usage, service_tier: object = None) -> in
 
 
 def worst_media_nano_usd(price: Price, tokens: int, units: Usage, service_tier: object = None) -> int:
-    """An upper bound for images and sounds: models bill them by their tokens, as input or as output, or by units."""
+    """An upper bound for images and audio, which models bill by token, as input or as output, or by unit."""
     worst = worst_case(price, tokens, tokens, service_tier, audio=True)
     by_token = max(worst.prompt_nano_usd, tokens * worst.output_nano_usd_per_token)
     return max(by_token, cost_nano_usd(price, units, service_tier))
@@ -248,8 +250,8 @@ def worst_media_nano_usd(price: Price, tokens: int, units: Usage, service_tier: 
 def worst_case(
     price: Price, prompt_tokens: int, output_tokens_max: int, service_tier: object = None, *, audio: bool = False
 ) -> WorstCase:
-    """An upper bound of `cost_nano_usd` for every usage within these tokens: all of the prompt may be written to a cache,
-    all of the output may be reasoning, and the prompt may be just above any threshold that it can reach."""
+    """An upper bound of `cost_nano_usd` for any usage within these tokens: all of the prompt may be written to a cache, all
+    of the output may be reasoning, and the prompt may exceed any threshold below its size."""
     base, above = price.tiers(service_tier)
     dearest_input, dearest_output = _dearest_input(base, audio), _dearest_output(base, audio)
     for threshold, rates in above:
@@ -280,7 +282,7 @@ def _all_times(above: tuple[tuple[int, Rates], ...], factor: int) -> tuple[tuple
 
 
 def _factors(entry: Mapping[str, Any]) -> dict[str, int]:
-    """The numbers of `provider_specific_entry`; what else stands there is no price."""
+    """The numbers in `provider_specific_entry`; its other values are not prices."""
     given = entry.get("provider_specific_entry")
     if not isinstance(given, dict):
         return {}
@@ -293,7 +295,7 @@ def _factors(entry: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _hosted(entry: Mapping[str, Any]) -> Hosted:
-    """A search of the web by the dearest amount of context: few entries tell them apart, and no answer says which it was."""
+    """Web searches cost as much as with the largest context size: few entries differ by it, and answers do not tell the size."""
     by_context = entry.get("search_context_cost_per_query")
     return Hosted(
         searches=(_nano(by_context, by_context) or 0) if isinstance(by_context, dict) else 0,
@@ -319,7 +321,7 @@ def _rates_for(base: Rates, above: Iterable[tuple[int, Rates]], prompt_tokens: i
 
 
 def _rates(entry: Mapping[str, Any], suffix: str, base: Rates | None = None) -> Rates | None:
-    """The entry's rates under names that end in `suffix`; what is missing there comes from `base`."""
+    """The entry's rates with this suffix; missing ones come from `base`."""
     given = {
         "input": _rate(entry, "input_cost_per_token" + suffix),
         "output": _rate(entry, "output_cost_per_token" + suffix),
@@ -353,10 +355,10 @@ def _prices_text(entry: Mapping[str, Any]) -> bool:
 
 
 def _tiered(entry: Mapping[str, Any]) -> tuple[tuple[int, Rates], ...]:
-    """The rows of a `tiered_pricing` table, ascending: a whole call is charged by the row that its prompt reaches."""
+    """The rows of a `tiered_pricing` table, ascending: the row that its prompt reaches applies to the whole call."""
     found = []
     for row in _rows(entry):
-        # A row without a price for answers does not make them free: the entry's own stands in.
+        # A row without a price for answers does not make them free: the entry's own price applies.
         whole = {"output_cost_per_token": entry.get("output_cost_per_token"), **row}
         try:
             rates = _rates(whole, "") if _prices_text(whole) else None
@@ -379,7 +381,7 @@ def _rows(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _over(base: Rates, given: Mapping[str, int | None]) -> Rates:
-    """What follows a plain rate in `base` follows its replacement too."""
+    """A rate of `base` that equals its plain rate follows that rate's replacement, too."""
     changed: dict[str, int] = {name: rate for name, rate in given.items() if rate is not None}
     for plain, followers in (
         ("input", ("cache_read", "cache_write", "cache_write_1h", "audio_input")),
@@ -393,7 +395,7 @@ def _over(base: Rates, given: Mapping[str, int | None]) -> Rates:
 
 
 def _above(entry: Mapping[str, Any], base: Rates, tier: str) -> tuple[tuple[int, Rates], ...]:
-    """Rates above thresholds, ascending. Names look like `input_cost_per_token_above_200k_tokens` (+ `_priority`)."""
+    """The rates above each threshold, ascending. Names look like `input_cost_per_token_above_200k_tokens` (+ `_priority`)."""
     thresholds: set[int] = set()
     for name in entry:
         match = _ABOVE.search(name.removesuffix(tier) if tier else name)
@@ -408,7 +410,7 @@ def _above(entry: Mapping[str, Any], base: Rates, tier: str) -> tuple[tuple[int,
 
 
 def _raised(above: tuple[tuple[int, Rates], ...], floor: Rates) -> tuple[tuple[int, Rates], ...]:
-    """A service tier without long-prompt rates of its own: the dearer of both, so that nothing is booked too low."""
+    """For a service tier without long-prompt rates: the higher of both rates, so that nothing is booked too low."""
     return tuple(
         (threshold, Rates(*(max(getattr(rates, part.name), getattr(floor, part.name)) for part in fields(Rates))))
         for threshold, rates in above
@@ -416,7 +418,7 @@ def _raised(above: tuple[tuple[int, Rates], ...], floor: Rates) -> tuple[tuple[i
 
 
 def _hour_name(suffix: str) -> str:
-    """`cache_creation_input_token_cost_above_1hr`, where thresholds follow and a service tier has no such rate."""
+    """`cache_creation_input_token_cost_above_1hr` plus a threshold; service tiers have no such rate."""
     return "cache_creation_input_token_cost_above_1hr" + suffix
 
 
@@ -435,12 +437,12 @@ def _most(entry: Mapping[str, Any], names: Iterable[str], scale: Decimal) -> int
 
 
 def _whole(name: str, value: object, scale: Decimal) -> int:
-    """Rounded up to the next integer: a price is never booked as less than it is."""
+    """Rounded up to an integer, so that a price is never booked too low."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise PriceError(name, f"must be a number of USD, not {value!r}")
     try:
         scaled = Decimal(str(value)) * scale
-    except ArithmeticError:  # no number, or one of a billion digits
+    except ArithmeticError:  # not a number, or one of a billion digits
         raise PriceError(name, f"must be a number of USD, not {value!r}") from None
     if not scaled.is_finite() or scaled < 0 or scaled > _RATE_MAX:
         raise PriceError(name, f"is {value!r}: a price must be from 0 to 1 USD a token")

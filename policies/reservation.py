@@ -1,4 +1,4 @@
-"""The life of a reservation, and the one decision that every ledger engine makes.
+"""The life cycle of a reservation, and the decision that every ledger engine makes.
 
     event     pending    settled    voided     expired
     -------   --------   --------   --------   --------
@@ -8,9 +8,9 @@
     extend    pending    refused    refused    refused
     renew     pending    =          =          =
 
-`=`: nothing changes, and the caller is told the first outcome (invariant I2: resolved exactly once). `late` is the one way
-out of a resolved state: the owner was taken for dead, its hold was booked or released, and then it reports what it really
-used, or that nothing was. The difference is booked once, as an adjustment, and the state is final after that.
+`=`: nothing changes, and the caller gets the first outcome again (invariant I2: resolved exactly once). `late` is the only
+way out of a resolved state: the owner was considered dead and its hold was booked or released, and then it reports what it
+really used, or that it used nothing. The difference is booked once, as an adjustment, and the state is then final.
 """
 
 from __future__ import annotations
@@ -48,20 +48,21 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
 
 
 def next_state(state: State, event: Event) -> State | None:
-    """The state after `event`, or None when the reservation is resolved already and nothing may change."""
+    """The state after `event`, or None if the reservation is already resolved and must not change."""
     return TRANSITIONS.get((state, event))
 
 
-# A run is looked at for days after its last call; whoever needs longer (a monthly window) says so in the hold.
+# Runs are of interest for days after their last call; holds that need longer (a monthly window) say so.
 KEEP_MS: Final = 7 * 86_400_000
-# How long a resolved reservation answers repeated calls; an expired one the settlement that may still come: from a gateway that
-# was parted from the ledger, or from the disk of one that died. Later it would be booked a second time.
+# How long a resolved reservation answers repeated requests. An expired one waits longer, for a settlement that may still
+# come, from a gateway that was cut off from the ledger or from the disk of one that died. After that it would be booked a
+# second time.
 RESOLVED_KEEP_MS: Final = 3_600_000
 EXPIRED_KEEP_MS: Final = KEEP_MS
 
 
 class Gate(StrEnum):
-    """Whether an account takes new reservations. Holds that exist are resolved in any gate."""
+    """Whether an account takes new reservations. Existing holds are resolved in any state of the gate."""
 
     OPEN = "open"
     PAUSED = "paused"
@@ -71,10 +72,10 @@ class Gate(StrEnum):
 
 
 class OnLost(StrEnum):
-    """What becomes of a hold whose owner died: booked whole, or given back.
+    """What happens to a hold whose owner died: it is booked whole, or released.
 
-    Nobody knows what a provider did for an owner that cannot be asked. Only the whole hold is never less than that, so that
-    what a run was given is never granted twice.
+    What the provider did for a dead owner is unknown. Only the whole hold is certain not to be less, so that nothing is
+    granted twice.
     """
 
     CHARGE = "charge"
@@ -85,9 +86,9 @@ class OnLost(StrEnum):
 class Hold:
     """One account of the chain that a call is reserved on.
 
-    `limit` is what applies now (configuration, allocation); `tighten` is remembered by the account and only ever lowers it;
-    an override set by an operator replaces `limit`. With `enforce` False the account counts and reports a breach, and never refuses.
-    `keep_ms` is how long the account is remembered after its last use.
+    `limit` is what applies now (configuration, allocation). `tighten` is remembered by the account and can only lower the
+    limit. An operator's override replaces `limit`. With `enforce` False the account counts and reports breaches, but never
+    refuses. `keep_ms` is how long the account is remembered after its last use.
     """
 
     account: str
@@ -99,10 +100,10 @@ class Hold:
 
 @value_class
 class Demand:
-    """What a call may cost at worst: its prompt, and `choices` answers of at most `output_tokens_max` tokens each.
+    """The worst case of a call: its prompt, and `choices` answers of at most `output_tokens_max` tokens each.
 
-    The ledger may grant fewer output tokens, down to `output_tokens_min` for each choice; below that it refuses.
-    Equal values mean: all or nothing.
+    The ledger may grant fewer output tokens, down to `output_tokens_min` for each choice; below that it refuses. Equal values
+    mean all or nothing.
     """
 
     prompt_tokens: int
@@ -114,7 +115,7 @@ class Demand:
     requests: int = 1
 
     def amount(self, output_tokens: int) -> Amount:
-        """What is held when each choice may have `output_tokens`."""
+        """The amount held if each choice may have `output_tokens`."""
         produced = self.choices * output_tokens
         return Amount(
             self.prompt_tokens + produced,
@@ -129,22 +130,23 @@ class Demand:
 
 @value_class
 class Reserve:
-    """A reservation asked for. `id` is chosen by the gateway: asking again with the same id gives the first answer."""
+    """A request for a reservation. The gateway chooses `id`: a repeated request with the same id gets the first answer."""
 
     id: str
-    owner: str  # the gateway process; for people who look, never for decisions
+    owner: str  # the gateway process; for display, never for decisions
     holds: tuple[Hold, ...]
     demand: Demand
     ttl_ms: int
-    draft: bytes  # the usage event as far as it is known now; completed by whoever resolves the reservation
+    # The usage event as far as it is known now; completed when the reservation is resolved.
+    draft: bytes
     on_lost: OnLost = OnLost.CHARGE
 
 
 @value_class
 class Progress:
-    """A sign of life. `amount` is what was used so far, prompt included. `on_lost` is what shall become of the hold if this
-    was the last sign (None: as before). An owner that has sent nothing yet may say RELEASE; that counts only as long as no
-    use was reported, so that a message which arrives late takes nothing back."""
+    """A heartbeat. `amount` is what was used so far, prompt included. `on_lost` says what to do with the hold if this was the
+    last one (None: as before). An owner that has sent nothing yet may say RELEASE; that counts only while no use was
+    reported, so that a delayed message cannot take anything back."""
 
     id: str
     amount: Amount = ZERO
@@ -153,7 +155,7 @@ class Progress:
 
 @value_class
 class Account:
-    """What the ledger knows of one scope in one window. It may be forgotten `keep_ms` after `used_ms`, its last use."""
+    """The ledger's record of one scope in one window. It may be forgotten `keep_ms` after `used_ms`, its last use."""
 
     settled: Amount = ZERO
     reserved: Amount = ZERO
@@ -164,8 +166,8 @@ class Account:
     used_ms: int = 0
 
     def effective_limit(self, limit: Limit, tighten: Limit = UNLIMITED) -> Limit:
-        """The limit that counts: the operator's override over the given one, never above what callers tightened it to."""
-        # Most accounts have neither: comparing identities first halves the cost of a reservation.
+        """The limit that applies: the operator's override before the given one, but at most what callers tightened it to."""
+        # Most accounts have neither; testing identity first halves the cost of a reservation.
         if self.override is not UNLIMITED:
             limit = limit.replaced_by(self.override)
         if self.tightened is not UNLIMITED:
@@ -178,9 +180,9 @@ class Account:
 
 @value_class
 class Reservation:
-    """What the ledger remembers of a reservation: pending, and for a while after it was resolved.
+    """The ledger's record of a reservation: while it is pending, and for a while after it was resolved.
 
-    `limits` are those the chain had at the last grant; balances after the settlement are told against them.
+    `limits` are those of the chain at the last grant; balances after the settlement are reported against them.
     """
 
     id: str
@@ -191,7 +193,7 @@ class Reservation:
     output_tokens: int  # for each choice
     deadline_ms: int
     on_lost: OnLost
-    draft: bytes  # empty once nobody can need it any more
+    draft: bytes  # empty once it cannot be needed any more
     state: State = State.PENDING
     progress: Amount = ZERO
     booked: Amount = ZERO
@@ -201,7 +203,7 @@ class Reservation:
 
 @value_class
 class Balance:
-    """An account as its owner sees it. remaining = limit − settled − reserved, and is negative after an overrun."""
+    """An account as its owner sees it. remaining = limit − settled − reserved, which is negative after an overrun."""
 
     account: str
     limit: Limit
@@ -227,15 +229,15 @@ class Granted:
 
 class Refusal(StrEnum):
     EXCEEDED = "exceeded"  # it does not fit into what is left
-    BUSY = "busy"  # it would fit were it not for other holds: worth waiting
-    TOO_LARGE = "too_large"  # it would not fit into the whole, empty budget
+    BUSY = "busy"  # it would fit without other holds: worth waiting
+    TOO_LARGE = "too_large"  # it would not even fit into the whole, empty budget
     GATE = "gate"  # the account is paused, cancelled or completed
     RESOLVED = "resolved"  # extend only: the reservation is not pending any more
 
 
 @value_class
 class Refused:
-    """Why not, by the first account of the chain that stands in the way for good (or, if none does, for now)."""
+    """The reason for a refusal: the first account of the chain that refuses for good (or, if none does, for now)."""
 
     reason: Refusal
     account: str
@@ -243,7 +245,7 @@ class Refused:
     needed: int
     balance: Balance
     now_ms: int
-    balances: tuple[Balance, ...] = ()  # of all accounts that were asked, in the order of the holds
+    balances: tuple[Balance, ...] = ()  # of all accounts of the request, in the order of the holds
 
 
 Decision = Granted | Refused
@@ -251,7 +253,7 @@ Decision = Granted | Refused
 
 @value_class
 class Fit:
-    """The outcome of `fit`: output tokens for each choice, or the index of the account that refuses."""
+    """The result of `fit`: output tokens for each choice, or the index of the account that refuses."""
 
     output_tokens: int
     refused: tuple[int, Refusal, Unit | None] | None = None
@@ -264,10 +266,10 @@ _SEVERITY: Final = (Refusal.GATE, Refusal.TOO_LARGE, Refusal.EXCEEDED, Refusal.B
 def fit(
     demand: Demand, holds: Sequence[Hold], accounts: Sequence[Account], *, extending: bool = False, held: Amount = ZERO
 ) -> Fit:
-    """Does `demand` fit into every account at once, and with how many output tokens? Changes nothing.
+    """Whether `demand` fits into every account at once, and with how many output tokens. Changes nothing.
 
-    A gate refuses new reservations, not the growth of one that was let in (`extending`). `held` is what the growing
-    reservation holds already: it never goes away by waiting, so it counts against BUSY.
+    A gate refuses new reservations, but not the growth of one that was granted (`extending`). `held` is what the growing
+    reservation holds already: waiting does not free it, so it does not count as BUSY.
     """
     needed = demand.amount(demand.output_tokens_min)
     refusals: list[tuple[int, Refusal, Unit | None]] = []
@@ -310,7 +312,7 @@ def _verdict(
 
 
 def _has_room(limit: Limit, settled: Amount, reserved: Amount, needed: Amount) -> bool:
-    """Everything fits: what nearly every call meets, written out because it is asked for each account of each call."""
+    """Whether everything fits: the common case, spelled out because it runs for each account of each call."""
     return (
         (limit.tokens is None or needed.tokens <= limit.tokens - settled.tokens - reserved.tokens)
         and (limit.nano_usd is None or needed.nano_usd <= limit.nano_usd - settled.nano_usd - reserved.nano_usd)
@@ -319,7 +321,7 @@ def _has_room(limit: Limit, settled: Amount, reserved: Amount, needed: Amount) -
 
 
 def _output_room(demand: Demand, account: Account, limit: Limit) -> int:
-    """Output tokens for each choice that the account has room for beside the prompt. At least `output_tokens_min`: `_verdict` saw to it."""
+    """The output tokens for each choice that fit besides the prompt. `_verdict` has ensured at least `output_tokens_min`."""
     room = demand.output_tokens_max
     if limit.tokens is not None:
         free = limit.tokens - account.settled.tokens - account.reserved.tokens - demand.prompt_tokens
@@ -332,10 +334,9 @@ def _output_room(demand: Demand, account: Account, limit: Limit) -> int:
 
 @value_class
 class Placement:
-    """The answer to `reserve` or `extend`, and what to write: the reservation and, in the order of its accounts, their new values.
+    """The answer to `reserve` or `extend`, and what to write: the reservation and the new values of its accounts, in their order.
 
-    Without a reservation nothing is held; `tightened` are then the accounts, by name, that remember what a refused caller
-    has tightened them to.
+    Without a reservation nothing is held; `tightened` then has the accounts, by name, that a refused request has tightened.
     """
 
     decision: Decision
@@ -345,10 +346,10 @@ class Placement:
 
 
 def place(request: Reserve, accounts: Sequence[Account], now_ms: int) -> Placement:
-    """Set the demand aside on every account of the chain, or on none. An account that is not known yet is `Account()`.
+    """Set the demand aside on every account of the chain, or on none. An account that does not exist yet is `Account()`.
 
-    What the caller tightens stays tightened, whether the call fits or not: it is said of the run, not of one call.
-    ValueError: what the account holds would go beyond 2^53 − 1.
+    Limits that the caller tightens stay tightened even if the call does not fit, because they apply to the run, not to one
+    call. Raises ValueError if an account would hold more than 2^53 − 1.
     """
     outcome = fit(request.demand, request.holds, accounts)
     if outcome.refused is not None:
@@ -365,9 +366,9 @@ def place(request: Reserve, accounts: Sequence[Account], now_ms: int) -> Placeme
 
 
 def place_again(request: Reserve, found: Reservation, accounts: Sequence[Account], now_ms: int) -> Placement:
-    """The answer to a repeated request: what was granted the first time, whatever became of it; balances as they are now.
+    """The answer to a repeated request: the first grant, whatever became of it, with current balances.
 
-    ValueError: the id stands for a reservation on other accounts.
+    Raises ValueError if the id belongs to a reservation on other accounts.
     """
     _check_same_accounts(found, request.holds)
     return Placement(_granted(found, request.holds, accounts, now_ms))
@@ -376,7 +377,7 @@ def place_again(request: Reserve, found: Reservation, accounts: Sequence[Account
 def enlarge(
     found: Reservation, holds: Sequence[Hold], extra: Demand, accounts: Sequence[Account], now_ms: int
 ) -> Placement:
-    """Add `extra` to a pending hold. The decision tells the new totals. ValueError: `holds` are not the reservation's."""
+    """Add `extra` to a pending hold. The decision has the new totals. Raises ValueError if `holds` are not the reservation's."""
     _check_same_accounts(found, holds)
     if found.state is not State.PENDING:
         return Placement(already_resolved(holds, accounts, now_ms))
@@ -395,7 +396,7 @@ def enlarge(
 
 
 def renewed(found: Reservation, sign: Progress, deadline_ms: int) -> Reservation:
-    """A pending reservation after a sign of life. Progress never goes back."""
+    """A pending reservation after a heartbeat. Progress never goes back."""
     progress = found.progress.at_least(sign.amount)
     is_told = sign.on_lost is OnLost.CHARGE or (sign.on_lost is OnLost.RELEASE and progress == ZERO)
     on_lost = sign.on_lost if is_told and sign.on_lost is not None else found.on_lost
@@ -403,7 +404,7 @@ def renewed(found: Reservation, sign: Progress, deadline_ms: int) -> Reservation
 
 
 def already_resolved(holds: Sequence[Hold], accounts: Sequence[Account], now_ms: int) -> Refused:
-    """The answer to `extend` when the reservation is not pending, or not known."""
+    """The answer to `extend` if the reservation is not pending, or unknown."""
     balances = _balances(holds, accounts)
     return Refused(Refusal.RESOLVED, holds[0].account, None, 0, balances[0], now_ms, balances)
 
@@ -428,7 +429,7 @@ def _holding(hold: Hold, account: Account, more: Amount, now_ms: int) -> Account
 
 
 def _tightened(holds: Sequence[Hold], accounts: Sequence[Account], now_ms: int) -> tuple[tuple[str, Account], ...]:
-    """The accounts that hold less than they did before this call, and no more besides: asking again changes nothing."""
+    """Only the accounts that this call tightens further, so that a repeated request changes nothing."""
     found = []
     for hold, account in zip(holds, accounts, strict=True):
         tightened = account.tightened.tightened_by(hold.tighten)

@@ -1,8 +1,8 @@
-"""Which model takes a call: the tier that its complexity asks for, then the best of that tier that is able to.
+"""The choice of the model for a call: the tier that suits its complexity, then the best capable model of that tier.
 
-`model: auto` is always routed and `auto:fast` within its tier; a named model only where the workflow allows it and
-routing is on. A conversation keeps its model, because changing it throws the provider's prompt cache away. An answer
-that failed its checks moves the next attempt one tier up. Every decision says why, in words.
+`model: auto` is always routed, and `auto:fast` within its tier; a named model only if the workflow allows it and routing is
+on. A conversation keeps its model, because a change would lose the provider's prompt cache. If an answer fails its checks,
+the next attempt goes one tier up. Every decision states its reason.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from policies.settings import Settings
 from policies.values import value_class
 
 AUTO = "auto"
-# A model whose quality nobody stated stands in the middle of 0 to 10.
+# The quality of a model without a stated one: the middle of 0 to 10.
 QUALITY_UNKNOWN = 5.0
 
 
 class Tier(StrEnum):
-    """Classes of models, from cheap to able."""
+    """Classes of models, from cheap to capable."""
 
     FAST = "fast"
     BALANCED = "balanced"
@@ -30,7 +30,7 @@ class Tier(StrEnum):
 
 TIERS = tuple(Tier)
 
-# Abilities by the words of LiteLLM's `supports_…` fields.
+# Abilities, named as in LiteLLM's `supports_…` fields.
 TOOLS, VISION, JSON_SCHEMA, AUDIO = "function_calling", "vision", "response_schema", "audio_input"
 _ABILITY_WORDS = {TOOLS: "tools", VISION: "images", JSON_SCHEMA: "JSON schemas", AUDIO: "audio"}
 _PART_ABILITY = {
@@ -44,9 +44,9 @@ _PART_ABILITY = {
 
 @value_class
 class Candidate:
-    """A configured model of a tier. An ability in neither set is one of which nothing is said.
+    """A configured model of a tier. An ability in neither `abilities` nor `lacks` is unknown.
 
-    `quality` is from 0 to 10; `order` its place in the tier's list, which decides between equals.
+    `quality` is from 0 to 10; `order` is the position in the tier's list, which breaks ties.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Candidate:
 
 @value_class
 class Needs:
-    """What a call asks of a model. `output_tokens` is what the caller asked for or is expected; 0: unknown."""
+    """What a call requires of a model. `output_tokens` is the caller's cap or the expected length; 0: unknown."""
 
     abilities: frozenset[str] = frozenset()
     prompt_tokens: int = 0
@@ -72,11 +72,11 @@ class Needs:
 
 @value_class
 class Wish:
-    """A call as it asks for a model.
+    """A call, as input to the choice of a model.
 
-    `score` is its effective complexity (0–10), `sticky_model` the one that this conversation had last, `failed_tier`
-    the tier of the last of `failed_attempts` answers that failed their checks, `tier_floor` the least that the step's
-    handler asks for.
+    `score` is its effective complexity (0–10), `sticky_model` the last model of this conversation, `failed_tier` the tier of
+    the last of `failed_attempts` answers that failed their checks, `tier_floor` the lowest tier that the step's handler
+    accepts.
     """
 
     model: str
@@ -91,7 +91,7 @@ class Wish:
 
 @value_class
 class Route:
-    """The model to call. `tier` is None for a named model that belongs to none."""
+    """The model to call. `tier` is None for a named model that is in no tier."""
 
     model: str
     tier: Tier | None
@@ -107,15 +107,16 @@ class NoRoute:
 
 
 def is_auto(model: str) -> bool:
-    """Whether a model's name leaves the choice to us."""
+    """Whether the name of a model leaves the choice to Farebox."""
     return model == AUTO or model.startswith(AUTO + ":")
 
 
 def tier_for(score: float, settings: Settings) -> Tier:
-    """The tier of an effective complexity, by the thresholds of the settings.
+    """The tier for an effective complexity, by the thresholds of the settings.
 
-    Below the fast threshold: fast. Then powerful from its own threshold on, balanced below it; where the powerful
-    threshold lies below the balanced one, both would do in between, and quality or cost decides, whichever weighs more.
+    Below the fast threshold: fast. From the powerful threshold on: powerful. Between them: balanced. If the powerful
+    threshold is below the balanced one, either tier will do between these two, and the larger of the quality and cost weights
+    decides.
     """
     if score < settings.ais_fast_tier_max_score:
         return Tier.FAST
@@ -130,10 +131,10 @@ def one_up(tier: Tier) -> Tier:
 
 
 def route(wish: Wish, candidates: Sequence[Candidate], settings: Settings) -> Route | NoRoute:
-    """Decide. Only models that can take the call are chosen: able, long enough, and priced where money is limited.
+    """Choose a model. Only models that can take the call qualify: capable, with enough context, and priced if money is limited.
 
-    For a named model that is replaced, an ability must be stated; for `auto`, one of which nothing is said is taken
-    where no stated one is to be had.
+    A replacement for a named model must be known to have the needed abilities; `auto` accepts models with unknown abilities
+    if there is no model with known ones.
     """
     known = {candidate.name: candidate for candidate in candidates}
     kept = _kept_by_name(wish, known, settings)
@@ -151,10 +152,10 @@ def route(wish: Wish, candidates: Sequence[Candidate], settings: Settings) -> Ro
 
 
 def cheaper(model: str, needs: Needs, candidates: Sequence[Candidate], settings: Settings) -> tuple[Route, ...]:
-    """Models that could take a call instead of `model` for less money, the best first: what to try under pressure.
+    """Models that could take a call for less money than `model`, the best first: the candidates under pressure.
 
-    Only priced models with every ability stated; nearest tier below first, the dearest within it first, since what is
-    saved in quality is wanted least. Empty when the model itself has no price.
+    Only priced models that are known to have every needed ability; the nearest tier below first, and within it the most
+    expensive first, to lose as little quality as possible. Empty if `model` itself has no price.
     """
     known = {candidate.name: candidate for candidate in candidates}
     current = known.get(model)
@@ -170,7 +171,7 @@ def cheaper(model: str, needs: Needs, candidates: Sequence[Candidate], settings:
 
 
 def needed_abilities(body: Mapping[str, Any]) -> frozenset[str]:
-    """What a request (chat, Responses or Messages) needs: tools, images, audio, a JSON schema. Time is linear in it."""
+    """The abilities that a request (chat, Responses or Messages) needs: tools, images, audio, a JSON schema. Linear time."""
     needed = {ability for part in _parts(body) if (ability := _PART_ABILITY.get(str(part.get("type"))))}
     if body.get("tools") or body.get("functions"):
         needed.add(TOOLS)
@@ -180,8 +181,8 @@ def needed_abilities(body: Mapping[str, Any]) -> frozenset[str]:
 
 
 def prompt_tokens_about(body: Mapping[str, Any]) -> int:
-    """Tokens of a prompt (chat, Responses or Messages) before anybody has counted them: a third of its characters, which is
-    more than English and code come to. What is not text is left out. Time is linear in the request."""
+    """An estimate of a prompt's tokens (chat, Responses or Messages) before they are counted: a third of its characters,
+    which is more than English and code come to. Ignores content that is not text. Linear time."""
     characters = sum(
         len(text) for name in ("system", "instructions", "prompt", "input") for text in _strings(body, name)
     )
@@ -216,7 +217,7 @@ def _asks_for_schema(wanted: object) -> bool:
 
 
 def _kept_by_name(wish: Wish, known: Mapping[str, Candidate], settings: Settings) -> Route | None:
-    """The route of a named model that is not to be replaced, None where there is a choice."""
+    """The route of a named model that is kept; None if there is a choice."""
     if is_auto(wish.model):
         return None
     asked = known.get(wish.model)
@@ -252,7 +253,7 @@ def _by_score(wish: Wish, settings: Settings) -> tuple[Tier, str]:
 
 
 def _chosen(wish: Wish, wanted: Tier, why: str, candidates: Sequence[Candidate], settings: Settings) -> Route | NoRoute:
-    """The best of the wanted tier; where none of it can take the call, of the next one up, and at last of one below."""
+    """The best of the wanted tier; if none of it can take the call, of the nearest tier above, and failing that, below."""
     at = TIERS.index(wanted)
     for tier in (*TIERS[at:], *TIERS[:at][::-1]):
         able = [one for one in candidates if one.tier is tier and _able(one, wish.needs)]
@@ -281,7 +282,7 @@ def _sure(one: Candidate, needs: Needs) -> bool:
 
 
 def _cost(one: Candidate, needs: Needs) -> int:
-    """For comparing: a call without a length is compared at a thousand tokens in and a quarter of that out."""
+    """For comparisons: a call of unknown length is assumed to have 1,000 tokens of prompt and a quarter of the prompt as output."""
     if one.price is None:
         return 0
     prompt, output = needs.prompt_tokens, needs.output_tokens
@@ -293,10 +294,10 @@ def _quality(one: Candidate) -> float:
 
 
 def _best(usable: Sequence[Candidate], needs: Needs, settings: Settings) -> Candidate:
-    """Highest of weight × quality ÷ 10 + weight × (cheapest cost ÷ own cost).
+    """The highest of weight × quality ÷ 10 + weight × (cheapest cost ÷ own cost).
 
-    A ratio, so that a model twice as dear loses half of the cost's weight, however near or far the others are. What has
-    no price counts as the dearest: unknown is not cheap.
+    The ratio means that a model at twice the cheapest cost loses half of the cost weight, whatever the other models cost. A
+    model without a price counts as the most expensive: unknown is not cheap.
     """
     costs = {one.name: _cost(one, needs) for one in usable if one.price is not None}
     least = min(costs.values(), default=0)

@@ -1,7 +1,7 @@
-"""The 40 settings (`system_settings_config`): what each key is, what it may hold, and a typed snapshot of all of them.
+"""The 40 settings (`system_settings_config`): the meaning and range of each key, and a typed snapshot of all of them.
 
-One table, `SETTINGS`, is the only place that knows a default or a range; the store is seeded from it, the control API
-and the admin pages show it, and `docs/settings.md` is compared with it by a test.
+The table `SETTINGS` is the only source of defaults and ranges: the store is seeded from it, the control API and the admin
+pages show it, and a test compares `docs/settings.md` with it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ ALLOCATION_STRATEGIES = ("equal", "proportional", "adaptive", "priority")
 COMPRESSION_STRATEGIES = ("none", "structural", "template", "truncate", "extractive", "semantic")
 AGGRESSIVENESS = ("low", "medium", "high")
 
-# Larger limits than this are a slip of the finger: ten million tokens is ten of the largest context windows.
+# Larger limits are typing errors: ten million tokens is ten of the largest context windows.
 _STEP_TOKENS_MAX = 10_000_000
 _WORKFLOW_TOKENS_MAX = 1_000_000_000
-# What people write for yes and no in YAML, on a command line and in an environment variable.
+# How people write yes and no in YAML, on a command line and in an environment variable.
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-# Bounded on purpose: `int()` of a very long text is quadratic, and no setting needs more digits.
+# Bounded on purpose: `int()` of a very long text takes quadratic time, and no setting needs more digits.
 _NUMBER = re.compile(r"[+-]?(\d{1,20}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,2})?")
 
 
 class SettingError(ValueError):
-    """A value that a setting may not hold; the text names the key, its range and what was given."""
+    """A value that a setting does not accept; the message names the key, its range and the given value."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(f"{key}: {message}")
@@ -65,7 +65,7 @@ class SettingSpec:
 
     @property
     def attribute(self) -> str:
-        """The key without its prefix: the name of the attribute in `Settings` for keys that are not per intent."""
+        """The key without its prefix, which is also the attribute of `Settings` unless the key is per intent."""
         return self.key.removeprefix(PREFIX)
 
 
@@ -85,7 +85,7 @@ def _choice(category: str, name: str, default: str, choices: tuple[str, ...], de
     return SettingSpec(PREFIX + name, category, "string", default, None, None, choices, description)
 
 
-# Tokens that one step of this intent usually needs, prompt and answer together (figures of the original system).
+# Tokens that one step of this intent usually needs, prompt and answer together (figures from the original system).
 _BASELINE_TOKENS = {
     Intent.EXTRACT: 800,
     Intent.SUMMARIZE: 1500,
@@ -99,9 +99,9 @@ _BASELINE_TOKENS = {
     Intent.ENRICH: 1000,
 }
 
-# Only strategies that need no model call are defaults: switching compression on must not begin to spend money.
-# Summaries survive dropping the least relevant sentences; messages that are sent are mostly boilerplate; the rest may
-# hold the one record that matters, so nothing but white space, markup and repetition is taken out.
+# Only strategies without model calls are defaults, because turning compression on must not start to spend money. A summary
+# survives without the least relevant sentences, and messages to be sent are mostly boilerplate; the other intents may depend
+# on a single record, so only white space, markup and repetition are removed.
 _COMPRESSION_DEFAULT = {
     Intent.EXTRACT: "structural",
     Intent.SUMMARIZE: "extractive",
@@ -231,9 +231,9 @@ SETTINGS: Mapping[str, SettingSpec] = MappingProxyType(
 
 
 def validated(key: str, value: object) -> Value:
-    """The value as the setting holds it: numbers and switches also from text, as a command line or environment has them.
+    """The value in the setting's type. Numbers and booleans may be given as text, as command lines and environments do.
 
-    Raises SettingError that names the range and what was given: for an unknown key, a wrong type, a value outside the
+    Raises SettingError, which names the range and the given value, for an unknown key, a wrong type, a value outside the
     range, and for NaN and infinities.
     """
     spec = SETTINGS.get(key)
@@ -274,7 +274,7 @@ def _as_boolean(value: object) -> bool | None:
 def _as_number(value: object) -> float | None:
     if isinstance(value, str):
         value = float(value) if _NUMBER.fullmatch(value := value.strip()) else None
-    # bool is an int in Python: `true` as a number is a mistake, not a 1.
+    # bool is an int in Python, but `true` as a number is a mistake, not a 1.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -300,15 +300,15 @@ _READERS = MappingProxyType(
 
 
 def defaults() -> dict[str, Value]:
-    """Key → default of all 40, in the table's order: what a fresh store is seeded with."""
+    """Key → default of all 40, in the table's order: the seed of a new store."""
     return {key: spec.default for key, spec in SETTINGS.items()}
 
 
 def conflicts(values: Mapping[str, Value]) -> list[str]:
-    """Contradictions between settings that are each within their own range, one sentence each; [] when there are none.
+    """Contradictions between settings that are each within their own range, one sentence each; [] if there are none.
 
-    `values` may be partial: keys that are absent count as their defaults. Behaviour stays defined even when a
-    contradiction is let through (see `routing.tier_for`), so this is for telling people, before or after saving.
+    `values` may be partial: missing keys count as their defaults. Behaviour is defined even with contradictions (see
+    `routing.tier_for`), so this serves to warn people, before or after saving.
     """
     merged = {**defaults(), **values}
     ais = PREFIX + "ais_"
@@ -328,9 +328,9 @@ def conflicts(values: Mapping[str, Value]) -> list[str]:
 
 @value_class
 class Settings:
-    """All 40 values at one moment, typed; attributes are the keys without `orchestration_`, per intent as mappings.
+    """A typed snapshot of all 40 values. Attributes are the keys without `orchestration_`; those per intent are mappings.
 
-    Built once per change of a setting and passed down; nothing looks a setting up by its text on the request path.
+    Built once per change of a setting and passed down, so that the request path looks up no setting by its text.
     """
 
     enabled: bool
@@ -358,7 +358,7 @@ class Settings:
 
     @classmethod
     def from_values(cls, values: Mapping[str, object] = MappingProxyType({})) -> Settings:
-        """Validate `values` (full keys); absent keys take their defaults. Raises SettingError for the first fault."""
+        """Validate `values` (full keys); missing keys take their defaults. Raises SettingError for the first fault."""
         known = {**defaults(), **{key: validated(key, value) for key, value in values.items()}}
         typed: dict[str, Any] = {
             field.name: _by_intent(known, field.name)
@@ -370,7 +370,7 @@ class Settings:
 
     @property
     def allocation_strategy(self) -> str:
-        """The strategy in force: the adaptive switch beats the chosen strategy."""
+        """The strategy in force: the adaptive switch overrides the chosen strategy."""
         return "adaptive" if self.adaptive_budget_enabled else self.budget_allocation_strategy
 
 

@@ -1,4 +1,4 @@
-"""How a reservation ends: what is booked, what is given back, and the usage event that says so.
+"""How a reservation ends: what is booked, what is released, and the usage event that reports it.
 
     ended by   settled grows by          the hold   event
     --------   -----------------------   --------   ----------------------------------------
@@ -8,7 +8,7 @@
                nothing (see `lost`)
     late       used − booked at expiry   –          late: the difference, which may be negative (a void used nothing)
 
-Nothing is hidden: what goes beyond the hold is booked in full, and told apart as the overrun.
+Use beyond the hold is booked in full, and also reported as the overrun.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from policies.values import value_class
 
 class EntryKind(StrEnum):
     SETTLED = "settled"
-    # Booked (or released: a zero amount) by the sweeper; its id is `<reservation>:lost`. The gateway may have recorded under the
-    # reservation's own id that the call failed, when it could not take the hold back any more.
+    # Booked by the sweeper (or released: a zero amount), with the id `<reservation>:lost`. The gateway may have recorded a
+    # failure under the reservation's own id, if it could not void the hold any more.
     EXPIRED = "expired"
-    LATE = "late"  # the difference that a late settlement made; its id is `<reservation>:late`
-    RECORDED = "recorded"  # no reservation: untagged calls and refusals
+    LATE = "late"  # the difference of a late settlement, with the id `<reservation>:late`
+    RECORDED = "recorded"  # without a reservation: untagged calls and refusals
     REPAIR = "repair"  # an explicit correction by `farebox reconcile`
 
 
 @value_class
 class OutboxEntry:
-    """A usage event on its way to the store, where `id` makes it land once."""
+    """A usage event on its way to the store, where `id` makes it idempotent."""
 
-    position: str  # the engine's own handle for `acknowledge`; empty before it is written
+    position: str  # the engine's handle for `acknowledge`; empty until it is written
     id: str
     kind: EntryKind
     project: str
     amount: Amount
     at_ms: int  # the ledger's clock; 0 in `record` means now
     draft: bytes  # JSON object from `Reserve.draft`
-    detail: bytes = b""  # JSON object from `settle`; its fields beat the draft's
-    overrun: Amount = ZERO  # how far `amount` went beyond what was held
+    detail: bytes = b""  # JSON object from `settle`; its fields override the draft's
+    overrun: Amount = ZERO  # the part of `amount` beyond the hold
 
 
 @value_class
 class Resolution:
-    """How a reservation ended. `first` is False when it had been resolved before: nothing was changed then.
+    """How a reservation ended. `first` is False if it was resolved before; then nothing was changed.
 
     `state` is None for an id that the ledger does not know (forgotten after its keep time, or never made). `booked` and
-    `overrun` are totals, after a late settlement too. The limits of `balances` are those of the last grant of this
-    reservation, with the account's override and what it was tightened to.
+    `overrun` are totals, even after a late settlement. The limits of `balances` are those of this reservation's last grant,
+    combined with the account's override and tightened limit.
     """
 
     state: State | None
@@ -78,7 +78,7 @@ class Lost:
 
 @value_class
 class Booking:
-    """The answer to a resolution, and what to write. Without a reservation nothing is to be written."""
+    """The result of a resolution, and what to write: nothing, if `reservation` is None."""
 
     resolution: Resolution
     reservation: Reservation | None = None
@@ -95,7 +95,7 @@ def settle(
         return _told_again(found, accounts)
     late = state is State.LATE
     kind, entry_id = (EntryKind.LATE, f"{found.id}:late") if late else (EntryKind.SETTLED, found.id)
-    # What a pending reservation has booked is nothing, and an expired one holds nothing any more.
+    # A pending reservation has booked nothing, and an expired one holds nothing any more.
     difference, freed = (used - found.booked, ZERO) if late else (used, found.held)
     overrun = overrun_of(used, found.held)
     beyond = overrun - found.overrun if late else overrun
@@ -105,7 +105,7 @@ def settle(
 
 
 def void(project: str, found: Reservation, accounts: Sequence[Account], now_ms: int) -> Booking:
-    """Give the whole hold back, or what was booked when it expired. Without an expiry there is no event: nothing was spent."""
+    """Release the whole hold, or take back what its expiry booked. Without an expiry there is no event, as nothing was spent."""
     state = next_state(found.state, Event.VOID)
     if state is None:
         return _told_again(found, accounts)
@@ -115,7 +115,7 @@ def void(project: str, found: Reservation, accounts: Sequence[Account], now_ms: 
 
 
 def expire(project: str, found: Reservation, accounts: Sequence[Account], now_ms: int) -> Booking:
-    """Resolve a reservation whose owner is taken for dead. Whoever calls has seen that its deadline has passed."""
+    """Resolve a reservation whose owner is considered dead. The caller has checked that the deadline has passed."""
     state = next_state(found.state, Event.EXPIRE)
     if state is None:
         return _told_again(found, accounts)
@@ -124,18 +124,18 @@ def expire(project: str, found: Reservation, accounts: Sequence[Account], now_ms
     entry = OutboxEntry(
         "", f"{found.id}:lost", EntryKind.EXPIRED, project, booked, now_ms, found.draft, b"", overrun
     )  # fmt: skip
-    # The draft stays: a late settlement sends it once more.
+    # The draft is kept, because a late settlement sends it once more.
     resolved = _resolved(found, state, booked, overrun, now_ms, draft=found.draft)
     return _booking(resolved, accounts, booked, found.held, entry)
 
 
 def lost(found: Reservation) -> Amount:
-    """What is booked for a reservation whose owner died: all that it held, and what it had reported beyond that."""
+    """The amount booked for a reservation whose owner died: all that it held, and any reported use beyond that."""
     return found.held.at_least(found.progress) if found.on_lost is OnLost.CHARGE else ZERO
 
 
 def overrun_of(used: Amount, held: Amount) -> Amount:
-    """What was used beyond what was held, per unit; never negative."""
+    """Use beyond the hold, per unit; never negative."""
     if used.tokens <= held.tokens and used.nano_usd <= held.nano_usd and used.requests <= held.requests:
         return ZERO
     return Amount(
@@ -150,7 +150,7 @@ def _told_again(found: Reservation, accounts: Sequence[Account]) -> Booking:
 def _resolved(
     found: Reservation, state: State, booked: Amount, overrun: Amount, now_ms: int, *, draft: bytes
 ) -> Reservation:
-    # Written out: `dataclasses.replace` takes three times as long, and this is done for every call.
+    # Spelled out, because `dataclasses.replace` takes three times as long and every call does this.
     return Reservation(
         found.id,
         found.owner,
@@ -192,9 +192,9 @@ def _booked(account: Account, difference: Amount, freed: Amount, now_ms: int) ->
 
 
 def _saturated(amount: Amount) -> Amount:
-    """Between 0 and 2^53 − 1: a counter that is full refuses everything anyhow, and booking must not fail.
+    """Clamped to 0 … 2^53 − 1: a full counter refuses everything anyhow, and booking must not fail.
 
-    The lower end is met when an account was forgotten or restored between an expiry and its late settlement.
+    The lower end is reached if an account was forgotten or restored between an expiry and its late settlement.
     """
     tokens, nano_usd, requests = amount.tokens, amount.nano_usd, amount.requests
     if 0 <= tokens <= AMOUNT_MAX and 0 <= nano_usd <= AMOUNT_MAX and 0 <= requests <= AMOUNT_MAX:

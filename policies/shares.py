@@ -1,4 +1,4 @@
-"""Dividing a whole number of tokens: by weights, under caps, without losing or inventing one."""
+"""Divides a whole number of tokens by weights and under caps, without losing or inventing any."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fractions import Fraction
 def divided(total: int, weights: Sequence[int], caps: Sequence[int]) -> list[int]:
     """Shares of `total` in proportion to `weights`, none above its cap; what a cap frees goes to the others.
 
-    The shares sum to min(`total`, sum of `caps`) exactly. All numbers are ≥ 0, and weight 0 gets something only once
-    every other share is at its cap. Raising one weight never lowers its share. Method: water-filling for the caps, then
-    the largest remainder (Hamilton) for whole numbers; equal remainders go to the earlier position.
-    Raises ValueError for negative numbers and for lists of different lengths.
+    The shares sum to min(`total`, sum of `caps`) exactly. All numbers are ≥ 0; weight 0 gets something only once all other
+    shares are at their caps. Raising a weight never lowers its share. Method: water-filling for the caps, then the largest
+    remainder (Hamilton) for whole numbers; ties go to the earlier position. Raises ValueError for negative numbers and for
+    lists of different lengths.
     """
     if len(weights) != len(caps) or min((total, *weights, *caps)) < 0:
         raise ValueError("weights and caps must be as many, and nothing may be negative")
@@ -29,7 +29,7 @@ def divided(total: int, weights: Sequence[int], caps: Sequence[int]) -> list[int
 
 
 def _fill(left: int, weights: Sequence[int], caps: Sequence[int], shares: list[int]) -> tuple[int, list[int]]:
-    """Fill the shares that reach their caps, smallest cap for its weight first. Returns what is left, and for whom."""
+    """Fill the shares that reach their caps, the smallest ratio of cap to weight first. Returns what is left, and the rest."""
     weighted = [position for position, weight in enumerate(weights) if weight > 0]
     weighted.sort(key=lambda position: Fraction(caps[position], weights[position]))
     weight_left = sum(weights)
@@ -43,7 +43,7 @@ def _fill(left: int, weights: Sequence[int], caps: Sequence[int], shares: list[i
 
 
 def _share_out(left: int, unfilled: Sequence[int], weights: Sequence[int], shares: list[int]) -> None:
-    """Whole parts first, then one more for each of the largest remainders. No share reaches its cap, so one more fits."""
+    """Whole parts, then one more for each of the largest remainders, which always fits because no share is at its cap."""
     weight = sum(weights[position] for position in unfilled)
     remainders = {}
     for position in unfilled:

@@ -1,4 +1,4 @@
-"""What a value is here: compared by its fields, and never changed once it is made."""
+"""Value objects: compared by their fields, and not changed after they are made."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def value_class(made: type[T]) -> type[T]:
-    """A dataclass that mypy takes for frozen, and Python does not.
+    """A dataclass that is frozen for mypy, but not at run time.
 
-    A frozen one sets each of its fields through `object.__setattr__`, which takes four times as long, and a call makes dozens. That
-    nothing changes them is what mypy checks (tests/policies/test_values.py shows that it does).
+    A frozen dataclass sets each field through `object.__setattr__`, which takes four times as long, and a call makes dozens
+    of values. mypy ensures that nothing changes them (tests/policies/test_values.py shows that it does).
     """
     return dataclass(slots=True, unsafe_hash=True)(made)

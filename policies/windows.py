@@ -1,12 +1,12 @@
-"""Calendar windows of budgets: from when to when a minute, an hour, a day or a month lasts in a time zone.
+"""Calendar windows of budgets: when a minute, an hour, a day or a month begins and ends in a time zone.
 
-Windows of one kind follow each other without gap or overlap, and every instant is in exactly one. In words:
+Windows of one kind follow each other without gap or overlap, so every instant is in exactly one:
 
-- a day lasts from the first instant of a local date to the first instant of the next one: 23 or 25 hours long where
-  clocks change, never "24 hours from now" and never 30 days for a month;
-- an hour and a minute last while the local clock shows them; a clock change begins a new one. An hour that a zone sets
-  back is therefore two windows of one hour each;
-- where a zone leaves out midnight, the date begins at the change; where it has two midnights, at the first.
+- a day lasts from the first instant of a local date to the first instant of the next: 23 or 25 hours when clocks change,
+  never "24 hours from now"; likewise a month is never 30 days;
+- an hour and a minute last as long as the local clock shows them, and a clock change begins a new one. An hour that is
+  repeated when clocks go back is therefore two windows of one hour each;
+- if a zone skips midnight, the date begins at the clock change; if it has two midnights, at the first.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _MILLISECOND = timedelta(milliseconds=1)
 _MINUTE_MS = 60_000
 _HOUR_MS = 60 * _MINUTE_MS
 _DAY_MS = 24 * _HOUR_MS
-# 0001 and 9999 are where Python's calendar ends: a window's edge must not fall outside.
+# Python's calendar ends at the years 1 and 9999, and the edges of a window must be inside.
 _NOW_MAX_MS = 253_370_764_800_000  # 9999-01-01T00:00Z
 
 
 class WindowError(ValueError):
-    """A window, time zone or instant that there is not; the text names it."""
+    """An unknown window or time zone, or an instant out of range; the message names it."""
 
 
 def zone_of(timezone: str) -> tzinfo:
@@ -35,7 +35,7 @@ def zone_of(timezone: str) -> tzinfo:
         return UTC
     try:
         return ZoneInfo(timezone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: the name of a folder of the database
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: the name is a directory of the database
         raise WindowError(f"'{timezone[:60]}' is not a time zone that this machine knows.") from None
 
 
@@ -78,7 +78,7 @@ def _date_window(now_ms: int, window: str, zone: tzinfo) -> tuple[int, int]:
     first = first.replace(day=1) if window == "month" else first
     start, after = _first_ms(first, zone), _next(first, window)
     end = _first_ms(after, zone)
-    # A clock set back across midnight shows the old date a second time, after the new one has begun.
+    # When clocks go back across midnight, they show the old date a second time after the new one has begun.
     return (start, end) if now_ms < end else (end, _first_ms(_next(after, window), zone))
 
 
@@ -89,16 +89,16 @@ def _next(first: date, window: str) -> date:
 
 
 def _first_ms(day: date, zone: tzinfo) -> int:
-    """The first instant at which the zone's clocks show this date, or would have."""
+    """The first instant at which the zone's clocks show this date, or would have shown it."""
     midnight = datetime(day.year, day.month, day.day, tzinfo=zone)  # fold=0: the first of two midnights
     instant = (midnight.astimezone(UTC) - _EPOCH) // _MILLISECOND
     if _local(instant, zone).replace(tzinfo=None) == midnight.replace(tzinfo=None):
         return instant
-    return _change_ms(instant - _DAY_MS, instant, zone)  # midnight was left out: the date begins at the change
+    return _change_ms(instant - _DAY_MS, instant, zone)  # midnight was skipped: the date begins at the change
 
 
 def _change_ms(before_ms: int, after_ms: int, zone: tzinfo) -> int:
-    """The instant of the clock change between two instants, by bisection: the first ms with the later offset."""
+    """The instant of the clock change between two instants: the first ms with the later offset, found by bisection."""
     later = _offset_ms(after_ms, zone)
     while after_ms - before_ms > 1:
         middle = (before_ms + after_ms) // 2
