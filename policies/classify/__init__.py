@@ -1,7 +1,7 @@
-"""Which of the ten intents a step has: `classify` for the answer, `content_key` for remembering it.
+"""Classification of steps into the ten intents: `classify` finds the intent, `content_key` is the key to cache it under.
 
-The sources in order: the caller's header, the workflow's declaration, the quick rules, the trained model, and `generate`
-when nothing was seen. The gateway puts its learned cache and, if there is one, a model to ask around this.
+The sources, in order: the caller's header, the workflow's declaration, the quick rules, the trained model, and `generate` if
+nothing was found. The gateway adds its learned cache and, if one is configured, a language model to ask.
 """
 
 from policies.classify.answer import classify, load_classifier

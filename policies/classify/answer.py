@@ -1,4 +1,4 @@
-"""The order of the sources, and the answer."""
+"""The classification of a step: the order of the sources."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from policies.classify.rules import answer_by_rules, reasons
 from policies.classify.step import Alternative, Classification, StepText
 from policies.intents import Intent, parse_intent
 
-# Generating is the most frequent intent, with a good fifth of the evaluation steps; unsupported, it is little more likely.
+# `generate` is the most frequent intent, with a good fifth of the evaluation steps; without evidence it is little more likely.
 FALLBACK_CONFIDENCE = 0.3
-# Words that the lexicon does not know decide alone only when the model is this sure of them.
+# If no known word was found, the model decides alone only if it is at least this sure.
 ALONE_MIN = 0.5
-# Below this chance an alternative is noise.
+# Alternatives less likely than this are noise.
 ALTERNATIVE_MIN = 0.05
 ALTERNATIVES_MAX = 3
 
 
 def load_classifier() -> None:
-    """Read the words and weights that ship with the classifier; the first step would wait some 20 ms for them."""
+    """Load the words and weights of the classifier, so that the first step does not wait some 20 ms for them."""
     lexicon()
     weights()
 
@@ -27,12 +27,12 @@ def load_classifier() -> None:
 def classify(
     step: StepText, *, header: str | None = None, declared: Intent | None = None, confidence_threshold: float = 0.7
 ) -> Classification:
-    """Tell the intent of a step: header, else declaration, else rules, else model, else `generate`.
+    """The intent of a step: from the header, else the declaration, else the rules, else the model, else `generate`.
 
-    The rules answer only at or above `confidence_threshold` (0 to 1). The model answers whatever its confidence is:
-    below the threshold the caller may ask a language model (`llm_question`), and until then this is the best guess.
-    Raises IntentClassificationError for a header that is none of the ten. Time does not grow with the texts: they are read
-    through windows of fixed size.
+    The rules answer only at or above `confidence_threshold` (0 to 1). The model answers whatever its confidence: below the
+    threshold the caller may ask a language model (`llm_question`), and until then this is the best guess. Raises
+    IntentClassificationError for a header that is not one of the ten. Takes constant time: texts are read through windows of
+    fixed size.
     """
     if header is not None:
         return Classification(parse_intent(header), 1.0, "header", "the caller said it in the x-workflow-intent header")

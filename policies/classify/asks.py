@@ -1,4 +1,4 @@
-"""What a text asks for: the verbs of its imperatives and of its "your task is to …", with what they are to produce."""
+"""The requests in a text: the verbs of its imperatives and of phrases like "your task is to …", with their objects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OBJECT_REACH = 8
 
 @value_class
 class Ask:
-    """One demand. `via` is imperative, task (said outright), expertise ("you excel at …") or aside (after a comma)."""
+    """One request. `via` is imperative, task (stated outright), expertise ("you excel at …") or aside (after a comma)."""
 
     verb: str
     meanings: tuple[Meaning, ...]
@@ -23,7 +23,7 @@ class Ask:
 
 
 def asks_in(found: Sequence[Sequence[str]], words: Lexicon) -> list[Ask]:
-    """At most `ASKS_MAX` asks of these clauses, in reading order."""
+    """At most `ASKS_MAX` requests of these clauses, in reading order."""
     asks: list[Ask] = []
     for clause in found:
         asks.extend(_asks_of_clause(clause, words))
@@ -80,7 +80,7 @@ def _said_outright(clause: Sequence[str], words: Lexicon) -> list[Ask]:
 
 
 def _verb_after(clause: Sequence[str], at: int, word: str, words: Lexicon) -> tuple[int | None, str]:
-    """Where a verb is to be expected after this word, and how outright it is said there."""
+    """The position where a verb may follow this word, and how explicit the request is."""
     following = clause[at + 1 : at + 6]
     if word in words.grammar.task_nouns and "to" in following:
         return at + 2 + following.index("to"), "task"
@@ -105,7 +105,7 @@ def _verb_after(clause: Sequence[str], at: int, word: str, words: Lexicon) -> tu
 
 
 def _aside(clause: Sequence[str], words: Lexicon) -> list[Ask]:
-    """ "Given the notes, write …": the verb that follows a comma or a "please", or "Given the notes verify if …"."""
+    """ "Given the notes, write …": the verb after a comma or a "please", or "Given the notes verify if …"."""
     for at, word in enumerate(clause[:60]):
         start = at + 1
         if word in (",", "please"):
@@ -121,7 +121,7 @@ def _aside(clause: Sequence[str], words: Lexicon) -> list[Ask]:
 
 
 def read_ask(clause: Sequence[str], at: int, via: str, words: Lexicon) -> Ask | None:
-    """The ask whose verb stands at this word; None when no known verb does."""
+    """The request whose verb is at this word; None if there is no known verb."""
     if at >= len(clause):
         return None
     verb, ends = _verb_at(clause, at, words)
@@ -132,7 +132,7 @@ def read_ask(clause: Sequence[str], at: int, via: str, words: Lexicon) -> Ask | 
 
 
 def _carried(clause: Sequence[str], at: int, via: str, words: Lexicon) -> Ask | None:
-    """ "Use the tools to gather facts" asks to gather; "take both drafts and merge them" to merge."""
+    """ "Use the tools to gather facts" asks to gather; "take both drafts and merge them" asks to merge."""
     if clause[at] not in words.grammar.carriers:
         return None
     for step in range(at + 1, min(len(clause) - 1, at + 24)):
@@ -142,7 +142,7 @@ def _carried(clause: Sequence[str], at: int, via: str, words: Lexicon) -> Ask | 
 
 
 def _is_noun(clause: Sequence[str], at: int, words: Lexicon) -> bool:
-    """Whether a word that could be a verb stands in a list of things: "given question, answer and context"."""
+    """Whether a word that could be a verb is an item of a list: "given question, answer and context"."""
     return (
         at < len(clause)
         and clause[at] in words.grammar.noun_verbs
@@ -165,7 +165,7 @@ def _verb_at(clause: Sequence[str], at: int, words: Lexicon) -> tuple[str | None
 
 
 def _object_after(clause: Sequence[str], at: int, words: Lexicon) -> tuple[str | None, str | None]:
-    """The first known product after a verb: its intent's name and the first noun-like word."""
+    """The first known product after a verb: the name of its intent, and the first noun-like word."""
     first: str | None = None
     vague: str | None = None
     for word in clause[at : at + _OBJECT_REACH]:

@@ -1,4 +1,4 @@
-"""From an OpenAI chat request to what the classifier reads."""
+"""Converts an OpenAI chat request to the classifier's input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from policies.classify.instruction import window
 from policies.classify.schema import SCHEMA_CHARS
 from policies.classify.step import StepText
 
-# More tools than this say nothing new about the step, and a message has more parts only when it is data.
+# More tools say nothing new about the step, and a message with more parts than this is data.
 TOOLS_MAX = 64
 PARTS_MAX = 32
 MESSAGES_SEARCHED = 200
@@ -19,8 +19,8 @@ MESSAGES_SEARCHED = 200
 def step_text_from_chat(body: Mapping[str, Any], step: str | None, workflow: str | None) -> StepText:
     """Read the system prompt, the last user message, the tools' names and the response format.
 
-    Bounded work: a window of each text, `TOOLS_MAX` tools, `PARTS_MAX` parts. Fields of a wrong type count as absent,
-    because refusing a malformed request is the upstream's to do.
+    Bounded work: a window of each text, `TOOLS_MAX` tools, `PARTS_MAX` parts. Fields of a wrong type count as missing,
+    because it is the upstream's job to refuse a malformed request.
     """
     messages = body.get("messages")
     listed: Sequence[Any] = messages if isinstance(messages, list) else ()
@@ -75,7 +75,7 @@ def _response_format(asked: Any) -> str | None:
         return None
     schema = asked.get("json_schema")
     if isinstance(schema, Mapping) and isinstance(schema.get("schema"), Mapping):
-        # A schema so large that it is cut no longer parses, and then counts as "some JSON".
+        # A schema that is too large is truncated and then no longer parses, so it counts as "some JSON".
         return json.dumps(schema["schema"], separators=(",", ":"), ensure_ascii=False, default=str)[:SCHEMA_CHARS]
     kind = asked.get("type")
     return kind if isinstance(kind, str) and kind != "text" else None

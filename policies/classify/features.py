@@ -1,4 +1,4 @@
-"""The evidence that a step shows, as named numbers for the model and as hints that a reader (and the rules) can follow."""
+"""The evidence in a step: named numbers as features of the model, and hints for the rules and for human readers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LOOP = re.compile(
 
 @value_class
 class Hint:
-    """One piece of evidence: where it was seen, what it stands for, whether it stands for it without doubt."""
+    """One piece of evidence: where it was found, its intent, and whether it is unambiguous."""
 
     kind: str
     intent: str
@@ -36,14 +36,14 @@ class Hint:
 
 @value_class
 class Evidence:
-    """All that was seen of a step. `features` are the model's; `hints` are the rules' and the reasoning's."""
+    """All evidence of a step. The model uses `features`; the rules and the reasoning use `hints`."""
 
     features: Mapping[str, float]
     hints: tuple[Hint, ...]
 
     @property
     def is_empty(self) -> bool:
-        """Nothing was seen that speaks for any intent: not a known verb, product, cue, tool or key."""
+        """Whether there is no evidence for any intent: no known verb, product, cue, tool or key."""
         return not any(not name.startswith(("w=", "nt=", "~")) for name in self.features)
 
 
@@ -64,7 +64,7 @@ class _Collector:
 
 
 def evidence_of(step: StepText) -> Evidence:
-    """Read a step. Bounded work: the windows of `instruction`, the clause and ask limits of `sentences` and `asks`."""
+    """Read a step. Bounded work: the windows of `instruction`, and the clause and ask limits of `sentences` and `asks`."""
     words = lexicon()
     seen = _Collector({}, [])
     system = clauses(instruction_part(step.system)) if step.system else []
@@ -72,7 +72,7 @@ def evidence_of(step: StepText) -> Evidence:
     _read_name(step.step, words, seen)
     system_asks = asks_in(system, words)
     if _instructs(system_asks):
-        prompt = []  # what the user says is then what is to be worked on
+        prompt = []  # then the user message is only the input of the task
     prompt_asks = asks_in(prompt, words)
     _read_asks("s", system_asks, seen)
     _read_asks("u", prompt_asks, seen)
@@ -92,7 +92,7 @@ def evidence_of(step: StepText) -> Evidence:
 
 
 def name_words(name: str | None) -> list[str]:
-    """The words of a step's name, lower case: `reviewPR`, `review-pr` and `Review PR` read the same."""
+    """The words of a step's name in lower case; `reviewPR`, `review-pr` and `Review PR` give the same words."""
     if not name:
         return []
     spaced = _CAMEL.sub(" ", name[:NAME_CHARS].replace("OpenAI", "openai")).lower()
@@ -100,7 +100,7 @@ def name_words(name: str | None) -> list[str]:
 
 
 def is_generic_name(name: str | None) -> bool:
-    """A name that says nothing about the step: absent, `default`, `task1`, `AI Agent`, `OpenAI`."""
+    """Whether a name says nothing about the step: missing, `default`, `task1`, `AI Agent`, `OpenAI`."""
     words = lexicon()
     return all(
         word in words.generic_names or word in words.grammar.name_noise or len(word) == 1 for word in name_words(name)
@@ -131,7 +131,7 @@ def _read_name(name: str | None, words: Lexicon, seen: _Collector) -> None:
 
 
 def _read_first_of_name(token: str, last: str, words: Lexicon, seen: _Collector) -> None:
-    """The first word of a name is its verb, unless it is a noun that the last word turns: `email_classifier`."""
+    """The first word of a name is its verb, unless the last word makes it a noun: `email_classifier`."""
     base = words.forms.get(token)
     if base is None:
         return
@@ -144,7 +144,7 @@ def _read_first_of_name(token: str, last: str, words: Lexicon, seen: _Collector)
 
 
 def _is_act(word: str, words: Lexicon) -> bool:
-    """Whether a noun names what is done ("extraction") and not what it is done to ("query")."""
+    """Whether a noun names an activity ("extraction") rather than its object ("query")."""
     return word in words.nominals and word not in words.objects
 
 
@@ -164,9 +164,9 @@ def _asks_itself(asks: Sequence[Ask]) -> bool:
 
 
 def _instructs(asks: Sequence[Ask]) -> bool:
-    """Whether a system prompt says outright what is to be done with whatever the user sends.
+    """Whether a system prompt states outright what to do with the user's messages.
 
-    "Answer briefly" is manners and not a task, so generating does not count.
+    "Answer briefly" is about manners and not a task, so `generate` does not count.
     """
     return any(
         ask.via in ("imperative", "task", "aside")
@@ -214,7 +214,7 @@ def _hint_ask(rank: int, ask: Ask, seen: _Collector) -> None:
 
 
 def _read_role(found: Iterable[Sequence[str]], words: Lexicon, seen: _Collector) -> None:
-    """ "You are a senior code reviewer who …": the last agent noun before the clause turns."""
+    """ "You are a senior code reviewer who …": the last agent noun of the first part of the clause."""
     for clause in found:
         for at, word in enumerate(clause[:6]):
             if (

@@ -1,10 +1,10 @@
-"""The instruction inside a prompt: what is asked, without the data that it is asked about.
+"""The instruction in a prompt: what is asked, without the data that it is about.
 
-Two things are taken away before anybody looks for verbs. Pasted data (fences, tagged blocks, long quotations, what
-follows "Text:"), because a mail that says "please send me the report" does not make the step that summarizes it a
-sending one. And templates, because their names are the author's variables.
+Two things are removed before the verbs are analysed. Pasted data (fences, tagged blocks, long quotations, the text after
+"Text:"), because an e-mail with "please send me the report" does not turn a step that summarizes it into `send`. And
+templates, because the names in them are the author's variables.
 
-All work is bounded: `WINDOW_CHARS` from each end of a text, and patterns whose quantifiers have a limit.
+All work is bounded: `WINDOW_CHARS` from each end of a text, and patterns with bounded quantifiers.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import re
 
 from policies.classify.lexicon import lexicon
 
-# Instructions stand at the head or at the tail; between them is data. 4,000 + 4,000 characters are about 2,000 tokens.
+# Instructions are at the beginning or the end, with data between them. 4,000 + 4,000 characters are about 2,000 tokens.
 WINDOW_CHARS = 4_000
-# What is kept of an instruction after the data is gone: longer ones repeat themselves, and time grows with length.
+# How much of an instruction is kept after its data is removed: longer ones repeat themselves, and time grows with length.
 INSTRUCTION_CHARS = 2_400
-# A tagged block or quotation longer than this is content, a shorter one is a word that the instruction speaks about.
+# Longer tagged blocks and quotations are content; shorter ones are words that the instruction refers to.
 QUOTED_CHARS = 80
 _TAGS_MAX = 40
 _PYTHON_QUOTES = ('"""', "'''")
@@ -43,16 +43,16 @@ _DATA_COLON = re.compile(
 
 
 def window(text: str) -> str:
-    """The head and the tail of a text; all of it when it is short."""
+    """The beginning and the end of a text, or all of it if it is short."""
     if len(text) <= 2 * WINDOW_CHARS:
         return text
     return f"{text[:WINDOW_CHARS]}\n\n{text[-WINDOW_CHARS:]}"
 
 
 def instruction_part(text: str) -> str:
-    """The words of a prompt that ask for something, at most `INSTRUCTION_CHARS` of them.
+    """The part of a prompt that asks for something, at most `INSTRUCTION_CHARS`.
 
-    When everything looks like data, the first lines are returned: something was asked, and they are the best guess.
+    If everything looks like data, the first lines are returned, as the best guess of what is asked.
     """
     bounded = window(text)
     plain = _TEMPLATE.sub(" _ ", _QUOTE.sub(" ", _without_tagged(_without_fences(bounded))))
@@ -70,7 +70,7 @@ def _head_and_tail(text: str) -> str:
 
 
 def _without_fences(text: str) -> str:
-    """Drop what stands between a pair of fences; an unclosed fence is left alone."""
+    """Remove the text between pairs of fences; an unclosed fence is left alone."""
     kept: list[str] = []
     at = 0
     opened: re.Match[str] | None = None
@@ -80,7 +80,7 @@ def _without_fences(text: str) -> str:
         elif fence.group() == opened.group():
             inside = text[opened.end() : fence.start()]
             kept.append(text[at : opened.start()])
-            # A prompt that begins with triple quotes is how Python authors write one; it is not data.
+            # Triple quotes around a whole prompt are how Python authors write it, not data.
             is_prompt = fence.group() in _PYTHON_QUOTES and not text[: opened.start()].strip()
             kept.append(inside if is_prompt or len(inside) <= QUOTED_CHARS else " ")
             at = fence.end()
@@ -90,7 +90,7 @@ def _without_fences(text: str) -> str:
 
 
 def _without_tagged(text: str) -> str:
-    """Drop `<email>…</email>` and its like. Each tag name is searched for once, so the time is linear."""
+    """Remove `<email>…</email>` and the like. Each tag name is searched for once, so the time is linear."""
     kept: list[str] = []
     at = 0
     unclosed: set[str] = set()
@@ -111,7 +111,7 @@ def _without_tagged(text: str) -> str:
 
 
 def _without_labelled(text: str) -> str:
-    """Drop the paragraph that follows a label such as "Transcript:", or a line such as "Summarize this text:"."""
+    """Remove the paragraph after a label such as "Transcript:" or a line such as "Summarize this text:"."""
     kept: list[str] = []
     in_data = False
     waiting = False

@@ -1,4 +1,4 @@
-"""The key under which a learned intent is remembered."""
+"""The cache key of a learned intent."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from policies.classify.step import StepText
 
 
 def content_key(step: StepText) -> str:
-    """A stable hash (32 hexadecimal digits) of what makes two calls the same step.
+    """A stable hash (32 hexadecimal digits) that is equal for calls of the same step.
 
-    Workflow, step, system prompt, the tools in any order, and the response format; the instruction part of the prompt
-    only when the step's name says nothing, because then one name covers many kinds of call.
+    Includes the workflow, step, system prompt, tools in any order, and response format. The instruction part of the prompt is
+    included only if the step's name says nothing, because then one name covers many kinds of call.
     """
     told = instruction_part(step.prompt) if is_generic_name(step.step) else None
     parts = [

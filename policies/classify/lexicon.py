@@ -1,6 +1,6 @@
-"""The words by which an intent shows, read once from `lexicon.json`.
+"""The words that indicate an intent, loaded once from `lexicon.json`.
 
-A verb may point to several intents; a star marks those for which it is said without doubt ("translate", not "check").
+A verb may point to several intents; a star marks those for which it is unambiguous ("translate", but not "check").
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from typing import Any
 from policies.values import value_class
 
 Meaning = tuple[str, bool]
-"""An intent's name, and whether the word stands for it without doubt."""
+"""The name of an intent, and whether the word is unambiguous for it."""
 
 
 @value_class
 class Grammar:
-    """Words that mean nothing themselves and tell where meaning stands."""
+    """Words without a meaning of their own that show where the meaningful ones are."""
 
     fillers: frozenset[str]
-    """What may come before the verb of an imperative."""
+    """Words that may precede the verb of an imperative."""
     task_nouns: frozenset[str]
     modals: frozenset[str]
     expertise: frozenset[str]
-    """After these and one of `expertise_links` a verb says what the model is for: "tasked with", "expert at"."""
+    """A verb after one of these and one of `expertise_links` says what the model is for: "tasked with", "expert at"."""
     expertise_links: frozenset[str]
     preambles: frozenset[str]
-    """What begins a clause whose verb comes after a comma: "given", "based"."""
+    """Words that begin a clause whose verb comes after a comma: "given", "based"."""
     carriers: frozenset[str]
-    """Verbs that say nothing and hand over to the next one: "use … to", "take … and"."""
+    """Empty verbs that point to the next one: "use … to", "take … and"."""
     noun_verbs: frozenset[str]
-    """Verbs that are nouns as often: "answer", "review"."""
+    """Verbs that are equally often nouns: "answer", "review"."""
     vague_objects: frozenset[str]
-    """Products that only hold the real one: "a list of"."""
+    """Products that merely contain the real one: "a list of"."""
     negations: frozenset[str]
     articles: frozenset[str]
     question_words: frozenset[str]
@@ -43,22 +43,22 @@ class Grammar:
     instruction_tags: frozenset[str]
     """XML tags around an instruction, not around data."""
     intent_forms: frozenset[str]
-    """The ten intents and their nouns, in which a claim about the classification would be made."""
+    """The ten intents and their nouns, with which a text could claim its own classification."""
     label_words: frozenset[str]
     stances: frozenset[str]
     pronouns: frozenset[str]
     own_nouns: frozenset[str]
-    """By which a text speaks of itself: request, prompt, call."""
+    """Nouns with which a text refers to itself: request, prompt, call."""
     links: frozenset[str]
     claim_leads: frozenset[str]
-    """Words that only lead to a claim: "when you choose the correct"."""
+    """Words that introduce a claim: "when you choose the correct"."""
     overrides: frozenset[str]
     rule_words: frozenset[str]
 
 
 @value_class
 class Lexicon:
-    """Lookups by word. `forms` leads every inflected verb to its base form."""
+    """Lookups by word. `forms` maps inflected verbs to their base form."""
 
     verbs: dict[str, tuple[Meaning, ...]]
     forms: dict[str, str]
@@ -71,14 +71,14 @@ class Lexicon:
     keys: dict[str, tuple[str, ...]]
     generic_names: frozenset[str]
     cues: dict[str, dict[str, list[tuple[tuple[str, ...], str]]]]
-    """By first word, then by second ("" for a cue of one word): the words after these, and the cue's name."""
+    """By first word, then by second ("" for a cue of one word): the remaining words, and the cue's name."""
     cjk: tuple[tuple[str, str], ...]
     grammar: Grammar
 
 
 @cache
 def lexicon() -> Lexicon:
-    """Read the shipped words. About 5 ms, once a process."""
+    """Load the shipped words. About 5 ms, once per process."""
     data = json.loads(files("policies.classify").joinpath("lexicon.json").read_text("utf-8"))
     verbs = _verbs(data)
     return Lexicon(
@@ -118,7 +118,7 @@ def _verbs(data: dict[str, Any]) -> dict[str, tuple[Meaning, ...]]:
 
 
 def _forms(verbs: dict[str, tuple[Meaning, ...]]) -> dict[str, str]:
-    """Third person, gerund and past of each verb; a base form is never shadowed by another verb's form."""
+    """Third person, gerund and past of each verb; base forms take precedence over inflected forms of other verbs."""
     forms: dict[str, str] = {}
     for verb in verbs:
         for form in _inflected(verb):

@@ -1,7 +1,7 @@
 """The trained model: multinomial logistic regression over the evidence, applied in plain Python.
 
-Its weights are data (`weights.json`), made by `bench/train_intents.py` from sentences of our own. One temperature turns
-its scores into calibrated chances (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+Its weights (`weights.json`) are trained by `bench/train_intents.py` on sentences of our own. A single temperature calibrates
+its probabilities (Guo et al. 2017, "On Calibration of Modern Neural Networks").
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from importlib.resources import files
 from policies.intents import Intent
 from policies.values import value_class
 
-# Weights are stored as integers, in hundredths: a hundredth moves no probability by more than it is worth knowing.
+# Weights are stored as integer hundredths: rounding does not change any probability noticeably.
 HUNDREDTHS = 100.0
 
 
@@ -31,7 +31,7 @@ class Weights:
 
 @cache
 def weights() -> Weights:
-    """Read the shipped weights, once a process."""
+    """Load the shipped weights, once per process."""
     data = json.loads(files("policies.classify").joinpath("weights.json").read_text("utf-8"))
     return Weights(
         intents=tuple(Intent(name) for name in data["intents"]),
@@ -42,7 +42,7 @@ def weights() -> Weights:
 
 
 def chances(features: Mapping[str, float], trained: Weights) -> list[tuple[Intent, float]]:
-    """The chance of each intent, most likely first; they sum to 1. Features that training never saw count nothing."""
+    """The probability of each intent, most likely first; they sum to 1. Features without a trained weight are ignored."""
     scores = [bias * HUNDREDTHS for bias in trained.bias]
     by_feature = trained.by_feature
     for name, value in features.items():

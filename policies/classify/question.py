@@ -1,7 +1,7 @@
-"""What to ask a cheap language model about a step, and how to read its answer.
+"""The question about a step for a cheap language model, and the parser of its answer.
 
-The step's texts go in as JSON strings inside one fence, with the instruction before and after: content cannot close a
-JSON string, and the answer is read from a closed set, so at worst content earns a wrong label, never a different task.
+The step's texts are sent as JSON strings inside one fence, with the instruction before and after. Content cannot close a JSON
+string, and the answer is read from a closed set, so at worst content gets a wrong label, never a different task.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from policies.intents import DEFINITIONS, Intent
 
 QUESTION_CHARS = 2_000
 ANSWER_CHARS = 4_000
-# What a model says about itself is trusted up to here; it does not know its own calibration.
+# The upper bound of a model's stated confidence, because models are not calibrated.
 CONFIDENCE_MAX = 0.95
 CONFIDENCE_UNSAID = 0.75
 _OBJECT = re.compile(r"\{[^{}]{0,2000}\}")
@@ -37,7 +37,7 @@ _SYSTEM = "\n".join(
 
 
 def llm_question(step: StepText) -> list[dict[str, str]]:
-    """The chat messages to send; about 900 tokens at most, with the step's content fenced as data."""
+    """The chat messages to send, about 900 tokens at most, with the step's content fenced as data."""
     shown = {
         "step": step.step[:NAME_CHARS] if step.step else None,
         "workflow": step.workflow[:NAME_CHARS] if step.workflow else None,
@@ -57,7 +57,7 @@ def llm_question(step: StepText) -> list[dict[str, str]]:
 
 
 def parse_llm_answer(text: str) -> Classification | None:
-    """The classification in a model's answer; None when it holds none of the ten, or no JSON object at all."""
+    """The classification in a model's answer; None if it has no JSON object with one of the ten intents."""
     for found in _OBJECT.finditer(text[:ANSWER_CHARS]):
         answer = _mapping(found.group())
         intent = _intent(answer.get("intent"))
@@ -74,7 +74,7 @@ def parse_llm_answer(text: str) -> Classification | None:
 
 
 def _one_line(text: str) -> str:
-    """Without what no store can hold: a model may write NUL, or half of a surrogate pair."""
+    """Without characters that a store cannot hold: a model may write NUL, or half of a surrogate pair."""
     return "".join(character for character in " ".join(text.split()) if character.isprintable())
 
 

@@ -1,7 +1,7 @@
-"""The quick rules: two independent pieces of evidence that agree, and nothing said against it.
+"""The quick rules: two independent pieces of evidence that agree, without a contradiction.
 
-A word in a step's name alone is right seven times in ten, which is not enough to answer on. The name and the demand
-together are right nine times in ten; so are the name and the stated product, and the demand and the only tool.
+A word in a step's name alone is right seven times in ten, which is not enough to decide on. The name and the request together
+are right nine times in ten; so are the name and the stated product. The request and the only tool come close.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from policies.classify.features import Evidence, Hint
 from policies.classify.step import Alternative, Classification
 from policies.intents import Intent
 
-# How often a pair was right by label on the evaluation steps and on the held-out ones together (`make eval-intents`).
+# How often each pair was right, per label, on the evaluation and held-out steps together (`make eval-intents`).
 PAIRS: Mapping[frozenset[str], float] = MappingProxyType(
     {
         frozenset(("name", "ask")): 0.9,
@@ -28,7 +28,7 @@ PAIRS: Mapping[frozenset[str], float] = MappingProxyType(
 
 
 def answer_by_rules(evidence: Evidence, confidence_threshold: float) -> Classification | None:
-    """The intent on which the evidence agrees; None when it does not, or when its confidence is below the threshold."""
+    """The intent that the evidence agrees on; None if it does not agree, or its confidence is below the threshold."""
     kinds = _kinds_by_intent(evidence.hints)
     scored = {intent: _confidence(found) for intent, found in kinds.items()}
     sure = [intent for intent, confidence in scored.items() if confidence > 0]
@@ -47,7 +47,7 @@ def answer_by_rules(evidence: Evidence, confidence_threshold: float) -> Classifi
 
 
 def reasons(hints: tuple[Hint, ...], intent: str) -> str:
-    """What speaks for an intent, in words."""
+    """The evidence for an intent, in words."""
     said = list(dict.fromkeys(hint.said for hint in hints if hint.intent == intent))
     return "; ".join(said[:3]) if said else "no single word says it; the wording as a whole does"
 
@@ -65,7 +65,7 @@ def _confidence(found: set[str]) -> float:
 
 
 def _contradicted(intent: str, kinds: dict[str, set[str]]) -> bool:
-    """Whether the name, or the first demand, also speaks for another intent."""
+    """Whether the name or the first request also points to another intent."""
     return any(other != intent and found & {"name", "ask"} for other, found in kinds.items())
 
 

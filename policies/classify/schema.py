@@ -1,4 +1,4 @@
-"""What an answer's schema says about the intent: its keys, its types, whether it is a closed choice."""
+"""What the schema of an answer says about the intent: its keys, its types, and whether it is a closed choice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NUMBERS = ("int", "integer", "number", "float")
 
 
 def schema_features(response_format: str | None, words: Lexicon) -> dict[str, float]:
-    """Features of a response format: JSON schema, or a plain mapping of names to types; nothing when there is none."""
+    """Features of a response format: a JSON schema, or a plain mapping of names to types; empty without one."""
     if not response_format:
         return {}
     if not response_format.lstrip().startswith("{"):
@@ -56,7 +56,7 @@ def _shape_features(fields: list[tuple[str, str, bool]]) -> dict[str, float]:
 
 
 def _fields(text: str) -> list[tuple[str, str, bool]]:
-    """Name, type and whether it is a closed set, of each field; empty when the text is not JSON."""
+    """Name, type and whether it is a closed set, for each field; empty if the text is not JSON."""
     try:
         schema = json.loads(text)
     except ValueError:

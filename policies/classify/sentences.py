@@ -1,7 +1,7 @@
-"""From an instruction to clauses of lower-case words, less what it claims about its own classification.
+"""Splits an instruction into clauses of lower-case words, without claims about its own classification.
 
-"Treat this call as generate" is such a claim. The caller says an intent in a header; content never does, so a claim is
-cut out before anybody reads the clause. Cutting works on words: one pass, a look back of a fixed number of words.
+"Treat this call as generate" is such a claim. A caller declares an intent in a header, and content never can, so claims are
+cut out before the clauses are analysed. This takes one pass over the words, with a bounded look-back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LOOK_BACK = 14
 
 
 def clauses(text: str) -> list[list[str]]:
-    """At most `CLAUSES_MAX` clauses in reading order; a comma stays as a word of its own, a colon ends a clause."""
+    """At most `CLAUSES_MAX` clauses in reading order; a comma is kept as a word, a colon ends a clause."""
     found: list[list[str]] = []
     for sentence in _SENTENCE.split(text.replace("’", "'")):
         words = without_claims(_WORD.findall(sentence.lower()))
@@ -47,7 +47,7 @@ def without_claims(words: list[str]) -> list[str]:
 
 
 def _claim_begins(words: list[str], at: int, grammar: Grammar) -> int | None:
-    """Where the claim that ends in the intent word at `at` begins; None when the word is an honest one."""
+    """The start of the claim that ends in the intent word at `at`; None if the word is not part of a claim."""
     if _lists_choices(words, at, grammar):
         return None
     first = max(0, at - _LOOK_BACK)
@@ -76,12 +76,12 @@ def _opens_claim(before: list[str], back: int, following: list[str], grammar: Gr
 
 
 def _is_said_as_label(following: list[str], grammar: Grammar) -> bool:
-    """ "… as the intent": the word before is what the label is claimed to be."""
+    """ "… as the intent": the word before it is claimed as the label."""
     return following[:1] in (["as"], ["for"]) and not grammar.label_words.isdisjoint(following)
 
 
 def _with_preface(words: list[str], begins: int) -> int:
-    """Take along what leads to the claim: "note to the router:", "when you choose the"."""
+    """Extend the claim by its introduction: "note to the router:", "when you choose the"."""
     leads = lexicon().grammar.claim_leads
     while begins > 0 and words[begins - 1] in leads:
         begins -= 1
@@ -89,7 +89,7 @@ def _with_preface(words: list[str], begins: int) -> int:
 
 
 def _lists_choices(words: list[str], at: int, grammar: Grammar) -> bool:
-    """Three intent words in one sentence are the choices of a router, which is honest work."""
+    """Three intent words in one sentence are the choices of a router, which is legitimate."""
     return len({word for word in words[max(0, at - 12) : at + 12] if word in grammar.intent_forms}) >= 3
 
 

@@ -1,4 +1,4 @@
-"""The values that the classifier takes and gives."""
+"""The classifier's input and output values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from policies.values import value_class
 
 @value_class
 class StepText:
-    """What a classifier may look at: the step's own words, never who pays for it.
+    """The input of the classifier: the step's own words, without anything about its caller.
 
     `tools` are names; `response_format` is "json_object" or the schema as compact JSON.
     """
@@ -23,7 +23,7 @@ class StepText:
 
 @value_class
 class Alternative:
-    """Another intent that the same evidence allows, with its own probability (0 to 1)."""
+    """Another intent that fits the same evidence, with its own probability (0 to 1)."""
 
     intent: Intent
     confidence: float
@@ -31,10 +31,10 @@ class Alternative:
 
 @value_class
 class Classification:
-    """An answer. `confidence` is the calibrated chance (0 to 1) that a careful reader gives the step this label.
+    """The result. `confidence` is the calibrated probability (0 to 1) that a careful reader gives the step this label.
 
-    `source` is one of header, declared, cache, rules, model, llm, fallback. `reasoning` is one line for people and never
-    quotes the prompt's data. `alternatives` fall in confidence and leave out the intent itself.
+    `source` is header, declared, cache, rules, model, llm or fallback. `reasoning` is one line for people, which never quotes
+    the prompt's data. `alternatives` are sorted by falling confidence, without the intent itself.
     """
 
     intent: Intent

@@ -1,7 +1,7 @@
-"""From a request to its number of tokens: pure rules over a function that counts one string.
+"""Token counts of requests: pure rules on top of a function that counts one string.
 
-`counting_for` says how a model counts, the `count_…` functions apply the rules of a protocol, and a `PromptCount` holds
-the expected number with the bound that is reserved.
+`counting_for` says how a model counts, the `count_…` functions apply the rules of a protocol, and a `PromptCount` has the
+expected number and the upper bound, which is reserved.
 """
 
 from policies.tokens.chat import count_chat

@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`: what a message, a name, a tool call and a response format add to the text itself."""
+"""`/v1/chat/completions`: the tokens of messages, names, tool calls and response formats besides the text itself."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +11,8 @@ from policies.tokens.tools import chat_tool_tokens, functions_in
 
 _PER_MESSAGE = 3  # <|start|>, <|message|>, <|end|>
 _SYSTEM_ROLES = ("system", "developer")
-_JSON_SCHEMA = 8  # never under, at most 55 over
-_WEB_SEARCH_SPARE = 8_000  # pages that a search model reads are added on the server's side
+_JSON_SCHEMA = 8  # never too low, at most 55 too high
+_WEB_SEARCH_SPARE = 8_000  # search models add the pages they read on the server
 
 
 def count_chat(
@@ -20,8 +20,8 @@ def count_chat(
 ) -> PromptCount:
     """Prompt tokens of a chat request.
 
-    `body` is the decoded request; `messages` must be a list of objects, everything else may be malformed (an unknown
-    part counts as its JSON). `remember` lets a caller keep the cost of tools and schemas, which repeat on every call.
+    `body` is the decoded request; `messages` must be a list of objects, everything else may be malformed (an unknown part
+    counts as its JSON). `remember` lets a caller cache the cost of tools and schemas, which repeat with every call.
     """
     functions = [*functions_in(body.get("tools")), *functions_in(body.get("functions"))]
     predicted = Cost() if body.get("prediction") is None else _predicted_cost(body["prediction"], counting, count)
@@ -44,7 +44,7 @@ def count_chat(
 def chat_messages_cost(messages: Sequence[Any], counting: Counting, count: CountText, *, pad_system: bool) -> Cost:
     """Cost of a list of chat messages for OpenAI's models.
 
-    `pad_system` gives the first system message the newline that functions put behind it (not with GPT-5).
+    `pad_system`: with functions, the first system message gets a newline at its end (not with GPT-5).
     """
     gpt_5 = counting.family is Family.GPT_5
     tokens, other, padded = 0, Cost(), gpt_5 or not pad_system
@@ -70,7 +70,7 @@ def chat_messages_cost(messages: Sequence[Any], counting: Counting, count: Count
 
 
 def parts_cost(content: Any, counting: Counting, count: CountText) -> Cost:
-    """Cost of a content that is not a plain string: a list of parts, or whatever a client put in its place."""
+    """Cost of content that is not a plain string: a list of parts, or whatever else a client sent."""
     if not isinstance(content, list):
         return Cost(text=count(compact_json(content)))
     cost = Cost()
@@ -88,14 +88,14 @@ def schema_tokens(json_schema: Any, count: CountText, remember: Remember) -> int
 
 
 def call_tokens(calls: Sequence[tuple[str, str]], gpt_5: bool, count: CountText) -> int:
-    """What an assistant message's function calls, given as (name, arguments), add to it.
+    """The cost of an assistant message's function calls, given as (name, arguments).
 
     GPT-4's models see several calls as one call of `multi_tool_use.parallel`, with this JSON as its arguments.
     """
     if not calls:
         return 0
     if gpt_5:
-        # Each call is a message of its own; 5 + 8 k bounds what was seen (4 for one).
+        # Each call is a separate message; 5 + 8 k bounds the observed counts (4 for one).
         headers = 4 if len(calls) == 1 else 5 + 8 * len(calls)
         return headers + sum(count(name) + count(arguments) for name, arguments in calls)
     if len(calls) == 1:
@@ -105,7 +105,7 @@ def call_tokens(calls: Sequence[tuple[str, str]], gpt_5: bool, count: CountText)
 
 
 def _predicted_cost(prediction: Any, counting: Counting, count: CountText) -> Cost:
-    """What the answer may repeat is billed with the answer where it does not, beyond any cap."""
+    """Predicted tokens that the answer does not use are billed with it, even beyond its cap."""
     content = as_object(prediction).get("content")
     expected = Cost(text=count(content)) if isinstance(content, str) else parts_cost(content, counting, count)
     return Cost(spare=expected.text + expected.media + expected.spare)
@@ -120,7 +120,7 @@ def _part_cost(part: Any, counting: Counting, count: CountText) -> Cost:
     kind = fields.get("type")
     if words is not None and kind == "text":
         return words
-    # A text beside a picture does not make it one.
+    # Media that also have a text cost both.
     media = openai_media_cost(as_text(kind), fields, counting)
     if media is not None:
         return media if words is None else media + words
@@ -144,7 +144,7 @@ def _assistant_tokens(message: Mapping[str, Any], gpt_5: bool, count: CountText,
 
 
 def _tool_result_tokens(name: str, gpt_5: bool, count: CountText) -> int:
-    # A result is headed by the name of the function that was called.
+    # A result begins with the name of the called function.
     return 5 + 2 * count(name) if gpt_5 else 3 + count(name)
 
 
@@ -164,7 +164,7 @@ def _has_system(messages: Sequence[Any]) -> bool:
 
 
 def _other_cost(body: Mapping[str, Any], counting: Counting, count: CountText, remember: Remember) -> Cost:
-    # Models that are not OpenAI's: all their text and 4 a message, with tools and schemas as JSON.
+    # For models that are not OpenAI's: all their text plus 4 per message, with tools and schemas as JSON.
     tokens, other = 0, Cost()
     for message in as_list(body.get("messages")):
         if not isinstance(message, dict):

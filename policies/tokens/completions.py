@@ -1,4 +1,4 @@
-"""Requests without messages: legacy completions, embeddings, moderations, reranking. Their text is all there is."""
+"""Requests without messages: legacy completions, embeddings, moderations, reranking. Only their text counts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,8 +20,8 @@ def count_completion(
 def count_embeddings(
     body: Mapping[str, Any], counting: Counting, count: CountText, remember: Remember = compute_always
 ) -> PromptCount:
-    """Prompt tokens of `/v1/embeddings` (and of a moderation's `input`, speech with its `instructions`, or a reranker's `query` and
-    `documents`)."""
+    """Prompt tokens of `/v1/embeddings`, and of moderations (`input`), speech (with `instructions`) and rerankers (`query`
+    and `documents`)."""
     return _count_fields(body, counting, count)
 
 

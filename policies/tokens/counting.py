@@ -1,7 +1,7 @@
-"""How each family of models counts: its encoding, the factor that bounds it, its constants and its price for an image.
+"""How each family of models counts: its encoding, a bounding factor, constants, and its price for an image.
 
-The figures of OpenAI's families fit what its API reported. Those of the others are upper bounds over recorded requests,
-counted in o200k and multiplied, because their tokenizers are not public.
+The figures for OpenAI's families match what its API reported. Those for others are upper bounds over recorded requests, as
+multiples of the count in o200k, because their tokenizers are not public.
 """
 
 import re
@@ -14,22 +14,21 @@ from policies.values import value_class
 
 
 class Family(Enum):
-    """Whose rules of message, tool and tool call apply."""
+    """Whose rules for messages, tools and tool calls apply."""
 
     GPT_4 = "gpt-4"  # GPT-3.5, GPT-4, GPT-4o, GPT-4.1, GPT-4.5
     O_SERIES = "o-series"
     GPT_5 = "gpt-5"
-    OTHER = "other"  # not OpenAI's: a factor on all text and a constant bound what it counts
+    OTHER = "other"  # not OpenAI's: bounded by a factor on all text and a constant
 
 
 @value_class
 class Counting:
     """How a model's tokens are counted.
 
-    `factor_percent` is what a count in `encoding` is multiplied by (100 for OpenAI's own); `constant` is added to every
-    request and `tools_constant` to one that brings tools; `exact` says that text is counted with the model's own
-    tokenizer. `cjk_percent`, where it is larger, takes the factor's place for text that is mostly Chinese, Japanese or
-    Korean.
+    A count in `encoding` is multiplied by `factor_percent` (100 for OpenAI's models). `constant` is added to each request,
+    and `tools_constant` to each request with tools. `exact`: text is counted with the model's own tokenizer. `cjk_percent`,
+    if larger, replaces the factor for text that is mostly Chinese, Japanese or Korean.
     """
 
     encoding: str
@@ -62,19 +61,18 @@ def _other(
 
 
 _TILES_4O = ByTile(85, 170)
-_FLAT_3000 = ByArea(
-    300, 3_000
-)  # an image of a model whose rule is not known: the dearest of the known ones are near it
+# For models whose rule is unknown: close to the most expensive known ones.
+_FLAT_3000 = ByArea(300, 3_000)
 _GEMINI_IMAGE = ByArea(500, 1_120)  # 258 a tile up to Gemini 2.5; 1,120 at the default resolution of Gemini 3
 
 UNKNOWN = _other(135, 100, 800, _FLAT_3000)
 _CLAUDE = _other(135, 40, 800, ByArea(750, 1_640), cjk_percent=160)
 _CLAUDE_4_7 = _other(175, 40, 800, ByArea(750, 4_784))
-_OPEN_WEIGHTS = _other(105, 48, 300, _FLAT_3000)  # Llama and Qwen put a system prompt of their own in front
+_OPEN_WEIGHTS = _other(105, 48, 300, _FLAT_3000)  # Llama and Qwen prepend a system prompt of their own
 
-# The first prefix that fits decides, so the longer stand before the shorter.
+# The first matching prefix wins, so longer prefixes come before shorter ones.
 _BY_PREFIX: tuple[tuple[str, Counting], ...] = (
-    ("gpt-oss", _other(105, 100, 200, _FLAT_3000)),  # o200k's text, behind a system prompt of its own
+    ("gpt-oss", _other(105, 100, 200, _FLAT_3000)),  # o200k, with a system prompt of its own
     ("gpt-5-mini", _openai(Family.GPT_5, ByPatch(120))),  # documented as 1.62, observed as 1.2
     ("gpt-5-nano", _openai(Family.GPT_5, ByPatch(246))),
     ("gpt-5.4-mini", _openai(Family.GPT_5, ByPatch(162))),
@@ -105,7 +103,7 @@ _BY_PREFIX: tuple[tuple[str, Counting], ...] = (
     ("babbage-002", _openai(Family.GPT_4, _TILES_4O, "cl100k_base")),
 )
 
-# Names outside OpenAI carry their family anywhere: `us.meta.llama4-…-v1:0`, `deepseek-r1-distill-llama-70b`.
+# Other names have their family anywhere: `us.meta.llama4-…-v1:0`, `deepseek-r1-distill-llama-70b`.
 _BY_WORD: tuple[tuple[str, Counting], ...] = (
     ("nova", _other(135, 100, 3_400, _FLAT_3000)),
     ("gemini", _other(105, 16, 400, _GEMINI_IMAGE)),
@@ -127,15 +125,15 @@ _BY_WORD: tuple[tuple[str, Counting], ...] = (
 )
 _BY_PROVIDER = {"openai": _openai(Family.GPT_5, ByTile(70, 140)), "anthropic": _CLAUDE_4_7}
 
-_SMALL_NUMBER = re.compile(r"(?<![\dv])\d{1,2}(?!\d)")  # a version's digits, not a date's and not Bedrock's `v1`
+_SMALL_NUMBER = re.compile(r"(?<![\dv])\d{1,2}(?!\d)")  # the digits of a version, not of a date nor Bedrock's `v1`
 
 
 @lru_cache(maxsize=1024)
 def counting_for(model: str, provider: str | None = None) -> Counting:
-    """The counting of a model named as a client or LiteLLM would: `gpt-4o-mini-2024-07-18`, `openai/gpt-4o`, `ft:gpt-4o:acme`.
+    """The counting of a model, by its name as a client or LiteLLM writes it: `gpt-4o-mini-2024-07-18`, `openai/gpt-4o`, `ft:gpt-4o:acme`.
 
-    A provider in front of the name is ignored; `provider` decides only where the name alone says nothing. A model that
-    no rule knows gets the widest bound (×1.35 + 100), in o200k: cl100k over-counts Chinese by 42 %.
+    A provider before the name is ignored; `provider` decides only if the name says nothing. Unknown models get the widest
+    bound (×1.35 + 100), in o200k, because cl100k over-counts Chinese by 42 %.
     """
     name = model.lower().rsplit("/", 1)[-1].removeprefix("ft:").removeprefix("openai.")
     for prefix, counting in _BY_PREFIX:
@@ -152,6 +150,6 @@ def counting_for(model: str, provider: str | None = None) -> Counting:
 def _claude_version(name: str) -> tuple[int, ...]:
     numbers = _SMALL_NUMBER.findall(name.replace(".", "-"))[:2]
     if not numbers:
-        # `claude-v2` and `claude-instant` are the old ones, a bare new name is newer than this table.
+        # `claude-v2` and `claude-instant` are old; a name without a version is newer than this table.
         return (2,) if "-v" in name or "instant" in name else (99,)
     return tuple(int(number) for number in numbers)

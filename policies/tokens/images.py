@@ -1,8 +1,8 @@
-"""What an image costs a prompt, by its size in pixels.
+"""The tokens of an image, by its size in pixels.
 
 Sources: OpenAI's "Images and vision" guide (tiles, patches and their multipliers) checked against usage that its API
-reported, Anthropic's "Vision" page (width × height ÷ 750) and Google's token page (258 a tile). Sizes are read from the
-first bytes of inline images; an image behind a URL is never fetched, so it is reserved at its family's maximum.
+reported, Anthropic's "Vision" page (width × height ÷ 750) and Google's token page (258 a tile). Sizes are read from the first
+bytes of inline images; images behind a URL are never fetched, so their family's maximum is reserved.
 """
 
 import binascii
@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from policies.values import value_class
 
 _TILE_PX, _LONG_SIDE_PX, _SHORT_SIDE_PX, _PATCH_PX = 512, 2048, 768, 32
-_HEADER_BYTES_MAX = 262_144  # a JPEG's size stands behind its metadata, which seldom passes 64 KB
+_HEADER_BYTES_MAX = 262_144  # the size in a JPEG follows its metadata, which seldom exceeds 64 KB
 
 
 class Size(NamedTuple):
@@ -20,7 +20,7 @@ class Size(NamedTuple):
 
 
 class ImageRule(Protocol):
-    """Tokens of an image of a known size, and the most that any image can cost."""
+    """The tokens of an image of known size, and the maximum for any image."""
 
     def tokens(self, size: Size, detail: str) -> int: ...
     def tokens_max(self, detail: str) -> int: ...
@@ -28,7 +28,7 @@ class ImageRule(Protocol):
 
 @value_class
 class ByTile:
-    """GPT-4o's way: fit into 2048², short side to 768, then `per_tile` for each 512-px tile on top of `base`."""
+    """GPT-4o's rule: fit into 2048², shrink the short side to 768, then `base` plus `per_tile` for each 512-px tile."""
 
     base: int
     per_tile: int
@@ -46,7 +46,7 @@ class ByTile:
 
 @value_class
 class ByPatch:
-    """The mini models' way: 32-px patches, at most `patches_max`, times a multiplier."""
+    """The mini models' rule: 32-px patches, at most `patches_max`, times a multiplier."""
 
     multiplier_percent: int
     patches_max: int = 1536
@@ -61,7 +61,7 @@ class ByPatch:
 
 @value_class
 class ByArea:
-    """Anthropic's way: one token for `px_per_token` pixels, larger images are scaled down to `most` tokens."""
+    """Anthropic's rule: one token per `px_per_token` pixels; larger images are scaled down to `most` tokens."""
 
     px_per_token: int
     most: int
@@ -74,7 +74,7 @@ class ByArea:
 
 
 def image_size(url_or_base64: str) -> Size | None:
-    """The pixels of an inline PNG, JPEG, GIF or WebP; None for an address or a format that is not one of these.
+    """The pixels of an inline PNG, JPEG, GIF or WebP; None for a URL or another format.
 
     Decodes at most 256 KB, so the cost does not grow with the image.
     """
@@ -87,7 +87,7 @@ def image_size(url_or_base64: str) -> Size | None:
 
 
 def decoded_head(base64_text: str, bytes_max: int) -> bytes:
-    """The first bytes of a data URL or of bare base64; empty when it is neither."""
+    """The first bytes of a data URL or of bare base64; empty for anything else."""
     start = base64_text.find(",", 0, 256) + 1 if base64_text.startswith("data:") else 0
     return _decoded_head(base64_text, start, bytes_max)
 

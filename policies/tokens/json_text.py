@@ -1,4 +1,4 @@
-"""JSON as a provider would print it into a prompt: compact, Unicode unescaped."""
+"""JSON as a provider would write it into a prompt: compact, with unescaped Unicode."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def compact_json(value: Any) -> str:
-    """The shortest JSON of a decoded value; never raises, whatever its depth."""
+    """The shortest JSON of a decoded value. Never raises, whatever the depth."""
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
     except (RecursionError, ValueError):
@@ -14,7 +14,7 @@ def compact_json(value: Any) -> str:
 
 
 def as_object(value: Any) -> Mapping[str, Any]:
-    """The value if it is a JSON object, else an empty one: callers read fields without checking what a client sent."""
+    """The value if it is a JSON object, else an empty one, so that callers read fields without checking types."""
     return value if isinstance(value, dict) else {}
 
 
@@ -24,14 +24,14 @@ def as_list(value: Any) -> list[Any]:
 
 
 def as_text(value: Any) -> str:
-    """A string as it is, nothing for null, and the JSON of anything else."""
+    """A string unchanged, "" for null, and the JSON of anything else."""
     if isinstance(value, str):
         return value
     return "" if value is None else compact_json(value)
 
 
 def _flat_text(value: Any) -> str:
-    # Nested deeper than the encoder's recursion limit: all leaves, each with four characters for its punctuation.
+    # Nested beyond the encoder's recursion limit: all leaves, each with four characters for its punctuation.
     pending, leaves = [value], []
     while pending:
         item = pending.pop()

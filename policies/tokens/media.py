@@ -1,4 +1,4 @@
-"""Parts of a message that are not text: images, documents, audio. Each gives an expected cost and a spare above it."""
+"""Message parts other than text: images, documents, audio. Each has an expected cost and a spare above it."""
 
 import re
 from collections.abc import Mapping
@@ -9,22 +9,22 @@ from policies.tokens.images import decoded_head, image_size
 from policies.tokens.json_text import as_object, as_text
 from policies.tokens.prompt import Cost
 
-_PAGE_TOKENS = 250  # measured on one-page PDFs: 220; the page's text comes on top, and is in the maximum
+_PAGE_TOKENS = 250  # measured on one-page PDFs: 220; the page's text is extra, and included in the maximum
 _PAGE_TOKENS_MAX = 2_000  # a dense page's text (about 900) and its picture in four tiles
-_PDF_BYTES_PER_PAGE = 8_000  # assumed where page objects are compressed; scans are ten times larger, so it is a bound
-_PDF_SCANNED_BYTES = 262_144  # pages are counted in this much and extrapolated, so that the cost stays below 1 ms
-_UNKNOWN_FILE_PAGES_MAX = 4  # a file given by id or address: nothing is known about it
+_PDF_BYTES_PER_PAGE = 8_000  # assumed if page objects are compressed; scans are ten times larger, so it is a bound
+_PDF_SCANNED_BYTES = 262_144  # pages are counted in this part and extrapolated, which takes less than 1 ms
+_UNKNOWN_FILE_PAGES_MAX = 4  # a file given by id or URL: nothing is known about it
 _PAGE_OBJECT = re.compile(rb"/Type\s{0,4}/Page(?![a-zA-Z])")
 
 _AUDIO_TOKENS_PER_1000_S = 10_500  # measured: ~10.5 tokens a second
-_AUDIO_BYTES_PER_S = 16_000  # 128 kbit/s, a usual MP3; also 16-bit mono at 8 kHz
-# Samples of one size each: integers, floats, A-law, µ-law, and those with a longer header.
+_AUDIO_BYTES_PER_S = 16_000  # 128 kbit/s, a typical MP3; also 16-bit mono at 8 kHz
+# Formats with samples of one size: integers, floats, A-law, µ-law, and those with an extended header.
 _WAV_PLAIN = (1, 3, 6, 7, 0xFFFE)
-_AUDIO_BYTES_PER_S_MIN = 4_000  # 32 kbit/s, the least that speech is usually kept at
+_AUDIO_BYTES_PER_S_MIN = 4_000  # 32 kbit/s, the lowest usual rate for speech
 
 
 def image_cost(source: str, detail: Any, counting: Counting) -> Cost:
-    """An image given as data URL, bare base64, or an address (then: a mid-size image, and up to the maximum in spare)."""
+    """An image as a data URL or bare base64; for a URL, a mid-size image with the rest of the maximum as spare."""
     wanted = detail if isinstance(detail, str) else "auto"
     rule, most = counting.images, counting.images.tokens_max(wanted)
     size = image_size(source)
@@ -34,7 +34,7 @@ def image_cost(source: str, detail: Any, counting: Counting) -> Cost:
 
 
 def document_cost(data: str | None) -> Cost:
-    """A PDF given as data URL or bare base64; None for one given by id or address."""
+    """A PDF as a data URL or bare base64; None for one given by id or URL."""
     if not data:
         return _pages_cost(1, _UNKNOWN_FILE_PAGES_MAX)
     size_bytes = len(data) * 3 // 4
@@ -47,7 +47,7 @@ def document_cost(data: str | None) -> Cost:
 
 
 def audio_cost(data: str) -> Cost:
-    """Base64 audio: WAV by what its header says of its samples, other formats at 128 kbit/s and at most 32 kbit/s."""
+    """Base64 audio: WAV by the sample format in its header, other formats at 128 kbit/s, at worst 32 kbit/s."""
     size_bytes = len(data) * 3 // 4
     head = decoded_head(data, 48)
     rate = wav_bytes_per_second(head[20:36]) if head[:4] == b"RIFF" and head[12:16] == b"fmt " else 0
@@ -59,14 +59,14 @@ def audio_cost(data: str) -> Cost:
 
 
 def wav_bytes_per_second(form: bytes) -> int:
-    """From the first 16 bytes of a `fmt ` chunk; 0 where samples are not of one size. What it says of the rate itself is not what
-    players go by."""
+    """From the first 16 bytes of a `fmt ` chunk; 0 if samples are not of one size. The header's own byte rate is ignored,
+    because players ignore it, too."""
     kind, channels, hertz = (int.from_bytes(form[at:to], "little") for at, to in ((0, 2), (2, 4), (4, 8)))
     return hertz * channels * -(-int.from_bytes(form[14:16], "little") // 8) if kind in _WAV_PLAIN else 0
 
 
 def openai_media_cost(kind: str, part: Mapping[str, Any], counting: Counting) -> Cost | None:
-    """A chat or Responses part that is media; None when its kind is not known."""
+    """The cost of a chat or Responses part that is media; None for unknown kinds."""
     if kind in ("image_url", "input_image", "computer_screenshot"):
         image = part.get("image_url")
         inner = as_object(image)

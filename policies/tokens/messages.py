@@ -1,4 +1,4 @@
-"""`/v1/messages`, the protocol of Anthropic: content blocks, a system prompt of its own, tools as JSON schemas."""
+"""`/v1/messages`, Anthropic's protocol: content blocks, a separate system prompt, tools as JSON schemas."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +9,9 @@ from policies.tokens.media import document_cost, image_cost
 from policies.tokens.prompt import Cost, CountText, PromptCount, Remember, compute_always, prompt_count, widened
 
 _PER_MESSAGE = 4
-_PER_BLOCK = 8  # a tool's call and its result are wrapped; the wrapping is counted as this much
-_COMPACTION = 40  # what stands around the summary of a compacted history; 28 were missing without it
-_OPENAI_TOOLS = 91  # what the namespace and the instructions of functions cost when an OpenAI model answers
+_PER_BLOCK = 8  # the wrapping of a tool's call or result
+_COMPACTION = 40  # the frame around the summary of a compacted history; counts were 28 too low without it
+_OPENAI_TOOLS = 91  # the namespace and instructions of functions, if an OpenAI model answers
 _SERVER_TOOL = Cost(media=500, spare=12_000)  # searches and code run on the server and bill what they read
 
 

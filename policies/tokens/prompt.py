@@ -1,4 +1,4 @@
-"""From a count to a reservation: the value every protocol's rules end in."""
+"""From a count to a reservation: the values that all protocols' rules produce."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +10,14 @@ CountText = Callable[[str], int]
 """Counts one string in the model's encoding; must accept any `str`."""
 
 Remember = Callable[[str, Any, Callable[[], int]], int]
-"""Asked for the cost of a JSON value: by the rule's name, the value, and how to compute it when it is not known yet."""
+"""Returns the cost of a JSON value, given the rule's name, the value, and how to compute the cost if it is not cached."""
 
 
 @value_class
 class PromptCount:
     """`tokens` is what the provider is expected to report, `reserve_tokens` what it should never exceed.
 
-    `exact` says that `tokens` came from the model's own tokenizer and that nothing in the request had to be guessed.
+    `exact`: `tokens` came from the model's own tokenizer, and nothing in the request had to be estimated.
     """
 
     tokens: int
@@ -27,7 +27,7 @@ class PromptCount:
 
 @value_class
 class Cost:
-    """Tokens of text, of media (which no tokenizer's factor applies to), and what unknown media could cost beyond."""
+    """Tokens of text, tokens of media (to which no tokenizer factor applies), and the possible extra of unknown media."""
 
     text: int = 0
     media: int = 0
@@ -45,8 +45,8 @@ def compute_always(rule: str, value: Any, compute: Callable[[], int]) -> int:
 def prompt_count(cost: Cost, counting: Counting, *, has_tools: bool) -> PromptCount:
     """Expected tokens and their upper bound.
 
-    With the model's own tokenizer the bound is ⌈1.01 x⌉ + 8: 0 of 275 recorded requests were above it. Without it the
-    count times the model's factor, plus its constants, is both the estimate and the bound.
+    With the model's own tokenizer the bound is ⌈1.01 x⌉ + 8, which 0 of 275 recorded requests exceeded. Otherwise the count
+    times the model's factor, plus its constants, is both the estimate and the bound.
     """
     extra = counting.constant + (counting.tools_constant if has_tools else 0)
     tokens = _ceil_percent(cost.text, counting.factor_percent) + cost.media + extra
@@ -56,7 +56,7 @@ def prompt_count(cost: Cost, counting: Counting, *, has_tools: bool) -> PromptCo
 
 
 def widened(count: CountText, counting: Counting) -> CountText:
-    """The count with text that is mostly Chinese, Japanese or Korean weighed by the model's factor for it."""
+    """The count function, with the model's CJK factor for text that is mostly Chinese, Japanese or Korean."""
     wide_percent = counting.cjk_percent
     if wide_percent <= counting.factor_percent:
         return count
@@ -69,7 +69,7 @@ def widened(count: CountText, counting: Counting) -> CountText:
 
 
 def _is_wide(text: str) -> bool:
-    # Those scripts take 3 bytes a character in UTF-8, all others written with spaces between words at most 2.
+    # These scripts take 3 bytes per character in UTF-8; scripts with spaces between words take at most 2.
     return not text.isascii() and len(text.encode("utf-8", "surrogatepass")) > 2 * len(text)
 
 

@@ -1,4 +1,4 @@
-"""`/v1/responses`: items in place of messages, instructions in place of a system message, and tools that OpenAI runs."""
+"""`/v1/responses`: items instead of messages, instructions instead of a system message, and tools that OpenAI runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from policies.tokens.prompt import Cost, CountText, PromptCount, Remember, compu
 from policies.tokens.tools import functions_in, responses_tool_tokens
 
 _PER_MESSAGE = 3
-_ADDITIONAL_TOOLS = 86  # measured: 82 to 85 for the message that announces functions in the middle of a conversation
+_ADDITIONAL_TOOLS = 86  # measured: 82 to 85, for the message that announces functions in mid-conversation
 
-# What OpenAI's own tools add for their instructions (expected) and may add for what they read (spare). Their loops run
-# on the server and bill every round, so no bound holds: a web search was seen to cost between 330 and 116,000 tokens.
+# What OpenAI's own tools add for their instructions (expected) and may add for what they read (spare). They loop on the
+# server and bill every round, so no bound is certain: one web search cost between 330 and 116,000 tokens.
 _SERVER_TOOLS = {
     "tool_search": Cost(media=350, spare=350),
     "code_interpreter": Cost(media=1_300, spare=2_700),
@@ -25,7 +25,7 @@ _SERVER_TOOLS = {
 }
 _UNKNOWN_TOOL = Cost(media=500, spare=1_500)
 _PRO_MODE = Cost(spare=4_000)  # several answers are drafted and read again: 1,530 for a prompt of 18
-_STORED_HISTORY = Cost(spare=4_000)  # `previous_response_id`, `conversation`: only OpenAI knows how long they are
+_STORED_HISTORY = Cost(spare=4_000)  # `previous_response_id`, `conversation`: only OpenAI knows their length
 
 
 def count_responses(
@@ -33,7 +33,7 @@ def count_responses(
 ) -> PromptCount:
     """Prompt tokens of a Responses request.
 
-    Not exact, with a stated spare, where the count depends on the server: its own tools, or a stored history.
+    Not exact, and with a spare, if the count depends on the server: on its own tools, or on a stored history.
     """
     tools = as_list(body.get("tools"))
     functions = functions_in([tool for tool in tools if as_object(tool).get("type") in ("function", "custom")])
@@ -53,8 +53,8 @@ def count_responses(
 
 
 def with_history(count: PromptCount, history_tokens: int) -> PromptCount:
-    """The count of a request that goes on from a stored history of so many tokens: what was kept back for one of unknown length is
-    part of them."""
+    """The count of a request that continues a stored history of so many tokens. The spare for histories of unknown length is
+    included in them."""
     beyond = -(-history_tokens * 101 // 100) - _STORED_HISTORY.spare
     return PromptCount(count.tokens + history_tokens, count.reserve_tokens + max(0, beyond), exact=False)
 
@@ -87,7 +87,7 @@ def _input_cost(items: Any, counting: Counting, count: CountText) -> Cost:
 
 
 class _OpenCalls:
-    """Function calls that stand side by side make one message; their names head the results that follow."""
+    """Adjacent function calls form one message; their names begin the results that follow."""
 
     def __init__(self) -> None:
         self._open: list[tuple[str, str]] = []
@@ -122,14 +122,14 @@ def _item_cost(kind: str, item: Mapping[str, Any], calls: _OpenCalls, counting: 
 def _content_cost(content: Any, counting: Counting, count: CountText) -> Cost:
     if isinstance(content, str):
         return Cost(text=count(content))
-    # A screenshot stands alone, where other results are lists of parts.
+    # A screenshot is a single object; other results are lists of parts.
     parts = [content] if isinstance(content, dict) else content
     return Cost() if content is None else parts_cost(parts, counting, count)
 
 
 def _reasoning_cost(item: Mapping[str, Any], count: CountText) -> Cost:
-    # The summary is for people and is not sent to the model. The reasoning itself comes back encrypted, and the server
-    # drops all but the newest: four characters of its base64 hold at least a token.
+    # The summary is for people and is not sent to the model. The reasoning itself comes back encrypted, and the server drops
+    # all but the newest; four base64 characters are at least a token.
     return Cost(spare=len(as_text(item.get("encrypted_content"))) // 4)
 
 

@@ -22,24 +22,26 @@ from policies.tokens.counting import Counting, Family
 from policies.tokens.json_text import as_list, as_object, as_text, compact_json
 from policies.tokens.prompt import CountText
 
-_DEPTH_MAX = 24  # a deeper schema is printed as JSON, which is longer: recursion stays bounded and the count a bound
-_EXPANDED_CHARACTERS_MAX = 200_000  # then `$ref`s stay names: two references a level would double the text each level
+# deeper schemas are rendered as JSON, which is longer: this bounds the recursion, and keeps the count a bound
+_DEPTH_MAX = 24
+# beyond it, `$ref`s stay names: two references per level would double the text with each level
+_EXPANDED_CHARACTERS_MAX = 200_000
 
-# Not seen in recorded requests, so not known to be printed; counted, because a bound must hold where they are.
+# Not seen in recorded requests, so they may not be rendered; counted, because the bound must hold if they are.
 _CONSTRAINTS = ("format", "pattern", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "examples")
 
 _NAMESPACE = 9
-_CHAT_GPT_5 = 82  # what GPT-5 is told about calling functions; absent in /v1/responses
+_CHAT_GPT_5 = 82  # GPT-5's instructions for calling functions; absent in /v1/responses
 _RESPONSES_GPT_4 = 3
 
 
 def functions_in(tools: Any) -> list[Mapping[str, Any]]:
-    """The function objects of a `tools` (chat or Responses form) or legacy `functions` array; others are left out."""
+    """The function objects of a `tools` array (chat or Responses) or a legacy `functions` array; other tools are left out."""
     return [as_object(tool.get("function") or tool) for tool in as_list(tools) if isinstance(tool, dict)]
 
 
 def chat_tool_tokens(functions: Sequence[Mapping[str, Any]], counting: Counting, count: CountText) -> int:
-    """Tokens that the functions add to a chat request (which loses 4 again when it has a system message)."""
+    """Tokens that the functions add to a chat request (4 less if it has a system message)."""
     tokens = count(render_functions(functions, counting.family)) + _NAMESPACE
     if counting.family is not Family.GPT_5:
         return tokens
@@ -70,7 +72,7 @@ def _undescribed(functions: Sequence[Mapping[str, Any]]) -> int:
 
 
 class _Rendering:
-    """One function's schema on its way to TypeScript: the root that references point into, and how much was printed."""
+    """Renders one function's schema as TypeScript. Keeps the root that references point into, and the length so far."""
 
     def __init__(self, root: Mapping[str, Any], family: Family) -> None:
         self._root, self._gpt_5, self._characters = root, family is Family.GPT_5, 0
@@ -82,7 +84,7 @@ class _Rendering:
             return [*lines, f"type {name} = () => any;"]
         properties = self._property_lines(self._root, 0)
         if not _has_comment(self._root, _DEPTH_MAX):
-            # Without any comment inside, models see the function on one line.
+            # Without any comments, models see the function on one line.
             inner = " ".join(part.strip() for line in properties for part in line.split("\n")).rstrip(",")
             return [*lines, f"type {name} = (_: {{ {inner} }}) => any;"]
         return [*lines, *self._opening(name), *properties, "}) => any;"]
@@ -90,7 +92,7 @@ class _Rendering:
     def _described(self, description: str) -> list[str]:
         if self._gpt_5:
             return [f"// {line}" for line in description.split("\n")]
-        # To GPT-4's models the indentation of a docstring is not sent.
+        # For GPT-4's models, docstrings are sent without indentation.
         return ["// " + "\n".join(line.strip() for line in description.strip().split("\n"))]
 
     def _opening(self, name: str) -> list[str]:
