@@ -1,7 +1,7 @@
-"""Fewer tokens for the same knowledge: compressing what a chat carries along.
+"""Compression: fewer tokens for the same content of a chat.
 
-One file a strategy (structural, template, truncate, extractive, semantic); `chat` puts them together, `scoring` measures
-what is kept and `roi` whether it pays. `docs/compression.md` tells what each does and how well.
+There is one file per strategy (structural, template, truncate, extractive, semantic). `chat` combines them, `scoring`
+measures what is kept, and `roi` computes whether it pays. `docs/compression.md` explains what each does and how well.
 """
 
 from policies.compression.chat import compress_chat, semantic_requests, text_tokens

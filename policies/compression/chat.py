@@ -1,9 +1,9 @@
-"""Compressing a chat: what is lossless first, then as much of what is asked as quality allows.
+"""Compression of a chat: first what is lossless, then as much of what is asked for as quality allows.
 
     structural ─▶ memory ─▶ template ─▶ duplicates ─▶ semantic | truncate | extractive ─▶ measured, or the original
 
-Every stage takes a text only if it has fewer tokens, so a chat never grows. The whole is deterministic, and a chat that
-went through comes out of a second pass unchanged. What a text says is never read as an instruction to any stage.
+Every stage replaces a text only by one with fewer tokens, so a chat never grows. The process is deterministic, and a second
+pass changes nothing. No stage interprets the content of a text as an instruction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ from policies.compression.stages import Count, Draft, needed
 from policies.compression.structural import readable, structural
 from policies.compression.template import templated
 
-_SEMANTIC_TOKENS_MIN = 200  # a call for less costs more than it saves
-# Measured (docs/compression.md): nine in ten questions find a passage that is about half of their words, by rarity; of goals one in
-# eleven does.
+_SEMANTIC_TOKENS_MIN = 200  # condensing less costs more than it saves
+# Measured (docs/compression.md): nine in ten questions find a passage that has about half of their words, weighted by rarity;
+# of goals, one in eleven does.
 _ANSWERED_MIN = 0.5
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -44,12 +44,12 @@ def compress_chat(
     memory_tokens_max: int = MEMORY_TOKENS_MAX,
     condensed: Mapping[str, str] = _NOTHING,
 ) -> Compressed:
-    """The chat as the policy wants it, or None in its place where the original has to go.
+    """The compressed chat; `messages` is None if the original has to be used.
 
-    `count` counts one string. `prompt_tokens` is what the whole request counts as, with tools and framing; all figures
-    are then in that measure, otherwise they are the tokens of the texts alone. With `target_tokens` (same measure) the
-    texts are shortened until the prompt fits, oldest tool results first; without, each by the policy's ratio. What fits
-    is not touched. `condensed` holds answers to `semantic_requests` by their keys. Nothing given is modified.
+    `count` counts one string. `prompt_tokens` is the count of the whole request, with tools and framing; if it is given, all
+    figures include them, otherwise they are the tokens of the texts alone. With `target_tokens` (in the same measure) texts
+    are shortened until the prompt fits, oldest tool results first; without it, each text by the policy's ratio. A prompt that
+    already fits is left alone. `condensed` has the answers to `semantic_requests` by their keys. Arguments are not modified.
     """
     policy = policy.as_strict_as_meant
     segments = segments_of(messages)
@@ -81,7 +81,7 @@ def semantic_requests(
     intent: str = "",
     memory_tokens_max: int = MEMORY_TOKENS_MAX,
 ) -> tuple[SemanticRequest, ...]:
-    """What to ask a cheap model before `compress_chat` with the semantic strategy, given the same arguments."""
+    """The questions for a cheap model, to be asked before `compress_chat` with the semantic strategy and the same arguments."""
     if policy.as_strict_as_meant.strategy is not Strategy.SEMANTIC:
         return ()
     draft = Draft.of(segments_of(messages), count)
@@ -95,7 +95,7 @@ def semantic_requests(
 
 
 def text_tokens(messages: Sequence[Message], count: Count) -> int:
-    """The tokens of all texts of a chat: the measure of `compress_chat` without `prompt_tokens`."""
+    """The tokens of all texts of a chat, as `compress_chat` measures them without `prompt_tokens`."""
     return sum(count(segment.text) for segment in segments_of(messages))
 
 
@@ -112,7 +112,7 @@ def _refusal(draft: Draft, policy: CompressionPolicy, tokens: int, target_tokens
 def _lossless(
     draft: Draft, policy: CompressionPolicy, count: Count, intent: str, instruction: str, memory_tokens_max: int
 ) -> None:
-    """The stages that lose nothing a reader would miss, and the reserve of the memory."""
+    """The stages that lose nothing a reader would miss, and the size limit of the memory."""
     for number in _open(draft):
         text = structural(draft.texts[number], policy.aggressiveness, exact=draft.segments[number].exact)
         draft.take("structural", number, text, count)
@@ -130,7 +130,7 @@ def _lossless(
 
 
 def _open(draft: Draft) -> list[int]:
-    """The texts that may be changed and were not shortened by an earlier pass."""
+    """The texts that may be changed and were not shortened in an earlier pass."""
     return [
         number
         for number, segment in enumerate(draft.segments)
@@ -139,7 +139,7 @@ def _open(draft: Draft) -> list[int]:
 
 
 def _memory(draft: Draft, count: Count, instruction: str, tokens_max: int) -> None:
-    """Bring all memory together into its reserve, each part in proportion."""
+    """Shorten all memory together to its size limit, each part in proportion."""
     numbers = [number for number in _open(draft) if draft.segments[number].origin is Origin.MEMORY]
     total = sum(draft.tokens[number] for number in numbers)
     if total <= tokens_max:
@@ -172,7 +172,7 @@ def _lossy(
 
 
 def _is_question(draft: Draft, policy: CompressionPolicy, instruction: str) -> bool:
-    """Whether to extract by it. Without a question that some passage answers, what will be needed is a guess."""
+    """Whether extraction has a question to go by. Without one that some passage answers, what will be needed is a guess."""
     if policy.strategy is not Strategy.EXTRACTIVE:
         return False
     return answered([draft.texts[number] for number in candidates(draft, policy)], instruction) >= _ANSWERED_MIN
@@ -197,7 +197,7 @@ def _semantic(
 
 
 def _condensable(draft: Draft, policy: CompressionPolicy) -> list[int]:
-    """Prose, logs, tables and pages of some length; a model's rewriting would make code and JSON invalid."""
+    """Long prose, logs, tables and pages. Code and JSON would become invalid if a model rewrote them."""
     return [
         number
         for number in candidates(draft, policy)
@@ -213,26 +213,26 @@ def _semantic_target(draft: Draft, number: int, policy: CompressionPolicy) -> in
 
 
 def _stated(before: Sequence[str], draft: Draft, instruction: str) -> float:
-    """What the lossless stages left of all texts that differ from `before`, together: they change how it is said."""
+    """The quality after the lossless stages, over all changed texts together: these stages change how things are said."""
     return quality(*_readable(before, draft), instruction)
 
 
 def _kept(safe: Draft, draft: Draft, instruction: str, reading: Reading) -> float:
-    """What the lossy stages left of it. They are judged by themselves, so that a second pass comes to the same judgement."""
+    """The quality after the lossy stages. They are judged by themselves, so that a second pass comes to the same result."""
     before, after = _readable(safe.texts, draft)
-    if "semantic" in draft.saved:  # another's words: no sentence is the same
+    if "semantic" in draft.saved:  # in other words, so no sentence is the same
         return quality(before, after, instruction)
     return Yardstick.of(before, instruction, reading).kept(after)
 
 
 def _readable(before: Sequence[str], draft: Draft) -> tuple[str, str]:
-    """The texts that changed, before and after. Memory is not among them: its size is a limit that somebody set."""
+    """The changed texts, before and after. Memory is excluded, because its size is a limit that somebody set."""
     numbers = [number for number, segment in enumerate(draft.segments) if segment.origin is not Origin.MEMORY]
     changed = [number for number in numbers if draft.texts[number] != before[number]]
     if not changed:
         return "", ""
     after = [draft.texts[number] for number in changed]
-    if "duplicates" in draft.saved:  # what a reference points to is still said, elsewhere in the chat
+    if "duplicates" in draft.saved:  # the target of a reference is still elsewhere in the chat
         after = draft.texts
     said = [before[number] for number in changed]
     return "\n".join(map(readable, said)), "\n".join(map(readable, after))
@@ -260,7 +260,7 @@ def _outcome(
         with_texts(messages, {draft.segments[number].place: draft.texts[number] for number in changed}),
         before,
         after,
-        floor(score * 1000) / 1000,  # as it will be shown: 1.0 is for what lost nothing
+        floor(score * 1000) / 1000,  # rounded down, so that 1.0 means that nothing was lost
         tuple(f"{stage}={tokens}" for stage, tokens in draft.saved.items()),
         reason,
     )

@@ -1,4 +1,4 @@
-"""Shortening one text to a share of itself, as far as its quality and what others need of it allow."""
+"""Shortens one text to a share of itself, as far as its quality and the needs of later messages allow."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from policies.compression.scoring import Reading, Yardstick
 from policies.compression.truncate import truncation_order
 from policies.values import value_class
 
-_GAP_CHARACTERS_MIN = 32  # leaving out less would not pay for the marker
-_ASKED_SHARE_MAX = 0.5  # where more of a text is about the question, it does not tell what is asked from what is not
-_STEPS = (0.0, 1 / 3, 2 / 3)  # on the way from the wanted share to the whole, when quality asks for more
-# Looking for the share that fits: a first guess, then by what it came to or, once a share was too poor, halfway, and the least last.
+_GAP_CHARACTERS_MIN = 32  # a shorter gap would not pay for its marker
+_ASKED_SHARE_MAX = 0.5  # if more of a text is about the question, the question does not tell its parts apart
+_STEPS = (0.0, 1 / 3, 2 / 3)  # steps from the wanted share towards the whole text, if quality requires more
+# The search for a share that fits begins with a guess. The next share follows from the resulting size or, once a share was
+# too poor, by bisection; the last try is the minimum.
 _FITTING_TRIES = 6
-_FITTING_SHARE = 0.01  # a share is not looked for halfway closer than this
-_FITTING_STEP = 0.0025  # the least that a share goes down by, twice as much with each try
+_FITTING_SHARE = 0.01  # bisection stops at this distance
+_FITTING_STEP = 0.0025  # the smallest decrease of the share, doubled with each try
 
 
 @value_class
 class Need:
-    """What must survive a cut: ids that later messages use, lines that later references point to, what is asked, quality.
+    """What must survive a cut: ids that later messages use, lines that later references point to, what is asked about, and quality.
 
-    `listed_ids` may be so many that keeping where they stand would keep everything: as many stay in their place as half
-    of what is kept has room for, and the others are named where they were left out. What the instruction asks about goes last;
-    with `all_asked` it does not go at all, unless most of the text is that.
+    There may be so many `listed_ids` that keeping their places would keep everything. As many places are kept as fit into
+    half of the kept text; the other ids are named in the marker of the gap. What the instruction asks about is dropped last,
+    and with `all_asked` not at all, unless it is most of the text.
     """
 
     live_ids: frozenset[str]
@@ -46,9 +47,9 @@ class Need:
 
 
 def shortened(text: str, share: float, strategy: Strategy, need: Need, known: Known | None = None) -> str | None:
-    """The text cut to about `share` (0–1) of its characters, to more where quality asks for it, or None.
+    """The text cut to about `share` (0–1) of its characters, to more if quality requires it; None if that is not possible.
 
-    `strategy` is truncate or extractive. The result carries a receipt; the caller still counts whether it is shorter.
+    `strategy` is truncate or extractive. The result has a receipt. The caller has to check that it has fewer tokens.
     """
     cuts = (known or Known()).cuts(text, strategy, need)
     if cuts is None:
@@ -70,11 +71,11 @@ def fitted(
     count: Callable[[str], int],
     known: Known | None = None,
 ) -> str | None:
-    """The text cut to at most `tokens_max` tokens, tried at about `share` (0–1) of its characters first; or as near to it as quality
-    and `share_min` allow. None: nothing can be cut.
+    """The text cut to at most `tokens_max` tokens, or as close to it as quality and `share_min` allow. The first try is at
+    about `share` (0–1) of its characters. None: nothing can be cut.
 
-    How many tokens a share has is known when it is cut, since characters and tokens are not proportional and a piece is kept
-    whole or not at all: so the share is looked for, between one that is too poor and one that is too long.
+    The tokens of a share are only known after the cut, because characters and tokens are not proportional and pieces are kept
+    or dropped whole. So the share is searched for, between one that is too poor and one that is too long.
     """
     cuts = (known or Known()).cuts(text, strategy, need)
     if cuts is None:
@@ -107,7 +108,7 @@ def fitted(
 
 @value_class
 class _Cuts:
-    """One text, taken apart and measured once, to be cut at several shares."""
+    """One text, split and measured once, to be cut at several shares."""
 
     text: str
     pieces: Pieces
@@ -135,7 +136,7 @@ class _Cuts:
         )
 
     def with_all_asked(self) -> _Cuts:
-        """What is asked about stays, unless most of the text is that."""
+        """Keep all that is asked about, unless it is most of the text."""
         pieces, asked = self.pieces, self.asked
         if _size(pieces, asked) > _ASKED_SHARE_MAX * _size(pieces, range(len(pieces.units))):
             return self
@@ -151,7 +152,7 @@ class _Cuts:
 
 
 class Known:
-    """What is known of the texts of one chat: cut anew, to less or for another need, none is taken apart and measured anew."""
+    """The cache for the texts of one chat, so that further cuts do not split and measure a text again."""
 
     def __init__(self) -> None:
         self.reading = Reading()
@@ -170,7 +171,7 @@ def _pieces(text: str, need: Need) -> Pieces | None:
     kind = kind_of(text)
     if kind is not Kind.JSON:
         return text_pieces(text, kind)
-    if need.referenced_lines:  # its one line is referred to as a whole
+    if need.referenced_lines:  # the reference is to its only line
         return None
     try:
         return json_pieces(minified(text))
@@ -185,7 +186,7 @@ def _order(pieces: Pieces, strategy: Strategy, instruction: str) -> list[float]:
 
 
 def _pinned(units: Sequence[str], need: Need) -> set[int]:
-    """The first unit that holds each live id, and every unit that holds a referenced line."""
+    """The first unit with each live id, and every unit with a referenced line."""
     pinned: set[int] = set()
     pinned.update(_places(units, need.live_ids).values())
     line = 0
@@ -198,7 +199,7 @@ def _pinned(units: Sequence[str], need: Need) -> set[int]:
 
 
 def _places(units: Sequence[str], ids: Set[str]) -> dict[str, int]:
-    """For every id, the first unit that holds it."""
+    """For each id, the first unit that contains it."""
     if not ids:
         return {}
     starts = list(accumulate((len(unit) + 1 for unit in units), initial=0))
@@ -228,7 +229,7 @@ def _cut(
             reserved -= sizes[number]
             allowed -= sizes[number]
     for number in sorted(range(len(sizes)), key=lambda number: (number not in asked, -order[number])):
-        # What is asked is not passed over for its length while something else would still find room.
+        # A unit that is asked about is kept despite its length while there is room for anything.
         if number not in kept and (sizes[number] <= allowed or (number in asked and allowed > 0)):
             kept.add(number)
             allowed -= sizes[number]
@@ -238,7 +239,7 @@ def _cut(
 
 
 def _too_small_to_drop(sizes: Sequence[int], kept: Set[int]) -> set[int]:
-    """Units in gaps that are smaller than the mark that would stand for them."""
+    """Units in gaps that are shorter than the marker that would replace them."""
     found: set[int] = set()
     gap: list[int] = []
     for number in range(len(sizes) + 1):

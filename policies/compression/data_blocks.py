@@ -1,8 +1,8 @@
-"""Data inside of what somebody says: JSON, and texts between marks, in a turn that also holds the instruction.
+"""Data inside a message that also has the instruction: JSON, and texts between marks.
 
-A step is often one turn: an instruction with the data that it is about. The instruction is not touched. Data is told from
-it by its marks only: JSON that parses, a code fence around JSON, triple quotes, a tag that names data (`<document>`).
-What is loose prose may be part of the instruction, and tags of other names (`<rules>`) often are.
+A step is often a single turn: an instruction with the data that it is about. The instruction is left alone. Data is
+recognised only by its marks: JSON that parses, a code fence around JSON, triple quotes, or a tag that names data
+(`<document>`). Unmarked prose may be part of the instruction, and tags with other names (`<rules>`) often are.
 """
 
 import json
@@ -16,12 +16,12 @@ from policies.compression.structural import structural
 _CHARACTERS_MIN = 200  # less is an example, or saves next to nothing
 _JSON_START = re.compile(r"^[ \t]*(?=[\[{])", re.MULTILINE)
 _REST_OF_LINE = re.compile(r"[ \t\r]*(?:\n|\Z)")
-_JSON_TRIES_MAX = 32  # a text that only looks like JSON must not cost a parse for every line
+_JSON_TRIES_MAX = 32  # a text that only looks like JSON must not cost a parse per line
 _DATA = (
     r"articles?|attachments?|contents?|contexts?|csv|data|datasets?|documents?|emails?|inputs?|json|logs?|messages?|pages?|"
     r"passages?|records?|reports?|results?|search_results?|tables?|texts?|transcripts?"
 )
-# Lines that open or close something: a fence, triple quotes, a tag that names data.
+# Lines that open or close a block: a fence, triple quotes, a tag that names data.
 _MARK = re.compile(
     rf'(?m)^(?:(?P<fence>```|~~~)[^\n]*|(?P<quotes>""")[ \t]*|<(?P<close>/?)(?P<tag>{_DATA})(?: [^<>\n]*)?>[ \t]*)$'
 )
@@ -30,7 +30,7 @@ Span = tuple[int, int]
 
 
 def data_spans(text: str) -> list[Span]:
-    """Where in the text data stands, from and to, in order and apart from each other. Linear."""
+    """The positions of data in the text, in order and without overlap. Linear time."""
     if len(text) < _CHARACTERS_MIN:
         return []
     found: list[Span] = []
@@ -46,7 +46,7 @@ def data_spans(text: str) -> list[Span]:
 
 
 def without_data(text: str) -> str:
-    """What is said around the data; all of it where there is nothing around."""
+    """The text around the data; the whole text if there is none around it."""
     said, position = [], 0
     for start, end in data_spans(text):
         said.append(text[position:start])
@@ -56,9 +56,9 @@ def without_data(text: str) -> str:
 
 
 def data_tidied(text: str) -> str:
-    """The text with its data in fewer characters: JSON minified, lines without blanks at their end, repetition counted.
+    """The text with its data in fewer characters: JSON minified, trailing blanks removed, repetition counted.
 
-    Whatever the policy, no more than that: this is what is being asked about, and nothing of it may be missing.
+    No more than that, whatever the policy: the question is about this data, and all of it is needed.
     """
     parts, position = [], 0
     for start, end in data_spans(text):
@@ -68,9 +68,9 @@ def data_tidied(text: str) -> str:
 
 
 def _marked(text: str) -> Iterator[tuple[int, int, int, int]]:
-    """Where each marked block opens, its data from and to (nothing in a fence around anything but JSON), where it ends.
+    """For each marked block: where it opens, the bounds of its data (empty for a fence around anything but JSON), and where it ends.
 
-    The last one is the end of the text. A mark that is never closed takes the rest of the text, which is then left alone.
+    The last block is the end of the text. A mark that is never closed extends to the end, which is then left alone.
     """
     opened: re.Match[str] | None = None
     for mark in _MARK.finditer(text):
@@ -95,7 +95,7 @@ def _closes(mark: re.Match[str], opened: re.Match[str]) -> bool:
 
 
 def _plain_json(text: str, position: int, stop: int, tries_max: int) -> list[Span]:
-    """JSON that begins a line and ends one; an empty span for each try in vain."""
+    """JSON that starts at the beginning of a line and ends at the end of one; an empty span for each failed try."""
     found: list[Span] = []
     while len(found) < tries_max:
         line = _JSON_START.search(text, position, stop)

@@ -1,8 +1,8 @@
-"""Blocks that the chat already holds are replaced by a reference to where they came first.
+"""Replaces blocks that occurred earlier in the chat by a reference to their first occurrence.
 
-Agents read the same file twice, print the same listing after every step and log the same traceback a hundred times. The
-first occurrence stays, so the beginning of a chat, and with it the provider's prompt cache, does not change as the
-chat grows. Of code and JSON only the whole is replaced: a reference in the middle would make them invalid.
+Agents read the same file twice, print the same listing after every step and log the same traceback a hundred times. The first
+occurrence is kept, so the beginning of a chat, and with it the provider's prompt cache, does not change as the chat grows.
+Code and JSON are only replaced as a whole, because a reference in the middle would make them invalid.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from policies.compression.structural import open_fences, repeats_counted
 _BLOCK_CHARACTERS_MIN = 200
 _ANCHOR_LINES = 3  # shorter runs ("}", "", "return") are alike by chance
 _Anchor = tuple[str, str, str]
-_Spot = tuple[int, int]  # which text, which of its lines
+_Spot = tuple[int, int]  # the text and the line in it
 
 
 class _Seen:
-    """The lines of the texts so far, found by every three that follow each other. One entry a line: linear."""
+    """The lines of the texts so far, indexed by every three consecutive lines. One entry per line, so linear."""
 
     def __init__(self) -> None:
         self.whole: dict[str, int] = {}
@@ -34,13 +34,13 @@ class _Seen:
             self._note(anchor, (owner, line))
 
     def add_last(self, owner: int) -> None:
-        """One line was appended to the owner's lines."""
+        """Index the line that was appended to the owner's lines."""
         lines = self.lines[owner]
         if len(lines) >= _ANCHOR_LINES:
             self._note((lines[-3], lines[-2], lines[-1]), (owner, len(lines) - _ANCHOR_LINES))
 
     def run_at(self, lines: list[str], start: int) -> tuple[int, int]:
-        """How many lines from `start` on repeat an earlier spot, and whose they are; (1, 0) for none."""
+        """The number of lines from `start` on that repeat an earlier spot, and the owner of that spot; (1, 0) if none do."""
         spot = self.spots.get((lines[start], lines[start + 1], lines[start + 2]))
         if spot is None:
             return 1, 0
@@ -57,11 +57,11 @@ class _Seen:
 
 
 def without_duplicates(segments: Sequence[Segment], texts: Sequence[str]) -> list[str]:
-    """The texts (one for each segment, in order) with repeated blocks replaced where the segment may be changed."""
+    """The texts (one per segment, in order) with repeated blocks replaced in the segments that may be changed."""
     seen = _Seen()
     result = []
     for number, (segment, text) in enumerate(zip(segments, texts, strict=True)):
-        if len(text) < _BLOCK_CHARACTERS_MIN or is_receipted(text):  # what a shortened text repeats now is chance
+        if len(text) < _BLOCK_CHARACTERS_MIN or is_receipted(text):  # what a shortened text repeats is by chance
             result.append(text)
             continue
         changed = _remembered(text, number, seen) if segment.fixed else _referring(text, number, segments, seen)
@@ -75,7 +75,7 @@ def without_duplicates(segments: Sequence[Segment], texts: Sequence[str]) -> lis
 
 
 def referenced_lines(source: str, wanted: Sequence[tuple[int, str]]) -> frozenset[int]:
-    """The lines of `source` that references to it, given as (lines, digest of the first one), stand for."""
+    """The lines of `source` covered by references to it, which are given as (lines, digest of the first line)."""
     if not wanted:
         return frozenset()
     places: dict[str, int] = {}
@@ -91,7 +91,7 @@ def _remembered(text: str, number: int, seen: _Seen) -> str:
 
 
 def _same(seen: _Seen, text: str, changed: str) -> int | None:
-    """Which earlier text was this one, or became what it became."""
+    """The earlier text that was the same, or has become the same; None if there is none."""
     found = seen.whole.get(text)
     if found is None and len(changed) >= _BLOCK_CHARACTERS_MIN:
         found = seen.whole.get(changed)
@@ -114,7 +114,7 @@ def _referring(text: str, number: int, segments: Sequence[Segment], seen: _Seen)
 
 
 def _repeats(lines: list[str], seen: _Seen) -> bool:
-    """Could there be a block to replace? Asked of every text, so it only touches sets."""
+    """Whether there may be a block to replace. Called for every text, so it only uses sets."""
     if len(lines) < _ANCHOR_LINES:
         return False
     distinct = set(lines)
@@ -136,7 +136,7 @@ def _blocks_replaced(lines: list[str], number: int, segments: Sequence[Segment],
             seen.add_last(number)
             position += whole
             continue
-        for line in lines[position : position + run]:  # all of them: looking again from each would be quadratic
+        for line in lines[position : position + run]:  # all at once: looking again from each line would be quadratic
             kept.append(line)
             seen.add_last(number)
         position += run
@@ -145,7 +145,7 @@ def _blocks_replaced(lines: list[str], number: int, segments: Sequence[Segment],
 
 
 def _closed(fences: Sequence[bool], start: int, run: int) -> int:
-    """The run cut back to where no code fence is open."""
+    """The length of the run, shortened so that no code fence is open at its end."""
     while run and fences[start + run - 1]:
         run -= 1
     return run

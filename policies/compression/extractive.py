@@ -1,7 +1,7 @@
-"""Extraction: the sentences and records that have most to do with the instruction stay, in their order.
+"""Extraction: keeps the sentences and records that are most relevant to the instruction, in their order.
 
-Where the instruction says nothing about a text, its most telling pieces stay: those dense in numbers and ids, reports
-of failure, its beginning and its end.
+If the instruction says nothing about a text, its most informative pieces are kept: those with many numbers and ids, reports
+of failure, the beginning and the end.
 """
 
 import re
@@ -17,11 +17,11 @@ _TELLING = re.compile(r"\d+|[A-Z]\w+")
 _ALARM_WEIGHT = 0.25
 _DENSITY_WEIGHT = 0.2
 _POSITION_WEIGHT = 0.1
-_CHARACTERS_PER_FACT = 12  # a text with a number or name every twelve characters is as dense as it gets
+_CHARACTERS_PER_FACT = 12  # a text with a number or name every twelve characters has the maximum density
 
 
 def extraction_order(units: Sequence[str], contexts: Sequence[str], instruction: str) -> list[float]:
-    """A priority for each unit, from its overlap with the instruction (up to 1) and from what it tells by itself."""
+    """A priority for each unit: its overlap with the instruction (up to 1), plus its own information."""
     scores = relevance(contexts, terms_asked(instruction))
     best = max(scores, default=0.0) or 1.0
     positions = truncation_order(units)

@@ -1,6 +1,6 @@
-"""What a text states: its numbers, identifiers, names and rare words.
+"""The facts of a text: its numbers, identifiers, names and rare words.
 
-These are what a later question asks for, and what a compressed text must not lose.
+Later questions ask for these, so a compressed text must not lose them.
 """
 
 import json
@@ -26,7 +26,7 @@ _NUMBER_DIGITS_MIN = 5
 
 @value_class
 class Facts:
-    """Distinct terms by what they are. Words are lower case; everything else is as it was written."""
+    """Distinct terms by kind. Words are in lower case; everything else is as written."""
 
     numbers: frozenset[str]
     identifiers: frozenset[str]
@@ -35,12 +35,12 @@ class Facts:
 
 
 def facts_of(text: str) -> Facts:
-    """Linear in the text; markers of what was left out say nothing."""
+    """Linear in the text. Markers of gaps do not count."""
     return sorted_out(terms_of(text))
 
 
 def terms_of(text: str) -> Counter[str]:
-    """How often every term occurs. Of markup only what a reader sees; date and time of a stamp are two terms."""
+    """The number of occurrences of each term. Of markup only the visible text counts; a time stamp's date and time are two terms."""
     text = without_markers(text)
     return Counter(plain_terms(_TAG.sub(" ", text) if is_markup(text) else text))
 
@@ -55,7 +55,7 @@ def plain_terms(text: str) -> list[str]:
 
 
 def first_mentions(text: str, wanted: Set[str]) -> dict[str, int]:
-    """Where in the text each wanted term stands first, as far as it does, in order."""
+    """The first position of each wanted term that occurs in the text, in order."""
     found: dict[str, int] = {}
     for term in _TERM.finditer(_ISO.sub(" ", text)):
         if term[0] in wanted:
@@ -64,13 +64,13 @@ def first_mentions(text: str, wanted: Set[str]) -> dict[str, int]:
 
 
 def identifiers_of(text: str) -> frozenset[str]:
-    """The ids, paths, addresses and long numbers that another message may refer to."""
+    """Ids, paths, addresses and long numbers that another message may refer to."""
     return frozenset(term for term in terms_of(text) if len(term) >= _ID_CHARACTERS_MIN and _is_identifier(term))
 
 
 @cache
 def stop_words() -> frozenset[str]:
-    """Words that say nothing about a subject."""
+    """Words without information about a subject."""
     source = files("policies.compression").joinpath("words.json").read_text(encoding="utf-8")
     return frozenset(json.loads(source)["stop"])
 
@@ -84,7 +84,7 @@ def _is_identifier(term: str) -> bool:
 
 
 def sorted_out(terms: Mapping[str, int]) -> Facts:
-    """Counted terms by what they are."""
+    """Counted terms, sorted by kind."""
     numbers, identifiers, names, rare = set(), set(), set(), set()
     stop = stop_words()
     for term, count in terms.items():

@@ -1,7 +1,7 @@
 """Minified JSON in pieces: the records of its arrays, the entries of its large objects, the passages of its long texts.
 
-Records are slices of the text, so what stays is what was written. What is left out leaves a string in its array, or an
-entry in its object, that says so.
+Records are slices of the text, so what is kept is unchanged. Each gap is marked by a string in its array or an entry in its
+object.
 """
 
 import json
@@ -14,24 +14,24 @@ from policies.compression.markers import sign, unsigned_receipt
 from policies.compression.pieces import TextPieces, text_pieces
 from policies.values import value_class
 
-_DEPTH_MAX = 6  # below, values are kept or dropped whole: nesting cannot make reading quadratic
-_ENTRIES_MIN = 12  # objects with fewer keys are records, and a record without some of its keys is misread
+_DEPTH_MAX = 6  # deeper values are kept or dropped whole: nesting must not make parsing quadratic
+_ENTRIES_MIN = 12  # objects with fewer keys are records, which would be misread without some of their keys
 _TEXT_CHARACTERS_MIN = 400
-_KEYS_CHARACTERS_MAX = 120  # of the keys above a record that its ranking reads
+_KEYS_CHARACTERS_MAX = 120  # the part of the keys above a record that its ranking reads
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _DECODER = json.JSONDecoder()
 
 
 @value_class
 class _Piece:
-    """One droppable record, by the number of its unit."""
+    """A record that can be dropped, by the number of its unit."""
 
     unit: int
 
 
 @value_class
 class _Passages:
-    """A long string: the units from `first` on are its passages."""
+    """A long string, whose passages are the units from `first` on."""
 
     first: int
     pieces: TextPieces
@@ -39,7 +39,7 @@ class _Passages:
 
 @value_class
 class _Group:
-    """An array or object; in objects, each item is written behind its key."""
+    """An array or object; each item of an object is written after its key."""
 
     brackets: str
     items: list[tuple[str, "_Node"]]
@@ -50,7 +50,7 @@ _Node = str | _Piece | _Passages | _Group
 
 @dataclass(slots=True)
 class JsonPieces:
-    """See `Pieces`. Built by `json_pieces`; unchanged afterwards."""
+    """See `Pieces`. Built by `json_pieces`, and not changed afterwards."""
 
     root: _Node = ""
     units: list[str] = field(default_factory=list)
@@ -136,7 +136,7 @@ def _entries(raw: str) -> Iterator[tuple[str, str]]:
 
 
 def _markers(receipt: str) -> Iterator[str]:
-    """The receipt once; empty afterwards, so that each gap counts for itself."""
+    """The receipt once, then empty strings, so that each further gap has its own count."""
     yield receipt
     while True:
         yield ""
@@ -170,7 +170,7 @@ def _items(group: _Group, pieces: JsonPieces, kept: Set[int], markers: Iterator[
             parts.append(f'"{next(markers) or _count(dropped, "records")}"')
             dropped = 0
         parts.append(key + _rendered(node, pieces, kept, markers))
-    if dropped:  # an object says it once, at its end: a second entry of the same name would hide the first
+    if dropped:  # an object has one marker at its end: a second entry of the same name would hide the first
         marker = f'"{next(markers) or _count(dropped, "records")}"'
         parts.append(f"{marker}:null" if is_object else marker)
     return parts

@@ -1,7 +1,7 @@
-"""JSON as text: minified without a digit changed, and its arrays of like records as tables.
+"""JSON as text: minified without changing a digit, and arrays of similar records as tables.
 
-Numbers, the order of keys and repeated keys survive, because the text is not read and written again: `json` would turn
-`0.00005` into `5e-05` and keep the last of two equal keys.
+Numbers, the order of keys and repeated keys survive, because the text is not parsed and written again: `json` would turn
+`0.00005` into `5e-05` and keep only the last of two equal keys.
 """
 
 import json
@@ -17,11 +17,11 @@ _TABLE_KEYS = (("columns", "rows"), ("every", "columns", "rows"))
 
 
 class _NotLossless(ValueError):
-    """Reading this JSON into Python would lose something."""
+    """Converting this JSON to Python values would lose something."""
 
 
 def looks_like_json(text: str) -> bool:
-    """A whole text that is a JSON object or array. NaN and Infinity are not JSON."""
+    """Whether the whole text is a JSON object or array. NaN and Infinity are not JSON."""
     start = text.lstrip()[:1]
     if not start or start not in "{[":
         return False
@@ -29,10 +29,10 @@ def looks_like_json(text: str) -> bool:
 
 
 def minified(text: str) -> str:
-    """Valid JSON without insignificant white space, and with plain characters for their needless escapes.
+    """Valid JSON without insignificant white space and unnecessary escapes.
 
-    Valid JSON holds no raw control character, so two of them can stand for escaped backslashes and quotes while the
-    text is split at the quotes that delimit strings; every other piece is then outside of strings. Linear.
+    Valid JSON contains no raw control characters. So two of them stand in for escaped backslashes and quotes while the text
+    is split at the quotes that delimit strings, and every other piece is then outside of strings. Linear time.
     """
     pieces = text.replace("\\\\", "\x00").replace('\\"', "\x01").split('"')
     pieces[::2] = ["".join(piece.split()) for piece in pieces[::2]]
@@ -43,13 +43,13 @@ def minified(text: str) -> str:
 
 
 def tabulated(text: str) -> str:
-    """Minified JSON whose arrays of three or more records with the same keys name each key once.
+    """Minified JSON in which arrays of three or more records with the same keys name each key only once.
 
-    `[{"a":1,"b":2,"c":0}, …]` becomes `{"every":{"c":0},"columns":["a","b"],"rows":[[1,2], …]}`, where `every` holds what
-    all records have in common, if anything. The same text comes back when nothing is to gain or reading it would lose
+    `[{"a":1,"b":2,"c":0}, …]` becomes `{"every":{"c":0},"columns":["a","b"],"rows":[[1,2], …]}`, where `every` has what all
+    records have in common, if anything. The text is returned unchanged if nothing is gained or parsing it would lose
     something (a repeated key).
     """
-    if _FLOAT_MARK[1:] in text:  # it could be taken for one of our own marks
+    if _FLOAT_MARK[1:] in text:  # it could be mistaken for one of our own marks
         return text
     try:
         value = json.loads(text, parse_float=_marked_float, object_pairs_hook=_without_repeats)
@@ -73,7 +73,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _unescaped(escape: re.Match[str]) -> str:
-    """The character, unless it must stay escaped: controls, quotes, backslashes, half surrogate pairs, odd line ends."""
+    """The character, unless it must stay escaped: controls, quotes, backslashes, lone surrogates, unusual line ends."""
     raw = escape[0]
     if len(raw) == 12:
         high, low = int(raw[2:6], 16) - 0xD800, int(raw[8:], 16) - 0xDC00
@@ -97,7 +97,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _table(value: Any) -> Any:
     if isinstance(value, dict):
-        if tuple(value) in _TABLE_KEYS:  # a table already, perhaps ours: its rows stay rows
+        if tuple(value) in _TABLE_KEYS:  # already a table, perhaps ours: its rows stay rows
             return value
         return {key: _table(inner) for key, inner in value.items()}
     if not isinstance(value, list):
@@ -112,7 +112,7 @@ def _table(value: Any) -> Any:
 
 
 def _common(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What all records say alike; `1`, `1.0` and `true` are equal to Python and differ in JSON."""
+    """The values that all records share. Only text and null: `1`, `1.0` and `true` are equal in Python but differ in JSON."""
     first = records[0]
     return {
         key: value

@@ -1,4 +1,4 @@
-"""What kind of text a text is, told from its beginning: strategies treat logs, tables, pages, code and prose apart."""
+"""The kind of a text, detected from its beginning, because strategies treat logs, tables, pages, code and prose differently."""
 
 import re
 from enum import StrEnum
@@ -38,11 +38,11 @@ _LEVEL = re.compile(
 )
 _MIN_SHARE = 0.3
 _COLUMNS = re.compile(r" {2,}")
-_COLUMN_WORDS_MAX = 5  # of every column but the last, which may hold a description
+_COLUMN_WORDS_MAX = 5  # in all columns but the last, which may be a description
 
 
 def kind_of(text: str) -> Kind:
-    """Reads at most 6,000 characters, except that JSON is only what parses as a whole."""
+    """Reads at most 6,000 characters, except that JSON must parse as a whole."""
     if looks_like_json(text):
         return Kind.JSON
     if _MARKUP.match(text[:400]):
@@ -67,7 +67,7 @@ def _kind_of_lines(lines: list[str]) -> Kind:
 
 
 def _is_row(line: str) -> bool:
-    """A table's row: bars, tabs, three commas without a sentence's spaces, or columns two blanks apart."""
+    """Whether a line is a row of a table: bars, tabs, three commas without a sentence's spaces, or columns two blanks apart."""
     if line.count("|") >= 2 or line.count("\t") >= 2:
         return True
     if line.count(",") >= 3 and line.count(", ") * 3 <= line.count(","):

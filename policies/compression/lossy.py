@@ -1,4 +1,4 @@
-"""Which texts a lossy strategy shortens, by how much, and in which order."""
+"""The choice of the texts that a lossy strategy shortens, by how much, and in which order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,17 +12,17 @@ from policies.compression.segments import Origin
 from policies.compression.stages import Count, Draft, Later, Needed, needed
 from policies.values import value_class
 
-# Below these sizes a cut saves little and costs sense. What people wrote are orders; only pasted documents are that long.
+# Cutting smaller texts saves little and costs sense. Texts by people are orders; only pasted documents are that long.
 _TOKENS_MIN = MappingProxyType({Origin.TOOL: 100, Origin.ASSISTANT: 200, Origin.USER: 500})
 _ORDER = (Origin.TOOL, Origin.ASSISTANT, Origin.USER)
-# The newest results are what the next step works on: so many of them are cut half as deep.
+# The next step works on the newest results, so this many of them are cut only half as deep.
 _MILD_RESULTS = MappingProxyType({Aggressiveness.LOW: 3, Aggressiveness.MEDIUM: 1, Aggressiveness.HIGH: 0})
 _MARGIN = 1.05  # characters and tokens are not quite proportional
 Calls = Sequence[tuple[int, str]]
 
 
 def candidates(draft: Draft, policy: CompressionPolicy) -> list[int]:
-    """The texts that may be shortened, in the order in which they are: tool results first, oldest first."""
+    """The texts that may be shortened, in the order to do it: tool results first, oldest first."""
     may = [
         number
         for number, segment in enumerate(draft.segments)
@@ -37,9 +37,9 @@ def candidates(draft: Draft, policy: CompressionPolicy) -> list[int]:
 def cut_by_ratio(
     draft: Draft, policy: CompressionPolicy, count: Count, calls: Calls, instruction: str, known: Known
 ) -> None:
-    """Shorten every candidate by itself, newest first, so that what it must keep is known when its turn comes.
+    """Shorten each candidate, newest first, so that what it must keep is known when its turn comes.
 
-    Each text is decided on alone: shortened texts of an earlier pass, which carry receipts, change nothing for others.
+    Each decision is independent: texts that an earlier pass has shortened, which have receipts, do not affect others.
     """
     may = set(candidates(draft, policy))
     shares = _shares(draft, policy)
@@ -61,11 +61,11 @@ def cut_to_target(
     tokens_max: int,
     known: Known,
 ) -> None:
-    """Shorten candidates in order until all texts together have at most `tokens_max` tokens, or none can give more.
+    """Shorten candidates in order until all texts together have at most `tokens_max` tokens, or no more is possible.
 
-    First none gives more than the policy's ratio; then the order starts again with a tenth of each to keep, also of texts
-    that others refer to: a reference to what is marked as left out is better than a refused call. What is asked about
-    goes in a last round, when there is nothing else.
+    In the first round no text is cut below the policy's ratio. The next round may cut each to a tenth, including texts that
+    others refer to: a reference to a gap is better than a refused call. Only in the last round, what is asked about is
+    dropped, too.
     """
     needs = needed(draft, calls)
     whole = draft.copy()
@@ -82,7 +82,7 @@ def cut_to_target(
 
 @value_class
 class _Knife:
-    """What every cut of a chat has in common."""
+    """What all cuts of a chat have in common."""
 
     policy: CompressionPolicy
     count: Count
@@ -90,14 +90,14 @@ class _Knife:
     known: Known
 
     def cut(self, draft: Draft, number: int, text: str, share: float, needs: Needed, *, all_asked: bool) -> bool:
-        """Put the text, shortened to a share of itself, in its place in the draft if that saves tokens."""
+        """Put the text, shortened to a share of itself, into the draft if that saves tokens."""
         cut = shortened(text, share, self._strategy, self._need(text, needs, all_asked), self.known)
         return cut is not None and draft.take(str(self._strategy), number, cut, self.count)
 
     def fit(
         self, draft: Draft, number: int, whole: Draft, floor: float, tokens_max: int, needs: Needed, *, all_asked: bool
     ) -> None:
-        """Put the text, shortened to so many tokens or down to a share of itself, in its place if that saves tokens."""
+        """Put the text, shortened to a number of tokens or at most to a share of itself, into the draft if that saves tokens."""
         text = whole.texts[number]
         share = max(floor, 1 - _MARGIN * (1 - tokens_max / whole.tokens[number]))
         need = self._need(text, needs, all_asked)

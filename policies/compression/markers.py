@@ -1,12 +1,12 @@
-"""What stands where something was left out: readable for the model, and recognised when the text comes by again.
+"""Markers in place of what was left out: readable for the model, and recognised when the text comes again.
 
     [… 37 of 120 lines left out · 3fa9 …]          the first gap of a shortened text: its receipt
     […]                                            its other gaps
     [… 12 lines as in message 3 (read_log) · 9f3e …]   a back-reference to an earlier text
 
-The four digits bind a marker to content: a receipt carries the digest of the text that it stands in, a reference that
-of the first line of its block. So a text is not shortened twice, and one that only pretends to carry our marker is
-treated like any other. No marker holds a quote or a backslash: all of them can stand inside a JSON string.
+The four digits bind a marker to content: a receipt has the digest of the text that it is in, a reference that of the first
+line of its block. So a text is not shortened twice, and a text that only pretends to have our marker is treated like any
+other. Markers contain no quotes or backslashes, so that all of them can be inside a JSON string.
 """
 
 import re
@@ -17,7 +17,7 @@ _UNSIGNED = "· 0000 …]"
 _RECEIPT = re.compile(r"\[… [^\[\]\n]{1,80} · ([0-9a-f]{4}) …\]")
 _REFERENCE = re.compile(r"\[… (\d+) lines? as in message (\d+)[^\[\]\n]{0,50} · ([0-9a-f]{4}) …\]")
 _ANY = re.compile(r"\[…(?: [^\[\]\n]{1,80} …)?\]")
-_RECEIPTS_MAX = 16  # a text full of false receipts must not cost a digest each
+_RECEIPTS_MAX = 16  # a text full of forged receipts must not cost a digest for each
 
 
 def digest(text: str) -> str:
@@ -25,7 +25,7 @@ def digest(text: str) -> str:
 
 
 def unsigned_receipt(what: str) -> str:
-    """A receipt still to be signed by `sign`, once the text around it is complete."""
+    """A receipt to be signed by `sign` once the text around it is complete."""
     return f"[… {what} {_UNSIGNED}"
 
 
@@ -35,7 +35,7 @@ def sign(text: str) -> str:
 
 
 def is_receipted(text: str) -> bool:
-    """Was this text shortened by us and left as it is since?"""
+    """Whether this text was shortened by us and has not been changed since."""
     if " …]" not in text:
         return False
     for tried, receipt in enumerate(_RECEIPT.finditer(text)):
@@ -53,7 +53,7 @@ def reference(lines: int, label: str, first_line: str) -> str:
 
 
 def references_in(text: str) -> list[tuple[int, int, str]]:
-    """(lines, message number from 1, digest of the first line) of every back-reference."""
+    """(number of lines, message number from 1, digest of the first line) of each back-reference."""
     if " as in message " not in text:
         return []
     return [(int(found[1]), int(found[2]), found[3]) for found in _REFERENCE.finditer(text)]

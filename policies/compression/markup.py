@@ -1,7 +1,7 @@
-"""Web pages without what only a browser needs: comments, scripts, styles, drawings and styling attributes.
+"""Web pages without what only browsers need: comments, scripts, styles, drawings and styling attributes.
 
-Regular expressions here never look for an end that may not come: a page of ten thousand unclosed comments costs one
-pass, like any other.
+The regular expressions never search for an end that may be missing: a page of ten thousand unclosed comments takes one pass,
+like any other.
 """
 
 import re
@@ -31,18 +31,18 @@ _BLOCK = frozenset(
     {"p", "div", "section", "article", "li", "ul", "ol", "tr", "table", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6"}
     | {"header", "footer", "main", "nav", "dt", "dd", "pre", "blockquote", "option", "form", "title"}
 )
-_EMPTY_WITHOUT = frozenset({"meta", "link", "col", "img", "input", "source"})  # say nothing without attributes
+_EMPTY_WITHOUT = frozenset({"meta", "link", "col", "img", "input", "source"})  # useless without attributes
 _BETWEEN_TAGS = re.compile(r">\s+<")
 _INLINE_SPACES = re.compile(r"[ \t]{2,}")
-_LAID_OUT = re.compile(r"<(?:pre|textarea)\b", re.IGNORECASE)  # white space means something in there
+_LAID_OUT = re.compile(r"<(?:pre|textarea)\b", re.IGNORECASE)  # white space is significant inside
 _ROUNDS_MAX = 4
 
 
 def without_noise(page: str, *, keep_tags: bool) -> str:
-    """The page's content and, with `keep_tags`, its structure; without, its text with the links in parentheses.
+    """The page's content with its structure (`keep_tags`), or only its text, with links in parentheses.
 
-    Taking a comment out can make a new one of what stood around it; a page that is still changing after four rounds is
-    made to do so, and comes back as it is.
+    Removing a comment can form a new one from the text around it. A page that still changes after four rounds was made to do
+    so, and is returned unchanged.
     """
     result = page
     for _ in range(_ROUNDS_MAX):
@@ -81,7 +81,7 @@ def _without_comments(page: str) -> str:
 
 
 def _without_silent(page: str) -> str:
-    """Elements that are not read: dropped from their opening to their closing tag; left when never closed."""
+    """Remove elements that are not read, from opening to closing tag; those never closed are left."""
     kept = []
     position = 0
     unclosed: set[str] = set()

@@ -1,6 +1,6 @@
-"""Memory: what an agent carries from run to run has a size of its own, and is brought to it before anything else.
+"""Memory: what an agent carries from run to run has its own size limit, and is shortened to it before anything else.
 
-Who the user is stays; of past runs the newest stay. What fits its reserve is left alone by every lossy strategy.
+Information about the user is kept, and of past runs the newest. Memory within its limit is left alone by all lossy strategies.
 """
 
 import re
@@ -21,11 +21,11 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?")
 _USER_WEIGHT = 2.0
 _NEWEST_WEIGHT = 1.0
 _ASKED_WEIGHT = 0.5
-_TRIES = 6  # each brings a text at least a tenth nearer to its size
+_TRIES = 6  # each makes the text at least a tenth smaller
 
 
 def memory_fitted(text: str, tokens_max: int, count: Callable[[str], int], instruction: str) -> str:
-    """The memory within `tokens_max`, or as near as its parts allow. Already small enough: unchanged."""
+    """The memory shortened to `tokens_max`, or as close as its parts allow. Unchanged if it is small enough."""
     tokens = count(text)
     if tokens <= tokens_max:
         return text
@@ -47,7 +47,7 @@ def _pieces(text: str) -> Pieces:
 
 
 def _order(contexts: Sequence[str], instruction: str) -> list[float]:
-    """User context first, then the newest, with a preference for what is being asked."""
+    """User context first, then the newest, with a preference for what is asked about."""
     scores = relevance(contexts, terms_asked(instruction))
     best = max(scores, default=0.0) or 1.0
     return [
@@ -57,7 +57,7 @@ def _order(contexts: Sequence[str], instruction: str) -> list[float]:
 
 
 def _newness(contexts: Sequence[str]) -> list[float]:
-    """0–1 for each piece: by its date or the last one before it; without dates, what comes later is newer."""
+    """0–1 for each piece, by its date or the last date before it; without dates, later pieces are newer."""
     dates: list[str] = []
     current = ""
     for context in contexts:

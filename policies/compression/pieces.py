@@ -1,7 +1,7 @@
-"""A text taken apart where it may be cut: sentences, log records, table rows, top-level code, JSON records.
+"""Splits a text where it may be cut: sentences, log records, table rows, top-level code, JSON records.
 
-Nothing is cut inside of a piece. The pieces of a text, put together again, are the text; with some of them left out, it
-says so where they stood, and JSON is still JSON.
+Pieces are never cut inside. All pieces joined are the original text. If some are left out, a marker says so in their place,
+and JSON remains JSON.
 """
 
 import re
@@ -17,12 +17,12 @@ from policies.values import value_class
 _SENTENCE_END = re.compile(r"(?<=[.!?]\s)(?=\S)|(?<=[。！？])")
 _LONG_CHARACTERS = 400
 _LONG = re.compile(rf"(?s).{{1,{_LONG_CHARACTERS}}}(?:\s+|\Z)|.{{{_LONG_CHARACTERS}}}")
-_SENTENCE_CHARACTERS_MIN = 80  # shorter lines are not taken apart
-_WRAPPED_CHARACTERS_MIN, _WRAPPED_CHARACTERS_MAX = 50, 160  # how long the lines of wrapped paragraphs are
+_SENTENCE_CHARACTERS_MIN = 80  # shorter lines are not split
+_WRAPPED_CHARACTERS_MIN, _WRAPPED_CHARACTERS_MAX = 50, 160  # the line length of wrapped paragraphs
 _ITEM = re.compile(r"\s*(?:[-*+•#>|:=~.]|\d{1,3}[.)]\s|\w[\w .-]{0,30}: )")
 _HEADING = re.compile(r"#{1,6} \S|(?:\*\*|__)[^*_\n]{1,80}(?:\*\*|__):?\s*$|[^\s#>|*-][^.!?\n]{0,60}:\s*$")
 _UNDERLINE = re.compile(r"[=~^*+-]{3,}\s*$")
-_LINE_CHARACTERS_MAX = 2000  # of a line of code: longer ones are minified or a trap for regular expressions
+_LINE_CHARACTERS_MAX = 2000  # of a line of code: longer ones are minified, or a trap for regular expressions
 _HEADING_CHARACTERS_MAX = 120
 _CODE_CONTINUES = re.compile(r"\s|[)\]}]|(?:else|elif|except|finally|catch)\b|$")
 _LITERAL = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|#.*|//.*")
@@ -33,7 +33,7 @@ _NOUNS = {Kind.LOG: "log records", Kind.TABLE: "rows", Kind.CODE: "code blocks",
 
 
 class Pieces(Protocol):
-    """A text in pieces. `contexts` are the pieces as a reader understands them: with their heading or their keys."""
+    """A text in pieces. `contexts` are the pieces in the form for ranking: with their heading or keys."""
 
     @property
     def units(self) -> list[str]: ...
@@ -43,26 +43,26 @@ class Pieces(Protocol):
 
     @property
     def always(self) -> frozenset[int]:
-        """Pieces without which the others cannot be read: the header of a table."""
+        """Pieces that the others cannot be understood without: the header of a table."""
         ...
 
     def render(self, kept: Set[int], note: str = "") -> str:
-        """The text of these pieces, each gap marked, the first one with a receipt and the note behind it.
+        """The text of these pieces. Each gap is marked, the first one with a receipt followed by the note.
 
-        The note must be good inside a JSON string as it is.
+        The note must be valid inside a JSON string as it is.
         """
         ...
 
 
 @value_class
 class TextPieces:
-    """Pieces that follow each other; together they are the text."""
+    """Consecutive pieces, which together are the text."""
 
     kind: Kind
     units: list[str]
     contexts: list[str]
     always: frozenset[int] = field(default=frozenset())
-    comment: tuple[str, str] = ("", "")  # what makes a marker a comment where code is cut
+    comment: tuple[str, str] = ("", "")  # turns a marker into a comment if code is cut
 
     def render(self, kept: Set[int], note: str = "") -> str:
         return sign(self.unsigned(kept, self.receipt(len(kept)) + note))
@@ -72,7 +72,7 @@ class TextPieces:
         return unsigned_receipt(f"{len(self.units) - kept} of {len(self.units)} {noun} left out")
 
     def unsigned(self, kept: Set[int], first_marker: str) -> str:
-        """The text with `first_marker` in its first gap and plain marks in the others."""
+        """The text with `first_marker` in its first gap and plain markers in the others."""
         parts: list[str] = []
         marker = first_marker
         inside_gap = False
@@ -86,7 +86,7 @@ class TextPieces:
         return "".join(parts)
 
     def _marker(self, marker: str, before: str, dropped: str) -> str:
-        """On a line of its own where lines were dropped, in the running text where sentences were."""
+        """On a line of its own if lines were dropped, inline if sentences were."""
         if self.kind is Kind.PROSE and before and not before.endswith("\n"):
             return f"{marker} " if dropped[-1:] != "\n" else f"{marker}\n"
         opening, closing = self.comment
@@ -94,7 +94,7 @@ class TextPieces:
 
 
 def text_pieces(text: str, kind: Kind) -> TextPieces:
-    """Any text but JSON, which `json_pieces` takes apart."""
+    """Any text except JSON, which `json_pieces` splits."""
     if kind is Kind.CODE:
         units = list(_code_units(text))
         return TextPieces(kind, units, units, comment=_comment(text))
@@ -123,7 +123,7 @@ def _block_units(block: str, kind: Kind) -> Iterator[str]:
 
 
 def _records(text: str) -> Iterator[str]:
-    """Log lines, each with the lines that continue it: indented ones, and a traceback's last."""
+    """Log lines, each with its continuation: indented lines, and the last line of a traceback."""
     record = ""
     in_traceback = False
     for line in text.splitlines(keepends=True):
@@ -133,7 +133,7 @@ def _records(text: str) -> Iterator[str]:
             record = ""
         in_traceback = line.startswith("Traceback") or (in_traceback and line[:1] in " \t")
         record += line
-        if len(record) > 4 * _LONG_CHARACTERS:  # not one endless record
+        if len(record) > 4 * _LONG_CHARACTERS:  # bound the size of a record
             yield record
             record = ""
     if record:
@@ -141,9 +141,9 @@ def _records(text: str) -> Iterator[str]:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """Lines, and in running text sentences, also where they go over several lines; endless ones by word.
+    """Lines, and in running text sentences, even across lines; endless ones are split between words.
 
-    A heading stays with what follows it.
+    A heading stays with the text below it.
     """
     held = ""
     for paragraph in _unwrapped(text.splitlines(keepends=True)):
@@ -160,7 +160,7 @@ def _sentences(text: str) -> Iterator[str]:
 
 
 def _unwrapped(lines: Sequence[str]) -> Iterator[str]:
-    """Lines, those of a wrapped paragraph together: a long line that does not end a sentence goes on in the next one."""
+    """Lines, with those of a wrapped paragraph joined: a long line that does not end a sentence continues in the next one."""
     paragraph = ""
     for number, line in enumerate(lines):
         paragraph += line
@@ -185,9 +185,9 @@ def _bounded(unit: str) -> Iterator[str]:
 
 
 def _code_units(text: str) -> Iterator[str]:
-    """Top-level statements: a piece begins in column 0, outside of brackets and of strings over several lines.
+    """Top-level statements: a piece begins in column 0, outside of brackets and multi-line strings.
 
-    Where brackets inside strings confuse the count, pieces get larger, not wrong.
+    If brackets inside strings confuse the count, pieces get larger, but not wrong.
     """
     unit = ""
     depth = 0
@@ -211,7 +211,7 @@ def _code_units(text: str) -> Iterator[str]:
 
 
 def _comment(code: str) -> tuple[str, str]:
-    """How this code writes a comment, guessed from its line ends; `#` when nothing tells."""
+    """How this code writes comments, guessed from its line ends; `#` if unknown."""
     if code.lstrip()[:1] == "<":
         return "<!-- ", " -->"
     if _PYTHON.search(code):
@@ -220,7 +220,7 @@ def _comment(code: str) -> tuple[str, str]:
 
 
 def _in_sections(units: list[str]) -> Iterator[str]:
-    """Every unit behind the heading of its section."""
+    """Each unit, preceded by the heading of its section."""
     heading = ""
     for unit in units:
         first = unit.lstrip("\n").split("\n", 1)[0]

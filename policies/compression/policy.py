@@ -1,4 +1,4 @@
-"""What a workflow asks of the compressor, and what it gets back."""
+"""The compressor's policy and its result."""
 
 from dataclasses import replace
 from enum import StrEnum
@@ -8,7 +8,7 @@ from policies.values import value_class
 
 
 class Strategy(StrEnum):
-    """The words of the ten `orchestration_compression_strategy_*` settings, from harmless to bold."""
+    """The values of the ten `orchestration_compression_strategy_*` settings, from harmless to bold."""
 
     NONE = "none"
     STRUCTURAL = "structural"
@@ -19,7 +19,7 @@ class Strategy(StrEnum):
 
 
 class Aggressiveness(StrEnum):
-    """How far a strategy may go. `high` may change the shape of JSON tables and pages, never what they say."""
+    """How far a strategy may go. `high` may change the form of JSON tables and pages, but not their content."""
 
     LOW = "low"
     MEDIUM = "medium"
@@ -31,10 +31,10 @@ TARGET_RATIO_MIN = 0.1
 
 @value_class
 class CompressionPolicy:
-    """How one intent's calls are compressed.
+    """How the calls of one intent are compressed.
 
-    `target_ratio` (0.1–1.0) is the share of a segment's tokens that a lossy strategy keeps; `min_quality` (0–1) is the
-    score below which it keeps more instead. Raises ValueError outside these ranges.
+    `target_ratio` (0.1–1.0) is the share of a segment's tokens that a lossy strategy keeps; `min_quality` (0–1) is the score
+    below which it keeps more. Raises ValueError outside these ranges.
     """
 
     strategy: Strategy = Strategy.STRUCTURAL
@@ -50,7 +50,7 @@ class CompressionPolicy:
 
     @property
     def as_strict_as_meant(self) -> "CompressionPolicy":
-        """Itself, and at a minimum quality of 1.0 one that only takes what loses nothing at all."""
+        """The policy itself; for a minimum quality of 1.0, one that only uses strictly lossless stages."""
         if self.min_quality < 1.0 or self.strategy is Strategy.NONE:
             return self
         return replace(self, strategy=Strategy.STRUCTURAL, aggressiveness=Aggressiveness.LOW)
@@ -58,9 +58,9 @@ class CompressionPolicy:
 
 @value_class
 class Compressed:
-    """What became of a chat. `messages` is None when the original goes, and `reason` says why.
+    """The result for a chat. `messages` is None if the original is to be used, and `reason` says why.
 
-    `actions` names every stage that saved something, with the tokens it saved: `("structural=900", "truncate=340")`.
+    `actions` lists each stage that saved something, with the tokens it saved: `("structural=900", "truncate=340")`.
     """
 
     messages: list[dict[str, Any]] | None

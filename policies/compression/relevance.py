@@ -1,7 +1,7 @@
-"""How much a sentence or record has to do with what is being asked.
+"""The relevance of sentences and records to the question.
 
-Overlap of terms weighted by rarity, the core of TF-IDF retrieval (Spärck Jones, 1972), without its vectors: a term of
-the instruction counts log(1 + n/df) where it occurs in df of n units.
+The measure is the overlap of terms weighted by rarity, the core of TF-IDF retrieval (Spärck Jones, 1972), without its
+vectors: a term of the instruction that occurs in df of n units counts log(1 + n/df).
 """
 
 import re
@@ -17,7 +17,7 @@ _STEM_CHARACTERS_MIN = 4
 _TERMS_MAX = 48  # more would be a document pasted into the question
 _INSTRUCTION_CHARACTERS_MAX = 4000
 _PASSAGE = 600
-# Stems of what people say to an agent that is to go on: they ask for nothing.
+# Stems of words that tell an agent to go on, which ask for nothing.
 _NODS = frozenset(
     {
         "again",
@@ -40,13 +40,14 @@ _NODS = frozenset(
         "work",
     }
 )
-_NEIGHBOUR_SHARE = 0.3  # an answer often stands beside the line that names its subject
+_NEIGHBOUR_SHARE = 0.3  # an answer is often next to the line that names its subject
 _ASKED_SHARE_OF_BEST = 0.6
-_ASKED_OF_ALL_MIN = 0.35  # of the terms asked, by rarity: a unit that shares less is not what is asked about
+_ASKED_OF_ALL_MIN = 0.35  # weighted by rarity, of the terms asked: a unit that shares less is about something else
 
 
 def terms_asked(instruction: str) -> tuple[str, ...]:
-    """Stems and identifiers of an instruction, lower case, the first 48. Its end weighs most: questions stand there."""
+    """Stems and identifiers of an instruction, in lower case, at most 48. Long instructions are read from their end, where
+    questions are."""
     asked = instruction[-_INSTRUCTION_CHARACTERS_MAX:]
     stop = stop_words()
     found: dict[str, None] = {}
@@ -61,12 +62,12 @@ def terms_asked(instruction: str) -> tuple[str, ...]:
 
 
 def relevance(units: Sequence[str], terms: Sequence[str]) -> list[float]:
-    """A score for each unit, 0 where nothing is shared. Linear in the units times the terms (at most 48)."""
+    """A score for each unit, 0 if it shares nothing. Linear in the units times the terms (at most 48)."""
     return _with_neighbours(_overlaps([unit.lower() for unit in units], terms)[0])
 
 
 def asked_about(units: Sequence[str], instruction: str) -> frozenset[int]:
-    """The units that the instruction asks about: those nearly as much as the best one, if that one shares enough with it."""
+    """The units that the instruction asks about: those nearly as relevant as the best one, if that one is relevant enough."""
     terms = [term for term in terms_asked(instruction) if term not in _NODS]
     scores, whole = _overlaps([unit.lower() for unit in units], terms)
     best = max(scores, default=0.0)
@@ -76,10 +77,10 @@ def asked_about(units: Sequence[str], instruction: str) -> frozenset[int]:
 
 
 def answered(texts: Sequence[str], instruction: str) -> float:
-    """How much of what is asked the best passage of the texts is about: 0 (nothing) to 1 (every term of it, by rarity).
+    """How well the best passage of the texts matches the question: 0 (not at all) to 1 (all its terms), weighted by rarity.
 
-    A question finds the passage that answers it; a goal ("find out whether it came up well") and a nod ("continue with the
-    task") find none, and say nothing of what will be needed. Passages are windows of 600 characters, half of them shared.
+    A question finds the passage that answers it. A goal ("find out whether it came up well") and a nod ("continue with the
+    task") find none, and do not tell what will be needed. Passages are windows of 600 characters that overlap by half.
     """
     terms = [term for term in terms_asked(instruction) if term not in _NODS]
     passages = [text[start : start + _PASSAGE] for text in map(str.lower, texts) for start in _starts(text)]
@@ -90,7 +91,7 @@ def answered(texts: Sequence[str], instruction: str) -> float:
 
 
 def _overlaps(lowered: Sequence[str], terms: Sequence[str]) -> tuple[list[float], float]:
-    """What every unit shares with the terms, by rarity, and what one that held all of them would."""
+    """The score of each unit for the terms it contains, by rarity, and the score of a unit with all of them."""
     scores, whole = [0.0] * len(lowered), 0.0
     for term in terms:
         holding = _holding(lowered, term)
@@ -123,7 +124,7 @@ def _with_neighbours(scores: list[float]) -> list[float]:
 
 
 def _stem(word: str) -> str:
-    """The part that the forms of a word share; identifiers and short words stay whole."""
+    """The common part of a word's forms; identifiers and short words are left whole."""
     if len(word) <= _STEM_CHARACTERS_MIN or not word.isascii():
         return word
     stem = _ENDINGS.sub("", word)

@@ -1,4 +1,4 @@
-"""Does compressing pay? What is saved, less what the compressor costs and what the provider's prompt cache loses."""
+"""Whether compression pays: the savings, less the compressor's cost and the lost benefit of the provider's prompt cache."""
 
 from policies.values import value_class
 
@@ -9,7 +9,7 @@ _TOKENS_PER_PRICE = 1_000_000
 class Roi:
     """All in nano-USD; `net` is `saved` − `cache_lost` − `cost` and may be negative.
 
-    `cache_lost` is negative where the shorter prompt is the one that the provider has in its cache.
+    `cache_lost` is negative if the provider has more of the shorter prompt in its cache.
     """
 
     saved_nano_usd: int
@@ -22,7 +22,7 @@ class Roi:
 
     @property
     def is_worth_it(self) -> bool:
-        """Something must be left over; a call without a price is worth it for its tokens, unless the compressor costs."""
+        """Whether there is a gain. A call without a price is always worth it for its tokens, unless the compressor costs money."""
         return self.net_nano_usd > 0 or (self.net_nano_usd == 0 and self.saved_nano_usd == 0)
 
 
@@ -35,12 +35,12 @@ def worth_it(
     cached_tokens_after: int = 0,
     compressor_cost_nano_usd: int = 0,
 ) -> Roi:
-    """What compressing one prompt gains.
+    """The gain of compressing one prompt.
 
-    Of the original the provider would serve `cached_tokens_before` from its cache, of the shorter prompt
-    `cached_tokens_after`; each costs `price_cached…` there (None: as much as any other) instead of the full price, so what
-    is lost is that difference for each token that is not served from the cache any more. Saved money is rounded down,
-    lost money up. Raises ValueError for negative figures.
+    The provider would serve `cached_tokens_before` of the original from its cache, and `cached_tokens_after` of the shorter
+    prompt. Each costs `price_cached…` (None: no discount) instead of the full price, so the loss is that difference for each
+    token that is no longer served from the cache. Savings are rounded down, losses up. Raises ValueError for negative
+    figures.
     """
     cached = price_input_nano_usd_per_mtok if price_cached_nano_usd_per_mtok is None else price_cached_nano_usd_per_mtok
     given = (tokens_saved, price_input_nano_usd_per_mtok, cached, compressor_cost_nano_usd)

@@ -1,8 +1,8 @@
-"""How much of what a text says is still there after compression, measured on the two texts.
+"""Quality: how much of a text's content is still there after compression, measured by comparing the two texts.
 
-Not an opinion about style and not a constant per aggressiveness: the share of numbers, identifiers, names and rare
-words kept, and the same share again for the records that the instruction is about. Where something was cut out, records
-count as wholes too: a number that also stands elsewhere does not make up for the record that it was cut with.
+It is neither an opinion about style nor a constant per aggressiveness: it is the share of numbers, identifiers, names and
+rare words that were kept, and again the same share for the records that the instruction is about. If something was cut out,
+records also count as wholes: a number that occurs elsewhere, too, does not make up for the lost record.
 """
 
 import re
@@ -12,7 +12,7 @@ from policies.compression.markers import without_markers
 from policies.compression.relevance import relevance, terms_asked
 from policies.values import value_class
 
-# What is asked weighs most; a lost number or id cannot be guessed back, a lost name often, a rare word mostly.
+# What is asked about weighs most. A lost number or id cannot be guessed, a lost name often can, a rare word mostly.
 _WEIGHTS = {"numbers": 0.2, "identifiers": 0.2, "names": 0.15, "rare": 0.1}
 _ASKED_WEIGHT = 0.35
 _RECORDS_WEIGHT = 0.1
@@ -22,30 +22,30 @@ _ASKED_SHARE_OF_BEST = 0.6
 
 
 def quality(before: str, after: str, instruction: str) -> float:
-    """0–1: the weighted share of what `before` states that `after` still states; 1.0 for a text that says nothing.
+    """0–1: the weighted share of the content of `before` that `after` still has; 1.0 for a text without content.
 
-    Repetition does not count, neither does order. `instruction` may be "". Linear in both texts.
+    Repetition and order do not count. `instruction` may be "". Linear in both texts.
     """
     return 1.0 if before == after else Yardstick.of(before, instruction, Reading()).stated(after)
 
 
 @value_class
 class Read:
-    """What a text says: its terms, as written and in lower case, and its distinct records, each as its terms."""
+    """The content of a text: its terms, as written and in lower case, and its distinct records, each as its terms."""
 
     words: frozenset[str]
     records: frozenset[tuple[str, ...]]
 
 
 class Reading:
-    """Reads texts that have most of their records in common, such as one and what is left of it after cuts: each record once."""
+    """Parses texts that share most of their records, such as a text and its cuts, so that each record is parsed once."""
 
     def __init__(self) -> None:
         self._records: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {}
         self._texts: dict[str, Read] = {}
 
     def whole(self, text: str) -> Read:
-        """Of a text that many others are compared with: it is remembered."""
+        """The content of a text that many others are compared with; cached."""
         known = self._texts.get(text)
         if known is None:
             known = self._texts[text] = self.read(text)
@@ -55,12 +55,12 @@ class Reading:
         bare = without_markers(text)
         found = [self._record(record) for record in _RECORD.split(bare)]
         records = frozenset(terms for terms, _ in found if terms)
-        # No term goes on from one record into the next, but a tag of markup, which nobody sees, may.
+        # No term spans two records, but a markup tag, which is invisible, may.
         words = _words(text) if is_markup(bare) else frozenset().union(*(words for _, words in found))
         return Read(words, records)
 
     def terms(self, record: str) -> tuple[str, ...]:
-        """What a record says: white space and punctuation are not it."""
+        """The content of a record, without white space and punctuation."""
         return self._record(record)[0]
 
     def _record(self, record: str) -> tuple[tuple[str, ...], frozenset[str]]:
@@ -74,7 +74,7 @@ class Reading:
 
 @value_class
 class Yardstick:
-    """What one text states, ready to score several shortened versions of it."""
+    """The content of one text, ready to score several shortened versions of it."""
 
     text: str
     facts: Facts
@@ -89,7 +89,7 @@ class Yardstick:
         return cls(before, sorted_out(terms), asked, frozenset(map(str.lower, terms)), reading)
 
     def stated(self, after: str) -> float:
-        """The score of a text that says it in other words or another shape: a fact counts wherever it stands."""
+        """The score of a text that says the same in other words or another form: a fact counts wherever it is."""
         kept = _words(after)
         shares = _shares(self.facts, kept)
         told = _shares(facts_of("\n".join(self.asked)), kept) if self.asked else []
@@ -98,7 +98,7 @@ class Yardstick:
         return self._score(shares, kept)
 
     def kept(self, after: str) -> float:
-        """The score of a text that something was cut out of: 1.0 only if every record is still there."""
+        """The score of a text with parts cut out: 1.0 only if every record is still there."""
         if after == self.text:
             return 1.0
         left = self.reading.read(after)
@@ -125,13 +125,13 @@ def _mean(shares: list[tuple[float, float]]) -> float:
 
 
 def _shares(facts: Facts, kept: frozenset[str]) -> list[tuple[float, float]]:
-    """Weight and share kept of every class that the text has any of."""
+    """Weight and kept share of each class that the text has terms of."""
     classes = ((weight, getattr(facts, name)) for name, weight in _WEIGHTS.items())
     return [(weight, len(terms & kept) / len(terms)) for weight, terms in classes if terms]
 
 
 def _asked_records(text: str, instruction: str) -> list[str]:
-    """The lines, sentences and JSON records that have most to do with the instruction."""
+    """The lines, sentences and JSON records that are most relevant to the instruction."""
     terms = terms_asked(instruction)
     if not terms:
         return []

@@ -1,10 +1,10 @@
-"""Which texts of a chat there are, which of them may be changed, and how changed ones are put back.
+"""The texts of a chat: which there are, which may be changed, and how changed ones are put back.
 
-Fixed, whatever the strategy: system and developer prompts, the newest user turn, everything up to the last
-`cache_control` mark, a last assistant message (the client prefills the answer with it), tool calls with their ids and
-arguments, and every part that is not text. Data in the newest user turn may be written shorter (`data_blocks`). OpenAI's
-chat messages, Anthropic's `tool_result` blocks and the Responses API's `function_call_output` items are understood;
-whatever else a message holds is carried over as it is.
+Fixed, whatever the strategy: system and developer prompts, the newest user turn, everything up to the last `cache_control`
+mark, a last assistant message (with which the client prefills the answer), tool calls with their ids and arguments, and every
+part that is not text. Data in the newest user turn may be written in fewer characters (`data_blocks`). The formats are
+OpenAI's chat messages, Anthropic's `tool_result` blocks and the Responses API's `function_call_output` items; everything else
+in a message is passed through.
 """
 
 import json
@@ -21,7 +21,7 @@ Place = tuple[str | int, ...]
 
 
 class Origin(StrEnum):
-    """Who wrote a text: the order in which lossy strategies shorten them is tool, assistant, user."""
+    """Who wrote a text. Lossy strategies shorten them in the order tool, assistant, user."""
 
     MEMORY = "memory"
     TOOL = "tool"
@@ -32,10 +32,10 @@ class Origin(StrEnum):
 
 @value_class
 class Segment:
-    """One text of a chat. `place` is the path of keys and indexes to it; `label` is how a back-reference names it.
+    """One text of a chat. `place` is the path of keys and indexes to it; `label` is its name in back-references.
 
-    `exact` marks what a tool read from a source or configuration file: an agent that edits the file quotes these bytes.
-    `holds_data` marks a text that is fixed as the newest user turn and has data between its words.
+    `exact` marks what a tool read from a source or configuration file, because an agent that edits the file quotes these
+    bytes. `holds_data` marks a text that is fixed as the newest user turn, but has data between its words.
     """
 
     place: Place
@@ -64,8 +64,8 @@ _LABEL_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 def segments_of(messages: Sequence[Message]) -> list[Segment]:
-    """Every text of the chat, in order, each saying whether it may be changed."""
-    calls: dict[str, _Call] = {}  # filled as the chat goes on: some servers number the calls of each turn from 0
+    """All texts of the chat in order, with whether they may be changed."""
+    calls: dict[str, _Call] = {}  # filled in order, because some servers number the calls of each turn from 0
     cached = _cached_until(messages)
     turn = _newest_turn(messages)
     last = len(messages) - 1
@@ -86,19 +86,19 @@ def segments_of(messages: Sequence[Message]) -> list[Segment]:
 
 
 def has_cache_marks(messages: Sequence[Message]) -> bool:
-    """Whether the client says itself how far its prompt is to be cached: behind that nothing is, and before it nothing changes."""
+    """Whether the client marks what to cache: nothing after the marks is cached, and nothing before them may change."""
     return bool(_cached_until(messages))
 
 
 def instruction_of(messages: Sequence[Message]) -> str:
-    """What is being asked: the newest user turn without the data in it, or "" when nobody asked anything."""
+    """The question: the newest user turn without the data in it, or "" if there is none."""
     turn = _newest_turn(messages)
     texts = [text for index in sorted(turn) for _, text, call_id in _texts(index, messages[index]) if call_id is None]
     return "\n".join(map(without_data, texts))
 
 
 def call_texts(messages: Sequence[Message]) -> list[tuple[int, str]]:
-    """The arguments of every tool call with the index of their message: ids in them are ids still in use."""
+    """The arguments of every tool call with the index of their message; ids in them are still in use."""
     found = []
     for index, message in enumerate(messages):
         found += [(index, call.arguments) for _, call in _calls_in(message)]
@@ -106,7 +106,7 @@ def call_texts(messages: Sequence[Message]) -> list[tuple[int, str]]:
 
 
 def with_texts(messages: Sequence[Message], changes: Mapping[Place, str]) -> list[dict[str, Any]]:
-    """The chat with the texts at these places replaced. Nothing of the given messages is modified."""
+    """The chat with the texts at these places replaced. The given messages are not modified."""
     result = [dict(message) for message in messages]
     for place, text in changes.items():
         index = place[0]
@@ -124,7 +124,7 @@ def _replaced(value: Any, path: Place, text: str) -> Any:
 
 
 def _texts(index: int, message: Message) -> Iterator[tuple[Place, str, str | None]]:
-    """Place, text and, for the result of a tool, the id of its call."""
+    """Place, text and, for a tool result, the id of its call."""
     if message.get("type") == "function_call_output":
         if isinstance(message.get("output"), str):
             yield (index, "output"), message["output"], str(message.get("call_id"))
@@ -159,7 +159,7 @@ def _origin(message: Message, text: str, call_id: str | None) -> Origin:
 
 
 def is_memory(message: Message, text: str) -> bool:
-    """Marked as memory by the message's name (`memory`, `memory_profile`), or a user's text wholly in a memory tag."""
+    """Whether the message's name marks it as memory (`memory`, `memory_profile`), or a user's text is wholly in a memory tag."""
     name = message.get("name")
     if (
         isinstance(name, str)
@@ -171,7 +171,7 @@ def is_memory(message: Message, text: str) -> bool:
 
 
 def _newest_turn(messages: Sequence[Message]) -> frozenset[int]:
-    """The indexes of the last user message that says something and of the user messages directly before it."""
+    """The indexes of the last user message with text and of the user messages directly before it."""
     turn: set[int] = set()
     for index in range(len(messages) - 1, -1, -1):
         if _speaks(index, messages[index]):
@@ -188,7 +188,7 @@ def _speaks(index: int, message: Message) -> bool:
 
 
 def _cached_until(messages: Sequence[Message]) -> Place:
-    """The place of the last `cache_control` mark; () when there is none. Places up to it are the cached prefix."""
+    """The place of the last `cache_control` mark; () if there is none. Everything up to it is the cached prefix."""
     for index in range(len(messages) - 1, -1, -1):
         message = messages[index]
         if "cache_control" in message:
@@ -231,6 +231,6 @@ def _reads_file(call: _Call) -> bool:
 
 
 def _label(index: int, call: _Call | None) -> str:
-    """Names go into markers, also inside JSON strings: only harmless characters, and not many."""
+    """Names go into markers, even inside JSON strings, so only a few harmless characters are kept."""
     name = _LABEL_UNSAFE.sub("", call.name)[:40] if call else ""
     return f"message {index + 1} ({name})" if name else f"message {index + 1}"

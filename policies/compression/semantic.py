@@ -1,7 +1,7 @@
-"""Condensing through a cheap model: what to ask it, under which key its answer is cached, and whether to believe it.
+"""Condensing by a cheap model: the question, the cache key of its answer, and whether to accept the answer.
 
-The gateway performs the call and charges it to the run. The text to be condensed is data: it stands between marks that
-it cannot contain, and what comes back is measured before it takes the text's place.
+The gateway makes the call and charges it to the run. The text is treated as data: it is between marks that it cannot contain,
+and the answer's quality is measured before it replaces the text.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ _DEFAULT_FOCUS = "Keep every fact that a later question could ask for."
 
 @value_class
 class SemanticRequest:
-    """One text to condense: under `key` its answer is cached; `output_tokens_max` caps it."""
+    """One text to condense. Its answer is cached under `key` and capped at `output_tokens_max`."""
 
     key: str
     messages: list[dict[str, str]]
@@ -41,13 +41,13 @@ class SemanticRequest:
 
 
 def semantic_key(text: str, intent: str, target_tokens: int) -> str:
-    """64 hexadecimal digits that stand for this text condensed in this way."""
+    """64 hexadecimal digits that identify this text condensed in this way."""
     head = f"{PROMPT_VERSION}\x00{intent}\x00{target_tokens}\x00"
     return sha256(head.encode() + text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def semantic_request(text: str, intent: str, target_tokens: int) -> list[dict[str, str]]:
-    """The messages for the cheap model. `target_tokens` is what the condensed text should not exceed."""
+    """The messages for the cheap model. The condensed text should not exceed `target_tokens`."""
     fence = f"text-{semantic_key(text, intent, target_tokens)[:12]}"
     system = (
         f"You condense the text between <{fence}> and </{fence}> to at most {target_tokens} tokens for another model to "
@@ -61,7 +61,7 @@ def semantic_request(text: str, intent: str, target_tokens: int) -> list[dict[st
 def accepted(
     text: str, answer: str, live_ids: Sequence[str] | frozenset[str], min_quality: float, instruction: str
 ) -> str | None:
-    """The condensed text with its receipt, or None if it lost ids that are in use or falls below `min_quality`."""
+    """The condensed text with its receipt, or None if it lost ids that are in use or is below `min_quality`."""
     condensed = answer.strip()
     if not condensed or not identifiers_of(text) & frozenset(live_ids) <= identifiers_of(condensed):
         return None

@@ -1,4 +1,4 @@
-"""A chat on its way through the stages of compression: every stage proposes texts, and only shorter ones are taken."""
+"""The state of a chat between the stages of compression: each stage proposes texts, and only shorter ones are taken."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Count = Callable[[str], int]
 
 @dataclass(slots=True)
 class Draft:
-    """The texts of a chat as they stand, with their tokens, and what each stage saved. Never grows."""
+    """The current texts of a chat with their tokens, and what each stage has saved. Never grows."""
 
     segments: Sequence[Segment]
     texts: list[str]
@@ -33,7 +33,7 @@ class Draft:
         return sum(self.tokens)
 
     def take(self, stage: str, number: int, text: str, count: Count) -> bool:
-        """Put a stage's text in place, if it may be changed and if that costs fewer tokens."""
+        """Use a stage's text if it may be changed and has fewer tokens."""
         segment = self.segments[number]
         if (segment.fixed and not segment.holds_data) or text == self.texts[number]:
             return False
@@ -56,8 +56,8 @@ class Draft:
 class Needed:
     """What later messages need of a text: ids that it introduces, and blocks that are referred to.
 
-    `ids` are used by calls, models and people; `listed_ids` only come up again in later results, perhaps all of them in
-    the next listing. A block is (number of lines, digest of the first one).
+    `ids` are used by calls, models and people; `listed_ids` only occur again in later results, perhaps all of them in the
+    next listing. A block is (number of lines, digest of the first line).
     """
 
     ids: frozenset[str]
@@ -66,9 +66,9 @@ class Needed:
 
 
 class Later:
-    """What the messages behind a text use, read newest first, as they will be sent: what left them needs nothing.
+    """What the messages after a text use. They are read newest first, as they will be sent: what was cut from them needs nothing.
 
-    Only the first text that holds an id has to keep it: a listing that is printed ten times introduces its ids once.
+    Only the first text with an id has to keep it: a listing that is printed ten times introduces its ids once.
     """
 
     def __init__(self, draft: Draft, call_texts: Sequence[tuple[int, str]]) -> None:
@@ -84,7 +84,7 @@ class Later:
         self._blocks: dict[int, list[tuple[int, str]]] = {}
 
     def needs(self, number: int, message_index: int, text: str) -> Needed:
-        """Ask for descending numbers only, and tell by `sent` what became of each text in between."""
+        """Call it with descending numbers, and report each text in between by `sent`."""
         while self._calls and self._calls[-1][0] >= message_index:
             self._used |= identifiers_of(self._calls.pop()[1])
         held = self._held[number] & (self._used | self._listed)
@@ -103,7 +103,7 @@ class Later:
 
 
 def needed(draft: Draft, call_texts: Sequence[tuple[int, str]]) -> Mapping[int, Needed]:
-    """For every text, what any later one, as it stands, needs of it."""
+    """For each text, what all later ones need of it, as they are now."""
     later = Later(draft, call_texts)
     found = {}
     for number in range(len(draft.segments) - 1, -1, -1):

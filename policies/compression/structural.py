@@ -1,8 +1,8 @@
-"""Structural compression: what a text looks like goes, what it says stays.
+"""Structural compression: removes what only affects appearance, and keeps the content.
 
-White space, JSON and table padding, terminal escapes, progress bars, repeated lines and dates, scripts and styling of
-pages, base64. Code, and files that an agent may be about to edit, are left byte for byte. Every pass is linear and
-changes nothing the second time.
+It handles white space, JSON and table padding, terminal escapes, progress bars, repeated lines and dates, scripts and styling
+of pages, and base64. Code, and files that an agent may be about to edit, are left byte for byte. Each pass is linear and
+idempotent.
 """
 
 import re
@@ -26,13 +26,13 @@ _BASE64 = re.compile(r"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/_-]{512,}={0,2}(?![A-Za-
 _DIGITS = re.compile(r"[0-9]+")
 _BAR = re.compile(r"[#=━█▉▊▋▌▍▎▏░▒▓>.\- ]+")
 _DATE = re.compile(r"(\[?)(\d{4}[-/]\d\d[-/]\d\d)[T ](?=\d\d:\d\d:\d\d)")
-_REPEAT_CHARACTERS_MIN = 48  # what a repeat must save, because its marker costs about ten tokens itself
+_REPEAT_CHARACTERS_MIN = 48  # what a repeat must save, because its marker itself costs about ten tokens
 _FENCES = ("```", "~~~")
 _JSON_FENCE = re.compile(r"(?:```|~~~)\s*(?:json|JSON)\s*\Z")
 
 
 def structural(text: str, aggressiveness: Aggressiveness, *, exact: bool = False) -> str:
-    """The same content in fewer characters; `exact` texts (files under edit) come back as they are."""
+    """The same content in fewer characters; `exact` texts (files under edit) are returned unchanged."""
     if exact or not text:
         return text
     kind = kind_of(text)
@@ -49,9 +49,8 @@ def structural(text: str, aggressiveness: Aggressiveness, *, exact: bool = False
 
 
 def readable(text: str) -> str:
-    """What a text says to a reader, and so what quality is measured on.
-
-    A page without its tags, JSON without needless escapes, no terminal escapes, no base64.
+    """The content as a reader sees it, which is the basis of the quality score: pages without tags, JSON without unnecessary
+    escapes, no terminal escapes, no base64.
     """
     kind = kind_of(text)
     if kind is Kind.JSON:
@@ -62,9 +61,9 @@ def readable(text: str) -> str:
 
 
 def open_fences(lines: Sequence[str]) -> list[bool]:
-    """For every line, whether a code fence is open behind it.
+    """For each line, whether a code fence is open after it.
 
-    A fence that is never closed reaches to the end, because what looks like code is safer left alone.
+    A fence that is never closed extends to the end, because what looks like code is safer left alone.
     """
     result = []
     fence = ""
@@ -79,7 +78,7 @@ def open_fences(lines: Sequence[str]) -> list[bool]:
 
 
 def fenced_blocks(text: str) -> Iterator[list[str]]:
-    """The lines of a text in runs: those outside of code fences, and each fenced block with its two fence lines."""
+    """The lines of a text in runs: those outside code fences, and each fenced block with its two fence lines."""
     lines = text.split("\n")
     start = 0
     inside = False
@@ -118,7 +117,7 @@ def _json(text: str, aggressiveness: Aggressiveness) -> str:
 
 
 def _printed(text: str) -> str:
-    """What a terminal would show in the end: no colours, and of lines that overwrite themselves the last state."""
+    """The final display of a terminal: no colours, and only the last state of lines that overwrite themselves."""
     if "\x1b" in text:
         text = _ANSI.sub("", text)
     if "\r" not in text:
@@ -148,7 +147,7 @@ def _lines_cleaned(text: str, kind: Kind, aggressiveness: Aggressiveness) -> str
 
 
 def _without_padding(lines: list[str], text: str, aggressiveness: Aggressiveness) -> list[str]:
-    """Columns two blanks apart (at `high` one), rulers of four characters; indentation stays."""
+    """Columns two blanks apart (one at `high`), rulers of four characters; indentation is kept."""
     wide, padding, narrow = (
         ("  ", _SPACES_HIGH, " ") if aggressiveness is Aggressiveness.HIGH else ("   ", _SPACES, "  ")
     )
@@ -161,9 +160,9 @@ def _without_padding(lines: list[str], text: str, aggressiveness: Aggressiveness
 
 
 def _without_base64(text: str, between: str | None = None) -> str:
-    """Encoded bytes say nothing to a model and cost a token every two or three characters.
+    """Base64 is useless to a model and costs a token every two or three characters.
 
-    They stand between white space or, in JSON, between quotes: `between` makes looking for long pieces cheap.
+    It is delimited by white space or, in JSON, by quotes: splitting at `between` finds long pieces cheaply.
     """
     if len(text) < _BASE64_CHARACTERS_MIN or max(map(len, text.split(between)), default=0) < _BASE64_CHARACTERS_MIN:
         return text
@@ -189,7 +188,7 @@ def _ruled(cell: str) -> str:
 
 
 def repeats_counted(lines: list[str]) -> list[str]:
-    """A line that comes several times in a row stands once, with a count."""
+    """Replace lines repeated in a row by one of them with a count."""
     if not any(map(eq, lines, lines[1:])):
         return lines
     kept: list[str] = []
@@ -203,7 +202,7 @@ def repeats_counted(lines: list[str]) -> list[str]:
 
 
 def _stamped_repeats(lines: list[str]) -> list[str]:
-    """Log lines that differ in nothing but their time stamp: the first, a count and the last stamp."""
+    """Of log lines that differ only in their time stamp, keep the first, a count and the last stamp."""
     keys = [line[found.end() :] if (found := STAMP.match(line)) else None for line in lines]
     if not any(map(eq, keys, keys[1:])):
         return lines
@@ -222,7 +221,7 @@ def _stamped_repeats(lines: list[str]) -> list[str]:
 
 
 def _dates_once(lines: list[str]) -> list[str]:
-    """A date is written where it changes; the lines below it keep the time of day."""
+    """Keep the date only where it changes; the lines below keep the time of day."""
     current = ""
     kept = []
     for line in lines:
@@ -236,7 +235,7 @@ def _dates_once(lines: list[str]) -> list[str]:
 
 
 def _progress_ends(lines: list[str]) -> list[str]:
-    """Of a progress bar's lines, alike but for their numbers and their bar, the first and the last."""
+    """Of a progress bar's lines, which differ only in numbers and bar, keep the first and the last."""
     masks = [_BAR.sub(" ", _DIGITS.sub("0", line)) if "%" in line else None for line in lines]
     kept: list[str] = []
     start = 0
@@ -249,7 +248,7 @@ def _progress_ends(lines: list[str]) -> list[str]:
 
 
 def _blanks_bounded(lines: list[str], most: int) -> list[str]:
-    """At most so many empty lines in a row, none at either end."""
+    """At most `most` empty lines in a row, none at either end."""
     if "" not in lines:
         return lines
     kept: list[str] = []

@@ -1,7 +1,7 @@
-"""Boilerplate: long-winded phrases get short ones, courtesies of models and mails go.
+"""Boilerplate: long-winded phrases are shortened, courtesies of models and e-mails removed.
 
-The phrases are data (`phrases.json`): common ones and, for each intent, those that its answers open and close with.
-Only prose is touched; code, JSON, logs, tables, quotations and whatever stands in backquotes keep their words.
+The phrases are data (`phrases.json`): common ones, and for each intent those that its answers open and close with. Only prose
+is changed; code, JSON, logs, tables, quotations and text in backquotes keep their words.
 """
 
 import json
@@ -19,10 +19,10 @@ _Phrases = Mapping[str, str]
 
 
 def templated(text: str, intent: str) -> str:
-    """The text without boilerplate. An intent that is not one of the ten has the common phrases only.
+    """The text without boilerplate. For an unknown intent only the common phrases apply.
 
-    Taking a phrase out can bring two halves of another together; a text that does so more than six times in a row is
-    made to, and comes back as it is.
+    Removing a phrase can join two halves of another. A text in which that happens more than six times in a row was made to do
+    so, and is returned unchanged.
     """
     if kind_of(text) is not Kind.PROSE:
         return text
@@ -63,7 +63,7 @@ def _replacement(found: re.Match[str], phrases: _Phrases) -> str:
 
 @cache
 def _phrases(intent: str) -> tuple[re.Pattern[str], _Phrases]:
-    """One pattern for all phrases, the longest first, and what each becomes."""
+    """One pattern for all phrases, longest first, and their replacements."""
     source = files("policies.compression").joinpath("phrases.json").read_text(encoding="utf-8")
     data = json.loads(source)
     phrases: dict[str, str] = dict([*data["common"], *data.get(intent, ())])

@@ -1,16 +1,16 @@
-"""Truncation: the middle of a long text goes first, its beginning and its end stay.
+"""Truncation: drops the middle of a long text first, and keeps its beginning and end.
 
-A document opens with what it is about and a log ends with what went wrong; Liu et al. (2023, "Lost in the Middle") found
-that models use the middle of a long context least.
+A document starts with its subject, and a log ends with what went wrong; Liu et al. (2023, "Lost in the Middle") found that
+models make the least use of the middle of a long context.
 """
 
 from collections.abc import Sequence
 
-_HEAD_SHARE = 0.55  # of what is kept, a little more from the beginning than from the end
+_HEAD_SHARE = 0.55  # of the kept text, a little more is from the beginning than from the end
 
 
 def truncation_order(units: Sequence[str]) -> list[float]:
-    """A priority for each unit: the nearer to either end, the higher."""
+    """A priority for each unit: the closer to either end, the higher."""
     total = sum(map(len, units)) or 1
     priorities = []
     position = 0
