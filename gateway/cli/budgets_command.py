@@ -80,14 +80,14 @@ def create_budget(
     }
     body = {name: value for name, value in given.items() if value is not None}
     found = session.ask("POST", "/budgets", body=body)
-    session.say(found, f"Budget {found['id']} holds from now on.")
+    session.say(found, f"Budget {found['id']} applies from now on.")
 
 
 @command(app, "delete")
 def delete_budget(session: Session, budget_id: BudgetId) -> None:
     """Delete a budget. Budgets of the configuration file are changed there."""
     found = session.ask("DELETE", f"/budgets/{budget_id}")
-    session.say(found, f"Budget {budget_id} is no more.")
+    session.say(found, f"Budget {budget_id} is deleted.")
 
 
 def _row(budget: dict[str, Any]) -> tuple[Any, ...]:

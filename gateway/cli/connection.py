@@ -123,7 +123,7 @@ async def connected(config: Config, *, key: str | None, url: str | None) -> Asyn
         found = await _reached(session, stack, config, key, url)
         while isinstance(found, Exception):
             if time.monotonic() > patient_until_s:
-                raise Failed(f"{found} It was tried for {START_S:g} s, in case that process was a gateway that starts.")
+                raise Failed(f"{found} Retried for {START_S:g} s, in case that process was a gateway starting up.")
             await asyncio.sleep(LOOK_S)
             found = await _reached(session, stack, config, key, url)
         yield found

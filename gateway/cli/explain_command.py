@@ -86,7 +86,7 @@ def _read(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise Failed(f"{file} cannot be read: {error.strerror}.") from error
     except orjson.JSONDecodeError as error:
-        raise Failed(f"{file} is no JSON: {error}") from error
+        raise Failed(f"{file} is not valid JSON: {error}") from error
     if not isinstance(body, dict):
         raise Failed(f"{file} must hold one JSON object: the body of a call.")
     return body

@@ -39,7 +39,7 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     if rows:
         console().print(table_of(headings, rows))
     else:
-        typer.echo("Nothing there.")
+        typer.echo("Nothing found.")
 
 
 def table_of(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

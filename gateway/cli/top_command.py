@@ -85,7 +85,7 @@ def screen(runs: list[dict[str, Any]], where: str, now_s: float, height: int) ->
         table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=True, overflow="ellipsis")
     for run in runs[: max(1, height - 5)]:
         table.add_row(*_cells(run, now_s))
-    return Group(head, table if runs else Text("\n  No run is like that yet.", style="dim"))
+    return Group(head, table if runs else Text("\n  No matching runs yet.", style="dim"))
 
 
 def _cells(run: Mapping[str, Any], now_s: float) -> list[Text]:

@@ -92,7 +92,7 @@ def init(
 ) -> None:
     """Write a configuration file with every key, its default and an explanation."""
     if path.exists() and not force:
-        raise Failed(f"{path} is there already; --force replaces it.")
+        raise Failed(f"{path} already exists; --force replaces it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(_for_elsewhere(example_file().read_text(encoding="utf-8")), encoding="utf-8")

@@ -62,7 +62,7 @@ def put_workflow(
 def delete_workflow(session: Session, workflow: Workflow, project: Project = "default") -> None:
     """Delete a declaration. Its runs and their usage are kept."""
     found = session.ask("DELETE", f"/workflows/{workflow}", {"project": project})
-    session.say(found, f"Workflow {workflow} is declared no longer.")
+    session.say(found, f"The declaration of workflow {workflow} is deleted.")
 
 
 def suggest(

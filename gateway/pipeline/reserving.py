@@ -45,7 +45,7 @@ class Reserving:
             return await self._local.reserve_locally(project, request)
         except LedgerUnavailable:
             raise LedgerOutage(
-                "The budget ledger is out of reach, and what may be used until it is back is used up."
+                "The budget ledger cannot be reached, and what may be spent without it has been spent."
             ) from None
 
     async def extend(self, call: Call, extra: Demand) -> Granted | None:

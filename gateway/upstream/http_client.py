@@ -105,7 +105,7 @@ class HttpAnswer:
     def close(self) -> None:
         """Drop the rest of the answer, and its connection. After a whole answer the connection is already in the pool and stays."""
         if not self.is_whole:
-            self._connection.abort(AnswerBroken("nobody wanted the rest"))
+            self._connection.abort(AnswerBroken("the rest was not wanted"))
 
     # Called by the connection.
 
@@ -390,7 +390,7 @@ class _Connection(asyncio.Protocol):
             return
         # The parser buffers an incomplete header or trailer, so its size is checked here. `on_header` measures complete headers.
         if self._bare_bytes > _HEAD_BYTES_MAX:
-            self.abort(AnswerBroken("too much of the answer is no body"))
+            self.abort(AnswerBroken("too much of the answer is headers, trailers or chunk framing"))
 
     # Called by the parser.
 

@@ -73,7 +73,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 
 
 def forbidden(name: str) -> BadRequest:
-    return BadRequest.field(name, "is not a caller's to choose; the gateway's configuration sets it", "forbidden_field")
+    return BadRequest.field(name, "may not be set by clients; the gateway's configuration sets it", "forbidden_field")
 
 
 def strip_tags(body: dict[str, Any]) -> None:

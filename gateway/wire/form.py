@@ -78,4 +78,4 @@ def _part(raw: bytes, begin: int, end: int) -> Part:
 
 
 def _broken(what: str) -> BadRequest:
-    return BadRequest(f"The body is no multipart/form-data: it {what}.", code="invalid_form")
+    return BadRequest(f"The body is not valid multipart/form-data: it {what}.", code="invalid_form")

@@ -37,7 +37,7 @@ class ResponsesProtocol:
         _check_input(body)
         if boolean(body, "background"):
             # It answers at once and spends later, when we could neither see its usage nor keep its hold alive.
-            raise BadRequest.field("background", "is not possible here: what it uses could not be seen")
+            raise BadRequest.field("background", "is not supported: the gateway could not see what it uses")
         cap = whole_number(body, "max_output_tokens", 1)
         return Request(
             body=body,
@@ -110,7 +110,7 @@ class ResponsesRelay(EventRelay):
             # A failed answer is billed as well.
             self.usage = _usage_in(response) or self.usage
         if _end_of(value) is None:
-            raise StreamBroken("The provider ended its answer without the answer.")
+            raise StreamBroken("The provider's last event does not contain the answer.")
         self._end = event + b"\n\n"
         return b""
 

@@ -41,4 +41,4 @@ def test_no_more_runs_than_the_terminal_has_lines() -> None:
     said = drawn([run(f"r-{at}", 1, 0, 2) for at in range(50)], height=12)
     assert "r-6" in said
     assert "r-7" not in said
-    assert "No run is like that" in drawn([])
+    assert "No matching runs" in drawn([])

@@ -290,7 +290,12 @@ def test_an_item_that_is_begun_again_is_begun_anew() -> None:
             "upstream_error",
             None,
         ),
-        ({"type": "response.completed"}, "The provider ended its answer without the answer.", "upstream_broken", None),
+        (
+            {"type": "response.completed"},
+            "The provider's last event does not contain the answer.",
+            "upstream_broken",
+            None,
+        ),
     ],
 )
 def test_a_providers_error_breaks_the_stream_in_its_own_words(
