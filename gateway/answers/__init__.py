@@ -1,1 +1,1 @@
-"""Answers that were paid for and may be given once more: where they are kept, and who is busy with one."""
+"""Stored answers that may be returned again, and claims on answers that are being made."""

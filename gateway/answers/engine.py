@@ -1,4 +1,4 @@
-"""Which shelf goes with which ledger: what outlives a restart there, and what several processes share."""
+"""Chooses the shelf that matches the ledger: with the same lifetime, and shared by the same processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shelf in this process's memory: the twin of the others, and the claims of every engine that belongs to one process."""
+"""The in-memory twin of the other shelves, and the claims of all engines that belong to one process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.answers.port import Claimed, KeptAnswer, Room, Slot
 
 
 class ProcessClaims:
-    """Who is busy with what. A claim lives as long as the process that would have answered it."""
+    """Who is working on what. Claims end with the process that would have answered."""
 
     def __init__(self) -> None:
         self._claims: dict[Slot, tuple[str, bytes]] = {}
@@ -35,7 +35,7 @@ class _Kept:
 
 @dataclass(slots=True)
 class _Answers:
-    """Of one use in one project. `ends` may name answers that were replaced; those are passed over."""
+    """The answers of one use in one project. `ends` may contain answers that were replaced, which are skipped."""
 
     size: int = 0
     kept: dict[str, _Kept] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class MemoryShelf:
         return await self.find(slot) or self._claims.claim(slot, fingerprint, owner)
 
     async def renew(self, slot: Slot, owner: str) -> None:
-        """Nothing ends here by itself."""
+        """Nothing expires here."""
 
     async def release(self, slot: Slot, owner: str) -> None:
         self._claims.release(slot, owner)

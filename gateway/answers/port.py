@@ -1,7 +1,7 @@
-"""What the pipeline needs of a shelf of answers. An embedded gateway has a file, several gateways have Redis, tests have memory.
+"""The port for stored answers. An embedded gateway has a file, several gateways have Redis, tests have memory.
 
-There are two uses of it, and each has its own room in every project: answers under an `Idempotency-Key`, and the exact-match
-cache. When a room is full, what ends soonest makes place; nobody's answers make place for those of another project.
+There are two uses, each with its own room in every project: answers under an `Idempotency-Key`, and the exact-match cache. A
+full room evicts what expires soonest; no project's answers evict those of another.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 Use = Literal["idempotency", "cache"]
-# What one entry weighs beside its body: keys, names, indexes.
+# The size of an entry besides its body: keys, names, indexes.
 ENTRY_BYTES: Final = 1024
 
 
 class ShelfUnavailable(Exception):
-    """The shelf cannot be reached or written now. Says why in a sentence."""
+    """The shelf cannot be reached or written now. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where an answer belongs. `key` is a digest in hex, so that its length and its characters are known."""
+    """The place of an answer. `key` is a digest in hex, so that its length and characters are known."""
 
     use: Use
     project: str
@@ -29,7 +29,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswer:
-    """An answer that succeeded. `fingerprint` tells the request apart from another one under the same key."""
+    """A successful answer. `fingerprint` distinguishes its request from another one under the same key."""
 
     fingerprint: bytes
     content_type: bytes
@@ -37,20 +37,20 @@ class KeptAnswer:
 
     @property
     def size(self) -> int:
-        """Bytes, as a room counts them."""
+        """The bytes that count against a room."""
         return len(self.body) + ENTRY_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """Somebody else is busy with it, for the request with this fingerprint."""
+    """Another owner is working on it, for the request with this fingerprint."""
 
     fingerprint: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """`bytes_max` of one use in one project; a single answer above `answer_bytes_max` is not kept at all."""
+    """`bytes_max` for one use in one project. A single answer above `answer_bytes_max` is not kept."""
 
     bytes_max: int = 64 * 1024 * 1024
     answer_bytes_max: int = 8 * 1024 * 1024
@@ -60,24 +60,24 @@ class Room:
 
 
 class AnswerShelf(Protocol):
-    """Every method may raise `ShelfUnavailable`. An `owner` is one call's id."""
+    """Every method may raise `ShelfUnavailable`. An `owner` is the id of a call."""
 
     @property
     def renew_s(self) -> float | None:
-        """How often an owner has to say that it is still busy; None: a claim ends with the process of its owner."""
+        """How often an owner has to renew its claim; None: claims end with their owner's process."""
 
     async def find(self, slot: Slot) -> KeptAnswer | None: ...
 
     async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> KeptAnswer | Claimed | None:
-        """None: the owner may go ahead, and has to `keep` or `release`. Claiming again changes nothing."""
+        """None: the caller owns the claim, and has to `keep` or `release`. Claiming again changes nothing."""
 
     async def renew(self, slot: Slot, owner: str) -> None: ...
 
     async def release(self, slot: Slot, owner: str) -> None:
-        """There will be no answer. Of a claim that is another's, or none, nothing happens."""
+        """There will be no answer. Does nothing unless the owner has the claim."""
 
     async def keep(self, slot: Slot, answer: KeptAnswer, ttl_ms: int) -> bool:
-        """From now on the answer is found, for `ttl_ms`, and a claim on it has ended. False: it is too large to be kept."""
+        """Store the answer for `ttl_ms`, and end the claim on it. False: it is too large to be kept."""
 
     async def close(self) -> None:
         """May be repeated."""

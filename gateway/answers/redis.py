@@ -1,7 +1,7 @@
-"""The shelf that several gateways share: the Redis of their ledger, over a connection of its own.
+"""The shelf that several gateways share: the Redis of their ledger, over a separate connection.
 
-Large answers must not stand before reservations on the ledger's socket. A claim says how long its owner may be silent: a gateway
-that was killed leaves none behind for long. Redis that was flushed has forgotten, and calls are made again.
+Large answers must not delay reservations on the ledger's connection. A claim expires if its owner is silent, so that a killed
+gateway does not leave claims behind for long. If Redis was flushed, calls are simply made again.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from gateway.ledger.redis_topology import parse_url, topology_of
 
 _DEADLINE_MS: Final = 1_000  # an answer may be megabytes
 _CLAIM_MS: Final = 60_000
-# Whoever uses the shelf waits for it: while it is out of reach nobody waits twice in this time.
+# Callers wait for the shelf. While it is out of reach, only one waits per this time.
 _REST_S: Final = 1.0
 
 
 class RedisShelf:
-    """A claim ends `claim_ms` after its owner was last heard of."""
+    """A claim ends `claim_ms` after its owner last renewed it."""
 
     def __init__(self, url: str, room: Room, *, deadline_ms: int = _DEADLINE_MS, claim_ms: int = _CLAIM_MS) -> None:
         self.renew_s = claim_ms / 1000 / 3
@@ -90,7 +90,7 @@ class RedisShelf:
 
 
 def _script(name: str) -> tuple[str, str]:
-    """Its text, and the hash by which Redis knows it."""
+    """The text and the hash by which Redis knows it."""
     text = "#!lua\n" + (resources.files("gateway.answers") / "lua" / f"{name}.lua").read_text()
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
@@ -101,7 +101,7 @@ _KEEP: Final = _script("keep")
 
 
 def _room_key(slot: Slot, kind: str) -> str:
-    # The hash tag is the ledger's, quoted like there: a brace in the name would end it early.
+    # The hash tag of the ledger, quoted in the same way: a brace in the name would end it early.
     return f"farebox:{{{quote(slot.project, safe='._:@/-')}}}:kept:{slot.use}:{kind}"
 
 

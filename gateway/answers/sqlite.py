@@ -1,8 +1,8 @@
-"""The shelf of an embedded gateway: one file beside the ledger's, opened when the first call needs it.
+"""The shelf of an embedded gateway: a file beside the ledger's, opened on first use.
 
-It is apart from the ledger, so that megabytes of answers never stand before a reservation on its thread. What it holds may be
-deleted while Farebox is stopped: then calls are made again that would have been answered from it. Claims are this process's,
-because the ledger's lock lets no second one in.
+It is separate from the ledger, so that megabytes of answers do not delay reservations on the ledger's thread. The file may be
+deleted while Farebox is stopped; then calls are made again that would have been answered from it. Claims are kept in this
+process, because the ledger's lock excludes a second one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SIZES: Final = "SELECT use, project, SUM(size) FROM answers GROUP BY use, proje
 
 
 class SqliteShelf:
-    """Methods that begin with `_` run on the shelf's own thread."""
+    """Private methods run on the shelf's own thread, except `_perform`."""
 
     renew_s = None
 
@@ -56,7 +56,7 @@ class SqliteShelf:
         return await self._perform(self._find, slot)
 
     async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> KeptAnswer | Claimed | None:
-        # Claimed first: between a look at the file and a claim another call could have kept its answer.
+        # Claim first: between reading the file and claiming, another call could keep its answer.
         claimed = self._claims.claim(slot, fingerprint, owner)
         if claimed is not None:
             return claimed
@@ -71,7 +71,7 @@ class SqliteShelf:
         return kept
 
     async def renew(self, slot: Slot, owner: str) -> None:
-        """Nothing ends here by itself."""
+        """Nothing expires here."""
 
     async def release(self, slot: Slot, owner: str) -> None:
         self._claims.release(slot, owner)
@@ -116,7 +116,7 @@ class SqliteShelf:
 
     @staticmethod
     def _make_place(connection: sqlite3.Connection, slot: Slot, used: int, used_max: int, now_ms: int) -> int:
-        """What has ended goes, and then what ends soonest, until no more than `used_max` bytes are used."""
+        """Delete expired answers, then those that expire soonest, until at most `used_max` bytes are used."""
         while soonest := connection.execute(_SOONEST, (slot.use, slot.project)).fetchall():
             for key, size, expires_ms in soonest:
                 if expires_ms > now_ms and used <= used_max:
@@ -137,7 +137,7 @@ class SqliteShelf:
         return self._connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        self._path.chmod(0o600)  # it holds what models said
+        self._path.chmod(0o600)  # it contains models' answers
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         if connection.execute("PRAGMA user_version").fetchone()[0] not in (0, _VERSION):
@@ -152,7 +152,7 @@ class SqliteShelf:
 
 
 def _dropped(connection: sqlite3.Connection, slot: Slot) -> int:
-    """The bytes of the entry that is replaced."""
+    """Delete the entry to be replaced. Returns its bytes."""
     name = (slot.use, slot.project, slot.key)
     row = connection.execute(_SIZE, name).fetchone()
     if row is not None:
@@ -161,5 +161,5 @@ def _dropped(connection: sqlite3.Connection, slot: Slot) -> int:
 
 
 def file_beside(ledger: Path) -> Path:
-    """`ledger.db` has its answers in `ledger-answers.db`."""
+    """The answers of `ledger.db` are in `ledger-answers.db`."""
     return ledger.with_name(f"{ledger.stem}-answers{ledger.suffix}")

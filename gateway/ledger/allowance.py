@@ -1,8 +1,8 @@
-"""What may still be granted while the ledger is out of reach: for each account, what was left when it was last seen, divided by
-the number of gateway processes. However many they are, together they cannot grant more than was left.
+"""What may be granted while the ledger is out of reach: for each account, what was left when it was last seen, divided by the
+number of gateway processes. So together they cannot grant more than was left.
 
-An account that this process has never seen counts as unused: a run that begins during an outage may use its limit divided
-by the processes. Nothing here is told to the ledger until it is back; then what was used is booked by reservation id.
+An account that this process has never seen counts as unused: a run that begins during an outage may use its limit divided by
+the number of processes. The ledger hears of it when it is back; what was used is then booked by reservation id.
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ from policies.reservation import (
     place_again,
 )
 
-# Accounts seen longest ago are forgotten first; they then count as never seen.
+# Accounts seen longest ago are dropped first, and then count as never seen.
 _SEEN_MAX: Final = 50_000
 
 
 class Allowance:
-    """The local book of one outage, and what was seen before it. Every method is one turn of the event loop."""
+    """The local book of one outage, and the balances seen before it. Every method runs in one turn of the event loop."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], Balance] = {}
         self._accounts: dict[tuple[str, str], Account] = {}
         self._reservations: dict[tuple[str, str], Reservation] = {}
-        self._of_ledger: dict[tuple[str, str], Amount] = {}  # what the ledger itself holds of a reservation here
+        # the part of a reservation here that the ledger itself holds
+        self._of_ledger: dict[tuple[str, str], Amount] = {}
         self._processes = 1
 
     def saw(self, project: str, balances: Sequence[Balance]) -> None:
-        """Remember how accounts stand in the ledger."""
+        """Remember the balances of accounts in the ledger."""
         for balance in balances:
             key = (project, balance.account)
             self._seen.pop(key, None)
@@ -51,14 +52,14 @@ class Allowance:
             del self._seen[next(iter(self._seen))]
 
     def begin(self, processes: int) -> None:
-        """An outage begins. Of the allowance is used what reservations of an earlier outage, still running, hold."""
+        """Start of an outage. Holds of an earlier outage that are still open count against the allowance."""
         self._processes = max(1, processes)
         self._accounts = {}
         for (project, _), found in self._reservations.items():
             self._put(project, found.accounts, self._held_here(project, found), ZERO)
 
     def reserve(self, project: str, request: Reserve, now_ms: int) -> Decision:
-        """As a ledger would decide, against the allowance."""
+        """Decide like a ledger, but against the allowance."""
         own = replace(request, holds=tuple(self._hold(project, hold) for hold in request.holds))
         accounts = [self._account(project, hold.account) for hold in own.holds]
         found = self._reservations.get((project, request.id))
@@ -67,7 +68,7 @@ class Allowance:
         return self._placed(project, place(own, accounts, now_ms))
 
     def adopt(self, project: str, granted: Granted, request: Reserve) -> None:
-        """Take over a reservation that the ledger granted before the outage, so that it can be extended without it."""
+        """Take over a reservation that the ledger granted before the outage, so that it can be extended during it."""
         names = tuple(hold.account for hold in request.holds)
         limits = tuple(hold.limit for hold in request.holds)
         held, tokens, deadline_ms = granted.held, granted.output_tokens, granted.deadline_ms
@@ -78,7 +79,7 @@ class Allowance:
         )
 
     def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand, now_ms: int) -> Decision:
-        """Enlarge a reservation that is known here (`knows`)."""
+        """Enlarge a reservation that is known here (see `knows`)."""
         own = [self._hold(project, hold) for hold in holds]
         accounts = [self._account(project, hold.account) for hold in own]
         return self._placed(project, enlarge(self._reservations[project, reservation_id], own, extra, accounts, now_ms))
@@ -87,12 +88,12 @@ class Allowance:
         return (project, reservation_id) in self._reservations
 
     def is_own(self, project: str, reservation_id: str) -> bool:
-        """Granted here, and unknown to the ledger."""
+        """Whether it was granted here, so that the ledger does not know it."""
         key = (project, reservation_id)
         return key in self._reservations and key not in self._of_ledger
 
     def resolve(self, project: str, reservation_id: str, used: Amount) -> Amount:
-        """Free what the reservation holds of the allowance and count what it used of it. Returns all that was held."""
+        """Free the reservation's hold on the allowance, and count what it used. Returns all that was held."""
         key = (project, reservation_id)
         found = self._reservations.pop(key)
         freed = self._held_here(project, found)
@@ -101,7 +102,7 @@ class Allowance:
         return found.held
 
     def _hold(self, project: str, hold: Hold) -> Hold:
-        """The same hold with the allowance as its limit."""
+        """The same hold, with the allowance as its limit."""
         seen = self._seen.get((project, hold.account))
         limit = (hold.limit if seen is None else seen.limit).tightened_by(hold.tighten)
         used = ZERO if seen is None else seen.settled + seen.reserved
@@ -138,6 +139,6 @@ class Allowance:
 
 
 def _rest(whole: Amount, part: Amount) -> Amount:
-    """What is left of `whole`, never negative."""
+    """`whole` − `part`, but never negative."""
     rest = whole - part
     return Amount(max(0, rest.tokens), max(0, rest.nano_usd), max(0, rest.requests))

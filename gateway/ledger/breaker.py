@@ -1,12 +1,12 @@
-"""When to stop asking a ledger that fails or drags.
+"""The circuit breaker: when to stop using a ledger that fails or is slow.
 
-    closed  ──  2 failures or 5 bad ones in a row, or half of the last 20 bad  ──▶  open
-    open    ──  a probe was answered well (`close`)                            ──▶  closed
+    closed  ──  2 failures or 5 bad results in a row, or half of the last 20 bad  ──▶  open
+    open    ──  a probe succeeded quickly (`close`)                               ──▶  closed
 
-Bad is a failure, and also an answer that took longer than `slow_ms`: calls that wait for a dragging ledger pile up just as
-those that wait for a dead one. What was under way together counts once: thirty operations met one and the same delay, which may
-have been a pause of the scheduler, and a thousand callers must not be quicker to give a ledger up than one. There is no half-open
-state: while open, only the probe asks, so one call cannot be the victim.
+A bad result is a failure, or an answer that took longer than `slow_ms`: calls that wait for a slow ledger pile up like those
+that wait for a dead one. Operations that were in flight together count once: thirty of them met the same delay, which may
+have been a pause of the scheduler, and a thousand callers must not open the breaker sooner than one. There is no half-open
+state: while it is open only the probe uses the ledger, so no call is sacrificed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-# One failure may be a pause. A second one, of an operation that was begun after it, comes a deadline later: an outage.
+# One failure may be a pause. A second one, of an operation that began after it, comes a deadline later: an outage.
 _FAILED_IN_A_ROW: Final = 2
-# Few enough that a caller alone notices a ledger that drags within a second or so.
+# Few enough that even a single caller notices a slow ledger within a second or so.
 _BAD_IN_A_ROW: Final = 5
 _WINDOW: Final = 20
 
 
 class Breaker:
-    """`slow_ms`: from which duration on an answer counts as bad. Times are seconds of any clock that does not go back."""
+    """An answer that takes longer than `slow_ms` is bad. Times are in seconds of any monotonic clock."""
 
     def __init__(self, *, slow_ms: int) -> None:
         self.slow_ms = slow_ms
@@ -34,7 +34,7 @@ class Breaker:
         self.times_opened = 0
 
     def answered(self, asked_at_s: float, now_s: float, took_ms: float) -> None:
-        """An answer came, be it a refusal. `took_ms` is what of the time was the ledger's."""
+        """An answer came, possibly a refusal. `took_ms` is the ledger's part of the time."""
         if self._is_news(asked_at_s, now_s):
             self._failed_in_a_row = 0
             self._note(bad=took_ms > self.slow_ms)
@@ -45,7 +45,7 @@ class Breaker:
             self._note(bad=True)
 
     def close(self) -> None:
-        """A probe was answered well: start afresh."""
+        """A probe succeeded: start afresh."""
         self.is_open = False
         self._last.clear()
         self._failed_in_a_row = self._bad_in_a_row = 0

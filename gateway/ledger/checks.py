@@ -1,4 +1,4 @@
-"""What every engine refuses as wrongly called, before anything is queued or sent. Each raises `LedgerError`."""
+"""Checks of arguments that all engines share, made before anything is queued or sent. Each raises `LedgerError`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_reserve(request: Reserve) -> None:
 
 
 def check_holds(holds: Sequence[Hold]) -> None:
-    """At least one account, none twice: an account that is met twice would be charged twice."""
+    """At least one account, and none twice, because it would be charged twice."""
     if not holds:
         raise LedgerError("a reservation needs at least one account")
     if len({hold.account for hold in holds}) < len(holds):
@@ -49,7 +49,7 @@ def check_demand(demand: Demand) -> None:
 
 
 def check_extra(extra: Demand) -> None:
-    """The request was held from the start; of its tokens and its money another model may want more."""
+    """The request was held at the start; only more tokens or money can be needed, for example by another model."""
     check_demand(extra)
     if extra.requests:
         raise LedgerError("an extension holds no request again")
@@ -80,6 +80,6 @@ def check_amount(name: str, amount: Amount) -> None:
 
 
 def check_count(name: str, value: int) -> None:
-    """An integer (a bool is none) from 0 to 2^53 − 1: what every engine keeps exactly."""
+    """An integer (not a bool) from 0 to 2^53 − 1, which every engine stores exactly."""
     if type(value) is not int or not 0 <= value <= AMOUNT_MAX:
         raise LedgerError(f"{name} must be an integer from 0 to 2^53 - 1, not {value!r}")

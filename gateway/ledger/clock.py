@@ -1,4 +1,4 @@
-"""A clock for engines that live in this process: it follows the wall clock, and never goes back."""
+"""A clock for in-process engines: it follows the wall clock, but never goes back."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable
 
 
 def wall_clock_ms() -> int:
-    """Milliseconds since the epoch, as this machine believes."""
+    """Milliseconds since the epoch, by this machine's clock."""
     return time.time_ns() // 1_000_000
 
 
 class SteadyClock:
-    """The highest time seen so far, in ms since the epoch. May be read from several threads.
+    """The highest time seen so far, in ms since the epoch. Thread-safe.
 
-    When the wall clock was set back, this one goes on at half its pace until the other has caught up. Standing still
-    would be simpler, and would keep the holds of dead owners for as long as the clock had been wrong: a day, a year.
+    When the wall clock is set back, this clock goes on at half pace until the wall clock has caught up. Standing still would
+    be simpler, but would keep the holds of dead owners for as long as the clock had been wrong: a day, or a year.
     """
 
     def __init__(self, wall_ms: Callable[[], int]) -> None:

@@ -1,7 +1,7 @@
-"""How long the event loop of this process kept others waiting: time that must not be blamed on the ledger.
+"""Measures how long the event loop of this process kept tasks waiting, which must not be blamed on the ledger.
 
-A process that has just started, or has too many calls, takes a while to look at an answer that has long arrived. The loop is
-asked to wake a task at a fixed pace; by how much it comes late is added up.
+A process that has just started, or has too many calls, is late to read an answer that has long arrived. A task asks the loop
+to wake it at a fixed pace, and its delays are added up.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LoopLag:
 
     @property
     def total_ms(self) -> float:
-        """Since the start, with the turn that is under way. The difference of two readings is the lag between them."""
+        """Since the start, including the current delay. The difference of two readings is the lag between them."""
         running_late_s = 0.0 if self._task is None else max(0.0, self._monotonic_s() - self._due_s)
         return (self._late_s + running_late_s) * 1000
 

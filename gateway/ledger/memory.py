@@ -1,4 +1,4 @@
-"""The in-memory twin: the pure book behind the port. It forgets everything with its process."""
+"""The in-memory twin: the pure `Book` behind the ledger port. It loses everything when its process ends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MemoryLedger:
         """Nothing to connect to."""
 
     async def close(self) -> None:
-        """Nothing to close: a twin may be opened again and knows what it knew."""
+        """Nothing to close: a twin may be opened again, and keeps its data."""
 
     async def now_ms(self) -> int:
         return self._clock.now_ms()
@@ -115,7 +115,7 @@ class MemoryLedger:
 
 
 def _called(operation: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-    """What the book finds wrong in a call, as an error of the port."""
+    """Call the book, and turn its ValueErrors into errors of the port."""
     try:
         return operation(*arguments, **named)
     except ValueError as error:

@@ -1,13 +1,13 @@
-"""The ledger when it may be out of reach: fail fast, go on where a budget allows it, lose nothing that was settled.
+"""Outages of the ledger: fail fast, go on where budgets allow it, and lose no settlement.
 
-the ledger answers       every call goes through to it
-it fails or drags        the breaker opens: `LedgerUnavailable` at once, while a probe asks every second
-  · settlements          are written to a local spool (fsync) and told as done
+the ledger answers       every call goes through to it it fails or is slow      the breaker opens: `LedgerUnavailable` at
+once, while a probe tries every second
+  · settlements          are written to a local spool (fsync) and reported as done
   · reservations         fail, unless the caller asks for `reserve_locally` (budgets with `on_outage: allow`)
-it answers again         what was spooled is booked by reservation id, then the breaker closes
+it answers again         the spool is booked by reservation id, then the breaker closes
 
-More calls at once than the ledger takes in a moment are no outage: they wait for their turn (`in_flight`), and no clock runs
-meanwhile. When the breaker opens, those that wait are turned away with the rest.
+More calls than the ledger can take at once are no outage: they wait for their turn (`in_flight`), and no timeout runs
+meanwhile. When the breaker opens, the waiting calls fail with the others.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PROBE_S: Final = 1.0
-# How often the gateway processes are counted while all is well.
+# How often the gateway processes are counted in normal operation, in probes.
 _COUNT_EVERY: Final = 10
-# Owners renew every 15 s. After an outage they get the time to do so before their holds are taken for lost.
+# Owners renew every 15 s. After an outage they get this long to do so before their holds count as lost.
 _SWEEP_GRACE_S: Final = 20.0
-# A shorter one costs no living owner its hold (it renews at a quarter of the time). A ledger that comes and goes, as before a busy
-# Redis, would otherwise put off the sweep again and again.
+# A shorter outage costs no living owner its hold (it renews at a quarter of the time). Otherwise a flapping ledger, such as a
+# busy Redis, would put off the sweep again and again.
 _GRACE_AFTER_S: Final = 10.0
-# A reserve whose reply was lost may be asked again at once with the same id; nobody does so after this.
+# A reserve whose reply was lost may be retried at once with the same id, but not after this long.
 _UNWANTED_AFTER_S: Final = 5.0
 _REPLAYED_AT_ONCE: Final = 200
 _REMEMBERED_MAX: Final = 100_000
@@ -65,7 +65,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Backing(Ledger, Protocol):
-    """A ledger that can be lost sight of, and can be told afterwards what happened meanwhile."""
+    """A ledger that may be unreachable for a while, and can be told afterwards what happened meanwhile."""
 
     @property
     def warnings(self) -> tuple[str, ...]: ...
@@ -74,15 +74,15 @@ class Backing(Ledger, Protocol):
         """Settle a reservation that the ledger may never have seen."""
 
     async def ready(self, project: str) -> None:
-        """Return when the project's counters are known. Raises `CountersMissing` when they are not after a while."""
+        """Return when the project's counters are known. Raises `CountersMissing` if they are not after a while."""
 
     async def processes(self) -> int:
-        """Say that this process lives, and count those that do. Writes, so that it fails where writing fails."""
+        """Announce this process as alive, and count those that are. Writes, so that it fails if writing fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What `/readyz` and `farebox check` say. `reason` is empty while the ledger is available."""
+    """The status for `/readyz` and `farebox check`. `reason` is empty while the ledger is available."""
 
     is_available: bool
     reason: str
@@ -100,7 +100,7 @@ class _Known:
 
 
 class OutageLedger:
-    """Wraps a ledger that is reached over the network. `slow_ms`: an answer that takes longer counts as a failure."""
+    """Wraps a ledger behind a network. `slow_ms`: an answer that takes longer is bad."""
 
     def __init__(
         self,
@@ -146,9 +146,9 @@ class OutageLedger:
         return Health(available, reason, self._ledger.warnings, len(self._spool), self._breaker.times_opened)
 
     async def open(self) -> None:
-        """Open the spool and the ledger. One that cannot be reached for a second or two is no error: it is asked until it can.
+        """Open the spool and the ledger. If the ledger cannot be reached for a second or two, that is no error: probes go on.
 
-        Raises `LedgerError` when it can be reached and is not fit to keep money.
+        Raises `LedgerError` if it can be reached but is not fit to keep money.
         """
         try:
             await self._spool.open()
@@ -187,10 +187,10 @@ class OutageLedger:
         return decision
 
     async def reserve_locally(self, project: str, request: Reserve) -> Decision:
-        """Grant without the ledger, within what was left at last sight divided by the gateway processes.
+        """Grant without the ledger, within what was left when it was last seen, divided by the number of gateway processes.
 
-        For calls whose every enforced budget says `on_outage: allow`, after `reserve` has raised `LedgerUnavailable`.
-        Raises `LedgerUnavailable` when the allowance does not hold the demand.
+        For calls whose enforced budgets all say `on_outage: allow`, after `reserve` has raised `LedgerUnavailable`. Raises
+        `LedgerUnavailable` if the demand does not fit into the allowance.
         """
         checks.check_reserve(request)
         decision = self._within_allowance(self._allowance.reserve(project, request, self._clock_ms()))
@@ -209,7 +209,7 @@ class OutageLedger:
         return decision
 
     async def extend_locally(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand) -> Decision:
-        """Enlarge without the ledger a reservation that this process made, as `reserve_locally`."""
+        """Enlarge a reservation of this process without the ledger, like `reserve_locally`."""
         checks.check_extra(extra)
         if not self._allowance.knows(project, reservation_id):
             known = self._known.get((project, reservation_id))
@@ -220,15 +220,15 @@ class OutageLedger:
         return self._within_allowance(decision)
 
     async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
-        """Reservations that were granted locally need no renewal: nobody else knows them."""
+        """Reservations that were granted locally need no renewal: only this process knows them."""
         theirs = [sign for sign in progress if not self._allowance.is_own(project, sign.id)]
         return await self._ask(project, self._ledger.renew, project, theirs, ttl_ms) if theirs else ()
 
     async def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes) -> Resolution:
-        """As the port says. Out of reach, the settlement is on this machine's disk when this returns, without balances."""
+        """See the port. If the ledger is out of reach, the settlement is on this machine's disk on return, without balances."""
         checks.check_amount("used", used)
         key = (project, reservation_id)
-        # Cut off half-way, it is asked for again: what this process knows of the reservation must not be gone by then.
+        # A cancelled settle is retried, and must then still find what this process knows of the reservation.
         record = self._ending.get(key) or self._ending_with(project, reservation_id, used, detail)
         self._ending[key] = record
         try:
@@ -245,7 +245,7 @@ class OutageLedger:
         return done
 
     async def void(self, project: str, reservation_id: str) -> Resolution:
-        """As the port says. Out of reach, the hold is given back when the ledger answers again."""
+        """See the port. If the ledger is out of reach, the hold is released when it answers again."""
         key = (project, reservation_id)
         was_own = self._allowance.is_own(project, reservation_id)
         if self._allowance.knows(project, reservation_id):
@@ -253,7 +253,7 @@ class OutageLedger:
         try:
             done = await self._ask(project, self._ledger.void, project, reservation_id)
         except LedgerUnavailable:
-            # Refused calls void what they never held, too: an outage of many such calls must not end with as many voids.
+            # Refused calls void what they never held, too. An outage with many of them must not end with as many voids.
             if key in self._known or key in self._unwanted:
                 self._want_no_more(project, reservation_id)
             done = None
@@ -320,9 +320,9 @@ class OutageLedger:
         return self._is_down or not self._is_opened
 
     async def _ask(self, project: str | None, call: Callable[P, Awaitable[T]], *given: P.args, **named: P.kwargs) -> T:
-        """One short operation: how it went, and how long it took since its turn came, counts for the breaker.
+        """Run one short operation. Its outcome, and its time since its turn came, count for the breaker.
 
-        `project` is the one that it belongs to, if any. To learn its counters first is no slow answer, and takes no place.
+        `project` is the one it belongs to, if any. Waiting for the project's counters neither counts as slow nor occupies a place.
         """
         if project is not None and project not in self._ready:
             self._require_reach()
@@ -331,11 +331,11 @@ class OutageLedger:
         return await self._in_turn(True, call, *given, **named)
 
     async def _ask_long(self, call: Callable[P, Awaitable[T]], *given: P.args, **named: P.kwargs) -> T:
-        """Work on many keys, which may take its time: only a failure counts."""
+        """Run an operation on many keys, which may take long: only failures count for the breaker."""
         return await self._in_turn(False, call, *given, **named)
 
     async def _in_turn(self, is_short: bool, call: Callable[P, Awaitable[T]], *given: P.args, **named: P.kwargs) -> T:
-        """Who gets no turn has not asked: that says nothing about the ledger, and leaves nothing there."""
+        """An operation that gets no turn was not sent: that says nothing about the ledger, and leaves nothing there."""
         self._require_reach()
         await self._in_flight.enter()
         try:
@@ -353,7 +353,7 @@ class OutageLedger:
         try:
             result = await call(*given, **named)
         except CountersMissing:
-            # The ledger answers well; one project has to wait.
+            # The ledger works; only one project has to wait.
             raise
         except LedgerUnavailable as error:
             self._breaker.failed(asked_at_s, self._monotonic_s())
@@ -399,11 +399,11 @@ class OutageLedger:
             self._processes = max(self._processes_hint, await self._ask(None, self._ledger.processes))
 
     async def _return_to_service(self) -> None:
-        """Probe, book what was spooled, and only then let calls through: holds that it frees are not free before."""
+        """Probe, book the spool, and only then let calls through: the holds that it frees are not free before."""
         if not self._is_opened:
             await self._ledger.open()
         started_s, lag_ms = self._monotonic_s(), self._lag.total_ms
-        # The number is not used: after an outage it counts only the processes that came back first.
+        # The number is not used: after an outage it only counts the processes that came back first.
         await self._ledger.processes()
         if (self._monotonic_s() - started_s) * 1000 - (self._lag.total_ms - lag_ms) > self._breaker.slow_ms:
             raise LedgerUnavailable("the ledger answers too slowly")
@@ -427,12 +427,12 @@ class OutageLedger:
                 self._unwanted.pop(key, None)
 
     async def _reserve(self, project: str, request: Reserve) -> Decision:
-        """When its turn has come, and not for a call that is refused before: what was never asked need not be given back."""
+        """Runs when its turn has come, so that a call that is turned away before leaves nothing to release."""
         self._unwanted.pop((project, request.id), None)
         try:
             return await self._ledger.reserve(project, request)
         except (LedgerUnavailable, asyncio.CancelledError):
-            # The reply may be what was lost. If nobody settles it, it is given back when the ledger answers again.
+            # Perhaps only the reply was lost. Unless it is settled, the hold is released when the ledger answers again.
             self._want_no_more(project, request.id)
             raise
 
@@ -448,7 +448,7 @@ class OutageLedger:
             await self._reject(record, error)
 
     async def _book(self, record: Settlement) -> Resolution:
-        """Settle in the ledger. What it does not know although this process reserved it was lost there, or never reached it."""
+        """Settle in the ledger. If it does not know a reservation of this process, it was lost there, or never arrived."""
         done = await self._ledger.settle(record.project, record.reservation_id, record.used, record.detail)
         if done.state is None and record.request is not None:
             done = await self._ledger.book(record.project, record.request, record.held, record.used, record.detail)
@@ -456,7 +456,7 @@ class OutageLedger:
         return done
 
     def _ending_with(self, project: str, reservation_id: str, used: Amount, detail: bytes) -> Settlement:
-        """The settlement of a reservation, with all that is known of it here. Its local allowance is free from now on."""
+        """The settlement of a reservation, with all that is known of it here. Frees its local allowance."""
         known = self._known.pop((project, reservation_id), None)
         held = ZERO if known is None else known.granted.held
         if self._allowance.knows(project, reservation_id):
@@ -467,11 +467,11 @@ class OutageLedger:
         try:
             await self._spool.append(records)
         except OSError as error:
-            # It stays in memory and is booked when the ledger is back, if this process lives so long.
+            # It stays in memory, and is booked when the ledger is back, if this process lives that long.
             _log.error("spool_not_written", error=str(error), records=[record.key for record in records])
 
     async def _reject(self, record: Spooled, error: LedgerError) -> None:
-        """The ledger answers and does not take it: repeating is no use, losing it is no choice."""
+        """The ledger is up but refuses the record: retrying is useless, and losing it is not an option."""
         _log.error("spooled_record_rejected", record=record.key, error=str(error))
         try:
             await self._spool.reject(record)
@@ -491,7 +491,7 @@ class OutageLedger:
     def _within_allowance(self, decision: Decision) -> Decision:
         if isinstance(decision, Granted) or decision.reason in (Refusal.GATE, Refusal.RESOLVED):
             return decision
-        # Not a refusal by the budget, which may hold more: a caller may come again when the ledger is back.
+        # This is not a refusal by the budget, which may have more: the caller may retry when the ledger is back.
         text = f"{self._reason}; what may be used of {decision.account!r} meanwhile is used up"
         raise LedgerUnavailable(text)
 

@@ -1,4 +1,4 @@
-"""Asking again before a ledger that gave no answer is taken for lost."""
+"""Retries before a ledger that does not answer counts as lost."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from gateway.ledger.port import CountersMissing, LedgerUnavailable
 
 T = TypeVar("T")
 
-# A second or two, where the network refuses or the deadline is short.
+# A second or two in total, if connections are refused or the deadline is short.
 _START_TRIES: Final = 10
 _START_PAUSE_S: Final = 0.1
 
 
 async def patiently(ask: Callable[[], Awaitable[T]], *, tries: int, pause_s: float = 0.0) -> T:
-    """The first answer of up to `tries` (1 or more), `pause_s` apart. For questions that change nothing, or may come twice.
+    """The first answer of up to `tries` (1 or more), `pause_s` apart. For operations that are read-only or idempotent.
 
-    Raises `LedgerUnavailable` of the last try, and whatever else a try raises at once: `CountersMissing` is an answer.
+    Raises the last try's `LedgerUnavailable`, and any other error at once; `CountersMissing` counts as an answer.
     """
     for _ in range(tries - 1):
         try:
@@ -31,5 +31,5 @@ async def patiently(ask: Callable[[], Awaitable[T]], *, tries: int, pause_s: flo
 
 
 async def at_start(ask: Callable[[], Awaitable[T]]) -> T:
-    """No call waits yet, and what a new process asks first is answered slowly where all begins at once."""
+    """Retry at start-up: no call waits yet, and the first answers of a cold system are slow."""
     return await patiently(ask, tries=_START_TRIES, pause_s=_START_PAUSE_S)

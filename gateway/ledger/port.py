@@ -1,10 +1,10 @@
-"""What every ledger can do. Engines: memory (the twin, in this process), sqlite (embedded), redis (many processes).
+"""The operations of every ledger. Engines: memory (the in-process twin), sqlite (embedded), redis (many processes).
 
-Each method is one atomic operation: it validates everything, then writes, or changes nothing. Amounts are integers up to
-2^53 − 1. Deadlines are kept by the ledger's own clock. All state of one project is independent of every other project's.
+Each method is one atomic operation: it validates everything and then writes, or it changes nothing. Amounts are integers up
+to 2^53 − 1. Deadlines follow the ledger's own clock. The state of each project is independent of all other projects.
 
-Errors: `LedgerUnavailable` when the engine cannot be reached in time (nothing is known about the outcome; every method may
-be repeated with the same ids and takes effect once), `LedgerError` for what is a bug or a damaged ledger.
+Errors: `LedgerUnavailable` if the engine cannot be reached in time (the outcome is then unknown; every method may be repeated
+with the same ids and takes effect once), `LedgerError` for bugs and for a damaged ledger.
 """
 
 from __future__ import annotations
@@ -35,28 +35,29 @@ class LedgerError(Exception):
 
 
 class LedgerInUse(LedgerError):
-    """Its file belongs to another process."""
+    """The ledger's file belongs to another process."""
 
 
 class LedgerUnavailable(LedgerError):
-    """The ledger did not answer in time. Try again; ids make repetition safe."""
+    """The ledger did not answer in time. Try again; ids make retries safe."""
 
 
 class CountersMissing(LedgerUnavailable):
-    """The ledger answers, and does not know what this project has settled. It is being restored."""
+    """The ledger answers, but does not know what this project has settled. It is being restored."""
 
 
 class LocalGrants(Protocol):
-    """What a process may still grant while the ledger is away: at most its part of what was left when it was last seen.
+    """Grants of a process while the ledger is away: at most its part of what was left when the ledger was last seen.
 
-    For calls whose every enforced budget says `on_outage: allow`, after the ledger has raised `LedgerUnavailable`. What is
-    granted here is settled and voided through the ledger as ever. Both raise `LedgerUnavailable` when the part is used up.
+    For calls whose enforced budgets all say `on_outage: allow`, after the ledger has raised `LedgerUnavailable`. What is
+    granted here is settled and voided through the ledger as usual. Both methods raise `LedgerUnavailable` once the part is
+    used up.
     """
 
     async def reserve_locally(self, project: str, request: Reserve) -> Decision: ...
 
     async def extend_locally(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand) -> Decision:
-        """For a reservation that this process made, with the ledger or without it."""
+        """For a reservation of this process, made with or without the ledger."""
 
 
 class Ledger(Protocol):
@@ -69,60 +70,61 @@ class Ledger(Protocol):
         """The ledger's clock, in ms since the epoch."""
 
     async def reserve(self, project: str, request: Reserve) -> Decision:
-        """Set aside the demand on every account of the chain, or on none. A refusal leaves no trace.
+        """Set the demand aside on every account of the chain, or on none. A refusal changes nothing but tightened limits, which stay.
 
-        While the id is known, whatever became of it, asking again is answered with what was granted the first time
-        (no breaches, balances as they are now). `LedgerError`: the id stands for a reservation on other accounts.
+        While the id is known, even if it is resolved, a repeated request returns the first grant again (no breaches, current
+        balances). Raises `LedgerError` if the id belongs to a reservation on other accounts.
         """
 
     async def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand) -> Decision:
-        """Enlarge a pending hold by `extra` (its requests 0). `Granted.held` and `output_tokens` are the new totals.
+        """Enlarge a pending hold by `extra` (without requests). `Granted.held` and `output_tokens` are the new totals.
 
-        `holds` are the accounts of the reservation, with the limits that apply now. Gates do not stop an extension, and
-        it does not move the deadline. Repeated after a lost answer it holds more than was asked for, never more than fits.
+        `holds` are the reservation's accounts with the limits that apply now. Gates do not stop an extension, and it does not
+        move the deadline. A retry after a lost reply may hold more than was asked for, but never more than fits.
         """
 
     async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
         """Move the deadlines to now + `ttl_ms`; progress never goes back. Returns the ids that are not pending any more.
 
-        A deadline that has passed is no end: until the sweeper has come, a reservation is pending and can be renewed.
+        A deadline alone ends nothing: until the sweeper has come, the reservation is pending and can be renewed.
         """
 
     async def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes) -> Resolution:
-        """Book `used` in full on every account, free the rest, and write the outbox entry, all at once."""
+        """Book `used` in full on every account, free the rest of the hold, and write the outbox entry, all atomically."""
 
     async def void(self, project: str, reservation_id: str) -> Resolution:
-        """Give the whole hold back: nothing was spent. Writes no outbox entry, unless it takes back what an expiry has booked."""
+        """Release the whole hold: nothing was spent. Writes no outbox entry, unless it takes back what an expiry has booked."""
 
     async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
-        """Resolve up to `limit` reservations of all projects whose deadline is now or earlier, by their `on_lost`."""
+        """Resolve up to `limit` reservations of all projects whose deadline has been reached, by their `on_lost`."""
 
     async def record(self, project: str, entries: Sequence[OutboxEntry]) -> None:
-        """Append events that no reservation stands behind. An id that was recorded before is left alone by the store.
+        """Append events without a reservation. The store ignores an id that was recorded before.
 
-        No account is touched. `at_ms` 0 becomes the ledger's time.
+        Does not touch any account. `at_ms` 0 becomes the ledger's time.
         """
 
     async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]:
-        """What the accounts stand at; an unknown account is all zeros. `limit` is what the ledger itself knows (override, tightened)."""
+        """The current balances; an unknown account is all zeros. `limit` is what the ledger itself knows (override, tightened)."""
 
     async def set_override(self, project: str, account: str, limit: Limit) -> Balance:
-        """Replace the account's limit, and forget what callers had tightened it to. `UNLIMITED` takes the override back."""
+        """Replace the account's limit, and forget what callers tightened it to. `UNLIMITED` removes the override."""
 
     async def set_gate(self, project: str, account: str, gate: Gate) -> Balance: ...
 
     async def current_run(self, project: str, workflow: str, candidate: str, silence_ms: int) -> str:
-        """The implicit run of a workflow: the one seen less than its `silence_ms` ago, else `candidate` becomes it. Seeing it keeps it."""
+        """The implicit run of a workflow: the one seen less than its `silence_ms` ago, else `candidate`. This call counts as
+        seeing it."""
 
     async def pending(self, project: str, limit: int = 1000) -> Sequence[tuple[str, str, Amount, int]]:
-        """(id, owner, held, deadline_ms) of reservations that are not resolved, oldest deadline first, then by id."""
+        """(id, owner, held, deadline_ms) of pending reservations, oldest deadline first, then by id."""
 
     async def outbox_read(self, consumer: str, limit: int = 1000) -> Sequence[OutboxEntry]:
-        """The oldest entries that nobody acknowledged, of all projects. Reading takes nothing away: the same consumer gets
-        them again, another one when they were not acknowledged within 30 s of the last reading."""
+        """The oldest unacknowledged entries of all projects. Reading removes nothing: the same consumer gets them again at
+        once, another one if they are not acknowledged within 30 s of the last read."""
 
     async def outbox_acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
-        """Forget entries that the store has committed. Unknown positions are ignored."""
+        """Remove entries that the store has committed. Unknown positions are ignored."""
 
     async def outbox_size(self) -> int: ...
 
@@ -135,11 +137,11 @@ class Ledger(Protocol):
         gate: Gate | None = None,
         override: Limit | None = None,
     ) -> None:
-        """Set what an account has settled, after the ledger was lost, and what people decided about it (None: as it is). Reserved
-        amounts are left as they are."""
+        """Set what an account has settled, after the ledger's data was lost, and what people decided about it (None:
+        unchanged). Reserved amounts are not changed."""
 
     async def epoch(self) -> str:
-        """An id that changes when the ledger's data was lost (flushed, replaced). Made at first `open`."""
+        """An id that changes when the ledger's data was lost (flushed, replaced). Created by the first `open`."""
 
     async def purge(self, limit: int = 1000) -> int:
-        """Forget accounts and reservations whose keep time is over (resolved ones: 1 h, expired ones: 7 days). Returns how many."""
+        """Forget accounts and reservations whose keep time is over (resolved: 1 h, expired: 7 days). Returns how many."""

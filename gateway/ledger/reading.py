@@ -1,4 +1,4 @@
-"""Reading the balances of many accounts: a part at a time, so that calls have their turn between the parts."""
+"""Reads the balances of many accounts in parts, so that calls get their turn in between."""
 
 from __future__ import annotations
 

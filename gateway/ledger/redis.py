@@ -1,7 +1,7 @@
-"""The ledger for many gateway processes: Redis or Valkey, one server, behind Sentinel, or a cluster.
+"""The ledger for many gateway processes: Redis or Valkey, as one server, behind Sentinel, or a cluster.
 
-Each operation is one Lua script (`lua/`), atomic over the whole chain of accounts. What a process knows locally (which accounts
-a reservation is on) only saves a question: the script verifies it.
+Each operation is one Lua script (`lua/`), atomic over the whole chain of accounts. What a process remembers (the accounts of
+a reservation) only saves a query: the script verifies it.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from policies.amounts import Amount, Limit
 from policies.reservation import KEEP_MS, Balance, Decision, Demand, Gate, Granted, Hold, State
 
 PROCESSES_KEY: Final = "farebox:processes"
-# A process that was not heard of for so long is not counted when an outage divides what is left.
+# A process that was silent for this long does not count when an outage divides what is left.
 _PROCESS_SILENT_MS: Final = 30_000
 
 
 class RedisLedger:
-    """`deadline_ms` bounds every operation. `rebuild` restores a project's counters that Redis does not (or no longer) know.
+    """`deadline_ms` bounds every operation. `rebuild` restores a project's counters if Redis does not have them (any more).
 
-    `durability="strict"` demands `appendfsync always`, so that not even a power cut loses what was acknowledged. `clock_ms`
-    is for tests: it replaces the clock of Redis. What other processes wrote to the outbox is found within `look_s`.
+    `durability="strict"` demands `appendfsync always`, so that not even a power failure loses what was acknowledged.
+    `clock_ms` replaces the clock of Redis in tests. What other processes wrote to the outbox is found within `look_s`.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class RedisLedger:
         self.warnings: tuple[str, ...] = ()
 
     async def open(self) -> None:
-        """Connect and see that this Redis is fit to keep money; `warnings` says what is not ideal.
+        """Connect and check that this Redis is fit to keep money; `warnings` lists what is not ideal.
 
-        Raises `LedgerError` that says what to do when Redis would lose budgets, `LedgerUnavailable` when it does not answer.
+        Raises `LedgerError`, which says what to do, if Redis would lose budgets, and `LedgerUnavailable` if it does not answer.
         """
         try:
             with port_error():
@@ -93,11 +93,11 @@ class RedisLedger:
         await self._topology.close()
 
     async def ready(self, project: str) -> None:
-        """Open the project for traffic, restoring its counters where Redis does not know them."""
+        """Open the project for traffic, restoring its counters if Redis does not have them."""
         at = self._projects.of(project)
         if not at.epoch:
             with port_error():
-                # Often the very first that a process asks, when all is cold: one slow answer is no outage.
+                # Often the first request of a process, when all caches are cold: one slow answer is no outage.
                 await patiently(lambda: self._projects.open(at), tries=2)
 
     async def now_ms(self) -> int:
@@ -156,10 +156,10 @@ class RedisLedger:
         return await self._resolve(project, scripts.VOID, reservation_id, (self._new_name(),))
 
     async def book(self, project: str, request: Reserve, held: Amount, used: Amount, detail: bytes) -> Resolution:
-        """Settle a reservation that Redis may never have seen, or has lost: then it is booked without asking whether it fits.
+        """Settle a reservation that Redis may have lost or never seen; then it is booked without checking whether it fits.
 
-        For what was used while Redis was out of reach. `held` is what the caller set aside without Redis, and only tells
-        the overrun. A reservation that Redis knows is settled as always; the id makes repetition safe for an hour.
+        For what was used while Redis was out of reach. `held` is what the caller set aside without Redis, and only determines
+        the overrun. A reservation that Redis knows is settled as usual; the id makes retries safe for an hour.
         """
         checks.check_reserve(request)
         checks.check_amount("used", used)
@@ -172,7 +172,7 @@ class RedisLedger:
         return resolution_of(reply, accounts)
 
     async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
-        """Resolve up to `limit` reservations of all projects whose deadline is now or earlier, by their `on_lost`."""
+        """Resolve up to `limit` reservations of all projects whose deadline has been reached, by their `on_lost`."""
         now_ms = await self.now_ms()
         due: list[tuple[int, str, Project]] = []
         for batch in batched(await self._names()):
@@ -250,14 +250,14 @@ class RedisLedger:
         await self._run(at, scripts.RESTORE, keys, orjson.dumps(amount_list(settled)), str(keep_ms), "", *decided)
 
     async def epoch(self) -> str:
-        """An id that changes when data was lost in Redis, of any project."""
+        """An id that changes when Redis loses data of any project."""
         with port_error():
             await self._topology.call(EPOCH_KEY, "SET", EPOCH_KEY, secrets.token_hex(8), "NX")
             found: bytes = await self._topology.call(EPOCH_KEY, "GET", EPOCH_KEY)
         return found.decode()
 
     async def purge(self, limit: int = 1000) -> int:
-        """Forget what is over its keep time: accounts, resolved reservations and implicit runs. Returns how many."""
+        """Forget accounts, resolved reservations and implicit runs whose keep time is over. Returns how many."""
         now_ms = await self.now_ms()
         forgotten = 0
         for name in await self._names():
@@ -266,7 +266,7 @@ class RedisLedger:
         return forgotten
 
     async def processes(self) -> int:
-        """Say that this process lives, and count those that said so lately."""
+        """Announce this process as alive, and count those that did so lately."""
         now_ms = await self.now_ms()
         with port_error():
             call = self._topology.call
@@ -283,7 +283,7 @@ class RedisLedger:
             return await self._projects.names()
 
     def _new_name(self) -> str:
-        """A name for one attempt to change something: Redis recognises its repetition after a lost reply."""
+        """A name for one change, by which Redis recognises a retry after a lost reply."""
         return f"{self._process}-{next(self._calls)}"
 
     async def _resolve(
@@ -296,7 +296,7 @@ class RedisLedger:
         return resolution_of(reply, accounts)
 
     async def _accounts_of(self, project: Project, reservation_id: str) -> tuple[str, ...]:
-        """The accounts of a reservation, from memory or from Redis; none when nobody knows it."""
+        """The accounts of a reservation, from memory or from Redis; empty if it is unknown."""
         made = project.made.get(reservation_id)
         if made is not None:
             return made.accounts
@@ -305,7 +305,7 @@ class RedisLedger:
         return project.accounts_of_keys(names.decode()) if names else ()
 
     async def _due(self, project: Project, now_ms: int, limit: int) -> list[tuple[int, str, Project]]:
-        # The ledger's time of a project may be ahead of the server's clock, when that was set back.
+        # A project's ledger time may be ahead of the server's clock if that was set back.
         until_ms = max(now_ms, project.seen_ms)
         asked = (project.key("due"), "-inf", str(until_ms), "WITHSCORES", "LIMIT", "0", str(limit))
         with port_error():

@@ -1,4 +1,4 @@
-"""Working through many keys in batches: Redis serves other callers between them."""
+"""Processes many keys in batches, so that Redis serves other callers in between."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-# So many commands of one piece of work are in flight at once.
+# How many commands of one job are in flight at once.
 AT_ONCE: Final = 64
 
 
@@ -21,7 +21,7 @@ def batched(items: Iterable[T], size: int = AT_ONCE) -> Iterable[list[T]]:
 
 
 async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
-    """The results of all calls; all have ended when the first error is raised, so that nothing goes on unseen."""
+    """The results of all calls. If one fails, its error is raised after all have ended, so that nothing goes on unseen."""
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     results: list[T] = []
     for outcome in outcomes:

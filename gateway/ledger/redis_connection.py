@@ -1,8 +1,8 @@
-"""One socket to Redis that every caller of this process shares.
+"""One connection to Redis, shared by all callers of this process.
 
-Commands issued in one turn of the event loop leave in one write, and replies are matched to them in order (Redis answers in
-order), so no pool, no lock and no timer per command is needed: measured at a quarter of the CPU of a pooled client.
-A caller that gives up leaves its place in the queue behind; its late reply is read and dropped, never handed to another.
+Commands of the same turn of the event loop are sent in one write, and replies are matched in order (Redis answers in order).
+So it needs no pool, no lock and no timer per command: measured at a quarter of the CPU of a pooled client. A caller that
+gives up leaves its place in the queue; its late reply is read and dropped, and never goes to another caller.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Argument = bytes | str | int
 Reply = Any  # what RESP2 knows: bytes, int, None, or a list of these
 Address = tuple[str, int]
 
-# More commands in flight than this mean that Redis is stuck: refuse at once instead of piling up.
+# With more commands in flight Redis must be stuck: refuse at once instead of piling up.
 _IN_FLIGHT_MAX: Final = 20_000
-# A socket that answered nothing for so long is taken for dead (a half-open connection, a stalled server).
+# A connection without any reply for this long is considered dead (half-open, or a stalled server).
 _SILENCE_MAX_MS: Final = 1_000
-# A timer that comes later than this came late because of this process, which then gets a moment to read what has arrived: long
-# enough for a Redis on the same machine, which got no processor either.
+# A timer that fires later than this was delayed by this process, which then gets a moment to read what has arrived. The
+# moment is long enough for a Redis on the same machine, which had no CPU time either.
 _LATE_S: Final = 0.02
 _LOOK_S: Final = 0.05
 _NOT_YET: Final = object()
-# Before the words of a script's own error, and of one that a command gave it.
+# What Redis puts before the text of an error that a script raised, or that a command in a script returned.
 _IN_SCRIPT: Final = re.compile(
     r"^ERR (?:(?=FAREBOX_)|Error running script \(call to f_\w+\): (?:@?user_script: ?\d+: )*-?(?=[A-Z]+[A-Z_]* ))"
 )
@@ -48,9 +48,9 @@ class ConnectionLost(LedgerUnavailable):
 
 
 class RedisRefused(LedgerError):
-    """Redis answered a command with an error. `code` is its first word, such as `NOSCRIPT`, `MOVED` or `OOM`.
+    """Redis returned an error. `code` is its first word, such as `NOSCRIPT`, `MOVED` or `OOM`.
 
-    Of an error inside a script it is the first word of that error: what Redis puts before it differs between versions.
+    For an error inside a script it is the first word of that error; the prefix that Redis adds differs between versions.
     """
 
     def __init__(self, message: str) -> None:
@@ -62,17 +62,18 @@ class RedisRefused(LedgerError):
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """How to greet a server. An empty password means that none is sent."""
+    """How to authenticate with a server. An empty password is not sent."""
 
     username: str = ""
     password: str = ""
     database: int = 0
     tls: bool = False
-    must_be_primary: bool = False  # behind Sentinel: a replica that answers at the old address must not be used
+    # Behind Sentinel: a replica that answers at the old address must not be used.
+    must_be_primary: bool = False
 
 
 class _Wire(asyncio.Protocol):
-    """A socket that is open, or was."""
+    """A socket that is, or was, open."""
 
     def __init__(self, deadline_ms: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -88,7 +89,7 @@ class _Wire(asyncio.Protocol):
         self.is_open = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # What create_connection gives can write; uvloop's transports do not say so by their class.
+        # create_connection returns a writable transport; uvloop's class does not declare it.
         self._transport = cast(asyncio.Transport, transport)
         self.is_open = True
 
@@ -109,11 +110,11 @@ class _Wire(asyncio.Protocol):
             while (reply := self._reader.gets()) is not _NOT_YET:
                 self._answer(reply)
         except (hiredis.ProtocolError, IndexError):
-            # What came is not RESP, or more replies than questions: whoever is at the other end is not to be trusted.
+            # This is not RESP, or there are more replies than commands: the other end cannot be trusted.
             self.abort()
 
     def send(self, packed: bytes) -> asyncio.Future[Reply]:
-        """Queue one packed command. The future fails with `LedgerUnavailable` when its deadline passes, counted from the write."""
+        """Queue one packed command. The future fails with `LedgerUnavailable` after the deadline, counted from the write."""
         if not self.is_open:
             raise ConnectionLost("the connection to Redis is closed")
         if len(self._waiting) + len(self._unsent) >= _IN_FLIGHT_MAX:
@@ -148,16 +149,16 @@ class _Wire(asyncio.Protocol):
             future.set_result(reply)
 
     def _expire_at(self, when_s: float) -> None:
-        # Kept beside the timer: of a moment that has passed uvloop makes a handle that does not know it.
+        # Kept separately: if the time has already passed, uvloop's handle does not have it.
         self._expires_at_s = when_s
         self._timer = self._loop.call_at(when_s, self._expire)
 
     def _expire(self) -> None:
-        """Fail what waited too long. One timer serves all commands: they have one deadline, so the oldest is due first."""
+        """Fail what has waited too long. One timer serves all commands: they have the same deadline, so the oldest is due first."""
         self._timer = None
         now_s = self._loop.time()
         if now_s - self._expires_at_s > _LATE_S and not self._has_waited_longer:
-            # It was our own loop that had no time. The answer may be in the socket's buffer, which is read first now.
+            # Our own loop was late. The answer may be in the socket's buffer, which is read first now.
             self._has_waited_longer = True
             self._expire_at(now_s + _LOOK_S)
             return
@@ -175,7 +176,7 @@ class _Wire(asyncio.Protocol):
 
 
 class RedisConnection:
-    """Commands to one server, connecting when needed. `locate` tells where it is each time a socket is opened."""
+    """Sends commands to one server, connecting when needed. `locate` finds the server whenever a socket is opened."""
 
     def __init__(
         self, locate: Callable[[], Awaitable[Address]], credentials: Credentials, *, deadline_ms: int = 100
@@ -189,12 +190,12 @@ class RedisConnection:
     async def call(self, *arguments: Argument) -> Reply:
         """The reply to one command, within the deadline.
 
-        Raises `RedisRefused` for an error reply and `LedgerUnavailable` when there is no reply in time.
+        Raises `RedisRefused` for an error reply and `LedgerUnavailable` without a reply in time.
         """
         return await (await self._opened()).send(pack(arguments))
 
     async def call_asking(self, *arguments: Argument) -> Reply:
-        """The same on a cluster node that is still importing the key's slot."""
+        """Like `call`, on a cluster node that is still importing the key's slot."""
         wire = await self._opened()
         asking = wire.send(pack(("ASKING",)))
         reply = wire.send(pack(arguments))
@@ -208,7 +209,7 @@ class RedisConnection:
         self.drop()
 
     def drop(self) -> None:
-        """Forget the socket: the next command opens a new one, wherever the server then is."""
+        """Close the socket: the next command opens a new one, wherever the server is then."""
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.abort()
@@ -219,7 +220,7 @@ class RedisConnection:
             return wire
         if self._connecting is None or self._connecting.done():
             self._connecting = asyncio.create_task(self._connect())
-            # The waiting callers read the outcome; when all of them gave up, nobody does.
+            # The waiting callers read the outcome; if all of them gave up, nobody does.
             self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
         connecting = self._connecting
         if not await self._is_done_in_time(connecting):
@@ -232,7 +233,7 @@ class RedisConnection:
         due_s = loop.time() + deadline_s
         done, _ = await asyncio.wait([connecting], timeout=deadline_s)
         if not done and loop.time() - due_s > _LATE_S:
-            # It was our own loop that had no time, as in `_Wire._expire`.
+            # Our own loop was late, as in `_Wire._expire`.
             done, _ = await asyncio.wait([connecting], timeout=_LOOK_S)
         return bool(done)
 

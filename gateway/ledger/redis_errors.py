@@ -1,4 +1,4 @@
-"""Error replies of Redis and of our scripts, as errors of the ledger port that say what to do."""
+"""Turns error replies of Redis and of our scripts into errors of the ledger port that say what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from gateway.ledger.port import LedgerError, LedgerUnavailable
 from gateway.ledger.redis_connection import RedisRefused
 
-# Codes of conditions that pass, or that an operator ends: nothing was written, and the call may be repeated.
+# Temporary conditions, or ones that an operator can end: nothing was written, and the call may be retried.
 _UNAVAILABLE: Final = {
     "BUSY": "another script blocks Redis",
     "LOADING": "Redis is loading its data from disk",
@@ -35,8 +35,8 @@ _DAMAGED: Final = {
 
 
 def as_port_error(refused: RedisRefused) -> LedgerError:
-    """What an error reply means to a caller of the port."""
-    # Redis appends ` script: <sha>, on @user_script:<line>.`, which helps nobody who reads a log of the gateway.
+    """The error of the port for an error reply."""
+    # Redis appends ` script: <sha>, on @user_script:<line>.`, which does not help readers of the gateway's log.
     detail = refused.detail.partition(" script: ")[0]
     if refused.code in _UNAVAILABLE:
         return LedgerUnavailable(f"{_UNAVAILABLE[refused.code]} ({refused.code} {detail})")
@@ -49,7 +49,7 @@ def as_port_error(refused: RedisRefused) -> LedgerError:
 
 @contextmanager
 def port_error() -> Iterator[None]:
-    """Raise what Redis refuses in here as an error of the port."""
+    """Raise errors of Redis in this block as errors of the port."""
     try:
         yield
     except RedisRefused as refused:

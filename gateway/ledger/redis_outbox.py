@@ -1,9 +1,9 @@
-"""The outbox in Redis: one stream for each project, and who is carrying which entry.
+"""The outbox in Redis: one stream per project, and leases for the entries being delivered.
 
-Projects may be thousands, and few have entries at any moment: a reader asks those that this process works on, and once a second
-all of them, for what other processes left behind.
+There may be thousands of projects, few of them with entries at any moment. A reader checks those that this process works on,
+and once a second all of them, for what other processes left behind.
 
-Leases are kept in a hash and by the ledger's own clock, not in a consumer group: the idle times of a group follow the server's
+Leases are kept in a hash and follow the ledger's clock. A consumer group would not do: its idle times follow the server's
 clock, which may jump, and its pending entries outlive the entries themselves.
 """
 
@@ -21,7 +21,7 @@ from gateway.ledger.redis_errors import port_error
 from gateway.ledger.redis_projects import Projects
 from gateway.ledger.redis_values import entry_arguments, entry_of
 
-# An entry that was read and not acknowledged for so long is given to another consumer.
+# An entry that was not acknowledged this long after it was read goes to another consumer.
 LEASE_MS: Final = 30_000
 _RECORDED_AT_ONCE: Final = 200
 _ACKNOWLEDGED_AT_ONCE: Final = 1000
@@ -37,7 +37,7 @@ async def record(projects: Projects, project: str, entries: Sequence[OutboxEntry
 
 
 async def size(projects: Projects) -> int:
-    """How many entries wait in all projects."""
+    """The number of entries waiting in all projects."""
     return sum((await _look_at_all(projects)).values())
 
 
@@ -51,7 +51,7 @@ async def _look_at_all(projects: Projects) -> dict[str, int]:
 
 
 async def _sizes(projects: Projects, names: Iterable[str]) -> dict[str, int]:
-    """How many entries wait in each of the projects that have any."""
+    """The number of entries waiting in each project that has any."""
     found: dict[str, int] = {}
     with port_error():
         for batch in batched(names):
@@ -62,9 +62,9 @@ async def _sizes(projects: Projects, names: Iterable[str]) -> dict[str, int]:
 
 
 async def _waiting(projects: Projects) -> list[str]:
-    """The projects that have entries, as far as this process can know."""
+    """The projects with entries, as far as this process can know."""
     is_time_to_look = time.monotonic() - projects.looked_at_s >= projects.look_s
-    # A project that is worked on from here on is in the new set, whatever the answer says.
+    # Projects that get entries from now on are added to the new set, whatever the query finds.
     asked, projects.active = projects.active, set()
     try:
         found = await (_look_at_all(projects) if is_time_to_look else _sizes(projects, asked))
@@ -90,7 +90,7 @@ async def read(projects: Projects, consumer: str, limit: int) -> list[OutboxEntr
 
 
 async def _shares(projects: Projects, names: Sequence[str], consumer: str, limit: int) -> dict[str, int]:
-    """How many of the oldest `limit` free entries belong to each project, so that none is leased and left behind."""
+    """How many of the oldest `limit` free entries belong to each project, so that none is leased but not returned."""
     positions: list[tuple[tuple[int, int], str]] = []
     for name in names:
         found = await _read(projects, name, consumer, limit, _PEEK)
@@ -113,7 +113,7 @@ async def _read(
 
 
 def _order(position: str) -> tuple[int, int]:
-    """Stream ids are `<ms>-<number>`: as text, 10 would come before 9."""
+    """Stream ids are `<ms>-<number>`, which do not sort as text: 10 would come before 9."""
     ms, _, number = position.partition("-")
     return int(ms), int(number)
 
@@ -130,6 +130,6 @@ def _by_project(entries: Sequence[OutboxEntry]) -> Iterator[tuple[str, list[str]
     found: dict[str, list[str]] = {}
     for entry in entries:
         if "-" in entry.position:
-            # Anything else is no position of this engine: unknown ones are ignored.
+            # Anything else is not a position of this engine, and unknown positions are ignored.
             found.setdefault(entry.project, []).append(entry.position)
     yield from found.items()

@@ -1,9 +1,9 @@
 """What a process knows of each project in Redis, and how a project is opened for traffic.
 
-Every project has an epoch in its meta hash, and every script is told the epoch that the caller knows. When Redis was flushed
-or came back with older data, the epoch is missing (or the time of the last write went back): from that operation on the
-project takes no traffic until its counters are restored. One process restores them, under a lock, and opens the project
-with a new epoch; the others wait for it. A project that nobody has seen before is opened the same way: nothing is restored.
+Each project has an epoch in its meta hash, and every script is given the epoch that the caller knows. If Redis was flushed or
+came back with older data, the epoch is missing (or the time of the last write went back). From then on the project takes no
+traffic until its counters are restored. One process restores them under a lock and opens the project with a new epoch; the
+others wait for it. A new project is opened in the same way, with nothing to restore.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ from policies.reservation import Gate
 
 EPOCH_KEY: Final = "farebox:epoch"
 PROJECTS_KEY: Final = "farebox:projects"
-# The restoring process renews its lock in time; one that died is replaced after this.
+# The restoring process renews its lock in time; if it dies, another takes over after this.
 _LOCK_MS: Final = 10_000
 _LOCK_POLL_S: Final = 0.05
 # How often a reader looks at the outboxes of all projects.
 LOOK_S: Final = 1.0
-# Calls wait for their project to be opened for so many deadlines from when that began. Where this process's own loop is busy, as in
-# a crowd that comes to a new gateway, each of them gets longer; one long wait would be over by then.
+# How long calls wait for their project to be opened, in deadlines. If this process's event loop is busy, as when a crowd
+# comes to a new gateway, each deadline takes longer; a single long timeout would be over by then.
 _OPENING_DEADLINES: Final = 10
-# Accounts of so many reservations are remembered; of older ones they are read from Redis again.
+# The accounts of this many reservations are cached; those of older ones are read from Redis.
 _REMEMBERED_MAX: Final = 100_000
 
-# Events of the last seconds or minutes; some 10 MB at most.
+# The events of the last seconds or minutes, some 10 MB at most.
 _RECENT_MAX: Final = 10_000
 _UNSAVED_AT_ONCE: Final = 1_000
 NO_EPOCH: Final = "*"
-# A repetition may meet the next trouble (a restart: connection lost, then NOSCRIPT, then a lost epoch), not more.
+# A retry may meet the next trouble (a restart: connection lost, then NOSCRIPT, then a lost epoch), but not more.
 _REPETITIONS_MAX: Final = 3
 _OF_EPOCHS: Final = frozenset({"FAREBOX_EPOCH", "FAREBOX_LOST", "FAREBOX_ROLLBACK"})
 
 _log = structlog.get_logger(__name__)
 
 Restore = Callable[[str, Amount, int, Gate | None, Limit | None], Awaitable[None]]
-"""Sets what one account (name, settled, keep_ms) has settled, and the gate and override that people gave it."""
+"""Sets what one account (name, settled, keep_ms) has settled, and the gate and override that people set."""
 Unsaved = AsyncIterator[Sequence[OutboxEntry]]
-"""Batches of what is left of a project's outbox. The store may know some of them, and gets all of them again later."""
+"""Batches of what remains in a project's outbox. The store may have some of the events, and gets all of them again later."""
 Rebuild = Callable[[str, Restore, Unsaved], Awaitable[None]]
-"""Restores all accounts of a project from the store. Called before a project without data in Redis is used: when it is new,
-and when Redis has lost it. It must bring the unsaved events to the store first, and raise if it cannot know the sums."""
+"""Restores all accounts of a project from the store. Called before a project without data in Redis is used, because it is new
+or Redis has lost it. It must first bring the unsaved events to the store, and raise if it cannot determine the sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +73,17 @@ class Made:
 
 @dataclass(slots=True)
 class Project:
-    """Keys and knowledge of one project. All its keys share the hash tag, so that a cluster keeps them on one node."""
+    """The keys and the known state of one project. All its keys share a hash tag, so that a cluster keeps them on one node."""
 
     name: str
     epoch: str = ""
-    seen_ms: int = 0  # the latest time that this process saw written; Redis must never be behind it
-    made: dict[str, Made] = field(default_factory=dict)  # the reservations of this process that are not resolved
+    # The latest write time that this process has seen; Redis must never be behind it.
+    seen_ms: int = 0
+    made: dict[str, Made] = field(default_factory=dict)  # unresolved reservations of this process
     tag: str = ""
 
     def __post_init__(self) -> None:
-        # Quoted: a brace in the name would end the hash tag early.
+        # Quoted, because a brace in the name would end the hash tag early.
         self.tag = f"farebox:{{{quote(self.name, safe='._:@/-')}}}:"
 
     @property
@@ -97,7 +98,7 @@ class Project:
         return [prefix + account for account in accounts]
 
     def chain(self, reservation_id: str, accounts: tuple[str, ...]) -> list[str]:
-        """The keys of a script that works on one reservation, in the order that resolution.lua names."""
+        """The keys of a script for one reservation, in the order given in resolution.lua."""
         tag = self.tag
         return [
             f"{tag}meta",
@@ -109,27 +110,27 @@ class Project:
         ]
 
     def accounts_of_keys(self, joined: str) -> tuple[str, ...]:
-        """The names in what a reservation's hash says of its accounts: their keys, one a line."""
+        """The account names from the keys, one per line, in a reservation's hash."""
         prefix = len(f"{self.tag}account:")
         return tuple(key[prefix:] for key in joined.split("\n"))
 
     def remember(self, reservation_id: str, accounts: tuple[str, ...], draft: bytes) -> None:
         if len(self.made) >= _REMEMBERED_MAX:
-            # Dicts keep their order: the first is the oldest, and most likely of a call that nobody will settle.
+            # Dicts keep their order: the first is the oldest, and most likely of a call that will never be settled.
             del self.made[next(iter(self.made))]
         self.made[reservation_id] = Made(accounts, draft)
 
 
 @dataclass(frozen=True, slots=True)
 class _Opening:
-    """`work` goes on until it is done; `wait` ends with it, or earlier: it is what the calls wait for."""
+    """`work` goes on until it is done. Calls wait for `wait`, which ends with it or after a timeout."""
 
     work: asyncio.Task[None]
     wait: asyncio.Task[None]
 
 
 class Projects:
-    """All projects that this process has met, and the scripts that run on them."""
+    """All projects that this process has used, and the scripts that run on them."""
 
     def __init__(
         self,
@@ -142,8 +143,8 @@ class Projects:
     ) -> None:
         self.topology = topology
         self.look_s = look_s
-        self.looked_at_s = -math.inf  # when the outboxes of all projects were looked at
-        self.active: set[str] = set()  # projects that may have got an event since their outbox was looked at
+        self.looked_at_s = -math.inf  # when the outboxes of all projects were checked
+        self.active: set[str] = set()  # projects that may have got an event since their outbox was checked
         self._rebuild = rebuild
         self._deadline_s = deadline_ms / 1000
         self._clock_ms = clock_ms
@@ -152,7 +153,7 @@ class Projects:
         self._recent: deque[OutboxEntry] = deque(maxlen=_RECENT_MAX)
 
     def keep_recent(self, entry: OutboxEntry) -> None:
-        """Remember an event that was written: if Redis loses its outbox before the store has it, it is written again."""
+        """Remember a written event: if Redis loses its outbox before the store has the event, it is written again."""
         self._recent.append(entry)
 
     def of(self, name: str) -> Project:
@@ -164,7 +165,7 @@ class Projects:
         return found
 
     async def run(self, project: Project, script: Script, keys: Sequence[str], *arguments: Argument) -> Reply:
-        """Run a script of this project. Its first argument is always the epoch, its reply begins with the time it wrote, or 0."""
+        """Run a script of this project. The first argument is always the epoch; the reply begins with the time of the write, or 0."""
         try:
             if not project.epoch:
                 await self.open(project)
@@ -172,7 +173,7 @@ class Projects:
         except (ConnectionLost, RedisRefused) as trouble:
             reply = await self._again(project, script, keys, arguments, trouble)
         finally:
-            # Also when the reply was lost: the event may be there.
+            # Even if the reply was lost, because the event may have been written.
             self.active.add(project.name)
         if reply[0] > project.seen_ms:
             project.seen_ms = reply[0]
@@ -181,7 +182,7 @@ class Projects:
     async def _again(
         self, project: Project, script: Script, keys: Sequence[str], arguments: tuple[Argument, ...], trouble: Exception
     ) -> Reply:
-        """Repeat after what a repetition can mend: the ids and names among the arguments make it take effect once."""
+        """Retry after trouble that a retry can overcome. The ids and names in the arguments make it idempotent."""
         try:
             async with asyncio.timeout(self._deadline_s):
                 for _ in range(_REPETITIONS_MAX):
@@ -215,7 +216,7 @@ class Projects:
         except RedisRefused as refused:
             if refused.code != "NOSCRIPT":
                 raise
-            # A server that has restarted, or never saw this version: EVAL loads it for the next time, too.
+            # The server has restarted, or never saw this version of the script. EVAL also loads it for the next time.
             return await call(keys[0], "EVAL", script.text, *given)
 
     async def names(self) -> list[str]:
@@ -230,16 +231,16 @@ class Projects:
         self._opening.clear()
 
     async def open(self, project: Project) -> None:
-        """Learn the project's epoch, restoring the project first when Redis does not know it.
+        """Learn the project's epoch, first restoring the project if Redis does not know it.
 
-        Raises `CountersMissing` when that takes too long, at once for calls that come then; it goes on, and a later call finds
-        it done.
+        Raises `CountersMissing` if that takes too long, and at once for later calls. The restoration goes on, and a later
+        call finds it done.
         """
         opening = self._opening.get(project.name)
         if opening is None or opening.work.done():
             work = asyncio.create_task(self._open(project))
             opening = self._opening[project.name] = _Opening(work, asyncio.create_task(self._until(work, project)))
-            # The waiting callers read the outcome; when all of them gave up, nobody does.
+            # The waiting callers read the outcome; if all of them gave up, nobody does.
             for task in (opening.work, opening.wait):
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.shield(opening.wait)
@@ -258,27 +259,27 @@ class Projects:
                 break
             await asyncio.sleep(_LOCK_POLL_S)
         if epoch and self._take(project, epoch) and was_known:
-            # Another process has restored the counters; what it could not know is what we wrote last.
+            # Another process has restored the counters, but could not know what we wrote last.
             await self._write_recent_again(project)
-        # Before the first operation of any process on this project, so that no sweeper can miss it.
+        # Before any process's first operation on this project, so that no sweeper can miss it.
         await self.topology.call(PROJECTS_KEY, "SADD", PROJECTS_KEY, project.name)
 
     def _take(self, project: Project, epoch: bytes) -> bool:
-        """Whether the epoch is a new one."""
+        """Use the epoch. Returns whether it is a new one."""
         if epoch.decode() == project.epoch:
             return False
         project.epoch, project.seen_ms = epoch.decode(), 0
         return True
 
     async def _write_recent_again(self, project: Project) -> None:
-        """Their ids make it harmless that the store may have some of them already."""
+        """The store may have some of them already, which their ids make harmless."""
         mine = [entry for entry in self._recent if entry.project == project.name]
         for batch in batched(mine):
             keys = [project.meta, project.key("outbox")]
             await self._evaluate(RECORD, keys, NO_EPOCH, 0, tuple(entry_arguments(batch)))
 
     async def _made(self, project: Project, was_known: bool) -> bool:
-        """Open a project that Redis does not know. False: another process is at it."""
+        """Open a project that Redis does not know. False: another process is doing it."""
         if self._rebuild is None:
             await self._announce_loss(project, was_known)
             await self._write_recent_again(project)
@@ -310,12 +311,12 @@ class Projects:
         try:
             await rebuild(project.name, restore, self._unsaved(project))
         except Exception as error:
-            # Whatever the store raises, to a call it means that the sums are not known yet.
+            # Whatever the store raises, for a call it means that the sums are not known yet.
             _log.error("counters_not_restored", project=project.name, error=str(error))
             raise CountersMissing(f"the counters of project {project.name!r} cannot be restored: {error}") from error
 
     async def _unsaved(self, project: Project) -> Unsaved:
-        """Also what another process is carrying: if that one died, nobody else would know of it before its lease is over."""
+        """Includes entries leased by another process: if it died, no one else would find them until the lease ends."""
         key, start = project.key("outbox"), "-"
         while found := await self.topology.call(key, "XRANGE", key, start, "+", "COUNT", str(_UNSAVED_AT_ONCE)):
             yield [entry_of(project.name, position, fields) for position, fields in found]
@@ -327,13 +328,13 @@ class Projects:
         return epoch
 
     async def _announce_loss(self, project: Project, was_known: bool) -> None:
-        """Change the ledger's epoch when it was data that went, and not a project that is new."""
+        """Change the ledger's epoch if data was lost, but not for a new project."""
         if was_known or await self.topology.call(PROJECTS_KEY, "SISMEMBER", PROJECTS_KEY, project.name):
             await self.topology.call(EPOCH_KEY, "SET", EPOCH_KEY, secrets.token_hex(8))
 
     @contextlib.asynccontextmanager
     async def _locked(self, lock: str, token: str) -> AsyncIterator[None]:
-        """Renew the lock while it is needed, and give it back, so that after a failure nobody waits for it to run out."""
+        """Renew the lock while it is needed, and release it, so that after a failure nobody has to wait for it to expire."""
 
         async def renew() -> None:
             while True:

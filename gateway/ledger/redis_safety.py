@@ -1,4 +1,4 @@
-"""Is this Redis fit to keep money? Asked once, when the ledger is opened."""
+"""Checks whether a Redis server is fit to keep money. Done once, when the ledger is opened."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from gateway.ledger.port import LedgerError
 
-# XRANGE with an open start, which reads the outbox in batches, came with Redis 6.2; every Valkey has it.
+# XRANGE with an exclusive start, which reads the outbox in batches, needs Redis 6.2; every Valkey has it.
 _VERSION_MIN: Final = (6, 2)
 
 
@@ -18,7 +18,7 @@ def parse_info(text: str) -> dict[str, str]:
 
 
 def check_server(info: Mapping[str, str], *, allow_eviction: bool) -> list[str]:
-    """Warnings about one server. Raises `LedgerError` for what would lose budgets silently."""
+    """Warnings about one server. Raises `LedgerError` for settings that would lose budgets silently."""
     version = info.get("redis_version", "0")
     if tuple(int(part) for part in version.split(".")[:2]) < _VERSION_MIN:
         raise LedgerError(f"Redis {version} is too old for the ledger: use Redis 6.2 or later, or Valkey")
@@ -37,13 +37,13 @@ def check_server(info: Mapping[str, str], *, allow_eviction: bool) -> list[str]:
 
 
 def check_servers(replies: Iterable[str], *, allow_eviction: bool) -> tuple[str, ...]:
-    """Warnings about all servers, each once. Raises as `check_server`."""
+    """Warnings about all servers, without duplicates. Raises like `check_server`."""
     found = [warning for text in replies for warning in check_server(parse_info(text), allow_eviction=allow_eviction)]
     return tuple(dict.fromkeys(found))
 
 
 def check_durability(replies: Iterable[list[bytes]]) -> None:
-    """`durability: strict` means that an answer is given when the disk has it. Raises `LedgerError` where it is not so."""
+    """`durability: strict` means that a reply implies data on the disk. Raises `LedgerError` if that is not so."""
     for reply in replies:
         value = reply[1].decode() if len(reply) > 1 else "unknown"
         if value != "always":

@@ -1,7 +1,7 @@
-"""The Lua scripts of the Redis ledger, one for each operation, put together from the files in `lua/`.
+"""The Lua scripts of the Redis ledger, one per operation, assembled from the files in `lua/`.
 
-A script is named by the hash of its text, so an old and a new gateway may share a Redis while one replaces the other: each runs
-its own. What they must agree on is the layout of the keys, which the scripts check (`LAYOUT` in prelude.lua).
+A script is identified by the hash of its text, so during an upgrade an old and a new gateway can share a Redis: each runs its
+own. They only have to agree on the layout of the keys, which the scripts check (`LAYOUT` in prelude.lua).
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _PARTS: Final[dict[str, tuple[str, ...]]] = {
     "void": _WITH_OUTCOME,
     "expire": _WITH_OUTCOME,
 }
-# What ends a reservation, drains the outbox or forgets must work when Redis is full, or nothing would ever make room again.
+# Scripts that end reservations, drain the outbox or forget must run when Redis is full, or it would never have room again.
 _ALLOWED_WHEN_FULL: Final = frozenset(
     {"settle", "void", "expire", "renew", "outbox_read", "acknowledge", "purge", "fence", "gate"}
 )
-# Redis refuses the first write of a script when it is full, and not those that follow: this one changes nothing and needs no
-# room. Flags would say the same (`#!lua flags=allow-oom`), but only from Redis 7.0 on.
+# A full Redis only refuses the first write of a script. So this write, which changes nothing and needs no room, comes first.
+# Flags would do the same (`#!lua flags=allow-oom`), but need Redis 7.0.
 _MAKE_WAY: Final = "redis.call('HDEL', KEYS[1], '')"
 
 
 def load(name: str) -> Script:
-    """The script of one operation, with the parts that it needs. Raises `FileNotFoundError` for an unknown name."""
+    """The script of one operation with the parts it needs. Raises `FileNotFoundError` for an unknown name."""
     folder = resources.files("gateway.ledger") / "lua"
     parts = [*_PARTS.get(name, ("prelude",)), name]
     first = [_MAKE_WAY] if name in _ALLOWED_WHEN_FULL else []

@@ -1,9 +1,9 @@
-"""Where a project's keys live: on one server, on the primary that Sentinel names, or on one of a cluster's primaries.
+"""Where a project's keys are: on one server, on the primary that Sentinel names, or on one of a cluster's primaries.
 
 redis://[user:password@]host[:port][/database]          rediss:// the same over TLS
 redis+sentinel://[user:password@]host[:port][,host[:port]…]/service[/database]
 redis+cluster://[user:password@]host[:port][,host[:port]…]         rediss+sentinel, rediss+cluster: over TLS
-unix sockets are not supported: a ledger that several processes share is reached over the network
+unix sockets are not supported, because a ledger for several processes is reached over the network
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from gateway.ledger.redis_connection import Address, Argument, Credentials, Redi
 SLOTS: Final = 16_384
 _REDIS_PORT: Final = 6379
 _SENTINEL_PORT: Final = 26_379
-# A slot that moves answers MOVED once, and ASK while it is on its way; more hops than this are a quarrel between nodes.
+# A moved slot answers MOVED once, and ASK while it is moving; after more hops than this the nodes disagree.
 _HOPS_MAX: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a ledger URL says. `service` is Sentinel's name of the primary."""
+    """The parts of a ledger URL. `service` is Sentinel's name of the primary."""
 
     mode: str  # single, sentinel or cluster
     nodes: tuple[Address, ...]
@@ -36,7 +36,7 @@ class Target:
 
 
 def parse_url(url: str) -> Target:
-    """Read a ledger URL. Raises `LedgerError` that says what is wrong, never with the password in it."""
+    """Parse a ledger URL. Raises `LedgerError`, which says what is wrong but never shows the password."""
     scheme, separator, rest = url.partition("://")
     base, _, mode = scheme.partition("+")
     if not separator or base not in ("redis", "rediss") or mode not in ("", "sentinel", "cluster"):
@@ -83,7 +83,7 @@ class Topology(Protocol):
     """Sends a command to the server that owns a key."""
 
     async def call(self, key: str, *arguments: Argument) -> Reply:
-        """Raises `RedisRefused` for an error that is no redirection, `LedgerUnavailable` when there is no reply in time."""
+        """Raises `RedisRefused` for an error other than a redirection, `LedgerUnavailable` if there is no reply in time."""
 
     async def everywhere(self, *arguments: Argument) -> list[Reply]:
         """The replies of all primaries."""
@@ -106,7 +106,7 @@ def _fixed(address: Address) -> Callable[[], Awaitable[Address]]:
 
 
 def sentinel_locator(target: Target, deadline_ms: int) -> Callable[[], Awaitable[Address]]:
-    """Asks one Sentinel after the other where the primary is, each time a socket is to be opened."""
+    """Asks the Sentinels in turn for the primary, whenever a socket is opened."""
 
     async def locate() -> Address:
         for node in target.nodes:
@@ -125,7 +125,7 @@ def sentinel_locator(target: Target, deadline_ms: int) -> Callable[[], Awaitable
 
 
 class SingleServer:
-    """One server, or whichever is the primary now."""
+    """One server: a fixed one, or the current primary."""
 
     def __init__(self, connection: RedisConnection) -> None:
         self._connection = connection
@@ -135,7 +135,7 @@ class SingleServer:
             return await self._connection.call(*arguments)
         except RedisRefused as refused:
             if refused.code == "READONLY":
-                # A primary that was demoted while we were connected: look again for the new one.
+                # The primary was demoted while we were connected: find the new one.
                 self._connection.drop()
             raise
 
@@ -155,7 +155,7 @@ def slot_of(key: str) -> int:
 
 
 class Cluster:
-    """A Redis Cluster: one connection for each primary, a table of slots that redirections keep right."""
+    """A Redis Cluster: one connection per primary, and a table of slots that redirections update."""
 
     def __init__(self, target: Target, deadline_ms: int) -> None:
         self._target = target
@@ -180,7 +180,7 @@ class Cluster:
                 raise
             return await self._redirected(slot, refused, arguments)
         except LedgerUnavailable:
-            # The node may be gone and a replica promoted in its place: learn that before the next call.
+            # The node may be gone, and a replica promoted instead: find out before the next call.
             self._is_stale = True
             raise
 
@@ -227,7 +227,7 @@ class Cluster:
         return {owner for owner in self._owners if owner is not None}
 
     async def _read_slots(self) -> None:
-        """Learn the table of slots; callers that arrive meanwhile wait for the same answer."""
+        """Read the table of slots; concurrent callers share one query."""
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._ask_for_slots())
             self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -252,7 +252,7 @@ class Cluster:
     def _learn(self, ranges: Reply, asked_host: str) -> None:
         owners: list[Address | None] = [None] * SLOTS
         for first, last, primary, *_ in ranges:
-            # A node that does not know its own address leaves it empty: it is the one that was asked.
+            # A node that does not know its own address leaves it empty: it is the node that answered.
             host = primary[0].decode() if primary[0] else asked_host
             owners[first : last + 1] = [(host, int(primary[1]))] * (last + 1 - first)
         self._owners = owners

@@ -1,6 +1,7 @@
-"""Values of the ledger port as arguments of the Lua scripts, and their replies as values again.
+"""Converts values of the ledger port to arguments of the Lua scripts, and their replies back to values.
 
-Numbers go in as JSON (cjson reads integers up to 2^53 exactly) and come back as RESP integers. Nothing above 2^53 − 1 is ever sent.
+Numbers are sent as JSON (cjson reads integers up to 2^53 exactly) and returned as RESP integers. Nothing above 2^53 − 1 is
+ever sent.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _BALANCE_LENGTH: Final = 10  # limit, settled and reserved in three units, and t
 _GATES: Final = {gate.value.encode(): gate for gate in Gate}
 _STATES: Final = {state.value.encode(): state for state in State}
 _REFUSALS: Final = {reason.value.encode(): reason for reason in Refusal}
-_UNIT_OF: Final[tuple[Unit | None, ...]] = (None, *UNITS)  # as Lua counts: 0 for no unit
+_UNIT_OF: Final[tuple[Unit | None, ...]] = (None, *UNITS)  # 1-based, as in Lua; 0 for no unit
 
 
 def amount_list(amount: Amount) -> list[int]:
@@ -44,7 +45,7 @@ def demand_list(demand: Demand) -> list[int]:
 
 
 def restored_decisions(gate: Gate | None, override: Limit | None) -> tuple[bytes, bytes]:
-    """As the script takes them; empty leaves what is there."""
+    """As arguments of the script; empty leaves the value unchanged."""
     return (
         b"" if gate is None else gate.value.encode(),
         b"" if override is None else orjson.dumps(limit_list(override)),
@@ -56,7 +57,7 @@ def hold_lists(holds: Sequence[Hold]) -> list[list[int | None]]:
 
 
 def request_json(request: Reserve, held: Amount | None = None) -> bytes:
-    """A reservation as reserve.lua and settle.lua read it. `held` belongs to one that was granted without Redis."""
+    """A reservation in the form for reserve.lua and settle.lua. `held` is for one that was granted without Redis."""
     fields: list[Any] = [
         request.owner,
         request.ttl_ms,
@@ -74,19 +75,19 @@ def amount_at(reply: Sequence[Any], at: int) -> Amount:
 
 
 def amount_of_text(text: bytes | None) -> Amount:
-    """An amount as the ledger's hashes and streams write it."""
+    """An amount in the form of the ledger's hashes and streams."""
     return Amount(*(int(word) for word in text.split())) if text else ZERO
 
 
 @lru_cache(maxsize=4096)
 def _limit(tokens: int | None, nano_usd: int | None, requests: int | None) -> Limit:
-    """Accounts are many, limits are few: a shared value costs a third of a new one."""
+    """Cached: there are many accounts but few limits, and a shared value costs a third of a new one."""
     limit = Limit(tokens, nano_usd, requests)
     return UNLIMITED if limit.is_unlimited else limit
 
 
 def balances_at(reply: Sequence[Any], at: int, accounts: Sequence[str]) -> tuple[Balance, ...]:
-    """The balances that follow in a reply, in the order of the accounts. On the path of every call: it does without helpers."""
+    """The balances from position `at` of a reply, in the order of the accounts. Spelled out, because every call runs it."""
     found = []
     for name in accounts:
         *limit, spent, spent_nano_usd, calls, held, held_nano_usd, held_calls, gate = reply[at : at + _BALANCE_LENGTH]
@@ -102,7 +103,7 @@ def balance_at(reply: Sequence[Any], at: int, account: str) -> Balance:
 
 
 def decision_of(reply: Sequence[Any], reservation_id: str, accounts: Sequence[str]) -> Granted | Refused:
-    """What reserve.lua or extend.lua decided. The two replies differ in the type of their second item."""
+    """The decision of reserve.lua or extend.lua. Grants and refusals differ in the type of the second item."""
     if isinstance(reply[1], bytes):
         _, reason, index, unit, needed, now_ms = reply[:6]
         name = accounts[index]
@@ -120,7 +121,7 @@ def decision_of(reply: Sequence[Any], reservation_id: str, accounts: Sequence[st
 
 
 def resolution_of(reply: Sequence[Any], accounts: Sequence[str]) -> Resolution:
-    """What settle.lua or void.lua did."""
+    """The result of settle.lua or void.lua."""
     if not reply[1]:
         return UNKNOWN
     return Resolution(

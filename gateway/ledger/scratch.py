@@ -1,4 +1,4 @@
-"""A ledger to try things on: the twin, with the accounts of another one as they stand. What happens here stays here."""
+"""A ledger for dry runs: an in-memory twin that starts with another ledger's accounts, and never writes to that one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from policies.reservation import Account, Balance, Decision, Hold
 
 
 class ScratchLedger(MemoryLedger):
-    """Accounts are copied when they are first asked for. `overrides` are those that operators set, by account: the copied
-    ledger tells them as one with what callers have tightened. Raises `LedgerUnavailable` as that one does."""
+    """Accounts are copied on first use. `overrides` are the operators' overrides by account, because the original's balances
+    combine them with what callers have tightened. Raises `LedgerUnavailable` like the original."""
 
     def __init__(self, ledger: Ledger, overrides: Mapping[str, Limit]) -> None:
         super().__init__()
@@ -50,6 +50,6 @@ class ScratchLedger(MemoryLedger):
             self._copied.add((project, balance.account))
 
     def in_force(self, project: str, hold: Hold, balance: Balance) -> Balance:
-        """The balance of a copied account with the limit that counts for a call with this hold."""
+        """The balance of a copied account, with the limit that applies to a call with this hold."""
         account = self._book.shelf.account(project, hold.account) or Account()
         return replace(balance, limit=account.effective_limit(hold.limit, hold.tighten))

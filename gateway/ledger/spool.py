@@ -1,8 +1,8 @@
-"""What was used while the ledger was out of reach, on this machine's disk until the ledger has it.
+"""What was used while the ledger was out of reach, kept on this machine's disk until the ledger has it.
 
-One file for each process, one record a line: CRC-32 of the JSON, a space, the JSON. A record counts once its line is complete
-and flushed to the disk (fsync); a torn last line is what a crash leaves of a record that nobody was told about. Files of
-processes that died are taken over by the next one that opens the folder.
+One file per process, one record per line: CRC-32 of the JSON, a space, the JSON. A record counts once its line is complete
+and flushed to the disk (fsync); a torn last line is left by a crash, and its record was never acknowledged. The next process
+that opens the folder takes over the files of dead ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """A settlement that the ledger has not confirmed. Without `request` it was reserved by another process."""
+    """A settlement that the ledger has not confirmed. Without `request`, another process made the reservation."""
 
     project: str
     reservation_id: str
@@ -47,7 +47,7 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """An event that no reservation stands behind."""
+    """An event without a reservation."""
 
     entry: OutboxEntry
 
@@ -72,7 +72,7 @@ class Spool:
         self._descriptor = -1
 
     async def open(self) -> None:
-        """Read what this and dead processes left behind. Raises OSError when the folder cannot be written."""
+        """Read what this and dead processes left behind. Raises OSError if the folder is not writable."""
         loop = asyncio.get_running_loop()
         self._thread = _one_thread()
         self._pending = await loop.run_in_executor(self._thread, self._open)
@@ -93,12 +93,12 @@ class Spool:
         return list(self._pending.values())[:limit]
 
     async def append(self, records: Sequence[Spooled]) -> None:
-        """Returns when the records are on the disk. Raises OSError when they are not; they stay in memory all the same."""
+        """Returns when the records are on the disk. Raises OSError if they are not; they then still stay in memory."""
         self._pending.update((record.key, record) for record in records)
         await self._write([_line(_fields(record)) for record in records])
 
     async def forget(self, records: Sequence[Spooled]) -> None:
-        """The ledger has them. Not waited for with fsync: a record that comes back after a crash is recognised by its id."""
+        """The ledger has them. No fsync: a record that comes back after a crash is recognised by its id."""
         for record in records:
             self._pending.pop(record.key, None)
         loop = asyncio.get_running_loop()
@@ -108,7 +108,7 @@ class Spool:
             await loop.run_in_executor(self._thread, self._empty)
 
     async def reject(self, record: Spooled) -> None:
-        """Keep a record that the ledger refuses in a file of its own, `<name>.rejected`, for people. It is not replayed."""
+        """Move a record that the ledger refuses to a separate file, `<name>.rejected`, for people. It is not replayed."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, self._reject, _line(_fields(record)))
 
@@ -144,7 +144,8 @@ class Spool:
         orphans = self._orphans()
         for path, _ in orphans:
             pending.update(_read(path))
-        # Written anew and moved into place: a crash leaves either the old files or the new one, and ids make both the same.
+        # Rewritten and moved into place: a crash leaves either the old files or the new one, and thanks to the ids both are
+        # equivalent.
         fresh = self._path.with_suffix(".fresh")
         with fresh.open("wb") as file:
             file.writelines(_line(_fields(record)) for record in pending.values())
@@ -153,7 +154,7 @@ class Spool:
         fresh.replace(self._path)
         _sync_folder(self._path.parent)
         for path, lock in orphans:
-            # Another process may have found the same files; it then reads nothing and removes nothing.
+            # Another process may have found the same files; it then reads nothing and deletes nothing.
             path.unlink(missing_ok=True)
             path.with_name(path.name + ".lock").unlink(missing_ok=True)
             lock.release()
@@ -169,7 +170,7 @@ class Spool:
             try:
                 lock.acquire()
             except FileLocked:
-                continue  # its process lives
+                continue  # its process is alive
             found.append((path, lock))
         return found
 
@@ -198,12 +199,12 @@ class Spool:
 
 
 def _one_thread() -> ThreadPoolExecutor:
-    """Disk work in the order it was asked for. Threads start with the first piece of it."""
+    """Disk work in the order it was requested. The thread starts with the first piece of work."""
     return ThreadPoolExecutor(1, thread_name_prefix="spool")
 
 
 def _sync_folder(folder: Path) -> None:
-    """The name of a new file is on the disk only when its folder is."""
+    """A new file's name is only on the disk once its folder is synced."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -217,7 +218,7 @@ def _line(fields: dict[str, Any]) -> bytes:
 
 
 def _read(path: Path) -> dict[str, Spooled]:
-    """The records of a file that were not forgotten. Lines that are not whole are left out, and said."""
+    """The records of a file that were not forgotten. Damaged and incomplete lines are skipped and logged."""
     pending: dict[str, Spooled] = {}
     if not path.exists():
         return pending
@@ -269,7 +270,7 @@ def _limit_fields(limit: Limit) -> list[int | None]:
 
 
 def _request_fields(request: Reserve) -> dict[str, Any]:
-    """What booking needs: the demand was answered when the request was granted."""
+    """What booking needs. The demand is omitted, as it was only needed for the grant."""
     return {
         "owner": request.owner,
         "ttl_ms": request.ttl_ms,

@@ -1,7 +1,7 @@
-"""The embedded ledger: one SQLite file, one connection, a thread of its own.
+"""The embedded ledger: one SQLite file and one connection.
 
-Operations queue up; the thread takes all that are waiting into one transaction (a group commit) and answers them together,
-after the commit. What a method of this class does is done even if its caller stops waiting: ids tell what became of it.
+Operations queue up, and all that are waiting are performed in one transaction (a group commit) and answered together after
+the commit. A started operation completes even if its caller stops waiting: its id tells what became of it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from policies.reservation import Balance, Decision, Demand, Gate, Hold
 
 
 class SqliteLedger:
-    """`clock_ms` gives the time in ms since the epoch; the ledger's own clock follows it and never goes back, over restarts too.
+    """`clock_ms` gives the time in ms since the epoch; the ledger's own clock follows it and never goes back, not even over restarts.
 
-    durability: "normal" survives the death of the process, and may lose the last moments when the power fails; "strict"
-    waits for the disk at every commit.
+    durability: "normal" survives the death of the process, but may lose the last moments if the power fails; "strict" waits
+    for the disk at every commit.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class SqliteLedger:
         )
 
     async def open(self) -> None:
-        """Raises `LedgerError`: another process uses the file (its pid is named), it is damaged, foreign, or of a newer version."""
+        """Raises `LedgerError` if another process uses the file (with its pid), or if it is damaged, foreign, or of a newer version."""
         if self._worker is not None:
             raise LedgerError(f"the ledger {self._path} is open already")
         worker = SqliteWorker(
@@ -71,7 +71,7 @@ class SqliteLedger:
         self._worker = worker
 
     async def close(self) -> None:
-        """Perform what was asked before, then leave the file whole and closed."""
+        """Perform all queued operations, then close the file cleanly."""
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.stop()

@@ -1,4 +1,4 @@
-"""One SQLite file, fit to keep money in: one process, one connection, nothing missing, nothing newer than we are.
+"""One SQLite file, fit to keep money in: used by one process over one connection, complete, and not newer than this version.
 
 Errors are `LedgerError`s that say what to do.
 """
@@ -19,17 +19,17 @@ from gateway.store.file_lock import FileLock, FileLocked
 Durability = Literal["normal", "strict"]
 
 _BUSY_TIMEOUT_S = 1.0
-# Rows that are changed until the write-ahead log is moved into the main file: 6 MB of log, some 230 calls. No operation is answered
-# meanwhile: the slowest of a thousand calls takes 9 ms, with a log four times as long 19 (`python -m bench.ledger --engine sqlite`).
+# How many changed rows trigger a checkpoint of the write-ahead log: 6 MB of log, some 230 calls. Operations wait meanwhile:
+# the slowest of a thousand calls takes 9 ms, and 19 with a log four times as long (`python -m bench.ledger --engine sqlite`).
 LOG_ROWS_MAX = 1_000
 _OLDEST_SQLITE = (3, 24, 0)  # the first with INSERT … ON CONFLICT DO UPDATE
 
 
 class SqliteFile:
-    """Opened by its constructor. `connection` commits by itself unless `BEGIN` was said.
+    """Opened by the constructor. `connection` is in autocommit mode outside of `BEGIN`.
 
-    While it is open, the file says that it was not closed cleanly. A file that says so and has no `-wal` beside it has lost
-    what was acknowledged last (the `-wal` was deleted, or only the main file was copied), and is refused.
+    While it is open, the file is marked as not closed cleanly. A file with that mark but without its `-wal` has lost what was
+    acknowledged last (the `-wal` was deleted, or only the main file was copied), and is refused.
     """
 
     def __init__(self, path: Path, durability: Durability, new_epoch: Callable[[], str]) -> None:
@@ -56,15 +56,15 @@ class SqliteFile:
         return self.connection.total_changes - self._rows_moved >= LOG_ROWS_MAX
 
     def shorten_log(self) -> None:
-        """Move the write-ahead log into the main file, which waits for the disk: SQLite would do so within some commit."""
+        """Checkpoint the write-ahead log, which waits for the disk. SQLite would otherwise do it in the middle of some commit."""
         self._rows_moved = self.connection.total_changes
-        with suppress(sqlite3.Error):  # then the log stays long, nothing is lost, and it is tried again later
+        with suppress(sqlite3.Error):  # on failure the log stays long, nothing is lost, and it is tried again later
             self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def check_in_place(self) -> None:
-        """What is written into a file that was deleted or replaced would be gone with this process.
+        """Raise if the file was deleted or replaced: what is written then would be lost when this process ends.
 
-        Both files stay open, so that nothing is lost yet: `close` moves everything into the main file.
+        Both files are still open, so nothing is lost yet: `close` moves everything into the main file.
         """
         if self._identities() != self._identity:
             raise LedgerError(
@@ -73,7 +73,7 @@ class SqliteFile:
             )
 
     def explain(self, error: sqlite3.Error) -> LedgerError:
-        """The same fault in the words of somebody who has to repair it."""
+        """The same error in words for the person who has to repair it."""
         name = getattr(error, "sqlite_errorname", "")
         for prefix, kind, what in _FAULTS:
             if name.startswith(prefix):
@@ -81,7 +81,7 @@ class SqliteFile:
         return LedgerError(f"the ledger {self._path}: {error} ({name or type(error).__name__})")
 
     def close(self) -> None:
-        """Move the write-ahead log into the file and say that it was closed cleanly. Lets go of the lock in any case."""
+        """Checkpoint the write-ahead log and mark the file as closed cleanly. Releases the lock in any case."""
         try:
             self.connection.execute("UPDATE meta SET value = 1 WHERE key = 'clean'")
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -92,7 +92,7 @@ class SqliteFile:
             self._lock.release()
 
     def _prepare(self, durability: Durability, wal_was_there: bool, new_epoch: Callable[[], str]) -> None:
-        # Nobody else may open this file: two connections can corrupt a WAL before SQLite 3.51.3.
+        # No one else may open this file: before SQLite 3.51.3 two connections can corrupt a WAL.
         self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         self.connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'strict' else 'NORMAL'}")
         self.connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()  # see `shorten_log`
@@ -104,7 +104,7 @@ class SqliteFile:
             self._check_whole(wal_was_there)
             self._bring_up_to_date()
             self.connection.execute("UPDATE meta SET value = 0 WHERE key = 'clean'")
-        # The main file itself has to say that it is in use: a -wal that says so may be what gets lost.
+        # The mark has to be in the main file itself, because the -wal may be what gets lost.
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _is_empty(self) -> bool:
@@ -200,7 +200,7 @@ def _lock(path: Path) -> FileLock:
 
 
 def _check_writable(path: Path) -> None:
-    """SQLite would open the file for reading, and then fail to lock it with an I/O error that says nothing."""
+    """SQLite would open the file read-only, and then fail to lock it with a meaningless I/O error."""
     if path.exists() and not os.access(path, os.W_OK):
         raise LedgerUnavailable(f"the ledger {path}: it cannot be written. Give this user the right to write the file")
 

@@ -1,8 +1,9 @@
-"""What an operation has changed, as one row: enough to know it again after a crash.
+"""The changes of each commit as one row, from which they can be recovered after a crash.
 
-A call changes four to six accounts twice, its reservation twice, and the outbox. Each of these rows lies on a page of its own, and
-a commit writes whole pages. So a commit appends the changed values to `journal`, and they go into their tables later, many
-calls at once: an account that all of them changed is written once, and so is a reservation that was made and resolved meanwhile.
+A call changes four to six accounts twice, its reservation twice, and the outbox. Each of these rows is on a different page,
+and a commit writes whole pages. So a commit only appends the changed values to `journal`, and they are written to their
+tables later, for many calls at once: an account that all of them changed is written once, and so is a reservation that was
+resolved meanwhile.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from policies.reservation import Account, Reservation
 Key = tuple[str, str]
 _APPEND: Final = "INSERT INTO journal (number, changes) VALUES (?, ?)"
 _READ: Final = "SELECT number, changes FROM journal ORDER BY number"
-# Where the rows of reservations and outbox entries hold bytes.
+# The columns of reservations and outbox entries that are bytes.
 _RESERVATION_BYTES: Final = (3, 9)  # chain, draft
 _ENTRY_BYTES: Final = (8, 9)  # draft, detail
 
 
 class Changes(NamedTuple):
-    """Values as they are after the changes; entries of the outbox as rows, with their positions."""
+    """The values after the changes; entries of the outbox are rows with their positions."""
 
     accounts: Iterable[tuple[Key, Account]]
     reservations: Iterable[tuple[Key, Reservation]]
@@ -45,7 +46,7 @@ def append(connection: sqlite3.Connection, number: int, changes: Changes) -> Non
 
 
 def read(connection: sqlite3.Connection) -> Iterator[tuple[int, Changes]]:
-    """Oldest first, each with its number. Raises `LedgerError`: an entry is not as it was written."""
+    """Oldest first, each with its number. Raises `LedgerError` if an entry is damaged."""
     for number, written in connection.execute(_READ).fetchall():
         try:
             accounts, reservations, runs, entries = orjson.loads(written)
@@ -64,7 +65,7 @@ def read(connection: sqlite3.Connection) -> Iterator[tuple[int, Changes]]:
 
 
 def _as_text(value: Any) -> str:
-    """Bytes one by one: whatever they say, they come back as they were."""
+    """Bytes one by one, so that any bytes can be restored."""
     if isinstance(value, bytes):
         return value.decode("latin-1")
     raise TypeError(f"{type(value).__name__} has no place in the journal")

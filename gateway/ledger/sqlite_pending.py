@@ -1,4 +1,4 @@
-"""What the embedded ledger has decided and not yet written into its tables."""
+"""Changes of the embedded ledger that are not in its tables yet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Run = tuple[str, int]
 
 
 class Values(NamedTuple):
-    """To be written. Of accounts and reservations only which: what they are now is in memory."""
+    """Values to be written. For accounts and reservations only the keys, because their current values are in memory."""
 
     accounts: list[Key]
     reservations: list[Key]
@@ -25,7 +25,7 @@ class Values(NamedTuple):
 
 
 class Changed:
-    """Since the last commit."""
+    """What was changed since the last commit."""
 
     __slots__ = ("accounts", "entries", "reservations", "runs")
 
@@ -46,19 +46,19 @@ class Changed:
 
 
 class Journaled:
-    """Committed to the journal, each value with the number of the commit that was the first to change it since it was written.
+    """What was committed to the journal but not written to the tables. Each value has the number of the first commit that changed it.
 
-    A value that is changed again keeps its place, so that the oldest commits' values are in front, and once those are written, the
-    beginning of the journal is not needed any more: what later commits say of them follows there.
+    A value that is changed again keeps its place, so values of the oldest commits come first. Once these are written, the
+    beginning of the journal is no longer needed: later commits contain the later changes.
     """
 
     def __init__(self) -> None:
         self.accounts: dict[Key, int] = {}
         self.reservations: dict[Key, int] = {}
         self.runs: dict[Key, tuple[int, Run]] = {}
-        self.entries: dict[int, tuple[int, Row]] = {}  # by position, without those that were acknowledged
-        self.size = 0  # values that the commits were the first to change; one for a commit without
-        self._commits: deque[tuple[int, int, int]] = deque()  # number, its part of the size, when (ms)
+        self.entries: dict[int, tuple[int, Row]] = {}  # by position, without acknowledged ones
+        self.size = 0  # the number of values first changed by the commits, at least one per commit
+        self._commits: deque[tuple[int, int, int]] = deque()  # number, its part of the size, time (ms)
 
     def __bool__(self) -> bool:
         return bool(self._commits)
@@ -78,7 +78,7 @@ class Journaled:
         self.size += max(1, new)
 
     def oldest(self, size: int) -> int:
-        """The number of the commit that makes up so much together with those before it."""
+        """The number of the commit up to which the commits have at least this size together."""
         for number, part, _ in self._commits:
             size -= part
             if size <= 0:
@@ -86,7 +86,7 @@ class Journaled:
         return self._commits[-1][0] if self._commits else 0
 
     def before(self, time_ms: int) -> int:
-        """The number of the last commit before this time; 0 when there is none."""
+        """The number of the last commit before this time; 0 if there is none."""
         number = 0
         for commit, _, at_ms in self._commits:
             if at_ms >= time_ms:
@@ -95,7 +95,7 @@ class Journaled:
         return number
 
     def take(self, number: int) -> Values:
-        """What the commits up to this one need is not journaled any more, but to be written."""
+        """Remove and return the values to be written for the commits up to this one."""
         while self._commits and self._commits[0][0] <= number:
             self.size -= self._commits.popleft()[1]
         return Values(
@@ -115,7 +115,7 @@ class Journaled:
 
 
 def _front(known: dict[K, V], belongs: Callable[[V], bool]) -> list[tuple[K, V]]:
-    """Take out the items in front that belong."""
+    """Remove and return the leading items that match."""
     items = list(takewhile(lambda item: belongs(item[1]), known.items()))
     for key, _ in items:
         del known[key]

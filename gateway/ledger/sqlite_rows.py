@@ -1,8 +1,8 @@
-"""Values of the policies as rows of SQLite, and the statements that carry them."""
+"""Values of the policies as rows of SQLite, and the SQL statements for them."""
 
 from __future__ import annotations
 
-# ruff: noqa: S608 - what is put into the statements are the column lists of this file
+# ruff: noqa: S608 - only the column lists of this file are inserted into the statements
 import sqlite3
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -32,13 +32,13 @@ _OUTBOX_COLUMNS: Final = (
 )
 
 
-# How many rows one statement carries at most. SQLite gives the interpreter free at every statement, and a busy event loop
-# does not hand it back before its switch interval is over: ten statements for a batch are answered sooner than a thousand.
+# How many rows one statement has at most. SQLite releases the GIL at every statement, and a busy event loop returns it only
+# after its switch interval: ten statements for a batch are answered sooner than a thousand.
 _ROWS_MAX: Final = 32
 
 
 READ_ACCOUNT: Final = f"SELECT {_ACCOUNT_COLUMNS} FROM account WHERE project = ? AND account = ?"
-# The keys are joined, in this order: `WHERE (project, account) IN (…)` would walk through the whole table.
+# The keys are joined in this order, because `WHERE (project, account) IN (…)` would scan the whole table.
 _WANTED: Final = "WITH wanted (for_project, name) AS (VALUES {rows}) SELECT"
 READ_ACCOUNTS: Final = (
     f"{_WANTED} {_ACCOUNT_COLUMNS}, project, account FROM wanted CROSS JOIN account "
@@ -47,7 +47,7 @@ READ_ACCOUNTS: Final = (
 WRITE_ACCOUNTS: Final = (
     f"INSERT OR REPLACE INTO account ({_ACCOUNT_COLUMNS}, project, account, check_ms) VALUES {{rows}}"
 )
-# The row is there and its rules are as they were; `check_ms` and its index stay untouched.
+# For rows that exist and whose rules are unchanged; `check_ms` and its index are not touched.
 CHANGE_ACCOUNTS: Final = (
     f"INSERT INTO account ({_ACCOUNT_COLUMNS}, project, account, check_ms) VALUES {{rows}} "
     "ON CONFLICT (project, account) DO UPDATE SET settled_tokens = excluded.settled_tokens, "
@@ -60,7 +60,7 @@ READ_RESERVATIONS: Final = (
     f"{_WANTED} {_RESERVATION_COLUMNS}, project FROM wanted CROSS JOIN reservation "
     "WHERE project = for_project AND id = name"
 )
-# From one project to the next, by its key: not through all that they reserved.
+# Skips from one project to the next by its key, instead of scanning all reservations.
 HIGHEST_IDS: Final = (
     "WITH RECURSIVE known (project) AS (SELECT min(project) FROM reservation UNION ALL "
     "SELECT (SELECT min(project) FROM reservation WHERE project > known.project) FROM known WHERE known.project IS NOT NULL) "
@@ -68,7 +68,7 @@ HIGHEST_IDS: Final = (
 )
 WRITE_RESERVATIONS: Final = f"INSERT OR REPLACE INTO reservation ({_RESERVATION_COLUMNS}, project) VALUES {{rows}}"
 PENDING: Final = (
-    # The planner would rather walk through everything that the project ever reserved, and sort it.
+    # Otherwise the planner would scan and sort everything that the project ever reserved.
     f"SELECT {_RESERVATION_COLUMNS} FROM reservation INDEXED BY reservation_due "
     "WHERE state = 'pending' AND project = ? ORDER BY deadline_ms, id LIMIT ?"
 )
@@ -94,7 +94,7 @@ CLOSED: Final = "SELECT project, workflow FROM run WHERE closes_ms <= ? LIMIT ?"
 def in_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[Row]) -> Iterator[sqlite3.Cursor]:
     """Run a statement with `{rows}` in it for all rows, up to 32 at once.
 
-    Chunks are powers of two, so that few different statements have to be prepared.
+    Chunks are powers of two, so that only a few different statements have to be prepared.
     """
     done = 0
     while done < len(rows):
@@ -113,7 +113,7 @@ def _with_rows(statement: str, count: int, width: int) -> str:
 def account_row(project: str, name: str, account: Account) -> Row:
     settled, reserved, override, tightened = account.settled, account.reserved, account.override, account.tightened
     used_ms, keep_ms = account.used_ms, account.keep_ms
-    # The last one: an account is looked at by the purge when it may be over at the earliest.
+    # The last column: the earliest time at which the purge may find the account over its keep time.
     return (
         settled.tokens, settled.nano_usd, settled.requests, reserved.tokens, reserved.nano_usd, reserved.requests, used_ms,
         override.tokens, override.nano_usd, override.requests, tightened.tokens, tightened.nano_usd, tightened.requests,
@@ -137,7 +137,7 @@ def account_of(row: Sequence[Any]) -> Account:
 
 
 def _limit(values: Sequence[int | None]) -> Limit:
-    """The one UNLIMITED where there is no limit: policies look for it by identity."""
+    """The one UNLIMITED if there is no limit, because policies compare it by identity."""
     limit = Limit(*values)
     return UNLIMITED if limit.is_unlimited else limit
 

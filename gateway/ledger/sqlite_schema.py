@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-APPLICATION_ID: Final = 0x46415245  # "FARE": `file` and other programs can tell whose file this is
-VERSION: Final = 2  # PRAGMA user_version; a newer file is refused, an older one gets what it lacks
+APPLICATION_ID: Final = 0x46415245  # "FARE", so that `file` and other programs can identify the file
+VERSION: Final = 2  # PRAGMA user_version; a newer file is refused, an older one is upgraded
 
-# WITHOUT ROWID makes the key the table: one tree to walk for each row. The two partial indices of reservations hold what
-# the sweeper and the purge look for, and nothing else, so that their cost does not grow with history.
-# `check_ms` is when the purge looks at an account next. It is written seldom: an index on the last use would have to be
-# changed with every call.
+# WITHOUT ROWID makes the key the table, so that each row takes one tree lookup. The two partial indices of reservations
+# contain only what the sweeper and the purge look for, so that their cost does not grow with history. `check_ms` is when the
+# purge next checks an account. It is seldom written, whereas an index on the last use would change with every call.
 JOURNAL: Final = "CREATE TABLE journal (number INTEGER PRIMARY KEY, changes BLOB NOT NULL)"  # since version 2
 TABLES: Final = (
     JOURNAL,

@@ -1,13 +1,14 @@
 """Accounts, reservations, outbox and runs in SQLite.
 
-As this is the only connection, what was read once stays true: values are kept until there are too many. Changes are collected,
-`commit` appends them to the journal, and `fold_oldest` writes them into their tables, a few at a time, with the beginning of the
-journal that is not needed any more cut off in the same transaction:
+This is the only connection, so what was read once stays valid and is cached, up to a bound. Changes are collected, `commit`
+appends them to the journal, and `fold_oldest` writes them to their tables, a few at a time, in one transaction with
+truncating the beginning of the journal that is no longer needed:
 
     changed ──commit──▶ journaled ──fold──▶ in the tables
 
-An account that many calls change is written once for all of them, a reservation when it is resolved already, and an event seldom,
-because the flusher has mostly fetched it before. What is changed or journaled is in memory too, and is never dropped from it.
+An account that many calls change is written once for all of them, a reservation when it is already resolved, and an event
+seldom, because the flusher has usually fetched it before. Values that are changed or journaled are also in memory, and never
+evicted from it.
 """
 
 from __future__ import annotations
@@ -51,19 +52,19 @@ from gateway.ledger.sqlite_rows import (
 from policies.reservation import EXPIRED_KEEP_MS, RESOLVED_KEEP_MS, Account, Reservation, State
 from policies.settlement import OutboxEntry
 
-# Values that are journaled before the oldest of them are folded: about a thousand calls, which the start after a crash reads again.
+# How many values are journaled before the oldest are folded: about a thousand calls, to be read again at the start after a crash.
 JOURNAL_MAX: Final = 4_000
-# So many are folded at once, and more only where more came meanwhile: few enough that no stream that the loop serves notices.
+# How many are folded at once, or more to catch up: few enough that no stream on the event loop notices.
 FOLD_MIN: Final = 48
-# Where the fold that was due did not come, the next commit folds itself.
+# If folding has fallen this far behind, the next commit does it.
 _JOURNAL_OVERDUE: Final = 2 * JOURNAL_MAX
-# What was used so lately is not looked at by the purge.
+# The purge does not look at what was used this recently.
 _FRESH_MS: Final = 1_000
-# An account takes about 1 KB here, and of a run that has ended nobody asks again: 8 MB at most. Then everything is dropped, which
-# is simpler than choosing, and seldom.
+# An account takes about 1 KB here, and ended runs are never asked for again: 8 MB at most. Then the whole cache is dropped,
+# which is simpler than choosing, and rare.
 CACHE_MAX: Final = 8_192
-_PAGE: Final = 500  # rows of the outbox that are fetched at once
-# How far the ledger's clock may be behind after a crash and a step back of the wall clock, both at once.
+_PAGE: Final = 500  # rows of the outbox fetched at once
+# How far the ledger's clock may be behind if a crash and a setback of the wall clock coincide.
 _CLOCK_KEPT_EVERY_MS: Final = 1_000
 
 
@@ -78,20 +79,20 @@ class SqliteShelf:
 
     def __init__(self, connection: sqlite3.Connection, now_ms: int) -> None:
         self._connection = connection
-        # Positions go on from the clock, so that a handle from before a restart never means a newer entry.
+        # Positions continue from the clock, so that a handle from before a restart never matches a newer entry.
         (highest,) = connection.execute("SELECT coalesce(max(position), 0) FROM outbox").fetchone()
         self._position = max(int(highest), now_ms * 1000)
         self._clock_kept_ms = 0
         self._accounts: dict[Key, Account | None] = {}
         self._stored: dict[Key, Account | None] = {}  # as they are in the file
         self._reservations: dict[Key, Reservation] = {}
-        self._absent: set[Key] = set()  # reservations that were looked for and are not there, in this batch
-        # By project: no reservation of a higher id is in the table. Ids sort by time, so that new ones need not be looked for.
+        self._absent: set[Key] = set()  # reservations that this batch found missing
+        # By project: the table has no reservation with a higher id. Ids sort by time, so new ones need no lookup.
         self._highest_id: dict[str, str] = dict(connection.execute(HIGHEST_IDS).fetchall())
         self._changed, self._journaled = Changed(), Journaled()
         self._number = 0  # of the last commit
-        self._is_current = False  # whether all of this is what the file says
-        self._entries_stored: int | None = None  # counted when somebody asks, and kept up from then on
+        self._is_current = False  # whether all of this matches the file
+        self._entries_stored: int | None = None  # counted on first request, and then kept current
         self.be_current()
 
     @property
@@ -99,9 +100,9 @@ class SqliteShelf:
         return self._journaled.size >= JOURNAL_MAX
 
     def be_current(self) -> None:
-        """After a start, and after a fault: take what was committed and is not in the tables from the journal.
+        """After a start or a failure, recover what was committed but is not in the tables from the journal.
 
-        Raises `LedgerError` when the journal is damaged.
+        Raises `LedgerError` if the journal is damaged.
         """
         if self._is_current:
             return
@@ -120,7 +121,7 @@ class SqliteShelf:
         self._is_current = True
 
     def prefetch(self, accounts: Iterable[Key], reservations: Sequence[Key]) -> None:
-        """Read together what a batch will ask for one by one."""
+        """Read at once what a batch will ask for one by one."""
         unread = list({key for key in accounts if key not in self._accounts})
         self._accounts.update(dict.fromkeys(unread))
         for cursor in in_rows(self._connection, READ_ACCOUNTS, unread):
@@ -189,8 +190,8 @@ class SqliteShelf:
         yield from map(entry_of, self._changed.entries)
 
     def remove(self, positions: Sequence[str]) -> None:
-        """An event that is only journaled is dropped from memory: one that comes back after a crash has been stored under its id."""
-        # Anything else is a handle of another engine, and 18 digits are all that SQLite's integers hold.
+        """An entry that is only journaled is dropped from memory: if a crash brings it back, the store recognises its id."""
+        # Anything else is a handle of another engine; SQLite's integers hold any 18 digits.
         known = [int(position) for position in positions if position.isdecimal() and len(position) <= 18]
         stored = [(position,) for position in known if self._journaled.entries.pop(position, None) is None]
         if stored:
@@ -218,7 +219,7 @@ class SqliteShelf:
         self._changed.runs[project, workflow] = (run, closes_ms)
 
     def forget(self, now_ms: int, limit: int) -> int:
-        """What is still journaled stays. Should the journal bring something back after a crash, it is forgotten again."""
+        """Leaves what is still journaled. If a crash brings something back from the journal, it is forgotten again."""
         self._fold(self._journaled.before(now_ms - _FRESH_MS))
         self._begin()
         newer = self._newer()
@@ -234,7 +235,7 @@ class SqliteShelf:
         return accounts + len(answered) + len(closed)
 
     def commit(self, now_ms: int) -> None:
-        """Make every change last, and how late it is. Nothing changed: nothing is written."""
+        """Make all changes durable, with the current time. Without changes nothing is written."""
         if self._changed:
             self._journal(now_ms)
         if self._journaled.size >= _JOURNAL_OVERDUE:
@@ -247,7 +248,7 @@ class SqliteShelf:
             self._drop_cache()
 
     def fold(self) -> None:
-        """Write everything into the tables, in a transaction that `commit` ends."""
+        """Write everything to the tables, in a transaction that `commit` ends."""
         if self._changed:
             self._number += 1
             self._journaled.add(self._number, self._changed, 0)
@@ -255,11 +256,11 @@ class SqliteShelf:
         self._fold(self._number)
 
     def fold_oldest(self) -> None:
-        """Write what has been journaled longest, in a transaction that `commit` ends."""
+        """Write what has been journaled longest to the tables, in a transaction that `commit` ends."""
         self._fold(self._journaled.oldest(max(FOLD_MIN, self._journaled.size - JOURNAL_MAX)))
 
     def _fold(self, number: int) -> None:
-        """Everything up to this commit."""
+        """Write everything up to this commit."""
         if not self._journaled or not number:
             return
         self._begin()
@@ -307,7 +308,7 @@ class SqliteShelf:
             self._clock_kept_ms = now_ms
 
     def _drop_cache(self) -> None:
-        """Keep what is not in the tables."""
+        """Keep only what is not in the tables."""
         self._accounts = {key: self._accounts[key] for key in self._journaled.accounts}
         self._reservations = {key: self._reservations[key] for key in self._journaled.reservations}
         self._stored.clear()
@@ -345,7 +346,7 @@ class SqliteShelf:
             cursor.close()
 
     def _newer(self) -> Newer:
-        """What is in the tables otherwise than in memory, if at all."""
+        """The keys whose values in memory are newer than in the tables."""
         journaled, changed = self._journaled, self._changed
         return Newer(
             {*journaled.accounts, *changed.accounts},
@@ -354,11 +355,11 @@ class SqliteShelf:
         )
 
     def _forget_accounts(self, now_ms: int, limit: int, newer: Container[Key]) -> int:
-        """Look at accounts whose time to be looked at has come: used meanwhile, or held on, they get a new one."""
+        """Check accounts whose check time has come. Those used meanwhile or with holds get a new check time."""
         rows = [row for row in self._connection.execute(UNCHECKED, (now_ms, 10 * limit)) if row[:2] not in newer]
         over = [row[:2] for row in rows if row[2] <= now_ms and row[3] == 0][:limit]
         gone = set(over)
-        # A hold that ends counts as a use: nothing that is held on now can be over before another keep time.
+        # The end of a hold counts as use, so an account with holds cannot be over before another keep time.
         later = [
             (row[2] if row[2] > now_ms else now_ms + row[4], *row[:2])
             for row in rows

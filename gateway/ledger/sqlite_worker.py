@@ -1,9 +1,10 @@
-"""Who works on the ledger's file, and its group commits.
+"""Runs the ledger's operations on its file, with group commits.
 
-What the calls of one turn of the event loop ask for is one transaction, up to a bound. It is performed on the loop itself: a commit that
-does not wait for the disk takes less than waking a thread and being woken by it. A thread has what does wait, or takes long:
-long operations, checkpoints, a durability that waits for the disk, and a disk that was slow. Only one of the two works at a time:
-the loop does as long as the thread owes no answer, so that operations are performed in the order in which they were asked for.
+Operations of the same turn of the event loop share one transaction, up to a bound. It runs on the loop itself: a commit that
+does not wait for the disk takes less time than waking a thread and being woken by it. A thread does what waits or takes long:
+long operations, checkpoints, durability that waits for the disk, and everything while the disk is slow. Only one of the two
+works at a time: the loop does while the thread owes no answer, so that operations are performed in the order of their
+requests.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from policies.reservation import Reserve
 
 R = TypeVar("R")
 
-# Of the thread. A few ms of work: enough to spread the cost of a commit, and the first is answered soon.
+# For the thread. A few ms of work: enough to spread the cost of a commit, but the first answer still comes soon.
 BATCH_MAX: Final = 256
-# About 2 ms of work: no stream that the loop serves notices.
+# For the loop. About 2 ms of work, which no stream on the loop notices.
 HERE_MAX: Final = 32
-# A batch that took longer on the loop has waited for the disk; the thread has all of them for a while.
+# If a batch on the loop took longer, it has waited for the disk; then the thread gets all batches for a while.
 SLOW_S: Final = 0.1
 SLOW_FOR_S: Final = 10.0
-# More than a second of work: a disk that is so far behind is out of reach, and waiting would only make it worse.
+# More than a second of work: a disk this far behind counts as out of reach, and waiting would only make it worse.
 WAITING_MAX: Final = 20_000
-# What is written into a deleted file can be saved while this process lives, so that looking seldom costs nothing.
+# What is written to a deleted file can be saved while this process lives, so checking at this interval is enough.
 CHECK_EVERY_S: Final = 0.05
 
 
@@ -54,7 +55,7 @@ class Answer(NamedTuple):
 
 
 class SqliteWorker:
-    """The file, the loop and the thread. `waits_for_disk`: every commit does, so that none is performed on the loop."""
+    """Owns the file and the thread. `waits_for_disk`: every commit does, so none runs on the loop."""
 
     clock: SteadyClock
     book: Book
@@ -74,11 +75,11 @@ class SqliteWorker:
         self._opened: asyncio.Future[None] = loop.create_future()
         self._closed: asyncio.Future[None] = loop.create_future()
         self._check_again_s = 0.0
-        self._asked: list[Operation] = []  # since the loop came round
+        self._asked: list[Operation] = []  # since the last turn of the loop
         self._is_beginning = False  # `_begin` will be called in this turn of the loop
-        self._owed = 1  # answers by the thread; the opening is the first
+        self._owed = 1  # answers that the thread owes; the first is that of the opening
         self._not_here_until_s = math.inf if waits_for_disk else 0.0
-        # None is the sign to stop.
+        # None tells the thread to stop.
         self._waiting: queue.SimpleQueue[list[Operation] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._live, name="farebox-ledger", daemon=True)
 
@@ -87,7 +88,7 @@ class SqliteWorker:
         await asyncio.shield(self._opened)
 
     def give_up(self) -> None:
-        """Close as soon as everything that waits is done, without anybody waiting for that."""
+        """Close as soon as everything in the queue is done, without waiting for it."""
         self._hand_over(WAITING_MAX)
         self._waiting.put(None)
 
@@ -96,12 +97,12 @@ class SqliteWorker:
         await asyncio.shield(self._closed)
 
     async def perform(self, operation: Callable[..., R], *arguments: Any) -> R:
-        """Something of a call, on a few rows."""
+        """Run a short operation of a call, on a few rows."""
         answer: R = await self._ask(operation, arguments, is_short=True)
         return answer
 
     async def perform_at_length(self, operation: Callable[..., R], *arguments: Any) -> R:
-        """Something that may take a while: on many rows, or with the disk."""
+        """Run an operation that may take long, on many rows or with disk waits."""
         answer: R = await self._ask(operation, arguments, is_short=False)
         return answer
 
@@ -119,7 +120,7 @@ class SqliteWorker:
             self._loop.call_soon(self._begin)
 
     def _begin(self) -> None:
-        """Perform what was asked since the loop came round, or have it performed. While the thread works, wait for it."""
+        """Run what was requested in this turn of the loop, or hand it to the thread. While the thread works, wait for it."""
         self._is_beginning = False
         if not self._asked or self._owed:
             return
@@ -146,7 +147,7 @@ class SqliteWorker:
     def _live(self) -> None:
         try:
             self._open()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the one who opens the ledger has to hear of it
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller of `start` must get it
             self._tell([Answer(self._opened, None, _as_ledger_error(error))])
             return
         self._tell([Answer(self._opened, None, None)])
@@ -154,7 +155,7 @@ class SqliteWorker:
             answers = self._perform(batch)
             if self._file.is_log_long():
                 self._file.shorten_log()
-            self._tell(answers)  # last: from then on, the loop has the file
+            self._tell(answers)  # last, because it gives the file back to the loop
         self._tell([Answer(self._closed, None, self._close())])
 
     def _open(self) -> None:
@@ -162,7 +163,7 @@ class SqliteWorker:
         try:
             self._read_file()
         except Exception:
-            with suppress(LedgerError):  # the first error is the one to tell
+            with suppress(LedgerError):  # the first error is the one to report
                 self._file.close()
             raise
 
@@ -175,18 +176,18 @@ class SqliteWorker:
         self.book = Book(self._shelf)
 
     def _perform(self, batch: list[Operation]) -> list[Answer]:
-        """All in one transaction; if that fails for a reason that may lie in one of them, each in its own."""
+        """All in one transaction; if that fails for a reason that one of them may have caused, each in its own."""
         try:
             self._check_file()
             return self._attempt(batch)
-        except Exception as error:  # noqa: BLE001 - the callers wait: any fault becomes their answer, and the thread lives on
+        except Exception as error:  # noqa: BLE001 - any error becomes the callers' answer, and the thread lives on
             fault = self._undo(error)
         if len(batch) > 1 and not isinstance(fault, LedgerUnavailable):
             return [answer for operation in batch for answer in self._perform([operation])]
         return [Answer(operation.answer, None, fault) for operation in batch]
 
     def _check_file(self) -> None:
-        """Now and then; and at every batch once something is wrong, because only a good check moves the next one away."""
+        """Checked from time to time, but at every batch once a check has failed, because only success sets the next time."""
         if time.monotonic() >= self._check_again_s:
             self._file.check_in_place()
             self._check_again_s = time.monotonic() + CHECK_EVERY_S
@@ -202,17 +203,17 @@ class SqliteWorker:
         return answers
 
     def _undo(self, error: Exception) -> LedgerError:
-        # The first error is the one to tell. What could not be read again is read again before the next operation.
+        # The first error is the one to report. If re-reading fails, it is done before the next operation.
         with suppress(sqlite3.Error, LedgerError):
             self._shelf.roll_back()
         return self._file.explain(error) if isinstance(error, sqlite3.Error) else _as_ledger_error(error)
 
     def _tidy(self, now_ms: int) -> None:
-        """The thread shortens a long log after any batch. Faults are told by the operations that meet them."""
+        """Fold the journal; the thread checkpoints a long log after any batch. Errors are reported by the operations that meet them."""
         self._shelf.fold_oldest()
 
     def _empty_journal(self) -> None:
-        """For whoever copies the file or looks into it. Where it cannot be, the next opening reads it."""
+        """For anyone who copies or reads the file. If it fails, the next opening reads the journal."""
         try:
             self._shelf.be_current()
             self._shelf.fold()
@@ -229,7 +230,7 @@ class SqliteWorker:
         return None
 
     def _deliver(self, answers: list[Answer]) -> None:
-        """What the thread has done."""
+        """Take over the thread's results."""
         self._owed -= len(answers)
         self._answer(answers)
         self._begin()
@@ -238,20 +239,20 @@ class SqliteWorker:
     def _answer(answers: list[Answer]) -> None:
         for future, value, error in answers:
             if future.done():
-                continue  # whoever asked does not wait any more
+                continue  # the caller has stopped waiting
             if error is None:
                 future.set_result(value)
             else:
                 future.set_exception(error)
 
     def _tell(self, answers: list[Answer]) -> None:
-        # RuntimeError: the event loop is closed, and nobody waits any more.
+        # RuntimeError: the event loop is closed, so nobody waits any more.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._deliver, answers)
 
 
 def _is_reserve(operation: Operation) -> bool:
-    """Reservations ask for things that are mostly not there: they are looked for together."""
+    """Reservations look up what mostly does not exist, so these lookups are combined."""
     return len(operation.arguments) > 1 and isinstance(operation.arguments[1], Reserve)
 
 
@@ -259,7 +260,7 @@ def _answer(operation: Operation, now_ms: int) -> Answer:
     try:
         return Answer(operation.answer, operation.perform(*operation.arguments, now_ms), None)
     except ValueError as error:
-        # The book checks before it writes: the other operations of the batch are not concerned.
+        # The book checks before it writes, so the other operations of the batch are not affected.
         return Answer(operation.answer, None, LedgerError(str(error)))
 
 

@@ -1,7 +1,8 @@
-"""People of the admin UI: users with argon2id hashes, and sessions that live on the server.
+"""Users of the admin UI with argon2id hashes, and their server-side sessions.
 
-A session is 32 random bytes in a cookie and their SHA-256 here: reading the table opens no session. It ends after a time
-without use, at the latest after a fixed time, and at once on logout or when its user is disabled or gets a new password.
+A session is 32 random bytes in a cookie, of which this table has the SHA-256, so that reading the table does not give access.
+It ends after a time without use, at the latest after a fixed time, and at once on logout or when its user is disabled or gets
+a new password.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gateway.store.tables import admin_sessions, admin_users
 ROLES: Final = ("admin", "viewer")
 IDLE_MS: Final = 30 * 60_000
 ABSOLUTE_MS: Final = 12 * 3_600_000
-# A session's last use is written at most this often: reading a page must not cost a write.
+# A session's last use is written at most this often, so that reading a page does not cost a write.
 SEEN_EVERY_MS: Final = 60_000
 PASSWORD_CHARACTERS_MIN: Final = 12
 
@@ -53,7 +54,7 @@ def _new_token() -> str:
 
 
 async def put_user(db: Database, name: str, password: str, role: str, now_ms: int) -> AdminUser:
-    """Make a user or give one a new password and role; sessions of before end. Raises WeakPassword, ValueError for a role."""
+    """Make a user, or give one a new password and role, which ends its sessions. Raises WeakPassword, ValueError for a role."""
     if role not in ROLES:
         raise ValueError(f"'{role}' is not a role; there are {', '.join(ROLES)}")
     if len(password) < PASSWORD_CHARACTERS_MIN:
@@ -74,7 +75,7 @@ async def list_users(db: Database) -> list[AdminUser]:
 
 
 async def disable_user(db: Database, name: str, now_ms: int) -> bool:
-    """Whether there was such a user. Ends the user's sessions."""
+    """Disable a user and end its sessions. Returns whether the user exists."""
     async with db.begin() as connection:
         mine = admin_users.c.name == name
         result = await connection.execute(admin_users.update().where(mine).values(disabled_at=now_ms))
@@ -83,7 +84,7 @@ async def disable_user(db: Database, name: str, now_ms: int) -> bool:
 
 
 async def check_password(db: Database, name: str, password: str) -> AdminUser | None:
-    """The user, or None for a wrong name or password alike, after the same time. Throttling guesses is the caller's."""
+    """The user; None for a wrong name or password alike, after the same time. The caller has to throttle guesses."""
     async with db.begin() as connection:
         row = (await connection.execute(select(admin_users).where(admin_users.c.name == name))).mappings().first()
     stored = None if row is None else row["password_hash"]
@@ -94,7 +95,7 @@ async def check_password(db: Database, name: str, password: str) -> AdminUser | 
 
 
 async def open_session(db: Database, user: AdminUser, now_ms: int, new_token: RandomToken = _new_token) -> str:
-    """Returns the cookie's value, which is nowhere else. Always a new one: a session cannot be fixed by an attacker."""
+    """Returns the cookie's value, which is stored nowhere. It is always new, which prevents session fixation."""
     token = new_token()
     row = {
         "digest": session_digest(token),
@@ -109,7 +110,7 @@ async def open_session(db: Database, user: AdminUser, now_ms: int, new_token: Ra
 
 
 async def find_session(db: Database, token: str, now_ms: int) -> AdminSession | None:
-    """The session, kept alive by this use; None when it is unknown, idle for too long, over, or its user disabled."""
+    """The session, kept alive by this use; None if it is unknown, was idle too long, has ended, or its user is disabled."""
     digest = session_digest(token)
     joined = admin_sessions.join(admin_users, admin_users.c.name == admin_sessions.c.user)
     columns = (
@@ -138,14 +139,14 @@ async def close_session(db: Database, token: str) -> None:
 
 
 async def forget_ended(db: Database, now_ms: int) -> int:
-    """Remove sessions that are over. Returns how many."""
+    """Delete ended sessions. Returns how many."""
     over = or_(admin_sessions.c.expires_at <= now_ms, admin_sessions.c.seen_at <= now_ms - IDLE_MS)
     async with db.begin() as connection:
         result = await connection.execute(admin_sessions.delete().where(over))
     return result.rowcount
 
 
-# argon2 is imported by the first login: a gateway that nobody logs into, which is most of them, starts without it.
+# argon2 is imported by the first login, because most gateways never have one.
 
 
 def _hashed(password: str) -> str:

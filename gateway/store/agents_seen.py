@@ -1,4 +1,4 @@
-"""Which agents ran lately, on which workflows, and what their calls say of tools and retries."""
+"""Which agents ran lately, on which workflows, and what their calls say about tools and retries."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from gateway.store.database import Database
 from gateway.store.tables import runs, token_usage
 from gateway.store.usage_sums import CALL_STATUSES
 
-# A score rests on the latest runs: an agent that was rewritten last week is not what it was before.
+# Scores are based on the latest runs, because an agent that was rewritten last week has changed.
 RUNS_MAX: Final = 50
-# Tools and retries are read call by call; so many tell a share well enough.
+# Tools and retries are read from single calls; this many are a good enough sample.
 CALLS_MAX: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class ActiveAgent:
-    """`workflows` counts the agent's runs of each, in the time that was asked for."""
+    """`workflows` has the number of the agent's runs per workflow in the requested time."""
 
     project: str
     agent: str
@@ -31,7 +31,7 @@ class ActiveAgent:
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """Of `calls` calls: `tools_max` is the most that one of them offered."""
+    """Over `calls` calls. `tools_max` is the most tools that one of them offered."""
 
     calls: int = 0
     tool_calls: int = 0
@@ -56,7 +56,7 @@ async def active_since(db: Database, since_ms: int) -> list[ActiveAgent]:
 
 
 async def latest_runs_since(db: Database, project: str, agent: str, since_ms: int) -> int:
-    """The moment since which the agent's latest 50 runs had their last event; `since_ms` when there were fewer."""
+    """The time since which the agent's latest 50 runs had their last event; `since_ms` if there were fewer runs."""
     mine = and_(runs.c.project == project, runs.c.agent == agent, runs.c.last_at >= since_ms)
     query = select(runs.c.last_at).where(mine).order_by(runs.c.last_at.desc()).offset(RUNS_MAX - 1).limit(1)
     async with db.read() as connection:
@@ -65,7 +65,7 @@ async def latest_runs_since(db: Database, project: str, agent: str, since_ms: in
 
 
 async def tool_use(db: Database, project: str, agent: str, since_ms: int) -> ToolUse:
-    """Of the calls of the agent's runs since then, the latest 2,000. Raises StoreUnavailable."""
+    """Over the latest 2,000 calls of the agent's runs since then. Raises StoreUnavailable."""
     mine = and_(runs.c.project == project, runs.c.agent == agent, runs.c.last_at >= since_ms)
     joined = runs.join(token_usage, and_(token_usage.c.project == runs.c.project, token_usage.c.run == runs.c.run))
     query = (

@@ -1,4 +1,4 @@
-"""Who changed what, and what the gateway decided. Append-only: the tables themselves refuse changes, and that young events go."""
+"""Who changed what, and what the gateway decided. Append-only: the tables refuse changes, and the deletion of recent events."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FORGOTTEN_AT_ONCE: Final = 5_000
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """`actor` did `action` (words joined by dots: setting.changed, run.cancelled) to `target`. `id` is given by the store."""
+    """`actor` did `action` (words joined by dots: setting.changed, run.cancelled) to `target`. The store assigns `id`."""
 
     at_ms: int
     actor: str
@@ -34,7 +34,7 @@ class AuditEvent:
 
 @dataclass(frozen=True, slots=True)
 class AuditFilter:
-    """None leaves a field open. An action that ends in a dot means all that begin so. From inclusive, to exclusive, in ms."""
+    """None matches anything. An action with a dot at its end is a prefix. From inclusive, to exclusive, in ms."""
 
     project: str | None = None
     actor: str | None = None
@@ -46,7 +46,7 @@ class AuditFilter:
 
 
 async def append(db: Database, events: Sequence[AuditEvent]) -> None:
-    """Raises StoreUnavailable; nothing is written then."""
+    """Raises StoreUnavailable, and then writes nothing."""
     rows = [
         {
             "at": event.at_ms,
@@ -65,9 +65,9 @@ async def append(db: Database, events: Sequence[AuditEvent]) -> None:
 
 
 async def forget_old(db: Database, now_ms: int, days: int) -> int:
-    """Remove events from before `days` (90 or more: the table keeps younger ones) before now. Returns how many.
+    """Delete events older than `days` (90 or more: the table protects younger ones). Returns how many.
 
-    A part at a time, so that others may write between them.
+    Works in parts, so that others can write in between.
     """
     old = select(audit_events.c.id).where(audit_events.c.at < now_ms - days * _DAY_MS).limit(_FORGOTTEN_AT_ONCE)
     forgotten = 0
@@ -80,7 +80,7 @@ async def forget_old(db: Database, now_ms: int, days: int) -> int:
 
 
 async def query(db: Database, wanted: AuditFilter, limit: int = 100, before_id: int | None = None) -> list[AuditEvent]:
-    """The newest first; the next page is the one before the last event's `id`."""
+    """Newest first. For the next page, pass the last event's `id` as `before_id`."""
     found = select(audit_events).where(*_conditions(wanted)).order_by(audit_events.c.id.desc()).limit(limit)
     if before_id is not None:
         found = found.where(audit_events.c.id < before_id)

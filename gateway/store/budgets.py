@@ -1,4 +1,4 @@
-"""Budgets made at run time. They have the fields of budgets in the file, and an id."""
+"""Budgets made at run time: the fields of budgets in the file, and an id."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def put(db: Database, stored: StoredBudget) -> None:
 
 
 async def delete(db: Database, budget_id: str) -> bool:
-    """Whether it was there."""
+    """Delete a budget. Returns whether it existed."""
     async with db.begin() as connection:
         result = await connection.execute(budgets.delete().where(budgets.c.id == budget_id))
         await changed(connection, Subject.BUDGETS)
@@ -49,7 +49,7 @@ async def get(db: Database, budget_id: str) -> StoredBudget | None:
 
 
 async def list_all(db: Database) -> list[StoredBudget]:
-    """In the order in which they were last changed."""
+    """In the order of their last changes."""
     query = select(budgets).order_by(budgets.c.updated_at, budgets.c.id)
     async with db.begin() as connection:
         return [_from_row(row) for row in (await connection.execute(query)).mappings()]

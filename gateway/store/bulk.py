@@ -1,4 +1,4 @@
-"""Many rows in one statement, on either engine."""
+"""Inserts and lookups of many rows in one statement, on either engine."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 Conflict: TypeAlias = "Callable[[Insert], Insert]"
 
-# Types as Postgres must be told them for the parameters of `unnest`; SQLAlchemy's own would render as VARCHAR and the like.
+# The types that Postgres needs for the parameters of `unnest`; SQLAlchemy's own would render as VARCHAR and the like.
 _ARRAYS: Final = {item: ARRAY(item(), dimensions=1) for item in (Text, Boolean, BigInteger, Integer, Float)}
-# Parameters need names that no column of the conflict clause has.
+# Prefix of the parameters' names, which must differ from all columns of the conflict clause.
 _OFFERED: Final = "offered_"
 
 
 def leave_alone(statement: Insert) -> Insert:
-    """ON CONFLICT DO NOTHING: whoever was first stays."""
+    """ON CONFLICT DO NOTHING: the existing row stays."""
     return statement.on_conflict_do_nothing()
 
 
 def adding(table: Table, sums: Sequence[str], **others: Callable[[Any, Any], ColumnElement[Any]]) -> Conflict:
-    """ON CONFLICT DO UPDATE: add `sums` to what is there; `others` give new values from (the old row, the offered row)."""
+    """ON CONFLICT DO UPDATE: add `sums` to the existing row; `others` compute new values from (the old row, the offered row)."""
 
     def conflict(statement: Insert) -> Insert:
         changes: dict[str, Any] = {name: table.c[name] + statement.excluded[name] for name in sums}
@@ -70,7 +70,7 @@ def replacing(table: Table, names: Sequence[str]) -> Conflict:
 
 
 async def insert(connection: StoreConnection, table: Table, rows: Rows, conflict: Conflict) -> None:
-    """Insert all `rows`, which have the same columns, in one round trip. On conflict with the primary key: `conflict`."""
+    """Insert all `rows`, which have the same columns, in one round trip. `conflict` handles conflicts with the primary key."""
     if rows:
         names = tuple(column.name for column in table.columns if column.name in rows[0])
         await insert_values(connection, table, names, [tuple(row[name] for name in names) for row in rows], conflict)
@@ -79,7 +79,7 @@ async def insert(connection: StoreConnection, table: Table, rows: Rows, conflict
 async def insert_values(
     connection: StoreConnection, table: Table, names: tuple[str, ...], rows: list[tuple[Any, ...]], conflict: Conflict
 ) -> None:
-    """The same for rows that are given as the values of `names`, which are in the order of the table's columns."""
+    """Like `insert`, for rows given as the values of `names`, which are in the order of the table's columns."""
     if not rows:
         return
     if connection.dialect.name == "sqlite":
@@ -95,25 +95,25 @@ async def insert_values(
 
 @lru_cache(maxsize=64)
 def _insert_of_values(table: Table, names: tuple[str, ...], conflict: Conflict) -> tuple[str, tuple[Any, ...]]:
-    """The statement as SQLite takes it, and the values that its conflict clause needs behind those of a row.
+    """The statement for SQLite, and the values for its conflict clause, which follow those of a row.
 
-    Compiled once: given to SQLAlchemy with a dictionary for each row, a batch costs three times as much before SQLite sees it.
+    Compiled once: if SQLAlchemy gets a dictionary per row, a batch costs three times as much before SQLite sees it.
     """
     compiled = conflict(sqlite.insert(table).values({name: bindparam(name) for name in names})).compile(
         dialect=sqlite.dialect(paramstyle="qmark")
     )
     order = compiled.positiontup or []
-    assert tuple(order[: len(names)]) == names  # noqa: S101 - columns stand in the table's order, before the conflict clause
+    assert tuple(order[: len(names)]) == names  # noqa: S101 - columns are in the table's order, before the conflict clause
     return str(compiled), tuple(compiled.params[name] for name in order[len(names) :])
 
 
 @lru_cache(maxsize=64)
 def _insert_of_arrays(table: Table, names: tuple[str, ...], conflict: Conflict) -> Insert:
-    """Arrays cost a parameter for each column instead of one for each value, and one parse for the whole batch.
+    """Arrays need one parameter per column instead of one per value, and one parse for the whole batch.
 
-    Kept, because to build the statement takes as long as to insert two hundred rows.
+    Cached, because building the statement takes as long as inserting two hundred rows.
     """
-    from sqlalchemy.dialects import postgresql  # an embedded store never needs it: 40 ms and 3 MB of its start
+    from sqlalchemy.dialects import postgresql  # 40 ms and 3 MB that an embedded store does not need at its start
 
     arrays = [bindparam(_OFFERED + name, type_=_array_of(table.c[name])) for name in names]
     source = func.unnest(*arrays).table_valued(*names, name="offered").render_derived()
@@ -122,18 +122,18 @@ def _insert_of_arrays(table: Table, names: tuple[str, ...], conflict: Conflict) 
 
 
 def among(connection: StoreConnection, column: Column[Any], values: Sequence[Any]) -> ColumnElement[bool]:
-    """`column IN values`, with one parameter instead of one for each value."""
+    """`column IN values`, with a single parameter instead of one per value."""
     dialect = connection.dialect.name
     return _one_of(dialect, column, bindparam(None, listed(connection, values), type_=_list_type(dialect, column)))
 
 
 def among_given(dialect: str, column: Column[Any], name: str) -> ColumnElement[bool]:
-    """The same for a statement that is kept: its parameter `name` takes the values as `listed` makes them."""
+    """Like `among`, for a cached statement: its parameter `name` takes the values in the form that `listed` returns."""
     return _one_of(dialect, column, bindparam(name, type_=_list_type(dialect, column)))
 
 
 def listed(connection: StoreConnection, values: Sequence[Any]) -> str | list[Any]:
-    """Values as one parameter: SQLite takes an array as JSON."""
+    """Values as one parameter; for SQLite, an array in JSON."""
     return orjson.dumps(values).decode() if connection.dialect.name == "sqlite" else list(values)
 
 

@@ -1,12 +1,12 @@
-"""The way to the store: one engine, one schema, SQLite or Postgres.
+"""Access to the store: one engine, one schema, SQLite or Postgres.
 
     StoreError
-    ├── StoreUnavailable    it cannot be reached, or broke off; the outcome of a write is unknown, so writes are by id
+    ├── StoreUnavailable    it cannot be reached, or the connection broke; a write's outcome is unknown, so writes are idempotent by id
     ├── StoreInUse          the SQLite file belongs to another process
-    └── SchemaMismatch      the tables are older or newer than this gateway; the sentence says what to do
+    └── SchemaMismatch      the tables are older or newer than this gateway; the message says what to do
 
-Behind pgbouncer in transaction mode no state may be left on a server connection: every statement is unnamed, every
-setting and lock is of one transaction, and nothing listens.
+Behind pgbouncer in transaction mode no state may be left on a server connection: statements are unnamed, settings and locks
+are local to a transaction, and LISTEN is not used.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from gateway.store.tables import SCHEMA_REVISION
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-# In a transaction. Both have `execute`, `run_sync` and `dialect`, which is all that statements for either engine need.
+# In a transaction. Both types have `execute`, `run_sync` and `dialect`, which is all that statements for either engine need.
 StoreConnection: TypeAlias = "AsyncConnection | SqliteConnection"
 
-# Long enough for a report over a partition that is not in memory, short enough that a dead peer is noticed.
+# Long enough for a report over a partition that is not in memory, short enough to notice a dead peer.
 STATEMENT_TIMEOUT_MS: Final = 30_000
 CONNECT_TIMEOUT_MS: Final = 5_000
-# Commands hold the file of an embedded store for a second, while no gateway does.
+# How long a command waits for another one, which holds the file of an embedded store for a second or so.
 _COMMAND_S: Final = 3.0
 _LOOK_S: Final = 0.05
 # SQLSTATE classes after which the same work may succeed: connection, transaction state and rollback, authorization and
-# missing database (both are put right outside), resources, locks, operator, system.
+# missing database (an operator corrects both), resources, locks, operator intervention, system.
 _RETRYABLE: Final = ("08", "25", "28", "3D", "40", "53", "55", "57", "58")
 # Data exceptions, integrity violations, program limits (a row or index entry that is too large).
 _DATA_FAULTS: Final = ("22", "23", "54")
-# A damaged file is repaired or replaced by people, after which the same work succeeds too.
+# People repair or replace a damaged file, after which the same work succeeds, too.
 _SQLITE_RETRYABLE: Final = (
     "locked",
     "disk i/o",
@@ -57,7 +57,7 @@ _SQLITE_RETRYABLE: Final = (
     "not a database",
     "malformed",
 )
-# Any constant does: it only has to be the same in every gateway. (The bytes of "farebox".)
+# Any constant that is the same in every gateway. (The bytes of "farebox".)
 MIGRATION_LOCK: Final = 0x66617265626F78
 
 
@@ -66,7 +66,7 @@ class StoreError(Exception):
 
 
 class StoreUnavailable(StoreError):
-    """The store cannot be reached. Try again: what is written by id is written once."""
+    """The store cannot be reached. Try again: writes are idempotent by id."""
 
 
 class StoreInUse(StoreError):
@@ -96,8 +96,8 @@ class Database:
         return None if self.is_postgres or name in (None, "", ":memory:") else Path(str(name))
 
     async def open(self, *, waits: bool = False) -> None:
-        """Take the file's lock (SQLite) and make the engine. Connects to nothing yet. Raises StoreInUse, StoreUnavailable. `waits`: for
-        a command that may hold the file for a moment."""
+        """Take the file's lock (SQLite) and make the engine, without connecting yet. Raises StoreInUse, StoreUnavailable.
+        `waits`: wait for a command that may hold the file for a moment."""
         if self._engine is None:
             await self._wait_for_lock(_COMMAND_S if waits else 0.0)
             self._engine = self._make_engine(migrating=False)
@@ -112,7 +112,7 @@ class Database:
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[StoreConnection]:
-        """One transaction, committed at the end of the block. Raises StoreUnavailable; errors of the data pass as they are."""
+        """One transaction, committed at the end of the block. Raises StoreUnavailable; data errors pass through unchanged."""
         if self._engine is None:
             raise StoreUnavailable("The store is not open.")
         async with _translated(), self._engine.begin() as connection:
@@ -120,7 +120,7 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[StoreConnection]:
-        """A transaction in which several queries see one moment. Raises StoreUnavailable."""
+        """A transaction in which several queries see the same snapshot. Raises StoreUnavailable."""
         if self._engine is None:
             raise StoreUnavailable("The store is not open.")
         engine = self._engine
@@ -130,7 +130,7 @@ class Database:
             yield connection
 
     async def schema_revision(self) -> str | None:
-        """The revision of the store's tables, None when there are none."""
+        """The revision of the store's tables; None if there are none."""
         async with self.begin() as connection:
             if not await connection.run_sync(lambda sync: inspect(sync).has_table("alembic_version")):
                 return None
@@ -141,7 +141,7 @@ class Database:
         found = await self.schema_revision()
         if found is None:
             raise SchemaMismatch("The store has no tables yet: run `farebox migrate`.")
-        # Revisions are numbers of four digits, so their order is that of their texts.
+        # Revisions are numbers of four digits, so they sort as texts.
         if found < SCHEMA_REVISION:
             raise SchemaMismatch(
                 f"The store's schema {found} is older than this gateway's {SCHEMA_REVISION}: run `farebox migrate`."
@@ -152,15 +152,15 @@ class Database:
             )
 
     async def migrate(self, now_ms: int) -> str:
-        """Bring the tables to this gateway's revision, in one transaction: all of it or nothing. Returns the revision.
+        """Bring the tables to this gateway's revision in one transaction, completely or not at all. Returns the revision.
 
-        Two starters at once are safe: the second waits and finds nothing to do. `now_ms` says which months get partitions.
+        Safe for concurrent starts: the second one waits and finds nothing to do. `now_ms` determines which months get partitions.
         """
         if not self.is_postgres:
             async with self.begin() as connection:
                 await connection.run_sync(make_tables)
             if await self.schema_revision() == SCHEMA_REVISION:
-                return SCHEMA_REVISION  # the usual start of an embedded store: Alembic need not even be loaded
+                return SCHEMA_REVISION  # the usual start of an embedded store, which does not even load Alembic
         from gateway.store.migration import upgrade
 
         engine = self._make_engine(migrating=True) if self.is_postgres else self._engine
@@ -208,7 +208,7 @@ class Database:
         return self._postgres_engine(migrating=migrating) if self.is_postgres else SqliteEngine(self._url)
 
     def _postgres_engine(self, *, migrating: bool) -> AsyncEngine:
-        from sqlalchemy.ext.asyncio import create_async_engine  # brings SQLAlchemy's ORM along: 7 MB
+        from sqlalchemy.ext.asyncio import create_async_engine  # loads SQLAlchemy's ORM, too: 7 MB
 
         connect_args: dict[str, Any] = {
             "statement_cache_size": 0,
@@ -239,18 +239,18 @@ def _driver_url(url: str) -> URL:
     if parsed.drivername not in ("postgres", "postgresql", "postgresql+asyncpg"):
         raise StoreError(f"A store is sqlite:///… or postgresql://…, not {parsed.drivername}://…")
     query = dict(parsed.query)
-    if "sslmode" in query:  # libpq's word; asyncpg takes the same values under another name
+    if "sslmode" in query:  # libpq's name; asyncpg takes the same values under another name
         query["ssl"] = query.pop("sslmode")
     return parsed.set(drivername="postgresql+asyncpg", query=query)
 
 
 def _unnamed() -> str:
-    """A prepared statement with a name would stay on a connection that pgbouncer hands to somebody else."""
+    """A named prepared statement would stay on a connection that pgbouncer hands to another client."""
     return ""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same work may succeed later: the store is away, busy or broke off, and the data is not to blame."""
+    """Whether the same work may succeed later: the store is unreachable or busy, or the connection broke; the data is not at fault."""
     if isinstance(error, OSError | TimeoutError | PoolTimeoutError):
         return True
     if not isinstance(error, DBAPIError):
@@ -265,8 +265,8 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_data_fault(error: BaseException) -> bool:
-    """Whether the engine refused what a row holds: repeating it is useless, leaving the row out is not."""
-    if isinstance(error, OverflowError):  # how sqlite3 says that an integer has more than 64 bits
+    """Whether the engine refused the content of a row: then retrying is useless, but leaving the row out is not."""
+    if isinstance(error, OverflowError):  # sqlite3 raises it for integers of more than 64 bits
         return True
     if not isinstance(error, DBAPIError) or is_transient(error):
         return False
@@ -285,6 +285,6 @@ async def _translated() -> AsyncIterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The driver's sentence without the statement and its parameters, which may hold what must not be logged."""
+    """The driver's message without the statement and its parameters, which may contain what must not be logged."""
     cause = getattr(error, "orig", None) or error
     return (str(cause) or type(cause).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""A lock that keeps a second process away from an SQLite file, and lets go by itself when its process dies."""
+"""A lock that keeps a second process away from an SQLite file, and is released when its process dies."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ class FileLocked(Exception):
 
 
 class FileLock:
-    """Held on `<file>.lock` beside the file it protects. The file stays after release: removing it would race with the next."""
+    """Held on `<file>.lock` beside the protected file. That file stays after release, because deleting it would race with the
+    next lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(path.name + ".lock")
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Raises FileLocked when another process (or another holder in this one) has it, OSError when the folder is not writable."""
+        """Raises FileLocked if another process (or another holder in this one) has it, OSError if the folder is not writable."""
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             _lock(descriptor)
@@ -35,7 +36,7 @@ class FileLock:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody holds the lock of a file now. Makes nothing: a lock that was never taken has no file."""
+    """Whether somebody holds the lock of a file now. Creates nothing: a lock that was never taken has no file."""
     lock = FileLock(path)
     try:
         if not lock.path.exists():
@@ -43,7 +44,7 @@ def is_locked(path: Path) -> bool:
         lock.acquire()
     except FileLocked:
         return True
-    except OSError:  # not ours to open, so not ours to know
+    except OSError:  # not accessible to this user, so the state is unknown
         return False
     lock.release()
     return False

@@ -1,4 +1,4 @@
-"""What has to be done once a day: partitions for the months to come, old months dropped, what has expired forgotten."""
+"""Daily tasks: create partitions for coming months, drop old months, and delete what has expired."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gateway.store import admin, audit, intensity, intents, usage
 from gateway.store.database import Database, StoreUnavailable
 
 EVERY_MS: Final = 86_400_000
-# After a failure it is tried again soon: partitions are three months ahead, but nobody should have to count on that.
+# After a failure it is tried again soon: partitions are three months ahead, but that reserve should not be needed.
 AGAIN_MS: Final = 600_000
 
 _log = structlog.get_logger(__name__)
@@ -22,7 +22,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """For how long usage and the audit are kept. None: for ever."""
+    """How long usage and the audit trail are kept. None: for ever."""
 
     usage_months: int | None = None
     audit_days: int | None = None
@@ -32,7 +32,7 @@ _FOR_EVER: Final = Retention()
 
 
 async def tidy(db: Database, now_ms: int, retention: Retention = _FOR_EVER) -> list[str]:
-    """Do all of it once; several processes may at the same time. Returns the partitions that retention dropped."""
+    """Do all tasks once; several processes may do so concurrently. Returns the partitions that retention dropped."""
     await usage.make_months_ahead(db, now_ms)
     await intents.forget_expired(db, now_ms)
     await intensity.forget_old(db, now_ms)
@@ -55,7 +55,7 @@ async def tidy_daily(
         except StoreUnavailable as error:
             _log.warning("housekeeping_failed", error=str(error))
             pause_ms = AGAIN_MS
-        except Exception as error:  # noqa: BLE001 - a fault today must not end the housekeeping of all days to come
+        except Exception as error:  # noqa: BLE001 - a failure today must not end all later housekeeping
             _log.error("housekeeping_failed", error=str(error), kind=type(error).__name__)
             pause_ms = AGAIN_MS
         await asyncio.sleep(pause_ms / 1000)

@@ -1,4 +1,4 @@
-"""Agent intensity scores: the current one of each agent, its history, and the figures that it is computed from."""
+"""Agent intensity scores: the current one of each agent, its history, and the figures behind it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gateway.store.database import Database
 from gateway.store.tables import agent_intensity_metrics, run_steps, runs
 from gateway.store.versions import Subject, changed
 
-# Every process keeps them in memory, and names of agents come from headers: whoever names one a run would fill it.
+# Every process keeps them in memory, and agents' names come from headers: a new name per run would otherwise fill it.
 AGENTS_MAX: Final = 10_000
 _KEEP_MS: Final = 90 * 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
 class Intensity:
-    """Scores from 0 to 10. `source` is computed or set; `runs` is how many the execution score rests on."""
+    """Scores from 0 to 10. `source` is computed or set; `runs` is the number of runs behind the execution score."""
 
     project: str
     agent: str
@@ -36,7 +36,7 @@ class Intensity:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the gateway saw of an agent's runs: sums over `runs` runs, and the largest of single runs."""
+    """What the gateway saw of an agent's runs: sums over `runs` runs, and the largest single run."""
 
     runs: int = 0
     completed_runs: int = 0
@@ -52,7 +52,7 @@ class Observed:
 
 
 async def put(db: Database, intensity: Intensity) -> None:
-    """Make this the agent's current score. The one before stays in the history."""
+    """Make this the agent's current score. The previous one stays in the history."""
     table = agent_intensity_metrics
     row = {
         "project": intensity.project,
@@ -68,7 +68,7 @@ async def put(db: Database, intensity: Intensity) -> None:
         "measured_by": intensity.measured_by,
     }
     async with db.begin() as connection:
-        # First: raising the version takes its row's lock, so two scores of one agent cannot both stay current.
+        # First, because raising the version locks its row, so that concurrent scores of one agent cannot both stay current.
         await changed(connection, Subject.AGENTS)
         mine = and_(table.c.project == intensity.project, table.c.agent == intensity.agent, table.c.current.is_(True))
         await connection.execute(table.update().where(mine).values(current=False))
@@ -76,7 +76,7 @@ async def put(db: Database, intensity: Intensity) -> None:
 
 
 async def current(db: Database, limit: int = AGENTS_MAX) -> list[Intensity]:
-    """The current score of each agent; of more than `limit` agents those that people set, then the latest."""
+    """The current score of each agent; if there are more than `limit`, those that people set, then the latest."""
     table = agent_intensity_metrics.c
     query = select(agent_intensity_metrics).where(table.current.is_(True))
     first = case((table.source == "set", 0), else_=1), table.measured_at.desc(), table.id.desc()
@@ -86,7 +86,7 @@ async def current(db: Database, limit: int = AGENTS_MAX) -> list[Intensity]:
 
 
 async def history(db: Database, project: str, agent: str, limit: int = 100) -> list[Intensity]:
-    """The newest first; the first is the current one."""
+    """Newest first; the first is the current one."""
     table = agent_intensity_metrics.c
     query = select(agent_intensity_metrics).where(table.project == project, table.agent == agent)
     async with db.begin() as connection:
@@ -95,7 +95,7 @@ async def history(db: Database, project: str, agent: str, limit: int = 100) -> l
 
 
 async def forget_old(db: Database, now_ms: int) -> None:
-    """Computed scores of more than 90 days ago, unless the agent has run since and still has the same one."""
+    """Delete computed scores older than 90 days, unless the score is current and the agent has run since."""
     table = agent_intensity_metrics.c
     old = and_(table.source == "computed", table.measured_at < now_ms - _KEEP_MS)
     seen = select(runs.c.project, runs.c.agent).where(runs.c.last_at >= now_ms - _KEEP_MS).distinct()

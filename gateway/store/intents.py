@@ -1,4 +1,4 @@
-"""Intents that were learned by asking a model, until they expire. Keys are hashes: no prompt is stored."""
+"""Intents learned by asking a model, until they expire. Keys are hashes: no prompt is stored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LearnedIntent:
 
 
 async def put_many(db: Database, learned: Sequence[LearnedIntent]) -> None:
-    """Remember, or replace what was known. Of two with one key the last counts."""
+    """Store, or replace what was known. Of two with the same key the last one counts."""
     rows = {
         one.key: {
             "key": one.key,
@@ -38,7 +38,7 @@ async def put_many(db: Database, learned: Sequence[LearnedIntent]) -> None:
         for one in learned
     }
     names = ("intent", "confidence", "source", "reasoning", "created_at", "expires_at")
-    ordered = [rows[key] for key in sorted(rows)]  # two writers lock in the same order
+    ordered = [rows[key] for key in sorted(rows)]  # so that concurrent writers lock in the same order
     async with db.begin() as connection:
         await insert(connection, intent_cache, ordered, replacing(intent_cache, names))
 
@@ -55,7 +55,7 @@ async def get_many(db: Database, keys: Sequence[str], now_ms: int) -> dict[str, 
 
 
 async def latest(db: Database, now_ms: int, limit: int = 10_000) -> list[LearnedIntent]:
-    """The newest that have not expired, to warm a process that starts."""
+    """The newest that have not expired, to warm up a new process."""
     query = select(intent_cache).where(intent_cache.c.expires_at > now_ms)
     async with db.begin() as connection:
         found = await connection.execute(query.order_by(intent_cache.c.created_at.desc()).limit(limit))
@@ -63,7 +63,7 @@ async def latest(db: Database, now_ms: int, limit: int = 10_000) -> list[Learned
 
 
 async def forget_expired(db: Database, now_ms: int) -> int:
-    """Returns how many were forgotten."""
+    """Returns how many were deleted."""
     async with db.begin() as connection:
         result = await connection.execute(intent_cache.delete().where(intent_cache.c.expires_at <= now_ms))
     return result.rowcount

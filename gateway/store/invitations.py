@@ -1,6 +1,6 @@
-"""The one-time link by which the first person sets a password. There is no default password.
+"""The one-time link with which the first user sets a password. There is no default password.
 
-An invitation is kept as a login of nobody: it opens no page, any process can check it, and it ends when it was used.
+An invitation is stored as a session without a user: it opens no page, any process can check it, and it ends when it is used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NOBODY = ""
 
 
 async def invite(db: Database, now_ms: int) -> str | None:
-    """The secret of a new invitation, good for twelve hours; None when somebody has a login already."""
+    """The secret of a new invitation, valid for twelve hours; None if there is a user already."""
     if await somebody_is_there(db):
         return None
     token = secrets.token_urlsafe(32)

@@ -1,7 +1,7 @@
-"""API keys: shown once, stored as SHA-256, told apart from junk without a look-up.
+"""API keys: shown once, stored as SHA-256, and told from junk without a look-up.
 
-A key is `fb_`, 32 random bytes in base62 and their CRC-32 in base62. 256 random bits need no slow hash: there is nothing to
-guess. The checksum only keeps typing errors and probes away from the look-up.
+A key is `fb_`, 32 random bytes in base62 and their CRC-32 in base62. 256 random bits need no slow hash, because they cannot
+be guessed. The checksum only keeps typing errors and probes away from the look-up.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ RandomBytes = Callable[[int], bytes]
 
 
 class KeyNameTaken(Exception):
-    """Another key of the project has the name, and one of both has a budget of its own."""
+    """Another key of the project has this name, and one of the two has a budget of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What a key stands for. `role` is admin or viewer for the control API, empty for a key that only calls models."""
+    """A stored key. `role` is admin or viewer for the control API, empty for a key that only calls models."""
 
     id: str
     name: str
@@ -62,11 +62,11 @@ class ApiKey:
 
     @property
     def has_budget(self) -> bool:
-        """Whether it is limited in tokens, money or requests; a window or concurrency is no account."""
+        """Whether tokens, money or requests are limited; a window or concurrency alone has no account."""
         return any(self.limits.get(unit) is not None for unit in UNITS)
 
     def is_valid(self, digest: str, now_ms: int) -> bool:
-        """Whether the key with this digest may be used now: not revoked, not expired, and not an old one past its grace."""
+        """Whether the key with this digest may be used now: not revoked, not expired, and not an old one past its grace period."""
         if self.revoked_at_ms is not None and self.revoked_at_ms <= now_ms:
             return False
         if self.expires_at_ms is not None and self.expires_at_ms <= now_ms:
@@ -79,7 +79,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """The one moment in which the plain key exists."""
+    """A new key. This is the only time that the plain key exists."""
 
     plain: str
     key: ApiKey
@@ -87,7 +87,7 @@ class NewKey:
 
 @dataclass(frozen=True, slots=True)
 class KeyRequest:
-    """What is asked for. An admin key has the role admin unless another is given."""
+    """The properties of a key to be made. An admin key has the role admin unless another is given."""
 
     name: str
     project: str = "default"
@@ -107,7 +107,7 @@ def make_plain(random_bytes: RandomBytes = secrets.token_bytes) -> str:
 
 
 def looks_like_key(text: str) -> bool:
-    """Whether it has the form and the checksum of a key. Any other text can be refused without asking anyone."""
+    """Whether it has the form and checksum of a key. Any other text is refused without a look-up."""
     if len(text) != _CHARACTERS or not text.startswith(PREFIX) or not text.isascii():
         return False
     body = text[len(PREFIX) : -_CHECK_CHARACTERS]
@@ -142,14 +142,14 @@ async def create(
         expires_at_ms=request.expires_at_ms,
     )
     async with db.begin() as connection:
-        await changed(connection, Subject.KEYS)  # first: whoever makes another key meanwhile waits for it
+        await changed(connection, Subject.KEYS)  # first, so that a concurrent creation waits
         await _check_name(connection, key)
         await connection.execute(api_keys.insert().values(**_to_row(key)))
     return NewKey(plain, key)
 
 
 async def list_all(db: Database, project: str | None = None) -> list[ApiKey]:
-    """Every key, revoked ones too, the newest first."""
+    """All keys, including revoked ones, newest first."""
     query = select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.id)
     if project is not None:
         query = query.where(api_keys.c.project == project)
@@ -158,15 +158,15 @@ async def list_all(db: Database, project: str | None = None) -> list[ApiKey]:
 
 
 async def change(db: Database, key_id: str, edited: Callable[[ApiKey], ApiKey]) -> ApiKey | None:
-    """What `edited` makes of the key, which keeps its id, name, secret and role. Running calls keep what they were admitted with.
+    """Replace the key by what `edited` makes of it; its id, name, secret and role stay. Running calls keep what they were admitted with.
 
-    None when there is no such key or it is revoked. Raises KeyNameTaken.
+    Returns None if there is no such key or it is revoked. Raises KeyNameTaken.
     """
     async with db.begin() as connection:
         key = await _locked(connection, key_id)
         if key is None or key.revoked_at_ms is not None:
             return None
-        await changed(connection, Subject.KEYS)  # before the names are compared: whoever makes a key meanwhile waits
+        await changed(connection, Subject.KEYS)  # before comparing names, so that a concurrent creation waits
         after = edited(key)
         await _check_name(connection, after)
         row = _to_row(after)
@@ -179,7 +179,7 @@ _CHANGEABLE: Final = ("workflow", "agent", "tags", "allowed_models", "limits", "
 
 
 async def revoke(db: Database, key_id: str, now_ms: int) -> ApiKey | None:
-    """From now on it is refused, in every process within the poll interval of `control`. None when there is no such key."""
+    """Revoke a key. All processes refuse it within the poll interval of `control`. Returns None if there is no such key."""
     async with db.begin() as connection:
         key = await _locked(connection, key_id)
         if key is None:
@@ -194,9 +194,9 @@ async def revoke(db: Database, key_id: str, now_ms: int) -> ApiKey | None:
 async def rotate(
     db: Database, key_id: str, now_ms: int, grace_ms: int = 0, random_bytes: RandomBytes = secrets.token_bytes
 ) -> NewKey | None:
-    """A new secret for the same key, so that its budgets and its history stay. The old one works for `grace_ms` more.
+    """Give the key a new secret; its budgets and history stay. The old secret works for another `grace_ms`.
 
-    None when there is no such key or it is revoked.
+    Returns None if there is no such key or it is revoked.
     """
     plain = make_plain(random_bytes)
     async with db.begin() as connection:
@@ -215,7 +215,7 @@ _NO_OLD: Final = {"old_digest": None, "old_until": None}
 
 
 async def _check_name(connection: StoreConnection, key: ApiKey) -> None:
-    """Several keys may have one name. Once one of them has a budget of its own, all would spend that, since accounts go by the name."""
+    """Several keys may share a name, unless one of them has a budget of its own: accounts are named after keys, so all would spend it."""
     if key.role:
         return
     row = api_keys.c

@@ -1,4 +1,4 @@
-"""What the latest runs call the steps of a workflow: the intent and the model that each was seen with."""
+"""The steps of a workflow as seen in its latest runs, with the intent and model of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gateway.store.tables import run_steps, runs
 
 @dataclass(frozen=True, slots=True)
 class KnownStep:
-    """`intent` and `model` are empty where no call told them. `order` is the place of its first call in its latest run."""
+    """`intent` and `model` are empty if no call had them. `order` is the position of its first call in its latest run."""
 
     intent: str
     model: str
@@ -22,7 +22,7 @@ class KnownStep:
 
 
 async def of_workflow(db: Database, project: str, workflow: str, now_ms: int) -> Mapping[str, KnownStep]:
-    """Step → what its latest run says, out of the 500 newest of the last 30 days. Raises StoreUnavailable."""
+    """Step → its data in its latest run, among the 500 newest of the last 30 days. Raises StoreUnavailable."""
     newest = newest_runs([runs.c.project == project, runs.c.workflow == workflow], now_ms)
     latest = func.row_number().over(partition_by=run_steps.c.step, order_by=newest.c.last_at.desc())
     joined = newest.join(run_steps, and_(run_steps.c.project == newest.c.project, run_steps.c.run == newest.c.run))

@@ -1,4 +1,4 @@
-"""Runs the migrations. Apart from `database` because Alembic is needed once in a while and costs a start 0.1 s."""
+"""Runs the migrations. Separate from `database`, because Alembic is seldom needed and adds 0.1 s to a start."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gateway.store.snapshot import migrations_folder
 
 
 async def upgrade(connection: StoreConnection, now_ms: int) -> None:
-    """Inside the caller's transaction. Raises SchemaMismatch when the tables are of a revision that is not known here."""
+    """Runs in the caller's transaction. Raises SchemaMismatch if the tables have a revision that is unknown here."""
     await connection.run_sync(_upgrade, "head")
     if connection.dialect.name == "postgresql":
         await partitions.make_ahead(connection, now_ms)
 
 
 async def downgrade(connection: StoreConnection, revision: str) -> None:
-    """Back to an older revision; `base` removes everything. For people who go back a version of the gateway, and tests."""
+    """Go back to an older revision; `base` removes everything. For downgrades of the gateway, and for tests."""
     await connection.run_sync(_downgrade, revision)
 
 

@@ -1,4 +1,4 @@
-"""Pages of rows, the latest first. A cursor names the last row of a page by its time and its name, which decides between equals."""
+"""Pages of rows, latest first. A cursor names the last row of a page by its time and, to break ties, its name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Column, ColumnElement, and_, or_
 
-# What no engine could look up (more than 64 bits, NUL) is no cursor.
+# Excludes what no engine could look up (more than 64 bits, NUL).
 CURSOR: Final = r"[0-9]{1,18}:[^\x00]{1,512}"
 _CURSOR: Final = re.compile(CURSOR)
 
@@ -17,7 +17,7 @@ def cursor_of(at_ms: int, name: str) -> str:
 
 
 def behind(cursor: str | None, at: Column[Any], name: Column[Any]) -> list[ColumnElement[bool]]:
-    """The condition of the next page; none for the first one. Raises ValueError for what is no cursor."""
+    """The condition of the next page; none for the first one. Raises ValueError for an invalid cursor."""
     if not cursor:
         return []
     if not _CURSOR.fullmatch(cursor):

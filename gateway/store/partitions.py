@@ -1,6 +1,6 @@
-"""Months of `token_usage` on Postgres: made before they are needed, dropped whole when they are too old.
+"""Monthly partitions of `token_usage` on Postgres: created before they are needed, dropped whole when they are too old.
 
-A partition is made as a table of its own and then attached: `CREATE … PARTITION OF` would lock the parent against readers.
+A partition is created as a separate table and then attached: `CREATE … PARTITION OF` would lock the parent against readers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sqlalchemy import text
 from gateway.store.database import StoreConnection
 
 PREFIX: Final = "token_usage_"
-# Three months cover a gateway that nobody restarts and whose daily task fails for a whole quarter.
+# Three months, for a gateway that is never restarted and whose daily task fails for a whole quarter.
 MONTHS_AHEAD: Final = 3
 
 Month = tuple[int, int]
@@ -40,7 +40,7 @@ def name_of(month: Month) -> str:
 
 
 def month_named(name: str) -> Month | None:
-    """The month of a partition, None for a table that is not one of ours."""
+    """The month of a partition; None for a table that is not one of ours."""
     year, _, month = name.removeprefix(PREFIX).partition("_")
     return (int(year), int(month)) if name.startswith(PREFIX) and year.isdigit() and month.isdigit() else None
 
@@ -56,7 +56,7 @@ async def existing(connection: StoreConnection) -> set[Month]:
 
 
 async def make(connection: StoreConnection, months: Iterable[Month]) -> set[Month]:
-    """Make those of `months` that are missing; returns all that exist now. Two at once are safe only under a lock."""
+    """Create those of `months` that are missing; returns all that exist now. Concurrent calls need a lock."""
     present = await existing(connection)
     for month in sorted(set(months) - present):
         await _make_one(connection, month)
@@ -65,7 +65,7 @@ async def make(connection: StoreConnection, months: Iterable[Month]) -> set[Mont
 
 
 async def make_ahead(connection: StoreConnection, now_ms: int, months_ahead: int = MONTHS_AHEAD) -> set[Month]:
-    """Last month (whose last events may still be on their way), this one and the next `months_ahead`."""
+    """Last month (whose last events may still arrive), this month and the next `months_ahead`."""
     this = month_of(now_ms)
     return await make(connection, (later(this, offset) for offset in range(-1, months_ahead + 1)))
 
@@ -79,7 +79,7 @@ async def _make_one(connection: StoreConnection, month: Month) -> None:
 
 
 async def drop_before(connection: StoreConnection, oldest: Month) -> list[str]:
-    """Drop every month before `oldest`; returns the names. Waits at most 5 s for readers, and then fails to try again later."""
+    """Drop every month before `oldest`; returns the names. Waits at most 5 s for readers and then fails, to be tried again later."""
     await connection.execute(text("SET LOCAL lock_timeout = '5s'"))
     dropped = [name_of(month) for month in sorted(await existing(connection)) if month < oldest]
     for name in dropped:

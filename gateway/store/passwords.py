@@ -17,7 +17,7 @@ def hashed(password: str) -> str:
 
 
 def matches(stored: str | None, password: str) -> bool:
-    """`stored` None: there is no such user. The answer then takes as long as with one."""
+    """`stored` None: there is no such user, but the check takes as long as if there were."""
     try:
         return _HASHER.verify(_nobody() if stored is None else stored, password)
     except (VerificationError, InvalidHashError):

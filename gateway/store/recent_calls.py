@@ -1,6 +1,6 @@
-"""What the latest calls say that no sum tells: why calls were refused, and what the gateway itself took.
+"""What the latest calls say that no sum does: why calls were refused, and the gateway's overhead.
 
-Bounded by a number of calls, not by time, so that it costs the same however busy the gateway is.
+Bounded by the number of calls and not by time, so that the cost does not depend on traffic.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CALLS_MAX: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class RecentCalls:
-    """`refusals` are (code, how many), the most frequent first. Overheads in µs; None when no call has one."""
+    """`refusals` are (code, count), the most frequent first. Overheads are in µs; None if no call has one."""
 
     calls: int
     refusals: tuple[tuple[str, int], ...]
@@ -49,5 +49,5 @@ async def recent_calls(db: Database, project: str) -> RecentCalls:
 
 
 def _percentile(ranked: Sequence[int], share: float) -> int | None:
-    """The smallest value that covers this share of them."""
+    """The smallest value that covers this share of the values."""
     return ranked[max(0, -int(-len(ranked) * share // 1) - 1)] if ranked else None

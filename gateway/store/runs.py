@@ -1,7 +1,7 @@
-"""Runs and their steps: what was planned for them, the state people put them in, and the sums that the flusher keeps.
+"""Runs and their steps: their plans, the state people put them in, and the sums that the flusher maintains.
 
-A run is there as soon as it was planned (`create`), has a call that takes long (`begin`) or its first usage event arrived
-(`usage.insert_entries`); all meet in one row, whichever comes first.
+A run appears when it is planned (`create`), has a call that takes long (`begin`) or its first usage event arrives
+(`usage.insert_entries`), whichever is first; all of them update the same row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FINAL_STATES: Final = ("completed", "cancelled")
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What the calls of something add up to. `calls` were let in; refused ones are counted beside them."""
+    """Sums over calls. `calls` counts admitted ones; refused ones are counted separately."""
 
     calls: int = 0
     refused: int = 0
@@ -82,7 +82,7 @@ class Run:
 
 
 class RunOfOtherWorkflow(Exception):
-    """A run belongs to one workflow of its project: the one that was named first."""
+    """A run belongs to one workflow of its project: the first one that was named."""
 
     def __init__(self, workflow: str) -> None:
         super().__init__(workflow)
@@ -91,7 +91,7 @@ class RunOfOtherWorkflow(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RunFilter:
-    """Which runs to list; None leaves a field open. Times are of the last event, in ms, from inclusive, to exclusive."""
+    """Which runs to list; None matches anything. Times are of the last event, in ms, from inclusive, to exclusive."""
 
     project: str | None = None
     workflow: str | None = None
@@ -105,7 +105,7 @@ class RunFilter:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The runs of one page, the latest first. `next` is the cursor of the following page, None on the last."""
+    """One page of runs, latest first. `next` is the cursor of the following page, None on the last."""
 
     runs: tuple[Run, ...]
     next: str | None
@@ -134,17 +134,17 @@ _PLANNED_STEP: Final = (
 )
 
 
-# What the events of calls say of intent and model stays.
+# Intent and model are not replaced, because calls report them.
 _ALLOCATED_STEP: Final = ("position", "tier", "allocation_tokens", "hard_limit_tokens", "plan")
-# Planned steps are numbered from 1; a step that only appeared in calls has 0 and comes after them.
+# Planned steps are numbered from 1; unplanned ones have 0 and sort after them.
 _UNPLANNED: Final = case((run_steps.c.position == 0, 1), else_=0)
 _IN_ORDER: Final = (_UNPLANNED, run_steps.c.position, run_steps.c.first_at, run_steps.c.step)
 
 
 async def create(db: Database, run: Run) -> Run:
-    """Store the plan of a run and its steps. A run that is there already keeps its state and sums, and takes the new plan.
+    """Store the plan of a run and its steps. An existing run keeps its state and sums, and gets the new plan.
 
-    Raises RunOfOtherWorkflow, and changes nothing then.
+    Raises RunOfOtherWorkflow, and then changes nothing.
     """
     async with db.begin() as connection:
         await insert(connection, runs, [_run_row(run)], _PLANNED)
@@ -157,8 +157,9 @@ async def create(db: Database, run: Run) -> Run:
 
 
 async def begin(db: Database, begun: Sequence[Run]) -> None:
-    """Runs and their steps of which no event is there yet. What is there already stays as it is."""
-    ordered = sorted(begun, key=lambda run: (run.project, run.run))  # all writers lock in the same order
+    """Insert runs and their steps that have no events yet. Existing rows stay as they are."""
+    # so that concurrent writers lock in the same order
+    ordered = sorted(begun, key=lambda run: (run.project, run.run))
     steps = [_step_row(run.project, run.run, step) for run in ordered for step in run.steps]
     async with db.begin() as connection:
         await insert(connection, runs, [_run_row(run) for run in ordered], leave_alone)
@@ -166,7 +167,7 @@ async def begin(db: Database, begun: Sequence[Run]) -> None:
 
 
 async def _check_workflow(connection: StoreConnection, run: Run) -> None:
-    """After it was written, and its row locked: of two that begin a run at once one hears of the other."""
+    """Called after writing, with the row locked: of two concurrent creators one is told of the other's workflow."""
     mine = and_(runs.c.project == run.project, runs.c.run == run.run)
     workflow = (await connection.execute(select(runs.c.workflow).where(mine))).scalar_one()
     if workflow != run.workflow:
@@ -174,7 +175,7 @@ async def _check_workflow(connection: StoreConnection, run: Run) -> None:
 
 
 async def _forget_plan(connection: StoreConnection, run: Run) -> None:
-    """Steps that an earlier plan had: those that called stay as steps that no plan knew of."""
+    """Remove the steps of an earlier plan; those that have calls stay as unplanned steps."""
     steps = run_steps.c
     planned = and_(steps.project == run.project, steps.run == run.run, steps.position > 0)
     never_called = and_(steps.calls == 0, steps.refused == 0, steps.total_tokens == 0)
@@ -184,20 +185,20 @@ async def _forget_plan(connection: StoreConnection, run: Run) -> None:
 
 
 async def note_allocations(db: Database, steps: Sequence[tuple[str, RunStep]]) -> None:
-    """What steps of many runs, each with its project, were given while their runs went on. Of two for one step the last counts."""
+    """Store the allocations that steps, each with its project, got during their runs. Of two for one step the last one counts."""
     last = {(project, step.run, step.step): _step_row(project, step.run, step) for project, step in steps}
-    rows = [last[key] for key in sorted(last)]  # all writers lock in the same order
+    rows = [last[key] for key in sorted(last)]  # so that concurrent writers lock in the same order
     async with db.begin() as connection:
         await insert(connection, run_steps, rows, replacing(run_steps, _ALLOCATED_STEP))
 
 
 async def get(db: Database, project: str, run: str) -> Run | None:
-    """The run with its steps, in the order of the plan, unplanned ones by when they appeared."""
+    """The run with its steps in the order of the plan, then unplanned ones in the order of appearance."""
     return (await get_many(db, project, [run])).get(run)
 
 
 async def get_many(db: Database, project: str, names: Sequence[str]) -> dict[str, Run]:
-    """Those of the runs that the store knows, by name."""
+    """Those of the runs that the store has, by name."""
     async with db.begin() as connection:
         wanted = {"project": project, "names": listed(connection, names)}
         found = (await connection.execute(_runs_named(connection.dialect.name), wanted)).mappings().all()
@@ -213,12 +214,12 @@ async def get_many(db: Database, project: str, names: Sequence[str]) -> dict[str
 
 @cache
 def _runs_named(dialect: str) -> Select[*tuple[Any, ...]]:
-    """Kept: the first call of every run asks for it, and to build it takes as long as to ask."""
+    """Cached: every run's first call needs it, and building the statement takes as long as executing it."""
     return select(runs).where(runs.c.project == bindparam("project"), among_given(dialect, runs.c.run, "names"))
 
 
 async def overhead_us(db: Database, run: Run) -> int | None:
-    """What the gateway itself took for all calls of the run; None when no call says so (retention forgets single calls)."""
+    """The gateway's overhead over all calls of the run; None if no call has it (retention deletes single calls)."""
     calls = token_usage.c
     mine = and_(calls.project == run.project, calls.run == run.run, calls.at.between(run.first_at_ms, run.last_at_ms))
     async with db.read() as connection:
@@ -227,7 +228,7 @@ async def overhead_us(db: Database, run: Run) -> int | None:
 
 
 async def latest_keys(db: Database, project: str, names: Sequence[str]) -> dict[str, str]:
-    """By run, the id of the key of its latest call; empty for a call without one, left out where no call is kept."""
+    """The key id of each run's latest call; empty for a call without one, missing if no call is kept."""
     calls = token_usage.c
     latest = (
         select(calls.key_id)
@@ -242,7 +243,7 @@ async def latest_keys(db: Database, project: str, names: Sequence[str]) -> dict[
 
 
 async def list_runs(db: Database, wanted: RunFilter, limit: int = 50, cursor: str | None = None) -> Page:
-    """Runs by their last event, the latest first. Raises ValueError for what is no cursor."""
+    """Runs by their last event, latest first. Raises ValueError for an invalid cursor."""
     keys = runs.c.last_at, runs.c.run
     query = select(runs).where(*_conditions(wanted), *behind(cursor, *keys)).order_by(*newest_first(*keys))
     async with db.begin() as connection:
@@ -254,7 +255,7 @@ async def list_runs(db: Database, wanted: RunFilter, limit: int = 50, cursor: st
 async def set_state(
     db: Database, project: str, run: str, state: str, now_ms: int, metrics: Mapping[str, Any] | None = None
 ) -> Run | None:
-    """Put a run into a state of `STATES`. None when there is no such run. Raises ValueError for another state."""
+    """Put a run into one of `STATES`. None if there is no such run. Raises ValueError for another state."""
     if state not in STATES:
         raise ValueError(f"'{state}' is not a state of a run; there are {', '.join(STATES)}")
     values: dict[str, Any] = {"state": state, "completed_at": now_ms if state in FINAL_STATES else None}
@@ -267,27 +268,27 @@ async def set_state(
 
 
 async def set_plan(db: Database, project: str, run: str, plan: Mapping[str, Any]) -> None:
-    """Replace the plan, for instance after the budget of the run was raised."""
+    """Replace the plan, for example after the budget of the run was raised."""
     async with db.begin() as connection:
         mine = and_(runs.c.project == project, runs.c.run == run)
         await connection.execute(runs.update().where(mine).values(plan=_json(plan)))
 
 
 async def family(connection: StoreConnection, project: str, run: str) -> list[str]:
-    """The run and every run inside it, at any depth: they all spend from its account."""
+    """The run and all runs inside it, at any depth: they all spend from its account."""
     tree = select(runs.c.run).where(runs.c.project == project, runs.c.run == run).cte("family", recursive=True)
-    # Said in so many words, since the index on parents leaves out the runs without one.
+    # Stated explicitly, so that the partial index on parents can be used.
     has_parent = runs.c.parent_run != literal_column("''")
     children = select(runs.c.run).where(
         runs.c.project == project, has_parent, runs.c.parent_run == tree.c.run, runs.c.run != runs.c.parent_run
     )
-    # UNION, not UNION ALL: a cycle that somebody's headers made must end.
+    # UNION and not UNION ALL, so that a cycle, which headers can create, ends.
     found = await connection.execute(select(tree.union(children).c.run))
     return list({run, *found.scalars()})
 
 
 async def inside(connection: StoreConnection, project: str, names: Sequence[str]) -> dict[str, str]:
-    """Every run that is inside one of `names`, at any depth, with the run that it is directly inside of."""
+    """All runs inside one of `names`, at any depth, each with the run directly around it."""
     found: dict[str, str] = {}
     outer = list(names)
     while outer:

@@ -1,4 +1,4 @@
-"""The 40 settings in `system_settings_config`, and who changed what when."""
+"""The 40 settings in `system_settings_config`, and the history of their changes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _NONE: Final[Mapping[str, Value]] = MappingProxyType({})
 
 
 class SettingsConflict(ValueError):
-    """Values that are each allowed and contradict one another; the text says which."""
+    """Values that are each allowed but contradict each other; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
-    """A setting as it is stored. `updated_by` is empty for a value that nobody has set yet: the seeded default."""
+    """A stored setting. `updated_by` is empty for the seeded default, which nobody has set yet."""
 
     key: str
     value: Value
@@ -56,16 +56,17 @@ async def get(db: Database, key: str) -> SettingRow | None:
 async def put(
     db: Database, key: str, value: object, who: str, now_ms: int, first_values: Mapping[str, Value] = _NONE
 ) -> SettingRow:
-    """Set one. Raises SettingError (unknown key, wrong type, outside the range) and SettingsConflict; nothing is changed then."""
+    """Set one. Raises SettingError (unknown key, wrong type, out of range) and SettingsConflict, and then changes nothing."""
     return (await put_many(db, {key: value}, who, now_ms, first_values))[key]
 
 
 async def put_many(
     db: Database, values: Mapping[str, object], who: str, now_ms: int, first_values: Mapping[str, Value] = _NONE
 ) -> dict[str, SettingRow]:
-    """Set several in one transaction, all or none. A value that is the same already makes no history.
+    """Set several in one transaction, all or none. Unchanged values make no history.
 
-    `first_values` are those of the configuration file: they count, and are what is changed, until somebody sets their keys.
+    `first_values` are those of the configuration file: they apply, and are the old values of a change, until somebody sets
+    their keys.
     """
     wanted = {key: validated(key, value) for key, value in values.items()}
     async with db.begin() as connection:
@@ -81,7 +82,7 @@ async def put_many(
 
 
 async def history(db: Database, key: str | None = None, limit: int = 100) -> list[SettingChange]:
-    """The newest changes first; of one key or of all."""
+    """Newest changes first, of one key or of all."""
     table = settings_history.c
     query = select(settings_history).order_by(table.id.desc()).limit(limit)
     if key is not None:
@@ -93,7 +94,7 @@ async def history(db: Database, key: str | None = None, limit: int = 100) -> lis
 async def revert(
     db: Database, change_id: int, who: str, now_ms: int, first_values: Mapping[str, Value] = _NONE
 ) -> SettingRow | None:
-    """Set a key back to what it was before a change, as a change of its own. None when there is no such change."""
+    """Restore the value before a change, as a new change. None if there is no such change."""
     query = select(settings_history).where(settings_history.c.id == change_id)
     async with db.begin() as connection:
         found = (await connection.execute(query)).mappings().first()
@@ -104,7 +105,7 @@ async def revert(
 
 
 def _check_conflicts(before: Mapping[str, Value], after: Mapping[str, Value]) -> None:
-    """Only contradictions that this change makes are its fault: others must not stop the way out of them."""
+    """Only new contradictions are refused: existing ones must not block the way out of them."""
     made = [sentence for sentence in conflicts(after) if sentence not in conflicts(before)]
     if made:
         raise SettingsConflict(" ".join(made))
@@ -112,7 +113,7 @@ def _check_conflicts(before: Mapping[str, Value], after: Mapping[str, Value]) ->
 
 async def _rows(connection: StoreConnection, *, locked: bool = False) -> dict[str, SettingRow]:
     query = select(system_settings_config)
-    if locked:  # two writers of the same key: the second sees what the first wrote, and the history stays a chain
+    if locked:  # of two writers of one key the second sees what the first wrote, so that the history is a chain
         query = query.order_by(system_settings_config.c.key).with_for_update()
     found = (await connection.execute(query)).mappings()
     return {

@@ -1,6 +1,6 @@
-"""A new SQLite store in one go. `migrations/embedded.sql` has what all migrations together make of an empty file, so that a first start
-needs no Alembic: 12 MB, and a tenth of a second. After a new migration `make snapshot` writes it anew; one that is behind is brought
-forward by the migrations that it lacks."""
+"""Creates a new SQLite store at once. `migrations/embedded.sql` has the result of all migrations on an empty file, so that a
+first start needs no Alembic: 12 MB, and a tenth of a second. After a new migration, `make snapshot` updates it; if it is
+outdated, the missing migrations are run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import gateway
 
 
 def migrations_folder() -> Path:
-    """In a wheel the history lies inside the package, in a source tree beside it."""
+    """In a wheel the migrations are inside the package, in a source tree beside it."""
     package = Path(gateway.__file__).parent
     installed = package / "migrations"
     return installed if installed.is_dir() else package.parent / "migrations"
@@ -23,7 +23,7 @@ def snapshot_file() -> Path:
 
 
 def make_tables(connection: Connection) -> None:
-    """Inside the caller's transaction. A file that has anything in it is left alone."""
+    """Runs in the caller's transaction. A file that is not empty is left alone."""
     if connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar():
         return
     for statement in snapshot_file().read_text(encoding="utf-8").split("\n\n"):

@@ -1,7 +1,6 @@
-"""SQLite for an event loop: one connection, used in a thread of its own, with the part of SQLAlchemy's `AsyncConnection` that the
-store needs.
+"""SQLite for an event loop: one connection, used in its own thread, with the part of SQLAlchemy's `AsyncConnection` that the store needs.
 
-SQLAlchemy's own way to SQLite hands each cursor over to a thread four times a statement, and loads its ORM (7 MB) with it.
+SQLAlchemy's own async driver for SQLite takes four thread switches per statement, and loads its ORM (7 MB).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from sqlalchemy.engine import URL, Connection, CursorResult, Dialect, Engine
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql import Executable
 
-# A second writer never exists, so this only covers the moment in which SQLite itself checkpoints.
+# There is never a second writer, so this only covers the moment in which SQLite itself checkpoints.
 BUSY_TIMEOUT_MS: Final = 5_000
 # How long a transaction waits for those before it.
 _TURN_S: Final = 60.0
@@ -27,10 +26,10 @@ P = ParamSpec("P")
 
 
 class SqliteEngine:
-    """SQLite before 3.51.3 can corrupt a WAL file that two connections write: one is all there ever is."""
+    """Before 3.51.3, SQLite can corrupt a WAL file that two connections write, so there is only one."""
 
     def __init__(self, url: URL) -> None:
-        # Error messages reach logs, and parameters hold what people wrote.
+        # Error messages reach logs, and parameters contain user data.
         self._engine = create_engine(url, hide_parameters=True, poolclass=QueuePool, pool_size=1, max_overflow=0)
         event.listen(self._engine, "connect", _prepare)
         event.listen(self._engine, "begin", _begin)
@@ -39,7 +38,7 @@ class SqliteEngine:
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[SqliteConnection]:
-        """One transaction, committed at the end of the block. Raises TimeoutError when those before it take a minute."""
+        """One transaction, committed at the end of the block. Raises TimeoutError if those before it take a minute."""
         async with asyncio.timeout(_TURN_S):
             await self._turn.acquire()
         connection = SqliteConnection(self._engine, self._thread)
@@ -47,30 +46,30 @@ class SqliteEngine:
             yield connection
             await connection.end(commit=True)
         finally:
-            # The thread does one thing after the other: where this was cancelled it ends what it is at, rolls back, and only then begins
-            # the next transaction, whether anybody waits for it or not.
+            # The thread works in order: if this was cancelled, it finishes the current statement, rolls back, and only then
+            # begins the next transaction, whether anybody waits for it or not.
             self._turn.release()
             await connection.end(commit=False)
 
     async def dispose(self) -> None:
-        """Closes the file, after the transaction that is under way."""
+        """Close the file after the current transaction."""
         async with self._turn:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
             self._thread.shutdown(wait=False)
 
 
 class SqliteConnection:
-    """The connection in one transaction, which begins with its first statement. What it returns has been fetched: nothing waits
-    for SQLite any more.
+    """The connection in one transaction, which begins with its first statement. Results are fetched completely, so nothing
+    has to wait for SQLite later.
 
-    A call may wait for each hand-over to the thread, so a transaction of one statement makes two: that statement, and the end.
+    A call may wait for each thread switch, so a transaction of one statement has two: the statement, and the end.
     """
 
     def __init__(self, engine: Engine, thread: ThreadPoolExecutor) -> None:
         self._engine = engine
         self._thread = thread
         self._connection: Connection | None = None
-        self._is_over = True  # nothing was handed over yet that has to be ended
+        self._is_over = True  # nothing was started that has to be ended
 
     @property
     def dialect(self) -> Dialect:
@@ -82,7 +81,7 @@ class SqliteConnection:
     async def run_sync(
         self, function: Callable[Concatenate[Connection, P], T], *arguments: P.args, **named: P.kwargs
     ) -> T:
-        """`function` in the thread of the connection, which is its first argument."""
+        """Run `function` in the connection's thread, with the connection as its first argument."""
 
         def run() -> T:
             if self._connection is None:
@@ -94,7 +93,7 @@ class SqliteConnection:
         return await self._hand_over(run)
 
     async def end(self, *, commit: bool) -> None:
-        """Commits or rolls back, and gives the connection back. Does nothing when that was done, or when there was no statement."""
+        """Commit or roll back, and return the connection. Does nothing if that was done, or there was no statement."""
 
         def end_it() -> None:
             if self._connection is not None:
@@ -114,12 +113,12 @@ def _fetched(connection: Connection, statement: Executable, parameters: Any) -> 
     result = connection.execute(statement, parameters)
     if not result.returns_rows:
         return result
-    # A result of the same rows without the cursor; `rowcount`, the only thing that it lacks, is nobody's question where there are rows.
+    # A result of the same rows without the cursor. It only lacks `rowcount`, which nobody needs for a query.
     return cast("CursorResult[*tuple[Any, ...]]", result.freeze()())
 
 
 def _prepare(connection: Any, _record: Any) -> None:
-    # The driver's own idea of transactions leaves DDL outside of them; ours begins each explicitly.
+    # By default the driver leaves DDL outside of transactions; the store begins each one explicitly.
     connection.isolation_level = None
     cursor = connection.cursor()
     try:
@@ -127,7 +126,7 @@ def _prepare(connection: Any, _record: Any) -> None:
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=NORMAL")
     except BaseException:
-        connection.close()  # the pool has not seen it yet, and would leave it open
+        connection.close()  # the pool does not know it yet, and would leave it open
         raise
     cursor.close()
 

@@ -1,4 +1,4 @@
-"""What steps really used in past runs: the samples that the adaptive strategy and `farebox suggest` learn from."""
+"""What steps used in past runs: the samples for the adaptive strategy and `farebox suggest`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from gateway.store.database import Database
 from gateway.store.tables import run_steps, runs
 
 DAYS: Final = 30
-# Older samples weigh half as much every week: an agent's prompts change by the week, not by the day.
+# The weight of samples halves every week: an agent's prompts change within weeks, not days.
 HALF_LIFE_MS: Final = 7 * 86_400_000
-# More samples do not move a p95 any more, and a step of a busy workflow has thousands.
+# More samples hardly change a p95, and a step of a busy workflow has thousands.
 SAMPLES_MAX: Final = 200
-# Looked at, the newest first: those of before weigh little. With 2,000 Postgres finds it cheaper to read every step of every
+# The number of runs read, newest first: earlier ones weigh little. With 2,000, Postgres prefers to read every step of every
 # run, which takes twelve times as long.
 RUNS_MAX: Final = 500
-# A run that nobody completes is taken as finished after the silence that also ends an implicit run.
+# A run that nobody completes counts as finished after the silence that also ends an implicit run.
 SILENCE_MS: Final = 900_000
 
 
 @dataclass(frozen=True, slots=True)
 class StepSample:
-    """The tokens of one step in one finished run. `weight` is 1 now and halves every week."""
+    """The tokens of one step in one finished run. `weight` is 1 for now and halves every week."""
 
     tokens: int
     at_ms: int
@@ -40,14 +40,14 @@ class IntentModel:
 
 
 async def by_step(db: Database, project: str, workflow: str, now_ms: int) -> Mapping[str, tuple[StepSample, ...]]:
-    """Step → its samples of the last 30 days, the newest first, at most 200 each, out of the 500 newest runs. Raises StoreUnavailable."""
+    """Step → its samples of the last 30 days, newest first, at most 200 each, from the 500 newest runs. Raises StoreUnavailable."""
     of_runs = [runs.c.project == project, runs.c.workflow == workflow]
     found = await _samples(db, [run_steps.c.step], of_runs, [], now_ms)
     return {key[0]: samples for key, samples in found.items()}
 
 
 async def by_intent(db: Database, project: str, now_ms: int) -> Mapping[IntentModel, tuple[StepSample, ...]]:
-    """The same over all workflows of a project by intent and model, for steps that have too few samples of their own."""
+    """The same by intent and model over all workflows of a project, for steps with too few samples of their own."""
     keys = [run_steps.c.intent, run_steps.c.model]
     found = await _samples(db, keys, [runs.c.project == project], [run_steps.c.intent != ""], now_ms)
     return {IntentModel(*key): samples for key, samples in found.items()}
@@ -81,7 +81,7 @@ def newest_runs(conditions: list[ColumnElement[bool]], now_ms: int) -> Subquery:
 def _query(
     keys: list[Any], of_runs: list[ColumnElement[bool]], of_steps: list[ColumnElement[bool]], now_ms: int
 ) -> Select[Any]:
-    # A run that was cut off says nothing about what its steps need.
+    # A run that was cut off does not show what its steps need.
     finished = or_(runs.c.state == "completed", and_(runs.c.state == "active", runs.c.last_at < now_ms - SILENCE_MS))
     newest = newest_runs([*of_runs, finished], now_ms)
     newest_first = func.row_number().over(partition_by=keys, order_by=newest.c.last_at.desc())

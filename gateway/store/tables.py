@@ -1,7 +1,7 @@
-"""Every table of the store, once for SQLite and Postgres. The history of their making is in `migrations/`; a test compares both.
+"""All tables of the store, for SQLite and Postgres alike. `migrations/` has their history; a test compares both.
 
-Times are integers of ms since the epoch, money is nano-USD. A text that a call does not have is the empty string, so that
-rows group and sum the same way on every engine; a measurement that was not made is NULL.
+Times are integers of ms since the epoch, money is in nano-USD. Missing texts are the empty string, so that rows group and sum
+in the same way on every engine; missing measurements are NULL.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any, Final
 
 from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, Table, Text
 
-# The newest revision in `migrations/versions`. Kept here so that a start need not load Alembic to know that all is well.
+# The newest revision in `migrations/versions`. Repeated here so that a start need not load Alembic to check it.
 SCHEMA_REVISION: Final = "0004"
 
 METADATA: Final = MetaData()
 
-# SQLite numbers rows by itself only in a column that is declared INTEGER.
+# SQLite only numbers rows automatically in a column declared INTEGER.
 _SERIAL: Final = BigInteger().with_variant(Integer, "sqlite")
 
 
@@ -35,7 +35,7 @@ def _flag(name: str) -> Column[Any]:
     return Column(name, Boolean, nullable=False)
 
 
-# What is summed wherever calls are summed. `calls` are those that were let in; refused ones are counted beside them.
+# What is summed wherever calls are summed. `calls` counts admitted ones; refused ones are counted separately.
 SUMS: Final = (
     "calls",
     "refused",
@@ -51,8 +51,8 @@ SUMS: Final = (
     "overrun_nano_usd",
 )
 
-# One row a usage event. On Postgres the table is partitioned by month on `at`; `at` is therefore part of the key, and
-# `usage.insert_entries` sees to it that an id is there once whatever its `at`.
+# One row per usage event. On Postgres the table is partitioned by month of `at`; `at` is therefore part of the key, and
+# `usage.insert_entries` ensures that an id is stored only once, whatever its `at`.
 token_usage: Final = Table(
     "token_usage",
     METADATA,
@@ -100,7 +100,7 @@ token_usage: Final = Table(
     Column("overhead_us", BigInteger),
     _text("request_id"),
     Index("ix_token_usage_run", "project", "run", "at"),
-    # Rows arrive in the order of time, so this index grows at its end only, and costs little.
+    # Rows arrive in the order of time, so this index only grows at its end, which is cheap.
     Index("ix_token_usage_at", "at"),
 )
 
@@ -111,12 +111,12 @@ def _sums_of(name: str, at: str) -> Table:
     return Table(name, METADATA, start, *keys, *(_count(sums) for sums in SUMS))
 
 
-# Sums by hour and by day of everything that usage is grouped by except the run: what a report reads instead of a million rows.
+# Sums by hour and by day for everything that usage is grouped by except the run: reports read these instead of a million rows.
 GROUPED: Final = ("project", "workflow", "step", "agent", "key_id", "intent", "model", "savings")
 usage_hourly: Final = _sums_of("usage_hourly", "hour_at")
 usage_daily: Final = _sums_of("usage_daily", "day_at")
 
-# Events that could not be stored, whole, with the reason: nothing that was settled is thrown away.
+# Events that could not be stored, complete and with the reason: nothing that was settled is thrown away.
 usage_dead_letter: Final = Table(
     "usage_dead_letter",
     METADATA,
@@ -146,12 +146,12 @@ runs: Final = Table(
     _time("first_at", nullable=False),
     _time("last_at", nullable=False),
     _time("completed_at"),
-    _text("plan"),  # JSON: what POST /api/runs declared, and the limits it was given
+    _text("plan"),  # JSON: what POST /api/runs declared, and its limits
     _text("metrics"),  # JSON: written when the run completes
     *(_count(name) for name in SUMS),
     Index("ix_runs_last_at", "project", "last_at"),
     Index("ix_runs_workflow", "project", "workflow", "last_at"),
-    # Partial where parent_run <> '': few runs have a parent; the others need not be in the index, nor pay for it.
+    # Partial where parent_run <> '': few runs have a parent, so the others need not be in the index.
     Index("ix_runs_parent", "project", "parent_run"),
 )
 
@@ -190,7 +190,7 @@ budgets: Final = Table(
     "budgets",
     METADATA,
     Column("id", Text, primary_key=True),
-    Column("project", Text),  # NULL: of every project
+    Column("project", Text),  # NULL: all projects
     _text("scope"),
     _text("match"),
     Column("tokens", BigInteger),
@@ -216,7 +216,7 @@ api_keys: Final = Table(
     Column("digest", Text, nullable=False, unique=True),  # SHA-256 of the key, hex; the key itself is never stored
     Column("old_digest", Text, unique=True),  # after a rotation with a grace period
     _time("old_until"),
-    _text("prefix"),  # what people recognise it by
+    _text("prefix"),  # for people to recognise it
     _flag("admin"),
     _text("role"),  # admin, viewer; empty for a key that only calls models
     _text("workflow"),
@@ -266,7 +266,7 @@ agent_intensity_metrics: Final = Table(
     Column("creation", Float, nullable=False),
     Column("execution", Float, nullable=False),
     Column("combined", Float, nullable=False),
-    Column("runs", BigInteger, nullable=False, server_default="0"),  # how many the execution score rests on
+    Column("runs", BigInteger, nullable=False, server_default="0"),  # the number of runs behind the execution score
     _text("source"),  # computed, set
     _text("metrics"),  # JSON: the figures behind the scores
     _flag("current"),
@@ -325,7 +325,7 @@ admin_sessions: Final = Table(
     Index("ix_admin_sessions_user", "user"),
 )
 
-# A number per subject that every writer raises in its own transaction, so that one small read tells whether to reload.
+# A number per subject that every writer raises in its transaction, so that one small read tells whether to reload.
 control_versions: Final = Table(
     "control_versions",
     METADATA,

@@ -1,8 +1,8 @@
-"""A column that SQLite is not to look up in an index.
+"""A column that SQLite should not look up in an index.
 
-It knows nothing about the data: asked for the latest calls of a project, it would take the index that begins with the project
-and sort all its calls, where the index of times has them in order. A plus before the column keeps it from that. Postgres has
-statistics, and an expression would hide the column from them.
+SQLite has no statistics here: for the latest calls of a project it would use the index that starts with the project, and sort
+all its calls, although the index on times has them in order. A plus before the column prevents that. Postgres has statistics,
+and an expression would hide the column from them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Usage events into the store: each id once, with its sums, in one transaction.
+"""Writes usage events to the store: each id once, together with its sums, in one transaction.
 
-The writers of one database take turns (an advisory lock of the transaction; SQLite has one writer anyway). Under it an id is
-looked up before it is inserted, so it lands once even if it comes back with another time, which the partitioned table's
-own key (id, at) could not see. And sums are added only for rows that are new.
+The writers of one database take turns (a transaction-level advisory lock; SQLite has one writer anyway). Under the lock an id
+is looked up before it is inserted, so it is stored once even if it comes again with another time, which the partitioned
+table's own key (id, at) could not detect. Sums are only added for new rows.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from gateway.store.usage_sums import BY_RUN, BY_STEP, DAILY, DAY_MS, HOURLY, Bat
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-# An event that comes back may carry another time, but not one of another quarter: redelivery takes seconds, the replay of a
-# spooled settlement at most as long as an outage. The bound keeps the look-up out of old months.
+# A redelivered event may have another time, but within a quarter: redelivery takes seconds, and the replay of a spooled
+# settlement at most as long as an outage. The bound keeps old months out of the look-up.
 REDELIVERY_MS_MAX: Final = 45 * 86_400_000
 # Any constant that is the same in every gateway (the bytes of "usage").
 WRITER_LOCK: Final = 0x7573616765
-# After so many rows (a few ms) the calls of this process have their turn.
+# After this many rows (a few ms), the calls of this process get their turn.
 _SLICE: Final = 200
 _REASON_CHARACTERS_MAX: Final = 500
 _INT64_MAX: Final = 2**63 - 1
 
-# What is added to a table of sums: the table, its columns, the rows, and how they meet those that are there.
+# What is added to a table of sums: the table, its columns, the rows, and how to merge them with existing rows.
 Added = tuple[Table, tuple[str, ...], Values, Conflict]
 
 _log = structlog.get_logger(__name__)
@@ -47,7 +47,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Inserted:
-    """How many entries became rows, were there already, and were parked."""
+    """How many entries became rows, existed already, and were parked as dead letters."""
 
     inserted: int
     known: int
@@ -55,9 +55,9 @@ class Inserted:
 
 
 async def insert_entries(db: Database, entries: Sequence[OutboxEntry], now_ms: int) -> Inserted:
-    """Commit `entries` (at most some thousands): may be repeated any number of times, by any number of writers.
+    """Commit `entries` (at most some thousands). May be repeated any number of times, by any number of writers.
 
-    Raises StoreUnavailable, after which it is unknown whether they were committed: repeat.
+    Raises StoreUnavailable, after which it is unknown whether they were committed: repeat the call.
     """
     by_id, poisons = await _parsed(entries)
     async with db.begin() as connection:
@@ -76,7 +76,7 @@ async def insert_entries(db: Database, entries: Sequence[OutboxEntry], now_ms: i
 
 
 async def _parsed(entries: Sequence[OutboxEntry]) -> tuple[dict[str, Row], list[Poison]]:
-    """The rows by id, of which the first counts, in the order of the entries; and what cannot become one."""
+    """The rows by id, of which the first counts, in the order of the entries; and the entries that cannot become rows."""
     by_id: dict[str, Row] = {}
     poisons: list[Poison] = []
     for start in range(0, len(entries), _SLICE):
@@ -90,9 +90,9 @@ async def _parsed(entries: Sequence[OutboxEntry]) -> tuple[dict[str, Row], list[
 
 
 async def drop_old_months(db: Database, now_ms: int, months_kept: int) -> list[str]:
-    """Retention: forget calls older than the `months_kept` months before this one. The sums by hour and run stay.
+    """Retention: delete calls from before the last `months_kept` months and this one. The sums by hour and run stay.
 
-    Whole partitions on Postgres (their names are returned), slices of rows on SQLite.
+    Drops whole partitions on Postgres (returns their names), deletes slices of rows on SQLite.
     """
     oldest = partitions.later(partitions.month_of(now_ms), -months_kept)
     if db.is_postgres:
@@ -105,7 +105,7 @@ async def drop_old_months(db: Database, now_ms: int, months_kept: int) -> list[s
 
 
 async def make_months_ahead(db: Database, now_ms: int) -> None:
-    """To be run daily: partitions for the months to come. Does nothing on SQLite."""
+    """Create partitions for the coming months; to be run daily. Does nothing on SQLite."""
     if db.is_postgres:
         async with db.begin() as connection:
             await _take_turn(connection)
@@ -113,7 +113,7 @@ async def make_months_ahead(db: Database, now_ms: int) -> None:
 
 
 async def dead_letters(db: Database, limit: int = 100) -> list[dict[str, Any]]:
-    """The newest events that could not be stored, whole and with the reason."""
+    """The newest events that could not be stored, complete and with the reason."""
     query = (
         select(usage_dead_letter).order_by(usage_dead_letter.c.parked_at.desc(), usage_dead_letter.c.id).limit(limit)
     )
@@ -123,8 +123,8 @@ async def dead_letters(db: Database, limit: int = 100) -> list[dict[str, Any]]:
 
 async def _take_turn(connection: StoreConnection) -> None:
     if connection.dialect.name == "postgresql":
-        # A writer that freezes in its transaction must not hold the others up for ever. And a plan made without the parameters looks
-        # ids up by the key; one made for them reads the whole month by its times while that has no statistics.
+        # A writer that freezes in its transaction must not block the others for ever. And a generic plan looks ids up by the
+        # key, whereas a custom plan reads the whole month by time while that has no statistics.
         await connection.execute(
             text(
                 "SELECT set_config('idle_in_transaction_session_timeout', '30s', true), "
@@ -146,7 +146,7 @@ async def _without_known(connection: StoreConnection, by_id: dict[str, Row]) -> 
 
 
 async def _have_months(connection: StoreConnection, rows: Sequence[Row]) -> None:
-    """An event whose month nobody foresaw (a long outage, an old spool) makes its partition itself."""
+    """An event of an unforeseen month (after a long outage, or from an old spool) creates its partition."""
     if rows and connection.dialect.name == "postgresql":
         days = {at_of(row) // DAY_MS for row in rows}
         await partitions.make(connection, {partitions.month_of(day * DAY_MS) for day in days})
@@ -160,8 +160,8 @@ async def _store_rows(connection: StoreConnection, rows: Sequence[Row]) -> tuple
 
 
 async def _copy(connection: AsyncConnection, rows: Sequence[Row]) -> bool:
-    """COPY, at half the cost of the INSERT. It knows no ON CONFLICT, and under the lock there is none; if it fails for that or
-    any other reason, nothing is stored, and `_insert_rows` finds out what is wrong."""
+    """COPY, at half the cost of INSERT. It does not support ON CONFLICT, but under the lock there are no conflicts. If it
+    fails for that or any other reason, nothing is stored, and `_insert_rows` finds the cause."""
     if not rows:
         return True
     driver = (await connection.get_raw_connection()).driver_connection
@@ -169,17 +169,17 @@ async def _copy(connection: AsyncConnection, rows: Sequence[Row]) -> bool:
     try:
         async with connection.begin_nested():
             await driver.copy_records_to_table(token_usage.name, records=rows, columns=COLUMNS)
-    except Exception as error:  # noqa: BLE001 - the slower way repeats it, and raises what is not the data's fault
+    except Exception as error:  # noqa: BLE001 - the slower way repeats it, and raises errors that are not due to the data
         _log.info("usage_copy_failed", error=_reason(error), rows=len(rows))
         return False
     return True
 
 
 async def _insert_rows(connection: StoreConnection, rows: Sequence[Row]) -> tuple[list[Row], list[tuple[Row, str]]]:
-    """Insert all rows; when the engine refuses the data, halve until the rows at fault are found.
+    """Insert all rows; if the engine refuses the data, halve until the faulty rows are found.
 
-    Postgres goes on after an error from a savepoint only. SQLite does without: what it inserted before the row at fault is left
-    alone when it is repeated.
+    After an error Postgres can only continue from a savepoint. SQLite needs none: the repetition skips what was inserted
+    before the faulty row.
     """
     if not rows:
         return [], []
@@ -188,7 +188,7 @@ async def _insert_rows(connection: StoreConnection, rows: Sequence[Row]) -> tupl
         await insert_values(connection, token_usage, COLUMNS, list(rows), leave_alone)
     except (DBAPIError, OverflowError) as error:
         if not is_data_fault(error):
-            raise  # the whole transaction is lost; SQLite has ended it by itself when the disk is full
+            raise  # the whole transaction is lost; SQLite ends it by itself when the disk is full
         if savepoint is not None:
             await savepoint.rollback()
         if len(rows) == 1:
@@ -206,7 +206,7 @@ def _reason(error: BaseException) -> str:
 
 
 async def _summed_up(rows: Sequence[Row]) -> list[Added]:
-    """What the rows add to each table of sums: computed while the store is busy with the rows themselves."""
+    """What the rows add to each table of sums, computed while the store writes the rows themselves."""
     sums = BatchSums()
     in_time = sorted(rows, key=at_of)
     for start in range(0, len(rows), _SLICE):
@@ -247,7 +247,7 @@ def _if_offered(name: str, by: str) -> Any:
 
 
 def _state(old: Any, offered: Any) -> Any:
-    """Only between active and exhausted: paused, completed and cancelled are decided by people."""
+    """Only moves between active and exhausted, because people decide about paused, completed and cancelled."""
     moves = or_(old["state"] == "active", old["state"] == "exhausted") & (offered["last_at"] >= old["last_at"])
     return case((moves, offered["state"]), else_=old["state"])
 
@@ -300,17 +300,17 @@ def _parked(poison: Poison, now_ms: int) -> dict[str, Any]:
 
 
 def _within_int64(value: int) -> int:
-    """What is broken beyond that is at least parked; the reason names it."""
+    """Even an event with absurd figures can be parked; the reason names them."""
     return max(-_INT64_MAX, min(_INT64_MAX, value))
 
 
 def _printable(given: bytes) -> str:
-    """As much of it as every engine can hold in a text: what is not UTF-8 in `\\xNN`, NUL as U+FFFD."""
+    """The text as far as every engine can store it: invalid UTF-8 as `\\xNN`, NUL as U+FFFD."""
     return given.decode(errors="backslashreplace").replace("\x00", "\ufffd")
 
 
 async def _delete_slice(db: Database, before_ms: int, rows_max: int = 5_000) -> int:
-    """A slice at a time leaves the single connection to others in between."""
+    """One slice at a time, so that others get the single connection in between."""
     oldest = select(token_usage.c.id).where(token_usage.c.at < before_ms).limit(rows_max)
     async with db.begin() as connection:
         result = await connection.execute(token_usage.delete().where(token_usage.c.id.in_(oldest)))

@@ -1,4 +1,4 @@
-"""A usage report as CSV that a spreadsheet can open without being told to run anything."""
+"""A usage report as CSV, safe against formula injection in spreadsheets."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from gateway.store.tables import SUMS
 from gateway.store.usage_report import ReportRow
 from policies.amounts import usd_text
 
-# What spreadsheets take for the beginning of a formula (OWASP: CSV injection).
+# Characters with which spreadsheets begin a formula (OWASP: CSV injection).
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 def cell(text: str) -> str:
-    """Names come from headers that anybody may send; one that looks like a formula is marked as text."""
+    """Names come from headers that anybody can send; one that looks like a formula is marked as text."""
     return "'" + text if text.startswith(_FORMULA_STARTS) else text
 
 
 def to_csv(group_by: str, rows: Sequence[ReportRow], key_names: Mapping[str, str] | None = None) -> str:
-    """A header, a row for each group, no total: sums of the columns give it. Money is in USD. `key_names`: names of the groups, which
-    are ids of keys."""
+    """A header and a row per group; there is no total row, as summing the columns gives it. Money is in USD. `key_names`:
+    names for groups that are ids of keys."""
     out = io.StringIO()
     writer = csv.writer(out)
     names = [] if key_names is None else ["key_name"]

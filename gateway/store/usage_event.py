@@ -1,10 +1,10 @@
-"""From an outbox entry to a row of `token_usage`. Pure, and exact where money is concerned.
+"""Converts an outbox entry to a row of `token_usage`. Pure, and exact where money is concerned.
 
-The event is the entry's draft with the detail laid over it; unknown fields are ignored. Amounts come from the entry, which
-the ledger booked, never from the event: so the sum over a run is what its accounts have settled.
+The event is the entry's draft, overridden by its detail; unknown fields are ignored. Amounts come from the entry, which the
+ledger booked, never from the event, so that the sum over a run equals what its accounts have settled.
 
-This runs for every call there is. All texts, and all counts, are therefore judged at once; only where one of them is not as
-plain as they nearly always are is each looked at by itself.
+This runs for every call. Therefore all texts and all counts are checked at once, and only in the rare case that one is
+unusual are they checked one by one.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from policies.holdout import Arm
 Row = tuple[Any, ...]  # the values of COLUMNS
 COLUMNS: Final = tuple(token_usage.columns.keys())
 
-# Names are at most 128 characters at the door; four times that leaves room for what is put together from them.
+# Names are limited to 128 characters on entry; four times that leaves room for names made from several.
 TEXT_CHARACTERS_MAX: Final = 512
 ACTIONS_CHARACTERS_MAX: Final = 4_096
 DETAIL_BYTES_MAX: Final = 65_536
-# 2000-01-01 to 2100-01-01: outside of it a clock is broken, and every such month would get a partition.
+# 2000-01-01 to 2100-01-01: outside of it a clock is wrong, and every such month would get a partition.
 AT_MS_MIN: Final = 946_684_800_000
 AT_MS_MAX: Final = 4_102_444_800_000
 _INT64_MAX: Final = 2**63 - 1
-_MEASURE_MAX: Final = 2**53  # below it every whole float is one integer
+_MEASURE_MAX: Final = 2**53  # every whole float below it is exactly an integer
 
 _TEXTS: Final = (
     "key_id",
@@ -62,7 +62,7 @@ _COUNTS: Final = (
     "saved_nano_usd",
 )
 _MEASURES: Final = ("prompt_tokens_counted", "duration_ms", "first_byte_ms", "overhead_us")
-# What an event need not say, with the value that says nothing. All columns are there, so that no event's dictionary grows.
+# Fields that an event may omit, with their empty values. All columns are included, so that no event's dictionary has to grow.
 _UNSAID: Final[dict[str, Any]] = {
     **dict.fromkeys(COLUMNS),
     **dict.fromkeys((*_TEXTS, "actions", "savings", "detail"), ""),
@@ -75,12 +75,12 @@ _ROW_OF: Final = itemgetter(*COLUMNS)
 _ONLY_INT: Final = {int}
 _ARMS: Final = frozenset(Arm)
 _STATUSES: Final = frozenset({"ok", "refused", "error", "cancelled"})
-# How it ended is known from the kind of entry, whatever the draft hoped for.
+# The kind of entry determines how the call ended, whatever the draft says.
 _STATUS_OF_KIND: Final = {EntryKind.EXPIRED: "lost", EntryKind.LATE: "late", EntryKind.REPAIR: "repair"}
 
 
 def values_of(*names: str) -> itemgetter[Any]:
-    """Reads from a row the value of one column, or a tuple of several."""
+    """Reads the value of one column from a row, or a tuple of several."""
     return itemgetter(*map(COLUMNS.index, names))
 
 
@@ -97,11 +97,11 @@ class Poison:
 
 
 class _Unfit(Exception):
-    """Inside this module only: the reason why a field does not fit."""
+    """Internal: the reason why a field does not fit."""
 
 
 def row_of(entry: OutboxEntry) -> Row | Poison:
-    """The row, or why there can be none: no JSON object, NUL or broken unicode, too long, not a number, a broken clock."""
+    """The row, or the reason for none: not a JSON object, NUL or broken Unicode, too long, not a number, a wrong clock."""
     try:
         return _row(entry, _event(entry))
     except _Unfit as unfit:
@@ -124,7 +124,7 @@ def _event(entry: OutboxEntry) -> dict[str, Any]:
 
 
 def _row(entry: OutboxEntry, event: dict[str, Any]) -> Row:
-    """Makes the event fit to be a row, and takes from it what the columns hold."""
+    """Make the event fit into a row, and return the values of the columns."""
     if not AT_MS_MIN <= entry.at_ms < AT_MS_MAX:
         raise _Unfit(f"at_ms {entry.at_ms} is not a time between 2000 and 2100")
     amount, overrun = entry.amount, entry.overrun
@@ -149,7 +149,7 @@ def _row(entry: OutboxEntry, event: dict[str, Any]) -> Row:
 
 
 def _are_plain_texts(values: tuple[Any, ...]) -> bool:
-    """All are texts of valid unicode without NUL, and together no longer than one of them may be."""
+    """Whether all are valid Unicode texts without NUL that together are no longer than one may be."""
     try:
         joined = "".join(values)
         return (
@@ -160,7 +160,7 @@ def _are_plain_texts(values: tuple[Any, ...]) -> bool:
 
 
 def _are_plain_counts(values: tuple[Any, ...]) -> bool:
-    """All are whole numbers of 64 bits. bool is an int in Python, and a count of True is a mistake."""
+    """Whether all are 64-bit integers. bool is an int in Python, but a count of True is a mistake."""
     return set(map(type, values)) == _ONLY_INT and min(values) >= -_INT64_MAX and max(values) <= _INT64_MAX
 
 
@@ -195,7 +195,7 @@ def _text(name: str, value: object, characters_max: int) -> str:
         raise _Unfit(f"{name} is not a text")
     if len(value) > characters_max:
         raise _Unfit(f"{name} is longer than {characters_max} characters")
-    if "\x00" in value:  # which Postgres cannot hold in a text
+    if "\x00" in value:  # Postgres texts cannot contain it
         raise _Unfit(f"{name} contains NUL")
     return value
 
@@ -228,7 +228,7 @@ def _actions(value: object) -> str:
 
 
 def _savings(actions: str, arm: object) -> str:
-    """The kinds of what was done, and which side of the holdout the call was on."""
+    """The kinds of actions taken, and the call's side of the holdout."""
     if not actions and arm is None:
         return ""
     kinds = {action.partition("=")[0].strip() for action in actions.split(",") if action.strip()}
@@ -236,7 +236,7 @@ def _savings(actions: str, arm: object) -> str:
 
 
 def _detail(value: object) -> str:
-    """Free explanation of the call: the one field that is cut rather than parked, since no sum depends on it."""
+    """The free-form explanation of the call: the only field that is truncated instead of parked, since no sum depends on it."""
     if value is None or value == "":
         return ""
     text = value.replace("\x00", "\ufffd") if isinstance(value, str) else orjson.dumps(value).decode()

@@ -1,8 +1,8 @@
-"""Usage, grouped and summed, and single calls. One path for every total, so that no two pages disagree.
+"""Usage, grouped and summed, and single calls. All totals are computed here, so that no two pages disagree.
 
-A report reads the sums by day, by hour for the days that its time range cuts, and single rows for the hours that it cuts;
-grouped by run it reads the sums of runs, and single rows only for the runs that the range cuts. The answer is the same as
-from the rows alone.
+A report reads the sums by day, the sums by hour for days that its time range cuts, and single rows for hours that it cuts.
+Grouped by run, it reads the sums of runs, and single rows only for runs that the range cuts. The result is the same as from
+the rows alone.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class GroupBy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class UsageFilter:
-    """Which calls; None leaves a field open, the empty text means calls without it. From inclusive, to exclusive, in ms."""
+    """Which calls; None matches anything, the empty text calls without the field. From inclusive, to exclusive, in ms."""
 
     project: str | None = None
     workflow: str | None = None
@@ -83,17 +83,17 @@ class ReportRow:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The largest groups by tokens first, days in their order. `total` is over all groups, shown or not."""
+    """The largest groups by tokens first, days in order. `total` covers all groups, shown or not."""
 
     group_by: GroupBy
     rows: tuple[ReportRow, ...]
     total: Sums
-    groups: int  # how many there are altogether
+    groups: int  # the number of all groups
 
 
 @dataclass(frozen=True, slots=True)
 class CallPage:
-    """Rows of `token_usage`, the latest first. `next` is the cursor of the following page, None on the last."""
+    """One page of rows of `token_usage`, latest first. `next` is the cursor of the following page, None on the last."""
 
     calls: tuple[Mapping[str, Any], ...]
     next: str | None
@@ -101,7 +101,7 @@ class CallPage:
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """A table of sums over spans of time that begin at `at`."""
+    """A table of sums over time spans that begin at `at`."""
 
     table: Table
     at: Column[int]
@@ -113,7 +113,7 @@ _LEVELS: Final = (
     _Level(usage_hourly, usage_hourly.c.hour_at, HOUR_MS),
 )
 
-# Filter field → column. The sums have all of them but the run.
+# Filter field → column. The tables of sums have all of them except the run.
 _COLUMNS: Final = {
     "project": "project",
     "workflow": "workflow",
@@ -125,12 +125,12 @@ _COLUMNS: Final = {
     "model": "model",
 }
 _RUN_FIELDS: Final = ("project", "workflow", "run")
-# To make a statement of a report takes as long as to answer it (5 to 8 ms), and whoever looks at a page looks again.
+# Building a report's statement takes as long as executing it (5 to 8 ms), and people reload pages.
 _STATEMENTS_MAX: Final = 64
 
 
 async def report(db: Database, group_by: GroupBy, wanted: UsageFilter, limit: int = 100) -> Report:
-    """Sum the calls that `wanted` describes by `group_by`. Raises StoreUnavailable."""
+    """Sum the calls that match `wanted` by `group_by`. Raises StoreUnavailable."""
     async with db.begin() as connection:
         found = (await connection.execute(_report_query(group_by, wanted, limit))).mappings().all()
     totals = [row for row in found if row["is_total"]]
@@ -143,9 +143,9 @@ async def report(db: Database, group_by: GroupBy, wanted: UsageFilter, limit: in
 async def days_of_groups(
     db: Database, group_by: GroupBy, groups: Sequence[str], wanted: UsageFilter
 ) -> dict[tuple[str, str], Sums]:
-    """(group, day) → what these groups used on each day; days without a call are left out. Raises StoreUnavailable.
+    """(group, day) → what these groups used on each day; days without calls are omitted. Raises StoreUnavailable.
 
-    Not by run: their number has no bound, and only their rows know the day.
+    Not by run: their number is unbounded, and only single rows have their days.
     """
     query = _days_query(group_by, wanted)
     async with db.read() as connection:
@@ -163,7 +163,7 @@ def _days_query(group_by: GroupBy, wanted: UsageFilter) -> Select[Any]:
 
 @lru_cache(maxsize=_STATEMENTS_MAX)
 def _report_query(group_by: GroupBy, wanted: UsageFilter, limit: int) -> CompoundSelect[Any]:
-    """Of each source the largest groups and, as one more row, their total: read at once, so that they agree."""
+    """The largest groups of each source and, as another row, their total: read in one query, so that they agree."""
     rows: list[Select[Any]] = []
     for source in _sources(group_by, wanted):
         group, names = source.c.grp, [source.c[name] for name in SUMS]
@@ -180,7 +180,7 @@ def _order(group_by: GroupBy, row: Mapping[Any, Any]) -> tuple[Any, Any]:
 
 
 async def calls(db: Database, wanted: UsageFilter, limit: int = 100, cursor: str | None = None) -> CallPage:
-    """Single calls, the latest first. Raises ValueError for what is no cursor."""
+    """Single calls, latest first. Raises ValueError for an invalid cursor."""
     table = token_usage.c
     conditions = [*_conditions(token_usage, wanted), *_within(table.at, wanted.from_ms, wanted.to_ms)]
     query = select(token_usage).where(*conditions, *behind(cursor, table.at, table.id))
@@ -192,7 +192,7 @@ async def calls(db: Database, wanted: UsageFilter, limit: int = 100, cursor: str
 
 
 async def names_seen(db: Database, project: str) -> Sequence[tuple[str, str, str]]:
-    """Each workflow, agent and key id that calls of the project had together, empty where they had none. Raises StoreUnavailable."""
+    """The combinations of workflow, agent and key id in the project's calls, empty for a missing one. Raises StoreUnavailable."""
     query = (
         select(usage_daily.c.workflow, usage_daily.c.agent, usage_daily.c.key_id)
         .where(usage_daily.c.project == project)
@@ -205,7 +205,7 @@ async def names_seen(db: Database, project: str) -> Sequence[tuple[str, str, str
 async def amounts_of_runs(
     connection: StoreConnection, project: str, names: Sequence[str]
 ) -> list[tuple[str, str, bool, Amount]]:
-    """(run, step, whether its rows name a parent, sum) from the rows themselves, for whoever checks the other sums."""
+    """(run, step, whether its rows name a parent, sum) from the rows themselves, for checks of the other sums."""
     rows = token_usage.c
     is_child = rows.parent_run != literal_column("''")
     groups = rows.run, rows.step, is_child
@@ -218,7 +218,7 @@ async def amounts_of_runs(
 
 
 def _sources(group_by: GroupBy, wanted: UsageFilter) -> list[FromClause]:
-    """Rows of (grp, sums…). No group stands in two of them, or twice in one."""
+    """Rows of (grp, sums…). No group is in two sources, or twice in one."""
     if group_by is GroupBy.RUN and not _not_in_runs(wanted):
         if wanted.project is not None:
             return _from_runs(wanted)
@@ -238,7 +238,7 @@ def _grouped(rows: Select[Any]) -> FromClause:
 
 
 def _not_in_runs(wanted: UsageFilter) -> list[str]:
-    """The fields of the filter that the sums of runs do not know."""
+    """The fields of the filter that the sums of runs do not have."""
     return [name for name in _COLUMNS if name not in _RUN_FIELDS and getattr(wanted, name) is not None]
 
 
@@ -290,10 +290,10 @@ def _from_level(
 
 
 def _from_runs(wanted: UsageFilter) -> list[FromClause]:
-    """Runs that lie wholly in the range from their sums, those that it cuts from their rows.
+    """Runs that are wholly in the range from their sums, those that it cuts from their rows.
 
-    The first are many. They are read once for the largest and once for the total: that needs no room for them all in between,
-    as a common table expression would, and half of the time.
+    There are many of the first. They are read once for the largest and once for the total: that needs no space for all of
+    them, unlike a common table expression, and takes half the time.
     """
     table = runs.c
     conditions = _conditions(runs, wanted)
@@ -315,7 +315,7 @@ def _from_runs(wanted: UsageFilter) -> list[FromClause]:
     return [whole.subquery("whole"), rows.cte("cut")]
 
 
-# A run that was planned and never called has nothing to report.
+# A run that was planned but never called has nothing to report.
 _HAS_CALLS: Final = or_(runs.c.calls > 0, runs.c.refused > 0, runs.c.total_tokens != 0, runs.c.requests != 0)
 
 
@@ -327,7 +327,7 @@ def _together(parts: list[Select[Any]]) -> Select[Any]:
 
 
 def _groups(table: Any, at: ColumnElement[int], group_by: GroupBy, days: bool) -> list[ColumnElement[Any]]:
-    """What rows are grouped by: `grp`, and `day` beside it where both are wanted."""
+    """The grouping columns: `grp`, and `day` if both are wanted."""
     columns: list[ColumnElement[Any]] = [_group(table, at, group_by).label("grp")]
     return [*columns, _group(table, at, GroupBy.DAY).label("day")] if days else columns
 
@@ -351,13 +351,13 @@ def _row_sums() -> list[ColumnElement[Any]]:
         func.sum(case((status.in_(CALL_STATUSES), 1), else_=0)).label("calls"),
         func.sum(case((status == "refused", 1), else_=0)).label("refused"),
         func.sum(case((status.in_(ERROR_STATUSES), 1), else_=0)).label("errors"),
-        # Sums of bigint are numeric in Postgres, and so would be everything that they are united with: three times the work.
+        # In Postgres, sums of bigint are numeric, and would make all united columns numeric: three times the work.
         *(cast(func.sum(token_usage.c[name]), BigInteger).label(name) for name in SUMMED),
     ]
 
 
 def _conditions(table: Any, wanted: UsageFilter) -> list[ColumnElement[bool]]:
-    """A field that the table does not have is not asked for: `_sources` chose the table by that."""
+    """Fields that the table lacks are skipped: `_sources` chose the table accordingly."""
     given = ((column, getattr(wanted, name)) for name, column in _COLUMNS.items())
     pairs = [(table.c[column], value) for column, value in given if value is not None and column in table.c]
     if table is token_usage and wanted.run is None:

@@ -14,14 +14,14 @@ Amounts = tuple[int, ...]  # the values of SUMS
 
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 86_400_000
-# Refused calls are counted apart, and a late settlement or a repair corrects a call that was counted before.
+# Refused calls are counted separately; late settlements and repairs correct calls that were counted before.
 CALL_STATUSES: Final = ("ok", "error", "cancelled", "lost")
 ERROR_STATUSES: Final = ("error", "lost")
 
-# Columns of `token_usage` that are summed as they are; calls, refused and errors are counted from the status.
+# Columns of `token_usage` that are summed directly; calls, refused and errors are counted by status.
 SUMMED: Final = SUMS[3:]
 
-# The columns of what is returned, in the order of their tables.
+# The columns of the results, in the order of their tables.
 HOURLY: Final = ("hour_at", *GROUPED, *SUMS)
 DAILY: Final = ("day_at", *GROUPED, *SUMS)
 _OF_RUN: Final = ("workflow", "agent", "user", "parent_run")
@@ -29,7 +29,7 @@ BY_RUN: Final = ("project", "run", *_OF_RUN, "state", "first_at", "last_at", "pl
 _OF_STEP: Final = ("intent", "confidence", "intent_source", "model")
 BY_STEP: Final = ("project", "run", "step", *_OF_STEP, "first_at", "last_at", *SUMS)
 
-# (calls, refused, errors) that a row of this status counts as.
+# The (calls, refused, errors) that a row of this status counts as.
 _COUNTED: Final = {
     **{status: (1, 0, int(status in ERROR_STATUSES)) for status in CALL_STATUSES},
     "refused": (0, 1, 0),
@@ -46,7 +46,7 @@ _MODEL_OF: Final = values_of("model")
 
 
 class BatchSums:
-    """The sums of one batch. Every list is in the order of its keys, so that all writers lock in the same order."""
+    """The sums of one batch. All lists are sorted by key, so that concurrent writers lock in the same order."""
 
     def __init__(self) -> None:
         self._hours: dict[tuple[Any, ...], list[Amounts]] = defaultdict(list)
@@ -54,7 +54,7 @@ class BatchSums:
         self._steps: dict[tuple[str, str, str], _Seen] = defaultdict(_Seen)
 
     def add(self, rows: Iterable[Row]) -> None:
-        """In the order of time, in all that is added: a run is called what its first events say, and is as its last one says."""
+        """Call with rows in the order of time, over all calls: a run's names come from its first events, its state from the last."""
         for row in rows:
             at, status, project, run, step = _KEYS_OF(row)
             amounts = (*_COUNTED[status], *_SUMMED_OF(row))
@@ -65,25 +65,25 @@ class BatchSums:
                     self._steps[project, run, step].add(row, amounts)
 
     def hourly(self) -> Values:
-        """One row of HOURLY for each hour and combination of names."""
+        """One row of HOURLY per hour and combination of names."""
         return [(*key, *_summed(amounts)) for key, amounts in sorted(self._hours.items())]
 
     def daily(self) -> Values:
-        """One row of DAILY for each day in UTC and combination of names."""
+        """One row of DAILY per day in UTC and combination of names."""
         days: dict[tuple[Any, ...], list[Amounts]] = defaultdict(list)
         for (hour_at, *names), amounts in self._hours.items():
             days[hour_at - hour_at % DAY_MS, *names] += amounts
         return [(*key, *_summed(amounts)) for key, amounts in sorted(days.items())]
 
     def by_run(self) -> Values:
-        """One row of BY_RUN for each run that was tagged. Its state is what its latest event says: exhausted, or active."""
+        """One row of BY_RUN per tagged run. Its state follows its latest event: exhausted, or active."""
         return [
             (*key, *_names(seen.rows), _state(seen.rows), *seen.first_and_last(), "", "", *_summed(seen.amounts))
             for key, seen in sorted(self._runs.items())
         ]
 
     def by_step(self) -> Values:
-        """One row of BY_STEP for each step of a run."""
+        """One row of BY_STEP per step of a run."""
         return [
             (*key, *_intent(seen.rows), _model(seen.rows), *seen.first_and_last(), *_summed(seen.amounts))
             for key, seen in sorted(self._steps.items())
@@ -112,7 +112,7 @@ def _summed(amounts: Iterable[Amounts]) -> Iterable[int]:
 
 
 def _names(rows: Sequence[Row]) -> Iterable[str]:
-    """What its events call a run: of each name the first that is given."""
+    """The run's names: the first non-empty value of each."""
     return (next(filter(None, map(name_of, rows)), "") for name_of in _NAMES_OF_RUN)
 
 
@@ -121,7 +121,7 @@ def _state(rows: Sequence[Row]) -> str:
 
 
 def _intent(rows: Sequence[Row]) -> tuple[str, float | None, str]:
-    """The last that is given, with its confidence and source."""
+    """The last given one, with its confidence and source."""
     return next((intent for intent in map(_INTENT_OF, reversed(rows)) if intent[0]), ("", None, ""))
 
 

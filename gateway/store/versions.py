@@ -1,7 +1,7 @@
-"""A number for each subject of the control snapshot, raised in the transaction that changes the subject.
+"""A version number for each subject of the control snapshot, raised in the transaction that changes the subject.
 
-Every process reads the few numbers once a second and reloads what moved: no message can be lost, and it works behind
-pgbouncer, where LISTEN does not.
+Every process reads the few numbers once a second and reloads what changed. No message can be lost, and it works behind
+pgbouncer, unlike LISTEN.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gateway.store.tables import control_versions
 
 
 class Subject(StrEnum):
-    """What a snapshot is loaded from, each apart."""
+    """The separately loaded parts of a snapshot."""
 
     SETTINGS = "settings"
     KEYS = "keys"
@@ -27,7 +27,7 @@ class Subject(StrEnum):
 
 
 async def changed(connection: StoreConnection, subject: Subject) -> None:
-    """To be called in the transaction of the change: readers see both or neither."""
+    """Call this in the transaction of the change, so that readers see both or neither."""
     row = control_versions.c
     await connection.execute(control_versions.update().where(row.name == subject).values(version=row.version + 1))
 
@@ -39,7 +39,7 @@ async def read(db: Database) -> Mapping[str, int]:
 
 
 async def note(db: Database, name: str, value: str) -> None:
-    """Keep a text under a name of its own, such as the epoch of the embedded ledger that was last seen."""
+    """Store a text under a name, such as the last seen epoch of the embedded ledger."""
     rows = [{"name": name, "version": 0, "value": value}]
     async with db.begin() as connection:
         await insert(connection, control_versions, rows, replacing(control_versions, ["value"]))

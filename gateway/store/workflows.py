@@ -1,4 +1,4 @@
-"""Declared workflows: what their steps are, and whether they observe or enforce."""
+"""Declared workflows: their steps, and whether they observe or enforce."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.store.versions import Subject, changed
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """`mode` is observe, enforce, or empty for the default of the orchestration. The declaration is JSON as it was put."""
+    """`mode` is observe, enforce, or empty for the orchestration's default. The declaration is stored JSON."""
 
     project: str
     name: str
@@ -44,7 +44,7 @@ async def put(db: Database, workflow: Workflow) -> None:
 
 
 async def delete(db: Database, project: str, name: str) -> bool:
-    """Whether it was there."""
+    """Delete a workflow. Returns whether it existed."""
     async with db.begin() as connection:
         mine = and_(workflows.c.project == project, workflows.c.name == name)
         result = await connection.execute(workflows.delete().where(mine))

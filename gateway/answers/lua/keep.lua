@@ -1,6 +1,6 @@
--- Keeps an answer, and makes place for it within the room of its use and project.
--- KEYS: entry, claim, ends, bytes; all of one project, so that a cluster has them on one node, and the entries that `ends` names.
--- ends: the entries by the time at which they end, each as '<bytes> <key>'. bytes: what all of them weigh.
+-- Keep an answer, evicting others if its use and project have no room left.
+-- KEYS: entry, claim, ends, bytes; all of one project, so that a cluster has them on one node, as well as the entries that `ends` names.
+-- ends: the entries by expiry time, each as '<bytes> <key>'. bytes: their total size.
 -- ARGV: fingerprint, content type, body, milliseconds to keep it, its bytes, the room's bytes.
 local ttl_ms, size, bytes_max = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local time = redis.call('TIME')
@@ -10,7 +10,7 @@ local function forget(member)
   local weight, key = string.match(member, '^(%d+) (.+)$')
   if redis.call('ZREM', KEYS[3], member) == 0 then return end
   redis.call('DECRBY', KEYS[4], weight)
-  -- An answer that was kept anew after this one had ended, and before it was swept, stays.
+  -- An answer that was kept again after this one expired, but before it was swept, stays.
   if redis.call('HGET', key, 'bytes') == weight then redis.call('DEL', key) end
 end
 
@@ -28,7 +28,7 @@ while tonumber(redis.call('GET', KEYS[4]) or '0') + size > bytes_max do
 end
 redis.call('HSET', KEYS[1], 'fingerprint', ARGV[1], 'content_type', ARGV[2], 'body', ARGV[3], 'bytes', ARGV[5])
 redis.call('PEXPIRE', KEYS[1], ttl_ms)
--- One that ended and was not swept yet is counted already.
+-- An expired entry that was not swept yet is still counted.
 if redis.call('ZADD', KEYS[3], now_ms + ttl_ms, ARGV[5] .. ' ' .. KEYS[1]) == 1 then redis.call('INCRBY', KEYS[4], size) end
 lengthen(KEYS[3])
 lengthen(KEYS[4])

@@ -1,5 +1,5 @@
--- Open a project for traffic: it is new, or what it had settled has been restored. KEYS: meta, lock. ARGV[4] the new epoch,
--- ARGV[5] the token that took the lock ('' when no restoration was asked for). Replies {epoch}.
+-- Open a project for traffic, because it is new or its counters have been restored. KEYS: meta, lock. ARGV[4] the new epoch,
+-- ARGV[5] the token that holds the lock ('' if there was no restoration). Replies {epoch}.
 local meta = redis.call('HMGET', KEYS[1], 'epoch', 'layout', 'now_ms')
 if meta[2] and integer(meta[2], KEYS[1]) > LAYOUT then fault('LAYOUT', meta[2]) end
 if meta[1] and meta[1] ~= '' then return {meta[1]} end

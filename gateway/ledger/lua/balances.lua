@@ -1,4 +1,4 @@
--- What accounts stand at. KEYS: meta, accounts. The limits are what the ledger itself knows. Replies {0, balances}.
+-- The balances of accounts. KEYS: meta, accounts. Limits are those that the ledger itself knows. Replies {0, balances}.
 enter()
 local reply = {0}
 for _, account in ipairs(accounts_from(2)) do

@@ -7,7 +7,7 @@ if known[1] and integer(known[2], KEYS[2]) > now_ms then run = known[1] end
 local closes_ms = now_ms + tonumber(ARGV[5])
 keep_time()
 redis.call('HSET', KEYS[2], 'run', run, 'closes_ms', number_text(closes_ms))
--- As with accounts, the index needs no more than a time that is not too late.
+-- As with accounts, the index only needs a time that is not too late.
 if not known[1] or closes_ms < integer(known[2], KEYS[2]) then
   redis.call('ZADD', KEYS[3], number_text(closes_ms), KEYS[2])
 end

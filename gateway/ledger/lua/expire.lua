@@ -1,16 +1,16 @@
--- Resolve a reservation whose deadline has passed: charged whole (or what it has reported beyond that), or released. KEYS: meta,
+-- Resolve a reservation whose deadline has passed: charge all of it (or its reported use, if that is more), or release it. KEYS: meta,
 -- hold, due, outbox, keep, accounts. ARGV[4] id. Replies {time written (0: it was not due), owner, booked, held}.
 local now_ms = enter()
 local hold = read_hold(KEYS[2])
 local lost = redis.call('HMGET', KEYS[2], 'on_lost', 'owner')
 check_indices()
 if not hold or hold.state ~= 'pending' then
-  -- An index entry without a pending reservation: damaged by hand. Drop it, or the sweeper meets it for ever.
+  -- An index entry without a pending reservation was left by manual changes. Drop it, or the sweeper meets it for ever.
   redis.call('ZREM', KEYS[3], ARGV[4])
   return {0}
 end
 if hold.deadline_ms > now_ms then
-  -- The index says an earlier time than the reservation, which counts.
+  -- The index has an earlier time than the reservation, whose time counts.
   redis.call('ZADD', KEYS[3], number_text(hold.deadline_ms), ARGV[4])
   return {0}
 end

@@ -1,5 +1,5 @@
--- Enlarge a pending hold. KEYS: meta, hold, due, outbox, keep, accounts. ARGV[4] JSON [demand, holds], ARGV[5] a name that is
--- new for each extension, so that one whose reply was lost is not done twice.
+-- Enlarge a pending hold. KEYS: meta, hold, due, outbox, keep, accounts. ARGV[4] JSON [demand, holds], ARGV[5] a new name for each
+-- extension, so that a retry after a lost reply is not done twice.
 local now_ms = enter()
 local request = cjson.decode(ARGV[4])
 local demand, holds = demand_of(request[1]), holds_of(request[2])

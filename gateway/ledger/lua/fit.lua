@@ -1,8 +1,8 @@
--- The decision of policies/reservation.py (`fit`), word for word: change both or neither; one table of cases checks both.
--- Its holds are {limit = {…}, tighten = {…}, enforce = bool}; indices count from 1 here.
+-- The same decision as `fit` in policies/reservation.py: change both or neither; one table of cases tests both.
+-- Holds are {limit = {…}, tighten = {…}, enforce = bool}; indices count from 1 here.
 local SEVERITY = {gate = 1, too_large = 2, exceeded = 3, busy = 4}
 
--- Floor division that is exact: a quotient of doubles may be rounded up to the next integer, a remainder is not.
+-- Exact floor division: a quotient of doubles may be rounded up to the next integer, but a remainder is exact.
 local function floor_div(dividend, divisor)
   local rest = math.fmod(dividend, divisor)
   if rest < 0 then rest = rest + divisor end
@@ -47,7 +47,7 @@ local function output_room(demand, account)
   return math.max(room, demand.output_tokens_min)
 end
 
--- Output tokens for each choice, or nil and {index, reason, unit} of the account that refuses; and who would have refused.
+-- Output tokens for each choice, or nil and {index, reason, unit} of the account that refuses; and the observed accounts that would refuse.
 local function fit(demand, holds, accounts, extending, held)
   local needed = amount_at(demand, demand.output_tokens_min)
   local refused, breaches = nil, {}
@@ -97,13 +97,13 @@ end
 local function grant(written_ms, output_tokens, held, deadline_ms, now_ms, breaches, holds, accounts)
   local reply = {written_ms, output_tokens, held[1], held[2], held[3], deadline_ms, now_ms, breaches}
   for index, account in ipairs(accounts) do
-    -- Without a decision (a request that was repeated) the limit is still to be found.
+    -- Without a decision (a repeated request) the limit has not been computed yet.
     put_balance(reply, account, account.limit or effective_limit(account, holds[index].limit, holds[index].tighten))
   end
   return reply
 end
 
--- Remember what a caller tightens an account to, in memory. True: that is less than it was before.
+-- Remember what a caller tightens an account to, in memory. Returns whether that is lower than before.
 local function tighten(account, by)
   if by == NO_LIMIT then return false end
   local old = account.tightened
@@ -123,7 +123,7 @@ local function place(account, hold, more)
   account.keep_ms = hold.keep_ms
 end
 
--- The limits of a chain, remembered by the reservation: its end is told against them.
+-- The limits of a chain, kept with the reservation: its final balances are reported against them.
 local function limits_text(holds)
   local texts = {}
   for index, hold in ipairs(holds) do texts[index] = limit_text(hold.limit) end

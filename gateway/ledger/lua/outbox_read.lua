@@ -1,7 +1,7 @@
--- The oldest events that nobody acknowledged and nobody else is carrying. KEYS: meta, outbox, leases. ARGV[4] consumer,
--- ARGV[5] how many, ARGV[6] how long a read event is left to its reader; 0 is to look only, and gives positions without fields.
+-- The oldest events that are neither acknowledged nor leased by another consumer. KEYS: meta, outbox, leases. ARGV[4] consumer,
+-- ARGV[5] how many, ARGV[6] the lease in ms; 0 only peeks, and returns positions without fields.
 -- Replies {time written, [[position, fields], …]}.
-local AT_ONCE = 1000 -- as arguments of one command
+local AT_ONCE = 1000 -- the most arguments of one command
 local now_ms = enter()
 local wanted = tonumber(ARGV[5])
 local found, start = {}, '-'

@@ -1,5 +1,5 @@
 -- Replace an account's limit and forget what callers tightened it to. KEYS: meta, keep, account. ARGV[4] JSON of the limit,
--- ARGV[5] how long an account that is new is kept.
+-- ARGV[5] the keep_ms of a new account.
 local now_ms = enter()
 local account = read_account(KEYS[3])
 redis.call('ZCARD', KEYS[2])

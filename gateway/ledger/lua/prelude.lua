@@ -1,24 +1,24 @@
--- The words that every ledger script shares. Layout 1 of the keys of a project, all with the hash tag {<project>}:
+-- Shared by all ledger scripts. Layout 1 of the keys of a project, all with the hash tag {<project>}:
 --   meta           hash    epoch, layout, now_ms (the ledger's time at the last write; it never goes back), wall_ms (Redis's then)
 --   account:<name> hash    settled, reserved (amounts), tightened, override (limits), gate, keep_ms, used_ms
 --   hold:<id>      hash    a reservation: state, accounts, limits, owner, on_lost, draft, held, output_tokens, deadline_ms, …
 --   run:<workflow> hash    the implicit run: run, closes_ms
 --   due            zset    ids of pending reservations by deadline
---   keep           zset    keys of accounts, resolved reservations and runs by a time before which they must not be forgotten
---   outbox, leases stream and hash: usage events on their way to the store, and who is carrying them
+--   keep           zset    keys of accounts, resolved reservations and runs, by a time before which they must be kept
+--   outbox, leases stream and hash: usage events on their way to the store, and who is delivering them
 -- An amount is written 'tokens nano_usd requests', a limit the same with '-' for no limit.
--- A script reads and validates everything first and writes then: an error in mid-script would not take its writes back.
+-- A script reads and validates everything first and only then writes, because an error in mid-script does not undo its writes.
 -- Lua numbers are doubles, exact up to 2^53 - 1: nothing above that is ever written.
 local LAYOUT = 1
 local AMOUNT_MAX = 9007199254740991
 local NO_LIMIT, NO_LIMIT_TEXT = {false, false, false}, '- - -'
 
--- Printing a whole number as one takes a third of what printing it as a double does; where a C long has 32 bits, it would be cut.
+-- Printing an integer with %d takes a third of the time of %.0f, but would truncate it if a C long has 32 bits.
 local WHOLE = string.format('%d', AMOUNT_MAX) == '9007199254740991' and '%d' or '%.0f'
 local AMOUNT = WHOLE .. ' ' .. WHOLE .. ' ' .. WHOLE
 
 local function fault(code, text)
-  -- A plain text: Redis 6.2 cannot raise a table. Each version puts something else before it (redis_connection.py).
+  -- A plain text, because Redis 6.2 cannot raise a table. The prefix that Redis adds differs by version (redis_connection.py).
   error('FAREBOX_' .. code .. ' ' .. text, 0)
 end
 
@@ -67,9 +67,9 @@ local function number_text(value)
   return string.format(WHOLE, value)
 end
 
--- The ledger's clock in ms: Redis TIME (or what a test says), and never back. When the server's clock was set back, this one
--- goes on at half its pace (hence the half) until the other has caught up: no deadline comes early when it is set right again,
--- and none waits for ever.
+-- The ledger's clock in ms: Redis TIME (or a test's clock), but never going back. When the server's clock is set back, this one goes on
+-- at half pace (hence the half) until the server's has caught up. So no deadline comes early when the clock is corrected, and none
+-- waits for ever.
 local exact_ms, wall_ms
 
 local function clock(last_ms, last_wall_ms)
@@ -84,8 +84,8 @@ local function clock(last_ms, last_wall_ms)
   return math.floor(exact_ms)
 end
 
--- Every script begins here. KEYS[1] is the project's meta hash; ARGV[1] the epoch that the caller knows ('*': none, while
--- counters are being restored), ARGV[2] the latest time the caller saw written, ARGV[3] the clock of a test.
+-- Every script begins here. KEYS[1] is the project's meta hash; ARGV[1] the epoch that the caller knows ('*': none, while counters
+-- are being restored), ARGV[2] the latest write time that the caller has seen, ARGV[3] the clock of a test.
 local function enter()
   local meta = redis.call('HMGET', KEYS[1], 'epoch', 'layout', 'now_ms', 'wall_ms')
   if meta[2] and integer(meta[2], KEYS[1]) > LAYOUT then fault('LAYOUT', meta[2]) end
@@ -129,13 +129,13 @@ local function write_account(account, keep_key, now_ms)
   if account.keep_ms ~= account.kept_ms or account.tightened ~= account.tightened_before then
     redis.call('HSET', account.key, 'tightened', limit_text(account.tightened), 'keep_ms', number_text(account.keep_ms))
   end
-  -- The index holds the earliest time that can be right; the scripts that forget look at the account itself.
+  -- The index has a lower bound of the time; the scripts that forget check the account itself.
   if not account.kept_ms or account.keep_ms < account.kept_ms then
     redis.call('ZADD', keep_key, number_text(now_ms + account.keep_ms), account.key)
   end
 end
 
--- The limit that counts: the operator's override over the given one, never above what callers tightened it to.
+-- The limit that applies: the operator's override before the given one, but at most what callers tightened it to.
 local function least(most, one, other)
   if one and (not most or one < most) then most = one end
   if other and (not most or other < most) then most = other end
@@ -151,7 +151,7 @@ local function effective_limit(account, limit, tighten)
   }
 end
 
--- Ten values of the reply for each account: limit, settled, reserved (three each) and the gate.
+-- Ten values of the reply per account: limit, settled, reserved (three each) and the gate.
 local function put_balance(reply, account, limit)
   local settled, reserved, last = account.settled, account.reserved, #reply
   reply[last + 1], reply[last + 2], reply[last + 3] = limit[1], limit[2], limit[3]

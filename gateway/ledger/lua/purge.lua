@@ -1,8 +1,8 @@
--- Forget what is over. KEYS: meta, keep, then keys that the index names. Replies {0, how many}.
+-- Forget what is over its keep time. KEYS: meta, keep, then keys from the index. Replies {0, how many}.
 local now_ms = enter()
 redis.call('ZCARD', KEYS[2])
 
--- When a key may be forgotten. An account with open holds is in use, whatever the clock says: look again next time.
+-- When a key may be forgotten. An account with open holds is in use, whatever the clock says: check it again next time.
 local function forget_ms_of(key)
   local fields = redis.call('HMGET', key, 'state', 'used_ms', 'keep_ms', 'reserved', 'closes_ms')
   if fields[1] == 'pending' then return now_ms + 1 end

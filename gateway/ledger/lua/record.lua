@@ -1,5 +1,5 @@
--- Append events that no reservation stands behind. KEYS: meta, outbox. ARGV[4] JSON [[id, kind, tokens, nano_usd, requests,
--- overrun of the same units, at_ms (0: now)], …]; then draft and detail of each in turn.
+-- Append events without a reservation. KEYS: meta, outbox. ARGV[4] JSON [[id, kind, tokens, nano_usd, requests, overrun in the same
+-- units, at_ms (0: now)], …]; then draft and detail of each in turn.
 local now_ms = enter()
 local entries = cjson.decode(ARGV[4])
 redis.call('XLEN', KEYS[2])

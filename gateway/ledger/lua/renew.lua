@@ -1,6 +1,5 @@
 -- Move deadlines. KEYS: meta, due, holds. ARGV[4] JSON [ttl_ms, [[id, tokens, nano_usd, requests, on_lost ('': as before)], …]] in
--- the order of the holds.
--- Replies {time written, ids that are not pending any more}.
+-- the order of the holds. Replies {time written, ids that are not pending any more}.
 local now_ms = enter()
 local request = cjson.decode(ARGV[4])
 redis.call('ZCARD', KEYS[2])
@@ -12,7 +11,7 @@ for index, one in ipairs(request[2]) do
     local progress = amount_of(fields[2], key)
     for unit = 1, 3 do progress[unit] = math.max(progress[unit], one[unit + 1]) end
     local text, on_lost = amount_text(progress), one[5]
-    -- Released it is only as long as no use was reported: that message may arrive after a later one.
+    -- Change it to released only while no use was reported, because this message may arrive after a later one.
     if on_lost == 'release' and text ~= '0 0 0' then on_lost = '' end
     pending[#pending + 1] = {key, one[1], text, number_text(now_ms + request[1]), on_lost}
   else

@@ -1,12 +1,13 @@
--- Set aside a demand on every account of the chain, or on none; what the caller tightens stays tightened either way. KEYS: meta, hold, due, outbox, keep, accounts.
--- ARGV[4] the request as JSON [owner, ttl_ms, on_lost, demand, holds], ARGV[5] the draft of the event, ARGV[6] the id.
+-- Set aside a demand on every account of the chain, or on none; what the caller tightens stays tightened either way. KEYS: meta, hold,
+-- due, outbox, keep, accounts. ARGV[4] the request as JSON [owner, ttl_ms, on_lost, demand, holds], ARGV[5] the draft of the event,
+-- ARGV[6] the id.
 local now_ms = enter()
 local request = cjson.decode(ARGV[4])
 local demand, holds = demand_of(request[4]), holds_of(request[5])
 local known = redis.call('HMGET', KEYS[2], 'held', 'output_tokens', 'deadline_ms', 'accounts')
 local names = table.concat(KEYS, '\n', 6)
 if known[1] then
-  -- Asked again with the same id, perhaps because the first reply was lost: what was granted then stands.
+  -- A retry with the same id, perhaps because the first reply was lost: the first grant stands.
   if known[4] ~= names then fault('ACCOUNTS', known[4]) end
   return grant(0, integer(known[2], KEYS[2]), amount_of(known[1], KEYS[2]), integer(known[3], KEYS[2]), now_ms,
     {}, holds, accounts_from(6))

@@ -1,6 +1,6 @@
 -- How a reservation ends. KEYS: meta, hold, due, outbox, keep, then the accounts of the reservation.
 local RESOLVED_KEEP_MS = 3600000
--- Of an expired one: the settlement may still come, from a gateway that was parted from Redis or from the disk of one that died.
+-- Longer, because its settlement may still come: from a gateway that was cut off from Redis, or from the disk of one that died.
 local EXPIRED_KEEP_MS = 7 * 86400000
 
 local function read_hold(key)
@@ -26,7 +26,7 @@ local function names_of_accounts()
   return table.concat(KEYS, '\n', 6)
 end
 
--- The caller declared the accounts that it remembers: they must be the ones that the reservation was made on.
+-- The caller passed the accounts that it remembers: they must be the reservation's.
 local function check_names(hold)
   if hold.accounts ~= names_of_accounts() then fault('ACCOUNTS', hold.accounts) end
 end
@@ -37,19 +37,19 @@ local function overrun_of(used, held)
   return over
 end
 
--- Take `freed` from what the accounts hold and add `booked` to what they have settled, in memory.
+-- Subtract `freed` from the accounts' reserved amounts and add `booked` to the settled ones, in memory.
 local function move(accounts, freed, booked)
   for _, account in ipairs(accounts) do
     for unit = 1, 3 do
-      -- An account that was forgotten or cut by hand must not end with a negative hold: that would be free money.
+      -- An account that was forgotten or changed by hand must not end with a negative hold, which would be free money.
       account.reserved[unit] = math.max(0, account.reserved[unit] - freed[unit])
-      -- A counter that is full refuses everything anyhow, and booking must not fail.
+      -- A full counter refuses everything anyhow, and booking must not fail.
       account.settled[unit] = math.min(math.max(0, account.settled[unit] + booked[unit]), AMOUNT_MAX)
     end
   end
 end
 
--- Reads that fail for a key of the wrong type, before anything is written.
+-- Reads that fail for a key of a wrong type, before anything is written.
 local function check_indices()
   redis.call('ZCARD', KEYS[3])
   redis.call('XLEN', KEYS[4])

@@ -1,6 +1,7 @@
--- Set what an account has settled. KEYS: meta, keep, account, and while a project is closed its lock. ARGV[4] JSON of the amount,
--- ARGV[5] keep_ms, ARGV[7] the gate and ARGV[8] JSON of the override, each empty to leave what is there; ARGV[6] the token that took the lock: a process that stood still until another one had restored the project
--- and opened it must not take back what was settled since.
+-- Set what an account has settled. KEYS: meta, keep, account and, while the project is closed, its lock. ARGV[4] JSON of the amount,
+-- ARGV[5] keep_ms, ARGV[6] the token that holds the lock, ARGV[7] the gate, ARGV[8] JSON of the override (both empty to leave them
+-- unchanged). The token matters if a process was suspended until another had restored and opened the project: it must not undo what
+-- was settled since.
 local now_ms = enter()
 if KEYS[4] and redis.call('GET', KEYS[4]) ~= ARGV[6] then fault('LOCK', 'another process restores this project') end
 local account = read_account(KEYS[3])

@@ -1,8 +1,7 @@
--- Book what was used, free the rest and write the event. KEYS: meta, hold, due, outbox, keep, accounts.
--- ARGV[4] id, ARGV[5] JSON [tokens, nano_usd, requests], ARGV[6] detail, ARGV[7] a name that is new for each settlement, so that
--- one whose reply was lost is told on repetition that it was the first. ARGV[8] and ARGV[9] are for a reservation that Redis has
--- lost or never saw (granted during an outage): its request as in reserve with what was held as sixth part, and its draft.
--- It is booked all the same.
+-- Book what was used, free the rest of the hold and write the event. KEYS: meta, hold, due, outbox, keep, accounts.
+-- ARGV[4] id, ARGV[5] JSON [tokens, nano_usd, requests], ARGV[6] detail, ARGV[7] a new name for each settlement, so that a retry after
+-- a lost reply still counts as the first. ARGV[8] and ARGV[9] are for a reservation that Redis has lost or never saw (granted
+-- during an outage), which is booked anyway: its request as in reserve, with the held amount as sixth item, and its draft.
 local now_ms = enter()
 local used = cjson.decode(ARGV[5])
 local hold = read_hold(KEYS[2])

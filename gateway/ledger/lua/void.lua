@@ -1,4 +1,5 @@
--- Give the whole hold back, or what was booked when it expired. KEYS: meta, hold, due, outbox, keep, accounts. ARGV[4] id, ARGV[5] a name that is new for each call.
+-- Release the whole hold, or take back what its expiry booked. KEYS: meta, hold, due, outbox, keep, accounts. ARGV[4] id,
+-- ARGV[5] a new name for each call.
 local now_ms = enter()
 local hold = read_hold(KEYS[2])
 if not hold then return {0, '', 0} end
