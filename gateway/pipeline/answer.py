@@ -57,7 +57,7 @@ def tag_headers(tags: Tags) -> list[tuple[str, str]]:
 def budget_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, str]]:
     """Limit and remainder of step and run, if limited. Observed budgets are shown only where none is enforced.
 
-    The limit shown for a step is never larger than that of its run.
+    The limit shown for a step is never larger than that of its run, and is its run's if the step has none.
     """
     headers: list[tuple[str, str]] = []
     shown: set[Scope] = set()
@@ -71,16 +71,18 @@ def budget_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, s
             continue
         limit, settled, reserved = balance.limit, balance.settled, balance.reserved
         if limit.tokens is not None:
-            shown.add(scope)
             most = limit.tokens
             if scope is Scope.STEP and link.hold.enforce and whole is not None:
                 most = min(most, whole)
-            headers.append((f"x-budget-{scope}-limit", str(most)))
-            headers.append((f"x-budget-{scope}-remaining", str(max(0, most - settled.tokens - reserved.tokens))))
+            left = max(0, most - settled.tokens - reserved.tokens)
+            # Links go from narrow to wide: a step that was not told by now has no limit of its own.
+            for name in (scope,) if scope is Scope.STEP or Scope.STEP in shown else (Scope.STEP, scope):
+                headers += ((f"x-budget-{name}-limit", str(most)), (f"x-budget-{name}-remaining", str(left)))
+                shown.add(name)
         if limit.nano_usd is not None and scope is Scope.RUN:
             shown.add(scope)
-            left = max(0, limit.nano_usd - settled.nano_usd - reserved.nano_usd)
-            headers.append(("x-budget-run-remaining-usd", usd_text(left)))
+            usd_left = max(0, limit.nano_usd - settled.nano_usd - reserved.nano_usd)
+            headers.append(("x-budget-run-remaining-usd", usd_text(usd_left)))
     return headers
 
 

@@ -201,11 +201,11 @@ class Relaying:
         outcome.status, outcome.code = "error", error.code
         outcome.output_tokens_seen = stream.relay.output_tokens
         outcome.usage = _told_so_far(stream.relay, outcome.output_tokens_seen)
-        await settle(outcome)
+        settlement = await settle(outcome)
         if not call.request.stream:
             raise error
         error.metadata.setdefault("request_id", call.id)
-        await exchange.break_off(stream.relay.fail(error))
+        await exchange.break_off(stream.relay.fail(error, budget_note(call, settlement.balances)))
 
 
 def _told_so_far(relay: Relay, output_tokens_seen: int) -> Usage | None:

@@ -94,8 +94,8 @@ class ChoiceRelay(EventRelay):
         usage = self._usage_event if self._request.wants_usage else b""
         return usage + budget_comment(budget) + sse.event(DONE)
 
-    def fail(self, error: GatewayError) -> bytes:
-        return self._unsent() + sse.event(error_body(error)) + sse.event(DONE)
+    def fail(self, error: GatewayError, budget: Mapping[str, Any] | None = None) -> bytes:
+        return self._unsent() + budget_comment(budget) + sse.event(error_body(error)) + sse.event(DONE)
 
 
 def usage_of(usage: Any, service_tier: Any = None) -> Usage | None:

@@ -174,9 +174,9 @@ class MessagesRelay(EventRelay):
     def close(self, budget: Mapping[str, Any] | None) -> bytes:
         return budget_comment(budget) + (self._stop or _STOP)
 
-    def fail(self, error: GatewayError) -> bytes:
+    def fail(self, error: GatewayError, budget: Mapping[str, Any] | None = None) -> bytes:
         """In this protocol an error event ends the stream."""
-        return self._unsent() + sse.event(error_body(error), "error")
+        return self._unsent() + budget_comment(budget) + sse.event(error_body(error), "error")
 
 
 def usage_of(usage: Any) -> Usage | None:

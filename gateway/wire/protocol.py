@@ -90,8 +90,8 @@ class Relay(Protocol):
     def close(self, budget: Mapping[str, Any] | None) -> bytes:
         """The last bytes: the usage if wanted, the budget comment, and the protocol's end."""
 
-    def fail(self, error: GatewayError) -> bytes:
-        """Whatever the `feed` that raised had already let through, then an error event and the protocol's end."""
+    def fail(self, error: GatewayError, budget: Mapping[str, Any] | None = None) -> bytes:
+        """Whatever the `feed` that raised had already let through, then the budget comment, an error event and the protocol's end."""
 
 
 class WireProtocol(Protocol):

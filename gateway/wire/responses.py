@@ -124,7 +124,7 @@ class ResponsesRelay(EventRelay):
         closing = b"" if self._end else self.cut()
         return closing + budget_comment(budget) + self._end
 
-    def fail(self, error: GatewayError) -> bytes:
+    def fail(self, error: GatewayError, budget: Mapping[str, Any] | None = None) -> bytes:
         """OpenAI's two events. Its SDK raises an exception only for the `error` field of the first one."""
         self._catch_up()
         first = {
@@ -135,7 +135,12 @@ class ResponsesRelay(EventRelay):
             "sequence_number": self._draft.next_number(),
             "error": error_object(error),
         }
-        return self._unsent() + named(first) + named(self._draft.failed(error.code, error.message))
+        return (
+            self._unsent()
+            + budget_comment(budget)
+            + named(first)
+            + named(self._draft.failed(error.code, error.message))
+        )
 
 
 def _end_of(event: dict[str, Any]) -> dict[str, Any] | None:

@@ -169,8 +169,10 @@ def test_a_broken_stream_ends_with_an_error_event_and_is_booked_by_what_came(
     assert errors[0]["metadata"]["request_id"] == reply.headers["x-request-id"]
     if message:
         assert message in errors[0]["message"]
-    sent = min(served.last.content_events, 40)
-    assert PROMPT_TOKENS <= settled(served, "wide", run) <= PROMPT_TOKENS + sent
+    sent, spent = min(served.last.content_events, 40), settled(served, "wide", run)
+    assert PROMPT_TOKENS <= spent <= PROMPT_TOKENS + sent
+    note = json.loads(events[-3].removeprefix(": budget "))  # before the error, at which clients stop reading
+    assert note["run_remaining"] == note["run_limit"] - spent
 
 
 def test_a_stream_without_done_is_ended_for_the_client(served: Served) -> None:

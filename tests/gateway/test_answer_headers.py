@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from gateway.pipeline.answer import budget_headers, call_headers
@@ -50,11 +52,24 @@ def test_a_step_is_told_no_larger_limit_than_its_run() -> None:
     assert [told[f"x-budget-step-{figure}"] for figure in ("limit", "remaining")] == ["300", "180"]
     parent, watched = (Scope.RUN, "r-parent", Limit(200), True), (Scope.RUN, "r", Limit(300), False)
     assert headers_of(step, watched, parent)["x-budget-step-limit"] == "1000"
-    assert "x-budget-step-limit" not in headers_of((Scope.STEP, "draft", Limit(), True), run)
+
+
+@pytest.mark.parametrize("of_step", [[], [(Scope.STEP, "draft", Limit(None, 5), True)]])
+@pytest.mark.parametrize("enforced", [True, False])
+def test_a_step_without_tokens_of_its_own_is_told_its_runs(of_step: list[Any], enforced: bool) -> None:
+    told = headers_of(*of_step, (Scope.RUN, "r", Limit(300), enforced), (Scope.RUN, "r-parent", Limit(200), True))
+    assert told == {
+        "x-budget-step-limit": "300",
+        "x-budget-step-remaining": "180",
+        "x-budget-run-limit": "300",
+        "x-budget-run-remaining": "180",
+    }
 
 
 def test_what_is_overdrawn_has_nothing_left() -> None:
     assert headers_of((Scope.RUN, "r", Limit(50, 1_000), True)) == {
+        "x-budget-step-limit": "50",
+        "x-budget-step-remaining": "0",
         "x-budget-run-limit": "50",
         "x-budget-run-remaining": "0",
         "x-budget-run-remaining-usd": "0",

@@ -290,7 +290,8 @@ async def test_calls_that_name_no_step_have_the_whole_run(tmp_path: Path) -> Non
         for _ in range(3):
             reply = await farebox.call("plain", "r1", "default", words(500), intent="send")
             assert reply.status_code == 200
-            assert "x-budget-step-limit" not in reply.headers
+            for figure in ("limit", "remaining"):
+                assert reply.headers[f"x-budget-step-{figure}"] == reply.headers[f"x-budget-run-{figure}"]
             assert reply.headers["x-budget-run-limit"] == "2000"
         refused = (await farebox.call("plain", "r1", "default", words(500))).json()["error"]
         assert refused["code"] == "run_budget_exceeded"
