@@ -64,6 +64,10 @@ farebox explain run_budget_busy
 Errors are the OpenAI object `{"error": {"message", "type", "code", "param", "metadata"}}`; on `/v1/messages` the Anthropic one,
 with the same `code` and `metadata`. A refusal that would be the same again carries `x-should-retry: false`, which the OpenAI and
 Anthropic SDKs obey. `metadata.request_id` and `x-request-id` find the call in the log.
+
+The `metadata` of a budget's refusal: `scope`, `scope_id` and `window` name the budget; `limit`, `settled`, `reserved`, `remaining` and
+`needed` are amounts in its `unit` (tokens, usd, requests); `transient` is true where waiting helps, and `reset_at` is when the budget's
+window begins anew (ISO 8601, UTC), or null; `hint` says what to do; `workflow`, `run`, `step` and `request_id` are the call's.
 """
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from gateway.errors import BudgetRefusal, GatewayError
+from gateway.moments import iso
 from gateway.pipeline.call import Call
 from policies.amounts import NANO_USD_PER_USD, Unit, usd_text
 from policies.budgets import Link, Scope
@@ -181,7 +182,7 @@ def _metadata(call: Call, link: Link, refused: Refused, unit: Unit) -> dict[str,
         # A call that is larger than the whole budget will not fit into the next window either.
         "transient": refused.reason is Refusal.BUSY
         or (link.resets_at_ms is not None and refused.reason is not Refusal.TOO_LARGE),
-        "reset_at": link.resets_at_ms,
+        "reset_at": iso(link.resets_at_ms),
     } | _identity(call)
 
 

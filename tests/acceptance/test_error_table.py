@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -135,8 +136,8 @@ def test_a_window_that_is_used_up(served: Served, protocol: str, window: str, se
     assert retry_after is not None
     assert 0 < int(retry_after) <= seconds
     assert should_retry == ("false" if int(retry_after) > 60 else None)
-    resets = figures(error)["reset_at"] / 1000  # milliseconds since 1970
-    assert abs(resets - time.time() - int(retry_after)) < 10
+    resets = datetime.fromisoformat(figures(error)["reset_at"])
+    assert abs(resets.timestamp() - time.time() - int(retry_after)) < 10
 
 
 def test_a_call_that_can_never_fit(served: Served, protocol: str) -> None:
