@@ -6,11 +6,10 @@ learned from past runs. What differs is only where the steps come from.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-import orjson
 
 from gateway.control import Snapshot
 from gateway.store.runs import Run, RunStep
@@ -361,4 +360,6 @@ def _tool_name(tool: Any) -> str:
 def _response_format(given: Any) -> str | None:
     if given is None or isinstance(given, str):
         return given or None
-    return "json_object" if given.get("type") == "json_object" else orjson.dumps(given).decode()
+    return (
+        "json_object" if given.get("type") == "json_object" else json.dumps(given, ensure_ascii=False)
+    )  # orjson writes no number above 64 bits

@@ -261,7 +261,9 @@ def _wanted(spec: SettingSpec) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print very long integers
         return f"an integer of {value.bit_length()} bits"
-    text = repr(value) if isinstance(value, str | bool | int | float | None) else f"a {type(value).__name__}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -52,7 +52,8 @@ REFUSED_SETTINGS: list[tuple[str, Any, int, str]] = [
     (STEP, {"value": 0}, 400, "1 to 10000000"),
     (STEP, {"value": "many"}, 400, "1 to 10000000"),
     (STEP, {"value": True}, 400, "whole number"),
-    (STEP, {"value": None}, 400, "value"),
+    (STEP, {"value": None}, 400, "a whole number from 1 to 10000000; given null"),
+    (STEP, {"value": [5]}, 400, "given a list"),
     (STEP, {}, 400, "value"),
     (STEP, {"value": 5, "more": 1}, 400, "more"),
     ("orchestration_compression_aggressiveness", {"value": "brutal"}, 400, "low, medium, high"),
@@ -241,8 +242,9 @@ async def test_a_budget_made_now_holds_at_the_next_call(api: Api) -> None:
 async def test_faults_name_the_fields_of_the_body_and_say_in_words_what_is_wanted(api: Api) -> None:
     name = "must be 1 to 128 letters, digits and . _ : @ / -, without . or .. alone between slashes"
     for method, path, body, message in (
-        ("POST", "/api/classify", {"steps": []}, "steps: Tuple should have at least 1 item after validation, not 0."),
+        ("POST", "/api/classify", {"steps": []}, "steps: must have 1 or more items."),
         ("POST", "/api/classify", {"workflow": "w"}, "prompt: is missing."),
+        ("POST", "/api/classify", {"steps": {}}, "steps: must be a list."),
         ("PUT", "/api/workflows/w", {"budget": "x"}, "budget: must be an object."),
         ("PUT", "/api/workflows/w", {"budget": -1}, "budget.tokens: Input should be greater than or equal to 0."),
         ("PUT", "/api/workflows/a b", {"steps": []}, f"workflow: {name}."),
@@ -395,7 +397,8 @@ async def test_the_life_of_a_key(api: Api) -> None:
 async def test_classifying_one_and_many(api: Api) -> None:
     step = {"workflow": "w", "step": "summarize_thread", "prompt": "Summarize the following thread in three sentences."}
     one = await api.post("/api/classify", step)
-    many = await api.post("/api/classify", {"steps": [step, {"prompt": "Translate this to French: hello"}]})
+    french = {"prompt": "Translate this to French: hello", "response_format": {"seed": 2**64}}
+    many = await api.post("/api/classify", {"steps": [step, french]})
     assert one["classifications"] == many["classifications"][:1]
     assert [found["intent"] for found in many["classifications"]] == ["summarize", "transform"]
     for found in many["classifications"]:

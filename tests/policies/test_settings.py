@@ -100,8 +100,8 @@ def test_values_as_json_files_and_command_lines_write_them(key: str, given: obje
     [
         ("enabled", "maybe", "true or false; given 'maybe'"),
         ("enabled", 1, "true or false; given 1"),
-        ("enabled", None, "given None"),
-        ("max_retry_attempts", True, "a whole number from 0 to 10; given True"),
+        ("enabled", None, "given null"),
+        ("max_retry_attempts", True, "a whole number from 0 to 10; given true"),
         ("max_retry_attempts", 11, "from 0 to 10; given 11"),
         ("max_retry_attempts", 1.5, "given 1.5"),
         ("max_retry_attempts", "9" * 5000, "given '999"),

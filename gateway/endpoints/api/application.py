@@ -188,11 +188,12 @@ def _query(request: Request) -> Mapping[str, str]:
 
 def _invalid(error: ValidationError) -> BadRequest:
     """The error for a validation failure: `param` is the first field at fault, the message has up to four of them."""
-    told = [(".".join(_field(one)), _message(one)) for one in counted_rightly(error.errors())]
-    faults = list(dict.fromkeys(told))
+    found = counted_rightly(error.errors())
+    faults = list(dict.fromkeys((".".join(_field(one)), _message(one)) for one in found))
     param, message = faults[0]
     more = "".join(f" {where or 'body'}: {what}." for where, what in faults[1:4])
-    return BadRequest(f"{param or 'body'}: {message}.{more}", code="invalid_value", param=param or None)
+    code = "missing_field" if found[0]["type"] == "missing" else "invalid_value"
+    return BadRequest(f"{param or 'body'}: {message}.{more}", code=code, param=param or None)
 
 
 _MESSAGES: Final = {
@@ -200,6 +201,9 @@ _MESSAGES: Final = {
     "missing": "is missing",
     "model_type": "must be an object",
     "dict_type": "must be an object",
+    "tuple_type": "must be a list",
+    "too_short": "must have {min_length} or more items",
+    "too_long": "must have {max_length} or fewer items, not {actual_length}",
 }
 
 
@@ -216,7 +220,10 @@ def _is_type(part: int | str) -> bool:
 
 
 def _message(fault: Any) -> str:
-    pattern = fault.get("ctx", {}).get("pattern")
+    context = fault.get("ctx", {})
+    pattern = context.get("pattern")
     if pattern in PATTERNS_IN_WORDS:
         return f"must be {PATTERNS_IN_WORDS[pattern]}"
-    return _MESSAGES.get(fault["type"], str(fault["msg"]).removeprefix("Value error, ").rstrip("."))
+    if fault["type"] in _MESSAGES:
+        return _MESSAGES[fault["type"]].format(**context)
+    return str(fault["msg"]).removeprefix("Value error, ").rstrip(".")

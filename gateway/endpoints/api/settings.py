@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import Field, WithJsonSchema
 
 from gateway.control import SettingNow, Snapshot
 from gateway.endpoints.api.route import Ask, Route, not_found
@@ -16,7 +16,9 @@ from gateway.store import settings as settings_store
 from gateway.store.settings import SettingChange
 from policies.settings import SETTINGS, Value
 
-GivenValue = StrictBool | StrictInt | StrictFloat | StrictStr
+# What a setting may hold is told by the setting, of values of any type.
+_TYPES = ("boolean", "integer", "number", "string")
+GivenValue = Annotated[Any, WithJsonSchema({"anyOf": [{"type": name} for name in _TYPES]})]
 
 
 @dataclass(frozen=True, slots=True)
