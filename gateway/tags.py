@@ -90,7 +90,9 @@ def split_path(path: str) -> tuple[dict[str, str], str]:
         value, slash, behind = rest[3:].partition("/")
         if not slash:
             break
-        found[name] = checked(value, f"path segment /{letter}/")
+        if not VALUE.match(value):
+            raise BadRequest(f"Path segment /{letter}/: {value[:40]!r} is not {NAME_IN_WORDS}", code="invalid_path")
+        found[name] = value
         rest = "/" + behind
     return found, rest
 

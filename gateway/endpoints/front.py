@@ -71,12 +71,12 @@ class Front:
             protocol = self._protocols.get(path)
             if protocol is not None and scope["method"] == "POST":
                 await self._handler.handle(exchange, protocol, path_tags)
-            elif scope["method"] in ("GET", "HEAD") and (path + "/").removeprefix(_VERSION).startswith(_MODELS):
+            elif scope["method"] in ("GET", "HEAD") and _is_of_models(path):
                 await self._show_models(exchange, path.removeprefix(_VERSION).removeprefix(_MODELS[:-1])[1:])
             elif path in COUNT_TOKENS_PATHS and scope["method"] == "POST":
                 await self._count_tokens(exchange, path_tags)
             else:
-                raise self._not_there(scope["method"], path, protocol)
+                raise self._not_there(scope["method"], path)
         except ClientGone:
             return
         except GatewayError as error:
@@ -114,11 +114,16 @@ class Front:
         headers = error_headers(error, request_id, None, told_tags(exchange.headers, path_tags))
         await exchange.answer(error.status, encoded(headers), shape.error_body(error))
 
-    def _not_there(self, method: str, path: str, protocol: WireProtocol | None) -> GatewayError:
-        if protocol is not None:
-            return BadRequest(
-                f"{path} takes POST, not {method}.", status=405, code="method_not_allowed", headers={"allow": "POST"}
-            )
+    def _not_there(self, method: str, path: str) -> GatewayError:
+        is_asked = path in self._protocols or path in COUNT_TOKENS_PATHS
+        if is_asked or _is_of_models(path):
+            allowed = "POST" if is_asked else "GET, HEAD"
+            message = f"{path[:200]} takes {allowed.partition(',')[0]}, not {method}."
+            return BadRequest(message, status=405, code="method_not_allowed", headers={"allow": allowed})
         paths = [*self._protocols, *COUNT_TOKENS_PATHS, "/v1/models", "/v1/models/{model}"]
         there = ", ".join(sorted(name for name in paths if name.startswith(_VERSION)))
         return BadRequest(f"There is no {path[:200]}. There are: {there}.", status=404, code="not_found")
+
+
+def _is_of_models(path: str) -> bool:
+    return (path + "/").removeprefix(_VERSION).startswith(_MODELS)

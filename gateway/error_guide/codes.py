@@ -173,7 +173,9 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
         "400",
     ),
     "invalid_path": Guide(
-        "The path is not in its plain form (encoded slashes, dots or double slashes).", "Send it plainly.", "400"
+        "The path is not in its plain form (encoded slashes, dots or double slashes), or a tag in it has characters that none may have.",
+        "Send it plainly.",
+        "400",
     ),
     "method_not_allowed": Guide("The path does not take this method.", "`allow` names those that it takes.", "405"),
     "request_timeout": Guide(

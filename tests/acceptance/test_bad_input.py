@@ -290,9 +290,17 @@ def test_counting_tokens_is_as_strict(served: Served) -> None:
 
 
 def test_method_and_path_are_answered_in_the_errors_own_shape(served: Served) -> None:
-    reply = served.gateway.get("/v1/chat/completions")
-    assert (reply.status, reply.headers["allow"]) == (405, "POST")
-    assert reply.json()["error"]["code"] == "method_not_allowed"
+    for method, path, allowed in (
+        ("GET", "/v1/chat/completions", "POST"),
+        ("GET", "/messages/count_tokens", "POST"),
+        ("DELETE", "/w/wf/v1/models", "GET, HEAD"),
+        ("POST", "/v1/models/fake", "GET, HEAD"),
+        ("POST", "/api/settings", "GET, HEAD, PUT"),
+        ("POST", "/livez", "GET, HEAD"),
+    ):
+        reply = served.gateway.request(method, path, {} if method == "POST" else None)
+        assert (reply.status, reply.headers["allow"]) == (405, allowed), path
+        assert reply.json()["error"]["code"] == "method_not_allowed"
     reply = served.gateway.request("POST", "/v1/nothing", {})
     assert (reply.status, reply.json()["error"]["code"]) == (404, "not_found")
     assert reply.json()["error"]["metadata"]["request_id"] == reply.headers["x-request-id"]

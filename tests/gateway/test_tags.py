@@ -30,7 +30,7 @@ def test_a_paths_prefix_and_what_is_behind_it(path: str, tags: dict[str, str], r
 
 @pytest.mark.parametrize("path", ["/w//v1/x", "/w/a b/v1/x", "/w/a/r/\x00/v1/x", "/w/" + "x" * 129 + "/v1", "/w/é/v1"])
 def test_a_bad_segment_of_a_path_is_named(path: str) -> None:
-    with pytest.raises(BadRequest, match="path segment"):
+    with pytest.raises(BadRequest, match="Path segment /"):
         split_path(path)
 
 
