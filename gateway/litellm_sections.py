@@ -195,11 +195,19 @@ def _with_aliases(adopted: Adopted, aliases: Mapping[str, Any]) -> list[Any]:
         ]
         for position, entry in found:
             adopted.origins["model_list", len(made)] = ("model_list", position)
-            made.append({**entry, "model_name": alias})
+            made.append({**entry, "model_name": alias, **_hidden(stands_for, entry)})
         if not found:
             place = ("router_settings", "model_group_alias", alias)
             adopted.faults.append((place, f"stands for {name!r}, which model_list does not have"))
     return made
+
+
+def _hidden(stands_for: Any, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """LiteLLM's `hidden: true`: the alias may be called, and no list of models shows it."""
+    if not isinstance(stands_for, Mapping) or not stands_for.get("hidden"):
+        return {}
+    info = entry.get("model_info")
+    return {"model_info": {**(info if isinstance(info, Mapping) else {}), "hidden": True}}
 
 
 def _adopt_credentials(adopted: Adopted) -> None:

@@ -110,6 +110,10 @@ class Intake:
                 "Send an API key: Authorization: Bearer fb_… (make one with `farebox keys create`)."
             )
         key = snapshot.find_key(credential, self._clock_ms())
+        if key is None and not snapshot.keys and snapshot.is_loaded:
+            raise AuthenticationFailed(
+                "There are no API keys yet: make one with `farebox keys create`. FAREBOX_ADMIN_KEY calls no models."
+            )
         if key is None:
             raise AuthenticationFailed("The API key is unknown, revoked or expired.")
         if key.admin or key.role:

@@ -69,8 +69,8 @@ class Pool:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The public names, in the order of the configuration."""
-        return tuple(self._by_name)
+        """The public names that are shown, in the order of the configuration."""
+        return tuple(name for name, found in self._by_name.items() if not found[0].info.get("hidden"))
 
     def of(self, name: str) -> Sequence[Deployment]:
         """All deployments of a name, resting or not; empty for an unknown one."""

@@ -38,7 +38,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         budgets=[{"scope": "run", "match": "paid", "usd": 0.5}],
         environment_variables={"UPSTREAM_KEY": "of-the-file"},
         litellm_settings={"drop_params": True, "callbacks": ["prometheus"], "default_fallbacks": ["small"]},
-        router_settings={"num_retries": 0, "model_group_alias": {"gpt-4": "small"}, "redis_host": "nowhere"},
+        router_settings={
+            "num_retries": 0,
+            "model_group_alias": {"gpt-4": "small", "unseen": {"model": "small", "hidden": True}},
+            "redis_host": "nowhere",
+        },
         general_settings={"master_key": "sk-1234"},
     ) as running:
         yield running
@@ -72,8 +76,9 @@ def test_a_model_of_the_star_that_has_no_price_is_refused_where_money_is_limited
 
 
 def test_an_alias_is_the_model_that_it_stands_for(served: Served) -> None:
-    assert served.chat(model="gpt-4").status == 200
-    assert served.last.body["model"] == "gpt-4o-mini"
+    for alias in ("gpt-4", "unseen"):
+        assert served.chat(model=alias).status == 200
+        assert served.last.body["model"] == "gpt-4o-mini"
 
 
 def test_default_fallbacks_are_asked_when_a_model_fails(served: Served) -> None:

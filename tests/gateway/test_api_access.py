@@ -80,6 +80,13 @@ async def test_the_whole_table_against_everybody(keyed: Api) -> None:
         keyed.application.access._failures.clear()
 
 
+async def test_who_calls_models_with_the_admin_key_of_the_environment_is_told_what_to_do(keyed: Api) -> None:
+    for key in (ADMIN_KEY, "junk"):
+        reply = await keyed.chat("r1", **as_(key)["headers"])
+        assert reply.status_code == 401
+        assert "`farebox keys create`" in reply.json()["error"]["message"], "and the same to everybody"
+
+
 async def test_admin_keys_do_not_call_models(keyed: Api) -> None:
     for key in (await new_key(keyed, admin=True), await new_key(keyed, role="viewer")):
         reply = await keyed.chat("r1", **as_(key)["headers"])
