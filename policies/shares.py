@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from heapq import heappop, heappush
 
 
 def divided(total: int, weights: Sequence[int], caps: Sequence[int]) -> list[int]:
     """Shares of `total` in proportion to `weights`, none above its cap; what a cap frees goes to the others.
 
     The shares sum to min(`total`, sum of `caps`) exactly. All numbers are ≥ 0; weight 0 gets something only once all other
-    shares are at their caps. Raising a weight never lowers its share. Method: water-filling for the caps, then the largest
-    remainder (Hamilton) for whole numbers; ties go to the earlier position. Raises ValueError for negative numbers and for
+    shares are at their caps. Raising a weight never lowers its share, and raising `total` lowers no share, as the largest
+    remainder would. Method: water-filling for the caps, then Webster's method for whole numbers: each token goes where
+    weight ÷ (2 × share + 1) is largest; ties go to the earlier position. Raises ValueError for negative numbers and for
     lists of different lengths.
     """
     if len(weights) != len(caps) or min((total, *weights, *caps)) < 0:
@@ -19,7 +21,7 @@ def divided(total: int, weights: Sequence[int], caps: Sequence[int]) -> list[int
     shares = [0] * len(weights)
     left, unfilled = _fill(min(total, sum(caps)), weights, caps, shares)
     if unfilled:
-        _share_out(left, unfilled, weights, shares)
+        _share_out(left, unfilled, weights, caps, shares)
     elif left:
         weightless = [position for position, weight in enumerate(weights) if weight == 0]
         equal = divided(left, [1] * len(weightless), [caps[position] for position in weightless])
@@ -42,12 +44,30 @@ def _fill(left: int, weights: Sequence[int], caps: Sequence[int], shares: list[i
     return left, []
 
 
-def _share_out(left: int, unfilled: Sequence[int], weights: Sequence[int], shares: list[int]) -> None:
-    """Whole parts, then one more for each of the largest remainders, which always fits because no share is at its cap."""
+def _share_out(
+    left: int, unfilled: Sequence[int], weights: Sequence[int], caps: Sequence[int], shares: list[int]
+) -> None:
+    """Round the exact shares half up, which is Webster's result for the sum that it gives, then correct that sum token by token."""
     weight = sum(weights[position] for position in unfilled)
-    remainders = {}
     for position in unfilled:
-        shares[position], remainders[position] = divmod(left * weights[position], weight)
+        shares[position] = (2 * left * weights[position] + weight) // (2 * weight)
     missing = left - sum(shares[position] for position in unfilled)
-    for position in sorted(unfilled, key=lambda position: (-remainders[position], position))[:missing]:
-        shares[position] += 1
+    if missing:
+        _step(missing, weights, caps, shares)
+
+
+def _step(missing: int, weights: Sequence[int], caps: Sequence[int], shares: list[int]) -> None:
+    """Give single tokens to the share that is owed most, or take them from the share that is owed least, full ones included."""
+    by = 1 if missing > 0 else -1
+    ranked: list[tuple[Fraction, int]] = []
+
+    def rank(position: int) -> None:
+        if weights[position] and 0 <= shares[position] + by <= caps[position]:
+            heappush(ranked, (Fraction(-by * weights[position], 2 * shares[position] + by), by * position))
+
+    for position in range(len(weights)):
+        rank(position)
+    for _ in range(abs(missing)):
+        position = by * heappop(ranked)[1]
+        shares[position] += by
+        rank(position)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from policies.shares import divided
@@ -22,7 +22,12 @@ def shares_of(total: int, parts: Parts) -> list[int]:
     [
         (100, [1, 1, 1], [100, 100, 100], [34, 33, 33]),
         (100, [2, 1, 1], [100, 100, 100], [50, 25, 25]),
-        (10, [3, 3, 1], [10, 10, 10], [4, 4, 2]),  # remainders 2/7, 2/7, 3/7
+        (
+            10,
+            [3, 3, 1],
+            [10, 10, 10],
+            [5, 4, 1],
+        ),  # 4.29, 4.29, 1.43 round to 9; the token left is due to all three alike
         (100, [1, 1, 1], [10, 100, 100], [10, 45, 45]),  # what a cap frees goes to the others
         (100, [8, 1, 1], [20, 30, 100], [20, 30, 50]),  # filling one cap takes the next over its own
         (100, [1, 1], [20, 30], [20, 30]),  # never more than the caps
@@ -58,6 +63,14 @@ def test_more_weight_never_brings_less(total: int, parts: Parts, at: int, more: 
     heavier = [*parts]
     heavier[at] = (parts[at][0] + more, parts[at][1])
     assert shares_of(total, heavier)[at] >= shares_of(total, parts)[at]
+
+
+@given(TOTAL, PARTS)
+@example(10, [(3, 99), (3, 99), (1, 99)])
+def test_a_token_more_is_taken_from_nobody(total: int, parts: Parts) -> None:
+    """By the largest remainder it may be: 10 tokens by 3, 3, 1 are 4, 4, 2, and 11 are 5, 5, 1 (the Alabama paradox)."""
+    pairs = zip(shares_of(total, parts), shares_of(total + 1, parts), strict=True)
+    assert all(before <= after for before, after in pairs)
 
 
 @given(TOTAL, PARTS)
