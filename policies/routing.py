@@ -31,15 +31,21 @@ class Tier(StrEnum):
 TIERS = tuple(Tier)
 
 # Abilities, named as in LiteLLM's `supports_…` fields.
-TOOLS, VISION, JSON_SCHEMA, AUDIO = "function_calling", "vision", "response_schema", "audio_input"
-_ABILITY_WORDS = {TOOLS: "tools", VISION: "images", JSON_SCHEMA: "JSON schemas", AUDIO: "audio"}
+TOOLS, VISION, JSON_SCHEMA, AUDIO, PDF = "function_calling", "vision", "response_schema", "audio_input", "pdf_input"
+ABILITIES = (TOOLS, VISION, JSON_SCHEMA, AUDIO, PDF)
+_ABILITY_WORDS = {TOOLS: "tools", VISION: "images", JSON_SCHEMA: "JSON schemas", AUDIO: "audio", PDF: "PDFs"}
 _PART_ABILITY = {
     "image_url": VISION,
     "input_image": VISION,
     "image": VISION,
     "computer_screenshot": VISION,
     "input_audio": AUDIO,
+    "file": PDF,
+    "input_file": PDF,
 }
+_PROMPT_FIELDS = ("system", "instructions", "prompt", "messages", "input", "tools", "functions")
+# Parts and items without text that a model reads.
+_NO_TEXT = frozenset({*_PART_ABILITY, "base64", "reasoning", "redacted_thinking"})
 
 
 @value_class
@@ -171,11 +177,12 @@ def cheaper(model: str, needs: Needs, candidates: Sequence[Candidate], settings:
 
 
 def needed_abilities(body: Mapping[str, Any]) -> frozenset[str]:
-    """The abilities that a request (chat, Responses or Messages) needs: tools, images, audio, a JSON schema. Linear time."""
-    needed = {ability for part in _parts(body) if (ability := _PART_ABILITY.get(str(part.get("type"))))}
+    """The abilities that a request (chat, Responses or Messages) needs: tools, images, audio, PDFs, a JSON schema. Linear time."""
+    needed = {ability for part in _parts(body) if (ability := _ability(part))}
     if body.get("tools") or body.get("functions"):
         needed.add(TOOLS)
-    if _asks_for_schema(body.get("response_format")) or _asks_for_schema(_get(body.get("text"), "format")):
+    formats = (body.get("response_format"), *(_get(body.get(name), "format") for name in ("text", "output_config")))
+    if any(_get(wanted, "type") == "json_schema" for wanted in formats):
         needed.add(JSON_SCHEMA)
     return frozenset(needed)
 
@@ -183,37 +190,40 @@ def needed_abilities(body: Mapping[str, Any]) -> frozenset[str]:
 def prompt_tokens_about(body: Mapping[str, Any]) -> int:
     """An estimate of a prompt's tokens (chat, Responses or Messages) before they are counted: a third of its characters,
     which is more than English and code come to. Ignores content that is not text. Linear time."""
-    characters = sum(
-        len(text) for name in ("system", "instructions", "prompt", "input") for text in _strings(body, name)
-    )
-    for turns in (body.get("messages"), body.get("input")):
-        for turn in turns if isinstance(turns, list) else ():
-            characters += sum(len(text) for name in ("content", "output", "arguments") for text in _strings(turn, name))
-    for part in _parts(body):
-        characters += sum(len(text) for name in ("text", "content") for text in _strings(part, name))
+    left = [body.get(name) for name in _PROMPT_FIELDS]
+    characters = 0
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            characters += len(one)
+        elif isinstance(one, list):
+            left.extend(one)
+        elif isinstance(one, Mapping) and str(one.get("type")) not in _NO_TEXT:
+            left.extend(one.values())
     return characters // 3
 
 
-def _strings(value: object, name: str) -> Iterable[str]:
-    found = _get(value, name)
-    return (found,) if isinstance(found, str) else ()
-
-
 def _parts(body: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-    for turns in (body.get("messages"), body.get("input")):
-        for turn in turns if isinstance(turns, list) else ():
-            content = _get(turn, "content")
-            for part in content if isinstance(content, list) else ():
-                if isinstance(part, Mapping):
-                    yield part
+    """Turns and their parts, also those inside the results of tools. The arguments of tool calls are not searched."""
+    left = [body.get("messages"), body.get("input")]
+    while left:
+        one = left.pop()
+        if isinstance(one, list):
+            left.extend(one)
+        elif isinstance(one, Mapping):
+            yield one
+            left += [one.get("content"), one.get("output")]
+
+
+def _ability(part: Mapping[str, Any]) -> str | None:
+    kind = part.get("type")
+    if kind == "document":  # it may be a text as well
+        return PDF if _get(part.get("source"), "type") in ("base64", "url", "file") else None
+    return _PART_ABILITY.get(kind) if isinstance(kind, str) else None
 
 
 def _get(value: object, name: str) -> object:
     return value.get(name) if isinstance(value, Mapping) else None
-
-
-def _asks_for_schema(wanted: object) -> bool:
-    return _get(wanted, "type") == "json_schema"
 
 
 def _kept_by_name(wish: Wish, known: Mapping[str, Candidate], settings: Settings) -> Route | None:

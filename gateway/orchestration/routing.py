@@ -25,6 +25,7 @@ from policies.handlers import Handler, Registry
 from policies.holdout import Arm
 from policies.reservation import Refused
 from policies.routing import (
+    ABILITIES,
     Candidate,
     Needs,
     NoRoute,
@@ -39,7 +40,6 @@ from policies.routing import (
 )
 from policies.settings import Settings
 
-_ABILITIES: Final = ("function_calling", "vision", "response_schema", "audio_input")
 _CONVERSATIONS_MAX: Final = 50_000
 # How much of a request an answer is compared with; more would block the event loop for too long.
 _SOURCE_CHARACTERS_MAX: Final = 20_000
@@ -118,7 +118,7 @@ class Routing:
         return Wish(
             call.request.model,
             complexity_of(call, snapshot) if course is None or course.failed_attempts else course.score,
-            self._needs(call),
+            self._needs(call, money=call.chain.limits_money),
             may_reroute=may_reroute,
             sticky_model=course.model if course else None,
             failed_attempts=course.failed_attempts if course else 0,
@@ -221,7 +221,7 @@ class Routing:
     def _candidate(self, name: str, tier: Tier, order: int) -> Candidate:
         deployment = self._pool.of(name)[0]
         entry = self._prices.entry(deployment)
-        said = {ability: entry.supports(ability) for ability in _ABILITIES}
+        said = {ability: entry.supports(ability) for ability in ABILITIES}
         quality = entry.raw.get("quality")
         return Candidate(
             name=name,

@@ -33,7 +33,7 @@ from gateway.upstream.port import Deployment
 from policies.budgets import RunLimits
 from policies.pressure import Rung
 from policies.pricing import Price, Usage
-from policies.reservation import Decision, Demand, Granted, OnLost
+from policies.reservation import Decision, Demand, Granted, OnLost, Refused
 from policies.tokens import PromptCount
 
 # No model writes more in one answer, and a larger cap could push sums of money out of the exact range.
@@ -84,6 +84,7 @@ class Admission:
             ask=self._ask,
             demand=self._demand,
             compress=partial(self._compress, pressed=True),
+            reroute=self._reroute,
             output_tokens_min=rules.output_tokens_min,
             sleep=sleep,
         )
@@ -92,6 +93,7 @@ class Admission:
             planner=planner,
             why_not=self._climbing.why_not,
             compress=self._compress,
+            reroute=self._reroute,
             demand=self._demand,
             ask=self._ask,
             output_tokens_min=rules.output_tokens_min,
@@ -106,12 +108,13 @@ class Admission:
         limits = await self._planner.plan(call, snapshot) if call.is_tagged else RunLimits()
         if call.is_tagged and self._runs.is_under_new_workflow(call):
             limits = await self._held_elsewhere(call, limits)
-        call.model = self._planner.model_for(call, snapshot)
-        self.use(call, self.choose(call.model))
         parents = self._runs.parents(call)
         if parents:
             call.parent_run = parents[0].run
+        # Whether money is limited decides which models can take the call.
         call.chain = self._budgets.chain(call, parents, limits, self._now_ms())
+        call.model = self._planner.model_for(call, snapshot)
+        self.use(call, self.choose(call.model))
         call.timings.stop("classify")
         if not call.chain.links:
             return
@@ -188,6 +191,14 @@ class Admission:
     async def _compress(self, call: Call, needed_tokens: int | None, *, pressed: bool = False) -> bool:
         changed = await self._planner.compress(call, needed_tokens, pressed=pressed)
         if changed:
+            call.count = await self.count(call)
+        return changed
+
+    async def _reroute(self, call: Call, refused: Refused | None) -> bool:
+        """Choose a cheaper model. Its entry adds its own fields, and its tokenizer may count more tokens in the same prompt."""
+        changed = await self._planner.reroute(call, refused)
+        if changed:
+            self.use(call, cast(Deployment, call.deployment))
             call.count = await self.count(call)
         return changed
 

@@ -43,7 +43,8 @@ class _Climb:
 
 
 class Climbing:
-    """`ask` asks the ledger, `demand` computes what the call as it stands may cost, `compress` shortens its prompt."""
+    """`ask` asks the ledger, `demand` computes what the call as it stands may cost, `compress` shortens its prompt, and `reroute`
+    chooses a cheaper model."""
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class Climbing:
         ask: Callable[[Call, Demand], Awaitable[Decision]],
         demand: Callable[[Call], Demand],
         compress: Callable[[Call, int], Awaitable[bool]],
+        reroute: Callable[[Call, Refused], Awaitable[bool]],
         output_tokens_min: int,
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
@@ -59,6 +61,7 @@ class Climbing:
         self._ask = ask
         self._demand = demand
         self._compress = compress
+        self._reroute = reroute
         self._output_tokens_min = output_tokens_min
         self._sleep = sleep
 
@@ -117,7 +120,7 @@ class Climbing:
         if refused is None:
             return False
         if rung is Rung.ROUTE:
-            return await self._planner.reroute(call, refused)
+            return await self._reroute(call, refused)
         room = self._room(call, climb, refused)
         if room is None:
             call.decisions.append({"compress": "a shorter prompt would not make it fit"})

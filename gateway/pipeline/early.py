@@ -28,6 +28,7 @@ class EarlyRungs:
         planner: Planner,
         why_not: Callable[[Call, Rung], str],
         compress: Callable[[Call, None], Awaitable[bool]],
+        reroute: Callable[[Call, None], Awaitable[bool]],
         demand: Callable[[Call], Demand],
         ask: Callable[[Call, Demand], Awaitable[Decision]],
         output_tokens_min: int,
@@ -37,6 +38,7 @@ class EarlyRungs:
         self._planner = planner
         self._why_not = why_not
         self._compress = compress
+        self._reroute = reroute
         self._demand = demand
         self._ask = ask
         self._output_tokens_min = output_tokens_min
@@ -61,7 +63,7 @@ class EarlyRungs:
             case Rung.COMPRESS:
                 await self._compress(call, None)
             case Rung.ROUTE:
-                await self._planner.reroute(call, None)
+                await self._reroute(call, None)
             case Rung.CLAMP:
                 self._clamp(call, strain)
             case Rung.WAIT:

@@ -20,6 +20,7 @@ from gateway.upstream.deployments import Pool
 from gateway.upstream.failures import is_context_window, retry_after_s
 from gateway.upstream.port import Departure, Deployment, Timeouts, Upstream, UpstreamAnswer, UpstreamCall, UpstreamError
 from policies.reservation import Demand
+from policies.routing import is_auto
 
 _log = structlog.get_logger(__name__)
 _SHOWN_MAX: Final = 300
@@ -125,15 +126,24 @@ class Forwarding:
         return await self._fallback(call, failure, tried)
 
     async def _fallback(self, call: Call, failure: _Failure, tried: list[str]) -> Deployment | None:
-        """A deployment of a fallback model whose worst case fits the hold or a larger one; None if there is none."""
-        if not self._should_fall_back(failure):
-            return None
-        for name in self._pool.fallbacks(call.model, context_window=failure.is_context_window):
+        """A deployment of another model whose worst case fits the hold or a larger one; None if there is none."""
+        for name in self._others(call, failure):
             following = self._pool.choose(name, tried)
             if following is not None and await self._may_use(call, following):
                 call.actions.append(f"fallback={name}")
                 return following
         return None
+
+    def _others(self, call: Call, failure: _Failure) -> tuple[str, ...]:
+        """The models that may answer instead: the configured fallbacks, then the one that the caller named if routing has replaced it.
+        The caller did not choose the replacement, so even its 400 is not final."""
+        named: tuple[str, ...] = ()
+        if self._should_fall_back(failure):
+            named = self._pool.fallbacks(call.model, context_window=failure.is_context_window)
+        asked = call.request.model
+        is_replaced = asked != call.model and not is_auto(asked)
+        is_unanswered = failure.error is None or not failure.error.bytes_received
+        return (*named, asked) if is_replaced and is_unanswered else named
 
     def _should_retry(self, failure: _Failure, attempts: int, *, others: bool) -> bool:
         if failure.error is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.acceptance.serving import ProviderThread, Served, model
+from tests.acceptance.serving import ProviderThread, Served, model, serving
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import Reply, running_farebox, tagged
 
@@ -89,6 +90,71 @@ def test_what_a_named_model_would_have_cost_more_is_saved(served: Served) -> Non
     assert call["saved_usd"] == pytest.approx(spared)
     assert call["decisions"][0]["route"] == "small"
     assert "asks for fast" in call["decisions"][0]["why"]
+
+
+@pytest.mark.parametrize("status", [400, 404, 500])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_named_model_answers_where_the_one_in_its_place_does_not(served: Served, status: int, stream: bool) -> None:
+    served.provider.script(status=status, times=1)
+    headers = tagged("open", f"failed-{status}-{stream}", "s", intent="send")
+    reply = ask(served, "large", headers, stream=stream)
+    assert (reply.status, reply.headers["x-budget-actions"]) == (200, "route=small, fallback=large")
+    (call,) = served.gateway.get(f"/api/runs/failed-{status}-{stream}/calls").json()["calls"]
+    assert (call["model"], call["saved_usd"]) == ("large", 0)
+
+
+def test_what_the_named_model_says_of_a_request_is_told(served: Served) -> None:
+    served.provider.script(status=400, message="too warm", times=2)
+    seen = served.seen()
+    reply = ask(served, "large", tagged("open", "failed-twice", "s", intent="send"))
+    assert (reply.status, reply.json()["error"]["message"], served.seen() - seen) == (400, "too warm", 2)
+
+
+def test_a_cheaper_model_gets_its_own_entry_and_its_own_count(tmp_path: Path) -> None:
+    """Another tokenizer finds more in the same prompt: less would be held than may be spent."""
+
+    def models(provider: FakeProvider) -> list[dict[str, Any]]:
+        able = {"input_cost_per_token": 1e-5, "output_cost_per_token": 4e-5}
+        found = [model(provider.openai_url, "new", **able), model(provider.openai_url, "old", "openai/gpt-4")]
+        found[0]["litellm_params"]["temperature"] = 0.5
+        found[1]["litellm_params"]["top_p"] = 0.25
+        return found
+
+    budget = {"scope": "run", "match": "poor", "usd": 0.003, "on_pressure": ["route", "refuse"]}
+    settings = {"orchestration_enabled": True, "orchestration_ais_routing_enabled": True}
+    tiers = {"fast": ["old"], "powerful": ["new"]}
+    with serving(tmp_path, models=models, budgets=[budget], tiers=tiers, settings=settings) as served:
+        prompt = "電車の運賃は乗る前に払います。" * 5
+        asked = [
+            ask(served, name, tagged(workflow, f"own-{workflow}-{name}", "s", intent="generate"), prompt)
+            for name, workflow in (("new", "poor"), ("old", "rich"), ("new", "rich"))
+        ]
+        bodies = [received.body for received in served.provider.requests]
+    assert [chosen(reply) for reply in asked] == ["old", "", ""]
+    counts = [int(reply.headers["x-workflow-prompt-tokens"]) for reply in asked]
+    assert counts[0] == counts[1] > counts[2]
+    assert [(body.get("temperature"), body.get("top_p")) for body in bodies] == [
+        (None, 0.25),
+        (None, 0.25),
+        (0.5, None),
+    ]
+
+
+def test_where_money_is_limited_no_model_without_a_price_is_chosen(tmp_path: Path) -> None:
+    def models(provider: FakeProvider) -> list[dict[str, Any]]:
+        return [
+            model(provider.openai_url, "free", "openai/homemade", priced=False),
+            model(provider.openai_url, "priced"),
+        ]
+
+    budget = {"scope": "run", "match": "paid", "usd": 1.0}
+    settings = {"orchestration_enabled": True}
+    tiers = {"fast": ["free"], "balanced": ["priced"]}
+    with serving(tmp_path, models=models, budgets=[budget], tiers=tiers, settings=settings) as served:
+        replies = [
+            ask(served, "auto", tagged(workflow, workflow, "s", intent="send")) for workflow in ("paid", "unpaid")
+        ]
+    assert [(reply.status, chosen(reply)) for reply in replies] == [(200, "priced"), (200, "free")]
 
 
 def test_a_prompt_that_commands_the_router_changes_nothing(served: Served) -> None:

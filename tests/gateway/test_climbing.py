@@ -65,6 +65,7 @@ class World:
             ask=self.ask,
             demand=self.demand,
             compress=self.compress,
+            reroute=self.reroute,
             output_tokens_min=16,
             sleep=self.sleep,
         )

@@ -16,6 +16,7 @@ from policies.pricing import Price, price_from_map
 from policies.routing import (
     AUDIO,
     JSON_SCHEMA,
+    PDF,
     TIERS,
     TOOLS,
     VISION,
@@ -29,6 +30,7 @@ from policies.routing import (
     is_auto,
     needed_abilities,
     one_up,
+    prompt_tokens_about,
     route,
     tier_for,
 )
@@ -287,10 +289,57 @@ def test_a_model_whose_abilities_or_price_nobody_knows_is_not_cheaper() -> None:
         ({"text": {"format": {"type": "json_schema"}}}, {JSON_SCHEMA}),
         ({"messages": "no list", "input": [None, "x", {"content": [None, 1]}], "text": 3}, set()),
         ({"messages": [{"content": [{"type": ["odd"]}]}]}, set()),
+        # What tools return is read by the model, what they are given is not.
+        ({"messages": [{"content": [{"type": "tool_result", "content": [{"type": "image"}]}]}]}, {VISION}),
+        ({"messages": [{"content": [{"type": "tool_use", "input": {"content": [{"type": "image"}]}}]}]}, set()),
+        ({"input": [{"type": "function_call_output", "output": [{"type": "input_image"}]}]}, {VISION}),
+        ({"input": [{"type": "computer_call_output", "output": {"type": "computer_screenshot"}}]}, {VISION}),
+        ({"messages": [{"content": [{"type": "file", "file": {}}]}]}, {PDF}),
+        ({"messages": [{"content": [{"type": "document", "source": {"type": "base64"}}]}]}, {PDF}),
+        ({"messages": [{"content": [{"type": "document", "source": {"type": "text"}}]}]}, set()),
+        ({"output_config": {"format": {"type": "json_schema"}}}, {JSON_SCHEMA}),
     ],
 )
 def test_what_a_request_needs(body: Mapping[str, Any], needed: set[str]) -> None:
     assert needed_abilities(body) == needed
+
+
+LONG = "word " * 600
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": LONG}]},
+        {"messages": [{"content": [{"type": "text", "text": LONG}]}]},
+        {"messages": [{"content": [{"type": "tool_result", "content": [{"type": "text", "text": LONG}]}]}]},
+        {"messages": [{"content": [{"type": "tool_use", "input": {"file": LONG}}]}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "write", "arguments": LONG}}]}]},
+        {"messages": [{"content": [{"type": "document", "source": {"type": "text", "data": LONG}}]}]},
+        {"input": LONG},
+        {"input": [{"type": "function_call_output", "output": LONG}]},
+        {"instructions": LONG},
+        {"system": [{"type": "text", "text": LONG}]},
+        {"prompt": [LONG]},
+        {"tools": [{"function": {"description": LONG}}]},
+    ],
+)
+def test_a_prompt_is_as_long_as_all_that_is_read_of_it(body: Mapping[str, Any]) -> None:
+    assert 1000 <= prompt_tokens_about(body) <= 1010
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": LONG}},
+        {"type": "image", "source": {"type": "base64", "data": LONG}},
+        {"type": "document", "source": {"type": "base64", "data": LONG}},
+        {"type": "input_audio", "input_audio": {"data": LONG}},
+        {"type": "file", "file": {"file_data": LONG}},
+    ],
+)
+def test_what_is_no_text_makes_a_prompt_no_longer(part: Mapping[str, Any]) -> None:
+    assert prompt_tokens_about({"messages": [{"role": "user", "content": [part]}]}) < 10
 
 
 abilities = st.frozensets(st.sampled_from(sorted(ALL)))
