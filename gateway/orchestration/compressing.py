@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.control import Snapshot
@@ -17,7 +17,7 @@ from policies.amounts import Amount
 from policies.intents import Intent
 from policies.pricing import Rates, Usage, worst_case
 from policies.settings import Settings
-from policies.tokens import counting_for
+from policies.tokens import CountText, PromptCount, counting_for, weighed
 
 # Compression is off by default and slow to import, so the first call that is to be compressed imports it, in a thread.
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class _Work:
     original: Original
     strategy: str
     settings: Settings
-    encoding: str
+    weigh: CountText
     needed_tokens: int | None
     intent: str
 
@@ -104,7 +104,7 @@ class Compressing:
         count = call.count
         if count is None:
             return False
-        whole = call.original or Original(call.request.body[_HISTORY[call.protocol.name]], count)
+        whole = await self._whole(call, count)
         if whole.count.tokens < _PROMPT_TOKENS_MIN:
             return False
         work, condensed, found = await self._shortest(call, whole, needed_tokens, asks=not (pressed or looks))
@@ -126,10 +126,33 @@ class Compressing:
             call.decisions.append({"compress": f"not done: {lost}", "strategy": work.strategy} | _told(condensed))
             return False
         self._goes(call, shorter, looks)
-        call.original = Original(whole.messages, whole.count, asking_nano_usd)
+        call.original = Original(whole.messages, whole.count, call.model, asking_nano_usd)
         call.request.body = {**call.request.body, _HISTORY[call.protocol.name]: found.messages}
         _note(call, found, work.strategy, gain, condensed)
         return True
+
+    async def _whole(self, call: Call, count: PromptCount) -> Original:
+        """The history as the client sent it. A model that was chosen since then may count more or fewer tokens in it."""
+        now = call.request.body[_HISTORY[call.protocol.name]]
+        whole = call.original or Original(now, count, call.model)
+        if whole.model == call.model:
+            return whole
+        more = await asyncio.to_thread(self._tokens_more, whole.messages, now, self._weigh(call))
+        counted = PromptCount(count.tokens + more, count.reserve_tokens + more, exact=count.exact)
+        return replace(whole, count=counted, model=call.model)
+
+    @staticmethod
+    def _tokens_more(messages: Sequence[Any], than: Sequence[Any], weigh: CountText) -> int:
+        from policies.compression import text_tokens
+
+        return text_tokens(messages, weigh) - text_tokens(than, weigh)
+
+    def _weigh(self, call: Call) -> CountText:
+        """How many tokens of the prompt a text is, for the call's model."""
+        deployment = call.deployment
+        assert deployment is not None  # noqa: S101 - counted means chosen
+        counting = counting_for(deployment.model, deployment.provider)
+        return weighed(lambda text: self._tokenizer.count_text(counting.encoding, text), counting)
 
     def _goes(self, call: Call, prompt: Prompt, looks: bool) -> None:
         if not looks:
@@ -152,18 +175,9 @@ class Compressing:
         assert best is not None  # noqa: S101 - there is always a first strategy
         return best
 
-    @staticmethod
-    def _work(call: Call, whole: Original, strategy: str, settings: Settings, needed_tokens: int | None) -> _Work:
-        deployment = call.deployment
-        assert deployment is not None  # noqa: S101 - counted means chosen
-        return _Work(
-            whole,
-            strategy,
-            settings,
-            counting_for(deployment.model, deployment.provider).encoding,
-            needed_tokens,
-            call.intent.intent if call.intent else "",
-        )
+    def _work(self, call: Call, whole: Original, strategy: str, settings: Settings, needed_tokens: int | None) -> _Work:
+        intent = call.intent.intent if call.intent else ""
+        return _Work(whole, strategy, settings, self._weigh(call), needed_tokens, intent)
 
     def _compressed(self, work: _Work, condensed: Mapping[str, str]) -> Compressed:
         from policies.compression import compress_chat
@@ -171,7 +185,7 @@ class Compressing:
         return compress_chat(
             work.original.messages,
             work.policy,
-            lambda text: self._tokenizer.count_text(work.encoding, text),
+            work.weigh,
             target_tokens=work.needed_tokens,
             prompt_tokens=work.original.count.reserve_tokens,
             intent=work.intent,
@@ -203,7 +217,7 @@ class Compressing:
         return semantic_requests(
             work.original.messages,
             work.policy,
-            lambda text: self._tokenizer.count_text(work.encoding, text),
+            work.weigh,
             intent=work.intent,
             memory_tokens_max=self._memory_tokens_max,
         )

@@ -84,6 +84,7 @@ class Original:
 
     messages: Sequence[Any]
     count: PromptCount
+    model: str  # by whose rules it is counted
     asking_nano_usd: int = 0
 
 

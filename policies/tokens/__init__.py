@@ -8,7 +8,7 @@ from policies.tokens.chat import count_chat
 from policies.tokens.completions import count_completion, count_embeddings
 from policies.tokens.counting import Counting, Family, counting_for
 from policies.tokens.messages import count_messages
-from policies.tokens.prompt import CountText, PromptCount, Remember
+from policies.tokens.prompt import CountText, PromptCount, Remember, weighed
 from policies.tokens.responses import count_responses, with_history
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "count_messages",
     "count_responses",
     "counting_for",
+    "weighed",
     "with_history",
 ]

@@ -68,6 +68,15 @@ def widened(count: CountText, counting: Counting) -> CountText:
     return count_wide
 
 
+def weighed(count: CountText, counting: Counting) -> CountText:
+    """The count of one string as it adds to a prompt's: with the model's factor."""
+    percent = counting.factor_percent
+    if percent == 100:
+        return count
+    count_wide = widened(count, counting)
+    return lambda text: _ceil_percent(count_wide(text), percent)
+
+
 def _is_wide(text: str) -> bool:
     # These scripts take 3 bytes per character in UTF-8; scripts with spaces between words take at most 2.
     return not text.isascii() and len(text.encode("utf-8", "surrogatepass")) > 2 * len(text)

@@ -34,6 +34,7 @@ def config_of(provider: FakeProvider) -> dict[str, Any]:
             priced("small", "openai/gpt-4o-mini", 1e-6),
             priced("medium", "openai/gpt-4o", 5e-6),
             priced("large", "openai/gpt-4.1", 5e-5),
+            priced("other", "openai/claude-sonnet-4-5", 1e-6),
         ],
         "tiers": {"fast": ["small"], "balanced": ["medium"], "powerful": ["large"]},
         "budgets": [
@@ -126,6 +127,23 @@ def test_a_call_that_was_compressed_by_the_settings_is_compressed_further_where_
     (call,) = api(served, "/runs/further-2/calls")["calls"]
     whole = int(free.headers["x-budget-actions"].removeprefix("compress=")) + before
     assert call["saved_tokens"] + int(reply.headers["x-workflow-prompt-tokens"]) == pytest.approx(whole, abs=5)
+
+
+def test_a_model_that_counts_by_a_factor_has_its_prompt_cut_no_further_than_it_must(served: Served) -> None:
+    """What is saved is told in the measure in which the prompt is counted, and so is what must go."""
+
+    def transformed(run: str, **headers: str) -> Reply:
+        tags = tagged("report", run, "transform", intent="transform") | headers
+        return ask(served, tags, with_log(), model="other", max_tokens=16)
+
+    whole = int(transformed("factor-1", **{"x-workflow-options": "no-compress"}).headers["x-workflow-prompt-tokens"])
+    limit = whole * 65 // 100
+    reply = transformed("factor-2", **{"x-workflow-budget-tokens": str(limit)})
+    assert reply.status == 200, reply.body
+    prompt = int(reply.headers["x-workflow-prompt-tokens"])
+    (call,) = api(served, "/runs/factor-2/calls")["calls"]
+    assert call["saved_tokens"] + prompt == pytest.approx(whole, abs=5)
+    assert limit * 0.9 < prompt + 16 <= limit
 
 
 @pytest.mark.parametrize(
