@@ -92,7 +92,7 @@ class EarlyRungs:
             call.actions.append("clamp")
 
     async def _wait(self, call: Call, share: float, strain: Strain) -> Strain | None:
-        """Wait while calls in flight hold amounts that may come back, for at most the budget's `wait_ms`."""
+        """Wait while calls in flight hold amounts that may come back, for at most the budget's `wait_seconds`."""
         waited_ms = 0
         current: Strain | None = strain
         while (

@@ -42,7 +42,7 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One call as the breaker sees it, from begin to end."""
+    """One call as the breaker sees it, from `begin` to `end`."""
 
     keys: tuple[_Key, ...]
     before: tuple[Seen, ...]  # restored if the call fails

@@ -13,7 +13,7 @@ from policies.amounts import NANO_USD_PER_USD, Unit, usd_text
 from policies.budgets import Link, Scope
 from policies.reservation import Gate, Refusal, Refused
 
-# The OpenAI and Anthropic SDKs wait and retry by themselves. Beyond this, waiting inside the SDK helps nobody.
+# The OpenAI and Anthropic SDKs wait and retry by themselves. A longer wait inside the SDK helps nobody.
 RETRY_AFTER_MAX_S: Final = 60
 _NO_RETRY: Final = {"x-should-retry": "false"}
 _UNIT_NAMES: Final[dict[Unit, str]] = {"tokens": "tokens", "nano_usd": "usd", "requests": "requests"}

@@ -50,7 +50,7 @@ class EventRelay(ABC):
             data = sse.data_of(event)
             if data == DONE:
                 self._done()
-            elif data is not None:  # a provider's keep-alive comments are meant for us
+            elif data is not None:  # comments are dropped: a provider's keep-alives are meant for us
                 self._passed.append(self._pass(event, object_of(data)))
         return self._unsent()
 

@@ -41,7 +41,7 @@ def duration_ms(sound: bytes) -> int | None:
 def duration_ms_at_most(sound: bytes) -> int:
     """The duration or, for formats that are not parsed here (Opus, AAC, FLAC, Vorbis), an upper bound based on the size.
 
-    The bound does not hold for silence, which compresses to almost nothing. It is booked if the answer reports the duration.
+    The bound does not hold for silence, which compresses to almost nothing: its seconds are booked if the answer reports them.
     """
     known = duration_ms(sound)
     return len(sound) * 1000 // _BYTES_PER_SECOND_LEAST + 1 if known is None else known
