@@ -11,8 +11,11 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
-from multiprocessing import get_context
+from collections.abc import Callable
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
 from typing import Final
@@ -146,8 +149,25 @@ def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket,
         ),
         same_signal_s,
     )
+    _on_hangup(server.handle_exit)
+    if parent_process() is not None:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     server.run(sockets=[listening])
     return 0 if server.started else _STARTUP_FAILED
+
+
+def _on_hangup(stop: Callable[[int, FrameType | None], None]) -> None:
+    """A terminal that is closed ends the gateway in good order too, unless it was started to outlive it (`nohup`)."""
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, stop)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would hold the port, with nobody left to replace or to stop it."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _connection_limits(config: Config) -> ConnectionLimits:
@@ -175,6 +195,7 @@ def _serve_in_workers(config: Config, allow_anonymous: bool, listening: socket.s
 
 class _Workers:
     def __init__(self, config: Config, allow_anonymous: bool, listening: socket.socket) -> None:
+        self._listening = listening
         self._given = (config, allow_anonymous, listening, _SAME_SIGNAL_S)
         self._context = get_context("spawn")
         self._workers = [self._new() for _ in range(config.server.workers)]
@@ -184,14 +205,15 @@ class _Workers:
         """Until a signal ends them. 1 when one of them cannot start: the others could not either, or soon could not."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
+        _on_hangup(self._stop)
         for worker in self._workers:
             if self._is_stopping:
                 break
             self._start(worker)
         exit_code = 0
         while not self._is_stopping:
+            wait([worker.sentinel for worker in self._workers], _WATCH_S)
             for position, worker in enumerate(self._workers):
-                worker.join(_WATCH_S)
                 if worker.is_alive() or self._is_stopping:
                     continue
                 if worker.exitcode == _STARTUP_FAILED:
@@ -199,6 +221,8 @@ class _Workers:
                     self._stop()
                     break
                 self._replace(position, worker)
+        # Open, it would go on taking connections that nobody answers while the workers finish their calls.
+        self._listening.close()
         for worker in self._workers:
             if worker.pid is not None:
                 worker.join()

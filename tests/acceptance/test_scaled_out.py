@@ -207,14 +207,17 @@ async def said(gateway: FareboxProcess, words: str) -> bool:
     return words in gateway.log
 
 
+finds_workers = pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="finds the workers of a gateway in /proc, which only Linux has"
+)
+
+
 def workers_of(gateway: FareboxProcess) -> list[int]:
     children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/task").exists(), reason="finds the workers of a gateway in /proc, which only Linux has"
-)
+@finds_workers
 async def test_workers_of_one_gateway_share_a_budget_and_are_replaced(
     redis_server: RedisServer, store_url: str, tmp_path: Path
 ) -> None:
@@ -239,9 +242,7 @@ async def test_workers_of_one_gateway_share_a_budget_and_are_replaced(
         assert time.monotonic() - started < 20
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/task").exists(), reason="finds the workers of a gateway in /proc, which only Linux has"
-)
+@finds_workers
 async def test_one_ctrl_c_lets_the_calls_of_workers_end(
     redis_server: RedisServer, store_url: str, tmp_path: Path
 ) -> None:
@@ -259,3 +260,39 @@ async def test_one_ctrl_c_lets_the_calls_of_workers_end(
             assert gateway.process is not None
             assert await asyncio.to_thread(gateway.process.wait, 30) == 0
             assert "Traceback" not in gateway.log
+
+
+async def is_refused(gateway: FareboxProcess) -> bool:
+    host, _, port = gateway.url.removeprefix("http://").partition(":")
+    try:
+        _, writer = await asyncio.open_connection(host, int(port))
+    except ConnectionRefusedError:
+        return True
+    writer.close()
+    return False
+
+
+@finds_workers
+@pytest.mark.parametrize("end", ["stopped", "hangup", "killed"])
+async def test_workers_that_finish_their_calls_keep_nobody_else_waiting(
+    redis_server: RedisServer, store_url: str, tmp_path: Path, end: str
+) -> None:
+    """While a process still holds the listening socket, connections wait in its queue for an answer that nobody will give."""
+    with ProviderThread() as provider:
+        provider.script(delay_ms=5_000, times=None)
+        models = [fake_model(provider.openai_url)]
+        config = settings_for(redis_server.url, store_url, models=models, server={"drain_seconds": 20.0})
+        with running_farebox(tmp_path, config, arguments=("--workers", "2")) as gateway:
+            workers = workers_of(gateway)
+            calling = asyncio.create_task(asyncio.to_thread(gateway.chat, "hi", tagged("wf", f"end-{end}")))
+            await until(lambda: asyncio.sleep(0, bool(provider.requests)), 10, "the call is under way")
+            signals = {"stopped": signal.SIGTERM, "hangup": signal.SIGHUP, "killed": signal.SIGKILL}
+            os.kill(gateway.pid, signals[end])
+            await until(lambda: is_refused(gateway), 4, "nothing new is let in")
+            assert not calling.done()
+            assert (await calling).status == 200
+            assert gateway.process is not None
+            code = await asyncio.to_thread(gateway.process.wait, 30)
+            assert code == (-signal.SIGKILL if end == "killed" else 0)
+            ended = lambda: asyncio.sleep(0, not any(Path(f"/proc/{pid}").exists() for pid in workers))  # noqa: E731
+            await until(ended, 10, "no worker is left")

@@ -28,7 +28,7 @@ def serve_until_told(*_: object) -> None:
 def workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[serving._Workers]:
     monkeypatch.setattr(serving, "_serve_here", serve_until_told)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     config = Config.model_validate({"server": {"workers": _WORKERS}, "storage": {"ledger": "redis://127.0.0.1:1"}})
     with socket.socket() as listening:
         yield serving._Workers(config, False, listening)
@@ -38,7 +38,7 @@ def workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[serving
         left.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("nth", range(1, _WORKERS + 1))
 def test_a_signal_while_workers_start(
     workers: serving._Workers, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, nth: int
