@@ -210,8 +210,17 @@ def test_a_change_of_configuration_or_secret_replaces_the_gateways() -> None:
 
 def test_a_pod_is_given_the_time_that_the_gateway_drains() -> None:
     gateway = one(render({**MINIMAL, "server": {"drainSeconds": 120}}), "StatefulSet")
-    assert gateway["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 135
+    assert gateway["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 140
+    assert container(gateway)["lifecycle"]["preStop"] == {"exec": {"command": ["sleep", "5"]}}
     assert variables(gateway, {"ledger": "", "store": "", "admin-key": ""})["FAREBOX_SERVER_DRAIN_SECONDS"] == "120"
+
+
+def test_the_bodies_of_requests_in_flight_fit_into_the_memory_of_a_pod() -> None:
+    inside = container(gateway := one(rendered("minimal"), "StatefulSet"))
+    bodies = int(variables(gateway, {"ledger": "", "store": "", "admin-key": ""})["FAREBOX_SERVER_BODIES_BYTES_MAX"])
+    assert inside["resources"]["limits"]["memory"] == "1Gi"
+    # A call holds two and a half times its body; one that is killed for it is charged with all that the others held.
+    assert 200_000_000 + 2.5 * bodies < 2**30
 
 
 def test_everything_that_selects_pods_selects_the_gateways_and_not_the_job() -> None:
@@ -251,7 +260,7 @@ def test_probes_and_paths_from_outside_are_those_of_the_gateway() -> None:
     documents = rendered("everything")
     inside = container(one(documents, "StatefulSet"))
     probes = {name: inside[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
-    assert probes == {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
+    assert probes == {"startupProbe": "/readyz", "livenessProbe": "/livez", "readinessProbe": "/livez"}
     (rule,) = one(documents, "Ingress")["spec"]["rules"]
     assert [path["path"] for path in rule["http"]["paths"]] == ["/v1", "/w", "/api", "/admin"]
 
