@@ -1,3 +1,3 @@
-"""The gateway waits here: it asks `policies`, then performs."""
+"""The gateway performs the I/O: it asks `policies` for decisions and carries them out."""
 
 __version__ = "0.1.0"

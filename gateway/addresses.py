@@ -1,8 +1,8 @@
-"""Where the gateway itself may connect to, beside its models: not to what only somebody inside of its network should reach.
+"""Where the gateway itself may connect to, apart from its models: no addresses that only hosts inside its network should reach.
 
-Addresses are judged when a URL is read, and again when a connection is made, on the address that is really connected to: a
-name that meant another host a moment ago gains nothing. `ipaddress.is_global` is no help here: it lets translated addresses
-of a cloud's metadata service pass (64:ff9b::a9fe:a9fe, 192.0.0.192).
+Addresses are checked when a URL is read, and again for the actual address of each connection, so DNS rebinding gains nothing.
+`ipaddress.is_global` does not help here: it accepts translated addresses of a cloud's metadata service (64:ff9b::a9fe:a9fe,
+192.0.0.192).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ def _networks(text: str) -> tuple[Network, ...]:
     return tuple(ip_network(one) for one in text.split())
 
 
-# No webhook lives there: link-local (which is where clouds keep credentials), the metadata services elsewhere (Alibaba,
+# Never valid for a webhook: link-local (where clouds keep credentials), metadata services at other addresses (Alibaba,
 # Oracle, Azure, AWS over IPv6), "this" network, multicast, reserved.
 _NEVER: Final = _networks(
     "169.254.0.0/16 fe80::/10 100.100.100.200/32 192.0.0.192/32 168.63.129.16/32 fd00:ec2::254/128 fd20:ce::254/128"
     " 0.0.0.0/8 224.0.0.0/4 240.0.0.0/4 ff00::/8 ::/128 100::/64 2001:db8::/32 192.0.2.0/24 198.51.100.0/24 203.0.113.0/24"
 )
-# One's own machine and network: often meant, never by accident.
+# This machine and private networks: often intended, but only explicitly.
 _PRIVATE: Final = _networks(
     "127.0.0.0/8 ::1/128 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 192.0.0.0/24 198.18.0.0/15 fc00::/7 fec0::/10"
 )
-# IPv6 addresses that carry an IPv4 one, and where in them it stands (bits from the right).
+# IPv6 networks that contain IPv4 addresses, and the position of the address (in bits from the right).
 _CARRIERS: Final = (
     (IPv6Network("::ffff:0:0/96"), 0),
     (IPv6Network("::/96"), 0),
@@ -43,7 +43,7 @@ _TEREDO: Final = IPv6Network("2001::/32")
 
 
 def fault_of_address(text: str, *, private_allowed: bool) -> str | None:
-    """Why nothing may be sent to this IP address; None if it may."""
+    """Why nothing may be sent to this IP address; None if it is allowed."""
     address = _carried(ip_address(text.partition("%")[0]))
     if address in _TEREDO or any(address in network for network in _NEVER):
         return f"{text} is an address that no webhook has (link-local, a cloud's metadata service, or reserved)"
@@ -53,7 +53,7 @@ def fault_of_address(text: str, *, private_allowed: bool) -> str | None:
 
 
 def fault_of_url(url: str, *, private_allowed: bool) -> str | None:
-    """Why this URL cannot be meant, as far as it can be told without asking anybody where its host is; None if it can."""
+    """Why this URL is not allowed, as far as that is known without resolving its host; None if it is."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -70,7 +70,7 @@ def fault_of_url(url: str, *, private_allowed: bool) -> str | None:
 
 
 def _carried(address: Address) -> Address:
-    """The IPv4 address inside of an IPv6 one, where there is one."""
+    """The IPv4 address inside an IPv6 address, if there is one."""
     if isinstance(address, IPv6Address) and int(address) > 1:
         for network, shift in _CARRIERS:
             if address in network:
@@ -79,7 +79,7 @@ def _carried(address: Address) -> Address:
 
 
 def _address_in(host: str) -> str | None:
-    """The address that a host's text is, in any spelling that a resolver takes: 127.1, 0x7f.1, 2130706433, ①②⑦.⓪.⓪.①."""
+    """The address in a host's text, in any spelling that resolvers accept: 127.1, 0x7f.1, 2130706433, ①②⑦.⓪.⓪.①."""
     plain = unicodedata.normalize("NFKC", host)
     try:
         return str(ip_address(plain.partition("%")[0]))

@@ -1,4 +1,4 @@
-"""Joins the admission of calls: for the pipeline, and for trying one on a ledger of its own."""
+"""Assembles the admission of calls, for the pipeline and for dry runs on a scratch ledger."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def admission_for(
     runs: RunRegistry | None = None,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> Admission:
-    """Of the running gateway, where nothing else is said."""
+    """The parts of the running gateway, unless others are given."""
     return Admission(
         ledger=ledger or parts.ledger,
         reserving=reserving,

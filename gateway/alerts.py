@@ -1,9 +1,9 @@
-"""Tells people: a budget reached 50, 80 or 100 %, a call overran, a step runs in circles, an engine is out of reach, the outbox fills.
+"""Alerts: a budget reached 50, 80 or 100 %, a call overran, a step loops, an engine is out of reach, the outbox fills up.
 
-To the log always, to a webhook if there is one. Each occasion is told once: of a budget only by the settlement that crossed
-the mark, whichever process made it. The webhook's address comes from the configuration file alone; redirects are not
-followed, and every address that is connected to is judged (`gateway/addresses.py`), so that nobody behind it, and nobody who
-answers for its name, can point the gateway elsewhere.
+They always go to the log, and to a webhook if there is one. Each occasion is reported once; for a budget by the settlement
+that crossed the mark, in whichever process. The webhook's URL only comes from the configuration file, redirects are not
+followed, and each address is checked before connecting (`gateway/addresses.py`), so that neither the webhook's server nor its
+DNS can direct the gateway elsewhere.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TOLD_MAX: Final = 50_000
 _WAITING_MAX: Final = 1_000
 _LOOP_WINDOW_S: Final = 60
 _STEPS_MAX: Final = 10_000
-# Steps come and go by the thousand; of runs only the end is news. Whoever limits a key or a project wants to know early.
+# Steps come and go by the thousand, and of runs only the end is news. For budgets on keys or projects, early warnings are useful.
 _ONLY_AT_THE_END: Final = (Scope.RUN,)
 
 
@@ -45,7 +45,8 @@ class Alerts:
 
     def start(self) -> None:
         if self._webhook is not None:
-            from gateway.webhook import send_forever  # aiohttp is a good part of a start, and few have a webhook
+            # importing aiohttp takes much of a start, and few gateways have a webhook
+            from gateway.webhook import send_forever
 
             sending = send_forever(self._webhook, self._waiting, private_allowed=self._private_allowed)
             self._task = asyncio.create_task(sending, name="alerts")
@@ -56,12 +57,12 @@ class Alerts:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def look(self, call: Call, balances: Sequence[Balance], booked: Amount) -> None:
-        """After a settlement: did what it booked take a budget over a mark?"""
+        """After a settlement: report the budgets that it took past a mark."""
         self._count(call)
         lowest = self._percent[0]
         for balance, link in zip(balances, call.chain.links, strict=False):
             limit, settled = balance.limit, balance.settled
-            # What nearly every call meets, written out because it is asked for each account of each call.
+            # The common case, spelled out because it runs for each account of each call.
             if link.scope is Scope.STEP or not (
                 (limit.tokens and 100 * settled.tokens >= lowest * limit.tokens)
                 or (limit.nano_usd and 100 * settled.nano_usd >= lowest * limit.nano_usd)
@@ -75,14 +76,14 @@ class Alerts:
                     self._budget_reached(call, link.scope, balance, unit, before, 100 * used // most)
 
     def refused(self, call: Call) -> None:
-        """Whoever asks again and again for what is refused runs in circles, too."""
+        """A caller that repeats refused requests is looping, too."""
         self._count(call)
 
     def overran(self, call: Call, overrun: Amount) -> None:
         self.tell("overrun", call.id, request=call.id, run=call.run, tokens=overrun.tokens, nano_usd=overrun.nano_usd)
 
     def tell(self, event: str, *occasion: object, **facts: Any) -> None:
-        """Once for each `occasion`; the facts go to the log and to the webhook."""
+        """Report once per `occasion`; the facts go to the log and to the webhook."""
         if (event, *occasion) in self._told:
             return
         self._told[event, *occasion] = True
@@ -91,7 +92,7 @@ class Alerts:
             self._waiting.put_nowait({"event": event, **facts})
 
     def _count(self, call: Call) -> None:
-        """Calls of each step in the current minute. Every call pays for this: a dictionary, emptied when the minute ends."""
+        """Count the calls of each step in the current minute. Cheap, as every call does it: a dictionary that is cleared each minute."""
         if call.run is None or self._loop_calls is None:
             return
         now_s = monotonic()
@@ -113,7 +114,7 @@ class Alerts:
             call.principal.project,
             balance.account,
             unit,
-            balance.limit,  # a budget that was raised reaches its marks anew
+            balance.limit,  # so that a raised budget can reach its marks again
             mark,
             project=call.principal.project,
             scope=scope.value,

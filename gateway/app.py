@@ -1,4 +1,4 @@
-"""The only place where parts are joined. Everything is made here once, and handed down."""
+"""The composition root: all parts are made here once, and passed down."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def wall_clock_ms() -> int:
 
 @dataclass(slots=True)
 class Parts:
-    """What the control API, the UI and the CLI work with."""
+    """The parts that the control API, the UI and the CLI work with."""
 
     config: Config
     store: Database
@@ -123,7 +123,7 @@ class Parts:
 
 
 class Application:
-    """An ASGI application with its own start and stop. One per process. The command line, which is no server, uses it too."""
+    """An ASGI application with its own start and stop, one per process. The command line uses it too, without serving."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class Application:
         is_server: bool = True,
     ) -> None:
         self.config = config
-        # The process's own, not a copy: LiteLLM reads its switches from there when it is imported.
+        # The process's own environment, not a copy, because LiteLLM reads its switches from there when it is imported.
         environ: MutableMapping[str, str] = os.environ if environment is None else dict(environment)
         environ.update(config.environment_variables)
         self.parts = _parts(config, environ, allow_anonymous)
@@ -181,7 +181,7 @@ class Application:
         await receive()
         try:
             await self.start()
-        except Exception as error:  # noqa: BLE001 - the server wants the reason as a message, and ends the process
+        except Exception as error:  # noqa: BLE001 - the server reports the reason and ends the process
             _log.debug("start_failed", exc_info=True)
             await self._stack.aclose()
             await send({"type": "lifespan.startup.failed", "message": f"farebox: {error}"})
@@ -197,7 +197,7 @@ class Application:
         has_stars = any(STAR in entry.model_name for entry in self.config.model_list)
         if faults := parts.prices.check(parts.deployments, has_stars=has_stars):
             raise ConfigError(faults)
-        # Before anything else is made: what lasts would lie between what building the table leaves behind, and keep it from being freed.
+        # First, because long-lived objects made meanwhile would keep the memory that this needs from being freed again.
         await parts.tokenizer.load(*_encodings(parts.deployments))
         await self._open_store()
         stack.push_async_callback(parts.store.close)
@@ -236,7 +236,7 @@ class Application:
         parts.forwarder.prepare(parts.deployments)
 
     async def stop(self) -> None:
-        """What is under way is settled, the outbox is flushed, then everything is closed in reverse order."""
+        """Settle the calls in flight, flush the outbox, then close everything in reverse order."""
         await self._stack.aclose()
         self.parts.tokenizer.close()
 
@@ -249,7 +249,7 @@ class Application:
             else:
                 await store.migrate(wall_clock_ms())
         except StoreUnavailable as error:
-            # A gateway can serve from its ledger while the store is away; a wrong schema or a taken file it cannot ignore.
+            # A gateway can serve from its ledger while the store is unreachable, but not with a wrong schema or a file in use.
             _log.warning("store_unavailable_at_start", error=str(error))
 
     async def _stop_flusher(self, task: asyncio.Task[None]) -> None:
@@ -313,7 +313,7 @@ class Application:
 
     async def _count_prompt(self, request: Request) -> int:
         deployments = self.parts.pool.of(request.model)
-        if not deployments:  # `auto`: which model would answer is decided by a call, not by a question
+        if not deployments:  # for `auto` the model is only chosen by a call
             raise ModelNotFound(f"Name a model to count for; {request.model[:200]!r} is none.", param="model")
         deployment = deployments[0]
         count = await self.parts.tokenizer.count_prompt("messages", request.body, deployment.model, deployment.provider)
@@ -326,7 +326,7 @@ class Application:
         return [*health, Route("/", _lead_to_pages), Below("/api", control), Below("/admin", control)]
 
     def _control(self) -> ASGIApp:
-        # A tenth of what a start would import, and 7 MB, for requests that most processes never see.
+        # A tenth of the imports of a start, and 7 MB, for requests that most processes never get.
         from gateway.admin.application import admin_routes
         from gateway.endpoints.api.assembly import make_api, make_desk
 
@@ -352,7 +352,7 @@ async def _lead_to_pages(_: HttpRequest) -> RedirectResponse:
 
 def _application(routes: list[BaseRoute], new_id: Callable[[], str]) -> Starlette:
     application = Starlette(routes=routes, exception_handlers={HTTPException: not_there(new_id)})
-    # Starlette would lead `/metrics/` to an address made of the client's own Host header.
+    # Starlette would redirect `/metrics/` to an address made from the client's own Host header.
     application.router.redirect_slashes = False
     return application
 
@@ -444,7 +444,7 @@ def _pool(config: Config, deployments: Sequence[Deployment], price_map: PriceMap
 
 
 def _encodings(deployments: Iterable[Deployment]) -> Iterable[str]:
-    """Those of the configured models, and the usual one: building a table later would hold up the loop."""
+    """Those of the configured models and the default one, because building a table later would block the loop."""
     own = (counting_for(deployment.model, deployment.provider).encoding for deployment in deployments)
     return dict.fromkeys((DEFAULT_ENCODING, *own))
 
@@ -467,13 +467,13 @@ def _intake(parts: Parts, *, is_open_to_all: bool) -> Intake:
 
 
 def make_ledger(config: Config, rebuild: Rebuilding | None = None) -> Ledger:
-    """The engine that the URL names, behind the outage wrapper where it is reached over a network."""
+    """The engine for the URL, wrapped for outages if it is reached over a network."""
     url = config.storage.ledger
     if url.startswith("memory://"):
         return MemoryLedger()
     if url.startswith("sqlite"):
         return SqliteLedger(Path(url.removeprefix("sqlite:///")), durability=config.storage.durability)
-    from gateway.ledger.redis import RedisLedger  # most gateways have none
+    from gateway.ledger.redis import RedisLedger  # which most gateways do not have
 
     backing = RedisLedger(
         url, allow_eviction=config.storage.allow_eviction, durability=config.storage.durability, rebuild=rebuild

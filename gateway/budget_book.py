@@ -1,4 +1,4 @@
-"""All budgets that apply now: those of the file, those made at run time, and each key's own; and the chain they make for a call."""
+"""All budgets that apply now: from the file, made at run time, and of each key; and the chain that they give a call."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _NO_LIMITS: Final[tuple[Budget, ...]] = ()
 
 
 class BudgetBook:
-    """The calls of one step have one chain, whatever their run: it is made once, and again when a window ends, a limit changes or
-    anything is configured anew."""
+    """Caches chains: all calls of a step have the same chain, whatever their run, until a window ends, a limit changes or the
+    configuration changes."""
 
     def __init__(self, configured: Sequence[BudgetConfig], snapshot: Callable[[], Snapshot]) -> None:
         self._configured = tuple(budget.budget() for budget in configured)
@@ -42,17 +42,17 @@ class BudgetBook:
         return self._joined
 
     def chain(self, call: Call, parents: tuple[Parent, ...], limits: RunLimits, now_ms: int) -> Chain:
-        """What a call is reserved on at `now_ms` (the ledger's clock)."""
+        """The accounts that the call is reserved on at `now_ms` (the ledger's clock)."""
         budgets, principal, tags = self(), call.principal, call.tags
         step = tags.step if tags.workflow is not None else None
         if parents:
             names = (principal.project, principal.key_name or None, tags.workflow, call.run, step, tags.agent)
             return chain_for(Subject(*names, parents), (*budgets, *principal.budgets), limits, now_ms)
-        # Runs of one workflow may be planned differently: their chains do not take turns in one place.
+        # Runs of one workflow may have different plans, which are part of the key so that they do not displace each other.
         planned = (limits.planned_run.tokens, limits.planned_step.tokens)
         key = (principal.project, principal.key_id, tags.workflow, step, tags.agent, *planned)
         made = self._chains.get(key)
-        # A call that began before its key was changed still has the key's old limits, and must leave none of them to others.
+        # A call that began before its key was changed has the key's old limits, which other calls must not get.
         is_same = made is not None and made.limits == limits and made.of_key == principal.budgets
         if made is None or not is_same or now_ms >= made.ends_at_ms:
             made = self._make(call, step, limits, now_ms)
@@ -79,7 +79,7 @@ class _Made:
 
 
 def key_budgets(name: str, project: str, limits: Mapping[str, Any]) -> tuple[Budget, ...]:
-    """A key's own limits (`tokens`, `usd`, `requests`, `window`) as a budget on it; none where it has none."""
+    """A key's own limits (`tokens`, `usd`, `requests`, `window`) as a budget on it; empty if it has none."""
     given = tuple(limits.get(unit) for unit in UNITS)
     if all(value is None for value in given):
         return _NO_LIMITS

@@ -1,7 +1,7 @@
-"""What the accounts of budgets on workflows, agents, keys and projects stand at, in their current window.
+"""The balances of budgets on workflows, agents, keys and projects in their current windows.
 
-Which names a budget has met is known from the sums by day; its accounts come from the same function that admits calls, so a
-figure here is a figure that decides there. Where several budgets are on one account, each is shown against its own limit.
+The names that a budget has met come from the sums by day; its accounts come from the same function that admits calls, so the
+figures here are those that decide there. If several budgets share an account, each is shown against its own limit.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from gateway.store.usage_report import names_seen
 from policies.budgets import Budget, Link, RunLimits, Scope, Subject, chain_for
 from policies.reservation import Balance
 
-# The fullest are shown first; nobody reads more of one budget.
+# The fullest are shown first; nobody looks at more for one budget.
 ACCOUNTS_MAX: Final = 100
 _GLOB: Final = frozenset("*?[")
 _OUTER: Final = (Scope.WORKFLOW, Scope.AGENT, Scope.KEY, Scope.PROJECT)
-# What calls of the project named, by scope. An account follows from the name of its own scope: no subject has another one.
+# What calls of the project named, by scope. An account depends only on the name of its own scope, so a subject needs no other one.
 _Seen = Mapping[Scope, Sequence[Subject]]
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetAccount:
-    """Limits are those of the link that was asked for: of a budget its own. Null where there is none."""
+    """Limits are those of the given link, for a budget its own. Null if there is none."""
 
     scope_id: str
     account: str
@@ -45,7 +45,7 @@ class BudgetAccount:
     requests_settled: int
     requests_reserved: int
     requests_remaining: int | None
-    used: float | None  # the largest share of a limit that is settled or reserved
+    used: float | None  # the largest share of any limit that is settled or reserved
     resets_at: str | None
 
 
@@ -56,13 +56,13 @@ async def accounts_of(
     key_names: Mapping[str, str],
     now_ms: int,
 ) -> list[list[Link]]:
-    """For each shown budget the accounts that it has now; none for budgets on runs and steps. Raises StoreUnavailable."""
+    """For each given budget its current accounts; none for budgets on runs and steps. Raises StoreUnavailable."""
     seen = await _seen(db, project, key_names) if any(budget.scope in _OUTER for budget in shown) else {}
     return [_links(budget, project, seen, now_ms) for budget in shown]
 
 
 async def balances_of(ledger: Ledger, project: str, links: Sequence[Sequence[Link]]) -> list[tuple[BudgetAccount, ...]]:
-    """The same, with balances; empty while the ledger cannot be reached."""
+    """The accounts with their balances; empty while the ledger cannot be reached."""
     names = dict.fromkeys(link.hold.account for some in links for link in some)
     try:
         found = await balances_by_account(ledger, project, names)

@@ -1,4 +1,4 @@
-"""Brings the store up to what has happened, before somebody looks: a call that was just made is in the next answer."""
+"""Brings the store up to date before it is read, so that a call made just now is in the next response."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gateway.flusher import Flusher
 from gateway.ledger.port import LedgerError
 from gateway.store.database import StoreUnavailable
 
-# A reader waits no longer than this for what is under way; the flusher moves it a moment later anyway.
+# A reader waits no longer than this; the flusher moves the rest a moment later anyway.
 TIMEOUT_MS: Final = 1_000
 
 _log = structlog.get_logger(__name__)
 
 
 class CatchUp:
-    """`flush_waiting` hands on what this process holds in memory: events without a reservation, allocations of steps."""
+    """`flush_waiting` writes what this process holds in memory: events without a reservation, allocations of steps."""
 
     def __init__(self, flush_waiting: Callable[[], Awaitable[object]], flusher: Flusher) -> None:
         self._flush_waiting = flush_waiting
@@ -27,14 +27,14 @@ class CatchUp:
         self._moving: asyncio.Task[None] | None = None
 
     async def __call__(self, timeout_ms: int = TIMEOUT_MS) -> None:
-        """Wait until the events of before this moment are in the store, or the time is up. Never raises for either engine."""
+        """Wait until all earlier events are in the store, or the time is up. Never raises for ledger or store errors."""
         if self._moving is not None:
-            # What that one reads may have been read before our caller's events: it does not count for us.
+            # The move in progress may have read the outbox before our caller's events, so it does not count.
             await asyncio.wait({self._moving}, timeout=timeout_ms / 1000)
         if self._moving is None:
             self._moving = asyncio.create_task(self._move(), name="catch-up")
             self._moving.add_done_callback(self._done)
-        # Not cancelled when the time is up: a batch that is half way is better finished than begun again.
+        # Not cancelled when the time is up: it is better to finish a batch than to start it again.
         await asyncio.wait({self._moving}, timeout=timeout_ms / 1000)
 
     def _done(self, _: asyncio.Task[None]) -> None:

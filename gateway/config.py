@@ -1,7 +1,7 @@
 """The configuration: models and routes, budgets, storage, server. gateway/config_file.py reads it.
 
-`model_list` and `router_settings` are LiteLLM's own, so that its users bring their file along. The file is the only source
-for models; the store is the only source for keys and for what is made at run time.
+`model_list` and `router_settings` are LiteLLM's, so that its users can keep their file. The file is the only source of
+models; the store is the only source of keys and of everything made at run time.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class Config(Strict):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    # What of LiteLLM's own sections means nothing here, a sentence each with its place.
+    # Notes on keys in LiteLLM's own sections that have no effect here, one sentence each, with the place.
     _ignored: tuple[str, ...] = PrivateAttr(default=())
 
     @property
@@ -264,7 +264,7 @@ def _checked_settings(given: dict[str, Any]) -> tuple[dict[str, Value], list[Fau
         except SettingError as error:
             faults.append(((key,), error.message))
     for clash in conflicts(checked):
-        # The defaults agree, so that one of those that do not stands here.
+        # The defaults do not conflict, so one of the conflicting keys is in the file.
         named = next(key for key in checked if key.removeprefix(PREFIX) in clash)
         faults.append(((named,), clash))
     return checked, faults
@@ -272,5 +272,6 @@ def _checked_settings(given: dict[str, Any]) -> tuple[dict[str, Value], list[Fau
 
 def _with_scheme(value: str, schemes: tuple[str, ...]) -> str:
     if not value.startswith(schemes):
-        raise ValueError(f"must begin with one of {', '.join(schemes)}")  # not what it is: it may hold a password
+        # without the value, which may contain a password
+        raise ValueError(f"must begin with one of {', '.join(schemes)}")
     return value

@@ -28,13 +28,13 @@ from policies.windows import WindowError, zone_of
 
 
 class Strict(BaseModel):
-    """Unknown keys are faults."""
+    """Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def usd_to_nano(value: object) -> int:
-    """Money from a file, a header or an API body, as whole nano-USD. At least 0, at most 2^53 − 1."""
+    """Converts money from a file, a header or an API body to whole nano-USD. At least 0, at most 2^53 − 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
         raise ValueError("an amount in USD must be a number, such as 0.50")
     try:
@@ -50,7 +50,7 @@ def usd_to_nano(value: object) -> int:
     return int(nano)
 
 
-# What a name may hold (gateway/tags.py, keys and projects alike), and what stands for several of them.
+# The characters of names (gateway/tags.py, keys and projects alike), and the wildcards.
 _GLOB: Final = re.compile(r"(?:[A-Za-z0-9._:@/*?-]|\[!?[A-Za-z0-9._:@/-]+\])+\Z")
 
 
@@ -85,7 +85,7 @@ def _ladder(value: object) -> Ladder:
 
 
 _SHARE: Final = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
-# Rungs by name; one with a share is also taken before a call stops fitting.
+# Rungs by name; a rung with a share is also used before calls stop fitting.
 Pressure = Annotated[
     Ladder,
     PlainValidator(_ladder),

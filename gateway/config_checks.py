@@ -1,4 +1,4 @@
-"""What parts of a configuration say of each other. Looked for in what was written, so that it is told beside the faults of the parts."""
+"""Checks between parts of a configuration. They run on the raw data, so that their faults are reported with those of the parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ANY_MODEL: Final = "*"
 
 
 def faults_between(data: Mapping[str, Any]) -> Iterator[Fault]:
-    """Of parts that are no mappings or lists nothing is said: that they are none is told elsewhere."""
+    """Skips parts that are not mappings or lists as expected: that is reported elsewhere."""
     names = {entry.get("model_name") for _, entry in _mappings(data, "model_list")}
     known = {name for name in names if isinstance(name, str)}
     for path, name in _named_models(data):
@@ -57,7 +57,7 @@ def _several_processes(data: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _is_there(name: str, names: Collection[str]) -> bool:
-    """Whether there is this model, or an entry such as `openai/*` for all of its provider."""
+    """Whether the model exists, or an entry such as `openai/*` covers it."""
     return name in names or any("*" in one and fnmatchcase(name, one) for one in names)
 
 

@@ -1,4 +1,4 @@
-"""Faults of a configuration: where each stands, which field it is in, what is wrong; and how a model tells several at once."""
+"""Faults of a configuration: the place, the field, and what is wrong; and how a validator reports several at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from gateway.marked_yaml import Path
 
-# A place below what is looked at, and what is wrong there.
+# A path below the checked value, and what is wrong there.
 Fault = tuple[Path, str]
 
 
 class ConfigError(Exception):
-    """One or more faults of the configuration, one a line: `file:line:column: field: what is wrong`."""
+    """One or more faults of the configuration, one per line: `file:line:column: field: what is wrong`."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
@@ -24,7 +24,7 @@ class ConfigError(Exception):
 
 
 def refuse(faults: Iterable[Fault], given: Any) -> None:
-    """For validators: a `ValueError` could tell one fault only, and only where the whole value stands."""
+    """For validators: a `ValueError` could report only one fault, and only at the place of the whole value."""
     details = [
         InitErrorDetails(type=PydanticCustomError("value_error", "{text}", {"text": text}), loc=path, input=given)
         for path, text in faults
@@ -34,7 +34,7 @@ def refuse(faults: Iterable[Fault], given: Any) -> None:
 
 
 def counted_rightly(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Without lists that pydantic finds too short because it counts the items only that have no fault."""
+    """Drops false reports of short lists: pydantic only counts the items without faults."""
     places = [error["loc"] for error in errors]
     return [
         error

@@ -1,6 +1,6 @@
-"""Reading a configuration: the file, with what the environment and the command line put over it, and every fault of all of it.
+"""Reads a configuration: the file, the values from the environment and command line that override it, and all faults at once.
 
-A fault of the file is told with line and column, one of a variable or an option by its name.
+Faults in the file are reported with line and column, those in variables or options by name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _AFTER_THE_FILE: Final = Mark(1_000_000_000, 1)
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value that stands over the file's, and the name of what it comes from."""
+    """A value that overrides the file's, and the name of its source."""
 
     value: Any
     source: str
@@ -34,7 +34,7 @@ class Given:
 
 @dataclass(slots=True)
 class _Places:
-    """Where everything stands. `origins`: what stands elsewhere in the file than in the data that is read."""
+    """The places of everything. `origins`: where the file has data that was moved before validation."""
 
     name: str
     marks: dict[Path, Mark]
@@ -42,7 +42,7 @@ class _Places:
     origins: Mapping[Path, Path] = field(default_factory=dict)
 
     def told(self, faults: list[Fault]) -> list[str]:
-        """A sentence each, in the file's order, each once."""
+        """One sentence per fault, in the file's order, without duplicates."""
         written = [(self._written(path), text) for path, text in faults]
         written.sort(key=lambda one: self._mark(one[0]))
         return list(dict.fromkeys(f"{self._where(path)}: {field_in_words(path)}: {text}" for path, text in written))
@@ -80,8 +80,8 @@ def parse_config(
     environ: Mapping[str, str] | None = None,
     given: Mapping[Path, Given] | None = None,
 ) -> Config:
-    """Raises `ConfigError` with every fault found. `os.environ/NAME` values are resolved from `environ` (default: the process's);
-    `given` are values of `section, key` that win over the file's."""
+    """Raises `ConfigError` with every fault found. `os.environ/NAME` values are resolved from `environ` (default: the
+    process's). `given` are values by (section, key) that override the file's."""
     data, marks = _read(text, name)
     adopted = adopt(data)
     places = _Places(name, marks, given or {}, adopted.origins)
@@ -90,7 +90,7 @@ def parse_config(
         _put(resolved, path, one.value)
         missing.pop(path, None)
     config, faults = _validated(resolved)
-    # Of what the environment lacks nothing else can be wrong.
+    # A value that is missing in the environment cannot have other faults.
     faults = [*adopted.faults, *missing.items(), *(one for one in faults if one[0] not in missing)]
     if config is None or faults:
         raise ConfigError(places.told(faults))
@@ -132,14 +132,14 @@ def _validated(data: dict[str, Any]) -> tuple[Config | None, list[Fault]]:
 
 
 def _resolved(adopted: Adopted, environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[Path, str]]:
-    """The data with the environment's values, and what the environment lacks."""
+    """The data with the environment's values, and the missing variables by path."""
     missing: dict[Path, str] = {}
     found = _with_variables(environ, adopted.data.get("environment_variables"))
     return _resolve_environment(adopted.data, found, (), missing), missing
 
 
 def _with_variables(environ: Mapping[str, str], variables: Any) -> Mapping[str, str]:
-    """The file's own variables, as LiteLLM has it, win over those of the process."""
+    """The file's own variables override those of the process, as in LiteLLM."""
     if not isinstance(variables, dict):
         return environ
     plain = {name: str(value) for name, value in variables.items() if not str(value).startswith(_VARIABLE)}
@@ -160,7 +160,7 @@ def _resolve_environment(value: Any, environ: Mapping[str, str], path: Path, mis
 
 
 def _put(data: dict[str, Any], path: Path, value: Any) -> None:
-    """A section that is no mapping stays as it is, and is told to be none."""
+    """A section that is not a mapping is left as it is, and reported by validation."""
     section, key = path
     found = data.setdefault(str(section), {})
     if isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""What of an entry of `model_list` can be used. LiteLLM's own keys are many and may hold anything; those that are read here may not."""
+"""Checks of `model_list` entries. LiteLLM's many own keys may have any value; those that are read here may not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _QUALITY_MAX: Final = 10
 
 
 def faults_of_params(params: Mapping[str, Any]) -> list[Fault]:
-    """Of `litellm_params`."""
+    """Faults of `litellm_params`."""
     model = params.get("model")
     named = isinstance(model, str) and bool(model)
     missing: list[Fault] = [(("model",), "is missing: the provider's model, such as openai/gpt-4o-mini")]
@@ -22,7 +22,7 @@ def faults_of_params(params: Mapping[str, Any]) -> list[Fault]:
 
 
 def faults_of_info(info: Mapping[str, Any]) -> list[Fault]:
-    """Of `model_info`. What is null is not said."""
+    """Faults of `model_info`. Null counts as missing."""
     said = {key: value for key, value in info.items() if value is not None}
     return [*_prices(said), *_abilities(said)]
 

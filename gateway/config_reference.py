@@ -18,7 +18,7 @@ from policies.settings import SETTINGS
 SCHEMA_ID: Final = "config.schema.json"
 _KEY: Final = re.compile(r"^(?P<indent>[ #-]*)(?P<key>[a-z_]+):(?P<rest>.*)$")
 _COMMENT: Final = re.compile(r"(?:^|\s)#\s+(?P<text>.+)$")
-# Environment variables may replace what stands in these sections: FAREBOX_SERVER_PORT and so on.
+# Environment variables can override these sections: FAREBOX_SERVER_PORT and so on.
 _BY_VARIABLE: Final = ("server", "storage", "reservations", "alerts", "tracing")
 _USD: Final = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}, {"type": "null"}], "default": None}
 _EXTRA: Final = {
@@ -32,7 +32,7 @@ _EXTRA: Final = {
 
 
 def example_file() -> Path:
-    """In a wheel the example lies inside the package, in a source tree beside it."""
+    """In a wheel the example is inside the package, in a source tree beside it."""
     package = Path(gateway.__file__).parent
     installed = package / "config.example.yaml"
     return installed if installed.is_file() else package.parent / "config.example.yaml"
@@ -55,7 +55,7 @@ def remarks() -> dict[tuple[str, str], str]:
 
 
 def section_remarks() -> dict[str, str]:
-    """The comment that stands right above a section in the example."""
+    """The comment directly above each section in the example."""
     found = re.findall(
         r"^# (?:── )?([^\n]+?)(?: ─+)?\n(\w+):", example_file().read_text(encoding="utf-8"), re.MULTILINE
     )

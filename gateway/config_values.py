@@ -1,4 +1,4 @@
-"""What parts of the pipeline are told, out of the configuration: seconds become milliseconds, lists become tables."""
+"""Converts parts of the configuration to the arguments of the pipeline: seconds to milliseconds, lists to tables."""
 
 from __future__ import annotations
 

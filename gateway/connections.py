@@ -1,7 +1,7 @@
-"""The sockets of clients: how long each may keep us waiting, how much each may make us remember, and which goes when too many are open.
+"""Clients' connections: how long each may keep us waiting, how much memory it may take, and which one is closed if there are too many.
 
-uvicorn waits for ever for the rest of a request and for a client to read its answer; each rule here ends one such wait. One
-look a second at all connections finds those whose time is over: a timer for each request would cost more than all of this.
+uvicorn waits for ever for the rest of a request and for a client to read its answer; each rule here ends one such wait. Once
+a second all connections are checked for passed deadlines, because a timer per request would cost more than all of this.
 
     a connection waits for      its time                            then
     ------------------------    --------------------------------    ------------------
@@ -34,14 +34,14 @@ from gateway.wire.openai_errors import error_body
 
 _LOOK_S: Final = 1.0
 _NEVER: Final = float("inf")
-# So long a client may go on sending what was refused already; hanging up at once would make it miss the answer.
+# How long a client may go on sending after it was refused: closing at once would make it miss the answer.
 _LINGER_S: Final = 5.0
 _READ_BYTES_A_SECOND_MIN: Final = 1024
-# The guard says politely what is wrong with headers up to twice of what it allows; beyond that nobody listens.
+# The guard answers politely if headers are up to twice as large as allowed; beyond that the connection is closed.
 _HEAD_BYTES_MAX: Final = 2 * HEADER_BYTES_MAX + 65_536
-# Bytes around each of a body's own: sizes of chunks, their extensions, trailers. Chunks of one byte come with five.
+# Extra bytes per byte of a body: chunk sizes, their extensions, trailers. Chunks of one byte have five.
 _FRAMING_FACTOR: Final = 8
-# Descriptors that are no client's: files, the ledger, the store, the listening sockets.
+# File descriptors that are not for clients: files, the ledger, the store, the listening sockets.
 _OWN_DESCRIPTORS: Final = 128
 _EXTENSIONS: Final[dict[str, dict[object, object]]] = {WHOLE_ANSWER: {}}
 
@@ -52,11 +52,11 @@ class ConnectionLimits:
     head_s: float
     body_s: float
     stall_s: float
-    bodies_bytes_max: int  # of all requests that are being read or served
+    bodies_bytes_max: int  # over all requests being read or served
 
 
 class Connections:
-    """All of one process. `quiet` holds those that no call is served on, the longest quiet first."""
+    """All connections of a process. `quiet` has those without a call in progress, longest quiet first."""
 
     def __init__(self, limits: ConnectionLimits, telemetry: Telemetry, new_id: Callable[[], str]) -> None:
         self.limits = limits
@@ -74,7 +74,7 @@ class Connections:
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> BoundedHttp:
-        """What uvicorn calls for each connection."""
+        """The factory that uvicorn calls for each connection."""
         return BoundedHttp(self, config, server_state, app_state, _loop)
 
     def opened(self, connection: BoundedHttp) -> None:
@@ -95,7 +95,7 @@ class Connections:
         self._telemetry.connections_ended.labels(reason).inc()
 
     def _make_room(self) -> None:
-        """Whoever has been quiet for longest goes. While every connection is busy with a call, the newest one does."""
+        """Close the connection that has been quiet for longest. If all are busy with calls, that is the newest one."""
         oldest = next(iter(self.quiet))
         self.quiet.pop(oldest)
         oldest.end("too_many")
@@ -108,7 +108,7 @@ class Connections:
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """uvicorn's protocol with deadlines. Times are the loop's, in seconds."""
+    """uvicorn's protocol with deadlines. Times are the event loop's, in seconds."""
 
     def __init__(
         self,
@@ -121,15 +121,15 @@ class BoundedHttp(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._all = all_of_them
         self._limits = all_of_them.limits
-        self.deadline = _NEVER  # for what the client owes us
-        self.reads_until = _NEVER  # for what it has not read yet
+        self.deadline = _NEVER  # for what the client has to send
+        self.reads_until = _NEVER  # for what the client has to read
         self._unread_bytes = 0
-        self._is_body_due = False  # its head is read, and its end is not
+        self._is_body_due = False  # the head was read, but not the end of the body
         self._upgrading: list[tuple[bytes, bytes]] | None = None  # headers of a request that offers another protocol
-        self._received_bytes = 0  # of the request that is being read
-        self._body_bytes = 0  # of it
+        self._received_bytes = 0  # of the request being read
+        self._body_bytes = 0  # of the request being read
         self._kept_bytes = 0  # of all bodies of this connection that calls still need
-        self._presence = Presence()  # requests of one connection are served one after the other, and share it
+        self._presence = Presence()  # shared, because requests of one connection are served one after the other
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -170,8 +170,9 @@ class BoundedHttp(HttpToolsProtocol):
                 self._stay()
 
     def _stay(self) -> None:
-        """A client that offers another protocol (Java's offers h2c with its first request) is served in the one that it speaks,
-        as RFC 9110 (7.8) allows. The parser would take what follows for the other one: a new one reads the same head without it."""
+        """Serve a client that offers another protocol (Java's offers h2c with its first request) in the current one, as RFC
+        9110 (7.8) allows. The parser would take what follows for the other protocol, so a new one parses the same head
+        without the offer."""
         method: bytes = self.parser.get_method()
         kept = [name + b": " + value for name, value in self._upgrading or () if name not in _OF_UPGRADES]
         self._upgrading, self._is_body_due = None, False
@@ -182,7 +183,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self.parser.feed_data(head)
 
-    # What the parser tells, in its order.
+    # The parser's callbacks, in order.
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -200,7 +201,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.deadline += self._limits.body_s
         self._all.quiet.pop(self, None)
         super().on_headers_complete()
-        # What comes now are trailers. They must not join the headers that somebody has checked.
+        # What comes now are trailers, which must not be added to the headers that were checked.
         self.headers = []
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -245,7 +246,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.reads_until = _NEVER
 
     def overdue(self, now: float) -> None:
-        """Its time is over, one way or the other."""
+        """A deadline has passed."""
         if self.reads_until < now:
             unread = self.transport.get_write_buffer_size()
             if self._unread_bytes - unread < _READ_BYTES_A_SECOND_MIN * self._limits.stall_s:
@@ -259,11 +260,11 @@ class BoundedHttp(HttpToolsProtocol):
             self.end("body")
         elif self in self._all.quiet:
             self.end("head")
-        else:  # a next request has begun while a call is served: that one is not to suffer
+        else:  # the next request has begun while a call is served, which must not suffer
             self.deadline = now + _LOOK_S
 
     def end(self, reason: str) -> None:
-        """Say why where the client is waiting for an answer, and hang up."""
+        """Close the connection, with an explanation if the client is waiting for an answer."""
         if reason == "body" or (reason == "head" and self._received_bytes):
             self._refuse(BadRequest("The request did not arrive in time.", status=408, code="request_timeout"))
             return
@@ -272,7 +273,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._leave()
 
     def _refuse(self, error: GatewayError) -> None:
-        """Answer in the application's place, unless it has begun an answer itself, and hang up."""
+        """Answer instead of the application, unless it has begun to answer, and close the connection."""
         self._all.ended(error.code)
         self.deadline = _NEVER
         if self.transport.is_closing():
@@ -288,7 +289,7 @@ class BoundedHttp(HttpToolsProtocol):
             cycle.message_event.set()
             self._presence.end()
         self.transport.close()
-        # What is still to be written, nobody may ever read.
+        # The client may never read what is still in the buffer.
         self._unread_bytes = self.transport.get_write_buffer_size()
         self.reads_until = self.loop.time() + self._limits.stall_s
 
@@ -327,7 +328,7 @@ _PHRASES: Final = {
 
 
 def connections_possible(wanted: int) -> int:
-    """How many of `wanted` connections this process has descriptors for, after asking for as many as it may have.
+    """How many of `wanted` connections this process has file descriptors for, after raising its limit as far as allowed.
 
     Each call needs a second one for its provider.
     """

@@ -1,8 +1,8 @@
-"""What the call path must know of the store, in memory: settings, keys, workflows, budgets, scores of agents.
+"""The part of the store that the call path needs, in memory: settings, keys, workflows, budgets, scores of agents.
 
-A snapshot is a value and is replaced as a whole. The store is asked once a second whether anything moved; when it is away
-the last snapshot stays, and if there never was one the defaults (with the first values of the configuration file) serve,
-with no keys: `is_loaded` is False then, and nobody may take that for a gateway without keys.
+A snapshot is immutable and is replaced as a whole. The store is polled once a second for changes. While it is unreachable the
+last snapshot stays. If there never was one, the defaults (with the first values of the configuration file) apply, without
+keys; `is_loaded` is then False, so that this is not mistaken for a gateway that has no keys.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class SettingNow:
-    """A setting as it counts at this moment, and where its value comes from."""
+    """The current value of a setting, and where it comes from."""
 
     key: str
     value: Value
@@ -44,7 +44,7 @@ class SettingNow:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything at one moment. `generation` rises with every change that this process has seen."""
+    """The state at one moment. `generation` rises with every change that this process sees."""
 
     settings: Settings
     setting_rows: Mapping[str, SettingNow]
@@ -56,7 +56,7 @@ class Snapshot:
     is_loaded: bool = False
 
     def find_key(self, plain: str, now_ms: int) -> ApiKey | None:
-        """The key that this text is, if it may be used now. Junk is told by its checksum, without a look-up."""
+        """The key for this text, if it may be used now. Junk is recognised by its checksum, without a look-up."""
         if not keys.looks_like_key(plain):
             return None
         digest = keys.digest_of(plain)
@@ -67,18 +67,18 @@ class Snapshot:
         return self.workflows.get((project, name))
 
     def ais(self, project: str, agent: str) -> float | None:
-        """The agent's combined score, None while it is unknown."""
+        """The agent's combined score; None while it is unknown."""
         found = self.agents.get((project, agent))
         return None if found is None else found.combined
 
 
 def first_snapshot(first_values: Mapping[str, Value] = _NONE) -> Snapshot:
-    """What counts before the store has answered: the file's first values over the defaults."""
+    """The state before the store has answered: the defaults, overridden by the file's first values."""
     return _with_settings(Snapshot(Settings.from_values(), _NONE), {}, first_values)
 
 
 class Control:
-    """Keeps `snapshot` up to date. Reading it is an attribute access; nothing on the call path waits."""
+    """Keeps `snapshot` up to date. Reading it is an attribute access, so nothing on the call path waits."""
 
     def __init__(self, store: Database, first_values: Mapping[str, Value] = _NONE, *, poll_ms: int = POLL_MS) -> None:
         self._store = store
@@ -93,7 +93,7 @@ class Control:
         self.last_error = ""
 
     async def start(self) -> None:
-        """Load once, then keep polling in the background. A store that is away is no error: see `is_store_available`."""
+        """Load once, then keep polling in the background. An unreachable store is no error: see `is_store_available`."""
         await self.refresh()
         self._task = asyncio.create_task(self._poll(), name="control-poll")
 
@@ -104,11 +104,11 @@ class Control:
             self._task = None
 
     def subscribe(self, listener: Callable[[Snapshot], None]) -> None:
-        """Call `listener` with every new snapshot, at once and in this task: it must not wait."""
+        """Call `listener` with every new snapshot, immediately and in the same task, so it must not wait."""
         self._listeners.append(listener)
 
     async def refresh(self) -> bool:
-        """Reload what moved. To be called after a write of this process, so that it counts at once. False: the store is away."""
+        """Reload what changed. Call it after writes of this process, so that they apply at once. False: the store is unreachable."""
         async with self._turn:
             try:
                 await self._load()
@@ -119,7 +119,7 @@ class Control:
             return True
 
     async def change(self, write: Awaitable[T]) -> T:
-        """Perform a write to the store and let it count here at once; elsewhere it counts within the poll interval."""
+        """Perform a write to the store and apply it here at once; in other processes it applies within the poll interval."""
         result = await write
         await self.refresh()
         return result
@@ -129,11 +129,11 @@ class Control:
             await asyncio.sleep(self._poll_ms / 1000)
             try:
                 await self.refresh()
-            except Exception as error:  # noqa: BLE001 - the last good snapshot serves whatever is wrong with the next one
+            except Exception as error:  # noqa: BLE001 - the last good snapshot stays, whatever is wrong with the next one
                 self._note_failure(error)
 
     async def _load(self) -> None:
-        # The versions are read first: what changes meanwhile is loaded again at the next poll, and nothing is missed.
+        # The versions are read first, so that a change during loading is loaded again at the next poll and none is missed.
         found = await versions.read(self._store)
         moved = [subject for subject in Subject if found.get(subject) != self._versions.get(subject)]
         if not moved:
@@ -145,7 +145,7 @@ class Control:
                 loaded[subject] = found.get(subject, 0)
             except StoreUnavailable:
                 raise
-            except Exception as error:  # noqa: BLE001 - a budget that another version wrote must not keep a revoked key alive
+            except Exception as error:  # noqa: BLE001 - a budget written by another version must not keep a revoked key alive
                 fault = fault or error
         if loaded != self._versions:
             self._versions = loaded
@@ -186,7 +186,7 @@ class Control:
 
 
 def _by_digest(found: list[ApiKey]) -> Mapping[str, ApiKey]:
-    """Old digests too: whether one is still in its time of grace is decided when it is used."""
+    """Includes old digests: whether one is still within its grace period is decided when it is used."""
     by_digest = {key.old_digest: key for key in found if key.old_digest is not None}
     return by_digest | {key.digest: key for key in found}
 
@@ -200,11 +200,12 @@ def _with_settings(
 
 
 def _setting_now(key: str, row: settings.SettingRow | None, first_values: Mapping[str, Value]) -> SettingNow:
-    """The store's value once somebody has set it; until then the file's, and where it says nothing, the seeded default."""
+    """The store's value once somebody has set it; until then the file's, or else the seeded default."""
     if row is not None and row.updated_by:
         try:
             return SettingNow(key, validated(key, row.value), "store", row.updated_at_ms, row.updated_by)
-        except SettingError as error:  # written by another version or by hand: one bad row must not stop the other 39
+        # written by another version or by hand: one bad row must not affect the other 39
+        except SettingError as error:
             _log.warning("setting_ignored", error=str(error))
     if key in first_values:
         return SettingNow(key, validated(key, first_values[key]), "file")

@@ -1,4 +1,4 @@
-"""What was decided about one call, as its usage row keeps it: every rung of the ladder, routing and compression, each with why."""
+"""The decisions about one call in its usage row: every rung of the ladder, routing and compression, each with its reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import orjson
 
 
 def decisions_of(detail: str) -> tuple[dict[str, Any], ...]:
-    """The decisions in the order in which they were made; none for a call about which nothing had to be decided."""
+    """The decisions in order; empty for a call about which nothing had to be decided."""
     try:
         found = orjson.loads(detail or b"{}")
     except orjson.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""Is everything that this gateway stands on fit for it? Each check looks for itself, and none of them calls a model."""
+"""Checks whether everything that this gateway depends on is in order. No check calls a model."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from gateway.app import Parts
 
 Status = Literal["ok", "warn", "fail"]
-# Windows of budgets begin by the ledger's clock; logs and keys' expiry go by this machine's.
+# Windows of budgets follow the ledger's clock; logs and keys' expiry follow this machine's.
 SKEW_MS_WARN: Final = 1_000
 SKEW_MS_FAIL: Final = 60_000
-# A call costs about two operations of the ledger; beyond this they are felt.
+# A call takes about two ledger operations; above this they are noticeable.
 LEDGER_MS_WARN: Final = 20.0
 STORE_MS_WARN: Final = 200.0
 _ROUNDS: Final = 5
@@ -36,7 +36,7 @@ _LOOK_AGAIN_S: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`detail` is a sentence that says what was found and, unless all is well, what to do."""
+    """`detail` is a sentence with the finding and, unless all is well, what to do."""
 
     check: str
     status: Status
@@ -44,7 +44,7 @@ class Finding:
 
 
 async def examine(parts: Parts, *, is_open: bool) -> tuple[Finding, ...]:
-    """Store and ledger must be open. `is_open`: nobody needs a key."""
+    """Store and ledger must be open. `is_open`: callers need no key."""
     return (
         _versions(),
         *await ledger_findings(parts),
@@ -55,7 +55,7 @@ async def examine(parts: Parts, *, is_open: bool) -> tuple[Finding, ...]:
 
 
 async def ledger_findings(parts: Parts) -> tuple[Finding, ...]:
-    """Reach and latency, clock, and what its engine says of its own policy and persistence."""
+    """Reachability and latency, the clock, and the engine's eviction policy and persistence."""
     ledger = parts.ledger
     engine = parts.config.storage.ledger.partition(":")[0]
     if isinstance(ledger, OutageLedger) and not ledger.health.is_available:
@@ -72,7 +72,7 @@ async def ledger_findings(parts: Parts) -> tuple[Finding, ...]:
 
 
 async def _opened(operation: Callable[[], Awaitable[object]]) -> None:
-    """A Redis that nobody has used yet is given its counters first, which may take a moment. What else is wrong is found later."""
+    """An unused Redis first gets its counters, which may take a moment. Other faults are found later."""
     for _ in range(_LOOKS):
         try:
             await operation()
@@ -85,7 +85,7 @@ async def _opened(operation: Callable[[], Awaitable[object]]) -> None:
 
 
 async def store_findings(store: Database, now_ms: int) -> tuple[Finding, ...]:
-    """Reach and latency, schema, and whether it may be written to."""
+    """Reachability and latency, the schema, and write access."""
     engine = "postgresql" if store.is_postgres else "sqlite"
     try:
         latency_ms = await _latency_ms(lambda: versions.read(store))
@@ -105,7 +105,7 @@ async def store_findings(store: Database, now_ms: int) -> tuple[Finding, ...]:
 async def _writable(store: Database, now_ms: int) -> Finding:
     try:
         await versions.note(store, "doctor", str(now_ms))
-    except Exception as error:  # noqa: BLE001 - what an engine says to a write that it forbids is the finding
+    except Exception as error:  # noqa: BLE001 - the engine's error for a forbidden write is the finding
         return Finding("store permissions", "fail", f"It cannot be written to: {_first_line(error)}")
     return Finding("store permissions", "ok", "It can be read and written.")
 
@@ -142,7 +142,7 @@ def _outbox(parts: Parts) -> Finding:
 
 
 def _versions() -> Finding:
-    """SQLite from 3.7.0 to 3.51.2 can damage a WAL file that two connections write; here there is one."""
+    """SQLite from 3.7.0 to 3.51.2 can damage a WAL file that two connections write; Farebox has only one."""
     found = f"Farebox {__version__}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
     if sqlite3.sqlite_version_info < (3, 51, 3):
         found += " (its WAL fault of before 3.51.3 needs two writers; Farebox has one)"

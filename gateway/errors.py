@@ -1,4 +1,4 @@
-"""What can be wrong with a call, as the client is told.
+"""The errors of a call, as reported to the client.
 
 GatewayError
 ├── BadRequest              400, and 404, 408, 411, 413, 415 by its constructors below
@@ -125,7 +125,7 @@ class StreamBroken(GatewayError):
 
 
 def stopping() -> GatewayError:
-    """For calls that are still under way when a gateway has waited for them as long as it may."""
+    """For calls that are still in flight when a stopping gateway has waited as long as it may."""
     return Overloaded(
         "The gateway is stopping; another one, or this one in a moment, takes the call.",
         status=503,

@@ -1,5 +1,5 @@
-"""What would become of a call: the pipeline's own admission, on a ledger to try things on. Nothing is sent, reserved, asked,
-noted or remembered."""
+"""Explains what would happen to a call, by the pipeline's own admission on a scratch ledger. A dry run: nothing is sent,
+reserved, asked, recorded or remembered."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from policies.reservation import Balance
 if TYPE_CHECKING:
     from gateway.app import Parts
 
-# The name of a run that the call would begin, where it names none and none is known here.
+# The run that the call would begin, if it names none and none is known here.
 NEW_RUN: Final = "implicit-new"
 
 
 @dataclass(slots=True)
 class Explained:
-    """`call` is None for a request that is refused before anything is decided about it. `standing` are the accounts as they
-    stand before the call, with the limits in force."""
+    """`call` is None for a request that is refused before anything is decided. `standing` has the accounts before the call,
+    with the limits in force."""
 
     planner: LookingPlanner
     call: Call | None = None
-    prompt_tokens: int | None = None  # as it came, before anything made it smaller
+    prompt_tokens: int | None = None  # of the original prompt, before anything made it smaller
     error: GatewayError | None = None
     standing: Sequence[tuple[Link, Balance]] = field(default=())
 
@@ -46,7 +46,7 @@ class Explained:
 async def explained(
     parts: Parts, principal: Principal, protocol: WireProtocol, raw: bytes, headers: Mapping[str, str]
 ) -> Explained:
-    """Raises no `GatewayError`: what the caller would be told is in the explanation."""
+    """Raises no `GatewayError`: the explanation contains what the caller would be told."""
     found = Explained(LookingPlanner(parts.orchestration))
     try:
         call = found.call = _call_of(parts, principal, protocol, raw, headers)
@@ -61,7 +61,7 @@ async def explained(
 def _call_of(
     parts: Parts, principal: Principal, protocol: WireProtocol, raw: bytes, headers: Mapping[str, str]
 ) -> Call:
-    """As the intake makes it."""
+    """The call as the intake would make it."""
     request = protocol.parse(raw)
     call = Call(id=parts.ids.new(), protocol=protocol, principal=principal, request=request)
     call.tags = read_tags(headers, {}, request.metadata, principal.defaults)
@@ -99,7 +99,7 @@ async def _standing(call: Call, scratch: ScratchLedger) -> Sequence[tuple[Link, 
 
 
 async def _overrides(parts: Parts, call: Call) -> Mapping[str, Limit]:
-    """What people gave this very run, as the store knows it; without a store nobody knows."""
+    """The budgets that people gave this run, from the store; empty if that is unreachable."""
     if call.run is None:
         return {}
     try:
@@ -110,4 +110,4 @@ async def _overrides(parts: Parts, call: Call) -> Mapping[str, Limit]:
 
 
 async def _without_waiting(_seconds: float) -> None:
-    """Nothing changes on a scratch ledger, however long one waits."""
+    """Waiting cannot change anything on a scratch ledger."""

@@ -1,8 +1,8 @@
-"""Moves usage events from the ledger's outbox to the store. Any number of flushers may run on one outbox.
+"""Moves usage events from the ledger's outbox to the store. Any number of flushers may work on one outbox.
 
-read ─▶ commit ─▶ acknowledge. Whatever breaks in between, the entries are read again and their ids land once. While the
-store is away the outbox grows; at its cap the pipeline is told (`is_full`), because refusing a call is better than losing
-the record of one.
+read ─▶ commit ─▶ acknowledge. If that is interrupted, the entries are read again, and their ids make the repetition
+idempotent. While the store is unreachable the outbox grows. At its cap the pipeline is told (`is_full`), because it is better
+to refuse a call than to lose its record.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from gateway.store.database import Database, StoreUnavailable
 from gateway.store.usage import Inserted
 
 BATCH: Final = 1_000
-# Sums by hour, run and step are written once a batch, and what a transaction costs is shared by its rows: a row of 5,000 costs
-# gateway and Postgres together 39 µs, one of 1,000 57 µs. A batch is as large only while there is a backlog.
+# Sums by hour, run and step are written once per batch, whose rows share the cost of the transaction: a row in a batch of
+# 5,000 costs gateway and Postgres together 39 µs, one of 1,000 57 µs. Batches are only that large while there is a backlog.
 BATCH_POSTGRES: Final = 5_000
 OUTBOX_CAP: Final = 1_000_000
 NEARLY_FULL: Final = 0.8
-# Short enough that a report read a moment after a call shows it, long enough to cost nothing.
+# Short enough for reports to show a call a moment later, long enough to cost nothing.
 IDLE_MS: Final = 250
 BACKOFF_MS_MIN: Final = 200
 BACKOFF_MS_MAX: Final = 15_000
@@ -37,7 +37,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Outbox(Protocol):
-    """The part of the ledger that is needed here."""
+    """The part of the ledger that the flusher needs."""
 
     async def outbox_read(self, consumer: str, limit: int = 1000) -> Sequence[OutboxEntry]: ...
 
@@ -50,7 +50,7 @@ Insert = Callable[[Database, Sequence[OutboxEntry], int], Awaitable[Inserted]]
 
 
 class Flusher:
-    """`consumer` names this process to the outbox; two flushers with one name would be given the same entries."""
+    """`consumer` identifies this process to the outbox; two flushers with the same name would get the same entries."""
 
     def __init__(
         self,
@@ -91,12 +91,12 @@ class Flusher:
 
     @property
     def is_full(self) -> bool:
-        """The outbox is at its cap: a call that has to be recorded must be refused."""
+        """The outbox is at its cap: calls that must be recorded have to be refused."""
         return self.outbox_size >= self._outbox_cap
 
     @property
     def is_nearly_full(self) -> bool:
-        """Time for an alert: 80 % of the cap."""
+        """Whether to alert: 80 % of the cap."""
         return self.outbox_size >= NEARLY_FULL * self._outbox_cap
 
     @property
@@ -105,26 +105,26 @@ class Flusher:
 
     @property
     def lag_ms(self) -> int:
-        """Age of the oldest entry that was seen and is not in the store yet; 0 when there is none."""
+        """Age of the oldest entry that was read but is not in the store yet; 0 if there is none."""
         return 0 if self._oldest_at_ms is None else max(0, self._clock_ms() - self._oldest_at_ms)
 
     async def run(self) -> None:
-        """Flush until `stop`. Never ends by an error: an outbox that nobody empties fills up."""
+        """Flush until `stop`. No error ends it, because an outbox that nobody empties fills up."""
         while not self._stopping.is_set():
             try:
                 moved = await self.flush_once()
                 pause_ms = 0 if moved >= self._batch else self._idle_ms
-            except Exception as error:  # noqa: BLE001 - a fault of ours must not end the loop either; it is logged and shown
+            except Exception as error:  # noqa: BLE001 - a bug must not end the loop either; it is logged and shown
                 pause_ms = self._note_failure(error)
             await self._pause(pause_ms)
 
     async def stop(self, drain_ms: int = 5_000) -> bool:
-        """End `run`, then move what is left, for at most `drain_ms`. Whether all of it was moved."""
+        """End `run`, then move the rest, for at most `drain_ms`. Returns whether everything was moved."""
         self._stopping.set()
         return await self.drain(drain_ms)
 
     async def drain(self, timeout_ms: int) -> bool:
-        """Move all that can be read now, so that a report shows it. False when the time was up or the store is away."""
+        """Move all that can be read now, so that reports show it. False if the time was up or the store is unreachable."""
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 while await self.flush_once():
@@ -135,7 +135,7 @@ class Flusher:
         return True
 
     async def flush_once(self) -> int:
-        """Move one batch; returns how many entries it had. Raises StoreUnavailable and LedgerError: nothing is lost then."""
+        """Move one batch; returns its number of entries. Raises StoreUnavailable and LedgerError, and then nothing is lost."""
         async with self._turn:
             entries = await self._ledger.outbox_read(self._consumer, self._batch)
             if not entries:
@@ -152,7 +152,7 @@ class Flusher:
         return len(entries)
 
     async def measure(self) -> None:
-        """Read the outbox's size, at most once a second. Keeps the last one when the ledger is away."""
+        """Read the outbox's size, at most once a second. Keeps the last one if the ledger is unreachable."""
         now_ms = self._clock_ms()
         if now_ms - self._sized_at_ms < SIZE_EVERY_MS:
             return
@@ -170,7 +170,7 @@ class Flusher:
         self._oldest_at_ms = None
 
     def _note_failure(self, error: Exception) -> int:
-        """Returns how long to wait: doubling, and half of it by chance, so that many flushers do not come back as one."""
+        """Returns the backoff: exponential with jitter, so that many flushers do not retry in step."""
         self.failures_in_a_row += 1
         self.last_error = str(error) or type(error).__name__
         longest_ms = min(BACKOFF_MS_MAX, BACKOFF_MS_MIN * 2 ** min(self.failures_in_a_row - 1, 10))
@@ -180,7 +180,7 @@ class Flusher:
         return pause_ms
 
     async def _pause(self, pause_ms: int) -> None:
-        """Wait, in slices, so that the outbox is measured while the store is away; not beyond a `stop`."""
+        """Wait in slices, so that the outbox is measured even while the store is unreachable. Ends early on `stop`."""
         await self.measure()
         while pause_ms > 0 and not self._stopping.is_set():
             slice_ms = min(pause_ms, SIZE_EVERY_MS)

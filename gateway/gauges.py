@@ -1,6 +1,6 @@
-"""Figures that nobody counts as calls go by: the outbox, what is out of reach, budgets, and whether ledger and store agree.
+"""Gauges that are not updated by calls: the outbox, unreachable engines, budgets, and whether ledger and store agree.
 
-Every process measures for itself. Those of one `farebox serve --workers N` are added up when one of them is asked.
+Every process measures for itself. `/metrics` combines the figures of all workers of one `farebox serve --workers N`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from gateway.app import Parts
 
 _REFRESH_S: Final = 2.0
-# Books are compared this often, on the runs that were seen lately; a few of them, because each costs a query.
+# How often the books are compared, on runs that were seen lately. Only a few of them, because each costs a query.
 _COMPARE_S: Final = 60.0
 _LATELY_MS: Final = 15 * 60_000
 _COMPARED_MAX: Final = 50
-# Budgets whose names are in the configuration are few; those that match many names get no series of their own.
+# Budgets that name one workflow, agent, key or project are few; those that match many names get no series.
 _BUDGETS_MAX: Final = 100
-# Without a key /metrics names no tenant.
+# Without a key, /metrics must not reveal tenants' names.
 _TENANTS: Final = (Scope.KEY, Scope.PROJECT)
 _GLOB: Final = frozenset("*?[")
 _DEFAULT_PROJECT: Final = "default"
@@ -46,7 +46,7 @@ class Gauges:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._was_nearly_full = False
-        self._away: dict[str, int] = {}  # engines out of reach, and the how manieth time it is
+        self._away: dict[str, int] = {}  # the unreachable engines, each with the number of the occasion
         self._occasions = itertools.count(1)
         self._task: asyncio.Task[None] | None = None
         self._shown: set[_Series] = set()  # the budgets that have a series now
@@ -60,7 +60,7 @@ class Gauges:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def readiness(self) -> Mapping[str, Any]:
-        """Ready means that a call with an enforced budget can be served: the ledger answers and its events can be kept."""
+        """Ready means that a call with an enforced budget can be served: the ledger answers and its events can be recorded."""
         parts = self._parts
         health = parts.ledger.health if isinstance(parts.ledger, OutageLedger) else None
         has_ledger = health is None or health.is_available
@@ -118,7 +118,7 @@ class Gauges:
         self._was_nearly_full = flusher.is_nearly_full
 
     async def _run(self) -> None:
-        compared_s = random.random() * _COMPARE_S  # noqa: S311 - so that processes do not all compare at once
+        compared_s = random.random() * _COMPARE_S  # noqa: S311 - jitter, so that processes do not all compare at once
         while True:
             self.refresh()
             await asyncio.sleep(_REFRESH_S)
@@ -131,11 +131,11 @@ class Gauges:
                 await self.show_budgets()
             except (StoreUnavailable, LedgerError) as error:
                 _log.debug("gauges_not_read", error=str(error))
-            except Exception:  # noqa: BLE001 - a fault in one round must not end all that follow, and the alerts with them
+            except Exception:  # noqa: BLE001 - a failure in one round must not end the later rounds, and the alerts with them
                 _log.exception("gauges_failed")
 
     async def compare(self) -> None:
-        """Ledger against usage, on runs that were seen lately. Raises StoreUnavailable and LedgerError."""
+        """Compare ledger and usage for runs that were seen lately. Raises StoreUnavailable and LedgerError."""
         parts, tokens, nano_usd = self._parts, 0, 0
         now_ms = await parts.ledger.now_ms()
         for project in self._projects():
@@ -153,10 +153,10 @@ class Gauges:
         return await self._parts.flusher.drain(timeout_ms=1_000)
 
     async def show_budgets(self) -> None:
-        """Balances of budgets in USD on one workflow or agent, or for scrapers with a key on one key or project.
+        """Balances of budgets in USD on a single workflow or agent; if scrapers need a key, also on a single key or project.
 
-        A name has one series: where budgets of several projects or windows are on it, of the one that is fullest.
-        Raises StoreUnavailable.
+        Each name has one series: if several budgets (of different projects or windows) are on it, that of the fullest. Raises
+        StoreUnavailable.
         """
         parts = self._parts
         hidden = () if parts.config.server.metrics_auth else _TENANTS
@@ -189,7 +189,7 @@ class Gauges:
                 telemetry.budget_reserved.labels(*series).set(account.usd_reserved)
 
     def _forget(self, gone: Iterable[_Series]) -> None:
-        """Of several processes none can take a series away: a limit of 0 is one that nobody looks at."""
+        """With several processes a series cannot be removed; a limit of 0 then marks one without a budget."""
         telemetry = self._parts.telemetry
         for gauge in (telemetry.budget_limit, telemetry.budget_settled, telemetry.budget_reserved):
             for series in gone:

@@ -1,7 +1,7 @@
-"""The outermost layer: what no part behind it should ever have to think about.
+"""The outermost layer, so that no part behind it has to handle malformed requests.
 
-One valid host, one credential, few and small headers, a path that is what it looks like. uvicorn with httptools is strict
-about framing already; what it lets through was measured, and each of these rules answers one such finding.
+It requires one valid host, one credential, few and small headers, and a plain path. uvicorn with httptools is already strict
+about framing; what it lets through was measured, and each rule here responds to one such finding.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ HEADER_BYTES_MAX: Final = 32 * 1024
 HEADERS_MAX: Final = 100
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?\Z")
 # Encoded dots, slashes, backslashes and control characters, which servers and proxies decode differently; parameters and
-# double slashes. A line break would pass by every route, whose patterns end at it.
+# double slashes. A line break would get past every route, because their patterns end at it.
 _CROOKED: Final = re.compile(rb"%2e|%2f|%5c|%[01][0-9a-f]|%7f|\\|;|//|/\.\.?(?:/|\Z)", re.IGNORECASE)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
-# Two of them that differ would let two readers of the request see two different requests.
+# If two of these differ, two parsers could see two different requests.
 _ONCE: Final = frozenset(
     {
         b"host",
@@ -35,7 +35,7 @@ _ONCE: Final = frozenset(
         b"transfer-encoding",
     }
 )
-# Names of models and runs may have slashes, which clients escape; nothing is looked up by that path.
+# Names of models and runs may contain slashes, which clients escape; no file is looked up by these paths.
 _NAME: Final = re.compile(
     rb"(?:(?<=/models/)|(?<=/runs/))(?:%2[Ff])*[A-Za-z0-9][\w.:@~-]*(?:(?:/(?:%2[Ff])*|(?:%2[Ff])+)[A-Za-z0-9][\w.:@~-]*)*\Z"
 )
@@ -62,7 +62,7 @@ class Guard:
 
 
 def fault_of(scope: Mapping[str, Any]) -> GatewayError | None:
-    """What is wrong with a request's line and headers, None if nothing is."""
+    """What is wrong with the request line and headers; None if nothing is."""
     if scope["method"] not in _METHODS:
         return BadRequest(f"The method {scope['method'][:20]} is not supported.", status=405, code="method_not_allowed")
     raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
@@ -96,13 +96,13 @@ def _header_fault(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:
     if not _HOST.match(host):
         return BadRequest.header("host", "is not the name of a host")
     if values.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
-        # Every reader of a request has to find the same end of it, and only for this value do all of them.
+        # All parsers must find the same end of a request, and they only agree for this value.
         return BadRequest.header("transfer-encoding", "must be chunked, and nothing else")
     return None
 
 
 def _fault_of_doubled(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:
-    """Some may stand in a request twice. Of a tag with two values it would be a guess which run pays."""
+    """Some headers may be repeated. With two values of a tag it would be a guess which run pays."""
     seen: dict[bytes, bytes] = {}
     for name, value in headers:
         if name not in seen:

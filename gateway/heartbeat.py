@@ -1,8 +1,8 @@
-"""Signs of life for reservations whose calls are under way, and the sweep of those whose owner is gone.
+"""Heartbeats for the reservations of calls in flight, and the sweep of those whose owner is gone.
 
-A hold is booked whole when its owner is lost (`on_lost: charge`): whether its request had left, and what came of it, nobody can
-say then. Long calls are renewed well before their deadline. A call that has been waiting for a connection for a tick or more is
-said to have sent nothing, so that a provider out of reach costs nobody's budget; before its request leaves, that is taken back.
+If its owner is lost, a hold is booked whole (`on_lost: charge`), because it is unknown whether the request was sent and what
+came of it. Long calls are renewed well before their deadline. A call that has waited for a connection for a tick or more is
+reported as unsent, so that an unreachable provider does not use up budgets; that is taken back before its request is sent.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _TICK_MS: Final = 50
 
 @dataclass(slots=True)
 class _Flight:
-    """One call, and its `Departure`."""
+    """One call in flight; it is the call's `Departure`."""
 
     heartbeat: Heartbeat
     call: Call
     renewed_tick: int
     output_tokens: int = 0
-    is_waiting: bool = False  # no byte of the request has left
-    is_said_unsent: bool = False  # the ledger was told so
-    has_left: bool = False  # of one attempt is enough
+    is_waiting: bool = False  # no byte of the request was sent
+    is_said_unsent: bool = False  # the ledger was told that it is unsent
+    has_left: bool = False  # one attempt that sends is enough
 
     def waits(self) -> None:
         self.is_waiting = not self.has_left
@@ -70,7 +70,7 @@ class Heartbeat:
         self._tick = 0
 
     def sent(self, call: Call) -> Departure | None:
-        """The request is on its way to the provider, unless its lane says otherwise: money may be spent from now on."""
+        """The request is on its way to the provider, unless its lane says otherwise: from now on it may cost money."""
         if call.grant is None or not call.grant.held.requests:
             return None
         flight = self._flights[call.id] = _Flight(self, call, self._tick)
@@ -85,7 +85,7 @@ class Heartbeat:
         self._flights.pop(call.id, None)
 
     def calls(self) -> list[Call]:
-        """Those that hold something and are with a provider now."""
+        """The calls that have a hold and are at a provider now."""
         return [flight.call for flight in self._flights.values()]
 
     def start(self) -> None:
@@ -115,7 +115,7 @@ class Heartbeat:
         for project, flights in by_project.items():
             progress = [_sign(flight) for flight in flights]
             for flight in flights:
-                # Before the ledger answers: from here on it may know.
+                # Set before the ledger answers, because from here on it may have been told.
                 flight.is_said_unsent = flight.is_said_unsent or flight.is_waiting
             try:
                 await self._ledger.renew(project, progress, self._ttl_ms)
@@ -126,7 +126,7 @@ class Heartbeat:
                 flight.renewed_tick = self._tick
 
     async def unsay(self, flight: _Flight) -> None:
-        """The request leaves after all. Raises `LedgerOutage` when the ledger cannot be told, or has given the hold back."""
+        """Take back that the request is unsent. Raises `LedgerOutage` if the ledger cannot be told, or has released the hold."""
         call = flight.call
         sign = Progress(call.id, _progress(flight), OnLost.CHARGE)
         try:
@@ -158,7 +158,7 @@ def _sign(flight: _Flight) -> Progress:
 
 
 def _progress(flight: _Flight) -> Amount:
-    """The prompt, and the output so far, at the prices that were reserved."""
+    """The prompt and the output so far, at the prices of the reservation."""
     call = flight.call
     prompt = call.count.reserve_tokens if call.count else 0
     nano_usd = 0

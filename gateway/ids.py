@@ -1,4 +1,4 @@
-"""Ids that sort by time: 48 bits of milliseconds, then 80 of chance (the layout of UUIDv7 and ULID), as 32 hex digits."""
+"""Ids that sort by time: 48 bits of milliseconds, then 80 random bits (the layout of UUIDv7 and ULID), as 32 hex digits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Ids:
-    """Chance is drawn from the system in blocks: one read for 64 ids."""
+    """Random bytes are read from the system in blocks, one read for 64 ids."""
 
     def __init__(self, clock_ms: Callable[[], int], random_bytes: Callable[[int], bytes] = os.urandom) -> None:
         self._clock_ms = clock_ms
@@ -25,5 +25,5 @@ class Ids:
 
 
 def process_name() -> str:
-    """This process, for people who look and for what several of them share."""
+    """The name of this process, for display and for things that several processes share."""
     return f"{socket.gethostname()}:{os.getpid()}"

@@ -1,4 +1,4 @@
-"""The ledger's time without asking the ledger: its clock was read once, and runs on with ours from there.
+"""The ledger's time without asking the ledger: the offset to our monotonic clock is measured from time to time.
 
 Windows of budgets must begin at the same moment in every process, whatever its own clock says.
 """

@@ -1,4 +1,4 @@
-"""A configuration file as LiteLLM's proxy reads it: what of it means something here, and what is said to mean nothing.
+"""Adapts a configuration file for LiteLLM's proxy: what has a meaning here, and what is reported as ignored.
 
     model_list            as it is; `credential_list` is put into the entries that name one of its credentials
     router_settings       what concerns forwarding; aliases become entries of their own, as do default fallbacks
@@ -6,7 +6,7 @@
     environment_variables set before anything reads the environment
     the rest              ignored, and named in a warning: keys, spending, caches and logs are Farebox's own
 
-A section, or a key of router_settings, that LiteLLM does not know either stays, and is an error like any other.
+A section that LiteLLM does not know either, or such a key of router_settings, is left in place, and is an error like any other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Sections of LiteLLM's proxy that Farebox has no use for.
+# Sections of LiteLLM's proxy that Farebox does not use.
 _SECTIONS: Final[Mapping[str, str]] = {
     "general_settings": "Farebox has its own keys (farebox keys create), store and alerts",
     "guardrails": "Farebox has no guardrails: put them before it or behind it",
@@ -35,7 +35,7 @@ _SECTIONS: Final[Mapping[str, str]] = {
         "Farebox forwards model calls only",
     ),
 }
-# What LiteLLM's Router takes beside what Farebox does.
+# Keys of LiteLLM's Router that Farebox does not support.
 _ROUTER: Final = _names(
     "alerting_config allowed_fails_policy assistants_config auto_router_capability_limit background_health_check_model_groups"
     " cache_kwargs cache_responses caching_groups client_ttl content_policy_fallbacks debug_level"
@@ -50,7 +50,7 @@ _ROUTER: Final = _names(
 _OTHER_STRATEGIES: Final = _names(
     "usage-based-routing usage-based-routing-v2 latency-based-routing cost-based-routing provider-budget-routing"
 )
-# In litellm_settings, under LiteLLM's name, for the router: its name there.
+# Keys of litellm_settings that are for the router, with their names there.
 _FOR_ROUTER: Final[Mapping[str, str]] = {
     "num_retries": "num_retries",
     "request_timeout": "timeout",
@@ -66,8 +66,8 @@ LITELLM_SETTINGS: Final = _names("drop_params modify_params")
 
 @dataclass(slots=True)
 class Adopted:
-    """A file's data in Farebox's words. `ignored` and `faults` are sentences with the place of what they speak of; `origins` says of
-    what stands elsewhere in the data where the file has it."""
+    """A file's data, converted for Farebox. `ignored` and `faults` are sentences with their places; `origins` maps paths of
+    moved data to where the file has it."""
 
     data: dict[str, Any]
     ignored: list[tuple[Path, str]] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Adopted:
 
 
 def adopt(data: Mapping[str, Any]) -> Adopted:
-    """Changes nothing of a file that has none of LiteLLM's own keys."""
+    """Changes nothing in a file without keys of LiteLLM's own."""
     adopted = Adopted(dict(data))
     if "include" in data:
         adopted.faults.append((("include",), "put the files that it names into this one"))
@@ -95,7 +95,7 @@ def adopt(data: Mapping[str, Any]) -> Adopted:
 
 
 def _section(adopted: Adopted, name: str) -> dict[str, Any] | None:
-    """A copy of its own, without what is null; None where there is none that can be read."""
+    """A copy of the section without null values, which replaces it; None if there is no readable one."""
     given = adopted.data.get(name, _ABSENT)
     if given is None:
         del adopted.data[name]
@@ -138,7 +138,7 @@ def _adopt_litellm_settings(adopted: Adopted) -> None:
 
 
 def _leave_out_budget(adopted: Adopted, settings: dict[str, Any]) -> None:
-    """The proxy's own budget. A limit that is dropped is told by itself, with what to write for it: its windows are others."""
+    """The proxy's own budget. It is reported separately, with what to write instead, because its windows differ."""
     limit, _ = settings.pop("max_budget", None), settings.pop("budget_duration", None)
     if limit is not None:
         budget = f"{{scope: project, usd: {limit}, window: month}}"
@@ -173,7 +173,7 @@ def _adopt_router_settings(adopted: Adopted) -> None:
 
 
 def _tell_limits(adopted: Adopted) -> None:
-    """Limits of one deployment: to drop one without a word would be to break it."""
+    """Limits of single deployments: ignoring one silently would break it."""
     for position, entry in enumerate(_listed(adopted.data.get("model_list"))):
         params = entry.get("litellm_params") if isinstance(entry, Mapping) else None
         named = [name for name in _DEPLOYMENT_LIMITS if isinstance(params, Mapping) and params.get(name) is not None]
@@ -183,7 +183,7 @@ def _tell_limits(adopted: Adopted) -> None:
 
 
 def _with_aliases(adopted: Adopted, aliases: Mapping[str, Any]) -> list[Any]:
-    """The entries, and those of the model that an alias stands for once more under its name."""
+    """The entries, plus a copy under each alias of the entries that it stands for."""
     entries = _listed(adopted.data.get("model_list"))
     made = list(entries)
     for alias, stands_for in aliases.items():

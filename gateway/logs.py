@@ -1,8 +1,7 @@
-"""Logs: structlog, as lines for people or as JSON, with secrets taken out by the last processor before the renderer.
+"""Logging: structlog, as lines for people or as JSON. The last processor before the renderer redacts secrets.
 
-By value: whatever the configuration holds as a credential, wherever it turns up (a provider's error that repeats the key, a
-traceback with a URL). And by look: keys of ours and of the usual kinds, which a client may have sent. Lines of libraries go
-through the same.
+By value: every credential in the configuration, wherever it occurs (a provider's error that repeats the key, a traceback with
+a URL). By pattern: keys of ours and of common kinds, which a client may have sent. The lines of libraries are redacted, too.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ import structlog
 from gateway.config import Config
 from gateway.upstream.credentials import password_in, secrets_in
 
-# Keys of ours, OpenAI's, Anthropic's, Google's, AWS', GitHub's and Slack's kind, tokens in JWT form, whatever stands behind
-# "Bearer", passwords in URLs and keys in their queries: by their look, wherever they stand.
+# By pattern, wherever they occur: our keys, those of OpenAI, Anthropic, Google, AWS, GitHub and Slack, JWTs, anything after
+# "Bearer", passwords in URLs and keys in their queries.
 _SECRETS: Final = re.compile(
     r"\b(?:fb_[0-9A-Za-z]{8}|sk-[0-9A-Za-z_-]{8}|AIza[0-9A-Za-z_-]{20}|AKIA[0-9A-Z]{12}|gh[pousr]_[0-9A-Za-z]{20}"
     r"|xox[abeoprs]-[0-9A-Za-z-]{8}|eyJ[0-9A-Za-z_-]{10}|[Bb]earer\s+\S{4})[0-9A-Za-z._~+/=-]*"
@@ -29,7 +28,7 @@ _IN_URL: Final = re.compile(
     r"(://[^\s/:@]*:)[^\s/@]+(?=@)|([?&](?:api[_-]?key|key|token|sig|signature|password)=)[^\s&\"']+", re.I
 )
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-# A shorter value is no secret that could be told from a word.
+# A shorter value cannot be told from a word.
 _VALUE_CHARACTERS_MIN: Final = 6
 _PLAIN: Final = (bool, int, float, type(None))
 _DEPTH_MAX: Final = 6
@@ -38,7 +37,7 @@ Redact = Callable[[str], str]
 
 
 def redactor(values: Iterable[str] = ()) -> Redact:
-    """Takes these values out of a text, and what looks like a secret."""
+    """Returns a function that removes these values, and anything that looks like a secret, from a text."""
     known = sorted({value for value in values if len(value) >= _VALUE_CHARACTERS_MIN}, key=len, reverse=True)
     by_value = re.compile("|".join(map(re.escape, known))) if known else None
 
@@ -59,19 +58,19 @@ def secrets_of(config: Config, environment: Mapping[str, str]) -> set[str]:
         found |= secrets_in(model.litellm_params)
     for url in (config.storage.ledger, config.storage.store, config.alerts.webhook, config.tracing.endpoint):
         found |= password_in(url or "")
-    # The path of a webhook is what admits its sender.
+    # The path of a webhook is its secret.
     if config.alerts.webhook is not None:
         found.add(urlsplit(config.alerts.webhook).path.strip("/"))
     found |= set(config.tracing.headers.values())
-    # Read by providers' libraries, whether the configuration names them or not.
+    # Providers' libraries read these, whether or not the configuration names them.
     found |= {value for name, value in environment.items() if name.endswith(("_API_KEY", "_SECRET_ACCESS_KEY"))}
     return found - {""}
 
 
 def set_up_logging(log_format: str, level: str, secrets: Iterable[str] = ()) -> None:
-    """To standard error. `log_format`: console or json.
+    """Log to standard error. `log_format`: console or json.
 
-    Libraries tell what is wrong and no more, whatever the level: some write whole requests at theirs.
+    Libraries only log warnings and above, whatever the level, because some log whole requests.
     """
     redact = redactor(secrets)
     renderer: Any = (
@@ -102,7 +101,7 @@ def set_up_logging(log_format: str, level: str, secrets: Iterable[str] = ()) -> 
 
 
 class _Redacting(logging.Formatter):
-    """For the libraries' own lines, tracebacks included."""
+    """Redacts libraries' own lines, including tracebacks."""
 
     def __init__(self, redact: Redact) -> None:
         super().__init__("%(message)s")

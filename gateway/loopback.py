@@ -1,4 +1,4 @@
-"""Which addresses and names mean this machine."""
+"""Addresses and names of this machine."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def is_loopback(host: str) -> bool:
 
 
 def local_address(host: str, port: int) -> str:
-    """How this machine reaches what listens on `host` and `port`; empty for a port that nobody knows yet."""
+    """The URL at which this machine reaches a listener on `host` and `port`; empty if the port is not known yet."""
     name = _ANY_ADDRESS.get(host, host)
     shown = f"[{name}]" if ":" in name else name
     return f"http://{shown}:{port}" if port else ""
 
 
 def host_of(header: str) -> str:
-    """The name without the port: of `localhost:4000`, of `[::1]:4000`."""
+    """The name without the port, for example from `localhost:4000` or `[::1]:4000`."""
     if header.startswith("["):
         return header[1:].partition("]")[0]
     return header.partition(":")[0]

@@ -1,4 +1,4 @@
-"""YAML with the place of everything in it, so that a fault can be named by line and column."""
+"""YAML with the place of everything in it, so that faults can be reported by line and column."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Both count from 1."""
+    """Line and column count from 1."""
 
     line: int
     column: int
@@ -29,8 +29,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_marked(text: str) -> tuple[Any, dict[Path, Mark]]:
-    """The data, and where each key of a mapping and each item of a list stands. Raises `yaml.YAMLError`, also for a key that
-    stands twice, and `RecursionError` or `ValueError` for what no reader can bear."""
+    """The data, and the place of each key of a mapping and each item of a list. Raises `yaml.YAMLError`, also for duplicate
+    keys, and `RecursionError` or `ValueError` for input that exceeds the parser's limits."""
     marks: dict[Path, Mark] = {}
     loader = _Loader(text)
     try:

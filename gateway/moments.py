@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 
 def iso(at_ms: int | None) -> str | None:
-    """None for what never happened, which is also stored as 0."""
+    """None for what never happened, which is stored as 0 or NULL."""
     if not at_ms:
         return None
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

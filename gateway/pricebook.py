@@ -1,4 +1,4 @@
-"""Prices and limits of the configured models, looked up once each."""
+"""Prices and limits of the configured models, each looked up once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.upstream.port import Deployment
 from gateway.upstream.price_map import ModelEntry, PriceMap
 from policies.pricing import Price, PriceError, price_from_map
 
-# Far more than anybody configures: only entries with a `*` get so many, whose names clients choose.
+# Far more than anybody configures. Only entries with a `*` reach it, because clients choose their names.
 _KNOWN_MAX: Final = 20_000
 
 
@@ -22,15 +22,15 @@ class _Known:
 
 
 class PriceBook:
-    """Deployments are known by their id, which stays the same within one configuration."""
+    """Caches by the deployment's id, which is stable within a configuration."""
 
     def __init__(self, price_map: PriceMap) -> None:
         self._map = price_map
         self._known: dict[str, _Known] = {}
 
     def check(self, deployments: Sequence[Deployment], *, has_stars: bool = False) -> list[str]:
-        """Faults of prices, a sentence each: a bad price stops the start, not a call. `has_stars`: clients may ask for models
-        that nobody has named, so that the map is needed later, too."""
+        """Faults in prices, one sentence each: a bad price stops the start, not a call. `has_stars`: clients may name models
+        that are not listed, so the map is kept for later."""
         faults = []
         for deployment in deployments:
             try:
@@ -42,7 +42,7 @@ class PriceBook:
         return faults
 
     def price(self, deployment: Deployment) -> Price | None:
-        """None: nobody knows what this model costs."""
+        """None: the model has no known price."""
         return self._look_up(deployment).price
 
     def output_tokens_max(self, deployment: Deployment) -> int | None:

@@ -1,4 +1,4 @@
-"""Counters for a ledger that lost them: summed up from the store, after what is left of the outbox was brought there."""
+"""Restores the counters of a ledger that lost them, from the store's sums, after the rest of the outbox was moved there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _EPOCH: Final = "ledger_epoch"
 
 
 class Rebuilding:
-    """Called by a ledger on Redis before it lets enforced traffic of a project go on; an embedded one is seen to at the start."""
+    """A Redis ledger calls this before a project's enforced traffic continues; an embedded ledger is checked at the start."""
 
     def __init__(
         self,
@@ -42,14 +42,14 @@ class Rebuilding:
         self._clock_ms = clock_ms
 
     async def __call__(self, project: str, restore: Restore, unsaved: Unsaved) -> None:
-        """Raises `StoreUnavailable` when the sums cannot be known: the project waits then, rather than spend twice."""
+        """Raises `StoreUnavailable` if the sums are not known: then the project waits, rather than spend twice."""
         async for entries in unsaved:
-            # They stay in the outbox, and land once all the same: the flusher cannot be asked, for it waits for this project.
+            # They stay in the outbox, but are stored only once. The flusher cannot do this, because it waits for this project.
             await usage.insert_entries(self._store, entries, self._clock_ms())
         await self._rebuild(project, restore, self._clock_ms())
 
     async def of_embedded(self, ledger: Ledger) -> None:
-        """Fill a ledger that is another one than the store has seen before: its file was lost, or moved away because it was damaged."""
+        """Restore a ledger that is not the one the store saw before: its file was lost, or moved away because it was damaged."""
         epoch = await ledger.epoch()
         try:
             known = await versions.noted(self._store, _EPOCH)

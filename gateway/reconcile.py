@@ -1,11 +1,11 @@
-"""Does the ledger say the same as the store? And if the ledger lost its counters, make them again.
+"""Checks whether ledger and store agree, and restores the counters of a ledger that lost them.
 
-The sum of the usage rows of a run or step is what its account has settled, always: both come from one entry of the outbox.
-`reconcile` proves it for a set of accounts, `repair` writes the difference down as an entry of its own (kind repair), and
-`rebuild` sets the counters of a ledger whose epoch has changed from the store's sums.
+The sum of the usage rows of a run or step always equals what its account has settled, because both come from the same outbox
+entry. `reconcile` verifies that for a set of accounts, `repair` records differences as entries of their own (kind repair),
+and `rebuild` sets the counters of a ledger with a new epoch from the store's sums.
 
-Accounts of budgets on workflows, agents, keys and projects count from the moment there is such a budget, so they are not
-compared with all rows; they are rebuilt from all rows of their window, which errs towards having spent.
+Accounts of budgets on workflows, agents, keys and projects only count from when the budget was made, so they are not compared
+with all rows. They are rebuilt from all rows of their window, which errs towards having spent.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from policies.reservation import Balance, Gate
 
 T = TypeVar("T")
 
-# How many accounts are asked of the ledger in one call, and restored at the same time.
+# How many accounts are read from the ledger in one call, and restored concurrently.
 _CHUNK: Final = 200
 _WINDOW_START: Final = re.compile(r"@(?:minute|hour|day|month):(\d+)$")
 
@@ -57,13 +57,13 @@ class Books(Protocol):
     async def outbox_size(self) -> int: ...
 
 
-# Sets an account of the ledger: (its name, settled, keep_ms, and for runs what people decided: the gate and a budget of its own).
+# Sets an account of the ledger: (name, settled, keep_ms and, for runs, what people decided: the gate and its own budget).
 Restore = Callable[[str, Amount, int, Gate | None, Limit | None], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class RunRows:
-    """The rows that a run's or a step's account is the sum of. A run's holds what its child runs spent, a step's does not."""
+    """The rows that add up to a run's or a step's account. Those of child runs count for a run, but not for a step."""
 
     run: str
     step: str | None = None
@@ -75,7 +75,7 @@ class Drift:
 
     account: str
     booked: Amount  # what the ledger has settled
-    stored: Amount  # what the rows sum up to
+    stored: Amount  # the sum of the rows
 
     @property
     def difference(self) -> Amount:
@@ -84,7 +84,7 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """`moving` accounts had calls settled while they were looked at: look again. `parked` is in `usage_dead_letter`."""
+    """`moving` accounts had calls settled during the check: check them again. `parked` is in `usage_dead_letter`."""
 
     project: str
     checked: int
@@ -102,7 +102,7 @@ class Reconciliation:
 
 
 async def run_accounts(db: Database, project: str, since_ms: int) -> dict[str, RunRows]:
-    """The accounts of all runs and steps that were seen since then. Older than 30 days the ledger has forgotten them."""
+    """The accounts of all runs and steps seen since then. The ledger forgets those older than 30 days."""
     recent = select(runs.c.run).where(runs.c.project == project, runs.c.last_at >= since_ms)
     steps = select(run_steps.c.run, run_steps.c.step).where(run_steps.c.project == project, run_steps.c.run.in_(recent))
     accounts: dict[str, RunRows] = {}
@@ -133,7 +133,7 @@ async def reconcile(
         if before[account] != after[account]:
             moving.append(account)
         elif stored[account] != before[account]:
-            # While events are still on their way (another flusher holds them), a difference proves nothing.
+            # While events are on their way (another flusher has them), a difference proves nothing.
             (drifts if is_flushed else moving).append(account)
     found = tuple(Drift(account, before[account], stored[account]) for account in drifts)
     return Reconciliation(project, len(accounts), found, tuple(moving), parked)
@@ -142,9 +142,9 @@ async def reconcile(
 async def repair(
     ledger: Books, db: Database, found: Reconciliation, accounts: Mapping[str, RunRows]
 ) -> list[OutboxEntry]:
-    """Make the rows agree with the ledger, by entries of kind repair through the outbox. Repeating it repairs nothing twice.
+    """Make the rows agree with the ledger, with entries of kind repair through the outbox. Idempotent.
 
-    Steps come before runs and children before parents, and every entry counts towards the accounts around it.
+    Steps come before runs and children before parents, and each entry counts towards the accounts around it.
     """
     now_ms = await ledger.now_ms()
     planned: list[tuple[RunRows, Amount]] = []
@@ -177,7 +177,7 @@ async def rebuild(
     """Set the counters of a ledger that lost them from the store's sums: runs and steps of the last 30 days, and the accounts
     of `budgets` and of the limits of `keys` in their windows at `now_ms`. Returns how many accounts were set.
 
-    To be done before enforced traffic goes on, and after the outbox was flushed as far as it survived.
+    Call it before enforced traffic continues, and after what is left of the outbox was flushed.
     """
     restored = await _run_sums(db, project, now_ms - RUN_KEEP_MS)
     restored |= await _budget_sums(db, project, budgets, {key.id: key for key in keys}, now_ms)
@@ -193,14 +193,14 @@ async def _settled(ledger: Books, project: str, accounts: Mapping[str, RunRows])
 
 
 async def _stored(db: Database, project: str, accounts: Mapping[str, RunRows]) -> dict[str, Amount]:
-    """What the rows of each account sum up to. The store is free for others between the chunks."""
+    """The sum of the rows of each account. Other users of the store get their turn between the chunks."""
     wanted = {rows.run for rows in accounts.values()}
     async with db.read() as connection:
         inside = await _inside(connection, project, wanted)
     wanted |= {member for run in wanted for member in inside.get(run, ())}
     of_step: dict[tuple[str, str], Amount] = {}
     of_run: dict[str, Amount] = defaultdict(Amount)
-    # What a run spent before anybody named its parent was not booked on the parent.
+    # What a run spent before its parent was named was not booked on the parent.
     of_child: dict[str, Amount] = defaultdict(Amount)
     for chunk in _chunks(sorted(wanted)):
         async with db.read() as connection:
@@ -250,25 +250,25 @@ def _inner_first(rows: RunRows, families: Mapping[str, set[str]]) -> tuple[bool,
 
 
 def _counts(inner: RunRows, outer: RunRows, families: Mapping[str, set[str]]) -> bool:
-    """Whether a row written for `inner` is one of the rows of `outer`."""
+    """Whether a row written for `inner` counts for `outer`."""
     return inner.run in families[outer.run] if outer.step is None else inner == outer
 
 
 async def _names_of(connection: StoreConnection, project: str, rows: RunRows) -> dict[str, str]:
-    """What the other rows of the run agree on: so the repair also lands in the sums by workflow, agent and key."""
+    """The names on which all rows of the run agree, so that the repair is also in the sums by workflow, agent and key."""
     names = ("workflow", "agent", "key_id", "user", "model")
     columns = [column for name in names for column in (func.min(token_usage.c[name]), func.max(token_usage.c[name]))]
     mine = [token_usage.c.project == project, token_usage.c.run == rows.run]
     row = (await connection.execute(select(*columns).where(*mine))).one()
     agreed = {name: row[2 * at] for at, name in enumerate(names) if row[2 * at] and row[2 * at] == row[2 * at + 1]}
-    # Also of a run whose rows are all lost: only so does the repair count towards the runs around it.
+    # Needed even if all rows of the run were lost, because otherwise the repair would not count for the runs around it.
     parent = select(runs.c.parent_run).where(runs.c.project == project, runs.c.run == rows.run)
     agreed["parent_run"] = (await connection.execute(parent)).scalar() or ""
     return agreed | {"run": rows.run} | ({} if rows.step is None else {"step": rows.step})
 
 
 def _repair_entry(project: str, drift: Drift, missing: Amount, names: Mapping[str, str], now_ms: int) -> OutboxEntry:
-    # The same finding makes the same id, so that two people who repair at once repair once.
+    # The same finding has the same id, so that concurrent repairs are idempotent.
     finding = f"{project}\n{drift.account}\n{drift.booked}\n{drift.stored}"
     return OutboxEntry(
         position="",
@@ -287,7 +287,7 @@ _GATES: Final = {"paused": Gate.PAUSED, "completed": Gate.COMPLETED, "cancelled"
 
 
 async def _run_sums(db: Database, project: str, since_ms: int) -> Restored:
-    """Of runs, children added to their ancestors, and of steps."""
+    """Of runs, with their descendants included, and of steps."""
     sums = ("total_tokens", "cost_nano_usd", "requests")
     recent = runs.c.project == project, runs.c.last_at >= since_ms
     columns = [runs.c[name] for name in sums]
@@ -319,7 +319,7 @@ def _own_budget(plan: str) -> Limit | None:
 
 
 def _lineage(run: str, parents: Mapping[str, str]) -> list[str]:
-    """The run and its ancestors; ends in a cycle too."""
+    """The run and its ancestors; ends in a cycle, too."""
     line: list[str] = []
     while run and run not in line:
         line.append(run)
@@ -331,7 +331,7 @@ async def _budget_sums(
     db: Database, project: str, budgets: Sequence[Budget], keys: Mapping[str, ApiKey], now_ms: int
 ) -> Restored:
     wanted: dict[str, tuple[UsageFilter, int]] = {}
-    sharing: dict[str, set[str]] = defaultdict(set)  # accounts of keys: keys of one name share an account
+    sharing: dict[str, set[str]] = defaultdict(set)  # accounts of keys, which keys of the same name share
     for workflow, agent, key_id in await usage_report.names_seen(db, project):
         key = keys.get(key_id)
         key_name = None if key is None else key.name

@@ -1,4 +1,4 @@
-"""Usage events without a reservation behind them (untagged calls, refusals), written to the ledger's outbox in batches."""
+"""Writes usage events without a reservation (untagged calls, refusals) to the ledger's outbox, in batches."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gateway.ledger.port import Ledger, OutboxEntry
 
 _log = structlog.get_logger(__name__)
 _INTERVAL_MS: Final = 20
-_PAUSE_MS: Final = 1000  # before asking again a ledger that did not take them
-# At this many waiting events memory matters more than completeness: what comes then is dropped, and counted. No budget is kept
-# by these events.
+_PAUSE_MS: Final = 1000  # before a retry, if the ledger did not take them
+# Beyond this many waiting events, memory matters more than completeness: later ones are dropped and counted. Budgets do not
+# depend on these events.
 _WAITING_MAX: Final = 200_000
 
 
@@ -50,8 +50,8 @@ class BatchRecorder:
                 await asyncio.sleep(_PAUSE_MS / 1000)
 
     async def flush(self) -> bool:
-        """Whether all that waited was written. What was not goes on waiting, also when this is cancelled: of an event that
-        was written twice the store keeps one, by its id."""
+        """Returns whether everything was written. The rest stays queued, even if this is cancelled. An event that is written
+        twice is stored once, thanks to its id."""
         self._wake.clear()
         taken, self._waiting = self._waiting, []
         by_project: dict[str, list[OutboxEntry]] = defaultdict(list)
@@ -71,7 +71,7 @@ class BatchRecorder:
         entries = by_project[project]
         try:
             await self._ledger.record(project, entries)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one project, the events of all others go on
+        except Exception as error:  # noqa: BLE001 - a failure of one project must not affect the events of others
             _log.warning("events_wait_for_ledger", events=len(entries), error=str(error), kind=type(error).__name__)
         else:
             del by_project[project]

@@ -1,4 +1,4 @@
-"""What people do to runs. The ledger is told first, because that is what stops the next call; then the store.
+"""Actions of people on runs. The ledger is told first, because that stops the next call; then the store.
 
     action     active      paused      completed   cancelled
     --------   ---------   ---------   ---------   ---------
@@ -7,7 +7,7 @@
     complete   completed   completed   =           refused
     cancel     cancelled   cancelled   refused     =
 
-An exhausted run is an active one without anything left, or with less left than its latest call needed.
+An exhausted run is an active one with nothing left, or with less left than its latest call needed.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ NO_SUCH_RUN: Final = "run_not_found"
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """Why it was not done. `code` is `run_not_found`, `run_<state>`, `run_busy`, `run_nested` or `run_of_other_workflow`."""
+    """Why an action was denied. `code` is `run_not_found`, `run_<state>`, `run_busy`, `run_nested` or `run_of_other_workflow`."""
 
     message: str
     code: str
 
 
 class Initialiser(Protocol):
-    """The orchestration: it plans announced runs, with what it learned and as it would plan them without announcement."""
+    """The orchestration, which plans announced runs with what it has learned, as it would plan them without the announcement."""
 
     async def initialise(self, project: str, request: RunRequest, kept: RunPlan | None = None) -> RunPlan: ...
 
@@ -86,9 +86,9 @@ class RunControl:
         self._now_ms = now_ms
 
     async def initialise(self, project: str, request: RunRequest) -> RunView | Denied:
-        """Plan a run and store the plan. Announced again, it takes what is new, and keeps the rest and what it has spent.
+        """Plan a run and store the plan. A repeated announcement updates what it contains; the rest and the spending stay.
 
-        Raises StoreUnavailable, LedgerUnavailable, and ValueError as `plan_run` does.
+        Raises StoreUnavailable, LedgerUnavailable, and ValueError like `plan_run`.
         """
         before = await self._find(project, request.run)
         if before is not None and before.state in runs_store.FINAL_STATES:
@@ -108,16 +108,16 @@ class RunControl:
         return await self._shown(project, request.run)
 
     async def act(self, project: str, run: str, action: Action) -> RunView | Denied:
-        """Raises StoreUnavailable (the gate may be set already: repeat it) and LedgerUnavailable."""
+        """Raises StoreUnavailable (the gate may have been set: repeat the action) and LedgerUnavailable."""
         found = await self._find(project, run)
         if found is None:
             return _unknown(run)
-        # As it is shown: the loop breaker pauses a run in the ledger alone.
+        # The state as shown, because the loop breaker pauses a run only in the ledger.
         shown = await self._shown(project, run)
         after = _AFTER.get((action, "active" if shown.state == "exhausted" else shown.state))
         if after is None:
             return _over(run, shown.state)
-        # What is shown may be the gate alone, which was set before the store broke off: then the rest is still to be done.
+        # The state shown may come from the gate alone, if the store failed after it was set: then the rest is still to be done.
         if after == shown.state == found.state:
             return shown
         await self._ledger.set_gate(project, run_account(run), _GATES[after])
@@ -129,7 +129,7 @@ class RunControl:
         return await self._shown(project, run)
 
     async def set_budget(self, project: str, run: str, change: Mapping[str, int | None]) -> RunView | Denied:
-        """Give a run a budget of its own, in place of those of file and store. `change` is by unit; None takes it back."""
+        """Give a run a budget of its own, which replaces those of file and store. `change` is by unit; None removes it."""
         found = await self._find(project, run)
         if found is None:
             return _unknown(run)
@@ -139,15 +139,15 @@ class RunControl:
         budget = Limit(*(change.get(unit, before.of(unit)) for unit in ("tokens", "nano_usd", "requests")))
         await self._ledger.set_override(project, run_account(run), budget)
         await runs_store.set_plan(self._store, project, run, {**found.plan, "budget": _stored(budget)})
-        if found.state == "exhausted":  # so its latest call said, of the budget before
+        if found.state == "exhausted":  # as its latest call reported, under the previous budget
             await runs_store.set_state(self._store, project, run, "active", self._now_ms())
         self._orchestration.budget_changed(project, run)
         return await self._shown(project, run)
 
     async def reset(self, project: str, run: str, reset_id: str) -> tuple[RunView, RunView] | Denied:
-        """Let a run begin again with nothing spent: (as it was, as it is). What was spent stays in every sum but the run's.
+        """Start a run's spending again from zero: (before, after). What was spent stays in all sums except the run's.
 
-        Raises StoreUnavailable and LedgerUnavailable; then the run is paused, and doing it again completes it.
+        Raises StoreUnavailable and LedgerUnavailable; then the run is paused, and a repetition completes the reset.
         """
         found = await self._find(project, run)
         if found is None:
@@ -166,7 +166,7 @@ class RunControl:
             await self._ledger.set_gate(project, run_account(run), gate)
             return Denied(f"Run {run!r} has calls under way: pause it and try again when they are done.", "run_busy")
         await self._catch_up()
-        # Paused it is only for this moment.
+        # It is only paused for this moment.
         before = replace(await self._shown(project, run), state=state)
         current = await runs_store.get(self._store, project, run)
         await reset_figures(self._ledger, current or found, reset_id, self._now_ms())
@@ -175,7 +175,7 @@ class RunControl:
         return before, await self._shown(project, run)
 
     async def _find(self, project: str, run: str) -> Run | None:
-        """A run that so far was only seen in headers is not in the store before its first events are."""
+        """Until its first events are stored, a run that was only named in headers is not in the store."""
         found = await runs_store.get(self._store, project, run)
         if found is None:
             await self._catch_up()
@@ -190,7 +190,7 @@ class RunControl:
 
 
 def _completed(request: RunRequest, before: Run) -> RunRequest:
-    """What an announcement leaves out is as it was."""
+    """The request, with what it leaves out taken from the stored run."""
     return replace(
         request,
         agent=request.agent or before.agent,

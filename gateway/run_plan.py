@@ -1,7 +1,7 @@
 """The plan of a run: each step's intent, share of the tokens, tier and compression.
 
-One function plans every run: the one that is announced, the one whose workflow is declared, and the one whose steps were
-learned from past runs. What differs is only where the steps come from.
+One function plans all runs: announced ones, those of declared workflows, and those whose steps were learned from past runs.
+They only differ in where the steps come from.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from policies.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """A run as it is announced. `steps` are as they were declared, nested ones inside; empty: those of the workflow.
+    """The announcement of a run. `steps` are as declared, with nested ones inside; empty: those of the workflow.
 
-    `keeps_steps`: it says nothing of steps, so a run that was announced before keeps those it has.
+    `keeps_steps`: it does not mention steps, so a run that was announced before keeps those it has.
     """
 
     run: str
@@ -45,19 +45,19 @@ class RunRequest:
 
 @dataclass(frozen=True, slots=True)
 class StepProfile:
-    """What a declared step is asked to make, and how complex it looks (0 to 10) by itself."""
+    """What a declared step is asked to produce, and its own complexity (0 to 10)."""
 
     classification: Classification
     complexity: float
 
 
-# Of (the step, its workflow, the settings).
+# The arguments are the step, its workflow and the settings.
 Profiler = Callable[[Mapping[str, Any], str, Settings], StepProfile]
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """`unit` counts the declaration's outermost elements: steps of one group (a loop, parallel branches) share theirs."""
+    """`unit` is the index of the declaration's outermost element: steps of one group (a loop, parallel branches) share it."""
 
     step: str
     intent: str
@@ -78,7 +78,7 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """The allocations of `steps`, in the order of the declaration, sum to `pool_tokens`; no run gets more than `limit_tokens`."""
+    """The allocations of `steps`, in the order of the declaration, sum to `pool_tokens`; a run gets at most `limit_tokens`."""
 
     strategy: str
     pool_tokens: int
@@ -95,9 +95,9 @@ def plan_run(
     histories: Callable[[str, str], StepHistory | None] = lambda _step, _intent: None,
     profiler: Profiler | None = None,
 ) -> RunPlan:
-    """Pure. `pool_limit_tokens` None takes `max_tokens_per_workflow`; `histories` says what is known of a step and its intent.
+    """Pure. `pool_limit_tokens` None means `max_tokens_per_workflow`; `histories` returns what is known of a step and its intent.
 
-    Raises ValueError as `allocate` and `flattened` do.
+    Raises ValueError like `allocate` and `flattened`.
     """
     steps = flattened(request.steps)
     profiles = {str(step["id"]): (profiler or profile_by_words)(step, request.workflow, settings) for step in steps}
@@ -117,14 +117,14 @@ def plan_run(
 
 
 def with_limit(plan: RunPlan, limit_tokens: int | None, settings: Settings) -> RunPlan:
-    """The same steps, sharing another limit. The very same plan where that is none, or the one it has."""
+    """The same steps, sharing another limit. The same object if there is no limit, or it is unchanged."""
     if limit_tokens is None or limit_tokens == plan.limit_tokens or not plan.steps:
         return plan
     return _shared_anew(plan, limit_tokens, settings)
 
 
 def kept_plan(plan: RunPlan, request: RunRequest, limit_tokens: int, settings: Settings) -> RunPlan:
-    """The plan of a run that is announced again without steps: what the announcement says beside them is heeded."""
+    """The plan of a run that is announced again without steps, updated by the rest of the announcement."""
     strategy, ais = request.strategy or plan.strategy, plan.ais if request.ais is None else request.ais
     if (strategy, ais) == (plan.strategy, plan.ais):
         return with_limit(plan, limit_tokens, settings)
@@ -145,13 +145,13 @@ def _shared_anew(plan: RunPlan, limit_tokens: int, settings: Settings) -> RunPla
 
 
 def strategy_of(settings: Settings, workflow: Workflow | None) -> str:
-    """The allocation strategy of a workflow: its own, else that of the settings."""
+    """The allocation strategy of a workflow: its own, or else that of the settings."""
     own = workflow.declaration.get("strategy") if workflow is not None else None
     return own if isinstance(own, str) and own else settings.allocation_strategy
 
 
 def within_caps(allocation: Allocation, demands: Sequence[StepDemand]) -> Allocation:
-    """A step's own budget is a limit, not a wish: overage does not go beyond it."""
+    """A step's own budget is a hard limit: overage does not exceed it."""
     caps = {demand.id: demand.cap_tokens for demand in demands if demand.cap_tokens is not None}
     if not caps:
         return allocation
@@ -165,7 +165,7 @@ def _within(one: StepAllocation, cap_tokens: int | None) -> StepAllocation:
 
 
 def units_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Which outermost element of the declaration each step belongs to."""
+    """The outermost element of the declaration that each step belongs to."""
     found: dict[str, int] = {}
     for unit, outermost in enumerate(steps):
         for step in flattened([outermost]):
@@ -174,7 +174,7 @@ def units_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def demands_of(plan: RunPlan) -> tuple[StepDemand, ...]:
-    """What the steps of a plan wanted, for sharing anew what completed ones left."""
+    """The demands of a plan's steps, for sharing out again what completed ones left."""
     return tuple(
         StepDemand(one.step, one.intent, one.priority, history=one.history, cap_tokens=one.cap_tokens)
         for one in plan.steps
@@ -182,7 +182,7 @@ def demands_of(plan: RunPlan) -> tuple[StepDemand, ...]:
 
 
 def stored_step(run: str, position: int, step: PlannedStep) -> RunStep:
-    """As the store keeps it. Planned steps are numbered from 1; 0 is a step that no plan knew of."""
+    """The step's row in the store. Planned steps are numbered from 1; 0 is an unplanned step."""
     history = step.history
     plan = {
         "priority": step.priority,
@@ -210,7 +210,7 @@ def stored_step(run: str, position: int, step: PlannedStep) -> RunStep:
 
 
 def moved_step(run: str, position: int, step: PlannedStep, now: StepAllocation) -> RunStep:
-    """A planned step whose allocation moved when others completed. The store keeps what was planned first, too."""
+    """The row of a planned step whose allocation changed when others completed. It also keeps what was planned first."""
     row = stored_step(run, position, step)
     return replace(
         row,
@@ -221,7 +221,7 @@ def moved_step(run: str, position: int, step: PlannedStep, now: StepAllocation) 
 
 
 def step_of_store(step: RunStep) -> PlannedStep:
-    """The way back from `stored_step`, for a step with an allocation: as it was planned first."""
+    """The inverse of `stored_step`, for a step with an allocation: as it was planned first."""
     plan, history = step.plan, step.plan.get("history")
     now = (step.allocation_tokens or 0, step.hard_limit_tokens or step.allocation_tokens or 0, plan.get("reason", ""))
     tokens, hard, reason = plan.get("planned", now)
@@ -257,7 +257,7 @@ def announced_plan(run: Run | None) -> RunPlan | None:
 
 
 def profile_by_words(step: Mapping[str, Any], workflow: str, settings: Settings) -> StepProfile:
-    """By its words alone. Raises IntentClassificationError for a declared intent that is none."""
+    """The profile by the step's words alone. Raises IntentClassificationError for an invalid declared intent."""
     return profile_as(step, step_intent(step, workflow, settings))
 
 
@@ -268,7 +268,7 @@ def profile_as(step: Mapping[str, Any], classification: Classification) -> StepP
 
 
 def step_intent(step: Mapping[str, Any], workflow: str | None, settings: Settings) -> Classification:
-    """What a declared step is asked to make. Raises IntentClassificationError for a declared intent that is none."""
+    """What a declared step is asked to produce. Raises IntentClassificationError for an invalid declared intent."""
     declared = parse_intent(str(step["intent"])) if step.get("intent") else None
     threshold = settings.intent_classification_confidence_threshold
     return classify(step_text(step, workflow), declared=declared, confidence_threshold=threshold)
@@ -289,7 +289,7 @@ def step_text(step: Mapping[str, Any], workflow: str | None) -> StepText:
 def _demand_of(
     step: Mapping[str, Any], profile: StepProfile, histories: Callable[[str, str], StepHistory | None]
 ) -> StepDemand:
-    """A step's own budget caps what it may get; what it asks for follows from its intent."""
+    """A step's own budget caps its allocation; its demand follows from its intent."""
     name, intent = str(step["id"]), profile.classification.intent
     return StepDemand(
         name,
@@ -301,7 +301,7 @@ def _demand_of(
 
 
 def with_declaration(request: RunRequest, snapshot: Snapshot, project: str) -> tuple[Mapping[str, Any], ...]:
-    """The steps of the request, completed by what the workflow's declaration says of steps with the same id."""
+    """The steps of the request, each completed by the workflow's declaration of the step with the same id."""
     workflow = snapshot.workflow(project, request.workflow)
     declared = tuple(workflow.declaration.get("steps") or ()) if workflow is not None else ()
     if not request.steps:
@@ -347,7 +347,7 @@ def _planned(
 
 
 def _tool_name(tool: Any) -> str:
-    """Tools by name, or as a request to a model has them."""
+    """Accepts a tool's name, or a tool as in a model request."""
     if isinstance(tool, str):
         return tool
     if not isinstance(tool, Mapping):

@@ -1,8 +1,8 @@
-"""Setting what a run has used back to nothing, without losing a token of it.
+"""Resets what a run has used to zero, without losing a token from any other sum.
 
-For every step an entry of kind repair takes its figures out of the run, and a second one books the same figures to its
-workflow and agent without any run. So the rows of the run still sum up to what its accounts have settled, which is nothing,
-and every other total stays as it was. Budgets of workflows, agents, keys and projects are not touched: that money is spent.
+For every step, an entry of kind repair takes its figures out of the run, and a second one books the same figures to its
+workflow and agent without a run. So the rows of the run still add up to what its accounts have settled, which is zero, and
+all other totals are unchanged. Budgets of workflows, agents, keys and projects are not touched, because that money is spent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from policies.budgets import RUN_KEEP_MS, run_account, step_account
 
 
 async def reset_figures(ledger: Ledger, run: Run, reset_id: str, now_ms: int) -> list[OutboxEntry]:
-    """The run must be gated and without holds. Entries go first: if it breaks off after them, `farebox reconcile` tells."""
+    """The run must be gated and without holds. Entries are written first: if it fails after them, `farebox reconcile` reports it."""
     accounts = [run_account(run.run), *(step_account(run.run, step.step) for step in run.steps)]
     whole, *by_step = await ledger.balances(run.project, accounts)
     entries: list[OutboxEntry] = []
@@ -33,7 +33,7 @@ async def reset_figures(ledger: Ledger, run: Run, reset_id: str, now_ms: int) ->
 
 
 def _moved(run: Run, step: RunStep | None, amount: Amount, entry_id: str, now_ms: int) -> list[OutboxEntry]:
-    """The pair: out of the run, and to the same names without it."""
+    """The pair of entries: out of the run, and back under the same names without it."""
     if amount == ZERO:
         return []
     names: dict[str, str | int] = {

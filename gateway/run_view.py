@@ -1,7 +1,7 @@
-"""A run as people see it: what the ledger holds at this moment, beside what the store knows of it. One path for API, CLI and UI.
+"""A run as people see it: the ledger's current figures, and what the store has. Shared by API, CLI and UI.
 
-The ledger's figures are the truth while it remembers the run and can be reached; the store's sums, which are the same a
-moment later, take their place otherwise (`source` says which).
+The ledger's figures apply while it remembers the run and can be reached. Otherwise the store's sums are used, which lag by a
+moment (`source` says which).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OF_GATE: Final[Mapping[Gate, RunState]] = {
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """remaining = limit − settled − reserved; null where there is no limit, negative after an overrun."""
+    """remaining = limit − settled − reserved; null without a limit, negative after an overrun."""
 
     limit: int | None
     settled: int
@@ -89,10 +89,10 @@ class StepView:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """`budget_used` and `saved_share` are shares from 0 (above 1 after an overrun); null where there is no limit.
+    """`budget_used` and `saved_share` are shares from 0 (above 1 after an overrun); null without a limit.
 
-    `adherence` is the share of the allocated steps that called and stayed within their allocation; `overhead_ms` is what the gateway
-    itself took for all calls together, null when the calls are not kept any more; `intents` counts calls by intent.
+    `adherence` is the share of allocated steps with calls that stayed within their allocation; `overhead_ms` is the gateway's
+    own time over all calls, null if the calls are no longer stored; `intents` counts calls by intent.
     """
 
     duration_ms: int
@@ -116,7 +116,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class RunLine:
-    """A run in a list. `state_reason` is `loop_detected` where the loop breaker paused it, and empty where people did."""
+    """A run in a list. `state_reason` is `loop_detected` if the loop breaker paused it, empty if people did."""
 
     run: str
     workflow: str
@@ -161,7 +161,7 @@ class RunViews:
         limits_of: Callable[[str, str, str | None], RunLimits],
         now_ms: Callable[[], int],
     ) -> None:
-        """`limits_of` tells what is planned for (project, workflow, step) beside `budgets`."""
+        """`limits_of` returns the plan for (project, workflow, step), which applies in addition to `budgets`."""
         self._store = store
         self._ledger = ledger
         self._budgets = budgets
@@ -169,7 +169,7 @@ class RunViews:
         self._now_ms = now_ms
 
     async def get(self, project: str, run: str) -> RunView | None:
-        """None when there is no such run. Raises StoreUnavailable."""
+        """None if there is no such run. Raises StoreUnavailable."""
         found = await runs_store.get(self._store, project, run)
         if found is None:
             return None
@@ -189,7 +189,7 @@ class RunViews:
         )
 
     async def list(self, wanted: RunFilter, limit: int, cursor: str | None) -> RunLines:
-        """The latest first. `wanted.state` is the state as it is shown, so that a page may hold fewer than `limit`."""
+        """Latest first. `wanted.state` is the state as shown, so a page may have fewer than `limit` runs."""
         lines: list[RunLine] = []
         scanned = replace(wanted, state=wanted.state if wanted.state in runs_store.FINAL_STATES else None)
         for _ in range(_PAGES_MAX):
@@ -203,13 +203,13 @@ class RunViews:
         return RunLines(tuple(lines), cursor)
 
     async def balance(self, project: str, run: str) -> Balance:
-        """What the ledger holds of a run, without the limits of budgets. Raises LedgerUnavailable."""
+        """The ledger's balance of a run, without the limits of budgets. Raises LedgerUnavailable."""
         return (await self._ledger.balances(project, [run_account(run)]))[0]
 
     def limit(self, run: Run, balance: Balance | None) -> Limit:
-        """What the run may use: budgets and the workflow's declaration; replaced by its own budget; tightened by callers."""
+        """What the run may use: budgets and the workflow's declaration, replaced by its own budget, tightened by callers."""
         limit = self._budgeted(run, Scope.RUN, None).replaced_by(own_budget(run.plan))
-        # The ledger tells override and tightening as one; the override is known here, so what is left is the tightening.
+        # The ledger reports override and tightening as one limit; the override is already included, so this adds the tightening.
         return limit if balance is None else limit.tightened_by(balance.limit)
 
     async def _balances(self, project: str, accounts: Sequence[str]) -> Mapping[str, Balance]:
@@ -282,7 +282,7 @@ class RunViews:
 
 
 def own_budget(plan: Mapping[str, Any]) -> Limit:
-    """The budget that somebody gave this very run, as its plan remembers it."""
+    """The budget that somebody gave this run, from its plan."""
     budget = plan.get("budget") or {}
     return Limit(budget.get("tokens"), budget.get("nano_usd"), budget.get("requests"))
 
@@ -293,15 +293,15 @@ def usd(nano_usd: int) -> float:
 
 def _standing(balance: Balance | None, sums: Sums) -> tuple[Amount, Amount, Source]:
     stored = Amount(sums.total_tokens, sums.cost_nano_usd, sums.requests)
-    # After its keep time the ledger has forgotten a run, and says zero.
+    # After its keep time the ledger has forgotten a run, and reports zero.
     if balance is None or (balance.settled == ZERO and balance.reserved == ZERO and stored != ZERO):
         return stored, ZERO, "store"
     return balance.settled, balance.reserved, "ledger"
 
 
 def _state(run: Run, balance: Balance | None, limit: Limit, used: Amount) -> RunState:
-    """People's decisions first, as the ledger keeps them; exhausted is what the figures say, or the run's latest call, which found too
-    little left for it."""
+    """People's decisions come first, as the ledger has them. A run is exhausted by its figures, or because its latest call
+    found too little left."""
     if run.state in ("paused", "completed", "cancelled"):
         return run.state  # type: ignore[return-value]
     if balance is not None and balance.gate in _OF_GATE:

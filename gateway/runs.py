@@ -1,5 +1,5 @@
-"""What this process remembers of runs: names of implicit ones, parents, the workflows that they were used under, and which their
-callers have tightened. A cache, never the truth."""
+"""What this process remembers of runs: the names of implicit ones, parents, the workflows they were used under, and which
+ones callers have tightened. Only a cache, never the truth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from policies.budgets import Budget, Parent, RunLimits, limit_across, run_accoun
 from policies.reservation import Granted
 
 _RUNS_MAX: Final = 50_000
-# A call is reserved on each of them; a run deeper inside others than this is refused, since its outermost would not pay for it.
+# A call is reserved on each ancestor. A deeper run is refused, because its outermost run would not pay for it.
 _ANCESTORS_MAX: Final = 8
 
 
@@ -34,7 +34,7 @@ async def _nobody_knows(project: str, run: str, *, fresh: bool) -> Run | None:
 
 
 class RunRegistry:
-    """`limits_of` tells what is planned for the runs of a project's workflow, beside budgets; `find` what the store knows of a run."""
+    """`limits_of` returns the plan for the runs of a project's workflow, besides budgets; `find` the store's data of a run."""
 
     def __init__(
         self,
@@ -51,14 +51,14 @@ class RunRegistry:
         self._limits_of = limits_of
         self._find = find
         self._workflow_of: MutableMapping[tuple[str, str], str] = LRUCache(_RUNS_MAX)
-        # Run and workflow, where the run's account is known to be held to the budgets of that workflow.
+        # (project, run, workflow), if the run's account is known to be held to the budgets of that workflow.
         self._held_to: MutableMapping[tuple[str, str, str], bool] = LRUCache(_RUNS_MAX)
         self._parent_of: MutableMapping[tuple[str, str], str] = LRUCache(_RUNS_MAX)
         self._tightened: LRUCache[tuple[str, str], bool] = LRUCache(_RUNS_MAX)
         self._last_implicit: LRUCache[tuple[str, str], str] = LRUCache(_RUNS_MAX)
 
     def looking(self, ledger: Ledger) -> RunRegistry:
-        """One that knows what this one knows, and whose own findings this one does not hear of."""
+        """A copy for dry runs: it has all of this one's knowledge, but what it learns stays in the copy."""
         other = RunRegistry(
             ledger,
             silence_s=self._silence_ms / 1000,
@@ -72,11 +72,11 @@ class RunRegistry:
         return other
 
     def last_implicit(self, project: str, workflow: str) -> str | None:
-        """The implicit run that was seen last here; whether it still goes on, the ledger decides at the next call."""
+        """The latest implicit run seen here; whether it is still open is decided by the ledger at the next call."""
         return self._last_implicit.get((project, workflow))
 
     async def implicit_run(self, project: str, workflow: str) -> str:
-        """The run of a workflow whose caller names none: one until 15 minutes of silence. Without the ledger, the last one known."""
+        """The run of a workflow whose caller names none: it ends after 15 minutes of silence. Without the ledger, the last known one."""
         try:
             run = await self._ledger.current_run(project, workflow, f"implicit-{self._new_id()}", self._silence_ms)
         except LedgerUnavailable:
@@ -85,12 +85,12 @@ class RunRegistry:
         return run
 
     def note_parent(self, project: str, run: str, parent: str | None) -> None:
-        """The run is inside another, as its call, its announcement or the store says."""
+        """Note that the run is inside another, by its call, its announcement or the store."""
         if parent and parent != run:
             self._parent_of[project, run] = parent
 
     async def why_not_inside(self, project: str, run: str, parent: str) -> str:
-        """Why the run cannot be inside of `parent`, as far as is known here or in the store; empty where it can."""
+        """Why the run cannot be inside `parent`, as far as this process or the store knows; empty if it can."""
         line = [parent]
         while run not in line and len(line) <= _ANCESTORS_MAX:
             outer = await self._outer(project, line[-1])
@@ -104,7 +104,7 @@ class RunRegistry:
         )
 
     async def _outer(self, project: str, run: str) -> str | None:
-        """What a run is inside of. One that never called here may have called elsewhere."""
+        """The run that contains a run. One that never called here may have called elsewhere."""
         key = (project, run)
         if key not in self._workflow_of and key not in self._parent_of:
             found = await self._find(project, run, fresh=False)
@@ -114,13 +114,13 @@ class RunRegistry:
         return self._parent_of.get(key)
 
     async def check_parent(self, call: Call) -> None:
-        """Remembers the parent that the call's header names. Raises `BadRequest` for one that its run cannot be inside of."""
+        """Remember the parent that the call's header names. Raises `BadRequest` if the run cannot be inside it."""
         project, run, parent = call.principal.project, call.run, call.tags.parent_run
         if run is None or parent is None or self._parent_of.get((project, run)) == parent:
             return
         why_not = await self.why_not_inside(project, run, parent)
         if why_not:
-            call.tags = replace(call.tags, parent_run=None)  # nor is it told to the store
+            call.tags = replace(call.tags, parent_run=None)  # so that the store does not get it either
             raise BadRequest.header(PARENT_HEADER, why_not)
         self.note_parent(project, run, parent)
 
@@ -145,7 +145,7 @@ class RunRegistry:
         return tuple(found)
 
     def _parent(self, project: str, run: str, own_workflow: str) -> Parent:
-        """One that was never seen here is taken to be of the caller's workflow; what is planned for it is not known."""
+        """An ancestor that was never seen here is assumed to be of the caller's workflow; its plan is unknown."""
         workflow = self._workflow_of.get((project, run))
         if workflow is None:
             return Parent(run, own_workflow)
@@ -156,13 +156,13 @@ class RunRegistry:
         return Parent(run, workflow, limits.planned_run, limits.observe)
 
     def is_under_new_workflow(self, call: Call) -> bool:
-        """Whether the caller named a run that was not seen under the call's workflow. Asked at each call, so it is one look-up."""
+        """Whether the caller named a run that was not seen under the call's workflow. Every call asks, so it is one look-up."""
         run = call.tags.run
         return run is not None and (call.principal.project, run, call.tags.workflow) not in self._held_to
 
     async def limit_elsewhere(self, call: Call, budgets: Sequence[Budget]) -> Limit:
-        """What the account of a run that comes under a second workflow has to be tightened to: the smallest of what limits it
-        under either. The ledger remembers it for all processes; what somebody gave this very run goes before it, as always."""
+        """The limit to tighten a run's account to when it is used under a second workflow: the smallest of its limits under
+        either. The ledger remembers it for all processes; a budget of the run's own overrides it, as always."""
         project, run, workflow = call.principal.project, call.run or "", call.tags.workflow or ""
         first = self._workflow_of.get((project, run))
         found = await self._find(project, run, fresh=first is not None)
@@ -189,11 +189,11 @@ class RunRegistry:
         for balance, hold in zip(granted.balances, call.chain.holds, strict=False):
             if balance.account == account:
                 limit = hold.limit if hold.tighten is UNLIMITED else hold.limit.tightened_by(hold.tighten)
-                if balance.limit is limit:  # as nearly always
+                if balance.limit is limit:  # nearly always
                     self._tightened.pop(key, None)
                 else:
                     self._tightened[key] = balance.limit.tightened_by(limit) != limit
 
     def is_tightened(self, call: Call) -> bool:
-        """Whether the ledger was seen to hold this run to less than its budgets do: a caller or an operator wants that kept."""
+        """Whether the ledger was seen to hold this run to less than its budgets, as a caller or an operator wants."""
         return call.run is not None and self._tightened.get((call.principal.project, call.run), False)

@@ -1,6 +1,6 @@
-"""Puts runs in the store whose first call takes long, so that they can be seen and stopped before it ends.
+"""Stores runs whose first call takes long, so that they can be seen and stopped before it ends.
 
-Otherwise a run is there with the first usage event that is flushed, which is soon enough for calls of less than a second.
+Other runs appear with their first flushed usage event, which is soon enough for calls of less than a second.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KNOWN_MAX: Final = 50_000
 
 
 class RunsUnderWay:
-    """`calls` are those that are with a provider now."""
+    """`calls` returns those that are at a provider now."""
 
     def __init__(self, calls: Callable[[], Iterable[Call]], store: Database) -> None:
         self._calls = calls
@@ -43,11 +43,11 @@ class RunsUnderWay:
     async def _look_forever(self) -> None:
         while True:
             await asyncio.sleep(_EVERY_S)
-            with suppress(StoreUnavailable):  # the flusher tells of it; at the next look it is tried again
+            with suppress(StoreUnavailable):  # the flusher reports it; the next look tries again
                 await self.look()
 
     async def look(self) -> None:
-        """Store the runs and steps of calls that were under way at the last look already. Raises `StoreUnavailable`."""
+        """Store the runs and steps of calls that were already in flight at the last look. Raises `StoreUnavailable`."""
         calls = [call for call in self._calls() if call.run is not None]
         long = [call for call in calls if call.id in self._seen_before]
         self._seen_before = {call.id for call in calls}

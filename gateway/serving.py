@@ -1,4 +1,4 @@
-"""Running the application on uvicorn, in one process or several."""
+"""Runs the application on uvicorn, in one process or several."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ from gateway.telemetry import METRICS_FOLDER_VARIABLE
 _log = structlog.get_logger(__name__)
 _BACKLOG: Final = 2048
 _WATCH_S: Final = 0.2
-# The SQLite ledger has a thread of its own. With the default of 5 ms a busy event loop keeps it waiting for so long at every
-# hand-over: 5.7 ms instead of 0.5 ms a call, measured with bench/ledger.py.
+# The SQLite ledger has a thread of its own. With the default of 5 ms, a busy event loop keeps it waiting that long at every
+# switch: 5.7 ms instead of 0.5 ms a call, measured with bench/ledger.py.
 _SWITCH_INTERVAL_S: Final = 0.0005
-# Enough for 32 MB over a poor line; a client that takes longer holds memory that others need.
+# Enough for 32 MB over a poor connection; a slower client holds memory that others need.
 _BODY_S: Final = 60.0
-# Calls make thousands of small objects that die with them; looking for cycles after every 700 took a twentieth of the CPU.
+# Calls make thousands of small objects that die with them; collecting cycles after every 700 took a twentieth of the CPU.
 _YOUNG_OBJECTS_MAX: Final = 20_000
-# One Ctrl-C reaches a worker twice, as `kill` to a whole group does: by itself, and passed on by the process that started it.
+# One Ctrl-C, or a `kill` of the process group, reaches a worker twice: directly, and forwarded by its parent.
 _SAME_SIGNAL_S: Final = 1.0
 _HEAPS_MAX: Final = -8  # M_ARENA_MAX of malloc.h
 _STARTUP_FAILED: Final = 3  # uvicorn's exit code when the application could not start
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it does: with port 0 nobody could know otherwise. Signals that come within `same_signal_s` of the
-    first one are taken for it."""
+    """Prints where it listens, which is unknown beforehand for port 0. Signals within `same_signal_s` of the first count as
+    the same one."""
 
     def __init__(self, config: uvicorn.Config, same_signal_s: float) -> None:
         super().__init__(config)
@@ -59,7 +59,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            # What was made at start lives as long as the process: the collector need not look at it again.
+            # What was made at start lives as long as the process, so the collector need not check it again.
             gc.collect()
             gc.freeze()
             gc.enable()
@@ -70,7 +70,7 @@ class _Server(uvicorn.Server):
                 print(f"Farebox listens on http://{host}:{port}", file=sys.stderr, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal ends in good order and with exit code 0; a second one does not wait for anybody."""
+        """The first signal stops gracefully, with exit code 0; a second one does not wait."""
         now_s = time.monotonic()
         if not self.should_exit:
             self.should_exit, self._told_at_s = True, now_s
@@ -79,24 +79,24 @@ class _Server(uvicorn.Server):
 
 
 def _use_one_heap() -> None:
-    """glibc gives each thread a heap of its own, and keeps what the thread that builds the tokenizer's table has freed at its end."""
+    """glibc gives each thread its own heap, and would keep what the thread that builds the tokenizer's table has freed."""
     _ask_glibc("mallopt", _HEAPS_MAX, 1)
 
 
 def _give_memory_back() -> None:
-    """What a start freed (the price map, the tokenizer's table as text) glibc keeps for later; an idle gateway needs none of it."""
+    """glibc keeps what the start freed (the price map, the tokenizer's table as text); an idle gateway does not need it."""
     _ask_glibc("malloc_trim", 0)
 
 
 def _ask_glibc(name: str, *arguments: int) -> None:
     if sys.platform == "linux":
-        function = getattr(ctypes.CDLL(None), name, None)  # musl has none of these
+        function = getattr(ctypes.CDLL(None), name, None)  # missing in musl
         if function is not None:
             function(*arguments)
 
 
 def serve(config: Config, *, allow_anonymous: bool) -> int:
-    """Until a signal ends it. Returns the exit code: 0 after a clean stop, 1 when it could not start."""
+    """Run until a signal ends it. Returns the exit code: 0 after a clean stop, 1 if it could not start."""
     try:
         listening = _listen(config.server.host, config.server.port)
     except OSError as error:
@@ -104,13 +104,13 @@ def serve(config: Config, *, allow_anonymous: bool) -> int:
         place = f"{config.server.host}:{config.server.port}"
         print(f"farebox: cannot listen on {place}: {error.strerror}.{hint}", file=sys.stderr)
         return 1
-    # With port 0 only the socket knows which one it is.
+    # With port 0 only the socket knows the actual port.
     server = config.server.model_copy(update={"port": listening.getsockname()[1]})
     config = config.model_copy(update={"server": server})
     if config.server.workers == 1:
         try:
             return min(1, _serve_here(config, allow_anonymous, listening))
-        except SystemExit as failed:  # uvicorn's own way of saying that the application could not start
+        except SystemExit as failed:  # uvicorn's way to report that the application could not start
             return 1 if failed.code else 0
     return _serve_in_workers(config, allow_anonymous, listening)
 
@@ -185,10 +185,10 @@ def _connection_limits(config: Config) -> ConnectionLimits:
 
 
 def _serve_in_workers(config: Config, allow_anonymous: bool, listening: socket.socket) -> int:
-    """Identical processes on one listening socket. One that dies is replaced; a signal ends all of them."""
+    """Identical processes on one listening socket. A dead one is replaced; a signal ends all of them."""
     set_up_logging(config.server.log_format, config.server.log_level, secrets_of(config, os.environ))
     with tempfile.TemporaryDirectory(prefix="farebox-metrics-") as folder:
-        # They are read by whoever is asked for the metrics; see gateway/telemetry.py.
+        # Any worker that is asked for the metrics reads all of them; see gateway/telemetry.py.
         os.environ.setdefault(METRICS_FOLDER_VARIABLE, folder)
         return _Workers(config, allow_anonymous, listening).run()
 
@@ -202,7 +202,7 @@ class _Workers:
         self._is_stopping = False
 
     def run(self) -> int:
-        """Until a signal ends them. 1 when one of them cannot start: the others could not either, or soon could not."""
+        """Run until a signal. Returns 1 if a worker cannot start, because the others could not either, or soon could not."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         _on_hangup(self._stop)
@@ -229,7 +229,7 @@ class _Workers:
         return exit_code
 
     def _start(self, worker: SpawnProcess) -> None:
-        """A signal that comes before the process is known tells all others; this one is told here."""
+        """A signal before the worker is started only reaches the others, so it is passed on here."""
         worker.start()
         if self._is_stopping:
             worker.terminate()

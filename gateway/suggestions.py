@@ -1,4 +1,4 @@
-"""Budgets for a workflow, out of what its runs really used."""
+"""Suggests budgets for a workflow from what its runs really used."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from policies.allocation import SAMPLES_MIN, decayed_p95
 from policies.amounts import Limit
 from policies.budgets import Budget, Scope, Window
 
-# A fifth above the p95: what is normal never meets the limit, what runs away does so at once.
+# A fifth above the p95, so that normal runs never reach the limit and runaway ones soon do.
 _HEADROOM_PERCENT: Final = 120
 _ROUND_TO_TOKENS: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """`p95_tokens` weighs newer runs more. Below ten samples (`is_sure` False) it says more about chance than about the work."""
+    """`p95_tokens` gives newer runs more weight. Below ten samples (`is_sure` False) it says more about chance than about the work."""
 
     scope: Literal["run", "step"]
     match: str
@@ -34,7 +34,7 @@ class Suggestion:
 
 
 async def suggest(db: Database, project: str, workflow: str, now_ms: int) -> tuple[Suggestion, ...]:
-    """For the run and for each step, of finished runs of the last 30 days. Raises StoreUnavailable."""
+    """For the run and for each step, from finished runs of the last 30 days. Raises StoreUnavailable."""
     found = [_suggestion("run", workflow, await _run_samples(db, project, workflow, now_ms))]
     by_step = await step_history.by_step(db, project, workflow, now_ms)
     found += [_suggestion("step", f"{workflow}/{step}", samples) for step, samples in sorted(by_step.items())]
@@ -42,7 +42,7 @@ async def suggest(db: Database, project: str, workflow: str, now_ms: int) -> tup
 
 
 def as_budget(suggestion: Suggestion, project: str, now_ms: int, who: str) -> StoredBudget:
-    """Its id is made of what it is for, so that a later suggestion takes the place of an earlier one."""
+    """The id is derived from the scope, so that a later suggestion replaces an earlier one."""
     budget = Budget(
         Scope(suggestion.scope),
         Limit(tokens=suggestion.tokens),
@@ -73,5 +73,5 @@ async def _run_samples(db: Database, project: str, workflow: str, now_ms: int) -
 
 
 def _is_finished(run: Run, now_ms: int) -> bool:
-    """As the history of steps has it: one that was cut off says nothing about what the work needs."""
+    """The same rule as in `step_history`: a run that was cut off does not show what the work needs."""
     return run.state == "completed" or (run.state == "active" and run.last_at_ms < now_ms - SILENCE_MS)

@@ -1,8 +1,8 @@
-"""Which workflow, run, step and agent a call belongs to: every source that DESIGN names, in falling precedence.
+"""The workflow, run, step and agent of a call, from every source in DESIGN, in order of precedence.
 
-Headers, then the path prefix, then body metadata, then W3C baggage, then the header by which a known tool numbers its conversations
-(as run id, once a workflow is known), then the key's defaults. Tags only ever narrow what the key grants: key and project come
-from the key.
+These are headers, the path prefix, body metadata, W3C baggage, the header in which a known tool numbers its conversations (as
+run id, if the workflow is known), and the key's defaults. Tags only narrow what the key grants: key and project come from the
+key.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, UNLIMITED, Limit
 from policies.intents import Intent
 from policies.values import value_class
 
-# Clients and proxies take `.` and `..` out of the paths by which a name is looked up.
+# Clients and proxies remove `.` and `..` from the paths with which names are looked up.
 VALUE: Final = re.compile(r"(?!(?:.{0,127}/)?\.\.?(?:/|\Z))[A-Za-z0-9._:@/-]{1,128}\Z")
 NAME_IN_WORDS: Final = "1 to 128 letters, digits and . _ : @ / -, without . or .. alone between slashes"
 PRIORITIES: Final = ("low", "normal", "high", "critical")
 OPTIONS: Final = ("no-compress", "no-route", "no-clamp")
-# Decimal itself would take underscores, blanks and digits of other scripts.
+# Decimal itself would accept underscores, blanks and digits of other scripts.
 _USD: Final = re.compile(r"\+?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\Z")
 _INTENTS: Final = tuple(Intent)
 DEFAULT_STEP: Final = "default"
@@ -59,7 +59,7 @@ _PATH_KEYS: Final = {"w": "workflow", "r": "run", "s": "step"}
 
 @value_class
 class Tags:
-    """`workflow` is None for an untagged call, and then nothing else counts. `run` is None for an implicit run."""
+    """`workflow` is None for an untagged call, and then no other tag counts. `run` is None for an implicit run."""
 
     workflow: str | None = None
     run: str | None = None
@@ -81,7 +81,7 @@ UNTAGGED: Final = Tags()
 
 
 def split_path(path: str) -> tuple[dict[str, str], str]:
-    """`/w/{workflow}/r/{run}/s/{step}/v1/…` into its tags and the path behind them; other paths stay as they are."""
+    """Split `/w/{workflow}/r/{run}/s/{step}/v1/…` into its tags and the remaining path; other paths are unchanged."""
     found: dict[str, str] = {}
     rest = path
     for letter, name in _PATH_KEYS.items():
@@ -100,7 +100,7 @@ def split_path(path: str) -> tuple[dict[str, str], str]:
 def read_tags(
     headers: Mapping[str, str], path_tags: Mapping[str, str], metadata: Any, defaults: Mapping[str, str]
 ) -> Tags:
-    """Raises `BadRequest` that names the header, or the field, with the bad value."""
+    """Raises `BadRequest`, which names the header or field with the invalid value."""
     found = _from_headers(headers)
     _fill(found, path_tags)
     if metadata is not None:
@@ -129,7 +129,7 @@ def read_tags(
 
 
 def told_tags(headers: Mapping[str, str], path_tags: Mapping[str, str]) -> Tags:
-    """What headers and path say of a request that is refused before its body counts; nothing where they are what is wrong."""
+    """The tags in headers and path of a request that is refused before its body is read; untagged if they are invalid."""
     try:
         return read_tags(headers, path_tags, None, {})
     except BadRequest:
@@ -143,7 +143,7 @@ def checked(value: str, name: str) -> str:
 
 
 def _untagged(headers: Mapping[str, str]) -> Tags:
-    """A run, a step or a budget without a workflow would be ignored in silence; better to say so."""
+    """A run, step or budget without a workflow would be ignored silently, so it is refused."""
     for name in (*list(_NAMES.values())[1:3], "x-workflow-budget-tokens", "x-workflow-budget-usd"):
         if name in headers:
             raise BadRequest.header(name, "needs x-workflow-id beside it")
@@ -160,7 +160,7 @@ def _from_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _from_metadata(metadata: Any, tagged: bool) -> dict[str, str]:
-    """Metadata is the client's own on an untagged call: only beside a workflow is a bad value an error."""
+    """On an untagged call the metadata is the client's own; an invalid value is only an error together with a workflow."""
     if not isinstance(metadata, dict):
         return {}
     tagged = tagged or "workflow_id" in metadata
@@ -181,7 +181,7 @@ def _from_baggage(baggage: str) -> dict[str, str]:
 
 
 def _from_session(headers: Mapping[str, str]) -> dict[str, str]:
-    """Other tools' session ids follow rules of their own: what does not fit ours is no run id, and no error either."""
+    """Other tools' session ids follow other rules: one that does not fit ours is ignored."""
     for name in _SESSION_HEADERS:
         value = headers.get(name)
         if value is not None and VALUE.match(value):
@@ -223,7 +223,7 @@ def _nano_usd(value: str | None) -> int | None:
         raise BadRequest.header(name, f"{value[:40]!r} is not an amount in USD, such as 0.50")
     try:
         nano = Decimal(value) * NANO_USD_PER_USD
-    except ArithmeticError:  # an exponent beyond any money
+    except ArithmeticError:  # an exponent beyond any amount of money
         nano = Decimal("Infinity")
     if nano > AMOUNT_MAX:
         raise BadRequest.header(name, f"{value!r} is more than a budget may have, {AMOUNT_MAX // NANO_USD_PER_USD}")

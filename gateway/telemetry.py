@@ -1,8 +1,8 @@
-"""Prometheus metrics. No run, step or key is ever a label: their number has no bound, and their names belong to tenants.
+"""Prometheus metrics. Runs, steps and keys are never labels: their number is unbounded, and their names belong to tenants.
 
-Workers of one `farebox serve` share a port, so whoever asks reaches one of them by chance. They keep their figures in files
-(`METRICS_FOLDER_VARIABLE`, set by the parent), and any of them answers for all: counters are added up, and of a gauge the
-sum or the largest of those that live is shown.
+The workers of one `farebox serve` share a port, so a scrape reaches any of them. They keep their figures in files
+(`METRICS_FOLDER_VARIABLE`, set by the parent), and any of them answers for all: counters are summed; for a gauge it is the
+sum or maximum over live workers.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from policies.pricing import Usage
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _OVERHEAD_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
-# Workflows are named by callers, and models too where an entry of model_list has a `*`: the first so many get a label each.
+# Callers name workflows, and also models if an entry of model_list has a `*`: only this many get labels of their own.
 LABELS_MAX: Final = 200
 METRICS_FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class Telemetry:
-    """One per process. `registry` is what `/metrics` shows."""
+    """One per process. `/metrics` shows `registry`."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
@@ -124,7 +124,7 @@ class Telemetry:
         self.budget_reserved = _largest("farebox_budget_reserved_usd", "Of budgets on one name.", registry, scope)
 
     def exposition(self) -> bytes:
-        """What `/metrics` answers, in Prometheus' text format."""
+        """The response of `/metrics`, in Prometheus' text format."""
         if METRICS_FOLDER_VARIABLE not in os.environ:
             return generate_latest(self.registry)
         together = CollectorRegistry()
@@ -140,7 +140,7 @@ class Telemetry:
         self._duration[(route,)].observe(call.timings.elapsed_ms / 1000)
         self.overhead.observe(call.timings.overhead_us / 1e6)
         if call.grant is not None:
-            # An observed scope would have refused it: the reason is the scope, which is one of six.
+            # With a breach, the reason is the observed scope that would have refused, which is one of six.
             breached = call.grant.breaches[0].partition("/")[0] if call.grant.breaches else ""
             self._admissions["observed" if breached else "granted", breached].inc()
         if outcome.first_byte_ms is not None and call.request.stream:
@@ -164,7 +164,7 @@ class Telemetry:
 
 
 class _Series(dict[tuple[str, ...], Any]):
-    """`metric.labels(…)`, which looks for a series under a lock, remembered: labels have few values, and calls many."""
+    """Caches `metric.labels(…)`, which takes a lock: there are few label values but many calls."""
 
     def __init__(self, metric: Counter | Histogram) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class _Series(dict[tuple[str, ...], Any]):
 
 
 def _bounded(name: str, known: set[str]) -> str:
-    """A label of its own for the first names that come, one for all others: each label is a series that is kept."""
+    """The first names get labels of their own, all others share one, because each label is a series to keep."""
     if name not in known:
         if len(known) >= LABELS_MAX:
             return "other"
@@ -185,5 +185,5 @@ def _bounded(name: str, known: set[str]) -> str:
 
 
 def _largest(name: str, says: str, registry: CollectorRegistry, labels: tuple[str, ...] = ()) -> Gauge:
-    """A gauge of something that all processes see alike: of several, the one that has seen most is right."""
+    """A gauge that all processes measure alike: the largest value is the most recent."""
     return Gauge(name, says, labels, registry=registry, multiprocess_mode="livemax")

@@ -1,8 +1,8 @@
-"""Counting tokens without holding up the event loop: the tables, a cache of counts, and threads for large text.
+"""Counts tokens without blocking the event loop: the tables, a cache of counts, and threads for large texts.
 
-The rules that turn a request into strings are in `policies.tokens`; here is the function that counts one string, and
-what makes it cheap: an agent resends its whole history on every call, so each string is counted once and remembered by
-its hash. No text is kept.
+The rules that turn a request into strings are in `policies.tokens`; this module has the function that counts one string, and
+makes it cheap: an agent resends its whole history with every call, so counts are cached by the hash of each string. No text
+is kept.
 """
 
 from __future__ import annotations
@@ -41,27 +41,26 @@ _RULES: dict[Protocol, Rules] = {
     "embeddings": count_embeddings,
 }
 
-# tiktoken is quadratic in a run of one kind of character, and panics on a million spaces. Cut at 16,384 characters it
-# is linear; a cut can split a token, which over-counts by at most 0.1 %.
+# tiktoken takes quadratic time for a run of one kind of character, and panics on a million spaces. Pieces of 16,384
+# characters make it linear; a cut can split a token, which over-counts by at most 0.1 %.
 _CUT_CHARACTERS = 16_384
-# Measured: 8,192 characters take 0.3 to 1.7 ms (the worst are random letters), less than a tenth of what the loop may
-# stall, and handing work to a thread costs 0.02 ms. 1,000 remembered strings take about 0.5 ms.
+# Measured: 8,192 characters take 0.3 to 1.7 ms (random letters are the worst), less than a tenth of what the loop may stall,
+# and handing work to a thread costs 0.02 ms. 1,000 cache hits take about 0.5 ms.
 _INLINE_CHARACTERS = 8_192
 _INLINE_LOOKUPS = 1_000
-# A stream is counted in blocks: small enough that reading the count between chunks stays below 0.1 ms.
+# Streams are counted in blocks, small enough that reading the count between chunks takes less than 0.1 ms.
 _OUTPUT_BLOCK_CHARACTERS = 512
 
 
 class _TooMuchInlineError(Exception):
-    """More text than the event loop should count: start again in a thread, with what was counted so far remembered."""
+    """More text than should be counted on the event loop: start again in a thread, where earlier counts are cache hits."""
 
 
 class Tokenizer:
-    """Counts prompts and outputs for every model; one for the process, used from the event loop.
+    """Counts prompts and outputs for every model; one per process, used from the event loop.
 
-    Call `load` at start: until an encoding is there, `count_text` answers with the number of UTF-8 bytes, which is an
-    upper bound in both encodings, and `count_prompt` waits. `cache_entries_max` bounds the memory of remembered counts
-    (about 0.2 KB each).
+    Call `load` at start. Until an encoding is loaded, `count_text` returns the number of UTF-8 bytes, which is an upper bound
+    in both encodings, and `count_prompt` waits. `cache_entries_max` bounds the memory of cached counts (about 0.2 KB each).
     """
 
     def __init__(self, *, cache_entries_max: int = 20_000, threads: int = 2) -> None:
@@ -72,10 +71,10 @@ class Tokenizer:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenizer")
 
     async def load(self, *encodings: str) -> None:
-        """Builds the encodings (o200k_base when none is named) in a thread, from shipped files; safe to call again.
+        """Build encodings (by default o200k_base) in a thread, from shipped files; safe to call again.
 
-        cl100k_base, which only GPT-3.5, GPT-4 and embeddings use, is otherwise built at its first request, which holds
-        up the loop for 0.1 s and more: name it here when such a model is configured.
+        cl100k_base, which only GPT-3.5, GPT-4 and embeddings use, is otherwise built at its first request, which blocks the
+        loop for 0.1 s and more: name it here if such a model is configured.
         """
         for name in encodings or (DEFAULT_ENCODING,):
             async with self._loading:
@@ -84,11 +83,11 @@ class Tokenizer:
                     self._encodings[name] = await loop.run_in_executor(self._threads, build_counter, name)
 
     def close(self) -> None:
-        """Ends the threads; what they are counting is finished, what waits for them is cancelled."""
+        """End the threads; counts in progress are finished, queued ones are cancelled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def count_text(self, encoding: str, text: str) -> int:
-        """Tokens of one string, remembered by its hash; never raises on any `str`, and is linear in its length."""
+        """Tokens of one string, cached by its hash. Never raises for any `str`; takes linear time."""
         counts = self._counts_in(encoding)
         key = (hash(text), len(text))
         tokens = counts.get(key)
@@ -103,8 +102,8 @@ class Tokenizer:
     ) -> PromptCount:
         """Prompt tokens of a decoded request, by the rules of its protocol and its model.
 
-        Counts on the loop while the text that is new is small, and in a thread above that. `body` is read again there:
-        do not change it before this returns.
+        Counts on the loop if there is little new text, otherwise in a thread, which reads `body` again: do not change it
+        before this returns.
         """
         counting = counting_for(model, provider)
         if counting.encoding not in self._encodings:
@@ -118,8 +117,8 @@ class Tokenizer:
             )
 
     def count_prompt_now(self, protocol: str, body: Mapping[str, Any]) -> int:
-        """The same on the caller's thread, however long it takes: for requests whose text was counted a moment ago.
-        0 for a protocol that is not made of tokens."""
+        """The same on the caller's thread, however long it takes: for requests whose text was counted a moment ago. 0 for
+        protocols without tokens."""
         rules = _RULES.get(cast(Protocol, protocol))
         if rules is None:
             return 0
@@ -128,7 +127,7 @@ class Tokenizer:
         return rules(body, counting, self._count_in(encoding), self._rememberer(counting, None)).tokens
 
     def output_counter(self, model: str, provider: str | None = None) -> OutputCounter:
-        """A counter for one answer of the model, to be fed as the answer flows."""
+        """A counter for one answer of the model, to be fed while the answer is streamed."""
         counting = counting_for(model, provider)
         encoding = counting.encoding
         return OutputCounter(lambda text: self._count_uncached(encoding, text), counting.factor_percent)
@@ -172,8 +171,8 @@ class Tokenizer:
         return count
 
     def _rememberer(self, counting: Counting, bytes_max: int | None) -> Remember:
-        # Tools and schemas repeat on every call of an agent, and rendering them costs far more than hashing their JSON.
-        # What they cost depends on the family's rules too, so the whole counting is part of the key.
+        # Tools and schemas repeat with every call of an agent, and rendering them costs far more than hashing their JSON. The
+        # cost also depends on the family's rules, so the whole counting is part of the key.
         counts = self._counts_in(counting.encoding)
 
         def remember(rule: str, value: Any, compute: Callable[[], int]) -> int:
@@ -193,10 +192,10 @@ class Tokenizer:
 
 
 class OutputCounter:
-    """Tokens of one answer, counted as it flows: `add` each piece of text, read `tokens` at any time.
+    """Counts the tokens of one answer while it is streamed: `add` each piece of text, read `tokens` at any time.
 
-    Text is counted in blocks cut before a word, so the sum is never below the count of the whole by more than the
-    tokenizer's own choice at a cut; for a model without a public tokenizer it is multiplied by the model's factor.
+    Text is counted in blocks that are cut before a word, so the sum only differs from the count of the whole by the
+    tokenizer's choices at the cuts. For a model without a public tokenizer it is multiplied by the model's factor.
     """
 
     __slots__ = ("_count", "_counted", "_factor_percent", "_pending", "_pending_characters", "_pending_tokens")
@@ -208,7 +207,7 @@ class OutputCounter:
         self._pending_tokens: int | None = 0
 
     def add(self, text: str) -> None:
-        """Takes the next piece of the answer; costs an append, and a count once in a block."""
+        """Add the next piece of the answer; costs one append, and a count once per block."""
         self._pending.append(text)
         self._pending_characters += len(text)
         self._pending_tokens = None
@@ -217,7 +216,7 @@ class OutputCounter:
 
     @property
     def tokens(self) -> int:
-        """Tokens so far; may go down by a few as pieces of a word join."""
+        """Tokens so far; may decrease by a few when pieces of a word join."""
         if self._pending_tokens is None:
             self._pending_tokens = self._count("".join(self._pending))
         return -(-(self._counted + self._pending_tokens) * self._factor_percent // 100)
@@ -229,16 +228,16 @@ class OutputCounter:
         self._counted += self._count(text[:cut])
         self._pending, self._pending_characters = [text[cut:]], len(text) - cut
         if self._pending_characters >= _OUTPUT_BLOCK_CHARACTERS:
-            # One word longer than a block: without this, every further piece would count it again.
+            # A word longer than a block would otherwise be counted again with every further piece.
             self._counted += self._count(text[cut:])
             self._pending, self._pending_characters = [], 0
 
 
 class _CountCache:
-    """Counts by (hash, length), in two generations: what is asked for moves to the young one, the old one is dropped
-    when the young is full. As good as least-recently-used here, at the price of a dictionary look-up.
+    """Counts by (hash, length) in two generations: hits move to the young one, and the old one is dropped when the young is
+    full. As good as least-recently-used here, at the price of a dictionary look-up.
 
-    Used from several threads at once: each step is one dictionary operation, and a lost entry is only counted again.
+    Used from several threads at once: each step is one dictionary operation, and a lost entry is merely counted again.
     """
 
     __slots__ = ("_generation_max", "_old", "_young")
@@ -269,14 +268,14 @@ def _count_piece(encoding: Counter, text: str) -> int:
     try:
         return encoding.count(text)
     except BaseException as error:
-        # A panic in tiktoken's Rust arrives as a BaseException that cannot be imported; anything else is not ours.
+        # A panic in tiktoken's Rust code arrives as a BaseException that cannot be imported; anything else is not handled here.
         if type(error).__name__ != "PanicException":
             raise
         return _bytes_bound(text)
 
 
 def _bytes_bound(text: str) -> int:
-    """No token of either encoding is shorter than a byte; a lone surrogate counts as the 3 of its replacement."""
+    """No token of either encoding is shorter than a byte; a lone surrogate counts as the 3 bytes of its replacement."""
     return len(text.encode("utf-8", "surrogatepass"))
 
 
@@ -284,5 +283,5 @@ def _dumped(value: Any) -> bytes | None:
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:
-        # Lone surrogates, integers beyond 64 bits, great depth: too rare to be worth remembering.
+        # Lone surrogates, integers beyond 64 bits, great depth: too rare to be worth caching.
         return None

@@ -1,4 +1,4 @@
-"""Sends what people are to be told to the address that the configuration names, and to no other."""
+"""Sends alerts to the address in the configuration, and to no other."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 
 
 async def send_forever(webhook: str, waiting: asyncio.Queue[dict[str, Any]], *, private_allowed: bool) -> None:
-    """Until it is cancelled. A message that is not taken is logged and not sent again."""
+    """Run until cancelled. A message that is not accepted is logged and not sent again."""
 
     def checked_socket(info: aiohttp.AddrInfoType) -> socket.socket:
-        """For the address that is about to be connected to, after every name was resolved."""
+        """Called for the actual address of a connection, after all name resolution."""
         family, kind, protocol, _, address = info
         fault = fault_of_address(str(address[0]), private_allowed=private_allowed)
         if fault is not None:

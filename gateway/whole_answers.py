@@ -1,8 +1,8 @@
-"""Answers in one piece: status line, headers and body in one write.
+"""Complete answers: status line, headers and body in one write.
 
-ASGI hands a server the head of an answer first and its body later, and uvicorn writes each by itself: two system calls, and two
-regular expressions for every header. Whoever has the whole answer already says so in one message, `WHOLE_ANSWER`, which
-`Exchange` knows.
+ASGI gives a server the head of an answer first and its body later, and uvicorn writes each separately, with two system calls
+and two regular expressions per header. A sender that already has the complete answer uses a single message, `WHOLE_ANSWER`,
+which `Exchange` knows.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 from gateway.pipeline.exchange import WHOLE_ANSWER, Message
 
-# Up to here copying the body behind its head is cheaper than a vectored write of both.
+# Up to this size, appending the body to the head is cheaper than a vectored write.
 _COPIED_BYTES_MAX: Final = 32 * 1024
-# RFC 9110: what names and values are made of. A line break in either would begin a header, or an answer, of its own.
+# The characters of names and values (RFC 9110). A line break in either would start another header or answer.
 _OF_NAMES: Final = (string.ascii_lowercase + string.digits + "!#$%&'*+-.^_`|~").encode()
 _OF_VALUES: Final = bytes([*b"\t", *range(0x20, 0x7F), *range(0x80, 0x100)])
-# They say where an answer ends, which is the server's to say.
+# These say where an answer ends, so only the server may set them.
 _FRAMING: Final = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 
 
 class WholeAnswers:
-    """`application` for the one request of `cycle`, with whole answers beside the messages that uvicorn knows."""
+    """Runs `application` for the request of `cycle`, accepting complete answers besides the messages that uvicorn knows."""
 
     __slots__ = ("_application", "_cycle")
 
@@ -41,7 +41,7 @@ class WholeAnswers:
         return self._answer(message) if message["type"] == WHOLE_ANSWER else self._cycle.send(message)
 
     async def _answer(self, message: Message) -> None:
-        """What uvicorn's `send` does for a head and the body behind it."""
+        """Does what uvicorn's `send` does for a head and then a body."""
         cycle, body = self._cycle, message["body"]
         if cycle.flow.write_paused and not cycle.disconnected:
             await cycle.flow.drain()
@@ -65,7 +65,7 @@ class WholeAnswers:
         cycle.on_response()
 
     async def _answer_in_two(self, message: Message) -> None:
-        """As uvicorn would have it, which raises for what can be no answer."""
+        """Leave it to uvicorn, which raises for an invalid answer."""
         body = message["body"]
         headers = [*message["headers"], (b"content-length", b"%d" % len(body))]
         await self._cycle.send({"type": "http.response.start", "status": message["status"], "headers": headers})
@@ -73,7 +73,7 @@ class WholeAnswers:
 
 
 def is_plain(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether they can stand in a head as they are: nothing in them ends a line, or says where the answer ends."""
+    """Whether the headers can be written unchanged: none contains a line break, or says where the answer ends."""
     names = [name for name, _ in headers]
     values = [value for _, value in headers]
     has_other_bytes = b"".join(names).translate(None, _OF_NAMES) or b"".join(values).translate(None, _OF_VALUES)
