@@ -18,7 +18,7 @@ from policies.settings import PREFIX, SETTINGS, SettingError, Value, conflicts, 
 
 
 class ModelConfig(Strict):
-    """One entry of `model_list`, as LiteLLM has it. Several entries of one name share its load."""
+    """An entry of `model_list`, as in LiteLLM. Entries with the same name share its load."""
 
     model_name: Annotated[str, Field(min_length=1)]
     litellm_params: dict[str, Any]
@@ -41,7 +41,7 @@ class ModelConfig(Strict):
 
 
 class RouterSettings(Strict):
-    """LiteLLM's keys, as far as they concern forwarding."""
+    """Those of LiteLLM's keys that concern forwarding."""
 
     num_retries: Annotated[int, Field(ge=0, le=10)] = 2
     retry_after: Annotated[float, Field(ge=0, le=60)] = 0.0
@@ -56,7 +56,7 @@ class RouterSettings(Strict):
 
 
 class LiteLLMSettings(Strict):
-    """How LiteLLM translates: what a provider does not take is an error, unless it may be left out or changed."""
+    """How LiteLLM translates requests: parameters that a provider does not support are errors, unless they may be dropped or modified."""
 
     drop_params: bool = False
     modify_params: bool = False
@@ -126,7 +126,7 @@ class ReservationConfig(Strict):
 
 
 class AnswersConfig(Strict):
-    """What is kept to be given again. `bytes_max` is of each project, for idempotency and for the cache alike."""
+    """Answers that are kept to be returned again. `bytes_max` is per project, separately for idempotency and for the cache."""
 
     idempotency_seconds: Annotated[float, Field(ge=1, le=30 * 86_400)] = 86_400.0
     bytes_max: Annotated[int, Field(ge=65_536)] = 64 * 1024 * 1024
@@ -134,7 +134,7 @@ class AnswersConfig(Strict):
 
 
 class ClassifierConfig(Strict):
-    """The model that is asked when rules and the trained model are not sure. None: nobody is asked."""
+    """The model to ask when the rules and the trained model are not sure. None: no model is asked."""
 
     model: str | None = None
     wait: bool = False
@@ -149,7 +149,7 @@ def _web_address(value: str | None) -> str | None:
 
 
 class CompressionConfig(Strict):
-    """What the 14 settings leave open. `semantic_model` None: the first model of the fast tier."""
+    """Options besides the 14 settings. `semantic_model` None: the first model of the fast tier."""
 
     memory_tokens_max: Annotated[int, Field(ge=0, le=100_000)] = 800
     semantic_model: str | None = None
@@ -158,13 +158,13 @@ class CompressionConfig(Strict):
 
 
 class SavingsConfig(Strict):
-    """`holdout_share` of the runs are neither compressed nor routed, so that what the others save can be measured."""
+    """The share `holdout_share` of the runs is neither compressed nor routed, so that the savings of the others can be measured."""
 
     holdout_share: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class LoopConfig(Strict):
-    """When a run is stopped because its agent repeats itself; see gateway/pipeline/loops.py."""
+    """When a run is paused because its agent repeats itself; see gateway/pipeline/loops.py."""
 
     repeats: Annotated[int, Field(ge=0, le=10_000)] = 8
     requests: Literal["conversations", "all"] = "conversations"
@@ -179,7 +179,7 @@ class AlertConfig(Strict):
     @field_validator("webhook")
     @classmethod
     def _may_be_told(cls, value: str | None, info: ValidationInfo) -> str | None:
-        """Looks at `private_networks`, which therefore is read first."""
+        """Uses `private_networks`, which is therefore declared, and so validated, first."""
         allowed = info.data.get("private_networks", True)
         fault = None if value is None else fault_of_url(value, private_allowed=allowed)
         if value is not None and fault is not None:
@@ -190,7 +190,7 @@ class AlertConfig(Strict):
 
 
 class TracingConfig(Strict):
-    """Spans to an OpenTelemetry collector. None: there are none, and nothing of OpenTelemetry is loaded."""
+    """Spans for an OpenTelemetry collector. `endpoint` None: tracing is off, and OpenTelemetry is not loaded."""
 
     endpoint: str | None = None
     headers: dict[str, str] = Field(default_factory=dict)
