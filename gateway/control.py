@@ -133,7 +133,7 @@ class Control:
                 self._note_failure(error)
 
     async def _load(self) -> None:
-        # The versions are read first, so that a change during loading is loaded again at the next poll and none is missed.
+        # The versions are read first, so that a change during loading is loaded again at the next poll, and no change is missed.
         found = await versions.read(self._store)
         moved = [subject for subject in Subject if found.get(subject) != self._versions.get(subject)]
         if not moved:

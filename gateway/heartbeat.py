@@ -37,7 +37,7 @@ class _Flight:
     output_tokens: int = 0
     is_waiting: bool = False  # no byte of the request was sent
     is_said_unsent: bool = False  # the ledger was told that it is unsent
-    has_left: bool = False  # one attempt that sends is enough
+    has_left: bool = False  # set once any attempt has sent something
 
     def waits(self) -> None:
         self.is_waiting = not self.has_left

@@ -135,7 +135,7 @@ def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket,
         uvicorn.Config(
             Guard(application, application.parts.ids.new),
             interface="asgi3",
-            http=connections.protocol,  # type: ignore[arg-type]  # a class, says uvicorn, and calls it
+            http=connections.protocol,  # type: ignore[arg-type]  # typed as a class, but only called
             loop="uvloop" if sys.platform != "win32" else "asyncio",
             ws="none",
             lifespan="on",
@@ -157,13 +157,13 @@ def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket,
 
 
 def _on_hangup(stop: Callable[[int, FrameType | None], None]) -> None:
-    """A terminal that is closed ends the gateway in good order too, unless it was started to outlive it (`nohup`)."""
+    """Also stop gracefully when the terminal is closed, unless the gateway was started to outlive it (`nohup`)."""
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, stop)
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would hold the port, with nobody left to replace or to stop it."""
+    """Otherwise a worker whose parent was killed would keep the port, with nothing left to replace or stop it."""
     parent = parent_process()
     if parent is not None:
         parent.join()
@@ -221,7 +221,7 @@ class _Workers:
                     self._stop()
                     break
                 self._replace(position, worker)
-        # Open, it would go on taking connections that nobody answers while the workers finish their calls.
+        # Left open, it would accept connections that nobody answers while the workers finish their calls.
         self._listening.close()
         for worker in self._workers:
             if worker.pid is not None:

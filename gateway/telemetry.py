@@ -185,5 +185,5 @@ def _bounded(name: str, known: set[str]) -> str:
 
 
 def _largest(name: str, says: str, registry: CollectorRegistry, labels: tuple[str, ...] = ()) -> Gauge:
-    """A gauge that all processes measure alike: the largest value is the most recent."""
+    """A gauge of something that all processes share: the largest value is right, because that process has seen most."""
     return Gauge(name, says, labels, registry=registry, multiprocess_mode="livemax")

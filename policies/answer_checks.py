@@ -13,7 +13,7 @@ from typing import Any
 
 from policies.values import value_class
 
-# Bounds on what is looked at: of longer texts only the beginning is judged.
+# Longer texts are judged by this much of their beginning.
 _SOURCE_CHARACTERS = 200_000
 _ANSWER_CHARACTERS = 50_000
 _SCHEMA_DEPTH_MAX = 64

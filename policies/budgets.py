@@ -349,7 +349,7 @@ def _parent_link(parent: Parent, project: str, budgets: Sequence[Budget]) -> Lin
 
 
 def limit_of_run(run: Parent, project: str, budgets: Sequence[Budget]) -> Limit:
-    """The limit of any run of that workflow, whoever calls: the plan and every enforced run budget that applies."""
+    """The limit of a run of that workflow, for any caller: its plan and every enforced run budget that applies."""
     if run.observe:
         return UNLIMITED
     subject = Subject(project, workflow=run.workflow, run=run.run)

@@ -19,14 +19,14 @@ _LOOKED_AT: Final = 4
 
 @value_class
 class Seen:
-    """How often one thing was seen. `mark` is a second digest that tells it from others with the same key; None: not computed yet."""
+    """How often one thing was seen. `mark` is a closer hash that tells it from others with the same key; None: not computed yet."""
 
     times: int = 1
     mark: int | None = None
 
 
 def again(seen: Seen, mark: int) -> Seen:
-    """One more occurrence, whose second digest is `mark`. The first occurrence has none, and is assumed to be the same; a
+    """One more occurrence, whose closer hash is `mark`. The first occurrence has none, and is assumed to be the same; a
     later one that differs restarts the count."""
     if seen.mark is None or seen.mark == mark:
         return Seen(seen.times + 1, mark)

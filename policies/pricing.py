@@ -136,7 +136,7 @@ class Usage:
     output_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0  # of any lifetime
-    cache_write_1h_tokens: int = 0  # those of them that are kept for an hour
+    cache_write_1h_tokens: int = 0  # of these, the ones kept for an hour
     reasoning_tokens: int = 0
     audio_input_tokens: int = 0
     audio_output_tokens: int = 0

@@ -269,7 +269,7 @@ def fit(
     """Whether `demand` fits into every account at once, and with how many output tokens. Changes nothing.
 
     A gate refuses new reservations, but not the growth of one that was granted (`extending`). `held` is what the growing
-    reservation holds already: waiting does not free it, so it does not count as BUSY.
+    reservation already holds: waiting does not free that, so only the holds of others make it BUSY.
     """
     needed = demand.amount(demand.output_tokens_min)
     refusals: list[tuple[int, Refusal, Unit | None]] = []

@@ -11,8 +11,8 @@ def divided(total: int, weights: Sequence[int], caps: Sequence[int]) -> list[int
     """Shares of `total` in proportion to `weights`, none above its cap; what a cap frees goes to the others.
 
     The shares sum to min(`total`, sum of `caps`) exactly. All numbers are ≥ 0; weight 0 gets something only once all other
-    shares are at their caps. Raising a weight never lowers its share, and raising `total` lowers no share, as the largest
-    remainder would. Method: water-filling for the caps, then Webster's method for whole numbers: each token goes where
+    shares are at their caps. Raising a weight never lowers its share, and raising `total` never lowers a share (unlike the
+    largest-remainder method). Method: water-filling for the caps, then Webster's method for whole numbers: each token goes where
     weight ÷ (2 × share + 1) is largest; ties go to the earlier position. Raises ValueError for negative numbers and for
     lists of different lengths.
     """

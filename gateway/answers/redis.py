@@ -20,7 +20,7 @@ from gateway.ledger.redis_topology import parse_url, topology_of
 
 _DEADLINE_MS: Final = 1_000  # an answer may be megabytes
 _CLAIM_MS: Final = 60_000
-# Callers wait for the shelf. While it is out of reach, only one waits per this time.
+# How long calls do without the shelf once it was out of reach, so that not each of them waits for it.
 _REST_S: Final = 1.0
 
 

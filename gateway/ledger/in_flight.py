@@ -1,9 +1,9 @@
-"""How many operations a process has under way with its ledger at once. The others wait here, in the order in which they came.
+"""Limits the operations that a process has in flight with its ledger. The others wait here in a FIFO queue.
 
-Redis does one command after the other: of five hundred that are sent together the last is answered 60 ms later than the first, or
-later than any deadline where a processor is short. Sent a few at a time they are answered no later, and how long an answer takes
-then tells how Redis is, not how many were asking. So the clocks of an operation (its deadlines, and what the breaker is told) start
-when its turn comes. What waits here was not sent: it can be turned away, or given up by its caller, with nothing to take back.
+Redis runs one command after another: of five hundred sent together, the last is answered 60 ms after the first, or after any deadline
+if CPU is short. Sent a few at a time they are answered no later, and the duration of each then shows how Redis is doing, not how
+many were asking. So an operation's timeouts, and its duration for the breaker, start when its turn comes. Queued operations were
+not sent, so they can be turned away, or given up by their callers, with nothing to take back.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Final
 
 from gateway.ledger.port import LedgerUnavailable
 
-# Enough to keep a Redis busy that is 10 ms away (a process of one core does some 3,000 operations a second), and so few that
-# twenty processes whose bursts fall together are answered within 80 ms at 0.12 ms an operation.
+# Enough to keep a Redis busy that is 10 ms away (a process on one core does some 3,000 operations a second), and so few that
+# simultaneous bursts of twenty processes are answered within 80 ms at 0.12 ms an operation.
 AT_ONCE: Final = 32
-# A ledger that fails or drags is noticed by those under way. This bounds the rest: a line of all the calls that a process takes
-# (`server.concurrency_max`, 4096) is through in that time even if each answer takes 80 ms, the most that is not called slow.
+# Operations in flight detect a failing or slow ledger. This bounds the wait of the others: a queue of as many calls as a process
+# accepts (`server.concurrency_max`, 4096) takes no longer, even if each answer takes 80 ms, the most that does not count as slow.
 PATIENCE_S: Final = 10.0
 
 
 class InFlight:
-    """`enter` before an operation and `leave` after it, whatever became of it."""
+    """Call `enter` before an operation and `leave` after it, whatever its outcome."""
 
     def __init__(self, at_once: int = AT_ONCE, patience_s: float = PATIENCE_S) -> None:
         self._places = at_once
         self._patience_s = patience_s
-        self._line: deque[tuple[asyncio.Future[None], float]] = deque()  # and until when it waits, on the loop's clock
+        self._line: deque[tuple[asyncio.Future[None], float]] = deque()  # with the end of its wait, on the loop's clock
         self._timer: asyncio.TimerHandle | None = None
 
     async def enter(self) -> None:
-        """Raises `LedgerUnavailable` after `patience_s`, or when everybody is turned away."""
+        """Raises `LedgerUnavailable` after `patience_s`, or when `turn_away` is called."""
         if self._places:
             self._places -= 1
             return
@@ -50,7 +50,7 @@ class InFlight:
             raise
 
     def leave(self) -> None:
-        """The place passes to the first in line, ahead of anyone who comes now."""
+        """Pass the place to the first in the queue, ahead of any new operation."""
         while self._line:
             turn, _ = self._line.popleft()
             if not turn.done():
@@ -59,14 +59,14 @@ class InFlight:
         self._places += 1
 
     def turn_away(self, reason: str) -> None:
-        """Everyone in line gets `LedgerUnavailable`; operations in flight go on."""
+        """Fail all queued operations with `LedgerUnavailable`; operations in flight continue."""
         while self._line:
             turn, _ = self._line.popleft()
             if not turn.done():
                 turn.set_exception(LedgerUnavailable(reason))
 
     def _expire(self) -> None:
-        """One timer serves the whole line: all wait equally long, so the first in line is due first."""
+        """One timer serves the whole queue: all wait equally long, so the first one is due first."""
         loop, self._timer = asyncio.get_running_loop(), None
         while self._line and self._line[0][1] <= loop.time():
             turn, _ = self._line.popleft()

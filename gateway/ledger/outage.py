@@ -50,7 +50,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PROBE_S: Final = 1.0
-# How often the gateway processes are counted in normal operation, in probes.
+# In normal operation, the gateway processes are counted once in so many rounds of `_watch`.
 _COUNT_EVERY: Final = 10
 # Owners renew every 15 s. After an outage they get this long to do so before their holds count as lost.
 _SWEEP_GRACE_S: Final = 20.0

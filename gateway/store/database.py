@@ -38,7 +38,7 @@ StoreConnection: TypeAlias = "AsyncConnection | SqliteConnection"
 # Long enough for a report over a partition that is not in memory, short enough to notice a dead peer.
 STATEMENT_TIMEOUT_MS: Final = 30_000
 CONNECT_TIMEOUT_MS: Final = 5_000
-# How long a command waits for another one, which holds the file of an embedded store for a second or so.
+# How long to wait for a command, which holds the file of an embedded store for a second or so if no gateway does.
 _COMMAND_S: Final = 3.0
 _LOOK_S: Final = 0.05
 # SQLSTATE classes after which the same work may succeed: connection, transaction state and rollback, authorization and
