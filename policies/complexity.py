@@ -254,9 +254,9 @@ def _effort(body: Mapping[str, Any]) -> str | None:
 
 def answer_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The JSON schema of the answer, as chat completions, Responses or Anthropic's `output_format` specify it."""
-    text = body.get("text")
-    formats = (body.get("response_format"), text.get("format") if isinstance(text, Mapping) else None)
-    for given in (*formats, body.get("output_format")):
+    inner = (body.get(name) for name in ("text", "output_config"))
+    formats = (one.get("format") for one in inner if isinstance(one, Mapping))
+    for given in (body.get("response_format"), *formats, body.get("output_format")):
         if isinstance(given, Mapping):
             wrapped = given.get("json_schema")
             schema = (wrapped if isinstance(wrapped, Mapping) else given).get("schema")

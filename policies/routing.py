@@ -181,7 +181,8 @@ def needed_abilities(body: Mapping[str, Any]) -> frozenset[str]:
     needed = {ability for part in _parts(body) if (ability := _ability(part))}
     if body.get("tools") or body.get("functions"):
         needed.add(TOOLS)
-    formats = (body.get("response_format"), *(_get(body.get(name), "format") for name in ("text", "output_config")))
+    inner = (_get(body.get(name), "format") for name in ("text", "output_config"))
+    formats = (body.get("response_format"), body.get("output_format"), *inner)
     if any(_get(wanted, "type") == "json_schema" for wanted in formats):
         needed.add(JSON_SCHEMA)
     return frozenset(needed)

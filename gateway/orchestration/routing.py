@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from cachetools import LRUCache
 
@@ -20,7 +20,6 @@ from gateway.pipeline.intake import is_among
 from gateway.pricebook import PriceBook
 from gateway.upstream.deployments import Pool
 from policies.answer_checks import Answer
-from policies.complexity import content_text
 from policies.handlers import Handler, Registry
 from policies.holdout import Arm
 from policies.reservation import Refused
@@ -41,8 +40,6 @@ from policies.routing import (
 from policies.settings import Settings
 
 _CONVERSATIONS_MAX: Final = 50_000
-# How much of a request an answer is compared with; more would block the event loop for too long.
-_SOURCE_CHARACTERS_MAX: Final = 20_000
 
 Conversation = tuple[str, str | None, str]  # project, run, step
 
@@ -234,36 +231,6 @@ class Routing:
             quality=float(quality) if isinstance(quality, (int, float)) else None,
             order=order,
         )
-
-
-def answer_of(call: Call, body: dict[str, Any]) -> Answer:
-    """A complete chat answer in the form that the checks need."""
-    choices = body.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    said = first.get("message")
-    message: dict[str, Any] = said if isinstance(said, dict) else {}
-    wanted = call.request.body.get("response_format")
-    shape: dict[str, Any] = wanted if isinstance(wanted, dict) else {}
-    schema = shape.get("json_schema")
-    return Answer(
-        text=str(message.get("content") or ""),
-        finish_reason=str(first.get("finish_reason") or "stop"),
-        source=_given(call.request.body.get("messages") or ()),
-        wants_json=shape.get("type") == "json_object",
-        schema=schema.get("schema") if isinstance(schema, dict) else None,
-        is_tool_call=bool(message.get("tool_calls")),
-    )
-
-
-def _given(messages: Sequence[Any]) -> str:
-    """The texts that an answer can be based on: all but earlier answers, truncated to the newest."""
-    found: list[str] = []
-    left = _SOURCE_CHARACTERS_MAX
-    for message in reversed(messages):
-        if left and isinstance(message, dict) and message.get("role") != "assistant":
-            found.append(content_text(message.get("content"))[-left:])
-            left -= len(found[-1])
-    return "\n".join(reversed(found))
 
 
 def _conversation(call: Call) -> Conversation:

@@ -17,12 +17,13 @@ import structlog
 
 from gateway.control import Snapshot
 from gateway.errors import BadRequest
+from gateway.orchestration.answers import answer_of, is_readable
 from gateway.orchestration.compressing import Compressing
 from gateway.orchestration.declared import Declarations, DeclaredWorkflow
 from gateway.orchestration.histories import Histories
 from gateway.orchestration.intents import Intents
 from gateway.orchestration.plans import Beginning, Plans
-from gateway.orchestration.routing import Routing, answer_of
+from gateway.orchestration.routing import Routing
 from gateway.orchestration.scoring import Scoring
 from gateway.orchestration.trail import Trail
 from gateway.pipeline.call import Call
@@ -330,7 +331,7 @@ class Orchestration:
 
     def is_followed(self, call: Call) -> bool:
         """Whether the call's answer is to be checked, which is the case for routed calls."""
-        return call.is_tagged and call.protocol.name == "chat" and self.routing.is_followed(call)
+        return call.is_tagged and is_readable(call) and self.routing.is_followed(call)
 
     def judge(self, call: Call, body: bytes, *, streamed: bool = False) -> None:
         """Check the complete answer of a routed call. `streamed`: the body is a sequence of events."""
@@ -399,7 +400,13 @@ def _with_said(steps: Sequence[Mapping[str, Any]], call: Call | None) -> tuple[M
     said = {"intent": call.tags.intent} if call.tags.intent is not None else {}
     if call.tags.priority != "normal":
         said["priority"] = call.tags.priority
-    return tuple({**step, **said} if step.get("id") == call.tags.step else step for step in steps)
+    return tuple(_said(step, call.tags.step, said) for step in steps)
+
+
+def _said(step: Mapping[str, Any], of: str, said: Mapping[str, str]) -> Mapping[str, Any]:
+    inner = [_said(one, of, said) for one in step.get("steps") or ()]
+    own = said if step.get("id") == of else {}
+    return {**step, **own, **({"steps": inner} if inner else {})}
 
 
 def _why(call: Call) -> str:

@@ -18,7 +18,7 @@ from policies.pressure import Rung, prompt_room
 from policies.reservation import Decision, Demand, Granted, Refusal, Refused
 
 _WAIT_STEP_MS: Final = 100
-_Attempt = tuple[Rung, str, Unit | None, str]  # rung, account and unit that are short, and for routing the model before
+_Attempt = tuple[Rung, str, Unit | None, str]  # rung, account and unit that are short, and the model that is asked
 
 
 @dataclass(slots=True)
@@ -197,10 +197,11 @@ class Climbing:
 
 
 def _attempt(rung: Rung, refused: Refused | None, model: str) -> _Attempt:
-    """Clamping is tried once, whatever is short. Routing may be tried again from each new model: a cheaper one may exist."""
+    """Clamping is tried once, whatever is short. Routing and compressing may be tried again with each new model: there may be a
+    cheaper one still, and a prompt short enough for this one."""
     if refused is None or rung is Rung.CLAMP:
         return rung, "", None, ""
-    return rung, refused.account, refused.unit, model if rung is Rung.ROUTE else ""
+    return rung, refused.account, refused.unit, "" if rung is Rung.WAIT else model
 
 
 def _shown(refused: Refused) -> dict[str, Any]:

@@ -109,8 +109,8 @@ class Relaying:
         stream = _Stream(
             answer, call.protocol.relay(call.request, self._counter_for(call)()), self._keeper_for(call), []
         )
+        stream.is_judged = self._judge.is_followed(call)
         if call.request.stream:
-            stream.is_judged = self._judge.is_followed(call)
             balances = call.grant.balances if call.grant else ()
             await exchange.start(answer.status, encoded(_stream_headers(answer, call, balances)))
         try:
@@ -125,6 +125,7 @@ class Relaying:
             if call.request.stream and not exchange.is_gone:
                 await exchange.break_off(stream.relay.fail(stopping()))
             raise
+        self._judge_stream(call, stream)
         settlement = await settle(outcome)
         await self._end_whole(exchange, call, stream, settlement)
 
@@ -171,24 +172,24 @@ class Relaying:
         return not await keeper.covers(output_tokens)
 
     async def _give(self, exchange: Exchange, call: Call, stream: _Stream, data: bytes) -> None:
-        if not call.request.stream:
-            stream.kept.append(data)
-            return
-        await exchange.write(data)
-        if stream.is_judged:
+        if call.request.stream:
+            await exchange.write(data)
+        if stream.is_judged or not call.request.stream:
             stream.kept.append(data)
             stream.kept_bytes += len(data)
-            stream.is_judged = stream.kept_bytes <= _JUDGED_BYTES_MAX
+            stream.is_judged = stream.is_judged and stream.kept_bytes <= _JUDGED_BYTES_MAX
+
+    def _judge_stream(self, call: Call, stream: _Stream) -> None:
+        """Judge the answer before it is settled, so that the record of the call has the result. It is not to blame for a cut."""
+        if stream.is_judged and not stream.was_cut:
+            self._judge.judge(call, b"".join([*stream.kept, stream.relay.close(None)]), streamed=True)
 
     async def _end_whole(self, exchange: Exchange, call: Call, stream: _Stream, settlement: Settlement) -> None:
         if stream.was_cut:
             call.actions.append("cut")
         if call.request.stream:
             note = budget_note(call, settlement.balances)
-            closing = stream.relay.close(note)
-            await exchange.write(closing, more=False)
-            if stream.is_judged:
-                self._judge.judge(call, b"".join([*stream.kept, closing]), streamed=True)
+            await exchange.write(stream.relay.close(note), more=False)
             return
         body = orjson.dumps(call.protocol.assemble(b"".join([*stream.kept, stream.relay.close(None)])))
         headers = [("content-type", "application/json"), *call_headers(call, settlement.balances)]

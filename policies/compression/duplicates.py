@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from policies.compression.kinds import Kind, kind_of
 from policies.compression.markers import digest, is_marker, is_receipted, reference
 from policies.compression.segments import Segment
-from policies.compression.structural import open_fences, repeats_counted
+from policies.compression.structural import fenced_blocks, is_fenced, open_fences, repeats_counted
 
 _BLOCK_CHARACTERS_MIN = 200
 _ANCHOR_LINES = 3  # shorter runs ("}", "", "return") are alike by chance
@@ -110,7 +110,9 @@ def _referring(text: str, number: int, segments: Sequence[Segment], seen: _Seen)
         return text
     if not _repeats(lines, seen) or segments[number].exact or kind_of(text) in (Kind.CODE, Kind.JSON):
         return _remembered(text, number, seen)
-    return "\n".join(repeats_counted(_blocks_replaced(lines, number, segments, seen)))
+    replaced = "\n".join(_blocks_replaced(lines, number, segments, seen))
+    blocks = (block if is_fenced(block) else repeats_counted(block) for block in fenced_blocks(replaced))
+    return "\n".join(line for block in blocks for line in block)
 
 
 def _repeats(lines: list[str], seen: _Seen) -> bool:

@@ -28,6 +28,7 @@ def config_of(provider: FakeProvider) -> dict[str, Any]:
             for name, price in prices.items()
         ],
         "tiers": {tier: [name] for tier, name in TIERS.items()},
+        "budgets": [{"scope": "run", "match": "sliced", "tokens": 400, "hold": "slices"}],
         "router_settings": {"num_retries": 0},
         "settings": {"orchestration_enabled": True, "orchestration_ais_routing_enabled": True},
     }
@@ -174,6 +175,35 @@ def test_an_answer_that_fails_its_checks_moves_the_next_one_a_tier_up_as_often_a
     good = 'Extract the city. {"fake": {"text": "{}"}}'
     ask(served, "auto", headers, good, **wanted)
     assert chosen(ask(served, "auto", headers, bad, **wanted)) == "large"  # a conversation keeps its model
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+def test_answers_of_other_protocols_are_checked_too(served: Served, path: str, stream: bool) -> None:
+    run = f"failing-{path[4:]}-{stream}"
+    asked = [{"role": "user", "content": "Check whether the claim holds."}]
+    form = (
+        {"messages": asked, "max_tokens": 64} if path == "/v1/messages" else {"input": asked, "max_output_tokens": 64}
+    )
+    seen = []
+    for text in ("well", "hm", "yes", "yes"):
+        served.provider.script(text=text, times=1)
+        headers = tagged("closed", run, "s", intent="validate")
+        reply = served.gateway.request("POST", path, {"model": "auto", "stream": stream, **form}, headers)
+        assert reply.status == 200, reply.body
+        seen.append(chosen(reply))
+    assert seen == ["small", "medium", "large", "large"]
+    calls = served.gateway.get(f"/api/runs/{run}/calls").json()["calls"]
+    assert sum("answer_failed" in one for call in calls for one in call["decisions"]) == 2
+
+
+def test_an_answer_that_the_budget_ends_in_slices_makes_no_model_fail(served: Served) -> None:
+    headers = tagged("sliced", "sliced-1", "s", intent="extract")
+    long = 'Extract all cities. {"fake": {"tokens": 600}}'
+    first = ask(served, "auto", headers, long, max_tokens=2000)
+    assert (first.status, "cut" in first.headers["x-budget-actions"]) == (200, True), first.body
+    (call,) = served.gateway.get("/api/runs/sliced-1/calls").json()["calls"]
+    assert not any("answer_failed" in one for one in call["decisions"])
 
 
 @pytest.mark.parametrize(("intent", "models"), [("summarize", ["medium", "large"]), ("send", ["small", "small"])])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.pipeline.call import Call, Principal
 from gateway.pipeline.climbing import Climbing
@@ -145,7 +148,51 @@ async def test_the_nearest_cheaper_model_is_not_the_last_one() -> None:
     world = World(ALL, run=Limit(nano_usd=500))
     assert isinstance(await world.up(), Granted)
     assert world.call.model == "small"
-    assert [rung for rung, _ in world.rungs] == ["whole", "compress", "route", "clamp", "route"]
+    assert [rung for rung, _ in world.rungs] == ["whole", "compress", "route", "clamp", "compress", "route"]
+
+
+async def test_a_prompt_that_no_dear_model_could_take_is_shortened_for_a_cheaper_one() -> None:
+    world = World(ALL, run=Limit(nano_usd=200), shortest=100)
+    granted = await world.up()
+    assert isinstance(granted, Granted)
+    assert (world.call.model, world.prompt, granted.output_tokens) == ("small", 136, 16)
+
+
+LIMITS = st.builds(Limit, st.none() | st.integers(0, 3000), st.none() | st.integers(0, 100_000))
+
+
+@given(
+    st.permutations(["compress", "route", "clamp", "wait"]),
+    st.integers(0, 4),
+    LIMITS,
+    LIMITS,
+    st.integers(1, 1500),
+    st.integers(1, 1500),
+    st.none() | st.integers(1, 3000),
+    st.integers(0, 500),
+)
+def test_a_refused_call_would_fit_in_no_form_that_its_ladder_allows(
+    rungs: list[str],
+    length: int,
+    run: Limit,
+    step: Limit,
+    prompt: int,
+    shortest: int,
+    cap: int | None,
+    usual: int,
+) -> None:
+    ladder = rungs[:length]
+    world = World([*ladder, "refuse"], run=run, step=step, prompt=prompt, shortest=shortest, cap=cap, usual=usual)
+    if isinstance(asyncio.run(world.up()), Granted):
+        return
+    least = min(prompt, shortest) if "compress" in ladder else prompt
+    answer = min(16, cap or 4000) if "clamp" in ladder else cap or 4000
+    for model in PRICES if "route" in ladder else ["large"]:
+        demand = least + answer, least * PRICES[model][0] + answer * PRICES[model][1]
+        limits = [(limit.tokens, limit.nano_usd) for limit in (run, step)]
+        assert any(
+            most is not None and one > most for both in limits for one, most in zip(demand, both, strict=True)
+        ), model
 
 
 async def test_what_fits_nowhere_is_refused_once_every_rung_was_tried_against_every_shortage() -> None:

@@ -48,6 +48,15 @@ async def test_headers_alone_give_what_an_announced_run_is_given(tmp_path: Path,
         assert shares(await farebox.steps("announced")) == shares(await farebox.steps("headers"))
 
 
+async def test_what_the_first_call_says_of_its_step_counts_inside_a_group_as_well(tmp_path: Path) -> None:
+    async with orchestrated(tmp_path, budget_allocation_strategy="priority") as farebox:
+        await farebox.declare("w", steps=STEPS)
+        await farebox.call("w", "r", "draft", intent="extract", priority="critical")
+        draft = (await farebox.steps("r"))["draft"]
+        assert (draft["intent"], draft["priority"]) == ("extract", "critical")
+        assert "needs 1,000 (extract" in draft["reason"]
+
+
 async def test_groups_are_no_steps_and_their_priority_counts_inside(tmp_path: Path) -> None:
     async with orchestrated(tmp_path) as farebox:
         await farebox.declare("letters", steps=STEPS)

@@ -330,6 +330,13 @@ def test_of_code_only_a_whole_repetition_is_replaced() -> None:
     assert after[7]["content"] == changed
 
 
+def test_a_fence_behind_a_block_that_came_before_keeps_its_lines() -> None:
+    fence = "```python\n" + "    queue.put(next_order(), timeout=SECONDS)\n" * 6 + "```"
+    after = shrunk(chat(call(1), result(1, LOG), call(2), result(2, f"{LOG}\n{fence}")), policy(Strategy.STRUCTURAL))
+    assert after[5]["content"].startswith("[…")
+    assert after[5]["content"].endswith(fence)
+
+
 def test_a_file_under_edit_is_not_minified_and_a_fetched_one_is() -> None:
     config = json.dumps({"name": "x", "values": list(range(40))}, indent=4)
     messages = chat(
