@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
@@ -12,7 +13,7 @@ from sqlalchemy import text
 from gateway.control import Control
 from gateway.flusher import Flusher
 from gateway.ledger.memory import MemoryLedger
-from gateway.store import keys, partitions, runs, settings, usage, usage_report
+from gateway.store import keys, partitions, runs, settings, usage, usage_report, versions
 from gateway.store.database import Database, StoreUnavailable
 from gateway.store.keys import KeyRequest
 from gateway.store.runs import RunFilter
@@ -183,6 +184,22 @@ async def test_a_writer_that_waits_for_another_goes_on_after_it(postgres_url: st
     done = await usage.insert_entries(db, [entry("b")], NOW_MS)
     await holder
     assert done.inserted == 1
+    await other.close()
+
+
+async def test_a_key_is_changed_while_somebody_revokes_it(postgres_url: str, db: Database) -> None:
+    """Both lock the key before the version of all keys: in the other order each would wait for what the other has."""
+    made = await keys.create(db, KeyRequest("ci"), "ada", NOW_MS)
+    other = Database(postgres_url)
+    await other.open()
+    async with other.begin() as connection:  # as far as `keys.revoke` is with its first statement
+        await connection.execute(text(f"SELECT * FROM api_keys WHERE id = '{made.key.id}' FOR UPDATE"))
+        changing = asyncio.create_task(keys.change(db, made.key.id, lambda key: replace(key, agent="bot")))
+        await asyncio.sleep(0.3)
+        await connection.execute(text("SET LOCAL lock_timeout = '500ms'"))
+        await connection.execute(text(f"UPDATE api_keys SET revoked_at = {NOW_MS} WHERE id = '{made.key.id}'"))
+        await versions.changed(connection, versions.Subject.KEYS)
+    assert await changing is None
     await other.close()
 
 
