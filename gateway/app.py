@@ -420,8 +420,9 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
 
 
 def _runs(config: Config, ledger: Ledger, ids: Ids, orchestration: Orchestration) -> RunRegistry:
-    silence_s, plans = config.reservations.implicit_run_silence_seconds, orchestration.plans
-    return RunRegistry(ledger, silence_s=silence_s, new_id=ids.new, limits_of=orchestration.limits_of, find=plans.find)
+    silence_s, is_shared = config.reservations.implicit_run_silence_seconds, isinstance(ledger, OutageLedger)
+    new = partial(RunRegistry, ledger, silence_s=silence_s, new_id=ids.new, is_shared=is_shared)
+    return new(limits_of=orchestration.limits_of, find=orchestration.plans.find)
 
 
 def _places(config: Config) -> Places:

@@ -21,6 +21,8 @@ from policies.budgets import Budget, Parent, RunLimits, limit_across, run_accoun
 from policies.reservation import Granted
 
 _RUNS_MAX: Final = 50_000
+# A claim outlasts the moment until the store has the run, and the ledger soon forgets it.
+_CLAIM_MS: Final = 15 * 60_000
 # A call is reserved on each ancestor. A deeper run is refused, because its outermost run would not pay for it.
 _ANCESTORS_MAX: Final = 8
 
@@ -34,7 +36,8 @@ async def _nobody_knows(project: str, run: str, *, fresh: bool) -> Run | None:
 
 
 class RunRegistry:
-    """`limits_of` returns the plan for the runs of a project's workflow, besides budgets; `find` the store's data of a run."""
+    """`limits_of` returns the plan for the runs of a project's workflow, besides budgets; `find` the store's data of a run.
+    `is_shared`: other processes use the same ledger."""
 
     def __init__(
         self,
@@ -44,8 +47,10 @@ class RunRegistry:
         new_id: Callable[[], str],
         limits_of: Callable[[str, str], RunLimits] = lambda _project, _workflow: RunLimits(),
         find: FindRun = _nobody_knows,
+        is_shared: bool = False,
     ) -> None:
         self._ledger = ledger
+        self._is_shared = is_shared
         self._silence_ms = int(silence_s * 1000)
         self._new_id = new_id
         self._limits_of = limits_of
@@ -169,13 +174,23 @@ class RunRegistry:
         parent = found.parent_run if found is not None else ""
         if parent and not await self.why_not_inside(project, run, parent):
             self.note_parent(project, run, parent)
-        first = first or (found.workflow if found is not None else "")
+        first = first or (found.workflow if found is not None else "") or await self._claim(project, run, workflow)
         if first in ("", workflow):
             return UNLIMITED
         self._workflow_of[project, run] = first
         given = own_budget(found.plan) if found is not None else UNLIMITED
         both = [self._of_workflow(project, run, name) for name in (first, workflow)]
         return limit_across(both, given, project, budgets)
+
+    async def _claim(self, project: str, run: str, workflow: str) -> str:
+        """The workflow that a run came under first, at whichever gateway, while the store does not have it; empty without the ledger."""
+        if not self._is_shared:
+            return workflow
+        try:
+            # As with implicit runs: the first name that is put there stays. No workflow has a space in its name.
+            return await self._ledger.current_run(project, f"of {run}", workflow, _CLAIM_MS)
+        except LedgerUnavailable:
+            return ""
 
     def saw(self, call: Call, granted: Granted) -> None:
         if call.run is None:

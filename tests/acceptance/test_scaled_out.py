@@ -197,6 +197,18 @@ async def balance_left(gateway: FareboxProcess, run: str) -> int:
     return int(found["requests"]["remaining"])
 
 
+async def test_a_run_that_two_gateways_meet_under_two_workflows_at_once_is_held_to_both(
+    fleet: Fleet, redis_server: RedisServer
+) -> None:
+    """Neither finds it in the store yet."""
+    calls = [
+        asyncio.to_thread(gateway.chat, "hi", tagged(workflow, "both"), "mock")
+        for gateway, workflow in zip(fleet.gateways, ("crowd", "elsewhere"), strict=False)
+    ]
+    assert [reply.status for reply in await asyncio.gather(*calls)] == [200, 200]
+    assert (await balance_of(redis_server.url, "both")).limit.requests == CALLS
+
+
 def samples(gateway: FareboxProcess, name: str, label: str = "") -> float:
     """The sum of a metric's samples with this label."""
     lines = gateway.get("/metrics").body.decode().splitlines()
