@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.connection import Failed
+from gateway.cli.output import moment
 from gateway.cli.session import Session, command
 
 app = typer.Typer(
@@ -45,7 +46,7 @@ def show_budget(session: Session, budget_id: BudgetId, project: Project = "defau
                     one["usd_limit"],
                     one["requests_settled"],
                     one["requests_limit"],
-                    one["resets_at"],
+                    moment(one["resets_at"]),
                 )
                 for one in found["accounts"]
             ],

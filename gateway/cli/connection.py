@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import json
 import os
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -79,10 +80,9 @@ class Remote:
         self.where = url
 
     async def ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Answer:
-        url = f"{self.where}/api{quoted(path)}{_query(query)}"
-        data = None if body is None else orjson.dumps(body)
+        address, data = _written(path, query, body)
         try:
-            async with self._session.request(method, url, data=data, headers=self._headers) as reply:
+            async with self._session.request(method, self.where + address, data=data, headers=self._headers) as reply:
                 return Answer(reply.status, await reply.read(), self.where)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Failed(f"{self.where} cannot be reached: {_reason(error)}. Does the gateway run?") from error
@@ -98,7 +98,7 @@ class Inside:
 
     async def ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Answer:
         sent: list[dict[str, Any]] = []
-        content = b"" if body is None else orjson.dumps(body)
+        address, content = _written(path, query, body)
 
         async def receive() -> dict[str, Any]:
             return {"type": "http.request", "body": content, "more_body": False}
@@ -106,7 +106,7 @@ class Inside:
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)
 
-        await self._application(_scope(method, path, query), receive, send)
+        await self._application(_scope(method, path, address), receive, send)
         status = next(one["status"] for one in sent if one["type"] == "http.response.start")
         content = b"".join(one.get("body", b"") for one in sent if one["type"] == "http.response.body")
         return Answer(status, content, self.where)
@@ -218,7 +218,10 @@ async def _is_alive(session: aiohttp.ClientSession, base: str) -> bool:
 def _reason(error: BaseException) -> str:
     """`Connection refused`, without the details of the attempt."""
     number = getattr(error, "errno", None)
-    return os.strerror(number) if number and number > 0 else str(error) or type(error).__name__
+    # TLS has numbers of its own, and so has looking up a name; both come with their text.
+    if number and number > 0 and not isinstance(error, aiohttp.ClientSSLError):
+        return os.strerror(number)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _query(query: Mapping[str, Any] | None) -> str:
@@ -231,7 +234,20 @@ def quoted(path: str) -> str:
     return quote(path).replace("//", "/%2F")
 
 
-def _scope(method: str, path: str, query: Mapping[str, Any] | None) -> dict[str, Any]:
+def _written(path: str, query: Mapping[str, Any] | None, body: Any) -> tuple[str, bytes]:
+    """Address and body of a request. Raises `Failed` for what they cannot carry. Integers of any size go: the API says its limits."""
+    try:
+        content = b"" if body is None else json.dumps(body, allow_nan=False, default=str, ensure_ascii=False).encode()
+        return f"/api{quoted(path)}{_query(query)}", content
+    except UnicodeEncodeError as error:
+        raise Failed("An argument is not valid UTF-8.") from error
+    except ValueError as error:
+        raise Failed("A number must be finite, not inf or nan.") from error
+    except TypeError as error:
+        raise Failed("The keys of a mapping must be text.") from error
+
+
+def _scope(method: str, path: str, address: str) -> dict[str, Any]:
     return {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -239,9 +255,9 @@ def _scope(method: str, path: str, query: Mapping[str, Any] | None) -> dict[str,
         "method": method,
         "scheme": "http",
         "path": f"/api{path}",
-        "raw_path": quoted(f"/api{path}").encode(),
+        "raw_path": address.partition("?")[0].encode(),
         "root_path": "",
-        "query_string": _query(query).removeprefix("?").encode(),
+        "query_string": address.partition("?")[2].encode(),
         "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
         "client": ("127.0.0.1", 0),
         "server": ("127.0.0.1", 0),

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from gateway.cli.output import console as console_of_output
 from gateway.config import Config
 from gateway.config_file import parse_config
 
@@ -57,7 +58,7 @@ class _Step:
 
 def demo() -> None:
     """Run a five-step workflow through the OpenAI SDK and show what happens to its budget."""
-    console = Console()
+    console = console_of_output()
     console.print(
         f"A run of [bold]{WORKFLOW}[/bold] may use {_RUN_TOKENS} tokens. Five steps, parallel calls, one stream, one clamp, one refusal.\n"
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gateway.cli.client_snippets import CLIENTS, Connection, snippet
-from gateway.cli.connection import Failed, gateway_url
+from gateway.cli.connection import Failed, gateway_url, serving_operator
 from gateway.cli.session import Session
 from gateway.upstream.wildcards import STAR
 
@@ -30,9 +30,10 @@ def env(
         return
     client = _named(client)
     models = [entry for entry in session.config.model_list if STAR not in entry.model_name]
-    url = (session.url or gateway_url(session.config) or _DEFAULT.url).rstrip("/")
+    running = serving_operator(session.config)  # wherever it listens, with --port and all
+    url = session.url or (running and running.address) or gateway_url(session.config) or _DEFAULT.url
     named = model or (models[0].model_name if models else _DEFAULT.model)
-    text = snippet(client, Connection(url, api_key, named, workflow, run, step))
+    text = snippet(client, Connection(url.rstrip("/"), api_key, named, workflow, run, step))
     session.say({"client": client, "snippet": text}, text.rstrip("\n"))
 
 

@@ -9,12 +9,14 @@ from typing import Any, Final
 import orjson
 import typer
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 # A pipe has no width, and wrapping would break up what a program looks for.
 _PIPE_WIDTH: Final = 400
+_BETWEEN_CELLS: Final = 3
 _COLOURS: Final = {
     "ok": "green",
     "active": "green",
@@ -36,21 +38,48 @@ def echo_json(value: Any) -> None:
 
 
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    if rows:
-        console().print(table_of(headings, rows))
-    else:
+    """A table, or a block of lines for each row where the terminal is too narrow for the words of a table."""
+    if not rows:
         typer.echo("Nothing found.")
+        return
+    terminal = console()
+    table = table_of(headings, rows, terminal.width)
+    if table is not None:
+        terminal.print(table)
+        return
+    name_cells = max(cell_len(heading) for heading in headings)
+    for row in rows:
+        for heading, value in zip(headings, row, strict=True):
+            terminal.print(Text(f"{heading:<{name_cells}}  ") + _cell(value), soft_wrap=True)
+        terminal.print()
 
 
-def table_of(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """A table with numbers right-aligned. Cells are plain text, never markup."""
+def table_of(headings: Sequence[str], rows: Sequence[Sequence[Any]], width: int) -> Table | None:
+    """A table with numbers right-aligned, or None if a name or a number would have to be broken. Cells are plain text, never markup."""
+    columns = [[heading, *(shown(row[at]) for row in rows)] for at, heading in enumerate(headings)]
+    widths = _column_widths(columns, width)
+    if widths is None:
+        return None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for at, heading in enumerate(headings):
         is_number = any(isinstance(row[at], int | float) and not isinstance(row[at], bool) for row in rows)
-        table.add_column(heading, justify="right" if is_number else "left", overflow="fold")
+        table.add_column(heading, justify="right" if is_number else "left", overflow="fold", width=widths[at])
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     return table
+
+
+def _column_widths(columns: Sequence[Sequence[str]], width: int) -> list[int] | None:
+    """No column is narrower than its longest word; what is left goes to the first that can use it."""
+    least = [max(cell_len(word) for text in texts for word in text.split() or [""]) for texts in columns]
+    spare = width - sum(least) - _BETWEEN_CELLS * len(columns)
+    if spare < 0:
+        return None
+    for at, texts in enumerate(columns):
+        more = min(spare, max(map(cell_len, texts)) - least[at])
+        least[at] += more
+        spare -= more
+    return least
 
 
 def _cell(value: Any) -> Text:
@@ -77,5 +106,10 @@ def setting_text(value: object) -> str:
 
 
 def moment(at: str | None) -> str | None:
-    """An ISO time to the second, as date and time."""
-    return None if at is None else at[:19].replace("T", " ")
+    """An ISO time in UTC to the second, as date, time and Z."""
+    return None if at is None else at[:19].replace("T", " ") + "Z"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 call`, `1,200 calls`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

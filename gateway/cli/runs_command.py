@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.output import echo_json, moment, show_table, shown
+from gateway.cli.output import counted, echo_json, moment, show_table, shown
 from gateway.cli.session import Session, command
 
 app = typer.Typer(help="Runs: see what they use, and steer them.", no_args_is_help=True)
@@ -131,7 +131,7 @@ def reset_run(
     before = found["summary"]
     session.say(
         found,
-        f"Run {run} had used {before['tokens']['settled']:,} tokens in {before['calls']:,} calls, and begins again.",
+        f"Run {run} had used {counted(before['tokens']['settled'], 'token')} in {counted(before['calls'], 'call')}, and begins again.",
     )
 
 
@@ -175,7 +175,7 @@ def _show(session: Session, run: dict[str, Any]) -> None:
     headings = ("step", "intent", "tier", "status", "tokens", "held", "of", "left", "usd", "calls", "refused")
     show_table(headings, [_step_row(step) for step in run["steps"]])
     typer.echo(
-        f"{shown(metrics['calls'])} calls, {shown(metrics['refused'])} refused, {shown(metrics['errors'])} errors; "
+        f"{counted(metrics['calls'], 'call')}, {shown(metrics['refused'])} refused, {counted(metrics['errors'], 'error')}; "
         f"{shown(metrics['input_tokens'])} tokens in, {shown(metrics['output_tokens'])} out, "
         f"{shown(metrics['saved_tokens'])} saved; {metrics['duration_ms'] / 1000:,.1f} s."
     )

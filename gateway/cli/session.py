@@ -81,11 +81,14 @@ class Session:
         return self.run(asked)
 
     def show(self, value: Any, rows: Callable[[], tuple[tuple[str, ...], list[tuple[Any, ...]]]]) -> None:
-        """Print the value as JSON, or as a table of the headings and rows that `rows` returns."""
+        """Print the value as JSON, or as a table of the headings and rows that `rows` returns. A list that goes on says so."""
         if self.as_json:
             echo_json(value)
-        else:
-            show_table(*rows())
+            return
+        headings, lines = rows()
+        show_table(headings, lines)
+        if value.get("next"):
+            typer.echo("There are more than these; --limit shows more.", err=True)
 
     def say(self, value: Any, sentence: str) -> None:
         """Print the value as JSON, or a sentence."""
@@ -111,6 +114,8 @@ def _with_options(function: Callable[..., None], asks: bool) -> Callable[..., No
     def run(context: typer.Context, **given: Any) -> None:
         session = Session(context.obj, given.pop("as_json"), given.pop("key", None), given.pop("url", None))
         try:
+            if session.url and not session.url.startswith(("http://", "https://")):
+                raise Failed(f"--url {session.url} must begin with http:// or https://.")
             function(session, **given)
         except Failed as failed:
             typer.echo(f"farebox: {failed}", err=True)

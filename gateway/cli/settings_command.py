@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gateway.cli.connection import Failed
 from gateway.cli.output import moment, setting_text
 from gateway.cli.session import Session, command
 
@@ -23,6 +24,9 @@ def list_settings(
 ) -> None:
     """List all settings with their ranges."""
     found = session.ask("GET", "/settings")["settings"]
+    known = dict.fromkeys(one["category"] for one in found)
+    if category is not None and category not in known:
+        raise Failed(f"There is no category {category!r}; there are {', '.join(known)}.")
     wanted = [
         one for one in found if category in (None, one["category"]) and not (changed and one["value"] == one["default"])
     ]

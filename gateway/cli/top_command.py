@@ -43,7 +43,7 @@ def top(
     agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
     state: Annotated[str | None, typer.Option(help="active, paused, exhausted, completed or cancelled.")] = None,
     every: Annotated[float, typer.Option(min=0.2, help="Seconds between updates.")] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="Print the table once and exit.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print the table once and exit, as into a pipe.")] = False,
     project: Project = "default",
 ) -> None:
     """Watch runs as they spend. Ctrl-C ends it."""
@@ -58,10 +58,10 @@ async def _watch(
     session: Session, connection: Connection, query: Mapping[str, Any], every_s: float, once: bool
 ) -> None:
     found = (await connection.ask("GET", "/runs", query)).checked().value
-    if once or session.as_json:
+    terminal = console()
+    if once or session.as_json or not terminal.is_terminal:
         session.show(found, lambda: (RUN_HEADINGS, [run_row(run) for run in found["runs"]]))
         return
-    terminal = console()
     with Live(console=terminal, screen=True, auto_refresh=False) as live:
         while True:
             live.update(screen(found["runs"], connection.where, time.time(), terminal.height), refresh=True)

@@ -13,7 +13,7 @@ import typer
 
 from gateway.cli.configuration import DEFAULT_FILE, EXIT_CONFIG, read_config
 from gateway.cli.connection import Connection, Failed
-from gateway.cli.output import echo_json, setting_text, show_table
+from gateway.cli.output import counted, echo_json, setting_text, show_table
 from gateway.cli.session import EXIT_FAILED, Session
 from gateway.config import Config
 from gateway.config_faults import ConfigError
@@ -170,7 +170,7 @@ def reconcile(
         if rows:
             show_table(("account", *(f"{unit} {side}" for unit in _UNITS for side in _SIDES)), rows)
         typer.echo(
-            f"{found['checked']:,} accounts compared: {len(found['drifts'])} differ, {len(found['moving'])} were moving, "
+            f"{counted(found['checked'], 'account')} compared: {len(found['drifts'])} differ, {len(found['moving'])} were moving, "
             f"{found['repaired']} entries written."
         )
     if found["drifts"] and not found["repaired"]:
@@ -202,7 +202,7 @@ def _summary(config: Config) -> dict[str, str]:
         "settings": ", ".join(f"{key}={setting_text(value)}" for key, value in config.settings.items()) or "defaults",
         "ledger": _without_password(config.storage.ledger),
         "store": _without_password(config.storage.store),
-        "server": f"{config.server.host}:{config.server.port}, {config.server.workers} process(es)",
+        "server": f"{config.server.host}:{config.server.port}, {config.server.workers} process{'' if config.server.workers == 1 else 'es'}",
     }
 
 

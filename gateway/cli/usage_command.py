@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.output import moment
+from gateway.cli.output import moment, shown
 from gateway.cli.session import Session
 
 
@@ -101,7 +101,7 @@ def audit(
                     event["actor"],
                     event["action"],
                     event["target"],
-                    ", ".join(f"{name}={value}" for name, value in event["detail"].items()),
+                    ", ".join(f"{name}={shown(value)}" for name, value in event["detail"].items() if value is not None),
                 )
                 for event in found["events"]
             ],

@@ -9,7 +9,7 @@ import typer
 import yaml
 
 from gateway.cli.connection import Failed
-from gateway.cli.output import echo_json, moment, shown
+from gateway.cli.output import counted, echo_json, moment, shown
 from gateway.cli.session import Session, command
 
 app = typer.Typer(help="Declarations of workflows.", no_args_is_help=True)
@@ -55,7 +55,7 @@ def put_workflow(
 ) -> None:
     """Declare a workflow, or replace its declaration."""
     found = session.ask("PUT", f"/workflows/{workflow}", {"project": project}, _read(file))
-    session.say(found, f"Workflow {found['workflow']} is declared with {len(found['steps'])} steps.")
+    session.say(found, f"Workflow {found['workflow']} is declared with {counted(len(found['steps']), 'step')}.")
 
 
 @command(app, "delete")
@@ -84,7 +84,7 @@ def suggest(
         return
     session.show(found, lambda: (("scope", "match", "runs", "p95 tokens", "budget tokens", "ten runs"), rows))
     if apply and not session.as_json:
-        typer.echo(f"{len(found['applied'])} budgets were written.")
+        typer.echo(f"Wrote {counted(len(found['applied']), 'budget')}.")
 
 
 def classify(
@@ -115,6 +115,10 @@ def _read(file: Path) -> Any:
         declared = yaml.safe_load(text)
     except OSError as error:
         raise Failed(f"{file} cannot be read: {error.strerror}.") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
+        raise Failed(f"{place}: {error.problem or error.context}.") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise Failed(f"{file}: {' '.join(str(error).split())}") from error
     if not isinstance(declared, dict):

@@ -326,6 +326,7 @@ def test_a_gateway_on_another_port_is_found_by_its_store(cli: Cli, tmp_path: Pat
         assert [one["name"] for one in cli("keys", "list", "--json").json()["keys"]] == ["app"]
         assert cli("keys", "list", "--url", gateway.url).code == 0
         assert cli("doctor").code == 0
+        assert f"{gateway.url}/v1" in cli("env", "--client", "curl").out
         password = cli("admin", stdin="correct horse battery\n")
         nobody = cli("admin", "a b", stdin="correct horse battery\n")
         assert (

@@ -1,0 +1,57 @@
+"""What scripts give the command line by mistake: each is told in a sentence, and nothing is changed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.acceptance.test_cli import Cli, cli, served
+from tests.farebox_process import FareboxProcess, tagged
+
+__all__ = ["cli", "served"]  # fixtures
+FINITE = "farebox: A number must be finite, not inf or nan.\n"
+
+
+def test_what_json_cannot_carry_is_told_and_changes_nothing(served: tuple[Cli, FareboxProcess]) -> None:
+    """An infinite limit was sent as null, which took the run's own limit away."""
+    farebox, gateway = served
+    assert gateway.chat("hi", tagged("w", "r-1", "s"), max_tokens=5).status == 200
+    assert farebox("runs", "budget", "r-1", "--tokens", "500").code == 0
+    assert farebox("runs", "budget", "r-1", "--usd", "inf").err == FINITE
+    assert farebox("runs", "show", "r-1", "--json").json()["tokens"]["limit"] == 500
+    assert "less than or equal to 9007199254740991" in farebox("runs", "budget", "r-1", "--tokens", "9" * 20).err
+    assert farebox("runs", "show", "\udcff").err == "farebox: An argument is not valid UTF-8.\n"
+    assert farebox("classify", "\udcff").err == "farebox: An argument is not valid UTF-8.\n"
+
+
+@pytest.mark.parametrize(
+    ("declared", "told"),
+    [
+        ("budget: {usd: .inf}", "A number must be finite, not inf or nan."),
+        ("1: 2", "1: is not a field."),
+        ("2026-11-22: 2", "The keys of a mapping must be text."),
+        ("steps: [\n", "w.yaml:2:1: expected the node content, but found '<stream end>'."),
+    ],
+)
+def test_a_declaration_that_cannot_be_is_told_by_its_place(cli: Cli, declared: str, told: str) -> None:
+    (cli.folder / "w.yaml").write_text(declared)
+    said = cli("workflows", "put", "w", "w.yaml")
+    assert (said.code, said.err) == (1, f"farebox: {told}\n")
+
+
+def test_addresses_that_lead_nowhere_say_why(served: tuple[Cli, FareboxProcess]) -> None:
+    farebox, gateway = served
+    assert farebox("runs", "list", "--url", "127.0.0.1:4000").err.endswith("must begin with http:// or https://.\n")
+    said = farebox("runs", "list", "--url", gateway.url.replace("http:", "https:"))
+    assert "SSL" in said.err
+    assert "not permitted" not in said.err
+
+
+def test_pipes_get_tables_that_end_and_say_what_they_leave_out(served: tuple[Cli, FareboxProcess]) -> None:
+    farebox, gateway = served
+    for number in (1, 2):
+        assert gateway.chat("hi", tagged("w", f"r-{number}", "s"), max_tokens=5).status == 200
+    assert "r-2" in farebox("top").out
+    assert farebox("runs", "list").err == ""
+    cut = farebox("runs", "list", "--limit", "1")
+    assert ("r-1" in cut.out, cut.err) == (False, "There are more than these; --limit shows more.\n")
+    assert "there are orchestration, budgets, compression" in farebox("settings", "list", "--category", "x").err

@@ -1,0 +1,45 @@
+"""What commands print: tables whose words stay whole, and times with their zone."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from gateway.cli import output
+from gateway.cli.output import counted, moment, show_table
+
+HEADINGS = ("id", "of", "tokens", "changed")
+ROWS = [("budget-01a22364c139d652b0eaed5316a25121", "triage", 1_234_567, "2026-11-28 18:22:15Z")]
+
+
+def printed(width: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    terminal = Console(width=width, file=io.StringIO())
+    monkeypatch.setattr(output, "console", lambda: terminal)
+    show_table(HEADINGS, ROWS)
+    return [line.rstrip() for line in terminal.file.getvalue().splitlines() if line.strip()]  # type: ignore[attr-defined]
+
+
+def test_a_narrow_terminal_breaks_no_word_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = printed(100, monkeypatch)
+    assert [cell.strip() for cell in whole[-1].split("   ")] == [ROWS[0][0], "triage", "1,234,567", ROWS[0][3]]
+    assert max(map(len, printed(83, monkeypatch))) <= 83
+    assert [line.split() for line in printed(83, monkeypatch)][-2:] == [
+        [ROWS[0][0], "triage", "1,234,567", "2026-11-28"],
+        ["18:22:15Z"],
+    ]
+
+
+def test_a_row_is_a_block_of_lines_where_a_table_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert printed(60, monkeypatch) == [
+        f"id       {ROWS[0][0]}",
+        "of       triage",
+        "tokens   1,234,567",
+        "changed  2026-11-28 18:22:15Z",
+    ]
+
+
+def test_times_say_their_zone_and_counts_agree_with_their_noun() -> None:
+    assert (moment("2026-11-28T18:22:15.353Z"), moment(None)) == ("2026-11-28 18:22:15Z", None)
+    assert (counted(1, "call"), counted(0, "call"), counted(1_200, "call")) == ("1 call", "0 calls", "1,200 calls")
