@@ -43,51 +43,54 @@ class Telemetry:
 
     def _count_calls(self, registry: CollectorRegistry) -> None:
         calls = ("route", "model", "provider", "status")
-        self.requests = Counter("farebox_requests", "Calls by how they ended.", calls, registry=registry)
+        self.requests = Counter("farebox_requests", "Calls by outcome.", calls, registry=registry)
         self.duration = Histogram(
             "farebox_request_duration_seconds",
-            "From the request to the last byte.",
+            "Time from the request to the last byte.",
             ("route",),
             buckets=_SECONDS,
             registry=registry,
         )
         self.first_token = Histogram(
             "farebox_time_to_first_token_seconds",
-            "Of streams: to the first byte.",
+            "Time to the first byte of a streamed answer.",
             ("model",),
             buckets=_SECONDS,
             registry=registry,
         )
         self.overhead = Histogram(
-            "farebox_overhead_seconds", "What the gateway itself took.", buckets=_OVERHEAD_SECONDS, registry=registry
+            "farebox_overhead_seconds",
+            "Time spent in the gateway itself, per call.",
+            buckets=_OVERHEAD_SECONDS,
+            registry=registry,
         )
         self.tokens = Counter("farebox_tokens", "Tokens settled.", ("direction", "model"), registry=registry)
-        self.cost = Counter("farebox_cost_usd", "Money settled.", ("model", "workflow"), registry=registry)
+        self.cost = Counter("farebox_cost_usd", "USD settled.", ("model", "workflow"), registry=registry)
         self.admissions = Counter(
-            "farebox_admissions", "Calls let in and refused.", ("result", "reason"), registry=registry
+            "farebox_admissions", "Calls admitted and refused.", ("result", "reason"), registry=registry
         )
         self.expired = Counter("farebox_reservations_expired", "Holds whose owner was lost.", registry=registry)
-        self.overrun = Counter("farebox_overrun_usd", "Settled above what was held.", registry=registry)
-        self.overruns = Counter("farebox_overruns", "Calls settled above what was held.", registry=registry)
+        self.overrun = Counter("farebox_overrun_usd", "USD settled beyond the holds.", registry=registry)
+        self.overruns = Counter("farebox_overruns", "Calls settled beyond their holds.", registry=registry)
         self.saved_tokens = Counter(
             "farebox_saved_tokens", "Tokens not sent, by what saved them.", ("by",), registry=registry
         )
         self.orchestration_errors = Counter(
             "farebox_orchestration_errors",
-            "Calls that went on unplanned because of an error of ours.",
+            "Calls that went on without orchestration because of an internal error.",
             registry=registry,
         )
 
         self.connections_ended = Counter(
             "farebox_connections_ended",
-            "Clients that were hung up on: slow, malformed, or too many.",
+            "Client connections that the gateway closed: slow, malformed, or too many.",
             ("reason",),
             registry=registry,
         )
 
     def _gauge_state(self, registry: CollectorRegistry) -> None:
         self.connections = Gauge(
-            "farebox_connections", "Clients' open connections.", registry=registry, multiprocess_mode="livesum"
+            "farebox_connections", "Open client connections.", registry=registry, multiprocess_mode="livesum"
         )
         self.in_flight = Gauge(
             "farebox_calls_in_flight", "Calls being served.", registry=registry, multiprocess_mode="livesum"
@@ -95,18 +98,20 @@ class Telemetry:
         self.tasks = Gauge("farebox_tasks", "Tasks of the event loop.", registry=registry, multiprocess_mode="livesum")
         self.outbox = _largest("farebox_outbox_records", "Usage events that the store does not have yet.", registry)
         self.outbox_cap = _largest(
-            "farebox_outbox_cap_records", "From so many on, enforced calls are refused.", registry
+            "farebox_outbox_cap_records", "Outbox size at which calls with enforced budgets are refused.", registry
         )
-        self.flush_lag = _largest("farebox_flush_lag_seconds", "Age of the oldest of them.", registry)
+        self.flush_lag = _largest(
+            "farebox_flush_lag_seconds", "Age of the oldest usage event that the store does not have yet.", registry
+        )
         self.dead_letters = Gauge(
             "farebox_dead_letters",
-            "Events that the store would not take, since the start; they are in usage_dead_letter.",
+            "Events that the store refused, since the start; they are in usage_dead_letter.",
             registry=registry,
             multiprocess_mode="livesum",
         )
         self.dropped = Gauge(
             "farebox_events_dropped",
-            "Events of calls without a budget that found no room to wait, since the start.",
+            "Events of calls without a budget that were dropped because the queue was full, since the start.",
             registry=registry,
             multiprocess_mode="livesum",
         )
@@ -116,12 +121,16 @@ class Telemetry:
             registry=registry,
             multiprocess_mode="livesum",
         )
-        self.breaker = _largest("farebox_store_breaker_state", "0 closed, 1 open.", registry, ("store",))
-        self.drift = _largest("farebox_reconcile_drift", "Ledger minus usage; 0 when idle.", registry, ("unit",))
+        self.breaker = _largest(
+            "farebox_store_breaker_state", "Breaker of the store or ledger: 0 closed, 1 open.", registry, ("store",)
+        )
+        self.drift = _largest(
+            "farebox_reconcile_drift", "Difference between ledger and usage rows; 0 when idle.", registry, ("unit",)
+        )
         scope = ("scope", "name")
-        self.budget_limit = _largest("farebox_budget_limit_usd", "Of budgets on one name.", registry, scope)
-        self.budget_settled = _largest("farebox_budget_settled_usd", "Of budgets on one name.", registry, scope)
-        self.budget_reserved = _largest("farebox_budget_reserved_usd", "Of budgets on one name.", registry, scope)
+        self.budget_limit = _largest("farebox_budget_limit_usd", "Limit of budgets on one name.", registry, scope)
+        self.budget_settled = _largest("farebox_budget_settled_usd", "Settled on budgets on one name.", registry, scope)
+        self.budget_reserved = _largest("farebox_budget_reserved_usd", "Held on budgets on one name.", registry, scope)
 
     def exposition(self) -> bytes:
         """The response of `/metrics`, in Prometheus' text format."""

@@ -293,7 +293,7 @@ def _sure(one: Candidate, needs: Needs) -> bool:
 
 
 def _cost(one: Candidate, needs: Needs) -> int:
-    """For comparisons: a call of unknown length is assumed to have 1,000 tokens of prompt and a quarter of the prompt as output."""
+    """For comparisons. Unknown lengths are assumed: 1,000 tokens of prompt, and a quarter of the prompt (at least 250) as output."""
     if one.price is None:
         return 0
     prompt, output = needs.prompt_tokens, needs.output_tokens
