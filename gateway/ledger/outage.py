@@ -1,7 +1,7 @@
 """Outages of the ledger: fail fast, go on where budgets allow it, and lose no settlement.
 
-the ledger answers       every call goes through to it it fails or is slow      the breaker opens: `LedgerUnavailable` at
-once, while a probe tries every second
+the ledger answers       every call goes through to it
+it fails or is slow      the breaker opens: `LedgerUnavailable` at once, while a probe tries every second
   · settlements          are written to a local spool (fsync) and reported as done
   · reservations         fail, unless the caller asks for `reserve_locally` (budgets with `on_outage: allow`)
 it answers again         the spool is booked by reservation id, then the breaker closes
@@ -77,7 +77,7 @@ class Backing(Ledger, Protocol):
         """Return when the project's counters are known. Raises `CountersMissing` if they are not after a while."""
 
     async def processes(self) -> int:
-        """Announce this process as alive, and count those that are. Writes, so that it fails if writing fails."""
+        """Announce this process, and count those that are alive. Writes, so that it fails if writing fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +92,7 @@ class Health:
 
 
 @dataclass(slots=True)
-class _Known:
-    """A reservation that this process made in the ledger."""
-
+class _Known:  # a reservation that this process made in the ledger
     request: Reserve
     granted: Granted
 
@@ -141,7 +139,7 @@ class OutageLedger:
 
     @property
     def health(self) -> Health:
-        available = self._is_opened and not self._is_down
+        available = not self._is_out_of_reach
         reason = "" if available else self._reason
         return Health(available, reason, self._ledger.warnings, len(self._spool), self._breaker.times_opened)
 
@@ -209,7 +207,7 @@ class OutageLedger:
         return decision
 
     async def extend_locally(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand) -> Decision:
-        """Enlarge a reservation of this process without the ledger, like `reserve_locally`."""
+        """Like `reserve_locally`."""
         checks.check_extra(extra)
         if not self._allowance.knows(project, reservation_id):
             known = self._known.get((project, reservation_id))
@@ -272,7 +270,9 @@ class OutageLedger:
         try:
             await self._ask_long(self._ledger.record, project, entries)
         except LedgerUnavailable:
-            await self._put_aside([Recorded(_of_project(entry, project, self._clock_ms())) for entry in entries])
+            now_ms = self._clock_ms()
+            kept = (replace(entry, project=project, at_ms=entry.at_ms or now_ms) for entry in entries)
+            await self._put_aside([Recorded(entry) for entry in kept])
 
     async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]:
         return await self._ask(project, self._ledger.balances, project, accounts)
@@ -290,10 +290,10 @@ class OutageLedger:
         return await self._ask_long(self._ledger.pending, project, limit)
 
     async def outbox_read(self, consumer: str, limit: int = 1000) -> Sequence[OutboxEntry]:
-        return await self._ask_long(self._ledger.outbox_read, consumer, limit)
+        return await self._drain(self._ledger.outbox_read, consumer, limit)
 
     async def outbox_acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
-        await self._ask_long(self._ledger.outbox_acknowledge, entries)
+        await self._drain(self._ledger.outbox_acknowledge, entries)
 
     async def outbox_size(self) -> int:
         return await self._ask_long(self._ledger.outbox_size)
@@ -333,6 +333,11 @@ class OutageLedger:
     async def _ask_long(self, call: Callable[P, Awaitable[T]], *given: P.args, **named: P.kwargs) -> T:
         """Run an operation on many keys, which may take long: only failures count for the breaker."""
         return await self._in_turn(False, call, *given, **named)
+
+    async def _drain(self, call: Callable[P, Awaitable[T]], *given: P.args, **named: P.kwargs) -> T:
+        """Goes on while the breaker is open: it is what makes room in a Redis that is full."""
+        goes_round = self._is_opened and self._is_down
+        return await (call(*given, **named) if goes_round else self._ask_long(call, *given, **named))
 
     async def _in_turn(self, is_short: bool, call: Callable[P, Awaitable[T]], *given: P.args, **named: P.kwargs) -> T:
         """An operation that gets no turn was not sent: that says nothing about the ledger, and leaves nothing there."""
@@ -403,8 +408,7 @@ class OutageLedger:
         if not self._is_opened:
             await self._ledger.open()
         started_s, lag_ms = self._monotonic_s(), self._lag.total_ms
-        # The number is not used: after an outage it only counts the processes that came back first.
-        await self._ledger.processes()
+        await self._ledger.processes()  # the number is not used: after an outage it counts those that came back first
         if (self._monotonic_s() - started_s) * 1000 - (self._lag.total_ms - lag_ms) > self._breaker.slow_ms:
             raise LedgerUnavailable("the ledger answers too slowly")
         await self._bring_back()
@@ -492,9 +496,4 @@ class OutageLedger:
         if isinstance(decision, Granted) or decision.reason in (Refusal.GATE, Refusal.RESOLVED):
             return decision
         # This is not a refusal by the budget, which may have more: the caller may retry when the ledger is back.
-        text = f"{self._reason}; what may be used of {decision.account!r} meanwhile is used up"
-        raise LedgerUnavailable(text)
-
-
-def _of_project(entry: OutboxEntry, project: str, now_ms: int) -> OutboxEntry:
-    return replace(entry, project=project, at_ms=entry.at_ms or now_ms)
+        raise LedgerUnavailable(f"{self._reason}; what may be used of {decision.account!r} meanwhile is used up")

@@ -103,6 +103,28 @@ class TestOutOfReach:
         assert time.monotonic() - started < 1.0
         assert gateway.health.reason != ""
 
+    async def test_a_full_redis_gets_room_when_the_store_takes_the_outbox(
+        self, server: RedisServer, gateway: OutageLedger
+    ) -> None:
+        events = [
+            OutboxEntry("", f"e{number}", EntryKind.RECORDED, "p", ZERO, 0, b'"%5000d"' % number)
+            for number in range(300)
+        ]
+        await gateway.record("p", events)
+        used = int(server.command("INFO", "memory").split("used_memory:")[1].split("\r")[0])
+        server.command("CONFIG", "SET", "maxmemory", used - 500_000)
+        try:
+            async with asyncio.timeout(20):
+                while gateway.health.is_available:
+                    with contextlib.suppress(LedgerUnavailable):
+                        await gateway.reserve("p", ask("c1"))
+            moved = await gateway.outbox_read("flusher")
+            await gateway.outbox_acknowledge(moved)
+            assert len(moved) == 300
+            await until(lambda: gateway.health.is_available)
+        finally:
+            server.command("CONFIG", "SET", "maxmemory", 0)
+
     async def test_it_comes_back_without_a_restart(self, proxy: ChaosProxy, gateway: OutageLedger) -> None:
         await gateway.reserve("p", ask("c1"))
         await away(proxy, gateway)
