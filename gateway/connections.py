@@ -7,7 +7,7 @@ a second all connections are checked for passed deadlines, because a timer per r
     ------------------------    --------------------------------    ------------------
     the head of a request       `head_s` from its first byte         408, closed
     the rest of its body        `body_s` from its head               408, closed
-    a rest that nobody needs    `_LINGER_S` after an early answer    closed
+    a rest no longer needed     `_LINGER_S` after an early answer    closed
     the client to read          `stall_s` without 1 KiB/s            reset
     a next request              `keep_alive_s`                       closed (uvicorn's own timer)
 """

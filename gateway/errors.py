@@ -4,7 +4,7 @@ GatewayError
 ├── BadRequest              400, and 404, 408, 411, 413, 415 by its constructors below
 ├── AuthenticationFailed    401
 ├── PermissionDenied        403
-├── BudgetRefusal           402 (does not come back) or 429 (comes back, or only siblings stand in the way)
+├── BudgetRefusal           402 (the budget does not reset) or 429 (it resets, or only concurrent calls are in the way)
 ├── Overloaded              429, 503: too many calls at once
 ├── LedgerOutage            503
 ├── OutboxFull              503

@@ -1,10 +1,10 @@
 """Adapts a configuration file for LiteLLM's proxy: what has a meaning here, and what is reported as ignored.
 
-    model_list            as it is; `credential_list` is put into the entries that name one of its credentials
-    router_settings       what concerns forwarding; aliases become entries of their own, as do default fallbacks
-    litellm_settings      how requests are translated, and what LiteLLM takes here for its router
+    model_list            unchanged; credentials of `credential_list` are merged into the entries that name them
+    router_settings       the keys for forwarding; aliases become models, default fallbacks become a fallback of `*`
+    litellm_settings      how requests are translated, and the keys that LiteLLM accepts here for its router
     environment_variables set before anything reads the environment
-    the rest              ignored, and named in a warning: keys, spending, caches and logs are Farebox's own
+    the rest              ignored, with a warning that names it: keys, spending, caches and logs are Farebox's own
 
 A section that LiteLLM does not know either, or such a key of router_settings, is left in place, and is an error like any other.
 """
@@ -203,7 +203,7 @@ def _with_aliases(adopted: Adopted, aliases: Mapping[str, Any]) -> list[Any]:
 
 
 def _hidden(stands_for: Any, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """LiteLLM's `hidden: true`: the alias may be called, and no list of models shows it."""
+    """LiteLLM's `hidden: true`: the alias can be called, but is in no list of models."""
     if not isinstance(stands_for, Mapping) or not stands_for.get("hidden"):
         return {}
     info = entry.get("model_info")

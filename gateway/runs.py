@@ -21,7 +21,7 @@ from policies.budgets import Budget, Parent, RunLimits, limit_across, run_accoun
 from policies.reservation import Granted
 
 _RUNS_MAX: Final = 50_000
-# A claim outlasts the moment until the store has the run, and the ledger soon forgets it.
+# Long enough for the store to get the run, short enough for the ledger to forget the claim soon.
 _CLAIM_MS: Final = 15 * 60_000
 # A call is reserved on each ancestor. A deeper run is refused, because its outermost run would not pay for it.
 _ANCESTORS_MAX: Final = 8
@@ -183,11 +183,11 @@ class RunRegistry:
         return limit_across(both, given, project, budgets)
 
     async def _claim(self, project: str, run: str, workflow: str) -> str:
-        """The workflow that a run came under first, at whichever gateway, while the store does not have it; empty without the ledger."""
+        """The workflow under which any gateway first saw the run, for use until the store has the run; empty without the ledger."""
         if not self._is_shared:
             return workflow
         try:
-            # As with implicit runs: the first name that is put there stays. No workflow has a space in its name.
+            # As with implicit runs, the first name that is stored stays. No workflow has a space in its name, so the key is free.
             return await self._ledger.current_run(project, f"of {run}", workflow, _CLAIM_MS)
         except LedgerUnavailable:
             return ""

@@ -74,7 +74,7 @@ class Gate(StrEnum):
 class OnLost(StrEnum):
     """What happens to a hold whose owner died: it is booked whole, or released.
 
-    What the provider did for a dead owner is unknown. Only the whole hold is certain not to be less, so that nothing is
+    What the provider did for a dead owner is unknown. Only the whole hold is certain to cover it, so that nothing is
     granted twice.
     """
 

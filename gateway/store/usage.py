@@ -90,7 +90,7 @@ async def _parsed(entries: Sequence[OutboxEntry]) -> tuple[dict[str, Row], list[
 
 
 async def drop_old_months(db: Database, now_ms: int, months_kept: int) -> list[str]:
-    """Retention: delete calls from before the last `months_kept` months and this one. The sums by hour and run stay.
+    """Retention: keep this month and the `months_kept` before it, and delete older calls. The sums by hour and run stay.
 
     Drops whole partitions on Postgres (returns their names), deletes slices of rows on SQLite.
     """
