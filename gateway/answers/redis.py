@@ -91,7 +91,7 @@ class RedisShelf:
 
 def _script(name: str) -> tuple[str, str]:
     """The text and the hash by which Redis knows it."""
-    text = "#!lua\n" + (resources.files("gateway.answers") / "lua" / f"{name}.lua").read_text()
+    text = (resources.files("gateway.answers") / "lua" / f"{name}.lua").read_text()
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 

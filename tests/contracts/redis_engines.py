@@ -58,10 +58,7 @@ async def redis(folder: Path) -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def redis_oldest(folder: Path) -> AsyncIterator[Any]:
-    """Redis 6.2, whose scripts fail in other words and know no flags."""
-    target = _started(oldest_server)
-    target.command("FLUSHALL")
-    async with _ledger(str(target.url)) as under_test:
+    async with _ledger(empty_oldest_server()) as under_test:
         yield under_test
 
 
@@ -96,6 +93,13 @@ async def empty_server() -> str:
     await topology.call("", "FLUSHDB")
     await topology.close()
     return named
+
+
+def empty_oldest_server() -> str:
+    """Redis 6.2, whose scripts fail in other words and know no flags."""
+    target = _started(oldest_server)
+    target.command("FLUSHALL")
+    return str(target.url)
 
 
 def empty_cluster() -> str:

@@ -45,13 +45,16 @@ async def _made(engine: str, folder: Path) -> AsyncIterator[Made]:
     elif engine == "sqlite":
         yield lambda: of(SqliteShelf(folder / "answers.db", ROOM, wall_clock_ms))
     else:
-        url = await redis_engines.empty_server() if engine == "redis" else redis_engines.empty_cluster()
+        url = await redis_engines.empty_server() if engine == "redis" else _OTHERS[engine]()
         yield lambda: of(RedisShelf(url, ROOM, deadline_ms=redis_engines.PATIENT_MS))
     for shelf in opened:
         await shelf.close()
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis", "redis-cluster"])
+_OTHERS = {"redis-6.2": redis_engines.empty_oldest_server, "redis-cluster": redis_engines.empty_cluster}
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis", *_OTHERS])
 async def made(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Made]:
     async with _made(request.param, tmp_path) as make:
         yield make
