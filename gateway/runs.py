@@ -36,8 +36,11 @@ async def _nobody_knows(project: str, run: str, *, fresh: bool) -> Run | None:
 
 
 class RunRegistry:
-    """`limits_of` returns the plan for the runs of a project's workflow, besides budgets; `find` the store's data of a run.
-    `is_shared`: other processes use the same ledger."""
+    """The runs that this process knows.
+
+    `limits_of` returns the plan for the runs of a project's workflow, besides budgets; `find` returns the store's data of a
+    run. `is_shared`: other processes use the same ledger.
+    """
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 It is neither an opinion about style nor a constant per aggressiveness: it is the share of numbers, identifiers, names and
 rare words that were kept, and again the same share for the records that the instruction is about. If something was cut out,
-records also count as wholes: a number that occurs elsewhere, too, does not make up for the lost record.
+records also count as wholes: a number that also occurs elsewhere does not make up for the lost record.
 """
 
 import re
@@ -12,7 +12,7 @@ from policies.compression.markers import without_markers
 from policies.compression.relevance import relevance, terms_asked
 from policies.values import value_class
 
-# What is asked about weighs most. A lost number or id cannot be guessed, a lost name often can, a rare word mostly.
+# What is asked about weighs most. A lost number or id cannot be guessed, a lost name often can, a rare word usually.
 _WEIGHTS = {"numbers": 0.2, "identifiers": 0.2, "names": 0.15, "rare": 0.1}
 _ASKED_WEIGHT = 0.35
 _RECORDS_WEIGHT = 0.1

@@ -33,7 +33,7 @@ class Draft:
         return sum(self.tokens)
 
     def take(self, stage: str, number: int, text: str, count: Count) -> bool:
-        """Use a stage's text if it may be changed and has fewer tokens."""
+        """Use a stage's text if the current one may be changed and it has fewer tokens."""
         segment = self.segments[number]
         if (segment.fixed and not segment.holds_data) or text == self.texts[number]:
             return False

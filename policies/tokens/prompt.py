@@ -69,7 +69,7 @@ def widened(count: CountText, counting: Counting) -> CountText:
 
 
 def weighed(count: CountText, counting: Counting) -> CountText:
-    """The count of one string as it adds to a prompt's: with the model's factor."""
+    """Counts what one string adds to a prompt, which includes the model's factor."""
     percent = counting.factor_percent
     if percent == 100:
         return count

@@ -54,7 +54,8 @@ def count_responses(
 
 def with_history(count: PromptCount, history_tokens: int) -> PromptCount:
     """The count of a request that continues a stored history of so many tokens. The spare for histories of unknown length is
-    included in them."""
+    included in them.
+    """
     beyond = -(-history_tokens * 101 // 100) - _STORED_HISTORY.spare
     return PromptCount(count.tokens + history_tokens, count.reserve_tokens + max(0, beyond), exact=False)
 
