@@ -51,6 +51,6 @@ def test_every_promise_says_what_holds_it_and_where_it_ends() -> None:
     parts = re.split(r"^## (P\d+) ", PROMISES.read_text(), flags=re.MULTILINE)
     assert parts[1::2] == [f"P{number}" for number in range(1, 16)]
     for text in parts[2::2]:
-        assert "**Held by**" in text
+        assert "**Mechanism**" in text
         assert "**Tests**" in text
         assert "**Not promised**" in text
