@@ -6,6 +6,7 @@ GatewayError
 ├── PermissionDenied        403
 ├── BudgetRefusal           402 (the budget does not reset) or 429 (it resets, or only concurrent calls are in the way)
 ├── Overloaded              429, 503: too many calls at once
+├── KeysUnknown             503: the store was not reached since the start
 ├── LedgerOutage            503
 ├── OutboxFull              503
 ├── UpstreamFailure         502, 504
@@ -71,6 +72,15 @@ class AuthenticationFailed(GatewayError):
     status = 401
     type = "invalid_request_error"
     code = "invalid_api_key"
+
+
+class KeysUnknown(GatewayError):
+    status = 503
+    type = "store_unavailable"
+    code = "store_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("The store was not reached yet, so no key is known.", headers={"retry-after": "1"})
 
 
 class PermissionDenied(GatewayError):

@@ -60,13 +60,14 @@ class Gauges:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def readiness(self) -> Mapping[str, Any]:
-        """Ready means that a call with an enforced budget can be served: the ledger answers and its events can be recorded."""
+        """Ready means that a call with an enforced budget can be served: the ledger answers, its events can be recorded,
+        and keys are known: the store was reached once."""
         parts = self._parts
         health = parts.ledger.health if isinstance(parts.ledger, OutageLedger) else None
         has_ledger = health is None or health.is_available
         flusher = parts.flusher
         return {
-            "ready": has_ledger and not flusher.is_full,
+            "ready": has_ledger and not flusher.is_full and parts.control.snapshot.is_loaded,
             "version": __version__,
             "ledger": {
                 "available": has_ledger,

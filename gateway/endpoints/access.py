@@ -22,14 +22,14 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from cachetools import TTLCache
 from starlette.requests import HTTPConnection
 
 from gateway.config_faults import ConfigError
 from gateway.control import Snapshot
-from gateway.errors import AuthenticationFailed, GatewayError, Overloaded, PermissionDenied
+from gateway.errors import AuthenticationFailed, KeysUnknown, Overloaded, PermissionDenied
 from gateway.loopback import host_of, is_loopback
 from gateway.pipeline.intake import credential_of
 from gateway.tags import VALUE
@@ -125,17 +125,11 @@ class Access:
             return Actor("environment", "admin")
         self._failures[source] = failures + 1
         if not self._snapshot().is_loaded:
-            raise GatewayError("The store was not reached yet, so no key is known.", **_NOT_LOADED)
+            raise KeysUnknown
         raise AuthenticationFailed("The API key is unknown, revoked or expired.")
 
 
 _LATER: Final = {"retry-after": str(_FAILURES_WINDOW_S)}
-_NOT_LOADED: Final[Mapping[str, Any]] = {
-    "status": 503,
-    "code": "store_unavailable",
-    "type": "store_unavailable",
-    "headers": {"retry-after": "1"},
-}
 
 
 def is_local(request: HTTPConnection) -> bool:

@@ -60,7 +60,8 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
         "503",
     ),
     "store_unavailable": Guide(
-        "The control API or an admin page needs the store, which does not answer. Model calls go on.",
+        "The control API or an admin page needs the store, which does not answer. Model calls go on, unless the gateway has not reached "
+        "the store since its start: no key is known then.",
         "Look at Postgres, or at the disk of the SQLite file.",
         "503",
     ),

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 from gateway.budget_book import key_budgets
 from gateway.control import Snapshot
-from gateway.errors import AuthenticationFailed, BadRequest, ModelNotFound, PermissionDenied
+from gateway.errors import AuthenticationFailed, BadRequest, KeysUnknown, ModelNotFound, PermissionDenied
 from gateway.loopback import host_of, is_loopback
 from gateway.pipeline.call import LOCAL_PROJECT, Call, Principal
 from gateway.pipeline.exchange import Exchange
@@ -105,12 +105,14 @@ class Intake:
         if not snapshot.keys and snapshot.is_loaded and self._local_mode_allowed:
             refuse_foreign_pages(headers)
             return Principal("", "local", LOCAL_PROJECT, is_anonymous=True, credential=credential)
+        if not snapshot.is_loaded and (credential is not None or self._local_mode_allowed):
+            raise KeysUnknown
         if credential is None:
             raise AuthenticationFailed(
                 "Send an API key: Authorization: Bearer fb_… (make one with `farebox keys create`)."
             )
         key = snapshot.find_key(credential, self._clock_ms())
-        if key is None and not snapshot.keys and snapshot.is_loaded:
+        if key is None and not snapshot.keys:
             raise AuthenticationFailed(
                 "There are no API keys yet: make one with `farebox keys create`. FAREBOX_ADMIN_KEY calls no models."
             )

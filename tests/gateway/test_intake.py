@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import httpx
 import pytest
 
+from gateway.app import Application
+from gateway.config_file import parse_config
 from gateway.control import Snapshot, first_snapshot
 from gateway.errors import AuthenticationFailed
 from gateway.pipeline import intake
@@ -13,6 +17,7 @@ from gateway.pipeline.call import Principal
 from gateway.pipeline.intake import Intake
 from gateway.store import keys
 from gateway.store.keys import ApiKey
+from tests.api_client import CONFIG, Api, close_api
 
 
 class Door:
@@ -54,6 +59,25 @@ def test_one_key_is_one_principal_until_it_is_changed() -> None:
     door.have(made(keys.make_plain(), "other"))
     with pytest.raises(AuthenticationFailed):
         door.enter(plain)
+
+
+async def test_without_the_store_no_key_is_called_wrong(tmp_path: Path) -> None:
+    """A client gives up at a 401. Neither is it known yet that there are no keys, so nobody gets in without one."""
+    config = CONFIG.format(folder=tmp_path).replace(
+        f"sqlite:///{tmp_path}/store.db", "postgresql://nobody@127.0.0.1:1/none"
+    )
+    application = Application(parse_config(config, environ={}), environment={})
+    await application.start()
+    transport = httpx.ASGITransport(app=application, client=("127.0.0.1", 40_000))
+    api = Api(application, httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:4000"))
+    try:
+        for headers in ({"authorization": f"Bearer {keys.make_plain()}"}, {}):
+            reply = await api.client.post("/v1/chat/completions", json={"model": "mock"}, headers=headers)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "store_unavailable")
+            assert reply.headers["retry-after"] == "1"
+        assert (await api.client.get("/readyz")).status_code == 503
+    finally:
+        await close_api(api)
 
 
 def test_two_keys_are_told_apart_however_few_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
