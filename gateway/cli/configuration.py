@@ -61,10 +61,10 @@ def read_config(
 def _from_environment(environ: Mapping[str, str]) -> tuple[dict[Place, Given], list[str]]:
     """The values that environment variables override, and a warning for each variable that looks like one of them but is not.
 
-    A setting's variable is its key in upper case: FAREBOX_ORCHESTRATION_ENABLED.
+    A setting's variable is its key in upper case: FAREBOX_ORCHESTRATION_ENABLED, or with its section, as all others have it.
     """
     known = {f"{section}_{field}": (section, field) for section in _SECTIONS for field in _fields(section)}
-    known |= {key: ("settings", key) for key in SETTINGS}
+    known |= {f"{section}{key}": ("settings", key) for key in SETTINGS for section in ("", "settings_")}
     given: dict[Place, Given] = {}
     ignored = []
     for name, text in environ.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
@@ -55,9 +56,27 @@ class Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return list(_HOMES)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _config_first(args))
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         home = _HOMES.get(cmd_name)
         return None if home is None else _made(cmd_name, *home)
+
+
+def _config_first(arguments: list[str]) -> list[str]:
+    """`--config` is an option of all commands, and may stand behind the command as well."""
+    config: list[str] = []
+    others: list[str] = []
+    following = iter(arguments)
+    for one in following:
+        if one == "--":
+            others += [one, *following]
+        elif one == "--config":
+            config += [one, *islice(following, 1)]
+        else:
+            (config if one.startswith("--config=") else others).append(one)
+    return [*config, *others]
 
 
 def _made(name: str, home: str, panel: str) -> Any:

@@ -421,6 +421,26 @@ def test_snippets_have_the_address_of_the_configuration(cli: Cli) -> None:
     assert set(wanted) <= {one["client"] for one in cli("env", "--json").json()["clients"]}
 
 
+def test_snippets_have_the_address_of_the_gateway_that_runs(served: tuple[Cli, FareboxProcess]) -> None:
+    cli, gateway = served
+    gateway.stop()
+    gateway.arguments = ()  # on a free port, which the configuration does not know
+    gateway.start()
+    assert f"{gateway.url}/v1" in cli("env", "--client", "openai-python").out
+
+
+@pytest.mark.parametrize("given", [["--config", "other.yaml"], ["--config=other.yaml"]])
+def test_the_configuration_is_named_before_the_command_or_behind_it(cli: Cli, given: list[str]) -> None:
+    (cli.folder / "other.yaml").write_text("tiers: {fast: [none]}\n")
+    for arguments in ([*given, "check"], ["check", *given], ["check", "--json", *given]):
+        said = cli(*arguments)
+        assert (said.code, "other.yaml:1" in said.out + said.err) == (2, True), arguments
+
+
+def test_behind_two_dashes_everything_is_text(cli: Cli) -> None:
+    assert cli("classify", "--", "--config=other.yaml").code == 0
+
+
 def test_a_gateway_without_keys_stays_on_this_machine(cli: Cli) -> None:
     said = cli("serve", "--host", "0.0.0.0", "--port", "0")
     assert said.code == 1

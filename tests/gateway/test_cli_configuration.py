@@ -27,6 +27,12 @@ def test_a_variable_replaces_what_the_file_has_and_what_would_be_wrong_there(fil
     assert (config.server.port, config.server.workers, config.alerts.budget_percent) == (7, 2, (60, 70))
 
 
+@pytest.mark.parametrize("name", ["FAREBOX_ORCHESTRATION_ENABLED", "FAREBOX_SETTINGS_ORCHESTRATION_ENABLED"])
+def test_a_setting_is_named_with_its_section_or_without(file: Path, name: str) -> None:
+    config = read_config(file, {**REDIS, name: "true"})
+    assert (config.settings["orchestration_enabled"], config.ignored) == (True, ())
+
+
 def test_faults_of_variables_are_told_by_their_names_beside_those_of_the_file(file: Path) -> None:
     found = {
         **REDIS,
