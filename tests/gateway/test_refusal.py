@@ -118,6 +118,11 @@ def test_requests_of_a_window_are_a_rate() -> None:
     assert error.metadata["reset_at"] == "2023-11-14T22:13:49.200Z"  # NOW_MS and 29.2 s
 
 
+def test_a_smaller_call_is_no_advice_where_calls_are_counted() -> None:
+    error = refusal_error(call_with(RUN), refused(Refusal.EXCEEDED, "requests"))
+    assert error.metadata["hint"] == "Raise the budget of the run or make fewer calls."
+
+
 def test_an_account_in_overrun_has_nothing_left_rather_than_less() -> None:
     over = Balance("account", Limit(100), Amount(150, 0, 0), Amount(0, 0, 0))
     error = refusal_error(call_with(RUN), Refused(Refusal.EXCEEDED, "account", "tokens", 5, over, NOW_MS))
