@@ -568,3 +568,20 @@ async def test_a_store_that_is_away_is_told_as_such(api: Api, monkeypatch: pytes
     status, error = await api.refused("GET", "/api/workflows")
     assert (status, error["code"]) == (500, "internal_error")
     assert "secret" not in error["message"]
+
+
+async def test_what_is_shown_can_be_changed_and_put_back(api: Api) -> None:
+    steps = [{"id": "draft", "description": "Write it.", "budget": 400}, {"id": "post", "prompt": "Post it."}]
+    await api.put("/api/workflows/nightly", {"budget": {"usd": 0.5}, "on_pressure": [{"clamp": 0.5}], "steps": steps})
+    made = await api.post("/api/budgets", {"scope": "workflow", "match": "w", "tokens": 5, "usd": 0.1, "window": "day"})
+    for path, change, named in (
+        ("workflows/nightly", {"mode": "observe"}, ("workflow", "project")),
+        (f"budgets/{made['id']}", {"tokens": 7}, ("id",)),
+    ):
+        shown = await api.get(f"/api/{path}")
+        put = await api.put(f"/api/{path}", {**shown, **change})
+        told = {"updated_at": None, "accounts": None}
+        assert {**put, **told} == {**shown, **change, **told}
+        for name in named:
+            status, error = await api.refused("PUT", f"/api/{path}", {**shown, name: "other"})
+            assert (status, error["param"]) == (400, name)

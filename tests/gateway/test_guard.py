@@ -84,7 +84,7 @@ def test_ordinary_paths_pass(path: bytes) -> None:
 def test_other_methods_are_refused(method: str) -> None:
     fault = fault_of(request(b"/", method))
     assert fault is not None
-    assert fault.status == 405
+    assert (fault.status, fault.headers) == (405, {"allow": "DELETE, GET, HEAD, PATCH, POST, PUT"})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -32,6 +33,8 @@ from policies.settings import SettingError
 # A declaration of hundreds of steps with their prompts fits; nothing of the control API is larger.
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 _NAME_CHARACTERS_MAX: Final = 512
+# Fields of answers that nobody would think could be set.
+_TOLD: Final = frozenset({"id", "workflow", "project", "origin", "accounts", "updated_at", "updated_by"})
 _log = structlog.get_logger(__name__)
 
 
@@ -67,7 +70,7 @@ class Endpoint:
         actor = self._desk.access.check(request, self.route.role)
         _check_names(request.path_params)
         query = self.route.query.model_validate(_query(request))
-        body = await self._read_body(request)
+        body = await self._read_body(request, {**request.path_params, "project": query.project})
         ask = Ask(self._desk, actor, request_id, request.path_params, query, body, request.headers)
         answer = await self.route.handle(ask)
         if isinstance(answer, Response):
@@ -75,11 +78,21 @@ class Endpoint:
         content = self._answer_adapter.dump_json(answer, by_alias=True, exclude_none=self.route.omits_null)
         return Response(content, media_type="application/json")
 
-    async def _read_body(self, request: Request) -> Any:
+    async def _read_body(self, request: Request, names: Mapping[str, str]) -> Any:
         raw = await _read(request)
         if not raw.strip() and not (self.route.has_body and self.route.body_required):
             raw = b"{}"
-        return self._body_adapter.validate_python(parsed(raw))
+        body = parsed(raw)
+        return self._body_adapter.validate_python(self._put_back(body, names) if self.route.method == "PUT" else body)
+
+    def _put_back(self, body: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+        """What GET shows may be changed and put back: fields that say what and whose it is have to say what path and query do."""
+        shown = {field.name for field in dataclasses.fields(self.route.answer)}
+        told = (shown & _TOLD) - self.route.body.model_fields.keys()
+        for name in told & names.keys() & body.keys():
+            if body[name] != names[name]:
+                raise BadRequest.field(name, f"is not {names[name]!r}, which the request is for")
+        return {name: value for name, value in body.items() if name not in told}
 
 
 def api_application(routes: Sequence[Route], desk: Desk) -> Starlette:
