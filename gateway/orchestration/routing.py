@@ -145,8 +145,8 @@ class Routing:
     def judge(self, call: Call, answer: Answer) -> None:
         """Note whether a routed answer passed its checks, for the next attempt of this conversation."""
         course = self._courses.get(_conversation(call))
-        if course is None or call.model != course.model:
-            return  # a concurrent call, or a short budget, has changed the model since
+        if course is None or call.deployment is None or call.deployment.name != course.model:
+            return  # a concurrent call, a short budget or a fallback has changed the model since
         if answer.finish_reason == "length" and call.output_cap is not None:
             return  # it was the budget that cut it off, and a dearer model would fit less
         settings = self._snapshot().settings

@@ -5,12 +5,17 @@ vectors: a term of the instruction that occurs in df of n units counts log(1 + n
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from math import log
 
 from policies.compression.facts import stop_words
 
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]{2,}")
+# Chinese, Japanese and Korean (`joined`) are taken in pairs of characters: they have no blanks between words, or endings on them.
+_TERM = re.compile(
+    r"(?P<joined>[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+)|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]{2,}"
+)
+_HIRAGANA = re.compile(r"[\u3040-\u309f]+")
 _WHOLE = re.compile(r"[^\W_](?:[\w./:@+#-]*\w)?")
 _ENDINGS = re.compile(r"(?:ations?|ings?|ions?|ments?|ers?|ed|es|s|e|y|ies)\Z")
 _STEM_CHARACTERS_MIN = 4
@@ -38,6 +43,7 @@ _NODS = frozenset(
         "task",
         "thank",
         "work",
+        *("继续", "繼續", "请继", "請繼", "任务", "任務", "続け", "続行", "계속", "진행"),
     }
 )
 _NEIGHBOUR_SHARE = 0.3  # an answer is often next to the line that names its subject
@@ -46,19 +52,29 @@ _ASKED_OF_ALL_MIN = 0.35  # weighted by rarity, of the terms asked: a unit that 
 
 
 def terms_asked(instruction: str) -> tuple[str, ...]:
-    """Stems and identifiers of an instruction, in lower case, at most 48. Long instructions are read from their end, where
+    """Stems and identifiers of an instruction, in lower case, at most 48: of a long one those at its beginning and its end, where
     questions are."""
     asked = instruction[-_INSTRUCTION_CHARACTERS_MAX:]
     stop = stop_words()
     found: dict[str, None] = {}
-    for word in _WORD.findall(asked):
-        lower = word.lower()
-        if lower not in stop and (len(lower) > 2 or lower.isdigit() or word.isupper()):
+    for match in _TERM.finditer(asked):
+        word, lower = match[0], match[0].lower()
+        if match["joined"]:
+            found.update(dict.fromkeys(_pairs(lower)))
+        elif lower not in stop and (len(lower) > 2 or lower.isdigit() or word.isupper()):
             found.setdefault(_stem(lower))
     for whole in _WHOLE.findall(asked):
         if not whole.isalpha():
             found.setdefault(whole.lower())
-    return tuple(found)[:_TERMS_MAX]
+    terms = tuple(found)
+    return terms if len(terms) <= _TERMS_MAX else terms[: _TERMS_MAX // 2] + terms[-_TERMS_MAX // 2 :]
+
+
+def _pairs(text: str) -> Iterator[str]:
+    """Pairs of characters of a text without blanks between its words, but for the endings and particles of Japanese."""
+    for pair in map("".join, pairwise(text)):
+        if not _HIRAGANA.fullmatch(pair):
+            yield pair
 
 
 def relevance(units: Sequence[str], terms: Sequence[str]) -> list[float]:

@@ -16,7 +16,7 @@ from policies.values import value_class
 _WEIGHTS = {"numbers": 0.2, "identifiers": 0.2, "names": 0.15, "rare": 0.1}
 _ASKED_WEIGHT = 0.35
 _RECORDS_WEIGHT = 0.1
-_RECORD = re.compile(r"\n|(?<=[.!?;])\s|\},")
+_RECORD = re.compile(r"\n|(?<=[.!?;])\s|(?<=[。！？；])|\},")
 _ASKED_RECORDS_MAX = 40
 _ASKED_SHARE_OF_BEST = 0.6
 

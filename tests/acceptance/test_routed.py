@@ -104,6 +104,14 @@ def test_the_named_model_answers_where_the_one_in_its_place_does_not(served: Ser
     assert (call["model"], call["saved_usd"]) == ("large", 0)
 
 
+def test_a_bad_answer_of_the_named_model_is_not_blamed_on_the_one_in_its_place(served: Served) -> None:
+    headers = tagged("open", "blamed-1", "s", intent="validate")
+    served.provider.script(status=500, times=1)
+    first = ask(served, "large", headers, 'Is it so? {"fake": {"text": "hm"}}')
+    assert first.headers["x-budget-actions"] == "route=small, fallback=large"
+    assert chosen(ask(served, "large", headers)) == "small"
+
+
 def test_what_the_named_model_says_of_a_request_is_told(served: Served) -> None:
     served.provider.script(status=400, message="too warm", times=2)
     seen = served.seen()

@@ -525,6 +525,66 @@ def test_what_is_asked_about_stays_while_there_is_other_text(strategy: Strategy,
     assert outcome.quality < 1.0
 
 
+RULES = " ".join(
+    f"Mind {first}{rest}." for first in "bdfglmprst" for rest in ("avel", "onic", "ustor", "enda", "ilk", "ark")
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "asked", "question"),
+    [
+        pytest.param(
+            "第{}号倉庫の青い自転車は佐藤さんが{}日に出荷しました。",
+            "名古屋の倉庫にある緑の冷蔵庫は山本さんが修理しました。",
+            "名古屋の緑の冷蔵庫はどうなりましたか？",
+            id="Japanese",
+        ),
+        pytest.param(
+            "第{}号仓库的自行车由王伟在第{}天发货。",
+            "成都仓库的绿色冰箱由刘洋修理。",
+            "成都的绿色冰箱怎么样了？",
+            id="Chinese",
+        ),
+        pytest.param(
+            "창고 {}의 파란 자전거는 김민수가 {}일에 발송했습니다.",
+            "부산의 초록색 냉장고는 박지훈이 수리했습니다.",
+            "부산에 있는 초록색 냉장고가 어떻게 되었나요?",
+            id="Korean",
+        ),
+        pytest.param(
+            "Store {} sent the blue bicycle on day {}.",
+            "The green fridge of Nagoya was repaired.",
+            RULES + " What of the green fridge of Nagoya?",
+            id="behind many rules",
+        ),
+        pytest.param(
+            "Store {} sent the blue bicycle on day {}.",
+            "The green fridge of Nagoya was repaired.",
+            "What of the green fridge of Nagoya? " + RULES,
+            id="before many rules",
+        ),
+    ],
+)
+def test_what_is_asked_about_is_found_in_any_script_and_at_either_end(line: str, asked: str, question: str) -> None:
+    lines = [line.format(number, number * 7 % 31) for number in range(80)]
+    lines[51] = asked
+    messages = chat(call(1), result(1, "\n".join(lines)), question=question)
+    target = int(0.5 * count("\n".join(lines)) + count(question))
+    outcome = compress_chat(messages, policy(), count, target_tokens=target)
+    assert outcome.messages is not None
+    assert asked in outcome.messages[3]["content"]
+    assert outcome.tokens_after <= target
+
+
+def test_prose_without_blanks_or_line_breaks_is_cut_between_its_sentences() -> None:
+    said = [f"第{number}号仓库的自行车由王伟在第{number * 7 % 31}天发货。" for number in range(60)]
+    said[37] = "成都仓库的绿色冰箱由刘洋修理。"
+    messages = chat(call(1), result(1, "".join(said)), question="成都仓库的绿色冰箱由谁修理？")
+    after = shrunk(messages, policy(min_quality=0.8))[3]["content"]
+    assert said[37] in after
+    assert len(after) < 0.8 * len("".join(said))
+
+
 def test_what_is_asked_about_goes_where_nothing_else_is_left_to_go() -> None:
     two_subjects = "\n\n".join(part for part in MINUTES.split("\n\n") if "bridge" in part or "roof" in part)
     messages = chat(call(1, "fetch", url="https://x.io"), result(1, two_subjects), question=BRIDGE)
