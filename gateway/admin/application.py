@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -85,7 +85,8 @@ def _routes(pages: Sequence[Page], desk: Desk, door: Door, renderer: Renderer) -
 
 
 def _to_login(request: Request) -> Response:
-    """Back to this page afterwards, if it is one that can be looked at."""
-    query = f"?{request.url.query}" if request.url.query else ""
-    wanted = f"?next={quote(request.url.path + query)}" if request.method == "GET" else ""
-    return RedirectResponse(f"/admin/login{wanted}", 303)
+    """Back to this page afterwards, or to the one whose form was sent too late."""
+    is_form = request.method == "POST"
+    wanted = urlsplit(request.headers.get("referer", "") if is_form else str(request.url))
+    page = quote(wanted.path + (f"?{wanted.query}" if wanted.query else ""))
+    return RedirectResponse(f"/admin/login?next={page}{'&over=1' if is_form else ''}", 303)

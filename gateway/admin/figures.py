@@ -25,11 +25,13 @@ def money(value: float | None) -> str:
     """Dollars: cents from one dollar up, below it three digits that count, so that a single call is not $0.00."""
     if value is None:
         return NONE
-    if value == 0 or abs(value) >= 0.995:
+    if value < 0:
+        return f"-{money(-value)}"
+    if value == 0 or value >= 0.995:
         return f"${value:,.2f}"
-    if 0 < value < 0.000001:
+    if value < 0.000001:
         return "<$0.000001"
-    places = max(2, 2 - math.floor(math.log10(abs(value))))
+    places = max(2, 2 - math.floor(math.log10(value)))
     whole, _, digits = f"{value:.{min(places, 8)}f}".rstrip("0").partition(".")
     return f"${whole}.{digits.ljust(2, '0')}"
 
@@ -37,7 +39,7 @@ def money(value: float | None) -> str:
 def percent(share: float | None) -> str:
     if share is None:
         return NONE
-    return f"{share * 100:.1f} %" if 0 < share < 0.1 else f"{share * 100:.0f} %"
+    return f"{share * 100:.1f} %" if 0 < share < 0.1 else f"{share * 100:,.0f} %"
 
 
 def exact(value: float | None, shown: str) -> Markup:
@@ -62,8 +64,8 @@ def moment(text: str | None) -> Markup:
     """An ISO time as `<time>`: date and second in UTC. A script turns it into the reader's own time."""
     if not text:
         return Markup("–")
-    shown = text[:19].replace("T", " ")
-    return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(text, shown, shown)
+    shown = text[:19].replace("T", " ") + " UTC"
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(text, shown, shown)
 
 
 def ago(text: str | None, now_ms: int) -> Markup:
@@ -114,6 +116,13 @@ def prose(text: str) -> Markup:
         Markup("<code>{}</code>").format(part) if at % 2 else escape(part) for at, part in enumerate(text.split("`"))
     )
     return Markup("").join(parts)
+
+
+def plain(value: float | str | None) -> str:
+    """An amount as the inputs of a form hold it, in digits alone: 0.0000001 and not 1e-07. What was typed stays."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return f"{value:.9f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
 def setting_text(value: bool | int | float | str) -> str:

@@ -82,6 +82,7 @@ class Renderer:
             "prose": figures.prose,
             "window": figures.window_text,
             "setting_text": figures.setting_text,
+            "plain": figures.plain,
         }
         self._environment.tests["saving"] = _is_saving
         self._environment.globals |= {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -101,9 +101,14 @@ def audit(
                     event["actor"],
                     event["action"],
                     event["target"],
-                    ", ".join(f"{name}={shown(value)}" for name, value in event["detail"].items() if value is not None),
+                    ", ".join(_told(name, value) for name, value in event["detail"].items() if value is not None),
                 )
                 for event in found["events"]
             ],
         ),
     )
+
+
+def _told(name: str, value: Any) -> str:
+    """One detail of an event, money in USD as everywhere else."""
+    return f"usd={shown(value / 1e9)}" if name == "nano_usd" else f"{name}={shown(value)}"

@@ -8,13 +8,15 @@ from typing import Any, Final
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from gateway.admin.figures import plain
+from gateway.admin.form_fault import FormFault, form_fault
 from gateway.admin.form_numbers import decimal, whole
 from gateway.admin.shared_budgets import observes, shared_rows
 from gateway.admin.verdict import Row, of_run, of_step, verdict
 from gateway.admin.visit import Page, Visit
 from gateway.endpoints.api import budgets, runs
-from gateway.endpoints.api.application import told
 from gateway.endpoints.api.budgets import BudgetBody
+from gateway.endpoints.api.route import conflict
 from gateway.endpoints.api.schema import ListQuery
 from gateway.errors import BadRequest, GatewayError
 from gateway.run_view import RunView
@@ -43,6 +45,7 @@ _EMPTY: Final = {
     "on_pressure": "compress, route, clamp, refuse",
     "timezone": "UTC",
     "wait_seconds": "10",
+    "seen": "",
 }
 
 
@@ -51,9 +54,9 @@ async def show_budgets(visit: Visit) -> Response:
     if not edited:
         return await _page(visit, dict(_EMPTY))
     found = await visit.ask(budgets.get_budget, path={"id": edited})
-    given = {name: getattr(found, name) for name in (*_TEXTS, "tokens", "usd", "requests", "wait_seconds")}
-    texts = {name: "" if value is None else str(value) for name, value in given.items()}
-    return await _page(visit, {**texts, "id": found.id, "on_pressure": ", ".join(rung_texts(found.on_pressure))})
+    texts = {name: plain(getattr(found, name)) for name in (*_TEXTS, "tokens", "usd", "requests", "wait_seconds")}
+    hidden = {"id": found.id, "seen": found.updated_at or ""}
+    return await _page(visit, {**texts, **hidden, "on_pressure": ", ".join(rung_texts(found.on_pressure))})
 
 
 async def put_budget(visit: Visit) -> Response:
@@ -61,12 +64,23 @@ async def put_budget(visit: Visit) -> Response:
     try:
         body = BudgetBody.model_validate(_fields(form))
         if form["id"]:
+            await _refuse_overwriting(visit, form)
             await visit.ask(budgets.put_budget, path={"id": form["id"]}, body=body)
         else:
             await visit.ask(budgets.create_budget, body=body)
     except (GatewayError, ValidationError) as error:
-        return await _page(visit, form, fault=told(error, visit.request_id).message)
+        return await _page(visit, form, form_fault(error, visit.request_id, _EMPTY))
     return visit.go("budgets", done="saved")
+
+
+async def _refuse_overwriting(visit: Visit, form: dict[str, str]) -> None:
+    """Raises `BadRequest` for a form that was filled before somebody else's change; sent again, it replaces that."""
+    found = await visit.ask(budgets.get_budget, path={"id": form["id"]})
+    seen, form["seen"] = form["seen"], found.updated_at or ""
+    if seen and seen != form["seen"]:
+        raise conflict(
+            f"{found.updated_by} changed this budget meanwhile; it stands above as it is now. Nothing was saved: save again to replace it."
+        )
 
 
 async def delete_budget(visit: Visit) -> Response:
@@ -102,13 +116,13 @@ def _rung(text: str) -> str | dict[str, float]:
     return {name: decimal("on_pressure", share)} if share.strip() else name
 
 
-async def _page(visit: Visit, form: dict[str, str], fault: str = "") -> Response:
+async def _page(visit: Visit, form: dict[str, str], fault: FormFault | None = None) -> Response:
     asked = {name: visit.param(name) for name in _ASKED}
     rows, state = await _rows(visit, asked) if any(asked.values()) else ([], None)
     known = await visit.ask(budgets.list_budgets, query=ListQuery(project=visit.project, limit=500))
     return visit.show(
         "budgets",
-        status=400 if fault else 200,
+        status=fault.status if fault else 200,
         asked=asked,
         is_asked=any(asked.values()),
         rows=rows,

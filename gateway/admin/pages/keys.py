@@ -7,10 +7,10 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from gateway.admin.form_fault import FormFault, form_fault
 from gateway.admin.form_numbers import decimal, whole
 from gateway.admin.visit import Page, Visit
 from gateway.endpoints.api import keys
-from gateway.endpoints.api.application import told
 from gateway.endpoints.api.keys import KeyBody, KeyChange, NewKeyView, RotateBody
 from gateway.endpoints.api.route import conflict
 from gateway.endpoints.api.schema import ListQuery
@@ -21,6 +21,7 @@ from gateway.store.invitations import invite
 
 _TEXTS = ("name", "project", "workflow", "agent", "step", "user", "role")
 _TERMS = ("allowed_models", "tokens", "usd", "requests", "window", "concurrency", "expires_in_days")
+_TERMS_AND_TAGS = ("workflow", "agent", "step", "user", *_TERMS)
 _EMPTY = dict.fromkeys((*_TEXTS, *_TERMS, "id", "no_limits"), "")
 
 
@@ -35,7 +36,7 @@ async def make_key(visit: Visit) -> Response:
         _check_is_new(visit, body)
         new = await visit.ask(keys.create_key, body=body)
     except (GatewayError, ValidationError) as error:
-        return await _page(visit, faulty="make", fault=told(error, visit.request_id))
+        return await _page(visit, faulty="make", fault=form_fault(error, visit.request_id, _EMPTY))
     # From the first key on these pages ask for a login, and whoever made the key must not be locked out by it.
     token = await invite(visit.store, visit.now_ms) if was_open else None
     return await _page(visit, new, f"/admin/setup?token={token}" if token else "")
@@ -60,7 +61,7 @@ async def change_key(visit: Visit) -> Response:
         body = KeyChange.model_validate(given)
         changed = await visit.ask(keys.change_key, path={"id": visit.form.get("id", "")}, body=body)
     except (GatewayError, ValidationError) as error:
-        return await _page(visit, faulty="change", fault=told(error, visit.request_id))
+        return await _page(visit, faulty="change", fault=form_fault(error, visit.request_id, _TERMS_AND_TAGS))
     return await _page(visit, warning=changed.warning) if changed.warning else visit.go("keys", done="saved")
 
 
@@ -81,7 +82,7 @@ async def _page(
     first_login: str = "",
     *,
     faulty: Literal["make", "change", ""] = "",
-    fault: GatewayError | None = None,
+    fault: FormFault | None = None,
     warning: str = "",
 ) -> Response:
     """`faulty` is the form that was refused: what was typed into it stays there. `warning` is about a change that was made."""
@@ -94,7 +95,7 @@ async def _page(
         first_login=first_login,
         faulty=faulty,
         warning=warning,
-        fault="" if fault is None else fault.message,
+        fault=fault,
         made={**_EMPTY, **(visit.form if faulty == "make" else {})},
         changed={**_EMPTY, **(visit.form if faulty == "change" else {})},
         is_open=visit.desk.access.is_open(),

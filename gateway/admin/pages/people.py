@@ -23,7 +23,7 @@ _PASSWORD_CHARACTERS_MAX: Final = 1_000
 async def show_login(visit: Visit) -> Response:
     if visit.door.is_open_to(visit.request):
         return RedirectResponse("/admin", 303)
-    return visit.show("login", fault="", wanted=_own_path(visit.param("next")))
+    return visit.show("login", fault="", wanted=_own_path(visit.param("next")), is_over=bool(visit.param("over")))
 
 
 async def log_in(visit: Visit) -> Response:
@@ -32,7 +32,7 @@ async def log_in(visit: Visit) -> Response:
     try:
         token = await visit.door.log_in(visit.request, name, password)
     except (AuthenticationFailed, Overloaded) as error:
-        response = visit.show("login", status=error.status, fault=error.message, wanted=wanted)
+        response = visit.show("login", status=error.status, fault=error.message, wanted=wanted, is_over=False)
         response.headers.update(error.headers)
         return response
     await _note(visit, name, "admin.login", name)

@@ -9,15 +9,15 @@ from typing import Any, Final
 from pydantic import ValidationError
 from starlette.responses import Response, StreamingResponse
 
+from gateway.admin.form_fault import FormFault, form_fault
 from gateway.admin.form_numbers import decimal, whole
 from gateway.admin.shared_budgets import of_project, shared_of
 from gateway.admin.timeline import timeline
 from gateway.admin.visit import Page, Visit
 from gateway.endpoints.api import runs
-from gateway.endpoints.api.application import told
 from gateway.endpoints.api.runs import BudgetChange, RunsQuery
 from gateway.endpoints.api.schema import RowsQuery
-from gateway.errors import BadRequest, GatewayError
+from gateway.errors import BadRequest
 from gateway.run_view import RunLines
 from gateway.store import usage_report
 from gateway.store.database import StoreUnavailable
@@ -31,6 +31,7 @@ _ACTIONS: Final = {
     "cancel": runs.cancel_run,
     "reset": runs.reset_run,
 }
+_LIMITS: Final = ("tokens", "usd", "requests")
 _CALLS_SHOWN: Final = 200
 _EVERY_S: Final = 1.0
 # A stream ends soon and the browser opens the next: a server that stops need not wait for somebody who looks on.
@@ -68,7 +69,7 @@ async def _events(visit: Visit) -> AsyncIterator[str]:
         await asyncio.sleep(_EVERY_S)
 
 
-async def show_run(visit: Visit, fault: GatewayError | None = None) -> Response:
+async def show_run(visit: Visit, fault: FormFault | None = None) -> Response:
     """`fault` is what was wrong with the form of its budget, in which stays what was typed."""
     shown = await visit.ask(runs.get_run, path={"run": visit.name})
     wanted = UsageFilter(project=visit.project, run=visit.name)
@@ -81,7 +82,7 @@ async def show_run(visit: Visit, fault: GatewayError | None = None) -> Response:
         following=page.next,
         timeline=timeline(page.calls),
         form={"tokens": shown.tokens.limit, "usd": shown.cost_usd.limit} | dict(visit.form if fault else {}),
-        fault="" if fault is None else fault.message,
+        fault=fault,
     )
 
 
@@ -92,11 +93,11 @@ async def change_run(visit: Visit) -> Response:
         try:
             await visit.ask(runs.set_run_budget, path=path, body=_budget(visit))
         except ValidationError as error:
-            return await show_run(visit, told(error, visit.request_id))
+            return await show_run(visit, form_fault(error, visit.request_id, _LIMITS))
         except BadRequest as error:
             if error.status != 400:
                 raise
-            return await show_run(visit, error)
+            return await show_run(visit, form_fault(error, visit.request_id, _LIMITS))
     elif action in _ACTIONS:
         await visit.ask(_ACTIONS[action], path=path)
     else:
@@ -106,7 +107,7 @@ async def change_run(visit: Visit) -> Response:
 
 def _budget(visit: Visit) -> BudgetChange:
     """An empty field takes the run's own limit back."""
-    texts = {name: visit.form.get(name, "").strip() for name in ("tokens", "usd", "requests") if name in visit.form}
+    texts = {name: visit.form.get(name, "").strip() for name in _LIMITS if name in visit.form}
     given: dict[str, Any] = {
         name: None if not text else decimal(name, text) if name == "usd" else whole(name, text)
         for name, text in texts.items()

@@ -14,6 +14,7 @@ from gateway.admin.visit import Page, Visit
 from gateway.endpoints.api import allocate, suggestions, workflows
 from gateway.endpoints.api.allocate import AllocateBody, Shares
 from gateway.endpoints.api.application import parsed, told
+from gateway.endpoints.api.route import conflict
 from gateway.endpoints.api.schema import ListQuery
 from gateway.endpoints.api.workflows import WorkflowBody, WorkflowView
 from gateway.errors import BadRequest, GatewayError
@@ -73,13 +74,26 @@ async def change_workflow(visit: Visit) -> Response:
     try:
         body = WorkflowBody.model_validate(parsed(text.encode()))
         if action == "save":
+            await _refuse_overwriting(visit)
             await visit.ask(workflows.put_workflow, path=path, body=body)
             return visit.go("workflows", visit.name, done="saved")
         if action != "preview":
             raise BadRequest.field("action", "is none of save, preview, delete, suggested")
     except (GatewayError, ValidationError) as error:
-        return await _editor(visit, text, await _known(visit), fault=told(error, visit.request_id).message)
+        return await _editor(visit, text, await _known(visit), fault=told(error, visit.request_id))
     return await _editor(visit, text, await _known(visit))
+
+
+async def _refuse_overwriting(visit: Visit) -> None:
+    """Raises `BadRequest` for a form that was filled before somebody else's change; sent again, it replaces that."""
+    found = await _known(visit)
+    if "seen" in visit.form and visit.form["seen"] != _changed_at(found):
+        who = "Somebody deleted" if found is None else f"{found.updated_by} changed"
+        raise conflict(f"{who} this declaration meanwhile. Nothing was saved: save again to replace it.")
+
+
+def _changed_at(found: WorkflowView | None) -> str:
+    return (found and found.updated_at) or ""
 
 
 async def set_mode(visit: Visit) -> Response:
@@ -90,17 +104,19 @@ async def set_mode(visit: Visit) -> Response:
     return visit.go("workflows", visit.name, done="saved")
 
 
-async def _editor(visit: Visit, text: str, found: WorkflowView | None, fault: str = "") -> Response:
+async def _editor(visit: Visit, text: str, found: WorkflowView | None, fault: GatewayError | None = None) -> Response:
     shares, why_not = await _previews(visit, text) if not fault else ({}, "It cannot be read as it stands.")
     suggested = await visit.ask(suggestions.list_suggestions, path={"workflow": visit.name})
     used = await report_by(visit, GroupBy.WORKFLOW, first_day(visit), workflow=visit.name)
     return visit.show(
         "workflow",
-        status=400 if fault else 200,
+        status=fault.status if fault else 200,
         name=visit.name,
         declared=found,
         text=text,
-        fault=fault,
+        fault=fault.message if fault else "",
+        # After a conflict the next save means what is there now.
+        seen=_changed_at(found) if fault is None or fault.status == 409 else visit.form.get("seen", ""),
         is_preview=visit.form.get("action") == "preview",
         shares=shares,
         why_not=why_not,

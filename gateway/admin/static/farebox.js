@@ -50,6 +50,8 @@ function localTimes(root) {
   }
 }
 localTimes(document);
+const zone = document.getElementById("zone");
+if (zone) zone.textContent = Intl.DateTimeFormat().resolvedOptions().timeZone;
 document.addEventListener("htmx:afterSwap", (event) => localTimes(event.target));
 
 // Rows that move: only cells that are different are replaced, and only rows that come first are moved, so that what has the focus

@@ -1,0 +1,194 @@
+"""Forms of the admin pages that cannot be saved as they are: what is said, where, and what becomes of what was typed."""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import re
+from typing import Any
+
+import pytest
+
+from gateway.admin.figures import money, percent, plain
+from tests.browser.conftest import Client
+from tests.browser.test_in_chromium import CHROMIUM, browser
+from tests.farebox_process import FareboxProcess
+
+__all__ = ["browser"]  # a fixture
+LATER = "meanwhile"
+
+
+def beside(page: str, field: str) -> str:
+    """What is said at an input, which points there itself."""
+    assert re.search(rf'name="{field}"[^>]* aria-invalid="true" aria-describedby="fault-{field}"', page), field
+    found = re.search(rf'id="fault-{field}">([^<]+)<', page)
+    assert found, field
+    return html.unescape(found[1])
+
+
+def alert(page: str) -> str:
+    found = re.search(r'role="alert">([^<]+)<', page)
+    return html.unescape(found[1]) if found else ""
+
+
+def value(page: str, field: str) -> str:
+    found = re.search(rf'name="{field}" value="([^"]*)"', page)
+    assert found, field
+    return html.unescape(found[1])
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "told"),
+    [
+        ("match", "a b", "matches no name"),
+        ("usd", "9100000", "may be at most 9,007,199"),
+        ("tokens", "5x", "must be a whole number; given '5x'"),
+        ("timezone", "Nowhere/At-all", "Nowhere/At-all"),
+    ],
+)
+def test_a_fault_of_a_budget_stands_beside_its_field(client: Client, field: str, text: str, told: str) -> None:
+    form = {"scope": "workflow", "match": "faulty", "usd": "1", "window": "day", field: text}
+    said = client.post("/admin/budgets", form)
+    assert said.status == 400
+    assert told in beside(said.text, field)
+    assert alert(said.text) == "Nothing was saved: see below."
+    assert value(said.text, field) == text
+    assert ("<details open>" in said.text) == (field == "timezone")
+
+
+def test_a_fault_of_no_single_field_is_said_above_the_form(client: Client) -> None:
+    said = client.post("/admin/budgets", {"scope": "workflow", "match": "faulty", "window": "day"})
+    assert alert(said.text) == "a budget needs at least one of tokens, usd, requests."
+
+
+def test_a_fault_of_a_key_and_of_a_runs_budget_stands_beside_its_field(client: Client) -> None:
+    said = client.post("/admin/keys", {"name": "faulty", "usd": "-1"})
+    assert "must be 0 or more" in beside(said.text, "usd")
+    assert value(said.text, "usd") == "-1"
+    said = client.post("/admin/runs/r-1", {"action": "budget", "tokens": "12x", "usd": ""})
+    assert beside(said.text, "tokens") == "must be a whole number; given '12x'"
+
+
+def made(client: Client, name: str, **fields: str) -> str:
+    """The address at which a new budget is edited."""
+    form = {"scope": "agent", "match": name, "window": "day"} | fields
+    assert client.post("/admin/budgets", form).status == 303
+    row = next(row for row in client.get("/admin/budgets").text.split("<tr>") if f">{name}<" in row)
+    found = re.search(r'href="(/admin/budgets\?edit=[^"#]+)', row)
+    assert found
+    return found[1]
+
+
+def test_two_people_who_edit_a_budget_do_not_overwrite_each_other(client: Client) -> None:
+    page = made(client, "shared-bot", tokens="500")
+    form: dict[str, str] = {"scope": "agent", "match": "shared-bot", "window": "day"}
+    form |= {name: value(client.get(page).text, name) for name in ("id", "seen")}
+    assert client.post("/admin/budgets", form | {"tokens": "600"}).status == 303
+    late = client.post("/admin/budgets", form | {"tokens": "700"})
+    assert (late.status, value(late.text, "tokens")) == (409, "700")
+    assert alert(late.text).startswith("local changed this budget meanwhile")
+    assert "600 tokens" in re.sub(r"<[^>]+>", "", late.text)
+    again = form | {"seen": value(late.text, "seen"), "tokens": "700"}
+    assert client.post("/admin/budgets", again).status == 303
+
+
+def test_two_people_who_edit_a_declaration_do_not_overwrite_each_other(client: Client) -> None:
+    path, forms = (
+        "/admin/workflows/edited-by-two",
+        [{"declaration": f'{{"steps": [{{"id": "{one}"}}]}}'} for one in "ab"],
+    )
+    first, second = ({**form, "action": "save", "seen": value(client.get(path).text, "seen")} for form in forms)
+    assert client.post(path, first).status == 303
+    late = client.post(path, second)
+    assert late.status == 409
+    assert LATER in alert(late.text)
+    assert "&#34;b&#34;" in late.text
+    assert client.post(path, second | {"seen": value(late.text, "seen")}).status == 303
+
+
+def test_an_amount_is_edited_in_digits_alone(client: Client) -> None:
+    page = client.get(made(client, "small-bot", usd="0.0000001")).text
+    assert value(page, "usd") == "0.0000001", "1e-07 would not match the field's own pattern"
+    assert (plain(0.05), plain(1e-9), plain(20_000), plain(None)) == ("0.05", "0.000000001", "20000", "")
+
+
+def test_figures_have_their_sign_and_their_thousands() -> None:
+    assert (money(-1_234.5), money(-0.05), money(-1e-9)) == ("-$1,234.50", "-$0.05", "-<$0.000001")
+    assert (percent(109.85), percent(0.8)) == ("10,985 %", "80 %")
+
+
+def test_times_say_their_zone_where_no_script_runs(client: Client) -> None:
+    page = client.get("/admin/runs/r-1").text
+    assert re.search(r"<time [^>]+>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC</time>", page)
+    assert 'times in <span id="zone">UTC</span>' in page
+
+
+def test_a_wrong_password_keeps_the_name(guarded: FareboxProcess) -> None:
+    said = Client(guarded.url).post("/admin/login", {"name": "lena", "password": "not mine at all"})
+    assert 'value="lena"' in said.text
+
+
+needs_chromium = pytest.mark.skipif(
+    not CHROMIUM.exists() or importlib.util.find_spec("playwright") is None,
+    reason="there is no Chromium or no playwright",
+)
+
+
+@needs_chromium
+@pytest.mark.browser
+def test_a_session_that_ended_loses_nothing_that_was_typed(browser: Any, guarded: FareboxProcess) -> None:
+    program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
+    form = {"name": "otto", "password": "a quiet long password", "role": "admin"}
+    assert program.post("/admin/people", form).status == 303
+    page = browser.new_page(base_url=guarded.url)
+    page.set_default_timeout(8_000)
+
+    def log_in() -> None:
+        page.get_by_label("Name").fill("otto")
+        page.get_by_label("Password").fill("a quiet long password")
+        page.get_by_role("button", name="Log in").click()
+
+    page.goto("/admin/budgets")
+    log_in()
+    page.wait_for_url("**/admin/budgets")
+    page.get_by_label("Whose name matches").fill("typed-*")
+    page.locator("#edit [name=tokens]").fill("5000")
+    page.context.clear_cookies()
+    page.get_by_role("button", name="Make it").click()
+    assert page.get_by_role("status").inner_text().startswith("Your session is over, so nothing was changed.")
+    log_in()
+    page.wait_for_url("**/admin/budgets")
+    while (
+        page.locator("#edit [name=tokens]").count() == 0 or page.locator("#edit [name=tokens]").input_value() != "5000"
+    ):
+        page.go_back()
+    page.get_by_role("button", name="Make it").click()
+    assert "5,000 tokens" in page.locator("tr", has_text="typed-*").inner_text()
+    page.close()
+
+
+@needs_chromium
+@pytest.mark.browser
+def test_a_preview_says_what_is_wrong_instead_of_staying_as_it_was(browser: Any, gateway: FareboxProcess) -> None:
+    from playwright.sync_api import expect
+
+    page = browser.new_page(base_url=gateway.url)
+    page.goto("/admin/workflows?name=previewed")
+    expect(page.locator("#preview tbody tr")).to_have_count(2)
+    page.locator("#declaration").fill('{"steps": [{"id": "a b"}]}')
+    expect(page.locator("#preview").get_by_role("alert")).to_contain_text("steps.0.id: must be 1 to 128 letters")
+    page.close()
+
+
+@needs_chromium
+@pytest.mark.browser
+def test_long_names_stay_in_their_column(browser: Any, gateway: FareboxProcess) -> None:
+    """A step of 128 characters left no room for the bars of the time line, and a long model pushed a phone's page wide."""
+    from tests.farebox_process import tagged
+
+    step = "s" * 128
+    assert gateway.chat("hi", tagged("intake", "r-long", step), model="small", max_tokens=20).status == 200
+    page = browser.new_page(base_url=gateway.url, viewport={"width": 1280, "height": 900})
+    page.goto("/admin/runs/r-long")
+    assert page.locator(".lane").first.bounding_box()["width"] > 200
+    page.close()
