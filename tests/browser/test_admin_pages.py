@@ -371,7 +371,7 @@ def test_what_blocks_a_call_is_told_first(client: Client, gateway: FareboxProces
     assert client.post("/admin/budgets", {"scope": "workflow", "match": "x"}).status == 400
     nobody = client.post("/admin/budgets", {"scope": "workflow", "match": " ", "tokens": "5"})
     assert nobody.status == 400
-    assert "match: must be a name, or a pattern of names" in nobody.text
+    assert "must be a name, or a pattern of names" in nobody.text
     assert client.post("/admin/budgets/delete", {"id": made[1]}).status == 303
     assert made[1] not in client.get("/admin/budgets").text
 
