@@ -155,7 +155,7 @@ def test_a_session_that_ended_loses_nothing_that_was_typed(browser: Any, guarded
     page.locator("#edit [name=tokens]").fill("5000")
     page.context.clear_cookies()
     page.get_by_role("button", name="Make it").click()
-    assert page.get_by_role("status").inner_text().startswith("Your session is over, so nothing was changed.")
+    assert page.get_by_role("status").inner_text().startswith("You are not logged in any more, so nothing was changed.")
     log_in()
     page.wait_for_url("**/admin/budgets")
     while (
