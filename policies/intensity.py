@@ -46,9 +46,9 @@ class Group:
 
 _SHAPE: Final = (
     Measure("steps", 0.40, 1, 20, "steps of a run"),
-    Measure("branches", 0.25, 0, 5, "places where a run takes one of several ways"),
+    Measure("branches", 0.25, 0, 5, "branches in the course of a run"),
     Measure("loops", 0.20, 0, 3, "loops"),
-    Measure("parallel", 0.15, 0, 5, "steps that run beside others"),
+    Measure("parallel", 0.15, 0, 5, "steps that run in parallel with others"),
 )
 
 CREATION: Final = (
@@ -69,19 +69,19 @@ EXECUTION: Final = (
         "tokens",
         0.35,
         (
-            Measure("volume", 0.50, 0, 5_000, "tokens a run"),
+            Measure("volume", 0.50, 0, 5_000, "tokens per run"),
             Measure("peak", 0.30, 0, 10_000, "tokens of the largest run"),
-            Measure("efficiency", 0.20, 1, 20, "prompt tokens read for each token written"),
+            Measure("efficiency", 0.20, 1, 20, "prompt tokens per output token"),
         ),
     ),
     Group(
         "executions",
         0.25,
         (
-            Measure("iterations", 0.35, 1, 20, "calls a run"),
-            Measure("duration", 0.30, 0, 300_000, "milliseconds a run"),
-            Measure("failures", 0.20, 0, 0.5, "failed calls for each call"),
-            Measure("retries", 0.15, 0, 0.5, "repeated calls for each call"),
+            Measure("iterations", 0.35, 1, 20, "calls per run"),
+            Measure("duration", 0.30, 0, 300_000, "milliseconds per run"),
+            Measure("failures", 0.20, 0, 0.5, "share of calls that failed"),
+            Measure("retries", 0.15, 0, 0.5, "share of calls that were retries"),
         ),
     ),
     Group(
@@ -89,8 +89,8 @@ EXECUTION: Final = (
         0.25,
         (
             Measure("distinct_tools", 0.40, 0, 10, "different tools offered to the model"),
-            Measure("tool_calls", 0.35, 0, 20, "tool calls a run"),
-            Measure("tools_a_step", 0.25, 0, 5, "tool calls a step"),
+            Measure("tool_calls", 0.35, 0, 20, "tool calls per run"),
+            Measure("tools_a_step", 0.25, 0, 5, "tool calls per step"),
         ),
     ),
     Group("workflow", 0.15, _SHAPE),

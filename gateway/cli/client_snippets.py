@@ -12,7 +12,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The values that a snippet is filled in with. `url` is the gateway's address, without a path."""
+    """The values that are filled into a snippet. `url` is the gateway's address, without a path."""
 
     url: str = "http://127.0.0.1:4000"
     key: str = "local"
@@ -27,7 +27,7 @@ class Client:
     title: str
     language: str  # of the snippet, as Markdown names it
     install: str = ""  # the command that installs the client, if there is a common one
-    refusal: str = ""  # what the client does with a refused call, unless it simply shows the message
+    refusal: str = ""  # what the client shows or raises on a refusal, unless it simply shows the message
     note: str = ""
 
 
@@ -36,9 +36,9 @@ CLIENTS: Final[dict[str, Client]] = {
         "OpenAI SDK for Python",
         "python",
         "pip install openai",
-        "`openai.APIStatusError` with `status_code` 402, or `openai.RateLimitError` for a budget that comes back; `.code` and "
+        "`openai.APIStatusError` with `status_code` 402, or `openai.RateLimitError` for a budget that renews; `.code` and "
         "`.body['metadata']` name the budget.",
-        "Chat, Responses, embeddings and completions alike; `AsyncOpenAI` takes the same arguments.",
+        "The same works for Responses, embeddings and completions; `AsyncOpenAI` takes the same arguments.",
     ),
     "openai-node": Client(
         "OpenAI SDK for Node",
@@ -50,8 +50,8 @@ CLIENTS: Final[dict[str, Client]] = {
         "Anthropic SDK for Python",
         "python",
         "pip install anthropic",
-        "`anthropic.PaymentRequiredError`, or `anthropic.RateLimitError` for a budget that comes back.",
-        "The base URL has no `/v1`. The model may be of any provider: what is not Anthropic's is translated.",
+        "`anthropic.PaymentRequiredError`, or `anthropic.RateLimitError` for a budget that renews.",
+        "The base URL has no `/v1`. The model may be from any provider: calls to others than Anthropic are translated.",
     ),
     "anthropic-node": Client(
         "Anthropic SDK for Node",
@@ -65,18 +65,18 @@ CLIENTS: Final[dict[str, Client]] = {
         "python",
         "pip install langchain-openai",
         "`openai.APIStatusError`, unwrapped.",
-        "`stream_usage=True` shows the usage of streams; Farebox counts them either way.",
+        "`stream_usage=True` shows the usage of streams; Farebox counts it either way.",
     ),
     "llamaindex": Client(
         "LlamaIndex", "python", "pip install llama-index-llms-openai-like", "`openai.APIStatusError`, unwrapped."
     ),
-    "crewai": Client("CrewAI", "python", "pip install crewai", "The error's text comes through CrewAI's own error."),
+    "crewai": Client("CrewAI", "python", "pip install crewai", "CrewAI's own error, with the message in its text."),
     "openai-agents": Client(
         "OpenAI Agents SDK",
         "python",
         "pip install openai-agents",
         "`openai.APIStatusError`, unwrapped.",
-        'It speaks Responses; `set_default_openai_api("chat_completions")` makes it speak chat.',
+        'It uses Responses by default; `set_default_openai_api("chat_completions")` switches it to chat completions.',
     ),
     "pydantic-ai": Client(
         "Pydantic AI",
@@ -89,7 +89,7 @@ CLIENTS: Final[dict[str, Client]] = {
         "python",
         'pip install "litellm[mcp]"',
         "`litellm.APIError` with the message.",
-        "Without its extra `mcp`, LiteLLM 1.106 fails in calls with tools.",
+        "Without its extra `mcp`, LiteLLM 1.106 fails on calls with tools.",
     ),
     "vercel-ai": Client(
         "Vercel AI SDK",
@@ -99,16 +99,16 @@ CLIENTS: Final[dict[str, Client]] = {
     ),
     "llm": Client("llm", "yaml", "pip install llm", "`Error:` with the message, exit code 1."),
     "claude-code": Client(
-        "Claude Code", "bash", "", "", "Any model of the configuration may be named, of any provider."
+        "Claude Code", "bash", "", "", "The model may be any model of the configuration, from any provider."
     ),
     "codex": Client("Codex", "toml"),
     "aider": Client(
         "aider",
         "bash",
         "pip install aider-chat",
-        "the message, again and again for a minute: aider 0.86 takes LiteLLM's `APIError`, which a 402 is there, for an error"
-        " that passes. Each try is refused and costs nothing; Ctrl-C ends it.",
-        "The path carries the tags. Headers do as well, and are heard before it: `extra_params: {extra_headers: {...}}` of the model"
+        "the message, repeatedly for a minute: LiteLLM turns a 402 into its `APIError`, which aider 0.86 takes for a transient"
+        " error. Each retry is refused and costs nothing; Ctrl-C ends it.",
+        "The path carries the tags. Headers work, too, and take precedence: `extra_params: {extra_headers: {...}}` of the model"
         " in `.aider.model.settings.yml`.",
     ),
     "cursor": Client("Cursor", "text"),
@@ -119,7 +119,7 @@ CLIENTS: Final[dict[str, Client]] = {
 
 
 def snippet(name: str, connection: Connection) -> str:
-    """The text for a client of `CLIENTS`. Raises `KeyError` for another name."""
+    """The snippet of a client of `CLIENTS`. Raises `KeyError` for any other name."""
     if name not in CLIENTS:
         raise KeyError(name)
     text = (files("gateway.cli") / "snippets" / f"{name}.txt").read_text()
@@ -129,7 +129,7 @@ def snippet(name: str, connection: Connection) -> str:
 
 
 def document() -> str:
-    """docs/clients.md: what is common, then every client."""
+    """The text of docs/clients.md: an introduction, then every client."""
     text = (files("gateway.cli") / "snippets" / "clients.md").read_text()
     return text.rstrip() + "\n" + "".join(_section(name, client) for name, client in CLIENTS.items())
 
@@ -140,5 +140,5 @@ def _section(name: str, client: Client) -> str:
         parts.append(f"`{client.install}`\n")
     parts.append(f"```{client.language}\n{snippet(name, Connection())}```\n")
     parts += [f"{client.note}\n"] if client.note else []
-    parts += [f"A refused call: {client.refusal}\n"] if client.refusal else []
+    parts += [f"On a refusal: {client.refusal}\n"] if client.refusal else []
     return "\n".join(parts)

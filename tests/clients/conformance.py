@@ -1,4 +1,4 @@
-"""docs/protocols.md: what becomes of every field and event that the vendors' own SDKs know. Found out by trying each of them."""
+"""docs/protocols.md: what happens to every field and event that the vendors' own SDKs know, found out by trying each of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gateway.wire.protocols import PROTOCOLS
 from tests.gateway.wire_streams import Words
 
 USER = [{"role": "user", "content": "say something"}]
-# Of each protocol: its path, a whole request, and the SDK's own list of fields.
+# For each protocol: its path, a complete request, and the SDK's own list of fields.
 REQUESTS: dict[str, tuple[str, dict[str, Any], type]] = {
     "Chat completions": (
         "/v1/chat/completions",
@@ -39,9 +39,9 @@ REQUESTS: dict[str, tuple[str, dict[str, Any], type]] = {
     ),
     "Embeddings": ("/v1/embeddings", {"model": "m", "input": "hi"}, embedding_create_params.EmbeddingCreateParams),
 }
-# What the gateway reads a field for. A field that is not here goes upstream unread.
+# Why the gateway reads a field. A field that is not listed here is forwarded unread.
 READ = {
-    "model": "chooses the deployment and its price; upstream hears the deployment's own name",
+    "model": "chooses the deployment and its price; the provider receives the deployment's own name",
     "messages": "counted",
     "input": "counted",
     "prompt": "counted",
@@ -55,29 +55,32 @@ READ = {
     "n": "reserved for each choice",
     "best_of": "reserved for each choice",
     "stream": "decides how the answer is relayed",
-    "stream_options": "usage is always asked of the upstream; the chunk reaches who asked for it",
-    "thinking": "shortened with the answer when that is lowered",
-    "metadata": "may carry the tags, which are taken out of a tagged call",
+    "stream_options": "usage is always requested from the provider; its chunk reaches only clients that asked for it",
+    "thinking": "its budget is lowered together with the answer's cap",
+    "metadata": "may carry the tags, which are removed from a tagged call",
     "service_tier": "priced",
     "speed": "priced",
     "inference_geo": "priced",
-    "prediction": "held beside the prompt: what the answer does not repeat is billed all the same",
-    "web_search_options": "one search is held and booked",
-    "modalities": "an answer that may be spoken is reserved at the price of sound",
-    "response_format": "counted, and read to tell the step's intent",
+    "prediction": "reserved in addition to the prompt: rejected prediction tokens are billed, too",
+    "web_search_options": "one search is reserved and booked",
+    "modalities": "an answer that may contain audio is reserved at the price of audio",
+    "response_format": "counted, and used to classify the step's intent",
     "text": "its schema is counted",
     "tool_choice": "counted",
     "function_call": "counted",
-    "previous_response_id": "held is as much as its last answer told here, else 4,000 tokens; booked from the answer's usage",
-    "conversation": "held is as much as its last answer told here, else 4,000 tokens; booked from the answer's usage",
-    "background": "true is refused: what it spends later could not be seen",
+    "previous_response_id": "reserved at the length that its last answer reported here, else 4,000 tokens; booked from the answer's usage",
+    "conversation": "reserved at the length that its last answer reported here, else 4,000 tokens; booked from the answer's usage",
+    "background": "true is refused, because what it spends later could not be seen",
 }
 UNREAD = {("/v1/messages", "tool_choice")}
 ELSEWHERE = {
-    ("/v1/responses", "prompt"): "a stored prompt: what it adds is not known here, and booked from the answer's usage",
+    (
+        "/v1/responses",
+        "prompt",
+    ): "a stored prompt: its length is unknown before the call, and is booked from the answer's usage",
 }
 READ_EVENTS = {"message_start", "message_delta"}
-# A value that the gateway checks; every other field is tried with an object that no provider knows.
+# Valid values for the fields that the gateway checks; every other field is tried with an object that no provider knows.
 SAMPLES: dict[str, Any] = {
     "max_tokens": 900,
     "max_completion_tokens": 900,
@@ -112,7 +115,7 @@ def field_rows(title: str) -> list[Row]:
 
 
 def verdict(path: str, body: dict[str, Any], name: str) -> tuple[str, str]:
-    """`passed`: upstream hears the very value. `used`: the gateway reads it, or changes it. `refused`: 400."""
+    """`passed`: the provider receives the value unchanged. `used`: the gateway reads or changes it. `refused`: 400."""
     protocol = PROTOCOLS[path]
     value = body.get(name, SAMPLES.get(name, {"a field": "of tomorrow"}))
     try:
@@ -132,7 +135,7 @@ def event_rows(path: str, events: dict[str, dict[str, Any]]) -> list[Row]:
 
 
 def event_verdict(path: str, value: dict[str, Any]) -> tuple[str, str]:
-    """What a client gets of one event in the middle of a stream."""
+    """What a client receives for one event in the middle of a stream."""
     protocol, counter = PROTOCOLS[path], Words()
     body = next(body for other, body, _ in REQUESTS.values() if other == path)
     relay = protocol.relay(protocol.parse(orjson.dumps({**body, "stream": True})), counter)
@@ -140,14 +143,14 @@ def event_verdict(path: str, value: dict[str, Any]) -> tuple[str, str]:
     try:
         given = relay.feed(event)
     except StreamBroken:
-        return "used", "ends the stream as an error, with the provider's own words"
+        return "used", "ends the stream as an error, with the provider's own message"
     if given == event and value["type"] in READ_EVENTS:
-        return "used", "its usage is read, and it passes"
+        return "used", "its usage is read, and it is passed on"
     if given == event:
-        return ("used", "its text is counted, and it passes") if counter.texts else ("passed", "")
+        return ("used", "its text is counted, and it is passed on") if counter.texts else ("passed", "")
     closed = relay.close(None)
     assert event in closed, (value["type"], given, closed)
-    return "used", "waits for the budget's last figures, then passes"
+    return "used", "is held back for the budget's final figures, then passed on"
 
 
 def response_events() -> dict[str, dict[str, Any]]:
@@ -206,52 +209,51 @@ def _lines() -> Iterator[str]:
 HEAD = """
 # Protocols
 
-What becomes of every field and event that the vendors' SDKs know, found out by a test that tries each of them
-(`tests/clients/test_conformance.py` writes this page and compares it).
+What happens to every field and event that the vendors' SDKs know. A test tries each of them, writes this page and checks it
+(`tests/clients/test_conformance.py`).
 
-- **passed**: goes through as it came, unread. So do fields and events that nobody knows yet.
-- **used**: the gateway reads it, for what the last column says.
-- **refused**: 400, with the name of the field.
+- **passed**: forwarded unchanged and unread. So are fields and events that the SDKs do not know yet.
+- **used**: read by the gateway, for the purpose in the last column.
+- **refused**: a 400 that names the field.
 
-Chat and Completions have one kind of event, the chunk: it passes, its text is counted, and the last one with `usage` reaches
-only who asked for it. A Messages or Responses client may use a model of a provider that does not speak that protocol:
-LiteLLM translates then (`tests/clients/test_crossing_protocols.py`: whole, in streams, with tools). What the other protocol has no
-word for is a 400 that names it, or is left out with `litellm_settings.drop_params`. `previous_response_id`, `conversation` and
-`prompt` mean something only where the provider speaks Responses itself; elsewhere they are a 400, because the model would be
+Chat and Completions have only one kind of event, the chunk: it is passed on and its text is counted; the last one, with `usage`, reaches
+only clients that asked for it. A Messages or Responses client may use a model of a provider that does not speak its protocol:
+LiteLLM then translates (`tests/clients/test_crossing_protocols.py`: buffered, streamed, with tools). A field that the other protocol cannot
+express is a 400 that names it, or is left out with `litellm_settings.drop_params`. `previous_response_id`, `conversation` and
+`prompt` only work with providers that speak Responses themselves; elsewhere they are a 400, because the model would be
 asked without its history.
 
-## Calls that are made again
+## Idempotency and caching
 
-**`Idempotency-Key`** (1 to 255 characters). The same key with the same request gets the first answer again, buffered or as a
-stream, with `idempotent-replayed: true`, and nothing is paid. Another request under the key is a 409 with
-`x-should-retry: false`; while the first call is under way the 409 carries `retry-after: 1`, so that SDKs wait for its answer. A
-key belongs to an API key of a project. The call goes on when its client leaves: whoever asks again gets the answer. A call that
-failed or was refused may be made again. Answers are kept for a day (`answers.idempotency_seconds`), beside the SQLite ledger or
-in the ledger's Redis: a restart forgets none, and it does not matter which of several gateways is asked. A key that was in use
-when its gateway was killed is free again at once (SQLite) or after a minute (Redis). While the Redis is out of reach a call with
-a key is a 503 `idempotency_unavailable`: it cannot be known whether it was made.
+**`Idempotency-Key`** (1 to 255 characters). The same request under the same key gets the first answer again, buffered or
+streamed, with `idempotent-replayed: true` and at no cost. Another request under the key is a 409 with
+`x-should-retry: false`. While the first call is in flight, the 409 carries `retry-after: 1`, so that SDKs wait for its answer. Each
+API key has its own idempotency keys. The call continues if its client disconnects, and the answer is there when the client asks again. A
+call that failed or was refused may be made again. Answers are kept for a day (`answers.idempotency_seconds`), beside the SQLite ledger or
+in the ledger's Redis, so they survive a restart, and any gateway can replay them. If a gateway is killed, the keys of its calls in flight
+are free again at once (SQLite) or after a minute (Redis). While Redis is unreachable, a call with
+a key is a 503 `idempotency_unavailable`, because nobody knows whether it was made before.
 
-**`x-farebox-cache: SECONDS`** (1 to 86400). The exact-match cache: the very same request of the same project is answered from
-where idempotent answers are kept, for so long, costs nothing, and says `x-farebox-cache: hit`. `model_info.cache_ttl_seconds`
-asks for it for all calls of a model; `x-farebox-cache: off` keeps a call away from it. What a budget clamped, compressed or
-rerouted is not kept. A stream is kept once it has ended well, and a hit is the whole stream at once. A hit is admitted like any
-call and its whole hold is given back: a paused run stays
-paused, and a run without room for the call is refused it.
+**`x-farebox-cache: SECONDS`** (1 to 86400). The exact-match cache: an identical request of the same project within that time is answered
+from the store of idempotent answers, costs nothing, and has `x-farebox-cache: hit`. `model_info.cache_ttl_seconds`
+turns it on for all calls of a model; `x-farebox-cache: off` makes a call bypass it. Answers to calls that a budget clamped, compressed or
+rerouted are not cached. A stream is cached once it has ended properly, and a hit sends the whole stream at once. A hit is admitted like any
+call, and its whole hold is then released: a paused run stays paused, and a run without room for the call is refused.
 
 ## Tools that the provider runs
 
-They cost money beside tokens, by prices of the price map or of `model_info`. Held is what the request allows (`max_uses`,
-`max_tool_calls`, or one each), booked what the answer tells:
+They cost money in addition to tokens, at prices from the price map or `model_info`. The hold covers what the request allows (`max_uses`,
+`max_tool_calls`, or one each); what the answer reports is booked:
 
-- **Web search**: `search_context_cost_per_query`, the dearest of its sizes; by the searches that the answer counts, or shows (Responses).
-  An answer of Chat with `web_search_options` that counts none is one.
-- **Google Maps** (Gemini): `google_maps_grounding_cost_per_query`; by the answer's `google_maps_grounding_requests`.
-- **File search** (Responses): `file_search_cost_per_1k_calls`, which no entry of the map has, and `model_info` may; by the answer's
-  `file_search_call` items.
-- **Code interpreter** (Responses): `code_interpreter_cost_per_session`, which the map has for OpenAI and Azure; by the containers that
-  the answer shows. One that several answers used is booked with each.
+- **Web search**: held at `search_context_cost_per_query`, for the most expensive context size; booked by the searches that the answer
+  counts, or lists (Responses). An answer of Chat with `web_search_options` that reports no count is booked as one search.
+- **Google Maps** (Gemini): `google_maps_grounding_cost_per_query`; booked by the answer's `google_maps_grounding_requests`.
+- **File search** (Responses): `file_search_cost_per_1k_calls`, which no entry of the price map has, but `model_info` can set; booked by the
+  answer's `file_search_call` items.
+- **Code interpreter** (Responses): `code_interpreter_cost_per_session`, which the price map has for OpenAI and Azure; booked by the
+  containers that the answer lists. A container that several answers used is booked with each.
 
-Without a price they are booked by their tokens alone. What no answer tells is not booked: code that Anthropic runs and bills by the hour,
-the storage of files, and images that a model has drawn by its tool, which cost what another model's tokens do. Free allowances
-of a provider are not known here, and count as paid.
+Without a price, only their tokens are booked. What no answer reports cannot be booked: code that Anthropic runs and bills by the hour,
+file storage, and images that a model draws with its tool, which are billed as another model's tokens. A provider's free allowances are
+unknown here, so they are booked as if they were paid.
 """
