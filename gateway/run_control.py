@@ -197,6 +197,7 @@ def _completed(request: RunRequest, before: Run) -> RunRequest:
         user=request.user or before.user,
         parent_run=request.parent_run or before.parent_run,
         budget=own_budget(before.plan).replaced_by(request.budget),
+        strategy=request.strategy or before.plan.get("strategy"),
     )
 
 

@@ -191,6 +191,9 @@ async def test_steps_that_are_kept_share_another_budget_or_strategy(api: Api) ->
     assert equal["strategy"] == "equal"
     assert {step["allocation_tokens"] for step in equal["steps"]} == {300}
     assert equal["tokens"]["limit"] == 900
+    others = await api.post("/api/runs", {"workflow": "nightly", "run": "r1", "steps": [{"id": "a"}, {"id": "b"}]})
+    assert others["strategy"] == "equal"
+    assert {step["allocation_tokens"] for step in others["steps"]} == {450}
 
 
 async def test_an_announcement_of_no_steps_takes_those_of_the_workflow(api: Api) -> None:
