@@ -9,7 +9,9 @@ settings say.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field
 from enum import StrEnum
+from itertools import takewhile
 from typing import Final
 
 from policies.amounts import UNITS, UNLIMITED, Limit, Unit
@@ -29,10 +31,17 @@ class Rung(StrEnum):
 
 @value_class
 class Ladder:
-    """`early` has the rungs with a share, in order; they are also in `rungs`."""
+    """`early` has the rungs with a share, in order; they are also in `rungs`. `tried` has those that a call which does not fit
+    climbs: none behind a `refuse` without a share."""
 
     rungs: tuple[Rung, ...]
     early: tuple[tuple[Rung, float], ...] = ()
+    tried: tuple[Rung, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        early = dict(self.early)
+        reached = takewhile(lambda rung: rung is not Rung.REFUSE or rung in early, self.rungs)
+        object.__setattr__(self, "tried", tuple(rung for rung in reached if rung is not Rung.REFUSE))
 
     def share_of(self, rung: Rung) -> float | None:
         return next((share for one, share in self.early if one is rung), None)

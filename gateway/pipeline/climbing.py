@@ -68,7 +68,7 @@ class Climbing:
     async def climb(self, call: Call) -> tuple[Demand, Decision]:
         """The last demand, and the ledger's decision on it."""
         climb = _Climb(self._demand(call))
-        rungs = [rung for rung in call.chain.ladder.rungs if rung is not Rung.REFUSE and not self.why_not(call, rung)]
+        rungs = [rung for rung in call.chain.ladder.tried if not self.why_not(call, rung)]
         first: Rung | None = None
         if rungs and rungs[0] is Rung.CLAMP:
             # A clamped request is granted as much as fits, up to the whole call, so there is no need to ask for the whole first.
@@ -157,7 +157,7 @@ class Climbing:
         """
         demand = climb.demand
         answers = [demand.output_tokens_max]
-        if Rung.CLAMP in call.chain.ladder.rungs and not self.why_not(call, Rung.CLAMP):
+        if Rung.CLAMP in call.chain.ladder.tried and not self.why_not(call, Rung.CLAMP):
             least = self._least(call, demand)
             usual = min(self._planner.output_tokens_usual(call), demand.output_tokens_max)
             answers = [max(usual, least), least]
@@ -190,7 +190,7 @@ class Climbing:
 
     def _note_skipped(self, call: Call) -> None:
         """Record why rungs are skipped. Only for calls that did not fit; the others never need their ladder."""
-        for rung in call.chain.ladder.rungs:
+        for rung in call.chain.ladder.tried:
             why_not = self.why_not(call, rung)
             if why_not:
                 call.decisions.append({"rung": rung, "result": "not tried", "why": why_not})

@@ -203,6 +203,12 @@ async def test_what_fits_nowhere_is_refused_once_every_rung_was_tried_against_ev
     assert world.slept_ms == 0
 
 
+async def test_nothing_is_tried_behind_refuse() -> None:
+    world = World(("refuse", "clamp"), run=Limit(tokens=350))
+    assert isinstance(await world.up(), Refused)
+    assert world.rungs == [("whole", "does not fit")]
+
+
 async def test_a_clamped_answer_stays_clamped_on_the_rungs_behind() -> None:
     world = World(("clamp", "compress", "refuse"), run=Limit(tokens=250), shortest=100, cap=1000)
     granted = await world.up()
