@@ -64,11 +64,12 @@ class Guard:
 def fault_of(scope: Mapping[str, Any]) -> GatewayError | None:
     """What is wrong with the request line and headers; None if nothing is."""
     if scope["method"] not in _METHODS:
-        message, allowed = (
+        return BadRequest(
             f"The method {scope['method'][:20]} is not supported.",
-            {"allow": ", ".join(sorted(_METHODS))},
+            status=405,
+            code="method_not_allowed",
+            headers={"allow": ", ".join(sorted(_METHODS))},
         )
-        return BadRequest(message, status=405, code="method_not_allowed", headers=allowed)
     raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
     if not raw_path.startswith(b"/") or _is_crooked(raw_path):
         return BadRequest("The path is not in its plain form.", code="invalid_path")

@@ -360,6 +360,6 @@ def _tool_name(tool: Any) -> str:
 def _response_format(given: Any) -> str | None:
     if given is None or isinstance(given, str):
         return given or None
-    return (
-        "json_object" if given.get("type") == "json_object" else json.dumps(given, ensure_ascii=False)
-    )  # orjson writes no number above 64 bits
+    if given.get("type") == "json_object":
+        return "json_object"
+    return json.dumps(given, ensure_ascii=False)  # orjson refuses integers above 64 bits

@@ -16,7 +16,7 @@ from gateway.store import settings as settings_store
 from gateway.store.settings import SettingChange
 from policies.settings import SETTINGS, Value
 
-# What a setting may hold is told by the setting, of values of any type.
+# Any JSON value is accepted here: the setting itself checks it, and its error says what the setting takes.
 _TYPES = ("boolean", "integer", "number", "string")
 GivenValue = Annotated[Any, WithJsonSchema({"anyOf": [{"type": name} for name in _TYPES]})]
 
