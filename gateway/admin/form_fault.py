@@ -1,27 +1,37 @@
-"""What was wrong with a form, and the field beside which the page says so."""
+"""What was wrong with a form, and the fields beside which the page says so."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
-from gateway.endpoints.api.application import told
+from pydantic import ValidationError
+
+from gateway.endpoints.api.application import faults_of, told
 
 
 @dataclass(frozen=True, slots=True)
 class FormFault:
-    """`field` is the name of an input of the form; empty if the fault is not about one of them."""
+    """`fields` has the faults by the names of the form's inputs; `message` is what is about none of them."""
 
-    field: str
+    fields: Mapping[str, str]
     message: str
     status: int
 
 
 def form_fault(error: Exception, request_id: str, fields: Container[str]) -> FormFault:
-    """The fault of a form with these fields, of which an error of the control API may name one: `limits.usd` is about `usd`."""
+    """The faults of a form with these fields, which an error of the control API may name: `limits.usd` is about `usd`."""
     found = told(error, request_id)
-    field = next((part for part in (found.param or "").split(".") if part in fields), "")
-    message = found.message
-    for prefix in (f"{found.param}: ", "body: "):
-        message = message.removeprefix(prefix)
-    return FormFault(field, message if field else found.message.removeprefix("body: "), found.status)
+    param = found.param or ""
+    faults = (
+        faults_of(error) if isinstance(error, ValidationError) else [(param, found.message.removeprefix(f"{param}: "))]
+    )
+    beside: dict[str, str] = {}
+    above: list[str] = []
+    for where, message in faults:
+        field = next((part for part in where.split(".") if part in fields), "")
+        if field:
+            beside.setdefault(field, message)
+        else:
+            above.append((f"{where}: {message}" if where else message).rstrip(".") + ".")
+    return FormFault(beside, " ".join(above), found.status)

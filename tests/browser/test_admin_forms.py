@@ -56,6 +56,14 @@ def test_a_fault_of_a_budget_stands_beside_its_field(client: Client, field: str,
     assert ("<details open>" in said.text) == (field == "timezone")
 
 
+def test_each_of_several_faults_stands_beside_its_own_field(client: Client) -> None:
+    form = {"scope": "workflow", "match": "a b", "tokens": "9007199254740993", "window": "day"}
+    said = client.post("/admin/budgets", form).text
+    assert beside(said, "match").startswith("matches no name")
+    assert "9007199254740991" in beside(said, "tokens")
+    assert "tokens" not in beside(said, "match")
+
+
 def test_a_fault_of_no_single_field_is_said_above_the_form(client: Client) -> None:
     said = client.post("/admin/budgets", {"scope": "workflow", "match": "faulty", "window": "day"})
     assert alert(said.text) == "a budget needs at least one of tokens, usd, requests."
@@ -115,6 +123,15 @@ def test_an_amount_is_edited_in_digits_alone(client: Client) -> None:
 def test_figures_have_their_sign_and_their_thousands() -> None:
     assert (money(-1_234.5), money(-0.05), money(-1e-9)) == ("-$1,234.50", "-$0.05", "-<$0.000001")
     assert (percent(109.85), percent(0.8)) == ("10,985 %", "80 %")
+
+
+def test_the_history_says_true_and_not_what_python_has_for_it(client: Client) -> None:
+    key = "orchestration_compression_enabled"
+    assert client.post("/admin/settings", {key: "true", f"was:{key}": "false"}).status == 303
+    for page in ("/admin/settings", "/admin/settings/history", "/admin/audit"):
+        said = client.get(page).text
+        assert "true" in said
+        assert not re.search(r">(True|False)<", said), page
 
 
 def test_times_say_their_zone_where_no_script_runs(client: Client) -> None:

@@ -202,11 +202,16 @@ def _query(request: Request) -> Mapping[str, str]:
 def _invalid(error: ValidationError) -> BadRequest:
     """The error for a validation failure: `param` is the first field at fault, the message has up to four of them."""
     found = counted_rightly(error.errors())
-    faults = list(dict.fromkeys((".".join(_field(one)), _message(one)) for one in found))
+    faults = faults_of(error)
     param, message = faults[0]
     more = "".join(f" {where or 'body'}: {what}." for where, what in faults[1:4])
     code = "missing_field" if found[0]["type"] == "missing" else "invalid_value"
     return BadRequest(f"{param or 'body'}: {message}.{more}", code=code, param=param or None)
+
+
+def faults_of(error: ValidationError) -> list[tuple[str, str]]:
+    """(field, what is wrong with it) for each fault; the field is empty for one of the whole body."""
+    return list(dict.fromkeys((".".join(_field(one)), _message(one)) for one in counted_rightly(error.errors())))
 
 
 _MESSAGES: Final = {
