@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from time import perf_counter_ns
 from typing import Any, Final
 
 from gateway.errors import BadRequest
@@ -55,6 +56,7 @@ class Exchange:
     """Headers are decoded once, with lower-case names. The first of a repeated header counts; the guard refuses repeated credentials."""
 
     def __init__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        self.began_ns = perf_counter_ns()
         self.path: str = scope["path"]
         self.query: bytes = scope.get("query_string", b"")
         self.headers: dict[str, str] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from time import perf_counter_ns
 from typing import Any, Final
 
 import structlog
@@ -230,6 +231,8 @@ class CallHandler:
         error.metadata.setdefault("request_id", call_id)
         tags = told_tags(exchange.headers, path_tags) if call is None else call.tags
         headers = error_headers(error, call_id, call, tags)
+        if call is None:
+            headers.append(("server-timing", f"total;dur={(perf_counter_ns() - exchange.began_ns) / 1e6:.1f}"))
         await exchange.answer(error.status, encoded(headers), protocol.error_body(error))
 
 

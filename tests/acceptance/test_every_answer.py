@@ -59,6 +59,14 @@ def test_an_error_names_its_request(served: Served, path: str) -> None:
     assert reply.json()["error"]["metadata"]["request_id"] == reply.headers["x-request-id"]
 
 
+@pytest.mark.parametrize("body", [b"{", b'{"model": "none", "messages": [{"role": "user", "content": "x"}]}'])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/messages", "/w/wf/v1/responses"])
+def test_a_request_that_becomes_no_call_is_timed_once(served: Served, path: str, body: bytes) -> None:
+    reply = served.gateway.request("POST", path, body)
+    assert reply.status in (400, 404)
+    assert reply.headers["server-timing"].startswith("total;dur=")
+
+
 def test_ids_are_new_each_time(served: Served) -> None:
     ids = {served.gateway.get("/livez").headers["x-request-id"] for _ in range(3)}
     assert len(ids) == 3
