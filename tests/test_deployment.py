@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import yaml
 
 from gateway.cli.configuration import read_config
 from gateway.endpoints.access import ADMIN_KEY_CHARACTERS_MIN
+from gateway.endpoints.health import health_routes
 from gateway.ledger.redis import RedisLedger
 from gateway.telemetry import Telemetry
 from tests.redis_server import RedisServer
@@ -224,6 +226,15 @@ def test_the_load_balancers_know_both_gateways_and_let_answers_stream() -> None:
     assert "underscores_in_headers on;" in nginx
     assert "proxy_buffering off;" in nginx
     assert "non_idempotent" not in nginx, "a call that was sent may have been paid for: it must not be sent twice"
+
+
+def test_no_probe_is_answered_outside() -> None:
+    caddy, nginx = ((ROOT / "deploy" / name).read_text() for name in ("Caddyfile", "nginx.conf"))
+    patterns = re.findall(r"@internal path (.+)", caddy)[0].split()
+    (location,) = re.findall(r"location ~ (\S+) \{\s+return 404;", nginx)
+    for route in health_routes(None, None, None):  # type: ignore[arg-type]  # they are not asked
+        assert any(fnmatch(route.path, pattern) for pattern in patterns), route.path
+        assert re.search(location, route.path), route.path
 
 
 def test_the_systemd_unit_waits_for_as_long_as_the_gateway_drains() -> None:
