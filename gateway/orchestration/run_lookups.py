@@ -7,12 +7,16 @@ The embedded store has one connection. With one query per run, the first calls o
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
+from typing import Final
 
 from gateway.store import runs as run_store
-from gateway.store.database import Database
+from gateway.store.database import Database, StoreUnavailable
 from gateway.store.runs import Run
 
+# Calls go on without a store that is unreachable, and one that does not answer is. A query itself may take 30 s.
+_WAIT_S: Final = 2.0
 _Key = tuple[str, str]  # project, run
 
 
@@ -21,16 +25,24 @@ class RunLookups:
         self._store = store
         self._waiting: dict[_Key, asyncio.Future[Run | None]] = {}
         self._reading: asyncio.Task[None] | None = None
+        self._asked_at_s = 0.0
 
     async def get(self, project: str, run: str) -> Run | None:
-        """Raises `StoreError`."""
+        """Raises `StoreError`, after two seconds at the latest, and at once while a query is overdue."""
+        if self._reading is not None and time.monotonic() - self._asked_at_s > _WAIT_S:
+            raise StoreUnavailable("The store does not answer.")
         key = (project, run)
         answer = self._waiting.get(key)
         if answer is None:
             answer = self._waiting[key] = asyncio.get_running_loop().create_future()
         if self._reading is None:
+            self._asked_at_s = time.monotonic()
             self._reading = asyncio.create_task(self._read(), name="run-lookups")
-        return await asyncio.shield(answer)  # others may wait for the same one
+        try:
+            async with asyncio.timeout(_WAIT_S):
+                return await asyncio.shield(answer)  # others may wait for the same one
+        except TimeoutError:
+            raise StoreUnavailable("The store does not answer.") from None
 
     async def _read(self) -> None:
         try:
@@ -45,6 +57,7 @@ class RunLookups:
             self._reading = None
 
     async def _answer(self, project: str, names: list[str], asked: dict[_Key, asyncio.Future[Run | None]]) -> None:
+        self._asked_at_s = time.monotonic()
         try:
             found = await run_store.get_many(self._store, project, names)
         except Exception as error:  # noqa: BLE001 - passed on to whoever waits

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import pytest
 
+from gateway.orchestration import run_lookups
 from gateway.orchestration.run_lookups import RunLookups
 from gateway.store import runs as run_store
 from gateway.store.database import Database, StoreUnavailable
@@ -19,11 +21,12 @@ class Store:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.queries: list[tuple[str, list[str]]] = []
         self.error: Exception | None = None
+        self.takes_s = 0.01
         monkeypatch.setattr(run_store, "get_many", self.get_many)
 
     async def get_many(self, db: Database, project: str, names: Sequence[str]) -> dict[str, Run]:
         self.queries.append((project, list(names)))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(self.takes_s)
         if self.error is not None:
             raise self.error
         return {name: Run(project, name) for name in names if name != "unknown"}
@@ -54,6 +57,23 @@ async def test_projects_are_asked_apart_and_unknown_runs_are_none(store: Store, 
     assert one is not None
     assert other is not None
     assert (one.project, other.project, none) == ("a", "b", None)
+
+
+async def test_a_store_that_does_not_answer_holds_nobody_up(
+    store: Store, lookups: RunLookups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a firewall drops what Postgres says: its driver would wait for half a minute."""
+    monkeypatch.setattr(run_lookups, "_WAIT_S", 0.2)
+    store.takes_s = 1.0
+    started = time.monotonic()
+    for _ in range(20):  # the first one waits, the others are told at once
+        with pytest.raises(StoreUnavailable):
+            await lookups.get("p", "r")
+    assert time.monotonic() - started < 0.9
+    await asyncio.sleep(1.0)
+    store.takes_s = 0.01
+    found = await lookups.get("p", "r")
+    assert found is not None
 
 
 async def test_a_store_that_is_away_is_told_to_all_and_asked_again_later(store: Store, lookups: RunLookups) -> None:
