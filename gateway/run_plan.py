@@ -18,7 +18,7 @@ from policies.allocation import NEUTRAL_AIS, Allocation, StepAllocation, StepDem
 from policies.amounts import UNLIMITED, Limit
 from policies.classify import Classification, StepText, classify
 from policies.complexity import effective_complexity, features_of, step_complexity
-from policies.declaration import flattened
+from policies.declaration import flattened, tool_name
 from policies.intents import Intent, parse_intent
 from policies.routing import tier_for
 from policies.settings import Settings
@@ -281,7 +281,7 @@ def step_text(step: Mapping[str, Any], workflow: str | None) -> StepText:
         workflow=workflow,
         system=step.get("system"),
         prompt=str(step.get("prompt") or step.get("description") or ""),
-        tools=tuple(name for tool in tools if (name := _tool_name(tool))),
+        tools=tuple(name for tool in tools if (name := tool_name(tool))),
         response_format=_response_format(step.get("response_format")),
     )
 
@@ -344,17 +344,6 @@ def _planned(
         history=demand.history,
         unit=unit,
     )
-
-
-def _tool_name(tool: Any) -> str:
-    """Accepts a tool's name, or a tool as in a model request."""
-    if isinstance(tool, str):
-        return tool
-    if not isinstance(tool, Mapping):
-        return ""
-    inner = tool.get("function")
-    named = inner if isinstance(inner, Mapping) else tool
-    return str(named.get("name") or "")
 
 
 def _response_format(given: Any) -> str | None:

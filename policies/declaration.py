@@ -48,3 +48,14 @@ def learned_steps(runs_by_step: Mapping[str, int]) -> tuple[str, ...] | None:
     if runs < RUNS_TO_LEARN:
         return None
     return tuple(step for step, seen in runs_by_step.items() if 2 * seen >= runs)
+
+
+def tool_name(tool: Any) -> str:
+    """Accepts a tool's name, or a tool as in a model request."""
+    if isinstance(tool, str):
+        return tool
+    if not isinstance(tool, Mapping):
+        return ""
+    inner = tool.get("function")
+    named = inner if isinstance(inner, Mapping) else tool
+    return str(named.get("name") or "")

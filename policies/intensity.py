@@ -16,7 +16,7 @@ from dataclasses import field
 from types import MappingProxyType
 from typing import Any, Final
 
-from policies.declaration import flattened
+from policies.declaration import flattened, tool_name
 from policies.values import value_class
 
 NEUTRAL: Final = 5.0
@@ -181,7 +181,7 @@ def shape_of(steps: Sequence[Mapping[str, Any]]) -> WorkflowShape:
         if group.get("kind") not in ("loop", "branch")
         for step in flattened(group["steps"])
     }
-    tools = {str(tool) for step in flat for tool in step.get("tools") or ()}
+    tools = {tool_name(tool) or str(tool) for step in flat for tool in step.get("tools") or ()}
     return WorkflowShape(
         steps=len(flat),
         branches=sum(step.get("intent") == "conditional" for step in flat) + kinds.count("branch"),

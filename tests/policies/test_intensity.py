@@ -147,6 +147,13 @@ def test_more_of_the_same_never_lowers_the_score(activity: AgentActivity, name: 
             ],
             WorkflowShape(steps=6, branches=2, loops=1, parallel=2, tools=2, input_fields=0, output_fields=2),
         ),
+        (  # one tool, told in two ways
+            [
+                {"id": "a", "tools": ["find"]},
+                {"id": "b", "tools": [{"type": "function", "function": {"name": "find", "description": "Finds."}}]},
+            ],
+            WorkflowShape(steps=2, branches=0, loops=0, parallel=0, tools=1),
+        ),
         (  # a step of a group inside a group is one step
             [{"id": "outer", "steps": [{"id": "a"}, {"id": "inner", "steps": [{"id": "b"}]}]}],
             WorkflowShape(steps=2, branches=0, loops=0, parallel=2),
