@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 # A pipe has no width, and wrapping would break up what a program looks for.
-_PIPE_WIDTH: Final = 400
+_PIPE_WIDTH: Final = 100_000
 _BETWEEN_CELLS: Final = 3
 _COLOURS: Final = {
     "ok": "green",

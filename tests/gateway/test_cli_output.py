@@ -43,3 +43,9 @@ def test_a_row_is_a_block_of_lines_where_a_table_does_not_fit(monkeypatch: pytes
 def test_times_say_their_zone_and_counts_agree_with_their_noun() -> None:
     assert (moment("2026-11-28T18:22:15.353Z"), moment(None)) == ("2026-11-28 18:22:15Z", None)
     assert (counted(1, "call"), counted(0, "call"), counted(1_200, "call")) == ("1 call", "0 calls", "1,200 calls")
+
+
+def test_a_pipe_gets_a_line_for_each_row_however_long_its_names_are(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [letter * 128 for letter in "rwak"]
+    show_table(("run", "workflow", "agent", "key"), [names])
+    assert capsys.readouterr().out.splitlines()[-2].split() == names
