@@ -81,7 +81,7 @@ def told(limits: Sequence[tuple[Row, Meter]]) -> str:
     each = (
         f"{window_text(row.window)} {meter.figure(meter.settled)} of {meter.shown(meter.limit)}"
         + (f", {meter.figure(meter.reserved)} reserved" if meter.reserved else "")
-        + ("" if row.is_enforced else ", only watched")
+        + ("" if row.is_enforced else ", observed")
         for row, meter in limits
     )
     return f"{row.scope.capitalize()} {row.name}: {'; '.join(each)}"

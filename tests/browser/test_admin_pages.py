@@ -383,7 +383,7 @@ def test_what_is_only_watched_blocks_nothing(client: Client, gateway: FareboxPro
     for _ in range(3):
         assert gateway.chat("hi", tagged("watched", "r-w", "s"), model="small", max_tokens=20).status == 200
     page = client.get("/admin/budgets?run=r-w&step=s").text
-    assert "only watched" in page
+    assert "observed" in page
     assert "Nothing blocks it" in page
 
 
