@@ -122,13 +122,13 @@ def _orchestration() -> tuple[SettingSpec, ...]:
             "orchestration",
             "enabled",
             False,
-            "Classify, allocate, compress and route tagged calls. Budgets that someone set are kept either way.",
+            "Classify, allocate, compress and route tagged calls. Budgets are enforced either way.",
         ),
         _boolean(
             "orchestration",
             "adaptive_budget_enabled",
             False,
-            "Plan runs by what their steps really used (strategy adaptive), whatever strategy is set below.",
+            "Plan runs by what their steps have actually used (strategy adaptive), whatever strategy is set below.",
         ),
     )
 
@@ -170,7 +170,7 @@ def _compression() -> tuple[SettingSpec, ...]:
         )
         for intent, strategy in _COMPRESSION_DEFAULT.items()
     )
-    quality = "Below this measured quality the original prompt goes unchanged."
+    quality = "Below this measured quality, the original prompt is sent unchanged."
     return (
         _boolean("compression", "compression_enabled", False, "Compress prompts of tagged calls."),
         *strategies,
@@ -190,7 +190,12 @@ def _routing() -> tuple[SettingSpec, ...]:
             "Choose models by complexity where a workflow allows it; `model: auto` always does.",
         ),
         _number(
-            "routing", "ais_fast_tier_max_score", 3.0, 0.0, 10.0, "Effective complexity below which the fast tier does."
+            "routing",
+            "ais_fast_tier_max_score",
+            3.0,
+            0.0,
+            10.0,
+            "Effective complexity below which the fast tier is used.",
         ),
         _number(
             "routing",
@@ -198,7 +203,7 @@ def _routing() -> tuple[SettingSpec, ...]:
             6.5,
             0.0,
             10.0,
-            "Effective complexity below which the balanced tier does.",
+            "Effective complexity below which the balanced tier is used.",
         ),
         _number("routing", "ais_powerful_tier_min_score", 6.5, 0.0, 10.0, powerful),
         _number("routing", "ais_quality_weight", 0.6, 0.0, 1.0, "Weight of a model's quality when choosing in a tier."),
@@ -207,11 +212,13 @@ def _routing() -> tuple[SettingSpec, ...]:
 
 
 def _classification_and_quality() -> tuple[SettingSpec, ...]:
-    threshold = "An intent below this confidence is asked of the next source."
+    threshold = "Below this confidence, the next source is asked for the intent."
     retries = "How often a step whose answer failed its checks moves one tier up."
     return (
         _number("classification", "intent_classification_confidence_threshold", 0.7, 0.0, 1.0, threshold),
-        _number("quality", "quality_score_minimum", 0.8, 0.0, 1.0, "An answer whose checks score below this failed."),
+        _number(
+            "quality", "quality_score_minimum", 0.8, 0.0, 1.0, "An answer whose checks score below this has failed."
+        ),
         _integer("quality", "max_retry_attempts", 2, 0, 10, retries),
     )
 
