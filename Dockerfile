@@ -1,11 +1,11 @@
 # syntax=docker/dockerfile:1
-# The gateway and nothing else: built with the locked, hashed dependencies, run as a user that owns nothing but its spool.
+# The gateway and nothing else: built from the locked, hashed dependencies, and run as a user that owns nothing but its spool.
 
 FROM python:3.12-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/farebox
 WORKDIR /src
-# Dependencies first: they change less often than the code, and stay in the cache.
+# Dependencies first: they change less often than the code, so their layer stays cached.
 COPY requirements/build.txt requirements/runtime.txt requirements/otel.txt requirements/
 RUN /opt/farebox/bin/pip install --require-hashes --only-binary :all: -r requirements/build.txt \
  && /opt/farebox/bin/pip install --require-hashes --only-binary :all: -r requirements/runtime.txt -r requirements/otel.txt
@@ -27,11 +27,11 @@ ENV PATH=/opt/farebox/bin:$PATH \
     FAREBOX_SERVER_HOST=0.0.0.0 \
     FAREBOX_SERVER_LOG_FORMAT=json
 USER 10001:10001
-# Where settlements wait while Redis is away, and where the embedded engines live when nothing else is configured.
+# The spool for settlements while Redis is unreachable, and the embedded engines' files if nothing else is configured.
 WORKDIR /var/lib/farebox
 VOLUME ["/var/lib/farebox"]
 EXPOSE 4000
-# Alive, not ready: a gateway whose Redis is away is taken out by the load balancer, and restarting it would not help.
+# Liveness, not readiness: restarting a gateway whose Redis is unreachable would not help.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:4000/livez', timeout=2)"]
 STOPSIGNAL SIGTERM

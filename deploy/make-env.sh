@@ -1,10 +1,10 @@
 #!/bin/sh
-# Makes .env from .env.example, with a random secret for every value that says `generated`. Leaves an existing .env alone.
+# Creates .env from .env.example, with a random secret for every value `generated`. Does not touch an existing .env.
 set -eu
 cd "$(dirname "$0")/.."
 target="${1:-.env}"
 if [ -e "$target" ]; then
-    echo "$target exists; it is left as it is." >&2
+    echo "$target already exists; it was not changed." >&2
     exit 1
 fi
 umask 077

@@ -1,4 +1,4 @@
-"""A crew of two, a researcher and a writer, whose runs have a budget each.
+"""A crew of two, a researcher and a writer. Each of its runs has a budget.
 
 The tasks are those of CrewAI's own quick start: research a topic, then report on it. The first run has room. The second one is
 tightened by a header, as an application does for a customer on a small plan: it ends with the work that was done, not with a bill.
@@ -57,7 +57,7 @@ def crew(run: str, budget_tokens: int | None = None) -> Crew:
 
 
 def refusal_in(error: BaseException | None) -> APIStatusError | None:
-    """What the gateway refused, however often CrewAI wrapped it."""
+    """The gateway's refusal, however deeply CrewAI has wrapped it."""
     while error is not None:
         if isinstance(error, APIStatusError) and error.status_code == 402:
             return error

@@ -1,7 +1,7 @@
 """A LangGraph agent that searches in circles, and the budget that ends it with an answer instead of a bill.
 
-The graph has a way out for the day when the budget is gone: `conclude` answers from what was found. Offline the model always wants
-to search once more, which is what a real one does on a bad day.
+The graph has an exit for when the budget is used up: `conclude` answers from what was found. Offline, the model always asks for
+another search, as a real one does on a bad day.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def act(state: State) -> dict[str, object]:
 
 
 def conclude(state: State) -> dict[str, object]:
-    """No model is asked here: the budget is gone, and what was found is worth something."""
+    """Answer without a model: the budget is used up, but what was found is still useful."""
     found = [str(message.content) for message in state["messages"] if isinstance(message, ToolMessage)]
     print(f"conclude: {state['refusal']}")
     return {"messages": [AIMessage(f"After {len(found)} searches: {found[-1] if found else 'nothing was found'}")]}
@@ -86,6 +86,6 @@ graph.add_edge("act", "think")
 graph.add_edge("conclude", END)
 
 question = HumanMessage("Where in Lisbon is it quiet on a Sunday?")
-# The recursion limit is LangGraph's own brake, by steps; the budget brakes by what they cost.
+# LangGraph's own recursion limit counts steps; the budget counts what they cost.
 result = graph.compile().invoke({"messages": [question], "refusal": ""}, {"recursion_limit": 100})
 print(result["messages"][-1].content)

@@ -1,7 +1,7 @@
 """A front desk that hands over to a booking agent: one run, a step for each agent, one budget for both.
 
-The Agents SDK takes the headers from an agent's model settings, so each agent is a step of its own. The third guest meets an empty
-budget, and the desk says so in words.
+The Agents SDK takes the headers from an agent's model settings, so each agent is a step of its own. For the third guest, too little of
+the budget is left, and the desk says so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ client = AsyncOpenAI(
     api_key=os.environ.get("FAREBOX_KEY", "local"),
     default_headers={"x-workflow-id": "example-desk"},
 )
-set_default_openai_client(client, use_for_tracing=False)  # traces would go to OpenAI, with this key
+set_default_openai_client(client, use_for_tracing=False)  # otherwise the SDK sends its traces to OpenAI, with this key
 set_default_openai_api("chat_completions")
 
 
@@ -61,7 +61,7 @@ async def serve(run: str, wish: str, budget_tokens: int | None = None) -> None:
 async def main() -> None:
     await serve(f"{RUN}-1", "A table for two at eight.")
     await serve(f"{RUN}-2", "A room with a view.", budget_tokens=230)  # Booking's answer is clamped
-    await serve(f"{RUN}-3", "The whole house for a week.", budget_tokens=180)  # nothing is left for Booking
+    await serve(f"{RUN}-3", "The whole house for a week.", budget_tokens=180)  # too little is left for Booking
     await client.close()
 
 

@@ -1,7 +1,7 @@
-"""A writer that goes on until its run's budget is used up, and hands in what it has.
+"""A writer that continues until its run's budget is used up, and returns what it has written.
 
-The OpenAI SDK and nothing else: each answer's headers tell what is left, the last one that fits is clamped, and the first one that
-does not is refused before it costs anything.
+It uses only the OpenAI SDK. The headers of each answer say what is left, the last answer that fits is clamped, and the first call that
+does not fit is refused before it costs anything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ client = OpenAI(
 
 
 def write_guide(districts: list[str]) -> list[str]:
-    """Chapters, as many as the budget pays for."""
+    """Write as many chapters as the budget pays for."""
     chapters: list[str] = []
     for number, district in enumerate(districts, 1):
         try:
