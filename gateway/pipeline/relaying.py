@@ -69,8 +69,10 @@ class Relaying:
 
     async def relay(self, exchange: Exchange, call: Call, outcome: Outcome, settle: Settle) -> None:
         """Fill in `outcome` along the way, so that a call cancelled at any point is settled by what was seen so far."""
-        answer = await self._forwarding.forward(call)
-        call.timings.stop("upstream")
+        try:
+            answer = await self._forwarding.forward(call)
+        finally:
+            call.timings.stop("upstream")
         outcome.first_byte_ms = call.timings.elapsed_ms
         try:
             if answer.status >= 400:
