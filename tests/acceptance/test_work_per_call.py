@@ -265,8 +265,8 @@ async def test_a_tagged_call_waits_for_the_ledger_twice(tmp_path: Path, provider
     assert work.a_call("commits") <= 3  # those two, and what is done for many calls at once
     assert work.a_call("statements") <= 15
     assert work.a_call("body parsed") == 1
-    # The body, the answer, the event that the flusher may fetch meanwhile, and nothing that was read before.
-    assert work.a_call("json bytes") <= 1_400
+    # Body and answer are 790 bytes. The event adds 700 if the flusher happens to read it meanwhile; nothing is parsed twice.
+    assert work.a_call("json bytes") <= 1_600
     assert work.a_call("threads") <= 0.5
     assert work.a_call("tasks") <= 2
     assert work.a_call("loop turns") <= 14
@@ -311,7 +311,7 @@ async def test_an_untagged_call_does_not_wait_for_the_ledger(
     assert work.a_call("ledger") == 0
     assert work.a_call("commits") <= 1  # its usage is written with that of others
     assert work.a_call("body parsed") == 1
-    assert work.a_call("json bytes") <= 1_400
+    assert work.a_call("json bytes") <= 1_600
     assert work.a_call("threads") <= 0.5
     assert work.a_call("tasks") <= 2
     assert work.a_call("loop turns") <= 9
