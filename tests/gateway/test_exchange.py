@@ -133,6 +133,11 @@ async def test_whoever_is_done_late_leaves_the_next_request_of_the_connection_wa
     assert presence.tell is None
 
 
+async def test_blanks_at_the_end_of_a_header_are_not_part_of_its_value() -> None:
+    exchange = Client().exchange((b"x-workflow-intent", b"summarize \t"), (b"x-workflow-step", b"a b "))
+    assert exchange.headers == {"x-workflow-intent": "summarize", "x-workflow-step": "a b"}
+
+
 async def test_an_answer_has_its_length_and_the_first_of_equal_headers_counts() -> None:
     client = Client()
     exchange = client.exchange((b"x-a", b"1"), (b"x-a", b"2"), (b"x-b", b"\xe9"))
