@@ -8,235 +8,237 @@ from gateway.error_guide.guide import Guide
 
 EVENTS: Final[dict[str, Guide]] = {
     "ledger_out_of_reach": Guide(
-        "The ledger failed five times in a row, or ten of the last twenty. Enforced calls are refused at once from now on, and it "
-        "is asked every second whether it is back (`ledger_is_back`).",
-        "Look at Redis: `reason` says whether it refuses, stalls or is slow. Nothing that was settled is lost meanwhile.",
+        "The ledger failed five times in a row, or ten of the last twenty times. From now on, enforced calls are refused at once, and "
+        "the ledger is probed every second until it is back (`ledger_is_back`).",
+        "Check Redis: `reason` says whether it refuses, stalls or is slow. No settlement is lost meanwhile.",
         "error",
     ),
     "ledger_rebuilt": Guide(
         "The ledger had lost a project's counters, and they were restored from the store.",
-        "Find out why Redis lost its data (`appendonly`, eviction, FLUSHALL), or who moved the embedded ledger's file away. "
+        "Find out why Redis lost its data (`appendonly`, eviction, FLUSHALL), or why the embedded ledger's file is gone. "
         "docs/ledger.md says what may have been spent twice.",
         "warning",
     ),
     "ledger_not_compared": Guide(
-        "The store could not be asked whether the embedded ledger is the one of before. If it is a new one, it counts from nothing.",
-        "Bring the store back and start again: a new ledger is then filled from the store.",
+        "The store could not be asked whether the embedded ledger's file is new. If it is, it counts from zero.",
+        "Bring the store back and restart: a new ledger is then filled from the store.",
         "warning",
     ),
     "counters_not_restored": Guide(
-        "A project's counters are gone and could not be restored; its enforced calls are refused until they are.",
-        "Bring the store back: the counters come from there. It is tried again.",
+        "A project's counters are lost and could not be restored; its enforced calls are refused until they are.",
+        "Bring the store back: the counters come from there. Restoring is retried.",
         "error",
     ),
     "ledger_watch_failed": Guide(
-        "A fault of the gateway while it looked after the ledger. It goes on looking.", "Please report it.", "error"
+        "A fault of the gateway while it watched the ledger. It goes on watching.", "Please report it.", "error"
     ),
     "ledger_drift": Guide(
-        "For an account, the ledger has booked something else than the store has recorded.",
-        "`farebox reconcile` compares every run, and writes the difference down with `--repair`.",
+        "For an account, the ledger's figures differ from what the store has recorded.",
+        "`farebox reconcile` compares every run; `--repair` records the difference.",
         "error",
     ),
     "ledger_clock_not_read": Guide(
-        "The ledger was not asked for the time; this process's clock carries on meanwhile.",
-        "Nothing, unless it stays: then see `ledger_out_of_reach`.",
+        "The ledger's time could not be read; this process's clock is used meanwhile.",
+        "Nothing, unless it persists: then see `ledger_out_of_reach`.",
         "warning",
     ),
     "settlement_not_written": Guide(
-        "A settlement could be written neither to the ledger nor to the spool. The hold is booked by the sweeper later.",
-        "Bring the ledger back, and look whether `storage.spool` can be written to.",
+        "A settlement could be written neither to the ledger nor to the spool. The sweeper will book the hold.",
+        "Bring the ledger back, and check that `storage.spool` is writable.",
         "error",
     ),
     "settled_late": Guide(
         "A call was settled after its hold had expired; the difference was booked as an entry of its own.",
-        "If it happens often, gateways stall for longer than `reservations.ttl_seconds`: look at their CPU and memory.",
+        "If it happens often, gateways stall for longer than `reservations.ttl_seconds`: check their CPU and memory.",
         "warning",
     ),
     "hold_left_to_sweeper": Guide(
-        "A hold of a call that was not made could not be taken back, because the ledger is away.",
-        "Nothing: it is given back when its time is over.",
+        "The hold of a call that was not made could not be released, because the ledger is unreachable.",
+        "Nothing: it is released when it expires.",
         "warning",
     ),
     "reservation_lost": Guide(
-        "The owner of a hold showed no sign of life for `reservations.ttl_seconds`; it was booked or given back (`on_lost`).",
-        "Gateways are killed in mid-call (memory?), or their heartbeat does not reach the ledger.",
+        "The owner of a hold showed no sign of life for `reservations.ttl_seconds`; it was booked or released (`on_lost`).",
+        "Gateways are killed during calls (out of memory?), or their heartbeat does not reach the ledger.",
         "warning",
     ),
     "heartbeat_missed": Guide(
-        "The holds of calls under way could not be renewed.",
+        "The holds of calls in flight could not be renewed.",
         "Nothing, unless it lasts for `reservations.ttl_seconds`: then they expire and are settled late.",
         "warning",
     ),
-    "sweep_missed": Guide("Expired holds could not be looked for.", "Nothing: the next sweep does.", "warning"),
+    "sweep_missed": Guide("The search for expired holds failed.", "Nothing: the next sweep finds them.", "warning"),
     "events_wait_for_ledger": Guide(
-        "Usage events wait in memory because the ledger does not take them.",
+        "Usage events wait in memory, because the ledger does not accept them.",
         "Bring the ledger back before the process ends.",
         "warning",
     ),
     "outbox_nearly_full": Guide(
-        "Usage waits for the store and has reached 80 % of `storage.outbox_cap`.",
-        "Bring the store back, or raise the cap (and Redis's memory). At the cap enforced calls get 503 `outbox_full`.",
+        "Usage that waits for the store has reached 80 % of `storage.outbox_cap`.",
+        "Bring the store back, or raise the cap (and Redis's memory). At the cap, enforced calls get 503 `outbox_full`.",
         "warning",
     ),
     "flush_failed": Guide(
-        "Usage could not be moved to the store; it waits in the ledger's outbox and is tried again, ever more slowly.",
-        "Look at Postgres, or at the disk of the SQLite file. Calls are served meanwhile, with the last known settings and keys.",
+        "Usage could not be moved to the store; it waits in the ledger's outbox, and is retried with growing delays.",
+        "Check Postgres, or the disk of the SQLite file. Meanwhile, calls are served with the last known settings and keys.",
         "warning, error",
     ),
     "outbox_recovered": Guide("The outbox is below 80 % of its cap again.", "Nothing.", "warning"),
     "breaker_opened": Guide(
-        "Ledger or store (`engine`) is out of reach, as the webhook is told.",
-        "Look at it: `reason` says what it answers, if anything. See `ledger_out_of_reach` and `control_unavailable`.",
+        "The ledger or the store (`engine`) is unreachable; this is the alert.",
+        "Check it: `reason` says what it answers, if anything. See `ledger_out_of_reach` and `control_unavailable`.",
         "warning",
     ),
-    "breaker_closed": Guide("Ledger or store (`engine`) is back.", "Nothing.", "warning"),
+    "breaker_closed": Guide("The ledger or the store (`engine`) is back.", "Nothing.", "warning"),
     "loop_detected": Guide(
-        "A run's agent came too often with the very same request, or with the same tool calls and results: the run was stopped.",
-        "Look at the agent: `farebox runs show RUN`, then `farebox runs resume RUN`. `loops.repeats` says how often is too often.",
+        "A run's agent sent the same request, or the same tool calls and results, too often: the run was stopped.",
+        "Check the agent with `farebox runs show RUN`, then `farebox runs resume RUN`. `loops.repeats` sets the limit.",
         "warning",
     ),
     "loop_not_closed": Guide(
-        "A loop was found while the ledger was out of reach: this call was refused, and the run could not be stopped.",
-        "Look at the ledger; the next loop of the run is found again.",
+        "A loop was found while the ledger was unreachable: this call was refused, but the run could not be stopped.",
+        "Check the ledger; the run's next repetition is detected again.",
         "warning",
     ),
     "prompt_not_counted": Guide(
         "A provider did not say what an untagged call used, and our own count failed: its event has no input tokens.",
-        "The exception stands beside it; please report it.",
+        "The exception is in the log line; please report it.",
         "error",
     ),
     "loop_suspected": Guide(
-        "One step of one run made `alerts.loop_calls` calls (60) within a minute; refused ones count too.",
-        "Look at the agent: `farebox runs show RUN`. A step budget in requests ends such a loop by itself.",
+        "A step of a run made `alerts.loop_calls` calls (60) within a minute; refused ones count too.",
+        "Check the agent: `farebox runs show RUN`. A step budget in requests ends such a loop by itself.",
         "warning",
     ),
     "usage_dead_lettered": Guide(
-        "The store refused usage events for good; the rest of the batch was stored.",
-        "`SELECT * FROM usage_dead_letter` shows what and why. Nothing of it is in reports.",
+        "The store permanently rejected usage events; the rest of the batch was stored.",
+        "`SELECT * FROM usage_dead_letter` shows the events and the reasons. Reports do not include them.",
         "warning",
     ),
     "spool_not_written": Guide(
-        "A settlement could not be written to disk while the ledger is away. It stays in memory.",
-        "Make room on the disk of `storage.spool`, and do not stop the process before the ledger is back.",
+        "A settlement could not be written to disk while the ledger is unreachable. It stays in memory.",
+        "Free space on the disk of `storage.spool`, and do not stop the process before the ledger is back.",
         "error",
     ),
     "spooled_record_rejected": Guide(
-        "The ledger answers and does not take a spooled settlement. It is kept in `*.rejected` beside the spool.",
+        "The ledger is up, but rejects a spooled settlement. It is kept in `*.rejected` beside the spool.",
         "Read the file: it says what was spent, and by whom.",
         "error",
     ),
     "spool_line_damaged": Guide(
-        "A line of the spool does not match its checksum and was left out.",
-        "Look at the disk. The hold behind it is booked by the sweeper.",
+        "A line of the spool does not match its checksum and was skipped.",
+        "Check the disk. The sweeper books the hold behind the line.",
         "error",
     ),
     "spool_line_torn": Guide(
-        "The last line of the spool was not written to its end, as after a crash.",
-        "Nothing: its hold is booked by the sweeper.",
+        "The last line of the spool is incomplete, as after a crash.",
+        "Nothing: the sweeper books its hold.",
         "warning",
     ),
     "idempotency_unavailable": Guide(
-        "Calls under an `Idempotency-Key` are refused with 503, because kept answers are out of reach.",
+        "Calls with an `Idempotency-Key` are refused with 503, because the storage of kept answers is unreachable.",
         "Bring Redis back, or look at the disk of the ledger's folder.",
         "warning",
     ),
     "answer_not_kept": Guide(
-        "An answer under an `Idempotency-Key` could not be kept: the same key would make the call again.",
+        "An answer for an `Idempotency-Key` could not be kept, so a retry with the same key would make the call again.",
         "Bring Redis back, or look at the disk of the ledger's folder.",
         "warning",
     ),
     "cache_unavailable": Guide(
-        "The answer cache is out of reach; calls are made as if it were empty.",
+        "The answer cache is unreachable; calls are made as if it were empty.",
         "Bring Redis back, or look at the disk of the ledger's folder.",
         "warning",
     ),
     "connections_limited": Guide(
-        "The process may open fewer files than `server.connections_max` asks for; the limit is lower accordingly.",
+        "The process may open fewer files than `server.connections_max` needs, so it accepts fewer connections.",
         "Raise `LimitNOFILE` (systemd) or `ulimit -n`.",
         "warning",
     ),
     "store_unavailable_at_start": Guide(
-        "The store did not answer when the gateway started. It serves with the file's values and waits for the store.",
-        "Bring the store back: without it no key is known, and settings are the file's.",
+        "The store did not answer when the gateway started. It serves with the values of the configuration file and waits for the store.",
+        "Bring the store back: without it, no key is known, and the settings are those of the file.",
         "warning",
     ),
     "control_unavailable": Guide(
-        "Settings, keys, workflows and budgets could not be read anew; the last ones known stay in force.",
-        "Bring the store back. `control_recovered` tells when it is.",
+        "Settings, keys, workflows and budgets could not be refreshed; the last known ones stay in force.",
+        "Bring the store back. `control_recovered` reports when it is.",
         "warning",
     ),
     "housekeeping_failed": Guide(
-        "The daily tidying (what is older than `retention_months` and `audit_days`, partitions ahead) did not succeed; it is tried again.",
-        "The reason is in `error`. Postgres: new partitions are needed before the month turns.",
+        "The daily housekeeping (deleting what `retention_months` and `audit_days` exclude, creating partitions) failed; it is retried.",
+        "The reason is in `error`. Postgres: new partitions are needed before the next month begins.",
         "warning, error",
     ),
     "setting_ignored": Guide(
-        "The store has a value for a setting that the setting cannot have; the default or the file's value is in force.",
+        "The store has an invalid value for a setting; the default or the file's value is in force.",
         "Set it again: `farebox settings set KEY VALUE`.",
         "warning",
     ),
     "batch_dropped": Guide(
-        "Notes (learned intents, the trail of decisions) waited for the store for so long that the oldest were dropped. Usage is "
+        "Learned intents and the trail of decisions waited for the store for so long that the oldest were dropped. Usage is "
         "never among them.",
         "Bring the store back.",
         "warning",
     ),
     "batch_not_written": Guide(
-        "The store took a batch of notes for no good, and it was dropped. Usage is never among them.",
+        "The store rejected a batch of learned intents or decisions, and it was dropped. Usage is never among them.",
         "The traceback says why; please report it.",
         "error",
     ),
     "intensity_not_measured": Guide(
-        "Agents' intensity could not be measured this time; the last scores stay.",
+        "The intensity of agents could not be computed this time; the last scores stay.",
         "The traceback says why; please report it.",
         "error",
     ),
     "gauges_failed": Guide(
-        "Ledger and store, or budgets, could not be compared for the metrics this time.",
+        "The metrics about ledger, store or budgets could not be updated this time.",
         "The traceback says why; please report it.",
         "error",
     ),
     "learned_intents_not_loaded": Guide(
-        "What was learned about intents could not be read; they are told by rules and the trained model.",
+        "The learned intents could not be read; the rules and the trained model classify the steps.",
         "Bring the store back.",
         "warning",
     ),
     "learned_intents_not_kept": Guide(
-        "A learned intent could not be stored, and may have to be asked for again.", "Bring the store back.", "warning"
+        "A learned intent could not be stored, so the model may be asked for it again.",
+        "Bring the store back.",
+        "warning",
     ),
     "intent_not_asked": Guide(
-        "The model of `classifier.model` did not tell an intent. The step goes on with what rules and the trained model said.",
-        "Look whether that model answers; its errors are in the traceback.",
+        "The model of `classifier.model` returned no intent. The step goes on with that of the rules and the trained model.",
+        "Check whether that model answers; its errors are in the traceback.",
         "warning",
     ),
     "own_question_failed": Guide(
-        "A question of Farebox's own to a model (intent, summary) failed; the call that it was for went on without.",
-        "Look whether that model answers.",
+        "A model call by Farebox itself (intent, summary) failed; the call that it was for went on without it.",
+        "Check whether that model answers.",
         "warning",
     ),
     "own_question_not_settled": Guide(
-        "What a question of Farebox's own really cost could not be booked; its hold is booked by the sweeper.",
+        "The cost of a model call by Farebox itself could not be booked; the sweeper books its hold.",
         "See `ledger_out_of_reach`.",
         "warning",
     ),
     "text_not_condensed": Guide(
-        "The model that condenses texts failed; the prompt went on as it was.",
-        "Look whether that model answers; its errors are in the traceback.",
+        "The model that condenses texts failed; the prompt was sent without it.",
+        "Check whether that model answers; its errors are in the traceback.",
         "warning",
     ),
     "history_not_loaded": Guide(
-        "What a workflow's steps used in the past could not be read; its runs are planned without.",
+        "The past usage of a workflow's steps could not be read; its runs are planned without it.",
         "Bring the store back.",
         "warning",
     ),
     "handler_not_used": Guide(
-        "An intent handler of an installed package is not valid and is left out.",
-        "`reason` says why; correct or remove the package.",
+        "An intent handler of an installed package is invalid and is not used.",
+        "`reason` says why; fix or remove the package.",
         "warning",
     ),
     "orchestration_failed": Guide(
-        "A fault in classifying, allocating, compressing or routing. The call went on unmodified, its budgets kept.",
-        "The traceback says where; please report it. `orchestration_enabled` false is the way around it.",
+        "A fault in classification, allocation, compression or routing. The call went on unmodified, and its budgets were enforced.",
+        "The traceback says where; please report it. Turning `orchestration_enabled` off avoids it.",
         "error",
     ),
     "call_failed": Guide(
@@ -249,28 +251,28 @@ EVENTS: Final[dict[str, Guide]] = {
     ),
     "upstream_failed": Guide(
         "An attempt at a provider failed before its answer began. Another deployment or attempt may have answered.",
-        "`error` is the reason. If the call failed too, its client was told.",
+        "`error` is the reason. If the call failed as a whole, its client got an error.",
         "warning",
     ),
     "budget_reached": Guide(
         "A budget has reached one of the percentages of `alerts.budget_percent`.",
-        "Raise it, or let it refuse: it is kept either way.",
+        "Raise it, or let it refuse calls: it is enforced either way.",
         "warning",
     ),
     "overrun": Guide(
-        "A provider reported more than was reserved. All of it is booked: money that is gone is not hidden.",
-        "Look which model it is: server-side tools and unknown tokenizers are the usual reasons.",
+        "A provider reported more than was reserved. All of it is booked, because money that was spent is not hidden.",
+        "Check which model it is: server-side tools and unknown tokenizers are the usual reasons.",
         "warning",
     ),
     "alert_not_sent": Guide(
-        "`alerts.webhook` could not be reached.", "The alert is in this log too; look at the address.", "warning"
+        "`alerts.webhook` could not be reached.", "The alert is in this log, too; check the address.", "warning"
     ),
     "alert_not_taken": Guide(
-        "`alerts.webhook` answered with an error.", "The alert is in this log too; look at the receiver.", "warning"
+        "`alerts.webhook` answered with an error.", "The alert is in this log, too; check the receiver.", "warning"
     ),
     "worker_died": Guide(
-        "A worker process ended by itself and was replaced. Its holds expire and are booked.",
-        "Look for the kernel's out-of-memory killer.",
+        "A worker process died and was replaced. Its holds expire and are booked.",
+        "Check for the kernel's out-of-memory killer.",
         "error",
     ),
 }
