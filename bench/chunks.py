@@ -12,7 +12,7 @@ from bench.paths import PATHS
 from bench.rounds import Line
 from bench.targets import BASELINE
 
-COLUMNS: Final = ("", "µs a chunk", "beyond passthrough")
+COLUMNS: Final = ("", "µs per chunk", "beyond passthrough")
 # Of a short stream the call itself is most of the cost.
 _CHUNKS_MIN: Final = 100
 

@@ -1,9 +1,9 @@
-"""What the orchestration costs: telling intents, sharing a run's tokens, and all of it on a call.
+"""The cost of orchestration: classifying intents, allocating a run's tokens, and all of it on a call.
 
     .venv/bin/python -m bench.orchestration [--calls N] [--document docs/benchmarks-orchestration.md]
 
-Figures are CPU time of this process. The share of the machine that others use is not in them, but their caches are: medians
-and 99th percentiles are shown, and the smallest of several rounds where one figure stands for a loop.
+Figures are CPU time of this process, so other load on the machine affects them only through the caches. Medians and 99th
+percentiles are shown, and the smallest of several rounds if one figure stands for a loop.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def figure(what: str, limit_ms: float, samples: Sequence[float]) -> Figure:
 
 
 def classification() -> list[Figure]:
-    """Every held-out sentence, by who answered it: each the smallest of five rounds, since a text is always the same work."""
+    """Every held-out sentence, by the source of its answer: the smallest of five rounds, since a text is always the same work."""
     by_source: dict[str, list[float]] = {"rules": [], "model": []}
     for line in SENTENCES.read_text().splitlines():
         step = step_of(json.loads(line))
@@ -83,8 +83,8 @@ def classification() -> list[Figure]:
         if source in by_source:
             by_source[source].append(min(spent_ms(lambda: classify(step)) for _ in range(ROUNDS)))  # noqa: B023
     return [
-        figure(f"an intent, told by the rules ({len(by_source['rules'])} texts)", 1.0, by_source["rules"]),
-        figure(f"an intent, told by the model ({len(by_source['model'])} texts)", 2.0, by_source["model"]),
+        figure(f"an intent, classified by the rules ({len(by_source['rules'])} texts)", 1.0, by_source["rules"]),
+        figure(f"an intent, classified by the model ({len(by_source['model'])} texts)", 2.0, by_source["model"]),
     ]
 
 
@@ -102,7 +102,7 @@ def allocation() -> list[Figure]:
         return lambda: allocate(steps, strategy=strategy, settings=settings)
 
     return [
-        figure(f"{STEPS} steps shared, {name}", 1.0, [spent_ms(plan(name)) for _ in range(200)])
+        figure(f"{STEPS} steps allocated, {name}", 1.0, [spent_ms(plan(name)) for _ in range(200)])
         for name in ALLOCATION_STRATEGIES
     ]
 
@@ -116,7 +116,7 @@ def call_of(run: str, step: str) -> Call:
 
 
 async def calls(folder: Path, count: int) -> list[Figure]:
-    """What admission asks of the orchestration: for calls of steps that called before, and for the first call of new runs."""
+    """What admission asks of the orchestration: for calls of known steps, and for the first call of new runs."""
     application = Application(parse_config(CONFIG.format(folder=folder), environ={}), environment={})
     await application.start()
     orchestration, control = application.parts.orchestration, application.parts.control
@@ -142,9 +142,9 @@ async def calls(folder: Path, count: int) -> list[Figure]:
     finally:
         await application.stop()
     return [
-        figure("all of it, on a call of a step that called before", 0.3, warm),
+        figure("all of it, on a call of a known step", 0.3, warm),
         figure(f"a run of {STEPS} declared steps planned", 5.0, plans),
-        figure("all of it, on the first call of such a run, with what is written beside it", 100.0, cold),
+        figure("all of it, on the first call of such a run, including what is written in the background", 100.0, cold),
     ]
 
 
@@ -166,21 +166,21 @@ async def declare(application: Application) -> None:
 
 def document(figures: Sequence[Figure]) -> str:
     lines = [
-        "# What the orchestration costs",
+        "# The cost of orchestration",
         "",
         "CPU milliseconds, measured by `.venv/bin/python -m bench.orchestration` on "
-        f"{platform.machine()}, CPython {platform.python_version()}. `make bench` has the whole calls.",
+        f"{platform.machine()}, CPython {platform.python_version()}. `make bench` measures whole calls.",
         "",
         "| what | median | p99 | must stay below |",
         "|---|---:|---:|---:|",
         *(f"| {one.what} | {one.median_ms:.3f} | {one.p99_ms:.3f} | {one.limit_ms:g} |" for one in figures),
         "",
-        "All of it is what admission asks the orchestration before it counts and reserves: the intent, the step's share of the "
-        "run, the model, and whether the prompt may be compressed; with routing and compression allowed. A prompt of 900 "
-        "characters after a system prompt of 1,000; a memory ledger, an SQLite store. The first call of a run reads the store "
-        "once and shares the tokens among all steps; the intents of declared steps are told once for all runs. Most of its "
-        "last figure is CPU time of the batches that write the allocations of 50 steps and the audit trail, and of SQLite's own "
-        "thread: no call waits for them. Compressing itself runs in a thread and is measured by `make eval-compression`.",
+        "*All of it* is what admission asks the orchestration before it counts and reserves: the intent, the step's share of the "
+        "run, the model, and whether the prompt may be compressed, with routing and compression allowed. The prompt has 900 "
+        "characters after a system prompt of 1,000; the ledger is in memory, the store is SQLite. The first call of a run reads the "
+        "store once and allocates the tokens of all steps; the intents of declared steps are classified once for all runs. Most of "
+        "its last figure is CPU time of the batches that write the allocations of 50 steps and the audit trail, and of SQLite's own "
+        "thread, for which no call waits. Compression itself runs in a thread and is measured by `make eval-compression`.",
         "",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a measurement says: tables for a terminal, JSON for a program, a section of a document for readers."""
+"""Reports of a measurement: tables for a terminal, JSON for a program, a section of a document for readers."""
 
 from __future__ import annotations
 
@@ -38,10 +38,12 @@ _COLUMNS: Final = (
     "MB",
 )
 _LATENCY_NOTE: Final = (
-    "Percentiles less those of the upstream asked directly in the same round. Behind ± stands the noise of the machine: half of\n"
-    "what lies between the best and the worst round of the upstream alone."
+    "Percentiles minus those of the upstream called directly in the same round. The figure after ± is the machine's noise: half the\n"
+    "difference between the best and the worst round of the upstream alone."
 )
-_CHUNK_NOTE: Final = "CPU of a call divided by its chunks, with a five-hundredth of what the call itself costs in it."
+_CHUNK_NOTE: Final = (
+    "CPU of a call divided by the number of its chunks; this includes a five-hundredth of the cost of the call itself."
+)
 _BEGIN: Final = "<!-- measured by python -m bench: begin -->"
 _END: Final = "<!-- measured by python -m bench: end -->"
 # Above this share of a core the load generator may be what is measured; CPU per call stays true, calls/s do not.
@@ -118,7 +120,7 @@ def as_json(lines: Sequence[Line], facts: Mapping[str, Any], missing: Mapping[st
 def write_document(
     path: Path, lines: Sequence[Line], facts: Mapping[str, Any], missing: Mapping[str, str], command: str
 ) -> None:
-    """Replaces the measured section of a document, or appends it. The rest of the document is people's own."""
+    """Replaces the measured section of a document, or appends it. The rest of the document is left alone."""
     section = "\n".join([_BEGIN, "", *_section(lines, facts, missing, command), "", _END])
     text = path.read_text() if path.exists() else "# Benchmarks\n"
     pattern = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
