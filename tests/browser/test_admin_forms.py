@@ -114,6 +114,21 @@ def test_two_people_who_edit_a_declaration_do_not_overwrite_each_other(client: C
     assert client.post(path, second | {"seen": value(late.text, "seen")}).status == 303
 
 
+def test_a_change_leads_back_to_the_project_that_was_looked_at(client: Client) -> None:
+    for page in ("settings", "keys", "budgets", "audit", "settings/history"):
+        said = client.get(f"/admin/{page}?project=team-b").text
+        main = said[said.index("<main") :]
+        sent = re.findall(r'<form method="post" action="([^"]+)"', main)
+        assert all(action.endswith("?project=team-b") for action in sent), sent
+        got = re.findall(r'<form [^>]*method="get".*?</form>', main, re.DOTALL)
+        assert all('name="project" value="team-b"' in form for form in got), page
+    key = "orchestration_max_retry_attempts"
+    review = client.post("/admin/settings/review?project=team-b", {key: "4"}).text
+    assert 'action="/admin/settings" class="project"' in review, "the page of an answer to a form cannot be asked for"
+    saved = client.post("/admin/settings?project=team-b", {key: "4", f"was:{key}": "2"})
+    assert saved.headers["location"] == "/admin/settings?project=team-b&done=saved"
+
+
 def test_an_amount_is_edited_in_digits_alone(client: Client) -> None:
     page = client.get(made(client, "small-bot", usd="0.0000001")).text
     assert value(page, "usd") == "0.0000001", "1e-07 would not match the field's own pattern"
