@@ -3,13 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= config.example.yaml
 PORT ?= 4000
-# Two cores: more workers than that only make timing tests wait for each other.
+# Two workers: on two cores, more only make timing tests wait for each other.
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help chromium install install-otel install-dev run demo test test-clients lock-clients check format lock bench bench-peers screenshots eval-intents eval-compression eval-routing docs docs-pages snapshot soak soak-30 soak-5 mutants release-check clean
 
-help: ## Show what there is
+help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 $(VENV)/runtime: requirements/runtime.txt requirements/build.txt pyproject.toml
@@ -23,9 +23,9 @@ $(VENV)/dev: $(VENV)/runtime requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/dev.txt
 	@touch $@
 
-install: $(VENV)/runtime ## Make .venv with the locked dependencies
+install: $(VENV)/runtime ## Create .venv with the locked dependencies
 
-install-otel: $(VENV)/runtime ## The same with what spans need (tracing.endpoint)
+install-otel: $(VENV)/runtime ## The same, with the packages for spans (tracing.endpoint)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/otel.txt
 
 install-dev: $(VENV)/dev
@@ -33,10 +33,10 @@ install-dev: $(VENV)/dev
 run: install ## Start the gateway on :4000 with a model that answers offline
 	$(BIN)/farebox --config $(CONFIG) serve --port $(PORT)
 
-demo: install ## Run a five-step workflow against a built-in provider and show what became of its budget
+demo: install ## Run a five-step workflow against a built-in provider and report what happened to its budget
 	$(BIN)/farebox demo
 
-# The browser tests need Debian's Chromium. Without it, and without the right to install it, they are skipped and say so.
+# The browser tests need Debian's Chromium. If it is missing and cannot be installed, they are skipped and say so.
 chromium:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || echo "no Chromium: the browser tests will be skipped"
 
@@ -64,16 +64,16 @@ tests/clients/node/node_modules: tests/clients/node/package-lock.json
 	cd tests/clients/node && npm ci --ignore-scripts --no-audit --no-fund
 	@touch $@
 
-test-clients: install-dev .venv-clients/installed .venv-aider/installed tests/clients/node/node_modules ## Run every client that has a snippet or an example against the gateway (installs them apart; 2 GB)
+test-clients: install-dev .venv-clients/installed .venv-aider/installed tests/clients/node/node_modules ## Run every client that has a snippet or an example against the gateway (installed separately; 2 GB)
 	FAREBOX_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients tests/examples $(PYTEST_ARGS)
 
-# Extras stay in the lock: without them pip of before 23.3 takes `sqlalchemy[asyncio]` for something that is not pinned.
-lock-clients: ## Resolve the clients of test-clients anew (needs uv and npm)
+# Extras stay in the lock: without them, pip before 23.3 treats `sqlalchemy[asyncio]` as not pinned.
+lock-clients: ## Update the locks of test-clients (needs uv and npm)
 	UV_CUSTOM_COMPILE_COMMAND="make lock-clients" uv pip compile requirements/clients.in --no-strip-extras --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/clients.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock-clients" uv pip compile requirements/aider.in --no-strip-extras --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/aider.txt --quiet
 	cd tests/clients/node && npm install --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
 
-check: install-dev ## Lint, format, types, layers, tidiness
+check: install-dev ## Check lint, format, types, layers, tidiness
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -84,7 +84,7 @@ format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: ## Resolve the dependencies anew (needs uv); nothing younger than a week, which keeps a poisoned release out
+lock: ## Update the locked dependencies (needs uv); only releases at least a week old, to keep out malicious ones
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --group build --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/build.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --extra fast --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/runtime.txt --quiet
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --extra fast --group dev --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/dev.txt --quiet
@@ -100,10 +100,10 @@ lock: ## Resolve the dependencies anew (needs uv); nothing younger than a week, 
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/docs.txt
 	@touch $@
 
-docs-pages: install-dev ## Write the pages anew that are made from code
+docs-pages: install-dev ## Regenerate the pages that are made from code
 	FAREBOX_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/docs tests/clients -k "made_from or the_page_says"
 
-snapshot: install-dev ## Write migrations/embedded.sql anew, after a new migration
+snapshot: install-dev ## Regenerate migrations/embedded.sql after a new migration
 	FAREBOX_WRITE_SNAPSHOT=1 $(BIN)/python -m pytest -q tests/gateway/test_store_snapshot.py -k made_from
 
 docs: .venv-docs/installed ## Build the documentation into site/; a broken link or anchor fails
@@ -112,23 +112,23 @@ docs: .venv-docs/installed ## Build the documentation into site/; a broken link 
 bench: install-dev ## Measure CPU, calls/s and latency against a bare passthrough
 	$(BIN)/python -m bench
 
-bench-peers: install-dev ## The same with other gateways beside it
+bench-peers: install-dev ## The same, with other gateways for comparison
 	$(BIN)/python -m bench --peers
 
-screenshots: install-dev chromium ## Take the pictures in docs/images anew, of a gateway at work
+screenshots: install-dev chromium ## Retake the screenshots in docs/images from a running gateway
 	$(BIN)/python -m tests.browser.screenshots docs/images
 
-eval-intents: install-dev ## Accuracy of the intent classifier
+eval-intents: install-dev ## Measure the accuracy of the intent classifier
 	$(BIN)/python -m bench.eval_intents
 
-eval-compression: install-dev ## Tokens saved and answers kept by compression
+eval-compression: install-dev ## Measure the tokens saved and the answers kept by compression
 	$(BIN)/python -m bench.eval_compression
 
-eval-routing: install-dev ## Money saved and tiers confused by routing
+eval-routing: install-dev ## Measure the money saved and the tiers confused by routing
 	$(BIN)/python -m bench.eval_routing
 
-# Everything that is too long for `make test`: kill -9 at every place, many seeds, and a steady load. Each ends by itself.
-soak: install-dev ## Long tests, and two hours of a steady mixed load (soak-30: half an hour, soak-5: five minutes of it)
+# Everything that takes too long for `make test`: kill -9 at every await, many seeds, and a steady load. Each ends by itself.
+soak: install-dev ## Run the long tests, and two hours of steady mixed load (soak-30: half an hour, soak-5: five minutes)
 	FAREBOX_TEST_WATCHED=1 $(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 	FAREBOX_SIMULATION_SEEDS=100 $(BIN)/python -m pytest tests/contracts/test_ledger_simulation.py
 	$(BIN)/python -m bench.many_streams
@@ -142,8 +142,8 @@ soak-30 soak-5: install-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: --target .mutmut -r requirements/mutants.txt
 	@touch $@
 
-# Each change is tried with the tests that run through it; what they overlook is listed at the end. A quarter of an hour on two free cores.
-mutants: .mutmut/installed ## Change the rules of budgets in 1,900 places, and list the changes that no test notices
+# Each mutant is run against the tests that cover it; the survivors are listed at the end. Takes a quarter of an hour on two free cores.
+mutants: .mutmut/installed ## Mutate the budget rules in 1,900 places, and list the mutants that no test notices
 	rm -rf mutants
 	PYTHONPATH=.mutmut timeout 3600 $(BIN)/python -m mutmut run --max-children $(TEST_WORKERS)
 	PYTHONPATH=.mutmut $(BIN)/python -m mutmut results
@@ -153,9 +153,9 @@ mutants: .mutmut/installed ## Change the rules of budgets in 1,900 places, and l
 	.venv-release/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/release.txt
 	@touch $@
 
-# The audit asks PyPI for known vulnerabilities. Where it cannot be asked, nothing was audited, and this fails: a release is not
-# made without. What can be said without a network is said first.
-release-check: install-dev .venv-release/installed ## Before a release: what is shipped, of what it is made (dist/), and whether any of it is known to be vulnerable
+# The audit asks PyPI for known vulnerabilities. If PyPI cannot be reached, nothing was audited, so this fails: there is no release
+# without an audit. The checks that need no network run first.
+release-check: install-dev .venv-release/installed ## Before a release: list what is shipped, write its bill of materials (dist/), and check for known vulnerabilities
 	rm -rf dist && mkdir dist
 	$(BIN)/python -m pytest -q tests/test_supply_chain.py tests/test_tidy.py tests/test_deployment.py
 	$(BIN)/python -m hatchling build -d dist

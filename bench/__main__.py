@@ -1,15 +1,15 @@
-"""What a call costs: CPU, calls/s and latency of Farebox beside a bare passthrough and other gateways.
+"""The cost of a call: CPU, calls/s and latency of Farebox, compared with a bare passthrough and other gateways.
 
     .venv/bin/python -m bench                                   the usual cells, in about five minutes
     .venv/bin/python -m bench --peers                           with other gateways, installed on demand
     .venv/bin/python -m bench --paths 1k --connections 64       one cell
     .venv/bin/python -m bench --all                             every path with 1, 64 and 512 connections
-    .venv/bin/python -m bench --quick                           one short round of each: does everything work?
+    .venv/bin/python -m bench --quick                           one short round of each, to see that everything works
     .venv/bin/python -m bench --document docs/benchmarks.md     write the measured section of the document
 
-The gateway has one core for itself; mock upstream, load generator and Redis share the other. CPU per call is what the gateway's
-processes used, whatever else the machine did meanwhile; "quiet" is the lower quartile of windows of 50 ms, without what is done
-in bursts (the flusher, the collector). On a shared machine only the ratios say anything: all targets take turns in each cell.
+The gateway has one core for itself; mock upstream, load generator and Redis share the other. CPU per call is the CPU time of the gateway's
+processes, whatever else the machine did meanwhile; "quiet" is the lower quartile of windows of 50 ms, which excludes bursts
+(the flusher, the garbage collector). On a shared machine, only the ratios are meaningful: all targets take turns in each cell.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _CONNECTIONS: Final = (1, 64, 512)
 _PEERS: Final = tuple(name for name, target in TARGETS.items() if target.is_peer)
 _OWN: Final = tuple(name for name, target in TARGETS.items() if not target.is_peer)
 _WRITING: Final = ("--json", "--document")
-_WIDTH: Final = 140  # where there is no terminal to ask
-_FILES: Final = 16_384  # 512 connections on both sides of a gateway, and what a database wants
+_WIDTH: Final = 140  # if there is no terminal
+_FILES: Final = 16_384  # 512 connections on both sides of a gateway, and those of a database
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -62,11 +62,13 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--paths", nargs="+", choices=PATHS, metavar="PATH", help=", ".join(PATHS))
     parser.add_argument("--connections", nargs="+", type=int, metavar="N")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, metavar="TARGET", help=", ".join(TARGETS))
-    parser.add_argument("--peers", action="store_true", help="other gateways too")
+    parser.add_argument("--peers", action="store_true", help="also measure other gateways")
     parser.add_argument("--all", action="store_true", help="every path, target and number of connections; takes long")
     parser.add_argument("--quick", action="store_true", help="one round of 0.3 s for each cell")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a round, where the path does not set its work")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="length of a round, unless the path sets its number of calls"
+    )
     parser.add_argument(
         "--prompts",
         choices=("fresh", "repeated", "unseen"),
@@ -79,7 +81,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def cells(arguments: argparse.Namespace) -> list[Cell]:
-    """The cells that were asked for, with the targets that were asked for."""
+    """The requested cells, with the requested targets."""
     if arguments.all or arguments.paths or arguments.connections:
         paths = arguments.paths or list(PATHS)
         chosen = [Cell(path, number, _OWN) for path in paths for number in _numbers(path, arguments)]
@@ -116,7 +118,7 @@ def main() -> int:
         console.print(f"not measured: {name}: {reason}", style="yellow", markup=False)
     console.print(f"{time.monotonic() - began_s:.0f} s")
     _write(arguments, lines, missing)
-    # What a peer cannot do is told in the tables; it is not ours to fail for.
+    # The tables say what a peer cannot do; the benchmark does not fail because of it.
     own_failed = any(line.failed for line in lines if line.target in _OWN)
     return 0 if lines and not own_failed and set(missing) <= set(_PEERS) else 1
 
@@ -150,7 +152,7 @@ def _write(arguments: argparse.Namespace, lines: Sequence[Line], missing: dict[s
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """What measures the same again: without the places where it was written to."""
+    """The command that repeats the measurement, without its output options."""
     kept = [
         word
         for position, word in enumerate(arguments)
@@ -160,7 +162,7 @@ def _command(arguments: Sequence[str]) -> str:
 
 
 def allow_many_files() -> None:
-    """As many as the connections on both sides of a gateway need."""
+    """Raises the limit to what the connections on both sides of a gateway need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,4 +1,4 @@
-"""What relaying one chunk of a stream costs: the CPU of a call divided by its chunks, and what of it is not the passthrough's."""
+"""The cost of relaying one chunk of a stream: the CPU of a call divided by its chunks, and the part beyond the passthrough."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from bench.rounds import Line
 from bench.targets import BASELINE
 
 COLUMNS: Final = ("", "µs per chunk", "beyond passthrough")
-# Of a short stream the call itself is most of the cost.
+# In a short stream, the call itself is most of the cost.
 _CHUNKS_MIN: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkCost:
-    """Medians over the rounds. The share of the call itself (admission, settlement) is in it, a five-hundredth of it."""
+    """Medians over the rounds. They include a five-hundredth of the cost of the call itself (admission, settlement)."""
 
     path: str
     connections: int
@@ -29,7 +29,7 @@ class ChunkCost:
 
 
 def chunk_costs(lines: Sequence[Line]) -> list[ChunkCost]:
-    """Of every target on the long streams whose chunks come, and go, one by one."""
+    """For every target, on the long streams whose chunks arrive and leave one by one."""
     long = [
         line
         for line in lines

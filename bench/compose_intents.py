@@ -4,7 +4,7 @@
 
 reads the individually written steps (`bench/intents/written_*.txt`) and the templates (`bench/intents/templates.json`),
 and writes `train.jsonl` and `heldout.jsonl` beside them. Every fifth written step is held out, chosen by the hash of its
-text, so that adding a sentence moves no other. The chance is seeded: the same sources give the same bytes.
+text, so that adding a sentence moves no other. The random generator is seeded: the same sources give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 FOLDER = Path(__file__).parent / "intents"
 SEED = 20_261_122
 PER_INTENT = 150
-# Generating is what agents ask for most; the prior of the model should know it.
+# Agents ask for `generate` most often, and the model's prior should reflect that.
 PER_INTENT_OF = {"generate": 220}
 _SLOT = re.compile(r"\{(\w+)\}")
 
@@ -41,7 +41,7 @@ def written_steps() -> Iterator[Step]:
 
 
 def template_steps(templates: dict[str, Any], chance: random.Random) -> Iterator[Step]:
-    """Composed steps, in the styles in which agent frameworks put them."""
+    """Composed steps, in the styles of agent frameworks."""
     for label, parts in templates["intents"].items():
         styles = _styles()
         for number in range(PER_INTENT_OF.get(label, PER_INTENT)):
@@ -75,7 +75,7 @@ def _plain(label: str, parts: dict[str, Any], all_parts: dict[str, Any], chance:
 
 
 def _with_data(label: str, parts: dict[str, Any], all_parts: dict[str, Any], chance: random.Random) -> Step:
-    """The instruction is the system's; the user's message is data that speaks of other things."""
+    """The system prompt has the instruction; the user's message is data about other things."""
     ask = _fill(chance.choice(parts["asks"]), all_parts, chance)
     opener = f"You are {_fill(chance.choice(parts['roles']), all_parts, chance)}. " if chance.random() < 0.5 else ""
     tools = [chance.choice(parts["tools"])] if chance.random() < 0.2 else []
@@ -163,7 +163,7 @@ def _name(parts: dict[str, Any], all_parts: dict[str, Any], chance: random.Rando
         return str(chance.choice(all_parts["neutral_names"])).replace("{t}", thing)
     if kind < 0.82:
         return str(chance.choice(all_parts["generic_names"]))
-    if kind < 0.86:  # names lie: a step is called after something else that its workflow does
+    if kind < 0.86:  # names mislead: the step is named after something else in its workflow
         other = all_parts["intents"][chance.choice(sorted(all_parts["intents"]))]
         return str(chance.choice(other["names"])).replace("{t}", thing)
     return None

@@ -1,4 +1,4 @@
-"""`make eval-compression`: how much each strategy saves on real agent histories, and what can still be answered after.
+"""`make eval-compression`: how much each strategy saves on real agent histories, and what can still be answered afterwards.
 
 Histories are assembled from what is on the machine: the READMEs, data files and sources of installed packages, the
 pages that pydoc writes, and recorded logs (`bench/compression/logs.json.gz`). For each there are questions whose answer
@@ -47,7 +47,7 @@ Count = Callable[[str], int]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`answers` and `near` are alternatives of each other; one of each must stand within reach of the other."""
+    """`answers` and `near` are lists of alternatives; one of each must stand close to the other."""
 
     text: str
     answers: tuple[str, ...]
@@ -68,7 +68,7 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the report: a policy, and what share of a chat's tokens it has to fit (None: by ratio)."""
+    """One line of the report: a policy, and the share of a chat's tokens that it has to fit (None: by ratio)."""
 
     strategy: Strategy
     aggressiveness: Aggressiveness = Aggressiveness.MEDIUM
@@ -159,7 +159,7 @@ def counter() -> Count:
 
 
 def assembled() -> tuple[list[History], list[str]]:
-    """The histories, and what could not be had on this machine: sources, and questions their versions do not answer."""
+    """The histories, and what this machine lacks: missing sources, and questions that their versions do not answer."""
     logs = json.loads(gzip.decompress((DATA / "logs.json.gz").read_bytes()))
     histories, missing = [], []
     for given in json.loads((DATA / "histories.json").read_text(encoding="utf-8")):
@@ -198,7 +198,7 @@ def conversation(given: dict[str, Any], logs: dict[str, str]) -> Iterator[Messag
 
 
 def material(step: dict[str, Any], logs: dict[str, str]) -> str:
-    """What a tool would have answered."""
+    """What a tool would have returned."""
     kind, source = step["kind"], step["source"]
     if kind == "readme":
         return str(metadata(source).json["description"])
@@ -215,7 +215,7 @@ def material(step: dict[str, Any], logs: dict[str, str]) -> str:
 
 
 def bounded(text: str, data: dict[str, Any], step: dict[str, Any]) -> str:
-    """The first records of a mapping that is too long for one answer, as whole JSON."""
+    """The first records of a mapping that is too long for one result, as complete JSON."""
     if "limit" not in step or len(text) <= step["limit"]:
         return text
     (key,) = step["keys"]
@@ -349,7 +349,7 @@ def by_history(histories: Sequence[History], count: Count) -> None:
 
 
 def speed(histories: Sequence[History], count: Count) -> None:
-    """Structural alone, and whole chats with every count answered from memory, as for a history that was counted."""
+    """Structural alone, and whole chats with all token counts cached, as for a history that was counted before."""
     texts = [message["content"] for history in histories for message in history.messages if message["role"] == "tool"]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     print(f"\nspeed over {megabytes:.2f} MB of tool results, CPU time, best of 5:")
@@ -380,7 +380,7 @@ def all_compressed(chats: Sequence[list[Message]], policy: CompressionPolicy, co
 
 
 def fastest(work: Callable[[], object]) -> float:
-    """CPU time, because other work on the machine is not what is measured."""
+    """CPU time, so that other work on the machine does not count."""
 
     def once() -> float:
         started = time.process_time()
@@ -390,7 +390,7 @@ def fastest(work: Callable[[], object]) -> float:
     return min(once() for _ in range(5))
 
 
-# A step of one turn: how its data is given, and what is asked of all of it.
+# A step of one turn: how its data is given, and the tasks about all of it.
 FRAMES = {
     "JSON as it is": "{ask}\n\n{data}",
     "JSON in a fence": "{ask}\n\n```json\n{data}\n```\nAnswer in one line.",
@@ -401,7 +401,7 @@ WHOLE_TASKS = ("Summarize this in two sentences.", "Translate it to French.", "C
 
 
 def one_turn(histories: Sequence[History], count: Count) -> None:
-    """A system prompt and one user turn with a question, or a task for the whole, and the result that answers it."""
+    """A system prompt and one user turn: a question, or a task about the whole text, and the tool result that answers it."""
     print("\n| a step of one turn | prompts | tokens | saved | answers kept | saying something else |")
     print("|---|---|---|---|---|---|")
     for name, frame in FRAMES.items():
@@ -421,7 +421,7 @@ def one_turn(histories: Sequence[History], count: Count) -> None:
 
 
 def says_the_same(before: str, after: str, ask: str) -> bool:
-    """Every word of what is asked, every value of JSON, and every letter or every distinct line of other texts."""
+    """Compares every word of the question, every JSON value, and every letter or every distinct line of other texts."""
     if ask not in after:
         return False
     starts = [re.search(r"(?m)^[\[{]", text) for text in (before, after)]
@@ -450,7 +450,7 @@ def one_turn_prompts(history: History, *, as_json: bool) -> Iterator[tuple[str, 
 
 
 def prompts(count: Count) -> None:
-    """Prompts of real workflows, as a turn that lies in the past; as the newest turn only data in them is touched."""
+    """Prompts of real workflows, as an older turn; in the newest turn, only marked data is touched."""
     reference = Path(os.environ.get("FAREBOX_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
     source = reference / "intents" / "dev.jsonl"
     if not source.exists():

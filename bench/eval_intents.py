@@ -3,7 +3,7 @@
     python -m bench.eval_intents
 
 The evaluation steps are 398 real ones in `intents/dev.jsonl`, found through FAREBOX_REFERENCE or beside the repository;
-they are under several licences and so not part of it, and nothing is trained on them. Without them our own held-out
+their licences differ, so they are not part of it, and nothing is trained on them. Without them, our own held-out
 sentences are used, and the first line says so. A fold never sees its own sources: what is fitted (the temperature) is
 fitted on the other folds.
 """
@@ -30,7 +30,7 @@ from policies.intents import Intent
 
 ROOT = Path(__file__).parent.parent
 FOLDS = 5
-# What the classifier decides by when the operator has said nothing (settings: orchestration_intent_classification_…).
+# The classifier's default threshold (setting orchestration_intent_classification_…).
 THRESHOLD = 0.7
 BINS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.01)
 
@@ -71,7 +71,7 @@ def reference_folder() -> Path:
 
 
 def load_cases() -> tuple[list[Case], str]:
-    """The cases, and what to call them."""
+    """The cases, and a name for them."""
     path = reference_folder() / "intents" / "dev.jsonl"
     if path.is_file():
         return [_real_case(row) for row in _rows(path)], "real steps that the model was not trained on"
@@ -113,7 +113,7 @@ def judge(cases: Sequence[Case]) -> list[Judged]:
 
 
 def share(judged: Sequence[Judged], good: Callable[[Judged], bool]) -> float:
-    """The share of good answers; 0 of none."""
+    """The share of good answers; 0 if there are none."""
     return sum(map(good, judged)) / len(judged) if judged else 0.0
 
 
@@ -178,7 +178,7 @@ def print_confusion(judged: Sequence[Judged]) -> None:
 
 
 def print_reliability(judged: Sequence[Judged]) -> None:
-    """What the confidence promises and what is kept, and how much is answered above a threshold."""
+    """Stated confidence against measured accuracy, and how much is answered above a threshold."""
     print("\nReliability\nconfidence       n   promised   strict   or second")
     for low, high in pairwise(BINS):
         held = [one for one in judged if low <= one.answer.confidence < high]
@@ -197,7 +197,7 @@ def print_reliability(judged: Sequence[Judged]) -> None:
 
 
 def fitted_temperature(cases: Sequence[Case], trained: Weights) -> float:
-    """The temperature with the least log loss on these cases, those that the rules answer left out."""
+    """The temperature with the least log loss on these cases, except those that the rules answer."""
     scored = [(evidence_of(case.step), case.label) for case in cases]
     asked = [(evidence.features, label) for evidence, label in scored if answer_by_rules(evidence, THRESHOLD) is None]
 
@@ -220,7 +220,7 @@ def folds_by_source(cases: Sequence[Case]) -> list[int]:
 
 
 def print_cross_validation(judged: Sequence[Judged]) -> None:
-    """Each fold judged with the temperature that the other folds give."""
+    """Each fold is judged with the temperature fitted on the other folds."""
     cases = [one.case for one in judged]
     fold_of = folds_by_source(cases)
     trained = weights()

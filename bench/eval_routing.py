@@ -2,7 +2,7 @@
 
     python -m bench.eval_routing
 
-`bench/routing/steps.jsonl` holds steps that we wrote, each with the tier that we would give it. They measure whether the
+`bench/routing/steps.jsonl` holds steps that we wrote, each labelled with the tier that we would choose. They measure whether the
 scores follow a reader's judgement, not whether a cheap model's answer is good enough: that takes real models. Long texts
 are filled in from their stated length, since only their size counts. Prices are those of three real classes of models
 (November 2026), so that the costs can be compared with each other.
@@ -41,7 +41,7 @@ from policies.settings import Settings
 
 STEPS = Path(__file__).parent / "routing" / "steps.jsonl"
 SETTINGS = replace(Settings.from_values(), ais_routing_enabled=True)
-# Characters of a token, and tokens of an answer where nothing limits it: for comparing costs only.
+# Characters per token, and tokens of an uncapped answer: only for comparing costs.
 CHARACTERS_PER_TOKEN = 4
 FILLER = "The quarterly figures of the northern branch were checked twice and filed on time. "
 
@@ -91,7 +91,7 @@ def _case(row: dict[str, Any]) -> Case:
 
 
 def _price(input_usd: float, output_usd: float) -> Price:
-    """Per million tokens; what was cached costs a tenth, as with OpenAI and Anthropic."""
+    """Per million tokens; cached tokens cost a tenth, as with OpenAI and Anthropic."""
     entry = {
         "input_cost_per_token": f"{input_usd}e-6",
         "output_cost_per_token": f"{output_usd}e-6",
@@ -120,7 +120,7 @@ def score(case: Case) -> float:
 
 
 def by_router(case: Case) -> Tier:
-    """The router's decision with everything on: score, the handler's floor, abilities, prices."""
+    """The router's decision with everything on: score, the handler's minimum tier, capabilities, prices."""
     found = routed(case)
     if isinstance(found, NoRoute) or found.tier is None:
         raise ValueError(f"{case.id}: {found.reason}")
@@ -137,12 +137,12 @@ def _floor(case: Case) -> Tier | None:
 
 
 def by_intent_alone(case: Case) -> Tier:
-    """What one would do without looking at the request."""
+    """The choice without looking at the request."""
     return Tier.BALANCED if case.intent in (Intent.GENERATE, Intent.VALIDATE) else Tier.FAST
 
 
 def by_length_alone(case: Case) -> Tier:
-    """The commonest rule of thumb: long prompts to large models."""
+    """The most common rule of thumb: long prompts go to large models."""
     return TIERS[(case.prompt_tokens > 1_000) + (case.prompt_tokens > 16_000)]
 
 
@@ -199,7 +199,7 @@ def print_by_intent(cases: Sequence[Case]) -> None:
 
 
 def print_thresholds(cases: Sequence[Case]) -> None:
-    """What other thresholds would do to agreement and cost."""
+    """Agreement and cost with other thresholds."""
     dearest = sum(cost(case, Tier.POWERFUL) for case in cases)
     print(f"\n{'fast < / powerful ≥':20} {'agrees':>7} {'cost':>6}")
     for fast in (2.5, 3.0, 3.5, 4.0):
@@ -217,7 +217,7 @@ def print_thresholds(cases: Sequence[Case]) -> None:
 
 
 def print_conversations(cases: Sequence[Case], turns: int = 8) -> None:
-    """What routing every turn of a growing conversation by itself would throw away: the reason why models stick."""
+    """The loss from routing every turn of a growing conversation separately, which is why conversations keep their model."""
     lost, spent, changes, talks = 0, 0, 0, 0
     for start in range(0, len(cases) - turns, turns):
         paid, cached, switches = _conversation(cases[start : start + turns])
@@ -229,7 +229,7 @@ def print_conversations(cases: Sequence[Case], turns: int = 8) -> None:
 
 
 def _conversation(turns: Sequence[Case]) -> tuple[int, int, int]:
-    """Cost with a cold cache after each change of model, cost had the cache been kept, and the number of changes."""
+    """The cost with a cold cache after each change of model, the cost with a warm cache, and the number of changes."""
     history, paid, kept, switches, last = 0, 0, 0, 0, ""
     for turn in turns:
         needs = Needs(needed_abilities(turn.body), history + turn.prompt_tokens, turn.output_tokens)

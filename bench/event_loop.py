@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Until it is done or interrupted. The collector is told that what exists now will stay."""
+    """Runs until it is done or interrupted. The garbage collector is told to ignore the objects that exist now."""
     gc.freeze()
     with contextlib.suppress(ImportError):
         import uvloop

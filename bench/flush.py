@@ -5,8 +5,8 @@
     .venv/bin/python -m bench.flush --url sqlite:////tmp/x.db    SQLite
     … --rows 1000000 --report                                    then time every report over 30 days of calls
 
-Prints the rate over all batches, and the rate of the best quarter of them, which says what the program costs when the machine
-is not busy with something else. Runs, steps and the sums by hour are kept up in the same transactions, as in the gateway.
+Prints the rate over all batches, and that of the best quarter of them, which shows the cost when the machine is not busy with
+other work. Runs, steps and the hourly sums are updated in the same transactions, as in the gateway.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ def event(number: int, at_ms: int, chance: random.Random) -> OutboxEntry:
 
 
 def batch_of(url: str) -> int:
-    """As many as the gateway takes at once while there is a backlog."""
+    """A batch of the size that the gateway uses while there is a backlog."""
     return BATCH_POSTGRES if url.startswith("postgresql") else BATCH
 
 
 async def flush(url: str, rows: int, writers: int, days: int) -> tuple[float, list[float], float]:
-    """Seconds over all, seconds of each batch, CPU seconds of this process."""
+    """Total seconds, seconds of each batch, CPU seconds of this process."""
     store = Database(url)
     await store.open()
     now_ms = time.time_ns() // 1_000_000
@@ -142,10 +142,10 @@ def measure(url: str, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="the store; a private Postgres when it is not given")
+    parser.add_argument("--url", help="the store; default: a private Postgres")
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--writers", type=int, default=1, help="flushers at the same time")
-    parser.add_argument("--days", type=int, default=30, help="the calls are spread over so many days")
+    parser.add_argument("--writers", type=int, default=1, help="concurrent flushers")
+    parser.add_argument("--days", type=int, default=30, help="number of days over which the calls are spread")
     parser.add_argument("--report", action="store_true", help="time the reports afterwards")
     arguments = parser.parse_args()
     gc.freeze()
@@ -153,7 +153,9 @@ def main() -> None:
     if arguments.url:
         measure(arguments.url, arguments)
         return
-    from tests.postgres_server import private_server  # only needed here: it wants pytest and the wheel with the server
+    from tests.postgres_server import (
+        private_server,
+    )  # imported only here, because it needs pytest and the wheel with the server
 
     with private_server(durable=True) as url:
         measure(url, arguments)

@@ -1,12 +1,12 @@
-"""Does a call cost more in a ledger with a history? CPU per call in front of a full ledger and in front of an empty one, in turns.
+"""Does a call cost more with a ledger that has a history? CPU per call with a full ledger and with an empty one, alternating.
 
     .venv/bin/python -m bench.history                        SQLite: 100,000 runs of 10 settled calls each; some minutes
     .venv/bin/python -m bench.history --ledger redis
-    .venv/bin/python -m bench.history --runs 1000            does it work?
+    .venv/bin/python -m bench.history --runs 1000            a quick check
 
 The ledger is filled through its own port: every call is reserved and settled on a step, a run and the workflow's day, and its
-usage event is taken out of the outbox again, as the flusher does. What a purge finds to do, and how large the ledger is, is told
-beside it.
+usage event is then removed from the outbox, as the flusher does. The size of the ledger and the rows that a purge removed are
+printed, too.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def ledger_at(url: str) -> Ledger:
 
 
 async def fill(url: str, runs: int, calls: int) -> tuple[float, int]:
-    """Seconds that it took, and how many rows a purge removed at the end."""
+    """Returns the seconds that it took, and the number of rows that a purge removed at the end."""
     ledger = ledger_at(url)
     await ledger.open()
     began_s = time.monotonic()
@@ -92,7 +92,7 @@ async def _settled_call(ledger: Ledger, number: int, runs: int) -> None:
 
 
 async def _patiently(operation: Callable[[], Awaitable[T]]) -> T:
-    """On a busy machine Redis may answer later than a gateway would wait. Ids make repetition safe."""
+    """On a busy machine, Redis may answer later than a gateway would wait. Ids make retries safe."""
     for _ in range(_TRIES - 1):
         try:
             return await operation()
@@ -107,7 +107,7 @@ async def _drain(ledger: Ledger) -> None:
 
 
 async def _purge(ledger: Ledger) -> int:
-    """Nothing that was settled a moment ago is old enough: what is measured is that looking for it costs little."""
+    """Nothing is old enough to be purged: this only measures that the search is cheap."""
     total = 0
     for _ in range(_PURGES_MAX):
         found = await _patiently(lambda: ledger.purge(1_000))

@@ -1,4 +1,4 @@
-"""What a call costs the client of the fast lane, beside aiohttp's: CPU of this process, both in turn against one upstream.
+"""The cost of a call in the fast lane's HTTP client and in aiohttp's: CPU of this process, alternating, with one upstream.
 
 .venv/bin/python -m bench.http_clients
 """

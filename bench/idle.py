@@ -1,10 +1,10 @@
-"""What a gateway costs that nobody calls: resident memory, and CPU until it is ready, of a first start and of one with files.
+"""The cost of an idle gateway: resident memory, and CPU until it is ready, for a first start and for one with existing files.
 
-    .venv/bin/python -m bench.idle                 four starts with the engine that counts tokens here
-    .venv/bin/python -m bench.idle --tiktoken      with tiktoken, where toktok-rs is installed too
+    .venv/bin/python -m bench.idle                 four starts with the installed tokenizer
+    .venv/bin/python -m bench.idle --tiktoken      with tiktoken, even if toktok-rs is installed
 
-With config.example.yaml, in a folder of its own. CPU and memory are those of the process, the libraries that it shares with others
-included. Ends with 1 when a start took 125 MB.
+It uses config.example.yaml, in a folder of its own. CPU and memory are those of the process, including shared libraries. The exit
+code is 1 if a start took 125 MB.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench import measure
 from bench.servers import ROOT, Servers, servers
 
 _ROUNDS: Final = 2
-# What a start leaves for later (the first beats, the first look at the tables) is done by then.
+# By then, the work that a start defers (first heartbeats, first reads of the tables) is done.
 _SETTLING_S: Final = 1.5
 _MEMORY_MB_MAX: Final = 125
 

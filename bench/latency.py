@@ -1,6 +1,6 @@
-"""Latency that a gateway adds at one connection: its percentiles less those of the upstream asked directly, in the same round.
+"""The latency that a gateway adds at one connection: its percentiles minus those of the upstream called directly in the same round.
 
-A machine adds some of its own. How much is told beside it: how far the upstream's own percentiles lie apart between rounds.
+The machine's own noise is shown with it: how far apart the upstream's own percentiles are between rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COLUMNS: Final = ("", "added p50 ms", "added p99 ms", "p50 ms", "p99 ms")
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """Of one target; medians over the rounds. The noise is half of what lies between the best and the worst round, direct."""
+    """For one target; medians over the rounds. The noise is half the difference between the upstream's best and worst round."""
 
     path: str
     target: str
@@ -33,7 +33,7 @@ class Added:
 
 
 def added(lines: Sequence[Line]) -> list[Added]:
-    """Of every target with one connection on a path on which the upstream was measured directly, too, and sets no pace."""
+    """For every target with one connection, on paths where the upstream was also measured directly and sets no pace."""
     alone = [line for line in lines if line.connections == 1 and PATHS[line.path].pace_ms is None]
     direct = {line.path: line for line in alone if line.target == DIRECT}
     return [_added(line, direct[line.path]) for line in alone if line.target != DIRECT and line.path in direct]

@@ -1,11 +1,10 @@
-"""What a ledger costs: reserve and settle over four scopes, as a tagged call does.
+"""The cost of a ledger: reserve and settle over four scopes, as for a tagged call.
 
     python bench/ledger.py [--engine memory,sqlite,sqlite-strict] [--redis redis://…] [--calls N] [--at 1,64]
 
-Prints operations a second, the CPU time of this process for each operation (a call is two operations), and the time that the
-slowest calls took: the slowest of a thousand (p99.9), and of all. CPU is the lower
-quartile of windows of 50 calls (or of five rounds of what is in flight): on a shared machine the rest of the distribution
-tells about its other tenants. The time that a Redis server spends is not this process's and is not in it.
+Prints operations per second, the CPU time of this process per operation (a call is two operations), and the time of the slowest calls:
+one in a thousand (p99.9), and the slowest of all. CPU is the lower quartile of windows of 50 calls (or of five rounds of what is in
+flight): on a shared machine, the rest of the distribution reflects the other load. The CPU of a Redis server is not included.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from policies.amounts import Amount, Limit
 from policies.reservation import Demand, Hold
 
 WINDOW_CALLS = 50
-RUNS = 40  # the runs that calls are spread over; the workflow and the key are shared by all
+RUNS = 40  # runs over which calls are spread; all share the workflow and the key
 DRAFT = (
     b'{"workflow":"nightly","run":"r-17","step":"draft","agent":"writer","intent":"generate","model":"small-model",'
     b'"prompt_tokens":412,"key":"k-1","tier":"balanced","source":"rules","confidence":0.93}'
@@ -65,7 +64,7 @@ async def call(ledger: Ledger, prefix: str, number: int) -> None:
 
 class Figures(NamedTuple):
     operations_a_second: float
-    cpu_us: float  # for each operation
+    cpu_us: float  # per operation
     slow_ms: float  # p99.9 of calls
     slowest_ms: float
 

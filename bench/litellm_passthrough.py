@@ -1,6 +1,6 @@
-"""The least that a gateway on LiteLLM can be: Starlette takes the call, `litellm.acompletion` makes it, the answer is written.
+"""A minimal gateway on LiteLLM: Starlette accepts the call, `litellm.acompletion` makes it, and the answer is written.
 
-What Farebox's LiteLLM lane costs beyond this is its own.
+What Farebox's LiteLLM lane costs beyond this is Farebox's own share.
 
     .venv/bin/python -m bench.litellm_passthrough --port 9000 --upstream http://127.0.0.1:9100/v1
 """
@@ -22,7 +22,7 @@ from bench.passthrough import serve
 
 
 def application(upstream: str) -> Starlette:
-    # The switches that the gateway sets, too: the same LiteLLM on both sides.
+    # The same switches as in the gateway, so that LiteLLM behaves the same on both sides.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")
     import litellm

@@ -1,7 +1,7 @@
-"""The load generator: keep-alive connections that each send a call when the last one is answered. A process of its own.
+"""The load generator: keep-alive connections, each of which sends its next call when the last one is answered. A separate process.
 
-It reads `Order`s from its standard input, a line of JSON each, and answers each with a `Tally` on its standard output. An
-answer counts when its status is 200, its framing is whole and its content is what was asked for; the first of every connection
+It reads `Order`s from its standard input, one line of JSON each, and answers each with a `Tally` on its standard output. An
+answer counts if its status is 200, its framing is complete and its content is what was requested; the first of every connection
 is parsed as JSON.
 """
 
@@ -29,15 +29,15 @@ _STEPS: Final = ("plan", "search", "read", "write")
 _SAMPLE_S: Final = 0.05
 _ERRORS_KEPT: Final = 3
 _SHOWN: Final = 250
-# Names and figures of one call are left out of what is shown, so that equal errors are counted together.
+# Names and figures of a single call are removed from error texts, so that equal errors are counted together.
 _PARTICULAR: Final = re.compile(r"""'[^']*'|\d{4,}|(?<="request_id":")[^"]*|(?<="run":")[^"]*""")
 _SLOW_S: Final = 10.0
-_PATIENCE_S: Final = 60.0  # above the time that any of these calls takes, also behind the slowest gateway
+_PATIENCE_S: Final = 60.0  # more than any of these calls takes, even with the slowest gateway
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One round against one server. `nonce` makes its run ids its own."""
+    """One round against one server. `nonce` makes its run ids unique."""
 
     host: str
     port: int
@@ -51,12 +51,12 @@ class Order:
     prompts: Prompts
     nonce: str
     processes: list[int]  # whose CPU time is measured
-    calls_each: int = 0  # calls of every connection; 0: as many as the time allows
+    calls_each: int = 0  # calls per connection; 0: as many as the time allows
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What came of it. CPU is that of the measured processes; `quiet` is the lower quartile of windows of 50 ms."""
+    """The result of an order. CPU is that of the measured processes; `quiet` is the lower quartile of windows of 50 ms."""
 
     calls: int
     seconds: float
@@ -65,13 +65,13 @@ class Tally:
     p50_ms: float
     p99_ms: float
     first_byte_p50_ms: float
-    own_cpu_share: float  # of a core, used by this process: near 1 the generator is what is measured
+    own_cpu_share: float  # share of a core used by this process: near 1, the generator itself is measured
     failed: int
     errors: list[str] = field(default_factory=list)
 
 
 class Round:
-    """All connections of an order, and what they counted."""
+    """All connections of an order, and their counts."""
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -119,13 +119,13 @@ class Round:
         return tally
 
     async def _until(self, reached: Callable[[], bool]) -> None:
-        """Behind a slow gateway the time that was ordered may be shorter than one call of each connection."""
+        """With a slow gateway, the ordered time may be shorter than one call per connection."""
         patience_s = perf_counter() + _SLOW_S
         while not reached() and not self.failed and perf_counter() < patience_s:
             await asyncio.sleep(_SAMPLE_S)
 
     async def _finish(self, seconds: float) -> None:
-        """Calls under way are let to their end: what they leave behind would be the next round's work."""
+        """Lets calls in flight finish: otherwise their remains would be work for the next round."""
         try:
             await asyncio.wait_for(self._done.wait(), seconds)
         except TimeoutError:
@@ -172,7 +172,7 @@ class Round:
         )
 
     def _quiet_cpu_us(self) -> float:
-        """0 where a round is so much work: its calls are longer than a window, and begin and end together."""
+        """0 for rounds with a fixed number of calls: these calls are longer than a window, and begin and end together."""
         if self.order.calls_each:
             return 0.0
         windows = sorted(
@@ -200,7 +200,7 @@ class Connection(asyncio.Protocol):
         self._is_resting = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not checked with isinstance: the transports of uvloop are none of asyncio's.
+        # Not checked with isinstance: uvloop's transports do not derive from asyncio's.
         self._transport = transport  # type: ignore[assignment]
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -283,7 +283,7 @@ def _fixed_head(order: Order) -> bytes:
 
 
 def _fault(path: Path, status: int, body: bytes, *, parse: bool) -> str | None:
-    """Why an answer is not the one that was asked for."""
+    """Why an answer is not the requested one."""
     if status != 200:
         return f"status {status}: {_PARTICULAR.sub('…', body.decode(errors='replace'))[:_SHOWN]}"
     if path.streams:
@@ -312,7 +312,7 @@ def main() -> None:
     for line in sys.stdin:
         tally = run(_work(Order(**json.loads(line))))
         print(json.dumps(asdict(tally)), flush=True)
-        gc.collect()  # connections and their round refer to each other
+        gc.collect()  # connections and their round are a reference cycle
 
 
 async def _work(order: Order) -> Tally:

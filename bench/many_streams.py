@@ -1,10 +1,10 @@
-"""Many streams at once: how much memory the gateway takes for them, whether all end as they should, when their first bytes come.
+"""Many concurrent streams: the gateway's memory, whether all of them end properly, and when their first bytes arrive.
 
     .venv/bin/python -m bench.many_streams                  2,000 streams of 40 chunks, four a second each: about 30 s
     .venv/bin/python -m bench.many_streams --streams 500
 
-Every stream is a tagged call that is held to a budget of its run. The gateway has a core for itself, where there are two. Ends with 1 when
-a stream was not answered whole, or the gateway took 400 MB.
+Every stream is a tagged call with a budget for its run. The gateway has a core for itself if there are two. The exit code is 1 if
+a stream was not answered completely, or the gateway took 400 MB.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def tree(process: int) -> list[int]:
     for folder in _PROCESSES.iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError, ValueError, IndexError):
-                # The name stands in parentheses and may hold anything, parentheses too.
+                # The name is in parentheses and may contain anything, even parentheses.
                 parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
                 children.setdefault(parent, []).append(int(folder.name))
     found = [process]

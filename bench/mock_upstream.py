@@ -30,7 +30,7 @@ _UNKNOWN: Final = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection. Clients that send a request before the answer to the last one is there do not exist here."""
+    """One keep-alive connection. No client here pipelines its requests."""
 
     def __init__(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
@@ -38,7 +38,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not checked with isinstance: the transports of uvloop are none of asyncio's.
+        # Not checked with isinstance: uvloop's transports do not derive from asyncio's.
         self._transport = transport  # type: ignore[assignment]
 
     def connection_lost(self, error: Exception | None) -> None:

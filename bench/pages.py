@@ -1,12 +1,12 @@
 """How long every admin page takes with a million calls in Postgres.
 
     nice .venv/bin/python -m bench.pages                          a private Postgres, a million rows over thirty days
-    .venv/bin/python -m bench.pages --url postgresql://…          another one, whose database must be empty (or filled by --keep)
-    … --rows 100000 --looks 40 --keep                             fewer rows; more looks at each page; use what is there
+    .venv/bin/python -m bench.pages --url postgresql://…          another one, whose database must be empty (or filled before, with --keep)
+    … --rows 100000 --looks 40 --keep                             fewer rows, more requests per page, existing rows
 
-The rows are written as the gateway writes them (`bench.flush`), the pages asked of a real gateway process on a real socket, one
-request at a time. Not among them is the comparison that the page of health offers, which asks the ledger for each run of a day.
-Prints the median and the p95 of each; the exit code is 1 when a p95 is above `--limit-ms`.
+The rows are written as the gateway writes them (`bench.flush`), and the pages are requested from a real gateway process on a real socket,
+one at a time. The comparison that the health page offers is not included, because it asks the ledger for each run of a day.
+Prints the median and the p95 of each page; the exit code is 1 if a p95 is above `--limit-ms`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ CONFIG = {
 
 
 def look(gateway: FareboxProcess, path: str, looks: int) -> list[float]:
-    """Milliseconds of each look, sorted; the first, which fills caches, is not counted."""
+    """Milliseconds of each request, sorted; the first one, which fills the caches, is not counted."""
     times = []
     for _ in range(looks + 1):
         began = time.perf_counter()
@@ -72,7 +72,7 @@ def look(gateway: FareboxProcess, path: str, looks: int) -> list[float]:
 
 
 async def analyze(url: str) -> None:
-    """As autovacuum does within a minute of so many new rows; without it Postgres plans as if the tables were empty."""
+    """Autovacuum does this within a minute of so many new rows; without it, Postgres plans as if the tables were empty."""
     connection = await asyncpg.connect(url)
     await connection.execute("ANALYZE")
     await connection.close()
@@ -105,15 +105,17 @@ def measure(url: str, arguments: argparse.Namespace) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="the store; a private Postgres when it is not given")
+    parser.add_argument("--url", help="the store; default: a private Postgres")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--looks", type=int, default=20)
     parser.add_argument("--limit-ms", type=int, default=300)
-    parser.add_argument("--keep", action="store_true", help="the rows are there already")
+    parser.add_argument("--keep", action="store_true", help="use the existing rows")
     arguments = parser.parse_args()
     if arguments.url:
         sys.exit(not measure(arguments.url, arguments))
-    from tests.postgres_server import private_server  # only needed here: it wants pytest and the wheel with the server
+    from tests.postgres_server import (
+        private_server,
+    )  # imported only here, because it needs pytest and the wheel with the server
 
     with private_server(durable=True) as url:
         sys.exit(not measure(url, arguments))

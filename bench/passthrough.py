@@ -1,6 +1,6 @@
-"""The least that a Python gateway can be: Starlette takes the call, aiohttp passes it on, the answer comes back as it is.
+"""A minimal Python gateway: Starlette accepts the call, aiohttp forwards it, and the answer is returned unchanged.
 
-No key, no count, no budget, no record. What Farebox costs is told as a multiple of this.
+It has no keys, counts, budgets or records. Farebox's cost is given as a multiple of this.
 
     .venv/bin/python -m bench.passthrough --port 9000 --upstream http://127.0.0.1:9100/v1
 """
@@ -64,7 +64,7 @@ def _session() -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
 
 
 def serve(description: str | None, make: Callable[[str], Starlette]) -> None:
-    """What `make` makes of the upstream's address, on the server that the gateway has, too."""
+    """Serves the application that `make` returns for the upstream's address, on the same server as the gateway."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--upstream", required=True)

@@ -1,7 +1,7 @@
-"""What is sent and what is answered: the requests of each measured path, and the answers that the mock upstream gives.
+"""The requests of each measured path, and the answers of the mock upstream.
 
-Requests differ in their last message from call to call, as an agent's do: what a gateway has seen before it may remember, what
-is new it has to look at. `--prompts repeated` sends the same bytes every time, `--prompts unseen` changes every message.
+The last message differs from call to call, as in an agent's requests: a gateway may cache what it has seen, but has to process
+what is new. `--prompts repeated` sends the same bytes every time, `--prompts unseen` changes every message.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Final, Literal
 
 Prompts = Literal["fresh", "repeated", "unseen"]
 
-# One token each, so that the usage that the mock reports can be below what any tokenizer counts: an answer that costs more than
-# was counted is an overrun, which is logged, and would measure the log.
+# One token each, so that the usage that the mock reports is below what any tokenizer counts: an answer that costs more than
+# was counted is an overrun, which is logged, and logging would be measured, too.
 _TEXT: Final = (
     "the of and to in is that it was for on are as with his they at be this from have or by one had not but what all were "
     "when we there can an your which their said if do will each about how up out them then she many some so these would "
@@ -24,26 +24,26 @@ _TEXT: Final = (
 )
 _WORDS: Final = tuple(_TEXT.split())
 _ID_DIGITS: Final = 12
-# The places where a call's number goes: in the last message, and in those before it.
+# Placeholders for a call's number: in the last message, and in those before it.
 _LAST: Final = b"#" * _ID_DIGITS
 _EARLIER: Final = b"~" * _ID_DIGITS
-# Half of what tokenizers make of these words, which with their space have 4.5 characters on average and are a token each.
+# Half of what tokenizers count for these words, which have 4.5 characters on average with their space, and are a token each.
 _BYTES_A_TOKEN: Final = 8
 _OUTPUT_TOKENS_A_CHUNK: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """One kind of call. `name` is the upstream's model too: the mock answers by it."""
+    """One kind of call. `name` is also the upstream's model, by which the mock chooses its answer."""
 
     name: str
     title: str
     request_bytes: int
-    answer_bytes: int = 0  # of a buffered answer
-    chunks: int = 0  # events of text in a streamed one
-    pace_ms: float | None = None  # between two events; None: the whole stream in one write
-    turns: int = 0  # of a conversation whose requests grow to `request_bytes`
-    calls_each: int = 0  # calls of every connection, where a round is so much work and not so much time
+    answer_bytes: int = 0  # size of a buffered answer
+    chunks: int = 0  # text events in a streamed one
+    pace_ms: float | None = None  # pause between two events; None: the whole stream in one write
+    turns: int = 0  # turns of a conversation whose requests grow to `request_bytes`
+    calls_each: int = 0  # calls per connection, if a round is a fixed amount of work instead of time
     connections_max: int = 512
 
     @property
@@ -90,7 +90,7 @@ PATHS: Final = {
 
 
 class Requests:
-    """The bodies that one connection sends, one after the other. Equal for equal paths and numbers."""
+    """The bodies that one connection sends, one after another. The same for equal paths and numbers."""
 
     def __init__(self, path: Path, model: str, prompts: Prompts, connection: int) -> None:
         self._path = path
@@ -102,7 +102,7 @@ class Requests:
         self._turn = 0
 
     def following(self) -> bytes:
-        """The next body. A conversation begins anew after its last turn."""
+        """The next body. A conversation starts over after its last turn."""
         self._number += self._prompts != "repeated"
         if self._path.turns:
             return self._next_turn()
@@ -110,7 +110,7 @@ class Requests:
 
     @property
     def begins_run(self) -> bool:
-        """Whether the body given last was the first of a conversation."""
+        """Whether the last body was the first of a conversation."""
         return self._turn == 1
 
     def _numbered(self, template: bytes) -> bytes:
@@ -133,7 +133,7 @@ class Requests:
 
 @lru_cache(maxsize=16)
 def _single(path: Path, model: str) -> bytes:
-    """A system message, a history as far as it takes, and the message that changes: a quarter of the whole, at most 2 KB."""
+    """A system message, as much history as needed, and the message that changes: a quarter of the whole, at most 2 KB."""
     last_bytes = min(2_048, path.request_bytes // 4)
     rest = path.request_bytes - last_bytes - 160
     pieces = max(1, rest // 4_096)
@@ -169,7 +169,7 @@ def words(characters: int, seed: int) -> str:
 
 @lru_cache(maxsize=4_096)
 def buffered_answer(path: Path, request_kilobytes: int) -> bytes:
-    """A whole HTTP response. The usage that it reports grows with the request."""
+    """A complete HTTP response. The usage that it reports grows with the request."""
     content = words(path.answer_bytes - 330, seed=7)
     body = {
         "id": "chatcmpl-bench",

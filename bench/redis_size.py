@@ -1,8 +1,8 @@
-"""What the ledger takes of Redis: bytes for each run, each resolved hold and each waiting event, and Redis's own CPU.
+"""What the ledger uses in Redis: bytes per run, per resolved hold and per waiting event, and Redis's own CPU.
 
     python -m bench.redis_size [--runs 3000]
 
-Starts a private Redis (AOF everysec), makes runs of four steps and one call each, with four accounts to a call, and asks Redis.
+Starts a private Redis (AOF everysec), creates runs of four steps with one call each and four accounts per call, and asks Redis.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AT_ONCE = 64
 
 
 class Asked:
-    """Redis, asked in plain over a socket of its own."""
+    """A plain connection to Redis."""
 
     def __init__(self, url: str) -> None:
         found = urlparse(url)
@@ -59,7 +59,7 @@ class Asked:
         self._socket.close()
 
     def by_kind(self) -> dict[str, tuple[int, int]]:
-        """(keys, bytes) of each kind of key: the word behind the project."""
+        """(keys, bytes) of each kind of key, which is the word after the project."""
         found: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         for key in self.ask("KEYS", "*"):  # type: ignore[attr-defined]
             kind = re.sub(r"^farebox:\{[^}]*\}:?", "", str(key)).partition(":")[0]

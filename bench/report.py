@@ -46,7 +46,7 @@ _CHUNK_NOTE: Final = (
 )
 _BEGIN: Final = "<!-- measured by python -m bench: begin -->"
 _END: Final = "<!-- measured by python -m bench: end -->"
-# Above this share of a core the load generator may be what is measured; CPU per call stays true, calls/s do not.
+# Above this share of a core, the load generator may limit the result; CPU per call is still valid, calls/s are not.
 _GENERATOR_BUSY: Final = 0.85
 
 
@@ -71,7 +71,7 @@ def print_tables(lines: Sequence[Line], console: Console) -> None:
 
 
 def _tables(lines: Sequence[Line]) -> Iterable[tuple[str, str, Sequence[str], list[list[str]]]]:
-    """What is made of several lines: a title, what to know about it, columns and rows."""
+    """Tables over several lines: a title, a note, columns and rows."""
     latencies = [_latency_cells(one) for one in latency.added(lines)]
     yield "Latency added at one connection", _LATENCY_NOTE, latency.COLUMNS, latencies
     yield (
@@ -98,7 +98,7 @@ def _chunk_cells(one: chunks.ChunkCost) -> list[str]:
 
 
 def remarks(lines: Iterable[Line]) -> list[str]:
-    """What a reader has to know before believing a number."""
+    """What a reader has to know before trusting a number."""
     found: list[str] = []
     for line in lines:
         where = f"{TARGETS[line.target].title}, {line.path} × {line.connections}"
@@ -178,7 +178,7 @@ def _cells(line: Line) -> list[str]:
         f"{line.memory_mb:,.0f}",
     ]
     answered = sum(tally.calls for tally in line.rounds)
-    # A fast error is not a fast call: what mostly failed has no figures.
+    # A fast error is not a fast call: a target that mostly failed gets no figures.
     if line.failed > answered // 100 or not answered:
         figures = ["failed", *("–" for _ in figures[1:])]
     return [TARGETS[line.target].title, *figures]

@@ -1,5 +1,5 @@
-"""Runs the rounds: for each path and number of connections every target in turn, again and again, so that all of them meet the
-same moods of the machine."""
+"""Runs the rounds: for each path and number of connections, every target in turn, again and again, so that all of them meet the
+same conditions of the machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PATIENCE_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One path with so many connections, and the targets that are measured on it."""
+    """One path with a number of connections, and the targets that are measured on it."""
 
     path: str
     connections: int
@@ -34,7 +34,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What was measured of one target in one cell: medians over the rounds, and all rounds for those who want more."""
+    """The figures of one target in one cell: medians over the rounds, and all rounds."""
 
     path: str
     connections: int
@@ -42,7 +42,7 @@ class Line:
     calls_per_second: float
     cpu_us: float
     quiet_cpu_us: float
-    ratio: float  # of CPU to that of the passthrough in the same round; 0 where there was none
+    ratio: float  # CPU relative to the passthrough in the same round; 0 if there was none
     quiet_ratio: float
     p50_ms: float
     p99_ms: float
@@ -107,7 +107,7 @@ class Measurement:
         tallies: dict[str, list[Tally]] = {target.name: [] for target in targets}
         memory: dict[str, float] = {}
         for number in range(self._effort.rounds):
-            # Whoever comes after a heavy neighbour may find its work in the caches and in the disk's queue.
+            # The target after a heavy one may find that one's data in the caches and its writes in the disk's queue.
             for target in targets if number % 2 == 0 else reversed(targets):
                 self._say(f"{cell.path} × {cell.connections}: {target.title}, round {number + 1}")
                 tallies[target.name].append(self._round(cell, target))
@@ -120,7 +120,7 @@ class Measurement:
 
     def _round(self, cell: Cell, target: Target) -> Tally:
         if (target.name, cell.path) not in self._warm:
-            # Modules are loaded and tables are built by the first calls, which may take seconds.
+            # The first calls load modules and build tables, which may take seconds.
             self._warm.add((target.name, cell.path))
             self._generator.run(self._order(cell, target, connections=2, calls_each=_FIRST_CALLS))
         server = self._fleet.servers[target.server]
@@ -172,5 +172,5 @@ def _line(cell: Cell, target: str, tallies: Mapping[str, Sequence[Tally]], memor
 
 
 def _ratio(own: Sequence[float], base: Sequence[float]) -> float:
-    """The median over rounds: two rounds of one number were seconds apart, and the machine was in one mood."""
+    """The median over the rounds: two rounds of the same number were seconds apart, so the machine's conditions were similar."""
     return measure.median(one / other for one, other in zip(own, base, strict=False) if one and other)

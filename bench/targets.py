@@ -1,4 +1,4 @@
-"""What is compared: the upstream itself, the bare passthrough, Farebox in its ways of working, and other gateways."""
+"""The targets of comparison: the upstream itself, the bare passthrough, Farebox in its modes, and other gateways."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ TARGETS: Final = {
 
 
 class Fleet:
-    """The servers of the chosen targets, each started once. Those that cannot be started are left out, with the reason."""
+    """The servers of the chosen targets, each started once. Servers that cannot be started are skipped, with the reason."""
 
     def __init__(self, running: Servers, cores: Cores, mock: Server, stack: contextlib.ExitStack) -> None:
         self._running = running
@@ -89,6 +89,6 @@ class Fleet:
         return start_farebox(self._running, upstream, name=name, ledger=url)
 
     def headers(self, target: Target) -> dict[str, str]:
-        """A key of the client, which the mock does not read, and what a peer wants to be told where the upstream is."""
+        """A client key, which the mock does not read, and the headers by which a peer finds the upstream."""
         told = {name: value.format(upstream=f"{self._mock.url}/v1") for name, value in target.headers.items()}
         return {"authorization": f"Bearer {peers.CLIENT_KEY}", **told}

@@ -2,8 +2,8 @@
 
     python -m bench.train_intents [--temperature 1.0]
 
-Deterministic: the same sentences give the same weights. The temperature is found by `bench/eval_intents.py`, on data
-that this training does not see; without the option the present one is kept.
+Deterministic: the same sentences give the same weights. `bench/eval_intents.py` finds the temperature, on data that
+this training does not see; without the option, the current one is kept.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from policies.classify.step import StepText
 
 SENTENCES = Path(__file__).parent / "intents" / "train.jsonl"
 WEIGHTS = Path(__file__).parent.parent / "policies" / "classify" / "weights.json"
-# Seen in fewer steps, a feature is the author's turn of phrase.
+# A feature that occurs in fewer steps is only the author's phrasing.
 STEPS_MIN = 3
-# A step that somebody wrote teaches more than one that a template made.
+# A step that a person wrote teaches more than one from a template.
 WRITTEN_WEIGHT = 4.0
-# Each step is shown once more without its name, at half the weight: a name is missing or lies often enough that the model
-# has to be able to go by the text.
+# Each step is also used without its name, at half the weight: names are missing or misleading so often that the model
+# must be able to rely on the text.
 NAMELESS_WEIGHT = 0.5
 REGULARIZATION = 0.5
-# Weights that move no score by a twentieth are dropped with their feature.
+# Features whose weights move no score by a twentieth are dropped.
 WEIGHT_MIN = 0.05
 
 
@@ -47,7 +47,7 @@ def learned(features: dict[str, float]) -> dict[str, float]:
 
 
 def train(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Fit on these sentences and give the content of the weights file, with temperature 1."""
+    """Fit on these sentences and return the content of the weights file, with temperature 1."""
     seen, labels, importance = [], [], []
     for row in rows:
         step = step_text(row)
