@@ -26,6 +26,7 @@ from policies.amounts import ZERO, Amount, Limit
 from policies.reservation import Demand, Hold, OnLost
 
 _SUFFIX: Final = ".spool"
+_FRESH: Final = ".fresh"
 _log = structlog.get_logger(__name__)
 
 
@@ -146,7 +147,7 @@ class Spool:
             pending.update(_read(path))
         # Rewritten and moved into place: a crash leaves either the old files or the new one, and thanks to the ids both are
         # equivalent.
-        fresh = self._path.with_suffix(".fresh")
+        fresh = self._path.with_suffix(_FRESH)
         with fresh.open("wb") as file:
             file.writelines(_line(_fields(record)) for record in pending.values())
             file.flush()
@@ -156,6 +157,7 @@ class Spool:
         for path, lock in orphans:
             # Another process may have found the same files; it then reads nothing and deletes nothing.
             path.unlink(missing_ok=True)
+            path.with_suffix(_FRESH).unlink(missing_ok=True)
             path.with_name(path.name + ".lock").unlink(missing_ok=True)
             lock.release()
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
@@ -163,7 +165,10 @@ class Spool:
 
     def _orphans(self) -> list[tuple[Path, FileLock]]:
         found = []
-        for path in sorted(self._path.parent.glob(f"*{_SUFFIX}")):
+        folder = self._path.parent
+        # A process that died while it was opening left only what it had copied from files that are still there.
+        left = {path.with_suffix(_SUFFIX) for pattern in (_SUFFIX, _FRESH) for path in folder.glob(f"*{pattern}")}
+        for path in sorted(left):
             lock = FileLock(path)
             if path == self._path:
                 continue

@@ -57,6 +57,12 @@ async def test_what_was_forgotten_does_not_come_back(tmp_path: Path) -> None:
         assert (tmp_path / "one.spool").stat().st_size == 0
 
 
+async def test_what_a_process_left_that_died_while_it_opened_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / "dead.fresh").write_bytes(b"a copy of what is in other files")
+    async with spool_in(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["one.spool", "one.spool.lock"]
+
+
 async def test_the_same_settlement_is_kept_once(tmp_path: Path) -> None:
     async with spool_in(tmp_path) as spool:
         await spool.append([BARE])
