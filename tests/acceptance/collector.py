@@ -1,4 +1,4 @@
-"""A collector of spans that takes OTLP over HTTP, as any does, and keeps what it was told."""
+"""A span collector that accepts OTLP over HTTP, like any other, and keeps what it receives."""
 
 from __future__ import annotations
 

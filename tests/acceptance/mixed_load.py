@@ -1,6 +1,6 @@
 """Everything at once: calls of all protocols, tags, options and faults, from many clients, while people pause runs and raise budgets.
 
-Each test of a single thing chooses what it is about. Here a seed does, so that things meet that nobody thought of together.
+A test of a single thing chooses its subject. Here a seed does, so that things coincide that nobody thought of together.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _BREAKING: Final = {"status", "cut_after", "garbage_after", "no_done"}
 
 
 def models(provider: FakeProvider) -> list[dict[str, Any]]:
-    """Each takes the direct lane in its own protocol: loading LiteLLM would be most of the test."""
+    """All use the direct lane in their own protocol: loading LiteLLM would take most of the test's time."""
     claude = model(provider.url, "claude", "anthropic/claude-sonnet-4-5")
     return [
         model(provider.openai_url, "small"),
@@ -69,7 +69,7 @@ def models(provider: FakeProvider) -> list[dict[str, Any]]:
 
 @dataclass
 class MixedLoad:
-    """`run` makes calls for so long. What must not happen is in `wrong`; `answered` are the ids of the calls that got an answer."""
+    """`run` makes calls for the given time. Violations are collected in `wrong`; `answered` are the ids of the calls that got an answer."""
 
     url: Callable[[], str]
     seed: int
@@ -172,7 +172,7 @@ class MixedLoad:
 
 
 def _request(chance: random.Random, text: str) -> tuple[str, dict[str, Any]]:
-    """A request of any protocol, with what its clients send along now and then."""
+    """A request in any protocol, sometimes with optional fields that its clients send."""
     kind = chance.choices(["chat", "messages", "responses", "completions", "embeddings"], [60, 12, 12, 8, 8])[0]
     name, cap = chance.choice(["small", "mid", "big"]), chance.choice([None, 50, 500, 4_000])
     if kind == "embeddings":
@@ -198,6 +198,6 @@ def _user(text: str) -> list[dict[str, str]]:
 
 
 def _is_ended(path: str, said: bytes) -> bool:
-    """In good order, or by an error event."""
+    """Properly, or with an error event."""
     last = {"/v1/messages": b"message_stop", "/v1/responses": b"response."}.get(path, b"[DONE]")
     return last in said[-2_000:] or b'"error"' in said

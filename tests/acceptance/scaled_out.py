@@ -1,4 +1,4 @@
-"""Gateways that share a Redis and a Postgres, as people run them behind a load balancer: each a process of its own."""
+"""Gateways that share a Redis and a Postgres, as behind a load balancer; each is a separate process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FAST_MS = 150
 
 
 class LoopThread:
-    """An event loop beside the test, for proxies and providers that must answer while the test waits."""
+    """An event loop in another thread, for proxies and providers that must answer while the test waits."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -49,7 +49,7 @@ class LoopThread:
 
 
 def settings_for(ledger: str, store: str, **sections: Any) -> dict[str, Any]:
-    """A configuration with a model inside the gateway. Short times: tests wait for them."""
+    """A configuration with a mock model. The time limits are short, because tests wait for them."""
     mock = {
         "model_name": "mock",
         "litellm_params": {"model": "openai/mock", "mock_response": "one two three"},
@@ -69,7 +69,7 @@ def settings_for(ledger: str, store: str, **sections: Any) -> dict[str, Any]:
 
 @dataclass
 class Fleet:
-    """Gateway processes of one configuration, each with a folder, a port and a spool of its own."""
+    """Gateway processes with the same configuration, each with its own folder, port and spool."""
 
     folder: Path
     config: dict[str, Any]
@@ -108,7 +108,7 @@ class Fleet:
 
 @dataclass
 class Crowd:
-    """Clients that call until the budget says that it is used up. What they heard is in `statuses`."""
+    """Clients that call until the budget is used up. `statuses` has the answers."""
 
     urls: Callable[[], list[str]]
     run: str
@@ -167,6 +167,6 @@ async def until(holds: Callable[[], Awaitable[bool]], within_s: float, what: str
 
 
 def hurried(server: RedisServer) -> RedisServer:
-    """Started, for tests that do not need its data on disk."""
+    """Starts it, for tests that do not need its data on disk."""
     server.start()
     return server

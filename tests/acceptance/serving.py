@@ -1,4 +1,4 @@
-"""A gateway process before a fake provider that lives in this process, in a thread and an event loop of its own."""
+"""A gateway process with a fake provider, which runs in the test process, in its own thread and event loop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INPUT_NANO_USD, OUTPUT_NANO_USD = 100, 400  # what `model` costs a token
 
 
 class ProviderThread:
-    """The provider answers while a test waits for the gateway."""
+    """Lets the provider answer while a test waits for the gateway."""
 
     def __init__(self, provider: FakeProvider | None = None) -> None:
         self.provider = provider or FakeProvider()
@@ -86,7 +86,7 @@ class Served:
 
 
 def words(tokens: int) -> str:
-    """A text of exactly so many tokens, in every tokenizer of OpenAI's and the provider's own."""
+    """A text with exactly this many tokens, in each of OpenAI's tokenizers and in the provider's own."""
     return " ".join(["time"] * tokens)
 
 
@@ -120,7 +120,7 @@ def finish_of(events: list[str]) -> str | None:
 
 
 def note_of(events: list[str]) -> dict[str, Any]:
-    """The object of `: budget {…}`, which must stand before `[DONE]`."""
+    """The object of the comment `: budget {…}`, which must precede `[DONE]`."""
     comments = [event for event in events if event.startswith(": budget ")]
     assert len(comments) == 1, events[-4:]
     assert events[-1] == "[DONE]", events[-4:]

@@ -1,4 +1,4 @@
-"""Requests that are wrong, hostile, or both: refused before they cost anything, with an error that says what to change."""
+"""Malformed and hostile requests are refused before they cost anything, with an error that says what to change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets on the running gateway: what fits is granted, what does not is clamped or refused, and no crowd gets past a limit."""
+"""Budgets on the running gateway: calls that fit are granted, others are clamped or refused, and no crowd of calls exceeds a limit."""
 
 from __future__ import annotations
 
@@ -450,7 +450,7 @@ def test_a_run_whose_latest_call_found_too_little_is_exhausted_until_it_gets_mor
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_call_that_goes_on_from_a_stored_answer_is_held_with_its_history(served: Served, streamed: bool) -> None:
-    """Only the provider has the text, but its last answer told how long it is."""
+    """Only the provider has the text, but its last answer reported its length."""
 
     def respond(headers: dict[str, str], **fields: Any) -> Reply:
         body = {"model": "fake", "max_output_tokens": 20, **fields}

@@ -1,4 +1,4 @@
-"""More calls in one moment than Redis answers within any deadline: they wait for their turn, and the ledger is not blamed."""
+"""More concurrent calls than Redis can answer within a deadline: they wait in line, and the ledger is not taken for down."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 async def burst(gateway: FareboxProcess, run: str) -> Counter[str]:
-    """What as many clients hear that all call in the same moment."""
+    """The answers to this many clients that call at the same moment."""
     body = {"model": "mock", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20}
     connector = aiohttp.TCPConnector(limit=0)
 

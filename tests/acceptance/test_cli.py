@@ -1,4 +1,4 @@
-"""The command line as people and scripts use it: real processes, beside a running gateway and without one."""
+"""The command line as people and scripts use it: real processes, with a running gateway and without one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Said:
 
 @dataclass
 class Cli:
-    """Commands in a folder of their own, with no variables of the one who runs the tests."""
+    """Runs commands in a folder of their own, without the environment of whoever runs the tests."""
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -318,7 +318,7 @@ def test_doctor_and_migrate_beside_a_gateway(served: tuple[Cli, FareboxProcess])
 
 
 def test_a_gateway_on_another_port_is_found_by_its_store(cli: Cli, tmp_path: Path) -> None:
-    """The configuration names one port, `--port` another; on the first a stranger may listen."""
+    """The configuration names one port and `--port` another; something else may listen on the first."""
     gateway = FareboxProcess(tmp_path, json.loads((tmp_path / "config.yaml").read_text()))
     gateway.start()
     try:
@@ -359,7 +359,7 @@ def test_no_other_gateway_is_asked_and_no_traceback_shown(served: tuple[Cli, Far
 
 @contextlib.contextmanager
 def held_for(seconds: float, file: Path) -> Iterator[None]:
-    """Somebody has the store, as a gateway has before it listens."""
+    """Holds the store open, as a gateway does before it listens."""
     lock = FileLock(file)
     lock.acquire()
     release = threading.Timer(seconds, lock.release)

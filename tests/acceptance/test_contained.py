@@ -1,5 +1,5 @@
-"""Where little is allowed: a root that nobody can write to, a user whom nobody knows, no network. No container engine is needed:
-Linux' own namespaces are what one is made of."""
+"""Restricted environments: a read-only root, an unknown user id, no network. No container engine is needed, because the tests use
+Linux namespaces directly."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ OFFLINE = textwrap.dedent("""
 
 @pytest.fixture
 def data() -> Iterator[Path]:
-    """Not pytest's own folder: nobody but root may look into that."""
+    """Not pytest's own folder, which only root may read."""
     folder = Path(tempfile.mkdtemp(prefix="farebox-contained-"))
     os.chown(folder, SOMEBODY, SOMEBODY)
     yield folder

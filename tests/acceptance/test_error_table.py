@@ -1,4 +1,4 @@
-"""The table of errors, row by row, as each protocol tells it: status, code, headers, and every figure."""
+"""The table of errors, row by row, in each protocol: status, code, headers, and every figure."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def ask(served: Served, protocol: str, headers: dict[str, str], content: str = "
 
 
 def told(reply: Reply, protocol: str, status: int, code: str) -> dict[str, Any]:
-    """The error, whose shape is the protocol's; its code and figures are the same in each."""
+    """The error: its shape depends on the protocol, but its code and figures do not."""
     assert reply.status == status, reply.body
     body = reply.json()
     error: dict[str, Any] = body["error"]

@@ -1,6 +1,6 @@
-"""Large calls, and what they cost the others in the same process: how long they hold the event loop, and what is counted again.
+"""Large calls and the other calls of the same process: how long they block the event loop, and how much is counted again.
 
-Held is measured as CPU time of the loop's thread in one turn, which other processes of the machine do not lengthen much. The
+Blocking is measured as CPU time of the loop's thread in one turn, which other processes hardly affect. The
 best of three attempts counts.
 """
 
@@ -114,7 +114,7 @@ async def test_a_call_of_a_megabyte_holds_nobody_up(
 async def test_the_tables_of_all_configured_models_are_there_from_the_start(
     tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Building one holds the interpreter's lock, and with it every stream under way."""
+    """Building a table holds the interpreter's lock, and stalls every stream in flight."""
     async with serving(tmp_path, provider) as application:
         monkeypatch.setattr("gateway.tokenizer.build_counter", None)
         body = {"model": "older", "messages": [{"role": "user", "content": "How do trams turn?"}]}
@@ -167,7 +167,7 @@ asyncio.run(main())
 
 
 def test_a_call_that_blocks_the_loop_is_found() -> None:
-    """With FAREBOX_TEST_WATCHED=1 every gateway that the tests start is watched so, and FareboxProcess looks at what was found."""
+    """With FAREBOX_TEST_WATCHED=1, every gateway that the tests start is watched in this way, and FareboxProcess checks the findings."""
     ran = subprocess.run([sys.executable, "-c", BLOCKING], capture_output=True, text=True, check=True, timeout=60)
     assert ran.stdout.split() == ["open", "time.sleep", "socket.getaddrinfo", "sqlite3.connect", "os.fsync", "import"]
     assert ran.stderr.count(BLOCKED) == 6

@@ -1,4 +1,4 @@
-"""/api/explain on the running gateway: it says what the call then hears, and leaves no trace."""
+"""/api/explain on the running gateway: it predicts the answer to the call, and leaves no trace."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def send(served: Served, body: Any, headers: dict[str, str], path: str = "/v1/ch
 
 
 def traces(served: Served) -> tuple[Any, ...]:
-    """Everything that a call leaves behind."""
+    """Everything that a call would leave behind."""
     get = served.gateway.get
     return (
         served.seen(),

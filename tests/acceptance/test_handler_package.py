@@ -1,4 +1,4 @@
-"""The package of docs/routing.md, installed beside a running gateway: its handler is the one that counts."""
+"""The package of docs/routing.md, installed beside a running gateway: its handler is used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def block_of(page: str, language: str) -> str:
 
 
 def install(folder: Path) -> None:
-    """What pip would leave behind."""
+    """Writes the files that pip would install."""
     page = (ROOT / "docs" / "routing.md").read_text(encoding="utf-8")
     points = tomllib.loads(block_of(page, "toml"))["project"]["entry-points"]
     code = block_of(page, "python")

@@ -1,4 +1,4 @@
-"""What keeps a run alive before it is refused, on the running gateway: compression, cheaper models, the ladder between them."""
+"""What keeps a run going before it is refused, on the running gateway: compression, cheaper models, and the ladder of both."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def api(served: Served, path: str) -> Any:
 
 
 def story(number: int, sentences: int = 60) -> str:
-    """Prose that says little, and its facts at the end."""
+    """Prose with little content, and its facts at the end."""
     said = " ".join(
         f"In the {number}th year and on day {day} the harbour was quiet and the keeper wrote nothing of note down."
         for day in range(sentences)
@@ -183,7 +183,7 @@ def call_of(call_id: str) -> dict[str, Any]:
 
 
 def used_up(served: Served, headers: dict[str, str], tokens: int) -> None:
-    """Spend so many tokens of a run, and a few more."""
+    """Spends this many tokens of a run, and a few more."""
     reply = ask(served, {**headers, "x-workflow-options": "no-compress"}, [{"role": "user", "content": words(tokens)}])
     assert reply.status == 200, reply.body
 
@@ -325,7 +325,7 @@ def test_histories_of_every_text_protocol_are_compressed(served: Served) -> None
 
 
 def test_a_prompt_cache_is_not_broken_for_less_than_it_saves(served: Served) -> None:
-    """The log is the newest turn first, and goes as it is; then it is history, cached by the provider at a tenth of its price."""
+    """At first the log is the newest turn and is sent unchanged; then it is history, cached by the provider at a tenth of its price."""
     question = {"role": "user", "content": "And now?"}
     first = [{"role": "user", "content": f"{LOG}\n{story(7)}"}]
     grown = [*first, {"role": "assistant", "content": "It is quiet."}, question]
@@ -363,7 +363,7 @@ def test_a_failing_condenser_costs_nothing_and_stops_nothing(tmp_path_factory: p
 
 
 def check_the_holdout(served: Served) -> None:
-    """On the same gateway: whole runs are left alone, and the report sets both sides side by side."""
+    """On the same gateway: whole runs are left alone, and the report compares both sides."""
     arms: dict[Arm, list[str]] = {Arm.TREATED: [], Arm.HOLDOUT: []}
     for number in range(8):
         run = f"held-{number}"
@@ -387,7 +387,7 @@ def check_the_holdout(served: Served) -> None:
 
 
 def test_under_pressure_of_money_the_prompt_is_made_to_fit(served: Served) -> None:
-    """0.02 USD are 2,000 tokens of the dear model's prompts; the answer asked for takes 1,600 of them."""
+    """0.02 USD pay for 2,000 prompt tokens of the expensive model; the requested answer uses up 1,600 of them."""
     headers = tagged("thrifty", "thrifty-1", "read", intent="conditional")
     messages = with_log("And the workers?")
     assert ask(served, {**headers, "x-workflow-options": "no-compress"}, messages, max_tokens=400).status == 402

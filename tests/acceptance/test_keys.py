@@ -76,7 +76,7 @@ def test_head_of_models_is_get_without_its_body(served: Served, path: str) -> No
 
 
 def test_revoking_the_last_key_lets_nobody_in_again(tmp_path: Path) -> None:
-    """Whoever has made a key has begun to keep people out, and somebody may have lost it: local mode never comes back."""
+    """Whoever creates a key wants to keep people out: local mode never comes back, even if the key is lost."""
     with serving(tmp_path) as running:
         assert running.chat().status == 200
         made = running.gateway.request("POST", "/api/keys", {"name": "only", "role": "admin"}).json()
@@ -215,7 +215,7 @@ def test_tags_cannot_claim_another_projects_run(served: Served) -> None:
 
 
 def test_no_secret_is_written_anywhere(served: Served) -> None:
-    """Last in the file: looks at everything that the tests before have left behind."""
+    """Last in the file: checks everything that the tests before it have left behind."""
     metrics = served.gateway.get("/metrics").body.decode()
     assert served.gateway.stop() == 0
     secrets = [*SECRETS_SEEN, ADMIN, "upstream-key"]

@@ -112,7 +112,7 @@ def test_where_the_answer_alone_is_too_much_and_may_not_be_clamped_no_prompt_is_
 
 
 def test_a_call_that_was_compressed_by_the_settings_is_compressed_further_where_it_has_to_fit(served: Served) -> None:
-    """By its receipt a text is not shortened twice: it is shortened anew, from what came."""
+    """A text that carries our digest is not shortened twice, so it is shortened again from the original."""
     free = ask(
         served, tagged("report", "further-1", "transform", intent="transform"), with_log(), model="small", max_tokens=16
     )
@@ -130,7 +130,7 @@ def test_a_call_that_was_compressed_by_the_settings_is_compressed_further_where_
 
 
 def test_a_model_that_counts_by_a_factor_has_its_prompt_cut_no_further_than_it_must(served: Served) -> None:
-    """What is saved is told in the measure in which the prompt is counted, and so is what must go."""
+    """Savings and the necessary cut are in the same tokens in which the prompt is counted."""
 
     def transformed(run: str, **headers: str) -> Reply:
         tags = tagged("report", run, "transform", intent="transform") | headers

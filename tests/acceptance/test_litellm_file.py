@@ -1,4 +1,4 @@
-"""A gateway that runs on a LiteLLM user's configuration: stars, aliases, fallbacks, translation."""
+"""A gateway that runs on a LiteLLM user's configuration: wildcards, aliases, fallbacks, translation."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_what_failed_is_tried_again_and_no_loop(served: Served) -> None:
 
 
 def test_copies_at_once_are_no_loop(served: Served) -> None:
-    """Ten drafts of one answer, to choose the best: nobody has seen any of them when the others are asked for."""
+    """Ten drafts of one answer, to choose the best: they are requested before any of them is seen."""
     served.provider.script(times=10, delay_ms=800)
     with ThreadPoolExecutor(10) as pool:
         assert {reply.status for reply in pool.map(lambda _: ask(served, "r-drafts"), range(10))} == {200}

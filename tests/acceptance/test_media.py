@@ -1,4 +1,4 @@
-"""Images, sounds and searches on a budget of money: held before they are made, by their dearest way of billing, and booked."""
+"""Images, audio and searches on a money budget: reserved before they are made, by the most expensive way of billing, and booked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Orchestration on the running gateway: one process, a provider on a real socket, and a second model that tells intents."""
+"""Orchestration on the running gateway: one process, a provider on a real socket, and a second model that classifies intents."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def stored_calls(store: str, run: str) -> list[Any]:
 
 
 def when_stored(store: str, run: str, count: int) -> list[Any]:
-    """The rows of calls that were answered, once there are so many."""
+    """The rows of answered calls, once there are this many."""
     until(lambda: len(stored_calls(store, run)) >= count, 20, f"{count} rows of {run}")
     return stored_calls(store, run)
 
@@ -129,7 +129,7 @@ def test_a_stalled_redis_refuses_at_once_and_lets_go_on_what_may(
 def test_a_redis_stalled_for_thirty_seconds_holds_no_call(
     clean: RedisServer, postgres_url: str, loop: LoopThread, tmp_path: Path
 ) -> None:
-    """Sixteen clients that go on asking: what they wait for is the deadline of the first calls, and then nothing."""
+    """Sixteen clients keep calling: the first calls wait for their deadline, and later ones for nothing."""
     with behind_proxy(loop, clean) as proxy:
         config = settings_for(proxy.url, postgres_url, budgets=BUDGETS)
         with running_farebox(tmp_path, config) as gateway:

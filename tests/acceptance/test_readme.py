@@ -37,7 +37,7 @@ READY_SECONDS = 60.0
 
 @dataclass
 class Tree:
-    """A source tree that somebody stands in, with the port that stands in for 4000."""
+    """A source tree to run commands in, with the port that is used instead of 4000."""
 
     folder: Path
     port: int
@@ -98,7 +98,7 @@ class Tree:
 
 
 def _package_index() -> dict[str, str]:
-    """How this machine reaches the package index, if by variables."""
+    """The variables by which this machine reaches the package index, if any."""
     return {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "REQUESTS_"))}
 
 
@@ -123,7 +123,7 @@ def block_with(text: str) -> Block:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
-    """This source tree, but for what gateways leave behind: links to everything that is there."""
+    """This source tree without what gateways leave behind: links to everything else."""
     folder = tmp_path_factory.mktemp("readme")
     for entry in ROOT.iterdir():
         if entry.name not in (".git", ".farebox", "site", "dist"):

@@ -40,7 +40,7 @@ def name_of(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def provider() -> FakeProvider:
-    """It counts with the tokenizer of the model that it plays, so that its usage is what the real one would report."""
+    """It counts with the tokenizer of the model that it imitates, so that it reports the same usage as the real one."""
     tokenizer = Tokenizer()
     asyncio.run(tokenizer.load())
     return FakeProvider(count=lambda text: tokenizer.count_text("o200k_base", text))

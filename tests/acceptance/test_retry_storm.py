@@ -80,7 +80,7 @@ async def test_anthropic_clients_send_one_request_each(served: Served) -> None:
 
 
 async def test_a_window_that_opens_in_weeks_is_not_waited_for(served: Served) -> None:
-    """429 is retried by the SDK as a rule; `x-should-retry: false` says that it would be for nothing."""
+    """The SDK normally retries a 429; `x-should-retry: false` says that this would be pointless."""
     served.provider.script(tokens=20)
     assert served.chat(tagged("later", "r-later"), max_tokens=20).status == 200
     before = refused(served)

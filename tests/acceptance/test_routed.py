@@ -120,7 +120,7 @@ def test_what_the_named_model_says_of_a_request_is_told(served: Served) -> None:
 
 
 def test_a_cheaper_model_gets_its_own_entry_and_its_own_count(tmp_path: Path) -> None:
-    """Another tokenizer finds more in the same prompt: less would be held than may be spent."""
+    """Another tokenizer counts more tokens in the same prompt, so the named model's count would reserve too little."""
 
     def models(provider: FakeProvider) -> list[dict[str, Any]]:
         able = {"input_cost_per_token": 1e-5, "output_cost_per_token": 4e-5}

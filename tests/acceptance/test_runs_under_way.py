@@ -1,4 +1,4 @@
-"""A run whose first call takes long is seen and steered before that call ends."""
+"""A run whose first call takes long can be seen and controlled before that call ends."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ async def outbox_of(url: str) -> int:
 
 
 async def kill_and_restart(fleet: Fleet, seed: int, kills: int) -> None:
-    """kill -9, at moments that the seed chooses; the process comes back on another port."""
+    """kill -9 at moments that the seed chooses; the process comes back on another port."""
     chance = random.Random(seed)
     for _ in range(kills):
         await asyncio.sleep(0.1 + chance.random() * 0.5)
@@ -98,7 +98,7 @@ async def kill_and_restart(fleet: Fleet, seed: int, kills: int) -> None:
 
 
 def spooled_in(gateway: FareboxProcess) -> int:
-    """Settlements that wait for Redis on the disk of this process."""
+    """Settlements on this process's disk that wait for Redis."""
     return int(gateway.get("/readyz?verbose").json()["ledger"]["spooled"])
 
 
@@ -157,7 +157,7 @@ async def test_without_a_death_exactly_as_many_answers_as_the_budget_has(
 
 
 async def test_all_processes_answer_alike(fleet: Fleet) -> None:
-    """No state of a process matters: what one has settled, every other knows at once."""
+    """A process has no state of its own: what one has settled, all others know at once."""
     seen = []
     for gateway in [*fleet.gateways, *fleet.gateways]:
         reply = await asyncio.to_thread(gateway.chat, "hi", tagged("crowd", "alike"), "mock", max_tokens=20)
@@ -179,7 +179,7 @@ async def test_a_call_under_a_key_is_made_once_whichever_process_is_asked(fleet:
 
 
 async def answered(gateway: FareboxProcess, content: str, headers: dict[str, str]) -> Reply:
-    """As a client asks that repeats what it is told to repeat: a call under way, a Redis that a busy machine slowed down."""
+    """Calls as a client does that retries when told to: for a call in flight, or a Redis that a busy machine slowed down."""
     for _ in range(50):
         reply = await asyncio.to_thread(gateway.chat, content, headers, "mock")
         if reply.status not in (409, 503):
@@ -190,7 +190,7 @@ async def answered(gateway: FareboxProcess, content: str, headers: dict[str, str
 
 
 async def balance_left(gateway: FareboxProcess, run: str) -> int:
-    """Calls that are left after one more, by the API of this process."""
+    """The calls that are left after one more, according to this process's API."""
     reply = await asyncio.to_thread(gateway.chat, "hi", tagged("crowd", run), "mock", max_tokens=20)
     assert reply.status == 200, reply.body
     found = (await asyncio.to_thread(gateway.get, f"/api/runs/{run}")).json()
@@ -258,7 +258,7 @@ async def test_workers_of_one_gateway_share_a_budget_and_are_replaced(
 async def test_one_ctrl_c_lets_the_calls_of_workers_end(
     redis_server: RedisServer, store_url: str, tmp_path: Path
 ) -> None:
-    """A terminal tells every process of its group, and the one that started the workers tells them once more."""
+    """A terminal signals every process of its group, and the parent signals the workers once more."""
     with ProviderThread() as provider:
         provider.script(delay_ms=2_000, times=None)
         models = [fake_model(provider.openai_url)]

@@ -1,4 +1,4 @@
-"""Secrets go where they are meant to go and nowhere else: a whole gateway with canaries for all of them, on good days and bad ones.
+"""Secrets go where they belong and nowhere else: a whole gateway with canaries for all of them, in normal and in failing operation.
 
 What the gateway is given (keys of providers, passwords, the webhook's path, …) and what clients send by mistake or as content
 must stand in no log line at the level debug, no answer, no metric, no usage row, no span and on no page.
@@ -98,7 +98,7 @@ def store_url(postgres_server_url: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def webhook() -> Iterator[tuple[str, list[str]]]:
-    """One that takes nothing, and the paths that it was asked for."""
+    """A webhook that rejects everything, and records the requested paths."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -148,7 +148,7 @@ ENVIRON = {"FAREBOX_ADMIN_KEY": ADMIN, "GROQ_API_KEY": ENVIRONMENT, "OTEL_BSP_SC
 
 
 class Actor:
-    """Sends what goes well and what does not, and keeps every answer."""
+    """Sends calls that succeed and calls that fail, and keeps every answer."""
 
     def __init__(self, gateway: FareboxProcess, scene: Scene) -> None:
         self._gateway = gateway
@@ -375,7 +375,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, s
 
 
 def check(found: Scene, provider: FakeProvider, asked: list[str], collector: Collector) -> None:
-    """All this would prove nothing if the secrets had not been there, and used."""
+    """Checks that the secrets were there and in use; otherwise the test would prove nothing."""
     bearers = {one.headers.get("authorization") for one in provider.requests}
     assert bearers >= {f"Bearer {PROVIDER}", f"Bearer {BY_LITELLM}"}
     assert any(one.headers.get("x-token") == HEADER for one in provider.requests)

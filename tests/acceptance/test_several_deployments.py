@@ -1,4 +1,4 @@
-"""LiteLLM's router settings on the running gateway: deployments that share a name, rest, time out, and are fallen back from."""
+"""LiteLLM's router settings on the running gateway: deployments that share a name, cool down, time out, and have fallbacks."""
 
 from __future__ import annotations
 

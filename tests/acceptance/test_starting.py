@@ -1,4 +1,4 @@
-"""A gateway that cannot keep money, or keep a record of it, does not start: it says why in one sentence, and ends."""
+"""A gateway that cannot keep budgets, or record usage, does not start: it says why in one sentence, and exits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 def started(folder: Path, config: dict[str, Any], *arguments: str) -> tuple[int, list[str]]:
-    """Exit code of a gateway that is expected to end by itself, and the lines that it said."""
+    """The exit code of a gateway that is expected to end by itself, and its output lines."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FAREBOX_")}

@@ -1,4 +1,4 @@
-"""Streams: what reaches the client, how each of them ends, and what is booked when it ends badly."""
+"""Streams: what reaches the client, how each of them ends, and what is booked if it fails."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def _fresh(served: Served) -> None:
 def identity(
     served: Served, headers: dict[str, str], path: str = "", metadata: Any = None
 ) -> tuple[str | None, str | None, str | None]:
-    """Workflow, run and step as the gateway names them: a refusal says all three."""
+    """Workflow, run and step as the gateway sees them: a refusal names all three."""
     body: dict[str, Any] = {"model": "fake", "messages": [{"role": "user", "content": words(50)}]}
     if metadata is not None:
         body["metadata"] = metadata
@@ -104,7 +104,7 @@ def test_the_answer_names_run_and_step_and_what_is_left(served: Served) -> None:
 
 
 def told(reply: Reply) -> dict[str, str]:
-    """What an answer says about its tags and budgets."""
+    """What an answer reports about its tags and budgets."""
     return {name: value for name, value in reply.headers.items() if name.startswith(("x-workflow-", "x-budget-"))}
 
 

@@ -39,7 +39,7 @@ CALLS = 40
 
 
 def variables(gateway: str, redis: RedisServer, store: str) -> dict[str, str]:
-    """The environment of a gateway's service, with this machine's addresses in the place of the services' names."""
+    """The environment of a gateway's service, with this machine's addresses instead of the services' names."""
     service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][gateway]
     given = {
         name: re.sub(r"\$\{(\w+)[^}]*\}", lambda found: SECRETS.get(found[1], ""), value)
@@ -56,7 +56,7 @@ def variables(gateway: str, redis: RedisServer, store: str) -> dict[str, str]:
 
 
 class StandIn:
-    """Gives each connection to the next gateway that takes it."""
+    """Gives each connection to the next gateway that accepts it."""
 
     def __init__(self, ports: list[int]) -> None:
         self._ports = cycle(ports)
@@ -103,7 +103,7 @@ def stand_in(folder: Path, ports: list[int]) -> Iterator[int]:
 
 @contextlib.contextmanager
 def nginx(folder: Path, ports: list[int]) -> Iterator[int]:
-    """The shipped configuration without TLS, whose certificates are the operator's."""
+    """The shipped configuration without TLS, because the certificates are the operator's."""
     program = os.environ.get("TEST_NGINX_BINARY") or shutil.which("nginx")
     if program is None:
         pytest.skip("no nginx: install it or set TEST_NGINX_BINARY")
@@ -140,7 +140,7 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def gateways(redis_server: RedisServer, empty_postgres_url: str, tmp_path: Path) -> Iterator[list[FareboxProcess]]:
-    """Started as compose does it: the tables first, then both at once."""
+    """Started as in compose: the migration first, then both gateways at once."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "config.example.yaml").read_text())
     migrating = {**os.environ, **variables("migrate", redis_server, empty_postgres_url), "PYTHONPATH": str(ROOT)}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))

@@ -147,7 +147,7 @@ def test_a_provider_out_of_reach_is_an_error_of_the_attempt_and_of_the_call(
 
 @pytest.fixture(scope="module")
 def asking(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Served]:
-    """Asks a model of its own about steps that it does not understand, and to condense long texts."""
+    """A gateway that asks a model about unclear steps, and to condense long texts."""
     with serving(
         tmp_path_factory.mktemp("asking"),
         models=lambda provider: [

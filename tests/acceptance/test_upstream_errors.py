@@ -1,4 +1,4 @@
-"""What a client hears when the provider fails, and that a failed call costs nothing."""
+"""What a client gets when the provider fails, and that a failed call costs nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call may cost, counted and not timed: a time says more about the machine, a count is the same everywhere.
+"""What a call may cost, in counts instead of times: a time depends on the machine, a count is the same everywhere.
 
 Each number is an upper bound that held when it was written. To tighten one, run
 
@@ -86,7 +86,7 @@ NOT_AT_START = (
 
 
 class Work:
-    """Counts while `is_counting`. Background work is in it too: it is a part of what calls cost."""
+    """Counts while `is_counting`. Background work is included, because it is part of what calls cost."""
 
     def __init__(self) -> None:
         self.is_counting = False
@@ -192,7 +192,7 @@ async def serving(
 
 
 def _count_functions(work: Work) -> None:
-    """Those of our own that the event loop's thread calls or goes on with: nine tenths of what a call costs is running them."""
+    """Counts our own functions that the event loop's thread calls or resumes: running them is nine tenths of a call's cost."""
 
     def entered(frame: FrameType, event: str, _argument: Any) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(OUR_CODE):
@@ -202,7 +202,7 @@ def _count_functions(work: Work) -> None:
 
 
 async def count_calls(work: Work, application: Application, headers: dict[str, str], **fields: Any) -> Work:
-    """Twenty calls one after the other, after five that warm up: connections, statements, plans, counted strings."""
+    """Twenty calls in sequence, after five that warm up connections, statements, plans and token counts."""
     _watch_loop(work)
     bodies = [_body(number, fields) for number in range(CALLS + 5)]
     work.bodies.update(bodies)
@@ -227,7 +227,7 @@ def _body(number: int, fields: dict[str, Any]) -> bytes:
 
 
 async def _ask(application: Application, headers: dict[str, str], body: bytes) -> int:
-    """Straight into the application: what uvicorn does is not ours to count."""
+    """Calls the application directly: uvicorn's work is not counted."""
     sent: list[dict[str, Any]] = []
     asked = iter([{"type": "http.request", "body": body, "more_body": False}])
 
@@ -362,7 +362,7 @@ async def test_redis_is_asked_once_to_reserve_and_once_to_settle(
 
 
 def _scripts_run(server: RedisServer) -> int:
-    """What the server itself has counted."""
+    """The server's own count."""
     told = server.command("INFO", "commandstats")
     return sum(int(calls) for calls in re.findall(r"cmdstat_(?:evalsha|eval|fcall):calls=(\d+)", told))
 

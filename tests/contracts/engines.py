@@ -68,7 +68,7 @@ async def sqlite(folder: Path) -> AsyncIterator[LedgerUnderTest]:
 
 @asynccontextmanager
 async def sqlite_folding(folder: Path) -> AsyncIterator[LedgerUnderTest]:
-    """Its journal is so short that values move into the tables all the time, few by few."""
+    """Its journal is so short that values move into the tables all the time, a few at once."""
     with mock.patch.multiple(sqlite_shelf, JOURNAL_MAX=5, FOLD_MIN=2, _JOURNAL_OVERDUE=9):
         async with sqlite(folder) as made:
             yield made

@@ -1,4 +1,4 @@
-"""Short ways to say what a call asks of a ledger."""
+"""Shorthand for what a call asks of a ledger."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def hold(account: str, tokens: int | None = None, **named: object) -> Hold:
 
 
 def demand(tokens: int, at_least: int | None = None) -> Demand:
-    """Output tokens and nothing else: all of them, unless `at_least` is said."""
+    """Only output tokens: all of them, unless `at_least` is given."""
     return Demand(0, tokens, tokens if at_least is None else at_least, requests=0)
 
 

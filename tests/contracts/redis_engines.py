@@ -70,7 +70,7 @@ async def redis_cluster(folder: Path) -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def redis_watched(folder: Path) -> AsyncIterator[Any]:
-    """Behind the wrapper that outlives outages: while there is none, nobody must notice it."""
+    """Behind the outage wrapper, which must not be noticeable while there is no outage."""
 
     def watched(engine: RedisLedger) -> OutageLedger:
         return OutageLedger(engine, Spool(folder, "watched"), slow_ms=PATIENT_MS)
@@ -96,7 +96,7 @@ async def empty_server() -> str:
 
 
 def empty_oldest_server() -> str:
-    """Redis 6.2, whose scripts fail in other words and know no flags."""
+    """Redis 6.2, whose script errors are worded differently and whose scripts have no flags."""
     target = _started(oldest_server)
     target.command("FLUSHALL")
     return str(target.url)

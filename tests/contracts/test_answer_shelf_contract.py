@@ -1,4 +1,4 @@
-"""What every shelf of answers promises: found until its time is over, claimed by one, bounded for each project."""
+"""What every answer shelf promises: an answer is found until it expires, claimed by one caller, and bounded per project."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def answer(body: bytes = b"{}", fingerprint: bytes = b"f") -> KeptAnswer:
 
 @asynccontextmanager
 async def _made(engine: str, folder: Path) -> AsyncIterator[Made]:
-    """Makes a shelf, and then others on the same data."""
+    """Creates a shelf, and then others on the same data."""
     opened: list[AnswerShelf] = []
 
     def of(shelf: AnswerShelf) -> AnswerShelf:
@@ -180,7 +180,7 @@ async def test_a_claim_of_a_process_that_died_ends_by_itself(renewed: bool, tmp_
 
 @pytest.mark.parametrize("old_weight", [1026, 999])
 async def test_an_answer_kept_anew_before_its_old_one_was_swept_weighs_once_and_stays(old_weight: int) -> None:
-    """After a burst of answers that end together, more have ended than one call sweeps."""
+    """After a burst of answers that expire together, more have expired than one call sweeps."""
     shelf = RedisShelf(await redis_engines.empty_server(), ROOM, deadline_ms=redis_engines.PATIENT_MS)
     room = "farebox:{default}:kept:cache:"
 

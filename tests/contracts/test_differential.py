@@ -1,6 +1,6 @@
 """One workload through whole gateways on every engine: each call is answered alike, and the books are the same at the end.
 
-Not the ledger alone is compared here, but all that stands before it: chains, ladders, clamps, headers, what people do to runs.
+This compares not only the ledgers but everything above them: chains, ladders, clamps, headers, and operators' actions on runs.
 """
 
 from __future__ import annotations

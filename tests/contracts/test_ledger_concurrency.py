@@ -1,4 +1,4 @@
-"""Many at once, on every engine."""
+"""Concurrent operations, on every engine."""
 
 from __future__ import annotations
 

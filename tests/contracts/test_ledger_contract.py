@@ -1,4 +1,4 @@
-"""What every ledger engine promises when it is asked for money. How it ends: test_ledger_resolution_contract.py."""
+"""What every ledger engine promises about reservations. How they end: test_ledger_resolution_contract.py."""
 
 from __future__ import annotations
 

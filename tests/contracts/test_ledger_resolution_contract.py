@@ -1,4 +1,4 @@
-"""What every ledger engine promises about ends: settlements, deadlines, the outbox, what is kept and what is forgotten."""
+"""What every ledger engine promises about the end of reservations: settlement, expiry, the outbox, and what is kept or forgotten."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Several gateways, sweepers and flushers on one ledger, in a world that delays, loses, doubles and reorders messages and kills processes.
+"""Several gateways, sweepers and flushers on one ledger, while messages are delayed, lost, duplicated and reordered, and processes killed.
 
-Time is simulated and chance is seeded: a seed that fails fails always. The simulation keeps its own account of every
+Time is simulated and randomness is seeded: a seed that fails always fails. The simulation keeps its own account of every
 reservation, from the answers alone, and compares the ledger with it after every message (I1, I2) and in the end: when the
 faults have stopped, everything is resolved, and the store has exactly what the accounts say.
 
@@ -104,7 +104,7 @@ class World:
 
 @dataclass
 class Truth:
-    """What the answers told: who holds what, how each reservation was resolved, and what that makes for the accounts (in tokens)."""
+    """The state according to the answers: who holds what, how each reservation was resolved, and the resulting accounts (in tokens)."""
 
     accounts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)

@@ -46,7 +46,7 @@ def accounts(draw: st.DrawFn) -> Account:
 
 @st.composite
 def demands(draw: st.DrawFn) -> Demand:
-    """Half of them ask for little and would take anything: those are the ones that get less than they asked for."""
+    """Half of them have a small minimum: these can be granted less than they ask for."""
     size = small if draw(st.booleans()) else counts
     least, price, choices = draw(size), draw(st.sampled_from([0, 1, 7, 30_000])), draw(st.integers(1, 5))
     prompt_tokens, prompt_nano_usd = draw(size), draw(size)

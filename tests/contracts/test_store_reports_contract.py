@@ -60,7 +60,7 @@ COLUMNS = {"key": "key_id"}
 
 
 def by_hand(events: list[OutboxEntry], group_by: GroupBy, wanted: UsageFilter) -> dict[str, Sums]:
-    """The report as the words of its documentation describe it, one event at a time."""
+    """The report computed as documented, one event at a time."""
     sums: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for event in events:
         fields: dict[str, Any] = orjson.loads(event.draft) | orjson.loads(event.detail) | {"project": event.project}

@@ -1,4 +1,4 @@
-"""A database of every older revision, with a row in every table, is brought up to this one and keeps all that stood in it."""
+"""A database of every older revision, with a row in every table, is upgraded to this one and keeps all of its data."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def upgrade_to(connection: Connection, revision: str) -> None:
 
 
 def value_for(column: Any, number: int) -> Any:
-    """Something of the column's type that is easy to know again."""
+    """A value of the column's type that is easy to recognise."""
     if isinstance(column.type, Boolean):
         return True
     if isinstance(column.type, Integer):
@@ -55,7 +55,7 @@ def tables_of(connection: Connection) -> list[Table]:
 
 
 def fill(connection: Connection) -> dict[str, dict[str, Any]]:
-    """One row in every table, as the tables are now."""
+    """Inserts one row into every table of the current schema."""
     rows = {}
     for number, table in enumerate(tables_of(connection), 1):
         if table.name == SETTINGS_TABLE:
