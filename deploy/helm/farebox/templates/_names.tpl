@@ -30,7 +30,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ .Values.serviceAccount.name | default (include "farebox.name" .) }}
 {{- end }}
 
-{{/* What would render, and then lose money or not start. */}}
+{{/* Rejects values that would render, but then lose money or not start. */}}
 {{- define "farebox.check" -}}
 {{- if include "farebox.isEmbedded" . }}
 {{- if or (gt (int .Values.replicas) 1) .Values.autoscaling.enabled (gt (int .Values.workers) 1) }}
@@ -79,7 +79,7 @@ admin-key: {{ .Values.adminKey | quote }}
 
 {{- define "farebox.pod" -}}
 automountServiceAccountToken: false
-# The variables of other services (FAREBOX_PORT=tcp://…) would look like this gateway's own.
+# The variables that Kubernetes sets for services (FAREBOX_PORT=tcp://…) would look like this gateway's own.
 enableServiceLinks: false
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
