@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from gateway.control import Snapshot
 from gateway.orchestration.plans import Beginning
-from gateway.orchestration.service import Orchestration, declared_limits, with_share
+from gateway.orchestration.service import Orchestration, as_planned, declared_limits, with_share
 from gateway.pipeline.call import Call, IntentTag
 from gateway.run_plan import RunPlan
 from gateway.store.runs import Run
 from policies.allocation import StepAllocation
 from policies.budgets import RunLimits
 from policies.classify import Classification
+from policies.intents import Intent
 from policies.pressure import Rung
 from policies.reservation import Refused
 
@@ -44,6 +45,12 @@ class LookingPlanner:
 
         beginning = Beginning(call.tags.step, found.intent, call.tags.priority, found.confidence, found.source)
         given = await whole.plans.look((project, call.run or ""), beginning, propose, settings)
+        planned, told = given.planned, call.intent
+        call.intent = as_planned(told, planned)
+        if planned is not None and call.intent is not told:
+            self.classification = Classification(
+                Intent(planned.intent), planned.confidence, planned.source, planned.reasoning, ()
+            )
         call.parent_run, self.share = given.parent_run or None, given.share
         return with_share(limits, given.share, settings)
 

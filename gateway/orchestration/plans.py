@@ -60,12 +60,13 @@ class Beginning:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """`share` is what the step may use (None: only its run's limit applies), `is_new` whether this is its first call here, and
-    `parent_run` the run that its run is inside of (empty: none)."""
+    """`share` is what the step may use (None: only its run's limit applies), `is_new` whether this is its first call here,
+    `parent_run` the run that its run is inside of (empty: none), and `planned` the step in its run's plan, if it is there."""
 
     share: StepAllocation | None
     is_new: bool
     parent_run: str
+    planned: PlannedStep | None = None
 
 
 @dataclass(slots=True)
@@ -175,7 +176,7 @@ class Plans:
             plan.steps[name] = self._next(plan, beginning, settings, own_tokens)
         if begins:
             self._note(key, plan, beginning)
-        return Given(plan.steps[name], begins, plan.parent_run)
+        return Given(plan.steps[name], begins, plan.parent_run, plan.planned.get(name))
 
     async def look(self, key: RunKey, beginning: Beginning, propose: Propose, settings: Settings) -> Given:
         """What `step` would return now, without writing or remembering anything."""
@@ -191,7 +192,7 @@ class Plans:
         share = plan.steps.get(name)
         if share is None and name != DEFAULT_STEP:
             share = self._next(plan, beginning, settings, own_tokens)
-        return Given(share, begins, plan.parent_run)
+        return Given(share, begins, plan.parent_run, plan.planned.get(name))
 
     async def _first_plan(self, key: RunKey, propose: Propose, settings: Settings) -> LivePlan:
         plan, proposed = await self._found_or_proposed(key, propose, settings)

@@ -26,8 +26,8 @@ from gateway.orchestration.plans import Beginning, Plans
 from gateway.orchestration.routing import Routing
 from gateway.orchestration.scoring import Scoring
 from gateway.orchestration.trail import Trail
-from gateway.pipeline.call import Call
-from gateway.run_plan import RunPlan, RunRequest, kept_plan, plan_run, strategy_of, with_declaration
+from gateway.pipeline.call import Call, IntentTag
+from gateway.run_plan import PlannedStep, RunPlan, RunRequest, kept_plan, plan_run, strategy_of, with_declaration
 from gateway.run_view import own_budget
 from gateway.store.runs import Run
 from gateway.telemetry import Telemetry
@@ -126,6 +126,7 @@ class Orchestration:
             propose,
             settings,
         )
+        call.intent = as_planned(intent, given.planned)
         call.parent_run = given.parent_run or None
         if given.is_new and given.share is not None:
             self._note_allocation(call, given.share)
@@ -210,18 +211,21 @@ class Orchestration:
         # A declared run with another strategy needs no history, and so no query.
         needs_history = bool(request.workflow) and (is_adaptive or not steps)
         history = await self.histories.of(project, request.workflow, alike=is_adaptive) if needs_history else None
+        is_learned = not steps and history is not None
         if not steps and history is not None:
             steps = history.learned()
         agent = request.agent or str((workflow.declaration.get("agent") if workflow else None) or "")
         ais = request.ais if request.ais is not None or not agent else snapshot.ais(project, agent)
         whole = replace(request, steps=_with_said(steps, call), strategy=strategy, ais=ais)
-        return plan_run(
+        plan = plan_run(
             whole,
             settings,
             pool_limit_tokens=self._pool_limit(whole, project, snapshot, call),
             histories=history.of if is_adaptive and history is not None else lambda _step, _intent: None,
             profiler=partial(self.intents.profile, asks=not looks),
         )
+        # Nobody declared the intents that steps of past runs had.
+        return replace(plan, steps=tuple(replace(one, source="cache") for one in plan.steps)) if is_learned else plan
 
     def _pool_limit(self, request: RunRequest, project: str, snapshot: Snapshot, call: Call | None) -> int:
         """The most that the run may use: the limit of the settings or the declaration, tightened by all budgets on the run and its own.
@@ -357,6 +361,17 @@ class Orchestration:
     def _note_failure(self, call: Call) -> None:
         self._telemetry.orchestration_errors.inc()
         _log.exception("orchestration_failed", request_id=call.id, workflow=call.tags.workflow)
+
+
+def as_planned(found: IntentTag, planned: PlannedStep | None) -> IntentTag:
+    """The intent of a call whose run has a plan. What its announcement declares counts like a workflow's declaration, and the step's
+    own prompt there is better than no answer."""
+    if planned is None or found.source in ("header", "declared"):
+        return found
+    is_better = planned.source == "declared" or (
+        found.source == "fallback" and planned.source in ("rules", "model", "llm")
+    )
+    return IntentTag(planned.intent, planned.confidence, planned.source) if is_better else found
 
 
 def declared_limits(call: Call, declared: DeclaredWorkflow) -> RunLimits:

@@ -77,6 +77,35 @@ async def test_a_declared_step_without_an_intent_is_told_by_its_own_words(tmp_pa
         assert steps["draft"]["allocation_tokens"] == 3125  # 2,500 × 1.25
 
 
+async def test_calls_of_a_planned_step_have_the_intent_of_the_plan(tmp_path: Path) -> None:
+    """What the announcement declares beats the call's own words, and a prompt in it beats words that say nothing."""
+    prompt = "Summarize the following ticket in one sentence."
+    steps = [{"id": "pick", "intent": "filter"}, {"id": "short", "prompt": prompt}, {"id": "clear", "prompt": prompt}]
+    async with orchestrated(tmp_path) as farebox:
+        await farebox.ask("POST", "/api/runs", {"workflow": "letters", "run": "announced", "steps": steps})
+        await farebox.declare("declared", steps=steps)
+        for workflow, run in (("letters", "announced"), ("declared", "called")):
+            told = [
+                (await farebox.call(workflow, run, step, text, **tags)).headers["x-workflow-intent"].split("; ")
+                for step, text, tags in (
+                    ("pick", prompt, {}),
+                    ("pick", prompt, {"intent": "send"}),
+                    ("short", "Here it is.", {}),
+                    ("clear", "Translate this sentence into French.", {}),
+                )
+            ]
+            assert [(intent, source) for intent, _, source in told] == [
+                ("filter", "source=declared"),
+                ("send", "source=header"),
+                ("summarize", "source=model"),
+                ("transform", "source=model"),
+            ]
+            call = {"model": "mock", "messages": [{"role": "user", "content": "Here it is."}]}
+            call["tags"] = {"workflow": workflow, "run": run, "step": "short"}
+            explained = await farebox.ask("POST", "/api/explain", call)
+            assert (explained["intent"]["intent"], explained["intent"]["source"]) == ("summarize", "model")
+
+
 async def test_a_steps_own_budget_is_a_cap_and_no_wish(tmp_path: Path) -> None:
     steps = [
         {"id": "small", "intent": "generate", "budget": {"tokens": 200}},
