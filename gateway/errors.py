@@ -6,7 +6,7 @@ GatewayError
 ├── PermissionDenied        403
 ├── BudgetRefusal           402 (the budget does not reset) or 429 (it resets, or only concurrent calls are in the way)
 ├── Overloaded              429, 503: too many calls at once
-├── KeysUnknown             503: the store was not reached since the start
+├── KeysUnknown             503: the store has not been reached since the start
 ├── LedgerOutage            503
 ├── OutboxFull              503
 ├── UpstreamFailure         502, 504
@@ -80,7 +80,10 @@ class KeysUnknown(GatewayError):
     code = "store_unavailable"
 
     def __init__(self) -> None:
-        super().__init__("The store was not reached yet, so no key is known.", headers={"retry-after": "1"})
+        super().__init__(
+            "The store has not been reached since the gateway started, so no API key is known.",
+            headers={"retry-after": "1"},
+        )
 
 
 class PermissionDenied(GatewayError):

@@ -61,7 +61,7 @@ class Gauges:
 
     async def readiness(self) -> Mapping[str, Any]:
         """Ready means that a call with an enforced budget can be served: the ledger answers, its events can be recorded,
-        and keys are known: the store was reached once."""
+        and keys are known because the store was reached at least once."""
         parts = self._parts
         health = parts.ledger.health if isinstance(parts.ledger, OutageLedger) else None
         has_ledger = health is None or health.is_available

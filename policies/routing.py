@@ -44,7 +44,7 @@ _PART_ABILITY = {
     "input_file": PDF,
 }
 _PROMPT_FIELDS = ("system", "instructions", "prompt", "messages", "input", "tools", "functions")
-# Parts and items without text that a model reads.
+# Parts and items whose strings are not text that a model reads.
 _NO_TEXT = frozenset({*_PART_ABILITY, "base64", "reasoning", "redacted_thinking"})
 
 
@@ -218,7 +218,7 @@ def _parts(body: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 
 def _ability(part: Mapping[str, Any]) -> str | None:
     kind = part.get("type")
-    if kind == "document":  # it may be a text as well
+    if kind == "document":  # may also hold plain text
         return PDF if _get(part.get("source"), "type") in ("base64", "url", "file") else None
     return _PART_ABILITY.get(kind) if isinstance(kind, str) else None
 

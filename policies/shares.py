@@ -47,7 +47,7 @@ def _fill(left: int, weights: Sequence[int], caps: Sequence[int], shares: list[i
 def _share_out(
     left: int, unfilled: Sequence[int], weights: Sequence[int], caps: Sequence[int], shares: list[int]
 ) -> None:
-    """Round the exact shares half up, which is Webster's result for the sum that it gives, then correct that sum token by token."""
+    """Round the exact shares half up, which is Webster's result for whatever they then sum to, and correct that sum token by token."""
     weight = sum(weights[position] for position in unfilled)
     for position in unfilled:
         shares[position] = (2 * left * weights[position] + weight) // (2 * weight)
@@ -57,7 +57,7 @@ def _share_out(
 
 
 def _step(missing: int, weights: Sequence[int], caps: Sequence[int], shares: list[int]) -> None:
-    """Give single tokens to the share that is owed most, or take them from the share that is owed least, full ones included."""
+    """Give tokens, one at a time, to the share that is owed most, or take them from the one that is owed least, even if it is capped."""
     by = 1 if missing > 0 else -1
     ranked: list[tuple[Fraction, int]] = []
 

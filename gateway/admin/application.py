@@ -15,7 +15,7 @@ from gateway.admin.pages import PAGES
 from gateway.admin.rendering import SECURITY_HEADERS, Renderer
 from gateway.admin.static_files import StaticFiles
 from gateway.admin.visit import Page, Visit, read_form
-from gateway.endpoints.api.application import told
+from gateway.endpoints.api.application import as_gateway_error
 from gateway.endpoints.api.route import Desk
 from gateway.errors import GatewayError, PermissionDenied
 
@@ -34,8 +34,8 @@ class PageEndpoint:
         visit = Visit(self._desk, self._door, self._renderer, request, request_id, None)
         try:
             response = await self._answer(visit)
-        except Exception as error:  # noqa: BLE001 - the last net: every error is a page, and bugs are logged by `told`
-            response = self._error_page(visit, told(error, request_id))
+        except Exception as error:  # noqa: BLE001 - the last net: every error is a page, and bugs are logged by `as_gateway_error`
+            response = self._error_page(visit, as_gateway_error(error, request_id))
         response.headers.update({**SECURITY_HEADERS, "x-request-id": request_id})
         return response
 
@@ -50,7 +50,7 @@ class PageEndpoint:
         try:
             return await self.page.handle(known)
         except Exception as error:  # noqa: BLE001 - as above, on a page that knows who is there
-            return self._error_page(known, told(error, visit.request_id))
+            return self._error_page(known, as_gateway_error(error, visit.request_id))
 
     def _check(self, request: Request, visitor: Visitor | None) -> None:
         is_key = visitor is not None and visitor.by == "key"
@@ -85,7 +85,7 @@ def _routes(pages: Sequence[Page], desk: Desk, door: Door, renderer: Renderer) -
 
 
 def _to_login(request: Request) -> Response:
-    """Back to this page afterwards, or to the one whose form was sent too late."""
+    """To the login, which then leads back to this page, or to the page with the form if its session ended before it was sent."""
     is_form = request.method == "POST"
     wanted = urlsplit(request.headers.get("referer", "") if is_form else str(request.url))
     page = quote(wanted.path + (f"?{wanted.query}" if wanted.query else ""))

@@ -119,7 +119,7 @@ def prose(text: str) -> Markup:
 
 
 def plain(value: float | str | None) -> str:
-    """An amount as the inputs of a form hold it, in digits alone: 0.0000001 and not 1e-07. What was typed stays."""
+    """An amount as a form's input holds it, without an exponent: 0.0000001 instead of 1e-07. Text is left as it was typed."""
     if value is None or isinstance(value, str):
         return value or ""
     return f"{value:.9f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

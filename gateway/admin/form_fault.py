@@ -1,4 +1,4 @@
-"""What was wrong with a form, and the fields beside which the page says so."""
+"""Faults of a form, each with the field next to which the page shows it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from gateway.endpoints.api.application import faults_of, told
+from gateway.endpoints.api.application import as_gateway_error, faults_of
 
 
 @dataclass(frozen=True, slots=True)
 class FormFault:
-    """`fields` has the faults by the names of the form's inputs; `message` is what is about none of them."""
+    """`fields` maps the form's inputs to their faults; `message` has the faults of no input."""
 
     fields: Mapping[str, str]
     message: str
@@ -20,12 +20,13 @@ class FormFault:
 
 
 def form_fault(error: Exception, request_id: str, fields: Container[str]) -> FormFault:
-    """The faults of a form with these fields, which an error of the control API may name: `limits.usd` is about `usd`."""
-    found = told(error, request_id)
-    param = found.param or ""
-    faults = (
-        faults_of(error) if isinstance(error, ValidationError) else [(param, found.message.removeprefix(f"{param}: "))]
-    )
+    """Assign the faults that the control API reports to the inputs of the form: `limits.usd` belongs to the input `usd`."""
+    found = as_gateway_error(error, request_id)
+    if isinstance(error, ValidationError):
+        faults = faults_of(error)
+    else:
+        param = found.param or ""
+        faults = [(param, found.message.removeprefix(f"{param}: "))]
     beside: dict[str, str] = {}
     above: list[str] = []
     for where, message in faults:

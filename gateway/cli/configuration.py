@@ -61,7 +61,8 @@ def read_config(
 def _from_environment(environ: Mapping[str, str]) -> tuple[dict[Place, Given], list[str]]:
     """The values that environment variables override, and a warning for each variable that looks like one of them but is not.
 
-    A setting's variable is its key in upper case: FAREBOX_ORCHESTRATION_ENABLED, or with its section, as all others have it.
+    A setting's variable is its key in upper case: FAREBOX_ORCHESTRATION_ENABLED. Like all other keys, it may also have its
+    section in front: FAREBOX_SETTINGS_ORCHESTRATION_ENABLED.
     """
     known = {f"{section}_{field}": (section, field) for section in _SECTIONS for field in _fields(section)}
     known |= {f"{section}{key}": ("settings", key) for key in SETTINGS for section in ("", "settings_")}

@@ -80,7 +80,7 @@ class Remote:
         self.where = url
 
     async def ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Answer:
-        address, data = _written(path, query, body)
+        address, data = _encoded(path, query, body)
         try:
             async with self._session.request(method, self.where + address, data=data, headers=self._headers) as reply:
                 return Answer(reply.status, await reply.read(), self.where)
@@ -98,7 +98,7 @@ class Inside:
 
     async def ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Answer:
         sent: list[dict[str, Any]] = []
-        address, content = _written(path, query, body)
+        address, content = _encoded(path, query, body)
 
         async def receive() -> dict[str, Any]:
             return {"type": "http.request", "body": content, "more_body": False}
@@ -218,7 +218,7 @@ async def _is_alive(session: aiohttp.ClientSession, base: str) -> bool:
 def _reason(error: BaseException) -> str:
     """`Connection refused`, without the details of the attempt."""
     number = getattr(error, "errno", None)
-    # TLS has numbers of its own, and so has looking up a name; both come with their text.
+    # TLS and name look-ups have error numbers of their own, and bring their own text.
     if number and number > 0 and not isinstance(error, aiohttp.ClientSSLError):
         return os.strerror(number)
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -234,8 +234,8 @@ def quoted(path: str) -> str:
     return quote(path).replace("//", "/%2F")
 
 
-def _written(path: str, query: Mapping[str, Any] | None, body: Any) -> tuple[str, bytes]:
-    """Address and body of a request. Raises `Failed` for what they cannot carry. Integers of any size go: the API says its limits."""
+def _encoded(path: str, query: Mapping[str, Any] | None, body: Any) -> tuple[str, bytes]:
+    """Address and body of a request. Raises `Failed` for values that cannot be sent. Integers of any size can: the API checks them."""
     try:
         content = b"" if body is None else json.dumps(body, allow_nan=False, default=str, ensure_ascii=False).encode()
         return f"/api{quoted(path)}{_query(query)}", content

@@ -30,7 +30,7 @@ def env(
         return
     client = _named(client)
     models = [entry for entry in session.config.model_list if STAR not in entry.model_name]
-    running = serving_operator(session.config)  # wherever it listens, with --port and all
+    running = serving_operator(session.config)  # a running gateway may have been given another port with --port
     url = session.url or (running and running.address) or gateway_url(session.config) or _DEFAULT.url
     named = model or (models[0].model_name if models else _DEFAULT.model)
     text = snippet(client, Connection(url.rstrip("/"), api_key, named, workflow, run, step))

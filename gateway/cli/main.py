@@ -65,7 +65,7 @@ class Commands(TyperGroup):
 
 
 def _config_first(arguments: list[str]) -> list[str]:
-    """`--config` is an option of all commands, and may stand behind the command as well."""
+    """Move `--config` to the front, so that it may also follow the command."""
     config: list[str] = []
     others: list[str] = []
     following = iter(arguments)

@@ -38,7 +38,7 @@ def echo_json(value: Any) -> None:
 
 
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table, or a block of lines for each row where the terminal is too narrow for the words of a table."""
+    """Print a table, or a block of lines for each row if the terminal is too narrow for a table."""
     if not rows:
         typer.echo("Nothing found.")
         return
@@ -55,7 +55,7 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def table_of(headings: Sequence[str], rows: Sequence[Sequence[Any]], width: int) -> Table | None:
-    """A table with numbers right-aligned, or None if a name or a number would have to be broken. Cells are plain text, never markup."""
+    """A table with numbers right-aligned, or None if a word or a number would have to be broken. Cells are plain text, never markup."""
     columns = [[heading, *(shown(row[at]) for row in rows)] for at, heading in enumerate(headings)]
     widths = _column_widths(columns, width)
     if widths is None:
@@ -70,7 +70,7 @@ def table_of(headings: Sequence[str], rows: Sequence[Sequence[Any]], width: int)
 
 
 def _column_widths(columns: Sequence[Sequence[str]], width: int) -> list[int] | None:
-    """No column is narrower than its longest word; what is left goes to the first that can use it."""
+    """Each column gets the width of its longest word. The spare width goes to the first columns that need more."""
     least = [max(cell_len(word) for text in texts for word in text.split() or [""]) for texts in columns]
     spare = width - sum(least) - _BETWEEN_CELLS * len(columns)
     if spare < 0:

@@ -81,7 +81,7 @@ class Session:
         return self.run(asked)
 
     def show(self, value: Any, rows: Callable[[], tuple[tuple[str, ...], list[tuple[Any, ...]]]]) -> None:
-        """Print the value as JSON, or as a table of the headings and rows that `rows` returns. A list that goes on says so."""
+        """Print the value as JSON, or as a table of the headings and rows that `rows` returns. Say on stderr if the list is incomplete."""
         if self.as_json:
             echo_json(value)
             return

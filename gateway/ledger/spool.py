@@ -166,7 +166,7 @@ class Spool:
     def _orphans(self) -> list[tuple[Path, FileLock]]:
         found = []
         folder = self._path.parent
-        # A process that died while it was opening left only what it had copied from files that are still there.
+        # A process that died while opening leaves a .fresh file, which only has copies of records in other files.
         left = {path.with_suffix(_SUFFIX) for pattern in (_SUFFIX, _FRESH) for path in folder.glob(f"*{pattern}")}
         for path in sorted(left):
             lock = FileLock(path)

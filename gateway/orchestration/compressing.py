@@ -132,7 +132,7 @@ class Compressing:
         return True
 
     async def _whole(self, call: Call, count: PromptCount) -> Original:
-        """The history as the client sent it. A model that was chosen since then may count more or fewer tokens in it."""
+        """The history as the client sent it, counted for the call's model, which may have changed since the last count."""
         now = call.request.body[_HISTORY[call.protocol.name]]
         whole = call.original or Original(now, count, call.model)
         if whole.model == call.model:
@@ -148,7 +148,7 @@ class Compressing:
         return text_tokens(messages, weigh) - text_tokens(than, weigh)
 
     def _weigh(self, call: Call) -> CountText:
-        """How many tokens of the prompt a text is, for the call's model."""
+        """A function that counts what a text adds to the prompt of the call's model."""
         deployment = call.deployment
         assert deployment is not None  # noqa: S101 - counted means chosen
         counting = counting_for(deployment.model, deployment.provider)

@@ -45,9 +45,9 @@ class LookingPlanner:
 
         beginning = Beginning(call.tags.step, found.intent, call.tags.priority, found.confidence, found.source)
         given = await whole.plans.look((project, call.run or ""), beginning, propose, settings)
-        planned, told = given.planned, call.intent
-        call.intent = as_planned(told, planned)
-        if planned is not None and call.intent is not told:
+        planned, own = given.planned, call.intent
+        call.intent = as_planned(own, planned)
+        if planned is not None and call.intent is not own:
             self.classification = Classification(
                 Intent(planned.intent), planned.confidence, planned.source, planned.reasoning, ()
             )

@@ -61,7 +61,7 @@ class Beginning:
 @dataclass(frozen=True, slots=True)
 class Given:
     """`share` is what the step may use (None: only its run's limit applies), `is_new` whether this is its first call here,
-    `parent_run` the run that its run is inside of (empty: none), and `planned` the step in its run's plan, if it is there."""
+    `parent_run` the run that its run is inside of (empty: none), and `planned` the step as its run's plan has it, if it does."""
 
     share: StepAllocation | None
     is_new: bool

@@ -15,7 +15,7 @@ from gateway.store import runs as run_store
 from gateway.store.database import Database, StoreUnavailable
 from gateway.store.runs import Run
 
-# Calls go on without a store that is unreachable, and one that does not answer is. A query itself may take 30 s.
+# A store that takes longer counts as unreachable, and calls are served without it. The query itself may run for 30 s.
 _WAIT_S: Final = 2.0
 _Key = tuple[str, str]  # project, run
 
@@ -28,7 +28,7 @@ class RunLookups:
         self._asked_at_s = 0.0
 
     async def get(self, project: str, run: str) -> Run | None:
-        """Raises `StoreError`, after two seconds at the latest, and at once while a query is overdue."""
+        """Raises `StoreError` after two seconds at most, or at once while a query is overdue."""
         if self._reading is not None and time.monotonic() - self._asked_at_s > _WAIT_S:
             raise StoreUnavailable("The store does not answer.")
         key = (project, run)
@@ -40,7 +40,7 @@ class RunLookups:
             self._reading = asyncio.create_task(self._read(), name="run-lookups")
         try:
             async with asyncio.timeout(_WAIT_S):
-                return await asyncio.shield(answer)  # others may wait for the same one
+                return await asyncio.shield(answer)  # others may be waiting for the same answer
         except TimeoutError:
             raise StoreUnavailable("The store does not answer.") from None
 
@@ -60,10 +60,10 @@ class RunLookups:
         self._asked_at_s = time.monotonic()
         try:
             found = await run_store.get_many(self._store, project, names)
-        except Exception as error:  # noqa: BLE001 - passed on to whoever waits
+        except Exception as error:  # noqa: BLE001 - passed on to the callers
             for name in names:
                 asked[project, name].set_exception(error)
-                asked[project, name].exception()  # marks it as retrieved: whoever waited may be gone
+                asked[project, name].exception()  # marks it as retrieved: its callers may be gone
             return
         for name in names:
             asked[project, name].set_result(found.get(name))

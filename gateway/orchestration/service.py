@@ -211,12 +211,10 @@ class Orchestration:
         # A declared run with another strategy needs no history, and so no query.
         needs_history = bool(request.workflow) and (is_adaptive or not steps)
         history = await self.histories.of(project, request.workflow, alike=is_adaptive) if needs_history else None
-        is_learned = not steps and history is not None
-        if not steps and history is not None:
-            steps = history.learned()
+        learned = history.learned() if history is not None and not steps else ()
         agent = request.agent or str((workflow.declaration.get("agent") if workflow else None) or "")
         ais = request.ais if request.ais is not None or not agent else snapshot.ais(project, agent)
-        whole = replace(request, steps=_with_said(steps, call), strategy=strategy, ais=ais)
+        whole = replace(request, steps=_with_said(steps or learned, call), strategy=strategy, ais=ais)
         plan = plan_run(
             whole,
             settings,
@@ -224,8 +222,10 @@ class Orchestration:
             histories=history.of if is_adaptive and history is not None else lambda _step, _intent: None,
             profiler=partial(self.intents.profile, asks=not looks),
         )
-        # Nobody declared the intents that steps of past runs had.
-        return replace(plan, steps=tuple(replace(one, source="cache") for one in plan.steps)) if is_learned else plan
+        if learned:
+            # Their intents were observed in past runs, not declared.
+            return replace(plan, steps=tuple(replace(step, source="cache") for step in plan.steps))
+        return plan
 
     def _pool_limit(self, request: RunRequest, project: str, snapshot: Snapshot, call: Call | None) -> int:
         """The most that the run may use: the limit of the settings or the declaration, tightened by all budgets on the run and its own.
@@ -364,14 +364,12 @@ class Orchestration:
 
 
 def as_planned(found: IntentTag, planned: PlannedStep | None) -> IntentTag:
-    """The intent of a call whose run has a plan. What its announcement declares counts like a workflow's declaration, and the step's
-    own prompt there is better than no answer."""
+    """The intent of a call whose step is in its run's plan. An intent that the plan declares wins over the call's text, and one that was
+    classified from the step's prompt is better than the fallback."""
     if planned is None or found.source in ("header", "declared"):
         return found
-    is_better = planned.source == "declared" or (
-        found.source == "fallback" and planned.source in ("rules", "model", "llm")
-    )
-    return IntentTag(planned.intent, planned.confidence, planned.source) if is_better else found
+    better = ("declared", "rules", "model", "llm") if found.source == "fallback" else ("declared",)
+    return IntentTag(planned.intent, planned.confidence, planned.source) if planned.source in better else found
 
 
 def declared_limits(call: Call, declared: DeclaredWorkflow) -> RunLimits:

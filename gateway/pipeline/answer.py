@@ -75,8 +75,9 @@ def budget_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, s
             if scope is Scope.STEP and link.hold.enforce and whole is not None:
                 most = min(most, whole)
             left = max(0, most - settled.tokens - reserved.tokens)
-            # Links go from narrow to wide: a step that was not told by now has no limit of its own.
-            for name in (scope,) if scope is Scope.STEP or Scope.STEP in shown else (Scope.STEP, scope):
+            # Links go from narrow to wide: a step that has no headers by now has no limit of its own.
+            scopes = (scope,) if scope is Scope.STEP or Scope.STEP in shown else (Scope.STEP, scope)
+            for name in scopes:
                 headers += ((f"x-budget-{name}-limit", str(most)), (f"x-budget-{name}-remaining", str(left)))
                 shown.add(name)
         if limit.nano_usd is not None and scope is Scope.RUN:

@@ -84,7 +84,7 @@ class Original:
 
     messages: Sequence[Any]
     count: PromptCount
-    model: str  # by whose rules it is counted
+    model: str  # whose tokenizer counted it
     asking_nano_usd: int = 0
 
 

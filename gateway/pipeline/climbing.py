@@ -43,7 +43,7 @@ class _Climb:
 
 
 class Climbing:
-    """`ask` asks the ledger, `demand` computes what the call as it stands may cost, `compress` shortens its prompt, and `reroute`
+    """`ask` asks the ledger, `demand` computes what the call in its current form may cost, `compress` shortens its prompt, and `reroute`
     chooses a cheaper model."""
 
     def __init__(
@@ -197,8 +197,8 @@ class Climbing:
 
 
 def _attempt(rung: Rung, refused: Refused | None, model: str) -> _Attempt:
-    """Clamping is tried once, whatever is short. Routing and compressing may be tried again with each new model: there may be a
-    cheaper one still, and a prompt short enough for this one."""
+    """Clamping is tried once, whatever is short. Routing and compressing may be tried again for each new model: there may be
+    an even cheaper one, and a prompt short enough for this one."""
     if refused is None or rung is Rung.CLAMP:
         return rung, "", None, ""
     return rung, refused.account, refused.unit, "" if rung is Rung.WAIT else model

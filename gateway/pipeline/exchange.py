@@ -59,7 +59,7 @@ class Exchange:
         self.began_ns = perf_counter_ns()
         self.path: str = scope["path"]
         self.query: bytes = scope.get("query_string", b"")
-        # httptools leaves blanks at the end of a value, which are not part of it (RFC 9110).
+        # httptools keeps trailing whitespace, which is not part of the value (RFC 9110).
         self.headers: dict[str, str] = {
             name.decode("latin-1"): value.decode("latin-1").rstrip(" \t") for name, value in reversed(scope["headers"])
         }

@@ -135,8 +135,8 @@ class Forwarding:
         return None
 
     def _others(self, call: Call, failure: _Failure) -> tuple[str, ...]:
-        """The models that may answer instead: the configured fallbacks, then the one that the caller named if routing has replaced it.
-        The caller did not choose the replacement, so even its 400 is not final."""
+        """The models that may answer instead: the configured fallbacks, then the model that the caller named, if routing replaced it.
+        The caller did not choose the replacement, so not even its 400 is final."""
         named: tuple[str, ...] = ()
         if self._should_fall_back(failure):
             named = self._pool.fallbacks(call.model, context_window=failure.is_context_window)

@@ -48,10 +48,11 @@ def refusal_error(call: Call, refused: Refused) -> GatewayError:
         )
     if link.resets_at_ms is not None:
         return _windowed(call, link, refused, unit, facts)
-    otherwise = (
-        " or make fewer calls" if unit == "requests" else ", cap the output with max_tokens, or send less context"
-    )
-    facts["hint"] = f"Raise {_raisable(call, link, unit)}{otherwise}."
+    raised = _raisable(call, link, unit)
+    if unit == "requests":
+        facts["hint"] = f"Raise {raised} or make fewer calls."
+    else:
+        facts["hint"] = f"Raise {raised}, cap the output with max_tokens, or send less context."
     return BudgetRefusal(
         _left(link, refused, unit, call), code=f"{scope}_budget_exceeded", metadata=facts, headers=_NO_RETRY
     )

@@ -123,7 +123,7 @@ class Relaying:
         except asyncio.CancelledError:
             # Count again: the chunks since the last count have to be paid for too.
             outcome.output_tokens_seen = stream.relay.output_tokens
-            outcome.usage = _told_so_far(stream.relay, outcome.output_tokens_seen)
+            outcome.usage = _usage_so_far(stream.relay, outcome.output_tokens_seen)
             if call.request.stream and not exchange.is_gone:
                 await exchange.break_off(stream.relay.fail(stopping()))
             raise
@@ -156,7 +156,7 @@ class Relaying:
             if await self._is_beyond(stream, outcome.output_tokens_seen):
                 # A provider that has finished reports what it bills, including the part that the client will not get.
                 outcome.output_tokens_seen = min(outcome.output_tokens_seen, max(seen_before, keeper.allowed_tokens))
-                outcome.usage = _told_so_far(relay, outcome.output_tokens_seen)
+                outcome.usage = _usage_so_far(relay, outcome.output_tokens_seen)
                 stream.was_cut = True
                 await self._give(exchange, call, stream, relay.cut())
                 return False
@@ -182,7 +182,7 @@ class Relaying:
             stream.is_judged = stream.is_judged and stream.kept_bytes <= _JUDGED_BYTES_MAX
 
     def _judge_stream(self, call: Call, stream: _Stream) -> None:
-        """Judge the answer before it is settled, so that the record of the call has the result. It is not to blame for a cut."""
+        """Judge the answer before it is settled, so that its record has the result. An answer that the budget cut is not judged."""
         if stream.is_judged and not stream.was_cut:
             self._judge.judge(call, b"".join([*stream.kept, stream.relay.close(None)]), streamed=True)
 
@@ -203,7 +203,7 @@ class Relaying:
         """Most clients take a stream that just stops for a success, so end it with an error event."""
         outcome.status, outcome.code = "error", error.code
         outcome.output_tokens_seen = stream.relay.output_tokens
-        outcome.usage = _told_so_far(stream.relay, outcome.output_tokens_seen)
+        outcome.usage = _usage_so_far(stream.relay, outcome.output_tokens_seen)
         settlement = await settle(outcome)
         if not call.request.stream:
             raise error
@@ -211,7 +211,7 @@ class Relaying:
         await exchange.break_off(stream.relay.fail(error, budget_note(call, settlement.balances)))
 
 
-def _told_so_far(relay: Relay, output_tokens_seen: int) -> Usage | None:
+def _usage_so_far(relay: Relay, output_tokens_seen: int) -> Usage | None:
     """The provider's usage so far. Figures from the middle of a stream may lag behind the output seen since."""
     usage = relay.usage
     if usage is None or relay.is_finished or output_tokens_seen <= usage.output_tokens:

@@ -11,7 +11,8 @@ from math import log
 
 from policies.compression.facts import stop_words
 
-# Chinese, Japanese and Korean (`joined`) are taken in pairs of characters: they have no blanks between words, or endings on them.
+# Chinese, Japanese and Korean (`joined`) are split into pairs of characters, because they have no spaces between words, or suffixes
+# on the words.
 _TERM = re.compile(
     r"(?P<joined>[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+)|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]{2,}"
 )
@@ -52,8 +53,8 @@ _ASKED_OF_ALL_MIN = 0.35  # weighted by rarity, of the terms asked: a unit that 
 
 
 def terms_asked(instruction: str) -> tuple[str, ...]:
-    """Stems and identifiers of an instruction, in lower case, at most 48: of a long one those at its beginning and its end, where
-    questions are."""
+    """Stems and identifiers of an instruction, in lower case, at most 48. Of more, those from the beginning and the end are kept,
+    where questions are."""
     asked = instruction[-_INSTRUCTION_CHARACTERS_MAX:]
     stop = stop_words()
     found: dict[str, None] = {}
@@ -71,7 +72,7 @@ def terms_asked(instruction: str) -> tuple[str, ...]:
 
 
 def _pairs(text: str) -> Iterator[str]:
-    """Pairs of characters of a text without blanks between its words, but for the endings and particles of Japanese."""
+    """Overlapping pairs of characters, without those in hiragana, which are mostly endings and particles."""
     for pair in map("".join, pairwise(text)):
         if not _HIRAGANA.fullmatch(pair):
             yield pair

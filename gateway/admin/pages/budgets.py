@@ -74,7 +74,7 @@ async def put_budget(visit: Visit) -> Response:
 
 
 async def _refuse_overwriting(visit: Visit, form: dict[str, str]) -> None:
-    """Raises `BadRequest` for a form that was filled before somebody else's change; sent again, it replaces that."""
+    """Raises `BadRequest` if somebody else changed the budget after the form was opened. Sending the form again overwrites the change."""
     found = await visit.ask(budgets.get_budget, path={"id": form["id"]})
     seen, form["seen"] = form["seen"], found.updated_at or ""
     if seen and seen != form["seen"]:

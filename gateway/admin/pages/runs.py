@@ -70,7 +70,7 @@ async def _events(visit: Visit) -> AsyncIterator[str]:
 
 
 async def show_run(visit: Visit, fault: FormFault | None = None) -> Response:
-    """`fault` is what was wrong with the form of its budget, in which stays what was typed."""
+    """`fault`: what was wrong with the form of the run's budget, which keeps what was typed."""
     shown = await visit.ask(runs.get_run, path={"run": visit.name})
     wanted = UsageFilter(project=visit.project, run=visit.name)
     page = await usage_report.calls(visit.store, wanted, _CALLS_SHOWN, visit.query(RowsQuery).cursor)

@@ -13,7 +13,7 @@ from gateway.admin.reports import first_day, report_by
 from gateway.admin.visit import Page, Visit
 from gateway.endpoints.api import allocate, suggestions, workflows
 from gateway.endpoints.api.allocate import AllocateBody, Shares
-from gateway.endpoints.api.application import parsed, told
+from gateway.endpoints.api.application import as_gateway_error, parsed
 from gateway.endpoints.api.route import conflict
 from gateway.endpoints.api.schema import ListQuery
 from gateway.endpoints.api.workflows import WorkflowBody, WorkflowView
@@ -80,12 +80,12 @@ async def change_workflow(visit: Visit) -> Response:
         if action != "preview":
             raise BadRequest.field("action", "is none of save, preview, delete, suggested")
     except (GatewayError, ValidationError) as error:
-        return await _editor(visit, text, await _known(visit), fault=told(error, visit.request_id))
+        return await _editor(visit, text, await _known(visit), fault=as_gateway_error(error, visit.request_id))
     return await _editor(visit, text, await _known(visit))
 
 
 async def _refuse_overwriting(visit: Visit) -> None:
-    """Raises `BadRequest` for a form that was filled before somebody else's change; sent again, it replaces that."""
+    """Raises `BadRequest` if somebody else changed the declaration after the form was opened. Sending it again overwrites the change."""
     found = await _known(visit)
     if "seen" in visit.form and visit.form["seen"] != _changed_at(found):
         who = "Somebody deleted" if found is None else f"{found.updated_by} changed"
@@ -115,7 +115,7 @@ async def _editor(visit: Visit, text: str, found: WorkflowView | None, fault: Ga
         declared=found,
         text=text,
         fault=fault.message if fault else "",
-        # After a conflict the next save means what is there now.
+        # After a conflict, the next save overwrites the current declaration.
         seen=_changed_at(found) if fault is None or fault.status == 409 else visit.form.get("seen", ""),
         is_preview=visit.form.get("action") == "preview",
         shares=shares,
@@ -136,7 +136,7 @@ async def _previews(visit: Visit, text: str) -> tuple[dict[str, Shares], str]:
     try:
         body = WorkflowBody.model_validate(parsed(text.encode()))
     except (GatewayError, ValidationError) as error:
-        return {}, told(error, visit.request_id).message
+        return {}, as_gateway_error(error, visit.request_id).message
     if not body.steps:
         return {}, "Without steps there is nothing to share: each step is given its own part as it appears."
     tokens = body.budget.tokens if body.budget is not None else None

@@ -33,8 +33,8 @@ from policies.settings import SettingError
 # A declaration of hundreds of steps with their prompts fits; nothing of the control API is larger.
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 _NAME_CHARACTERS_MAX: Final = 512
-# Fields of answers that nobody would think could be set.
-_TOLD: Final = frozenset({"id", "workflow", "project", "origin", "accounts", "updated_at", "updated_by"})
+# Fields of answers that no request can set.
+_READ_ONLY: Final = frozenset({"id", "workflow", "project", "origin", "accounts", "updated_at", "updated_by"})
 _log = structlog.get_logger(__name__)
 
 
@@ -57,8 +57,8 @@ class Endpoint:
         request_id = self._desk.parts.ids.new()
         try:
             response = await self._answer(request, request_id)
-        except Exception as error:  # noqa: BLE001 - the last net: every error is told in one shape, and bugs are logged
-            fault = told(error, request_id)
+        except Exception as error:  # noqa: BLE001 - the last net: every error has one shape, and bugs are logged
+            fault = as_gateway_error(error, request_id)
             fault.metadata.setdefault("request_id", request_id)
             response = error_response(fault)
         response.headers["x-request-id"] = request_id
@@ -83,16 +83,18 @@ class Endpoint:
         if not raw.strip() and not (self.route.has_body and self.route.body_required):
             raw = b"{}"
         body = parsed(raw)
-        return self._body_adapter.validate_python(self._put_back(body, names) if self.route.method == "PUT" else body)
+        if self.route.method == "PUT":
+            body = self._without_read_only(body, names)
+        return self._body_adapter.validate_python(body)
 
-    def _put_back(self, body: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-        """What GET shows may be changed and put back: fields that say what and whose it is have to say what path and query do."""
+    def _without_read_only(self, body: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+        """Lets a client edit what GET returned and send it back. Fields that are also in the path or the query must agree with them."""
         shown = {field.name for field in dataclasses.fields(self.route.answer)}
-        told = (shown & _TOLD) - self.route.body.model_fields.keys()
-        for name in told & names.keys() & body.keys():
+        read_only = (shown & _READ_ONLY) - self.route.body.model_fields.keys()
+        for name in read_only & names.keys() & body.keys():
             if body[name] != names[name]:
                 raise BadRequest.field(name, f"is not {names[name]!r}, which the request is for")
-        return {name: value for name, value in body.items() if name not in told}
+        return {name: value for name, value in body.items() if name not in read_only}
 
 
 def api_application(routes: Sequence[Route], desk: Desk) -> Starlette:
@@ -123,8 +125,8 @@ def error_response(error: GatewayError) -> Response:
     return Response(error_body(error), error.status, error.headers, "application/json")
 
 
-def told(error: Exception, request_id: str) -> GatewayError:
-    """Any exception as the error that the caller gets. Unexpected ones are logged."""
+def as_gateway_error(error: Exception, request_id: str) -> GatewayError:
+    """The error that the caller gets for an exception. Unexpected exceptions are logged."""
     match error:
         case GatewayError():
             return error
@@ -210,7 +212,7 @@ def _invalid(error: ValidationError) -> BadRequest:
 
 
 def faults_of(error: ValidationError) -> list[tuple[str, str]]:
-    """(field, what is wrong with it) for each fault; the field is empty for one of the whole body."""
+    """(field, fault) pairs. The field is empty if the fault is about the whole body."""
     return list(dict.fromkeys((".".join(_field(one)), _message(one)) for one in counted_rightly(error.errors())))
 
 
