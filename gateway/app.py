@@ -56,7 +56,7 @@ from gateway.pipeline.forwarding import Forwarding
 from gateway.pipeline.handler import CallHandler
 from gateway.pipeline.hold import HoldKeeper
 from gateway.pipeline.idempotency import Idempotency
-from gateway.pipeline.intake import Intake
+from gateway.pipeline.intake import Intake, OpenTo
 from gateway.pipeline.loops import LoopBreaker
 from gateway.pipeline.new_runs import NewRuns
 from gateway.pipeline.places import Places
@@ -119,7 +119,7 @@ class Parts:
     deployments: tuple[Deployment, ...]
     clock: LedgerClock
     ids: Ids
-    is_local: bool  # bound to loopback, or anonymous use was allowed
+    open_to: OpenTo  # who may call without a key, while there is none
 
 
 class Application:
@@ -258,7 +258,7 @@ class Application:
 
     def _pipeline(self) -> tuple[CallHandler, Intake]:
         parts, config = self.parts, self.config
-        intake = _intake(parts, is_open_to_all=parts.is_local and not self._admin_key)
+        intake = _intake(parts, open_to="nobody" if self._admin_key else parts.open_to)
         reserving = Reserving(
             parts.ledger,
             local=parts.ledger if isinstance(parts.ledger, OutageLedger) else None,
@@ -415,7 +415,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
         deployments=deployments,
         clock=clock,
         ids=ids,
-        is_local=allow_anonymous or is_loopback(config.server.host),
+        open_to="anyone" if allow_anonymous else "this machine" if is_loopback(config.server.host) else "nobody",
     )
 
 
@@ -455,7 +455,7 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def _intake(parts: Parts, *, is_open_to_all: bool) -> Intake:
+def _intake(parts: Parts, *, open_to: OpenTo) -> Intake:
     return Intake(
         snapshot=lambda: parts.control.snapshot,
         is_model=lambda name: bool(parts.pool.of(name)),
@@ -463,7 +463,7 @@ def _intake(parts: Parts, *, is_open_to_all: bool) -> Intake:
         body_bytes_max=parts.config.server.body_bytes_max,
         new_id=parts.ids.new,
         clock_ms=wall_clock_ms,
-        local_mode_allowed=is_open_to_all,
+        open_to=open_to,
     )
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from typing import Final
 
 _ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - read, never bound
+# A request that was forwarded does not count as local, whoever forwarded it.
+_PASSED_ON: Final = ("forwarded", "x-forwarded-for", "x-real-ip", "x-forwarded-host")
 
 
 def is_loopback(host: str) -> bool:
@@ -15,6 +18,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def was_passed_on(headers: Mapping[str, str]) -> bool:
+    """Whether a proxy forwarded the request, so that its sender may be anywhere. Header names are in lower case."""
+    return any(name in headers for name in _PASSED_ON)
 
 
 def local_address(host: str, port: int) -> str:

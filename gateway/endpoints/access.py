@@ -30,7 +30,7 @@ from starlette.requests import HTTPConnection
 from gateway.config_faults import ConfigError
 from gateway.control import Snapshot
 from gateway.errors import AuthenticationFailed, KeysUnknown, Overloaded, PermissionDenied
-from gateway.loopback import host_of, is_loopback
+from gateway.loopback import host_of, is_loopback, was_passed_on
 from gateway.pipeline.intake import credential_of
 from gateway.tags import VALUE
 
@@ -48,8 +48,6 @@ USER_HEADER: Final = "x-farebox-user"
 _FAILURES_MAX: Final = 20
 _FAILURES_WINDOW_S: Final = 60
 _SOURCES_MAX: Final = 10_000
-# A request that was forwarded does not count as local, whoever forwarded it.
-_PASSED_ON: Final = ("forwarded", "x-forwarded-for", "x-real-ip", "x-forwarded-host")
 _OWN_PAGES: Final = (None, "same-origin", "none")
 _MISSING: Final = "Send an admin key: Authorization: Bearer fb_… (make one with `farebox keys create --admin`)."
 
@@ -139,7 +137,7 @@ def is_local(request: HTTPConnection) -> bool:
     """
     if not is_loopback(_source(request)) or not is_loopback(host_of(request.headers.get("host", ""))):
         return False
-    if any(name in request.headers for name in _PASSED_ON):
+    if was_passed_on(request.headers):
         return False
     origin = request.headers.get("origin")
     is_own = origin is None or origin.partition("://")[2] == request.headers.get("host")

@@ -14,6 +14,7 @@ from gateway.pipeline.admission import Admission
 from gateway.pipeline.call import Call
 from gateway.pipeline.entry_defaults import with_defaults_of
 from gateway.pipeline.heartbeat_port import Flights
+from gateway.pipeline.intake import is_among
 from gateway.pipeline.reserving import Reserving
 from gateway.pipeline.worst_money import worst_money
 from gateway.upstream.deployments import Pool
@@ -126,8 +127,12 @@ class Forwarding:
         return await self._fallback(call, failure, tried)
 
     async def _fallback(self, call: Call, failure: _Failure, tried: list[str]) -> Deployment | None:
-        """A deployment of another model whose worst case fits the hold or a larger one; None if there is none."""
+        """A deployment of another model that the key may use and whose worst case fits the hold, or a larger one; None if there is none."""
+        allowed = call.principal.allowed_models
         for name in self._others(call, failure):
+            # Otherwise a caller could choose the model after all, by making its own fail: with too long a prompt, for example.
+            if allowed and not is_among(name, allowed):
+                continue
             following = self._pool.choose(name, tried)
             if following is not None and await self._may_use(call, following):
                 call.actions.append(f"fallback={name}")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 from urllib.parse import parse_qsl
 
 from gateway.budget_book import key_budgets
 from gateway.control import Snapshot
 from gateway.errors import AuthenticationFailed, BadRequest, KeysUnknown, ModelNotFound, PermissionDenied
-from gateway.loopback import host_of, is_loopback
+from gateway.loopback import host_of, is_loopback, was_passed_on
 from gateway.pipeline.call import LOCAL_PROJECT, Call, Principal
 from gateway.pipeline.exchange import Exchange
 from gateway.store.keys import ApiKey
@@ -45,6 +45,8 @@ _FORWARDED: Final = (
 _QUERY_FIELDS_MAX: Final = 100
 _PRINCIPALS_MAX: Final = 20_000
 _CREDENTIAL_HEADERS: Final = ("authorization", "x-api-key", "api-key")
+# Who may call without a key, as long as there is no key at all.
+OpenTo = Literal["nobody", "this machine", "anyone"]
 
 
 class RunNames(Protocol):
@@ -63,7 +65,7 @@ class Intake:
         body_bytes_max: int,
         new_id: Callable[[], str],
         clock_ms: Callable[[], int],
-        local_mode_allowed: bool,
+        open_to: OpenTo,
     ) -> None:
         self._snapshot = snapshot
         self._is_model = is_model
@@ -71,7 +73,7 @@ class Intake:
         self.body_bytes_max = body_bytes_max
         self._new_id = new_id
         self._clock_ms = clock_ms
-        self._local_mode_allowed = local_mode_allowed
+        self._open_to: Final = open_to
         self._principals: dict[str, tuple[ApiKey, Principal]] = {}
 
     async def take(
@@ -96,16 +98,17 @@ class Intake:
         return call
 
     def authenticate(self, headers: Mapping[str, str]) -> Principal:
-        """If no key exists, everyone on this machine may call; otherwise a valid key is required, without any fallback.
+        """If no key exists, this machine or everyone may call; otherwise a valid key is required, without any fallback.
 
         FAREBOX_ADMIN_KEY counts as a key, although it cannot call models: whoever set it did not mean to leave models open.
         """
         snapshot = self._snapshot()
         credential = credential_of(headers)
-        if not snapshot.keys and snapshot.is_loaded and self._local_mode_allowed:
-            refuse_foreign_pages(headers)
+        may_be_open = self._open_to != "nobody"
+        if not snapshot.keys and snapshot.is_loaded and may_be_open:
+            refuse_strangers(headers, self._open_to)
             return Principal("", "local", LOCAL_PROJECT, is_anonymous=True, credential=credential)
-        if not snapshot.is_loaded and (credential is not None or self._local_mode_allowed):
+        if not snapshot.is_loaded and (credential is not None or may_be_open):
             raise KeysUnknown
         if credential is None:
             raise AuthenticationFailed(
@@ -204,17 +207,24 @@ def refuse_destinations(exchange: Exchange) -> None:
                 raise forbidden(name)
 
 
-def refuse_foreign_pages(headers: Mapping[str, str]) -> None:
-    """Where no key is required, a web page of another site that someone on this machine opens must not spend their money.
+def refuse_strangers(headers: Mapping[str, str], open_to: OpenTo) -> None:
+    """Where no key is required, neither a web page of another site nor somebody behind a proxy may spend the operator's money.
 
-    Browsers send the page's origin with every POST. Apps use their own schemes, and other programs send no origin.
+    Browsers send the page's origin with every POST. Apps use their own schemes, and other programs send no origin. A page whose
+    origin is the request's own host is only ours if that host can be nothing but this machine (or anyone may call): a foreign page
+    can let its name point to this machine (DNS rebinding).
     """
+    if open_to == "this machine" and was_passed_on(headers):
+        raise AuthenticationFailed(
+            "This request came through a proxy, so it needs an API key: make one with `farebox keys create`, "
+            "or let anybody call with `farebox serve --allow-anonymous`."
+        )
     origin = headers.get("origin")
     if origin is None:
         return
     scheme, _, site = origin.partition("://")
-    is_foreign = scheme in ("http", "https") and site != headers.get("host") and not is_loopback(host_of(site))
-    if is_foreign or origin == "null":
+    is_own = is_loopback(host_of(site)) or (open_to == "anyone" and site == headers.get("host"))
+    if origin == "null" or (scheme in ("http", "https") and not is_own):
         raise PermissionDenied(
             "A page of another site may call models here only with an API key.", code="foreign_origin"
         )

@@ -228,6 +228,14 @@ def test_a_dearer_model_answers_only_if_its_price_can_be_held(served: Served) ->
     assert (shown["cost_usd"]["settled"], shown["cost_usd"]["reserved"]) == (0, 0)
 
 
+def test_no_failure_leads_to_a_model_that_the_key_may_not_use(served: Served) -> None:
+    served.provider.script(times=1, status=503)
+    caller = key(served, allowed_models=["cheap"])
+    reply = ask(served, {**caller, **tagged("wealthy", "r-limited")}, max_tokens=20)
+    assert reply.status == 503
+    assert len(served.provider.requests) == 1
+
+
 def test_a_dearer_model_answers_where_its_price_can_be_held(served: Served) -> None:
     served.provider.script(times=1, status=503)
     reply = ask(served, {**key(served), **tagged("wealthy", "r-dear")}, max_tokens=20)

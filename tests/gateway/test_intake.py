@@ -11,10 +11,10 @@ import pytest
 from gateway.app import Application
 from gateway.config_file import parse_config
 from gateway.control import Snapshot, first_snapshot
-from gateway.errors import AuthenticationFailed
+from gateway.errors import AuthenticationFailed, PermissionDenied
 from gateway.pipeline import intake
 from gateway.pipeline.call import Principal
-from gateway.pipeline.intake import Intake
+from gateway.pipeline.intake import Intake, OpenTo
 from gateway.store import keys
 from gateway.store.keys import ApiKey
 from tests.api_client import CONFIG, Api, close_api
@@ -23,7 +23,7 @@ from tests.api_client import CONFIG, Api, close_api
 class Door:
     """An intake, and the keys that it knows now."""
 
-    def __init__(self) -> None:
+    def __init__(self, open_to: OpenTo = "nobody") -> None:
         self.snapshot: Snapshot = replace(first_snapshot(), is_loaded=True)
         self._intake = Intake(
             snapshot=lambda: self.snapshot,
@@ -32,7 +32,7 @@ class Door:
             body_bytes_max=1000,
             new_id=lambda: "id",
             clock_ms=lambda: 1,
-            local_mode_allowed=False,
+            open_to=open_to,
         )
 
     def have(self, *known: ApiKey) -> None:
@@ -40,6 +40,9 @@ class Door:
 
     def enter(self, plain: str) -> Principal:
         return self._intake.authenticate({"authorization": f"Bearer {plain}"})
+
+    def enter_without_key(self, **headers: str) -> Principal:
+        return self._intake.authenticate({name.replace("_", "-"): value for name, value in headers.items()})
 
 
 def made(plain: str, name: str = "ci") -> ApiKey:
@@ -59,6 +62,31 @@ def test_one_key_is_one_principal_until_it_is_changed() -> None:
     door.have(made(keys.make_plain(), "other"))
     with pytest.raises(AuthenticationFailed):
         door.enter(plain)
+
+
+@pytest.mark.parametrize("open_to", ["this machine", "anyone"])
+def test_without_a_key_only_pages_of_this_machine_may_call(open_to: OpenTo) -> None:
+    door = Door(open_to)
+    for origin in ("https://evil.example", "null", "http://127.0.0.1.evil.example:4000"):
+        with pytest.raises(PermissionDenied):
+            door.enter_without_key(host="127.0.0.1:4000", origin=origin)
+    for origin in ("http://localhost:3000", "http://[::1]:4000", "app://obsidian.md"):
+        assert door.enter_without_key(host="127.0.0.1:4000", origin=origin).is_anonymous
+
+
+def test_a_page_whose_name_was_pointed_here_is_foreign_unless_anyone_may_call() -> None:
+    rebound = {"host": "evil.example:4000", "origin": "http://evil.example:4000"}
+    with pytest.raises(PermissionDenied):
+        Door("this machine").enter_without_key(**rebound)
+    assert Door("anyone").enter_without_key(**rebound).is_anonymous
+
+
+@pytest.mark.parametrize("header", ["forwarded", "x_forwarded_for", "x_real_ip", "x_forwarded_host"])
+def test_without_a_key_nobody_calls_through_a_proxy_unless_anyone_may(header: str) -> None:
+    passed_on = {"host": "127.0.0.1:4000", header: "127.0.0.1"}
+    with pytest.raises(AuthenticationFailed, match="--allow-anonymous"):
+        Door("this machine").enter_without_key(**passed_on)
+    assert Door("anyone").enter_without_key(**passed_on).is_anonymous
 
 
 async def test_without_the_store_no_key_is_called_wrong(tmp_path: Path) -> None:
