@@ -61,7 +61,7 @@ CODES: Final[dict[str, Guide]] = _of_scopes() | {
     ),
     "store_unavailable": Guide(
         "The control API or an admin page needs the store, which does not answer. Model calls go on, unless the gateway has not reached "
-        "the store since its start: no key is known then.",
+        "the store since it started, because then it knows no API keys.",
         "Check Postgres, or the disk of the SQLite file.",
         "503",
     ),
