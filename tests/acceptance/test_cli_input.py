@@ -1,4 +1,4 @@
-"""What scripts give the command line by mistake: each is told in a sentence, and nothing is changed."""
+"""Input that scripts give the command line by mistake: each mistake is reported in a sentence and changes nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FINITE = "farebox: A number must be finite, not inf or nan.\n"
 
 
 def test_what_json_cannot_carry_is_told_and_changes_nothing(served: tuple[Cli, FareboxProcess]) -> None:
-    """An infinite limit was sent as null, which took the run's own limit away."""
+    """An infinite limit was sent as null, which removed the run's own limit."""
     farebox, gateway = served
     assert gateway.chat("hi", tagged("w", "r-1", "s"), max_tokens=5).status == 200
     assert farebox("runs", "budget", "r-1", "--tokens", "500").code == 0

@@ -8,7 +8,7 @@ import random
 import signal
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -284,12 +284,16 @@ async def is_refused(gateway: FareboxProcess) -> bool:
     return False
 
 
+async def have_ended(workers: Sequence[int]) -> bool:
+    return not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
 @finds_workers
 @pytest.mark.parametrize("end", ["stopped", "hangup", "killed"])
 async def test_workers_that_finish_their_calls_keep_nobody_else_waiting(
     redis_server: RedisServer, store_url: str, tmp_path: Path, end: str
 ) -> None:
-    """While a process still holds the listening socket, connections wait in its queue for an answer that nobody will give."""
+    """While a process still holds the listening socket, new connections wait in its backlog and are never answered."""
     with ProviderThread() as provider:
         provider.script(delay_ms=5_000, times=None)
         models = [fake_model(provider.openai_url)]
@@ -306,5 +310,4 @@ async def test_workers_that_finish_their_calls_keep_nobody_else_waiting(
             assert gateway.process is not None
             code = await asyncio.to_thread(gateway.process.wait, 30)
             assert code == (-signal.SIGKILL if end == "killed" else 0)
-            ended = lambda: asyncio.sleep(0, not any(Path(f"/proc/{pid}").exists() for pid in workers))  # noqa: E731
-            await until(ended, 10, "no worker is left")
+            await until(lambda: have_ended(workers), 10, "no worker is left")

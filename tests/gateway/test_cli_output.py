@@ -1,4 +1,4 @@
-"""What commands print: tables whose words stay whole, and times with their zone."""
+"""Output of commands: tables that break no words, and times with their zone."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_without_a_key_nobody_calls_through_a_proxy_unless_anyone_may(header: st
 
 
 async def test_without_the_store_no_key_is_called_wrong(tmp_path: Path) -> None:
-    """A client gives up at a 401. Neither is it known yet that there are no keys, so nobody gets in without one."""
+    """Clients give up after a 401. And as long as the gateway cannot know that there are no keys, nobody gets in without one."""
     config = CONFIG.format(folder=tmp_path).replace(
         f"sqlite:///{tmp_path}/store.db", "postgresql://nobody@127.0.0.1:1/none"
     )

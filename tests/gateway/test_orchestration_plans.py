@@ -78,7 +78,7 @@ async def test_a_declared_step_without_an_intent_is_told_by_its_own_words(tmp_pa
 
 
 async def test_calls_of_a_planned_step_have_the_intent_of_the_plan(tmp_path: Path) -> None:
-    """What the announcement declares beats the call's own words, and a prompt in it beats words that say nothing."""
+    """A declared intent wins over the call's text, and the step's prompt over a text without evidence."""
     prompt = "Summarize the following ticket in one sentence."
     steps = [{"id": "pick", "intent": "filter"}, {"id": "short", "prompt": prompt}, {"id": "clear", "prompt": prompt}]
     async with orchestrated(tmp_path) as farebox:

@@ -62,11 +62,11 @@ async def test_projects_are_asked_apart_and_unknown_runs_are_none(store: Store, 
 async def test_a_store_that_does_not_answer_holds_nobody_up(
     store: Store, lookups: RunLookups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when a firewall drops what Postgres says: its driver would wait for half a minute."""
+    """For example, if a firewall drops the packets from Postgres, whose driver would wait for half a minute."""
     monkeypatch.setattr(run_lookups, "_WAIT_S", 0.2)
     store.takes_s = 1.0
     started = time.monotonic()
-    for _ in range(20):  # the first one waits, the others are told at once
+    for _ in range(20):  # the first one waits, the others fail at once
         with pytest.raises(StoreUnavailable):
             await lookups.get("p", "r")
     assert time.monotonic() - started < 0.9

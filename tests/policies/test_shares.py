@@ -68,7 +68,7 @@ def test_more_weight_never_brings_less(total: int, parts: Parts, at: int, more: 
 @given(TOTAL, PARTS)
 @example(10, [(3, 99), (3, 99), (1, 99)])
 def test_a_token_more_is_taken_from_nobody(total: int, parts: Parts) -> None:
-    """By the largest remainder it may be: 10 tokens by 3, 3, 1 are 4, 4, 2, and 11 are 5, 5, 1 (the Alabama paradox)."""
+    """Largest remainders could take one: 10 tokens by 3, 3, 1 are 4, 4, 2, and 11 are 5, 5, 1 (the Alabama paradox)."""
     pairs = zip(shares_of(total, parts), shares_of(total + 1, parts), strict=True)
     assert all(before <= after for before, after in pairs)
 
