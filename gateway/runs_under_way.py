@@ -64,6 +64,7 @@ def _key(call: Call) -> tuple[str, str, str]:
 def _run(call: Call) -> Run:
     project, run, step = _key(call)
     tags, now_ms = call.tags, wall_clock_ms()
+    came_ms = now_ms - call.timings.elapsed_ms
     return Run(
         project,
         run,
@@ -71,7 +72,7 @@ def _run(call: Call) -> Run:
         tags.agent or "",
         tags.user or "",
         call.parent_run or "",
-        first_at_ms=now_ms,
+        first_at_ms=came_ms,
         last_at_ms=now_ms,
-        steps=(RunStep(run, step, model=call.model, first_at_ms=now_ms, last_at_ms=now_ms),),
+        steps=(RunStep(run, step, model=call.model, first_at_ms=came_ms, last_at_ms=now_ms),),
     )

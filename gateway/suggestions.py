@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from gateway.store import runs as runs_store
 from gateway.store import step_history
 from gateway.store.budgets import StoredBudget
 from gateway.store.database import Database
-from gateway.store.runs import Run, RunFilter
-from gateway.store.step_history import DAYS, HALF_LIFE_MS, SAMPLES_MAX, SILENCE_MS, StepSample
+from gateway.store.step_history import StepSample
 from policies.allocation import SAMPLES_MIN, decayed_p95
 from policies.amounts import Limit
 from policies.budgets import Budget, Scope, Window
@@ -35,7 +33,7 @@ class Suggestion:
 
 async def suggest(db: Database, project: str, workflow: str, now_ms: int) -> tuple[Suggestion, ...]:
     """For the run and for each step, from finished runs of the last 30 days. Raises StoreUnavailable."""
-    found = [_suggestion("run", workflow, await _run_samples(db, project, workflow, now_ms))]
+    found = [_suggestion("run", workflow, await step_history.by_run(db, project, workflow, now_ms))]
     by_step = await step_history.by_step(db, project, workflow, now_ms)
     found += [_suggestion("step", f"{workflow}/{step}", samples) for step, samples in sorted(by_step.items())]
     return tuple(one for one in found if one is not None)
@@ -60,18 +58,3 @@ def _suggestion(scope: Literal["run", "step"], match: str, samples: Sequence[Ste
     above = -(-p95 * _HEADROOM_PERCENT // 100)
     tokens = -(-above // _ROUND_TO_TOKENS) * _ROUND_TO_TOKENS
     return Suggestion(scope, match, len(samples), p95, tokens, len(samples) >= SAMPLES_MIN)
-
-
-async def _run_samples(db: Database, project: str, workflow: str, now_ms: int) -> list[StepSample]:
-    wanted = RunFilter(project=project, workflow=workflow, from_ms=now_ms - DAYS * 86_400_000)
-    page = await runs_store.list_runs(db, wanted, SAMPLES_MAX)
-    return [
-        StepSample(run.sums.total_tokens, run.last_at_ms, 0.5 ** (max(0, now_ms - run.last_at_ms) / HALF_LIFE_MS))
-        for run in page.runs
-        if run.sums.total_tokens > 0 and _is_finished(run, now_ms)
-    ]
-
-
-def _is_finished(run: Run, now_ms: int) -> bool:
-    """The same rule as in `step_history`: a run that was cut off does not show what the work needs."""
-    return run.state == "completed" or (run.state == "active" and run.last_at_ms < now_ms - SILENCE_MS)

@@ -1,4 +1,4 @@
-"""What steps used in past runs: the samples for the adaptive strategy and `farebox suggest`."""
+"""What steps and runs used in the past: the samples for the adaptive strategy and `farebox suggest`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Select, Subquery, and_, func, or_, select
 
+from gateway.store.bulk import among
 from gateway.store.database import Database
+from gateway.store.runs import inside
 from gateway.store.tables import run_steps, runs
 
 DAYS: Final = 30
@@ -26,7 +28,7 @@ SILENCE_MS: Final = 900_000
 
 @dataclass(frozen=True, slots=True)
 class StepSample:
-    """The tokens of one step in one finished run. `weight` is 1 for now and halves every week."""
+    """The tokens of one step in one finished run, or of the whole run. `weight` is 1 for now and halves every week."""
 
     tokens: int
     at_ms: int
@@ -53,6 +55,41 @@ async def by_intent(db: Database, project: str, now_ms: int) -> Mapping[IntentMo
     return {IntentModel(*key): samples for key, samples in found.items()}
 
 
+async def by_run(db: Database, project: str, workflow: str, now_ms: int) -> tuple[StepSample, ...]:
+    """The newest 200 finished runs of the last 30 days. Runs inside a run count with it, since they spend from its budget."""
+    newest = newest_runs([runs.c.project == project, runs.c.workflow == workflow, _finished(now_ms)], now_ms)
+    query = select(newest.c.run, newest.c.last_at).order_by(newest.c.last_at.desc()).limit(SAMPLES_MAX)
+    async with db.read() as connection:
+        last_at = {row.run: row.last_at for row in await connection.execute(query)}
+        parents = await inside(connection, project, list(last_at))
+        named = among(connection, runs.c.run, list({*last_at, *parents}))
+        tokens = select(runs.c.run, runs.c.total_tokens).where(runs.c.project == project, named)
+        used = _with_inner({row.run: row.total_tokens for row in await connection.execute(tokens)}, parents)
+    return tuple(_sample(used[run], at_ms, now_ms) for run, at_ms in last_at.items() if used.get(run, 0) > 0)
+
+
+def _with_inner(own: Mapping[str, int], parents: Mapping[str, str]) -> Mapping[str, int]:
+    """The tokens of each run together with those of all runs inside it."""
+    whole: dict[str, int] = defaultdict(int)
+    for run, tokens in own.items():
+        payers: list[str] = []
+        payer: str | None = run
+        while payer is not None and payer not in payers:  # headers can create cycles
+            payers.append(payer)
+            whole[payer] += tokens
+            payer = parents.get(payer)
+    return whole
+
+
+def _finished(now_ms: int) -> ColumnElement[bool]:
+    """A run that was cut off does not show what the work needs."""
+    return or_(runs.c.state == "completed", and_(runs.c.state == "active", runs.c.last_at < now_ms - SILENCE_MS))
+
+
+def _sample(tokens: int, at_ms: int, now_ms: int) -> StepSample:
+    return StepSample(tokens, at_ms, 0.5 ** (max(0, now_ms - at_ms) / HALF_LIFE_MS))
+
+
 async def _samples(
     db: Database,
     keys: list[Any],
@@ -63,8 +100,7 @@ async def _samples(
     found: dict[tuple[str, ...], list[StepSample]] = defaultdict(list)
     async with db.read() as connection:
         for *key, tokens, at_ms in await connection.execute(_query(keys, of_runs, of_steps, now_ms)):
-            weight = 0.5 ** (max(0, now_ms - at_ms) / HALF_LIFE_MS)
-            found[tuple(key)].append(StepSample(tokens, at_ms, weight))
+            found[tuple(key)].append(_sample(tokens, at_ms, now_ms))
     return {key: tuple(samples) for key, samples in found.items()}
 
 
@@ -81,9 +117,7 @@ def newest_runs(conditions: list[ColumnElement[bool]], now_ms: int) -> Subquery:
 def _query(
     keys: list[Any], of_runs: list[ColumnElement[bool]], of_steps: list[ColumnElement[bool]], now_ms: int
 ) -> Select[Any]:
-    # A run that was cut off does not show what its steps need.
-    finished = or_(runs.c.state == "completed", and_(runs.c.state == "active", runs.c.last_at < now_ms - SILENCE_MS))
-    newest = newest_runs([*of_runs, finished], now_ms)
+    newest = newest_runs([*of_runs, _finished(now_ms)], now_ms)
     newest_first = func.row_number().over(partition_by=keys, order_by=newest.c.last_at.desc())
     ranked = (
         select(

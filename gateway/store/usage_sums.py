@@ -39,6 +39,7 @@ _COUNTED: Final = {
 _KEYS_OF: Final = values_of("at", "status", "project", "run", "step")
 _GROUP_OF: Final = values_of(*GROUPED)
 _SUMMED_OF: Final = values_of(*SUMMED)
+_TIMES_OF: Final = values_of("at", "duration_ms")
 _NAMES_OF_RUN: Final = tuple(map(values_of, _OF_RUN))
 _CODE_OF: Final = values_of("code")
 _INTENT_OF: Final = values_of("intent", "intent_confidence", "intent_source")
@@ -104,7 +105,8 @@ class _Seen:
         self.amounts.append(amounts)
 
     def first_and_last(self) -> tuple[int, int]:
-        return at_of(self.rows[0]), at_of(self.rows[-1])
+        """When the first call came, and when the last one ended: a row's own time is that of its end."""
+        return min(at - max(0, took_ms or 0) for at, took_ms in map(_TIMES_OF, self.rows)), at_of(self.rows[-1])
 
 
 def _summed(amounts: Iterable[Amounts]) -> Iterable[int]:

@@ -41,6 +41,7 @@ def test_a_run_is_there_and_can_be_paused_while_its_first_call_is_under_way(serv
         assert not call.done(), "it was seen before its first call ended"
         assert (run["workflow"], run["agent"], run["state"]) == ("nightly", "writer", "active")
         assert run["tokens"]["reserved"] > 0
+        assert run["started_at"] < run["last_at"], "it began when its call came, not when it was noticed"
         assert [step["step"] for step in run["steps"]] == ["draft"]
         assert served.gateway.request("POST", "/api/runs/long/pause", b"").status == 200
         refused = served.chat(headers)

@@ -321,6 +321,18 @@ async def test_sums_of_a_run_follow_its_events(db: Database) -> None:
     assert len((await runs.list_runs(db, RunFilter())).runs) == 1
 
 
+async def test_a_run_begins_when_its_first_call_comes(db: Database) -> None:
+    events = [
+        entry("quick", step="draft", at_ms=NOW_MS, detail={"duration_ms": 100}),
+        entry("slow", step="draft", at_ms=NOW_MS + 500, detail={"duration_ms": 2_500}),
+        entry("lost", step="draft", at_ms=NOW_MS + 900, kind=EntryKind.EXPIRED),
+    ]
+    await usage.insert_entries(db, events, NOW_MS)
+    run = await run_of(db)
+    (step,) = run.steps
+    assert (run.first_at_ms, run.last_at_ms) == (step.first_at_ms, step.last_at_ms) == (NOW_MS - 2_000, NOW_MS + 900)
+
+
 async def test_a_run_is_exhausted_while_its_budget_refuses(db: Database) -> None:
     refused = {"status": "refused", "code": "run_budget_exceeded"}
     await usage.insert_entries(db, [entry("a"), entry("b", 0, 0, at_ms=NOW_MS + 1, detail=refused)], NOW_MS)

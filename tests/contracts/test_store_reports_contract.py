@@ -199,6 +199,32 @@ async def test_samples_come_from_finished_runs_of_the_last_month(db: Database) -
     assert await step_history.by_step(db, "default", "unknown", NOW_MS) == {}
 
 
+async def test_a_run_is_a_sample_with_all_that_runs_inside_it_used(db: Database) -> None:
+    events = [
+        entry("a", 10, run="outer"),
+        entry("b", 200, run="inner", parent_run="outer"),
+        entry("c", 3_000, run="innermost", parent_run="inner", workflow="other"),
+        entry("d", 40_000, run="alone"),
+        entry("e", 1, run="silent", at_ms=NOW_MS - DAY_MS),
+    ]
+    await usage.insert_entries(db, events, NOW_MS)
+    for run in ("outer", "inner", "alone"):
+        await runs.set_state(db, "default", run, "completed", NOW_MS)
+    found = await step_history.by_run(db, "default", "wf", NOW_MS)
+    assert sorted(sample.tokens for sample in found) == [1, 3_200, 3_210, 40_000]
+    assert await step_history.by_run(db, "default", "other", NOW_MS) == (), "it still runs"
+
+
+async def test_runs_that_are_no_samples_take_no_place_among_them(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_history, "SAMPLES_MAX", 2)
+    names = ("oldest", "older", "old", "stopped", "going")
+    events = [entry(name, at + 1, run=name, at_ms=NOW_MS - 9 + at) for at, name in enumerate(names)]
+    await usage.insert_entries(db, events, NOW_MS)
+    for name, state in zip(names, ("completed", "completed", "completed", "cancelled", "active"), strict=True):
+        await runs.set_state(db, "default", name, state, NOW_MS)
+    assert [sample.tokens for sample in await step_history.by_run(db, "default", "wf", NOW_MS)] == [3, 2]
+
+
 @pytest.mark.parametrize("cut_ms", [0, 90_000])
 async def test_days_of_groups_are_the_days_of_each_group_alone(db: Database, cut_ms: int) -> None:
     """With `cut_ms` the range cuts a day and an hour, so that all three kinds of sums are read."""

@@ -7,6 +7,9 @@ import io
 
 import pytest
 
+from gateway.endpoints.api.usage import comparison_of
+from gateway.store.runs import Sums
+from gateway.store.usage_report import ReportRow
 from tests.api_client import Api
 
 pytest_plugins = ("tests.api_fixtures",)
@@ -76,3 +79,13 @@ async def test_usage_as_csv_is_whole_unless_it_is_limited(api: Api) -> None:
     pages = [await csv_rows(api, f"group_by=run&limit=60&cursor={cursor}") for cursor in ("", "60")]
     assert [len(page) for page in pages] == [60, 41]
     assert sorted(row["run"] for page in pages for row in page) == runs
+
+
+def test_the_holdout_is_compared_by_calls_that_were_answered() -> None:
+    """A provider that fails for one side must not look like a saving. Shares come from exact sums."""
+    treated = Sums(calls=15, errors=5, input_tokens=1_000, cost_nano_usd=1_004)
+    holdout = Sums(calls=10, input_tokens=1_000, cost_nano_usd=2_008)
+    found = comparison_of([ReportRow("compress+treated", treated), ReportRow("holdout", holdout)])
+    assert found is not None
+    assert (found.treated.input_tokens_per_call, found.holdout.input_tokens_per_call) == (100, 100)
+    assert (found.input_tokens_saved_share, found.cost_saved_share) == (0, 0.5)

@@ -128,7 +128,7 @@ async def get_usage(ask: Ask[UsageQuery, NoBody]) -> UsageReport | Response:
     rows = tuple(_row(query.group_by, row.group, row.sums, names) for row in found.rows[start:end])
     following = str(end) if found.groups > end else None
     total = UsageTotals(**figures(found.total))
-    compared = _comparison(found.rows) if is_compared else None
+    compared = comparison_of(found.rows) if is_compared else None
     return UsageReport(query.group_by.value, rows, total, found.groups, following, compared)
 
 
@@ -157,7 +157,7 @@ def filter_of(desk: Desk, query: UsageQuery) -> UsageFilter:
     )
 
 
-def _comparison(rows: Sequence[ReportRow]) -> Comparison | None:
+def comparison_of(rows: Sequence[ReportRow]) -> Comparison | None:
     sides = {arm: [row.sums for row in rows if arm in row.group.split("+")] for arm in Arm}
     if not sides[Arm.HOLDOUT]:
         return None
@@ -165,24 +165,27 @@ def _comparison(rows: Sequence[ReportRow]) -> Comparison | None:
     return Comparison(
         treated,
         holdout,
-        _saved_share(treated.input_tokens_per_call, holdout.input_tokens_per_call, treated.calls),
-        _saved_share(treated.cost_usd_per_call, holdout.cost_usd_per_call, treated.calls),
+        _saved_share(treated, holdout, "input_tokens"),
+        _saved_share(treated, holdout, "cost_usd"),
     )
 
 
 def _side(found: Sequence[Sums]) -> Side:
     whole = Sums(**{name: sum(getattr(sums, name) for sums in found) for name in Sums.__slots__})
-    calls = max(1, whole.calls)
+    answered = max(1, whole.calls - whole.errors)
     return Side(
         **figures(whole),
-        input_tokens_per_call=round(whole.input_tokens / calls, 2),
-        output_tokens_per_call=round(whole.output_tokens / calls, 2),
-        cost_usd_per_call=usd(whole.cost_nano_usd // calls),
+        input_tokens_per_call=round(whole.input_tokens / answered, 2),
+        output_tokens_per_call=round(whole.output_tokens / answered, 2),
+        cost_usd_per_call=usd(whole.cost_nano_usd // answered),
     )
 
 
-def _saved_share(treated: float, holdout: float, calls: int) -> float | None:
-    return round(1 - treated / holdout, 4) if calls and holdout else None
+def _saved_share(treated: Side, holdout: Side, figure: str) -> float | None:
+    """From the sums and not from the means, which are rounded."""
+    ours, theirs = treated.calls - treated.errors, holdout.calls - holdout.errors
+    used, unsaved = getattr(treated, figure) * theirs, getattr(holdout, figure) * ours
+    return round(1 - used / unsaved, 4) if ours and unsaved else None
 
 
 def _key_id(wanted: str | None, keys: list[ApiKey]) -> str | None:
