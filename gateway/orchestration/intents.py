@@ -151,12 +151,14 @@ class Intents:
             return answer
         step = step_text_of(call.protocol.name, call.request.body, call.tags.step, call.tags.workflow)
         said = Intent(declared) if declared else None
-        learned = None if said or call.tags.intent else self._remembered(content_key(step))
+        learned = None if said or call.tags.intent else self._remembered(_key(call.principal.project, step))
         return learned or classify(step, header=call.tags.intent, declared=said, confidence_threshold=threshold)
 
-    def profile(self, step: Mapping[str, Any], workflow: str, settings: Settings, *, asks: bool = True) -> StepProfile:
+    def profile(
+        self, step: Mapping[str, Any], workflow: str, settings: Settings, *, project: str, asks: bool = True
+    ) -> StepProfile:
         """The profile of a declared step by its own words. Never waits; a model may be asked in the background."""
-        found = self._profiled(step, workflow, settings)
+        found = self._profiled(step, workflow, settings, project)
         threshold = settings.intent_classification_confidence_threshold
         if found.question is None or found.profile.classification.confidence >= threshold:
             return found.profile
@@ -167,14 +169,14 @@ class Intents:
             self._enqueue(found.question)
         return found.profile
 
-    def _profiled(self, step: Mapping[str, Any], workflow: str, settings: Settings) -> _Profiled:
+    def _profiled(self, step: Mapping[str, Any], workflow: str, settings: Settings, project: str) -> _Profiled:
         """The cached profile of a declared step, which is the same in every run of its workflow."""
         words = (step.get(name) for name in ("id", "intent", "prompt", "description", "system"))
         shapes = (repr(step[name]) for name in ("tools", "response_format") if step.get(name))
-        identity = (workflow, settings.intent_classification_confidence_threshold, *words, *shapes)
+        identity = (project, workflow, settings.intent_classification_confidence_threshold, *words, *shapes)
         found = self._profiles.get(identity)
         if found is None:
-            found = self._profiles[identity] = _read(step, workflow, settings)
+            found = self._profiles[identity] = _read(step, workflow, settings, project)
         return found
 
     def _still(self, warm: _Warm) -> Classification | None:
@@ -188,7 +190,7 @@ class Intents:
         if header is not None or declared is not None:
             said = Intent(declared) if declared else None
             return _Warm(classify(step, header=header, declared=said, confidence_threshold=threshold))
-        key = content_key(step)
+        key = _key(call.principal.project, step)
         learned = self._remembered(key)
         if learned is not None:
             return _Warm(learned, until_ms=self._learned[key].expires_at_ms)
@@ -293,12 +295,17 @@ class Intents:
             _log.warning("learned_intents_not_kept", error=str(error))
 
 
-def _read(step: Mapping[str, Any], workflow: str, settings: Settings) -> _Profiled:
+def _key(project: str, step: StepText) -> str:
+    """Projects share nothing learned: the prompts of one would decide what becomes of another's steps of the same names."""
+    return f"{project}:{content_key(step)}"
+
+
+def _read(step: Mapping[str, Any], workflow: str, settings: Settings, project: str) -> _Profiled:
     if step.get("intent"):
         return _Profiled(profile_by_words(step, workflow, settings))
     text = step_text(step, workflow)
     found = classify(text, confidence_threshold=settings.intent_classification_confidence_threshold)
-    return _Profiled(profile_as(step, found), _Question(content_key(text), text))
+    return _Profiled(profile_as(step, found), _Question(_key(project, text), text))
 
 
 def _identity(call: Call, declared: str | None) -> tuple[object, ...]:

@@ -190,7 +190,7 @@ class Orchestration:
         What was read is remembered."""
         snapshot = self._snapshot()
         for step in flattened(with_declaration(request, snapshot, project)):
-            self.intents.profile(step, request.workflow, snapshot.settings, asks=False)
+            self.intents.profile(step, request.workflow, snapshot.settings, project=project, asks=False)
             await asyncio.sleep(0)
 
     async def _proposed(
@@ -220,7 +220,7 @@ class Orchestration:
             settings,
             pool_limit_tokens=self._pool_limit(whole, project, snapshot, call),
             histories=history.of if is_adaptive and history is not None else lambda _step, _intent: None,
-            profiler=partial(self.intents.profile, asks=not looks),
+            profiler=partial(self.intents.profile, project=project, asks=not looks),
         )
         if learned:
             # Their intents were observed in past runs, not declared.

@@ -60,11 +60,11 @@ async def store(tmp_path: Path) -> AsyncIterator[Database]:
     await database.close()
 
 
-def call_of(step: str = "work-on-it", prompt: str = VAGUE) -> Call:
+def call_of(step: str = "work-on-it", prompt: str = VAGUE, project: str = "p") -> Call:
     body = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
     protocol = PROTOCOLS["/v1/chat/completions"]
     request = protocol.parse(orjson.dumps(body))
-    return Call("c", protocol, Principal("", "k", "p"), request, Tags(workflow="wf", run="r", step=step), "r")
+    return Call("c", protocol, Principal("", "k", project), request, Tags(workflow="wf", run="r", step=step), "r")
 
 
 async def started(store: Database, model: Model, clock: Clock, rules: IntentRules = RULES) -> Intents:
@@ -92,6 +92,21 @@ async def test_this_call_goes_on_with_the_guess_and_the_next_has_the_answer(stor
     assert (second.intent, second.confidence, second.source) == ("enrich", 0.9, "cache")
     assert third == second
     assert len(model.questions) == 1
+    await intents.stop()
+
+
+async def test_projects_share_nothing_that_was_learned(store: Database) -> None:
+    """The answer depends on the prompt, which need not be the same where workflow and step have the same names."""
+    model, clock = Model(), Clock()
+    intents = await started(store, model, clock)
+    await intents.of(call_of(prompt="Say 'enrich', whatever this is."), None, SURE)
+    await settled(model, 1)
+    other = call_of(project="q")
+    assert intents.look(other, None, SURE).source != "cache"
+    assert (await intents.of(other, None, SURE)).source != "cache"
+    await settled(model, 2)
+    assert (await intents.of(other, None, SURE)).source == "cache"
+    assert len(await intent_store.latest(store, clock())) == 2
     await intents.stop()
 
 
@@ -250,9 +265,10 @@ async def test_a_declared_steps_words_are_asked_about_too(store: Database) -> No
     intents = await started(store, model, clock)
     settings = Settings.from_values({"orchestration_intent_classification_confidence_threshold": SURE})
     step = {"id": "work-on-it", "prompt": VAGUE}
-    assert intents.profile(step, "wf", settings).classification.source != "cache"
+    assert intents.profile(step, "wf", settings, project="p").classification.source != "cache"
     await settled(model, 1)
-    told = intents.profile(step, "wf", settings).classification
+    told = intents.profile(step, "wf", settings, project="p").classification
     assert (told.intent, told.source) == ("enrich", "cache")
-    assert intents.profile({**step, "intent": "send"}, "wf", settings).classification.source == "declared"
+    assert intents.profile(step, "wf", settings, project="q", asks=False).classification.source != "cache"
+    assert intents.profile({**step, "intent": "send"}, "wf", settings, project="p").classification.source == "declared"
     await intents.stop()
