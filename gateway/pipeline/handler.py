@@ -104,7 +104,7 @@ class CallHandler:
                 await self._replay(exchange, call, kept)
 
     async def _serve(self, exchange: Exchange, call: Call) -> None:
-        if call.tags.run is not None:
+        if call.run is not None:
             self._new_runs.check(call)
         turn = self._loops.begin(call) if call.raw else None
         if turn is None:

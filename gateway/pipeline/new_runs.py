@@ -1,6 +1,7 @@
 """Limits how many runs a key may begin per minute.
 
-Every new run starts with a fresh run budget, and a client could name a new run for each call. The budgets of workflow, key and
+Every new run starts with a fresh run budget, and a client could name a new run for each call, or a new workflow, whose first call
+begins an implicit run. The budgets of workflow, key and
 project still hold then; this limit bounds the number of runs that the ledger and the store have to remember.
 Each process counts for itself, and treats a run as new unless it is among the last 50,000 that it has seen.
 """
@@ -31,7 +32,7 @@ class NewRuns:
 
     def check(self, call: Call) -> None:
         """Count the call's run if it is new. Raises `Overloaded` (429) above the limit."""
-        run, principal = call.tags.run, call.principal
+        run, principal = call.run, call.principal
         if run is None or not self._max or (principal.project, run) in self._known:
             return
         now_s = self._timer_s()

@@ -95,13 +95,16 @@ def test_a_new_run_for_each_call_does_not_escape_the_workflows_budget(served: Se
     assert code(replies[-1]) == "workflow_budget_exceeded"
 
 
-def test_runs_without_end_are_refused_for_this_key_alone(served: Served) -> None:
+@pytest.mark.parametrize("kind", ["run", "workflow"])
+def test_runs_without_end_are_refused_for_this_key_alone(served: Served, kind: str) -> None:
     churner, other = key(served), key(served)
     served.provider.script(times=None, tokens=1)
     with ThreadPoolExecutor(4) as pool:
 
         def churn(at: int) -> Reply:
-            return ask(served, {**churner, **tagged("many", f"many-{at}")}, max_tokens=20)
+            # A workflow's first call without a run begins an implicit one.
+            tags = tagged("many", f"many-{at}") if kind == "run" else {"x-workflow-id": f"many-{at}"}
+            return ask(served, {**churner, **tags}, max_tokens=20)
 
         replies = list(pool.map(churn, range(3 * RUNS_PER_MINUTE)))
     refused = [reply for reply in replies if reply.status == 429]
@@ -341,10 +344,10 @@ def test_metrics_and_readiness_name_no_tenant(served: Served) -> None:
 
 def test_many_workflows_and_runs_make_no_more_series(served: Served) -> None:
     served.provider.script(times=None, tokens=1)
-    caller = key(served)
+    callers = [key(served) for _ in range(6)]  # as many that none begins too many runs
 
     def one(at: int) -> int:
-        return ask(served, {**caller, "x-workflow-id": f"wf-{at}"}, max_tokens=20).status
+        return ask(served, {**callers[at % 6], "x-workflow-id": f"wf-{at}"}, max_tokens=20).status
 
     with ThreadPoolExecutor(3) as pool:
         statuses = list(pool.map(one, range(260)))
