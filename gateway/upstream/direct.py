@@ -163,6 +163,9 @@ class DirectLane:
         if status < 200 or 300 <= status < 400:
             response.close()
             raise UpstreamBroken(f"The provider answered {status}; redirects are never followed.")
+        if status > 599:  # HTTP has no such status, and our own server cannot send one
+            response.close()
+            raise UpstreamBroken(f"The provider answered {status}, which is not a status of HTTP.", bytes_received=True)
         if status in _EMPTY:
             response.close()
             raise UpstreamBroken(f"The provider answered {status}, which has no answer in it.", bytes_received=True)

@@ -20,6 +20,8 @@ from policies.pricing import NOTHING_HOSTED, Hosted, Usage
 ITEMS_MAX: Final = 20_000
 # "Invalid 'max_output_tokens': integer below minimum value. Expected a value >= 16"
 OUTPUT_TOKENS_LEAST: Final = 16
+# Of an answer or a conversation. Longer ones are not remembered; real ones have a few hundred characters at most.
+_ID_CHARACTERS_MAX: Final = 1_000
 _ENDS: Final = frozenset({"response.completed", "response.incomplete"})
 _FAILURES: Final = frozenset({"response.failed", "response.cancelled"})
 _STORED_INPUT: Final = ("previous_response_id", "conversation", "prompt")
@@ -158,7 +160,7 @@ def _usage_in(answer: Mapping[str, Any]) -> Usage | None:
     """The usage of a whole answer. Uses of the provider's tools are counted from the output items, unless reported."""
     usage = usage_of(answer.get("usage"), _hosted_in(answer), term(answer.get("service_tier")))
     names = (answer.get("id"), details_of(answer, "conversation").get("id"))
-    kept_as = tuple(name for name in names if isinstance(name, str) and name)
+    kept_as = tuple(name for name in names if isinstance(name, str) and 0 < len(name) <= _ID_CHARACTERS_MAX)
     return usage if usage is None or not kept_as else replace(usage, kept_as=kept_as)
 
 

@@ -136,6 +136,7 @@ async def test_a_connection_lost_before_the_answer(
         {"raw": "HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 5\r\n\r\nhello"},
         {"raw": "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello"},
         {"raw": "HTTP/1.1 204 No Content\r\n\r\n"},
+        {"raw": "HTTP/1.1 600 Beyond\r\nContent-Length: 2\r\n\r\n{}"},
         {"raw": "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 15\r\n\r\n<html>log in</h>"},
         {"text": "x" * 1_100_000},
     ],

@@ -42,6 +42,13 @@ def test_an_answer_and_its_conversation_are_known_by_their_ids() -> None:
     assert histories.counted(call_of(previous_response_id="resp_1"), COUNT).reserve_tokens == 4_020 + 6_060 - 4_000
 
 
+def test_an_id_of_any_length_is_not_kept() -> None:
+    """Ids come from the provider, and tens of thousands are remembered."""
+    histories = StoredHistories()
+    heard(histories, "r" * 10_000, 6_000)
+    assert histories.counted(call_of(previous_response_id="r" * 10_000), COUNT) == COUNT
+
+
 def test_no_project_learns_of_the_histories_of_another() -> None:
     histories = StoredHistories()
     heard(histories, "resp_1", 6_000)
