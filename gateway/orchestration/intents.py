@@ -38,8 +38,11 @@ from policies.settings import Settings
 _log = structlog.get_logger(__name__)
 _WARM_MAX: Final = 20_000
 _LEARNED_MAX: Final = 50_000
+_PROJECTS_MAX: Final = 1_000
 _BATCH: Final = 5
 _WAITING_MAX: Final = 500
+# The operator pays for questions, and a caller could raise one with each new step name, even if its calls are refused.
+_QUESTIONS_PER_MINUTE_MAX: Final = 100  # of a project
 # When an unanswered question may be asked again, if calls still raise it.
 _RETRY_MS: Final = 60_000
 # Whether a step's name says nothing: then the prompt's text is part of the step's identity.
@@ -56,6 +59,7 @@ class IntentRules:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
+    project: str
     key: str
     step: StepText
 
@@ -106,6 +110,7 @@ class Intents:
         self._learned: LRUCache[str, LearnedIntent] = LRUCache(_LEARNED_MAX)
         self._questions: asyncio.Queue[_Question] = asyncio.Queue(_WAITING_MAX)
         self._asked: dict[str, _Asked] = {}
+        self._raised: LRUCache[tuple[str, int], int] = LRUCache(_PROJECTS_MAX)  # (project, minute) → questions
         self._failed: LRUCache[str, int] = LRUCache(_LEARNED_MAX)  # key → when it may be asked again, ms
         self._task: asyncio.Task[None] | None = None
 
@@ -197,7 +202,7 @@ class Intents:
         guess = classify(step, confidence_threshold=threshold)
         if guess.confidence >= threshold or self._ask is None:
             return _Warm(guess)
-        self._enqueue(_Question(key, step))
+        self._enqueue(_Question(call.principal.project, key, step))
         if self._rules.wait_ms:
             await self._wait_for(key)
             learned = self._remembered(key)
@@ -220,6 +225,11 @@ class Intents:
             return
         if self._failed.get(question.key, 0) > self._clock_ms():
             return
+        minute = question.project, self._clock_ms() // 60_000
+        raised = self._raised.get(minute, 0)
+        if raised >= _QUESTIONS_PER_MINUTE_MAX:
+            return
+        self._raised[minute] = raised + 1
         self._asked[question.key] = _Asked(asyncio.Event(), copy_context())
         self._questions.put_nowait(question)
 
@@ -305,7 +315,7 @@ def _read(step: Mapping[str, Any], workflow: str, settings: Settings, project: s
         return _Profiled(profile_by_words(step, workflow, settings))
     text = step_text(step, workflow)
     found = classify(text, confidence_threshold=settings.intent_classification_confidence_threshold)
-    return _Profiled(profile_as(step, found), _Question(_key(project, text), text))
+    return _Profiled(profile_as(step, found), _Question(project, _key(project, text), text))
 
 
 def _identity(call: Call, declared: str | None) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,22 @@ async def test_projects_share_nothing_that_was_learned(store: Database) -> None:
     await settled(model, 2)
     assert (await intents.of(other, None, SURE)).source == "cache"
     assert len(await intent_store.latest(store, clock())) == 2
+    await intents.stop()
+
+
+async def test_no_project_asks_without_end(store: Database) -> None:
+    """A new step name with each call would cost the operator a question each."""
+    model, clock = Model(), Clock()
+    intents = await started(store, model, clock)
+    names = ["".join(letters) for letters in itertools.product("bcdfgklm", repeat=3)][:150]
+    for name in names:
+        await intents.of(call_of(f"work-{name}"), None, SURE)
+    await intents.of(call_of(project="q"), None, SURE)
+    await settled(model, 101)
+    assert len(model.questions) == 101, "a hundred of one project, and the other's"
+    clock.ms += 60_000
+    await intents.of(call_of(f"work-{names[-1]}"), None, SURE)
+    await settled(model, 102)
     await intents.stop()
 
 
