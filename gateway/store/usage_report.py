@@ -1,8 +1,8 @@
 """Usage, grouped and summed, and single calls. All totals are computed here, so that no two pages disagree.
 
 A report reads the sums by day, the sums by hour for days that its time range cuts, and single rows for hours that it cuts.
-Grouped by run, it reads the sums of runs, and single rows only for runs that the range cuts. The result is the same as from
-the rows alone.
+Grouped by run, it reads the sums of runs, and single rows only for runs that the range cuts; what these leave of all calls
+are the calls without a run. The result is the same as from the rows alone.
 """
 
 from __future__ import annotations
@@ -125,6 +125,8 @@ _COLUMNS: Final = {
     "model": "model",
 }
 _RUN_FIELDS: Final = ("project", "workflow", "run")
+# What a row of a report's statement is: a group, the total of a source of groups, or the total of all calls.
+_GROUP, _TOTAL, _WHOLE = range(3)
 # Building a report's statement takes as long as executing it (5 to 8 ms), and people reload pages.
 _STATEMENTS_MAX: Final = 64
 
@@ -133,11 +135,18 @@ async def report(db: Database, group_by: GroupBy, wanted: UsageFilter, limit: in
     """Sum the calls that match `wanted` by `group_by`. Raises StoreUnavailable."""
     async with db.begin() as connection:
         found = (await connection.execute(_report_query(group_by, wanted, limit))).mappings().all()
-    totals = [row for row in found if row["is_total"]]
-    shown = sorted((row for row in found if not row["is_total"]), key=lambda row: _order(group_by, row))[:limit]
+    groups = [row for row in found if row["kind"] == _GROUP]
+    totals = [row for row in found if row["kind"] == _TOTAL]
+    total = {name: sum(row[name] or 0 for row in totals) for name in SUMS}
+    count = sum(row["groups"] for row in totals)
+    for whole in (row for row in found if row["kind"] == _WHOLE):
+        rest = {name: (whole[name] or 0) - total[name] for name in SUMS}
+        if any(rest.values()):
+            groups, count = [*groups, {"grp": "", **rest}], count + 1
+            total = {name: whole[name] or 0 for name in SUMS}
+    shown = sorted(groups, key=lambda row: _order(group_by, row))[:limit]
     rows = tuple(ReportRow(_label(group_by, row["grp"]), Sums.of(row)) for row in shown)
-    total = Sums.of({name: sum(row[name] or 0 for row in totals) for name in SUMS})
-    return Report(group_by, rows, total, sum(row["groups"] for row in totals))
+    return Report(group_by, rows, Sums.of(total), count)
 
 
 async def days_of_groups(
@@ -168,11 +177,19 @@ def _report_query(group_by: GroupBy, wanted: UsageFilter, limit: int) -> Compoun
     for source in _sources(group_by, wanted):
         group, names = source.c.grp, [source.c[name] for name in SUMS]
         first = group if group_by is GroupBy.DAY else source.c.total_tokens.desc()
-        columns = [literal_column("0").label("is_total"), group, literal_column("0").label("groups"), *names]
+        columns = [literal_column(str(_GROUP)).label("kind"), group, literal_column("0").label("groups"), *names]
         shown = select(*columns).order_by(first, group).limit(limit).subquery()
-        totals = [func.sum(column).label(column.name) for column in names]
-        rows += [select(shown), select(literal_column("1"), cast(null(), group.type), func.count(), *totals)]
+        rows += [select(shown), _summed(_TOTAL, source)]
+    # Calls of a workflow always have a run.
+    if group_by is GroupBy.RUN and not _not_in_runs(wanted) and wanted.run is None and not wanted.workflow:
+        every = _together(_parts(GroupBy.WORKFLOW, wanted, wanted.from_ms, wanted.to_ms, _LEVELS)).subquery("every")
+        rows.append(_summed(_WHOLE, every))
     return union_all(*rows)
+
+
+def _summed(kind: int, source: FromClause) -> Select[Any]:
+    totals = [func.sum(source.c[name]).label(name) for name in SUMS]
+    return select(literal_column(str(kind)), cast(null(), source.c.grp.type), func.count(), *totals)
 
 
 def _order(group_by: GroupBy, row: Mapping[Any, Any]) -> tuple[Any, Any]:
@@ -219,7 +236,7 @@ async def amounts_of_runs(
 
 def _sources(group_by: GroupBy, wanted: UsageFilter) -> list[FromClause]:
     """Rows of (grp, sums…). No group is in two sources, or twice in one."""
-    if group_by is GroupBy.RUN and not _not_in_runs(wanted):
+    if group_by is GroupBy.RUN and not _not_in_runs(wanted) and wanted.run != "":
         if wanted.project is not None:
             return _from_runs(wanted)
         # Runs of different projects may have the same name.

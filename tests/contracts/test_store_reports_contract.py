@@ -129,6 +129,29 @@ async def test_every_report_equals_the_sums_made_by_hand(db: Database) -> None:
                 assert found.total.total_tokens == sum(sums.total_tokens for sums in expected.values())
 
 
+async def test_calls_without_a_run_are_a_group_among_runs(db: Database) -> None:
+    names = {"run": "", "workflow": "", "step": "", "intent": "", "actions": ""}
+    answered = {"status": "ok", "saved_tokens": 1}
+    untagged = [
+        entry(f"u{number}", number + 1, at_ms=START_MS + number * HOUR_MS // 3, detail=answered, **names)
+        for number in range(90)
+    ]
+    events = [*some_events(100), *untagged]
+    await usage.insert_entries(db, events, NOW_MS)
+    filters: list[dict[str, str]] = [{}, {"project": "default"}, {"workflow": ""}, {"workflow": "w1"}, {"run": ""}]
+    for times in RANGES:
+        for given in filters:
+            wanted = UsageFilter(**given, **times)  # type: ignore[arg-type]
+            expected = by_hand(events, GroupBy.RUN, wanted)
+            found = await usage_report.report(db, GroupBy.RUN, wanted)
+            assert {row.group: row.sums for row in found.rows} == expected, wanted
+            assert found.groups == len(expected)
+            assert found.total == (await usage_report.report(db, GroupBy.DAY, wanted)).total
+    (largest,) = (await usage_report.report(db, GroupBy.RUN, UsageFilter(project="default"), limit=1)).rows
+    runs_alone = by_hand(events, GroupBy.RUN, UsageFilter(project="default"))
+    assert largest.sums.total_tokens == max(sums.total_tokens for sums in runs_alone.values())
+
+
 async def test_the_largest_groups_are_shown_and_all_are_summed(db: Database) -> None:
     sizes = {"w1": 100, "w2": 300, "w3": 200}
     await usage.insert_entries(db, [entry(name, tokens, workflow=name) for name, tokens in sizes.items()], NOW_MS)
