@@ -122,11 +122,17 @@ class RunRegistry:
         return self._parent_of.get(key)
 
     async def check_parent(self, call: Call) -> None:
-        """Remember the parent that the call's header names. Raises `BadRequest` if the run cannot be inside it."""
+        """Remember the parent that the call's header names. Raises `BadRequest` if the run cannot be inside it.
+
+        A run stays inside its first parent: otherwise a header could take it out of that parent's budget.
+        """
         project, run, parent = call.principal.project, call.run, call.tags.parent_run
         if run is None or parent is None or self._parent_of.get((project, run)) == parent:
             return
-        why_not = await self.why_not_inside(project, run, parent)
+        outer = await self._outer(project, run)
+        is_elsewhere = outer is not None and outer != parent
+        why_not = f"names another run than {outer!r}, which this run is inside of" if is_elsewhere else ""
+        why_not = why_not or await self.why_not_inside(project, run, parent)
         if why_not:
             call.tags = replace(call.tags, parent_run=None)  # so that the store does not get it either
             raise BadRequest.header(PARENT_HEADER, why_not)

@@ -61,6 +61,21 @@ async def test_the_store_knows_a_loop_that_was_made_elsewhere(api: Api, tmp_path
         await close_api(other)
 
 
+async def test_no_header_takes_a_run_out_of_the_one_that_it_was_announced_inside_of(api: Api, tmp_path: Path) -> None:
+    await api.post("/api/runs", {"workflow": "w", "run": "outer"})
+    await api.post("/api/runs", {"workflow": "w", "run": "inner", "parent_run": "outer"})
+    assert fault(await chat(api, "inner", "elsewhere")) == BAD_PARENT
+    assert (await chat(api, "inner", "outer")).status_code == 200
+    await close_api(api)
+    other = await begun(tmp_path)
+    try:
+        assert fault(await chat(other, "inner", "elsewhere")) == BAD_PARENT
+        assert (await chat(other, "inner")).status_code == 200
+        assert (await other.get("/api/runs/outer"))["tokens"]["settled"] > 0
+    finally:
+        await close_api(other)
+
+
 @pytest.mark.parametrize("is_announced", [False, True])
 async def test_every_outer_run_pays_at_a_gateway_that_never_saw_it(
     api: Api, tmp_path: Path, is_announced: bool
