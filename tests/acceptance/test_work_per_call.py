@@ -353,7 +353,8 @@ async def test_redis_is_asked_once_to_reserve_and_once_to_settle(
             await count_calls(work, application, TAGS)
             work.counts["scripts"] = _scripts_run(server) - before
     assert work.a_call("ledger") == 2
-    assert 2 <= work.a_call("scripts") <= 3  # the two, and those that move the outbox
+    # The two, and those that move the outbox and show that this process lives: more of these on a slow machine.
+    assert 2 <= work.a_call("scripts") <= 3.5
     assert work.a_call("body parsed") == 1
     assert work.a_call("threads") <= 0.5
     assert work.a_call("tasks") <= 3
