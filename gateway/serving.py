@@ -17,6 +17,7 @@ from collections.abc import Callable
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Final
 
@@ -150,8 +151,9 @@ def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket,
         same_signal_s,
     )
     _on_hangup(server.handle_exit)
-    if parent_process() is not None:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     server.run(sockets=[listening])
     return 0 if server.started else _STARTUP_FAILED
 
@@ -162,12 +164,10 @@ def _on_hangup(stop: Callable[[int, FrameType | None], None]) -> None:
         signal.signal(signal.SIGHUP, stop)
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: BaseProcess) -> None:
     """Otherwise a worker whose parent was killed would keep the port, with nothing left to replace or stop it."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _connection_limits(config: Config) -> ConnectionLimits:

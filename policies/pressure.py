@@ -31,8 +31,8 @@ class Rung(StrEnum):
 
 @value_class
 class Ladder:
-    """`early` has the rungs with a share, in order; they are also in `rungs`. `tried` has the
-    rungs that are tried for a call that does not fit: those before a `refuse` without a share."""
+    """`early` has the rungs with a share, in order; they are also in `rungs`. `tried` has those that are tried for a call that does not
+    fit: the ones before a `refuse` without a share."""
 
     rungs: tuple[Rung, ...]
     early: tuple[tuple[Rung, float], ...] = ()

@@ -51,7 +51,7 @@ _HOMES: Final = {name: (home, panel) for panel, homes in _PANELS.items() for nam
 
 
 class Commands(TyperGroup):
-    """The commands by name, each imported when it is asked for."""
+    """The commands by name, each imported on first use."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(_HOMES)
@@ -74,8 +74,10 @@ def _config_first(arguments: list[str]) -> list[str]:
             others += [one, *following]
         elif one == "--config":
             config += [one, *islice(following, 1)]
+        elif one.startswith("--config="):
+            config.append(one)
         else:
-            (config if one.startswith("--config=") else others).append(one)
+            others.append(one)
     return [*config, *others]
 
 

@@ -46,11 +46,15 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     table = table_of(headings, rows, terminal.width)
     if table is not None:
         terminal.print(table)
-        return
-    name_cells = max(cell_len(heading) for heading in headings)
+    else:
+        _print_blocks(terminal, headings, rows)
+
+
+def _print_blocks(terminal: Console, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    heading_cells = max(cell_len(heading) for heading in headings)
     for row in rows:
         for heading, value in zip(headings, row, strict=True):
-            terminal.print(Text(f"{heading:<{name_cells}}  ") + _cell(value), soft_wrap=True)
+            terminal.print(Text(f"{heading:<{heading_cells}}  ") + _cell(value), soft_wrap=True)
         terminal.print()
 
 
@@ -70,16 +74,17 @@ def table_of(headings: Sequence[str], rows: Sequence[Sequence[Any]], width: int)
 
 
 def _column_widths(columns: Sequence[Sequence[str]], width: int) -> list[int] | None:
-    """Each column gets the width of its longest word. The spare width goes to the first columns that need more."""
-    least = [max(cell_len(word) for text in texts for word in text.split() or [""]) for texts in columns]
-    spare = width - sum(least) - _BETWEEN_CELLS * len(columns)
+    """Each column gets the width of its longest word, and the spare width goes to the first columns that need more. None if the words
+    do not fit."""
+    widths = [max(cell_len(word) for text in texts for word in text.split() or [""]) for texts in columns]
+    spare = width - sum(widths) - _BETWEEN_CELLS * len(columns)
     if spare < 0:
         return None
     for at, texts in enumerate(columns):
-        more = min(spare, max(map(cell_len, texts)) - least[at])
-        least[at] += more
+        more = min(spare, max(map(cell_len, texts)) - widths[at])
+        widths[at] += more
         spare -= more
-    return least
+    return widths
 
 
 def _cell(value: Any) -> Text:

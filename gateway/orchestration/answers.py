@@ -11,7 +11,8 @@ from policies.complexity import answer_schema, content_text
 
 # How much of a request an answer is compared with; more would block the event loop for too long.
 _SOURCE_CHARACTERS_MAX: Final = 20_000
-_FINISHED: Final = {
+# What the other protocols call the finish reasons of chat completions; all others are `stop`.
+_FINISH_REASONS: Final = {
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
     "refusal": "content_filter",
@@ -41,18 +42,15 @@ def is_readable(call: Call) -> bool:
 def _of_chat(body: Mapping[str, Any]) -> tuple[str, str, bool]:
     first = next(iter(_objects(body.get("choices"))), {})
     message = _object(first.get("message"))
-    return (
-        content_text(message.get("content")),
-        str(first.get("finish_reason") or "stop"),
-        bool(message.get("tool_calls")),
-    )
+    finish_reason = str(first.get("finish_reason") or "stop")
+    return content_text(message.get("content")), finish_reason, bool(message.get("tool_calls"))
 
 
 def _of_message(body: Mapping[str, Any]) -> tuple[str, str, bool]:
     blocks = _objects(body.get("content"))
-    said = [block for block in blocks if block.get("type") == "text"]
+    text = content_text([block for block in blocks if block.get("type") == "text"])
     is_tool_call = any(block.get("type") == "tool_use" for block in blocks)
-    return content_text(said), _FINISHED.get(str(body.get("stop_reason")), "stop"), is_tool_call
+    return text, _FINISH_REASONS.get(str(body.get("stop_reason")), "stop"), is_tool_call
 
 
 def _of_response(body: Mapping[str, Any]) -> tuple[str, str, bool]:
@@ -60,7 +58,7 @@ def _of_response(body: Mapping[str, Any]) -> tuple[str, str, bool]:
     text = "\n".join(content_text(item.get("content")) for item in items if item.get("type") == "message")
     reason = _object(body.get("incomplete_details")).get("reason")
     is_tool_call = any(item.get("type") in ("function_call", "custom_tool_call") for item in items)
-    return text, _FINISHED.get(str(reason), "stop"), is_tool_call
+    return text, _FINISH_REASONS.get(str(reason), "stop"), is_tool_call
 
 
 _READERS: Final = {"chat": _of_chat, "messages": _of_message, "responses": _of_response}

@@ -413,13 +413,15 @@ def _with_said(steps: Sequence[Mapping[str, Any]], call: Call | None) -> tuple[M
     said = {"intent": call.tags.intent} if call.tags.intent is not None else {}
     if call.tags.priority != "normal":
         said["priority"] = call.tags.priority
-    return tuple(_said(step, call.tags.step, said) for step in steps)
+    return tuple(_overridden(step, call.tags.step, said) for step in steps)
 
 
-def _said(step: Mapping[str, Any], of: str, said: Mapping[str, str]) -> Mapping[str, Any]:
-    inner = [_said(one, of, said) for one in step.get("steps") or ()]
-    own = said if step.get("id") == of else {}
-    return {**step, **own, **({"steps": inner} if inner else {})}
+def _overridden(step: Mapping[str, Any], name: str, said: Mapping[str, str]) -> Mapping[str, Any]:
+    """The step with these fields if it has this name; likewise the steps inside a group."""
+    changed = {**step, **said} if step.get("id") == name else {**step}
+    if step.get("steps"):
+        changed["steps"] = [_overridden(inner, name, said) for inner in step["steps"]]
+    return changed
 
 
 def _why(call: Call) -> str:

@@ -53,8 +53,8 @@ _ASKED_OF_ALL_MIN = 0.35  # weighted by rarity, of the terms asked: a unit that 
 
 
 def terms_asked(instruction: str) -> tuple[str, ...]:
-    """Stems and identifiers of an instruction, in lower case, at most 48. Of more, those from the beginning and the end are kept,
-    where questions are."""
+    """Stems and identifiers of an instruction, in lower case, at most 48: of a longer one the first and the last 24, because questions
+    are at its beginning or end."""
     asked = instruction[-_INSTRUCTION_CHARACTERS_MAX:]
     stop = stop_words()
     found: dict[str, None] = {}

@@ -190,9 +190,8 @@ def test_an_answer_that_fails_its_checks_moves_the_next_one_a_tier_up_as_often_a
 def test_answers_of_other_protocols_are_checked_too(served: Served, path: str, stream: bool) -> None:
     run = f"failing-{path[4:]}-{stream}"
     asked = [{"role": "user", "content": "Check whether the claim holds."}]
-    form = (
-        {"messages": asked, "max_tokens": 64} if path == "/v1/messages" else {"input": asked, "max_output_tokens": 64}
-    )
+    prompt, cap = ("messages", "max_tokens") if path == "/v1/messages" else ("input", "max_output_tokens")
+    form = {prompt: asked, cap: 64}
     seen = []
     for text in ("well", "hm", "yes", "yes"):
         served.provider.script(text=text, times=1)
