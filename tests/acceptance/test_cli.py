@@ -304,7 +304,7 @@ def test_migrate_and_doctor_without_a_gateway(cli: Cli) -> None:
 
 def test_a_code_an_event_and_a_check_are_explained(cli: Cli) -> None:
     assert "402; control API 409" in cli("explain", "run_paused").out
-    assert "Look at Redis" in cli("explain", "ledger_out_of_reach").out
+    assert "Check Redis" in cli("explain", "ledger_out_of_reach").out
     assert cli("explain", "ledger clock", "--json").json()["do"] == "Set both machines' clocks by NTP."
     unknown = cli("explain", "run_pausd")
     assert unknown.code == 1
