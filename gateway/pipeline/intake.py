@@ -211,8 +211,8 @@ def refuse_strangers(headers: Mapping[str, str], open_to: OpenTo) -> None:
     """Where no key is required, neither a web page of another site nor somebody behind a proxy may spend the operator's money.
 
     Browsers send the page's origin with every POST. Apps use their own schemes, and other programs send no origin. A page whose
-    origin is the request's own host is only ours if that host can be nothing but this machine (or anyone may call): a foreign page
-    can let its name point to this machine (DNS rebinding).
+    origin is the request's own host counts as ours only if that is a loopback address, or if anyone may call: a foreign page can
+    point its own name at this machine (DNS rebinding).
     """
     if open_to == "this machine" and was_passed_on(headers):
         raise AuthenticationFailed(

@@ -105,7 +105,7 @@ class _Seen:
         self.amounts.append(amounts)
 
     def first_and_last(self) -> tuple[int, int]:
-        """When the first call came, and when the last one ended: a row's own time is that of its end."""
+        """When the first call arrived, and when the last one ended, which is what the time of a row says."""
         return min(at - max(0, took_ms or 0) for at, took_ms in map(_TIMES_OF, self.rows)), at_of(self.rows[-1])
 
 

@@ -305,7 +305,7 @@ def test_migrate_and_doctor_without_a_gateway(cli: Cli) -> None:
 def test_a_code_an_event_and_a_check_are_explained(cli: Cli) -> None:
     assert "402; control API 409" in cli("explain", "run_paused").out
     assert "Check Redis" in cli("explain", "ledger_out_of_reach").out
-    assert cli("explain", "ledger clock", "--json").json()["do"] == "Set both machines' clocks by NTP."
+    assert cli("explain", "ledger clock", "--json").json()["do"] == "Synchronise both machines' clocks with NTP."
     unknown = cli("explain", "run_pausd")
     assert unknown.code == 1
     assert "did you mean 'run_paused'?" in unknown.err
