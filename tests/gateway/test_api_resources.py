@@ -330,7 +330,21 @@ async def test_a_key_is_changed_in_what_is_named_and_in_nothing_else(api: Api) -
         assert (await api.refused("PATCH", where, body))[0] == 400, body
     await api.delete(where)
     assert (await api.refused("PATCH", where, {"limits": None}))[1]["code"] == "key_revoked"
-    assert (await api.get("/api/audit?action=key.changed"))["events"][0]["detail"]["changed"] == ["limits"]
+    detail = (await api.get("/api/audit?action=key.changed"))["events"][0]["detail"]
+    assert detail["changed"] == ["limits"]
+    assert [detail[side]["limits"]["requests"] for side in ("old", "new")] == [2, 3]
+
+
+async def test_the_audit_tells_what_a_budget_was(api: Api) -> None:
+    budget = await api.post("/api/budgets", {"scope": "workflow", "match": "w", "tokens": 5000, "window": "day"})
+    where = f"/api/budgets/{budget['id']}"
+    await api.put(where, {"scope": "workflow", "match": "w", "tokens": 5000, "window": "month", "mode": "observe"})
+    await api.delete(where)
+    deleted, changed, created = (one["detail"] for one in (await api.get("/api/audit?action=budget."))["events"])
+    assert (created["tokens"], created["window"], created["mode"]) == (5000, "day", "enforce")
+    assert (changed["tokens"], changed["window"], changed["mode"]) == (5000, "month", "observe")
+    assert changed["old"] == {"window": "day", "mode": "enforce"}
+    assert (deleted["tokens"], deleted["window"], deleted["mode"]) == (5000, "month", "observe")
 
 
 async def test_no_second_key_spends_the_budget_of_its_namesake(api: Api) -> None:

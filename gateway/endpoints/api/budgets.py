@@ -76,14 +76,16 @@ async def create_budget(ask: Ask[ProjectQuery, BudgetBody]) -> BudgetView:
 
 async def put_budget(ask: Ask[ProjectQuery, BudgetBody]) -> BudgetView:
     """Replace a budget created at run time. What was used under it stays used."""
-    await _find_stored(ask)
-    return await _put(ask, ask.path["id"], "budget.changed")
+    before = _audited((await _find_stored(ask)).budget)
+    after = _audited(ask.body.budget())
+    old = {name: value for name, value in before.items() if value != after[name]}
+    return await _put(ask, ask.path["id"], "budget.changed", old=old)
 
 
 async def delete_budget(ask: Ask[ProjectQuery, NoBody]) -> Deleted:
     stored = await _find_stored(ask)
     await ask.desk.parts.control.change(budgets_store.delete(ask.store, stored.id))
-    await ask.audit("budget.deleted", stored.id, scope=stored.budget.scope, match=stored.budget.match)
+    await ask.audit("budget.deleted", stored.id, **_audited(stored.budget))
     return Deleted(stored.id)
 
 
@@ -113,20 +115,30 @@ async def _find_stored(ask: Ask[Any, Any]) -> StoredBudget:
     return stored
 
 
-async def _put(ask: Ask[ProjectQuery, BudgetBody], budget_id: str, action: str) -> BudgetView:
+async def _put(ask: Ask[ProjectQuery, BudgetBody], budget_id: str, action: str, **more: Any) -> BudgetView:
     stored = StoredBudget(budget_id, ask.body.budget(), ask.desk.now_ms(), ask.actor.name)
     await ask.desk.parts.control.change(budgets_store.put(ask.store, stored))
-    limit = stored.budget.limit
-    await ask.audit(
-        action,
-        budget_id,
-        scope=stored.budget.scope,
-        match=stored.budget.match,
-        tokens=limit.tokens,
-        nano_usd=limit.nano_usd,
-        requests=limit.requests,
-    )
+    await ask.audit(action, budget_id, **_audited(stored.budget), **more)
     return (await _views(ask, [("store", stored)]))[0]
+
+
+def _audited(budget: Budget) -> dict[str, Any]:
+    """All of a budget as the audit log has it: a change to `observe` matters as much as one of the limit."""
+    return {
+        "scope": budget.scope.value,
+        "match": budget.match,
+        "for_project": budget.project,
+        "tokens": budget.limit.tokens,
+        "nano_usd": budget.limit.nano_usd,
+        "requests": budget.limit.requests,
+        "window": budget.window.value,
+        "mode": budget.mode.value,
+        "on_pressure": written(budget.on_pressure),
+        "hold": budget.hold.value,
+        "on_outage": budget.on_outage.value,
+        "timezone": budget.timezone,
+        "wait_ms": budget.wait_ms,
+    }
 
 
 async def _views(ask: Ask[Any, Any], known: list[Known]) -> tuple[BudgetView, ...]:

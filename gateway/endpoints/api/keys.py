@@ -149,6 +149,11 @@ class KeyChange(KeyTerms):
         return replace(key, **changes)
 
 
+def _terms(view: KeyView, given: Sequence[str]) -> dict[str, Any]:
+    """The values of these fields, as the audit log has them."""
+    return {name: getattr(view, name) for name in ("expires_at" if one == "expires_in_days" else one for one in given)}
+
+
 class RotateBody(Strict):
     grace_seconds: Annotated[int, Field(ge=0, le=30 * 86_400, strict=True)] = Field(
         default=0, description="How long the old secret keeps working."
@@ -225,7 +230,8 @@ async def change_key(ask: Ask[ProjectQuery, KeyChange]) -> ChangedKeyView:
         raise _name_taken(found.name, found.project) from None
     if changed is None:
         raise conflict(f"Key {found.id} is revoked, and stays so: make a new one.", "key_revoked")
-    await ask.audit("key.changed", found.id, name=changed.name, changed=given)
+    old, new = (_terms(_view(key, now_ms), given) for key in (found, changed))
+    await ask.audit("key.changed", found.id, name=changed.name, changed=given, old=old, new=new)
     warning = " ".join(_missing_models(ask.body.allowed_models or (), ask)) or None
     return ChangedKeyView(**_fields(_view(changed, now_ms)), warning=warning)
 
