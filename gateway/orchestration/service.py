@@ -34,6 +34,7 @@ from gateway.telemetry import Telemetry
 from policies.allocation import StepAllocation
 from policies.amounts import UNLIMITED, Limit
 from policies.budgets import Budget, Mode, RunLimits, Scope, Subject, step_account
+from policies.classify import plan_decides
 from policies.declaration import flattened
 from policies.holdout import Arm, arm_of
 from policies.pressure import Rung
@@ -364,12 +365,10 @@ class Orchestration:
 
 
 def as_planned(found: IntentTag, planned: PlannedStep | None) -> IntentTag:
-    """The intent of a call whose step is in its run's plan. An intent that the plan declares wins over the call's text, and one that was
-    classified from the step's prompt is better than the fallback."""
-    if planned is None or found.source in ("header", "declared"):
+    """The intent of a call whose step may be in its run's plan. The same object if the plan does not decide it."""
+    if planned is None or not plan_decides(planned.source, found.source):
         return found
-    better = ("declared", "rules", "model", "llm") if found.source == "fallback" else ("declared",)
-    return IntentTag(planned.intent, planned.confidence, planned.source) if planned.source in better else found
+    return IntentTag(planned.intent, planned.confidence, planned.source)
 
 
 def declared_limits(call: Call, declared: DeclaredWorkflow) -> RunLimits:

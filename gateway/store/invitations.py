@@ -1,6 +1,6 @@
 """The one-time link with which the first user sets a password. There is no default password.
 
-An invitation is stored as a session without a user: it opens no page, any process can check it, and it ends when it is used.
+An invitation is a row of `admin_sessions` without a user: it opens no page, any process can check it, and it ends when it is used.
 """
 
 from __future__ import annotations

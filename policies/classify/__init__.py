@@ -4,7 +4,7 @@ The sources, in order: the caller's header, the workflow's declaration, the quic
 nothing was found. The gateway adds its learned cache and, if one is configured, a language model to ask.
 """
 
-from policies.classify.answer import classify, load_classifier
+from policies.classify.answer import classify, load_classifier, plan_decides
 from policies.classify.chat import step_text_from_chat
 from policies.classify.key import content_key
 from policies.classify.question import llm_question, parse_llm_answer
@@ -19,5 +19,6 @@ __all__ = [
     "llm_question",
     "load_classifier",
     "parse_llm_answer",
+    "plan_decides",
     "step_text_from_chat",
 ]

@@ -50,6 +50,17 @@ def classify(
     return by_model
 
 
+def plan_decides(planned: str, found: str) -> bool:
+    """Whether a call's intent is that of its step in the run's plan, by the sources of the two.
+
+    What the announcement of a run declares counts like a workflow's declaration. A prompt in it decides only if the call's own text
+    says too little. Steps of past runs (`cache`) decide nothing.
+    """
+    if found in ("header", "declared"):
+        return False
+    return planned == "declared" or (found == "fallback" and planned in ("rules", "model", "llm"))
+
+
 def answer_by_model(evidence: Evidence) -> Classification:
     """The model's most likely intent with its calibrated confidence."""
     (intent, confidence), *others = chances(evidence.features, weights())

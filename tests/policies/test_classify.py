@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from policies.classify import Classification, StepText, classify
+from policies.classify import Classification, StepText, classify, plan_decides
 from policies.errors import IntentClassificationError
 from policies.intents import Intent
 
@@ -257,3 +257,22 @@ def test_time_does_not_grow_with_the_input(piece: str) -> None:
 def test_the_same_step_gets_the_same_answer() -> None:
     step = StepText("a", "w", "You are a clerk.", "Do something with {{ x }} and report.")
     assert classify(step) == classify(step)
+
+
+@pytest.mark.parametrize(
+    ("planned", "found", "decides"),
+    [
+        ("declared", "header", False),
+        ("declared", "declared", False),
+        ("declared", "rules", True),
+        ("declared", "fallback", True),
+        ("rules", "model", False),
+        ("rules", "fallback", True),
+        ("model", "fallback", True),
+        ("llm", "fallback", True),
+        ("cache", "fallback", False),  # what steps of past runs did
+        ("fallback", "fallback", False),
+    ],
+)
+def test_when_the_plan_of_a_run_decides(planned: str, found: str, decides: bool) -> None:
+    assert plan_decides(planned, found) is decides
