@@ -31,8 +31,8 @@ from policies.routing import (
     Needs,
     NoRoute,
     Route,
+    RouteRequest,
     Tier,
-    Wish,
     needed_abilities,
     route,
     tier_for,
@@ -129,7 +129,7 @@ def by_router(case: Case) -> Tier:
 
 def routed(case: Case) -> Route | NoRoute:
     needs = Needs(needed_abilities(case.body), case.prompt_tokens, case.output_tokens)
-    return route(Wish("auto", score(case), needs, tier_floor=_floor(case)), FLEET, SETTINGS)
+    return route(RouteRequest("auto", score(case), needs, tier_floor=_floor(case)), FLEET, SETTINGS)
 
 
 def _floor(case: Case) -> Tier | None:
@@ -233,7 +233,7 @@ def _conversation(turns: Sequence[Case]) -> tuple[int, int, int]:
     history, paid, kept, switches, last = 0, 0, 0, 0, ""
     for turn in turns:
         needs = Needs(needed_abilities(turn.body), history + turn.prompt_tokens, turn.output_tokens)
-        found = route(Wish("auto", score(turn), needs), FLEET, SETTINGS)
+        found = route(RouteRequest("auto", score(turn), needs), FLEET, SETTINGS)
         if isinstance(found, NoRoute) or found.tier is None:
             raise ValueError(f"{turn.id}: {found.reason}")
         warm = Usage(history + turn.prompt_tokens, turn.output_tokens, cache_read_tokens=history)

@@ -59,7 +59,7 @@ class BudgetBook:
             if len(self._chains) >= _CHAINS_MAX:
                 self._chains.clear()
             self._chains[key] = made
-        return made.chain if call.run is None else made.chain.of_run(call.run)
+        return made.chain if call.run is None else made.chain.for_run(call.run)
 
     def _make(self, call: Call, step: str | None, limits: RunLimits, now_ms: int) -> _Made:
         principal, tags = call.principal, call.tags

@@ -14,7 +14,7 @@ from gateway.addresses import fault_of_url
 from gateway.config_budgets import BudgetConfig, Strict
 from gateway.config_faults import Fault, near, refuse
 from gateway.config_models import faults_of_info, faults_of_params
-from policies.settings import PREFIX, SETTINGS, SettingError, Value, conflicts, validated
+from policies.settings import PREFIX, SETTINGS, SettingError, SettingValue, conflicts, validated
 
 
 class ModelConfig(Strict):
@@ -246,14 +246,14 @@ class Config(Strict):
 
     @field_validator("settings")
     @classmethod
-    def _known_settings(cls, value: dict[str, Any]) -> dict[str, Value]:
+    def _known_settings(cls, value: dict[str, Any]) -> dict[str, SettingValue]:
         checked, faults = _checked_settings(value)
         refuse(faults, value)
         return checked
 
 
-def _checked_settings(given: dict[str, Any]) -> tuple[dict[str, Value], list[Fault]]:
-    checked: dict[str, Value] = {}
+def _checked_settings(given: dict[str, Any]) -> tuple[dict[str, SettingValue], list[Fault]]:
+    checked: dict[str, SettingValue] = {}
     faults: list[Fault] = []
     for key, value in given.items():
         if key not in SETTINGS:

@@ -23,7 +23,7 @@ from pydantic import (
 from gateway.tags import NAME_IN_WORDS, VALUE
 from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, Limit
 from policies.budgets import Budget, HoldKind, Mode, OnOutage, Scope, Window
-from policies.pressure import DEFAULT_LADDER, Ladder, Rung, ladder_of, written
+from policies.pressure import DEFAULT_LADDER, Ladder, Rung, ladder_items, parse_ladder
 from policies.windows import WindowError, zone_of
 
 
@@ -81,7 +81,7 @@ def _ladder(value: object) -> Ladder:
         return value
     if not isinstance(value, (list, tuple)) or not all(isinstance(one, (str, dict)) for one in value):
         raise ValueError("must be a list of rungs, such as [compress, {route: 0.2}, clamp, refuse]")
-    return ladder_of(value)
+    return parse_ladder(value)
 
 
 _SHARE: Final = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
@@ -89,7 +89,7 @@ _SHARE: Final = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 Pressure = Annotated[
     Ladder,
     PlainValidator(_ladder),
-    PlainSerializer(written),
+    PlainSerializer(ladder_items),
     WithJsonSchema(
         {
             "type": "array",

@@ -22,7 +22,7 @@ from gateway.store.intensity import Intensity
 from gateway.store.keys import ApiKey
 from gateway.store.versions import Subject
 from gateway.store.workflows import Workflow
-from policies.settings import SETTINGS, SettingError, Settings, Value, defaults, validated
+from policies.settings import SETTINGS, SettingError, Settings, SettingValue, defaults, validated
 
 POLL_MS: Final = 1_000
 _NONE: Final[Mapping[Any, Any]] = MappingProxyType({})
@@ -36,7 +36,7 @@ class SettingNow:
     """The current value of a setting, and where it comes from."""
 
     key: str
-    value: Value
+    value: SettingValue
     origin: Literal["default", "file", "store"]
     updated_at_ms: int = 0
     updated_by: str = ""
@@ -72,7 +72,7 @@ class Snapshot:
         return None if found is None else found.combined
 
 
-def first_snapshot(first_values: Mapping[str, Value] = _NONE) -> Snapshot:
+def first_snapshot(first_values: Mapping[str, SettingValue] = _NONE) -> Snapshot:
     """The state before the store has answered: the defaults, overridden by the file's first values."""
     return _with_settings(Snapshot(Settings.from_values(), _NONE), {}, first_values)
 
@@ -80,9 +80,11 @@ def first_snapshot(first_values: Mapping[str, Value] = _NONE) -> Snapshot:
 class Control:
     """Keeps `snapshot` up to date. Reading it is an attribute access, so nothing on the call path waits."""
 
-    def __init__(self, store: Database, first_values: Mapping[str, Value] = _NONE, *, poll_ms: int = POLL_MS) -> None:
+    def __init__(
+        self, store: Database, first_values: Mapping[str, SettingValue] = _NONE, *, poll_ms: int = POLL_MS
+    ) -> None:
         self._store = store
-        self.first_values: Mapping[str, Value] = dict(first_values)
+        self.first_values: Mapping[str, SettingValue] = dict(first_values)
         self._poll_ms = poll_ms
         self._versions: Mapping[str, int] = {}
         self._turn = asyncio.Lock()
@@ -192,14 +194,14 @@ def _by_digest(found: list[ApiKey]) -> Mapping[str, ApiKey]:
 
 
 def _with_settings(
-    snapshot: Snapshot, rows: Mapping[str, settings.SettingRow], first_values: Mapping[str, Value]
+    snapshot: Snapshot, rows: Mapping[str, settings.SettingRow], first_values: Mapping[str, SettingValue]
 ) -> Snapshot:
     current = {key: _setting_now(key, rows.get(key), first_values) for key in SETTINGS}
     typed = Settings.from_values({key: now.value for key, now in current.items()})
     return replace(snapshot, settings=typed, setting_rows=MappingProxyType(current))
 
 
-def _setting_now(key: str, row: settings.SettingRow | None, first_values: Mapping[str, Value]) -> SettingNow:
+def _setting_now(key: str, row: settings.SettingRow | None, first_values: Mapping[str, SettingValue]) -> SettingNow:
     """The store's value once somebody has set it; until then the file's, or else the seeded default."""
     if row is not None and row.updated_by:
         try:
@@ -212,7 +214,7 @@ def _setting_now(key: str, row: settings.SettingRow | None, first_values: Mappin
     return SettingNow(key, defaults()[key] if row is None else _or_default(key, row.value), "default")
 
 
-def _or_default(key: str, value: Value) -> Value:
+def _or_default(key: str, value: SettingValue) -> SettingValue:
     try:
         return validated(key, value)
     except SettingError:

@@ -16,7 +16,7 @@ from gateway.moments import iso
 from gateway.store import runs as runs_store
 from gateway.store.database import Database
 from gateway.store.runs import Run, RunFilter, RunStep, Sums
-from policies.allocation import Overage, standing_of
+from policies.allocation import Overage, overage_of
 from policies.amounts import NANO_USD_PER_USD, UNLIMITED, ZERO, Amount, Limit, Unit
 from policies.budgets import Budget, RunLimits, Scope, Subject, chain_for, run_account, step_account
 from policies.reservation import Balance, Gate
@@ -250,7 +250,7 @@ class RunViews:
         sums = step.sums
         settled, reserved, _ = _standing(balance, sums)
         limit = self._budgeted(run, Scope.STEP, step.step).tightened_by(Limit(tokens=step.hard_limit_tokens))
-        limit = (limit if balance is None else limit.tightened_by(balance.limit)).within(whole)
+        limit = (limit if balance is None else limit.tightened_by(balance.limit)).capped_by(whole)
         overrun = Amount(sums.overrun_tokens, sums.overrun_nano_usd)
         saved = Amount(sums.saved_tokens, sums.saved_nano_usd)
         tokens = _tokens(limit, settled, reserved, overrun, saved)
@@ -263,7 +263,7 @@ class RunViews:
             model=step.model,
             priority=str(step.plan.get("priority", "")),
             compression=str(step.plan.get("compression", "")),
-            status=standing_of(tokens.settled + tokens.reserved, step.allocation_tokens, tokens.limit),
+            status=overage_of(tokens.settled + tokens.reserved, step.allocation_tokens, tokens.limit),
             allocation_tokens=step.allocation_tokens,
             hard_limit_tokens=step.hard_limit_tokens,
             reason=str(step.plan.get("reason", "")),
@@ -277,7 +277,7 @@ class RunViews:
     def _budgeted(self, run: Run, scope: Scope, step: str | None) -> Limit:
         subject = Subject(run.project, workflow=run.workflow or None, run=run.run, step=step)
         chain = chain_for(subject, self._budgets(), self._limits_of(run.project, run.workflow, step), self._now_ms())
-        link = chain.of(scope)
+        link = chain.enforced_link(scope)
         return UNLIMITED if link is None else link.hold.limit
 
 

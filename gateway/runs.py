@@ -17,7 +17,7 @@ from gateway.run_view import own_budget
 from gateway.store.runs import Run
 from gateway.tags import PARENT_HEADER
 from policies.amounts import UNLIMITED, Limit
-from policies.budgets import Budget, Parent, RunLimits, limit_across, run_account
+from policies.budgets import Budget, Parent, RunLimits, limit_across_workflows, run_account
 from policies.reservation import Granted
 
 _RUNS_MAX: Final = 50_000
@@ -189,7 +189,7 @@ class RunRegistry:
         self._workflow_of[project, run] = first
         given = own_budget(found.plan) if found is not None else UNLIMITED
         both = [self._of_workflow(project, run, name) for name in (first, workflow)]
-        return limit_across(both, given, project, budgets)
+        return limit_across_workflows(both, given, project, budgets)
 
     async def _claim(self, project: str, run: str, workflow: str) -> str:
         """The workflow under which any gateway first saw the run, for use until the store has the run; empty without the ledger."""

@@ -25,7 +25,7 @@ from typing import Final, Literal, Protocol
 
 from policies.intents import parse_intent
 from policies.settings import ALLOCATION_STRATEGIES, Settings
-from policies.shares import divided
+from policies.shares import proportional_shares
 from policies.values import value_class
 
 NEUTRAL_AIS: Final = 5.0
@@ -45,7 +45,7 @@ class Overage(StrEnum):
     EXHAUSTED = "exhausted"
 
 
-def standing_of(used_tokens: int, soft_tokens: int | None, hard_tokens: int | None) -> Overage:
+def overage_of(used_tokens: int, soft_tokens: int | None, hard_tokens: int | None) -> Overage:
     """The state of a step that has used or holds so many tokens. None: the step has no such limit."""
     if hard_tokens is not None and used_tokens >= hard_tokens:
         return Overage.EXHAUSTED
@@ -120,14 +120,14 @@ def demand_tokens(intent: str, settings: Settings, ais: float = NEUTRAL_AIS) -> 
 
     Raises IntentClassificationError for an unknown intent, ValueError for a score outside 0 to 10.
     """
-    return min(_expected(intent, settings, ais), settings.max_tokens_per_step)
+    return min(_expected_tokens(intent, settings, ais), settings.max_tokens_per_step)
 
 
 def hard_limit(tokens: int, settings: Settings) -> int:
     """Allocation × threshold while overage is allowed, rounded down; the allocation itself otherwise."""
     if not settings.budget_overage_allowed:
         return tokens
-    threshold = _exact(settings.budget_overage_threshold)
+    threshold = _exact_fraction(settings.budget_overage_threshold)
     return tokens * threshold.numerator // threshold.denominator
 
 
@@ -144,14 +144,14 @@ def allocate(
     Raises ValueError for an unknown strategy or priority, duplicate step ids, a negative number or an `ais` outside 0 to 10,
     and its subclass IntentClassificationError for an unknown intent.
     """
-    limit = _limit(pool_limit_tokens, settings)
-    applied = _applied(strategy, steps)
-    wants = _wants(steps, applied, settings, ais)
-    pool = min(limit, sum(want.demand for want in wants.values()))
-    shares = _shared(pool, wants, {name: want.cap for name, want in wants.items()})
-    note = "" if applied == strategy else f"too few past runs for {strategy}, so "
+    limit = _pool_limit(pool_limit_tokens, settings)
+    effective = _effective_strategy(strategy, steps)
+    weighted = _weighted_demands(steps, effective, settings, ais)
+    pool = min(limit, sum(weighted_demand.demand for weighted_demand in weighted.values()))
+    shares = _shares_by_step(pool, weighted, {name: weighted_demand.cap for name, weighted_demand in weighted.items()})
+    note = "" if effective == strategy else f"too few past runs for {strategy}, so "
     planned = tuple(
-        _allocation(step, shares[step.id], settings, note + wants[step.id].reason(shares[step.id])) for step in steps
+        _allocation(step, shares[step.id], settings, note + weighted[step.id].reason(shares[step.id])) for step in steps
     )
     return Allocation(strategy, pool, planned)
 
@@ -160,11 +160,11 @@ def allocate_next(
     step: StepDemand, *, run_remaining_tokens: int, settings: Settings, ais: float = NEUTRAL_AIS
 ) -> StepAllocation:
     """The allocation of a step that is not in the plan: its demand, or what the run has left if that is less. Raises like `allocate`."""
-    applied = "adaptive" if settings.allocation_strategy == "adaptive" else "proportional"
-    want = _want(step, applied, settings, ais)
-    tokens = max(0, min(want.demand, run_remaining_tokens))
-    left = f"; the run has {tokens:,} left" if tokens < want.demand else ""
-    return _allocation(step, tokens, settings, f"not planned: {want.grounds}{left}")
+    effective = "adaptive" if settings.allocation_strategy == "adaptive" else "proportional"
+    weighted_demand = _weighted_demand(step, effective, settings, ais)
+    tokens = max(0, min(weighted_demand.demand, run_remaining_tokens))
+    left = f"; the run has {tokens:,} left" if tokens < weighted_demand.demand else ""
+    return _allocation(step, tokens, settings, f"not planned: {weighted_demand.explanation}{left}")
 
 
 def reallocate(
@@ -182,18 +182,20 @@ def reallocate(
     above the allocations is taken first from what the plan had not allocated, then from the open steps. Pass the first plan
     and all steps completed so far: the order of completion does not affect the result.
     """
-    wants = _wants(steps, _applied(plan.strategy, steps), settings, ais)
+    weighted = _weighted_demands(steps, _effective_strategy(plan.strategy, steps), settings, ais)
     planned = {one.step: one.tokens for one in plan.allocations}
-    still_open = {name: want for name, want in wants.items() if name not in completed and name in planned}
-    left_over = sum(planned.get(name, 0) - used for name, used in completed.items())
-    if left_over >= 0:
-        room = {name: max(0, want.cap - planned[name]) for name, want in still_open.items()}
-        now = {name: planned[name] + more for name, more in _shared(left_over, still_open, room).items()}
+    open_steps = {
+        name: weighted_demand for name, weighted_demand in weighted.items() if name not in completed and name in planned
+    }
+    unused_tokens = sum(planned.get(name, 0) - used for name, used in completed.items())
+    if unused_tokens >= 0:
+        room = {name: max(0, weighted_demand.cap - planned[name]) for name, weighted_demand in open_steps.items()}
+        now = {name: planned[name] + more for name, more in _shares_by_step(unused_tokens, open_steps, room).items()}
     else:
-        left = max(0, _limit(pool_limit_tokens, settings) - sum(completed.values()))
-        now = _shared(left, still_open, {name: planned[name] for name in still_open})
+        left = max(0, _pool_limit(pool_limit_tokens, settings) - sum(completed.values()))
+        now = _shares_by_step(left, open_steps, {name: planned[name] for name in open_steps})
     return replace(
-        plan, allocations=tuple(_revised(one, now, completed.get(one.step), settings) for one in plan.allocations)
+        plan, allocations=tuple(_reallocated(one, now, completed.get(one.step), settings) for one in plan.allocations)
     )
 
 
@@ -220,69 +222,73 @@ def decayed_p95(samples: Iterable[Sample]) -> int | None:
 
 
 @value_class
-class _Want:
+class _WeightedDemand:
     """What one step asks of the pool, and why (a phrase for the reason)."""
 
     demand: int
     cap: int
     weight: int
-    grounds: str
+    explanation: str
     strategy: str
 
     def reason(self, tokens: int) -> str:
         if tokens == self.demand:
-            return f"{self.strategy}: {self.grounds}"
-        return f"{self.strategy}: {self.grounds}; gets {tokens:,}"
+            return f"{self.strategy}: {self.explanation}"
+        return f"{self.strategy}: {self.explanation}; gets {tokens:,}"
 
 
-def _wants(steps: Sequence[StepDemand], strategy: str, settings: Settings, ais: float) -> dict[str, _Want]:
+def _weighted_demands(
+    steps: Sequence[StepDemand], strategy: str, settings: Settings, ais: float
+) -> dict[str, _WeightedDemand]:
     """By id, sorted by id, so that ties between remainders do not depend on the order of the given steps."""
-    wants = {step.id: _want(step, strategy, settings, ais) for step in sorted(steps, key=lambda step: step.id)}
-    if len(wants) != len(steps):
+    weighted = {
+        step.id: _weighted_demand(step, strategy, settings, ais) for step in sorted(steps, key=lambda step: step.id)
+    }
+    if len(weighted) != len(steps):
         raise ValueError("two steps have the same id")
-    return wants
+    return weighted
 
 
-def _want(step: StepDemand, strategy: str, settings: Settings, ais: float) -> _Want:
+def _weighted_demand(step: StepDemand, strategy: str, settings: Settings, ais: float) -> _WeightedDemand:
     if min(step.demand_tokens or 0, step.cap_tokens or 0) < 0:
         raise ValueError(f"step '{step.id}': tokens must not be negative")
     own_cap = settings.max_tokens_per_step if step.cap_tokens is None else step.cap_tokens
     cap = min(own_cap, settings.max_tokens_per_step)
-    demand, grounds = _demand(step, settings, ais)
+    demand, explanation = _demand(step, settings, ais)
     if demand > cap:
-        demand, grounds = cap, f"{grounds}, capped at {cap:,}"
+        demand, explanation = cap, f"{explanation}, capped at {cap:,}"
     if strategy == "adaptive" and step.history is not None and step.history.is_enough:
-        return _known(step.history, demand, cap, grounds)
+        return _adaptive_demand(step.history, demand, cap, explanation)
     weight = {"equal": 1, "priority": demand * _priority_weight(step)}.get(strategy, demand)
     if strategy == "priority":
-        grounds += f", priority {step.priority}"
-    return _Want(demand, cap, weight, grounds, strategy)
+        explanation += f", priority {step.priority}"
+    return _WeightedDemand(demand, cap, weight, explanation, strategy)
 
 
 def _demand(step: StepDemand, settings: Settings, ais: float) -> tuple[int, str]:
     if step.demand_tokens is not None:
         return step.demand_tokens, f"asks for {step.demand_tokens:,}"
     intent = parse_intent(step.intent)
-    tokens = _expected(intent, settings, ais)
+    tokens = _expected_tokens(intent, settings, ais)
     return tokens, f"needs {tokens:,} ({intent} {settings.token_budget[intent]:,} × {ais_multiplier(ais):g})"
 
 
-def _expected(intent: str, settings: Settings, ais: float) -> int:
-    return _scaled(settings.token_budget[parse_intent(intent)], ais)
+def _expected_tokens(intent: str, settings: Settings, ais: float) -> int:
+    return _scaled_baseline(settings.token_budget[parse_intent(intent)], ais)
 
 
 @lru_cache(maxsize=1024)
-def _scaled(baseline: int, ais: float) -> int:
+def _scaled_baseline(baseline: int, ais: float) -> int:
     """Cached, because exact arithmetic takes microseconds and a plan of fifty steps needs the same ten products."""
     return int(baseline * _multiplier(ais) + Fraction(1, 2))
 
 
-def _known(history: StepHistory, demand: int, cap: int, grounds: str) -> _Want:
+def _adaptive_demand(history: StepHistory, demand: int, cap: int, explanation: str) -> _WeightedDemand:
     """A p95 above the demand raises it; otherwise the plan would refuse the use that it has learned."""
     used = min(history.p95_tokens, cap)
     whose = "" if history.of == "step" else " of its intent and model"
-    habits = f"p95 {history.p95_tokens:,} over {history.samples} past runs{whose}; {grounds}"
-    return _Want(max(demand, used), cap, used, habits, "adaptive")
+    habits = f"p95 {history.p95_tokens:,} over {history.samples} past runs{whose}; {explanation}"
+    return _WeightedDemand(max(demand, used), cap, used, habits, "adaptive")
 
 
 def _priority_weight(step: StepDemand) -> int:
@@ -292,7 +298,7 @@ def _priority_weight(step: StepDemand) -> int:
         raise ValueError(f"'{step.priority[:40]}' is not a priority; there are {', '.join(PRIORITY_WEIGHTS)}") from None
 
 
-def _applied(strategy: str, steps: Sequence[StepDemand]) -> str:
+def _effective_strategy(strategy: str, steps: Sequence[StepDemand]) -> str:
     """The strategy; `proportional` instead of `adaptive` while fewer than half of the steps have a history."""
     if strategy not in ALLOCATION_STRATEGIES:
         raise ValueError(f"'{strategy[:40]}' is not a strategy; there are {', '.join(ALLOCATION_STRATEGIES)}")
@@ -302,16 +308,18 @@ def _applied(strategy: str, steps: Sequence[StepDemand]) -> str:
     return strategy
 
 
-def _shared(total: int, wants: Mapping[str, _Want], caps: Mapping[str, int]) -> dict[str, int]:
-    shares = divided(total, [want.weight for want in wants.values()], [caps[name] for name in wants])
-    return dict(zip(wants, shares, strict=True))
+def _shares_by_step(total: int, weighted: Mapping[str, _WeightedDemand], caps: Mapping[str, int]) -> dict[str, int]:
+    shares = proportional_shares(
+        total, [weighted_demand.weight for weighted_demand in weighted.values()], [caps[name] for name in weighted]
+    )
+    return dict(zip(weighted, shares, strict=True))
 
 
 def _allocation(step: StepDemand, tokens: int, settings: Settings, reason: str) -> StepAllocation:
     return StepAllocation(step.id, parse_intent(step.intent), tokens, hard_limit(tokens, settings), reason)
 
 
-def _revised(
+def _reallocated(
     one: StepAllocation, now: Mapping[str, int], used_tokens: int | None, settings: Settings
 ) -> StepAllocation:
     if used_tokens is not None:
@@ -324,7 +332,7 @@ def _revised(
     return replace(one, tokens=tokens, hard_limit_tokens=hard_limit(tokens, settings), reason=f"{one.reason}; {moved}")
 
 
-def _limit(pool_limit_tokens: int | None, settings: Settings) -> int:
+def _pool_limit(pool_limit_tokens: int | None, settings: Settings) -> int:
     if pool_limit_tokens is None:
         return settings.max_tokens_per_workflow
     if pool_limit_tokens < 0:
@@ -336,10 +344,10 @@ def _limit(pool_limit_tokens: int | None, settings: Settings) -> int:
 def _multiplier(ais: float) -> Fraction:
     if not 0 <= ais <= 10:
         raise ValueError(f"an intensity score is from 0 to 10, not {ais!r}")
-    return 1 + _exact(ais) / 20
+    return 1 + _exact_fraction(ais) / 20
 
 
 @lru_cache(maxsize=1024)
-def _exact(number: float) -> Fraction:
+def _exact_fraction(number: float) -> Fraction:
     """The decimal number as written, not the nearest binary one: 1.2 × 5 is 6, not 5.999…"""
     return Fraction(repr(float(number)))

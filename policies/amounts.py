@@ -59,14 +59,14 @@ class Limit:
     def tightened_by(self, other: Limit) -> Limit:
         """The smaller of both, unit by unit."""
         return Limit(
-            _smaller(self.tokens, other.tokens),
-            _smaller(self.nano_usd, other.nano_usd),
-            _smaller(self.requests, other.requests),
+            _lower_limit(self.tokens, other.tokens),
+            _lower_limit(self.nano_usd, other.nano_usd),
+            _lower_limit(self.requests, other.requests),
         )
 
-    def within(self, whole: Limit) -> Limit:
+    def capped_by(self, cap: Limit) -> Limit:
         """This limit, but at most `whole`, unit by unit; unlimited units stay unlimited."""
-        smaller = self.tightened_by(whole)
+        smaller = self.tightened_by(cap)
         return Limit(*(None if self.of(unit) is None else smaller.of(unit) for unit in UNITS))
 
     def replaced_by(self, other: Limit) -> Limit:
@@ -87,11 +87,11 @@ UNLIMITED: Final = Limit()
 
 def usd_text(nano_usd: int) -> str:
     """The amount in USD: plain digits, exact, as short as possible."""
-    whole, nano = divmod(abs(nano_usd), NANO_USD_PER_USD)
-    return f"{'-' if nano_usd < 0 else ''}{whole}.{nano:09}".rstrip("0").rstrip(".")
+    cap, nano = divmod(abs(nano_usd), NANO_USD_PER_USD)
+    return f"{'-' if nano_usd < 0 else ''}{cap}.{nano:09}".rstrip("0").rstrip(".")
 
 
-def _smaller(one: int | None, other: int | None) -> int | None:
+def _lower_limit(one: int | None, other: int | None) -> int | None:
     if one is None or other is None:
         return one if other is None else other
     return min(one, other)

@@ -98,8 +98,8 @@ def names_a_choice(answer: Answer) -> str | None:
 
 def from_source(answer: Answer) -> str | None:
     """At least half of the answer's items (in prose: of its words) should occur in the source."""
-    source = _folded(answer.source[:_SOURCE_CHARACTERS])
-    items = [item for item in (_folded(one) for one in _items(answer.text[:_ANSWER_CHARACTERS])) if item]
+    source = _normalized(answer.source[:_SOURCE_CHARACTERS])
+    items = [item for item in (_normalized(one) for one in _items(answer.text[:_ANSWER_CHARACTERS])) if item]
     if not source or not items:
         return None
     found = sum(item in source for item in items)
@@ -213,5 +213,5 @@ def _items(text: str) -> list[str]:
         return listed if len(listed) > 1 else [word for word in _WORD.findall(text) if len(word) > 3]
 
 
-def _folded(text: str) -> str:
+def _normalized(text: str) -> str:
     return " ".join(_WORD.findall(text.casefold()))

@@ -1,7 +1,7 @@
 """A complete ledger as pure logic: what each operation reads, decides and writes, one at a time, at a given time.
 
-A `Book` itself keeps only the claims on the outbox. Everything else goes through a `Shelf`, which has no logic: `DictShelf`
-backs the in-memory twin, and the SQLite engine has its own. Every operation finishes its checks before it writes, so an
+A `Book` itself keeps only the claims on the outbox. Everything else goes through a `BookStorage`, which has no logic:
+`DictStorage` backs the in-memory twin, and the SQLite engine has its own. Every operation finishes its checks before it writes, so an
 operation that fails has changed nothing.
 """
 
@@ -27,19 +27,19 @@ from policies.reservation import (
     Reservation,
     Reserve,
     State,
-    already_resolved,
-    enlarge,
+    extend,
     place,
-    place_again,
-    renewed,
+    renewed_reservation,
+    repeat_placement,
+    resolved_refusal,
 )
-from policies.settlement import UNKNOWN, Booking, Lost, OutboxEntry, Resolution, expire, settle, void
+from policies.settlement import UNKNOWN, Booking, ExpiredReservation, OutboxEntry, Resolution, expire, settle, void
 
 # A consumer that has not acknowledged the entries it read within this time is considered dead.
 CLAIM_MS = 30_000
 
 
-class Shelf(Protocol):
+class BookStorage(Protocol):
     """Where a book keeps its values. Accounts and reservations of different projects are kept apart."""
 
     def account(self, project: str, name: str) -> Account | None: ...
@@ -50,7 +50,7 @@ class Shelf(Protocol):
 
     def put_reservation(self, project: str, reservation: Reservation) -> None: ...
 
-    def due(self, now_ms: int, limit: int) -> Sequence[tuple[str, str]]:
+    def due_reservations(self, now_ms: int, limit: int) -> Sequence[tuple[str, str]]:
         """(project, id) of pending reservations whose deadline is not after `now_ms`, oldest deadline first."""
 
     def pending(self, project: str, limit: int) -> Sequence[Reservation]:
@@ -70,7 +70,7 @@ class Shelf(Protocol):
 
     def put_run(self, project: str, workflow: str, run: str, closes_ms: int) -> None: ...
 
-    def forget(self, now_ms: int, limit: int) -> int:
+    def forget_expired(self, now_ms: int, limit: int) -> int:
         """Drop up to `limit` items whose keep time is over: unused accounts without holds, resolved reservations, runs."""
 
 
@@ -78,87 +78,87 @@ class Shelf(Protocol):
 class Book:
     """Every operation of the port `Ledger`, with the time as its last argument. Raises ValueError for invalid calls."""
 
-    shelf: Shelf
+    storage: BookStorage
     _claims: dict[str, tuple[str, int]] = field(default_factory=dict)  # position → consumer, since when
 
     def reserve(self, project: str, request: Reserve, now_ms: int) -> Decision:
         accounts = self._accounts(project, [hold.account for hold in request.holds])
-        found = self.shelf.reservation(project, request.id)
+        found = self.storage.reservation(project, request.id)
         if found is not None:
-            return place_again(request, found, accounts, now_ms).decision
+            return repeat_placement(request, found, accounts, now_ms).decision
         return self._place(project, place(request, accounts, now_ms))
 
     def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand, now_ms: int) -> Decision:
         accounts = self._accounts(project, [hold.account for hold in holds])
-        found = self.shelf.reservation(project, reservation_id)
+        found = self.storage.reservation(project, reservation_id)
         if found is None:
-            return already_resolved(holds, accounts, now_ms)
-        return self._place(project, enlarge(found, holds, extra, accounts, now_ms))
+            return resolved_refusal(holds, accounts, now_ms)
+        return self._place(project, extend(found, holds, extra, accounts, now_ms))
 
     def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int, now_ms: int) -> tuple[str, ...]:
-        found = [(sign, self.shelf.reservation(project, sign.id)) for sign in progress]
-        for sign, one in found:
+        found = [(heartbeat, self.storage.reservation(project, heartbeat.id)) for heartbeat in progress]
+        for heartbeat, one in found:
             if one is not None and one.state is State.PENDING:
-                self.shelf.put_reservation(project, renewed(one, sign, now_ms + ttl_ms))
-        return tuple(sign.id for sign, one in found if one is None or one.state is not State.PENDING)
+                self.storage.put_reservation(project, renewed_reservation(one, heartbeat, now_ms + ttl_ms))
+        return tuple(heartbeat.id for heartbeat, one in found if one is None or one.state is not State.PENDING)
 
     def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes, now_ms: int) -> Resolution:
-        found = self.shelf.reservation(project, reservation_id)
+        found = self.storage.reservation(project, reservation_id)
         if found is None:
             return UNKNOWN
         accounts = self._accounts(project, found.accounts)
         return self._book(project, settle(project, found, accounts, used, detail, now_ms))
 
     def void(self, project: str, reservation_id: str, now_ms: int) -> Resolution:
-        found = self.shelf.reservation(project, reservation_id)
+        found = self.storage.reservation(project, reservation_id)
         if found is None:
             return UNKNOWN
         return self._book(project, void(project, found, self._accounts(project, found.accounts), now_ms))
 
-    def expire_due(self, limit: int, now_ms: int) -> tuple[Lost, ...]:
-        due = self.shelf.due(now_ms, limit)
+    def expire_due(self, limit: int, now_ms: int) -> tuple[ExpiredReservation, ...]:
+        due = self.storage.due_reservations(now_ms, limit)
         return tuple(self._expire(project, reservation_id, now_ms) for project, reservation_id in due)
 
     def record(self, project: str, entries: Sequence[OutboxEntry], now_ms: int) -> None:
         for entry in entries:
-            self.shelf.append(replace(entry, position="", project=project, at_ms=entry.at_ms or now_ms))
+            self.storage.append(replace(entry, position="", project=project, at_ms=entry.at_ms or now_ms))
 
     def balances(self, project: str, accounts: Sequence[str], now_ms: int) -> tuple[Balance, ...]:
         return tuple(self._account(project, name).balance(name) for name in accounts)
 
     def set_override(self, project: str, account: str, limit: Limit, now_ms: int) -> Balance:
         after = replace(self._account(project, account), override=limit, tightened=UNLIMITED, used_ms=now_ms)
-        self.shelf.put_account(project, account, after)
+        self.storage.put_account(project, account, after)
         return after.balance(account)
 
     def set_gate(self, project: str, account: str, gate: Gate, now_ms: int) -> Balance:
         after = replace(self._account(project, account), gate=gate, used_ms=now_ms)
-        self.shelf.put_account(project, account, after)
+        self.storage.put_account(project, account, after)
         return after.balance(account)
 
     def current_run(self, project: str, workflow: str, candidate: str, silence_ms: int, now_ms: int) -> str:
-        found = self.shelf.run(project, workflow)
+        found = self.storage.run(project, workflow)
         run = candidate if found is None or found[1] <= now_ms else found[0]
-        self.shelf.put_run(project, workflow, run, now_ms + silence_ms)
+        self.storage.put_run(project, workflow, run, now_ms + silence_ms)
         return run
 
     def pending(self, project: str, limit: int, now_ms: int) -> tuple[tuple[str, str, Amount, int], ...]:
-        rows = self.shelf.pending(project, limit)
+        rows = self.storage.pending(project, limit)
         return tuple((row.id, row.owner, row.held, row.deadline_ms) for row in rows)
 
     def outbox_read(self, consumer: str, limit: int, now_ms: int) -> tuple[OutboxEntry, ...]:
-        free = (entry for entry in self.shelf.outbox() if self._is_free(entry.position, consumer, now_ms))
+        free = (entry for entry in self.storage.outbox() if self._is_claimable(entry.position, consumer, now_ms))
         taken = tuple(islice(free, limit))
         self._claims.update((entry.position, (consumer, now_ms)) for entry in taken)
         return taken
 
     def outbox_acknowledge(self, entries: Sequence[OutboxEntry], now_ms: int) -> None:
-        self.shelf.remove([entry.position for entry in entries])
+        self.storage.remove([entry.position for entry in entries])
         for entry in entries:
             self._claims.pop(entry.position, None)
 
     def outbox_size(self, now_ms: int) -> int:
-        return self.shelf.outbox_size()
+        return self.storage.outbox_size()
 
     def restore(
         self,
@@ -179,13 +179,13 @@ class Book:
             gate=before.gate if gate is None else gate,
             override=before.override if override is None else override,
         )
-        self.shelf.put_account(project, account, after)
+        self.storage.put_account(project, account, after)
 
     def purge(self, limit: int, now_ms: int) -> int:
-        return self.shelf.forget(now_ms, limit)
+        return self.storage.forget_expired(now_ms, limit)
 
     def _account(self, project: str, name: str) -> Account:
-        return self.shelf.account(project, name) or Account()
+        return self.storage.account(project, name) or Account()
 
     def _accounts(self, project: str, names: Iterable[str]) -> list[Account]:
         return [self._account(project, name) for name in names]
@@ -194,42 +194,42 @@ class Book:
         if placement.reservation is not None:
             self._put(project, placement.reservation, placement.accounts)
         for name, account in placement.tightened:
-            self.shelf.put_account(project, name, account)
+            self.storage.put_account(project, name, account)
         return placement.decision
 
     def _book(self, project: str, booking: Booking) -> Resolution:
         if booking.reservation is not None:
             self._put(project, booking.reservation, booking.accounts)
         if booking.entry is not None:
-            self.shelf.append(booking.entry)
+            self.storage.append(booking.entry)
         return booking.resolution
 
     def _put(self, project: str, reservation: Reservation, accounts: Sequence[Account]) -> None:
         for name, account in zip(reservation.accounts, accounts, strict=True):
-            self.shelf.put_account(project, name, account)
-        self.shelf.put_reservation(project, reservation)
+            self.storage.put_account(project, name, account)
+        self.storage.put_reservation(project, reservation)
 
-    def _expire(self, project: str, reservation_id: str, now_ms: int) -> Lost:
-        found = self.shelf.reservation(project, reservation_id)
+    def _expire(self, project: str, reservation_id: str, now_ms: int) -> ExpiredReservation:
+        found = self.storage.reservation(project, reservation_id)
         if found is None:
             raise LookupError(f"reservation {reservation_id!r} is due and is not there")
         accounts = self._accounts(project, found.accounts)
         booked = self._book(project, expire(project, found, accounts, now_ms)).booked
-        return Lost(found.id, project, found.owner, booked, _left_of(found.held, booked))
+        return ExpiredReservation(found.id, project, found.owner, booked, _released(found.held, booked))
 
-    def _is_free(self, position: str, consumer: str, now_ms: int) -> bool:
+    def _is_claimable(self, position: str, consumer: str, now_ms: int) -> bool:
         holder, since_ms = self._claims.get(position, (consumer, 0))
         return holder == consumer or since_ms + CLAIM_MS <= now_ms
 
 
-def _left_of(held: Amount, booked: Amount) -> Amount:
+def _released(held: Amount, booked: Amount) -> Amount:
     """The part of a hold that was released; nothing after an overrun."""
     rest = held - booked
     return Amount(max(0, rest.tokens), max(0, rest.nano_usd), max(0, rest.requests))
 
 
-class DictShelf:
-    """A shelf of plain dicts."""
+class DictStorage:
+    """Plain dicts."""
 
     def __init__(self) -> None:
         self.accounts: dict[tuple[str, str], Account] = {}
@@ -261,7 +261,7 @@ class DictShelf:
         else:
             self._resolved[_keep_ms(reservation)][key] = None
 
-    def due(self, now_ms: int, limit: int) -> list[tuple[str, str]]:
+    def due_reservations(self, now_ms: int, limit: int) -> list[tuple[str, str]]:
         over = [key for key in self._open if self.reservations[key].deadline_ms <= now_ms]
         return sorted(over, key=lambda key: (self.reservations[key].deadline_ms, key))[:limit]
 
@@ -290,12 +290,13 @@ class DictShelf:
     def put_run(self, project: str, workflow: str, run: str, closes_ms: int) -> None:
         self.runs[project, workflow] = (run, closes_ms)
 
-    def forget(self, now_ms: int, limit: int) -> int:
-        accounts = [key for key, one in self.accounts.items() if is_forgettable(one, now_ms)][:limit]
+    def forget_expired(self, now_ms: int, limit: int) -> int:
+        accounts = [key for key, one in self.accounts.items() if is_forgettable_account(one, now_ms)][:limit]
         for key in accounts:
             del self.accounts[key]
         over = (
-            takewhile(lambda key: is_answered(self.reservations[key], now_ms), keys) for keys in self._resolved.values()
+            takewhile(lambda key: is_forgettable_reservation(self.reservations[key], now_ms), keys)
+            for keys in self._resolved.values()
         )
         answered = list(islice(chain.from_iterable(over), limit - len(accounts)))
         for key in answered:
@@ -308,12 +309,12 @@ class DictShelf:
         return forgotten + len(closed)
 
 
-def is_forgettable(account: Account, now_ms: int) -> bool:
+def is_forgettable_account(account: Account, now_ms: int) -> bool:
     """Whether its keep time is over and it has no holds."""
     return account.reserved == ZERO and account.used_ms + account.keep_ms <= now_ms
 
 
-def is_answered(reservation: Reservation, now_ms: int) -> bool:
+def is_forgettable_reservation(reservation: Reservation, now_ms: int) -> bool:
     """Whether it was resolved so long ago that no repeated request can refer to it."""
     return reservation.state is not State.PENDING and reservation.resolved_ms + _keep_ms(reservation) <= now_ms
 

@@ -39,7 +39,7 @@ class Window(StrEnum):
     MONTH = "month"
 
     @property
-    def comes_back(self) -> bool:
+    def is_recurring(self) -> bool:
         return self not in (Window.RUN, Window.TOTAL)
 
 
@@ -84,7 +84,7 @@ class Budget:
     def applies_to(self, subject: Subject) -> bool:
         if self.project is not None and self.project != subject.project:
             return False
-        return any(fnmatchcase(name, self.match) for name in subject.names(self.scope))
+        return any(fnmatchcase(name, self.match) for name in subject.match_names(self.scope))
 
 
 @value_class
@@ -109,7 +109,7 @@ class Subject:
     agent: str | None = None
     parents: tuple[Parent, ...] = ()  # the run's ancestors, nearest first
 
-    def names(self, scope: Scope) -> tuple[str, ...]:
+    def match_names(self, scope: Scope) -> tuple[str, ...]:
         match scope:
             case Scope.STEP:
                 return () if self.workflow is None else (self.workflow, f"{self.workflow}/{self.step}")
@@ -122,7 +122,7 @@ class Subject:
             case Scope.PROJECT:
                 return (self.project,)
 
-    def identity(self, scope: Scope) -> str:
+    def scope_id(self, scope: Scope) -> str:
         """The scope's id, as used in errors and account names."""
         ids = {
             Scope.STEP: self.step,
@@ -184,9 +184,9 @@ class Chain:
         derive(self, "is_enforced", is_enforced)
         derive(self, "survives_outage", survives)
 
-    def of_run(self, run: str) -> Chain:
+    def for_run(self, run: str) -> Chain:
         """This chain, which was made for `ANY_RUN`, for a certain run with the same names. The outer accounts stay the same."""
-        links = [_of_run(link, run) if link.scope is _STEP or link.scope is _RUN else link for link in self.links]
+        links = [_link_for_run(link, run) if link.scope is _STEP or link.scope is _RUN else link for link in self.links]
         return Chain(tuple(links), self.ladder, self.hold, self.wait_ms)
 
     def ends_at_ms(self) -> int | None:
@@ -196,7 +196,7 @@ class Chain:
     def link(self, account: str) -> Link:
         return next(link for link in self.links if link.hold.account == account)
 
-    def of(self, scope: Scope) -> Link | None:
+    def enforced_link(self, scope: Scope) -> Link | None:
         """The enforced account of a scope, innermost first."""
         return next((link for link in self.links if link.scope is scope and link.hold.enforce), None)
 
@@ -234,16 +234,16 @@ def chain_for(subject: Subject, budgets: Sequence[Budget], limits: RunLimits, no
     matching = [budget for budget in budgets if budget.applies_to(subject)]
     entries: dict[str, _Entry] = {}
     if subject.run is not None:
-        _enter(entries, subject, Scope.STEP, Window.RUN, now_ms)
-        _enter(entries, subject, Scope.RUN, Window.RUN, now_ms)
+        _entry_for(entries, subject, Scope.STEP, Window.RUN, now_ms)
+        _entry_for(entries, subject, Scope.RUN, Window.RUN, now_ms)
     for budget in matching:
-        _apply(entries, subject, budget, limits.observe, now_ms)
+        _apply_budget(entries, subject, budget, limits.observe, now_ms)
     if subject.run is not None:
         _apply_run_limits(entries, subject, limits, now_ms)
-    ordered = sorted(entries.items(), key=lambda item: _ORDER[item[1].scope])
+    ordered = sorted(entries.items(), key=lambda item: _SCOPE_ORDER[item[1].scope])
     links = [_link(account, entry, limits) for account, entry in ordered]
     links.extend(_parent_link(parent, subject.project, budgets) for parent in subject.parents)
-    ladder, hold, wait_ms = _manner(matching)
+    ladder, hold, wait_ms = _pressure_handling(matching)
     return Chain(tuple(links), ladder if limits.ladder is None else limits.ladder, hold, wait_ms)
 
 
@@ -252,9 +252,9 @@ ANY_RUN: Final = "*"
 _STEP, _RUN = Scope.STEP, Scope.RUN
 
 
-def _of_run(link: Link, run: str) -> Link:
+def _link_for_run(link: Link, run: str) -> Link:
     hold = link.hold
-    name, scope_id = (run, run) if link.scope is _RUN else (_within_step(run), link.scope_id)
+    name, scope_id = (run, run) if link.scope is _RUN else (_escaped_run(run), link.scope_id)
     # The account's name begins with `step/*` or `run/*`.
     kind, _, rest = hold.account.partition(ANY_RUN)
     named = Hold(kind + name + rest, hold.limit, hold.tighten, hold.enforce, hold.keep_ms)
@@ -262,8 +262,8 @@ def _of_run(link: Link, run: str) -> Link:
     return Link(named, link.scope, scope_id, *same)
 
 
-_ORDER: Final = {scope: position for position, scope in enumerate(Scope)}
-_OBSERVED: Final = "~observe"
+_SCOPE_ORDER: Final = {scope: position for position, scope in enumerate(Scope)}
+_OBSERVED_SUFFIX: Final = "~observe"
 
 
 def run_account(run: str) -> str:
@@ -273,10 +273,10 @@ def run_account(run: str) -> str:
 
 def step_account(run: str, step: str) -> str:
     """The ledger's name of a step's account. Run `a/b` with step `c` is not run `a` with step `b/c`."""
-    return f"step/{_within_step(run)}/{step}"
+    return f"step/{_escaped_run(run)}/{step}"
 
 
-def _within_step(run: str) -> str:
+def _escaped_run(run: str) -> str:
     """A run's id may contain slashes. They become bars, which ids cannot contain, because the step's name follows after a slash."""
     return run.replace("/", "|")
 
@@ -287,11 +287,11 @@ def account_name(subject: Subject, scope: Scope, window: Window, starts_at_ms: i
         return step_account(subject.run or "", subject.step or "")
     if scope is Scope.RUN:
         return run_account(subject.run or "")
-    name = f"{scope.value}/{subject.identity(scope)}@{window.value}"
+    name = f"{scope.value}/{subject.scope_id(scope)}@{window.value}"
     return name if starts_at_ms is None else f"{name}:{starts_at_ms}"
 
 
-def _enter(
+def _entry_for(
     entries: dict[str, _Entry],
     subject: Subject,
     scope: Scope,
@@ -300,34 +300,36 @@ def _enter(
     timezone: str = "UTC",
     observed: bool = False,
 ) -> _Entry:
-    starts, ends = window_bounds(window.value, now_ms, timezone) if window.comes_back else (None, None)
-    account = account_name(subject, scope, window, starts) + (_OBSERVED if observed else "")
+    starts, ends = window_bounds(window.value, now_ms, timezone) if window.is_recurring else (None, None)
+    account = account_name(subject, scope, window, starts) + (_OBSERVED_SUFFIX if observed else "")
     entry = entries.get(account)
     if entry is None:
         entry = entries[account] = _Entry(
-            scope, subject.identity(scope), window, enforce=not observed, resets_at_ms=ends
+            scope, subject.scope_id(scope), window, enforce=not observed, resets_at_ms=ends
         )
     return entry
 
 
-def _apply(entries: dict[str, _Entry], subject: Subject, budget: Budget, workflow_observes: bool, now_ms: int) -> None:
+def _apply_budget(
+    entries: dict[str, _Entry], subject: Subject, budget: Budget, workflow_observes: bool, now_ms: int
+) -> None:
     """Of two budgets on one account the smaller limit applies. Observed budgets have accounts of their own."""
     if budget.scope in (Scope.STEP, Scope.RUN) and subject.run is None:
         return
     inner = budget.scope in (Scope.STEP, Scope.RUN, Scope.WORKFLOW)
     observed = budget.mode is Mode.OBSERVE or (workflow_observes and inner)
-    entry = _enter(entries, subject, budget.scope, budget.window, now_ms, budget.timezone, observed)
+    entry = _entry_for(entries, subject, budget.scope, budget.window, now_ms, budget.timezone, observed)
     entry.limit = entry.limit.tightened_by(budget.limit)
     entry.outages.append(budget.on_outage)
 
 
 def _apply_run_limits(entries: dict[str, _Entry], subject: Subject, limits: RunLimits, now_ms: int) -> None:
-    run = _enter(entries, subject, Scope.RUN, Window.RUN, now_ms)
+    run = _entry_for(entries, subject, Scope.RUN, Window.RUN, now_ms)
     run.tighten = limits.tightened
     planned = ((Scope.RUN, limits.planned_run), (Scope.STEP, limits.planned_step))
     for scope, limit in planned:
         if not limit.is_unlimited:
-            entry = _enter(entries, subject, scope, Window.RUN, now_ms, observed=limits.observe)
+            entry = _entry_for(entries, subject, scope, Window.RUN, now_ms, observed=limits.observe)
             entry.limit = entry.limit.tightened_by(limit)
 
 
@@ -360,7 +362,7 @@ def limit_of_run(run: Parent, project: str, budgets: Sequence[Budget]) -> Limit:
     return limit
 
 
-def limit_across(runs: Sequence[Parent], given: Limit, project: str, budgets: Sequence[Budget]) -> Limit:
+def limit_across_workflows(runs: Sequence[Parent], given: Limit, project: str, budgets: Sequence[Budget]) -> Limit:
     """The smallest limit of a run under any of its workflows, except in units for which the run itself was `given` a limit."""
     limit = UNLIMITED
     for run in runs:
@@ -379,9 +381,9 @@ def _keep_ms(window: Window) -> int:
     return keep.get(window, TOTAL_KEEP_MS)
 
 
-def _manner(matching: Sequence[Budget]) -> tuple[Ladder, HoldKind, int]:
+def _pressure_handling(matching: Sequence[Budget]) -> tuple[Ladder, HoldKind, int]:
     """How pressure is met: as the innermost matching budget declares; of several, the one declared last."""
     if not matching:
         return DEFAULT_LADDER, HoldKind.WORST_CASE, 0
-    innermost = min(reversed(matching), key=lambda budget: _ORDER[budget.scope])
+    innermost = min(reversed(matching), key=lambda budget: _SCOPE_ORDER[budget.scope])
     return innermost.on_pressure, innermost.hold, innermost.wait_ms

@@ -23,7 +23,7 @@ SCORE_MAX: Final = 10.0
 _AIS_SHARE: Final = 0.6
 # No ordinary step is high in all six parts at once, so the plain sum stays below the tiers that a human reader would choose.
 # `bench/eval_routing.py`: agreement with labelled steps rises from 71 % to 90 % with this factor, with none routed too high.
-_STRETCH: Final = 1.25
+_SCORE_FACTOR: Final = 1.25
 # Enough to tell a long context from a short one; a request may have 20,000 messages.
 _TEXTS_MAX: Final = 2_000
 _FIELDS_MAX: Final = 200
@@ -100,28 +100,28 @@ OUTPUT: Final[Mapping[Intent, float]] = MappingProxyType(
 
 Curve = tuple[tuple[float, float], ...]
 # The original system jumped at these points; we interpolate, so that one more character changes little.
-_PROMPT: Final[Curve] = ((0, 0), (200, 2), (500, 5), (1_000, 7), (2_500, 9), (5_000, 10))
-_DATA: Final[Curve] = ((0, 0), (1_000, 2), (10_000, 5), (50_000, 8), (200_000, 10))
-_CONDITIONS: Final[Curve] = ((0, 0), (2, 3), (5, 6), (10, 9), (20, 10))
-_CONTEXT: Final[Curve] = ((0, 0), (2, 2), (5, 5), (10, 7), (20, 9), (40, 10))
+_PROMPT_CURVE: Final[Curve] = ((0, 0), (200, 2), (500, 5), (1_000, 7), (2_500, 9), (5_000, 10))
+_DATA_CURVE: Final[Curve] = ((0, 0), (1_000, 2), (10_000, 5), (50_000, 8), (200_000, 10))
+_CONDITIONS_CURVE: Final[Curve] = ((0, 0), (2, 3), (5, 6), (10, 9), (20, 10))
+_CONTEXT_CURVE: Final[Curve] = ((0, 0), (2, 2), (5, 5), (10, 7), (20, 9), (40, 10))
 # A few words of instruction ask for less thought than the intent usually takes, a list of demands for more.
-_THOUGHT_BY_CHARS: Final[Curve] = ((0, 0.4), (60, 0.5), (300, 0.85), (600, 1.0), (2_000, 1.15))
-_THOUGHT_BY_DEMANDS: Final[Curve] = ((0, 0), (3, 0.05), (8, 0.2), (20, 0.35))
-_EFFORT: Final = MappingProxyType({"none": 0.6, "minimal": 0.7, "low": 0.85, "high": 1.2, "xhigh": 1.3})
-_ANSWER_BY_TOKENS: Final[Curve] = ((0, 0.2), (16, 0.3), (256, 0.7), (1_024, 1.0), (4_096, 1.2), (16_384, 1.4))
-_ANSWER_BY_FIELDS: Final[Curve] = ((0, 0.0), (1, 0.3), (4, 0.7), (10, 1.1), (30, 1.6))
+_REASONING_BY_CHARS: Final[Curve] = ((0, 0.4), (60, 0.5), (300, 0.85), (600, 1.0), (2_000, 1.15))
+_REASONING_BY_DEMANDS: Final[Curve] = ((0, 0), (3, 0.05), (8, 0.2), (20, 0.35))
+_EFFORT_FACTORS: Final = MappingProxyType({"none": 0.6, "minimal": 0.7, "low": 0.85, "high": 1.2, "xhigh": 1.3})
+_OUTPUT_BY_TOKENS: Final[Curve] = ((0, 0.2), (16, 0.3), (256, 0.7), (1_024, 1.0), (4_096, 1.2), (16_384, 1.4))
+_OUTPUT_BY_FIELDS: Final[Curve] = ((0, 0.0), (1, 0.3), (4, 0.7), (10, 1.1), (30, 1.6))
 
 _CONDITION: Final = re.compile(
     r"\b(?:if|unless|otherwise|else|except|whether|depending on|in case|provided that|as long as|only when|instead of"
     r"|wenn|falls|sofern|sonst|außer|sinon|sauf|à moins|si|salvo|excepto|oppure|altrimenti)\b",
     re.IGNORECASE,
 )
-_POINT: Final = re.compile(r"^[ \t]{0,8}(?:[-*•+]|\(?\d{1,2}[.)])[ \t]", re.MULTILINE)
+_LIST_ITEM: Final = re.compile(r"^[ \t]{0,8}(?:[-*•+]|\(?\d{1,2}[.)])[ \t]", re.MULTILINE)
 
 
 def features_of(body: Mapping[str, Any]) -> StepFeatures:
     """Parse a request body of chat completions, messages, responses or completions. Fields of a wrong type count as missing."""
-    system, earlier, newest = _texts(body)
+    system, earlier, newest = _split_texts(body)
     asked = [instruction_part(text) for text in (system, newest) if text]
     instruction_chars = sum(map(len, asked))
     return StepFeatures(
@@ -129,8 +129,8 @@ def features_of(body: Mapping[str, Any]) -> StepFeatures:
         data_chars=max(0, len(system) + len(newest) + sum(map(len, earlier)) - instruction_chars),
         conditions=sum(len(_CONDITION.findall(text)) for text in asked),
         context_turns=len(earlier),
-        demands=sum(len(_POINT.findall(text)) for text in asked),
-        output_fields=_schema_fields(body),
+        demands=sum(len(_LIST_ITEM.findall(text)) for text in asked),
+        output_fields=_schema_field_count(body),
         output_tokens_max=_output_tokens_max(body),
         reasoning_effort=_effort(body),
     )
@@ -140,15 +140,15 @@ def step_complexity(features: StepFeatures, intent: str) -> StepComplexity:
     """The weighted score of the six parts, × 1.25. Raises IntentClassificationError for an unknown intent."""
     of = parse_intent(intent)
     parts = {
-        "prompt": _on(_PROMPT, features.instruction_chars),
-        "data": _on(_DATA, features.data_chars),
-        "conditions": _on(_CONDITIONS, features.conditions),
-        "context": _on(_CONTEXT, features.context_turns),
-        "reasoning": min(SCORE_MAX, REASONING[of] * _thought(features)),
-        "output": min(SCORE_MAX, OUTPUT[of] * _answer(features)),
+        "prompt": _interpolated(_PROMPT_CURVE, features.instruction_chars),
+        "data": _interpolated(_DATA_CURVE, features.data_chars),
+        "conditions": _interpolated(_CONDITIONS_CURVE, features.conditions),
+        "context": _interpolated(_CONTEXT_CURVE, features.context_turns),
+        "reasoning": min(SCORE_MAX, REASONING[of] * _reasoning_factor(features)),
+        "output": min(SCORE_MAX, OUTPUT[of] * _output_factor(features)),
     }
     score = sum(weight * parts[name] for weight, name in zip(WEIGHTS[of], PARTS, strict=True))
-    return StepComplexity(min(SCORE_MAX, _STRETCH * score), MappingProxyType(parts))
+    return StepComplexity(min(SCORE_MAX, _SCORE_FACTOR * score), MappingProxyType(parts))
 
 
 def effective_complexity(ais: float | None, step: float) -> float:
@@ -159,21 +159,23 @@ def effective_complexity(ais: float | None, step: float) -> float:
     return step if ais is None else _AIS_SHARE * ais + (1 - _AIS_SHARE) * step
 
 
-def _thought(features: StepFeatures) -> float:
-    by_size = _on(_THOUGHT_BY_CHARS, features.instruction_chars) + _on(_THOUGHT_BY_DEMANDS, features.demands)
-    return by_size * _EFFORT.get(features.reasoning_effort or "", 1.0)
+def _reasoning_factor(features: StepFeatures) -> float:
+    by_size = _interpolated(_REASONING_BY_CHARS, features.instruction_chars) + _interpolated(
+        _REASONING_BY_DEMANDS, features.demands
+    )
+    return by_size * _EFFORT_FACTORS.get(features.reasoning_effort or "", 1.0)
 
 
-def _answer(features: StepFeatures) -> float:
+def _output_factor(features: StepFeatures) -> float:
     """The answer's schema says most, then the client's cap, then the length of the instruction."""
     if features.output_fields:
-        return _on(_ANSWER_BY_FIELDS, features.output_fields)
+        return _interpolated(_OUTPUT_BY_FIELDS, features.output_fields)
     if features.output_tokens_max is not None:
-        return _on(_ANSWER_BY_TOKENS, features.output_tokens_max)
-    return _on(_THOUGHT_BY_CHARS, features.instruction_chars)
+        return _interpolated(_OUTPUT_BY_TOKENS, features.output_tokens_max)
+    return _interpolated(_REASONING_BY_CHARS, features.instruction_chars)
 
 
-def _on(curve: Curve, value: float) -> float:
+def _interpolated(curve: Curve, value: float) -> float:
     """Linear between the points of the curve, constant beyond its end."""
     at = bisect_right(curve, (value, float("inf")))
     if at == len(curve):
@@ -182,7 +184,7 @@ def _on(curve: Curve, value: float) -> float:
     return low_score + (high_score - low_score) * (value - low) / (high - low)
 
 
-def _texts(body: Mapping[str, Any]) -> tuple[str, list[str], str]:
+def _split_texts(body: Mapping[str, Any]) -> tuple[str, list[str], str]:
     """The system prompt, the texts before the last question, and that question."""
     system = [content_text(body.get("system")), content_text(body.get("instructions"))]
     turns: list[tuple[str, str]] = []
@@ -265,14 +267,16 @@ def answer_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None
 
 
-def _schema_fields(body: Mapping[str, Any]) -> int:
+def _schema_field_count(body: Mapping[str, Any]) -> int:
     schema = answer_schema(body)
     return (
-        0 if schema is None else min(_FIELDS_MAX, sum(1 for _ in islice(_fields(schema, _SCHEMA_DEPTH), _FIELDS_MAX)))
+        0
+        if schema is None
+        else min(_FIELDS_MAX, sum(1 for _ in islice(_field_names(schema, _SCHEMA_DEPTH), _FIELDS_MAX)))
     )
 
 
-def _fields(schema: Mapping[str, Any], depth: int) -> Iterator[str]:
+def _field_names(schema: Mapping[str, Any], depth: int) -> Iterator[str]:
     """The names of all properties, including those of nested objects and array items."""
     if depth == 0:
         return
@@ -283,4 +287,4 @@ def _fields(schema: Mapping[str, Any], depth: int) -> Iterator[str]:
     inner: Sequence[Any] = [*named.values(), items]
     for one in inner:
         if isinstance(one, Mapping):
-            yield from _fields(one, depth - 1)
+            yield from _field_names(one, depth - 1)

@@ -185,7 +185,7 @@ class Registry:
         """Raises IntentClassificationError for anything but the ten intents."""
         return self.handlers[parse_intent(intent)]
 
-    def having(self, handler: Handler) -> Registry:
+    def with_handler(self, handler: Handler) -> Registry:
         """The same registry with this handler for its intent."""
         return Registry(MappingProxyType({**self.handlers, handler.intent: handler}), self.faults)
 
@@ -199,18 +199,18 @@ def registry_of(entry_points: Iterable[EntryPoint]) -> Registry:
     """
     registry, faults, taken = Registry(), [], set[Intent]()
     for point in sorted(entry_points, key=lambda point: (point.name, str(getattr(point, "value", "")))):
-        handler = _loaded(point)
+        handler = _load_handler(point)
         if isinstance(handler, str):
             faults.append(handler)
         elif handler.intent in taken:
             faults.append(f"handler '{point.name}': another package already brings one for {handler.intent}.")
         else:
             taken.add(handler.intent)
-            registry = registry.having(handler)
+            registry = registry.with_handler(handler)
     return Registry(registry.handlers, tuple(faults))
 
 
-def _loaded(point: EntryPoint) -> Handler | str:
+def _load_handler(point: EntryPoint) -> Handler | str:
     try:
         found = point.load()
         handler = found if isinstance(found, Handler) else found()

@@ -8,8 +8,8 @@ process decides alike, repeated calls are decided alike, and the decision can be
 from enum import StrEnum
 from hashlib import sha256
 
-_DIGITS = 16
-_SCALE = 16**_DIGITS
+_DIGEST_DIGITS = 16
+_DIGEST_RANGE = 16**_DIGEST_DIGITS
 
 
 class Arm(StrEnum):
@@ -22,4 +22,4 @@ class Arm(StrEnum):
 def arm_of(project: str, run: str, holdout_share: float) -> Arm:
     """The side of a run. `holdout_share` (0 to 1) of many runs are held out; a larger share holds out the same runs and more."""
     digest = sha256(f"{project}\x00{run}".encode("utf-8", "surrogatepass")).hexdigest()
-    return Arm.HOLDOUT if int(digest[:_DIGITS], 16) < holdout_share * _SCALE else Arm.TREATED
+    return Arm.HOLDOUT if int(digest[:_DIGEST_DIGITS], 16) < holdout_share * _DIGEST_RANGE else Arm.TREATED

@@ -44,7 +44,7 @@ class Group:
     measures: tuple[Measure, ...]
 
 
-_SHAPE: Final = (
+_SHAPE_MEASURES: Final = (
     Measure("steps", 0.40, 1, 20, "steps of a run"),
     Measure("branches", 0.25, 0, 5, "branches in the course of a run"),
     Measure("loops", 0.20, 0, 3, "loops"),
@@ -52,7 +52,7 @@ _SHAPE: Final = (
 )
 
 CREATION: Final = (
-    Group("workflow", 0.50, _SHAPE),
+    Group("workflow", 0.50, _SHAPE_MEASURES),
     Group("tools", 0.30, (Measure("tools", 1.0, 0, 10, "different tools declared"),)),
     Group(
         "schema",
@@ -93,7 +93,7 @@ EXECUTION: Final = (
             Measure("tools_a_step", 0.25, 0, 5, "tool calls per step"),
         ),
     ),
-    Group("workflow", 0.15, _SHAPE),
+    Group("workflow", 0.15, _SHAPE_MEASURES),
 )
 
 
@@ -144,13 +144,16 @@ UNKNOWN: Final = IntensityScore(NEUTRAL, NEUTRAL, NEUTRAL)
 
 def intensity_score(activity: AgentActivity | None = None, shape: WorkflowShape | None = None) -> IntensityScore:
     """The scores of an agent; 5.0 for unknown parts. Execution is unknown before five runs."""
-    created = _scored(CREATION, {} if shape is None else _shape_values(shape))
+    created = _group_scores(CREATION, {} if shape is None else _shape_values(shape))
     seen = activity is not None and activity.runs >= RUNS_MIN
-    executed = _scored(EXECUTION, _activity_values(activity, shape) if activity is not None and seen else {})
+    executed = _group_scores(EXECUTION, _activity_values(activity, shape) if activity is not None and seen else {})
     parts = {f"creation.{name}": score for name, score in created.items()}
     parts |= {f"execution.{name}": score for name, score in executed.items()}
     return scores(
-        _weighed(CREATION, created), _weighed(EXECUTION, executed), runs=activity.runs if activity else 0, parts=parts
+        _weighted_mean(CREATION, created),
+        _weighted_mean(EXECUTION, executed),
+        runs=activity.runs if activity else 0,
+        parts=parts,
     )
 
 
@@ -158,13 +161,13 @@ def scores(
     creation: float | None, execution: float | None, *, runs: int = 0, parts: Mapping[str, float] | None = None
 ) -> IntensityScore:
     """The combined score of two given ones (None: neutral), for scores that were set by hand. Raises ValueError outside 0 to 10."""
-    made, done = (NEUTRAL if score is None else score for score in (creation, execution))
-    for score in (made, done):
+    creation_score, execution_score = (NEUTRAL if score is None else score for score in (creation, execution))
+    for score in (creation_score, execution_score):
         if not 0 <= score <= SCORE_MAX:
             raise ValueError(f"an intensity score is from 0 to 10, not {score!r}")
-    combined = _CREATION_SHARE * made + (1 - _CREATION_SHARE) * done
+    combined = _CREATION_SHARE * creation_score + (1 - _CREATION_SHARE) * execution_score
     rounded = MappingProxyType({name: round(score, 2) for name, score in (parts or {}).items()})
-    return IntensityScore(round(made, 2), round(done, 2), round(combined, 2), runs, rounded)
+    return IntensityScore(round(creation_score, 2), round(execution_score, 2), round(combined, 2), runs, rounded)
 
 
 def shape_of(steps: Sequence[Mapping[str, Any]]) -> WorkflowShape:
@@ -173,9 +176,9 @@ def shape_of(steps: Sequence[Mapping[str, Any]]) -> WorkflowShape:
     A step that decides (intent `conditional`) is a branch, and so is a group of `kind` branch; a group of `kind` loop is a
     loop; the steps of any other group run in parallel.
     """
-    flat, groups = flattened(steps), list(_groups(steps))
+    flat, groups = flattened(steps), list(_step_groups(steps))
     kinds = [group.get("kind") for group in groups]
-    beside = {
+    parallel_ids = {
         step["id"]
         for group in groups
         if group.get("kind") not in ("loop", "branch")
@@ -186,21 +189,21 @@ def shape_of(steps: Sequence[Mapping[str, Any]]) -> WorkflowShape:
         steps=len(flat),
         branches=sum(step.get("intent") == "conditional" for step in flat) + kinds.count("branch"),
         loops=kinds.count("loop"),
-        parallel=len(beside),
+        parallel=len(parallel_ids),
         tools=len(tools) if any("tools" in step for step in flat) else None,
-        input_fields=_fields(flat, "input_schema"),
-        output_fields=_fields(flat, "output_schema"),
+        input_fields=_schema_field_count(flat, "input_schema"),
+        output_fields=_schema_field_count(flat, "output_schema"),
     )
 
 
-def _groups(steps: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+def _step_groups(steps: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
     for step in steps:
         if step.get("steps"):
             yield step
-            yield from _groups(step["steps"])
+            yield from _step_groups(step["steps"])
 
 
-def _fields(steps: Iterable[Mapping[str, Any]], name: str) -> int | None:
+def _schema_field_count(steps: Iterable[Mapping[str, Any]], name: str) -> int | None:
     schemas = [step[name] for step in steps if isinstance(step.get(name), Mapping)]
     if not schemas:
         return None
@@ -249,7 +252,7 @@ def _activity_values(activity: AgentActivity, shape: WorkflowShape | None) -> Va
     }
 
 
-def _scored(groups: Iterable[Group], values: Values) -> dict[str, float]:
+def _group_scores(groups: Iterable[Group], values: Values) -> dict[str, float]:
     """The score of each group with at least one known measure."""
     found = {}
     for group in groups:
@@ -257,16 +260,16 @@ def _scored(groups: Iterable[Group], values: Values) -> dict[str, float]:
         known = [(measure, value) for measure in group.measures if (value := given.get(measure.name)) is not None]
         weight = sum(measure.weight for measure, _ in known)
         if weight:
-            found[group.name] = sum(measure.weight * _normal(measure, value) for measure, value in known) / weight
+            found[group.name] = sum(measure.weight * _normalized(measure, value) for measure, value in known) / weight
     return found
 
 
-def _normal(measure: Measure, value: float) -> float:
+def _normalized(measure: Measure, value: float) -> float:
     share = (value - measure.low) / (measure.high - measure.low)
     return SCORE_MAX * min(1.0, max(0.0, share))
 
 
-def _weighed(groups: Iterable[Group], found: Mapping[str, float]) -> float | None:
+def _weighted_mean(groups: Iterable[Group], found: Mapping[str, float]) -> float | None:
     known = [group for group in groups if group.name in found]
     weight = sum(group.weight for group in known)
     return min(SCORE_MAX, sum(group.weight * found[group.name] for group in known) / weight) if weight else None

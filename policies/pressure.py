@@ -48,15 +48,15 @@ class Ladder:
 
 
 DEFAULT_LADDER: Final = Ladder((Rung.COMPRESS, Rung.ROUTE, Rung.CLAMP, Rung.REFUSE))
-Written = str | Mapping[str, float]  # `clamp`, or `{clamp: 0.2}`
+LadderItem = str | Mapping[str, float]  # `clamp`, or `{clamp: 0.2}`
 
 
-def ladder_of(written: Iterable[Written]) -> Ladder:
+def parse_ladder(items: Iterable[LadderItem]) -> Ladder:
     """Raises ValueError for an unknown or repeated rung, and for a share that is not above 0 and at most 1."""
     rungs: list[Rung] = []
     early: list[tuple[Rung, float]] = []
-    for one in written:
-        name, share = (one, None) if isinstance(one, str) else _with_share(one)
+    for one in items:
+        name, share = (one, None) if isinstance(one, str) else _parse_item_with_share(one)
         if name not in set(Rung):
             raise ValueError(f"{name!r} is no rung; there are {', '.join(Rung)}")
         rung = Rung(name)
@@ -68,7 +68,7 @@ def ladder_of(written: Iterable[Written]) -> Ladder:
     return Ladder(tuple(rungs), tuple(early))
 
 
-def _with_share(one: Mapping[str, float]) -> tuple[str, float]:
+def _parse_item_with_share(one: Mapping[str, float]) -> tuple[str, float]:
     if len(one) != 1:
         raise ValueError("a rung with a share is written as one name and one number, such as {compress: 0.3}")
     ((name, share),) = one.items()
@@ -77,14 +77,14 @@ def _with_share(one: Mapping[str, float]) -> tuple[str, float]:
     return name, float(share)
 
 
-def written(ladder: Ladder) -> list[str | dict[str, float]]:
+def ladder_items(ladder: Ladder) -> list[str | dict[str, float]]:
     """The form in which people write it and the store keeps it."""
     shares = dict(ladder.early)
     return [{rung.value: shares[rung]} if rung in shares else rung.value for rung in ladder.rungs]
 
 
 @value_class
-class Strain:
+class TightestLimit:
     """The limit of a chain with the smallest share left, before the current call."""
 
     share: float  # 0 to 1
@@ -97,21 +97,21 @@ class Strain:
         return max(0, self.balance.remaining(self.unit) or 0)
 
 
-def strain_of(holds: Sequence[Hold], balances: Sequence[Balance]) -> Strain | None:
+def tightest_limit(holds: Sequence[Hold], balances: Sequence[Balance]) -> TightestLimit | None:
     """None if nothing is limited. `balances` are the ledger's, in the order of the holds. Observed accounts cause no strain."""
-    found: Strain | None = None
+    found: TightestLimit | None = None
     for hold, balance in zip(holds, balances, strict=True):
         if not hold.enforce:
             continue
-        limit = in_force(hold, balance)
+        limit = limit_in_force(hold, balance)
         for unit in UNITS:
-            most = limit.of(unit)
-            if most is None:
+            unit_limit = limit.of(unit)
+            if unit_limit is None:
                 continue
-            told = Balance(hold.account, limit, balance.settled, balance.reserved, balance.gate)
-            share = max(0, told.remaining(unit) or 0) / most if most else 0.0
+            effective_balance = Balance(hold.account, limit, balance.settled, balance.reserved, balance.gate)
+            share = max(0, effective_balance.remaining(unit) or 0) / unit_limit if unit_limit else 0.0
             if found is None or share < found.share:
-                found = Strain(share, hold.account, unit, told)
+                found = TightestLimit(share, hold.account, unit, effective_balance)
     return found
 
 
@@ -130,7 +130,7 @@ def prompt_room(refused: Refused, demand: Demand, answer_tokens: int) -> int:
     return 0
 
 
-def in_force(hold: Hold, balance: Balance, override: Limit | None = None) -> Limit:
+def limit_in_force(hold: Hold, balance: Balance, override: Limit | None = None) -> Limit:
     """The limit that applies, from the hold and what the ledger knows: an operator's override, and what callers have
     tightened the account to. Its balance reports the two as one limit.
 

@@ -277,12 +277,12 @@ def fit(
     output_tokens = demand.output_tokens_max
     for index, (hold, account) in enumerate(zip(holds, accounts, strict=True)):
         limit = account.effective_limit(hold.limit, hold.tighten)
-        verdict = _verdict(account, limit, needed, extending, held)
-        if verdict is None:
+        refusal = _refusal_reason(account, limit, needed, extending, held)
+        if refusal is None:
             if hold.enforce:
                 output_tokens = min(output_tokens, _output_room(demand, account, limit))
-        elif hold.enforce or verdict[0] is Refusal.GATE:
-            refusals.append((index, *verdict))
+        elif hold.enforce or refusal[0] is Refusal.GATE:
+            refusals.append((index, *refusal))
         else:
             breaches.append(index)
     if refusals:
@@ -290,7 +290,7 @@ def fit(
     return Fit(output_tokens, None, tuple(breaches))
 
 
-def _verdict(
+def _refusal_reason(
     account: Account, limit: Limit, needed: Amount, extending: bool, held: Amount
 ) -> tuple[Refusal, Unit | None] | None:
     if account.gate is not Gate.OPEN and not extending:
@@ -299,13 +299,17 @@ def _verdict(
         return None
     found: tuple[Refusal, Unit | None] | None = None
     for unit in UNITS:
-        most = limit.of(unit)
-        wanted = needed.of(unit)
-        if most is None or wanted <= most - account.settled.of(unit) - account.reserved.of(unit) or wanted == 0:
+        unit_limit = limit.of(unit)
+        unit_needed = needed.of(unit)
+        if (
+            unit_limit is None
+            or unit_needed <= unit_limit - account.settled.of(unit) - account.reserved.of(unit)
+            or unit_needed == 0
+        ):
             continue
-        if held.of(unit) + wanted > most:
+        if held.of(unit) + unit_needed > unit_limit:
             return Refusal.TOO_LARGE, unit
-        if held.of(unit) + wanted > most - account.settled.of(unit):
+        if held.of(unit) + unit_needed > unit_limit - account.settled.of(unit):
             return Refusal.EXCEEDED, unit
         found = found or (Refusal.BUSY, unit)
     return found
@@ -321,7 +325,7 @@ def _has_room(limit: Limit, settled: Amount, reserved: Amount, needed: Amount) -
 
 
 def _output_room(demand: Demand, account: Account, limit: Limit) -> int:
-    """The output tokens for each choice that fit besides the prompt. `_verdict` has ensured at least `output_tokens_min`."""
+    """The output tokens for each choice that fit besides the prompt. `_refusal_reason` has ensured at least `output_tokens_min`."""
     room = demand.output_tokens_max
     if limit.tokens is not None:
         free = limit.tokens - account.settled.tokens - account.reserved.tokens - demand.prompt_tokens
@@ -354,18 +358,18 @@ def place(request: Reserve, accounts: Sequence[Account], now_ms: int) -> Placeme
     outcome = fit(request.demand, request.holds, accounts)
     if outcome.refused is not None:
         decision = _refused(outcome.refused, request.demand, request.holds, accounts, now_ms)
-        return Placement(decision, tightened=_tightened(request.holds, accounts, now_ms))
+        return Placement(decision, tightened=_tightened_accounts(request.holds, accounts, now_ms))
     held = request.demand.amount(outcome.output_tokens)
     names, limits = tuple([hold.account for hold in request.holds]), tuple([hold.limit for hold in request.holds])
     reservation = Reservation(
         request.id, request.owner, names, limits, held, outcome.output_tokens,
         now_ms + request.ttl_ms, request.on_lost, request.draft,
     )  # fmt: skip
-    after = tuple([_holding(*pair, held, now_ms) for pair in zip(request.holds, accounts, strict=True)])
+    after = tuple([_with_hold(*pair, held, now_ms) for pair in zip(request.holds, accounts, strict=True)])
     return Placement(_granted(reservation, request.holds, after, now_ms, outcome.breaches), reservation, after)
 
 
-def place_again(request: Reserve, found: Reservation, accounts: Sequence[Account], now_ms: int) -> Placement:
+def repeat_placement(request: Reserve, found: Reservation, accounts: Sequence[Account], now_ms: int) -> Placement:
     """The answer to a repeated request: the first grant, whatever became of it, with current balances.
 
     Raises ValueError if the id belongs to a reservation on other accounts.
@@ -374,13 +378,13 @@ def place_again(request: Reserve, found: Reservation, accounts: Sequence[Account
     return Placement(_granted(found, request.holds, accounts, now_ms))
 
 
-def enlarge(
+def extend(
     found: Reservation, holds: Sequence[Hold], extra: Demand, accounts: Sequence[Account], now_ms: int
 ) -> Placement:
     """Add `extra` to a pending hold. The decision has the new totals. Raises ValueError if `holds` are not the reservation's."""
     _check_same_accounts(found, holds)
     if found.state is not State.PENDING:
-        return Placement(already_resolved(holds, accounts, now_ms))
+        return Placement(resolved_refusal(holds, accounts, now_ms))
     outcome = fit(extra, holds, accounts, extending=True, held=found.held)
     if outcome.refused is not None:
         return Placement(_refused(outcome.refused, extra, holds, accounts, now_ms))
@@ -391,19 +395,19 @@ def enlarge(
         held=found.held + more,
         output_tokens=found.output_tokens + outcome.output_tokens,
     )
-    after = tuple(_holding(*pair, more, now_ms) for pair in zip(holds, accounts, strict=True))
+    after = tuple(_with_hold(*pair, more, now_ms) for pair in zip(holds, accounts, strict=True))
     return Placement(_granted(reservation, holds, after, now_ms, outcome.breaches), reservation, after)
 
 
-def renewed(found: Reservation, sign: Progress, deadline_ms: int) -> Reservation:
+def renewed_reservation(found: Reservation, heartbeat: Progress, deadline_ms: int) -> Reservation:
     """A pending reservation after a heartbeat. Progress never goes back."""
-    progress = found.progress.at_least(sign.amount)
-    is_told = sign.on_lost is OnLost.CHARGE or (sign.on_lost is OnLost.RELEASE and progress == ZERO)
-    on_lost = sign.on_lost if is_told and sign.on_lost is not None else found.on_lost
+    progress = found.progress.at_least(heartbeat.amount)
+    is_told = heartbeat.on_lost is OnLost.CHARGE or (heartbeat.on_lost is OnLost.RELEASE and progress == ZERO)
+    on_lost = heartbeat.on_lost if is_told and heartbeat.on_lost is not None else found.on_lost
     return replace(found, deadline_ms=deadline_ms, progress=progress, on_lost=on_lost)
 
 
-def already_resolved(holds: Sequence[Hold], accounts: Sequence[Account], now_ms: int) -> Refused:
+def resolved_refusal(holds: Sequence[Hold], accounts: Sequence[Account], now_ms: int) -> Refused:
     """The answer to `extend` if the reservation is not pending, or unknown."""
     balances = _balances(holds, accounts)
     return Refused(Refusal.RESOLVED, holds[0].account, None, 0, balances[0], now_ms, balances)
@@ -414,7 +418,7 @@ def _check_same_accounts(found: Reservation, holds: Sequence[Hold]) -> None:
         raise ValueError(f"reservation {found.id!r} holds on {found.accounts}, not on the accounts given")
 
 
-def _holding(hold: Hold, account: Account, more: Amount, now_ms: int) -> Account:
+def _with_hold(hold: Hold, account: Account, more: Amount, now_ms: int) -> Account:
     settled, reserved = account.settled, account.reserved + more
     if (
         settled.tokens + reserved.tokens > AMOUNT_MAX
@@ -428,7 +432,9 @@ def _holding(hold: Hold, account: Account, more: Amount, now_ms: int) -> Account
     return Account(settled, reserved, account.override, tightened, account.gate, hold.keep_ms, now_ms)
 
 
-def _tightened(holds: Sequence[Hold], accounts: Sequence[Account], now_ms: int) -> tuple[tuple[str, Account], ...]:
+def _tightened_accounts(
+    holds: Sequence[Hold], accounts: Sequence[Account], now_ms: int
+) -> tuple[tuple[str, Account], ...]:
     """Only the accounts that this call tightens further, so that a repeated request changes nothing."""
     found = []
     for hold, account in zip(holds, accounts, strict=True):

@@ -45,7 +45,7 @@ _PART_ABILITY = {
 }
 _PROMPT_FIELDS = ("system", "instructions", "prompt", "messages", "input", "tools", "functions")
 # Parts and items whose strings are not text that a model reads.
-_NO_TEXT = frozenset({*_PART_ABILITY, "base64", "reasoning", "redacted_thinking"})
+_NON_TEXT_TYPES = frozenset({*_PART_ABILITY, "base64", "reasoning", "redacted_thinking"})
 
 
 @value_class
@@ -77,7 +77,7 @@ class Needs:
 
 
 @value_class
-class Wish:
+class RouteRequest:
     """A call, as input to the choice of a model.
 
     `score` is its effective complexity (0–10), `sticky_model` the last model of this conversation, `failed_tier` the tier of
@@ -132,29 +132,36 @@ def tier_for(score: float, settings: Settings) -> Tier:
     return Tier.BALANCED if both and settings.ais_quality_weight < settings.ais_cost_weight else Tier.POWERFUL
 
 
-def one_up(tier: Tier) -> Tier:
+def next_tier_up(tier: Tier) -> Tier:
     return TIERS[min(TIERS.index(tier) + 1, len(TIERS) - 1)]
 
 
-def route(wish: Wish, candidates: Sequence[Candidate], settings: Settings) -> Route | NoRoute:
+def route(request: RouteRequest, candidates: Sequence[Candidate], settings: Settings) -> Route | NoRoute:
     """Choose a model. Only models that can take the call qualify: capable, with enough context, and priced if money is limited.
 
     A replacement for a named model must be known to have the needed abilities; `auto` accepts models with unknown abilities
     if there is no model with known ones.
     """
     known = {candidate.name: candidate for candidate in candidates}
-    kept = _kept_by_name(wish, known, settings)
+    kept = _named_route(request, known, settings)
     if kept is not None:
         return kept
-    fixed = wish.model.removeprefix(AUTO).removeprefix(":") if is_auto(wish.model) else ""
-    if fixed and fixed not in TIERS:
-        return NoRoute(f"'{wish.model[:60]}' names no tier; there are {', '.join(f'auto:{tier}' for tier in TIERS)}.")
-    sticky = known.get(wish.sticky_model or "")
-    if sticky is not None and not wish.failed_attempts and fixed in ("", sticky.tier) and _able(sticky, wish.needs):
+    fixed_tier = request.model.removeprefix(AUTO).removeprefix(":") if is_auto(request.model) else ""
+    if fixed_tier and fixed_tier not in TIERS:
+        return NoRoute(
+            f"'{request.model[:60]}' names no tier; there are {', '.join(f'auto:{tier}' for tier in TIERS)}."
+        )
+    sticky = known.get(request.sticky_model or "")
+    if (
+        sticky is not None
+        and not request.failed_attempts
+        and fixed_tier in ("", sticky.tier)
+        and _can_take(sticky, request.needs)
+    ):
         reason = f"{sticky.name} has this conversation, and its prompt cache."
-        return Route(sticky.name, sticky.tier, sticky.name != wish.model, reason)
-    wanted, why = _wanted(wish, Tier(fixed) if fixed else None, settings)
-    return _chosen(wish, wanted, why, candidates, settings)
+        return Route(sticky.name, sticky.tier, sticky.name != request.model, reason)
+    wanted, why = _wanted_tier(request, Tier(fixed_tier) if fixed_tier else None, settings)
+    return _best_route(request, wanted, why, candidates, settings)
 
 
 def cheaper(model: str, needs: Needs, candidates: Sequence[Candidate], settings: Settings) -> tuple[Route, ...]:
@@ -168,10 +175,16 @@ def cheaper(model: str, needs: Needs, candidates: Sequence[Candidate], settings:
     if current is None or current.price is None:
         return ()
     limit = _cost(current, needs)
-    found = [one for one in candidates if one.price is not None and _sure(one, needs) and _cost(one, needs) < limit]
+    found = [
+        one
+        for one in candidates
+        if one.price is not None and _is_known_to_take(one, needs) and _cost(one, needs) < limit
+    ]
     found.sort(key=lambda one: (-TIERS.index(one.tier), -_cost(one, needs), -_quality(one), one.order, one.name))
     return tuple(
-        Route(one.name, one.tier, True, f"{one.name} costs {_percent(one, limit, needs)} % of {model} for this call.")
+        Route(
+            one.name, one.tier, True, f"{one.name} costs {_cost_percent(one, limit, needs)} % of {model} for this call."
+        )
         for one in found
     )
 
@@ -188,7 +201,7 @@ def needed_abilities(body: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(needed)
 
 
-def prompt_tokens_about(body: Mapping[str, Any]) -> int:
+def estimated_prompt_tokens(body: Mapping[str, Any]) -> int:
     """An estimate of a prompt's tokens (chat, Responses or Messages) before they are counted: a third of its characters,
     which is more than English and code come to. Ignores content that is not text. Linear time."""
     left = [body.get(name) for name in _PROMPT_FIELDS]
@@ -199,7 +212,7 @@ def prompt_tokens_about(body: Mapping[str, Any]) -> int:
             characters += len(one)
         elif isinstance(one, list):
             left.extend(one)
-        elif isinstance(one, Mapping) and str(one.get("type")) not in _NO_TEXT:
+        elif isinstance(one, Mapping) and str(one.get("type")) not in _NON_TEXT_TYPES:
             left.extend(one.values())
     return characters // 3
 
@@ -227,69 +240,71 @@ def _get(value: object, name: str) -> object:
     return value.get(name) if isinstance(value, Mapping) else None
 
 
-def _kept_by_name(wish: Wish, known: Mapping[str, Candidate], settings: Settings) -> Route | None:
+def _named_route(request: RouteRequest, known: Mapping[str, Candidate], settings: Settings) -> Route | None:
     """The route of a named model that is kept; None if there is a choice."""
-    if is_auto(wish.model):
+    if is_auto(request.model):
         return None
-    asked = known.get(wish.model)
+    asked = known.get(request.model)
     tier = None if asked is None else asked.tier
     if asked is None:
         reason = "is in no tier, so it cannot be compared with others"
-    elif not wish.may_reroute:
+    elif not request.may_reroute:
         reason = "was asked for by name, and rerouting is not allowed here"
     elif not settings.ais_routing_enabled:
         reason = "was asked for by name, and routing is off"
     else:
         return None
-    return Route(wish.model, tier, False, f"{wish.model} {reason}.")
+    return Route(request.model, tier, False, f"{request.model} {reason}.")
 
 
-def _wanted(wish: Wish, fixed: Tier | None, settings: Settings) -> tuple[Tier, str]:
-    tier, why = _by_score(wish, settings) if fixed is None else (fixed, f"{fixed} was asked for")
-    if not wish.failed_attempts:
+def _wanted_tier(request: RouteRequest, fixed_tier: Tier | None, settings: Settings) -> tuple[Tier, str]:
+    tier, why = _tier_by_score(request, settings) if fixed_tier is None else (fixed_tier, f"{fixed_tier} was asked for")
+    if not request.failed_attempts:
         return tier, why
-    failed = wish.failed_tier or tier
-    if wish.failed_attempts > settings.max_retry_attempts:
-        return failed, f"{wish.failed_attempts} answers failed their checks, and no more attempts move up"
+    failed = request.failed_tier or tier
+    if request.failed_attempts > settings.max_retry_attempts:
+        return failed, f"{request.failed_attempts} answers failed their checks, and no more attempts move up"
     if failed is Tier.POWERFUL:
         return failed, "the last answer failed its checks, and no tier is above powerful"
-    return one_up(failed), f"the last answer, from {failed}, failed its checks"
+    return next_tier_up(failed), f"the last answer, from {failed}, failed its checks"
 
 
-def _by_score(wish: Wish, settings: Settings) -> tuple[Tier, str]:
-    tier = tier_for(wish.score, settings)
-    if wish.tier_floor is not None and TIERS.index(wish.tier_floor) > TIERS.index(tier):
-        return wish.tier_floor, f"this kind of step takes {wish.tier_floor} at least"
-    return tier, f"complexity {wish.score:.1f} asks for {tier}"
+def _tier_by_score(request: RouteRequest, settings: Settings) -> tuple[Tier, str]:
+    tier = tier_for(request.score, settings)
+    if request.tier_floor is not None and TIERS.index(request.tier_floor) > TIERS.index(tier):
+        return request.tier_floor, f"this kind of step takes {request.tier_floor} at least"
+    return tier, f"complexity {request.score:.1f} asks for {tier}"
 
 
-def _chosen(wish: Wish, wanted: Tier, why: str, candidates: Sequence[Candidate], settings: Settings) -> Route | NoRoute:
+def _best_route(
+    request: RouteRequest, wanted: Tier, why: str, candidates: Sequence[Candidate], settings: Settings
+) -> Route | NoRoute:
     """The best of the wanted tier; if none of it can take the call, of the nearest tier above, and failing that, below."""
     at = TIERS.index(wanted)
     for tier in (*TIERS[at:], *TIERS[:at][::-1]):
-        able = [one for one in candidates if one.tier is tier and _able(one, wish.needs)]
-        sure = [one for one in able if _sure(one, wish.needs)]
-        usable = sure or (able if is_auto(wish.model) else [])
+        able = [one for one in candidates if one.tier is tier and _can_take(one, request.needs)]
+        sure = [one for one in able if _is_known_to_take(one, request.needs)]
+        usable = sure or (able if is_auto(request.model) else [])
         if usable:
-            best = _best(usable, wish.needs, settings)
+            best = _best_candidate(usable, request.needs, settings)
             words = [why] if tier is wanted else [why, f"none of {wanted} can take this call, so {tier}"]
-            words.append(_compared(best, usable, settings))
-            return Route(best.name, best.tier, best.name != wish.model, "; ".join(words) + ".")
-    if is_auto(wish.model):
-        return NoRoute(f"No configured model can take this call: {_obstacle(wish.needs, candidates)}.")
-    asked = next(one for one in candidates if one.name == wish.model)
-    return Route(wish.model, asked.tier, False, f"{why}; no model is known to be able to, so {wish.model} stays.")
+            words.append(_comparison(best, usable, settings))
+            return Route(best.name, best.tier, best.name != request.model, "; ".join(words) + ".")
+    if is_auto(request.model):
+        return NoRoute(f"No configured model can take this call: {_why_none(request.needs, candidates)}.")
+    asked = next(one for one in candidates if one.name == request.model)
+    return Route(request.model, asked.tier, False, f"{why}; no model is known to be able to, so {request.model} stays.")
 
 
-def _able(one: Candidate, needs: Needs) -> bool:
+def _can_take(one: Candidate, needs: Needs) -> bool:
     fits_prompt = one.prompt_tokens_max is None or needs.prompt_tokens <= one.prompt_tokens_max
     fits_output = one.output_tokens_max is None or needs.output_tokens <= one.output_tokens_max
     is_priced = one.price is not None or not needs.is_money_limited
     return fits_prompt and fits_output and is_priced and not (needs.abilities & one.lacks)
 
 
-def _sure(one: Candidate, needs: Needs) -> bool:
-    return _able(one, needs) and needs.abilities <= one.abilities
+def _is_known_to_take(one: Candidate, needs: Needs) -> bool:
+    return _can_take(one, needs) and needs.abilities <= one.abilities
 
 
 def _cost(one: Candidate, needs: Needs) -> int:
@@ -304,31 +319,31 @@ def _quality(one: Candidate) -> float:
     return QUALITY_UNKNOWN if one.quality is None else one.quality
 
 
-def _best(usable: Sequence[Candidate], needs: Needs, settings: Settings) -> Candidate:
+def _best_candidate(usable: Sequence[Candidate], needs: Needs, settings: Settings) -> Candidate:
     """The highest of weight × quality ÷ 10 + weight × (cheapest cost ÷ own cost).
 
     The ratio means that a model at twice the cheapest cost loses half of the cost weight, whatever the other models cost. A
     model without a price counts as the most expensive: unknown is not cheap.
     """
     costs = {one.name: _cost(one, needs) for one in usable if one.price is not None}
-    least = min(costs.values(), default=0)
+    cheapest_cost = min(costs.values(), default=0)
 
     def score(one: Candidate) -> float:
         cost = costs.get(one.name)
-        cheapness = 0.0 if cost is None else 1.0 if cost == least else least / cost
+        cheapness = 0.0 if cost is None else 1.0 if cost == cheapest_cost else cheapest_cost / cost
         return settings.ais_quality_weight * _quality(one) / 10 + settings.ais_cost_weight * cheapness
 
     return min(usable, key=lambda one: (-score(one), one.order, one.name))
 
 
-def _compared(best: Candidate, usable: Sequence[Candidate], settings: Settings) -> str:
+def _comparison(best: Candidate, usable: Sequence[Candidate], settings: Settings) -> str:
     if len(usable) == 1:
         return f"{best.name} is the one that can take it"
     quality, cost = settings.ais_quality_weight, settings.ais_cost_weight
     return f"{best.name} is the best of {len(usable)} by quality × {quality:g} and price × {cost:g}"
 
 
-def _obstacle(needs: Needs, candidates: Sequence[Candidate]) -> str:
+def _why_none(needs: Needs, candidates: Sequence[Candidate]) -> str:
     if not candidates:
         return "no model is in a tier"
     words = [_ABILITY_WORDS.get(ability, ability) for ability in sorted(needs.abilities)]
@@ -336,5 +351,5 @@ def _obstacle(needs: Needs, candidates: Sequence[Candidate]) -> str:
     return "it needs " + ", ".join(asks) + (" and a known price" if needs.is_money_limited else "")
 
 
-def _percent(one: Candidate, limit: int, needs: Needs) -> int:
+def _cost_percent(one: Candidate, limit: int, needs: Needs) -> int:
     return -(-100 * _cost(one, needs) // limit)

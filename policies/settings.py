@@ -16,7 +16,7 @@ from typing import Any
 from policies.intents import Intent
 from policies.values import value_class
 
-Value = bool | int | float | str
+SettingValue = bool | int | float | str
 
 PREFIX = "orchestration_"
 ALLOCATION_STRATEGIES = ("equal", "proportional", "adaptive", "priority")
@@ -27,7 +27,16 @@ AGGRESSIVENESS = ("low", "medium", "high")
 _STEP_TOKENS_MAX = 10_000_000
 _WORKFLOW_TOKENS_MAX = 1_000_000_000
 # How people write yes and no in YAML, on a command line and in an environment variable.
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_BOOLEAN_WORDS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
 # Bounded on purpose: `int()` of a very long text takes quadratic time, and no setting needs more digits.
 _NUMBER = re.compile(r"[+-]?(\d{1,20}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,2})?")
 
@@ -48,7 +57,7 @@ class SettingSpec:
     key: str
     category: str
     type: str
-    default: Value
+    default: SettingValue
     minimum: float | None
     maximum: float | None
     choices: tuple[str, ...]
@@ -237,7 +246,7 @@ SETTINGS: Mapping[str, SettingSpec] = MappingProxyType(
 )
 
 
-def validated(key: str, value: object) -> Value:
+def validated(key: str, value: object) -> SettingValue:
     """The value in the setting's type. Numbers and booleans may be given as text, as command lines and environments do.
 
     Raises SettingError, which names the range and the given value, for an unknown key, a wrong type, a value outside the
@@ -246,13 +255,13 @@ def validated(key: str, value: object) -> Value:
     spec = SETTINGS.get(key)
     if spec is None:
         raise SettingError(key, "is not a setting; `farebox settings` lists the 40 there are")
-    parsed = _READERS[spec.type](value)
-    if parsed is None or not _allowed(spec, parsed):
-        raise SettingError(key, f"must be {_wanted(spec)}; given {_shown(value)}")
+    parsed = _PARSERS[spec.type](value)
+    if parsed is None or not _is_allowed(spec, parsed):
+        raise SettingError(key, f"must be {_range_words(spec)}; given {_value_words(value)}")
     return parsed
 
 
-def _allowed(spec: SettingSpec, value: Value) -> bool:
+def _is_allowed(spec: SettingSpec, value: SettingValue) -> bool:
     if spec.choices:
         return value in spec.choices
     if spec.minimum is None or spec.maximum is None or isinstance(value, str):
@@ -260,12 +269,12 @@ def _allowed(spec: SettingSpec, value: Value) -> bool:
     return spec.minimum <= value <= spec.maximum
 
 
-def _wanted(spec: SettingSpec) -> str:
+def _range_words(spec: SettingSpec) -> str:
     nouns = {"integer": "a whole number from ", "number": "a number from "}
     return nouns.get(spec.type, "") + spec.range
 
 
-def _shown(value: object) -> str:
+def _value_words(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print very long integers
         return f"an integer of {value.bit_length()} bits"
     if value is None or isinstance(value, bool):
@@ -274,13 +283,13 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _as_boolean(value: object) -> bool | None:
+def _parse_boolean(value: object) -> bool | None:
     if isinstance(value, bool):
         return value
-    return _WORDS.get(value.strip().lower()) if isinstance(value, str) else None
+    return _BOOLEAN_WORDS.get(value.strip().lower()) if isinstance(value, str) else None
 
 
-def _as_number(value: object) -> float | None:
+def _parse_number(value: object) -> float | None:
     if isinstance(value, str):
         value = float(value) if _NUMBER.fullmatch(value := value.strip()) else None
     # bool is an int in Python, but `true` as a number is a mistake, not a 1.
@@ -293,27 +302,27 @@ def _as_number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _as_integer(value: object) -> int | None:
-    number = _as_number(value)
+def _parse_integer(value: object) -> int | None:
+    number = _parse_number(value)
     # JSON does not tell 4000 from 4000.0, so neither do we.
     return int(number) if number is not None and number.is_integer() else None
 
 
-def _as_string(value: object) -> str | None:
+def _parse_string(value: object) -> str | None:
     return value.strip().lower() if isinstance(value, str) else None
 
 
-_READERS = MappingProxyType(
-    {"boolean": _as_boolean, "integer": _as_integer, "number": _as_number, "string": _as_string}
+_PARSERS = MappingProxyType(
+    {"boolean": _parse_boolean, "integer": _parse_integer, "number": _parse_number, "string": _parse_string}
 )
 
 
-def defaults() -> dict[str, Value]:
+def defaults() -> dict[str, SettingValue]:
     """Key → default of all 40, in the table's order: the seed of a new store."""
     return {key: spec.default for key, spec in SETTINGS.items()}
 
 
-def conflicts(values: Mapping[str, Value]) -> list[str]:
+def conflicts(values: Mapping[str, SettingValue]) -> list[str]:
     """Contradictions between settings that are each within their own range, one sentence each; [] if there are none.
 
     `values` may be partial: missing keys count as their defaults. Behaviour is defined even with contradictions (see
@@ -383,5 +392,5 @@ class Settings:
         return "adaptive" if self.adaptive_budget_enabled else self.budget_allocation_strategy
 
 
-def _by_intent(values: Mapping[str, Value], name: str) -> Mapping[Intent, Value]:
+def _by_intent(values: Mapping[str, SettingValue], name: str) -> Mapping[Intent, SettingValue]:
     return MappingProxyType({intent: values[f"{PREFIX}{name}_{intent}"] for intent in Intent})

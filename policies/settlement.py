@@ -5,7 +5,7 @@
     settle     what was used             freed      settled: used
     void       nothing                   freed      none
     expire     the whole hold, or        freed      expired: what was booked (or nothing)
-               nothing (see `lost`)
+               nothing (see `expiry_amount`)
     late       used − booked at expiry   –          late: the difference, which may be negative (a void used nothing)
 
 Use beyond the hold is booked in full, and also reported as the overrun.
@@ -66,7 +66,7 @@ UNKNOWN = Resolution(None, first=False, booked=ZERO, overrun=ZERO, balances=())
 
 
 @value_class
-class Lost:
+class ExpiredReservation:
     """A reservation that the sweeper resolved because its deadline had passed."""
 
     id: str
@@ -92,15 +92,15 @@ def settle(
     """Book `used` in full and free the rest; after an expiry, book the difference once."""
     state = next_state(found.state, Event.SETTLE)
     if state is None:
-        return _told_again(found, accounts)
+        return _unchanged(found, accounts)
     late = state is State.LATE
     kind, entry_id = (EntryKind.LATE, f"{found.id}:late") if late else (EntryKind.SETTLED, found.id)
     # A pending reservation has booked nothing, and an expired one holds nothing any more.
     difference, freed = (used - found.booked, ZERO) if late else (used, found.held)
     overrun = overrun_of(used, found.held)
-    beyond = overrun - found.overrun if late else overrun
-    entry = OutboxEntry("", entry_id, kind, project, difference, now_ms, found.draft, detail, beyond)
-    resolved = _resolved(found, state, used, overrun, now_ms, draft=b"")
+    entry_overrun = overrun - found.overrun if late else overrun
+    entry = OutboxEntry("", entry_id, kind, project, difference, now_ms, found.draft, detail, entry_overrun)
+    resolved = _resolved_reservation(found, state, used, overrun, now_ms, draft=b"")
     return _booking(resolved, accounts, difference, freed, entry)
 
 
@@ -108,28 +108,30 @@ def void(project: str, found: Reservation, accounts: Sequence[Account], now_ms: 
     """Release the whole hold, or take back what its expiry booked. Without an expiry there is no event, as nothing was spent."""
     state = next_state(found.state, Event.VOID)
     if state is None:
-        return _told_again(found, accounts)
+        return _unchanged(found, accounts)
     if state is State.LATE:
         return settle(project, found, accounts, ZERO, b"", now_ms)
-    return _booking(_resolved(found, state, ZERO, ZERO, now_ms, draft=b""), accounts, ZERO, found.held, None)
+    return _booking(
+        _resolved_reservation(found, state, ZERO, ZERO, now_ms, draft=b""), accounts, ZERO, found.held, None
+    )
 
 
 def expire(project: str, found: Reservation, accounts: Sequence[Account], now_ms: int) -> Booking:
     """Resolve a reservation whose owner is considered dead. The caller has checked that the deadline has passed."""
     state = next_state(found.state, Event.EXPIRE)
     if state is None:
-        return _told_again(found, accounts)
-    booked = lost(found)
+        return _unchanged(found, accounts)
+    booked = expiry_amount(found)
     overrun = overrun_of(booked, found.held)
     entry = OutboxEntry(
         "", f"{found.id}:lost", EntryKind.EXPIRED, project, booked, now_ms, found.draft, b"", overrun
     )  # fmt: skip
     # The draft is kept, because a late settlement sends it once more.
-    resolved = _resolved(found, state, booked, overrun, now_ms, draft=found.draft)
+    resolved = _resolved_reservation(found, state, booked, overrun, now_ms, draft=found.draft)
     return _booking(resolved, accounts, booked, found.held, entry)
 
 
-def lost(found: Reservation) -> Amount:
+def expiry_amount(found: Reservation) -> Amount:
     """The amount booked for a reservation whose owner died: all that it held, and any reported use beyond that."""
     return found.held.at_least(found.progress) if found.on_lost is OnLost.CHARGE else ZERO
 
@@ -143,11 +145,11 @@ def overrun_of(used: Amount, held: Amount) -> Amount:
     )
 
 
-def _told_again(found: Reservation, accounts: Sequence[Account]) -> Booking:
+def _unchanged(found: Reservation, accounts: Sequence[Account]) -> Booking:
     return Booking(Resolution(found.state, False, found.booked, found.overrun, _balances(found, accounts)))
 
 
-def _resolved(
+def _resolved_reservation(
     found: Reservation, state: State, booked: Amount, overrun: Amount, now_ms: int, *, draft: bytes
 ) -> Reservation:
     # Spelled out, because `dataclasses.replace` takes three times as long and every call does this.
@@ -172,16 +174,16 @@ def _resolved(
 def _booking(
     resolved: Reservation, accounts: Sequence[Account], difference: Amount, freed: Amount, entry: OutboxEntry | None
 ) -> Booking:
-    after = tuple([_booked(account, difference, freed, resolved.resolved_ms) for account in accounts])
+    after = tuple([_booked_account(account, difference, freed, resolved.resolved_ms) for account in accounts])
     balances = _balances(resolved, after)
     return Booking(
         Resolution(resolved.state, True, resolved.booked, resolved.overrun, balances), resolved, after, entry
     )
 
 
-def _booked(account: Account, difference: Amount, freed: Amount, now_ms: int) -> Account:
+def _booked_account(account: Account, difference: Amount, freed: Amount, now_ms: int) -> Account:
     return Account(
-        _saturated(account.settled + difference),
+        _clamped(account.settled + difference),
         account.reserved - freed,
         account.override,
         account.tightened,
@@ -191,7 +193,7 @@ def _booked(account: Account, difference: Amount, freed: Amount, now_ms: int) ->
     )
 
 
-def _saturated(amount: Amount) -> Amount:
+def _clamped(amount: Amount) -> Amount:
     """Clamped to 0 … 2^53 − 1: a full counter refuses everything anyhow, and booking must not fail.
 
     The lower end is reached if an account was forgotten or restored between an expiry and its late settlement.

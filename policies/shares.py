@@ -7,7 +7,7 @@ from fractions import Fraction
 from heapq import heappop, heappush
 
 
-def divided(total: int, weights: Sequence[int], caps: Sequence[int]) -> list[int]:
+def proportional_shares(total: int, weights: Sequence[int], caps: Sequence[int]) -> list[int]:
     """Shares of `total` in proportion to `weights`, none above its cap; what a cap frees goes to the others.
 
     The shares sum to min(`total`, sum of `caps`) exactly. All numbers are ≥ 0; weight 0 gets something only once all other
@@ -19,18 +19,18 @@ def divided(total: int, weights: Sequence[int], caps: Sequence[int]) -> list[int
     if len(weights) != len(caps) or min((total, *weights, *caps)) < 0:
         raise ValueError("weights and caps must be as many, and nothing may be negative")
     shares = [0] * len(weights)
-    left, unfilled = _fill(min(total, sum(caps)), weights, caps, shares)
+    left, unfilled = _fill_caps(min(total, sum(caps)), weights, caps, shares)
     if unfilled:
-        _share_out(left, unfilled, weights, caps, shares)
+        _round_shares(left, unfilled, weights, caps, shares)
     elif left:
         weightless = [position for position, weight in enumerate(weights) if weight == 0]
-        equal = divided(left, [1] * len(weightless), [caps[position] for position in weightless])
+        equal = proportional_shares(left, [1] * len(weightless), [caps[position] for position in weightless])
         for position, share in zip(weightless, equal, strict=True):
             shares[position] = share
     return shares
 
 
-def _fill(left: int, weights: Sequence[int], caps: Sequence[int], shares: list[int]) -> tuple[int, list[int]]:
+def _fill_caps(left: int, weights: Sequence[int], caps: Sequence[int], shares: list[int]) -> tuple[int, list[int]]:
     """Fill the shares that reach their caps, the smallest ratio of cap to weight first. Returns what is left, and the rest."""
     weighted = [position for position, weight in enumerate(weights) if weight > 0]
     weighted.sort(key=lambda position: Fraction(caps[position], weights[position]))
@@ -44,7 +44,7 @@ def _fill(left: int, weights: Sequence[int], caps: Sequence[int], shares: list[i
     return left, []
 
 
-def _share_out(
+def _round_shares(
     left: int, unfilled: Sequence[int], weights: Sequence[int], caps: Sequence[int], shares: list[int]
 ) -> None:
     """Round the exact shares half up, which is Webster's result for whatever they then sum to, and correct that sum token by token."""
@@ -53,21 +53,21 @@ def _share_out(
         shares[position] = (2 * left * weights[position] + weight) // (2 * weight)
     missing = left - sum(shares[position] for position in unfilled)
     if missing:
-        _step(missing, weights, caps, shares)
+        _correct_sum(missing, weights, caps, shares)
 
 
-def _step(missing: int, weights: Sequence[int], caps: Sequence[int], shares: list[int]) -> None:
+def _correct_sum(missing: int, weights: Sequence[int], caps: Sequence[int], shares: list[int]) -> None:
     """Give tokens, one at a time, to the share that is owed most, or take them from the one that is owed least, even if it is capped."""
-    by = 1 if missing > 0 else -1
+    delta = 1 if missing > 0 else -1
     ranked: list[tuple[Fraction, int]] = []
 
     def rank(position: int) -> None:
-        if weights[position] and 0 <= shares[position] + by <= caps[position]:
-            heappush(ranked, (Fraction(-by * weights[position], 2 * shares[position] + by), by * position))
+        if weights[position] and 0 <= shares[position] + delta <= caps[position]:
+            heappush(ranked, (Fraction(-delta * weights[position], 2 * shares[position] + delta), delta * position))
 
     for position in range(len(weights)):
         rank(position)
     for _ in range(abs(missing)):
-        position = by * heappop(ranked)[1]
-        shares[position] += by
+        position = delta * heappop(ranked)[1]
+        shares[position] += delta
         rank(position)

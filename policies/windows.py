@@ -67,37 +67,37 @@ def _clock_window(now_ms: int, length_ms: int, zone: tzinfo) -> tuple[int, int]:
     start = (now_ms + offset) // length_ms * length_ms - offset
     end = start + length_ms
     if _offset_ms(start, zone) != offset:
-        start = _change_ms(start, now_ms, zone)
+        start = _clock_change_ms(start, now_ms, zone)
     if _offset_ms(end - 1, zone) != offset:
-        end = _change_ms(now_ms, end - 1, zone)
+        end = _clock_change_ms(now_ms, end - 1, zone)
     return start, end
 
 
 def _date_window(now_ms: int, window: str, zone: tzinfo) -> tuple[int, int]:
     first = _local(now_ms, zone).date()
     first = first.replace(day=1) if window == "month" else first
-    start, after = _first_ms(first, zone), _next(first, window)
-    end = _first_ms(after, zone)
+    start, after = _date_start_ms(first, zone), _next_start(first, window)
+    end = _date_start_ms(after, zone)
     # When clocks go back across midnight, they show the old date a second time after the new one has begun.
-    return (start, end) if now_ms < end else (end, _first_ms(_next(after, window), zone))
+    return (start, end) if now_ms < end else (end, _date_start_ms(_next_start(after, window), zone))
 
 
-def _next(first: date, window: str) -> date:
+def _next_start(first: date, window: str) -> date:
     if window == "day":
         return first + timedelta(days=1)
     return (first.replace(day=28) + timedelta(days=4)).replace(day=1)
 
 
-def _first_ms(day: date, zone: tzinfo) -> int:
+def _date_start_ms(day: date, zone: tzinfo) -> int:
     """The first instant at which the zone's clocks show this date, or would have shown it."""
     midnight = datetime(day.year, day.month, day.day, tzinfo=zone)  # fold=0: the first of two midnights
     instant = (midnight.astimezone(UTC) - _EPOCH) // _MILLISECOND
     if _local(instant, zone).replace(tzinfo=None) == midnight.replace(tzinfo=None):
         return instant
-    return _change_ms(instant - _DAY_MS, instant, zone)  # midnight was skipped: the date begins at the change
+    return _clock_change_ms(instant - _DAY_MS, instant, zone)  # midnight was skipped: the date begins at the change
 
 
-def _change_ms(before_ms: int, after_ms: int, zone: tzinfo) -> int:
+def _clock_change_ms(before_ms: int, after_ms: int, zone: tzinfo) -> int:
     """The instant of the clock change between two instants: the first ms with the later offset, found by bisection."""
     later = _offset_ms(after_ms, zone)
     while after_ms - before_ms > 1:

@@ -22,9 +22,9 @@ from policies.reservation import (
     Placement,
     Reservation,
     Reserve,
-    enlarge,
+    extend,
     place,
-    place_again,
+    repeat_placement,
 )
 
 # Accounts seen longest ago are dropped first, and then count as never seen.
@@ -64,7 +64,7 @@ class Allowance:
         accounts = [self._account(project, hold.account) for hold in own.holds]
         found = self._reservations.get((project, request.id))
         if found is not None:
-            return place_again(own, found, accounts, now_ms).decision
+            return repeat_placement(own, found, accounts, now_ms).decision
         return self._placed(project, place(own, accounts, now_ms))
 
     def adopt(self, project: str, granted: Granted, request: Reserve) -> None:
@@ -82,7 +82,7 @@ class Allowance:
         """Enlarge a reservation that is known here (see `knows`)."""
         own = [self._hold(project, hold) for hold in holds]
         accounts = [self._account(project, hold.account) for hold in own]
-        return self._placed(project, enlarge(self._reservations[project, reservation_id], own, extra, accounts, now_ms))
+        return self._placed(project, extend(self._reservations[project, reservation_id], own, extra, accounts, now_ms))
 
     def knows(self, project: str, reservation_id: str) -> bool:
         return (project, reservation_id) in self._reservations

@@ -8,9 +8,9 @@ from typing import ParamSpec, TypeVar
 
 from gateway.ledger import checks
 from gateway.ledger.clock import SteadyClock, wall_clock_ms
-from gateway.ledger.port import LedgerError, Lost, OutboxEntry, Progress, Reserve, Resolution
+from gateway.ledger.port import ExpiredReservation, LedgerError, OutboxEntry, Progress, Reserve, Resolution
 from policies.amounts import Amount, Limit
-from policies.book import Book, DictShelf
+from policies.book import Book, DictStorage
 from policies.reservation import Balance, Decision, Demand, Gate, Hold
 
 P = ParamSpec("P")
@@ -27,7 +27,7 @@ class MemoryLedger:
         new_epoch: Callable[[], str] = lambda: secrets.token_hex(8),
     ) -> None:
         self._clock = SteadyClock(clock_ms)
-        self._book = Book(DictShelf())
+        self._book = Book(DictStorage())
         self._epoch = new_epoch()
 
     async def open(self) -> None:
@@ -59,7 +59,7 @@ class MemoryLedger:
     async def void(self, project: str, reservation_id: str) -> Resolution:
         return self._book.void(project, reservation_id, self._clock.now_ms())
 
-    async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
+    async def expire_due(self, limit: int = 1000) -> Sequence[ExpiredReservation]:
         return self._book.expire_due(limit, self._clock.now_ms())
 
     async def record(self, project: str, entries: Sequence[OutboxEntry]) -> None:

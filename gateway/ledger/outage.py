@@ -31,10 +31,10 @@ from gateway.ledger.loop_lag import LoopLag
 from gateway.ledger.patience import at_start
 from gateway.ledger.port import (
     CountersMissing,
+    ExpiredReservation,
     Ledger,
     LedgerError,
     LedgerUnavailable,
-    Lost,
     OutboxEntry,
     Progress,
     Reserve,
@@ -260,7 +260,7 @@ class OutageLedger:
             return Resolution(State.VOIDED, True, ZERO, ZERO, ())
         return done
 
-    async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
+    async def expire_due(self, limit: int = 1000) -> Sequence[ExpiredReservation]:
         if self._monotonic_s() < self._sweep_after_s:
             return ()
         return await self._ask_long(self._ledger.expire_due, limit)

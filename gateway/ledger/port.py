@@ -14,15 +14,15 @@ from typing import Protocol
 
 from policies.amounts import Amount, Limit
 from policies.reservation import Balance, Decision, Demand, Gate, Hold, Progress, Reserve
-from policies.settlement import EntryKind, Lost, OutboxEntry, Resolution
+from policies.settlement import EntryKind, ExpiredReservation, OutboxEntry, Resolution
 
 __all__ = [
     "EntryKind",
+    "ExpiredReservation",
     "Ledger",
     "LedgerError",
     "LedgerUnavailable",
     "LocalGrants",
-    "Lost",
     "OutboxEntry",
     "Progress",
     "Reserve",
@@ -95,7 +95,7 @@ class Ledger(Protocol):
     async def void(self, project: str, reservation_id: str) -> Resolution:
         """Release the whole hold: nothing was spent. Writes no outbox entry, unless it takes back what an expiry has booked."""
 
-    async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
+    async def expire_due(self, limit: int = 1000) -> Sequence[ExpiredReservation]:
         """Resolve up to `limit` reservations of all projects whose deadline has been reached, by their `on_lost`."""
 
     async def record(self, project: str, entries: Sequence[OutboxEntry]) -> None:

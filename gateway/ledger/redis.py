@@ -16,7 +16,7 @@ import orjson
 from gateway.ledger import checks, redis_outbox
 from gateway.ledger import redis_scripts as scripts
 from gateway.ledger.patience import patiently
-from gateway.ledger.port import EntryKind, LedgerError, Lost, OutboxEntry, Progress, Reserve, Resolution
+from gateway.ledger.port import EntryKind, ExpiredReservation, LedgerError, OutboxEntry, Progress, Reserve, Resolution
 from gateway.ledger.redis_batches import AT_ONCE, batched, together
 from gateway.ledger.redis_connection import Argument, Reply
 from gateway.ledger.redis_errors import port_error
@@ -171,7 +171,7 @@ class RedisLedger:
         at.made.pop(request.id, None)
         return resolution_of(reply, accounts)
 
-    async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
+    async def expire_due(self, limit: int = 1000) -> Sequence[ExpiredReservation]:
         """Resolve up to `limit` reservations of all projects whose deadline has been reached, by their `on_lost`."""
         now_ms = await self.now_ms()
         due: list[tuple[int, str, Project]] = []
@@ -179,7 +179,7 @@ class RedisLedger:
             found = await together(self._due(self._projects.of(name), now_ms, limit) for name in batch)
             due.extend(one for part in found for one in part)
         due.sort(key=lambda one: one[:2])
-        lost: list[Lost] = []
+        lost: list[ExpiredReservation] = []
         for some in batched(due[:limit]):
             outcomes = await together(self._expire(project, reservation_id) for _, reservation_id, project in some)
             lost.extend(outcome for outcome in outcomes if outcome is not None)
@@ -312,7 +312,7 @@ class RedisLedger:
             found = await self._topology.call(project.meta, "ZRANGEBYSCORE", *asked)
         return [(int(score), name.decode(), project) for name, score in zip(found[::2], found[1::2], strict=True)]
 
-    async def _expire(self, project: Project, reservation_id: str) -> Lost | None:
+    async def _expire(self, project: Project, reservation_id: str) -> ExpiredReservation | None:
         accounts = await self._accounts_of(project, reservation_id)
         reply = await self._run(project, scripts.EXPIRE, project.chain(reservation_id, accounts), reservation_id)
         if not reply[0]:
@@ -320,7 +320,7 @@ class RedisLedger:
         booked, held = amount_at(reply, 2), amount_at(reply, 5)
         rest = held - booked
         released = Amount(max(0, rest.tokens), max(0, rest.nano_usd), max(0, rest.requests))
-        return Lost(reservation_id, project.name, reply[1].decode(), booked, released)
+        return ExpiredReservation(reservation_id, project.name, reply[1].decode(), booked, released)
 
     async def _set(self, project: str, script: scripts.Script, account: str, value: bytes) -> Balance:
         at = self._projects.of(project)

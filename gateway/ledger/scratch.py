@@ -46,10 +46,10 @@ class ScratchLedger(MemoryLedger):
                 gate=balance.gate,
                 used_ms=now_ms,
             )
-            self._book.shelf.put_account(project, balance.account, account)
+            self._book.storage.put_account(project, balance.account, account)
             self._copied.add((project, balance.account))
 
     def in_force(self, project: str, hold: Hold, balance: Balance) -> Balance:
         """The balance of a copied account, with the limit that applies to a call with this hold."""
-        account = self._book.shelf.account(project, hold.account) or Account()
+        account = self._book.storage.account(project, hold.account) or Account()
         return replace(balance, limit=account.effective_limit(hold.limit, hold.tighten))

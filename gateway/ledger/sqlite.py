@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gateway.ledger import checks
 from gateway.ledger.clock import wall_clock_ms
-from gateway.ledger.port import LedgerError, Lost, OutboxEntry, Progress, Reserve, Resolution
+from gateway.ledger.port import ExpiredReservation, LedgerError, OutboxEntry, Progress, Reserve, Resolution
 from gateway.ledger.sqlite_file import Durability, SqliteFile
 from gateway.ledger.sqlite_worker import SqliteWorker
 from policies.amounts import Amount, Limit
@@ -104,7 +104,7 @@ class SqliteLedger:
         worker = self._opened()
         return await worker.perform(worker.book.void, project, reservation_id)
 
-    async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
+    async def expire_due(self, limit: int = 1000) -> Sequence[ExpiredReservation]:
         worker = self._opened()
         return await worker.perform_at_length(worker.book.expire_due, limit)
 

@@ -75,7 +75,7 @@ class Newer(NamedTuple):
 
 
 class SqliteShelf:
-    """A `policies.book.Shelf`. Reads see every change; nothing is on the disk before `commit`."""
+    """A `policies.book.BookStorage`. Reads see every change; nothing is on the disk before `commit`."""
 
     def __init__(self, connection: sqlite3.Connection, now_ms: int) -> None:
         self._connection = connection
@@ -163,7 +163,7 @@ class SqliteShelf:
         self._reservations[key] = reservation
         self._changed.reservations.add(key)
 
-    def due(self, now_ms: int, limit: int) -> list[Key]:
+    def due_reservations(self, now_ms: int, limit: int) -> list[Key]:
         newer = self._newer().reservations
         stored = self._connection.execute(DUE, (now_ms, limit + len(newer))).fetchall()
         known = ((key, self._reservations[key]) for key in newer)
@@ -218,7 +218,7 @@ class SqliteShelf:
     def put_run(self, project: str, workflow: str, run: str, closes_ms: int) -> None:
         self._changed.runs[project, workflow] = (run, closes_ms)
 
-    def forget(self, now_ms: int, limit: int) -> int:
+    def forget_expired(self, now_ms: int, limit: int) -> int:
         """Leaves what is still journaled. If a crash brings something back from the journal, it is forgotten again."""
         self._fold(self._journaled.before(now_ms - _FRESH_MS))
         self._begin()

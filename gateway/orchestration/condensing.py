@@ -20,7 +20,7 @@ from gateway.orchestration.asking import Asking
 from gateway.pipeline.call import Call
 from policies.amounts import UNITS, Amount
 from policies.budgets import Chain
-from policies.pressure import in_force
+from policies.pressure import limit_in_force
 from policies.reservation import Balance, Demand
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ async def _nothing_after(running: asyncio.Task[int]) -> int:
 def fits(chain: Chain, balances: Sequence[Balance], wanted: Amount) -> bool:
     """Whether every enforced limit of the chain has this much left."""
     for link, balance in zip(chain.links, balances, strict=True):
-        limit = in_force(link.hold, balance)
+        limit = limit_in_force(link.hold, balance)
         taken = balance.settled + balance.reserved + wanted
         if link.hold.enforce and any(taken.of(unit) > most for unit in UNITS if (most := limit.of(unit)) is not None):
             return False

@@ -11,7 +11,7 @@ from cachetools import LRUCache
 from gateway.store.workflows import Workflow
 from policies.amounts import UNLIMITED, Limit
 from policies.declaration import flattened
-from policies.pressure import Ladder, ladder_of
+from policies.pressure import Ladder, parse_ladder
 
 _KEPT_MAX: Final = 10_000
 
@@ -77,7 +77,7 @@ def _steps(declared: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
 
 def _ladder(declared: Mapping[str, Any]) -> Ladder | None:
     try:
-        return ladder_of(declared["on_pressure"])
+        return parse_ladder(declared["on_pressure"])
     except _UNREADABLE:
         return None
 

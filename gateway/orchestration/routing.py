@@ -29,12 +29,12 @@ from policies.routing import (
     Needs,
     NoRoute,
     Route,
+    RouteRequest,
     Tier,
-    Wish,
     cheaper,
+    estimated_prompt_tokens,
     is_auto,
     needed_abilities,
-    prompt_tokens_about,
     route,
 )
 from policies.settings import Settings
@@ -110,9 +110,9 @@ class Routing:
         if named and call.price_asked is None:
             call.price_asked = self._prices.price(named[0])
 
-    def _wish(self, call: Call, snapshot: Snapshot, course: _Course | None, may_reroute: bool) -> Wish:
+    def _wish(self, call: Call, snapshot: Snapshot, course: _Course | None, may_reroute: bool) -> RouteRequest:
         """The input of `route`. Computing the complexity is the most expensive part, so a conversation keeps its first score."""
-        return Wish(
+        return RouteRequest(
             call.request.model,
             complexity_of(call, snapshot) if course is None or course.failed_attempts else course.score,
             self._needs(call, money=call.chain.limits_money),
@@ -196,7 +196,7 @@ class Routing:
         count = call.count
         return Needs(
             abilities=needed_abilities(call.request.body),
-            prompt_tokens=count.reserve_tokens if count else prompt_tokens_about(call.request.body),
+            prompt_tokens=count.reserve_tokens if count else estimated_prompt_tokens(call.request.body),
             output_tokens=call.request.output_tokens_max or self.output_tokens_expected(call),
             is_money_limited=money,
         )

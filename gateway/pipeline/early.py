@@ -13,7 +13,7 @@ from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.call import Call
 from gateway.pipeline.planner import Planner
 from gateway.pipeline.refusal import refusal_error
-from policies.pressure import Rung, Strain, strain_of
+from policies.pressure import Rung, TightestLimit, tightest_limit
 from policies.reservation import Decision, Demand, Refusal, Refused
 
 _WAIT_STEP_MS: Final = 100
@@ -58,7 +58,7 @@ class EarlyRungs:
             call.decisions.append(noted | {"result": "taken early", "account": strain.account, "unit": strain.unit})
             strain = await self._taken(call, rung, share, strain)
 
-    async def _taken(self, call: Call, rung: Rung, share: float, strain: Strain) -> Strain | None:
+    async def _taken(self, call: Call, rung: Rung, share: float, strain: TightestLimit) -> TightestLimit | None:
         match rung:
             case Rung.COMPRESS:
                 await self._compress(call, None)
@@ -72,7 +72,7 @@ class EarlyRungs:
                 raise await self._kept_back(call, share, strain)
         return strain
 
-    def _clamp(self, call: Call, strain: Strain) -> None:
+    def _clamp(self, call: Call, strain: TightestLimit) -> None:
         """Clamp the answer: prompt and answer may use half of what is left, which leaves something for later calls.
 
         Never clamps below the shortest useful answer.
@@ -91,10 +91,10 @@ class EarlyRungs:
             call.request.output_tokens_max = call.output_cap = cap
             call.actions.append("clamp")
 
-    async def _wait(self, call: Call, share: float, strain: Strain) -> Strain | None:
+    async def _wait(self, call: Call, share: float, strain: TightestLimit) -> TightestLimit | None:
         """Wait while calls in flight hold amounts that may come back, for at most the budget's `wait_seconds`."""
         waited_ms = 0
-        current: Strain | None = strain
+        current: TightestLimit | None = strain
         while (
             current is not None
             and current.share <= share
@@ -108,7 +108,7 @@ class EarlyRungs:
             call.actions.append(f"wait={waited_ms}ms")
         return current
 
-    async def _kept_back(self, call: Call, share: float, strain: Strain) -> GatewayError:
+    async def _kept_back(self, call: Call, share: float, strain: TightestLimit) -> GatewayError:
         # Reserve nothing: the ledger records what the call tightens, and reports the balances of all accounts.
         decision = await self._ask(call, _NOTHING)
         call.told = decision.balances
@@ -122,10 +122,10 @@ class EarlyRungs:
         error.message += f" The last {share:.0%} of this budget are kept back for others."
         return error
 
-    async def _strain(self, call: Call) -> Strain | None:
+    async def _strain(self, call: Call) -> TightestLimit | None:
         holds = call.chain.holds
         try:
             balances = await self._ledger.balances(call.principal.project, [hold.account for hold in holds])
         except LedgerUnavailable:  # reserving will find out whether the call fits
             return None
-        return strain_of(holds, balances)
+        return tightest_limit(holds, balances)

@@ -151,7 +151,7 @@ def _name(link: Link, call: Call) -> str:
     """The scope in words. Only a step needs its run to be identified."""
     if link.scope is Scope.STEP:
         return f"step '{link.scope_id}' of run '{call.run}'"
-    window = f" (per {link.window})" if link.window.comes_back else ""
+    window = f" (per {link.window})" if link.window.is_recurring else ""
     return f"{link.scope} '{link.scope_id}'{window}"
 
 

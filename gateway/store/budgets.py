@@ -15,7 +15,7 @@ from gateway.store.tables import budgets
 from gateway.store.versions import Subject, changed
 from policies.amounts import Limit
 from policies.budgets import Budget, HoldKind, Mode, OnOutage, Scope, Window
-from policies.pressure import ladder_of, written
+from policies.pressure import ladder_items, parse_ladder
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def _to_row(stored: StoredBudget) -> dict[str, Any]:
         "nano_usd": budget.limit.nano_usd,
         "requests": budget.limit.requests,
         "window": budget.window.value,
-        "on_pressure": orjson.dumps(written(budget.on_pressure)).decode(),
+        "on_pressure": orjson.dumps(ladder_items(budget.on_pressure)).decode(),
         "hold": budget.hold.value,
         "on_outage": budget.on_outage.value,
         "mode": budget.mode.value,
@@ -83,7 +83,7 @@ def _from_row(row: Mapping[Any, Any]) -> StoredBudget:
         limit=Limit(row["tokens"], row["nano_usd"], row["requests"]),
         match=row["match"],
         window=Window(row["window"]),
-        on_pressure=ladder_of(orjson.loads(row["on_pressure"])),
+        on_pressure=parse_ladder(orjson.loads(row["on_pressure"])),
         hold=HoldKind(row["hold"]),
         on_outage=OnOutage(row["on_outage"]),
         mode=Mode(row["mode"]),

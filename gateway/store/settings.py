@@ -13,9 +13,9 @@ from sqlalchemy import select
 from gateway.store.database import Database, StoreConnection
 from gateway.store.tables import settings_history, system_settings_config
 from gateway.store.versions import Subject, changed
-from policies.settings import SETTINGS, Value, conflicts, validated
+from policies.settings import SETTINGS, SettingValue, conflicts, validated
 
-_NONE: Final[Mapping[str, Value]] = MappingProxyType({})
+_NONE: Final[Mapping[str, SettingValue]] = MappingProxyType({})
 
 
 class SettingsConflict(ValueError):
@@ -27,7 +27,7 @@ class SettingRow:
     """A stored setting. `updated_by` is empty for the seeded default, which nobody has set yet."""
 
     key: str
-    value: Value
+    value: SettingValue
     updated_at_ms: int
     updated_by: str
 
@@ -36,8 +36,8 @@ class SettingRow:
 class SettingChange:
     id: int
     key: str
-    old: Value
-    new: Value
+    old: SettingValue
+    new: SettingValue
     changed_at_ms: int
     changed_by: str
 
@@ -54,14 +54,14 @@ async def get(db: Database, key: str) -> SettingRow | None:
 
 
 async def put(
-    db: Database, key: str, value: object, who: str, now_ms: int, first_values: Mapping[str, Value] = _NONE
+    db: Database, key: str, value: object, who: str, now_ms: int, first_values: Mapping[str, SettingValue] = _NONE
 ) -> SettingRow:
     """Set one. Raises SettingError (unknown key, wrong type, out of range) and SettingsConflict, and then changes nothing."""
     return (await put_many(db, {key: value}, who, now_ms, first_values))[key]
 
 
 async def put_many(
-    db: Database, values: Mapping[str, object], who: str, now_ms: int, first_values: Mapping[str, Value] = _NONE
+    db: Database, values: Mapping[str, object], who: str, now_ms: int, first_values: Mapping[str, SettingValue] = _NONE
 ) -> dict[str, SettingRow]:
     """Set several in one transaction, all or none. Unchanged values make no history.
 
@@ -92,7 +92,7 @@ async def history(db: Database, key: str | None = None, limit: int = 100) -> lis
 
 
 async def revert(
-    db: Database, change_id: int, who: str, now_ms: int, first_values: Mapping[str, Value] = _NONE
+    db: Database, change_id: int, who: str, now_ms: int, first_values: Mapping[str, SettingValue] = _NONE
 ) -> SettingRow | None:
     """Restore the value before a change, as a new change. None if there is no such change."""
     query = select(settings_history).where(settings_history.c.id == change_id)
@@ -104,7 +104,7 @@ async def revert(
     return await put(db, change.key, change.old, who, now_ms, first_values)
 
 
-def _check_conflicts(before: Mapping[str, Value], after: Mapping[str, Value]) -> None:
+def _check_conflicts(before: Mapping[str, SettingValue], after: Mapping[str, SettingValue]) -> None:
     """Only new contradictions are refused: existing ones must not block the way out of them."""
     made = [sentence for sentence in conflicts(after) if sentence not in conflicts(before)]
     if made:
@@ -133,7 +133,7 @@ async def _write(connection: StoreConnection, row: SettingRow, *, is_new: bool) 
         await connection.execute(system_settings_config.update().where(mine).values(**values))
 
 
-async def _note_change(connection: StoreConnection, old: Value, row: SettingRow) -> None:
+async def _note_change(connection: StoreConnection, old: SettingValue, row: SettingRow) -> None:
     if old != row.value:
         change = {"key": row.key, "old_value": _json(old), "new_value": _json(row.value)}
         stamp = {"changed_at": row.updated_at_ms, "changed_by": row.updated_by}
@@ -145,5 +145,5 @@ def _change(row: Any) -> SettingChange:
     return SettingChange(row["id"], row["key"], old, new, row["changed_at"], row["changed_by"])
 
 
-def _json(value: Value) -> str:
+def _json(value: SettingValue) -> str:
     return orjson.dumps(value).decode()

@@ -20,9 +20,9 @@ from typing import TypeVar
 import pytest
 
 from policies.amounts import ZERO, Amount, Limit
-from policies.book import Book, DictShelf
+from policies.book import Book, DictStorage
 from policies.reservation import Demand, Granted, Hold, OnLost, Progress, Refused, Reserve, State
-from policies.settlement import Lost, OutboxEntry, Resolution
+from policies.settlement import ExpiredReservation, OutboxEntry, Resolution
 
 R = TypeVar("R")
 Action = Callable[[], None]
@@ -133,8 +133,8 @@ class Ledger:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.shelf = DictShelf()
-        self.book = Book(self.shelf)
+        self.storage = DictStorage()
+        self.book = Book(self.storage)
         self.truth = Truth()
         self.steps = 0
         self.seen: Counter[str] = Counter()
@@ -171,7 +171,7 @@ class Ledger:
     def void(self, name: str) -> Resolution:
         return self._told(name, self.book.void(PROJECT, name, self.world.now_ms))
 
-    def sweep(self) -> tuple[Lost, ...]:
+    def sweep(self) -> tuple[ExpiredReservation, ...]:
         lost = self.book.expire_due(50, self.world.now_ms)
         for one in lost:
             self.truth.resolved(one.id, one.booked.tokens)
@@ -198,7 +198,7 @@ class Ledger:
         self.steps += 1
         self.seen[what] += 1
         for name in LIMITS:
-            account = self.shelf.account(PROJECT, name)
+            account = self.storage.account(PROJECT, name)
             stands = (account.settled.tokens, account.reserved.tokens) if account else (0, 0)
             assert stands == (self.truth.settled_sums[name], self.truth.reserved_sums[name])
 
@@ -335,7 +335,7 @@ def test_expiry_and_settlement_in_the_same_ms_have_one_winner() -> None:
     """Both orders, over every way a hold is lost: the sums are those of the use, and only one of them was first to resolve."""
     for seed in range(10_000):
         chance = random.Random(seed)
-        book = Book(DictShelf())
+        book = Book(DictStorage())
         hold, on_lost = Hold("run", Limit(1_000)), chance.choice(list(OnLost))
         book.reserve(PROJECT, Reserve("c", "gw", (hold,), Demand(0, 50, 50, requests=0), 100, b"{}", on_lost), 0)
         book.renew(PROJECT, [Progress("c", Amount(chance.randrange(70)))], 100, 0)

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from gateway.ledger.port import EntryKind, Ledger, LedgerError, OutboxEntry, Progress, Reserve
 from policies.amounts import UNLIMITED, Amount, Limit
-from policies.book import Book, DictShelf
+from policies.book import Book, DictStorage
 from policies.reservation import Demand, Gate, Granted, Hold, OnLost, Refused
 from tests.contracts.engines import ENGINES, START_MS, Engine
 from tests.contracts.ledger_calls import MINUTE_MS
@@ -68,7 +68,7 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.stack = AsyncExitStack()
-        self.book = Book(DictShelf())
+        self.book = Book(DictStorage())
         self.now_ms = START_MS
         self.recorded = 0
         self.chains: dict[tuple[str, str], tuple[Hold, ...]] = {}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.ledger.port import LedgerError
 from gateway.ledger.redis import RedisLedger
 from policies.amounts import AMOUNT_MAX, UNITS, Amount, Limit
-from policies.book import Book, DictShelf
+from policies.book import Book, DictStorage
 from policies.reservation import Account, Decision, Demand, Gate, Granted, Hold, Reserve
 from tests.contracts import redis_engines
 from tests.redis_server import RedisServer
@@ -102,10 +102,10 @@ async def by_redis(server: RedisServer, chain: dict[str, Account], request: Rese
 
 
 def by_policies(chain: dict[str, Account], request: Reserve) -> Decision | str:
-    shelf = DictShelf()
-    shelf.accounts = {("p", name): account for name, account in chain.items()}
+    storage = DictStorage()
+    storage.accounts = {("p", name): account for name, account in chain.items()}
     try:
-        return Book(shelf).reserve("p", request, NOW_MS)
+        return Book(storage).reserve("p", request, NOW_MS)
     except ValueError:
         return "beyond 2^53"
 

@@ -18,14 +18,14 @@ from gateway.store.keys import KeyRequest, NewKey
 from gateway.store.workflows import Workflow
 from policies.amounts import Limit
 from policies.budgets import Budget, Scope, Window
-from policies.pressure import ladder_of
-from policies.settings import SETTINGS, SettingError, Value, defaults
+from policies.pressure import parse_ladder
+from policies.settings import SETTINGS, SettingError, SettingValue, defaults
 from tests.store_events import NOW_MS, entry
 
 pytest_plugins = ("tests.store_fixtures",)
 
 
-async def value_of(db: Database, key: str) -> Value:
+async def value_of(db: Database, key: str) -> SettingValue:
     row = await settings.get(db, key)
     assert row is not None
     return row.value
@@ -200,7 +200,7 @@ async def test_budgets_keep_every_field(db: Database) -> None:
         Limit(1000, 2**53 - 1, 0),
         "ci-*",
         Window.DAY,
-        ladder_of([{"compress": 0.3}, "wait", "refuse"]),
+        parse_ladder([{"compress": 0.3}, "wait", "refuse"]),
         project="p",
         timezone="Europe/Berlin",
         wait_ms=500,

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from gateway.ledger.port import Lost
+from gateway.ledger.port import ExpiredReservation
 from tests.faults.redis_fixtures import ask, ledger_at, server, shared_server, standing
 from tests.redis_server import RedisServer
 
@@ -76,7 +76,7 @@ async def test_what_a_killed_process_held_is_booked_or_given_back(server: RedisS
     assert dying.returncode == -9
     async with ledger_at(server.url) as ledger:
         async with asyncio.timeout(20):
-            lost: list[Lost] = []
+            lost: list[ExpiredReservation] = []
             while len(lost) < 2:
                 lost += await ledger.expire_due()
                 await asyncio.sleep(0.05)

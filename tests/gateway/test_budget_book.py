@@ -29,7 +29,7 @@ def call_of_key(limits: Mapping[str, Any]) -> Call:
 
 
 def key_limit(chain: Chain) -> Limit | None:
-    link = chain.of(Scope.KEY)
+    link = chain.enforced_link(Scope.KEY)
     return None if link is None else link.hold.limit
 
 

@@ -17,9 +17,9 @@ from gateway.tags import Tags
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
 from policies.amounts import UNLIMITED, Limit
-from policies.book import Book, DictShelf
+from policies.book import Book, DictStorage
 from policies.budgets import Chain, Link, Scope, Window
-from policies.pressure import Rung, ladder_of
+from policies.pressure import Rung, parse_ladder
 from policies.reservation import Decision, Demand, Gate, Granted, Hold, Refused, Reserve
 
 PRICES = {"large": (50, 200), "medium": (5, 20), "small": (1, 4)}  # nano-USD a token of the prompt and of the answer
@@ -55,9 +55,9 @@ class World:
             tags=Tags("w", "r", options=tuple(options)),
             run="r",
             model="large",
-            chain=Chain(links, ladder=ladder_of(ladder), wait_ms=wait_ms),
+            chain=Chain(links, ladder=parse_ladder(ladder), wait_ms=wait_ms),
         )
-        self.book = Book(DictShelf())
+        self.book = Book(DictStorage())
         self.prompt, self.shortest, self.usual, self.media = prompt, shortest, usual, media
         self.asked: list[Demand] = []
         self.aims: list[int] = []

@@ -12,7 +12,7 @@ import pytest
 from gateway.errors import LedgerOutage
 from gateway.heartbeat import Heartbeat
 from gateway.ledger.memory import MemoryLedger
-from gateway.ledger.port import LedgerError, LedgerUnavailable, Lost, Progress, Reserve
+from gateway.ledger.port import ExpiredReservation, LedgerError, LedgerUnavailable, Progress, Reserve
 from gateway.pipeline.call import Call, Principal
 from gateway.telemetry import Telemetry
 from gateway.upstream.port import Departure
@@ -37,7 +37,7 @@ class Watched(MemoryLedger):
         self.renewed += progress
         return await super().renew(project, progress, ttl_ms)
 
-    async def expire_due(self, limit: int = 1000) -> Sequence[Lost]:
+    async def expire_due(self, limit: int = 1000) -> Sequence[ExpiredReservation]:
         self.sweeps += 1
         if self.sweeps == 1:
             raise LedgerError("damaged for a moment")

@@ -21,7 +21,7 @@ from gateway.ledger.sqlite import SqliteLedger
 from gateway.ledger.sqlite_file import SqliteFile
 from gateway.ledger.sqlite_schema import TABLES
 from policies.amounts import UNLIMITED, Amount, Limit
-from policies.book import Book, DictShelf, Shelf, is_answered, is_forgettable
+from policies.book import Book, BookStorage, DictStorage, is_forgettable_account, is_forgettable_reservation
 from policies.reservation import EXPIRED_KEEP_MS, RESOLVED_KEEP_MS, Demand, Gate, Granted, Hold, OnLost, Progress, State
 from policies.settlement import EntryKind, OutboxEntry
 
@@ -413,7 +413,7 @@ CHANGES: dict[str, Callable[[Book], object]] = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_change_reaches_the_file(connection: sqlite3.Connection, name: str) -> None:
-    written, twin = sqlite_shelf.SqliteShelf(connection, 0), DictShelf()
+    written, twin = sqlite_shelf.SqliteShelf(connection, 0), DictStorage()
     for shelf in (written, twin):
         book = Book(shelf)
         book.reserve("p", request("c1"), 0)
@@ -452,7 +452,7 @@ def test_what_was_committed_is_there_after_a_crash_however_little_was_folded(
     history: list[tuple[int, list[Step], str]],
 ) -> None:
     """A twin of plain dicts does the same. Events that were acknowledged may come back: the store knows their ids."""
-    connection, twin, now_ms = made_connection(), DictShelf(), 0
+    connection, twin, now_ms = made_connection(), DictStorage(), 0
     shelf = sqlite_shelf.SqliteShelf(connection, 0)
     book, other = Book(shelf), Book(twin)
     with mock.patch.multiple(sqlite_shelf, FOLD_MIN=2, JOURNAL_MAX=6, _FRESH_MS=0):
@@ -479,15 +479,15 @@ def test_what_was_committed_is_there_after_a_crash_however_little_was_folded(
             assert shelf.outbox_size() == twin.outbox_size()
             for n in CALLS:
                 assert seen(shelf, n, now_ms) == seen(twin, n, now_ms)
-            assert shelf.due(now_ms, 100) == twin.due(now_ms, 100)
+            assert shelf.due_reservations(now_ms, 100) == twin.due_reservations(now_ms, 100)
 
 
-def seen(shelf: Shelf, n: int, now_ms: int) -> tuple[object, ...]:
+def seen(shelf: BookStorage, n: int, now_ms: int) -> tuple[object, ...]:
     """What a purge would forget may be there or not: the journal may bring it back."""
     account, reservation, run = shelf.account("p", f"run{n}"), shelf.reservation("p", f"c{n}"), shelf.run("p", f"w{n}")
     return (
-        None if account is None or is_forgettable(account, now_ms) else account,
-        None if reservation is None or is_answered(reservation, now_ms) else reservation,
+        None if account is None or is_forgettable_account(account, now_ms) else account,
+        None if reservation is None or is_forgettable_reservation(reservation, now_ms) else reservation,
         None if run is None or run[1] <= now_ms else run,
     )
 

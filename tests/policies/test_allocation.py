@@ -23,8 +23,8 @@ from policies.allocation import (
     demand_tokens,
     hard_limit,
     history_of,
+    overage_of,
     reallocate,
-    standing_of,
 )
 from policies.errors import IntentClassificationError
 from policies.intents import Intent
@@ -117,17 +117,17 @@ def test_hard_limit(tokens: int, threshold: float, allowed: bool, limit: int) ->
     ],
 )
 def test_between_soft_and_hard_limit_a_step_is_flagged(used: int, standing: Overage) -> None:
-    assert standing_of(used, 1000, 1200) is standing
+    assert overage_of(used, 1000, 1200) is standing
 
 
 def test_a_step_that_got_nothing_is_exhausted_from_the_start() -> None:
-    assert standing_of(0, 0, 0) is Overage.EXHAUSTED
+    assert overage_of(0, 0, 0) is Overage.EXHAUSTED
 
 
 def test_without_a_limit_a_step_is_within_it() -> None:
-    assert standing_of(10**9, None, None) is Overage.WITHIN
-    assert standing_of(1200, None, 1200) is Overage.EXHAUSTED
-    assert standing_of(1200, 1000, None) is Overage.OVER_SOFT
+    assert overage_of(10**9, None, None) is Overage.WITHIN
+    assert overage_of(1200, None, 1200) is Overage.EXHAUSTED
+    assert overage_of(1200, 1000, None) is Overage.OVER_SOFT
 
 
 # --- strategies

@@ -28,8 +28,8 @@ def test_tightening_never_loosens_and_knows_no_order(one: Limit, other: Limit) -
 
 
 def test_a_limit_within_another_is_no_larger_and_limits_no_other_unit() -> None:
-    assert Limit(1000, 5).within(Limit(300, 9, 7)) == Limit(300, 5)
-    assert Limit(1000).within(UNLIMITED) == Limit(1000)
+    assert Limit(1000, 5).capped_by(Limit(300, 9, 7)) == Limit(300, 5)
+    assert Limit(1000).capped_by(UNLIMITED) == Limit(1000)
 
 
 @pytest.mark.parametrize(

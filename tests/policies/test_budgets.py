@@ -24,7 +24,7 @@ from policies.budgets import (
     Window,
     chain_for,
 )
-from policies.pressure import DEFAULT_LADDER, ladder_of
+from policies.pressure import DEFAULT_LADDER, parse_ladder
 
 NOW = 1_795_000_000_000  # 2026-11-18 06:26:40 UTC
 MINUTE = NOW - NOW % 60_000
@@ -62,7 +62,7 @@ def test_the_chain_of_any_run_becomes_that_of_each(run: str) -> None:
     )
     limits = RunLimits(step_soft_tokens=10)
     of_any = chain(*budgets, subject=replace(CALL, run=ANY_RUN), limits=limits)
-    assert of_any.of_run(run) == chain(*budgets, subject=replace(CALL, run=run), limits=limits)
+    assert of_any.for_run(run) == chain(*budgets, subject=replace(CALL, run=run), limits=limits)
 
 
 def test_an_untagged_call_without_a_budget_has_no_chain() -> None:
@@ -169,10 +169,10 @@ def test_what_is_planned_for_the_parent_limits_both_together(planned: Limit, obs
 
 
 def test_the_innermost_budget_says_how_pressure_is_met() -> None:
-    outer = Budget(Scope.PROJECT, TOKENS, window=Window.TOTAL, on_pressure=ladder_of(["refuse"]))
-    inner = Budget(Scope.STEP, TOKENS, on_pressure=ladder_of(["clamp", "refuse"]), hold=HoldKind.SLICES, wait_ms=5)
+    outer = Budget(Scope.PROJECT, TOKENS, window=Window.TOTAL, on_pressure=parse_ladder(["refuse"]))
+    inner = Budget(Scope.STEP, TOKENS, on_pressure=parse_ladder(["clamp", "refuse"]), hold=HoldKind.SLICES, wait_ms=5)
     found = chain(inner, outer)
-    assert (found.ladder, found.hold, found.wait_ms) == (ladder_of(["clamp", "refuse"]), HoldKind.SLICES, 5)
+    assert (found.ladder, found.hold, found.wait_ms) == (parse_ladder(["clamp", "refuse"]), HoldKind.SLICES, 5)
     assert chain().ladder == DEFAULT_LADDER
 
 
@@ -265,15 +265,15 @@ def test_the_enforced_account_of_a_scope_is_found_innermost_first() -> None:
     found = chain(
         Budget(Scope.RUN, TOKENS, mode=Mode.OBSERVE), subject=replace(CALL, parents=(Parent("r-0", "weekly"),))
     )
-    run = found.of(Scope.RUN)
+    run = found.enforced_link(Scope.RUN)
     assert run is not None
     assert run.hold.account == "run/r-1"
-    assert found.of(Scope.AGENT) is None
+    assert found.enforced_link(Scope.AGENT) is None
 
 
 def test_the_workflows_own_ladder_goes_before_a_budgets() -> None:
-    budget = Budget(Scope.RUN, TOKENS, on_pressure=ladder_of(["refuse"]))
-    assert chain(budget, limits=RunLimits(ladder=ladder_of(["clamp", "refuse"]))).ladder == ladder_of(
+    budget = Budget(Scope.RUN, TOKENS, on_pressure=parse_ladder(["refuse"]))
+    assert chain(budget, limits=RunLimits(ladder=parse_ladder(["clamp", "refuse"]))).ladder == parse_ladder(
         ["clamp", "refuse"]
     )
     assert chain().wait_ms == 0

@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 
 from policies.amounts import UNLIMITED, Amount, Limit
-from policies.pressure import DEFAULT_LADDER, Rung, in_force, ladder_of, prompt_room, strain_of, written
+from policies.pressure import (
+    DEFAULT_LADDER,
+    Rung,
+    ladder_items,
+    limit_in_force,
+    parse_ladder,
+    prompt_room,
+    tightest_limit,
+)
 from policies.reservation import Balance, Demand, Hold, Refusal, Refused
 
 RUN = Hold("run/r", Limit(tokens=1000))
@@ -26,14 +34,14 @@ def balance(account: str, tokens: int, limit: Limit = UNLIMITED, **more: int) ->
     ],
 )
 def test_any_subset_in_any_order_is_kept_as_it_is_written(ladder: list[Any]) -> None:
-    assert written(ladder_of(ladder)) == ladder
-    assert [rung.value for rung in ladder_of(ladder).rungs] == [
+    assert ladder_items(parse_ladder(ladder)) == ladder
+    assert [rung.value for rung in parse_ladder(ladder).rungs] == [
         one if isinstance(one, str) else next(iter(one)) for one in ladder
     ]
 
 
 def test_only_a_rung_with_a_share_is_early() -> None:
-    ladder = ladder_of([{"compress": 0.5}, "clamp"])
+    ladder = parse_ladder([{"compress": 0.5}, "clamp"])
     assert (ladder.share_of(Rung.COMPRESS), ladder.share_of(Rung.CLAMP)) == (0.5, None)
     assert DEFAULT_LADDER.early == ()
 
@@ -53,12 +61,12 @@ def test_only_a_rung_with_a_share_is_early() -> None:
 )
 def test_a_ladder_that_cannot_be_says_why(ladder: list[Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        ladder_of(ladder)
+        parse_ladder(ladder)
 
 
 def test_the_limit_with_the_smallest_share_left_puts_the_strain() -> None:
     key = Hold("key/k", Limit(tokens=100_000, nano_usd=1000))
-    found = strain_of((RUN, key), (balance("run/r", 500, reserved=100), balance("key/k", 600, nano_usd=900)))
+    found = tightest_limit((RUN, key), (balance("run/r", 500, reserved=100), balance("key/k", 600, nano_usd=900)))
     assert found is not None
     assert (found.account, found.unit, found.share, found.remaining) == ("key/k", "nano_usd", 0.1, 100)
 
@@ -67,14 +75,14 @@ def test_the_limit_with_the_smallest_share_left_puts_the_strain() -> None:
     ("limit", "used", "share"), [(1000, 0, 1.0), (1000, 1000, 0.0), (1000, 1300, 0.0), (0, 0, 0.0)]
 )
 def test_a_share_is_from_nothing_to_all(limit: int, used: int, share: float) -> None:
-    found = strain_of((Hold("run/r", Limit(tokens=limit)),), (balance("run/r", used),))
+    found = tightest_limit((Hold("run/r", Limit(tokens=limit)),), (balance("run/r", used),))
     assert found is not None
     assert found.share == share
 
 
 def test_what_is_unlimited_or_only_observed_puts_no_strain() -> None:
     holds = (Hold("run/r"), Hold("run/r~observe", Limit(tokens=1), enforce=False))
-    assert strain_of(holds, (balance("run/r", 5), balance("run/r~observe", 5))) is None
+    assert tightest_limit(holds, (balance("run/r", 5), balance("run/r~observe", 5))) is None
 
 
 TOKENS = Limit(tokens=1000)
@@ -94,7 +102,7 @@ TOKENS = Limit(tokens=1000)
     ],
 )
 def test_the_limit_in_force(hold: Hold, told: Limit, override: Limit | None, tokens: int) -> None:
-    assert in_force(hold, balance("run/r", 0, told), override).tokens == tokens
+    assert limit_in_force(hold, balance("run/r", 0, told), override).tokens == tokens
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,12 @@ from policies.reservation import (
     Refused,
     Reserve,
     State,
-    already_resolved,
-    enlarge,
+    extend,
     fit,
     next_state,
     place,
-    place_again,
+    repeat_placement,
+    resolved_refusal,
 )
 
 LIFE = {
@@ -204,25 +204,25 @@ def test_enlarge_adds_to_what_is_held_and_keeps_the_deadline() -> None:
     first = place(request(Hold("run", Limit(100))), (Account(),), 0)
     assert first.reservation is not None
     chain, extra = (Hold("run", Limit(70)),), Demand(0, 50, 1, requests=0)
-    grown = enlarge(first.reservation, chain, extra, first.accounts, 5_000)
+    grown = extend(first.reservation, chain, extra, first.accounts, 5_000)
     assert grown.reservation == replace(first.reservation, held=Amount(70), output_tokens=70, limits=(Limit(70),))
     assert isinstance(grown.decision, Granted)
     assert (grown.decision.output_tokens, grown.decision.held, grown.decision.deadline_ms) == (70, Amount(70), 60_000)
     settled = replace(first.reservation, state=State.SETTLED)
-    assert enlarge(settled, chain, extra, first.accounts, 5).decision == already_resolved(chain, first.accounts, 5)
+    assert extend(settled, chain, extra, first.accounts, 5).decision == resolved_refusal(chain, first.accounts, 5)
 
 
 def test_an_id_stays_with_its_accounts() -> None:
     first = place(request(Hold("run", Limit(100))), (Account(),), 0)
     assert first.reservation is not None
-    again = place_again(request(Hold("run", Limit(100))), first.reservation, first.accounts, 0)
+    again = repeat_placement(request(Hold("run", Limit(100))), first.reservation, first.accounts, 0)
     assert again.decision == first.decision
     assert again.reservation is None
     for wrong in ((Hold("other"),), (Hold("run"), Hold("other")), ()):
         with pytest.raises(ValueError, match="not on the accounts given"):
-            place_again(request(*wrong), first.reservation, [Account()] * len(wrong), 0)
+            repeat_placement(request(*wrong), first.reservation, [Account()] * len(wrong), 0)
         with pytest.raises(ValueError, match="not on the accounts given"):
-            enlarge(first.reservation, wrong, Demand(0, 1, 1, requests=0), [Account()] * len(wrong), 0)
+            extend(first.reservation, wrong, Demand(0, 1, 1, requests=0), [Account()] * len(wrong), 0)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_every_hold_of_a_chain_has_its_account() -> None:
     first = place(request(Hold("run", Limit(100))), (Account(),), 0)
     assert first.reservation is not None
     with pytest.raises(ValueError, match="shorter"):
-        place_again(request(Hold("run")), first.reservation, (), 0)
+        repeat_placement(request(Hold("run")), first.reservation, (), 0)
 
 
 FULL = AMOUNT_MAX - 5
@@ -290,12 +290,12 @@ def test_what_a_caller_tightened_is_told_in_every_answer() -> None:
     told = Balance("run", Limit(50), ZERO, ZERO)
     refused = place(request(*chain, tokens=60), (Account(),), 7).decision
     assert refused == Refused(Refusal.TOO_LARGE, "run", "tokens", 60, told, 7, balances=(told,))
-    assert already_resolved(chain, [Account()], 7) == Refused(
+    assert resolved_refusal(chain, [Account()], 7) == Refused(
         Refusal.RESOLVED, "run", None, 0, told, 7, balances=(told,)
     )
     first = place(request(*chain), (Account(),), 7)
     assert first.reservation is not None
-    again = place_again(request(*chain), first.reservation, [Account()], 8).decision
+    again = repeat_placement(request(*chain), first.reservation, [Account()], 8).decision
     assert isinstance(again, Granted)
     assert (again.balances, again.now_ms) == ((told,), 8)
 
@@ -311,10 +311,10 @@ def test_enlarging_uses_the_accounts_now_and_tells_what_only_watches() -> None:
     chain = (Hold("run", Limit(100)), Hold("run~observe", Limit(50), enforce=False))
     first = place(request(*chain), (Account(), Account()), 0)
     assert first.reservation is not None
-    grown = enlarge(first.reservation, chain, Demand(0, 20, 20, requests=0), first.accounts, 5_000)
+    grown = extend(first.reservation, chain, Demand(0, 20, 20, requests=0), first.accounts, 5_000)
     assert [account.used_ms for account in grown.accounts] == [5_000, 5_000]
     assert isinstance(grown.decision, Granted)
     assert (grown.decision.now_ms, grown.decision.breaches) == (5_000, ("run~observe",))
-    refused = enlarge(first.reservation, chain, Demand(0, 70, 70, requests=0), first.accounts, 6_000).decision
+    refused = extend(first.reservation, chain, Demand(0, 70, 70, requests=0), first.accounts, 6_000).decision
     assert isinstance(refused, Refused)
     assert (refused.reason, refused.now_ms) == (Refusal.TOO_LARGE, 6_000)

@@ -24,13 +24,13 @@ from policies.routing import (
     Needs,
     NoRoute,
     Route,
+    RouteRequest,
     Tier,
-    Wish,
     cheaper,
+    estimated_prompt_tokens,
     is_auto,
     needed_abilities,
-    one_up,
-    prompt_tokens_about,
+    next_tier_up,
     route,
     tier_for,
 )
@@ -55,7 +55,7 @@ BIG = Candidate("big", Tier.POWERFUL, ALL, frozenset(), 1_000_000, 64_000, price
 FLEET = (MINI, NANO, MID, MID_DEAR, BIG)
 
 
-def routed(wish: Wish, fleet: tuple[Candidate, ...] = FLEET, settings: Settings = ON) -> Route:
+def routed(wish: RouteRequest, fleet: tuple[Candidate, ...] = FLEET, settings: Settings = ON) -> Route:
     found = route(wish, fleet, settings)
     assert isinstance(found, Route), found
     return found
@@ -103,7 +103,7 @@ def test_thresholds_that_leave_a_gap_or_overlap(
     ],
 )
 def test_auto_is_routed_even_where_routing_is_off(model: str, score: float, expected: str, words: str) -> None:
-    found = routed(Wish(model, score), settings=OFF)
+    found = routed(RouteRequest(model, score), settings=OFF)
     assert found.model == expected
     assert found.is_changed
     assert words in found.reason
@@ -115,7 +115,7 @@ def test_names_that_leave_the_choice(name: str, auto: bool) -> None:
 
 
 def test_auto_of_a_tier_that_there_is_not() -> None:
-    found = route(Wish("auto:cheap", 1), FLEET, ON)
+    found = route(RouteRequest("auto:cheap", 1), FLEET, ON)
     assert isinstance(found, NoRoute)
     assert "auto:fast, auto:balanced, auto:powerful" in found.reason
 
@@ -131,26 +131,26 @@ def test_auto_of_a_tier_that_there_is_not() -> None:
 def test_a_named_model_is_replaced_only_where_that_is_allowed(
     may_reroute: bool, settings: Settings, model: str, words: str
 ) -> None:
-    found = routed(Wish("big", 1, may_reroute=may_reroute), settings=settings)
+    found = routed(RouteRequest("big", 1, may_reroute=may_reroute), settings=settings)
     assert (found.model, found.is_changed) == (model, model != "big")
     assert words in found.reason
 
 
 def test_a_named_model_of_no_tier_stays() -> None:
-    found = routed(Wish("unheard-of", 1, may_reroute=True))
+    found = routed(RouteRequest("unheard-of", 1, may_reroute=True))
     assert (found.model, found.tier, found.is_changed) == ("unheard-of", None, False)
 
 
 @pytest.mark.parametrize(("quality", "cost", "model"), [(0.6, 0.4, "mid"), (1.0, 0.0, "mid-dear"), (0.0, 1.0, "mid")])
 def test_the_weights_choose_within_a_tier(quality: float, cost: float, model: str) -> None:
     weighed = replace(ON, ais_quality_weight=quality, ais_cost_weight=cost)
-    assert routed(Wish("auto", 5), settings=weighed).model == model
+    assert routed(RouteRequest("auto", 5), settings=weighed).model == model
 
 
 def test_equals_are_decided_by_the_tiers_order_then_by_name() -> None:
     twins = tuple(Candidate(name, Tier.FAST, order=order) for name, order in (("b", 1), ("c", 0), ("a", 1)))
-    assert routed(Wish("auto", 1), twins).model == "c"
-    assert routed(Wish("auto", 1), (twins[0], twins[2])).model == "a"
+    assert routed(RouteRequest("auto", 1), twins).model == "c"
+    assert routed(RouteRequest("auto", 1), (twins[0], twins[2])).model == "a"
 
 
 @pytest.mark.parametrize(
@@ -165,13 +165,13 @@ def test_equals_are_decided_by_the_tiers_order_then_by_name() -> None:
     ],
 )
 def test_only_models_that_can_take_the_call(needs: Needs, model: str, words: str) -> None:
-    found = routed(Wish("auto", 1, needs))
+    found = routed(RouteRequest("auto", 1, needs))
     assert found.model == model
     assert words in found.reason
 
 
 def test_where_no_tier_above_can_take_it_one_below_does() -> None:
-    assert routed(Wish("auto:powerful", 9), (MINI, MID)).model == "mid"
+    assert routed(RouteRequest("auto:powerful", 9), (MINI, MID)).model == "mid"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_where_no_tier_above_can_take_it_one_below_does() -> None:
     ],
 )
 def test_no_model_can_take_it(fleet: tuple[Candidate, ...], needs: Needs, words: str) -> None:
-    found = route(Wish("auto", 1, needs), fleet, ON)
+    found = route(RouteRequest("auto", 1, needs), fleet, ON)
     assert isinstance(found, NoRoute)
     assert words in found.reason
 
@@ -192,38 +192,38 @@ def test_no_model_can_take_it(fleet: tuple[Candidate, ...], needs: Needs, words:
 def test_an_ability_of_which_nothing_is_said() -> None:
     silent, stated = Candidate("silent", Tier.FAST), Candidate("stated", Tier.FAST, ALL, order=1)
     needs = Needs(frozenset({TOOLS}))
-    assert routed(Wish("auto", 1, needs), (silent, stated)).model == "stated"
-    assert routed(Wish("auto", 1, needs), (silent,)).model == "silent"
-    stays = routed(Wish("named", 1, needs, may_reroute=True), (silent, Candidate("named", Tier.POWERFUL)))
+    assert routed(RouteRequest("auto", 1, needs), (silent, stated)).model == "stated"
+    assert routed(RouteRequest("auto", 1, needs), (silent,)).model == "silent"
+    stays = routed(RouteRequest("named", 1, needs, may_reroute=True), (silent, Candidate("named", Tier.POWERFUL)))
     assert (stays.model, stays.is_changed) == ("named", False)
 
 
 def test_where_money_is_limited_a_model_needs_a_price() -> None:
     unpriced = Candidate("local", Tier.FAST, ALL, quality=10)
-    assert routed(Wish("auto", 1), (unpriced, MINI)).model == "mini"
-    assert routed(Wish("auto", 1), (unpriced, MINI), replace(ON, ais_cost_weight=0.0)).model == "local"
-    assert routed(Wish("auto", 1, Needs(is_money_limited=True)), (unpriced, MINI)).model == "mini"
+    assert routed(RouteRequest("auto", 1), (unpriced, MINI)).model == "mini"
+    assert routed(RouteRequest("auto", 1), (unpriced, MINI), replace(ON, ais_cost_weight=0.0)).model == "local"
+    assert routed(RouteRequest("auto", 1, Needs(is_money_limited=True)), (unpriced, MINI)).model == "mini"
 
 
 def test_a_free_model_is_the_cheapest() -> None:
     free = Candidate("local", Tier.FAST, price=price(0))
-    assert routed(Wish("auto", 1), (MINI, free)).model == "local"
+    assert routed(RouteRequest("auto", 1), (MINI, free)).model == "local"
 
 
 @pytest.mark.parametrize(
     ("wish", "model"),
     [
-        (Wish("auto", 1, sticky_model="big"), "big"),
-        (Wish("auto", 9, sticky_model="mini"), "mini"),
-        (Wish("auto:fast", 1, sticky_model="big"), "nano"),
-        (Wish("auto", 1, Needs(frozenset({VISION})), sticky_model="mini"), "mid"),
-        (Wish("auto", 1, sticky_model="gone"), "nano"),
-        (Wish("mid", 1, sticky_model="big", may_reroute=True), "big"),
-        (Wish("mid", 1, sticky_model="big"), "mid"),
-        (Wish("auto", 1, sticky_model="mini", failed_attempts=1, failed_tier=Tier.FAST), "mid"),
+        (RouteRequest("auto", 1, sticky_model="big"), "big"),
+        (RouteRequest("auto", 9, sticky_model="mini"), "mini"),
+        (RouteRequest("auto:fast", 1, sticky_model="big"), "nano"),
+        (RouteRequest("auto", 1, Needs(frozenset({VISION})), sticky_model="mini"), "mid"),
+        (RouteRequest("auto", 1, sticky_model="gone"), "nano"),
+        (RouteRequest("mid", 1, sticky_model="big", may_reroute=True), "big"),
+        (RouteRequest("mid", 1, sticky_model="big"), "mid"),
+        (RouteRequest("auto", 1, sticky_model="mini", failed_attempts=1, failed_tier=Tier.FAST), "mid"),
     ],
 )
-def test_a_conversation_keeps_its_model_while_that_can_take_it(wish: Wish, model: str) -> None:
+def test_a_conversation_keeps_its_model_while_that_can_take_it(wish: RouteRequest, model: str) -> None:
     assert routed(wish).model == model
 
 
@@ -240,22 +240,22 @@ def test_a_conversation_keeps_its_model_while_that_can_take_it(wish: Wish, model
 def test_a_failed_answer_moves_the_next_attempt_one_tier_up(
     attempts: int, failed: Tier | None, model: str, words: str
 ) -> None:
-    found = routed(Wish("auto", 1, failed_attempts=attempts, failed_tier=failed))
+    found = routed(RouteRequest("auto", 1, failed_attempts=attempts, failed_tier=failed))
     assert found.model == model
     assert words in found.reason
 
 
 def test_the_retry_setting_can_forbid_moving_up() -> None:
     never = replace(ON, max_retry_attempts=0)
-    wish = Wish("auto", 1, failed_attempts=1, failed_tier=Tier.FAST)
+    wish = RouteRequest("auto", 1, failed_attempts=1, failed_tier=Tier.FAST)
     assert routed(wish, settings=never).tier is Tier.FAST
-    assert [one_up(tier) for tier in TIERS] == [Tier.BALANCED, Tier.POWERFUL, Tier.POWERFUL]
+    assert [next_tier_up(tier) for tier in TIERS] == [Tier.BALANCED, Tier.POWERFUL, Tier.POWERFUL]
 
 
 def test_a_handler_can_ask_for_a_tier_at_least() -> None:
-    found = routed(Wish("auto", 1, tier_floor=Tier.BALANCED))
+    found = routed(RouteRequest("auto", 1, tier_floor=Tier.BALANCED))
     assert (found.tier, "takes balanced at least" in found.reason) == (Tier.BALANCED, True)
-    assert routed(Wish("auto", 9, tier_floor=Tier.BALANCED)).tier is Tier.POWERFUL
+    assert routed(RouteRequest("auto", 9, tier_floor=Tier.BALANCED)).tier is Tier.POWERFUL
 
 
 def test_cheaper_models_from_the_nearest_tier_down() -> None:
@@ -325,7 +325,7 @@ LONG = "word " * 600
     ],
 )
 def test_a_prompt_is_as_long_as_all_that_is_read_of_it(body: Mapping[str, Any]) -> None:
-    assert 1000 <= prompt_tokens_about(body) <= 1010
+    assert 1000 <= estimated_prompt_tokens(body) <= 1010
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_a_prompt_is_as_long_as_all_that_is_read_of_it(body: Mapping[str, Any]) 
     ],
 )
 def test_what_is_no_text_makes_a_prompt_no_longer(part: Mapping[str, Any]) -> None:
-    assert prompt_tokens_about({"messages": [{"role": "user", "content": [part]}]}) < 10
+    assert estimated_prompt_tokens({"messages": [{"role": "user", "content": [part]}]}) < 10
 
 
 abilities = st.frozensets(st.sampled_from(sorted(ALL)))
@@ -357,7 +357,7 @@ fleets = st.lists(
     unique_by=lambda candidate: candidate.name,
 )
 wishes = st.builds(
-    Wish,
+    RouteRequest,
     st.sampled_from(["auto", "auto:fast", "auto:powerful", "a", "b"]),
     st.floats(0, 10),
     st.builds(Needs, abilities, st.integers(0, 10_000), is_money_limited=st.booleans()),
@@ -370,7 +370,7 @@ wishes = st.builds(
 
 @hypothesis_settings(deadline=None)  # the machine may be busy
 @given(wishes, fleets)
-def test_whatever_is_chosen_can_take_the_call_and_says_why(wish: Wish, fleet: list[Candidate]) -> None:
+def test_whatever_is_chosen_can_take_the_call_and_says_why(wish: RouteRequest, fleet: list[Candidate]) -> None:
     found = route(wish, fleet, ON)
     assert found.reason.endswith(".")
     assert found == route(wish, fleet[::-1], ON)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from policies.intents import Intent
-from policies.settings import SETTINGS, SettingError, Settings, Value, conflicts, defaults, validated
+from policies.settings import SETTINGS, SettingError, Settings, SettingValue, conflicts, defaults, validated
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -54,7 +54,7 @@ def test_there_are_40_in_six_categories() -> None:
         ("orchestration_max_retry_attempts", 2),
     ],
 )
-def test_defaults(key: str, default: Value) -> None:
+def test_defaults(key: str, default: SettingValue) -> None:
     assert SETTINGS[key].default == default
     assert type(SETTINGS[key].default) is type(default)
 
@@ -89,7 +89,7 @@ def test_every_default_is_allowed_and_has_a_range_and_a_sentence() -> None:
         ("budget_allocation_strategy", " Priority ", "priority"),
     ],
 )
-def test_values_as_json_files_and_command_lines_write_them(key: str, given: object, expected: Value) -> None:
+def test_values_as_json_files_and_command_lines_write_them(key: str, given: object, expected: SettingValue) -> None:
     parsed = validated("orchestration_" + key, given)
     assert parsed == expected
     assert type(parsed) is type(expected)
@@ -139,7 +139,7 @@ def test_a_refusal_names_the_key_the_range_and_what_was_given(key: str, given: o
         ({"ais_quality_weight": 0.0, "ais_cost_weight": 0.0}, 1),
     ],
 )
-def test_contradictions_between_settings(values: dict[str, Value], count: int) -> None:
+def test_contradictions_between_settings(values: dict[str, SettingValue], count: int) -> None:
     found = conflicts({"orchestration_" + key: value for key, value in values.items()})
     assert len(found) == count
     assert all(sentence.endswith(".") for sentence in found)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from policies.shares import divided
+from policies.shares import proportional_shares
 
 Parts = list[tuple[int, int]]
 PARTS = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), min_size=1, max_size=12)
@@ -14,7 +14,7 @@ TOTAL = st.integers(0, 60_000)
 
 
 def shares_of(total: int, parts: Parts) -> list[int]:
-    return divided(total, [weight for weight, _ in parts], [cap for _, cap in parts])
+    return proportional_shares(total, [weight for weight, _ in parts], [cap for _, cap in parts])
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def shares_of(total: int, parts: Parts) -> list[int]:
     ],
 )
 def test_shares(total: int, weights: list[int], caps: list[int], shares: list[int]) -> None:
-    assert divided(total, weights, caps) == shares
+    assert proportional_shares(total, weights, caps) == shares
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_shares(total: int, weights: list[int], caps: list[int], shares: list[in
 )
 def test_nonsense_is_refused(total: int, weights: list[int], caps: list[int]) -> None:
     with pytest.raises(ValueError, match="negative"):
-        divided(total, weights, caps)
+        proportional_shares(total, weights, caps)
 
 
 @given(TOTAL, PARTS)

@@ -14,7 +14,7 @@ from gateway.endpoints.api import settings
 from gateway.endpoints.api.schema import ListQuery
 from gateway.endpoints.api.settings import SettingView, ValuesBody
 from policies.intents import Intent
-from policies.settings import PREFIX, SETTINGS, SettingError, Value, conflicts, validated
+from policies.settings import PREFIX, SETTINGS, SettingError, SettingValue, conflicts, validated
 
 _BUDGET: Final = PREFIX + "token_budget_"
 _COMPRESSION: Final = PREFIX + "compression_strategy_"
@@ -46,9 +46,9 @@ class Field:
 @dataclass(frozen=True, slots=True)
 class Difference:
     key: str
-    old: Value
-    new: Value
-    default: Value
+    old: SettingValue
+    new: SettingValue
+    default: SettingValue
 
 
 async def show_settings(visit: Visit) -> Response:

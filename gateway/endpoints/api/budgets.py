@@ -16,7 +16,7 @@ from gateway.run_view import usd
 from gateway.store import budgets as budgets_store
 from gateway.store.budgets import StoredBudget
 from policies.budgets import Budget
-from policies.pressure import written
+from policies.pressure import ladder_items
 
 _OF_FILE = "file:"
 
@@ -133,7 +133,7 @@ def _audited(budget: Budget) -> dict[str, Any]:
         "requests": budget.limit.requests,
         "window": budget.window.value,
         "mode": budget.mode.value,
-        "on_pressure": written(budget.on_pressure),
+        "on_pressure": ladder_items(budget.on_pressure),
         "hold": budget.hold.value,
         "on_outage": budget.on_outage.value,
         "timezone": budget.timezone,
@@ -164,7 +164,7 @@ def _view(origin: Literal["file", "store"], stored: StoredBudget, accounts: tupl
         usd=None if limit.nano_usd is None else usd(limit.nano_usd),
         requests=limit.requests,
         window=budget.window.value,
-        on_pressure=tuple(written(budget.on_pressure)),
+        on_pressure=tuple(ladder_items(budget.on_pressure)),
         hold=budget.hold.value,
         on_outage=budget.on_outage.value,
         mode=budget.mode.value,

@@ -21,7 +21,7 @@ from gateway.wire.protocols import PROTOCOLS
 from policies.amounts import Unit
 from policies.budgets import Link
 from policies.intents import Intent
-from policies.pressure import written
+from policies.pressure import ladder_items
 from policies.reservation import Balance
 
 _BY_NAME: Final = {protocol.name: protocol for protocol in PROTOCOLS.values()}
@@ -220,7 +220,7 @@ def _view(found: Explained, protocol: str) -> Explanation:
         prompt_tokens_reserved=call.count.reserve_tokens if call and call.count else None,
         saved_tokens=call.saved.tokens if call else 0,
         budgets=tuple(_budget(link, balance) for link, balance in found.standing),
-        on_pressure=tuple(written(call.chain.ladder)) if call and call.chain.links else (),
+        on_pressure=tuple(ladder_items(call.chain.ladder)) if call and call.chain.links else (),
         decisions=tuple(call.decisions) if call else (),
         hold=_hold(call),
         output_cap=call.output_cap if call else None,

@@ -14,7 +14,7 @@ from gateway.errors import BadRequest
 from gateway.moments import iso
 from gateway.store import settings as settings_store
 from gateway.store.settings import SettingChange
-from policies.settings import SETTINGS, Value
+from policies.settings import SETTINGS, SettingValue
 
 # Any JSON value is accepted here: the setting itself checks it, and its error says what the setting takes.
 _TYPES = ("boolean", "integer", "number", "string")
@@ -26,12 +26,12 @@ class SettingView:
     """`origin` is where the value comes from: the default, the configuration file, or the store, where somebody set it."""
 
     key: str
-    value: Value
+    value: SettingValue
     type: Literal["boolean", "integer", "number", "string"]
     range: str
     category: str
     description: str
-    default: Value
+    default: SettingValue
     minimum: float | None
     maximum: float | None
     choices: tuple[str, ...]
@@ -49,8 +49,8 @@ class SettingList:
 class ChangeView:
     id: int
     key: str
-    old: Value
-    new: Value
+    old: SettingValue
+    new: SettingValue
     changed_at: str | None
     changed_by: str
 

@@ -30,7 +30,7 @@ from gateway.errors import BadRequest
 from gateway.moments import iso
 from gateway.store import workflows as workflows_store
 from gateway.store.workflows import Workflow
-from policies.pressure import written
+from policies.pressure import ladder_items
 
 
 class WorkflowBody(Strict):
@@ -125,7 +125,7 @@ def _declaration(body: WorkflowBody) -> dict[str, Any]:
         declaration |= budget_fields(body.budget)
     declaration |= budget_fields(LimitBody(tokens=body.budget_tokens), body.budget_usd)
     if body.on_pressure is not None:
-        declaration["on_pressure"] = written(body.on_pressure)
+        declaration["on_pressure"] = ladder_items(body.on_pressure)
     return declaration | {"steps": list(declared_steps(body.steps))}
 
 
