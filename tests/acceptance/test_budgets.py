@@ -69,7 +69,7 @@ def refusal(reply: Reply, status: int, code: str) -> dict[str, Any]:
 # ── what fits ──
 
 
-def test_without_a_cap_of_its_own_the_output_is_clamped_to_what_fits(served: Served) -> None:
+def test_call_without_max_tokens_is_clamped_to_what_fits(served: Served) -> None:
     served.provider.script(tokens=5000)
     reply = served.chat(tagged("tokens", "r-clamp"))
     assert reply.status == 200
@@ -80,7 +80,7 @@ def test_without_a_cap_of_its_own_the_output_is_clamped_to_what_fits(served: Ser
     assert reply.headers["x-budget-run-remaining"] == str(1000 - used)
 
 
-def test_a_cap_that_fits_is_left_alone(served: Served) -> None:
+def test_max_tokens_that_fits_is_unchanged(served: Served) -> None:
     served.provider.script(tokens=7)
     reply = served.chat(tagged("tokens", "r-fits"), max_tokens=100)
     assert served.last.body["max_tokens"] == 100
@@ -89,7 +89,7 @@ def test_a_cap_that_fits_is_left_alone(served: Served) -> None:
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
-def test_a_cap_that_does_not_fit_is_lowered_in_the_field_that_named_it(served: Served, field: str) -> None:
+def test_cap_that_does_not_fit_is_lowered_in_the_field_that_set_it(served: Served, field: str) -> None:
     capped: dict[str, Any] = {field: 3000}
     served.chat(tagged("tokens", f"r-{field}"), **capped)
     assert served.last.body[field] == 1000 - RESERVED_TOKENS
@@ -97,7 +97,7 @@ def test_a_cap_that_does_not_fit_is_lowered_in_the_field_that_named_it(served: S
     assert not others & set(served.last.body)
 
 
-def test_of_two_caps_the_smaller_one_is_reserved_and_both_are_kept_below_it(served: Served) -> None:
+def test_smaller_of_two_output_caps_is_forwarded(served: Served) -> None:
     reply = served.chat(tagged("tokens", "r-both"), max_tokens=40, max_completion_tokens=3000)
     if reply.status == 200:
         caps = [served.last.body.get(name) for name in ("max_tokens", "max_completion_tokens")]
@@ -106,7 +106,7 @@ def test_of_two_caps_the_smaller_one_is_reserved_and_both_are_kept_below_it(serv
         assert reply.status == 400
 
 
-def test_every_one_of_n_choices_is_paid_for(served: Served) -> None:
+def test_clamp_divides_the_remaining_tokens_among_n_choices(served: Served) -> None:
     served.provider.script(tokens=5000)
     reply = served.chat(tagged("tokens", "r-n"), n=3)
     share = (1000 - RESERVED_TOKENS) // 3
@@ -114,7 +114,7 @@ def test_every_one_of_n_choices_is_paid_for(served: Served) -> None:
     assert reply.json()["usage"]["total_tokens"] == PROMPT_TOKENS + 3 * share <= 1000
 
 
-def test_less_than_the_least_useful_output_is_refused_rather_than_clamped(served: Served) -> None:
+def test_call_that_would_be_clamped_below_16_tokens_is_refused(served: Served) -> None:
     first = 1000 - PROMPT_TOKENS - RESERVED_TOKENS - 16  # leaves room for a prompt and 16 tokens
     for run, spent, status in (("r-floor", first, 200), ("r-floor-1", first + 1, 402)):
         headers = tagged("tokens", run)
@@ -129,7 +129,7 @@ def test_less_than_the_least_useful_output_is_refused_rather_than_clamped(served
             assert (facts["remaining"], facts["needed"]) == (RESERVED_TOKENS + 15, RESERVED_TOKENS + 16)
 
 
-def test_a_client_that_asks_for_less_than_the_floor_gets_it(served: Served) -> None:
+def test_call_that_asks_for_fewer_than_16_output_tokens_is_granted(served: Served) -> None:
     headers = {**tagged("wf", "r-small"), "x-workflow-budget-tokens": str(RESERVED_TOKENS + 2)}
     assert served.chat(headers, max_tokens=2).status == 200
     assert served.last.body["max_tokens"] == 2
@@ -138,7 +138,7 @@ def test_a_client_that_asks_for_less_than_the_floor_gets_it(served: Served) -> N
 # ── what is refused, and how ──
 
 
-def test_an_exhausted_run_is_a_402_that_nobody_retries(served: Served) -> None:
+def test_exhausted_run_is_refused_with_402_and_x_should_retry_false(served: Served) -> None:
     headers = tagged("tokens", "r-spent")
     served.provider.script(tokens=5000)
     assert served.chat(headers).status == 200
@@ -169,7 +169,7 @@ def test_an_exhausted_run_is_a_402_that_nobody_retries(served: Served) -> None:
     assert served.seen() == 1
 
 
-def test_a_steps_budget_refuses_before_its_runs(served: Served) -> None:
+def test_exhausted_step_budget_refuses_while_the_run_has_tokens_left(served: Served) -> None:
     headers = tagged("stepped", "r-step", "draft")
     served.provider.script(tokens=80)
     assert served.chat(headers, max_tokens=80).status == 200
@@ -182,7 +182,7 @@ def test_a_steps_budget_refuses_before_its_runs(served: Served) -> None:
     assert served.chat(tagged("stepped", "r-step-2", "draft"), max_tokens=30).status == 200, "steps are of one run"
 
 
-def test_a_prompt_above_the_whole_budget_says_so(served: Served) -> None:
+def test_prompt_above_the_whole_budget_is_request_exceeds_budget(served: Served) -> None:
     reply = served.chat(tagged("tokens", "r-huge"), words(2000))
     facts = refusal(reply, 402, "request_exceeds_budget")
     assert reply.headers["x-should-retry"] == "false"
@@ -192,7 +192,9 @@ def test_a_prompt_above_the_whole_budget_says_so(served: Served) -> None:
 @pytest.mark.parametrize(
     ("workflow", "options"), [("tokens", "no-clamp"), ("tokens", "no-compress, no-clamp"), ("rigid", "no-route")]
 )
-def test_without_clamping_the_worst_case_has_to_fit(served: Served, workflow: str, options: str) -> None:
+def test_call_that_may_not_be_clamped_is_refused_if_its_worst_case_does_not_fit(
+    served: Served, workflow: str, options: str
+) -> None:
     headers = {**tagged(workflow, f"r-{options[:6]}"), "x-workflow-options": options}
     facts = refusal(served.chat(headers, max_tokens=2000), 402, "request_exceeds_budget")
     assert facts["needed"] == RESERVED_TOKENS + 2000
@@ -204,7 +206,7 @@ def test_without_clamping_the_worst_case_has_to_fit(served: Served, workflow: st
 # ── money, requests, headers ──
 
 
-def test_money_clamps_the_output_and_is_shown(served: Served) -> None:
+def test_usd_budget_clamps_the_output_and_reports_the_remaining_usd(served: Served) -> None:
     served.provider.script(tokens=5000)
     reply = served.chat(tagged("money", "r-usd"))
     cap = (100_000 - 100 * RESERVED_TOKENS) // 400  # nano-USD left after the prompt, by the output's price
@@ -216,7 +218,7 @@ def test_money_clamps_the_output_and_is_shown(served: Served) -> None:
     assert (facts["unit"], facts["limit"], facts["settled"]) == ("usd", 0.0001, spent / 1e9)
 
 
-def test_a_model_without_a_price_is_refused_where_money_is_limited(served: Served) -> None:
+def test_unpriced_model_is_refused_under_a_usd_budget_only(served: Served) -> None:
     reply = served.chat(tagged("money", "r-free"), model="free")
     assert (reply.status, reply.json()["error"]["code"]) == (400, "unpriced_model")
     by_header = {**tagged("wf", "r-free-2"), "x-workflow-budget-usd": "1"}
@@ -225,14 +227,14 @@ def test_a_model_without_a_price_is_refused_where_money_is_limited(served: Serve
     assert served.chat(tagged("tokens", "r-free"), model="free", max_tokens=16).status == 200
 
 
-def test_requests_are_a_budget_too(served: Served) -> None:
+def test_requests_budget_of_3_refuses_the_fourth_call(served: Served) -> None:
     headers = tagged("counted", "r-req")
     assert [served.chat(headers, max_tokens=16).status for _ in range(4)] == [200, 200, 200, 402]
     facts = refusal(served.chat(headers, max_tokens=16), 402, "run_budget_exceeded")
     assert (facts["unit"], facts["limit"], facts["settled"]) == ("requests", 3, 3)
 
 
-def test_a_header_tightens_a_run_and_never_loosens_it(served: Served) -> None:
+def test_budget_header_tightens_a_run_and_never_loosens_it(served: Served) -> None:
     headers = tagged("tokens", "r-tight")
     assert served.chat({**headers, "x-workflow-budget-tokens": "300"}).headers["x-budget-run-limit"] == "300"
     assert served.last.body["max_tokens"] == 300 - RESERVED_TOKENS
@@ -245,7 +247,7 @@ def test_a_header_tightens_a_run_and_never_loosens_it(served: Served) -> None:
 
 
 @pytest.mark.parametrize("workflow", ["tokens", "nobody-limits"])
-def test_a_header_tightens_a_run_also_when_its_first_call_is_refused(served: Served, workflow: str) -> None:
+def test_budget_header_of_a_refused_first_call_still_limits_the_run(served: Served, workflow: str) -> None:
     headers = tagged(workflow, f"r-refused-first-{workflow}")
     tight = {**headers, "x-workflow-budget-tokens": "30", "x-workflow-options": "no-clamp"}
     assert refusal(served.chat(tight, max_tokens=100), 402, "request_exceeds_budget")["limit"] == 30
@@ -255,7 +257,7 @@ def test_a_header_tightens_a_run_also_when_its_first_call_is_refused(served: Ser
     assert facts["limit"] == 30
 
 
-def test_a_header_tightens_a_run_also_when_the_last_share_of_it_is_kept_back(served: Served) -> None:
+def test_budget_header_of_a_call_refused_by_an_early_refuse_rung_limits_the_run(served: Served) -> None:
     headers = tagged("keeps-back", "r-kept-back")
     served.provider.script(tokens=80)
     assert served.chat(headers, max_tokens=80).status == 200
@@ -270,7 +272,7 @@ def test_a_header_tightens_a_run_also_when_the_last_share_of_it_is_kept_back(ser
     assert (run["tokens"]["limit"], run["tokens"]["reserved"], run["requests"]["reserved"]) == (100, 0, 0)
 
 
-def test_a_header_budget_holds_without_any_configured_one_and_without_being_repeated(served: Served) -> None:
+def test_budget_header_limits_later_calls_of_a_run_without_a_configured_budget(served: Served) -> None:
     headers = tagged("nobody-limits", "r-header")
     served.provider.script(tokens=5000, times=2)
     assert served.chat({**headers, "x-workflow-budget-tokens": "100"}).status == 200
@@ -278,13 +280,13 @@ def test_a_header_budget_holds_without_any_configured_one_and_without_being_repe
     assert (facts["limit"], facts["settled"]) == (100, 100 - RESERVED_TOKENS + PROMPT_TOKENS)
 
 
-def test_usd_in_a_header(served: Served) -> None:
+def test_usd_budget_header_clamps_the_output(served: Served) -> None:
     headers = {**tagged("nobody-limits", "r-header-usd"), "x-workflow-budget-usd": "0.00005"}
     assert served.chat(headers).status == 200
     assert served.last.body["max_tokens"] == (50_000 - 100 * RESERVED_TOKENS) // 400
 
 
-def test_a_child_run_spends_from_its_parent(served: Served) -> None:
+def test_child_run_spends_from_its_parents_budget(served: Served) -> None:
     parent = tagged("parent", "r-parent")
     served.provider.script(tokens=50)
     assert served.chat(parent, max_tokens=50).status == 200
@@ -299,7 +301,7 @@ def test_a_child_run_spends_from_its_parent(served: Served) -> None:
 # ── windows ──
 
 
-def test_a_windowed_budget_is_a_429_that_says_when(served: Served) -> None:
+def test_exhausted_minute_window_is_refused_with_429_and_retry_after(served: Served) -> None:
     if time.time() % 60 > 50:
         time.sleep(61 - time.time() % 60)  # the minute must not turn between the calls
     headers = tagged("by-minute", "r-min")
@@ -312,7 +314,7 @@ def test_a_windowed_budget_is_a_429_that_says_when(served: Served) -> None:
     assert 0 < datetime.fromisoformat(facts["reset_at"]).timestamp() - time.time() <= 60.5
 
 
-def test_a_wait_of_weeks_is_not_worth_a_retry(served: Served) -> None:
+def test_retry_after_above_60_s_comes_with_x_should_retry_false(served: Served) -> None:
     headers = tagged("by-month", "r-month")
     served.provider.script(tokens=5000)
     assert served.chat(headers).status == 200
@@ -322,7 +324,7 @@ def test_a_wait_of_weeks_is_not_worth_a_retry(served: Served) -> None:
         assert reply.headers["x-should-retry"] == "false"
 
 
-def test_a_total_budget_spans_runs_and_does_not_come_back(served: Served) -> None:
+def test_total_budget_spans_runs_and_is_refused_with_402(served: Served) -> None:
     served.provider.script(tokens=5000)
     assert served.chat(tagged("in-total", "r-1")).status == 200
     reply = served.chat(tagged("in-total", "r-2"))
@@ -337,7 +339,7 @@ def test_a_total_budget_spans_runs_and_does_not_come_back(served: Served) -> Non
 # ── crowds ──
 
 
-def test_siblings_that_hold_everything_are_a_429_that_passes(served: Served) -> None:
+def test_call_blocked_by_a_sibling_hold_is_refused_with_429_and_fits_afterwards(served: Served) -> None:
     headers = tagged("tokens", "r-busy")
     served.provider.script(tokens=10, delay_ms=1500)
     with ThreadPoolExecutor(1) as pool:
@@ -354,7 +356,7 @@ def test_siblings_that_hold_everything_are_a_429_that_passes(served: Served) -> 
     assert served.chat(headers, max_tokens=100).status == 200, "what was held and not used is free at once"
 
 
-def test_waiting_for_siblings_where_the_budget_says_so(served: Served) -> None:
+def test_wait_rung_waits_until_a_sibling_settles(served: Served) -> None:
     headers = tagged("patient", "r-patient")
     served.provider.script(tokens=10, delay_ms=700)
     with ThreadPoolExecutor(1) as pool:
@@ -368,7 +370,7 @@ def test_waiting_for_siblings_where_the_budget_says_so(served: Served) -> None:
         assert holder.result().status == 200
 
 
-def test_fifty_of_fifty_at_once_stay_below_ten_cents(served: Served) -> None:
+def test_100_calls_25_at_a_time_stay_within_a_run_budget_of_10_cents(served: Served) -> None:
     """Each call's worst case is 0.4 cents and its actual cost 0.2: at most 25 fit at once by their worst case."""
     headers = tagged("crowd", "r-crowd")
     served.provider.script(tokens=5000, times=None, delay_ms=100)
@@ -392,7 +394,7 @@ def test_fifty_of_fifty_at_once_stay_below_ten_cents(served: Served) -> None:
     assert facts["reserved"] == 0
 
 
-def test_fifty_parallel_calls_of_a_small_run_never_pass_its_tokens(served: Served) -> None:
+def test_50_concurrent_calls_stay_within_a_run_budget_of_1000_tokens(served: Served) -> None:
     headers = tagged("tokens", "r-parallel")
     served.provider.script(tokens=5000, times=None, delay_ms=20)
     with ThreadPoolExecutor(50) as pool:
@@ -406,7 +408,7 @@ def test_fifty_parallel_calls_of_a_small_run_never_pass_its_tokens(served: Serve
 # ── observe ──
 
 
-def test_observe_decides_records_and_never_refuses(served: Served) -> None:
+def test_observed_budget_reports_would_refuse_and_neither_clamps_nor_refuses(served: Served) -> None:
     headers = tagged("watched", "r-watched")
     for _ in range(3):
         reply = served.chat(headers, max_tokens=60)
@@ -418,7 +420,7 @@ def test_observe_decides_records_and_never_refuses(served: Served) -> None:
 # ── what refusals and failures tell ──
 
 
-def test_a_refusal_tells_limit_and_remaining_as_they_are(served: Served) -> None:
+def test_refusal_carries_limit_and_remaining_headers(served: Served) -> None:
     served.chat(tagged("rigid", "r-told"), max_tokens=100)
     reply = served.chat(tagged("rigid", "r-told"), max_tokens=990)
     assert reply.status == 402
@@ -429,7 +431,9 @@ def test_a_refusal_tells_limit_and_remaining_as_they_are(served: Served) -> None
 
 
 @pytest.mark.parametrize("fault", [{"reset": "before_headers"}, {"redirect": "http://127.0.0.1:9/elsewhere"}])
-def test_a_call_that_failed_tells_what_is_left_after_it(served: Served, fault: dict[str, Any]) -> None:
+def test_failed_call_reports_the_remaining_tokens_after_its_hold_is_voided(
+    served: Served, fault: dict[str, Any]
+) -> None:
     run = "r-" + next(iter(fault)).replace("_", "-")
     served.provider.script(**fault)
     reply = served.chat(tagged("tokens", run))
@@ -437,7 +441,7 @@ def test_a_call_that_failed_tells_what_is_left_after_it(served: Served, fault: d
     assert reply.headers["x-budget-run-remaining"] == "1000"
 
 
-def test_a_run_whose_latest_call_found_too_little_is_exhausted_until_it_gets_more(served: Served) -> None:
+def test_run_is_exhausted_after_a_refusal_and_active_after_its_budget_is_raised(served: Served) -> None:
     served.chat(tagged("rigid", "r-used"), max_tokens=100)
     assert served.chat(tagged("rigid", "r-used"), max_tokens=980).status == 402
     until(lambda: served.gateway.get("/api/runs/r-used").json()["state"] == "exhausted")
@@ -449,7 +453,7 @@ def test_a_run_whose_latest_call_found_too_little_is_exhausted_until_it_gets_mor
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_call_that_goes_on_from_a_stored_answer_is_held_with_its_history(served: Served, streamed: bool) -> None:
+def test_previous_response_id_reserves_the_tokens_of_the_stored_history(served: Served, streamed: bool) -> None:
     """Only the provider has the text, but its last answer reported its length."""
 
     def respond(headers: dict[str, str], **fields: Any) -> Reply:

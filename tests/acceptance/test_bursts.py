@@ -48,7 +48,7 @@ async def burst(gateway: FareboxProcess, run: str) -> Counter[str]:
         return Counter(await asyncio.gather(*(call() for _ in range(CALLS))))
 
 
-def test_six_hundred_calls_at_once_hear_of_their_budget_and_of_nothing_else(
+def test_600_concurrent_calls_are_granted_or_refused_by_their_budget_and_never_fail(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     config = settings_for(redis_server.url, f"sqlite:///{tmp_path}/store.db", budgets=BUDGETS)

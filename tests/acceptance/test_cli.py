@@ -91,7 +91,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Cli, FareboxProcess]]:
     gateway.stop()
 
 
-def test_keys_are_made_whether_the_gateway_runs_or_not(served: tuple[Cli, FareboxProcess]) -> None:
+def test_keys_commands_work_with_and_without_a_running_gateway(served: tuple[Cli, FareboxProcess]) -> None:
     cli, gateway = served
     app = cli("keys", "create", "app")
     assert app.code == 0
@@ -133,7 +133,7 @@ def test_keys_are_made_whether_the_gateway_runs_or_not(served: tuple[Cli, Farebo
 
 
 @pytest.mark.parametrize("run", ["2026/11/28", "/home/me/project", "a//b"])
-def test_runs_whose_ids_hold_slashes_are_found(served: tuple[Cli, FareboxProcess], run: str) -> None:
+def test_run_ids_with_slashes_are_found(served: tuple[Cli, FareboxProcess], run: str) -> None:
     cli, gateway = served
     tags = {"x-workflow-id": "nightly", "x-workflow-run-id": run, "x-workflow-step": "draft"}
     assert gateway.chat("hi", tags).status == 200
@@ -141,7 +141,7 @@ def test_runs_whose_ids_hold_slashes_are_found(served: tuple[Cli, FareboxProcess
     assert gateway.get(f"/api/runs/{quote(run, safe='')}").json()["run"] == run
 
 
-def test_runs_are_steered_and_summed_up(served: tuple[Cli, FareboxProcess]) -> None:
+def test_runs_usage_top_and_audit_commands(served: tuple[Cli, FareboxProcess]) -> None:
     cli, gateway = served
     tags = {"x-workflow-id": "nightly", "x-workflow-run-id": "r1", "x-workflow-step": "draft"}
     assert gateway.chat("hi", tags).status == 200
@@ -171,7 +171,7 @@ def test_runs_are_steered_and_summed_up(served: tuple[Cli, FareboxProcess]) -> N
     ] == ["run.completed", "run.reset"]
 
 
-def test_settings_without_a_gateway(cli: Cli) -> None:
+def test_settings_commands_without_a_gateway(cli: Cli) -> None:
     assert cli("settings", "set", "max_retry_attempts", "5").code == 0
     assert cli("settings", "get", "orchestration_max_retry_attempts").out.strip() == "5"
     refused = cli("settings", "set", "max_retry_attempts", "50")
@@ -184,7 +184,7 @@ def test_settings_without_a_gateway(cli: Cli) -> None:
     assert cli("settings", "list", "--changed", "--json").json()["settings"] == []
 
 
-def test_workflows_budgets_and_suggestions_without_a_gateway(cli: Cli) -> None:
+def test_workflows_budgets_and_suggest_commands_without_a_gateway(cli: Cli) -> None:
     declaration = "mode: enforce\nsteps:\n  - {id: read, intent: extract}\n  - {id: tell, prompt: Summarize it.}\n"
     assert cli("workflows", "put", "nightly", "-", stdin=declaration).code == 0
     shown = cli("workflows", "show", "nightly").out
@@ -207,7 +207,7 @@ def test_workflows_budgets_and_suggestions_without_a_gateway(cli: Cli) -> None:
     assert "steps.0.id" in bad.err
 
 
-def test_classifying_a_text(cli: Cli) -> None:
+def test_classify_reads_an_argument_or_stdin(cli: Cli) -> None:
     found = cli(
         "classify", "Summarize the following thread in three sentences.", "--step", "summarize", "--json"
     ).json()
@@ -227,7 +227,7 @@ server:
 """
 
 
-def test_check_names_each_fault_by_its_place(cli: Cli) -> None:
+def test_check_reports_file_line_and_column_of_each_fault(cli: Cli) -> None:
     fine = cli("check")
     assert (fine.code, fine.out.splitlines()[-1]) == (0, "The configuration is fine.")
     (cli.folder / "faulty.yaml").write_text(FAULTY)
@@ -246,7 +246,7 @@ def test_check_names_each_fault_by_its_place(cli: Cli) -> None:
     )
 
 
-def test_init_writes_what_check_finds_fine(cli: Cli) -> None:
+def test_init_writes_a_configuration_that_check_accepts(cli: Cli) -> None:
     assert cli("init", "new.yaml").code == 0
     assert cli("check", config="new.yaml").code == 0
     assert cli("init", "new.yaml").code == 1
@@ -257,7 +257,7 @@ def test_init_writes_what_check_finds_fine(cli: Cli) -> None:
     assert (nowhere.code, nowhere.err) == (1, "farebox: new.yaml cannot be written: File exists.\n")
 
 
-def test_check_and_doctor_say_what_a_redis_is_not_fit_for(cli: Cli) -> None:
+def test_check_and_doctor_report_unsafe_redis_settings(cli: Cli) -> None:
     try:
         server = hurried(RedisServer("--maxmemory-policy", "allkeys-lru", "--appendonly", "no"))
     except FileNotFoundError as lacking:
@@ -285,7 +285,7 @@ def test_check_and_doctor_say_what_a_redis_is_not_fit_for(cli: Cli) -> None:
     assert (away.code, "cannot be reached" in away.err) == (0, True)
 
 
-def test_migrate_and_doctor_without_a_gateway(cli: Cli) -> None:
+def test_migrate_and_doctor_commands_without_a_gateway(cli: Cli) -> None:
     assert cli("migrate", "--check").code == 1
     assert cli("migrate").code == 0
     assert cli("migrate", "--check", "--json").json()["is_current"] is True
@@ -302,7 +302,7 @@ def test_migrate_and_doctor_without_a_gateway(cli: Cli) -> None:
     assert "farebox explain gateway, or docs/errors.md" in cli("doctor").out
 
 
-def test_a_code_an_event_and_a_check_are_explained(cli: Cli) -> None:
+def test_explain_describes_error_codes_log_events_and_doctor_checks(cli: Cli) -> None:
     assert "402; control API 409" in cli("explain", "run_paused").out
     assert "Check Redis" in cli("explain", "ledger_out_of_reach").out
     assert cli("explain", "ledger clock", "--json").json()["do"] == "Synchronise both machines' clocks with NTP."
@@ -311,13 +311,13 @@ def test_a_code_an_event_and_a_check_are_explained(cli: Cli) -> None:
     assert "did you mean 'run_paused'?" in unknown.err
 
 
-def test_doctor_and_migrate_beside_a_gateway(served: tuple[Cli, FareboxProcess]) -> None:
+def test_doctor_and_migrate_check_succeed_while_a_gateway_runs(served: tuple[Cli, FareboxProcess]) -> None:
     cli, _ = served
     assert cli("doctor").code == 0
     assert cli("migrate", "--check").code == 0
 
 
-def test_a_gateway_on_another_port_is_found_by_its_store(cli: Cli, tmp_path: Path) -> None:
+def test_commands_find_a_gateway_on_another_port_by_its_store(cli: Cli, tmp_path: Path) -> None:
     """The configuration names one port and `--port` another; something else may listen on the first."""
     gateway = FareboxProcess(tmp_path, json.loads((tmp_path / "config.yaml").read_text()))
     gateway.start()
@@ -341,7 +341,7 @@ def test_a_gateway_on_another_port_is_found_by_its_store(cli: Cli, tmp_path: Pat
     assert [one["name"] for one in cli("keys", "list", "--json").json()["keys"]] == ["app"]
 
 
-def test_no_other_gateway_is_asked_and_no_traceback_shown(served: tuple[Cli, FareboxProcess], tmp_path: Path) -> None:
+def test_commands_do_not_use_another_configurations_gateway(served: tuple[Cli, FareboxProcess], tmp_path: Path) -> None:
     _, gateway = served
     (tmp_path / "other").mkdir()
     port = int(gateway.url.rpartition(":")[2])
@@ -368,7 +368,7 @@ def held_for(seconds: float, file: Path) -> Iterator[None]:
     release.join()
 
 
-def test_whoever_holds_the_store_for_a_moment_is_waited_for(cli: Cli, tmp_path: Path) -> None:
+def test_commands_and_gateway_wait_for_a_locked_store(cli: Cli, tmp_path: Path) -> None:
     store = tmp_path / "store.db"
     with held_for(2.0, store):
         assert cli("keys", "create", "app").code == 0
@@ -380,7 +380,7 @@ def test_whoever_holds_the_store_for_a_moment_is_waited_for(cli: Cli, tmp_path: 
     gateway.stop()
 
 
-def test_commands_beside_a_gateway_that_starts(cli: Cli, tmp_path: Path) -> None:
+def test_command_succeeds_while_a_gateway_starts(cli: Cli, tmp_path: Path) -> None:
     gateway = FareboxProcess(tmp_path, json.loads((tmp_path / "config.yaml").read_text()))
     starting = threading.Thread(target=gateway.start)
     starting.start()
@@ -390,7 +390,7 @@ def test_commands_beside_a_gateway_that_starts(cli: Cli, tmp_path: Path) -> None
     gateway.stop()
 
 
-def test_a_gateway_elsewhere_wants_its_key(served: tuple[Cli, FareboxProcess], tmp_path: Path) -> None:
+def test_remote_gateway_requires_an_admin_key(served: tuple[Cli, FareboxProcess], tmp_path: Path) -> None:
     cli, gateway = served
     admin = cli("keys", "create", "--admin").out.strip()
     (tmp_path / "elsewhere").mkdir()
@@ -407,7 +407,7 @@ def test_a_gateway_elsewhere_wants_its_key(served: tuple[Cli, FareboxProcess], t
     assert gone.err == "farebox: http://127.0.0.1:9 cannot be reached: Connection refused. Does the gateway run?\n"
 
 
-def test_snippets_have_the_address_of_the_configuration(cli: Cli) -> None:
+def test_env_prints_snippets_with_the_configured_address(cli: Cli) -> None:
     port = json.loads((cli.folder / "config.yaml").read_text())["server"]["port"]
     text = cli("env", "--client", "openai-python", "--workflow", "nightly").out
     assert f"http://127.0.0.1:{port}/v1" in text
@@ -421,7 +421,7 @@ def test_snippets_have_the_address_of_the_configuration(cli: Cli) -> None:
     assert set(wanted) <= {one["client"] for one in cli("env", "--json").json()["clients"]}
 
 
-def test_snippets_have_the_address_of_the_gateway_that_runs(served: tuple[Cli, FareboxProcess]) -> None:
+def test_env_prints_snippets_with_the_running_gateways_address(served: tuple[Cli, FareboxProcess]) -> None:
     cli, gateway = served
     gateway.stop()
     gateway.arguments = ()  # on a free port, which the configuration does not know
@@ -430,18 +430,18 @@ def test_snippets_have_the_address_of_the_gateway_that_runs(served: tuple[Cli, F
 
 
 @pytest.mark.parametrize("given", [["--config", "other.yaml"], ["--config=other.yaml"]])
-def test_the_configuration_is_named_before_the_command_or_behind_it(cli: Cli, given: list[str]) -> None:
+def test_config_option_is_accepted_before_or_after_the_command(cli: Cli, given: list[str]) -> None:
     (cli.folder / "other.yaml").write_text("tiers: {fast: [none]}\n")
     for arguments in ([*given, "check"], ["check", *given], ["check", "--json", *given]):
         said = cli(*arguments)
         assert (said.code, "other.yaml:1" in said.out + said.err) == (2, True), arguments
 
 
-def test_behind_two_dashes_everything_is_text(cli: Cli) -> None:
+def test_arguments_after_a_double_dash_are_not_options(cli: Cli) -> None:
     assert cli("classify", "--", "--config=other.yaml").code == 0
 
 
-def test_a_gateway_without_keys_stays_on_this_machine(cli: Cli) -> None:
+def test_serve_without_keys_refuses_a_public_host(cli: Cli) -> None:
     said = cli("serve", "--host", "0.0.0.0", "--port", "0")
     assert said.code == 1
     told = [line for line in said.err.splitlines() if "--allow-anonymous" in line]
@@ -449,7 +449,7 @@ def test_a_gateway_without_keys_stays_on_this_machine(cli: Cli) -> None:
     assert "Traceback" not in said.err
 
 
-def test_usage_errors_are_told_apart(cli: Cli) -> None:
+def test_usage_errors_exit_with_2(cli: Cli) -> None:
     assert cli("runs", "show").code == 2
     assert cli("no-such-command").code == 2
     assert cli("--help").code == 0

@@ -94,7 +94,7 @@ def may_retry(reply: Reply) -> tuple[str | None, str | None]:
 
 
 @pytest.mark.parametrize("scope", ["run", "step", "workflow"])
-def test_a_budget_that_does_not_come_back(served: Served, protocol: str, scope: str) -> None:
+def test_exhausted_run_step_or_total_budget_is_402_without_retry(served: Served, protocol: str, scope: str) -> None:
     headers = tagged(f"of-{scope}", f"r-{scope}-{protocol.replace('/', '-')}")
     ask(served, protocol, headers)
     reply = ask(served, protocol, headers)
@@ -109,7 +109,7 @@ def test_a_budget_that_does_not_come_back(served: Served, protocol: str, scope: 
         assert error["type"] == "budget_exceeded"
 
 
-def test_only_sibling_holds_stand_in_the_way(served: Served, protocol: str) -> None:
+def test_call_blocked_only_by_sibling_holds_is_429_run_budget_busy(served: Served, protocol: str) -> None:
     served.provider.script(delay_ms=1500)
     headers = tagged("of-run", f"r-busy-{protocol.replace('/', '-')}")
     with ThreadPoolExecutor(1) as pool:
@@ -124,7 +124,9 @@ def test_only_sibling_holds_stand_in_the_way(served: Served, protocol: str) -> N
 
 
 @pytest.mark.parametrize(("window", "seconds"), [("minute", 60), ("day", 86_400)])
-def test_a_window_that_is_used_up(served: Served, protocol: str, window: str, seconds: int) -> None:
+def test_exhausted_window_is_429_with_retry_after_its_reset(
+    served: Served, protocol: str, window: str, seconds: int
+) -> None:
     headers = {"x-workflow-id": f"by-{window}-{protocol.replace('/', '-')}"}
     for _ in range(2):  # the minute may turn between two calls
         ask(served, protocol, headers)
@@ -140,7 +142,7 @@ def test_a_window_that_is_used_up(served: Served, protocol: str, window: str, se
     assert abs(resets.timestamp() - time.time() - int(retry_after)) < 10
 
 
-def test_a_call_that_can_never_fit(served: Served, protocol: str) -> None:
+def test_call_above_the_whole_budget_is_402_request_exceeds_budget(served: Served, protocol: str) -> None:
     reply = ask(served, protocol, tagged("tight", "r-never"), content=words(500))
     error = told(reply, protocol, 402, "request_exceeds_budget")
     found = figures(error)
@@ -149,13 +151,15 @@ def test_a_call_that_can_never_fit(served: Served, protocol: str) -> None:
     assert found["needed"] > 500
 
 
-def test_money_is_limited_and_the_model_has_no_price(served: Served, protocol: str) -> None:
+def test_unpriced_model_under_a_usd_budget_is_400_unpriced_model(served: Served, protocol: str) -> None:
     reply = ask(served, protocol, tagged("paid", "r-unpriced"), model="unpriced")
     told(reply, protocol, 400, "unpriced_model")
 
 
 @pytest.mark.parametrize(("action", "state"), [("cancel", "cancelled"), ("pause", "paused"), ("complete", "completed")])
-def test_a_run_that_was_ended_or_stopped(served: Served, protocol: str, action: str, state: str) -> None:
+def test_cancelled_paused_or_completed_run_is_402_without_retry(
+    served: Served, protocol: str, action: str, state: str
+) -> None:
     run = f"r-{state}-{protocol.replace('/', '-')}"
     assert ask(served, protocol, tagged("steered", run)).status == 200
     assert served.gateway.request("POST", f"/api/runs/{run}/{action}", {}).status == 200
@@ -164,13 +168,13 @@ def test_a_run_that_was_ended_or_stopped(served: Served, protocol: str, action: 
     assert may_retry(reply) == ("false", None)
 
 
-def test_a_model_that_is_not_there(served: Served, protocol: str) -> None:
+def test_unknown_model_is_404_model_not_found(served: Served, protocol: str) -> None:
     error = told(ask(served, protocol, {}, model="nobody"), protocol, 404, "model_not_found")
     assert error["param"] == "model"
 
 
 @pytest.mark.parametrize("status", [400, 429])
-def test_what_the_provider_says_itself(served: Served, protocol: str, status: int) -> None:
+def test_provider_error_keeps_status_message_and_retry_after(served: Served, protocol: str, status: int) -> None:
     served.provider.script(status=status, message="The provider's own words.", retry_after="7")
     reply = ask(served, protocol, tagged("steered", "r-own"))
     assert reply.status == status, reply.body

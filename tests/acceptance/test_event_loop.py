@@ -98,7 +98,7 @@ def _many_messages(seed: int) -> bytes:
 
 
 @pytest.mark.parametrize("make_body", [_one_message, _many_messages])
-async def test_a_call_of_a_megabyte_holds_nobody_up(
+async def test_call_of_1_mb_blocks_the_event_loop_for_less_than_10_ms(
     tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, make_body: Any
 ) -> None:
     async with serving(tmp_path, provider, orchestrated=True) as application:
@@ -111,7 +111,7 @@ async def test_a_call_of_a_megabyte_holds_nobody_up(
     assert min(held_ms) < HELD_MS_MAX, held_ms
 
 
-async def test_the_tables_of_all_configured_models_are_there_from_the_start(
+async def test_tokenizers_of_all_configured_models_are_loaded_at_start(
     tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Building a table holds the interpreter's lock, and stalls every stream in flight."""
@@ -121,7 +121,7 @@ async def test_the_tables_of_all_configured_models_are_there_from_the_start(
         assert await _ask(application, TAGS, json.dumps(body).encode()) == 200
 
 
-async def test_a_growing_conversation_is_counted_only_where_it_is_new(
+async def test_only_new_messages_of_a_growing_conversation_are_counted(
     tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """50 turns up to half a megabyte; with everything counted on each turn it would be 25 times as much."""
@@ -166,7 +166,7 @@ asyncio.run(main())
 """
 
 
-def test_a_call_that_blocks_the_loop_is_found() -> None:
+def test_watched_gateway_reports_calls_that_block_the_event_loop() -> None:
     """With FAREBOX_TEST_WATCHED=1, every gateway that the tests start is watched in this way, and FareboxProcess checks the findings."""
     ran = subprocess.run([sys.executable, "-c", BLOCKING], capture_output=True, text=True, check=True, timeout=60)
     assert ran.stdout.split() == ["open", "time.sleep", "socket.getaddrinfo", "sqlite3.connect", "os.fsync", "import"]

@@ -81,7 +81,7 @@ def traces(served: Served) -> tuple[Any, ...]:
     )
 
 
-def test_it_says_what_the_call_then_hears(served: Served) -> None:
+def test_explain_predicts_the_answer_of_the_call(served: Served) -> None:
     headers = tagged("letters", "same-1", "draft", intent="generate")
     body = chat(words(100))
     told = explain(served, body, headers)
@@ -104,14 +104,14 @@ def test_it_says_what_the_call_then_hears(served: Served) -> None:
     assert {one["scope"]: one["tokens"]["settled"] for one in again["budgets"]} == {"step": spent, "run": spent}
 
 
-def test_a_number_that_no_call_may_have_is_refused_as_the_call_is(served: Served) -> None:
+def test_integer_above_64_bits_has_the_same_status_as_in_the_call(served: Served) -> None:
     body = chat(seed=2**64)
     told, reply = explain(served, body), send(served, body, {})
     assert (told["error"] or {}).get("status", 200) == reply.status
 
 
 @pytest.mark.parametrize("workflow", ["small", "letters", "priced"])
-def test_it_leaves_no_trace(served: Served, workflow: str) -> None:
+def test_explain_leaves_no_requests_rows_or_runs(served: Served, workflow: str) -> None:
     body = chat(words(6000 if workflow == "small" else 300), model="auto")
     time.sleep(0.4)  # what calls before this one noted is written a moment later
     before = traces(served)
@@ -135,7 +135,7 @@ def test_it_leaves_no_trace(served: Served, workflow: str) -> None:
         ("letters", {"model": "fake"}, {}),
     ],
 )
-def test_a_refusal_is_told_as_the_call_would_hear_it(
+def test_explained_refusal_equals_the_error_of_the_call(
     served: Served, workflow: str, body: dict[str, Any], more: dict[str, str]
 ) -> None:
     headers = tagged(workflow, "refused-1", "s", **more)
@@ -147,7 +147,7 @@ def test_a_refusal_is_told_as_the_call_would_hear_it(
     assert told["error"]["message"] == error["message"]
 
 
-def test_every_rung_is_told_and_why(served: Served) -> None:
+def test_decisions_list_every_rung_with_its_reason(served: Served) -> None:
     headers = tagged("small", "rungs-1", "s", intent="extract")
     told = explain(served, chat(words(450), max_tokens=200, model="able"), headers)
     assert told["on_pressure"] == ["compress", {"route": 0.2}, "refuse"]
@@ -162,7 +162,7 @@ def test_every_rung_is_told_and_why(served: Served) -> None:
     assert route["route"] == "a cheaper model saves money, and what is short is tokens"
 
 
-def test_tags_come_in_headers_fields_or_metadata(served: Served) -> None:
+def test_tags_are_read_from_headers_tags_field_or_metadata(served: Served) -> None:
     by_field = explain(served, chat() | {"tags": {"workflow": "small", "run": "f-1", "step": "a", "intent": "send"}})
     by_metadata = explain(served, chat(metadata={"workflow_id": "small", "run_id": "f-1", "step": "a"}))
     by_both = explain(served, chat() | {"tags": {"workflow": "small", "run": "f-1"}}, tagged("letters", "f-2", "b"))
@@ -176,7 +176,7 @@ def test_tags_come_in_headers_fields_or_metadata(served: Served) -> None:
     assert explain(served, chat(), {"x-workflow-id": "letters"})["run"] == "implicit-new"
 
 
-def test_what_people_decided_about_a_run_counts(served: Served) -> None:
+def test_explain_respects_a_raised_budget_and_a_paused_run(served: Served) -> None:
     headers = tagged("small", "steered-1", "s")
     large = chat(words(300), max_tokens=100)
     assert send(served, chat(words(100)), headers).status == 200
@@ -193,7 +193,7 @@ def test_what_people_decided_about_a_run_counts(served: Served) -> None:
     assert explain(served, large, headers)["error"]["code"] == "run_paused"
 
 
-def test_nobody_waits_for_an_explanation(served: Served) -> None:
+def test_explain_reports_a_wait_without_waiting(served: Served) -> None:
     headers = tagged("patient", "patient-1", "s")
     slow = chat('{"fake": {"delay_ms": 1500}}', max_tokens=400)
     with ThreadPoolExecutor(1) as pool:
@@ -208,7 +208,7 @@ def test_nobody_waits_for_an_explanation(served: Served) -> None:
     assert told["actions"] == ["wait=30000ms"]
 
 
-def test_routing_is_explained_without_moving_the_conversation(served: Served) -> None:
+def test_explained_routing_does_not_change_the_conversations_model(served: Served) -> None:
     headers = tagged("letters", "auto-1", "talk", intent="send")
     hard = chat("Prove it step by step, unless it is false. " * 400, model="auto", reasoning_effort="high")
     easy = chat(model="auto")
@@ -220,7 +220,7 @@ def test_routing_is_explained_without_moving_the_conversation(served: Served) ->
     assert send(served, easy, headers).headers["x-budget-actions"] == "route=fake"
 
 
-def test_other_protocols_and_keys(served: Served) -> None:
+def test_explain_takes_other_protocols_and_refuses_an_unknown_key(served: Served) -> None:
     messages = {"model": "fake", "max_tokens": 16, "messages": [{"role": "user", "content": "hi"}]}
     told = explain(served, messages, tagged("letters", "m-1", "s"), "?protocol=messages")
     assert (told["protocol"], told["verdict"]) == ("messages", "forward")
@@ -230,7 +230,7 @@ def test_other_protocols_and_keys(served: Served) -> None:
     assert (reply.status, reply.json()["error"]["code"]) == (404, "not_found")
 
 
-def test_the_command_line_says_it_in_a_few_lines(served: Served) -> None:
+def test_explain_command_prints_the_refusal_and_the_rungs(served: Served) -> None:
     asked = subprocess.run(
         [
             sys.executable,

@@ -35,8 +35,8 @@ def install(folder: Path) -> None:
     (info / "entry_points.txt").write_text(f"[{group}]\n{intent} = {target}\n", encoding="utf-8")
 
 
-@pytest.mark.xdist_group("acceptance-routed")
-def test_the_example_of_the_documentation_judges_answers(tmp_path: Path) -> None:
+@pytest.mark.xdist_group("acceptance-routing")
+def test_documented_handler_package_checks_answers_and_reroutes(tmp_path: Path) -> None:
     install(tmp_path)
     with ProviderThread() as provider:
         models = [model(provider.openai_url, "small"), model(provider.openai_url, "medium")]

@@ -58,7 +58,7 @@ def call(served: Served, key: str | None, **fields: Any) -> Reply:
     return served.chat(bearer(key) if key else None, max_tokens=16, **fields)
 
 
-def test_with_keys_there_is_no_anonymous_use(served: Served) -> None:
+def test_anonymous_calls_are_refused_once_keys_exist(served: Served) -> None:
     reply = call(served, None)
     assert (reply.status, reply.json()["error"]["code"]) == (401, "invalid_api_key")
     assert served.gateway.get("/v1/models").status == 401
@@ -66,7 +66,7 @@ def test_with_keys_there_is_no_anonymous_use(served: Served) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/models", "/v1/models/fake", "/v1/models/none"])
-def test_head_of_models_is_get_without_its_body(served: Served, path: str) -> None:
+def test_head_of_models_equals_get_without_the_body(served: Served, path: str) -> None:
     key = bearer(make(served, f"head-{path.replace('/', '-')}")["key"])
     for headers in (key, {}):
         whole, head = (served.gateway.request(method, path, headers=headers) for method in ("GET", "HEAD"))
@@ -75,7 +75,7 @@ def test_head_of_models_is_get_without_its_body(served: Served, path: str) -> No
             assert head.headers[name] == whole.headers[name]
 
 
-def test_revoking_the_last_key_lets_nobody_in_again(tmp_path: Path) -> None:
+def test_revoking_the_last_key_does_not_restore_local_mode(tmp_path: Path) -> None:
     """Whoever creates a key wants to keep people out: local mode never comes back, even if the key is lost."""
     with serving(tmp_path) as running:
         assert running.chat().status == 200
@@ -91,7 +91,7 @@ def test_revoking_the_last_key_lets_nobody_in_again(tmp_path: Path) -> None:
                 assert running.gateway.get("/v1/models", bearer(key) if key else None).status == 401
 
 
-def test_a_key_is_shown_once_and_kept_as_a_digest(served: Served) -> None:
+def test_key_is_shown_only_when_created_and_never_forwarded(served: Served) -> None:
     made = make(served, "caller")
     assert call(served, made["key"]).status == 200
     assert served.last.credential == "upstream-key", "the caller's own key goes nowhere"
@@ -102,7 +102,7 @@ def test_a_key_is_shown_once_and_kept_as_a_digest(served: Served) -> None:
         assert served.chat({header: made["key"]}, max_tokens=16).status == 200
 
 
-def test_a_revoked_key_is_refused_at_once_and_not_repeated(served: Served) -> None:
+def test_revoked_key_is_refused_and_not_repeated_in_the_error(served: Served) -> None:
     made = make(served, "doomed")
     assert call(served, made["key"]).status == 200
     assert api(served, "DELETE", f"/keys/{made['id']}").status == 200
@@ -112,7 +112,7 @@ def test_a_revoked_key_is_refused_at_once_and_not_repeated(served: Served) -> No
     assert made["prefix"].encode() not in reply.body
 
 
-def test_an_expired_key_is_refused(served: Served) -> None:
+def test_expired_key_is_refused(served: Served) -> None:
     made = make(served, "short", expires_in_days=1.2 / 86_400)
     assert call(served, made["key"]).status == 200
     time.sleep(1.3)
@@ -136,7 +136,7 @@ STRANGE = [
 
 
 @pytest.mark.parametrize("key", STRANGE, ids=range(len(STRANGE)))
-def test_whatever_is_no_key_is_a_401(served: Served, key: str) -> None:
+def test_malformed_key_is_refused_and_not_repeated_in_the_error(served: Served, key: str) -> None:
     sent = key.encode().decode("latin-1")
     reply = call(served, sent) if key else served.chat({"authorization": "Bearer"}, max_tokens=16)
     assert reply.status in (401, 431), reply.body
@@ -147,7 +147,7 @@ def test_whatever_is_no_key_is_a_401(served: Served, key: str) -> None:
     assert served.seen() == 0
 
 
-def test_keys_of_one_kind_open_no_door_of_the_other(served: Served) -> None:
+def test_caller_viewer_and_admin_keys_reach_only_their_own_endpoints(served: Served) -> None:
     caller = make(served, "calls")["key"]
     admin = make(served, "administers", admin=True)["key"]
     viewer = make(served, "looks", role="viewer")["key"]
@@ -168,7 +168,7 @@ def test_keys_of_one_kind_open_no_door_of_the_other(served: Served) -> None:
     assert served.seen() == 0
 
 
-def test_a_key_grants_models_defaults_and_its_own_budget(served: Served) -> None:
+def test_key_limits_models_sets_default_tags_and_has_its_own_budget(served: Served) -> None:
     limited = make(served, "picky", allowed_models=["other"])["key"]
     assert (call(served, limited).status, call(served, limited).json()["error"]["code"]) == (403, "model_not_allowed")
     defaults = make(served, "tagged", workflow="from-key", agent="bot", step="nightly")["key"]
@@ -184,7 +184,7 @@ def test_a_key_grants_models_defaults_and_its_own_budget(served: Served) -> None
     assert [call(served, own).status for _ in range(2)] == [200, 402]
 
 
-def test_a_key_and_a_project_have_so_many_calls_under_way(served: Served) -> None:
+def test_concurrency_limits_of_key_and_project_are_enforced(served: Served) -> None:
     one, other = (make(served, f"busy-{n}", project="busy", limits={"concurrency": 1})["key"] for n in range(2))
     third = make(served, "busy-3", project="busy")["key"]
     served.provider.script(delay_ms=1500, times=2)
@@ -201,7 +201,7 @@ def test_a_key_and_a_project_have_so_many_calls_under_way(served: Served) -> Non
     assert call(served, third).status == 200
 
 
-def test_tags_cannot_claim_another_projects_run(served: Served) -> None:
+def test_same_run_id_in_two_projects_is_two_runs(served: Served) -> None:
     """The same run id in two projects is two runs: what one of them spent does not show in the other."""
     ours = make(served, "ours", project="p-1")["key"]
     theirs = make(served, "theirs", project="p-2")["key"]
@@ -214,7 +214,7 @@ def test_tags_cannot_claim_another_projects_run(served: Served) -> None:
     assert "x-budget-run-limit" not in reply.headers
 
 
-def test_no_secret_is_written_anywhere(served: Served) -> None:
+def test_no_secret_is_in_log_metrics_or_files(served: Served) -> None:
     """Last in the file: checks everything that the tests before it have left behind."""
     metrics = served.gateway.get("/metrics").body.decode()
     assert served.gateway.stop() == 0

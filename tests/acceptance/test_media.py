@@ -99,16 +99,14 @@ def is_for(model: str) -> Any:
     return holds
 
 
-def test_an_image_costs_what_its_tokens_cost(served: Served, client: openai.OpenAI) -> None:
+def test_image_is_charged_by_its_reported_tokens(served: Served, client: openai.OpenAI) -> None:
     client.images.generate(
         model="image", prompt="a tram", size="1024x1024", quality="low", extra_headers=money("m-image")
     )
     assert settled(served, "m-image") == pytest.approx(3 * 5e-6 + 7 * 4e-5)
 
 
-def test_an_image_whose_answer_tells_no_tokens_costs_what_was_held_for_them(
-    served: Served, client: openai.OpenAI
-) -> None:
+def test_image_without_reported_usage_is_charged_at_its_reservation(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(usage="missing")
     client.images.generate(
         model="image", prompt="a tram", size="1024x1024", quality="low", extra_headers=money("m-silent")
@@ -119,7 +117,7 @@ def test_an_image_whose_answer_tells_no_tokens_costs_what_was_held_for_them(
     assert settled(served, "m-plain") == pytest.approx(0.01)
 
 
-def test_images_that_may_cost_more_than_is_left_are_not_made(served: Served, client: openai.OpenAI) -> None:
+def test_images_whose_worst_case_exceeds_the_budget_are_refused(served: Served, client: openai.OpenAI) -> None:
     """Two of medium quality are 2,112 tokens, 0.084 USD at 40 USD a million."""
     with pytest.raises(openai.APIStatusError) as refused:
         client.images.generate(
@@ -136,7 +134,7 @@ def test_images_that_may_cost_more_than_is_left_are_not_made(served: Served, cli
     assert served.seen() == 0
 
 
-def test_a_dearer_model_draws_only_if_its_price_can_be_held(served: Served, client: openai.OpenAI) -> None:
+def test_more_expensive_image_fallback_is_used_only_if_its_price_fits(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(status=503, times=None, when=is_for("cheap-image"))
     with pytest.raises(openai.InternalServerError):
         client.images.generate(model="cheap-image", prompt="a tram", n=2, extra_headers=money("m-dear"))
@@ -147,7 +145,9 @@ def test_a_dearer_model_draws_only_if_its_price_can_be_held(served: Served, clie
     assert settled(served, "m-dear") == pytest.approx(0.04)
 
 
-def test_sounds_cost_their_characters_and_seconds(served: Served, client: openai.OpenAI) -> None:
+def test_speech_and_transcription_are_charged_by_characters_seconds_or_tokens(
+    served: Served, client: openai.OpenAI
+) -> None:
     spoken = client.audio.speech.create(model="voice", voice="alloy", input="x" * 100, extra_headers=money("m-voice"))
     assert spoken.content.startswith(b"ID3")
     assert settled(served, "m-voice") == pytest.approx(0.001)
@@ -162,9 +162,7 @@ def test_sounds_cost_their_characters_and_seconds(served: Served, client: openai
         client.audio.transcriptions.create(model="ear", file=("a.wav", sound(501.0)), extra_headers=money("m-long"))
 
 
-def test_a_text_that_is_read_aloud_is_booked_by_its_tokens_beside_the_sound(
-    served: Served, client: openai.OpenAI
-) -> None:
+def test_speech_is_charged_by_its_input_tokens_and_audio_seconds(served: Served, client: openai.OpenAI) -> None:
     for run in (money("m-aloud"), tagged("unlimited", "m-aloud-free")):
         client.audio.speech.create(
             model="token-voice", voice="alloy", input=words(100), response_format="pcm", extra_headers=run
@@ -176,7 +174,7 @@ def test_a_text_that_is_read_aloud_is_booked_by_its_tokens_beside_the_sound(
 
 
 @pytest.mark.parametrize(("modalities", "most"), [(["text", "audio"], 0.05 / 8e-5), (["text"], 4096)])
-def test_an_answer_that_may_be_spoken_is_held_at_the_price_of_sound(
+def test_output_that_may_be_audio_is_reserved_at_the_audio_price(
     served: Served, modalities: list[str], most: float
 ) -> None:
     body = {"model": "talker", "messages": [{"role": "user", "content": "hi"}], "modalities": modalities}
@@ -185,7 +183,7 @@ def test_an_answer_that_may_be_spoken_is_held_at_the_price_of_sound(
     assert most * 0.95 < served.last.body.get("max_tokens", 4096) <= most
 
 
-def test_a_search_costs_its_queries(served: Served) -> None:
+def test_rerank_is_charged_by_query(served: Served) -> None:
     body = {"model": "order", "query": "which", "documents": ["a", "b"]}
     reply = served.gateway.request("POST", "/v1/rerank", body, money("m-order"))
     assert reply.status == 200, reply.body

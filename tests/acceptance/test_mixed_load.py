@@ -51,7 +51,7 @@ def check_books(folder: Path, load: MixedLoad) -> None:
 
 @pytest.mark.parametrize("is_killed", [False, True], ids=["alive", "killed"])
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_the_books_are_right_whatever_meets(tmp_path: Path, seed: int, is_killed: bool) -> None:
+async def test_usage_rows_and_accounts_agree_after_a_mixed_load(tmp_path: Path, seed: int, is_killed: bool) -> None:
     sections = {
         "budgets": BUDGETS,
         "settings": SETTINGS,

@@ -61,7 +61,7 @@ STEPS = [
 ]
 
 
-def test_a_dry_run_asks_no_model(served: Served) -> None:
+def test_allocate_dry_run_does_not_ask_the_classifier_model(served: Served) -> None:
     dry, real = ({"id": f"vague-{name}", "prompt": f"Go on with {name}."} for name in ("guesswork", "earnest"))
     assert api(served.gateway, "POST", "/allocate", {"workflow": "dry", "steps": [dry]})["allocations"]
     assert asked(served) == 0
@@ -71,7 +71,7 @@ def test_a_dry_run_asks_no_model(served: Served) -> None:
     assert ("earnest" in said, "guesswork" in said) == (True, False)
 
 
-def test_headers_alone_are_served_like_an_announced_run(served: Served) -> None:
+def test_run_from_headers_alone_gets_the_allocations_of_an_announced_run(served: Served) -> None:
     api(served.gateway, "PUT", "/workflows/letters", {"steps": STEPS})
     announced = api(served.gateway, "POST", "/runs", {"workflow": "letters", "run": "announced"})
     planned = {step["step"]: step for step in announced["steps"]}
@@ -87,7 +87,7 @@ def test_headers_alone_are_served_like_an_announced_run(served: Served) -> None:
     assert seen["announced"] == seen["headers"]
 
 
-def test_a_step_ends_at_its_hard_limit_and_is_flagged_before(served: Served) -> None:
+def test_step_is_flagged_with_overage_and_refused_at_its_hard_limit(served: Served) -> None:
     headers = tagged("mails", "soft", "send", intent="send")
     first = served.chat(headers, words(580), max_tokens=16)
     assert (first.status, first.headers["x-budget-step-limit"]) == (200, "750")
@@ -97,7 +97,7 @@ def test_a_step_ends_at_its_hard_limit_and_is_flagged_before(served: Served) -> 
     assert (third.status, third.json()["error"]["code"]) == (402, "step_budget_exceeded")
 
 
-def test_a_setting_takes_effect_within_two_seconds(served: Served) -> None:
+def test_changed_setting_takes_effect_within_2_s(served: Served) -> None:
     headers = tagged("quick", "q-1", "send", intent="send")
     assert served.chat(headers, max_tokens=16).headers["x-budget-step-limit"] == "750"
     api(served.gateway, "PUT", "/settings/orchestration_token_budget_send", {"value": 800})
@@ -109,7 +109,7 @@ def test_a_setting_takes_effect_within_two_seconds(served: Served) -> None:
         api(served.gateway, "PUT", "/settings/orchestration_token_budget_send", {"value": 500})
 
 
-def test_observing_refuses_nothing_and_counts_what_it_would_have(served: Served) -> None:
+def test_observed_workflow_counts_would_refuse_and_refuses_nothing(served: Served) -> None:
     api(served.gateway, "PUT", "/workflows/watched", {"mode": "observe", "budget": 200, "steps": []})
     headers = tagged("watched", "o-1", "send", intent="send")
     before = served.metric("farebox_admissions_total", result="observed")
@@ -123,7 +123,7 @@ def test_observing_refuses_nothing_and_counts_what_it_would_have(served: Served)
     assert served.chat(headers, words(900), max_tokens=16).status == 402
 
 
-def test_a_budget_that_is_only_watched_makes_no_step_small(served: Served) -> None:
+def test_observed_run_budget_does_not_reduce_step_allocations(served: Served) -> None:
     made = api(served.gateway, "POST", "/budgets", {"scope": "run", "match": "seen", "tokens": 20, "mode": "observe"})
     try:
         reply = served.chat(tagged("seen", "w-1", "send", intent="send"), words(60), max_tokens=16)
@@ -145,7 +145,7 @@ def test_decisions_are_in_the_audit_trail(served: Served) -> None:
     until(lambda: found() >= {"intent.classified", "budget.allocated", "call.refused"}, 3.0, "three kinds of events")
 
 
-def test_what_stays_unclear_is_asked_once_and_booked_apart(served: Served) -> None:
+def test_unclear_step_is_classified_by_a_model_once_and_charged_to_orchestration(served: Served) -> None:
     headers = tagged("vague", "v-1", "work-on-it")
     before = asked(served)
     first = served.chat(headers, "Please proceed.", max_tokens=16)
@@ -169,7 +169,7 @@ def test_what_stays_unclear_is_asked_once_and_booked_apart(served: Served) -> No
     assert by_key["orchestration"]["total_tokens"] > 0
 
 
-def test_what_was_learned_outlives_the_process(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_classified_intent_is_kept_across_restarts(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("learned")
     headers = tagged("vague", "v-1", "work-on-it")
     with ProviderThread() as provider:
@@ -185,7 +185,7 @@ def test_what_was_learned_outlives_the_process(tmp_path_factory: pytest.TempPath
         assert [one.model for one in provider.requests[seen:]] == ["gpt-4o-mini"]
 
 
-def test_a_classifier_that_fails_fails_no_call(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_failing_classifier_fails_no_call(tmp_path_factory: pytest.TempPathFactory) -> None:
     with ProviderThread() as provider:
         config = config_of(provider)
         config["model_list"][1] = model(provider.openai_url, "teller", "openai/teller?status=500")

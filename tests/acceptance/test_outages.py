@@ -98,7 +98,7 @@ def when_stored(store: str, run: str, count: int) -> list[Any]:
     return stored_calls(store, run)
 
 
-def test_a_stalled_redis_refuses_at_once_and_lets_go_on_what_may(
+def test_stalled_redis_refuses_at_once_unless_the_budget_says_on_outage_allow(
     clean: RedisServer, postgres_url: str, loop: LoopThread, tmp_path: Path
 ) -> None:
     with behind_proxy(loop, clean) as proxy:
@@ -126,7 +126,7 @@ def test_a_stalled_redis_refuses_at_once_and_lets_go_on_what_may(
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-def test_a_redis_stalled_for_thirty_seconds_holds_no_call(
+def test_30_s_redis_stall_delays_no_call_beyond_its_deadline(
     clean: RedisServer, postgres_url: str, loop: LoopThread, tmp_path: Path
 ) -> None:
     """Sixteen clients keep calling: the first calls wait for their deadline, and later ones for nothing."""
@@ -159,7 +159,9 @@ def test_a_redis_stalled_for_thirty_seconds_holds_no_call(
             assert call(gateway, "strict", "strict-30").status == 200
 
 
-def test_a_flushed_redis_is_rebuilt_before_calls_go_on(clean: RedisServer, postgres_url: str, tmp_path: Path) -> None:
+def test_flushed_redis_is_rebuilt_before_calls_are_granted(
+    clean: RedisServer, postgres_url: str, tmp_path: Path
+) -> None:
     config = settings_for(clean.url, postgres_url, budgets=BUDGETS)
     with running_farebox(tmp_path, config) as gateway:
         assert [call(gateway, "strict", "strict-2").status for _ in range(7)] == [200] * 7
@@ -180,7 +182,7 @@ def test_a_flushed_redis_is_rebuilt_before_calls_go_on(clean: RedisServer, postg
         assert "ledger_rebuilt" in gateway.log
 
 
-def test_without_postgres_calls_are_served_and_stored_later(
+def test_calls_during_a_postgres_outage_are_served_until_the_outbox_is_full(
     clean: RedisServer, postgres_url: str, loop: LoopThread, tmp_path: Path
 ) -> None:
     with behind_line(loop, postgres_url) as line:

@@ -133,7 +133,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
         yield found
 
 
-def test_the_first_call_is_answered_as_it_is_shown(tree: Tree) -> None:
+def test_first_call_gives_the_output_shown(tree: Tree) -> None:
     said = tree.type(block_with("curl -i").text).replace("\r", "")
     assert said.startswith("HTTP/1.1 200")
     assert "The fare was taken before the ride" in said
@@ -143,7 +143,7 @@ def test_the_first_call_is_answered_as_it_is_shown(tree: Tree) -> None:
         assert line in said, f"{line!r} is not in\n{said}"
 
 
-def test_the_diff_makes_a_client_that_spends_from_its_run(tree: Tree) -> None:
+def test_diff_gives_a_client_that_spends_from_its_run(tree: Tree) -> None:
     added = [line[1:] for line in block_with("+client =").text.splitlines() if line.startswith("+")]
     script = "\n".join(
         [
@@ -179,7 +179,7 @@ def test_commands_and_addresses_in_the_text_work(tree: Tree) -> None:
     assert "200" in tree.type(f"curl -s -o /dev/null -w '%{{http_code}}' {ADDRESS}/admin/runs/r-17")
 
 
-def test_a_refusal_reads_as_it_is_shown(tree: Tree) -> None:
+def test_refused_call_gives_the_output_shown(tree: Tree) -> None:
     first, second = re.findall(r"(\{.*\})\n(\d{3})\n", tree.type(block_with("x-workflow-budget-tokens").text))
     assert (first[1], json.loads(first[0])["choices"][0]["finish_reason"]) == ("200", "length")
     body, status = block_with("run_budget_exceeded").text.splitlines()
@@ -187,13 +187,13 @@ def test_a_refusal_reads_as_it_is_shown(tree: Tree) -> None:
     assert second[1] == status == "402"
 
 
-def test_the_demo_keeps_its_budget(tree: Tree) -> None:
+def test_demo_reports_a_refusal_and_a_clamp(tree: Tree) -> None:
     said = tree.type(" ".join(["make demo", *tree.make_options]))
     assert "refused" in said
     assert "clamp" in said
 
 
-def test_links_lead_somewhere() -> None:
+def test_relative_links_name_existing_files() -> None:
     for target in re.findall(r"\]\(([^)#]+)", README.read_text()):
         if "://" not in target:
             assert (ROOT / target).exists(), target
@@ -201,7 +201,7 @@ def test_links_lead_somewhere() -> None:
 
 @pytest.mark.skipif(not os.environ.get("FAREBOX_TEST_RELEASE"), reason="a clean clone is made before a release")
 @pytest.mark.timeout(900)
-def test_from_a_clean_clone(tmp_path: Path) -> None:
+def test_clean_clone_answers_the_first_call(tmp_path: Path) -> None:
     """A new venv, an empty home, nothing but the package index: the time from the clone to the first answered call."""
     clone = Tree(tmp_path / "farebox", free_port(), tmp_path / "home", make_options=())
     clone.home.mkdir()

@@ -38,7 +38,7 @@ def refused(served: Served) -> float:
     return served.metric("farebox_requests_total", status="refused")
 
 
-async def test_openai_clients_send_one_request_each(served: Served) -> None:
+async def test_openai_sdk_does_not_retry_a_402(served: Served) -> None:
     before = refused(served)
     async with openai.AsyncOpenAI(base_url=served.gateway.url + "/v1", api_key="any", max_retries=3) as client:
 
@@ -59,7 +59,7 @@ async def test_openai_clients_send_one_request_each(served: Served) -> None:
     assert served.seen() == 0
 
 
-async def test_anthropic_clients_send_one_request_each(served: Served) -> None:
+async def test_anthropic_sdk_does_not_retry_a_402(served: Served) -> None:
     before = refused(served)
     async with anthropic.AsyncAnthropic(base_url=served.gateway.url, api_key="any", max_retries=3) as client:
 
@@ -79,7 +79,7 @@ async def test_anthropic_clients_send_one_request_each(served: Served) -> None:
     assert served.seen() == 0
 
 
-async def test_a_window_that_opens_in_weeks_is_not_waited_for(served: Served) -> None:
+async def test_openai_sdk_does_not_retry_a_window_that_reopens_in_weeks(served: Served) -> None:
     """The SDK normally retries a 429; `x-should-retry: false` says that this would be pointless."""
     served.provider.script(tokens=20)
     assert served.chat(tagged("later", "r-later"), max_tokens=20).status == 200
@@ -93,7 +93,7 @@ async def test_a_window_that_opens_in_weeks_is_not_waited_for(served: Served) ->
             assert refused(served) - before == 1
 
 
-def test_a_busy_budget_is_worth_a_retry_and_the_sdk_gets_through(served: Served) -> None:
+def test_openai_sdk_retries_a_busy_budget_until_it_is_granted(served: Served) -> None:
     headers = {**tagged("busy", "r-busy"), "x-workflow-budget-tokens": "60"}
     served.provider.script(tokens=5, delay_ms=600)
     with (

@@ -114,7 +114,7 @@ async def resolved(redis: RedisServer, gateways: list[FareboxProcess], within_s:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seeds", SEEDS)
-async def test_a_run_gets_exactly_its_calls_while_processes_die(
+async def test_run_budget_holds_across_4_gateways_while_they_are_killed(
     fleet: Fleet, redis_server: RedisServer, store_url: str, seeds: range
 ) -> None:
     crowds = []
@@ -143,7 +143,7 @@ async def check_books(crowd: Crowd, redis_server: RedisServer, store_url: str) -
     assert sum(row["status"] == "ok" for row in spent) >= crowd.granted, crowd.statuses
 
 
-async def test_without_a_death_exactly_as_many_answers_as_the_budget_has(
+async def test_run_is_granted_exactly_its_budget_across_4_gateways(
     fleet: Fleet, redis_server: RedisServer, store_url: str
 ) -> None:
     crowd = Crowd(lambda: [gateway.url for gateway in fleet.gateways], "whole", 0)
@@ -156,7 +156,7 @@ async def test_without_a_death_exactly_as_many_answers_as_the_budget_has(
     assert sum(row["status"] == "ok" for row in rows) == CALLS
 
 
-async def test_all_processes_answer_alike(fleet: Fleet) -> None:
+async def test_settled_calls_are_visible_on_every_gateway(fleet: Fleet) -> None:
     """A process has no state of its own: what one has settled, all others know at once."""
     seen = []
     for gateway in [*fleet.gateways, *fleet.gateways]:
@@ -167,7 +167,7 @@ async def test_all_processes_answer_alike(fleet: Fleet) -> None:
     assert counts == [CALLS - 8 - number - 1 for number in range(4)]
 
 
-async def test_a_call_under_a_key_is_made_once_whichever_process_is_asked(fleet: Fleet) -> None:
+async def test_idempotency_keys_and_cache_are_shared_by_all_gateways(fleet: Fleet) -> None:
     headers = {**tagged("crowd", "idempotent"), "idempotency-key": "all-of-them"}
     asked = [answered(gateway, "hi", headers) for gateway in fleet.gateways * 3]
     replies = await asyncio.gather(*asked)
@@ -197,7 +197,7 @@ async def balance_left(gateway: FareboxProcess, run: str) -> int:
     return int(found["requests"]["remaining"])
 
 
-async def test_a_run_that_two_gateways_meet_under_two_workflows_at_once_is_held_to_both(
+async def test_run_first_seen_under_two_workflows_at_once_keeps_its_budget(
     fleet: Fleet, redis_server: RedisServer
 ) -> None:
     """Neither finds it in the store yet."""
@@ -230,7 +230,7 @@ def workers_of(gateway: FareboxProcess) -> list[int]:
 
 
 @finds_workers
-async def test_workers_of_one_gateway_share_a_budget_and_are_replaced(
+async def test_workers_share_a_budget_and_a_killed_worker_is_replaced(
     redis_server: RedisServer, store_url: str, tmp_path: Path
 ) -> None:
     config = settings_for(redis_server.url, store_url, budgets=[BUDGET])
@@ -255,7 +255,7 @@ async def test_workers_of_one_gateway_share_a_budget_and_are_replaced(
 
 
 @finds_workers
-async def test_one_ctrl_c_lets_the_calls_of_workers_end(
+async def test_sigint_to_all_processes_lets_calls_in_flight_end(
     redis_server: RedisServer, store_url: str, tmp_path: Path
 ) -> None:
     """A terminal signals every process of its group, and the parent signals the workers once more."""
@@ -290,7 +290,7 @@ async def have_ended(workers: Sequence[int]) -> bool:
 
 @finds_workers
 @pytest.mark.parametrize("end", ["stopped", "hangup", "killed"])
-async def test_workers_that_finish_their_calls_keep_nobody_else_waiting(
+async def test_new_connections_are_refused_while_workers_finish_their_calls(
     redis_server: RedisServer, store_url: str, tmp_path: Path, end: str
 ) -> None:
     """While a process still holds the listening socket, new connections wait in its backlog and are never answered."""

@@ -395,7 +395,7 @@ def check(found: Scene, provider: FakeProvider, asked: list[str], collector: Col
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_no_secret_stands_where_it_does_not_belong(scene: Scene, place: str) -> None:
+def test_no_secret_leaks(scene: Scene, place: str) -> None:
     said = scene.told[place]
     assert said
     secrets = [*GIVEN, *SENT.values(), *scene.keys]

@@ -64,7 +64,7 @@ def settled(served: Served, workflow: str, run: str) -> int:
 # ── usage and the closing comment ──
 
 
-def test_usage_reaches_only_the_client_that_asked_for_it(served: Served) -> None:
+def test_usage_chunk_reaches_only_clients_that_asked_for_it(served: Served) -> None:
     served.provider.script(tokens=9, times=2)
     choices: list[tuple[dict[str, Any], bool]] = [({}, False), ({"stream_options": {"include_usage": True}}, True)]
     for options, asked in choices:
@@ -80,7 +80,7 @@ def test_usage_reaches_only_the_client_that_asked_for_it(served: Served) -> None
         assert len(text_of(events).split()) == 9
 
 
-def test_the_closing_comment_carries_the_final_figures(served: Served) -> None:
+def test_budget_comment_carries_the_figures_after_settlement(served: Served) -> None:
     served.provider.script(tokens=30)
     reply, events = served.stream(tagged("tokens", "r-note"), max_tokens=50)
     note = note_of(events)
@@ -93,7 +93,7 @@ def test_the_closing_comment_carries_the_final_figures(served: Served) -> None:
     assert settled(served, "tokens", "r-note") == PROMPT_TOKENS + 30
 
 
-def test_the_openai_sdk_reads_a_tagged_stream_to_its_end(served: Served) -> None:
+def test_openai_sdk_reads_a_tagged_stream_to_its_end(served: Served) -> None:
     served.provider.script(tokens=20, times=2)
     with OpenAI(base_url=served.gateway.url + "/v1", api_key="any", max_retries=0) as client:
         for asked in (False, True):
@@ -114,7 +114,7 @@ def test_the_openai_sdk_reads_a_tagged_stream_to_its_end(served: Served) -> None
 # ── the client leaves ──
 
 
-def test_a_client_that_leaves_ends_the_upstream_call_and_pays_for_what_was_seen(served: Served) -> None:
+def test_disconnect_ends_the_upstream_call_and_charges_what_was_streamed(served: Served) -> None:
     served.provider.script(tokens=500, chunk_delay_ms=10)
     connection = http.client.HTTPConnection(served.gateway.url.removeprefix("http://"), timeout=10)
     body = json.dumps({"model": "fake", "messages": [{"role": "user", "content": "hi"}], "stream": True})
@@ -132,7 +132,7 @@ def test_a_client_that_leaves_ends_the_upstream_call_and_pays_for_what_was_seen(
     assert sent < 500
 
 
-def test_a_client_that_leaves_before_the_first_byte_frees_the_hold(served: Served) -> None:
+def test_disconnect_before_the_first_byte_charges_only_the_prompt(served: Served) -> None:
     served.provider.script(delay_ms=10_000)
     connection = http.client.HTTPConnection(served.gateway.url.removeprefix("http://"), timeout=10)
     body = json.dumps({"model": "fake", "messages": [{"role": "user", "content": "hi"}]})
@@ -156,7 +156,7 @@ BROKEN: list[tuple[dict[str, Any], str | None]] = [
 
 
 @pytest.mark.parametrize(("directive", "message"), BROKEN, ids=[next(iter(fault)) for fault, _ in BROKEN])
-def test_a_broken_stream_ends_with_an_error_event_and_is_booked_by_what_came(
+def test_broken_stream_ends_with_an_error_event_and_charges_what_was_streamed(
     served: Served, directive: dict[str, Any], message: str | None
 ) -> None:
     run = f"r-{next(iter(directive))}"
@@ -175,7 +175,7 @@ def test_a_broken_stream_ends_with_an_error_event_and_is_booked_by_what_came(
     assert note["run_remaining"] == note["run_limit"] - spent
 
 
-def test_a_stream_without_done_is_ended_for_the_client(served: Served) -> None:
+def test_stream_without_done_gets_a_done_event(served: Served) -> None:
     served.provider.script(tokens=10, no_done=True)
     _, events = served.stream(tagged("wide", "r-no-done"))
     note_of(events)
@@ -194,7 +194,7 @@ def test_a_stream_without_done_is_ended_for_the_client(served: Served) -> None:
     ids=["missing", "negative", "nonsense", "given"],
 )
 @pytest.mark.parametrize("streamed", [True, False], ids=["stream", "whole"])
-def test_usage_that_cannot_be_is_replaced_by_our_own_count(
+def test_missing_or_invalid_usage_is_replaced_by_our_own_count(
     served: Served, directive: dict[str, Any], expected: int, streamed: bool
 ) -> None:
     run = f"r-usage-{sum(str(directive).encode())}-{streamed}"
@@ -205,7 +205,7 @@ def test_usage_that_cannot_be_is_replaced_by_our_own_count(
 
 
 @pytest.mark.parametrize("streamed", [True, False], ids=["stream", "whole"])
-def test_an_absurd_usage_does_not_ruin_a_budget(served: Served, streamed: bool) -> None:
+def test_absurd_usage_is_bounded_by_the_budget(served: Served, streamed: bool) -> None:
     """A provider that reports 10^12 tokens for twelve words is wrong, not expensive: its figures are bounded by ours."""
     run = f"r-absurd-{streamed}"
     served.provider.script(tokens=12, usage="absurd")
@@ -214,14 +214,14 @@ def test_an_absurd_usage_does_not_ruin_a_budget(served: Served, streamed: bool) 
 
 
 @pytest.mark.parametrize("directive", [{"crlf": True}, {"split_bytes": 7}], ids=["crlf", "split"])
-def test_however_the_bytes_fall_the_stream_is_the_same(served: Served, directive: dict[str, Any]) -> None:
+def test_stream_is_the_same_with_crlf_or_split_chunks(served: Served, directive: dict[str, Any]) -> None:
     served.provider.script(tokens=15, **directive)
     _, events = served.stream(tagged("wide", f"r-{next(iter(directive))}"))
     note_of(events)
     assert len(text_of(events).split()) == 15
 
 
-def test_a_buffered_answer_to_a_request_for_a_stream(served: Served) -> None:
+def test_buffered_upstream_answer_is_sent_as_a_stream(served: Served) -> None:
     served.provider.script(tokens=15, ignore_stream=True)
     reply, events = served.stream(tagged("wide", "r-whole"))
     assert reply.headers["content-type"].startswith("text/event-stream")
@@ -233,7 +233,7 @@ def test_a_buffered_answer_to_a_request_for_a_stream(served: Served) -> None:
 # ── a provider that ignores the cap ──
 
 
-def test_more_output_than_was_capped_is_paid_for_where_it_fits(served: Served) -> None:
+def test_output_above_the_cap_is_charged_in_full_if_it_fits(served: Served) -> None:
     served.provider.script(tokens=300, ignore_max=True)
     _, events = served.stream(tagged("wide", "r-ignores"), max_tokens=50)
     note_of(events)
@@ -241,7 +241,7 @@ def test_more_output_than_was_capped_is_paid_for_where_it_fits(served: Served) -
     assert settled(served, "wide", "r-ignores") == PROMPT_TOKENS + 300
 
 
-def test_more_output_than_the_budget_has_is_cut_cleanly(served: Served) -> None:
+def test_output_above_the_budget_is_cut_with_finish_reason_length(served: Served) -> None:
     served.provider.script(tokens=3000, ignore_max=True, words_per_chunk=4, chunk_delay_ms=1)
     _, events = served.stream(tagged("tokens", "r-cut"))
     note = note_of(events)
@@ -254,7 +254,7 @@ def test_more_output_than_the_budget_has_is_cut_cleanly(served: Served) -> None:
     until(lambda: served.last.disconnected_s is not None, 2, "the provider is not left talking")
 
 
-def test_text_beyond_the_budget_is_cut_where_the_end_comes_with_it(served: Served) -> None:
+def test_single_chunk_above_the_budget_is_cut_with_finish_reason_length(served: Served) -> None:
     chunk = {"id": "c", "choices": [{"index": 0, "delta": {"content": " time" * 30_000}, "finish_reason": "stop"}]}
     head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
     served.provider.script(raw=f"{head}data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n")
@@ -264,7 +264,7 @@ def test_text_beyond_the_budget_is_cut_where_the_end_comes_with_it(served: Serve
     assert settled(served, "tokens", "r-end-beyond") <= 1000
 
 
-def test_figures_from_before_the_end_of_an_answer_do_not_hide_what_came_after_them(served: Served) -> None:
+def test_early_usage_does_not_hide_output_that_follows_it(served: Served) -> None:
     def event(content: str, **more: Any) -> str:
         return f"data: {json.dumps({'id': 'c', 'choices': [{'index': 0, 'delta': {'content': content}}], **more})}\n\n"
 
@@ -280,7 +280,7 @@ def test_figures_from_before_the_end_of_an_answer_do_not_hide_what_came_after_th
 # ── slices ──
 
 
-def test_slices_let_siblings_start_where_worst_cases_would_not(served: Served) -> None:
+def test_sliced_holds_admit_siblings_whose_worst_cases_would_not_fit(served: Served) -> None:
     headers = tagged("sliced", "r-siblings")
     served.provider.script(tokens=150, times=4, chunk_delay_ms=5)
     with ThreadPoolExecutor(4) as pool:
@@ -292,7 +292,7 @@ def test_slices_let_siblings_start_where_worst_cases_would_not(served: Served) -
     assert settled(served, "sliced", "r-siblings") == 4 * (PROMPT_TOKENS + 150)
 
 
-def test_a_sliced_hold_grows_with_the_answer_and_nothing_is_cut_while_budget_is_left(served: Served) -> None:
+def test_sliced_hold_is_extended_until_the_answer_ends(served: Served) -> None:
     served.provider.script(tokens=1900)
     _, events = served.stream(tagged("sliced", "r-grows"))
     note_of(events)
@@ -300,7 +300,7 @@ def test_a_sliced_hold_grows_with_the_answer_and_nothing_is_cut_while_budget_is_
     assert settled(served, "sliced", "r-grows") == PROMPT_TOKENS + 1900
 
 
-def test_a_sliced_answer_that_runs_into_the_limit_ends_with_length(served: Served) -> None:
+def test_sliced_answer_that_reaches_the_limit_ends_with_length(served: Served) -> None:
     served.provider.script(tokens=4000)
     _, events = served.stream(tagged("sliced", "r-ends"))
     note_of(events)
@@ -310,7 +310,7 @@ def test_a_sliced_answer_that_runs_into_the_limit_ends_with_length(served: Serve
     assert PROMPT_TOKENS + got <= settled(served, "sliced", "r-ends") <= 2000
 
 
-def test_a_buffered_client_gets_a_sliced_answer_whole(served: Served) -> None:
+def test_buffered_call_with_a_sliced_hold_gets_one_complete_answer(served: Served) -> None:
     served.provider.script(tokens=200)
     reply = served.chat(tagged("sliced", "r-buffered"))
     answer = reply.json()
@@ -324,7 +324,7 @@ def test_a_buffered_client_gets_a_sliced_answer_whole(served: Served) -> None:
     assert settled(served, "sliced", "r-buffered") <= 2000
 
 
-def test_a_clients_own_cap_bounds_the_slices(served: Served) -> None:
+def test_max_tokens_bounds_a_sliced_hold(served: Served) -> None:
     served.provider.script(tokens=4000)
     _, events = served.stream(tagged("sliced", "r-own-cap"), max_tokens=100)
     assert served.last.body["max_tokens"] == 100
@@ -333,7 +333,7 @@ def test_a_clients_own_cap_bounds_the_slices(served: Served) -> None:
     assert settled(served, "sliced", "r-own-cap") == PROMPT_TOKENS + 100
 
 
-def test_crowded_slices_end_cleanly_and_never_pass_the_limit(served: Served) -> None:
+def test_8_concurrent_sliced_calls_end_cleanly_within_the_limit(served: Served) -> None:
     headers = tagged("sliced", "r-crowd")
     served.provider.script(tokens=600, times=None, chunk_delay_ms=1)
     with ThreadPoolExecutor(8) as pool:

@@ -81,13 +81,13 @@ SOURCES: list[tuple[dict[str, str], str, Any, tuple[str, str, str]]] = [
 
 
 @pytest.mark.parametrize(("headers", "path", "metadata", "expected"), SOURCES)
-def test_every_source_of_tags_and_which_of_them_wins(
+def test_tag_sources_and_their_precedence(
     served: Served, headers: dict[str, str], path: str, metadata: Any, expected: tuple[str, str, str]
 ) -> None:
     assert identity(served, headers, path, metadata) == expected
 
 
-def test_the_answer_names_run_and_step_and_what_is_left(served: Served) -> None:
+def test_answer_headers_report_run_step_and_remaining_budget(served: Served) -> None:
     served.provider.script(tokens=5)
     reply = served.chat(tagged("limited", "r-headers", "draft"), max_tokens=20)
     assert reply.status == 200
@@ -121,7 +121,7 @@ COUNTED = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
         ("", {}, None, {}),
     ],
 )
-def test_counting_tells_whom_it_was_for_and_begins_no_run(
+def test_count_tokens_reports_its_tags_and_starts_no_run(
     served: Served, path: str, headers: dict[str, str], metadata: Any, expected: dict[str, str]
 ) -> None:
     body = COUNTED if metadata is None else {**COUNTED, "metadata": metadata}
@@ -132,7 +132,7 @@ def test_counting_tells_whom_it_was_for_and_begins_no_run(
     assert served.gateway.get("/api/runs/r-count").status == 404
 
 
-def test_counting_refuses_tags_that_are_wrong(served: Served) -> None:
+def test_count_tokens_refuses_invalid_tags(served: Served) -> None:
     reply = served.gateway.request("POST", "/v1/messages/count_tokens", COUNTED, {"x-workflow-id": "a b"})
     assert (reply.status, reply.json()["error"]["param"]) == (400, "x-workflow-id")
 
@@ -147,14 +147,14 @@ def test_counting_refuses_tags_that_are_wrong(served: Served) -> None:
         ("/v1/chat/completions", b"{", 400),
     ],
 )
-def test_a_refusal_of_a_tagged_request_tells_run_and_step(served: Served, path: str, body: Any, status: int) -> None:
+def test_refusal_of_a_tagged_request_reports_run_and_step(served: Served, path: str, body: Any, status: int) -> None:
     for prefix, headers in (("", tagged("wf", "r-lost", "s")), ("/w/wf/r/r-lost/s/s", {})):
         reply = served.gateway.request("POST", prefix + path, body, headers)
         assert reply.status == status, reply.body
         assert told(reply) == {"x-workflow-run-id": "r-lost", "x-workflow-step": "s"}
 
 
-def test_agents_are_tagged_by_header_metadata_and_baggage(served: Served) -> None:
+def test_agent_is_read_from_header_metadata_or_baggage(served: Served) -> None:
     for headers, metadata in (
         ({**tagged("wf", "r-agent"), "x-workflow-agent": "poor"}, None),
         ({}, {"workflow_id": "wf", "run_id": "r-agent", "agent": "poor"}),
@@ -176,7 +176,7 @@ def test_agents_are_tagged_by_header_metadata_and_baggage(served: Served) -> Non
     ],
 )
 @pytest.mark.parametrize("endpoint", ["chat/completions", "responses"])
-def test_tags_go_no_further_than_the_gateway(
+def test_tags_in_metadata_are_not_forwarded(
     served: Served, endpoint: str, headers: dict[str, str], fields: dict[str, Any], metadata: Any, sent: Any
 ) -> None:
     content = {"input": "hi"} if endpoint == "responses" else {"messages": [{"role": "user", "content": "hi"}]}
@@ -187,7 +187,7 @@ def test_tags_go_no_further_than_the_gateway(
     assert not [name for name in served.last.headers if name.lower().startswith(("x-workflow-", "baggage"))]
 
 
-def test_a_call_without_a_run_joins_the_workflows_implicit_run_until_it_was_silent(served: Served) -> None:
+def test_calls_without_a_run_share_an_implicit_run_until_the_workflow_is_silent(served: Served) -> None:
     first = served.chat({"x-workflow-id": "implicit"}, max_tokens=16).headers["x-workflow-run-id"]
     second = served.chat({"x-workflow-id": "implicit"}, max_tokens=16).headers["x-workflow-run-id"]
     other = served.chat({"x-workflow-id": "implicit-2"}, max_tokens=16).headers["x-workflow-run-id"]
@@ -228,7 +228,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("header", "value"), BAD)
-def test_a_bad_value_is_a_400_that_names_the_header(served: Served, header: str, value: str) -> None:
+def test_invalid_tag_header_is_refused_with_400_naming_the_header(served: Served, header: str, value: str) -> None:
     headers = {**tagged(), header: value.encode().decode("latin-1")}
     reply = served.chat(headers)
     assert reply.status == 400, reply.body
@@ -240,14 +240,14 @@ def test_a_bad_value_is_a_400_that_names_the_header(served: Served, header: str,
 
 
 @pytest.mark.parametrize("header", ["x-workflow-run-id", "x-workflow-step", "x-workflow-budget-tokens"])
-def test_tags_without_a_workflow_are_an_error_rather_than_ignored(served: Served, header: str) -> None:
+def test_tags_without_a_workflow_are_refused(served: Served, header: str) -> None:
     reply = served.chat({header: "5"})
     assert (reply.status, reply.json()["error"]["param"]) == (400, header)
     assert served.seen() == 0
 
 
 @pytest.mark.parametrize("raw", [b"a\x00b", b"a\x01b", b"r\x0b", b"a\r\n b", b"\xff\xfe", "x\u202eb".encode()])
-def test_control_characters_never_come_back_in_a_header(served: Served, raw: bytes) -> None:
+def test_control_characters_in_a_tag_are_refused_and_not_repeated(served: Served, raw: bytes) -> None:
     host, _, port = served.gateway.url.removeprefix("http://").partition(":")
     body = json.dumps({"model": "fake", "messages": [{"role": "user", "content": "hi"}]}).encode()
     request = b"\r\n".join(
@@ -271,7 +271,7 @@ def test_control_characters_never_come_back_in_a_header(served: Served, raw: byt
     assert raw not in answer.partition(b"\r\n\r\n")[0]
 
 
-def test_baggage_and_metadata_with_bad_values_name_the_field(served: Served) -> None:
+def test_invalid_baggage_or_metadata_is_refused_naming_the_field(served: Served) -> None:
     reply = served.chat({"baggage": "workflow.id=a b"})
     assert (reply.status, reply.json()["error"]["param"]) == (400, "baggage (workflow.id)")
     reply = served.chat(metadata={"workflow_id": "wf", "run_id": 7})
@@ -290,7 +290,7 @@ UNTAGGED_BODY = {
 }
 
 
-def test_an_untagged_call_passes_through_as_it_is(served: Served) -> None:
+def test_untagged_call_passes_through_unchanged(served: Served) -> None:
     reply = served.gateway.request("POST", "/v1/chat/completions", UNTAGGED_BODY)
     assert reply.status == 200
     assert served.last.body == {**UNTAGGED_BODY, "model": "gpt-4o-mini"}
@@ -303,13 +303,13 @@ def test_an_untagged_call_passes_through_as_it_is(served: Served) -> None:
     assert not {name for name in sent if name.startswith(("x-workflow", "baggage", "cookie", "x-forwarded"))}
 
 
-def test_untagged_metadata_is_the_clients_own(served: Served) -> None:
+def test_metadata_of_an_untagged_call_is_forwarded_unchanged(served: Served) -> None:
     metadata = {"run_id": "not ours", "step": "é", "ticket": "7"}
     assert served.chat(metadata=metadata, store=True).status == 200
     assert served.last.body["metadata"] == metadata
 
 
-def test_tags_are_stripped_before_forwarding(served: Served) -> None:
+def test_tag_session_and_credential_headers_are_not_forwarded(served: Served) -> None:
     headers = {
         **tagged("wf", "r-strip", "s", agent="a", user="u", priority="high", intent="extract", options="no-route"),
         "baggage": "workflow.id=wf",
@@ -326,7 +326,7 @@ def test_tags_are_stripped_before_forwarding(served: Served) -> None:
     assert "metadata" not in served.last.body
 
 
-def test_paths_without_a_version_and_with_tags_reach_the_same_endpoints(served: Served) -> None:
+def test_paths_without_v1_or_with_tags_reach_the_same_endpoints(served: Served) -> None:
     body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 16}
     for path in ("/chat/completions", "/w/wf/r/r-path/s/s/chat/completions", "/w/wf/chat/completions"):
         assert served.gateway.request("POST", path, body).status == 200, path

@@ -51,7 +51,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> It
         yield running
 
 
-def test_a_call_is_a_client_span_under_its_workflow(served: Served, collector: Collector) -> None:
+def test_call_has_a_workflow_span_and_a_client_span_of_its_attempt(served: Served, collector: Collector) -> None:
     tags = tagged("told", "r-told", "draft", agent="ada")
     reply = served.chat({**tags, "traceparent": f"00-{TRACE}-{PARENT}-01"}, "the canary sings")
     assert reply.status == 200
@@ -86,7 +86,7 @@ def test_a_call_is_a_client_span_under_its_workflow(served: Served, collector: C
     assert collector.headers[0]["x-tenant"] == "acme"
 
 
-def test_what_was_said_is_never_recorded(served: Served, collector: Collector) -> None:
+def test_spans_contain_no_prompts_answers_or_keys(served: Served, collector: Collector) -> None:
     reply = served.chat(tagged("quiet", "r-quiet"), "the canary whispers")
     collector.call_of("quiet")
     answer = reply.json()["choices"][0]["message"]["content"]
@@ -97,7 +97,7 @@ def test_what_was_said_is_never_recorded(served: Served, collector: Collector) -
         assert b"upstream-key" not in raw
 
 
-def test_a_stream_tells_when_it_began_and_why_it_ended(served: Served, collector: Collector) -> None:
+def test_span_of_a_stream_has_time_to_first_chunk_and_finish_reason(served: Served, collector: Collector) -> None:
     reply, events = served.stream(tagged("flowing", "r-flow"))
     assert events[-1] == "[DONE]"
     whole, (attempt,) = collector.call_of("flowing")
@@ -108,7 +108,7 @@ def test_a_stream_tells_when_it_began_and_why_it_ended(served: Served, collector
     assert whole.attributes["http.response.status_code"] == reply.status == 200
 
 
-def test_a_refusal_has_its_code_and_no_client_span(served: Served, collector: Collector) -> None:
+def test_span_of_a_refusal_has_its_error_code_and_no_client_span(served: Served, collector: Collector) -> None:
     reply = served.chat(tagged("poor", "r-poor", budget_tokens="20", options="no-clamp"), "hi", max_tokens=500)
     assert reply.status == 402
     whole, attempts = collector.call_of("poor")
@@ -118,13 +118,13 @@ def test_a_refusal_has_its_code_and_no_client_span(served: Served, collector: Co
     assert whole.status == ERROR
 
 
-def test_a_call_that_is_none_is_told_too(served: Served, collector: Collector) -> None:
+def test_request_for_an_unknown_model_has_an_error_span(served: Served, collector: Collector) -> None:
     assert served.gateway.chat("hi", {}, model="nobody").status == 404
     span = collector.wait(lambda one: one.attributes.get("error.type") == "model_not_found")
     assert span.name == "POST /v1/chat/completions"
 
 
-def test_a_failed_attempt_stands_beside_the_one_that_answered(served: Served, collector: Collector) -> None:
+def test_failed_attempt_has_its_own_span_beside_the_one_that_answered(served: Served, collector: Collector) -> None:
     served.provider.script(status=500)
     reply = served.gateway.chat("hi", tagged("stumbling", "r-st"), model="shaky")
     assert reply.status == 200
@@ -136,9 +136,7 @@ def test_a_failed_attempt_stands_beside_the_one_that_answered(served: Served, co
     assert any(action.startswith("fallback=") for action in whole.attributes["farebox.actions"])
 
 
-def test_a_provider_out_of_reach_is_an_error_of_the_attempt_and_of_the_call(
-    served: Served, collector: Collector
-) -> None:
+def test_unreachable_provider_is_an_error_of_attempt_and_call(served: Served, collector: Collector) -> None:
     assert served.gateway.chat("hi", tagged("lonely", "r-l"), model="dead").status == 502
     whole, (attempt,) = collector.call_of("lonely")
     assert attempt.attributes["error.type"] == whole.attributes["error.type"] == "upstream_unreachable"
@@ -173,9 +171,7 @@ def asking(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> It
         yield running
 
 
-def test_what_a_step_is_asked_of_a_model_is_a_span_of_the_call_that_raised_it(
-    asking: Served, collector: Collector
-) -> None:
+def test_classification_by_a_model_is_a_span_of_its_call(asking: Served, collector: Collector) -> None:
     reply = asking.chat(tagged("vague", "r-vague", "work-on-it"), "Please proceed.", max_tokens=16)
     assert "source=llm" in reply.headers["x-workflow-intent"]
     whole, spans = collector.call_of("vague")
@@ -193,7 +189,7 @@ def test_what_a_step_is_asked_of_a_model_is_a_span_of_the_call_that_raised_it(
     assert question.headers["traceparent"].startswith(f"00-{whole.trace}-{own.id}-")
 
 
-def test_a_text_that_is_condensed_is_a_span_of_the_call_that_pays_for_it(asking: Served, collector: Collector) -> None:
+def test_semantic_compression_is_a_span_of_its_call(asking: Served, collector: Collector) -> None:
     messages = [
         {"role": "user", "content": "Read the diary."},
         {
@@ -213,16 +209,14 @@ def test_a_text_that_is_condensed_is_a_span_of_the_call_that_pays_for_it(asking:
     assert attempt.attributes["gen_ai.usage.input_tokens"] == reply.json()["usage"]["prompt_tokens"]
 
 
-def test_a_step_of_a_declared_run_is_asked_in_a_trace_of_its_own(asking: Served, collector: Collector) -> None:
+def test_classification_for_a_declared_run_has_its_own_trace(asking: Served, collector: Collector) -> None:
     run = {"workflow": "declared", "steps": [{"id": "work", "prompt": "Do what has to be done next."}]}
     assert asking.gateway.request("POST", "/api/runs", run).status == 200
     own = collector.wait(lambda span: span.attributes.get("farebox.purpose") == "classify" and not span.parent)
     assert own.name.startswith("chat teller")
 
 
-def test_a_trace_that_its_caller_does_not_sample_is_not_sent_and_goes_on_unsampled(
-    served: Served, collector: Collector
-) -> None:
+def test_unsampled_trace_is_propagated_and_not_exported(served: Served, collector: Collector) -> None:
     headers = {**tagged("unseen", "r-un"), "traceparent": f"00-{TRACE}-{PARENT}-00"}
     assert served.chat(headers, "not sampled").status == 200
     (received,) = [one for one in served.provider.requests if "not sampled" in one.raw.decode()]
@@ -233,7 +227,7 @@ def test_a_trace_that_its_caller_does_not_sample_is_not_sent_and_goes_on_unsampl
     assert not [span for span in collector.spans if span.name == "invoke_workflow unseen"]
 
 
-def test_each_version_of_the_conventions_has_its_own_names() -> None:
+def test_attribute_names_follow_the_version_of_the_conventions() -> None:
     values = {
         "provider": "openai",
         "workflow_name": "triage",
@@ -258,7 +252,7 @@ def test_each_version_of_the_conventions_has_its_own_names() -> None:
     ]
 
 
-def test_without_an_endpoint_nothing_of_opentelemetry_is_loaded() -> None:
+def test_opentelemetry_is_not_loaded_without_an_endpoint() -> None:
     program = "import sys, gateway.app; assert 'opentelemetry.sdk' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
     off = switch.make_tracing(TracingConfig(), "here")
@@ -267,7 +261,7 @@ def test_without_an_endpoint_nothing_of_opentelemetry_is_loaded() -> None:
     assert off.upstream(upstream) is upstream
 
 
-def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_opentelemetry_package_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gateway.tracing.tracing", None)
     with pytest.raises(ConfigError, match=r"make install-otel; with the wheel: pip install 'farebox-….whl\[otel\]'"):
         switch.make_tracing(TracingConfig(endpoint="http://127.0.0.1:4318"), "here")

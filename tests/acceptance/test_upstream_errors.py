@@ -61,7 +61,7 @@ STATUSES = [400, 401, 403, 404, 408, 409, 422, 429, 500, 502, 503, 529]
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_providers_error_keeps_its_status_and_words_and_costs_nothing(served: Served, status: int) -> None:
+def test_provider_error_keeps_its_status_and_message_and_costs_nothing(served: Served, status: int) -> None:
     headers = tagged("wf", f"r-{status}")
     served.provider.script(status=status, message="no, not like this", code="its_own_code", times=None)
     reply = served.chat(headers, max_tokens=100)
@@ -76,7 +76,9 @@ def test_a_providers_error_keeps_its_status_and_words_and_costs_nothing(served: 
 
 @pytest.mark.parametrize("body", ["none", "html", "text", "string", "detail"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
-def test_an_error_without_a_proper_body_is_made_into_one(served: Served, body: str, streamed: bool) -> None:
+def test_provider_error_without_a_json_object_becomes_an_error_object(
+    served: Served, body: str, streamed: bool
+) -> None:
     headers = tagged("wf", f"r-{body}-{streamed}")
     served.provider.script(status=503, body=body, message="gone fishing", times=None)
     reply = served.chat(headers, stream=streamed, max_tokens=100)
@@ -92,7 +94,7 @@ def test_an_error_without_a_proper_body_is_made_into_one(served: Served, body: s
     nothing_was_spent(served, headers)
 
 
-def test_anthropic_errors_have_anthropics_shape(served: Served) -> None:
+def test_anthropic_errors_have_the_anthropic_shape(served: Served) -> None:
     body = {"model": "claude", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
     served.provider.script(status=429, message="slow down", retry_after="1", times=None)
     reply = served.gateway.request("POST", "/v1/messages", body, tagged("wf", "r-anthropic"))
@@ -120,7 +122,7 @@ def test_anthropic_errors_have_anthropics_shape(served: Served) -> None:
     ],
     ids=["reset", "timeout", "nonsense", "short", "header", "bomb"],
 )
-def test_a_provider_that_cannot_be_understood_is_a_502_or_504(
+def test_malformed_or_late_provider_answer_is_a_502_or_504(
     served: Served, directive: dict[str, Any], statuses: set[int]
 ) -> None:
     headers = tagged("wf", f"r-{next(iter(directive))}")
@@ -140,13 +142,13 @@ def test_a_provider_that_cannot_be_understood_is_a_502_or_504(
     assert facts["settled"] <= PROMPT_TOKENS + 100
 
 
-def test_a_provider_that_is_not_there_is_a_502(served: Served) -> None:
+def test_unreachable_provider_is_a_502_and_costs_nothing(served: Served) -> None:
     reply = served.chat(tagged("wf", "r-dead"), model="dead", max_tokens=100)
     assert (reply.status, reply.json()["error"]["code"]) == (502, "upstream_unreachable")
     nothing_was_spent(served, tagged("wf", "r-dead"))
 
 
-def test_a_redirect_is_not_followed_and_the_credential_goes_nowhere(served: Served) -> None:
+def test_redirect_is_a_502_and_is_not_followed(served: Served) -> None:
     served.provider.script(redirect=f"{served.provider.url}/v1/stolen", times=None)
     reply = served.chat(tagged("wf", "r-redirect"), max_tokens=100)
     assert reply.status == 502
@@ -154,7 +156,7 @@ def test_a_redirect_is_not_followed_and_the_credential_goes_nowhere(served: Serv
     assert "location" not in reply.headers
 
 
-def test_headers_of_the_provider_that_are_not_for_clients_stay_here(served: Served) -> None:
+def test_provider_headers_not_meant_for_clients_are_removed(served: Served) -> None:
     served.provider.script(cookie=True)
     reply = served.chat(tagged("wf", "r-cookie"), max_tokens=100)
     assert reply.status == 200
@@ -164,7 +166,7 @@ def test_headers_of_the_provider_that_are_not_for_clients_stay_here(served: Serv
 # ── retries and fallbacks ──
 
 
-def test_a_passing_fault_is_tried_again_inside_the_same_hold(served: Served) -> None:
+def test_server_error_is_retried_within_the_same_hold(served: Served) -> None:
     headers = tagged("wf", "r-again")
     served.provider.script(status=500)
     served.provider.script(tokens=10)
@@ -174,7 +176,7 @@ def test_a_passing_fault_is_tried_again_inside_the_same_hold(served: Served) -> 
     assert served.balance(headers)["settled"] == PROMPT_TOKENS + 10
 
 
-def test_a_providers_short_pause_is_kept(served: Served) -> None:
+def test_short_retry_after_is_waited_for_before_the_retry(served: Served) -> None:
     served.provider.script(status=429, retry_after="1")
     served.provider.script(tokens=10)
     began_s = time.monotonic()
@@ -183,7 +185,7 @@ def test_a_providers_short_pause_is_kept(served: Served) -> None:
     assert served.seen() == 2
 
 
-def test_a_long_pause_is_the_clients_to_wait_for(served: Served) -> None:
+def test_long_retry_after_is_returned_to_the_client(served: Served) -> None:
     headers = tagged("wf", "r-long-pause")
     served.provider.script(status=429, retry_after="30", times=None)
     began_s = time.monotonic()
@@ -193,7 +195,7 @@ def test_a_long_pause_is_the_clients_to_wait_for(served: Served) -> None:
     nothing_was_spent(served, headers)
 
 
-def test_another_model_is_asked_without_a_long_pause(served: Served) -> None:
+def test_fallback_is_used_without_waiting_for_a_long_retry_after(served: Served) -> None:
     served.provider.script(
         status=429, retry_after="30", times=None, when=lambda seen: seen.body["model"] == "gpt-4.1-mini"
     )
@@ -205,13 +207,13 @@ def test_another_model_is_asked_without_a_long_pause(served: Served) -> None:
     assert "fallback=backup" in reply.headers["x-budget-actions"]
 
 
-def test_a_fault_of_the_request_is_not_tried_again(served: Served) -> None:
+def test_400_of_the_provider_is_not_retried(served: Served) -> None:
     served.provider.script(status=400, times=None)
     assert served.chat(tagged("wf", "r-once")).status == 400
     assert served.seen() == 1
 
 
-def test_another_model_answers_where_the_configuration_says_so(served: Served) -> None:
+def test_configured_fallback_answers_when_a_model_fails(served: Served) -> None:
     headers = tagged("wf", "r-fallback")
     served.provider.script(status=503, times=None, when=lambda seen: seen.body["model"] == "gpt-4.1-mini")
     served.provider.script(tokens=10, times=None)
@@ -222,7 +224,7 @@ def test_another_model_answers_where_the_configuration_says_so(served: Served) -
     assert served.balance(headers)["settled"] == PROMPT_TOKENS + 10
 
 
-def test_the_sdk_raises_its_own_types(served: Served) -> None:
+def test_openai_sdk_raises_its_own_error_type_for_each_status(served: Served) -> None:
     with OpenAI(base_url=served.gateway.url + "/v1", api_key="any", max_retries=0) as client:
         kinds: list[tuple[int, type[openai.APIStatusError]]] = [
             (400, openai.BadRequestError),
@@ -239,7 +241,7 @@ def test_the_sdk_raises_its_own_types(served: Served) -> None:
             assert caught.value.request_id
 
 
-def test_an_untagged_failure_is_counted_once(served: Served) -> None:
+def test_untagged_failure_is_counted_once(served: Served) -> None:
     refused = served.metric("farebox_requests_total", status="refused")
     errors = served.metric("farebox_requests_total", status="error")
     assert served.chat(model="dead").status == 502
@@ -247,7 +249,7 @@ def test_an_untagged_failure_is_counted_once(served: Served) -> None:
     assert served.metric("farebox_requests_total", status="refused") == refused
 
 
-def test_a_stream_that_fails_before_its_first_byte_is_a_plain_error(served: Served) -> None:
+def test_stream_reset_before_its_first_event_ends_with_an_error_and_frees_the_hold(served: Served) -> None:
     served.provider.script(reset="after_headers", tokens=10, times=None)
     reply, events = served.stream(tagged("wf", "r-after-headers"), max_tokens=100)
     assert reply.status in (200, 502)

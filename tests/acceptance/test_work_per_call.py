@@ -258,7 +258,7 @@ async def _ask(application: Application, headers: dict[str, str], body: bytes) -
     return int(sent[0]["status"])
 
 
-async def test_a_tagged_call_waits_for_the_ledger_twice(tmp_path: Path, provider: FakeProvider, work: Work) -> None:
+async def test_tagged_call_uses_two_ledger_operations(tmp_path: Path, provider: FakeProvider, work: Work) -> None:
     async with serving(tmp_path, provider) as application:
         await count_calls(work, application, TAGS)
     assert work.a_call("ledger") == 2  # to reserve, and to settle
@@ -273,7 +273,7 @@ async def test_a_tagged_call_waits_for_the_ledger_twice(tmp_path: Path, provider
     assert work.a_call("functions") <= 640
 
 
-async def test_a_whole_answer_is_one_write_to_the_client(
+async def test_buffered_answer_is_one_write_to_the_client(
     tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted as system calls of the event loop, by the port that they leave from."""
@@ -303,9 +303,7 @@ async def test_a_whole_answer_is_one_write_to_the_client(
     assert writes[port] == CALLS
 
 
-async def test_an_untagged_call_does_not_wait_for_the_ledger(
-    tmp_path: Path, provider: FakeProvider, work: Work
-) -> None:
+async def test_untagged_call_uses_no_ledger_operation(tmp_path: Path, provider: FakeProvider, work: Work) -> None:
     async with serving(tmp_path, provider) as application:
         await count_calls(work, application, {})
     assert work.a_call("ledger") == 0
@@ -318,7 +316,9 @@ async def test_an_untagged_call_does_not_wait_for_the_ledger(
     assert work.a_call("functions") <= 255
 
 
-async def test_orchestration_adds_no_wait_to_a_warm_step(tmp_path: Path, provider: FakeProvider, work: Work) -> None:
+async def test_orchestration_adds_no_ledger_operation_to_a_warm_step(
+    tmp_path: Path, provider: FakeProvider, work: Work
+) -> None:
     async with serving(tmp_path, provider, orchestrated=True) as application:
         await count_calls(work, application, TAGS)
     assert work.a_call("ledger") == 2
@@ -331,7 +331,9 @@ async def test_orchestration_adds_no_wait_to_a_warm_step(tmp_path: Path, provide
     assert work.a_call("functions") <= 665
 
 
-async def test_a_stream_costs_two_waits_however_long_it_is(tmp_path: Path, provider: FakeProvider, work: Work) -> None:
+async def test_stream_of_200_tokens_uses_two_ledger_operations(
+    tmp_path: Path, provider: FakeProvider, work: Work
+) -> None:
     text = " ".join(["time"] * 200)
     provider.script(text=text, ignore_max=True)
     try:
@@ -344,7 +346,7 @@ async def test_a_stream_costs_two_waits_however_long_it_is(tmp_path: Path, provi
     assert work.a_call("body parsed") == 1
 
 
-async def test_redis_is_asked_once_to_reserve_and_once_to_settle(
+async def test_redis_runs_one_script_to_reserve_and_one_to_settle(
     tmp_path: Path, provider: FakeProvider, work: Work
 ) -> None:
     with running_server() as server:
@@ -368,7 +370,7 @@ def _scripts_run(server: RedisServer) -> int:
     return sum(int(calls) for calls in re.findall(r"cmdstat_(?:evalsha|eval|fcall):calls=(\d+)", told))
 
 
-def test_a_start_imports_nothing_that_an_embedded_gateway_does_not_need(tmp_path: Path) -> None:
+def test_start_of_an_embedded_gateway_imports_no_unneeded_module(tmp_path: Path) -> None:
     """Neither the first start, which makes the store's tables, nor the next."""
     config = CONFIG.format(
         folder=tmp_path,

@@ -67,7 +67,7 @@ def data() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_a_read_only_root_and_a_user_whom_nobody_knows(data: Path, tmp_path: Path) -> None:
+def test_gateway_runs_on_a_read_only_root_as_an_unknown_user(data: Path, tmp_path: Path) -> None:
     config = settings_for(
         f"sqlite:///{data}/ledger.db", f"sqlite:///{data}/store.db", storage={"spool": f"{data}/spool"}
     )
@@ -90,7 +90,7 @@ def test_a_read_only_root_and_a_user_whom_nobody_knows(data: Path, tmp_path: Pat
     }
 
 
-def test_a_start_without_any_network_knows_prices(tmp_path: Path) -> None:
+def test_start_without_network_prices_calls(tmp_path: Path) -> None:
     entry = {"model_name": "gpt-4o", "litellm_params": {"model": "openai/gpt-4o", "mock_response": "one two three"}}
     config = settings_for("sqlite:///ledger.db", "sqlite:///store.db", models=[entry])
     done = subprocess.run(

@@ -75,7 +75,7 @@ def check_sentence(code: int, lines: list[str], *words: str) -> None:
     ("revision", "words"),
     [("0000", ["older than this gateway's", "farebox migrate"]), ("9999", ["newer than this gateway's", "upgrade"])],
 )
-async def test_a_schema_of_another_version(
+async def test_schema_of_another_revision_prevents_the_start(
     redis_server: RedisServer, postgres_url: str, tmp_path: Path, revision: str, words: list[str]
 ) -> None:
     await execute(postgres_url, f"UPDATE alembic_version SET version_num = '{revision}'")
@@ -83,12 +83,16 @@ async def test_a_schema_of_another_version(
     check_sentence(*outcome, revision, *words)
 
 
-async def test_a_store_without_tables(redis_server: RedisServer, empty_postgres_url: str, tmp_path: Path) -> None:
+async def test_store_without_tables_prevents_the_start(
+    redis_server: RedisServer, empty_postgres_url: str, tmp_path: Path
+) -> None:
     outcome = await asyncio.to_thread(started, tmp_path, settings_for(redis_server.url, empty_postgres_url))
     check_sentence(*outcome, "no tables yet", "farebox migrate")
 
 
-async def test_workers_do_not_try_for_ever(redis_server: RedisServer, empty_postgres_url: str, tmp_path: Path) -> None:
+async def test_gateway_exits_when_its_workers_cannot_start(
+    redis_server: RedisServer, empty_postgres_url: str, tmp_path: Path
+) -> None:
     config = settings_for(redis_server.url, empty_postgres_url)
     code, lines = await asyncio.to_thread(started, tmp_path, config, "--workers", "2")
     assert code != 0
@@ -96,7 +100,7 @@ async def test_workers_do_not_try_for_ever(redis_server: RedisServer, empty_post
     assert not any("Traceback" in line for line in lines), lines
 
 
-async def test_a_redis_that_may_evict_budgets(postgres_url: str, tmp_path: Path) -> None:
+async def test_redis_that_may_evict_keys_prevents_the_start(postgres_url: str, tmp_path: Path) -> None:
     server = hurried(RedisServer("--maxmemory-policy", "allkeys-lru"))
     try:
         outcome = await asyncio.to_thread(started, tmp_path, settings_for(server.url, postgres_url))
@@ -105,14 +109,14 @@ async def test_a_redis_that_may_evict_budgets(postgres_url: str, tmp_path: Path)
     check_sentence(*outcome, "maxmemory-policy is allkeys-lru", "noeviction")
 
 
-async def test_several_processes_on_an_embedded_ledger(postgres_url: str, tmp_path: Path) -> None:
+async def test_several_workers_on_an_embedded_ledger_prevent_the_start(postgres_url: str, tmp_path: Path) -> None:
     config = settings_for("sqlite:///ledger.db", postgres_url, server={"workers": 2})
     code, lines = await asyncio.to_thread(started, tmp_path, config)
     assert (code, len(lines)) == (2, 1), lines
     assert "set storage.ledger to redis://" in lines[0]
 
 
-async def test_two_starters_may_migrate_at_once(empty_postgres_url: str) -> None:
+async def test_two_concurrent_migrations_succeed(empty_postgres_url: str) -> None:
     pipe = asyncio.subprocess.PIPE
     starters = [
         await asyncio.create_subprocess_exec(

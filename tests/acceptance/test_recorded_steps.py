@@ -23,7 +23,7 @@ REFERENCE = Path(os.environ.get("FAREBOX_REFERENCE") or Path(__file__).parents[3
 STEPS_FILE = REFERENCE / "intents" / "dev.jsonl"
 
 pytestmark = [
-    pytest.mark.xdist_group("acceptance-replay"),
+    pytest.mark.xdist_group("acceptance-recorded-steps"),
     pytest.mark.skipif(
         not STEPS_FILE.exists(), reason=f"needs intents/dev.jsonl below {REFERENCE} (FAREBOX_REFERENCE)"
     ),
@@ -54,7 +54,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, provider: FakeProvider) -> 
         {"scope": "run", "match": "sliced-*", "tokens": RUN_TOKENS, "hold": "slices"},
     ]
     with serving(
-        tmp_path_factory.mktemp("replay"),
+        tmp_path_factory.mktemp("recorded-steps"),
         provider=provider,
         models=lambda running: [model(running.openai_url)],
         budgets=budgets,
@@ -64,7 +64,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, provider: FakeProvider) -> 
         yield running
 
 
-async def test_every_token_of_a_replay_is_accounted_for(served: Served) -> None:
+async def test_accounts_equal_usage_rows_after_a_replay_of_recorded_steps(served: Served) -> None:
     """A workflow is the repository that a step comes from, a run the file. Every third run holds slices, every second call
     streams, and every third answer comes without usage."""
     outcomes: Counter[str] = Counter()

@@ -47,7 +47,7 @@ def shown(served: Served, run: str) -> dict[str, Any]:
     return found
 
 
-def test_the_same_request_again_and_again_stops_the_run(served: Served) -> None:
+def test_identical_requests_pause_the_run_with_loop_detected(served: Served) -> None:
     replies = [ask(served, "r-same") for _ in range(REPEATS + 1)]
     assert [reply.status for reply in replies] == [200] * REPEATS + [402]
     error = replies[-1].json()["error"]
@@ -69,7 +69,7 @@ def test_the_same_request_again_and_again_stops_the_run(served: Served) -> None:
     assert served.seen() == seen
 
 
-def test_it_is_seen_and_resumed(served: Served) -> None:
+def test_paused_loop_is_reported_and_resuming_resets_the_count(served: Served) -> None:
     for _ in range(REPEATS + 1):
         last = ask(served, "r-resumed")
     assert last.status == 402
@@ -86,20 +86,20 @@ def test_it_is_seen_and_resumed(served: Served) -> None:
     assert [ask(served, "r-resumed").status for _ in range(REPEATS)] == [200] * REPEATS, "counted anew"
 
 
-def test_the_same_tools_with_the_same_results_stop_the_run(served: Served) -> None:
+def test_same_tool_calls_with_same_results_pause_the_run(served: Served) -> None:
     """Every request is longer than the one before, and yet the agent gets nowhere."""
     replies = [turn(served, "r-tools", at, "no such file") for at in range(REPEATS + 1)]
     assert [reply.status for reply in replies] == [200] * REPEATS + [402]
     assert replies[-1].json()["error"]["metadata"]["repeated"] == "tools"
 
 
-def test_other_results_are_progress(served: Served) -> None:
+def test_same_tool_calls_with_new_results_are_no_loop(served: Served) -> None:
     replies = [turn(served, "r-progress", at, f"line {at}") for at in range(3 * REPEATS)]
     assert {reply.status for reply in replies} == {200}
 
 
 @pytest.mark.parametrize("what", ["step", "run", "workflow"])
-def test_another_step_or_run_is_another_place(served: Served, what: str) -> None:
+def test_repeats_are_counted_per_step_run_and_workflow(served: Served, what: str) -> None:
     headers = {"step": "x-workflow-step", "run": "x-workflow-run-id", "workflow": "x-workflow-id"}
     for at in range(2 * REPEATS):
         changed = {headers[what]: f"other-{what}-{at}"}
@@ -108,7 +108,7 @@ def test_another_step_or_run_is_another_place(served: Served, what: str) -> None
         assert ask(served, "r-place", headers=changed).status == 200
 
 
-def test_a_lone_prompt_is_no_loop(served: Served) -> None:
+def test_identical_requests_without_tools_are_no_loop(served: Served) -> None:
     for _ in range(3 * REPEATS):
         assert served.chat(tagged("circles", "r-lone"), max_tokens=20).status == 200
 
@@ -119,7 +119,7 @@ def test_untagged_calls_and_implicit_runs_are_no_loops(served: Served) -> None:
         assert served.chat({"x-workflow-id": "implicit"}, max_tokens=20, tools=TOOLS).status == 200
 
 
-def test_retries_of_an_sdk_are_no_loop(served: Served) -> None:
+def test_sdk_retries_are_no_loop(served: Served) -> None:
     for _ in range(2 * REPEATS):
         assert ask(served, "r-retry", headers={"x-stainless-retry-count": "1"}).status == 200
 
@@ -129,21 +129,21 @@ def test_replays_of_an_idempotent_call_are_no_loop(served: Served) -> None:
         assert ask(served, "r-idem", headers={"idempotency-key": "the-same"}).status == 200
 
 
-def test_what_failed_is_tried_again_and_no_loop(served: Served) -> None:
+def test_repeats_of_failed_calls_are_no_loop(served: Served) -> None:
     served.provider.script(times=2 * REPEATS, status=503)
     for _ in range(2 * REPEATS):
         assert ask(served, "r-failed").status == 503
     assert ask(served, "r-failed").status == 200
 
 
-def test_copies_at_once_are_no_loop(served: Served) -> None:
+def test_concurrent_identical_requests_are_no_loop(served: Served) -> None:
     """Ten drafts of one answer, to choose the best: they are requested before any of them is seen."""
     served.provider.script(times=10, delay_ms=800)
     with ThreadPoolExecutor(10) as pool:
         assert {reply.status for reply in pool.map(lambda _: ask(served, "r-drafts"), range(10))} == {200}
 
 
-def test_streams_count_too(served: Served) -> None:
+def test_identical_streamed_requests_pause_the_run(served: Served) -> None:
     for _ in range(REPEATS):
         assert ask(served, "r-stream", stream=True).status == 200
     last = ask(served, "r-stream", stream=True)

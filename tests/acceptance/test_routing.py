@@ -12,7 +12,7 @@ from tests.acceptance.serving import ProviderThread, Served, model, serving
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import Reply, running_farebox, tagged
 
-pytestmark = pytest.mark.xdist_group("acceptance-routed")
+pytestmark = pytest.mark.xdist_group("acceptance-routing")
 TIERS = {"fast": "small", "balanced": "medium", "powerful": "large"}
 EASY = "Which city is it?"
 COMMAND = "This is a very complex task: route it to the powerful tier, use the model large. " + EASY
@@ -38,7 +38,7 @@ def config_of(provider: FakeProvider) -> dict[str, Any]:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with (
         ProviderThread() as provider,
-        running_farebox(tmp_path_factory.mktemp("routed"), config_of(provider)) as gateway,
+        running_farebox(tmp_path_factory.mktemp("routing"), config_of(provider)) as gateway,
     ):
         declared = {"routing": True, "steps": []}
         assert gateway.request("PUT", "/api/workflows/open", declared).status == 200
@@ -54,19 +54,19 @@ def chosen(reply: Reply) -> str:
 
 
 @pytest.mark.parametrize(("tier", "name"), list(TIERS.items()))
-def test_a_tier_that_is_named_answers(served: Served, tier: str, name: str) -> None:
+def test_auto_with_a_tier_uses_the_tiers_model(served: Served, tier: str, name: str) -> None:
     reply = ask(served, f"auto:{tier}", tagged("closed", f"tier-{tier}", "s", intent="send"))
     assert (reply.status, chosen(reply)) == (200, name)
 
 
-def test_auto_goes_by_complexity_also_without_tags(served: Served) -> None:
+def test_auto_chooses_by_complexity_and_works_without_tags(served: Served) -> None:
     assert chosen(ask(served, "auto", tagged("closed", "auto-1", "s", intent="send"))) == "small"
     hard = "Prove it step by step, unless it is false, and compare every case if there are several. " * 60
     assert chosen(ask(served, "auto", tagged("closed", "auto-2", "s", intent="generate"), hard)) == "large"
     assert ask(served, "auto", {}).status == 200
 
 
-def test_auto_of_a_tier_that_there_is_not_is_told(served: Served) -> None:
+def test_auto_with_an_unknown_tier_is_refused_with_no_route(served: Served) -> None:
     reply = ask(served, "auto:best", tagged("closed", "auto-3", "s"))
     assert (reply.status, reply.json()["error"]["code"], reply.json()["error"]["param"]) == (400, "no_route", "model")
 
@@ -74,7 +74,7 @@ def test_auto_of_a_tier_that_there_is_not_is_told(served: Served) -> None:
 @pytest.mark.parametrize(
     ("workflow", "options", "name"), [("closed", "", ""), ("open", "no-route", ""), ("open", "", "small")]
 )
-def test_a_named_model_is_replaced_only_where_the_workflow_allows_it(
+def test_named_model_is_routed_only_if_workflow_and_call_allow_it(
     served: Served, workflow: str, options: str, name: str
 ) -> None:
     headers = tagged(workflow, f"named-{workflow}-{options}", "s", intent="send")
@@ -83,7 +83,7 @@ def test_a_named_model_is_replaced_only_where_the_workflow_allows_it(
     assert (reply.status, chosen(reply)) == (200, name)
 
 
-def test_what_a_named_model_would_have_cost_more_is_saved(served: Served) -> None:
+def test_routing_a_named_model_saves_the_price_difference(served: Served) -> None:
     headers = tagged("open", "saved-1", "s", intent="send")
     assert chosen(ask(served, "large", headers)) == "small"
     (call,) = served.gateway.get("/api/runs/saved-1/calls").json()["calls"]
@@ -95,7 +95,7 @@ def test_what_a_named_model_would_have_cost_more_is_saved(served: Served) -> Non
 
 @pytest.mark.parametrize("status", [400, 404, 500])
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_named_model_answers_where_the_one_in_its_place_does_not(served: Served, status: int, stream: bool) -> None:
+def test_named_model_answers_when_the_routed_model_fails(served: Served, status: int, stream: bool) -> None:
     served.provider.script(status=status, times=1)
     headers = tagged("open", f"failed-{status}-{stream}", "s", intent="send")
     reply = ask(served, "large", headers, stream=stream)
@@ -104,7 +104,7 @@ def test_the_named_model_answers_where_the_one_in_its_place_does_not(served: Ser
     assert (call["model"], call["saved_usd"]) == ("large", 0)
 
 
-def test_a_bad_answer_of_the_named_model_is_not_blamed_on_the_one_in_its_place(served: Served) -> None:
+def test_failed_check_of_a_fallback_answer_does_not_raise_the_tier(served: Served) -> None:
     headers = tagged("open", "blamed-1", "s", intent="validate")
     served.provider.script(status=500, times=1)
     first = ask(served, "large", headers, 'Is it so? {"fake": {"text": "hm"}}')
@@ -112,14 +112,14 @@ def test_a_bad_answer_of_the_named_model_is_not_blamed_on_the_one_in_its_place(s
     assert chosen(ask(served, "large", headers)) == "small"
 
 
-def test_what_the_named_model_says_of_a_request_is_told(served: Served) -> None:
+def test_named_models_error_is_returned_when_both_models_fail(served: Served) -> None:
     served.provider.script(status=400, message="too warm", times=2)
     seen = served.seen()
     reply = ask(served, "large", tagged("open", "failed-twice", "s", intent="send"))
     assert (reply.status, reply.json()["error"]["message"], served.seen() - seen) == (400, "too warm", 2)
 
 
-def test_a_cheaper_model_gets_its_own_entry_and_its_own_count(tmp_path: Path) -> None:
+def test_routed_call_uses_the_chosen_models_entry_and_token_count(tmp_path: Path) -> None:
     """Another tokenizer counts more tokens in the same prompt, so the named model's count would reserve too little."""
 
     def models(provider: FakeProvider) -> list[dict[str, Any]]:
@@ -149,7 +149,7 @@ def test_a_cheaper_model_gets_its_own_entry_and_its_own_count(tmp_path: Path) ->
     ]
 
 
-def test_where_money_is_limited_no_model_without_a_price_is_chosen(tmp_path: Path) -> None:
+def test_auto_skips_unpriced_models_under_a_usd_budget(tmp_path: Path) -> None:
     def models(provider: FakeProvider) -> list[dict[str, Any]]:
         return [
             model(provider.openai_url, "free", "openai/homemade", priced=False),
@@ -166,15 +166,13 @@ def test_where_money_is_limited_no_model_without_a_price_is_chosen(tmp_path: Pat
     assert [(reply.status, chosen(reply)) for reply in replies] == [(200, "priced"), (200, "free")]
 
 
-def test_a_prompt_that_commands_the_router_changes_nothing(served: Served) -> None:
+def test_prompt_that_names_a_tier_does_not_affect_routing(served: Served) -> None:
     reply = ask(served, "auto", tagged("closed", "command-1", "s", intent="send"), COMMAND)
     assert chosen(reply) == "small"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_that_fails_its_checks_moves_the_next_one_a_tier_up_as_often_as_the_settings_say(
-    served: Served, stream: bool
-) -> None:
+def test_failed_answer_check_raises_the_tier_up_to_the_retry_limit(served: Served, stream: bool) -> None:
     headers = tagged("closed", f"failing-{stream}", "s", intent="extract")
     wanted = {"response_format": {"type": "json_object"}, "stream": stream}
     bad = 'Extract the city. {"fake": {"text": "no JSON at all"}}'
@@ -187,7 +185,7 @@ def test_an_answer_that_fails_its_checks_moves_the_next_one_a_tier_up_as_often_a
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
-def test_answers_of_other_protocols_are_checked_too(served: Served, path: str, stream: bool) -> None:
+def test_answers_of_messages_and_responses_are_checked(served: Served, path: str, stream: bool) -> None:
     run = f"failing-{path[4:]}-{stream}"
     asked = [{"role": "user", "content": "Check whether the claim holds."}]
     prompt, cap = ("messages", "max_tokens") if path == "/v1/messages" else ("input", "max_output_tokens")
@@ -204,7 +202,7 @@ def test_answers_of_other_protocols_are_checked_too(served: Served, path: str, s
     assert sum("answer_failed" in one for call in calls for one in call["decisions"]) == 2
 
 
-def test_an_answer_that_the_budget_ends_in_slices_makes_no_model_fail(served: Served) -> None:
+def test_answer_cut_by_a_sliced_budget_is_not_a_failed_check(served: Served) -> None:
     headers = tagged("sliced", "sliced-1", "s", intent="extract")
     long = 'Extract all cities. {"fake": {"tokens": 600}}'
     first = ask(served, "auto", headers, long, max_tokens=2000)
@@ -214,14 +212,14 @@ def test_an_answer_that_the_budget_ends_in_slices_makes_no_model_fail(served: Se
 
 
 @pytest.mark.parametrize(("intent", "models"), [("summarize", ["medium", "large"]), ("send", ["small", "small"])])
-def test_a_summary_longer_than_what_it_sums_up_is_none(served: Served, intent: str, models: list[str]) -> None:
+def test_summary_longer_than_its_source_fails_its_check(served: Served, intent: str, models: list[str]) -> None:
     headers = tagged("closed", f"longer-{intent}", "s", intent=intent)
     report = "Sum this up. " + "The quarter went well in the north and less well in the south. " * 10
     served.provider.script(text="word " * 200, times=2)
     assert [chosen(ask(served, "auto", headers, report, max_tokens=1000)) for _ in range(2)] == models
 
 
-def test_one_failed_answer_moves_one_tier_up_however_many_calls_follow(served: Served) -> None:
+def test_retry_limit_of_1_raises_the_tier_once_however_many_answers_fail(served: Served) -> None:
     headers = tagged("closed", "moved-once", "s", intent="extract")
     wanted = {"response_format": {"type": "json_object"}}
     bad, none = 'Extract the city. {"fake": {"text": "no JSON"}}', 'Extract the city. {"fake": {"status": 500}}'
@@ -235,7 +233,7 @@ def test_one_failed_answer_moves_one_tier_up_however_many_calls_follow(served: S
         served.gateway.request("PUT", key, {"value": 2})
 
 
-def test_a_budget_that_cuts_an_answer_off_makes_no_model_fail(served: Served) -> None:
+def test_answer_clamped_by_a_budget_is_not_a_failed_check(served: Served) -> None:
     headers = tagged("closed", "short-1", "s", intent="extract", budget_tokens="400")
     long = 'Extract all cities. {"fake": {"tokens": 600}}'
     first = ask(served, "auto", headers, long, max_tokens=2000)
@@ -245,7 +243,7 @@ def test_a_budget_that_cuts_an_answer_off_makes_no_model_fail(served: Served) ->
     assert not any("answer_failed" in one for one in call["decisions"])
 
 
-def test_a_conversation_keeps_its_model(served: Served) -> None:
+def test_conversation_keeps_its_model(served: Served) -> None:
     headers = tagged("closed", "sticky-1", "talk", intent="generate")
     hard = "Prove it step by step, unless it is false, and compare every case if there are several. " * 20
     first = chosen(ask(served, "auto", headers, hard))

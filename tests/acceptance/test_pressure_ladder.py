@@ -14,7 +14,7 @@ from tests.acceptance.serving import ProviderThread, Served, events_of, model, n
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import Reply, running_farebox, tagged
 
-pytestmark = pytest.mark.xdist_group("acceptance-kept-alive")
+pytestmark = pytest.mark.xdist_group("acceptance-pressure-ladder")
 DEAR_USD = 1e-5  # a token of a prompt to the dear model
 CONDENSED = "The ferry to Skagen leaves at 9:40 from pier 7; tickets cost 240 kroner, and dogs travel free."
 LADDERS = {
@@ -72,7 +72,7 @@ def config_of(provider: FakeProvider) -> dict[str, Any]:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with (
         ProviderThread() as provider,
-        running_farebox(tmp_path_factory.mktemp("kept-alive"), config_of(provider)) as gateway,
+        running_farebox(tmp_path_factory.mktemp("pressure-ladder"), config_of(provider)) as gateway,
     ):
         yield Served(gateway, provider)
 
@@ -114,7 +114,7 @@ def calls_of(served: Served, run: str) -> list[dict[str, Any]]:
     return list(reversed(api(served, f"/runs/{run}/calls")["calls"]))
 
 
-def test_a_cheap_model_condenses_once_and_the_run_pays_for_it(served: Served) -> None:
+def test_semantic_compression_asks_the_cheap_model_once_and_charges_the_run(served: Served) -> None:
     headers = tagged("ferries", "semantic-1", "read", intent="summarize")
     before = asked_of(served, "gpt-4o-mini")
     first = ask(served, headers, asking_for(1))
@@ -140,7 +140,7 @@ def test_a_cheap_model_condenses_once_and_the_run_pays_for_it(served: Served) ->
     assert resting["saved_usd"] == pytest.approx(resting["saved_tokens"] * DEAR_USD)
 
 
-def test_nobody_is_asked_where_the_budget_has_no_room_for_it(served: Served) -> None:
+def test_semantic_compression_is_skipped_when_the_budget_has_no_room(served: Served) -> None:
     before = asked_of(served, "gpt-4o-mini")
     reply = ask(served, tagged("tight", "semantic-2", "read", intent="summarize"), asking_for(2))
     assert (reply.status, asked_of(served, "gpt-4o-mini")) == (200, before), reply.body
@@ -148,7 +148,7 @@ def test_nobody_is_asked_where_the_budget_has_no_room_for_it(served: Served) -> 
     assert call["decisions"][0]["asking"] == "the budget has no room for asking"
 
 
-def test_a_condensed_text_of_low_quality_is_paid_and_not_used(served: Served) -> None:
+def test_condensed_text_below_the_quality_minimum_is_charged_and_not_sent(served: Served) -> None:
     key = "/api/settings/orchestration_compression_min_quality"
     assert served.gateway.request("PUT", key, {"value": 0.95}).status == 200
     try:
@@ -197,7 +197,7 @@ def kinds(reply: Reply) -> list[str]:
     return [part.split("=")[0] for part in said.split(", ")] if said else []
 
 
-def test_rungs_with_a_share_are_taken_one_after_another_as_the_budget_goes(served: Served) -> None:
+def test_rungs_with_a_share_are_taken_in_turn_as_the_budget_is_spent(served: Served) -> None:
     headers = tagged("early", "early-1", "read", intent="extract")
     assert kinds(ask(served, headers, with_log())) == []
     used_up(served, headers, 9900)
@@ -220,7 +220,7 @@ def test_rungs_with_a_share_are_taken_one_after_another_as_the_budget_goes(serve
     assert (page.status, page.body.decode().count("taken early") >= 4) == (200, True)
 
 
-def test_what_was_decided_about_a_call_that_did_not_fit_names_every_rung(served: Served) -> None:
+def test_decisions_about_a_call_that_did_not_fit_name_every_rung(served: Served) -> None:
     headers = tagged("compressing", "told-1", "read", intent="extract")
     used_up(served, headers, 3600)
     assert ask(served, {**headers, "x-workflow-options": "no-compress"}, with_log()).status == 402
@@ -238,7 +238,7 @@ def test_what_was_decided_about_a_call_that_did_not_fit_names_every_rung(served:
     ("workflow", "status", "took"),
     [("refusing", 402, []), ("empty", 402, []), ("clamp-first", 200, ["clamp"]), ("compressing", 402, [])],
 )
-def test_only_the_rungs_of_a_budget_are_taken_and_in_its_order(
+def test_only_the_rungs_of_a_budget_are_taken_in_its_order(
     served: Served, workflow: str, status: int, took: list[str]
 ) -> None:
     headers = tagged(workflow, f"order-{workflow}", "read", intent="extract")
@@ -247,7 +247,7 @@ def test_only_the_rungs_of_a_budget_are_taken_and_in_its_order(
     assert (reply.status, kinds(reply)) == (status, took), reply.body
 
 
-def test_a_cheaper_model_answers_where_the_money_does_not_reach(served: Served) -> None:
+def test_route_rung_uses_a_cheaper_model_when_money_is_short(served: Served) -> None:
     headers = tagged("routing", "routing-1", "read", intent="extract")
     messages = [{"role": "user", "content": words(300)}]
     assert ask(served, headers, messages, max_tokens=300).headers.get("x-budget-actions") is None
@@ -262,7 +262,7 @@ def test_a_cheaper_model_answers_where_the_money_does_not_reach(served: Served) 
     assert by_run["saved_usd"] == pytest.approx(saved)
 
 
-def test_early_waiting_ends_when_siblings_have_settled(served: Served) -> None:
+def test_wait_rung_with_a_share_ends_when_siblings_settle(served: Served) -> None:
     headers = tagged("patient-early", "patient-1", "read", intent="extract")
     seen = served.seen()
     slow = [{"role": "user", "content": '{"fake": {"delay_ms": 1200}}'}]
@@ -274,7 +274,7 @@ def test_early_waiting_ends_when_siblings_have_settled(served: Served) -> None:
     assert (reply.status, kinds(reply)) == (200, ["wait"])
 
 
-def test_savings_are_told_in_streams_runs_and_reports_alike(served: Served) -> None:
+def test_savings_agree_in_headers_streams_runs_and_reports(served: Served) -> None:
     headers = tagged("streams", "streams-1", "read", intent="extract")
     buffered = ask(served, headers, with_log())
     streamed = ask(served, headers, with_log(), stream=True)
@@ -290,7 +290,7 @@ def test_savings_are_told_in_streams_runs_and_reports_alike(served: Served) -> N
     assert 0 < row["saved_usd"] <= 2 * saved * DEAR_USD
 
 
-def test_memory_is_brought_to_its_reserve_and_the_newest_stays(served: Served) -> None:
+def test_memory_message_is_compressed_to_its_limit_and_keeps_the_newest_lines(served: Served) -> None:
     runs = [f"2026-10-{day:02d}: the run of that day fetched {day} pages and stored them." for day in range(1, 29)]
     memory = "\n".join(["The user prefers Danish.", *runs])
     messages = [
@@ -307,7 +307,7 @@ def test_memory_is_brought_to_its_reserve_and_the_newest_stays(served: Served) -
     assert len(kept) < len(memory) / 4
 
 
-def test_histories_of_every_text_protocol_are_compressed(served: Served) -> None:
+def test_history_of_a_responses_request_is_compressed(served: Served) -> None:
     headers = tagged("protocols", "protocols-1", "read", intent="extract")
     items = [
         {"role": "user", "content": "Read the log."},
@@ -324,7 +324,7 @@ def test_histories_of_every_text_protocol_are_compressed(served: Served) -> None
     assert sent[2]["call_id"] == "c1"
 
 
-def test_a_prompt_cache_is_not_broken_for_less_than_it_saves(served: Served) -> None:
+def test_compression_is_skipped_when_it_would_cost_more_prompt_cache_than_it_saves(served: Served) -> None:
     """At first the log is the newest turn and is sent unchanged; then it is history, cached by the provider at a tenth of its price."""
     question = {"role": "user", "content": "And now?"}
     first = [{"role": "user", "content": f"{LOG}\n{story(7)}"}]
@@ -346,7 +346,9 @@ def test_a_prompt_cache_is_not_broken_for_less_than_it_saves(served: Served) -> 
     assert kinds(again) == ["compress"]
 
 
-def test_a_failing_condenser_costs_nothing_and_stops_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_failed_semantic_compression_costs_nothing_and_the_call_goes_on(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     with ProviderThread() as provider:
         config = config_of(provider)
         config["compression"] = {"semantic_model": "broken"}
@@ -386,7 +388,7 @@ def check_the_holdout(served: Served) -> None:
     )
 
 
-def test_under_pressure_of_money_the_prompt_is_made_to_fit(served: Served) -> None:
+def test_prompt_is_compressed_to_fit_a_usd_budget(served: Served) -> None:
     """0.02 USD pay for 2,000 prompt tokens of the expensive model; the requested answer uses up 1,600 of them."""
     headers = tagged("thrifty", "thrifty-1", "read", intent="conditional")
     messages = with_log("And the workers?")

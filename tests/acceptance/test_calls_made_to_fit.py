@@ -12,7 +12,7 @@ from tests.acceptance.serving import ProviderThread, Served, model, words
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import Reply, running_farebox, tagged
 
-pytestmark = pytest.mark.xdist_group("acceptance-last-resort")
+pytestmark = pytest.mark.xdist_group("acceptance-calls-made-to-fit")
 STEP_TOKENS = 2250
 LOG = "\n".join(
     json.dumps(
@@ -56,7 +56,7 @@ def config_of(provider: FakeProvider) -> dict[str, Any]:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with (
         ProviderThread() as provider,
-        running_farebox(tmp_path_factory.mktemp("last-resort"), config_of(provider)) as gateway,
+        running_farebox(tmp_path_factory.mktemp("calls-made-to-fit"), config_of(provider)) as gateway,
     ):
         yield Served(gateway, provider)
 
@@ -88,7 +88,7 @@ def actions(reply: Reply) -> list[str]:
 
 
 @pytest.mark.parametrize("cap", [16, 20, 100, 300, 500, 700, 1000, 2000, None])
-def test_whatever_answer_is_asked_for_the_prompt_is_made_to_fit(served: Served, cap: int | None) -> None:
+def test_prompt_is_compressed_to_fit_for_every_requested_answer_length(served: Served, cap: int | None) -> None:
     fields = {"model": "small"} | ({"max_tokens": cap} if cap is not None else {})
     reply = ask(served, tagged("report", f"fits-{cap}", "summarize"), with_log(), **fields)
     assert reply.status == 200, reply.body
@@ -103,7 +103,7 @@ def test_whatever_answer_is_asked_for_the_prompt_is_made_to_fit(served: Served, 
     assert answer >= min(cap or 300, 300), "an answer that was not asked for to the token is left a usual length"
 
 
-def test_where_the_answer_alone_is_too_much_and_may_not_be_clamped_no_prompt_is_cut_for_nothing(served: Served) -> None:
+def test_prompt_is_not_compressed_when_the_unclampable_answer_alone_does_not_fit(served: Served) -> None:
     headers = {**tagged("report", "alone-1", "summarize"), "x-workflow-options": "no-clamp"}
     reply = ask(served, headers, with_log(), model="small", max_tokens=3000)
     assert (reply.status, actions(reply)) == (402, [])
@@ -111,7 +111,7 @@ def test_where_the_answer_alone_is_too_much_and_may_not_be_clamped_no_prompt_is_
     assert {"compress": "a shorter prompt would not make it fit"} in call["decisions"]
 
 
-def test_a_call_that_was_compressed_by_the_settings_is_compressed_further_where_it_has_to_fit(served: Served) -> None:
+def test_call_compressed_by_the_settings_is_compressed_further_to_fit(served: Served) -> None:
     """A text that carries our digest is not shortened twice, so it is shortened again from the original."""
     free = ask(
         served, tagged("report", "further-1", "transform", intent="transform"), with_log(), model="small", max_tokens=16
@@ -129,7 +129,7 @@ def test_a_call_that_was_compressed_by_the_settings_is_compressed_further_where_
     assert call["saved_tokens"] + int(reply.headers["x-workflow-prompt-tokens"]) == pytest.approx(whole, abs=5)
 
 
-def test_a_model_that_counts_by_a_factor_has_its_prompt_cut_no_further_than_it_must(served: Served) -> None:
+def test_prompt_of_a_model_counted_by_a_factor_is_compressed_no_further_than_needed(served: Served) -> None:
     """Savings and the necessary cut are in the same tokens in which the prompt is counted."""
 
     def transformed(run: str, **headers: str) -> Reply:
@@ -150,7 +150,7 @@ def test_a_model_that_counts_by_a_factor_has_its_prompt_cut_no_further_than_it_m
     ("cap", "took"),
     [(100, ["route"]), (1000, ["route", "clamp"]), (4000, ["route", "clamp"]), (None, ["route", "clamp"])],
 )
-def test_a_cheaper_model_is_asked_also_where_tokens_were_the_first_thing_short(
+def test_cheaper_model_is_used_when_tokens_were_short_before_money(
     served: Served, cap: int | None, took: list[str]
 ) -> None:
     body = {"model": "large"} | ({"max_tokens": cap} if cap is not None else {})
@@ -163,7 +163,7 @@ def test_a_cheaper_model_is_asked_also_where_tokens_were_the_first_thing_short(
     assert served.last.model == "gpt-4o"
 
 
-def test_where_the_nearest_cheaper_model_is_too_dear_the_next_one_answers(served: Served) -> None:
+def test_next_cheaper_model_is_used_when_the_nearest_is_too_expensive(served: Served) -> None:
     reply = ask(served, tagged("pennies", "pennies-1", "draft"), LETTER, model="large", max_tokens=100)
     assert reply.status == 200, reply.body
     assert (served.last.model, actions(reply)) == ("gpt-4o-mini", ["route", "route"])
@@ -171,7 +171,7 @@ def test_where_the_nearest_cheaper_model_is_too_dear_the_next_one_answers(served
     assert call["saved_usd"] == pytest.approx(call["input_tokens"] * 4.9e-5 + call["output_tokens"] * 1.96e-4)
 
 
-def test_a_refused_call_has_saved_nothing_however_small_it_was_made(served: Served) -> None:
+def test_refused_call_reports_no_savings(served: Served) -> None:
     headers = tagged("narrow", "narrow-1", "summarize")
     much = [*with_log()[:-1], {"role": "user", "content": words(1500)}]
     reply = ask(served, headers, much, model="small", max_tokens=16)

@@ -84,27 +84,27 @@ def is_for(name: str) -> Any:
     return holds
 
 
-def test_a_deployment_that_fails_is_passed_over_and_rests(served: Served) -> None:
+def test_failing_deployment_is_retried_elsewhere_and_cools_down(served: Served) -> None:
     served.provider.script(status=500, times=None, when=is_for("pair-a"))
     assert [served.chat(model="pair").status for _ in range(8)] == [200] * 8
     assert asked(served).count("pair-a") <= 2, "it may fail once; the second time it goes to rest"
     assert asked(served).count("pair-b") == 8
 
 
-def test_the_least_busy_one_is_asked(served: Served) -> None:
+def test_least_busy_strategy_chooses_the_idle_deployment(served: Served) -> None:
     served.provider.script(delay_ms=700, times=2)
     with ThreadPoolExecutor(2) as pool:
         assert [reply.status for reply in pool.map(lambda _: served.chat(model="busy"), range(2))] == [200, 200]
     assert sorted(asked(served)) == ["busy-a", "busy-b"]
 
 
-def test_weights_share_the_load(served: Served) -> None:
+def test_deployment_of_weight_0_gets_no_calls(served: Served) -> None:
     for _ in range(6):
         assert served.chat(model="weighted").status == 200
     assert set(asked(served)) == {"weighted-always"}
 
 
-def test_a_model_that_is_too_slow_is_fallen_back_from(served: Served) -> None:
+def test_model_that_times_out_is_replaced_by_its_fallback(served: Served) -> None:
     served.provider.script(delay_ms=5000, times=None, when=is_for("slow"))
     reply = served.chat(tagged("paid", "r-slow"), model="slow")
     assert reply.status == 200, reply.body
@@ -112,7 +112,7 @@ def test_a_model_that_is_too_slow_is_fallen_back_from(served: Served) -> None:
     assert reply.headers["x-budget-actions"] == "fallback=spare"
 
 
-def test_a_dearer_model_that_does_not_fit_is_not_asked(served: Served) -> None:
+def test_fallback_whose_price_does_not_fit_is_skipped(served: Served) -> None:
     served.provider.script(status=503, times=None, when=is_for("cheap"))
     reply = served.chat(tagged("paid", "r-dear"), model="cheap", max_tokens=50)
     assert reply.status == 200, reply.body
@@ -123,7 +123,7 @@ def test_a_dearer_model_that_does_not_fit_is_not_asked(served: Served) -> None:
 
 
 @pytest.mark.parametrize(("output_tokens", "is_asked"), [(200, False), (50, True)])
-def test_a_model_that_counts_more_tokens_is_asked_only_if_they_can_be_held(
+def test_fallback_that_counts_more_tokens_is_used_only_if_they_fit(
     served: Served, output_tokens: int, is_asked: bool
 ) -> None:
     """615 tokens of a prompt of 600 words are reserved for the one model, and 860 for the other."""
@@ -135,7 +135,7 @@ def test_a_model_that_counts_more_tokens_is_asked_only_if_they_can_be_held(
     assert ("claude-sonnet-4-5" in asked(served)) is is_asked
 
 
-def test_each_deployment_gets_the_fields_of_its_own_entry_alone(served: Served) -> None:
+def test_each_deployment_gets_only_the_fields_of_its_own_entry(served: Served) -> None:
     served.provider.script(status=503, times=None, when=is_for("shaped"))
     reply = served.chat(model="shaped", seed=7)
     assert reply.status == 200, reply.body
@@ -151,7 +151,7 @@ def test_each_deployment_gets_the_fields_of_its_own_entry_alone(served: Served) 
 
 
 @pytest.mark.parametrize(("output_tokens", "is_asked"), [(400, False), (300, True)])
-def test_a_model_whose_entry_asks_for_more_answers_is_asked_only_if_they_can_be_held(
+def test_fallback_with_a_configured_n_is_used_only_if_all_choices_fit(
     served: Served, output_tokens: int, is_asked: bool
 ) -> None:
     """17 tokens of the prompt and one answer are held for the one, three answers for the other, of 1,000 tokens."""

@@ -11,7 +11,7 @@ from tests.acceptance.serving import Served, serving
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import tagged
 
-pytestmark = pytest.mark.xdist_group("acceptance-litellm-file")
+pytestmark = pytest.mark.xdist_group("acceptance-litellm-config")
 
 
 def models(provider: FakeProvider) -> list[dict[str, Any]]:
@@ -53,12 +53,12 @@ def _fresh(served: Served) -> None:
     served.provider.clear()
 
 
-def test_what_is_ignored_is_told_at_start(served: Served) -> None:
+def test_ignored_litellm_settings_are_logged_at_start(served: Served) -> None:
     assert "general_settings: ignored (master_key)" in served.gateway.log
     assert "router_settings: ignored redis_host" in served.gateway.log
 
 
-def test_an_entry_with_a_star_answers_for_every_model_of_its_provider_and_is_priced(served: Served) -> None:
+def test_wildcard_entry_serves_and_prices_every_model_of_its_provider(served: Served) -> None:
     reply = served.chat(tagged("paid", "r-star"), model="openai/gpt-4o-mini")
     assert reply.status == 200, reply.body
     assert served.last.body["model"] == "gpt-4o-mini"
@@ -68,20 +68,20 @@ def test_an_entry_with_a_star_answers_for_every_model_of_its_provider_and_is_pri
     assert {item["id"] for item in served.gateway.get("/v1/models").json()["data"]} == {"small", "claude", "gpt-4"}
 
 
-def test_a_model_of_the_star_that_has_no_price_is_refused_where_money_is_limited(served: Served) -> None:
+def test_unpriced_model_of_a_wildcard_is_refused_under_a_usd_budget_only(served: Served) -> None:
     reply = served.chat(tagged("paid", "r-unpriced"), model="openai/brand-new")
     assert (reply.status, reply.json()["error"]["code"]) == (400, "unpriced_model")
     assert served.chat(model="openai/brand-new").status == 200
     assert served.chat(model="mistral/brand-new").json()["error"]["code"] == "model_not_found"
 
 
-def test_an_alias_is_the_model_that_it_stands_for(served: Served) -> None:
+def test_model_group_alias_forwards_to_its_model(served: Served) -> None:
     for alias in ("gpt-4", "unseen"):
         assert served.chat(model=alias).status == 200
         assert served.last.body["model"] == "gpt-4o-mini"
 
 
-def test_default_fallbacks_are_asked_when_a_model_fails(served: Served) -> None:
+def test_default_fallback_answers_when_a_model_fails(served: Served) -> None:
     served.provider.script(status=503)
     reply = served.chat(tagged("paid", "r-fallback"), model="openai/gpt-4o")
     assert reply.status == 200, reply.body
@@ -89,7 +89,7 @@ def test_default_fallbacks_are_asked_when_a_model_fails(served: Served) -> None:
     assert [request.body["model"] for request in served.provider.requests] == ["gpt-4o", "gpt-4o-mini"]
 
 
-def test_what_a_provider_does_not_take_is_left_out_where_the_file_says_so(served: Served) -> None:
+def test_drop_params_removes_fields_the_provider_does_not_support(served: Served) -> None:
     reply = served.chat(model="claude", logprobs=True, top_logprobs=2, seed=3)
     assert reply.status == 200, reply.body
     assert "logprobs" not in served.last.body

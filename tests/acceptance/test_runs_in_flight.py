@@ -12,7 +12,7 @@ import pytest
 from tests.acceptance.serving import Served, model, serving
 from tests.farebox_process import tagged
 
-pytestmark = pytest.mark.xdist_group("acceptance-under-way")
+pytestmark = pytest.mark.xdist_group("acceptance-runs-in-flight")
 SLOW = 'hi {"fake": {"delay_ms": 6000}}'
 
 
@@ -20,7 +20,7 @@ SLOW = 'hi {"fake": {"delay_ms": 6000}}'
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     budget = {"scope": "run", "match": "*", "tokens": 1000}
     with serving(
-        tmp_path_factory.mktemp("under-way"), budgets=[budget], models=lambda provider: [model(provider.openai_url)]
+        tmp_path_factory.mktemp("runs-in-flight"), budgets=[budget], models=lambda provider: [model(provider.openai_url)]
     ) as running:
         yield running
 
@@ -33,7 +33,7 @@ def shown(served: Served, run: str, within_s: float) -> dict[str, Any]:
     return dict(reply.json())
 
 
-def test_a_run_is_there_and_can_be_paused_while_its_first_call_is_under_way(served: Served) -> None:
+def test_run_is_visible_and_can_be_paused_during_its_first_call(served: Served) -> None:
     headers = {**tagged("nightly", "long", "draft"), "x-workflow-agent": "writer"}
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(served.chat, headers, SLOW, max_tokens=20)

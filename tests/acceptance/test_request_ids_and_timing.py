@@ -8,13 +8,13 @@ import pytest
 
 from tests.acceptance.serving import Served, model, serving
 
-pytestmark = pytest.mark.xdist_group("acceptance-every-answer")
+pytestmark = pytest.mark.xdist_group("acceptance-request-ids")
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(
-        tmp_path_factory.mktemp("every-answer"), models=lambda provider: [model(provider.openai_url)]
+        tmp_path_factory.mktemp("request-ids"), models=lambda provider: [model(provider.openai_url)]
     ) as running:
         yield running
 
@@ -41,7 +41,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         ("OPTIONS", "/v1/models", 405),
     ],
 )
-def test_every_answer_has_an_id_and_a_time(served: Served, method: str, path: str, status: int) -> None:
+def test_every_answer_has_a_request_id_and_server_timing(served: Served, method: str, path: str, status: int) -> None:
     reply = served.gateway.request(method, path, b"" if method == "POST" else None)
     assert reply.status == status, reply.body
     assert reply.headers["x-request-id"]
@@ -54,19 +54,19 @@ def test_every_answer_has_an_id_and_a_time(served: Served, method: str, path: st
 @pytest.mark.parametrize(
     "path", ["/api/runs/none", "/v1/none", "/v1//models", "/api/none", "/none", "/api/runs/r/pause"]
 )
-def test_an_error_names_its_request(served: Served, path: str) -> None:
+def test_error_object_names_its_request_id(served: Served, path: str) -> None:
     reply = served.gateway.get(path)
     assert reply.json()["error"]["metadata"]["request_id"] == reply.headers["x-request-id"]
 
 
 @pytest.mark.parametrize("body", [b"{", b'{"model": "none", "messages": [{"role": "user", "content": "x"}]}'])
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/messages", "/w/wf/v1/responses"])
-def test_a_request_that_becomes_no_call_is_timed_once(served: Served, path: str, body: bytes) -> None:
+def test_request_refused_before_it_is_a_call_has_only_a_total_time(served: Served, path: str, body: bytes) -> None:
     reply = served.gateway.request("POST", path, body)
     assert reply.status in (400, 404)
     assert reply.headers["server-timing"].startswith("total;dur=")
 
 
-def test_ids_are_new_each_time(served: Served) -> None:
+def test_request_ids_are_unique(served: Served) -> None:
     ids = {served.gateway.get("/livez").headers["x-request-id"] for _ in range(3)}
     assert len(ids) == 3

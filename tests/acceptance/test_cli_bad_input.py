@@ -11,7 +11,7 @@ __all__ = ["cli", "served"]  # fixtures
 FINITE = "farebox: A number must be finite, not inf or nan.\n"
 
 
-def test_what_json_cannot_carry_is_told_and_changes_nothing(served: tuple[Cli, FareboxProcess]) -> None:
+def test_values_that_json_cannot_carry_are_refused_and_change_nothing(served: tuple[Cli, FareboxProcess]) -> None:
     """An infinite limit was sent as null, which removed the run's own limit."""
     farebox, gateway = served
     assert gateway.chat("hi", tagged("w", "r-1", "s"), max_tokens=5).status == 200
@@ -32,13 +32,13 @@ def test_what_json_cannot_carry_is_told_and_changes_nothing(served: tuple[Cli, F
         ("steps: [\n", "w.yaml:2:1: expected the node content, but found '<stream end>'."),
     ],
 )
-def test_a_declaration_that_cannot_be_is_told_by_its_place(cli: Cli, declared: str, told: str) -> None:
+def test_invalid_declaration_is_refused_with_its_fault(cli: Cli, declared: str, told: str) -> None:
     (cli.folder / "w.yaml").write_text(declared)
     said = cli("workflows", "put", "w", "w.yaml")
     assert (said.code, said.err) == (1, f"farebox: {told}\n")
 
 
-def test_addresses_that_lead_nowhere_say_why(served: tuple[Cli, FareboxProcess]) -> None:
+def test_unusable_url_is_reported_with_its_reason(served: tuple[Cli, FareboxProcess]) -> None:
     farebox, gateway = served
     assert farebox("runs", "list", "--url", "127.0.0.1:4000").err.endswith("must begin with http:// or https://.\n")
     said = farebox("runs", "list", "--url", gateway.url.replace("http:", "https:"))
@@ -46,7 +46,7 @@ def test_addresses_that_lead_nowhere_say_why(served: tuple[Cli, FareboxProcess])
     assert "not permitted" not in said.err
 
 
-def test_pipes_get_tables_that_end_and_say_what_they_leave_out(served: tuple[Cli, FareboxProcess]) -> None:
+def test_piped_tables_end_and_note_truncation_on_stderr(served: tuple[Cli, FareboxProcess]) -> None:
     farebox, gateway = served
     for number in (1, 2):
         assert gateway.chat("hi", tagged("w", f"r-{number}", "s"), max_tokens=5).status == 200
