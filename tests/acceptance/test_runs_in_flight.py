@@ -20,7 +20,9 @@ SLOW = 'hi {"fake": {"delay_ms": 6000}}'
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     budget = {"scope": "run", "match": "*", "tokens": 1000}
     with serving(
-        tmp_path_factory.mktemp("runs-in-flight"), budgets=[budget], models=lambda provider: [model(provider.openai_url)]
+        tmp_path_factory.mktemp("runs-in-flight"),
+        budgets=[budget],
+        models=lambda provider: [model(provider.openai_url)],
     ) as running:
         yield running
 
