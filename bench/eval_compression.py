@@ -35,14 +35,14 @@ from typing import Any
 from gateway.tokenizer import Tokenizer
 from policies.compression import Aggressiveness, CompressionPolicy, Strategy, compress_chat
 from policies.compression.json_text import looks_like_json
-from policies.compression.structural import structural
+from policies.compression.structural import compress_structure
 
 DATA = Path(__file__).parent / "compression"
 SITE = Path(sysconfig.get_paths()["purelib"])
 ENCODING = "o200k_base"
 UNASKED = "Continue with the task."
 Message = dict[str, Any]
-Count = Callable[[str], int]
+CountTokens = Callable[[str], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ def main() -> None:
         chosen.json.write_text(json.dumps([figures(row, *tallies) for row, *tallies in report], indent=1) + "\n")
 
 
-def counter() -> Count:
+def counter() -> CountTokens:
     tokenizer = Tokenizer()
     asyncio.run(tokenizer.load(ENCODING))
     return lambda text: tokenizer.count_text(ENCODING, text)
@@ -259,7 +259,7 @@ def stands_near(answer: str, near: Sequence[str], text: str, characters: int) ->
     return False
 
 
-def measured(row: Row, histories: Sequence[History], count: Count) -> tuple[Row, Tally, Tally, Tally]:
+def measured(row: Row, histories: Sequence[History], count: CountTokens) -> tuple[Row, Tally, Tally, Tally]:
     asked, unasked, goal = Tally(), Tally(), Tally()
     for history in histories:
         for question in history.questions:
@@ -272,7 +272,7 @@ def measured(row: Row, histories: Sequence[History], count: Count) -> tuple[Row,
     return row, asked, unasked, goal
 
 
-def compressed(row: Row, messages: list[Message], count: Count, tally: Tally) -> list[Message]:
+def compressed(row: Row, messages: list[Message], count: CountTokens, tally: Tally) -> list[Message]:
     before = sum(count(message["content"] or "") for message in messages)
     target = None if row.fit_share is None else int(row.fit_share * before)
     started = time.perf_counter()
@@ -297,7 +297,7 @@ def note(question: Question, messages: Sequence[Message], history: History, tall
 # Reporting
 
 
-def describe(histories: Sequence[History], missing: Sequence[str], count: Count) -> None:
+def describe(histories: Sequence[History], missing: Sequence[str], count: CountTokens) -> None:
     tokens = {
         history.name: sum(count(message["content"] or "") for message in history.messages) for history in histories
     }
@@ -333,7 +333,7 @@ def figures(row: Row, asked: Tally, unasked: Tally, goal: Tally) -> dict[str, An
     }
 
 
-def by_history(histories: Sequence[History], count: Count) -> None:
+def by_history(histories: Sequence[History], count: CountTokens) -> None:
     rows = (Row(Strategy.STRUCTURAL), Row(Strategy.EXTRACTIVE))
     print("\n| history | tokens | structural saved, kept | of which repetition | extractive saved, kept |")
     print("|---|---|---|---|---|")
@@ -348,7 +348,7 @@ def by_history(histories: Sequence[History], count: Count) -> None:
         print(f"| {history.name} | {tokens:,} | {' | '.join(cells)} |")
 
 
-def speed(histories: Sequence[History], count: Count) -> None:
+def speed(histories: Sequence[History], count: CountTokens) -> None:
     """Structural alone, and whole chats with all token counts cached, as for a history that was counted before."""
     texts = [message["content"] for history in histories for message in history.messages if message["role"] == "tool"]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
@@ -371,10 +371,10 @@ def speed(histories: Sequence[History], count: Count) -> None:
 
 def all_structural(texts: Sequence[str], aggressiveness: Aggressiveness) -> None:
     for text in texts:
-        structural(text, aggressiveness)
+        compress_structure(text, aggressiveness)
 
 
-def all_compressed(chats: Sequence[list[Message]], policy: CompressionPolicy, count: Count) -> None:
+def all_compressed(chats: Sequence[list[Message]], policy: CompressionPolicy, count: CountTokens) -> None:
     for chat in chats:
         compress_chat(chat, policy, count)
 
@@ -400,7 +400,7 @@ FRAMES = {
 WHOLE_TASKS = ("Summarize this in two sentences.", "Translate it to French.", "Count the entries.", "List all names.")
 
 
-def one_turn(histories: Sequence[History], count: Count) -> None:
+def one_turn(histories: Sequence[History], count: CountTokens) -> None:
     """A system prompt and one user turn: a question, or a task about the whole text, and the tool result that answers it."""
     print("\n| a step of one turn | prompts | tokens | saved | answers kept | saying something else |")
     print("|---|---|---|---|---|---|")
@@ -449,7 +449,7 @@ def one_turn_prompts(history: History, *, as_json: bool) -> Iterator[tuple[str, 
         yield from ((task, text, None) for task in WHOLE_TASKS)
 
 
-def prompts(count: Count) -> None:
+def prompts(count: CountTokens) -> None:
     """Prompts of real workflows, as an older turn; in the newest turn, only marked data is touched."""
     reference = Path(os.environ.get("FAREBOX_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
     source = reference / "intents" / "dev.jsonl"

@@ -24,8 +24,8 @@ from typing import Any
 
 from policies.classify import Classification, StepText, classify
 from policies.classify.features import evidence_of
-from policies.classify.model import Weights, chances, weights
-from policies.classify.rules import answer_by_rules
+from policies.classify.model import Weights, probabilities, weights
+from policies.classify.rules import classify_by_rules
 from policies.intents import Intent
 
 ROOT = Path(__file__).parent.parent
@@ -199,11 +199,11 @@ def print_reliability(judged: Sequence[Judged]) -> None:
 def fitted_temperature(cases: Sequence[Case], trained: Weights) -> float:
     """The temperature with the least log loss on these cases, except those that the rules answer."""
     scored = [(evidence_of(case.step), case.label) for case in cases]
-    asked = [(evidence.features, label) for evidence, label in scored if answer_by_rules(evidence, THRESHOLD) is None]
+    asked = [(evidence.features, label) for evidence, label in scored if classify_by_rules(evidence, THRESHOLD) is None]
 
     def loss(temperature: float) -> float:
         heated = Weights(trained.intents, trained.bias, trained.by_feature, temperature)
-        return -sum(math.log(max(1e-9, dict(chances(features, heated))[label])) for features, label in asked)
+        return -sum(math.log(max(1e-9, dict(probabilities(features, heated))[label])) for features, label in asked)
 
     return min((0.6 + 0.1 * tenth for tenth in range(30)), key=loss)
 
@@ -234,7 +234,7 @@ def print_cross_validation(judged: Sequence[Judged]) -> None:
         for one in held:
             confidence = one.answer.confidence
             if one.answer.source == "model":
-                confidence = chances(evidence_of(one.case.step).features, refit)[0][1]
+                confidence = probabilities(evidence_of(one.case.step).features, refit)[0][1]
             pairs.append((confidence, one.strict))
     print(f"\n{FOLDS}-fold cross-validation by source, temperature refitted without the fold")
     print(
@@ -256,7 +256,7 @@ def print_times(cases: Sequence[Case]) -> None:
     rules_ms, all_ms = [], []
     for case in cases:
         begun = time.perf_counter()
-        answer_by_rules(evidence_of(case.step), THRESHOLD)
+        classify_by_rules(evidence_of(case.step), THRESHOLD)
         rules_ms.append((time.perf_counter() - begun) * 1e3)
         begun = time.perf_counter()
         classify(case.step)

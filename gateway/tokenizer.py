@@ -16,10 +16,10 @@ import orjson
 
 from gateway.tokenizer_tables import Counter, build_counter
 from policies.tokens import (
+    CachedCost,
     Counting,
     CountText,
     PromptCount,
-    Remember,
     count_chat,
     count_completion,
     count_embeddings,
@@ -29,7 +29,7 @@ from policies.tokens import (
 )
 
 Protocol = Literal["chat", "responses", "messages", "completions", "embeddings"]
-Rules = Callable[[Mapping[str, Any], Counting, CountText, Remember], PromptCount]
+Rules = Callable[[Mapping[str, Any], Counting, CountText, CachedCost], PromptCount]
 
 DEFAULT_ENCODING = "o200k_base"
 
@@ -170,7 +170,7 @@ class Tokenizer:
 
         return count
 
-    def _rememberer(self, counting: Counting, bytes_max: int | None) -> Remember:
+    def _rememberer(self, counting: Counting, bytes_max: int | None) -> CachedCost:
         # Tools and schemas repeat with every call of an agent, and rendering them costs far more than hashing their JSON. The
         # cost also depends on the family's rules, so the whole counting is part of the key.
         counts = self._counts_in(counting.encoding)

@@ -23,8 +23,8 @@ _PER_MTOK: Final = Decimal(10) ** 15
 _NANO: Final = Decimal(10) ** 9
 # 1 USD per token: a thousand times the price of anything sold, so an entry above it is a typing error.
 _RATE_MAX: Final = 10**15
-_TABLE: Final = "tiered_pricing"
-_ABOVE: Final = re.compile(r"_above_(\d+)k_tokens\Z")
+_TIERED_PRICING: Final = "tiered_pricing"
+_THRESHOLD_SUFFIX: Final = re.compile(r"_above_(\d+)k_tokens\Z")
 # The values of `service_tier` that the map has prices for. The most expensive costs six times the default, so all must be known.
 _SERVICE_TIERS: Final = ("priority", "flex", "balanced", "ultrafast")
 # Factors on everything except hosted tools: `fast` is Anthropic's fast mode, the others are regions that a call is kept in.
@@ -32,7 +32,7 @@ _FACTORS: Final = ("fast", "us")
 _FACTORS_SCALE: Final = 1000
 # Hosted tools bill each of their rounds, so one call may use a model's context window several times.
 _ROUNDS_MAX: Final = 16
-_SAME_TIER: Final = MappingProxyType({"fast": "priority"})
+_TIER_ALIASES: Final = MappingProxyType({"fast": "priority"})
 # Modes whose answers are text: unless prompt and answer both have a price, tokens would seem free.
 _TEXT_MODES: Final = (None, "chat", "completion", "responses")
 # This provider bills the higher rates from the threshold on, all others only above it.
@@ -63,7 +63,7 @@ class Rates:
 
 
 @value_class
-class Hosted:
+class HostedTools:
     """The use of the provider's own tools in a call; in a price, the nano-USD of one use of each."""
 
     searches: int = 0  # web searches
@@ -71,7 +71,7 @@ class Hosted:
     file_searches: int = 0
     sessions: int = 0  # containers for running code
 
-    def cost_nano_usd(self, price: Hosted) -> int:
+    def cost_nano_usd(self, price: HostedTools) -> int:
         return (
             self.searches * price.searches
             + self.maps * price.maps
@@ -79,13 +79,13 @@ class Hosted:
             + self.sessions * price.sessions
         )
 
-    def at_least(self, other: Hosted) -> Hosted:
-        if other is NOTHING_HOSTED:  # nearly always
+    def at_least(self, other: HostedTools) -> HostedTools:
+        if other is NO_HOSTED_TOOLS:  # nearly always
             return self
-        return Hosted(*(max(getattr(self, part.name), getattr(other, part.name)) for part in fields(Hosted)))
+        return HostedTools(*(max(getattr(self, part.name), getattr(other, part.name)) for part in fields(HostedTools)))
 
 
-NOTHING_HOSTED: Final = Hosted()
+NO_HOSTED_TOOLS: Final = HostedTools()
 
 
 @value_class
@@ -99,12 +99,12 @@ class Price:
     second_nano_usd: int = 0
     mchar_nano_usd: int = 0  # per million characters
     query_nano_usd: int = 0
-    hosted: Hosted = NOTHING_HOSTED
+    hosted: HostedTools = NO_HOSTED_TOOLS
     # A provider that reports more than this in or out, for each choice, is in error; 0: no maximum is known.
     tokens_max: int = 0
     factors: Mapping[str, int] = field(default_factory=dict)  # in thousandths, by the name of the speed or region
 
-    def at(self, *names: object) -> Price:
+    def with_factors(self, *names: object) -> Price:
         """The price at this speed and in this region; a name without a factor changes nothing."""
         factor = _FACTORS_SCALE
         for name in names:
@@ -113,19 +113,22 @@ class Price:
         if factor == _FACTORS_SCALE:
             return self
         tiers = {
-            tier: (_times(rates, factor), _all_times(above, factor))
+            tier: (_scaled_rates(rates, factor), _scaled_thresholds(above, factor))
             for tier, (rates, above) in self.service_tiers.items()
         }
         return replace(
-            self, rates=_times(self.rates, factor), above=_all_times(self.above, factor), service_tiers=tiers
+            self,
+            rates=_scaled_rates(self.rates, factor),
+            above=_scaled_thresholds(self.above, factor),
+            service_tiers=tiers,
         )
 
-    def tiers(self, service_tier: object) -> tuple[Rates, tuple[tuple[int, Rates], ...]]:
+    def rates_for_tier(self, service_tier: object) -> tuple[Rates, tuple[tuple[int, Rates], ...]]:
         """The rates of a service tier; the default rates if it has no price of its own."""
         if not isinstance(service_tier, str):
             return self.rates, self.above
         name = service_tier.lower()
-        return self.service_tiers.get(_SAME_TIER.get(name, name), (self.rates, self.above))
+        return self.service_tiers.get(_TIER_ALIASES.get(name, name), (self.rates, self.above))
 
 
 @value_class
@@ -144,13 +147,13 @@ class Usage:
     seconds_ms: int = 0
     characters: int = 0
     queries: int = 0
-    hosted: Hosted = NOTHING_HOSTED
+    hosted: HostedTools = NO_HOSTED_TOOLS
     # The terms on which the provider says it served the call; empty if it does not say.
     service_tier: str = ""
     speed: str = ""
     region: str = ""
     # The ids under which the provider stored the conversation, for later calls to continue.
-    kept_as: tuple[str, ...] = ()
+    stored_ids: tuple[str, ...] = ()
 
 
 @value_class
@@ -165,37 +168,37 @@ def price_from_map(entry: Mapping[str, Any]) -> Price | None:
     A text model needs a price per token for prompts and for answers. With only one of them, or only a price per second, it
     has no price, because its tokens would cost nothing. Raises `PriceError` for a value that cannot be a price.
     """
-    tiered = _tiered(entry)
-    beside: dict[str, Any] = {
-        "hosted": _hosted(entry),
-        "factors": _factors(entry),
+    tiered = _tiered_rates(entry)
+    other_fields: dict[str, Any] = {
+        "hosted": _hosted_prices(entry),
+        "factors": _read_factors(entry),
         "tokens_max": _tokens_max(entry),
     }
     if tiered:
-        return Price(tiered[0][1], tiered[1:], **beside)
+        return Price(tiered[0][1], tiered[1:], **other_fields)
     if entry.get("mode") == "image_generation" and entry.get("output_cost_per_image_token") is not None:
         # The output of such a model is images; the few words with them cost less.
         entry = {**entry, "output_cost_per_token": entry["output_cost_per_image_token"]}
     base = _rates(entry, "")
-    if entry.get("mode") in _TEXT_MODES and not _prices_text(entry):
+    if entry.get("mode") in _TEXT_MODES and not _has_text_prices(entry):
         return None
     others = {
-        "image_nano_usd": _nano(entry, ("output_cost_per_image", "input_cost_per_image")),
-        "second_nano_usd": _nano(entry, ("input_cost_per_second", "output_cost_per_second", "cost_per_second")),
-        "query_nano_usd": _nano(entry, ("input_cost_per_query",)),
-        "mchar_nano_usd": _most(entry, ("input_cost_per_character", "output_cost_per_character"), _PER_MTOK),
+        "image_nano_usd": _nano_usd(entry, ("output_cost_per_image", "input_cost_per_image")),
+        "second_nano_usd": _nano_usd(entry, ("input_cost_per_second", "output_cost_per_second", "cost_per_second")),
+        "query_nano_usd": _nano_usd(entry, ("input_cost_per_query",)),
+        "mchar_nano_usd": _highest_value(entry, ("input_cost_per_character", "output_cost_per_character"), _PER_MTOK),
     }
     if base is None and all(value is None for value in others.values()):
         return None
     rates = base or Rates(0, 0, 0, 0, 0, 0, 0, 0)
-    above = _above(entry, rates, "")
+    above = _rates_above_thresholds(entry, rates, "")
     tiers = {}
     for tier in _SERVICE_TIERS:
         own = _rates(entry, f"_{tier}", rates)
         if own is not None and own != rates:
-            tiers[tier] = (own, _above(entry, own, f"_{tier}") or _raised(above, own))
-    beside |= {name: value or 0 for name, value in others.items()}
-    return Price(rates, above, tiers, **beside)
+            tiers[tier] = (own, _rates_above_thresholds(entry, own, f"_{tier}") or _raised_to_floor(above, own))
+    other_fields |= {name: value or 0 for name, value in others.items()}
+    return Price(rates, above, tiers, **other_fields)
 
 
 def price_faults(entry: Mapping[str, Any]) -> list[PriceError]:
@@ -214,7 +217,7 @@ def price_faults(entry: Mapping[str, Any]) -> list[PriceError]:
 
 def cost_nano_usd(price: Price, usage: Usage, service_tier: object = None) -> int:
     """Nano-USD, at least 0, rounded up. Images are billed by token if the tokens have a price, otherwise per image."""
-    base, above = price.tiers(service_tier)
+    base, above = price.rates_for_tier(service_tier)
     rates = _rates_for(base, above, usage.input_tokens)
     written_1h = min(usage.cache_write_1h_tokens, usage.cache_write_tokens)
     plain_input = max(
@@ -235,7 +238,7 @@ def cost_nano_usd(price: Price, usage: Usage, service_tier: object = None) -> in
     per_thousand = usage.seconds_ms * price.second_nano_usd
     images = 0 if usage.output_tokens and rates.output else usage.images
     whole = images * price.image_nano_usd + usage.queries * price.query_nano_usd
-    if usage.hosted is not NOTHING_HOSTED:
+    if usage.hosted is not NO_HOSTED_TOOLS:
         whole += usage.hosted.cost_nano_usd(price.hosted)
     return -(-(per_million + per_thousand * 1000 + whole * MILLION) // MILLION)
 
@@ -252,56 +255,56 @@ def worst_case(
 ) -> WorstCase:
     """An upper bound of `cost_nano_usd` for any usage within these tokens: all of the prompt may be written to a cache, all
     of the output may be reasoning, and the prompt may exceed any threshold below its size."""
-    base, above = price.tiers(service_tier)
-    dearest_input, dearest_output = _dearest_input(base, audio), _dearest_output(base, audio)
+    base, above = price.rates_for_tier(service_tier)
+    highest_input, highest_output = _highest_input_rate(base, audio), _highest_output_rate(base, audio)
     for threshold, rates in above:
         if prompt_tokens > threshold:
-            dearest_input = max(dearest_input, _dearest_input(rates, audio))
-            dearest_output = max(dearest_output, _dearest_output(rates, audio))
+            highest_input = max(highest_input, _highest_input_rate(rates, audio))
+            highest_output = max(highest_output, _highest_output_rate(rates, audio))
     if not output_tokens_max:
-        dearest_output = 0
-    return WorstCase(-(-prompt_tokens * dearest_input // MILLION), -(-dearest_output // MILLION))
+        highest_output = 0
+    return WorstCase(-(-prompt_tokens * highest_input // MILLION), -(-highest_output // MILLION))
 
 
-def _dearest_input(rates: Rates, audio: bool) -> int:
-    dearest = max(rates.input, rates.cache_read, rates.cache_write, rates.cache_write_1h)
-    return max(dearest, rates.audio_input) if audio else dearest
+def _highest_input_rate(rates: Rates, audio: bool) -> int:
+    highest = max(rates.input, rates.cache_read, rates.cache_write, rates.cache_write_1h)
+    return max(highest, rates.audio_input) if audio else highest
 
 
-def _dearest_output(rates: Rates, audio: bool) -> int:
-    dearest = max(rates.output, rates.reasoning)
-    return max(dearest, rates.audio_output) if audio else dearest
+def _highest_output_rate(rates: Rates, audio: bool) -> int:
+    highest = max(rates.output, rates.reasoning)
+    return max(highest, rates.audio_output) if audio else highest
 
 
-def _times(rates: Rates, factor: int) -> Rates:
+def _scaled_rates(rates: Rates, factor: int) -> Rates:
     return Rates(*(-(-getattr(rates, part.name) * factor // _FACTORS_SCALE) for part in fields(Rates)))
 
 
-def _all_times(above: tuple[tuple[int, Rates], ...], factor: int) -> tuple[tuple[int, Rates], ...]:
-    return tuple((threshold, _times(rates, factor)) for threshold, rates in above)
+def _scaled_thresholds(above: tuple[tuple[int, Rates], ...], factor: int) -> tuple[tuple[int, Rates], ...]:
+    return tuple((threshold, _scaled_rates(rates, factor)) for threshold, rates in above)
 
 
-def _factors(entry: Mapping[str, Any]) -> dict[str, int]:
+def _read_factors(entry: Mapping[str, Any]) -> dict[str, int]:
     """The numbers in `provider_specific_entry`; its other values are not prices."""
     given = entry.get("provider_specific_entry")
     if not isinstance(given, dict):
         return {}
     numbers = {name: value for name, value in given.items() if type(value) in (int, float)}
     return {
-        name.lower(): _whole(name, value, Decimal(_FACTORS_SCALE))
+        name.lower(): _scaled_integer(name, value, Decimal(_FACTORS_SCALE))
         for name, value in numbers.items()
         if name in _FACTORS
     }
 
 
-def _hosted(entry: Mapping[str, Any]) -> Hosted:
+def _hosted_prices(entry: Mapping[str, Any]) -> HostedTools:
     """Web searches cost as much as with the largest context size: few entries differ by it, and answers do not tell the size."""
     by_context = entry.get("search_context_cost_per_query")
-    return Hosted(
-        searches=(_nano(by_context, by_context) or 0) if isinstance(by_context, dict) else 0,
-        maps=_nano(entry, ("google_maps_grounding_cost_per_query",)) or 0,
-        file_searches=_most(entry, ("file_search_cost_per_1k_calls",), _NANO / 1000) or 0,
-        sessions=_nano(entry, ("code_interpreter_cost_per_session",)) or 0,
+    return HostedTools(
+        searches=(_nano_usd(by_context, by_context) or 0) if isinstance(by_context, dict) else 0,
+        maps=_nano_usd(entry, ("google_maps_grounding_cost_per_query",)) or 0,
+        file_searches=_highest_value(entry, ("file_search_cost_per_1k_calls",), _NANO / 1000) or 0,
+        sessions=_nano_usd(entry, ("code_interpreter_cost_per_session",)) or 0,
     )
 
 
@@ -327,7 +330,7 @@ def _rates(entry: Mapping[str, Any], suffix: str, base: Rates | None = None) -> 
         "output": _rate(entry, "output_cost_per_token" + suffix),
         "cache_read": _rate(entry, "cache_read_input_token_cost" + suffix),
         "cache_write": _rate(entry, "cache_creation_input_token_cost" + suffix),
-        "cache_write_1h": _rate(entry, _hour_name(suffix)),
+        "cache_write_1h": _rate(entry, _one_hour_cache_field(suffix)),
         "reasoning": _rate(entry, "output_cost_per_reasoning_token" + suffix),
         "audio_input": _rate(entry, "input_cost_per_audio_token" + suffix),
         "audio_output": _rate(entry, "output_cost_per_audio_token" + suffix),
@@ -335,52 +338,54 @@ def _rates(entry: Mapping[str, Any], suffix: str, base: Rates | None = None) -> 
     if all(rate is None for rate in given.values()):
         return None
     if base is not None:
-        return _over(base, given)
+        return _with_replaced_rates(base, given)
     entered, produced = given["input"] or 0, given["output"] or 0
     written = given["cache_write"]
     return Rates(
         input=entered,
         output=produced,
-        cache_read=_or(given["cache_read"], entered),
-        cache_write=_or(written, entered),
-        cache_write_1h=_or(given["cache_write_1h"], _or(written, entered)),
-        reasoning=_or(given["reasoning"], produced),
-        audio_input=_or(given["audio_input"], entered),
-        audio_output=_or(given["audio_output"], produced),
+        cache_read=_value_or(given["cache_read"], entered),
+        cache_write=_value_or(written, entered),
+        cache_write_1h=_value_or(given["cache_write_1h"], _value_or(written, entered)),
+        reasoning=_value_or(given["reasoning"], produced),
+        audio_input=_value_or(given["audio_input"], entered),
+        audio_output=_value_or(given["audio_output"], produced),
     )
 
 
-def _prices_text(entry: Mapping[str, Any]) -> bool:
+def _has_text_prices(entry: Mapping[str, Any]) -> bool:
     return all(entry.get(name) is not None for name in ("input_cost_per_token", "output_cost_per_token"))
 
 
-def _tiered(entry: Mapping[str, Any]) -> tuple[tuple[int, Rates], ...]:
+def _tiered_rates(entry: Mapping[str, Any]) -> tuple[tuple[int, Rates], ...]:
     """The rows of a `tiered_pricing` table, ascending: the row that its prompt reaches applies to the whole call."""
     found = []
-    for row in _rows(entry):
+    for row in _table_rows(entry):
         # A row without a price for answers does not make them free: the entry's own price applies.
         whole = {"output_cost_per_token": entry.get("output_cost_per_token"), **row}
         try:
-            rates = _rates(whole, "") if _prices_text(whole) else None
+            rates = _rates(whole, "") if _has_text_prices(whole) else None
         except PriceError as error:
-            raise PriceError(_TABLE, f"has a row in which {error}") from None
+            raise PriceError(_TIERED_PRICING, f"has a row in which {error}") from None
         limits = row.get("range")
         if rates is None or not isinstance(limits, list) or not limits:
             return ()
         if isinstance(limits[0], bool) or not isinstance(limits[0], int | float) or not math.isfinite(limits[0]):
-            raise PriceError(_TABLE, f"has a row whose range begins with {limits[0]!r}, which is no number of tokens")
+            raise PriceError(
+                _TIERED_PRICING, f"has a row whose range begins with {limits[0]!r}, which is no number of tokens"
+            )
         found.append((int(limits[0]), rates))
     return tuple(sorted(found, key=lambda row: row[0]))
 
 
-def _rows(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    rows = entry.get(_TABLE) or []
+def _table_rows(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    rows = entry.get(_TIERED_PRICING) or []
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
-        raise PriceError(_TABLE, "must be a list of rows, each with its prices and its range")
+        raise PriceError(_TIERED_PRICING, "must be a list of rows, each with its prices and its range")
     return rows
 
 
-def _over(base: Rates, given: Mapping[str, int | None]) -> Rates:
+def _with_replaced_rates(base: Rates, given: Mapping[str, int | None]) -> Rates:
     """A rate of `base` that equals its plain rate follows that rate's replacement, too."""
     changed: dict[str, int] = {name: rate for name, rate in given.items() if rate is not None}
     for plain, followers in (
@@ -394,11 +399,11 @@ def _over(base: Rates, given: Mapping[str, int | None]) -> Rates:
     return replace(base, **changed)
 
 
-def _above(entry: Mapping[str, Any], base: Rates, tier: str) -> tuple[tuple[int, Rates], ...]:
+def _rates_above_thresholds(entry: Mapping[str, Any], base: Rates, tier: str) -> tuple[tuple[int, Rates], ...]:
     """The rates above each threshold, ascending. Names look like `input_cost_per_token_above_200k_tokens` (+ `_priority`)."""
     thresholds: set[int] = set()
     for name in entry:
-        match = _ABOVE.search(name.removesuffix(tier) if tier else name)
+        match = _THRESHOLD_SUFFIX.search(name.removesuffix(tier) if tier else name)
         if match and (not tier or name.endswith(tier)):
             thresholds.add(int(match[1]))
     found = []
@@ -409,7 +414,7 @@ def _above(entry: Mapping[str, Any], base: Rates, tier: str) -> tuple[tuple[int,
     return tuple(found)
 
 
-def _raised(above: tuple[tuple[int, Rates], ...], floor: Rates) -> tuple[tuple[int, Rates], ...]:
+def _raised_to_floor(above: tuple[tuple[int, Rates], ...], floor: Rates) -> tuple[tuple[int, Rates], ...]:
     """For a service tier without long-prompt rates: the higher of both rates, so that nothing is booked too low."""
     return tuple(
         (threshold, Rates(*(max(getattr(rates, part.name), getattr(floor, part.name)) for part in fields(Rates))))
@@ -417,26 +422,26 @@ def _raised(above: tuple[tuple[int, Rates], ...], floor: Rates) -> tuple[tuple[i
     )
 
 
-def _hour_name(suffix: str) -> str:
+def _one_hour_cache_field(suffix: str) -> str:
     """`cache_creation_input_token_cost_above_1hr` plus a threshold; service tiers have no such rate."""
     return "cache_creation_input_token_cost_above_1hr" + suffix
 
 
 def _rate(entry: Mapping[str, Any], name: str) -> int | None:
     value = entry.get(name)
-    return None if value is None else _whole(name, value, _PER_MTOK)
+    return None if value is None else _scaled_integer(name, value, _PER_MTOK)
 
 
-def _nano(entry: Mapping[str, Any], names: Iterable[str]) -> int | None:
-    return _most(entry, names, _NANO)
+def _nano_usd(entry: Mapping[str, Any], names: Iterable[str]) -> int | None:
+    return _highest_value(entry, names, _NANO)
 
 
-def _most(entry: Mapping[str, Any], names: Iterable[str], scale: Decimal) -> int | None:
-    values = [_whole(name, entry[name], scale) for name in names if entry.get(name) is not None]
+def _highest_value(entry: Mapping[str, Any], names: Iterable[str], scale: Decimal) -> int | None:
+    values = [_scaled_integer(name, entry[name], scale) for name in names if entry.get(name) is not None]
     return max(values) if values else None
 
 
-def _whole(name: str, value: object, scale: Decimal) -> int:
+def _scaled_integer(name: str, value: object, scale: Decimal) -> int:
     """Rounded up to an integer, so that a price is never booked too low."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise PriceError(name, f"must be a number of USD, not {value!r}")
@@ -449,5 +454,5 @@ def _whole(name: str, value: object, scale: Decimal) -> int:
     return int(scaled.to_integral_value(rounding="ROUND_CEILING"))
 
 
-def _or(given: int | None, otherwise: int) -> int:
+def _value_or(given: int | None, otherwise: int) -> int:
     return otherwise if given is None else given

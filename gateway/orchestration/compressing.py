@@ -17,7 +17,7 @@ from policies.amounts import Amount
 from policies.intents import Intent
 from policies.pricing import Rates, Usage, worst_case
 from policies.settings import Settings
-from policies.tokens import CountText, PromptCount, counting_for, weighed
+from policies.tokens import CountText, PromptCount, counting_for, with_model_factor
 
 # Compression is off by default and slow to import, so the first call that is to be compressed imports it, in a thread.
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Compressing:
         deployment = call.deployment
         assert deployment is not None  # noqa: S101 - counted means chosen
         counting = counting_for(deployment.model, deployment.provider)
-        return weighed(lambda text: self._tokenizer.count_text(counting.encoding, text), counting)
+        return with_model_factor(lambda text: self._tokenizer.count_text(counting.encoding, text), counting)
 
     def _goes(self, call: Call, prompt: Prompt, looks: bool) -> None:
         if not looks:
@@ -224,7 +224,7 @@ class Compressing:
 
     def _pays(self, call: Call, work: _Work, questions: Sequence[Question]) -> bool:
         """Whether this call alone is expected to save more than asking costs at worst, plus what the prompt cache loses."""
-        from policies.compression import worth_it
+        from policies.compression import compression_roi
 
         if call.price is None:
             return False
@@ -236,17 +236,17 @@ class Compressing:
         prompt = Prompt.of(work.original.messages, work.original.count.tokens)
         cached = self._caches.cached_tokens(_conversation(call), call.id, prompt)
         rates = call.price.rates
-        gain = worth_it(
+        gain = compression_roi(
             saved, rates.input, rates.cache_read, cached_tokens_before=cached, compressor_cost_nano_usd=cost
         )
         return gain.is_worth_it
 
     def _gain(self, call: Call, found: Compressed, original: Prompt, shorter: Prompt, cost_nano_usd: int) -> Roi:
-        from policies.compression import worth_it
+        from policies.compression import compression_roi
 
         rates = call.price.rates if call.price is not None else _FREE
         conversation = _conversation(call)
-        return worth_it(
+        return compression_roi(
             found.tokens_saved,
             rates.input,
             rates.cache_read,
@@ -280,7 +280,7 @@ def _spare(call: Call) -> Amount:
     output = call.request.output_tokens_max or _OUTPUT_TOKENS_USUAL
     nano_usd = 0
     if call.price is not None:
-        price = call.price.at(call.request.body.get("speed"), call.request.body.get("inference_geo"))
+        price = call.price.with_factors(call.request.body.get("speed"), call.request.body.get("inference_geo"))
         worst = worst_case(price, prompt, output, call.request.body.get("service_tier"))
         nano_usd = worst.prompt_nano_usd + worst.output_nano_usd_per_token * output * call.request.choices
     return Amount(prompt + output * call.request.choices, nano_usd, 1)

@@ -26,7 +26,7 @@ from policies.classify import (
     StepText,
     classify,
     content_key,
-    llm_question,
+    llm_prompt,
     load_classifier,
     parse_llm_answer,
     step_text_from_chat,
@@ -283,7 +283,7 @@ class Intents:
     async def _answer(self, question: _Question) -> LearnedIntent | None:
         assert self._ask is not None  # noqa: S101 - the task exists only with a model to ask
         try:
-            text = await self._ask(llm_question(question.step))
+            text = await self._ask(llm_prompt(question.step))
             answer = parse_llm_answer(text) if text else None
         except Exception:  # noqa: BLE001 - the classifier's model is an extra: whatever goes wrong with it, calls go on
             _log.warning("intent_not_asked", exc_info=True)

@@ -34,7 +34,7 @@ from gateway.telemetry import Telemetry
 from policies.allocation import StepAllocation
 from policies.amounts import UNLIMITED, Limit
 from policies.budgets import Budget, Mode, RunLimits, Scope, Subject, step_account
-from policies.classify import plan_decides
+from policies.classify import plan_takes_precedence
 from policies.declaration import flattened
 from policies.holdout import Arm, arm_of
 from policies.pressure import Rung
@@ -366,7 +366,7 @@ class Orchestration:
 
 def as_planned(found: IntentTag, planned: PlannedStep | None) -> IntentTag:
     """The intent of a call whose step may be in its run's plan. The same object if the plan does not decide it."""
-    if planned is None or not plan_decides(planned.source, found.source):
+    if planned is None or not plan_takes_precedence(planned.source, found.source):
         return found
     return IntentTag(planned.intent, planned.confidence, planned.source)
 

@@ -24,7 +24,7 @@ from gateway.pipeline.call import Call
 from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.refusal import loop_detected
 from policies.budgets import run_account
-from policies.loops import Seen, again, is_conversation, tool_turn
+from policies.loop_detection import RepeatCount, count_repeat, is_conversation, last_tool_turn
 from policies.reservation import Gate
 
 _log = structlog.get_logger(__name__)
@@ -36,7 +36,7 @@ _Key = tuple[str, str, str, int]
 
 @dataclass(slots=True)
 class _Entry:
-    seen: Seen
+    seen: RepeatCount
     under_way: int = 0
 
 
@@ -45,7 +45,7 @@ class Turn:
     """One call as the breaker sees it, from `begin` to `end`."""
 
     keys: tuple[_Key, ...]
-    before: tuple[Seen, ...]  # restored if the call fails
+    before: tuple[RepeatCount, ...]  # restored if the call fails
     times: int
     what: str  # request, tools
 
@@ -71,7 +71,7 @@ class LoopBreaker:
         place = (call.principal.project, call.run, call.tags.step)
         keys = [(*place, hash((len(raw), raw[-_FIRST_SIGHT_BYTES:])))]
         request = self._note(keys[0], raw)
-        tools = tool_turn(body)
+        tools = last_tool_turn(body)
         if tools is None:
             return Turn(tuple(keys), (request[0],), request[1], "request")
         keys.append((*place, hash(tools)))
@@ -108,17 +108,17 @@ class LoopBreaker:
                 if failed:
                     entry.seen = before
 
-    def _note(self, key: _Key, raw: bytes | None) -> tuple[Seen, int]:
+    def _note(self, key: _Key, raw: bytes | None) -> tuple[RepeatCount, int]:
         """Count one more occurrence of `key`. Returns what was seen before, and the new count."""
         entry = self._entries.get(key)
         if entry is None:
-            self._entries[key] = _Entry(Seen(), 1)
+            self._entries[key] = _Entry(RepeatCount(), 1)
             if len(self._entries) > _REMEMBERED_MAX:
                 self._entries.popitem(last=False)
-            return Seen(0), 1
+            return RepeatCount(0), 1
         self._entries.move_to_end(key)
         before = entry.seen
         if not entry.under_way:
-            entry.seen = again(before, 0 if raw is None else hash(raw))
+            entry.seen = count_repeat(before, 0 if raw is None else hash(raw))
         entry.under_way += 1
-        return before, entry.seen.times
+        return before, entry.seen.count

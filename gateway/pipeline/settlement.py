@@ -74,7 +74,7 @@ class Settler:
         Nothing is counted or recorded before the last await, so that a cancelled settlement can be repeated.
         """
         used = await self._used(call, outcome)
-        if used is not None and used.usage.kept_as:
+        if used is not None and used.usage.stored_ids:
             self._prompts.kept(call, used.usage)
         if used is not None and call.is_tagged:
             self._look_back(call, used)

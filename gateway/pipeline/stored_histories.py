@@ -22,7 +22,7 @@ class StoredHistories:
 
     def answered(self, call: Call, usage: Usage) -> None:
         """Remember input plus output as the next call's history: an upper bound, since reasoning is left out of it."""
-        for name in usage.kept_as:
+        for name in usage.stored_ids:
             self._tokens[call.principal.project, name] = usage.input_tokens + usage.output_tokens
 
     def counted(self, call: Call, count: PromptCount) -> PromptCount:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from gateway.wire.protocol import Request
 from policies.pricing import (
-    NOTHING_HOSTED,
+    NO_HOSTED_TOOLS,
     Price,
     Usage,
     WorstCase,
@@ -24,9 +24,9 @@ def worst_money(request: Request, price: Price | None, count: PromptCount, outpu
     body = request.body
     tier = body.get("service_tier")
     if price.factors:
-        price = price.at(body.get("speed"), body.get("inference_geo"))
+        price = price.with_factors(body.get("speed"), body.get("inference_geo"))
     worst = worst_case(price, count.reserve_tokens, output_tokens_max, tier, audio=request.has_audio)
-    if request.hosted_max is not NOTHING_HOSTED:
+    if request.hosted_max is not NO_HOSTED_TOOLS:
         hosted = request.hosted_max.cost_nano_usd(price.hosted)
         worst = replace(worst, prompt_nano_usd=worst.prompt_nano_usd + hosted)
     if not request.media_tokens and not request.has_units:
@@ -41,8 +41,8 @@ def booked_money(request: Request, price: Price | None, usage: Usage) -> int:
         return 0
     body = request.body
     if price.factors:
-        price = price.at(usage.speed or body.get("speed"), usage.region or body.get("inference_geo"))
-    if request.hosted_least is not NOTHING_HOSTED:
+        price = price.with_factors(usage.speed or body.get("speed"), usage.region or body.get("inference_geo"))
+    if request.hosted_least is not NO_HOSTED_TOOLS:
         usage = replace(usage, hosted=usage.hosted.at_least(request.hosted_least))
     return cost_nano_usd(price, usage, usage.service_tier or body.get("service_tier"))
 

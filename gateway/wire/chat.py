@@ -12,7 +12,7 @@ from gateway.wire.chat_assembly import assembled
 from gateway.wire.choices import ChoiceRelay, streamed, usage_of, wants_usage
 from gateway.wire.openai_errors import error_body
 from gateway.wire.protocol import OutputCounter, Request, hosted_asked
-from policies.pricing import NOTHING_HOSTED, Hosted, Usage
+from policies.pricing import NO_HOSTED_TOOLS, HostedTools, Usage
 
 MESSAGES_MAX: Final = 20_000
 CHOICES_MAX: Final = 128
@@ -31,7 +31,7 @@ class ChatProtocol:
         newer = whole_number(body, "max_completion_tokens", 1)
         older = whole_number(body, "max_tokens", 1)
         # Web search is billed once per answer, because no answer reports how many searches it made.
-        least = Hosted(1) if isinstance(body.get("web_search_options"), dict) else NOTHING_HOSTED
+        least = HostedTools(1) if isinstance(body.get("web_search_options"), dict) else NO_HOSTED_TOOLS
         caps = [cap for cap in (newer, older) if cap is not None]
         return Request(
             body=body,

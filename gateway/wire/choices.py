@@ -14,7 +14,7 @@ from gateway.wire.event_relay import EventRelay, budget_comment
 from gateway.wire.events import DONE, index_of, objects_in
 from gateway.wire.openai_errors import error_body, upstream_event_error
 from gateway.wire.protocol import OutputCounter, Request, hosted_told, term, token_count
-from policies.pricing import NOTHING_HOSTED, Hosted, Usage
+from policies.pricing import NO_HOSTED_TOOLS, HostedTools, Usage
 
 
 class ChoiceRelay(EventRelay):
@@ -120,7 +120,7 @@ def usage_of(usage: Any, service_tier: Any = None) -> Usage | None:
         reasoning_tokens=min(token_count(produced.get("reasoning_tokens")) or 0, completion),
         audio_input_tokens=min(token_count(details.get("audio_tokens")) or 0, prompt - read),
         audio_output_tokens=min(token_count(produced.get("audio_tokens")) or 0, completion),
-        hosted=NOTHING_HOSTED if searches is maps is None else Hosted(hosted_told(searches), hosted_told(maps)),
+        hosted=NO_HOSTED_TOOLS if searches is maps is None else HostedTools(hosted_told(searches), hosted_told(maps)),
         service_tier=term(service_tier),
         speed=term(usage.get("speed")),
         region=term(usage.get("inference_geo")),

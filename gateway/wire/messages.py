@@ -18,7 +18,7 @@ from gateway.wire.event_relay import EventRelay, budget_comment, named
 from gateway.wire.message_assembly import assembled
 from gateway.wire.openai_errors import upstream_event_error
 from gateway.wire.protocol import OutputCounter, Request, hosted_asked, hosted_told, term, token_count
-from policies.pricing import NOTHING_HOSTED, Hosted, Usage
+from policies.pricing import NO_HOSTED_TOOLS, HostedTools, Usage
 
 # "thinking.budget_tokens: must be at least 1024 and less than max_tokens"
 THINKING_TOKENS_LEAST: Final = 1_024
@@ -196,7 +196,7 @@ def usage_of(usage: Any) -> Usage | None:
         cache_write_tokens=written,
         cache_write_1h_tokens=min(token_count(kept.get("ephemeral_1h_input_tokens")) or 0, written),
         reasoning_tokens=min(token_count(produced.get("thinking_tokens")) or 0, output),
-        hosted=Hosted(hosted_told(searches)) if searches is not None else NOTHING_HOSTED,
+        hosted=HostedTools(hosted_told(searches)) if searches is not None else NO_HOSTED_TOOLS,
         service_tier=term(usage.get("service_tier")),
         speed=term(usage.get("speed")),
         region=term(usage.get("inference_geo")),

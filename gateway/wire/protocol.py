@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, Protocol
 
 from gateway.errors import GatewayError
 from gateway.upstream.port import ProtocolName
-from policies.pricing import NOTHING_HOSTED, Hosted, Usage
+from policies.pricing import NO_HOSTED_TOOLS, HostedTools, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Request:
     seconds_ms: int = 0
     queries: int = 0
     # The use of the provider's own tools: reserved by the request's bounds, booked as the answer reports it.
-    hosted_least: Hosted = NOTHING_HOSTED  # booked even if the answer reports less
-    hosted_max: Hosted = NOTHING_HOSTED
+    hosted_least: HostedTools = NO_HOSTED_TOOLS  # booked even if the answer reports less
+    hosted_max: HostedTools = NO_HOSTED_TOOLS
     # Upper bound of the tokens billed for this call's images and audio: reserved up front, because nothing caps them.
     media_tokens: int = 0
 
@@ -151,7 +151,7 @@ _GOOGLE_TOOLS: Final = {
 }
 
 
-def hosted_asked(tools: Any, most: Any) -> Hosted:
+def hosted_asked(tools: Any, most: Any) -> HostedTools:
     """How often the provider's own tools may be used at most: by each tool's own bound, else `most`, else once.
     An answer runs all of its code in one container."""
     asked: dict[str, int] = {}
@@ -160,7 +160,7 @@ def hosted_asked(tools: Any, most: Any) -> Hosted:
         if kind is not None:
             bound = 1 if kind == "sessions" else tool.get("max_uses", most)
             asked[kind] = asked.get(kind, 0) + (hosted_told(bound) or 1)
-    return Hosted(**asked) if asked else NOTHING_HOSTED
+    return HostedTools(**asked) if asked else NO_HOSTED_TOOLS
 
 
 def _hosted_kind(tool: dict[str, Any]) -> str | None:

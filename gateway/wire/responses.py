@@ -15,7 +15,7 @@ from gateway.wire.events import kind_of, objects_of
 from gateway.wire.openai_errors import error_body, error_object, upstream_event_error
 from gateway.wire.protocol import OutputCounter, Request, hosted_asked, hosted_told, term, token_count
 from gateway.wire.response_draft import DELTAS, ResponseDraft
-from policies.pricing import NOTHING_HOSTED, Hosted, Usage
+from policies.pricing import NO_HOSTED_TOOLS, HostedTools, Usage
 
 ITEMS_MAX: Final = 20_000
 # "Invalid 'max_output_tokens': integer below minimum value. Expected a value >= 16"
@@ -160,11 +160,11 @@ def _usage_in(answer: Mapping[str, Any]) -> Usage | None:
     """The usage of a whole answer. Uses of the provider's tools are counted from the output items, unless reported."""
     usage = usage_of(answer.get("usage"), _hosted_in(answer), term(answer.get("service_tier")))
     names = (answer.get("id"), details_of(answer, "conversation").get("id"))
-    kept_as = tuple(name for name in names if isinstance(name, str) and 0 < len(name) <= _ID_CHARACTERS_MAX)
-    return usage if usage is None or not kept_as else replace(usage, kept_as=kept_as)
+    stored_ids = tuple(name for name in names if isinstance(name, str) and 0 < len(name) <= _ID_CHARACTERS_MAX)
+    return usage if usage is None or not stored_ids else replace(usage, stored_ids=stored_ids)
 
 
-def _hosted_in(answer: Mapping[str, Any]) -> Hosted:
+def _hosted_in(answer: Mapping[str, Any]) -> HostedTools:
     output = answer.get("output")
     items = [item for item in output if isinstance(item, dict)] if isinstance(output, list) else []
     kinds = [item.get("type") for item in items]
@@ -173,11 +173,11 @@ def _hosted_in(answer: Mapping[str, Any]) -> Hosted:
     files = kinds.count("file_search_call")
     containers = {str(item.get("container_id")) for item in items if item.get("type") == "code_interpreter_call"}
     if not searches and not files and not containers:
-        return NOTHING_HOSTED
-    return Hosted(hosted_told(searches), file_searches=hosted_told(files), sessions=hosted_told(len(containers)))
+        return NO_HOSTED_TOOLS
+    return HostedTools(hosted_told(searches), file_searches=hosted_told(files), sessions=hosted_told(len(containers)))
 
 
-def usage_of(usage: Any, hosted: Hosted = NOTHING_HOSTED, service_tier: str = "") -> Usage | None:
+def usage_of(usage: Any, hosted: HostedTools = NO_HOSTED_TOOLS, service_tier: str = "") -> Usage | None:
     """Parse `usage` of Responses, where input and output tokens include cached and reasoning tokens."""
     if not isinstance(usage, dict):
         return None

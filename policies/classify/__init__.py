@@ -4,10 +4,10 @@ The sources, in order: the caller's header, the workflow's declaration, the quic
 nothing was found. The gateway adds its learned cache and, if one is configured, a language model to ask.
 """
 
-from policies.classify.answer import classify, load_classifier, plan_decides
+from policies.classify.cache_key import content_key
 from policies.classify.chat import step_text_from_chat
-from policies.classify.key import content_key
-from policies.classify.question import llm_question, parse_llm_answer
+from policies.classify.classifier import classify, load_classifier, plan_takes_precedence
+from policies.classify.llm_classification import llm_prompt, parse_llm_answer
 from policies.classify.step import Alternative, Classification, StepText
 
 __all__ = [
@@ -16,9 +16,9 @@ __all__ = [
     "StepText",
     "classify",
     "content_key",
-    "llm_question",
+    "llm_prompt",
     "load_classifier",
     "parse_llm_answer",
-    "plan_decides",
+    "plan_takes_precedence",
     "step_text_from_chat",
 ]

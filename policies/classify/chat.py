@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from policies.classify.instruction import window
+from policies.classify.instruction import clip
 from policies.classify.schema import SCHEMA_CHARS
 from policies.classify.step import StepText
 
@@ -19,7 +19,7 @@ MESSAGES_SEARCHED = 200
 def step_text_from_chat(body: Mapping[str, Any], step: str | None, workflow: str | None) -> StepText:
     """Read the system prompt, the last user message, the tools' names and the response format.
 
-    Bounded work: a window of each text, `TOOLS_MAX` tools, `PARTS_MAX` parts. Fields of a wrong type count as missing,
+    Bounded work: a part of each text (`clip`), `TOOLS_MAX` tools, `PARTS_MAX` parts. Fields of a wrong type count as missing,
     because it is the upstream's job to refuse a malformed request.
     """
     messages = body.get("messages")
@@ -36,7 +36,7 @@ def step_text_from_chat(body: Mapping[str, Any], step: str | None, workflow: str
 
 def _system(messages: Sequence[Any]) -> str | None:
     texts = [_text(message.get("content")) for message in messages if _role(message) in ("system", "developer")]
-    return window("\n\n".join(texts[:4])) if texts else None
+    return clip("\n\n".join(texts[:4])) if texts else None
 
 
 def _last_user(messages: Sequence[Any]) -> str:
@@ -52,11 +52,11 @@ def _role(message: Any) -> object:
 
 def _text(content: Any) -> str:
     if isinstance(content, str):
-        return window(content)
+        return clip(content)
     if not isinstance(content, list):
         return ""
     parts = (part.get("text") for part in content[:PARTS_MAX] if isinstance(part, Mapping))
-    return window("\n".join(window(part) for part in parts if isinstance(part, str)))
+    return clip("\n".join(clip(part) for part in parts if isinstance(part, str)))
 
 
 def _tool_names(body: Mapping[str, Any]) -> Iterable[str]:

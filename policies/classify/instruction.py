@@ -4,7 +4,7 @@ Two things are removed before the verbs are analysed. Pasted data (fences, tagge
 "Text:"), because an e-mail with "please send me the report" does not turn a step that summarizes it into `send`. And
 templates, because the names in them are the author's variables.
 
-All work is bounded: `WINDOW_CHARS` from each end of a text, and patterns with bounded quantifiers.
+All work is bounded: `CLIP_CHARS` from each end of a text, and patterns with bounded quantifiers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 from policies.classify.lexicon import lexicon
 
 # Instructions are at the beginning or the end, with data between them. 4,000 + 4,000 characters are about 2,000 tokens.
-WINDOW_CHARS = 4_000
+CLIP_CHARS = 4_000
 # How much of an instruction is kept after its data is removed: longer ones repeat themselves, and time grows with length.
 INSTRUCTION_CHARS = 2_400
 # Longer tagged blocks and quotations are content; shorter ones are words that the instruction refers to.
@@ -42,11 +42,11 @@ _DATA_COLON = re.compile(
 )
 
 
-def window(text: str) -> str:
+def clip(text: str) -> str:
     """The beginning and the end of a text, or all of it if it is short."""
-    if len(text) <= 2 * WINDOW_CHARS:
+    if len(text) <= 2 * CLIP_CHARS:
         return text
-    return f"{text[:WINDOW_CHARS]}\n\n{text[-WINDOW_CHARS:]}"
+    return f"{text[:CLIP_CHARS]}\n\n{text[-CLIP_CHARS:]}"
 
 
 def instruction_part(text: str) -> str:
@@ -54,7 +54,7 @@ def instruction_part(text: str) -> str:
 
     If everything looks like data, the first lines are returned, as the best guess of what is asked.
     """
-    bounded = window(text)
+    bounded = clip(text)
     plain = _TEMPLATE.sub(" _ ", _QUOTE.sub(" ", _without_tagged(_without_fences(bounded))))
     asked = _without_labelled(plain)
     if not any(c.isalpha() and c != "_" for c in asked):

@@ -66,7 +66,7 @@ class Lexicon:
     nominals: dict[str, str]
     agents: dict[str, str]
     objects: dict[str, str]
-    light: frozenset[str]
+    light_verbs: frozenset[str]
     tools: dict[str, str]
     keys: dict[str, tuple[str, ...]]
     generic_names: frozenset[str]
@@ -88,7 +88,7 @@ def lexicon() -> Lexicon:
         nominals=_by_word(data["nominals"]),
         agents=_by_word(data["agents"]),
         objects=_by_word(data["objects"]),
-        light=frozenset(data["light"].split()),
+        light_verbs=frozenset(data["light"].split()),
         tools=_by_word(data["tools"]),
         keys=_keys(data["keys"]),
         generic_names=frozenset(data["generic_names"].split()),

@@ -41,7 +41,7 @@ def weights() -> Weights:
     )
 
 
-def chances(features: Mapping[str, float], trained: Weights) -> list[tuple[Intent, float]]:
+def probabilities(features: Mapping[str, float], trained: Weights) -> list[tuple[Intent, float]]:
     """The probability of each intent, most likely first; they sum to 1. Features without a trained weight are ignored."""
     scores = [bias * HUNDREDTHS for bias in trained.bias]
     by_feature = trained.by_feature
@@ -49,9 +49,9 @@ def chances(features: Mapping[str, float], trained: Weights) -> list[tuple[Inten
         row = by_feature.get(name)
         if row is not None:
             scores = [score + value * weight for score, weight in zip(scores, row, strict=True)]
-    heated = [score / (HUNDREDTHS * trained.temperature) for score in scores]
-    top = max(heated)
-    powers = [math.exp(score - top) for score in heated]
-    total = sum(powers)
-    ranked = sorted(zip(powers, trained.intents, strict=True), reverse=True)
+    scaled = [score / (HUNDREDTHS * trained.temperature) for score in scores]
+    top = max(scaled)
+    exponentials = [math.exp(score - top) for score in scaled]
+    total = sum(exponentials)
+    ranked = sorted(zip(exponentials, trained.intents, strict=True), reverse=True)
     return [(intent, power / total) for power, intent in ranked]

@@ -14,7 +14,7 @@ from policies.classify.step import Alternative, Classification
 from policies.intents import Intent
 
 # How often each pair was right, per label, on the evaluation and held-out steps together (`make eval-intents`).
-PAIRS: Mapping[frozenset[str], float] = MappingProxyType(
+PAIR_CONFIDENCES: Mapping[frozenset[str], float] = MappingProxyType(
     {
         frozenset(("name", "ask")): 0.9,
         frozenset(("name", "product")): 0.9,
@@ -27,7 +27,7 @@ PAIRS: Mapping[frozenset[str], float] = MappingProxyType(
 )
 
 
-def answer_by_rules(evidence: Evidence, confidence_threshold: float) -> Classification | None:
+def classify_by_rules(evidence: Evidence, confidence_threshold: float) -> Classification | None:
     """The intent that the evidence agrees on; None if it does not agree, or its confidence is below the threshold."""
     kinds = _kinds_by_intent(evidence.hints)
     scored = {intent: _confidence(found) for intent, found in kinds.items()}
@@ -41,15 +41,15 @@ def answer_by_rules(evidence: Evidence, confidence_threshold: float) -> Classifi
         intent=Intent(sure[0]),
         confidence=confidence,
         source="rules",
-        reasoning=reasons(evidence.hints, sure[0]),
-        alternatives=_others(kinds, sure[0], 1.0 - confidence),
+        reasoning=reasoning_for(evidence.hints, sure[0]),
+        alternatives=_alternatives(kinds, sure[0], 1.0 - confidence),
     )
 
 
-def reasons(hints: tuple[Hint, ...], intent: str) -> str:
+def reasoning_for(hints: tuple[Hint, ...], intent: str) -> str:
     """The evidence for an intent, in words."""
-    said = list(dict.fromkeys(hint.said for hint in hints if hint.intent == intent))
-    return "; ".join(said[:3]) if said else "no single word says it; the wording as a whole does"
+    reason = list(dict.fromkeys(hint.reason for hint in hints if hint.intent == intent))
+    return "; ".join(reason[:3]) if reason else "no single word says it; the wording as a whole does"
 
 
 def _kinds_by_intent(hints: tuple[Hint, ...]) -> dict[str, set[str]]:
@@ -61,7 +61,7 @@ def _kinds_by_intent(hints: tuple[Hint, ...]) -> dict[str, set[str]]:
 
 def _confidence(found: set[str]) -> float:
     """The most trusted pair among these kinds of evidence; 0 without one."""
-    return max((confidence for pair, confidence in PAIRS.items() if pair <= found), default=0.0)
+    return max((confidence for pair, confidence in PAIR_CONFIDENCES.items() if pair <= found), default=0.0)
 
 
 def _contradicted(intent: str, kinds: dict[str, set[str]]) -> bool:
@@ -69,6 +69,6 @@ def _contradicted(intent: str, kinds: dict[str, set[str]]) -> bool:
     return any(other != intent and found & {"name", "ask"} for other, found in kinds.items())
 
 
-def _others(kinds: dict[str, set[str]], intent: str, left: float) -> tuple[Alternative, ...]:
+def _alternatives(kinds: dict[str, set[str]], intent: str, left: float) -> tuple[Alternative, ...]:
     others = [other for other in kinds if other != intent][:3]
     return tuple(Alternative(Intent(other), round(left / len(others), 3)) for other in others)

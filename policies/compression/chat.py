@@ -10,33 +10,33 @@ from collections.abc import Mapping, Sequence
 from math import floor
 from types import MappingProxyType
 
-from policies.compression.cutting import Known
-from policies.compression.data_blocks import data_tidied
+from policies.compression.cutting import CutCache
+from policies.compression.data_blocks import with_data_minified
+from policies.compression.draft import CountTokens, Draft, later_needs
 from policies.compression.duplicates import without_duplicates
-from policies.compression.kinds import Kind, kind_of
 from policies.compression.lossy import candidates, cut_by_ratio, cut_to_target
 from policies.compression.markers import is_receipted
-from policies.compression.memory import MEMORY_TOKENS_MAX, memory_fitted
+from policies.compression.memory import MEMORY_TOKENS_MAX, shorten_memory
 from policies.compression.policy import Compressed, CompressionPolicy, Strategy
-from policies.compression.relevance import answered
-from policies.compression.scoring import Reading, Yardstick, quality
+from policies.compression.relevance import answer_match
+from policies.compression.scoring import ContentReader, QualityScorer, quality
 from policies.compression.segments import Message, Origin, call_texts, instruction_of, segments_of, with_texts
-from policies.compression.semantic import SemanticRequest, accepted, semantic_key, semantic_request
-from policies.compression.stages import Count, Draft, needed
-from policies.compression.structural import readable, structural
-from policies.compression.template import templated
+from policies.compression.semantic import SemanticRequest, accept_condensed, semantic_key, semantic_request
+from policies.compression.structural import compress_structure, readable_text
+from policies.compression.template import without_boilerplate
+from policies.compression.text_kind import TextKind, kind_of
 
 _SEMANTIC_TOKENS_MIN = 200  # condensing less costs more than it saves
 # Measured (docs/compression.md): nine in ten questions find a passage that has about half of their words, weighted by rarity;
 # of goals, one in eleven does.
-_ANSWERED_MIN = 0.5
+_ANSWER_MATCH_MIN = 0.5
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 def compress_chat(
     messages: Sequence[Message],
     policy: CompressionPolicy,
-    count: Count,
+    count: CountTokens,
     *,
     target_tokens: int | None = None,
     prompt_tokens: int | None = None,
@@ -51,41 +51,41 @@ def compress_chat(
     are shortened until the prompt fits, oldest tool results first; without it, each text by the policy's ratio. A prompt that
     already fits is left alone. `condensed` has the answers to `semantic_requests` by their keys. Arguments are not modified.
     """
-    policy = policy.as_strict_as_meant
+    policy = policy.effective
     segments = segments_of(messages)
     draft = Draft.of(segments, count)
     texts_before = draft.total_tokens
-    around = 0 if prompt_tokens is None else max(0, prompt_tokens - texts_before)
-    before = texts_before + around
+    overhead_tokens = 0 if prompt_tokens is None else max(0, prompt_tokens - texts_before)
+    before = texts_before + overhead_tokens
     refusal = _refusal(draft, policy, before, target_tokens)
     if refusal:
         return Compressed(None, before, before, 1.0, (), refusal)
     instruction = instruction_of(messages)
-    _lossless(draft, policy, count, intent, instruction, memory_tokens_max)
-    safe = draft.copy()
-    texts_max = None if target_tokens is None else target_tokens - around
-    known = Known()
-    _lossy(draft, policy, count, messages, intent, instruction, texts_max, condensed, known)
-    kept = _kept(safe, draft, instruction, known.reading)
+    _apply_lossless_stages(draft, policy, count, intent, instruction, memory_tokens_max)
+    lossless = draft.copy()
+    texts_max = None if target_tokens is None else target_tokens - overhead_tokens
+    cache = CutCache()
+    _apply_lossy_strategy(draft, policy, count, messages, intent, instruction, texts_max, condensed, cache)
+    kept = _lossy_quality(lossless, draft, instruction, cache.reader)
     if kept < policy.min_quality:
-        draft, kept = safe, 1.0
-    score = kept * _stated([segment.text for segment in segments], safe, instruction)
-    return _outcome(messages, draft, policy, before, score, target_tokens)
+        draft, kept = lossless, 1.0
+    score = kept * _lossless_quality([segment.text for segment in segments], lossless, instruction)
+    return _result(messages, draft, policy, before, score, target_tokens)
 
 
 def semantic_requests(
     messages: Sequence[Message],
     policy: CompressionPolicy,
-    count: Count,
+    count: CountTokens,
     *,
     intent: str = "",
     memory_tokens_max: int = MEMORY_TOKENS_MAX,
 ) -> tuple[SemanticRequest, ...]:
     """The questions for a cheap model, to be asked before `compress_chat` with the semantic strategy and the same arguments."""
-    if policy.as_strict_as_meant.strategy is not Strategy.SEMANTIC:
+    if policy.effective.strategy is not Strategy.SEMANTIC:
         return ()
     draft = Draft.of(segments_of(messages), count)
-    _lossless(draft, policy, count, intent, instruction_of(messages), memory_tokens_max)
+    _apply_lossless_stages(draft, policy, count, intent, instruction_of(messages), memory_tokens_max)
     wanted = {}
     for number in _condensable(draft, policy):
         text, target = draft.texts[number], _semantic_target(draft, number, policy)
@@ -94,7 +94,7 @@ def semantic_requests(
     return tuple(wanted.values())
 
 
-def text_tokens(messages: Sequence[Message], count: Count) -> int:
+def text_tokens(messages: Sequence[Message], count: CountTokens) -> int:
     """The tokens of all texts of a chat, as `compress_chat` measures them without `prompt_tokens`."""
     return sum(count(segment.text) for segment in segments_of(messages))
 
@@ -109,27 +109,27 @@ def _refusal(draft: Draft, policy: CompressionPolicy, tokens: int, target_tokens
     return ""
 
 
-def _lossless(
-    draft: Draft, policy: CompressionPolicy, count: Count, intent: str, instruction: str, memory_tokens_max: int
+def _apply_lossless_stages(
+    draft: Draft, policy: CompressionPolicy, count: CountTokens, intent: str, instruction: str, memory_tokens_max: int
 ) -> None:
     """The stages that lose nothing a reader would miss, and the size limit of the memory."""
-    for number in _open(draft):
-        text = structural(draft.texts[number], policy.aggressiveness, exact=draft.segments[number].exact)
-        draft.take("structural", number, text, count)
+    for number in _changeable(draft):
+        text = compress_structure(draft.texts[number], policy.aggressiveness, exact=draft.segments[number].exact)
+        draft.replace_if_shorter("structural", number, text, count)
     for number, segment in enumerate(draft.segments):
         if segment.holds_data:
-            draft.take("structural", number, data_tidied(segment.text), count)
-    _memory(draft, count, instruction, memory_tokens_max)
+            draft.replace_if_shorter("structural", number, with_data_minified(segment.text), count)
+    _limit_memory(draft, count, instruction, memory_tokens_max)
     if policy.strategy is Strategy.TEMPLATE:
-        for number in _open(draft):
+        for number in _changeable(draft):
             if not draft.segments[number].exact:
-                text = structural(templated(draft.texts[number], intent), policy.aggressiveness)
-                draft.take("template", number, text, count)
+                text = compress_structure(without_boilerplate(draft.texts[number], intent), policy.aggressiveness)
+                draft.replace_if_shorter("template", number, text, count)
     for number, text in enumerate(without_duplicates(draft.segments, draft.texts)):
-        draft.take("duplicates", number, text, count)
+        draft.replace_if_shorter("duplicates", number, text, count)
 
 
-def _open(draft: Draft) -> list[int]:
+def _changeable(draft: Draft) -> list[int]:
     """The texts that may be changed and were not shortened in an earlier pass."""
     return [
         number
@@ -138,62 +138,66 @@ def _open(draft: Draft) -> list[int]:
     ]
 
 
-def _memory(draft: Draft, count: Count, instruction: str, tokens_max: int) -> None:
+def _limit_memory(draft: Draft, count: CountTokens, instruction: str, tokens_max: int) -> None:
     """Shorten all memory together to its size limit, each part in proportion."""
-    numbers = [number for number in _open(draft) if draft.segments[number].origin is Origin.MEMORY]
+    numbers = [number for number in _changeable(draft) if draft.segments[number].origin is Origin.MEMORY]
     total = sum(draft.tokens[number] for number in numbers)
     if total <= tokens_max:
         return
     for number in numbers:
         share = tokens_max * draft.tokens[number] // total
-        draft.take("memory", number, memory_fitted(draft.texts[number], share, count, instruction), count)
+        draft.replace_if_shorter(
+            "memory", number, shorten_memory(draft.texts[number], share, count, instruction), count
+        )
 
 
-def _lossy(
+def _apply_lossy_strategy(
     draft: Draft,
     policy: CompressionPolicy,
-    count: Count,
+    count: CountTokens,
     messages: Sequence[Message],
     intent: str,
     instruction: str,
     texts_max: int | None,
     condensed: Mapping[str, str],
-    known: Known,
+    cache: CutCache,
 ) -> None:
     if policy.strategy in (Strategy.STRUCTURAL, Strategy.TEMPLATE):
         return
     calls = call_texts(messages)
     if policy.strategy is Strategy.SEMANTIC:
-        _semantic(draft, policy, count, calls, intent, instruction, condensed)
+        _apply_semantic(draft, policy, count, calls, intent, instruction, condensed)
     if texts_max is not None:
-        cut_to_target(draft, policy, count, calls, instruction, texts_max, known)
-    elif policy.strategy is Strategy.TRUNCATE or _is_question(draft, policy, instruction):
-        cut_by_ratio(draft, policy, count, calls, instruction, known)
+        cut_to_target(draft, policy, count, calls, instruction, texts_max, cache)
+    elif policy.strategy is Strategy.TRUNCATE or _can_extract(draft, policy, instruction):
+        cut_by_ratio(draft, policy, count, calls, instruction, cache)
 
 
-def _is_question(draft: Draft, policy: CompressionPolicy, instruction: str) -> bool:
+def _can_extract(draft: Draft, policy: CompressionPolicy, instruction: str) -> bool:
     """Whether extraction has a question to go by. Without one that some passage answers, what will be needed is a guess."""
     if policy.strategy is not Strategy.EXTRACTIVE:
         return False
-    return answered([draft.texts[number] for number in candidates(draft, policy)], instruction) >= _ANSWERED_MIN
+    return answer_match([draft.texts[number] for number in candidates(draft, policy)], instruction) >= _ANSWER_MATCH_MIN
 
 
-def _semantic(
+def _apply_semantic(
     draft: Draft,
     policy: CompressionPolicy,
-    count: Count,
+    count: CountTokens,
     calls: Sequence[tuple[int, str]],
     intent: str,
     instruction: str,
     condensed: Mapping[str, str],
 ) -> None:
-    needs = needed(draft, calls)
+    needs = later_needs(draft, calls)
     for number in _condensable(draft, policy):
         text = draft.texts[number]
         answer = condensed.get(semantic_key(text, intent, _semantic_target(draft, number, policy)))
-        believed = accepted(text, answer, needs[number].ids, policy.min_quality, instruction) if answer else None
-        if believed is not None:
-            draft.take("semantic", number, believed, count)
+        condensed_text = (
+            accept_condensed(text, answer, needs[number].ids, policy.min_quality, instruction) if answer else None
+        )
+        if condensed_text is not None:
+            draft.replace_if_shorter("semantic", number, condensed_text, count)
 
 
 def _condensable(draft: Draft, policy: CompressionPolicy) -> list[int]:
@@ -204,7 +208,7 @@ def _condensable(draft: Draft, policy: CompressionPolicy) -> list[int]:
         if draft.tokens[number] >= _SEMANTIC_TOKENS_MIN
         and not draft.segments[number].exact
         and "```" not in draft.texts[number]
-        and kind_of(draft.texts[number]) not in (Kind.JSON, Kind.CODE)
+        and kind_of(draft.texts[number]) not in (TextKind.JSON, TextKind.CODE)
     ]
 
 
@@ -212,20 +216,20 @@ def _semantic_target(draft: Draft, number: int, policy: CompressionPolicy) -> in
     return max(1, int(draft.tokens[number] * policy.target_ratio))
 
 
-def _stated(before: Sequence[str], draft: Draft, instruction: str) -> float:
+def _lossless_quality(before: Sequence[str], draft: Draft, instruction: str) -> float:
     """The quality after the lossless stages, over all changed texts together: these stages change how things are said."""
-    return quality(*_readable(before, draft), instruction)
+    return quality(*_changed_texts(before, draft), instruction)
 
 
-def _kept(safe: Draft, draft: Draft, instruction: str, reading: Reading) -> float:
+def _lossy_quality(lossless: Draft, draft: Draft, instruction: str, reader: ContentReader) -> float:
     """The quality after the lossy stages. They are judged by themselves, so that a second pass comes to the same result."""
-    before, after = _readable(safe.texts, draft)
+    before, after = _changed_texts(lossless.texts, draft)
     if "semantic" in draft.saved:  # in other words, so no sentence is the same
         return quality(before, after, instruction)
-    return Yardstick.of(before, instruction, reading).kept(after)
+    return QualityScorer.of(before, instruction, reader).score_cut(after)
 
 
-def _readable(before: Sequence[str], draft: Draft) -> tuple[str, str]:
+def _changed_texts(before: Sequence[str], draft: Draft) -> tuple[str, str]:
     """The changed texts, before and after. Memory is excluded, because its size is a limit that somebody set."""
     numbers = [number for number, segment in enumerate(draft.segments) if segment.origin is not Origin.MEMORY]
     changed = [number for number in numbers if draft.texts[number] != before[number]]
@@ -234,11 +238,11 @@ def _readable(before: Sequence[str], draft: Draft) -> tuple[str, str]:
     after = [draft.texts[number] for number in changed]
     if "duplicates" in draft.saved:  # the target of a reference is still elsewhere in the chat
         after = draft.texts
-    said = [before[number] for number in changed]
-    return "\n".join(map(readable, said)), "\n".join(map(readable, after))
+    originals = [before[number] for number in changed]
+    return "\n".join(map(readable_text, originals)), "\n".join(map(readable_text, after))
 
 
-def _outcome(
+def _result(
     messages: Sequence[Message],
     draft: Draft,
     policy: CompressionPolicy,

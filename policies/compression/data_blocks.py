@@ -11,19 +11,19 @@ from collections.abc import Iterator
 
 from policies.compression.json_text import looks_like_json
 from policies.compression.policy import Aggressiveness
-from policies.compression.structural import structural
+from policies.compression.structural import compress_structure
 
 _CHARACTERS_MIN = 200  # less is an example, or saves next to nothing
 _JSON_START = re.compile(r"^[ \t]*(?=[\[{])", re.MULTILINE)
 _REST_OF_LINE = re.compile(r"[ \t\r]*(?:\n|\Z)")
-_JSON_TRIES_MAX = 32  # a text that only looks like JSON must not cost a parse per line
-_DATA = (
+_JSON_ATTEMPTS_MAX = 32  # a text that only looks like JSON must not cost a parse per line
+_DATA_TAGS = (
     r"articles?|attachments?|contents?|contexts?|csv|data|datasets?|documents?|emails?|inputs?|json|logs?|messages?|pages?|"
     r"passages?|records?|reports?|results?|search_results?|tables?|texts?|transcripts?"
 )
 # Lines that open or close a block: a fence, triple quotes, a tag that names data.
-_MARK = re.compile(
-    rf'(?m)^(?:(?P<fence>```|~~~)[^\n]*|(?P<quotes>""")[ \t]*|<(?P<close>/?)(?P<tag>{_DATA})(?: [^<>\n]*)?>[ \t]*)$'
+_BLOCK_MARK = re.compile(
+    rf'(?m)^(?:(?P<fence>```|~~~)[^\n]*|(?P<quotes>""")[ \t]*|<(?P<close>/?)(?P<tag>{_DATA_TAGS})(?: [^<>\n]*)?>[ \t]*)$'
 )
 _DECODER = json.JSONDecoder()
 Span = tuple[int, int]
@@ -34,10 +34,10 @@ def data_spans(text: str) -> list[Span]:
     if len(text) < _CHARACTERS_MIN:
         return []
     found: list[Span] = []
-    position = tries = 0
-    for opening, start, end, after in _marked(text):
-        plain = _plain_json(text, position, opening, _JSON_TRIES_MAX - tries)
-        tries += len(plain)
+    position = attempts = 0
+    for opening, start, end, after in _marked_blocks(text):
+        plain = _plain_json(text, position, opening, _JSON_ATTEMPTS_MAX - attempts)
+        attempts += len(plain)
         found += [span for span in plain if span[0] < span[1]]
         if start < end:
             found.append((start, end))
@@ -47,33 +47,33 @@ def data_spans(text: str) -> list[Span]:
 
 def without_data(text: str) -> str:
     """The text around the data; the whole text if there is none around it."""
-    said, position = [], 0
+    parts, position = [], 0
     for start, end in data_spans(text):
-        said.append(text[position:start])
+        parts.append(text[position:start])
         position = end
-    around = "".join([*said, text[position:]])
+    around = "".join([*parts, text[position:]])
     return around if around.strip() else text
 
 
-def data_tidied(text: str) -> str:
+def with_data_minified(text: str) -> str:
     """The text with its data in fewer characters: JSON minified, trailing blanks removed, repetition counted.
 
     No more than that, whatever the policy: the question is about this data, and all of it is needed.
     """
     parts, position = [], 0
     for start, end in data_spans(text):
-        parts += [text[position:start], structural(text[start:end], Aggressiveness.LOW)]
+        parts += [text[position:start], compress_structure(text[start:end], Aggressiveness.LOW)]
         position = end
     return "".join([*parts, text[position:]])
 
 
-def _marked(text: str) -> Iterator[tuple[int, int, int, int]]:
+def _marked_blocks(text: str) -> Iterator[tuple[int, int, int, int]]:
     """For each marked block: where it opens, the bounds of its data (empty for a fence around anything but JSON), and where it ends.
 
     The last block is the end of the text. A mark that is never closed extends to the end, which is then left alone.
     """
     opened: re.Match[str] | None = None
-    for mark in _MARK.finditer(text):
+    for mark in _BLOCK_MARK.finditer(text):
         if opened is None:
             opened = None if mark["close"] else mark
         elif _closes(mark, opened):
@@ -94,10 +94,10 @@ def _closes(mark: re.Match[str], opened: re.Match[str]) -> bool:
     return bool(mark["close"]) and mark["tag"] == opened["tag"]
 
 
-def _plain_json(text: str, position: int, stop: int, tries_max: int) -> list[Span]:
+def _plain_json(text: str, position: int, stop: int, attempts_max: int) -> list[Span]:
     """JSON that starts at the beginning of a line and ends at the end of one; an empty span for each failed try."""
     found: list[Span] = []
-    while len(found) < tries_max:
+    while len(found) < attempts_max:
         line = _JSON_START.search(text, position, stop)
         if line is None:
             break
@@ -106,7 +106,7 @@ def _plain_json(text: str, position: int, stop: int, tries_max: int) -> list[Spa
             end = _DECODER.raw_decode(text, start)[1]
         except (ValueError, RecursionError):
             end = start
-        is_whole = end <= stop and _REST_OF_LINE.match(text, end) and looks_like_json(text[start:end])
-        found.append((start, end if is_whole else start))
+        is_complete = end <= stop and _REST_OF_LINE.match(text, end) and looks_like_json(text[start:end])
+        found.append((start, end if is_complete else start))
         position = max(end, start + 1)
     return found

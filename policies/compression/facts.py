@@ -15,7 +15,7 @@ from policies.values import value_class
 
 _TERM = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,2}|[^\W_](?:[\w./:@+#-]*\w)?")
 _NUMBER = re.compile(r"[\d.,:%/-]+\Z")
-_JOINED = re.compile(r"[_./:@#]|[a-z][A-Z]")
+_JOINED_PARTS = re.compile(r"[_./:@#]|[a-z][A-Z]")
 _ISO = re.compile(r"(?<=\d)T(?=\d\d:)")
 _TAG = re.compile(r"<[^<>]*>")
 _RARE_OCCURRENCES_MAX = 2
@@ -36,7 +36,7 @@ class Facts:
 
 def facts_of(text: str) -> Facts:
     """Linear in the text. Markers of gaps do not count."""
-    return sorted_out(terms_of(text))
+    return facts_of_terms(terms_of(text))
 
 
 def terms_of(text: str) -> Counter[str]:
@@ -80,17 +80,17 @@ def _is_identifier(term: str) -> bool:
         return (term.isdigit() and len(term) >= _NUMBER_DIGITS_MIN) or term.count(".") == 3
     if any(map(str.isdigit, term)):
         return True
-    return bool(_JOINED.search(term))
+    return bool(_JOINED_PARTS.search(term))
 
 
-def sorted_out(terms: Mapping[str, int]) -> Facts:
+def facts_of_terms(terms: Mapping[str, int]) -> Facts:
     """Counted terms, sorted by kind."""
     numbers, identifiers, names, rare = set(), set(), set(), set()
     stop = stop_words()
     for term, count in terms.items():
         if _NUMBER.match(term):
             numbers.add(term)
-        elif any(map(str.isdigit, term)) or _JOINED.search(term):
+        elif any(map(str.isdigit, term)) or _JOINED_PARTS.search(term):
             identifiers.add(term)
         elif term.lower() in stop:
             continue

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
-from policies.compression.kinds import Kind
-from policies.compression.markers import sign, unsigned_receipt
+from policies.compression.markers import sign_receipt, unsigned_receipt
 from policies.compression.pieces import TextPieces, text_pieces
+from policies.compression.text_kind import TextKind
 from policies.values import value_class
 
 _DEPTH_MAX = 6  # deeper values are kept or dropped whole: nesting must not make parsing quadratic
@@ -23,14 +23,14 @@ _DECODER = json.JSONDecoder()
 
 
 @value_class
-class _Piece:
+class _Record:
     """A record that can be dropped, by the number of its unit."""
 
     unit: int
 
 
 @value_class
-class _Passages:
+class _LongText:
     """A long string, whose passages are the units from `first` on."""
 
     first: int
@@ -38,14 +38,14 @@ class _Passages:
 
 
 @value_class
-class _Group:
+class _Container:
     """An array or object; each item of an object is written after its key."""
 
     brackets: str
     items: list[tuple[str, "_Node"]]
 
 
-_Node = str | _Piece | _Passages | _Group
+_Node = str | _Record | _LongText | _Container
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class JsonPieces:
     root: _Node = ""
     units: list[str] = field(default_factory=list)
     contexts: list[str] = field(default_factory=list)
-    always: frozenset[int] = frozenset()
+    required: frozenset[int] = frozenset()
 
     def add(self, unit: str, keys: str) -> int:
         self.units.append(unit)
@@ -65,7 +65,7 @@ class JsonPieces:
     def render(self, kept: Set[int], note: str = "") -> str:
         left_out = len(self.units) - len(kept)
         markers = _markers(unsigned_receipt(f"{left_out} of {len(self.units)} records left out") + note)
-        return sign(_rendered(self.root, self, kept, markers))
+        return sign_receipt(_render_node(self.root, self, kept, markers))
 
 
 def json_pieces(text: str) -> JsonPieces:
@@ -76,46 +76,46 @@ def json_pieces(text: str) -> JsonPieces:
     return pieces
 
 
-def _node(raw: str, pieces: JsonPieces, keys: str, depth: int, small: int) -> _Node:
+def _node(raw: str, pieces: JsonPieces, keys: str, depth: int, record_characters_max: int) -> _Node:
     if raw[0] == '"' and len(raw) >= _TEXT_CHARACTERS_MIN and not _SURROGATE.search(raw):
-        return _passages(raw, pieces, keys)
-    if len(raw) <= small or not depth or raw[0] not in "[{":
+        return _long_text(raw, pieces, keys)
+    if len(raw) <= record_characters_max or not depth or raw[0] not in "[{":
         return raw
     if raw[0] == "[":
         elements = [("", element) for element in _elements(raw)]
-        return _group("[]", elements, pieces, keys, depth, small, droppable=len(elements) > 1)
+        return _container("[]", elements, pieces, keys, depth, record_characters_max, droppable=len(elements) > 1)
     entries = list(_entries(raw))
-    return _group("{}", entries, pieces, keys, depth, small, droppable=len(entries) >= _ENTRIES_MIN)
+    return _container("{}", entries, pieces, keys, depth, record_characters_max, droppable=len(entries) >= _ENTRIES_MIN)
 
 
-def _group(
+def _container(
     brackets: str,
     slices: list[tuple[str, str]],
     pieces: JsonPieces,
     keys: str,
     depth: int,
-    small: int,
+    record_characters_max: int,
     *,
     droppable: bool,
-) -> _Group:
+) -> _Container:
     items: list[tuple[str, _Node]] = []
     for key, raw in slices:
         path = f"{keys[-_KEYS_CHARACTERS_MAX:]} {key[:_KEYS_CHARACTERS_MAX]}"
-        if droppable and len(raw) <= small:
-            items.append((key, _Piece(pieces.add(raw, path))))
+        if droppable and len(raw) <= record_characters_max:
+            items.append((key, _Record(pieces.add(raw, path))))
         else:
-            items.append((key, _node(raw, pieces, path, depth - 1, small)))
-    return _Group(brackets, items)
+            items.append((key, _node(raw, pieces, path, depth - 1, record_characters_max)))
+    return _Container(brackets, items)
 
 
-def _passages(raw: str, pieces: JsonPieces, keys: str) -> _Node:
-    inner = text_pieces(json.loads(raw), Kind.PROSE)
+def _long_text(raw: str, pieces: JsonPieces, keys: str) -> _Node:
+    inner = text_pieces(json.loads(raw), TextKind.PROSE)
     if len(inner.units) < 2:
         return raw
     first = len(pieces.units)
     for unit, context in zip(inner.units, inner.contexts, strict=True):
         pieces.add(unit, f"{keys} {context}" if context != unit else keys)
-    return _Passages(first, inner)
+    return _LongText(first, inner)
 
 
 def _elements(raw: str) -> Iterator[str]:
@@ -142,39 +142,39 @@ def _markers(receipt: str) -> Iterator[str]:
         yield ""
 
 
-def _rendered(node: _Node, pieces: JsonPieces, kept: Set[int], markers: Iterator[str]) -> str:
+def _render_node(node: _Node, pieces: JsonPieces, kept: Set[int], markers: Iterator[str]) -> str:
     if isinstance(node, str):
         return node
-    if isinstance(node, _Piece):
+    if isinstance(node, _Record):
         return pieces.units[node.unit]
-    if isinstance(node, _Passages):
+    if isinstance(node, _LongText):
         numbers = range(len(node.pieces.units))
         inner = {number for number in numbers if node.first + number in kept}
         if len(inner) == len(numbers):
-            return json.dumps(node.pieces.unsigned(inner, ""), ensure_ascii=False)
-        marker = next(markers) or _count(len(numbers) - len(inner), "passages")
-        return json.dumps(node.pieces.unsigned(inner, marker), ensure_ascii=False)
-    parts = _items(node, pieces, kept, markers)
+            return json.dumps(node.pieces.render_unsigned(inner, ""), ensure_ascii=False)
+        marker = next(markers) or _gap_marker(len(numbers) - len(inner), "passages")
+        return json.dumps(node.pieces.render_unsigned(inner, marker), ensure_ascii=False)
+    parts = _render_items(node, pieces, kept, markers)
     return node.brackets[0] + ",".join(parts) + node.brackets[1]
 
 
-def _items(group: _Group, pieces: JsonPieces, kept: Set[int], markers: Iterator[str]) -> list[str]:
+def _render_items(group: _Container, pieces: JsonPieces, kept: Set[int], markers: Iterator[str]) -> list[str]:
     parts: list[str] = []
     dropped = 0
     is_object = group.brackets == "{}"
     for key, node in group.items:
-        if isinstance(node, _Piece) and node.unit not in kept:
+        if isinstance(node, _Record) and node.unit not in kept:
             dropped += 1
             continue
         if dropped and not is_object:
-            parts.append(f'"{next(markers) or _count(dropped, "records")}"')
+            parts.append(f'"{next(markers) or _gap_marker(dropped, "records")}"')
             dropped = 0
-        parts.append(key + _rendered(node, pieces, kept, markers))
+        parts.append(key + _render_node(node, pieces, kept, markers))
     if dropped:  # an object has one marker at its end: a second entry of the same name would hide the first
-        marker = f'"{next(markers) or _count(dropped, "records")}"'
+        marker = f'"{next(markers) or _gap_marker(dropped, "records")}"'
         parts.append(f"{marker}:null" if is_object else marker)
     return parts
 
 
-def _count(number: int, noun: str) -> str:
+def _gap_marker(number: int, noun: str) -> str:
     return f"[… {number} {noun} left out …]"

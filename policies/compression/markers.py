@@ -13,10 +13,10 @@ import re
 from hashlib import blake2s
 
 GAP = "[…]"
-_UNSIGNED = "· 0000 …]"
+_UNSIGNED_END = "· 0000 …]"
 _RECEIPT = re.compile(r"\[… [^\[\]\n]{1,80} · ([0-9a-f]{4}) …\]")
 _REFERENCE = re.compile(r"\[… (\d+) lines? as in message (\d+)[^\[\]\n]{0,50} · ([0-9a-f]{4}) …\]")
-_ANY = re.compile(r"\[…(?: [^\[\]\n]{1,80} …)?\]")
+_ANY_MARKER = re.compile(r"\[…(?: [^\[\]\n]{1,80} …)?\]")
 _RECEIPTS_MAX = 16  # a text full of forged receipts must not cost a digest for each
 
 
@@ -25,13 +25,13 @@ def digest(text: str) -> str:
 
 
 def unsigned_receipt(what: str) -> str:
-    """A receipt to be signed by `sign` once the text around it is complete."""
-    return f"[… {what} {_UNSIGNED}"
+    """A receipt to be signed by `sign_receipt` once the text around it is complete."""
+    return f"[… {what} {_UNSIGNED_END}"
 
 
-def sign(text: str) -> str:
+def sign_receipt(text: str) -> str:
     """The text with its one unsigned receipt signed."""
-    return text.replace(_UNSIGNED, f"· {digest(text)} …]", 1)
+    return text.replace(_UNSIGNED_END, f"· {digest(text)} …]", 1)
 
 
 def is_receipted(text: str) -> bool:
@@ -64,4 +64,4 @@ def is_marker(line: str) -> bool:
 
 
 def without_markers(text: str) -> str:
-    return _ANY.sub(" ", text) if "[…" in text else text
+    return _ANY_MARKER.sub(" ", text) if "[…" in text else text

@@ -6,11 +6,11 @@ like any other.
 
 import re
 
-_SILENT = re.compile(r"<(script|style|svg|noscript|template|iframe|canvas)\b", re.IGNORECASE)
+_INVISIBLE = re.compile(r"<(script|style|svg|noscript|template|iframe|canvas)\b", re.IGNORECASE)
 _TAG = re.compile(r"<(/?)([A-Za-z][\w:-]*)((?:\s[^<>]*)?)>")
 _TAG_WITH_ATTRIBUTES = re.compile(r"<([A-Za-z][\w:-]*)(\s[^<>]*)>")
 _ATTRIBUTE = re.compile(r"""(?<![\w:-])([\w:-]+)\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]+)""")
-_TELLING = frozenset(
+_KEPT_ATTRIBUTES = frozenset(
     {
         "href",
         "src",
@@ -31,10 +31,10 @@ _BLOCK = frozenset(
     {"p", "div", "section", "article", "li", "ul", "ol", "tr", "table", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6"}
     | {"header", "footer", "main", "nav", "dt", "dd", "pre", "blockquote", "option", "form", "title"}
 )
-_EMPTY_WITHOUT = frozenset({"meta", "link", "col", "img", "input", "source"})  # useless without attributes
+_USELESS_WITHOUT_ATTRIBUTES = frozenset({"meta", "link", "col", "img", "input", "source"})
 _BETWEEN_TAGS = re.compile(r">\s+<")
 _INLINE_SPACES = re.compile(r"[ \t]{2,}")
-_LAID_OUT = re.compile(r"<(?:pre|textarea)\b", re.IGNORECASE)  # white space is significant inside
+_PREFORMATTED = re.compile(r"<(?:pre|textarea)\b", re.IGNORECASE)  # white space is significant inside
 _ROUNDS_MAX = 4
 
 
@@ -46,25 +46,25 @@ def without_noise(page: str, *, keep_tags: bool) -> str:
     """
     result = page
     for _ in range(_ROUNDS_MAX):
-        cleaned = _once(result, keep_tags)
+        cleaned = _clean_once(result, keep_tags)
         if cleaned == result:
             return result
         result = cleaned
     return page
 
 
-def _once(page: str, keep_tags: bool) -> str:
-    page = _without_silent(_without_comments(page))
+def _clean_once(page: str, keep_tags: bool) -> str:
+    page = _without_invisible(_without_comments(page))
     if "&nbsp;" in page:
         page = page.replace("&nbsp;", " ")
-    is_laid_out = bool(_LAID_OUT.search(page))
-    if "  " in page and not is_laid_out:
+    is_preformatted = bool(_PREFORMATTED.search(page))
+    if "  " in page and not is_preformatted:
         page = _INLINE_SPACES.sub(" ", page)
     if not keep_tags:
-        text = _TAG.sub(_spoken, page)
-        return text if is_laid_out else "\n".join([line for line in text.split("\n") if line.strip()])
-    page = _TAG_WITH_ATTRIBUTES.sub(_plain_tag, page)
-    return page if is_laid_out else _BETWEEN_TAGS.sub(_one_space, page)
+        text = _TAG.sub(_tag_as_text, page)
+        return text if is_preformatted else "\n".join([line for line in text.split("\n") if line.strip()])
+    page = _TAG_WITH_ATTRIBUTES.sub(_slim_tag, page)
+    return page if is_preformatted else _BETWEEN_TAGS.sub(_one_separator, page)
 
 
 def _without_comments(page: str) -> str:
@@ -80,12 +80,12 @@ def _without_comments(page: str) -> str:
     return "".join(kept)
 
 
-def _without_silent(page: str) -> str:
+def _without_invisible(page: str) -> str:
     """Remove elements that are not read, from opening to closing tag; those never closed are left."""
     kept = []
     position = 0
     unclosed: set[str] = set()
-    for found in _SILENT.finditer(page):
+    for found in _INVISIBLE.finditer(page):
         name = found[1].lower()
         if found.start() < position or name in unclosed:
             continue
@@ -99,22 +99,22 @@ def _without_silent(page: str) -> str:
     return "".join(kept)
 
 
-def _one_space(between: re.Match[str]) -> str:
+def _one_separator(between: re.Match[str]) -> str:
     return ">\n<" if "\n" in between[0] else "> <"
 
 
-def _plain_tag(tag: re.Match[str]) -> str:
-    told = [
+def _slim_tag(tag: re.Match[str]) -> str:
+    attributes = [
         f"{name}={value}"
         for name, value in _ATTRIBUTE.findall(tag[2])
-        if name.lower() in _TELLING and value[1:6].lower() != "data:"
+        if name.lower() in _KEPT_ATTRIBUTES and value[1:6].lower() != "data:"
     ]
-    if not told and tag[1].lower() in _EMPTY_WITHOUT:
+    if not attributes and tag[1].lower() in _USELESS_WITHOUT_ATTRIBUTES:
         return ""
-    return f"<{' '.join([tag[1], *told])}>"
+    return f"<{' '.join([tag[1], *attributes])}>"
 
 
-def _spoken(tag: re.Match[str]) -> str:
+def _tag_as_text(tag: re.Match[str]) -> str:
     name = tag[2].lower()
     if name == "a" and not tag[1]:
         href = next((value.strip("\"'") for key, value in _ATTRIBUTE.findall(tag[3]) if key.lower() == "href"), "")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 from policies.compression.json_pieces import json_pieces
 from policies.compression.json_text import minified
-from policies.compression.kinds import Kind, kind_of
 from policies.compression.pieces import Pieces, text_pieces
-from policies.compression.relevance import relevance, terms_asked
+from policies.compression.relevance import query_terms, relevance
+from policies.compression.text_kind import TextKind, kind_of
 
 MEMORY_TOKENS_MAX = 800
 _USER = re.compile(
@@ -19,21 +19,21 @@ _USER = re.compile(
 )
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?")
 _USER_WEIGHT = 2.0
-_NEWEST_WEIGHT = 1.0
+_RECENCY_WEIGHT = 1.0
 _ASKED_WEIGHT = 0.5
-_TRIES = 6  # each makes the text at least a tenth smaller
+_TRIES_MAX = 6  # each makes the text at least a tenth smaller
 
 
-def memory_fitted(text: str, tokens_max: int, count: Callable[[str], int], instruction: str) -> str:
+def shorten_memory(text: str, tokens_max: int, count: Callable[[str], int], instruction: str) -> str:
     """The memory shortened to `tokens_max`, or as close as its parts allow. Unchanged if it is small enough."""
     tokens = count(text)
     if tokens <= tokens_max:
         return text
     pieces = _pieces(text)
-    order = _order(pieces.contexts, instruction)
+    priorities = _priorities(pieces.contexts, instruction)
     share = tokens_max / tokens
-    for _ in range(_TRIES):
-        cut = _cut(pieces, order, share)
+    for _ in range(_TRIES_MAX):
+        cut = _cut(pieces, priorities, share)
         size = count(cut)
         if size <= tokens_max:
             return cut
@@ -43,20 +43,20 @@ def memory_fitted(text: str, tokens_max: int, count: Callable[[str], int], instr
 
 def _pieces(text: str) -> Pieces:
     kind = kind_of(text)
-    return json_pieces(minified(text)) if kind is Kind.JSON else text_pieces(text, Kind.PROSE)
+    return json_pieces(minified(text)) if kind is TextKind.JSON else text_pieces(text, TextKind.PROSE)
 
 
-def _order(contexts: Sequence[str], instruction: str) -> list[float]:
+def _priorities(contexts: Sequence[str], instruction: str) -> list[float]:
     """User context first, then the newest, with a preference for what is asked about."""
-    scores = relevance(contexts, terms_asked(instruction))
+    scores = relevance(contexts, query_terms(instruction))
     best = max(scores, default=0.0) or 1.0
     return [
-        (_USER_WEIGHT if _USER.search(context) else 0.0) + _NEWEST_WEIGHT * newness + _ASKED_WEIGHT * score / best
-        for context, newness, score in zip(contexts, _newness(contexts), scores, strict=True)
+        (_USER_WEIGHT if _USER.search(context) else 0.0) + _RECENCY_WEIGHT * recency + _ASKED_WEIGHT * score / best
+        for context, recency, score in zip(contexts, _recency(contexts), scores, strict=True)
     ]
 
 
-def _newness(contexts: Sequence[str]) -> list[float]:
+def _recency(contexts: Sequence[str]) -> list[float]:
     """0–1 for each piece, by its date or the last date before it; without dates, later pieces are newer."""
     dates: list[str] = []
     current = ""
@@ -70,11 +70,11 @@ def _newness(contexts: Sequence[str]) -> list[float]:
     return [known.index(date) / (len(known) - 1) for date in dates]
 
 
-def _cut(pieces: Pieces, order: Sequence[float], share: float) -> str:
+def _cut(pieces: Pieces, priorities: Sequence[float], share: float) -> str:
     sizes = [len(unit) for unit in pieces.units]
     allowed = share * sum(sizes)
     kept: set[int] = set()
-    for number in sorted(range(len(sizes)), key=lambda number: (-order[number], -number)):
+    for number in sorted(range(len(sizes)), key=lambda number: (-priorities[number], -number)):
         if sizes[number] <= allowed:
             kept.add(number)
             allowed -= sizes[number]

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import field
 from typing import Protocol
 
-from policies.compression.kinds import STAMP, Kind
-from policies.compression.markers import GAP, sign, unsigned_receipt
+from policies.compression.markers import GAP, sign_receipt, unsigned_receipt
 from policies.compression.structural import fenced_blocks, is_fenced
+from policies.compression.text_kind import TIMESTAMP, TextKind
 from policies.values import value_class
 
 _SENTENCE_END = re.compile(r"(?<=[.!?]\s)(?=\S)|(?<=[。！？])")
 _LONG_CHARACTERS = 400
-_LONG = re.compile(rf"(?s).{{1,{_LONG_CHARACTERS}}}(?:\s+|\Z)|.{{{_LONG_CHARACTERS}}}")
+_LONG_CHUNK = re.compile(rf"(?s).{{1,{_LONG_CHARACTERS}}}(?:\s+|\Z)|.{{{_LONG_CHARACTERS}}}")
 _SENTENCE_CHARACTERS_MIN = 80  # shorter lines are not split
 _WRAPPED_CHARACTERS_MIN, _WRAPPED_CHARACTERS_MAX = 50, 160  # the line length of wrapped paragraphs
 _ITEM = re.compile(r"\s*(?:[-*+•#>|:=~.]|\d{1,3}[.)]\s|\w[\w .-]{0,30}: )")
@@ -29,7 +29,7 @@ _LITERAL = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|#.*|//.*")
 _OPENING = re.compile(r"[(\[{]")
 _CLOSING = re.compile(r"[)\]}]")
 _PYTHON = re.compile(r"(?m)^(?:def \w|async def |class \w[^{\n]*:\s*$|from \S+ import |import [\w.]+\s*$)")
-_NOUNS = {Kind.LOG: "log records", Kind.TABLE: "rows", Kind.CODE: "code blocks", Kind.JSON: "records"}
+_NOUNS = {TextKind.LOG: "log records", TextKind.TABLE: "rows", TextKind.CODE: "code blocks", TextKind.JSON: "records"}
 
 
 class Pieces(Protocol):
@@ -42,7 +42,7 @@ class Pieces(Protocol):
     def contexts(self) -> list[str]: ...
 
     @property
-    def always(self) -> frozenset[int]:
+    def required(self) -> frozenset[int]:
         """Pieces that the others cannot be understood without: the header of a table."""
         ...
 
@@ -58,20 +58,20 @@ class Pieces(Protocol):
 class TextPieces:
     """Consecutive pieces, which together are the text."""
 
-    kind: Kind
+    kind: TextKind
     units: list[str]
     contexts: list[str]
-    always: frozenset[int] = field(default=frozenset())
+    required: frozenset[int] = field(default=frozenset())
     comment: tuple[str, str] = ("", "")  # turns a marker into a comment if code is cut
 
     def render(self, kept: Set[int], note: str = "") -> str:
-        return sign(self.unsigned(kept, self.receipt(len(kept)) + note))
+        return sign_receipt(self.render_unsigned(kept, self.receipt(len(kept)) + note))
 
     def receipt(self, kept: int) -> str:
         noun = _NOUNS.get(self.kind, "passages")
         return unsigned_receipt(f"{len(self.units) - kept} of {len(self.units)} {noun} left out")
 
-    def unsigned(self, kept: Set[int], first_marker: str) -> str:
+    def render_unsigned(self, kept: Set[int], first_marker: str) -> str:
         """The text with `first_marker` in its first gap and plain markers in the others."""
         parts: list[str] = []
         marker = first_marker
@@ -87,23 +87,23 @@ class TextPieces:
 
     def _marker(self, marker: str, before: str, dropped: str) -> str:
         """On a line of its own if lines were dropped, inline if sentences were."""
-        if self.kind is Kind.PROSE and before and not before.endswith("\n"):
+        if self.kind is TextKind.PROSE and before and not before.endswith("\n"):
             return f"{marker} " if dropped[-1:] != "\n" else f"{marker}\n"
         opening, closing = self.comment
         return f"{opening}{marker}{closing}\n"
 
 
-def text_pieces(text: str, kind: Kind) -> TextPieces:
+def text_pieces(text: str, kind: TextKind) -> TextPieces:
     """Any text except JSON, which `json_pieces` splits."""
-    if kind is Kind.CODE:
-        units = list(_code_units(text))
+    if kind is TextKind.CODE:
+        units = list(_code_statements(text))
         return TextPieces(kind, units, units, comment=_comment(text))
-    if kind is Kind.TABLE:
+    if kind is TextKind.TABLE:
         units = text.splitlines(keepends=True)
         ruled = len(units) > 1 and not units[1].strip().strip("|-+:= \t")
         return TextPieces(kind, units, units, frozenset({0, 1} if ruled else {0}))
     units = [unit for block in _blocks(text) for unit in _block_units(block, kind)]
-    return TextPieces(kind, units, list(_in_sections(units)))
+    return TextPieces(kind, units, list(_with_headings(units)))
 
 
 def _blocks(text: str) -> Iterator[str]:
@@ -113,22 +113,22 @@ def _blocks(text: str) -> Iterator[str]:
         yield "\n".join(block) + end
 
 
-def _block_units(block: str, kind: Kind) -> Iterator[str]:
+def _block_units(block: str, kind: TextKind) -> Iterator[str]:
     if is_fenced(block.split("\n", 1)):
         yield block
-    elif kind is Kind.LOG:
-        yield from _records(block)
+    elif kind is TextKind.LOG:
+        yield from _log_records(block)
     else:
         yield from _sentences(block)
 
 
-def _records(text: str) -> Iterator[str]:
+def _log_records(text: str) -> Iterator[str]:
     """Log lines, each with its continuation: indented lines, and the last line of a traceback."""
     record = ""
     in_traceback = False
     for line in text.splitlines(keepends=True):
         continues = line[:1] in " \t" or line.startswith(("Traceback", "Caused by")) or not line.strip()
-        if record and not continues and not (in_traceback and not STAMP.match(line)):
+        if record and not continues and not (in_traceback and not TIMESTAMP.match(line)):
             yield record
             record = ""
         in_traceback = line.startswith("Traceback") or (in_traceback and line[:1] in " \t")
@@ -145,21 +145,21 @@ def _sentences(text: str) -> Iterator[str]:
 
     A heading stays with the text below it.
     """
-    held = ""
-    for paragraph in _unwrapped(text.splitlines(keepends=True)):
-        if not paragraph.strip() or _HEADING.match(paragraph) or (held and _UNDERLINE.match(paragraph)):
-            held += paragraph
+    pending = ""
+    for paragraph in _join_wrapped_lines(text.splitlines(keepends=True)):
+        if not paragraph.strip() or _HEADING.match(paragraph) or (pending and _UNDERLINE.match(paragraph)):
+            pending += paragraph
             continue
         first, *others = _SENTENCE_END.split(paragraph) if len(paragraph) > _SENTENCE_CHARACTERS_MIN else [paragraph]
-        yield from _bounded(held + first)
-        held = ""
+        yield from _split_long(pending + first)
+        pending = ""
         for sentence in others:
-            yield from _bounded(sentence)
-    if held:
-        yield from _bounded(held)
+            yield from _split_long(sentence)
+    if pending:
+        yield from _split_long(pending)
 
 
-def _unwrapped(lines: Sequence[str]) -> Iterator[str]:
+def _join_wrapped_lines(lines: Sequence[str]) -> Iterator[str]:
     """Lines, with those of a wrapped paragraph joined: a long line that does not end a sentence continues in the next one."""
     paragraph = ""
     for number, line in enumerate(lines):
@@ -177,14 +177,14 @@ def _unwrapped(lines: Sequence[str]) -> Iterator[str]:
             paragraph = ""
 
 
-def _bounded(unit: str) -> Iterator[str]:
+def _split_long(unit: str) -> Iterator[str]:
     if len(unit) <= 2 * _LONG_CHARACTERS:
         yield unit
     else:
-        yield from _LONG.findall(unit)
+        yield from _LONG_CHUNK.findall(unit)
 
 
-def _code_units(text: str) -> Iterator[str]:
+def _code_statements(text: str) -> Iterator[str]:
     """Top-level statements: a piece begins in column 0, outside of brackets and multi-line strings.
 
     If brackets inside strings confuse the count, pieces get larger, but not wrong.
@@ -219,7 +219,7 @@ def _comment(code: str) -> tuple[str, str]:
     return ("// ", "") if code.count(";\n") + code.count("{\n") > code.count(":\n") else ("# ", "")
 
 
-def _in_sections(units: list[str]) -> Iterator[str]:
+def _with_headings(units: list[str]) -> Iterator[str]:
     """Each unit, preceded by the heading of its section."""
     heading = ""
     for unit in units:

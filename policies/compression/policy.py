@@ -49,7 +49,7 @@ class CompressionPolicy:
             raise ValueError(f"min_quality must be between 0 and 1, not {self.min_quality}")
 
     @property
-    def as_strict_as_meant(self) -> "CompressionPolicy":
+    def effective(self) -> "CompressionPolicy":
         """The policy itself; for a minimum quality of 1.0, one that only uses strictly lossless stages."""
         if self.min_quality < 1.0 or self.strategy is Strategy.NONE:
             return self

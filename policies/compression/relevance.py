@@ -17,14 +17,14 @@ _TERM = re.compile(
     r"(?P<joined>[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+)|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]{2,}"
 )
 _HIRAGANA = re.compile(r"[\u3040-\u309f]+")
-_WHOLE = re.compile(r"[^\W_](?:[\w./:@+#-]*\w)?")
-_ENDINGS = re.compile(r"(?:ations?|ings?|ions?|ments?|ers?|ed|es|s|e|y|ies)\Z")
+_IDENTIFIER = re.compile(r"[^\W_](?:[\w./:@+#-]*\w)?")
+_SUFFIXES = re.compile(r"(?:ations?|ings?|ions?|ments?|ers?|ed|es|s|e|y|ies)\Z")
 _STEM_CHARACTERS_MIN = 4
 _TERMS_MAX = 48  # more would be a document pasted into the question
 _INSTRUCTION_CHARACTERS_MAX = 4000
-_PASSAGE = 600
+_PASSAGE_CHARACTERS = 600
 # Stems of words that tell an agent to go on, which ask for nothing.
-_NODS = frozenset(
+_GO_ON_STEMS = frozenset(
     {
         "again",
         "begin",
@@ -48,11 +48,13 @@ _NODS = frozenset(
     }
 )
 _NEIGHBOUR_SHARE = 0.3  # an answer is often next to the line that names its subject
-_ASKED_SHARE_OF_BEST = 0.6
-_ASKED_OF_ALL_MIN = 0.35  # weighted by rarity, of the terms asked: a unit that shares less is about something else
+_RELEVANT_SHARE_OF_BEST = 0.6
+_RELEVANT_SHARE_OF_TERMS_MIN = (
+    0.35  # weighted by rarity, of the terms asked: a unit that shares less is about something else
+)
 
 
-def terms_asked(instruction: str) -> tuple[str, ...]:
+def query_terms(instruction: str) -> tuple[str, ...]:
     """Stems and identifiers of an instruction, in lower case, at most 48: of a longer one the first and the last 24, because questions
     are at its beginning or end."""
     asked = instruction[-_INSTRUCTION_CHARACTERS_MAX:]
@@ -64,9 +66,9 @@ def terms_asked(instruction: str) -> tuple[str, ...]:
             found.update(dict.fromkeys(_pairs(lower)))
         elif lower not in stop and (len(lower) > 2 or lower.isdigit() or word.isupper()):
             found.setdefault(_stem(lower))
-    for whole in _WHOLE.findall(asked):
-        if not whole.isalpha():
-            found.setdefault(whole.lower())
+    for score_of_all in _IDENTIFIER.findall(asked):
+        if not score_of_all.isalpha():
+            found.setdefault(score_of_all.lower())
     terms = tuple(found)
     return terms if len(terms) <= _TERMS_MAX else terms[: _TERMS_MAX // 2] + terms[-_TERMS_MAX // 2 :]
 
@@ -80,50 +82,52 @@ def _pairs(text: str) -> Iterator[str]:
 
 def relevance(units: Sequence[str], terms: Sequence[str]) -> list[float]:
     """A score for each unit, 0 if it shares nothing. Linear in the units times the terms (at most 48)."""
-    return _with_neighbours(_overlaps([unit.lower() for unit in units], terms)[0])
+    return _with_neighbours(_rarity_scores([unit.lower() for unit in units], terms)[0])
 
 
-def asked_about(units: Sequence[str], instruction: str) -> frozenset[int]:
+def relevant_units(units: Sequence[str], instruction: str) -> frozenset[int]:
     """The units that the instruction asks about: those nearly as relevant as the best one, if that one is relevant enough."""
-    terms = [term for term in terms_asked(instruction) if term not in _NODS]
-    scores, whole = _overlaps([unit.lower() for unit in units], terms)
+    terms = [term for term in query_terms(instruction) if term not in _GO_ON_STEMS]
+    scores, score_of_all = _rarity_scores([unit.lower() for unit in units], terms)
     best = max(scores, default=0.0)
-    if not best or best < _ASKED_OF_ALL_MIN * whole:
+    if not best or best < _RELEVANT_SHARE_OF_TERMS_MIN * score_of_all:
         return frozenset()
-    return frozenset(number for number, score in enumerate(scores) if score >= _ASKED_SHARE_OF_BEST * best)
+    return frozenset(number for number, score in enumerate(scores) if score >= _RELEVANT_SHARE_OF_BEST * best)
 
 
-def answered(texts: Sequence[str], instruction: str) -> float:
+def answer_match(texts: Sequence[str], instruction: str) -> float:
     """How well the best passage of the texts matches the question: 0 (not at all) to 1 (all its terms), weighted by rarity.
 
     A question finds the passage that answers it. A goal ("find out whether it came up well") and a nod ("continue with the
     task") find none, and do not tell what will be needed. Passages are windows of 600 characters that overlap by half.
     """
-    terms = [term for term in terms_asked(instruction) if term not in _NODS]
-    passages = [text[start : start + _PASSAGE] for text in map(str.lower, texts) for start in _starts(text)]
+    terms = [term for term in query_terms(instruction) if term not in _GO_ON_STEMS]
+    passages = [
+        text[start : start + _PASSAGE_CHARACTERS] for text in map(str.lower, texts) for start in _window_starts(text)
+    ]
     if not terms or not passages:
         return 0.0
-    scores, whole = _overlaps(passages, terms)
-    return max(scores) / whole
+    scores, score_of_all = _rarity_scores(passages, terms)
+    return max(scores) / score_of_all
 
 
-def _overlaps(lowered: Sequence[str], terms: Sequence[str]) -> tuple[list[float], float]:
+def _rarity_scores(lowered: Sequence[str], terms: Sequence[str]) -> tuple[list[float], float]:
     """The score of each unit for the terms it contains, by rarity, and the score of a unit with all of them."""
-    scores, whole = [0.0] * len(lowered), 0.0
+    scores, score_of_all = [0.0] * len(lowered), 0.0
     for term in terms:
-        holding = _holding(lowered, term)
-        weight = log(1 + len(lowered) / max(1, len(holding))) * (1.0 if len(term) > 2 else 0.5)
-        whole += weight
-        for unit in holding:
+        containing = _units_with(lowered, term)
+        weight = log(1 + len(lowered) / max(1, len(containing))) * (1.0 if len(term) > 2 else 0.5)
+        score_of_all += weight
+        for unit in containing:
             scores[unit] += weight
-    return scores, whole
+    return scores, score_of_all
 
 
-def _starts(text: str) -> range:
-    return range(0, max(1, len(text) - _PASSAGE // 2), _PASSAGE // 2)
+def _window_starts(text: str) -> range:
+    return range(0, max(1, len(text) - _PASSAGE_CHARACTERS // 2), _PASSAGE_CHARACTERS // 2)
 
 
-def _holding(lowered: Sequence[str], term: str) -> list[int]:
+def _units_with(lowered: Sequence[str], term: str) -> list[int]:
     if len(term) >= _STEM_CHARACTERS_MIN:
         return [number for number, unit in enumerate(lowered) if term in unit]
     alone = re.compile(rf"(?<![a-z0-9]){re.escape(term)}(?![a-z0-9])")
@@ -144,5 +148,5 @@ def _stem(word: str) -> str:
     """The common part of a word's forms; identifiers and short words are left whole."""
     if len(word) <= _STEM_CHARACTERS_MIN or not word.isascii():
         return word
-    stem = _ENDINGS.sub("", word)
+    stem = _SUFFIXES.sub("", word)
     return stem if len(stem) >= _STEM_CHARACTERS_MIN else word

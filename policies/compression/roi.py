@@ -2,7 +2,7 @@
 
 from policies.values import value_class
 
-_TOKENS_PER_PRICE = 1_000_000
+_MILLION = 1_000_000
 
 
 @value_class
@@ -26,7 +26,7 @@ class Roi:
         return self.net_nano_usd > 0 or (self.net_nano_usd == 0 and self.saved_nano_usd == 0)
 
 
-def worth_it(
+def compression_roi(
     tokens_saved: int,
     price_input_nano_usd_per_mtok: int,
     price_cached_nano_usd_per_mtok: int | None = None,
@@ -47,6 +47,6 @@ def worth_it(
     if min(*given, cached_tokens_before, cached_tokens_after) < 0:
         raise ValueError("tokens, prices and cost must not be negative")
     discount = max(0, price_input_nano_usd_per_mtok - cached)
-    saved = tokens_saved * price_input_nano_usd_per_mtok // _TOKENS_PER_PRICE
-    lost = -(-(cached_tokens_before - cached_tokens_after) * discount // _TOKENS_PER_PRICE)
+    saved = tokens_saved * price_input_nano_usd_per_mtok // _MILLION
+    lost = -(-(cached_tokens_before - cached_tokens_after) * discount // _MILLION)
     return Roi(saved, lost, compressor_cost_nano_usd)

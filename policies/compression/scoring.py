@@ -7,16 +7,16 @@ records also count as wholes: a number that also occurs elsewhere does not make 
 
 import re
 
-from policies.compression.facts import Facts, facts_of, is_markup, plain_terms, sorted_out, terms_of
+from policies.compression.facts import Facts, facts_of, facts_of_terms, is_markup, plain_terms, terms_of
 from policies.compression.markers import without_markers
-from policies.compression.relevance import relevance, terms_asked
+from policies.compression.relevance import query_terms, relevance
 from policies.values import value_class
 
 # What is asked about weighs most. A lost number or id cannot be guessed, a lost name often can, a rare word usually.
 _WEIGHTS = {"numbers": 0.2, "identifiers": 0.2, "names": 0.15, "rare": 0.1}
 _ASKED_WEIGHT = 0.35
 _RECORDS_WEIGHT = 0.1
-_RECORD = re.compile(r"\n|(?<=[.!?;])\s|(?<=[。！？；])|\},")
+_RECORD_END = re.compile(r"\n|(?<=[.!?;])\s|(?<=[。！？；])|\},")
 _ASKED_RECORDS_MAX = 40
 _ASKED_SHARE_OF_BEST = 0.6
 
@@ -26,44 +26,44 @@ def quality(before: str, after: str, instruction: str) -> float:
 
     Repetition and order do not count. `instruction` may be "". Linear in both texts.
     """
-    return 1.0 if before == after else Yardstick.of(before, instruction, Reading()).stated(after)
+    return 1.0 if before == after else QualityScorer.of(before, instruction, ContentReader()).score_rephrased(after)
 
 
 @value_class
-class Read:
+class TextContent:
     """The content of a text: its terms, as written and in lower case, and its distinct records, each as its terms."""
 
     words: frozenset[str]
     records: frozenset[tuple[str, ...]]
 
 
-class Reading:
+class ContentReader:
     """Parses texts that share most of their records, such as a text and its cuts, so that each record is parsed once."""
 
     def __init__(self) -> None:
         self._records: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {}
-        self._texts: dict[str, Read] = {}
+        self._texts: dict[str, TextContent] = {}
 
-    def whole(self, text: str) -> Read:
+    def cached_content(self, text: str) -> TextContent:
         """The content of a text that many others are compared with; cached."""
         known = self._texts.get(text)
         if known is None:
-            known = self._texts[text] = self.read(text)
+            known = self._texts[text] = self.parse(text)
         return known
 
-    def read(self, text: str) -> Read:
-        bare = without_markers(text)
-        found = [self._record(record) for record in _RECORD.split(bare)]
+    def parse(self, text: str) -> TextContent:
+        unmarked = without_markers(text)
+        found = [self._parse_record(record) for record in _RECORD_END.split(unmarked)]
         records = frozenset(terms for terms, _ in found if terms)
         # No term spans two records, but a markup tag, which is invisible, may.
-        words = _words(text) if is_markup(bare) else frozenset().union(*(words for _, words in found))
-        return Read(words, records)
+        words = _words(text) if is_markup(unmarked) else frozenset().union(*(words for _, words in found))
+        return TextContent(words, records)
 
     def terms(self, record: str) -> tuple[str, ...]:
         """The content of a record, without white space and punctuation."""
-        return self._record(record)[0]
+        return self._parse_record(record)[0]
 
-    def _record(self, record: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    def _parse_record(self, record: str) -> tuple[tuple[str, ...], frozenset[str]]:
         known = self._records.get(record)
         if known is None:
             words = plain_terms(record)
@@ -73,38 +73,41 @@ class Reading:
 
 
 @value_class
-class Yardstick:
+class QualityScorer:
     """The content of one text, ready to score several shortened versions of it."""
 
     text: str
     facts: Facts
-    asked: tuple[str, ...]
+    asked_records: tuple[str, ...]
     words: frozenset[str]
-    reading: Reading
+    reader: ContentReader
 
     @classmethod
-    def of(cls, before: str, instruction: str, reading: Reading) -> "Yardstick":
+    def of(cls, before: str, instruction: str, reader: ContentReader) -> "QualityScorer":
         terms = terms_of(before)
-        asked = tuple(_asked_records(before, instruction))
-        return cls(before, sorted_out(terms), asked, frozenset(map(str.lower, terms)), reading)
+        asked_records = tuple(_asked_records(before, instruction))
+        return cls(before, facts_of_terms(terms), asked_records, frozenset(map(str.lower, terms)), reader)
 
-    def stated(self, after: str) -> float:
+    def score_rephrased(self, after: str) -> float:
         """The score of a text that says the same in other words or another form: a fact counts wherever it is."""
         kept = _words(after)
         shares = _shares(self.facts, kept)
-        told = _shares(facts_of("\n".join(self.asked)), kept) if self.asked else []
-        if told:
-            shares.append((_ASKED_WEIGHT, _mean(told)))
+        asked_shares = _shares(facts_of("\n".join(self.asked_records)), kept) if self.asked_records else []
+        if asked_shares:
+            shares.append((_ASKED_WEIGHT, _mean(asked_shares)))
         return self._score(shares, kept)
 
-    def kept(self, after: str) -> float:
+    def score_cut(self, after: str) -> float:
         """The score of a text with parts cut out: 1.0 only if every record is still there."""
         if after == self.text:
             return 1.0
-        left = self.reading.read(after)
-        asked = frozenset(terms for record in self.asked if (terms := self.reading.terms(record)))
+        left = self.reader.parse(after)
+        asked_records = frozenset(terms for record in self.asked_records if (terms := self.reader.terms(record)))
         shares = _shares(self.facts, left.words)
-        for weight, wanted in ((_ASKED_WEIGHT, asked), (_RECORDS_WEIGHT, self.reading.whole(self.text).records)):
+        for weight, wanted in (
+            (_ASKED_WEIGHT, asked_records),
+            (_RECORDS_WEIGHT, self.reader.cached_content(self.text).records),
+        ):
             if wanted:
                 shares.append((weight, len(wanted & left.records) / len(wanted)))
         return self._score(shares, left.words)
@@ -132,10 +135,10 @@ def _shares(facts: Facts, kept: frozenset[str]) -> list[tuple[float, float]]:
 
 def _asked_records(text: str, instruction: str) -> list[str]:
     """The lines, sentences and JSON records that are most relevant to the instruction."""
-    terms = terms_asked(instruction)
+    terms = query_terms(instruction)
     if not terms:
         return []
-    records = _RECORD.split(text)
+    records = _RECORD_END.split(text)
     scores = relevance(records, terms)
     best = max(scores, default=0.0)
     if not best:

@@ -17,7 +17,7 @@ from policies.compression.data_blocks import data_spans, without_data
 from policies.values import value_class
 
 Message = Mapping[str, Any]
-Place = tuple[str | int, ...]
+JsonPath = tuple[str | int, ...]
 
 
 class Origin(StrEnum):
@@ -38,7 +38,7 @@ class Segment:
     bytes. `holds_data` marks a text that is fixed as the newest user turn, but has data between its words.
     """
 
-    place: Place
+    place: JsonPath
     text: str
     origin: Origin
     label: str
@@ -66,19 +66,19 @@ _LABEL_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 def segments_of(messages: Sequence[Message]) -> list[Segment]:
     """All texts of the chat in order, with whether they may be changed."""
     calls: dict[str, _Call] = {}  # filled in order, because some servers number the calls of each turn from 0
-    cached = _cached_until(messages)
+    cached = _cached_prefix_end(messages)
     turn = _newest_turn(messages)
     last = len(messages) - 1
     found = []
     for index, message in enumerate(messages):
         calls.update(_calls_in(message))
-        prefill = index == last and message.get("role") == "assistant"
+        is_prefill = index == last and message.get("role") == "assistant"
         for place, text, call_id in _texts(index, message):
             origin = _origin(message, text, call_id)
-            spoken = index in turn and origin is Origin.USER
-            paid = bool(cached) and place[: len(cached)] <= cached
-            fixed = origin is Origin.PROMPT or spoken or prefill or paid
-            holds_data = spoken and not paid and bool(data_spans(text))
+            is_newest_turn = index in turn and origin is Origin.USER
+            is_cached = bool(cached) and place[: len(cached)] <= cached
+            fixed = origin is Origin.PROMPT or is_newest_turn or is_prefill or is_cached
+            holds_data = is_newest_turn and not is_cached and bool(data_spans(text))
             call = calls.get(call_id or "")
             exact = call is not None and _reads_file(call)
             found.append(Segment(place, text, origin, _label(index, call), fixed, exact, holds_data))
@@ -87,7 +87,7 @@ def segments_of(messages: Sequence[Message]) -> list[Segment]:
 
 def has_cache_marks(messages: Sequence[Message]) -> bool:
     """Whether the client marks what to cache: nothing after the marks is cached, and nothing before them may change."""
-    return bool(_cached_until(messages))
+    return bool(_cached_prefix_end(messages))
 
 
 def instruction_of(messages: Sequence[Message]) -> str:
@@ -105,7 +105,7 @@ def call_texts(messages: Sequence[Message]) -> list[tuple[int, str]]:
     return found
 
 
-def with_texts(messages: Sequence[Message], changes: Mapping[Place, str]) -> list[dict[str, Any]]:
+def with_texts(messages: Sequence[Message], changes: Mapping[JsonPath, str]) -> list[dict[str, Any]]:
     """The chat with the texts at these places replaced. The given messages are not modified."""
     result = [dict(message) for message in messages]
     for place, text in changes.items():
@@ -115,7 +115,7 @@ def with_texts(messages: Sequence[Message], changes: Mapping[Place, str]) -> lis
     return result
 
 
-def _replaced(value: Any, path: Place, text: str) -> Any:
+def _replaced(value: Any, path: JsonPath, text: str) -> Any:
     if not path:
         return text
     copy: Any = dict(value) if isinstance(value, Mapping) else list(value)
@@ -123,7 +123,7 @@ def _replaced(value: Any, path: Place, text: str) -> Any:
     return copy
 
 
-def _texts(index: int, message: Message) -> Iterator[tuple[Place, str, str | None]]:
+def _texts(index: int, message: Message) -> Iterator[tuple[JsonPath, str, str | None]]:
     """Place, text and, for a tool result, the id of its call."""
     if message.get("type") == "function_call_output":
         if isinstance(message.get("output"), str):
@@ -133,7 +133,7 @@ def _texts(index: int, message: Message) -> Iterator[tuple[Place, str, str | Non
     yield from _content_texts((index, "content"), message.get("content"), call_id)
 
 
-def _content_texts(place: Place, content: Any, call_id: str | None) -> Iterator[tuple[Place, str, str | None]]:
+def _content_texts(place: JsonPath, content: Any, call_id: str | None) -> Iterator[tuple[JsonPath, str, str | None]]:
     if isinstance(content, str):
         yield place, content, call_id
     if not isinstance(content, list):
@@ -174,20 +174,20 @@ def _newest_turn(messages: Sequence[Message]) -> frozenset[int]:
     """The indexes of the last user message with text and of the user messages directly before it."""
     turn: set[int] = set()
     for index in range(len(messages) - 1, -1, -1):
-        if _speaks(index, messages[index]):
+        if _is_user_text(index, messages[index]):
             turn.add(index)
         elif turn:
             break
     return frozenset(turn)
 
 
-def _speaks(index: int, message: Message) -> bool:
+def _is_user_text(index: int, message: Message) -> bool:
     if message.get("role") != "user":
         return False
     return any(call_id is None and not is_memory(message, text) for _, text, call_id in _texts(index, message))
 
 
-def _cached_until(messages: Sequence[Message]) -> Place:
+def _cached_prefix_end(messages: Sequence[Message]) -> JsonPath:
     """The place of the last `cache_control` mark; () if there is none. Everything up to it is the cached prefix."""
     for index in range(len(messages) - 1, -1, -1):
         message = messages[index]
@@ -196,16 +196,16 @@ def _cached_until(messages: Sequence[Message]) -> Place:
         content = message.get("content")
         parts = content if isinstance(content, list) else []
         for number in range(len(parts) - 1, -1, -1):
-            if _marked(parts[number]):
+            if _has_cache_mark(parts[number]):
                 return (index, "content", number)
     return ()
 
 
-def _marked(part: Any) -> bool:
+def _has_cache_mark(part: Any) -> bool:
     if not isinstance(part, Mapping):
         return False
     inner = part.get("content")
-    return "cache_control" in part or (isinstance(inner, list) and any(_marked(each) for each in inner))
+    return "cache_control" in part or (isinstance(inner, list) and any(_has_cache_mark(each) for each in inner))
 
 
 def _calls_in(message: Message) -> Iterator[tuple[str, _Call]]:

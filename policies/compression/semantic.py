@@ -9,7 +9,7 @@ from hashlib import sha256
 from types import MappingProxyType
 
 from policies.compression.facts import identifiers_of
-from policies.compression.markers import sign, unsigned_receipt
+from policies.compression.markers import sign_receipt, unsigned_receipt
 from policies.compression.scoring import quality
 from policies.values import value_class
 
@@ -58,7 +58,7 @@ def semantic_request(text: str, intent: str, target_tokens: int) -> list[dict[st
     return [{"role": "system", "content": system}, {"role": "user", "content": f"<{fence}>\n{text}\n</{fence}>"}]
 
 
-def accepted(
+def accept_condensed(
     text: str, answer: str, live_ids: Sequence[str] | frozenset[str], min_quality: float, instruction: str
 ) -> str | None:
     """The condensed text with its receipt, or None if it lost ids that are in use or is below `min_quality`."""
@@ -67,4 +67,4 @@ def accepted(
         return None
     if quality(text, condensed, instruction) < min_quality:
         return None
-    return sign(f"{condensed}\n{unsigned_receipt(f'condensed from {len(text)} characters')}")
+    return sign_receipt(f"{condensed}\n{unsigned_receipt(f'condensed from {len(text)} characters')}")

@@ -11,16 +11,16 @@ from itertools import groupby
 from operator import eq
 
 from policies.compression.json_text import minified, tabulated
-from policies.compression.kinds import STAMP, Kind, kind_of
 from policies.compression.markup import without_noise
 from policies.compression.policy import Aggressiveness
+from policies.compression.text_kind import TIMESTAMP, TextKind, kind_of
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 _SPACES = re.compile(r"(?<=\S) {3,}")
 _SPACES_HIGH = re.compile(r"(?<=\S) {2,}")
-_RULED = "-=_*~#+."
+_RULER_SYMBOLS = "-=_*~#+."
 _RULER_CHARACTERS = 4
-_RULERS = tuple((character * 8, re.compile(re.escape(character) + "{8,}")) for character in _RULED)
+_RULERS = tuple((character * 8, re.compile(re.escape(character) + "{8,}")) for character in _RULER_SYMBOLS)
 _BASE64_CHARACTERS_MIN = 512
 _BASE64 = re.compile(r"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/_-]{512,}={0,2}(?![A-Za-z0-9+/=_-])")
 _DIGITS = re.compile(r"[0-9]+")
@@ -31,33 +31,33 @@ _FENCES = ("```", "~~~")
 _JSON_FENCE = re.compile(r"(?:```|~~~)\s*(?:json|JSON)\s*\Z")
 
 
-def structural(text: str, aggressiveness: Aggressiveness, *, exact: bool = False) -> str:
+def compress_structure(text: str, aggressiveness: Aggressiveness, *, exact: bool = False) -> str:
     """The same content in fewer characters; `exact` texts (files under edit) are returned unchanged."""
     if exact or not text:
         return text
     kind = kind_of(text)
-    if kind is Kind.JSON:
-        return _json(text, aggressiveness)
-    if kind is Kind.CODE:
+    if kind is TextKind.JSON:
+        return _clean_json(text, aggressiveness)
+    if kind is TextKind.CODE:
         return text
-    if aggressiveness is not Aggressiveness.LOW and kind is Kind.MARKUP:
+    if aggressiveness is not Aggressiveness.LOW and kind is TextKind.MARKUP:
         text = without_noise(text, keep_tags=aggressiveness is Aggressiveness.MEDIUM)
-    text = _printed(text)
+    text = _as_displayed(text)
     if not any(fence in text for fence in _FENCES):
-        return _lines_cleaned(text, kind, aggressiveness)
-    return "\n".join(_block_cleaned(block, kind, aggressiveness) for block in fenced_blocks(text))
+        return _clean_lines(text, kind, aggressiveness)
+    return "\n".join(_clean_block(block, kind, aggressiveness) for block in fenced_blocks(text))
 
 
-def readable(text: str) -> str:
+def readable_text(text: str) -> str:
     """The content as a reader sees it, which is the basis of the quality score: pages without tags, JSON without unnecessary
     escapes, no terminal escapes, no base64.
     """
     kind = kind_of(text)
-    if kind is Kind.JSON:
+    if kind is TextKind.JSON:
         return _without_base64(minified(text), '"')
-    if kind is Kind.MARKUP:
+    if kind is TextKind.MARKUP:
         text = without_noise(text, keep_tags=False)
-    return _without_base64(_printed(text))
+    return _without_base64(_as_displayed(text))
 
 
 def open_fences(lines: Sequence[str]) -> list[bool]:
@@ -98,16 +98,16 @@ def is_fenced(block: list[str]) -> bool:
     return block[0].lstrip()[:3] in _FENCES
 
 
-def _block_cleaned(block: list[str], kind: Kind, aggressiveness: Aggressiveness) -> str:
+def _clean_block(block: list[str], kind: TextKind, aggressiveness: Aggressiveness) -> str:
     if not is_fenced(block):
-        return _lines_cleaned("\n".join(block), kind, aggressiveness)
+        return _clean_lines("\n".join(block), kind, aggressiveness)
     inner = "\n".join(block[1:-1])
-    if _JSON_FENCE.match(block[0].strip()) and kind_of(inner) is Kind.JSON:
-        return "\n".join([block[0], _json(inner, aggressiveness), block[-1]])
+    if _JSON_FENCE.match(block[0].strip()) and kind_of(inner) is TextKind.JSON:
+        return "\n".join([block[0], _clean_json(inner, aggressiveness), block[-1]])
     return "\n".join(block)
 
 
-def _json(text: str, aggressiveness: Aggressiveness) -> str:
+def _clean_json(text: str, aggressiveness: Aggressiveness) -> str:
     text = minified(text)
     if aggressiveness is Aggressiveness.LOW:
         return text
@@ -116,7 +116,7 @@ def _json(text: str, aggressiveness: Aggressiveness) -> str:
     return _without_base64(text, '"')
 
 
-def _printed(text: str) -> str:
+def _as_displayed(text: str) -> str:
     """The final display of a terminal: no colours, and only the last state of lines that overwrite themselves."""
     if "\x1b" in text:
         text = _ANSI.sub("", text)
@@ -132,18 +132,18 @@ def _last_state(line: str) -> str:
     return next((state for state in reversed(line.split("\r")) if state.strip()), "")
 
 
-def _lines_cleaned(text: str, kind: Kind, aggressiveness: Aggressiveness) -> str:
+def _clean_lines(text: str, kind: TextKind, aggressiveness: Aggressiveness) -> str:
     lines = [line.rstrip() for line in text.split("\n")]
     if aggressiveness is Aggressiveness.LOW:
-        return "\n".join(_blanks_bounded(repeats_counted(lines), 2))
+        return "\n".join(_limit_blank_lines(collapse_repeats(lines), 2))
     lines = _without_padding(lines, text, aggressiveness)
     if "|" in text:
-        lines = [_row(line) if line.lstrip()[:1] == "|" else line for line in lines]
-    if kind is Kind.LOG:
-        lines = _dates_once(_stamped_repeats(lines))
+        lines = [_trim_table_row(line) if line.lstrip()[:1] == "|" else line for line in lines]
+    if kind is TextKind.LOG:
+        lines = _drop_repeated_dates(_collapse_stamped_repeats(lines))
     if "%" in text:
-        lines = _progress_ends(lines)
-    return _without_base64("\n".join(_blanks_bounded(repeats_counted(lines), 1)))
+        lines = _collapse_progress(lines)
+    return _without_base64("\n".join(_limit_blank_lines(collapse_repeats(lines), 1)))
 
 
 def _without_padding(lines: list[str], text: str, aggressiveness: Aggressiveness) -> list[str]:
@@ -175,19 +175,19 @@ def _base64_marker(found: re.Match[str]) -> str:
     return f"[… {len(data)} characters of base64 left out …]" if encoded and data.count("/") * 8 < len(data) else data
 
 
-def _row(line: str) -> str:
+def _trim_table_row(line: str) -> str:
     """A table row without padding: `|a|b|`, and `|-|:-|` under the header."""
     cells = [cell.strip() for cell in line.split("|")]
-    return "|".join([_ruled(cell) if cell[:2] in ("--", ":-") else cell for cell in cells])
+    return "|".join([_trim_table_rule(cell) if cell[:2] in ("--", ":-") else cell for cell in cells])
 
 
-def _ruled(cell: str) -> str:
+def _trim_table_rule(cell: str) -> str:
     if cell.strip(":").strip("-"):
         return cell
     return (":" if cell[:1] == ":" else "") + "-" + (":" if cell[-1:] == ":" else "")
 
 
-def repeats_counted(lines: list[str]) -> list[str]:
+def collapse_repeats(lines: list[str]) -> list[str]:
     """Replace lines repeated in a row by one of them with a count."""
     if not any(map(eq, lines, lines[1:])):
         return lines
@@ -201,9 +201,9 @@ def repeats_counted(lines: list[str]) -> list[str]:
     return kept
 
 
-def _stamped_repeats(lines: list[str]) -> list[str]:
+def _collapse_stamped_repeats(lines: list[str]) -> list[str]:
     """Of log lines that differ only in their time stamp, keep the first, a count and the last stamp."""
-    keys = [line[found.end() :] if (found := STAMP.match(line)) else None for line in lines]
+    keys = [line[found.end() :] if (found := TIMESTAMP.match(line)) else None for line in lines]
     if not any(map(eq, keys, keys[1:])):
         return lines
     kept: list[str] = []
@@ -220,7 +220,7 @@ def _stamped_repeats(lines: list[str]) -> list[str]:
     return kept
 
 
-def _dates_once(lines: list[str]) -> list[str]:
+def _drop_repeated_dates(lines: list[str]) -> list[str]:
     """Keep the date only where it changes; the lines below keep the time of day."""
     current = ""
     kept = []
@@ -234,20 +234,20 @@ def _dates_once(lines: list[str]) -> list[str]:
     return kept
 
 
-def _progress_ends(lines: list[str]) -> list[str]:
+def _collapse_progress(lines: list[str]) -> list[str]:
     """Of a progress bar's lines, which differ only in numbers and bar, keep the first and the last."""
     masks = [_BAR.sub(" ", _DIGITS.sub("0", line)) if "%" in line else None for line in lines]
     kept: list[str] = []
     start = 0
     for mask, group in groupby(masks):
         run = len(list(group))
-        together = lines[start : start + run]
-        kept += [together[0], together[-1]] if mask and run > 2 else together
+        run_lines = lines[start : start + run]
+        kept += [run_lines[0], run_lines[-1]] if mask and run > 2 else run_lines
         start += run
     return kept
 
 
-def _blanks_bounded(lines: list[str], most: int) -> list[str]:
+def _limit_blank_lines(lines: list[str], most: int) -> list[str]:
     """At most `most` empty lines in a row, none at either end."""
     if "" not in lines:
         return lines

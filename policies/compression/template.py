@@ -10,40 +10,40 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
-from policies.compression.kinds import Kind, kind_of
 from policies.compression.structural import fenced_blocks, is_fenced
+from policies.compression.text_kind import TextKind, kind_of
 
 _ROUNDS_MAX = 6
 _QUOTED = re.compile(r"(`[^`\n]*`|\"[^\"\n]*\"|“[^“”\n]*”|^[ \t]*>.*$)", re.MULTILINE)
 _Phrases = Mapping[str, str]
 
 
-def templated(text: str, intent: str) -> str:
+def without_boilerplate(text: str, intent: str) -> str:
     """The text without boilerplate. For an unknown intent only the common phrases apply.
 
     Removing a phrase can join two halves of another. A text in which that happens more than six times in a row was made to do
     so, and is returned unchanged.
     """
-    if kind_of(text) is not Kind.PROSE:
+    if kind_of(text) is not TextKind.PROSE:
         return text
     result = text
     for _ in range(_ROUNDS_MAX):
-        shorter = _once(result, intent)
+        shorter = _without_phrases(result, intent)
         if shorter == result:
             return result
         result = shorter
     return text
 
 
-def _once(text: str, intent: str) -> str:
+def _without_phrases(text: str, intent: str) -> str:
     blocks = []
     for block in fenced_blocks(text):
         joined = "\n".join(block)
-        blocks.append(joined if is_fenced(block) else _prose(joined, intent))
+        blocks.append(joined if is_fenced(block) else _replace_phrases(joined, intent))
     return "\n".join(blocks)
 
 
-def _prose(text: str, intent: str) -> str:
+def _replace_phrases(text: str, intent: str) -> str:
     pattern, phrases = _phrases(intent)
     parts = _QUOTED.split(text)
     for number in range(0, len(parts), 2):  # the odd ones are quotations

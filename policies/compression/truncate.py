@@ -9,7 +9,7 @@ from collections.abc import Sequence
 _HEAD_SHARE = 0.55  # of the kept text, a little more is from the beginning than from the end
 
 
-def truncation_order(units: Sequence[str]) -> list[float]:
+def truncation_priorities(units: Sequence[str]) -> list[float]:
     """A priority for each unit: the closer to either end, the higher."""
     total = sum(map(len, units)) or 1
     priorities = []

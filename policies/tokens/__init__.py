@@ -8,21 +8,21 @@ from policies.tokens.chat import count_chat
 from policies.tokens.completions import count_completion, count_embeddings
 from policies.tokens.counting import Counting, Family, counting_for
 from policies.tokens.messages import count_messages
-from policies.tokens.prompt import CountText, PromptCount, Remember, weighed
+from policies.tokens.prompt import CachedCost, CountText, PromptCount, with_model_factor
 from policies.tokens.responses import count_responses, with_history
 
 __all__ = [
+    "CachedCost",
     "CountText",
     "Counting",
     "Family",
     "PromptCount",
-    "Remember",
     "count_chat",
     "count_completion",
     "count_embeddings",
     "count_messages",
     "count_responses",
     "counting_for",
-    "weighed",
     "with_history",
+    "with_model_factor",
 ]

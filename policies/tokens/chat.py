@@ -6,7 +6,15 @@ from typing import Any
 from policies.tokens.counting import Counting, Family
 from policies.tokens.json_text import as_list, as_object, as_text, compact_json
 from policies.tokens.media import openai_media_cost
-from policies.tokens.prompt import Cost, CountText, PromptCount, Remember, compute_always, prompt_count, widened
+from policies.tokens.prompt import (
+    CachedCost,
+    Cost,
+    CountText,
+    PromptCount,
+    prompt_count,
+    uncached_cost,
+    with_cjk_factor,
+)
 from policies.tokens.tools import chat_tool_tokens, functions_in
 
 _PER_MESSAGE = 3  # <|start|>, <|message|>, <|end|>
@@ -16,27 +24,27 @@ _WEB_SEARCH_SPARE = 8_000  # search models add the pages they read on the server
 
 
 def count_chat(
-    body: Mapping[str, Any], counting: Counting, count: CountText, remember: Remember = compute_always
+    body: Mapping[str, Any], counting: Counting, count: CountText, cached_cost: CachedCost = uncached_cost
 ) -> PromptCount:
     """Prompt tokens of a chat request.
 
     `body` is the decoded request; `messages` must be a list of objects, everything else may be malformed (an unknown part
-    counts as its JSON). `remember` lets a caller cache the cost of tools and schemas, which repeat with every call.
+    counts as its JSON). `cached_cost` lets a caller cache the cost of tools and schemas, which repeat with every call.
     """
     functions = [*functions_in(body.get("tools")), *functions_in(body.get("functions"))]
     predicted = Cost() if body.get("prediction") is None else _predicted_cost(body["prediction"], counting, count)
     if counting.family is Family.OTHER:
-        cost = _other_cost(body, counting, widened(count, counting), remember)
+        cost = _other_family_cost(body, counting, with_cjk_factor(count, counting), cached_cost)
         return prompt_count(cost + predicted, counting, has_tools=bool(functions))
     messages = as_list(body.get("messages"))
     cost = chat_messages_cost(messages, counting, count, pad_system=bool(functions))
     extra = 2 if counting.family in (Family.GPT_5, Family.O_SERIES) else 3
     if functions:
         tools = [body.get("tools"), body.get("functions")]
-        extra += remember("chat_tools", tools, lambda: chat_tool_tokens(functions, counting, count))
+        extra += cached_cost("chat_tools", tools, lambda: chat_tool_tokens(functions, counting, count))
         if counting.family is not Family.GPT_5:
             extra += _tool_choice_tokens(body, count) - (4 if _has_system(messages) else 0)
-    extra += schema_tokens(as_object(body.get("response_format")).get("json_schema"), count, remember)
+    extra += schema_tokens(as_object(body.get("response_format")).get("json_schema"), count, cached_cost)
     spare = _WEB_SEARCH_SPARE if body.get("web_search_options") is not None else 0
     return prompt_count(cost + predicted + Cost(text=extra, spare=spare), counting, has_tools=bool(functions))
 
@@ -79,12 +87,12 @@ def parts_cost(content: Any, counting: Counting, count: CountText) -> Cost:
     return cost
 
 
-def schema_tokens(json_schema: Any, count: CountText, remember: Remember) -> int:
+def schema_tokens(json_schema: Any, count: CountText, cached_cost: CachedCost) -> int:
     """Tokens of a response format's JSON schema (the object that holds `schema`); 0 for any other format."""
     schema = as_object(json_schema).get("schema")
     if schema is None:
         return 0
-    return remember("json_schema", schema, lambda: count(compact_json(schema)) + _JSON_SCHEMA)
+    return cached_cost("json_schema", schema, lambda: count(compact_json(schema)) + _JSON_SCHEMA)
 
 
 def call_tokens(calls: Sequence[tuple[str, str]], gpt_5: bool, count: CountText) -> int:
@@ -116,15 +124,15 @@ def _part_cost(part: Any, counting: Counting, count: CountText) -> Cost:
         return Cost(text=count(part))
     fields = as_object(part)
     text = fields.get("text", fields.get("refusal"))
-    words = Cost(text=count(text)) if isinstance(text, str) else None
+    text_cost = Cost(text=count(text)) if isinstance(text, str) else None
     kind = fields.get("type")
-    if words is not None and kind == "text":
-        return words
+    if text_cost is not None and kind == "text":
+        return text_cost
     # Media that also have a text cost both.
     media = openai_media_cost(as_text(kind), fields, counting)
     if media is not None:
-        return media if words is None else media + words
-    return Cost(text=count(compact_json(part))) if words is None else words
+        return media if text_cost is None else media + text_cost
+    return Cost(text=count(compact_json(part))) if text_cost is None else text_cost
 
 
 def _assistant_tokens(message: Mapping[str, Any], gpt_5: bool, count: CountText, called: dict[str, str]) -> int:
@@ -163,7 +171,7 @@ def _has_system(messages: Sequence[Any]) -> bool:
     return any(isinstance(message, dict) and message.get("role") in _SYSTEM_ROLES for message in messages)
 
 
-def _other_cost(body: Mapping[str, Any], counting: Counting, count: CountText, remember: Remember) -> Cost:
+def _other_family_cost(body: Mapping[str, Any], counting: Counting, count: CountText, cached_cost: CachedCost) -> Cost:
     # For models that are not OpenAI's: all their text plus 4 per message, with tools and schemas as JSON.
     tokens, other = 0, Cost()
     for message in as_list(body.get("messages")):
@@ -180,5 +188,5 @@ def _other_cost(body: Mapping[str, Any], counting: Counting, count: CountText, r
                 tokens += count(as_text(message[field]))
     repeated = [body[field] for field in ("tools", "functions", "response_format") if body.get(field)]
     if repeated:
-        tokens += remember("chat_json", repeated, lambda: count(compact_json(repeated)))
+        tokens += cached_cost("chat_json", repeated, lambda: count(compact_json(repeated)))
     return other + Cost(text=tokens)

@@ -5,20 +5,28 @@ from typing import Any
 
 from policies.tokens.counting import Counting
 from policies.tokens.json_text import as_object, as_text, compact_json
-from policies.tokens.prompt import Cost, CountText, PromptCount, Remember, compute_always, prompt_count, widened
+from policies.tokens.prompt import (
+    CachedCost,
+    Cost,
+    CountText,
+    PromptCount,
+    prompt_count,
+    uncached_cost,
+    with_cjk_factor,
+)
 
 _INPUT_FIELDS = ("prompt", "suffix", "input", "instructions", "query", "documents")
 
 
 def count_completion(
-    body: Mapping[str, Any], counting: Counting, count: CountText, remember: Remember = compute_always
+    body: Mapping[str, Any], counting: Counting, count: CountText, cached_cost: CachedCost = uncached_cost
 ) -> PromptCount:
     """Prompt tokens of `/v1/completions`: a text, texts, a list of token ids, or lists of them."""
     return _count_fields(body, counting, count)
 
 
 def count_embeddings(
-    body: Mapping[str, Any], counting: Counting, count: CountText, remember: Remember = compute_always
+    body: Mapping[str, Any], counting: Counting, count: CountText, cached_cost: CachedCost = uncached_cost
 ) -> PromptCount:
     """Prompt tokens of `/v1/embeddings`, and of moderations (`input`), speech (with `instructions`) and rerankers (`query`
     and `documents`)."""
@@ -26,7 +34,7 @@ def count_embeddings(
 
 
 def _count_fields(body: Mapping[str, Any], counting: Counting, count: CountText) -> PromptCount:
-    count = widened(count, counting)
+    count = with_cjk_factor(count, counting)
     tokens = sum(_input_tokens(body[field], count) for field in _INPUT_FIELDS if field in body)
     return prompt_count(Cost(text=tokens), counting, has_tools=False)
 

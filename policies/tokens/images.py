@@ -80,7 +80,7 @@ def image_size(url_or_base64: str) -> Size | None:
     """
     start = url_or_base64.find(",", 0, 256) + 1 if url_or_base64.startswith("data:") else 0
     for taken in (66, 4_098, _HEADER_BYTES_MAX):
-        size = _size_in(_decoded_head(url_or_base64, start, taken))
+        size = _size_from_header(_decoded_head(url_or_base64, start, taken))
         if size is not None and min(size) > 0:
             return size
     return None
@@ -100,7 +100,7 @@ def _decoded_head(text: str, start: int, bytes_max: int) -> bytes:
         return b""
 
 
-def _size_in(head: bytes) -> Size | None:
+def _size_from_header(head: bytes) -> Size | None:
     if head.startswith(b"\x89PNG\r\n\x1a\n") and len(head) >= 24:
         return Size(int.from_bytes(head[16:20]), int.from_bytes(head[20:24]))
     if head.startswith((b"GIF87a", b"GIF89a")) and len(head) >= 10:

@@ -6,7 +6,15 @@ from typing import Any
 from policies.tokens.counting import Counting, Family
 from policies.tokens.json_text import as_list, as_object, as_text, compact_json
 from policies.tokens.media import document_cost, image_cost
-from policies.tokens.prompt import Cost, CountText, PromptCount, Remember, compute_always, prompt_count, widened
+from policies.tokens.prompt import (
+    CachedCost,
+    Cost,
+    CountText,
+    PromptCount,
+    prompt_count,
+    uncached_cost,
+    with_cjk_factor,
+)
 
 _PER_MESSAGE = 4
 _PER_BLOCK = 8  # the wrapping of a tool's call or result
@@ -16,16 +24,16 @@ _SERVER_TOOL = Cost(media=500, spare=12_000)  # searches and code run on the ser
 
 
 def count_messages(
-    body: Mapping[str, Any], counting: Counting, count: CountText, remember: Remember = compute_always
+    body: Mapping[str, Any], counting: Counting, count: CountText, cached_cost: CachedCost = uncached_cost
 ) -> PromptCount:
     """Prompt tokens of a Messages request, never exact: Claude's tokenizer is not public."""
-    count = widened(count, counting)
+    count = with_cjk_factor(count, counting)
     cost = _content_cost(body.get("system"), counting, count)
     for message in as_list(body.get("messages")):
         cost += Cost(text=_PER_MESSAGE) + _content_cost(as_object(message).get("content"), counting, count)
     tools = as_list(body.get("tools"))
     if tools:
-        cost += Cost(text=remember("messages_tools", tools, lambda: count(compact_json(tools))))
+        cost += Cost(text=cached_cost("messages_tools", tools, lambda: count(compact_json(tools))))
         cost += Cost(text=0 if counting.family is Family.OTHER else _OPENAI_TOOLS)
     for tool in tools:
         if "input_schema" not in as_object(tool):
@@ -55,10 +63,10 @@ def _block_cost(block: Mapping[str, Any], counting: Counting, count: CountText) 
     if kind == "image":
         return image_cost(as_text(source.get("data") or source.get("url")), None, counting)
     if kind == "document":
-        said = Cost(text=count(as_text(block.get("title"))) + count(as_text(block.get("context"))))
+        description_cost = Cost(text=count(as_text(block.get("title"))) + count(as_text(block.get("context"))))
         if source.get("type") in ("base64", "url", "file"):
-            return said + document_cost(as_text(source.get("data")) or None)
-        return said + _content_cost(source.get("data") or source.get("content"), counting, count)
+            return description_cost + document_cost(as_text(source.get("data")) or None)
+        return description_cost + _content_cost(source.get("data") or source.get("content"), counting, count)
     if kind == "tool_result":
         return Cost(text=_PER_BLOCK) + _content_cost(block.get("content"), counting, count)
     if kind == "tool_use":

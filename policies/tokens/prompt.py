@@ -9,7 +9,7 @@ from policies.values import value_class
 CountText = Callable[[str], int]
 """Counts one string in the model's encoding; must accept any `str`."""
 
-Remember = Callable[[str, Any, Callable[[], int]], int]
+CachedCost = Callable[[str, Any, Callable[[], int]], int]
 """Returns the cost of a JSON value, given the rule's name, the value, and how to compute the cost if it is not cached."""
 
 
@@ -37,8 +37,8 @@ class Cost:
         return Cost(self.text + other.text, self.media + other.media, self.spare + other.spare)
 
 
-def compute_always(rule: str, value: Any, compute: Callable[[], int]) -> int:
-    """The `Remember` of callers without a cache."""
+def uncached_cost(rule: str, value: Any, compute: Callable[[], int]) -> int:
+    """The `CachedCost` of callers without a cache."""
     return compute()
 
 
@@ -55,29 +55,29 @@ def prompt_count(cost: Cost, counting: Counting, *, has_tools: bool) -> PromptCo
     return PromptCount(tokens, _ceil_percent(tokens, 101) + 8 + cost.spare, exact=cost.spare == 0)
 
 
-def widened(count: CountText, counting: Counting) -> CountText:
+def with_cjk_factor(count: CountText, counting: Counting) -> CountText:
     """The count function, with the model's CJK factor for text that is mostly Chinese, Japanese or Korean."""
     wide_percent = counting.cjk_percent
     if wide_percent <= counting.factor_percent:
         return count
 
-    def count_wide(text: str) -> int:
+    def count_with_cjk_factor(text: str) -> int:
         tokens = count(text)
-        return -(-tokens * wide_percent // counting.factor_percent) if _is_wide(text) else tokens
+        return -(-tokens * wide_percent // counting.factor_percent) if _is_mostly_cjk(text) else tokens
 
-    return count_wide
+    return count_with_cjk_factor
 
 
-def weighed(count: CountText, counting: Counting) -> CountText:
+def with_model_factor(count: CountText, counting: Counting) -> CountText:
     """Counts what one string adds to a prompt, which includes the model's factor."""
     percent = counting.factor_percent
     if percent == 100:
         return count
-    count_wide = widened(count, counting)
-    return lambda text: _ceil_percent(count_wide(text), percent)
+    count_with_cjk_factor = with_cjk_factor(count, counting)
+    return lambda text: _ceil_percent(count_with_cjk_factor(text), percent)
 
 
-def _is_wide(text: str) -> bool:
+def _is_mostly_cjk(text: str) -> bool:
     # These scripts take 3 bytes per character in UTF-8; scripts with spaces between words take at most 2.
     return not text.isascii() and len(text.encode("utf-8", "surrogatepass")) > 2 * len(text)
 

@@ -6,7 +6,15 @@ from typing import Any
 from policies.tokens.chat import call_tokens, parts_cost, schema_tokens
 from policies.tokens.counting import Counting, Family
 from policies.tokens.json_text import as_list, as_object, as_text, compact_json
-from policies.tokens.prompt import Cost, CountText, PromptCount, Remember, compute_always, prompt_count, widened
+from policies.tokens.prompt import (
+    CachedCost,
+    Cost,
+    CountText,
+    PromptCount,
+    prompt_count,
+    uncached_cost,
+    with_cjk_factor,
+)
 from policies.tokens.tools import functions_in, responses_tool_tokens
 
 _PER_MESSAGE = 3
@@ -29,7 +37,7 @@ _STORED_HISTORY = Cost(spare=4_000)  # `previous_response_id`, `conversation`: o
 
 
 def count_responses(
-    body: Mapping[str, Any], counting: Counting, count: CountText, remember: Remember = compute_always
+    body: Mapping[str, Any], counting: Counting, count: CountText, cached_cost: CachedCost = uncached_cost
 ) -> PromptCount:
     """Prompt tokens of a Responses request.
 
@@ -38,7 +46,7 @@ def count_responses(
     tools = as_list(body.get("tools"))
     functions = functions_in([tool for tool in tools if as_object(tool).get("type") in ("function", "custom")])
     if counting.family is Family.OTHER:
-        count = widened(count, counting)
+        count = with_cjk_factor(count, counting)
     cost = _input_cost(body.get("input"), counting, count) + _server_cost(body, tools, count)
     tokens = 2 if counting.family in (Family.GPT_5, Family.O_SERIES) else 3
     instructions = body.get("instructions")
@@ -46,9 +54,9 @@ def count_responses(
         pad = "\n" if functions and counting.family is Family.GPT_4 else ""
         tokens += _PER_MESSAGE + 1 + count(instructions + pad)
     if functions:
-        tokens += remember("responses_tools", tools, lambda: _function_tokens(functions, counting, count))
+        tokens += cached_cost("responses_tools", tools, lambda: _function_tokens(functions, counting, count))
         tokens += _tool_choice_tokens(body.get("tool_choice"), counting, count)
-    tokens += schema_tokens(as_object(body.get("text")).get("format"), count, remember)
+    tokens += schema_tokens(as_object(body.get("text")).get("format"), count, cached_cost)
     return prompt_count(cost + Cost(text=tokens), counting, has_tools=bool(functions))
 
 

@@ -60,7 +60,7 @@ def render_functions(functions: Sequence[Mapping[str, Any]], family: Family) -> 
     """The namespace as the family's models see it."""
     lines = ["namespace functions {", ""]
     for function in functions:
-        lines += _Rendering(as_object(function.get("parameters")), family).function_lines(function)
+        lines += _TypeScriptRenderer(as_object(function.get("parameters")), family).function_lines(function)
         lines.append("")
     lines.append("} // namespace functions")
     return "\n".join(lines)
@@ -71,7 +71,7 @@ def _undescribed(functions: Sequence[Mapping[str, Any]]) -> int:
     return 0 if functions and functions[0].get("description") else 1
 
 
-class _Rendering:
+class _TypeScriptRenderer:
     """Renders one function's schema as TypeScript. Keeps the root that references point into, and the length so far."""
 
     def __init__(self, root: Mapping[str, Any], family: Family) -> None:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from policies.classify import Classification, StepText, classify, plan_decides
+from policies.classify import Classification, StepText, classify, plan_takes_precedence
 from policies.errors import IntentClassificationError
 from policies.intents import Intent
 
@@ -63,11 +63,11 @@ def test_nothing_to_go_by_falls_back_to_generate(prompt: str) -> None:
 
 def test_alternatives_fall_in_confidence_and_leave_out_the_answer() -> None:
     answer = ask("Read the reports and tell me what they say about churn, then rank them.")
-    chances = [other.confidence for other in answer.alternatives]
+    probabilities = [other.confidence for other in answer.alternatives]
     assert answer.source == "model"
-    assert chances == sorted(chances, reverse=True)
+    assert probabilities == sorted(probabilities, reverse=True)
     assert answer.intent not in [other.intent for other in answer.alternatives]
-    assert answer.confidence + sum(chances) <= 1.001
+    assert answer.confidence + sum(probabilities) <= 1.001
 
 
 @pytest.mark.parametrize(
@@ -275,4 +275,4 @@ def test_the_same_step_gets_the_same_answer() -> None:
     ],
 )
 def test_when_the_plan_of_a_run_decides(planned: str, found: str, decides: bool) -> None:
-    assert plan_decides(planned, found) is decides
+    assert plan_takes_precedence(planned, found) is decides

@@ -12,8 +12,8 @@ import pytest
 
 from policies.classify import StepText, classify
 from policies.classify.lexicon import lexicon
-from policies.classify.model import Weights, chances, weights
-from policies.classify.rules import PAIRS
+from policies.classify.model import Weights, probabilities, weights
+from policies.classify.rules import PAIR_CONFIDENCES
 from policies.intents import Intent
 
 ROOT = Path(__file__).parent.parent.parent
@@ -41,7 +41,7 @@ def test_the_weights_load_fast() -> None:
 
 
 def test_chances_sum_to_one_and_fall() -> None:
-    ranked = chances({"a1:extract": 1.0, "unknown": 5.0}, weights())
+    ranked = probabilities({"a1:extract": 1.0, "unknown": 5.0}, weights())
     assert sum(chance for _, chance in ranked) == pytest.approx(1.0)
     assert [chance for _, chance in ranked] == sorted((chance for _, chance in ranked), reverse=True)
     assert {intent for intent, _ in ranked} == set(Intent)
@@ -49,13 +49,13 @@ def test_chances_sum_to_one_and_fall() -> None:
 
 def test_a_temperature_moves_no_order() -> None:
     cold, warm = (Weights(tuple(Intent), (0.0,) * 10, {"x": tuple(range(10))}, t) for t in (0.5, 5.0))
-    assert [i for i, _ in chances({"x": 9.0}, cold)] == [i for i, _ in chances({"x": 9.0}, warm)]
-    assert chances({"x": 9.0}, cold)[0][1] > chances({"x": 9.0}, warm)[0][1]
+    assert [i for i, _ in probabilities({"x": 9.0}, cold)] == [i for i, _ in probabilities({"x": 9.0}, warm)]
+    assert probabilities({"x": 9.0}, cold)[0][1] > probabilities({"x": 9.0}, warm)[0][1]
 
 
 def test_extreme_scores_do_not_overflow() -> None:
     trained = Weights(tuple(Intent), (0.0,) * 10, {"x": (10**9, *[-(10**9)] * 9)}, 1.0)
-    assert chances({"x": 1e6}, trained)[0][1] == pytest.approx(1.0)
+    assert probabilities({"x": 1e6}, trained)[0][1] == pytest.approx(1.0)
 
 
 def test_every_word_of_the_lexicon_points_to_one_of_the_ten() -> None:
@@ -73,7 +73,7 @@ def test_every_phrase_leads_to_a_verb_or_is_a_feature_of_its_own() -> None:
 
 
 def test_no_rule_is_surer_than_it_was_measured_to_be() -> None:
-    assert max(PAIRS.values()) <= 0.9
+    assert max(PAIR_CONFIDENCES.values()) <= 0.9
 
 
 def test_there_are_enough_sentences_of_our_own_and_none_is_held_out_and_trained_on() -> None:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from policies.classify.asks import asks_in
+from policies.classify.clauses import CLAUSES_MAX, split_clauses, without_claims
+from policies.classify.directives import find_directives
 from policies.classify.features import is_generic_name, name_words
-from policies.classify.instruction import INSTRUCTION_CHARS, WINDOW_CHARS, instruction_part, window
+from policies.classify.instruction import CLIP_CHARS, INSTRUCTION_CHARS, clip, instruction_part
 from policies.classify.lexicon import lexicon
 from policies.classify.schema import schema_features
-from policies.classify.sentences import CLAUSES_MAX, clauses, without_claims
 
 
 def test_a_short_text_is_its_own_window() -> None:
-    assert window("abc") == "abc"
+    assert clip("abc") == "abc"
 
 
 def test_a_window_holds_head_and_tail() -> None:
-    seen = window("H" * WINDOW_CHARS + "m" * 50_000 + "T" * WINDOW_CHARS)
+    seen = clip("H" * CLIP_CHARS + "m" * 50_000 + "T" * CLIP_CHARS)
     assert "m" not in seen
-    assert seen.startswith("H" * WINDOW_CHARS)
-    assert seen.endswith("T" * WINDOW_CHARS)
+    assert seen.startswith("H" * CLIP_CHARS)
+    assert seen.endswith("T" * CLIP_CHARS)
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,15 @@ def test_the_instruction_has_a_limit() -> None:
 
 
 def test_clauses_end_at_stops_and_colons() -> None:
-    assert clauses("Your task: Rank them. Then, stop!") == [["your", "task"], ["rank", "them"], ["then", ",", "stop"]]
+    assert split_clauses("Your task: Rank them. Then, stop!") == [
+        ["your", "task"],
+        ["rank", "them"],
+        ["then", ",", "stop"],
+    ]
 
 
 def test_clauses_have_a_limit() -> None:
-    assert len(clauses("Go. " * 10_000)) == CLAUSES_MAX
+    assert len(split_clauses("Go. " * 10_000)) == CLAUSES_MAX
 
 
 @pytest.mark.parametrize(
@@ -99,7 +103,7 @@ def test_claims_are_cut_and_honest_words_stay(sentence: str, kept: str) -> None:
     ],
 )
 def test_the_first_demand(text: str, verb: str, produces: str | None) -> None:
-    asks = asks_in(clauses(text), lexicon())
+    asks = find_directives(split_clauses(text), lexicon())
     assert asks, text
     assert asks[0].verb == verb
     assert asks[0].produces == produces
@@ -107,7 +111,7 @@ def test_the_first_demand(text: str, verb: str, produces: str | None) -> None:
 
 @pytest.mark.parametrize("text", ["Do not summarize.", "Never send mails.", "Answer:", "Nice weather today"])
 def test_no_demand(text: str) -> None:
-    assert asks_in(clauses(text), lexicon()) == []
+    assert find_directives(split_clauses(text), lexicon()) == []
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from policies.compression import Aggressiveness, CompressionPolicy, Strategy, compress_chat
-from policies.compression.data_blocks import data_spans, data_tidied, without_data
+from policies.compression.data_blocks import data_spans, with_data_minified, without_data
 
 RECORDS = [{"id": number, "name": f"item {number}", "price": number * 3.5, "tags": ["a", "b"]} for number in range(60)]
 PRETTY = json.dumps(RECORDS, indent=4)
@@ -90,4 +90,4 @@ def test_what_is_asked_is_what_is_said_around_the_data() -> None:
 )
 def test_texts_made_to_hurt_are_read_in_bounded_time(text: str) -> None:
     assert isinstance(data_spans(text), list)
-    assert data_tidied(data_tidied(text)) == data_tidied(text)
+    assert with_data_minified(with_data_minified(text)) == with_data_minified(text)

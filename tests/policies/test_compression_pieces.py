@@ -11,12 +11,12 @@ import pytest
 import policies.compression.chat
 import policies.compression.segments
 import policies.compression.structural
-from policies.compression.cutting import Need, fitted, shortened
+from policies.compression.cutting import CutConstraints, shorten_to_share, shorten_to_tokens
 from policies.compression.json_pieces import json_pieces
-from policies.compression.kinds import Kind, kind_of
-from policies.compression.markers import digest, is_receipted, reference, sign, unsigned_receipt
+from policies.compression.markers import digest, is_receipted, reference, sign_receipt, unsigned_receipt
 from policies.compression.pieces import text_pieces
 from policies.compression.policy import Strategy
+from policies.compression.text_kind import TextKind, kind_of
 
 PROSE = """# Storage
 
@@ -38,10 +38,10 @@ LOG = "\n".join(
     + [f"2026-11-22 10:{minute:02d}:30 INFO job-{minute} cleaned its folder" for minute in range(40, 50)]
 )
 TABLE = "city,people,area\n" + "\n".join(f"city-{row},{row * 1000},{row + 7}" for row in range(60))
-NO_NEED = Need(frozenset(), frozenset(), frozenset(), 0.0, "")
+NO_NEED = CutConstraints(frozenset(), frozenset(), frozenset(), 0.0, "")
 
 
-def need(**given: Any) -> Need:
+def need(**given: Any) -> CutConstraints:
     values: dict[str, Any] = {
         "live_ids": frozenset(),
         "listed_ids": frozenset(),
@@ -49,21 +49,21 @@ def need(**given: Any) -> Need:
         "min_quality": 0.0,
         "instruction": "",
     }
-    return Need(**(values | given))
+    return CutConstraints(**(values | given))
 
 
 @pytest.mark.parametrize(
     "text", [PROSE, LOG, TABLE, "", "one", "a. b. c.\n\n\n", "x" * 5000, "word " * 2000, "```\ncode\n```\nend"]
 )
-@pytest.mark.parametrize("kind", [Kind.PROSE, Kind.LOG, Kind.TABLE, Kind.CODE])
-def test_pieces_together_are_the_text(text: str, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [TextKind.PROSE, TextKind.LOG, TextKind.TABLE, TextKind.CODE])
+def test_pieces_together_are_the_text(text: str, kind: TextKind) -> None:
     pieces = text_pieces(text, kind)
     assert "".join(pieces.units) == text
     assert len(pieces.contexts) == len(pieces.units)
 
 
 def test_sentences_are_whole_also_across_lines_and_headings_stay_with_them() -> None:
-    units = [" ".join(unit.split()) for unit in text_pieces(PROSE, Kind.PROSE).units]
+    units = [" ".join(unit.split()) for unit in text_pieces(PROSE, TextKind.PROSE).units]
     assert "# Storage The disk array holds 48 drives of 8 TB each." in units
     assert (
         "It was installed in Hamburg by the company Nordlicht, which also services it every spring and every autumn."
@@ -72,43 +72,45 @@ def test_sentences_are_whole_also_across_lines_and_headings_stay_with_them() -> 
 
 
 def test_a_traceback_stays_with_its_error() -> None:
-    units = text_pieces(LOG, Kind.LOG).units
+    units = text_pieces(LOG, TextKind.LOG).units
     assert sum("Traceback" in unit and "disk full" in unit for unit in units) == 1
 
 
 @pytest.mark.parametrize("strategy", [Strategy.TRUNCATE, Strategy.EXTRACTIVE])
 @pytest.mark.parametrize("text", [PROSE, LOG, TABLE])
 def test_what_was_left_out_is_marked_and_the_rest_is_verbatim(text: str, strategy: Strategy) -> None:
-    cut = shortened(text, 0.5, strategy, NO_NEED)
+    cut = shorten_to_share(text, 0.5, strategy, NO_NEED)
     assert cut is not None
     assert len(cut) < 0.7 * len(text)
     assert is_receipted(cut)
     assert " left out · " in cut
     sources = text_pieces(text, kind_of(text)).units
-    for part in text_pieces(cut.replace("[…]", ""), Kind.LOG).units:
+    for part in text_pieces(cut.replace("[…]", ""), TextKind.LOG).units:
         if "left out" not in part and part.strip():
             assert any(part.strip() in source or source.strip() in part for source in sources)
 
 
 def test_truncation_takes_the_middle_and_extraction_what_is_not_asked() -> None:
-    truncated = shortened(LOG, 0.4, Strategy.TRUNCATE, NO_NEED) or ""
+    truncated = shorten_to_share(LOG, 0.4, Strategy.TRUNCATE, NO_NEED) or ""
     assert "job-0 " in truncated
     assert "job-49 " in truncated
     assert "job-22 " not in truncated
-    extracted = shortened(LOG, 0.4, Strategy.EXTRACTIVE, need(instruction="How many files did job-22 copy?")) or ""
+    extracted = (
+        shorten_to_share(LOG, 0.4, Strategy.EXTRACTIVE, need(instruction="How many files did job-22 copy?")) or ""
+    )
     assert "job-22 copied 154 files" in extracted
     assert "disk full" in extracted
 
 
 def test_the_header_of_a_table_stays() -> None:
-    cut = shortened(TABLE, 0.2, Strategy.EXTRACTIVE, need(instruction="area of city-41")) or ""
+    cut = shorten_to_share(TABLE, 0.2, Strategy.EXTRACTIVE, need(instruction="area of city-41")) or ""
     assert cut.startswith("city,people,area\n")
     assert "city-41,41000,48" in cut
 
 
 def test_ids_in_use_and_referenced_lines_stay() -> None:
     wanted = need(live_ids=frozenset({"job-20"}), referenced_lines=frozenset({25, 26}))
-    cut = shortened(LOG, 0.2, Strategy.TRUNCATE, wanted) or ""
+    cut = shorten_to_share(LOG, 0.2, Strategy.TRUNCATE, wanted) or ""
     assert "job-20 copied" in cut
     assert "job-25 copied" in cut
     assert "job-26 copied" in cut
@@ -126,27 +128,31 @@ def test_a_text_is_cut_until_it_fits_however_many_tokens_its_characters_have(
     def count(part: str) -> int:
         return sum(1 if line.endswith("long words ") else 12 for line in part.splitlines())
 
-    cut = fitted(text, tokens_max / count(text), 0.1, strategy, NO_NEED, tokens_max, count) or text
+    cut = shorten_to_tokens(text, tokens_max / count(text), 0.1, strategy, NO_NEED, tokens_max, count) or text
     assert tokens_max * 0.7 <= count(cut) <= tokens_max or len(cut) <= 0.15 * len(text)
 
 
 def test_a_text_that_may_not_be_cut_so_far_is_cut_as_far_as_quality_allows() -> None:
     wanted = need(min_quality=0.7)
-    sizes = [len(fitted(LOG, 0.2, 0.1, Strategy.TRUNCATE, wanted, most, len) or LOG) for most in (2500, 2000, 1500, 10)]
+    sizes = [
+        len(shorten_to_tokens(LOG, 0.2, 0.1, Strategy.TRUNCATE, wanted, most, len) or LOG)
+        for most in (2500, 2000, 1500, 10)
+    ]
     assert sizes == sorted(sizes, reverse=True), "who needs more gets no less"
-    stepped = shortened(LOG, 0.2, Strategy.TRUNCATE, wanted) or LOG
+    stepped = shorten_to_share(LOG, 0.2, Strategy.TRUNCATE, wanted) or LOG
     assert sizes[-1] < len(stepped)
-    assert fitted(LOG, 0.2, 0.1, Strategy.TRUNCATE, need(min_quality=1.0), 10, len) is None
-    assert fitted("one", 0.2, 0.1, Strategy.TRUNCATE, NO_NEED, 0, len) is None
+    assert shorten_to_tokens(LOG, 0.2, 0.1, Strategy.TRUNCATE, need(min_quality=1.0), 10, len) is None
+    assert shorten_to_tokens("one", 0.2, 0.1, Strategy.TRUNCATE, NO_NEED, 0, len) is None
 
 
 def test_quality_makes_a_cut_milder_or_prevents_it() -> None:
     lengths = [
-        len(shortened(LOG, 0.2, Strategy.TRUNCATE, need(min_quality=floor)) or LOG) for floor in (0.0, 0.5, 0.7, 1.0)
+        len(shorten_to_share(LOG, 0.2, Strategy.TRUNCATE, need(min_quality=floor)) or LOG)
+        for floor in (0.0, 0.5, 0.7, 1.0)
     ]
     assert lengths == sorted(lengths)
     assert lengths[0] < lengths[2] < len(LOG)
-    assert shortened(LOG, 0.2, Strategy.TRUNCATE, need(min_quality=1.0)) is None
+    assert shorten_to_share(LOG, 0.2, Strategy.TRUNCATE, need(min_quality=1.0)) is None
 
 
 RECORDS = {
@@ -160,7 +166,7 @@ RECORDS = {
 @pytest.mark.parametrize("strategy", [Strategy.TRUNCATE, Strategy.EXTRACTIVE])
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.9])
 def test_cut_json_parses_and_what_is_left_is_what_was_there(strategy: Strategy, share: float) -> None:
-    cut = shortened(json.dumps(RECORDS), share, strategy, NO_NEED)
+    cut = shorten_to_share(json.dumps(RECORDS), share, strategy, NO_NEED)
     assert cut is not None
     assert is_receipted(cut)
     value = json.loads(cut)
@@ -173,7 +179,7 @@ def test_cut_json_parses_and_what_is_left_is_what_was_there(strategy: Strategy, 
 
 def test_extraction_finds_records_entries_and_passages_in_json() -> None:
     asked = need(instruction="What is the total of ord-33, the page of key-17, and the needle?")
-    cut = shortened(json.dumps(RECORDS), 0.3, Strategy.EXTRACTIVE, asked) or ""
+    cut = shorten_to_share(json.dumps(RECORDS), 0.3, Strategy.EXTRACTIVE, asked) or ""
     value = json.loads(cut)
     assert RECORDS["items"][33] in value["items"]  # type: ignore[index]
     assert value["index"]["key-17"] == {"page": 17, "title": "Title 17"}
@@ -195,8 +201,8 @@ def test_odd_json_is_taken_apart_and_put_together(text: str) -> None:
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_cut_code_still_parses(module: types.ModuleType, strategy: Strategy, share: float) -> None:
     source = inspect.getsource(module)
-    assert kind_of(source) is Kind.CODE
-    cut = shortened(source, share, strategy, NO_NEED)
+    assert kind_of(source) is TextKind.CODE
+    cut = shorten_to_share(source, share, strategy, NO_NEED)
     assert cut is not None
     ast.parse(cut)
     assert "# [… " in cut
@@ -204,11 +210,11 @@ def test_cut_code_still_parses(module: types.ModuleType, strategy: Strategy, sha
 
 def test_a_comment_fits_the_language() -> None:
     script = "".join(f"function run{number}() {{\n  return {number};\n}}\n\n" for number in range(30))
-    assert "\n// [… " in (shortened(script, 0.5, Strategy.TRUNCATE, NO_NEED) or "")
+    assert "\n// [… " in (shorten_to_share(script, 0.5, Strategy.TRUNCATE, NO_NEED) or "")
 
 
 def test_a_receipt_is_valid_only_for_its_own_text() -> None:
-    text = sign(f"first line\n{unsigned_receipt('3 of 9 passages left out')}\nlast line")
+    text = sign_receipt(f"first line\n{unsigned_receipt('3 of 9 passages left out')}\nlast line")
     assert is_receipted(text)
     assert not is_receipted(text.replace("first", "other"))
     assert not is_receipted("first line\n[… 3 of 9 passages left out · 3fa9 …]\nlast line")

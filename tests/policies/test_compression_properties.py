@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from policies.compression import Aggressiveness, Compressed, CompressionPolicy, Strategy, compress_chat
 from policies.compression.json_text import looks_like_json
-from policies.compression.structural import fenced_blocks, is_fenced, structural
+from policies.compression.structural import compress_structure, fenced_blocks, is_fenced
 
 Message = dict[str, Any]
 _TOKEN = re.compile(r"\w{1,5}|[^\w\s]|\s{1,8}")
@@ -206,14 +206,14 @@ def test_fenced_code_stays_whole_or_goes_whole(
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(text | st.text(), st.sampled_from(Aggressiveness))
 def test_structural_is_idempotent_on_any_text(given: str, aggressiveness: Aggressiveness) -> None:
-    once = structural(given, aggressiveness)
-    assert structural(once, aggressiveness) == once
+    once = compress_structure(given, aggressiveness)
+    assert compress_structure(once, aggressiveness) == once
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(json_text, st.sampled_from([Aggressiveness.LOW, Aggressiveness.MEDIUM]))
 def test_structural_json_says_the_same(given: str, aggressiveness: Aggressiveness) -> None:
-    assert json.loads(structural(given, aggressiveness)) == json.loads(given)
+    assert json.loads(compress_structure(given, aggressiveness)) == json.loads(given)
 
 
 @pytest.mark.parametrize("strategy", [Strategy.STRUCTURAL, Strategy.TEMPLATE])

@@ -2,10 +2,10 @@
 
 import pytest
 
-from policies.compression import quality, worth_it
+from policies.compression import compression_roi, quality
 from policies.compression.facts import Facts, facts_of, identifiers_of
-from policies.compression.relevance import relevance, terms_asked
-from policies.compression.scoring import Reading, Yardstick
+from policies.compression.relevance import query_terms, relevance
+from policies.compression.scoring import ContentReader, QualityScorer
 
 REPORT = (
     "Order ord_8123 from Hamburg was delivered on 2026-11-22 for 418.50 EUR. The customer Miller complained about scratches. "
@@ -72,15 +72,15 @@ def test_a_longer_part_scores_at_least_as_much() -> None:
 
 
 def test_the_instruction_is_read_for_its_terms() -> None:
-    terms = terms_asked("What is the max_retries setting of ord-8123, and when was it deployed?")
+    terms = query_terms("What is the max_retries setting of ord-8123, and when was it deployed?")
     assert {"max_retries", "ord-8123", "retr", "sett", "deploy"} <= set(terms)
     assert "what" not in terms
-    assert len(terms_asked("word1 " * 10 + " ".join(f"term{number}x" for number in range(500)))) == 48
+    assert len(query_terms("word1 " * 10 + " ".join(f"term{number}x" for number in range(500)))) == 48
 
 
 def test_rare_terms_rank_higher_and_neighbours_share() -> None:
     units = ["the server runs", "the server retries", "nothing", "the server stops", "unrelated"]
-    scores = relevance(units, terms_asked("server retries"))
+    scores = relevance(units, query_terms("server retries"))
     assert scores[1] == max(scores)
     assert 0 < scores[2] < scores[1]
     assert relevance(units, ()) == [0.0] * 5
@@ -118,7 +118,7 @@ def test_roi(
     net: int,
     is_worth_it: bool,
 ) -> None:
-    roi = worth_it(
+    roi = compression_roi(
         saved,
         price,
         cached_price,
@@ -137,7 +137,7 @@ def test_roi_refuses_what_is_negative(place: int) -> None:
     given[place] = -1
     saved, price, cached, before, after, cost = given
     with pytest.raises(ValueError, match="negative"):
-        worth_it(
+        compression_roi(
             saved,
             price,
             cached,
@@ -150,7 +150,7 @@ def test_roi_refuses_what_is_negative(place: int) -> None:
 def test_a_number_that_also_stands_elsewhere_does_not_make_up_for_a_record_that_was_cut() -> None:
     records = [f"Part {number} was postponed until {number + 1}." for number in range(9)]
     without = " ".join([*records[:4], *records[5:]])
-    yardstick = Yardstick.of(" ".join(records), "Until when was part 4 postponed?", Reading())
-    assert yardstick.stated(without) == 1.0
-    assert yardstick.kept(without) < 0.97
-    assert yardstick.kept("\n".join(records)) == 1.0
+    scorer = QualityScorer.of(" ".join(records), "Until when was part 4 postponed?", ContentReader())
+    assert scorer.score_rephrased(without) == 1.0
+    assert scorer.score_cut(without) < 0.97
+    assert scorer.score_cut("\n".join(records)) == 1.0

@@ -6,9 +6,9 @@ import pytest
 
 from policies.compression import Aggressiveness
 from policies.compression.json_text import looks_like_json, minified, tabulated
-from policies.compression.kinds import Kind, kind_of
 from policies.compression.markup import without_noise
-from policies.compression.structural import structural
+from policies.compression.structural import compress_structure
+from policies.compression.text_kind import TextKind, kind_of
 
 LOW, MEDIUM, HIGH = Aggressiveness
 
@@ -34,7 +34,7 @@ LOW, MEDIUM, HIGH = Aggressiveness
 def test_json_is_minified_without_a_value_changed(given: str, wanted: str) -> None:
     assert minified(given) == wanted
     assert json.loads(wanted) == json.loads(given)
-    assert structural(given, LOW) == wanted
+    assert compress_structure(given, LOW) == wanted
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_what_is_not_a_json_document_is_not_taken_for_one(text: str) -> None:
 def test_like_records_become_a_table_at_high_only() -> None:
     rows = [{"id": number, "price": number + 0.10, "unit": "EUR", "tags": ["x"]} for number in range(4)]
     given = json.dumps(rows)
-    assert json.loads(structural(given, MEDIUM)) == rows
-    table = json.loads(structural(given, HIGH))
+    assert json.loads(compress_structure(given, MEDIUM)) == rows
+    table = json.loads(compress_structure(given, HIGH))
     assert table["every"] == {"unit": "EUR"}
     assert table["columns"] == ["id", "price", "tags"]
     rebuilt = [{**table["every"], **dict(zip(table["columns"], row, strict=True))} for row in table["rows"]]
@@ -98,13 +98,13 @@ def test_numbers_in_tables_keep_their_digits() -> None:
     ],
 )
 def test_noise_of_text_goes(given: str, wanted: str) -> None:
-    assert structural(given, MEDIUM) == wanted
+    assert compress_structure(given, MEDIUM) == wanted
 
 
 def test_a_log_says_each_date_once_and_counts_lines_that_only_differ_in_time() -> None:
     log = "".join(f"2026-11-22 10:00:0{second} INFO waiting for the lock on table orders\n" for second in range(5))
     log += "2026-11-22 10:00:07 ERROR gave up\n2026-11-23 00:00:01 INFO started\n"
-    assert structural(log, MEDIUM).split("\n") == [
+    assert compress_structure(log, MEDIUM).split("\n") == [
         "2026-11-22 10:00:00 INFO waiting for the lock on table orders",
         "[… the line above 5 times until 2026-11-22 10:00:04 …]",
         "10:00:07 ERROR gave up",
@@ -121,37 +121,37 @@ def test_a_log_says_each_date_once_and_counts_lines_that_only_differ_in_time() -
     ],
 )
 def test_code_stays_byte_for_byte(text: str) -> None:
-    assert kind_of(text) is Kind.CODE
-    assert all(structural(text, aggressiveness) == text for aggressiveness in Aggressiveness)
+    assert kind_of(text) is TextKind.CODE
+    assert all(compress_structure(text, aggressiveness) == text for aggressiveness in Aggressiveness)
 
 
 def test_fenced_code_stays_and_fenced_json_is_minified() -> None:
     text = 'Look:   here\n\n\n```python\nx   =   1   \n\n\n\ny = 2\n```\n\n\n\n```json\n{\n  "a": 1\n}\n```\nend   '
     assert (
-        structural(text, MEDIUM)
+        compress_structure(text, MEDIUM)
         == 'Look:  here\n```python\nx   =   1   \n\n\n\ny = 2\n```\n\n```json\n{"a":1}\n```\nend'
     )
 
 
 def test_a_fence_that_is_never_closed_protects_the_rest() -> None:
     text = "intro\n```\ncode   with   blanks   \n\n\n\nmore"
-    assert structural(text, HIGH) == text
+    assert compress_structure(text, HIGH) == text
 
 
 def test_files_that_may_be_edited_stay() -> None:
     text = '{\n  "version": "1.0"\n}\n'
-    assert structural(text, HIGH, exact=True) == text
+    assert compress_structure(text, HIGH, exact=True) == text
 
 
 def test_base64_goes_and_long_words_stay() -> None:
     encoded = "QUJDRGVmZ2hpamts" * 60
-    assert structural(f"logo: {encoded} end", MEDIUM) == "logo: [… 960 characters of base64 left out …] end"
-    assert json.loads(structural(json.dumps({"logo": encoded, "n": 1}), MEDIUM)) == {
+    assert compress_structure(f"logo: {encoded} end", MEDIUM) == "logo: [… 960 characters of base64 left out …] end"
+    assert json.loads(compress_structure(json.dumps({"logo": encoded, "n": 1}), MEDIUM)) == {
         "logo": "[… 960 characters of base64 left out …]",
         "n": 1,
     }
     path = "/deep/Folder1" * 60
-    assert structural(f"see {path} end", MEDIUM) == f"see {path} end"
+    assert compress_structure(f"see {path} end", MEDIUM) == f"see {path} end"
 
 
 PAGE = """<!doctype html>
@@ -163,7 +163,7 @@ PAGE = """<!doctype html>
 
 
 def test_a_page_loses_what_only_a_browser_needs() -> None:
-    kept = structural(PAGE, MEDIUM)
+    kept = compress_structure(PAGE, MEDIUM)
     assert '<p id="intro">Price: <b>12</b> <i>EUR</i></p>' in kept
     assert '<a href="/next">Next</a>' in kept
     for noise in ("color", "var a", "hidden", "class", "data-id", "onclick", "&nbsp;"):
@@ -171,7 +171,7 @@ def test_a_page_loses_what_only_a_browser_needs() -> None:
 
 
 def test_at_high_a_page_becomes_text_with_its_links() -> None:
-    kept = structural(PAGE, HIGH)
+    kept = compress_structure(PAGE, HIGH)
     assert "Price: 12 EUR" in kept
     assert "(/next) Next" in kept
     assert "<p" not in kept

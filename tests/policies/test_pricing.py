@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.pricing import (
-    Hosted,
+    HostedTools,
     Price,
     PriceError,
     Usage,
@@ -285,21 +285,21 @@ def test_what_the_providers_own_tools_did_is_counted_by_each() -> None:
         file_search_cost_per_1k_calls=2.5,
         code_interpreter_cost_per_session=0.03,
     )
-    assert price.hosted == Hosted(0, 25_000_000, 2_500_000, 30_000_000)
-    assert cost_nano_usd(price, Usage(1, 1, hosted=Hosted(9, 2, 3, 1))) == 50_000_000 + 7_500_000 + 30_000_000
-    assert Hosted(1, 5).at_least(Hosted(2, 0, 3)) == Hosted(2, 5, 3)
+    assert price.hosted == HostedTools(0, 25_000_000, 2_500_000, 30_000_000)
+    assert cost_nano_usd(price, Usage(1, 1, hosted=HostedTools(9, 2, 3, 1))) == 50_000_000 + 7_500_000 + 30_000_000
+    assert HostedTools(1, 5).at_least(HostedTools(2, 0, 3)) == HostedTools(2, 5, 3)
 
 
 def test_fast_mode_and_a_region_multiply_what_tokens_cost() -> None:
-    price, usage = priced(**OPUS), Usage(100, 100, cache_read_tokens=50, hosted=Hosted(3))
+    price, usage = priced(**OPUS), Usage(100, 100, cache_read_tokens=50, hosted=HostedTools(3))
     tokens = 50 * 5000 + 50 * 500 + 100 * 25_000
     searches = 3 * 10_000_000
     assert cost_nano_usd(price, usage) == tokens + searches, "a search at its dearest"
-    assert cost_nano_usd(price.at("fast", None), usage) == 2 * tokens + searches
-    assert cost_nano_usd(price.at("fast", "US"), usage) == 2 * tokens * 11 // 10 + searches
-    assert price.at("standard", "global") is price
-    assert price.at(["fast"], "schema") is price
-    assert worst_case(price.at("fast"), 1000, 10) == WorstCase(2 * 1000 * 5000, 50_000)
+    assert cost_nano_usd(price.with_factors("fast", None), usage) == 2 * tokens + searches
+    assert cost_nano_usd(price.with_factors("fast", "US"), usage) == 2 * tokens * 11 // 10 + searches
+    assert price.with_factors("standard", "global") is price
+    assert price.with_factors(["fast"], "schema") is price
+    assert worst_case(price.with_factors("fast"), 1000, 10) == WorstCase(2 * 1000 * 5000, 50_000)
 
 
 # --- the bound ---

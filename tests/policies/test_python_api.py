@@ -42,7 +42,7 @@ def test_a_name_that_is_not_public_is_missed_like_any_other() -> None:
 
 SCRIPT = """
 import sys
-import policies.classify.answer  # the module of the same name must not take the function's place
+import policies.classify.classifier  # the module of the same name must not take the function's place
 from policies import allocate, classify
 assert callable(classify) and callable(allocate)
 loaded = {name.partition(".")[0] for name in sys.modules}

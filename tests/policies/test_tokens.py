@@ -16,7 +16,7 @@ from policies.tokens import (
     counting_for,
     with_history,
 )
-from policies.tokens.prompt import Cost, prompt_count, widened
+from policies.tokens.prompt import Cost, prompt_count, with_cjk_factor
 
 GPT_4O, GPT_5, CLAUDE = counting_for("gpt-4o"), counting_for("gpt-5"), counting_for("claude-sonnet-4-5")
 ALL_RULES = (count_chat, count_responses, count_messages, count_completion, count_embeddings)
@@ -217,7 +217,7 @@ def test_inputs_of_completions_and_embeddings(value: Any, tokens: int) -> None:
 )
 def test_wide_text_is_weighed_by_its_own_factor(text: str, tokens: int) -> None:
     # 160 instead of 135 percent: 6 characters weigh 8, which times 1.35 is 10.8.
-    assert widened(len, CLAUDE)(text) == tokens
+    assert with_cjk_factor(len, CLAUDE)(text) == tokens
 
 
 MALFORMED: list[Any] = [None, 7, True, "text", [], {}, [None], [7], ["x"], [[]], [{}], {"type": 3}, [{"type": []}]]
@@ -292,10 +292,10 @@ def test_nesting_beyond_the_recursion_limit_is_counted() -> None:
 def test_a_caller_can_remember_what_repeats() -> None:
     asked: list[str] = []
 
-    def remember(rule: str, value: Any, compute: Any) -> int:
+    def cached_cost(rule: str, value: Any, compute: Any) -> int:
         asked.append(rule)
         return 1_000
 
     body = {"messages": [], "tools": TOOLS, "response_format": {"json_schema": {"schema": {}}}}
-    assert count_chat(body, GPT_4O, len, remember).tokens == 3 + 2_000
+    assert count_chat(body, GPT_4O, len, cached_cost).tokens == 3 + 2_000
     assert asked == ["chat_tools", "json_schema"]

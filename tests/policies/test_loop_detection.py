@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.loops import Seen, again, is_conversation, tool_turn
+from policies.loop_detection import RepeatCount, count_repeat, is_conversation, last_tool_turn
 
 ASKED = {"role": "user", "content": "what is it?"}
 
@@ -47,26 +47,26 @@ def responses(call_id: str, arguments: str, output: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("form", [chat, messages, responses])
 def test_ids_do_not_tell_turns_apart_and_everything_else_does(form: Any) -> None:
-    turn = tool_turn(form("call_1", '{"q": 1}', "nothing"))
+    turn = last_tool_turn(form("call_1", '{"q": 1}', "nothing"))
     assert turn is not None
-    assert tool_turn(form("call_2", '{"q": 1}', "nothing")) == turn
-    assert tool_turn(form("call_2", '{"q": 2}', "nothing")) != turn
-    assert tool_turn(form("call_2", '{"q": 1}', "something")) != turn
+    assert last_tool_turn(form("call_2", '{"q": 1}', "nothing")) == turn
+    assert last_tool_turn(form("call_2", '{"q": 2}', "nothing")) != turn
+    assert last_tool_turn(form("call_2", '{"q": 1}', "something")) != turn
 
 
 def test_several_calls_of_one_turn_belong_together() -> None:
     body = chat("a", "{}", "1")
     body["messages"][1]["tool_calls"].append({"id": "b", "function": {"name": "other", "arguments": "{}"}})
-    assert tool_turn(body) is None, "the result of one call is missing"
+    assert last_tool_turn(body) is None, "the result of one call is missing"
     body["messages"].append({"role": "tool", "tool_call_id": "b", "content": "2"})
-    assert tool_turn(body) == ("look", "{}", "1", "other", "{}", "2")
+    assert last_tool_turn(body) == ("look", "{}", "1", "other", "{}", "2")
     body["messages"][2], body["messages"][3] = body["messages"][3], body["messages"][2]
-    assert tool_turn(body) == ("look", "{}", "1", "other", "{}", "2"), "results may come in any order"
+    assert last_tool_turn(body) == ("look", "{}", "1", "other", "{}", "2"), "results may come in any order"
 
 
 def test_what_a_person_says_beside_a_result_makes_another_turn() -> None:
     alone, with_words = messages("a", {}, "1"), messages("a", {}, "1", {"type": "text", "text": "try again"})
-    assert tool_turn(alone) != tool_turn(with_words)
+    assert last_tool_turn(alone) != last_tool_turn(with_words)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_only_conversations_count(body: dict[str, Any], counts: bool) -> None:
     ],
 )
 def test_what_is_no_turn_is_none(messages: list[Any]) -> None:
-    assert tool_turn({"messages": messages}) is None
+    assert last_tool_turn({"messages": messages}) is None
 
 
 json_values = st.recursive(
@@ -117,12 +117,12 @@ json_values = st.recursive(
 @given(st.fixed_dictionaries({"messages": st.lists(json_values, max_size=4)}), st.sampled_from(["tool", "user"]))
 def test_no_body_breaks_it(body: dict[str, Any], role: str) -> None:
     body["messages"].append({"role": role, "content": body["messages"][:1]})
-    tool_turn(body)
+    last_tool_turn(body)
     is_conversation(body)
 
 
 def test_the_first_is_taken_for_the_same_and_every_other_one_has_to_be() -> None:
-    seen = again(Seen(), 7)
-    assert seen == Seen(2, 7)
-    assert again(seen, 7) == Seen(3, 7)
-    assert again(seen, 8) == Seen(1, 8), "they looked alike and were not"
+    seen = count_repeat(RepeatCount(), 7)
+    assert seen == RepeatCount(2, 7)
+    assert count_repeat(seen, 7) == RepeatCount(3, 7)
+    assert count_repeat(seen, 8) == RepeatCount(1, 8), "they looked alike and were not"

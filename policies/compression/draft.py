@@ -8,7 +8,7 @@ from policies.compression.markers import references_in
 from policies.compression.segments import Origin, Segment
 from policies.values import value_class
 
-Count = Callable[[str], int]
+CountTokens = Callable[[str], int]
 
 
 @dataclass(slots=True)
@@ -21,7 +21,7 @@ class Draft:
     saved: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, segments: Sequence[Segment], count: Count) -> "Draft":
+    def of(cls, segments: Sequence[Segment], count: CountTokens) -> "Draft":
         texts = [segment.text for segment in segments]
         return cls(segments, texts, [count(text) for text in texts])
 
@@ -32,7 +32,7 @@ class Draft:
     def total_tokens(self) -> int:
         return sum(self.tokens)
 
-    def take(self, stage: str, number: int, text: str, count: Count) -> bool:
+    def replace_if_shorter(self, stage: str, number: int, text: str, count: CountTokens) -> bool:
         """Use a stage's text if the current one may be changed and it has fewer tokens."""
         segment = self.segments[number]
         if (segment.fixed and not segment.holds_data) or text == self.texts[number]:
@@ -53,7 +53,7 @@ class Draft:
 
 
 @value_class
-class Needed:
+class LaterNeeds:
     """What later messages need of a text: ids that it introduces, and blocks that are referred to.
 
     `ids` are used by calls, models and people; `listed_ids` only occur again in later results, perhaps all of them in the
@@ -65,17 +65,17 @@ class Needed:
     blocks: tuple[tuple[int, str], ...]
 
 
-class Later:
+class LaterMessages:
     """What the messages after a text use. They are read newest first, as they will be sent: what was cut from them needs nothing.
 
     Only the first text with an id has to keep it: a listing that is printed ten times introduces its ids once.
     """
 
     def __init__(self, draft: Draft, call_texts: Sequence[tuple[int, str]]) -> None:
-        self._held = [identifiers_of(text) for text in draft.texts]
+        self._identifiers = [identifiers_of(text) for text in draft.texts]
         self._introduced: dict[str, int] = {}
-        for number, held in enumerate(self._held):
-            for identifier in held:
+        for number, identifiers in enumerate(self._identifiers):
+            for identifier in identifiers:
                 self._introduced.setdefault(identifier, number)
         self._calls = sorted(call_texts)
         self._origins = [segment.origin for segment in draft.segments]
@@ -83,30 +83,30 @@ class Later:
         self._listed: set[str] = set()
         self._blocks: dict[int, list[tuple[int, str]]] = {}
 
-    def needs(self, number: int, message_index: int, text: str) -> Needed:
+    def needs(self, number: int, message_index: int, text: str) -> LaterNeeds:
         """Call it with descending numbers, and report each text in between by `sent`."""
         while self._calls and self._calls[-1][0] >= message_index:
             self._used |= identifiers_of(self._calls.pop()[1])
-        held = self._held[number] & (self._used | self._listed)
-        ids = frozenset(identifier for identifier in held if self._introduced[identifier] == number)
+        identifiers = self._identifiers[number] & (self._used | self._listed)
+        ids = frozenset(identifier for identifier in identifiers if self._introduced[identifier] == number)
         own = [(lines, mark) for lines, message, mark in references_in(text) if message == message_index + 1]
-        return Needed(ids & self._used, ids - self._used, (*own, *self._blocks.get(message_index + 1, ())))
+        return LaterNeeds(ids & self._used, ids - self._used, (*own, *self._blocks.get(message_index + 1, ())))
 
-    def sent(self, number: int, text: str, *, is_changed: bool) -> None:
-        held = identifiers_of(text) if is_changed else self._held[number]
+    def add_earlier(self, number: int, text: str, *, is_changed: bool) -> None:
+        identifiers = identifiers_of(text) if is_changed else self._identifiers[number]
         if self._origins[number] is Origin.TOOL:
-            self._listed |= held
+            self._listed |= identifiers
         else:
-            self._used |= held
+            self._used |= identifiers
         for lines, message, mark in references_in(text):
             self._blocks.setdefault(message, []).append((lines, mark))
 
 
-def needed(draft: Draft, call_texts: Sequence[tuple[int, str]]) -> Mapping[int, Needed]:
+def later_needs(draft: Draft, call_texts: Sequence[tuple[int, str]]) -> Mapping[int, LaterNeeds]:
     """For each text, what all later ones need of it, as they are now."""
-    later = Later(draft, call_texts)
+    later = LaterMessages(draft, call_texts)
     found = {}
     for number in range(len(draft.segments) - 1, -1, -1):
         found[number] = later.needs(number, draft.message_index(number), draft.texts[number])
-        later.sent(number, draft.texts[number], is_changed=False)
+        later.add_earlier(number, draft.texts[number], is_changed=False)
     return found

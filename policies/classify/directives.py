@@ -1,4 +1,4 @@
-"""The requests in a text: the verbs of its imperatives and of phrases like "your task is to …", with their objects."""
+"""The directives in a text: the verbs of its imperatives and of phrases like "your task is to …", with their objects."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from policies.classify.lexicon import Lexicon, Meaning
 from policies.values import value_class
 
-ASKS_MAX = 24
+DIRECTIVES_MAX = 24
 _OBJECT_REACH = 8
 
 
 @value_class
-class Ask:
-    """One request. `via` is imperative, task (stated outright), expertise ("you excel at …") or aside (after a comma)."""
+class Directive:
+    """One instruction. `via` is imperative, task (stated outright), expertise ("you excel at …") or aside (after a comma)."""
 
     verb: str
     meanings: tuple[Meaning, ...]
@@ -22,17 +22,17 @@ class Ask:
     via: str
 
 
-def asks_in(found: Sequence[Sequence[str]], words: Lexicon) -> list[Ask]:
-    """At most `ASKS_MAX` requests of these clauses, in reading order."""
-    asks: list[Ask] = []
+def find_directives(found: Sequence[Sequence[str]], words: Lexicon) -> list[Directive]:
+    """At most `DIRECTIVES_MAX` directives of these clauses, in reading order."""
+    directives: list[Directive] = []
     for clause in found:
-        asks.extend(_asks_of_clause(clause, words))
-        if len(asks) >= ASKS_MAX:
+        directives.extend(_directives_of_clause(clause, words))
+        if len(directives) >= DIRECTIVES_MAX:
             break
-    return asks[:ASKS_MAX]
+    return directives[:DIRECTIVES_MAX]
 
 
-def _asks_of_clause(clause: Sequence[str], words: Lexicon) -> list[Ask]:
+def _directives_of_clause(clause: Sequence[str], words: Lexicon) -> list[Directive]:
     head = 0
     while (
         head < len(clause)
@@ -48,39 +48,41 @@ def _asks_of_clause(clause: Sequence[str], words: Lexicon) -> list[Ask]:
         return []
     if len(clause) - head == 1 and clause[head] in words.grammar.noun_verbs:
         return []  # "Answer:" and "Review:" are labels
-    imperative = read_ask(clause, head, "imperative", words)
+    imperative = parse_directive(clause, head, "imperative", words)
     if imperative is not None:
-        return [imperative, *_second_verb(clause, head, words)]
-    aside = _aside(clause, words) if clause[head] in words.grammar.preambles or "please" in clause else []
-    return aside or _said_outright(clause, words)
+        return [imperative, *_second_directive(clause, head, words)]
+    aside = _aside_directive(clause, words) if clause[head] in words.grammar.preambles or "please" in clause else []
+    return aside or _stated_directives(clause, words)
 
 
-def _second_verb(clause: Sequence[str], head: int, words: Lexicon) -> list[Ask]:
+def _second_directive(clause: Sequence[str], head: int, words: Lexicon) -> list[Directive]:
     """ "Fetch my last mail and summarize it": the verb after the first "and" counts as well."""
     for at in range(head + 1, min(len(clause) - 1, head + 16)):
         if clause[at] in ("and", "then", "und", "et", "y"):
-            ask = read_ask(clause, at + 1 + (clause[at + 1] in words.grammar.fillers), "second", words)
-            if ask is not None:
-                return [ask]
+            directive = parse_directive(clause, at + 1 + (clause[at + 1] in words.grammar.fillers), "second", words)
+            if directive is not None:
+                return [directive]
     return []
 
 
-def _said_outright(clause: Sequence[str], words: Lexicon) -> list[Ask]:
-    found: list[Ask] = []
+def _stated_directives(clause: Sequence[str], words: Lexicon) -> list[Directive]:
+    found: list[Directive] = []
     for at, word in enumerate(clause[:40]):
         start, via = _verb_after(clause, at, word, words)
         if start is None:
             continue
-        ask = read_ask(clause, start + (start < len(clause) and clause[start] in words.grammar.fillers), via, words)
-        if ask is not None:
-            found.append(ask)
+        directive = parse_directive(
+            clause, start + (start < len(clause) and clause[start] in words.grammar.fillers), via, words
+        )
+        if directive is not None:
+            found.append(directive)
         if len(found) == 3:
             break
     return found
 
 
 def _verb_after(clause: Sequence[str], at: int, word: str, words: Lexicon) -> tuple[int | None, str]:
-    """The position where a verb may follow this word, and how explicit the request is."""
+    """The position where a verb may follow this word, and how explicit the directive is."""
     following = clause[at + 1 : at + 6]
     if word in words.grammar.task_nouns and "to" in following:
         return at + 2 + following.index("to"), "task"
@@ -104,7 +106,7 @@ def _verb_after(clause: Sequence[str], at: int, word: str, words: Lexicon) -> tu
     return None, ""
 
 
-def _aside(clause: Sequence[str], words: Lexicon) -> list[Ask]:
+def _aside_directive(clause: Sequence[str], words: Lexicon) -> list[Directive]:
     """ "Given the notes, write …": the verb after a comma or a "please", or "Given the notes verify if …"."""
     for at, word in enumerate(clause[:60]):
         start = at + 1
@@ -113,35 +115,35 @@ def _aside(clause: Sequence[str], words: Lexicon) -> list[Ask]:
                 start += 1
         elif clause[start + 1 : start + 2] not in (["if"], ["whether"]):
             continue
-        if not _is_noun(clause, start, words):
-            ask = read_ask(clause, start, "aside", words)
-            if ask is not None:
-                return [ask]
+        if not _is_list_item(clause, start, words):
+            directive = parse_directive(clause, start, "aside", words)
+            if directive is not None:
+                return [directive]
     return []
 
 
-def read_ask(clause: Sequence[str], at: int, via: str, words: Lexicon) -> Ask | None:
-    """The request whose verb is at this word; None if there is no known verb."""
+def parse_directive(clause: Sequence[str], at: int, via: str, words: Lexicon) -> Directive | None:
+    """The directive whose verb is at this word; None if there is no known verb."""
     if at >= len(clause):
         return None
     verb, ends = _verb_at(clause, at, words)
     if verb is None:
-        return _carried(clause, at, via, words)
+        return _carried_directive(clause, at, via, words)
     produces, object_word = _object_after(clause, ends, words)
-    return Ask(verb, words.verbs.get(verb, ()), produces, object_word, via)
+    return Directive(verb, words.verbs.get(verb, ()), produces, object_word, via)
 
 
-def _carried(clause: Sequence[str], at: int, via: str, words: Lexicon) -> Ask | None:
+def _carried_directive(clause: Sequence[str], at: int, via: str, words: Lexicon) -> Directive | None:
     """ "Use the tools to gather facts" asks to gather; "take both drafts and merge them" asks to merge."""
     if clause[at] not in words.grammar.carriers:
         return None
     for step in range(at + 1, min(len(clause) - 1, at + 24)):
         if clause[step] in ("to", "and", "then") and words.forms.get(clause[step + 1]) is not None:
-            return read_ask(clause, step + 1, via, words)
+            return parse_directive(clause, step + 1, via, words)
     return None
 
 
-def _is_noun(clause: Sequence[str], at: int, words: Lexicon) -> bool:
+def _is_list_item(clause: Sequence[str], at: int, words: Lexicon) -> bool:
     """Whether a word that could be a verb is an item of a list: "given question, answer and context"."""
     return (
         at < len(clause)

@@ -6,7 +6,7 @@ from enum import StrEnum
 from policies.compression.json_text import looks_like_json
 
 
-class Kind(StrEnum):
+class TextKind(StrEnum):
     JSON = "json"
     CODE = "code"
     MARKUP = "markup"
@@ -29,41 +29,41 @@ _CODE_LINE = re.compile(
     r"|export |function\b|public |private |protected |static |struct |interface |impl |type \w+ =|\} else|.*[{};]$|.*\) ?=>.*|</?\w+>?$"
     r"|(?:self\.)?[\w.]+ = .+|SELECT |CREATE |INSERT )"
 )
-STAMP = re.compile(
+TIMESTAMP = re.compile(
     r"\[?(?:\d{4}[-/]\d\d[-/]\d\d[T ])?\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?\]?(?=[\s|:,-]|$)"
     r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?=\s)"
 )
-_LEVEL = re.compile(
+_LOG_LEVEL = re.compile(
     r"\b(?:DEBUG|INFO|WARN(?:ING)?|ERROR|CRITICAL|FATAL|NOTICE|TRACE)\b|\[(?:debug|info|warn|warning|error|notice)\]"
 )
-_MIN_SHARE = 0.3
+_LOG_SHARE_MIN = 0.3
 _COLUMNS = re.compile(r" {2,}")
 _COLUMN_WORDS_MAX = 5  # in all columns but the last, which may be a description
 
 
-def kind_of(text: str) -> Kind:
+def kind_of(text: str) -> TextKind:
     """Reads at most 6,000 characters, except that JSON must parse as a whole."""
     if looks_like_json(text):
-        return Kind.JSON
+        return TextKind.JSON
     if _MARKUP.match(text[:400]):
-        return Kind.MARKUP
+        return TextKind.MARKUP
     lines = [line for line in text[:_SAMPLE_CHARACTERS].split("\n")[:_SAMPLE_LINES] if line.strip()]
     if not lines:
-        return Kind.PROSE
+        return TextKind.PROSE
     return _kind_of_lines(lines)
 
 
-def _kind_of_lines(lines: list[str]) -> Kind:
+def _kind_of_lines(lines: list[str]) -> TextKind:
     if _DIFF.search("\n".join(lines)):
-        return Kind.CODE
-    stamped = sum(1 for line in lines if STAMP.match(line) or _LEVEL.search(line[:80]))
-    if stamped >= _MIN_SHARE * len(lines):
-        return Kind.LOG
+        return TextKind.CODE
+    stamped = sum(1 for line in lines if TIMESTAMP.match(line) or _LOG_LEVEL.search(line[:80]))
+    if stamped >= _LOG_SHARE_MIN * len(lines):
+        return TextKind.LOG
     tabular = sum(1 for line in lines if _is_row(line))
     if len(lines) >= 3 and tabular >= 0.6 * len(lines):
-        return Kind.TABLE
+        return TextKind.TABLE
     coded = sum(1 for line in lines if _CODE_LINE.match(line[:300]))
-    return Kind.CODE if len(lines) >= 3 and coded >= 0.4 * len(lines) else Kind.PROSE
+    return TextKind.CODE if len(lines) >= 3 and coded >= 0.4 * len(lines) else TextKind.PROSE
 
 
 def _is_row(line: str) -> bool:

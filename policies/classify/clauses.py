@@ -17,7 +17,7 @@ _SENTENCE = re.compile(r"[.!?;](?=\s|$)|\n|。|！|？|\s[-–—•*]\s|=>|->")
 _LOOK_BACK = 14
 
 
-def clauses(text: str) -> list[list[str]]:
+def split_clauses(text: str) -> list[list[str]]:
     """At most `CLAUSES_MAX` clauses in reading order; a comma is kept as a word, a colon ends a clause."""
     found: list[list[str]] = []
     for sentence in _SENTENCE.split(text.replace("’", "'")):
@@ -40,28 +40,28 @@ def without_claims(words: list[str]) -> list[str]:
     cut: set[int] = set()
     for at, word in enumerate(words):
         if word in grammar.intent_forms:
-            begins = _claim_begins(words, at, grammar)
-            if begins is not None:
-                cut.update(range(begins, at + 1))
+            start_index = _claim_start(words, at, grammar)
+            if start_index is not None:
+                cut.update(range(start_index, at + 1))
     return [word for at, word in enumerate(words) if at not in cut] if cut else words
 
 
-def _claim_begins(words: list[str], at: int, grammar: Grammar) -> int | None:
+def _claim_start(words: list[str], at: int, grammar: Grammar) -> int | None:
     """The start of the claim that ends in the intent word at `at`; None if the word is not part of a claim."""
-    if _lists_choices(words, at, grammar):
+    if _is_list_of_choices(words, at, grammar):
         return None
     first = max(0, at - _LOOK_BACK)
     before = words[first:at]
     following = words[at + 1 : at + 5]
-    begins = next((back for back in range(len(before)) if _opens_claim(before, back, following, grammar)), None)
-    if begins is not None:
-        return _with_preface(words, first + begins)
+    start_index = next((back for back in range(len(before)) if _is_claim_start(before, back, following, grammar)), None)
+    if start_index is not None:
+        return _include_preface(words, first + start_index)
     if not grammar.label_words.isdisjoint(following[:1]) or _is_said_as_label(following, grammar):
-        return _with_preface(words, max(first, at - 3))
+        return _include_preface(words, max(first, at - 3))
     return None
 
 
-def _opens_claim(before: list[str], back: int, following: list[str], grammar: Grammar) -> bool:
+def _is_claim_start(before: list[str], back: int, following: list[str], grammar: Grammar) -> bool:
     word, rest = before[back], before[back + 1 :]
     linked = not grammar.links.isdisjoint(rest)
     if word in grammar.label_words:
@@ -80,15 +80,15 @@ def _is_said_as_label(following: list[str], grammar: Grammar) -> bool:
     return following[:1] in (["as"], ["for"]) and not grammar.label_words.isdisjoint(following)
 
 
-def _with_preface(words: list[str], begins: int) -> int:
+def _include_preface(words: list[str], start_index: int) -> int:
     """Extend the claim by its introduction: "note to the router:", "when you choose the"."""
     leads = lexicon().grammar.claim_leads
-    while begins > 0 and words[begins - 1] in leads:
-        begins -= 1
-    return 0 if 0 < begins <= 8 and words[begins - 1] == ":" else begins
+    while start_index > 0 and words[start_index - 1] in leads:
+        start_index -= 1
+    return 0 if 0 < start_index <= 8 and words[start_index - 1] == ":" else start_index
 
 
-def _lists_choices(words: list[str], at: int, grammar: Grammar) -> bool:
+def _is_list_of_choices(words: list[str], at: int, grammar: Grammar) -> bool:
     """Three intent words in one sentence are the choices of a router, which is legitimate."""
     return len({word for word in words[max(0, at - 12) : at + 12] if word in grammar.intent_forms}) >= 3
 

@@ -19,7 +19,7 @@ QUESTION_CHARS = 2_000
 ANSWER_CHARS = 4_000
 # The upper bound of a model's stated confidence, because models are not calibrated.
 CONFIDENCE_MAX = 0.95
-CONFIDENCE_UNSAID = 0.75
+CONFIDENCE_DEFAULT = 0.75
 _OBJECT = re.compile(r"\{[^{}]{0,2000}\}")
 
 _SYSTEM = "\n".join(
@@ -36,7 +36,7 @@ _SYSTEM = "\n".join(
 )
 
 
-def llm_question(step: StepText) -> list[dict[str, str]]:
+def llm_prompt(step: StepText) -> list[dict[str, str]]:
     """The chat messages to send, about 900 tokens at most, with the step's content fenced as data."""
     shown = {
         "step": step.step[:NAME_CHARS] if step.step else None,
@@ -59,12 +59,12 @@ def llm_question(step: StepText) -> list[dict[str, str]]:
 def parse_llm_answer(text: str) -> Classification | None:
     """The classification in a model's answer; None if it has no JSON object with one of the ten intents."""
     for found in _OBJECT.finditer(text[:ANSWER_CHARS]):
-        answer = _mapping(found.group())
-        intent = _intent(answer.get("intent"))
+        answer = _parse_object(found.group())
+        intent = _parse_intent(answer.get("intent"))
         if intent is None:
             continue
         confidence = _confidence(answer.get("confidence"))
-        other = _intent(answer.get("alternative"))
+        other = _parse_intent(answer.get("alternative"))
         alternatives = (
             (Alternative(other, round(1.0 - confidence, 3)),) if other is not None and other is not intent else ()
         )
@@ -78,7 +78,7 @@ def _one_line(text: str) -> str:
     return "".join(character for character in " ".join(text.split()) if character.isprintable())
 
 
-def _mapping(text: str) -> dict[str, Any]:
+def _parse_object(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError:
@@ -86,7 +86,7 @@ def _mapping(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _intent(value: object) -> Intent | None:
+def _parse_intent(value: object) -> Intent | None:
     try:
         return Intent(value.strip().lower()) if isinstance(value, str) else None
     except ValueError:
@@ -95,5 +95,5 @@ def _intent(value: object) -> Intent | None:
 
 def _confidence(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-        return CONFIDENCE_UNSAID
+        return CONFIDENCE_DEFAULT
     return min(CONFIDENCE_MAX, float(value))

@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from policies.classify.features import is_generic_name
-from policies.classify.instruction import instruction_part, window
+from policies.classify.instruction import clip, instruction_part
 from policies.classify.step import StepText
 
 
@@ -16,14 +16,14 @@ def content_key(step: StepText) -> str:
     Includes the workflow, step, system prompt, tools in any order, and response format. The instruction part of the prompt is
     included only if the step's name says nothing, because then one name covers many kinds of call.
     """
-    told = instruction_part(step.prompt) if is_generic_name(step.step) else None
+    instruction = instruction_part(step.prompt) if is_generic_name(step.step) else None
     parts = [
         step.workflow,
         step.step,
-        window(step.system) if step.system else None,
+        clip(step.system) if step.system else None,
         sorted(step.tools),
         step.response_format,
-        told,
+        instruction,
     ]
     text = json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -14,23 +14,23 @@ import orjson
 from policies.values import value_class
 
 # An earlier answer precedes the last question or the results of its tool calls, so looking further back is unnecessary.
-_LOOKED_AT: Final = 4
+_TURNS_CHECKED: Final = 4
 
 
 @value_class
-class Seen:
-    """How often one thing was seen. `mark` is a closer hash that tells it from others with the same key; None: not computed yet."""
+class RepeatCount:
+    """How often one thing was seen. `fingerprint` is a closer hash that tells it from others with the same key; None: not computed yet."""
 
-    times: int = 1
-    mark: int | None = None
+    count: int = 1
+    fingerprint: int | None = None
 
 
-def again(seen: Seen, mark: int) -> Seen:
-    """One more occurrence, whose closer hash is `mark`. The first occurrence has none, and is assumed to be the same; a
+def count_repeat(previous: RepeatCount, fingerprint: int) -> RepeatCount:
+    """One more occurrence, whose closer hash is `fingerprint`. The first occurrence has none, and is assumed to be the same; a
     later one that differs restarts the count."""
-    if seen.mark is None or seen.mark == mark:
-        return Seen(seen.times + 1, mark)
-    return Seen(1, mark)
+    if previous.fingerprint is None or previous.fingerprint == fingerprint:
+        return RepeatCount(previous.count + 1, fingerprint)
+    return RepeatCount(1, fingerprint)
 
 
 def is_conversation(body: Mapping[str, Any]) -> bool:
@@ -38,10 +38,10 @@ def is_conversation(body: Mapping[str, Any]) -> bool:
     if body.get("tools") or body.get("functions") or body.get("previous_response_id"):
         return True
     turns = body.get("messages") or body.get("input")
-    return isinstance(turns, list) and any(_is_answer(turn) for turn in turns[-_LOOKED_AT:])
+    return isinstance(turns, list) and any(_is_model_turn(turn) for turn in turns[-_TURNS_CHECKED:])
 
 
-def tool_turn(body: Mapping[str, Any]) -> tuple[str, ...] | None:
+def last_tool_turn(body: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The last tool calls and their results, if the request ends with them: name, arguments and result of each, without the
     ids, which differ every time. None: the request ends with something else, or lacks the calls themselves."""
     turns = body.get("messages") or body.get("input")
@@ -57,7 +57,7 @@ def tool_turn(body: Mapping[str, Any]) -> tuple[str, ...] | None:
     return None
 
 
-def _is_answer(turn: Any) -> bool:
+def _is_model_turn(turn: Any) -> bool:
     return isinstance(turn, dict) and (turn.get("role") in ("assistant", "tool") or turn.get("type") == "function_call")
 
 
@@ -68,7 +68,9 @@ def _chat_turn(turns: Sequence[Any]) -> tuple[str, ...] | None:
             return None
         if turn.get("role") != "tool":
             calls = turn.get("tool_calls")
-            return _joined([_chat_call(call) for call in calls], results) if isinstance(calls, list) else None
+            return (
+                _calls_with_results([_chat_call(call) for call in calls], results) if isinstance(calls, list) else None
+            )
         results[_text(turn.get("tool_call_id"))] = _text(turn.get("content"))
     return None
 
@@ -82,19 +84,19 @@ def _chat_call(call: Any) -> tuple[str, str, str]:
 
 def _messages_turn(turns: Sequence[Any]) -> tuple[str, ...] | None:
     results: dict[Any, str] = {}
-    beside: list[str] = []
+    other_parts: list[str] = []
     for part in turns[-1]["content"]:
         if isinstance(part, dict) and part.get("type") == "tool_result":
             results[_text(part.get("tool_use_id"))] = _text(part.get("content"))
         else:
-            beside.append(_text(part))
+            other_parts.append(_text(part))
     before = turns[-2] if len(turns) > 1 else None
     if not results or not isinstance(before, dict) or not isinstance(before.get("content"), list):
         return None
     calls = [part for part in before["content"] if isinstance(part, dict) and part.get("type") == "tool_use"]
     asked = [(_text(call.get("id")), _text(call.get("name")), _text(call.get("input"))) for call in calls]
-    joined = _joined(asked, results)
-    return None if joined is None else (*joined, *beside)
+    joined = _calls_with_results(asked, results)
+    return None if joined is None else (*joined, *other_parts)
 
 
 def _responses_turn(turns: Sequence[Any]) -> tuple[str, ...] | None:
@@ -108,10 +110,10 @@ def _responses_turn(turns: Sequence[Any]) -> tuple[str, ...] | None:
             calls.append((_text(turn.get("call_id")), _text(turn.get("name")), _text(turn.get("arguments"))))
         elif kind != "reasoning":
             break
-    return _joined(calls[::-1], results)
+    return _calls_with_results(calls[::-1], results)
 
 
-def _joined(calls: Sequence[tuple[str, str, str]], results: Mapping[str, str]) -> tuple[str, ...] | None:
+def _calls_with_results(calls: Sequence[tuple[str, str, str]], results: Mapping[str, str]) -> tuple[str, ...] | None:
     """None unless every call has its result, because half of a turn is not comparable."""
     if not calls or any(call_id not in results for call_id, _, _ in calls):
         return None
