@@ -76,7 +76,7 @@ requests = st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), json_v
 
 @with_kept("events")
 @given(st.binary(max_size=400) | st.text(alphabet='data: {}[]\r\n"event', max_size=300).map(str.encode))
-def test_the_splitter_of_events(data: bytes) -> None:
+def test_event_splitter_gives_the_same_events_for_any_chunking(data: bytes) -> None:
     """The same events, in whatever pieces the bytes come."""
     events = EventSplitter().feed(data)
     for event in events:
@@ -90,7 +90,7 @@ def test_the_splitter_of_events(data: bytes) -> None:
 
 @with_kept("bodies")
 @given(st.binary(max_size=300) | requests)
-def test_bodies_of_every_protocol(data: bytes) -> None:
+def test_any_body_is_parsed_or_refused_with_a_4xx(data: bytes) -> None:
     """Parsed, or refused with a message; and what is parsed can be written again."""
     with contextlib.suppress(GatewayError):
         parse_object(data)
@@ -125,7 +125,7 @@ def parsed(protocol: Any, data: bytes) -> Any:
         max_size=6,
     ).map(lambda headers: json.dumps(headers).encode())
 )
-def test_tags(data: bytes) -> None:
+def test_any_tag_headers_give_valid_tags_or_a_refusal(data: bytes) -> None:
     text = data.decode("latin-1")  # as headers are; the dictionaries above come escaped
     try:
         headers = json.loads(text) if text.startswith("{") else {"x-workflow-id": text, "baggage": text}
@@ -154,7 +154,7 @@ def test_tags(data: bytes) -> None:
     | st.text(alphabet="- :[]{}&*!|>\"'\n\t#%@a1", max_size=80).map(str.encode)
 )
 @settings(max_examples=60)
-def test_configurations(data: bytes) -> None:
+def test_any_configuration_is_loaded_or_refused(data: bytes) -> None:
     with contextlib.suppress(ConfigError, UnicodeDecodeError):
         parse_config(data.decode(), environ={})
 
@@ -179,7 +179,7 @@ api = schemathesis.openapi.from_dict(json.loads(json.dumps(document(ROUTES))))
 
 @api.parametrize()
 @settings(max_examples=4, suppress_health_check=list(HealthCheck), derandomize=True)
-def test_no_request_to_the_control_api_is_more_than_a_client_error(case: Any, served: Served) -> None:
+def test_any_request_to_the_control_api_gets_no_500(case: Any, served: Served) -> None:
     """Whatever fits the published schema, and what does not, on every route."""
     case.headers = {}  # made-up keys would keep everything else out
     reply = case.call(base_url=served.gateway.url, headers=AS_ADMIN)
@@ -188,7 +188,7 @@ def test_no_request_to_the_control_api_is_more_than_a_client_error(case: Any, se
         assert reply.json()["error"]["message"]
 
 
-def test_steps_beyond_counting_are_the_callers_fault_on_every_route(served: Served) -> None:
+def test_too_many_steps_are_a_400_on_every_route(served: Served) -> None:
     """Found by the test above: a run with too many steps was a 500."""
     many = [{"id": f"g-{at}", "steps": [{"id": f"s-{at}-{inner}"} for inner in range(100)]} for at in range(6)]
     for method, path in (("POST", "/api/runs"), ("POST", "/api/allocate"), ("PUT", "/api/workflows/many")):

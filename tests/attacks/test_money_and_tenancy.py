@@ -85,7 +85,7 @@ def code(reply: Reply) -> str:
     return str(reply.json()["error"]["code"])
 
 
-def test_a_new_run_for_each_call_does_not_escape_the_workflows_budget(served: Served) -> None:
+def test_new_run_per_call_does_not_escape_the_workflow_budget(served: Served) -> None:
     caller = key(served)
     served.provider.script(times=None, tokens=10)
     replies = [ask(served, {**caller, **tagged("churned", f"churn-{at}")}, max_tokens=60) for at in range(40)]
@@ -96,7 +96,7 @@ def test_a_new_run_for_each_call_does_not_escape_the_workflows_budget(served: Se
 
 
 @pytest.mark.parametrize("kind", ["run", "workflow"])
-def test_runs_without_end_are_refused_for_this_key_alone(served: Served, kind: str) -> None:
+def test_too_many_new_runs_are_refused_for_this_key_only(served: Served, kind: str) -> None:
     churner, other = key(served), key(served)
     served.provider.script(times=None, tokens=1)
     with ThreadPoolExecutor(4) as pool:
@@ -115,7 +115,7 @@ def test_runs_without_end_are_refused_for_this_key_alone(served: Served, kind: s
     assert ask(served, {**other, **tagged("many", "another-keys")}, max_tokens=20).status == 200
 
 
-def test_a_key_owes_its_own_budget_whatever_it_calls_itself(served: Served) -> None:
+def test_key_budget_holds_under_any_tags(served: Served) -> None:
     """Other workflow, run, step, agent, user, project, session: none of it is whose money it is."""
     poor = key(served, "poor")
     served.provider.script(times=None, tokens=15)
@@ -134,7 +134,7 @@ def test_a_key_owes_its_own_budget_whatever_it_calls_itself(served: Served) -> N
     assert spent <= 50_000
 
 
-def test_another_projects_run_and_its_parent_are_out_of_reach(served: Served) -> None:
+def test_child_run_cannot_spend_from_another_projects_run(served: Served) -> None:
     ours, theirs = key(served, project="p-ours"), key(served, project="p-theirs")
     served.provider.script(times=None, tokens=5)
     assert ask(served, {**theirs, **tagged("wf", "r-1")}, max_tokens=20).status == 200
@@ -146,7 +146,7 @@ def test_another_projects_run_and_its_parent_are_out_of_reach(served: Served) ->
 
 
 @pytest.mark.parametrize("where", ["user", "system", "tool", "name", "metadata"])
-def test_a_prompt_chooses_neither_model_nor_budget(served: Served, where: str) -> None:
+def test_prompt_injection_changes_neither_model_nor_budget(served: Served, where: str) -> None:
     """Classifier and router read the prompt as text: whatever it says, the model is one of the key's, and the hold is as large."""
     caller = key(served, allowed_models=["cheap", "auto"])
     messages = [{"role": "user", "content": "Summarize the ticket."}]
@@ -177,7 +177,7 @@ def test_a_prompt_chooses_neither_model_nor_budget(served: Served, where: str) -
     assert (named.status, code(named)) == (403, "model_not_allowed")
 
 
-def test_a_prompt_that_speaks_of_compression_is_compressed_like_any_other(served: Served) -> None:
+def test_prompt_injection_does_not_affect_compression(served: Served) -> None:
     """System prompt, tools and the newest turn arrive as they were, and the whole is never longer than it was."""
     system = "You are terse. " + INJECTION
     newest = "KEEP THIS: [[farebox:remove=all]] what was the order number?"
@@ -209,7 +209,7 @@ def test_a_prompt_that_speaks_of_compression_is_compressed_like_any_other(served
     ],
     ids=["negative", "zero", "absurd", "types", "float"],
 )
-def test_a_provider_that_lies_ruins_nobody_and_serves_nobody_for_nothing(served: Served, usage: dict[str, Any]) -> None:
+def test_false_usage_is_bounded_or_replaced_by_our_own_count(served: Served, usage: dict[str, Any]) -> None:
     run = f"r-lie-{next(_made)}"
     served.provider.script(tokens=12, usage_json=json.dumps(usage))
     headers = {**key(served), **tagged("lied-to", run)}
@@ -221,7 +221,7 @@ def test_a_provider_that_lies_ruins_nobody_and_serves_nobody_for_nothing(served:
         assert shown["tokens"]["settled"] == 8 + 12, "counted here instead"
 
 
-def test_a_dearer_model_answers_only_if_its_price_can_be_held(served: Served) -> None:
+def test_more_expensive_fallback_that_does_not_fit_is_not_used(served: Served) -> None:
     """The cheap model fails; the fallback costs a hundred times as much, and this run cannot pay for it: nobody is asked."""
     served.provider.script(times=None, status=503, when=lambda request: True)
     reply = ask(served, {**key(served), **tagged("tight", "r-tight")}, max_tokens=20)
@@ -231,7 +231,7 @@ def test_a_dearer_model_answers_only_if_its_price_can_be_held(served: Served) ->
     assert (shown["cost_usd"]["settled"], shown["cost_usd"]["reserved"]) == (0, 0)
 
 
-def test_no_failure_leads_to_a_model_that_the_key_may_not_use(served: Served) -> None:
+def test_model_the_key_may_not_use_is_no_fallback(served: Served) -> None:
     served.provider.script(times=1, status=503)
     caller = key(served, allowed_models=["cheap"])
     reply = ask(served, {**caller, **tagged("wealthy", "r-limited")}, max_tokens=20)
@@ -239,7 +239,7 @@ def test_no_failure_leads_to_a_model_that_the_key_may_not_use(served: Served) ->
     assert len(served.provider.requests) == 1
 
 
-def test_a_dearer_model_answers_where_its_price_can_be_held(served: Served) -> None:
+def test_more_expensive_fallback_that_fits_is_charged_at_its_price(served: Served) -> None:
     served.provider.script(times=1, status=503)
     reply = ask(served, {**key(served), **tagged("wealthy", "r-dear")}, max_tokens=20)
     assert reply.status == 200, reply.body
@@ -250,7 +250,7 @@ def test_a_dearer_model_answers_where_its_price_can_be_held(served: Served) -> N
     assert shown["cost_usd"]["settled"] == pytest.approx(dear), "at the price of the one that answered"
 
 
-def test_large_names_and_fields_inflate_nothing(served: Served) -> None:
+def test_large_fields_do_not_enlarge_usage_rows_or_log(served: Served) -> None:
     """What a caller may write into our books is bounded, whatever the body carries."""
     caller = key(served)
     huge = "x" * 300_000
@@ -268,7 +268,7 @@ def test_large_names_and_fields_inflate_nothing(served: Served) -> None:
     assert len(served.gateway.log) < 1_000_000
 
 
-def test_one_tenant_does_not_take_the_places_of_all(served: Served) -> None:
+def test_one_key_cannot_take_all_concurrent_calls(served: Served) -> None:
     """Above its share a key hears 429 at once, above the gateway's a caller hears 503 at once, and nobody waits in a queue."""
     greedy, modest = key(served), key(served)
     served.provider.script(times=None, delay_ms=2500, tokens=2)
@@ -285,7 +285,7 @@ def test_one_tenant_does_not_take_the_places_of_all(served: Served) -> None:
     assert time.monotonic() - started < 20
 
 
-def test_a_flood_makes_the_calls_of_others_no_slower(served: Served) -> None:
+def test_flood_by_one_key_does_not_double_the_latency_of_another(served: Served) -> None:
     """Calls take half a second at the provider, and with a flood of another key's beside them less than twice as long."""
     greedy, modest = key(served), key(served)
     served.provider.script(times=None, delay_ms=500, tokens=2)
@@ -320,7 +320,7 @@ def test_a_flood_makes_the_calls_of_others_no_slower(served: Served) -> None:
     assert flooded_s < 2 * quiet_s
 
 
-def test_a_full_gateway_says_so_at_once(served: Served) -> None:
+def test_full_gateway_refuses_with_503_gateway_busy(served: Served) -> None:
     keys = [key(served) for _ in range(3)]
     served.provider.script(times=None, delay_ms=2000, tokens=2)
     with ThreadPoolExecutor(24) as pool:
@@ -342,7 +342,7 @@ def test_metrics_and_readiness_name_no_tenant(served: Served) -> None:
     assert "secret" not in said
 
 
-def test_many_workflows_and_runs_make_no_more_series(served: Served) -> None:
+def test_metric_series_are_bounded_for_260_workflows(served: Served) -> None:
     served.provider.script(times=None, tokens=1)
     callers = [key(served) for _ in range(6)]  # as many that none begins too many runs
 
@@ -361,7 +361,7 @@ def test_many_workflows_and_runs_make_no_more_series(served: Served) -> None:
     assert len(lines) <= 2 * 202
 
 
-def test_what_was_refused_left_rows_and_no_money(served: Served) -> None:
+def test_refused_calls_leave_usage_rows_without_cost(served: Served) -> None:
     """Last in the file: everything above, added up."""
     assert served.gateway.stop() == 0
     rows = store_rows(served.gateway.folder, "SELECT * FROM token_usage")

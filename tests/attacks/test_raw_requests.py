@@ -128,7 +128,9 @@ CROOKED = [
 @pytest.mark.parametrize(
     ("sent", "statuses", "calls"), [probe[1:] for probe in FRAMING], ids=[probe[0] for probe in FRAMING]
 )
-def test_every_reader_finds_the_same_requests(served: Served, sent: bytes, statuses: list[int], calls: int) -> None:
+def test_ambiguous_framing_is_refused_or_read_in_one_way(
+    served: Served, sent: bytes, statuses: list[int], calls: int
+) -> None:
     before = served.seen()
     heard = say(served.gateway.url, sent)
     assert heard.statuses == statuses, heard.raw[:500]
@@ -141,7 +143,7 @@ def test_every_reader_finds_the_same_requests(served: Served, sent: bytes, statu
 @pytest.mark.parametrize(
     ("sent", "status"), [probe[1:] for probe in WHO_AND_WHERE], ids=[probe[0] for probe in WHO_AND_WHERE]
 )
-def test_nobody_gets_in_by_an_odd_line(served: Served, sent: bytes, status: int) -> None:
+def test_unusual_request_lines_and_headers_are_refused(served: Served, sent: bytes, status: int) -> None:
     before = served.seen()
     heard = say(served.gateway.url, sent)
     assert heard.statuses == [status], heard.raw[:500]
@@ -150,7 +152,7 @@ def test_nobody_gets_in_by_an_odd_line(served: Served, sent: bytes, status: int)
 
 
 @pytest.mark.parametrize("path", CROOKED)
-def test_a_protected_path_has_one_spelling(served: Served, path: bytes) -> None:
+def test_protected_path_has_only_one_spelling(served: Served, path: bytes) -> None:
     """Without any key this machine may read /api/keys: every other spelling is a 404 or a 400 for it all the same."""
     straight = say(served.gateway.url, request(b"GET", b"/api/keys", body=b"", length=False))
     assert straight.statuses == [200]
@@ -159,7 +161,7 @@ def test_a_protected_path_has_one_spelling(served: Served, path: bytes) -> None:
 
 
 @pytest.mark.parametrize("offered", [b"h2c", b"websocket", b"TLS/1.0"])
-def test_an_offer_to_speak_another_protocol_is_passed_over(served: Served, offered: bytes) -> None:
+def test_upgrade_header_is_ignored(served: Served, offered: bytes) -> None:
     """Java's client offers h2c with its first request. It gets its answer, and so does what follows on the connection."""
     headers = [b"connection: Upgrade, HTTP2-Settings", b"upgrade: " + offered, b"http2-settings: AAMAAABk"]
     before = served.seen()
@@ -168,13 +170,13 @@ def test_an_offer_to_speak_another_protocol_is_passed_over(served: Served, offer
     assert served.seen() - before == 2
 
 
-def test_a_client_that_waits_to_be_told_to_go_on_is_told(served: Served) -> None:
+def test_expect_100_continue_is_answered(served: Served) -> None:
     heard = say(served.gateway.url, request(headers=[b"expect: 100-continue"]))
     assert heard.raw.startswith(b"HTTP/1.1 100 Continue\r\n\r\n") or heard.statuses == [200]
     assert heard.statuses == [200]
 
 
-def test_headers_of_a_connection_and_of_the_client_stay_here(served: Served) -> None:
+def test_hop_by_hop_and_client_headers_are_not_forwarded(served: Served) -> None:
     """Neither what concerns one hop nor who the client is reaches the provider, and no trick with `connection` removes ours."""
     sent = [
         b"authorization: Bearer the-clients-own",
@@ -199,7 +201,7 @@ def test_headers_of_a_connection_and_of_the_client_stay_here(served: Served) -> 
 @pytest.mark.parametrize(
     "value", [b"a%0d%0aset-cookie:%20a", b"a\tb", b"a b", b"\xff\xfe", b"a\x85b", b"a" * 129, b"\xe2\x80\xae"]
 )
-def test_no_id_becomes_a_header_or_a_line_of_the_log(served: Served, name: bytes, value: bytes) -> None:
+def test_invalid_tag_value_reaches_no_header_and_no_log_line(served: Served, name: bytes, value: bytes) -> None:
     headers = [name + b": " + value, *([] if name == b"x-workflow-id" else [b"x-workflow-id: wf"])]
     heard = say(served.gateway.url, request(headers=headers))
     assert heard.statuses == [400]
@@ -208,7 +210,7 @@ def test_no_id_becomes_a_header_or_a_line_of_the_log(served: Served, name: bytes
     assert "set-cookie" not in served.gateway.log
 
 
-def test_a_forwarded_address_is_nobodys_address(served: Served) -> None:
+def test_forwarded_request_is_not_treated_as_local(served: Served) -> None:
     """Without a key only this machine may administer and call, and a request that was passed on is from somewhere else."""
     for name in (b"x-forwarded-for", b"forwarded", b"x-real-ip"):
         heard = say(served.gateway.url, request(b"GET", b"/api/keys", [name + b": 127.0.0.1"], b"", length=False))
@@ -216,7 +218,7 @@ def test_a_forwarded_address_is_nobodys_address(served: Served) -> None:
         assert say(served.gateway.url, request(headers=[name + b": 127.0.0.1"])).statuses == [401], name
 
 
-def test_a_call_that_is_followed_by_garbage_is_settled(served: Served) -> None:
+def test_call_followed_by_garbage_leaves_no_reservation(served: Served) -> None:
     """The client is hung up on; its call ends as if it had left, and nothing stays held."""
     headers = [b"x-workflow-id: small", b"x-workflow-run-id: r-garbage", b"x-workflow-step: s"]
     for _ in range(5):

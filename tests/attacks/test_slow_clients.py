@@ -45,7 +45,7 @@ def hung_up(served: Served, reason: str) -> float:
     return served.metric("farebox_connections_ended_total", reason=reason)
 
 
-def test_headers_that_drip_are_cut_off(served: Served) -> None:
+def test_headers_sent_a_byte_at_a_time_are_cut_off(served: Served) -> None:
     """A byte now and then is no sign of life: it is the whole head that has to arrive in time."""
     with connect(served.gateway.url) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nx-a: ")
@@ -56,7 +56,7 @@ def test_headers_that_drip_are_cut_off(served: Served) -> None:
         assert listen_to(connection, SOON_S).is_closed
 
 
-def test_a_head_without_an_end_is_told_so(served: Served) -> None:
+def test_incomplete_headers_get_a_408(served: Served) -> None:
     with connect(served.gateway.url) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nx-a: ")
         heard = listen_to(connection, SOON_S)
@@ -67,7 +67,7 @@ def test_a_head_without_an_end_is_told_so(served: Served) -> None:
     assert error["metadata"]["request_id"] == heard.answers[0].headers["x-request-id"]
 
 
-def test_a_second_request_without_an_end_does_not_disturb_the_first(served: Served) -> None:
+def test_incomplete_pipelined_request_does_not_disturb_the_first(served: Served) -> None:
     served.provider.script(delay_ms=2500)
     with connect(served.gateway.url) as connection:
         connection.sendall(request() + b"POST /v1")
@@ -75,12 +75,12 @@ def test_a_second_request_without_an_end_does_not_disturb_the_first(served: Serv
     assert heard.statuses[0] == 200
 
 
-def test_who_says_nothing_at_all_is_let_go(served: Served) -> None:
+def test_silent_connection_is_closed(served: Served) -> None:
     with connect(served.gateway.url) as connection:
         assert listen_to(connection, SOON_S).is_closed
 
 
-def test_hundreds_of_idle_sockets_take_nobodys_place(served: Served) -> None:
+def test_300_idle_connections_do_not_displace_calls(served: Served) -> None:
     """Whoever was quiet for longest goes first; a call that is under way is never the one."""
     served.provider.script(delay_ms=3000)
     before = hung_up(served, "too_many")
@@ -96,7 +96,7 @@ def test_hundreds_of_idle_sockets_take_nobodys_place(served: Served) -> None:
     assert hung_up(served, "too_many") - before >= 300 - SERVER["connections_max"]
 
 
-def test_ten_thousand_idle_sockets_leave_the_usual_limit_standing(tmp_path: Path) -> None:
+def test_10000_idle_connections_stay_within_the_default_limit(tmp_path: Path) -> None:
     """As a gateway is shipped, with room for 8,192: those that came first are let go of, and everybody else is served."""
     wanted, limit = 10_000, 8_192
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -115,7 +115,7 @@ def test_ten_thousand_idle_sockets_leave_the_usual_limit_standing(tmp_path: Path
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_client_that_does_not_read_pays_for_what_it_made_us_do_and_holds_nothing(served: Served) -> None:
+def test_client_that_does_not_read_is_disconnected_and_charged(served: Served) -> None:
     """The answer is far larger than all buffers on the way, so the gateway stops reading from the provider, and then gives up."""
     served.provider.script(tokens=400_000)
     body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -131,7 +131,7 @@ def test_a_client_that_does_not_read_pays_for_what_it_made_us_do_and_holds_nothi
     assert facts["settled"] > 0
 
 
-def test_the_bodies_of_all_requests_together_are_bounded(served: Served) -> None:
+def test_request_bodies_above_the_common_limit_are_refused_with_503(served: Served) -> None:
     """Each of them is small enough; together they are not. What is refused takes nothing from the others."""
     served.provider.script(times=4, delay_ms=1500)
     content = "a " * 900_000
@@ -160,7 +160,7 @@ async def refuse_at_once(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"no"})
 
 
-async def test_a_body_that_never_ends_ends_all_the_same() -> None:
+async def test_incomplete_body_gets_a_408() -> None:
     async with bare_server(read_all, head_s=0.1, body_s=0.3) as url:
         with await asyncio.to_thread(connect, url) as connection:
             connection.sendall(request()[:-10])
@@ -169,7 +169,7 @@ async def test_a_body_that_never_ends_ends_all_the_same() -> None:
     assert heard.answers[0].status == 408
 
 
-async def test_a_body_that_was_refused_early_is_not_listened_to_for_ever() -> None:
+async def test_refused_body_is_not_read_to_its_end() -> None:
     """Hanging up in the middle of a body would make the client miss the answer; draining it for ever would be a gift."""
     async with bare_server(refuse_at_once) as url:
         with await asyncio.to_thread(connect, url) as connection:
@@ -179,7 +179,7 @@ async def test_a_body_that_was_refused_early_is_not_listened_to_for_ever() -> No
     assert heard.is_closed
 
 
-async def test_a_slow_reader_that_reads_is_left_alone() -> None:
+async def test_slow_reader_that_keeps_reading_is_not_disconnected() -> None:
     """Slow is not silent: whoever takes what fits into a second keeps the connection, however long the whole answer lasts."""
     size = 24_000_000
 
@@ -202,7 +202,7 @@ async def test_a_slow_reader_that_reads_is_left_alone() -> None:
             assert await asyncio.to_thread(read_slowly, connection) >= size
 
 
-async def test_a_request_that_was_read_owes_nothing() -> None:
+async def test_client_deadlines_do_not_apply_while_the_call_runs() -> None:
     """A call that takes longer than all deadlines of the client together."""
 
     async def think(scope: Any, receive: Any, send: Any) -> None:

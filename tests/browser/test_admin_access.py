@@ -55,7 +55,7 @@ def viewer(guarded: FareboxProcess, admin: Client) -> Client:
     return client
 
 
-def test_every_page_says_what_it_needs() -> None:
+def test_every_page_declares_the_role_it_needs() -> None:
     public = {(page.method, page.path) for page in PAGES if page.needs == "public"}
     assert public == PUBLIC
     changing = {page.needs for page in PAGES if page.method == "POST" and (page.method, page.path) not in PUBLIC}
@@ -64,7 +64,7 @@ def test_every_page_says_what_it_needs() -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.needs != "public"], ids=page_id)
-def test_a_stranger_is_shown_the_login(guarded: FareboxProcess, page: Page) -> None:
+def test_anonymous_visitor_is_redirected_to_the_login(guarded: FareboxProcess, page: Page) -> None:
     stranger = Client(guarded.url)
     reply = stranger.get(path_of(page)) if page.method == "GET" else stranger.post(path_of(page), {})
     assert reply.status == 303
@@ -72,7 +72,7 @@ def test_a_stranger_is_shown_the_login(guarded: FareboxProcess, page: Page) -> N
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.needs == "admin"], ids=page_id)
-def test_a_viewer_changes_nothing(viewer: Client, page: Page) -> None:
+def test_viewer_is_refused_every_change(viewer: Client, page: Page) -> None:
     assert page.method == "POST"
     reply = viewer.post(path_of(page), {"name": "vic", "action": "save"})
     assert reply.status == 403
@@ -82,7 +82,7 @@ def test_a_viewer_changes_nothing(viewer: Client, page: Page) -> None:
 @pytest.mark.parametrize(
     "path", ["", "/runs", "/workflows", "/budgets", "/agents", "/settings", "/keys", "/usage", "/audit", "/health"]
 )
-def test_a_viewer_sees_the_pages_without_their_forms(viewer: Client, path: str) -> None:
+def test_viewer_sees_pages_without_their_forms(viewer: Client, path: str) -> None:
     reply = viewer.get(f"/admin{path}")
     assert reply.status == 200
     forms = re.findall(r'<form method="post" action="([^"]+)"', reply.text)
@@ -103,18 +103,18 @@ def test_a_viewer_sees_the_pages_without_their_forms(viewer: Client, path: str) 
     ],
     ids=str,
 )
-def test_a_form_of_another_page_changes_nothing(admin: Client, headers: dict[str, str]) -> None:
+def test_cross_site_form_is_refused(admin: Client, headers: dict[str, str]) -> None:
     form = {"name": "intruder", "password": PASSWORD, "role": "admin"}
     assert admin.post("/admin/people", form, **headers).status == 403
     assert "intruder" not in admin.get("/admin/keys").text
 
 
-def test_a_browser_that_only_sends_its_origin_may_change_things(guarded: FareboxProcess, admin: Client) -> None:
+def test_form_with_only_a_same_origin_header_is_accepted(guarded: FareboxProcess, admin: Client) -> None:
     form = {"name": "olga", "password": PASSWORD, "role": "viewer"}
     assert admin.post("/admin/people", form, sec_fetch_site="", origin=guarded.url).status == 303
 
 
-def test_local_mode_trusts_no_other_site(gateway: FareboxProcess) -> None:
+def test_local_mode_refuses_cross_site_proxied_and_rebound_requests(gateway: FareboxProcess) -> None:
     client = Client(gateway.url)
     assert client.get("/admin").status == 200
     assert client.get("/admin", sec_fetch_site="cross-site").status == 303
@@ -134,7 +134,7 @@ def test_wrong_logins_are_throttled(guarded: FareboxProcess, admin: Client, view
     assert admin.get("/admin").status == 200, "whoever is in stays in"
 
 
-def test_a_session_ends_with_its_cookie_and_with_its_user(admin: Client, viewer: Client) -> None:
+def test_session_ends_on_logout_and_when_its_user_is_disabled(admin: Client, viewer: Client) -> None:
     first = viewer.cookie
     assert viewer.post("/admin/logout", {}).status == 303
     viewer.cookie = first
@@ -142,20 +142,20 @@ def test_a_session_ends_with_its_cookie_and_with_its_user(admin: Client, viewer:
     assert admin.post("/admin/people/disable", {"name": "ada"}).status == 400, "nobody locks themselves out"
 
 
-def test_the_cookie_is_kept_from_scripts_and_other_sites(guarded: FareboxProcess, admin: Client) -> None:
+def test_session_cookie_is_http_only_and_same_site_strict(guarded: FareboxProcess, admin: Client) -> None:
     secret = admin.cookie.partition("=")[2]
     assert len(secret) >= 43
     assert secret not in admin.get("/admin").text
 
 
-def test_login_goes_nowhere_else(guarded: FareboxProcess) -> None:
+def test_login_redirects_only_to_admin_pages(guarded: FareboxProcess) -> None:
     client = Client(guarded.url)
     for wanted in ("https://evil.example/admin", "//evil.example/admin", "/admin\\evil", "/v1/models", "javascript:1"):
         page = client.get("/admin/login?next=" + wanted.replace(":", "%3A").replace("\\", "%5C"))
         assert 'name="next" value="/admin"' in page.text, wanted
 
 
-def test_an_admin_key_opens_the_pages_to_programs(guarded: FareboxProcess) -> None:
+def test_admin_key_gives_programs_access_to_the_pages(guarded: FareboxProcess) -> None:
     program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
     assert program.get("/admin").status == 200
     assert program.post("/admin/settings/review", {"orchestration_max_retry_attempts": "3"}).status == 200
@@ -163,7 +163,7 @@ def test_an_admin_key_opens_the_pages_to_programs(guarded: FareboxProcess) -> No
 
 
 @pytest.mark.parametrize("path", ["/admin", "/admin/login", "/admin/nothing", "/admin/runs"])
-def test_no_page_lets_foreign_code_in(gateway: FareboxProcess, path: str) -> None:
+def test_every_page_has_a_strict_content_security_policy(gateway: FareboxProcess, path: str) -> None:
     reply = Client(gateway.url).get(path)
     policy = reply.headers["content-security-policy"]
     assert policy.startswith("default-src 'self'")
@@ -192,7 +192,7 @@ def command(
     )
 
 
-def test_a_password_is_set_by_command_while_the_gateway_runs_and_while_it_does_not(tmp_path: Path) -> None:
+def test_admin_command_sets_a_password_with_and_without_a_running_gateway(tmp_path: Path) -> None:
     environment = {"FAREBOX_ADMIN_KEY": "a-long-admin-key"}
     with running_farebox(tmp_path, CONFIG, environment=environment) as gateway:
         port = str(urlsplit(gateway.url).port)
@@ -211,7 +211,7 @@ def test_a_password_is_set_by_command_while_the_gateway_runs_and_while_it_does_n
         assert Client(gateway.url).post("/admin/login", {"name": "vic", "password": PASSWORD}).status == 303
 
 
-def test_a_key_is_changed_on_its_page(guarded: FareboxProcess) -> None:
+def test_key_is_changed_on_the_keys_page(guarded: FareboxProcess) -> None:
     program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
     made = guarded.request(
         "POST", "/api/keys", {"name": "changing", "agent": "ada"}, {"authorization": "Bearer a-long-admin-key"}

@@ -44,7 +44,7 @@ def value(page: str, field: str) -> str:
         ("timezone", "Nowhere/At-all", "Nowhere/At-all"),
     ],
 )
-def test_a_fault_of_a_budget_stands_beside_its_field(client: Client, field: str, text: str, told: str) -> None:
+def test_budget_fault_is_shown_beside_its_field(client: Client, field: str, text: str, told: str) -> None:
     form = {"scope": "workflow", "match": "faulty", "usd": "1", "window": "day", field: text}
     said = client.post("/admin/budgets", form)
     assert said.status == 400
@@ -54,7 +54,7 @@ def test_a_fault_of_a_budget_stands_beside_its_field(client: Client, field: str,
     assert ("<details open>" in said.text) == (field == "timezone")
 
 
-def test_each_of_several_faults_stands_beside_its_own_field(client: Client) -> None:
+def test_several_budget_faults_are_shown_beside_their_own_fields(client: Client) -> None:
     form = {"scope": "workflow", "match": "a b", "tokens": "9007199254740993", "window": "day"}
     said = client.post("/admin/budgets", form).text
     assert beside(said, "match").startswith("matches no name")
@@ -62,12 +62,12 @@ def test_each_of_several_faults_stands_beside_its_own_field(client: Client) -> N
     assert "tokens" not in beside(said, "match")
 
 
-def test_a_fault_of_no_single_field_is_said_above_the_form(client: Client) -> None:
+def test_fault_of_the_whole_form_is_shown_above_it(client: Client) -> None:
     said = client.post("/admin/budgets", {"scope": "workflow", "match": "faulty", "window": "day"})
     assert alert(said.text) == "a budget needs at least one of tokens, usd, requests."
 
 
-def test_a_fault_of_a_key_and_of_a_runs_budget_stands_beside_its_field(client: Client) -> None:
+def test_faults_of_keys_and_run_budgets_are_shown_beside_their_fields(client: Client) -> None:
     said = client.post("/admin/keys", {"name": "faulty", "usd": "-1"})
     assert "must be 0 or more" in beside(said.text, "usd")
     assert value(said.text, "usd") == "-1"
@@ -85,7 +85,7 @@ def made(client: Client, name: str, **fields: str) -> str:
     return found[1]
 
 
-def test_two_people_who_edit_a_budget_do_not_overwrite_each_other(client: Client) -> None:
+def test_concurrent_edit_of_a_budget_is_refused_with_409(client: Client) -> None:
     page = made(client, "shared-bot", tokens="500")
     form: dict[str, str] = {"scope": "agent", "match": "shared-bot", "window": "day"}
     form |= {name: value(client.get(page).text, name) for name in ("id", "seen")}
@@ -98,7 +98,7 @@ def test_two_people_who_edit_a_budget_do_not_overwrite_each_other(client: Client
     assert client.post("/admin/budgets", again).status == 303
 
 
-def test_two_people_who_edit_a_declaration_do_not_overwrite_each_other(client: Client) -> None:
+def test_concurrent_edit_of_a_declaration_is_refused_with_409(client: Client) -> None:
     path = "/admin/workflows/edited-by-two"
     form = {"action": "save", "seen": value(client.get(path).text, "seen")}
     first, second = ({**form, "declaration": f'{{"steps": [{{"id": "{step}"}}]}}'} for step in "ab")
@@ -110,7 +110,7 @@ def test_two_people_who_edit_a_declaration_do_not_overwrite_each_other(client: C
     assert client.post(path, second | {"seen": value(late.text, "seen")}).status == 303
 
 
-def test_a_change_leads_back_to_the_project_that_was_looked_at(client: Client) -> None:
+def test_forms_keep_the_selected_project(client: Client) -> None:
     for page in ("settings", "keys", "budgets", "audit", "settings/history"):
         said = client.get(f"/admin/{page}?project=team-b").text
         main = said[said.index("<main") :]
@@ -125,12 +125,12 @@ def test_a_change_leads_back_to_the_project_that_was_looked_at(client: Client) -
     assert saved.headers["location"] == "/admin/settings?project=team-b&done=saved"
 
 
-def test_an_amount_is_edited_in_digits_alone(client: Client) -> None:
+def test_small_usd_amount_is_edited_without_an_exponent(client: Client) -> None:
     page = client.get(made(client, "small-bot", usd="0.0000001")).text
     assert value(page, "usd") == "0.0000001", "1e-07 would not match the field's own pattern"
 
 
-def test_the_history_says_true_and_not_what_python_has_for_it(client: Client) -> None:
+def test_history_shows_booleans_in_lower_case(client: Client) -> None:
     key = "orchestration_compression_enabled"
     assert client.post("/admin/settings", {key: "true", f"was:{key}": "false"}).status == 303
     for page in ("/admin/settings", "/admin/settings/history", "/admin/audit"):
@@ -139,13 +139,13 @@ def test_the_history_says_true_and_not_what_python_has_for_it(client: Client) ->
         assert not re.search(r">(True|False)<", said), page
 
 
-def test_times_say_their_zone_where_no_script_runs(client: Client) -> None:
+def test_times_show_utc_without_scripts(client: Client) -> None:
     page = client.get("/admin/runs/r-1").text
     assert re.search(r"<time [^>]+>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC</time>", page)
     assert 'times in <span id="zone">UTC</span>' in page
 
 
-def test_a_wrong_password_keeps_the_name(guarded: FareboxProcess) -> None:
+def test_login_form_keeps_the_name_after_a_wrong_password(guarded: FareboxProcess) -> None:
     said = Client(guarded.url).post("/admin/login", {"name": "lena", "password": "not mine at all"})
     assert 'value="lena"' in said.text
 
@@ -158,7 +158,7 @@ needs_chromium = pytest.mark.skipif(
 
 @needs_chromium
 @pytest.mark.browser
-def test_a_session_that_ended_loses_nothing_that_was_typed(browser: Any, guarded: FareboxProcess) -> None:
+def test_form_input_survives_an_expired_session(browser: Any, guarded: FareboxProcess) -> None:
     program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
     form = {"name": "otto", "password": "a quiet long password", "role": "admin"}
     assert program.post("/admin/people", form).status == 303
@@ -190,7 +190,7 @@ def test_a_session_that_ended_loses_nothing_that_was_typed(browser: Any, guarded
 
 @needs_chromium
 @pytest.mark.browser
-def test_a_preview_says_what_is_wrong_instead_of_staying_as_it_was(browser: Any, gateway: FareboxProcess) -> None:
+def test_preview_shows_the_fault_of_an_invalid_declaration(browser: Any, gateway: FareboxProcess) -> None:
     from playwright.sync_api import expect
 
     page = browser.new_page(base_url=gateway.url)
@@ -203,7 +203,7 @@ def test_a_preview_says_what_is_wrong_instead_of_staying_as_it_was(browser: Any,
 
 @needs_chromium
 @pytest.mark.browser
-def test_long_names_stay_in_their_column(browser: Any, gateway: FareboxProcess) -> None:
+def test_long_step_name_leaves_room_for_the_timeline(browser: Any, gateway: FareboxProcess) -> None:
     """A step of 128 characters left no room for the bars of the timeline."""
     from tests.farebox_process import tagged
 

@@ -78,7 +78,7 @@ def sums(connection: sqlite3.Connection, where: str = "1", *given: Any) -> dict[
     return {name: float(row[name] or 0) for name in row.keys()}  # noqa: SIM118 - a row is no mapping
 
 
-def test_the_overview_agrees_with_the_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
+def test_overview_totals_equal_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
     pages, connection = agreed
     page = pages["/admin"]
     found = re.search(r'data-today="([^"]+)" data-month="([^"]+)"', page)
@@ -100,7 +100,7 @@ def section(page: str, heading: str) -> str:
     return found[0]
 
 
-def test_every_other_figure_of_the_overview_agrees_too(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
+def test_other_overview_figures_equal_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
     pages, connection = agreed
     page, everything = pages["/admin"], sums(connection)
     refused, this_month, failed = values(section(page, "Refused today"))[1:]
@@ -130,7 +130,7 @@ def test_every_other_figure_of_the_overview_agrees_too(agreed: tuple[dict[str, s
     assert saved[0] == everything["saved_tokens"]
 
 
-def test_the_parts_of_a_chart_are_the_days_of_the_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
+def test_chart_parts_equal_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
     pages, connection = agreed
     for path, metric in (("/admin", "cost_usd"), ("/admin/usage?group_by=workflow", "total_tokens")):
         found = re.search(r"data-chart='([^']+)'", pages[path])
@@ -147,7 +147,7 @@ def test_the_parts_of_a_chart_are_the_days_of_the_rows(agreed: tuple[dict[str, s
     assert [part["name"] for part in json.loads(html.unescape(by_run[1]))["parts"]] == [""]
 
 
-def test_agents_and_workflows_agree_with_the_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
+def test_agents_and_workflows_pages_equal_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
     pages, connection = agreed
     for path, column, names in (
         ("/admin/agents", "agent", ("calls", "total_tokens", "cost_usd")),
@@ -166,7 +166,7 @@ def test_agents_and_workflows_agree_with_the_rows(agreed: tuple[dict[str, str], 
     assert cost == pytest.approx(stored["cost_usd"], abs=1e-9)
 
 
-def test_a_time_line_has_a_bar_for_every_call(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
+def test_timeline_has_a_bar_for_every_call(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
     pages, connection = agreed
     page = pages["/admin/runs/r-1"]
     bars = re.findall(r'<a href="#call-([^"]+)"><rect class="([a-z]+)" x="([^"]+)" y="\d+" width="([^"]+)"', page)
@@ -176,7 +176,7 @@ def test_a_time_line_has_a_bar_for_every_call(agreed: tuple[dict[str, str], sqli
         assert 0 <= float(at) <= float(at) + float(width) <= 100.01
 
 
-def test_the_runs_agree_with_the_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
+def test_runs_page_equals_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
     pages, connection = agreed
     rows = re.findall(r'<tr id="run-([^"]+)">(.*?)</tr>', pages["/admin/runs"], re.DOTALL)
     assert {run for run, _ in rows} == {"r-1", "r-2", "r-3"}
@@ -188,7 +188,7 @@ def test_the_runs_agree_with_the_rows(agreed: tuple[dict[str, str], sqlite3.Conn
         assert (limit, cost_limit) == (4000, 0.05)
 
 
-def test_a_run_agrees_with_the_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
+def test_run_page_equals_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
     pages, connection = agreed
     page, stored = pages["/admin/runs/r-1"], sums(connection, "run = 'r-1'")
     assert figure(page, "tokens") == stored["total_tokens"]
@@ -203,7 +203,7 @@ def test_a_run_agrees_with_the_rows(agreed: tuple[dict[str, str], sqlite3.Connec
 
 
 @pytest.mark.parametrize("group", [group.value for group in GroupBy])
-def test_usage_agrees_with_the_rows(agreed: tuple[dict[str, str], sqlite3.Connection], group: str) -> None:
+def test_usage_page_equals_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.Connection], group: str) -> None:
     pages, connection = agreed
     names = ("calls", "refused", "errors", "input_tokens", "output_tokens", "total_tokens", "cost_usd", "saved_tokens")
     column = {"key": "key_id", "day": "strftime('%Y-%m-%d', at / 1000, 'unixepoch')"}.get(group, group)
@@ -216,7 +216,7 @@ def test_usage_agrees_with_the_rows(agreed: tuple[dict[str, str], sqlite3.Connec
     assert total[1] == pytest.approx([everything[name] for name in names], abs=1e-9)
 
 
-def test_before_the_first_call_the_overview_says_how_to_make_it(guarded: FareboxProcess) -> None:
+def test_overview_without_calls_shows_how_to_make_one(guarded: FareboxProcess) -> None:
     program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
     page = html.unescape(program.get("/admin").text)
     assert f'OpenAI(base_url="{guarded.url}/v1", api_key="fb_…"' in page
@@ -225,7 +225,7 @@ def test_before_the_first_call_the_overview_says_how_to_make_it(guarded: Farebox
     assert "data-chart=" not in program.get("/admin/usage").text
 
 
-def test_vendored_files_are_what_they_were(client: Client) -> None:
+def test_vendored_files_match_their_digests(client: Client) -> None:
     folder = files("gateway.admin").joinpath("static")
     listed = re.findall(r"\| `([^`]+)` \|.*`([0-9a-f]{64})` \|", folder.joinpath("VENDORED.md").read_text())
     assert len(listed) == 5
@@ -244,7 +244,7 @@ def test_static_files_are_versioned_and_no_others_are_served(client: Client) -> 
         assert client.get(f"/admin/static/{path}").status in (400, 404)
 
 
-def test_what_people_name_things_stays_text(guarded: FareboxProcess) -> None:
+def test_user_input_is_escaped_on_every_page(guarded: FareboxProcess) -> None:
     program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
     declaration = json.dumps({"description": f"</textarea>{EVIL}", "steps": [{"id": "one", "prompt": EVIL}]})
     pages = [
@@ -272,13 +272,13 @@ def test_every_metric_has_a_chart_and_a_table(metric: str, client: Client) -> No
     assert "data-chart=" in page.text
 
 
-def test_the_file_of_usage_is_the_table(client: Client) -> None:
+def test_usage_csv_has_the_rows_of_the_table(client: Client) -> None:
     reply = client.get("/admin/usage.csv?group_by=step&workflow=intake")
     assert reply.headers["content-type"].startswith("text/csv")
     assert {line.partition(",")[0] for line in reply.text.splitlines()[1:]} >= {"extract", "draft", "check"}
 
 
-def test_settings_are_shown_before_they_are_saved(client: Client) -> None:
+def test_settings_are_reviewed_saved_and_reverted(client: Client) -> None:
     page = client.get("/admin/settings").text
     assert {key for key in SETTINGS if f'name="{key}"' in page} == set(SETTINGS)
     review = client.post("/admin/settings/review", {"orchestration_max_retry_attempts": "3"})
@@ -306,16 +306,14 @@ def test_settings_are_shown_before_they_are_saved(client: Client) -> None:
         ({"orchestration_token_budget_send": "many"}, "a whole number from 1"),
     ],
 )
-def test_settings_that_cannot_be_are_explained_and_kept_in_the_form(
-    client: Client, given: dict[str, str], says: str
-) -> None:
+def test_invalid_settings_are_refused_with_their_fault(client: Client, given: dict[str, str], says: str) -> None:
     reply = client.post("/admin/settings/review", given)
     assert reply.status == 400
     assert says in html.unescape(reply.text)
     assert "Nothing was saved" in reply.text
 
 
-def test_a_run_is_steered(client: Client, gateway: FareboxProcess) -> None:
+def test_run_is_paused_resumed_given_a_budget_and_cancelled(client: Client, gateway: FareboxProcess) -> None:
     def state() -> str:
         found = re.search(r'<h1 class="id">r-2</h1><span class="state ([a-z]+)"', client.get("/admin/runs/r-2").text)
         assert found
@@ -340,7 +338,7 @@ def test_a_run_is_steered(client: Client, gateway: FareboxProcess) -> None:
     assert client.post("/admin/runs/r-2", {"action": "resume"}).status == 409
 
 
-def test_what_blocks_a_call_is_told_first(client: Client, gateway: FareboxProcess) -> None:
+def test_budgets_page_names_the_budget_that_blocks_a_call(client: Client, gateway: FareboxProcess) -> None:
     budget = {"scope": "workflow", "match": "triage", "tokens": "60", "window": "day"}
     assert client.post("/admin/budgets", budget).status == 303
     tags = tagged("triage", "r-3", "draft")
@@ -368,7 +366,7 @@ def test_what_blocks_a_call_is_told_first(client: Client, gateway: FareboxProces
     assert made[1] not in client.get("/admin/budgets").text
 
 
-def test_what_is_only_watched_blocks_nothing(client: Client, gateway: FareboxProcess) -> None:
+def test_budgets_page_shows_an_observed_budget_as_not_blocking(client: Client, gateway: FareboxProcess) -> None:
     steps = [{"id": "s", "intent": "send", "budget": {"tokens": 20}}]
     text = json.dumps({"mode": "observe", "steps": steps})
     assert client.post("/admin/workflows/watched", {"action": "save", "declaration": text}).status == 303
@@ -379,7 +377,7 @@ def test_what_is_only_watched_blocks_nothing(client: Client, gateway: FareboxPro
     assert "Nothing blocks it" in page
 
 
-def test_a_workflow_is_declared_previewed_and_observed(client: Client) -> None:
+def test_workflow_is_previewed_declared_observed_and_deleted(client: Client) -> None:
     steps = [{"id": "extract", "intent": "extract"}, {"id": "draft", "intent": "generate", "priority": "high"}]
     text = json.dumps({"budget": {"tokens": 1500}, "steps": steps})
     preview = client.post("/admin/workflows/triage", {"action": "preview", "declaration": text})
@@ -398,7 +396,7 @@ def test_a_workflow_is_declared_previewed_and_observed(client: Client) -> None:
     assert client.post("/admin/workflows/triage", {"action": "delete"}).status == 303
 
 
-def test_suggested_budgets_are_those_of_the_api_and_can_be_set(client: Client, gateway: FareboxProcess) -> None:
+def test_suggested_budgets_equal_those_of_the_api_and_can_be_set(client: Client, gateway: FareboxProcess) -> None:
     assert gateway.chat("hi", tagged("learned", "r-done", "draft"), model="small", max_tokens=20).status == 200
     assert "Nothing to learn from yet" in client.get("/admin/workflows/learned").text
     assert gateway.request("POST", "/api/runs/r-done/complete").status == 200
@@ -414,7 +412,7 @@ def test_suggested_budgets_are_those_of_the_api_and_can_be_set(client: Client, g
     assert {one["match"]: one["tokens"] for one in found}.items() <= limits.items()
 
 
-def test_a_declaration_is_refused_once_and_shown_as_it_is_written(client: Client) -> None:
+def test_declaration_fault_is_shown_once_and_bidi_characters_are_escaped(client: Client) -> None:
     for action in ("save", "preview"):
         page = client.post("/admin/workflows/triage", {"action": action, "declaration": '{"budget": "x"}'})
         assert (page.status, page.text.count("budget: must be an object")) == (400, 1)
@@ -426,7 +424,7 @@ def test_a_declaration_is_refused_once_and_shown_as_it_is_written(client: Client
     client.post("/admin/workflows/turned", {"action": "delete"})
 
 
-def test_the_forms_of_keys_keep_what_was_typed_and_make_no_key_twice(guarded: FareboxProcess) -> None:
+def test_key_forms_keep_invalid_input_and_refuse_a_duplicate_name(guarded: FareboxProcess) -> None:
     program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
     typed = {"name": "form", "tokens": "many", "agent": "ada", "window": "day"}
     refused = program.post("/admin/keys", typed)
@@ -447,13 +445,13 @@ def test_the_forms_of_keys_keep_what_was_typed_and_make_no_key_twice(guarded: Fa
     assert program.post("/admin/keys/change", {"id": key_id, "allowed_models": "small"}).status == 303
 
 
-def test_a_cursor_that_no_page_gave_is_refused(client: Client) -> None:
+def test_invalid_cursor_is_refused_with_400(client: Client) -> None:
     runs = re.findall(r'href="(/admin/runs/[^"?]+)"', client.get("/admin/runs").text)
     for path in ("/admin/runs", "/admin/audit", "/admin/usage", runs[0]):
         assert client.get(f"{path}?cursor=nonsense").status == 400, path
 
 
-def test_every_change_is_in_the_audit(client: Client) -> None:
+def test_agent_score_change_is_in_the_audit(client: Client) -> None:
     client.post("/admin/agents/bot-1", {"creation": "4", "execution": "6", "note": "by hand"})
     page = client.get("/admin/audit?action=agent.").text
     assert "agent.intensity" in page
@@ -461,12 +459,12 @@ def test_every_change_is_in_the_audit(client: Client) -> None:
     assert "5.40" in client.get("/admin/agents/bot-1").text  # 0.3 × 4 + 0.7 × 6
 
 
-def test_health_tells_drift(client: Client) -> None:
+def test_health_page_reports_drift(client: Client) -> None:
     page = client.get("/admin/health?check=drift").text
     assert re.search(r"0 on all \d+ accounts", page)
 
 
-def test_a_run_shows_the_budgets_that_it_shares(guarded: FareboxProcess) -> None:
+def test_run_row_shows_its_shared_budgets(guarded: FareboxProcess) -> None:
     """Of the workflow, the agent, the key of its latest call and the project: as the control API tells them."""
     program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
     admin = {"authorization": "Bearer a-long-admin-key"}
@@ -496,7 +494,7 @@ def test_a_run_shows_the_budgets_that_it_shares(guarded: FareboxProcess) -> None
     assert "Key metered" in live, "the latest runs of the overview show them too"
 
 
-def test_a_keys_own_limit_blocks_what_it_blocks(guarded: FareboxProcess) -> None:
+def test_budgets_page_names_an_exhausted_key_limit(guarded: FareboxProcess) -> None:
     program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
     admin = {"authorization": "Bearer a-long-admin-key"}
     made = guarded.request("POST", "/api/keys", {"name": "spent", "limits": {"requests": 1, "window": "day"}}, admin)
@@ -507,7 +505,7 @@ def test_a_keys_own_limit_blocks_what_it_blocks(guarded: FareboxProcess) -> None
     assert "Key “spent” has used up its budget: 1 of 1 requests." in page
 
 
-def test_the_chart_ends_before_the_day_that_is_not_meant(client: Client) -> None:
+def test_chart_excludes_the_day_of_the_to_parameter(client: Client) -> None:
     found = re.search(r"data-chart='([^']+)'", client.get("/admin/usage?from=2026-01-01").text)
     assert found
     last = json.loads(html.unescape(found[1]))["days"][-1]
@@ -517,7 +515,7 @@ def test_the_chart_ends_before_the_day_that_is_not_meant(client: Client) -> None
     assert json.loads(html.unescape(found[1]))["days"][-1] == last
 
 
-def test_the_live_rows_move(gateway: FareboxProcess) -> None:
+def test_live_event_stream_sends_a_new_run(gateway: FareboxProcess) -> None:
     connection = http.client.HTTPConnection(urlsplit(gateway.url).netloc, timeout=20)
     connection.request("GET", "/admin/live/runs?workflow=triage", headers={"sec-fetch-site": "same-origin"})
     stream = connection.getresponse()

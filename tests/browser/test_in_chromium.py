@@ -70,7 +70,7 @@ def page(browser: Browser, gateway: FareboxProcess) -> Iterator[Page]:
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_every_page_loads_without_a_word_on_the_console(page: Page, path: str) -> None:
+def test_every_page_loads_without_console_messages(page: Page, path: str) -> None:
     answer = page.goto(f"/admin{path}")
     assert answer is not None
     assert answer.status == 200
@@ -89,9 +89,7 @@ def test_every_page_fits_on_a_phone(browser: Browser, gateway: FareboxProcess, p
 
 @pytest.mark.parametrize("width", [375, 1280])
 @pytest.mark.parametrize("path", ["", "/usage", "/workflows", "/runs"])
-def test_the_longest_name_does_not_widen_a_page(
-    browser: Browser, gateway: FareboxProcess, path: str, width: int
-) -> None:
+def test_longest_name_does_not_widen_a_page(browser: Browser, gateway: FareboxProcess, path: str, width: int) -> None:
     longest = "w" * 128
     assert gateway.chat("hi", tagged(longest, longest, longest), model="small", max_tokens=20).status == 200
     context = browser.new_context(base_url=gateway.url, viewport={"width": width, "height": 700})
@@ -113,7 +111,7 @@ def test_every_page_can_be_read_without_scripts(browser: Browser, gateway: Fareb
     context.close()
 
 
-def test_live_rows_move_while_traffic_runs(page: Page, gateway: FareboxProcess) -> None:
+def test_live_rows_update_while_calls_are_made(page: Page, gateway: FareboxProcess) -> None:
     from playwright.sync_api import expect
 
     page.goto("/admin/runs?workflow=live")
@@ -129,7 +127,7 @@ def test_live_rows_move_while_traffic_runs(page: Page, gateway: FareboxProcess) 
     assert page.locator("input[name=workflow]").input_value() == "live"
 
 
-def test_the_budget_of_a_workflow_moves_under_each_of_its_runs(page: Page, gateway: FareboxProcess) -> None:
+def test_workflow_budget_updates_on_each_of_its_run_rows(page: Page, gateway: FareboxProcess) -> None:
     from playwright.sync_api import expect
 
     page.goto("/admin/runs?workflow=intake")
@@ -149,7 +147,7 @@ def test_the_budget_of_a_workflow_moves_under_each_of_its_runs(page: Page, gatew
     assert "project default, this month" in page.locator("#of-project").inner_text()
 
 
-def test_filters_go_into_the_address(page: Page) -> None:
+def test_filters_are_kept_in_the_url(page: Page) -> None:
     page.goto("/admin/runs")
     page.get_by_label("Workflow").fill("triage")
     page.get_by_role("button", name="Filter").click()
@@ -159,7 +157,7 @@ def test_filters_go_into_the_address(page: Page) -> None:
     page.wait_for_url("**/admin/runs?workflow=triage&state=active")
 
 
-def test_a_setting_is_changed_looked_at_saved_and_taken_back(page: Page) -> None:
+def test_settings_are_changed_reviewed_saved_and_reverted(page: Page) -> None:
     page.goto("/admin/settings")
     page.get_by_label("max retry attempts").fill("4")
     page.get_by_label("compression enabled").check()
@@ -177,7 +175,7 @@ def test_a_setting_is_changed_looked_at_saved_and_taken_back(page: Page) -> None
     assert not page.get_by_label("compression enabled").is_checked()
 
 
-def test_a_run_is_paused_resumed_and_given_a_budget(page: Page) -> None:
+def test_run_is_paused_resumed_and_given_a_budget(page: Page) -> None:
     page.goto("/admin/runs/r-3")
     page.get_by_role("button", name="Pause").click()
     assert page.locator(".title .state").inner_text() == "paused"
@@ -193,7 +191,7 @@ def test_a_run_is_paused_resumed_and_given_a_budget(page: Page) -> None:
     assert page.get_by_text("held → settled").first.is_visible()
 
 
-def test_a_bar_of_the_time_line_opens_its_call(page: Page) -> None:
+def test_timeline_bar_opens_its_call(page: Page) -> None:
     page.goto("/admin/runs/r-1")
     page.locator(".lane a").first.click()
     assert page.locator("li.call:target details[open]").count() == 1
@@ -201,7 +199,7 @@ def test_a_bar_of_the_time_line_opens_its_call(page: Page) -> None:
     assert page.locator("li.call:target details[open]").count() == 1, "the address says which"
 
 
-def test_settings_offer_the_way_on_once_something_is_edited(page: Page) -> None:
+def test_review_button_appears_only_after_an_edit(page: Page) -> None:
     page.goto("/admin/settings")
     way_on = page.get_by_role("button", name="See what would change")
     assert not way_on.is_visible()
@@ -212,7 +210,7 @@ def test_settings_offer_the_way_on_once_something_is_edited(page: Page) -> None:
     assert not way_on.is_visible()
 
 
-def test_a_chart_tells_the_day_under_the_pointer(page: Page) -> None:
+def test_chart_shows_the_day_under_the_pointer(page: Page) -> None:
     page.goto("/admin/usage?group_by=workflow")
     parts = page.locator(".parts li")
     assert {"intake", "triage"} <= {text.split()[0] for text in parts.all_inner_texts()}
@@ -222,7 +220,7 @@ def test_a_chart_tells_the_day_under_the_pointer(page: Page) -> None:
     assert not parts.first.inner_text().startswith("together")
 
 
-def test_a_budget_is_made_changed_and_deleted(page: Page) -> None:
+def test_budget_is_created_changed_and_deleted(page: Page) -> None:
     page.goto("/admin/budgets")
     page.get_by_label("Whose name matches").fill("nightly-*")
     page.locator("input[name=tokens]").fill("5000")
@@ -238,7 +236,7 @@ def test_a_budget_is_made_changed_and_deleted(page: Page) -> None:
     assert page.locator("tr", has_text="nightly-*").count() == 0
 
 
-def test_a_declaration_is_previewed_while_it_is_typed(page: Page) -> None:
+def test_declaration_is_previewed_while_typing(page: Page) -> None:
     from playwright.sync_api import expect
 
     page.goto("/admin/workflows?name=typed")
@@ -253,7 +251,7 @@ def test_a_declaration_is_previewed_while_it_is_typed(page: Page) -> None:
     assert page.locator(".title .state").inner_text() == "observe"
 
 
-def test_an_agents_score_is_set(page: Page) -> None:
+def test_agent_score_is_set(page: Page) -> None:
     page.goto("/admin/agents/bot-0")
     page.get_by_label("Creation").fill("2")
     page.get_by_label("Execution").fill("8")
@@ -263,7 +261,7 @@ def test_an_agents_score_is_set(page: Page) -> None:
     assert "measured elsewhere" in page.locator("main").inner_text()
 
 
-def test_usage_is_explored(page: Page) -> None:
+def test_usage_is_filtered_and_downloaded(page: Page) -> None:
     page.goto("/admin/usage")
     assert page.locator(".chart canvas").count() == 1
     page.locator("[name=metric]").select_option("cost_usd")
@@ -279,7 +277,7 @@ def test_usage_is_explored(page: Page) -> None:
     assert download.value.suggested_filename.endswith(".csv")
 
 
-def test_the_theme_follows_the_system_until_somebody_chooses(browser: Browser, gateway: FareboxProcess) -> None:
+def test_theme_follows_the_system_until_one_is_chosen(browser: Browser, gateway: FareboxProcess) -> None:
     def paper() -> str:
         return str(page.evaluate("getComputedStyle(document.body.parentElement).backgroundColor"))
 
@@ -295,7 +293,7 @@ def test_the_theme_follows_the_system_until_somebody_chooses(browser: Browser, g
     context.close()
 
 
-def test_the_keyboard_is_enough(page: Page) -> None:
+def test_runs_page_is_usable_by_keyboard(page: Page) -> None:
     page.goto("/admin/runs")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
@@ -307,7 +305,7 @@ def test_the_keyboard_is_enough(page: Page) -> None:
     page.wait_for_url("**/admin/runs?workflow=intake")
 
 
-def test_logging_in_and_out(browser: Browser, guarded: FareboxProcess) -> None:
+def test_login_and_logout(browser: Browser, guarded: FareboxProcess) -> None:
     program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
     form = {"name": "lena", "password": "a quiet long password", "role": "viewer"}
     assert program.post("/admin/people", form).status == 303
@@ -332,7 +330,7 @@ def test_logging_in_and_out(browser: Browser, guarded: FareboxProcess) -> None:
     context.close()
 
 
-def test_the_first_key_made_here_locks_nobody_out(browser: Browser, tmp_path: Path) -> None:
+def test_first_key_leads_to_setting_a_password(browser: Browser, tmp_path: Path) -> None:
     """From the first key on the pages ask for a login: whoever made it is led to set one."""
     from tests.browser.conftest import CONFIG
     from tests.farebox_process import running_farebox
