@@ -101,7 +101,7 @@ lock: ## Update the locked dependencies (needs uv); only releases at least a wee
 	@touch $@
 
 docs-pages: install-dev ## Regenerate the pages that are made from code
-	FAREBOX_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/docs tests/clients -k "made_from or the_page_says"
+	FAREBOX_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/docs tests/clients -k up_to_date
 
 snapshot: install-dev ## Regenerate migrations/embedded.sql after a new migration
 	FAREBOX_WRITE_SNAPSHOT=1 $(BIN)/python -m pytest -q tests/gateway/test_store_snapshot.py -k made_from

@@ -24,12 +24,12 @@ def functions(file: str) -> frozenset[str]:
     return frozenset(node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
 
 
-def test_every_case_is_in_the_map() -> None:
+def test_catalogue_has_every_case() -> None:
     assert list(CASES) == [str(number) for number in range(1, 117)]
 
 
 @pytest.mark.parametrize("number", CASES)
-def test_a_case_has_tests_that_exist_or_a_reason(number: str) -> None:
+def test_case_names_existing_tests_or_a_reason(number: str) -> None:
     case = CASES[number]
     assert case.keys() <= {"tier", "case", "tests", "reason"}
     assert case["tier"] in ("c", "n", "r")
@@ -39,7 +39,7 @@ def test_a_case_has_tests_that_exist_or_a_reason(number: str) -> None:
         assert name in functions(file), f"{named} is not there any more"
 
 
-def test_what_the_promises_name_exists() -> None:
+def test_tests_named_by_the_promises_page_exist() -> None:
     named = _NAMED.findall(PROMISES.read_text())
     assert len(named) > 40
     for file, name in named:
@@ -47,7 +47,7 @@ def test_what_the_promises_name_exists() -> None:
         assert not name or name in functions(file), f"{file}::{name}"
 
 
-def test_every_promise_says_what_holds_it_and_where_it_ends() -> None:
+def test_every_promise_has_mechanism_tests_and_limits() -> None:
     parts = re.split(r"^## (P\d+) ", PROMISES.read_text(), flags=re.MULTILINE)
     assert parts[1::2] == [f"P{number}" for number in range(1, 16)]
     for text in parts[2::2]:

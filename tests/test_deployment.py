@@ -56,21 +56,21 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("title", "expression"), list(expressions()))
-def test_every_query_asks_for_metrics_that_exist(title: str, expression: str) -> None:
+def test_every_dashboard_and_alert_query_uses_existing_metrics(title: str, expression: str) -> None:
     asked = set(_METRIC.findall(expression))
     assert asked <= metric_names(), f"{title}: {asked - metric_names()}"
     assert asked or "up{" in expression
     assert expression.count("(") == expression.count(")")
 
 
-def test_every_metric_is_shown_or_watched() -> None:
+def test_every_metric_is_used_by_a_dashboard_or_an_alert() -> None:
     asked = {name for _, expression in expressions() for name in _METRIC.findall(expression)}
     series = {re.sub(r"_(bucket|sum|count)$", "", name) for name in metric_names()}
     shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked}
     assert series - shown == set()
 
 
-def test_every_metric_is_explained() -> None:
+def test_every_metric_is_documented() -> None:
     page = (ROOT / "docs/observability.md").read_text()
     table = page[page.index("## Metrics") : page.index("## Spans")]
     # Several of one family share a line, where only their endings differ.
@@ -85,7 +85,7 @@ def faults_of(compose: Any) -> list[str]:
     return [f"{'/'.join(map(str, fault.absolute_path))}: {fault.message}" for fault in found]
 
 
-def test_the_compose_file_is_one_by_the_specification() -> None:
+def test_compose_file_is_valid_by_the_specification() -> None:
     assert faults_of(COMPOSE) == []
     slip = copy.deepcopy(COMPOSE)
     slip["services"]["redis"]["restarts"] = slip["services"]["redis"].pop("restart")
@@ -93,14 +93,14 @@ def test_the_compose_file_is_one_by_the_specification() -> None:
     assert {fault.split(":")[0] for fault in faults_of(slip)} >= {"services/redis", "services/caddy/depends_on"}
 
 
-def test_the_compose_file_names_versions_of_images_and_networks_that_there_are() -> None:
+def test_compose_images_have_versions_and_networks_exist() -> None:
     for name, service in SERVICES.items():
         assert service.get("build") or re.search(r":[\w.-]*\d", service["image"]), f"{name}: an image without a version"
         for network in service["networks"]:
             assert network in COMPOSE["networks"], name
 
 
-def test_every_service_waits_for_what_it_needs_and_tells_how_it_is() -> None:
+def test_compose_services_wait_for_healthy_or_completed_dependencies() -> None:
     for name, service in SERVICES.items():
         for needed, how in service.get("depends_on", {}).items():
             if how["condition"] == "service_healthy":
@@ -112,14 +112,14 @@ def test_every_service_waits_for_what_it_needs_and_tells_how_it_is() -> None:
     assert "HEALTHCHECK" in (ROOT / "Dockerfile").read_text()
 
 
-def test_every_volume_is_declared_and_every_file_exists() -> None:
+def test_compose_volumes_are_declared_and_files_exist() -> None:
     for name, service in SERVICES.items():
         for volume in service.get("volumes", ()):
             source = re.sub(r"\$\{\w+:-(.*?)\}", r"\1", volume).split(":")[0]
             assert source in COMPOSE["volumes"] or (ROOT / source).is_file(), f"{name}: {source}"
 
 
-def test_gateways_differ_in_nothing_but_their_spool() -> None:
+def test_compose_gateways_differ_only_in_their_spool() -> None:
     first, second = (dict(SERVICES[name]) for name in GATEWAYS)
     volumes = [first.pop("volumes"), second.pop("volumes")]
     assert first == second
@@ -128,14 +128,14 @@ def test_gateways_differ_in_nothing_but_their_spool() -> None:
     assert first["read_only"] is True
 
 
-def test_every_variable_is_explained_in_the_example() -> None:
+def test_env_example_has_every_compose_variable() -> None:
     asked = set(_VARIABLE.findall((ROOT / "docker-compose.yml").read_text()))
     given = {line.partition("=")[0] for line in (ROOT / ".env.example").read_text().splitlines() if "=" in line}
     given = {name for name in given if re.fullmatch(r"[A-Z_]+", name)}
     assert asked == given
 
 
-def test_the_gateways_of_the_compose_file_are_configured_by_variables_that_count() -> None:
+def test_compose_variables_configure_the_gateway() -> None:
     variables = {
         name: re.sub(r"\$\{.*?\}", "secret", value) for name, value in SERVICES["gateway-1"]["environment"].items()
     }
@@ -146,7 +146,7 @@ def test_the_gateways_of_the_compose_file_are_configured_by_variables_that_count
     assert config.server.host == "0.0.0.0"
 
 
-async def test_redis_as_the_compose_file_starts_it_is_fit_to_keep_money() -> None:
+async def test_redis_with_the_compose_options_opens_without_warnings() -> None:
     options = [re.sub(r"\$\{\w+(:-(\w+)|:\?.*?)\}", r"\2", word) for word in SERVICES["redis"]["command"][1:]]
     assert options[-2] == "--requirepass"
     try:
@@ -163,7 +163,7 @@ async def test_redis_as_the_compose_file_starts_it_is_fit_to_keep_money() -> Non
         server.remove()
 
 
-def test_secrets_are_made_once_and_for_their_owner(tmp_path: Path) -> None:
+def test_make_env_writes_secrets_once_with_mode_600(tmp_path: Path) -> None:
     target = tmp_path / ".env"
     made = subprocess.run([ROOT / "deploy/make-env.sh", target], capture_output=True, text=True, check=True)
     assert str(target) in made.stdout
@@ -177,7 +177,7 @@ def test_secrets_are_made_once_and_for_their_owner(tmp_path: Path) -> None:
     assert again.returncode == 1
 
 
-def test_the_image_copies_what_exists_and_runs_as_nobody_in_particular() -> None:
+def test_dockerfile_copies_existing_files_and_runs_as_a_numeric_user() -> None:
     text = (ROOT / "Dockerfile").read_text()
     allowed = (ROOT / ".dockerignore").read_text()
     for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE):
@@ -189,7 +189,7 @@ def test_the_image_copies_what_exists_and_runs_as_nobody_in_particular() -> None
     assert text.count("--require-hashes") == 2
 
 
-def test_what_the_image_copies_is_enough_to_build_the_package(tmp_path: Path) -> None:
+def test_files_copied_into_the_image_build_the_package(tmp_path: Path) -> None:
     """The context that .dockerignore lets through and the Dockerfile copies, built by the backend that pip asks there."""
     copied = re.findall(r"^COPY (?!--from)(.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     for line in copied:
@@ -214,7 +214,7 @@ def braces_match(text: str) -> bool:
     return text.count("{") == text.count("}")
 
 
-def test_the_load_balancers_know_both_gateways_and_let_answers_stream() -> None:
+def test_load_balancers_have_both_gateways_and_do_not_buffer() -> None:
     caddy, nginx = ((ROOT / "deploy" / name).read_text() for name in ("Caddyfile", "nginx.conf"))
     for gateway in GATEWAYS:
         assert f"{gateway}:4000" in caddy
@@ -228,7 +228,7 @@ def test_the_load_balancers_know_both_gateways_and_let_answers_stream() -> None:
     assert "non_idempotent" not in nginx, "a call that was sent may have been paid for: it must not be sent twice"
 
 
-def test_no_probe_is_answered_outside() -> None:
+def test_load_balancers_do_not_expose_health_endpoints() -> None:
     caddy, nginx = ((ROOT / "deploy" / name).read_text() for name in ("Caddyfile", "nginx.conf"))
     patterns = re.findall(r"@internal path (.+)", caddy)[0].split()
     (location,) = re.findall(r"location ~ (\S+) \{\s+return 404;", nginx)
@@ -237,7 +237,7 @@ def test_no_probe_is_answered_outside() -> None:
         assert re.search(location, route.path), route.path
 
 
-def test_the_systemd_unit_waits_for_as_long_as_the_gateway_drains() -> None:
+def test_systemd_and_compose_stop_timeouts_cover_the_drain_time() -> None:
     unit = (ROOT / "deploy/systemd/farebox.service").read_text()
     stop_s = int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[0])
     drain_s = read_config(ROOT / "config.example.yaml", {}).server.drain_seconds
@@ -248,7 +248,7 @@ def test_the_systemd_unit_waits_for_as_long_as_the_gateway_drains() -> None:
     assert "ProtectSystem=strict" in unit
 
 
-def test_the_chart_wants_an_admin_key_as_long_as_the_gateway_does() -> None:
+def test_chart_requires_the_same_admin_key_length_as_the_gateway() -> None:
     schema = json.loads((ROOT / "deploy/helm/farebox/values.schema.json").read_text())
     pattern = re.compile(schema["properties"]["adminKey"]["pattern"])
     taken = [length for length in range(1, 64) if pattern.search("k" * length)]

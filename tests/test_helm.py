@@ -93,13 +93,13 @@ def variables(document: dict[str, Any], secrets: dict[str, str]) -> dict[str, st
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_helm_finds_nothing_to_complain_about(name: str) -> None:
+def test_helm_lint_reports_no_warning(name: str) -> None:
     done = helm("lint", "--strict", str(CHART), values=SETS[name])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[WARNING]" not in done.stdout
 
 
-def test_every_document_is_what_kubernetes_takes_and_a_slip_of_the_pen_is_noticed() -> None:
+def test_rendered_documents_are_valid_and_an_unknown_field_is_noticed() -> None:
     wrong = json.loads(json.dumps(one(rendered("minimal"), "StatefulSet")))
     wrong["metadata"]["name"] = "slip"
     wrong["spec"]["template"]["spec"]["container"] = []
@@ -109,7 +109,7 @@ def test_every_document_is_what_kubernetes_takes_and_a_slip_of_the_pen_is_notice
     assert [fault.partition(": ")[0] for fault in faults] == [f"StatefulSet slip as of {one}" for one in VERSIONS]
 
 
-def test_the_values_that_the_documentation_shows_are_taken() -> None:
+def test_documented_values_render() -> None:
     (shown,) = (block for block in blocks(ROOT / "docs/deployment.md") if "values" in block.notes)
     documents = render(yaml.safe_load(shown.text))
     kinds = {item["kind"] for item in documents}
@@ -117,7 +117,7 @@ def test_the_values_that_the_documentation_shows_are_taken() -> None:
     assert "Secret" not in kinds
 
 
-def test_what_would_lose_money_or_not_start_does_not_render() -> None:
+def test_unsafe_or_unusable_values_do_not_render() -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({}, "set storage.ledger"),
         ({"storage": MINIMAL["storage"]}, "set adminKey"),
@@ -135,7 +135,7 @@ def test_what_would_lose_money_or_not_start_does_not_render() -> None:
         assert said in done.stderr, done.stderr
 
 
-def test_the_gateway_understands_the_variables_and_the_file_that_it_is_given(tmp_path: Path) -> None:
+def test_gateway_reads_the_rendered_variables_and_configuration(tmp_path: Path) -> None:
     documents = rendered("everything")
     secrets = one(documents, "Secret")["stringData"]
     found = variables(one(documents, "StatefulSet"), secrets)
@@ -158,7 +158,7 @@ def test_the_gateway_understands_the_variables_and_the_file_that_it_is_given(tmp
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_every_pod_runs_as_nobody_and_writes_only_where_it_may(name: str) -> None:
+def test_pods_run_as_non_root_with_a_read_only_file_system(name: str) -> None:
     pods = [item for item in rendered(name) if item["kind"] in ("StatefulSet", "Job")]
     assert len(pods) == (1 if name == "embedded" else 2)
     for item in pods:
@@ -178,7 +178,7 @@ def test_every_pod_runs_as_nobody_and_writes_only_where_it_may(name: str) -> Non
         assert "cpu" not in inside["resources"]["limits"]
 
 
-def test_the_tables_are_brought_up_before_any_gateway_starts() -> None:
+def test_migration_job_runs_before_install_and_upgrade() -> None:
     documents = rendered("minimal")
     job = one(documents, "Job", "-migrate")
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
@@ -195,7 +195,7 @@ def test_the_tables_are_brought_up_before_any_gateway_starts() -> None:
     assert container(one(own, "Job", "-migrate"))["env"][0]["valueFrom"]["secretKeyRef"]["name"] == "farebox-secrets"
 
 
-def test_a_change_of_configuration_or_secret_replaces_the_gateways() -> None:
+def test_changed_configuration_or_secret_changes_the_pod_checksums() -> None:
     def checksums(values: dict[str, Any]) -> dict[str, str]:
         return dict(one(render(values), "StatefulSet")["spec"]["template"]["metadata"]["annotations"])
 
@@ -208,14 +208,14 @@ def test_a_change_of_configuration_or_secret_replaces_the_gateways() -> None:
     assert rotated["checksum/config"] == before["checksum/config"]
 
 
-def test_a_pod_is_given_the_time_that_the_gateway_drains() -> None:
+def test_termination_grace_period_covers_the_drain_time() -> None:
     gateway = one(render({**MINIMAL, "server": {"drainSeconds": 120}}), "StatefulSet")
     assert gateway["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 140
     assert container(gateway)["lifecycle"]["preStop"] == {"exec": {"command": ["sleep", "5"]}}
     assert variables(gateway, {"ledger": "", "store": "", "admin-key": ""})["FAREBOX_SERVER_DRAIN_SECONDS"] == "120"
 
 
-def test_the_bodies_of_requests_in_flight_fit_into_the_memory_of_a_pod() -> None:
+def test_request_bodies_fit_into_the_memory_limit_of_a_pod() -> None:
     inside = container(gateway := one(rendered("minimal"), "StatefulSet"))
     bodies = int(variables(gateway, {"ledger": "", "store": "", "admin-key": ""})["FAREBOX_SERVER_BODIES_BYTES_MAX"])
     assert inside["resources"]["limits"]["memory"] == "1Gi"
@@ -223,7 +223,7 @@ def test_the_bodies_of_requests_in_flight_fit_into_the_memory_of_a_pod() -> None
     assert 200_000_000 + 2.5 * bodies < 2**30
 
 
-def test_everything_that_selects_pods_selects_the_gateways_and_not_the_job() -> None:
+def test_selectors_match_the_gateways_and_not_the_migration_job() -> None:
     documents = rendered("everything")
     labels = one(documents, "StatefulSet")["spec"]["template"]["metadata"]["labels"]
     of_job = one(documents, "Job", "-migrate")["spec"]["template"]["metadata"]["labels"]
@@ -247,7 +247,7 @@ def test_everything_that_selects_pods_selects_the_gateways_and_not_the_job() -> 
     assert one(documents, "ServiceMonitor")["metadata"]["labels"]["release"] == "prometheus"
 
 
-def test_the_autoscaler_alone_says_how_many_gateways_there_are() -> None:
+def test_autoscaler_replaces_the_replica_count() -> None:
     documents = rendered("everything")
     target = one(documents, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]
     gateway = one(documents, "StatefulSet")
@@ -256,7 +256,7 @@ def test_the_autoscaler_alone_says_how_many_gateways_there_are() -> None:
     assert one(rendered("minimal"), "StatefulSet")["spec"]["replicas"] == 2
 
 
-def test_probes_and_paths_from_outside_are_those_of_the_gateway() -> None:
+def test_probes_and_ingress_paths_are_those_of_the_gateway() -> None:
     documents = rendered("everything")
     inside = container(one(documents, "StatefulSet"))
     probes = {name: inside[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
@@ -265,14 +265,14 @@ def test_probes_and_paths_from_outside_are_those_of_the_gateway() -> None:
     assert [path["path"] for path in rule["http"]["paths"]] == ["/v1", "/w", "/api", "/admin"]
 
 
-def test_chart_image_and_package_are_of_one_version() -> None:
+def test_chart_and_package_have_the_same_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert project is not None
     assert chart["version"] == chart["appVersion"] == project[1]
 
 
-def test_the_schema_of_the_values_knows_every_value() -> None:
+def test_values_schema_has_every_value() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert set(values) == set(schema["properties"]) - {"global"}
@@ -289,7 +289,7 @@ exec timeout -s TERM -k 30 60 "$2" -m gateway serve --port 0
 """
 
 
-def test_a_gateway_writes_nowhere_but_where_the_chart_lets_it(tmp_path: Path) -> None:
+def test_gateway_runs_with_only_the_charts_writable_folders(tmp_path: Path) -> None:
     """The real one, on a file system that is read-only but for its data and temporary folders, from start to stop."""
     given = variables(one(rendered("embedded"), "StatefulSet"), {"admin-key": "an-admin-key-of-some-length"})
     moved = {name: value.replace("/data", "/mnt") for name, value in given.items() if name != "FAREBOX_CONFIG"}

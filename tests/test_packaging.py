@@ -50,7 +50,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def the_wheel(folder: Path) -> Path:
+def only_wheel(folder: Path) -> Path:
     (found,) = folder.glob("farebox-*.whl")
     return found
 
@@ -60,8 +60,8 @@ def names_in(wheel: Path) -> set[str]:
         return set(files.namelist())
 
 
-def test_the_wheel_has_all_that_runs_and_nothing_else(dist: Path) -> None:
-    names = names_in(the_wheel(dist))
+def test_wheel_has_both_packages_and_no_tests_or_caches(dist: Path) -> None:
+    names = names_in(only_wheel(dist))
     tops = {name.partition("/")[0] for name in names}
     assert tops == {"gateway", "policies", f"farebox-{PROJECT['version']}.dist-info"}
     tracked = subprocess.run(
@@ -80,8 +80,8 @@ def test_the_wheel_has_all_that_runs_and_nothing_else(dist: Path) -> None:
     assert len(license_files) == 1
 
 
-def test_the_metadata_say_what_the_project_says(dist: Path) -> None:
-    wheel = the_wheel(dist)
+def test_wheel_metadata_agree_with_pyproject(dist: Path) -> None:
+    wheel = only_wheel(dist)
     info = f"farebox-{PROJECT['version']}.dist-info"
     with zipfile.ZipFile(wheel) as files:
         metadata = email.message_from_bytes(files.read(f"{info}/METADATA"))
@@ -95,7 +95,7 @@ def test_the_metadata_say_what_the_project_says(dist: Path) -> None:
     assert "# Farebox" in metadata.get_payload()
 
 
-def test_the_sdist_makes_the_same_wheel(dist: Path, tmp_path: Path) -> None:
+def test_sdist_builds_the_same_wheel(dist: Path, tmp_path: Path) -> None:
     (packed,) = dist.glob("farebox-*.tar.gz")
     with tarfile.open(packed) as files:
         names = files.getnames()
@@ -103,7 +103,7 @@ def test_the_sdist_makes_the_same_wheel(dist: Path, tmp_path: Path) -> None:
     subprocess.run(["tar", "-xzf", packed, "-C", tmp_path], check=True)
     (source,) = tmp_path.iterdir()
     build(source, tmp_path / "again", "-t", "wheel")
-    assert names_in(the_wheel(tmp_path / "again")) == names_in(the_wheel(dist))
+    assert names_in(only_wheel(tmp_path / "again")) == names_in(only_wheel(dist))
     for needed in (
         "Makefile",
         "requirements/runtime.txt",
@@ -184,11 +184,11 @@ def check(farebox: Installed, folder: Path) -> None:
     assert "is 000" in farebox("migrate")
 
 
-def test_what_is_in_the_wheel_runs_without_the_source_tree(dist: Path, tmp_path: Path) -> None:
+def test_unpacked_wheel_runs_without_the_source_tree(dist: Path, tmp_path: Path) -> None:
     """Unpacked as pip would, before the dependencies of this venv."""
     site, folder = tmp_path / "site", tmp_path / "work"
     folder.mkdir()
-    with zipfile.ZipFile(the_wheel(dist)) as files:
+    with zipfile.ZipFile(only_wheel(dist)) as files:
         files.extractall(site)
     where = subprocess.run(
         [sys.executable, "-c", "import gateway; print(gateway.__file__)"],
@@ -210,7 +210,7 @@ def empty_venv(tmp_path: Path) -> Path:
 
 @pytest.mark.skipif(not os.environ.get("FAREBOX_TEST_RELEASE"), reason="an empty venv is filled before a release")
 @pytest.mark.timeout(900)
-def test_it_installs_with_hashes_runs_and_leaves_nothing(dist: Path, tmp_path: Path, empty_venv: Path) -> None:
+def test_wheel_installs_with_hashes_runs_and_uninstalls_cleanly(dist: Path, tmp_path: Path, empty_venv: Path) -> None:
     def pip(*arguments: str) -> None:
         command = [
             str(empty_venv / "bin" / "python"),
@@ -227,7 +227,7 @@ def test_it_installs_with_hashes_runs_and_leaves_nothing(dist: Path, tmp_path: P
     pip("install", "--require-hashes", "--only-binary", ":all:", "-r", str(ROOT / "requirements" / "runtime.txt"))
     (site,) = empty_venv.glob("lib/python*/site-packages")
     before = {path for path in site.iterdir() if path.name != "__pycache__"}
-    pip("install", "--no-deps", str(the_wheel(dist)))
+    pip("install", "--no-deps", str(only_wheel(dist)))
     farebox = Installed([str(empty_venv / "bin" / "farebox")], folder, {})
     check(farebox, folder)
     assert "refused" in farebox("demo")

@@ -35,7 +35,7 @@ def pins(lock: str) -> dict[str, tuple[str, int]]:
     return found
 
 
-def test_no_file_runs_code_at_every_start_of_python() -> None:
+def test_no_unknown_pth_file_runs_code_at_python_start() -> None:
     found = {path.name for path in SITE_PACKAGES.glob("*.pth")}
     assert found <= PTH_ALLOWED, f"{found - PTH_ALLOWED}: who put it there, and what does it do?"
     assert not [name for name in ("sitecustomize", "usercustomize") if (SITE_PACKAGES / f"{name}.py").exists()]
@@ -45,13 +45,13 @@ def test_no_file_runs_code_at_every_start_of_python() -> None:
 
 
 @pytest.mark.parametrize("lock", sorted(path.name for path in (ROOT / "requirements").glob("*.txt")))
-def test_every_pin_of_a_lock_has_its_hashes(lock: str) -> None:
+def test_every_pin_of_a_lock_has_hashes(lock: str) -> None:
     found = pins(lock)
     assert found
     assert {name for name, (_, hashes) in found.items() if not hashes} == set()
 
 
-def test_the_locks_agree_and_hold_what_the_project_names() -> None:
+def test_locks_agree_and_pin_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     runtime, dev = pins("runtime.txt"), pins("dev.txt")
     named = {re.match(r"[a-z0-9-]+", one)[0] for one in project["dependencies"]}  # type: ignore[index]
@@ -99,7 +99,7 @@ def in_the_tree() -> dict[str, Path]:
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the tree is known by git")
-def test_the_wheel_is_the_tree(wheel: zipfile.ZipFile) -> None:
+def test_wheel_equals_the_git_tree(wheel: zipfile.ZipFile) -> None:
     """The release that carried code nobody had committed was built by hand; this one has nothing that git does not know."""
     expected = in_the_tree()
     shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
@@ -110,7 +110,7 @@ def test_the_wheel_is_the_tree(wheel: zipfile.ZipFile) -> None:
     assert beside == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
 
 
-def test_the_wheel_has_what_works_offline(wheel: zipfile.ZipFile) -> None:
+def test_wheel_contains_offline_resources(wheel: zipfile.ZipFile) -> None:
     """Tables of the tokenizer and the pages' own files: nothing of them is fetched."""
     names = "\n".join(wheel.namelist())
     for part in (
@@ -145,7 +145,7 @@ def in_a_new_python(code: str) -> str:
     return done.stdout
 
 
-def test_an_import_opens_no_connection_and_looks_nobody_up() -> None:
+def test_import_opens_no_connection_and_resolves_no_name() -> None:
     in_a_new_python(
         "import socket\n"
         "def refuse(*_, **__): raise AssertionError('an import wants to talk to somebody')\n"
@@ -156,7 +156,7 @@ def test_an_import_opens_no_connection_and_looks_nobody_up() -> None:
     )
 
 
-def test_an_import_is_quick() -> None:
+def test_import_takes_less_than_2_5_cpu_seconds() -> None:
     """CPU time, the better of two: other work on the machine does not count, a cold file cache counts once."""
     code = "import time; started = time.process_time(); import gateway.app; print(time.process_time() - started)"
     assert min(float(in_a_new_python(code)) for _ in range(2)) < IMPORT_CPU_S_MAX

@@ -22,7 +22,7 @@ def _id(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_id)
-def test_a_file_is_short_and_named_by_what_it_holds(path: Path) -> None:
+def test_file_is_short_and_has_an_allowed_name(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") <= FILE_LINES_MAX
     assert path.stem not in FORBIDDEN_NAMES
@@ -42,7 +42,7 @@ def test_functions_are_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_id)
-def test_no_module_keeps_changing_state(path: Path) -> None:
+def test_module_has_no_global_statement(path: Path) -> None:
     changed = [node.names for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Global)]
     assert changed == []
 
@@ -53,12 +53,12 @@ def test_policies_read_no_clock(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_id)
-def test_a_module_says_what_it_is_for(path: Path) -> None:
+def test_module_has_a_docstring(path: Path) -> None:
     text = path.read_text()
     assert not text.strip() or ast.get_docstring(ast.parse(text)), "the module has no docstring"
 
 
-def test_policies_are_tested_by_tables_of_their_own() -> None:
+def test_every_policies_module_has_a_test_module() -> None:
     modules = {path.stem for path in ROOT.glob("policies/*.py")} | {
         path.parent.name for path in ROOT.glob("policies/*/__init__.py")
     }

@@ -55,7 +55,7 @@ def environment() -> dict[str, str]:
     return QUIET | {"PATH": f"{AIDER_FOLDER}:{os.environ['PATH']}"}
 
 
-def test_an_edit_on_the_budget_of_its_run(served: Served, folder: Path) -> None:
+def test_aider_edit_is_charged_to_its_run(served: Served, folder: Path) -> None:
     served.provider.script(text=EDIT)
     done = run(command(served, "roomy", "s-aider"), folder, **environment())
     assert (folder / "clock.py").read_text() == AFTER, done
@@ -66,7 +66,7 @@ def test_an_edit_on_the_budget_of_its_run(served: Served, folder: Path) -> None:
     assert shown["tokens"]["settled"] > 0
 
 
-def test_headers_of_the_model_are_heard_before_the_path(served: Served, folder: Path) -> None:
+def test_aider_model_headers_take_precedence_over_the_path(served: Served, folder: Path) -> None:
     headers = {"x-workflow-run-id": "s-aider-headers", "x-workflow-step": "review"}
     settings = [{"name": "openai/fake", "extra_params": {"extra_headers": headers}}]
     (folder / ".aider.model.settings.yml").write_text(yaml.safe_dump(settings))
@@ -77,7 +77,7 @@ def test_headers_of_the_model_are_heard_before_the_path(served: Served, folder: 
     assert (shown["workflow"], [step["step"] for step in shown["steps"]]) == ("roomy", ["review"])
 
 
-def test_a_refusal_names_the_budget_is_repeated_for_nothing_and_ends_with_ctrl_c(served: Served, folder: Path) -> None:
+def test_aider_shows_the_refusal_and_its_retries_end_with_ctrl_c(served: Served, folder: Path) -> None:
     """LiteLLM makes an `APIError` of every 402, and aider repeats those for a minute, whatever the answer says."""
     before = refusals(served)
     process = subprocess.Popen(

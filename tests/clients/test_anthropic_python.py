@@ -35,7 +35,7 @@ async def async_client(served: Served) -> AsyncIterator[anthropic.AsyncAnthropic
         yield opened
 
 
-def test_a_message_with_a_budget(served: Served, client: anthropic.Anthropic) -> None:
+def test_message_is_charged_to_its_run_budget(served: Served, client: anthropic.Anthropic) -> None:
     served.provider.script(text=TEXT)
     raw = client.messages.with_raw_response.create(
         model="claude", max_tokens=100, system=CACHED, messages=MESSAGES, extra_headers=roomy("a-plain")
@@ -53,7 +53,7 @@ def test_a_message_with_a_budget(served: Served, client: anthropic.Anthropic) ->
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["", "of a provider that ignores it"])
-def test_a_stream_of_a_message(served: Served, client: anthropic.Anthropic, ignored: bool) -> None:
+def test_message_stream(served: Served, client: anthropic.Anthropic, ignored: bool) -> None:
     served.provider.script(text=TEXT, ignore_stream=ignored)
     with client.messages.stream(
         model="claude", max_tokens=100, messages=MESSAGES, extra_headers=roomy(f"a-stream-{ignored}")
@@ -66,7 +66,7 @@ def test_a_stream_of_a_message(served: Served, client: anthropic.Anthropic, igno
     assert run_of(served, f"a-stream-{ignored}")["tokens"]["settled"] == used
 
 
-def test_raw_events_of_a_stream(served: Served, client: anthropic.Anthropic) -> None:
+def test_raw_events_of_a_message_stream(served: Served, client: anthropic.Anthropic) -> None:
     with client.messages.create(
         model="claude", max_tokens=100, messages=MESSAGES, stream=True, extra_headers=roomy("a-events")
     ) as stream:
@@ -75,7 +75,7 @@ def test_raw_events_of_a_stream(served: Served, client: anthropic.Anthropic) -> 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_tool_call_and_its_result(served: Served, client: anthropic.Anthropic, stream: bool) -> None:
+def test_tool_call_and_its_result(served: Served, client: anthropic.Anthropic, stream: bool) -> None:
     run = f"a-tool-{stream}"
     asked: dict[str, Any] = {"model": "claude", "max_tokens": 100, "tools": [TOOL], "extra_headers": roomy(run)}
     served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)
@@ -97,7 +97,7 @@ def test_a_tool_call_and_its_result(served: Served, client: anthropic.Anthropic,
     assert run_of(served, run)["requests"]["settled"] == 2
 
 
-def test_counting_is_free_and_agrees_with_the_reservation(served: Served, client: anthropic.Anthropic) -> None:
+def test_count_tokens_is_free_and_equals_the_counted_prompt(served: Served, client: anthropic.Anthropic) -> None:
     counted = client.messages.count_tokens(model="claude", messages=MESSAGES, tools=[TOOL], system="Be brief.")
     assert counted.input_tokens > 10
     assert served.seen() == 0
@@ -126,7 +126,7 @@ async def test_async_message_and_stream(served: Served, async_client: anthropic.
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_refusal_is_the_clients_own_error_after_one_request(
+def test_refusal_raises_payment_required_after_one_request(
     served: Served, client: anthropic.Anthropic, stream: bool
 ) -> None:
     before = refusals(served)
@@ -143,7 +143,9 @@ def test_a_refusal_is_the_clients_own_error_after_one_request(
     assert served.seen() == 0
 
 
-async def test_an_async_refusal(served: Served, async_client: anthropic.AsyncAnthropic) -> None:
+async def test_async_refusal_raises_payment_required_after_one_request(
+    served: Served, async_client: anthropic.AsyncAnthropic
+) -> None:
     before = refusals(served)
     with pytest.raises(anthropic.PaymentRequiredError, match="run 'a-async-refused'"):
         await async_client.messages.create(
@@ -152,7 +154,7 @@ async def test_an_async_refusal(served: Served, async_client: anthropic.AsyncAnt
     assert refusals(served) - before == 1
 
 
-def test_the_providers_own_error_keeps_its_type_and_words(served: Served, client: anthropic.Anthropic) -> None:
+def test_provider_400_raises_bad_request_without_a_retry(served: Served, client: anthropic.Anthropic) -> None:
     served.provider.script(status=400, times=None)
     with pytest.raises(anthropic.BadRequestError) as caught:
         client.messages.create(model="claude", max_tokens=100, messages=MESSAGES, extra_headers=roomy("a-wrong"))
@@ -190,7 +192,7 @@ def test_a_model_of_another_provider(served: Served, client: anthropic.Anthropic
     assert served.last.body["tools"][0]["function"]["name"] == "weather"
 
 
-def test_the_models(served: Served, client: anthropic.Anthropic) -> None:
+def test_models_are_listed_and_retrieved(served: Served, client: anthropic.Anthropic) -> None:
     page = client.models.list()
     assert {item.id for item in page.data} == {"fake", "embedder", "claude"}
     assert not page.has_next_page()

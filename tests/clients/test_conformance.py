@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("title", conformance.REQUESTS)
-def test_no_field_is_lost(title: str) -> None:
+def test_every_sdk_field_is_passed_or_used(title: str) -> None:
     rows = conformance.field_rows(title)
     assert len(rows) >= 5
     assert [row for row in rows if row[1] not in ("passed", "used")] == []
@@ -21,19 +21,19 @@ def test_no_field_is_lost(title: str) -> None:
 
 @pytest.mark.parametrize("name", ["api_base", "base_url", "api_key", "extra_headers"])
 @pytest.mark.parametrize("title", conformance.REQUESTS)
-def test_a_field_that_chooses_the_upstream_is_refused(title: str, name: str) -> None:
+def test_field_that_would_choose_the_upstream_is_refused(title: str, name: str) -> None:
     path, body, _ = conformance.REQUESTS[title]
     assert conformance.verdict(path, body, name)[0] == "refused"
 
 
-def test_no_event_is_lost() -> None:
+def test_every_sdk_event_is_passed_or_used() -> None:
     assert len(conformance.event_rows("/v1/responses", conformance.response_events())) > 40
     rows = {name: what for name, what, _ in conformance.event_rows("/v1/messages", conformance.message_events())}
     assert rows["`content_block_delta: text_delta`"] == "used"
     assert rows["`content_block_delta: signature_delta`"] == "passed"
 
 
-def test_the_page_says_what_was_found_out() -> None:
+def test_protocols_page_is_up_to_date() -> None:
     page = ROOT / "docs" / "protocols.md"
     if os.environ.get("FAREBOX_WRITE_DOCS"):
         page.write_text(conformance.document())

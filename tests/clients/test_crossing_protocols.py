@@ -51,7 +51,7 @@ def message(client: anthropic.Anthropic, run: str, stream: bool, **fields: Any) 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_message_from_a_model_of_openai(served: Served, claude: anthropic.Anthropic, stream: bool) -> None:
+def test_message_from_an_openai_model(served: Served, claude: anthropic.Anthropic, stream: bool) -> None:
     served.provider.script(text=TEXT)
     system: Any = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
     run = f"x-message-{stream}"
@@ -63,7 +63,7 @@ def test_a_message_from_a_model_of_openai(served: Served, claude: anthropic.Anth
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_tool_call_of_a_model_of_openai_and_its_result(
+def test_message_tool_call_and_result_with_an_openai_model(
     served: Served, claude: anthropic.Anthropic, stream: bool
 ) -> None:
     run = f"x-message-tool-{stream}"
@@ -82,14 +82,14 @@ def test_a_tool_call_of_a_model_of_openai_and_its_result(
     assert run_of(served, run)["requests"]["settled"] == 2
 
 
-def test_the_cap_of_a_message_reaches_a_model_of_openai(served: Served, claude: anthropic.Anthropic) -> None:
+def test_max_tokens_of_a_message_reaches_an_openai_model(served: Served, claude: anthropic.Anthropic) -> None:
     served.provider.script(tokens=500)
     answer = message(claude, "x-message-cap", False, max_tokens=40)
     assert answer.stop_reason == "max_tokens"
     assert answer.usage.output_tokens == 40
 
 
-def test_a_refusal_of_a_message_costs_one_request(served: Served, claude: anthropic.Anthropic) -> None:
+def test_refused_message_is_not_retried(served: Served, claude: anthropic.Anthropic) -> None:
     before = refusals(served)
     with pytest.raises(anthropic.APIStatusError, match="run 'x-refused'") as caught:
         message(claude, "x", False, extra_headers=tiny("x-refused"))
@@ -109,7 +109,7 @@ def response(client: openai.OpenAI, run: str, stream: bool, **fields: Any) -> An
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_response_from_a_model_of_anthropic(served: Served, gpt: openai.OpenAI, stream: bool) -> None:
+def test_response_from_an_anthropic_model(served: Served, gpt: openai.OpenAI, stream: bool) -> None:
     served.provider.script(text=TEXT)
     run = f"x-response-{stream}"
     answer = response(gpt, run, stream, instructions="Be brief.", max_output_tokens=100)
@@ -120,7 +120,9 @@ def test_a_response_from_a_model_of_anthropic(served: Served, gpt: openai.OpenAI
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_tool_call_of_a_model_of_anthropic_and_its_result(served: Served, gpt: openai.OpenAI, stream: bool) -> None:
+def test_response_tool_call_and_result_with_an_anthropic_model(
+    served: Served, gpt: openai.OpenAI, stream: bool
+) -> None:
     run = f"x-response-tool-{stream}"
     served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)
     first = response(gpt, run, stream, tools=OF_RESPONSES)
@@ -135,7 +137,7 @@ def test_a_tool_call_of_a_model_of_anthropic_and_its_result(served: Served, gpt:
     assert run_of(served, run)["requests"]["settled"] == 2
 
 
-def test_a_stream_of_a_response_has_the_events_of_openai(served: Served, gpt: openai.OpenAI) -> None:
+def test_response_stream_from_an_anthropic_model_has_openai_events(served: Served, gpt: openai.OpenAI) -> None:
     served.provider.script(text=TEXT)
     with gpt.responses.create(
         model="claude", input=QUESTION, stream=True, extra_headers=roomy("x-response-events")
@@ -147,7 +149,7 @@ def test_a_stream_of_a_response_has_the_events_of_openai(served: Served, gpt: op
     assert order == sorted(order)
 
 
-def test_an_earlier_answer_that_nobody_keeps_is_said_so(served: Served, gpt: openai.OpenAI) -> None:
+def test_previous_response_id_with_an_anthropic_model_is_refused(served: Served, gpt: openai.OpenAI) -> None:
     first = response(gpt, "x-response-earlier", False)
     served.provider.requests.clear()
     with pytest.raises(openai.BadRequestError, match="keeps no earlier answers for 'previous_response_id'") as caught:
@@ -160,9 +162,7 @@ def test_an_earlier_answer_that_nobody_keeps_is_said_so(served: Served, gpt: ope
 # ── chat, with a model of Anthropic ──
 
 
-def test_what_a_provider_does_not_take_is_named_with_what_an_operator_can_do(
-    served: Served, gpt: openai.OpenAI
-) -> None:
+def test_unsupported_parameter_is_refused_naming_drop_params(served: Served, gpt: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=r"parameters: .'seed'.*litellm_settings\.drop_params") as caught:
         gpt.chat.completions.create(model="claude", messages=QUESTION, seed=3, extra_headers=roomy("x-chat-seed"))
     assert "allowed_openai_params" not in str(caught.value), "a field that no client may send"
@@ -170,7 +170,7 @@ def test_what_a_provider_does_not_take_is_named_with_what_an_operator_can_do(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_chat_with_a_model_of_anthropic(served: Served, gpt: openai.OpenAI, stream: bool) -> None:
+def test_chat_tool_call_with_an_anthropic_model(served: Served, gpt: openai.OpenAI, stream: bool) -> None:
     run = f"x-chat-{stream}"
     tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}]
     served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)

@@ -52,7 +52,7 @@ async def async_client(served: Served) -> AsyncIterator[openai.AsyncOpenAI]:
 # ── chat ──
 
 
-def test_chat_with_a_budget(served: Served, client: openai.OpenAI) -> None:
+def test_chat_is_charged_to_its_run_budget(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(text=TEXT)
     raw = client.chat.completions.with_raw_response.create(
         model="fake", messages=MESSAGES, extra_headers=roomy("o-chat")
@@ -67,7 +67,7 @@ def test_chat_with_a_budget(served: Served, client: openai.OpenAI) -> None:
     assert served.seen() == 1
 
 
-def test_the_metadata_of_a_body_tags_a_call_too(served: Served, client: openai.OpenAI) -> None:
+def test_metadata_tags_a_call(served: Served, client: openai.OpenAI) -> None:
     client.chat.completions.create(
         model="fake", messages=MESSAGES, metadata={"workflow_id": "roomy", "run_id": "o-meta", "step": "draft"}
     )
@@ -76,7 +76,7 @@ def test_the_metadata_of_a_body_tags_a_call_too(served: Served, client: openai.O
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["", "of a provider that ignores it"])
-def test_a_stream_of_chat(served: Served, client: openai.OpenAI, ignored: bool) -> None:
+def test_chat_stream_without_usage(served: Served, client: openai.OpenAI, ignored: bool) -> None:
     served.provider.script(text=TEXT, ignore_stream=ignored)
     with client.chat.completions.create(
         model="fake", messages=MESSAGES, stream=True, extra_headers=roomy(f"o-stream-{ignored}")
@@ -87,7 +87,7 @@ def test_a_stream_of_chat(served: Served, client: openai.OpenAI, ignored: bool) 
     assert run_of(served, f"o-stream-{ignored}")["tokens"]["settled"] > 0
 
 
-def test_a_stream_of_chat_with_usage(served: Served, client: openai.OpenAI) -> None:
+def test_chat_stream_with_usage(served: Served, client: openai.OpenAI) -> None:
     with client.chat.completions.create(
         model="fake",
         messages=MESSAGES,
@@ -100,7 +100,7 @@ def test_a_stream_of_chat_with_usage(served: Served, client: openai.OpenAI) -> N
     assert run_of(served, "o-usage")["tokens"]["settled"] == last.usage.total_tokens
 
 
-def test_the_helper_for_streams_of_chat(served: Served, client: openai.OpenAI) -> None:
+def test_chat_stream_helper(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)
     with client.chat.completions.stream(
         model="fake", messages=MESSAGES, tools=[CHAT_TOOL], extra_headers=roomy("o-helper")
@@ -113,7 +113,7 @@ def test_the_helper_for_streams_of_chat(served: Served, client: openai.OpenAI) -
     assert calls[0].function.arguments == TOOL_ARGUMENTS
 
 
-def test_a_tool_call_in_chat_and_its_result(served: Served, client: openai.OpenAI) -> None:
+def test_chat_tool_call_and_its_result(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)
     first = client.chat.completions.create(
         model="fake", messages=MESSAGES, tools=[CHAT_TOOL], extra_headers=roomy("o-tool")
@@ -134,7 +134,7 @@ def test_a_tool_call_in_chat_and_its_result(served: Served, client: openai.OpenA
     assert run_of(served, "o-tool")["requests"]["settled"] == 2
 
 
-def test_a_structured_answer_of_chat(served: Served, client: openai.OpenAI) -> None:
+def test_chat_structured_output(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(text='{"city":"Bremen"}')
     answer = client.chat.completions.parse(
         model="fake", messages=MESSAGES, response_format=Place, extra_headers=roomy("o-parse")
@@ -146,7 +146,7 @@ def test_a_structured_answer_of_chat(served: Served, client: openai.OpenAI) -> N
 # ── responses ──
 
 
-def test_responses_with_a_budget(served: Served, client: openai.OpenAI) -> None:
+def test_response_is_charged_to_its_run_budget(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(text=TEXT)
     answer = client.responses.create(
         model="fake", input="What is the weather?", instructions="Be brief.", extra_headers=roomy("o-responses")
@@ -157,7 +157,7 @@ def test_responses_with_a_budget(served: Served, client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["", "of a provider that ignores it"])
-def test_a_stream_of_responses(served: Served, client: openai.OpenAI, ignored: bool) -> None:
+def test_response_stream(served: Served, client: openai.OpenAI, ignored: bool) -> None:
     served.provider.script(text=TEXT, ignore_stream=ignored)
     with client.responses.stream(
         model="fake", input="What is the weather?", extra_headers=roomy(f"o-responses-stream-{ignored}")
@@ -170,7 +170,7 @@ def test_a_stream_of_responses(served: Served, client: openai.OpenAI, ignored: b
     assert run_of(served, f"o-responses-stream-{ignored}")["tokens"]["settled"] == final.usage.total_tokens
 
 
-def test_a_tool_call_in_responses_and_its_result(served: Served, client: openai.OpenAI) -> None:
+def test_response_tool_call_and_its_result(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)
     first = client.responses.create(
         model="fake", input="Weather?", tools=[RESPONSES_TOOL], extra_headers=roomy("o-responses-tool")
@@ -191,7 +191,7 @@ def test_a_tool_call_in_responses_and_its_result(served: Served, client: openai.
     assert served.last.body["previous_response_id"] == first.id
 
 
-def test_a_structured_answer_of_responses(served: Served, client: openai.OpenAI) -> None:
+def test_response_structured_output(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(text='{"city":"Bremen"}')
     answer = client.responses.parse(
         model="fake", input="Where?", text_format=Place, extra_headers=roomy("o-responses-parse")
@@ -220,11 +220,11 @@ def test_completions(served: Served, client: openai.OpenAI, stream: bool) -> Non
     assert "".join(part.choices[0].text for part in parts if part.choices) == TEXT
 
 
-def test_the_list_of_models(served: Served, client: openai.OpenAI) -> None:
+def test_models_are_listed(served: Served, client: openai.OpenAI) -> None:
     assert {item.id for item in client.models.list()} == {"fake", "embedder", "claude"}
 
 
-def test_one_model(served: Served, client: openai.OpenAI) -> None:
+def test_model_is_retrieved_or_raises_not_found(served: Served, client: openai.OpenAI) -> None:
     assert client.models.retrieve("fake").id == "fake"
     with pytest.raises(openai.NotFoundError) as missing:
         client.models.retrieve("openai/nobody")
@@ -276,7 +276,7 @@ ASKS: dict[str, _Ask] = {
 
 
 @pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS)
-def test_a_refusal_is_the_clients_own_error_after_one_request(served: Served, client: openai.OpenAI, ask: _Ask) -> None:
+def test_refusal_raises_api_status_error_after_one_request(served: Served, client: openai.OpenAI, ask: _Ask) -> None:
     before = refusals(served)
     with pytest.raises(openai.APIStatusError, match="run 'o-refused'") as caught:
         ask(client, tiny("o-refused"))
@@ -291,9 +291,7 @@ def test_a_refusal_is_the_clients_own_error_after_one_request(served: Served, cl
     assert served.seen() == 0
 
 
-def test_a_budget_that_comes_back_much_later_is_a_rate_limit_that_is_not_retried(
-    served: Served, client: openai.OpenAI
-) -> None:
+def test_exhausted_day_window_raises_rate_limit_error_without_a_retry(served: Served, client: openai.OpenAI) -> None:
     headers = {"x-workflow-id": "by-day"}
     client.chat.completions.create(model="fake", messages=MESSAGES, extra_headers=headers)
     before = refusals(served)
@@ -303,7 +301,9 @@ def test_a_budget_that_comes_back_much_later_is_a_rate_limit_that_is_not_retried
     assert refusals(served) - before == 1
 
 
-async def test_an_async_refusal(served: Served, async_client: openai.AsyncOpenAI) -> None:
+async def test_async_refusal_raises_api_status_error_after_one_request(
+    served: Served, async_client: openai.AsyncOpenAI
+) -> None:
     before = refusals(served)
     with pytest.raises(openai.APIStatusError, match="run 'o-async-refused'"):
         await async_client.chat.completions.create(
@@ -312,7 +312,7 @@ async def test_an_async_refusal(served: Served, async_client: openai.AsyncOpenAI
     assert refusals(served) - before == 1
 
 
-def test_an_unknown_model_and_a_wrong_field_are_typed_too(served: Served, client: openai.OpenAI) -> None:
+def test_unknown_model_and_denied_field_raise_their_own_error_types(served: Served, client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="nobody", messages=MESSAGES)
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")

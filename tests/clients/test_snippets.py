@@ -61,7 +61,7 @@ def check(served: Served, name: str, report: dict[str, object], refused_before: 
 
 
 @pytest.mark.parametrize(("name", "module", "error", "ours"), PYTHON, ids=[row[0] for row in PYTHON])
-def test_a_python_client(served: Served, tmp_path: Path, name: str, module: str, error: str, ours: bool) -> None:
+def test_python_client_snippet(served: Served, tmp_path: Path, name: str, module: str, error: str, ours: bool) -> None:
     if not ours or name == "litellm":  # whose import takes seconds
         need_outside_clients()
     expect_scenario(served)
@@ -74,7 +74,7 @@ def test_a_python_client(served: Served, tmp_path: Path, name: str, module: str,
 
 
 @pytest.mark.parametrize(("name", "package", "error"), NODE, ids=[row[0] for row in NODE])
-def test_a_node_client(served: Served, tmp_path: Path, name: str, package: str, error: str) -> None:
+def test_node_client_snippet(served: Served, tmp_path: Path, name: str, package: str, error: str) -> None:
     need_outside_clients()
     expect_scenario(served)
     before = refusals(served)
@@ -86,7 +86,7 @@ def test_a_node_client(served: Served, tmp_path: Path, name: str, package: str, 
     assert refused["status"] == 402
 
 
-def test_llm(served: Served, tmp_path: Path) -> None:
+def test_llm_snippet(served: Served, tmp_path: Path) -> None:
     """simonw/llm keeps its models in a file; its tools are functions that it is given as text."""
     need_outside_clients()
     python = python_with("llm")
@@ -115,14 +115,14 @@ def test_llm(served: Served, tmp_path: Path) -> None:
     assert refusals(served) - before == 1
 
 
-def test_curl(served: Served, tmp_path: Path) -> None:
+def test_curl_snippet(served: Served, tmp_path: Path) -> None:
     served.provider.script(text=TEXT)
     done = run(["bash", "-c", snippet("curl", connection(served, "curl"))], tmp_path)
     assert json.loads(done.output)["choices"][0]["message"]["content"] == TEXT
     assert run_of(served, "s-curl")["requests"]["settled"] == 1
 
 
-def test_open_webui_which_can_only_set_a_base_url(served: Served, tmp_path: Path) -> None:
+def test_open_webui_snippet_tags_calls_by_its_base_url(served: Served, tmp_path: Path) -> None:
     """The variables are what a shell makes of the snippet; the call is the one that it makes."""
     script = snippet("open-webui", connection(served, "open-webui")).rsplit("\n", 2)[0] + "\nenv"
     variables = dict(
@@ -138,17 +138,17 @@ def test_open_webui_which_can_only_set_a_base_url(served: Served, tmp_path: Path
     assert served.gateway.get(f"{path}/models").status == 200
 
 
-def test_the_settings_of_codex_are_toml() -> None:
+def test_codex_snippet_is_valid_toml() -> None:
     provider = tomllib.loads(snippet("codex", Connection()))["model_providers"]["farebox"]
     assert provider["wire_api"] == "responses"
     assert provider["http_headers"]["x-workflow-id"] == "my-workflow"
 
 
-def test_the_settings_of_llm_are_yaml() -> None:
+def test_llm_snippet_is_valid_yaml() -> None:
     assert yaml.safe_load(snippet("llm", Connection()))[0]["headers"]["x-workflow-run-id"] == "run-1"
 
 
-def test_the_variables_of_claude_code_survive_a_shell(tmp_path: Path) -> None:
+def test_claude_code_snippet_sets_its_headers_in_a_shell(tmp_path: Path) -> None:
     done = run(
         ["bash", "-c", snippet("claude-code", Connection()) + 'printf "%s" "$ANTHROPIC_CUSTOM_HEADERS"'], tmp_path
     )
@@ -156,7 +156,7 @@ def test_the_variables_of_claude_code_survive_a_shell(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-def test_a_snippet_is_filled_in_whole(name: str) -> None:
+def test_every_placeholder_of_a_snippet_is_filled(name: str) -> None:
     told = Connection("http://gateway.example:4000", "fb_key", "a-model", "a-workflow", "a-run", "a-step")
     text = snippet(name, told)
     assert "{{" not in text
@@ -165,7 +165,7 @@ def test_a_snippet_is_filled_in_whole(name: str) -> None:
     assert shlex.quote(told.model) in text or name in ("open-webui", "n8n", "crewai", "litellm", "aider")
 
 
-def test_the_page_of_clients_is_made_from_the_snippets() -> None:
+def test_clients_page_is_up_to_date() -> None:
     page = ROOT / "docs" / "clients.md"
     if os.environ.get("FAREBOX_WRITE_DOCS"):
         page.write_text(document())

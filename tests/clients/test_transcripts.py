@@ -60,7 +60,7 @@ def without_comments(text: str) -> str:
 
 
 @pytest.mark.parametrize(("client", "exchange"), EXCHANGES)
-def test_an_exchange_passes_whole(served: Served, client: str, exchange: Exchange) -> None:
+def test_exchange_is_forwarded_and_answered_unchanged(served: Served, client: str, exchange: Exchange) -> None:
     run = run_name("t", exchange)
     if "events" in exchange:
         answer_with(served, sse_text(exchange), "text/event-stream; charset=utf-8")
@@ -95,7 +95,7 @@ def assert_forwarded_whole(served: Served, exchange: Exchange) -> None:
 
 
 @pytest.mark.parametrize(("client", "exchange"), STREAMED)
-def test_lines_may_end_as_they_do_on_windows(served: Served, client: str, exchange: Exchange) -> None:
+def test_crlf_line_endings_give_the_same_events(served: Served, client: str, exchange: Exchange) -> None:
     answer_with(served, sse_text(exchange, "\r\n"), "text/event-stream")
     reply = send(served, exchange, run_name("t-crlf", exchange))
     said = [line for line in reply.body.decode().replace("\r", "").split("\n") if line.startswith("data: ")]
@@ -104,7 +104,7 @@ def test_lines_may_end_as_they_do_on_windows(served: Served, client: str, exchan
 
 
 @pytest.mark.parametrize(("client", "exchange"), STREAMED)
-def test_a_refusal_is_an_answer_and_no_stream(served: Served, client: str, exchange: Exchange) -> None:
+def test_refused_stream_gets_a_json_error(served: Served, client: str, exchange: Exchange) -> None:
     headers = {**exchange["headers"], "x-workflow-run-id": f"t-refused-{client}", "x-workflow-budget-tokens": "20"}
     reply = served.gateway.request("POST", exchange["path"], exchange["body"], headers)
     assert reply.status == 402
@@ -114,7 +114,7 @@ def test_a_refusal_is_an_answer_and_no_stream(served: Served, client: str, excha
 
 
 @pytest.mark.parametrize("client", ["claude-code", "codex"])
-def test_a_session_is_a_run(served: Served, client: str) -> None:
+def test_session_header_names_the_run(served: Served, client: str) -> None:
     exchange = next(param.values[1] for param in STREAMED if param.values[0] == client)
     answer_with(served, sse_text(exchange), "text/event-stream")
     reply = served.gateway.request("POST", exchange["path"], exchange["body"], exchange["headers"])
@@ -122,7 +122,7 @@ def test_a_session_is_a_run(served: Served, client: str) -> None:
     assert reply.headers["x-workflow-run-id"] == session
 
 
-def test_thinking_is_shortened_with_the_answer_that_it_is_part_of(served: Served) -> None:
+def test_thinking_budget_is_clamped_below_the_output_cap(served: Served) -> None:
     exchange = next(param.values[1] for param in STREAMED if "thinking" in param.values[1]["body"])
     answer_with(served, sse_text(exchange), "text/event-stream")
     headers = {**exchange["headers"], "x-workflow-run-id": "t-thinking", "x-workflow-budget-tokens": "9000"}

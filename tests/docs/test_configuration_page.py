@@ -23,11 +23,11 @@ SCHEMA = ROOT / "docs" / "config.schema.json"
 EXAMPLE = ROOT / "config.example.yaml"
 
 
-def says_yes(text: str) -> bool:
+def schema_accepts(text: str) -> bool:
     return bool(jsonschema_rs.validator_for(schema()).is_valid(yaml.safe_load(text)))
 
 
-def loads(text: str) -> bool:
+def loader_accepts(text: str) -> bool:
     try:
         parse_config(text, environ={})
     except ConfigError:
@@ -35,7 +35,7 @@ def loads(text: str) -> bool:
     return True
 
 
-def test_page_and_schema_are_made_from_the_models() -> None:
+def test_page_and_schema_are_up_to_date() -> None:
     if os.environ.get("FAREBOX_WRITE_DOCS"):
         PAGE.write_text(document())
         SCHEMA.write_text(schema_text())
@@ -43,7 +43,7 @@ def test_page_and_schema_are_made_from_the_models() -> None:
     assert json.loads(SCHEMA.read_text()) == schema()
 
 
-def test_the_example_names_the_schema_that_lies_beside_it() -> None:
+def test_example_configuration_names_the_schema() -> None:
     first = EXAMPLE.read_text().splitlines()[0]
     assert (ROOT / first.partition("$schema=")[2]).resolve() == SCHEMA
 
@@ -62,9 +62,9 @@ MODEL = "model_list: [{model_name: a, litellm_params: {model: openai/a}}]\n"
         "storage: {retention_months: null}\nserver: {workers: 1}\nalerts: {budget_percent: [50]}",
     ],
 )
-def test_what_the_loader_takes_the_schema_takes(text: str) -> None:
-    assert loads(text)
-    assert says_yes(text)
+def test_schema_accepts_what_the_loader_accepts(text: str) -> None:
+    assert loader_accepts(text)
+    assert schema_accepts(text)
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_what_the_loader_takes_the_schema_takes(text: str) -> None:
         "reservations: {on_lost: forget}",
     ],
 )
-def test_what_the_schema_refuses_the_loader_refuses(text: str) -> None:
-    assert not says_yes(text)
-    assert not loads(text)
+def test_loader_refuses_what_the_schema_refuses(text: str) -> None:
+    assert not schema_accepts(text)
+    assert not loader_accepts(text)
 
 
-def test_every_key_and_setting_has_its_description() -> None:
+def test_every_key_and_setting_has_a_description() -> None:
     made = schema()
     bare = [
         f"{definition}.{key}"
@@ -102,13 +102,13 @@ def test_every_key_and_setting_has_its_description() -> None:
     assert set(made["properties"]) == set(Config.model_fields)
 
 
-def test_remarks_are_those_of_the_example() -> None:
+def test_descriptions_come_from_the_example_configuration() -> None:
     found: dict[tuple[str, str], str] = remarks()
     assert found["server", "drain_seconds"] == "how long a stop waits for calls in flight"
     assert found["budgets", "wait_seconds"].startswith("how long the rung `wait`")
 
 
-def test_the_page_shows_every_key() -> None:
+def test_page_shows_every_key() -> None:
     text = PAGE.read_text()
     definitions: dict[str, Any] = schema()["$defs"]
     for definition in definitions.values():

@@ -98,14 +98,14 @@ def said_events() -> dict[str, set[str]]:
     return found
 
 
-def test_every_error_code_is_explained_and_none_that_nobody_says() -> None:
+def test_every_error_code_is_explained_and_no_unused_one() -> None:
     said = set(said_codes())
     assert len(said) > 40
     assert said - set(CODES) == set(), "add them to gateway/error_guide/codes.py"
     assert set(CODES) - said == set(), "nobody says these any more"
 
 
-def test_the_statuses_of_the_error_classes_are_the_documented_ones() -> None:
+def test_documented_statuses_equal_those_of_the_error_classes() -> None:
     for name, found in vars(errors).items():
         if isinstance(found, type) and issubclass(found, errors.GatewayError):
             assert str(found.status) in CODES[found.code].told, name
@@ -119,12 +119,12 @@ def test_every_log_event_at_warning_or_above_is_explained_with_its_level() -> No
         assert set(EVENTS[event].told.split(", ")) == levels, event
 
 
-def test_every_check_of_the_doctor_is_explained() -> None:
+def test_every_doctor_check_is_explained() -> None:
     said = set(re.findall(r'Finding\(\s*"([\w ]+)"', Path(doctor.__file__).read_text()))
     assert said | {"gateway"} == set(CHECKS)
 
 
-def test_every_metric_and_alert_of_the_rules_points_somewhere() -> None:
+def test_every_log_event_of_an_alert_is_explained() -> None:
     """An alert's log event, as docs/operations.md pairs them, is explained here."""
     operations = (ROOT / "docs" / "operations.md").read_text()
     paired = re.findall(r"^\| (?:`Farebox\w+`, )?`([a-z_]+)` \|", operations, re.MULTILINE)
@@ -133,7 +133,7 @@ def test_every_metric_and_alert_of_the_rules_points_somewhere() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
-def test_an_explanation_says_what_it_means_and_what_to_do(name: str) -> None:
+def test_explanation_states_the_meaning_and_what_to_do(name: str) -> None:
     guide = ALL[name]
     for sentence in (guide.means, guide.do):
         assert not sentence[0].islower()
@@ -141,7 +141,7 @@ def test_an_explanation_says_what_it_means_and_what_to_do(name: str) -> None:
     assert guide.means.replace("`", "") in (explain(name) or "")
 
 
-def test_the_page_is_made_from_the_tables() -> None:
+def test_errors_page_is_up_to_date() -> None:
     if os.environ.get("FAREBOX_WRITE_DOCS"):
         PAGE.write_text(document())
     assert PAGE.read_text() == document(), "FAREBOX_WRITE_DOCS=1 with this test writes the page anew"

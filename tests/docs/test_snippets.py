@@ -85,7 +85,7 @@ def check_output(block: Block, output: str) -> None:
 
 
 @pytest.mark.parametrize("page", pages_with(SHELL | PYTHON), ids=lambda page: page.name)
-def test_what_a_page_types_works(gateway: FareboxProcess, tmp_path: Path, page: Path) -> None:
+def test_commands_of_a_page_give_the_documented_output(gateway: FareboxProcess, tmp_path: Path, page: Path) -> None:
     reader = Reader(gateway, tmp_path)
     for block in blocks(page):
         if block.language not in SHELL | PYTHON or "not run" in block.notes:
@@ -96,7 +96,7 @@ def test_what_a_page_types_works(gateway: FareboxProcess, tmp_path: Path, page: 
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page))], ids=lambda page: page.name)
-def test_what_a_page_shows_is_well_formed(page: Path) -> None:
+def test_data_blocks_of_a_page_are_well_formed(page: Path) -> None:
     for block in blocks(page):
         if block.language == "json":
             json.loads(block.text)
@@ -118,7 +118,7 @@ def check_yaml(block: Block) -> None:
     parse_config(block.text, block.place, keys)
 
 
-def test_commands_stand_in_fences_where_they_are_run() -> None:
+def test_commands_are_written_in_fenced_blocks() -> None:
     """An indented block is for formulas and output: a command in it would be run by nobody."""
     command = re.compile(r"^    (?:curl|farebox|docker|pip|export|deploy/|make [a-z])\b.*$", re.MULTILINE)
     fenced = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)

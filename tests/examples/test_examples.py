@@ -67,7 +67,7 @@ def run_of(gateway: FareboxProcess, run: str) -> dict[str, Any]:
     return found
 
 
-def test_the_openai_sdk_writes_as_many_chapters_as_the_budget_pays_for(gateway: FareboxProcess, tmp_path: Path) -> None:
+def test_openai_sdk_example_writes_chapters_until_the_budget_is_spent(gateway: FareboxProcess, tmp_path: Path) -> None:
     said = run_example(gateway, tmp_path, sys.executable, "openai_sdk/guide.py", "e-guide").splitlines()
     assert "stop, clamp" in said[0]
     assert "length, clamp" in said[-3]
@@ -80,7 +80,7 @@ def test_the_openai_sdk_writes_as_many_chapters_as_the_budget_pays_for(gateway: 
     assert (found["requests"]["settled"], found["refused"]) == (len(said) - 2, 1)
 
 
-def test_langgraph_leaves_its_circle_when_the_budget_is_gone(gateway: FareboxProcess, tmp_path: Path) -> None:
+def test_langgraph_example_concludes_when_the_budget_is_spent(gateway: FareboxProcess, tmp_path: Path) -> None:
     need_outside_clients()
     said = run_example(
         gateway, tmp_path, python_with("langgraph"), "langgraph_agent/agent.py", "e-research"
@@ -91,7 +91,7 @@ def test_langgraph_leaves_its_circle_when_the_budget_is_gone(gateway: FareboxPro
     assert run_of(gateway, "e-research")["refused"] == 1
 
 
-def test_crewai_keeps_the_work_that_was_done(gateway: FareboxProcess, tmp_path: Path) -> None:
+def test_crewai_example_keeps_finished_tasks_after_a_refusal(gateway: FareboxProcess, tmp_path: Path) -> None:
     need_outside_clients()
     said = run_example(gateway, tmp_path, python_with("crewai"), "crewai_crew/crew.py", "e-crew")
     assert "e-crew-roomy: finished, " in said
@@ -100,7 +100,7 @@ def test_crewai_keeps_the_work_that_was_done(gateway: FareboxProcess, tmp_path: 
     assert run_of(gateway, "e-crew-tight")["tokens"]["limit"] == 260
 
 
-def test_two_agents_share_a_budget_across_a_handoff(gateway: FareboxProcess, tmp_path: Path) -> None:
+def test_openai_agents_example_shares_a_budget_across_a_handoff(gateway: FareboxProcess, tmp_path: Path) -> None:
     need_outside_clients()
     said = run_example(
         gateway, tmp_path, python_with("agents"), "openai_agents_handoffs/handoffs.py", "e-desk"
@@ -128,7 +128,7 @@ def n8n_call(gateway: FareboxProcess, execution: str) -> Reply:
     return gateway.request(asked["method"], path, body, headers)
 
 
-def test_an_execution_of_n8n_has_a_budget_and_a_branch_for_its_end(gateway: FareboxProcess) -> None:
+def test_n8n_example_has_a_budget_for_each_execution(gateway: FareboxProcess) -> None:
     workflow = json.loads((EXAMPLES / "n8n/workflow.json").read_text())
     names = {node["name"] for node in workflow["nodes"]}
     targets = {one["node"] for out in workflow["connections"].values() for way in out["main"] for one in way}
@@ -151,7 +151,7 @@ def session(gateway: FareboxProcess, path: str, body: dict[str, Any], headers: d
     return reply
 
 
-def test_a_session_of_claude_code_is_a_run(gateway: FareboxProcess) -> None:
+def test_claude_code_example_uses_its_session_as_run(gateway: FareboxProcess) -> None:
     env = json.loads((EXAMPLES / "claude_code/settings.json").read_text())["env"]
     headers = dict(line.split(": ", 1) for line in env["ANTHROPIC_CUSTOM_HEADERS"].splitlines())
     headers |= {"authorization": f"Bearer {env['ANTHROPIC_AUTH_TOKEN']}", "x-claude-code-session-id": "session-1"}
@@ -159,20 +159,20 @@ def test_a_session_of_claude_code_is_a_run(gateway: FareboxProcess) -> None:
     assert session(gateway, "/v1/messages", body, headers).headers["x-workflow-run-id"] == "session-1"
 
 
-def test_a_session_of_codex_is_a_run(gateway: FareboxProcess) -> None:
+def test_codex_example_uses_its_session_as_run(gateway: FareboxProcess) -> None:
     provider = tomllib.loads((EXAMPLES / "codex/config.toml").read_text())["model_providers"]["farebox"]
     assert provider["wire_api"] == "responses"
     headers = {**provider["http_headers"], "session_id": "session-2"}
     assert session(gateway, "/v1/responses", {"input": "hi"}, headers).headers["x-workflow-run-id"] == "session-2"
 
 
-def test_the_examples_keep_the_same_budgets_online() -> None:
+def test_offline_and_online_examples_have_the_same_budgets() -> None:
     offline, online = load_config(OFFLINE, {}), load_config(ONLINE, {"OPENAI_API_KEY": "k"})
     assert online.budgets == offline.budgets
     assert {one.model_name for one in online.model_list} == {one.model_name for one in offline.model_list}
 
 
-def test_every_example_has_a_page_that_tells_of_all_three() -> None:
+def test_every_example_page_describes_a_kept_budget_a_clamp_and_a_refusal() -> None:
     folders = sorted(path for path in EXAMPLES.iterdir() if path.is_dir())
     assert len(folders) == 7
     index = (EXAMPLES / "README.md").read_text()

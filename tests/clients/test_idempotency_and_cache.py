@@ -15,7 +15,7 @@ from tests.acceptance.serving import Served, finish_of, model, serving, text_of,
 from tests.clients.serving_clients import roomy, run_of, tiny
 from tests.farebox_process import Reply
 
-pytestmark = pytest.mark.xdist_group("clients-repeated")
+pytestmark = pytest.mark.xdist_group("clients-idempotency")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         {"scope": "run", "match": "tiny", "tokens": 5},
     ]
     with serving(
-        tmp_path_factory.mktemp("repeated"),
+        tmp_path_factory.mktemp("idempotency"),
         budgets=budgets,
         models=lambda provider: [
             model(provider.openai_url),
@@ -38,7 +38,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 # ── Idempotency-Key ──
 
 
-def test_the_same_call_under_the_same_key_is_paid_once(served: Served) -> None:
+def test_repeated_call_under_one_key_is_replayed_and_charged_once(served: Served) -> None:
     headers = {**roomy("i-same"), "idempotency-key": "same"}
     first = served.chat(headers, max_tokens=50)
     second = served.chat(headers, max_tokens=50)
@@ -50,7 +50,7 @@ def test_the_same_call_under_the_same_key_is_paid_once(served: Served) -> None:
     assert run_of(served, "i-same")["tokens"]["settled"] == first.json()["usage"]["total_tokens"]
 
 
-def test_another_request_under_the_same_key_is_a_conflict(served: Served) -> None:
+def test_other_request_under_the_same_key_is_a_409(served: Served) -> None:
     headers = {**roomy("i-other"), "idempotency-key": "other"}
     served.chat(headers)
     conflict = served.chat(headers, content="something else")
@@ -60,7 +60,7 @@ def test_another_request_under_the_same_key_is_a_conflict(served: Served) -> Non
     assert served.seen() == 1
 
 
-def test_a_call_under_way_is_a_conflict_that_passes(served: Served) -> None:
+def test_repeat_during_the_first_call_is_a_409_with_retry_after(served: Served) -> None:
     served.provider.script(delay_ms=800)
     headers = {**roomy("i-flight"), "idempotency-key": "flight"}
     with ThreadPoolExecutor(4) as pool:
@@ -71,7 +71,7 @@ def test_a_call_under_way_is_a_conflict_that_passes(served: Served) -> None:
     assert served.chat(headers).headers["idempotent-replayed"] == "true"
 
 
-def test_openais_client_waits_for_the_call_under_way_and_gets_its_answer(served: Served) -> None:
+def test_openai_sdk_waits_for_the_first_call_and_gets_its_answer(served: Served) -> None:
     served.provider.script(text="time people", delay_ms=500, times=None)
     headers = {**roomy("i-client"), "idempotency-key": "client"}
 
@@ -88,7 +88,7 @@ def test_openais_client_waits_for_the_call_under_way_and_gets_its_answer(served:
 
 
 @pytest.mark.parametrize("status", [500, 400])
-def test_a_call_that_failed_may_be_made_again(served: Served, status: int) -> None:
+def test_failed_call_may_be_repeated_under_its_key(served: Served, status: int) -> None:
     served.provider.script(status=status)
     headers = {**roomy(f"i-failed-{status}"), "idempotency-key": f"failed-{status}"}
     assert served.chat(headers).status >= 400
@@ -96,12 +96,12 @@ def test_a_call_that_failed_may_be_made_again(served: Served, status: int) -> No
     assert served.seen() == 2
 
 
-def test_a_refused_call_may_be_made_again(served: Served) -> None:
+def test_refused_call_may_be_repeated_under_its_key(served: Served) -> None:
     headers = {**tiny("i-refused"), "idempotency-key": "refused"}
     assert [served.chat(headers).status for _ in range(2)] == [402, 402]
 
 
-def test_a_stream_is_given_again_too_but_not_the_figures_of_then(served: Served) -> None:
+def test_stream_is_replayed_without_its_budget_comment(served: Served) -> None:
     served.provider.script(text="time people way")
     headers = {**roomy("i-stream"), "idempotency-key": "stream"}
     first, told = served.stream(headers)
@@ -114,7 +114,7 @@ def test_a_stream_is_given_again_too_but_not_the_figures_of_then(served: Served)
     assert served.seen() == 1
 
 
-def test_a_stream_that_broke_may_be_made_again(served: Served) -> None:
+def test_broken_stream_may_be_repeated_under_its_key(served: Served) -> None:
     served.provider.script(tokens=20, cut_after=5)
     headers = {**roomy("i-broken"), "idempotency-key": "broken"}
     assert any("upstream_broken" in event for event in served.stream(headers)[1])
@@ -124,7 +124,7 @@ def test_a_stream_that_broke_may_be_made_again(served: Served) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_gave_up_finds_the_answer_when_it_asks_again(served: Served, stream: bool) -> None:
+def test_answer_is_replayed_to_a_client_that_disconnected(served: Served, stream: bool) -> None:
     served.provider.script(tokens=4, delay_ms=600, chunk_delay_ms=100)
     headers = {**roomy(f"i-left-{stream}"), "idempotency-key": f"left-{stream}"}
     body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "stream": stream}
@@ -142,7 +142,7 @@ def test_a_client_that_gave_up_finds_the_answer_when_it_asks_again(served: Serve
     assert served.seen() == 1
 
 
-def test_an_answer_outlives_the_gateway_even_when_it_is_killed(served: Served) -> None:
+def test_stored_answer_survives_a_killed_gateway(served: Served) -> None:
     headers = {**roomy("i-restart"), "idempotency-key": "restart"}
     first = served.chat(headers)
     served.gateway.kill()
@@ -152,14 +152,14 @@ def test_an_answer_outlives_the_gateway_even_when_it_is_killed(served: Served) -
     assert served.seen() == 1
 
 
-def test_a_key_that_cannot_be_one_is_refused(served: Served) -> None:
+def test_idempotency_key_above_255_characters_is_refused(served: Served) -> None:
     reply = served.chat({"idempotency-key": "x" * 256})
     assert reply.status == 400
     assert reply.json()["error"]["param"] == "idempotency-key"
     assert served.seen() == 0
 
 
-def test_a_key_belongs_to_its_protocol_too(served: Served) -> None:
+def test_idempotency_key_of_another_protocol_is_a_409(served: Served) -> None:
     headers = {"idempotency-key": "protocols"}
     assert served.gateway.request("POST", "/v1/responses", {"model": "fake", "input": "hi"}, headers).status == 200
     assert served.chat(headers).status == 409
@@ -172,7 +172,7 @@ def ask(served: Served, run: str, headers: dict[str, str] | None = None, **field
     return served.chat({**roomy(run), **(headers or {})}, **{"model": "remembering", **fields})
 
 
-def test_a_hit_costs_nothing_and_says_so(served: Served) -> None:
+def test_cache_hit_costs_nothing_and_is_marked(served: Served) -> None:
     first = ask(served, "c-hit", content="a question")
     second = ask(served, "c-hit-2", content="a question")
     assert second.body == first.body
@@ -188,14 +188,16 @@ def test_a_hit_costs_nothing_and_says_so(served: Served) -> None:
     ("second", "headers"),
     [({"temperature": 0.5}, {}), ({"content": "x"}, {}), ({}, {"x-farebox-cache": "off"}), ({"stream": True}, {})],
 )
-def test_anything_else_is_asked_anew(served: Served, second: dict[str, Any], headers: dict[str, str]) -> None:
+def test_different_request_or_cache_off_is_a_cache_miss(
+    served: Served, second: dict[str, Any], headers: dict[str, str]
+) -> None:
     asked = {"content": f"asked anew {second} {headers}"}
     ask(served, "c-miss", **asked)
     assert "x-farebox-cache" not in ask(served, "c-miss", headers, **{**asked, **second}).headers
     assert served.seen() == 2
 
 
-def test_a_stream_is_kept_and_given_again_too(served: Served) -> None:
+def test_stream_is_cached(served: Served) -> None:
     served.provider.script(text="time people way")
     wished = {"model": "remembering", "content": "a stream"}
     _, told = served.stream(roomy("c-stream"), **wished)
@@ -207,7 +209,7 @@ def test_a_stream_is_kept_and_given_again_too(served: Served) -> None:
     assert served.seen() == 1
 
 
-def test_a_request_may_ask_for_the_cache(served: Served) -> None:
+def test_request_header_turns_the_cache_on(served: Served) -> None:
     wished = {"x-farebox-cache": "30"}
     for _ in range(2):
         reply = ask(served, "c-wish", wished, model="fake", content="wished for")
@@ -216,7 +218,7 @@ def test_a_request_may_ask_for_the_cache(served: Served) -> None:
     assert served.seen() == 2
 
 
-def test_an_answer_that_a_budget_cut_short_is_not_for_others(served: Served) -> None:
+def test_clamped_answer_is_not_cached(served: Served) -> None:
     served.provider.script(tokens=5000, times=None)
     poor = {"x-workflow-budget-tokens": "60"}
     first = ask(served, "c-poor", poor, content="a long story")
@@ -227,20 +229,20 @@ def test_an_answer_that_a_budget_cut_short_is_not_for_others(served: Served) -> 
     assert third.headers["x-farebox-cache"] == "hit"
 
 
-def test_untagged_calls_are_remembered_too(served: Served) -> None:
+def test_untagged_calls_are_cached(served: Served) -> None:
     replies = [served.chat(content="without a tag", model="remembering") for _ in range(2)]
     assert replies[1].headers["x-farebox-cache"] == "hit"
     assert replies[0].body == replies[1].body
 
 
-def test_an_error_is_not_kept(served: Served) -> None:
+def test_error_is_not_cached(served: Served) -> None:
     served.provider.script(status=400)
     assert ask(served, "c-error", content="fails once").status == 400
     assert ask(served, "c-error", content="fails once").status == 200
 
 
 @pytest.mark.parametrize("value", ["", "0", "-1", "86401", "yes"])
-def test_a_wrong_wish_is_named(served: Served, value: str) -> None:
+def test_invalid_cache_header_is_refused(served: Served, value: str) -> None:
     reply = ask(served, "c-wrong", {"x-farebox-cache": value})
     assert reply.status == 400
     assert json.loads(reply.body)["error"]["param"] == "x-farebox-cache"
