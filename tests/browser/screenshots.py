@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Final
 
 from playwright.sync_api import sync_playwright
 
+from tests.browser.chromium import CHROMIUM
 from tests.browser.conftest import Client
 from tests.browser.scene import ADMIN_KEY, LOOKED_AT, PERSON, Traffic, eventful_run, running_scene
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
-CHROMIUM: Final = "/usr/bin/chromium"
 SCREEN: Final = {"width": 1360, "height": 850}
 PHONE: Final = {"width": 390, "height": 844}
 # name: (address, how much of it is shown in pixels; 0 for all)
@@ -83,7 +83,7 @@ def main() -> None:
         traffic = Traffic(gateway, key)
         traffic.start()
         time.sleep(_WARM_UP_S)
-        browser = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--hide-scrollbars"])
+        browser = tool.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--hide-scrollbars"])
         eventful_run(gateway, key)
         # The run first, in both themes: one of its calls is still under way then.
         for names in (["run"], [name for name in PAGES if name != "run"]):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
-import importlib.util
 import re
 from typing import Any
 
 import pytest
 
+from tests.browser.chromium import needs_chromium
 from tests.browser.conftest import Client
-from tests.browser.test_in_chromium import CHROMIUM, browser
+from tests.browser.test_in_chromium import browser
 from tests.farebox_process import FareboxProcess
 
 __all__ = ["browser"]  # a fixture
@@ -148,12 +148,6 @@ def test_times_show_utc_without_scripts(client: Client) -> None:
 def test_login_form_keeps_the_name_after_a_wrong_password(guarded: FareboxProcess) -> None:
     said = Client(guarded.url).post("/admin/login", {"name": "lena", "password": "not mine at all"})
     assert 'value="lena"' in said.text
-
-
-needs_chromium = pytest.mark.skipif(
-    not CHROMIUM.exists() or importlib.util.find_spec("playwright") is None,
-    reason="there is no Chromium or no playwright",
-)
 
 
 @needs_chromium

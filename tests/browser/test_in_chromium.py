@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.browser.chromium import CHROMIUM, needs_chromium
 from tests.browser.conftest import Client
 from tests.farebox_process import FareboxProcess, tagged
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-CHROMIUM = Path("/usr/bin/chromium")
 PAGES = (
     "",
     "/runs",
@@ -38,10 +37,7 @@ PAGES = (
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no Chromium at {CHROMIUM}: apt-get install chromium"),
-    pytest.mark.skipif(
-        importlib.util.find_spec("playwright") is None, reason="the package playwright is not installed"
-    ),
+    needs_chromium,
 ]
 
 
@@ -290,6 +286,19 @@ def test_theme_follows_the_system_until_one_is_chosen(browser: Browser, gateway:
     assert dark != light
     page.goto("/admin/usage")
     assert paper() == light, "the choice stays"
+    context.close()
+
+
+def test_current_page_is_in_view_in_the_navigation_row_of_a_phone(browser: Browser, gateway: FareboxProcess) -> None:
+    context = browser.new_context(base_url=gateway.url, viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    page.goto("/admin/health")
+    left, right = page.evaluate(
+        "(({left, right}) => [left, right])(document.querySelector('.side [aria-current]').getBoundingClientRect())"
+    )
+    assert left >= 0
+    assert right <= 390
+    assert page.evaluate("document.querySelector('.side nav').scrollLeft") > 0
     context.close()
 
 

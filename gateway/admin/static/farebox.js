@@ -186,5 +186,10 @@ function openNamed() {
 addEventListener("hashchange", openNamed);
 openNamed();
 
-// On a phone the pages are a row that scrolls: the one that is shown should be in sight.
-document.querySelector(".side [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+// On a phone the pages are a row that scrolls: centre the current one. Not with scrollIntoView, after which some browsers begin the
+// keyboard's order behind that link and pass over "Skip to the content".
+const current = document.querySelector(".side [aria-current]");
+if (current) {
+  const row = current.closest("nav");
+  row.scrollLeft += current.getBoundingClientRect().left - row.getBoundingClientRect().left - (row.clientWidth - current.clientWidth) / 2;
+}
