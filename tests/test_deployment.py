@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -207,7 +208,8 @@ def test_files_copied_into_the_image_build_the_package(tmp_path: Path) -> None:
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "dist").glob("farebox-*.whl"))
+    (wheel,) = (tmp_path / "dist").glob("farebox-*.whl")
+    assert "gateway/app.py" in zipfile.ZipFile(wheel).namelist()
 
 
 def braces_match(text: str) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import email
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -235,13 +234,3 @@ def test_wheel_installs_with_hashes_runs_and_uninstalls_cleanly(dist: Path, tmp_
     pip("uninstall", "--yes", "farebox")
     assert {path for path in site.iterdir() if path.name != "__pycache__"} == before
     assert not (empty_venv / "bin" / "farebox").exists()
-
-
-def test_the_lock_has_every_dependency_of_the_wheel() -> None:
-    locked = set(
-        re.findall(r"^([a-z0-9][a-z0-9._-]*)==", (ROOT / "requirements/runtime.txt").read_text(), re.MULTILINE)
-    )
-    for one in PROJECT["dependencies"]:
-        match = re.match(r"[a-zA-Z0-9._-]+", one)
-        assert match is not None
-        assert match[0].lower() in locked, one

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -120,23 +119,6 @@ def test_wheel_contains_offline_resources(wheel: zipfile.ZipFile) -> None:
         "gateway/ledger/lua/",
     ):
         assert part in names
-
-
-def test_what_the_image_copies_is_enough_to_build_it(tmp_path: Path) -> None:
-    for line in (ROOT / "Dockerfile").read_text().splitlines():
-        words = line.split()
-        if words[:1] != ["COPY"] or "--from=build" in words:
-            continue
-        *sources, _ = words[1:]
-        for source in sources:
-            place = tmp_path / "source" / source
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if (ROOT / source).is_dir():
-                shutil.copytree(ROOT / source, place, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(ROOT / source, place)
-    wheel = zipfile.ZipFile(built(tmp_path / "source", tmp_path / "dist"))
-    assert "gateway/app.py" in wheel.namelist()
 
 
 def in_a_new_python(code: str) -> str:

@@ -138,7 +138,7 @@ def test_50000_messages_are_refused_within_5_s(served: Served) -> None:
     raw = f'{{"model": "fake", "messages": [{", ".join([message] * 50_000)}]}}'
     started_s = time.monotonic()
     reply = post(served, raw)
-    assert reply.status in (400, 402)
+    assert (reply.status, reply.json()["error"]["param"]) == (400, "messages")
     assert time.monotonic() - started_s < 5
 
 
@@ -263,7 +263,8 @@ def test_url_as_model_name_is_refused(served: Served, name: str) -> None:
 )
 def test_unknown_model_is_refused_and_never_forwarded(served: Served, name: str) -> None:
     reply = served.chat(model=name)
-    assert (reply.status, reply.json()["error"]["code"]) in ((404, "model_not_found"), (400, "invalid_value"))
+    expected = (404, "model_not_found") if len(name) < 1000 else (400, "invalid_value")
+    assert (reply.status, reply.json()["error"]["code"]) == expected
     assert served.seen() == 0
     assert len(reply.body) < 2000
 

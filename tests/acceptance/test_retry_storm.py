@@ -21,7 +21,6 @@ pytestmark = pytest.mark.xdist_group("acceptance-storm")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     budgets = [
         {"scope": "run", "match": "spent", "tokens": 1},
-        {"scope": "workflow", "match": "later", "tokens": 40, "window": "month"},
     ]
     with serving(
         tmp_path_factory.mktemp("storm"),
@@ -77,20 +76,6 @@ async def test_anthropic_sdk_does_not_retry_a_402(served: Served) -> None:
     assert {error.status_code for error in errors} == {402}
     assert refused(served) - before == CLIENTS
     assert served.seen() == 0
-
-
-async def test_openai_sdk_does_not_retry_a_window_that_reopens_in_weeks(served: Served) -> None:
-    """The SDK normally retries a 429; `x-should-retry: false` says that this would be pointless."""
-    served.provider.script(tokens=20)
-    assert served.chat(tagged("later", "r-later"), max_tokens=20).status == 200
-    before = refused(served)
-    with openai.OpenAI(base_url=served.gateway.url + "/v1", api_key="any", max_retries=3) as client:
-        with pytest.raises(openai.RateLimitError) as caught:
-            client.chat.completions.create(
-                model="fake", messages=[{"role": "user", "content": "hi"}], extra_headers=tagged("later", "r-later")
-            )
-        if int(caught.value.response.headers["retry-after"]) > 60:
-            assert refused(served) - before == 1
 
 
 def test_openai_sdk_retries_a_busy_budget_until_it_is_granted(served: Served) -> None:

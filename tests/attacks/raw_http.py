@@ -23,7 +23,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Heard:
+class RawReply:
     """Everything that came back on one connection."""
 
     raw: bytes
@@ -54,7 +54,7 @@ def connect(url: str, timeout_s: float = 5.0) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout_s)
 
 
-def listen_to(connection: socket.socket, seconds: float) -> Heard:
+def read_reply(connection: socket.socket, seconds: float) -> RawReply:
     """Until the server closes or `seconds` are over."""
     deadline, raw = time.monotonic() + seconds, b""
     while (left := deadline - time.monotonic()) > 0:
@@ -64,25 +64,25 @@ def listen_to(connection: socket.socket, seconds: float) -> Heard:
         except TimeoutError:
             break
         except OSError:
-            return Heard(raw, is_closed=True)
+            return RawReply(raw, is_closed=True)
         if not piece:
-            return Heard(raw, is_closed=True)
+            return RawReply(raw, is_closed=True)
         raw += piece
-    return Heard(raw, is_closed=False)
+    return RawReply(raw, is_closed=False)
 
 
-def say(url: str, sent: bytes, seconds: float = 20.0) -> Heard:
+def exchange(url: str, sent: bytes, seconds: float = 20.0) -> RawReply:
     """What is answered to it. A last request that asks to close the connection tells when everything was said; unless the server
     has hung up before, the answer to it is left out."""
     with connect(url) as connection:
         try:
             connection.sendall(sent)
-            connection.sendall(_GOODBYE)
-        except OSError:  # it has heard enough already
+            connection.sendall(_CLOSING_REQUEST)
+        except OSError:  # it has reply enough already
             pass
-        heard = listen_to(connection, seconds)
-        farewell = _FAREWELL.search(heard.raw)
-        return heard if farewell is None else Heard(heard.raw[: farewell.start()], is_closed=False)
+        reply = read_reply(connection, seconds)
+        closing = _CLOSING_ANSWER.search(reply.raw)
+        return reply if closing is None else RawReply(reply.raw[: closing.start()], is_closed=False)
 
 
 def request(
@@ -105,7 +105,7 @@ def request(
     return b"\r\n".join([*lines, *(headers or []), b"", body])
 
 
-_GOODBYE = request(b"GET", b"/livez?goodbye", [b"connection: close"], b"", length=False)
-_FAREWELL = re.compile(
+_CLOSING_REQUEST = request(b"GET", b"/livez?goodbye", [b"connection: close"], b"", length=False)
+_CLOSING_ANSWER = re.compile(
     rb'HTTP/1\.1 200 OK\r\n(?:[^\r\n]+\r\n)*connection: close\r\n(?:[^\r\n]+\r\n)*\r\n{"status":"alive"}\Z'
 )

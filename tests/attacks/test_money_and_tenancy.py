@@ -209,16 +209,13 @@ def test_prompt_injection_does_not_affect_compression(served: Served) -> None:
     ],
     ids=["negative", "zero", "absurd", "types", "float"],
 )
-def test_false_usage_is_bounded_or_replaced_by_our_own_count(served: Served, usage: dict[str, Any]) -> None:
+def test_false_usage_is_replaced_by_our_own_count(served: Served, usage: dict[str, Any]) -> None:
     run = f"r-lie-{next(_made)}"
     served.provider.script(tokens=12, usage_json=json.dumps(usage))
     headers = {**key(served), **tagged("lied-to", run)}
     assert ask(served, headers, max_tokens=20).status == 200
     shown = served.gateway.get(f"/api/runs/{run}", {"authorization": f"Bearer {ADMIN}"}).json()
-    assert 0 <= shown["tokens"]["settled"] <= 1000
-    assert shown["tokens"]["reserved"] == 0
-    if any(type(value) is not int or value < 0 or value > 10**6 for value in usage.values()):
-        assert shown["tokens"]["settled"] == 8 + 12, "counted here instead"
+    assert (shown["tokens"]["settled"], shown["tokens"]["reserved"]) == (8 + 12, 0)
 
 
 def test_more_expensive_fallback_that_does_not_fit_is_not_used(served: Served) -> None:

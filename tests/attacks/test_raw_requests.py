@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.acceptance.serving import Served, until
-from tests.attacks.raw_http import CHAT, request, say
+from tests.attacks.raw_http import CHAT, connect, exchange, read_reply, request
 
 pytestmark = pytest.mark.xdist_group("attacks")
 
@@ -99,7 +99,7 @@ WHO_AND_WHERE = [
 ]
 
 # One way each to write the path of something protected so that a careless reader finds it all the same.
-CROOKED = [
+MISSPELT_PATHS = [
     b"//api/keys",
     b"/api//keys",
     b"/api/./keys",
@@ -132,12 +132,12 @@ def test_ambiguous_framing_is_refused_or_read_in_one_way(
     served: Served, sent: bytes, statuses: list[int], calls: int
 ) -> None:
     before = served.seen()
-    heard = say(served.gateway.url, sent)
-    assert heard.statuses == statuses, heard.raw[:500]
+    reply = exchange(served.gateway.url, sent)
+    assert reply.statuses == statuses, reply.raw[:500]
     assert served.seen() - before == calls, "of which the provider saw another number"
     if statuses[-1] in (400, 431):
-        assert heard.is_closed, "what follows a request that makes no sense makes none either"
-        assert heard.answers[-1].json()["error"]["message"]
+        assert reply.is_closed, "what follows a request that makes no sense makes none either"
+        assert reply.answers[-1].json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -145,19 +145,19 @@ def test_ambiguous_framing_is_refused_or_read_in_one_way(
 )
 def test_unusual_request_lines_and_headers_are_refused(served: Served, sent: bytes, status: int) -> None:
     before = served.seen()
-    heard = say(served.gateway.url, sent)
-    assert heard.statuses == [status], heard.raw[:500]
+    reply = exchange(served.gateway.url, sent)
+    assert reply.statuses == [status], reply.raw[:500]
     assert served.seen() == before
-    assert not [name for name in heard.answers[0].headers if name.startswith("access-control-")]
+    assert not [name for name in reply.answers[0].headers if name.startswith("access-control-")]
 
 
-@pytest.mark.parametrize("path", CROOKED)
+@pytest.mark.parametrize("path", MISSPELT_PATHS)
 def test_protected_path_has_only_one_spelling(served: Served, path: bytes) -> None:
     """Without any key this machine may read /api/keys: every other spelling is a 404 or a 400 for it all the same."""
-    straight = say(served.gateway.url, request(b"GET", b"/api/keys", body=b"", length=False))
-    assert straight.statuses == [200]
-    crooked = say(served.gateway.url, request(b"GET", path, body=b"", length=False))
-    assert crooked.statuses in ([400], [404]), crooked.raw[:300]
+    plain = exchange(served.gateway.url, request(b"GET", b"/api/keys", body=b"", length=False))
+    assert plain.statuses == [200]
+    odd = exchange(served.gateway.url, request(b"GET", path, body=b"", length=False))
+    assert odd.statuses in ([400], [404]), odd.raw[:300]
 
 
 @pytest.mark.parametrize("offered", [b"h2c", b"websocket", b"TLS/1.0"])
@@ -165,15 +165,19 @@ def test_upgrade_header_is_ignored(served: Served, offered: bytes) -> None:
     """Java's client offers h2c with its first request. It gets its answer, and so does what follows on the connection."""
     headers = [b"connection: Upgrade, HTTP2-Settings", b"upgrade: " + offered, b"http2-settings: AAMAAABk"]
     before = served.seen()
-    both = say(served.gateway.url, request(headers=headers) + chunked(CHUNKED + b"0\r\n\r\n", TE, *headers))
+    both = exchange(served.gateway.url, request(headers=headers) + chunked(CHUNKED + b"0\r\n\r\n", TE, *headers))
     assert both.statuses == [200, 200], both.raw[:500]
     assert served.seen() - before == 2
 
 
 def test_expect_100_continue_is_answered(served: Served) -> None:
-    heard = say(served.gateway.url, request(headers=[b"expect: 100-continue"]))
-    assert heard.raw.startswith(b"HTTP/1.1 100 Continue\r\n\r\n") or heard.statuses == [200]
-    assert heard.statuses == [200]
+    """The client sends its body only after the interim answer."""
+    whole = request(headers=[b"expect: 100-continue", b"connection: close"])
+    with connect(served.gateway.url) as connection:
+        connection.sendall(whole.removesuffix(CHAT))
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(CHAT)
+        assert read_reply(connection, 20.0).statuses == [200]
 
 
 def test_hop_by_hop_and_client_headers_are_not_forwarded(served: Served) -> None:
@@ -188,7 +192,7 @@ def test_hop_by_hop_and_client_headers_are_not_forwarded(served: Served) -> None
         b"x-workflow-run-id: r-hops",
         b"x-anything: secret",
     ]
-    assert say(served.gateway.url, request(headers=sent)).statuses == [200]
+    assert exchange(served.gateway.url, request(headers=sent)).statuses == [200]
     arrived = served.last.headers
     assert arrived["authorization"] == "Bearer upstream-key"
     assert arrived["content-type"] == "application/json"
@@ -203,26 +207,26 @@ def test_hop_by_hop_and_client_headers_are_not_forwarded(served: Served) -> None
 )
 def test_invalid_tag_value_reaches_no_header_and_no_log_line(served: Served, name: bytes, value: bytes) -> None:
     headers = [name + b": " + value, *([] if name == b"x-workflow-id" else [b"x-workflow-id: wf"])]
-    heard = say(served.gateway.url, request(headers=headers))
-    assert heard.statuses == [400]
-    assert heard.answers[0].json()["error"]["param"] == name.decode()
-    assert "set-cookie" not in heard.answers[0].headers
+    reply = exchange(served.gateway.url, request(headers=headers))
+    assert reply.statuses == [400]
+    assert reply.answers[0].json()["error"]["param"] == name.decode()
+    assert "set-cookie" not in reply.answers[0].headers
     assert "set-cookie" not in served.gateway.log
 
 
 def test_forwarded_request_is_not_treated_as_local(served: Served) -> None:
     """Without a key only this machine may administer and call, and a request that was passed on is from somewhere else."""
     for name in (b"x-forwarded-for", b"forwarded", b"x-real-ip"):
-        heard = say(served.gateway.url, request(b"GET", b"/api/keys", [name + b": 127.0.0.1"], b"", length=False))
-        assert heard.statuses == [401], name
-        assert say(served.gateway.url, request(headers=[name + b": 127.0.0.1"])).statuses == [401], name
+        reply = exchange(served.gateway.url, request(b"GET", b"/api/keys", [name + b": 127.0.0.1"], b"", length=False))
+        assert reply.statuses == [401], name
+        assert exchange(served.gateway.url, request(headers=[name + b": 127.0.0.1"])).statuses == [401], name
 
 
 def test_call_followed_by_garbage_leaves_no_reservation(served: Served) -> None:
     """The client is hung up on; its call ends as if it had left, and nothing stays held."""
     headers = [b"x-workflow-id: small", b"x-workflow-run-id: r-garbage", b"x-workflow-step: s"]
     for _ in range(5):
-        assert say(served.gateway.url, request(headers=headers) + b"\x00\x01\x02").is_closed
+        assert exchange(served.gateway.url, request(headers=headers) + b"\x00\x01\x02").is_closed
     until(lambda: served.metric("farebox_calls_in_flight") == 0, what="calls are over")
     facts = served.balance({"x-workflow-id": "small", "x-workflow-run-id": "r-garbage", "x-workflow-step": "s"})
     assert facts["reserved"] == 0

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.serving import Served, serving, until
-from tests.attacks.raw_http import CHAT, connect, listen_to, request
+from tests.attacks.raw_http import CHAT, connect, read_reply, request
 from tests.bare_server import bare_server
 from tests.farebox_process import tagged
 
@@ -53,31 +53,31 @@ def test_headers_sent_a_byte_at_a_time_are_cut_off(served: Served) -> None:
         while not select.select([connection], [], [], 0.2)[0]:
             assert time.monotonic() < deadline, "the gateway still listens"
             connection.sendall(b"a")
-        assert listen_to(connection, SOON_S).is_closed
+        assert read_reply(connection, SOON_S).is_closed
 
 
 def test_incomplete_headers_get_a_408(served: Served) -> None:
     with connect(served.gateway.url) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nx-a: ")
-        heard = listen_to(connection, SOON_S)
-    assert heard.is_closed
-    assert heard.statuses == [408]
-    error = heard.answers[0].json()["error"]
+        reply = read_reply(connection, SOON_S)
+    assert reply.is_closed
+    assert reply.statuses == [408]
+    error = reply.answers[0].json()["error"]
     assert error["code"] == "request_timeout"
-    assert error["metadata"]["request_id"] == heard.answers[0].headers["x-request-id"]
+    assert error["metadata"]["request_id"] == reply.answers[0].headers["x-request-id"]
 
 
 def test_incomplete_pipelined_request_does_not_disturb_the_first(served: Served) -> None:
     served.provider.script(delay_ms=2500)
     with connect(served.gateway.url) as connection:
         connection.sendall(request() + b"POST /v1")
-        heard = listen_to(connection, SOON_S)
-    assert heard.statuses[0] == 200
+        reply = read_reply(connection, SOON_S)
+    assert reply.statuses[0] == 200
 
 
 def test_silent_connection_is_closed(served: Served) -> None:
     with connect(served.gateway.url) as connection:
-        assert listen_to(connection, SOON_S).is_closed
+        assert read_reply(connection, SOON_S).is_closed
 
 
 def test_300_idle_connections_do_not_displace_calls(served: Served) -> None:
@@ -164,9 +164,9 @@ async def test_incomplete_body_gets_a_408() -> None:
     async with bare_server(read_all, head_s=0.1, body_s=0.3) as url:
         with await asyncio.to_thread(connect, url) as connection:
             connection.sendall(request()[:-10])
-            heard = await asyncio.to_thread(listen_to, connection, SOON_S)
-    assert heard.is_closed
-    assert heard.answers[0].status == 408
+            reply = await asyncio.to_thread(read_reply, connection, SOON_S)
+    assert reply.is_closed
+    assert reply.answers[0].status == 408
 
 
 async def test_refused_body_is_not_read_to_its_end() -> None:
@@ -174,9 +174,9 @@ async def test_refused_body_is_not_read_to_its_end() -> None:
     async with bare_server(refuse_at_once) as url:
         with await asyncio.to_thread(connect, url) as connection:
             connection.sendall(request(length=False, headers=[b"content-length: 1000000000"], body=b"a" * 1000))
-            heard = await asyncio.to_thread(listen_to, connection, SOON_S)
-    assert heard.statuses == [413]
-    assert heard.is_closed
+            reply = await asyncio.to_thread(read_reply, connection, SOON_S)
+    assert reply.statuses == [413]
+    assert reply.is_closed
 
 
 async def test_slow_reader_that_keeps_reading_is_not_disconnected() -> None:
@@ -212,5 +212,5 @@ async def test_client_deadlines_do_not_apply_while_the_call_runs() -> None:
     async with bare_server(think, head_s=0.1, body_s=0.1, stall_s=0.1) as url:
         with await asyncio.to_thread(connect, url) as connection:
             connection.sendall(request(body=CHAT, headers=[b"connection: close"]))
-            heard = await asyncio.to_thread(listen_to, connection, 6.0)
-    assert heard.statuses == [200]
+            reply = await asyncio.to_thread(read_reply, connection, 6.0)
+    assert reply.statuses == [200]

@@ -135,17 +135,23 @@ def test_wrong_logins_are_throttled(guarded: FareboxProcess, admin: Client, view
 
 
 def test_session_ends_on_logout_and_when_its_user_is_disabled(admin: Client, viewer: Client) -> None:
-    first = viewer.cookie
+    cookie = viewer.cookie
     assert viewer.post("/admin/logout", {}).status == 303
-    viewer.cookie = first
-    assert viewer.get("/admin").status == 303, "the cookie of before opens nothing"
-    assert admin.post("/admin/people/disable", {"name": "ada"}).status == 400, "nobody locks themselves out"
+    viewer.cookie = cookie
+    assert viewer.get("/admin").status == 303, "the session of this cookie has ended"
+    assert viewer.post("/admin/login", {"name": "vic", "password": PASSWORD}).status == 303
+    assert viewer.get("/admin").status == 200
+    assert admin.post("/admin/people/disable", {"name": "vic"}).status == 303
+    assert viewer.get("/admin").status == 303, "its user is disabled"
+    assert admin.post("/admin/people/disable", {"name": "ada"}).status == 400, "nobody disables themselves"
 
 
 def test_session_cookie_is_http_only_and_same_site_strict(guarded: FareboxProcess, admin: Client) -> None:
-    secret = admin.cookie.partition("=")[2]
-    assert len(secret) >= 43
-    assert secret not in admin.get("/admin").text
+    reply = Client(guarded.url).post("/admin/login", {"name": "ada", "password": PASSWORD})
+    cookie, *attributes = reply.headers["set-cookie"].split("; ")
+    assert {attribute.lower() for attribute in attributes} >= {"httponly", "samesite=strict", "path=/admin"}
+    assert len(cookie.partition("=")[2]) >= 43
+    assert admin.cookie.partition("=")[2] not in admin.get("/admin").text
 
 
 def test_login_redirects_only_to_admin_pages(guarded: FareboxProcess) -> None:

@@ -270,6 +270,7 @@ def test_every_metric_has_a_chart_and_a_table(metric: str, client: Client) -> No
     page = client.get(f"/admin/usage?metric={metric}&group_by=step")
     assert page.status == 200
     assert "data-chart=" in page.text
+    assert {name for name, _ in table_rows(page.text, "usage")} >= {"extract", "draft", "check"}
 
 
 def test_usage_csv_has_the_rows_of_the_table(client: Client) -> None:
@@ -306,11 +307,13 @@ def test_settings_are_reviewed_saved_and_reverted(client: Client) -> None:
         ({"orchestration_token_budget_send": "many"}, "a whole number from 1"),
     ],
 )
-def test_invalid_settings_are_refused_with_their_fault(client: Client, given: dict[str, str], says: str) -> None:
+def test_invalid_settings_are_refused_and_kept_in_the_form(client: Client, given: dict[str, str], says: str) -> None:
     reply = client.post("/admin/settings/review", given)
     assert reply.status == 400
     assert says in html.unescape(reply.text)
     assert "Nothing was saved" in reply.text
+    if given.keys() != {"orchestration_compression_aggressiveness"}:  # a choice that there is not cannot be shown
+        assert f'value="{next(iter(given.values()))}"' in reply.text
 
 
 def test_run_is_paused_resumed_given_a_budget_and_cancelled(client: Client, gateway: FareboxProcess) -> None:

@@ -163,35 +163,6 @@ def test_provider_400_raises_bad_request_without_a_retry(served: Served, client:
     assert served.seen() == 1
 
 
-# ── across protocols ──
-
-
-@pytest.mark.timeout(180)
-def test_a_model_of_another_provider(served: Served, client: anthropic.Anthropic) -> None:
-    """LiteLLM translates; its import takes its seconds, once."""
-    patient = client.with_options(timeout=150, max_retries=0)
-    served.provider.script(text=TEXT)
-    answer = patient.messages.create(
-        model="fake", max_tokens=100, system="Be brief.", messages=MESSAGES, extra_headers=roomy("a-cross")
-    )
-    block = answer.content[0]
-    assert block.type == "text"
-    assert block.text == TEXT
-    assert served.last.path == "/v1/chat/completions"
-    assert [message["role"] for message in served.last.body["messages"]] == ["system", "user"]
-    used = answer.usage.input_tokens + answer.usage.output_tokens
-    assert run_of(served, "a-cross")["tokens"]["settled"] == used
-    served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)
-    with patient.messages.stream(
-        model="fake", max_tokens=100, messages=MESSAGES, tools=[TOOL], extra_headers=roomy("a-cross")
-    ) as stream:
-        final = stream.get_final_message()
-    assert [(block.type, getattr(block, "input", None)) for block in final.content] == [
-        ("tool_use", {"city": "Bremen"})
-    ]
-    assert served.last.body["tools"][0]["function"]["name"] == "weather"
-
-
 def test_models_are_listed_and_retrieved(served: Served, client: anthropic.Anthropic) -> None:
     page = client.models.list()
     assert {item.id for item in page.data} == {"fake", "embedder", "claude"}

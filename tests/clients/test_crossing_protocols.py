@@ -59,7 +59,9 @@ def test_message_from_an_openai_model(served: Served, claude: anthropic.Anthropi
     assert [block.text for block in answer.content if block.type == "text"] == [TEXT]
     assert answer.stop_reason == "end_turn"
     assert settled(served, run) == answer.usage.input_tokens + answer.usage.output_tokens > 0
-    assert "Be brief." in json.dumps(served.last.body)
+    assert served.last.path == "/v1/chat/completions"
+    assert [sent["role"] for sent in served.last.body["messages"]] == ["system", "user"]
+    assert "Be brief." in json.dumps(served.last.body["messages"][0])
 
 
 @pytest.mark.parametrize("stream", [False, True])

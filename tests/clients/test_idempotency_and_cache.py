@@ -98,7 +98,9 @@ def test_failed_call_may_be_repeated_under_its_key(served: Served, status: int) 
 
 def test_refused_call_may_be_repeated_under_its_key(served: Served) -> None:
     headers = {**tiny("i-refused"), "idempotency-key": "refused"}
-    assert [served.chat(headers).status for _ in range(2)] == [402, 402]
+    replies = [served.chat(headers) for _ in range(2)]
+    assert [reply.status for reply in replies] == [402, 402]
+    assert "idempotent-replayed" not in replies[1].headers
 
 
 def test_stream_is_replayed_without_its_budget_comment(served: Served) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from gateway.pipeline.exchange import WHOLE_ANSWER, Exchange
 from gateway.whole_answers import is_plain
-from tests.attacks.raw_http import Heard, connect, listen_to, request
+from tests.attacks.raw_http import RawReply, connect, read_reply, request
 from tests.bare_server import bare_server
 
 BODY = b'{"answer": "a ferry leaves at 9:40"}'
@@ -38,13 +38,13 @@ def answering(
     return application
 
 
-async def heard_by(application: Application, sent: bytes, seconds: float = 5.0) -> Heard:
+async def heard_by(application: Application, sent: bytes, seconds: float = 5.0) -> RawReply:
     """What a client hears that says all of `sent` at once; the last of its requests should ask to close the connection."""
 
-    def talk(url: str) -> Heard:
+    def talk(url: str) -> RawReply:
         with connect(url) as connection:
             connection.sendall(sent)
-            return listen_to(connection, seconds)
+            return read_reply(connection, seconds)
 
     async with bare_server(application) as url:
         return await asyncio.to_thread(talk, url)
@@ -178,14 +178,14 @@ async def test_the_next_answer_waits_for_a_client_that_has_not_read_the_last_one
         await answering(UNREAD)(scope, receive, send)
         answers["given"] += 1
 
-    def talk(url: str) -> Heard:
+    def talk(url: str) -> RawReply:
         with connect(url) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
             connection.sendall(request() * 2 + request(headers=[CLOSE]))
             assert begun.wait(5.0)
             time.sleep(0.2)
             assert answers == {"begun": 2, "given": 1}
-            return listen_to(connection, 60.0)
+            return read_reply(connection, 60.0)
 
     async with bare_server(application) as url:
         heard = await asyncio.to_thread(talk, url)
