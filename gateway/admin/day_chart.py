@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from gateway.admin.reports import report
-from gateway.admin.visit import Visit
+from gateway.admin.page_request import PageRequest
+from gateway.admin.reports import load_report
 from gateway.endpoints.api import usage
 from gateway.endpoints.api.usage import UsageQuery, UsageReport, UsageTotals, figures
 from gateway.store import usage_report
@@ -17,7 +17,7 @@ DAYS_MAX: Final = 400
 _GROUPS_MAX: Final = 6
 _OTHERS: Final = "others"
 # Of these there is either no bound, or nothing to split a day by.
-_WHOLE: Final = (GroupBy.DAY, GroupBy.RUN)
+_UNSPLIT_GROUPS: Final = (GroupBy.DAY, GroupBy.RUN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +43,27 @@ class DayChart:
 
 
 async def day_chart(
-    visit: Visit, query: UsageQuery, shown: UsageReport, metric: str, by_day: UsageReport | None = None
+    page_request: PageRequest,
+    query: UsageQuery,
+    grouped_report: UsageReport,
+    metric: str,
+    by_day: UsageReport | None = None,
 ) -> DayChart:
-    """`shown` is what `query` found: its rows say which groups are large. `by_day` the same by day, if it is known already."""
-    whole = query.model_copy(update={"group_by": GroupBy.DAY, "limit": DAYS_MAX, "cursor": None})
+    """`grouped_report` is what `query` found: its rows say which groups are large. `by_day` the same by day, if it is known already."""
+    query_by_day = query.model_copy(update={"group_by": GroupBy.DAY, "limit": DAYS_MAX, "cursor": None})
     if by_day is None:
-        is_whole = query.group_by is GroupBy.DAY and len(shown.rows) == shown.groups
-        by_day = shown if is_whole else await report(visit, whole)
+        is_whole = query.group_by is GroupBy.DAY and len(grouped_report.rows) == grouped_report.groups
+        by_day = grouped_report if is_whole else await load_report(page_request, query_by_day)
     known = {row.day or "": getattr(row, metric) for row in by_day.rows}
-    wanted = usage.filter_of(visit.desk, query)
-    days = _days_between(wanted.from_ms, visit.now_ms if wanted.to_ms is None else wanted.to_ms - 1) or sorted(known)
-    parts = [] if query.group_by in _WHOLE or query.run else await _split(visit, query, shown, metric, days)
+    usage_filter = usage.filter_of(page_request.desk, query)
+    days = _days_between(
+        usage_filter.from_ms, page_request.now_ms if usage_filter.to_ms is None else usage_filter.to_ms - 1
+    ) or sorted(known)
+    parts = (
+        []
+        if query.group_by in _UNSPLIT_GROUPS or query.run
+        else await _largest_groups(page_request, query, grouped_report, metric, days)
+    )
     rest = [known.get(day, 0) - sum(part.values[at] for part in parts) for at, day in enumerate(days)]
     if not parts:
         parts = [Part("", rest)]
@@ -63,16 +73,18 @@ async def day_chart(
     return DayChart(at_s, parts, metric.endswith("usd"))
 
 
-async def _split(visit: Visit, query: UsageQuery, shown: UsageReport, metric: str, days: list[str]) -> list[Part]:
+async def _largest_groups(
+    page_request: PageRequest, query: UsageQuery, grouped_report: UsageReport, metric: str, days: list[str]
+) -> list[Part]:
     """The groups with most of the metric, the largest first."""
     field = query.group_by.value
-    ranked = sorted(shown.rows, key=lambda row: -getattr(row, metric))
+    ranked = sorted(grouped_report.rows, key=lambda row: -getattr(row, metric))
     largest = [row for row in ranked[:_GROUPS_MAX] if getattr(row, metric) > 0]
     if len(largest) < 2:
         return []
     groups = [getattr(row, field) or "" for row in largest]
-    wanted = usage.filter_of(visit.desk, query)
-    found = await usage_report.days_of_groups(visit.store, query.group_by, groups, wanted)
+    usage_filter = usage.filter_of(page_request.desk, query)
+    found = await usage_report.days_of_groups(page_request.store, query.group_by, groups, usage_filter)
     values = {key: getattr(UsageTotals(**figures(sums)), metric) for key, sums in found.items()}
     return [
         Part(row.key_name or group or "none", [values.get((group, day), 0) for day in days])

@@ -27,12 +27,12 @@ def form_fault(error: Exception, request_id: str, fields: Container[str]) -> For
     else:
         param = found.param or ""
         faults = [(param, found.message.removeprefix(f"{param}: "))]
-    beside: dict[str, str] = {}
-    above: list[str] = []
+    field_faults: dict[str, str] = {}
+    general_faults: list[str] = []
     for where, message in faults:
         field = next((part for part in where.split(".") if part in fields), "")
         if field:
-            beside.setdefault(field, message)
+            field_faults.setdefault(field, message)
         else:
-            above.append((f"{where}: {message}" if where else message).rstrip(".") + ".")
-    return FormFault(beside, " ".join(above), found.status)
+            general_faults.append((f"{where}: {message}" if where else message).rstrip(".") + ".")
+    return FormFault(field_faults, " ".join(general_faults), found.status)

@@ -9,14 +9,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
 from gateway import __version__
-from gateway.admin import drawing, figures
-from gateway.admin.figures import path_of
+from gateway.admin import formatting, svg
+from gateway.admin.formatting import page_path
 from gateway.admin.static_files import StaticFiles
-from gateway.admin.verdict import told
+from gateway.admin.verdict import limits_sentence
 from gateway.decisions import decisions_of
 
 if TYPE_CHECKING:
-    from gateway.admin.visit import Visit
+    from gateway.admin.page_request import PageRequest
 
 SECURITY_HEADERS: Final[Mapping[str, str]] = {
     "content-security-policy": (
@@ -37,7 +37,7 @@ _NAVIGATION: Final = (
 
 DEFAULT_PROJECT: Final = "default"
 # What a page may say above itself after a change; the address carries the word, never the sentence.
-DONE: Final[Mapping[str, str]] = {
+CONFIRMATIONS: Final[Mapping[str, str]] = {
     "saved": "Saved. It counts in this process now, and in every other within two seconds.",
     "reverted": "Taken back. That is in the history, too.",
     "unchanged": "Nothing was different, so nothing was changed.",
@@ -69,68 +69,68 @@ class Renderer:
             auto_reload=False,
         )
         self._environment.filters |= {
-            "count": figures.count,
-            "tokens": figures.tokens,
-            "usd": figures.usd,
-            "percent": figures.percent,
-            "moment": figures.moment,
-            "ago": figures.ago,
-            "span": figures.span,
-            "at_moment": figures.at_moment,
-            "pretty_detail": figures.pretty_detail,
+            "count": formatting.count,
+            "tokens": formatting.tokens,
+            "usd": formatting.usd,
+            "percent": formatting.percent,
+            "timestamp": formatting.timestamp,
+            "ago": formatting.ago,
+            "duration": formatting.duration,
+            "timestamp_ms": formatting.timestamp_of_ms,
+            "pretty_json": formatting.pretty_json,
             "decisions": decisions_of,
-            "prose": figures.prose,
-            "window": figures.window_text,
-            "setting_text": figures.setting_text,
-            "plain": figures.plain,
+            "with_code": formatting.with_code,
+            "window": formatting.window_text,
+            "setting_text": formatting.setting_text,
+            "input_text": formatting.input_text,
         }
-        self._environment.tests["saving"] = _is_saving
+        self._environment.tests["saving"] = _saves_cost
         self._environment.globals |= {
             "static": static.path,
-            "bullet": drawing.bullet,
-            "told": told,
-            "share_bar": drawing.share_bar,
-            "sparkline": drawing.sparkline,
-            "line": drawing.line,
+            "bullet_chart": svg.bullet_chart,
+            "limits_sentence": limits_sentence,
+            "share_bar": svg.share_bar,
+            "sparkline": svg.sparkline,
+            "line_chart": svg.line_chart,
             "navigation": _NAVIGATION,
             "version": __version__,
         }
         for name in self._environment.list_templates():
             self._environment.get_template(name)
 
-    def page(self, visit: Visit, template: str, status: int, values: Mapping[str, Any]) -> Response:
-        text = self.fragment(visit, f"{template}.html", values)
+    def render_page(self, page_request: PageRequest, template: str, status: int, values: Mapping[str, Any]) -> Response:
+        text = self.render_fragment(page_request, f"{template}.html", values)
         return HTMLResponse(text, status)
 
-    def fragment(self, visit: Visit, template: str, values: Mapping[str, Any]) -> str:
-        return self._environment.get_template(template).render(**_around(visit), **values)
+    def render_fragment(self, page_request: PageRequest, template: str, values: Mapping[str, Any]) -> str:
+        return self._environment.get_template(template).render(**_shared_values(page_request), **values)
 
 
-def _is_saving(actions: str) -> bool:
+def _saves_cost(actions: str) -> bool:
     """Whether any of these kinds of actions makes a call cheaper; others only say how its budget was kept."""
     return not {"compress", "route", "clamp"}.isdisjoint(actions.split("+"))
 
 
-def _around(visit: Visit) -> dict[str, Any]:
+def _shared_values(page_request: PageRequest) -> dict[str, Any]:
     """What every template may use."""
-    project = None if visit.project == DEFAULT_PROJECT else visit.project
+    project = None if page_request.project == DEFAULT_PROJECT else page_request.project
 
     def url(page: str, name: str = "", **query: str | None) -> str:
-        return path_of(page, name, **{"project": project, **query})
+        return page_path(page, name, **{"project": project, **query})
 
     return {
-        "visit": visit,
+        "page_request": page_request,
         "url": url,
         "project": project,
-        "projects": _projects(visit),
-        "now_ms": visit.now_ms,
-        "done": DONE.get(visit.param("done"), ""),
-        "here": visit.request.url.path.removeprefix("/admin").strip("/").partition("/")[0] or "overview",
+        "projects": _project_names(page_request),
+        "now_ms": page_request.now_ms,
+        "done": CONFIRMATIONS.get(page_request.param("done"), ""),
+        "here": page_request.http_request.url.path.removeprefix("/admin").strip("/").partition("/")[0] or "overview",
     }
 
 
-def _projects(visit: Visit) -> list[str]:
+def _project_names(page_request: PageRequest) -> list[str]:
     """Those that keys and declared workflows name; the one that is looked at is always among them."""
-    snapshot = visit.desk.parts.control.snapshot
+    snapshot = page_request.desk.parts.control.snapshot
     named = {key.project for key in snapshot.keys.values()} | {project for project, _ in snapshot.workflows}
-    return sorted(named | {visit.project, DEFAULT_PROJECT})
+    return sorted(named | {page_request.project, DEFAULT_PROJECT})

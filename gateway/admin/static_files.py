@@ -16,7 +16,7 @@ _TYPES: Final = {
     ".svg": "image/svg+xml",
     ".woff2": "font/woff2",
 }
-_FOREVER: Final = "public, max-age=31536000, immutable"
+_CACHE_FOREVER: Final = "public, max-age=31536000, immutable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class StaticFiles:
     def __init__(self) -> None:
         folder = files("gateway.admin").joinpath("static")
         self._files = {
-            entry.name: _read(entry.name, entry.read_bytes())
+            entry.name: _static_file(entry.name, entry.read_bytes())
             for entry in folder.iterdir()
             if "." + entry.name.rpartition(".")[2] in _TYPES
         }
@@ -44,10 +44,10 @@ class StaticFiles:
         if found is None:
             return Response("There is no such file.", 404, media_type="text/plain")
         is_versioned = request.query_params.get("v") == found.version
-        headers = {"cache-control": _FOREVER if is_versioned else "no-cache", "x-content-type-options": "nosniff"}
+        headers = {"cache-control": _CACHE_FOREVER if is_versioned else "no-cache", "x-content-type-options": "nosniff"}
         return Response(found.content, headers=headers, media_type=found.media_type)
 
 
-def _read(name: str, content: bytes) -> StaticFile:
+def _static_file(name: str, content: bytes) -> StaticFile:
     media_type = _TYPES["." + name.rpartition(".")[2]]
     return StaticFile(content, media_type, hashlib.sha256(content).hexdigest()[:16])

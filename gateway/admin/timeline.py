@@ -8,13 +8,13 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from gateway.admin.figures import count, span
+from gateway.admin.formatting import count, duration
 
 # In hundredths of the line: a call of a millisecond in a run of an hour is seen, too.
-_WIDTH_MIN: Final = 0.5
-_GAP: Final = 0.15
+_BAR_WIDTH_PERCENT_MIN: Final = 0.5
+_GAP_PERCENT: Final = 0.15
 _ROW_PX: Final = 17
-_TICKS: Final = 5
+_TICK_COUNT: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +38,17 @@ def timeline(calls: Sequence[Mapping[str, Any]]) -> Timeline | None:
     """Of these calls, whatever their order; None for none."""
     if not calls:
         return None
-    ordered = sorted(calls, key=_begin)
-    first = _begin(ordered[0])
+    ordered = sorted(calls, key=_start_ms)
+    first = _start_ms(ordered[0])
     whole_ms = max(1, max(call["at"] for call in calls) - first)
     steps: dict[str, list[Mapping[str, Any]]] = {}
     for call in ordered:
         steps.setdefault(call["step"], []).append(call)
-    ticks = tuple(span(whole_ms * at / (_TICKS - 1)) if at else "0" for at in range(_TICKS))
+    ticks = tuple(duration(whole_ms * at / (_TICK_COUNT - 1)) if at else "0" for at in range(_TICK_COUNT))
     return Timeline(tuple(_lane(step, found, first, whole_ms) for step, found in steps.items()), ticks)
 
 
-def _begin(call: Mapping[str, Any]) -> int:
+def _start_ms(call: Mapping[str, Any]) -> int:
     return int(call["at"] - (call["duration_ms"] or 0))
 
 
@@ -57,18 +57,18 @@ def _lane(step: str, calls: Sequence[Mapping[str, Any]], first: int, whole_ms: i
     ends: list[float] = []
     bars = []
     for call in calls:
-        width = max(_WIDTH_MIN, (call["at"] - _begin(call)) / whole_ms * 100)
-        at = min((_begin(call) - first) / whole_ms * 100, 100 - width)
-        row = next((row for row, end in enumerate(ends) if end <= at + _GAP), len(ends))
+        width = max(_BAR_WIDTH_PERCENT_MIN, (call["at"] - _start_ms(call)) / whole_ms * 100)
+        at = min((_start_ms(call) - first) / whole_ms * 100, 100 - width)
+        row = next((row for row, end in enumerate(ends) if end <= at + _GAP_PERCENT), len(ends))
         ends[row : row + 1] = [at + width]
-        bars.append(_bar(call, at, width - min(_GAP, width / 4), row * _ROW_PX))
+        bars.append(_bar(call, at, width - min(_GAP_PERCENT, width / 4), row * _ROW_PX))
     return Lane(step, len(ends) * _ROW_PX, Markup("").join(bars))
 
 
 def _bar(call: Mapping[str, Any], at: float, width: float, top_px: int) -> Markup:
-    said = f"{call['step']}: {call['code'] or call['status']}" if call["status"] != "ok" else call["step"]
+    outcome = f"{call['step']}: {call['code'] or call['status']}" if call["status"] != "ok" else call["step"]
     model = call["model"] or call["model_requested"]
-    facts = f"{said}, {span(call['duration_ms'] or 0)}, {count(call['total_tokens'])} tokens, {model}"
+    facts = f"{outcome}, {duration(call['duration_ms'] or 0)}, {count(call['total_tokens'])} tokens, {model}"
     return Markup(
         '<a href="#call-{}"><rect class="{}" x="{:.2f}" y="{}" width="{:.2f}" height="13" rx="0.3"><title>{}</title></rect></a>'
     ).format(call["id"], call["status"], at, top_px + 2, width, facts)

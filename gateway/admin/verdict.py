@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from gateway.admin.figures import count, money, window_text
+from gateway.admin.formatting import count, money, window_text
 from gateway.budget_view import BudgetAccount
 from gateway.run_view import Dollars, Requests, RunView, StepView, Tokens
 from policies.budgets import Link
@@ -41,15 +41,15 @@ class Meter:
             return "free"
         return "blocked" if self.settled >= self.limit else "busy"
 
-    def figure(self, value: float | None) -> str:
+    def formatted(self, value: float | None) -> str:
         return money(value) if self.unit == "usd" else count(value)
 
-    def shown(self, value: float | None) -> str:
-        return self.figure(value) + _UNITS[self.unit]
+    def formatted_with_unit(self, value: float | None) -> str:
+        return self.formatted(value) + _UNITS[self.unit]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class AccountRow:
     """An account that a call would be reserved on, innermost scope first."""
 
     scope: str
@@ -75,45 +75,43 @@ class Verdict:
     sentence: str
 
 
-def told(limits: Sequence[tuple[Row, Meter]]) -> str:
+def limits_sentence(limits: Sequence[tuple[AccountRow, Meter]]) -> str:
     """Limits of one scope in a sentence: what is settled and reserved of each."""
     row, _ = limits[0]
     each = (
-        f"{window_text(row.window)} {meter.figure(meter.settled)} of {meter.shown(meter.limit)}"
-        + (f", {meter.figure(meter.reserved)} reserved" if meter.reserved else "")
+        f"{window_text(row.window)} {meter.formatted(meter.settled)} of {meter.formatted_with_unit(meter.limit)}"
+        + (f", {meter.formatted(meter.reserved)} reserved" if meter.reserved else "")
         + ("" if row.is_enforced else ", observed")
         for row, meter in limits
     )
     return f"{row.scope.capitalize()} {row.name}: {'; '.join(each)}"
 
 
-def verdict(rows: Sequence[Row], run_state: str | None) -> Verdict:
+def verdict(rows: Sequence[AccountRow], run_state: str | None) -> Verdict:
     """The gate of the run first, then the innermost scope, as a refusal would name it."""
     if run_state in ("paused", "cancelled", "completed"):
-        way_out = "Resume it, and its calls go through." if run_state == "paused" else "A new run id begins a new run."
-        return Verdict("blocked", f"The run is {run_state}: every call is refused. {way_out}")
+        advice = "Resume it, and its calls go through." if run_state == "paused" else "A new run id begins a new run."
+        return Verdict("blocked", f"The run is {run_state}: every call is refused. {advice}")
     for standing in ("blocked", "busy"):
         for row in rows:
             for meter in row.meters if row.standing == standing else ():
                 if meter.standing == standing:
                     return Verdict(row.standing, _sentence(row, meter))
-    return _nothing_blocks(rows)
+    return _free_verdict(rows)
 
 
-def _sentence(row: Row, meter: Meter) -> str:
-    used = f"{meter.figure(meter.settled)} of {meter.shown(meter.limit)}"
+def _sentence(row: AccountRow, meter: Meter) -> str:
+    used = f"{meter.formatted(meter.settled)} of {meter.formatted_with_unit(meter.limit)}"
     where = f"{row.scope.capitalize()} “{row.name}”"
     if meter.standing == "busy":
-        return (
-            f"{where} is full only because of calls under way: {used} settled, {meter.shown(meter.reserved)} reserved."
-        )
+        return f"{where} is full only because of calls under way: {used} settled, {meter.formatted_with_unit(meter.reserved)} reserved."
     after = " It does not come back by itself: raise it."
     if row.resets_at:
         after = f" It comes back at {row.resets_at[:16].replace('T', ' ')} UTC."
     return f"{where} has used up its budget: {used}.{after}"
 
 
-def _nothing_blocks(rows: Sequence[Row]) -> Verdict:
+def _free_verdict(rows: Sequence[AccountRow]) -> Verdict:
     left = [
         (meter.remaining, row, meter)
         for row in rows
@@ -126,35 +124,35 @@ def _nothing_blocks(rows: Sequence[Row]) -> Verdict:
     remaining, row, meter = min(left, key=lambda one: one[0])
     return Verdict(
         "free",
-        f"Nothing blocks it. {row.scope.capitalize()} “{row.name}” is the tightest: {meter.shown(remaining)} are left.",
+        f"Nothing blocks it. {row.scope.capitalize()} “{row.name}” is the tightest: {meter.formatted_with_unit(remaining)} are left.",
     )
 
 
-def of_run(run: RunView) -> Row:
+def run_row(run: RunView) -> AccountRow:
     """Of a workflow that is only observed, the limits shown here are those that somebody gave this very run: they are kept."""
-    return _inner("run", run.run, run.tokens, run.cost_usd, run.requests, is_enforced=True)
+    return _run_scope_row("run", run.run, run.tokens, run.cost_usd, run.requests, is_enforced=True)
 
 
-def of_step(step: StepView, *, is_enforced: bool) -> Row:
-    return _inner("step", step.step, step.tokens, step.cost_usd, None, is_enforced=is_enforced)
+def step_row(step: StepView, *, is_enforced: bool) -> AccountRow:
+    return _run_scope_row("step", step.step, step.tokens, step.cost_usd, None, is_enforced=is_enforced)
 
 
-def of_link(link: Link, account: BudgetAccount) -> Row:
+def account_row(link: Link, account: BudgetAccount) -> AccountRow:
     meters = (
         Meter("tokens", account.tokens_limit, account.tokens_settled, account.tokens_reserved),
         Meter("usd", account.usd_limit, account.usd_settled, account.usd_reserved),
         Meter("requests", account.requests_limit, account.requests_settled, account.requests_reserved),
     )
-    return Row(link.scope.value, link.scope_id, link.window.value, link.hold.enforce, account.resets_at, meters)
+    return AccountRow(link.scope.value, link.scope_id, link.window.value, link.hold.enforce, account.resets_at, meters)
 
 
-def _inner(
+def _run_scope_row(
     scope: str, name: str, tokens: Tokens, cost: Dollars, requests: Requests | None, *, is_enforced: bool
-) -> Row:
+) -> AccountRow:
     meters = [
         Meter("tokens", tokens.limit, tokens.settled, tokens.reserved),
         Meter("usd", cost.limit, cost.settled, cost.reserved),
     ]
     if requests is not None:
         meters.append(Meter("requests", requests.limit, requests.settled, requests.reserved))
-    return Row(scope, name, "run", is_enforced, None, tuple(meters))
+    return AccountRow(scope, name, "run", is_enforced, None, tuple(meters))

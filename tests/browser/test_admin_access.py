@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from gateway.admin.page_request import Page
 from gateway.admin.pages import PAGES
-from gateway.admin.visit import Page
 from tests.browser.conftest import CONFIG, Client
 from tests.farebox_process import FareboxProcess, running_farebox
 
@@ -56,14 +56,16 @@ def viewer(guarded: FareboxProcess, admin: Client) -> Client:
 
 
 def test_every_page_declares_the_role_it_needs() -> None:
-    public = {(page.method, page.path) for page in PAGES if page.needs == "public"}
+    public = {(page.method, page.path) for page in PAGES if page.required_role == "public"}
     assert public == PUBLIC
-    changing = {page.needs for page in PAGES if page.method == "POST" and (page.method, page.path) not in PUBLIC}
+    changing = {
+        page.required_role for page in PAGES if page.method == "POST" and (page.method, page.path) not in PUBLIC
+    }
     assert changing == {"admin", "viewer"}  # viewer: logging out
-    assert [page.path for page in PAGES if page.method == "POST" and page.needs == "viewer"] == ["/logout"]
+    assert [page.path for page in PAGES if page.method == "POST" and page.required_role == "viewer"] == ["/logout"]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.needs != "public"], ids=page_id)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.required_role != "public"], ids=page_id)
 def test_anonymous_visitor_is_redirected_to_the_login(guarded: FareboxProcess, page: Page) -> None:
     stranger = Client(guarded.url)
     reply = stranger.get(path_of(page)) if page.method == "GET" else stranger.post(path_of(page), {})
@@ -71,7 +73,7 @@ def test_anonymous_visitor_is_redirected_to_the_login(guarded: FareboxProcess, p
     assert reply.headers["location"].startswith("/admin/login")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.needs == "admin"], ids=page_id)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.required_role == "admin"], ids=page_id)
 def test_viewer_is_refused_every_change(viewer: Client, page: Page) -> None:
     assert page.method == "POST"
     reply = viewer.post(path_of(page), {"name": "vic", "action": "save"})

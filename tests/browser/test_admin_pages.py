@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gateway.admin.figures import money
+from gateway.admin.formatting import money
 from gateway.admin.pages.usage import METRICS
 from gateway.store.usage_report import GroupBy
 from policies.settings import SETTINGS
@@ -240,7 +240,7 @@ def test_static_files_are_versioned_and_no_others_are_served(client: Client) -> 
         reply = client.get(html.unescape(path))
         assert reply.status == 200
         assert "immutable" in reply.headers["cache-control"]
-    for path in ("VENDORED.md", "nothing.js", "%2e%2e%2fdoor.py"):
+    for path in ("VENDORED.md", "nothing.js", "%2e%2e%2fauthentication.py"):
         assert client.get(f"/admin/static/{path}").status in (400, 404)
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Final
 
+from gateway.admin.page_request import Page
 from gateway.admin.pages import (
     agents,
     audit,
     budgets,
     health,
     keys,
-    nowhere,
+    logins,
+    not_found,
     overview,
-    people,
     runs,
     settings,
     usage,
     workflows,
 )
-from gateway.admin.visit import Page
 
 PAGES: Final[tuple[Page, ...]] = (
     *overview.PAGES,
@@ -31,6 +31,6 @@ PAGES: Final[tuple[Page, ...]] = (
     *usage.PAGES,
     *audit.PAGES,
     *health.PAGES,
-    *people.PAGES,
-    *nowhere.PAGES,
+    *logins.PAGES,
+    *not_found.PAGES,
 )

@@ -6,9 +6,9 @@ from typing import Any
 
 from starlette.responses import Response
 
-from gateway.admin.form_numbers import decimal
-from gateway.admin.reports import first_day, report_by
-from gateway.admin.visit import Page, Visit
+from gateway.admin.form_numbers import parse_decimal
+from gateway.admin.page_request import Page, PageRequest
+from gateway.admin.reports import first_day_shown, load_report_by
 from gateway.endpoints.api import agents
 from gateway.endpoints.api.agents import IntensityBody
 from gateway.endpoints.api.schema import ListQuery
@@ -16,22 +16,22 @@ from gateway.store.usage_report import GroupBy
 from policies.intensity import CREATION, EXECUTION
 
 
-async def list_agents(visit: Visit) -> Response:
-    if visit.name:
-        return await show_agent(visit)
-    scored = await visit.ask(agents.list_agents, query=ListQuery(project=visit.project, limit=1_000))
-    found = await report_by(visit, GroupBy.AGENT, first_day(visit), limit=500)
-    seen = {row.agent or "": row for row in found.rows}
-    known = {one.agent: one for one in scored.agents}
-    lines = [(name, known.get(name), seen.get(name)) for name in sorted({*known, *seen} - {""})]
-    return visit.show("agents", lines=lines)
+async def list_agents(page_request: PageRequest) -> Response:
+    if page_request.name:
+        return await show_agent(page_request)
+    scored = await page_request.call_api(agents.list_agents, query=ListQuery(project=page_request.project, limit=1_000))
+    found = await load_report_by(page_request, GroupBy.AGENT, first_day_shown(page_request), limit=500)
+    used = {row.agent or "": row for row in found.rows}
+    scores = {one.agent: one for one in scored.agents}
+    rows = [(name, scores.get(name), used.get(name)) for name in sorted({*scores, *used} - {""})]
+    return page_request.render("agents", rows=rows)
 
 
-async def show_agent(visit: Visit) -> Response:
-    found = await visit.ask(agents.get_intensity, path={"agent": visit.name})
+async def show_agent(page_request: PageRequest) -> Response:
+    found = await page_request.call_api(agents.get_intensity, path={"agent": page_request.name})
     parts: dict[str, Any] = found.metrics.get("parts") or {}
     oldest_first = found.history[::-1]
-    before = [one.metrics.get("parts") or {} for one in oldest_first]
+    past_parts = [one.metrics.get("parts") or {} for one in oldest_first]
     groups = [
         (
             side,
@@ -39,21 +39,21 @@ async def show_agent(visit: Visit) -> Response:
             group.weight,
             parts.get(key := f"{side}.{group.name}"),
             [one.meaning for one in group.measures],
-            [past[key] for past in before if past.get(key) is not None],
+            [past[key] for past in past_parts if past.get(key) is not None],
         )
         for side, table in (("creation", CREATION), ("execution", EXECUTION))
         for group in table
     ]
-    return visit.show("agent", agent=found, groups=groups, series=[one.combined for one in oldest_first])
+    return page_request.render("agent", agent=found, groups=groups, series=[one.combined for one in oldest_first])
 
 
-async def set_score(visit: Visit) -> Response:
-    scores = {name: visit.form.get(name, "").strip() for name in ("creation", "execution")}
-    given: dict[str, Any] = {name: decimal(name, text) for name, text in scores.items() if text}
-    note = visit.form.get("note", "").strip()
+async def set_score(page_request: PageRequest) -> Response:
+    scores = {name: page_request.form.get(name, "").strip() for name in ("creation", "execution")}
+    given: dict[str, Any] = {name: parse_decimal(name, text) for name, text in scores.items() if text}
+    note = page_request.form.get("note", "").strip()
     body = IntensityBody.model_validate({**given, **({"note": note} if note else {})})
-    await visit.ask(agents.put_intensity, path={"agent": visit.name}, body=body)
-    return visit.go("agents", visit.name, done="saved")
+    await page_request.call_api(agents.put_intensity, path={"agent": page_request.name}, body=body)
+    return page_request.redirect("agents", page_request.name, done="saved")
 
 
 PAGES = (

@@ -6,50 +6,52 @@ from typing import Final
 
 from starlette.responses import Response
 
-from gateway.admin.visit import Page, Visit
+from gateway.admin.page_request import Page, PageRequest
 from gateway.endpoints.api import audit
 from gateway.endpoints.api.audit import AuditQuery, EventView
 from gateway.orchestration.trail import ACTOR as GATEWAY
 
 # The beginnings of what may happen, for the filter.
-_KINDS: Final = ("setting.", "run.", "workflow.", "budget.", "key.", "agent.", "admin.", "call.", "intent.")
-_SHOWN: Final = 100
-_SCANNED_AT_ONCE: Final = 1_000
+_ACTION_PREFIXES: Final = ("setting.", "run.", "workflow.", "budget.", "key.", "agent.", "admin.", "call.", "intent.")
+_EVENTS_SHOWN: Final = 100
+_SCAN_SIZE: Final = 1_000
 _SCANS_MAX: Final = 5
 
 
-async def show_audit(visit: Visit) -> Response:
-    by = visit.param("by", "people")
-    events, following = await _events(visit, by)
-    filters = {name: visit.param(name) for name in ("actor", "action", "target", "from", "to")}
-    return visit.show("audit", events=events, following=following, kinds=_KINDS, filters=filters, by=by)
+async def show_audit(page_request: PageRequest) -> Response:
+    by = page_request.param("by", "people")
+    events, next_cursor = await _find_events(page_request, by)
+    filters = {name: page_request.param(name) for name in ("actor", "action", "target", "from", "to")}
+    return page_request.render(
+        "audit", events=events, next_cursor=next_cursor, kinds=_ACTION_PREFIXES, filters=filters, by=by
+    )
 
 
-async def _events(visit: Visit, by: str) -> tuple[list[EventView], str | None]:
+async def _find_events(page_request: PageRequest, by: str) -> tuple[list[EventView], str | None]:
     """One page. People's changes are looked for among the latest few thousand events; the next page looks further."""
-    query = _query(visit)
+    query = _query(page_request)
     if by != "people" or query.actor:
         wanted = query.model_copy(update={"actor": GATEWAY} if by == GATEWAY else {})
-        found = await visit.ask(audit.list_events, query=wanted)
+        found = await page_request.call_api(audit.list_events, query=wanted)
         return list(found.events), found.next
     shown: list[EventView] = []
     cursor = query.cursor
     for _ in range(_SCANS_MAX):
-        scan = query.model_copy(update={"limit": _SCANNED_AT_ONCE, "cursor": cursor})
-        found = await visit.ask(audit.list_events, query=scan)
+        scan = query.model_copy(update={"limit": _SCAN_SIZE, "cursor": cursor})
+        found = await page_request.call_api(audit.list_events, query=scan)
         shown += [event for event in found.events if event.actor != GATEWAY]
         cursor = found.next
-        if cursor is None or len(shown) >= _SHOWN:
+        if cursor is None or len(shown) >= _EVENTS_SHOWN:
             break
-    return (shown[:_SHOWN], str(shown[_SHOWN - 1].id)) if len(shown) > _SHOWN else (shown, cursor)
+    return (shown[:_EVENTS_SHOWN], str(shown[_EVENTS_SHOWN - 1].id)) if len(shown) > _EVENTS_SHOWN else (shown, cursor)
 
 
-def _query(visit: Visit) -> AuditQuery:
+def _query(page_request: PageRequest) -> AuditQuery:
     known = {"actor", "action", "target", "run", "from", "to", "cursor"}
-    given = {name: value for name, value in visit.request.query_params.items() if name in known and value}
-    if "project" in visit.request.query_params:
-        given["project"] = visit.project
-    return AuditQuery.model_validate(given | {"limit": _SHOWN})
+    given = {name: value for name, value in page_request.http_request.query_params.items() if name in known and value}
+    if "project" in page_request.http_request.query_params:
+        given["project"] = page_request.project
+    return AuditQuery.model_validate(given | {"limit": _EVENTS_SHOWN})
 
 
 PAGES = (Page("GET", "/audit", show_audit, "viewer"),)

@@ -8,12 +8,12 @@ from typing import Any, Final
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from gateway.admin.figures import plain
 from gateway.admin.form_fault import FormFault, form_fault
-from gateway.admin.form_numbers import decimal, whole
-from gateway.admin.shared_budgets import observes, shared_rows
-from gateway.admin.verdict import Row, of_run, of_step, verdict
-from gateway.admin.visit import Page, Visit
+from gateway.admin.form_numbers import parse_decimal, parse_integer
+from gateway.admin.formatting import input_text
+from gateway.admin.page_request import Page, PageRequest
+from gateway.admin.shared_budgets import is_observed, load_account_rows
+from gateway.admin.verdict import AccountRow, run_row, step_row, verdict
 from gateway.endpoints.api import budgets, runs
 from gateway.endpoints.api.budgets import BudgetBody
 from gateway.endpoints.api.route import conflict
@@ -22,8 +22,8 @@ from gateway.errors import BadRequest, GatewayError
 from gateway.run_view import RunView
 from policies.budgets import HoldKind, Mode, OnOutage, Scope, Subject, Window
 
-_ASKED: Final = ("key", "workflow", "run", "step", "agent")
-_TEXTS: Final = ("scope", "match", "window", "hold", "on_outage", "mode", "timezone")
+_SUBJECT_FIELDS: Final = ("key", "workflow", "run", "step", "agent")
+_TEXT_FIELDS: Final = ("scope", "match", "window", "hold", "on_outage", "mode", "timezone")
 _CHOICES: Final = {
     "scope": tuple(Scope),
     "window": tuple(one for one in Window if one is not Window.RUN),
@@ -31,7 +31,7 @@ _CHOICES: Final = {
     "hold": tuple(HoldKind),
     "on_outage": tuple(OnOutage),
 }
-_EMPTY: Final = {
+_EMPTY_FORM: Final = {
     "id": "",
     "scope": "workflow",
     "match": "*",
@@ -49,33 +49,37 @@ _EMPTY: Final = {
 }
 
 
-async def show_budgets(visit: Visit) -> Response:
-    edited = visit.param("edit")
+async def show_budgets(page_request: PageRequest) -> Response:
+    edited = page_request.param("edit")
     if not edited:
-        return await _page(visit, dict(_EMPTY))
-    found = await visit.ask(budgets.get_budget, path={"id": edited})
-    texts = {name: plain(getattr(found, name)) for name in (*_TEXTS, "tokens", "usd", "requests", "wait_seconds")}
+        return await _budgets_page(page_request, dict(_EMPTY_FORM))
+    found = await page_request.call_api(budgets.get_budget, path={"id": edited})
+    texts = {
+        name: input_text(getattr(found, name)) for name in (*_TEXT_FIELDS, "tokens", "usd", "requests", "wait_seconds")
+    }
     hidden = {"id": found.id, "seen": found.updated_at or ""}
-    return await _page(visit, {**texts, **hidden, "on_pressure": ", ".join(rung_texts(found.on_pressure))})
+    return await _budgets_page(
+        page_request, {**texts, **hidden, "on_pressure": ", ".join(rung_texts(found.on_pressure))}
+    )
 
 
-async def put_budget(visit: Visit) -> Response:
-    form = {**_EMPTY, **{name: visit.form[name] for name in _EMPTY if name in visit.form}}
+async def put_budget(page_request: PageRequest) -> Response:
+    form = {**_EMPTY_FORM, **{name: page_request.form[name] for name in _EMPTY_FORM if name in page_request.form}}
     try:
-        body = BudgetBody.model_validate(_fields(form))
+        body = BudgetBody.model_validate(_parse_form(form))
         if form["id"]:
-            await _refuse_overwriting(visit, form)
-            await visit.ask(budgets.put_budget, path={"id": form["id"]}, body=body)
+            await _refuse_overwriting(page_request, form)
+            await page_request.call_api(budgets.put_budget, path={"id": form["id"]}, body=body)
         else:
-            await visit.ask(budgets.create_budget, body=body)
+            await page_request.call_api(budgets.create_budget, body=body)
     except (GatewayError, ValidationError) as error:
-        return await _page(visit, form, form_fault(error, visit.request_id, _EMPTY))
-    return visit.go("budgets", done="saved")
+        return await _budgets_page(page_request, form, form_fault(error, page_request.request_id, _EMPTY_FORM))
+    return page_request.redirect("budgets", done="saved")
 
 
-async def _refuse_overwriting(visit: Visit, form: dict[str, str]) -> None:
+async def _refuse_overwriting(page_request: PageRequest, form: dict[str, str]) -> None:
     """Raises `BadRequest` if somebody else changed the budget after the form was opened. Sending the form again overwrites the change."""
-    found = await visit.ask(budgets.get_budget, path={"id": form["id"]})
+    found = await page_request.call_api(budgets.get_budget, path={"id": form["id"]})
     seen, form["seen"] = form["seen"], found.updated_at or ""
     if seen and seen != form["seen"]:
         raise conflict(
@@ -83,23 +87,23 @@ async def _refuse_overwriting(visit: Visit, form: dict[str, str]) -> None:
         )
 
 
-async def delete_budget(visit: Visit) -> Response:
-    await visit.ask(budgets.delete_budget, path={"id": visit.form.get("id", "")})
-    return visit.go("budgets", done="deleted")
+async def delete_budget(page_request: PageRequest) -> Response:
+    await page_request.call_api(budgets.delete_budget, path={"id": page_request.form.get("id", "")})
+    return page_request.redirect("budgets", done="deleted")
 
 
-def _fields(form: dict[str, str]) -> dict[str, Any]:
-    given: dict[str, Any] = {name: form[name].strip() for name in _TEXTS if form[name].strip()}
+def _parse_form(form: dict[str, str]) -> dict[str, Any]:
+    given: dict[str, Any] = {name: form[name].strip() for name in _TEXT_FIELDS if form[name].strip()}
     given["match"] = form["match"].strip()  # an emptied name means nobody, and not everybody
     if form["scope"] in ("run", "step"):
         given.pop("window", None)
     for name in ("tokens", "requests"):
         if form[name].strip():
-            given[name] = whole(name, form[name])
+            given[name] = parse_integer(name, form[name])
     if form["usd"].strip():
-        given["usd"] = decimal("usd", form["usd"])
-    given["wait_seconds"] = decimal("wait_seconds", form["wait_seconds"] or _EMPTY["wait_seconds"])
-    given["on_pressure"] = [_rung(text) for text in form["on_pressure"].split(",") if text.strip()]
+        given["usd"] = parse_decimal("usd", form["usd"])
+    given["wait_seconds"] = parse_decimal("wait_seconds", form["wait_seconds"] or _EMPTY_FORM["wait_seconds"])
+    given["on_pressure"] = [_parse_rung(text) for text in form["on_pressure"].split(",") if text.strip()]
     return given
 
 
@@ -111,20 +115,20 @@ def rung_texts(on_pressure: Sequence[str | Mapping[str, float]]) -> list[str]:
     ]
 
 
-def _rung(text: str) -> str | dict[str, float]:
+def _parse_rung(text: str) -> str | dict[str, float]:
     name, _, share = text.replace(":", " ").strip().partition(" ")
-    return {name: decimal("on_pressure", share)} if share.strip() else name
+    return {name: parse_decimal("on_pressure", share)} if share.strip() else name
 
 
-async def _page(visit: Visit, form: dict[str, str], fault: FormFault | None = None) -> Response:
-    asked = {name: visit.param(name) for name in _ASKED}
-    rows, state = await _rows(visit, asked) if any(asked.values()) else ([], None)
-    known = await visit.ask(budgets.list_budgets, query=ListQuery(project=visit.project, limit=500))
-    return visit.show(
+async def _budgets_page(page_request: PageRequest, form: dict[str, str], fault: FormFault | None = None) -> Response:
+    subject_params = {name: page_request.param(name) for name in _SUBJECT_FIELDS}
+    rows, state = await _account_rows(page_request, subject_params) if any(subject_params.values()) else ([], None)
+    known = await page_request.call_api(budgets.list_budgets, query=ListQuery(project=page_request.project, limit=500))
+    return page_request.render(
         "budgets",
         status=fault.status if fault else 200,
-        asked=asked,
-        is_asked=any(asked.values()),
+        subject_params=subject_params,
+        has_subject=any(subject_params.values()),
         rows=rows,
         verdict=verdict(rows, state),
         budgets=known.budgets,
@@ -132,38 +136,40 @@ async def _page(visit: Visit, form: dict[str, str], fault: FormFault | None = No
         form=form,
         fault=fault,
         choices=_CHOICES,
-        key_names=sorted({key.name for key in visit.desk.parts.control.snapshot.keys.values()}),
+        key_names=sorted({key.name for key in page_request.desk.parts.control.snapshot.keys.values()}),
     )
 
 
-async def _rows(visit: Visit, asked: dict[str, str]) -> tuple[list[Row], str | None]:
+async def _account_rows(
+    page_request: PageRequest, subject_params: dict[str, str]
+) -> tuple[list[AccountRow], str | None]:
     """Every account on the way of such a call, and the run's state. Limits are those that admission would use."""
-    run = await _run(visit, asked["run"]) if asked["run"] else None
-    subject = _subject(visit, asked, run)
-    (rows,) = await shared_rows(visit, [subject])
+    run = await _find_run(page_request, subject_params["run"]) if subject_params["run"] else None
+    subject = _subject(page_request, subject_params, run)
+    (rows,) = await load_account_rows(page_request, [subject])
     if run is None:
         return rows, None
-    is_enforced = not observes(visit, subject.workflow)
-    steps = [of_step(step, is_enforced=is_enforced) for step in run.steps if step.step == asked["step"]]
-    return [*steps, of_run(run), *rows], run.state
+    is_enforced = not is_observed(page_request, subject.workflow)
+    steps = [step_row(step, is_enforced=is_enforced) for step in run.steps if step.step == subject_params["step"]]
+    return [*steps, run_row(run), *rows], run.state
 
 
-async def _run(visit: Visit, name: str) -> RunView | None:
+async def _find_run(page_request: PageRequest, name: str) -> RunView | None:
     try:
-        return await visit.ask(runs.get_run, path={"run": name})
+        return await page_request.call_api(runs.get_run, path={"run": name})
     except BadRequest:
         return None  # a run that has not begun stands in nobody's way
 
 
-def _subject(visit: Visit, asked: dict[str, str], run: RunView | None) -> Subject:
+def _subject(page_request: PageRequest, subject_params: dict[str, str], run: RunView | None) -> Subject:
     """What is not said is taken from the run."""
     return Subject(
-        visit.project,
-        key=asked["key"] or None,
-        workflow=asked["workflow"] or (run.workflow if run else "") or None,
-        run=asked["run"] or None,
-        step=asked["step"] or None,
-        agent=asked["agent"] or (run.agent if run else "") or None,
+        page_request.project,
+        key=subject_params["key"] or None,
+        workflow=subject_params["workflow"] or (run.workflow if run else "") or None,
+        run=subject_params["run"] or None,
+        step=subject_params["step"] or None,
+        agent=subject_params["agent"] or (run.agent if run else "") or None,
     )
 
 

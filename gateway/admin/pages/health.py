@@ -9,8 +9,8 @@ from typing import Final, Literal
 from starlette.responses import Response
 
 from gateway import __version__
-from gateway.admin.figures import count, span
-from gateway.admin.visit import Page, Visit
+from gateway.admin.formatting import count, duration
+from gateway.admin.page_request import Page, PageRequest
 from gateway.ledger.outage import OutageLedger
 from gateway.ledger.port import LedgerError
 from gateway.reconcile import Reconciliation, reconcile, run_accounts
@@ -21,86 +21,103 @@ _DRIFT_RUNS_MAX: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Fact:
+class HealthCheck:
     name: str
     state: Literal["ok", "warn", "bad"]
     text: str
 
 
-async def show_health(visit: Visit) -> Response:
-    parts = visit.desk.parts
-    checked = await _drift(visit) if visit.param("check") == "drift" else None
-    return visit.show(
+async def show_health(page_request: PageRequest) -> Response:
+    parts = page_request.desk.parts
+    drift = await _measure_drift(page_request) if page_request.param("check") == "drift" else None
+    return page_request.render(
         "health",
-        facts=[await _ledger(visit), _store(visit), *_outbox(visit), _access(visit)],
-        drift=checked,
+        checks=[
+            await _check_ledger(page_request),
+            _check_store(page_request),
+            *_check_outbox(page_request),
+            _check_access(page_request),
+        ],
+        drift=drift,
         models=[(one, parts.pool.is_resting(one), parts.pool.in_flight(one)) for one in parts.deployments],
-        about=_about(visit),
+        about=_versions_and_configuration(page_request),
     )
 
 
-async def _ledger(visit: Visit) -> Fact:
-    ledger = visit.desk.parts.ledger
+async def _check_ledger(page_request: PageRequest) -> HealthCheck:
+    ledger = page_request.desk.parts.ledger
     if isinstance(ledger, OutageLedger):
         health = ledger.health
         if not health.is_available:
-            return Fact("Ledger", "bad", f"Out of reach: {health.reason}. {count(health.spooled)} events wait on disk.")
+            return HealthCheck(
+                "Ledger", "bad", f"Out of reach: {health.reason}. {count(health.spooled)} events wait on disk."
+            )
         if health.warnings or health.spooled:
-            return Fact("Ledger", "warn", " ".join([*health.warnings, f"{count(health.spooled)} events wait on disk."]))
+            return HealthCheck(
+                "Ledger", "warn", " ".join([*health.warnings, f"{count(health.spooled)} events wait on disk."])
+            )
     try:
-        ahead_ms = await ledger.now_ms() - visit.now_ms
+        clock_offset_ms = await ledger.now_ms() - page_request.now_ms
     except LedgerError as error:
-        return Fact("Ledger", "bad", f"Does not answer: {error}")
-    return Fact(
-        "Ledger", "ok", f"Answers; its clock is {span(abs(ahead_ms))} {'ahead of' if ahead_ms >= 0 else 'behind'} ours."
+        return HealthCheck("Ledger", "bad", f"Does not answer: {error}")
+    return HealthCheck(
+        "Ledger",
+        "ok",
+        f"Answers; its clock is {duration(abs(clock_offset_ms))} {'ahead of' if clock_offset_ms >= 0 else 'behind'} ours.",
     )
 
 
-def _store(visit: Visit) -> Fact:
-    control = visit.desk.parts.control
+def _check_store(page_request: PageRequest) -> HealthCheck:
+    control = page_request.desk.parts.control
     if not control.is_store_available:
-        return Fact("Store", "bad", f"Out of reach: {control.last_error}. The settings of before go on counting.")
-    return Fact("Store", "ok", f"Answers; schema {SCHEMA_REVISION}.")
+        return HealthCheck(
+            "Store", "bad", f"Out of reach: {control.last_error}. The settings of before go on counting."
+        )
+    return HealthCheck("Store", "ok", f"Answers; schema {SCHEMA_REVISION}.")
 
 
-def _outbox(visit: Visit) -> list[Fact]:
-    flusher = visit.desk.parts.flusher
+def _check_outbox(page_request: PageRequest) -> list[HealthCheck]:
+    flusher = page_request.desk.parts.flusher
     events = "1 event waits" if flusher.outbox_size == 1 else f"{count(flusher.outbox_size)} events wait"
-    waiting = (
-        f"{events}, the oldest for {span(flusher.lag_ms)}." if flusher.outbox_size else "Empty: the store has it all."
+    outbox_text = (
+        f"{events}, the oldest for {duration(flusher.lag_ms)}."
+        if flusher.outbox_size
+        else "Empty: the store has it all."
     )
     state: Literal["ok", "warn", "bad"] = "bad" if flusher.is_full else "warn" if flusher.is_nearly_full else "ok"
     if flusher.failures_in_a_row:
-        state, waiting = "bad", f"{waiting} {flusher.last_error}"
-    facts = [Fact("Outbox", state, waiting)]
+        state, outbox_text = "bad", f"{outbox_text} {flusher.last_error}"
+    checks = [HealthCheck("Outbox", state, outbox_text)]
     if flusher.dead_lettered_total:
-        facts.append(Fact("Dead letters", "warn", f"{count(flusher.dead_lettered_total)} events since the start."))
-    return facts
+        checks.append(
+            HealthCheck("Dead letters", "warn", f"{count(flusher.dead_lettered_total)} events since the start.")
+        )
+    return checks
 
 
-def _access(visit: Visit) -> Fact:
-    if visit.desk.access.is_open():
-        return Fact(
+def _check_access(page_request: PageRequest) -> HealthCheck:
+    if page_request.desk.access.is_open():
+        return HealthCheck(
             "Access", "warn", "There is no key: whoever is on this machine may call models and change anything."
         )
-    return Fact("Access", "ok", "Keys and logins are asked for.")
+    return HealthCheck("Access", "ok", "Keys and logins are asked for.")
 
 
-async def _drift(visit: Visit) -> Reconciliation:
+async def _measure_drift(page_request: PageRequest) -> Reconciliation:
     """Compares what the ledger has settled with the rows of the store, for runs of the last day. Changes nothing."""
-    parts = visit.desk.parts
-    accounts = await run_accounts(visit.store, visit.project, visit.now_ms - _DRIFT_MS)
-    some = dict(list(accounts.items())[:_DRIFT_RUNS_MAX])
+    parts = page_request.desk.parts
+    accounts = await run_accounts(page_request.store, page_request.project, page_request.now_ms - _DRIFT_MS)
+    newest_accounts = dict(list(accounts.items())[:_DRIFT_RUNS_MAX])
 
     async def flush() -> bool:
-        await visit.desk.catch_up()
+        await page_request.desk.catch_up()
         return True  # what is still under way shows as an outbox that is not empty
 
-    return await reconcile(parts.ledger, visit.store, visit.project, some, flush)
+    return await reconcile(parts.ledger, page_request.store, page_request.project, newest_accounts, flush)
 
 
-def _about(visit: Visit) -> list[tuple[str, str]]:
-    parts = visit.desk.parts
+def _versions_and_configuration(page_request: PageRequest) -> list[tuple[str, str]]:
+    parts = page_request.desk.parts
     storage = parts.config.storage
     return [
         ("Farebox", __version__),
@@ -109,7 +126,7 @@ def _about(visit: Visit) -> list[tuple[str, str]]:
         ("store", storage.store.partition(":")[0]),
         ("configuration generation", str(parts.control.snapshot.generation)),
         ("workers", str(parts.config.server.workers)),
-        ("reservations live for", span(parts.config.reservations.ttl_seconds * 1000)),
+        ("reservations live for", duration(parts.config.reservations.ttl_seconds * 1000)),
     ]
 
 

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from starlette.responses import Response, StreamingResponse
 
 from gateway.admin.form_fault import FormFault, form_fault
-from gateway.admin.form_numbers import decimal, whole
-from gateway.admin.shared_budgets import of_project, shared_of
+from gateway.admin.form_numbers import parse_decimal, parse_integer
+from gateway.admin.page_request import Page, PageRequest
+from gateway.admin.shared_budgets import load_project_budgets, load_shared_budgets
 from gateway.admin.timeline import timeline
-from gateway.admin.visit import Page, Visit
 from gateway.endpoints.api import runs
 from gateway.endpoints.api.runs import BudgetChange, RunsQuery
 from gateway.endpoints.api.schema import RowsQuery
@@ -33,105 +33,111 @@ _ACTIONS: Final = {
 }
 _LIMITS: Final = ("tokens", "usd", "requests")
 _CALLS_SHOWN: Final = 200
-_EVERY_S: Final = 1.0
+_POLL_INTERVAL_S: Final = 1.0
 # A stream ends soon and the browser opens the next: a server that stops need not wait for somebody who looks on.
-_LOOKS: Final = 10
+_POLLS_PER_STREAM: Final = 10
 _RETRY_MS: Final = 500
 
 
-async def runs_or_run(visit: Visit) -> Response:
+async def list_or_show_runs(page_request: PageRequest) -> Response:
     """All of them, or the one whose name is in the query because a path cannot carry it."""
-    if visit.name:
-        return await show_run(visit)
-    found = await _found(visit)
-    return visit.show("runs", **await _rows(visit, found), states=STATES, filters=_filters(visit))
+    if page_request.name:
+        return await show_run(page_request)
+    run_list = await _list_runs(page_request)
+    return page_request.render(
+        "runs", **await _row_values(page_request, run_list), states=STATES, filters=_filters(page_request)
+    )
 
 
-async def live_runs(visit: Visit) -> Response:
+async def stream_runs(page_request: PageRequest) -> Response:
     """The rows again, as server-sent events, whenever they are different."""
     headers = {"x-accel-buffering": "no"}
-    await _found(visit)  # what is wrong with the filters is said before the stream begins
-    return StreamingResponse(_events(visit), media_type="text/event-stream", headers=headers)
+    await _list_runs(page_request)  # what is wrong with the filters is said before the stream begins
+    return StreamingResponse(_row_events(page_request), media_type="text/event-stream", headers=headers)
 
 
-async def _events(visit: Visit) -> AsyncIterator[str]:
+async def _row_events(page_request: PageRequest) -> AsyncIterator[str]:
     before: str | None = None
     yield f"retry: {_RETRY_MS}\n\n"
-    for _ in range(_LOOKS):
+    for _ in range(_POLLS_PER_STREAM):
         try:
-            values = await _rows(visit, await _found(visit))
+            values = await _row_values(page_request, await _list_runs(page_request))
         except StoreUnavailable:
             return  # the browser tries again by itself
-        rows = visit.renderer.fragment(visit, "run_rows.html", values)
+        rows = page_request.renderer.render_fragment(page_request, "run_rows.html", values)
         if rows != before:
             yield "event: rows\n" + "".join(f"data: {line}\n" for line in rows.splitlines() or [""]) + "\n"
             before = rows
-        await asyncio.sleep(_EVERY_S)
+        await asyncio.sleep(_POLL_INTERVAL_S)
 
 
-async def show_run(visit: Visit, fault: FormFault | None = None) -> Response:
+async def show_run(page_request: PageRequest, fault: FormFault | None = None) -> Response:
     """`fault`: what was wrong with the form of the run's budget, which keeps what was typed."""
-    shown = await visit.ask(runs.get_run, path={"run": visit.name})
-    wanted = UsageFilter(project=visit.project, run=visit.name)
-    page = await usage_report.calls(visit.store, wanted, _CALLS_SHOWN, visit.query(RowsQuery).cursor)
-    return visit.show(
+    shown = await page_request.call_api(runs.get_run, path={"run": page_request.name})
+    wanted = UsageFilter(project=page_request.project, run=page_request.name)
+    page = await usage_report.calls(page_request.store, wanted, _CALLS_SHOWN, page_request.query(RowsQuery).cursor)
+    return page_request.render(
         "run",
         status=200 if fault is None else fault.status,
         run=shown,
         calls=page.calls,
-        following=page.next,
+        next_cursor=page.next,
         timeline=timeline(page.calls),
-        form={"tokens": shown.tokens.limit, "usd": shown.cost_usd.limit} | dict(visit.form if fault else {}),
+        form={"tokens": shown.tokens.limit, "usd": shown.cost_usd.limit} | dict(page_request.form if fault else {}),
         fault=fault,
     )
 
 
-async def change_run(visit: Visit) -> Response:
-    action = visit.form.get("action", "")
-    path = {"run": visit.name}
+async def change_run(page_request: PageRequest) -> Response:
+    action = page_request.form.get("action", "")
+    path = {"run": page_request.name}
     if action == "budget":
         try:
-            await visit.ask(runs.set_run_budget, path=path, body=_budget(visit))
+            await page_request.call_api(runs.set_run_budget, path=path, body=_parse_budget(page_request))
         except ValidationError as error:
-            return await show_run(visit, form_fault(error, visit.request_id, _LIMITS))
+            return await show_run(page_request, form_fault(error, page_request.request_id, _LIMITS))
         except BadRequest as error:
             if error.status != 400:
                 raise
-            return await show_run(visit, form_fault(error, visit.request_id, _LIMITS))
+            return await show_run(page_request, form_fault(error, page_request.request_id, _LIMITS))
     elif action in _ACTIONS:
-        await visit.ask(_ACTIONS[action], path=path)
+        await page_request.call_api(_ACTIONS[action], path=path)
     else:
         raise BadRequest.field("action", "is none of budget, " + ", ".join(_ACTIONS))
-    return visit.go("runs", visit.name, done=action)
+    return page_request.redirect("runs", page_request.name, done=action)
 
 
-def _budget(visit: Visit) -> BudgetChange:
+def _parse_budget(page_request: PageRequest) -> BudgetChange:
     """An empty field takes the run's own limit back."""
-    texts = {name: visit.form.get(name, "").strip() for name in _LIMITS if name in visit.form}
+    texts = {name: page_request.form.get(name, "").strip() for name in _LIMITS if name in page_request.form}
     given: dict[str, Any] = {
-        name: None if not text else decimal(name, text) if name == "usd" else whole(name, text)
+        name: None if not text else parse_decimal(name, text) if name == "usd" else parse_integer(name, text)
         for name, text in texts.items()
     }
     return BudgetChange.model_validate(given)
 
 
-async def _rows(visit: Visit, found: RunLines) -> dict[str, Any]:
+async def _row_values(page_request: PageRequest, run_list: RunLines) -> dict[str, Any]:
     """What the rows of the table show."""
-    return {"found": found, "shared": await shared_of(visit, found.runs), "of_project": await of_project(visit)}
+    return {
+        "run_list": run_list,
+        "shared_budgets": await load_shared_budgets(page_request, run_list.runs),
+        "project_budgets": await load_project_budgets(page_request),
+    }
 
 
-async def _found(visit: Visit) -> RunLines:
-    return await visit.ask(runs.list_runs, query=visit.query(RunsQuery))
+async def _list_runs(page_request: PageRequest) -> RunLines:
+    return await page_request.call_api(runs.list_runs, query=page_request.query(RunsQuery))
 
 
-def _filters(visit: Visit) -> dict[str, str]:
-    return {name: visit.param(name) for name in ("workflow", "agent", "user", "state", "from", "to")}
+def _filters(page_request: PageRequest) -> dict[str, str]:
+    return {name: page_request.param(name) for name in ("workflow", "agent", "user", "state", "from", "to")}
 
 
 PAGES = (
-    Page("GET", "/runs", runs_or_run, "viewer"),
+    Page("GET", "/runs", list_or_show_runs, "viewer"),
     Page("POST", "/runs", change_run, "admin"),  # of a run whose name a path cannot carry
-    Page("GET", "/live/runs", live_runs, "viewer"),
+    Page("GET", "/live/runs", stream_runs, "viewer"),
     Page("GET", "/runs/{name:path}", show_run, "viewer"),
     Page("POST", "/runs/{name:path}", change_run, "admin"),
 )

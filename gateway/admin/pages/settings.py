@@ -8,16 +8,16 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from gateway.admin.figures import setting_text
-from gateway.admin.visit import Page, Visit
+from gateway.admin.formatting import setting_text
+from gateway.admin.page_request import Page, PageRequest
 from gateway.endpoints.api import settings
 from gateway.endpoints.api.schema import ListQuery
 from gateway.endpoints.api.settings import SettingView, ValuesBody
 from policies.intents import Intent
 from policies.settings import PREFIX, SETTINGS, SettingError, SettingValue, conflicts, validated
 
-_BUDGET: Final = PREFIX + "token_budget_"
-_COMPRESSION: Final = PREFIX + "compression_strategy_"
+_BUDGET_PREFIX: Final = PREFIX + "token_budget_"
+_COMPRESSION_PREFIX: Final = PREFIX + "compression_strategy_"
 _HISTORY_SHOWN: Final = 8
 _CATEGORIES: Final = {
     "orchestration": "Orchestration",
@@ -44,77 +44,79 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class SettingChange:
     key: str
     old: SettingValue
     new: SettingValue
     default: SettingValue
 
 
-async def show_settings(visit: Visit) -> Response:
-    return await _form(visit, {}, {}, 200)
+async def show_settings(page_request: PageRequest) -> Response:
+    return await _settings_page(page_request, {}, {}, 200)
 
 
-async def review_settings(visit: Visit) -> Response:
+async def review_settings(page_request: PageRequest) -> Response:
     """What would change, before anything does."""
-    given = {key: text for key, text in visit.form.items() if key in SETTINGS}
-    wanted, faults = _read(given)
-    now = {view.key: view.value for view in (await visit.ask(settings.list_settings)).settings}
+    given = {key: text for key, text in page_request.form.items() if key in SETTINGS}
+    wanted, faults = _parse_values(given)
+    now = {view.key: view.value for view in (await page_request.call_api(settings.list_settings)).settings}
     contradictions = [one for one in conflicts({**now, **wanted}) if one not in conflicts(now)]
     if faults or contradictions:
-        return await _form(visit, given, faults, 400, contradictions)
+        return await _settings_page(page_request, given, faults, 400, contradictions)
     changes = [
-        Difference(key, now[key], value, SETTINGS[key].default) for key, value in wanted.items() if value != now[key]
+        SettingChange(key, now[key], value, SETTINGS[key].default) for key, value in wanted.items() if value != now[key]
     ]
     if not changes:
-        return visit.go("settings", done="unchanged")
-    return visit.show("settings_review", changes=changes)
+        return page_request.redirect("settings", done="unchanged")
+    return page_request.render("settings_review", changes=changes)
 
 
-async def save_settings(visit: Visit) -> Response:
+async def save_settings(page_request: PageRequest) -> Response:
     """Only what was shown: a value that somebody else changed meanwhile is shown again instead of being overwritten."""
-    wanted, faults = _read({key: text for key, text in visit.form.items() if key in SETTINGS})
-    now = {view.key: view.value for view in (await visit.ask(settings.list_settings)).settings}
-    moved = [key for key in wanted if visit.form.get(f"was:{key}") != setting_text(now[key])]
-    if faults or moved or not wanted:
-        changes = [Difference(key, now[key], value, SETTINGS[key].default) for key, value in wanted.items()]
-        return visit.show("settings_review", status=409, changes=changes, moved=moved)
-    await visit.ask(settings.put_settings, body=ValuesBody(values=wanted))
-    return visit.go("settings", done="saved")
+    wanted, faults = _parse_values({key: text for key, text in page_request.form.items() if key in SETTINGS})
+    now = {view.key: view.value for view in (await page_request.call_api(settings.list_settings)).settings}
+    changed_meanwhile = [key for key in wanted if page_request.form.get(f"was:{key}") != setting_text(now[key])]
+    if faults or changed_meanwhile or not wanted:
+        changes = [SettingChange(key, now[key], value, SETTINGS[key].default) for key, value in wanted.items()]
+        return page_request.render("settings_review", status=409, changes=changes, changed_meanwhile=changed_meanwhile)
+    await page_request.call_api(settings.put_settings, body=ValuesBody(values=wanted))
+    return page_request.redirect("settings", done="saved")
 
 
-async def show_history(visit: Visit) -> Response:
-    query = visit.query(ListQuery, limit=100)
-    key = visit.param("key")
+async def show_history(page_request: PageRequest) -> Response:
+    query = page_request.query(ListQuery, limit=100)
+    key = page_request.param("key")
     if key:
-        found = await visit.ask(settings.list_changes_of_one, path={"key": key}, query=query)
+        found = await page_request.call_api(settings.list_changes_of_one, path={"key": key}, query=query)
     else:
-        found = await visit.ask(settings.list_changes, query=query)
-    return visit.show("settings_history", changes=found.changes, following=found.next, key=key)
+        found = await page_request.call_api(settings.list_changes, query=query)
+    return page_request.render("settings_history", changes=found.changes, next_cursor=found.next, key=key)
 
 
-async def revert_setting(visit: Visit) -> Response:
-    await visit.ask(settings.revert_change, path={"id": visit.form.get("id", "")})
-    return visit.go("settings/history", done="reverted")
+async def revert_setting(page_request: PageRequest) -> Response:
+    await page_request.call_api(settings.revert_change, path={"id": page_request.form.get("id", "")})
+    return page_request.redirect("settings/history", done="reverted")
 
 
-async def _form(
-    visit: Visit,
+async def _settings_page(
+    page_request: PageRequest,
     given: Mapping[str, str],
     faults: Mapping[str, str],
     status: int,
     contradictions: list[str] | None = None,
 ) -> Response:
-    views = {view.key: view for view in (await visit.ask(settings.list_settings)).settings}
+    views = {view.key: view for view in (await page_request.call_api(settings.list_settings)).settings}
     fields = {
         key: Field(view, given.get(key, setting_text(view.value)), faults.get(key, "")) for key, view in views.items()
     }
-    matrix = [(intent.value, fields[_BUDGET + intent], fields[_COMPRESSION + intent]) for intent in Intent]
-    history = await visit.ask(settings.list_changes, query=ListQuery(limit=_HISTORY_SHOWN))
-    return visit.show(
+    matrix = [
+        (intent.value, fields[_BUDGET_PREFIX + intent], fields[_COMPRESSION_PREFIX + intent]) for intent in Intent
+    ]
+    history = await page_request.call_api(settings.list_changes, query=ListQuery(limit=_HISTORY_SHOWN))
+    return page_request.render(
         "settings",
         status=status,
-        groups=[(key, title, _group(fields, key)) for key, title in _CATEGORIES.items()],
+        groups=[(key, title, _fields_of_category(fields, key)) for key, title in _CATEGORIES.items()],
         matrix=matrix,
         budget_tokens_max=max(field.view.value for _, field, _ in matrix),
         history=history.changes,
@@ -123,16 +125,16 @@ async def _form(
     )
 
 
-def _group(fields: Mapping[str, Field], category: str) -> list[Field]:
+def _fields_of_category(fields: Mapping[str, Field], category: str) -> list[Field]:
     """Those of the matrix are edited there."""
     return [
         field
         for key, field in fields.items()
-        if field.view.category == category and not key.startswith((_BUDGET, _COMPRESSION))
+        if field.view.category == category and not key.startswith((_BUDGET_PREFIX, _COMPRESSION_PREFIX))
     ]
 
 
-def _read(texts: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+def _parse_values(texts: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     """(values, faults), both by key."""
     values: dict[str, Any] = {}
     faults: dict[str, str] = {}

@@ -7,9 +7,9 @@ from typing import Final
 from starlette.responses import Response
 
 from gateway.admin.day_chart import day_chart
-from gateway.admin.figures import path_of
-from gateway.admin.reports import first_day, report
-from gateway.admin.visit import Page, Visit
+from gateway.admin.formatting import page_path
+from gateway.admin.page_request import Page, PageRequest
+from gateway.admin.reports import first_day_shown, load_report
 from gateway.endpoints.api import usage
 from gateway.endpoints.api.usage import UsageQuery
 from gateway.store.usage_report import GroupBy
@@ -29,58 +29,58 @@ METRICS: Final = {
 _FILTERS: Final = ("workflow", "run", "step", "agent", "intent", "model", "key")
 
 
-async def explore(visit: Visit) -> Response:
-    metric = visit.param("metric") if visit.param("metric") in METRICS else "total_tokens"
-    query = _query(visit)
-    found = await report(visit, query)
+async def show_usage(page_request: PageRequest) -> Response:
+    metric = page_request.param("metric") if page_request.param("metric") in METRICS else "total_tokens"
+    query = _usage_query(page_request)
+    found = await load_report(page_request, query)
     rows = (
         sorted(found.rows, key=lambda row: -getattr(row, metric)) if query.group_by is not GroupBy.DAY else found.rows
     )
-    return visit.show(
+    return page_request.render(
         "usage",
         report=found,
         metric=metric,
         metrics=METRICS,
         groups=[one.value for one in GroupBy],
         group_by=query.group_by.value,
-        filters={name: visit.param(name) for name in _FILTERS},
+        filters={name: page_request.param(name) for name in _FILTERS},
         since=query.since,
         until=query.until or "",
         rows=rows,
-        chart=await day_chart(visit, query, found, metric),
+        chart=await day_chart(page_request, query, found, metric),
         largest=max((abs(getattr(row, metric)) for row in found.rows), default=0) or 1,
-        csv=_csv_path(visit, query),
-        narrowed=lambda group: _narrowed(visit, query.group_by.value, group),
+        csv=_csv_path(page_request, query),
+        filtered_path=lambda group: _filtered_path(page_request, query.group_by.value, group),
     )
 
 
-async def as_csv(visit: Visit) -> Response:
-    query = _query(visit).model_copy(update={"format": "csv"})
-    found = await visit.ask(usage.get_usage, query=query)
+async def download_csv(page_request: PageRequest) -> Response:
+    query = _usage_query(page_request).model_copy(update={"format": "csv"})
+    found = await page_request.call_api(usage.get_usage, query=query)
     assert isinstance(found, Response)  # noqa: S101 - CSV was asked for
     return found
 
 
-def _query(visit: Visit) -> UsageQuery:
+def _usage_query(page_request: PageRequest) -> UsageQuery:
     """The last thirty days unless the address says otherwise."""
-    return visit.query(UsageQuery, **{"from": visit.param("from") or first_day(visit)})
+    return page_request.query(UsageQuery, **{"from": page_request.param("from") or first_day_shown(page_request)})
 
 
-def _csv_path(visit: Visit, query: UsageQuery) -> str:
-    given = dict(visit.request.query_params) | {"from": str(query.since), "group_by": query.group_by.value}
+def _csv_path(page_request: PageRequest, query: UsageQuery) -> str:
+    given = dict(page_request.http_request.query_params) | {"from": str(query.since), "group_by": query.group_by.value}
     known = {"project", "group_by", "from", "to", *_FILTERS}
-    return path_of("usage.csv", **{name: value for name, value in given.items() if name in known})
+    return page_path("usage.csv", **{name: value for name, value in given.items() if name in known})
 
 
-def _narrowed(visit: Visit, group_by: str, group: str) -> str | None:
+def _filtered_path(page_request: PageRequest, group_by: str, group: str) -> str | None:
     """The address of the same figures of one group alone, by day; None where a group is no filter, or has no name."""
     if group_by not in _FILTERS or not group:
         return None
-    given = {name: value for name, value in visit.request.query_params.items() if name != "cursor"}
-    return path_of("usage", **{**given, group_by: group, "group_by": "day"})
+    given = {name: value for name, value in page_request.http_request.query_params.items() if name != "cursor"}
+    return page_path("usage", **{**given, group_by: group, "group_by": "day"})
 
 
 PAGES = (
-    Page("GET", "/usage", explore, "viewer"),
-    Page("GET", "/usage.csv", as_csv, "viewer"),
+    Page("GET", "/usage", show_usage, "viewer"),
+    Page("GET", "/usage.csv", download_csv, "viewer"),
 )

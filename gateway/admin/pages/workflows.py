@@ -9,8 +9,8 @@ import orjson
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from gateway.admin.reports import first_day, report_by
-from gateway.admin.visit import Page, Visit
+from gateway.admin.page_request import Page, PageRequest
+from gateway.admin.reports import first_day_shown, load_report_by
 from gateway.endpoints.api import allocate, suggestions, workflows
 from gateway.endpoints.api.allocate import AllocateBody, Shares
 from gateway.endpoints.api.application import as_gateway_error, parsed
@@ -30,8 +30,8 @@ _EXAMPLE: Final[dict[str, Any]] = {
     ],
 }
 # Characters that turn the text behind them round: a declaration would be read as what it is not.
-_DIRECTION: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_EDITED: Final = (
+_BIDI_CONTROLS: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_EDITABLE_FIELDS: Final = (
     "description",
     "mode",
     "agent",
@@ -45,49 +45,57 @@ _EDITED: Final = (
 )
 
 
-async def list_all(visit: Visit) -> Response:
-    if visit.name:
-        return await show_workflow(visit)
-    declared = {one.workflow: one for one in await _declared(visit)}
-    seen = {row.workflow or "": row for row in (await report_by(visit, GroupBy.WORKFLOW, first_day(visit))).rows}
+async def list_workflows(page_request: PageRequest) -> Response:
+    if page_request.name:
+        return await show_workflow(page_request)
+    declared = {one.workflow: one for one in await _list_declared(page_request)}
+    seen = {
+        row.workflow or "": row
+        for row in (await load_report_by(page_request, GroupBy.WORKFLOW, first_day_shown(page_request))).rows
+    }
     names = sorted({*declared, *seen} - {""})
-    lines = [(name, declared.get(name), seen.get(name)) for name in names]
-    return visit.show("workflows", lines=lines, settings=visit.desk.parts.control.snapshot.settings)
+    rows = [(name, declared.get(name), seen.get(name)) for name in names]
+    return page_request.render("workflows", rows=rows, settings=page_request.desk.parts.control.snapshot.settings)
 
 
-async def show_workflow(visit: Visit) -> Response:
-    found = await _known(visit)
-    draft = _edited(found) if found is not None else await _draft(visit)
-    text = _DIRECTION.sub(_escaped, orjson.dumps(draft, option=orjson.OPT_INDENT_2).decode())
-    return await _editor(visit, text, found)
+async def show_workflow(page_request: PageRequest) -> Response:
+    found = await _find_workflow(page_request)
+    draft = _editable_fields(found) if found is not None else await _draft_declaration(page_request)
+    text = _BIDI_CONTROLS.sub(_unicode_escape, orjson.dumps(draft, option=orjson.OPT_INDENT_2).decode())
+    return await _editor_page(page_request, text, found)
 
 
-async def change_workflow(visit: Visit) -> Response:
-    action, path = visit.form.get("action", ""), {"workflow": visit.name}
+async def change_workflow(page_request: PageRequest) -> Response:
+    action, path = page_request.form.get("action", ""), {"workflow": page_request.name}
     if action == "delete":
-        await visit.ask(workflows.delete_workflow, path=path)
-        return visit.go("workflows", done="deleted")
+        await page_request.call_api(workflows.delete_workflow, path=path)
+        return page_request.redirect("workflows", done="deleted")
     if action == "suggested":
-        await visit.ask(suggestions.apply_suggestions, path=path)
-        return visit.go("workflows", visit.name, done="suggested")
-    text = visit.form.get("declaration", "")
+        await page_request.call_api(suggestions.apply_suggestions, path=path)
+        return page_request.redirect("workflows", page_request.name, done="suggested")
+    text = page_request.form.get("declaration", "")
     try:
         body = WorkflowBody.model_validate(parsed(text.encode()))
         if action == "save":
-            await _refuse_overwriting(visit)
-            await visit.ask(workflows.put_workflow, path=path, body=body)
-            return visit.go("workflows", visit.name, done="saved")
+            await _refuse_overwriting(page_request)
+            await page_request.call_api(workflows.put_workflow, path=path, body=body)
+            return page_request.redirect("workflows", page_request.name, done="saved")
         if action != "preview":
             raise BadRequest.field("action", "is none of save, preview, delete, suggested")
     except (GatewayError, ValidationError) as error:
-        return await _editor(visit, text, await _known(visit), fault=as_gateway_error(error, visit.request_id))
-    return await _editor(visit, text, await _known(visit))
+        return await _editor_page(
+            page_request,
+            text,
+            await _find_workflow(page_request),
+            fault=as_gateway_error(error, page_request.request_id),
+        )
+    return await _editor_page(page_request, text, await _find_workflow(page_request))
 
 
-async def _refuse_overwriting(visit: Visit) -> None:
+async def _refuse_overwriting(page_request: PageRequest) -> None:
     """Raises `BadRequest` if somebody else changed the declaration after the form was opened. Sending it again overwrites the change."""
-    found = await _known(visit)
-    if "seen" in visit.form and visit.form["seen"] != _changed_at(found):
+    found = await _find_workflow(page_request)
+    if "seen" in page_request.form and page_request.form["seen"] != _changed_at(found):
         who = "Somebody deleted" if found is None else f"{found.updated_by} changed"
         raise conflict(f"{who} this declaration meanwhile. Nothing was saved: save again to replace it.")
 
@@ -96,87 +104,99 @@ def _changed_at(found: WorkflowView | None) -> str:
     return (found and found.updated_at) or ""
 
 
-async def set_mode(visit: Visit) -> Response:
+async def set_mode(page_request: PageRequest) -> Response:
     """Observe or enforce, and nothing else of the declaration."""
-    found = await visit.ask(workflows.get_workflow, path={"workflow": visit.name})
-    body = WorkflowBody.model_validate({**_edited(found), "mode": visit.form.get("mode") or None})
-    await visit.ask(workflows.put_workflow, path={"workflow": visit.name}, body=body)
-    return visit.go("workflows", visit.name, done="saved")
+    found = await page_request.call_api(workflows.get_workflow, path={"workflow": page_request.name})
+    body = WorkflowBody.model_validate({**_editable_fields(found), "mode": page_request.form.get("mode") or None})
+    await page_request.call_api(workflows.put_workflow, path={"workflow": page_request.name}, body=body)
+    return page_request.redirect("workflows", page_request.name, done="saved")
 
 
-async def _editor(visit: Visit, text: str, found: WorkflowView | None, fault: GatewayError | None = None) -> Response:
-    shares, why_not = await _previews(visit, text) if not fault else ({}, "It cannot be read as it stands.")
-    suggested = await visit.ask(suggestions.list_suggestions, path={"workflow": visit.name})
-    used = await report_by(visit, GroupBy.WORKFLOW, first_day(visit), workflow=visit.name)
-    return visit.show(
+async def _editor_page(
+    page_request: PageRequest, text: str, found: WorkflowView | None, fault: GatewayError | None = None
+) -> Response:
+    shares, no_preview_reason = (
+        await _preview_shares(page_request, text) if not fault else ({}, "It cannot be read as it stands.")
+    )
+    suggested = await page_request.call_api(suggestions.list_suggestions, path={"workflow": page_request.name})
+    used = await load_report_by(
+        page_request, GroupBy.WORKFLOW, first_day_shown(page_request), workflow=page_request.name
+    )
+    return page_request.render(
         "workflow",
         status=fault.status if fault else 200,
-        name=visit.name,
+        name=page_request.name,
         declared=found,
         text=text,
         fault=fault.message if fault else "",
         # After a conflict, the next save overwrites the current declaration.
-        seen=_changed_at(found) if fault is None or fault.status == 409 else visit.form.get("seen", ""),
-        is_preview=visit.form.get("action") == "preview",
+        seen=_changed_at(found) if fault is None or fault.status == 409 else page_request.form.get("seen", ""),
+        is_preview=page_request.form.get("action") == "preview",
         shares=shares,
-        why_not=why_not,
+        no_preview_reason=no_preview_reason,
         steps=[one.step for one in next(iter(shares.values())).allocations] if shares else [],
         suggestions=suggested.suggestions,
         used=next(iter(used.rows), None),
-        settings=visit.desk.parts.control.snapshot.settings,
+        settings=page_request.desk.parts.control.snapshot.settings,
     )
 
 
-def _escaped(found: re.Match[str]) -> str:
+def _unicode_escape(found: re.Match[str]) -> str:
     return f"\\u{ord(found[0]):04x}"
 
 
-async def _previews(visit: Visit, text: str) -> tuple[dict[str, Shares], str]:
+async def _preview_shares(page_request: PageRequest, text: str) -> tuple[dict[str, Shares], str]:
     """The shares of every strategy, or why there are none."""
     try:
         body = WorkflowBody.model_validate(parsed(text.encode()))
     except (GatewayError, ValidationError) as error:
-        return {}, as_gateway_error(error, visit.request_id).message
+        return {}, as_gateway_error(error, page_request.request_id).message
     if not body.steps:
         return {}, "Without steps there is nothing to share: each step is given its own part as it appears."
     tokens = body.budget.tokens if body.budget is not None else None
     shares: dict[str, Shares] = {}
     for strategy in ALLOCATION_STRATEGIES:
         wanted = AllocateBody.model_validate(
-            {"strategy": strategy, "tokens": tokens, "workflow": visit.name, "agent": body.agent, "steps": body.steps}
+            {
+                "strategy": strategy,
+                "tokens": tokens,
+                "workflow": page_request.name,
+                "agent": body.agent,
+                "steps": body.steps,
+            }
         )
         try:
-            shares[strategy] = await visit.ask(allocate.allocate_steps, body=wanted)
+            shares[strategy] = await page_request.call_api(allocate.allocate_steps, body=wanted)
         except BadRequest as error:
             return {}, error.message
     return shares, ""
 
 
-async def _declared(visit: Visit) -> tuple[WorkflowView, ...]:
-    query = ListQuery(project=visit.project, limit=1_000)
-    return (await visit.ask(workflows.list_workflows, query=query)).workflows
+async def _list_declared(page_request: PageRequest) -> tuple[WorkflowView, ...]:
+    query = ListQuery(project=page_request.project, limit=1_000)
+    return (await page_request.call_api(workflows.list_workflows, query=query)).workflows
 
 
-async def _known(visit: Visit) -> WorkflowView | None:
+async def _find_workflow(page_request: PageRequest) -> WorkflowView | None:
     try:
-        return await visit.ask(workflows.get_workflow, path={"workflow": visit.name})
+        return await page_request.call_api(workflows.get_workflow, path={"workflow": page_request.name})
     except BadRequest:
         return None  # it is not declared
 
 
-async def _draft(visit: Visit) -> dict[str, Any]:
+async def _draft_declaration(page_request: PageRequest) -> dict[str, Any]:
     """A first declaration of a workflow that was only seen: its steps, largest first. Of one that was not, an example."""
-    used = await report_by(visit, GroupBy.STEP, first_day(visit), workflow=visit.name)
+    used = await load_report_by(page_request, GroupBy.STEP, first_day_shown(page_request), workflow=page_request.name)
     steps = [{"id": row.step} for row in used.rows if row.step]
     return {"steps": steps} if steps else _EXAMPLE
 
 
-def _edited(found: WorkflowView) -> dict[str, Any]:
-    return {name: value for name in _EDITED if (value := getattr(found, name)) is not None}
+def _editable_fields(found: WorkflowView) -> dict[str, Any]:
+    return {name: value for name in _EDITABLE_FIELDS if (value := getattr(found, name)) is not None}
 
 
 PAGES = (
-    Page("GET", "/workflows", list_all, "viewer"),
+    Page("GET", "/workflows", list_workflows, "viewer"),
     Page("POST", "/workflows", change_workflow, "admin"),  # of a name that a path cannot carry
     Page("POST", "/workflow-mode/{name:path}", set_mode, "admin"),
     Page("GET", "/workflows/{name:path}", show_workflow, "viewer"),

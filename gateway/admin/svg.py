@@ -6,49 +6,53 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from gateway.admin.figures import count, money
+from gateway.admin.formatting import count, money
 
 _WIDTH, _HEIGHT = 100.0, 10.0
-_HIDDEN = Markup('aria-hidden="true"')
+_ARIA_HIDDEN = Markup('aria-hidden="true"')
 
 
-def bullet(
+def bullet_chart(
     settled: float,
     reserved: float,
     limit: float | None,
-    soft: float | None = None,
+    soft_limit: float | None = None,
     *,
     unit: str = "tokens",
-    is_told: bool = False,
+    is_decorative: bool = False,
 ) -> Markup:
-    """Settled and reserved on a track as long as the limit (or as what is used, if that is more); a mark at `soft`.
+    """Settled and reserved on a track as long as the limit (or as what is used, if that is more); a mark at `soft_limit`.
 
-    `unit`: tokens, usd or requests. `is_told`: the figures stand beside it, and need not be told again to who cannot see it.
+    `unit`: tokens, usd or requests. `is_decorative`: the figures stand beside it as text, so that screen readers skip it.
     """
     label = (
-        _HIDDEN if is_told else Markup('role="img" aria-label="{}"').format(_sentence(settled, reserved, limit, unit))
+        _ARIA_HIDDEN
+        if is_decorative
+        else Markup('role="img" aria-label="{}"').format(_aria_text(settled, reserved, limit, unit))
     )
     if limit is None:
         return Markup(f'<span class="bullet none" {label}></span>')  # noqa: S704 - the label is escaped
-    whole = max(limit, settled + reserved, 1e-12)
-    at_settled, at_taken, at_limit = (value / whole * _WIDTH for value in (settled, settled + reserved, limit))
+    parse_integer = max(limit, settled + reserved, 1e-12)
+    settled_end, taken_end, limit_position = (
+        value / parse_integer * _WIDTH for value in (settled, settled + reserved, limit)
+    )
     state = "over" if settled + reserved > limit else "full" if settled + reserved >= limit else "within"
-    marks = [at_limit] if at_limit < _WIDTH else []
-    if soft is not None and 0 < soft < limit:
-        marks.append(soft / whole * _WIDTH)
+    marks = [limit_position] if limit_position < _WIDTH else []
+    if soft_limit is not None and 0 < soft_limit < limit:
+        marks.append(soft_limit / parse_integer * _WIDTH)
     bars = [
-        _bar("track", 0, _WIDTH),
-        _bar("settled", 0, at_settled),
-        _bar("reserved", at_settled, at_taken - at_settled),
-        *(_bar("mark", at - 0.4, 0.8) for at in marks),
+        _rect("track", 0, _WIDTH),
+        _rect("settled", 0, settled_end),
+        _rect("reserved", settled_end, taken_end - settled_end),
+        *(_rect("mark", at - 0.4, 0.8) for at in marks),
     ]
-    return _picture(state, label, bars)
+    return _bullet_svg(state, label, bars)
 
 
 def share_bar(share: float) -> Markup:
     """A plain bar for a share from 0 to 1."""
     length = min(1.0, max(0.0, share)) * _WIDTH
-    return _picture("", _HIDDEN, [_bar("track", 0, _WIDTH), _bar("settled", 0, length)])
+    return _bullet_svg("", _ARIA_HIDDEN, [_rect("track", 0, _WIDTH), _rect("settled", 0, length)])
 
 
 def sparkline(values: Sequence[float], label: str) -> Markup:
@@ -71,7 +75,7 @@ def sparkline(values: Sequence[float], label: str) -> Markup:
     ).format(label, columns)
 
 
-def line(values: Sequence[float], highest: float, label: str) -> Markup:
+def line_chart(values: Sequence[float], highest: float, label: str) -> Markup:
     """A line through values from 0 to `highest`, evenly spaced, oldest first."""
     step = _WIDTH / max(1, len(values) - 1)
     points = " ".join(
@@ -83,17 +87,17 @@ def line(values: Sequence[float], highest: float, label: str) -> Markup:
     ).format(label, points)
 
 
-def _picture(state: str, label: Markup, bars: Sequence[str]) -> Markup:
+def _bullet_svg(state: str, label: Markup, bars: Sequence[str]) -> Markup:
     """Text that is put together here is made of numbers and of our own words: escaping it would take most of a table's time."""
     start = f'<svg class="bullet {state}" viewBox="0 0 100 10" preserveAspectRatio="none" {label}>'
     return Markup(f"{start}{''.join(bars)}</svg>")  # noqa: S704 - as said, and the label is escaped
 
 
-def _bar(name: str, start: float, length: float) -> str:
+def _rect(name: str, start: float, length: float) -> str:
     return f'<rect class="{name}" x="{start:.2f}" y="0" width="{max(0.0, length):.2f}" height="{_HEIGHT:.0f}"/>'
 
 
-def _sentence(settled: float, reserved: float, limit: float | None, unit: str) -> str:
+def _aria_text(settled: float, reserved: float, limit: float | None, unit: str) -> str:
     shown = money if unit == "usd" else count
     most = "no limit" if limit is None else f"of {shown(limit)}{'' if unit == 'usd' else f' {unit}'}"
     return f"{shown(settled)} settled, {shown(reserved)} reserved, {most}"

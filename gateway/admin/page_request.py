@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from gateway.admin.door import Door, Visitor
-from gateway.admin.figures import path_of
+from gateway.admin.authentication import Authenticator, Identity
+from gateway.admin.formatting import page_path
 from gateway.admin.rendering import DEFAULT_PROJECT, Renderer
 from gateway.endpoints.access import Actor
 from gateway.endpoints.api.route import Ask, Desk
@@ -20,33 +20,33 @@ from gateway.endpoints.api.schema import NoBody, ProjectQuery
 from gateway.errors import BadRequest
 from gateway.store.database import Database
 
-Needed = Literal["public", "viewer", "admin"]
+RequiredRole = Literal["public", "viewer", "admin"]
 FORM_BYTES_MAX: Final = 4 * 1024 * 1024
 _FIELDS_MAX: Final = 2_000
 
-M = TypeVar("M", bound=BaseModel)
-T = TypeVar("T")
+ModelT = TypeVar("ModelT", bound=BaseModel)
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
+class PageRequest:
     desk: Desk
-    door: Door
+    authenticator: Authenticator
     renderer: Renderer
-    request: Request
+    http_request: Request
     request_id: str
-    visitor: Visitor | None
+    identity: Identity | None
     form: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def actor(self) -> Actor:
-        if self.visitor is None:
+        if self.identity is None:
             raise LookupError("a page that shows who is there must not be public")
-        return self.visitor.actor
+        return self.identity.actor
 
     @property
     def is_admin(self) -> bool:
-        return self.visitor is not None and self.visitor.actor.role == "admin"
+        return self.identity is not None and self.identity.actor.role == "admin"
 
     @property
     def store(self) -> Database:
@@ -58,56 +58,56 @@ class Visit:
 
     @property
     def project(self) -> str:
-        return self.request.query_params.get("project") or DEFAULT_PROJECT
+        return self.http_request.query_params.get("project") or DEFAULT_PROJECT
 
     @property
     def name(self) -> str:
         """What the page is about: from the path, or from the query where a path cannot carry it."""
-        return str(self.request.path_params.get("name") or self.request.query_params.get("name") or "")
+        return str(self.http_request.path_params.get("name") or self.http_request.query_params.get("name") or "")
 
     def param(self, name: str, default: str = "") -> str:
-        return self.request.query_params.get(name, default)
+        return self.http_request.query_params.get(name, default)
 
-    async def ask(
+    async def call_api(
         self,
-        handle: Callable[[Ask[Any, Any]], Awaitable[T]],
+        handle: Callable[[Ask[Any, Any]], Awaitable[ResultT]],
         *,
         path: Mapping[str, str] | None = None,
         query: ProjectQuery | None = None,
         body: Any = None,
-    ) -> T:
+    ) -> ResultT:
         """Answer by a handler of the control API: what a page shows or changes is what the API shows or changes."""
-        asked = query or ProjectQuery(project=self.project)
+        api_query = query or ProjectQuery(project=self.project)
         return await handle(
-            Ask(self.desk, self.actor, self.request_id, path or {}, asked, NoBody() if body is None else body)
+            Ask(self.desk, self.actor, self.request_id, path or {}, api_query, NoBody() if body is None else body)
         )
 
-    def query(self, model: type[M], **values: Any) -> M:
+    def query(self, model: type[ModelT], **values: Any) -> ModelT:
         """A query of the API from the fields of this page's address that it knows; empty ones are not given."""
         known = {field.alias or name for name, field in model.model_fields.items()}
-        given = {key: value for key, value in self.request.query_params.items() if key in known and value != ""}
+        given = {key: value for key, value in self.http_request.query_params.items() if key in known and value != ""}
         return model.model_validate({"project": self.project, **given, **values})
 
-    def show(self, template: str, *, status: int = 200, **values: Any) -> Response:
-        return self.renderer.page(self, template, status, values)
+    def render(self, template: str, *, status: int = 200, **values: Any) -> Response:
+        return self.renderer.render_page(self, template, status, values)
 
-    def go(self, page: str, name: str = "", *, done: str = "", **query: str | None) -> Response:
+    def redirect(self, page: str, name: str = "", *, done: str = "", **query: str | None) -> Response:
         """See another page, after a change."""
         project = None if self.project == DEFAULT_PROJECT else self.project
-        return RedirectResponse(path_of(page, name, project=project, done=done, **query), 303)
+        return RedirectResponse(page_path(page, name, project=project, done=done, **query), 303)
 
 
-Handle = Callable[[Visit], Awaitable[Response]]
+PageHandler = Callable[[PageRequest], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """`needs` is the role that the page asks for; there is no default, so that nobody forgets to think of it."""
+    """`required_role` has no default, so that nobody forgets to think of it."""
 
     method: Literal["GET", "POST"]
     path: str
-    handle: Handle
-    needs: Needed
+    handle: PageHandler
+    required_role: RequiredRole
 
 
 async def read_form(request: Request) -> dict[str, str]:

@@ -12,19 +12,19 @@ from markupsafe import Markup, escape
 
 from gateway.moments import iso
 
-_SPANS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
-NONE: Final = "–"
+_DURATION_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+DASH: Final = "–"
 
 
 def count(value: float | None) -> str:
     """12,345; a dash for what is not known."""
-    return NONE if value is None else f"{value:,.0f}"
+    return DASH if value is None else f"{value:,.0f}"
 
 
 def money(value: float | None) -> str:
     """Dollars: cents from one dollar up, below it three digits that count, so that a single call is not $0.00."""
     if value is None:
-        return NONE
+        return DASH
     if value < 0:
         return f"-{money(-value)}"
     if value == 0 or value >= 0.995:
@@ -32,13 +32,13 @@ def money(value: float | None) -> str:
     if value < 0.000001:
         return "<$0.000001"
     places = max(2, 2 - math.floor(math.log10(value)))
-    whole, _, digits = f"{value:.{min(places, 8)}f}".rstrip("0").partition(".")
-    return f"${whole}.{digits.ljust(2, '0')}"
+    parse_integer, _, digits = f"{value:.{min(places, 8)}f}".rstrip("0").partition(".")
+    return f"${parse_integer}.{digits.ljust(2, '0')}"
 
 
 def percent(share: float | None) -> str:
     if share is None:
-        return NONE
+        return DASH
     return f"{share * 100:.1f} %" if 0 < share < 0.1 else f"{share * 100:,.0f} %"
 
 
@@ -60,7 +60,7 @@ def usd(value: float | None) -> Markup:
     return exact(value, money(value))
 
 
-def moment(text: str | None) -> Markup:
+def timestamp(text: str | None) -> Markup:
     """An ISO time as `<time>`: date and second in UTC. A script turns it into the reader's own time."""
     if not text:
         return Markup("–")
@@ -73,18 +73,18 @@ def ago(text: str | None, now_ms: int) -> Markup:
     if not text:
         return Markup("–")
     at_ms = datetime.fromisoformat(text).timestamp() * 1000
-    shown = span(max(0, now_ms - at_ms)) + " ago"
+    shown = duration(max(0, now_ms - at_ms)) + " ago"
     return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(text, text[:19].replace("T", " "), shown)
 
 
-def span(duration_ms: float | None) -> str:
+def duration(duration_ms: float | None) -> str:
     """A duration by its largest unit: 340 ms, 12 s, 5 min."""
     if duration_ms is None:
-        return NONE
+        return DASH
     if duration_ms < 1_000:
         return f"{duration_ms:.0f} ms"
     seconds = duration_ms / 1000
-    size, unit = next((size, unit) for size, unit in _SPANS if seconds >= size)
+    size, unit = next((size, unit) for size, unit in _DURATION_UNITS if seconds >= size)
     found = seconds / size
     return f"{found:.1f} {unit}" if found < 10 and unit == "s" else f"{found:.0f} {unit}"
 
@@ -94,15 +94,15 @@ def window_text(window: str) -> str:
     return {"total": "in total", "day": "today"}.get(window, f"this {window}")
 
 
-def day_of(at_ms: int) -> str:
+def iso_day(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).date().isoformat()
 
 
-def at_moment(at_ms: int | None) -> Markup:
-    return moment(iso(at_ms))
+def timestamp_of_ms(at_ms: int | None) -> Markup:
+    return timestamp(iso(at_ms))
 
 
-def pretty_detail(text: str) -> str:
+def pretty_json(text: str) -> str:
     """JSON as it is stored, with a line for each field; anything else as it is."""
     try:
         return orjson.dumps(orjson.loads(text), option=orjson.OPT_INDENT_2).decode()
@@ -110,7 +110,7 @@ def pretty_detail(text: str) -> str:
         return text
 
 
-def prose(text: str) -> Markup:
+def with_code(text: str) -> Markup:
     """A sentence with `code` in it."""
     parts = (
         Markup("<code>{}</code>").format(part) if at % 2 else escape(part) for at, part in enumerate(text.split("`"))
@@ -118,7 +118,7 @@ def prose(text: str) -> Markup:
     return Markup("").join(parts)
 
 
-def plain(value: float | str | None) -> str:
+def input_text(value: float | str | None) -> str:
     """An amount as a form's input holds it, without an exponent: 0.0000001 instead of 1e-07. Text is left as it was typed."""
     if value is None or isinstance(value, str):
         return value or ""
@@ -132,17 +132,17 @@ def setting_text(value: bool | int | float | str) -> str:
     return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
-def path_of(page: str, name: str = "", **query: str | None) -> str:
+def page_path(page: str, name: str = "", **query: str | None) -> str:
     """The address of a page, and of a thing on it by its name. Names that a path cannot carry go into the query."""
     given = {key: value for key, value in query.items() if value not in (None, "")}
     path = f"/admin/{page}"
-    if name and _is_plain(name):
+    if name and _fits_in_path(name):
         path += f"/{quote(name, safe='/:@')}"
     elif name:
         given["name"] = name
     return f"{path}?{urlencode(given)}" if given else path
 
 
-def _is_plain(name: str) -> bool:
-    """A path with empty or dotted parts is refused at the door."""
+def _fits_in_path(name: str) -> bool:
+    """A path with empty or dotted parts is refused before it reaches a page."""
     return all(part not in ("", ".", "..") for part in name.split("/")) and not set(name) & set(";\\%")

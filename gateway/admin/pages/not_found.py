@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from gateway.admin.visit import Page, Visit
+from gateway.admin.page_request import Page, PageRequest
 from gateway.errors import BadRequest
 
 
-async def nowhere(visit: Visit) -> Response:
-    raise BadRequest(f"There is no page {visit.request.url.path[:200]}.", status=404, code="not_found")
+async def nowhere(page_request: PageRequest) -> Response:
+    raise BadRequest(f"There is no page {page_request.http_request.url.path[:200]}.", status=404, code="not_found")
 
 
 PAGES = (Page("GET", "/{rest:path}", nowhere, "viewer"),)

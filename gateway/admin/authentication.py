@@ -1,6 +1,6 @@
 """Authentication for the admin pages.
 
-    visitor                                          is let in as
+    request                                          is let in as
     ---------------------------------------------    -------------------------------
     a session cookie                                 its user, with the user's role
     anybody on this machine, while there is no key   local, with the role admin
@@ -24,28 +24,28 @@ from starlette.requests import Request
 from gateway.endpoints.access import Access, Actor, Role, is_local
 from gateway.errors import AuthenticationFailed, Overloaded
 from gateway.pipeline.intake import credential_of
-from gateway.store import admin as people
+from gateway.store import admin as admin_users
 from gateway.store.admin import AdminUser
 from gateway.store.database import Database
 
-COOKIE: Final = "farebox_session"
+SESSION_COOKIE: Final = "farebox_session"
 # For one name from one address. Many people may share an address, as behind a proxy, and anybody may know a name, so the limits for an
 # address or a name alone are far above what people do by mistake. They still bound guessing from one machine, or at one name.
-FAILURES_MAX: Final = 10
-_FAILURES_ALONE_MAX: Final = 100
+FAILURES_PER_SOURCE_MAX: Final = 10
+_FAILURES_PER_ADDRESS_OR_NAME_MAX: Final = 100
 _FAILURES_WINDOW_S: Final = 300
 _SOURCES_MAX: Final = 10_000
 # Checking a password takes 64 MiB and tens of milliseconds by design, so only so many are checked at once.
-_HASHING_AT_ONCE: Final = 2
+_CONCURRENT_HASHES_MAX: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Visitor:
+class Identity:
     actor: Actor
-    by: Literal["local", "session", "key"]
+    authenticated_by: Literal["local", "session", "key"]
 
 
-class Door:
+class Authenticator:
     def __init__(
         self, access: Access, store: Database, *, clock_ms: Callable[[], int], timer_s: Callable[[], float]
     ) -> None:
@@ -53,18 +53,18 @@ class Door:
         self._store = store
         self._clock_ms = clock_ms
         self._failures: TTLCache[tuple[str, ...], int] = TTLCache(_SOURCES_MAX, _FAILURES_WINDOW_S, timer_s)
-        self._hashing = asyncio.Semaphore(_HASHING_AT_ONCE)
+        self._hashing = asyncio.Semaphore(_CONCURRENT_HASHES_MAX)
 
-    async def visitor(self, request: Request) -> Visitor | None:
+    async def authenticate(self, request: Request) -> Identity | None:
         """None: a login is needed. Raises StoreUnavailable, and `Access.check`'s errors for a key that is no admin key."""
-        token = request.cookies.get(COOKIE)
-        session = await people.find_session(self._store, token, self._clock_ms()) if token else None
+        token = request.cookies.get(SESSION_COOKIE)
+        session = await admin_users.find_session(self._store, token, self._clock_ms()) if token else None
         if session is not None:
-            return Visitor(Actor(session.user.name, cast(Role, session.user.role)), "session")
+            return Identity(Actor(session.user.name, cast(Role, session.user.role)), "session")
         if self.is_open_to(request):
-            return Visitor(Actor("local", "admin"), "local")
+            return Identity(Actor("local", "admin"), "local")
         if credential_of(request.headers) is not None:
-            return Visitor(self._access.check(request, "viewer"), "key")
+            return Identity(self._access.check(request, "viewer"), "key")
         return None
 
     def is_open_to(self, request: Request) -> bool:
@@ -72,35 +72,39 @@ class Door:
 
     async def log_in(self, request: Request, name: str, password: str) -> str:
         """The value of a new session's cookie. Raises `Overloaded` for a source that guesses, else `AuthenticationFailed`."""
-        user = await self._checked(request, name, password)
+        user = await self._check_password(request, name, password)
         if user is None:
             raise AuthenticationFailed("The name or the password is wrong.")
         return await self.open_session(user)
 
     async def open_session(self, user: AdminUser) -> str:
-        return await people.open_session(self._store, user, self._clock_ms())
+        return await admin_users.open_session(self._store, user, self._clock_ms())
 
     async def log_out(self, request: Request) -> None:
-        token = request.cookies.get(COOKIE)
+        token = request.cookies.get(SESSION_COOKIE)
         if token:
-            await people.close_session(self._store, token)
+            await admin_users.close_session(self._store, token)
 
-    async def _checked(self, request: Request, name: str, password: str) -> AdminUser | None:
-        address, whom = f"from {request.client.host if request.client else ''}", f"for {name[:128]}"
-        sources = {(address, whom): FAILURES_MAX, (address,): _FAILURES_ALONE_MAX, (whom,): _FAILURES_ALONE_MAX}
-        self._refuse_guessing(sources)
+    async def _check_password(self, request: Request, name: str, password: str) -> AdminUser | None:
+        by_address, by_name = f"from {request.client.host if request.client else ''}", f"for {name[:128]}"
+        sources = {
+            (by_address, by_name): FAILURES_PER_SOURCE_MAX,
+            (by_address,): _FAILURES_PER_ADDRESS_OR_NAME_MAX,
+            (by_name,): _FAILURES_PER_ADDRESS_OR_NAME_MAX,
+        }
+        self._refuse_guesses(sources)
         async with self._hashing:
             # Again: guesses that were sent all at once have passed the first look, and wait here while others fail.
-            self._refuse_guessing(sources)
-            user = await people.check_password(self._store, name, password)
+            self._refuse_guesses(sources)
+            user = await admin_users.check_password(self._store, name, password)
             if user is None:
                 for source in sources:
                     self._failures[source] = self._failures.get(source, 0) + 1
         return user
 
-    def _refuse_guessing(self, sources: Mapping[tuple[str, ...], int]) -> None:
+    def _refuse_guesses(self, sources: Mapping[tuple[str, ...], int]) -> None:
         """Raises `Overloaded` if any of the sources has failed as often as it may."""
-        if any(self._failures.get(source, 0) >= most for source, most in sources.items()):
+        if any(self._failures.get(source, 0) >= failures_max for source, failures_max in sources.items()):
             raise Overloaded(
                 "Too many wrong logins. Try again in five minutes.",
                 code="too_many_attempts",

@@ -1,0 +1,70 @@
+"""Guesses of passwords on the admin pages: counted by name and address together, and generously by each alone."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from gateway.admin import authentication as admin_authentication
+from gateway.admin.authentication import FAILURES_PER_SOURCE_MAX, Authenticator
+from gateway.errors import AuthenticationFailed, Overloaded
+
+
+@pytest.fixture
+def authenticator(monkeypatch: pytest.MonkeyPatch) -> Authenticator:
+    async def nobody(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(admin_authentication.admin_users, "check_password", nobody)
+    unused = cast(Any, None)
+    return Authenticator(unused, unused, clock_ms=lambda: 0, timer_s=lambda: 0.0)
+
+
+async def guess(authenticator: Authenticator, name: str, host: str) -> str:
+    request: Any = SimpleNamespace(client=SimpleNamespace(host=host))
+    try:
+        await authenticator.log_in(request, name, "guess")
+    except Overloaded:
+        return "locked"
+    except AuthenticationFailed:
+        return "wrong"
+    return "in"
+
+
+async def guesses(authenticator: Authenticator, names: list[str], hosts: list[str]) -> int:
+    """How many were answered before logins were locked."""
+    for answered in range(1000):
+        if await guess(authenticator, names[answered % len(names)], hosts[answered % len(hosts)]) == "locked":
+            return answered
+    return 1000
+
+
+async def test_one_name_from_one_address_is_locked_first_and_locks_no_other(authenticator: Authenticator) -> None:
+    assert await guesses(authenticator, ["ada"], ["1.1.1.1"]) == FAILURES_PER_SOURCE_MAX
+    assert await guess(authenticator, "bob", "1.1.1.1") == "wrong"
+    assert await guess(authenticator, "ada", "2.2.2.2") == "wrong"
+
+
+@pytest.mark.parametrize("by", ["names", "hosts"])
+async def test_neither_an_address_nor_a_name_is_guessed_with_for_ever(authenticator: Authenticator, by: str) -> None:
+    many, one = [f"{at}" for at in range(300)], ["one"]
+    assert await guesses(authenticator, *((many, one) if by == "names" else (one, many))) == 100
+
+
+async def test_guesses_sent_at_once_are_counted_like_others(
+    monkeypatch: pytest.MonkeyPatch, authenticator: Authenticator
+) -> None:
+    checked = 0
+
+    async def nobody(*_: object) -> None:
+        nonlocal checked
+        checked += 1
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(admin_authentication.admin_users, "check_password", nobody)
+    answers = await asyncio.gather(*(guess(authenticator, "ada", "1.1.1.1") for _ in range(100)))
+    assert checked <= FAILURES_PER_SOURCE_MAX + 1  # two are checked at once
+    assert answers.count("locked") == 100 - checked
