@@ -202,8 +202,10 @@ class Routing:
         )
 
     def _allowed(self, call: Call) -> tuple[Candidate, ...]:
+        """Without models that are down, unless nothing else is left: each call would wait for them to fail first."""
         names = call.principal.allowed_models
-        return tuple(one for one in self._all_candidates() if not names or is_among(one.name, names))
+        allowed = tuple(one for one in self._all_candidates() if not names or is_among(one.name, names))
+        return tuple(one for one in allowed if not self._pool.is_down(one.name)) or allowed
 
     def _all_candidates(self) -> tuple[Candidate, ...]:
         if self._candidates is None:

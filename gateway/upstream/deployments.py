@@ -1,7 +1,7 @@
 """Chooses the deployment for each attempt, and lets a deployment that fails rest.
 
 The rules are those of LiteLLM's router, configured by its `router_settings`: entries with the same name share the load; one that
-fails too often rests for `cooldown_time`; the only entry of a name never rests. The state is local to this process.
+fails too often rests for `cooldown_time`; the only entry of a name is called all the same. The state is local to this process.
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ class Pool:
         rested = [item for item in self.of(name) if item.id not in exclude]
         now_s = self._clock_s()
         awake = [item for item in rested if now_s >= self._of(item).rests_until_s]
+        if not awake and len(self.of(name)) == 1:
+            awake = rested  # if the only deployment rested, every call would fail for certain
         if awake:
             chosen = awake[0] if len(awake) == 1 else self._among(awake)
         elif rested and also_resting:
@@ -122,8 +124,6 @@ class Pool:
         if status < 400:
             health.fails = 0
             return
-        if len(self.of(deployment.name)) < 2:
-            return  # if the only deployment rested, every call would fail for certain
         now_s = self._clock_s()
         if status in _AT_ONCE:
             wish_s = min(retry_after_s or 0.0, _COOLDOWN_MAX_S)
@@ -132,7 +132,11 @@ class Pool:
             self._count(health, now_s)
 
     def is_resting(self, deployment: Deployment) -> bool:
-        return self._clock_s() < self._of(deployment).rests_until_s
+        return len(self.of(deployment.name)) > 1 and self._has_failed(deployment)
+
+    def is_down(self, name: str) -> bool:
+        """Whether every deployment of this name has failed so recently that another name is the better choice."""
+        return all(self._has_failed(item) for item in self.of(name))
 
     def in_flight(self, deployment: Deployment) -> int:
         return self._of(deployment).in_flight
@@ -197,6 +201,9 @@ class Pool:
         if health.fails > self._settings.allowed_fails:
             health.rests_until_s = now_s + self._settings.cooldown_s
             health.fails = 0
+
+    def _has_failed(self, deployment: Deployment) -> bool:
+        return self._clock_s() < self._of(deployment).rests_until_s
 
     def _of(self, deployment: Deployment) -> _Health:
         found = self._health.get(deployment.id)

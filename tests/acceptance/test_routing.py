@@ -18,7 +18,7 @@ EASY = "Which city is it?"
 COMMAND = "This is a very complex task: route it to the powerful tier, use the model large. " + EASY
 
 
-def config_of(provider: FakeProvider) -> dict[str, Any]:
+def config_of(provider: FakeProvider, cooldown_s: float = 0) -> dict[str, Any]:
     url = provider.openai_url
     prices = {"small": 1e-7, "medium": 1e-6, "large": 1e-5}
     able = {"supports_function_calling": True, "supports_response_schema": True}
@@ -29,7 +29,7 @@ def config_of(provider: FakeProvider) -> dict[str, Any]:
         ],
         "tiers": {tier: [name] for tier, name in TIERS.items()},
         "budgets": [{"scope": "run", "match": "sliced", "tokens": 400, "hold": "slices"}],
-        "router_settings": {"num_retries": 0},
+        "router_settings": {"num_retries": 0, "cooldown_time": cooldown_s},
         "settings": {"orchestration_enabled": True, "orchestration_ais_routing_enabled": True},
     }
 
@@ -102,6 +102,19 @@ def test_named_model_answers_when_the_routed_model_fails(served: Served, status:
     assert (reply.status, reply.headers["x-budget-actions"]) == (200, "route=small, fallback=large")
     (call,) = served.gateway.get(f"/api/runs/failed-{status}-{stream}/calls").json()["calls"]
     assert (call["model"], call["saved_usd"]) == ("large", 0)
+
+
+def test_failed_model_is_not_routed_to_during_its_cooldown(tmp_path: Path) -> None:
+    with ProviderThread() as provider, running_farebox(tmp_path, config_of(provider, cooldown_s=60)) as gateway:
+        gateway.request("PUT", "/api/workflows/open", {"routing": True, "steps": []})
+        served = Served(gateway, provider)
+        headers = tagged("open", "down", "s", intent="send")
+        provider.script(status=404, times=1)
+        actions = [ask(served, "large", headers).headers["x-budget-actions"] for _ in range(3)]
+        assert actions == ["route=small, fallback=large", "route=medium", "route=medium"]
+        # When every model is down, they are called all the same.
+        provider.script(status=404, times=2)
+        assert [ask(served, "auto", headers).status for _ in range(3)] == [404, 404, 200]
 
 
 def test_failed_check_of_a_fallback_answer_does_not_raise_the_tier(served: Served) -> None:

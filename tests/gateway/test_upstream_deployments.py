@@ -126,6 +126,17 @@ def test_the_only_deployment_never_rests(clock: Clock) -> None:
     for status in (401, 429, 500, 500, 500, 500, 500):
         shared.report(shared.of("only")[0], status)
     assert chosen(shared, "only").id == "only/0"
+    assert not shared.is_resting(shared.of("only")[0])
+
+
+def test_name_is_down_while_all_its_deployments_cool_down(clock: Clock) -> None:
+    shared = pool(clock, 1, 1)
+    for deployment in (*shared.of("m"), *shared.of("only")):
+        assert not shared.is_down(deployment.name)
+        shared.report(deployment, 429)
+    assert (shared.is_down("m"), shared.is_down("only")) == (True, True)
+    clock.now_s += 5.1
+    assert (shared.is_down("m"), shared.is_down("only")) == (False, False)
 
 
 def test_when_all_rest_the_one_that_wakes_first_may_be_asked(clock: Clock) -> None:
