@@ -15,7 +15,7 @@ from openai import APIStatusError
 RUN = os.environ.get("RUN_ID", f"crew-{uuid.uuid4().hex[:8]}")
 
 
-def llm(run: str, step: str, budget_tokens: int | None) -> LLM:
+def build_llm(run: str, step: str, budget_tokens: int | None) -> LLM:
     headers = {"x-workflow-id": "example-crew", "x-workflow-run-id": run, "x-workflow-step": step}
     if budget_tokens is not None:
         headers["x-workflow-budget-tokens"] = str(budget_tokens)
@@ -27,19 +27,19 @@ def llm(run: str, step: str, budget_tokens: int | None) -> LLM:
     )
 
 
-def crew(run: str, budget_tokens: int | None = None) -> Crew:
+def build_crew(run: str, budget_tokens: int | None = None) -> Crew:
     researcher = Agent(
         role="Senior travel researcher",
         goal="Find what is worth knowing about {topic}",
         backstory="You find the one page that says something new.",
-        llm=llm(run, "research", budget_tokens),
+        llm=build_llm(run, "research", budget_tokens),
         max_retry_limit=0,
     )
     writer = Agent(
         role="Reporting analyst",
         goal="Turn findings about {topic} into a report",
         backstory="You write what people read to the end.",
-        llm=llm(run, "report", budget_tokens),
+        llm=build_llm(run, "report", budget_tokens),
         max_retry_limit=0,
     )
     research = Task(
@@ -56,7 +56,7 @@ def crew(run: str, budget_tokens: int | None = None) -> Crew:
     return Crew(agents=[researcher, writer], tasks=[research, report], process=Process.sequential)
 
 
-def refusal_in(error: BaseException | None) -> APIStatusError | None:
+def find_refusal(error: BaseException | None) -> APIStatusError | None:
     """The gateway's refusal, however deeply CrewAI has wrapped it."""
     while error is not None:
         if isinstance(error, APIStatusError) and error.status_code == 402:
@@ -65,19 +65,19 @@ def refusal_in(error: BaseException | None) -> APIStatusError | None:
     return None
 
 
-def kick_off(run: str, budget_tokens: int | None = None) -> None:
-    team = crew(run, budget_tokens)
+def run_crew(run: str, budget_tokens: int | None = None) -> None:
+    crew = build_crew(run, budget_tokens)
     try:
-        result = team.kickoff(inputs={"topic": "Lisbon on foot"})
+        result = crew.kickoff(inputs={"topic": "Lisbon on foot"})
         print(f"{run}: finished, {len(str(result))} characters")
     except Exception as error:
-        refusal = refusal_in(error)
+        refusal = find_refusal(error)
         if refusal is None:
             raise
-        done = [task for task in team.tasks if task.output]
-        said = refusal.body["message"]  # type: ignore[index]
-        print(f"{run}: stopped with {len(done)} of {len(team.tasks)} tasks done, {refusal.code}: {said}")
+        finished = [task for task in crew.tasks if task.output]
+        message = refusal.body["message"]  # type: ignore[index]
+        print(f"{run}: stopped with {len(finished)} of {len(crew.tasks)} tasks done, {refusal.code}: {message}")
 
 
-kick_off(f"{RUN}-roomy")
-kick_off(f"{RUN}-tight", budget_tokens=260)
+run_crew(f"{RUN}-roomy")
+run_crew(f"{RUN}-tight", budget_tokens=260)

@@ -69,7 +69,7 @@ def conclude(state: State) -> dict[str, object]:
     return {"messages": [AIMessage(f"After {len(found)} searches: {found[-1] if found else 'nothing was found'}")]}
 
 
-def what_next(state: State) -> str:
+def next_node(state: State) -> str:
     if state.get("refusal"):
         return "conclude"
     last = state["messages"][-1]
@@ -81,7 +81,7 @@ graph.add_node("think", think)
 graph.add_node("act", act)
 graph.add_node("conclude", conclude)
 graph.add_edge(START, "think")
-graph.add_conditional_edges("think", what_next, ["act", "conclude", END])
+graph.add_conditional_edges("think", next_node, ["act", "conclude", END])
 graph.add_edge("act", "think")
 graph.add_edge("conclude", END)
 

@@ -23,45 +23,45 @@ set_default_openai_client(client, use_for_tracing=False)  # otherwise the SDK se
 set_default_openai_api("chat_completions")
 
 
-def step(name: str, run: str, budget_tokens: int | None) -> ModelSettings:
-    tight = {} if budget_tokens is None else {"x-workflow-budget-tokens": str(budget_tokens)}
-    return ModelSettings(extra_headers={"x-workflow-run-id": run, "x-workflow-step": name, **tight})
+def step_settings(name: str, run: str, budget_tokens: int | None) -> ModelSettings:
+    budget = {} if budget_tokens is None else {"x-workflow-budget-tokens": str(budget_tokens)}
+    return ModelSettings(extra_headers={"x-workflow-run-id": run, "x-workflow-step": name, **budget})
 
 
-def desk(run: str, budget_tokens: int | None = None) -> Agent:
+def build_desk(run: str, budget_tokens: int | None = None) -> Agent:
     booking = Agent(
         name="Booking",
         handoff_description="Books rooms and tables.",
         instructions="Book what the guest wants, and confirm it in two sentences.",
         model="mock",
-        model_settings=step("booking", run, budget_tokens),
+        model_settings=step_settings("booking", run, budget_tokens),
     )
     return Agent(
         name="Desk",
         instructions="Find out what the guest wants, and hand over to Booking.",
         model="desk",
-        model_settings=step("desk", run, budget_tokens),
+        model_settings=step_settings("desk", run, budget_tokens),
         handoffs=[booking],
     )
 
 
-async def serve(run: str, wish: str, budget_tokens: int | None = None) -> None:
+async def serve_guest(run: str, request: str, budget_tokens: int | None = None) -> None:
     try:
-        result = await Runner.run(desk(run, budget_tokens), wish)
+        result = await Runner.run(build_desk(run, budget_tokens), request)
         print(f"{run}: {result.last_agent.name} says: {str(result.final_output)[:60]}…")
     except APIStatusError as error:
         if error.status_code != 402:
             raise
-        facts = error.body["metadata"]  # type: ignore[index]
+        metadata = error.body["metadata"]  # type: ignore[index]
         print(
-            f"{run}: we have to stop here: {error.code} at step {facts['step']}, {facts['remaining']} {facts['unit']} left"
+            f"{run}: we have to stop here: {error.code} at step {metadata['step']}, {metadata['remaining']} {metadata['unit']} left"
         )
 
 
 async def main() -> None:
-    await serve(f"{RUN}-1", "A table for two at eight.")
-    await serve(f"{RUN}-2", "A room with a view.", budget_tokens=230)  # Booking's answer is clamped
-    await serve(f"{RUN}-3", "The whole house for a week.", budget_tokens=180)  # too little is left for Booking
+    await serve_guest(f"{RUN}-1", "A table for two at eight.")
+    await serve_guest(f"{RUN}-2", "A room with a view.", budget_tokens=230)  # Booking's answer is clamped
+    await serve_guest(f"{RUN}-3", "The whole house for a week.", budget_tokens=180)  # too little is left for Booking
     await client.close()
 
 

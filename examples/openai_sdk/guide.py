@@ -36,10 +36,12 @@ def write_guide(districts: list[str]) -> list[str]:
             break
         answer = raw.parse().choices[0]
         chapters.append(answer.message.content or "")
-        done = raw.headers.get("x-budget-actions", "as asked")
-        print(f"chapter {number}: {answer.finish_reason}, {done}, {raw.headers['x-budget-run-remaining']} tokens left")
+        actions = raw.headers.get("x-budget-actions", "as asked")
+        print(
+            f"chapter {number}: {answer.finish_reason}, {actions}, {raw.headers['x-budget-run-remaining']} tokens left"
+        )
     return chapters
 
 
-written = write_guide([f"district {number}" for number in range(1, 21)])
-print(f"The guide has {len(written)} chapters, and its run {RUN} never spent more than it was given.")
+chapters = write_guide([f"district {number}" for number in range(1, 21)])
+print(f"The guide has {len(chapters)} chapters, and its run {RUN} never spent more than it was given.")

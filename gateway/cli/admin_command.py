@@ -13,11 +13,11 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 
-from gateway.cli.configuration import configured
-from gateway.cli.connection import LOOK_S, START_S, serving_operator
+from gateway.cli.configuration import load_configuration
+from gateway.cli.connection import POLL_INTERVAL_S, START_WAIT_S, serving_operator
 from gateway.config import Config
 from gateway.endpoints.access import Operator
-from gateway.store import admin as people
+from gateway.store import admin as admin_users
 from gateway.store.database import Database, StoreError, StoreInUse
 from gateway.tags import NAME_IN_WORDS, VALUE
 
@@ -35,27 +35,27 @@ def admin(
     role: Annotated[RoleName, typer.Option(help="admin may change everything, viewer only look.")] = RoleName.ADMIN,
 ) -> None:
     """Create a login for the admin pages, or set its password. The password is prompted for, or read from a pipe."""
-    config = configured(context.obj)
+    config = load_configuration(context.obj)
     if not VALUE.match(name):
         _fail(f"{name!r} is no name for a login: a name is {NAME_IN_WORDS}.")
-    password = _password()
-    if len(password) < people.PASSWORD_CHARACTERS_MIN:
-        _fail(f"The password needs at least {people.PASSWORD_CHARACTERS_MIN} characters.")
-    patient_until_s = time.monotonic() + START_S
-    while not _is_set(config, name, password, role.value):
-        if time.monotonic() > patient_until_s:
+    password = _read_password()
+    if len(password) < admin_users.PASSWORD_CHARACTERS_MIN:
+        _fail(f"The password needs at least {admin_users.PASSWORD_CHARACTERS_MIN} characters.")
+    deadline_s = time.monotonic() + START_WAIT_S
+    while not _try_to_set_password(config, name, password, role.value):
+        if time.monotonic() > deadline_s:
             _fail("the store is in use by another farebox command; try again when that is done.")
-        time.sleep(LOOK_S)
+        time.sleep(POLL_INTERVAL_S)
     typer.echo(f"{name} may log in at /admin as {role.value}.")
 
 
-def _password() -> str:
+def _read_password() -> str:
     if not sys.stdin.isatty():
         return sys.stdin.readline().rstrip("\n")
     return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True))
 
 
-async def _put(config: Config, name: str, password: str, role: str) -> None:
+async def _put_user(config: Config, name: str, password: str, role: str) -> None:
     store = Database(config.storage.store)
     now_ms = time.time_ns() // 1_000_000
     await store.open()
@@ -64,26 +64,26 @@ async def _put(config: Config, name: str, password: str, role: str) -> None:
             await store.check_schema()
         else:
             await store.migrate(now_ms)
-        await people.put_user(store, name, password, role, now_ms)
+        await admin_users.put_user(store, name, password, role, now_ms)
     finally:
         await store.close()
 
 
-def _is_set(config: Config, name: str, password: str, role: str) -> bool:
+def _try_to_set_password(config: Config, name: str, password: str, role: str) -> bool:
     """Set the password. False while another process holds the store without serving (yet)."""
     try:
-        asyncio.run(_put(config, name, password, role))
+        asyncio.run(_put_user(config, name, password, role))
     except StoreInUse:
         operator = serving_operator(config)
         if operator is None or not operator.address:
             return False
-        _through_the_gateway(operator, name, password, role)
+        _set_through_gateway(operator, name, password, role)
     except (StoreError, ValueError) as error:
         _fail(str(error))
     return True
 
 
-def _through_the_gateway(operator: Operator, name: str, password: str, role: str) -> None:
+def _set_through_gateway(operator: Operator, name: str, password: str, role: str) -> None:
     """Ask the gateway that holds the embedded store to do it, with the operator's token from beside the store's file."""
     form = urllib.parse.urlencode({"name": name, "password": password, "role": role}).encode()
     try:

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.connection import Failed
-from gateway.cli.output import moment
+from gateway.cli.connection import CommandError
+from gateway.cli.output import timestamp
 from gateway.cli.session import Session, command
 
 app = typer.Typer(
@@ -21,17 +21,17 @@ Project = Annotated[str, typer.Option(help="The project.")]
 @command(app, "list")
 def list_budgets(session: Session, project: Project = "default") -> None:
     """List all budgets, each with its fullest account."""
-    found = session.ask("GET", "/budgets", {"limit": 1000, "project": project})
+    found = session.request("GET", "/budgets", {"limit": 1000, "project": project})
     headings = ("id", "on", "match", "window", "tokens", "usd", "requests", "mode", "accounts", "fullest", "used")
-    session.show(found, lambda: (headings, [_row(one) for one in found["budgets"]]))
+    session.print_rows(found, lambda: (headings, [_budget_row(one) for one in found["budgets"]]))
 
 
 @command(app, "show")
 def show_budget(session: Session, budget_id: BudgetId, project: Project = "default") -> None:
     """Show one budget and its current accounts, the fullest first."""
-    found = session.ask("GET", f"/budgets/{budget_id}", {"project": project})
+    found = session.request("GET", f"/budgets/{budget_id}", {"project": project})
     headings = ("name", "tokens", "held", "of", "left", "usd", "of usd", "requests", "of requests", "resets")
-    session.show(
+    session.print_rows(
         found,
         lambda: (
             headings,
@@ -46,7 +46,7 @@ def show_budget(session: Session, budget_id: BudgetId, project: Project = "defau
                     one["usd_limit"],
                     one["requests_settled"],
                     one["requests_limit"],
-                    moment(one["resets_at"]),
+                    timestamp(one["resets_at"]),
                 )
                 for one in found["accounts"]
             ],
@@ -68,7 +68,7 @@ def create_budget(
 ) -> None:
     """Create a budget. It applies from the next call on."""
     if tokens is None and usd is None and requests is None:
-        raise Failed("A budget limits something: give at least one of --tokens, --usd and --requests.")
+        raise CommandError("A budget limits something: give at least one of --tokens, --usd and --requests.")
     given: dict[str, Any] = {
         "scope": scope,
         "match": match,
@@ -80,18 +80,18 @@ def create_budget(
         "project": only_project,
     }
     body = {name: value for name, value in given.items() if value is not None}
-    found = session.ask("POST", "/budgets", body=body)
-    session.say(found, f"Budget {found['id']} applies from now on.")
+    found = session.request("POST", "/budgets", body=body)
+    session.print_result(found, f"Budget {found['id']} applies from now on.")
 
 
 @command(app, "delete")
 def delete_budget(session: Session, budget_id: BudgetId) -> None:
     """Delete a budget. Budgets of the configuration file are changed there."""
-    found = session.ask("DELETE", f"/budgets/{budget_id}")
-    session.say(found, f"Budget {budget_id} is deleted.")
+    found = session.request("DELETE", f"/budgets/{budget_id}")
+    session.print_result(found, f"Budget {budget_id} is deleted.")
 
 
-def _row(budget: dict[str, Any]) -> tuple[Any, ...]:
+def _budget_row(budget: dict[str, Any]) -> tuple[Any, ...]:
     fullest = budget["accounts"][0] if budget["accounts"] else None
     used = None if fullest is None or fullest["used"] is None else f"{fullest['used']:.0%}"
     return (

@@ -11,7 +11,7 @@ from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
-class Connection:
+class SnippetValues:
     """The values that are filled into a snippet. `url` is the gateway's address, without a path."""
 
     url: str = "http://127.0.0.1:4000"
@@ -118,17 +118,17 @@ CLIENTS: Final[dict[str, Client]] = {
 }
 
 
-def snippet(name: str, connection: Connection) -> str:
+def snippet(name: str, values: SnippetValues) -> str:
     """The snippet of a client of `CLIENTS`. Raises `KeyError` for any other name."""
     if name not in CLIENTS:
         raise KeyError(name)
     text = (files("gateway.cli") / "snippets" / f"{name}.txt").read_text()
-    for part in fields(Connection):
-        text = text.replace("{{" + part.name + "}}", getattr(connection, part.name))
+    for part in fields(SnippetValues):
+        text = text.replace("{{" + part.name + "}}", getattr(values, part.name))
     return text
 
 
-def document() -> str:
+def clients_page() -> str:
     """The text of docs/clients.md: an introduction, then every client."""
     text = (files("gateway.cli") / "snippets" / "clients.md").read_text()
     return text.rstrip() + "\n" + "".join(_section(name, client) for name, client in CLIENTS.items())
@@ -138,7 +138,7 @@ def _section(name: str, client: Client) -> str:
     parts = [f"\n## {client.title}\n"]
     if client.install:
         parts.append(f"`{client.install}`\n")
-    parts.append(f"```{client.language}\n{snippet(name, Connection())}```\n")
+    parts.append(f"```{client.language}\n{snippet(name, SnippetValues())}```\n")
     parts += [f"{client.note}\n"] if client.note else []
     parts += [f"On a refusal: {client.refusal}\n"] if client.refusal else []
     return "\n".join(parts)

@@ -14,7 +14,7 @@ import yaml
 from gateway.config import Config
 from gateway.config_faults import ConfigError, near
 from gateway.config_file import Given, load_config, parse_config
-from gateway.marked_yaml import Path as Place
+from gateway.marked_yaml import Path as KeyPath
 from policies.settings import PREFIX, SETTINGS
 
 DEFAULT_FILE: Final = Path("config.yaml")
@@ -24,12 +24,12 @@ _SECTIONS: Final = ("server", "storage", "reservations", "alerts", "tracing")
 _PREFIX: Final = "FAREBOX_"
 
 
-def configured(path: Path | None, server: Mapping[str, Any] | None = None) -> Config:
+def load_configuration(path: Path | None, server: Mapping[str, Any] | None = None) -> Config:
     """Read the configuration; if it is invalid, print one line per fault and exit with code 2.
 
     `server` are command-line options that override fields of the section `server`.
     """
-    options: dict[Place, Given] = {
+    options: dict[KeyPath, Given] = {
         ("server", key): Given(value, f"--{key.replace('_', '-')} (command line)")
         for key, value in (server or {}).items()
         if value is not None
@@ -45,11 +45,11 @@ def configured(path: Path | None, server: Mapping[str, Any] | None = None) -> Co
 def read_config(
     path: Path | None,
     environ: Mapping[str, str] | None = None,
-    options: Mapping[Place, Given] = MappingProxyType({}),
+    options: Mapping[KeyPath, Given] = MappingProxyType({}),
 ) -> Config:
     """Raises `ConfigError`. Without a path, `config.yaml` here is read if it exists; otherwise the defaults serve."""
     found = os.environ if environ is None else environ
-    variables, ignored = _from_environment(found)
+    variables, ignored = _environment_values(found)
     given = {**variables, **options}
     if path is not None or DEFAULT_FILE.exists():
         config = load_config(path or DEFAULT_FILE, found, given)
@@ -58,15 +58,15 @@ def read_config(
     return config.with_ignored((*config.ignored, *ignored))
 
 
-def _from_environment(environ: Mapping[str, str]) -> tuple[dict[Place, Given], list[str]]:
+def _environment_values(environ: Mapping[str, str]) -> tuple[dict[KeyPath, Given], list[str]]:
     """The values that environment variables override, and a warning for each variable that looks like one of them but is not.
 
     A setting's variable is its key in upper case: FAREBOX_ORCHESTRATION_ENABLED. Like all other keys, it may also have its
     section in front: FAREBOX_SETTINGS_ORCHESTRATION_ENABLED.
     """
-    known = {f"{section}_{field}": (section, field) for section in _SECTIONS for field in _fields(section)}
+    known = {f"{section}_{field}": (section, field) for section in _SECTIONS for field in _section_keys(section)}
     known |= {f"{section}{key}": ("settings", key) for key in SETTINGS for section in ("", "settings_")}
-    given: dict[Place, Given] = {}
+    given: dict[KeyPath, Given] = {}
     ignored = []
     for name, text in environ.items():
         key = name.removeprefix(_PREFIX).lower()
@@ -74,7 +74,7 @@ def _from_environment(environ: Mapping[str, str]) -> tuple[dict[Place, Given], l
         if not name.startswith(_PREFIX):
             continue
         if key in known:
-            given[known[key]] = Given(_read(text), source)
+            given[known[key]] = Given(_parse_value(text), source)
         elif key.startswith((PREFIX, *(f"{section}_" for section in _SECTIONS))):
             guess = near(name, [_PREFIX + one.upper() for one in known])
             ignored.append(f"{source}: ignored: there is no key of this name{guess}")
@@ -83,7 +83,7 @@ def _from_environment(environ: Mapping[str, str]) -> tuple[dict[Place, Given], l
     return given, ignored
 
 
-def _read(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     """Lists, mappings and null are read as YAML; anything else stays text, which the field's type converts."""
     try:
         found = yaml.safe_load(text)
@@ -92,6 +92,6 @@ def _read(text: str) -> Any:
     return found if found is None or isinstance(found, str | list | dict) else text
 
 
-def _fields(section: str) -> set[str]:
+def _section_keys(section: str) -> set[str]:
     annotation: Any = Config.model_fields[section].annotation
     return set(annotation.model_fields)

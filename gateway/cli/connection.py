@@ -34,26 +34,26 @@ from gateway.tags import VALUE
 _PROBE_S: Final = 2.0
 _TIMEOUT_S: Final = 120.0
 # A gateway holds its files for a second or two before it answers; on a busy machine for longer.
-START_S: Final = 5.0
-LOOK_S: Final = 0.1
+START_WAIT_S: Final = 5.0
+POLL_INTERVAL_S: Final = 0.1
 
 
-class Failed(Exception):
+class CommandError(Exception):
     """The command failed. The text is shown to the user."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ApiResponse:
     status: int
     body: bytes
-    where: str
+    location: str
 
     @property
     def value(self) -> Any:
         return orjson.loads(self.body)
 
-    def checked(self) -> Answer:
-        """Raises `Failed` with the API's own sentence."""
+    def raise_for_error(self) -> ApiResponse:
+        """Raises `CommandError` with the API's own sentence."""
         if self.status < 400:
             return self
         try:
@@ -61,44 +61,54 @@ class Answer:
         except (ValueError, KeyError, TypeError):
             message = f"the gateway answered {self.status}"
         if self.status == 401:
-            message = f"{self.where} says: {message} Give it with --key or FAREBOX_ADMIN_KEY."
-        raise Failed(message)
+            message = f"{self.location} says: {message} Give it with --key or FAREBOX_ADMIN_KEY."
+        raise CommandError(message)
 
 
 class Connection(Protocol):
     """`path` is relative to /api, and may contain any name, unquoted."""
 
-    where: str
+    location: str
 
-    async def ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Answer: ...
+    async def request(
+        self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None
+    ) -> ApiResponse: ...
 
 
-class Remote:
+class HttpConnection:
     def __init__(self, session: aiohttp.ClientSession, url: str, key: str | None) -> None:
         self._session = session
         self._headers = {USER_HEADER: user_name()} | ({"authorization": f"Bearer {key}"} if key else {})
-        self.where = url
+        self.location = url
 
-    async def ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Answer:
-        address, data = _encoded(path, query, body)
+    async def request(
+        self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None
+    ) -> ApiResponse:
+        address, data = _encoded_request(path, query, body)
         try:
-            async with self._session.request(method, self.where + address, data=data, headers=self._headers) as reply:
-                return Answer(reply.status, await reply.read(), self.where)
+            async with self._session.request(
+                method, self.location + address, data=data, headers=self._headers
+            ) as reply:
+                return ApiResponse(reply.status, await reply.read(), self.location)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Failed(f"{self.where} cannot be reached: {_reason(error)}. Does the gateway run?") from error
+            raise CommandError(
+                f"{self.location} cannot be reached: {_error_reason(error)}. Does the gateway run?"
+            ) from error
 
 
-class Inside:
+class InProcessConnection:
     """The application inside this process, called without a socket. A user who can open its files needs no key."""
 
-    where = "this process"
+    location = "this process"
 
     def __init__(self, application: Any) -> None:
         self._application = application
 
-    async def ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Answer:
+    async def request(
+        self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None
+    ) -> ApiResponse:
         sent: list[dict[str, Any]] = []
-        address, content = _encoded(path, query, body)
+        address, content = _encoded_request(path, query, body)
 
         async def receive() -> dict[str, Any]:
             return {"type": "http.request", "body": content, "more_body": False}
@@ -106,50 +116,52 @@ class Inside:
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)
 
-        await self._application(_scope(method, path, address), receive, send)
+        await self._application(_asgi_scope(method, path, address), receive, send)
         status = next(one["status"] for one in sent if one["type"] == "http.response.start")
         content = b"".join(one.get("body", b"") for one in sent if one["type"] == "http.response.body")
-        return Answer(status, content, self.where)
+        return ApiResponse(status, content, self.location)
 
 
 @asynccontextmanager
-async def connected(config: Config, *, key: str | None, url: str | None) -> AsyncIterator[Connection]:
-    """Raises `Failed`. Waits for a while if another process holds the embedded files but does not answer: a gateway that is starting, or
-    another command."""
+async def connect(config: Config, *, key: str | None, url: str | None) -> AsyncIterator[Connection]:
+    """Raises `CommandError`. Waits for a while if another process holds the embedded files but does not answer: a gateway that is
+    starting, or another command."""
     async with AsyncExitStack() as stack:
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
         session = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
-        patient_until_s = time.monotonic() + START_S
-        found = await _reached(session, stack, config, key, url)
+        deadline_s = time.monotonic() + START_WAIT_S
+        found = await _try_connect(session, stack, config, key, url)
         while isinstance(found, Exception):
-            if time.monotonic() > patient_until_s:
-                raise Failed(f"{found} Retried for {START_S:g} s, in case that process was a gateway starting up.")
-            await asyncio.sleep(LOOK_S)
-            found = await _reached(session, stack, config, key, url)
+            if time.monotonic() > deadline_s:
+                raise CommandError(
+                    f"{found} Retried for {START_WAIT_S:g} s, in case that process was a gateway starting up."
+                )
+            await asyncio.sleep(POLL_INTERVAL_S)
+            found = await _try_connect(session, stack, config, key, url)
         yield found
 
 
-async def _reached(
+async def _try_connect(
     session: aiohttp.ClientSession, stack: AsyncExitStack, config: Config, key: str | None, url: str | None
 ) -> Connection | StoreInUse | LedgerInUse:
     """The connection that is possible now, or why none is."""
     operator = serving_operator(config)
     base = (url or (gateway_url(config) if operator is None else operator.address)).rstrip("/")
     if url or (base and await _is_alive(session, base)):
-        token = operator.token if operator is not None and _is_same(base, operator.address) else None
-        return Remote(session, base, key or token)
+        token = operator.token if operator is not None and _is_same_gateway(base, operator.address) else None
+        return HttpConnection(session, base, key or token)
     file = store_file(config)
     # Checking the lock is cheaper than trying to start, and leaves the processor to a gateway that may be starting.
     if file is not None and is_locked(file):
         return StoreInUse(f"The store {file} is used by another process; an SQLite file belongs to one at a time.")
     try:
-        return await stack.enter_async_context(_inside(config))
+        return await stack.enter_async_context(_in_process_connection(config))
     except (StoreInUse, LedgerInUse) as error:
         return error
 
 
 @asynccontextmanager
-async def _inside(config: Config) -> AsyncIterator[Connection]:
+async def _in_process_connection(config: Config) -> AsyncIterator[Connection]:
     from gateway.app import Application  # only here: it loads LiteLLM's and the tokenizer's tables
     from gateway.logs import set_up_logging
 
@@ -162,9 +174,9 @@ async def _inside(config: Config) -> AsyncIterator[Connection]:
         raise
     except (ConfigError, StoreError, LedgerError) as error:
         await application.stop()
-        raise Failed(str(error)) from error
+        raise CommandError(str(error)) from error
     try:
-        yield Inside(application)
+        yield InProcessConnection(application)
     finally:
         await application.stop()
 
@@ -201,7 +213,7 @@ def store_file(config: Config) -> Path | None:
     return None if path == config.storage.store else Path(path)
 
 
-def _is_same(base: str, address: str) -> bool:
+def _is_same_gateway(base: str, address: str) -> bool:
     """Whether both are the same gateway: the local gateway's token must not be sent anywhere else."""
     asked, known = urlsplit(base), urlsplit(address)
     return asked.port == known.port and (asked.hostname == known.hostname or is_loopback(asked.hostname or ""))
@@ -215,7 +227,7 @@ async def _is_alive(session: aiohttp.ClientSession, base: str) -> bool:
         return False
 
 
-def _reason(error: BaseException) -> str:
+def _error_reason(error: BaseException) -> str:
     """`Connection refused`, without the details of the attempt."""
     number = getattr(error, "errno", None)
     # TLS and name look-ups have error numbers of their own, and bring their own text.
@@ -224,30 +236,31 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _query(query: Mapping[str, Any] | None) -> str:
+def _query_string(query: Mapping[str, Any] | None) -> str:
     given = {name: value for name, value in (query or {}).items() if value is not None}
     return f"?{urlencode(given)}" if given else ""
 
 
-def quoted(path: str) -> str:
+def quoted_path(path: str) -> str:
     """The path with percent-escapes. The second of two slashes is part of a name, so it is escaped too."""
     return quote(path).replace("//", "/%2F")
 
 
-def _encoded(path: str, query: Mapping[str, Any] | None, body: Any) -> tuple[str, bytes]:
-    """Address and body of a request. Raises `Failed` for values that cannot be sent. Integers of any size can: the API checks them."""
+def _encoded_request(path: str, query: Mapping[str, Any] | None, body: Any) -> tuple[str, bytes]:
+    """Address and body of a request. Raises `CommandError` for values that cannot be sent. Integers of any size
+    can: the API checks them."""
     try:
         content = b"" if body is None else json.dumps(body, allow_nan=False, default=str, ensure_ascii=False).encode()
-        return f"/api{quoted(path)}{_query(query)}", content
+        return f"/api{quoted_path(path)}{_query_string(query)}", content
     except UnicodeEncodeError as error:
-        raise Failed("An argument is not valid UTF-8.") from error
+        raise CommandError("An argument is not valid UTF-8.") from error
     except ValueError as error:
-        raise Failed("A number must be finite, not inf or nan.") from error
+        raise CommandError("A number must be finite, not inf or nan.") from error
     except TypeError as error:
-        raise Failed("The keys of a mapping must be text.") from error
+        raise CommandError("The keys of a mapping must be text.") from error
 
 
-def _scope(method: str, path: str, address: str) -> dict[str, Any]:
+def _asgi_scope(method: str, path: str, address: str) -> dict[str, Any]:
     return {
         "type": "http",
         "asgi": {"version": "3.0"},

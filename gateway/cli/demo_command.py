@@ -46,13 +46,13 @@ _ANSWER: Final = (
 
 
 @dataclass(slots=True)
-class _Step:
+class _StepSummary:
     """What the response headers say about one step."""
 
     limit: int | None = None
     remaining: int | None = None
     calls: int = 0
-    done: list[str] = field(default_factory=list)
+    actions: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
 
 
@@ -62,7 +62,7 @@ def demo() -> None:
     console.print(
         f"A run of [bold]{WORKFLOW}[/bold] may use {_RUN_TOKENS} tokens. Five steps, parallel calls, one stream, one clamp, one refusal.\n"
     )
-    with tempfile.TemporaryDirectory(prefix="farebox-demo-") as folder, _gateway(Path(folder)) as url:
+    with tempfile.TemporaryDirectory(prefix="farebox-demo-") as folder, _running_gateway(Path(folder)) as url:
         steps, left = asyncio.run(_run_workflow(url, console))
     console.print(_table(steps))
     for step in steps.values():
@@ -72,7 +72,7 @@ def demo() -> None:
 
 
 @contextmanager
-def _gateway(folder: Path) -> Iterator[str]:
+def _running_gateway(folder: Path) -> Iterator[str]:
     """The real gateway on a free port, in a thread of this process."""
     import uvicorn
 
@@ -97,10 +97,10 @@ def _gateway(folder: Path) -> Iterator[str]:
         thread.join(10)
 
 
-async def _run_workflow(url: str, console: Console) -> tuple[dict[str, _Step], str]:
+async def _run_workflow(url: str, console: Console) -> tuple[dict[str, _StepSummary], str]:
     from openai import AsyncOpenAI
 
-    steps: dict[str, _Step] = defaultdict(_Step)
+    steps: dict[str, _StepSummary] = defaultdict(_StepSummary)
     async with AsyncOpenAI(base_url=url, api_key="not-needed") as client:
         console.print("  collect    three calls at once")
         await asyncio.gather(
@@ -109,7 +109,7 @@ async def _run_workflow(url: str, console: Console) -> tuple[dict[str, _Step], s
         console.print("  summarize  one call")
         await _call(client, steps, "summarize", "Summarize the figures in a paragraph.", 150)
         console.print("  draft      one stream, without a cap of its own")
-        await _stream(client, steps, "draft", "Write the briefing from the summary.")
+        await _streamed_call(client, steps, "draft", "Write the briefing from the summary.")
         console.print("  check      one call")
         await _call(client, steps, "check", "Does the briefing name every figure? Answer yes or no.", 20)
         console.print("  send       one call that its budget does not cover\n")
@@ -127,7 +127,7 @@ def _headers(step: str) -> dict[str, str]:
     return {"x-workflow-id": WORKFLOW, "x-workflow-run-id": RUN, "x-workflow-step": step}
 
 
-async def _call(client: Any, steps: dict[str, _Step], name: str, prompt: str, tokens_max: int) -> None:
+async def _call(client: Any, steps: dict[str, _StepSummary], name: str, prompt: str, tokens_max: int) -> None:
     from openai import APIStatusError
 
     step = steps[name]
@@ -139,35 +139,35 @@ async def _call(client: Any, steps: dict[str, _Step], name: str, prompt: str, to
             extra_headers=_headers(name),
         )
     except APIStatusError as error:
-        said: dict[str, Any] = error.body if isinstance(error.body, dict) else {}
-        facts = said.get("metadata", {})
-        step.limit, step.remaining = facts.get("limit"), facts.get("remaining")
-        step.refusals.append(f"{error.status_code} {error.code}: {said.get('message', error)}")
+        error_body: dict[str, Any] = error.body if isinstance(error.body, dict) else {}
+        metadata = error_body.get("metadata", {})
+        step.limit, step.remaining = metadata.get("limit"), metadata.get("remaining")
+        step.refusals.append(f"{error.status_code} {error.code}: {error_body.get('message', error)}")
         return
-    _note(step, answer.headers)
+    _record_headers(step, answer.headers)
 
 
-async def _stream(client: Any, steps: dict[str, _Step], name: str, prompt: str) -> None:
+async def _streamed_call(client: Any, steps: dict[str, _StepSummary], name: str, prompt: str) -> None:
     step = steps[name]
     async with client.chat.completions.with_streaming_response.create(
         model="writer", messages=[{"role": "user", "content": prompt}], stream=True, extra_headers=_headers(name)
     ) as answer:
-        _note(step, answer.headers)
+        _record_headers(step, answer.headers)
         async for line in answer.iter_lines():
             if line.startswith(": budget"):
-                step.done.append("stream")
+                step.actions.append("stream")
                 step.remaining = int(line.partition('"step_remaining":')[2].partition(",")[0])
 
 
-def _note(step: _Step, headers: Any) -> None:
+def _record_headers(step: _StepSummary, headers: Any) -> None:
     step.calls += 1
     step.limit = int(headers["x-budget-step-limit"])
     remaining = int(headers["x-budget-step-remaining"])
     step.remaining = remaining if step.remaining is None else min(step.remaining, remaining)
-    step.done += headers.get("x-budget-actions", "").split(", ") if headers.get("x-budget-actions") else []
+    step.actions += headers.get("x-budget-actions", "").split(", ") if headers.get("x-budget-actions") else []
 
 
-def _table(steps: dict[str, _Step]) -> Table:
+def _table(steps: dict[str, _StepSummary]) -> Table:
     table = Table(title=f"Run '{RUN}' of workflow '{WORKFLOW}'", title_justify="left")
     table.add_column("step")
     for column in ("calls", "limit", "used", "remaining"):
@@ -175,10 +175,10 @@ def _table(steps: dict[str, _Step]) -> Table:
     table.add_column("what was done")
     for name, step in steps.items():
         used = "" if step.limit is None or step.remaining is None else str(step.limit - step.remaining)
-        done = ", ".join(dict.fromkeys(step.done)) or ("refused" if step.refusals else "")
-        table.add_row(name, str(step.calls), _shown(step.limit), used, _shown(step.remaining), done)
+        actions = ", ".join(dict.fromkeys(step.actions)) or ("refused" if step.refusals else "")
+        table.add_row(name, str(step.calls), _cell(step.limit), used, _cell(step.remaining), actions)
     return table
 
 
-def _shown(value: int | None) -> str:
+def _cell(value: int | None) -> str:
     return "" if value is None else str(value)

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.client_snippets import CLIENTS, Connection, snippet
-from gateway.cli.connection import Failed, gateway_url, serving_operator
+from gateway.cli.client_snippets import CLIENTS, SnippetValues, snippet
+from gateway.cli.connection import CommandError, gateway_url, serving_operator
 from gateway.cli.session import Session
 from gateway.upstream.wildcards import STAR
 
-_DEFAULT = Connection()
+_DEFAULT = SnippetValues()
 
 
 def env(
@@ -26,20 +26,20 @@ def env(
     """Print the exact snippet for a client: address, key, and the headers that name workflow, run and step."""
     if client is None:
         found = {"clients": [{"client": name, "title": one.title} for name, one in CLIENTS.items()]}
-        session.show(found, lambda: (("client", ""), [(name, one.title) for name, one in CLIENTS.items()]))
+        session.print_rows(found, lambda: (("client", ""), [(name, one.title) for name, one in CLIENTS.items()]))
         return
-    client = _named(client)
+    client = _client_name(client)
     models = [entry for entry in session.config.model_list if STAR not in entry.model_name]
-    running = serving_operator(session.config)  # a running gateway may have been given another port with --port
-    url = session.url or (running and running.address) or gateway_url(session.config) or _DEFAULT.url
-    named = model or (models[0].model_name if models else _DEFAULT.model)
-    text = snippet(client, Connection(url.rstrip("/"), api_key, named, workflow, run, step))
-    session.say({"client": client, "snippet": text}, text.rstrip("\n"))
+    operator = serving_operator(session.config)  # a running gateway may have been given another port with --port
+    url = session.url or (operator and operator.address) or gateway_url(session.config) or _DEFAULT.url
+    model_name = model or (models[0].model_name if models else _DEFAULT.model)
+    text = snippet(client, SnippetValues(url.rstrip("/"), api_key, model_name, workflow, run, step))
+    session.print_result({"client": client, "snippet": text}, text.rstrip("\n"))
 
 
-def _named(client: str) -> str:
-    """The full name of a client; an unambiguous prefix is enough. Raises `Failed`."""
-    meant = [client] if client in CLIENTS else [name for name in CLIENTS if name.startswith(client)]
-    if len(meant) == 1:
-        return meant[0]
-    raise Failed(f"There is no snippet for {client!r}; there are {', '.join(meant or CLIENTS)}.")
+def _client_name(client: str) -> str:
+    """The full name of a client; an unambiguous prefix is enough. Raises `CommandError`."""
+    matches = [client] if client in CLIENTS else [name for name in CLIENTS if name.startswith(client)]
+    if len(matches) == 1:
+        return matches[0]
+    raise CommandError(f"There is no snippet for {client!r}; there are {', '.join(matches or CLIENTS)}.")

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from gateway.cli.connection import Failed
+from gateway.cli.connection import CommandError
 from gateway.cli.output import echo_json, show_table
 from gateway.cli.session import Session
-from gateway.error_guide import ALL
-from gateway.error_guide import explain as explained
+from gateway.error_guide import GUIDES
+from gateway.error_guide import explain as explain_guide
 
 
 class Protocol(StrEnum):
@@ -50,7 +50,7 @@ def explain(
 ) -> None:
     """Explain an error code, log event or check, and what to do about it; or what would happen to a call, without sending it."""
     if what != "-" and not Path(what).exists():
-        _tell_meaning(session, what)
+        _explain_name(session, what)
         return
     given: dict[str, Any] = {
         "workflow": workflow,
@@ -62,37 +62,37 @@ def explain(
     }
     given |= {"budget_tokens": budget_tokens, "budget_usd": budget_usd}
     tags = {name: value for name, value in given.items() if value is not None}
-    body = _read(Path(what)) | ({"tags": tags} if tags else {})
+    body = _read_call(Path(what)) | ({"tags": tags} if tags else {})
     query = {"protocol": protocol.value, "key": api_key, "project": project}
-    found = session.ask("POST", "/explain", query, body)
+    found = session.request("POST", "/explain", query, body)
     if session.as_json:
         echo_json(found)
     else:
-        _show(found)
+        _print_explanation(found)
 
 
-def _tell_meaning(session: Session, name: str) -> None:
-    guide, text = ALL.get(name), explained(name)
+def _explain_name(session: Session, name: str) -> None:
+    guide, text = GUIDES.get(name), explain_guide(name)
     if guide is None or text is None:
-        near = difflib.get_close_matches(name, ALL, n=1)
+        near = difflib.get_close_matches(name, GUIDES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ", nor such a file."
-        raise Failed(f"There is no code, event or check {name!r}{hint}")
-    session.say({"name": name, "told": guide.told, "means": guide.means, "do": guide.do}, text)
+        raise CommandError(f"There is no code, event or check {name!r}{hint}")
+    session.print_result({"name": name, "told": guide.label, "means": guide.meaning, "do": guide.remedy}, text)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_call(file: Path) -> dict[str, Any]:
     try:
         body = orjson.loads(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
     except OSError as error:
-        raise Failed(f"{file} cannot be read: {error.strerror}.") from error
+        raise CommandError(f"{file} cannot be read: {error.strerror}.") from error
     except orjson.JSONDecodeError as error:
-        raise Failed(f"{file} is not valid JSON: {error}") from error
+        raise CommandError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(body, dict):
-        raise Failed(f"{file} must hold one JSON object: the body of a call.")
+        raise CommandError(f"{file} must hold one JSON object: the body of a call.")
     return body
 
 
-def _show(found: dict[str, Any]) -> None:
+def _print_explanation(found: dict[str, Any]) -> None:
     error = found["error"]
     if error is None:
         hold = found["hold"]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.output import echo_json, moment, shown
+from gateway.cli.output import cell_text, echo_json, timestamp
 from gateway.cli.session import Session, command
 
 app = typer.Typer(help="API keys: create, list, change, rotate and revoke them.", no_args_is_help=True)
@@ -56,11 +56,11 @@ def create_key(
         "allowed_models": model or [],
         "expires_in_days": expires_in_days,
     }
-    made = session.ask("POST", "/keys", body=body | ({"limits": given} if given else {}))
-    _tell(
+    new_key = session.request("POST", "/keys", body=body | ({"limits": given} if given else {}))
+    _print_new_key(
         session,
-        made,
-        f"Key {made['id']} ({made['name']}, {made['role'] or 'calls models'}). Keep it: it is shown once.",
+        new_key,
+        f"Key {new_key['id']} ({new_key['name']}, {new_key['role'] or 'calls models'}). Keep it: it is shown once.",
     )
 
 
@@ -91,12 +91,12 @@ def change_key(
         body["allowed_models"] = [name for name in model if name]
     given = _limits(tokens, usd, requests, window, concurrency)
     if given or no_limits:
-        kept = {} if no_limits else session.ask("GET", f"/keys/{key_name}")["limits"]
+        kept = {} if no_limits else session.request("GET", f"/keys/{key_name}")["limits"]
         body["limits"] = {**kept, **given} or None
     if expires_in_days is not None:
         body["expires_in_days"] = expires_in_days or None
-    changed = session.ask("PATCH", f"/keys/{key_name}", body=body)
-    session.say(changed, f"Key {changed['id']} ({changed['name']}): {limits_in_words(changed['limits'])}.")
+    changed = session.request("PATCH", f"/keys/{key_name}", body=body)
+    session.print_result(changed, f"Key {changed['id']} ({changed['name']}): {limits_text(changed['limits'])}.")
     if changed["warning"] and not session.as_json:
         typer.echo(changed["warning"], err=True)
 
@@ -108,16 +108,16 @@ def _limits(
     return {unit: value for unit, value in limits.items() if value is not None}
 
 
-def limits_in_words(limits: dict[str, Any]) -> str:
+def limits_text(limits: dict[str, Any]) -> str:
     """`500 tokens, $0.5 a day, 2 at once`."""
     window = limits.get("window") or "total"
     lasting = "in total" if window == "total" else f"a {window}"
     units = (("tokens", "{} tokens"), ("usd", "${}"), ("requests", "{} calls"))
-    used = [words.format(shown(limits[unit])) for unit, words in units if unit in limits]
-    said = [f"{', '.join(used)} {lasting}"] if used else []
+    used = [words.format(cell_text(limits[unit])) for unit, words in units if unit in limits]
+    parts = [f"{', '.join(used)} {lasting}"] if used else []
     if "concurrency" in limits:
-        said.append(f"{limits['concurrency']} at once")
-    return ", ".join(said) or "no limits"
+        parts.append(f"{limits['concurrency']} at once")
+    return ", ".join(parts) or "no limits"
 
 
 @command(app, "list")
@@ -125,9 +125,9 @@ def list_keys(
     session: Session, project: Annotated[str | None, typer.Option(help="Only of this project.")] = None
 ) -> None:
     """List all keys, the newest first, without their secrets."""
-    found = session.ask("GET", "/keys", {"limit": 1000, "project": project})
+    found = session.request("GET", "/keys", {"limit": 1000, "project": project})
     headings = ("id", "name", "project", "key", "role", "limits", "state", "created", "by", "expires")
-    session.show(
+    session.print_rows(
         found,
         lambda: (
             headings,
@@ -138,11 +138,11 @@ def list_keys(
                     key["project"],
                     key["prefix"] + "…",
                     key["role"] or "calls models",
-                    limits_in_words(key["limits"]),
+                    limits_text(key["limits"]),
                     key["state"],
-                    moment(key["created_at"]),
+                    timestamp(key["created_at"]),
                     key["created_by"],
-                    moment(key["expires_at"]),
+                    timestamp(key["expires_at"]),
                 )
                 for key in found["keys"]
             ],
@@ -153,8 +153,8 @@ def list_keys(
 @command(app, "revoke")
 def revoke_key(session: Session, key_name: KeyName) -> None:
     """Revoke a key for good. Every process refuses it within two seconds."""
-    found = session.ask("DELETE", f"/keys/{key_name}")
-    session.say(found, f"Key {found['id']} ({found['name']}) is revoked.")
+    found = session.request("DELETE", f"/keys/{key_name}")
+    session.print_result(found, f"Key {found['id']} ({found['name']}) is revoked.")
 
 
 @command(app, "rotate")
@@ -164,16 +164,18 @@ def rotate_key(
     grace: Annotated[int, typer.Option(min=0, help="Seconds for which the old secret keeps working.")] = 0,
 ) -> None:
     """Give a key a new secret and print it. Its budgets and history are kept."""
-    made = session.ask("POST", f"/keys/{key_name}/rotate", body={"grace_seconds": grace})
-    _tell(session, made, f"Key {made['id']} ({made['name']}) has a new secret. The old one works for {grace} s.")
+    new_key = session.request("POST", f"/keys/{key_name}/rotate", body={"grace_seconds": grace})
+    _print_new_key(
+        session, new_key, f"Key {new_key['id']} ({new_key['name']}) has a new secret. The old one works for {grace} s."
+    )
 
 
-def _tell(session: Session, made: dict[str, Any], sentence: str) -> None:
+def _print_new_key(session: Session, new_key: dict[str, Any], sentence: str) -> None:
     """Print the key alone on standard output, for scripts, and the rest on standard error."""
     if session.as_json:
-        echo_json(made)
+        echo_json(new_key)
         return
-    typer.echo(made["key"])
+    typer.echo(new_key["key"])
     typer.echo(sentence, err=True)
-    if made["warning"]:
-        typer.echo(made["warning"], err=True)
+    if new_key["warning"]:
+        typer.echo(new_key["warning"], err=True)

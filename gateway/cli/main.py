@@ -20,8 +20,8 @@ _PANELS: Final = {
     "Start": {
         "serve": "serve_command.serve",
         "demo": "demo_command.demo",
-        "init": "upkeep_command.init;",
-        "check": "upkeep_command.check;",
+        "init": "maintenance_command.init;",
+        "check": "maintenance_command.check;",
         "env": "env_command.env:",
     },
     "Watch": {
@@ -41,27 +41,27 @@ _PANELS: Final = {
         "admin": "admin_command.admin",
     },
     "Keep up": {
-        "doctor": "upkeep_command.doctor:",
-        "migrate": "upkeep_command.migrate:",
-        "reconcile": "upkeep_command.reconcile:",
-        "schema": "upkeep_command.schema",
+        "doctor": "maintenance_command.doctor:",
+        "migrate": "maintenance_command.migrate:",
+        "reconcile": "maintenance_command.reconcile:",
+        "schema": "maintenance_command.schema",
     },
 }
-_HOMES: Final = {name: (home, panel) for panel, homes in _PANELS.items() for name, home in homes.items()}
+_COMMANDS: Final = {name: (target, panel) for panel, targets in _PANELS.items() for name, target in targets.items()}
 
 
 class Commands(TyperGroup):
     """The commands by name, each imported on first use."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(_HOMES)
+        return list(_COMMANDS)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _config_first(args))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        home = _HOMES.get(cmd_name)
-        return None if home is None else _made(cmd_name, *home)
+        target = _COMMANDS.get(cmd_name)
+        return None if target is None else _build_command(cmd_name, *target)
 
 
 def _config_first(arguments: list[str]) -> list[str]:
@@ -81,21 +81,21 @@ def _config_first(arguments: list[str]) -> list[str]:
     return [*config, *others]
 
 
-def _made(name: str, home: str, panel: str) -> Any:
-    module, _, attribute = home.rstrip(":;").partition(".")
+def _build_command(name: str, target: str, panel: str) -> Any:
+    module, _, attribute = target.rstrip(":;").partition(".")
     found = getattr(import_module(f"gateway.cli.{module}"), attribute)
     # With a callback, Typer makes a group even of a single command, in which it has the same name and options as in ours.
-    shelf = typer.Typer(add_completion=False, context_settings=_CONTEXT)
-    shelf.callback()(lambda: None)
+    group = typer.Typer(add_completion=False, context_settings=_CONTEXT)
+    group.callback()(lambda: None)
     if isinstance(found, typer.Typer):
-        shelf.add_typer(found, name=name, rich_help_panel=panel)
-    elif home[-1] in ":;":
+        group.add_typer(found, name=name, rich_help_panel=panel)
+    elif target[-1] in ":;":
         from gateway.cli.session import command
 
-        command(shelf, name, panel=panel, asks=home[-1] == ":")(found)
+        command(group, name, panel=panel, uses_gateway=target[-1] == ":")(found)
     else:
-        shelf.command(name, rich_help_panel=panel)(found)
-    return cast(TyperGroup, get_command(shelf)).commands[name]
+        group.command(name, rich_help_panel=panel)(found)
+    return cast(TyperGroup, get_command(group)).commands[name]
 
 
 _CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
@@ -116,7 +116,7 @@ def _show_version(wanted: bool) -> None:
 
 
 @app.callback()
-def shared(
+def global_options(
     context: typer.Context,
     config: Annotated[
         Path | None,

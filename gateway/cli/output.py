@@ -16,7 +16,7 @@ from rich.text import Text
 
 # A pipe has no width, and wrapping would break up what a program looks for.
 _PIPE_WIDTH: Final = 100_000
-_BETWEEN_CELLS: Final = 3
+_CELL_PADDING: Final = 3
 _COLOURS: Final = {
     "ok": "green",
     "active": "green",
@@ -43,7 +43,7 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         typer.echo("Nothing found.")
         return
     terminal = console()
-    table = table_of(headings, rows, terminal.width)
+    table = fitted_table(headings, rows, terminal.width)
     if table is not None:
         terminal.print(table)
     else:
@@ -58,9 +58,9 @@ def _print_blocks(terminal: Console, headings: Sequence[str], rows: Sequence[Seq
         terminal.print()
 
 
-def table_of(headings: Sequence[str], rows: Sequence[Sequence[Any]], width: int) -> Table | None:
+def fitted_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], width: int) -> Table | None:
     """A table with numbers right-aligned, or None if a word or a number would have to be broken. Cells are plain text, never markup."""
-    columns = [[heading, *(shown(row[at]) for row in rows)] for at, heading in enumerate(headings)]
+    columns = [[heading, *(cell_text(row[at]) for row in rows)] for at, heading in enumerate(headings)]
     widths = _column_widths(columns, width)
     if widths is None:
         return None
@@ -77,7 +77,7 @@ def _column_widths(columns: Sequence[Sequence[str]], width: int) -> list[int] | 
     """Each column gets the width of its longest word, and the spare width goes to the first columns that need more. None if the words
     do not fit."""
     widths = [max(cell_len(word) for text in texts for word in text.split() or [""]) for texts in columns]
-    spare = width - sum(widths) - _BETWEEN_CELLS * len(columns)
+    spare = width - sum(widths) - _CELL_PADDING * len(columns)
     if spare < 0:
         return None
     for at, texts in enumerate(columns):
@@ -88,11 +88,11 @@ def _column_widths(columns: Sequence[Sequence[str]], width: int) -> list[int] | 
 
 
 def _cell(value: Any) -> Text:
-    text = shown(value)
+    text = cell_text(value)
     return Text(text, style=_COLOURS.get(text, ""))
 
 
-def shown(value: Any) -> str:
+def cell_text(value: Any) -> str:
     """A cell as text: – for nothing, thousands separators, and money to nano-USD without trailing zeros."""
     if value is None or value == "":
         return "–"
@@ -110,11 +110,11 @@ def setting_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def moment(at: str | None) -> str | None:
+def timestamp(at: str | None) -> str | None:
     """An ISO time in UTC to the second, as date, time and Z."""
     return None if at is None else at[:19].replace("T", " ") + "Z"
 
 
-def counted(number: int, noun: str) -> str:
+def pluralized(number: int, noun: str) -> str:
     """`1 call`, `1,200 calls`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

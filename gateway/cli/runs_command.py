@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.output import counted, echo_json, moment, show_table, shown
+from gateway.cli.output import cell_text, echo_json, pluralized, show_table, timestamp
 from gateway.cli.session import Session, command
 
 app = typer.Typer(help="Runs: see what they use, and steer them.", no_args_is_help=True)
@@ -28,14 +28,14 @@ def list_runs(
 ) -> None:
     """List runs, the latest first."""
     query = {"workflow": workflow, "agent": agent, "state": state, "limit": limit, "cursor": cursor, "project": project}
-    found = session.ask("GET", "/runs", query)
-    session.show(found, lambda: (RUN_HEADINGS, [run_row(run) for run in found["runs"]]))
+    found = session.request("GET", "/runs", query)
+    session.print_rows(found, lambda: (RUN_HEADINGS, [run_row(run) for run in found["runs"]]))
 
 
 @command(app, "show")
 def show_run(session: Session, run: RunName, project: Project = "default") -> None:
     """Show one run with its steps."""
-    _show(session, session.ask("GET", f"/runs/{run}", {"project": project}))
+    _print_run(session, session.request("GET", f"/runs/{run}", {"project": project}))
 
 
 @command(app, "calls")
@@ -46,15 +46,15 @@ def list_calls(
     project: Project = "default",
 ) -> None:
     """List the calls of a run, the latest first, with how each ended."""
-    found = session.ask("GET", f"/runs/{run}/calls", {"limit": limit, "project": project})
+    found = session.request("GET", f"/runs/{run}/calls", {"limit": limit, "project": project})
     headings = ("at", "step", "model", "status", "tokens", "usd", "ms", "actions", "code")
-    session.show(
+    session.print_rows(
         found,
         lambda: (
             headings,
             [
                 (
-                    moment(one["at"]),
+                    timestamp(one["at"]),
                     one["step"],
                     one["model"],
                     one["status"],
@@ -73,25 +73,25 @@ def list_calls(
 @command(app, "pause")
 def pause_run(session: Session, run: RunName, project: Project = "default") -> None:
     """Refuse the calls of a run until it is resumed."""
-    _act(session, run, "pause", project)
+    _change_state(session, run, "pause", project)
 
 
 @command(app, "resume")
 def resume_run(session: Session, run: RunName, project: Project = "default") -> None:
     """Let a paused run continue."""
-    _act(session, run, "resume", project)
+    _change_state(session, run, "resume", project)
 
 
 @command(app, "cancel")
 def cancel_run(session: Session, run: RunName, project: Project = "default") -> None:
     """Cancel a run: its next call is refused."""
-    _act(session, run, "cancel", project)
+    _change_state(session, run, "cancel", project)
 
 
 @command(app, "complete")
 def complete_run(session: Session, run: RunName, project: Project = "default") -> None:
     """Complete a run: its next call is refused, and its metrics are final."""
-    _act(session, run, "complete", project)
+    _change_state(session, run, "complete", project)
 
 
 @command(app, "budget")
@@ -108,11 +108,11 @@ def set_budget(
         name: value for name, value in (("tokens", tokens), ("usd", usd), ("requests", requests)) if value is not None
     }
     if given:
-        _show(session, session.ask("POST", f"/runs/{run}/budget", {"project": project}, given))
+        _print_run(session, session.request("POST", f"/runs/{run}/budget", {"project": project}, given))
         return
-    found = session.ask("GET", f"/runs/{run}", {"project": project})
+    found = session.request("GET", f"/runs/{run}", {"project": project})
     status = {name: found[name] for name in ("run", "workflow", "state", "tokens", "cost_usd", "requests")}
-    session.show(
+    session.print_rows(
         status, lambda: (_UNITS, [(name, *found[name].values()) for name in ("tokens", "cost_usd", "requests")])
     )
 
@@ -127,11 +127,12 @@ def reset_run(
     """Let a run start over with nothing spent. All other totals keep what it has used."""
     if not yes and not session.as_json:
         typer.confirm(f"Reset what run {run} has used?", abort=True)
-    found = session.ask("POST", f"/runs/{run}/reset", {"project": project})
+    found = session.request("POST", f"/runs/{run}/reset", {"project": project})
     before = found["summary"]
-    session.say(
+    session.print_result(
         found,
-        f"Run {run} had used {counted(before['tokens']['settled'], 'token')} in {counted(before['calls'], 'call')}, and begins again.",
+        f"Run {run} had used {pluralized(before['tokens']['settled'], 'token')} in {pluralized(before['calls'], 'call')}, "
+        "and begins again.",
     )
 
 
@@ -153,31 +154,31 @@ def run_row(run: dict[str, Any]) -> tuple[Any, ...]:
         run["cost_usd"]["settled"],
         run["calls"],
         run["refused"],
-        moment(run["last_at"]),
+        timestamp(run["last_at"]),
     )
 
 
-def _act(session: Session, run: str, action: str, project: str) -> None:
-    _show(session, session.ask("POST", f"/runs/{run}/{action}", {"project": project}))
+def _change_state(session: Session, run: str, action: str, project: str) -> None:
+    _print_run(session, session.request("POST", f"/runs/{run}/{action}", {"project": project}))
 
 
-def _why(run: Mapping[str, Any]) -> str:
+def _state_reason(run: Mapping[str, Any]) -> str:
     return ": its agent repeats itself" if run["state_reason"] == "loop_detected" else ""
 
 
-def _show(session: Session, run: dict[str, Any]) -> None:
+def _print_run(session: Session, run: dict[str, Any]) -> None:
     if session.as_json:
         echo_json(run)
         return
     metrics = run["metrics"]
-    typer.echo(f"Run {run['run']} of {run['workflow'] or 'no workflow'} is {run['state']}{_why(run)}.")
+    typer.echo(f"Run {run['run']} of {run['workflow'] or 'no workflow'} is {run['state']}{_state_reason(run)}.")
     show_table(_UNITS, [(name, *run[name].values()) for name in ("tokens", "cost_usd", "requests")])
     headings = ("step", "intent", "tier", "status", "tokens", "held", "of", "left", "usd", "calls", "refused")
     show_table(headings, [_step_row(step) for step in run["steps"]])
     typer.echo(
-        f"{counted(metrics['calls'], 'call')}, {shown(metrics['refused'])} refused, {counted(metrics['errors'], 'error')}; "
-        f"{shown(metrics['input_tokens'])} tokens in, {shown(metrics['output_tokens'])} out, "
-        f"{shown(metrics['saved_tokens'])} saved; {metrics['duration_ms'] / 1000:,.1f} s."
+        f"{pluralized(metrics['calls'], 'call')}, {cell_text(metrics['refused'])} refused, {pluralized(metrics['errors'], 'error')}; "
+        f"{cell_text(metrics['input_tokens'])} tokens in, {cell_text(metrics['output_tokens'])} out, "
+        f"{cell_text(metrics['saved_tokens'])} saved; {metrics['duration_ms'] / 1000:,.1f} s."
     )
 
 

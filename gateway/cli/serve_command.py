@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.configuration import configured
+from gateway.cli.configuration import load_configuration
 
 
 def serve(
@@ -28,7 +28,7 @@ def serve(
     ] = False,
 ) -> None:
     """Run the gateway until it is stopped."""
-    config = configured(context.obj, {"host": host, "port": port, "workers": workers})
+    config = load_configuration(context.obj, {"host": host, "port": port, "workers": workers})
     for sentence in config.ignored:
         typer.echo(f"farebox: {sentence}", err=True)
     gc.disable()  # a start produces no garbage worth collecting; enabled again once the server is ready

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import typer
 
-from gateway.cli.configuration import configured
-from gateway.cli.connection import Connection, Failed, connected
+from gateway.cli.configuration import load_configuration
+from gateway.cli.connection import CommandError, Connection, connect
 from gateway.cli.output import echo_json, show_table
 from gateway.config import Config
 
-T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 EXIT_FAILED: Final = 1
 
 _JSON: Final = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -53,34 +53,34 @@ class Session:
     @cached_property
     def config(self) -> Config:
         """Exits with code 2 if the configuration is invalid."""
-        return configured(self.config_path)
+        return load_configuration(self.config_path)
 
-    def run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+    def run(self, work: Callable[[Connection], Awaitable[ResultT]]) -> ResultT:
         """Run `work` with a connection to the control API."""
 
-        async def connect_and_work() -> T:
-            async with connected(self.config, key=self.key, url=self.url) as connection:
+        async def connect_and_work() -> ResultT:
+            async with connect(self.config, key=self.key, url=self.url) as connection:
                 return await work(connection)
 
         return asyncio.run(connect_and_work())
 
-    def ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
-        """Send one request and return the JSON of its answer. Raises `Failed`."""
+    def request(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
+        """Send one request and return the JSON of its answer. Raises `CommandError`."""
 
-        async def asked(connection: Connection) -> Any:
-            return (await connection.ask(method, path, query, body)).checked().value
+        async def send(connection: Connection) -> Any:
+            return (await connection.request(method, path, query, body)).raise_for_error().value
 
-        return self.run(asked)
+        return self.run(send)
 
-    def text(self, path: str, query: Mapping[str, Any]) -> str:
-        """Send one GET request and return the text of its answer. Raises `Failed`."""
+    def request_text(self, path: str, query: Mapping[str, Any]) -> str:
+        """Send one GET request and return the text of its answer. Raises `CommandError`."""
 
-        async def asked(connection: Connection) -> str:
-            return (await connection.ask("GET", path, query)).checked().body.decode()
+        async def send(connection: Connection) -> str:
+            return (await connection.request("GET", path, query)).raise_for_error().body.decode()
 
-        return self.run(asked)
+        return self.run(send)
 
-    def show(self, value: Any, rows: Callable[[], tuple[tuple[str, ...], list[tuple[Any, ...]]]]) -> None:
+    def print_rows(self, value: Any, rows: Callable[[], tuple[tuple[str, ...], list[tuple[Any, ...]]]]) -> None:
         """Print the value as JSON, or as a table of the headings and rows that `rows` returns. Say on stderr if the list is incomplete."""
         if self.as_json:
             echo_json(value)
@@ -90,7 +90,7 @@ class Session:
         if value.get("next"):
             typer.echo("There are more than these; --limit shows more.", err=True)
 
-    def say(self, value: Any, sentence: str) -> None:
+    def print_result(self, value: Any, sentence: str) -> None:
         """Print the value as JSON, or a sentence."""
         if self.as_json:
             echo_json(value)
@@ -99,31 +99,31 @@ class Session:
 
 
 def command(
-    app: typer.Typer, name: str, *, panel: str | None = None, asks: bool = True
+    app: typer.Typer, name: str, *, panel: str | None = None, uses_gateway: bool = True
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a function as a command; its first parameter is the `Session`. `asks`: whether it may ask a gateway."""
+    """Register a function as a command; its first parameter is the `Session`. `uses_gateway`: whether it may ask a gateway."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        app.command(name, rich_help_panel=panel)(_with_options(function, asks))
+        app.command(name, rich_help_panel=panel)(_with_options(function, uses_gateway))
         return function
 
     return register
 
 
-def _with_options(function: Callable[..., None], asks: bool) -> Callable[..., None]:
+def _with_options(function: Callable[..., None], uses_gateway: bool) -> Callable[..., None]:
     def run(context: typer.Context, **given: Any) -> None:
         session = Session(context.obj, given.pop("as_json"), given.pop("key", None), given.pop("url", None))
         try:
             if session.url and not session.url.startswith(("http://", "https://")):
-                raise Failed(f"--url {session.url} must begin with http:// or https://.")
+                raise CommandError(f"--url {session.url} must begin with http:// or https://.")
             function(session, **given)
-        except Failed as failed:
-            typer.echo(f"farebox: {failed}", err=True)
+        except CommandError as error:
+            typer.echo(f"farebox: {error}", err=True)
             raise typer.Exit(EXIT_FAILED) from None
 
     hints = get_type_hints(function, include_extras=True)
     own = [one.replace(annotation=hints[one.name]) for one in list(inspect.signature(function).parameters.values())[1:]]
-    options = (("as_json", _JSON), ("key", _KEY), ("url", _URL))[: None if asks else 1]
+    options = (("as_json", _JSON), ("key", _KEY), ("url", _URL))[: None if uses_gateway else 1]
     added = [_parameter(name, annotation) for name, annotation in options]
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     signature = inspect.Signature([context, *own, *added])

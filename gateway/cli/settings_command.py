@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.connection import Failed
-from gateway.cli.output import moment, setting_text
+from gateway.cli.connection import CommandError
+from gateway.cli.output import setting_text, timestamp
 from gateway.cli.session import Session, command
 
 app = typer.Typer(help="The 40 settings: show, change and revert them.", no_args_is_help=True)
@@ -23,15 +23,15 @@ def list_settings(
     changed: Annotated[bool, typer.Option("--changed", help="Only those that differ from their default.")] = False,
 ) -> None:
     """List all settings with their ranges."""
-    found = session.ask("GET", "/settings")["settings"]
+    found = session.request("GET", "/settings")["settings"]
     known = dict.fromkeys(one["category"] for one in found)
     if category is not None and category not in known:
-        raise Failed(f"There is no category {category!r}; there are {', '.join(known)}.")
+        raise CommandError(f"There is no category {category!r}; there are {', '.join(known)}.")
     wanted = [
         one for one in found if category in (None, one["category"]) and not (changed and one["value"] == one["default"])
     ]
     headings = ("key", "value", "default", "range", "from", "changed by")
-    session.show(
+    session.print_rows(
         {"settings": wanted},
         lambda: (
             headings,
@@ -53,8 +53,8 @@ def list_settings(
 @command(app, "get")
 def get_setting(session: Session, setting: Setting) -> None:
     """Print the value of one setting."""
-    found = session.ask("GET", f"/settings/{_whole(setting)}")
-    session.say(found, setting_text(found["value"]))
+    found = session.request("GET", f"/settings/{_full_key(setting)}")
+    session.print_result(found, setting_text(found["value"]))
 
 
 @command(app, "set")
@@ -64,8 +64,8 @@ def set_setting(
     value: Annotated[str, typer.Argument(help="The new value.")],
 ) -> None:
     """Change one setting. It takes effect in every process within two seconds."""
-    found = session.ask("PUT", f"/settings/{_whole(setting)}", body={"value": value})
-    session.say(found, f"{found['key']} is {setting_text(found['value'])}.")
+    found = session.request("PUT", f"/settings/{_full_key(setting)}", body={"value": value})
+    session.print_result(found, f"{found['key']} is {setting_text(found['value'])}.")
 
 
 @command(app, "history")
@@ -75,16 +75,16 @@ def list_changes(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many to list.")] = 50,
 ) -> None:
     """List changes: who changed what, when, from which value to which."""
-    path = "/settings/history" if setting is None else f"/settings/{_whole(setting)}/history"
-    found = session.ask("GET", path, {"limit": limit})
-    session.show(
+    path = "/settings/history" if setting is None else f"/settings/{_full_key(setting)}/history"
+    found = session.request("GET", path, {"limit": limit})
+    session.print_rows(
         found,
         lambda: (
             ("change", "at", "key", "old", "new", "by"),
             [
                 (
                     str(one["id"]),
-                    moment(one["changed_at"]),
+                    timestamp(one["changed_at"]),
                     one["key"],
                     setting_text(one["old"]),
                     setting_text(one["new"]),
@@ -99,9 +99,9 @@ def list_changes(
 @command(app, "revert")
 def revert_change(session: Session, change: Annotated[int, typer.Argument(help="Its number in the history.")]) -> None:
     """Set a setting back to what it was before a change."""
-    found = session.ask("POST", f"/settings/history/{change}/revert")
-    session.say(found, f"{found['key']} is {setting_text(found['value'])} again.")
+    found = session.request("POST", f"/settings/history/{change}/revert")
+    session.print_result(found, f"{found['key']} is {setting_text(found['value'])} again.")
 
 
-def _whole(key: str) -> str:
+def _full_key(key: str) -> str:
     return key if key.startswith(_PREFIX) else _PREFIX + key

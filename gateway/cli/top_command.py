@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.cli.connection import Connection
-from gateway.cli.output import console, shown
+from gateway.cli.output import cell_text, console
 from gateway.cli.runs_command import RUN_HEADINGS, Project, run_row
 from gateway.cli.session import Session
 
@@ -57,25 +57,25 @@ def top(
 async def _watch(
     session: Session, connection: Connection, query: Mapping[str, Any], every_s: float, once: bool
 ) -> None:
-    found = (await connection.ask("GET", "/runs", query)).checked().value
+    found = (await connection.request("GET", "/runs", query)).raise_for_error().value
     terminal = console()
     if once or session.as_json or not terminal.is_terminal:
-        session.show(found, lambda: (RUN_HEADINGS, [run_row(run) for run in found["runs"]]))
+        session.print_rows(found, lambda: (RUN_HEADINGS, [run_row(run) for run in found["runs"]]))
         return
     with Live(console=terminal, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(screen(found["runs"], connection.where, time.time(), terminal.height), refresh=True)
+            live.update(screen(found["runs"], connection.location, time.time(), terminal.height), refresh=True)
             await asyncio.sleep(every_s)
-            found = (await connection.ask("GET", "/runs", query)).checked().value
+            found = (await connection.request("GET", "/runs", query)).raise_for_error().value
 
 
-def screen(runs: list[dict[str, Any]], where: str, now_s: float, height: int) -> Group:
+def screen(runs: list[dict[str, Any]], location: str, now_s: float, height: int) -> Group:
     """A line of totals, and as many runs as fit below it."""
     held = sum(run["tokens"]["reserved"] for run in runs)
     active = sum(run["state"] == "active" for run in runs)
     head = Text.assemble(
         (time.strftime(" %H:%M:%S ", time.localtime(now_s)), "reverse"),
-        (f"  {where}   ", "dim"),
+        (f"  {location}   ", "dim"),
         (f"{active:,} active", "green"),
         f"   {held:,} tokens held",
         (f"   {sum(run['refused'] for run in runs):,} refused", "yellow"),
@@ -96,11 +96,11 @@ def _cells(run: Mapping[str, Any], now_s: float) -> list[Text]:
         Text(run["agent"], style="dim"),
         Text(run["state"], style=_STATES.get(run["state"], "red")),
         _bar(tokens["settled"], tokens["reserved"], tokens["limit"]),
-        Text(shown(tokens["settled"])),
-        Text(shown(tokens["limit"]), style="dim"),
+        Text(cell_text(tokens["settled"])),
+        Text(cell_text(tokens["limit"]), style="dim"),
         Text(f"{run['cost_usd']['settled']:,.4f}"),
-        Text(shown(run["calls"])),
-        Text(shown(run["refused"]), style="yellow" if run["refused"] else "dim"),
+        Text(cell_text(run["calls"])),
+        Text(cell_text(run["refused"]), style="yellow" if run["refused"] else "dim"),
         Text(_ago(run["last_at"], now_s), style="dim"),
     ]
 

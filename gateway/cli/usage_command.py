@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.output import moment, shown
+from gateway.cli.output import cell_text, timestamp
 from gateway.cli.session import Session
 
 
@@ -25,7 +25,16 @@ class Grouping(StrEnum):
 
 Since = Annotated[str | None, typer.Option("--from", help="A date or time in UTC, such as 2026-11-22; inclusive.")]
 Until = Annotated[str | None, typer.Option("--to", help="A date or time in UTC; exclusive.")]
-_FIGURES = ("calls", "refused", "errors", "input_tokens", "output_tokens", "total_tokens", "cost_usd", "saved_tokens")
+_FIGURE_COLUMNS = (
+    "calls",
+    "refused",
+    "errors",
+    "input_tokens",
+    "output_tokens",
+    "total_tokens",
+    "cost_usd",
+    "saved_tokens",
+)
 
 
 def usage(
@@ -62,12 +71,12 @@ def usage(
         "project": project,
     }
     if as_csv:
-        typer.echo(session.text("/usage", query | {"format": "csv"}), nl=False)
+        typer.echo(session.request_text("/usage", query | {"format": "csv"}), nl=False)
         return
-    found = session.ask("GET", "/usage", query)
-    rows = [(row[by.value], *(row[name] for name in _FIGURES)) for row in found["rows"]]
-    total = ("total", *(found["total"][name] for name in _FIGURES))
-    session.show(found, lambda: ((by.value, *_FIGURES), [*rows, total] if rows else []))
+    found = session.request("GET", "/usage", query)
+    rows = [(row[by.value], *(row[name] for name in _FIGURE_COLUMNS)) for row in found["rows"]]
+    total = ("total", *(found["total"][name] for name in _FIGURE_COLUMNS))
+    session.print_rows(found, lambda: ((by.value, *_FIGURE_COLUMNS), [*rows, total] if rows else []))
 
 
 def audit(
@@ -90,18 +99,20 @@ def audit(
         "limit": limit,
         "project": project,
     }
-    found = session.ask("GET", "/audit", query)
-    session.show(
+    found = session.request("GET", "/audit", query)
+    session.print_rows(
         found,
         lambda: (
             ("at", "who", "did", "to", "detail"),
             [
                 (
-                    moment(event["at"]),
+                    timestamp(event["at"]),
                     event["actor"],
                     event["action"],
                     event["target"],
-                    ", ".join(_told(name, value) for name, value in event["detail"].items() if value is not None),
+                    ", ".join(
+                        _detail_text(name, value) for name, value in event["detail"].items() if value is not None
+                    ),
                 )
                 for event in found["events"]
             ],
@@ -109,6 +120,6 @@ def audit(
     )
 
 
-def _told(name: str, value: Any) -> str:
+def _detail_text(name: str, value: Any) -> str:
     """One detail of an event, money in USD as everywhere else."""
-    return f"usd={shown(value / 1e9)}" if name == "nano_usd" else f"{name}={shown(value)}"
+    return f"usd={cell_text(value / 1e9)}" if name == "nano_usd" else f"{name}={cell_text(value)}"

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from gateway.cli.connection import Failed
-from gateway.cli.output import counted, echo_json, moment, shown
+from gateway.cli.connection import CommandError
+from gateway.cli.output import cell_text, echo_json, pluralized, timestamp
 from gateway.cli.session import Session, command
 
 app = typer.Typer(help="Declarations of workflows.", no_args_is_help=True)
@@ -21,13 +21,13 @@ Project = Annotated[str, typer.Option(help="The project.")]
 @command(app, "list")
 def list_workflows(session: Session, project: Project = "default") -> None:
     """List all declarations, by name."""
-    found = session.ask("GET", "/workflows", {"limit": 1000, "project": project})
-    session.show(
+    found = session.request("GET", "/workflows", {"limit": 1000, "project": project})
+    session.print_rows(
         found,
         lambda: (
             ("workflow", "mode", "steps", "changed", "by"),
             [
-                (one["workflow"], one["mode"], len(one["steps"]), moment(one["updated_at"]), one["updated_by"])
+                (one["workflow"], one["mode"], len(one["steps"]), timestamp(one["updated_at"]), one["updated_by"])
                 for one in found["workflows"]
             ],
         ),
@@ -37,7 +37,7 @@ def list_workflows(session: Session, project: Project = "default") -> None:
 @command(app, "show")
 def show_workflow(session: Session, workflow: Workflow, project: Project = "default") -> None:
     """Show one declaration, in the form that `put` accepts."""
-    found = session.ask("GET", f"/workflows/{workflow}", {"project": project})
+    found = session.request("GET", f"/workflows/{workflow}", {"project": project})
     if session.as_json:
         echo_json(found)
         return
@@ -54,15 +54,17 @@ def put_workflow(
     project: Project = "default",
 ) -> None:
     """Declare a workflow, or replace its declaration."""
-    found = session.ask("PUT", f"/workflows/{workflow}", {"project": project}, _read(file))
-    session.say(found, f"Workflow {found['workflow']} is declared with {counted(len(found['steps']), 'step')}.")
+    found = session.request("PUT", f"/workflows/{workflow}", {"project": project}, _read_declaration(file))
+    session.print_result(
+        found, f"Workflow {found['workflow']} is declared with {pluralized(len(found['steps']), 'step')}."
+    )
 
 
 @command(app, "delete")
 def delete_workflow(session: Session, workflow: Workflow, project: Project = "default") -> None:
     """Delete a declaration. Its runs and their usage are kept."""
-    found = session.ask("DELETE", f"/workflows/{workflow}", {"project": project})
-    session.say(found, f"The declaration of workflow {workflow} is deleted.")
+    found = session.request("DELETE", f"/workflows/{workflow}", {"project": project})
+    session.print_result(found, f"The declaration of workflow {workflow} is deleted.")
 
 
 def suggest(
@@ -72,7 +74,7 @@ def suggest(
     project: Project = "default",
 ) -> None:
     """Suggest budgets for a workflow from what its runs used: a fifth above the p95 of the last 30 days."""
-    found = session.ask("POST" if apply else "GET", f"/workflows/{workflow}/suggestions", {"project": project})
+    found = session.request("POST" if apply else "GET", f"/workflows/{workflow}/suggestions", {"project": project})
     rows = [
         (one["scope"], one["match"], one["samples"], one["p95_tokens"], one["tokens"], one["is_sure"])
         for one in found["suggestions"]
@@ -82,9 +84,9 @@ def suggest(
             f"No run of {workflow!r} has ended in the last 30 days (or been silent for long enough): nothing to go by."
         )
         return
-    session.show(found, lambda: (("scope", "match", "runs", "p95 tokens", "budget tokens", "ten runs"), rows))
+    session.print_rows(found, lambda: (("scope", "match", "runs", "p95 tokens", "budget tokens", "ten runs"), rows))
     if apply and not session.as_json:
-        typer.echo(f"Wrote {counted(len(found['applied']), 'budget')}.")
+        typer.echo(f"Wrote {pluralized(len(found['applied']), 'budget')}.")
 
 
 def classify(
@@ -99,28 +101,28 @@ def classify(
     prompt = typer.get_text_stream("stdin").read() if text == "-" else text
     given = {"prompt": prompt, "step": step, "workflow": workflow, "system": system}
     body = {"steps": [{name: value for name, value in given.items() if value is not None}]}
-    found = session.ask("POST", "/classify", {"project": project}, body)["classifications"][0]
+    found = session.request("POST", "/classify", {"project": project}, body)["classifications"][0]
     others = "".join(f", {one['intent']} {one['confidence']:.2f}" for one in found["alternatives"])
-    session.say(
+    session.print_result(
         found,
-        f"{found['intent']}  confidence {found['confidence']:.2f}, by {found['source']}: {shown(found['reasoning'])}"
+        f"{found['intent']}  confidence {found['confidence']:.2f}, by {found['source']}: {cell_text(found['reasoning'])}"
         + (f"\nalso {others[2:]}" if others else ""),
     )
 
 
-def _read(file: Path) -> Any:
-    """The mapping in a YAML or JSON file. Raises `Failed` if it cannot be read or is not a mapping."""
+def _read_declaration(file: Path) -> Any:
+    """The mapping in a YAML or JSON file. Raises `CommandError` if it cannot be read or is not a mapping."""
     try:
         text = typer.get_text_stream("stdin").read() if str(file) == "-" else file.read_text(encoding="utf-8")
         declared = yaml.safe_load(text)
     except OSError as error:
-        raise Failed(f"{file} cannot be read: {error.strerror}.") from error
+        raise CommandError(f"{file} cannot be read: {error.strerror}.") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
-        raise Failed(f"{place}: {error.problem or error.context}.") from error
+        raise CommandError(f"{place}: {error.problem or error.context}.") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Failed(f"{file}: {' '.join(str(error).split())}") from error
+        raise CommandError(f"{file}: {' '.join(str(error).split())}") from error
     if not isinstance(declared, dict):
-        raise Failed(f"{file} must hold a mapping with steps, not a {type(declared).__name__}.")
+        raise CommandError(f"{file} must hold a mapping with steps, not a {type(declared).__name__}.")
     return declared

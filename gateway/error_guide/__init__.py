@@ -11,7 +11,7 @@ from gateway.error_guide.codes import CODES
 from gateway.error_guide.events import EVENTS
 from gateway.error_guide.guide import Guide
 
-__all__ = ["ALL", "CHECKS", "CODES", "EVENTS", "Guide", "document", "explain"]
+__all__ = ["CHECKS", "CODES", "EVENTS", "GUIDES", "Guide", "errors_page", "explain"]
 
 CHECKS: Final[dict[str, Guide]] = {
     "gateway": Guide("The gateway does not answer, or did not start.", "Ledger and store are then checked directly."),
@@ -46,21 +46,21 @@ CHECKS: Final[dict[str, Guide]] = {
     ),
 }
 
-ALL: Final[dict[str, Guide]] = {**CHECKS, **EVENTS, **CODES}
+GUIDES: Final[dict[str, Guide]] = {**CHECKS, **EVENTS, **CODES}
 
 
 def explain(name: str) -> str | None:
     """The guide to a code, event or check, formatted for a terminal; None for an unknown name."""
     found = [guides[name] for guides in (CODES, EVENTS, CHECKS) if name in guides]
-    return "\n".join(_explained(name, guide) for guide in found) or None
+    return "\n".join(_formatted(name, guide) for guide in found) or None
 
 
-def _explained(name: str, guide: Guide) -> str:
-    told = f" ({guide.told})" if guide.told else ""
-    return f"{name}{told}\n  {guide.means}\n  {guide.do}".replace("`", "")
+def _formatted(name: str, guide: Guide) -> str:
+    label = f" ({guide.label})" if guide.label else ""
+    return f"{name}{label}\n  {guide.meaning}\n  {guide.remedy}".replace("`", "")
 
 
-_HEAD: Final = """# Errors, log events and checks
+_PAGE_HEAD: Final = """# Errors, log events and checks
 
 Every error code, every log event at `warning` or above, and every check of `farebox doctor`: what it means and what to do. This
 page is generated from the code, and a test fails if anything is missing. In a terminal:
@@ -79,12 +79,12 @@ next window begins (ISO 8601, UTC), or null; `hint` says what to do; `workflow`,
 """
 
 
-def document() -> str:
+def errors_page() -> str:
     """docs/errors.md."""
-    parts = [_HEAD, "\n## Error codes\n\n", _table("code", "status", CODES)]
+    parts = [_PAGE_HEAD, "\n## Error codes\n\n", _table("code", "status", CODES)]
     parts += ["\n## Log events\n\n", _table("event", "level", EVENTS)]
     parts += ["\n## Checks of `farebox doctor`\n\n| check | what is checked | what to do |\n|---|---|---|\n"]
-    parts += [f"| {name} | {one.means} | {one.do} |\n" for name, one in CHECKS.items()]
+    parts += [f"| {name} | {one.meaning} | {one.remedy} |\n" for name, one in CHECKS.items()]
     return "".join(parts)
 
 
@@ -93,8 +93,9 @@ def _anchor(name: str, guides: dict[str, Guide]) -> str:
     return f'<a id="{name}"></a>' if guides is CODES or name not in CODES else ""
 
 
-def _table(what: str, told: str, guides: dict[str, Guide]) -> str:
+def _table(name_heading: str, label_heading: str, guides: dict[str, Guide]) -> str:
     rows = [
-        f"| {_anchor(name, guides)}`{name}` | {one.told} | {one.means} | {one.do} |\n" for name, one in guides.items()
+        f"| {_anchor(name, guides)}`{name}` | {one.label} | {one.meaning} | {one.remedy} |\n"
+        for name, one in guides.items()
     ]
-    return f"| {what} | {told} | what it means | what to do |\n|---|---|---|---|\n" + "".join(rows)
+    return f"| {name_heading} | {label_heading} | what it means | what to do |\n|---|---|---|---|\n" + "".join(rows)

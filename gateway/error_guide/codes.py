@@ -8,7 +8,7 @@ from gateway.error_guide.guide import Guide
 from policies.budgets import Scope
 
 
-def _of_scopes() -> dict[str, Guide]:
+def _scope_codes() -> dict[str, Guide]:
     """Every scope has two codes of its own."""
     found: dict[str, Guide] = {}
     for scope in Scope:
@@ -28,7 +28,7 @@ def _of_scopes() -> dict[str, Guide]:
     return found
 
 
-CODES: Final[dict[str, Guide]] = _of_scopes() | {
+CODES: Final[dict[str, Guide]] = _scope_codes() | {
     "budget_exceeded": Guide("A budget refuses the call.", "Read `metadata`: it names the budget.", "402"),
     "request_exceeds_budget": Guide(
         "The call's worst case exceeds the whole budget, so it would not fit even if nothing had been spent.",

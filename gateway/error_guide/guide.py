@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """`told` is the HTTP status, or the level of a log event; nothing for a check of the doctor."""
+    """`label` is the HTTP status, or the level of a log event; nothing for a check of the doctor."""
 
-    means: str
-    do: str
-    told: str = ""
+    meaning: str
+    remedy: str
+    label: str = ""

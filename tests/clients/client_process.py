@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gateway.cli.client_snippets import Connection, snippet
+from gateway.cli.client_snippets import SnippetValues, snippet
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -67,20 +67,20 @@ def node_with(package: str) -> str:
     return node
 
 
-def write_snippets(folder: Path, name: str, connection: Connection, suffix: str) -> None:
+def write_snippets(folder: Path, name: str, connection: SnippetValues, suffix: str) -> None:
     """The snippet as it is, and the same for a run that can afford nothing."""
     (folder / f"snippet{suffix}").write_text(snippet(name, connection))
     poor = replace(connection, workflow="tiny", run=f"{connection.run}-refused")
     (folder / f"refused{suffix}").write_text(snippet(name, poor))
 
 
-def run_python(name: str, module: str, folder: Path, connection: Connection, ours: bool = False) -> ClientRun:
+def run_python(name: str, module: str, folder: Path, connection: SnippetValues, ours: bool = False) -> ClientRun:
     python = python_with(module, ours)
     write_snippets(folder, name, connection, ".py")
     return run([python, str(HERE / "scenarios" / "run.py"), name], folder)
 
 
-def run_node(name: str, package: str, folder: Path, connection: Connection) -> ClientRun:
+def run_node(name: str, package: str, folder: Path, connection: SnippetValues) -> ClientRun:
     node = node_with(package)
     write_snippets(folder, name, connection, ".mjs")
     (folder / "node_modules").symlink_to(NODE_MODULES)

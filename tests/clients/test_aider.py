@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gateway.cli.client_snippets import Connection, snippet
+from gateway.cli.client_snippets import SnippetValues, snippet
 from tests.acceptance.serving import Served
 from tests.clients.client_process import AIDER_FOLDER, SECONDS_MAX, environment_of, need_outside_clients, run
 from tests.clients.serving_clients import refusals, run_of
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 def command(served: Served, workflow: str, run_id: str) -> list[str]:
     """What is typed into a shell: the snippet, its last line with a message and the file to change."""
-    text = snippet("aider", Connection(served.gateway.url, "local", "fake", workflow, run_id, "draft")).rstrip()
+    text = snippet("aider", SnippetValues(served.gateway.url, "local", "fake", workflow, run_id, "draft")).rstrip()
     return ["bash", "-c", text + " --edit-format diff --yes-always --message 'Print people.' clock.py"]
 
 

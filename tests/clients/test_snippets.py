@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gateway.cli.client_snippets import CLIENTS, Connection, document, snippet
+from gateway.cli.client_snippets import CLIENTS, SnippetValues, clients_page, snippet
 from tests.acceptance.serving import Served
 from tests.clients.client_process import ROOT, need_outside_clients, python_with, run, run_node, run_python
 from tests.clients.serving_clients import TOOL_ARGUMENTS, refusals, run_of
@@ -37,9 +37,9 @@ NODE = [
 ]
 
 
-def connection(served: Served, name: str) -> Connection:
+def values(served: Served, name: str) -> SnippetValues:
     model = "claude" if name.startswith(("anthropic", "claude")) else "fake"
-    return Connection(served.gateway.url, "local", model, "roomy", f"s-{name}", "draft")
+    return SnippetValues(served.gateway.url, "local", model, "roomy", f"s-{name}", "draft")
 
 
 def expect_scenario(served: Served) -> None:
@@ -66,7 +66,7 @@ def test_python_client_snippet(served: Served, tmp_path: Path, name: str, module
         need_outside_clients()
     expect_scenario(served)
     before = refusals(served)
-    done = run_python(name, module, tmp_path, connection(served, name), ours)
+    done = run_python(name, module, tmp_path, values(served, name), ours)
     check(served, name, done.report, before)
     refused = done.report["refused"]
     assert f"run 's-{name}-refused'" in refused["message"]
@@ -78,7 +78,7 @@ def test_node_client_snippet(served: Served, tmp_path: Path, name: str, package:
     need_outside_clients()
     expect_scenario(served)
     before = refusals(served)
-    done = run_node(name, package, tmp_path, connection(served, name))
+    done = run_node(name, package, tmp_path, values(served, name))
     check(served, name, done.report, before)
     refused = done.report["refused"]
     assert f"run 's-{name}-refused'" in refused["message"]
@@ -92,10 +92,10 @@ def test_llm_snippet(served: Served, tmp_path: Path) -> None:
     python = python_with("llm")
     expect_scenario(served)
     before = refusals(served)
-    told = connection(served, "llm")
-    poor = Connection(told.url, told.key, told.model, "tiny", "s-llm-refused", "draft")
+    told = values(served, "llm")
+    poor = SnippetValues(told.url, told.key, told.model, "tiny", "s-llm-refused", "draft")
 
-    def ask(settings: Connection, *arguments: str) -> str:
+    def ask(settings: SnippetValues, *arguments: str) -> str:
         (tmp_path / "extra-openai-models.yaml").write_text(snippet("llm", settings))
         done = run([python, "-m", "llm", *arguments], tmp_path, LLM_USER_PATH=str(tmp_path))
         return f"{done.code}: {done.output}{done.errors}"
@@ -117,14 +117,14 @@ def test_llm_snippet(served: Served, tmp_path: Path) -> None:
 
 def test_curl_snippet(served: Served, tmp_path: Path) -> None:
     served.provider.script(text=TEXT)
-    done = run(["bash", "-c", snippet("curl", connection(served, "curl"))], tmp_path)
+    done = run(["bash", "-c", snippet("curl", values(served, "curl"))], tmp_path)
     assert json.loads(done.output)["choices"][0]["message"]["content"] == TEXT
     assert run_of(served, "s-curl")["requests"]["settled"] == 1
 
 
 def test_open_webui_snippet_tags_calls_by_its_base_url(served: Served, tmp_path: Path) -> None:
     """The variables are what a shell makes of the snippet; the call is the one that it makes."""
-    script = snippet("open-webui", connection(served, "open-webui")).rsplit("\n", 2)[0] + "\nenv"
+    script = snippet("open-webui", values(served, "open-webui")).rsplit("\n", 2)[0] + "\nenv"
     variables = dict(
         line.split("=", 1) for line in run(["bash", "-c", script], tmp_path).output.splitlines() if "=" in line
     )
@@ -139,25 +139,25 @@ def test_open_webui_snippet_tags_calls_by_its_base_url(served: Served, tmp_path:
 
 
 def test_codex_snippet_is_valid_toml() -> None:
-    provider = tomllib.loads(snippet("codex", Connection()))["model_providers"]["farebox"]
+    provider = tomllib.loads(snippet("codex", SnippetValues()))["model_providers"]["farebox"]
     assert provider["wire_api"] == "responses"
     assert provider["http_headers"]["x-workflow-id"] == "my-workflow"
 
 
 def test_llm_snippet_is_valid_yaml() -> None:
-    assert yaml.safe_load(snippet("llm", Connection()))[0]["headers"]["x-workflow-run-id"] == "run-1"
+    assert yaml.safe_load(snippet("llm", SnippetValues()))[0]["headers"]["x-workflow-run-id"] == "run-1"
 
 
 def test_claude_code_snippet_sets_its_headers_in_a_shell(tmp_path: Path) -> None:
     done = run(
-        ["bash", "-c", snippet("claude-code", Connection()) + 'printf "%s" "$ANTHROPIC_CUSTOM_HEADERS"'], tmp_path
+        ["bash", "-c", snippet("claude-code", SnippetValues()) + 'printf "%s" "$ANTHROPIC_CUSTOM_HEADERS"'], tmp_path
     )
     assert done.output == "x-workflow-id: my-workflow\nx-workflow-step: draft"
 
 
 @pytest.mark.parametrize("name", CLIENTS)
 def test_every_placeholder_of_a_snippet_is_filled(name: str) -> None:
-    told = Connection("http://gateway.example:4000", "fb_key", "a-model", "a-workflow", "a-run", "a-step")
+    told = SnippetValues("http://gateway.example:4000", "fb_key", "a-model", "a-workflow", "a-run", "a-step")
     text = snippet(name, told)
     assert "{{" not in text
     assert told.url in text
@@ -168,5 +168,5 @@ def test_every_placeholder_of_a_snippet_is_filled(name: str) -> None:
 def test_clients_page_is_up_to_date() -> None:
     page = ROOT / "docs" / "clients.md"
     if os.environ.get("FAREBOX_WRITE_DOCS"):
-        page.write_text(document())
-    assert page.read_text() == document(), "FAREBOX_WRITE_DOCS=1 with this test writes the page anew"
+        page.write_text(clients_page())
+    assert page.read_text() == clients_page(), "FAREBOX_WRITE_DOCS=1 with this test writes the page anew"

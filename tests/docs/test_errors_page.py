@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway import doctor, errors
-from gateway.error_guide import ALL, CHECKS, CODES, EVENTS, document, explain
+from gateway.error_guide import CHECKS, CODES, EVENTS, GUIDES, errors_page, explain
 from gateway.run_control import NO_SUCH_RUN
 from gateway.store.runs import FINAL_STATES
 from policies.budgets import Scope
@@ -108,7 +108,7 @@ def test_every_error_code_is_explained_and_no_unused_one() -> None:
 def test_documented_statuses_equal_those_of_the_error_classes() -> None:
     for name, found in vars(errors).items():
         if isinstance(found, type) and issubclass(found, errors.GatewayError):
-            assert str(found.status) in CODES[found.code].told, name
+            assert str(found.status) in CODES[found.code].label, name
 
 
 def test_every_log_event_at_warning_or_above_is_explained_with_its_level() -> None:
@@ -116,7 +116,7 @@ def test_every_log_event_at_warning_or_above_is_explained_with_its_level() -> No
     assert len(said) > 35
     assert set(said) == set(EVENTS)
     for event, levels in said.items():
-        assert set(EVENTS[event].told.split(", ")) == levels, event
+        assert set(EVENTS[event].label.split(", ")) == levels, event
 
 
 def test_every_doctor_check_is_explained() -> None:
@@ -132,16 +132,16 @@ def test_every_log_event_of_an_alert_is_explained() -> None:
     assert set(paired) <= set(EVENTS)
 
 
-@pytest.mark.parametrize("name", sorted(ALL))
+@pytest.mark.parametrize("name", sorted(GUIDES))
 def test_explanation_states_the_meaning_and_what_to_do(name: str) -> None:
-    guide = ALL[name]
-    for sentence in (guide.means, guide.do):
+    guide = GUIDES[name]
+    for sentence in (guide.meaning, guide.remedy):
         assert not sentence[0].islower()
         assert sentence.endswith((".", "`."))
-    assert guide.means.replace("`", "") in (explain(name) or "")
+    assert guide.meaning.replace("`", "") in (explain(name) or "")
 
 
 def test_errors_page_is_up_to_date() -> None:
     if os.environ.get("FAREBOX_WRITE_DOCS"):
-        PAGE.write_text(document())
-    assert PAGE.read_text() == document(), "FAREBOX_WRITE_DOCS=1 with this test writes the page anew"
+        PAGE.write_text(errors_page())
+    assert PAGE.read_text() == errors_page(), "FAREBOX_WRITE_DOCS=1 with this test writes the page anew"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from gateway.cli.configuration import configured, read_config
+from gateway.cli.configuration import load_configuration, read_config
 from gateway.config_faults import ConfigError
 
 
@@ -56,7 +56,7 @@ def test_faults_of_options_are_told_by_their_names(
 ) -> None:
     monkeypatch.delenv("FAREBOX_STORAGE_LEDGER", raising=False)
     with pytest.raises(typer.Exit):
-        configured(file, {"workers": 3, "host": None})
+        load_configuration(file, {"workers": 3, "host": None})
     told = capsys.readouterr().err
     assert told.startswith("farebox: --workers (command line): server.workers: is above 1, but an SQLite ledger")
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from gateway.cli import output
-from gateway.cli.output import counted, moment, show_table
+from gateway.cli.output import pluralized, show_table, timestamp
 
 HEADINGS = ("id", "of", "tokens", "changed")
 ROWS = [("budget-01a22364c139d652b0eaed5316a25121", "triage", 1_234_567, "2026-11-28 18:22:15Z")]
@@ -41,8 +41,12 @@ def test_a_row_is_a_block_of_lines_where_a_table_does_not_fit(monkeypatch: pytes
 
 
 def test_times_say_their_zone_and_counts_agree_with_their_noun() -> None:
-    assert (moment("2026-11-28T18:22:15.353Z"), moment(None)) == ("2026-11-28 18:22:15Z", None)
-    assert (counted(1, "call"), counted(0, "call"), counted(1_200, "call")) == ("1 call", "0 calls", "1,200 calls")
+    assert (timestamp("2026-11-28T18:22:15.353Z"), timestamp(None)) == ("2026-11-28 18:22:15Z", None)
+    assert (pluralized(1, "call"), pluralized(0, "call"), pluralized(1_200, "call")) == (
+        "1 call",
+        "0 calls",
+        "1,200 calls",
+    )
 
 
 def test_a_pipe_gets_a_line_for_each_row_however_long_its_names_are(capsys: pytest.CaptureFixture[str]) -> None:

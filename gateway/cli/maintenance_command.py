@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.configuration import DEFAULT_FILE, EXIT_CONFIG, read_config
-from gateway.cli.connection import Connection, Failed
-from gateway.cli.output import counted, echo_json, setting_text, show_table
+from gateway.cli.connection import CommandError, Connection
+from gateway.cli.output import echo_json, pluralized, setting_text, show_table
 from gateway.cli.session import EXIT_FAILED, Session
 from gateway.config import Config
 from gateway.config_faults import ConfigError
@@ -33,14 +33,14 @@ def check(session: Session) -> None:
         faults = _price_faults(config)
     except ConfigError as error:
         config, faults = None, error.faults
-    redis = Fitness() if config is None or faults else asyncio.run(_fitness(config))
+    redis_check = RedisCheck() if config is None or faults else asyncio.run(_check_redis(config))
     if session.as_json:
         echo_json(
             {
                 "faults": faults,
                 "ignored": [] if config is None else list(config.ignored),
                 "summary": {} if config is None or faults else _summary(config),
-                "ledger": asdict(redis),
+                "ledger": asdict(redis_check),
             }
         )
     for fault in () if session.as_json else (*faults, *(() if config is None else config.ignored)):
@@ -48,17 +48,19 @@ def check(session: Session) -> None:
     if config is None or faults:
         raise typer.Exit(EXIT_CONFIG)
     if not session.as_json:
-        for name, value in ({"file": _file_in_words(session.config_path)} | _summary(config)).items():
+        for name, value in ({"file": _file_text(session.config_path)} | _summary(config)).items():
             typer.echo(f"{name:<9} {value}")
-        for told in filter(None, (redis.fault, redis.unreached, *redis.warnings)):
-            typer.echo(f"ledger    {told}", err=True)
-        typer.echo("The configuration is fine." if not redis.fault else "The configuration is fine, the ledger is not.")
-    if redis.fault:
+        for sentence in filter(None, (redis_check.fault, redis_check.unreached, *redis_check.warnings)):
+            typer.echo(f"ledger    {sentence}", err=True)
+        typer.echo(
+            "The configuration is fine." if not redis_check.fault else "The configuration is fine, the ledger is not."
+        )
+    if redis_check.fault:
         raise typer.Exit(EXIT_FAILED)
 
 
 @dataclass(frozen=True)
-class Fitness:
+class RedisCheck:
     """Whether a Redis is fit for the ledger. `fault`: why no gateway would start with it. `unreached`: why it could not be checked."""
 
     fault: str = ""
@@ -66,9 +68,9 @@ class Fitness:
     warnings: tuple[str, ...] = ()
 
 
-async def _fitness(config: Config) -> Fitness:
+async def _check_redis(config: Config) -> RedisCheck:
     if not config.storage.ledger.startswith("redis"):
-        return Fitness()
+        return RedisCheck()
     from gateway.ledger.redis import RedisLedger
 
     storage = config.storage
@@ -78,11 +80,11 @@ async def _fitness(config: Config) -> Fitness:
         )
         await ledger.open()
     except LedgerUnavailable as error:
-        return Fitness(unreached=str(error))
+        return RedisCheck(unreached=str(error))
     except LedgerError as error:
-        return Fitness(fault=str(error))
+        return RedisCheck(fault=str(error))
     await ledger.close()
-    return Fitness(warnings=ledger.warnings)
+    return RedisCheck(warnings=ledger.warnings)
 
 
 def init(
@@ -92,16 +94,16 @@ def init(
 ) -> None:
     """Write a configuration file with every key, its default and an explanation."""
     if path.exists() and not force:
-        raise Failed(f"{path} already exists; --force replaces it.")
+        raise CommandError(f"{path} already exists; --force replaces it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_for_elsewhere(example_file().read_text(encoding="utf-8")), encoding="utf-8")
+        path.write_text(_with_local_schema_reference(example_file().read_text(encoding="utf-8")), encoding="utf-8")
     except OSError as error:
-        raise Failed(f"{error.filename or path} cannot be written: {error.strerror}.") from error
-    session.say({"path": str(path)}, f"Wrote {path}. Next: farebox -c {path} serve")
+        raise CommandError(f"{error.filename or path} cannot be written: {error.strerror}.") from error
+    session.print_result({"path": str(path)}, f"Wrote {path}. Next: farebox -c {path} serve")
 
 
-def _for_elsewhere(example: str) -> str:
+def _with_local_schema_reference(example: str) -> str:
     """Adapt the example's reference to the schema: elsewhere the schema does not exist until `farebox schema` writes it."""
     rest = example.partition("\n")[2]
     hint = f"# Editors check this file by what `farebox schema > {SCHEMA_ID}` writes, because of the next line."
@@ -123,8 +125,8 @@ def migrate(
     try:
         before, after = asyncio.run(_migrate(session.config, check_only))
     except StoreInUse:
-        before = after = _served_schema(session)
-    session.say(
+        before = after = _schema_of_running_gateway(session)
+    session.print_result(
         {"before": before, "after": after, "wanted": SCHEMA_REVISION, "is_current": after == SCHEMA_REVISION},
         f"The store's schema is {after or 'not there yet'}; this version has {SCHEMA_REVISION}."
         if check_only
@@ -137,15 +139,17 @@ def migrate(
 def doctor(session: Session) -> None:
     """Check everything that the gateway depends on (exit code 1 if something is not fit)."""
     try:
-        found = session.ask("GET", "/doctor")
-    except Failed as failed:
-        found = {"findings": [{"check": "gateway", "status": "fail", "detail": str(failed)}], "is_fit": False}
-        found["findings"] += asyncio.run(_parts_alone(session.config))
+        found = session.request("GET", "/doctor")
+    except CommandError as error:
+        found = {"findings": [{"check": "gateway", "status": "fail", "detail": str(error)}], "is_fit": False}
+        found["findings"] += asyncio.run(_check_parts(session.config))
     rows = [(one["check"], one["status"], one["detail"]) for one in found["findings"]]
-    session.show(found, lambda: (("check", "status", "found"), rows))
-    noted = next((check for check, status, _ in rows if status != "ok"), None)
-    if noted is not None and not session.as_json:
-        typer.echo(f"What a check means and what to do: farebox explain {shlex.quote(noted)}, or docs/errors.md.")
+    session.print_rows(found, lambda: (("check", "status", "found"), rows))
+    first_problem = next((check for check, status, _ in rows if status != "ok"), None)
+    if first_problem is not None and not session.as_json:
+        typer.echo(
+            f"What a check means and what to do: farebox explain {shlex.quote(first_problem)}, or docs/errors.md."
+        )
     if not found["is_fit"]:
         raise typer.Exit(EXIT_FAILED)
 
@@ -160,7 +164,7 @@ def reconcile(
     body: dict[str, Any] = {"repair": repair} | ({"since": since} if since else {})
 
     async def compare(connection: Connection) -> Any:
-        return (await connection.ask("POST", "/reconcile", {"project": project}, body)).checked().value
+        return (await connection.request("POST", "/reconcile", {"project": project}, body)).raise_for_error().value
 
     found = session.run(compare)
     if session.as_json:
@@ -170,7 +174,7 @@ def reconcile(
         if rows:
             show_table(("account", *(f"{unit} {side}" for unit in _UNITS for side in _SIDES)), rows)
         typer.echo(
-            f"{counted(found['checked'], 'account')} compared: {len(found['drifts'])} differ, {len(found['moving'])} were moving, "
+            f"{pluralized(found['checked'], 'account')} compared: {len(found['drifts'])} differ, {len(found['moving'])} were moving, "
             f"{found['repaired']} entries written."
         )
     if found["drifts"] and not found["repaired"]:
@@ -206,7 +210,7 @@ def _summary(config: Config) -> dict[str, str]:
     }
 
 
-def _file_in_words(given: Path | None) -> str:
+def _file_text(given: Path | None) -> str:
     if given is None and not DEFAULT_FILE.exists():
         return f"none: there is no {DEFAULT_FILE} here, so the defaults are meant (`farebox init` writes one)"
     return str(given or DEFAULT_FILE)
@@ -220,12 +224,12 @@ def _without_password(url: str) -> str:
     return f"{scheme}{separator}{user.partition(':')[0]}:…@{host}" if ":" in user else url
 
 
-def _served_schema(session: Session) -> str:
+def _schema_of_running_gateway(session: Session) -> str:
     """The schema of a store that a gateway holds: at its start, a gateway upgrades an embedded store to its own version."""
-    found = session.ask("GET", "/doctor")["findings"]
+    found = session.request("GET", "/doctor")["findings"]
     schema = next((one for one in found if one["check"] == "store schema"), None)
     if schema is None or schema["status"] != "ok":
-        raise Failed("The store belongs to a running gateway, which does not say what its schema is.")
+        raise CommandError("The store belongs to a running gateway, which does not say what its schema is.")
     return SCHEMA_REVISION
 
 
@@ -240,12 +244,12 @@ async def _migrate(config: Config, check_only: bool) -> tuple[str | None, str | 
     except StoreInUse:
         raise
     except StoreError as error:
-        raise Failed(str(error)) from error
+        raise CommandError(str(error)) from error
     finally:
         await store.close()
 
 
-async def _parts_alone(config: Config) -> list[dict[str, str]]:
+async def _check_parts(config: Config) -> list[dict[str, str]]:
     """Check ledger and store separately, because the gateway as a whole did not start."""
     from gateway.app import Application
     from gateway.doctor import Finding, ledger_findings, store_findings
