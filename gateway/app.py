@@ -337,9 +337,9 @@ class Application:
     async def _announce_first_login(self) -> None:
         is_open = self.access.is_open() and is_loopback(self.config.server.host)
         if not is_open and self.parts.control.snapshot.is_loaded:
-            from gateway.admin.first_login import announce_first_login
+            from gateway.admin.first_login import print_first_login_link
 
-            await announce_first_login(self.config.server, self.parts.store, wall_clock_ms())
+            await print_first_login_link(self.config.server, self.parts.store, wall_clock_ms())
 
     async def _exposition(self) -> bytes:
         self._gauges.refresh()

@@ -151,7 +151,7 @@ __all__ = [
 ]
 
 # The module that defines each name. Names are imported on first use, so that pricing a call does not load the compressor.
-_HOMES: Final = MappingProxyType(
+_NAMES_BY_MODULE: Final = MappingProxyType(
     {
         "policies.allocation": (
             "Allocation Overage StepAllocation StepDemand StepHistory allocate allocate_next decayed_p95 "
@@ -177,11 +177,13 @@ _HOMES: Final = MappingProxyType(
         "policies.windows": "WindowError window_bounds",
     }
 )
-_HOME_OF: Final = MappingProxyType({name: module for module, names in _HOMES.items() for name in names.split()})
+_MODULE_OF: Final = MappingProxyType(
+    {name: module for module, names in _NAMES_BY_MODULE.items() for name in names.split()}
+)
 
 
 def __getattr__(name: str) -> Any:
-    module = _HOME_OF.get(name)
+    module = _MODULE_OF.get(name)
     if module is None:
         raise AttributeError(f"module 'policies' has no attribute {name!r}")
     return getattr(import_module(module), name)

@@ -28,7 +28,7 @@ class Amount:
     def __sub__(self, other: Amount) -> Amount:
         return Amount(self.tokens - other.tokens, self.nano_usd - other.nano_usd, self.requests - other.requests)
 
-    def at_least(self, other: Amount) -> Amount:
+    def unitwise_max(self, other: Amount) -> Amount:
         """The larger of both, unit by unit."""
         return Amount(
             max(self.tokens, other.tokens), max(self.nano_usd, other.nano_usd), max(self.requests, other.requests)

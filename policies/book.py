@@ -33,7 +33,16 @@ from policies.reservation import (
     repeat_placement,
     resolved_refusal,
 )
-from policies.settlement import UNKNOWN, Booking, ExpiredReservation, OutboxEntry, Resolution, expire, settle, void
+from policies.settlement import (
+    UNKNOWN_RESERVATION,
+    Booking,
+    ExpiredReservation,
+    OutboxEntry,
+    Resolution,
+    expire,
+    settle,
+    void,
+)
 
 # A consumer that has not acknowledged the entries it read within this time is considered dead.
 CLAIM_MS = 30_000
@@ -86,14 +95,14 @@ class Book:
         found = self.storage.reservation(project, request.id)
         if found is not None:
             return repeat_placement(request, found, accounts, now_ms).decision
-        return self._place(project, place(request, accounts, now_ms))
+        return self._write_placement(project, place(request, accounts, now_ms))
 
     def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand, now_ms: int) -> Decision:
         accounts = self._accounts(project, [hold.account for hold in holds])
         found = self.storage.reservation(project, reservation_id)
         if found is None:
             return resolved_refusal(holds, accounts, now_ms)
-        return self._place(project, extend(found, holds, extra, accounts, now_ms))
+        return self._write_placement(project, extend(found, holds, extra, accounts, now_ms))
 
     def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int, now_ms: int) -> tuple[str, ...]:
         found = [(heartbeat, self.storage.reservation(project, heartbeat.id)) for heartbeat in progress]
@@ -105,19 +114,19 @@ class Book:
     def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes, now_ms: int) -> Resolution:
         found = self.storage.reservation(project, reservation_id)
         if found is None:
-            return UNKNOWN
+            return UNKNOWN_RESERVATION
         accounts = self._accounts(project, found.accounts)
-        return self._book(project, settle(project, found, accounts, used, detail, now_ms))
+        return self._write_booking(project, settle(project, found, accounts, used, detail, now_ms))
 
     def void(self, project: str, reservation_id: str, now_ms: int) -> Resolution:
         found = self.storage.reservation(project, reservation_id)
         if found is None:
-            return UNKNOWN
-        return self._book(project, void(project, found, self._accounts(project, found.accounts), now_ms))
+            return UNKNOWN_RESERVATION
+        return self._write_booking(project, void(project, found, self._accounts(project, found.accounts), now_ms))
 
     def expire_due(self, limit: int, now_ms: int) -> tuple[ExpiredReservation, ...]:
         due = self.storage.due_reservations(now_ms, limit)
-        return tuple(self._expire(project, reservation_id, now_ms) for project, reservation_id in due)
+        return tuple(self._expire_reservation(project, reservation_id, now_ms) for project, reservation_id in due)
 
     def record(self, project: str, entries: Sequence[OutboxEntry], now_ms: int) -> None:
         for entry in entries:
@@ -190,31 +199,31 @@ class Book:
     def _accounts(self, project: str, names: Iterable[str]) -> list[Account]:
         return [self._account(project, name) for name in names]
 
-    def _place(self, project: str, placement: Placement) -> Decision:
+    def _write_placement(self, project: str, placement: Placement) -> Decision:
         if placement.reservation is not None:
-            self._put(project, placement.reservation, placement.accounts)
+            self._write_reservation(project, placement.reservation, placement.accounts)
         for name, account in placement.tightened:
             self.storage.put_account(project, name, account)
         return placement.decision
 
-    def _book(self, project: str, booking: Booking) -> Resolution:
+    def _write_booking(self, project: str, booking: Booking) -> Resolution:
         if booking.reservation is not None:
-            self._put(project, booking.reservation, booking.accounts)
+            self._write_reservation(project, booking.reservation, booking.accounts)
         if booking.entry is not None:
             self.storage.append(booking.entry)
         return booking.resolution
 
-    def _put(self, project: str, reservation: Reservation, accounts: Sequence[Account]) -> None:
+    def _write_reservation(self, project: str, reservation: Reservation, accounts: Sequence[Account]) -> None:
         for name, account in zip(reservation.accounts, accounts, strict=True):
             self.storage.put_account(project, name, account)
         self.storage.put_reservation(project, reservation)
 
-    def _expire(self, project: str, reservation_id: str, now_ms: int) -> ExpiredReservation:
+    def _expire_reservation(self, project: str, reservation_id: str, now_ms: int) -> ExpiredReservation:
         found = self.storage.reservation(project, reservation_id)
         if found is None:
             raise LookupError(f"reservation {reservation_id!r} is due and is not there")
         accounts = self._accounts(project, found.accounts)
-        booked = self._book(project, expire(project, found, accounts, now_ms)).booked
+        booked = self._write_booking(project, expire(project, found, accounts, now_ms)).booked
         return ExpiredReservation(found.id, project, found.owner, booked, _released(found.held, booked))
 
     def _is_claimable(self, position: str, consumer: str, now_ms: int) -> bool:

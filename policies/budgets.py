@@ -217,7 +217,7 @@ class RunLimits:
 
 
 @dataclass(slots=True)
-class _Entry:
+class _AccountEntry:
     scope: Scope
     scope_id: str
     window: Window
@@ -232,7 +232,7 @@ def chain_for(subject: Subject, budgets: Sequence[Budget], limits: RunLimits, no
     """The accounts for a call at `now_ms` (the ledger's clock, ms since the epoch). A tagged call is always counted on its
     step and run, whether or not they are limited."""
     matching = [budget for budget in budgets if budget.applies_to(subject)]
-    entries: dict[str, _Entry] = {}
+    entries: dict[str, _AccountEntry] = {}
     if subject.run is not None:
         _entry_for(entries, subject, Scope.STEP, Window.RUN, now_ms)
         _entry_for(entries, subject, Scope.RUN, Window.RUN, now_ms)
@@ -292,26 +292,26 @@ def account_name(subject: Subject, scope: Scope, window: Window, starts_at_ms: i
 
 
 def _entry_for(
-    entries: dict[str, _Entry],
+    entries: dict[str, _AccountEntry],
     subject: Subject,
     scope: Scope,
     window: Window,
     now_ms: int,
     timezone: str = "UTC",
     observed: bool = False,
-) -> _Entry:
+) -> _AccountEntry:
     starts, ends = window_bounds(window.value, now_ms, timezone) if window.is_recurring else (None, None)
     account = account_name(subject, scope, window, starts) + (_OBSERVED_SUFFIX if observed else "")
     entry = entries.get(account)
     if entry is None:
-        entry = entries[account] = _Entry(
+        entry = entries[account] = _AccountEntry(
             scope, subject.scope_id(scope), window, enforce=not observed, resets_at_ms=ends
         )
     return entry
 
 
 def _apply_budget(
-    entries: dict[str, _Entry], subject: Subject, budget: Budget, workflow_observes: bool, now_ms: int
+    entries: dict[str, _AccountEntry], subject: Subject, budget: Budget, workflow_observes: bool, now_ms: int
 ) -> None:
     """Of two budgets on one account the smaller limit applies. Observed budgets have accounts of their own."""
     if budget.scope in (Scope.STEP, Scope.RUN) and subject.run is None:
@@ -323,7 +323,7 @@ def _apply_budget(
     entry.outages.append(budget.on_outage)
 
 
-def _apply_run_limits(entries: dict[str, _Entry], subject: Subject, limits: RunLimits, now_ms: int) -> None:
+def _apply_run_limits(entries: dict[str, _AccountEntry], subject: Subject, limits: RunLimits, now_ms: int) -> None:
     run = _entry_for(entries, subject, Scope.RUN, Window.RUN, now_ms)
     run.tighten = limits.tightened
     planned = ((Scope.RUN, limits.planned_run), (Scope.STEP, limits.planned_step))
@@ -333,7 +333,7 @@ def _apply_run_limits(entries: dict[str, _Entry], subject: Subject, limits: RunL
             entry.limit = entry.limit.tightened_by(limit)
 
 
-def _link(account: str, entry: _Entry, limits: RunLimits) -> Link:
+def _link(account: str, entry: _AccountEntry, limits: RunLimits) -> Link:
     hold = Hold(account, entry.limit, entry.tighten, entry.enforce, _keep_ms(entry.window))
     on_outage = OnOutage.ALLOW if entry.outages and set(entry.outages) == {OnOutage.ALLOW} else OnOutage.REFUSE
     if not entry.tighten.is_unlimited:

@@ -139,7 +139,7 @@ class IntensityScore:
     parts: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
 
-UNKNOWN: Final = IntensityScore(NEUTRAL, NEUTRAL, NEUTRAL)
+UNKNOWN_SCORE: Final = IntensityScore(NEUTRAL, NEUTRAL, NEUTRAL)
 
 
 def intensity_score(activity: AgentActivity | None = None, shape: WorkflowShape | None = None) -> IntensityScore:
@@ -149,7 +149,7 @@ def intensity_score(activity: AgentActivity | None = None, shape: WorkflowShape 
     executed = _group_scores(EXECUTION, _activity_values(activity, shape) if activity is not None and seen else {})
     parts = {f"creation.{name}": score for name, score in created.items()}
     parts |= {f"execution.{name}": score for name, score in executed.items()}
-    return scores(
+    return combined_score(
         _weighted_mean(CREATION, created),
         _weighted_mean(EXECUTION, executed),
         runs=activity.runs if activity else 0,
@@ -157,7 +157,7 @@ def intensity_score(activity: AgentActivity | None = None, shape: WorkflowShape 
     )
 
 
-def scores(
+def combined_score(
     creation: float | None, execution: float | None, *, runs: int = 0, parts: Mapping[str, float] | None = None
 ) -> IntensityScore:
     """The combined score of two given ones (None: neutral), for scores that were set by hand. Raises ValueError outside 0 to 10."""

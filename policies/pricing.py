@@ -79,7 +79,7 @@ class HostedTools:
             + self.sessions * price.sessions
         )
 
-    def at_least(self, other: HostedTools) -> HostedTools:
+    def unitwise_max(self, other: HostedTools) -> HostedTools:
         if other is NO_HOSTED_TOOLS:  # nearly always
             return self
         return HostedTools(*(max(getattr(self, part.name), getattr(other, part.name)) for part in fields(HostedTools)))
@@ -97,7 +97,7 @@ class Price:
     service_tiers: Mapping[str, tuple[Rates, tuple[tuple[int, Rates], ...]]] = field(default_factory=dict)
     image_nano_usd: int = 0  # each
     second_nano_usd: int = 0
-    mchar_nano_usd: int = 0  # per million characters
+    million_characters_nano_usd: int = 0  # per million characters
     query_nano_usd: int = 0
     hosted: HostedTools = NO_HOSTED_TOOLS
     # A provider that reports more than this in or out, for each choice, is in error; 0: no maximum is known.
@@ -144,7 +144,7 @@ class Usage:
     audio_input_tokens: int = 0
     audio_output_tokens: int = 0
     images: int = 0
-    seconds_ms: int = 0
+    audio_ms: int = 0
     characters: int = 0
     queries: int = 0
     hosted: HostedTools = NO_HOSTED_TOOLS
@@ -186,7 +186,9 @@ def price_from_map(entry: Mapping[str, Any]) -> Price | None:
         "image_nano_usd": _nano_usd(entry, ("output_cost_per_image", "input_cost_per_image")),
         "second_nano_usd": _nano_usd(entry, ("input_cost_per_second", "output_cost_per_second", "cost_per_second")),
         "query_nano_usd": _nano_usd(entry, ("input_cost_per_query",)),
-        "mchar_nano_usd": _highest_value(entry, ("input_cost_per_character", "output_cost_per_character"), _PER_MTOK),
+        "million_characters_nano_usd": _highest_value(
+            entry, ("input_cost_per_character", "output_cost_per_character"), _PER_MTOK
+        ),
     }
     if base is None and all(value is None for value in others.values()):
         return None
@@ -233,9 +235,9 @@ def cost_nano_usd(price: Price, usage: Usage, service_tier: object = None) -> in
         + plain_output * rates.output
         + usage.reasoning_tokens * rates.reasoning
         + usage.audio_output_tokens * rates.audio_output
-        + usage.characters * price.mchar_nano_usd
+        + usage.characters * price.million_characters_nano_usd
     )
-    per_thousand = usage.seconds_ms * price.second_nano_usd
+    per_thousand = usage.audio_ms * price.second_nano_usd
     images = 0 if usage.output_tokens and rates.output else usage.images
     whole = images * price.image_nano_usd + usage.queries * price.query_nano_usd
     if usage.hosted is not NO_HOSTED_TOOLS:

@@ -62,7 +62,7 @@ class Resolution:
     balances: tuple[Balance, ...]  # in the order of the holds; empty when unknown
 
 
-UNKNOWN = Resolution(None, first=False, booked=ZERO, overrun=ZERO, balances=())
+UNKNOWN_RESERVATION = Resolution(None, first=False, booked=ZERO, overrun=ZERO, balances=())
 
 
 @value_class
@@ -87,53 +87,53 @@ class Booking:
 
 
 def settle(
-    project: str, found: Reservation, accounts: Sequence[Account], used: Amount, detail: bytes, now_ms: int
+    project: str, reservation: Reservation, accounts: Sequence[Account], used: Amount, detail: bytes, now_ms: int
 ) -> Booking:
     """Book `used` in full and free the rest; after an expiry, book the difference once."""
-    state = next_state(found.state, Event.SETTLE)
+    state = next_state(reservation.state, Event.SETTLE)
     if state is None:
-        return _unchanged(found, accounts)
+        return _unchanged(reservation, accounts)
     late = state is State.LATE
-    kind, entry_id = (EntryKind.LATE, f"{found.id}:late") if late else (EntryKind.SETTLED, found.id)
+    kind, entry_id = (EntryKind.LATE, f"{reservation.id}:late") if late else (EntryKind.SETTLED, reservation.id)
     # A pending reservation has booked nothing, and an expired one holds nothing any more.
-    difference, freed = (used - found.booked, ZERO) if late else (used, found.held)
-    overrun = overrun_of(used, found.held)
-    entry_overrun = overrun - found.overrun if late else overrun
-    entry = OutboxEntry("", entry_id, kind, project, difference, now_ms, found.draft, detail, entry_overrun)
-    resolved = _resolved_reservation(found, state, used, overrun, now_ms, draft=b"")
+    difference, freed = (used - reservation.booked, ZERO) if late else (used, reservation.held)
+    overrun = overrun_of(used, reservation.held)
+    entry_overrun = overrun - reservation.overrun if late else overrun
+    entry = OutboxEntry("", entry_id, kind, project, difference, now_ms, reservation.draft, detail, entry_overrun)
+    resolved = _resolved_reservation(reservation, state, used, overrun, now_ms, draft=b"")
     return _booking(resolved, accounts, difference, freed, entry)
 
 
-def void(project: str, found: Reservation, accounts: Sequence[Account], now_ms: int) -> Booking:
+def void(project: str, reservation: Reservation, accounts: Sequence[Account], now_ms: int) -> Booking:
     """Release the whole hold, or take back what its expiry booked. Without an expiry there is no event, as nothing was spent."""
-    state = next_state(found.state, Event.VOID)
+    state = next_state(reservation.state, Event.VOID)
     if state is None:
-        return _unchanged(found, accounts)
+        return _unchanged(reservation, accounts)
     if state is State.LATE:
-        return settle(project, found, accounts, ZERO, b"", now_ms)
+        return settle(project, reservation, accounts, ZERO, b"", now_ms)
     return _booking(
-        _resolved_reservation(found, state, ZERO, ZERO, now_ms, draft=b""), accounts, ZERO, found.held, None
+        _resolved_reservation(reservation, state, ZERO, ZERO, now_ms, draft=b""), accounts, ZERO, reservation.held, None
     )
 
 
-def expire(project: str, found: Reservation, accounts: Sequence[Account], now_ms: int) -> Booking:
+def expire(project: str, reservation: Reservation, accounts: Sequence[Account], now_ms: int) -> Booking:
     """Resolve a reservation whose owner is considered dead. The caller has checked that the deadline has passed."""
-    state = next_state(found.state, Event.EXPIRE)
+    state = next_state(reservation.state, Event.EXPIRE)
     if state is None:
-        return _unchanged(found, accounts)
-    booked = expiry_amount(found)
-    overrun = overrun_of(booked, found.held)
+        return _unchanged(reservation, accounts)
+    booked = expiry_amount(reservation)
+    overrun = overrun_of(booked, reservation.held)
     entry = OutboxEntry(
-        "", f"{found.id}:lost", EntryKind.EXPIRED, project, booked, now_ms, found.draft, b"", overrun
+        "", f"{reservation.id}:lost", EntryKind.EXPIRED, project, booked, now_ms, reservation.draft, b"", overrun
     )  # fmt: skip
     # The draft is kept, because a late settlement sends it once more.
-    resolved = _resolved_reservation(found, state, booked, overrun, now_ms, draft=found.draft)
-    return _booking(resolved, accounts, booked, found.held, entry)
+    resolved = _resolved_reservation(reservation, state, booked, overrun, now_ms, draft=reservation.draft)
+    return _booking(resolved, accounts, booked, reservation.held, entry)
 
 
-def expiry_amount(found: Reservation) -> Amount:
+def expiry_amount(reservation: Reservation) -> Amount:
     """The amount booked for a reservation whose owner died: all that it held, and any reported use beyond that."""
-    return found.held.at_least(found.progress) if found.on_lost is OnLost.CHARGE else ZERO
+    return reservation.held.unitwise_max(reservation.progress) if reservation.on_lost is OnLost.CHARGE else ZERO
 
 
 def overrun_of(used: Amount, held: Amount) -> Amount:
@@ -145,26 +145,28 @@ def overrun_of(used: Amount, held: Amount) -> Amount:
     )
 
 
-def _unchanged(found: Reservation, accounts: Sequence[Account]) -> Booking:
-    return Booking(Resolution(found.state, False, found.booked, found.overrun, _balances(found, accounts)))
+def _unchanged(reservation: Reservation, accounts: Sequence[Account]) -> Booking:
+    return Booking(
+        Resolution(reservation.state, False, reservation.booked, reservation.overrun, _balances(reservation, accounts))
+    )
 
 
 def _resolved_reservation(
-    found: Reservation, state: State, booked: Amount, overrun: Amount, now_ms: int, *, draft: bytes
+    reservation: Reservation, state: State, booked: Amount, overrun: Amount, now_ms: int, *, draft: bytes
 ) -> Reservation:
     # Spelled out, because `dataclasses.replace` takes three times as long and every call does this.
     return Reservation(
-        found.id,
-        found.owner,
-        found.accounts,
-        found.limits,
-        found.held,
-        found.output_tokens,
-        found.deadline_ms,
-        found.on_lost,
+        reservation.id,
+        reservation.owner,
+        reservation.accounts,
+        reservation.limits,
+        reservation.held,
+        reservation.output_tokens,
+        reservation.deadline_ms,
+        reservation.on_lost,
         draft,
         state,
-        found.progress,
+        reservation.progress,
         booked,
         overrun,
         now_ms,
@@ -204,6 +206,6 @@ def _clamped(amount: Amount) -> Amount:
     return Amount(*(min(max(0, value), AMOUNT_MAX) for value in (tokens, nano_usd, requests)))
 
 
-def _balances(found: Reservation, accounts: Sequence[Account]) -> tuple[Balance, ...]:
-    chain = zip(found.accounts, found.limits, accounts, strict=True)
+def _balances(reservation: Reservation, accounts: Sequence[Account]) -> tuple[Balance, ...]:
+    chain = zip(reservation.accounts, reservation.limits, accounts, strict=True)
     return tuple([account.balance(name, limit) for name, limit, account in chain])

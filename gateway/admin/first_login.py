@@ -9,7 +9,7 @@ from gateway.store.database import Database, StoreUnavailable
 from gateway.store.invitations import invite
 
 
-async def announce_first_login(server: ServerConfig, store: Database, now_ms: int) -> None:
+async def print_first_login_link(server: ServerConfig, store: Database, now_ms: int) -> None:
     """Written to standard error and to no log file: the log hides what looks like a secret, and this one must be read."""
     try:
         token = await invite(store, now_ms)

@@ -42,7 +42,7 @@ def percent(share: float | None) -> str:
     return f"{share * 100:.1f} %" if 0 < share < 0.1 else f"{share * 100:,.0f} %"
 
 
-def exact(value: float | None, shown: str) -> Markup:
+def with_exact_value(value: float | None, shown: str) -> Markup:
     """The shown text, with the exact value for programs and for whoever points at it."""
     if value is None:
         return Markup("{}").format(shown)
@@ -53,11 +53,11 @@ def exact(value: float | None, shown: str) -> Markup:
 
 
 def tokens(value: int | None) -> Markup:
-    return exact(value, count(value))
+    return with_exact_value(value, count(value))
 
 
 def usd(value: float | None) -> Markup:
-    return exact(value, money(value))
+    return with_exact_value(value, money(value))
 
 
 def timestamp(text: str | None) -> Markup:

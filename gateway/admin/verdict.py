@@ -11,7 +11,7 @@ from gateway.budget_view import BudgetAccount
 from gateway.run_view import Dollars, Requests, RunView, StepView, Tokens
 from policies.budgets import Link
 
-Standing = Literal["free", "busy", "blocked"]
+Availability = Literal["free", "busy", "blocked"]
 _UNITS: Final = {"tokens": " tokens", "usd": "", "requests": " requests"}
 
 
@@ -35,7 +35,7 @@ class Meter:
         return 0.0 if self.limit is None else taken / self.limit if self.limit else 1.0
 
     @property
-    def standing(self) -> Standing:
+    def availability(self) -> Availability:
         """Blocked: what is settled fills it. Busy: only holds that will be resolved do."""
         if self.limit is None or (self.remaining or 0) > 0:
             return "free"
@@ -64,14 +64,14 @@ class AccountRow:
         return tuple(meter for meter in self.meters if meter.limit is not None)
 
     @property
-    def standing(self) -> Standing:
-        found = {meter.standing for meter in self.meters} if self.is_enforced else set()
+    def availability(self) -> Availability:
+        found = {meter.availability for meter in self.meters} if self.is_enforced else set()
         return "blocked" if "blocked" in found else "busy" if "busy" in found else "free"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    standing: Standing
+    availability: Availability
     sentence: str
 
 
@@ -92,18 +92,18 @@ def verdict(rows: Sequence[AccountRow], run_state: str | None) -> Verdict:
     if run_state in ("paused", "cancelled", "completed"):
         advice = "Resume it, and its calls go through." if run_state == "paused" else "A new run id begins a new run."
         return Verdict("blocked", f"The run is {run_state}: every call is refused. {advice}")
-    for standing in ("blocked", "busy"):
+    for availability in ("blocked", "busy"):
         for row in rows:
-            for meter in row.meters if row.standing == standing else ():
-                if meter.standing == standing:
-                    return Verdict(row.standing, _sentence(row, meter))
+            for meter in row.meters if row.availability == availability else ():
+                if meter.availability == availability:
+                    return Verdict(row.availability, _sentence(row, meter))
     return _free_verdict(rows)
 
 
 def _sentence(row: AccountRow, meter: Meter) -> str:
     used = f"{meter.formatted(meter.settled)} of {meter.formatted_with_unit(meter.limit)}"
     where = f"{row.scope.capitalize()} “{row.name}”"
-    if meter.standing == "busy":
+    if meter.availability == "busy":
         return f"{where} is full only because of calls under way: {used} settled, {meter.formatted_with_unit(meter.reserved)} reserved."
     after = " It does not come back by itself: raise it."
     if row.resets_at:

@@ -15,7 +15,7 @@ import orjson
 from gateway.ledger.port import EntryKind, OutboxEntry, Reserve, Resolution
 from policies.amounts import UNITS, UNLIMITED, ZERO, Amount, Limit, Unit
 from policies.reservation import Balance, Demand, Gate, Granted, Hold, Refusal, Refused, State
-from policies.settlement import UNKNOWN
+from policies.settlement import UNKNOWN_RESERVATION
 
 _BALANCE_LENGTH: Final = 10  # limit, settled and reserved in three units, and the gate
 _GATES: Final = {gate.value.encode(): gate for gate in Gate}
@@ -123,7 +123,7 @@ def decision_of(reply: Sequence[Any], reservation_id: str, accounts: Sequence[st
 def resolution_of(reply: Sequence[Any], accounts: Sequence[str]) -> Resolution:
     """The result of settle.lua or void.lua."""
     if not reply[1]:
-        return UNKNOWN
+        return UNKNOWN_RESERVATION
     return Resolution(
         _STATES[reply[1]], bool(reply[2]), amount_at(reply, 3), amount_at(reply, 6), balances_at(reply, 9, accounts)
     )

@@ -180,7 +180,7 @@ class Settler:
 
 def _is_read_aloud(call: Call, usage: Usage) -> bool:
     """Whether this is speech billed by prompt tokens. Its answer is plain audio, which reports no token counts."""
-    has_price = call.price is not None and call.price.mchar_nano_usd > 0
+    has_price = call.price is not None and call.price.million_characters_nano_usd > 0
     return bool(usage.characters) and not usage.input_tokens and not has_price
 
 
@@ -190,7 +190,7 @@ def _with_media(call: Call, usage: Usage) -> Usage:
     if not tokens or price is None or cost_nano_usd(price, call.request.units()):
         return usage
     if price.rates.output:
-        return replace(usage, output_tokens=tokens, audio_output_tokens=tokens if usage.seconds_ms else 0)
+        return replace(usage, output_tokens=tokens, audio_output_tokens=tokens if usage.audio_ms else 0)
     return replace(usage, input_tokens=usage.input_tokens + tokens) if price.rates.input else usage
 
 

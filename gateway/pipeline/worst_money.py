@@ -43,7 +43,7 @@ def booked_money(request: Request, price: Price | None, usage: Usage) -> int:
     if price.factors:
         price = price.with_factors(usage.speed or body.get("speed"), usage.region or body.get("inference_geo"))
     if request.hosted_least is not NO_HOSTED_TOOLS:
-        usage = replace(usage, hosted=usage.hosted.at_least(request.hosted_least))
+        usage = replace(usage, hosted=usage.hosted.unitwise_max(request.hosted_least))
     return cost_nano_usd(price, usage, usage.service_tier or body.get("service_tier"))
 
 

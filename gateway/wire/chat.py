@@ -42,7 +42,7 @@ class ChatProtocol:
             wants_usage=wants_usage(body),
             has_audio=_has_audio(raw, body),
             hosted_least=least,
-            hosted_max=least if "tools" not in body else hosted_asked(body["tools"], None).at_least(least),
+            hosted_max=least if "tools" not in body else hosted_asked(body["tools"], None).unitwise_max(least),
             metadata=body.get("metadata"),
         )
 

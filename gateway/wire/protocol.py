@@ -38,7 +38,7 @@ class Request:
     # Upper bounds of what calls may be priced by instead of tokens, known before the request is sent.
     images: int = 0
     characters: int = 0
-    seconds_ms: int = 0
+    audio_ms: int = 0
     queries: int = 0
     # The use of the provider's own tools: reserved by the request's bounds, booked as the answer reports it.
     hosted_least: HostedTools = NO_HOSTED_TOOLS  # booked even if the answer reports less
@@ -48,11 +48,11 @@ class Request:
 
     @property
     def has_units(self) -> bool:
-        return bool(self.images or self.characters or self.seconds_ms or self.queries)
+        return bool(self.images or self.characters or self.audio_ms or self.queries)
 
     def units(self) -> Usage:
         """The usage other than tokens: what to reserve, and what to book if the answer reports nothing."""
-        return Usage(images=self.images, characters=self.characters, seconds_ms=self.seconds_ms, queries=self.queries)
+        return Usage(images=self.images, characters=self.characters, audio_ms=self.audio_ms, queries=self.queries)
 
 
 class OutputCounter(Protocol):

@@ -36,15 +36,15 @@ class SpeechProtocol(WholeAnswer):
         if body.get("stream_format") == "sse":
             raise BadRequest.field("stream_format", "sse is not possible here; leave it out, or say audio")
         refuse_stream(body)
-        seconds_ms = _spoken_ms(spoken, _speed(body))
+        audio_ms = _spoken_ms(spoken, _speed(body))
         return Request(
             body=body,
             model=model,
             has_output=False,
             metadata=body.get("metadata"),
             characters=len(spoken),
-            seconds_ms=seconds_ms,
-            media_tokens=-(-seconds_ms * _TOKENS_PER_SECOND // 1000),
+            audio_ms=audio_ms,
+            media_tokens=-(-audio_ms * _TOKENS_PER_SECOND // 1000),
         )
 
     def usage_of_bytes(self, request: Request, answer: bytes) -> Usage | None:
@@ -54,8 +54,8 @@ class SpeechProtocol(WholeAnswer):
         if request.body.get("response_format") == "pcm":
             spoken_ms = -(-len(answer) * 1000 // _PCM_BYTES_PER_SECOND)
         else:
-            spoken_ms = duration_ms(answer) or request.seconds_ms
-        return Usage(characters=request.characters, seconds_ms=spoken_ms)
+            spoken_ms = duration_ms(answer) or request.audio_ms
+        return Usage(characters=request.characters, audio_ms=spoken_ms)
 
 
 def _check_voice(voice: Any) -> None:

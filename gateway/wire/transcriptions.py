@@ -36,13 +36,13 @@ class TranscriptionsProtocol(WholeAnswer):
             raise BadRequest.field("file", "is missing", "missing_field")
         if str(body.pop("stream", "false")).lower() not in ("false", "0"):
             raise BadRequest.field("stream", "is not possible here: this answer comes whole")
-        seconds_ms = duration_ms_at_most(body["file"][1])
+        audio_ms = duration_ms_at_most(body["file"][1])
         return Request(
             body=body,
             model=model,
             has_output=False,
-            seconds_ms=seconds_ms,
-            media_tokens=-(-seconds_ms * _TOKENS_PER_SECOND // 1000),
+            audio_ms=audio_ms,
+            media_tokens=-(-audio_ms * _TOKENS_PER_SECOND // 1000),
         )
 
     def usage_of_bytes(self, request: Request, answer: bytes) -> Usage | None:
@@ -63,7 +63,7 @@ class TranscriptionsProtocol(WholeAnswer):
         seconds = usage.get("seconds", answer.get("duration"))
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
             return None
-        return Usage(seconds_ms=math.ceil(seconds * 1000)) if 0 < seconds <= _SECONDS_PLAUSIBLE_MAX else None
+        return Usage(audio_ms=math.ceil(seconds * 1000)) if 0 < seconds <= _SECONDS_PLAUSIBLE_MAX else None
 
 
 def _body_of(parts: list[Part]) -> dict[str, Any]:

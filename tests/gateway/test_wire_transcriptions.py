@@ -64,7 +64,7 @@ def test_a_form_becomes_a_request_and_goes_on_as_it_came() -> None:
     )
     request = TRANSCRIPTIONS.parse(raw)
     assert (request.model, request.has_output, request.stream) == ("whisper-1", False, False)
-    assert request.seconds_ms == 2500
+    assert request.audio_ms == 2500
     body = TRANSCRIPTIONS.forwarded(request, None, stream=False)
     assert body.pop("file") == ("née.wav", sound, "audio/wav")
     assert body == {
@@ -73,7 +73,7 @@ def test_a_form_becomes_a_request_and_goes_on_as_it_came() -> None:
         "timestamp_granularities": ["word", "segment"],
         "temperature": "0.2",
     }
-    assert request.units() == Usage(seconds_ms=request.seconds_ms)
+    assert request.units() == Usage(audio_ms=request.audio_ms)
 
 
 def test_a_files_name_is_text_whatever_encoding_it_claims() -> None:
@@ -224,8 +224,8 @@ def test_no_sound_breaks_the_measuring(content: bytes) -> None:
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        ({"text": "hi", "usage": {"type": "duration", "seconds": 9}}, Usage(seconds_ms=9000)),
-        ({"text": "hi", "duration": 8.4701}, Usage(seconds_ms=8471)),
+        ({"text": "hi", "usage": {"type": "duration", "seconds": 9}}, Usage(audio_ms=9000)),
+        ({"text": "hi", "duration": 8.4701}, Usage(audio_ms=8471)),
         (
             {
                 "text": "hi",

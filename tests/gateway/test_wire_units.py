@@ -199,7 +199,7 @@ def test_images_are_counted_before_they_are_made(fields: dict[str, Any], images:
 
 
 @pytest.mark.parametrize(
-    ("fields", "characters", "seconds_ms"),
+    ("fields", "characters", "audio_ms"),
     [
         ({"input": "a" * 100}, 100, 11_001),
         ({"input": "電車" * 50}, 100, 34_001),
@@ -208,16 +208,16 @@ def test_images_are_counted_before_they_are_made(fields: dict[str, Any], images:
     ],
 )
 def test_speech_is_counted_in_characters_and_bounded_in_seconds(
-    fields: dict[str, Any], characters: int, seconds_ms: int
+    fields: dict[str, Any], characters: int, audio_ms: int
 ) -> None:
     request = parse("audio/speech", **fields)
-    assert (request.characters, request.seconds_ms) == (characters, seconds_ms)
-    assert request.media_tokens == -(-seconds_ms * 21 // 1000)
-    assert request.units() == Usage(characters=characters, seconds_ms=seconds_ms)
+    assert (request.characters, request.audio_ms) == (characters, audio_ms)
+    assert request.media_tokens == -(-audio_ms * 21 // 1000)
+    assert request.units() == Usage(characters=characters, audio_ms=audio_ms)
 
 
 @pytest.mark.parametrize(
-    ("fields", "sound", "seconds_ms"),
+    ("fields", "sound", "audio_ms"),
     [
         ({"response_format": "wav"}, wav(1.5), 1500),
         ({"response_format": "pcm"}, b"\x00" * 48_000, 1000),
@@ -225,9 +225,9 @@ def test_speech_is_counted_in_characters_and_bounded_in_seconds(
         ({}, b"\xff\xfb damaged", 2301),
     ],
 )
-def test_the_seconds_of_a_sound_are_told_by_its_bytes(fields: dict[str, Any], sound: bytes, seconds_ms: int) -> None:
+def test_the_seconds_of_a_sound_are_told_by_its_bytes(fields: dict[str, Any], sound: bytes, audio_ms: int) -> None:
     request = parse("audio/speech", **fields)
-    assert SpeechProtocol().usage_of_bytes(request, sound) == Usage(characters=13, seconds_ms=seconds_ms)
+    assert SpeechProtocol().usage_of_bytes(request, sound) == Usage(characters=13, audio_ms=audio_ms)
 
 
 def test_no_sound_is_no_usage() -> None:

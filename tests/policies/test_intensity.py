@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from policies.intensity import (
     CREATION,
     EXECUTION,
-    UNKNOWN,
+    UNKNOWN_SCORE,
     AgentActivity,
     WorkflowShape,
+    combined_score,
     intensity_score,
-    scores,
     shape_of,
 )
 
@@ -40,8 +40,8 @@ RESEARCHER = AgentActivity(
 
 
 def test_an_unknown_agent_is_neutral() -> None:
-    assert intensity_score() == UNKNOWN
-    assert (UNKNOWN.creation, UNKNOWN.execution, UNKNOWN.combined) == (5.0, 5.0, 5.0)
+    assert intensity_score() == UNKNOWN_SCORE
+    assert (UNKNOWN_SCORE.creation, UNKNOWN_SCORE.execution, UNKNOWN_SCORE.combined) == (5.0, 5.0, 5.0)
 
 
 @pytest.mark.parametrize(("runs", "known"), [(0, False), (4, False), (5, True)])
@@ -59,13 +59,13 @@ def test_execution_counts_after_five_runs(runs: int, known: bool) -> None:
 def test_combined_is_three_parts_creation_and_seven_execution(
     creation: float | None, execution: float | None, combined: float
 ) -> None:
-    assert scores(creation, execution).combined == combined
+    assert combined_score(creation, execution).combined == combined
 
 
 @pytest.mark.parametrize("score", [-0.01, 10.01, float("nan")])
 def test_scores_that_somebody_sets_are_from_0_to_10(score: float) -> None:
     with pytest.raises(ValueError, match="from 0 to 10"):
-        scores(score, 5)
+        combined_score(score, 5)
 
 
 @pytest.mark.parametrize("groups", [CREATION, EXECUTION])

@@ -174,7 +174,7 @@ def test_units_other_than_tokens() -> None:
     voice = priced(mode="audio_speech", input_cost_per_character=1.5e-05)
     rerank = priced(mode="rerank", input_cost_per_query=0.001)
     assert cost_nano_usd(image, Usage(images=3)) == 180_000_000
-    assert cost_nano_usd(speech, Usage(seconds_ms=1500)) == 49_995
+    assert cost_nano_usd(speech, Usage(audio_ms=1500)) == 49_995
     assert cost_nano_usd(voice, Usage(characters=1000)) == 15_000_000
     assert cost_nano_usd(rerank, Usage(queries=2)) == 2_000_000
 
@@ -204,20 +204,20 @@ def test_an_image_is_billed_by_its_tokens_or_as_one(entry: dict[str, Any], usage
         (
             {"mode": "audio_transcription", "input_cost_per_token": 1e-06, "input_cost_per_audio_token": 3e-06},
             200,
-            Usage(seconds_ms=10_000),
+            Usage(audio_ms=10_000),
             Usage(200, audio_input_tokens=200),
         ),
         (
             {"mode": "audio_transcription", "input_cost_per_token": 1e-06, "output_cost_per_token": 1e-05},
             200,
-            Usage(seconds_ms=10_000),
+            Usage(audio_ms=10_000),
             Usage(100, 100),
         ),
         (
             {"mode": "audio_transcription", "input_cost_per_token": 1e-06, "input_cost_per_second": 1e-04},
             200,
-            Usage(seconds_ms=10_000),
-            Usage(seconds_ms=10_000),
+            Usage(audio_ms=10_000),
+            Usage(audio_ms=10_000),
         ),
         ({"mode": "rerank", "input_cost_per_query": 0.002}, 50, Usage(queries=3), Usage(queries=3)),
     ],
@@ -287,7 +287,7 @@ def test_what_the_providers_own_tools_did_is_counted_by_each() -> None:
     )
     assert price.hosted == HostedTools(0, 25_000_000, 2_500_000, 30_000_000)
     assert cost_nano_usd(price, Usage(1, 1, hosted=HostedTools(9, 2, 3, 1))) == 50_000_000 + 7_500_000 + 30_000_000
-    assert HostedTools(1, 5).at_least(HostedTools(2, 0, 3)) == HostedTools(2, 5, 3)
+    assert HostedTools(1, 5).unitwise_max(HostedTools(2, 0, 3)) == HostedTools(2, 5, 3)
 
 
 def test_fast_mode_and_a_region_multiply_what_tokens_cost() -> None:

@@ -16,7 +16,7 @@ from gateway.ledger.port import LedgerError
 from gateway.reconcile import Reconciliation, reconcile, run_accounts
 from gateway.store.tables import SCHEMA_REVISION
 
-_DRIFT_MS: Final = 86_400_000
+_DRIFT_PERIOD_MS: Final = 86_400_000
 _DRIFT_RUNS_MAX: Final = 500
 
 
@@ -106,7 +106,7 @@ def _check_access(page_request: PageRequest) -> HealthCheck:
 async def _measure_drift(page_request: PageRequest) -> Reconciliation:
     """Compares what the ledger has settled with the rows of the store, for runs of the last day. Changes nothing."""
     parts = page_request.desk.parts
-    accounts = await run_accounts(page_request.store, page_request.project, page_request.now_ms - _DRIFT_MS)
+    accounts = await run_accounts(page_request.store, page_request.project, page_request.now_ms - _DRIFT_PERIOD_MS)
     newest_accounts = dict(list(accounts.items())[:_DRIFT_RUNS_MAX])
 
     async def flush() -> bool:

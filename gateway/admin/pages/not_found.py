@@ -8,8 +8,8 @@ from gateway.admin.page_request import Page, PageRequest
 from gateway.errors import BadRequest
 
 
-async def nowhere(page_request: PageRequest) -> Response:
+async def not_found(page_request: PageRequest) -> Response:
     raise BadRequest(f"There is no page {page_request.http_request.url.path[:200]}.", status=404, code="not_found")
 
 
-PAGES = (Page("GET", "/{rest:path}", nowhere, "viewer"),)
+PAGES = (Page("GET", "/{rest:path}", not_found, "viewer"),)

@@ -30,7 +30,7 @@ _CATEGORIES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class SettingField:
     """One setting in the form. `text` is what the input holds, `fault` what is wrong with it."""
 
     view: SettingView
@@ -107,7 +107,8 @@ async def _settings_page(
 ) -> Response:
     views = {view.key: view for view in (await page_request.call_api(settings.list_settings)).settings}
     fields = {
-        key: Field(view, given.get(key, setting_text(view.value)), faults.get(key, "")) for key, view in views.items()
+        key: SettingField(view, given.get(key, setting_text(view.value)), faults.get(key, ""))
+        for key, view in views.items()
     }
     matrix = [
         (intent.value, fields[_BUDGET_PREFIX + intent], fields[_COMPRESSION_PREFIX + intent]) for intent in Intent
@@ -125,7 +126,7 @@ async def _settings_page(
     )
 
 
-def _fields_of_category(fields: Mapping[str, Field], category: str) -> list[Field]:
+def _fields_of_category(fields: Mapping[str, SettingField], category: str) -> list[SettingField]:
     """Those of the matrix are edited there."""
     return [
         field

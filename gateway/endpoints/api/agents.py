@@ -12,7 +12,7 @@ from gateway.endpoints.api.schema import ListQuery, Name, NoBody, ProjectQuery, 
 from gateway.moments import iso
 from gateway.store import intensity as intensity_store
 from gateway.store.intensity import Intensity
-from policies.intensity import UNKNOWN, scores
+from policies.intensity import UNKNOWN_SCORE, combined_score
 
 
 class IntensityBody(Strict):
@@ -71,7 +71,7 @@ async def put_intensity(ask: Ask[ProjectQuery, IntensityBody]) -> IntensityView:
     known = ask.desk.parts.control.snapshot.agents.get((ask.project, agent))
     creation = ask.body.creation if ask.body.creation is not None else known.creation if known else None
     execution = ask.body.execution if ask.body.execution is not None else known.execution if known else None
-    score = scores(creation, execution, runs=known.runs if known else 0)
+    score = combined_score(creation, execution, runs=known.runs if known else 0)
     intensity = Intensity(
         ask.project,
         agent,
@@ -115,7 +115,9 @@ def _score(one: Intensity) -> ScoreView:
 
 
 def _unknown(agent: str) -> ScoreView:
-    return ScoreView(agent, UNKNOWN.creation, UNKNOWN.execution, UNKNOWN.combined, 0, "unknown", {}, None, "")
+    return ScoreView(
+        agent, UNKNOWN_SCORE.creation, UNKNOWN_SCORE.execution, UNKNOWN_SCORE.combined, 0, "unknown", {}, None, ""
+    )
 
 
 ROUTES = (
