@@ -64,10 +64,10 @@ def test_locks_agree_and_pin_every_dependency() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    return zipfile.ZipFile(built(ROOT, tmp_path_factory.mktemp("wheel")))
+    return zipfile.ZipFile(build_wheel(ROOT, tmp_path_factory.mktemp("wheel")))
 
 
-def built(source: Path, into: Path) -> Path:
+def build_wheel(source: Path, into: Path) -> Path:
     done = subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(into)],
         cwd=source,
@@ -79,7 +79,7 @@ def built(source: Path, into: Path) -> Path:
     return next(into.glob("*.whl"))
 
 
-def in_the_tree() -> dict[str, Path]:
+def tree_files() -> dict[str, Path]:
     """Name in the wheel → file, of everything that git knows and the wheel is to have."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "gateway", "policies", "migrations"],
@@ -100,7 +100,7 @@ def in_the_tree() -> dict[str, Path]:
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the tree is known by git")
 def test_wheel_equals_the_git_tree(wheel: zipfile.ZipFile) -> None:
     """The release that carried code nobody had committed was built by hand; this one has nothing that git does not know."""
-    expected = in_the_tree()
+    expected = tree_files()
     shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert shipped - expected.keys() == set()
     assert expected.keys() - shipped == set()

@@ -37,7 +37,7 @@ class LoopBlocked(Exception):
     """An audit event, on a thread whose event loop runs."""
 
 
-def _look(event: str, arguments: tuple[Any, ...]) -> None:
+def _check(event: str, arguments: tuple[Any, ...]) -> None:
     if event not in _BLOCKING or asyncio._get_running_loop() is None or _is_harmless(event, arguments):
         return
     frame = sys._getframe(1)
@@ -61,19 +61,19 @@ def _is_harmless(event: str, arguments: tuple[Any, ...]) -> bool:
     return event == "time.sleep" and not arguments[0]
 
 
-def _told(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Python has no event for these."""
 
-    def telling(*arguments: Any) -> Any:
-        _look(name, arguments)
+    def checking(*arguments: Any) -> Any:
+        _check(name, arguments)
         return function(*arguments)
 
-    return telling
+    return checking
 
 
-os.fsync, os.fdatasync = _told("os.fsync", os.fsync), _told("os.fdatasync", os.fdatasync)
+os.fsync, os.fdatasync = _checked("os.fsync", os.fsync), _checked("os.fdatasync", os.fdatasync)
 if sys.version_info < (3, 13):
-    time.sleep = _told("time.sleep", time.sleep)
-sys.addaudithook(_look)
+    time.sleep = _checked("time.sleep", time.sleep)
+sys.addaudithook(_check)
 if __name__ == "__main__":
     main()

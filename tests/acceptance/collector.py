@@ -16,7 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 @dataclass
-class Seen:
+class ReceivedSpan:
     name: str
     kind: int
     trace: str
@@ -31,7 +31,7 @@ class Collector:
     url: str = ""
     raw: list[bytes] = field(default_factory=list)
     resources: list[dict[str, Any]] = field(default_factory=list)
-    spans: list[Seen] = field(default_factory=list)
+    spans: list[ReceivedSpan] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
 
     def take(self, path: str, headers: dict[str, str], body: bytes) -> None:
@@ -43,7 +43,7 @@ class Collector:
             self.resources.append(_attributes(group.resource.attributes))
             self.spans += [_seen(span) for scope in group.scope_spans for span in scope.spans]
 
-    def wait(self, wanted: Callable[[Seen], bool]) -> Seen:
+    def wait(self, wanted: Callable[[ReceivedSpan], bool]) -> ReceivedSpan:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             for span in list(self.spans):
@@ -52,7 +52,7 @@ class Collector:
             time.sleep(0.05)
         raise AssertionError(f"no such span among {[(span.name, span.attributes) for span in self.spans]}")
 
-    def call_of(self, workflow: str) -> tuple[Seen, list[Seen]]:
+    def call_of(self, workflow: str) -> tuple[ReceivedSpan, list[ReceivedSpan]]:
         """The span of the only call of a workflow, and those of its attempts."""
         whole = self.wait(lambda span: span.name == f"invoke_workflow {workflow}")
         return whole, [span for span in self.spans if span.parent == whole.id]
@@ -67,9 +67,9 @@ def _attributes(pairs: Any) -> dict[str, Any]:
     return found
 
 
-def _seen(span: Span) -> Seen:
+def _seen(span: Span) -> ReceivedSpan:
     ids = (span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex())
-    return Seen(span.name, span.kind, *ids, span.status.code, _attributes(span.attributes))
+    return ReceivedSpan(span.name, span.kind, *ids, span.status.code, _attributes(span.attributes))
 
 
 @contextlib.contextmanager

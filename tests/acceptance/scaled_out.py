@@ -101,10 +101,6 @@ class Fleet:
             if gateway.process is not None and gateway.process.poll() is None:
                 gateway.kill()
 
-    @property
-    def logs(self) -> str:
-        return "\n".join(f"── {gateway.folder.name}\n{gateway.log[-3000:]}" for gateway in self.gateways)
-
 
 @dataclass
 class Crowd:
@@ -166,7 +162,6 @@ async def until(holds: Callable[[], Awaitable[bool]], within_s: float, what: str
         await asyncio.sleep(0.1)
 
 
-def hurried(server: RedisServer) -> RedisServer:
-    """Starts it, for tests that do not need its data on disk."""
+def start_server(server: RedisServer) -> RedisServer:
     server.start()
     return server

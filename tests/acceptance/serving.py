@@ -119,7 +119,7 @@ def finish_of(events: list[str]) -> str | None:
     return found
 
 
-def note_of(events: list[str]) -> dict[str, Any]:
+def budget_comment(events: list[str]) -> dict[str, Any]:
     """The object of the comment `: budget {…}`, which must precede `[DONE]`."""
     comments = [event for event in events if event.startswith(": budget ")]
     assert len(comments) == 1, events[-4:]

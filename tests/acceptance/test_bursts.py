@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.acceptance.scaled_out import hurried, settings_for
+from tests.acceptance.scaled_out import settings_for, start_server
 from tests.farebox_process import FareboxProcess, running_farebox, tagged
 from tests.redis_server import RedisServer
 
@@ -27,7 +27,7 @@ ATTEMPTS = 3
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
     try:
-        server = hurried(RedisServer())
+        server = start_server(RedisServer())
     except FileNotFoundError as lacking:
         pytest.skip(str(lacking))
     yield server

@@ -82,7 +82,7 @@ def with_log(question: str = "Summarize the errors with id 17.") -> list[dict[st
     ]
 
 
-def actions(reply: Reply) -> list[str]:
+def action_names(reply: Reply) -> list[str]:
     said = reply.headers.get("x-budget-actions", "")
     return [part.split("=")[0] for part in said.split(", ")] if said else []
 
@@ -93,20 +93,22 @@ def test_prompt_is_compressed_to_fit_for_every_requested_answer_length(served: S
     reply = ask(served, tagged("report", f"fits-{cap}", "summarize"), with_log(), **fields)
     assert reply.status == 200, reply.body
     assert reply.headers["x-budget-step-limit"] == str(STEP_TOKENS)
-    assert actions(reply)[0] == "compress"
+    assert action_names(reply)[0] == "compress"
     prompt, answer = int(reply.headers["x-workflow-prompt-tokens"]), served.last.body["max_tokens"]
     assert prompt + answer <= STEP_TOKENS
     if cap is not None and cap <= 1000:
-        assert (actions(reply), answer) == (["compress"], cap), "a prompt that is short enough leaves the answer alone"
+        assert (action_names(reply), answer) == (["compress"], cap), (
+            "a prompt that is short enough leaves the answer alone"
+        )
     else:
-        assert actions(reply) == ["compress", "clamp"]
+        assert action_names(reply) == ["compress", "clamp"]
     assert answer >= min(cap or 300, 300), "an answer that was not asked for to the token is left a usual length"
 
 
 def test_prompt_is_not_compressed_when_the_unclampable_answer_alone_does_not_fit(served: Served) -> None:
     headers = {**tagged("report", "alone-1", "summarize"), "x-workflow-options": "no-clamp"}
     reply = ask(served, headers, with_log(), model="small", max_tokens=3000)
-    assert (reply.status, actions(reply)) == (402, [])
+    assert (reply.status, action_names(reply)) == (402, [])
     (call,) = api(served, "/runs/alone-1/calls")["calls"]
     assert {"compress": "a shorter prompt would not make it fit"} in call["decisions"]
 
@@ -116,14 +118,14 @@ def test_call_compressed_by_the_settings_is_compressed_further_to_fit(served: Se
     free = ask(
         served, tagged("report", "further-1", "transform", intent="transform"), with_log(), model="small", max_tokens=16
     )
-    assert (free.status, actions(free)) == (200, ["compress"]), free.body
+    assert (free.status, action_names(free)) == (200, ["compress"]), free.body
     before = int(free.headers["x-workflow-prompt-tokens"])
     headers = {
         **tagged("report", "further-2", "transform", intent="transform"),
         "x-workflow-budget-tokens": str(before - 200),
     }
     reply = ask(served, headers, with_log(), model="small", max_tokens=16)
-    assert (reply.status, actions(reply)) == (200, ["compress"]), reply.body
+    assert (reply.status, action_names(reply)) == (200, ["compress"]), reply.body
     (call,) = api(served, "/runs/further-2/calls")["calls"]
     whole = int(free.headers["x-budget-actions"].removeprefix("compress=")) + before
     assert call["saved_tokens"] + int(reply.headers["x-workflow-prompt-tokens"]) == pytest.approx(whole, abs=5)
@@ -159,14 +161,14 @@ def test_cheaper_model_is_used_when_tokens_were_short_before_money(
     told = served.gateway.request("POST", "/api/explain", question).json()
     assert (told["verdict"], told["model"]) == ("forward", "medium"), told
     reply = ask(served, headers, LETTER, **body)
-    assert (reply.status, actions(reply)) == (200, took), reply.body
+    assert (reply.status, action_names(reply)) == (200, took), reply.body
     assert served.last.model == "gpt-4o"
 
 
 def test_next_cheaper_model_is_used_when_the_nearest_is_too_expensive(served: Served) -> None:
     reply = ask(served, tagged("pennies", "pennies-1", "draft"), LETTER, model="large", max_tokens=100)
     assert reply.status == 200, reply.body
-    assert (served.last.model, actions(reply)) == ("gpt-4o-mini", ["route", "route"])
+    assert (served.last.model, action_names(reply)) == ("gpt-4o-mini", ["route", "route"])
     (call,) = api(served, "/runs/pennies-1/calls")["calls"]
     assert call["saved_usd"] == pytest.approx(call["input_tokens"] * 4.9e-5 + call["output_tokens"] * 1.96e-4)
 
@@ -175,7 +177,7 @@ def test_refused_call_reports_no_savings(served: Served) -> None:
     headers = tagged("narrow", "narrow-1", "summarize")
     much = [*with_log()[:-1], {"role": "user", "content": words(1500)}]
     reply = ask(served, headers, much, model="small", max_tokens=16)
-    assert (reply.status, actions(reply)) == (402, ["compress"]), reply.body
+    assert (reply.status, action_names(reply)) == (402, ["compress"]), reply.body
     run = api(served, "/runs/narrow-1")
     assert (run["metrics"]["refused"], run["tokens"]["saved"], run["metrics"]["saved_share"]) == (1, 0, 0.0)
     (row,) = api(served, "/usage?group_by=step&workflow=narrow")["rows"]

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import pytest
 
 from gateway.store.file_lock import FileLock
-from tests.acceptance.scaled_out import hurried
+from tests.acceptance.scaled_out import start_server
 from tests.farebox_process import FareboxProcess
 from tests.redis_server import RedisServer
 
@@ -31,7 +31,7 @@ MODEL = {
 
 
 @dataclass
-class Said:
+class Result:
     code: int
     out: str
     err: str
@@ -48,7 +48,7 @@ class Cli:
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
 
-    def __call__(self, *arguments: str, stdin: str = "", config: str = "config.yaml") -> Said:
+    def __call__(self, *arguments: str, stdin: str = "", config: str = "config.yaml") -> Result:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("FAREBOX_")}
         done = subprocess.run(
             [sys.executable, "-m", "gateway", "--config", config, *arguments],
@@ -59,7 +59,7 @@ class Cli:
             text=True,
             timeout=90,
         )
-        return Said(done.returncode, done.stdout, done.stderr)
+        return Result(done.returncode, done.stdout, done.stderr)
 
 
 def free_port() -> int:
@@ -259,7 +259,7 @@ def test_init_writes_a_configuration_that_check_accepts(cli: Cli) -> None:
 
 def test_check_and_doctor_report_unsafe_redis_settings(cli: Cli) -> None:
     try:
-        server = hurried(RedisServer("--maxmemory-policy", "allkeys-lru", "--appendonly", "no"))
+        server = start_server(RedisServer("--maxmemory-policy", "allkeys-lru", "--appendonly", "no"))
     except FileNotFoundError as lacking:
         pytest.skip(str(lacking))
     try:
@@ -358,7 +358,7 @@ def test_commands_do_not_use_another_configurations_gateway(served: tuple[Cli, F
 
 
 @contextlib.contextmanager
-def held_for(seconds: float, file: Path) -> Iterator[None]:
+def store_locked_for(seconds: float, file: Path) -> Iterator[None]:
     """Holds the store open, as a gateway does before it listens."""
     lock = FileLock(file)
     lock.acquire()
@@ -370,12 +370,12 @@ def held_for(seconds: float, file: Path) -> Iterator[None]:
 
 def test_commands_and_gateway_wait_for_a_locked_store(cli: Cli, tmp_path: Path) -> None:
     store = tmp_path / "store.db"
-    with held_for(2.0, store):
+    with store_locked_for(2.0, store):
         assert cli("keys", "create", "app").code == 0
-    with held_for(1.5, store):
+    with store_locked_for(1.5, store):
         assert cli("admin", stdin="correct horse battery\n").code == 0
     gateway = FareboxProcess(tmp_path, json.loads((tmp_path / "config.yaml").read_text()))
-    with held_for(2.0, store):
+    with store_locked_for(2.0, store):
         gateway.start()
     gateway.stop()
 

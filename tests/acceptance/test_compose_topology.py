@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.acceptance.scaled_out import LoopThread, hurried
-from tests.acceptance.serving import events_of, note_of, until
+from tests.acceptance.scaled_out import LoopThread, start_server
+from tests.acceptance.serving import budget_comment, events_of, until
 from tests.farebox_process import FareboxProcess, Reply, tagged
 from tests.redis_server import RedisServer, free_port
 
@@ -130,7 +130,7 @@ def nginx(folder: Path, ports: list[int]) -> Iterator[int]:
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
     try:
-        server = hurried(RedisServer("--appendfsync", "everysec"))
+        server = start_server(RedisServer("--appendfsync", "everysec"))
     except FileNotFoundError as lacking:
         pytest.skip(str(lacking))
     server.command("CONFIG", "SET", "requirepass", SECRETS["REDIS_PASSWORD"])
@@ -178,7 +178,7 @@ def test_two_gateways_behind_a_load_balancer_keep_one_budget(
     ports = [int(gateway.url.rsplit(":", 1)[1]) for gateway in gateways]
     with balancer(tmp_path, ports) as port:
         front = replace(gateways[0], process=None, url=f"http://127.0.0.1:{port}")
-        until(lambda: is_there(front), 20, "somebody listens at the front")
+        until(lambda: is_serving(front), 20, "somebody listens at the front")
         assert front.chat("hi", tagged("wf", "r-0"), "mock", max_tokens=20).status == 401
         key = key_for_clients(front)
         for gateway in gateways:  # the one that did not make it hears of it within two seconds
@@ -197,7 +197,7 @@ def test_two_gateways_behind_a_load_balancer_keep_one_budget(
         assert 0 < used <= BUDGET
         assert all(served_by(gateway) > 0 for gateway in gateways)
         events = events_of(call("r-2", stream=True).body.decode())
-        assert note_of(events)
+        assert budget_comment(events)
 
         gateways[0].kill()
         # nginx finds out by a connection that breaks, and the client that had it asks again.
@@ -205,7 +205,7 @@ def test_two_gateways_behind_a_load_balancer_keep_one_budget(
         assert gateways[1].stop() == 0
 
 
-def is_there(front: FareboxProcess) -> bool:
+def is_serving(front: FareboxProcess) -> bool:
     with contextlib.suppress(OSError):
         return front.get("/v1/models").status in (200, 401)
     return False

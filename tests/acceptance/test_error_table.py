@@ -65,7 +65,7 @@ def ask(served: Served, protocol: str, headers: dict[str, str], content: str = "
     return served.gateway.request("POST", f"/v1/{protocol}", {**body, **fields}, headers)
 
 
-def told(reply: Reply, protocol: str, status: int, code: str) -> dict[str, Any]:
+def error_of(reply: Reply, protocol: str, status: int, code: str) -> dict[str, Any]:
     """The error: its shape depends on the protocol, but its code and figures do not."""
     assert reply.status == status, reply.body
     body = reply.json()
@@ -98,7 +98,7 @@ def test_exhausted_run_step_or_total_budget_is_402_without_retry(served: Served,
     headers = tagged(f"of-{scope}", f"r-{scope}-{protocol.replace('/', '-')}")
     ask(served, protocol, headers)
     reply = ask(served, protocol, headers)
-    error = told(reply, protocol, 402, f"{scope}_budget_exceeded")
+    error = error_of(reply, protocol, 402, f"{scope}_budget_exceeded")
     found = figures(error)
     assert may_retry(reply) == ("false", None)
     assert (found["scope"], found["unit"], found["limit"], found["settled"]) == (scope, "requests", 1, 1)
@@ -116,7 +116,7 @@ def test_call_blocked_only_by_sibling_holds_is_429_run_budget_busy(served: Serve
         first = pool.submit(ask, served, protocol, headers)
         until(lambda: served.seen() == 1, 10, "the first call is with the provider")
         reply = ask(served, protocol, headers)
-        error = told(reply, protocol, 429, "run_budget_busy")
+        error = error_of(reply, protocol, 429, "run_budget_busy")
         assert may_retry(reply) == (None, "1")
         found = figures(error)
         assert (found["settled"], found["reserved"], found["transient"]) == (0, 1, True)
@@ -133,7 +133,7 @@ def test_exhausted_window_is_429_with_retry_after_its_reset(
         reply = ask(served, protocol, headers)
         if reply.status != 200:
             break
-    error = told(reply, protocol, 429, "workflow_budget_exceeded")
+    error = error_of(reply, protocol, 429, "workflow_budget_exceeded")
     should_retry, retry_after = may_retry(reply)
     assert retry_after is not None
     assert 0 < int(retry_after) <= seconds
@@ -144,7 +144,7 @@ def test_exhausted_window_is_429_with_retry_after_its_reset(
 
 def test_call_above_the_whole_budget_is_402_request_exceeds_budget(served: Served, protocol: str) -> None:
     reply = ask(served, protocol, tagged("tight", "r-never"), content=words(500))
-    error = told(reply, protocol, 402, "request_exceeds_budget")
+    error = error_of(reply, protocol, 402, "request_exceeds_budget")
     found = figures(error)
     assert may_retry(reply) == ("false", None)
     assert (found["limit"], found["settled"]) == (400, 0)
@@ -153,7 +153,7 @@ def test_call_above_the_whole_budget_is_402_request_exceeds_budget(served: Serve
 
 def test_unpriced_model_under_a_usd_budget_is_400_unpriced_model(served: Served, protocol: str) -> None:
     reply = ask(served, protocol, tagged("paid", "r-unpriced"), model="unpriced")
-    told(reply, protocol, 400, "unpriced_model")
+    error_of(reply, protocol, 400, "unpriced_model")
 
 
 @pytest.mark.parametrize(("action", "state"), [("cancel", "cancelled"), ("pause", "paused"), ("complete", "completed")])
@@ -164,12 +164,12 @@ def test_cancelled_paused_or_completed_run_is_402_without_retry(
     assert ask(served, protocol, tagged("steered", run)).status == 200
     assert served.gateway.request("POST", f"/api/runs/{run}/{action}", {}).status == 200
     reply = ask(served, protocol, tagged("steered", run))
-    told(reply, protocol, 402, f"run_{state}")
+    error_of(reply, protocol, 402, f"run_{state}")
     assert may_retry(reply) == ("false", None)
 
 
 def test_unknown_model_is_404_model_not_found(served: Served, protocol: str) -> None:
-    error = told(ask(served, protocol, {}, model="nobody"), protocol, 404, "model_not_found")
+    error = error_of(ask(served, protocol, {}, model="nobody"), protocol, 404, "model_not_found")
     assert error["param"] == "model"
 
 

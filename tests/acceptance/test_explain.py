@@ -69,7 +69,7 @@ def send(served: Served, body: Any, headers: dict[str, str], path: str = "/v1/ch
     return served.gateway.request("POST", path, body, headers)
 
 
-def traces(served: Served) -> tuple[Any, ...]:
+def recorded_state(served: Served) -> tuple[Any, ...]:
     """Everything that a call would leave behind."""
     get = served.gateway.get
     return (
@@ -114,11 +114,11 @@ def test_integer_above_64_bits_has_the_same_status_as_in_the_call(served: Served
 def test_explain_leaves_no_requests_rows_or_runs(served: Served, workflow: str) -> None:
     body = chat(words(6000 if workflow == "small" else 300), model="auto")
     time.sleep(0.4)  # what calls before this one noted is written a moment later
-    before = traces(served)
+    before = recorded_state(served)
     first = explain(served, body, tagged(workflow, f"trace-{workflow}", "s", parent_run_id="elder"))
     assert explain(served, body, tagged(workflow, f"trace-{workflow}", "s", parent_run_id="elder")) == first
     time.sleep(0.4)
-    assert traces(served) == before
+    assert recorded_state(served) == before
     assert served.gateway.get(f"/api/runs/trace-{workflow}").status == 404
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from gateway.store.tables import SCHEMA_REVISION
-from tests.acceptance.scaled_out import hurried, settings_for
+from tests.acceptance.scaled_out import settings_for, start_server
 from tests.postgres_server import execute
 from tests.redis_server import RedisServer
 
@@ -39,14 +39,14 @@ MIGRATE = textwrap.dedent("""
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[RedisServer]:
     try:
-        server = hurried(RedisServer())
+        server = start_server(RedisServer())
     except FileNotFoundError as lacking:
         pytest.skip(str(lacking))
     yield server
     server.remove()
 
 
-def started(folder: Path, config: dict[str, Any], *arguments: str) -> tuple[int, list[str]]:
+def run_until_exit(folder: Path, config: dict[str, Any], *arguments: str) -> tuple[int, list[str]]:
     """The exit code of a gateway that is expected to end by itself, and its output lines."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -79,14 +79,14 @@ async def test_schema_of_another_revision_prevents_the_start(
     redis_server: RedisServer, postgres_url: str, tmp_path: Path, revision: str, words: list[str]
 ) -> None:
     await execute(postgres_url, f"UPDATE alembic_version SET version_num = '{revision}'")
-    outcome = await asyncio.to_thread(started, tmp_path, settings_for(redis_server.url, postgres_url))
+    outcome = await asyncio.to_thread(run_until_exit, tmp_path, settings_for(redis_server.url, postgres_url))
     check_sentence(*outcome, revision, *words)
 
 
 async def test_store_without_tables_prevents_the_start(
     redis_server: RedisServer, empty_postgres_url: str, tmp_path: Path
 ) -> None:
-    outcome = await asyncio.to_thread(started, tmp_path, settings_for(redis_server.url, empty_postgres_url))
+    outcome = await asyncio.to_thread(run_until_exit, tmp_path, settings_for(redis_server.url, empty_postgres_url))
     check_sentence(*outcome, "no tables yet", "farebox migrate")
 
 
@@ -94,16 +94,16 @@ async def test_gateway_exits_when_its_workers_cannot_start(
     redis_server: RedisServer, empty_postgres_url: str, tmp_path: Path
 ) -> None:
     config = settings_for(redis_server.url, empty_postgres_url)
-    code, lines = await asyncio.to_thread(started, tmp_path, config, "--workers", "2")
+    code, lines = await asyncio.to_thread(run_until_exit, tmp_path, config, "--workers", "2")
     assert code != 0
     assert any("no tables yet" in line for line in lines), lines
     assert not any("Traceback" in line for line in lines), lines
 
 
 async def test_redis_that_may_evict_keys_prevents_the_start(postgres_url: str, tmp_path: Path) -> None:
-    server = hurried(RedisServer("--maxmemory-policy", "allkeys-lru"))
+    server = start_server(RedisServer("--maxmemory-policy", "allkeys-lru"))
     try:
-        outcome = await asyncio.to_thread(started, tmp_path, settings_for(server.url, postgres_url))
+        outcome = await asyncio.to_thread(run_until_exit, tmp_path, settings_for(server.url, postgres_url))
     finally:
         server.remove()
     check_sentence(*outcome, "maxmemory-policy is allkeys-lru", "noeviction")
@@ -111,7 +111,7 @@ async def test_redis_that_may_evict_keys_prevents_the_start(postgres_url: str, t
 
 async def test_several_workers_on_an_embedded_ledger_prevent_the_start(postgres_url: str, tmp_path: Path) -> None:
     config = settings_for("sqlite:///ledger.db", postgres_url, server={"workers": 2})
-    code, lines = await asyncio.to_thread(started, tmp_path, config)
+    code, lines = await asyncio.to_thread(run_until_exit, tmp_path, config)
     assert (code, len(lines)) == (2, 1), lines
     assert "set storage.ledger to redis://" in lines[0]
 

@@ -27,7 +27,7 @@ def ask(served: Served, run: str, content: str = "hi", headers: dict[str, str] |
     return served.chat({**tagged("circles", run), **(headers or {})}, content, max_tokens=20, tools=TOOLS, **fields)
 
 
-def came_back(at: int, result: str) -> list[dict[str, Any]]:
+def conversation(at: int, result: str) -> list[dict[str, Any]]:
     """The conversation grows by a turn each time, and the ids of calls differ."""
     turns: list[dict[str, Any]] = [{"role": "user", "content": "find it"}]
     for number in range(at + 1):
@@ -37,12 +37,12 @@ def came_back(at: int, result: str) -> list[dict[str, Any]]:
     return turns
 
 
-def turn(served: Served, run: str, at: int, result: str) -> Reply:
-    body = {"model": "fake", "messages": came_back(at, result), "max_tokens": 20, "tools": TOOLS}
+def send_turn(served: Served, run: str, at: int, result: str) -> Reply:
+    body = {"model": "fake", "messages": conversation(at, result), "max_tokens": 20, "tools": TOOLS}
     return served.gateway.request("POST", "/v1/chat/completions", body, tagged("circles", run))
 
 
-def shown(served: Served, run: str) -> dict[str, Any]:
+def run_of(served: Served, run: str) -> dict[str, Any]:
     found: dict[str, Any] = served.gateway.get(f"/api/runs/{run}").json()
     return found
 
@@ -73,7 +73,7 @@ def test_paused_loop_is_reported_and_resuming_resets_the_count(served: Served) -
     for _ in range(REPEATS + 1):
         last = ask(served, "r-resumed")
     assert last.status == 402
-    run = shown(served, "r-resumed")
+    run = run_of(served, "r-resumed")
     assert (run["state"], run["state_reason"]) == ("paused", "loop_detected")
     listed = served.gateway.get("/api/runs?state=paused&limit=100").json()["runs"]
     assert "r-resumed" in {one["run"] for one in listed}
@@ -88,13 +88,13 @@ def test_paused_loop_is_reported_and_resuming_resets_the_count(served: Served) -
 
 def test_same_tool_calls_with_same_results_pause_the_run(served: Served) -> None:
     """Every request is longer than the one before, and yet the agent gets nowhere."""
-    replies = [turn(served, "r-tools", at, "no such file") for at in range(REPEATS + 1)]
+    replies = [send_turn(served, "r-tools", at, "no such file") for at in range(REPEATS + 1)]
     assert [reply.status for reply in replies] == [200] * REPEATS + [402]
     assert replies[-1].json()["error"]["metadata"]["repeated"] == "tools"
 
 
 def test_same_tool_calls_with_new_results_are_no_loop(served: Served) -> None:
-    replies = [turn(served, "r-progress", at, f"line {at}") for at in range(3 * REPEATS)]
+    replies = [send_turn(served, "r-progress", at, f"line {at}") for at in range(3 * REPEATS)]
     assert {reply.status for reply in replies} == {200}
 
 

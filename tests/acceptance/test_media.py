@@ -74,7 +74,7 @@ def client(served: Served) -> Iterator[openai.OpenAI]:
         yield opened
 
 
-def money(run: str) -> dict[str, str]:
+def budgeted(run: str) -> dict[str, str]:
     return tagged("money", run, "draw")
 
 
@@ -84,7 +84,7 @@ def settled(served: Served, run: str) -> float:
     return float(shown["settled"])
 
 
-def sound(seconds: float) -> bytes:
+def wav(seconds: float) -> bytes:
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as made:
         made.setparams((1, 2, 8_000, 0, "NONE", ""))
@@ -101,7 +101,7 @@ def is_for(model: str) -> Any:
 
 def test_image_is_charged_by_its_reported_tokens(served: Served, client: openai.OpenAI) -> None:
     client.images.generate(
-        model="image", prompt="a tram", size="1024x1024", quality="low", extra_headers=money("m-image")
+        model="image", prompt="a tram", size="1024x1024", quality="low", extra_headers=budgeted("m-image")
     )
     assert settled(served, "m-image") == pytest.approx(3 * 5e-6 + 7 * 4e-5)
 
@@ -109,11 +109,11 @@ def test_image_is_charged_by_its_reported_tokens(served: Served, client: openai.
 def test_image_without_reported_usage_is_charged_at_its_reservation(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(usage="missing")
     client.images.generate(
-        model="image", prompt="a tram", size="1024x1024", quality="low", extra_headers=money("m-silent")
+        model="image", prompt="a tram", size="1024x1024", quality="low", extra_headers=budgeted("m-silent")
     )
     assert settled(served, "m-silent") == pytest.approx(272 * 4e-5)
     served.provider.script(usage="missing")
-    client.images.generate(model="cheap-image", prompt="a tram", extra_headers=money("m-plain"))
+    client.images.generate(model="cheap-image", prompt="a tram", extra_headers=budgeted("m-plain"))
     assert settled(served, "m-plain") == pytest.approx(0.01)
 
 
@@ -126,7 +126,7 @@ def test_images_whose_worst_case_exceeds_the_budget_are_refused(served: Served, 
             n=2,
             size="1024x1024",
             quality="medium",
-            extra_headers=money("m-images"),
+            extra_headers=budgeted("m-images"),
         )
     assert refused.value.status_code == 402
     assert isinstance(refused.value.body, dict)
@@ -137,10 +137,10 @@ def test_images_whose_worst_case_exceeds_the_budget_are_refused(served: Served, 
 def test_more_expensive_image_fallback_is_used_only_if_its_price_fits(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(status=503, times=None, when=is_for("cheap-image"))
     with pytest.raises(openai.InternalServerError):
-        client.images.generate(model="cheap-image", prompt="a tram", n=2, extra_headers=money("m-dear"))
+        client.images.generate(model="cheap-image", prompt="a tram", n=2, extra_headers=budgeted("m-dear"))
     assert [seen.body["model"] for seen in served.provider.requests] == ["cheap-image"]
     assert settled(served, "m-dear") == 0
-    client.images.generate(model="cheap-image", prompt="a tram", extra_headers=money("m-dear"))
+    client.images.generate(model="cheap-image", prompt="a tram", extra_headers=budgeted("m-dear"))
     assert served.last.body["model"] == "dear-image"
     assert settled(served, "m-dear") == pytest.approx(0.04)
 
@@ -148,22 +148,24 @@ def test_more_expensive_image_fallback_is_used_only_if_its_price_fits(served: Se
 def test_speech_and_transcription_are_charged_by_characters_seconds_or_tokens(
     served: Served, client: openai.OpenAI
 ) -> None:
-    spoken = client.audio.speech.create(model="voice", voice="alloy", input="x" * 100, extra_headers=money("m-voice"))
+    spoken = client.audio.speech.create(
+        model="voice", voice="alloy", input="x" * 100, extra_headers=budgeted("m-voice")
+    )
     assert spoken.content.startswith(b"ID3")
     assert settled(served, "m-voice") == pytest.approx(0.001)
-    heard = client.audio.transcriptions.create(model="ear", file=("a.wav", sound(30.0)), extra_headers=money("m-ear"))
+    heard = client.audio.transcriptions.create(model="ear", file=("a.wav", wav(30.0)), extra_headers=budgeted("m-ear"))
     assert heard.text == "the time of people"
     assert settled(served, "m-ear") == pytest.approx(0.003)
     client.audio.transcriptions.create(
-        model="token-ear", file=("a.wav", sound(10.0)), extra_headers=money("m-token-ear")
+        model="token-ear", file=("a.wav", wav(10.0)), extra_headers=budgeted("m-token-ear")
     )
     assert settled(served, "m-token-ear") == pytest.approx(200 * 1e-5), "its answer tells neither tokens nor seconds"
     with pytest.raises(openai.APIStatusError, match="needs"):
-        client.audio.transcriptions.create(model="ear", file=("a.wav", sound(501.0)), extra_headers=money("m-long"))
+        client.audio.transcriptions.create(model="ear", file=("a.wav", wav(501.0)), extra_headers=budgeted("m-long"))
 
 
 def test_speech_is_charged_by_its_input_tokens_and_audio_seconds(served: Served, client: openai.OpenAI) -> None:
-    for run in (money("m-aloud"), tagged("unlimited", "m-aloud-free")):
+    for run in (budgeted("m-aloud"), tagged("unlimited", "m-aloud-free")):
         client.audio.speech.create(
             model="token-voice", voice="alloy", input=words(100), response_format="pcm", extra_headers=run
         )
@@ -178,13 +180,13 @@ def test_output_that_may_be_audio_is_reserved_at_the_audio_price(
     served: Served, modalities: list[str], most: float
 ) -> None:
     body = {"model": "talker", "messages": [{"role": "user", "content": "hi"}], "modalities": modalities}
-    reply = served.gateway.request("POST", "/v1/chat/completions", body, money(f"m-talk-{len(modalities)}"))
+    reply = served.gateway.request("POST", "/v1/chat/completions", body, budgeted(f"m-talk-{len(modalities)}"))
     assert reply.status == 200, reply.body
     assert most * 0.95 < served.last.body.get("max_tokens", 4096) <= most
 
 
 def test_rerank_is_charged_by_query(served: Served) -> None:
     body = {"model": "order", "query": "which", "documents": ["a", "b"]}
-    reply = served.gateway.request("POST", "/v1/rerank", body, money("m-order"))
+    reply = served.gateway.request("POST", "/v1/rerank", body, budgeted("m-order"))
     assert reply.status == 200, reply.body
     assert settled(served, "m-order") == pytest.approx(0.001)

@@ -20,13 +20,13 @@ TTL_SECONDS = 10.0
 SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 12))]
 
 
-def reconciled(served: Served) -> subprocess.CompletedProcess[str]:
+def run_reconcile(served: Served) -> subprocess.CompletedProcess[str]:
     config = served.gateway.folder / "config.yaml"
     command = [sys.executable, "-m", "gateway", "--config", str(config), "reconcile", "--url", served.gateway.url]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
-def check_books(folder: Path, load: MixedLoad) -> None:
+def check_accounts(folder: Path, load: MixedLoad) -> None:
     """After a clean stop."""
     usage = store_rows(folder, "SELECT request_id, run, parent_run, overrun_tokens FROM token_usage")
     recorded = Counter(row["request_id"] for row in usage)
@@ -74,7 +74,7 @@ async def test_usage_rows_and_accounts_agree_after_a_mixed_load(tmp_path: Path, 
             until, lambda: served.metric("farebox_calls_in_flight") == 0, timeout_s=30, what="calls that end"
         )
         await asyncio.sleep(TTL_SECONDS + 2 if is_killed else 0)
-        found = await asyncio.to_thread(reconciled, served)
+        found = await asyncio.to_thread(run_reconcile, served)
         assert found.returncode == 0, found.stdout + found.stderr
         assert await asyncio.to_thread(gateway.stop) == 0
-        check_books(tmp_path, load)
+        check_accounts(tmp_path, load)

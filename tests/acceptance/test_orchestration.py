@@ -46,7 +46,7 @@ def api(gateway: FareboxProcess, method: str, path: str, body: Any = None) -> An
     return reply.json()
 
 
-def asked(served: Served) -> int:
+def classifier_requests(served: Served) -> int:
     return sum(one.model == "teller" for one in served.provider.requests)
 
 
@@ -64,9 +64,9 @@ STEPS = [
 def test_allocate_dry_run_does_not_ask_the_classifier_model(served: Served) -> None:
     dry, real = ({"id": f"vague-{name}", "prompt": f"Go on with {name}."} for name in ("guesswork", "earnest"))
     assert api(served.gateway, "POST", "/allocate", {"workflow": "dry", "steps": [dry]})["allocations"]
-    assert asked(served) == 0
+    assert classifier_requests(served) == 0
     api(served.gateway, "POST", "/runs", {"workflow": "dry", "run": "dry-1", "steps": [real]})
-    until(lambda: asked(served) > 0, what="the announced step is asked about")
+    until(lambda: classifier_requests(served) > 0, what="the announced step is asked about")
     said = json.dumps([one.body for one in served.provider.requests if one.model == "teller"])
     assert ("earnest" in said, "guesswork" in said) == (True, False)
 
@@ -147,16 +147,16 @@ def test_decisions_are_in_the_audit_trail(served: Served) -> None:
 
 def test_unclear_step_is_classified_by_a_model_once_and_charged_to_orchestration(served: Served) -> None:
     headers = tagged("vague", "v-1", "work-on-it")
-    before = asked(served)
+    before = classifier_requests(served)
     first = served.chat(headers, "Please proceed.", max_tokens=16)
     assert "source=cache" not in first.headers["x-workflow-intent"]
-    until(lambda: asked(served) == before + 1, 3.0, "the question")
+    until(lambda: classifier_requests(served) == before + 1, 3.0, "the question")
 
-    def told() -> str:
+    def intent_header() -> str:
         return served.chat(headers, "Please proceed.", max_tokens=16).headers["x-workflow-intent"]
 
-    until(lambda: told() == "enrich; confidence=0.90; source=cache", 3.0, "the answer")
-    assert asked(served) == before + 1
+    until(lambda: intent_header() == "enrich; confidence=0.90; source=cache", 3.0, "the answer")
+    assert classifier_requests(served) == before + 1
     question = [one for one in served.provider.requests if one.model == "teller"][-1]
     assert "x-workflow-id" not in question.headers
     assert "BEGIN STEP" in question.body["messages"][-1]["content"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.scaled_out import FAST_MS, LoopThread, hurried, rows_of, settings_for
+from tests.acceptance.scaled_out import FAST_MS, LoopThread, rows_of, settings_for, start_server
 from tests.acceptance.serving import until
 from tests.farebox_process import FareboxProcess, Reply, running_farebox, tagged
 from tests.faults.chaos_proxy import ChaosProxy
@@ -32,7 +32,7 @@ OUTBOX_CAP = 1_000
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[RedisServer]:
     try:
-        server = hurried(RedisServer())
+        server = start_server(RedisServer())
     except FileNotFoundError as lacking:
         pytest.skip(str(lacking))
     yield server
@@ -71,7 +71,7 @@ def behind_line(loop: LoopThread, url: str) -> Iterator[PostgresLine]:
 
 
 @pytest.fixture
-def clean(redis_server: RedisServer) -> RedisServer:
+def empty_redis(redis_server: RedisServer) -> RedisServer:
     redis_server.command("FLUSHALL")
     return redis_server
 
@@ -99,9 +99,9 @@ def when_stored(store: str, run: str, count: int) -> list[Any]:
 
 
 def test_stalled_redis_refuses_at_once_unless_the_budget_says_on_outage_allow(
-    clean: RedisServer, postgres_url: str, loop: LoopThread, tmp_path: Path
+    empty_redis: RedisServer, postgres_url: str, loop: LoopThread, tmp_path: Path
 ) -> None:
-    with behind_proxy(loop, clean) as proxy:
+    with behind_proxy(loop, empty_redis) as proxy:
         config = settings_for(proxy.url, postgres_url, budgets=BUDGETS)
         with running_farebox(tmp_path, config) as gateway:
             assert [call(gateway, name, f"{name}-1").status for name in ("strict", "lenient")] == [200, 200]
@@ -127,10 +127,10 @@ def test_stalled_redis_refuses_at_once_unless_the_budget_says_on_outage_allow(
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_30_s_redis_stall_delays_no_call_beyond_its_deadline(
-    clean: RedisServer, postgres_url: str, loop: LoopThread, tmp_path: Path
+    empty_redis: RedisServer, postgres_url: str, loop: LoopThread, tmp_path: Path
 ) -> None:
     """Sixteen clients keep calling: the first calls wait for their deadline, and later ones for nothing."""
-    with behind_proxy(loop, clean) as proxy:
+    with behind_proxy(loop, empty_redis) as proxy:
         config = settings_for(proxy.url, postgres_url, budgets=BUDGETS)
         with running_farebox(tmp_path, config) as gateway:
             assert call(gateway, "strict", "strict-30").status == 200
@@ -160,15 +160,15 @@ def test_30_s_redis_stall_delays_no_call_beyond_its_deadline(
 
 
 def test_flushed_redis_is_rebuilt_before_calls_are_granted(
-    clean: RedisServer, postgres_url: str, tmp_path: Path
+    empty_redis: RedisServer, postgres_url: str, tmp_path: Path
 ) -> None:
-    config = settings_for(clean.url, postgres_url, budgets=BUDGETS)
+    config = settings_for(empty_redis.url, postgres_url, budgets=BUDGETS)
     with running_farebox(tmp_path, config) as gateway:
         assert [call(gateway, "strict", "strict-2").status for _ in range(7)] == [200] * 7
         assert call(gateway, "strict", "cancelled-2").status == 200
         assert gateway.request("POST", "/api/runs/cancelled-2/cancel").status == 200
         # At once: some of the seven are not in the store yet, and are counted all the same.
-        clean.command("FLUSHALL")
+        empty_redis.command("FLUSHALL")
         answered: list[int] = []
         while 402 not in answered:
             answered.append(call(gateway, "strict", "strict-2").status)
@@ -183,10 +183,10 @@ def test_flushed_redis_is_rebuilt_before_calls_are_granted(
 
 
 def test_calls_during_a_postgres_outage_are_served_until_the_outbox_is_full(
-    clean: RedisServer, postgres_url: str, loop: LoopThread, tmp_path: Path
+    empty_redis: RedisServer, postgres_url: str, loop: LoopThread, tmp_path: Path
 ) -> None:
     with behind_line(loop, postgres_url) as line:
-        config = settings_for(clean.url, line.url, budgets=BUDGETS, storage={"outbox_cap": OUTBOX_CAP})
+        config = settings_for(empty_redis.url, line.url, budgets=BUDGETS, storage={"outbox_cap": OUTBOX_CAP})
         with running_farebox(tmp_path, config) as gateway:
             assert call(gateway, "strict", "strict-3").status == 200
             loop.do(line.cut)

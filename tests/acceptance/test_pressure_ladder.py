@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from policies.holdout import Arm, arm_of
-from tests.acceptance.serving import ProviderThread, Served, events_of, model, note_of, until, words
+from tests.acceptance.serving import ProviderThread, Served, budget_comment, events_of, model, until, words
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import Reply, running_farebox, tagged
 
@@ -106,7 +106,7 @@ def asking_for(number: int, question: str = "When does the ferry leave?") -> lis
     ]
 
 
-def asked_of(served: Served, name: str) -> int:
+def requests_to(served: Served, name: str) -> int:
     return sum(one.model.startswith(name) for one in served.provider.requests)
 
 
@@ -116,7 +116,7 @@ def calls_of(served: Served, run: str) -> list[dict[str, Any]]:
 
 def test_semantic_compression_asks_the_cheap_model_once_and_charges_the_run(served: Served) -> None:
     headers = tagged("ferries", "semantic-1", "read", intent="summarize")
-    before = asked_of(served, "gpt-4o-mini")
+    before = requests_to(served, "gpt-4o-mini")
     first = ask(served, headers, asking_for(1))
     assert first.status == 200, first.body
     assert first.headers["x-budget-actions"].startswith("compress=")
@@ -125,7 +125,7 @@ def test_semantic_compression_asks_the_cheap_model_once_and_charges_the_run(serv
     assert [sent[0], sent[1], sent[3]] == [message for at, message in enumerate(asking_for(1)) if at != 2]
     second = ask(served, headers, [*asking_for(1), {"role": "assistant", "content": "9:40"}, asking_for(1)[3]])
     assert second.headers["x-budget-actions"].startswith("compress=")
-    assert asked_of(served, "gpt-4o-mini") == before + 1
+    assert requests_to(served, "gpt-4o-mini") == before + 1
 
     run = api(served, "/runs/semantic-1")
     condensing, *calls = sorted(calls_of(served, "semantic-1"), key=lambda call: call["actions"] != "condense")
@@ -141,9 +141,9 @@ def test_semantic_compression_asks_the_cheap_model_once_and_charges_the_run(serv
 
 
 def test_semantic_compression_is_skipped_when_the_budget_has_no_room(served: Served) -> None:
-    before = asked_of(served, "gpt-4o-mini")
+    before = requests_to(served, "gpt-4o-mini")
     reply = ask(served, tagged("tight", "semantic-2", "read", intent="summarize"), asking_for(2))
-    assert (reply.status, asked_of(served, "gpt-4o-mini")) == (200, before), reply.body
+    assert (reply.status, requests_to(served, "gpt-4o-mini")) == (200, before), reply.body
     (call,) = calls_of(served, "semantic-2")
     assert call["decisions"][0]["asking"] == "the budget has no room for asking"
 
@@ -182,51 +182,51 @@ def call_of(call_id: str) -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": {"name": "read", "arguments": "{}"}}
 
 
-def used_up(served: Served, headers: dict[str, str], tokens: int) -> None:
+def spend(served: Served, headers: dict[str, str], tokens: int) -> None:
     """Spends this many tokens of a run, and a few more."""
     reply = ask(served, {**headers, "x-workflow-options": "no-compress"}, [{"role": "user", "content": words(tokens)}])
     assert reply.status == 200, reply.body
 
 
-def results(call: dict[str, Any]) -> list[tuple[str, str]]:
+def rung_results(call: dict[str, Any]) -> list[tuple[str, str]]:
     return [(one["rung"], one["result"]) for one in call["decisions"] if "rung" in one]
 
 
-def kinds(reply: Reply) -> list[str]:
+def action_names(reply: Reply) -> list[str]:
     said = reply.headers.get("x-budget-actions", "")
     return [part.split("=")[0] for part in said.split(", ")] if said else []
 
 
 def test_rungs_with_a_share_are_taken_in_turn_as_the_budget_is_spent(served: Served) -> None:
     headers = tagged("early", "early-1", "read", intent="extract")
-    assert kinds(ask(served, headers, with_log())) == []
-    used_up(served, headers, 9900)
-    assert kinds(ask(served, headers, with_log())) == ["compress"]
-    used_up(served, headers, 1500)
-    assert kinds(ask(served, headers, with_log())) == ["compress", "route"]
+    assert action_names(ask(served, headers, with_log())) == []
+    spend(served, headers, 9900)
+    assert action_names(ask(served, headers, with_log())) == ["compress"]
+    spend(served, headers, 1500)
+    assert action_names(ask(served, headers, with_log())) == ["compress", "route"]
     assert served.last.model == "gpt-4o-mini"
-    used_up(served, headers, 1500)
+    spend(served, headers, 1500)
     clamped = ask(served, headers, with_log(), max_tokens=4000)
-    assert kinds(clamped) == ["compress", "route", "clamp"]
+    assert action_names(clamped) == ["compress", "route", "clamp"]
     left = int(clamped.headers["x-budget-run-remaining"]) + clamped.json()["usage"]["total_tokens"]
     assert served.last.body["max_tokens"] < left / 2
-    used_up(served, headers, 4000)
+    spend(served, headers, 4000)
     refused = ask(served, headers, with_log())
     assert (refused.status, refused.json()["error"]["code"]) == (402, "run_budget_exceeded")
     assert "The last 10% of this budget are kept back for others." in refused.json()["error"]["message"]
     last = calls_of(served, "early-1")[-1]
-    assert results(last) == [(rung, "taken early") for rung in ("compress", "route", "clamp", "refuse")]
+    assert rung_results(last) == [(rung, "taken early") for rung in ("compress", "route", "clamp", "refuse")]
     page = served.gateway.get("/admin/runs/early-1")
     assert (page.status, page.body.decode().count("taken early") >= 4) == (200, True)
 
 
 def test_decisions_about_a_call_that_did_not_fit_name_every_rung(served: Served) -> None:
     headers = tagged("compressing", "told-1", "read", intent="extract")
-    used_up(served, headers, 3600)
+    spend(served, headers, 3600)
     assert ask(served, {**headers, "x-workflow-options": "no-compress"}, with_log()).status == 402
     assert ask(served, headers, with_log()).status == 402
     forbidden, tried = calls_of(served, "told-1")[1:]
-    assert results(forbidden) == [("compress", "not tried"), ("whole", "does not fit")]
+    assert rung_results(forbidden) == [("compress", "not tried"), ("whole", "does not fit")]
     assert forbidden["decisions"][0]["why"] == "the caller forbids it with no-compress"
     whole, compress = (one for one in tried["decisions"] if "rung" in one)
     assert (whole["why"], whole["account"], whole["unit"]) == ("exceeded", "run/told-1", "tokens")
@@ -242,9 +242,9 @@ def test_only_the_rungs_of_a_budget_are_taken_in_its_order(
     served: Served, workflow: str, status: int, took: list[str]
 ) -> None:
     headers = tagged(workflow, f"order-{workflow}", "read", intent="extract")
-    used_up(served, headers, 3000)
+    spend(served, headers, 3000)
     reply = ask(served, headers, [{"role": "user", "content": "Write."}], max_tokens=2000)
-    assert (reply.status, kinds(reply)) == (status, took), reply.body
+    assert (reply.status, action_names(reply)) == (status, took), reply.body
 
 
 def test_route_rung_uses_a_cheaper_model_when_money_is_short(served: Served) -> None:
@@ -252,10 +252,10 @@ def test_route_rung_uses_a_cheaper_model_when_money_is_short(served: Served) -> 
     messages = [{"role": "user", "content": words(300)}]
     assert ask(served, headers, messages, max_tokens=300).headers.get("x-budget-actions") is None
     reply = ask(served, headers, messages, max_tokens=2000)
-    assert (reply.status, kinds(reply)) == (200, ["route"])
+    assert (reply.status, action_names(reply)) == (200, ["route"])
     call = calls_of(served, "routing-1")[-1]
     assert (call["model_requested"], call["model"]) == ("dear", "cheap")
-    assert results(call) == [("whole", "does not fit"), ("route", "fits")]
+    assert rung_results(call) == [("whole", "does not fit"), ("route", "fits")]
     saved = call["input_tokens"] * (1e-5 - 1e-7) + call["output_tokens"] * (4e-5 - 4e-7)
     assert call["saved_usd"] == pytest.approx(saved)
     by_run = api(served, "/usage?group_by=run&workflow=routing")["rows"][0]
@@ -271,14 +271,14 @@ def test_wait_rung_with_a_share_ends_when_siblings_settle(served: Served) -> Non
         until(lambda: served.seen() > seen, 5, "the sibling at the provider")
         reply = ask(served, headers, [{"role": "user", "content": "hi"}])
         assert held.result().status == 200
-    assert (reply.status, kinds(reply)) == (200, ["wait"])
+    assert (reply.status, action_names(reply)) == (200, ["wait"])
 
 
 def test_savings_agree_in_headers_streams_runs_and_reports(served: Served) -> None:
     headers = tagged("streams", "streams-1", "read", intent="extract")
     buffered = ask(served, headers, with_log())
     streamed = ask(served, headers, with_log(), stream=True)
-    note = note_of(events_of(streamed.body.decode()))
+    note = budget_comment(events_of(streamed.body.decode()))
     assert note["actions"] == [buffered.headers["x-budget-actions"]] == [streamed.headers["x-budget-actions"]]
     saved = int(buffered.headers["x-budget-actions"].removeprefix("compress="))
     assert api(served, "/runs/streams-1")["tokens"]["saved"] == 2 * saved
@@ -299,7 +299,7 @@ def test_memory_message_is_compressed_to_its_limit_and_keeps_the_newest_lines(se
         {"role": "user", "content": "What now?"},
     ]
     reply = ask(served, tagged("remembering", "memory-1", "read", intent="extract"), messages)
-    assert kinds(reply) == ["compress"]
+    assert action_names(reply) == ["compress"]
     kept = served.last.body["messages"][0]["content"]
     assert "prefers Danish" in kept
     assert "2026-10-28" in kept
@@ -317,7 +317,7 @@ def test_history_of_a_responses_request_is_compressed(served: Served) -> None:
     ]
     body = {"model": "dear", "input": items, "max_output_tokens": 32}
     reply = served.gateway.request("POST", "/v1/responses", body, headers)
-    assert (reply.status, kinds(reply)) == (200, ["compress"]), reply.body
+    assert (reply.status, action_names(reply)) == (200, ["compress"]), reply.body
     sent = served.last.body["input"]
     assert [sent[0], sent[1], sent[3]] == [items[0], items[1], items[3]]
     assert len(sent[2]["output"]) < len(LOG) * 0.6
@@ -333,7 +333,7 @@ def test_compression_is_skipped_when_it_would_cost_more_prompt_cache_than_it_sav
     headers = tagged("caching", "cached-1", "read", intent="extract")
     for messages in ([cached, *first], [cached, *grown]):
         reply = ask(served, headers, messages)
-        assert (reply.status, kinds(reply)) == (200, []), reply.body
+        assert (reply.status, action_names(reply)) == (200, []), reply.body
         assert served.last.body["messages"] == messages
     assert calls_of(served, "cached-1")[-1]["decisions"][-1]["compress"].startswith(
         "not done: the prompt cache would lose"
@@ -343,7 +343,7 @@ def test_compression_is_skipped_when_it_would_cost_more_prompt_cache_than_it_sav
     ask(served, bare, first)
     ask(served, bare, grown)
     again = ask(served, bare, [*grown, {"role": "assistant", "content": "Still quiet."}, question])
-    assert kinds(again) == ["compress"]
+    assert action_names(again) == ["compress"]
 
 
 def test_failed_semantic_compression_costs_nothing_and_the_call_goes_on(
@@ -357,7 +357,7 @@ def test_failed_semantic_compression_costs_nothing_and_the_call_goes_on(
             served = Served(gateway, provider)
             treated = next(run for run in "abcdefgh" if arm_of("default", run, 0.5) is Arm.TREATED)
             reply = ask(served, tagged("ferries", treated, "read", intent="summarize"), asking_for(1))
-            assert (reply.status, kinds(reply)) == (200, [])
+            assert (reply.status, action_names(reply)) == (200, [])
             assert served.last.body["messages"] == asking_for(1)
             run = api(served, f"/runs/{treated}")
             assert (run["calls"], run["tokens"]["reserved"]) == (1, 0)
@@ -373,7 +373,7 @@ def check_the_holdout(served: Served) -> None:
         for _ in range(2):
             reply = ask(served, tagged("logs", run, "read", intent="extract"), with_log())
             is_held = run in arms[Arm.HOLDOUT]
-            assert kinds(reply) == (["holdout"] if is_held else ["compress"])
+            assert action_names(reply) == (["holdout"] if is_held else ["compress"])
             assert (served.last.body["messages"] == with_log()) is is_held
     assert all(arms.values()), "the names of the runs fall on both sides"
     report = api(served, "/usage?group_by=savings&workflow=logs")
@@ -394,6 +394,6 @@ def test_prompt_is_compressed_to_fit_a_usd_budget(served: Served) -> None:
     messages = with_log("And the workers?")
     assert ask(served, {**headers, "x-workflow-options": "no-compress"}, messages, max_tokens=400).status == 402
     reply = ask(served, headers, messages, max_tokens=400)
-    assert (reply.status, kinds(reply)) == (200, ["compress"]), reply.body
+    assert (reply.status, action_names(reply)) == (200, ["compress"]), reply.body
     whole, compressed = (one for one in calls_of(served, "thrifty-1")[-1]["decisions"] if "rung" in one)
     assert (whole["unit"], compressed["result"]) == ("nano_usd", "fits")

@@ -67,7 +67,7 @@ def data() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_gateway_runs_on_a_read_only_root_as_an_unknown_user(data: Path, tmp_path: Path) -> None:
+def test_gateway_runs_on_a_read_only_root_as_an_unknown_user(data: Path) -> None:
     config = settings_for(
         f"sqlite:///{data}/ledger.db", f"sqlite:///{data}/store.db", storage={"spool": f"{data}/spool"}
     )

@@ -73,7 +73,7 @@ def _fresh(served: Served) -> None:
     served.provider.clear()
 
 
-def asked(served: Served) -> list[str]:
+def models_asked(served: Served) -> list[str]:
     return [str(request.body["model"]) for request in served.provider.requests]
 
 
@@ -87,28 +87,28 @@ def is_for(name: str) -> Any:
 def test_failing_deployment_is_retried_elsewhere_and_cools_down(served: Served) -> None:
     served.provider.script(status=500, times=None, when=is_for("pair-a"))
     assert [served.chat(model="pair").status for _ in range(8)] == [200] * 8
-    assert asked(served).count("pair-a") <= 2, "it may fail once; the second time it goes to rest"
-    assert asked(served).count("pair-b") == 8
+    assert models_asked(served).count("pair-a") <= 2, "it may fail once; the second time it goes to rest"
+    assert models_asked(served).count("pair-b") == 8
 
 
 def test_least_busy_strategy_chooses_the_idle_deployment(served: Served) -> None:
     served.provider.script(delay_ms=700, times=2)
     with ThreadPoolExecutor(2) as pool:
         assert [reply.status for reply in pool.map(lambda _: served.chat(model="busy"), range(2))] == [200, 200]
-    assert sorted(asked(served)) == ["busy-a", "busy-b"]
+    assert sorted(models_asked(served)) == ["busy-a", "busy-b"]
 
 
 def test_deployment_of_weight_0_gets_no_calls(served: Served) -> None:
     for _ in range(6):
         assert served.chat(model="weighted").status == 200
-    assert set(asked(served)) == {"weighted-always"}
+    assert set(models_asked(served)) == {"weighted-always"}
 
 
 def test_model_that_times_out_is_replaced_by_its_fallback(served: Served) -> None:
     served.provider.script(delay_ms=5000, times=None, when=is_for("slow"))
     reply = served.chat(tagged("paid", "r-slow"), model="slow")
     assert reply.status == 200, reply.body
-    assert asked(served) == ["slow", "slow", "spare"]
+    assert models_asked(served) == ["slow", "slow", "spare"]
     assert reply.headers["x-budget-actions"] == "fallback=spare"
 
 
@@ -116,8 +116,8 @@ def test_fallback_whose_price_does_not_fit_is_skipped(served: Served) -> None:
     served.provider.script(status=503, times=None, when=is_for("cheap"))
     reply = served.chat(tagged("paid", "r-dear"), model="cheap", max_tokens=50)
     assert reply.status == 200, reply.body
-    assert "dear" not in asked(served)
-    assert asked(served)[-1] == "spare"
+    assert "dear" not in models_asked(served)
+    assert models_asked(served)[-1] == "spare"
     unlimited = served.chat(tagged("unpaid", "r-dear-2"), model="cheap", max_tokens=50)
     assert unlimited.headers["x-budget-actions"] == "fallback=dear"
 
@@ -132,7 +132,7 @@ def test_fallback_that_counts_more_tokens_is_used_only_if_they_fit(
         tagged("counted", f"r-counted-{output_tokens}"), words(600), model="exact", max_tokens=output_tokens
     )
     assert reply.status == (200 if is_asked else 503), reply.body
-    assert ("claude-sonnet-4-5" in asked(served)) is is_asked
+    assert ("claude-sonnet-4-5" in models_asked(served)) is is_asked
 
 
 def test_each_deployment_gets_only_the_fields_of_its_own_entry(served: Served) -> None:
@@ -158,4 +158,4 @@ def test_fallback_with_a_configured_n_is_used_only_if_all_choices_fit(
     served.provider.script(status=503, times=None, when=is_for("single"))
     reply = served.chat(tagged("counted", f"r-three-{output_tokens}"), model="single", max_tokens=output_tokens)
     assert reply.status == (200 if is_asked else 503), reply.body
-    assert ("triple" in asked(served)) is is_asked
+    assert ("triple" in models_asked(served)) is is_asked

@@ -49,20 +49,20 @@ def ask(served: Served, name: str, headers: dict[str, str], content: str = EASY,
     return served.gateway.chat(content, headers, model=name, max_tokens=fields.pop("max_tokens", 64), **fields)
 
 
-def chosen(reply: Reply) -> str:
+def routed_model(reply: Reply) -> str:
     return reply.headers.get("x-budget-actions", "").partition("route=")[2].partition(",")[0]
 
 
 @pytest.mark.parametrize(("tier", "name"), list(TIERS.items()))
 def test_auto_with_a_tier_uses_the_tiers_model(served: Served, tier: str, name: str) -> None:
     reply = ask(served, f"auto:{tier}", tagged("closed", f"tier-{tier}", "s", intent="send"))
-    assert (reply.status, chosen(reply)) == (200, name)
+    assert (reply.status, routed_model(reply)) == (200, name)
 
 
 def test_auto_chooses_by_complexity_and_works_without_tags(served: Served) -> None:
-    assert chosen(ask(served, "auto", tagged("closed", "auto-1", "s", intent="send"))) == "small"
+    assert routed_model(ask(served, "auto", tagged("closed", "auto-1", "s", intent="send"))) == "small"
     hard = "Prove it step by step, unless it is false, and compare every case if there are several. " * 60
-    assert chosen(ask(served, "auto", tagged("closed", "auto-2", "s", intent="generate"), hard)) == "large"
+    assert routed_model(ask(served, "auto", tagged("closed", "auto-2", "s", intent="generate"), hard)) == "large"
     assert ask(served, "auto", {}).status == 200
 
 
@@ -80,12 +80,12 @@ def test_named_model_is_routed_only_if_workflow_and_call_allow_it(
     headers = tagged(workflow, f"named-{workflow}-{options}", "s", intent="send")
     headers |= {"x-workflow-options": options} if options else {}
     reply = ask(served, "large", headers)
-    assert (reply.status, chosen(reply)) == (200, name)
+    assert (reply.status, routed_model(reply)) == (200, name)
 
 
 def test_routing_a_named_model_saves_the_price_difference(served: Served) -> None:
     headers = tagged("open", "saved-1", "s", intent="send")
-    assert chosen(ask(served, "large", headers)) == "small"
+    assert routed_model(ask(served, "large", headers)) == "small"
     (call,) = served.gateway.get("/api/runs/saved-1/calls").json()["calls"]
     spared = call["input_tokens"] * (1e-5 - 1e-7) + call["output_tokens"] * (4e-5 - 4e-7)
     assert call["saved_usd"] == pytest.approx(spared)
@@ -122,7 +122,7 @@ def test_failed_check_of_a_fallback_answer_does_not_raise_the_tier(served: Serve
     served.provider.script(status=500, times=1)
     first = ask(served, "large", headers, 'Is it so? {"fake": {"text": "hm"}}')
     assert first.headers["x-budget-actions"] == "route=small, fallback=large"
-    assert chosen(ask(served, "large", headers)) == "small"
+    assert routed_model(ask(served, "large", headers)) == "small"
 
 
 def test_named_models_error_is_returned_when_both_models_fail(served: Served) -> None:
@@ -152,7 +152,7 @@ def test_routed_call_uses_the_chosen_models_entry_and_token_count(tmp_path: Path
             for name, workflow in (("new", "poor"), ("old", "rich"), ("new", "rich"))
         ]
         bodies = [received.body for received in served.provider.requests]
-    assert [chosen(reply) for reply in asked] == ["old", "", ""]
+    assert [routed_model(reply) for reply in asked] == ["old", "", ""]
     counts = [int(reply.headers["x-workflow-prompt-tokens"]) for reply in asked]
     assert counts[0] == counts[1] > counts[2]
     assert [(body.get("temperature"), body.get("top_p")) for body in bodies] == [
@@ -176,12 +176,12 @@ def test_auto_skips_unpriced_models_under_a_usd_budget(tmp_path: Path) -> None:
         replies = [
             ask(served, "auto", tagged(workflow, workflow, "s", intent="send")) for workflow in ("paid", "unpaid")
         ]
-    assert [(reply.status, chosen(reply)) for reply in replies] == [(200, "priced"), (200, "free")]
+    assert [(reply.status, routed_model(reply)) for reply in replies] == [(200, "priced"), (200, "free")]
 
 
 def test_prompt_that_names_a_tier_does_not_affect_routing(served: Served) -> None:
     reply = ask(served, "auto", tagged("closed", "command-1", "s", intent="send"), COMMAND)
-    assert chosen(reply) == "small"
+    assert routed_model(reply) == "small"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -189,11 +189,11 @@ def test_failed_answer_check_raises_the_tier_up_to_the_retry_limit(served: Serve
     headers = tagged("closed", f"failing-{stream}", "s", intent="extract")
     wanted = {"response_format": {"type": "json_object"}, "stream": stream}
     bad = 'Extract the city. {"fake": {"text": "no JSON at all"}}'
-    seen = [chosen(ask(served, "auto", headers, bad, **wanted)) for _ in range(4)]
+    seen = [routed_model(ask(served, "auto", headers, bad, **wanted)) for _ in range(4)]
     assert seen == ["small", "medium", "large", "large"]
     good = 'Extract the city. {"fake": {"text": "{}"}}'
     ask(served, "auto", headers, good, **wanted)
-    assert chosen(ask(served, "auto", headers, bad, **wanted)) == "large"  # a conversation keeps its model
+    assert routed_model(ask(served, "auto", headers, bad, **wanted)) == "large"  # a conversation keeps its model
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -209,7 +209,7 @@ def test_answers_of_messages_and_responses_are_checked(served: Served, path: str
         headers = tagged("closed", run, "s", intent="validate")
         reply = served.gateway.request("POST", path, {"model": "auto", "stream": stream, **form}, headers)
         assert reply.status == 200, reply.body
-        seen.append(chosen(reply))
+        seen.append(routed_model(reply))
     assert seen == ["small", "medium", "large", "large"]
     calls = served.gateway.get(f"/api/runs/{run}/calls").json()["calls"]
     assert sum("answer_failed" in one for call in calls for one in call["decisions"]) == 2
@@ -229,7 +229,7 @@ def test_summary_longer_than_its_source_fails_its_check(served: Served, intent: 
     headers = tagged("closed", f"longer-{intent}", "s", intent=intent)
     report = "Sum this up. " + "The quarter went well in the north and less well in the south. " * 10
     served.provider.script(text="word " * 200, times=2)
-    assert [chosen(ask(served, "auto", headers, report, max_tokens=1000)) for _ in range(2)] == models
+    assert [routed_model(ask(served, "auto", headers, report, max_tokens=1000)) for _ in range(2)] == models
 
 
 def test_retry_limit_of_1_raises_the_tier_once_however_many_answers_fail(served: Served) -> None:
@@ -239,9 +239,14 @@ def test_retry_limit_of_1_raises_the_tier_once_however_many_answers_fail(served:
     key = "/api/settings/orchestration_max_retry_attempts"
     assert served.gateway.request("PUT", key, {"value": 1}).status == 200
     try:
-        seen = [chosen(ask(served, "auto", headers, bad, **wanted)) for _ in range(3)]
+        seen = [routed_model(ask(served, "auto", headers, bad, **wanted)) for _ in range(3)]
         assert ask(served, "auto", headers, none, **wanted).status == 500
-        assert [*seen, chosen(ask(served, "auto", headers, bad, **wanted))] == ["small", "medium", "medium", "medium"]
+        assert [*seen, routed_model(ask(served, "auto", headers, bad, **wanted))] == [
+            "small",
+            "medium",
+            "medium",
+            "medium",
+        ]
     finally:
         served.gateway.request("PUT", key, {"value": 2})
 
@@ -259,6 +264,6 @@ def test_answer_clamped_by_a_budget_is_not_a_failed_check(served: Served) -> Non
 def test_conversation_keeps_its_model(served: Served) -> None:
     headers = tagged("closed", "sticky-1", "talk", intent="generate")
     hard = "Prove it step by step, unless it is false, and compare every case if there are several. " * 20
-    first = chosen(ask(served, "auto", headers, hard))
+    first = routed_model(ask(served, "auto", headers, hard))
     assert first in ("medium", "large")
-    assert chosen(ask(served, "auto", headers, EASY)) == first
+    assert routed_model(ask(served, "auto", headers, EASY)) == first

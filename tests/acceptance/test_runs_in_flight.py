@@ -27,7 +27,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-def shown(served: Served, run: str, within_s: float) -> dict[str, Any]:
+def wait_for_run(served: Served, run: str, within_s: float) -> dict[str, Any]:
     deadline_s = time.monotonic() + within_s
     while (reply := served.gateway.get(f"/api/runs/{run}")).status != 200 and time.monotonic() < deadline_s:
         time.sleep(0.1)
@@ -39,7 +39,7 @@ def test_run_is_visible_and_can_be_paused_during_its_first_call(served: Served) 
     headers = {**tagged("nightly", "long", "draft"), "x-workflow-agent": "writer"}
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(served.chat, headers, SLOW, max_tokens=20)
-        run = shown(served, "long", within_s=5)
+        run = wait_for_run(served, "long", within_s=5)
         assert not call.done(), "it was seen before its first call ended"
         assert (run["workflow"], run["agent"], run["state"]) == ("nightly", "writer", "active")
         assert run["tokens"]["reserved"] > 0
@@ -50,7 +50,7 @@ def test_run_is_visible_and_can_be_paused_during_its_first_call(served: Served) 
         assert (refused.status, refused.json()["error"]["code"]) == (402, "run_paused")
         assert call.result(30).status == 200
     deadline_s = time.monotonic() + 10
-    while (run := shown(served, "long", within_s=1))["calls"] < 1 and time.monotonic() < deadline_s:
+    while (run := wait_for_run(served, "long", within_s=1))["calls"] < 1 and time.monotonic() < deadline_s:
         time.sleep(0.1)
     assert (run["state"], run["calls"], run["tokens"]["reserved"]) == ("paused", 1, 0)
     assert run["steps"][0]["calls"] == 1

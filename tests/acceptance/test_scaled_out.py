@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.ledger.redis import RedisLedger
 from policies.reservation import Balance
-from tests.acceptance.scaled_out import Crowd, Fleet, hurried, rows_of, settings_for, until
+from tests.acceptance.scaled_out import Crowd, Fleet, rows_of, settings_for, start_server, until
 from tests.acceptance.serving import ProviderThread
 from tests.farebox_process import FareboxProcess, Reply, fake_model, running_farebox, tagged
 from tests.postgres_server import execute, with_database
@@ -33,7 +35,7 @@ BUDGET = {"scope": "run", "match": "crowd", "requests": CALLS, "on_pressure": ["
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[RedisServer]:
     try:
-        server = hurried(RedisServer("--appendfsync", "everysec"))
+        server = start_server(RedisServer("--appendfsync", "everysec"))
     except FileNotFoundError as lacking:
         pytest.skip(str(lacking))
     yield server
@@ -60,31 +62,19 @@ def fleet(redis_server: RedisServer, store_url: str, tmp_path_factory: pytest.Te
         started.kill()
 
 
+@contextlib.asynccontextmanager
+async def open_ledger(url: str) -> AsyncIterator[RedisLedger]:
+    ledger = RedisLedger(url, deadline_ms=10_000)
+    await ledger.open()
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
 async def balance_of(url: str, run: str) -> Balance:
-    ledger = RedisLedger(url, deadline_ms=10_000)
-    await ledger.open()
-    try:
+    async with open_ledger(url) as ledger:
         return (await ledger.balances("default", [f"run/{run}"]))[0]
-    finally:
-        await ledger.close()
-
-
-async def holds_in(url: str) -> int:
-    ledger = RedisLedger(url, deadline_ms=10_000)
-    await ledger.open()
-    try:
-        return len(await ledger.pending("default"))
-    finally:
-        await ledger.close()
-
-
-async def outbox_of(url: str) -> int:
-    ledger = RedisLedger(url, deadline_ms=10_000)
-    await ledger.open()
-    try:
-        return await ledger.outbox_size()
-    finally:
-        await ledger.close()
 
 
 async def kill_and_restart(fleet: Fleet, seed: int, kills: int) -> None:
@@ -102,14 +92,15 @@ def spooled_in(gateway: FareboxProcess) -> int:
     return int(gateway.get("/readyz?verbose").json()["ledger"]["spooled"])
 
 
-async def resolved(redis: RedisServer, gateways: list[FareboxProcess], within_s: float = 80) -> None:
-    """Until nothing is on its way. What a killed process had read of the outbox is another's after 30 s."""
+async def until_resolved(redis: RedisServer, gateways: list[FareboxProcess], within_s: float = 80) -> None:
+    """Outbox entries that a killed process had read are taken over by another one after 30 s."""
 
-    async def nothing_left() -> bool:
+    async def is_resolved() -> bool:
         spooled = [await asyncio.to_thread(spooled_in, gateway) for gateway in gateways]
-        return not any(spooled) and await holds_in(redis.url) == 0 and await outbox_of(redis.url) == 0
+        async with open_ledger(redis.url) as ledger:
+            return not any(spooled) and not await ledger.pending("default") and await ledger.outbox_size() == 0
 
-    await until(nothing_left, within_s, "every hold is resolved and every event in the store")
+    await until(is_resolved, within_s, "every hold is resolved and every event in the store")
 
 
 @pytest.mark.timeout(600)
@@ -123,14 +114,13 @@ async def test_run_budget_holds_across_4_gateways_while_they_are_killed(
         dying = asyncio.create_task(kill_and_restart(fleet, seed, kills=2))
         await crowds[-1].call_until_refused(CLIENTS)
         await dying
-    await resolved(redis_server, fleet.gateways)
+    await until_resolved(redis_server, fleet.gateways)
     for crowd in crowds:
-        await check_books(crowd, redis_server, store_url)
+        await check_accounts(crowd, redis_server, store_url)
 
 
-async def check_books(crowd: Crowd, redis_server: RedisServer, store_url: str) -> None:
-    """Every call that was granted is settled, or was charged when its process was gone; the rest was given back, and used by
-    others. Each stands in the store once."""
+async def check_accounts(crowd: Crowd, redis_server: RedisServer, store_url: str) -> None:
+    """Every granted call is settled, or was charged when its process had died, and is in the store once."""
     balance = await balance_of(redis_server.url, crowd.run)
     rows = await rows_of(store_url, crowd.run)
     spent = [row for row in rows if row["requests"]]
@@ -150,35 +140,32 @@ async def test_run_is_granted_exactly_its_budget_across_4_gateways(
     await crowd.call_until_refused(CLIENTS)
     assert crowd.granted == CALLS, crowd.statuses
     assert crowd.statuses["402 run_budget_exceeded"] == CLIENTS, crowd.statuses
-    await resolved(redis_server, fleet.gateways)
+    await until_resolved(redis_server, fleet.gateways)
     assert (await balance_of(redis_server.url, "whole")).settled.requests == CALLS
     rows = await rows_of(store_url, "whole")
     assert sum(row["status"] == "ok" for row in rows) == CALLS
 
 
 async def test_settled_calls_are_visible_on_every_gateway(fleet: Fleet) -> None:
-    """A process has no state of its own: what one has settled, all others know at once."""
-    seen = []
     for gateway in [*fleet.gateways, *fleet.gateways]:
         reply = await asyncio.to_thread(gateway.chat, "hi", tagged("crowd", "alike"), "mock", max_tokens=20)
         assert reply.status == 200, reply.body
-        seen.append(reply)
-    counts = [int(await balance_left(gateway, "alike")) for gateway in fleet.gateways]
+    counts = [await calls_left_after_one_more(gateway, "alike") for gateway in fleet.gateways]
     assert counts == [CALLS - 8 - number - 1 for number in range(4)]
 
 
 async def test_idempotency_keys_and_cache_are_shared_by_all_gateways(fleet: Fleet) -> None:
     headers = {**tagged("crowd", "idempotent"), "idempotency-key": "all-of-them"}
-    asked = [answered(gateway, "hi", headers) for gateway in fleet.gateways * 3]
-    replies = await asyncio.gather(*asked)
+    calls = [retried_chat(gateway, "hi", headers) for gateway in fleet.gateways * 3]
+    replies = await asyncio.gather(*calls)
     assert sum("idempotent-replayed" not in reply.headers for reply in replies) == 1
     assert len({reply.body for reply in replies}) == 1
-    wishes = {**tagged("crowd", "idempotent"), "x-farebox-cache": "600"}
-    cached = [await answered(gateway, "cached", wishes) for gateway in fleet.gateways]
+    with_cache = {**tagged("crowd", "idempotent"), "x-farebox-cache": "600"}
+    cached = [await retried_chat(gateway, "cached", with_cache) for gateway in fleet.gateways]
     assert [reply.headers.get("x-farebox-cache") for reply in cached] == [None, "hit", "hit", "hit"]
 
 
-async def answered(gateway: FareboxProcess, content: str, headers: dict[str, str]) -> Reply:
+async def retried_chat(gateway: FareboxProcess, content: str, headers: dict[str, str]) -> Reply:
     """Calls as a client does that retries when told to: for a call in flight, or a Redis that a busy machine slowed down."""
     for _ in range(50):
         reply = await asyncio.to_thread(gateway.chat, content, headers, "mock")
@@ -189,8 +176,8 @@ async def answered(gateway: FareboxProcess, content: str, headers: dict[str, str
     return reply
 
 
-async def balance_left(gateway: FareboxProcess, run: str) -> int:
-    """The calls that are left after one more, according to this process's API."""
+async def calls_left_after_one_more(gateway: FareboxProcess, run: str) -> int:
+    """As this gateway's API shows them."""
     reply = await asyncio.to_thread(gateway.chat, "hi", tagged("crowd", run), "mock", max_tokens=20)
     assert reply.status == 200, reply.body
     found = (await asyncio.to_thread(gateway.get, f"/api/runs/{run}")).json()
@@ -209,17 +196,17 @@ async def test_run_first_seen_under_two_workflows_at_once_keeps_its_budget(
     assert (await balance_of(redis_server.url, "both")).limit.requests == CALLS
 
 
-def samples(gateway: FareboxProcess, name: str, label: str = "") -> float:
+def metric_of(gateway: FareboxProcess, name: str, label: str = "") -> float:
     """The sum of a metric's samples with this label."""
     lines = gateway.get("/metrics").body.decode().splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name) and label in line)
 
 
-async def said(gateway: FareboxProcess, words: str) -> bool:
-    return words in gateway.log
+async def has_logged(gateway: FareboxProcess, event: str) -> bool:
+    return event in gateway.log
 
 
-finds_workers = pytest.mark.skipif(
+needs_proc = pytest.mark.skipif(
     not Path("/proc/self/task").exists(), reason="finds the workers of a gateway in /proc, which only Linux has"
 )
 
@@ -229,7 +216,7 @@ def workers_of(gateway: FareboxProcess) -> list[int]:
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-@finds_workers
+@needs_proc
 async def test_workers_share_a_budget_and_a_killed_worker_is_replaced(
     redis_server: RedisServer, store_url: str, tmp_path: Path
 ) -> None:
@@ -240,41 +227,50 @@ async def test_workers_share_a_budget_and_a_killed_worker_is_replaced(
         await asyncio.sleep(0.5)
         os.kill(workers_of(gateway)[0], signal.SIGKILL)
         await calling
-        await resolved(redis_server, [gateway])
+        await until_resolved(redis_server, [gateway])
         balance = await balance_of(redis_server.url, "workers")
         assert crowd.granted <= balance.settled.requests <= CALLS, (crowd.statuses, gateway.log)
-        await until(lambda: said(gateway, "worker_died"), 10, "the worker is replaced")
+        await until(lambda: has_logged(gateway, "worker_died"), 10, "the worker is replaced")
         # Whichever worker is asked answers for all, the dead one too.
-        counted = {samples(gateway, "farebox_requests_total{", 'status="ok"') for _ in range(8)}
+        counted = {metric_of(gateway, "farebox_requests_total{", 'status="ok"') for _ in range(8)}
         assert len(counted) == 1
         assert crowd.granted <= counted.pop() <= CALLS
-        assert samples(gateway, "farebox_calls_in_flight ") == 0
+        assert metric_of(gateway, "farebox_calls_in_flight ") == 0
         started = time.monotonic()
         assert gateway.stop() == 0
         assert time.monotonic() - started < 20
 
 
-@finds_workers
+@contextlib.asynccontextmanager
+async def workers_with_a_call(
+    folder: Path, config: dict[str, Any], delay_ms: int
+) -> AsyncIterator[tuple[FareboxProcess, asyncio.Task[Reply]]]:
+    """A gateway of two workers, one of which waits for the provider's answer."""
+    with ProviderThread() as provider:
+        provider.script(delay_ms=delay_ms, times=None)
+        config["model_list"].append(fake_model(provider.openai_url))
+        with running_farebox(folder, config, arguments=("--workers", "2")) as gateway:
+            calling = asyncio.create_task(asyncio.to_thread(gateway.chat, "hi", tagged("wf", "in-flight")))
+            await until(lambda: asyncio.sleep(0, bool(provider.requests)), 10, "the call is in flight")
+            yield gateway, calling
+
+
+@needs_proc
 async def test_sigint_to_all_processes_lets_calls_in_flight_end(
     redis_server: RedisServer, store_url: str, tmp_path: Path
 ) -> None:
     """A terminal signals every process of its group, and the parent signals the workers once more."""
-    with ProviderThread() as provider:
-        provider.script(delay_ms=2_000, times=None)
-        models = [fake_model(provider.openai_url)]
-        config = settings_for(redis_server.url, store_url, models=models, server={"drain_seconds": 20.0})
-        with running_farebox(tmp_path, config, arguments=("--workers", "2")) as gateway:
-            calling = asyncio.create_task(asyncio.to_thread(gateway.chat, "hi", tagged("wf", "ctrl-c")))
-            await until(lambda: asyncio.sleep(0, bool(provider.requests)), 10, "the call is under way")
-            for pid in (*workers_of(gateway), gateway.pid):
-                os.kill(pid, signal.SIGINT)
-            assert (await calling).status == 200
-            assert gateway.process is not None
-            assert await asyncio.to_thread(gateway.process.wait, 30) == 0
-            assert "Traceback" not in gateway.log
+    config = settings_for(redis_server.url, store_url, server={"drain_seconds": 20.0})
+    async with workers_with_a_call(tmp_path, config, delay_ms=2_000) as (gateway, calling):
+        for pid in (*workers_of(gateway), gateway.pid):
+            os.kill(pid, signal.SIGINT)
+        assert (await calling).status == 200
+        assert gateway.process is not None
+        assert await asyncio.to_thread(gateway.process.wait, 30) == 0
+        assert "Traceback" not in gateway.log
 
 
-async def is_refused(gateway: FareboxProcess) -> bool:
+async def refuses_connections(gateway: FareboxProcess) -> bool:
     host, _, port = gateway.url.removeprefix("http://").partition(":")
     try:
         _, writer = await asyncio.open_connection(host, int(port))
@@ -288,26 +284,20 @@ async def have_ended(workers: Sequence[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
-@finds_workers
-@pytest.mark.parametrize("end", ["stopped", "hangup", "killed"])
+@needs_proc
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=["stopped", "hangup", "killed"])
 async def test_new_connections_are_refused_while_workers_finish_their_calls(
-    redis_server: RedisServer, store_url: str, tmp_path: Path, end: str
+    redis_server: RedisServer, store_url: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     """While a process still holds the listening socket, new connections wait in its backlog and are never answered."""
-    with ProviderThread() as provider:
-        provider.script(delay_ms=5_000, times=None)
-        models = [fake_model(provider.openai_url)]
-        config = settings_for(redis_server.url, store_url, models=models, server={"drain_seconds": 20.0})
-        with running_farebox(tmp_path, config, arguments=("--workers", "2")) as gateway:
-            workers = workers_of(gateway)
-            calling = asyncio.create_task(asyncio.to_thread(gateway.chat, "hi", tagged("wf", f"end-{end}")))
-            await until(lambda: asyncio.sleep(0, bool(provider.requests)), 10, "the call is under way")
-            signals = {"stopped": signal.SIGTERM, "hangup": signal.SIGHUP, "killed": signal.SIGKILL}
-            os.kill(gateway.pid, signals[end])
-            await until(lambda: is_refused(gateway), 4, "nothing new is let in")
-            assert not calling.done()
-            assert (await calling).status == 200
-            assert gateway.process is not None
-            code = await asyncio.to_thread(gateway.process.wait, 30)
-            assert code == (-signal.SIGKILL if end == "killed" else 0)
-            await until(lambda: have_ended(workers), 10, "no worker is left")
+    config = settings_for(redis_server.url, store_url, server={"drain_seconds": 20.0})
+    async with workers_with_a_call(tmp_path, config, delay_ms=5_000) as (gateway, calling):
+        workers = workers_of(gateway)
+        os.kill(gateway.pid, number)
+        await until(lambda: refuses_connections(gateway), 4, "new connections are refused")
+        assert not calling.done()
+        assert (await calling).status == 200
+        assert gateway.process is not None
+        code = await asyncio.to_thread(gateway.process.wait, 30)
+        assert code == (-signal.SIGKILL if number is signal.SIGKILL else 0)
+        await until(lambda: have_ended(workers), 10, "every worker has ended")

@@ -58,7 +58,7 @@ PLACES = ("log", "answers", "metrics", "readiness", "rows", "spans", "pages", "s
 
 
 @dataclass
-class Scene:
+class Outputs:
     """What was said in each place."""
 
     told: dict[str, str] = field(default_factory=dict)
@@ -150,7 +150,7 @@ ENVIRON = {"FAREBOX_ADMIN_KEY": ADMIN, "GROQ_API_KEY": ENVIRONMENT, "OTEL_BSP_SC
 class Actor:
     """Sends calls that succeed and calls that fail, and keeps every answer."""
 
-    def __init__(self, gateway: FareboxProcess, scene: Scene) -> None:
+    def __init__(self, gateway: FareboxProcess, scene: Outputs) -> None:
         self._gateway = gateway
         self._scene = scene
         self._said: list[str] = []
@@ -189,7 +189,7 @@ class Actor:
         return "\n".join(self._said)
 
 
-def succeed(act: Actor) -> None:
+def make_successful_calls(act: Actor) -> None:
     # The first call of a process on a busy machine may be late for Redis' deadline.
     until(lambda: act.chat("first", headers=tagged("told", "r-1", "s")).status == 200, 10, "the first call")
     for stream in (False, True):
@@ -206,7 +206,7 @@ def succeed(act: Actor) -> None:
     )
 
 
-def fail_upstream(act: Actor, provider: FakeProvider) -> None:
+def make_failing_calls(act: Actor, provider: FakeProvider) -> None:
     """The provider repeats the credentials that it was given, in every form of an error."""
 
     def script(**fields: Any) -> None:
@@ -226,7 +226,7 @@ def fail_upstream(act: Actor, provider: FakeProvider) -> None:
         act.chat(name, name, tagged("told", "r-3", "s"))
 
 
-def be_refused(act: Actor) -> None:
+def make_refused_calls(act: Actor) -> None:
     act.chat("budget", headers=tagged("told", "r-4", "s", options="no-clamp"), n=8, max_tokens=4_000)
     act.chat("model", "nobody", tagged("told", "r-4", "s"))
     act.chat("bearer", headers={"authorization": f"Bearer {SENT['bearer']}"})
@@ -236,7 +236,7 @@ def be_refused(act: Actor) -> None:
         "content-type": "application/x-www-form-urlencoded", "sec-fetch-site": "same-origin"})  # fmt: skip
 
 
-def be_wrong(act: Actor) -> None:
+def make_invalid_calls(act: Actor) -> None:
     path, good = "/v1/chat/completions", {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
     act.chat("hidden", headers={"cookie": f"session={SENT['cookie']}", "x-secret": SENT["header"]})
     act.chat("baggage", headers={"baggage": f"secret={SENT['baggage']}", "traceparent": SENT["header"]})
@@ -281,7 +281,7 @@ def stored_rows(url: str) -> str:
     return asyncio.run(read())
 
 
-def looked_at(act: Actor) -> str:
+def read_pages(act: Actor) -> str:
     pages = (
         "",
         "/runs",
@@ -340,22 +340,22 @@ def _output(place: Path, config: dict[str, Any], command: str, awaited: str) -> 
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, store_url: str) -> Scene:
+def scene(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, store_url: str) -> Outputs:
     folder = tmp_path_factory.mktemp("secrets")
-    found = Scene()
+    found = Outputs()
     ledger = f"redis://:{quote(REDIS)}@127.0.0.1:{redis_server.port}"
     with ProviderThread() as provider, webhook() as (hook, asked), running_collector() as collector:
         config = config_of(provider, ledger, store_url, hook, collector.url)
         with running_farebox(folder, config, environment=ENVIRON) as gateway:
             act = Actor(gateway, found)
-            succeed(act)
-            fail_upstream(act, provider)
-            be_refused(act)
-            be_wrong(act)
+            make_successful_calls(act)
+            make_failing_calls(act, provider)
+            make_refused_calls(act)
+            make_invalid_calls(act)
             found.told["metrics"] = gateway.get("/metrics").body.decode()
             found.told["readiness"] = gateway.get("/readyz?verbose").body.decode()
             until(lambda: bool(asked), 10, "the webhook")
-            found.told["pages"] = looked_at(act)
+            found.told["pages"] = read_pages(act)
             redis_server.kill()
             act.chat("outage", headers=tagged("told", "r-5", "s"))
             until(lambda: gateway.get("/readyz").status == 503, 10, "the breaker")
@@ -370,11 +370,13 @@ def scene(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, s
             "spans": b"\n".join(collector.raw).decode(errors="replace"),
             "starts": bad_starts(folder, config),
         }
-        check(found, provider, asked, collector)
+        check_that_secrets_were_used(found, provider, asked, collector)
     return found
 
 
-def check(found: Scene, provider: FakeProvider, asked: list[str], collector: Collector) -> None:
+def check_that_secrets_were_used(
+    found: Outputs, provider: FakeProvider, asked: list[str], collector: Collector
+) -> None:
     """Checks that the secrets were there and in use; otherwise the test would prove nothing."""
     bearers = {one.headers.get("authorization") for one in provider.requests}
     assert bearers >= {f"Bearer {PROVIDER}", f"Bearer {BY_LITELLM}"}
@@ -395,7 +397,7 @@ def check(found: Scene, provider: FakeProvider, asked: list[str], collector: Col
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_no_secret_leaks(scene: Scene, place: str) -> None:
+def test_no_secret_leaks(scene: Outputs, place: str) -> None:
     said = scene.told[place]
     assert said
     secrets = [*GIVEN, *SENT.values(), *scene.keys]

@@ -16,8 +16,8 @@ from tests.acceptance.serving import (
     PROMPT_TOKENS,
     RESERVED_TOKENS,
     Served,
+    budget_comment,
     finish_of,
-    note_of,
     serving,
     text_of,
     until,
@@ -83,7 +83,7 @@ def test_usage_chunk_reaches_only_clients_that_asked_for_it(served: Served) -> N
 def test_budget_comment_carries_the_figures_after_settlement(served: Served) -> None:
     served.provider.script(tokens=30)
     reply, events = served.stream(tagged("tokens", "r-note"), max_tokens=50)
-    note = note_of(events)
+    note = budget_comment(events)
     assert note["run"] == "r-note"
     assert note["step"] == "s"
     assert note["run_limit"] == 1000
@@ -178,7 +178,7 @@ def test_broken_stream_ends_with_an_error_event_and_charges_what_was_streamed(
 def test_stream_without_done_gets_a_done_event(served: Served) -> None:
     served.provider.script(tokens=10, no_done=True)
     _, events = served.stream(tagged("wide", "r-no-done"))
-    note_of(events)
+    budget_comment(events)
     assert finish_of(events) == "stop"
     assert settled(served, "wide", "r-no-done") == PROMPT_TOKENS + 10
 
@@ -217,7 +217,7 @@ def test_absurd_usage_is_replaced_by_our_own_count(served: Served, streamed: boo
 def test_stream_is_the_same_with_crlf_or_split_chunks(served: Served, directive: dict[str, Any]) -> None:
     served.provider.script(tokens=15, **directive)
     _, events = served.stream(tagged("wide", f"r-{next(iter(directive))}"))
-    note_of(events)
+    budget_comment(events)
     assert len(text_of(events).split()) == 15
 
 
@@ -226,7 +226,7 @@ def test_buffered_upstream_answer_is_sent_as_a_stream(served: Served) -> None:
     reply, events = served.stream(tagged("wide", "r-whole"))
     assert reply.headers["content-type"].startswith("text/event-stream")
     assert len(text_of(events).split()) == 15
-    note_of(events)
+    budget_comment(events)
     assert settled(served, "wide", "r-whole") == PROMPT_TOKENS + 15
 
 
@@ -236,7 +236,7 @@ def test_buffered_upstream_answer_is_sent_as_a_stream(served: Served) -> None:
 def test_output_above_the_cap_is_charged_in_full_if_it_fits(served: Served) -> None:
     served.provider.script(tokens=300, ignore_max=True)
     _, events = served.stream(tagged("wide", "r-ignores"), max_tokens=50)
-    note_of(events)
+    budget_comment(events)
     assert len(text_of(events).split()) == 300
     assert settled(served, "wide", "r-ignores") == PROMPT_TOKENS + 300
 
@@ -244,7 +244,7 @@ def test_output_above_the_cap_is_charged_in_full_if_it_fits(served: Served) -> N
 def test_output_above_the_budget_is_cut_with_finish_reason_length(served: Served) -> None:
     served.provider.script(tokens=3000, ignore_max=True, words_per_chunk=4, chunk_delay_ms=1)
     _, events = served.stream(tagged("tokens", "r-cut"))
-    note = note_of(events)
+    note = budget_comment(events)
     assert finish_of(events) == "length"
     got = len(text_of(events).split())
     assert 500 < got <= 1000 - RESERVED_TOKENS
@@ -259,7 +259,7 @@ def test_single_chunk_above_the_budget_is_cut_with_finish_reason_length(served: 
     head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
     served.provider.script(raw=f"{head}data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n")
     _, events = served.stream(tagged("tokens", "r-end-beyond"))
-    note_of(events)
+    budget_comment(events)
     assert (text_of(events), finish_of(events)) == ("", "length")
     assert settled(served, "tokens", "r-end-beyond") <= 1000
 
@@ -287,7 +287,7 @@ def test_sliced_holds_admit_siblings_whose_worst_cases_would_not_fit(served: Ser
         replies = list(pool.map(lambda _: served.stream(headers), range(4)))
     for reply, events in replies:
         assert reply.status == 200
-        note_of(events)
+        budget_comment(events)
         assert (len(text_of(events).split()), finish_of(events)) == (150, "stop")
     assert settled(served, "sliced", "r-siblings") == 4 * (PROMPT_TOKENS + 150)
 
@@ -295,7 +295,7 @@ def test_sliced_holds_admit_siblings_whose_worst_cases_would_not_fit(served: Ser
 def test_sliced_hold_is_extended_until_the_answer_ends(served: Served) -> None:
     served.provider.script(tokens=1900)
     _, events = served.stream(tagged("sliced", "r-grows"))
-    note_of(events)
+    budget_comment(events)
     assert (len(text_of(events).split()), finish_of(events)) == (1900, "stop")
     assert settled(served, "sliced", "r-grows") == PROMPT_TOKENS + 1900
 
@@ -303,7 +303,7 @@ def test_sliced_hold_is_extended_until_the_answer_ends(served: Served) -> None:
 def test_sliced_answer_that_reaches_the_limit_ends_with_length(served: Served) -> None:
     served.provider.script(tokens=4000)
     _, events = served.stream(tagged("sliced", "r-ends"))
-    note_of(events)
+    budget_comment(events)
     got = len(text_of(events).split())
     assert finish_of(events) == "length"
     assert got >= 1800, "nearly all of the budget was used"
@@ -328,7 +328,7 @@ def test_max_tokens_bounds_a_sliced_hold(served: Served) -> None:
     served.provider.script(tokens=4000)
     _, events = served.stream(tagged("sliced", "r-own-cap"), max_tokens=100)
     assert served.last.body["max_tokens"] == 100
-    note_of(events)
+    budget_comment(events)
     assert (len(text_of(events).split()), finish_of(events)) == (100, "length")
     assert settled(served, "sliced", "r-own-cap") == PROMPT_TOKENS + 100
 
@@ -343,7 +343,7 @@ def test_8_concurrent_sliced_calls_end_cleanly_within_the_limit(served: Served) 
         if reply.status != 200:
             assert reply.status in (402, 429)
             continue
-        note_of(events)
+        budget_comment(events)
         assert finish_of(events) in ("stop", "length")
         got += len(text_of(events).split())
     paid = settled(served, "sliced", "r-crowd")

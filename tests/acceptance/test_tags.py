@@ -103,7 +103,7 @@ def test_answer_headers_report_run_step_and_remaining_budget(served: Served) -> 
     assert reply.headers["x-request-id"]
 
 
-def told(reply: Reply) -> dict[str, str]:
+def tag_headers_of(reply: Reply) -> dict[str, str]:
     """What an answer reports about its tags and budgets."""
     return {name: value for name, value in reply.headers.items() if name.startswith(("x-workflow-", "x-budget-"))}
 
@@ -127,7 +127,7 @@ def test_count_tokens_reports_its_tags_and_starts_no_run(
     body = COUNTED if metadata is None else {**COUNTED, "metadata": metadata}
     reply = served.gateway.request("POST", f"{path}/v1/messages/count_tokens", body, headers)
     assert (reply.status, reply.json()) == (200, {"input_tokens": 5})
-    assert told(reply) == {f"x-workflow-{name}": value for name, value in expected.items()}
+    assert tag_headers_of(reply) == {f"x-workflow-{name}": value for name, value in expected.items()}
     assert served.gateway.get("/api/runs?workflow=counts-only").json()["runs"] == []
     assert served.gateway.get("/api/runs/r-count").status == 404
 
@@ -151,7 +151,7 @@ def test_refusal_of_a_tagged_request_reports_run_and_step(served: Served, path: 
     for prefix, headers in (("", tagged("wf", "r-lost", "s")), ("/w/wf/r/r-lost/s/s", {})):
         reply = served.gateway.request("POST", prefix + path, body, headers)
         assert reply.status == status, reply.body
-        assert told(reply) == {"x-workflow-run-id": "r-lost", "x-workflow-step": "s"}
+        assert tag_headers_of(reply) == {"x-workflow-run-id": "r-lost", "x-workflow-step": "s"}
 
 
 def test_agent_is_read_from_header_metadata_or_baggage(served: Served) -> None:

@@ -22,7 +22,7 @@ from tests.farebox_process import tagged
 pytestmark = pytest.mark.xdist_group("acceptance-tracing")
 CLIENT, SERVER = Span.SpanKind.SPAN_KIND_CLIENT, Span.SpanKind.SPAN_KIND_SERVER
 ERROR = 2
-TOLD = '{"intent": "enrich", "confidence": 0.9, "reasoning": "it adds facts"}'
+CLASSIFIER_ANSWER = '{"intent": "enrich", "confidence": 0.9, "reasoning": "it adds facts"}'
 CONDENSED = "The ferry to Skagen leaves at 9:40 from pier 7; tickets cost 240 kroner, and dogs travel free."
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -144,13 +144,13 @@ def test_unreachable_provider_is_an_error_of_attempt_and_call(served: Served, co
 
 
 @pytest.fixture(scope="module")
-def asking(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Served]:
+def orchestrated(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Served]:
     """A gateway that asks a model about unclear steps, and to condense long texts."""
     with serving(
         tmp_path_factory.mktemp("asking"),
         models=lambda provider: [
             model(provider.openai_url, upstream="openai/gpt-4o", input_cost_per_token=1e-5),
-            model(provider.openai_url, "teller", f"openai/teller?text={quote(TOLD)}"),
+            model(provider.openai_url, "teller", f"openai/teller?text={quote(CLASSIFIER_ANSWER)}"),
             model(provider.openai_url, "condenser", f"openai/condenser?text={quote(CONDENSED)}"),
         ],
         tracing={"endpoint": collector.url},
@@ -171,8 +171,8 @@ def asking(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> It
         yield running
 
 
-def test_classification_by_a_model_is_a_span_of_its_call(asking: Served, collector: Collector) -> None:
-    reply = asking.chat(tagged("vague", "r-vague", "work-on-it"), "Please proceed.", max_tokens=16)
+def test_classification_by_a_model_is_a_span_of_its_call(orchestrated: Served, collector: Collector) -> None:
+    reply = orchestrated.chat(tagged("vague", "r-vague", "work-on-it"), "Please proceed.", max_tokens=16)
     assert "source=llm" in reply.headers["x-workflow-intent"]
     whole, spans = collector.call_of("vague")
     own, attempt = sorted(spans, key=lambda span: "farebox.purpose" not in span.attributes)
@@ -185,11 +185,11 @@ def test_classification_by_a_model_is_a_span_of_its_call(asking: Served, collect
     assert own.attributes["gen_ai.response.finish_reasons"] == ["stop"]
     assert "farebox.purpose" not in attempt.attributes
     assert attempt.attributes["gen_ai.usage.input_tokens"] == reply.json()["usage"]["prompt_tokens"]
-    (question,) = [one for one in asking.provider.requests if one.model == "teller"]
+    (question,) = [one for one in orchestrated.provider.requests if one.model == "teller"]
     assert question.headers["traceparent"].startswith(f"00-{whole.trace}-{own.id}-")
 
 
-def test_semantic_compression_is_a_span_of_its_call(asking: Served, collector: Collector) -> None:
+def test_semantic_compression_is_a_span_of_its_call(orchestrated: Served, collector: Collector) -> None:
     messages = [
         {"role": "user", "content": "Read the diary."},
         {
@@ -200,7 +200,7 @@ def test_semantic_compression_is_a_span_of_its_call(asking: Served, collector: C
     ]
     body = {"model": "fake", "max_tokens": 32, "messages": messages}
     headers = tagged("long", "r-long", "read", intent="summarize")
-    reply = asking.gateway.request("POST", "/v1/chat/completions", body, headers)
+    reply = orchestrated.gateway.request("POST", "/v1/chat/completions", body, headers)
     assert reply.headers["x-budget-actions"].startswith("compress="), reply.headers
     _, spans = collector.call_of("long")
     own, attempt = sorted(spans, key=lambda span: "farebox.purpose" not in span.attributes)
@@ -209,9 +209,9 @@ def test_semantic_compression_is_a_span_of_its_call(asking: Served, collector: C
     assert attempt.attributes["gen_ai.usage.input_tokens"] == reply.json()["usage"]["prompt_tokens"]
 
 
-def test_classification_for_a_declared_run_has_its_own_trace(asking: Served, collector: Collector) -> None:
+def test_classification_for_a_declared_run_has_its_own_trace(orchestrated: Served, collector: Collector) -> None:
     run = {"workflow": "declared", "steps": [{"id": "work", "prompt": "Do what has to be done next."}]}
-    assert asking.gateway.request("POST", "/api/runs", run).status == 200
+    assert orchestrated.gateway.request("POST", "/api/runs", run).status == 200
     own = collector.wait(lambda span: span.attributes.get("farebox.purpose") == "classify" and not span.parent)
     assert own.name.startswith("chat teller")
 

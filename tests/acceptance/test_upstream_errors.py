@@ -52,7 +52,7 @@ def _fresh(served: Served) -> None:
     served.provider.clear()
 
 
-def nothing_was_spent(served: Served, headers: dict[str, str]) -> None:
+def check_nothing_spent(served: Served, headers: dict[str, str]) -> None:
     facts = served.balance(headers)
     assert (facts["settled"], facts["reserved"]) == (0, 0)
 
@@ -71,7 +71,7 @@ def test_provider_error_keeps_its_status_and_message_and_costs_nothing(served: S
     assert reply.headers["x-request-id"]
     assert reply.headers["x-workflow-run-id"] == f"r-{status}"
     served.provider.clear()
-    nothing_was_spent(served, headers)
+    check_nothing_spent(served, headers)
 
 
 @pytest.mark.parametrize("body", ["none", "html", "text", "string", "detail"])
@@ -91,7 +91,7 @@ def test_provider_error_without_a_json_object_becomes_an_error_object(
     if body in ("text", "string", "detail"):
         assert "gone fishing" in error["message"]
     served.provider.clear()
-    nothing_was_spent(served, headers)
+    check_nothing_spent(served, headers)
 
 
 def test_anthropic_errors_have_the_anthropic_shape(served: Served) -> None:
@@ -145,7 +145,7 @@ def test_malformed_or_late_provider_answer_is_a_502_or_504(
 def test_unreachable_provider_is_a_502_and_costs_nothing(served: Served) -> None:
     reply = served.chat(tagged("wf", "r-dead"), model="dead", max_tokens=100)
     assert (reply.status, reply.json()["error"]["code"]) == (502, "upstream_unreachable")
-    nothing_was_spent(served, tagged("wf", "r-dead"))
+    check_nothing_spent(served, tagged("wf", "r-dead"))
 
 
 def test_redirect_is_a_502_and_is_not_followed(served: Served) -> None:
@@ -192,7 +192,7 @@ def test_long_retry_after_is_returned_to_the_client(served: Served) -> None:
     reply = served.chat(headers, max_tokens=100)
     assert time.monotonic() - began_s < 8
     assert (reply.status, reply.headers["retry-after"], served.seen()) == (429, "30", 1)
-    nothing_was_spent(served, headers)
+    check_nothing_spent(served, headers)
 
 
 def test_fallback_is_used_without_waiting_for_a_long_retry_after(served: Served) -> None:

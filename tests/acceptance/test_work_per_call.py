@@ -17,8 +17,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,12 +28,11 @@ import pytest
 import gateway
 import policies
 from gateway.app import Application
-from gateway.config_file import parse_config
 from gateway.guard import Guard
 from gateway.ledger.redis import RedisLedger
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ledger.sqlite_file import SqliteFile
-from policies.intents import Intent
+from tests.acceptance.in_process import CONFIG, INTENTS, TAGS, ask, running_application
 from tests.acceptance.serving import ProviderThread
 from tests.bare_server import bare_server
 from tests.fake_provider import FakeProvider
@@ -42,24 +40,8 @@ from tests.redis_server import RedisServer, running_server
 
 CALLS = 20
 OUR_CODE = tuple(str(Path(package.__file__).parent) for package in (gateway, policies))
-TAGS = {"x-workflow-id": "nightly", "x-workflow-run-id": "r-1", "x-workflow-step": "draft"}
 # What a call waits for. Renewing, sweeping and moving the outbox are done for many calls at once, behind their backs.
 ON_THE_PATH = ("reserve", "extend", "settle", "void", "balances", "current_run", "pending")
-CONFIG = """
-model_list:
-  - model_name: model
-    litellm_params: {{model: openai/fake-model, api_base: "{provider}", api_key: k}}
-    model_info: {{input_cost_per_token: 1.0e-7, output_cost_per_token: 4.0e-7, max_output_tokens: 4096}}
-  - model_name: older
-    litellm_params: {{model: openai/gpt-4, api_base: "{provider}", api_key: k}}
-budgets:
-  - {{scope: run, match: "*", tokens: 1000000000, usd: 1000}}
-  - {{scope: workflow, match: "*", usd: 1000, window: day}}
-settings: {{orchestration_enabled: {orchestrated}, orchestration_max_tokens_per_workflow: 10000000,
-            orchestration_max_tokens_per_step: 1000000{intents}}}
-storage: {{ledger: "{ledger}", store: "sqlite:///{folder}/store.db", spool: "{folder}/spool"}}
-"""
-INTENTS = "".join(f", orchestration_token_budget_{intent.value}: 1000000" for intent in Intent)
 # Not needed by a gateway with a SQLite ledger and store whose models take the fast lane. Each costs a start 2 MB or more, and up to 9 s.
 NOT_AT_START = (
     "litellm",
@@ -97,7 +79,7 @@ class Work:
         if self.is_counting:
             self.counts[what] += amount
 
-    def a_call(self, what: str) -> float:
+    def per_call(self, what: str) -> float:
         return self.counts[what] / CALLS
 
 
@@ -172,25 +154,6 @@ def provider() -> Iterator[FakeProvider]:
         yield made
 
 
-@asynccontextmanager
-async def serving(
-    folder: Path, provider: FakeProvider, *, ledger: str = "", orchestrated: bool = False
-) -> AsyncIterator[Application]:
-    text = CONFIG.format(
-        folder=folder,
-        provider=provider.openai_url,
-        ledger=ledger or f"sqlite:///{folder}/ledger.db",
-        orchestrated="true" if orchestrated else "false",
-        intents=INTENTS,
-    )
-    application = Application(parse_config(text, environ={}), environment={})
-    await application.start()
-    try:
-        yield application
-    finally:
-        await application.stop()
-
-
 def _count_functions(work: Work) -> None:
     """Counts our own functions that the event loop's thread calls or resumes: running them is nine tenths of a call's cost."""
 
@@ -210,7 +173,7 @@ async def count_calls(work: Work, application: Application, headers: dict[str, s
     try:
         for number, body in enumerate(bodies):
             work.is_counting = number >= 5
-            assert await _ask(application, headers, body) == 200
+            assert await ask(application, headers, body) == 200
     finally:
         sys.setprofile(None)
     work.is_counting = False
@@ -226,51 +189,19 @@ def _body(number: int, fields: dict[str, Any]) -> bytes:
     return json.dumps({"model": "model", "messages": messages, "max_tokens": 20, **fields}).encode()
 
 
-async def _ask(application: Application, headers: dict[str, str], body: bytes) -> int:
-    """Calls the application directly: uvicorn's work is not counted."""
-    sent: list[dict[str, Any]] = []
-    asked = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def receive() -> dict[str, Any]:
-        for message in asked:
-            return message
-        return await asyncio.Event().wait()  # type: ignore[return-value]
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    given = {"host": "localhost", "content-type": "application/json", "content-length": str(len(body)), **headers}
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/v1/chat/completions",
-        "raw_path": b"/v1/chat/completions",
-        "root_path": "",
-        "query_string": b"",
-        "headers": [(name.encode(), value.encode()) for name, value in given.items()],
-        "client": ("127.0.0.1", 40_000),
-        "server": ("127.0.0.1", 4_000),
-    }
-    await application(scope, receive, send)
-    return int(sent[0]["status"])
-
-
 async def test_tagged_call_uses_two_ledger_operations(tmp_path: Path, provider: FakeProvider, work: Work) -> None:
-    async with serving(tmp_path, provider) as application:
+    async with running_application(tmp_path, provider) as application:
         await count_calls(work, application, TAGS)
-    assert work.a_call("ledger") == 2  # to reserve, and to settle
-    assert work.a_call("commits") <= 3  # those two, and what is done for many calls at once
-    assert work.a_call("statements") <= 15
-    assert work.a_call("body parsed") == 1
+    assert work.per_call("ledger") == 2  # to reserve, and to settle
+    assert work.per_call("commits") <= 3  # those two, and what is done for many calls at once
+    assert work.per_call("statements") <= 15
+    assert work.per_call("body parsed") == 1
     # Body and answer are 790 bytes. The event adds 700 if the flusher happens to read it meanwhile; nothing is parsed twice.
-    assert work.a_call("json bytes") <= 1_600
-    assert work.a_call("threads") <= 0.5
-    assert work.a_call("tasks") <= 2
-    assert work.a_call("loop turns") <= 14
-    assert work.a_call("functions") <= 640
+    assert work.per_call("json bytes") <= 1_600
+    assert work.per_call("threads") <= 0.5
+    assert work.per_call("tasks") <= 2
+    assert work.per_call("loop turns") <= 14
+    assert work.per_call("functions") <= 640
 
 
 async def test_buffered_answer_is_one_write_to_the_client(
@@ -296,7 +227,10 @@ async def test_buffered_answer_is_one_write_to_the_client(
         connection.close()
         return statuses
 
-    async with serving(tmp_path, provider) as application, bare_server(Guard(application, lambda: "an-id")) as url:
+    async with (
+        running_application(tmp_path, provider) as application,
+        bare_server(Guard(application, lambda: "an-id")) as url,
+    ):
         port = int(url.rpartition(":")[2])
         monkeypatch.setattr(socket.socket, "send", counted)
         assert await asyncio.to_thread(ask, port) == [200] * CALLS
@@ -304,31 +238,31 @@ async def test_buffered_answer_is_one_write_to_the_client(
 
 
 async def test_untagged_call_uses_no_ledger_operation(tmp_path: Path, provider: FakeProvider, work: Work) -> None:
-    async with serving(tmp_path, provider) as application:
+    async with running_application(tmp_path, provider) as application:
         await count_calls(work, application, {})
-    assert work.a_call("ledger") == 0
-    assert work.a_call("commits") <= 1  # its usage is written with that of others
-    assert work.a_call("body parsed") == 1
-    assert work.a_call("json bytes") <= 1_600
-    assert work.a_call("threads") <= 0.5
-    assert work.a_call("tasks") <= 2
-    assert work.a_call("loop turns") <= 9
-    assert work.a_call("functions") <= 255
+    assert work.per_call("ledger") == 0
+    assert work.per_call("commits") <= 1  # its usage is written with that of others
+    assert work.per_call("body parsed") == 1
+    assert work.per_call("json bytes") <= 1_600
+    assert work.per_call("threads") <= 0.5
+    assert work.per_call("tasks") <= 2
+    assert work.per_call("loop turns") <= 9
+    assert work.per_call("functions") <= 255
 
 
 async def test_orchestration_adds_no_ledger_operation_to_a_warm_step(
     tmp_path: Path, provider: FakeProvider, work: Work
 ) -> None:
-    async with serving(tmp_path, provider, orchestrated=True) as application:
+    async with running_application(tmp_path, provider, orchestrated=True) as application:
         await count_calls(work, application, TAGS)
-    assert work.a_call("ledger") == 2
-    assert work.a_call("commits") <= 3
-    assert work.a_call("statements") <= 17
-    assert work.a_call("body parsed") == 1
-    assert work.a_call("threads") <= 0.5
-    assert work.a_call("tasks") <= 3
-    assert work.a_call("loop turns") <= 18
-    assert work.a_call("functions") <= 665
+    assert work.per_call("ledger") == 2
+    assert work.per_call("commits") <= 3
+    assert work.per_call("statements") <= 17
+    assert work.per_call("body parsed") == 1
+    assert work.per_call("threads") <= 0.5
+    assert work.per_call("tasks") <= 3
+    assert work.per_call("loop turns") <= 18
+    assert work.per_call("functions") <= 665
 
 
 async def test_stream_of_200_tokens_uses_two_ledger_operations(
@@ -337,31 +271,31 @@ async def test_stream_of_200_tokens_uses_two_ledger_operations(
     text = " ".join(["time"] * 200)
     provider.script(text=text, ignore_max=True)
     try:
-        async with serving(tmp_path, provider) as application:
+        async with running_application(tmp_path, provider) as application:
             await count_calls(work, application, TAGS, stream=True, max_tokens=400)
     finally:
         provider.clear()
-    assert work.a_call("ledger") == 2
-    assert work.a_call("commits") <= 3
-    assert work.a_call("body parsed") == 1
+    assert work.per_call("ledger") == 2
+    assert work.per_call("commits") <= 3
+    assert work.per_call("body parsed") == 1
 
 
 async def test_redis_runs_one_script_to_reserve_and_one_to_settle(
     tmp_path: Path, provider: FakeProvider, work: Work
 ) -> None:
     with running_server() as server:
-        async with serving(tmp_path, provider, ledger=server.url) as application:
+        async with running_application(tmp_path, provider, ledger=server.url) as application:
             before = _scripts_run(server)
             await count_calls(work, application, TAGS)
             work.counts["scripts"] = _scripts_run(server) - before
-    assert work.a_call("ledger") == 2
+    assert work.per_call("ledger") == 2
     # The two, and those that move the outbox and show that this process lives: more of these on a slow machine.
-    assert 2 <= work.a_call("scripts") <= 3.5
-    assert work.a_call("body parsed") == 1
-    assert work.a_call("threads") <= 0.5
-    assert work.a_call("tasks") <= 3
-    assert work.a_call("loop turns") <= 16
-    assert work.a_call("functions") <= 570
+    assert 2 <= work.per_call("scripts") <= 3.5
+    assert work.per_call("body parsed") == 1
+    assert work.per_call("threads") <= 0.5
+    assert work.per_call("tasks") <= 3
+    assert work.per_call("loop turns") <= 16
+    assert work.per_call("functions") <= 570
 
 
 def _scripts_run(server: RedisServer) -> int:

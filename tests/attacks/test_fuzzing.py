@@ -1,6 +1,6 @@
-"""Bytes that nobody would think of, at every door: none of them is more than a refusal.
+"""Bytes that nobody would think of, at every target: none of them is more than a refusal.
 
-What once broke something is kept in `tests/attacks/crashes/<door>/` and tried first, on every run. A new finding is written there
+What once broke something is kept in `tests/attacks/crashes/<target>/` and tried first, on every run. A new finding is written there
 by hand, with a name that says what it was.
 """
 
@@ -36,15 +36,15 @@ CRASHES = Path(__file__).parent / "crashes"
 FORMS = sorted(set(PROTOCOLS.values()), key=lambda protocol: protocol.name)
 
 
-def kept(door: str) -> list[bytes]:
-    return [path.read_bytes() for path in sorted((CRASHES / door).glob("*"))]
+def stored_crashes(target: str) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((CRASHES / target).glob("*"))]
 
 
-def with_kept(door: str) -> Any:
+def with_stored_crashes(target: str) -> Any:
     """Every kept crash is an example of its own."""
 
     def decorate(test: Any) -> Any:
-        for data in kept(door):
+        for data in stored_crashes(target):
             test = example(data)(test)
         return test
 
@@ -74,7 +74,7 @@ requests = st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), json_v
 )
 
 
-@with_kept("events")
+@with_stored_crashes("events")
 @given(st.binary(max_size=400) | st.text(alphabet='data: {}[]\r\n"event', max_size=300).map(str.encode))
 def test_event_splitter_gives_the_same_events_for_any_chunking(data: bytes) -> None:
     """The same events, in whatever pieces the bytes come."""
@@ -88,7 +88,7 @@ def test_event_splitter_gives_the_same_events_for_any_chunking(data: bytes) -> N
         assert [event for piece in pieces for event in splitter.feed(piece)] == events
 
 
-@with_kept("bodies")
+@with_stored_crashes("bodies")
 @given(st.binary(max_size=300) | requests)
 def test_any_body_is_parsed_or_refused_with_a_4xx(data: bytes) -> None:
     """Parsed, or refused with a message; and what is parsed can be written again."""
@@ -113,7 +113,7 @@ def parsed(protocol: Any, data: bytes) -> Any:
     return None
 
 
-@with_kept("tags")
+@with_stored_crashes("tags")
 @given(
     st.binary(max_size=200)
     | st.dictionaries(
@@ -143,7 +143,7 @@ def test_any_tag_headers_give_valid_tags_or_a_refusal(data: bytes) -> None:
         split_path("/w/" + text)
 
 
-@with_kept("configurations")
+@with_stored_crashes("configurations")
 @given(
     st.binary(max_size=200)
     | st.dictionaries(

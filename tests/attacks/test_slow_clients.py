@@ -41,7 +41,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-def hung_up(served: Served, reason: str) -> float:
+def connections_ended(served: Served, reason: str) -> float:
     return served.metric("farebox_connections_ended_total", reason=reason)
 
 
@@ -83,7 +83,7 @@ def test_silent_connection_is_closed(served: Served) -> None:
 def test_300_idle_connections_do_not_displace_calls(served: Served) -> None:
     """Whoever was quiet for longest goes first; a call that is under way is never the one."""
     served.provider.script(delay_ms=3000)
-    before = hung_up(served, "too_many")
+    before = connections_ended(served, "too_many")
     with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as opened:
         working = pool.submit(served.chat, tagged("slow", "r-working"), max_tokens=20)
         until(lambda: served.metric("farebox_calls_in_flight") == 1, what="the call is under way")
@@ -93,7 +93,7 @@ def test_300_idle_connections_do_not_displace_calls(served: Served) -> None:
         assert served.metric("farebox_connections") <= SERVER["connections_max"]
         assert served.chat(tagged("slow", "r-other"), max_tokens=20).status == 200
         assert working.result().status == 200
-    assert hung_up(served, "too_many") - before >= 300 - SERVER["connections_max"]
+    assert connections_ended(served, "too_many") - before >= 300 - SERVER["connections_max"]
 
 
 def test_10000_idle_connections_stay_within_the_default_limit(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_10000_idle_connections_stay_within_the_default_limit(tmp_path: Path) ->
             assert running.gateway.get("/livez").status == 200
             assert running.chat(max_tokens=20).status == 200
             assert running.metric("farebox_connections") <= limit
-            assert hung_up(running, "too_many") >= wanted - limit
+            assert connections_ended(running, "too_many") >= wanted - limit
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -119,12 +119,12 @@ def test_client_that_does_not_read_is_disconnected_and_charged(served: Served) -
     """The answer is far larger than all buffers on the way, so the gateway stops reading from the provider, and then gives up."""
     served.provider.script(tokens=400_000)
     body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "stream": True}
-    before = hung_up(served, "unread")
+    before = connections_ended(served, "unread")
     with connect(served.gateway.url) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         headers = [f"{name}: {value}".encode() for name, value in tagged("slow", "r-unread").items()]
         connection.sendall(request(headers=headers, body=json.dumps(body).encode()))
-        until(lambda: hung_up(served, "unread") > before, 60, "the client is hung up on")
+        until(lambda: connections_ended(served, "unread") > before, 60, "the client is hung up on")
         until(lambda: served.metric("farebox_calls_in_flight") == 0, what="its call is over")
     facts = served.balance(tagged("slow", "r-unread"))
     assert facts["reserved"] == 0

@@ -90,7 +90,7 @@ CONFIG: Final[dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class WorkflowScript:
     """A workflow: who runs it, how often a day, and its steps as (name, intent, prompt, model, tokens in, tokens out)."""
 
     name: str
@@ -99,8 +99,8 @@ class Work:
     steps: tuple[tuple[str, str, str, str, int, int], ...]
 
 
-WORKS: Final = (
-    Work(
+WORKFLOWS: Final = (
+    WorkflowScript(
         "support-triage",
         "triage-bot",
         34,
@@ -111,7 +111,7 @@ WORKS: Final = (
             ("check", "validate", "Does the letter satisfy the rules? Answer yes or no.", "claude-haiku-4-5", 900, 24),
         ),
     ),
-    Work(
+    WorkflowScript(
         "nightly-report",
         "ledger-clerk",
         11,
@@ -135,7 +135,7 @@ WORKS: Final = (
             ("write", "generate", "Write the report for the board.", "claude-sonnet-4-5", 3_100, 1_450),
         ),
     ),
-    Work(
+    WorkflowScript(
         "invoice-intake",
         "ledger-clerk",
         22,
@@ -152,7 +152,7 @@ WORKS: Final = (
             ("approve", "validate", "Check the total against the order.", "gpt-4.1-mini", 640, 18),
         ),
     ),
-    Work(
+    WorkflowScript(
         "code-review",
         "reviewer",
         8,
@@ -161,7 +161,7 @@ WORKS: Final = (
             ("review", "generate", "Review this change and name what is wrong.", "claude-sonnet-4-5", 6_400, 1_900),
         ),
     ),
-    Work(
+    WorkflowScript(
         "lead-research",
         "scout",
         14,
@@ -177,7 +177,7 @@ WORKS: Final = (
 def past_entries(now_ms: int) -> Iterator[OutboxEntry]:
     """Calls of the last thirty days until an hour ago: fewer at night and at weekends, more every week."""
     chance = random.Random(7)
-    for work in WORKS:
+    for work in WORKFLOWS:
         day = now_ms - DAYS * _DAY_MS
         while day < now_ms:
             share = (1 - (now_ms - day) / _DAY_MS / DAYS * 0.5) * (0.4 if time.gmtime(day / 1000).tm_wday >= 5 else 1)
@@ -192,7 +192,7 @@ def _day(at_ms: int) -> str:
     return time.strftime("%m%d", time.gmtime(at_ms / 1000))
 
 
-def _past_run(work: Work, number: str, at_ms: int, chance: random.Random) -> Iterator[OutboxEntry]:
+def _past_run(work: WorkflowScript, number: str, at_ms: int, chance: random.Random) -> Iterator[OutboxEntry]:
     run = f"{work.name.partition('-')[0]}-{number}"
     for step, intent, _, model, given, taken in work.steps:
         for _ in range(1 + (chance.random() < 0.25) * chance.randrange(1, 4)):
@@ -201,7 +201,14 @@ def _past_run(work: Work, number: str, at_ms: int, chance: random.Random) -> Ite
 
 
 def _past_call(
-    work: Work, run: str, step: str, intent: str, model: str, size: tuple[int, int], at_ms: int, chance: random.Random
+    work: WorkflowScript,
+    run: str,
+    step: str,
+    intent: str,
+    model: str,
+    size: tuple[int, int],
+    at_ms: int,
+    chance: random.Random,
 ) -> OutboxEntry:
     stretch = math.exp(chance.gauss(0, 0.35))
     given, taken = int(size[0] * stretch), int(size[1] * math.exp(chance.gauss(0, 0.3)))
@@ -304,7 +311,7 @@ class Traffic:
         self._key = key
         self._stopped = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run, args=(work, at), daemon=True) for at, work in enumerate(WORKS)
+            threading.Thread(target=self._run, args=(work, at), daemon=True) for at, work in enumerate(WORKFLOWS)
         ]
 
     def start(self) -> None:
@@ -316,11 +323,11 @@ class Traffic:
         for thread in self._threads:
             thread.join(20)
 
-    def _run(self, work: Work, at: int) -> None:
+    def _run(self, work: WorkflowScript, at: int) -> None:
         number = 0
         while not self._stopped.is_set():
             number += 1
-            one_run(
+            make_run(
                 self._gateway,
                 self._key,
                 work,
@@ -330,8 +337,13 @@ class Traffic:
             )
 
 
-def one_run(
-    gateway: FareboxProcess, key: str, work: Work, run: str, stopped: threading.Event | None = None, pause: int = 0
+def make_run(
+    gateway: FareboxProcess,
+    key: str,
+    work: WorkflowScript,
+    run: str,
+    stopped: threading.Event | None = None,
+    pause: int = 0,
 ) -> None:
     """A run of the workflow: each step once or a few times, with a prompt of about the size that the step has."""
     for step, _, prompt, model, given, taken in work.steps:
@@ -357,16 +369,16 @@ def call(
     return gateway.chat(text, headers, model=model, max_tokens=max(40, taken * 2), **fields).status
 
 
-LOOKED_AT: Final = "support-2207"
+EVENTFUL_RUN: Final = "support-2207"
 
 
 def eventful_run(gateway: FareboxProcess, key: str) -> threading.Thread:
     """One run in which everything happens: calls beside each other, one compressed, one clamped, one routed, one refused, and a
     slow one that is under way until the thread that is returned ends."""
-    work = WORKS[0]
+    work = WORKFLOWS[0]
 
     def ask(step: str, model: str, prompt: str, given: int, taken: int, **fields: Any) -> int:
-        tags = tagged(work.name, LOOKED_AT, step, agent=work.agent)
+        tags = tagged(work.name, EVENTFUL_RUN, step, agent=work.agent)
         options = fields.pop("options", None)
         return call(
             gateway,
@@ -379,7 +391,7 @@ def eventful_run(gateway: FareboxProcess, key: str) -> threading.Thread:
             **fields,
         )
 
-    def beside(*calls: tuple[Any, ...]) -> None:
+    def concurrently(*calls: tuple[Any, ...]) -> None:
         threads = [threading.Thread(target=ask, args=one, daemon=True) for one in calls]
         for thread in threads:
             thread.start()
@@ -388,8 +400,8 @@ def eventful_run(gateway: FareboxProcess, key: str) -> threading.Thread:
 
     write, check = work.steps[2][2], work.steps[3][2]
     ask("classify", "gpt-4.1-mini", work.steps[0][2], 420, 12)
-    beside(*[("extract", "gpt-4.1-mini", work.steps[1][2], 500, 60) for _ in range(2)])
-    beside(*[("draft", model, write, 600, 300) for model in ("gpt-4.1", "claude-sonnet-4-5", "auto:fast")])
+    concurrently(*[("extract", "gpt-4.1-mini", work.steps[1][2], 500, 60) for _ in range(2)])
+    concurrently(*[("draft", model, write, 600, 300) for model in ("gpt-4.1", "claude-sonnet-4-5", "auto:fast")])
     ask("check", "claude-haiku-4-5", check, 500, 24)
     ask("draft", "gpt-4.1", write, 3_400, 400)
     ask("draft", "gpt-4.1", "Write a book about it.", 300, 4_000, n=4, options="no-clamp")

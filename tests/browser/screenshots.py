@@ -19,7 +19,7 @@ from playwright.sync_api import sync_playwright
 
 from tests.browser.chromium import CHROMIUM
 from tests.browser.conftest import Client
-from tests.browser.scene import ADMIN_KEY, LOOKED_AT, PERSON, Traffic, eventful_run, running_scene
+from tests.browser.scene import ADMIN_KEY, EVENTFUL_RUN, PERSON, Traffic, eventful_run, running_scene
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -30,10 +30,10 @@ PHONE: Final = {"width": 390, "height": 844}
 PAGES: Final = {
     "overview": ("/admin", 0),
     "runs": ("/admin/runs", 850),
-    "run": (f"/admin/runs/{LOOKED_AT}", 1080),
+    "run": (f"/admin/runs/{EVENTFUL_RUN}", 1080),
     "workflows": ("/admin/workflows", 850),
     "workflow": ("/admin/workflows/support-triage", 850),
-    "budgets": (f"/admin/budgets?workflow=support-triage&run={LOOKED_AT}&step=draft", 850),
+    "budgets": (f"/admin/budgets?workflow=support-triage&run={EVENTFUL_RUN}&step=draft", 850),
     "agents": ("/admin/agents", 850),
     "agent": ("/admin/agents/ledger-clerk", 850),
     "settings": ("/admin/settings", 850),

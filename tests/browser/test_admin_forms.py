@@ -16,7 +16,7 @@ from tests.farebox_process import FareboxProcess
 __all__ = ["browser"]  # a fixture
 
 
-def beside(page: str, field: str) -> str:
+def fault_beside(page: str, field: str) -> str:
     """The message next to an input, to which the input itself refers."""
     assert re.search(rf'name="{field}"[^>]* aria-invalid="true" aria-describedby="fault-{field}"', page), field
     found = re.search(rf'id="fault-{field}">([^<]+)<', page)
@@ -24,12 +24,12 @@ def beside(page: str, field: str) -> str:
     return html.unescape(found[1])
 
 
-def alert(page: str) -> str:
+def alert_text(page: str) -> str:
     found = re.search(r'role="alert">([^<]+)<', page)
     return html.unescape(found[1]) if found else ""
 
 
-def value(page: str, field: str) -> str:
+def field_value(page: str, field: str) -> str:
     found = re.search(rf'name="{field}" value="([^"]*)"', page)
     assert found, field
     return html.unescape(found[1])
@@ -48,34 +48,34 @@ def test_budget_fault_is_shown_beside_its_field(client: Client, field: str, text
     form = {"scope": "workflow", "match": "faulty", "usd": "1", "window": "day", field: text}
     said = client.post("/admin/budgets", form)
     assert said.status == 400
-    assert told in beside(said.text, field)
-    assert alert(said.text) == "Nothing was saved: see below."
-    assert value(said.text, field) == text
+    assert told in fault_beside(said.text, field)
+    assert alert_text(said.text) == "Nothing was saved: see below."
+    assert field_value(said.text, field) == text
     assert ("<details open>" in said.text) == (field == "timezone")
 
 
 def test_several_budget_faults_are_shown_beside_their_own_fields(client: Client) -> None:
     form = {"scope": "workflow", "match": "a b", "tokens": "9007199254740993", "window": "day"}
     said = client.post("/admin/budgets", form).text
-    assert beside(said, "match").startswith("matches no name")
-    assert "9007199254740991" in beside(said, "tokens")
-    assert "tokens" not in beside(said, "match")
+    assert fault_beside(said, "match").startswith("matches no name")
+    assert "9007199254740991" in fault_beside(said, "tokens")
+    assert "tokens" not in fault_beside(said, "match")
 
 
 def test_fault_of_the_whole_form_is_shown_above_it(client: Client) -> None:
     said = client.post("/admin/budgets", {"scope": "workflow", "match": "faulty", "window": "day"})
-    assert alert(said.text) == "a budget needs at least one of tokens, usd, requests."
+    assert alert_text(said.text) == "a budget needs at least one of tokens, usd, requests."
 
 
 def test_faults_of_keys_and_run_budgets_are_shown_beside_their_fields(client: Client) -> None:
     said = client.post("/admin/keys", {"name": "faulty", "usd": "-1"})
-    assert "must be 0 or more" in beside(said.text, "usd")
-    assert value(said.text, "usd") == "-1"
+    assert "must be 0 or more" in fault_beside(said.text, "usd")
+    assert field_value(said.text, "usd") == "-1"
     said = client.post("/admin/runs/r-1", {"action": "budget", "tokens": "12x", "usd": ""})
-    assert beside(said.text, "tokens") == "must be a whole number; given '12x'"
+    assert fault_beside(said.text, "tokens") == "must be a whole number; given '12x'"
 
 
-def made(client: Client, name: str, **fields: str) -> str:
+def create_budget(client: Client, name: str, **fields: str) -> str:
     """Create a budget, and return the address of the page that edits it."""
     form = {"scope": "agent", "match": name, "window": "day"} | fields
     assert client.post("/admin/budgets", form).status == 303
@@ -86,28 +86,28 @@ def made(client: Client, name: str, **fields: str) -> str:
 
 
 def test_concurrent_edit_of_a_budget_is_refused_with_409(client: Client) -> None:
-    page = made(client, "shared-bot", tokens="500")
+    page = create_budget(client, "shared-bot", tokens="500")
     form: dict[str, str] = {"scope": "agent", "match": "shared-bot", "window": "day"}
-    form |= {name: value(client.get(page).text, name) for name in ("id", "seen")}
+    form |= {name: field_value(client.get(page).text, name) for name in ("id", "seen")}
     assert client.post("/admin/budgets", form | {"tokens": "600"}).status == 303
     late = client.post("/admin/budgets", form | {"tokens": "700"})
-    assert (late.status, value(late.text, "tokens")) == (409, "700")
-    assert alert(late.text).startswith("local changed this budget meanwhile")
+    assert (late.status, field_value(late.text, "tokens")) == (409, "700")
+    assert alert_text(late.text).startswith("local changed this budget meanwhile")
     assert "600 tokens" in re.sub(r"<[^>]+>", "", late.text)
-    again = form | {"seen": value(late.text, "seen"), "tokens": "700"}
+    again = form | {"seen": field_value(late.text, "seen"), "tokens": "700"}
     assert client.post("/admin/budgets", again).status == 303
 
 
 def test_concurrent_edit_of_a_declaration_is_refused_with_409(client: Client) -> None:
     path = "/admin/workflows/edited-by-two"
-    form = {"action": "save", "seen": value(client.get(path).text, "seen")}
+    form = {"action": "save", "seen": field_value(client.get(path).text, "seen")}
     first, second = ({**form, "declaration": f'{{"steps": [{{"id": "{step}"}}]}}'} for step in "ab")
     assert client.post(path, first).status == 303
     late = client.post(path, second)
     assert late.status == 409
-    assert "meanwhile" in alert(late.text)
+    assert "meanwhile" in alert_text(late.text)
     assert "&#34;b&#34;" in late.text
-    assert client.post(path, second | {"seen": value(late.text, "seen")}).status == 303
+    assert client.post(path, second | {"seen": field_value(late.text, "seen")}).status == 303
 
 
 def test_forms_keep_the_selected_project(client: Client) -> None:
@@ -126,8 +126,8 @@ def test_forms_keep_the_selected_project(client: Client) -> None:
 
 
 def test_small_usd_amount_is_edited_without_an_exponent(client: Client) -> None:
-    page = client.get(made(client, "small-bot", usd="0.0000001")).text
-    assert value(page, "usd") == "0.0000001", "1e-07 would not match the field's own pattern"
+    page = client.get(create_budget(client, "small-bot", usd="0.0000001")).text
+    assert field_value(page, "usd") == "0.0000001", "1e-07 would not match the field's own pattern"
 
 
 def test_history_shows_booleans_in_lower_case(client: Client) -> None:

@@ -48,7 +48,7 @@ def table_rows(page: str, css: str) -> list[tuple[str, list[float]]]:
 
 
 @pytest.fixture(scope="module")
-def agreed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], sqlite3.Connection]]:
+def pages_and_rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], sqlite3.Connection]]:
     """Pages of a gateway that has ended since, and the rows it left."""
     folder = tmp_path_factory.mktemp("agreed")
     usage = [f"/admin/usage?group_by={group.value}" for group in GroupBy]
@@ -78,8 +78,8 @@ def sums(connection: sqlite3.Connection, where: str = "1", *given: Any) -> dict[
     return {name: float(row[name] or 0) for name in row.keys()}  # noqa: SIM118 - a row is no mapping
 
 
-def test_overview_totals_equal_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
-    pages, connection = agreed
+def test_overview_totals_equal_the_usage_rows(pages_and_rows: tuple[dict[str, str], sqlite3.Connection]) -> None:
+    pages, connection = pages_and_rows
     page = pages["/admin"]
     found = re.search(r'data-today="([^"]+)" data-month="([^"]+)"', page)
     assert found
@@ -100,8 +100,8 @@ def section(page: str, heading: str) -> str:
     return found[0]
 
 
-def test_other_overview_figures_equal_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
-    pages, connection = agreed
+def test_other_overview_figures_equal_the_usage_rows(pages_and_rows: tuple[dict[str, str], sqlite3.Connection]) -> None:
+    pages, connection = pages_and_rows
     page, everything = pages["/admin"], sums(connection)
     refused, this_month, failed = values(section(page, "Refused today"))[1:]
     assert (refused, this_month, failed) == (
@@ -130,8 +130,8 @@ def test_other_overview_figures_equal_the_usage_rows(agreed: tuple[dict[str, str
     assert saved[0] == everything["saved_tokens"]
 
 
-def test_chart_parts_equal_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
-    pages, connection = agreed
+def test_chart_parts_equal_the_usage_rows(pages_and_rows: tuple[dict[str, str], sqlite3.Connection]) -> None:
+    pages, connection = pages_and_rows
     for path, metric in (("/admin", "cost_usd"), ("/admin/usage?group_by=workflow", "total_tokens")):
         found = re.search(r"data-chart='([^']+)'", pages[path])
         assert found
@@ -147,8 +147,10 @@ def test_chart_parts_equal_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.
     assert [part["name"] for part in json.loads(html.unescape(by_run[1]))["parts"]] == [""]
 
 
-def test_agents_and_workflows_pages_equal_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
-    pages, connection = agreed
+def test_agents_and_workflows_pages_equal_the_usage_rows(
+    pages_and_rows: tuple[dict[str, str], sqlite3.Connection],
+) -> None:
+    pages, connection = pages_and_rows
     for path, column, names in (
         ("/admin/agents", "agent", ("calls", "total_tokens", "cost_usd")),
         ("/admin/workflows", "workflow", ("calls", "refused", "total_tokens", "cost_usd")),
@@ -166,8 +168,8 @@ def test_agents_and_workflows_pages_equal_the_usage_rows(agreed: tuple[dict[str,
     assert cost == pytest.approx(stored["cost_usd"], abs=1e-9)
 
 
-def test_timeline_has_a_bar_for_every_call(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
-    pages, connection = agreed
+def test_timeline_has_a_bar_for_every_call(pages_and_rows: tuple[dict[str, str], sqlite3.Connection]) -> None:
+    pages, connection = pages_and_rows
     page = pages["/admin/runs/r-1"]
     bars = re.findall(r'<a href="#call-([^"]+)"><rect class="([a-z]+)" x="([^"]+)" y="\d+" width="([^"]+)"', page)
     stored = dict(connection.execute("SELECT id, status FROM token_usage WHERE run = 'r-1'").fetchall())
@@ -176,8 +178,8 @@ def test_timeline_has_a_bar_for_every_call(agreed: tuple[dict[str, str], sqlite3
         assert 0 <= float(at) <= float(at) + float(width) <= 100.01
 
 
-def test_runs_page_equals_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
-    pages, connection = agreed
+def test_runs_page_equals_the_usage_rows(pages_and_rows: tuple[dict[str, str], sqlite3.Connection]) -> None:
+    pages, connection = pages_and_rows
     rows = re.findall(r'<tr id="run-([^"]+)">(.*?)</tr>', pages["/admin/runs"], re.DOTALL)
     assert {run for run, _ in rows} == {"r-1", "r-2", "r-3"}
     for run, row in rows:
@@ -188,8 +190,8 @@ def test_runs_page_equals_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.C
         assert (limit, cost_limit) == (4000, 0.05)
 
 
-def test_run_page_equals_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.Connection]) -> None:
-    pages, connection = agreed
+def test_run_page_equals_the_usage_rows(pages_and_rows: tuple[dict[str, str], sqlite3.Connection]) -> None:
+    pages, connection = pages_and_rows
     page, stored = pages["/admin/runs/r-1"], sums(connection, "run = 'r-1'")
     assert figure(page, "tokens") == stored["total_tokens"]
     assert figure(page, "cost") == pytest.approx(stored["cost_usd"], abs=1e-9)
@@ -203,8 +205,10 @@ def test_run_page_equals_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.Co
 
 
 @pytest.mark.parametrize("group", [group.value for group in GroupBy])
-def test_usage_page_equals_the_usage_rows(agreed: tuple[dict[str, str], sqlite3.Connection], group: str) -> None:
-    pages, connection = agreed
+def test_usage_page_equals_the_usage_rows(
+    pages_and_rows: tuple[dict[str, str], sqlite3.Connection], group: str
+) -> None:
+    pages, connection = pages_and_rows
     names = ("calls", "refused", "errors", "input_tokens", "output_tokens", "total_tokens", "cost_usd", "saved_tokens")
     column = {"key": "key_id", "day": "strftime('%Y-%m-%d', at / 1000, 'unixepoch')"}.get(group, group)
     *rows, total = table_rows(pages[f"/admin/usage?group_by={group}"], "usage")
@@ -225,7 +229,7 @@ def test_overview_without_calls_shows_how_to_make_one(guarded: FareboxProcess) -
     assert "data-chart=" not in program.get("/admin/usage").text
 
 
-def test_vendored_files_match_their_digests(client: Client) -> None:
+def test_vendored_files_match_their_digests() -> None:
     folder = files("gateway.admin").joinpath("static")
     listed = re.findall(r"\| `([^`]+)` \|.*`([0-9a-f]{64})` \|", folder.joinpath("VENDORED.md").read_text())
     assert len(listed) == 5

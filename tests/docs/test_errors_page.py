@@ -54,7 +54,7 @@ def texts(node: ast.expr | None) -> set[str]:
     return {ast.unparse(node)} if node is not None else set()
 
 
-def said_codes() -> dict[str, set[str]]:
+def codes_in_source() -> dict[str, set[str]]:
     """Every error code, and where it is said."""
     found: dict[str, set[str]] = {}
     for path, module in modules():
@@ -79,7 +79,7 @@ def said_codes() -> dict[str, set[str]]:
     return found
 
 
-def said_events() -> dict[str, set[str]]:
+def events_in_source() -> dict[str, set[str]]:
     """Every log event at warning or above, with its levels."""
     found: dict[str, set[str]] = {}
     for _, module in modules():
@@ -99,7 +99,7 @@ def said_events() -> dict[str, set[str]]:
 
 
 def test_every_error_code_is_explained_and_no_unused_one() -> None:
-    said = set(said_codes())
+    said = set(codes_in_source())
     assert len(said) > 40
     assert said - set(CODES) == set(), "add them to gateway/error_guide/codes.py"
     assert set(CODES) - said == set(), "nobody says these any more"
@@ -112,7 +112,7 @@ def test_documented_statuses_equal_those_of_the_error_classes() -> None:
 
 
 def test_every_log_event_at_warning_or_above_is_explained_with_its_level() -> None:
-    said = said_events()
+    said = events_in_source()
     assert len(said) > 35
     assert set(said) == set(EVENTS)
     for event, levels in said.items():

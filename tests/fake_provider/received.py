@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -23,7 +23,6 @@ class Received:
     disconnected_s: float | None = None  # the client left before that
     content_events: int = 0  # sent so far, in a stream
     output_tokens: int = 0  # of the full answer
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def credential(self) -> str | None:

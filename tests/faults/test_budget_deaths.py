@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.ledger.redis_scripts import SETTLE
-from tests.acceptance.scaled_out import hurried
+from tests.acceptance.scaled_out import start_server
 from tests.faults.deaths import HELD_TOKENS, Deaths, Told, deaths
 from tests.faults.redis_fixtures import until
 from tests.redis_server import RedisServer
@@ -30,7 +30,7 @@ TTL_S = float(os.environ.get("FAREBOX_DEATHS_TTL_S", "3"))
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
     try:
-        server = hurried(RedisServer())
+        server = start_server(RedisServer())
     except FileNotFoundError as lacking:
         pytest.skip(str(lacking))
     yield server
