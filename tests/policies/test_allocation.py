@@ -51,12 +51,12 @@ class Used:
 
 
 @pytest.mark.parametrize(("ais", "multiplier"), [(0, 1.0), (2, 1.1), (5, 1.25), (7.3, 1.365), (10, 1.5)])
-def test_the_multiplier_goes_from_one_to_one_and_a_half(ais: float, multiplier: float) -> None:
+def test_ais_multiplier_grows_from_1_to_1_5(ais: float, multiplier: float) -> None:
     assert ais_multiplier(ais) == multiplier
 
 
 @pytest.mark.parametrize("ais", [-0.1, 10.1, float("nan"), float("inf")])
-def test_a_score_outside_of_0_to_10_is_refused(ais: float) -> None:
+def test_ais_outside_0_to_10_is_refused(ais: float) -> None:
     with pytest.raises(ValueError, match="from 0 to 10"):
         ais_multiplier(ais)
 
@@ -77,11 +77,11 @@ def test_demand_is_baseline_times_multiplier(intent: str, ais: float, tokens: in
     assert demand_tokens(intent, DEFAULT, ais) == tokens
 
 
-def test_demand_stops_at_the_cap_of_a_step() -> None:
+def test_demand_is_limited_by_max_tokens_per_step() -> None:
     assert demand_tokens("generate", settings(max_tokens_per_step=2000), 5) == 2000
 
 
-def test_an_unknown_intent_has_no_demand() -> None:
+def test_unknown_intent_has_no_demand() -> None:
     with pytest.raises(IntentClassificationError, match="the ten are"):
         demand_tokens("ponder", DEFAULT)
 
@@ -100,9 +100,11 @@ def test_an_unknown_intent_has_no_demand() -> None:
         (0, 1.2, True, 0),
     ],
 )
-def test_hard_limit(tokens: int, threshold: float, allowed: bool, limit: int) -> None:
-    given_ = settings(budget_overage_threshold=threshold, budget_overage_allowed=allowed)
-    assert hard_limit(tokens, given_) == limit
+def test_hard_limit_is_the_allocation_times_the_threshold_rounded_down(
+    tokens: int, threshold: float, allowed: bool, limit: int
+) -> None:
+    configured = settings(budget_overage_threshold=threshold, budget_overage_allowed=allowed)
+    assert hard_limit(tokens, configured) == limit
 
 
 @pytest.mark.parametrize(
@@ -116,15 +118,15 @@ def test_hard_limit(tokens: int, threshold: float, allowed: bool, limit: int) ->
         (1300, Overage.EXHAUSTED),
     ],
 )
-def test_between_soft_and_hard_limit_a_step_is_flagged(used: int, standing: Overage) -> None:
+def test_overage_is_flagged_above_the_soft_limit_and_exhausted_at_the_hard_limit(used: int, standing: Overage) -> None:
     assert overage_of(used, 1000, 1200) is standing
 
 
-def test_a_step_that_got_nothing_is_exhausted_from_the_start() -> None:
+def test_step_with_an_allocation_of_0_is_exhausted_from_the_start() -> None:
     assert overage_of(0, 0, 0) is Overage.EXHAUSTED
 
 
-def test_without_a_limit_a_step_is_within_it() -> None:
+def test_missing_soft_or_hard_limit_is_never_exceeded() -> None:
     assert overage_of(10**9, None, None) is Overage.WITHIN
     assert overage_of(1200, None, 1200) is Overage.EXHAUSTED
     assert overage_of(1200, 1000, None) is Overage.OVER_SOFT
@@ -148,32 +150,32 @@ THREE = (StepDemand("read", "extract"), StepDemand("draft", "generate"), StepDem
         ("proportional", 0, [0, 0, 0]),
     ],
 )
-def test_strategies_in_figures(strategy: str, limit: int | None, expected: list[int]) -> None:
+def test_strategy_divides_the_pool_among_three_steps(strategy: str, limit: int | None, expected: list[int]) -> None:
     plan = allocate(THREE, strategy=strategy, pool_limit_tokens=limit, settings=DEFAULT, ais=0)
     assert tokens_of(plan) == expected
     assert plan.pool_tokens == sum(expected)
 
 
-def test_a_plan_is_asked_by_step() -> None:
+def test_plan_returns_the_allocation_of_a_step() -> None:
     plan = allocate(THREE, strategy="equal", settings=DEFAULT)
     assert plan.of("draft") == plan.allocations[1]
     assert plan.of("nothing") is None
 
 
-def test_the_limit_of_a_run_is_the_settings_unless_one_is_given() -> None:
+def test_pool_limit_defaults_to_the_setting_and_the_pool_stops_at_the_demand() -> None:
     steps = [StepDemand(f"part-{number}", "generate") for number in range(20)]
     assert allocate(steps, strategy="equal", settings=DEFAULT).pool_tokens == 20_000
     assert allocate(steps, strategy="equal", pool_limit_tokens=50_000, settings=DEFAULT).pool_tokens == 50_000
     assert allocate(steps, strategy="equal", pool_limit_tokens=99_000, settings=DEFAULT).pool_tokens == 20 * 3125
 
 
-def test_priority_gives_four_times_as_much_to_critical_as_to_low() -> None:
+def test_priority_strategy_gives_critical_four_times_as_much_as_low() -> None:
     steps = [StepDemand(priority, "extract", priority) for priority in PRIORITY_WEIGHTS]
     plan = allocate(steps, strategy="priority", settings=DEFAULT, ais=0)
     assert tokens_of(plan) == [320, 640, 960, 1280]
 
 
-def test_what_a_cap_frees_goes_to_the_others() -> None:
+def test_tokens_freed_by_a_step_cap_go_to_the_other_steps() -> None:
     steps = [
         StepDemand("a", "generate", "critical", cap_tokens=1000),
         StepDemand("b", "generate"),
@@ -187,7 +189,7 @@ def test_what_a_cap_frees_goes_to_the_others() -> None:
     assert plan.allocations[1].reason.endswith("priority normal; gets 2,500")
 
 
-def test_no_step_gets_more_than_the_cap_of_the_settings() -> None:
+def test_no_step_gets_more_than_max_tokens_per_step() -> None:
     steps = [StepDemand("a", "generate", "critical"), StepDemand("b", "generate", "low", demand_tokens=99_999)]
     plan = allocate(steps, strategy="priority", settings=DEFAULT, ais=10)
     assert tokens_of(plan) == [4000, 3750]
@@ -197,14 +199,14 @@ def known(p95: int, samples: int = 10) -> StepHistory:
     return StepHistory(samples, p95)
 
 
-def test_adaptive_weighs_by_what_steps_really_used() -> None:
+def test_adaptive_strategy_weighs_steps_by_their_p95() -> None:
     steps = [StepDemand("a", "extract", history=known(200)), StepDemand("b", "extract", history=known(600))]
     plan = allocate(steps, strategy="adaptive", settings=DEFAULT, ais=0)
     assert tokens_of(plan) == [400, 1200]
     assert "p95 600 over 10 past runs" in plan.allocations[1].reason
 
 
-def test_adaptive_makes_room_for_a_step_that_needs_more_than_its_baseline() -> None:
+def test_adaptive_pool_grows_for_a_step_that_uses_more_than_its_baseline() -> None:
     steps = [StepDemand("a", "extract", history=known(3000)), StepDemand("b", "extract", history=known(800))]
     plan = allocate(steps, strategy="adaptive", settings=DEFAULT, ais=0)
     assert plan.pool_tokens == 3800
@@ -221,7 +223,9 @@ def test_adaptive_makes_room_for_a_step_that_needs_more_than_its_baseline() -> N
         (4, 10, "adaptive"),
     ],
 )
-def test_adaptive_needs_half_of_the_steps_with_ten_runs_each(known_steps: int, samples: int, strategy: str) -> None:
+def test_adaptive_strategy_needs_ten_past_runs_of_half_of_the_steps(
+    known_steps: int, samples: int, strategy: str
+) -> None:
     steps = [
         StepDemand(str(number), "extract", history=known(400, samples) if number < known_steps else None)
         for number in range(4)
@@ -245,12 +249,14 @@ def test_adaptive_needs_half_of_the_steps_with_ten_runs_each(known_steps: int, s
         ([StepDemand("a", "ponder")], "equal", None, "not an intent"),
     ],
 )
-def test_nonsense_is_refused(steps: list[StepDemand], strategy: str, limit: int | None, message: str) -> None:
+def test_invalid_allocation_arguments_are_refused(
+    steps: list[StepDemand], strategy: str, limit: int | None, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         allocate(steps, strategy=strategy, pool_limit_tokens=limit, settings=DEFAULT)
 
 
-def test_a_run_without_steps_has_an_empty_plan() -> None:
+def test_run_without_steps_has_an_empty_plan() -> None:
     assert allocate([], strategy="adaptive", settings=DEFAULT) == Allocation("adaptive", 0, ())
 
 
@@ -276,7 +282,7 @@ AIS = st.floats(0, 10)
 
 
 @given(STEPS, STRATEGY, LIMIT, AIS)
-def test_a_plan_sums_to_its_pool_and_keeps_every_bound(
+def test_allocations_sum_to_the_pool_and_keep_every_bound(
     steps: list[StepDemand], strategy: str, limit: int | None, ais: float
 ) -> None:
     plan = allocate(steps, strategy=strategy, pool_limit_tokens=limit, settings=DEFAULT, ais=ais)
@@ -289,7 +295,7 @@ def test_a_plan_sums_to_its_pool_and_keeps_every_bound(
 
 
 @given(STEPS, STRATEGY, LIMIT, AIS, st.randoms(use_true_random=False))
-def test_the_order_of_the_steps_changes_no_share(
+def test_order_of_steps_changes_no_allocation(
     steps: list[StepDemand], strategy: str, limit: int | None, ais: float, chance: Any
 ) -> None:
     shuffled = [*steps]
@@ -300,7 +306,7 @@ def test_the_order_of_the_steps_changes_no_share(
 
 
 @given(STEPS.filter(bool), LIMIT)
-def test_a_higher_priority_never_brings_less(steps: list[StepDemand], limit: int | None) -> None:
+def test_higher_priority_never_lowers_the_allocation(steps: list[StepDemand], limit: int | None) -> None:
     first = steps[0]
     shares = [
         tokens_of(
@@ -317,9 +323,7 @@ def test_a_higher_priority_never_brings_less(steps: list[StepDemand], limit: int
 
 
 @given(STEPS, STRATEGY, st.integers(0, 30_000), AIS)
-def test_a_larger_pool_takes_nothing_from_a_step(
-    steps: list[StepDemand], strategy: str, limit: int, ais: float
-) -> None:
+def test_larger_pool_never_lowers_an_allocation(steps: list[StepDemand], strategy: str, limit: int, ais: float) -> None:
     plans = [
         allocate(steps, strategy=strategy, pool_limit_tokens=limit + more, settings=DEFAULT, ais=ais) for more in (0, 1)
     ]
@@ -330,13 +334,13 @@ def test_a_larger_pool_takes_nothing_from_a_step(
 
 
 @pytest.mark.parametrize(("left", "tokens"), [(20_000, 2500), (2500, 2500), (700, 700), (0, 0), (-5, 0)])
-def test_an_unplanned_step_gets_its_demand_as_far_as_the_run_has_it(left: int, tokens: int) -> None:
+def test_unplanned_step_gets_its_demand_up_to_what_the_run_has_left(left: int, tokens: int) -> None:
     one = allocate_next(StepDemand("draft", "generate"), run_remaining_tokens=left, settings=DEFAULT, ais=0)
     assert (one.tokens, one.hard_limit_tokens) == (tokens, hard_limit(tokens, DEFAULT))
     assert one.reason.startswith("not planned: needs 2,500 (generate 2,500 × 1)")
 
 
-def test_an_unplanned_step_is_judged_by_its_past_where_the_strategy_is_adaptive() -> None:
+def test_unplanned_step_uses_its_history_only_with_the_adaptive_strategy() -> None:
     step = StepDemand("draft", "extract", history=known(1900))
     adaptive = settings(adaptive_budget_enabled=True)
     assert allocate_next(step, run_remaining_tokens=9000, settings=adaptive, ais=0).tokens == 1900
@@ -354,7 +358,7 @@ def after(completed: dict[str, int], limit: int | None = None) -> Allocation:
     return reallocate(plan_of_three(limit), completed, THREE, pool_limit_tokens=limit, settings=DEFAULT, ais=0)
 
 
-def test_what_a_completed_step_left_goes_to_the_open_ones() -> None:
+def test_tokens_left_by_a_completed_step_go_to_the_open_steps() -> None:
     plan = after({"read": 240}, limit=1800)  # planned: 400, 1250, 150
     assert tokens_of(plan) == [240, 1250 + 143, 150 + 17]
     assert plan.allocations[0].reason == "completed with 240 of 400"
@@ -362,29 +366,29 @@ def test_what_a_completed_step_left_goes_to_the_open_ones() -> None:
     assert plan.allocations[1].hard_limit_tokens == hard_limit(1393, DEFAULT)
 
 
-def test_open_steps_take_no_more_than_their_cap() -> None:
+def test_reallocation_to_an_open_step_stops_at_its_cap() -> None:
     steps = [StepDemand("a", "generate"), StepDemand("b", "extract", cap_tokens=900)]
     plan = allocate(steps, strategy="proportional", settings=DEFAULT, ais=0)
     moved = reallocate(plan, {"a": 100}, steps, settings=DEFAULT, ais=0)
     assert tokens_of(moved) == [100, 900]
 
 
-def test_overage_is_paid_by_what_the_plan_had_not_given_away_first() -> None:
+def test_overage_is_taken_from_unallocated_tokens_first() -> None:
     assert tokens_of(after({"draft": 3000}, limit=20_000)) == [800, 3000, 300]
     assert tokens_of(after({"draft": 1500}, limit=1800)) == [218, 1500, 82]
 
 
-def test_without_completed_steps_nothing_changes() -> None:
+def test_reallocation_without_completed_steps_changes_nothing() -> None:
     assert after({}) == plan_of_three()
 
 
-def test_a_completed_step_that_was_not_planned_is_paid_by_the_run() -> None:
+def test_unplanned_completed_step_is_charged_to_the_run() -> None:
     assert tokens_of(after({"surprise": 1000}, limit=20_000)) == [800, 2500, 300]
     assert sum(tokens_of(after({"surprise": 1000}, limit=3600))) == 2600
 
 
 @given(STEPS, STRATEGY, LIMIT, st.data())
-def test_after_any_completion_the_run_is_never_promised_more_than_it_has(
+def test_reallocation_never_exceeds_the_budget_of_the_run(
     steps: list[StepDemand], strategy: str, limit: int | None, data: st.DataObject
 ) -> None:
     plan = allocate(steps, strategy=strategy, pool_limit_tokens=limit, settings=DEFAULT)
@@ -407,7 +411,7 @@ def test_after_any_completion_the_run_is_never_promised_more_than_it_has(
         assert before.step in completed or left_over < 0 or now.tokens >= before.tokens
 
 
-def test_the_order_of_completion_changes_nothing() -> None:
+def test_order_of_completion_changes_no_allocation() -> None:
     used = {"read": 100, "route": 900}
     outcomes = {tuple(tokens_of(after(dict(order), limit=1800))) for order in itertools.permutations(used.items())}
     assert len(outcomes) == 1
@@ -429,12 +433,12 @@ def test_the_order_of_completion_changes_nothing() -> None:
         ([Used(100, 0.0)], None),
     ],
 )
-def test_the_newer_runs_decide_the_p95(samples: list[Used], p95: int | None) -> None:
+def test_p95_is_weighted_by_the_age_of_samples(samples: list[Used], p95: int | None) -> None:
     assert decayed_p95(samples) == p95
 
 
 @given(st.lists(st.builds(Used, st.integers(1, 10_000), st.floats(1e-6, 1)), min_size=1, max_size=60))
-def test_the_p95_is_one_of_the_samples_and_covers_95_percent(samples: list[Used]) -> None:
+def test_p95_is_a_sample_and_covers_95_percent_of_the_weight(samples: list[Used]) -> None:
     p95 = decayed_p95(samples)
     assert p95 in {sample.tokens for sample in samples}
     covered = sum(sample.weight for sample in samples if sample.tokens <= p95)
@@ -450,5 +454,7 @@ def test_the_p95_is_one_of_the_samples_and_covers_95_percent(samples: list[Used]
         (0, 0, None),
     ],
 )
-def test_a_step_with_few_runs_is_judged_by_its_like(own: int, alike: int, history: StepHistory | None) -> None:
+def test_step_with_fewer_than_ten_runs_uses_the_history_of_its_intent(
+    own: int, alike: int, history: StepHistory | None
+) -> None:
     assert history_of([Used(100)] * own, [Used(700)] * alike) == history

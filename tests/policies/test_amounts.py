@@ -14,12 +14,12 @@ limits = st.builds(Limit, *[st.none() | st.integers(0, 10**9)] * 3)
 
 
 @given(amounts, amounts)
-def test_sums_and_differences_cancel(one: Amount, other: Amount) -> None:
+def test_adding_then_subtracting_returns_the_original(one: Amount, other: Amount) -> None:
     assert one + other - other == one
 
 
 @given(limits, limits)
-def test_tightening_never_loosens_and_knows_no_order(one: Limit, other: Limit) -> None:
+def test_tightening_is_commutative_and_takes_the_smaller_limit(one: Limit, other: Limit) -> None:
     both = one.tightened_by(other)
     assert both == other.tightened_by(one)
     for unit in UNITS:
@@ -27,7 +27,7 @@ def test_tightening_never_loosens_and_knows_no_order(one: Limit, other: Limit) -
         assert both.of(unit) == (min(given_limits) if given_limits else None)
 
 
-def test_a_limit_within_another_is_no_larger_and_limits_no_other_unit() -> None:
+def test_capped_limit_is_lowered_in_its_own_units_only() -> None:
     assert Limit(1000, 5).capped_by(Limit(300, 9, 7)) == Limit(300, 5)
     assert Limit(1000).capped_by(UNLIMITED) == Limit(1000)
 
@@ -38,20 +38,17 @@ def test_a_limit_within_another_is_no_larger_and_limits_no_other_unit() -> None:
         (Limit(tokens=5), Limit(tokens=9), Limit(tokens=9)),
         (Limit(tokens=5, nano_usd=7), Limit(tokens=0), Limit(tokens=0, nano_usd=7)),
         (Limit(requests=1), UNLIMITED, Limit(requests=1)),
+        (Limit(1, 2, 3), Limit(4, 5, 6), Limit(4, 5, 6)),
+        (Limit(1, 2, 3), Limit(nano_usd=5), Limit(1, 5, 3)),
     ],
 )
-def test_an_override_replaces_what_it_names(limit: Limit, override: Limit, expected: Limit) -> None:
+def test_override_replaces_only_the_units_it_sets(limit: Limit, override: Limit, expected: Limit) -> None:
     assert limit.replaced_by(override) == expected
 
 
 def test_only_a_limit_without_any_unit_is_unlimited() -> None:
     assert UNLIMITED.is_unlimited
     assert not Limit(tokens=0).is_unlimited
-
-
-def test_an_override_is_taken_unit_by_unit() -> None:
-    assert Limit(1, 2, 3).replaced_by(Limit(4, 5, 6)) == Limit(4, 5, 6)
-    assert Limit(1, 2, 3).replaced_by(Limit(nano_usd=5)) == Limit(1, 5, 3)
 
 
 @pytest.mark.parametrize(
@@ -67,12 +64,12 @@ def test_an_override_is_taken_unit_by_unit() -> None:
         (AMOUNT_MAX, "9007199.254740991"),
     ],
 )
-def test_money_is_written_in_plain_digits(nano_usd: int, text: str) -> None:
+def test_usd_text_is_written_in_plain_digits(nano_usd: int, text: str) -> None:
     assert usd_text(nano_usd) == text
 
 
 @given(st.integers(-AMOUNT_MAX, AMOUNT_MAX))
-def test_written_money_is_exact(nano_usd: int) -> None:
+def test_usd_text_is_exact(nano_usd: int) -> None:
     text = usd_text(nano_usd)
     assert Decimal(text) * NANO_USD_PER_USD == nano_usd
     assert "e" not in text.lower()

@@ -1,4 +1,4 @@
-"""Checks of answers: what is a fault, and what is none."""
+"""Checks of answers: what counts as a fault."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ INVOICE = {
         ({"number": "7", "total": 1, "vat": 3}, "answer has vat, which the schema does not"),
     ],
 )
-def test_where_a_value_departs_from_its_schema(value: object, fault: str | None) -> None:
+def test_schema_fault_names_where_a_value_violates_its_schema(value: object, fault: str | None) -> None:
     assert schema_fault(value, INVOICE) == fault
     assert matches_schema(Answer(json.dumps(value), schema=INVOICE)) == fault
 
@@ -75,12 +75,12 @@ def test_where_a_value_departs_from_its_schema(value: object, fault: str | None)
         ("x", "uuid", True),
     ],
 )
-def test_types(value: object, kind: str, fits: bool) -> None:
+def test_value_is_checked_against_its_json_schema_type(value: object, kind: str, fits: bool) -> None:
     assert (schema_fault(value, {"type": kind}) is None) is fits
 
 
 @pytest.mark.parametrize("schema", [{"enum": 5}, {"required": 1, "properties": []}, {"items": 1}, {"anyOf": 3}])
-def test_a_malformed_schema_faults_nothing(schema: dict[str, Any]) -> None:
+def test_malformed_schema_reports_no_fault(schema: dict[str, Any]) -> None:
     assert schema_fault({"a": [1]}, schema) is None
 
 
@@ -88,12 +88,12 @@ def test_a_malformed_schema_faults_nothing(schema: dict[str, Any]) -> None:
     ("text", "value"),
     [("[1]", [1]), (' ```json\n{"a": 1}\n``` ', {"a": 1}), ("```\n[]\n```", []), ('"``` x"', "``` x")],
 )
-def test_json_with_and_without_a_fence(text: str, value: object) -> None:
+def test_json_is_parsed_with_or_without_a_code_fence(text: str, value: object) -> None:
     assert parsed_json(text) == value
 
 
 @pytest.mark.parametrize("text", ["", "```", "``````", "```json", "{", "[" * 100_000, "```" + "\n" * 100_000 + "x"])
-def test_what_is_no_json(text: str) -> None:
+def test_answer_that_is_not_json_is_a_fault(text: str) -> None:
     fault = matches_schema(Answer(text, wants_json=True))
     assert fault is not None
     assert fault.startswith("the answer is not JSON")
@@ -133,7 +133,7 @@ def test_what_is_no_json(text: str) -> None:
         (from_source, Answer("whatever"), None),
     ],
 )
-def test_checks(check: Any, answer: Answer, fault: str | None) -> None:
+def test_check_reports_the_expected_fault(check: Any, answer: Answer, fault: str | None) -> None:
     found = check(answer)
     assert (found is None) if fault is None else fault in found
 
@@ -147,7 +147,7 @@ values = st.recursive(
 
 @settings(deadline=None)  # the machine may be busy
 @given(st.text() | values.map(json.dumps), st.text(max_size=50), values)
-def test_no_answer_breaks_a_check(text: str, source: str, schema: object) -> None:
+def test_any_answer_is_checked_without_error(text: str, source: str, schema: object) -> None:
     answer = Answer(text, source=source, wants_json=True, schema=schema if isinstance(schema, dict) else None)
     for check in (not_empty, complete, matches_schema, shorter_than_source, names_a_verdict, names_a_choice):
         fault = check(answer)

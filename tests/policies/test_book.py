@@ -1,4 +1,4 @@
-"""What the contract suite does not see of the book: its bounds, and that operations that fail have changed nothing."""
+"""What the contract suite does not cover of the book: its limits, and that failed operations change nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def request(name: str, *chain: Hold, tokens: int = 10) -> Reserve:
     return Reserve(name, "gw", chain, Demand(0, tokens, tokens, requests=0), 60_000, b"", OnLost.CHARGE)
 
 
-def test_a_failed_operation_has_changed_nothing() -> None:
+def test_failed_reserve_changes_no_account_or_reservation() -> None:
     storage = DictStorage()
     book = Book(storage)
     book.restore("p", "full", Amount(AMOUNT_MAX), KEEP_MS, None, None, 0)
@@ -39,7 +39,7 @@ def test_a_failed_operation_has_changed_nothing() -> None:
     assert (storage.accounts, storage.reservations) == (before, {})
 
 
-def test_forgetting_is_bounded() -> None:
+def test_purge_forgets_at_most_as_many_as_asked() -> None:
     book = Book(DictStorage())
     for n in range(5):
         book.reserve("p", request(f"c{n}", Hold(f"run:{n}", keep_ms=10)), 0)
@@ -58,7 +58,7 @@ def test_forgetting_is_bounded() -> None:
         (Account(keep_ms=100, used_ms=50, override=Limit(5)), True),
     ],
 )
-def test_accounts_are_forgotten_after_their_keep_time(account: Account, over: bool) -> None:
+def test_account_is_forgettable_after_keep_ms_unless_it_has_reservations(account: Account, over: bool) -> None:
     assert is_forgettable_account(account, 150) is over
 
 
@@ -70,14 +70,14 @@ def test_accounts_are_forgotten_after_their_keep_time(account: Account, over: bo
     (State.EXPIRED, EXPIRED_KEEP_MS, True),
     (State.LATE, RESOLVED_KEEP_MS, True),
 ])  # fmt: skip
-def test_resolved_reservations_answer_for_an_hour_and_expired_ones_for_days(
+def test_resolved_reservation_is_kept_for_an_hour_and_expired_one_for_days(
     state: State, after_ms: int, over: bool
 ) -> None:
     found = Reservation("c", "gw", (), (), Amount(), 0, 0, OnLost.CHARGE, b"", state, resolved_ms=7)
     assert is_forgettable_reservation(found, 7 + after_ms) is over
 
 
-def test_a_claim_is_renewed_by_reading_and_ends_with_silence() -> None:
+def test_outbox_claim_is_renewed_by_reading_and_expires_without_it() -> None:
     book = Book(DictStorage())
     book.reserve("p", request("c1", Hold("run")), 0)
     book.settle("p", "c1", Amount(1), b"", 0)
@@ -88,7 +88,7 @@ def test_a_claim_is_renewed_by_reading_and_ends_with_silence() -> None:
     assert book.outbox_read("one", 10, 2 * CLAIM_MS) == ()
 
 
-def test_only_the_due_are_resolved_and_only_as_many_as_asked() -> None:
+def test_expire_due_resolves_only_due_reservations_up_to_the_limit() -> None:
     book = Book(DictStorage())
     for n in range(4):
         assert isinstance(book.reserve("p", request(f"c{n}", Hold("run")), n), Granted)
@@ -96,25 +96,25 @@ def test_only_the_due_are_resolved_and_only_as_many_as_asked() -> None:
     assert [lost.id for lost in book.expire_due(9, 60_002)] == ["c2"]
 
 
-def test_what_people_decide_keeps_an_account_as_a_call_does() -> None:
+def test_gate_override_and_restore_renew_the_keep_time_of_an_account() -> None:
     for touch in (
         lambda book: book.set_gate("p", "run", Gate.PAUSED, 50),
         lambda book: book.set_override("p", "run", Limit(5), 50),
         lambda book: book.restore("p", "run", Amount(3), KEEP_MS, None, None, 50),
     ):
         storage = DictStorage()
-        told = touch(Book(storage))
-        assert told is None or told.account == "run"
+        balance = touch(Book(storage))
+        assert balance is None or balance.account == "run"
         assert (storage.forget_expired(49 + KEEP_MS, 9), storage.forget_expired(50 + KEEP_MS, 9)) == (0, 1)
 
 
-def test_restoring_says_how_long_an_account_is_kept() -> None:
+def test_restore_sets_the_keep_time_of_an_account() -> None:
     storage = DictStorage()
     Book(storage).restore("p", "run", Amount(3), 100, None, None, 50)
     assert (storage.forget_expired(149, 9), storage.forget_expired(150, 9)) == (0, 1)
 
 
-def test_growing_uses_an_account_and_a_repeated_request_is_told_the_time() -> None:
+def test_extend_touches_the_account_and_decisions_return_the_current_time() -> None:
     storage = DictStorage()
     book = Book(storage)
     book.reserve("p", request("c1", Hold("run")), 10)
@@ -124,14 +124,14 @@ def test_growing_uses_an_account_and_a_repeated_request_is_told_the_time() -> No
     assert book.extend("p", "unknown", [Hold("run")], Demand(0, 1, 1), 40).now_ms == 40
 
 
-def test_the_oldest_deadline_is_due_first_whatever_it_is_called() -> None:
+def test_expire_due_takes_the_earliest_deadline_first() -> None:
     book = Book(DictStorage())
     for name, now_ms in (("b", 0), ("a", 1), ("c", 2)):
         book.reserve("p", request(name, Hold("run")), now_ms)
     assert [lost.id for lost in book.expire_due(2, 60_005)] == ["b", "a"]
 
 
-def test_every_entry_of_the_outbox_is_its_projects_and_has_a_position_of_its_own() -> None:
+def test_outbox_entries_carry_their_project_and_a_unique_position() -> None:
     book = Book(DictStorage())
     for name in ("lost", "late"):
         book.reserve("p", request(name, Hold("run")), 0)
@@ -148,14 +148,14 @@ def test_every_entry_of_the_outbox_is_its_projects_and_has_a_position_of_its_own
     assert (book.outbox_size(60_000), book._claims) == (0, {})
 
 
-def test_a_lost_hold_tells_what_of_it_went_back() -> None:
+def test_expired_reservation_reports_what_it_released() -> None:
     book = Book(DictStorage())
     demand = Demand(0, 10, 10, output_nano_usd_per_token=2)
     book.reserve("p", replace(request("c1", Hold("run")), demand=demand, on_lost=OnLost.RELEASE), 0)
     assert [lost.released for lost in book.expire_due(9, 60_000)] == [Amount(10, 20, 1)]
 
 
-def test_an_expired_reservation_that_was_settled_late_is_forgotten_like_a_settled_one() -> None:
+def test_late_reservation_is_purged_as_soon_as_a_settled_one() -> None:
     storage = DictStorage()
     book = Book(storage)
     book.reserve("p", request("c1", Hold("run")), 0)
@@ -163,10 +163,10 @@ def test_an_expired_reservation_that_was_settled_late_is_forgotten_like_a_settle
     book.settle("p", "c1", Amount(1), b"", 60_000)
     assert book.purge(9, 60_000 + RESOLVED_KEEP_MS) == 1
     assert storage.reservations == {}
-    assert book.purge(9, 60_000 + EXPIRED_KEEP_MS) == 1  # the account, and nothing that is not there any more
+    assert book.purge(9, 60_000 + EXPIRED_KEEP_MS) == 1  # only the account: the reservation is gone already
 
 
-def test_a_run_nobody_was_heard_of_from_is_forgotten_when_it_closes() -> None:
+def test_idle_implicit_run_is_purged_when_its_time_is_up() -> None:
     book = Book(DictStorage())
     book.current_run("p", "w", "r", 10, 0)
     assert (book.purge(9, 9), book.purge(9, 10)) == (0, 1)

@@ -1,4 +1,4 @@
-"""Which accounts a call is reserved on, by tables."""
+"""Which accounts a call is reserved on."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def accounts(found: Chain) -> list[str]:
     return [link.hold.account for link in found.links]
 
 
-def test_a_tagged_call_is_counted_on_its_step_and_run_even_without_a_budget() -> None:
+def test_tagged_call_is_counted_on_step_and_run_without_a_budget() -> None:
     found = chain()
     assert accounts(found) == ["step/r-1/draft", "run/r-1"]
     assert not found.is_limited
     assert found.survives_outage
 
 
-def test_no_two_steps_share_an_account_wherever_their_ids_have_slashes() -> None:
+def test_steps_with_slashes_in_their_ids_share_no_account() -> None:
     assert accounts(chain(subject=replace(CALL, run="a/b", step="c"))) == ["step/a|b/c", "run/a/b"]
     assert accounts(chain(subject=replace(CALL, run="a", step="b/c"))) == ["step/a/b/c", "run/a"]
 
 
 @pytest.mark.parametrize("run", ["r-1", "team/a/1"])
-def test_the_chain_of_any_run_becomes_that_of_each(run: str) -> None:
+def test_chain_for_any_run_converts_to_the_chain_of_each_run(run: str) -> None:
     budgets = (
         Budget(Scope.STEP, TOKENS, on_outage=OnOutage.ALLOW, hold=HoldKind.SLICES, wait_ms=5),
         Budget(Scope.RUN, TOKENS, mode=Mode.OBSERVE),
@@ -65,7 +65,7 @@ def test_the_chain_of_any_run_becomes_that_of_each(run: str) -> None:
     assert of_any.for_run(run) == chain(*budgets, subject=replace(CALL, run=run), limits=limits)
 
 
-def test_an_untagged_call_without_a_budget_has_no_chain() -> None:
+def test_untagged_call_without_a_budget_has_an_empty_chain() -> None:
     assert chain(subject=UNTAGGED).links == ()
 
 
@@ -78,7 +78,7 @@ def test_an_untagged_call_without_a_budget_has_no_chain() -> None:
         (Budget(Scope.PROJECT, TOKENS, window=Window.TOTAL), "project/acme@total"),
     ],
 )
-def test_each_scope_has_an_account_of_its_own(budget: Budget, account: str) -> None:
+def test_budget_of_each_scope_adds_its_own_account(budget: Budget, account: str) -> None:
     found = chain(budget)
     assert accounts(found) == ["step/r-1/draft", "run/r-1", account]
     assert found.link(account).hold.limit == TOKENS
@@ -97,39 +97,39 @@ def test_each_scope_has_an_account_of_its_own(budget: Budget, account: str) -> N
         (Scope.PROJECT, "acme", True),
     ],
 )
-def test_budgets_match_by_glob_and_by_case(scope: Scope, match: str, applies: bool) -> None:
+def test_budget_matches_by_case_sensitive_glob(scope: Scope, match: str, applies: bool) -> None:
     window = Window.RUN if scope in (Scope.RUN, Scope.STEP) else Window.TOTAL
     assert chain(Budget(scope, TOKENS, match=match, window=window)).is_limited is applies
 
 
-def test_of_two_budgets_on_one_account_the_smaller_counts_in_each_unit() -> None:
+def test_two_budgets_on_one_account_apply_the_smaller_limit_in_each_unit() -> None:
     found = chain(Budget(Scope.RUN, Limit(tokens=100, nano_usd=5)), Budget(Scope.RUN, Limit(tokens=70, requests=3)))
     assert found.link("run/r-1").hold.limit == Limit(70, 5, 3)
 
 
-def test_another_projects_budget_does_not_apply() -> None:
+def test_budget_of_another_project_does_not_apply() -> None:
     assert not chain(Budget(Scope.RUN, TOKENS, project="other")).is_limited
     assert chain(Budget(Scope.RUN, TOKENS, project="acme")).is_limited
 
 
-def test_windows_begin_and_end_by_the_calendar() -> None:
+def test_minute_window_resets_at_the_next_minute() -> None:
     link = chain(Budget(Scope.KEY, TOKENS, window=Window.MINUTE)).links[-1]
     assert link.resets_at_ms == MINUTE + 60_000
 
 
-def test_a_day_begins_where_the_budget_is_kept() -> None:
+def test_day_window_resets_at_midnight_of_the_budgets_time_zone() -> None:
     link = chain(Budget(Scope.KEY, TOKENS, window=Window.DAY, timezone="Asia/Kolkata")).links[-1]
     assert link.resets_at_ms == 1_795_026_600_000  # 2026-11-18 18:30 UTC is midnight there
 
 
-def test_an_observed_budget_counts_beside_the_enforced_one() -> None:
+def test_observed_budget_counts_on_an_account_beside_the_enforced_one() -> None:
     found = chain(Budget(Scope.RUN, TOKENS), Budget(Scope.RUN, Limit(tokens=10), mode=Mode.OBSERVE))
     assert found.link("run/r-1").hold.limit == TOKENS
     watched = found.link("run/r-1~observe").hold
     assert (watched.limit, watched.enforce) == (Limit(tokens=10), False)
 
 
-def test_a_workflow_that_observes_keeps_headers_keys_and_projects_enforced() -> None:
+def test_observing_workflow_still_enforces_header_limits_and_project_budgets() -> None:
     limits = RunLimits(tightened=Limit(tokens=50), planned_step=Limit(tokens=9), observe=True)
     found = chain(Budget(Scope.RUN, TOKENS), Budget(Scope.PROJECT, TOKENS, window=Window.TOTAL), limits=limits)
     enforced = {
@@ -142,7 +142,7 @@ def test_a_workflow_that_observes_keeps_headers_keys_and_projects_enforced() -> 
     assert found.link("step/r-1/draft~observe").hold.limit == Limit(tokens=9)
 
 
-def test_a_plan_limits_run_and_step() -> None:
+def test_plan_limits_run_and_step() -> None:
     limits = RunLimits(planned_run=Limit(tokens=20), planned_step=Limit(tokens=12), step_soft_tokens=10)
     found = chain(Budget(Scope.STEP, Limit(tokens=15)), limits=limits)
     step = found.link("step/r-1/draft")
@@ -150,7 +150,7 @@ def test_a_plan_limits_run_and_step() -> None:
     assert found.link("run/r-1").hold.limit == Limit(tokens=20)
 
 
-def test_a_child_run_spends_from_its_parent_within_the_parents_budget() -> None:
+def test_child_run_is_counted_within_its_parents_budget() -> None:
     child = Subject("acme", workflow="sub", run="child", step="s", parents=(Parent("r-1", "nightly-report"),))
     found = chain(Budget(Scope.RUN, TOKENS, match="nightly-*"), subject=child)
     assert accounts(found) == ["step/child/s", "run/child", "run/r-1"]
@@ -162,13 +162,13 @@ def test_a_child_run_spends_from_its_parent_within_the_parents_budget() -> None:
     ("planned", "observe", "limit"),
     [(Limit(tokens=60), False, Limit(tokens=60)), (Limit(tokens=600), False, TOKENS), (TOKENS, True, UNLIMITED)],
 )
-def test_what_is_planned_for_the_parent_limits_both_together(planned: Limit, observe: bool, limit: Limit) -> None:
+def test_planned_limit_of_a_parent_applies_to_its_children(planned: Limit, observe: bool, limit: Limit) -> None:
     parent = Parent("r-1", "nightly-report", planned, observe)
     found = chain(Budget(Scope.RUN, TOKENS, match="nightly-*"), subject=replace(CALL, run="child", parents=(parent,)))
     assert found.link("run/r-1").hold.limit == limit
 
 
-def test_the_innermost_budget_says_how_pressure_is_met() -> None:
+def test_innermost_budget_sets_ladder_hold_and_wait() -> None:
     outer = Budget(Scope.PROJECT, TOKENS, window=Window.TOTAL, on_pressure=parse_ladder(["refuse"]))
     inner = Budget(Scope.STEP, TOKENS, on_pressure=parse_ladder(["clamp", "refuse"]), hold=HoldKind.SLICES, wait_ms=5)
     found = chain(inner, outer)
@@ -186,7 +186,7 @@ def test_the_innermost_budget_says_how_pressure_is_met() -> None:
         ([Budget(Scope.RUN, TOKENS, mode=Mode.OBSERVE)], RunLimits(), True),
     ],
 )
-def test_a_call_survives_an_outage_only_if_every_enforced_limit_says_so(
+def test_call_survives_an_outage_only_if_every_enforced_limit_allows_it(
     budgets: list[Budget], limits: RunLimits, survives: bool
 ) -> None:
     assert chain(*budgets, limits=limits).survives_outage is survives
@@ -202,24 +202,24 @@ def test_a_call_survives_an_outage_only_if_every_enforced_limit_says_so(
         (Window.TOTAL, TOTAL_KEEP_MS),
     ],
 )
-def test_an_account_is_kept_for_as_long_as_its_window_may_be_asked_for(window: Window, keep_ms: int) -> None:
+def test_keep_time_of_an_account_depends_on_its_window(window: Window, keep_ms: int) -> None:
     link = chain(Budget(Scope.KEY, TOKENS, window=window)).links[-1]
     assert (link.hold.keep_ms, link.window, link.scope, link.scope_id) == (keep_ms, window, Scope.KEY, "ci")
 
 
-def test_runs_and_their_parents_are_kept_for_a_month() -> None:
+def test_step_run_and_parent_accounts_are_kept_for_the_keep_time_of_runs() -> None:
     found = chain(subject=replace(CALL, parents=(Parent("r-0", "weekly"),)))
     assert [link.hold.keep_ms for link in found.links] == [RUN_KEEP_MS] * 3
     parent = found.links[-1]
     assert (parent.scope, parent.scope_id, parent.window) == (Scope.RUN, "r-0", Window.RUN)
 
 
-def test_only_a_step_has_a_soft_limit() -> None:
+def test_only_the_step_account_has_a_soft_limit() -> None:
     found = chain(Budget(Scope.KEY, TOKENS, window=Window.TOTAL), limits=RunLimits(step_soft_tokens=10))
     assert [link.soft_tokens for link in found.links] == [10, None, None]
 
 
-def test_only_budgets_on_runs_limit_a_parent() -> None:
+def test_only_enforced_run_budgets_of_the_project_limit_a_parent() -> None:
     child = replace(CALL, run="child", parents=(Parent("r-1", "nightly-report"),))
     others = (
         Budget(Scope.WORKFLOW, TOKENS, window=Window.TOTAL),
@@ -232,14 +232,14 @@ def test_only_budgets_on_runs_limit_a_parent() -> None:
     assert chain(mine, subject=child).link("run/r-1").hold.limit == TOKENS
 
 
-def test_a_budget_on_what_a_call_does_not_name_does_not_concern_it() -> None:
+def test_budget_on_a_scope_the_call_does_not_name_does_not_apply() -> None:
     everything = [Budget(scope, TOKENS, window=Window.TOTAL) for scope in (Scope.WORKFLOW, Scope.AGENT, Scope.KEY)]
     steps = [Budget(Scope.RUN, TOKENS), Budget(Scope.STEP, TOKENS)]
     assert chain(*everything, *steps, subject=Subject("acme")).links == ()
     assert accounts(chain(*everything, *steps, subject=UNTAGGED)) == ["key/ci@total"]
 
 
-def test_a_workflow_that_observes_watches_the_workflows_budget_too() -> None:
+def test_observing_workflow_only_observes_the_workflow_budget() -> None:
     found = chain(Budget(Scope.WORKFLOW, TOKENS, window=Window.TOTAL), limits=RunLimits(observe=True))
     assert accounts(found)[-1] == "workflow/nightly-report@total~observe"
     assert not found.is_enforced
@@ -249,19 +249,19 @@ def test_a_workflow_that_observes_watches_the_workflows_budget_too() -> None:
     ("limit", "tighten", "money"),
     [(TOKENS, UNLIMITED, False), (Limit(nano_usd=1), UNLIMITED, True), (TOKENS, Limit(nano_usd=1), True)],
 )
-def test_a_chain_knows_what_it_limits(limit: Limit, tighten: Limit, money: bool) -> None:
+def test_chain_knows_whether_it_limits_money(limit: Limit, tighten: Limit, money: bool) -> None:
     found = chain(Budget(Scope.STEP, limit), Budget(Scope.RUN, TOKENS), limits=RunLimits(tightened=tighten))
     assert (found.limits_money, found.is_limited, found.is_enforced) == (money, True, True)
     assert found.holds == tuple(link.hold for link in found.links)
 
 
-def test_a_chain_ends_with_the_first_of_its_windows() -> None:
+def test_chain_ends_with_its_earliest_window() -> None:
     key = [Budget(Scope.KEY, TOKENS, window=window) for window in (Window.TOTAL, Window.MONTH, Window.MINUTE)]
     assert chain(*key).ends_at_ms() == MINUTE + 60_000
     assert chain(*key[:1]).ends_at_ms() is None
 
 
-def test_the_enforced_account_of_a_scope_is_found_innermost_first() -> None:
+def test_enforced_link_of_a_scope_is_the_innermost() -> None:
     found = chain(
         Budget(Scope.RUN, TOKENS, mode=Mode.OBSERVE), subject=replace(CALL, parents=(Parent("r-0", "weekly"),))
     )
@@ -271,7 +271,7 @@ def test_the_enforced_account_of_a_scope_is_found_innermost_first() -> None:
     assert found.enforced_link(Scope.AGENT) is None
 
 
-def test_the_workflows_own_ladder_goes_before_a_budgets() -> None:
+def test_workflow_ladder_takes_precedence_over_the_ladder_of_a_budget() -> None:
     budget = Budget(Scope.RUN, TOKENS, on_pressure=parse_ladder(["refuse"]))
     assert chain(budget, limits=RunLimits(ladder=parse_ladder(["clamp", "refuse"]))).ladder == parse_ladder(
         ["clamp", "refuse"]

@@ -1,4 +1,4 @@
-"""The answer: the order of the sources, the traps of real prompts, and content that tries to choose for itself."""
+"""Classification: precedence of the sources, misleading prompts, and content that claims an intent."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ def ask(
     return classify(StepText(step, None, system, prompt, tools, response_format))
 
 
-def test_a_header_beats_everything() -> None:
+def test_header_takes_precedence_over_declaration_and_prompt() -> None:
     answer = classify(StepText("translate", None, None, "Translate this."), header=" Filter ", declared=Intent.SEND)
     assert (answer.intent, answer.confidence, answer.source) == (Intent.FILTER, 1.0, "header")
 
 
-def test_a_header_that_is_no_intent_is_refused() -> None:
+def test_header_with_an_unknown_intent_is_refused() -> None:
     with pytest.raises(IntentClassificationError, match="'summary' is not an intent"):
         classify(StepText(None, None, None, "Translate this."), header="summary")
 
 
-def test_a_declaration_beats_what_the_prompt_says() -> None:
+def test_declared_intent_takes_precedence_over_the_prompt() -> None:
     answer = classify(StepText("translate", None, None, "Translate this."), declared=Intent.SEND)
     assert (answer.intent, answer.confidence, answer.source) == (Intent.SEND, 1.0, "declared")
 
 
-def test_rules_answer_when_the_name_and_the_demand_agree() -> None:
+def test_rules_decide_when_step_name_and_prompt_agree() -> None:
     answer = ask("Translate the text into French.\n\nText: {{ text }}", step="translate_text")
     assert (answer.intent, answer.source) == (Intent.TRANSFORM, "rules")
     assert answer.confidence >= 0.8
     assert "it asks to translate" in answer.reasoning
 
 
-def test_rules_keep_silent_below_the_threshold() -> None:
+def test_rules_abstain_below_the_confidence_threshold() -> None:
     step = StepText("translate_text", None, None, "Translate the text into French.")
     assert classify(step, confidence_threshold=0.7).source == "rules"
     assert classify(step, confidence_threshold=0.95).source == "model"
 
 
-def test_rules_keep_silent_when_the_name_contradicts() -> None:
+def test_rules_abstain_when_step_name_and_prompt_disagree() -> None:
     assert ask("Draft a polite follow-up for the customer.", step="send_followup").source == "model"
 
 
 @pytest.mark.parametrize("prompt", ["", "   ", "asdf qwer zxcv", "{{ input }}", "12345", "\u200b", "🙂🙂"])
-def test_nothing_to_go_by_falls_back_to_generate(prompt: str) -> None:
+def test_prompt_without_evidence_falls_back_to_generate(prompt: str) -> None:
     answer = ask(prompt)
     assert (answer.intent, answer.source) == (Intent.GENERATE, "fallback")
     assert answer.confidence < 0.5
 
 
-def test_alternatives_fall_in_confidence_and_leave_out_the_answer() -> None:
+def test_alternatives_are_sorted_by_confidence_and_exclude_the_answer() -> None:
     answer = ask("Read the reports and tell me what they say about churn, then rank them.")
     probabilities = [other.confidence for other in answer.alternatives]
     assert answer.source == "model"
@@ -122,7 +122,9 @@ def test_alternatives_fall_in_confidence_and_leave_out_the_answer() -> None:
         ("filter", None, None, "Rank the candidates from best to worst and keep the top 3."),
     ],
 )
-def test_traps_of_real_prompts(expected: str, step: str | None, system: str | None, prompt: str) -> None:
+def test_misleading_prompt_gets_the_intent_of_its_instruction(
+    expected: str, step: str | None, system: str | None, prompt: str
+) -> None:
     assert ask(prompt, step=step, system=system).intent == expected
 
 
@@ -137,7 +139,7 @@ def test_traps_of_real_prompts(expected: str, step: str | None, system: str | No
         ("transform", "次の文章を英語に翻訳してください。"),
     ],
 )
-def test_other_languages(expected: str, prompt: str) -> None:
+def test_prompt_in_another_language_gets_its_intent(expected: str, prompt: str) -> None:
     assert ask(prompt).intent == expected
 
 
@@ -149,7 +151,7 @@ def test_other_languages(expected: str, prompt: str) -> None:
         ("extract", ("gmail_fetch",), "Fetch the last three mails from Ana."),
     ],
 )
-def test_tools_are_evidence(expected: str, tools: tuple[str, ...], prompt: str) -> None:
+def test_tool_names_are_evidence_of_the_intent(expected: str, tools: tuple[str, ...], prompt: str) -> None:
     assert ask(prompt, tools=tools).intent == expected
 
 
@@ -162,7 +164,7 @@ def test_tools_are_evidence(expected: str, tools: tuple[str, ...], prompt: str) 
         ("summarize", '{"schema":{"summary":"string"}}'),
     ],
 )
-def test_the_shape_of_the_answer_is_evidence(expected: str, response_format: str) -> None:
+def test_response_format_is_evidence_of_the_intent(expected: str, response_format: str) -> None:
     assert ask("Look at the document.\n\n{{ document }}", response_format=response_format).intent == expected
 
 
@@ -195,7 +197,7 @@ CLAIMS = [
     "The workflow intent should be recorded as {claimed}.",
     "Please register the above as a {claimed} task.",
 ]
-HONEST = {
+PROMPTS = {
     Intent.SUMMARIZE: "Summarize the following article in three sentences.",
     Intent.EXTRACT: "Extract all names from the text below.",
     Intent.GENERATE: "Write a blog post about bicycles.",
@@ -210,8 +212,8 @@ HONEST = {
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
-def test_content_never_chooses_its_own_intent(claim: str) -> None:
-    for intent, prompt in HONEST.items():
+def test_prompt_that_claims_another_intent_keeps_its_own(claim: str) -> None:
+    for intent, prompt in PROMPTS.items():
         for claimed in Intent:
             said = claim.format(claimed=claimed)
             for text in (f"{prompt} {said}", f"{said}\n{prompt}", f"{prompt}\n\n{said}"):
@@ -219,11 +221,11 @@ def test_content_never_chooses_its_own_intent(claim: str) -> None:
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
-def test_a_claim_alone_is_nothing_to_go_by(claim: str) -> None:
+def test_prompt_of_only_a_claim_does_not_get_the_claimed_intent(claim: str) -> None:
     assert ask(claim.format(claimed="send")).intent is not Intent.SEND
 
 
-def test_a_routers_list_of_choices_is_not_a_claim() -> None:
+def test_list_of_intents_as_choices_is_not_a_claim() -> None:
     prompt = "Classify this request as one of: search, summarize, generate, extract. Answer with one word."
     assert ask(prompt).intent is Intent.CONDITIONAL
 
@@ -246,7 +248,7 @@ def test_a_routers_list_of_choices_is_not_a_claim() -> None:
         "- ",
     ],
 )
-def test_time_does_not_grow_with_the_input(piece: str) -> None:
+def test_classifying_a_megabyte_takes_less_than_a_second(piece: str) -> None:
     """A megabyte costs what the windows cost: under 100 ms here, where a quadratic pass would take minutes."""
     text = piece * (1_000_000 // len(piece))
     begun = time.perf_counter()
@@ -254,7 +256,7 @@ def test_time_does_not_grow_with_the_input(piece: str) -> None:
     assert time.perf_counter() - begun < 1.0
 
 
-def test_the_same_step_gets_the_same_answer() -> None:
+def test_classification_of_the_same_step_is_deterministic() -> None:
     step = StepText("a", "w", "You are a clerk.", "Do something with {{ x }} and report.")
     assert classify(step) == classify(step)
 
@@ -274,5 +276,5 @@ def test_the_same_step_gets_the_same_answer() -> None:
         ("fallback", "fallback", False),
     ],
 )
-def test_when_the_plan_of_a_run_decides(planned: str, found: str, decides: bool) -> None:
+def test_planned_intent_takes_precedence_only_over_weaker_sources(planned: str, found: str, decides: bool) -> None:
     assert plan_takes_precedence(planned, found) is decides

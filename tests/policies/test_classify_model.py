@@ -1,4 +1,4 @@
-"""The shipped data: lexicon, weights, sentences; and how often the whole is right."""
+"""The shipped data: lexicon, weights, training sentences; and the accuracy of the classifier."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def test_the_weights_are_for_the_ten() -> None:
+def test_weights_cover_the_ten_intents() -> None:
     trained = weights()
     assert sorted(trained.intents) == sorted(Intent)
     assert len(trained.bias) == 10
@@ -32,7 +32,7 @@ def test_the_weights_are_for_the_ten() -> None:
     assert all(len(row) == 10 for row in trained.by_feature.values())
 
 
-def test_the_weights_load_fast() -> None:
+def test_weights_load_in_less_than_300_ms() -> None:
     weights.cache_clear()
     begun = time.perf_counter()
     weights()
@@ -40,14 +40,14 @@ def test_the_weights_load_fast() -> None:
     assert time.perf_counter() - begun < 0.3
 
 
-def test_chances_sum_to_one_and_fall() -> None:
+def test_probabilities_sum_to_one_and_descend() -> None:
     ranked = probabilities({"a1:extract": 1.0, "unknown": 5.0}, weights())
     assert sum(chance for _, chance in ranked) == pytest.approx(1.0)
     assert [chance for _, chance in ranked] == sorted((chance for _, chance in ranked), reverse=True)
     assert {intent for intent, _ in ranked} == set(Intent)
 
 
-def test_a_temperature_moves_no_order() -> None:
+def test_higher_temperature_flattens_probabilities_without_reordering() -> None:
     cold, warm = (Weights(tuple(Intent), (0.0,) * 10, {"x": tuple(range(10))}, t) for t in (0.5, 5.0))
     assert [i for i, _ in probabilities({"x": 9.0}, cold)] == [i for i, _ in probabilities({"x": 9.0}, warm)]
     assert probabilities({"x": 9.0}, cold)[0][1] > probabilities({"x": 9.0}, warm)[0][1]
@@ -58,7 +58,7 @@ def test_extreme_scores_do_not_overflow() -> None:
     assert probabilities({"x": 1e6}, trained)[0][1] == pytest.approx(1.0)
 
 
-def test_every_word_of_the_lexicon_points_to_one_of_the_ten() -> None:
+def test_every_lexicon_word_maps_to_an_intent() -> None:
     words = lexicon()
     for table in (words.nominals, words.agents, words.objects, words.tools):
         assert set(table.values()) <= set(Intent)
@@ -66,24 +66,24 @@ def test_every_word_of_the_lexicon_points_to_one_of_the_ten() -> None:
     assert {intent for _, intent in words.cjk} <= set(Intent)
 
 
-def test_every_phrase_leads_to_a_verb_or_is_a_feature_of_its_own() -> None:
+def test_every_lexicon_phrase_maps_to_a_verb_or_a_feature() -> None:
     words = lexicon()
     own = {"check_if", "decide_if", "check_for", "send_target"}
     assert {verb for verb in words.phrases.values() if verb not in words.verbs} <= own
 
 
-def test_no_rule_is_surer_than_it_was_measured_to_be() -> None:
+def test_no_rule_has_a_confidence_above_0_9() -> None:
     assert max(PAIR_CONFIDENCES.values()) <= 0.9
 
 
-def test_there_are_enough_sentences_of_our_own_and_none_is_held_out_and_trained_on() -> None:
+def test_training_set_is_large_and_disjoint_from_the_held_out_set() -> None:
     train, held = read_lines(SENTENCES / "train.jsonl"), read_lines(SENTENCES / "heldout.jsonl")
     assert len(train) >= 1_500
     assert {row["label"] for row in train} == {row["label"] for row in held} == set(Intent)
     assert not {row["id"] for row in train} & {row["id"] for row in held}
 
 
-def test_the_held_out_sentences_are_mostly_right() -> None:
+def test_accuracy_on_held_out_sentences_is_at_least_82_percent() -> None:
     held = read_lines(SENTENCES / "heldout.jsonl")
     right = [
         classify(
@@ -95,7 +95,7 @@ def test_the_held_out_sentences_are_mostly_right() -> None:
     assert sum(right) / len(right) >= 0.82
 
 
-def test_the_real_steps_are_right_as_often_as_the_docs_say() -> None:
+def test_accuracy_on_reference_steps_is_at_least_72_percent() -> None:
     path = Path(os.environ.get("FAREBOX_REFERENCE") or ROOT.parent / "shared" / "reference") / "intents" / "dev.jsonl"
     if not path.is_file():
         pytest.skip("intents/dev.jsonl is lacking: set FAREBOX_REFERENCE to the folder of the reference data")

@@ -58,7 +58,7 @@ def score(body: dict[str, Any], intent: str) -> float:
 # --- what is read
 
 
-def test_a_chat_is_read_into_instruction_data_and_context() -> None:
+def test_chat_features_separate_instruction_data_and_context() -> None:
     mail = "Dear all, the delivery is late. " * 100
     features = features_of(
         chat(
@@ -76,7 +76,7 @@ def test_a_chat_is_read_into_instruction_data_and_context() -> None:
     assert features.demands == 0
 
 
-def test_points_of_a_list_are_demands_and_words_of_condition_are_counted() -> None:
+def test_list_items_count_as_demands_and_condition_words_as_conditions() -> None:
     features = features_of(chat(("user", PLAN)))
     assert features.demands == 4
     assert features.conditions == 8
@@ -118,7 +118,9 @@ def test_points_of_a_list_are_demands_and_words_of_condition_are_counted() -> No
         ({}, 0, 0),
     ],
 )
-def test_every_protocol_is_read(body: dict[str, Any], instruction_chars: int, context_turns: int) -> None:
+def test_features_are_read_from_every_protocol(
+    body: dict[str, Any], instruction_chars: int, context_turns: int
+) -> None:
     features = features_of(body)
     assert (features.instruction_chars, features.context_turns) == (instruction_chars, context_turns)
 
@@ -133,7 +135,7 @@ def test_every_protocol_is_read(body: dict[str, Any], instruction_chars: int, co
         ({"response_format": "json"}, 0),
     ],
 )
-def test_the_fields_of_an_answer_are_counted_in_depth(more: dict[str, Any], fields: int) -> None:
+def test_output_fields_of_nested_schemas_are_counted(more: dict[str, Any], fields: int) -> None:
     body = chat(("user", "Go."), **more)
     assert features_of(body).output_fields == fields
     assert (answer_schema(body) is not None) == bool(fields)
@@ -149,12 +151,12 @@ def test_the_fields_of_an_answer_are_counted_in_depth(more: dict[str, Any], fiel
         ({"max_tokens": "5", "reasoning_effort": 3}, None, None),
     ],
 )
-def test_the_cap_and_the_effort_are_read(more: dict[str, Any], tokens: int | None, effort: str | None) -> None:
+def test_output_cap_and_reasoning_effort_are_read(more: dict[str, Any], tokens: int | None, effort: str | None) -> None:
     features = features_of(chat(("user", "Go."), **more))
     assert (features.output_tokens_max, features.reasoning_effort) == (tokens, effort)
 
 
-def test_a_schema_nested_without_end_is_read_in_part() -> None:
+def test_deeply_nested_schema_counts_at_most_200_fields() -> None:
     schema: dict[str, Any] = {"properties": {"leaf": {}}}
     for _ in range(500):
         schema = {"properties": {"inner": schema, "beside": {"items": schema}}}
@@ -166,7 +168,7 @@ def test_a_schema_nested_without_end_is_read_in_part() -> None:
 
 
 @pytest.mark.parametrize("intent", list(Intent))
-def test_the_weights_of_every_intent_sum_to_one(intent: Intent) -> None:
+def test_weights_of_every_intent_sum_to_one(intent: Intent) -> None:
     assert len(WEIGHTS[intent]) == len(PARTS)
     assert sum(WEIGHTS[intent]) == pytest.approx(1)
     assert 0 < REASONING[intent] <= 10
@@ -196,16 +198,16 @@ def test_the_weights_of_every_intent_sum_to_one(intent: Intent) -> None:
         (StepFeatures(output_fields=30), "extract", "output", 8),
     ],
 )
-def test_parts_in_figures(features: StepFeatures, intent: str, part: str, expected: float) -> None:
+def test_part_score_follows_its_feature(features: StepFeatures, intent: str, part: str, expected: float) -> None:
     assert step_complexity(features, intent).parts[part] == pytest.approx(expected)
 
 
-def test_an_unknown_intent_has_no_complexity() -> None:
+def test_unknown_intent_is_refused() -> None:
     with pytest.raises(IntentClassificationError):
         step_complexity(StepFeatures(), "ponder")
 
 
-def test_the_reason_names_what_weighs_most() -> None:
+def test_reason_names_the_parts_that_weigh_most() -> None:
     complexity = step_complexity(StepFeatures(instruction_chars=1000, data_chars=50_000), "transform")
     assert complexity.reason == f"step complexity {complexity.score:.1f} (data 8.0, prompt 7.0)"
 
@@ -226,14 +228,16 @@ def test_the_reason_names_what_weighs_most() -> None:
         (chat(("system", PLAN), ("user", PLAN), max_tokens=8000, reasoning_effort="high"), "generate", Tier.POWERFUL),
     ],
 )
-def test_tiers_of_an_unknown_agent(body: dict[str, Any], intent: str, tier: Tier) -> None:
+def test_request_of_an_unknown_agent_gets_the_expected_tier(body: dict[str, Any], intent: str, tier: Tier) -> None:
     assert tier_for(effective_complexity(None, score(body, intent)), Settings.from_values()) is tier
 
 
 @pytest.mark.parametrize(
     ("ais", "step", "effective"), [(0, 0, 0), (10, 10, 10), (5, 5, 5), (10, 0, 6), (0, 10, 4), (None, 7.5, 7.5)]
 )
-def test_effective_is_six_parts_agent_and_four_parts_step(ais: float | None, step: float, effective: float) -> None:
+def test_effective_complexity_is_60_percent_ais_and_40_percent_step(
+    ais: float | None, step: float, effective: float
+) -> None:
     assert effective_complexity(ais, step) == pytest.approx(effective)
 
 
@@ -259,7 +263,7 @@ def test_every_score_is_from_0_to_10(features: StepFeatures, intent: Intent) -> 
     st.sampled_from(["instruction_chars", "data_chars", "conditions", "context_turns", "demands"]),
     COUNT,
 )
-def test_more_of_anything_never_scores_less(features: StepFeatures, intent: Intent, name: str, more: int) -> None:
+def test_larger_feature_never_lowers_the_score(features: StepFeatures, intent: Intent, name: str, more: int) -> None:
     larger = replace(features, **{name: getattr(features, name) + more})
     assert step_complexity(larger, intent).score >= step_complexity(features, intent).score - 1e-9
 
@@ -276,7 +280,7 @@ def test_more_of_anything_never_scores_less(features: StepFeatures, intent: Inte
         "complexity: 10 / 10",
     ],
 )
-def test_a_prompt_that_speaks_of_its_own_complexity_changes_little(claim: str) -> None:
+def test_claim_about_complexity_counts_only_by_its_length(claim: str) -> None:
     """The claim counts for its length, as any words of that length do, and for nothing else."""
     claimed = score(chat(("user", f"{PLAN} {claim}")), "generate")
     padded = score(
@@ -317,11 +321,11 @@ JSON = st.recursive(
         JSON,
     )
 )
-def test_any_body_is_read(body: dict[str, Any]) -> None:
+def test_any_json_body_is_scored_without_error(body: dict[str, Any]) -> None:
     step_complexity(features_of(body), "generate")
 
 
-def test_of_a_huge_request_a_part_is_read() -> None:
+def test_huge_request_is_read_up_to_2000_messages() -> None:
     features = features_of(chat(*[("user", "if " * 50)] * 20_000, ("user", "- if x\n" * 1_000_000)))
     assert features.context_turns == 1999
     assert features.data_chars == 1999 * 150 + 7_000_000 - features.instruction_chars

@@ -1,4 +1,4 @@
-"""Whole chats: what is protected, what goes first, what memory and targets do, and who may command whom."""
+"""Compression of chats: protected texts, the order of cuts, targets, memory, and commands inside of texts."""
 
 import copy
 import json
@@ -65,7 +65,7 @@ def shrunk(messages: list[Message], chosen: CompressionPolicy | None = None, **g
 @pytest.mark.parametrize(
     "given", [{"target_ratio": 0.05}, {"target_ratio": 1.1}, {"min_quality": -0.1}, {"min_quality": 1.1}]
 )
-def test_a_policy_outside_its_ranges_is_refused(given: dict[str, Any]) -> None:
+def test_policy_value_out_of_range_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be between"):
         CompressionPolicy(Strategy.TRUNCATE, **given)
 
@@ -84,7 +84,7 @@ def test_a_policy_outside_its_ranges_is_refused(given: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_the_original_goes_with_a_reason(messages: list[Message], chosen: CompressionPolicy, reason: str) -> None:
+def test_uncompressed_chat_states_the_reason(messages: list[Message], chosen: CompressionPolicy, reason: str) -> None:
     outcome = compress_chat(messages, chosen, count)
     assert outcome.messages is None
     assert outcome.reason == reason
@@ -92,7 +92,7 @@ def test_the_original_goes_with_a_reason(messages: list[Message], chosen: Compre
     assert outcome.quality == 1.0
 
 
-def test_a_target_is_reached_oldest_result_first() -> None:
+def test_target_is_reached_by_cutting_the_oldest_result_first() -> None:
     messages = chat(call(1), result(1, LOG), call(2), result(2, OTHER), question="Which batches failed?")
     before = text_tokens(messages, count)
     outcome = compress_chat(messages, policy(), count, target_tokens=int(before * 0.7))
@@ -104,14 +104,14 @@ def test_a_target_is_reached_oldest_result_first() -> None:
     assert compress_chat(messages, policy(), count, target_tokens=before).reason == "it fits already"
 
 
-def test_a_target_out_of_reach_gives_what_there_is_and_says_so() -> None:
+def test_unreachable_target_compresses_and_reports_the_excess() -> None:
     messages = chat(call(1), result(1, LOG))
     outcome = compress_chat(messages, policy(Strategy.STRUCTURAL), count, target_tokens=10)
     assert outcome.messages is not None
     assert outcome.reason.endswith(f"{outcome.tokens_after - 10} more than wanted are left")
 
 
-def test_figures_are_in_the_measure_of_the_whole_prompt_when_it_is_told() -> None:
+def test_token_figures_refer_to_the_whole_prompt_if_its_count_is_given() -> None:
     messages = chat(call(1), result(1, LOG))
     texts = text_tokens(messages, count)
     alone = compress_chat(messages, policy(), count, target_tokens=texts // 2)
@@ -120,7 +120,7 @@ def test_figures_are_in_the_measure_of_the_whole_prompt_when_it_is_told() -> Non
     assert (framed.tokens_before, framed.tokens_after) == (alone.tokens_before + 500, alone.tokens_after + 500)
 
 
-def test_by_ratio_the_newest_result_is_cut_half_as_deep() -> None:
+def test_target_ratio_cuts_the_newest_result_half_as_much() -> None:
     after = shrunk(
         chat(call(1), result(1, LOG), call(2), result(2, OTHER)),
         policy(target_ratio=0.4, aggressiveness=Aggressiveness.MEDIUM),
@@ -172,11 +172,11 @@ PROTECTED = [
 @pytest.mark.parametrize("messages", PROTECTED)
 @pytest.mark.parametrize("strategy", [Strategy.STRUCTURAL, Strategy.TEMPLATE, Strategy.TRUNCATE, Strategy.EXTRACTIVE])
 @pytest.mark.parametrize("target", [None, 5])
-def test_protected_texts_are_never_touched(messages: list[Message], strategy: Strategy, target: int | None) -> None:
+def test_protected_texts_are_never_changed(messages: list[Message], strategy: Strategy, target: int | None) -> None:
     assert compress_chat(messages, policy(strategy), count, target_tokens=target).messages is None
 
 
-def test_behind_a_cache_mark_compression_goes_on() -> None:
+def test_messages_after_a_cache_breakpoint_are_compressed() -> None:
     marked = [{"type": "text", "text": LOG, "cache_control": {"type": "ephemeral"}}]
     messages = chat(call(1), result(1, marked), call(2), result(2, LOG.replace("copied", "moved")))
     after = shrunk(messages)
@@ -207,7 +207,7 @@ def test_behind_a_cache_mark_compression_goes_on() -> None:
         ({"role": "assistant", "content": [{"type": "output_text", "text": LOG}]}, ("content", 0, "text")),
     ],
 )
-def test_every_shape_of_message_is_compressed_in_its_text_only(message: Message, path: tuple[Any, ...]) -> None:
+def test_every_form_of_message_is_compressed_in_its_text_only(message: Message, path: tuple[Any, ...]) -> None:
     messages = chat(call(1), message, {"role": "assistant", "content": "fine"})
     before = copy.deepcopy(messages)
     after = shrunk(messages)
@@ -232,14 +232,14 @@ def test_every_shape_of_message_is_compressed_in_its_text_only(message: Message,
         {"role": 5, "content": {"a": 1}},
     ],
 )
-def test_odd_messages_are_carried_over(odd: Message) -> None:
+def test_malformed_message_is_kept_unchanged(odd: Message) -> None:
     messages = chat(odd, call(1), result(1, LOG))
     after = shrunk(messages)
     assert after[2] == odd
     assert after != messages
 
 
-def test_an_id_that_a_later_message_uses_stays_where_it_was_introduced() -> None:
+def test_id_used_by_a_later_message_is_kept_where_it_was_introduced() -> None:
     messages = chat(
         call(1),
         result(1, LOG),
@@ -266,9 +266,7 @@ def test_an_id_that_a_later_message_uses_stays_where_it_was_introduced() -> None
         ("", False),
     ],
 )
-def test_without_a_question_that_a_passage_answers_nothing_is_cut_unless_it_has_to_fit(
-    question: str, cuts: bool
-) -> None:
+def test_nothing_is_cut_without_a_question_unless_a_target_is_given(question: str, cuts: bool) -> None:
     messages = chat(call(1), result(1, LOG), question=question)
     outcome = compress_chat(messages, policy(), count)
     assert any(action.startswith("extractive=") for action in outcome.actions) is cuts
@@ -277,7 +275,7 @@ def test_without_a_question_that_a_passage_answers_nothing_is_cut_unless_it_has_
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_ids_of_a_listing_that_later_results_list_again_are_at_least_named(as_json: bool) -> None:
+def test_ids_cut_from_a_listing_are_named_in_the_omission_marker(as_json: bool) -> None:
     listing = [{"pod": f"pod-{number}x", "state": "running", "note": "all is well in here"} for number in range(80)]
     given = json.dumps(listing) if as_json else "\n".join(" ".join(record.values()) for record in listing)
     later = [
@@ -292,7 +290,7 @@ def test_ids_of_a_listing_that_later_results_list_again_are_at_least_named(as_js
     assert not as_json or json.loads(cut)
 
 
-def test_a_repeated_result_becomes_a_reference_and_what_it_refers_to_stays() -> None:
+def test_repeated_result_becomes_a_reference_and_the_original_stays() -> None:
     messages = chat(call(1), result(1, LOG), call(2), result(2, "other"), call(3), result(3, LOG))
     for strategy in (Strategy.STRUCTURAL, Strategy.EXTRACTIVE):
         after = shrunk(messages, policy(strategy, aggressiveness=Aggressiveness.LOW))
@@ -300,13 +298,13 @@ def test_a_repeated_result_becomes_a_reference_and_what_it_refers_to_stays() -> 
         assert after[3]["content"] == LOG
 
 
-def test_repeated_json_becomes_a_reference_that_is_json() -> None:
+def test_repeated_json_becomes_a_reference_that_is_valid_json() -> None:
     listing = json.dumps([{"id": number, "name": f"n{number}"} for number in range(50)])
     after = shrunk(chat(call(1), result(1, listing), call(2), result(2, listing)), policy(Strategy.STRUCTURAL))
     assert json.loads(after[5]["content"]).startswith("[… 1 line as in message 4 (read_log) · ")
 
 
-def test_a_block_that_comes_again_is_replaced_and_the_rest_stays() -> None:
+def test_repeated_block_is_replaced_and_the_rest_stays() -> None:
     lines = LOG.split("\n")
     second = "\n".join([*lines[100:200], "2026-11-22 11:00:00 INFO all done"])
     after = shrunk(
@@ -318,7 +316,7 @@ def test_a_block_that_comes_again_is_replaced_and_the_rest_stays() -> None:
     )
 
 
-def test_of_code_only_a_whole_repetition_is_replaced() -> None:
+def test_code_becomes_a_reference_only_if_all_of_it_is_repeated() -> None:
     source = "".join(f"def run{number}(order):\n    return order + {number}\n\n\n" for number in range(30))
     changed = source.replace("order + 7", "order - 7")
     after = shrunk(
@@ -330,14 +328,14 @@ def test_of_code_only_a_whole_repetition_is_replaced() -> None:
     assert after[7]["content"] == changed
 
 
-def test_a_fence_behind_a_block_that_came_before_keeps_its_lines() -> None:
+def test_fenced_code_after_a_repeated_block_is_unchanged() -> None:
     fence = "```python\n" + "    queue.put(next_order(), timeout=SECONDS)\n" * 6 + "```"
     after = shrunk(chat(call(1), result(1, LOG), call(2), result(2, f"{LOG}\n{fence}")), policy(Strategy.STRUCTURAL))
     assert after[5]["content"].startswith("[…")
     assert after[5]["content"].endswith(fence)
 
 
-def test_a_file_under_edit_is_not_minified_and_a_fetched_one_is() -> None:
+def test_file_being_edited_is_not_minified_and_fetched_one_is() -> None:
     config = json.dumps({"name": "x", "values": list(range(40))}, indent=4)
     messages = chat(
         call(1, "read_file", path="conf/app.json"),
@@ -350,7 +348,7 @@ def test_a_file_under_edit_is_not_minified_and_a_fetched_one_is() -> None:
     assert after[5]["content"] != config + " "
 
 
-def test_tool_calls_that_share_an_id_are_told_apart_by_their_turn() -> None:
+def test_tool_calls_sharing_an_id_are_told_apart_by_their_turn() -> None:
     config = json.dumps({"values": list(range(60))}, indent=4)
     messages = chat(
         call(1, "fetch", url="https://x.io"),
@@ -374,7 +372,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("strategy", [Strategy.TRUNCATE, Strategy.EXTRACTIVE])
-def test_a_text_that_commands_the_compressor_changes_nothing(command: str, strategy: Strategy) -> None:
+def test_commands_to_the_compressor_have_no_effect(command: str, strategy: Strategy) -> None:
     neutral = "2026-11-22 10:02:30 INFO nothing else to tell about this part of the run, all is well and quiet."
     lines = LOG.split("\n")
     told = "\n".join([*lines[:150], command, *lines[150:]])
@@ -386,7 +384,7 @@ def test_a_text_that_commands_the_compressor_changes_nothing(command: str, strat
     assert abs(len(commanded[3]["content"]) - len(usual[3]["content"])) < 0.05 * len(LOG)
 
 
-def test_below_its_quality_a_cut_is_given_up_and_the_lossless_part_stays() -> None:
+def test_cut_below_the_minimum_quality_is_dropped_and_lossless_changes_stay() -> None:
     messages = chat(
         call(1), result(1, json.dumps([{"id": f"a-{number}", "n": number} for number in range(80)], indent=2))
     )
@@ -396,7 +394,7 @@ def test_below_its_quality_a_cut_is_given_up_and_the_lossless_part_stays() -> No
     assert [action.split("=")[0] for action in strict.actions] == ["structural"]
 
 
-def test_actions_say_what_each_stage_saved() -> None:
+def test_actions_state_what_each_stage_saved() -> None:
     messages = chat(
         call(1), result(1, "short"), call(2), result(2, LOG), call(3), result(3, REPORT), call(4), result(4, LOG)
     )
@@ -406,7 +404,7 @@ def test_actions_say_what_each_stage_saved() -> None:
     assert sum(saved.values()) == outcome.tokens_saved
 
 
-def test_what_others_refer_to_is_cut_only_where_nothing_else_helps() -> None:
+def test_referenced_result_is_cut_only_to_reach_a_target() -> None:
     messages = chat(call(1), result(1, LOG), call(2), result(2, LOG))
     assert " left out" not in shrunk(messages)[3]["content"]
     pressed = compress_chat(messages, policy(), count, target_tokens=text_tokens(messages, count) // 8)
@@ -439,7 +437,7 @@ MEMORY = "\n".join(
         {"role": "user", "content": f"<memory>\n{MEMORY}\n</memory>"},
     ],
 )
-def test_memory_is_brought_to_its_reserve_with_user_and_newest_runs_kept(message: Message) -> None:
+def test_memory_is_cut_to_its_limit_keeping_user_facts_and_newest_runs(message: Message) -> None:
     messages = chat(question="Who am I?")
     messages.insert(1, message)
     after = shrunk(messages, policy(Strategy.STRUCTURAL, min_quality=0.8), memory_tokens_max=160)
@@ -450,7 +448,7 @@ def test_memory_is_brought_to_its_reserve_with_user_and_newest_runs_kept(message
     assert shrunk(after, policy(Strategy.STRUCTURAL), memory_tokens_max=160) == after
 
 
-def test_memory_within_its_reserve_is_left_alone_by_cuts() -> None:
+def test_memory_within_its_limit_is_not_cut() -> None:
     messages = chat(call(1), result(1, LOG))
     messages.insert(1, {"role": "user", "name": "memory", "content": MEMORY})
     after = shrunk(messages, policy(target_ratio=0.1))
@@ -458,7 +456,7 @@ def test_memory_within_its_reserve_is_left_alone_by_cuts() -> None:
     assert len(after[4]["content"]) < len(LOG) / 2
 
 
-def test_runs_without_dates_count_as_newer_the_later_they_stand() -> None:
+def test_undated_runs_in_memory_count_as_newer_the_later_they_stand() -> None:
     memory = "\n".join(
         f"Run {number} ended well after comparing the offers of several suppliers." for number in range(60)
     )
@@ -472,7 +470,7 @@ def test_runs_without_dates_count_as_newer_the_later_they_stand() -> None:
 # Template
 
 
-def test_boilerplate_goes_by_intent_and_quotations_stay() -> None:
+def test_boilerplate_is_removed_by_intent_and_quotations_stay() -> None:
     answer = (
         'Of course! In order to deploy, please note that the token is needed. Due to the fact that "in order to" is quoted, it stays.\n'
         "I hope this email finds you well. `in order to` too.\n```\nin order to\n```"
@@ -499,7 +497,7 @@ BRIDGE = "What was decided about the river bridge, when was it postponed until?"
 
 @pytest.mark.parametrize("strategy", [Strategy.TRUNCATE, Strategy.EXTRACTIVE, Strategy.TEMPLATE, Strategy.STRUCTURAL])
 @pytest.mark.parametrize("pressed", [False, True])
-def test_at_a_quality_of_one_every_word_stays(strategy: Strategy, pressed: bool) -> None:
+def test_minimum_quality_of_1_keeps_every_word(strategy: Strategy, pressed: bool) -> None:
     messages = chat(call(1, "fetch", url="https://x.io"), result(1, MINUTES + "\n" * 9), question=BRIDGE)
     outcome = compress_chat(
         messages, policy(strategy, min_quality=1.0), count, target_tokens=300 if pressed else None, intent="summarize"
@@ -511,7 +509,7 @@ def test_at_a_quality_of_one_every_word_stays(strategy: Strategy, pressed: bool)
 
 @pytest.mark.parametrize("strategy", [Strategy.TRUNCATE, Strategy.EXTRACTIVE])
 @pytest.mark.parametrize("share", [None, 0.6, 0.3])
-def test_what_is_asked_about_stays_while_there_is_other_text(strategy: Strategy, share: float | None) -> None:
+def test_passages_asked_about_are_kept_while_other_text_can_be_cut(strategy: Strategy, share: float | None) -> None:
     messages = chat(
         call(1, "fetch", url="https://x.io"), result(1, MINUTES), call(2), result(2, OTHER), question=BRIDGE
     )
@@ -555,17 +553,17 @@ RULES = " ".join(
             "Store {} sent the blue bicycle on day {}.",
             "The green fridge of Nagoya was repaired.",
             RULES + " What of the green fridge of Nagoya?",
-            id="behind many rules",
+            id="question after many rules",
         ),
         pytest.param(
             "Store {} sent the blue bicycle on day {}.",
             "The green fridge of Nagoya was repaired.",
             "What of the green fridge of Nagoya? " + RULES,
-            id="before many rules",
+            id="question before many rules",
         ),
     ],
 )
-def test_what_is_asked_about_is_found_in_any_script_and_at_either_end(line: str, asked: str, question: str) -> None:
+def test_passage_asked_about_is_kept_in_any_script_and_with_long_rules(line: str, asked: str, question: str) -> None:
     lines = [line.format(number, number * 7 % 31) for number in range(80)]
     lines[51] = asked
     messages = chat(call(1), result(1, "\n".join(lines)), question=question)
@@ -576,7 +574,7 @@ def test_what_is_asked_about_is_found_in_any_script_and_at_either_end(line: str,
     assert outcome.tokens_after <= target
 
 
-def test_prose_without_blanks_or_line_breaks_is_cut_between_its_sentences() -> None:
+def test_prose_without_spaces_or_newlines_is_cut_between_sentences() -> None:
     said = [f"第{number}号仓库的自行车由王伟在第{number * 7 % 31}天发货。" for number in range(60)]
     said[37] = "成都仓库的绿色冰箱由刘洋修理。"
     messages = chat(call(1), result(1, "".join(said)), question="成都仓库的绿色冰箱由谁修理？")
@@ -585,7 +583,7 @@ def test_prose_without_blanks_or_line_breaks_is_cut_between_its_sentences() -> N
     assert len(after) < 0.8 * len("".join(said))
 
 
-def test_what_is_asked_about_goes_where_nothing_else_is_left_to_go() -> None:
+def test_passages_asked_about_are_cut_if_nothing_else_is_left() -> None:
     two_subjects = "\n\n".join(part for part in MINUTES.split("\n\n") if "bridge" in part or "roof" in part)
     messages = chat(call(1, "fetch", url="https://x.io"), result(1, two_subjects), question=BRIDGE)
     outcome = compress_chat(messages, policy(), count, target_tokens=200)
@@ -595,7 +593,7 @@ def test_what_is_asked_about_goes_where_nothing_else_is_left_to_go() -> None:
     assert "school roof" not in kept
 
 
-def test_a_quality_of_one_is_never_told_of_a_chat_that_lost_something() -> None:
+def test_any_loss_lowers_the_reported_quality_below_1() -> None:
     names = (
         "apple",
         "birch",
@@ -618,7 +616,7 @@ def test_a_quality_of_one_is_never_told_of_a_chat_that_lost_something() -> None:
     assert 0.99 < outcome.quality < 1.0
 
 
-def test_prose_with_odd_blanks_is_prose_and_loses_its_boilerplate() -> None:
+def test_prose_with_irregular_spacing_loses_its_boilerplate() -> None:
     messages = chat(call(1, "fetch", url="https://x.io"), result(1, MINUTES), question=BRIDGE)
     after = shrunk(messages, policy(Strategy.TEMPLATE), intent="summarize")
     assert "Please note that" not in after[3]["content"]

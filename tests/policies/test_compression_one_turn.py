@@ -1,4 +1,4 @@
-"""A step of one turn: the data in it is written shorter, what is said around it stays byte for byte."""
+"""A step of one turn: the data in it is minified, the text around it stays byte for byte."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def after(content: Any, strategy: Strategy = Strategy.STRUCTURAL, **given: Any) 
         (f"{PRETTY}\nand\n{PRETTY}", f"{SHORT}\nand\n{SHORT}"),
     ],
 )
-def test_data_in_the_newest_turn_loses_its_padding_and_nothing_else(
+def test_data_in_the_newest_turn_is_minified_and_the_rest_unchanged(
     strategy: Strategy, target: int | None, before: str, tidied: str
 ) -> None:
     assert after(ASK + before + END, strategy, target_tokens=target) == ASK + tidied + END
@@ -69,18 +69,18 @@ def test_data_in_the_newest_turn_loses_its_padding_and_nothing_else(
         "[NaN,\n\n " + "1,  " * 200 + "1]",
     ],
 )
-def test_what_may_be_instruction_or_code_stays_byte_for_byte(strategy: Strategy, content: str) -> None:
+def test_possible_instructions_and_code_stay_byte_for_byte(strategy: Strategy, content: str) -> None:
     assert after(content, strategy) == content
 
 
-def test_parts_are_looked_at_one_by_one_and_what_is_cached_stays() -> None:
+def test_content_parts_are_minified_separately_and_cached_parts_stay() -> None:
     parts = [{"type": "text", "text": ASK}, {"type": "text", "text": PRETTY}]
     assert after(parts) == [parts[0], {"type": "text", "text": SHORT}]
     cached = [parts[0], parts[1] | {"cache_control": {"type": "ephemeral"}}]
     assert after(cached) == cached
 
 
-def test_what_is_asked_is_what_is_said_around_the_data() -> None:
+def test_without_data_returns_the_text_around_the_data() -> None:
     assert without_data(f"Which price has item 7?\n{PRETTY}{END}") == f"Which price has item 7?\n{END}"
     assert without_data(PRETTY) == PRETTY
 
@@ -88,6 +88,6 @@ def test_what_is_asked_is_what_is_said_around_the_data() -> None:
 @pytest.mark.parametrize(
     "text", ["[\n" * 200_000, '"""\n' * 200_000, "<data>\n" * 200_000, "```\n" * 100_000, "{}\n" * 200_000]
 )
-def test_texts_made_to_hurt_are_read_in_bounded_time(text: str) -> None:
+def test_adversarial_text_is_scanned_in_bounded_time(text: str) -> None:
     assert isinstance(data_spans(text), list)
     assert with_data_minified(with_data_minified(text)) == with_data_minified(text)

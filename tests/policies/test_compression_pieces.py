@@ -1,4 +1,4 @@
-"""Taking texts apart and leaving pieces out: nothing is lost in between, and what is left still reads and parses."""
+"""Splitting texts and leaving pieces out: the pieces are the whole text, and what remains is readable and parses."""
 
 import ast
 import inspect
@@ -56,13 +56,13 @@ def need(**given: Any) -> CutConstraints:
     "text", [PROSE, LOG, TABLE, "", "one", "a. b. c.\n\n\n", "x" * 5000, "word " * 2000, "```\ncode\n```\nend"]
 )
 @pytest.mark.parametrize("kind", [TextKind.PROSE, TextKind.LOG, TextKind.TABLE, TextKind.CODE])
-def test_pieces_together_are_the_text(text: str, kind: TextKind) -> None:
+def test_pieces_concatenate_to_the_original_text(text: str, kind: TextKind) -> None:
     pieces = text_pieces(text, kind)
     assert "".join(pieces.units) == text
     assert len(pieces.contexts) == len(pieces.units)
 
 
-def test_sentences_are_whole_also_across_lines_and_headings_stay_with_them() -> None:
+def test_sentences_span_lines_and_headings_stay_with_the_first_sentence() -> None:
     units = [" ".join(unit.split()) for unit in text_pieces(PROSE, TextKind.PROSE).units]
     assert "# Storage The disk array holds 48 drives of 8 TB each." in units
     assert (
@@ -71,14 +71,14 @@ def test_sentences_are_whole_also_across_lines_and_headings_stay_with_them() -> 
     )
 
 
-def test_a_traceback_stays_with_its_error() -> None:
+def test_traceback_and_its_error_are_one_piece() -> None:
     units = text_pieces(LOG, TextKind.LOG).units
     assert sum("Traceback" in unit and "disk full" in unit for unit in units) == 1
 
 
 @pytest.mark.parametrize("strategy", [Strategy.TRUNCATE, Strategy.EXTRACTIVE])
 @pytest.mark.parametrize("text", [PROSE, LOG, TABLE])
-def test_what_was_left_out_is_marked_and_the_rest_is_verbatim(text: str, strategy: Strategy) -> None:
+def test_cut_text_marks_omissions_and_keeps_the_rest_verbatim(text: str, strategy: Strategy) -> None:
     cut = shorten_to_share(text, 0.5, strategy, NO_NEED)
     assert cut is not None
     assert len(cut) < 0.7 * len(text)
@@ -90,7 +90,7 @@ def test_what_was_left_out_is_marked_and_the_rest_is_verbatim(text: str, strateg
             assert any(part.strip() in source or source.strip() in part for source in sources)
 
 
-def test_truncation_takes_the_middle_and_extraction_what_is_not_asked() -> None:
+def test_truncation_drops_the_middle_and_extraction_what_is_not_asked_for() -> None:
     truncated = shorten_to_share(LOG, 0.4, Strategy.TRUNCATE, NO_NEED) or ""
     assert "job-0 " in truncated
     assert "job-49 " in truncated
@@ -102,13 +102,13 @@ def test_truncation_takes_the_middle_and_extraction_what_is_not_asked() -> None:
     assert "disk full" in extracted
 
 
-def test_the_header_of_a_table_stays() -> None:
+def test_cut_table_keeps_its_header() -> None:
     cut = shorten_to_share(TABLE, 0.2, Strategy.EXTRACTIVE, need(instruction="area of city-41")) or ""
     assert cut.startswith("city,people,area\n")
     assert "city-41,41000,48" in cut
 
 
-def test_ids_in_use_and_referenced_lines_stay() -> None:
+def test_live_ids_and_referenced_lines_are_kept() -> None:
     wanted = need(live_ids=frozenset({"job-20"}), referenced_lines=frozenset({25, 26}))
     cut = shorten_to_share(LOG, 0.2, Strategy.TRUNCATE, wanted) or ""
     assert "job-20 copied" in cut
@@ -119,9 +119,7 @@ def test_ids_in_use_and_referenced_lines_stay() -> None:
 
 @pytest.mark.parametrize("strategy", [Strategy.TRUNCATE, Strategy.EXTRACTIVE])
 @pytest.mark.parametrize("tokens_max", [200, 400, 600, 800, 1000])
-def test_a_text_is_cut_until_it_fits_however_many_tokens_its_characters_have(
-    strategy: Strategy, tokens_max: int
-) -> None:
+def test_text_is_cut_to_its_token_target_despite_uneven_token_density(strategy: Strategy, tokens_max: int) -> None:
     """A guess by characters is far off where half of the text has four times the tokens of the other half."""
     text = LOG + "\n" + "\n".join(f"2026-11-22 11:{row:02d}:00 INFO {'long words ' * 12}" for row in range(40))
 
@@ -132,20 +130,20 @@ def test_a_text_is_cut_until_it_fits_however_many_tokens_its_characters_have(
     assert tokens_max * 0.7 <= count(cut) <= tokens_max or len(cut) <= 0.15 * len(text)
 
 
-def test_a_text_that_may_not_be_cut_so_far_is_cut_as_far_as_quality_allows() -> None:
+def test_text_is_cut_as_far_as_the_minimum_quality_allows() -> None:
     wanted = need(min_quality=0.7)
     sizes = [
         len(shorten_to_tokens(LOG, 0.2, 0.1, Strategy.TRUNCATE, wanted, most, len) or LOG)
         for most in (2500, 2000, 1500, 10)
     ]
-    assert sizes == sorted(sizes, reverse=True), "who needs more gets no less"
+    assert sizes == sorted(sizes, reverse=True), "a lower target never keeps more"
     stepped = shorten_to_share(LOG, 0.2, Strategy.TRUNCATE, wanted) or LOG
     assert sizes[-1] < len(stepped)
     assert shorten_to_tokens(LOG, 0.2, 0.1, Strategy.TRUNCATE, need(min_quality=1.0), 10, len) is None
     assert shorten_to_tokens("one", 0.2, 0.1, Strategy.TRUNCATE, NO_NEED, 0, len) is None
 
 
-def test_quality_makes_a_cut_milder_or_prevents_it() -> None:
+def test_higher_minimum_quality_cuts_less_or_not_at_all() -> None:
     lengths = [
         len(shorten_to_share(LOG, 0.2, Strategy.TRUNCATE, need(min_quality=floor)) or LOG)
         for floor in (0.0, 0.5, 0.7, 1.0)
@@ -165,7 +163,7 @@ RECORDS = {
 
 @pytest.mark.parametrize("strategy", [Strategy.TRUNCATE, Strategy.EXTRACTIVE])
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.9])
-def test_cut_json_parses_and_what_is_left_is_what_was_there(strategy: Strategy, share: float) -> None:
+def test_cut_json_is_valid_and_keeps_only_original_entries(strategy: Strategy, share: float) -> None:
     cut = shorten_to_share(json.dumps(RECORDS), share, strategy, NO_NEED)
     assert cut is not None
     assert is_receipted(cut)
@@ -177,7 +175,7 @@ def test_cut_json_parses_and_what_is_left_is_what_was_there(strategy: Strategy, 
     assert entries.items() <= RECORDS["index"].items()  # type: ignore[attr-defined]
 
 
-def test_extraction_finds_records_entries_and_passages_in_json() -> None:
+def test_extraction_keeps_json_records_entries_and_passages_asked_for() -> None:
     asked = need(instruction="What is the total of ord-33, the page of key-17, and the needle?")
     cut = shorten_to_share(json.dumps(RECORDS), 0.3, Strategy.EXTRACTIVE, asked) or ""
     value = json.loads(cut)
@@ -189,7 +187,7 @@ def test_extraction_finds_records_entries_and_passages_in_json() -> None:
 @pytest.mark.parametrize(
     "text", ["[]", "{}", "[1]", '{"a":' * 400 + "1" + "}" * 400, "[" * 300 + "]" * 300, '["' + "\\ud800" * 200 + '"]']
 )
-def test_odd_json_is_taken_apart_and_put_together(text: str) -> None:
+def test_unusual_json_is_split_and_rendered_unchanged(text: str) -> None:
     pieces = json_pieces(text)
     assert pieces.render(frozenset(range(len(pieces.units)))) == text
 
@@ -208,12 +206,12 @@ def test_cut_code_still_parses(module: types.ModuleType, strategy: Strategy, sha
     assert "# [… " in cut
 
 
-def test_a_comment_fits_the_language() -> None:
+def test_omission_marker_uses_the_comment_syntax_of_the_language() -> None:
     script = "".join(f"function run{number}() {{\n  return {number};\n}}\n\n" for number in range(30))
     assert "\n// [… " in (shorten_to_share(script, 0.5, Strategy.TRUNCATE, NO_NEED) or "")
 
 
-def test_a_receipt_is_valid_only_for_its_own_text() -> None:
+def test_receipt_is_valid_only_for_its_own_text() -> None:
     text = sign_receipt(f"first line\n{unsigned_receipt('3 of 9 passages left out')}\nlast line")
     assert is_receipted(text)
     assert not is_receipted(text.replace("first", "other"))
@@ -221,5 +219,5 @@ def test_a_receipt_is_valid_only_for_its_own_text() -> None:
     assert not is_receipted("[… 3 of 9 passages left out · 0000 …]\n" * 1000)
 
 
-def test_a_reference_names_its_block() -> None:
+def test_reference_names_line_count_source_and_digest() -> None:
     assert reference(12, "message 3 (read)", "first") == f"[… 12 lines as in message 3 (read) · {digest('first')} …]"

@@ -129,7 +129,7 @@ def texts(messages: list[Message]) -> list[str]:
 
 @thorough
 @given(chats(), policies, st.none() | st.integers(0, 400))
-def test_a_chat_never_grows_and_is_counted_truly(
+def test_compressed_chat_never_grows_and_its_token_counts_are_correct(
     messages: list[Message], policy: CompressionPolicy, target: int | None
 ) -> None:
     before = copy.deepcopy(messages)
@@ -147,7 +147,7 @@ def test_a_chat_never_grows_and_is_counted_truly(
 
 @thorough
 @given(chats(), policies, st.none() | st.integers(0, 400))
-def test_what_is_protected_stays_byte_for_byte(
+def test_protected_messages_stay_byte_for_byte(
     messages: list[Message], policy: CompressionPolicy, target: int | None
 ) -> None:
     after = compressed(messages, policy, target).messages or messages
@@ -162,7 +162,7 @@ def test_what_is_protected_stays_byte_for_byte(
 
 @thorough
 @given(chats(), policies)
-def test_a_second_pass_changes_nothing(messages: list[Message], policy: CompressionPolicy) -> None:
+def test_second_compression_changes_nothing(messages: list[Message], policy: CompressionPolicy) -> None:
     once = compressed(messages, policy).messages or messages
     twice = compressed(once, policy).messages or once
     assert texts(twice) == texts(once)
@@ -170,7 +170,9 @@ def test_a_second_pass_changes_nothing(messages: list[Message], policy: Compress
 
 @thorough
 @given(chats(), policies, st.integers(1, 400))
-def test_what_fits_its_target_is_left_alone(messages: list[Message], policy: CompressionPolicy, target: int) -> None:
+def test_chat_compressed_to_its_target_is_not_compressed_again(
+    messages: list[Message], policy: CompressionPolicy, target: int
+) -> None:
     once = compressed(messages, policy, target)
     if once.tokens_after <= target:
         assert compressed(once.messages or messages, policy, target).messages is None
@@ -187,7 +189,7 @@ def test_valid_json_stays_valid(messages: list[Message], policy: CompressionPoli
 
 @thorough
 @given(chats(), policies, st.none() | st.integers(0, 400))
-def test_fenced_code_stays_whole_or_goes_whole(
+def test_fenced_code_is_kept_or_removed_as_a_whole(
     messages: list[Message], policy: CompressionPolicy, target: int | None
 ) -> None:
     after = compressed(messages, policy, target).messages or messages
@@ -205,14 +207,14 @@ def test_fenced_code_stays_whole_or_goes_whole(
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(text | st.text(), st.sampled_from(Aggressiveness))
-def test_structural_is_idempotent_on_any_text(given: str, aggressiveness: Aggressiveness) -> None:
+def test_structural_compression_of_any_text_is_idempotent(given: str, aggressiveness: Aggressiveness) -> None:
     once = compress_structure(given, aggressiveness)
     assert compress_structure(once, aggressiveness) == once
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(json_text, st.sampled_from([Aggressiveness.LOW, Aggressiveness.MEDIUM]))
-def test_structural_json_says_the_same(given: str, aggressiveness: Aggressiveness) -> None:
+def test_structural_compression_preserves_json_values(given: str, aggressiveness: Aggressiveness) -> None:
     assert json.loads(compress_structure(given, aggressiveness)) == json.loads(given)
 
 
@@ -224,7 +226,7 @@ def test_structural_json_says_the_same(given: str, aggressiveness: Aggressivenes
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(messages=chats(), more=chats())
-def test_a_growing_chat_keeps_its_compressed_beginning(
+def test_compressed_prefix_of_a_growing_chat_is_stable(
     strategy: Strategy, messages: list[Message], more: list[Message]
 ) -> None:
     """The provider's prompt cache lives on equal beginnings; the turn that stops being the newest is the only exception."""

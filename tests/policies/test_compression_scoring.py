@@ -1,4 +1,4 @@
-"""Quality is measured on what is kept; ROI is arithmetic on integers."""
+"""Quality as the share of facts kept, and the return on investment of a compression."""
 
 import pytest
 
@@ -13,7 +13,7 @@ REPORT = (
 )
 
 
-def test_facts_are_sorted_out() -> None:
+def test_facts_are_grouped_into_numbers_identifiers_names_and_rare_words() -> None:
     facts = facts_of(REPORT)
     assert facts.numbers == {"2026-11-22", "418.50"}
     assert facts.identifiers == {"ord_8123", "ann@example.org"}
@@ -34,7 +34,7 @@ def test_facts_are_sorted_out() -> None:
         ("maxRetries max_retries https://x.io/a?b", {"maxRetries", "max_retries", "https://x.io/a"}),
     ],
 )
-def test_identifiers_are_what_others_can_refer_to(text: str, found: set[str]) -> None:
+def test_identifiers_are_told_apart_from_words_dates_and_small_numbers(text: str, found: set[str]) -> None:
     assert identifiers_of(text) == found
 
 
@@ -52,11 +52,11 @@ def test_identifiers_are_what_others_can_refer_to(text: str, found: set[str]) ->
         ("no facts here no facts here", "no facts here", 1.0, 1.0),
     ],
 )
-def test_quality_is_the_share_of_what_is_kept(before: str, after: str, lowest: float, highest: float) -> None:
+def test_quality_is_the_share_of_facts_kept(before: str, after: str, lowest: float, highest: float) -> None:
     assert lowest <= quality(before, after, "") <= highest
 
 
-def test_losing_what_is_asked_costs_more() -> None:
+def test_losing_a_fact_that_is_asked_for_lowers_quality_more() -> None:
     without_customer = REPORT.replace("The customer Miller complained about scratches. ", "")
     neutral = quality(REPORT, without_customer, "")
     asked = quality(REPORT, without_customer, "Who is the customer that complained?")
@@ -64,21 +64,21 @@ def test_losing_what_is_asked_costs_more() -> None:
     assert asked < neutral < other
 
 
-def test_a_longer_part_scores_at_least_as_much() -> None:
+def test_quality_never_falls_as_more_sentences_are_kept() -> None:
     sentences = REPORT.split(". ")
     scores = [quality(REPORT, ". ".join(sentences[:kept]), "") for kept in range(len(sentences) + 1)]
     assert scores == sorted(scores)
     assert scores[-1] == 1.0
 
 
-def test_the_instruction_is_read_for_its_terms() -> None:
+def test_query_terms_are_stemmed_content_words_and_at_most_48() -> None:
     terms = query_terms("What is the max_retries setting of ord-8123, and when was it deployed?")
     assert {"max_retries", "ord-8123", "retr", "sett", "deploy"} <= set(terms)
     assert "what" not in terms
     assert len(query_terms("word1 " * 10 + " ".join(f"term{number}x" for number in range(500)))) == 48
 
 
-def test_rare_terms_rank_higher_and_neighbours_share() -> None:
+def test_rare_query_terms_rank_higher_and_neighbours_share_relevance() -> None:
     units = ["the server runs", "the server retries", "nothing", "the server stops", "unrelated"]
     scores = relevance(units, query_terms("server retries"))
     assert scores[1] == max(scores)
@@ -108,7 +108,7 @@ PRICE, CACHED = 2_500_000_000, 250_000_000  # nano-USD a million tokens: $2.50, 
         (0, 999_999, 0, 1, 0, 0, -1, False),  # lost money is rounded up
     ],
 )
-def test_roi(
+def test_roi_is_saved_cost_minus_lost_cache_discount_minus_compressor_cost(
     saved: int,
     price: int,
     cached_price: int | None,
@@ -132,7 +132,7 @@ def test_roi(
 
 
 @pytest.mark.parametrize("place", range(6))
-def test_roi_refuses_what_is_negative(place: int) -> None:
+def test_roi_refuses_negative_arguments(place: int) -> None:
     given = [1] * 6
     given[place] = -1
     saved, price, cached, before, after, cost = given
@@ -147,7 +147,7 @@ def test_roi_refuses_what_is_negative(place: int) -> None:
         )
 
 
-def test_a_number_that_also_stands_elsewhere_does_not_make_up_for_a_record_that_was_cut() -> None:
+def test_cut_record_lowers_quality_even_if_its_number_occurs_elsewhere() -> None:
     records = [f"Part {number} was postponed until {number + 1}." for number in range(9)]
     without = " ".join([*records[:4], *records[5:]])
     scorer = QualityScorer.of(" ".join(records), "Until when was part 4 postponed?", ContentReader())

@@ -31,7 +31,7 @@ LOW, MEDIUM, HIGH = Aggressiveness
         ),
     ],
 )
-def test_json_is_minified_without_a_value_changed(given: str, wanted: str) -> None:
+def test_json_is_minified_without_changing_a_value(given: str, wanted: str) -> None:
     assert minified(given) == wanted
     assert json.loads(wanted) == json.loads(given)
     assert compress_structure(given, LOW) == wanted
@@ -40,11 +40,11 @@ def test_json_is_minified_without_a_value_changed(given: str, wanted: str) -> No
 @pytest.mark.parametrize(
     "text", ["", "{", "{]", "[1,]", '{"a": NaN}', "{'a': 1}", "[" * 100_000 + "]" * 100_000, '"text"', "12"]
 )
-def test_what_is_not_a_json_document_is_not_taken_for_one(text: str) -> None:
+def test_text_that_is_not_a_json_document_is_not_recognised_as_json(text: str) -> None:
     assert not looks_like_json(text)
 
 
-def test_like_records_become_a_table_at_high_only() -> None:
+def test_uniform_records_become_a_table_only_at_high_aggressiveness() -> None:
     rows = [{"id": number, "price": number + 0.10, "unit": "EUR", "tags": ["x"]} for number in range(4)]
     given = json.dumps(rows)
     assert json.loads(compress_structure(given, MEDIUM)) == rows
@@ -65,11 +65,11 @@ def test_like_records_become_a_table_at_high_only() -> None:
         '{"columns":["a"],"rows":[{"a":1,"b":1},{"a":1,"b":2},{"a":1,"b":3}]}',  # a table already
     ],
 )
-def test_what_cannot_be_tabulated_without_loss_stays(text: str) -> None:
+def test_json_that_cannot_be_tabulated_without_loss_is_unchanged(text: str) -> None:
     assert tabulated(text) == text
 
 
-def test_numbers_in_tables_keep_their_digits() -> None:
+def test_tabulated_numbers_keep_their_digits() -> None:
     text = '[{"price":0.00005,"name":"x1"},{"price":1.10,"name":"x2"},{"price":5e-7,"name":"x3"}]'
     assert tabulated(text) == '{"columns":["price","name"],"rows":[[0.00005,"x1"],[1.10,"x2"],[5e-7,"x3"]]}'
 
@@ -97,11 +97,11 @@ def test_numbers_in_tables_keep_their_digits() -> None:
         ),
     ],
 )
-def test_noise_of_text_goes(given: str, wanted: str) -> None:
+def test_text_padding_and_repetition_are_removed(given: str, wanted: str) -> None:
     assert compress_structure(given, MEDIUM) == wanted
 
 
-def test_a_log_says_each_date_once_and_counts_lines_that_only_differ_in_time() -> None:
+def test_log_names_each_date_once_and_merges_lines_differing_only_in_time() -> None:
     log = "".join(f"2026-11-22 10:00:0{second} INFO waiting for the lock on table orders\n" for second in range(5))
     log += "2026-11-22 10:00:07 ERROR gave up\n2026-11-23 00:00:01 INFO started\n"
     assert compress_structure(log, MEDIUM).split("\n") == [
@@ -125,7 +125,7 @@ def test_code_stays_byte_for_byte(text: str) -> None:
     assert all(compress_structure(text, aggressiveness) == text for aggressiveness in Aggressiveness)
 
 
-def test_fenced_code_stays_and_fenced_json_is_minified() -> None:
+def test_fenced_code_is_unchanged_and_fenced_json_is_minified() -> None:
     text = 'Look:   here\n\n\n```python\nx   =   1   \n\n\n\ny = 2\n```\n\n\n\n```json\n{\n  "a": 1\n}\n```\nend   '
     assert (
         compress_structure(text, MEDIUM)
@@ -133,17 +133,17 @@ def test_fenced_code_stays_and_fenced_json_is_minified() -> None:
     )
 
 
-def test_a_fence_that_is_never_closed_protects_the_rest() -> None:
+def test_unclosed_fence_protects_the_rest_of_the_text() -> None:
     text = "intro\n```\ncode   with   blanks   \n\n\n\nmore"
     assert compress_structure(text, HIGH) == text
 
 
-def test_files_that_may_be_edited_stay() -> None:
+def test_exact_text_is_unchanged_even_at_high_aggressiveness() -> None:
     text = '{\n  "version": "1.0"\n}\n'
     assert compress_structure(text, HIGH, exact=True) == text
 
 
-def test_base64_goes_and_long_words_stay() -> None:
+def test_base64_is_replaced_and_long_paths_stay() -> None:
     encoded = "QUJDRGVmZ2hpamts" * 60
     assert compress_structure(f"logo: {encoded} end", MEDIUM) == "logo: [… 960 characters of base64 left out …] end"
     assert json.loads(compress_structure(json.dumps({"logo": encoded, "n": 1}), MEDIUM)) == {
@@ -162,7 +162,7 @@ PAGE = """<!doctype html>
 </body></html>"""
 
 
-def test_a_page_loses_what_only_a_browser_needs() -> None:
+def test_html_loses_styles_scripts_comments_and_presentation_attributes() -> None:
     kept = compress_structure(PAGE, MEDIUM)
     assert '<p id="intro">Price: <b>12</b> <i>EUR</i></p>' in kept
     assert '<a href="/next">Next</a>' in kept
@@ -170,14 +170,14 @@ def test_a_page_loses_what_only_a_browser_needs() -> None:
         assert noise not in kept
 
 
-def test_at_high_a_page_becomes_text_with_its_links() -> None:
+def test_html_becomes_text_with_links_at_high_aggressiveness() -> None:
     kept = compress_structure(PAGE, HIGH)
     assert "Price: 12 EUR" in kept
     assert "(/next) Next" in kept
     assert "<p" not in kept
 
 
-def test_layout_in_pre_is_kept() -> None:
+def test_whitespace_inside_pre_is_kept() -> None:
     page = "<div><pre>\nif x:\n        run()\n</pre></div>"
     assert without_noise(page, keep_tags=True) == page
 
@@ -185,6 +185,6 @@ def test_layout_in_pre_is_kept() -> None:
 @pytest.mark.parametrize(
     "page", ["<div><!-- open", "<div><script>x", "<div " + "a='" * 9, "<!<!-- -->-- x -->", "<div>" + "<!" * 9]
 )
-def test_broken_markup_survives(page: str) -> None:
+def test_noise_removal_of_malformed_html_is_idempotent(page: str) -> None:
     once = without_noise(page, keep_tags=True)
     assert without_noise(once, keep_tags=True) == once

@@ -9,7 +9,7 @@ import pytest
 from policies.declaration import DEPTH_MAX, flattened, learned_steps
 
 
-def test_groups_are_flattened_in_order() -> None:
+def test_nested_groups_are_flattened_in_order() -> None:
     steps: list[dict[str, Any]] = [
         {"id": "read", "prompt": "Read the inbox."},
         {
@@ -32,7 +32,7 @@ def test_groups_are_flattened_in_order() -> None:
     ]
 
 
-def test_an_id_that_comes_again_is_the_same_step() -> None:
+def test_repeated_step_id_keeps_only_the_first_step() -> None:
     steps: list[dict[str, Any]] = [
         {"id": "ask", "prompt": "first"},
         {"id": "again", "steps": [{"id": "ask", "prompt": "second"}]},
@@ -40,7 +40,7 @@ def test_an_id_that_comes_again_is_the_same_step() -> None:
     assert flattened(steps) == [{"id": "ask", "prompt": "first"}]
 
 
-def test_groups_nested_without_end_are_refused() -> None:
+def test_groups_nested_deeper_than_32_are_refused() -> None:
     step: dict[str, Any] = {"id": "inmost"}
     for level in range(DEPTH_MAX):
         step = {"id": f"group-{level}", "steps": [step]}
@@ -60,5 +60,7 @@ def test_groups_nested_without_end_are_refused() -> None:
         ({"a": 200, "b": 99}, ("a",)),
     ],
 )
-def test_steps_of_an_undeclared_workflow(runs_by_step: dict[str, int], known: tuple[str, ...] | None) -> None:
+def test_learned_steps_occur_in_half_of_three_or_more_runs(
+    runs_by_step: dict[str, int], known: tuple[str, ...] | None
+) -> None:
     assert learned_steps(runs_by_step) == known

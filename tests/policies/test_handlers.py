@@ -30,7 +30,7 @@ def test_every_intent_has_a_handler_with_known_strategies() -> None:
         assert handler.checks
 
 
-def test_what_sets_the_intents_apart() -> None:
+def test_handler_defaults_of_strategy_output_tokens_and_tier_floor() -> None:
     assert SUMMARIZE.compression[0] == "extractive"
     assert EXTRACT.output_tokens_expected(1000) == 200
     assert HANDLERS[Intent.GENERATE].output_tokens_expected(2500) == 1500
@@ -38,19 +38,19 @@ def test_what_sets_the_intents_apart() -> None:
     assert {handler.tier_floor for handler in HANDLERS.values()} == {Tier.FAST}
 
 
-def test_what_somebody_has_set_goes_before_a_handlers_own_order() -> None:
+def test_configured_strategy_replaces_the_handlers_order() -> None:
     assert EXTRACT.strategies("structural", is_set=False) == ("structural", "extractive")
     assert EXTRACT.strategies("none", is_set=True) == ("none",)
 
 
 @pytest.mark.parametrize("compression", [(), ("squeeze",), ("structural", "squeeze")])
-def test_a_handler_names_strategies_that_there_are(compression: tuple[str, ...]) -> None:
+def test_missing_or_unknown_compression_strategy_is_refused(compression: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="compression names at least one of none, structural"):
         Handler(Intent.SEND, 50, 0, compression)
 
 
 @pytest.mark.parametrize(("share", "least"), [(-1, 0), (101, 0), (50, -1)])
-def test_defaults_that_cannot_be(share: int, least: int) -> None:
+def test_prompt_share_or_output_minimum_out_of_range_is_refused(share: int, least: int) -> None:
     with pytest.raises(ValueError, match="from 0 to 100"):
         Handler(Intent.SEND, share, least, ("none",))
 
@@ -79,18 +79,18 @@ def test_defaults_that_cannot_be(share: int, least: int) -> None:
         ("enrich", Answer(""), False),
     ],
 )
-def test_answers_that_pass_and_fail_at_the_default_minimum(intent: str, answer: Answer, passes: bool) -> None:
+def test_answer_passes_or_fails_at_the_default_quality_minimum(intent: str, answer: Answer, passes: bool) -> None:
     assessment = Registry().of(intent).assess(answer)
     assert (assessment.score >= MINIMUM) is passes
     assert 0 <= assessment.score <= 1
     assert bool(assessment.faults) or passes
 
 
-def test_a_handler_without_checks_passes_everything() -> None:
+def test_handler_without_checks_passes_every_answer() -> None:
     assert replace(EXTRACT, checks=()).assess(Answer("")) == Assessment(1.0, ())
 
 
-def test_an_unknown_intent_has_no_handler() -> None:
+def test_unknown_intent_has_no_handler() -> None:
     with pytest.raises(IntentClassificationError):
         Registry().of("ponder")
 
@@ -99,22 +99,22 @@ def test_an_unknown_intent_has_no_handler() -> None:
 
 
 @dataclass(frozen=True)
-class Announced:
+class FakeEntryPoint:
     """As an installed package's entry point."""
 
     name: str
-    gives: Any
+    loads: Any
     value: str = ""
 
     def load(self) -> Any:
-        if isinstance(self.gives, Exception):
-            raise self.gives
-        return self.gives
+        if isinstance(self.loads, Exception):
+            raise self.loads
+        return self.loads
 
 
-def test_another_package_brings_a_handler_or_a_function_that_makes_one() -> None:
+def test_entry_point_may_be_a_handler_or_a_factory() -> None:
     summarize = replace(SUMMARIZE, prompt_share_percent=50)
-    registry = registry_of([Announced("extract", MINE), Announced("summarize", lambda: summarize)])
+    registry = registry_of([FakeEntryPoint("extract", MINE), FakeEntryPoint("summarize", lambda: summarize)])
     assert registry.of("extract") is MINE
     assert registry.of("summarize") is summarize
     assert registry.of("send") is HANDLERS[Intent.SEND]
@@ -122,7 +122,7 @@ def test_another_package_brings_a_handler_or_a_function_that_makes_one() -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "gives", "words"),
+    ("name", "loads", "words"),
     [
         ("extract", ImportError("no module named x"), "cannot be loaded: ImportError: no module named x"),
         ("extract", 3, "cannot be loaded: TypeError"),
@@ -131,22 +131,26 @@ def test_another_package_brings_a_handler_or_a_function_that_makes_one() -> None
         ("ponder", MINE, "must be named like its intent"),
     ],
 )
-def test_a_broken_package_is_left_out_with_a_sentence(name: str, gives: object, words: str) -> None:
-    registry = registry_of([Announced(name, gives)])
+def test_broken_entry_point_is_ignored_and_reported(name: str, loads: object, words: str) -> None:
+    registry = registry_of([FakeEntryPoint(name, loads)])
     assert registry.handlers == HANDLERS
     assert len(registry.faults) == 1
     assert words in registry.faults[0]
 
 
-def test_of_two_for_one_intent_the_first_by_name_wins() -> None:
+def test_first_entry_point_by_value_wins_for_an_intent() -> None:
     other = replace(EXTRACT, output_tokens_min=2)
     for order in (1, -1):
-        registry = registry_of([Announced("extract", MINE, "a:x"), Announced("extract", other, "b:x")][::order])
+        registry = registry_of(
+            [FakeEntryPoint("extract", MINE, "a:x"), FakeEntryPoint("extract", other, "b:x")][::order]
+        )
         assert registry.of("extract") is MINE
         assert "another package" in registry.faults[0]
 
 
-def test_through_the_metadata_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_handler_is_loaded_from_the_entry_points_of_an_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "fareboxtestplugin.py").write_text(
         "from dataclasses import replace\n"
         "from policies.handlers import HANDLERS\n"

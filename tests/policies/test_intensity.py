@@ -39,13 +39,13 @@ RESEARCHER = AgentActivity(
 )
 
 
-def test_an_unknown_agent_is_neutral() -> None:
+def test_unknown_agent_scores_5_on_every_scale() -> None:
     assert intensity_score() == UNKNOWN_SCORE
     assert (UNKNOWN_SCORE.creation, UNKNOWN_SCORE.execution, UNKNOWN_SCORE.combined) == (5.0, 5.0, 5.0)
 
 
 @pytest.mark.parametrize(("runs", "known"), [(0, False), (4, False), (5, True)])
-def test_execution_counts_after_five_runs(runs: int, known: bool) -> None:
+def test_execution_is_scored_from_five_runs_on(runs: int, known: bool) -> None:
     score = intensity_score(replace(RESEARCHER, runs=runs))
     assert score.runs == runs
     assert (score.execution != 5.0) is known
@@ -56,26 +56,26 @@ def test_execution_counts_after_five_runs(runs: int, known: bool) -> None:
     ("creation", "execution", "combined"),
     [(0, 0, 0), (10, 10, 10), (0, 10, 7), (10, 0, 3), (None, 10, 8.5), (6, None, 5.3), (2.5, 7.5, 6)],
 )
-def test_combined_is_three_parts_creation_and_seven_execution(
+def test_combined_score_is_30_percent_creation_and_70_percent_execution(
     creation: float | None, execution: float | None, combined: float
 ) -> None:
     assert combined_score(creation, execution).combined == combined
 
 
 @pytest.mark.parametrize("score", [-0.01, 10.01, float("nan")])
-def test_scores_that_somebody_sets_are_from_0_to_10(score: float) -> None:
+def test_manual_score_outside_0_to_10_is_refused(score: float) -> None:
     with pytest.raises(ValueError, match="from 0 to 10"):
         combined_score(score, 5)
 
 
 @pytest.mark.parametrize("groups", [CREATION, EXECUTION])
-def test_weights_sum_to_one(groups: Any) -> None:
+def test_group_and_measure_weights_sum_to_one(groups: Any) -> None:
     assert sum(group.weight for group in groups) == pytest.approx(1)
     for group in groups:
         assert sum(measure.weight for measure in group.measures) == pytest.approx(1)
 
 
-def test_the_execution_groups_weigh_as_documented() -> None:
+def test_execution_group_weights_are_as_documented() -> None:
     assert {group.name: group.weight for group in EXECUTION} == {
         "tokens": 0.35,
         "executions": 0.25,
@@ -84,7 +84,7 @@ def test_the_execution_groups_weigh_as_documented() -> None:
     }
 
 
-def test_an_agent_in_figures() -> None:
+def test_documented_example_yields_the_documented_scores() -> None:
     """The example of docs/intensity.md."""
     score = intensity_score(RESEARCHER, WorkflowShape(steps=4, branches=1, tools=4))
     assert dict(score.parts) == {
@@ -98,7 +98,7 @@ def test_an_agent_in_figures() -> None:
     assert (score.creation, score.execution, score.combined) == (2.59, 4.62, 4.01)
 
 
-def test_what_was_not_seen_leaves_its_weight_to_the_others() -> None:
+def test_weight_of_an_unmeasured_group_is_spread_over_the_others() -> None:
     unseen = intensity_score(replace(RESEARCHER, retries=None, tool_calls=None, distinct_tools=None))
     assert "execution.tools" not in unseen.parts
     assert unseen.execution == pytest.approx((0.35 * 8.947 + 0.25 * 2.024 + 0.15 * 1.579) / 0.75, abs=0.02)
@@ -124,7 +124,7 @@ def test_every_score_is_from_0_to_10(activity: AgentActivity | None, shape: Work
 
 
 @given(ACTIVITIES, st.sampled_from(["total_tokens", "peak_run_tokens", "input_tokens", "duration_ms", "errors"]), SMALL)
-def test_more_of_the_same_never_lowers_the_score(activity: AgentActivity, name: str, more: int) -> None:
+def test_more_activity_never_lowers_the_combined_score(activity: AgentActivity, name: str, more: int) -> None:
     busier = replace(activity, **{name: getattr(activity, name) + more})
     assert intensity_score(busier).combined >= intensity_score(activity).combined
 
@@ -160,11 +160,11 @@ def test_more_of_the_same_never_lowers_the_score(activity: AgentActivity, name: 
         ),
     ],
 )
-def test_the_shape_of_a_declaration(steps: list[dict[str, Any]], shape: WorkflowShape) -> None:
+def test_workflow_shape_of_a_declaration(steps: list[dict[str, Any]], shape: WorkflowShape) -> None:
     assert shape_of(steps) == shape
 
 
-def test_the_document_names_every_measure_with_its_range_and_weight() -> None:
+def test_document_lists_every_measure_with_its_range_and_weight() -> None:
     rows = re.findall(r"^\| (\w+) \| (\d+) % \| ([\d,.]+) to ([\d,.]+) \| ([^|]+) \|$", DOCUMENT.read_text(), re.M)
     documented = {
         (name, int(weight), _number(low), _number(high), said.strip()) for name, weight, low, high, said in rows

@@ -14,22 +14,22 @@ from policies.errors import (
 from policies.intents import DEFINITIONS, Intent, parse_intent
 
 
-def test_there_are_ten_in_the_words_of_the_settings() -> None:
+def test_ten_intents_are_named_as_in_the_settings() -> None:
     assert " ".join(Intent) == "extract summarize generate validate send transform conditional aggregate filter enrich"
 
 
-def test_every_intent_has_a_definition_of_one_line() -> None:
+def test_every_intent_has_a_one_line_definition() -> None:
     assert set(DEFINITIONS) == set(Intent)
     assert all(text and "\n" not in text for text in DEFINITIONS.values())
 
 
 @pytest.mark.parametrize("text", ["extract", " Extract ", "EXTRACT\n"])
-def test_case_and_white_space_do_not_matter(text: str) -> None:
+def test_parse_intent_ignores_case_and_whitespace(text: str) -> None:
     assert parse_intent(text) is Intent.EXTRACT
 
 
 @pytest.mark.parametrize("text", ["", "summary", "extract;", "none", "x" * 10_000])
-def test_anything_else_names_the_ten(text: str) -> None:
+def test_unknown_intent_is_refused_with_the_list_of_intents(text: str) -> None:
     with pytest.raises(IntentClassificationError, match="the ten are extract, summarize") as caught:
         parse_intent(text)
     assert isinstance(caught.value, ValueError)
@@ -37,7 +37,7 @@ def test_anything_else_names_the_ten(text: str) -> None:
 
 
 @pytest.mark.parametrize("error", [BudgetExceededError, IntentClassificationError, CompressionError, RoutingError])
-def test_an_error_without_a_message_says_its_docstring(error: type[OrchestrationError]) -> None:
+def test_error_without_a_message_shows_its_docstring(error: type[OrchestrationError]) -> None:
     assert issubclass(error, OrchestrationError)
     assert str(error()) == error.__doc__
     assert str(error("why")) == "why"

@@ -46,7 +46,7 @@ def responses(call_id: str, arguments: str, output: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("form", [chat, messages, responses])
-def test_ids_do_not_tell_turns_apart_and_everything_else_does(form: Any) -> None:
+def test_turn_identity_ignores_call_ids_and_includes_everything_else(form: Any) -> None:
     turn = last_tool_turn(form("call_1", '{"q": 1}', "nothing"))
     assert turn is not None
     assert last_tool_turn(form("call_2", '{"q": 1}', "nothing")) == turn
@@ -54,7 +54,7 @@ def test_ids_do_not_tell_turns_apart_and_everything_else_does(form: Any) -> None
     assert last_tool_turn(form("call_2", '{"q": 1}', "something")) != turn
 
 
-def test_several_calls_of_one_turn_belong_together() -> None:
+def test_parallel_calls_form_one_turn_once_all_results_are_present() -> None:
     body = chat("a", "{}", "1")
     body["messages"][1]["tool_calls"].append({"id": "b", "function": {"name": "other", "arguments": "{}"}})
     assert last_tool_turn(body) is None, "the result of one call is missing"
@@ -64,7 +64,7 @@ def test_several_calls_of_one_turn_belong_together() -> None:
     assert last_tool_turn(body) == ("look", "{}", "1", "other", "{}", "2"), "results may come in any order"
 
 
-def test_what_a_person_says_beside_a_result_makes_another_turn() -> None:
+def test_user_text_beside_a_tool_result_makes_a_different_turn() -> None:
     alone, with_words = messages("a", {}, "1"), messages("a", {}, "1", {"type": "text", "text": "try again"})
     assert last_tool_turn(alone) != last_tool_turn(with_words)
 
@@ -83,7 +83,7 @@ def test_what_a_person_says_beside_a_result_makes_another_turn() -> None:
         ({"input": "and now?", "previous_response_id": "resp_1"}, True),
     ],
 )
-def test_only_conversations_count(body: dict[str, Any], counts: bool) -> None:
+def test_conversation_has_tools_or_earlier_turns(body: dict[str, Any], counts: bool) -> None:
     assert is_conversation(body) is counts
 
 
@@ -101,7 +101,7 @@ def test_only_conversations_count(body: dict[str, Any], counts: bool) -> None:
         [{"type": "function_call_output"}],
     ],
 )
-def test_what_is_no_turn_is_none(messages: list[Any]) -> None:
+def test_missing_or_malformed_tool_turn_is_none(messages: list[Any]) -> None:
     assert last_tool_turn({"messages": messages}) is None
 
 
@@ -115,13 +115,13 @@ json_values = st.recursive(
 
 
 @given(st.fixed_dictionaries({"messages": st.lists(json_values, max_size=4)}), st.sampled_from(["tool", "user"]))
-def test_no_body_breaks_it(body: dict[str, Any], role: str) -> None:
+def test_any_json_body_is_handled_without_error(body: dict[str, Any], role: str) -> None:
     body["messages"].append({"role": role, "content": body["messages"][:1]})
     last_tool_turn(body)
     is_conversation(body)
 
 
-def test_the_first_is_taken_for_the_same_and_every_other_one_has_to_be() -> None:
+def test_first_repeat_is_assumed_identical_and_later_ones_are_compared() -> None:
     seen = count_repeat(RepeatCount(), 7)
     assert seen == RepeatCount(2, 7)
     assert count_repeat(seen, 7) == RepeatCount(3, 7)

@@ -33,14 +33,14 @@ def balance(account: str, tokens: int, limit: Limit = UNLIMITED, **more: int) ->
         [{"wait": 1.0}],
     ],
 )
-def test_any_subset_in_any_order_is_kept_as_it_is_written(ladder: list[Any]) -> None:
+def test_ladder_of_any_rungs_in_any_order_round_trips(ladder: list[Any]) -> None:
     assert ladder_items(parse_ladder(ladder)) == ladder
     assert [rung.value for rung in parse_ladder(ladder).rungs] == [
         one if isinstance(one, str) else next(iter(one)) for one in ladder
     ]
 
 
-def test_only_a_rung_with_a_share_is_early() -> None:
+def test_only_rungs_with_a_share_are_taken_early() -> None:
     ladder = parse_ladder([{"compress": 0.5}, "clamp"])
     assert (ladder.share_of(Rung.COMPRESS), ladder.share_of(Rung.CLAMP)) == (0.5, None)
     assert DEFAULT_LADDER.early == ()
@@ -59,12 +59,12 @@ def test_only_a_rung_with_a_share_is_early() -> None:
         ([{}], "one name and one number"),
     ],
 )
-def test_a_ladder_that_cannot_be_says_why(ladder: list[Any], words: str) -> None:
+def test_invalid_ladder_is_refused_with_a_reason(ladder: list[Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_ladder(ladder)
 
 
-def test_the_limit_with_the_smallest_share_left_puts_the_strain() -> None:
+def test_tightest_limit_is_the_one_with_the_smallest_remaining_share() -> None:
     key = Hold("key/k", Limit(tokens=100_000, nano_usd=1000))
     found = tightest_limit((RUN, key), (balance("run/r", 500, reserved=100), balance("key/k", 600, nano_usd=900)))
     assert found is not None
@@ -74,13 +74,13 @@ def test_the_limit_with_the_smallest_share_left_puts_the_strain() -> None:
 @pytest.mark.parametrize(
     ("limit", "used", "share"), [(1000, 0, 1.0), (1000, 1000, 0.0), (1000, 1300, 0.0), (0, 0, 0.0)]
 )
-def test_a_share_is_from_nothing_to_all(limit: int, used: int, share: float) -> None:
+def test_remaining_share_is_between_0_and_1(limit: int, used: int, share: float) -> None:
     found = tightest_limit((Hold("run/r", Limit(tokens=limit)),), (balance("run/r", used),))
     assert found is not None
     assert found.share == share
 
 
-def test_what_is_unlimited_or_only_observed_puts_no_strain() -> None:
+def test_unlimited_and_observed_accounts_are_never_the_tightest_limit() -> None:
     holds = (Hold("run/r"), Hold("run/r~observe", Limit(tokens=1), enforce=False))
     assert tightest_limit(holds, (balance("run/r", 5), balance("run/r~observe", 5))) is None
 
@@ -89,7 +89,7 @@ TOKENS = Limit(tokens=1000)
 
 
 @pytest.mark.parametrize(
-    ("hold", "told", "override", "tokens"),
+    ("hold", "reported", "override", "tokens"),
     [
         (Hold("run/r", TOKENS), UNLIMITED, None, 1000),
         (Hold("run/r", TOKENS), Limit(tokens=300), None, 300),  # tightened by an earlier call, or set lower
@@ -101,8 +101,10 @@ TOKENS = Limit(tokens=1000)
         (Hold("run/r", TOKENS), Limit(tokens=5000), Limit(tokens=5000), 5000),
     ],
 )
-def test_the_limit_in_force(hold: Hold, told: Limit, override: Limit | None, tokens: int) -> None:
-    assert limit_in_force(hold, balance("run/r", 0, told), override).tokens == tokens
+def test_limit_in_force_combines_budget_tightening_and_override(
+    hold: Hold, reported: Limit, override: Limit | None, tokens: int
+) -> None:
+    assert limit_in_force(hold, balance("run/r", 0, reported), override).tokens == tokens
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def test_the_limit_in_force(hold: Hold, told: Limit, override: Limit | None, tok
         ("requests", Demand(300, 500, 500, 1500, 20), 1, 0),
     ],
 )
-def test_the_prompt_that_there_is_room_for_beside_an_answer(
+def test_prompt_room_is_what_the_answer_leaves_of_the_limit(
     unit: Any, demand: Demand, answer_tokens: int, room: int
 ) -> None:
     left = Balance("run/r", Limit(1000, 6000, 9), Amount(200, 500, 9), Amount(100, 500))

@@ -148,11 +148,13 @@ WRITE_1H = Usage(100, cache_write_tokens=100, cache_write_1h_tokens=40)
         (GPT_4O_MINI, Usage(), None, 0),
     ],
 )
-def test_cost(entry: Mapping[str, Any], usage: Usage, service_tier: object, cost: int) -> None:
+def test_cost_by_entry_usage_and_service_tier(
+    entry: Mapping[str, Any], usage: Usage, service_tier: object, cost: int
+) -> None:
     assert cost_nano_usd(priced(**entry), usage, service_tier) == cost
 
 
-def test_a_fraction_of_a_nano_usd_is_rounded_up_once() -> None:
+def test_fraction_of_a_nano_usd_is_rounded_up_once() -> None:
     price = priced(mode="embedding", input_cost_per_token="1.00001e-8")
     assert [cost_nano_usd(price, Usage(tokens)) for tokens in (0, 1, 2, 99_999, 100_000)] == [
         0,
@@ -163,12 +165,12 @@ def test_a_fraction_of_a_nano_usd_is_rounded_up_once() -> None:
     ]
 
 
-def test_sums_of_a_million_tiny_costs_are_exact() -> None:
+def test_sum_of_10000_tiny_costs_is_exact() -> None:
     price = priced(input_cost_per_token=1e-07, output_cost_per_token=1e-07)
     assert sum(cost_nano_usd(price, Usage(1)) for _ in range(10_000)) == cost_nano_usd(price, Usage(10_000)) == 10**6
 
 
-def test_units_other_than_tokens() -> None:
+def test_images_seconds_characters_and_queries_are_priced() -> None:
     image = priced(mode="image_generation", output_cost_per_image=0.06)
     speech = priced(mode="audio_transcription", input_cost_per_second=3.333e-05)
     voice = priced(mode="audio_speech", input_cost_per_character=1.5e-05)
@@ -192,7 +194,7 @@ MAI_IMAGE = {**GPT_IMAGE, "output_cost_per_token": 1e-06, "output_cost_per_image
         ({"mode": "image_generation", "output_cost_per_image": 0.05}, Usage(10, 1000, images=1), 50_000_000),
     ],
 )
-def test_an_image_is_billed_by_its_tokens_or_as_one(entry: dict[str, Any], usage: Usage, cost: int) -> None:
+def test_generated_image_is_billed_by_its_tokens_or_per_image(entry: dict[str, Any], usage: Usage, cost: int) -> None:
     assert cost_nano_usd(priced(**entry), usage) == cost
 
 
@@ -222,7 +224,7 @@ def test_an_image_is_billed_by_its_tokens_or_as_one(entry: dict[str, Any], usage
         ({"mode": "rerank", "input_cost_per_query": 0.002}, 50, Usage(queries=3), Usage(queries=3)),
     ],
 )
-def test_what_is_held_for_images_and_sounds_covers_either_way_of_billing(
+def test_worst_media_cost_bounds_billing_by_tokens_and_by_units(
     entry: dict[str, Any], tokens: int, units: Usage, used: Usage
 ) -> None:
     price = priced(**entry)
@@ -243,18 +245,18 @@ def test_what_is_held_for_images_and_sounds_covers_either_way_of_billing(
         {"mode": "chat", "tiered_pricing": [{"input_cost_per_token": 1e-06, "range": [0, 1000]}]},
     ],
 )
-def test_what_has_no_price(entry: dict[str, Any]) -> None:
+def test_entry_without_complete_token_prices_has_no_price(entry: dict[str, Any]) -> None:
     assert price_from_map(entry) is None
 
 
-def test_a_stated_zero_is_a_price() -> None:
+def test_explicit_zero_is_a_price() -> None:
     free = priced(input_cost_per_token=0, output_cost_per_token="0.0")
     assert cost_nano_usd(free, Usage(10**6, 10**6)) == 0
     assert worst_case(free, 10**6, 10**6) == WorstCase(0, 0)
 
 
 @pytest.mark.parametrize("written", [2.5e-06, "2.5e-06", "0.0000025", "2.5E-6"])
-def test_prices_are_read_from_their_decimal_text(written: object) -> None:
+def test_price_is_read_exactly_from_its_decimal_text(written: object) -> None:
     assert priced(input_cost_per_token=written, output_cost_per_token=0).rates.input == 2_500_000_000
 
 
@@ -262,7 +264,7 @@ def test_prices_are_read_from_their_decimal_text(written: object) -> None:
     "value", [-1e-06, "-0.1", float("nan"), float("inf"), "NaN", "cheap", True, [], {}, 2, "1e400", "1e999999999"]
 )
 @pytest.mark.parametrize("key", ["input_cost_per_token", "output_cost_per_token_priority"])
-def test_what_cannot_be_a_price_is_named(key: str, value: object) -> None:
+def test_invalid_price_is_refused_with_its_key(key: str, value: object) -> None:
     with pytest.raises(PriceError, match=key):
         price_from_map({"input_cost_per_token": 1e-6, "output_cost_per_token": 1e-6, key: value})
 
@@ -277,7 +279,7 @@ OPUS = {
 }
 
 
-def test_what_the_providers_own_tools_did_is_counted_by_each() -> None:
+def test_hosted_tools_are_priced_per_use_of_each() -> None:
     price = priced(
         input_cost_per_token=0,
         output_cost_per_token=0,
@@ -290,7 +292,7 @@ def test_what_the_providers_own_tools_did_is_counted_by_each() -> None:
     assert HostedTools(1, 5).unitwise_max(HostedTools(2, 0, 3)) == HostedTools(2, 5, 3)
 
 
-def test_fast_mode_and_a_region_multiply_what_tokens_cost() -> None:
+def test_fast_mode_and_region_multiply_only_the_cost_of_tokens() -> None:
     price, usage = priced(**OPUS), Usage(100, 100, cache_read_tokens=50, hosted=HostedTools(3))
     tokens = 50 * 5000 + 50 * 500 + 100 * 25_000
     searches = 3 * 10_000_000
@@ -316,13 +318,13 @@ def test_fast_mode_and_a_region_multiply_what_tokens_cost() -> None:
         (GEMINI, 1000, None, True, WorstCase(1_000_000, 2500)),
     ],
 )
-def test_worst_case(
+def test_worst_case_takes_the_dearest_rates_that_may_apply(
     entry: Mapping[str, Any], prompt_tokens: int, service_tier: str | None, audio: bool, expected: WorstCase
 ) -> None:
     assert worst_case(priced(**entry), prompt_tokens, 100, service_tier, audio=audio) == expected
 
 
-def test_no_answer_costs_nothing() -> None:
+def test_worst_case_without_output_tokens_has_no_output_cost() -> None:
     assert worst_case(priced(**GPT_4O_MINI), 1000, 0) == WorstCase(150_000, 0)
 
 
@@ -367,7 +369,7 @@ def usages(draw: st.DrawFn) -> Usage:
 
 @settings(deadline=None, max_examples=300)  # the machine may be busy
 @given(entries, usages(), st.integers(0, 3000), st.integers(0, 3000), st.sampled_from([None, "priority", "flex"]))
-def test_the_worst_case_bounds_every_usage(
+def test_worst_case_bounds_the_cost_of_any_usage(
     entry: dict[str, str], usage: Usage, prompt_spare: int, output_spare: int, service_tier: str | None
 ) -> None:
     price = priced(**entry)
@@ -391,7 +393,7 @@ def _map() -> dict[str, dict[str, Any]]:
     return entries
 
 
-def test_every_entry_of_the_map_can_be_read() -> None:
+def test_every_entry_of_litellms_price_map_can_be_read() -> None:
     entries = _map()
     text = {name: entry for name, entry in entries.items() if entry.get("mode") in ("chat", "responses", "completion")}
     prices = {name: price_from_map(entry) for name, entry in entries.items()}
@@ -412,7 +414,7 @@ def test_every_entry_of_the_map_can_be_read() -> None:
         ("dashscope/qwen3-coder-flash", Usage(32_001, 0), 32_001 * 500),
     ],
 )
-def test_models_of_the_map(model: str, usage: Usage, cost: int) -> None:
+def test_cost_of_models_in_litellms_price_map(model: str, usage: Usage, cost: int) -> None:
     price = price_from_map(_map()[model])
     assert price is not None
     assert cost_nano_usd(price, usage) == cost

@@ -16,26 +16,26 @@ import policies
 DOCUMENT = Path(__file__).parents[2] / "docs" / "python-api.md"
 
 
-def test_the_examples_run_as_they_are_shown() -> None:
+def test_documented_examples_produce_the_documented_output() -> None:
     failed, tried = doctest.testfile(str(DOCUMENT), module_relative=False, encoding="utf-8", report=True)
     assert failed == 0
     assert tried > 40
 
 
-def test_the_table_names_everything_once() -> None:
+def test_documented_table_lists_every_public_name_once() -> None:
     listed = re.findall(r"^\| `(\w+)` \| .+ \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(policies.__all__)
 
 
 @pytest.mark.parametrize("name", policies.__all__)
-def test_every_name_is_there_and_every_function_says_what_it_does(name: str) -> None:
+def test_every_public_name_exists_and_every_function_has_a_docstring(name: str) -> None:
     found = getattr(policies, name)
     assert name in dir(policies)
     if inspect.isfunction(found):
         assert found.__doc__, f"{name} says nothing about itself"
 
 
-def test_a_name_that_is_not_public_is_missed_like_any_other() -> None:
+def test_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'policies' has no attribute 'nothing'"):
         policies.nothing  # noqa: B018
 
@@ -51,6 +51,6 @@ print("policies.compression" in sys.modules)
 """
 
 
-def test_it_works_without_the_gateway_and_loads_what_is_used() -> None:
+def test_import_loads_neither_the_gateway_nor_unused_submodules() -> None:
     ran = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines() == ["", "False"]

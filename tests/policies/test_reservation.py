@@ -28,7 +28,7 @@ from policies.reservation import (
     resolved_refusal,
 )
 
-LIFE = {
+TRANSITIONS = {
     (State.PENDING, Event.SETTLE): State.SETTLED,
     (State.PENDING, Event.VOID): State.VOIDED,
     (State.PENDING, Event.EXPIRE): State.EXPIRED,
@@ -39,11 +39,11 @@ LIFE = {
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("event", Event)
-def test_a_reservation_is_resolved_once(state: State, event: Event) -> None:
-    assert next_state(state, event) == LIFE.get((state, event))
+def test_reservation_is_resolved_once_and_late_after_expiry(state: State, event: Event) -> None:
+    assert next_state(state, event) == TRANSITIONS.get((state, event))
 
 
-def test_demand_counts_every_choice() -> None:
+def test_demand_multiplies_output_by_choices() -> None:
     demand = Demand(100, 50, 10, prompt_nano_usd=7, output_nano_usd_per_token=3, choices=4)
     assert demand.amount(50) == Amount(300, 607, 1)
     assert demand.prompt_amount == Amount(100, 7, 1)
@@ -61,7 +61,7 @@ def test_demand_counts_every_choice() -> None:
         (Limit(0), UNLIMITED, Limit(10), UNLIMITED, Limit(0)),
     ],
 )
-def test_an_override_replaces_and_tightening_lowers(
+def test_effective_limit_applies_override_then_tightening(
     override: Limit, tightened: Limit, limit: Limit, tighten: Limit, effective: Limit
 ) -> None:
     account = Account(override=override, tightened=tightened)
@@ -73,23 +73,23 @@ def test_remaining_is_negative_after_an_overrun() -> None:
     assert (balance.remaining("tokens"), balance.remaining("nano_usd")) == (-5, None)
 
 
-def test_the_weightiest_refusal_of_the_chain_is_told_then_the_first() -> None:
+def test_most_severe_refusal_of_the_chain_is_reported_then_the_first() -> None:
     needed = Demand(0, 10, 10, requests=0)
     busy = (Hold("busy", Limit(10)), Account(reserved=Amount(5)))
     spent = (Hold("spent", Limit(10)), Account(settled=Amount(5)))
     small = (Hold("small", Limit(9)), Account())
     paused = (Hold("paused"), Account(gate=Gate.PAUSED))
-    for chain, told in [
+    for chain, refused in [
         ([busy], (0, Refusal.BUSY, "tokens")),
         ([busy, spent], (1, Refusal.EXCEEDED, "tokens")),
         ([busy, spent, small], (2, Refusal.TOO_LARGE, "tokens")),
         ([busy, spent, small, paused], (3, Refusal.GATE, None)),
         ([spent, busy, spent], (0, Refusal.EXCEEDED, "tokens")),
     ]:
-        assert fit(needed, [one[0] for one in chain], [one[1] for one in chain]).refused == told
+        assert fit(needed, [one[0] for one in chain], [one[1] for one in chain]).refused == refused
 
 
-def test_what_is_held_already_does_not_go_away_by_waiting() -> None:
+def test_extension_blocked_by_the_calls_own_hold_is_not_busy() -> None:
     hold, extra = Hold("run", Limit(100)), Demand(0, 30, 30, requests=0)
     account = Account(reserved=Amount(80))
     assert fit(extra, [hold], [account]).refused == (0, Refusal.BUSY, "tokens")
@@ -132,7 +132,7 @@ def fits(demand: Demand, output_tokens: int, hold: Hold, account: Account) -> bo
 
 
 @given(demands(), st.lists(st.tuples(holds, accounts), min_size=1, max_size=4))
-def test_fit_grants_all_there_is_room_for_and_never_more(demand: Demand, chain: list[tuple[Hold, Account]]) -> None:
+def test_fit_grants_the_most_output_that_every_limit_allows(demand: Demand, chain: list[tuple[Hold, Account]]) -> None:
     outcome = fit(demand, [hold for hold, _ in chain], [account for _, account in chain])
     enforced = [(hold, account) for hold, account in chain if hold.enforce]
     open_gates = all(account.gate is Gate.OPEN for _, account in chain)
@@ -150,7 +150,7 @@ def test_fit_grants_all_there_is_room_for_and_never_more(demand: Demand, chain: 
 
 
 @given(demands(), st.lists(st.tuples(holds, accounts), min_size=1, max_size=3))
-def test_a_gate_does_not_stop_what_was_let_in(demand: Demand, chain: list[tuple[Hold, Account]]) -> None:
+def test_closed_gate_does_not_refuse_an_extension(demand: Demand, chain: list[tuple[Hold, Account]]) -> None:
     opened = [replace(account, gate=Gate.OPEN) for _, account in chain]
     names = [hold for hold, _ in chain]
     assert fit(demand, names, [account for _, account in chain], extending=True) == fit(demand, names, opened)
@@ -160,7 +160,7 @@ def request(*chain: Hold, tokens: int = 40) -> Reserve:
     return Reserve("c1", "gw", chain, Demand(0, tokens, tokens, requests=0), 60_000, b"draft", OnLost.RELEASE)
 
 
-def test_place_says_what_to_write() -> None:
+def test_place_returns_the_reservation_and_accounts_to_write() -> None:
     chain = (Hold("step", Limit(50), Limit(45), keep_ms=5), Hold("run", Limit(100)))
     before = (Account(settled=Amount(1)), Account(reserved=Amount(2), tightened=Limit(90)))
     placed = place(request(*chain), before, 1_000)
@@ -177,14 +177,14 @@ def test_place_says_what_to_write() -> None:
     assert [balance.limit for balance in placed.decision.balances] == [Limit(45), Limit(90)]
 
 
-def test_a_refused_placement_writes_nothing() -> None:
+def test_refused_placement_writes_nothing() -> None:
     placed = place(request(Hold("run", Limit(30))), (Account(),), 1_000)
     assert (placed.reservation, placed.accounts) == (None, ())
     balance = Balance("run", Limit(30), ZERO, ZERO)
     assert placed.decision == Refused(Refusal.TOO_LARGE, "run", "tokens", 40, balance, 1_000, balances=(balance,))
 
 
-def test_a_refused_placement_remembers_what_was_tightened() -> None:
+def test_refused_placement_still_tightens_the_account() -> None:
     chain = (Hold("step", Limit(50)), Hold("run", tighten=Limit(30), keep_ms=9))
     standing = Account(settled=Amount(5), tightened=Limit(40, requests=7), used_ms=1)
     placed = place(request(*chain), (Account(), standing), 1_000)
@@ -195,12 +195,12 @@ def test_a_refused_placement_remembers_what_was_tightened() -> None:
 
 
 @pytest.mark.parametrize("standing", [Account(settled=Amount(AMOUNT_MAX)), Account(reserved=Amount(AMOUNT_MAX - 39))])
-def test_no_account_goes_beyond_what_engines_can_count(standing: Account) -> None:
+def test_place_above_the_largest_amount_raises(standing: Account) -> None:
     with pytest.raises(ValueError, match=r"2\^53"):
         place(request(Hold("run")), (standing,), 0)
 
 
-def test_enlarge_adds_to_what_is_held_and_keeps_the_deadline() -> None:
+def test_extend_adds_to_the_hold_and_keeps_the_deadline() -> None:
     first = place(request(Hold("run", Limit(100))), (Account(),), 0)
     assert first.reservation is not None
     chain, extra = (Hold("run", Limit(70)),), Demand(0, 50, 1, requests=0)
@@ -212,7 +212,7 @@ def test_enlarge_adds_to_what_is_held_and_keeps_the_deadline() -> None:
     assert extend(settled, chain, extra, first.accounts, 5).decision == resolved_refusal(chain, first.accounts, 5)
 
 
-def test_an_id_stays_with_its_accounts() -> None:
+def test_repeated_id_must_name_the_same_accounts() -> None:
     first = place(request(Hold("run", Limit(100))), (Account(),), 0)
     assert first.reservation is not None
     again = repeat_placement(request(Hold("run", Limit(100))), first.reservation, first.accounts, 0)
@@ -235,7 +235,7 @@ def test_an_id_stays_with_its_accounts() -> None:
         (Hold("r", Limit(None, 10)), Account(), Demand(0, 60, 0), 60),  # answers cost nothing
     ],
 )
-def test_an_answer_may_be_as_long_as_each_unit_leaves_room_for(
+def test_output_is_clamped_to_what_every_unit_leaves(
     hold: Hold, account: Account, demand: Demand, granted: int
 ) -> None:
     assert fit(demand, [hold], [account]).output_tokens == granted
@@ -244,20 +244,20 @@ def test_an_answer_may_be_as_long_as_each_unit_leaves_room_for(
 @pytest.mark.parametrize(
     ("limit", "unit"), [(Limit(9), "tokens"), (Limit(None, 9), "nano_usd"), (Limit(None, None, 9), "requests")]
 )
-def test_a_limit_is_reached_in_each_unit_and_not_passed(limit: Limit, unit: str) -> None:
+def test_limit_may_be_reached_and_not_exceeded_in_each_unit(limit: Limit, unit: str) -> None:
     account = Account(Amount(5, 5, 5), Amount(2, 2, 2))
     assert fit(Demand(2, 0, 0, 2, requests=2), [Hold("run", limit)], [account]).refused is None
     assert fit(Demand(3, 0, 0, 3, requests=3), [Hold("run", limit)], [account]).refused == (0, Refusal.BUSY, unit)
 
 
-def test_a_refusal_grants_nothing_and_names_the_unit_that_does_not_fit() -> None:
+def test_refusal_grants_nothing_and_names_the_unit_that_does_not_fit() -> None:
     outcome = fit(Demand(10, 5, 0, 3), [Hold("run", Limit(10, 2))], [Account()])
     assert (outcome.output_tokens, outcome.refused) == (0, (0, Refusal.TOO_LARGE, "nano_usd"))
     held = Account(reserved=Amount(0, 5))
     assert fit(Demand(10, 0, 0, 3), [Hold("run", Limit(10, 6))], [held]).refused == (0, Refusal.BUSY, "nano_usd")
 
 
-def test_every_hold_of_a_chain_has_its_account() -> None:
+def test_chain_with_fewer_accounts_than_holds_raises() -> None:
     demand = Demand(0, 1, 1)
     with pytest.raises(ValueError, match="shorter"):
         fit(demand, [Hold("step"), Hold("run")], [Account()])
@@ -271,7 +271,7 @@ FULL = AMOUNT_MAX - 5
 
 
 @pytest.mark.parametrize("unit", range(3))
-def test_an_account_may_be_as_full_as_engines_can_count(unit: int) -> None:
+def test_account_may_reach_the_largest_amount_in_each_unit(unit: int) -> None:
     def of_unit(value: int) -> Amount:
         return Amount(*(value if at == unit else 0 for at in range(3)))
 
@@ -285,29 +285,29 @@ def test_an_account_may_be_as_full_as_engines_can_count(unit: int) -> None:
         place(asked(4), (standing,), 0)
 
 
-def test_what_a_caller_tightened_is_told_in_every_answer() -> None:
+def test_tightened_limit_is_reported_in_every_decision() -> None:
     chain = (Hold("run", Limit(100), Limit(50)),)
-    told = Balance("run", Limit(50), ZERO, ZERO)
+    balance = Balance("run", Limit(50), ZERO, ZERO)
     refused = place(request(*chain, tokens=60), (Account(),), 7).decision
-    assert refused == Refused(Refusal.TOO_LARGE, "run", "tokens", 60, told, 7, balances=(told,))
+    assert refused == Refused(Refusal.TOO_LARGE, "run", "tokens", 60, balance, 7, balances=(balance,))
     assert resolved_refusal(chain, [Account()], 7) == Refused(
-        Refusal.RESOLVED, "run", None, 0, told, 7, balances=(told,)
+        Refusal.RESOLVED, "run", None, 0, balance, 7, balances=(balance,)
     )
     first = place(request(*chain), (Account(),), 7)
     assert first.reservation is not None
     again = repeat_placement(request(*chain), first.reservation, [Account()], 8).decision
     assert isinstance(again, Granted)
-    assert (again.balances, again.now_ms) == ((told,), 8)
+    assert (again.balances, again.now_ms) == ((balance,), 8)
 
 
-def test_a_paused_account_needs_nothing() -> None:
+def test_gate_refusal_names_no_unit_and_needs_nothing() -> None:
     paused = replace(request(Hold("run", Limit(100))), demand=Demand(0, 1, 1))
     refused = place(paused, (Account(gate=Gate.PAUSED),), 7).decision
     assert isinstance(refused, Refused)
     assert (refused.reason, refused.unit, refused.needed) == (Refusal.GATE, None, 0)
 
 
-def test_enlarging_uses_the_accounts_now_and_tells_what_only_watches() -> None:
+def test_extend_touches_the_accounts_and_reports_observed_breaches() -> None:
     chain = (Hold("run", Limit(100)), Hold("run~observe", Limit(50), enforce=False))
     first = place(request(*chain), (Account(), Account()), 0)
     assert first.reservation is not None

@@ -55,8 +55,8 @@ BIG = Candidate("big", Tier.POWERFUL, ALL, frozenset(), 1_000_000, 64_000, price
 FLEET = (MINI, NANO, MID, MID_DEAR, BIG)
 
 
-def routed(wish: RouteRequest, fleet: tuple[Candidate, ...] = FLEET, settings: Settings = ON) -> Route:
-    found = route(wish, fleet, settings)
+def routed(route_request: RouteRequest, fleet: tuple[Candidate, ...] = FLEET, settings: Settings = ON) -> Route:
+    found = route(route_request, fleet, settings)
     assert isinstance(found, Route), found
     return found
 
@@ -65,7 +65,7 @@ def routed(wish: RouteRequest, fleet: tuple[Candidate, ...] = FLEET, settings: S
     ("score", "tier"),
     [(0, "fast"), (2.99, "fast"), (3.0, "balanced"), (6.49, "balanced"), (6.5, "powerful"), (10, "powerful")],
 )
-def test_tiers_by_the_thresholds(score: float, tier: str) -> None:
+def test_score_selects_its_tier_by_the_default_thresholds(score: float, tier: str) -> None:
     assert tier_for(score, OFF) == tier
 
 
@@ -79,7 +79,7 @@ def test_tiers_by_the_thresholds(score: float, tier: str) -> None:
         (9, 6.5, 6.5, 0.6, 8, "fast"),
     ],
 )
-def test_thresholds_that_leave_a_gap_or_overlap(
+def test_tier_where_thresholds_leave_a_gap_or_overlap(
     fast: float, balanced: float, powerful: float, quality: float, score: float, tier: str
 ) -> None:
     moved = replace(
@@ -102,7 +102,7 @@ def test_thresholds_that_leave_a_gap_or_overlap(
         ("auto:powerful", 1, "big", "powerful was asked for"),
     ],
 )
-def test_auto_is_routed_even_where_routing_is_off(model: str, score: float, expected: str, words: str) -> None:
+def test_auto_model_is_routed_even_with_routing_off(model: str, score: float, expected: str, words: str) -> None:
     found = routed(RouteRequest(model, score), settings=OFF)
     assert found.model == expected
     assert found.is_changed
@@ -110,11 +110,11 @@ def test_auto_is_routed_even_where_routing_is_off(model: str, score: float, expe
 
 
 @pytest.mark.parametrize(("name", "auto"), [("auto", True), ("auto:fast", True), ("autobot", False), ("gpt", False)])
-def test_names_that_leave_the_choice(name: str, auto: bool) -> None:
+def test_is_auto_recognises_auto_with_and_without_a_tier(name: str, auto: bool) -> None:
     assert is_auto(name) is auto
 
 
-def test_auto_of_a_tier_that_there_is_not() -> None:
+def test_auto_with_an_unknown_tier_has_no_route() -> None:
     found = route(RouteRequest("auto:cheap", 1), FLEET, ON)
     assert isinstance(found, NoRoute)
     assert "auto:fast, auto:balanced, auto:powerful" in found.reason
@@ -128,7 +128,7 @@ def test_auto_of_a_tier_that_there_is_not() -> None:
         (True, ON, "nano", "asks for fast"),
     ],
 )
-def test_a_named_model_is_replaced_only_where_that_is_allowed(
+def test_named_model_is_rerouted_only_if_allowed_and_routing_is_on(
     may_reroute: bool, settings: Settings, model: str, words: str
 ) -> None:
     found = routed(RouteRequest("big", 1, may_reroute=may_reroute), settings=settings)
@@ -136,18 +136,18 @@ def test_a_named_model_is_replaced_only_where_that_is_allowed(
     assert words in found.reason
 
 
-def test_a_named_model_of_no_tier_stays() -> None:
+def test_named_model_without_a_tier_is_kept() -> None:
     found = routed(RouteRequest("unheard-of", 1, may_reroute=True))
     assert (found.model, found.tier, found.is_changed) == ("unheard-of", None, False)
 
 
 @pytest.mark.parametrize(("quality", "cost", "model"), [(0.6, 0.4, "mid"), (1.0, 0.0, "mid-dear"), (0.0, 1.0, "mid")])
-def test_the_weights_choose_within_a_tier(quality: float, cost: float, model: str) -> None:
+def test_quality_and_cost_weights_choose_within_a_tier(quality: float, cost: float, model: str) -> None:
     weighed = replace(ON, ais_quality_weight=quality, ais_cost_weight=cost)
     assert routed(RouteRequest("auto", 5), settings=weighed).model == model
 
 
-def test_equals_are_decided_by_the_tiers_order_then_by_name() -> None:
+def test_ties_are_broken_by_order_then_by_name() -> None:
     twins = tuple(Candidate(name, Tier.FAST, order=order) for name, order in (("b", 1), ("c", 0), ("a", 1)))
     assert routed(RouteRequest("auto", 1), twins).model == "c"
     assert routed(RouteRequest("auto", 1), (twins[0], twins[2])).model == "a"
@@ -164,13 +164,13 @@ def test_equals_are_decided_by_the_tiers_order_then_by_name() -> None:
         (Needs(output_tokens=2000), "mini", ""),
     ],
 )
-def test_only_models_that_can_take_the_call(needs: Needs, model: str, words: str) -> None:
+def test_only_models_that_meet_the_needs_are_chosen(needs: Needs, model: str, words: str) -> None:
     found = routed(RouteRequest("auto", 1, needs))
     assert found.model == model
     assert words in found.reason
 
 
-def test_where_no_tier_above_can_take_it_one_below_does() -> None:
+def test_lower_tier_is_used_if_no_higher_one_can_take_the_call() -> None:
     assert routed(RouteRequest("auto:powerful", 9), (MINI, MID)).model == "mid"
 
 
@@ -183,13 +183,13 @@ def test_where_no_tier_above_can_take_it_one_below_does() -> None:
         ((Candidate("x", Tier.FAST),), Needs(is_money_limited=True), "a known price"),
     ],
 )
-def test_no_model_can_take_it(fleet: tuple[Candidate, ...], needs: Needs, words: str) -> None:
+def test_no_route_names_the_need_that_no_model_meets(fleet: tuple[Candidate, ...], needs: Needs, words: str) -> None:
     found = route(RouteRequest("auto", 1, needs), fleet, ON)
     assert isinstance(found, NoRoute)
     assert words in found.reason
 
 
-def test_an_ability_of_which_nothing_is_said() -> None:
+def test_model_with_unstated_abilities_is_used_only_if_none_states_them() -> None:
     silent, stated = Candidate("silent", Tier.FAST), Candidate("stated", Tier.FAST, ALL, order=1)
     needs = Needs(frozenset({TOOLS}))
     assert routed(RouteRequest("auto", 1, needs), (silent, stated)).model == "stated"
@@ -198,20 +198,20 @@ def test_an_ability_of_which_nothing_is_said() -> None:
     assert (stays.model, stays.is_changed) == ("named", False)
 
 
-def test_where_money_is_limited_a_model_needs_a_price() -> None:
+def test_unpriced_model_is_excluded_where_money_is_limited() -> None:
     unpriced = Candidate("local", Tier.FAST, ALL, quality=10)
     assert routed(RouteRequest("auto", 1), (unpriced, MINI)).model == "mini"
     assert routed(RouteRequest("auto", 1), (unpriced, MINI), replace(ON, ais_cost_weight=0.0)).model == "local"
     assert routed(RouteRequest("auto", 1, Needs(is_money_limited=True)), (unpriced, MINI)).model == "mini"
 
 
-def test_a_free_model_is_the_cheapest() -> None:
+def test_free_model_is_the_cheapest() -> None:
     free = Candidate("local", Tier.FAST, price=price(0))
     assert routed(RouteRequest("auto", 1), (MINI, free)).model == "local"
 
 
 @pytest.mark.parametrize(
-    ("wish", "model"),
+    ("route_request", "model"),
     [
         (RouteRequest("auto", 1, sticky_model="big"), "big"),
         (RouteRequest("auto", 9, sticky_model="mini"), "mini"),
@@ -223,8 +223,8 @@ def test_a_free_model_is_the_cheapest() -> None:
         (RouteRequest("auto", 1, sticky_model="mini", failed_attempts=1, failed_tier=Tier.FAST), "mid"),
     ],
 )
-def test_a_conversation_keeps_its_model_while_that_can_take_it(wish: RouteRequest, model: str) -> None:
-    assert routed(wish).model == model
+def test_sticky_model_is_kept_while_it_can_take_the_call(route_request: RouteRequest, model: str) -> None:
+    assert routed(route_request).model == model
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_a_conversation_keeps_its_model_while_that_can_take_it(wish: RouteReques
         (1, None, "mid", "from fast"),
     ],
 )
-def test_a_failed_answer_moves_the_next_attempt_one_tier_up(
+def test_failed_answer_moves_the_next_attempt_one_tier_up(
     attempts: int, failed: Tier | None, model: str, words: str
 ) -> None:
     found = routed(RouteRequest("auto", 1, failed_attempts=attempts, failed_tier=failed))
@@ -245,20 +245,20 @@ def test_a_failed_answer_moves_the_next_attempt_one_tier_up(
     assert words in found.reason
 
 
-def test_the_retry_setting_can_forbid_moving_up() -> None:
+def test_zero_retry_attempts_prevent_moving_up_a_tier() -> None:
     never = replace(ON, max_retry_attempts=0)
-    wish = RouteRequest("auto", 1, failed_attempts=1, failed_tier=Tier.FAST)
-    assert routed(wish, settings=never).tier is Tier.FAST
+    route_request = RouteRequest("auto", 1, failed_attempts=1, failed_tier=Tier.FAST)
+    assert routed(route_request, settings=never).tier is Tier.FAST
     assert [next_tier_up(tier) for tier in TIERS] == [Tier.BALANCED, Tier.POWERFUL, Tier.POWERFUL]
 
 
-def test_a_handler_can_ask_for_a_tier_at_least() -> None:
+def test_tier_floor_raises_only_lower_tiers() -> None:
     found = routed(RouteRequest("auto", 1, tier_floor=Tier.BALANCED))
     assert (found.tier, "takes balanced at least" in found.reason) == (Tier.BALANCED, True)
     assert routed(RouteRequest("auto", 9, tier_floor=Tier.BALANCED)).tier is Tier.POWERFUL
 
 
-def test_cheaper_models_from_the_nearest_tier_down() -> None:
+def test_cheaper_models_are_listed_from_the_nearest_tier_down() -> None:
     assert [one.model for one in cheaper("big", Needs(), FLEET, ON)] == ["mid-dear", "mid", "mini", "nano"]
     assert [one.model for one in cheaper("mid-dear", Needs(frozenset({TOOLS})), FLEET, ON)] == ["mid", "mini"]
     assert cheaper("nano", Needs(), FLEET, ON) == ()
@@ -266,7 +266,7 @@ def test_cheaper_models_from_the_nearest_tier_down() -> None:
     assert "mid-dear costs 20 % of big" in cheaper("big", Needs(), FLEET, ON)[0].reason
 
 
-def test_a_model_whose_abilities_or_price_nobody_knows_is_not_cheaper() -> None:
+def test_model_with_unknown_abilities_or_price_is_not_offered_as_cheaper() -> None:
     silent = Candidate("silent", Tier.FAST, price=price(0.01))
     unpriced = Candidate("unpriced", Tier.FAST, ALL)
     assert cheaper("big", Needs(frozenset({TOOLS})), (BIG, silent, unpriced), ON) == ()
@@ -300,7 +300,7 @@ def test_a_model_whose_abilities_or_price_nobody_knows_is_not_cheaper() -> None:
         ({"output_config": {"format": {"type": "json_schema"}}}, {JSON_SCHEMA}),
     ],
 )
-def test_what_a_request_needs(body: Mapping[str, Any], needed: set[str]) -> None:
+def test_needed_abilities_of_a_request(body: Mapping[str, Any], needed: set[str]) -> None:
     assert needed_abilities(body) == needed
 
 
@@ -324,7 +324,7 @@ LONG = "word " * 600
         {"tools": [{"function": {"description": LONG}}]},
     ],
 )
-def test_a_prompt_is_as_long_as_all_that_is_read_of_it(body: Mapping[str, Any]) -> None:
+def test_estimated_prompt_tokens_include_every_text(body: Mapping[str, Any]) -> None:
     assert 1000 <= estimated_prompt_tokens(body) <= 1010
 
 
@@ -338,7 +338,7 @@ def test_a_prompt_is_as_long_as_all_that_is_read_of_it(body: Mapping[str, Any]) 
         {"type": "file", "file": {"file_data": LONG}},
     ],
 )
-def test_what_is_no_text_makes_a_prompt_no_longer(part: Mapping[str, Any]) -> None:
+def test_estimated_prompt_tokens_exclude_binary_content(part: Mapping[str, Any]) -> None:
     assert estimated_prompt_tokens({"messages": [{"role": "user", "content": [part]}]}) < 10
 
 
@@ -356,7 +356,7 @@ fleets = st.lists(
     max_size=6,
     unique_by=lambda candidate: candidate.name,
 )
-wishes = st.builds(
+route_requests = st.builds(
     RouteRequest,
     st.sampled_from(["auto", "auto:fast", "auto:powerful", "a", "b"]),
     st.floats(0, 10),
@@ -369,20 +369,22 @@ wishes = st.builds(
 
 
 @hypothesis_settings(deadline=None)  # the machine may be busy
-@given(wishes, fleets)
-def test_whatever_is_chosen_can_take_the_call_and_says_why(wish: RouteRequest, fleet: list[Candidate]) -> None:
-    found = route(wish, fleet, ON)
+@given(route_requests, fleets)
+def test_any_chosen_model_meets_the_needs_and_states_a_reason(
+    route_request: RouteRequest, fleet: list[Candidate]
+) -> None:
+    found = route(route_request, fleet, ON)
     assert found.reason.endswith(".")
-    assert found == route(wish, fleet[::-1], ON)
+    assert found == route(route_request, fleet[::-1], ON)
     if isinstance(found, Route) and found.is_changed:
         chosen = next(one for one in fleet if one.name == found.model)
-        assert chosen.prompt_tokens_max is None or chosen.prompt_tokens_max >= wish.needs.prompt_tokens
-        assert chosen.price is not None or not wish.needs.is_money_limited
+        assert chosen.prompt_tokens_max is None or chosen.prompt_tokens_max >= route_request.needs.prompt_tokens
+        assert chosen.price is not None or not route_request.needs.is_money_limited
         assert found.tier is chosen.tier
-        assert is_auto(wish.model) or wish.may_reroute
+        assert is_auto(route_request.model) or route_request.may_reroute
 
 
-def test_the_router_follows_the_labels_of_the_evaluation() -> None:
+def test_router_agrees_with_the_labels_of_the_evaluation() -> None:
     """What docs/routing.md says of it, with some room: a change of a curve must not quietly break the tiers."""
     cases = load()
     steps = [TIERS.index(by_router(case)) - TIERS.index(case.tier) for case in cases]

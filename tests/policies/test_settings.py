@@ -14,7 +14,7 @@ from policies.settings import SETTINGS, SettingError, Settings, SettingValue, co
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 
 
-def test_there_are_40_in_six_categories() -> None:
+def test_40_settings_are_in_six_categories() -> None:
     assert len(SETTINGS) == 40
     assert Counter(spec.category for spec in SETTINGS.values()) == {
         "orchestration": 2,
@@ -54,7 +54,7 @@ def test_there_are_40_in_six_categories() -> None:
         ("orchestration_max_retry_attempts", 2),
     ],
 )
-def test_defaults(key: str, default: SettingValue) -> None:
+def test_default_has_the_documented_value_and_type(key: str, default: SettingValue) -> None:
     assert SETTINGS[key].default == default
     assert type(SETTINGS[key].default) is type(default)
 
@@ -65,7 +65,7 @@ def test_every_intent_has_a_baseline_and_a_compression_strategy(intent: Intent) 
     assert "semantic" in SETTINGS[f"orchestration_compression_strategy_{intent}"].choices
 
 
-def test_every_default_is_allowed_and_has_a_range_and_a_sentence() -> None:
+def test_every_default_is_valid_and_every_setting_is_described() -> None:
     for key, spec in SETTINGS.items():
         assert validated(key, spec.default) == spec.default
         assert spec.key == key
@@ -89,7 +89,7 @@ def test_every_default_is_allowed_and_has_a_range_and_a_sentence() -> None:
         ("budget_allocation_strategy", " Priority ", "priority"),
     ],
 )
-def test_values_as_json_files_and_command_lines_write_them(key: str, given: object, expected: SettingValue) -> None:
+def test_value_is_parsed_from_json_text_and_command_line_forms(key: str, given: object, expected: SettingValue) -> None:
     parsed = validated("orchestration_" + key, given)
     assert parsed == expected
     assert type(parsed) is type(expected)
@@ -118,7 +118,7 @@ def test_values_as_json_files_and_command_lines_write_them(key: str, given: obje
         ("no_such_key", 1, "is not a setting"),
     ],
 )
-def test_a_refusal_names_the_key_the_range_and_what_was_given(key: str, given: object, words: str) -> None:
+def test_invalid_value_error_names_key_range_and_given_value(key: str, given: object, words: str) -> None:
     with pytest.raises(SettingError, match=re.escape(words)) as caught:
         validated("orchestration_" + key, given)
     assert caught.value.key == "orchestration_" + key
@@ -139,7 +139,7 @@ def test_a_refusal_names_the_key_the_range_and_what_was_given(key: str, given: o
         ({"ais_quality_weight": 0.0, "ais_cost_weight": 0.0}, 1),
     ],
 )
-def test_contradictions_between_settings(values: dict[str, SettingValue], count: int) -> None:
+def test_contradicting_settings_are_found_and_named(values: dict[str, SettingValue], count: int) -> None:
     found = conflicts({"orchestration_" + key: value for key, value in values.items()})
     assert len(found) == count
     assert all(sentence.endswith(".") for sentence in found)
@@ -148,14 +148,14 @@ def test_contradictions_between_settings(values: dict[str, SettingValue], count:
     assert bool(named) == bool(count)
 
 
-def test_the_snapshot_of_nothing_is_the_defaults() -> None:
+def test_snapshot_without_values_has_the_defaults() -> None:
     settings = Settings.from_values()
     assert settings.token_budget["summarize"] == settings.token_budget[Intent.SUMMARIZE] == 1500  # type: ignore[index]
     assert settings.compression_strategy[Intent.SUMMARIZE] == "extractive"
     assert (settings.enabled, settings.max_retry_attempts, settings.budget_overage_threshold) == (False, 2, 1.2)
 
 
-def test_the_snapshot_takes_every_key() -> None:
+def test_snapshot_applies_every_key() -> None:
     changed: dict[str, object] = {}
     for key, spec in SETTINGS.items():
         if spec.type == "boolean":
@@ -170,14 +170,14 @@ def test_the_snapshot_takes_every_key() -> None:
     assert all(settings.token_budget[intent] == 1 for intent in Intent)
 
 
-def test_the_snapshot_refuses_what_a_setting_may_not_hold() -> None:
+def test_snapshot_refuses_unknown_keys_and_invalid_values() -> None:
     with pytest.raises(SettingError, match="orchestration_nonsense: is not a setting"):
         Settings.from_values({"orchestration_nonsense": 1})
     with pytest.raises(SettingError, match="ais_cost_weight"):
         Settings.from_values({"orchestration_ais_cost_weight": 2})
 
 
-def test_the_adaptive_switch_beats_the_chosen_strategy() -> None:
+def test_adaptive_switch_overrides_the_chosen_strategy() -> None:
     chosen = {"orchestration_budget_allocation_strategy": "equal"}
     assert Settings.from_values(chosen).allocation_strategy == "equal"
     assert Settings.from_values({**chosen, "orchestration_adaptive_budget_enabled": True}).allocation_strategy == (
@@ -185,7 +185,7 @@ def test_the_adaptive_switch_beats_the_chosen_strategy() -> None:
     )
 
 
-def test_the_documentation_lists_what_the_code_has() -> None:
+def test_documentation_lists_every_setting_as_in_the_code() -> None:
     rows = {
         cells[0].strip("`"): cells[1:]
         for line in DOCUMENT.read_text(encoding="utf-8").splitlines()

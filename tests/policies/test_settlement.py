@@ -22,7 +22,7 @@ def written(booking: Booking) -> tuple[Reservation, tuple[Account, ...]]:
     return booking.reservation, booking.accounts
 
 
-def test_a_settlement_books_the_use_and_frees_the_hold() -> None:
+def test_settle_books_the_usage_and_releases_the_hold() -> None:
     used = Amount(30, 300, 1)
     booking = settle("p", PENDING, STANDING, used, b"detail", 1_000)
     reservation, accounts = written(booking)
@@ -38,7 +38,7 @@ def test_a_settlement_books_the_use_and_frees_the_hold() -> None:
     )
 
 
-def test_void_writes_no_event() -> None:
+def test_void_releases_the_hold_and_writes_no_outbox_entry() -> None:
     booking = void("p", PENDING, STANDING, 1_000)
     reservation, accounts = written(booking)
     assert [one.settled for one in accounts] == [ZERO, Amount(7)]
@@ -56,7 +56,7 @@ def test_void_writes_no_event() -> None:
         (OnLost.RELEASE, Amount(20, 200, 1), ZERO),
     ],
 )
-def test_an_expiry_books_the_whole_hold_where_losses_are_charged(
+def test_expire_books_the_hold_or_greater_progress_if_losses_are_charged(
     on_lost: OnLost, progress: Amount, booked: Amount
 ) -> None:
     found = replace(PENDING, on_lost=on_lost, progress=progress)
@@ -71,9 +71,9 @@ def test_an_expiry_books_the_whole_hold_where_losses_are_charged(
 
 
 @pytest.mark.parametrize("state", [State.SETTLED, State.VOIDED, State.LATE, State.EXPIRED])
-def test_a_second_resolution_is_told_the_first(state: State) -> None:
+def test_second_resolution_returns_the_first_outcome(state: State) -> None:
     found = replace(PENDING, state=state, booked=Amount(3), overrun=Amount(1))
-    told = Booking(
+    first_outcome = Booking(
         Resolution(
             state,
             False,
@@ -85,13 +85,13 @@ def test_a_second_resolution_is_told_the_first(state: State) -> None:
             ),
         )
     )
-    assert expire("p", found, STANDING, 0) == told
+    assert expire("p", found, STANDING, 0) == first_outcome
     if state is not State.EXPIRED:
-        assert void("p", found, STANDING, 0) == told
-        assert settle("p", found, STANDING, Amount(99), b"", 0) == told
+        assert void("p", found, STANDING, 0) == first_outcome
+        assert settle("p", found, STANDING, Amount(99), b"", 0) == first_outcome
 
 
-def test_a_void_after_the_expiry_takes_back_what_was_booked() -> None:
+def test_void_after_expiry_reverses_what_was_booked() -> None:
     expired = replace(PENDING, state=State.EXPIRED, booked=HELD)
     booking = void("p", expired, (Account(settled=HELD), Account(settled=HELD + Amount(7))), 1_000)
     reservation, accounts = written(booking)
@@ -104,7 +104,7 @@ uses = st.builds(Amount, *[st.integers(0, 120)] * 3)
 
 
 @given(uses, uses, st.sampled_from(OnLost))
-def test_an_expiry_and_its_late_settlement_add_up_to_the_use(progress: Amount, used: Amount, on_lost: OnLost) -> None:
+def test_expiry_and_late_settlement_add_up_to_the_usage(progress: Amount, used: Amount, on_lost: OnLost) -> None:
     lost = expire("p", replace(PENDING, on_lost=on_lost, progress=progress), STANDING, 1)
     reservation, accounts = written(lost)
     late = settle("p", reservation, accounts, used, b"", 2)
@@ -120,7 +120,7 @@ def test_an_expiry_and_its_late_settlement_add_up_to_the_use(progress: Amount, u
     assert (late.entry.id, late.entry.kind, late.entry.draft) == ("c1:late", EntryKind.LATE, b"draft")
 
 
-def test_a_full_counter_stays_full_and_an_emptied_one_does_not_go_below_nothing() -> None:
+def test_settled_counter_saturates_at_its_maximum_and_at_zero() -> None:
     full = (Account(settled=Amount(AMOUNT_MAX), reserved=HELD), Account(reserved=HELD))
     _, accounts = written(settle("p", PENDING, full, Amount(30), b"", 0))
     assert [one.settled.tokens for one in accounts] == [AMOUNT_MAX, 30]
@@ -139,13 +139,13 @@ def test_a_full_counter_stays_full_and_an_emptied_one_does_not_go_below_nothing(
         (Amount(60, 600, 2), Amount(10, 100, 1)),
     ],
 )
-def test_an_overrun_is_what_goes_beyond_the_hold_in_each_unit(used: Amount, beyond: Amount) -> None:
+def test_overrun_is_the_usage_above_the_hold_in_each_unit(used: Amount, beyond: Amount) -> None:
     assert overrun_of(used, HELD) == beyond
     entry = settle("p", PENDING, STANDING, used, b"", 0).entry
     assert entry is not None
     assert entry.overrun == beyond
 
 
-def test_every_account_of_a_reservation_is_booked_or_none() -> None:
+def test_settle_with_fewer_accounts_than_the_reservation_raises() -> None:
     with pytest.raises(ValueError, match="shorter"):
         settle("p", PENDING, STANDING[:1], HELD, b"", 0)

@@ -38,27 +38,29 @@ def shares_of(total: int, parts: Parts) -> list[int]:
         (3, [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]),
     ],
 )
-def test_shares(total: int, weights: list[int], caps: list[int], shares: list[int]) -> None:
+def test_shares_follow_weights_caps_and_remainders(
+    total: int, weights: list[int], caps: list[int], shares: list[int]
+) -> None:
     assert proportional_shares(total, weights, caps) == shares
 
 
 @pytest.mark.parametrize(
     ("total", "weights", "caps"), [(-1, [1], [1]), (1, [-1], [1]), (1, [1], [-1]), (1, [1, 1], [1])]
 )
-def test_nonsense_is_refused(total: int, weights: list[int], caps: list[int]) -> None:
+def test_negative_or_mismatched_arguments_are_refused(total: int, weights: list[int], caps: list[int]) -> None:
     with pytest.raises(ValueError, match="negative"):
         proportional_shares(total, weights, caps)
 
 
 @given(TOTAL, PARTS)
-def test_the_sum_is_exact_and_no_share_is_above_its_cap(total: int, parts: Parts) -> None:
+def test_shares_sum_exactly_and_none_exceeds_its_cap(total: int, parts: Parts) -> None:
     shares = shares_of(total, parts)
     assert sum(shares) == min(total, sum(cap for _, cap in parts))
     assert all(0 <= share <= cap for share, (_, cap) in zip(shares, parts, strict=True))
 
 
 @given(TOTAL, PARTS, st.integers(0, 11), st.integers(1, 10_000))
-def test_more_weight_never_brings_less(total: int, parts: Parts, at: int, more: int) -> None:
+def test_higher_weight_never_lowers_the_share(total: int, parts: Parts, at: int, more: int) -> None:
     at %= len(parts)
     heavier = [*parts]
     heavier[at] = (parts[at][0] + more, parts[at][1])
@@ -67,14 +69,14 @@ def test_more_weight_never_brings_less(total: int, parts: Parts, at: int, more: 
 
 @given(TOTAL, PARTS)
 @example(10, [(3, 99), (3, 99), (1, 99)])
-def test_a_token_more_is_taken_from_nobody(total: int, parts: Parts) -> None:
+def test_one_more_token_lowers_no_share(total: int, parts: Parts) -> None:
     """Largest remainders could take one: 10 tokens by 3, 3, 1 are 4, 4, 2, and 11 are 5, 5, 1 (the Alabama paradox)."""
     pairs = zip(shares_of(total, parts), shares_of(total + 1, parts), strict=True)
     assert all(before <= after for before, after in pairs)
 
 
 @given(TOTAL, PARTS)
-def test_a_heavier_part_with_room_has_at_least_as_much(total: int, parts: Parts) -> None:
+def test_heavier_uncapped_part_gets_at_least_as_much(total: int, parts: Parts) -> None:
     shares = shares_of(total, parts)
     for share, (weight, cap) in zip(shares, parts, strict=True):
         for other, (other_weight, _) in zip(shares, parts, strict=True):
@@ -82,7 +84,7 @@ def test_a_heavier_part_with_room_has_at_least_as_much(total: int, parts: Parts)
 
 
 @given(TOTAL, PARTS)
-def test_whole_numbers_are_within_one_of_the_exact_share(total: int, parts: Parts) -> None:
+def test_uncapped_shares_are_within_one_token_of_the_exact_proportion(total: int, parts: Parts) -> None:
     """Among those that are not at a cap, shares ÷ weights agree to less than one token."""
     shares = shares_of(total, parts)
     level = [(share, weight) for share, (weight, cap) in zip(shares, parts, strict=True) if weight and share < cap]

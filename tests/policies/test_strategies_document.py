@@ -1,4 +1,4 @@
-"""The worked examples of docs/strategies.md are what the code computes."""
+"""The worked examples of docs/strategies.md agree with what the code computes."""
 
 from __future__ import annotations
 
@@ -24,56 +24,56 @@ def plan(steps: Sequence[StepDemand], strategy: str, limit: int = 20_000) -> All
     return allocate(steps, strategy=strategy, pool_limit_tokens=limit, settings=SETTINGS)
 
 
-def documented(step: str, *cells: object) -> bool:
+def is_documented(step: str, *cells: object) -> bool:
     shown = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells)
     return f"| {step} | {' | '.join(shown)} |\n" in TEXT
 
 
-def of(found: Allocation, step: str) -> int:
+def step_tokens(found: Allocation, step: str) -> int:
     one = found.of(step)
     assert one is not None
     return one.tokens
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.id)
-def test_the_four_steps(step: StepDemand) -> None:
+def test_documented_shares_of_equal_proportional_and_priority_are_computed(step: StepDemand) -> None:
     shares = [
-        f"{of(plan(STEPS, strategy), step.id):,} / {of(plan(STEPS, strategy, 4000), step.id):,}"
+        f"{step_tokens(plan(STEPS, strategy), step.id):,} / {step_tokens(plan(STEPS, strategy, 4000), step.id):,}"
         for strategy in ("equal", "proportional", "priority")
     ]
-    demand = of(plan([step], "equal"), step.id)
-    assert documented(step.id, step.intent, step.priority, demand, *shares)
+    demand = step_tokens(plan([step], "equal"), step.id)
+    assert is_documented(step.id, step.intent, step.priority, demand, *shares)
 
 
-def test_adaptive() -> None:
+def test_documented_shares_of_adaptive_are_computed() -> None:
     known = {"read": StepHistory(30, 2400), "draft": StepHistory(30, 1500), "check": StepHistory(12, 600, "intent")}
     steps = [StepDemand(step.id, step.intent, step.priority, history=known.get(step.id)) for step in STEPS]
     assert plan(STEPS, "adaptive").pool_tokens == 6000
     assert plan(steps, "adaptive").pool_tokens == 7400
-    words = {
+    histories = {
         "read": "2,400 over 30",
         "draft": "1,500 over 30",
         "check": "600 over 12 of its intent and model",
         "post": "unknown",
     }
-    for step, said in words.items():
-        shares = [of(plan(steps, "adaptive", limit), step) for limit in (20_000, 4000)]
-        assert documented(step, said, *shares)
+    for step, said in histories.items():
+        shares = [step_tokens(plan(steps, "adaptive", limit), step) for limit in (20_000, 4000)]
+        assert is_documented(step, said, *shares)
 
 
-def test_a_cap() -> None:
+def test_documented_shares_with_a_step_cap_are_computed() -> None:
     steps = [StepDemand("a", "generate", "critical", cap_tokens=1000), *(StepDemand(name, "generate") for name in "bc")]
     found = plan(steps, "priority", 6000)
     for step in steps:
-        assert documented(step.id, step.cap_tokens or 4000, of(found, step.id))
+        assert is_documented(step.id, step.cap_tokens or 4000, step_tokens(found, step.id))
     assert all(f"    {one.reason}\n" in TEXT for one in found.allocations)
 
 
-def test_the_course_of_a_run() -> None:
+def test_documented_reallocation_during_a_run_is_computed() -> None:
     planned = plan(STEPS, "proportional", 4000)
-    courses = [
+    reallocated = [
         reallocate(planned, completed, STEPS, pool_limit_tokens=4000, settings=SETTINGS)
         for completed in ({"read": 300}, {"read": 300, "draft": 2400})
     ]
     for step in STEPS:
-        assert documented(step.id, *(of(one, step.id) for one in (planned, *courses)))
+        assert is_documented(step.id, *(step_tokens(one, step.id) for one in (planned, *reallocated)))

@@ -50,7 +50,7 @@ ALL_RULES = (count_chat, count_responses, count_messages, count_completion, coun
         ("", None, "o200k_base", 135, Family.OTHER),
     ],
 )
-def test_a_model_is_counted_as_its_family_is(
+def test_model_and_provider_select_encoding_factor_and_family(
     model: str, provider: str | None, encoding: str, factor_percent: int, family: Family
 ) -> None:
     counting = counting_for(model, provider)
@@ -69,7 +69,7 @@ def test_a_model_is_counted_as_its_family_is(
         (Cost(text=100, media=30, spare=5), CLAUDE, True, PromptCount(1005, 1010, exact=False)),
     ],
 )
-def test_the_reservation_bounds_the_count(
+def test_reserve_tokens_are_the_count_plus_a_margin(
     cost: Cost, counting: Counting, has_tools: bool, expected: PromptCount
 ) -> None:
     assert prompt_count(cost, counting, has_tools=has_tools) == expected
@@ -106,7 +106,7 @@ def call(name: str, arguments: str = "{}", call_id: str = "c1") -> dict[str, Any
         ([message("tool", "7", tool_call_id="unknown")], 3 + 8 + 3, 2 + 8 + 5),
     ],
 )
-def test_messages_cost_their_text_and_their_frame(messages: list[Any], gpt_4o: int, gpt_5: int) -> None:
+def test_chat_messages_cost_text_plus_framing_tokens(messages: list[Any], gpt_4o: int, gpt_5: int) -> None:
     body = {"messages": messages}
     assert count_chat(body, GPT_4O, len).tokens == gpt_4o
     assert count_chat(body, GPT_5, len).tokens == gpt_5
@@ -133,12 +133,14 @@ RENDERED = len("namespace functions {\n\n// d\ntype f = () => any;\n\n} // names
         ({"response_format": {"json_schema": {"schema": {"a": 1}}}}, [message("user")], 7 + 8),
     ],
 )
-def test_tools_and_formats_cost_their_rendering(fields: dict[str, Any], messages: list[Any], extra: int) -> None:
+def test_tools_and_response_formats_cost_their_rendered_text(
+    fields: dict[str, Any], messages: list[Any], extra: int
+) -> None:
     bare = count_chat({"messages": messages}, GPT_4O, len).tokens
     assert count_chat({"messages": messages, **fields}, GPT_4O, len).tokens - bare == extra
 
 
-def test_gpt_5_is_told_how_to_call_in_chat_and_not_in_responses() -> None:
+def test_gpt_5_tool_preamble_counts_in_chat_and_not_in_responses() -> None:
     chat = {"messages": [message("system", "s")], "tools": TOOLS, "tool_choice": {"function": {"name": "f"}}}
     bare = count_chat({"messages": [message("system", "s")]}, GPT_5, len).tokens
     assert count_chat(chat, GPT_5, len).tokens - bare == RENDERED + 9 + 82
@@ -148,7 +150,7 @@ def test_gpt_5_is_told_how_to_call_in_chat_and_not_in_responses() -> None:
     assert count_responses(responses, GPT_5, len).tokens - bare == RENDERED + 9
 
 
-def test_instructions_and_items_count_as_messages() -> None:
+def test_responses_instructions_and_input_items_count_as_messages() -> None:
     body = {
         "instructions": "be brief",
         "input": [
@@ -171,21 +173,21 @@ def test_instructions_and_items_count_as_messages() -> None:
         {"input": [{"type": "reasoning", "encrypted_content": "x" * 400}]},
     ],
 )
-def test_what_only_the_server_knows_is_in_spare_and_not_exact(fields: dict[str, Any]) -> None:
+def test_server_side_content_adds_reserve_and_makes_the_count_inexact(fields: dict[str, Any]) -> None:
     counted = count_responses({"input": "hi", **fields}, GPT_5, len)
     assert not counted.exact
     assert counted.reserve_tokens >= counted.tokens + 100
 
 
 @pytest.mark.parametrize(("history", "reserved"), [(0, 0), (3_000, 0), (10_000, 6_100)])
-def test_a_history_of_known_length_takes_the_place_of_an_unknown_one(history: int, reserved: int) -> None:
+def test_known_history_length_replaces_the_reserve_for_an_unknown_one(history: int, reserved: int) -> None:
     counted = count_responses({"input": "hi", "previous_response_id": "resp_1"}, GPT_5, len)
     known = with_history(counted, history)
     assert (known.tokens, known.reserve_tokens) == (counted.tokens + history, counted.reserve_tokens + reserved)
     assert not known.exact
 
 
-def test_anthropic_requests_count_system_blocks_tools_and_results() -> None:
+def test_anthropic_count_includes_system_blocks_tools_and_tool_results() -> None:
     body = {
         "system": [{"type": "text", "text": "s" * 10}],
         "messages": [
@@ -205,7 +207,7 @@ def test_anthropic_requests_count_system_blocks_tools_and_results() -> None:
     ("value", "tokens"),
     [("abc", 3), (["abc", "de"], 5), ([1, 2, 3], 3), ([[1, 2], [3]], 3), (None, 0), ([], 0), ([{"text": "ab"}], 2)],
 )
-def test_inputs_of_completions_and_embeddings(value: Any, tokens: int) -> None:
+def test_completion_and_embedding_inputs_are_counted_in_every_form(value: Any, tokens: int) -> None:
     counting = counting_for("text-embedding-3-small")
     assert count_embeddings({"input": value}, counting, len).tokens == tokens
     assert count_completion({"prompt": value}, counting, len).tokens == tokens
@@ -215,7 +217,7 @@ def test_inputs_of_completions_and_embeddings(value: Any, tokens: int) -> None:
     ("text", "tokens"),
     [("latin text", 10), ("中文中文中文", 8), ("ru: русский язык", 16), ("", 0), ("\ud800\ud800", 3)],
 )
-def test_wide_text_is_weighed_by_its_own_factor(text: str, tokens: int) -> None:
+def test_cjk_text_is_counted_by_its_own_factor(text: str, tokens: int) -> None:
     # 160 instead of 135 percent: 6 characters weigh 8, which times 1.35 is 10.8.
     assert with_cjk_factor(len, CLAUDE)(text) == tokens
 
@@ -237,7 +239,7 @@ def test_malformed_requests_are_counted_and_never_raise(rules: Any, counting: Co
             assert rules(body, counting, len).reserve_tokens >= 0
 
 
-def test_a_text_beside_a_picture_takes_nothing_from_what_it_costs() -> None:
+def test_text_key_in_an_image_part_does_not_lower_its_reserve() -> None:
     picture = {"type": "image_url", "image_url": {"url": "https://x.org/a.png"}}
     for rules, field, counting in (
         (count_chat, "messages", GPT_4O),
@@ -251,14 +253,14 @@ def test_a_text_beside_a_picture_takes_nothing_from_what_it_costs() -> None:
 
 @pytest.mark.parametrize("counting", [GPT_4O, GPT_5, CLAUDE])
 @pytest.mark.parametrize("content", ["x" * 700, [{"type": "text", "text": "x" * 700}]])
-def test_what_the_answer_is_expected_to_repeat_is_held(counting: Counting, content: Any) -> None:
+def test_predicted_output_is_added_to_the_reserve(counting: Counting, content: Any) -> None:
     body = {"messages": [message("user", "hi")]}
     counted = count_chat({**body, "prediction": {"type": "content", "content": content}}, counting, len)
     plain = count_chat(body, counting, len)
     assert (counted.tokens, counted.reserve_tokens) == (plain.tokens, plain.reserve_tokens + 700)
 
 
-def test_everything_that_is_said_of_a_document_counts() -> None:
+def test_document_title_and_context_count() -> None:
     def tokens(*content: Any) -> int:
         return count_messages({"messages": [{"role": "user", "content": list(content)}]}, CLAUDE, len).tokens
 
@@ -271,12 +273,12 @@ def test_everything_that_is_said_of_a_document_counts() -> None:
     assert tokens("s" * 100) - tokens("") == 135
 
 
-def test_how_a_text_is_to_be_read_aloud_counts_too() -> None:
+def test_speech_instructions_count() -> None:
     counting = counting_for("gpt-4o-mini-tts")
     assert count_embeddings({"input": "ab", "instructions": "slowly"}, counting, len).tokens == 8
 
 
-def test_unknown_parts_count_as_their_json() -> None:
+def test_unknown_content_part_counts_as_its_json() -> None:
     part = {"type": "hologram", "data": "x" * 50}
     counted = count_chat({"messages": [message("user", [part])]}, GPT_4O, len).tokens
     assert counted == 3 + 3 + 4 + len('{"type":"hologram","data":""}') + 50
@@ -289,7 +291,7 @@ def test_nesting_beyond_the_recursion_limit_is_counted() -> None:
     assert count_chat({"messages": [message("user", {"deep": deep})]}, GPT_4O, len).tokens >= 10_000
 
 
-def test_a_caller_can_remember_what_repeats() -> None:
+def test_cost_of_tools_and_schema_is_taken_from_the_callers_cache() -> None:
     asked: list[str] = []
 
     def cached_cost(rule: str, value: Any, compute: Any) -> int:

@@ -29,7 +29,7 @@ def data_url(raw: bytes, kind: str = "image/png") -> str:
 
 
 @pytest.mark.parametrize("url", [data_url(PNG), "https://example.org/page.png"])
-def test_a_screenshot_costs_what_the_picture_costs_anywhere_else(url: str) -> None:
+def test_computer_screenshot_costs_the_same_as_an_input_image(url: str) -> None:
     def counted(item: str, output: object) -> int:
         items = [{"type": item, "call_id": "c", "output": output}]
         found = count_responses({"input": items}, counting_for("gpt-4o", "openai"), len)
@@ -53,7 +53,7 @@ def test_a_screenshot_costs_what_the_picture_costs_anywhere_else(url: str) -> No
         (b"", None),
     ],
 )
-def test_sizes_of_inline_images(raw: bytes, size: Size | None) -> None:
+def test_size_of_an_inline_image_is_read_from_its_header(raw: bytes, size: Size | None) -> None:
     assert image_size(data_url(raw)) == size
     assert image_size(base64.b64encode(raw + bytes(16)).decode()) == size
 
@@ -61,7 +61,7 @@ def test_sizes_of_inline_images(raw: bytes, size: Size | None) -> None:
 @pytest.mark.parametrize(
     "source", ["https://example.com/a.png", "", "data:", "data:image/png;base64,%%%", "\ud800" * 80]
 )
-def test_what_is_not_an_inline_image_has_no_size(source: str) -> None:
+def test_source_that_is_not_an_inline_image_has_no_size(source: str) -> None:
     assert image_size(source) is None
 
 
@@ -80,12 +80,12 @@ def test_what_is_not_an_inline_image_has_no_size(source: str) -> None:
         ("claude-sonnet-4-5", Size(8_000, 8_000), "auto", 1_640),
     ],
 )
-def test_an_image_costs_by_its_size(model: str, size: Size, detail: str, tokens: int) -> None:
+def test_image_tokens_depend_on_model_size_and_detail(model: str, size: Size, detail: str, tokens: int) -> None:
     assert counting_for(model).images.tokens(size, detail) == tokens
 
 
 @pytest.mark.parametrize("model", ["gpt-4o", "gpt-4o-mini", "gpt-5", "o4-mini", "claude-opus-5", "gemini-2.5-pro", "x"])
-def test_an_image_behind_an_address_is_reserved_at_the_maximum(model: str) -> None:
+def test_image_given_by_url_is_reserved_at_the_maximum(model: str) -> None:
     counting = counting_for(model)
     cost = image_cost("https://example.com/a.png", None, counting)
     assert cost.media + cost.spare == counting.images.tokens_max("auto")
@@ -93,14 +93,14 @@ def test_an_image_behind_an_address_is_reserved_at_the_maximum(model: str) -> No
         assert counting.images.tokens(size, "auto") <= cost.media + cost.spare
 
 
-def test_documents_cost_by_their_pages() -> None:
+def test_document_cost_depends_on_its_pages() -> None:
     three_pages = data_url(b"%PDF-1.4 /Type /Pages /Type /Page /Type/Page\n/Type /Page", "application/pdf")
     assert document_cost(three_pages).media == 750
     assert document_cost(data_url(bytes(80_000), "application/pdf")).spare == 10 * 2_000 - 250
     assert document_cost(None).spare > 0
 
 
-def test_audio_costs_by_its_length() -> None:
+def test_audio_cost_depends_on_its_duration() -> None:
     for said_bytes_per_second in (32_000, 2**31):
         head = struct.pack(
             "<4sI4s4sIHHIIHH", b"RIFF", 0, b"WAVE", b"fmt ", 16, 1, 1, 16_000, said_bytes_per_second, 2, 16

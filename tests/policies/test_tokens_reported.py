@@ -1,4 +1,4 @@
-"""Recorded requests and the prompt tokens that OpenAI's API reported for them: the truth that the rules answer to."""
+"""Recorded requests and the prompt tokens that the providers' APIs reported for them."""
 
 import base64
 import json
@@ -46,7 +46,9 @@ def counted(protocol: str, model: str, request: dict[str, Any], counts: dict[str
 
 
 @pytest.mark.parametrize("case", json.loads(DATA.read_text()), ids=lambda case: str(case["id"]))
-def test_a_recorded_request_is_counted_as_before(case: dict[str, Any], counts: dict[str, Count]) -> None:
+def test_recorded_request_has_its_known_count_and_a_sufficient_reserve(
+    case: dict[str, Any], counts: dict[str, Count]
+) -> None:
     count = counted(case["protocol"], case["model"], case["request"], counts)
     assert count.tokens - case["reported_tokens"] == case["off_by"]
     assert count.reserve_tokens >= case["reported_tokens"]
@@ -82,7 +84,7 @@ def _with_media(request: dict[str, Any], media: list[dict[str, Any]]) -> dict[st
     return request
 
 
-def test_no_chat_request_is_reserved_below_what_was_billed(counts: dict[str, Count]) -> None:
+def test_no_chat_request_is_reserved_below_its_billed_tokens(counts: dict[str, Count]) -> None:
     exact, text_cases, under = 0, 0, []
     for case in _reference("chat.json"):
         count = counted("chat", case["model"], _with_media(case["request"], case.get("media", [])), counts)
@@ -95,7 +97,7 @@ def test_no_chat_request_is_reserved_below_what_was_billed(counts: dict[str, Cou
     assert exact / text_cases >= 0.85
 
 
-def test_no_responses_request_is_reserved_below_what_was_billed(counts: dict[str, Count]) -> None:
+def test_no_responses_request_is_reserved_below_its_billed_tokens(counts: dict[str, Count]) -> None:
     under = []
     for case in _reference("responses.json"):
         tools = {tool["type"] for tool in case["request"].get("tools") or []}
@@ -113,7 +115,9 @@ OTHER_PROVIDERS = ("anthropic", "mistral", "groq", "cerebras", "deepseek", "hugg
 
 
 @pytest.mark.parametrize("provider", OTHER_PROVIDERS)
-def test_other_providers_bill_less_than_the_bound(provider: str, counts: dict[str, Count]) -> None:
+def test_no_request_to_another_provider_is_reserved_below_its_billed_tokens(
+    provider: str, counts: dict[str, Count]
+) -> None:
     under, seen = [], 0
     for case in _reference("other.json"):
         request = case.get("request")

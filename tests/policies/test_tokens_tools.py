@@ -52,11 +52,11 @@ def schema(*required: str, **properties: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_rendering(parameters: Any, expected: str) -> None:
+def test_function_schema_is_rendered_as_typescript(parameters: Any, expected: str) -> None:
     assert rendered(parameters) == expected
 
 
-def test_a_docstring_loses_its_indentation_for_gpt_4_and_becomes_comments_for_gpt_5() -> None:
+def test_description_is_dedented_for_gpt_4_and_commented_for_gpt_5() -> None:
     description = "First.\n\n    Second.\n    "
     assert rendered(None, description) == "// First.\n\nSecond.\ntype f = () => any;"
     assert rendered(None, description, Family.GPT_5) == ("// First.\n// \n//     Second.\n//     \ntype f = () => any;")
@@ -69,9 +69,9 @@ def _doubling(reference: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "parameters",
     [
-        pytest.param({**_doubling({"$ref": "#"})}, id="a schema that holds itself twice"),
+        pytest.param({**_doubling({"$ref": "#"})}, id="schema referring to itself twice"),
         pytest.param(
-            {**schema(a={"$ref": "#/d"}), "d": {"anyOf": [{"$ref": "#/d"}] * 50}}, id="options that hold themselves"
+            {**schema(a={"$ref": "#/d"}), "d": {"anyOf": [{"$ref": "#/d"}] * 50}}, id="options referring to themselves"
         ),
         pytest.param(
             {**schema(**{f"p{i}": {"$ref": "#/d"} for i in range(2_000)}), "d": {"enum": ["x" * 50_000]}},
@@ -79,9 +79,9 @@ def _doubling(reference: dict[str, Any]) -> dict[str, Any]:
         ),
         pytest.param(
             {**schema(a={"$ref": "#/d/0"}), "d": {str(i): _doubling({"$ref": f"#/d/{i + 1}"}) for i in range(40)}},
-            id="a ladder that doubles at each step",
+            id="chain of references doubling at each level",
         ),
     ],
 )
-def test_references_cannot_make_the_text_explode(parameters: Any) -> None:
+def test_references_render_to_bounded_text(parameters: Any) -> None:
     assert len(rendered(parameters)) < 2_000_000

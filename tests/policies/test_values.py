@@ -1,4 +1,4 @@
-"""Values are not frozen by Python, for its price; that mypy sees every change of one is what the promise rests on."""
+"""Value classes are not frozen at run time, which would be slow: mypy has to reject every assignment to a field."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mypy import api
 
 from policies.amounts import Amount
 
-_CHANGED = """
+_ASSIGNING_PROGRAM = """
 from policies.amounts import Amount
 
 def spend(amount: Amount) -> None:
@@ -17,18 +17,18 @@ def spend(amount: Amount) -> None:
 """
 
 
-def test_mypy_refuses_to_change_a_value(tmp_path: Path) -> None:
+def test_mypy_rejects_assignment_to_a_field(tmp_path: Path) -> None:
     program = tmp_path / "changed.py"
-    program.write_text(_CHANGED)
-    says, _, status = api.run([str(program), "--cache-dir", str(tmp_path / "cache"), "--follow-imports", "silent"])
+    program.write_text(_ASSIGNING_PROGRAM)
+    output, _, status = api.run([str(program), "--cache-dir", str(tmp_path / "cache"), "--follow-imports", "silent"])
     assert status == 1
-    assert 'Property "tokens" defined in "Amount" is read-only' in says
+    assert 'Property "tokens" defined in "Amount" is read-only' in output
 
 
-def test_equal_values_are_one_key() -> None:
+def test_equal_values_are_the_same_dict_key() -> None:
     assert {Amount(1, 2, 3): "first"}[Amount(1, 2, 3)] == "first"
 
 
-def test_a_value_has_no_room_for_a_misspelt_field() -> None:
+def test_assignment_to_an_unknown_field_raises() -> None:
     with pytest.raises(AttributeError):
         Amount().token = 1  # type: ignore[attr-defined]

@@ -39,7 +39,7 @@ def ms(text: str, zone: str = "UTC", fold: int = 0) -> int:
         ("day", "2026-11-01T12:00", "America/New_York", "2026-11-01", "2026-11-02"),
     ],
 )
-def test_boundaries_are_wall_clock_times_of_the_zone(window: str, now: str, zone: str, start: str, end: str) -> None:
+def test_bounds_are_wall_clock_times_of_the_time_zone(window: str, now: str, zone: str, start: str, end: str) -> None:
     assert window_bounds(window, ms(now, zone), zone) == (ms(start, zone), ms(end, zone))
 
 
@@ -55,25 +55,25 @@ def test_boundaries_are_wall_clock_times_of_the_zone(window: str, now: str, zone
         ("2026-06-01", "Europe/Berlin", 24),
     ],
 )
-def test_a_day_of_a_clock_change_is_shorter_or_longer(day: str, zone: str, hours: float) -> None:
+def test_day_with_a_clock_change_is_shorter_or_longer(day: str, zone: str, hours: float) -> None:
     start, end = window_bounds("day", ms(f"{day}T12:00", zone), zone)
     assert (end - start) / HOUR_MS == hours
 
 
-def test_an_hour_that_is_set_back_is_two_windows() -> None:
+def test_hour_repeated_when_clocks_go_back_is_two_windows() -> None:
     first = window_bounds("hour", ms("2026-11-01T01:30", "America/New_York"), "America/New_York")
     second = window_bounds("hour", ms("2026-11-01T01:30", "America/New_York", fold=1), "America/New_York")
     assert first[1] == second[0]
     assert [end - start for start, end in (first, second)] == [HOUR_MS, HOUR_MS]
 
 
-def test_the_hour_before_clocks_go_forward_ends_at_the_change() -> None:
+def test_hour_before_clocks_go_forward_ends_at_the_change() -> None:
     start, end = window_bounds("hour", ms("2026-03-29T01:30", "Europe/Berlin"), "Europe/Berlin")
     assert (start, end) == (ms("2026-03-29T01:00", "Europe/Berlin"), ms("2026-03-29T03:00", "Europe/Berlin"))
     assert end - start == HOUR_MS
 
 
-def test_where_midnight_is_left_out_the_date_begins_at_the_change() -> None:
+def test_day_without_midnight_begins_at_the_clock_change() -> None:
     # Santiago went from 2024-09-08T00:00 straight to 01:00.
     start, end = window_bounds("day", ms("2024-09-08T12:00", "America/Santiago"), "America/Santiago")
     assert start == ms("2024-09-08T01:00", "America/Santiago")
@@ -81,7 +81,7 @@ def test_where_midnight_is_left_out_the_date_begins_at_the_change() -> None:
     assert window_bounds("day", start - 1, "America/Santiago")[1] == start
 
 
-def test_a_clock_set_back_across_midnight_does_not_bring_yesterday_back() -> None:
+def test_clock_set_back_across_midnight_does_not_reopen_the_previous_day() -> None:
     # St John's went at 00:01 on 2010-11-07 back to 23:01 of the day before.
     zone = "America/St_Johns"
     midnight = ms("2010-11-07T00:00", zone)
@@ -91,7 +91,7 @@ def test_a_clock_set_back_across_midnight_does_not_bring_yesterday_back() -> Non
     assert window_bounds("day", midnight - 1, zone)[1] == midnight
 
 
-def test_a_date_that_a_zone_skipped_is_no_window() -> None:
+def test_date_skipped_by_a_time_zone_has_no_window() -> None:
     # Samoa went from the end of 2011-12-29 to 2011-12-31.
     before = window_bounds("day", ms("2011-12-29T12:00", "Pacific/Apia"), "Pacific/Apia")
     after = window_bounds("day", ms("2011-12-31T12:00", "Pacific/Apia"), "Pacific/Apia")
@@ -125,7 +125,7 @@ ZONES = [
     now_ms=st.integers(ms("1975-01-01"), ms("2037-12-31")),
 )
 @example(window="day", zone="America/St_Johns", now_ms=ms("2010-11-07T00:00:30", "America/St_Johns"))
-def test_windows_tile_time(window: str, zone: str, now_ms: int) -> None:
+def test_windows_of_every_zone_cover_time_without_gap_or_overlap(window: str, zone: str, now_ms: int) -> None:
     start, end = window_bounds(window, now_ms, zone)
     assert start <= now_ms < end
     assert window_bounds(window, start, zone) == (start, end)
@@ -147,6 +147,8 @@ def test_windows_tile_time(window: str, zone: str, now_ms: int) -> None:
         ("month", 10**18, "UTC", "outside of the years"),
     ],
 )
-def test_what_there_is_not(window: str, now_ms: int, zone: str, words: str) -> None:
+def test_unknown_window_unknown_zone_or_time_out_of_range_is_refused(
+    window: str, now_ms: int, zone: str, words: str
+) -> None:
     with pytest.raises(WindowError, match=words):
         window_bounds(window, now_ms, zone)

@@ -1,4 +1,4 @@
-"""Inputs made to hurt: each pass over them has to stay linear."""
+"""Adversarial inputs: compression has to read each of them in linear time."""
 
 import json
 from collections import Counter
@@ -8,13 +8,13 @@ import pytest
 
 from policies.compression import Aggressiveness, CompressionPolicy, Strategy, compress_chat, cutting, facts, scoring
 
-# Inputs on which a careless pass is quadratic. 60,000 characters would then run into the timeout of a test.
+# Inputs on which a careless pass takes quadratic time: with 60,000 characters it would run into the timeout of the test.
 
 SIZE = 60_000
-BOMBS = {
+ADVERSARIAL_TEXTS = {
     "blanks": " " * SIZE,
     "empty lines": "\n" * SIZE,
-    "lines behind a tag": "<div>" + "\n" * SIZE,
+    "lines after a tag": "<div>" + "\n" * SIZE,
     "opening tags": "<div>" + "<" * SIZE,
     "open comments": "<div>" + "<!--" * (SIZE // 4),
     "open scripts": "<div>" + "<script>" * (SIZE // 8),
@@ -35,7 +35,7 @@ BOMBS = {
     "fenced empty lines": "```\n" + "\n" * SIZE + "```\n",
     "numbers": "".join(f"{number}\n" for number in range(SIZE // 7)),
     "ids": " ".join(f"id_{number}" for number in range(SIZE // 10)),
-    "boilerplate in itself": "in " * (SIZE // 6) + "order to " * (SIZE // 18),
+    "boilerplate inside boilerplate": "in " * (SIZE // 6) + "order to " * (SIZE // 18),
 }
 
 
@@ -48,29 +48,29 @@ def result(number: int, content: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("strategy", [Strategy.TEMPLATE, Strategy.TRUNCATE, Strategy.EXTRACTIVE])
-@pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_bounded(name: str, strategy: Strategy) -> None:
-    bomb = BOMBS[name]
-    memory = {"role": "user", "name": "memory", "content": bomb}
+@pytest.mark.parametrize("name", ADVERSARIAL_TEXTS)
+def test_adversarial_input_is_compressed_in_bounded_time_and_never_grows(name: str, strategy: Strategy) -> None:
+    text = ADVERSARIAL_TEXTS[name]
+    memory = {"role": "user", "name": "memory", "content": text}
     question = {"role": "user", "content": "Where is id_77?"}
-    messages = [*result(1, bomb), memory, *result(2, bomb), question]
+    messages = [*result(1, text), memory, *result(2, text), question]
     policy = CompressionPolicy(strategy, 0.3, 0.0, Aggressiveness.HIGH)
     outcome = compress_chat(messages, policy, len)
     assert outcome.tokens_after <= outcome.tokens_before
     assert outcome.messages is None or outcome.messages[-1] == question
 
 
-def test_a_text_that_is_cut_again_and_again_is_read_and_taken_apart_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is tried at up to six sizes, in up to three rounds."""
+def test_text_cut_at_several_sizes_is_split_and_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each text is tried at up to six sizes, in up to three rounds."""
     plain_terms, pieces = facts.plain_terms, cutting._pieces
-    read, apart = [0], Counter[str]()
+    chars_read, splits = [0], Counter[str]()
 
     def counted_terms(text: str) -> list[str]:
-        read[0] += len(text)
+        chars_read[0] += len(text)
         return plain_terms(text)
 
     def counted_pieces(text: str, need: Any) -> Any:
-        apart[text] += 1
+        splits[text] += 1
         return pieces(text, need)
 
     monkeypatch.setattr(facts, "plain_terms", counted_terms)
@@ -86,8 +86,6 @@ def test_a_text_that_is_cut_again_and_again_is_read_and_taken_apart_once(monkeyp
     messages.append({"role": "user", "content": "How long did job-317 take?"})
     outcome = compress_chat(messages, CompressionPolicy(Strategy.EXTRACTIVE, 0.5, 0.8), len, target_tokens=10)
     assert outcome.tokens_after < outcome.tokens_before
-    assert set(apart.values()) == {1}
-    assert len(apart) == len(logs)
-    assert read[0] < 9 * outcome.tokens_before, (
-        "once by itself for each thing that is asked of it, and not with each cut"
-    )
+    assert set(splits.values()) == {1}
+    assert len(splits) == len(logs)
+    assert chars_read[0] < 9 * outcome.tokens_before, "each text is read a fixed number of times, not once for each cut"
