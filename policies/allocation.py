@@ -145,13 +145,13 @@ def allocate(
     and its subclass IntentClassificationError for an unknown intent.
     """
     limit = _pool_limit(pool_limit_tokens, settings)
-    effective = _effective_strategy(strategy, steps)
-    weighted = _weighted_demands(steps, effective, settings, ais)
-    pool = min(limit, sum(weighted_demand.demand for weighted_demand in weighted.values()))
-    shares = _shares_by_step(pool, weighted, {name: weighted_demand.cap for name, weighted_demand in weighted.items()})
-    note = "" if effective == strategy else f"too few past runs for {strategy}, so "
+    effective_strategy = _effective_strategy(strategy, steps)
+    demands = _weighted_demands(steps, effective_strategy, settings, ais)
+    pool = min(limit, sum(weighted_demand.demand for weighted_demand in demands.values()))
+    shares = _shares_by_step(pool, demands, {name: weighted_demand.cap for name, weighted_demand in demands.items()})
+    note = "" if effective_strategy == strategy else f"too few past runs for {strategy}, so "
     planned = tuple(
-        _allocation(step, shares[step.id], settings, note + weighted[step.id].reason(shares[step.id])) for step in steps
+        _allocation(step, shares[step.id], settings, note + demands[step.id].reason(shares[step.id])) for step in steps
     )
     return Allocation(strategy, pool, planned)
 
@@ -160,8 +160,8 @@ def allocate_next(
     step: StepDemand, *, run_remaining_tokens: int, settings: Settings, ais: float = NEUTRAL_AIS
 ) -> StepAllocation:
     """The allocation of a step that is not in the plan: its demand, or what the run has left if that is less. Raises like `allocate`."""
-    effective = "adaptive" if settings.allocation_strategy == "adaptive" else "proportional"
-    weighted_demand = _weighted_demand(step, effective, settings, ais)
+    effective_strategy = "adaptive" if settings.allocation_strategy == "adaptive" else "proportional"
+    weighted_demand = _weighted_demand(step, effective_strategy, settings, ais)
     tokens = max(0, min(weighted_demand.demand, run_remaining_tokens))
     left = f"; the run has {tokens:,} left" if tokens < weighted_demand.demand else ""
     return _allocation(step, tokens, settings, f"not planned: {weighted_demand.explanation}{left}")
@@ -182,10 +182,10 @@ def reallocate(
     above the allocations is taken first from what the plan had not allocated, then from the open steps. Pass the first plan
     and all steps completed so far: the order of completion does not affect the result.
     """
-    weighted = _weighted_demands(steps, _effective_strategy(plan.strategy, steps), settings, ais)
+    demands = _weighted_demands(steps, _effective_strategy(plan.strategy, steps), settings, ais)
     planned = {one.step: one.tokens for one in plan.allocations}
     open_steps = {
-        name: weighted_demand for name, weighted_demand in weighted.items() if name not in completed and name in planned
+        name: weighted_demand for name, weighted_demand in demands.items() if name not in completed and name in planned
     }
     unused_tokens = sum(planned.get(name, 0) - used for name, used in completed.items())
     if unused_tokens >= 0:
@@ -241,12 +241,12 @@ def _weighted_demands(
     steps: Sequence[StepDemand], strategy: str, settings: Settings, ais: float
 ) -> dict[str, _WeightedDemand]:
     """By id, sorted by id, so that ties between remainders do not depend on the order of the given steps."""
-    weighted = {
+    demands = {
         step.id: _weighted_demand(step, strategy, settings, ais) for step in sorted(steps, key=lambda step: step.id)
     }
-    if len(weighted) != len(steps):
+    if len(demands) != len(steps):
         raise ValueError("two steps have the same id")
-    return weighted
+    return demands
 
 
 def _weighted_demand(step: StepDemand, strategy: str, settings: Settings, ais: float) -> _WeightedDemand:
@@ -287,8 +287,8 @@ def _adaptive_demand(history: StepHistory, demand: int, cap: int, explanation: s
     """A p95 above the demand raises it; otherwise the plan would refuse the use that it has learned."""
     used = min(history.p95_tokens, cap)
     whose = "" if history.of == "step" else " of its intent and model"
-    habits = f"p95 {history.p95_tokens:,} over {history.samples} past runs{whose}; {explanation}"
-    return _WeightedDemand(max(demand, used), cap, used, habits, "adaptive")
+    explanation_with_history = f"p95 {history.p95_tokens:,} over {history.samples} past runs{whose}; {explanation}"
+    return _WeightedDemand(max(demand, used), cap, used, explanation_with_history, "adaptive")
 
 
 def _priority_weight(step: StepDemand) -> int:
@@ -308,11 +308,11 @@ def _effective_strategy(strategy: str, steps: Sequence[StepDemand]) -> str:
     return strategy
 
 
-def _shares_by_step(total: int, weighted: Mapping[str, _WeightedDemand], caps: Mapping[str, int]) -> dict[str, int]:
+def _shares_by_step(total: int, demands: Mapping[str, _WeightedDemand], caps: Mapping[str, int]) -> dict[str, int]:
     shares = proportional_shares(
-        total, [weighted_demand.weight for weighted_demand in weighted.values()], [caps[name] for name in weighted]
+        total, [weighted_demand.weight for weighted_demand in demands.values()], [caps[name] for name in demands]
     )
-    return dict(zip(weighted, shares, strict=True))
+    return dict(zip(demands, shares, strict=True))
 
 
 def _allocation(step: StepDemand, tokens: int, settings: Settings, reason: str) -> StepAllocation:

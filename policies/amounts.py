@@ -87,8 +87,8 @@ UNLIMITED: Final = Limit()
 
 def usd_text(nano_usd: int) -> str:
     """The amount in USD: plain digits, exact, as short as possible."""
-    cap, nano = divmod(abs(nano_usd), NANO_USD_PER_USD)
-    return f"{'-' if nano_usd < 0 else ''}{cap}.{nano:09}".rstrip("0").rstrip(".")
+    dollars, nano = divmod(abs(nano_usd), NANO_USD_PER_USD)
+    return f"{'-' if nano_usd < 0 else ''}{dollars}.{nano:09}".rstrip("0").rstrip(".")
 
 
 def _lower_limit(one: int | None, other: int | None) -> int | None:

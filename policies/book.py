@@ -275,8 +275,8 @@ class DictStorage:
         return sorted(over, key=lambda key: (self.reservations[key].deadline_ms, key))[:limit]
 
     def pending(self, project: str, limit: int) -> list[Reservation]:
-        mine = [self.reservations[key] for key in self._open if key[0] == project]
-        return sorted(mine, key=lambda one: (one.deadline_ms, one.id))[:limit]
+        in_project = [self.reservations[key] for key in self._open if key[0] == project]
+        return sorted(in_project, key=lambda one: (one.deadline_ms, one.id))[:limit]
 
     def append(self, entry: OutboxEntry) -> None:
         self._positions += 1

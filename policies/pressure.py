@@ -98,7 +98,7 @@ class TightestLimit:
 
 
 def tightest_limit(holds: Sequence[Hold], balances: Sequence[Balance]) -> TightestLimit | None:
-    """None if nothing is limited. `balances` are the ledger's, in the order of the holds. Observed accounts cause no strain."""
+    """None if nothing is limited. `balances` are the ledger's, in the order of the holds. Observed accounts are left out."""
     found: TightestLimit | None = None
     for hold, balance in zip(holds, balances, strict=True):
         if not hold.enforce:

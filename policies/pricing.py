@@ -311,10 +311,10 @@ def _hosted_prices(entry: Mapping[str, Any]) -> HostedTools:
 
 
 def _tokens_max(entry: Mapping[str, Any]) -> int:
-    read, written = entry.get("max_input_tokens"), entry.get("max_output_tokens", entry.get("max_tokens"))
-    if type(read) is not int or read <= 0:
+    input_max, output_max = entry.get("max_input_tokens"), entry.get("max_output_tokens", entry.get("max_tokens"))
+    if type(input_max) is not int or input_max <= 0:
         return 0
-    return (read + (written if type(written) is int and written > 0 else read)) * _ROUNDS_MAX
+    return (input_max + (output_max if type(output_max) is int and output_max > 0 else input_max)) * _ROUNDS_MAX
 
 
 def _rates_for(base: Rates, above: Iterable[tuple[int, Rates]], prompt_tokens: int) -> Rates:
@@ -341,17 +341,17 @@ def _rates(entry: Mapping[str, Any], suffix: str, base: Rates | None = None) -> 
         return None
     if base is not None:
         return _with_replaced_rates(base, given)
-    entered, produced = given["input"] or 0, given["output"] or 0
-    written = given["cache_write"]
+    input_rate, output_rate = given["input"] or 0, given["output"] or 0
+    cache_write_rate = given["cache_write"]
     return Rates(
-        input=entered,
-        output=produced,
-        cache_read=_value_or(given["cache_read"], entered),
-        cache_write=_value_or(written, entered),
-        cache_write_1h=_value_or(given["cache_write_1h"], _value_or(written, entered)),
-        reasoning=_value_or(given["reasoning"], produced),
-        audio_input=_value_or(given["audio_input"], entered),
-        audio_output=_value_or(given["audio_output"], produced),
+        input=input_rate,
+        output=output_rate,
+        cache_read=_value_or(given["cache_read"], input_rate),
+        cache_write=_value_or(cache_write_rate, input_rate),
+        cache_write_1h=_value_or(given["cache_write_1h"], _value_or(cache_write_rate, input_rate)),
+        reasoning=_value_or(given["reasoning"], output_rate),
+        audio_input=_value_or(given["audio_input"], input_rate),
+        audio_output=_value_or(given["audio_output"], output_rate),
     )
 
 

@@ -402,8 +402,8 @@ def extend(
 def renewed_reservation(found: Reservation, heartbeat: Progress, deadline_ms: int) -> Reservation:
     """A pending reservation after a heartbeat. Progress never goes back."""
     progress = found.progress.unitwise_max(heartbeat.amount)
-    is_told = heartbeat.on_lost is OnLost.CHARGE or (heartbeat.on_lost is OnLost.RELEASE and progress == ZERO)
-    on_lost = heartbeat.on_lost if is_told and heartbeat.on_lost is not None else found.on_lost
+    may_change = heartbeat.on_lost is OnLost.CHARGE or (heartbeat.on_lost is OnLost.RELEASE and progress == ZERO)
+    on_lost = heartbeat.on_lost if may_change and heartbeat.on_lost is not None else found.on_lost
     return replace(found, deadline_ms=deadline_ms, progress=progress, on_lost=on_lost)
 
 

@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def value_class(made: type[T]) -> type[T]:
+def value_class(cls: type[T]) -> type[T]:
     """A dataclass that is frozen for mypy, but not at run time.
 
     A frozen dataclass sets each field through `object.__setattr__`, which takes four times as long, and a call makes dozens
     of values. mypy ensures that nothing changes them (tests/policies/test_values.py shows that it does).
     """
-    return dataclass(slots=True, unsafe_hash=True)(made)
+    return dataclass(slots=True, unsafe_hash=True)(cls)

@@ -32,8 +32,8 @@ def money(value: float | None) -> str:
     if value < 0.000001:
         return "<$0.000001"
     places = max(2, 2 - math.floor(math.log10(value)))
-    parse_integer, _, digits = f"{value:.{min(places, 8)}f}".rstrip("0").partition(".")
-    return f"${parse_integer}.{digits.ljust(2, '0')}"
+    integer_part, _, digits = f"{value:.{min(places, 8)}f}".rstrip("0").partition(".")
+    return f"${integer_part}.{digits.ljust(2, '0')}"
 
 
 def percent(share: float | None) -> str:

@@ -32,14 +32,12 @@ def bullet_chart(
     )
     if limit is None:
         return Markup(f'<span class="bullet none" {label}></span>')  # noqa: S704 - the label is escaped
-    parse_integer = max(limit, settled + reserved, 1e-12)
-    settled_end, taken_end, limit_position = (
-        value / parse_integer * _WIDTH for value in (settled, settled + reserved, limit)
-    )
+    scale = max(limit, settled + reserved, 1e-12)
+    settled_end, taken_end, limit_position = (value / scale * _WIDTH for value in (settled, settled + reserved, limit))
     state = "over" if settled + reserved > limit else "full" if settled + reserved >= limit else "within"
     marks = [limit_position] if limit_position < _WIDTH else []
     if soft_limit is not None and 0 < soft_limit < limit:
-        marks.append(soft_limit / parse_integer * _WIDTH)
+        marks.append(soft_limit / scale * _WIDTH)
     bars = [
         _rect("track", 0, _WIDTH),
         _rect("settled", 0, settled_end),

@@ -78,13 +78,13 @@ class Verdict:
 def limits_sentence(limits: Sequence[tuple[AccountRow, Meter]]) -> str:
     """Limits of one scope in a sentence: what is settled and reserved of each."""
     row, _ = limits[0]
-    each = (
+    descriptions = (
         f"{window_text(row.window)} {meter.formatted(meter.settled)} of {meter.formatted_with_unit(meter.limit)}"
         + (f", {meter.formatted(meter.reserved)} reserved" if meter.reserved else "")
         + ("" if row.is_enforced else ", observed")
         for row, meter in limits
     )
-    return f"{row.scope.capitalize()} {row.name}: {'; '.join(each)}"
+    return f"{row.scope.capitalize()} {row.name}: {'; '.join(descriptions)}"
 
 
 def verdict(rows: Sequence[AccountRow], run_state: str | None) -> Verdict:

@@ -76,8 +76,8 @@ def _environment_values(environ: Mapping[str, str]) -> tuple[dict[KeyPath, Given
         if key in known:
             given[known[key]] = Given(_parse_value(text), source)
         elif key.startswith((PREFIX, *(f"{section}_" for section in _SECTIONS))):
-            guess = near(name, [_PREFIX + one.upper() for one in known])
-            ignored.append(f"{source}: ignored: there is no key of this name{guess}")
+            suggestion = near(name, [_PREFIX + one.upper() for one in known])
+            ignored.append(f"{source}: ignored: there is no key of this name{suggestion}")
         elif section := next((one for one in Config.model_fields if f"{key}_".startswith(f"{one}_")), None):
             ignored.append(f"{source}: ignored: only the file has the section {section}")
     return given, ignored

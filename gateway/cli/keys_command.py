@@ -111,10 +111,10 @@ def _limits(
 def limits_text(limits: dict[str, Any]) -> str:
     """`500 tokens, $0.5 a day, 2 at once`."""
     window = limits.get("window") or "total"
-    lasting = "in total" if window == "total" else f"a {window}"
+    period = "in total" if window == "total" else f"a {window}"
     units = (("tokens", "{} tokens"), ("usd", "${}"), ("requests", "{} calls"))
     used = [words.format(cell_text(limits[unit])) for unit, words in units if unit in limits]
-    parts = [f"{', '.join(used)} {lasting}"] if used else []
+    parts = [f"{', '.join(used)} {period}"] if used else []
     if "concurrency" in limits:
         parts.append(f"{limits['concurrency']} at once")
     return ", ".join(parts) or "no limits"

@@ -68,12 +68,12 @@ def _config_first(arguments: list[str]) -> list[str]:
     """Move `--config` to the front, so that it may also follow the command."""
     config: list[str] = []
     others: list[str] = []
-    following = iter(arguments)
-    for one in following:
+    remaining = iter(arguments)
+    for one in remaining:
         if one == "--":
-            others += [one, *following]
+            others += [one, *remaining]
         elif one == "--config":
-            config += [one, *islice(following, 1)]
+            config += [one, *islice(remaining, 1)]
         elif one.startswith("--config="):
             config.append(one)
         else:

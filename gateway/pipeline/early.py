@@ -46,42 +46,42 @@ class EarlyRungs:
 
     async def take(self, call: Call) -> None:
         """Take the rungs that are due. Raises the refusal of a ladder that holds back the last share of a budget."""
-        strain = await self._strain(call)
+        tightest = await self._tightest_limit(call)
         for rung, share in call.chain.ladder.early:
-            if strain is None or strain.share > share:
+            if tightest is None or tightest.share > share:
                 continue
             why_not = self._why_not(call, rung)
-            noted = {"rung": rung, "left": round(strain.share, 4), "from": share}
+            noted = {"rung": rung, "left": round(tightest.share, 4), "from": share}
             if why_not:
                 call.decisions.append(noted | {"result": "not tried", "why": why_not})
                 continue
-            call.decisions.append(noted | {"result": "taken early", "account": strain.account, "unit": strain.unit})
-            strain = await self._taken(call, rung, share, strain)
+            call.decisions.append(noted | {"result": "taken early", "account": tightest.account, "unit": tightest.unit})
+            tightest = await self._taken(call, rung, share, tightest)
 
-    async def _taken(self, call: Call, rung: Rung, share: float, strain: TightestLimit) -> TightestLimit | None:
+    async def _taken(self, call: Call, rung: Rung, share: float, tightest: TightestLimit) -> TightestLimit | None:
         match rung:
             case Rung.COMPRESS:
                 await self._compress(call, None)
             case Rung.ROUTE:
                 await self._reroute(call, None)
             case Rung.CLAMP:
-                self._clamp(call, strain)
+                self._clamp(call, tightest)
             case Rung.WAIT:
-                return await self._wait(call, share, strain)
+                return await self._wait(call, share, tightest)
             case Rung.REFUSE:
-                raise await self._kept_back(call, share, strain)
-        return strain
+                raise await self._kept_back(call, share, tightest)
+        return tightest
 
-    def _clamp(self, call: Call, strain: TightestLimit) -> None:
+    def _clamp(self, call: Call, tightest: TightestLimit) -> None:
         """Clamp the answer: prompt and answer may use half of what is left, which leaves something for later calls.
 
         Never clamps below the shortest useful answer.
         """
         demand = self._demand(call)
-        left = strain.remaining // 2
-        if strain.unit == "tokens":
+        left = tightest.remaining // 2
+        if tightest.unit == "tokens":
             room = left - demand.prompt_tokens
-        elif strain.unit == "nano_usd" and demand.output_nano_usd_per_token:
+        elif tightest.unit == "nano_usd" and demand.output_nano_usd_per_token:
             room = (left - demand.prompt_nano_usd) // demand.output_nano_usd_per_token
         else:
             return
@@ -91,10 +91,10 @@ class EarlyRungs:
             call.request.output_tokens_max = call.output_cap = cap
             call.actions.append("clamp")
 
-    async def _wait(self, call: Call, share: float, strain: TightestLimit) -> TightestLimit | None:
+    async def _wait(self, call: Call, share: float, tightest: TightestLimit) -> TightestLimit | None:
         """Wait while calls in flight hold amounts that may come back, for at most the budget's `wait_seconds`."""
         waited_ms = 0
-        current: TightestLimit | None = strain
+        current: TightestLimit | None = tightest
         while (
             current is not None
             and current.share <= share
@@ -103,26 +103,26 @@ class EarlyRungs:
         ):
             await self._sleep(_WAIT_STEP_MS / 1000)
             waited_ms += _WAIT_STEP_MS
-            current = await self._strain(call)
+            current = await self._tightest_limit(call)
         if waited_ms:
             call.actions.append(f"wait={waited_ms}ms")
         return current
 
-    async def _kept_back(self, call: Call, share: float, strain: TightestLimit) -> GatewayError:
+    async def _kept_back(self, call: Call, share: float, tightest: TightestLimit) -> GatewayError:
         # Reserve nothing: the ledger records what the call tightens, and reports the balances of all accounts.
         decision = await self._ask(call, _NOTHING)
         call.told = decision.balances
         if isinstance(decision, Refused):
             self._planner.refused(call, decision)
             return refusal_error(call, decision)
-        needed = self._demand(call).prompt_amount.of(strain.unit)
-        refused = Refused(Refusal.EXCEEDED, strain.account, strain.unit, needed, strain.balance, decision.now_ms)
+        needed = self._demand(call).prompt_amount.of(tightest.unit)
+        refused = Refused(Refusal.EXCEEDED, tightest.account, tightest.unit, needed, tightest.balance, decision.now_ms)
         self._planner.refused(call, refused)
         error = refusal_error(call, refused)
         error.message += f" The last {share:.0%} of this budget are kept back for others."
         return error
 
-    async def _strain(self, call: Call) -> TightestLimit | None:
+    async def _tightest_limit(self, call: Call) -> TightestLimit | None:
         holds = call.chain.holds
         try:
             balances = await self._ledger.balances(call.principal.project, [hold.account for hold in holds])

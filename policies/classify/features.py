@@ -137,13 +137,13 @@ def _read_first_of_name(token: str, last: str, words: Lexicon, evidence: _Eviden
     base = words.forms.get(token)
     if base is None:
         return
-    turned = (
+    is_noun = (
         token in words.grammar.noun_verbs and last != token and (last in words.agents or _names_activity(last, words))
     )
     evidence.raise_to(f"n1v={base}", 1.0)
     for intent, strong in words.verbs.get(base, ()):
-        evidence.raise_to(f"{'n' if turned else 'n1'}:{intent}", 1.0 if strong else 0.5)
-        if strong and not turned:
+        evidence.raise_to(f"{'n' if is_noun else 'n1'}:{intent}", 1.0 if strong else 0.5)
+        if strong and not is_noun:
             evidence.add_hint("name", intent, True, f"the step's name begins with '{token}'")
 
 
@@ -284,9 +284,9 @@ def _read_products(found: Sequence[Sequence[str]], words: Lexicon, evidence: _Ev
         ):
             group = "eo" if expected else "ro"
             named = [word for word in clause[:10] if word in words.objects]
-            telling = [word for word in named if word not in words.grammar.vague_objects] or named
-            if telling:
-                produced = words.objects[telling[0]]
+            specific = [word for word in named if word not in words.grammar.vague_objects] or named
+            if specific:
+                produced = words.objects[specific[0]]
                 evidence.raise_to(f"{group}:{produced}", 1.0)
                 if expected:
                     evidence.add_hint("product", produced, False, f"the expected output is of the kind '{produced}'")

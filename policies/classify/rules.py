@@ -48,8 +48,8 @@ def classify_by_rules(evidence: Evidence, confidence_threshold: float) -> Classi
 
 def reasoning_for(hints: tuple[Hint, ...], intent: str) -> str:
     """The evidence for an intent, in words."""
-    reason = list(dict.fromkeys(hint.reason for hint in hints if hint.intent == intent))
-    return "; ".join(reason[:3]) if reason else "no single word says it; the wording as a whole does"
+    reasons = list(dict.fromkeys(hint.reason for hint in hints if hint.intent == intent))
+    return "; ".join(reasons[:3]) if reasons else "no single word says it; the wording as a whole does"
 
 
 def _kinds_by_intent(hints: tuple[Hint, ...]) -> dict[str, set[str]]:

@@ -165,14 +165,14 @@ def _join_wrapped_lines(lines: Sequence[str]) -> Iterator[str]:
     for number, line in enumerate(lines):
         paragraph += line
         following = lines[number + 1] if number + 1 < len(lines) else ""
-        goes_on = (
+        continues = (
             _WRAPPED_CHARACTERS_MIN <= len(line) <= _WRAPPED_CHARACTERS_MAX
             and line.rstrip()[-1:] not in ".!?:"
             and following[:1].isalnum() == line[:1].isalnum()
             and not _ITEM.match(following)
             and bool(following.strip())
         )
-        if not goes_on or len(paragraph) > 4 * _LONG_CHARACTERS:
+        if not continues or len(paragraph) > 4 * _LONG_CHARACTERS:
             yield paragraph
             paragraph = ""
 

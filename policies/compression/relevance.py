@@ -66,9 +66,9 @@ def query_terms(instruction: str) -> tuple[str, ...]:
             found.update(dict.fromkeys(_pairs(lower)))
         elif lower not in stop and (len(lower) > 2 or lower.isdigit() or word.isupper()):
             found.setdefault(_stem(lower))
-    for score_of_all in _IDENTIFIER.findall(asked):
-        if not score_of_all.isalpha():
-            found.setdefault(score_of_all.lower())
+    for identifier in _IDENTIFIER.findall(asked):
+        if not identifier.isalpha():
+            found.setdefault(identifier.lower())
     terms = tuple(found)
     return terms if len(terms) <= _TERMS_MAX else terms[: _TERMS_MAX // 2] + terms[-_TERMS_MAX // 2 :]
 
