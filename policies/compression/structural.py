@@ -41,7 +41,7 @@ def compress_structure(text: str, aggressiveness: Aggressiveness, *, exact: bool
     if kind is TextKind.CODE:
         return text
     if aggressiveness is not Aggressiveness.LOW and kind is TextKind.MARKUP:
-        text = without_noise(text, keep_tags=aggressiveness is Aggressiveness.MEDIUM)
+        text = _clean_page(text, keep_tags=aggressiveness is Aggressiveness.MEDIUM)
     text = _as_displayed(text)
     if not any(fence in text for fence in _FENCES):
         return _clean_lines(text, kind, aggressiveness)
@@ -96,6 +96,12 @@ def fenced_blocks(text: str) -> Iterator[list[str]]:
 
 def is_fenced(block: list[str]) -> bool:
     return block[0].lstrip()[:3] in _FENCES
+
+
+def _clean_page(page: str, *, keep_tags: bool) -> str:
+    """A page may have fenced code in it, such as a README that begins with HTML: the tags in the code are its content."""
+    blocks = (("\n".join(block), is_fenced(block)) for block in fenced_blocks(page))
+    return "\n".join(text if fenced else without_noise(text, keep_tags=keep_tags) for text, fenced in blocks)
 
 
 def _clean_block(block: list[str], kind: TextKind, aggressiveness: Aggressiveness) -> str:

@@ -170,6 +170,17 @@ def test_html_loses_styles_scripts_comments_and_presentation_attributes() -> Non
         assert noise not in kept
 
 
+@pytest.mark.parametrize("aggressiveness", [Aggressiveness.MEDIUM, Aggressiveness.HIGH])
+def test_fenced_code_in_html_is_unchanged(aggressiveness: Aggressiveness) -> None:
+    code = "```html\n<div class='x'><!-- note --><p>Price: 12</p></div>\n```"
+    page = f"<div style='color: red'><!-- badges --><p>Shop</p></div>\n{code}\n<p style='x'>End</p>"
+    shorter = compress_structure(page, aggressiveness)
+    assert code in shorter
+    assert "badges" not in shorter
+    assert "style" not in shorter
+    assert compress_structure(shorter, aggressiveness) == shorter
+
+
 def test_html_becomes_text_with_links_at_high_aggressiveness() -> None:
     kept = compress_structure(PAGE, HIGH)
     assert "Price: 12 EUR" in kept
