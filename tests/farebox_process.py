@@ -44,7 +44,7 @@ class FareboxProcess:
     environment: Mapping[str, str] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
     prefix: tuple[str, ...] = ()  # a command that runs the gateway somewhere special
-    module: str = MODULE  # `gateway` where nothing may stand in its way, such as for figures of its speed
+    module: str = MODULE  # `gateway` where watching would distort the result, as in measurements of speed
     process: subprocess.Popen[bytes] | None = None
     url: str = ""
 
@@ -106,7 +106,7 @@ class FareboxProcess:
         return self.process.pid
 
     def kill(self) -> None:
-        """kill -9: nothing of it gets to say goodbye."""
+        """kill -9: no clean-up runs."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(10)
@@ -121,7 +121,7 @@ class FareboxProcess:
         return code
 
     def check_that_nothing_blocked(self) -> None:
-        """See tests/watched_gateway.py: an error that somebody swallowed is in the log still."""
+        """See tests/watched_gateway.py: an error that was caught is in the log all the same."""
         _, found, rest = self.log.partition(BLOCKED)
         assert not found, f"a call blocked the event loop: {rest[:8000]}"
 

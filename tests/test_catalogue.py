@@ -1,4 +1,4 @@
-"""The map from cases to tests is true: every test that it and docs/promises.md name exists, and no case is forgotten in silence."""
+"""Every test that catalogue.toml and docs/promises.md name exists, and every case has tests or a reason why not."""
 
 from __future__ import annotations
 

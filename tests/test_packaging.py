@@ -1,4 +1,4 @@
-"""The wheel and the sdist: what is in them, that what is in them runs, and that nothing is left of it.
+"""The wheel and the sdist: what is in them, that it runs, and that it uninstalls cleanly.
 
     FAREBOX_TEST_RELEASE=1 .venv/bin/python -m pytest tests/test_packaging.py
 
@@ -171,7 +171,7 @@ class Installed:
 
 
 def check(farebox: Installed, folder: Path) -> None:
-    """What somebody does first with a package that is not a source tree."""
+    """The first commands of somebody who installed the package."""
     assert farebox("--version") == f"farebox {PROJECT['version']}\n"
     farebox("init")
     assert (folder / "config.yaml").read_text().startswith("# Editors check this file")

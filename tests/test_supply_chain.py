@@ -99,7 +99,7 @@ def tree_files() -> dict[str, Path]:
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the tree is known by git")
 def test_wheel_equals_the_git_tree(wheel: zipfile.ZipFile) -> None:
-    """The release that carried code nobody had committed was built by hand; this one has nothing that git does not know."""
+    """The wheel has nothing that git does not know."""
     expected = tree_files()
     shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert shipped - expected.keys() == set()

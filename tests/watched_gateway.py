@@ -22,7 +22,7 @@ _BLOCKING: Final = frozenset({
     "os.rename", "os.rmdir", "os.scandir", "os.symlink", "os.system", "os.truncate", "os.fdatasync", "os.fsync", "shutil.copyfile",
     "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "sqlite3.connect", "subprocess.Popen", "time.sleep",
 })  # fmt: skip
-# Where it is meant.
+# Where blocking is intended.
 _ALLOWED: Final = (
     ("uvicorn/server.py", {"_serve"}),  # before the first call and after the last one
     ("gateway/app.py", {"start", "stop", "_lifespan"}),  # also what tidies up after a start that failed
@@ -48,7 +48,7 @@ def _check(event: str, arguments: tuple[Any, ...]) -> None:
             if frame.f_code.co_name in functions and frame.f_code.co_filename.endswith(file):
                 return
         frame = frame.f_back
-    # In the log, too: whoever expects errors of others may swallow this one.
+    # In the log, too, because a handler of other errors may catch this one.
     os.write(2, f"{BLOCKED}{event} {arguments[:1]}\n{''.join(traceback.format_stack()[:-1])}".encode())
     raise LoopBlocked(event)
 

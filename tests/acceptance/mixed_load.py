@@ -1,6 +1,6 @@
 """Everything at once: calls of all protocols, tags, options and faults, from many clients, while people pause runs and raise budgets.
 
-A test of a single thing chooses its subject. Here a seed does, so that things coincide that nobody thought of together.
+A test of a single thing chooses its subject. Here a seed does, so that combinations occur that nobody would write a test for.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class MixedLoad:
 
     url: Callable[[], str]
     seed: int
-    is_killed: bool = False  # the gateway dies now and then: lost connections are to be expected
+    is_killed: bool = False  # the gateway dies now and then: lost connections are expected
     ends: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     answered: list[str] = field(default_factory=list)

@@ -68,7 +68,7 @@ class Served:
         return len(self.provider.requests)
 
     def balance(self, headers: Mapping[str, str], unit: str = "tokens") -> dict[str, Any]:
-        """Settled, reserved and limit of the innermost limited account: a call that can never fit is told them."""
+        """Settled, reserved and limit of the innermost limited account, from the refusal of a call that can never fit."""
         no_clamp = {**headers, "x-workflow-options": "no-clamp"}
         reply = self.chat(no_clamp, n=128, max_tokens=4096)
         assert reply.status == 402, (reply.status, reply.body)
@@ -173,8 +173,8 @@ def _fold_journal(connection: sqlite3.Connection) -> None:
 def rows(
     file: Path, statement: str, *values: Any, prepare: Callable[[sqlite3.Connection], None] = lambda _: None
 ) -> list[dict[str, Any]]:
-    """Rows of an embedded database whose gateway has ended. A copy is read: opening the file itself would tidy up what a
-    killed gateway left behind, which is the next one's business."""
+    """Rows of an embedded database whose gateway has ended. A copy is read: opening the file itself would
+    recover what a killed gateway left behind, which the next gateway must do."""
     with tempfile.TemporaryDirectory() as folder:
         for part in file.parent.glob(f"{file.name}*"):
             shutil.copy(part, folder)
@@ -188,7 +188,7 @@ def rows(
 
 
 def ledger_rows(folder: Path, statement: str, *values: Any) -> list[dict[str, Any]]:
-    """The tables as the next opening would find them: what is in the journal of a killed gateway is in them."""
+    """The tables as the next gateway finds them, with the journal of a killed one applied."""
     return rows(folder / ".farebox" / "ledger.db", statement, *values, prepare=_fold_journal)
 
 

@@ -30,7 +30,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def _fresh(served: Served) -> Iterator[None]:
     served.provider.clear()
     yield
-    assert "call_failed" not in served.gateway.log, "no request may end in a bug of ours"
+    assert "call_failed" not in served.gateway.log, "no request may end in an internal error"
 
 
 def post(served: Served, raw: bytes | str, headers: dict[str, str] | None = None, query: str = "") -> Reply:

@@ -1,4 +1,4 @@
-"""Budgets on the running gateway: calls that fit are granted, others are clamped or refused, and no crowd of calls exceeds a limit."""
+"""Budgets on the running gateway: calls that fit are granted, others are clamped or refused, and concurrent calls never exceed a limit."""
 
 from __future__ import annotations
 
@@ -333,7 +333,7 @@ def test_total_budget_spans_runs_and_is_refused_with_402(served: Served) -> None
     )
 
 
-# ── crowds ──
+# ── concurrent calls ──
 
 
 def test_call_blocked_by_a_sibling_hold_is_refused_with_429_and_fits_afterwards(served: Served) -> None:
@@ -350,7 +350,7 @@ def test_call_blocked_by_a_sibling_hold_is_refused_with_429_and_fits_afterwards(
         assert "x-should-retry" not in reply.headers
         assert (facts["transient"], facts["reserved"], facts["settled"]) == (True, 1000, 0)
         assert holder.result().status == 200
-    assert served.chat(headers, max_tokens=100).status == 200, "what was held and not used is free at once"
+    assert served.chat(headers, max_tokens=100).status == 200, "what was reserved and not used is free at once"
 
 
 def test_wait_rung_waits_until_a_sibling_settles(served: Served) -> None:
@@ -414,7 +414,7 @@ def test_observed_budget_reports_would_refuse_and_neither_clamps_nor_refuses(ser
     assert reply.headers["x-budget-actions"] == "observe=would_refuse"
 
 
-# ── what refusals and failures tell ──
+# ── what refusals and failures report ──
 
 
 def test_refusal_carries_limit_and_remaining_headers(served: Served) -> None:

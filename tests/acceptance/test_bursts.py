@@ -1,4 +1,4 @@
-"""More concurrent calls than Redis can answer within a deadline: they wait in line, and the ledger is not taken for down."""
+"""More concurrent calls than Redis can answer within a deadline: they queue, and the ledger is not taken to be down."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUDGETS = [
     {"scope": "run", "match": "crowd", "requests": PAID_FOR, "on_pressure": ["refuse"]},
     {"scope": "project", "match": "*", "usd": 100, "window": "day"},
 ]
-# On two cores that other tests use, Redis itself may get no processor for a deadline: that is not what is tested here.
+# On two cores that other tests use, Redis may get no CPU time within a deadline, which is not what is tested here.
 ATTEMPTS = 3
 
 
@@ -57,7 +57,7 @@ def test_600_concurrent_calls_are_granted_or_refused_by_their_budget_and_never_f
         for attempt in range(ATTEMPTS):
             before = len(gateway.log)
             heard.append(asyncio.run(burst(gateway, f"run-{attempt}")))
-            # Busy: the others' holds are in the way, and whether they are used is not known yet.
+            # Busy: other calls' reservations stand in the way, and how much of them is used is not known yet.
             refused = heard[-1]["run_budget_busy"] + heard[-1]["run_budget_exceeded"]
             if (heard[-1]["answered"], refused) == (PAID_FOR, CALLS - PAID_FOR):
                 assert "ledger_out_of_reach" not in gateway.log[before:]

@@ -1,4 +1,4 @@
-"""Refusing is the last resort: calls that compressing, a cheaper model and a shorter answer together keep alive, and what they save."""
+"""Refusing is the last resort: calls that fit after compression, a cheaper model or a shorter answer, and what that saves."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_prompt_is_compressed_to_fit_for_every_requested_answer_length(served: S
         )
     else:
         assert action_names(reply) == ["compress", "clamp"]
-    assert answer >= min(cap or 300, 300), "an answer that was not asked for to the token is left a usual length"
+    assert answer >= min(cap or 300, 300), "an answer without an exact cap keeps a usual length"
 
 
 def test_prompt_is_not_compressed_when_the_unclampable_answer_alone_does_not_fit(served: Served) -> None:

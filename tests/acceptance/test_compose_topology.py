@@ -181,7 +181,7 @@ def test_two_gateways_behind_a_load_balancer_keep_one_budget(
         until(lambda: is_serving(front), 20, "somebody listens at the front")
         assert front.chat("hi", tagged("wf", "r-0"), "mock", max_tokens=20).status == 401
         key = key_for_clients(front)
-        for gateway in gateways:  # the one that did not make it hears of it within two seconds
+        for gateway in gateways:  # the other gateway learns of it within two seconds
             until(lambda one=gateway: one.get("/v1/models", key).status == 200, 20, "every gateway knows the key")
 
         def call(run: str, **fields: Any) -> Reply:

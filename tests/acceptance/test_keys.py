@@ -1,4 +1,4 @@
-"""API keys on the running gateway: shown once, kept as digests, gone at once when revoked, and never repeated by an error."""
+"""API keys on the running gateway: shown once, kept as digests, refused at once when revoked, and never repeated by an error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(
         folder, budgets=budgets, server={"project_concurrency_max": 2}, environment={"FAREBOX_ADMIN_KEY": ADMIN}
     ) as running:
-        # Whoever set an admin key did not mean to leave the models open, and LiteLLM's users know it so from its master key.
+        # An admin key closes the models too, as LiteLLM's master key does.
         assert running.chat().status == 401
         assert running.gateway.get("/v1/models").status == 401
         make(running, "first")
@@ -94,7 +94,7 @@ def test_revoking_the_last_key_does_not_restore_local_mode(tmp_path: Path) -> No
 def test_key_is_shown_only_when_created_and_never_forwarded(served: Served) -> None:
     made = make(served, "caller")
     assert call(served, made["key"]).status == 200
-    assert served.last.credential == "upstream-key", "the caller's own key goes nowhere"
+    assert served.last.credential == "upstream-key", "the caller's own key is not forwarded"
     shown = api(served, "GET", f"/keys/{made['id']}").body + api(served, "GET", "/keys").body
     assert made["key"].encode() not in shown
     assert made["prefix"].encode() in shown
@@ -202,7 +202,7 @@ def test_concurrency_limits_of_key_and_project_are_enforced(served: Served) -> N
 
 
 def test_same_run_id_in_two_projects_is_two_runs(served: Served) -> None:
-    """The same run id in two projects is two runs: what one of them spent does not show in the other."""
+    """What one of them spent does not show in the other."""
     ours = make(served, "ours", project="p-1")["key"]
     theirs = make(served, "theirs", project="p-2")["key"]
     headers = {**tagged("wf", "r-shared"), "x-workflow-budget-tokens": "60"}

@@ -1,4 +1,4 @@
-"""An agent that goes round in circles is stopped, and one that only looks like it is not."""
+"""An agent that repeats itself is stopped; one that only seems to repeat itself is not."""
 
 from __future__ import annotations
 

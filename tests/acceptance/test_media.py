@@ -159,7 +159,7 @@ def test_speech_and_transcription_are_charged_by_characters_seconds_or_tokens(
     client.audio.transcriptions.create(
         model="token-ear", file=("a.wav", wav(10.0)), extra_headers=budgeted("m-token-ear")
     )
-    assert settled(served, "m-token-ear") == pytest.approx(200 * 1e-5), "its answer tells neither tokens nor seconds"
+    assert settled(served, "m-token-ear") == pytest.approx(200 * 1e-5), "its answer reports neither tokens nor seconds"
     with pytest.raises(openai.APIStatusError, match="needs"):
         client.audio.transcriptions.create(model="ear", file=("a.wav", wav(501.0)), extra_headers=budgeted("m-long"))
 

@@ -1,4 +1,5 @@
-"""After a mixed load, with and without deaths: every answer is recorded once, nothing is held, and no run has spent more than it had."""
+"""After a mixed load, with and without kills of the gateway: every answer is recorded once, nothing is reserved, and no run exceeds its
+budget."""
 
 from __future__ import annotations
 

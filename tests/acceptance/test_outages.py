@@ -177,7 +177,7 @@ def test_flushed_redis_is_rebuilt_before_calls_are_granted(
                 time.sleep(0.1)
         assert answered.count(200) == 3
         stopped = call(gateway, "strict", "cancelled-2")
-        assert (stopped.status, code_of(stopped)) == (402, "run_cancelled"), "what people decided survives too"
+        assert (stopped.status, code_of(stopped)) == (402, "run_cancelled"), "a cancelled run stays cancelled"
         assert len(when_stored(postgres_url, "strict-2", 10)) == 10
         assert "ledger_rebuilt" in gateway.log
 

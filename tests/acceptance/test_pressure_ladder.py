@@ -1,4 +1,4 @@
-"""What keeps a run going before it is refused, on the running gateway: compression, cheaper models, and the ladder of both."""
+"""The ladder of pressure on the running gateway: compression, cheaper models, waiting and clamping before a refusal, and what they save."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_semantic_compression_asks_the_cheap_model_once_and_charges_the_run(serv
     assert run["tokens"]["settled"] == condensing["total_tokens"] + sum(call["total_tokens"] for call in calls)
     assert run["tokens"]["reserved"] == 0
     assert run["tokens"]["saved"] == sum(call["saved_tokens"] for call in calls) > 0
-    # What asking cost is taken from what the first call saved.
+    # The cost of the question is subtracted from what the first call saved.
     paying, resting = calls
     assert paying["saved_usd"] == pytest.approx(paying["saved_tokens"] * DEAR_USD - condensing["cost_usd"])
     assert resting["saved_usd"] == pytest.approx(resting["saved_tokens"] * DEAR_USD)
@@ -338,7 +338,7 @@ def test_compression_is_skipped_when_it_would_cost_more_prompt_cache_than_it_sav
     assert calls_of(served, "cached-1")[-1]["decisions"][-1]["compress"].startswith(
         "not done: the prompt cache would lose"
     )
-    # Where the provider's bills show no cache, there is none to lose.
+    # If the provider reports no cached tokens, there is no cache to lose.
     bare = tagged("caching", "uncached-1", "read", intent="extract")
     ask(served, bare, first)
     ask(served, bare, grown)
@@ -365,7 +365,7 @@ def test_failed_semantic_compression_costs_nothing_and_the_call_goes_on(
 
 
 def check_the_holdout(served: Served) -> None:
-    """On the same gateway: whole runs are left alone, and the report compares both sides."""
+    """Whole runs are left alone, and the report compares both groups."""
     arms: dict[Arm, list[str]] = {Arm.TREATED: [], Arm.HOLDOUT: []}
     for number in range(8):
         run = f"held-{number}"

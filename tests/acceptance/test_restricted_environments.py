@@ -30,7 +30,7 @@ def _may_unshare() -> bool:
 
 pytestmark = pytest.mark.skipif(not _may_unshare(), reason="only root of a Linux that allows it may make namespaces")
 
-# The root is made read-only for what follows alone, and shown to be so by root itself, whom no permission would stop.
+# The root is read-only in this mount namespace only. Root itself checks it, because no permission would stop root.
 READ_ONLY = """
 mount --make-rprivate /
 mount --bind "$DATA" "$DATA"

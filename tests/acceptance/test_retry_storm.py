@@ -1,4 +1,4 @@
-"""An exhausted budget and impatient clients: the SDKs, told not to retry, send one request each."""
+"""Many clients meet an exhausted budget: the SDKs, told not to retry, send one request each."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def is_for(name: str) -> Any:
 def test_failing_deployment_is_retried_elsewhere_and_cools_down(served: Served) -> None:
     served.provider.script(status=500, times=None, when=is_for("pair-a"))
     assert [served.chat(model="pair").status for _ in range(8)] == [200] * 8
-    assert models_asked(served).count("pair-a") <= 2, "it may fail once; the second time it goes to rest"
+    assert models_asked(served).count("pair-a") <= 2, "it may fail once; after the second failure it cools down"
     assert models_asked(served).count("pair-b") == 8
 
 

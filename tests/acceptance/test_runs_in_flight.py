@@ -43,7 +43,7 @@ def test_run_is_visible_and_can_be_paused_during_its_first_call(served: Served) 
         assert not call.done(), "it was seen before its first call ended"
         assert (run["workflow"], run["agent"], run["state"]) == ("nightly", "writer", "active")
         assert run["tokens"]["reserved"] > 0
-        assert run["started_at"] < run["last_at"], "it began when its call came, not when it was noticed"
+        assert run["started_at"] < run["last_at"], "it started with its call, not when it was written"
         assert [step["step"] for step in run["steps"]] == ["draft"]
         assert served.gateway.request("POST", "/api/runs/long/pause", b"").status == 200
         refused = served.chat(headers)

@@ -1,4 +1,4 @@
-"""Several gateway processes on one Redis and one Postgres: budgets hold across all of them, whatever dies."""
+"""Several gateway processes on one Redis and one Postgres: budgets hold across all of them, also while processes are killed."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ async def test_workers_share_a_budget_and_a_killed_worker_is_replaced(
         balance = await balance_of(redis_server.url, "workers")
         assert crowd.granted <= balance.settled.requests <= CALLS, (crowd.statuses, gateway.log)
         await until(lambda: has_logged(gateway, "worker_died"), 10, "the worker is replaced")
-        # Whichever worker is asked answers for all, the dead one too.
+        # Each worker reports the metrics of all workers, also of the dead one.
         counted = {metric_of(gateway, "farebox_requests_total{", 'status="ok"') for _ in range(8)}
         assert len(counted) == 1
         assert crowd.granted <= counted.pop() <= CALLS

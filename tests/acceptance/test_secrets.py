@@ -36,7 +36,7 @@ from tests.redis_server import RedisServer, free_port, running_server
 pytest_plugins = ["tests.store_fixtures"]
 pytestmark = pytest.mark.xdist_group("acceptance-secrets")
 
-# None looks like a secret: only who knows the value can tell it.
+# None looks like a secret, so it can be found by its value only.
 PROVIDER = "canary-of-provider-1"
 BY_LITELLM = "canary-of-litellm-2"
 HEADER = "canary-of-extra-header-3"
@@ -52,14 +52,14 @@ SENT = {place: f"canary-of-client-{place}" for place in (
     "bearer", "x-api-key", "cookie", "header", "query", "fragment", "prompt", "broken", "twice", "type", "field", "metadata", "user",
     "tool", "tag", "baggage", "form", "login", "address",
 )}  # fmt: skip
-# Whoever misspells a name is told what they wrote.
+# Errors repeat a misspelt name to the client that sent it.
 REPEATED = ("tag", "address", "form")
 PLACES = ("log", "answers", "metrics", "readiness", "rows", "spans", "pages", "starts")
 
 
 @dataclass
 class Outputs:
-    """What was said in each place."""
+    """What was written in each place."""
 
     told: dict[str, str] = field(default_factory=dict)
     statuses: dict[str, int] = field(default_factory=dict)
@@ -299,8 +299,8 @@ def read_pages(act: Actor) -> str:
 
 
 def bad_starts(folder: Path, config: dict[str, Any]) -> str:
-    """What is said where the engines do not let the gateway in, are away, or the file has a fault."""
-    # A port on which nobody serves: `doctor` would ask a gateway that runs.
+    """Output of starts with a wrong password, unreachable engines, or a faulty file."""
+    # A port that nothing listens on: `doctor` would ask a gateway that runs.
     server = {**config["server"], "port": free_port()}
     config = {**config, "model_list": config["model_list"][:1], "classifier": {}, "server": server}
     store, port = config["storage"]["store"], urlsplit(config["storage"]["ledger"]).port
@@ -320,7 +320,7 @@ def bad_starts(folder: Path, config: dict[str, Any]) -> str:
 
 
 def _output(place: Path, config: dict[str, Any], command: str, awaited: str) -> str:
-    """What the command says until it ends; a gateway that waits for what is away is ended once it has said what is awaited."""
+    """The command's output. A gateway that waits for an unreachable engine is stopped once the awaited text is there."""
     file, log = place.with_suffix(".yaml"), place.with_suffix(".log")
     file.write_text(yaml.safe_dump(config))
     arguments = [command, "--port", "0"] if command == "serve" else [command]

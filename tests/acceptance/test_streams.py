@@ -50,7 +50,7 @@ def _fresh(served: Served) -> None:
 
 
 def settled(served: Served, workflow: str, run: str) -> int:
-    """What the run has settled once nothing of it is held any more."""
+    """What the run has settled once nothing of it is reserved."""
     facts: dict[str, Any] = {}
 
     def is_free() -> bool:
@@ -69,7 +69,7 @@ def test_usage_chunk_reaches_only_clients_that_asked_for_it(served: Served) -> N
     choices: list[tuple[dict[str, Any], bool]] = [({}, False), ({"stream_options": {"include_usage": True}}, True)]
     for options, asked in choices:
         reply, events = served.stream(**options)
-        assert served.last.body["stream_options"]["include_usage"] is True, "it is always asked of the provider"
+        assert served.last.body["stream_options"]["include_usage"] is True, "the provider is always asked for it"
         usages = [json.loads(event).get("usage") for event in events if event.startswith("{")]
         assert [usage for usage in usages if usage] == ([{**usages[-1]}] if asked else [])
         if not asked:
@@ -88,7 +88,7 @@ def test_budget_comment_carries_the_figures_after_settlement(served: Served) -> 
     assert note["step"] == "s"
     assert note["run_limit"] == 1000
     assert note["run_remaining"] == 1000 - PROMPT_TOKENS - 30
-    # The headers left before that: they tell what was left at admission, with the whole call held.
+    # The headers were sent before that: they show what was left at admission, with the whole call reserved.
     assert reply.headers["x-budget-run-remaining"] == str(1000 - RESERVED_TOKENS - 50)
     assert settled(served, "tokens", "r-note") == PROMPT_TOKENS + 30
 

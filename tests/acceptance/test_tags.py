@@ -58,7 +58,7 @@ SOURCES: list[tuple[dict[str, str], str, Any, tuple[str, str, str]]] = [
     ({"x-workflow-run-id": "h-run"}, "/w/p-wf/s/p-step", None, ("p-wf", "h-run", "p-step")),
     ({}, "", META, ("m-wf", "m-run", "m-step")),
     ({"baggage": BAGGAGE}, "", None, ("b-wf", "b-run", "b/step")),
-    # Each falls behind the one before it.
+    # Earlier sources take precedence.
     (tagged("h-wf", "h-run", "h-step"), "/w/p-wf/r/p-run/s/p-step", META, ("h-wf", "h-run", "h-step")),
     ({"baggage": BAGGAGE}, "/w/p-wf/r/p-run/s/p-step", META, ("p-wf", "p-run", "p-step")),
     ({"baggage": BAGGAGE}, "", META, ("m-wf", "m-run", "m-step")),

@@ -45,7 +45,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> It
         budgets=[{"scope": "run", "match": "*", "tokens": 10_000}],
         router_settings={"num_retries": 0, "connect_timeout": 1, "fallbacks": [{"shaky": ["fake"]}]},
         tracing={"endpoint": collector.url, "headers": {"x-tenant": "acme"}, "service_name": "gate"},
-        # What is waiting is sent every so often; nobody wants to wait five seconds for it here.
+        # Spans are exported at this interval; the default of five seconds would slow the tests.
         environment={"OTEL_BSP_SCHEDULE_DELAY": "100"},
     ) as running:
         yield running

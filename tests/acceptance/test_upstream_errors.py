@@ -135,7 +135,7 @@ def test_malformed_or_late_provider_answer_is_a_502_or_504(
     took_s = time.monotonic() - started_s
     assert took_s < 8
     stops = dict(part.split(";dur=") for part in reply.headers["server-timing"].split(", "))
-    assert float(stops["upstream"]) > (took_s - 0.5) * 1000, "the provider's time is not told as ours"
+    assert float(stops["upstream"]) > (took_s - 0.5) * 1000, "the provider's time is not reported as the gateway's"
     served.provider.clear()
     facts = served.balance(headers)
     assert facts["reserved"] == 0

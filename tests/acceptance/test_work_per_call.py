@@ -40,7 +40,7 @@ from tests.redis_server import RedisServer, running_server
 
 CALLS = 20
 OUR_CODE = tuple(str(Path(package.__file__).parent) for package in (gateway, policies))
-# What a call waits for. Renewing, sweeping and moving the outbox are done for many calls at once, behind their backs.
+# What a call waits for. Renewing, sweeping and moving the outbox are done for many calls at once, in the background.
 ON_THE_PATH = ("reserve", "extend", "settle", "void", "balances", "current_run", "pending")
 # Not needed by a gateway with a SQLite ledger and store whose models take the fast lane. Each costs a start 2 MB or more, and up to 9 s.
 NOT_AT_START = (
@@ -134,7 +134,7 @@ def _watch_loop(work: Work) -> None:
         once()
 
     def counted_execute(executor: Any, *arguments: Any) -> Any:
-        # Events are moved to the store by the clock, nine hand-overs for all that are there: how often says more about the machine.
+        # Events are moved to the store at intervals, in nine executor calls for all of them: how often depends on the machine.
         if getattr(executor, "_thread_name_prefix", "") != "store":
             work.add("threads")
         return execute(executor, *arguments)

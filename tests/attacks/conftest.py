@@ -1,4 +1,4 @@
-"""One gateway that all attacks share: whatever one of them does to it, the others find out."""
+"""One gateway that all attacks share, so that damage by one of them shows in the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP as an attacker writes it: bytes on a socket, and whatever comes back until the server has had enough."""
+"""HTTP as an attacker writes it: bytes on a socket, and the answers until the server closes."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def read_reply(connection: socket.socket, seconds: float) -> RawReply:
 
 
 def exchange(url: str, sent: bytes, seconds: float = 20.0) -> RawReply:
-    """What is answered to it. A last request that asks to close the connection tells when everything was said; unless the server
-    has hung up before, the answer to it is left out."""
+    """The answers to these bytes. A last request asks the server to close the connection, which shows where the answers end; its own
+    answer is left out."""
     with connect(url) as connection:
         try:
             connection.sendall(sent)
             connection.sendall(_CLOSING_REQUEST)
-        except OSError:  # it has reply enough already
+        except OSError:  # the server has closed already
             pass
         reply = read_reply(connection, seconds)
         closing = _CLOSING_ANSWER.search(reply.raw)
@@ -95,7 +95,7 @@ def request(
     length: bool = True,
     version: bytes = b"HTTP/1.1",
 ) -> bytes:
-    """A request that is right, but for what is asked to be wrong. `headers` are whole lines without their end."""
+    """A correct request, except for what the arguments make wrong. `headers` are whole lines without their end."""
     lines = [method + b" " + path + b" " + version]
     if host is not None:
         lines.append(b"host: " + host)

@@ -1,7 +1,7 @@
-"""Bytes that nobody would think of, at every target: none of them is more than a refusal.
+"""Random bytes for every parser and for the control API: they are accepted or refused, and never an internal error.
 
-What once broke something is kept in `tests/attacks/crashes/<target>/` and tried first, on every run. A new finding is written there
-by hand, with a name that says what it was.
+Inputs that once broke something are kept in `tests/attacks/crashes/<target>/` and tried first, on every run. A new one is written there
+by hand, with a name that says what it is.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def stored_crashes(target: str) -> list[bytes]:
 
 
 def with_stored_crashes(target: str) -> Any:
-    """Every kept crash is an example of its own."""
+    """Every stored crash is an example of its own."""
 
     def decorate(test: Any) -> Any:
         for data in stored_crashes(target):
@@ -104,7 +104,7 @@ def test_any_body_is_parsed_or_refused_with_a_4xx(data: bytes) -> None:
 
 
 def parsed(protocol: Any, data: bytes) -> Any:
-    """None: refused, as something that the client can correct."""
+    """None if it was refused with a client error."""
     try:
         return protocol.parse(data)
     except GatewayError as refused:

@@ -40,14 +40,14 @@ FRAMING = [
     ("two lengths", request(headers=[b"content-length: 4"]), [400], 0),
     ("a list of lengths", sized(b"4, 4"), [400], 0),
     ("a length with a sign", sized(b"+4"), [400], 0),
-    ("a length below nothing", sized(b"-1"), [400], 0),
+    ("a negative length", sized(b"-1"), [400], 0),
     ("a length in hexadecimal", sized(b"0x4c"), [400], 0),
-    ("a length beyond counting", sized(b"99999999999999999999"), [400], 0),
-    ("a chunk beyond counting", chunked(b"fffffffffffffffff\r\nabc"), [400], 0),
-    ("a chunk below nothing", chunked(b"-1\r\nabc"), [400], 0),
+    ("a length above 64 bits", sized(b"99999999999999999999"), [400], 0),
+    ("a chunk size above 64 bits", chunked(b"fffffffffffffffff\r\nabc"), [400], 0),
+    ("a negative chunk size", chunked(b"-1\r\nabc"), [400], 0),
     ("chunks that end in LF", chunked(CHUNKED.replace(b"\r\n", b"\n") + b"0\n\n"), [400], 0),
-    ("an extension without end", chunked(b"1;" + BIG + b"\r\na\r\n0\r\n\r\n"), [400], 0),
-    ("a trailer without end", chunked(CHUNKED + b"0\r\nx: " + BIG + b"\r\n\r\n"), [400], 0),
+    ("a chunk extension of a megabyte", chunked(b"1;" + BIG + b"\r\na\r\n0\r\n\r\n"), [400], 0),
+    ("a trailer of a megabyte", chunked(CHUNKED + b"0\r\nx: " + BIG + b"\r\n\r\n"), [400], 0),
     ("trailers are no headers", chunked(CHUNKED + b"0\r\nhost: evil\r\nx-workflow-step: a\r\n\r\n"), [200], 1),
     ("lines that end in LF", request().replace(b"\r\n", b"\n"), [400], 0),
     ("a CR inside a value", request(headers=[b"x-a: b\rx-c: d"]), [400], 0),
@@ -58,7 +58,7 @@ FRAMING = [
     ("NUL in a value", request(headers=[b"x-a: b\0c"]), [400], 0),
     ("a space before the method", b" " + request(), [400], 0),
     ("an empty line before the method", b"\r\n" + request(), [200], 1),
-    ("a version that there is not", request(version=b"HTTP/9.9"), [400], 0),
+    ("an unknown version", request(version=b"HTTP/9.9"), [400], 0),
     ("HTTP/0.9", b"GET /livez\r\n\r\n", [400], 0),
     ("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [400], 0),
     ("a TLS hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 500, [400], 0),
@@ -98,7 +98,7 @@ WHO_AND_WHERE = [
     ("a model call by PUT", request(b"PUT"), 405),
 ]
 
-# One way each to write the path of something protected so that a careless reader finds it all the same.
+# Spellings of a protected path that a lenient parser would accept.
 MISSPELT_PATHS = [
     b"//api/keys",
     b"/api//keys",
@@ -134,9 +134,9 @@ def test_ambiguous_framing_is_refused_or_read_in_one_way(
     before = served.seen()
     reply = exchange(served.gateway.url, sent)
     assert reply.statuses == statuses, reply.raw[:500]
-    assert served.seen() - before == calls, "of which the provider saw another number"
+    assert served.seen() - before == calls, "the provider received another number of calls"
     if statuses[-1] in (400, 431):
-        assert reply.is_closed, "what follows a request that makes no sense makes none either"
+        assert reply.is_closed, "nothing after a malformed request can be understood"
         assert reply.answers[-1].json()["error"]["message"]
 
 
@@ -181,7 +181,7 @@ def test_expect_100_continue_is_answered(served: Served) -> None:
 
 
 def test_hop_by_hop_and_client_headers_are_not_forwarded(served: Served) -> None:
-    """Neither what concerns one hop nor who the client is reaches the provider, and no trick with `connection` removes ours."""
+    """And no trick with `connection` removes the gateway's own headers."""
     sent = [
         b"authorization: Bearer the-clients-own",
         b"connection: authorization, content-type, x-workflow-id",
@@ -215,7 +215,7 @@ def test_invalid_tag_value_reaches_no_header_and_no_log_line(served: Served, nam
 
 
 def test_forwarded_request_is_not_treated_as_local(served: Served) -> None:
-    """Without a key only this machine may administer and call, and a request that was passed on is from somewhere else."""
+    """Without keys only this machine may administer and call, and a forwarded request comes from elsewhere."""
     for name in (b"x-forwarded-for", b"forwarded", b"x-real-ip"):
         reply = exchange(served.gateway.url, request(b"GET", b"/api/keys", [name + b": 127.0.0.1"], b"", length=False))
         assert reply.statuses == [401], name
@@ -223,7 +223,7 @@ def test_forwarded_request_is_not_treated_as_local(served: Served) -> None:
 
 
 def test_call_followed_by_garbage_leaves_no_reservation(served: Served) -> None:
-    """The client is hung up on; its call ends as if it had left, and nothing stays held."""
+    """The connection is closed; the call ends as if the client had left."""
     headers = [b"x-workflow-id: small", b"x-workflow-run-id: r-garbage", b"x-workflow-step: s"]
     for _ in range(5):
         assert exchange(served.gateway.url, request(headers=headers) + b"\x00\x01\x02").is_closed

@@ -1,4 +1,4 @@
-"""Clients that take their time, in either direction: each is let go of, and meanwhile everybody else is served."""
+"""Clients that are slow in either direction: each is disconnected, and all others are served meanwhile."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SERVER = {
     "bodies_bytes_max": 4_000_000,
     "body_bytes_max": 3_000_000,
 }
-# Deadlines are looked at once a second; the rest is for a busy machine.
+# Deadlines are checked once a second; the rest is for a busy machine.
 SOON_S = 15.0
 
 
@@ -46,12 +46,12 @@ def connections_ended(served: Served, reason: str) -> float:
 
 
 def test_headers_sent_a_byte_at_a_time_are_cut_off(served: Served) -> None:
-    """A byte now and then is no sign of life: it is the whole head that has to arrive in time."""
+    """The deadline is for the whole head: a byte now and then does not extend it."""
     with connect(served.gateway.url) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nx-a: ")
         deadline = time.monotonic() + SOON_S
         while not select.select([connection], [], [], 0.2)[0]:
-            assert time.monotonic() < deadline, "the gateway still listens"
+            assert time.monotonic() < deadline, "the gateway still reads"
             connection.sendall(b"a")
         assert read_reply(connection, SOON_S).is_closed
 
@@ -81,7 +81,7 @@ def test_silent_connection_is_closed(served: Served) -> None:
 
 
 def test_300_idle_connections_do_not_displace_calls(served: Served) -> None:
-    """Whoever was quiet for longest goes first; a call that is under way is never the one."""
+    """The connection that was idle longest is closed first, and one with a call in flight never."""
     served.provider.script(delay_ms=3000)
     before = connections_ended(served, "too_many")
     with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as opened:
@@ -97,7 +97,7 @@ def test_300_idle_connections_do_not_displace_calls(served: Served) -> None:
 
 
 def test_10000_idle_connections_stay_within_the_default_limit(tmp_path: Path) -> None:
-    """As a gateway is shipped, with room for 8,192: those that came first are let go of, and everybody else is served."""
+    """The default limit is 8,192: the oldest idle connections are closed, and all others are served."""
     wanted, limit = 10_000, 8_192
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < wanted + 1_000:
@@ -124,7 +124,7 @@ def test_client_that_does_not_read_is_disconnected_and_charged(served: Served) -
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         headers = [f"{name}: {value}".encode() for name, value in tagged("slow", "r-unread").items()]
         connection.sendall(request(headers=headers, body=json.dumps(body).encode()))
-        until(lambda: connections_ended(served, "unread") > before, 60, "the client is hung up on")
+        until(lambda: connections_ended(served, "unread") > before, 60, "the client is disconnected")
         until(lambda: served.metric("farebox_calls_in_flight") == 0, what="its call is over")
     facts = served.balance(tagged("slow", "r-unread"))
     assert facts["reserved"] == 0
@@ -170,7 +170,7 @@ async def test_incomplete_body_gets_a_408() -> None:
 
 
 async def test_refused_body_is_not_read_to_its_end() -> None:
-    """Hanging up in the middle of a body would make the client miss the answer; draining it for ever would be a gift."""
+    """Closing in the middle of the body would make the client miss the answer; reading a gigabyte would be a waste."""
     async with bare_server(refuse_at_once) as url:
         with await asyncio.to_thread(connect, url) as connection:
             connection.sendall(request(length=False, headers=[b"content-length: 1000000000"], body=b"a" * 1000))
@@ -180,7 +180,7 @@ async def test_refused_body_is_not_read_to_its_end() -> None:
 
 
 async def test_slow_reader_that_keeps_reading_is_not_disconnected() -> None:
-    """Slow is not silent: whoever takes what fits into a second keeps the connection, however long the whole answer lasts."""
+    """A client that keeps reading keeps its connection, however long the whole answer takes."""
     size = 24_000_000
 
     async def long_answer(scope: Any, receive: Any, send: Any) -> None:

@@ -1,4 +1,4 @@
-"""Who may see and change what on the admin pages, and what keeps foreign pages and guesses out."""
+"""Who may see and change what on the admin pages, and how cross-site requests and guessed passwords are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.browser.conftest import CONFIG, Client
 from tests.farebox_process import FareboxProcess, running_farebox
 
 PASSWORD = "correct horse battery"
-# What can be reached without being somebody: to become somebody.
+# Pages that need no login: those for logging in.
 PUBLIC = {("GET", "/login"), ("POST", "/login"), ("GET", "/setup"), ("POST", "/setup")}
 
 
@@ -131,9 +131,9 @@ def test_wrong_logins_are_throttled(guarded: FareboxProcess, admin: Client, view
     late = client.post("/admin/login", {"name": "mallory", "password": "y"})
     assert (late.status, late.headers["retry-after"]) == (429, "300")
     assert client.post("/admin/login", {"name": "ada", "password": PASSWORD}).status == 303, (
-        "who shares the address gets in"
+        "another user of the same address may log in"
     )
-    assert admin.get("/admin").status == 200, "whoever is in stays in"
+    assert admin.get("/admin").status == 200, "an open session is not affected"
 
 
 def test_session_ends_on_logout_and_when_its_user_is_disabled(admin: Client, viewer: Client) -> None:

@@ -1,4 +1,4 @@
-"""What the admin pages say: the same figures as the rows of `token_usage`, text that stays text, forms that do what they say."""
+"""The admin pages show the figures of the rows of `token_usage`, escape every input, and their forms change what they say."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def test_settings_are_reviewed_saved_and_reverted(client: Client) -> None:
     assert re.search(r'class="old">2<.*class="new">3<', review.text, re.DOTALL)
     form = {"orchestration_max_retry_attempts": "3", "was:orchestration_max_retry_attempts": "2"}
     assert client.post("/admin/settings", form).status == 303
-    assert client.post("/admin/settings", form).status == 409, "it is 3 by now: somebody else was there first"
+    assert client.post("/admin/settings", form).status == 409, "it is 3 by now: somebody else changed it first"
     change = re.search(r'name="id" value="(\d+)"', client.get("/admin/settings/history").text)
     assert change
     assert client.post("/admin/settings/history", {"id": change[1]}).status == 303
@@ -316,7 +316,7 @@ def test_invalid_settings_are_refused_and_kept_in_the_form(client: Client, given
     assert reply.status == 400
     assert says in html.unescape(reply.text)
     assert "Nothing was saved" in reply.text
-    if given.keys() != {"orchestration_compression_aggressiveness"}:  # a choice that there is not cannot be shown
+    if given.keys() != {"orchestration_compression_aggressiveness"}:  # a select cannot show an unknown option
         assert f'value="{next(iter(given.values()))}"' in reply.text
 
 
@@ -360,7 +360,7 @@ def test_budgets_page_names_the_budget_that_blocks_a_call(client: Client, gatewa
     changed = {"id": made[1], "scope": "workflow", "match": "triage", "tokens": "20", "window": "day"}
     assert client.post("/admin/budgets", changed).status == 303
     assert 'class="bullet over"' in section(client.get("/admin/budgets").text, "All budgets"), (
-        "no bar as of one that fits"
+        "the bar shows that it is exceeded"
     )
     changed["tokens"] = "50,000"
     assert client.post("/admin/budgets", changed).status == 303

@@ -137,8 +137,8 @@ def test_workflow_budget_updates_on_each_of_its_run_rows(page: Page, gateway: Fa
     assert gateway.chat("word " * 400, tagged("intake", "r-2", "check"), model="small", max_tokens=10).status == 200
     expect(bar).not_to_have_attribute("title", before or "", timeout=8_000)
     expect(link).to_be_focused()
-    assert row.locator(".tight").text_content() != tight, "on a phone its share is told"
-    assert row.get_attribute("class") is None, "its own figures did not move"
+    assert row.locator(".tight").text_content() != tight, "the share that phones show changes too"
+    assert row.get_attribute("class") is None, "its own figures did not change"
     expect(page.locator("#run-r-2")).to_have_class("moved")
     assert "project default, this month" in page.locator("#of-project").inner_text()
 
@@ -182,7 +182,7 @@ def test_run_is_paused_resumed_and_given_a_budget(page: Page) -> None:
     assert "of 12,000" in page.locator(".figure").first.inner_text()
     page.on("dialog", lambda dialog: dialog.dismiss())
     page.get_by_role("button", name="Cancel").click()
-    assert page.locator(".title .state").inner_text() == "active", "whoever says no to the question cancels nothing"
+    assert page.locator(".title .state").inner_text() == "active", "a dismissed confirmation cancels nothing"
     page.locator("details").first.click()
     assert page.get_by_text("held → settled").first.is_visible()
 
@@ -192,7 +192,7 @@ def test_timeline_bar_opens_its_call(page: Page) -> None:
     page.locator(".lane a").first.click()
     assert page.locator("li.call:target details[open]").count() == 1
     page.reload()
-    assert page.locator("li.call:target details[open]").count() == 1, "the address says which"
+    assert page.locator("li.call:target details[open]").count() == 1, "the URL names the call"
 
 
 def test_review_button_appears_only_after_an_edit(page: Page) -> None:
@@ -340,7 +340,7 @@ def test_login_and_logout(browser: Browser, guarded: FareboxProcess) -> None:
 
 
 def test_first_key_leads_to_setting_a_password(browser: Browser, tmp_path: Path) -> None:
-    """From the first key on the pages ask for a login: whoever made it is led to set one."""
+    """Once there is a key the pages ask for a login, so the page leads to setting a password."""
     from tests.browser.conftest import CONFIG
     from tests.farebox_process import running_farebox
 

@@ -1,4 +1,4 @@
-"""anthropic-python, as people use it: messages, streams, tools, counting; sync and async; of Anthropic's and of other providers' models."""
+"""anthropic-python, as people use it: messages, streams, tools, counting; sync and async."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_message_is_charged_to_its_run_budget(served: Served, client: anthropic.
     assert served.last.credential == "upstream-key"
 
 
-@pytest.mark.parametrize("ignored", [False, True], ids=["", "of a provider that ignores it"])
+@pytest.mark.parametrize("ignored", [False, True], ids=["streamed", "buffered by the provider"])
 def test_message_stream(served: Served, client: anthropic.Anthropic, ignored: bool) -> None:
     served.provider.script(text=TEXT, ignore_stream=ignored)
     with client.messages.stream(

@@ -1,4 +1,4 @@
-"""A client of one protocol and a model of another: translated both ways, whole and in streams, and still inside the budget."""
+"""A client of one protocol and a model of another: translated both ways, buffered and streamed, within the budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that are made again: under an `Idempotency-Key`, and with the cache on. Both are paid once."""
+"""Repeated calls under an `Idempotency-Key` or with the cache on are charged once."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_metadata_tags_a_call(served: Served, client: openai.OpenAI) -> None:
     assert "metadata" not in served.last.body
 
 
-@pytest.mark.parametrize("ignored", [False, True], ids=["", "of a provider that ignores it"])
+@pytest.mark.parametrize("ignored", [False, True], ids=["streamed", "buffered by the provider"])
 def test_chat_stream_without_usage(served: Served, client: openai.OpenAI, ignored: bool) -> None:
     served.provider.script(text=TEXT, ignore_stream=ignored)
     with client.chat.completions.create(
@@ -156,7 +156,7 @@ def test_response_is_charged_to_its_run_budget(served: Served, client: openai.Op
     assert run_of(served, "o-responses")["tokens"]["settled"] == answer.usage.total_tokens
 
 
-@pytest.mark.parametrize("ignored", [False, True], ids=["", "of a provider that ignores it"])
+@pytest.mark.parametrize("ignored", [False, True], ids=["streamed", "buffered by the provider"])
 def test_response_stream(served: Served, client: openai.OpenAI, ignored: bool) -> None:
     served.provider.script(text=TEXT, ignore_stream=ignored)
     with client.responses.stream(

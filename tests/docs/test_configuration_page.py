@@ -1,4 +1,4 @@
-"""docs/configuration.md and docs/config.schema.json are made from the models, and say of a file what the loader says of it."""
+"""docs/configuration.md and docs/config.schema.json are made from the models, and the schema agrees with the loader."""
 
 from __future__ import annotations
 
