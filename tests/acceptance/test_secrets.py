@@ -61,7 +61,7 @@ PLACES = ("log", "answers", "metrics", "readiness", "rows", "spans", "pages", "s
 class Outputs:
     """What was written in each place."""
 
-    told: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
     statuses: dict[str, int] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
 
@@ -150,13 +150,13 @@ ENVIRON = {"FAREBOX_ADMIN_KEY": ADMIN, "GROQ_API_KEY": ENVIRONMENT, "OTEL_BSP_SC
 class Actor:
     """Sends calls that succeed and calls that fail, and keeps every answer."""
 
-    def __init__(self, gateway: FareboxProcess, scene: Outputs) -> None:
+    def __init__(self, gateway: FareboxProcess, outputs: Outputs) -> None:
         self._gateway = gateway
-        self._scene = scene
+        self._outputs = outputs
         self._said: list[str] = []
         made = self.send("key", "POST", "/api/keys", {"name": "caller"}, as_admin=True, keep=False)
         self._key = str(made.json()["key"])
-        scene.keys.append(self._key)
+        outputs.keys.append(self._key)
 
     def send(
         self,
@@ -172,7 +172,10 @@ class Actor:
         credential = {"authorization": f"Bearer {ADMIN if as_admin else getattr(self, '_key', '')}"}
         given = {name: value for name, value in {**credential, **(headers or {})}.items() if value is not None}
         reply = self._gateway.request(method, path, body, given)
-        self._scene.statuses[what] = reply.status
+        while reply.status == 503 and what != "outage":  # on a busy machine Redis may be too slow for a moment
+            time.sleep(0.2)
+            reply = self._gateway.request(method, path, body, given)
+        self._outputs.statuses[what] = reply.status
         if keep:  # a key is shown once, to whoever made it
             self._said.append(f"{what}: {reply.headers} {reply.body.decode(errors='replace')}")
         return reply
@@ -190,8 +193,6 @@ class Actor:
 
 
 def make_successful_calls(act: Actor) -> None:
-    # The first call of a process on a busy machine may be late for Redis' deadline.
-    until(lambda: act.chat("first", headers=tagged("told", "r-1", "s")).status == 200, 10, "the first call")
     for stream in (False, True):
         act.chat(f"stream={stream}", headers=tagged("told", "r-1", "s"), stream=stream)
     act.chat("litellm", "by-litellm", tagged("told", "r-1", "s"))
@@ -340,7 +341,7 @@ def _output(place: Path, config: dict[str, Any], command: str, awaited: str) -> 
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, store_url: str) -> Outputs:
+def outputs(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, store_url: str) -> Outputs:
     folder = tmp_path_factory.mktemp("secrets")
     found = Outputs()
     ledger = f"redis://:{quote(REDIS)}@127.0.0.1:{redis_server.port}"
@@ -352,18 +353,18 @@ def scene(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, s
             make_failing_calls(act, provider)
             make_refused_calls(act)
             make_invalid_calls(act)
-            found.told["metrics"] = gateway.get("/metrics").body.decode()
-            found.told["readiness"] = gateway.get("/readyz?verbose").body.decode()
+            found.texts["metrics"] = gateway.get("/metrics").body.decode()
+            found.texts["readiness"] = gateway.get("/readyz?verbose").body.decode()
             until(lambda: bool(asked), 10, "the webhook")
-            found.told["pages"] = read_pages(act)
+            found.texts["pages"] = read_pages(act)
             redis_server.kill()
             act.chat("outage", headers=tagged("told", "r-5", "s"))
             until(lambda: gateway.get("/readyz").status == 503, 10, "the breaker")
-            found.told["readiness"] += gateway.get("/readyz?verbose").body.decode()
+            found.texts["readiness"] += gateway.get("/readyz?verbose").body.decode()
             redis_server.start()
             redis_server.command("CONFIG", "SET", "requirepass", REDIS)
             until(lambda: gateway.get("/readyz").status == 200, 20, "the ledger")
-        found.told |= {
+        found.texts |= {
             "answers": act.said,
             "log": gateway.log,
             "rows": stored_rows(store_url),
@@ -397,10 +398,10 @@ def check_that_secrets_were_used(
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_no_secret_leaks(scene: Outputs, place: str) -> None:
-    said = scene.told[place]
+def test_no_secret_leaks(outputs: Outputs, place: str) -> None:
+    said = outputs.texts[place]
     assert said
-    secrets = [*GIVEN, *SENT.values(), *scene.keys]
+    secrets = [*GIVEN, *SENT.values(), *outputs.keys]
     if place == "answers":
         secrets = [secret for secret in secrets if secret not in {SENT[name] for name in REPEATED}]
     leaks = {secret: said[max(0, at - 200) : at + 100] for secret in secrets if (at := said.find(secret)) >= 0}
