@@ -363,7 +363,9 @@ def test_metric_series_are_bounded_for_260_workflows(served: Served) -> None:
 
 
 def test_refused_calls_leave_usage_rows_without_cost(served: Served) -> None:
-    """Last in the file: everything above, added up."""
+    """Last in the file: also those of the tests above."""
+    headers = {**key(served), **tagged("tight", "r-refused", options="no-clamp")}
+    assert ask(served, headers, max_tokens=1000).status == 402
     assert served.gateway.stop() == 0
     rows = store_rows(served.gateway.folder, "SELECT * FROM token_usage")
     refused = [row for row in rows if row["status"] == "refused"]
