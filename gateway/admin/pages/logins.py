@@ -55,7 +55,7 @@ async def show_setup(page_request: PageRequest) -> Response:
     token = page_request.param("token")
     if not await is_invited(page_request.store, token, page_request.now_ms):
         raise PermissionDenied(_INVITATION_INVALID)
-    return page_request.render("first", token=token, fault="", characters_min=PASSWORD_CHARACTERS_MIN)
+    return page_request.render("setup", token=token, fault="", characters_min=PASSWORD_CHARACTERS_MIN)
 
 
 async def set_first_password(page_request: PageRequest) -> Response:
@@ -66,7 +66,7 @@ async def set_first_password(page_request: PageRequest) -> Response:
         user = await _put_user(page_request, "admin")
     except BadRequest as error:
         return page_request.render(
-            "first", status=400, token=token, fault=error.message, characters_min=PASSWORD_CHARACTERS_MIN
+            "setup", status=400, token=token, fault=error.message, characters_min=PASSWORD_CHARACTERS_MIN
         )
     await forget_invitations(page_request.store)
     await _record_event(page_request, user.name, "admin.first_login_set", user.name)
