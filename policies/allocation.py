@@ -320,16 +320,21 @@ def _allocation(step: StepDemand, tokens: int, settings: Settings, reason: str) 
 
 
 def _reallocated(
-    one: StepAllocation, now: Mapping[str, int], used_tokens: int | None, settings: Settings
+    allocation: StepAllocation, tokens_by_step: Mapping[str, int], used_tokens: int | None, settings: Settings
 ) -> StepAllocation:
     if used_tokens is not None:
-        reason = f"completed with {used_tokens:,} of {one.tokens:,}"
-        return replace(one, tokens=used_tokens, hard_limit_tokens=used_tokens, reason=reason)
-    tokens = now.get(one.step, one.tokens)
-    if tokens == one.tokens:
-        return one
-    moved = f"{tokens - one.tokens:+,} from completed steps"
-    return replace(one, tokens=tokens, hard_limit_tokens=hard_limit(tokens, settings), reason=f"{one.reason}; {moved}")
+        reason = f"completed with {used_tokens:,} of {allocation.tokens:,}"
+        return replace(allocation, tokens=used_tokens, hard_limit_tokens=used_tokens, reason=reason)
+    tokens = tokens_by_step.get(allocation.step, allocation.tokens)
+    if tokens == allocation.tokens:
+        return allocation
+    moved = f"{tokens - allocation.tokens:+,} from completed steps"
+    return replace(
+        allocation,
+        tokens=tokens,
+        hard_limit_tokens=hard_limit(tokens, settings),
+        reason=f"{allocation.reason}; {moved}",
+    )
 
 
 def _pool_limit(pool_limit_tokens: int | None, settings: Settings) -> int:

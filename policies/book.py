@@ -92,37 +92,43 @@ class Book:
 
     def reserve(self, project: str, request: Reserve, now_ms: int) -> Decision:
         accounts = self._accounts(project, [hold.account for hold in request.holds])
-        found = self.storage.reservation(project, request.id)
-        if found is not None:
-            return repeat_placement(request, found, accounts, now_ms).decision
+        reservation = self.storage.reservation(project, request.id)
+        if reservation is not None:
+            return repeat_placement(request, reservation, accounts, now_ms).decision
         return self._write_placement(project, place(request, accounts, now_ms))
 
     def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand, now_ms: int) -> Decision:
         accounts = self._accounts(project, [hold.account for hold in holds])
-        found = self.storage.reservation(project, reservation_id)
-        if found is None:
+        reservation = self.storage.reservation(project, reservation_id)
+        if reservation is None:
             return resolved_refusal(holds, accounts, now_ms)
-        return self._write_placement(project, extend(found, holds, extra, accounts, now_ms))
+        return self._write_placement(project, extend(reservation, holds, extra, accounts, now_ms))
 
     def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int, now_ms: int) -> tuple[str, ...]:
-        found = [(heartbeat, self.storage.reservation(project, heartbeat.id)) for heartbeat in progress]
-        for heartbeat, one in found:
-            if one is not None and one.state is State.PENDING:
-                self.storage.put_reservation(project, renewed_reservation(one, heartbeat, now_ms + ttl_ms))
-        return tuple(heartbeat.id for heartbeat, one in found if one is None or one.state is not State.PENDING)
+        reservations = [(heartbeat, self.storage.reservation(project, heartbeat.id)) for heartbeat in progress]
+        for heartbeat, reservation in reservations:
+            if reservation is not None and reservation.state is State.PENDING:
+                self.storage.put_reservation(project, renewed_reservation(reservation, heartbeat, now_ms + ttl_ms))
+        return tuple(
+            heartbeat.id
+            for heartbeat, reservation in reservations
+            if reservation is None or reservation.state is not State.PENDING
+        )
 
     def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes, now_ms: int) -> Resolution:
-        found = self.storage.reservation(project, reservation_id)
-        if found is None:
+        reservation = self.storage.reservation(project, reservation_id)
+        if reservation is None:
             return UNKNOWN_RESERVATION
-        accounts = self._accounts(project, found.accounts)
-        return self._write_booking(project, settle(project, found, accounts, used, detail, now_ms))
+        accounts = self._accounts(project, reservation.accounts)
+        return self._write_booking(project, settle(project, reservation, accounts, used, detail, now_ms))
 
     def void(self, project: str, reservation_id: str, now_ms: int) -> Resolution:
-        found = self.storage.reservation(project, reservation_id)
-        if found is None:
+        reservation = self.storage.reservation(project, reservation_id)
+        if reservation is None:
             return UNKNOWN_RESERVATION
-        return self._write_booking(project, void(project, found, self._accounts(project, found.accounts), now_ms))
+        return self._write_booking(
+            project, void(project, reservation, self._accounts(project, reservation.accounts), now_ms)
+        )
 
     def expire_due(self, limit: int, now_ms: int) -> tuple[ExpiredReservation, ...]:
         due = self.storage.due_reservations(now_ms, limit)
@@ -146,8 +152,8 @@ class Book:
         return after.balance(account)
 
     def current_run(self, project: str, workflow: str, candidate: str, silence_ms: int, now_ms: int) -> str:
-        found = self.storage.run(project, workflow)
-        run = candidate if found is None or found[1] <= now_ms else found[0]
+        current = self.storage.run(project, workflow)
+        run = candidate if current is None or current[1] <= now_ms else current[0]
         self.storage.put_run(project, workflow, run, now_ms + silence_ms)
         return run
 
@@ -219,12 +225,14 @@ class Book:
         self.storage.put_reservation(project, reservation)
 
     def _expire_reservation(self, project: str, reservation_id: str, now_ms: int) -> ExpiredReservation:
-        found = self.storage.reservation(project, reservation_id)
-        if found is None:
+        reservation = self.storage.reservation(project, reservation_id)
+        if reservation is None:
             raise LookupError(f"reservation {reservation_id!r} is due and is not there")
-        accounts = self._accounts(project, found.accounts)
-        booked = self._write_booking(project, expire(project, found, accounts, now_ms)).booked
-        return ExpiredReservation(found.id, project, found.owner, booked, _released(found.held, booked))
+        accounts = self._accounts(project, reservation.accounts)
+        booked = self._write_booking(project, expire(project, reservation, accounts, now_ms)).booked
+        return ExpiredReservation(
+            reservation.id, project, reservation.owner, booked, _released(reservation.held, booked)
+        )
 
     def _is_claimable(self, position: str, consumer: str, now_ms: int) -> bool:
         holder, since_ms = self._claims.get(position, (consumer, 0))

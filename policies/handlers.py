@@ -81,10 +81,10 @@ class Handler:
         """Run all checks. A tool call scores 1, because it has no text to check."""
         if answer.is_tool_call:
             return Assessment(1.0, ())
-        found = [(weight, check(answer)) for weight, check in self.checks]
-        total = sum(weight for weight, _ in found)
-        lost = sum(weight for weight, fault in found if fault is not None)
-        return Assessment(1 - lost / total if total else 1.0, tuple(fault for _, fault in found if fault is not None))
+        results = [(weight, check(answer)) for weight, check in self.checks]
+        total = sum(weight for weight, _ in results)
+        lost = sum(weight for weight, fault in results if fault is not None)
+        return Assessment(1 - lost / total if total else 1.0, tuple(fault for _, fault in results if fault is not None))
 
 
 # Weights of the checks. At the default minimum score of 0.8, a fault that makes an answer useless (4: at least a quarter of
@@ -212,8 +212,8 @@ def registry_of(entry_points: Iterable[EntryPoint]) -> Registry:
 
 def _load_handler(point: EntryPoint) -> Handler | str:
     try:
-        found = point.load()
-        handler = found if isinstance(found, Handler) else found()
+        loaded = point.load()
+        handler = loaded if isinstance(loaded, Handler) else loaded()
     except Exception as error:  # noqa: BLE001 - another package's code may fail in any way
         return f"handler '{point.name}' cannot be loaded: {type(error).__name__}: {error}."[:300]
     if not isinstance(handler, Handler):

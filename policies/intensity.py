@@ -254,14 +254,14 @@ def _activity_values(activity: AgentActivity, shape: WorkflowShape | None) -> Va
 
 def _group_scores(groups: Iterable[Group], values: Values) -> dict[str, float]:
     """The score of each group with at least one known measure."""
-    found = {}
+    scores = {}
     for group in groups:
         given = values.get(group.name, {})
         known = [(measure, value) for measure in group.measures if (value := given.get(measure.name)) is not None]
         weight = sum(measure.weight for measure, _ in known)
         if weight:
-            found[group.name] = sum(measure.weight * _normalized(measure, value) for measure, value in known) / weight
-    return found
+            scores[group.name] = sum(measure.weight * _normalized(measure, value) for measure, value in known) / weight
+    return scores
 
 
 def _normalized(measure: Measure, value: float) -> float:
@@ -269,7 +269,7 @@ def _normalized(measure: Measure, value: float) -> float:
     return SCORE_MAX * min(1.0, max(0.0, share))
 
 
-def _weighted_mean(groups: Iterable[Group], found: Mapping[str, float]) -> float | None:
-    known = [group for group in groups if group.name in found]
+def _weighted_mean(groups: Iterable[Group], scores: Mapping[str, float]) -> float | None:
+    known = [group for group in groups if group.name in scores]
     weight = sum(group.weight for group in known)
-    return min(SCORE_MAX, sum(group.weight * found[group.name] for group in known) / weight) if weight else None
+    return min(SCORE_MAX, sum(group.weight * scores[group.name] for group in known) / weight) if weight else None

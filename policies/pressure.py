@@ -55,8 +55,8 @@ def parse_ladder(items: Iterable[LadderItem]) -> Ladder:
     """Raises ValueError for an unknown or repeated rung, and for a share that is not above 0 and at most 1."""
     rungs: list[Rung] = []
     early: list[tuple[Rung, float]] = []
-    for one in items:
-        name, share = (one, None) if isinstance(one, str) else _parse_item_with_share(one)
+    for item in items:
+        name, share = (item, None) if isinstance(item, str) else _parse_item_with_share(item)
         if name not in set(Rung):
             raise ValueError(f"{name!r} is no rung; there are {', '.join(Rung)}")
         rung = Rung(name)
@@ -68,10 +68,10 @@ def parse_ladder(items: Iterable[LadderItem]) -> Ladder:
     return Ladder(tuple(rungs), tuple(early))
 
 
-def _parse_item_with_share(one: Mapping[str, float]) -> tuple[str, float]:
-    if len(one) != 1:
+def _parse_item_with_share(item: Mapping[str, float]) -> tuple[str, float]:
+    if len(item) != 1:
         raise ValueError("a rung with a share is written as one name and one number, such as {compress: 0.3}")
-    ((name, share),) = one.items()
+    ((name, share),) = item.items()
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
         raise ValueError(f"the share of {name} must be above 0 and at most 1, not {share!r}")
     return name, float(share)
@@ -99,7 +99,7 @@ class TightestLimit:
 
 def tightest_limit(holds: Sequence[Hold], balances: Sequence[Balance]) -> TightestLimit | None:
     """None if nothing is limited. `balances` are the ledger's, in the order of the holds. Observed accounts are left out."""
-    found: TightestLimit | None = None
+    tightest: TightestLimit | None = None
     for hold, balance in zip(holds, balances, strict=True):
         if not hold.enforce:
             continue
@@ -110,9 +110,9 @@ def tightest_limit(holds: Sequence[Hold], balances: Sequence[Balance]) -> Tighte
                 continue
             effective_balance = Balance(hold.account, limit, balance.settled, balance.reserved, balance.gate)
             share = max(0, effective_balance.remaining(unit) or 0) / unit_limit if unit_limit else 0.0
-            if found is None or share < found.share:
-                found = TightestLimit(share, hold.account, unit, effective_balance)
-    return found
+            if tightest is None or share < tightest.share:
+                tightest = TightestLimit(share, hold.account, unit, effective_balance)
+    return tightest
 
 
 def prompt_room(refused: Refused, demand: Demand, answer_tokens: int) -> int:

@@ -205,16 +205,16 @@ def price_from_map(entry: Mapping[str, Any]) -> Price | None:
 
 def price_faults(entry: Mapping[str, Any]) -> list[PriceError]:
     """All fields of an entry that `price_from_map` would refuse, not only the first."""
-    left, found = dict(entry), []
+    remaining, faults = dict(entry), []
     while True:
         try:
-            price_from_map(left)
+            price_from_map(remaining)
         except PriceError as error:
-            found.append(error)
-            if left.pop(error.name, None) is None:
-                return found
+            faults.append(error)
+            if remaining.pop(error.name, None) is None:
+                return faults
         else:
-            return found
+            return faults
 
 
 def cost_nano_usd(price: Price, usage: Usage, service_tier: object = None) -> int:
@@ -318,11 +318,11 @@ def _tokens_max(entry: Mapping[str, Any]) -> int:
 
 
 def _rates_for(base: Rates, above: Iterable[tuple[int, Rates]], prompt_tokens: int) -> Rates:
-    found = base
+    applicable = base
     for threshold, rates in above:
         if prompt_tokens > threshold:
-            found = rates
-    return found
+            applicable = rates
+    return applicable
 
 
 def _rates(entry: Mapping[str, Any], suffix: str, base: Rates | None = None) -> Rates | None:

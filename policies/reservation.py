@@ -297,7 +297,7 @@ def _refusal_reason(
         return Refusal.GATE, None
     if _has_room(limit, account.settled, account.reserved, needed):
         return None
-    found: tuple[Refusal, Unit | None] | None = None
+    busy: tuple[Refusal, Unit | None] | None = None
     for unit in UNITS:
         unit_limit = limit.of(unit)
         unit_needed = needed.of(unit)
@@ -311,8 +311,8 @@ def _refusal_reason(
             return Refusal.TOO_LARGE, unit
         if held.of(unit) + unit_needed > unit_limit - account.settled.of(unit):
             return Refusal.EXCEEDED, unit
-        found = found or (Refusal.BUSY, unit)
-    return found
+        busy = busy or (Refusal.BUSY, unit)
+    return busy
 
 
 def _has_room(limit: Limit, settled: Amount, reserved: Amount, needed: Amount) -> bool:
@@ -369,42 +369,42 @@ def place(request: Reserve, accounts: Sequence[Account], now_ms: int) -> Placeme
     return Placement(_granted(reservation, request.holds, after, now_ms, outcome.breaches), reservation, after)
 
 
-def repeat_placement(request: Reserve, found: Reservation, accounts: Sequence[Account], now_ms: int) -> Placement:
+def repeat_placement(request: Reserve, reservation: Reservation, accounts: Sequence[Account], now_ms: int) -> Placement:
     """The answer to a repeated request: the first grant, whatever became of it, with current balances.
 
     Raises ValueError if the id belongs to a reservation on other accounts.
     """
-    _check_same_accounts(found, request.holds)
-    return Placement(_granted(found, request.holds, accounts, now_ms))
+    _check_same_accounts(reservation, request.holds)
+    return Placement(_granted(reservation, request.holds, accounts, now_ms))
 
 
 def extend(
-    found: Reservation, holds: Sequence[Hold], extra: Demand, accounts: Sequence[Account], now_ms: int
+    current: Reservation, holds: Sequence[Hold], extra: Demand, accounts: Sequence[Account], now_ms: int
 ) -> Placement:
     """Add `extra` to a pending hold. The decision has the new totals. Raises ValueError if `holds` are not the reservation's."""
-    _check_same_accounts(found, holds)
-    if found.state is not State.PENDING:
+    _check_same_accounts(current, holds)
+    if current.state is not State.PENDING:
         return Placement(resolved_refusal(holds, accounts, now_ms))
-    outcome = fit(extra, holds, accounts, extending=True, held=found.held)
+    outcome = fit(extra, holds, accounts, extending=True, held=current.held)
     if outcome.refused is not None:
         return Placement(_refused(outcome.refused, extra, holds, accounts, now_ms))
     more = extra.amount(outcome.output_tokens)
     reservation = replace(
-        found,
+        current,
         limits=tuple(hold.limit for hold in holds),
-        held=found.held + more,
-        output_tokens=found.output_tokens + outcome.output_tokens,
+        held=current.held + more,
+        output_tokens=current.output_tokens + outcome.output_tokens,
     )
     after = tuple(_with_hold(*pair, more, now_ms) for pair in zip(holds, accounts, strict=True))
     return Placement(_granted(reservation, holds, after, now_ms, outcome.breaches), reservation, after)
 
 
-def renewed_reservation(found: Reservation, heartbeat: Progress, deadline_ms: int) -> Reservation:
+def renewed_reservation(reservation: Reservation, heartbeat: Progress, deadline_ms: int) -> Reservation:
     """A pending reservation after a heartbeat. Progress never goes back."""
-    progress = found.progress.unitwise_max(heartbeat.amount)
+    progress = reservation.progress.unitwise_max(heartbeat.amount)
     may_change = heartbeat.on_lost is OnLost.CHARGE or (heartbeat.on_lost is OnLost.RELEASE and progress == ZERO)
-    on_lost = heartbeat.on_lost if may_change and heartbeat.on_lost is not None else found.on_lost
-    return replace(found, deadline_ms=deadline_ms, progress=progress, on_lost=on_lost)
+    on_lost = heartbeat.on_lost if may_change and heartbeat.on_lost is not None else reservation.on_lost
+    return replace(reservation, deadline_ms=deadline_ms, progress=progress, on_lost=on_lost)
 
 
 def resolved_refusal(holds: Sequence[Hold], accounts: Sequence[Account], now_ms: int) -> Refused:
@@ -413,9 +413,9 @@ def resolved_refusal(holds: Sequence[Hold], accounts: Sequence[Account], now_ms:
     return Refused(Refusal.RESOLVED, holds[0].account, None, 0, balances[0], now_ms, balances)
 
 
-def _check_same_accounts(found: Reservation, holds: Sequence[Hold]) -> None:
-    if found.accounts != tuple(hold.account for hold in holds):
-        raise ValueError(f"reservation {found.id!r} holds on {found.accounts}, not on the accounts given")
+def _check_same_accounts(reservation: Reservation, holds: Sequence[Hold]) -> None:
+    if reservation.accounts != tuple(hold.account for hold in holds):
+        raise ValueError(f"reservation {reservation.id!r} holds on {reservation.accounts}, not on the accounts given")
 
 
 def _with_hold(hold: Hold, account: Account, more: Amount, now_ms: int) -> Account:
@@ -436,13 +436,13 @@ def _tightened_accounts(
     holds: Sequence[Hold], accounts: Sequence[Account], now_ms: int
 ) -> tuple[tuple[str, Account], ...]:
     """Only the accounts that this call tightens further, so that a repeated request changes nothing."""
-    found = []
+    changed = []
     for hold, account in zip(holds, accounts, strict=True):
         tightened = account.tightened.tightened_by(hold.tighten)
         if tightened != account.tightened:
             after = replace(account, tightened=tightened, keep_ms=hold.keep_ms, used_ms=now_ms)
-            found.append((hold.account, after))
-    return tuple(found)
+            changed.append((hold.account, after))
+    return tuple(changed)
 
 
 def _balances(holds: Sequence[Hold], accounts: Sequence[Account]) -> tuple[Balance, ...]:

@@ -160,8 +160,8 @@ def route(request: RouteRequest, candidates: Sequence[Candidate], settings: Sett
     ):
         reason = f"{sticky.name} has this conversation, and its prompt cache."
         return Route(sticky.name, sticky.tier, sticky.name != request.model, reason)
-    wanted, why = _wanted_tier(request, Tier(fixed_tier) if fixed_tier else None, settings)
-    return _best_route(request, wanted, why, candidates, settings)
+    wanted_tier, reason = _wanted_tier(request, Tier(fixed_tier) if fixed_tier else None, settings)
+    return _best_route(request, wanted_tier, reason, candidates, settings)
 
 
 def cheaper(model: str, needs: Needs, candidates: Sequence[Candidate], settings: Settings) -> tuple[Route, ...]:
@@ -176,16 +176,27 @@ def cheaper(model: str, needs: Needs, candidates: Sequence[Candidate], settings:
         return ()
     limit = _cost(current, needs)
     found = [
-        one
-        for one in candidates
-        if one.price is not None and _is_known_to_take(one, needs) and _cost(one, needs) < limit
+        candidate
+        for candidate in candidates
+        if candidate.price is not None and _is_known_to_take(candidate, needs) and _cost(candidate, needs) < limit
     ]
-    found.sort(key=lambda one: (-TIERS.index(one.tier), -_cost(one, needs), -_quality(one), one.order, one.name))
+    found.sort(
+        key=lambda candidate: (
+            -TIERS.index(candidate.tier),
+            -_cost(candidate, needs),
+            -_quality(candidate),
+            candidate.order,
+            candidate.name,
+        )
+    )
     return tuple(
         Route(
-            one.name, one.tier, True, f"{one.name} costs {_cost_percent(one, limit, needs)} % of {model} for this call."
+            candidate.name,
+            candidate.tier,
+            True,
+            f"{candidate.name} costs {_cost_percent(candidate, limit, needs)} % of {model} for this call.",
         )
-        for one in found
+        for candidate in found
     )
 
 
@@ -207,13 +218,13 @@ def estimated_prompt_tokens(body: Mapping[str, Any]) -> int:
     left = [body.get(name) for name in _PROMPT_FIELDS]
     characters = 0
     while left:
-        one = left.pop()
-        if isinstance(one, str):
-            characters += len(one)
-        elif isinstance(one, list):
-            left.extend(one)
-        elif isinstance(one, Mapping) and str(one.get("type")) not in _NON_TEXT_TYPES:
-            left.extend(one.values())
+        node = left.pop()
+        if isinstance(node, str):
+            characters += len(node)
+        elif isinstance(node, list):
+            left.extend(node)
+        elif isinstance(node, Mapping) and str(node.get("type")) not in _NON_TEXT_TYPES:
+            left.extend(node.values())
     return characters // 3
 
 
@@ -221,12 +232,12 @@ def _parts(body: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     """Turns and their parts, also those inside the results of tools. The arguments of tool calls are not searched."""
     left = [body.get("messages"), body.get("input")]
     while left:
-        one = left.pop()
-        if isinstance(one, list):
-            left.extend(one)
-        elif isinstance(one, Mapping):
-            yield one
-            left += [one.get("content"), one.get("output")]
+        node = left.pop()
+        if isinstance(node, list):
+            left.extend(node)
+        elif isinstance(node, Mapping):
+            yield node
+            left += [node.get("content"), node.get("output")]
 
 
 def _ability(part: Mapping[str, Any]) -> str | None:
@@ -258,9 +269,11 @@ def _named_route(request: RouteRequest, known: Mapping[str, Candidate], settings
 
 
 def _wanted_tier(request: RouteRequest, fixed_tier: Tier | None, settings: Settings) -> tuple[Tier, str]:
-    tier, why = _tier_by_score(request, settings) if fixed_tier is None else (fixed_tier, f"{fixed_tier} was asked for")
+    tier, reason = (
+        _tier_by_score(request, settings) if fixed_tier is None else (fixed_tier, f"{fixed_tier} was asked for")
+    )
     if not request.failed_attempts:
-        return tier, why
+        return tier, reason
     failed = request.failed_tier or tier
     if request.failed_attempts > settings.max_retry_attempts:
         return failed, f"{request.failed_attempts} answers failed their checks, and no more attempts move up"
@@ -277,46 +290,52 @@ def _tier_by_score(request: RouteRequest, settings: Settings) -> tuple[Tier, str
 
 
 def _best_route(
-    request: RouteRequest, wanted: Tier, why: str, candidates: Sequence[Candidate], settings: Settings
+    request: RouteRequest, wanted_tier: Tier, reason: str, candidates: Sequence[Candidate], settings: Settings
 ) -> Route | NoRoute:
     """The best of the wanted tier; if none of it can take the call, of the nearest tier above, and failing that, below."""
-    at = TIERS.index(wanted)
+    at = TIERS.index(wanted_tier)
     for tier in (*TIERS[at:], *TIERS[:at][::-1]):
-        able = [one for one in candidates if one.tier is tier and _can_take(one, request.needs)]
-        sure = [one for one in able if _is_known_to_take(one, request.needs)]
-        usable = sure or (able if is_auto(request.model) else [])
+        capable = [
+            candidate for candidate in candidates if candidate.tier is tier and _can_take(candidate, request.needs)
+        ]
+        known_capable = [candidate for candidate in capable if _is_known_to_take(candidate, request.needs)]
+        usable = known_capable or (capable if is_auto(request.model) else [])
         if usable:
             best = _best_candidate(usable, request.needs, settings)
-            words = [why] if tier is wanted else [why, f"none of {wanted} can take this call, so {tier}"]
+            words = (
+                [reason] if tier is wanted_tier else [reason, f"none of {wanted_tier} can take this call, so {tier}"]
+            )
             words.append(_comparison(best, usable, settings))
             return Route(best.name, best.tier, best.name != request.model, "; ".join(words) + ".")
     if is_auto(request.model):
         return NoRoute(f"No configured model can take this call: {_why_none(request.needs, candidates)}.")
-    asked = next(one for one in candidates if one.name == request.model)
-    return Route(request.model, asked.tier, False, f"{why}; no model is known to be able to, so {request.model} stays.")
+    asked = next(candidate for candidate in candidates if candidate.name == request.model)
+    return Route(
+        request.model, asked.tier, False, f"{reason}; no model is known to be able to, so {request.model} stays."
+    )
 
 
-def _can_take(one: Candidate, needs: Needs) -> bool:
-    fits_prompt = one.prompt_tokens_max is None or needs.prompt_tokens <= one.prompt_tokens_max
-    fits_output = one.output_tokens_max is None or needs.output_tokens <= one.output_tokens_max
-    is_priced = one.price is not None or not needs.is_money_limited
-    return fits_prompt and fits_output and is_priced and not (needs.abilities & one.lacks)
+def _can_take(candidate: Candidate, needs: Needs) -> bool:
+    fits_prompt = candidate.prompt_tokens_max is None or needs.prompt_tokens <= candidate.prompt_tokens_max
+    fits_output = candidate.output_tokens_max is None or needs.output_tokens <= candidate.output_tokens_max
+    is_priced = candidate.price is not None or not needs.is_money_limited
+    return fits_prompt and fits_output and is_priced and not (needs.abilities & candidate.lacks)
 
 
-def _is_known_to_take(one: Candidate, needs: Needs) -> bool:
-    return _can_take(one, needs) and needs.abilities <= one.abilities
+def _is_known_to_take(candidate: Candidate, needs: Needs) -> bool:
+    return _can_take(candidate, needs) and needs.abilities <= candidate.abilities
 
 
-def _cost(one: Candidate, needs: Needs) -> int:
+def _cost(candidate: Candidate, needs: Needs) -> int:
     """For comparisons. Unknown lengths are assumed: 1,000 tokens of prompt, and a quarter of the prompt (at least 250) as output."""
-    if one.price is None:
+    if candidate.price is None:
         return 0
     prompt, output = needs.prompt_tokens, needs.output_tokens
-    return cost_nano_usd(one.price, Usage(prompt or 1000, output or max(250, prompt // 4)))
+    return cost_nano_usd(candidate.price, Usage(prompt or 1000, output or max(250, prompt // 4)))
 
 
-def _quality(one: Candidate) -> float:
-    return QUALITY_UNKNOWN if one.quality is None else one.quality
+def _quality(candidate: Candidate) -> float:
+    return QUALITY_UNKNOWN if candidate.quality is None else candidate.quality
 
 
 def _best_candidate(usable: Sequence[Candidate], needs: Needs, settings: Settings) -> Candidate:
@@ -325,15 +344,15 @@ def _best_candidate(usable: Sequence[Candidate], needs: Needs, settings: Setting
     The ratio means that a model at twice the cheapest cost loses half of the cost weight, whatever the other models cost. A
     model without a price counts as the most expensive: unknown is not cheap.
     """
-    costs = {one.name: _cost(one, needs) for one in usable if one.price is not None}
+    costs = {candidate.name: _cost(candidate, needs) for candidate in usable if candidate.price is not None}
     cheapest_cost = min(costs.values(), default=0)
 
-    def score(one: Candidate) -> float:
-        cost = costs.get(one.name)
+    def score(candidate: Candidate) -> float:
+        cost = costs.get(candidate.name)
         cheapness = 0.0 if cost is None else 1.0 if cost == cheapest_cost else cheapest_cost / cost
-        return settings.ais_quality_weight * _quality(one) / 10 + settings.ais_cost_weight * cheapness
+        return settings.ais_quality_weight * _quality(candidate) / 10 + settings.ais_cost_weight * cheapness
 
-    return min(usable, key=lambda one: (-score(one), one.order, one.name))
+    return min(usable, key=lambda candidate: (-score(candidate), candidate.order, candidate.name))
 
 
 def _comparison(best: Candidate, usable: Sequence[Candidate], settings: Settings) -> str:
@@ -351,5 +370,5 @@ def _why_none(needs: Needs, candidates: Sequence[Candidate]) -> str:
     return "it needs " + ", ".join(asks) + (" and a known price" if needs.is_money_limited else "")
 
 
-def _cost_percent(one: Candidate, limit: int, needs: Needs) -> int:
-    return -(-100 * _cost(one, needs) // limit)
+def _cost_percent(candidate: Candidate, limit: int, needs: Needs) -> int:
+    return -(-100 * _cost(candidate, needs) // limit)

@@ -330,18 +330,21 @@ def conflicts(values: Mapping[str, SettingValue]) -> list[str]:
     """
     merged = {**defaults(), **values}
     ais = PREFIX + "ais_"
-    at = {key.removeprefix(ais): merged[key] for key in merged if key.startswith(ais)}
+    ais_values = {key.removeprefix(ais): merged[key] for key in merged if key.startswith(ais)}
     fast, balanced, powerful = (
-        float(at[name]) for name in ("fast_tier_max_score", "balanced_tier_max_score", "powerful_tier_min_score")
+        float(ais_values[name])
+        for name in ("fast_tier_max_score", "balanced_tier_max_score", "powerful_tier_min_score")
     )
-    found = []
+    contradictions = []
     if fast > balanced:
-        found.append(f"{ais}fast_tier_max_score {fast:g} is above {ais}balanced_tier_max_score {balanced:g}.")
+        contradictions.append(f"{ais}fast_tier_max_score {fast:g} is above {ais}balanced_tier_max_score {balanced:g}.")
     if fast > powerful:
-        found.append(f"{ais}fast_tier_max_score {fast:g} is above {ais}powerful_tier_min_score {powerful:g}.")
-    if float(at["quality_weight"]) + float(at["cost_weight"]) == 0:
-        found.append(f"{ais}quality_weight and {ais}cost_weight are both 0: nothing is left to choose a model by.")
-    return found
+        contradictions.append(f"{ais}fast_tier_max_score {fast:g} is above {ais}powerful_tier_min_score {powerful:g}.")
+    if float(ais_values["quality_weight"]) + float(ais_values["cost_weight"]) == 0:
+        contradictions.append(
+            f"{ais}quality_weight and {ais}cost_weight are both 0: nothing is left to choose a model by."
+        )
+    return contradictions
 
 
 @value_class

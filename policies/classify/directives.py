@@ -22,10 +22,10 @@ class Directive:
     via: str
 
 
-def find_directives(found: Sequence[Sequence[str]], words: Lexicon) -> list[Directive]:
+def find_directives(clauses: Sequence[Sequence[str]], words: Lexicon) -> list[Directive]:
     """At most `DIRECTIVES_MAX` directives of these clauses, in reading order."""
     directives: list[Directive] = []
-    for clause in found:
+    for clause in clauses:
         directives.extend(_directives_of_clause(clause, words))
         if len(directives) >= DIRECTIVES_MAX:
             break

@@ -217,9 +217,9 @@ def _hint_directive(rank: int, directive: Directive, evidence: _EvidenceCollecto
             evidence.add_hint(kind, intent, True, f"it asks to {directive.verb}")
 
 
-def _read_role(found: Iterable[Sequence[str]], words: Lexicon, evidence: _EvidenceCollector) -> None:
+def _read_role(clauses: Iterable[Sequence[str]], words: Lexicon, evidence: _EvidenceCollector) -> None:
     """ "You are a senior code reviewer who …": the last agent noun of the first part of the clause."""
-    for clause in found:
+    for clause in clauses:
         for at, word in enumerate(clause[:6]):
             if (
                 word in words.grammar.role_openers
@@ -260,10 +260,10 @@ def _agent_noun(clause: Sequence[str], words: Lexicon) -> str | None:
     return found
 
 
-def _read_products(found: Sequence[Sequence[str]], words: Lexicon, evidence: _EvidenceCollector) -> None:
+def _read_products(clauses: Sequence[Sequence[str]], words: Lexicon, evidence: _EvidenceCollector) -> None:
     """What the output is said to be: "Expected output: …", "return …", "output only …"."""
     expected = False
-    for clause in found:
+    for clause in clauses:
         if (
             clause[-2:] == ["expected", "output"]
             or clause[-2:] == ["output", "format"]

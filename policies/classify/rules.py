@@ -59,14 +59,14 @@ def _kinds_by_intent(hints: tuple[Hint, ...]) -> dict[str, set[str]]:
     return kinds
 
 
-def _confidence(found: set[str]) -> float:
+def _confidence(kinds: set[str]) -> float:
     """The most trusted pair among these kinds of evidence; 0 without one."""
-    return max((confidence for pair, confidence in PAIR_CONFIDENCES.items() if pair <= found), default=0.0)
+    return max((confidence for pair, confidence in PAIR_CONFIDENCES.items() if pair <= kinds), default=0.0)
 
 
 def _contradicted(intent: str, kinds: dict[str, set[str]]) -> bool:
     """Whether the name or the first request also points to another intent."""
-    return any(other != intent and found & {"name", "ask"} for other, found in kinds.items())
+    return any(other != intent and other_kinds & {"name", "ask"} for other, other_kinds in kinds.items())
 
 
 def _alternatives(kinds: dict[str, set[str]], intent: str, left: float) -> tuple[Alternative, ...]:

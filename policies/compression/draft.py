@@ -84,7 +84,7 @@ class LaterMessages:
         self._blocks: dict[int, list[tuple[int, str]]] = {}
 
     def needs(self, number: int, message_index: int, text: str) -> LaterNeeds:
-        """Call it with descending numbers, and report each text in between by `sent`."""
+        """Call it with descending numbers, and report each text in between by `add_earlier`."""
         while self._calls and self._calls[-1][0] >= message_index:
             self._used |= identifiers_of(self._calls.pop()[1])
         identifiers = self._identifiers[number] & (self._used | self._listed)
