@@ -29,14 +29,14 @@ class LedgerUnderTest:
 
     ledger: Ledger
     advance: Callable[[int], Awaitable[None]]
-    keeps_after_close: bool = False  # what was acknowledged is there again after `close` and `open`
+    is_durable: bool = False  # acknowledged operations survive `close` and `open`
 
 
 Engine = Callable[[Path], AbstractAsyncContextManager[LedgerUnderTest]]
 
 
 class ManualClock:
-    """A clock that moves when it is told to."""
+    """A clock that moves only by `advance`."""
 
     def __init__(self, now_ms: int = START_MS) -> None:
         self.now_ms = now_ms
@@ -62,13 +62,13 @@ async def sqlite(folder: Path) -> AsyncIterator[LedgerUnderTest]:
     clock = ManualClock()
     ledger = SqliteLedger(folder / "ledger.db", clock_ms=clock)
     await ledger.open()
-    yield LedgerUnderTest(ledger, clock.advance, keeps_after_close=True)
+    yield LedgerUnderTest(ledger, clock.advance, is_durable=True)
     await ledger.close()
 
 
 @asynccontextmanager
 async def sqlite_folding(folder: Path) -> AsyncIterator[LedgerUnderTest]:
-    """Its journal is so short that values move into the tables all the time, a few at once."""
+    """With a journal so short that values are moved into the tables all the time, a few at once."""
     with mock.patch.multiple(sqlite_shelf, JOURNAL_MAX=5, FOLD_MIN=2, _JOURNAL_OVERDUE=9):
         async with sqlite(folder) as made:
             yield made
@@ -81,5 +81,5 @@ ENGINES: Final[dict[str, Engine]] = {
     "redis": redis_engines.redis,
     "redis-6.2": redis_engines.redis_oldest,
     "redis-cluster": redis_engines.redis_cluster,
-    "redis-watched": redis_engines.redis_watched,
+    "redis-behind-outage-ledger": redis_engines.redis_behind_outage_ledger,
 }

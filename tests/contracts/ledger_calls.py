@@ -53,6 +53,6 @@ async def balance(ledger: Ledger, account: str, project: str = "p") -> Balance:
     return found
 
 
-async def stands_at(ledger: Ledger, account: str, settled: int, reserved: int) -> None:
+async def assert_account_tokens(ledger: Ledger, account: str, settled: int, reserved: int) -> None:
     found = await balance(ledger, account)
     assert (found.settled.tokens, found.reserved.tokens) == (settled, reserved)

@@ -1,4 +1,4 @@
-"""The Redis ledger as the contract suites see it: on one server, and on a cluster of three.
+"""The Redis ledger for the contract suites: on one server, and on a cluster of three.
 
 Servers are started once for the whole test session and flushed before each test. `TEST_REDIS_URL` names a database (not 0)
 of a running server to be used, and flushed, instead of one of our own.
@@ -22,8 +22,8 @@ from gateway.ledger.redis_topology import parse_url, topology_of
 from gateway.ledger.spool import Spool
 from tests.redis_server import RedisCluster, RedisServer, oldest_binary
 
-# The machine that runs the tests may be busy: what a deadline does is tested in tests/faults, with a proxy that is slow for sure.
-PATIENT_MS = 10_000
+# Long, because the machine that runs the tests may be busy. Deadlines themselves are tested in tests/faults, with a slow proxy.
+LONG_DEADLINE_MS = 10_000
 
 
 @functools.cache
@@ -69,13 +69,13 @@ async def redis_cluster(folder: Path) -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def redis_watched(folder: Path) -> AsyncIterator[Any]:
+async def redis_behind_outage_ledger(folder: Path) -> AsyncIterator[Any]:
     """Behind the outage wrapper, which must not be noticeable while there is no outage."""
 
-    def watched(engine: RedisLedger) -> OutageLedger:
-        return OutageLedger(engine, Spool(folder, "watched"), slow_ms=PATIENT_MS)
+    def with_outage_ledger(engine: RedisLedger) -> OutageLedger:
+        return OutageLedger(engine, Spool(folder, "outage"), slow_ms=LONG_DEADLINE_MS)
 
-    async with _ledger(await empty_server(), watched) as under_test:
+    async with _ledger(await empty_server(), with_outage_ledger) as under_test:
         yield under_test
 
 
@@ -89,7 +89,7 @@ async def empty_server() -> str:
     parsed = parse_url(named)
     if parsed.credentials.database == 0:
         pytest.fail("TEST_REDIS_URL must name a database other than 0, because the tests flush it")
-    topology = topology_of(parsed, PATIENT_MS)
+    topology = topology_of(parsed, LONG_DEADLINE_MS)
     await topology.call("", "FLUSHDB")
     await topology.close()
     return named
@@ -118,13 +118,13 @@ def _started(start: Any) -> Any:
 
 @asynccontextmanager
 async def _ledger(url: str, wrapped: Callable[[RedisLedger], Any] = lambda engine: engine) -> AsyncIterator[Any]:
-    # Here and not above: the registry imports this module.
+    # Not at the top, because `engines` imports this module.
     from tests.contracts.engines import LedgerUnderTest, ManualClock
 
     clock = ManualClock()
-    ledger = wrapped(RedisLedger(url, deadline_ms=PATIENT_MS, clock_ms=clock))
+    ledger = wrapped(RedisLedger(url, deadline_ms=LONG_DEADLINE_MS, clock_ms=clock))
     await ledger.open()
     try:
-        yield LedgerUnderTest(ledger, clock.advance, keeps_after_close=True)
+        yield LedgerUnderTest(ledger, clock.advance, is_durable=True)
     finally:
         await ledger.close()

@@ -1,4 +1,4 @@
-"""What every answer shelf promises: an answer is found until it expires, claimed by one caller, and bounded per project."""
+"""What every answer shelf guarantees: an answer is found until it expires, claimed by one caller, and bounded per project."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.contracts import redis_engines
 
 DAY_MS = 86_400_000
 ROOM = Room(bytes_max=5_000, answer_bytes_max=3_000)
-Made = Callable[[], AnswerShelf]
+ShelfFactory = Callable[[], AnswerShelf]
 
 
 def slot(key: str = "a", project: str = "default", use: Any = "cache") -> Slot:
@@ -32,44 +32,44 @@ def answer(body: bytes = b"{}", fingerprint: bytes = b"f") -> KeptAnswer:
 
 
 @asynccontextmanager
-async def _made(engine: str, folder: Path) -> AsyncIterator[Made]:
+async def _shelf_factory(engine: str, folder: Path) -> AsyncIterator[ShelfFactory]:
     """Creates a shelf, and then others on the same data."""
     opened: list[AnswerShelf] = []
 
-    def of(shelf: AnswerShelf) -> AnswerShelf:
+    def tracked(shelf: AnswerShelf) -> AnswerShelf:
         opened.append(shelf)
         return shelf
 
     if engine == "memory":
-        yield lambda: of(MemoryShelf(ROOM, wall_clock_ms))
+        yield lambda: tracked(MemoryShelf(ROOM, wall_clock_ms))
     elif engine == "sqlite":
-        yield lambda: of(SqliteShelf(folder / "answers.db", ROOM, wall_clock_ms))
+        yield lambda: tracked(SqliteShelf(folder / "answers.db", ROOM, wall_clock_ms))
     else:
-        url = await redis_engines.empty_server() if engine == "redis" else _OTHERS[engine]()
-        yield lambda: of(RedisShelf(url, ROOM, deadline_ms=redis_engines.PATIENT_MS))
+        url = await redis_engines.empty_server() if engine == "redis" else _OTHER_URLS[engine]()
+        yield lambda: tracked(RedisShelf(url, ROOM, deadline_ms=redis_engines.LONG_DEADLINE_MS))
     for shelf in opened:
         await shelf.close()
 
 
-_OTHERS = {"redis-6.2": redis_engines.empty_oldest_server, "redis-cluster": redis_engines.empty_cluster}
+_OTHER_URLS = {"redis-6.2": redis_engines.empty_oldest_server, "redis-cluster": redis_engines.empty_cluster}
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis", *_OTHERS])
-async def made(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Made]:
-    async with _made(request.param, tmp_path) as make:
+@pytest.fixture(params=["memory", "sqlite", "redis", *_OTHER_URLS])
+async def make_shelf(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ShelfFactory]:
+    async with _shelf_factory(request.param, tmp_path) as make:
         yield make
 
 
 @pytest.fixture
-def shelf(made: Made) -> AnswerShelf:
-    return made()
+def shelf(make_shelf: ShelfFactory) -> AnswerShelf:
+    return make_shelf()
 
 
 async def kept_keys(shelf: AnswerShelf, *keys: str, project: str = "default") -> list[str]:
     return [key for key in keys if await shelf.find(slot(key, project)) is not None]
 
 
-async def test_an_answer_is_found_as_it_was_kept_until_its_time_is_over(shelf: AnswerShelf) -> None:
+async def test_answer_is_returned_unchanged_until_it_expires(shelf: AnswerShelf) -> None:
     given = answer(b'\x00\xff\r\n{"a": "\xc3\xa9"}')
     assert await shelf.find(slot()) is None
     assert await shelf.keep(slot(), given, DAY_MS)
@@ -79,27 +79,27 @@ async def test_an_answer_is_found_as_it_was_kept_until_its_time_is_over(shelf: A
     assert await shelf.find(slot()) is None
 
 
-async def test_projects_and_uses_do_not_see_each_others_answers(shelf: AnswerShelf) -> None:
+async def test_answers_are_separate_by_project_and_use(shelf: AnswerShelf) -> None:
     await shelf.keep(slot(), answer(), DAY_MS)
     assert await shelf.find(slot(project="other")) is None
     assert await shelf.find(slot(project="a{b}c")) is None
     assert await shelf.find(slot(use="idempotency")) is None
 
 
-async def test_what_ends_soonest_makes_place_and_only_in_its_own_room(shelf: AnswerShelf) -> None:
+async def test_earliest_expiring_answer_is_evicted_within_its_own_room_only(shelf: AnswerShelf) -> None:
     await shelf.keep(slot("stays", "other"), answer(b"x" * 1000), 1000)
     for key, ttl_ms in (("short", 2 * DAY_MS), ("shortest", DAY_MS), ("long", 3 * DAY_MS)):
         assert await shelf.keep(slot(key), answer(b"x" * 1000), ttl_ms)
     assert await kept_keys(shelf, "short", "shortest", "long") == ["short", "long"]
     assert await kept_keys(shelf, "stays", project="other") == ["stays"]
-    # Kept anew it weighs once, and stays the one that ends last.
+    # Replaced, it counts once, and is still the last to expire.
     await shelf.keep(slot("long"), answer(b"y" * 1000), 3 * DAY_MS)
     assert await kept_keys(shelf, "short", "long") == ["short", "long"]
     await shelf.keep(slot("new"), answer(b"x" * 3000), DAY_MS)
     assert await kept_keys(shelf, "short", "long", "new") == ["new"]
 
 
-async def test_what_has_ended_weighs_nothing(shelf: AnswerShelf) -> None:
+async def test_expired_answers_take_no_room(shelf: AnswerShelf) -> None:
     for number in range(10):
         await shelf.keep(slot(f"old {number}"), answer(b"x" * 1000), 1)
         await asyncio.sleep(0.01)
@@ -108,19 +108,19 @@ async def test_what_has_ended_weighs_nothing(shelf: AnswerShelf) -> None:
     assert await kept_keys(shelf, "a", "b") == ["a", "b"]
 
 
-async def test_an_answer_that_is_too_large_is_not_kept_and_ends_its_claim(shelf: AnswerShelf) -> None:
+async def test_too_large_answer_is_not_kept_and_releases_its_claim(shelf: AnswerShelf) -> None:
     await shelf.claim(slot(), b"f", "one")
     assert not await shelf.keep(slot(), answer(b"x" * 3001), DAY_MS)
     assert await shelf.claim(slot(), b"f", "two") is None
 
 
-async def test_of_many_who_claim_at_once_one_may_go_ahead(shelf: AnswerShelf) -> None:
+async def test_one_of_20_concurrent_claims_succeeds(shelf: AnswerShelf) -> None:
     found = await asyncio.gather(*(shelf.claim(slot(), b"f", f"owner {n}") for n in range(20)))
     assert found.count(None) == 1
     assert found.count(Claimed(b"f")) == 19  # type: ignore[arg-type]
 
 
-async def test_a_claim_ends_with_the_answer(shelf: AnswerShelf) -> None:
+async def test_claim_ends_when_its_answer_is_kept(shelf: AnswerShelf) -> None:
     assert await shelf.claim(slot(), b"f", "one") is None
     assert await shelf.claim(slot(), b"f", "one") is None, "a repetition after a lost reply"
     assert await shelf.claim(slot(), b"g", "two") == Claimed(b"f")
@@ -131,7 +131,7 @@ async def test_a_claim_ends_with_the_answer(shelf: AnswerShelf) -> None:
     assert await shelf.find(slot()) == answer()
 
 
-async def test_only_its_owner_releases_a_claim(shelf: AnswerShelf) -> None:
+async def test_only_the_owner_releases_a_claim(shelf: AnswerShelf) -> None:
     await shelf.claim(slot(), b"f", "one")
     await shelf.release(slot(), "two")
     await shelf.renew(slot(), "two")
@@ -141,8 +141,8 @@ async def test_only_its_owner_releases_a_claim(shelf: AnswerShelf) -> None:
 
 
 @pytest.mark.parametrize("engine", ["sqlite", "redis", "redis-cluster"])
-async def test_answers_outlive_their_process_and_stay_bounded(engine: str, tmp_path: Path) -> None:
-    async with _made(engine, tmp_path) as make:
+async def test_answers_survive_a_restart_and_stay_bounded(engine: str, tmp_path: Path) -> None:
+    async with _shelf_factory(engine, tmp_path) as make:
         first = make()
         await first.keep(slot("old"), answer(b"x" * 1000), DAY_MS)
         await first.keep(slot("newer"), answer(b"x" * 1000), 2 * DAY_MS)
@@ -154,34 +154,36 @@ async def test_answers_outlive_their_process_and_stay_bounded(engine: str, tmp_p
 
 
 @pytest.mark.parametrize("engine", ["redis", "redis-cluster"])
-async def test_a_claim_holds_across_processes(engine: str, tmp_path: Path) -> None:
-    async with _made(engine, tmp_path) as make:
+async def test_claim_is_seen_by_other_processes(engine: str, tmp_path: Path) -> None:
+    async with _shelf_factory(engine, tmp_path) as make:
         first, second = make(), make()
         assert await first.claim(slot(), b"f", "one") is None
         assert await second.claim(slot(), b"f", "two") == Claimed(b"f")
 
 
 @pytest.mark.parametrize("renewed", [True, False])
-async def test_a_claim_of_a_process_that_died_ends_by_itself(renewed: bool, tmp_path: Path) -> None:
+async def test_claim_expires_unless_renewed(renewed: bool, tmp_path: Path) -> None:
     shelf = RedisShelf(
         await redis_engines.empty_server(),
         ROOM,
-        deadline_ms=redis_engines.PATIENT_MS,
+        deadline_ms=redis_engines.LONG_DEADLINE_MS,
         claim_ms=86_400_000 if renewed else 1,
     )
-    brief = RedisShelf(await redis_engines.empty_server(), ROOM, deadline_ms=redis_engines.PATIENT_MS, claim_ms=1_000)
-    assert await brief.claim(slot(), b"f", "one") is None
+    short_claims = RedisShelf(
+        await redis_engines.empty_server(), ROOM, deadline_ms=redis_engines.LONG_DEADLINE_MS, claim_ms=1_000
+    )
+    assert await short_claims.claim(slot(), b"f", "one") is None
     await shelf.renew(slot(), "one")  # for a day, or for a millisecond
     await asyncio.sleep(1.2)
-    assert await brief.claim(slot(), b"f", "two") == (Claimed(b"f") if renewed else None)
-    await brief.close()
+    assert await short_claims.claim(slot(), b"f", "two") == (Claimed(b"f") if renewed else None)
+    await short_claims.close()
     await shelf.close()
 
 
 @pytest.mark.parametrize("old_weight", [1026, 999])
-async def test_an_answer_kept_anew_before_its_old_one_was_swept_weighs_once_and_stays(old_weight: int) -> None:
-    """After a burst of answers that expire together, more have expired than one call sweeps."""
-    shelf = RedisShelf(await redis_engines.empty_server(), ROOM, deadline_ms=redis_engines.PATIENT_MS)
+async def test_answer_replaced_before_the_old_one_was_swept_counts_once(old_weight: int) -> None:
+    """When many answers expire together, one call does not sweep all of them."""
+    shelf = RedisShelf(await redis_engines.empty_server(), ROOM, deadline_ms=redis_engines.LONG_DEADLINE_MS)
     room = "farebox:{default}:kept:cache:"
 
     async def redis(command: str, name: str, *arguments: str | int) -> Any:
@@ -197,7 +199,7 @@ async def test_an_answer_kept_anew_before_its_old_one_was_swept_weighs_once_and_
     await shelf.close()
 
 
-async def test_a_file_that_is_none_is_said_to_be_in_the_way(tmp_path: Path) -> None:
+async def test_file_that_is_not_a_database_is_reported_until_it_is_deleted(tmp_path: Path) -> None:
     (tmp_path / "answers.db").write_bytes(b"this is no database at all, and never was one" * 100)
     shelf = SqliteShelf(tmp_path / "answers.db", ROOM, wall_clock_ms)
     with pytest.raises(ShelfUnavailable, match=r"answers\.db.*may be deleted"):
@@ -207,7 +209,7 @@ async def test_a_file_that_is_none_is_said_to_be_in_the_way(tmp_path: Path) -> N
     await shelf.close()
 
 
-async def test_a_file_of_another_version_is_made_anew(tmp_path: Path) -> None:
+async def test_file_of_another_version_is_recreated(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "answers.db") as other:
         other.execute("CREATE TABLE answers (anything)")
         other.execute("PRAGMA user_version = 99")
@@ -218,7 +220,7 @@ async def test_a_file_of_another_version_is_made_anew(tmp_path: Path) -> None:
     await shelf.close()
 
 
-async def test_a_redis_that_is_away_is_asked_once_a_second() -> None:
+async def test_unreachable_redis_is_not_asked_again_within_a_second() -> None:
     shelf = RedisShelf("redis://127.0.0.1:1", ROOM)
     with pytest.raises(ShelfUnavailable):
         await shelf.find(slot())

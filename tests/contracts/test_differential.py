@@ -1,4 +1,4 @@
-"""One workload through whole gateways on every engine: each call is answered alike, and the books are the same at the end.
+"""One random workload through whole gateways on every engine: each answer and the final accounts are the same.
 
 This compares not only the ledgers but everything above them: chains, ladders, clamps, headers, and operators' actions on runs.
 """
@@ -20,10 +20,9 @@ from gateway.config import Config
 from tests.contracts import redis_engines
 
 CALLS = 90
-PATIENCE = (
-    40  # a busy machine may make a Redis miss its deadline; nothing is granted then, so that the call can be made again
-)
-# What names a moment, a process or a chance, and not a decision.
+# On a busy machine Redis may miss its deadline: nothing is granted then, and the call can be repeated.
+ATTEMPTS_MAX = 40
+# Fields that depend on the time or on a random id, and not on a decision.
 NOT_COMPARED = {"request_id", "reset_at"}
 
 
@@ -81,7 +80,7 @@ def workload(seed: int) -> list[tuple[str, str, dict[str, Any], dict[str, str]]]
     chance = random.Random(seed)
     steps: list[tuple[str, str, dict[str, Any], dict[str, str]]] = []
     for _ in range(CALLS):
-        # A run is of one workflow: whose it is said to be would otherwise depend on which event the store saw first.
+        # Each run belongs to one workflow: otherwise its workflow would depend on which event reached the store first.
         workflow = chance.choice("abcd")
         run = f"{workflow}-{chance.randint(1, 2)}"
         if chance.random() < 0.08:
@@ -114,31 +113,33 @@ def workload(seed: int) -> list[tuple[str, str, dict[str, Any], dict[str, str]]]
     return steps
 
 
-async def decided(client: httpx.AsyncClient, step: tuple[str, str, dict[str, Any], dict[str, str]]) -> dict[str, Any]:
+async def decision_of(
+    client: httpx.AsyncClient, step: tuple[str, str, dict[str, Any], dict[str, str]]
+) -> dict[str, Any]:
     method, path, body, headers = step
-    for _ in range(PATIENCE):
+    for _ in range(ATTEMPTS_MAX):
         reply = await client.request(method, path, json=body, headers=headers)
         if reply.status_code != 503:
             break
         await asyncio.sleep(0.25)
-    told = {
+    budget_headers = {
         name: value
         for name, value in reply.headers.items()
         if name.startswith(("x-budget-", "x-workflow-", "x-should"))
     }
-    found: dict[str, Any] = {"asked": (path, headers), "status": reply.status_code, "told": told}
+    decision: dict[str, Any] = {"asked": (path, headers), "status": reply.status_code, "headers": budget_headers}
     if reply.status_code >= 400:
         error = reply.json()["error"]
         facts = {name: value for name, value in (error.get("metadata") or {}).items() if name not in NOT_COMPARED}
-        found["error"] = (error["code"], error["message"], facts)
+        decision["error"] = (error["code"], error["message"], facts)
     elif path.startswith("/v1") and not body["stream"]:
-        found["usage"] = reply.json()["usage"]
-    return found
+        decision["usage"] = reply.json()["usage"]
+    return decision
 
 
-async def told_by(engine: str, seed: int, folder: Path) -> tuple[list[dict[str, Any]], list[Any]]:
+async def outcomes_on(engine: str, seed: int, folder: Path) -> tuple[list[dict[str, Any]], list[Any]]:
     async with gateway(engine, folder) as client:
-        decisions = [await decided(client, step) for step in workload(seed)]
+        decisions = [await decision_of(client, step) for step in workload(seed)]
         runs = (await client.get("/api/runs?limit=100")).json()["runs"]
         books = sorted(
             (run["run"], run["state"], run["tokens"], run["cost_usd"], run["requests"]["settled"]) for run in runs
@@ -148,13 +149,13 @@ async def told_by(engine: str, seed: int, folder: Path) -> tuple[list[dict[str, 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 8))])
-async def test_every_engine_decides_one_workload_alike(seed: int, tmp_path: Path) -> None:
-    expected, books = await told_by("memory", seed, tmp_path / "memory")
+async def test_every_engine_decides_a_random_workload_identically(seed: int, tmp_path: Path) -> None:
+    expected, books = await outcomes_on("memory", seed, tmp_path / "memory")
     statuses = [one["status"] for one in expected]
     assert statuses.count(200) > CALLS // 4
-    assert statuses.count(402) > CALLS // 10, "a workload that is never refused shows little"
+    assert statuses.count(402) > CALLS // 10, "a workload without refusals would compare little"
     for engine in ("sqlite", "redis", "redis-cluster"):
-        found, their_books = await told_by(engine, seed, tmp_path / engine)
+        found, their_books = await outcomes_on(engine, seed, tmp_path / engine)
         for at, (one, other) in enumerate(zip(expected, found, strict=True)):
             assert other == one, f"{engine} at call {at}"
         assert their_books == books, engine

@@ -1,4 +1,4 @@
-"""What every ledger engine promises about reservations. How they end: test_ledger_resolution_contract.py."""
+"""What every ledger engine guarantees for reservations. How they end: test_ledger_resolution_contract.py."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from policies.reservation import Balance, Demand, Gate, Hold, Refusal
 from tests.contracts.ledger_calls import (
     MINUTE_MS,
     TOLERANCE_MS,
+    assert_account_tokens,
     balance,
     demand,
     granted,
     hold,
     refused,
     request,
-    stands_at,
     tokens,
 )
 
@@ -36,13 +36,13 @@ class TestReserve:
         assert got.balances[1].remaining("nano_usd") == 5_000
         assert await ledger.balances("p", ["run:r"]) == (Balance("run:r", UNLIMITED, ZERO, held),)
 
-    async def test_sets_the_deadline_by_its_own_clock(self, ledger: Ledger) -> None:
+    async def test_deadline_is_set_by_the_clock_of_the_ledger(self, ledger: Ledger) -> None:
         now_ms = await ledger.now_ms()
         got = granted(await ledger.reserve("p", request("c1", [hold("run", 10)], 5, ttl_ms=30_000)))
         assert got.deadline_ms == got.now_ms + 30_000
         assert now_ms <= got.now_ms <= now_ms + TOLERANCE_MS
 
-    async def test_grants_what_there_is_room_for(self, ledger: Ledger) -> None:
+    async def test_output_is_clamped_to_the_smallest_room_of_the_chain(self, ledger: Ledger) -> None:
         """The smallest room of the chain, in tokens or in money, for each of the choices."""
         wanted = Demand(10, 1_000, 5, prompt_nano_usd=100, output_nano_usd_per_token=7, choices=3)
         chain = [hold("step", 100), hold("run", limit=Limit(tokens=5_000, nano_usd=100 + 3 * 7 * 20 + 20))]
@@ -52,13 +52,13 @@ class TestReserve:
     @pytest.mark.parametrize(
         ("standing", "wanted", "reason", "needed"),
         [
-            pytest.param((0, 0), 101, Refusal.TOO_LARGE, 101, id="beyond-the-whole-budget"),
-            pytest.param((60, 0), 41, Refusal.EXCEEDED, 41, id="beyond-what-is-left"),
-            pytest.param((0, 60), 41, Refusal.BUSY, 41, id="beyond-what-is-free-now"),
-            pytest.param((30, 60), 71, Refusal.EXCEEDED, 71, id="holds-are-not-what-stands-in-the-way"),
+            pytest.param((0, 0), 101, Refusal.TOO_LARGE, 101, id="more-than-the-limit"),
+            pytest.param((60, 0), 41, Refusal.EXCEEDED, 41, id="more-than-settled-leaves"),
+            pytest.param((0, 60), 41, Refusal.BUSY, 41, id="more-than-reserved-leaves"),
+            pytest.param((30, 60), 71, Refusal.EXCEEDED, 71, id="more-than-settled-leaves-even-without-holds"),
         ],
     )
-    async def test_refuses_with_the_reason(
+    async def test_refusal_states_reason_account_unit_and_balance(
         self, ledger: Ledger, standing: tuple[int, int], wanted: int, reason: Refusal, needed: int
     ) -> None:
         chain = [hold("wide", 10_000), hold("run", 100)]
@@ -70,7 +70,7 @@ class TestReserve:
         assert (no.balance.settled.tokens, no.balance.reserved.tokens) == standing
         assert no.balance.limit == Limit(tokens=100)
 
-    async def test_refuses_in_money_and_in_requests(self, ledger: Ledger) -> None:
+    async def test_limits_in_money_and_requests_refuse(self, ledger: Ledger) -> None:
         chain = [hold("run", limit=Limit(nano_usd=500, requests=1))]
         dear = Demand(1, 10, 10, prompt_nano_usd=1, output_nano_usd_per_token=50)
         no = refused(await ledger.reserve("p", request("c1", chain, dear)))
@@ -79,37 +79,37 @@ class TestReserve:
         no = refused(await ledger.reserve("p", request("c3", chain, Demand(1, 0, 0))))
         assert (no.reason, no.unit, no.needed) == (Refusal.BUSY, "requests", 1)
 
-    async def test_what_stands_in_the_way_for_good_is_told_first(self, ledger: Ledger) -> None:
+    async def test_exceeded_account_is_reported_before_a_busy_one(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("other", [hold("step", 100)], 90))
         await ledger.reserve("p", request("done", [hold("run", 100)], 95))
         await ledger.settle("p", "done", tokens(95), b"{}")
         no = refused(await ledger.reserve("p", request("c1", [hold("step", 100), hold("run", 100)], 20)))
         assert (no.reason, no.account) == (Refusal.EXCEEDED, "run")
 
-    async def test_a_refusal_leaves_no_trace(self, ledger: Ledger) -> None:
+    async def test_refused_reserve_changes_no_account_and_leaves_no_reservation(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("fits", [hold("step", 100), hold("run", 100)], 60))
         chain = [hold("step", 1_000), hold("run", 100), hold("new", 1_000)]
         refused(await ledger.reserve("p", request("c1", chain, 50)))
-        await stands_at(ledger, "step", 0, 60)
+        await assert_account_tokens(ledger, "step", 0, 60)
         assert (await balance(ledger, "step")).limit == UNLIMITED
         assert await balance(ledger, "new") == Balance("new", UNLIMITED, ZERO, ZERO)
         assert [row[0] for row in await ledger.pending("p")] == ["fits"]
         assert (await ledger.void("p", "c1")).state is None
         granted(await ledger.reserve("p", request("c1", [hold("run", 100)], 40)))
 
-    async def test_nothing_wanted_fits_even_where_nothing_is_left(self, ledger: Ledger) -> None:
+    async def test_minimum_of_0_is_granted_on_an_exhausted_account(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("c1", [hold("run", 10)], 10))
         await ledger.settle("p", "c1", tokens(15), b"{}")
         got = granted(await ledger.reserve("p", request("c2", [hold("run", 10)], demand(50, at_least=0))))
         assert (got.output_tokens, got.held, got.balances[0].remaining("tokens")) == (0, ZERO, -5)
 
-    async def test_observed_accounts_count_and_report_and_never_refuse(self, ledger: Ledger) -> None:
+    async def test_observed_account_counts_and_reports_a_breach_and_never_refuses(self, ledger: Ledger) -> None:
         chain = [hold("watched", 10, enforce=False), hold("run", 100)]
         got = granted(await ledger.reserve("p", request("c1", chain, 50)))
         assert (got.breaches, got.output_tokens) == (("watched",), 50)
-        await stands_at(ledger, "watched", 0, 50)
+        await assert_account_tokens(ledger, "watched", 0, 50)
 
-    async def test_the_same_id_gets_the_first_answer_once(self, ledger: Ledger) -> None:
+    async def test_repeated_id_returns_the_first_decision_and_reserves_once(self, ledger: Ledger) -> None:
         asked = request("c1", [hold("run", 100)], demand(80, at_least=1))
         first = granted(await ledger.reserve("p", asked))
         again = granted(await ledger.reserve("p", asked))
@@ -120,23 +120,23 @@ class TestReserve:
         assert (resolved.held, resolved.output_tokens) == (first.held, 80)
         assert (resolved.balances[0].settled.tokens, resolved.balances[0].reserved.tokens) == (30, 0)
 
-    async def test_an_id_cannot_be_taken_to_other_accounts(self, ledger: Ledger) -> None:
+    async def test_repeated_id_on_other_accounts_is_an_error(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("c1", [hold("poor", 100)], 80))
         with pytest.raises(LedgerError):
             await ledger.reserve("p", request("c1", [hold("rich", 100)], 80))
-        await stands_at(ledger, "rich", 0, 0)
+        await assert_account_tokens(ledger, "rich", 0, 0)
 
-    async def test_fifty_first_calls_of_an_unknown_run_share_one_budget(self, ledger: Ledger) -> None:
+    async def test_50_concurrent_first_calls_of_a_run_share_one_budget(self, ledger: Ledger) -> None:
         asked = [request(f"c{n}", [hold("run:new", 200)], 10) for n in range(50)]
         answers = await asyncio.gather(*(ledger.reserve("p", one) for one in asked))
         assert sum(hasattr(answer, "held") for answer in answers) == 20
-        await stands_at(ledger, "run:new", 0, 200)
+        await assert_account_tokens(ledger, "run:new", 0, 200)
 
-    async def test_projects_are_separate(self, ledger: Ledger) -> None:
+    async def test_projects_have_separate_accounts_and_reservations(self, ledger: Ledger) -> None:
         for project in ("p", "q"):
             granted(await ledger.reserve(project, request("c1", [hold("run", 100)], 100)))
         await ledger.settle("q", "c1", tokens(7), b"{}")
-        await stands_at(ledger, "run", 0, 100)
+        await assert_account_tokens(ledger, "run", 0, 100)
         assert (await balance(ledger, "run", "q")).settled.tokens == 7
         assert [row[0] for row in await ledger.pending("p")] == ["c1"]
         assert await ledger.pending("q") in ((), [])
@@ -145,7 +145,7 @@ class TestReserve:
         ("holds", "wanted"),
         [
             pytest.param([], demand(1), id="no-account"),
-            pytest.param([hold("a", 1), hold("a", 2)], demand(1), id="an-account-twice"),
+            pytest.param([hold("a", 1), hold("a", 2)], demand(1), id="same-account-twice"),
             pytest.param([hold("a", -1)], demand(1), id="negative-limit"),
             pytest.param([hold("a", AMOUNT_MAX + 1)], demand(1), id="limit-beyond-2^53"),
             pytest.param([hold("a", 10)], Demand(-1, 1, 1), id="negative-prompt"),
@@ -156,14 +156,14 @@ class TestReserve:
             pytest.param([hold("a", 10)], Demand(True, 1, 1), id="a-bool"),
         ],
     )
-    async def test_a_wrong_call_is_an_error_and_changes_nothing(
+    async def test_invalid_reserve_is_an_error_and_changes_nothing(
         self, ledger: Ledger, holds: list[Hold], wanted: Demand
     ) -> None:
         with pytest.raises(LedgerError):
             await ledger.reserve("p", request("c1", holds, wanted))
-        await stands_at(ledger, "a", 0, 0)
+        await assert_account_tokens(ledger, "a", 0, 0)
 
-    async def test_sums_stay_within_2_to_the_53(self, ledger: Ledger) -> None:
+    async def test_sum_above_2_to_the_53_is_an_error(self, ledger: Ledger) -> None:
         granted(await ledger.reserve("p", request("c1", [hold("a", AMOUNT_MAX)], AMOUNT_MAX)))
         with pytest.raises(LedgerError):
             await ledger.reserve("p", request("c2", [hold("a")], 1))
@@ -171,7 +171,7 @@ class TestReserve:
         assert resolution.balances[0].settled.tokens == AMOUNT_MAX
         assert resolution.balances[0].remaining("tokens") == 0
 
-    async def test_ten_thousand_tiny_settlements_sum_exactly(self, ledger: Ledger) -> None:
+    async def test_1000_settlements_of_1_nano_usd_near_the_maximum_sum_exactly(self, ledger: Ledger) -> None:
         start = AMOUNT_MAX - 10_000
         await ledger.restore("p", "key", Amount(nano_usd=start), MINUTE_MS)
         price = Demand(0, 0, 0, prompt_nano_usd=1, requests=0)
@@ -183,7 +183,7 @@ class TestReserve:
 
 
 class TestLimits:
-    async def test_a_lower_limit_refuses_and_lets_running_calls_finish(self, ledger: Ledger) -> None:
+    async def test_lowered_limit_refuses_new_calls_and_lets_running_ones_finish(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("c1", [hold("run", 100)], 80))
         refused(await ledger.reserve("p", request("c2", [hold("run", 50)], 1)))
         assert (await ledger.settle("p", "c1", tokens(80), b"{}")).first
@@ -200,7 +200,7 @@ class TestLimits:
         got = granted(await ledger.reserve("p", request("c3", [looser], 90)))
         assert got.balances[0].limit == Limit(tokens=100, requests=9)
 
-    async def test_what_a_refused_call_tightened_stays_tightened(self, ledger: Ledger) -> None:
+    async def test_refused_call_still_tightens_the_limit(self, ledger: Ledger) -> None:
         chain = [hold("step", 1_000), hold("run", 1_000, tighten=Limit(tokens=30))]
         no = refused(await ledger.reserve("p", request("c1", chain, 35)))
         assert (no.reason, no.account, no.balance.limit) == (Refusal.TOO_LARGE, "run", Limit(tokens=30))
@@ -215,9 +215,7 @@ class TestLimits:
         assert await balance(ledger, "run") == Balance("run", Limit(tokens=25, requests=2), ZERO, tokens(20))
         granted(await ledger.reserve("p", request("c5", plain, 5)))
 
-    async def test_a_call_that_asks_for_nothing_fits_where_nothing_is_left_and_tightens_all_the_same(
-        self, ledger: Ledger
-    ) -> None:
+    async def test_demand_of_0_is_granted_above_the_limit_and_still_tightens_it(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("c1", [hold("run")], 10))
         await ledger.settle("p", "c1", tokens(50), b"{}")
         tight = hold("run", 40, tighten=Limit(tokens=30, requests=1))
@@ -226,14 +224,14 @@ class TestLimits:
         await ledger.void("p", "c2")
         assert await balance(ledger, "run") == Balance("run", Limit(tokens=30, requests=1), tokens(50), ZERO)
 
-    async def test_a_gate_refuses_and_the_tightening_stays(self, ledger: Ledger) -> None:
+    async def test_call_refused_by_a_gate_still_tightens_the_limit(self, ledger: Ledger) -> None:
         await ledger.set_gate("p", "run", Gate.PAUSED)
         no = refused(await ledger.reserve("p", request("c1", [hold("run", 100, tighten=Limit(tokens=9))], 5)))
         assert no.reason is Refusal.GATE
         await ledger.set_gate("p", "run", Gate.OPEN)
         refused(await ledger.reserve("p", request("c2", [hold("run", 100)], 10)))
 
-    async def test_an_override_replaces_the_limit_and_forgets_the_tightening(self, ledger: Ledger) -> None:
+    async def test_override_replaces_the_limit_and_clears_the_tightening(self, ledger: Ledger) -> None:
         tight = hold("run", 100, tighten=Limit(tokens=50))
         granted(await ledger.reserve("p", request("c1", [tight], 50)))
         answer = await ledger.set_override("p", "run", Limit(tokens=300))
@@ -244,20 +242,20 @@ class TestLimits:
         assert answer.limit == UNLIMITED
         refused(await ledger.reserve("p", request("c3", [hold("run", 100)], 1)))
 
-    async def test_an_override_says_nothing_about_other_units(self, ledger: Ledger) -> None:
+    async def test_override_leaves_the_limits_in_other_units(self, ledger: Ledger) -> None:
         await ledger.set_override("p", "run", Limit(tokens=300))
         chain = [hold("run", limit=Limit(tokens=100, requests=1))]
         got = granted(await ledger.reserve("p", request("c1", chain, Demand(200, 0, 0))))
         assert got.balances[0].limit == Limit(tokens=300, requests=1)
 
-    async def test_a_limit_of_nothing_is_a_limit(self, ledger: Ledger) -> None:
+    async def test_override_of_0_refuses_every_token(self, ledger: Ledger) -> None:
         await ledger.set_override("p", "run", Limit(tokens=0))
         assert (await balance(ledger, "run")).limit == Limit(tokens=0)
         no = refused(await ledger.reserve("p", request("c1", [hold("run", 100)], 1)))
         assert (no.reason, no.balance.limit) == (Refusal.TOO_LARGE, Limit(tokens=0))
 
     @pytest.mark.parametrize("gate", [Gate.PAUSED, Gate.CANCELLED, Gate.COMPLETED, Gate.LOOPING])
-    async def test_a_closed_gate_refuses_new_calls_and_lets_running_ones_end(self, ledger: Ledger, gate: Gate) -> None:
+    async def test_closed_gate_refuses_new_calls_and_lets_running_ones_finish(self, ledger: Ledger, gate: Gate) -> None:
         chain = [hold("step", 1_000), hold("run", 1_000, enforce=False)]
         await ledger.reserve("p", request("c1", chain, 10))
         assert (await ledger.set_gate("p", "run", gate)).gate is gate
@@ -271,7 +269,7 @@ class TestLimits:
 
 
 class TestExtend:
-    async def test_adds_to_the_hold_and_tells_the_totals(self, ledger: Ledger) -> None:
+    async def test_extension_adds_to_the_hold_and_returns_the_totals(self, ledger: Ledger) -> None:
         chain = [hold("run", limit=Limit(tokens=100, nano_usd=1_000))]
         first = Demand(10, 20, 20, prompt_nano_usd=5, output_nano_usd_per_token=3)
         start = granted(await ledger.reserve("p", request("c1", chain, first)))
@@ -287,10 +285,10 @@ class TestExtend:
         [
             pytest.param(0, 30, 41, Refusal.TOO_LARGE, id="own-hold-fills-the-budget"),
             pytest.param(30, 0, 20, Refusal.EXCEEDED, id="own-hold-and-settled-fill-it"),
-            pytest.param(0, 30, 20, Refusal.BUSY, id="others-are-in-the-way"),
+            pytest.param(0, 30, 20, Refusal.BUSY, id="other-holds-fill-it"),
         ],
     )
-    async def test_refuses_and_keeps_what_is_held(
+    async def test_refused_extension_states_the_reason_and_keeps_the_hold(
         self, ledger: Ledger, settled: int, others: int, extra: int, reason: Refusal
     ) -> None:
         await ledger.restore("p", "run", tokens(settled), MINUTE_MS)
@@ -298,9 +296,9 @@ class TestExtend:
         await ledger.reserve("p", request("c1", [hold("run", 100)], 60))
         no = refused(await ledger.extend("p", "c1", [hold("run", 100)], demand(extra)))
         assert (no.reason, no.account, no.unit, no.needed) == (reason, "run", "tokens", extra)
-        await stands_at(ledger, "run", settled, others + 60)
+        await assert_account_tokens(ledger, "run", settled, others + 60)
 
-    async def test_only_pending_reservations_grow(self, ledger: Ledger) -> None:
+    async def test_resolved_or_unknown_reservation_is_not_extended(self, ledger: Ledger) -> None:
         chain = [hold("run", 100)]
         await ledger.reserve("p", request("c1", chain, 10))
         await ledger.settle("p", "c1", tokens(4), b"{}")
@@ -308,17 +306,17 @@ class TestExtend:
             no = refused(await ledger.extend("p", name, chain, demand(5)))
             assert (no.reason, no.account, no.unit, no.needed) == (Refusal.RESOLVED, "run", None, 0)
             assert no.balance == Balance("run", Limit(tokens=100), tokens(4), ZERO)
-        await stands_at(ledger, "run", 4, 0)
+        await assert_account_tokens(ledger, "run", 4, 0)
 
-    async def test_takes_the_limits_that_apply_now(self, ledger: Ledger) -> None:
+    async def test_extension_applies_the_limits_given_with_it(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("c1", [hold("run", 100)], 10))
         got = granted(await ledger.extend("p", "c1", [hold("run", 500, tighten=Limit(tokens=300))], demand(200)))
         assert got.balances[0].limit == Limit(tokens=300)
         resolution = await ledger.settle("p", "c1", tokens(210), b"{}")
         assert resolution.balances[0].limit == Limit(tokens=300)
 
-    async def test_money_alone_is_topped_up_where_it_fits(self, ledger: Ledger) -> None:
-        """The model that answers in another one's place may be dearer: the same tokens, and more money for them."""
+    async def test_money_alone_is_extended_within_the_limit(self, ledger: Ledger) -> None:
+        """A fallback model may cost more: the same tokens for more money."""
         chain = [hold("run", limit=Limit(tokens=100, nano_usd=1_000))]
         granted(await ledger.reserve("p", request("c1", chain, Demand(10, 20, 20, prompt_nano_usd=5, requests=1))))
         got = granted(await ledger.extend("p", "c1", chain, Demand(0, 0, 0, prompt_nano_usd=900, requests=0)))
@@ -326,8 +324,8 @@ class TestExtend:
         no = refused(await ledger.extend("p", "c1", chain, Demand(0, 0, 0, prompt_nano_usd=96, requests=0)))
         assert (no.unit, no.balance.reserved) == ("nano_usd", Amount(30, 905, 1))
 
-    async def test_a_prompt_is_topped_up_where_it_fits(self, ledger: Ledger) -> None:
-        """The model that answers in another one's place may count more tokens in the same prompt."""
+    async def test_prompt_tokens_alone_are_extended_within_the_limit(self, ledger: Ledger) -> None:
+        """A fallback model may count more tokens in the same prompt."""
         chain = [hold("run", 100)]
         granted(await ledger.reserve("p", request("c1", chain, Demand(10, 20, 20))))
         got = granted(await ledger.extend("p", "c1", chain, Demand(60, 0, 0, requests=0)))
@@ -335,7 +333,7 @@ class TestExtend:
         no = refused(await ledger.extend("p", "c1", chain, Demand(11, 0, 0, requests=0)))
         assert (no.unit, no.needed, no.balance.reserved) == ("tokens", 11, Amount(90, 0, 1))
 
-    async def test_wrong_calls_are_errors(self, ledger: Ledger) -> None:
+    async def test_invalid_extension_is_an_error_and_changes_nothing(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("c1", [hold("run", 100)], 10))
         for holds, extra in [
             ([hold("other", 100)], demand(5)),
@@ -345,4 +343,4 @@ class TestExtend:
         ]:
             with pytest.raises(LedgerError):
                 await ledger.extend("p", "c1", holds, extra)
-        await stands_at(ledger, "run", 0, 10)
+        await assert_account_tokens(ledger, "run", 0, 10)

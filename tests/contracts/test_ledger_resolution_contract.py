@@ -1,4 +1,4 @@
-"""What every ledger engine promises about the end of reservations: settlement, expiry, the outbox, and what is kept or forgotten."""
+"""What every ledger engine guarantees for the end of reservations: settlement, expiry, the outbox, and purging."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.contracts.engines import LedgerUnderTest
 from tests.contracts.ledger_calls import (
     MINUTE_MS,
     TOLERANCE_MS,
+    assert_account_tokens,
     hold,
     refused,
     request,
-    stands_at,
     tokens,
 )
 
@@ -32,7 +32,9 @@ class TestSettle:
             pytest.param(ZERO, ZERO, id="nothing"),
         ],
     )
-    async def test_books_what_was_used_and_frees_the_rest(self, ledger: Ledger, used: Amount, overrun: Amount) -> None:
+    async def test_settle_books_the_usage_and_releases_the_rest(
+        self, ledger: Ledger, used: Amount, overrun: Amount
+    ) -> None:
         wanted = Demand(0, 50, 50, output_nano_usd_per_token=10)
         chain = [hold("step", 60), hold("run", 70)]
         await ledger.reserve("p", request("c1", chain, wanted))
@@ -48,20 +50,22 @@ class TestSettle:
         assert (entry.draft, entry.detail) == (b'{"model":"mock"}', b'{"status":200}')
         assert 0 <= await ledger.now_ms() - entry.at_ms <= TOLERANCE_MS
 
-    async def test_a_hold_across_a_windows_end_is_booked_where_it_was_taken(self, ledger: Ledger) -> None:
+    async def test_hold_across_a_window_end_is_booked_in_the_window_it_was_taken_in(self, ledger: Ledger) -> None:
         budget = Budget(Scope.KEY, Limit(tokens=100), window=Window.MINUTE)
         subject, midnight_ms = Subject("p", key="ci"), 20_000 * 86_400_000
         before, after = (
             list(chain_for(subject, [budget], RunLimits(), at_ms).holds) for at_ms in (midnight_ms - 1, midnight_ms)
         )
         assert isinstance(await ledger.reserve("p", request("c1", before, 80)), Granted)
-        assert isinstance(await ledger.reserve("p", request("c2", after, 90)), Granted), "a new minute is whole"
+        assert isinstance(await ledger.reserve("p", request("c2", after, 90)), Granted), (
+            "a new minute has its whole budget"
+        )
         resolution = await ledger.settle("p", "c1", tokens(70), b"{}")
         assert [one.account for one in resolution.balances] == [one.account for one in before]
-        await stands_at(ledger, before[-1].account, settled=70, reserved=0)
-        await stands_at(ledger, after[-1].account, settled=0, reserved=90)
+        await assert_account_tokens(ledger, before[-1].account, settled=70, reserved=0)
+        await assert_account_tokens(ledger, after[-1].account, settled=0, reserved=90)
 
-    async def test_the_first_resolution_stands(self, ledger: Ledger) -> None:
+    async def test_second_resolution_returns_the_first_outcome(self, ledger: Ledger) -> None:
         for name, first, second in [("c1", "settle", "settle"), ("c2", "settle", "void"), ("c3", "void", "settle")]:
             await ledger.reserve("p", request(name, [hold(name, 100)], 60))
             for index, how in enumerate((first, second)):
@@ -75,33 +79,33 @@ class TestSettle:
                 assert told.balances == (Balance(name, Limit(tokens=100), told.booked, ZERO),)
         assert await ledger.outbox_size() == 2
 
-    async def test_void_gives_all_back_and_tells_nobody(self, ledger: Ledger) -> None:
+    async def test_void_releases_everything_and_writes_no_outbox_entry(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("c1", [hold("run", 100)], 60))
         told = await ledger.void("p", "c1")
         assert (told.state, told.first, told.booked, told.overrun) == (State.VOIDED, True, ZERO, ZERO)
-        await stands_at(ledger, "run", 0, 0)
+        await assert_account_tokens(ledger, "run", 0, 0)
         assert await ledger.outbox_size() == 0
 
-    async def test_an_unknown_id_is_told_and_changes_nothing(self, ledger: Ledger) -> None:
+    async def test_unknown_id_has_no_state_and_changes_nothing(self, ledger: Ledger) -> None:
         for told in (await ledger.void("p", "never"), await ledger.settle("p", "never", tokens(5), b"{}")):
             assert (told.state, told.first, told.booked, told.balances) == (None, False, ZERO, ())
         assert await ledger.outbox_size() == 0
 
     @pytest.mark.parametrize("used", [tokens(-1), Amount(nano_usd=AMOUNT_MAX + 1), Amount(tokens=1.5)])  # type: ignore[arg-type]
-    async def test_impossible_amounts_are_errors(self, ledger: Ledger, used: Amount) -> None:
+    async def test_invalid_amount_is_an_error_and_changes_nothing(self, ledger: Ledger, used: Amount) -> None:
         await ledger.reserve("p", request("c1", [hold("run", 100)], 60))
         with pytest.raises(LedgerError):
             await ledger.settle("p", "c1", used, b"{}")
-        await stands_at(ledger, "run", 0, 60)
+        await assert_account_tokens(ledger, "run", 0, 60)
 
-    async def test_a_full_counter_stays_full(self, ledger: Ledger) -> None:
+    async def test_settled_counter_saturates_at_its_maximum(self, ledger: Ledger) -> None:
         """Booking never fails, even where the sum is beyond what an engine can keep."""
         await ledger.reserve("p", request("c1", [hold("run")], 60))
         await ledger.restore("p", "run", tokens(AMOUNT_MAX), MINUTE_MS)
         assert (await ledger.settle("p", "c1", tokens(60), b"{}")).booked == tokens(60)
-        await stands_at(ledger, "run", AMOUNT_MAX, 0)
+        await assert_account_tokens(ledger, "run", AMOUNT_MAX, 0)
 
-    async def test_draft_and_detail_come_back_byte_for_byte(self, ledger: Ledger) -> None:
+    async def test_draft_and_detail_are_returned_byte_for_byte(self, ledger: Ledger) -> None:
         draft, detail = '{"step":"é\\u0000 \u2028"}'.encode(), bytes(range(256))
         await ledger.reserve("p", request("c1", [hold("run:ü/1", 100)], 6, draft=draft))
         await ledger.settle("p", "c1", tokens(6), detail)
@@ -114,14 +118,14 @@ class TestDeadlines:
         ("on_lost", "progress", "booked"),
         [
             pytest.param(OnLost.CHARGE, Progress("c1"), 60, id="charged-whole"),
-            pytest.param(OnLost.CHARGE, Progress("c1", tokens(25)), 60, id="however-far-it-was"),
-            pytest.param(OnLost.CHARGE, Progress("c1", tokens(75)), 75, id="beyond-its-hold"),
-            pytest.param(OnLost.CHARGE, Progress("c1", ZERO, OnLost.RELEASE), 0, id="its-owner-had-sent-nothing"),
+            pytest.param(OnLost.CHARGE, Progress("c1", tokens(25)), 60, id="charged-whole-despite-less-progress"),
+            pytest.param(OnLost.CHARGE, Progress("c1", tokens(75)), 75, id="progress-above-the-hold"),
+            pytest.param(OnLost.CHARGE, Progress("c1", ZERO, OnLost.RELEASE), 0, id="owner-reported-nothing-sent"),
             pytest.param(OnLost.RELEASE, Progress("c1", tokens(25)), 0, id="released"),
-            pytest.param(OnLost.RELEASE, Progress("c1", ZERO, OnLost.CHARGE), 60, id="sent-after-all"),
+            pytest.param(OnLost.RELEASE, Progress("c1", ZERO, OnLost.CHARGE), 60, id="owner-reported-sent"),
         ],
     )
-    async def test_the_sweeper_resolves_what_is_overdue(
+    async def test_overdue_reservation_is_charged_or_released_and_may_be_voided_late(
         self, tested: LedgerUnderTest, on_lost: OnLost, progress: Progress, booked: int
     ) -> None:
         ledger = tested.ledger
@@ -132,20 +136,20 @@ class TestDeadlines:
         (lost,) = await ledger.expire_due()
         assert (lost.id, lost.project, lost.owner) == ("c1", "p", "gateway-1")
         assert (lost.booked, lost.released) == (tokens(booked), tokens(max(0, 60 - booked)))
-        await stands_at(ledger, "run", booked, 0)
+        await assert_account_tokens(ledger, "run", booked, 0)
         (entry,) = await ledger.outbox_read("flusher")
         assert (entry.id, entry.kind, entry.amount) == ("c1:lost", EntryKind.EXPIRED, tokens(booked))
         assert (entry.draft, entry.overrun) == (b'{"model":"mock"}', tokens(max(0, booked - 60)))
         assert len(await ledger.expire_due()) == 0
         for first in (True, False):
             told = await ledger.void("p", "c1")
-            assert (told.state, told.first, told.booked) == (State.LATE, first, ZERO), "nothing was spent after all"
-        await stands_at(ledger, "run", 0, 0)
+            assert (told.state, told.first, told.booked) == (State.LATE, first, ZERO), "nothing was spent"
+        await assert_account_tokens(ledger, "run", 0, 0)
         *_, entry = await ledger.outbox_read("flusher")
         assert (entry.id, entry.kind, entry.amount) == ("c1:late", EntryKind.LATE, tokens(-booked))
 
     @pytest.mark.parametrize("used", [70, 25, 10, 0])
-    async def test_a_late_settlement_books_the_difference_once(self, tested: LedgerUnderTest, used: int) -> None:
+    async def test_settle_after_expiry_books_the_difference_once(self, tested: LedgerUnderTest, used: int) -> None:
         ledger = tested.ledger
         await ledger.reserve("p", request("c1", [hold("run", 100)], 60))
         await ledger.renew("p", [Progress("c1", tokens(25))], MINUTE_MS)
@@ -154,7 +158,7 @@ class TestDeadlines:
         late = await ledger.settle("p", "c1", tokens(used), b'{"late":1}')
         assert (late.state, late.first, late.booked) == (State.LATE, True, tokens(used))
         assert late.overrun == tokens(max(0, used - 60))
-        await stands_at(ledger, "run", used, 0)
+        await assert_account_tokens(ledger, "run", used, 0)
         again = await ledger.settle("p", "c1", tokens(99), b"{}")
         assert (again.state, again.first, again.booked) == (State.LATE, False, tokens(used))
         assert not (await ledger.void("p", "c1")).first
@@ -162,15 +166,15 @@ class TestDeadlines:
         assert (expired.id, entry.id, entry.kind) == ("c1:lost", "c1:late", EntryKind.LATE)
         assert (entry.amount, entry.overrun) == (tokens(used - 60), tokens(max(0, used - 60)))
         assert (entry.draft, entry.detail) == (b'{"model":"mock"}', b'{"late":1}')
-        await stands_at(ledger, "run", used, 0)
+        await assert_account_tokens(ledger, "run", used, 0)
 
-    async def test_a_settlement_between_deadline_and_sweep_is_in_time(self, tested: LedgerUnderTest) -> None:
+    async def test_settle_between_deadline_and_sweep_is_not_late(self, tested: LedgerUnderTest) -> None:
         await tested.ledger.reserve("p", request("c1", [hold("run", 100)], 60))
         await tested.advance(2 * MINUTE_MS)
         assert (await tested.ledger.settle("p", "c1", tokens(5), b"{}")).state is State.SETTLED
         assert len(await tested.ledger.expire_due()) == 0
 
-    async def test_renewal_keeps_a_stream_of_ten_minutes(self, tested: LedgerUnderTest) -> None:
+    async def test_renewal_keeps_a_reservation_pending_for_ten_minutes(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
         await ledger.reserve("p", request("c1", [hold("run", 100)], 60))
         for minute in range(20):
@@ -181,7 +185,7 @@ class TestDeadlines:
         assert (name, owner, held) == ("c1", "gateway-1", tokens(60))
         assert MINUTE_MS - TOLERANCE_MS <= deadline_ms - await ledger.now_ms() <= MINUTE_MS
 
-    async def test_progress_never_goes_back(self, tested: LedgerUnderTest) -> None:
+    async def test_reported_progress_never_decreases(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
         await ledger.reserve("p", request("c1", [hold("run", 100)], 60))
         for seen in (Amount(90, 7, 0), Amount(20, 9, 0), ZERO):
@@ -190,22 +194,22 @@ class TestDeadlines:
         (lost,) = await ledger.expire_due()
         assert lost.booked == Amount(90, 9, 0)
 
-    async def test_what_an_owner_last_said_of_its_loss_counts(self, tested: LedgerUnderTest) -> None:
+    async def test_on_lost_follows_the_owner_and_stays_charge_after_progress(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
         for name in ("c1", "c2", "c3"):
             await ledger.reserve("p", request(name, [hold("run", 200)], 60))
         unsent = [Progress(name, ZERO, OnLost.RELEASE) for name in ("c1", "c2", "c3")]
         await ledger.renew("p", unsent, MINUTE_MS)
         await ledger.renew("p", [Progress("c1", ZERO, OnLost.CHARGE), Progress("c2")], MINUTE_MS)
-        # Sent meanwhile, and then a message from before arrives.
+        # c3 was sent meanwhile, and then an older message arrives.
         await ledger.renew("p", [Progress("c3", tokens(5), OnLost.CHARGE)], MINUTE_MS)
         await ledger.renew("p", unsent[2:], MINUTE_MS)
         await tested.advance(MINUTE_MS)
         lost = {one.id: one.booked for one in await ledger.expire_due()}
         assert lost == {"c1": tokens(60), "c2": ZERO, "c3": tokens(60)}
-        await stands_at(ledger, "run", 120, 0)
+        await assert_account_tokens(ledger, "run", 120, 0)
 
-    async def test_renewal_names_what_is_not_pending(self, tested: LedgerUnderTest) -> None:
+    async def test_renewal_returns_the_ids_that_are_not_pending(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
         for name in ("c1", "c2", "c3"):
             await ledger.reserve("p", request(name, [hold("run", 100)], 10))
@@ -214,14 +218,14 @@ class TestDeadlines:
         gone = await ledger.renew("p", [Progress(name) for name in ("c1", "c2", "never", "c3")], MINUTE_MS)
         assert gone == ("c1", "never", "c3")
 
-    async def test_an_overdue_reservation_can_be_renewed(self, tested: LedgerUnderTest) -> None:
+    async def test_overdue_reservation_can_be_renewed_before_the_sweep(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
         await ledger.reserve("p", request("c1", [hold("run", 100)], 10))
         await tested.advance(2 * MINUTE_MS)
         assert await ledger.renew("p", [Progress("c1")], MINUTE_MS) == ()
         assert len(await ledger.expire_due()) == 0
 
-    async def test_sweeps_are_bounded_and_span_projects(self, tested: LedgerUnderTest) -> None:
+    async def test_expire_due_is_limited_and_spans_projects(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
         for project in ("p", "q"):
             for n in range(3):
@@ -234,7 +238,7 @@ class TestDeadlines:
             (project, name) for project in "pq" for name in ("c0", "c1")
         ]
 
-    async def test_pending_tells_the_oldest_first(self, ledger: Ledger) -> None:
+    async def test_pending_lists_the_earliest_deadline_first(self, ledger: Ledger) -> None:
         for name, minutes in [("c1", 3), ("c2", 1), ("c3", 2)]:
             await ledger.reserve("p", request(name, [hold("run", 100)], 10, ttl_ms=minutes * MINUTE_MS))
         assert [row[0] for row in await ledger.pending("p")] == ["c2", "c3", "c1"]
@@ -261,30 +265,30 @@ class TestOutbox:
         await ledger.outbox_acknowledge([])
         assert await ledger.outbox_size() == 1
 
-    async def test_two_consumers_share_the_work(self, tested: LedgerUnderTest) -> None:
+    async def test_consumers_claim_disjoint_entries_until_a_claim_expires(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
         await self.settled(ledger, "c1", "c2", "c3")
-        mine = await ledger.outbox_read("one", limit=2)
-        theirs = await ledger.outbox_read("two")
-        assert ([entry.id for entry in mine], [entry.id for entry in theirs]) == (["c1", "c2"], ["c3"])
-        await ledger.outbox_acknowledge(theirs)
+        first = await ledger.outbox_read("one", limit=2)
+        second = await ledger.outbox_read("two")
+        assert ([entry.id for entry in first], [entry.id for entry in second]) == (["c1", "c2"], ["c3"])
+        await ledger.outbox_acknowledge(second)
         await tested.advance(31_000)
         assert [entry.id for entry in await ledger.outbox_read("two")] == ["c1", "c2"]
-        await ledger.outbox_acknowledge(mine)
+        await ledger.outbox_acknowledge(first)
         assert await ledger.outbox_size() == 0
 
-    async def test_gives_as_many_as_are_asked_for(self, ledger: Ledger) -> None:
-        """More than one command of Redis takes as arguments."""
+    async def test_read_returns_as_many_entries_as_asked_even_2100(self, ledger: Ledger) -> None:
+        """More entries than one Redis command takes as arguments."""
         entry = OutboxEntry("", "e", EntryKind.RECORDED, "p", tokens(1), 0, b"{}")
         await ledger.record("p", [replace(entry, id=f"e{number}") for number in range(2_500)])
-        mine = await ledger.outbox_read("one", limit=2_100)
-        theirs = await ledger.outbox_read("two", limit=2_100)
-        assert [one.id for one in (*mine, *theirs)] == [f"e{number}" for number in range(2_500)]
-        assert len(mine) == 2_100
-        await ledger.outbox_acknowledge([*mine, *theirs])
+        first = await ledger.outbox_read("one", limit=2_100)
+        second = await ledger.outbox_read("two", limit=2_100)
+        assert [one.id for one in (*first, *second)] == [f"e{number}" for number in range(2_500)]
+        assert len(first) == 2_100
+        await ledger.outbox_acknowledge([*first, *second])
         assert await ledger.outbox_size() == 0
 
-    async def test_spans_projects(self, ledger: Ledger) -> None:
+    async def test_read_spans_projects(self, ledger: Ledger) -> None:
         await self.settled(ledger, "c1")
         await self.settled(ledger, "c2", project="q")
         entries = await ledger.outbox_read("flusher")
@@ -292,7 +296,7 @@ class TestOutbox:
         await ledger.outbox_acknowledge(entries)
         assert await ledger.outbox_size() == 0
 
-    async def test_records_what_no_reservation_stands_behind(self, ledger: Ledger) -> None:
+    async def test_record_adds_entries_without_a_reservation(self, ledger: Ledger) -> None:
         told = OutboxEntry("", "u1", EntryKind.RECORDED, "p", Amount(5, 6, 1), 0, b"{}", b'{"x":1}')
         repair = OutboxEntry("", "u2", EntryKind.REPAIR, "p", Amount(-5, 0, 0), 1_700_000_000_000, b"{}")
         await ledger.record("p", [told, repair])
@@ -303,16 +307,16 @@ class TestOutbox:
         assert len({first.position, second.position, ""}) == 3
 
 
-class TestUpkeep:
-    async def test_restore_sets_what_is_settled_and_leaves_the_holds(self, ledger: Ledger) -> None:
+class TestMaintenance:
+    async def test_restore_sets_settled_and_leaves_the_holds(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("c1", [hold("run", 100)], 10))
         await ledger.restore("p", "run", tokens(77), MINUTE_MS)
         await ledger.restore("p", "new", tokens(5), MINUTE_MS)
-        await stands_at(ledger, "run", 77, 10)
-        await stands_at(ledger, "new", 5, 0)
+        await assert_account_tokens(ledger, "run", 77, 10)
+        await assert_account_tokens(ledger, "new", 5, 0)
         refused(await ledger.reserve("p", request("c2", [hold("run", 100)], 14)))
 
-    async def test_restore_sets_what_people_decided_and_leaves_what_it_is_not_told(self, ledger: Ledger) -> None:
+    async def test_restore_sets_gate_and_override_only_if_given(self, ledger: Ledger) -> None:
         await ledger.restore("p", "run", tokens(7), MINUTE_MS, Gate.PAUSED, Limit(tokens=20))
         no = refused(await ledger.reserve("p", request("c1", [hold("run", 100)], 10)))
         assert (no.reason, no.balance.gate) == (Refusal.GATE, Gate.PAUSED)
@@ -323,7 +327,7 @@ class TestUpkeep:
         found = (await ledger.balances("p", ["run"]))[0]
         assert (found.gate, found.limit, found.settled) == (Gate.OPEN, Limit(tokens=20), tokens(8))
 
-    async def test_purge_forgets_unused_accounts_without_holds(self, tested: LedgerUnderTest) -> None:
+    async def test_purge_forgets_idle_accounts_without_holds(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
         day_ms = 24 * 60 * MINUTE_MS
         chain = [hold("short", 100, keep_ms=2 * day_ms), hold("long", 100, keep_ms=9 * day_ms)]
@@ -334,16 +338,16 @@ class TestUpkeep:
         await ledger.reserve("p", request("c3", [hold("used", 100, keep_ms=2 * day_ms)], 10))
         await ledger.void("p", "c3")
         await ledger.purge()
-        await stands_at(ledger, "short", 10, 0)
+        await assert_account_tokens(ledger, "short", 10, 0)
         await tested.advance(day_ms + MINUTE_MS)
         await ledger.purge()
-        await stands_at(ledger, "short", 0, 0)
-        await stands_at(ledger, "long", 10, 0)
-        await stands_at(ledger, "held", 0, 10)
+        await assert_account_tokens(ledger, "short", 0, 0)
+        await assert_account_tokens(ledger, "long", 10, 0)
+        await assert_account_tokens(ledger, "held", 0, 10)
         assert (await ledger.void("p", "c2")).first
 
-    async def test_an_expired_reservation_waits_for_its_owner_for_days(self, tested: LedgerUnderTest) -> None:
-        """What a gateway had on its disk when it died is booked once, whenever it is started again."""
+    async def test_expired_reservation_can_be_settled_for_days(self, tested: LedgerUnderTest) -> None:
+        """A settlement that a dead gateway had on its disk is booked once, whenever the gateway is started again."""
         ledger = tested.ledger
         await ledger.reserve("p", request("c1", [hold("run", 100)], 60))
         await tested.advance(MINUTE_MS)
@@ -352,7 +356,7 @@ class TestUpkeep:
             await tested.advance(24 * 60 * MINUTE_MS)
             await ledger.purge()
         assert (await ledger.settle("p", "c1", tokens(40), b"{}")).state is State.LATE
-        await stands_at(ledger, "run", 40, 0)
+        await assert_account_tokens(ledger, "run", 40, 0)
 
     async def test_purge_forgets_resolved_reservations_after_an_hour(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
@@ -367,7 +371,7 @@ class TestUpkeep:
         assert (await ledger.settle("p", "c1", tokens(10), b"{}")).state is None
         assert [row[0] for row in await ledger.pending("p")] == ["c2"]
 
-    async def test_the_implicit_run_closes_after_silence(self, tested: LedgerUnderTest) -> None:
+    async def test_implicit_run_ends_after_its_idle_time(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
         quarter_ms = 15 * MINUTE_MS
         assert await ledger.current_run("p", "nightly", "r1", quarter_ms) == "r1"
@@ -380,19 +384,19 @@ class TestUpkeep:
         await tested.advance(quarter_ms)
         assert await ledger.current_run("p", "nightly", "r6", quarter_ms) == "r6"
 
-    async def test_the_epoch_stays(self, ledger: Ledger) -> None:
+    async def test_epoch_does_not_change(self, ledger: Ledger) -> None:
         first = await ledger.epoch()
         await ledger.reserve("p", request("c1", [hold("run", 100)], 10))
         assert first == await ledger.epoch() != ""
 
-    async def test_the_clock_goes_forward(self, tested: LedgerUnderTest) -> None:
+    async def test_clock_advances(self, tested: LedgerUnderTest) -> None:
         before_ms = await tested.ledger.now_ms()
         await tested.advance(MINUTE_MS)
         assert 0 <= await tested.ledger.now_ms() - before_ms - MINUTE_MS <= TOLERANCE_MS
 
-    async def test_what_was_acknowledged_is_there_after_reopening(self, tested: LedgerUnderTest) -> None:
-        if not tested.keeps_after_close:
-            pytest.skip("this engine keeps nothing beyond its own life")
+    async def test_acknowledged_state_survives_reopening(self, tested: LedgerUnderTest) -> None:
+        if not tested.is_durable:
+            pytest.skip("this engine does not persist anything")
         ledger = tested.ledger
         chain = [hold("run", 100, tighten=Limit(tokens=90)), hold("key", 1_000)]
         await ledger.reserve("p", request("c1", chain, 60))
@@ -412,4 +416,4 @@ class TestUpkeep:
         await tested.advance(MINUTE_MS)
         lost = {one.id: one.booked.tokens for one in await ledger.expire_due()}
         assert lost == {"c1": 77, "c2": 0}
-        await stands_at(ledger, "run", 81, 0)
+        await assert_account_tokens(ledger, "run", 81, 0)

@@ -33,9 +33,9 @@ GATEWAYS = 5
 TTL_MS = 60_000
 HEARTBEAT_MS = 15_000
 RESEND_MS = 150
-QUIET_MS = 10 * 60_000  # by then after the last fault everything has to be resolved and stored
+QUIET_PERIOD_MS = 10 * 60_000  # so long after the last fault everything has to be resolved and stored
 PROJECT = "p"
-# Large enough to be used up towards the end, all but the second: what is refused is the least of what happens.
+# Large enough to be used up only towards the end, except the second: refusals are the least interesting operations.
 LIMITS = {"step:a": 3_000_000, "step:b": 2_000, "run:r": 2_200_000, "workflow:w": 4_000_000}
 
 
@@ -64,7 +64,7 @@ class World:
         return self.faults and self.chance.random() < probability
 
     def delay_ms(self) -> int:
-        """Mostly some ms; now and then a partition: it arrives when everything may be different."""
+        """Mostly some ms; now and then a partition, and the message arrives long after."""
         return self.chance.randrange(2 * TTL_MS) if self.happens(0.03) else self.chance.randrange(1, 5)
 
     def alive(self, process: int, action: Action) -> Action:
@@ -77,7 +77,7 @@ class World:
         return unless_dead
 
     def ask(self, process: int, operation: Callable[[], R], answered: Callable[[R], None]) -> None:
-        """Send an operation until an answer is there. Requests and answers are delayed, lost and doubled; ids make that harmless."""
+        """Send an operation until it is answered. Requests and answers are delayed, lost and duplicated; ids make that harmless."""
         done = False
 
         def receive(answer: R) -> None:
@@ -96,14 +96,14 @@ class World:
                 return
             for _ in range(2 if self.happens(0.05) else 1):
                 if not self.happens(0.05):
-                    self.later(self.delay_ms(), arrive)  # what is on its way arrives even when its sender has died
+                    self.later(self.delay_ms(), arrive)  # a message on its way arrives even if its sender has died
             self.later(RESEND_MS, self.alive(process, send))
 
         send()
 
 
 @dataclass
-class Truth:
+class ExpectedState:
     """The state according to the answers: who holds what, how each reservation was resolved, and the resulting accounts (in tokens)."""
 
     accounts: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -113,12 +113,12 @@ class Truth:
     settled_sums: Counter[str] = field(default_factory=Counter)
     reserved_sums: Counter[str] = field(default_factory=Counter)
 
-    def holds(self, name: str, accounts: tuple[str, ...], tokens: int) -> None:
+    def record_hold(self, name: str, accounts: tuple[str, ...], tokens: int) -> None:
         more = tokens - self.held.get(name, 0)
         self.accounts[name], self.held[name] = accounts, tokens
         self.reserved_sums.update(dict.fromkeys(accounts, more))
 
-    def resolved(self, name: str, tokens: int, *, late: bool = False) -> None:
+    def record_resolution(self, name: str, tokens: int, *, late: bool = False) -> None:
         assert (name in self.lost) if late else (name in self.held), f"{name} was resolved twice"
         self.lost.discard(name)
         accounts, freed = self.accounts[name], self.held.pop(name, 0)
@@ -129,78 +129,78 @@ class Truth:
 
 
 class Ledger:
-    """The book as a server: every operation is checked against the truth when it happens."""
+    """The book as a server: every operation is checked against the expected state when it happens."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.storage = DictStorage()
         self.book = Book(self.storage)
-        self.truth = Truth()
+        self.expected = ExpectedState()
         self.steps = 0
-        self.seen: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def reserve(self, request: Reserve) -> Granted | Refused:
-        known = request.id in self.truth.accounts
+        known = request.id in self.expected.accounts
         answer = self.book.reserve(PROJECT, request, self.world.now_ms)
         if isinstance(answer, Granted) and not known:
-            self.truth.holds(request.id, tuple(hold.account for hold in request.holds), answer.held.tokens)
-            # Nothing at all may be granted where an overrun has taken more than there was: it takes nothing.
+            self.expected.record_hold(request.id, tuple(hold.account for hold in request.holds), answer.held.tokens)
+            # A demand of nothing is granted even where an overrun has passed the limit: it takes nothing.
             if answer.held.tokens:
-                self._i1(request.holds)
+                self._check_limits(request.holds)
         assert not known or isinstance(answer, Granted)
-        self._same_as_truth("reserve")
+        self._check_accounts("reserve")
         return answer
 
     def extend(self, name: str, holds: Sequence[Hold], extra: Demand) -> Granted | Refused:
         answer = self.book.extend(PROJECT, name, holds, extra, self.world.now_ms)
         if isinstance(answer, Granted):
-            self.truth.holds(name, self.truth.accounts[name], answer.held.tokens)
-            self._i1(holds)
-        self._same_as_truth("extend")
+            self.expected.record_hold(name, self.expected.accounts[name], answer.held.tokens)
+            self._check_limits(holds)
+        self._check_accounts("extend")
         return answer
 
     def renew(self, progress: Progress) -> tuple[str, ...]:
         gone = self.book.renew(PROJECT, [progress], TTL_MS, self.world.now_ms)
-        assert (progress.id in self.truth.held) == (gone == ())
-        self._same_as_truth("renew")
+        assert (progress.id in self.expected.held) == (gone == ())
+        self._check_accounts("renew")
         return gone
 
     def settle(self, name: str, used: int) -> Resolution:
-        return self._told(name, self.book.settle(PROJECT, name, Amount(used), b"{}", self.world.now_ms))
+        return self._check_resolution(name, self.book.settle(PROJECT, name, Amount(used), b"{}", self.world.now_ms))
 
     def void(self, name: str) -> Resolution:
-        return self._told(name, self.book.void(PROJECT, name, self.world.now_ms))
+        return self._check_resolution(name, self.book.void(PROJECT, name, self.world.now_ms))
 
     def sweep(self) -> tuple[ExpiredReservation, ...]:
         lost = self.book.expire_due(50, self.world.now_ms)
         for one in lost:
-            self.truth.resolved(one.id, one.booked.tokens)
-            self.truth.lost.add(one.id)
-            self.seen["lost"] += 1
+            self.expected.record_resolution(one.id, one.booked.tokens)
+            self.expected.lost.add(one.id)
+            self.counts["lost"] += 1
         self.book.purge(50, self.world.now_ms)
-        self._same_as_truth("sweep")
+        self._check_accounts("sweep")
         return lost
 
-    def _told(self, name: str, told: Resolution) -> Resolution:
-        if told.first:
-            self.truth.resolved(name, told.booked.tokens, late=told.state is State.LATE)
-        elif told.state is not None:
-            assert told.booked.tokens == self.truth.booked[name]
-        self._same_as_truth(str(told.state))
-        return told
+    def _check_resolution(self, name: str, resolution: Resolution) -> Resolution:
+        if resolution.first:
+            self.expected.record_resolution(name, resolution.booked.tokens, late=resolution.state is State.LATE)
+        elif resolution.state is not None:
+            assert resolution.booked.tokens == self.expected.booked[name]
+        self._check_accounts(str(resolution.state))
+        return resolution
 
-    def _i1(self, holds: Sequence[Hold]) -> None:
+    def _check_limits(self, holds: Sequence[Hold]) -> None:
         for hold in holds:
-            standing = self.truth.settled_sums[hold.account] + self.truth.reserved_sums[hold.account]
+            standing = self.expected.settled_sums[hold.account] + self.expected.reserved_sums[hold.account]
             assert standing <= LIMITS[hold.account], f"{hold.account} was granted beyond its limit"
 
-    def _same_as_truth(self, what: str) -> None:
+    def _check_accounts(self, what: str) -> None:
         self.steps += 1
-        self.seen[what] += 1
+        self.counts[what] += 1
         for name in LIMITS:
             account = self.storage.account(PROJECT, name)
             stands = (account.settled.tokens, account.reserved.tokens) if account else (0, 0)
-            assert stands == (self.truth.settled_sums[name], self.truth.reserved_sums[name])
+            assert stands == (self.expected.settled_sums[name], self.expected.reserved_sums[name])
 
 
 class Simulation:
@@ -216,19 +216,19 @@ class Simulation:
             self._start(process)
 
     @property
-    def over(self) -> bool:
+    def is_quiet(self) -> bool:
         return not self.world.faults
 
     def _start(self, process: int) -> None:
-        self._again(process, lambda: self._call(process), 400)
-        self._again(process, lambda: self.world.ask(process, self.ledger.sweep, lambda _: None), 5_000)
-        self._again(process, lambda: self._flush(process), 1_000)
+        self._repeat(process, lambda: self._call(process), 400)
+        self._repeat(process, lambda: self.world.ask(process, self.ledger.sweep, lambda _: None), 5_000)
+        self._repeat(process, lambda: self._flush(process), 1_000)
         self.world.later(self.world.chance.randrange(1, 400_000), self.world.alive(process, lambda: self._die(process)))
 
-    def _again(self, process: int, action: Action, every_ms: int) -> None:
+    def _repeat(self, process: int, action: Action, every_ms: int) -> None:
         def act() -> None:
             self._end_of_faults()
-            if self.over and self.world.now_ms > self.ended_ms + QUIET_MS:
+            if self.is_quiet and self.world.now_ms > self.ended_ms + QUIET_PERIOD_MS:
                 return
             action()
             self.world.later(self.world.chance.randrange(1, 2 * every_ms), self.world.alive(process, act))
@@ -236,16 +236,16 @@ class Simulation:
         act()
 
     def _end_of_faults(self) -> None:
-        if self.ledger.steps >= STEPS and not self.over:
+        if self.ledger.steps >= STEPS and not self.is_quiet:
             self.world.faults, self.ended_ms = False, self.world.now_ms
 
     def _die(self, process: int) -> None:
-        if not self.over:
+        if not self.is_quiet:
             self.world.lives[process] += 1
             self._start(process)
 
     def _call(self, process: int) -> None:
-        if self.over:
+        if self.is_quiet:
             return
         self.calls += 1
         chance, name = self.world.chance, f"c{self.calls}"
@@ -272,7 +272,7 @@ class Simulation:
         took_ms = chance.choice((50, 800, 2 * TTL_MS, 3 * TTL_MS))
         used = held + chance.randrange(1, 50) if chance.random() < 0.03 else chance.randrange(held + 1)
         end_ms = self.world.now_ms + took_ms
-        self._beat(process, name, used, end_ms)
+        self._send_heartbeats(process, name, used, end_ms)
         if chance.random() < 0.1:
             extra = Demand(0, 40, 1, requests=0)
             self.world.ask(process, lambda: self.ledger.extend(name, chain, extra), lambda _: None)
@@ -283,8 +283,8 @@ class Simulation:
             ),
         )
 
-    def _beat(self, process: int, name: str, used: int, end_ms: int) -> None:
-        """Heartbeats tell how far the answer is. Some calls fall silent and come back: they find their hold swept."""
+    def _send_heartbeats(self, process: int, name: str, used: int, end_ms: int) -> None:
+        """Heartbeats report the progress of the answer. Some calls stop sending them and come back: their hold has been swept."""
         silent = self.world.happens(0.2)
 
         def beat() -> None:
@@ -313,26 +313,26 @@ class Simulation:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_whatever_happens_the_sums_hold_and_everything_ends(seed: int) -> None:
+def test_simulated_faults_keep_the_sums_and_resolve_every_reservation(seed: int) -> None:
     simulation = Simulation(seed)
     simulation.world.run()
-    ledger, truth = simulation.ledger, simulation.ledger.truth
+    ledger, expected = simulation.ledger, simulation.ledger.expected
     assert ledger.steps >= STEPS
-    assert not truth.held
+    assert not expected.held
     assert ledger.book.outbox_size(0) == 0
     in_store: Counter[str] = Counter()
     for entry in simulation.store.values():
         in_store[entry.id.partition(":")[0]] += entry.amount.tokens
     assert {name: tokens for name, tokens in in_store.items() if tokens} == {
-        name: tokens for name, tokens in truth.booked.items() if tokens
+        name: tokens for name, tokens in expected.booked.items() if tokens
     }
-    # The world was as bad as it was meant to be: each of these happened, and often.
-    assert min(ledger.seen[what] for what in ("reserve", "settled", "voided", "lost", "late", "extend", "renew")) > 5
+    # The simulated faults did occur: each of these outcomes happened, and often.
+    assert min(ledger.counts[what] for what in ("reserve", "settled", "voided", "lost", "late", "extend", "renew")) > 5
     assert sum(simulation.world.lives) > 5
 
 
-def test_expiry_and_settlement_in_the_same_ms_have_one_winner() -> None:
-    """Both orders, over every way a hold is lost: the sums are those of the use, and only one of them was first to resolve."""
+def test_expiry_and_settlement_in_the_same_ms_book_the_usage_once() -> None:
+    """In both orders, over every way a hold is lost, the sums are those of the usage."""
     for seed in range(10_000):
         chance = random.Random(seed)
         book = Book(DictStorage())

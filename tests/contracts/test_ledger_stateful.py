@@ -1,4 +1,4 @@
-"""Random histories on an engine and on the pure book: every answer and everything that can be seen is equal after each step.
+"""Random operations on an engine and on the pure book: every answer and all visible state are equal after each step.
 
 The engine's clock may run on with real time while the book's stands still. All durations below are odd multiples of half a
 minute and the clock is moved by whole minutes, so that no difference of some seconds decides anything.
@@ -35,7 +35,7 @@ ids = st.sampled_from([f"c{n}" for n in range(12)])
 names = ("step:a", "step:b", "run:r", "workflow:w", "key:k")
 counts = st.sampled_from([0, 1, 2, 7, 20, 60])
 amounts = st.builds(Amount, counts, counts, st.integers(0, 2))
-signs = st.builds(Progress, ids, amounts, st.none() | st.sampled_from(OnLost))
+progresses = st.builds(Progress, ids, amounts, st.none() | st.sampled_from(OnLost))
 limits = st.builds(Limit, *[st.none() | st.sampled_from([0, 5, 40, 100, 300])] * 2, st.none() | st.integers(0, 9))
 durations = st.sampled_from([1, 3, 5, 21]).map(lambda odd: odd * HALF_MS)
 keeps = st.sampled_from([3, 241]).map(lambda odd: odd * HALF_MS)
@@ -90,19 +90,19 @@ class LedgerMachine(RuleBasedStateMachine):
 
         return self.runner.run(wait())
 
-    def same(self, name: str, *arguments: Any, key: Callable[[Any], Any] = lambda value: value) -> None:
-        """Both do it, and say the same but for the time."""
-        assert key(self.asked(name, *arguments)) == key(self.expected(name, *arguments))
+    def check_same(self, name: str, *arguments: Any, key: Callable[[Any], Any] = lambda value: value) -> None:
+        """Both perform the operation, and their answers differ only in times."""
+        assert key(self.ask_engine(name, *arguments)) == key(self.ask_book(name, *arguments))
 
-    def asked(self, name: str, *arguments: Any) -> Any:
+    def ask_engine(self, name: str, *arguments: Any) -> Any:
         try:
-            return timeless(self.run(getattr(self.ledger, name)(*arguments)))
+            return without_times(self.run(getattr(self.ledger, name)(*arguments)))
         except LedgerError:
             return "error"
 
-    def expected(self, name: str, *arguments: Any) -> Any:
+    def ask_book(self, name: str, *arguments: Any) -> Any:
         try:
-            return timeless(getattr(self.book, name)(*arguments, self.now_ms))
+            return without_times(getattr(self.book, name)(*arguments, self.now_ms))
         except ValueError:
             return "error"
 
@@ -121,36 +121,36 @@ class LedgerMachine(RuleBasedStateMachine):
         draft: bytes,
     ) -> None:
         self.chains.setdefault((project, name), chain)
-        self.same("reserve", project, Reserve(name, "gw", chain, demand, ttl_ms, draft, on_lost))
+        self.check_same("reserve", project, Reserve(name, "gw", chain, demand, ttl_ms, draft, on_lost))
 
     @rule(project=projects, name=ids, new_limits=st.lists(limits, min_size=4, max_size=4), extra=demands(extra=True))
     def extend(self, project: str, name: str, new_limits: list[Limit], extra: Demand) -> None:
         chain = self.chains.get((project, name), (Hold("key:k"),))
         now = [replace(hold, limit=limit) for hold, limit in zip(chain, new_limits, strict=False)]
-        self.same("extend", project, name, now, extra)
+        self.check_same("extend", project, name, now, extra)
 
-    @rule(project=projects, told=st.lists(signs, max_size=3), ttl_ms=durations)
-    def renew(self, project: str, told: list[Progress], ttl_ms: int) -> None:
-        once = list({sign.id: sign for sign in told}.values())
-        self.same("renew", project, once, ttl_ms)
+    @rule(project=projects, reports=st.lists(progresses, max_size=3), ttl_ms=durations)
+    def renew(self, project: str, reports: list[Progress], ttl_ms: int) -> None:
+        once = list({report.id: report for report in reports}.values())
+        self.check_same("renew", project, once, ttl_ms)
 
     @rule(project=projects, name=ids, used=amounts, detail=st.binary(max_size=8))
     def settle(self, project: str, name: str, used: Amount, detail: bytes) -> None:
-        self.same("settle", project, name, used, detail)
+        self.check_same("settle", project, name, used, detail)
 
     @rule(project=projects, name=ids)
     def void(self, project: str, name: str) -> None:
-        self.same("void", project, name)
+        self.check_same("void", project, name)
 
     @rule(minutes=st.sampled_from([1, 1, 2, 10, 59, 60, 200]))
     def wait(self, minutes: int) -> None:
-        self.time_passes(minutes)
+        self.advance_and_sweep(minutes)
 
-    def time_passes(self, minutes: int) -> None:
-        """Whoever is overdue is swept at once, and whatever is over its keep time forgotten: engines may forget early or late."""
+    def advance_and_sweep(self, minutes: int) -> None:
+        """Sweep and purge at once, because engines may do both earlier or later."""
         self.now_ms += minutes * MINUTE_MS
         self.run(self.tested.advance(minutes * MINUTE_MS))
-        self.same("expire_due", ALL, key=sorted_by_id)
+        self.check_same("expire_due", ALL, key=sorted_by_id)
         self.run(self.ledger.purge(ALL))
         self.book.purge(ALL, self.now_ms)
 
@@ -158,15 +158,15 @@ class LedgerMachine(RuleBasedStateMachine):
     def record(self, project: str, amount: Amount, kind: EntryKind) -> None:
         self.recorded += 1
         entry = OutboxEntry("", f"u{self.recorded}", kind, project, amount, 0, b"{}", b"[]", Amount(1))
-        self.same("record", project, [entry])
+        self.check_same("record", project, [entry])
 
     @rule(project=projects, account=st.sampled_from(names), limit=st.just(UNLIMITED) | limits)
     def set_override(self, project: str, account: str, limit: Limit) -> None:
-        self.same("set_override", project, account, limit)
+        self.check_same("set_override", project, account, limit)
 
     @rule(project=projects, account=st.sampled_from(names), gate=st.just(Gate.OPEN) | st.sampled_from(Gate))
     def set_gate(self, project: str, account: str, gate: Gate) -> None:
-        self.same("set_gate", project, account, gate)
+        self.check_same("set_gate", project, account, gate)
 
     @rule(
         project=projects,
@@ -179,44 +179,44 @@ class LedgerMachine(RuleBasedStateMachine):
     def restore(
         self, project: str, account: str, settled: Amount, keep_ms: int, gate: Gate | None, override: Limit | None
     ) -> None:
-        self.same("restore", project, account, settled, keep_ms, gate, override)
+        self.check_same("restore", project, account, settled, keep_ms, gate, override)
 
     @rule(project=projects, workflow=st.sampled_from(["w", "v"]), run=ids, silence_ms=durations)
     def current_run(self, project: str, workflow: str, run: str, silence_ms: int) -> None:
-        self.same("current_run", project, workflow, run, silence_ms)
+        self.check_same("current_run", project, workflow, run, silence_ms)
 
     @rule(consumer=st.sampled_from(["one", "two"]))
     def outbox_read(self, consumer: str) -> None:
-        asked = sorted_by_id(self.run(self.ledger.outbox_read(consumer, ALL)))
-        expected = sorted_by_id(self.book.outbox_read(consumer, ALL, self.now_ms))
-        assert timeless(asked) == timeless(expected)
-        self.read = list(zip(asked, expected, strict=True))
+        from_engine = sorted_by_id(self.run(self.ledger.outbox_read(consumer, ALL)))
+        from_book = sorted_by_id(self.book.outbox_read(consumer, ALL, self.now_ms))
+        assert without_times(from_engine) == without_times(from_book)
+        self.read = list(zip(from_engine, from_book, strict=True))
 
     @rule(share=st.sampled_from([1, 2]))
     def outbox_acknowledge(self, share: int) -> None:
         done, self.read = self.read[::share], []
-        self.run(self.ledger.outbox_acknowledge([asked for asked, _ in done]))
-        self.book.outbox_acknowledge([expected for _, expected in done], self.now_ms)
+        self.run(self.ledger.outbox_acknowledge([entry for entry, _ in done]))
+        self.book.outbox_acknowledge([entry for _, entry in done], self.now_ms)
 
-    @rule(seldom=st.integers(0, 3))
-    def reopen(self, seldom: int) -> None:
-        """Who had read what from the outbox may be forgotten by a restart or not: a minute later it does not matter any more."""
-        if self.tested.keeps_after_close and seldom == 3:
+    @rule(one_in_four=st.integers(0, 3))
+    def reopen(self, one_in_four: int) -> None:
+        """A restart may or may not forget the claims on outbox entries: a minute later they have expired anyway."""
+        if self.tested.is_durable and one_in_four == 3:
             self.run(self.ledger.close())
             self.run(self.ledger.open())
-            self.time_passes(1)
+            self.advance_and_sweep(1)
 
     @invariant()
-    def everything_that_can_be_seen_is_equal(self) -> None:
+    def visible_state_is_equal(self) -> None:
         if not hasattr(self, "ledger"):
             return
         for project in ("p", "q"):
-            self.same("balances", project, names)
-            self.same("pending", project, ALL, key=lambda rows: sorted(row[:3] for row in rows))
-        self.same("outbox_size")
+            self.check_same("balances", project, names)
+            self.check_same("pending", project, ALL, key=lambda rows: sorted(row[:3] for row in rows))
+        self.check_same("outbox_size")
 
 
-def timeless(answer: Any) -> Any:
+def without_times(answer: Any) -> Any:
     """The answer without the times of two clocks that are some seconds apart, and without engines' own positions."""
     if isinstance(answer, Granted):
         return replace(answer, now_ms=0, deadline_ms=0)
@@ -225,17 +225,17 @@ def timeless(answer: Any) -> Any:
     if isinstance(answer, OutboxEntry):
         return replace(answer, at_ms=0, position="")
     if isinstance(answer, list | tuple):
-        return tuple(timeless(one) for one in answer)
+        return tuple(without_times(one) for one in answer)
     return answer
 
 
 def sorted_by_id(found: Sequence[Any]) -> list[Any]:
-    """Between projects, and between deadlines that are the same minute, the order is the engine's own."""
+    """Engines may order entries of different projects, and of equal deadlines, as they like."""
     return sorted(found, key=lambda one: (one.project, one.id))
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_an_engine_and_the_book_tell_the_same_story(name: str) -> None:
+def test_random_operations_give_the_same_results_on_engine_and_book(name: str) -> None:
     machine = type("LedgerMachine", (LedgerMachine,), {"engine": staticmethod(ENGINES[name])})
     run_state_machine_as_test(
         machine,

@@ -1,4 +1,4 @@
-"""The decision is written twice, in policies/reservation.py and in lua/fit.lua. Here both answer the same questions, up to 2^53."""
+"""The decision exists twice, in policies/reservation.py and in lua/fit.lua: both have to decide alike, up to 2^53."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def fields(account: Account) -> list[str]:
     return [word for pair in values.items() for word in pair]
 
 
-async def by_redis(server: RedisServer, chain: dict[str, Account], request: Reserve) -> Decision | str:
-    ledger = RedisLedger(server.url, deadline_ms=redis_engines.PATIENT_MS, clock_ms=lambda: NOW_MS)
+async def decide_in_redis(server: RedisServer, chain: dict[str, Account], request: Reserve) -> Decision | str:
+    ledger = RedisLedger(server.url, deadline_ms=redis_engines.LONG_DEADLINE_MS, clock_ms=lambda: NOW_MS)
     try:
         await ledger.balances("p", ["none"])
         for name, account in chain.items():
@@ -101,7 +101,7 @@ async def by_redis(server: RedisServer, chain: dict[str, Account], request: Rese
         await ledger.close()
 
 
-def by_policies(chain: dict[str, Account], request: Reserve) -> Decision | str:
+def decide_in_policies(chain: dict[str, Account], request: Reserve) -> Decision | str:
     storage = DictStorage()
     storage.accounts = {("p", name): account for name, account in chain.items()}
     try:
@@ -112,15 +112,15 @@ def by_policies(chain: dict[str, Account], request: Reserve) -> Decision | str:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(demand=demands(), chain=st.lists(st.tuples(accounts(), holds), min_size=1, max_size=4))
-def test_both_decide_alike(
+def test_redis_and_policies_decide_any_reserve_identically(
     server: RedisServer, demand: Demand, chain: list[tuple[Account, tuple[Limit, Limit, bool]]]
 ) -> None:
     standing = {f"a{index}": account for index, (account, _) in enumerate(chain)}
     request_holds = tuple(Hold(f"a{index}", *hold) for index, (_, hold) in enumerate(chain))
     request = Reserve("c1", "gateway-1", request_holds, demand, 60_000, b"{}")
-    expected = by_policies(standing, request)
+    expected = decide_in_policies(standing, request)
     server.command("FLUSHALL")
-    got = asyncio.run(by_redis(server, standing, request))
+    got = asyncio.run(decide_in_redis(server, standing, request))
     assert got == expected
 
 
@@ -137,12 +137,14 @@ def test_both_decide_alike(
         (21, 7, 3, 1),
     ],
 )
-def test_rooms_are_rounded_down(server: RedisServer, free: int, price: int, choices: int, output_tokens: int) -> None:
+def test_redis_rounds_the_room_for_output_down(
+    server: RedisServer, free: int, price: int, choices: int, output_tokens: int
+) -> None:
     most = AMOUNT_MAX // (price * choices)
     demand = Demand(0, most, 0, 0, price, choices, requests=0)
     request = Reserve("c1", "g", (Hold("a0", Limit(nano_usd=free)),), demand, 60_000, b"{}")
     server.command("FLUSHALL")
-    got = asyncio.run(by_redis(server, {}, request))
+    got = asyncio.run(decide_in_redis(server, {}, request))
     assert isinstance(got, Granted)
     assert got.output_tokens == output_tokens
-    assert got == by_policies({}, request)
+    assert got == decide_in_policies({}, request)

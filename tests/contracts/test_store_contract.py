@@ -1,4 +1,4 @@
-"""One suite for the store's schema, usage and runs, on SQLite and on Postgres."""
+"""The store's schema, usage and runs, on SQLite and on Postgres."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def run_of(db: Database, run: str = "r1", project: str = "default") -> Run
 # --- schema
 
 
-async def test_migration_makes_the_tables_of_the_code(empty_url: str) -> None:
+async def test_migration_creates_the_schema_of_the_code(empty_url: str) -> None:
     database = Database(empty_url)
     await database.open()
     try:
@@ -59,8 +59,8 @@ async def test_migration_makes_the_tables_of_the_code(empty_url: str) -> None:
 
 
 @pytest.mark.parametrize("before", ["0002", "0003"])
-async def test_a_step_back_and_forth_keeps_what_is_stored(db: Database, before: str) -> None:
-    """As an upgrade that is taken back, and done again later."""
+async def test_downgrade_and_upgrade_keep_stored_data(db: Database, before: str) -> None:
+    """As when an upgrade is reverted, and repeated later."""
     await usage.insert_entries(db, [entry(f"e{number}", run=f"r{number % 3}") for number in range(20)], NOW_MS)
     await audit.append(db, [AuditEvent(NOW_MS, "ada", "key.created", "k1")])
     key = await keys.create(db, KeyRequest("k1"), "ada", NOW_MS)
@@ -95,7 +95,7 @@ def _differences(connection: Connection) -> Any:
         ("0999", "is newer than .*: upgrade the gateway"),
     ],
 )
-async def test_another_schema_is_named_in_one_sentence(db: Database, revision: str, sentence: str) -> None:
+async def test_other_schema_revision_is_refused_with_advice(db: Database, revision: str, sentence: str) -> None:
     async with db.begin() as connection:
         await connection.execute(text(f"UPDATE alembic_version SET version_num = '{revision}'"))
     with pytest.raises(SchemaMismatch, match=sentence):
@@ -109,7 +109,7 @@ async def test_migrating_a_newer_store_is_refused(db: Database) -> None:
         await db.migrate(NOW_MS)
 
 
-async def test_two_starters_at_once_are_safe(empty_postgres_url: str) -> None:
+async def test_concurrent_migrations_of_a_new_database_all_succeed(empty_postgres_url: str) -> None:
     starters = [Database(empty_postgres_url) for _ in range(3)]
     for starter in starters:
         await starter.open()
@@ -121,12 +121,12 @@ async def test_two_starters_at_once_are_safe(empty_postgres_url: str) -> None:
             await starter.close()
 
 
-async def test_a_failed_migration_leaves_nothing_behind(empty_url: str) -> None:
+async def test_failed_migration_is_rolled_back(empty_url: str) -> None:
     database = Database(empty_url)
     await database.open()
     try:
         async with database.begin() as connection:
-            await connection.execute(text("CREATE TABLE runs (x INTEGER)"))  # in the way of the migration
+            await connection.execute(text("CREATE TABLE runs (x INTEGER)"))  # makes the migration fail
         with pytest.raises(DBAPIError):
             await database.migrate(NOW_MS)
         assert await database.schema_revision() is None
@@ -138,7 +138,7 @@ async def test_a_failed_migration_leaves_nothing_behind(empty_url: str) -> None:
         await database.close()
 
 
-async def test_a_second_process_is_kept_off_an_sqlite_file(tmp_path: Path) -> None:
+async def test_second_open_of_an_sqlite_file_is_refused(tmp_path: Path) -> None:
     first, second = Database(f"sqlite:///{tmp_path}/store.db"), Database(f"sqlite:///{tmp_path}/store.db")
     await first.open()
     with pytest.raises(StoreInUse, match="used by another process"):
@@ -151,7 +151,7 @@ async def test_a_second_process_is_kept_off_an_sqlite_file(tmp_path: Path) -> No
 # --- usage
 
 
-async def test_an_entry_becomes_a_row_and_its_amounts_are_the_ledgers(db: Database) -> None:
+async def test_entry_is_stored_as_a_row_with_the_amounts_of_the_ledger(db: Database) -> None:
     one = entry(
         tokens=777,
         nano_usd=123_456_789,
@@ -211,7 +211,7 @@ async def test_status_follows_the_kind_of_entry(db: Database, kind: EntryKind, g
     assert [row["status"] for row in await rows_of(db)] == [status]
 
 
-async def test_an_id_lands_once_whatever_comes_back(db: Database) -> None:
+async def test_repeated_ids_are_stored_once(db: Database) -> None:
     batch = [entry(f"e{number}") for number in range(20)]
     await usage.insert_entries(db, batch, NOW_MS)
     again = [*batch[10:], entry("e20"), entry("e20"), entry("e3", at_ms=NOW_MS + 3 * DAY_MS, tokens=999)]
@@ -224,7 +224,7 @@ async def test_an_id_lands_once_whatever_comes_back(db: Database) -> None:
     assert (hour["calls"], hour["total_tokens"]) == (21, 21 * 150)
 
 
-async def test_many_writers_of_the_same_entries_store_them_once(db: Database) -> None:
+async def test_concurrent_writers_store_each_entry_once(db: Database) -> None:
     batch = [entry(f"e{number}", run=f"r{number % 7}") for number in range(200)]
     slices = [batch[start : start + 80] for start in (0, 40, 80, 120)]
     done = await asyncio.gather(*(usage.insert_entries(db, one, NOW_MS) for one in slices * 2))
@@ -254,10 +254,10 @@ async def test_many_writers_of_the_same_entries_store_them_once(db: Database) ->
         ({"project": "a\x00b"}, "project contains NUL"),
         ({"project": ""}, "project is empty"),
         ({"project": "\ud800"}, "project is not valid unicode"),
-        ({"amount": Amount(2**70, 0, 0)}, ""),  # refused by the engine, not by us
+        ({"amount": Amount(2**70, 0, 0)}, ""),  # refused by the database
     ],
 )
-async def test_a_poison_record_is_parked_and_the_batch_goes_on(
+async def test_invalid_entry_is_dead_lettered_and_the_rest_is_stored(
     db: Database, fault: dict[str, Any], reason: str
 ) -> None:
     good = entry("good")
@@ -272,7 +272,7 @@ async def test_a_poison_record_is_parked_and_the_batch_goes_on(
     assert len(await rows_of(db, usage_dead_letter)) == 1
 
 
-async def test_what_is_unusual_and_fits_is_kept(db: Database) -> None:
+async def test_unusual_but_valid_values_are_stored(db: Database) -> None:
     """Texts that are long together, or not ASCII; fields that are null; a whole number written as a float."""
     long = {name: name[0] * 400 for name in ("workflow", "agent", "user")}
     given = {
@@ -290,7 +290,7 @@ async def test_what_is_unusual_and_fits_is_kept(db: Database) -> None:
     assert (row["actions"], row["savings"]) == ("clamp, x=1", "clamp+x")
 
 
-async def test_sums_of_a_run_follow_its_events(db: Database) -> None:
+async def test_run_and_step_sums_follow_events(db: Database) -> None:
     events = [
         entry("a", step="plan", intent="generate", intent_confidence=0.8, at_ms=NOW_MS),
         entry("b", step="plan", tokens=50, at_ms=NOW_MS + 5, actions="compress=20", saved_tokens=20),
@@ -321,7 +321,7 @@ async def test_sums_of_a_run_follow_its_events(db: Database) -> None:
     assert len((await runs.list_runs(db, RunFilter())).runs) == 1
 
 
-async def test_a_run_begins_when_its_first_call_comes(db: Database) -> None:
+async def test_run_begins_when_its_earliest_call_began(db: Database) -> None:
     events = [
         entry("quick", step="draft", at_ms=NOW_MS, detail={"duration_ms": 100}),
         entry("slow", step="draft", at_ms=NOW_MS + 500, detail={"duration_ms": 2_500}),
@@ -333,7 +333,7 @@ async def test_a_run_begins_when_its_first_call_comes(db: Database) -> None:
     assert (run.first_at_ms, run.last_at_ms) == (step.first_at_ms, step.last_at_ms) == (NOW_MS - 2_000, NOW_MS + 900)
 
 
-async def test_a_run_is_exhausted_while_its_budget_refuses(db: Database) -> None:
+async def test_run_is_exhausted_from_a_budget_refusal_to_the_next_success(db: Database) -> None:
     refused = {"status": "refused", "code": "run_budget_exceeded"}
     await usage.insert_entries(db, [entry("a"), entry("b", 0, 0, at_ms=NOW_MS + 1, detail=refused)], NOW_MS)
     assert (await run_of(db)).state == "exhausted"
@@ -344,7 +344,7 @@ async def test_a_run_is_exhausted_while_its_budget_refuses(db: Database) -> None
     assert (await run_of(db)).state == "cancelled"
 
 
-async def test_of_a_runs_events_of_one_moment_the_last_tells_its_state(db: Database) -> None:
+async def test_last_of_simultaneous_events_sets_the_state_of_the_run(db: Database) -> None:
     refused = {"status": "refused", "code": "run_budget_exceeded"}
     early = entry("b", at_ms=NOW_MS - 5, workflow="first", step="s", model="old", intent="plan", intent_confidence=0.5)
     batch = [entry("a", step="s", model="new"), early, entry("c", 0, 0, step="s", model="", detail=refused)]
@@ -355,7 +355,7 @@ async def test_of_a_runs_events_of_one_moment_the_last_tells_its_state(db: Datab
     assert (step.model, step.intent, step.confidence) == ("new", "plan", 0.5)
 
 
-async def test_events_of_other_months_are_stored_and_retention_forgets_them(db: Database) -> None:
+async def test_events_of_other_months_are_stored_and_dropped_by_retention(db: Database) -> None:
     old = NOW_MS - 200 * DAY_MS
     await usage.insert_entries(
         db, [entry("old", at_ms=old), entry("new"), entry("next", at_ms=NOW_MS + 100 * DAY_MS)], NOW_MS
@@ -371,7 +371,7 @@ async def test_events_of_other_months_are_stored_and_retention_forgets_them(db: 
 # --- runs
 
 
-async def test_a_planned_run_meets_its_events(db: Database) -> None:
+async def test_planned_run_is_merged_with_its_events(db: Database) -> None:
     steps = (
         RunStep(
             "r1", "plan", 1, "generate", 1.0, "declared", "balanced", allocation_tokens=900, hard_limit_tokens=1080
@@ -403,7 +403,7 @@ async def test_a_planned_run_meets_its_events(db: Database) -> None:
     assert await runs.set_state(db, "default", "nowhere", "paused", NOW_MS) is None
 
 
-async def test_a_run_with_a_long_first_call_meets_its_events(db: Database) -> None:
+async def test_run_begun_before_its_first_event_is_merged_with_its_events(db: Database) -> None:
     begun = Run("p", "r1", "w", "ada", first_at_ms=NOW_MS, last_at_ms=NOW_MS, steps=(RunStep("r1", "draft"),))
     await runs.begin(db, [begun, Run("p", "r0", first_at_ms=NOW_MS)])
     await runs.set_state(db, "p", "r1", "paused", NOW_MS)
@@ -437,7 +437,7 @@ async def test_runs_are_listed_in_pages_without_gaps_or_repeats(db: Database) ->
     assert (await runs.list_runs(db, RunFilter(project="other"))).runs == ()
 
 
-async def test_the_family_of_a_run_ends_even_in_a_cycle(db: Database) -> None:
+async def test_family_of_a_run_is_found_even_with_a_cycle(db: Database) -> None:
     tree = [("a", "z"), ("b", "a"), ("c", "b"), ("z", "c"), ("other", "")]
     for run, parent in tree:
         await runs.create(db, Run("default", run, parent_run=parent, first_at_ms=NOW_MS))
@@ -447,7 +447,7 @@ async def test_the_family_of_a_run_ends_even_in_a_cycle(db: Database) -> None:
         assert await runs.family(connection, "elsewhere", "a") == ["a"]
 
 
-async def test_steps_of_two_projects_do_not_meet(db: Database) -> None:
+async def test_steps_are_separate_by_project(db: Database) -> None:
     await usage.insert_entries(db, [entry("a"), entry("b", project="other")], NOW_MS)
     assert len(await rows_of(db, run_steps)) == 2
     assert (await run_of(db, project="other")).sums.calls == 1

@@ -1,4 +1,4 @@
-"""One suite for what people put into the store (settings, keys, workflows, budgets, scores), on SQLite and on Postgres."""
+"""Settings, keys, workflows, budgets and intensity scores in the store, on SQLite and on Postgres."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def made(new: NewKey | None) -> NewKey:
     return new
 
 
-async def test_the_forty_settings_are_seeded_with_their_defaults(db: Database) -> None:
+async def test_40_settings_are_seeded_with_their_defaults(db: Database) -> None:
     stored = await settings.get_all(db)
     assert {key: row.value for key, row in stored.items()} == defaults()
     assert {row.updated_by for row in stored.values()} == {""}
@@ -52,7 +52,7 @@ async def test_the_forty_settings_are_seeded_with_their_defaults(db: Database) -
         assert (minimum, maximum) == (spec.minimum, spec.maximum)
 
 
-async def test_a_change_is_kept_with_who_when_old_and_new(db: Database) -> None:
+async def test_setting_change_records_actor_time_old_and_new_value(db: Database) -> None:
     key = "orchestration_max_tokens_per_step"
     before = (await versions.read(db))["settings"]
     row = await settings.put(db, key, "5000", "ada", NOW_MS)
@@ -72,11 +72,11 @@ async def test_a_change_is_kept_with_who_when_old_and_new(db: Database) -> None:
     assert await settings.revert(db, 10**9, "eve", NOW_MS) is None
 
 
-async def test_what_the_file_said_is_what_the_first_change_changes(db: Database) -> None:
+async def test_value_from_the_file_is_the_old_value_of_the_first_change(db: Database) -> None:
     file = {"orchestration_enabled": True, "orchestration_ais_fast_tier_max_score": 5.0}
     await settings.put(db, "orchestration_enabled", False, "ada", NOW_MS, file)
     (change,) = await settings.history(db)
-    assert (change.old, change.new) == (True, False), "off is the default, and was not what counted"
+    assert (change.old, change.new) == (True, False), "the old value is that of the file, not the default"
     with pytest.raises(settings.SettingsConflict, match="ais_fast_tier_max_score 5 is above"):
         await settings.put(db, "orchestration_ais_balanced_tier_max_score", 4, "ada", NOW_MS, file)
     await settings.revert(db, change.id, "bob", NOW_MS, file)
@@ -101,7 +101,7 @@ async def test_several_settings_change_together_or_not_at_all(db: Database) -> N
 # --- keys
 
 
-async def test_a_key_is_shown_once_and_stored_as_its_digest(db: Database) -> None:
+async def test_key_is_stored_only_as_its_digest(db: Database) -> None:
     request = KeyRequest(
         "ci",
         "team",
@@ -126,8 +126,8 @@ async def test_a_key_is_shown_once_and_stored_as_its_digest(db: Database) -> Non
     assert new.plain[11:] not in stored
 
 
-async def test_of_limited_keys_made_at_once_under_one_name_one_is_made(db: Database) -> None:
-    """Accounts go by the name: two keys of one would spend one budget."""
+async def test_concurrent_limited_keys_of_one_name_are_created_once(db: Database) -> None:
+    """Accounts are named after keys: two keys of one name would share one budget."""
     limited = KeyRequest("ci", limits={"tokens": 10})
 
     async def is_refused(request: KeyRequest) -> bool:
@@ -156,7 +156,7 @@ async def test_of_limited_keys_made_at_once_under_one_name_one_is_made(db: Datab
     assert await keys.change(db, unlimited.id, lambda key: replace(key, limits={"concurrency": 1})) is not None
 
 
-async def test_revoking_and_rotating_a_key(db: Database) -> None:
+async def test_rotated_and_revoked_keys_become_invalid(db: Database) -> None:
     first = await keys.create(db, KeyRequest("ops", admin=True), "root", NOW_MS)
     assert (first.key.admin, first.key.role) == (True, "admin")
     rotated = made(await keys.rotate(db, first.key.id, NOW_MS, grace_ms=1000))
@@ -194,7 +194,7 @@ async def test_workflows_are_declared_replaced_and_deleted(db: Database) -> None
     assert (await versions.read(db))["workflows"] > before
 
 
-async def test_budgets_keep_every_field(db: Database) -> None:
+async def test_stored_budget_keeps_every_field(db: Database) -> None:
     full = Budget(
         Scope.KEY,
         Limit(1000, 2**53 - 1, 0),
@@ -219,18 +219,18 @@ async def test_budgets_keep_every_field(db: Database) -> None:
     assert await budgets.get(db, "b1") is None
 
 
-async def test_the_current_score_of_an_agent_is_its_last(db: Database) -> None:
+async def test_current_intensity_of_an_agent_is_its_latest(db: Database) -> None:
     for score in (3.0, 7.5):
         await intensity.put(
             db, intensity.Intensity("default", "ada", 1.0, 2.0, score, 5, metrics={"x": score}, measured_at_ms=NOW_MS)
         )
     await intensity.put(db, intensity.Intensity("default", "bob", 5.0, 5.0, 5.0, source="set", measured_by="root"))
     assert [(one.agent, one.combined) for one in await intensity.current(db)] == [("ada", 7.5), ("bob", 5.0)]
-    assert [one.agent for one in await intensity.current(db, limit=1)] == ["bob"], "before all else what people set"
+    assert [one.agent for one in await intensity.current(db, limit=1)] == ["bob"], "scores set by people come first"
     assert [one.combined for one in await intensity.history(db, "default", "ada")] == [7.5, 3.0]
 
 
-async def test_old_scores_are_forgotten_unless_they_are_still_of_use(db: Database) -> None:
+async def test_old_intensity_is_deleted_unless_set_or_latest_of_an_active_agent(db: Database) -> None:
     long_ago = NOW_MS - 100 * 86_400_000
     for agent, score, source, at_ms in (
         ("ada", 1.0, "computed", long_ago),
@@ -249,7 +249,7 @@ async def test_old_scores_are_forgotten_unless_they_are_still_of_use(db: Databas
     assert len(await intensity.history(db, "default", "ada")) == 1
 
 
-async def test_what_was_observed_of_an_agent(db: Database) -> None:
+async def test_observed_activity_of_an_agent_is_summed(db: Database) -> None:
     events = [
         entry(f"e{number}", run=f"r{number % 2}", step=f"s{number % 4}", at_ms=NOW_MS + number) for number in range(8)
     ]
@@ -261,7 +261,7 @@ async def test_what_was_observed_of_an_agent(db: Database) -> None:
     assert await intensity.observed(db, "default", "nobody", 0) == intensity.Observed()
 
 
-async def test_the_audit_cannot_be_changed(db: Database) -> None:
+async def test_audit_rejects_update_and_delete(db: Database) -> None:
     async with db.begin() as connection:
         await connection.execute(
             text("INSERT INTO audit_events (at, action) VALUES (:at, 'x')"), {"at": time.time_ns() // 1_000_000}

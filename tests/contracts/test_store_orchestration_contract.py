@@ -1,4 +1,4 @@
-"""What the orchestration reads and writes, on SQLite and on Postgres: allocations beside the calls, learned steps, active agents."""
+"""What the orchestration reads and writes, on SQLite and on Postgres: allocations, learned steps, active agents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def store_calls(db: Database, *events: dict[str, Any]) -> None:
     await usage.insert_entries(db, entries, NOW_MS)
 
 
-async def test_allocations_meet_what_calls_say_whichever_comes_first(db: Database) -> None:
+async def test_allocations_and_events_of_a_step_merge_in_any_order(db: Database) -> None:
     given: dict[str, Any] = {"allocation_tokens": 500, "hard_limit_tokens": 600, "position": 1}
     await runs.note_allocations(db, [("default", RunStep("r1", "draft", intent="generate", tier="fast", **given))])
     await store_calls(
@@ -47,7 +47,7 @@ async def test_allocations_meet_what_calls_say_whichever_comes_first(db: Databas
     assert post.sums.total_tokens == 7
 
 
-async def test_steps_are_known_by_their_latest_run_in_the_order_of_their_calls(db: Database) -> None:
+async def test_known_steps_have_their_latest_intent_and_model_in_call_order(db: Database) -> None:
     await store_calls(
         db,
         {"run": "old", "step": "a", "intent": "send", "model": "large", "at_ms": NOW_MS - DAY_MS},
@@ -61,13 +61,13 @@ async def test_steps_are_known_by_their_latest_run_in_the_order_of_their_calls(d
     assert found == {"b": KnownStep("filter", "small", 0), "a": KnownStep("generate", "small", 1)}
 
 
-async def test_steps_are_looked_for_in_the_newest_runs_alone(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_known_steps_are_read_from_the_newest_runs_only(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_history, "RUNS_MAX", 2)
     await store_calls(db, *({"run": f"r{age}", "step": f"s{age}", "at_ms": NOW_MS - age} for age in range(4)))
     assert set(await known_steps.of_workflow(db, "default", "wf", NOW_MS)) == {"s0", "s1"}
 
 
-async def test_the_key_of_a_run_is_that_of_its_latest_call(db: Database) -> None:
+async def test_key_of_a_run_is_that_of_its_latest_call(db: Database) -> None:
     await store_calls(
         db,
         {"run": "r1", "key_id": "k1", "at_ms": NOW_MS - 2_000},
@@ -80,7 +80,7 @@ async def test_the_key_of_a_run_is_that_of_its_latest_call(db: Database) -> None
     assert await runs.latest_keys(db, "default", []) == {}
 
 
-async def test_active_agents_and_their_workflows(db: Database) -> None:
+async def test_active_agents_are_listed_with_their_workflows(db: Database) -> None:
     await store_calls(
         db,
         {"run": "1", "agent": "ada", "workflow": "x", "at_ms": NOW_MS - 10},
@@ -94,13 +94,13 @@ async def test_active_agents_and_their_workflows(db: Database) -> None:
     ]
 
 
-async def test_the_latest_fifty_runs_count(db: Database) -> None:
+async def test_only_the_latest_50_runs_count(db: Database) -> None:
     await store_calls(db, *({"run": f"r{n}", "at_ms": NOW_MS - n * 1_000} for n in range(60)))
     assert await agents_seen.latest_runs_since(db, "default", "ada", 0) == NOW_MS - 49_000
     assert await agents_seen.latest_runs_since(db, "default", "bob", 7) == 7
 
 
-async def test_tools_and_retries_are_summed_over_calls(db: Database) -> None:
+async def test_tool_use_and_retries_are_summed_over_calls(db: Database) -> None:
     def seen(**figures: int) -> dict[str, Any]:
         return {"detail": {"seen": figures}}
 

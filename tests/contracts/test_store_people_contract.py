@@ -1,4 +1,4 @@
-"""Learned intents, the audit, and the people of the admin UI, on SQLite and on Postgres."""
+"""Learned intents, the audit, and the users and sessions of the admin pages, on SQLite and on Postgres."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest_plugins = ("tests.store_fixtures",)
 PASSWORD = "correct horse battery"
 
 
-async def test_learned_intents_last_until_they_expire(db: Database) -> None:
+async def test_learned_intents_are_returned_until_they_expire(db: Database) -> None:
     first = LearnedIntent("h1", "extract", 0.8, "llm", NOW_MS + 10, "because", NOW_MS)
     second = LearnedIntent("h2", "send", 0.9, "llm", NOW_MS + 99, "", NOW_MS + 1)
     await intents.put_many(db, [first, second])
@@ -36,7 +36,7 @@ async def test_learned_intents_last_until_they_expire(db: Database) -> None:
     assert await intents.forget_expired(db, NOW_MS + 99) == 1
 
 
-async def test_the_audit_is_found_again_by_every_field(db: Database) -> None:
+async def test_audit_is_filtered_by_every_field(db: Database) -> None:
     events = [
         AuditEvent(NOW_MS, "ada", "setting.changed", "orchestration_enabled", detail={"old": False, "new": True}),
         AuditEvent(NOW_MS + 1, "bob", "setting_x", "t"),
@@ -61,7 +61,7 @@ async def test_the_audit_is_found_again_by_every_field(db: Database) -> None:
     assert [one.action for one in older] == ["setting_x"]
 
 
-async def test_a_user_signs_in_with_the_right_password_only(db: Database) -> None:
+async def test_password_check_accepts_only_the_right_password(db: Database) -> None:
     user = await admin.put_user(db, "ada", PASSWORD, "admin", NOW_MS)
     assert await admin.check_password(db, "ada", PASSWORD) == user
     assert await admin.check_password(db, "ada", PASSWORD + "!") is None
@@ -77,13 +77,13 @@ async def test_a_user_signs_in_with_the_right_password_only(db: Database) -> Non
     assert [one.name for one in await admin.list_users(db)] == ["ada"]
 
 
-async def test_a_session_ends_by_silence_by_age_and_by_logout(db: Database) -> None:
+async def test_session_ends_by_idle_time_age_and_logout(db: Database) -> None:
     user = await admin.put_user(db, "ada", PASSWORD, "viewer", NOW_MS)
     token = await admin.open_session(db, user, NOW_MS)
     async with db.begin() as connection:
         assert token not in str((await connection.execute(text("SELECT * FROM admin_sessions"))).all())
     at_ms = NOW_MS
-    while at_ms + IDLE_MS - 1 < NOW_MS + ABSOLUTE_MS:  # in use, it lives until its age ends it
+    while at_ms + IDLE_MS - 1 < NOW_MS + ABSOLUTE_MS:  # while it is used, only its age ends it
         at_ms += IDLE_MS - 1
         session = await admin.find_session(db, token, at_ms)
         assert session is not None
@@ -98,7 +98,7 @@ async def test_a_session_ends_by_silence_by_age_and_by_logout(db: Database) -> N
     assert await admin.find_session(db, "made up", NOW_MS) is None
 
 
-async def test_sessions_end_with_a_new_password_and_with_the_user(db: Database) -> None:
+async def test_sessions_end_on_password_change_and_when_the_user_is_disabled(db: Database) -> None:
     user = await admin.put_user(db, "ada", PASSWORD, "admin", NOW_MS)
     before = await admin.open_session(db, user, NOW_MS)
     await admin.put_user(db, "ada", PASSWORD + " staple", "admin", NOW_MS)
@@ -110,7 +110,7 @@ async def test_sessions_end_with_a_new_password_and_with_the_user(db: Database) 
     assert await admin.disable_user(db, "eve", NOW_MS) is False
 
 
-async def test_housekeeping_forgets_what_is_over(db: Database) -> None:
+async def test_housekeeping_deletes_expired_sessions_and_intents(db: Database) -> None:
     user = await admin.put_user(db, "ada", PASSWORD, "admin", NOW_MS)
     await admin.open_session(db, user, NOW_MS - IDLE_MS)
     await intents.put_many(db, [LearnedIntent("h1", "extract", 0.8, "llm", NOW_MS - 1)])
@@ -120,9 +120,9 @@ async def test_housekeeping_forgets_what_is_over(db: Database) -> None:
             assert (await connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar() == 0
 
 
-async def test_the_audit_is_kept_for_so_many_days(db: Database) -> None:
+async def test_audit_older_than_its_retention_is_deleted(db: Database) -> None:
     day_ms = 86_400_000
-    now_ms = time.time_ns() // 1_000_000  # the database has its own opinion of what is young
+    now_ms = time.time_ns() // 1_000_000  # the database checks the age by its own clock
     ages = [400 * day_ms + 60_000, 400 * day_ms - 60_000, 0]
     old = [AuditEvent(now_ms - 401 * day_ms, "gateway", "call.refused", str(number)) for number in range(5_001)]
     await audit.append(db, [*old, *(AuditEvent(now_ms - age, "ada", "setting.changed", str(age)) for age in ages)])
@@ -130,6 +130,6 @@ async def test_the_audit_is_kept_for_so_many_days(db: Database) -> None:
     assert len(await audit.query(db, AuditFilter(), 10_000)) == 5_004, "without a retention all of it stays"
     await housekeeping.tidy(db, now_ms, Retention(audit_days=400))
     assert [event.target for event in await audit.query(db, AuditFilter(), 10_000)] == [str(age) for age in ages[:0:-1]]
-    with pytest.raises(DBAPIError, match="append-only"):  # of a gateway whose clock is wrong
+    with pytest.raises(DBAPIError, match="append-only"):  # as by a gateway whose clock is wrong
         await audit.forget_old(db, now_ms + 500 * day_ms, 400)
     assert len(await audit.query(db, AuditFilter())) == 2

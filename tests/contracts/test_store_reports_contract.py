@@ -1,4 +1,4 @@
-"""Reports, single calls and learned samples on SQLite and on Postgres, compared with sums made by hand from the same events."""
+"""Reports, calls and learned samples on SQLite and on Postgres, compared with sums over the same events."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def some_events(count: int = 300, seed: int = 7) -> list[OutboxEntry]:
 COLUMNS = {"key": "key_id"}
 
 
-def by_hand(events: list[OutboxEntry], group_by: GroupBy, wanted: UsageFilter) -> dict[str, Sums]:
+def expected_report(events: list[OutboxEntry], group_by: GroupBy, wanted: UsageFilter) -> dict[str, Sums]:
     """The report computed as documented, one event at a time."""
     sums: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for event in events:
@@ -78,11 +78,11 @@ def by_hand(events: list[OutboxEntry], group_by: GroupBy, wanted: UsageFilter) -
             group = {"": "", "clamp": "clamp", "compress=10, clamp": "clamp+compress"}[fields["actions"]]
         else:
             group = fields[COLUMNS.get(group_by, group_by)]
-        _count(sums[group], event, fields)
+        _add_event(sums[group], event, fields)
     return {group: Sums(**found) for group, found in sums.items()}
 
 
-def _count(found: dict[str, int], event: OutboxEntry, fields: dict[str, Any]) -> None:
+def _add_event(found: dict[str, int], event: OutboxEntry, fields: dict[str, Any]) -> None:
     is_correction = event.kind in (EntryKind.LATE, EntryKind.REPAIR)
     lost = event.kind is EntryKind.EXPIRED
     refused = fields["status"] == "refused" and not is_correction and not lost
@@ -114,22 +114,24 @@ FILTERS: list[dict[str, str]] = [
 ]
 
 
-async def test_every_report_equals_the_sums_made_by_hand(db: Database) -> None:
+async def test_every_report_equals_the_sums_of_its_events(db: Database) -> None:
     events = some_events()
     for start in range(0, len(events), 70):
         await usage.insert_entries(db, events[start : start + 70], NOW_MS)
     for at, times in enumerate(RANGES):
         for names in FILTERS:
             wanted = UsageFilter(**names, **times)  # type: ignore[arg-type]
-            for group_by in list(GroupBy)[at % 3 :: 3]:  # all of them for every filter, a third for every range
-                expected = by_hand(events, group_by, wanted)
+            for group_by in list(GroupBy)[
+                at % 3 :: 3
+            ]:  # every grouping with every filter, a third of them with each range
+                expected = expected_report(events, group_by, wanted)
                 found = await usage_report.report(db, group_by, wanted)
                 assert {row.group: row.sums for row in found.rows} == expected, (group_by, wanted)
                 assert found.groups == len(expected)
                 assert found.total.total_tokens == sum(sums.total_tokens for sums in expected.values())
 
 
-async def test_calls_without_a_run_are_a_group_among_runs(db: Database) -> None:
+async def test_calls_without_a_run_are_a_group_of_the_run_report(db: Database) -> None:
     names = {"run": "", "workflow": "", "step": "", "intent": "", "actions": ""}
     answered = {"status": "ok", "saved_tokens": 1}
     untagged = [
@@ -142,17 +144,17 @@ async def test_calls_without_a_run_are_a_group_among_runs(db: Database) -> None:
     for times in RANGES:
         for given in filters:
             wanted = UsageFilter(**given, **times)  # type: ignore[arg-type]
-            expected = by_hand(events, GroupBy.RUN, wanted)
+            expected = expected_report(events, GroupBy.RUN, wanted)
             found = await usage_report.report(db, GroupBy.RUN, wanted)
             assert {row.group: row.sums for row in found.rows} == expected, wanted
             assert found.groups == len(expected)
             assert found.total == (await usage_report.report(db, GroupBy.DAY, wanted)).total
     (largest,) = (await usage_report.report(db, GroupBy.RUN, UsageFilter(project="default"), limit=1)).rows
-    runs_alone = by_hand(events, GroupBy.RUN, UsageFilter(project="default"))
+    runs_alone = expected_report(events, GroupBy.RUN, UsageFilter(project="default"))
     assert largest.sums.total_tokens == max(sums.total_tokens for sums in runs_alone.values())
 
 
-async def test_the_largest_groups_are_shown_and_all_are_summed(db: Database) -> None:
+async def test_report_limit_shows_the_largest_groups_and_sums_all(db: Database) -> None:
     sizes = {"w1": 100, "w2": 300, "w3": 200}
     await usage.insert_entries(db, [entry(name, tokens, workflow=name) for name, tokens in sizes.items()], NOW_MS)
     found = await usage_report.report(db, GroupBy.WORKFLOW, UsageFilter(), limit=2)
@@ -160,7 +162,7 @@ async def test_the_largest_groups_are_shown_and_all_are_summed(db: Database) -> 
     assert (found.total.total_tokens, found.groups) == (600, 3)
 
 
-async def test_an_empty_store_reports_nothing(db: Database) -> None:
+async def test_report_of_an_empty_store_is_empty(db: Database) -> None:
     found = await usage_report.report(db, GroupBy.RUN, UsageFilter(from_ms=0, to_ms=NOW_MS))
     assert (found.rows, found.total, found.groups) == ((), Sums(), 0)
     assert (await usage_report.calls(db, UsageFilter())).calls == ()
@@ -181,7 +183,7 @@ async def test_calls_are_paged_without_gaps_or_repeats(db: Database) -> None:
     assert (await usage_report.calls(db, UsageFilter(run="r2"))).calls[0]["model"] == "small"
 
 
-async def test_names_that_look_like_formulas_stay_text_in_csv(db: Database) -> None:
+async def test_names_that_look_like_formulas_are_escaped_in_csv(db: Database) -> None:
     names = ["=cmd|' /C calc'!A0", "+1", "-1", "@x", "plain", 'qu"ote,comma']
     events = [entry(f"e{number}", 10 - number, workflow=name) for number, name in enumerate(names)]
     await usage.insert_entries(db, events, NOW_MS)
@@ -222,7 +224,7 @@ async def test_samples_come_from_finished_runs_of_the_last_month(db: Database) -
     assert await step_history.by_step(db, "default", "unknown", NOW_MS) == {}
 
 
-async def test_a_run_is_a_sample_with_all_that_runs_inside_it_used(db: Database) -> None:
+async def test_sample_of_a_run_includes_its_child_runs(db: Database) -> None:
     events = [
         entry("a", 10, run="outer"),
         entry("b", 200, run="inner", parent_run="outer"),
@@ -235,10 +237,12 @@ async def test_a_run_is_a_sample_with_all_that_runs_inside_it_used(db: Database)
         await runs.set_state(db, "default", run, "completed", NOW_MS)
     found = await step_history.by_run(db, "default", "wf", NOW_MS)
     assert sorted(sample.tokens for sample in found) == [1, 3_200, 3_210, 40_000]
-    assert await step_history.by_run(db, "default", "other", NOW_MS) == (), "it still runs"
+    assert await step_history.by_run(db, "default", "other", NOW_MS) == (), "the run has not finished"
 
 
-async def test_runs_that_are_no_samples_take_no_place_among_them(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_active_and_cancelled_runs_do_not_count_towards_the_sample_limit(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(step_history, "SAMPLES_MAX", 2)
     names = ("oldest", "older", "old", "stopped", "going")
     events = [entry(name, at + 1, run=name, at_ms=NOW_MS - 9 + at) for at, name in enumerate(names)]
@@ -249,7 +253,7 @@ async def test_runs_that_are_no_samples_take_no_place_among_them(db: Database, m
 
 
 @pytest.mark.parametrize("cut_ms", [0, 90_000])
-async def test_days_of_groups_are_the_days_of_each_group_alone(db: Database, cut_ms: int) -> None:
+async def test_days_of_groups_equal_the_daily_report_of_each_group(db: Database, cut_ms: int) -> None:
     """With `cut_ms` the range cuts a day and an hour, so that all three kinds of sums are read."""
     await usage.insert_entries(db, some_events(), NOW_MS)
     span = {"from_ms": START_MS + cut_ms, "to_ms": START_MS + 2 * DAY_MS + cut_ms}

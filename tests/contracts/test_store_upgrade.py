@@ -27,7 +27,7 @@ REVISIONS = [
     for script in ScriptDirectory(str(migrations_folder())).walk_revisions()
     if script.revision != SCHEMA_REVISION
 ]
-OWN = ("alembic_version",)
+ALEMBIC_TABLES = ("alembic_version",)
 SETTINGS_TABLE = "system_settings_config"
 EDITED = "orchestration_max_tokens_per_step"
 
@@ -51,7 +51,7 @@ def tables_of(connection: Connection) -> list[Table]:
     found = MetaData()
     found.reflect(connection)
     partitions = [name for name in inspect(connection).get_table_names() if name.startswith("token_usage_2")]
-    return [table for table in found.sorted_tables if table.name not in (*OWN, *partitions)]
+    return [table for table in found.sorted_tables if table.name not in (*ALEMBIC_TABLES, *partitions)]
 
 
 def fill(connection: Connection) -> dict[str, dict[str, Any]]:
@@ -65,7 +65,7 @@ def fill(connection: Connection) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def kept(connection: Connection) -> dict[str, list[Mapping[str, Any]]]:
+def all_rows(connection: Connection) -> dict[str, list[Mapping[str, Any]]]:
     return {table.name: list(connection.execute(select(table)).mappings()) for table in tables_of(connection)}
 
 
@@ -78,7 +78,7 @@ async def database(empty_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
-async def test_an_older_database_keeps_every_row(database: Database, revision: str) -> None:
+async def test_upgrade_from_each_older_revision_keeps_every_row(database: Database, revision: str) -> None:
     async with database.begin() as connection:
         await connection.run_sync(upgrade_to, revision)
         if database.is_postgres:
@@ -88,14 +88,14 @@ async def test_an_older_database_keeps_every_row(database: Database, revision: s
     assert await database.migrate(NOW_MS) == SCHEMA_REVISION
     await database.check_schema()
     async with database.begin() as connection:
-        after = await connection.run_sync(kept)
+        after = await connection.run_sync(all_rows)
     assert set(after) == {table.name for table in METADATA.sorted_tables}
     for table, row in before.items():
         same = [found for found in after[table] if all(found.get(name) == value for name, value in row.items())]
         assert same, f"{table}: {row} is not among {after[table]}"
 
 
-async def test_what_somebody_set_stays_set_when_the_gateway_is_replaced(database: Database) -> None:
+async def test_migrating_again_keeps_changed_settings(database: Database) -> None:
     await database.migrate(NOW_MS)
     await settings.put(database, EDITED, 1234, "ada", NOW_MS)
     assert await database.migrate(NOW_MS) == SCHEMA_REVISION
@@ -104,5 +104,5 @@ async def test_what_somebody_set_stays_set_when_the_gateway_is_replaced(database
     assert (found[EDITED].value, found[EDITED].updated_by) == (1234, "ada")
 
 
-def test_there_is_an_older_revision_to_come_from() -> None:
+def test_at_least_one_older_revision_exists() -> None:
     assert REVISIONS

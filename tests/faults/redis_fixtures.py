@@ -15,7 +15,7 @@ from policies.reservation import Demand, Hold
 from tests.redis_server import RedisServer, running_server
 
 # For operations that are to succeed: this machine may be busy. Tests of the deadline itself set their own.
-PATIENT_MS = 10_000
+LONG_DEADLINE_MS = 10_000
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def server(shared_server: RedisServer) -> RedisServer:
 
 
 @asynccontextmanager
-async def ledger_at(url: str, *, deadline_ms: int = PATIENT_MS, **named: object) -> AsyncIterator[RedisLedger]:
+async def ledger_at(url: str, *, deadline_ms: int = LONG_DEADLINE_MS, **named: object) -> AsyncIterator[RedisLedger]:
     ledger = RedisLedger(url, deadline_ms=deadline_ms, **named)  # type: ignore[arg-type]
     try:
         await ledger.open()

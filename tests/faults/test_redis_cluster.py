@@ -14,7 +14,7 @@ from gateway.ledger.redis import RedisLedger
 from gateway.ledger.redis_connection import RedisRefused
 from gateway.ledger.redis_topology import Cluster, parse_url, slot_of
 from policies.reservation import Granted
-from tests.faults.redis_fixtures import PATIENT_MS, ask, ledger_at, standing, tokens
+from tests.faults.redis_fixtures import LONG_DEADLINE_MS, ask, ledger_at, standing, tokens
 from tests.redis_server import SLOTS, RedisCluster, RedisServer, running_cluster
 
 
@@ -113,7 +113,7 @@ async def test_a_slot_that_has_moved_is_followed(cluster: RedisCluster, ledger: 
 
 async def test_a_slot_table_that_is_wrong_everywhere_is_bounded(cluster: RedisCluster) -> None:
     """Two nodes that send the caller to each other."""
-    topology = Cluster(parse_url(cluster.url), PATIENT_MS)
+    topology = Cluster(parse_url(cluster.url), LONG_DEADLINE_MS)
     first, second = ((f"127.0.0.1:{node.port}") for node in cluster.nodes[:2])
 
     class Quarrel:

@@ -15,14 +15,14 @@ import uvloop
 from gateway.ledger.port import LedgerUnavailable
 from gateway.ledger.redis_connection import Address, ConnectionLost, Credentials, RedisConnection, RedisRefused
 from tests.faults.chaos_proxy import ChaosProxy, chaos
-from tests.faults.redis_fixtures import PATIENT_MS, server, shared_server
+from tests.faults.redis_fixtures import LONG_DEADLINE_MS, server, shared_server
 from tests.redis_server import RedisServer, free_port
 
 __all__ = ["server", "shared_server"]
 
 
 @asynccontextmanager
-async def connection_to(port: int, *, deadline_ms: int = PATIENT_MS) -> AsyncIterator[RedisConnection]:
+async def connection_to(port: int, *, deadline_ms: int = LONG_DEADLINE_MS) -> AsyncIterator[RedisConnection]:
     async def locate() -> Address:
         return "127.0.0.1", port
 

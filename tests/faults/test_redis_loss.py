@@ -19,7 +19,7 @@ from gateway.ledger.redis_projects import Restore, Unsaved
 from gateway.reconcile import RunRows, reconcile
 from gateway.store.database import Database
 from policies.reservation import KEEP_MS, Granted, Refusal, Refused
-from tests.faults.redis_fixtures import PATIENT_MS, ask, ledger_at, server, shared_server, standing, tokens, until
+from tests.faults.redis_fixtures import LONG_DEADLINE_MS, ask, ledger_at, server, shared_server, standing, tokens, until
 from tests.redis_server import RedisServer, running_server
 from tests.store_events import NOW_MS
 
@@ -246,7 +246,7 @@ async def test_a_restore_that_takes_longer_than_its_lock_keeps_it(
         asking = [asyncio.create_task(gateway.reserve("p", ask("c1"))) for gateway in (one, two)]
         await asyncio.sleep(1.0)
         store.ready.set()
-        async with asyncio.timeout(PATIENT_MS / 1000):
+        async with asyncio.timeout(LONG_DEADLINE_MS / 1000):
             decisions = await asyncio.gather(*asking)
         assert all(isinstance(decision, Refused) for decision in decisions)
         assert store.asked == ["p"]
@@ -357,7 +357,7 @@ async def test_when_the_gateways_lose_their_power_too_no_more_is_granted_than_wa
             if isinstance(await ledger.reserve("p", request), Granted):
                 granted += 1
                 await ledger.settle("p", request.id, tokens(1), b"{}")
-        await Flusher(ledger, db, consumer="one").drain(PATIENT_MS)
+        await Flusher(ledger, db, consumer="one").drain(LONG_DEADLINE_MS)
         return granted
 
     with running_server("--appendfsync", "everysec") as own:
@@ -371,7 +371,7 @@ async def test_when_the_gateways_lose_their_power_too_no_more_is_granted_than_wa
             assert await calls(ledger, "c", 100) == 60  # of a budget of 100: the 20 that were lost a second time
             flusher = Flusher(ledger, db, consumer="one")
             accounts = {"run/r": RunRows("r")}
-            found = await reconcile(ledger, db, "p", accounts, lambda: flusher.drain(PATIENT_MS))
+            found = await reconcile(ledger, db, "p", accounts, lambda: flusher.drain(LONG_DEADLINE_MS))
     await db.close()
     (drift,) = found.drifts
     assert (drift.booked.tokens, drift.stored.tokens) == (100, 120)
