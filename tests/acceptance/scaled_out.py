@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 import asyncpg
+import pytest
 
 from tests.farebox_process import FareboxProcess, tagged
 from tests.redis_server import RedisServer
@@ -162,6 +164,14 @@ async def until(holds: Callable[[], Awaitable[bool]], within_s: float, what: str
         await asyncio.sleep(0.1)
 
 
-def start_server(server: RedisServer) -> RedisServer:
-    server.start()
-    return server
+@contextlib.contextmanager
+def redis_or_skip(*options: str) -> Iterator[RedisServer]:
+    server = RedisServer(*options)
+    try:
+        server.start()
+    except FileNotFoundError as lacking:
+        pytest.skip(str(lacking))
+    try:
+        yield server
+    finally:
+        server.remove()

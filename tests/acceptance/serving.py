@@ -129,6 +129,12 @@ def budget_comment(events: list[str]) -> dict[str, Any]:
     return found
 
 
+def action_names(reply: Reply) -> list[str]:
+    """What was done to the call: `compress`, `route`, … without their values."""
+    header = reply.headers.get("x-budget-actions", "")
+    return [part.split("=")[0] for part in header.split(", ")] if header else []
+
+
 def model(url: str, name: str = "fake", upstream: str = "openai/gpt-4o-mini", **info: Any) -> dict[str, Any]:
     """An entry of `model_list` whose tokens the gateway counts exactly. `priced=False` leaves the price out."""
     priced = info.pop("priced", True)

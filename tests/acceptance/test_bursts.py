@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.acceptance.scaled_out import settings_for, start_server
+from tests.acceptance.scaled_out import redis_or_skip, settings_for
 from tests.farebox_process import FareboxProcess, running_farebox, tagged
 from tests.redis_server import RedisServer
 
@@ -26,12 +26,8 @@ ATTEMPTS = 3
 
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
-    try:
-        server = start_server(RedisServer())
-    except FileNotFoundError as lacking:
-        pytest.skip(str(lacking))
-    yield server
-    server.remove()
+    with redis_or_skip() as server:
+        yield server
 
 
 async def burst(gateway: FareboxProcess, run: str) -> Counter[str]:

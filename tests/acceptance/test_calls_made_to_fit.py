@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.serving import ProviderThread, Served, model, words
+from tests.acceptance.serving import ProviderThread, Served, action_names, model, words
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import Reply, running_farebox, tagged
 
@@ -80,11 +80,6 @@ def with_log(question: str = "Summarize the errors with id 17.") -> list[dict[st
         {"role": "assistant", "content": "ok"},
         {"role": "user", "content": question},
     ]
-
-
-def action_names(reply: Reply) -> list[str]:
-    said = reply.headers.get("x-budget-actions", "")
-    return [part.split("=")[0] for part in said.split(", ")] if said else []
 
 
 @pytest.mark.parametrize("cap", [16, 20, 100, 300, 500, 700, 1000, 2000, None])

@@ -18,9 +18,8 @@ from urllib.parse import quote
 import pytest
 
 from gateway.store.file_lock import FileLock
-from tests.acceptance.scaled_out import start_server
+from tests.acceptance.scaled_out import redis_or_skip
 from tests.farebox_process import FareboxProcess
-from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
 MODEL = {
@@ -258,11 +257,7 @@ def test_init_writes_a_configuration_that_check_accepts(cli: Cli) -> None:
 
 
 def test_check_and_doctor_report_unsafe_redis_settings(cli: Cli) -> None:
-    try:
-        server = start_server(RedisServer("--maxmemory-policy", "allkeys-lru", "--appendonly", "no"))
-    except FileNotFoundError as lacking:
-        pytest.skip(str(lacking))
-    try:
+    with redis_or_skip("--maxmemory-policy", "allkeys-lru", "--appendonly", "no") as server:
         settings = settings_of(cli.folder, free_port())
         settings["storage"]["ledger"] = server.url
         (cli.folder / "redis.yaml").write_text(json.dumps(settings))
@@ -279,8 +274,6 @@ def test_check_and_doctor_report_unsafe_redis_settings(cli: Cli) -> None:
             one["check"]: one["status"] for one in cli("doctor", "--json", config="redis.yaml").json()["findings"]
         }
         assert (by_check["ledger"], by_check["ledger policy"]) == ("ok", "warn")
-    finally:
-        server.remove()
     away = cli("check", config="redis.yaml")
     assert (away.code, "cannot be reached" in away.err) == (0, True)
 

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.acceptance.scaled_out import LoopThread, start_server
+from tests.acceptance.scaled_out import LoopThread, redis_or_skip
 from tests.acceptance.serving import budget_comment, events_of, until
 from tests.farebox_process import FareboxProcess, Reply, tagged
 from tests.redis_server import RedisServer, free_port
@@ -129,13 +129,9 @@ def nginx(folder: Path, ports: list[int]) -> Iterator[int]:
 
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
-    try:
-        server = start_server(RedisServer("--appendfsync", "everysec"))
-    except FileNotFoundError as lacking:
-        pytest.skip(str(lacking))
-    server.command("CONFIG", "SET", "requirepass", SECRETS["REDIS_PASSWORD"])
-    yield server
-    server.remove()
+    with redis_or_skip("--appendfsync", "everysec") as server:
+        server.command("CONFIG", "SET", "requirepass", SECRETS["REDIS_PASSWORD"])
+        yield server
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from gateway.store.tables import SCHEMA_REVISION
-from tests.acceptance.scaled_out import settings_for, start_server
+from tests.acceptance.scaled_out import redis_or_skip, settings_for
 from tests.postgres_server import execute
 from tests.redis_server import RedisServer
 
@@ -38,12 +38,8 @@ MIGRATE = textwrap.dedent("""
 
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[RedisServer]:
-    try:
-        server = start_server(RedisServer())
-    except FileNotFoundError as lacking:
-        pytest.skip(str(lacking))
-    yield server
-    server.remove()
+    with redis_or_skip() as server:
+        yield server
 
 
 def run_until_exit(folder: Path, config: dict[str, Any], *arguments: str) -> tuple[int, list[str]]:
@@ -101,11 +97,8 @@ async def test_gateway_exits_when_its_workers_cannot_start(
 
 
 async def test_redis_that_may_evict_keys_prevents_the_start(postgres_url: str, tmp_path: Path) -> None:
-    server = start_server(RedisServer("--maxmemory-policy", "allkeys-lru"))
-    try:
+    with redis_or_skip("--maxmemory-policy", "allkeys-lru") as server:
         outcome = await asyncio.to_thread(run_until_exit, tmp_path, settings_for(server.url, postgres_url))
-    finally:
-        server.remove()
     check_sentence(*outcome, "maxmemory-policy is allkeys-lru", "noeviction")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.scaled_out import FAST_MS, LoopThread, rows_of, settings_for, start_server
+from tests.acceptance.scaled_out import FAST_MS, LoopThread, redis_or_skip, rows_of, settings_for
 from tests.acceptance.serving import until
 from tests.farebox_process import FareboxProcess, Reply, running_farebox, tagged
 from tests.faults.chaos_proxy import ChaosProxy
@@ -31,12 +31,8 @@ OUTBOX_CAP = 1_000
 
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[RedisServer]:
-    try:
-        server = start_server(RedisServer())
-    except FileNotFoundError as lacking:
-        pytest.skip(str(lacking))
-    yield server
-    server.remove()
+    with redis_or_skip() as server:
+        yield server
 
 
 @pytest.fixture

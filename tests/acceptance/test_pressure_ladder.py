@@ -10,7 +10,16 @@ from urllib.parse import quote
 import pytest
 
 from policies.holdout import Arm, arm_of
-from tests.acceptance.serving import ProviderThread, Served, budget_comment, events_of, model, until, words
+from tests.acceptance.serving import (
+    ProviderThread,
+    Served,
+    action_names,
+    budget_comment,
+    events_of,
+    model,
+    until,
+    words,
+)
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import Reply, running_farebox, tagged
 
@@ -190,11 +199,6 @@ def spend(served: Served, headers: dict[str, str], tokens: int) -> None:
 
 def rung_results(call: dict[str, Any]) -> list[tuple[str, str]]:
     return [(one["rung"], one["result"]) for one in call["decisions"] if "rung" in one]
-
-
-def action_names(reply: Reply) -> list[str]:
-    said = reply.headers.get("x-budget-actions", "")
-    return [part.split("=")[0] for part in said.split(", ")] if said else []
 
 
 def test_rungs_with_a_share_are_taken_in_turn_as_the_budget_is_spent(served: Served) -> None:

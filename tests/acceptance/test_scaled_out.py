@@ -17,7 +17,7 @@ import pytest
 
 from gateway.ledger.redis import RedisLedger
 from policies.reservation import Balance
-from tests.acceptance.scaled_out import Crowd, Fleet, rows_of, settings_for, start_server, until
+from tests.acceptance.scaled_out import Crowd, Fleet, redis_or_skip, rows_of, settings_for, until
 from tests.acceptance.serving import ProviderThread
 from tests.farebox_process import FareboxProcess, Reply, fake_model, running_farebox, tagged
 from tests.postgres_server import execute, with_database
@@ -34,12 +34,8 @@ BUDGET = {"scope": "run", "match": "crowd", "requests": CALLS, "on_pressure": ["
 
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[RedisServer]:
-    try:
-        server = start_server(RedisServer("--appendfsync", "everysec"))
-    except FileNotFoundError as lacking:
-        pytest.skip(str(lacking))
-    yield server
-    server.remove()
+    with redis_or_skip("--appendfsync", "everysec") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

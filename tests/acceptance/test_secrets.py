@@ -27,11 +27,12 @@ import yaml
 
 from gateway.store.database import Database
 from tests.acceptance.collector import Collector, running_collector
+from tests.acceptance.scaled_out import redis_or_skip
 from tests.acceptance.serving import ProviderThread, model, until
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import FareboxProcess, Reply, running_farebox, tagged
 from tests.postgres_server import execute, with_database
-from tests.redis_server import RedisServer, free_port, running_server
+from tests.redis_server import RedisServer, free_port
 
 pytest_plugins = ["tests.store_fixtures"]
 pytestmark = pytest.mark.xdist_group("acceptance-secrets")
@@ -68,12 +69,9 @@ class Outputs:
 
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[RedisServer]:
-    try:
-        with running_server() as server:
-            server.command("CONFIG", "SET", "requirepass", REDIS)
-            yield server
-    except FileNotFoundError as lacking:
-        pytest.skip(str(lacking))
+    with redis_or_skip() as server:
+        server.command("CONFIG", "SET", "requirepass", REDIS)
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.ledger.redis_scripts import SETTLE
-from tests.acceptance.scaled_out import start_server
+from tests.acceptance.scaled_out import redis_or_skip
 from tests.faults.deaths import HELD_TOKENS, Deaths, Told, deaths
 from tests.faults.redis_fixtures import until
 from tests.redis_server import RedisServer
@@ -29,12 +29,8 @@ TTL_S = float(os.environ.get("FAREBOX_DEATHS_TTL_S", "3"))
 
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
-    try:
-        server = start_server(RedisServer())
-    except FileNotFoundError as lacking:
-        pytest.skip(str(lacking))
-    yield server
-    server.remove()
+    with redis_or_skip() as server:
+        yield server
 
 
 async def answers_that_were_not_booked(world: Deaths, run: str, told: Told) -> None:
