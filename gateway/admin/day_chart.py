@@ -84,8 +84,8 @@ async def _largest_groups(
         return []
     groups = [getattr(row, field) or "" for row in largest]
     usage_filter = usage.filter_of(page_request.desk, query)
-    found = await usage_report.days_of_groups(page_request.store, query.group_by, groups, usage_filter)
-    values = {key: getattr(UsageTotals(**figures(sums)), metric) for key, sums in found.items()}
+    sums_by_group = await usage_report.days_of_groups(page_request.store, query.group_by, groups, usage_filter)
+    values = {key: getattr(UsageTotals(**figures(sums)), metric) for key, sums in sums_by_group.items()}
     return [
         Part(row.key_name or group or "none", [values.get((group, day), 0) for day in days])
         for row, group in zip(largest, groups, strict=True)

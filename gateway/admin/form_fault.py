@@ -21,12 +21,12 @@ class FormFault:
 
 def form_fault(error: Exception, request_id: str, fields: Container[str]) -> FormFault:
     """Assign the faults that the control API reports to the inputs of the form: `limits.usd` belongs to the input `usd`."""
-    found = as_gateway_error(error, request_id)
+    gateway_error = as_gateway_error(error, request_id)
     if isinstance(error, ValidationError):
         faults = faults_of(error)
     else:
-        param = found.param or ""
-        faults = [(param, found.message.removeprefix(f"{param}: "))]
+        param = gateway_error.param or ""
+        faults = [(param, gateway_error.message.removeprefix(f"{param}: "))]
     field_faults: dict[str, str] = {}
     general_faults: list[str] = []
     for where, message in faults:
@@ -35,4 +35,4 @@ def form_fault(error: Exception, request_id: str, fields: Container[str]) -> For
             field_faults.setdefault(field, message)
         else:
             general_faults.append((f"{where}: {message}" if where else message).rstrip(".") + ".")
-    return FormFault(field_faults, " ".join(general_faults), found.status)
+    return FormFault(field_faults, " ".join(general_faults), gateway_error.status)

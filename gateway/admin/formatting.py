@@ -85,8 +85,8 @@ def duration(duration_ms: float | None) -> str:
         return f"{duration_ms:.0f} ms"
     seconds = duration_ms / 1000
     size, unit = next((size, unit) for size, unit in _DURATION_UNITS if seconds >= size)
-    found = seconds / size
-    return f"{found:.1f} {unit}" if found < 10 and unit == "s" else f"{found:.0f} {unit}"
+    amount = seconds / size
+    return f"{amount:.1f} {unit}" if amount < 10 and unit == "s" else f"{amount:.0f} {unit}"
 
 
 def window_text(window: str) -> str:

@@ -20,9 +20,9 @@ def first_day_shown(page_request: PageRequest) -> str:
 
 
 async def load_report(page_request: PageRequest, query: UsageQuery) -> UsageReport:
-    found = await page_request.call_api(usage.get_usage, query=query.model_copy(update={"format": "json"}))
-    assert isinstance(found, UsageReport)  # noqa: S101 - CSV was not asked for
-    return found
+    result = await page_request.call_api(usage.get_usage, query=query.model_copy(update={"format": "json"}))
+    assert isinstance(result, UsageReport)  # noqa: S101 - CSV was not asked for
+    return result
 
 
 async def load_report_by(page_request: PageRequest, group_by: GroupBy, since: str, **more: str | int) -> UsageReport:

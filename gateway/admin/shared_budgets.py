@@ -23,8 +23,8 @@ class SharedBudgets:
 
     def limits_of(self, *scopes: str) -> list[tuple[AccountRow, Meter]]:
         """The limits of these scopes, the fullest first."""
-        found = [(row, meter) for row in self.rows if row.scope in scopes for meter in row.limited]
-        return sorted(found, key=lambda one: -one[1].share)
+        limits = [(row, meter) for row in self.rows if row.scope in scopes for meter in row.limited]
+        return sorted(limits, key=lambda one: -one[1].share)
 
 
 async def load_shared_budgets(page_request: PageRequest, lines: Sequence[RunLine]) -> dict[str, SharedBudgets]:
@@ -59,8 +59,8 @@ async def load_account_rows(page_request: PageRequest, subjects: Sequence[Subjec
 
 
 def is_observed(page_request: PageRequest, workflow: str | None) -> bool:
-    found = page_request.desk.parts.control.snapshot.workflow(page_request.project, workflow or "")
-    return found is not None and found.mode == "observe"
+    declared = page_request.desk.parts.control.snapshot.workflow(page_request.project, workflow or "")
+    return declared is not None and declared.mode == "observe"
 
 
 def _shared_links(page_request: PageRequest, subject: Subject) -> list[Link]:

@@ -40,12 +40,12 @@ class StaticFiles:
         return f"/admin/static/{name}?v={self._files[name].version}"
 
     async def serve(self, request: Request) -> Response:
-        found = self._files.get(request.path_params["name"])
-        if found is None:
+        file = self._files.get(request.path_params["name"])
+        if file is None:
             return Response("There is no such file.", 404, media_type="text/plain")
-        is_versioned = request.query_params.get("v") == found.version
+        is_versioned = request.query_params.get("v") == file.version
         headers = {"cache-control": _CACHE_FOREVER if is_versioned else "no-cache", "x-content-type-options": "nosniff"}
-        return Response(found.content, headers=headers, media_type=found.media_type)
+        return Response(file.content, headers=headers, media_type=file.media_type)
 
 
 def _static_file(name: str, content: bytes) -> StaticFile:

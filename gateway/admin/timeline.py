@@ -45,7 +45,7 @@ def timeline(calls: Sequence[Mapping[str, Any]]) -> Timeline | None:
     for call in ordered:
         steps.setdefault(call["step"], []).append(call)
     ticks = tuple(duration(whole_ms * at / (_TICK_COUNT - 1)) if at else "0" for at in range(_TICK_COUNT))
-    return Timeline(tuple(_lane(step, found, first, whole_ms) for step, found in steps.items()), ticks)
+    return Timeline(tuple(_lane(step, step_calls, first, whole_ms) for step, step_calls in steps.items()), ticks)
 
 
 def _start_ms(call: Mapping[str, Any]) -> int:

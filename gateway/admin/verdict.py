@@ -65,8 +65,8 @@ class AccountRow:
 
     @property
     def availability(self) -> Availability:
-        found = {meter.availability for meter in self.meters} if self.is_enforced else set()
-        return "blocked" if "blocked" in found else "busy" if "busy" in found else "free"
+        availabilities = {meter.availability for meter in self.meters} if self.is_enforced else set()
+        return "blocked" if "blocked" in availabilities else "busy" if "busy" in availabilities else "free"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,18 +21,18 @@ Project = Annotated[str, typer.Option(help="The project.")]
 @command(app, "list")
 def list_budgets(session: Session, project: Project = "default") -> None:
     """List all budgets, each with its fullest account."""
-    found = session.request("GET", "/budgets", {"limit": 1000, "project": project})
+    response = session.request("GET", "/budgets", {"limit": 1000, "project": project})
     headings = ("id", "on", "match", "window", "tokens", "usd", "requests", "mode", "accounts", "fullest", "used")
-    session.print_rows(found, lambda: (headings, [_budget_row(one) for one in found["budgets"]]))
+    session.print_rows(response, lambda: (headings, [_budget_row(one) for one in response["budgets"]]))
 
 
 @command(app, "show")
 def show_budget(session: Session, budget_id: BudgetId, project: Project = "default") -> None:
     """Show one budget and its current accounts, the fullest first."""
-    found = session.request("GET", f"/budgets/{budget_id}", {"project": project})
+    response = session.request("GET", f"/budgets/{budget_id}", {"project": project})
     headings = ("name", "tokens", "held", "of", "left", "usd", "of usd", "requests", "of requests", "resets")
     session.print_rows(
-        found,
+        response,
         lambda: (
             headings,
             [
@@ -48,7 +48,7 @@ def show_budget(session: Session, budget_id: BudgetId, project: Project = "defau
                     one["requests_limit"],
                     timestamp(one["resets_at"]),
                 )
-                for one in found["accounts"]
+                for one in response["accounts"]
             ],
         ),
     )
@@ -80,15 +80,15 @@ def create_budget(
         "project": only_project,
     }
     body = {name: value for name, value in given.items() if value is not None}
-    found = session.request("POST", "/budgets", body=body)
-    session.print_result(found, f"Budget {found['id']} applies from now on.")
+    response = session.request("POST", "/budgets", body=body)
+    session.print_result(response, f"Budget {response['id']} applies from now on.")
 
 
 @command(app, "delete")
 def delete_budget(session: Session, budget_id: BudgetId) -> None:
     """Delete a budget. Budgets of the configuration file are changed there."""
-    found = session.request("DELETE", f"/budgets/{budget_id}")
-    session.print_result(found, f"Budget {budget_id} is deleted.")
+    response = session.request("DELETE", f"/budgets/{budget_id}")
+    session.print_result(response, f"Budget {budget_id} is deleted.")
 
 
 def _budget_row(budget: dict[str, Any]) -> tuple[Any, ...]:

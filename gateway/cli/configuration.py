@@ -48,13 +48,13 @@ def read_config(
     options: Mapping[KeyPath, Given] = MappingProxyType({}),
 ) -> Config:
     """Raises `ConfigError`. Without a path, `config.yaml` here is read if it exists; otherwise the defaults serve."""
-    found = os.environ if environ is None else environ
-    variables, ignored = _environment_values(found)
+    environment = os.environ if environ is None else environ
+    variables, ignored = _environment_values(environment)
     given = {**variables, **options}
     if path is not None or DEFAULT_FILE.exists():
-        config = load_config(path or DEFAULT_FILE, found, given)
+        config = load_config(path or DEFAULT_FILE, environment, given)
     else:
-        config = parse_config("", environ=found, given=given)
+        config = parse_config("", environ=environment, given=given)
     return config.with_ignored((*config.ignored, *ignored))
 
 
@@ -86,10 +86,10 @@ def _environment_values(environ: Mapping[str, str]) -> tuple[dict[KeyPath, Given
 def _parse_value(text: str) -> Any:
     """Lists, mappings and null are read as YAML; anything else stays text, which the field's type converts."""
     try:
-        found = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
         return text
-    return found if found is None or isinstance(found, str | list | dict) else text
+    return value if value is None or isinstance(value, str | list | dict) else text
 
 
 def _section_keys(section: str) -> set[str]:

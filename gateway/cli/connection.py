@@ -130,15 +130,15 @@ async def connect(config: Config, *, key: str | None, url: str | None) -> AsyncI
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
         session = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
         deadline_s = time.monotonic() + START_WAIT_S
-        found = await _try_connect(session, stack, config, key, url)
-        while isinstance(found, Exception):
+        result = await _try_connect(session, stack, config, key, url)
+        while isinstance(result, Exception):
             if time.monotonic() > deadline_s:
                 raise CommandError(
-                    f"{found} Retried for {START_WAIT_S:g} s, in case that process was a gateway starting up."
+                    f"{result} Retried for {START_WAIT_S:g} s, in case that process was a gateway starting up."
                 )
             await asyncio.sleep(POLL_INTERVAL_S)
-            found = await _try_connect(session, stack, config, key, url)
-        yield found
+            result = await _try_connect(session, stack, config, key, url)
+        yield result
 
 
 async def _try_connect(

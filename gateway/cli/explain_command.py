@@ -64,11 +64,11 @@ def explain(
     tags = {name: value for name, value in given.items() if value is not None}
     body = _read_call(Path(what)) | ({"tags": tags} if tags else {})
     query = {"protocol": protocol.value, "key": api_key, "project": project}
-    found = session.request("POST", "/explain", query, body)
+    explanation = session.request("POST", "/explain", query, body)
     if session.as_json:
-        echo_json(found)
+        echo_json(explanation)
     else:
-        _print_explanation(found)
+        _print_explanation(explanation)
 
 
 def _explain_name(session: Session, name: str) -> None:
@@ -92,21 +92,21 @@ def _read_call(file: Path) -> dict[str, Any]:
     return body
 
 
-def _print_explanation(found: dict[str, Any]) -> None:
-    error = found["error"]
+def _print_explanation(explanation: dict[str, Any]) -> None:
+    error = explanation["error"]
     if error is None:
-        hold = found["hold"]
+        hold = explanation["hold"]
         held = f", {hold['tokens']} tokens held" if hold else ""
-        typer.echo(f"It would go to {found['model']}{held}: {', '.join(found['actions']) or 'as it is'}.")
+        typer.echo(f"It would go to {explanation['model']}{held}: {', '.join(explanation['actions']) or 'as it is'}.")
     else:
         typer.echo(f"It would be refused with {error['status']} {error['code']}: {error['message']}")
-    intent, share = found["intent"], found["allocation"]
+    intent, share = explanation["intent"], explanation["allocation"]
     if intent is not None:
         typer.echo(f"Intent {intent['intent']} ({intent['confidence']:.2f}, {intent['source']}): {intent['reasoning']}")
     if share is not None:
         typer.echo(f"Allocation {share['tokens']} tokens, at most {share['hard_limit_tokens']}: {share['reason']}")
-    if found["prompt_tokens"] is not None:
-        typer.echo(f"Prompt {found['prompt_tokens']} tokens, {found['prompt_tokens_sent']} sent.")
+    if explanation["prompt_tokens"] is not None:
+        typer.echo(f"Prompt {explanation['prompt_tokens']} tokens, {explanation['prompt_tokens_sent']} sent.")
     rows = [
         (
             one["scope"],
@@ -115,11 +115,11 @@ def _print_explanation(found: dict[str, Any]) -> None:
             one["tokens"]["remaining"],
             one["cost_usd"]["remaining"],
         )
-        for one in found["budgets"]
+        for one in explanation["budgets"]
     ]
     if rows:
         show_table(("scope", "of", "tokens", "left", "usd left"), rows)
-    for decision in found["decisions"]:
+    for decision in explanation["decisions"]:
         typer.echo(
             "- " + ", ".join(f"{name} {value}" for name, value in decision.items() if value not in (None, "", []))
         )

@@ -125,10 +125,10 @@ def list_keys(
     session: Session, project: Annotated[str | None, typer.Option(help="Only of this project.")] = None
 ) -> None:
     """List all keys, the newest first, without their secrets."""
-    found = session.request("GET", "/keys", {"limit": 1000, "project": project})
+    response = session.request("GET", "/keys", {"limit": 1000, "project": project})
     headings = ("id", "name", "project", "key", "role", "limits", "state", "created", "by", "expires")
     session.print_rows(
-        found,
+        response,
         lambda: (
             headings,
             [
@@ -144,7 +144,7 @@ def list_keys(
                     key["created_by"],
                     timestamp(key["expires_at"]),
                 )
-                for key in found["keys"]
+                for key in response["keys"]
             ],
         ),
     )
@@ -153,8 +153,8 @@ def list_keys(
 @command(app, "revoke")
 def revoke_key(session: Session, key_name: KeyName) -> None:
     """Revoke a key for good. Every process refuses it within two seconds."""
-    found = session.request("DELETE", f"/keys/{key_name}")
-    session.print_result(found, f"Key {found['id']} ({found['name']}) is revoked.")
+    response = session.request("DELETE", f"/keys/{key_name}")
+    session.print_result(response, f"Key {response['id']} ({response['name']}) is revoked.")
 
 
 @command(app, "rotate")

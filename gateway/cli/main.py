@@ -83,18 +83,18 @@ def _config_first(arguments: list[str]) -> list[str]:
 
 def _build_command(name: str, target: str, panel: str) -> Any:
     module, _, attribute = target.rstrip(":;").partition(".")
-    found = getattr(import_module(f"gateway.cli.{module}"), attribute)
+    command_object = getattr(import_module(f"gateway.cli.{module}"), attribute)
     # With a callback, Typer makes a group even of a single command, in which it has the same name and options as in ours.
     group = typer.Typer(add_completion=False, context_settings=_CONTEXT)
     group.callback()(lambda: None)
-    if isinstance(found, typer.Typer):
-        group.add_typer(found, name=name, rich_help_panel=panel)
+    if isinstance(command_object, typer.Typer):
+        group.add_typer(command_object, name=name, rich_help_panel=panel)
     elif target[-1] in ":;":
         from gateway.cli.session import command
 
-        command(group, name, panel=panel, uses_gateway=target[-1] == ":")(found)
+        command(group, name, panel=panel, uses_gateway=target[-1] == ":")(command_object)
     else:
-        group.command(name, rich_help_panel=panel)(found)
+        group.command(name, rich_help_panel=panel)(command_object)
     return cast(TyperGroup, get_command(group)).commands[name]
 
 

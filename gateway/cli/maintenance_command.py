@@ -139,18 +139,18 @@ def migrate(
 def doctor(session: Session) -> None:
     """Check everything that the gateway depends on (exit code 1 if something is not fit)."""
     try:
-        found = session.request("GET", "/doctor")
+        report = session.request("GET", "/doctor")
     except CommandError as error:
-        found = {"findings": [{"check": "gateway", "status": "fail", "detail": str(error)}], "is_fit": False}
-        found["findings"] += asyncio.run(_check_parts(session.config))
-    rows = [(one["check"], one["status"], one["detail"]) for one in found["findings"]]
-    session.print_rows(found, lambda: (("check", "status", "found"), rows))
+        report = {"findings": [{"check": "gateway", "status": "fail", "detail": str(error)}], "is_fit": False}
+        report["findings"] += asyncio.run(_check_parts(session.config))
+    rows = [(one["check"], one["status"], one["detail"]) for one in report["findings"]]
+    session.print_rows(report, lambda: (("check", "status", "found"), rows))
     first_problem = next((check for check, status, _ in rows if status != "ok"), None)
     if first_problem is not None and not session.as_json:
         typer.echo(
             f"What a check means and what to do: farebox explain {shlex.quote(first_problem)}, or docs/errors.md."
         )
-    if not found["is_fit"]:
+    if not report["is_fit"]:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -166,18 +166,18 @@ def reconcile(
     async def compare(connection: Connection) -> Any:
         return (await connection.request("POST", "/reconcile", {"project": project}, body)).raise_for_error().value
 
-    found = session.run(compare)
+    report = session.run(compare)
     if session.as_json:
-        echo_json(found)
+        echo_json(report)
     else:
-        rows = [(one["account"], *(one[side][unit] for unit in _UNITS for side in _SIDES)) for one in found["drifts"]]
+        rows = [(one["account"], *(one[side][unit] for unit in _UNITS for side in _SIDES)) for one in report["drifts"]]
         if rows:
             show_table(("account", *(f"{unit} {side}" for unit in _UNITS for side in _SIDES)), rows)
         typer.echo(
-            f"{pluralized(found['checked'], 'account')} compared: {len(found['drifts'])} differ, {len(found['moving'])} were moving, "
-            f"{found['repaired']} entries written."
+            f"{pluralized(report['checked'], 'account')} compared: {len(report['drifts'])} differ, {len(report['moving'])} were moving, "
+            f"{report['repaired']} entries written."
         )
-    if found["drifts"] and not found["repaired"]:
+    if report["drifts"] and not report["repaired"]:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -226,8 +226,8 @@ def _without_password(url: str) -> str:
 
 def _schema_of_running_gateway(session: Session) -> str:
     """The schema of a store that a gateway holds: at its start, a gateway upgrades an embedded store to its own version."""
-    found = session.request("GET", "/doctor")["findings"]
-    schema = next((one for one in found if one["check"] == "store schema"), None)
+    findings = session.request("GET", "/doctor")["findings"]
+    schema = next((one for one in findings if one["check"] == "store schema"), None)
     if schema is None or schema["status"] != "ok":
         raise CommandError("The store belongs to a running gateway, which does not say what its schema is.")
     return SCHEMA_REVISION
@@ -255,20 +255,20 @@ async def _check_parts(config: Config) -> list[dict[str, str]]:
     from gateway.doctor import Finding, ledger_findings, store_findings
 
     parts = Application(config, is_server=False).parts
-    found: list[Finding] = []
+    findings: list[Finding] = []
     try:
         await parts.store.open()
-        found += await store_findings(parts.store, time.time_ns() // 1_000_000)
+        findings += await store_findings(parts.store, time.time_ns() // 1_000_000)
     except StoreError as error:
-        found.append(Finding("store", "fail", str(error)))
+        findings.append(Finding("store", "fail", str(error)))
     try:
         # Opened while the store is open, from which an empty Redis is rebuilt before it is used.
         await parts.ledger.open()
-        found += await ledger_findings(parts)
+        findings += await ledger_findings(parts)
     except LedgerError as error:
-        found.append(Finding("ledger", "fail", str(error)))
+        findings.append(Finding("ledger", "fail", str(error)))
     finally:
         await parts.ledger.close()
         await parts.store.close()
         parts.tokenizer.close()
-    return [{"check": one.check, "status": one.status, "detail": one.detail} for one in found]
+    return [{"check": one.check, "status": one.status, "detail": one.detail} for one in findings]

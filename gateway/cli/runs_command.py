@@ -28,8 +28,8 @@ def list_runs(
 ) -> None:
     """List runs, the latest first."""
     query = {"workflow": workflow, "agent": agent, "state": state, "limit": limit, "cursor": cursor, "project": project}
-    found = session.request("GET", "/runs", query)
-    session.print_rows(found, lambda: (RUN_HEADINGS, [run_row(run) for run in found["runs"]]))
+    response = session.request("GET", "/runs", query)
+    session.print_rows(response, lambda: (RUN_HEADINGS, [run_row(run) for run in response["runs"]]))
 
 
 @command(app, "show")
@@ -46,10 +46,10 @@ def list_calls(
     project: Project = "default",
 ) -> None:
     """List the calls of a run, the latest first, with how each ended."""
-    found = session.request("GET", f"/runs/{run}/calls", {"limit": limit, "project": project})
+    response = session.request("GET", f"/runs/{run}/calls", {"limit": limit, "project": project})
     headings = ("at", "step", "model", "status", "tokens", "usd", "ms", "actions", "code")
     session.print_rows(
-        found,
+        response,
         lambda: (
             headings,
             [
@@ -64,7 +64,7 @@ def list_calls(
                     one["actions"],
                     one["code"],
                 )
-                for one in found["calls"]
+                for one in response["calls"]
             ],
         ),
     )
@@ -110,10 +110,10 @@ def set_budget(
     if given:
         _print_run(session, session.request("POST", f"/runs/{run}/budget", {"project": project}, given))
         return
-    found = session.request("GET", f"/runs/{run}", {"project": project})
-    status = {name: found[name] for name in ("run", "workflow", "state", "tokens", "cost_usd", "requests")}
+    response = session.request("GET", f"/runs/{run}", {"project": project})
+    status = {name: response[name] for name in ("run", "workflow", "state", "tokens", "cost_usd", "requests")}
     session.print_rows(
-        status, lambda: (_UNITS, [(name, *found[name].values()) for name in ("tokens", "cost_usd", "requests")])
+        status, lambda: (_UNITS, [(name, *response[name].values()) for name in ("tokens", "cost_usd", "requests")])
     )
 
 
@@ -127,10 +127,10 @@ def reset_run(
     """Let a run start over with nothing spent. All other totals keep what it has used."""
     if not yes and not session.as_json:
         typer.confirm(f"Reset what run {run} has used?", abort=True)
-    found = session.request("POST", f"/runs/{run}/reset", {"project": project})
-    before = found["summary"]
+    response = session.request("POST", f"/runs/{run}/reset", {"project": project})
+    before = response["summary"]
     session.print_result(
-        found,
+        response,
         f"Run {run} had used {pluralized(before['tokens']['settled'], 'token')} in {pluralized(before['calls'], 'call')}, "
         "and begins again.",
     )

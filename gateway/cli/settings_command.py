@@ -23,16 +23,18 @@ def list_settings(
     changed: Annotated[bool, typer.Option("--changed", help="Only those that differ from their default.")] = False,
 ) -> None:
     """List all settings with their ranges."""
-    found = session.request("GET", "/settings")["settings"]
-    known = dict.fromkeys(one["category"] for one in found)
-    if category is not None and category not in known:
-        raise CommandError(f"There is no category {category!r}; there are {', '.join(known)}.")
-    wanted = [
-        one for one in found if category in (None, one["category"]) and not (changed and one["value"] == one["default"])
+    settings = session.request("GET", "/settings")["settings"]
+    categories = dict.fromkeys(one["category"] for one in settings)
+    if category is not None and category not in categories:
+        raise CommandError(f"There is no category {category!r}; there are {', '.join(categories)}.")
+    listed = [
+        one
+        for one in settings
+        if category in (None, one["category"]) and not (changed and one["value"] == one["default"])
     ]
     headings = ("key", "value", "default", "range", "from", "changed by")
     session.print_rows(
-        {"settings": wanted},
+        {"settings": listed},
         lambda: (
             headings,
             [
@@ -44,7 +46,7 @@ def list_settings(
                     one["origin"],
                     one["updated_by"],
                 )
-                for one in wanted
+                for one in listed
             ],
         ),
     )
@@ -53,8 +55,8 @@ def list_settings(
 @command(app, "get")
 def get_setting(session: Session, setting: Setting) -> None:
     """Print the value of one setting."""
-    found = session.request("GET", f"/settings/{_full_key(setting)}")
-    session.print_result(found, setting_text(found["value"]))
+    response = session.request("GET", f"/settings/{_full_key(setting)}")
+    session.print_result(response, setting_text(response["value"]))
 
 
 @command(app, "set")
@@ -64,8 +66,8 @@ def set_setting(
     value: Annotated[str, typer.Argument(help="The new value.")],
 ) -> None:
     """Change one setting. It takes effect in every process within two seconds."""
-    found = session.request("PUT", f"/settings/{_full_key(setting)}", body={"value": value})
-    session.print_result(found, f"{found['key']} is {setting_text(found['value'])}.")
+    response = session.request("PUT", f"/settings/{_full_key(setting)}", body={"value": value})
+    session.print_result(response, f"{response['key']} is {setting_text(response['value'])}.")
 
 
 @command(app, "history")
@@ -76,9 +78,9 @@ def list_changes(
 ) -> None:
     """List changes: who changed what, when, from which value to which."""
     path = "/settings/history" if setting is None else f"/settings/{_full_key(setting)}/history"
-    found = session.request("GET", path, {"limit": limit})
+    response = session.request("GET", path, {"limit": limit})
     session.print_rows(
-        found,
+        response,
         lambda: (
             ("change", "at", "key", "old", "new", "by"),
             [
@@ -90,7 +92,7 @@ def list_changes(
                     setting_text(one["new"]),
                     one["changed_by"],
                 )
-                for one in found["changes"]
+                for one in response["changes"]
             ],
         ),
     )
@@ -99,8 +101,8 @@ def list_changes(
 @command(app, "revert")
 def revert_change(session: Session, change: Annotated[int, typer.Argument(help="Its number in the history.")]) -> None:
     """Set a setting back to what it was before a change."""
-    found = session.request("POST", f"/settings/history/{change}/revert")
-    session.print_result(found, f"{found['key']} is {setting_text(found['value'])} again.")
+    response = session.request("POST", f"/settings/history/{change}/revert")
+    session.print_result(response, f"{response['key']} is {setting_text(response['value'])} again.")
 
 
 def _full_key(key: str) -> str:

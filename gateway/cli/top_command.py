@@ -57,16 +57,16 @@ def top(
 async def _watch(
     session: Session, connection: Connection, query: Mapping[str, Any], every_s: float, once: bool
 ) -> None:
-    found = (await connection.request("GET", "/runs", query)).raise_for_error().value
+    response = (await connection.request("GET", "/runs", query)).raise_for_error().value
     terminal = console()
     if once or session.as_json or not terminal.is_terminal:
-        session.print_rows(found, lambda: (RUN_HEADINGS, [run_row(run) for run in found["runs"]]))
+        session.print_rows(response, lambda: (RUN_HEADINGS, [run_row(run) for run in response["runs"]]))
         return
     with Live(console=terminal, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(screen(found["runs"], connection.location, time.time(), terminal.height), refresh=True)
+            live.update(screen(response["runs"], connection.location, time.time(), terminal.height), refresh=True)
             await asyncio.sleep(every_s)
-            found = (await connection.request("GET", "/runs", query)).raise_for_error().value
+            response = (await connection.request("GET", "/runs", query)).raise_for_error().value
 
 
 def screen(runs: list[dict[str, Any]], location: str, now_s: float, height: int) -> Group:

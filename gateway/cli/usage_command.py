@@ -73,10 +73,10 @@ def usage(
     if as_csv:
         typer.echo(session.request_text("/usage", query | {"format": "csv"}), nl=False)
         return
-    found = session.request("GET", "/usage", query)
-    rows = [(row[by.value], *(row[name] for name in _FIGURE_COLUMNS)) for row in found["rows"]]
-    total = ("total", *(found["total"][name] for name in _FIGURE_COLUMNS))
-    session.print_rows(found, lambda: ((by.value, *_FIGURE_COLUMNS), [*rows, total] if rows else []))
+    response = session.request("GET", "/usage", query)
+    rows = [(row[by.value], *(row[name] for name in _FIGURE_COLUMNS)) for row in response["rows"]]
+    total = ("total", *(response["total"][name] for name in _FIGURE_COLUMNS))
+    session.print_rows(response, lambda: ((by.value, *_FIGURE_COLUMNS), [*rows, total] if rows else []))
 
 
 def audit(
@@ -99,9 +99,9 @@ def audit(
         "limit": limit,
         "project": project,
     }
-    found = session.request("GET", "/audit", query)
+    response = session.request("GET", "/audit", query)
     session.print_rows(
-        found,
+        response,
         lambda: (
             ("at", "who", "did", "to", "detail"),
             [
@@ -114,7 +114,7 @@ def audit(
                         _detail_text(name, value) for name, value in event["detail"].items() if value is not None
                     ),
                 )
-                for event in found["events"]
+                for event in response["events"]
             ],
         ),
     )

@@ -21,14 +21,14 @@ Project = Annotated[str, typer.Option(help="The project.")]
 @command(app, "list")
 def list_workflows(session: Session, project: Project = "default") -> None:
     """List all declarations, by name."""
-    found = session.request("GET", "/workflows", {"limit": 1000, "project": project})
+    response = session.request("GET", "/workflows", {"limit": 1000, "project": project})
     session.print_rows(
-        found,
+        response,
         lambda: (
             ("workflow", "mode", "steps", "changed", "by"),
             [
                 (one["workflow"], one["mode"], len(one["steps"]), timestamp(one["updated_at"]), one["updated_by"])
-                for one in found["workflows"]
+                for one in response["workflows"]
             ],
         ),
     )
@@ -37,12 +37,12 @@ def list_workflows(session: Session, project: Project = "default") -> None:
 @command(app, "show")
 def show_workflow(session: Session, workflow: Workflow, project: Project = "default") -> None:
     """Show one declaration, in the form that `put` accepts."""
-    found = session.request("GET", f"/workflows/{workflow}", {"project": project})
+    response = session.request("GET", f"/workflows/{workflow}", {"project": project})
     if session.as_json:
-        echo_json(found)
+        echo_json(response)
         return
     about = ("workflow", "project", "updated_at", "updated_by")
-    declared = {name: value for name, value in found.items() if value not in (None, []) and name not in about}
+    declared = {name: value for name, value in response.items() if value not in (None, []) and name not in about}
     typer.echo(yaml.safe_dump(declared, sort_keys=False, allow_unicode=True), nl=False)
 
 
@@ -54,17 +54,17 @@ def put_workflow(
     project: Project = "default",
 ) -> None:
     """Declare a workflow, or replace its declaration."""
-    found = session.request("PUT", f"/workflows/{workflow}", {"project": project}, _read_declaration(file))
+    response = session.request("PUT", f"/workflows/{workflow}", {"project": project}, _read_declaration(file))
     session.print_result(
-        found, f"Workflow {found['workflow']} is declared with {pluralized(len(found['steps']), 'step')}."
+        response, f"Workflow {response['workflow']} is declared with {pluralized(len(response['steps']), 'step')}."
     )
 
 
 @command(app, "delete")
 def delete_workflow(session: Session, workflow: Workflow, project: Project = "default") -> None:
     """Delete a declaration. Its runs and their usage are kept."""
-    found = session.request("DELETE", f"/workflows/{workflow}", {"project": project})
-    session.print_result(found, f"The declaration of workflow {workflow} is deleted.")
+    response = session.request("DELETE", f"/workflows/{workflow}", {"project": project})
+    session.print_result(response, f"The declaration of workflow {workflow} is deleted.")
 
 
 def suggest(
@@ -74,19 +74,19 @@ def suggest(
     project: Project = "default",
 ) -> None:
     """Suggest budgets for a workflow from what its runs used: a fifth above the p95 of the last 30 days."""
-    found = session.request("POST" if apply else "GET", f"/workflows/{workflow}/suggestions", {"project": project})
+    response = session.request("POST" if apply else "GET", f"/workflows/{workflow}/suggestions", {"project": project})
     rows = [
         (one["scope"], one["match"], one["samples"], one["p95_tokens"], one["tokens"], one["is_sure"])
-        for one in found["suggestions"]
+        for one in response["suggestions"]
     ]
     if not rows and not session.as_json:
         typer.echo(
             f"No run of {workflow!r} has ended in the last 30 days (or been silent for long enough): nothing to go by."
         )
         return
-    session.print_rows(found, lambda: (("scope", "match", "runs", "p95 tokens", "budget tokens", "ten runs"), rows))
+    session.print_rows(response, lambda: (("scope", "match", "runs", "p95 tokens", "budget tokens", "ten runs"), rows))
     if apply and not session.as_json:
-        typer.echo(f"Wrote {pluralized(len(found['applied']), 'budget')}.")
+        typer.echo(f"Wrote {pluralized(len(response['applied']), 'budget')}.")
 
 
 def classify(
@@ -101,11 +101,12 @@ def classify(
     prompt = typer.get_text_stream("stdin").read() if text == "-" else text
     given = {"prompt": prompt, "step": step, "workflow": workflow, "system": system}
     body = {"steps": [{name: value for name, value in given.items() if value is not None}]}
-    found = session.request("POST", "/classify", {"project": project}, body)["classifications"][0]
-    others = "".join(f", {one['intent']} {one['confidence']:.2f}" for one in found["alternatives"])
+    classification = session.request("POST", "/classify", {"project": project}, body)["classifications"][0]
+    others = "".join(f", {one['intent']} {one['confidence']:.2f}" for one in classification["alternatives"])
     session.print_result(
-        found,
-        f"{found['intent']}  confidence {found['confidence']:.2f}, by {found['source']}: {cell_text(found['reasoning'])}"
+        classification,
+        f"{classification['intent']}  confidence {classification['confidence']:.2f}, "
+        f"by {classification['source']}: {cell_text(classification['reasoning'])}"
         + (f"\nalso {others[2:]}" if others else ""),
     )
 

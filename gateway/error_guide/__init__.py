@@ -51,8 +51,8 @@ GUIDES: Final[dict[str, Guide]] = {**CHECKS, **EVENTS, **CODES}
 
 def explain(name: str) -> str | None:
     """The guide to a code, event or check, formatted for a terminal; None for an unknown name."""
-    found = [guides[name] for guides in (CODES, EVENTS, CHECKS) if name in guides]
-    return "\n".join(_formatted(name, guide) for guide in found) or None
+    entries = [guides[name] for guides in (CODES, EVENTS, CHECKS) if name in guides]
+    return "\n".join(_formatted(name, guide) for guide in entries) or None
 
 
 def _formatted(name: str, guide: Guide) -> str:

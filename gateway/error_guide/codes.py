@@ -10,22 +10,22 @@ from policies.budgets import Scope
 
 def _scope_codes() -> dict[str, Guide]:
     """Every scope has two codes of its own."""
-    found: dict[str, Guide] = {}
+    codes: dict[str, Guide] = {}
     for scope in Scope:
-        found[f"{scope}_budget_exceeded"] = Guide(
+        codes[f"{scope}_budget_exceeded"] = Guide(
             f"The {scope}'s budget has less left than this call needs, and nothing that its `on_pressure` allows makes the call "
             "fit. 402: the budget does not renew; 429: it renews after `retry-after` seconds.",
             f"Raise the budget of the {scope}, cap the output with `max_tokens`, or send less context. "
             "`metadata` names the budget, its limit, what is left and what the call needs.",
             "402, 429",
         )
-        found[f"{scope}_budget_busy"] = Guide(
+        codes[f"{scope}_budget_busy"] = Guide(
             f"The {scope}'s budget is large enough, but calls in flight hold what this one needs.",
             "Retry after `retry-after` (the SDKs do so by themselves), or cap the output of each call: an uncapped call holds its "
             "model's maximum. With the rung `wait` in `on_pressure`, the gateway waits instead.",
             "429",
         )
-    return found
+    return codes
 
 
 CODES: Final[dict[str, Guide]] = _scope_codes() | {

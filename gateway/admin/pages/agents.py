@@ -19,18 +19,20 @@ from policies.intensity import CREATION, EXECUTION
 async def list_agents(page_request: PageRequest) -> Response:
     if page_request.name:
         return await show_agent(page_request)
-    scored = await page_request.call_api(agents.list_agents, query=ListQuery(project=page_request.project, limit=1_000))
-    found = await load_report_by(page_request, GroupBy.AGENT, first_day_shown(page_request), limit=500)
-    used = {row.agent or "": row for row in found.rows}
-    scores = {one.agent: one for one in scored.agents}
+    agent_list = await page_request.call_api(
+        agents.list_agents, query=ListQuery(project=page_request.project, limit=1_000)
+    )
+    report = await load_report_by(page_request, GroupBy.AGENT, first_day_shown(page_request), limit=500)
+    used = {row.agent or "": row for row in report.rows}
+    scores = {one.agent: one for one in agent_list.agents}
     rows = [(name, scores.get(name), used.get(name)) for name in sorted({*scores, *used} - {""})]
     return page_request.render("agents", rows=rows)
 
 
 async def show_agent(page_request: PageRequest) -> Response:
-    found = await page_request.call_api(agents.get_intensity, path={"agent": page_request.name})
-    parts: dict[str, Any] = found.metrics.get("parts") or {}
-    oldest_first = found.history[::-1]
+    intensity = await page_request.call_api(agents.get_intensity, path={"agent": page_request.name})
+    parts: dict[str, Any] = intensity.metrics.get("parts") or {}
+    oldest_first = intensity.history[::-1]
     past_parts = [one.metrics.get("parts") or {} for one in oldest_first]
     groups = [
         (
@@ -44,7 +46,7 @@ async def show_agent(page_request: PageRequest) -> Response:
         for side, table in (("creation", CREATION), ("execution", EXECUTION))
         for group in table
     ]
-    return page_request.render("agent", agent=found, groups=groups, series=[one.combined for one in oldest_first])
+    return page_request.render("agent", agent=intensity, groups=groups, series=[one.combined for one in oldest_first])
 
 
 async def set_score(page_request: PageRequest) -> Response:

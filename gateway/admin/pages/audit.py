@@ -32,15 +32,15 @@ async def _find_events(page_request: PageRequest, by: str) -> tuple[list[EventVi
     query = _query(page_request)
     if by != "people" or query.actor:
         wanted = query.model_copy(update={"actor": GATEWAY} if by == GATEWAY else {})
-        found = await page_request.call_api(audit.list_events, query=wanted)
-        return list(found.events), found.next
+        page = await page_request.call_api(audit.list_events, query=wanted)
+        return list(page.events), page.next
     shown: list[EventView] = []
     cursor = query.cursor
     for _ in range(_SCANS_MAX):
         scan = query.model_copy(update={"limit": _SCAN_SIZE, "cursor": cursor})
-        found = await page_request.call_api(audit.list_events, query=scan)
-        shown += [event for event in found.events if event.actor != GATEWAY]
-        cursor = found.next
+        page = await page_request.call_api(audit.list_events, query=scan)
+        shown += [event for event in page.events if event.actor != GATEWAY]
+        cursor = page.next
         if cursor is None or len(shown) >= _EVENTS_SHOWN:
             break
     return (shown[:_EVENTS_SHOWN], str(shown[_EVENTS_SHOWN - 1].id)) if len(shown) > _EVENTS_SHOWN else (shown, cursor)

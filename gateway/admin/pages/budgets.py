@@ -53,13 +53,13 @@ async def show_budgets(page_request: PageRequest) -> Response:
     edited = page_request.param("edit")
     if not edited:
         return await _budgets_page(page_request, dict(_EMPTY_FORM))
-    found = await page_request.call_api(budgets.get_budget, path={"id": edited})
+    budget = await page_request.call_api(budgets.get_budget, path={"id": edited})
     texts = {
-        name: input_text(getattr(found, name)) for name in (*_TEXT_FIELDS, "tokens", "usd", "requests", "wait_seconds")
+        name: input_text(getattr(budget, name)) for name in (*_TEXT_FIELDS, "tokens", "usd", "requests", "wait_seconds")
     }
-    hidden = {"id": found.id, "seen": found.updated_at or ""}
+    hidden = {"id": budget.id, "seen": budget.updated_at or ""}
     return await _budgets_page(
-        page_request, {**texts, **hidden, "on_pressure": ", ".join(rung_texts(found.on_pressure))}
+        page_request, {**texts, **hidden, "on_pressure": ", ".join(rung_texts(budget.on_pressure))}
     )
 
 
@@ -79,11 +79,12 @@ async def put_budget(page_request: PageRequest) -> Response:
 
 async def _refuse_overwriting(page_request: PageRequest, form: dict[str, str]) -> None:
     """Raises `BadRequest` if somebody else changed the budget after the form was opened. Sending the form again overwrites the change."""
-    found = await page_request.call_api(budgets.get_budget, path={"id": form["id"]})
-    seen, form["seen"] = form["seen"], found.updated_at or ""
+    current = await page_request.call_api(budgets.get_budget, path={"id": form["id"]})
+    seen, form["seen"] = form["seen"], current.updated_at or ""
     if seen and seen != form["seen"]:
         raise conflict(
-            f"{found.updated_by} changed this budget meanwhile; it stands above as it is now. Nothing was saved: save again to replace it."
+            f"{current.updated_by} changed this budget meanwhile; it stands above as it is now. "
+            "Nothing was saved: save again to replace it."
         )
 
 

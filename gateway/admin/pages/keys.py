@@ -96,11 +96,11 @@ async def _keys_page(
     warning: str = "",
 ) -> Response:
     """`refused_form` is the form that was refused: what was typed into it stays there. `warning` is about a change that was made."""
-    found = await page_request.call_api(keys.list_keys, query=ListQuery.model_validate({"limit": 500}))
+    key_list = await page_request.call_api(keys.list_keys, query=ListQuery.model_validate({"limit": 500}))
     return page_request.render(
         "keys",
         status=200 if fault is None else fault.status,
-        keys=found.keys,
+        keys=key_list.keys,
         new=new,
         first_login=first_login,
         refused_form=refused_form,

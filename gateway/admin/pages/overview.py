@@ -102,9 +102,9 @@ async def overview(page_request: PageRequest) -> Response:
 
 
 def _day_columns(first: date, by_day: UsageReport) -> DayColumns:
-    found = {row.day: row for row in by_day.rows}
+    rows_by_day = {row.day: row for row in by_day.rows}
     days = tuple((first + timedelta(days=at)).isoformat() for at in range(DAYS_SHOWN))
-    rows = [found.get(day) for day in days]
+    rows = [rows_by_day.get(day) for day in days]
     tokens = tuple(row.total_tokens if row else 0 for row in rows)
     return DayColumns(days, tokens, tuple(row.cost_usd if row else 0.0 for row in rows))
 

@@ -87,10 +87,10 @@ async def show_history(page_request: PageRequest) -> Response:
     query = page_request.query(ListQuery, limit=100)
     key = page_request.param("key")
     if key:
-        found = await page_request.call_api(settings.list_changes_of_one, path={"key": key}, query=query)
+        page = await page_request.call_api(settings.list_changes_of_one, path={"key": key}, query=query)
     else:
-        found = await page_request.call_api(settings.list_changes, query=query)
-    return page_request.render("settings_history", changes=found.changes, next_cursor=found.next, key=key)
+        page = await page_request.call_api(settings.list_changes, query=query)
+    return page_request.render("settings_history", changes=page.changes, next_cursor=page.next, key=key)
 
 
 async def revert_setting(page_request: PageRequest) -> Response:

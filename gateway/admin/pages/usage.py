@@ -32,13 +32,13 @@ _FILTERS: Final = ("workflow", "run", "step", "agent", "intent", "model", "key")
 async def show_usage(page_request: PageRequest) -> Response:
     metric = page_request.param("metric") if page_request.param("metric") in METRICS else "total_tokens"
     query = _usage_query(page_request)
-    found = await load_report(page_request, query)
+    report = await load_report(page_request, query)
     rows = (
-        sorted(found.rows, key=lambda row: -getattr(row, metric)) if query.group_by is not GroupBy.DAY else found.rows
+        sorted(report.rows, key=lambda row: -getattr(row, metric)) if query.group_by is not GroupBy.DAY else report.rows
     )
     return page_request.render(
         "usage",
-        report=found,
+        report=report,
         metric=metric,
         metrics=METRICS,
         groups=[one.value for one in GroupBy],
@@ -47,8 +47,8 @@ async def show_usage(page_request: PageRequest) -> Response:
         since=query.since,
         until=query.until or "",
         rows=rows,
-        chart=await day_chart(page_request, query, found, metric),
-        largest=max((abs(getattr(row, metric)) for row in found.rows), default=0) or 1,
+        chart=await day_chart(page_request, query, report, metric),
+        largest=max((abs(getattr(row, metric)) for row in report.rows), default=0) or 1,
         csv=_csv_path(page_request, query),
         filtered_path=lambda group: _filtered_path(page_request, query.group_by.value, group),
     )
@@ -56,9 +56,9 @@ async def show_usage(page_request: PageRequest) -> Response:
 
 async def download_csv(page_request: PageRequest) -> Response:
     query = _usage_query(page_request).model_copy(update={"format": "csv"})
-    found = await page_request.call_api(usage.get_usage, query=query)
-    assert isinstance(found, Response)  # noqa: S101 - CSV was asked for
-    return found
+    response = await page_request.call_api(usage.get_usage, query=query)
+    assert isinstance(response, Response)  # noqa: S101 - CSV was asked for
+    return response
 
 
 def _usage_query(page_request: PageRequest) -> UsageQuery:

@@ -59,10 +59,10 @@ async def list_workflows(page_request: PageRequest) -> Response:
 
 
 async def show_workflow(page_request: PageRequest) -> Response:
-    found = await _find_workflow(page_request)
-    draft = _editable_fields(found) if found is not None else await _draft_declaration(page_request)
+    workflow = await _find_workflow(page_request)
+    draft = _editable_fields(workflow) if workflow is not None else await _draft_declaration(page_request)
     text = _BIDI_CONTROLS.sub(_unicode_escape, orjson.dumps(draft, option=orjson.OPT_INDENT_2).decode())
-    return await _editor_page(page_request, text, found)
+    return await _editor_page(page_request, text, workflow)
 
 
 async def change_workflow(page_request: PageRequest) -> Response:
@@ -94,26 +94,26 @@ async def change_workflow(page_request: PageRequest) -> Response:
 
 async def _refuse_overwriting(page_request: PageRequest) -> None:
     """Raises `BadRequest` if somebody else changed the declaration after the form was opened. Sending it again overwrites the change."""
-    found = await _find_workflow(page_request)
-    if "seen" in page_request.form and page_request.form["seen"] != _changed_at(found):
-        who = "Somebody deleted" if found is None else f"{found.updated_by} changed"
+    workflow = await _find_workflow(page_request)
+    if "seen" in page_request.form and page_request.form["seen"] != _changed_at(workflow):
+        who = "Somebody deleted" if workflow is None else f"{workflow.updated_by} changed"
         raise conflict(f"{who} this declaration meanwhile. Nothing was saved: save again to replace it.")
 
 
-def _changed_at(found: WorkflowView | None) -> str:
-    return (found and found.updated_at) or ""
+def _changed_at(workflow: WorkflowView | None) -> str:
+    return (workflow and workflow.updated_at) or ""
 
 
 async def set_mode(page_request: PageRequest) -> Response:
     """Observe or enforce, and nothing else of the declaration."""
-    found = await page_request.call_api(workflows.get_workflow, path={"workflow": page_request.name})
-    body = WorkflowBody.model_validate({**_editable_fields(found), "mode": page_request.form.get("mode") or None})
+    workflow = await page_request.call_api(workflows.get_workflow, path={"workflow": page_request.name})
+    body = WorkflowBody.model_validate({**_editable_fields(workflow), "mode": page_request.form.get("mode") or None})
     await page_request.call_api(workflows.put_workflow, path={"workflow": page_request.name}, body=body)
     return page_request.redirect("workflows", page_request.name, done="saved")
 
 
 async def _editor_page(
-    page_request: PageRequest, text: str, found: WorkflowView | None, fault: GatewayError | None = None
+    page_request: PageRequest, text: str, workflow: WorkflowView | None, fault: GatewayError | None = None
 ) -> Response:
     shares, no_preview_reason = (
         await _preview_shares(page_request, text) if not fault else ({}, "It cannot be read as it stands.")
@@ -126,11 +126,11 @@ async def _editor_page(
         "workflow",
         status=fault.status if fault else 200,
         name=page_request.name,
-        declared=found,
+        declared=workflow,
         text=text,
         fault=fault.message if fault else "",
         # After a conflict, the next save overwrites the current declaration.
-        seen=_changed_at(found) if fault is None or fault.status == 409 else page_request.form.get("seen", ""),
+        seen=_changed_at(workflow) if fault is None or fault.status == 409 else page_request.form.get("seen", ""),
         is_preview=page_request.form.get("action") == "preview",
         shares=shares,
         no_preview_reason=no_preview_reason,
@@ -141,8 +141,8 @@ async def _editor_page(
     )
 
 
-def _unicode_escape(found: re.Match[str]) -> str:
-    return f"\\u{ord(found[0]):04x}"
+def _unicode_escape(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
 
 
 async def _preview_shares(page_request: PageRequest, text: str) -> tuple[dict[str, Shares], str]:
@@ -191,8 +191,8 @@ async def _draft_declaration(page_request: PageRequest) -> dict[str, Any]:
     return {"steps": steps} if steps else _EXAMPLE
 
 
-def _editable_fields(found: WorkflowView) -> dict[str, Any]:
-    return {name: value for name in _EDITABLE_FIELDS if (value := getattr(found, name)) is not None}
+def _editable_fields(workflow: WorkflowView) -> dict[str, Any]:
+    return {name: value for name in _EDITABLE_FIELDS if (value := getattr(workflow, name)) is not None}
 
 
 PAGES = (
