@@ -1,4 +1,4 @@
-"""What the gateway itself must not be led to, in all the spellings that lead there."""
+"""Addresses to which the gateway itself must not connect, in every spelling."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ PUBLIC = ["93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "172.32.0.1", "
 
 
 @pytest.mark.parametrize("address", NEVER)
-def test_some_addresses_are_never_right(address: str) -> None:
+def test_metadata_link_local_and_unspecified_addresses_are_always_refused(address: str) -> None:
     assert fault_of_address(address, private_allowed=False)
     assert fault_of_address(address, private_allowed=True)
 
 
 @pytest.mark.parametrize("address", PRIVATE)
-def test_private_ones_only_if_they_are_meant(address: str) -> None:
+def test_private_addresses_are_accepted_only_with_private_allowed(address: str) -> None:
     assert fault_of_address(address, private_allowed=False)
     assert fault_of_address(address, private_allowed=True) is None
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_public_ones_are_fine(address: str) -> None:
+def test_public_addresses_are_accepted(address: str) -> None:
     assert fault_of_address(address, private_allowed=False) is None
 
 
@@ -62,16 +62,16 @@ def test_public_ones_are_fine(address: str) -> None:
     "host",
     ["127.1", "0x7f.1", "0177.0.0.1", "2130706433", "①②⑦.⓪.⓪.①", "[::ffff:127.0.0.1]", "localhost", "a.localhost"],
 )
-def test_no_spelling_of_this_machine_passes(host: str) -> None:
+def test_every_spelling_of_loopback_is_refused(host: str) -> None:
     assert fault_of_url(f"https://{host}/hook", private_allowed=False)
 
 
 @pytest.mark.parametrize("url", ["ftp://example.com", "https://", "example.com", "http://[::1", "https://a:notaport/"])
-def test_what_is_no_address_is_told(url: str) -> None:
+def test_malformed_url_is_refused(url: str) -> None:
     assert fault_of_url(url, private_allowed=True)
 
 
-def test_a_webhook_inside_is_refused_when_the_configuration_is_read_and_says_the_way_out() -> None:
+def test_private_webhook_is_a_config_error_that_names_private_networks() -> None:
     with pytest.raises(ValueError, match=r"private_networks: true"):
         AlertConfig(webhook="http://10.0.0.5/hook")
     assert AlertConfig(webhook="http://10.0.0.5/hook", private_networks=True).webhook

@@ -1,4 +1,4 @@
-"""Guesses of passwords on the admin pages: counted by name and address together, and generously by each alone."""
+"""Failed logins to the admin pages: limited per name and address together, and less strictly per name and per address."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ async def guess(authenticator: Authenticator, name: str, host: str) -> str:
 
 
 async def guesses(authenticator: Authenticator, names: list[str], hosts: list[str]) -> int:
-    """How many were answered before logins were locked."""
+    """The number of guesses that were checked before logins were locked."""
     for answered in range(1000):
         if await guess(authenticator, names[answered % len(names)], hosts[answered % len(hosts)]) == "locked":
             return answered
     return 1000
 
 
-async def test_one_name_from_one_address_is_locked_first_and_locks_no_other(authenticator: Authenticator) -> None:
+async def test_failed_logins_lock_that_name_from_that_address_and_no_other(authenticator: Authenticator) -> None:
     assert await guesses(authenticator, ["ada"], ["1.1.1.1"]) == FAILURES_PER_SOURCE_MAX
     assert await guess(authenticator, "bob", "1.1.1.1") == "wrong"
     assert await guess(authenticator, "ada", "2.2.2.2") == "wrong"
 
 
 @pytest.mark.parametrize("by", ["names", "hosts"])
-async def test_neither_an_address_nor_a_name_is_guessed_with_for_ever(authenticator: Authenticator, by: str) -> None:
+async def test_100_failed_logins_lock_an_address_or_a_name_alone(authenticator: Authenticator, by: str) -> None:
     many, one = [f"{at}" for at in range(300)], ["one"]
     assert await guesses(authenticator, *((many, one) if by == "names" else (one, many))) == 100
 
 
-async def test_guesses_sent_at_once_are_counted_like_others(
+async def test_concurrent_failed_logins_are_counted(
     monkeypatch: pytest.MonkeyPatch, authenticator: Authenticator
 ) -> None:
     checked = 0

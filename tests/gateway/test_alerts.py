@@ -1,4 +1,4 @@
-"""Alerts: once for each occasion, to a webhook on a real socket."""
+"""Alerts: sent once per occasion, to a webhook on a real socket."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def events(alerts: Alerts) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize(
     ("settled", "marks"), [(49, []), (50, [50]), (79, [50]), (80, [80]), (100, [100]), (130, [100])]
 )
-def test_the_highest_mark_that_was_reached_is_told(settled: int, marks: list[int]) -> None:
+def test_only_the_highest_threshold_reached_is_alerted(settled: int, marks: list[int]) -> None:
     alerts = Alerts(AlertConfig())
     call = call_of(Budget(Scope.KEY, Limit(tokens=100), window=Window.TOTAL))
     alerts.look(call, balances(call, settled), Amount(settled))
     assert [occasion[-1] for occasion in events(alerts)] == marks
 
 
-def test_each_mark_is_told_once_and_runs_only_when_they_end() -> None:
+def test_each_threshold_is_alerted_once_and_for_runs_only_when_exhausted() -> None:
     alerts = Alerts(AlertConfig())
     call = call_of(Budget(Scope.RUN, Limit(tokens=100)), Budget(Scope.PROJECT, Limit(tokens=100), window=Window.TOTAL))
     for before, settled in pairwise((0, 60, 70, 85, 100, 100)):
@@ -56,7 +56,7 @@ def test_each_mark_is_told_once_and_runs_only_when_they_end() -> None:
     assert told == [("project/acme@total", 50), ("project/acme@total", 80), ("run/r", 100), ("project/acme@total", 100)]
 
 
-def test_a_budget_that_was_raised_reaches_its_marks_anew() -> None:
+def test_raised_budget_alerts_its_thresholds_again() -> None:
     alerts = Alerts(AlertConfig())
     for limit, settled in ((100, 100), (200, 200)):
         call = call_of(Budget(Scope.KEY, Limit(tokens=limit), window=Window.TOTAL))
@@ -64,7 +64,7 @@ def test_a_budget_that_was_raised_reaches_its_marks_anew() -> None:
     assert [(occasion[-2].tokens, occasion[-1]) for occasion in events(alerts)] == [(100, 100), (200, 100)]
 
 
-async def test_a_webhook_hears_of_it_and_a_redirect_is_not_followed() -> None:
+async def test_alert_is_posted_to_the_webhook_and_redirects_are_not_followed() -> None:
     heard: list[dict[str, Any]] = []
     elsewhere: list[str] = []
     came = asyncio.Event()
@@ -96,8 +96,8 @@ async def test_a_webhook_hears_of_it_and_a_redirect_is_not_followed() -> None:
     assert elsewhere == []
 
 
-def test_only_the_settlement_that_crosses_a_mark_tells_it() -> None:
-    """Other processes see the same balance: they must not tell it again."""
+def test_only_the_settlement_that_crosses_a_threshold_alerts() -> None:
+    """Other processes see the same balance: they must not alert again."""
     alerts = Alerts(AlertConfig())
     call = call_of(Budget(Scope.KEY, Limit(tokens=100), window=Window.TOTAL))
     alerts.look(call, balances(call, 85), Amount(4))
@@ -106,7 +106,7 @@ def test_only_the_settlement_that_crosses_a_mark_tells_it() -> None:
     assert [occasion[-1] for occasion in events(alerts)] == [100]
 
 
-def test_a_step_that_calls_again_and_again_is_told_once() -> None:
+def test_suspected_loop_of_a_step_is_alerted_once() -> None:
     alerts = Alerts(AlertConfig(loop_calls=5))
     call = call_of()
     for _ in range(3):
@@ -121,10 +121,10 @@ def test_a_step_that_calls_again_and_again_is_told_once() -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-async def test_a_name_that_leads_inside_is_refused_when_it_is_connected_to(
+async def test_webhook_to_a_private_address_is_refused_on_connect(
     host: str,
 ) -> None:
-    """As after a change of the name's address: the check of the configuration has passed long ago."""
+    """As after DNS rebinding: the check of the configuration passed before the name's address changed."""
     came: list[str] = []
 
     async def take(request: web.Request) -> web.Response:
@@ -150,7 +150,7 @@ async def test_a_name_that_leads_inside_is_refused_when_it_is_connected_to(
     assert "forbidden place" in next(line["error"] for line in said if line["event"] == "alert_not_sent")
 
 
-def test_an_engine_that_goes_and_comes_back_is_told_each_time() -> None:
+def test_breaker_alerts_at_each_change_of_state_and_only_then() -> None:
     alerts = Alerts(AlertConfig())
     parts: Any = SimpleNamespace(alerts=alerts, telemetry=Telemetry())
     gauges = Gauges(parts)

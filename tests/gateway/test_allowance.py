@@ -32,17 +32,17 @@ def fits(allowance: Allowance, request: Reserve) -> bool:
 @pytest.mark.parametrize(
     ("balance", "request_limit", "tighten", "processes", "most"),
     [
-        pytest.param(seen(100), None, None, 1, 100, id="all-of-it"),
-        pytest.param(seen(100, 30, 20), None, None, 1, 50, id="less-what-is-settled-and-held"),
+        pytest.param(seen(100), None, None, 1, 100, id="full-limit"),
+        pytest.param(seen(100, 30, 20), None, None, 1, 50, id="less-settled-and-reserved"),
         pytest.param(seen(100, 30, 20), None, None, 3, 16, id="divided-and-rounded-down"),
         pytest.param(seen(100, 130), None, None, 1, 0, id="overrun"),
         pytest.param(seen(100, 30), None, 60, 2, 15, id="tightened-by-this-call"),
-        pytest.param(seen(100), 500, None, 1, 100, id="what-was-seen-beats-the-configuration"),
-        pytest.param(None, 80, None, 4, 20, id="never-seen"),
-        pytest.param(None, 80, 40, 4, 10, id="never-seen-and-tightened"),
+        pytest.param(seen(100), 500, None, 1, 100, id="last-balance-wins-over-configured-limit"),
+        pytest.param(None, 80, None, 4, 20, id="unknown-account"),
+        pytest.param(None, 80, 40, 4, 10, id="unknown-account-tightened"),
     ],
 )
-def test_how_much(
+def test_allowance_is_the_unspent_part_of_the_limit_divided_among_processes(
     balance: Balance | None, request_limit: int | None, tighten: int | None, processes: int, most: int
 ) -> None:
     allowance = Allowance()
@@ -54,13 +54,13 @@ def test_how_much(
     assert most == 0 or fits(allowance, ask("most", most, limit=given, tighten=narrower))
 
 
-def test_without_a_limit_there_is_no_allowance_to_keep() -> None:
+def test_unlimited_account_grants_any_amount() -> None:
     allowance = Allowance()
     allowance.begin(4)
     assert fits(allowance, ask("c1", 10**9))
 
 
-def test_an_observed_budget_never_refuses() -> None:
+def test_observed_budget_grants_and_reports_the_breach() -> None:
     allowance = Allowance()
     allowance.saw("p", [seen(100, 100)])
     allowance.begin(1)
@@ -69,7 +69,7 @@ def test_an_observed_budget_never_refuses() -> None:
     assert got.breaches == (RUN,)
 
 
-def test_a_closed_gate_refuses() -> None:
+def test_paused_run_is_refused() -> None:
     allowance = Allowance()
     allowance.saw("p", [seen(100, gate=Gate.PAUSED)])
     allowance.begin(1)
@@ -78,7 +78,7 @@ def test_a_closed_gate_refuses() -> None:
     assert no.reason is Refusal.GATE
 
 
-def test_what_is_freed_can_be_used_again_and_what_is_used_cannot() -> None:
+def test_settled_amount_stays_used_and_the_rest_is_released() -> None:
     allowance = Allowance()
     allowance.saw("p", [seen(100)])
     allowance.begin(1)
@@ -88,7 +88,7 @@ def test_what_is_freed_can_be_used_again_and_what_is_used_cannot() -> None:
     assert fits(allowance, ask("c3", 40))
 
 
-def test_an_overrun_counts() -> None:
+def test_overrun_reduces_the_allowance() -> None:
     allowance = Allowance()
     allowance.saw("p", [seen(100)])
     allowance.begin(1)
@@ -97,7 +97,7 @@ def test_an_overrun_counts() -> None:
     assert not fits(allowance, ask("c2", 31))
 
 
-def test_a_second_outage_counts_what_the_first_still_holds() -> None:
+def test_second_outage_counts_holds_still_open_from_the_first() -> None:
     allowance = Allowance()
     allowance.saw("p", [seen(100)])
     allowance.begin(1)
@@ -108,8 +108,8 @@ def test_a_second_outage_counts_what_the_first_still_holds() -> None:
     assert fits(allowance, ask("c3", 100))
 
 
-def test_what_the_ledger_holds_makes_no_room_here() -> None:
-    """A hold of 40 that the ledger granted grows by 30; its end frees the 30 here, the 40 there."""
+def test_resolving_a_ledger_hold_releases_only_its_extension() -> None:
+    """A hold of 40 that the ledger granted is extended by 30 here: resolving it releases 30 here, and 40 in the ledger."""
     allowance = Allowance()
     request = ask("c1", 40, limit=Limit(tokens=100))
     balance = seen(100, reserved=40)
@@ -127,7 +127,7 @@ def test_what_the_ledger_holds_makes_no_room_here() -> None:
     assert fits(allowance, ask("c4", 50))
 
 
-def test_projects_do_not_meet() -> None:
+def test_projects_have_separate_allowances() -> None:
     allowance = Allowance()
     allowance.saw("p", [seen(10)])
     allowance.begin(1)

@@ -1,4 +1,4 @@
-"""What an answer says about budgets: of the call's own step and run, where they are enforced."""
+"""The budget headers of an answer: limits and remaining amounts of the call's own step and run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ USED, HELD = Amount(100, 2_000_000), Amount(20, 500_000)
 
 
 def headers_of(*links: tuple[Scope, str, Limit, bool]) -> dict[str, str]:
-    """Of a call of the step `draft` and the run `r`, which has used 120 tokens and 0.0025 USD everywhere, held ones included."""
+    """The headers of a call of step `draft` in run `r`; on every account, 120 tokens and 0.0025 USD are settled or reserved."""
     chain = Chain(
         tuple(
             Link(Hold(f"{scope}/{name}", limit, enforce=enforced), scope, name, Window.RUN)
@@ -31,11 +31,11 @@ def headers_of(*links: tuple[Scope, str, Limit, bool]) -> dict[str, str]:
     call = Call("c", protocol, principal, Request({}, "m"), tags=Tags("w", "r", "draft"), run="r", chain=chain)
     balances = [Balance(link.hold.account, link.hold.limit, USED, HELD) for link in chain.links]
     given = budget_headers(call, balances)
-    assert len(dict(given)) == len(given), "no header stands twice"
+    assert len(dict(given)) == len(given), "no header is repeated"
     return dict(given)
 
 
-def test_tokens_of_step_and_run_and_money_of_the_run() -> None:
+def test_headers_give_tokens_of_step_and_run_and_money_of_the_run() -> None:
     limit = Limit(1000, 1_000_000_000)
     assert headers_of((Scope.STEP, "draft", limit, True), (Scope.RUN, "r", limit, True)) == {
         "x-budget-step-limit": "1000",
@@ -46,7 +46,7 @@ def test_tokens_of_step_and_run_and_money_of_the_run() -> None:
     }
 
 
-def test_a_step_is_told_no_larger_limit_than_its_run() -> None:
+def test_step_limit_in_headers_is_at_most_the_limit_of_the_run() -> None:
     step, run = (Scope.STEP, "draft", Limit(1000), True), (Scope.RUN, "r", Limit(300), True)
     told = headers_of(step, run)
     assert [told[f"x-budget-step-{figure}"] for figure in ("limit", "remaining")] == ["300", "180"]
@@ -56,7 +56,7 @@ def test_a_step_is_told_no_larger_limit_than_its_run() -> None:
 
 @pytest.mark.parametrize("of_step", [[], [(Scope.STEP, "draft", Limit(None, 5), True)]])
 @pytest.mark.parametrize("enforced", [True, False])
-def test_a_step_without_tokens_of_its_own_is_told_its_runs(of_step: list[Any], enforced: bool) -> None:
+def test_step_without_token_limit_shows_the_limit_of_its_run(of_step: list[Any], enforced: bool) -> None:
     told = headers_of(*of_step, (Scope.RUN, "r", Limit(300), enforced), (Scope.RUN, "r-parent", Limit(200), True))
     assert told == {
         "x-budget-step-limit": "300",
@@ -66,7 +66,7 @@ def test_a_step_without_tokens_of_its_own_is_told_its_runs(of_step: list[Any], e
     }
 
 
-def test_what_is_overdrawn_has_nothing_left() -> None:
+def test_overrun_budget_shows_zero_remaining() -> None:
     assert headers_of((Scope.RUN, "r", Limit(50, 1_000), True)) == {
         "x-budget-step-limit": "50",
         "x-budget-step-remaining": "0",
@@ -79,15 +79,15 @@ def test_what_is_overdrawn_has_nothing_left() -> None:
 @pytest.mark.parametrize(
     ("limit", "left"), [(2_500_001, "0.000000001"), (2_500_100, "0.0000001"), (AMOUNT_MAX, "9007199.252240991")]
 )
-def test_money_that_is_left_is_told_in_plain_digits_to_the_nano_usd(limit: int, left: str) -> None:
+def test_remaining_usd_is_exact_to_the_nano_usd_without_exponent(limit: int, left: str) -> None:
     assert headers_of((Scope.RUN, "r", Limit(None, limit), True)) == {"x-budget-run-remaining-usd": left}
 
 
-def test_unlimited_units_are_not_told() -> None:
+def test_unlimited_units_have_no_header() -> None:
     assert headers_of((Scope.STEP, "draft", Limit(None, 5), True), (Scope.RUN, "r", Limit(), True)) == {}
 
 
-def test_parents_and_wider_scopes_are_not_told() -> None:
+def test_parent_runs_and_wider_scopes_have_no_header() -> None:
     limit = Limit(1000, 1_000_000_000)
     others = [
         (Scope.RUN, "r-parent", limit, True),
@@ -98,13 +98,13 @@ def test_parents_and_wider_scopes_are_not_told() -> None:
     assert headers_of(*others) == {}
 
 
-def test_an_observed_budget_is_told_where_no_enforced_one_is() -> None:
+def test_observed_limit_is_shown_only_without_an_enforced_one() -> None:
     observed, enforced = (Scope.RUN, "r", Limit(500), False), (Scope.RUN, "r", Limit(1000), True)
     assert headers_of((Scope.RUN, "r", Limit(), True), observed)["x-budget-run-remaining"] == "380"
     assert headers_of(enforced, observed)["x-budget-run-limit"] == "1000"
 
 
-def test_the_default_step_is_told_as_others_are() -> None:
+def test_default_step_has_step_headers() -> None:
     limit = Link(Hold("step/r/default", Limit(1000)), Scope.STEP, "default", Window.RUN)
     principal, protocol = Principal("", "local", "default"), PROTOCOLS["/v1/chat/completions"]
     call = Call("c", protocol, principal, Request({}, "m"), tags=Tags("w", "r"), run="r", chain=Chain((limit,)))
@@ -112,7 +112,7 @@ def test_the_default_step_is_told_as_others_are() -> None:
     assert told["x-budget-step-remaining"] == "880"
 
 
-def test_what_the_caller_said_of_the_intent_is_told_back_without_orchestration() -> None:
+def test_intent_tag_is_echoed_without_orchestration() -> None:
     principal, protocol = Principal("", "local", "default"), PROTOCOLS["/v1/chat/completions"]
     tags = Tags("w", "r", intent="summarize")
     call = Call("c", protocol, principal, Request({}, "m"), tags=tags, run="r")

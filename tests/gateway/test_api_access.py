@@ -1,4 +1,4 @@
-"""Every route against everybody who may come: nobody, wrong keys, virtual keys, viewers, admins, other machines and sites."""
+"""Access to every route: without a key, with wrong, virtual, viewer and admin keys, from other machines and other sites."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def new_key(api: Api, **fields: Any) -> str:
     return str(made["key"])
 
 
-async def test_the_whole_table_against_everybody(keyed: Api) -> None:
+async def test_every_route_admits_exactly_the_keys_its_role_requires(keyed: Api) -> None:
     virtual, viewer = await new_key(keyed), await new_key(keyed, role="viewer")
     admin, revoked = await new_key(keyed, admin=True), await new_key(keyed, admin=True, name="gone")
     await keyed.delete("/api/keys/gone", **as_(ADMIN_KEY))
@@ -80,21 +80,21 @@ async def test_the_whole_table_against_everybody(keyed: Api) -> None:
         keyed.application.access._failures.clear()
 
 
-async def test_who_calls_models_with_the_admin_key_of_the_environment_is_told_what_to_do(keyed: Api) -> None:
+async def test_model_call_with_the_environment_admin_key_is_401_with_a_hint(keyed: Api) -> None:
     for key in (ADMIN_KEY, "junk"):
         reply = await keyed.chat("r1", **as_(key)["headers"])
         assert reply.status_code == 401
         assert "`farebox keys create`" in reply.json()["error"]["message"], "and the same to everybody"
 
 
-async def test_admin_keys_do_not_call_models(keyed: Api) -> None:
+async def test_admin_and_viewer_keys_may_not_call_models(keyed: Api) -> None:
     for key in (await new_key(keyed, admin=True), await new_key(keyed, role="viewer")):
         reply = await keyed.chat("r1", **as_(key)["headers"])
         assert reply.status_code == 403
 
 
 @pytest.mark.parametrize("asks", [False, True])
-async def test_tenants_are_in_metrics_only_where_these_ask_for_a_key(tmp_path: Path, asks: bool) -> None:
+async def test_metrics_name_keys_and_projects_only_with_metrics_auth(tmp_path: Path, asks: bool) -> None:
     api = await make_api(
         tmp_path, {"FAREBOX_ADMIN_KEY": ADMIN_KEY}, more=f"server: {{metrics_auth: {str(asks).lower()}}}\n"
     )
@@ -117,18 +117,18 @@ async def test_tenants_are_in_metrics_only_where_these_ask_for_a_key(tmp_path: P
         await close_api(api)
 
 
-async def test_the_key_may_come_as_x_api_key(keyed: Api) -> None:
+async def test_x_api_key_header_is_accepted_unless_authorization_differs(keyed: Api) -> None:
     assert (await keyed.ask("GET", "/api/settings", headers={"x-api-key": ADMIN_KEY})).status_code == 200
     both = {"x-api-key": ADMIN_KEY, "authorization": "Bearer another"}
     assert (await keyed.ask("GET", "/api/settings", headers=both)).status_code == 400
 
 
-async def test_nothing_is_told_before_the_key(keyed: Api) -> None:
+async def test_unauthenticated_request_is_401_before_its_body_and_query_are_checked(keyed: Api) -> None:
     assert (await keyed.ask("POST", "/api/runs", content=b"{junk")).status_code == 401
     assert (await keyed.ask("GET", "/api/runs?surprise=1")).status_code == 401
 
 
-async def test_local_mode_ends_with_the_first_key(api: Api) -> None:
+async def test_creating_the_first_key_ends_local_mode(api: Api) -> None:
     await api.get("/api/settings")
     made = await api.post("/api/keys", {"name": "app"})
     assert "no admin key" in made["warning"]
@@ -156,25 +156,25 @@ OWN: tuple[dict[str, str], ...] = (
 )
 
 
-async def test_local_mode_is_for_programs_of_this_machine(api: Api) -> None:
+async def test_local_mode_refuses_proxied_and_cross_site_requests(api: Api) -> None:
     for headers in FOREIGN:
         assert (await api.ask("GET", "/api/settings", headers=headers)).status_code == 401, headers
     for headers in OWN:
         assert (await api.ask("GET", "/api/settings", headers=headers)).status_code == 200, headers
 
 
-async def test_the_root_leads_to_the_pages(api: Api) -> None:
+async def test_root_redirects_to_the_admin_pages(api: Api) -> None:
     reply = await api.ask("GET", "/")
     assert (reply.status_code, reply.headers["location"]) == (307, "/admin")
 
 
-async def test_local_mode_is_not_for_other_machines(tmp_path: Path) -> None:
+async def test_local_mode_refuses_remote_peers(tmp_path: Path) -> None:
     made = await make_api(tmp_path, peer="192.0.2.9")
     assert (await made.ask("GET", "/api/settings")).status_code == 401
     await close_api(made)
 
 
-async def test_the_operator_token_is_for_the_files_owner(keyed: Api, tmp_path: Path) -> None:
+async def test_operator_token_file_is_private_and_grants_admin_access(keyed: Api, tmp_path: Path) -> None:
     file = operator_file(tmp_path / "store.db")
     assert file.stat().st_mode & 0o777 == 0o600
     token = file.read_text().partition("\n")[0]
@@ -185,14 +185,14 @@ async def test_the_operator_token_is_for_the_files_owner(keyed: Api, tmp_path: P
     assert audit["events"][0]["actor"] == "operator"
 
 
-async def test_the_operator_file_ends_with_the_process(tmp_path: Path) -> None:
+async def test_operator_file_is_removed_at_shutdown(tmp_path: Path) -> None:
     made = await make_api(tmp_path)
     assert operator_file(tmp_path / "store.db").exists()
     await close_api(made)
     assert not operator_file(tmp_path / "store.db").exists()
 
 
-async def test_who_did_it(keyed: Api) -> None:
+async def test_audit_actor_is_the_key_and_the_user_header(keyed: Api) -> None:
     admin = await new_key(keyed, admin=True, name="ops")
     for key, user, actor in ((admin, "", "ops"), (admin, "anna", "ops/anna"), (ADMIN_KEY, "bob\t", "environment")):
         headers = {"authorization": f"Bearer {key}", "x-farebox-user": user}
@@ -205,7 +205,7 @@ def request(peer: str = "192.0.2.1", **headers: str) -> Any:
     return SimpleNamespace(scope={}, headers=headers, client=SimpleNamespace(host=peer))
 
 
-def test_whoever_guesses_locks_out_nobody_whose_key_cannot_be_guessed() -> None:
+def test_throttled_guessing_does_not_lock_out_unguessable_keys() -> None:
     long_key, token = "k" * 24, "operator-token"
     access = Access(loaded, admin_key=long_key, operator_token=token, clock_ms=lambda: 0, timer_s=lambda: 0.0)
     for _ in range(20):
@@ -217,7 +217,7 @@ def test_whoever_guesses_locks_out_nobody_whose_key_cannot_be_guessed() -> None:
     assert access.check(request(authorization=f"Bearer {long_key}"), "admin").name == "environment"
 
 
-def test_guessing_a_short_chosen_key_is_throttled_by_source() -> None:
+def test_guessing_a_short_admin_key_is_throttled_per_source() -> None:
     now = [0.0]
     access = Access(loaded, admin_key=ADMIN_KEY, clock_ms=lambda: 0, timer_s=lambda: now[0])
     for _ in range(20):
@@ -237,7 +237,7 @@ def loaded(**fields: Any) -> Any:
     return replace(first_snapshot(), **{"is_loaded": True, **fields})
 
 
-def test_without_the_store_nobody_is_let_in_for_lack_of_keys() -> None:
+def test_access_is_denied_until_keys_are_loaded_from_the_store() -> None:
     access = Access(first_snapshot, clock_ms=lambda: 0, timer_s=lambda: 0.0)
     local = request("127.0.0.1", host="127.0.0.1")
     with pytest.raises(AuthenticationFailed):
@@ -249,20 +249,20 @@ def test_without_the_store_nobody_is_let_in_for_lack_of_keys() -> None:
     assert refused.value.status == 503
 
 
-def test_the_operator_in_this_process() -> None:
+def test_in_process_operator_is_admin_without_a_key() -> None:
     access = Access(loaded, admin_key=ADMIN_KEY, clock_ms=lambda: 0, timer_s=lambda: 0.0)
     inside = request()
     inside.scope[OPERATOR_SCOPE] = "anna"
     assert access.check(inside, "admin").name == "cli:anna"
 
 
-def test_short_admin_keys_are_refused_at_start() -> None:
+def test_admin_key_shorter_than_8_characters_is_refused_at_start() -> None:
     with pytest.raises(ConfigError, match="FAREBOX_ADMIN_KEY must have at least 8 characters"):
         check_binding("127.0.0.1", loaded(), admin_key="sk-1234", allow_anonymous=True)
     check_binding("0.0.0.0", loaded(), admin_key="k" * 8, allow_anonymous=False)
 
 
-def test_the_token_is_written_anew_for_its_owner_alone(tmp_path: Path) -> None:
+def test_operator_file_is_overwritten_with_a_new_token_and_mode_0600(tmp_path: Path) -> None:
     operator_file(tmp_path / "store.db").write_text("old")
     operator_file(tmp_path / "store.db").chmod(0o644)
     file = OperatorFile.of_store(f"sqlite:///{tmp_path}/store.db")
@@ -289,7 +289,7 @@ BINDINGS = (
 
 
 @pytest.mark.parametrize(("host", "keys", "admin_key", "allowed", "starts"), BINDINGS)
-def test_where_a_gateway_without_keys_may_listen(
+def test_binding_beyond_loopback_requires_keys_or_allow_anonymous(
     host: str, keys: bool, admin_key: str, allowed: bool, starts: bool
 ) -> None:
     snapshot = loaded(keys={"digest": object()} if keys else {})

@@ -1,4 +1,4 @@
-"""Schemathesis against the control API of a running gateway: whatever is sent, no 5xx, and answers as the document says."""
+"""Schemathesis against the control API of a running gateway: never a 5xx, and every answer conforms to the document."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.farebox_process import FareboxProcess, running_farebox
 
 ADMIN_KEY = "an-admin-key-that-stays"
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-# Each example is a request over a real socket; the whole table is asked some thousand times.
+# Each example is a request over a real socket; some thousand are sent in all.
 SETTINGS = settings(
     max_examples=10,
     deadline=None,
@@ -48,7 +48,7 @@ def schema(fuzzed: FareboxProcess) -> schemathesis.BaseSchema:
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: str(mode.value))
 @pytest.mark.parametrize(("method", "path"), [(route.method, route.path) for route in ROUTES])
-def test_whatever_is_sent_is_answered_as_the_document_says(
+def test_fuzzed_requests_get_answers_that_conform_to_the_openapi_document(
     schema: schemathesis.BaseSchema, fuzzed: FareboxProcess, method: str, path: str, mode: GenerationMode
 ) -> None:
     operation = schema[f"/api{path}"][method]

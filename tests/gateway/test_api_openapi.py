@@ -1,4 +1,4 @@
-"""The OpenAPI document: whole, and true to what the routes really answer."""
+"""The OpenAPI document: complete, valid, and true to what the routes accept and answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.api_client import Api
 pytest_plugins = ("tests.api_fixtures",)
 
 
-def test_every_route_is_in_it() -> None:
+def test_every_route_is_documented_with_a_unique_operation_id() -> None:
     paths = document(ROUTES)["paths"]
     found = {(method.upper(), path) for path, operations in paths.items() for method in operations}
     assert found == {(route.method, f"/api{route.path}") for route in ROUTES}
@@ -27,7 +27,7 @@ def test_the_document_is_valid_openapi() -> None:
     schemathesis.openapi.from_dict(json.loads(json.dumps(document(ROUTES)))).validate()
 
 
-def test_every_reference_leads_somewhere() -> None:
+def test_every_reference_resolves() -> None:
     whole = document(ROUTES)
     known = whole["components"]["schemas"]
 
@@ -77,7 +77,7 @@ REQUESTS: tuple[tuple[str, str, str, Any], ...] = (
 )
 
 
-async def test_answers_are_as_the_document_says(api: Api) -> None:
+async def test_requests_and_answers_match_their_documented_schemas(api: Api) -> None:
     whole = await api.get("/api/openapi.json")
     for run in ("r1", "r2"):
         await api.chat(run)

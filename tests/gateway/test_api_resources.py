@@ -20,7 +20,7 @@ pytest_plugins = ("tests.api_fixtures",)
 STEP = "orchestration_max_tokens_per_step"
 
 
-async def test_all_settings_with_their_ranges(api: Api) -> None:
+async def test_settings_are_listed_with_type_range_and_origin(api: Api) -> None:
     found = (await api.get("/api/settings"))["settings"]
     assert [setting["key"] for setting in found] == list(SETTINGS)
     one = await api.get(f"/api/settings/{STEP}")
@@ -28,7 +28,7 @@ async def test_all_settings_with_their_ranges(api: Api) -> None:
     assert (one["value"], one["type"], one["category"], one["origin"]) == (4000, "integer", "budgets", "default")
 
 
-async def test_a_change_counts_at_once_and_is_in_the_history(api: Api) -> None:
+async def test_setting_change_takes_effect_at_once_and_can_be_reverted(api: Api) -> None:
     changed = await api.put(f"/api/settings/{STEP}", {"value": 5000})
     assert (changed["value"], changed["origin"], changed["updated_by"]) == (5000, "store", "local")
     assert changed["updated_at"].endswith("Z")
@@ -63,7 +63,7 @@ REFUSED_SETTINGS: list[tuple[str, Any, int, str]] = [
 ]
 
 
-async def test_refused_settings_say_what_is_allowed(api: Api) -> None:
+async def test_refused_setting_says_which_values_are_allowed(api: Api) -> None:
     for key, body, expected, words in REFUSED_SETTINGS:
         status, error = await api.refused("PUT", f"/api/settings/{key}", body)
         assert status == expected, (key, body)
@@ -71,7 +71,7 @@ async def test_refused_settings_say_what_is_allowed(api: Api) -> None:
     assert (await api.get("/api/settings/history"))["changes"] == []
 
 
-async def test_several_settings_change_together_or_not_at_all(api: Api) -> None:
+async def test_several_settings_change_atomically(api: Api) -> None:
     both = {"orchestration_ais_fast_tier_max_score": 7.5, "orchestration_ais_balanced_tier_max_score": 8}
     status, _ = await api.refused("PUT", "/api/settings", {"values": {**both, STEP: 0}})
     assert status == 400
@@ -95,7 +95,7 @@ MALFORMED = (
 )
 
 
-async def test_malformed_bodies(api: Api) -> None:
+async def test_malformed_body_is_refused_with_its_error_code(api: Api) -> None:
     for content, code in MALFORMED:
         status, error = await api.refused("PUT", f"/api/settings/{STEP}", content=content)
         assert status in (400, 413), content[:40]
@@ -105,7 +105,7 @@ async def test_malformed_bodies(api: Api) -> None:
 BAD_QUERIES = ("limit=0", "limit=many", "limit=1&limit=2", "surprise=1", "project=a%20b", "from=yesterday", "state=odd")
 
 
-async def test_bad_queries_and_paths(api: Api) -> None:
+async def test_invalid_queries_paths_and_methods_are_refused(api: Api) -> None:
     for query in BAD_QUERIES:
         assert (await api.refused("GET", f"/api/runs?{query}"))[0] == 400, query
     for method, path, status in (
@@ -139,7 +139,7 @@ LISTS = ("settings/history", f"settings/{STEP}/history", "workflows", "budgets",
 
 
 @pytest.mark.parametrize("path", [*LISTS, "runs", "runs/r1/calls"])
-async def test_a_cursor_that_no_page_gave_is_refused(api: Api, path: str) -> None:
+async def test_invalid_cursor_is_refused(api: Api, path: str) -> None:
     await api.chat("r1")
     is_of_rows = path.startswith("runs")
     wrong = ("nonsense", "-3", "1:\x00", "9" * 200, *(("7", "x:r1", ":") if is_of_rows else ("12x", "1:r1", "٣")))
@@ -152,7 +152,7 @@ async def test_a_cursor_that_no_page_gave_is_refused(api: Api, path: str) -> Non
         assert await api.get(f"/api/{path}", params={"cursor": cursor}) == first, cursor
 
 
-async def test_a_workflow_is_declared_read_replaced_and_deleted(api: Api) -> None:
+async def test_workflow_can_be_declared_read_replaced_and_deleted(api: Api) -> None:
     put = await api.put("/api/workflows/nightly", DECLARATION)
     assert (put["workflow"], put["mode"], put["strategy"]) == ("nightly", "enforce", "priority")
     assert put["budget"] == {"tokens": 9000, "usd": 0.25}
@@ -175,7 +175,7 @@ async def test_a_workflow_is_declared_read_replaced_and_deleted(api: Api) -> Non
     assert (await api.refused("DELETE", "/api/workflows/nightly"))[0] == 404
 
 
-async def test_bad_declarations(api: Api) -> None:
+async def test_invalid_declaration_is_refused_and_not_stored(api: Api) -> None:
     nested: dict[str, Any] = {"id": "deep"}
     for level in range(40):
         nested = {"id": f"g{level}", "steps": [nested]}
@@ -192,7 +192,7 @@ async def test_bad_declarations(api: Api) -> None:
     assert (await api.get("/api/workflows"))["workflows"] == []
 
 
-async def test_budgets_of_file_and_store_with_what_is_left(api: Api) -> None:
+async def test_budgets_of_file_and_store_are_listed_with_their_accounts(api: Api) -> None:
     used = (await api.chat("r1")).json()["usage"]["total_tokens"]
     made = await api.post("/api/budgets", {"scope": "project", "match": "default", "tokens": 10_000, "window": "day"})
     assert (made["origin"], made["scope"], made["tokens"], made["window"]) == ("store", "project", 10_000, "day")
@@ -208,11 +208,11 @@ async def test_budgets_of_file_and_store_with_what_is_left(api: Api) -> None:
     assert workflow["tokens_remaining"] == 100_000 - 2 * used
     assert workflow["resets_at"] is not None
     (project,) = found[made["id"]]["accounts"]
-    assert project["tokens_settled"] == used  # it counts from the moment there is such a budget
+    assert project["tokens_settled"] == used  # usage counts from when the budget exists
     assert found["file:0"]["accounts"] == []
 
 
-async def test_budgets_on_one_account_are_each_shown_against_their_own_limit(api: Api) -> None:
+async def test_budgets_sharing_an_account_are_shown_with_their_own_limits(api: Api) -> None:
     used = (await api.chat("r1", workflow="two")).json()["usage"]["total_tokens"]
     for match, tokens in (("two", 100_000), ("t*", 100)):
         await api.post("/api/budgets", {"scope": "workflow", "match": match, "tokens": tokens, "window": "day"})
@@ -225,7 +225,7 @@ async def test_budgets_on_one_account_are_each_shown_against_their_own_limit(api
         assert account["used"] == round(used / tokens, 4)
 
 
-async def test_a_budget_made_now_holds_at_the_next_call(api: Api) -> None:
+async def test_budget_changes_take_effect_at_the_next_call(api: Api) -> None:
     made = await api.post("/api/budgets", {"scope": "run", "match": "nightly", "tokens": 5, "on_pressure": ["refuse"]})
     assert (await api.chat("r1")).status_code == 402
     changed = await api.put(f"/api/budgets/{made['id']}", {"scope": "run", "match": "nightly", "tokens": 5000})
@@ -239,7 +239,7 @@ async def test_a_budget_made_now_holds_at_the_next_call(api: Api) -> None:
     ] == "budget_of_file"
 
 
-async def test_faults_name_the_fields_of_the_body_and_say_in_words_what_is_wanted(api: Api) -> None:
+async def test_validation_errors_name_the_field_and_what_is_expected(api: Api) -> None:
     name = "must be 1 to 128 letters, digits and . _ : @ / -, without . or .. alone between slashes"
     for method, path, body, message in (
         ("POST", "/api/classify", {"steps": []}, "steps: must have 1 or more items."),
@@ -261,7 +261,7 @@ async def test_faults_name_the_fields_of_the_body_and_say_in_words_what_is_wante
         assert (status, error["message"]) == (400, message)
 
 
-async def test_two_steps_of_one_id_are_refused_wherever_steps_are_given(api: Api) -> None:
+async def test_duplicate_step_ids_are_refused_by_every_endpoint(api: Api) -> None:
     twice = [{"id": "a"}, {"id": "g", "steps": [{"id": "a"}]}]
     for method, path, body in (
         ("PUT", "/api/workflows/w", {}),
@@ -274,7 +274,7 @@ async def test_two_steps_of_one_id_are_refused_wherever_steps_are_given(api: Api
     assert (await api.refused("GET", "/api/runs/twice"))[0] == 404
 
 
-async def test_bad_budgets(api: Api) -> None:
+async def test_invalid_budget_is_refused(api: Api) -> None:
     for body in (
         {"scope": "run"},
         {"scope": "team", "tokens": 1},
@@ -292,7 +292,7 @@ async def test_bad_budgets(api: Api) -> None:
         assert (await api.refused("POST", "/api/budgets", body))[0] == 400, body
 
 
-async def test_a_key_is_changed_in_what_is_named_and_in_nothing_else(api: Api) -> None:
+async def test_patching_a_key_changes_only_the_given_fields(api: Api) -> None:
     admin = await api.post("/api/keys", {"name": "ops", "admin": True})
     api.headers["authorization"] = f"Bearer {admin['key']}"
     made = await api.post(
@@ -335,7 +335,7 @@ async def test_a_key_is_changed_in_what_is_named_and_in_nothing_else(api: Api) -
     assert [detail[side]["limits"]["requests"] for side in ("old", "new")] == [2, 3]
 
 
-async def test_the_audit_tells_what_a_budget_was(api: Api) -> None:
+async def test_audit_of_a_budget_shows_old_and_new_values(api: Api) -> None:
     budget = await api.post("/api/budgets", {"scope": "workflow", "match": "w", "tokens": 5000, "window": "day"})
     where = f"/api/budgets/{budget['id']}"
     await api.put(where, {"scope": "workflow", "match": "w", "tokens": 5000, "window": "month", "mode": "observe"})
@@ -347,7 +347,7 @@ async def test_the_audit_tells_what_a_budget_was(api: Api) -> None:
     assert (deleted["tokens"], deleted["window"], deleted["mode"]) == (5000, "month", "observe")
 
 
-async def test_no_second_key_spends_the_budget_of_its_namesake(api: Api) -> None:
+async def test_key_name_is_unique_within_its_project(api: Api) -> None:
     admin = await api.post("/api/keys", {"name": "ops", "admin": True})
     api.headers["authorization"] = f"Bearer {admin['key']}"
     wanted = {"name": "ci", "limits": {"requests": 1}}
@@ -361,7 +361,7 @@ async def test_no_second_key_spends_the_budget_of_its_namesake(api: Api) -> None
         assert [(await api.chat("r1", **caller)).status_code for _ in range(2)] == [200, 402]
 
 
-async def test_the_life_of_a_key(api: Api) -> None:
+async def test_key_can_be_created_listed_rotated_and_revoked(api: Api) -> None:
     admin = await api.post("/api/keys", {"name": "ops", "admin": True})
     assert admin["key"].startswith("fb_")
     assert (admin["role"], admin["state"], admin["warning"]) == ("admin", "active", None)
@@ -408,7 +408,7 @@ async def test_the_life_of_a_key(api: Api) -> None:
     assert made["key"] not in str(events)
 
 
-async def test_classifying_one_and_many(api: Api) -> None:
+async def test_classify_takes_one_step_or_several(api: Api) -> None:
     step = {"workflow": "w", "step": "summarize_thread", "prompt": "Summarize the following thread in three sentences."}
     one = await api.post("/api/classify", step)
     french = {"prompt": "Translate this to French: hello", "response_format": {"seed": 2**64}}
@@ -425,7 +425,7 @@ async def test_classifying_one_and_many(api: Api) -> None:
         assert (await api.refused("POST", "/api/classify", body))[0] == 400, body
 
 
-async def test_strategies_are_tried(api: Api) -> None:
+async def test_allocate_tries_each_strategy_without_creating_a_run(api: Api) -> None:
     steps = [{"id": "a", "intent": "extract"}, {"id": "b", "intent": "generate", "priority": "critical"}]
     for strategy in ("equal", "proportional", "adaptive", "priority"):
         found = await api.post("/api/allocate", {"strategy": strategy, "tokens": 2000, "ais": 0, "steps": steps})
@@ -444,7 +444,7 @@ async def test_strategies_are_tried(api: Api) -> None:
     assert (await api.get("/api/runs"))["runs"] == []
 
 
-async def test_hundreds_of_steps_leave_calls_their_turns(api: Api) -> None:
+async def test_requests_with_300_steps_do_not_block_the_event_loop(api: Api) -> None:
     turns, done = 0, False
 
     async def take_turns() -> None:
@@ -464,7 +464,7 @@ async def test_hundreds_of_steps_leave_calls_their_turns(api: Api) -> None:
     await others
 
 
-async def test_intensity_is_neutral_until_set(api: Api) -> None:
+async def test_intensity_of_an_unknown_agent_is_neutral_until_set(api: Api) -> None:
     unknown = await api.get("/api/agents/ada/intensity")
     assert (unknown["combined"], unknown["source"], unknown["history"]) == (5.0, "unknown", [])
     score = await api.put("/api/agents/ada/intensity", {"creation": 2, "execution": 8})
@@ -487,7 +487,7 @@ async def test_every_change_is_audited(api: Api) -> None:
         await api.post(f"/api/runs/r/{action}")
     await api.put("/api/agents/ada/intensity", {"creation": 1})
     await api.delete("/api/workflows/w")
-    # What the gateway decides by itself is in the log, too, under another name.
+    # The gateway's own decisions are audited too, under another actor.
     events = (await api.get("/api/audit?actor=local"))["events"]
     assert [event["action"] for event in reversed(events)] == [
         "setting.changed",
@@ -511,7 +511,7 @@ async def test_every_change_is_audited(api: Api) -> None:
     assert [event["id"] for event in page["events"] + rest["events"]] == [event["id"] for event in events]
 
 
-async def test_budgets_are_suggested_from_what_was_used(api: Api) -> None:
+async def test_suggested_budgets_follow_past_usage_and_can_be_applied(api: Api) -> None:
     assert (await api.get("/api/workflows/nightly/suggestions"))["suggestions"] == []
     assert (await api.refused("POST", "/api/workflows/nightly/suggestions"))[0] == 409
     used = 0
@@ -532,7 +532,7 @@ async def test_budgets_are_suggested_from_what_was_used(api: Api) -> None:
     assert (await api.chat("r9", "draft")).headers["x-budget-run-limit"] == str(found["suggestions"][0]["tokens"])
 
 
-async def test_the_doctor_looks_at_everything(api: Api) -> None:
+async def test_doctor_reports_the_status_of_every_check(api: Api) -> None:
     found = await api.get("/api/doctor")
     by_check = {finding["check"]: finding for finding in found["findings"]}
     assert found["is_fit"] is True
@@ -547,11 +547,11 @@ async def test_the_doctor_looks_at_everything(api: Api) -> None:
         "models",
     ):
         assert by_check[check]["status"] == "ok", by_check[check]
-    assert by_check["ledger policy"]["status"] == "warn"  # the twin forgets everything
-    assert by_check["access"]["status"] == "warn"  # nobody made a key yet
+    assert by_check["ledger policy"]["status"] == "warn"  # the in-memory ledger persists nothing
+    assert by_check["access"]["status"] == "warn"  # no key exists yet
 
 
-async def test_a_difference_is_found_and_repaired(api: Api) -> None:
+async def test_reconcile_finds_and_repairs_drift(api: Api) -> None:
     await api.chat("r1")
     assert (await api.post("/api/reconcile"))["drifts"] == []
     parts = api.application.parts
@@ -567,7 +567,7 @@ async def test_a_difference_is_found_and_repaired(api: Api) -> None:
     assert (await api.post("/api/reconcile"))["drifts"] == []
 
 
-async def test_a_store_that_is_away_is_told_as_such(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreachable_store_is_503_and_unexpected_error_is_500(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     async def away(*_: Any) -> None:
         raise StoreUnavailable("The store cannot be reached: connection refused")
 
@@ -584,7 +584,7 @@ async def test_a_store_that_is_away_is_told_as_such(api: Api, monkeypatch: pytes
     assert "secret" not in error["message"]
 
 
-async def test_what_is_shown_can_be_changed_and_put_back(api: Api) -> None:
+async def test_resource_as_shown_can_be_edited_and_put_back(api: Api) -> None:
     steps = [{"id": "draft", "description": "Write it.", "budget": 400}, {"id": "post", "prompt": "Post it."}]
     await api.put("/api/workflows/nightly", {"budget": {"usd": 0.5}, "on_pressure": [{"clamp": 0.5}], "steps": steps})
     made = await api.post("/api/budgets", {"scope": "workflow", "match": "w", "tokens": 5, "usd": 0.1, "window": "day"})

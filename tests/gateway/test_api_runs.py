@@ -1,4 +1,4 @@
-"""Runs through the control API: announced, called, steered, summed up. Calls are real, through the mock model."""
+"""Runs through the control API: announced, called, paused, ended and reset. Calls are real, through the mock model."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ STEPS = [
 PLANNED = {"workflow": "nightly", "run": "r1", "agent": "ada", "budget_tokens": 4000, "steps": STEPS}
 
 
-async def agrees(api: Api) -> bool:
-    """Whether ledger and store say the same of every run and step."""
+async def ledger_matches_store(api: Api) -> bool:
+    """Whether ledger and store agree on every run and step."""
     parts = api.application.parts
 
     async def flush() -> bool:
@@ -37,42 +37,42 @@ async def agrees(api: Api) -> bool:
     return not found.drifts and not found.moving and found.checked > 0
 
 
-async def test_a_run_is_announced_with_its_steps_flattened(api: Api) -> None:
+async def test_announced_run_lists_nested_steps_flattened(api: Api) -> None:
     run = await api.post("/api/runs", PLANNED)
     assert (run["run"], run["workflow"], run["agent"], run["state"]) == ("r1", "nightly", "ada", "active")
     assert [step["step"] for step in run["steps"]] == ["extract", "draft", "check"]
     assert [step["intent"] for step in run["steps"]] == ["extract", "generate", "validate"]
     assert run["tokens"] == {"limit": 4000, "settled": 0, "reserved": 0, "remaining": 4000, "overrun": 0, "saved": 0}
-    assert run["cost_usd"]["limit"] == 0.5  # the budget of the file still limits the money
+    assert run["cost_usd"]["limit"] == 0.5  # the budget in the configuration still limits the money
     assert sum(step["allocation_tokens"] for step in run["steps"]) == run["pool_tokens"] <= 4000
     assert all(step["tier"] in ("fast", "balanced", "powerful") for step in run["steps"])
     assert all(step["tokens"]["limit"] == step["hard_limit_tokens"] for step in run["steps"])
 
 
-async def test_a_run_belongs_to_the_workflow_that_was_named_first(api: Api) -> None:
+async def test_run_belongs_to_the_first_workflow_that_names_it(api: Api) -> None:
     announced = await api.post("/api/runs", {"workflow": "nightly", "run": "i1", "budget_tokens": 4000})
     status, error = await api.refused("POST", "/api/runs", {"workflow": "other", "run": "i1", "budget_tokens": 9})
     assert (status, error["code"]) == (409, "run_of_other_workflow")
     assert error["message"] == "Run 'i1' is one of workflow 'nightly': choose another id."
     assert await api.get("/api/runs/i1") == announced
-    # A call may name it under another workflow: it is the same run, and spends from it.
+    # A call may name it under another workflow: it is still the same run and spends from it.
     reply = await api.chat("i1", **{"x-workflow-id": "other"})
     found = await api.get("/api/runs/i1")
     assert (reply.status_code, found["workflow"], found["calls"]) == (200, "nightly", 1)
-    # One that calls began is taken, too.
+    # A run that calls created belongs to their workflow, too.
     await api.chat("called")
     assert (await api.refused("POST", "/api/runs", {"workflow": "other", "run": "called"}))[0] == 409
     assert (await api.post("/api/runs", {"workflow": "nightly", "run": "called"}))["calls"] == 1
 
 
-async def test_the_announced_budget_stops_calls(api: Api) -> None:
+async def test_announced_budget_refuses_calls(api: Api) -> None:
     await api.post("/api/runs", {"workflow": "nightly", "run": "tight", "budget_tokens": 12})
     assert (await api.chat("tight")).status_code == 402
     run = await api.get("/api/runs/tight")
     assert (run["calls"], run["refused"], run["tokens"]["settled"]) == (0, 1, 0)
 
 
-async def test_a_call_is_in_the_next_answer(api: Api) -> None:
+async def test_call_is_shown_at_once_in_run_list_and_call_list(api: Api) -> None:
     reply = await api.chat("seen", "draft")
     used = reply.json()["usage"]["total_tokens"]
     run = await api.get("/api/runs/seen")
@@ -101,7 +101,7 @@ STEERED = (
 )
 
 
-async def test_steering(api: Api) -> None:
+async def test_pause_resume_cancel_and_complete_set_state_and_answer_calls_accordingly(api: Api) -> None:
     for number, (actions, state, status, code) in enumerate(STEERED):
         run = f"r{number}"
         await api.chat(run)
@@ -114,7 +114,7 @@ async def test_steering(api: Api) -> None:
         assert code is None or reply.json()["error"]["code"] == code, actions
 
 
-async def test_an_ended_run_stays_ended(api: Api) -> None:
+async def test_ended_run_refuses_every_other_action(api: Api) -> None:
     for end in ("cancel", "complete"):
         await api.chat(end)
         ended = await api.post(f"/api/runs/{end}/{end}")
@@ -125,7 +125,7 @@ async def test_an_ended_run_stays_ended(api: Api) -> None:
         assert (await api.get(f"/api/runs/{end}"))["state"] == ended["state"]
 
 
-async def test_completing_gives_metrics(api: Api) -> None:
+async def test_completing_a_run_returns_its_metrics(api: Api) -> None:
     await api.post("/api/runs", PLANNED)
     used = (await api.chat("r1", "extract")).json()["usage"]
     metrics = (await api.post("/api/runs/r1/complete"))["metrics"]
@@ -138,7 +138,7 @@ async def test_completing_gives_metrics(api: Api) -> None:
     )
 
 
-async def test_an_end_that_broke_off_after_the_gate_is_completed_by_repeating_it(api: Api) -> None:
+async def test_ending_interrupted_after_the_gate_is_finished_by_a_retry(api: Api) -> None:
     parts = api.application.parts
     for end, gate in (("complete", Gate.COMPLETED), ("cancel", Gate.CANCELLED)):
         await api.chat(end)
@@ -150,7 +150,7 @@ async def test_an_end_that_broke_off_after_the_gate_is_completed_by_repeating_it
         assert (stored.state, bool(stored.metrics)) == (gate.value, end == "complete")
 
 
-async def test_a_run_that_is_announced_anew_has_the_new_steps_alone(api: Api) -> None:
+async def test_reannounced_run_has_the_new_steps_and_those_with_calls(api: Api) -> None:
     await api.post("/api/runs", PLANNED)
     await api.chat("r1", "draft")
     assert [step["calls"] for step in (await api.get("/api/runs/r1"))["steps"]] == [0, 1, 0]
@@ -162,8 +162,8 @@ async def test_a_run_that_is_announced_anew_has_the_new_steps_alone(api: Api) ->
     assert run["steps"][2]["calls"] == 1
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-async def test_a_run_that_is_announced_again_keeps_what_is_left_out(api: Api, elsewhere: bool) -> None:
+@pytest.mark.parametrize("is_other_process", [False, True])
+async def test_reannounced_run_keeps_omitted_fields(api: Api, is_other_process: bool) -> None:
     await api.put("/api/settings/orchestration_enabled", {"value": True})
     await api.post("/api/runs", {"workflow": "nightly", "run": "whole", "budget_tokens": 9000})
     given = {**PLANNED, "agent": "a-7", "user": "u-3", "parent_run": "whole", "budget_usd": 2.5}
@@ -175,13 +175,13 @@ async def test_a_run_that_is_announced_again_keeps_what_is_left_out(api: Api, el
     kept = ("agent", "user", "parent_run", "pool_tokens", "strategy")
     assert [again[name] for name in kept] == [first[name] for name in kept]
     assert again["cost_usd"]["limit"] == 2.5
-    if elsewhere:  # as a process sees it that did not announce it
+    if is_other_process:  # simulates a process that did not announce the run
         api.application.parts.orchestration.plans.forget()
     reply = await api.chat("r1", "extract")
     assert reply.headers["x-budget-step-limit"] == str(first["steps"][0]["hard_limit_tokens"])
 
 
-async def test_steps_that_are_kept_share_another_budget_or_strategy(api: Api) -> None:
+async def test_reannouncing_budget_or_strategy_reallocates_the_kept_steps(api: Api) -> None:
     first = await api.post("/api/runs", PLANNED)
     names = [step["step"] for step in first["steps"]]
     smaller = await api.post("/api/runs", {"workflow": "nightly", "run": "r1", "budget_tokens": 900})
@@ -196,7 +196,7 @@ async def test_steps_that_are_kept_share_another_budget_or_strategy(api: Api) ->
     assert {step["allocation_tokens"] for step in others["steps"]} == {450}
 
 
-async def test_an_announcement_of_no_steps_takes_those_of_the_workflow(api: Api) -> None:
+async def test_announcing_an_empty_step_list_removes_the_steps(api: Api) -> None:
     await api.post("/api/runs", PLANNED)
     run = await api.post("/api/runs", {"workflow": "nightly", "run": "r1", "steps": []})
     assert run["steps"] == []
@@ -206,7 +206,7 @@ def _shares(step: dict[str, Any]) -> list[Any]:
     return [step[name] for name in ("step", "intent", "tier", "allocation_tokens", "hard_limit_tokens")]
 
 
-async def test_a_budget_is_raised_and_taken_back(api: Api) -> None:
+async def test_run_budget_can_be_raised_and_cleared(api: Api) -> None:
     await api.post("/api/runs", {"workflow": "nightly", "run": "r1", "budget_tokens": 12})
     assert (await api.chat("r1")).status_code == 402
     assert (await api.post("/api/runs/r1/budget", {"tokens": 30_000}))["tokens"]["limit"] == 30_000
@@ -223,7 +223,7 @@ async def test_a_budget_is_raised_and_taken_back(api: Api) -> None:
     assert (run["tokens"]["limit"], run["requests"]["limit"]) == (20_000, 3)
 
 
-async def test_a_run_without_anything_left_is_exhausted(api: Api) -> None:
+async def test_run_with_nothing_remaining_is_exhausted_and_listed_as_such(api: Api) -> None:
     used = (await api.chat("r1")).json()["usage"]["total_tokens"]
     assert (await api.post("/api/runs/r1/budget", {"tokens": used}))["state"] == "exhausted"
     await api.chat("r2")
@@ -232,13 +232,13 @@ async def test_a_run_without_anything_left_is_exhausted(api: Api) -> None:
         assert [run["run"] for run in listed["runs"]] == runs, state
 
 
-async def test_a_tightened_run_shows_the_smaller_limit(api: Api) -> None:
+async def test_run_tightened_by_a_call_shows_the_smaller_limit(api: Api) -> None:
     reply = await api.chat("r1", **{"x-workflow-budget-tokens": "500"})
     assert reply.headers["x-budget-run-limit"] == "500"
     assert (await api.get("/api/runs/r1"))["tokens"]["limit"] == 500
 
 
-async def test_no_step_is_shown_more_than_its_run_has(api: Api) -> None:
+async def test_step_limit_is_shown_as_at_most_the_limit_of_its_run(api: Api) -> None:
     await api.put("/api/settings/orchestration_enabled", {"value": True})
     steps = [{"id": "draft", "intent": "generate"}, {"id": "check", "intent": "validate"}]
     await api.post("/api/runs", {"workflow": "nightly", "run": "r1", "steps": steps})
@@ -252,7 +252,7 @@ async def test_no_step_is_shown_more_than_its_run_has(api: Api) -> None:
     assert all(step["hard_limit_tokens"] > 500 for step in run["steps"])
 
 
-async def test_a_reset_run_begins_again_and_no_total_loses_anything(api: Api) -> None:
+async def test_reset_clears_the_run_and_keeps_usage_totals(api: Api) -> None:
     for step in ("draft", "check", "draft"):
         await api.chat("r1", step)
     totals = await api.get("/api/usage", params={"group_by": "workflow"})
@@ -262,19 +262,17 @@ async def test_a_reset_run_begins_again_and_no_total_loses_anything(api: Api) ->
     assert answer["summary"]["state"] == run["state"] == "active"
     assert run["tokens"]["settled"] == run["requests"]["settled"] == run["cost_usd"]["settled"] == 0
     assert [step["tokens"]["settled"] for step in run["steps"]] == [0, 0]
-    assert await agrees(api)
+    assert await ledger_matches_store(api)
     for group in ("workflow", "step"):
         after = await api.get("/api/usage", params={"group_by": group})
         assert after["total"]["total_tokens"] == totals["total"]["total_tokens"]
         assert after["total"]["cost_usd"] == totals["total"]["cost_usd"]
     assert (await api.chat("r1")).status_code == 200
-    assert await agrees(api)
+    assert await ledger_matches_store(api)
 
 
 @pytest.mark.parametrize(("mode", "status"), [("enforce", 402), ("observe", 200)])
-async def test_what_the_parents_declaration_allows_its_runs_holds_for_those_inside(
-    api: Api, mode: str, status: int
-) -> None:
+async def test_declared_budget_of_the_parent_workflow_limits_child_runs(api: Api, mode: str, status: int) -> None:
     await api.put("/api/workflows/elder", {"budget_tokens": 150, "mode": mode, "steps": []})
     assert (await api.chat("above", workflow="elder", body={"max_tokens": 20})).status_code == 200
     inside = {"x-workflow-parent-run-id": "above", "x-workflow-options": "no-clamp", "body": {"max_tokens": 100}}
@@ -285,27 +283,27 @@ async def test_what_the_parents_declaration_allows_its_runs_holds_for_those_insi
         assert (facts["scope_id"], facts["limit"]) == ("above", 150)
 
 
-@pytest.mark.parametrize(("enabled", "elsewhere"), [(False, False), (True, False), (True, True)])
-async def test_a_run_that_is_announced_inside_another_spends_from_it(api: Api, enabled: bool, elsewhere: bool) -> None:
+@pytest.mark.parametrize(("enabled", "is_other_process"), [(False, False), (True, False), (True, True)])
+async def test_announced_child_run_spends_from_its_parent(api: Api, enabled: bool, is_other_process: bool) -> None:
     await api.put("/api/settings/orchestration_enabled", {"value": enabled})
     await api.post("/api/runs", {"workflow": "elder", "run": "above"})
     await api.post("/api/runs", {"workflow": "younger", "run": "inside", "parent_run": "above"})
-    if elsewhere:  # as a process sees it that did not announce it
+    if is_other_process:  # simulates a process that did not announce the run
         api.application.parts.orchestration.plans.forget()
         api.application.parts.runs._parent_of.clear()
     used = (await api.chat("inside", workflow="younger")).json()["usage"]["total_tokens"]
     assert (await api.get("/api/runs/above"))["tokens"]["settled"] == used
-    assert await agrees(api)
+    assert await ledger_matches_store(api)
 
 
-async def test_a_run_inside_another_is_not_reset(api: Api) -> None:
+async def test_nested_runs_cannot_be_reset(api: Api) -> None:
     await api.chat("outer")
     await api.chat("inner", **{"x-workflow-parent-run-id": "outer"})
     for run in ("inner", "outer"):
         assert (await api.refused("POST", f"/api/runs/{run}/reset"))[1]["code"] == "run_nested"
 
 
-async def test_a_run_with_a_call_under_way_is_not_reset(api: Api) -> None:
+async def test_run_with_a_call_in_flight_cannot_be_reset_and_stays_open(api: Api) -> None:
     from policies.reservation import Demand, Hold, Reserve
 
     await api.chat("r1")
@@ -322,14 +320,14 @@ UNKNOWN = [("GET", ""), ("GET", "/calls")]
 UNKNOWN += [("POST", f"/{action}") for action in ("pause", "resume", "reset", "complete", "cancel", "budget")]
 
 
-async def test_a_run_that_nobody_saw(api: Api) -> None:
+async def test_unknown_run_is_404_for_every_action(api: Api) -> None:
     for method, action in UNKNOWN:
         body = {"tokens": 5} if action == "/budget" else None
         status, error = await api.refused(method, f"/api/runs/nobody{action}", body)
         assert (status, error["code"]) == (404, "run_not_found"), action
 
 
-async def test_a_run_without_calls_has_an_empty_list_of_them(api: Api) -> None:
+async def test_run_without_calls_has_an_empty_call_list(api: Api) -> None:
     await api.post("/api/runs", {"workflow": "w", "run": "quiet"})
     assert await api.get("/api/runs/quiet/calls") == {"calls": [], "next": None}
     assert (await api.refused("GET", "/api/runs/quiet/calls?project=other"))[0] == 404
@@ -353,14 +351,14 @@ BAD_BODIES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-async def test_a_bad_announcement_names_the_field(api: Api) -> None:
+async def test_invalid_announcement_is_refused_naming_the_field(api: Api) -> None:
     for body, param in BAD_BODIES:
         status, error = await api.refused("POST", "/api/runs", body)
         assert (status, error["param"]) == (400, param), body
     assert (await api.get("/api/runs"))["runs"] == []
 
 
-async def test_pages_of_runs(api: Api) -> None:
+async def test_run_list_pages_contain_each_run_once(api: Api) -> None:
     for number in range(5):
         await api.post("/api/runs", {"workflow": "w", "run": f"r{number}"})
     found: list[str] = []
@@ -375,7 +373,7 @@ async def test_pages_of_runs(api: Api) -> None:
     assert len(found) == 5
 
 
-async def test_a_run_shows_the_limits_that_its_calls_were_told(api: Api) -> None:
+async def test_run_view_shows_the_same_limits_as_the_answer_headers(api: Api) -> None:
     await api.put(
         "/api/workflows/nightly", {"budget": 9000, "steps": [{"id": "draft", "budget": 400}, {"id": "check"}]}
     )
@@ -390,13 +388,13 @@ async def test_a_run_shows_the_limits_that_its_calls_were_told(api: Api) -> None
             assert (limits[step] or shown["tokens"]["limit"]) == int(told["x-budget-step-limit"]), run
 
 
-async def test_run_ids_may_hold_slashes(api: Api) -> None:
+async def test_run_ids_may_contain_slashes(api: Api) -> None:
     await api.chat("2026/11/22:a")
     assert (await api.get("/api/runs/2026/11/22:a"))["calls"] == 1
     assert (await api.post("/api/runs/2026/11/22:a/pause"))["state"] == "paused"
 
 
-async def test_projects_do_not_meet(api: Api) -> None:
+async def test_same_run_id_in_two_projects_is_two_runs(api: Api) -> None:
     await api.chat("r1")
     assert (await api.refused("GET", "/api/runs/r1?project=other"))[0] == 404
     await api.post("/api/runs?project=other", {"workflow": "w", "run": "r1", "budget_tokens": 7})
@@ -404,7 +402,7 @@ async def test_projects_do_not_meet(api: Api) -> None:
     assert (await api.get("/api/runs/r1"))["workflow"] == "nightly"
 
 
-async def test_a_declared_workflow_lends_its_steps(api: Api) -> None:
+async def test_run_announced_without_steps_takes_those_of_the_declaration(api: Api) -> None:
     await api.put(
         "/api/workflows/nightly",
         {"steps": [{"id": "a", "intent": "filter", "budget": 300}, {"id": "b", "prompt": "Summarize the thread."}]},

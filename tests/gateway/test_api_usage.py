@@ -15,7 +15,7 @@ from tests.api_client import Api
 pytest_plugins = ("tests.api_fixtures",)
 
 
-async def test_usage_in_every_grouping_sums_to_the_same(api: Api) -> None:
+async def test_usage_totals_are_equal_in_every_grouping(api: Api) -> None:
     for run, step in (("r1", "a"), ("r1", "b"), ("r2", "a")):
         await api.chat(run, step)
     totals = None
@@ -36,7 +36,7 @@ async def test_usage_in_every_grouping_sums_to_the_same(api: Api) -> None:
         assert (await api.refused("GET", f"/api/usage?{query}"))[0] == 400, query
 
 
-async def test_usage_as_csv_is_no_formula(api: Api) -> None:
+async def test_csv_cells_that_look_like_formulas_are_escaped(api: Api) -> None:
     await api.chat("r1", "-cmd@x")
     asked = (
         {"params": {"group_by": "step", "format": "csv"}},
@@ -57,7 +57,7 @@ async def csv_rows(api: Api, query: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("group", ["run", "key", "day", "savings"])
-async def test_usage_as_csv_has_the_columns_and_rows_of_json(api: Api, group: str) -> None:
+async def test_csv_has_the_columns_and_rows_of_the_json(api: Api, group: str) -> None:
     for run in ("r1", "r2", "r3"):
         await api.chat(run)
     whole = (await api.get(f"/api/usage?group_by={group}"))["rows"]
@@ -71,7 +71,7 @@ async def test_usage_as_csv_has_the_columns_and_rows_of_json(api: Api, group: st
         assert not any("e" in shown[name].lower() for name in row if name.endswith("_usd")), "plain digits"
 
 
-async def test_usage_as_csv_is_whole_unless_it_is_limited(api: Api) -> None:
+async def test_csv_is_complete_unless_a_limit_is_given(api: Api) -> None:
     runs = [f"r{number:03}" for number in range(101)]
     for run in runs:
         await api.chat(run)
@@ -81,7 +81,7 @@ async def test_usage_as_csv_is_whole_unless_it_is_limited(api: Api) -> None:
     assert sorted(row["run"] for page in pages for row in page) == runs
 
 
-def test_the_holdout_is_compared_by_calls_that_were_answered() -> None:
+def test_holdout_comparison_counts_only_answered_calls() -> None:
     """A provider that fails for one side must not look like a saving. Shares come from exact sums."""
     treated = Sums(calls=15, errors=5, input_tokens=1_000, cost_nano_usd=1_004)
     holdout = Sums(calls=10, input_tokens=1_000, cost_nano_usd=2_008)

@@ -1,4 +1,4 @@
-"""The figures that bench/ makes of several measurements."""
+"""The figures that bench/ derives from several measurements."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _line(target: str, path: str, connections: int, *rounds: Tally, cpu_us: floa
     return Line(path, connections, target, cpu_us=cpu_us, **figures, **rest, rounds=rounds)  # type: ignore[arg-type]
 
 
-def test_latency_is_told_less_that_of_the_same_round_and_beside_the_noise() -> None:
+def test_added_latency_is_relative_to_the_mock_in_the_same_round() -> None:
     direct = _line("mock", "1k", 1, _tally(p50_ms=1.0, p99_ms=2.0), _tally(p50_ms=3.0, p99_ms=8.0))
     tagged = _line("tagged", "1k", 1, _tally(p50_ms=1.5, p99_ms=4.0), _tally(p50_ms=3.7, p99_ms=10.0))
     busy = _line("tagged", "1k", 64, _tally(p50_ms=90.0))
@@ -33,12 +33,12 @@ def test_latency_is_told_less_that_of_the_same_round_and_beside_the_noise() -> N
     assert (found.noise_p50_ms, found.noise_p99_ms) == (1.0, 3.0)
 
 
-def test_latency_says_nothing_where_the_upstream_sets_the_pace_or_was_not_asked() -> None:
+def test_added_latency_omits_paced_streams_and_targets_without_a_mock_run() -> None:
     paced = [_line(target, "stream-500", 1, _tally(p50_ms=1_000.0)) for target in ("mock", "tagged")]
     assert added([*paced, _line("tagged", "1k", 1, _tally())]) == []
 
 
-def test_a_chunk_costs_what_is_above_the_passthrough_of_the_same_round() -> None:
+def test_chunk_cost_is_relative_to_the_passthrough_of_the_same_round() -> None:
     base = _line("passthrough", "stream-500", 16, _tally(cpu_us=10_000.0), _tally(cpu_us=20_000.0), cpu_us=15_000.0)
     tagged = _line("tagged", "stream-500", 16, _tally(cpu_us=15_000.0), _tally(cpu_us=26_000.0), cpu_us=20_500.0)
     short = _line("tagged", "stream-20", 16, _tally(cpu_us=900.0))
@@ -47,7 +47,7 @@ def test_a_chunk_costs_what_is_above_the_passthrough_of_the_same_round() -> None
     assert (farebox.cpu_us, farebox.beyond_us) == (41.0, 11.0)
 
 
-def test_the_document_keeps_what_people_wrote_and_replaces_what_was_measured(tmp_path: Path) -> None:
+def test_document_keeps_prose_and_replaces_measurements(tmp_path: Path) -> None:
     document = tmp_path / "benchmarks.md"
     document.write_text("# Benchmarks\n\nWords.\n")
     lines = [_line(target, "1k", 1, _tally(p50_ms=2.0)) for target in ("mock", "passthrough", "tagged")]
@@ -60,4 +60,4 @@ def test_the_document_keeps_what_people_wrote_and_replaces_what_was_measured(tmp
     assert "--first" not in text
     assert "### Latency added at one connection" in text
     assert "- Not measured: portkey, no npm" in text
-    assert "vllm-router" in text  # versions of what is compared with
+    assert "vllm-router" in text  # the versions of the other gateways

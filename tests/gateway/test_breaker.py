@@ -8,7 +8,7 @@ SLOW_MS = 80
 
 
 def after(story: str) -> Breaker:
-    """A breaker to which this happened, one after the other: g(ood), s(low), f(ailed)."""
+    """A breaker after these calls in sequence: g(ood), s(low), f(ailed)."""
     breaker = Breaker(slow_ms=SLOW_MS)
     for at_s, event in enumerate(story):
         happen(breaker, event, at_s, at_s + 1)
@@ -42,27 +42,27 @@ def happen(breaker: Breaker, event: str, asked_at_s: float, now_s: float) -> Non
         ("g" * 100 + "ff", True),
     ],
 )
-def test_opens(story: str, is_open: bool) -> None:
+def test_breaker_opens_after_failures_or_slow_answers_in_a_row(story: str, is_open: bool) -> None:
     assert after(story).is_open is is_open
 
 
 @pytest.mark.parametrize(("event", "rounds"), [("s", 5), ("f", 2)])
-def test_what_was_under_way_together_counts_once(event: str, rounds: int) -> None:
+def test_concurrent_calls_count_as_one_event(event: str, rounds: int) -> None:
     breaker = Breaker(slow_ms=SLOW_MS)
     for number in range(rounds):
         assert not breaker.is_open
-        # Thirty that were asked together, and hear of it one after the other.
+        # Thirty calls that start together and end one after the other.
         for place in range(30):
             happen(breaker, event, number, number + 0.9 + place / 1000)
     assert breaker.is_open
 
 
-def test_does_not_close_by_itself() -> None:
+def test_open_breaker_stays_open_after_good_answers() -> None:
     breaker = after("fffff" + "g" * 50)
     assert breaker.is_open
 
 
-def test_begins_afresh_when_closed() -> None:
+def test_closed_breaker_forgets_earlier_failures() -> None:
     breaker = after("fffff")
     breaker.close()
     happen(breaker, "f", 10, 11)

@@ -1,4 +1,4 @@
-"""Which chain a call is reserved on: made once for the calls of a step, and never with what counted before."""
+"""The chain that a call is reserved on: cached for the calls of a step, and never stale."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def key_limit(chain: Chain) -> Limit | None:
     return None if link is None else link.hold.limit
 
 
-def test_a_call_that_began_before_its_key_was_changed_leaves_the_old_limits_to_nobody() -> None:
+def test_changed_key_limits_apply_to_new_calls_and_not_to_earlier_ones() -> None:
     book = BudgetBook((), first_snapshot)
     early, late = call_of_key({}), call_of_key({"tokens": 100})
     for call, limit in ((early, None), (late, Limit(tokens=100)), (early, None), (late, Limit(tokens=100))):
         assert key_limit(book.chain(call, (), RunLimits(), NOW_MS)) == limit
 
 
-def test_the_calls_of_a_step_have_one_chain() -> None:
+def test_calls_with_the_same_key_share_its_link() -> None:
     book = BudgetBook((), first_snapshot)
     one, other = (book.chain(call_of_key({"tokens": 100}), (), RunLimits(), NOW_MS) for _ in range(2))
-    assert one.links[-1] is other.links[-1], "the key's, which knows no run"
+    assert one.links[-1] is other.links[-1], "the link of the key, which does not depend on the run"
 
 
-def test_limits_of_a_run_go_into_no_other_runs_chain() -> None:
+def test_tightened_limit_of_one_call_is_not_in_the_chain_of_the_next() -> None:
     book = BudgetBook((), first_snapshot)
     call = call_of_key({})
     tight = book.chain(call, (), RunLimits(tightened=Limit(tokens=5)), NOW_MS)
@@ -55,7 +55,7 @@ def test_limits_of_a_run_go_into_no_other_runs_chain() -> None:
     assert [link.hold.tighten for link in loose.links if link.scope is Scope.RUN] == [Limit()]
 
 
-def test_a_window_that_ends_begins_another_account() -> None:
+def test_next_window_has_another_account() -> None:
     book = BudgetBook((), first_snapshot)
     call = call_of_key({"tokens": 100, "window": "minute"})
     now, later = (
@@ -65,7 +65,7 @@ def test_a_window_that_ends_begins_another_account() -> None:
     assert now.startswith("key/ci@minute:")
 
 
-def test_a_key_without_limits_has_no_budget_of_its_own() -> None:
+def test_key_has_a_budget_only_if_it_has_limits() -> None:
     assert key_budgets("ci", "default", {"concurrency": 3}) == ()
     (own,) = key_budgets("ci", "default", {"usd": 2})
     assert own == Budget(Scope.KEY, Limit(nano_usd=2_000_000_000), window=own.window, project="default")

@@ -1,4 +1,4 @@
-"""A reader sees what happened before it asked, waits for nothing longer than it should, and shares the work with others."""
+"""A reader sees all events from before it asked, waits for a bounded time, and shares the work with other readers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gateway.store.database import StoreUnavailable
 
 
 class Engine:
-    """Counts what is waiting, as the recorder and the flusher see it."""
+    """Counts waiting events, in place of the recorder and the flusher."""
 
     batch = BATCH
 
     def __init__(self) -> None:
         self.recorded = self.outbox = self.stored = self.rounds = 0
-        self.open = asyncio.Event()
-        self.open.set()
+        self.is_open = asyncio.Event()
+        self.is_open.set()
         self.fault: Exception | None = None
 
     async def flush_recorded(self) -> None:
@@ -28,7 +28,7 @@ class Engine:
 
     async def flush_once(self) -> int:
         taken = min(BATCH, self.outbox)
-        await self.open.wait()
+        await self.is_open.wait()
         if self.fault is not None:
             raise self.fault
         self.rounds += 1
@@ -41,43 +41,43 @@ def catch_up_on(engine: Engine) -> CatchUp:
     return CatchUp(engine.flush_recorded, cast(Flusher, engine))
 
 
-async def test_everything_of_before_is_stored() -> None:
+async def test_catch_up_stores_all_earlier_events() -> None:
     engine = Engine()
     engine.recorded = 2 * BATCH + 5
     await catch_up_on(engine)()
     assert (engine.stored, engine.recorded, engine.outbox, engine.rounds) == (2 * BATCH + 5, 0, 0, 3)
 
 
-async def test_a_store_that_drags_holds_nobody_up_and_is_not_cut_off() -> None:
+async def test_catch_up_times_out_on_a_slow_store_and_flushing_continues() -> None:
     engine = Engine()
     engine.recorded = 5
-    engine.open.clear()
+    engine.is_open.clear()
     catch_up = catch_up_on(engine)
     await catch_up(timeout_ms=10)
     assert engine.stored == 0
-    engine.open.set()
+    engine.is_open.set()
     await catch_up()
     assert engine.stored == 5
 
 
-async def test_a_reader_waits_for_its_own_events_not_for_those_of_another() -> None:
+async def test_concurrent_readers_share_one_later_round() -> None:
     engine = Engine()
     engine.recorded = 1
-    engine.open.clear()
+    engine.is_open.clear()
     catch_up = catch_up_on(engine)
     first = asyncio.create_task(catch_up())
     while not engine.outbox:
         await asyncio.sleep(0)
-    engine.recorded = 1  # an event that the first reader's round does not take along
+    engine.recorded = 1  # an event that the first reader's round does not include
     others = [asyncio.create_task(catch_up()) for _ in range(5)]
     await asyncio.sleep(0)
-    engine.open.set()
+    engine.is_open.set()
     await asyncio.gather(first, *others)
     assert engine.stored == 2
     assert engine.rounds == 2  # the five shared one
 
 
-async def test_engines_that_are_away_are_no_error_for_a_reader() -> None:
+async def test_unreachable_ledger_or_store_is_no_error_for_a_reader() -> None:
     faults: tuple[Any, ...] = (StoreUnavailable("away"), LedgerUnavailable("away"))
     for fault in faults:
         engine = Engine()

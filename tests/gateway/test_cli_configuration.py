@@ -1,4 +1,4 @@
-"""What wins: option, variable, file. A fault is told by the name of what it comes from; a variable that reaches nothing is told, too."""
+"""Precedence of option, variable and file. A fault names its source, and a variable without effect is reported."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def file(tmp_path: Path) -> Path:
 REDIS = {"FAREBOX_STORAGE_LEDGER": "redis://x"}
 
 
-def test_a_variable_replaces_what_the_file_has_and_what_would_be_wrong_there(file: Path) -> None:
+def test_environment_variable_overrides_the_file(file: Path) -> None:
     found = {**REDIS, "FAREBOX_SERVER_PORT": "7", "FAREBOX_ALERTS_BUDGET_PERCENT": "[60, 70]"}
     config = read_config(file, found)
     assert (config.server.port, config.server.workers, config.alerts.budget_percent) == (7, 2, (60, 70))
 
 
 @pytest.mark.parametrize("name", ["FAREBOX_ORCHESTRATION_ENABLED", "FAREBOX_SETTINGS_ORCHESTRATION_ENABLED"])
-def test_a_setting_is_named_with_its_section_or_without(file: Path, name: str) -> None:
+def test_setting_variable_may_omit_its_section(file: Path, name: str) -> None:
     config = read_config(file, {**REDIS, name: "true"})
     assert (config.settings["orchestration_enabled"], config.ignored) == (True, ())
 
 
-def test_faults_of_variables_are_told_by_their_names_beside_those_of_the_file(file: Path) -> None:
+def test_faults_name_the_environment_variable_or_the_place_in_the_file(file: Path) -> None:
     found = {
         **REDIS,
         "FAREBOX_SERVER_PORT": "abc",
@@ -51,7 +51,7 @@ def test_faults_of_variables_are_told_by_their_names_beside_those_of_the_file(fi
     ]
 
 
-def test_faults_of_options_are_told_by_their_names(
+def test_fault_of_an_option_names_the_option(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FAREBOX_STORAGE_LEDGER", raising=False)
@@ -70,21 +70,21 @@ def test_faults_of_options_are_told_by_their_names(
         ("FAREBOX_BUDGETS", "[]", "only the file has the section budgets"),
     ],
 )
-def test_a_variable_that_reaches_nothing_is_told(file: Path, name: str, text: str, told: str) -> None:
+def test_unknown_farebox_variable_is_reported_as_ignored(file: Path, name: str, text: str, told: str) -> None:
     config = read_config(file, {**REDIS, name: text})
     assert [one.startswith(f"{name} (environment): ignored: {told}") for one in config.ignored] == [True]
 
 
-def test_variables_of_others_are_left_alone(file: Path) -> None:
+def test_unrelated_variables_are_not_reported(file: Path) -> None:
     others = {"FAREBOX_ADMIN_KEY": "k", "FAREBOX_CONFIG": "c", "FAREBOX_PORT_4000_TCP": "tcp://x", "SERVER_PRT": "1"}
     assert read_config(file, {**REDIS, **others}).ignored == ()
 
 
 @pytest.mark.parametrize("text", ["1.41", "'1.41'"])
-def test_a_text_that_looks_like_a_number_stays_a_text(file: Path, text: str) -> None:
+def test_numeric_looking_value_of_a_text_key_stays_text(file: Path, text: str) -> None:
     config = read_config(file, {**REDIS, "FAREBOX_TRACING_CONVENTIONS": text, "FAREBOX_TRACING_SERVICE_NAME": "7"})
     assert (config.tracing.conventions, config.tracing.service_name) == ("1.41", "7")
 
 
-def test_a_text_that_yaml_cannot_read_is_itself(file: Path) -> None:
+def test_value_that_is_invalid_yaml_is_taken_literally(file: Path) -> None:
     assert read_config(file, {**REDIS, "FAREBOX_SERVER_HOST": "[::"}).server.host == "[::"

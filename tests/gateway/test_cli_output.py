@@ -21,7 +21,7 @@ def printed(width: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [line.rstrip() for line in terminal.file.getvalue().splitlines() if line.strip()]  # type: ignore[attr-defined]
 
 
-def test_a_narrow_terminal_breaks_no_word_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_in_a_narrow_terminal_wraps_between_words_only(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = printed(100, monkeypatch)
     assert [cell.strip() for cell in whole[-1].split("   ")] == [ROWS[0][0], "triage", "1,234,567", ROWS[0][3]]
     assert max(map(len, printed(83, monkeypatch))) <= 83
@@ -31,7 +31,7 @@ def test_a_narrow_terminal_breaks_no_word_of_a_table(monkeypatch: pytest.MonkeyP
     ]
 
 
-def test_a_row_is_a_block_of_lines_where_a_table_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_is_printed_as_lines_if_the_table_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert printed(60, monkeypatch) == [
         f"id       {ROWS[0][0]}",
         "of       triage",
@@ -40,7 +40,7 @@ def test_a_row_is_a_block_of_lines_where_a_table_does_not_fit(monkeypatch: pytes
     ]
 
 
-def test_times_say_their_zone_and_counts_agree_with_their_noun() -> None:
+def test_timestamps_end_with_z_and_nouns_are_pluralized() -> None:
     assert (timestamp("2026-11-28T18:22:15.353Z"), timestamp(None)) == ("2026-11-28 18:22:15Z", None)
     assert (pluralized(1, "call"), pluralized(0, "call"), pluralized(1_200, "call")) == (
         "1 call",
@@ -49,7 +49,7 @@ def test_times_say_their_zone_and_counts_agree_with_their_noun() -> None:
     )
 
 
-def test_a_pipe_gets_a_line_for_each_row_however_long_its_names_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_piped_table_has_one_line_per_row_of_any_width(capsys: pytest.CaptureFixture[str]) -> None:
     names = [letter * 128 for letter in "rwak"]
     show_table(("run", "workflow", "agent", "key"), [names])
     assert capsys.readouterr().out.splitlines()[-2].split() == names

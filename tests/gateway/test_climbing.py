@@ -1,4 +1,4 @@
-"""Up the ladder against a real book of accounts: what is tried, how often, against which shortage, and with which aim."""
+"""Climbing the ladder on a real book of accounts: which rungs are tried, how often, and with which compression target."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from policies.budgets import Chain, Link, Scope, Window
 from policies.pressure import Rung, parse_ladder
 from policies.reservation import Decision, Demand, Gate, Granted, Hold, Refused, Reserve
 
-PRICES = {"large": (50, 200), "medium": (5, 20), "small": (1, 4)}  # nano-USD a token of the prompt and of the answer
+PRICES = {"large": (50, 200), "medium": (5, 20), "small": (1, 4)}  # nano-USD per input and output token
 NEXT = {"large": "medium", "medium": "small"}
 
 
-class World:
+class Scenario:
     """A call of one run and step, its ledger, and a planner that can shorten its prompt down to `shortest` tokens."""
 
     def __init__(
@@ -62,7 +62,7 @@ class World:
         self.asked: list[Demand] = []
         self.aims: list[int] = []
         self.slept_ms = 0
-        self.frees_at_ms = 10**9  # when a sibling lets go of what it holds
+        self.frees_at_ms = 10**9  # when the sibling hold is released
         self.climbing = Climbing(
             planner=self,  # type: ignore[arg-type]
             ask=self.ask,
@@ -73,7 +73,7 @@ class World:
             sleep=self.sleep,
         )
 
-    async def up(self) -> Decision:
+    async def climb(self) -> Decision:
         return (await self.climbing.climb(self.call))[1]
 
     async def ask(self, call: Call, demand: Demand) -> Decision:
@@ -122,19 +122,19 @@ class World:
 ALL = ("compress", "route", "clamp", "refuse")
 
 
-async def test_a_call_that_fits_asks_once_and_notes_nothing() -> None:
-    world = World(ALL, run=Limit(400, 35_000))
-    assert isinstance(await world.up(), Granted)
-    assert (len(world.asked), world.call.decisions) == (1, [])
+async def test_call_that_fits_reserves_once_and_records_no_decision() -> None:
+    scenario = Scenario(ALL, run=Limit(400, 35_000))
+    assert isinstance(await scenario.climb(), Granted)
+    assert (len(scenario.asked), scenario.call.decisions) == (1, [])
 
 
-async def test_a_rung_is_tried_again_against_what_is_short_next() -> None:
-    """Tokens first, which no model changes; of the clamped answer it is the money, which a cheaper model saves."""
-    world = World(ALL, step=Limit(tokens=2000), run=Limit(nano_usd=10_000), cap=None)
-    granted = await world.up()
+async def test_rung_is_tried_again_when_another_unit_is_short() -> None:
+    """Tokens are short first, which no model changes; once the output is clamped, money is short, which a cheaper model saves."""
+    scenario = Scenario(ALL, step=Limit(tokens=2000), run=Limit(nano_usd=10_000), cap=None)
+    granted = await scenario.climb()
     assert isinstance(granted, Granted)
-    assert (world.call.model, granted.output_tokens) == ("medium", (10_000 - 300 * 5) // 20)
-    assert world.rungs == [
+    assert (scenario.call.model, granted.output_tokens) == ("medium", (10_000 - 300 * 5) // 20)
+    assert scenario.rungs == [
         ("whole", "does not fit"),
         ("compress", "changed nothing"),
         ("route", "changed nothing"),
@@ -144,18 +144,18 @@ async def test_a_rung_is_tried_again_against_what_is_short_next() -> None:
     ]
 
 
-async def test_the_nearest_cheaper_model_is_not_the_last_one() -> None:
-    world = World(ALL, run=Limit(nano_usd=500))
-    assert isinstance(await world.up(), Granted)
-    assert world.call.model == "small"
-    assert [rung for rung, _ in world.rungs] == ["whole", "compress", "route", "clamp", "compress", "route"]
+async def test_route_is_tried_again_until_a_model_fits() -> None:
+    scenario = Scenario(ALL, run=Limit(nano_usd=500))
+    assert isinstance(await scenario.climb(), Granted)
+    assert scenario.call.model == "small"
+    assert [rung for rung, _ in scenario.rungs] == ["whole", "compress", "route", "clamp", "compress", "route"]
 
 
-async def test_a_prompt_that_no_dear_model_could_take_is_shortened_for_a_cheaper_one() -> None:
-    world = World(ALL, run=Limit(nano_usd=200), shortest=100)
-    granted = await world.up()
+async def test_prompt_is_compressed_again_for_the_cheaper_model() -> None:
+    scenario = Scenario(ALL, run=Limit(nano_usd=200), shortest=100)
+    granted = await scenario.climb()
     assert isinstance(granted, Granted)
-    assert (world.call.model, world.prompt, granted.output_tokens) == ("small", 136, 16)
+    assert (scenario.call.model, scenario.prompt, granted.output_tokens) == ("small", 136, 16)
 
 
 LIMITS = st.builds(Limit, st.none() | st.integers(0, 3000), st.none() | st.integers(0, 100_000))
@@ -171,7 +171,7 @@ LIMITS = st.builds(Limit, st.none() | st.integers(0, 3000), st.none() | st.integ
     st.none() | st.integers(1, 3000),
     st.integers(0, 500),
 )
-def test_a_refused_call_would_fit_in_no_form_that_its_ladder_allows(
+def test_refused_call_fits_in_no_form_that_its_ladder_allows(
     rungs: list[str],
     length: int,
     run: Limit,
@@ -182,8 +182,8 @@ def test_a_refused_call_would_fit_in_no_form_that_its_ladder_allows(
     usual: int,
 ) -> None:
     ladder = rungs[:length]
-    world = World([*ladder, "refuse"], run=run, step=step, prompt=prompt, shortest=shortest, cap=cap, usual=usual)
-    if isinstance(asyncio.run(world.up()), Granted):
+    scenario = Scenario([*ladder, "refuse"], run=run, step=step, prompt=prompt, shortest=shortest, cap=cap, usual=usual)
+    if isinstance(asyncio.run(scenario.climb()), Granted):
         return
     least = min(prompt, shortest) if "compress" in ladder else prompt
     answer = min(16, cap or 4000) if "clamp" in ladder else cap or 4000
@@ -195,86 +195,86 @@ def test_a_refused_call_would_fit_in_no_form_that_its_ladder_allows(
         ), model
 
 
-async def test_what_fits_nowhere_is_refused_once_every_rung_was_tried_against_every_shortage() -> None:
-    world = World(ALL, step=Limit(tokens=310), run=Limit(nano_usd=200), cap=None, wait_ms=1000)
-    refused = await world.up()
+async def test_call_that_cannot_fit_is_refused_in_at_most_6_reserves_without_waiting() -> None:
+    scenario = Scenario(ALL, step=Limit(tokens=310), run=Limit(nano_usd=200), cap=None, wait_ms=1000)
+    refused = await scenario.climb()
     assert isinstance(refused, Refused)
-    assert len(world.asked) <= 6
-    assert world.slept_ms == 0
+    assert len(scenario.asked) <= 6
+    assert scenario.slept_ms == 0
 
 
-async def test_nothing_is_tried_behind_refuse() -> None:
-    world = World(("refuse", "clamp"), run=Limit(tokens=350))
-    assert isinstance(await world.up(), Refused)
-    assert world.rungs == [("whole", "does not fit")]
+async def test_rungs_after_refuse_are_not_tried() -> None:
+    scenario = Scenario(("refuse", "clamp"), run=Limit(tokens=350))
+    assert isinstance(await scenario.climb(), Refused)
+    assert scenario.rungs == [("whole", "does not fit")]
 
 
-async def test_a_clamped_answer_stays_clamped_on_the_rungs_behind() -> None:
-    world = World(("clamp", "compress", "refuse"), run=Limit(tokens=250), shortest=100, cap=1000)
-    granted = await world.up()
+async def test_clamped_output_stays_clamped_on_later_rungs() -> None:
+    scenario = Scenario(("clamp", "compress", "refuse"), run=Limit(tokens=250), shortest=100, cap=1000)
+    granted = await scenario.climb()
     assert isinstance(granted, Granted)
-    assert (world.aims, world.prompt, granted.output_tokens) == ([250 - 16], 234, 16)
-    assert world.rungs == [("clamp", "does not fit"), ("compress", "fits")]
+    assert (scenario.aims, scenario.prompt, granted.output_tokens) == ([250 - 16], 234, 16)
+    assert scenario.rungs == [("clamp", "does not fit"), ("compress", "fits")]
 
 
 @pytest.mark.parametrize(
     ("ladder", "more", "aims"),
     [
-        pytest.param(ALL, {"cap": 100}, [150], id="beside the answer that is asked for"),
-        pytest.param(ALL, {"cap": 250}, [200], id="which leaves no room, so beside a usual one"),
-        pytest.param(ALL, {"cap": None}, [200], id="no length is asked for"),
-        pytest.param(ALL, {"cap": None, "usual": 900}, [234], id="a usual one leaves no room: beside the least"),
-        pytest.param(ALL, {"cap": 20, "usual": 900}, [230], id="shorter than usual"),
-        pytest.param(ALL, {"cap": None, "media": 60}, [140], id="images count for what they are held for"),
-        pytest.param(("compress", "refuse"), {"cap": 100}, [150], id="nobody clamps"),
-        pytest.param(("compress", "refuse"), {"cap": 250}, [], id="and the answer alone is too much"),
-        pytest.param(ALL, {"cap": 250, "options": ["no-clamp"]}, [], id="the caller forbids to clamp it"),
+        pytest.param(ALL, {"cap": 100}, [150], id="requested output is reserved beside the prompt"),
+        pytest.param(ALL, {"cap": 250}, [200], id="requested output leaves no room: the usual output"),
+        pytest.param(ALL, {"cap": None}, [200], id="no output length requested: the usual output"),
+        pytest.param(ALL, {"cap": None, "usual": 900}, [234], id="usual output leaves no room: the minimum output"),
+        pytest.param(ALL, {"cap": 20, "usual": 900}, [230], id="requested output below the usual"),
+        pytest.param(ALL, {"cap": None, "media": 60}, [140], id="media tokens are reserved beside the prompt"),
+        pytest.param(("compress", "refuse"), {"cap": 100}, [150], id="ladder without clamp"),
+        pytest.param(("compress", "refuse"), {"cap": 250}, [], id="ladder without clamp and output too large"),
+        pytest.param(ALL, {"cap": 250, "options": ["no-clamp"]}, [], id="clamping forbidden by the caller"),
     ],
 )
-async def test_a_prompt_is_shortened_to_what_lets_the_call_fit(
+async def test_compression_aims_at_a_prompt_that_lets_the_call_fit(
     ladder: Sequence[str], more: dict[str, Any], aims: list[int]
 ) -> None:
-    world = World(ladder, run=Limit(tokens=250), shortest=10, **more)
-    decision = await world.up()
-    assert world.aims == aims
+    scenario = Scenario(ladder, run=Limit(tokens=250), shortest=10, **more)
+    decision = await scenario.climb()
+    assert scenario.aims == aims
     assert isinstance(decision, Granted) is bool(aims)
 
 
-async def test_a_shorter_prompt_is_no_help_where_requests_are_short() -> None:
-    world = World(ALL, run=Limit(requests=0), shortest=10)
-    assert isinstance(await world.up(), Refused)
-    assert world.aims == []
+async def test_compression_is_not_tried_when_requests_are_short() -> None:
+    scenario = Scenario(ALL, run=Limit(requests=0), shortest=10)
+    assert isinstance(await scenario.climb(), Refused)
+    assert scenario.aims == []
 
 
-async def test_waiting_is_for_wait_seconds_all_together() -> None:
-    """The step's sibling lets go in time, the run's does not."""
-    world = World(("wait", "refuse"), step=Limit(tokens=450), run=Limit(tokens=500), wait_ms=700)
-    world.sibling("step/s", 100)
+async def test_waits_add_up_to_at_most_wait_seconds() -> None:
+    """The sibling hold on the step is released in time, the one on the run is not."""
+    scenario = Scenario(("wait", "refuse"), step=Limit(tokens=450), run=Limit(tokens=500), wait_ms=700)
+    scenario.sibling("step/s", 100)
     held = Reserve("other", "me", (Hold("run/r"),), Demand(0, 200, 200), 60_000, b"")
-    assert isinstance(world.book.reserve("p", held, 0), Granted)
-    world.frees_at_ms = 300
-    assert isinstance(await world.up(), Refused)
-    assert world.slept_ms == 700
-    assert world.call.actions == ["wait=700ms"]
+    assert isinstance(scenario.book.reserve("p", held, 0), Granted)
+    scenario.frees_at_ms = 300
+    assert isinstance(await scenario.climb(), Refused)
+    assert scenario.slept_ms == 700
+    assert scenario.call.actions == ["wait=700ms"]
 
 
-async def test_after_waiting_the_rungs_before_are_tried_against_what_is_short_then() -> None:
-    world = World(("compress", "wait", "refuse"), step=Limit(tokens=450), shortest=300, wait_ms=500)
-    world.sibling("step/s", 100)
-    world.frees_at_ms = 200
-    assert isinstance(await world.up(), Granted)
-    assert world.rungs == [("whole", "does not fit"), ("compress", "changed nothing"), ("wait", "fits")]
+async def test_call_fits_after_waiting_for_a_sibling_hold() -> None:
+    scenario = Scenario(("compress", "wait", "refuse"), step=Limit(tokens=450), shortest=300, wait_ms=500)
+    scenario.sibling("step/s", 100)
+    scenario.frees_at_ms = 200
+    assert isinstance(await scenario.climb(), Granted)
+    assert scenario.rungs == [("whole", "does not fit"), ("compress", "changed nothing"), ("wait", "fits")]
 
 
-async def test_no_smaller_call_opens_a_gate() -> None:
-    world = World(ALL, run=Limit(tokens=10))
-    world.book.set_gate("p", "run/r", Gate.PAUSED, 0)
-    assert isinstance(await world.up(), Refused)
-    assert len(world.asked) == 1
+async def test_closed_gate_refuses_without_trying_any_rung() -> None:
+    scenario = Scenario(ALL, run=Limit(tokens=10))
+    scenario.book.set_gate("p", "run/r", Gate.PAUSED, 0)
+    assert isinstance(await scenario.climb(), Refused)
+    assert len(scenario.asked) == 1
 
 
-async def test_what_nobody_may_take_is_told_once() -> None:
-    world = World(("route", "clamp", "refuse"), run=Limit(tokens=100), options=["no-clamp"])
-    assert isinstance(await world.up(), Refused)
-    assert world.rungs == [("clamp", "not tried"), ("whole", "does not fit"), ("route", "changed nothing")]
-    assert replace(world.asked[0]) == world.asked[-1]
+async def test_forbidden_rung_is_recorded_once_as_not_tried() -> None:
+    scenario = Scenario(("route", "clamp", "refuse"), run=Limit(tokens=100), options=["no-clamp"])
+    assert isinstance(await scenario.climb(), Refused)
+    assert scenario.rungs == [("clamp", "not tried"), ("whole", "does not fit"), ("route", "changed nothing")]
+    assert replace(scenario.asked[0]) == scenario.asked[-1]

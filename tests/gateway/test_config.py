@@ -1,4 +1,4 @@
-"""The configuration file: every fault is told with file, line, column and field, all at once, with a suggestion where one is near."""
+"""The configuration file: all faults are reported at once, with file, line, column and field, and a suggestion for a near miss."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ ONE_FAULT: list[tuple[str, str, str]] = [
         "must be a number of USD, not 'abc'",
     ),
     (
-        # What is wrong with an entry is not told again of its alias.
+        # A fault of an entry is not repeated for its alias.
         MODEL + "    model_info: {max_tokens: -5}\nrouter_settings: {model_group_alias: {x: a}}\n",
         "farebox.yaml:4:18: model_list[0].model_info.max_tokens:",
         "must be a number of tokens, not -5",
@@ -157,25 +157,25 @@ ONE_FAULT: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("text", "where", "what"), ONE_FAULT)
-def test_a_fault_is_told_with_its_place_and_what_to_do(text: str, where: str, what: str) -> None:
+def test_fault_names_its_place_and_the_remedy(text: str, where: str, what: str) -> None:
     found = faults(text)
     assert len(found) == 1, found
     assert found[0].startswith(where), found
     assert what in found[0], found
 
 
-def test_an_anchors_bomb_costs_nothing() -> None:
+def test_yaml_anchor_bomb_is_refused() -> None:
     bomb = "a: &a [x]\n" + "".join(
         f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(20)
     )
     assert "anchors" in faults(bomb)[0]
 
 
-def test_a_file_that_is_nested_without_end_is_a_fault_and_no_crash() -> None:
+def test_extremely_nested_file_is_a_fault() -> None:
     assert faults("[" * 100_000)[0].startswith("farebox.yaml")
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_faults_of_several_sections_are_reported_together() -> None:
     found = faults("server: {prt: 1}\nbudgets:\n  - {scope: team, tokens: 1}\n  - {scope: run, tokens: -5}\n")
     assert {fault.split(": ")[1] for fault in found} == {"budgets[0].scope", "budgets[1].tokens", "server.prt"}
 
@@ -196,7 +196,7 @@ alerts: {webhook: http://127.0.0.1/, budget_percent: [0]}
 """
 
 
-def test_no_fault_hides_another() -> None:
+def test_every_fault_is_reported_in_order_of_its_line() -> None:
     assert [fault.partition(": ")[0] + " " + fault.split(": ")[1] for fault in faults(SCATTERED)] == [
         "farebox.yaml:2:3 settings.orchestration_enabled",
         "farebox.yaml:3:3 settings.orchestration_max_tokens_per_step",
@@ -216,7 +216,7 @@ def test_no_fault_hides_another() -> None:
     ]
 
 
-def test_a_network_that_is_never_opened_is_not_said_to_be_openable() -> None:
+def test_fault_of_a_metadata_address_does_not_suggest_private_networks() -> None:
     told = faults("alerts: {webhook: 'http://169.254.169.254/'}\n")
     assert "private_networks" not in told[0]
 
@@ -231,11 +231,11 @@ def test_a_network_that_is_never_opened_is_not_said_to_be_openable() -> None:
         "budgets:\n  - {scope: run, usd: 0}\n",
     ],
 )
-def test_what_can_be_meant_is_taken(text: str) -> None:
+def test_unusual_but_valid_configuration_is_accepted(text: str) -> None:
     parse_config(text, environ={})
 
 
-def test_variables_of_the_environment_are_resolved_or_named() -> None:
+def test_os_environ_reference_is_resolved_and_a_missing_variable_is_a_fault() -> None:
     text = "model_list:\n  - model_name: a\n    litellm_params: {model: openai/a, api_key: os.environ/KEY}\n"
     config = parse_config(text, environ={"KEY": "secret"})
     assert config.model_list[0].litellm_params["api_key"] == "secret"
@@ -245,18 +245,18 @@ def test_variables_of_the_environment_are_resolved_or_named() -> None:
     ]
 
 
-def test_a_secret_in_a_url_is_not_repeated_in_the_fault() -> None:
+def test_fault_does_not_repeat_a_password_in_a_url() -> None:
     assert "hunter2" not in faults("storage: {ledger: 'mysql://user:hunter2@host/db'}\n")[0]
 
 
-def test_an_empty_file_is_all_defaults() -> None:
+def test_empty_file_gives_the_defaults() -> None:
     config = parse_config("")
     assert (config.server.host, config.server.port) == ("127.0.0.1", 4000)
     assert config.storage.ledger.startswith("sqlite:///")
     assert config.budgets == ()
 
 
-def test_a_budget_of_the_file_becomes_a_budget_of_the_policies() -> None:
+def test_budget_entry_becomes_a_budget_value() -> None:
     config = parse_config(
         "budgets:\n"
         "  - {scope: run, match: 'nightly-*', tokens: 20000, usd: 0.50, on_pressure: [{clamp: 0.2}, refuse], hold: slices,"
@@ -275,17 +275,17 @@ def test_a_budget_of_the_file_becomes_a_budget_of_the_policies() -> None:
     ("given", "nano_usd"),
     [(0, 0), (0.1, 100_000_000), ("0.000000001", 1), (1, 10**9), ("9007199.254740991", 2**53 - 1)],
 )
-def test_money_is_whole_nano_usd(given: object, nano_usd: int) -> None:
+def test_usd_is_converted_to_whole_nano_usd(given: object, nano_usd: int) -> None:
     assert usd_to_nano(given) == nano_usd
 
 
 @pytest.mark.parametrize("given", [True, None, [], "1 USD", "1e999999999999", -1, "inf", 9007199.3, 1e-10])
-def test_what_is_no_amount_of_money_is_refused(given: object) -> None:
+def test_invalid_usd_amount_is_refused(given: object) -> None:
     with pytest.raises(ValueError):
         usd_to_nano(given)
 
 
-def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+def test_unreadable_file_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "missing.yaml")
     binary = tmp_path / "binary.yaml"

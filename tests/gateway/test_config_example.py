@@ -1,4 +1,4 @@
-"""The example file is the reference: it loads, it names every key, and what it shows as default is the default."""
+"""The example file is the reference: it loads, contains every key, and its values are the defaults."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ def example() -> dict[str, Any]:
     return data
 
 
-def test_it_loads_and_its_mock_answers_offline() -> None:
+def test_example_loads_and_has_an_offline_mock_model() -> None:
     config = load_config(EXAMPLE, {})
     assert config.model_list[0].model_name == "mock"
     assert "mock_response" in config.model_list[0].litellm_params
     assert config.settings["orchestration_enabled"] is True
 
 
-def test_it_names_every_section() -> None:
+def test_example_contains_every_section() -> None:
     assert set(example()) == set(Config.model_fields)
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_a_section_names_every_key_with_its_default(section: str) -> None:
+def test_section_contains_every_key_with_its_default(section: str) -> None:
     annotation: Any = Config.model_fields[section].annotation
     model: type[BaseModel] = annotation
     assert set(example()[section]) == set(model.model_fields)
     assert getattr(load_config(EXAMPLE, {}), section) == model()
 
 
-def test_every_field_of_a_budget_is_shown_or_explained() -> None:
+def test_every_budget_field_is_mentioned() -> None:
     text = EXAMPLE.read_text()
     for name in BudgetConfig.model_fields:
         assert f"{name}:" in text

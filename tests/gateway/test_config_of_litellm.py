@@ -1,4 +1,4 @@
-"""A LiteLLM user brings the file along: it loads, what it says of models and forwarding counts, and the rest is named."""
+"""LiteLLM's configuration: it loads unchanged, models and forwarding are applied, and keys without effect are reported."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ guardrails:
 ENVIRONMENT = {"ANTHROPIC_API_KEY": "sk-ant"}
 
 
-def test_what_it_says_of_models_and_forwarding_counts() -> None:
+def test_litellm_models_credentials_and_router_settings_are_applied() -> None:
     config = parse_config(DOCUMENTED, environ=ENVIRONMENT)
     router = config.router_settings
     assert (router.num_retries, router.timeout, router.allowed_fails, router.cooldown_time) == (2, 30, 3, 30)
@@ -102,13 +102,13 @@ def test_what_it_says_of_models_and_forwarding_counts() -> None:
     ("asked", "server", "asks"),
     [("true", "{}", True), ("false", "{}", False), ("true", "{metrics_auth: false}", False)],
 )
-def test_metrics_ask_for_a_key_as_they_did(asked: str, server: str, asks: bool) -> None:
+def test_require_auth_for_metrics_endpoint_sets_metrics_auth_unless_given(asked: str, server: str, asks: bool) -> None:
     text = f"litellm_settings: {{require_auth_for_metrics_endpoint: {asked}}}\nserver: {server}\n"
     config = parse_config(text)
     assert (config.server.metrics_auth, config.ignored) == (asks, ())
 
 
-def test_what_means_nothing_here_is_named_with_its_place() -> None:
+def test_litellm_keys_without_effect_are_reported_with_their_place() -> None:
     config = parse_config(DOCUMENTED, "litellm.yaml", ENVIRONMENT)
     told = "\n".join(config.ignored)
     assert all(re.match(r"litellm\.yaml:\d+:\d+: ", line) for line in config.ignored), told
@@ -142,17 +142,17 @@ def test_what_means_nothing_here_is_named_with_its_place() -> None:
         ),
     ],
 )
-def test_what_nobody_knows_stays_an_error(text: str, fault: str) -> None:
+def test_unknown_or_contradictory_litellm_keys_are_faults(text: str, fault: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(fault)):
         parse_config(text, environ={})
 
 
-def test_a_file_of_our_own_ignores_nothing() -> None:
+def test_nothing_is_reported_as_ignored_without_litellm_keys() -> None:
     assert parse_config("router_settings: {num_retries: 1}\nlitellm_settings:\n").ignored == ()
 
 
 def examples() -> list[Path]:
-    """What LiteLLM ships in its wheel for its users to begin with; one of them lacks what its proxy needs, too."""
+    """The example configurations in LiteLLM's wheel, except one that LiteLLM's own proxy cannot load either."""
     wheel = metadata.distribution("litellm")
     names = [
         file
@@ -164,14 +164,14 @@ def examples() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", examples(), ids=lambda path: path.name)
-def test_the_examples_that_litellm_ships_load(path: Path) -> None:
+def test_example_configs_shipped_with_litellm_load(path: Path) -> None:
     environment: Any = defaultdict(lambda: "of-the-environment")
     for name in re.findall(r"os\.environ/(\w+)", path.read_text()):
         environment[name] = "of-the-environment"
     parse_config(path.read_text(), path.name, dict(environment))
 
 
-# ── entries with a star ──
+# ── wildcard entries ──
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_the_examples_that_litellm_ships_load(path: Path) -> None:
         ("openai/a?b", []),
     ],
 )
-def test_a_star_stands_for_the_models_of_a_provider(asked: str, found: list[tuple[str, str]]) -> None:
+def test_wildcard_entry_maps_a_name_to_its_providers_models(asked: str, found: list[tuple[str, str]]) -> None:
     names = {
         "*": ["anthropic/*"],
         "openai/*": ["openai/*"],
@@ -198,9 +198,9 @@ def test_a_star_stands_for_the_models_of_a_provider(asked: str, found: list[tupl
         {"model_name": name, "litellm_params": {"model": model}} for name, models in names.items() for model in models
     ]
     if asked.startswith("openai/") and not found:
-        del entries[0]  # or the star alone would take it
+        del entries[0]  # otherwise the entry "*" would match
     config = parse_config(str({"model_list": entries}))
-    stars = Wildcards(config.model_list, PriceMap(installed_price_map()))
-    made = stars.deployments(asked)
+    wildcards = Wildcards(config.model_list, PriceMap(installed_price_map()))
+    made = wildcards.deployments(asked)
     assert [(item.provider, item.model) for item in made] == found
     assert [item.id for item in made] == [f"{asked}/{position}" for position in range(len(found))]

@@ -1,4 +1,4 @@
-"""The control snapshot: what it starts with, how fast a change reaches it, and what it does while the store is away."""
+"""The control snapshot: its first values, how changes reach it, and what it keeps while the store is unreachable."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None
         await asyncio.sleep(0.005)
 
 
-async def test_without_a_store_the_defaults_and_the_file_serve(tmp_path: Path) -> None:
+async def test_without_a_store_settings_come_from_file_and_defaults(tmp_path: Path) -> None:
     closed = Database(f"sqlite:///{tmp_path}/store.db")
     control = Control(closed, {STEP: 1234})
     assert await control.refresh() is False
@@ -62,7 +62,7 @@ async def test_without_a_store_the_defaults_and_the_file_serve(tmp_path: Path) -
     assert snapshot.keys == {}
 
 
-async def test_the_store_comes_late(tmp_path: Path) -> None:
+async def test_snapshot_loads_once_the_store_becomes_available(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/store.db")
     control = Control(database, poll_ms=10)
     await control.start()
@@ -74,7 +74,7 @@ async def test_the_store_comes_late(tmp_path: Path) -> None:
     await database.close()
 
 
-async def test_the_file_counts_until_somebody_sets_the_value(control: Control, db: Database) -> None:
+async def test_file_value_applies_until_the_store_has_one(control: Control, db: Database) -> None:
     assert control.snapshot.is_loaded
     rows = control.snapshot.setting_rows
     assert (rows[ENABLED].value, rows[ENABLED].origin, rows[STEP].origin) == (True, "file", "default")
@@ -84,20 +84,20 @@ async def test_the_file_counts_until_somebody_sets_the_value(control: Control, d
     assert control.snapshot.settings.enabled is False
 
 
-async def test_a_change_of_another_process_is_seen_by_polling(control: Control, db: Database) -> None:
+async def test_change_by_another_process_is_loaded_once_by_polling(control: Control, db: Database) -> None:
     before = control.snapshot
     seen: list[Snapshot] = []
     control.subscribe(seen.append)
     await settings.put(db, STEP, 999, "ada", NOW_MS)
     await until(lambda: control.snapshot.settings.max_tokens_per_step == 999)
-    assert before.settings.max_tokens_per_step == 4000  # whoever holds a snapshot keeps it as it was
+    assert before.settings.max_tokens_per_step == 4000  # a snapshot is immutable
     assert control.snapshot.generation == before.generation + 1
     assert seen == [control.snapshot]
     await asyncio.sleep(0.1)
-    assert len(seen) == 1  # nothing moved, nothing is reloaded
+    assert len(seen) == 1  # nothing changed, so nothing was reloaded
 
 
-async def test_everything_that_calls_need_is_in_the_snapshot(control: Control, db: Database) -> None:
+async def test_snapshot_holds_keys_workflows_budgets_and_intensity_scores(control: Control, db: Database) -> None:
     new = await keys.create(db, KeyRequest("ci", "team"), "root", NOW_MS)
     declared = Workflow("team", "wf", "observe", {"steps": []}, NOW_MS, "ada")
     await workflows.put(db, declared)
@@ -113,7 +113,7 @@ async def test_everything_that_calls_need_is_in_the_snapshot(control: Control, d
     assert (snapshot.ais("team", "ada"), snapshot.ais("team", "bob")) == (6.6, None)
 
 
-async def test_a_key_is_refused_as_soon_as_it_may_not_be_used(control: Control, db: Database) -> None:
+async def test_expired_rotated_or_revoked_key_is_no_longer_found(control: Control, db: Database) -> None:
     expiring = await control.change(keys.create(db, KeyRequest("a", expires_at_ms=NOW_MS + 10), "root", NOW_MS))
     assert control.snapshot.find_key(expiring.plain, NOW_MS) is not None
     assert control.snapshot.find_key(expiring.plain, NOW_MS + 10) is None
@@ -127,7 +127,7 @@ async def test_a_key_is_refused_as_soon_as_it_may_not_be_used(control: Control, 
     assert control.snapshot.find_key(rotated.plain, NOW_MS) is None
 
 
-async def test_junk_is_refused_without_a_look_up() -> None:
+async def test_malformed_key_fails_its_checksum() -> None:
     plain = keys.make_plain()
     wrong_check = plain[:-1] + ("A" if plain[-1] != "A" else "B")
     typo = plain[:10] + ("x" if plain[10] != "x" else "y") + plain[11:]
@@ -141,7 +141,7 @@ async def test_junk_is_refused_without_a_look_up() -> None:
     assert keys.looks_like_key(keys.make_plain(bytes))
 
 
-async def test_the_last_good_snapshot_stays_while_the_store_is_away(tmp_path: Path) -> None:
+async def test_last_snapshot_stays_while_the_store_is_unreachable(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/store.db")
     await database.open()
     await database.migrate(NOW_MS)
@@ -159,7 +159,7 @@ async def test_the_last_good_snapshot_stays_while_the_store_is_away(tmp_path: Pa
     await database.close()
 
 
-async def test_a_row_that_was_broken_by_hand_does_not_stop_the_others(control: Control, db: Database) -> None:
+async def test_invalid_setting_row_falls_back_to_its_default_alone(control: Control, db: Database) -> None:
     await settings.put(db, "orchestration_compression_target_ratio", 0.7, "ada", NOW_MS)
     async with db.begin() as connection:
         broken = "UPDATE system_settings_config SET value = '-5', updated_by = 'hand' WHERE key = :key"
@@ -170,7 +170,7 @@ async def test_a_row_that_was_broken_by_hand_does_not_stop_the_others(control: C
     assert control.snapshot.settings.compression_target_ratio == 0.7
 
 
-async def test_a_fault_of_ours_does_not_end_the_polling(control: Control, db: Database) -> None:
+async def test_polling_survives_an_unexpected_store_error(control: Control, db: Database) -> None:
     async with db.begin() as connection:
         await connection.execute(text("ALTER TABLE budgets RENAME TO elsewhere"))
         await connection.execute(text("UPDATE control_versions SET version = version + 1"))
@@ -180,7 +180,9 @@ async def test_a_fault_of_ours_does_not_end_the_polling(control: Control, db: Da
     await until(lambda: control.is_store_available)
 
 
-async def test_what_cannot_be_read_does_not_keep_the_rest_from_counting(control: Control, db: Database) -> None:
+async def test_unreadable_budgets_keep_their_last_values_while_key_changes_apply(
+    control: Control, db: Database
+) -> None:
     await control.change(budgets.put(db, StoredBudget("b1", Budget(Scope.RUN, Limit(tokens=1)))))
     key = await control.change(keys.create(db, KeyRequest("ci"), "test", NOW_MS))
     async with db.begin() as connection:

@@ -1,4 +1,4 @@
-"""Whose fields a request has when one deployment after another is asked."""
+"""Which default fields a request gets when several deployments are tried in turn."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def chat(**fields: Any) -> Request:
     return Request({"model": "m", "messages": [], **fields}, "m")
 
 
-def test_an_entry_that_adds_nothing_leaves_the_request_as_it_is() -> None:
+def test_entry_without_new_fields_returns_the_same_request() -> None:
     request = chat(temperature=1)
     assert with_defaults_of(entry(api_base="https://x", temperature=0), request) is request
 
 
-def test_the_client_beats_the_entry_and_the_next_entry_beats_the_one_before() -> None:
+def test_client_fields_win_and_each_entry_replaces_the_previous_defaults() -> None:
     request = chat(seed=7)
     first = with_defaults_of(entry(seed=1, temperature=0.1, n=2, max_tokens=30), request)
     assert first.body == {**request.body, "temperature": 0.1, "n": 2, "max_tokens": 30}
@@ -38,19 +38,19 @@ def test_the_client_beats_the_entry_and_the_next_entry_beats_the_one_before() ->
     assert (third.body, third.choices, third.output_tokens_max) == (request.body, 1, None)
 
 
-def test_what_was_changed_of_the_body_meanwhile_stays_changed() -> None:
+def test_compressed_messages_survive_a_change_of_entry() -> None:
     first = with_defaults_of(entry(temperature=0.1), chat())
     compressed = replace(first, body={**first.body, "messages": ["short"]})
     assert with_defaults_of(entry(), compressed).body == {"model": "m", "messages": ["short"]}
 
 
 @pytest.mark.parametrize(("next_cap", "left"), [(None, 10), (90, 10), (5, 5)])
-def test_a_cap_that_a_budget_has_cut_is_never_loosened(next_cap: int | None, left: int) -> None:
+def test_output_cap_lowered_by_a_budget_is_never_raised_by_an_entry(next_cap: int | None, left: int) -> None:
     cut = replace(with_defaults_of(entry(max_tokens=30), chat()), output_tokens_max=10)
     assert with_defaults_of(entry(max_tokens=next_cap), cut).output_tokens_max == left
 
 
-def test_answers_of_an_entry_are_held_for_each_prompt() -> None:
+def test_choices_of_an_entry_are_multiplied_by_the_number_of_prompts() -> None:
     request = CompletionsProtocol().parse(b'{"model": "m", "prompt": ["a", "b"]}')
     added = with_defaults_of(entry(n=3, max_tokens=50), request)
     assert (added.choices, added.output_tokens_max) == (6, 50)

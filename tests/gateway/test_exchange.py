@@ -1,4 +1,4 @@
-"""One exchange over ASGI: the body is bounded while it comes, and a client that leaves is noticed."""
+"""One exchange over ASGI: the size of the body is limited while it is read, and a disconnect is noticed."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def part(body: bytes, more: bool) -> dict[str, Any]:
     return {"type": "http.request", "body": body, "more_body": more}
 
 
-async def test_a_body_in_one_piece_and_in_several() -> None:
+async def test_body_is_joined_from_its_parts() -> None:
     assert await Client(part(b"abc", False)).exchange().read_body(3) == b"abc"
     client = Client(part(b"ab", True), part(b"", True), part(b"c", False))
     assert await client.exchange().read_body(3) == b"abc"
     assert await Client(part(b"", False)).exchange().read_body(3) == b""
 
 
-async def test_a_body_that_says_it_is_too_large_is_refused_unread() -> None:
+async def test_body_with_too_large_content_length_is_413_and_not_read() -> None:
     client = Client(part(b"x" * 10, False))
     with pytest.raises(BadRequest) as caught:
         await client.exchange((b"content-length", b"10")).read_body(9)
@@ -53,14 +53,14 @@ async def test_a_body_that_says_it_is_too_large_is_refused_unread() -> None:
 
 
 @pytest.mark.parametrize("messages", [[part(b"x" * 10, False)], [part(b"x" * 5, True), part(b"x" * 5, True)]])
-async def test_a_body_that_does_not_say_so_is_cut_at_the_limit(messages: list[dict[str, Any]]) -> None:
+async def test_body_above_the_limit_without_content_length_is_413(messages: list[dict[str, Any]]) -> None:
     with pytest.raises(BadRequest) as caught:
         await Client(*messages).exchange().read_body(9)
     assert caught.value.status == 413
 
 
 @pytest.mark.parametrize("encoding", [b"gzip", b"br", b"identity, gzip"])
-async def test_an_encoded_body_is_a_415(encoding: bytes) -> None:
+async def test_compressed_body_is_415(encoding: bytes) -> None:
     with pytest.raises(BadRequest) as caught:
         await Client(part(b"x", False)).exchange((b"content-encoding", encoding)).read_body(9)
     assert caught.value.status == 415
@@ -68,13 +68,13 @@ async def test_an_encoded_body_is_a_415(encoding: bytes) -> None:
     assert await identity.read_body(9) == b"x"
 
 
-async def test_a_client_that_leaves_while_it_sends() -> None:
+async def test_disconnect_while_reading_the_body_raises_client_gone() -> None:
     for messages in ([{"type": "http.disconnect"}], [part(b"a", True), {"type": "http.disconnect"}]):
         with pytest.raises(ClientGone):
             await Client(*messages).exchange().read_body(9)
 
 
-async def test_a_client_that_leaves_while_it_waits_cancels_the_call() -> None:
+async def test_disconnect_while_waiting_cancels_the_call() -> None:
     client = Client(part(b"", False))
     exchange = client.exchange()
     work = asyncio.create_task(asyncio.sleep(60))
@@ -87,7 +87,7 @@ async def test_a_client_that_leaves_while_it_waits_cancels_the_call() -> None:
     assert exchange.is_gone
 
 
-async def test_after_the_answer_nobody_is_watched() -> None:
+async def test_disconnect_after_unwatch_does_not_cancel() -> None:
     client = Client(part(b"", False))
     exchange = client.exchange()
     work = asyncio.create_task(asyncio.sleep(0.02))
@@ -102,7 +102,7 @@ def on_connection(presence: Presence) -> Exchange:
     return Exchange({"path": "/x", "headers": [], PRESENCE: presence}, None, None)
 
 
-async def test_our_own_server_says_that_the_client_has_gone() -> None:
+async def test_presence_reports_a_disconnect_before_and_after_watching() -> None:
     presence = Presence()
     exchange = on_connection(presence)
     work = asyncio.create_task(asyncio.sleep(60))
@@ -117,7 +117,7 @@ async def test_our_own_server_says_that_the_client_has_gone() -> None:
     assert exchange.is_gone
 
 
-async def test_whoever_is_done_late_leaves_the_next_request_of_the_connection_watched() -> None:
+async def test_late_unwatch_keeps_the_next_request_of_the_connection_watched() -> None:
     presence = Presence()
     first, second = on_connection(presence), on_connection(presence)
     done, work = (asyncio.create_task(asyncio.sleep(seconds)) for seconds in (0, 60))
@@ -133,12 +133,12 @@ async def test_whoever_is_done_late_leaves_the_next_request_of_the_connection_wa
     assert presence.tell is None
 
 
-async def test_blanks_at_the_end_of_a_header_are_not_part_of_its_value() -> None:
+async def test_trailing_whitespace_of_a_header_is_stripped() -> None:
     exchange = Client().exchange((b"x-workflow-intent", b"summarize \t"), (b"x-workflow-step", b"a b "))
     assert exchange.headers == {"x-workflow-intent": "summarize", "x-workflow-step": "a b"}
 
 
-async def test_an_answer_has_its_length_and_the_first_of_equal_headers_counts() -> None:
+async def test_answer_sets_content_length_and_the_first_of_repeated_headers_wins() -> None:
     client = Client()
     exchange = client.exchange((b"x-a", b"1"), (b"x-a", b"2"), (b"x-b", b"\xe9"))
     assert exchange.headers == {"x-a": "1", "x-b": "é"}
@@ -152,7 +152,7 @@ async def test_an_answer_has_its_length_and_the_first_of_equal_headers_counts() 
 
 
 async def streamed(exchange: Exchange, *pieces: bytes, broken: bool = False) -> list[Answered]:
-    """What a keeper got of a stream of these pieces."""
+    """The answers kept after a stream of these pieces."""
     kept: list[Answered] = []
 
     async def keep(answered: Answered) -> None:
@@ -166,7 +166,7 @@ async def streamed(exchange: Exchange, *pieces: bytes, broken: bool = False) -> 
     return kept
 
 
-async def test_a_stream_is_kept_whole_unless_it_broke_or_is_endless() -> None:
+async def test_stream_is_kept_whole_unless_broken_or_too_large() -> None:
     client = Client()
     kept = await streamed(client.exchange(), b"a", b"b")
     assert [one.body for one in kept] == [b"abend"]
@@ -177,7 +177,7 @@ async def test_a_stream_is_kept_whole_unless_it_broke_or_is_endless() -> None:
     assert sum(len(message.get("body", b"")) for message in endless.sent) == KEPT_BYTES_MAX + 4
 
 
-async def test_a_call_that_somebody_will_ask_for_again_goes_on_without_its_client() -> None:
+async def test_call_that_outlives_its_client_is_not_cancelled() -> None:
     client = Client(part(b"", False))
     exchange = client.exchange()
     await exchange.read_body(1)

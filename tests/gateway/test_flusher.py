@@ -62,7 +62,7 @@ def flusher_of(ledger: Any, db: Database, sink: Any = usage.insert_entries, **op
     return Flusher(ledger, db, consumer="one", idle_ms=5, chance=lambda: 0.0, insert=sink, **options)
 
 
-async def test_entries_move_once_and_leave_the_outbox(ledger: MemoryLedger, db: Database) -> None:
+async def test_entries_are_stored_once_and_leave_the_outbox(ledger: MemoryLedger, db: Database) -> None:
     await ledger.record("default", [entry(f"e{number}") for number in range(25)])
     flusher = flusher_of(ledger, db, batch=10)
     assert [await flusher.flush_once() for _ in range(4)] == [10, 10, 5, 0]
@@ -71,7 +71,7 @@ async def test_entries_move_once_and_leave_the_outbox(ledger: MemoryLedger, db: 
     assert (flusher.inserted_total, flusher.dead_lettered_total, flusher.lag_ms) == (25, 0, 0)
 
 
-async def test_a_crash_between_commit_and_acknowledge_doubles_nothing(ledger: MemoryLedger, db: Database) -> None:
+async def test_crash_between_commit_and_acknowledge_stores_no_duplicates(ledger: MemoryLedger, db: Database) -> None:
     class Forgetful(MemoryLedger):
         async def outbox_acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
             raise LedgerUnavailable("gone")
@@ -85,7 +85,7 @@ async def test_a_crash_between_commit_and_acknowledge_doubles_nothing(ledger: Me
     assert (done.inserted, done.known) == (0, 2)
 
 
-async def test_calls_have_their_turn_while_a_backlog_is_read(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_large_backlog_is_parsed_in_chunks_of_at_most_200(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     turn = 0
     read_in: Counter[int] = Counter()
 
@@ -107,7 +107,7 @@ async def test_calls_have_their_turn_while_a_backlog_is_read(db: Database, monke
     assert max(read_in.values()) <= 200
 
 
-async def test_what_is_not_committed_stays_in_the_outbox(ledger: MemoryLedger, db: Database) -> None:
+async def test_uncommitted_entries_stay_in_the_outbox(ledger: MemoryLedger, db: Database) -> None:
     sink = Sink()
     sink.faults = [StoreUnavailable("away")]
     await ledger.record("default", [entry("a", at_ms=NOW_MS - 5_000)])
@@ -121,7 +121,7 @@ async def test_what_is_not_committed_stays_in_the_outbox(ledger: MemoryLedger, d
 
 
 @pytest.mark.parametrize("fault", [StoreUnavailable("away"), LedgerUnavailable("slow"), ValueError("a bug of ours")])
-async def test_the_loop_survives_every_error(ledger: MemoryLedger, db: Database, fault: Exception) -> None:
+async def test_loop_retries_after_every_kind_of_error(ledger: MemoryLedger, db: Database, fault: Exception) -> None:
     sink = Sink()
     sink.faults = [fault]
     flusher = flusher_of(ledger, db, sink)
@@ -133,7 +133,7 @@ async def test_the_loop_survives_every_error(ledger: MemoryLedger, db: Database,
     await task
 
 
-async def test_pauses_grow_after_failures_up_to_a_limit(ledger: MemoryLedger, db: Database) -> None:
+async def test_backoff_doubles_with_jitter_up_to_a_maximum(ledger: MemoryLedger, db: Database) -> None:
     shortest, longest = flusher_of(ledger, db), Flusher(ledger, db, consumer="x", chance=lambda: 0.999)
     error = StoreUnavailable("away")
     low = [shortest._note_failure(error) for _ in range(12)]
@@ -143,7 +143,7 @@ async def test_pauses_grow_after_failures_up_to_a_limit(ledger: MemoryLedger, db
     assert all(2 * a >= b > a for a, b in zip(low, high, strict=True))
 
 
-async def test_the_cap_of_the_outbox_is_told(ledger: MemoryLedger, db: Database) -> None:
+async def test_outbox_reports_nearly_full_and_full(ledger: MemoryLedger, db: Database) -> None:
     flusher = flusher_of(ledger, db, outbox_cap=10, clock_ms=iter(range(0, 100_000, 1_000)).__next__)
     sizes = []
     for number in range(10):
@@ -153,7 +153,7 @@ async def test_the_cap_of_the_outbox_is_told(ledger: MemoryLedger, db: Database)
     assert sizes == [(False, False)] * 7 + [(True, False)] * 2 + [(True, True)]
 
 
-async def test_stopping_waits_for_no_pause(ledger: MemoryLedger, db: Database) -> None:
+async def test_stop_does_not_wait_for_the_idle_pause(ledger: MemoryLedger, db: Database) -> None:
     sink = Sink()
     flusher = Flusher(ledger, db, consumer="one", idle_ms=60_000, insert=sink)
     task = asyncio.create_task(flusher.run())
@@ -164,7 +164,7 @@ async def test_stopping_waits_for_no_pause(ledger: MemoryLedger, db: Database) -
     assert list(sink.stored) == ["a"]
 
 
-async def test_stopping_moves_what_is_left(ledger: MemoryLedger, db: Database) -> None:
+async def test_stop_flushes_the_remaining_entries(ledger: MemoryLedger, db: Database) -> None:
     flusher = flusher_of(ledger, db, batch=2)
     await ledger.record("default", [entry(f"e{number}") for number in range(9)])
     assert await flusher.stop() is True
@@ -172,7 +172,7 @@ async def test_stopping_moves_what_is_left(ledger: MemoryLedger, db: Database) -
     await asyncio.wait_for(flusher.run(), 1)  # a stopped flusher does not begin again
 
 
-async def test_stopping_gives_up_in_time_when_the_store_hangs(ledger: MemoryLedger, db: Database) -> None:
+async def test_stop_gives_up_after_drain_ms_when_the_store_hangs(ledger: MemoryLedger, db: Database) -> None:
     async def hang(*_given: object) -> Inserted:
         await asyncio.sleep(60)
         raise AssertionError
@@ -183,7 +183,7 @@ async def test_stopping_gives_up_in_time_when_the_store_hangs(ledger: MemoryLedg
     assert await ledger.outbox_size() == 1
 
 
-async def test_drain_shows_a_report_the_call_before_it(ledger: MemoryLedger, db: Database) -> None:
+async def test_drain_stores_every_event_recorded_before_it(ledger: MemoryLedger, db: Database) -> None:
     flusher = flusher_of(ledger, db)
     task = asyncio.create_task(flusher.run())
     for number in range(5):
@@ -194,7 +194,7 @@ async def test_drain_shows_a_report_the_call_before_it(ledger: MemoryLedger, db:
     await task
 
 
-async def test_poison_is_counted_and_does_not_come_back(ledger: MemoryLedger, db: Database) -> None:
+async def test_invalid_entry_is_dead_lettered_once(ledger: MemoryLedger, db: Database) -> None:
     await ledger.record("default", [entry("good"), entry("bad", run="x" * 600)])
     flusher = flusher_of(ledger, db)
     assert await flusher.flush_once() == 2

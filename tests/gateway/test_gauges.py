@@ -1,4 +1,4 @@
-"""What is measured beside the calls goes on being measured."""
+"""Periodic gauges: they survive errors and show current budgets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def limits_shown(api: Api) -> dict[str, float]:
     return {name: float(usd) for name, usd in re.findall(r'farebox_budget_limit_usd\{name="([^"]+)".*\} (\S+)', said)}
 
 
-async def test_a_fault_in_one_round_does_not_end_those_that_follow(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_error_in_one_round_does_not_stop_later_rounds(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gauges, "_REFRESH_S", 0.01)
     monkeypatch.setattr(gauges, "_COMPARE_S", 0.01)
     rounds: list[int] = []
@@ -43,7 +43,7 @@ async def test_a_fault_in_one_round_does_not_end_those_that_follow(api: Api, mon
     assert rounds[:3] == [0, 1, 2]
 
 
-async def test_a_name_that_several_budgets_are_on_shows_the_fullest(tmp_path: Path) -> None:
+async def test_name_with_several_budgets_shows_the_fullest(tmp_path: Path) -> None:
     api = await make_api(tmp_path, {"FAREBOX_ADMIN_KEY": "a-long-enough-admin-key"})
     try:
         for project, window, usd in (("a", "day", 2), ("a", "total", 1), ("b", "day", 5), ("b", "total", 4)):
@@ -58,7 +58,7 @@ async def test_a_name_that_several_budgets_are_on_shows_the_fullest(tmp_path: Pa
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one process", "several"])
-async def test_a_budget_that_is_gone_is_no_longer_shown(
+async def test_deleted_budget_is_removed_or_zeroed_with_several_processes(
     api: Api, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, several: bool
 ) -> None:
     made = [
@@ -67,9 +67,8 @@ async def test_a_budget_that_is_gone_is_no_longer_shown(
     ]
     assert await limits_shown(api) == {"nightly": 1.0, "weekly": 1.0}
     await api.delete(f"/api/budgets/{made[0]['id']}")
-    if (
-        several
-    ):  # the figures of this one are in memory still; what is asked is whether it knows that others cannot forget
+    if several:
+        # The process still holds the figures in memory. What is tested: it knows that others cannot remove theirs, and sets them to 0.
         monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
         await api.application._gauges.show_budgets()
         monkeypatch.undo()

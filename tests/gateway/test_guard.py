@@ -1,4 +1,4 @@
-"""Requests that no part behind the guard should ever see, and the ordinary ones that must pass."""
+"""Requests that the guard refuses, and valid ones that it passes on."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def request(
 @pytest.mark.parametrize(
     "host", [b"localhost", b"a.example:80", b"[::1]:4000", b"farebox", b"gw-1.internal:4000", b"10.0.0.1", b"a_b:1"]
 )
-def test_ordinary_hosts_pass(host: bytes) -> None:
+def test_valid_host_is_accepted(host: bytes) -> None:
     assert fault_of(request(b"/", "GET", (b"host", host))) is None
 
 
 @pytest.mark.parametrize(
     "host", [b"a/#@evil", b"a?b", b"", b"a b", b"a:port", b"[::1", b"evil.example:80:80", b"-x", b"a\x00b"]
 )
-def test_a_host_that_is_none_is_refused(host: bytes) -> None:
+def test_invalid_host_is_refused(host: bytes) -> None:
     fault = fault_of(request(b"/", "GET", (b"host", host)))
     assert fault is not None
     assert (fault.status, fault.param) == (400, "host")
@@ -57,7 +57,7 @@ def test_a_host_that_is_none_is_refused(host: bytes) -> None:
         b"http://x/y",
     ],
 )
-def test_a_path_that_hides_another_is_refused(path: bytes) -> None:
+def test_ambiguous_path_is_refused(path: bytes) -> None:
     fault = fault_of(request(path))
     assert fault is not None
     assert (fault.status, fault.code) == (400, "invalid_path")
@@ -76,12 +76,12 @@ def test_a_path_that_hides_another_is_refused(path: bytes) -> None:
         b"/api/runs/%2Fhome%2Fme%2F%2Fproject",
     ],
 )
-def test_ordinary_paths_pass(path: bytes) -> None:
+def test_valid_path_is_accepted(path: bytes) -> None:
     assert fault_of(request(path)) is None
 
 
 @pytest.mark.parametrize("method", ["TRACE", "CONNECT", "OPTIONS", "PROPFIND", "get"])
-def test_other_methods_are_refused(method: str) -> None:
+def test_unsupported_method_is_405(method: str) -> None:
     fault = fault_of(request(b"/", method))
     assert fault is not None
     assert (fault.status, fault.headers) == (405, {"allow": "DELETE, GET, HEAD, PATCH, POST, PUT"})
@@ -90,7 +90,7 @@ def test_other_methods_are_refused(method: str) -> None:
 @pytest.mark.parametrize(
     "name", [b"host", b"authorization", b"x-api-key", b"content-length", b"content-type", b"cookie"]
 )
-def test_what_may_stand_once_is_refused_twice(name: bytes) -> None:
+def test_repeated_singleton_header_is_refused(name: bytes) -> None:
     headers = (HOST, (name, b"a"), (name, b"b")) if name != b"host" else (HOST, HOST)
     fault = fault_of(request(b"/", "POST", *headers))
     assert fault is not None
@@ -98,7 +98,7 @@ def test_what_may_stand_once_is_refused_twice(name: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", [b"x-workflow-id", b"x-workflow-run-id", b"x-workflow-step", b"x-workflow-budget-usd"])
-def test_a_tag_with_two_values_is_refused(name: bytes) -> None:
+def test_repeated_tag_header_is_refused_only_if_its_values_differ(name: bytes) -> None:
     fault = fault_of(request(b"/", "POST", HOST, (name, b"a"), (b"accept", b"*/*"), (name, b"b")))
     assert fault is not None
     assert (fault.status, fault.code, fault.param) == (400, "invalid_header", name.decode())
@@ -106,7 +106,7 @@ def test_a_tag_with_two_values_is_refused(name: bytes) -> None:
     assert fault_of(request(b"/", "POST", HOST, (b"accept", b"a"), (b"accept", b"b"))) is None
 
 
-def test_no_host_many_headers_and_large_ones_are_refused() -> None:
+def test_missing_host_too_many_or_large_headers_and_method_override_are_refused() -> None:
     no_host = fault_of(request(b"/", "GET", (b"accept", b"*/*")))
     many = fault_of(request(b"/", "GET", HOST, *[(b"x-a", b"1")] * HEADERS_MAX))
     large = fault_of(request(b"/", "GET", HOST, (b"x-a", b"1" * HEADER_BYTES_MAX)))
@@ -114,7 +114,7 @@ def test_no_host_many_headers_and_large_ones_are_refused() -> None:
     assert [fault.status for fault in (no_host, many, large, override) if fault] == [400, 431, 431, 400]
 
 
-async def test_a_refused_request_never_reaches_the_application() -> None:
+async def test_refused_request_is_answered_by_the_guard_alone() -> None:
     reached: list[str] = []
     sent: list[dict[str, Any]] = []
 

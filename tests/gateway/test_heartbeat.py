@@ -1,4 +1,4 @@
-"""Signs of life: long calls are renewed, and no error of a ledger ends the beat."""
+"""The heartbeat: holds of long calls are renewed, expired ones are swept, and ledger errors stop neither."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_long_call_is_renewed_with_its_prompt_and_then_with_its_output() -> None:
+async def test_long_call_is_renewed_with_its_prompt_and_output_until_it_ends() -> None:
     ledger = Watched(lambda: 0)
     async with beating(ledger) as heartbeat:
         call = await held(ledger, "a")
@@ -93,7 +93,7 @@ async def test_a_long_call_is_renewed_with_its_prompt_and_then_with_its_output()
         assert len(ledger.renewed) == seen
 
 
-async def test_a_call_without_a_hold_is_nobodys_business() -> None:
+async def test_call_without_a_hold_is_not_renewed() -> None:
     ledger = Watched(lambda: 0)
     async with beating(ledger) as heartbeat:
         call = await held(ledger, "a")
@@ -105,7 +105,7 @@ async def test_a_call_without_a_hold_is_nobodys_business() -> None:
     assert ledger.renewed == []
 
 
-async def test_a_call_that_waits_for_its_connection_is_said_to_have_sent_nothing_until_it_leaves() -> None:
+async def test_lost_call_is_released_if_still_waiting_to_connect_and_charged_if_sent() -> None:
     now_ms = 0
     ledger = Watched(lambda: now_ms)
     async with beating(ledger, ttl_ms=60_000) as heartbeat:
@@ -114,13 +114,13 @@ async def test_a_call_that_waits_for_its_connection_is_said_to_have_sent_nothing
             assert departure is not None
             departure.waits()
         never, left, quick = cast(list[Departure], departures)
-        assert quick.leaves() is None, "within a tick nobody has to be told"
+        assert quick.leaves() is None, "a call that waited less than a tick is not reported"
         await until(lambda: len(ledger.renewed) == 2)
         told = left.leaves()
         assert told is not None
         await told
         never.waits()  # another attempt
-        left.waits()  # one that was sent stays sent
+        left.waits()  # waiting again does not make it unsent
         await asyncio.sleep(0.12)
         assert {sign.id: sign.on_lost for sign in ledger.renewed} == {"never": OnLost.RELEASE, "left": OnLost.CHARGE}
         now_ms, seen = 70_000, ledger.sweeps
@@ -130,7 +130,7 @@ async def test_a_call_that_waits_for_its_connection_is_said_to_have_sent_nothing
 
 
 @pytest.mark.parametrize("trouble", ["away", "gone"])
-async def test_a_request_does_not_leave_unless_its_hold_is_there(trouble: str) -> None:
+async def test_request_is_not_sent_if_its_hold_cannot_be_confirmed(trouble: str) -> None:
     now_ms = 0
     ledger = Watched(lambda: now_ms)
     async with beating(ledger, ttl_ms=60_000) as heartbeat:
@@ -149,13 +149,13 @@ async def test_a_request_does_not_leave_unless_its_hold_is_there(trouble: str) -
             await told
 
 
-async def test_where_losses_are_released_nobody_has_to_say_anything() -> None:
+async def test_no_departure_is_tracked_when_lost_holds_are_released() -> None:
     ledger = Watched(lambda: 0)
     heartbeat = Heartbeat(ledger, Telemetry(), ttl_ms=400, sweep_ms=30, on_lost=OnLost.RELEASE)
     assert heartbeat.sent(await held(ledger, "a")) is None
 
 
-async def test_no_error_of_the_ledger_ends_the_beat_or_the_sweep() -> None:
+async def test_ledger_errors_stop_neither_renewal_nor_sweep() -> None:
     ledger = Watched(lambda: 0)
     ledger.errors = [LedgerUnavailable("away"), LedgerError("damaged")]
     async with beating(ledger) as heartbeat:
@@ -165,7 +165,7 @@ async def test_no_error_of_the_ledger_ends_the_beat_or_the_sweep() -> None:
         await until(lambda: ledger.sweeps >= 3)
 
 
-async def test_a_hold_whose_owner_is_gone_is_booked_whole() -> None:
+async def test_expired_hold_of_a_dead_process_is_charged_in_full() -> None:
     now_ms = 0
     ledger = Watched(lambda: now_ms)
     async with beating(ledger) as heartbeat:

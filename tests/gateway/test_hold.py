@@ -1,4 +1,4 @@
-"""A stream against its hold: looked at often enough near the limit, seldom far from it, and extended before it ends."""
+"""A stream and its hold: checked often near the limit, rarely far from it, and extended before it is used up."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def held(
     kind: HoldKind = HoldKind.WORST_CASE,
     cap: int | None = None,
 ) -> Call:
-    """A call whose reservation of `output` tokens stands in `ledger`, on one run of `limit` tokens."""
+    """A call with a reservation of `output` tokens in `ledger`, on a run limited to `limit` tokens."""
     link = Link(Hold("run/r", Limit(limit)), Scope.RUN, "r", Window.RUN)
     call = Call(
         id="id-1",
@@ -62,20 +62,20 @@ def sizes(keeper: HoldKeeper, size: int) -> list[int]:
     return [len(part) for part in keeper.parts(b"x" * size)]
 
 
-async def test_far_from_the_limit_pieces_are_left_whole() -> None:
+async def test_pieces_far_from_the_limit_are_not_split() -> None:
     keeper = HoldKeeper(await held(MemoryLedger(), 100_000, 50_000), reserving(MemoryLedger()), slice_tokens=512)
     assert sizes(keeper, FAR) == [FAR]
     assert not keeper.is_due(FAR - 1)
     assert keeper.is_due(1)
 
 
-async def test_near_the_limit_pieces_are_taken_apart() -> None:
+async def test_pieces_near_the_limit_are_split() -> None:
     keeper = HoldKeeper(await held(MemoryLedger(), 1000, 100), reserving(MemoryLedger()), slice_tokens=512)
-    assert sizes(keeper, 1000) == [400, 400, 200], "four bytes a token that is held"
+    assert sizes(keeper, 1000) == [400, 400, 200], "four bytes per held token"
     assert b"".join(keeper.parts(b"abc" * 999)) == b"abc" * 999
 
 
-async def test_a_hold_that_is_used_up_is_extended_while_the_budget_has_room() -> None:
+async def test_used_up_hold_is_extended_while_the_budget_has_room() -> None:
     ledger = MemoryLedger()
     call = await held(ledger, 1000, 100)
     keeper = HoldKeeper(call, reserving(ledger), slice_tokens=64)
@@ -83,7 +83,7 @@ async def test_a_hold_that_is_used_up_is_extended_while_the_budget_has_room() ->
     assert await keeper.covers(101)
     assert keeper.allowed_tokens == 164
     assert await keeper.covers(990)
-    assert not await keeper.covers(991), "ten of the thousand are the prompt's"
+    assert not await keeper.covers(991), "ten of the thousand tokens are the prompt"
     assert keeper.allowed_tokens == 990
     (balance,) = await ledger.balances("default", ["run/r"])
     assert (balance.settled.tokens, balance.reserved.tokens) == (0, 1000)
@@ -103,7 +103,7 @@ SPOKEN = {"input_cost_per_audio_token": 2e-5, "output_cost_per_audio_token": 8e-
         (SPOKEN, {}, 2_000),
     ],
 )
-async def test_a_hold_is_extended_at_the_price_of_its_tier_and_of_sound(
+async def test_extension_is_priced_by_service_tier_and_audio(
     prices: dict[str, float], request_fields: dict[str, Any], nano_usd: int
 ) -> None:
     ledger = MemoryLedger()
@@ -116,7 +116,7 @@ async def test_a_hold_is_extended_at_the_price_of_its_tier_and_of_sound(
     assert balance.reserved.nano_usd == 64 * nano_usd
 
 
-async def test_slices_are_extended_ahead_and_never_above_the_clients_own_cap() -> None:
+async def test_slices_are_extended_ahead_up_to_the_clients_cap() -> None:
     ledger = MemoryLedger()
     call = await held(ledger, 100_000, 64, kind=HoldKind.SLICES, cap=100)
     keeper = HoldKeeper(call, reserving(ledger), slice_tokens=64)
@@ -128,7 +128,7 @@ async def test_slices_are_extended_ahead_and_never_above_the_clients_own_cap() -
     assert not await keeper.covers(101)
 
 
-async def test_an_extension_below_a_slice_is_taken_too() -> None:
+async def test_extension_smaller_than_a_slice_is_used() -> None:
     ledger = MemoryLedger()
     keeper = HoldKeeper(await held(ledger, 100, 64, kind=HoldKind.SLICES), reserving(ledger), slice_tokens=64)
     assert await keeper.covers(80)
@@ -136,7 +136,7 @@ async def test_an_extension_below_a_slice_is_taken_too() -> None:
 
 
 @pytest.mark.parametrize("limit", [None, 1000])
-async def test_what_nobody_enforces_is_never_ended(limit: int | None) -> None:
+async def test_answer_without_an_enforced_limit_is_never_cut(limit: int | None) -> None:
     ledger = MemoryLedger()
     call = await held(ledger, limit, 100)
     if limit is not None:
@@ -147,7 +147,7 @@ async def test_what_nobody_enforces_is_never_ended(limit: int | None) -> None:
     assert sizes(keeper, FAR) == [FAR]
 
 
-async def test_a_ledger_that_is_away_ends_the_answer_at_what_is_held() -> None:
+async def test_unreachable_ledger_ends_the_answer_at_the_held_tokens() -> None:
     class Away(MemoryLedger):
         async def extend(self, *_: object) -> Decision:
             raise LedgerUnavailable("away")
@@ -158,7 +158,7 @@ async def test_a_ledger_that_is_away_ends_the_answer_at_what_is_held() -> None:
     assert not await keeper.covers(101)
 
 
-async def test_choices_share_the_hold() -> None:
+async def test_hold_covers_the_tokens_of_all_choices() -> None:
     ledger = MemoryLedger()
     call = await held(ledger, 10_000, 100)
     call.request.choices = 3

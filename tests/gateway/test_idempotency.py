@@ -1,4 +1,4 @@
-"""A call under an `Idempotency-Key`: claimed while it lasts, and free again when it fails."""
+"""A call with an `Idempotency-Key`: its key is claimed while it runs, and freed if it fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.pipeline.idempotency import Idempotency
 
 
 class Shelf(MemoryShelf):
-    """Counts renewals, as an engine wants them whose claims end by themselves; may be away."""
+    """Asks for renewals, like an engine whose claims expire, and counts them; may be unavailable."""
 
     renew_s = 0.01  # type: ignore[assignment]
 
@@ -58,7 +58,7 @@ def call(number: int = 1) -> Call:
     return Call(f"call-{number}", protocol, principal, request)
 
 
-async def test_a_claim_is_renewed_as_long_as_the_call_lasts_whatever_a_renewal_says() -> None:
+async def test_claim_is_renewed_while_the_call_lasts_even_after_a_failed_renewal() -> None:
     shelf = Shelf()
     async with Idempotency(shelf, keep_ms=1000).once(exchange(), call()) as kept:
         assert kept is None
@@ -70,7 +70,7 @@ async def test_a_claim_is_renewed_as_long_as_the_call_lasts_whatever_a_renewal_s
     assert shelf.renewed == renewed
 
 
-async def test_a_call_that_fails_leaves_its_key_free() -> None:
+async def test_failed_call_frees_its_key() -> None:
     shelf = Shelf()
     idempotency = Idempotency(shelf, keep_ms=1000)
     with pytest.raises(GatewayError, match="refused"):
@@ -80,7 +80,7 @@ async def test_a_call_that_fails_leaves_its_key_free() -> None:
         assert kept is None
 
 
-async def test_an_answer_is_kept_before_the_client_has_it() -> None:
+async def test_answer_is_kept_before_the_call_ends() -> None:
     shelf = Shelf()
     idempotency = Idempotency(shelf, keep_ms=1000)
     first = exchange()
@@ -91,7 +91,7 @@ async def test_an_answer_is_kept_before_the_client_has_it() -> None:
             assert kept.body == b"{}"
 
 
-async def test_a_shelf_that_goes_away_costs_the_memory_of_the_answer_and_not_the_answer() -> None:
+async def test_outage_while_keeping_loses_only_the_kept_answer() -> None:
     shelf = Shelf()
     idempotency = Idempotency(shelf, keep_ms=1000)
     answered = exchange()

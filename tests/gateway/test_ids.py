@@ -8,7 +8,7 @@ import re
 from gateway.ids import Ids
 
 
-def test_ids_sort_by_their_millisecond() -> None:
+def test_ids_sort_by_time() -> None:
     clock = itertools.count(1_700_000_000_000)
     ids = Ids(lambda: next(clock))
     made = [ids.new() for _ in range(1000)]
@@ -17,12 +17,12 @@ def test_ids_sort_by_their_millisecond() -> None:
     assert int(made[0][:12], 16) == 1_700_000_000_000
 
 
-def test_ids_of_one_millisecond_differ_across_blocks_of_chance() -> None:
+def test_ids_of_one_millisecond_are_unique() -> None:
     ids = Ids(lambda: 5)
     assert len({ids.new() for _ in range(10_000)}) == 10_000
 
 
-def test_chance_is_drawn_in_blocks_and_used_once() -> None:
+def test_random_bytes_are_drawn_in_blocks_and_used_once() -> None:
     drawn: list[int] = []
 
     def chance(size: int) -> bytes:
