@@ -140,7 +140,7 @@ def test_run_ids_with_slashes_are_found(served: tuple[Cli, FareboxProcess], run:
     assert gateway.get(f"/api/runs/{quote(run, safe='')}").json()["run"] == run
 
 
-def test_runs_usage_top_and_audit_commands(served: tuple[Cli, FareboxProcess]) -> None:
+def test_commands_control_a_run_and_report_its_usage(served: tuple[Cli, FareboxProcess]) -> None:
     cli, gateway = served
     tags = {"x-workflow-id": "nightly", "x-workflow-run-id": "r1", "x-workflow-step": "draft"}
     assert gateway.chat("hi", tags).status == 200
@@ -170,7 +170,7 @@ def test_runs_usage_top_and_audit_commands(served: tuple[Cli, FareboxProcess]) -
     ] == ["run.completed", "run.reset"]
 
 
-def test_settings_commands_without_a_gateway(cli: Cli) -> None:
+def test_settings_commands_work_without_a_gateway(cli: Cli) -> None:
     assert cli("settings", "set", "max_retry_attempts", "5").code == 0
     assert cli("settings", "get", "orchestration_max_retry_attempts").out.strip() == "5"
     refused = cli("settings", "set", "max_retry_attempts", "50")
@@ -183,7 +183,7 @@ def test_settings_commands_without_a_gateway(cli: Cli) -> None:
     assert cli("settings", "list", "--changed", "--json").json()["settings"] == []
 
 
-def test_workflows_budgets_and_suggest_commands_without_a_gateway(cli: Cli) -> None:
+def test_workflows_budgets_and_suggest_commands_work_without_a_gateway(cli: Cli) -> None:
     declaration = "mode: enforce\nsteps:\n  - {id: read, intent: extract}\n  - {id: tell, prompt: Summarize it.}\n"
     assert cli("workflows", "put", "nightly", "-", stdin=declaration).code == 0
     shown = cli("workflows", "show", "nightly").out
@@ -278,7 +278,7 @@ def test_check_and_doctor_report_unsafe_redis_settings(cli: Cli) -> None:
     assert (away.code, "cannot be reached" in away.err) == (0, True)
 
 
-def test_migrate_and_doctor_commands_without_a_gateway(cli: Cli) -> None:
+def test_migrate_and_doctor_report_the_state_without_a_gateway(cli: Cli) -> None:
     assert cli("migrate", "--check").code == 1
     assert cli("migrate").code == 0
     assert cli("migrate", "--check", "--json").json()["is_current"] is True

@@ -396,7 +396,7 @@ def check_that_secrets_were_used(
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_no_secret_leaks(outputs: Outputs, place: str) -> None:
+def test_secrets_appear_in_no_output(outputs: Outputs, place: str) -> None:
     said = outputs.texts[place]
     assert said
     secrets = [*GIVEN, *SENT.values(), *outputs.keys]

@@ -81,7 +81,7 @@ SOURCES: list[tuple[dict[str, str], str, Any, tuple[str, str, str]]] = [
 
 
 @pytest.mark.parametrize(("headers", "path", "metadata", "expected"), SOURCES)
-def test_tag_sources_and_their_precedence(
+def test_tags_are_read_from_every_source_in_order_of_precedence(
     served: Served, headers: dict[str, str], path: str, metadata: Any, expected: tuple[str, str, str]
 ) -> None:
     assert identity(served, headers, path, metadata) == expected

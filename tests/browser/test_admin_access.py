@@ -124,7 +124,9 @@ def test_local_mode_refuses_cross_site_proxied_and_rebound_requests(gateway: Far
     assert client.get("/admin", host="rebound.example").status == 303
 
 
-def test_wrong_logins_are_throttled(guarded: FareboxProcess, admin: Client, viewer: Client) -> None:
+def test_wrong_logins_are_refused_with_429_after_10_attempts(
+    guarded: FareboxProcess, admin: Client, viewer: Client
+) -> None:
     client = Client(guarded.url)
     statuses = [client.post("/admin/login", {"name": "mallory", "password": "x"}).status for _ in range(12)]
     assert statuses == [401] * 10 + [429] * 2

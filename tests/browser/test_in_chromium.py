@@ -314,7 +314,7 @@ def test_runs_page_is_usable_by_keyboard(page: Page) -> None:
     page.wait_for_url("**/admin/runs?workflow=intake")
 
 
-def test_login_and_logout(browser: Browser, guarded: FareboxProcess) -> None:
+def test_login_sets_the_session_cookie_and_logout_removes_it(browser: Browser, guarded: FareboxProcess) -> None:
     program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
     form = {"name": "lena", "password": "a quiet long password", "role": "viewer"}
     assert program.post("/admin/people", form).status == 303

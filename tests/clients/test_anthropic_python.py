@@ -53,7 +53,7 @@ def test_message_is_charged_to_its_run_budget(served: Served, client: anthropic.
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["streamed", "buffered by the provider"])
-def test_message_stream(served: Served, client: anthropic.Anthropic, ignored: bool) -> None:
+def test_streamed_message_is_complete_and_charged(served: Served, client: anthropic.Anthropic, ignored: bool) -> None:
     served.provider.script(text=TEXT, ignore_stream=ignored)
     with client.messages.stream(
         model="claude", max_tokens=100, messages=MESSAGES, extra_headers=roomy(f"a-stream-{ignored}")
@@ -66,7 +66,9 @@ def test_message_stream(served: Served, client: anthropic.Anthropic, ignored: bo
     assert run_of(served, f"a-stream-{ignored}")["tokens"]["settled"] == used
 
 
-def test_raw_events_of_a_message_stream(served: Served, client: anthropic.Anthropic) -> None:
+def test_raw_stream_begins_with_message_start_and_ends_with_message_stop(
+    served: Served, client: anthropic.Anthropic
+) -> None:
     with client.messages.create(
         model="claude", max_tokens=100, messages=MESSAGES, stream=True, extra_headers=roomy("a-events")
     ) as stream:
@@ -75,7 +77,7 @@ def test_raw_events_of_a_message_stream(served: Served, client: anthropic.Anthro
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_tool_call_and_its_result(served: Served, client: anthropic.Anthropic, stream: bool) -> None:
+def test_tool_call_and_its_result_are_passed_on(served: Served, client: anthropic.Anthropic, stream: bool) -> None:
     run = f"a-tool-{stream}"
     asked: dict[str, Any] = {"model": "claude", "max_tokens": 100, "tools": [TOOL], "extra_headers": roomy(run)}
     served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)
@@ -112,7 +114,7 @@ def test_count_tokens_is_free_and_equals_the_counted_prompt(served: Served, clie
     assert raw.headers["x-workflow-prompt-tokens"] == str(counted.input_tokens)
 
 
-async def test_async_message_and_stream(served: Served, async_client: anthropic.AsyncAnthropic) -> None:
+async def test_async_message_and_stream_are_charged(served: Served, async_client: anthropic.AsyncAnthropic) -> None:
     served.provider.script(text=TEXT, times=2)
     await async_client.messages.create(
         model="claude", max_tokens=100, messages=MESSAGES, extra_headers=roomy("a-async")

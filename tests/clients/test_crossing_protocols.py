@@ -51,7 +51,9 @@ def message(client: anthropic.Anthropic, run: str, stream: bool, **fields: Any) 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_message_from_an_openai_model(served: Served, claude: anthropic.Anthropic, stream: bool) -> None:
+def test_message_from_an_openai_model_is_translated_and_charged(
+    served: Served, claude: anthropic.Anthropic, stream: bool
+) -> None:
     served.provider.script(text=TEXT)
     system: Any = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
     run = f"x-message-{stream}"
@@ -65,7 +67,7 @@ def test_message_from_an_openai_model(served: Served, claude: anthropic.Anthropi
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_message_tool_call_and_result_with_an_openai_model(
+def test_message_tool_call_and_result_are_translated_for_an_openai_model(
     served: Served, claude: anthropic.Anthropic, stream: bool
 ) -> None:
     run = f"x-message-tool-{stream}"
@@ -111,7 +113,9 @@ def response(client: openai.OpenAI, run: str, stream: bool, **fields: Any) -> An
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_response_from_an_anthropic_model(served: Served, gpt: openai.OpenAI, stream: bool) -> None:
+def test_response_from_an_anthropic_model_is_translated_and_charged(
+    served: Served, gpt: openai.OpenAI, stream: bool
+) -> None:
     served.provider.script(text=TEXT)
     run = f"x-response-{stream}"
     answer = response(gpt, run, stream, instructions="Be brief.", max_output_tokens=100)
@@ -122,7 +126,7 @@ def test_response_from_an_anthropic_model(served: Served, gpt: openai.OpenAI, st
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_response_tool_call_and_result_with_an_anthropic_model(
+def test_response_tool_call_and_result_are_translated_for_an_anthropic_model(
     served: Served, gpt: openai.OpenAI, stream: bool
 ) -> None:
     run = f"x-response-tool-{stream}"
@@ -172,7 +176,9 @@ def test_unsupported_parameter_is_refused_naming_drop_params(served: Served, gpt
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_chat_tool_call_with_an_anthropic_model(served: Served, gpt: openai.OpenAI, stream: bool) -> None:
+def test_chat_tool_call_from_an_anthropic_model_is_translated_and_charged(
+    served: Served, gpt: openai.OpenAI, stream: bool
+) -> None:
     run = f"x-chat-{stream}"
     tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}]
     served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)

@@ -76,7 +76,7 @@ def test_metadata_tags_a_call(served: Served, client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["streamed", "buffered by the provider"])
-def test_chat_stream_without_usage(served: Served, client: openai.OpenAI, ignored: bool) -> None:
+def test_chat_stream_has_no_usage_unless_asked_for(served: Served, client: openai.OpenAI, ignored: bool) -> None:
     served.provider.script(text=TEXT, ignore_stream=ignored)
     with client.chat.completions.create(
         model="fake", messages=MESSAGES, stream=True, extra_headers=roomy(f"o-stream-{ignored}")
@@ -87,7 +87,7 @@ def test_chat_stream_without_usage(served: Served, client: openai.OpenAI, ignore
     assert run_of(served, f"o-stream-{ignored}")["tokens"]["settled"] > 0
 
 
-def test_chat_stream_with_usage(served: Served, client: openai.OpenAI) -> None:
+def test_chat_stream_with_include_usage_ends_with_the_charged_usage(served: Served, client: openai.OpenAI) -> None:
     with client.chat.completions.create(
         model="fake",
         messages=MESSAGES,
@@ -100,7 +100,7 @@ def test_chat_stream_with_usage(served: Served, client: openai.OpenAI) -> None:
     assert run_of(served, "o-usage")["tokens"]["settled"] == last.usage.total_tokens
 
 
-def test_chat_stream_helper(served: Served, client: openai.OpenAI) -> None:
+def test_chat_stream_helper_yields_tool_call_events(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)
     with client.chat.completions.stream(
         model="fake", messages=MESSAGES, tools=[CHAT_TOOL], extra_headers=roomy("o-helper")
@@ -113,7 +113,7 @@ def test_chat_stream_helper(served: Served, client: openai.OpenAI) -> None:
     assert calls[0].function.arguments == TOOL_ARGUMENTS
 
 
-def test_chat_tool_call_and_its_result(served: Served, client: openai.OpenAI) -> None:
+def test_chat_tool_call_and_its_result_are_passed_on(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)
     first = client.chat.completions.create(
         model="fake", messages=MESSAGES, tools=[CHAT_TOOL], extra_headers=roomy("o-tool")
@@ -134,7 +134,7 @@ def test_chat_tool_call_and_its_result(served: Served, client: openai.OpenAI) ->
     assert run_of(served, "o-tool")["requests"]["settled"] == 2
 
 
-def test_chat_structured_output(served: Served, client: openai.OpenAI) -> None:
+def test_chat_structured_output_is_parsed(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(text='{"city":"Bremen"}')
     answer = client.chat.completions.parse(
         model="fake", messages=MESSAGES, response_format=Place, extra_headers=roomy("o-parse")
@@ -157,7 +157,7 @@ def test_response_is_charged_to_its_run_budget(served: Served, client: openai.Op
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["streamed", "buffered by the provider"])
-def test_response_stream(served: Served, client: openai.OpenAI, ignored: bool) -> None:
+def test_streamed_response_is_complete_and_charged(served: Served, client: openai.OpenAI, ignored: bool) -> None:
     served.provider.script(text=TEXT, ignore_stream=ignored)
     with client.responses.stream(
         model="fake", input="What is the weather?", extra_headers=roomy(f"o-responses-stream-{ignored}")
@@ -170,7 +170,7 @@ def test_response_stream(served: Served, client: openai.OpenAI, ignored: bool) -
     assert run_of(served, f"o-responses-stream-{ignored}")["tokens"]["settled"] == final.usage.total_tokens
 
 
-def test_response_tool_call_and_its_result(served: Served, client: openai.OpenAI) -> None:
+def test_response_tool_call_and_its_result_are_passed_on(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS)
     first = client.responses.create(
         model="fake", input="Weather?", tools=[RESPONSES_TOOL], extra_headers=roomy("o-responses-tool")
@@ -191,7 +191,7 @@ def test_response_tool_call_and_its_result(served: Served, client: openai.OpenAI
     assert served.last.body["previous_response_id"] == first.id
 
 
-def test_response_structured_output(served: Served, client: openai.OpenAI) -> None:
+def test_response_structured_output_is_parsed(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(text='{"city":"Bremen"}')
     answer = client.responses.parse(
         model="fake", input="Where?", text_format=Place, extra_headers=roomy("o-responses-parse")
@@ -202,7 +202,7 @@ def test_response_structured_output(served: Served, client: openai.OpenAI) -> No
 # ── the rest ──
 
 
-def test_embeddings(served: Served, client: openai.OpenAI) -> None:
+def test_embeddings_are_charged_to_their_run(served: Served, client: openai.OpenAI) -> None:
     answer = client.embeddings.create(
         model="embedder", input=["time", "people way"], encoding_format="float", extra_headers=roomy("o-embed")
     )
@@ -211,7 +211,7 @@ def test_embeddings(served: Served, client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_completions(served: Served, client: openai.OpenAI, stream: bool) -> None:
+def test_completion_is_returned_buffered_and_streamed(served: Served, client: openai.OpenAI, stream: bool) -> None:
     served.provider.script(text=TEXT)
     answer: Any = client.completions.create(
         model="fake", prompt="Once upon a", max_tokens=9, stream=stream, extra_headers=roomy(f"o-complete-{stream}")
@@ -234,7 +234,7 @@ def test_model_is_retrieved_or_raises_not_found(served: Served, client: openai.O
 # ── async ──
 
 
-async def test_async_chat_and_stream(served: Served, async_client: openai.AsyncOpenAI) -> None:
+async def test_async_chat_and_stream_are_charged(served: Served, async_client: openai.AsyncOpenAI) -> None:
     served.provider.script(text=TEXT, times=2)
     answer = await async_client.chat.completions.create(model="fake", messages=MESSAGES, extra_headers=roomy("o-async"))
     assert answer.choices[0].message.content == TEXT
@@ -246,7 +246,7 @@ async def test_async_chat_and_stream(served: Served, async_client: openai.AsyncO
     assert run_of(served, "o-async")["requests"]["settled"] == 2
 
 
-async def test_async_responses_stream(served: Served, async_client: openai.AsyncOpenAI) -> None:
+async def test_async_response_stream_is_complete(served: Served, async_client: openai.AsyncOpenAI) -> None:
     served.provider.script(text=TEXT)
     async with async_client.responses.stream(
         model="fake", input="Weather?", extra_headers=roomy("o-async-responses")

@@ -61,7 +61,9 @@ def check(served: Served, name: str, report: dict[str, object], refused_before: 
 
 
 @pytest.mark.parametrize(("name", "module", "error", "ours"), PYTHON, ids=[row[0] for row in PYTHON])
-def test_python_client_snippet(served: Served, tmp_path: Path, name: str, module: str, error: str, ours: bool) -> None:
+def test_python_snippet_streams_calls_a_tool_and_is_refused_once(
+    served: Served, tmp_path: Path, name: str, module: str, error: str, ours: bool
+) -> None:
     if not ours or name == "litellm":  # whose import takes seconds
         need_outside_clients()
     expect_scenario(served)
@@ -74,7 +76,9 @@ def test_python_client_snippet(served: Served, tmp_path: Path, name: str, module
 
 
 @pytest.mark.parametrize(("name", "package", "error"), NODE, ids=[row[0] for row in NODE])
-def test_node_client_snippet(served: Served, tmp_path: Path, name: str, package: str, error: str) -> None:
+def test_node_snippet_streams_calls_a_tool_and_is_refused_once(
+    served: Served, tmp_path: Path, name: str, package: str, error: str
+) -> None:
     need_outside_clients()
     expect_scenario(served)
     before = refusals(served)
@@ -86,7 +90,7 @@ def test_node_client_snippet(served: Served, tmp_path: Path, name: str, package:
     assert refused["status"] == 402
 
 
-def test_llm_snippet(served: Served, tmp_path: Path) -> None:
+def test_llm_snippet_streams_calls_a_tool_and_is_refused_once(served: Served, tmp_path: Path) -> None:
     """simonw/llm keeps its models in a file; its tools are functions that it is given as text."""
     need_outside_clients()
     python = python_with("llm")
@@ -115,7 +119,7 @@ def test_llm_snippet(served: Served, tmp_path: Path) -> None:
     assert refusals(served) - before == 1
 
 
-def test_curl_snippet(served: Served, tmp_path: Path) -> None:
+def test_curl_snippet_makes_a_charged_call(served: Served, tmp_path: Path) -> None:
     served.provider.script(text=TEXT)
     done = run(["bash", "-c", snippet("curl", values(served, "curl"))], tmp_path)
     assert json.loads(done.output)["choices"][0]["message"]["content"] == TEXT
