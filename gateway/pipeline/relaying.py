@@ -140,7 +140,7 @@ class Relaying:
                     return
         relay = stream.relay
         outcome.output_tokens_seen = relay.output_tokens
-        outcome.usage = relay.usage
+        outcome.usage = _usage_so_far(relay, outcome.output_tokens_seen)
         if not relay.is_finished:
             raise UpstreamBroken("The provider's stream ended in the middle of the answer.", bytes_received=True)
 
@@ -212,15 +212,18 @@ class Relaying:
 
 
 def _usage_so_far(relay: Relay, output_tokens_seen: int) -> Usage | None:
-    """The provider's usage so far. Figures from the middle of a stream may lag behind the output seen since."""
+    """The provider's usage so far. Figures from the middle of a stream may lag behind the output seen since, and no text is
+    worth 0 tokens."""
     usage = relay.usage
-    if usage is None or relay.is_finished or output_tokens_seen <= usage.output_tokens:
+    if usage is None or output_tokens_seen <= usage.output_tokens:
+        return usage
+    if relay.is_finished and usage.output_tokens and not relay.usage_lags:
         return usage
     return replace(usage, output_tokens=output_tokens_seen)
 
 
 def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter: CounterFactory) -> None:
-    """Take the usage that the provider reports; if it reports none, count the output."""
+    """Take the usage that the provider reports; if it reports none, or no output, count the output."""
     if call.protocol.is_binary:
         outcome.usage = cast(BinaryProtocol, call.protocol).usage_of_bytes(call.request, answer.body)
         return
@@ -231,10 +234,12 @@ def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter
     if not isinstance(body, dict):
         return
     outcome.usage = believed(call.request, call.price, call.protocol.usage(body))
-    if outcome.usage is None and call.request.has_output:
+    if call.request.has_output and (outcome.usage is None or not outcome.usage.output_tokens):
         counter = new_counter()
         counter.add(call.protocol.output_text(body))
         outcome.output_tokens_seen = counter.tokens
+        if outcome.usage is not None:
+            outcome.usage = replace(outcome.usage, output_tokens=counter.tokens)
 
 
 def _as_error(error: StreamBroken | UpstreamError, answer: UpstreamAnswer) -> GatewayError:

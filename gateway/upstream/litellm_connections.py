@@ -22,14 +22,19 @@ _TEXTS: Final = ("/transcriptions", "/translations")
 
 
 class Opened:
-    """The provider's responses so far. `succeeded`: the last one had a 2xx status, so it may have to be paid for."""
+    """The provider's responses so far. `status` is that of the last one; 0 before there is any."""
 
     def __init__(self) -> None:
         self._answers: list[Any] = []
-        self.succeeded = False
+        self.status = 0
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the last response had a 2xx status, so that it may have to be paid for."""
+        return 200 <= self.status < 300
 
     def note(self, answer: Any) -> None:
-        self.succeeded = 200 <= answer.status_code < 300
+        self.status = answer.status_code
         if not answer.is_closed:
             self._answers.append(answer)
 

@@ -31,6 +31,9 @@ _PREFIXES: Final = re.compile(r"^(?:(?:litellm\.)?(?:Timeout )?\w*(?:Error|Excep
 _DROPPING: Final = re.compile(
     r"\s*To drop (?:these|it from the call|unsupported params),? set `litellm\.drop_params ?= ?True`.*", re.DOTALL
 )
+# What LiteLLM appends for its own users, and the paths of its modules.
+_APPENDED: Final = re.compile(r"\.? File an issue if litellm error - \S+|(?<=\S) Original exception: .*", re.DOTALL)
+_MODULES: Final = re.compile(r"\blitellm(?:\.\w+)*\.(?=\w)")
 # What LiteLLM raises if it does not support an endpoint for a provider: nothing was sent, and retrying will not help.
 _UNSUPPORTED: Final = re.compile(r"unsupported provider|unable to map the custom llm provider", re.IGNORECASE)
 _SUFFIXES: Final = re.compile(r"\.? Handle with `litellm\.\w+`\.?\s*$")
@@ -88,10 +91,11 @@ def _is_unreached(kinds: set[str]) -> bool:
 def cleaned(text: str, secrets: Iterable[str]) -> str:
     """A message without class names, tracebacks, addresses and secrets."""
     text = _PREFIXES.sub("", text).partition("Traceback (most recent call last)")[0]
+    text = _APPENDED.sub("", text)
     text = _DROPPING.sub(
         r" The gateway's `litellm_settings.drop_params` would leave it out.", _SUFFIXES.sub("", text)
     ).strip()
-    text = _ADDRESSES.sub("(address)", without(text, secrets))
+    text = _ADDRESSES.sub("(address)", without(_MODULES.sub("", text), secrets))
     return text[:_MESSAGE_CHARS_MAX] or "The provider gave no reason."
 
 
@@ -127,9 +131,20 @@ def _message(error: Exception, status: int) -> tuple[str, str | None]:
         if found:
             return found, code if isinstance(code, str) else None
     text = _PREFIXES.sub("", str(getattr(error, "message", None) or error)).strip()
+    text = _decoded(text)
     if text.startswith("<"):
         return text_message(status, text.encode()), None
     return _embedded(text) or text, None
+
+
+def _decoded(text: str) -> str:
+    """Some of LiteLLM's exceptions hold a provider's body as the repr of its bytes."""
+    if not text.startswith(("b'", 'b"')):
+        return text
+    try:
+        return str(ast.literal_eval(text).decode("utf-8", "replace"))
+    except (ValueError, SyntaxError, AttributeError):
+        return text
 
 
 def _embedded(text: str) -> str | None:

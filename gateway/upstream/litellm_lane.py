@@ -15,7 +15,14 @@ from gateway.upstream.litellm_connections import collect
 from gateway.upstream.litellm_errors import answer_of, failure_of
 from gateway.upstream.litellm_loading import LiteLLMLoader
 from gateway.upstream.litellm_request import FUNCTIONS, call_arguments, forbidden_field
-from gateway.upstream.port import Deployment, UpstreamAnswer, UpstreamCall, UpstreamTimeout, UpstreamUnreachable
+from gateway.upstream.port import (
+    Deployment,
+    UpstreamAnswer,
+    UpstreamBroken,
+    UpstreamCall,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from gateway.upstream.providers import PROVIDERS, credential
 from gateway.upstream.timeouts import effective_timeouts
 
@@ -63,7 +70,9 @@ class LiteLLMLane:
                 answer = await _function(litellm, call)(**arguments)
         except TimeoutError as error:
             raise UpstreamTimeout(f"The provider did not answer within {wait_s:g} s.") from error
-        except Exception as error:  # noqa: BLE001 - LiteLLM raises anything; `answer_of` sorts it by its chain of causes
+        except Exception as error:  # LiteLLM raises anything; `answer_of` sorts it by its chain of causes
+            if 300 <= opened.status < 400:
+                raise UpstreamBroken(f"The provider answered {opened.status}; redirects are never followed.") from error
             return answer_of(error, deployment, call.protocol, secrets, succeeded=opened.succeeded)
         if call.stream and hasattr(answer, "__aiter__"):
             stream = LiteLLMStream(

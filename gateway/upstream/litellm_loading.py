@@ -14,8 +14,13 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, Final
 
-from gateway.upstream import litellm_bookkeeping, litellm_connections, litellm_plain_requests, litellm_stand_ins
-from gateway.upstream.litellm_errors import CUT
+from gateway.upstream import (
+    litellm_bookkeeping,
+    litellm_connections,
+    litellm_plain_requests,
+    litellm_stand_ins,
+    litellm_streams,
+)
 
 # No price map from the network, no `.env` from the working directory, and no downloads of images that a client names:
 # the gateway contacts the deployment's origin and nothing else. Values that the user has set win.
@@ -120,7 +125,7 @@ class LiteLLMLoader:
         litellm_stand_ins.install()
         _forbid_own_calls()
         _forbid_redirects()
-        _forbid_invented_ends()
+        litellm_streams.correct()
         litellm_connections.watch()
         self._recording_off = litellm_bookkeeping.leave_out()
         litellm_plain_requests.leave_alone()
@@ -139,22 +144,6 @@ def _forbid_own_calls() -> None:
     """The advisor tool of a messages request makes LiteLLM call another model of the client's choice, without a reservation."""
     interceptors = importlib.import_module("litellm.llms.anthropic.pass_through.messages.interceptors")
     interceptors.get_messages_interceptors().clear()
-
-
-def _forbid_invented_ends() -> None:
-    """A stream that ends without a finish reason was cut off. LiteLLM would report "stop", as if the answer were complete."""
-    wrapper = importlib.import_module("litellm.litellm_core_utils.streaming_handler").CustomStreamWrapper
-    last_chunk = wrapper.finish_reason_handler
-    if getattr(last_chunk, "is_honest", False):
-        return
-
-    def honest_last_chunk(self: Any) -> Any:
-        if self.received_finish_reason is None and self.intermittent_finish_reason is None:
-            raise EOFError(CUT)
-        return last_chunk(self)
-
-    honest_last_chunk.is_honest = True  # type: ignore[attr-defined]
-    wrapper.finish_reason_handler = honest_last_chunk
 
 
 def _forbid_redirects() -> None:

@@ -51,12 +51,10 @@ class ChoiceRelay(EventRelay):
     def _pass(self, event: bytes, value: dict[str, Any]) -> bytes:
         if value.get("error"):
             raise upstream_event_error(value["error"])
-        usage = value.get("usage")
-        if usage:
-            self.usage = usage_of(usage, value.get("service_tier") or self._tier) or self.usage
-        choices = value.get("choices")
+        usage, choices = value.get("usage"), value.get("choices")
         if not choices:
             if usage:
+                self._keep_usage(usage, value)
                 self._usage_event = event + b"\n\n"
                 return b""
             return event + b"\n\n"
@@ -65,7 +63,14 @@ class ChoiceRelay(EventRelay):
             self._tier = value.get("service_tier")
         if self._count(choices):
             self._ungiven.append(value)
+        if usage:
+            self._keep_usage(usage, value)
         return event + b"\n\n"
+
+    def _keep_usage(self, usage: Any, value: Mapping[str, Any]) -> None:
+        reported = usage_of(usage, value.get("service_tier") or self._tier)
+        if reported is not None:
+            self.usage, self.usage_lags = reported, False
 
     def _count(self, choices: Any) -> bool:
         """Count what was written. Returns whether a choice ended. Raises `StreamBroken`."""
@@ -74,6 +79,7 @@ class ChoiceRelay(EventRelay):
             written = self._written(choice)
             if written:
                 self._counter.add(written)
+                self.usage_lags = True
             if choice.get("finish_reason") is not None:
                 self._unfinished.discard(index_of(choice))
                 ended = True

@@ -136,6 +136,8 @@ class MessagesRelay(EventRelay):
         elif kind == "message_delta":
             self._keep_figures(value.get("usage"))
             self.usage = usage_of(self._figures) or self.usage
+            # Without it only the output so far is known, from the start of the message.
+            self.usage_lags = details_of(value, "usage").get("output_tokens") is None
             if details_of(value, "delta").get("stop_reason") is not None:
                 self._is_finished = True
 

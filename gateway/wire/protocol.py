@@ -74,6 +74,10 @@ class Relay(Protocol):
         """The latest usage that the provider has reported, if any."""
 
     @property
+    def usage_lags(self) -> bool:
+        """Whether the answer went on after that usage was reported, so that its output may be too low."""
+
+    @property
     def is_finished(self) -> bool:
         """Whether the answer is complete: the provider has sent a finish reason for every choice."""
 

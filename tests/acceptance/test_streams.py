@@ -270,6 +270,28 @@ def test_early_usage_does_not_hide_output_that_follows_it(served: Served) -> Non
     assert settled(served, "tokens", "r-early-beyond") <= 1000
 
 
+@pytest.mark.parametrize("early_tokens", [0, 1])
+def test_usage_reported_only_before_the_text_does_not_hide_the_text(served: Served, early_tokens: int) -> None:
+    def event(delta: dict[str, str], reason: str | None = None, **more: Any) -> str:
+        return f"data: {json.dumps({'id': 'c', 'choices': [{'index': 0, 'delta': delta, 'finish_reason': reason}], **more})}\n\n"
+
+    usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": early_tokens}
+    head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+    parts = [event({"role": "assistant"}, usage=usage), *[event({"content": " time"})] * 12, event({}, "stop")]
+    served.provider.script(raw=head + "".join(parts) + "data: [DONE]\n\n")
+    _, events = served.stream(tagged("wide", f"r-usage-first-{early_tokens}"))
+    assert (len(text_of(events).split()), finish_of(events)) == (12, "stop")
+    assert settled(served, "wide", f"r-usage-first-{early_tokens}") == PROMPT_TOKENS + 12
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["stream", "whole"])
+def test_usage_of_no_output_beside_a_text_is_replaced_by_our_own_count(served: Served, streamed: bool) -> None:
+    run = f"r-no-output-{streamed}"
+    served.provider.script(tokens=12, usage_json=json.dumps({"prompt_tokens": 30, "completion_tokens": 0}))
+    assert served.chat(tagged("wide", run), max_tokens=100, stream=streamed).status == 200
+    assert settled(served, "wide", run) == 30 + 12
+
+
 # ── slices ──
 
 

@@ -353,3 +353,12 @@ def test_our_code_and_figures_stand_beside_anthropics_fields() -> None:
         "request_id": "q-1",
     }
     assert json.loads(MESSAGES.error_body(BadRequest("x")))["request_id"] is None
+
+
+def test_usage_lags_if_the_end_of_a_message_reports_none() -> None:
+    end = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}
+    reported: tuple[tuple[dict[str, Any], bool], ...] = (({}, True), ({"usage": {"output_tokens": 5}}, False))
+    for more, lags in reported:
+        relay, _ = relay_of("messages")
+        relay.feed(b"".join(named_events(FIRST, *block(0, {"type": "text", "text": ""}), {**end, **more})))
+        assert relay.usage_lags is lags

@@ -1,0 +1,80 @@
+"""Corrects what LiteLLM does at both ends of a stream: it sends some requests only when the answer is read, and takes a stream
+that broke off for a complete one."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Final
+
+from gateway.upstream.litellm_errors import CUT
+
+_GEMINI: Final = "litellm.llms.vertex_ai.gemini.vertex_and_google_ai_studio_gemini"
+# Their request is sent when the first event is read. By then the client has its status, so that an error of the provider could
+# neither be retried nor reach the client with its own status.
+_LATE_SENDERS: Final = (
+    (_GEMINI, "VertexLLM", "async_streaming"),
+    ("litellm.llms.codestral.completion.handler", "CodestralTextCompletion", "async_streaming"),
+    ("litellm.llms.predibase.chat.handler", "PredibaseChatCompletion", "async_streaming"),
+)
+
+
+def correct() -> None:
+    """Call once per process, after LiteLLM is imported."""
+    wrapper = importlib.import_module("litellm.litellm_core_utils.streaming_handler").CustomStreamWrapper
+    if getattr(wrapper.finish_reason_handler, "is_corrected", False):
+        return
+    _forbid_invented_ends(wrapper)
+    _keep_reasons(wrapper)
+    _leave_reasons_open(importlib.import_module(_GEMINI).VertexGeminiConfig)
+    for module, name, method in _LATE_SENDERS:
+        _send_at_once(getattr(importlib.import_module(module), name), method)
+
+
+def _forbid_invented_ends(wrapper: Any) -> None:
+    """A stream that ends without a finish reason was cut off. LiteLLM would report "stop", as if the answer were complete."""
+    last_chunk = wrapper.finish_reason_handler
+
+    def honest_last_chunk(self: Any) -> Any:
+        if self.received_finish_reason is None and self.intermittent_finish_reason is None:
+            raise EOFError(CUT)
+        return last_chunk(self)
+
+    honest_last_chunk.is_corrected = True  # type: ignore[attr-defined]
+    wrapper.finish_reason_handler = honest_last_chunk
+
+
+def _keep_reasons(wrapper: Any) -> None:
+    """Gemini may send its usage after the finish reason, in a chunk of its own, in which LiteLLM forgets the reason."""
+    read_chunk = wrapper.handle_openai_chat_completion_chunk
+
+    def read_and_keep(self: Any, chunk: Any) -> Any:
+        found = read_chunk(self, chunk)
+        if found is not None and found.get("finish_reason") is None:
+            found["finish_reason"] = self.intermittent_finish_reason
+        return found
+
+    wrapper.handle_openai_chat_completion_chunk = read_and_keep
+
+
+def _leave_reasons_open(gemini: Any) -> None:
+    """LiteLLM gives every chunk of Gemini's without a finish reason the reason "stop", so that none of its streams breaks off."""
+    make = gemini._create_streaming_choice
+
+    def make_without_reason(*, candidate: Any, **fields: Any) -> Any:
+        choice = make(candidate=candidate, **fields)
+        if not candidate.get("finishReason"):
+            choice.finish_reason = None
+        return choice
+
+    gemini._create_streaming_choice = staticmethod(make_without_reason)
+
+
+def _send_at_once(provider: Any, method: str) -> None:
+    begin = getattr(provider, method)
+
+    async def begin_and_send(self: Any, *arguments: Any, **fields: Any) -> Any:
+        stream = await begin(self, *arguments, **fields)
+        await stream.fetch_stream()
+        return stream
+
+    setattr(provider, method, begin_and_send)

@@ -1,0 +1,89 @@
+"""Streams of Gemini through the LiteLLM lane: when the request is sent, and how the answer ends."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.upstream.litellm_lane import LiteLLMLane
+from gateway.upstream.port import Deployment, ProtocolName, UpstreamBroken, UpstreamUnreachable
+from tests.fake_provider import FakeProvider
+from tests.gateway.litellm_calls import blocks, call, deployment
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+PROTOCOLS: list[ProtocolName] = ["chat", "responses", "messages"]
+USAGE = {"usageMetadata": {"promptTokenCount": 8, "candidatesTokenCount": 2, "totalTokenCount": 10}}
+
+
+def gemini(provider: FakeProvider, **params: Any) -> Deployment:
+    return deployment(provider, "gemini", **{"api_base": provider.url, **params})
+
+
+def piece(text: str, reason: str | None = None) -> dict[str, Any]:
+    candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "index": 0}
+    return {"candidates": [{**candidate, "finishReason": reason} if reason else candidate]}
+
+
+def stream_of(*events: dict[str, Any]) -> str:
+    head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+    return head + "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(("status", "form"), [(429, "json"), (400, "json"), (502, "html")])
+async def test_error_of_a_stream_request_keeps_its_status_and_message(
+    provider: FakeProvider, lane: LiteLLMLane, protocol: ProtocolName, status: int, form: Any
+) -> None:
+    provider.script(status=status, body=form, message="slow down", retry_after="7")
+    answer = await lane.send(gemini(provider), call(protocol, stream=True))
+    assert (answer.status, answer.pieces) == (status, None)
+    assert answer.headers["retry-after"] == "7"
+    message = json.loads(answer.body)["error"]["message"]
+    assert message == "slow down" if form == "json" else "nginx says 502" in message
+    assert len(provider.requests) == 1
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_stream_request_to_an_unreachable_provider_is_unreachable(
+    provider: FakeProvider, lane: LiteLLMLane, protocol: ProtocolName
+) -> None:
+    with pytest.raises(UpstreamUnreachable):
+        await lane.send(gemini(provider, api_base="http://127.0.0.1:1"), call(protocol, stream=True))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_stream_without_a_finish_reason_is_broken(
+    provider: FakeProvider, lane: LiteLLMLane, protocol: ProtocolName
+) -> None:
+    provider.script(raw=stream_of(piece("The answer"), piece(" is")))
+    answer = await lane.send(gemini(provider), call(protocol, stream=True))
+    with pytest.raises(UpstreamBroken, match="ended in the middle of the answer"):
+        await blocks(answer)
+
+
+@pytest.mark.parametrize(
+    "last", [[piece(" time", "STOP") | USAGE], [piece(" time", "STOP"), USAGE]], ids=["in", "after"]
+)
+async def test_stream_with_a_finish_reason_is_complete_wherever_its_usage_is(
+    provider: FakeProvider, lane: LiteLLMLane, last: list[dict[str, Any]]
+) -> None:
+    provider.script(raw=stream_of(piece("The"), *last))
+    answer = await lane.send(gemini(provider), call("chat", stream=True, stream_options={"include_usage": True}))
+    events = [data for _, data in await blocks(answer)]
+    reasons = [choice.get("finish_reason") for event in events for choice in event["choices"]]
+    assert [reason for reason in reasons if reason] == ["stop"]
+    assert [event["usage"]["completion_tokens"] for event in events if event.get("usage")] == [2]
+
+
+@pytest.mark.parametrize("name", ["openai", "anthropic", "gemini"])
+@pytest.mark.parametrize("streamed", [True, False], ids=["stream", "whole"])
+async def test_redirect_is_reported_as_one(
+    provider: FakeProvider, lane: LiteLLMLane, name: str, streamed: bool
+) -> None:
+    provider.script(redirect=f"{provider.url}/elsewhere")
+    entry = gemini(provider) if name == "gemini" else deployment(provider, name)
+    with pytest.raises(UpstreamBroken, match="307; redirects are never followed"):
+        await lane.send(entry, call("chat", stream=streamed))
