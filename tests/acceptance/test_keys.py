@@ -139,7 +139,7 @@ STRANGE = [
 def test_malformed_key_is_refused_and_not_repeated_in_the_error(served: Served, key: str) -> None:
     sent = key.encode().decode("latin-1")
     reply = call(served, sent) if key else served.chat({"authorization": "Bearer"}, max_tokens=16)
-    assert reply.status in (401, 431), reply.body
+    assert reply.status == 401, reply.body
     if len(key) > 6:
         assert key.encode() not in reply.body
     basic = {"authorization": "Basic " + base64.b64encode(b"a:b").decode()}

@@ -165,7 +165,7 @@ def test_provider_400_raises_bad_request_without_a_retry(served: Served, client:
     assert served.seen() == 1
 
 
-def test_models_are_listed_and_retrieved(served: Served, client: anthropic.Anthropic) -> None:
+def test_models_are_listed_and_retrieved(client: anthropic.Anthropic) -> None:
     page = client.models.list()
     assert {item.id for item in page.data} == {"fake", "embedder", "claude"}
     assert not page.has_next_page()

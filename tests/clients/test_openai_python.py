@@ -220,11 +220,11 @@ def test_completion_is_returned_buffered_and_streamed(served: Served, client: op
     assert "".join(part.choices[0].text for part in parts if part.choices) == TEXT
 
 
-def test_models_are_listed(served: Served, client: openai.OpenAI) -> None:
+def test_models_are_listed(client: openai.OpenAI) -> None:
     assert {item.id for item in client.models.list()} == {"fake", "embedder", "claude"}
 
 
-def test_model_is_retrieved_or_raises_not_found(served: Served, client: openai.OpenAI) -> None:
+def test_model_is_retrieved_or_raises_not_found(client: openai.OpenAI) -> None:
     assert client.models.retrieve("fake").id == "fake"
     with pytest.raises(openai.NotFoundError) as missing:
         client.models.retrieve("openai/nobody")
