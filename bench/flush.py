@@ -20,7 +20,7 @@ import time
 
 import orjson
 
-from gateway.flusher import BATCH, BATCH_POSTGRES
+from gateway.bookkeeping.flusher import BATCH, BATCH_POSTGRES
 from gateway.ledger.port import EntryKind, OutboxEntry
 from gateway.store import usage, usage_report
 from gateway.store.database import Database

@@ -23,9 +23,9 @@ from typing import Any, Final
 import orjson
 
 from gateway.app import Application
-from gateway.config_file import parse_config
+from gateway.config.loading import parse_config
 from gateway.pipeline.call import Call, Principal
-from gateway.run_plan import RunRequest
+from gateway.runs.plan import RunRequest
 from gateway.tags import Tags
 from gateway.wire.protocols import PROTOCOLS
 from policies.allocation import StepDemand, allocate

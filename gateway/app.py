@@ -21,56 +21,56 @@ from starlette.responses import RedirectResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
 
-from gateway.admitting import admission_for
-from gateway.alerts import Alerts
 from gateway.answers.engine import shelf_of
 from gateway.answers.port import Room
-from gateway.budget_book import BudgetBook
-from gateway.config import Config
-from gateway.config_faults import ConfigError
-from gateway.config_values import pool_settings_of, retention_of, timeouts_of
+from gateway.bookkeeping.flusher import Flusher
+from gateway.bookkeeping.heartbeat import Heartbeat
+from gateway.bookkeeping.rebuilding import Rebuilding
+from gateway.bookkeeping.recorder import BatchRecorder
+from gateway.budgets.budget_book import BudgetBook
+from gateway.config.conversion import pool_settings_of, retention_of, timeouts_of
+from gateway.config.faults import ConfigError
+from gateway.config.schema import Config
 from gateway.control import Control
 from gateway.endpoints.access import ADMIN_KEY_VARIABLE, Access, OperatorFile, check_binding
-from gateway.endpoints.front import Front
 from gateway.endpoints.health import health_routes
-from gateway.endpoints.late import Below, Late
-from gateway.endpoints.not_there import not_there
+from gateway.endpoints.lazy import LazyApplication, PrefixRoute
+from gateway.endpoints.not_found import not_found_handler
+from gateway.endpoints.router import RequestRouter
 from gateway.errors import ModelNotFound
-from gateway.flusher import Flusher
-from gateway.gauges import Gauges
-from gateway.heartbeat import Heartbeat
 from gateway.ids import Ids, process_name
+from gateway.ledger.ledger_clock import LedgerClock
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.outage import OutageLedger
 from gateway.ledger.port import Ledger
 from gateway.ledger.spool import Spool
 from gateway.ledger.sqlite import SqliteLedger
-from gateway.ledger_clock import LedgerClock
 from gateway.loopback import is_loopback, local_address
+from gateway.observability.alerts import Alerts
+from gateway.observability.gauges import Gauges
+from gateway.observability.telemetry import Telemetry
 from gateway.orchestration import Orchestration
-from gateway.orchestration.asking import Asking
 from gateway.orchestration.assembly import make_orchestration
+from gateway.orchestration.model_calls import ModelCalls
 from gateway.pipeline.answer_cache import AnswerCache
+from gateway.pipeline.assembly import admission_for
 from gateway.pipeline.call import Call
+from gateway.pipeline.concurrency import ConcurrencyLimits
 from gateway.pipeline.forwarding import Forwarding
 from gateway.pipeline.handler import CallHandler
 from gateway.pipeline.hold import HoldKeeper
 from gateway.pipeline.idempotency import Idempotency
 from gateway.pipeline.intake import Intake, OpenTo
-from gateway.pipeline.loops import LoopBreaker
-from gateway.pipeline.new_runs import NewRuns
-from gateway.pipeline.places import Places
+from gateway.pipeline.loop_breaker import LoopBreaker
 from gateway.pipeline.relaying import Relaying
 from gateway.pipeline.reserving import Reserving
+from gateway.pipeline.run_rate import NewRunLimit
 from gateway.pipeline.settlement import Settler
 from gateway.pricebook import PriceBook
-from gateway.rebuilding import Rebuilding
-from gateway.recorder import BatchRecorder
-from gateway.runs import RunRegistry
-from gateway.runs_under_way import RunsUnderWay
+from gateway.runs.in_progress import RunsUnderWay
+from gateway.runs.registry import RunRegistry
 from gateway.store.database import Database, StoreUnavailable
 from gateway.store.housekeeping import tidy_daily
-from gateway.telemetry import Telemetry
 from gateway.tokenizer import DEFAULT_ENCODING, Tokenizer
 from gateway.tracing.switch import Untraced, make_tracing
 from gateway.upstream.deployments import Pool
@@ -112,7 +112,7 @@ class Parts:
     orchestration: Orchestration
     runs: RunRegistry
     budgets: BudgetBook
-    places: Places
+    concurrency: ConcurrencyLimits
     recorder: BatchRecorder
     alerts: Alerts
     forwarder: Forwarder
@@ -160,7 +160,7 @@ class Application:
         room = Room(config.answers.bytes_max, config.answers.answer_bytes_max)
         self._shelf = shelf_of(config.storage.ledger, room, wall_clock_ms)
         self._handler, intake = self._pipeline()
-        self._front = Front(
+        self._front = RequestRouter(
             protocols=PROTOCOLS,
             handler=self.parts.tracing.handler(self._handler),
             intake=intake,
@@ -271,14 +271,14 @@ class Application:
             pool=parts.pool,
             reserving=reserving,
             admission=admission,
-            flights=self._heartbeat,
+            in_flight=self._heartbeat,
             timeouts=timeouts_of(config),
         )
         relaying = Relaying(
             forwarding=forwarding,
             counter_for=self._counter_for,
             keeper_for=lambda call: HoldKeeper(call, reserving, slice_tokens=config.reservations.slice_tokens),
-            flights=self._heartbeat,
+            in_flight=self._heartbeat,
             judge=parts.orchestration,
         )
         settler = Settler(
@@ -295,13 +295,13 @@ class Application:
             admission=admission,
             relaying=relaying,
             settler=settler,
-            flights=self._heartbeat,
+            in_flight=self._heartbeat,
             ledger=parts.ledger,
-            places=parts.places,
+            concurrency=parts.concurrency,
             idempotency=Idempotency(self._shelf, keep_ms=int(config.answers.idempotency_seconds * 1000)),
             cache=AnswerCache(parts.pool.cache_ttl_s, self._shelf),
-            loops=LoopBreaker(parts.ledger, parts.alerts, config.loops),
-            new_runs=NewRuns(config.server.new_runs_per_minute_max, time.monotonic),
+            loop_breaker=LoopBreaker(parts.ledger, parts.alerts, config.loops),
+            new_run_limit=NewRunLimit(config.server.new_runs_per_minute_max, time.monotonic),
             new_id=parts.ids.new,
         )
         return handler, intake
@@ -322,17 +322,17 @@ class Application:
     def _routes(self) -> list[BaseRoute]:
         check = partial(self.access.check, needed="viewer") if self.config.server.metrics_auth else None
         health = health_routes(self._gauges.readiness, self._exposition, check)
-        control = Late(self._control)
-        return [*health, Route("/", _lead_to_pages), Below("/api", control), Below("/admin", control)]
+        control = LazyApplication(self._control)
+        return [*health, Route("/", _lead_to_pages), PrefixRoute("/api", control), PrefixRoute("/admin", control)]
 
     def _control(self) -> ASGIApp:
         # A tenth of the imports of a start, and 7 MB, for requests that most processes never get.
         from gateway.admin.application import admin_routes
-        from gateway.endpoints.api.assembly import make_api, make_desk
+        from gateway.endpoints.api.assembly import make_api, make_api_services
 
-        desk, new_id = make_desk(self.parts, self.access), self.parts.ids.new
-        pages = Late(lambda: _application(admin_routes(desk), new_id))
-        return _application([Mount("/api", make_api(desk)), Below("/admin", pages)], new_id)
+        services, new_id = make_api_services(self.parts, self.access), self.parts.ids.new
+        pages = LazyApplication(lambda: _application(admin_routes(services), new_id))
+        return _application([Mount("/api", make_api(services)), PrefixRoute("/admin", pages)], new_id)
 
     async def _announce_first_login(self) -> None:
         is_open = self.access.is_open() and is_loopback(self.config.server.host)
@@ -351,7 +351,7 @@ async def _lead_to_pages(_: HttpRequest) -> RedirectResponse:
 
 
 def _application(routes: list[BaseRoute], new_id: Callable[[], str]) -> Starlette:
-    application = Starlette(routes=routes, exception_handlers={HTTPException: not_there(new_id)})
+    application = Starlette(routes=routes, exception_handlers={HTTPException: not_found_handler(new_id)})
     # Starlette would redirect `/metrics/` to an address made from the client's own Host header.
     application.router.redirect_slashes = False
     return application
@@ -370,7 +370,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
     pool = _pool(config, deployments, price_map)
     prices, clock, recorder = PriceBook(price_map), LedgerClock(ledger), BatchRecorder(ledger)
     forwarder = _forwarder(tokenizer, ids, environment, config.litellm_settings.model_dump(exclude_defaults=True))
-    asking = Asking(
+    model_calls = ModelCalls(
         upstream=tracing.upstream(forwarder),
         pool=pool,
         prices=prices,
@@ -390,7 +390,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
         tokenizer=tokenizer,
         telemetry=telemetry,
         budgets=budgets,
-        asking=asking,
+        model_calls=model_calls,
         clock_ms=wall_clock_ms,
     )
     return Parts(
@@ -408,7 +408,7 @@ def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymou
         orchestration=orchestration,
         runs=_runs(config, ledger, ids, orchestration),
         budgets=budgets,
-        places=_places(config),
+        concurrency=_concurrency_limits(config),
         recorder=recorder,
         alerts=Alerts(config.alerts),
         forwarder=forwarder,
@@ -425,9 +425,9 @@ def _runs(config: Config, ledger: Ledger, ids: Ids, orchestration: Orchestration
     return new(limits_of=orchestration.limits_of, find=orchestration.plans.find)
 
 
-def _places(config: Config) -> Places:
+def _concurrency_limits(config: Config) -> ConcurrencyLimits:
     server = config.server
-    return Places(
+    return ConcurrencyLimits(
         total_max=server.concurrency_max,
         key_max=server.key_concurrency_max,
         project_max=server.project_concurrency_max,

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from gateway.app import Application
-from gateway.config_file import parse_config
+from gateway.config.loading import parse_config
 
 CONFIG = """
 model_list:

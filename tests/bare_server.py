@@ -10,8 +10,8 @@ from typing import Any
 import uvicorn
 from uvicorn.server import ServerState
 
-from gateway.connections import ConnectionLimits, Connections
-from gateway.telemetry import Telemetry
+from gateway.observability.telemetry import Telemetry
+from gateway.server.connections import ConnectionLimits, Connections
 
 
 @contextlib.asynccontextmanager

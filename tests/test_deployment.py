@@ -24,7 +24,7 @@ from gateway.cli.configuration import read_config
 from gateway.endpoints.access import ADMIN_KEY_CHARACTERS_MIN
 from gateway.endpoints.health import health_routes
 from gateway.ledger.redis import RedisLedger
-from gateway.telemetry import Telemetry
+from gateway.observability.telemetry import Telemetry
 from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[1]

@@ -17,22 +17,22 @@ from gateway.admin.pages import PAGES
 from gateway.admin.rendering import SECURITY_HEADERS, Renderer
 from gateway.admin.static_files import StaticFiles
 from gateway.endpoints.api.application import as_gateway_error
-from gateway.endpoints.api.route import Desk
+from gateway.endpoints.api.route import ApiServices
 from gateway.errors import GatewayError, PermissionDenied
 
 
 class PageEndpoint:
     """One page, bound to what it works with."""
 
-    def __init__(self, page: Page, desk: Desk, authenticator: Authenticator, renderer: Renderer) -> None:
+    def __init__(self, page: Page, services: ApiServices, authenticator: Authenticator, renderer: Renderer) -> None:
         self.page = page
-        self._desk = desk
+        self._services = services
         self._authenticator = authenticator
         self._renderer = renderer
 
     async def serve(self, request: Request) -> Response:
-        request_id = self._desk.parts.ids.new()
-        page_request = PageRequest(self._desk, self._authenticator, self._renderer, request, request_id, None)
+        request_id = self._services.parts.ids.new()
+        page_request = PageRequest(self._services, self._authenticator, self._renderer, request, request_id, None)
         try:
             response = await self._respond(page_request)
         except Exception as error:  # noqa: BLE001 - the last net: every error is a page, and bugs are logged by `as_gateway_error`
@@ -67,19 +67,21 @@ class PageEndpoint:
         return response
 
 
-def admin_routes(desk: Desk) -> list[BaseRoute]:
+def admin_routes(services: ApiServices) -> list[BaseRoute]:
     """Every route under /admin."""
     static = StaticFiles()
     renderer = Renderer(static)
-    authenticator = Authenticator(desk.access, desk.store, clock_ms=desk.now_ms, timer_s=time.monotonic)
+    authenticator = Authenticator(services.access, services.store, clock_ms=services.now_ms, timer_s=time.monotonic)
     routes: list[BaseRoute] = [Route("/admin/static/{name}", static.serve, methods=["GET"])]
-    routes += _routes(PAGES, desk, authenticator, renderer)
+    routes += _routes(PAGES, services, authenticator, renderer)
     return routes
 
 
-def _routes(pages: Sequence[Page], desk: Desk, authenticator: Authenticator, renderer: Renderer) -> list[BaseRoute]:
+def _routes(
+    pages: Sequence[Page], services: ApiServices, authenticator: Authenticator, renderer: Renderer
+) -> list[BaseRoute]:
     return [
-        Route(f"/admin{page.path}", PageEndpoint(page, desk, authenticator, renderer).serve, methods=[page.method])
+        Route(f"/admin{page.path}", PageEndpoint(page, services, authenticator, renderer).serve, methods=[page.method])
         for page in pages
     ]
 

@@ -55,7 +55,7 @@ async def day_chart(
         is_whole = query.group_by is GroupBy.DAY and len(grouped_report.rows) == grouped_report.groups
         by_day = grouped_report if is_whole else await load_report(page_request, query_by_day)
     known = {row.day or "": getattr(row, metric) for row in by_day.rows}
-    usage_filter = usage.filter_of(page_request.desk, query)
+    usage_filter = usage.filter_of(page_request.services, query)
     days = _days_between(
         usage_filter.from_ms, page_request.now_ms if usage_filter.to_ms is None else usage_filter.to_ms - 1
     ) or sorted(known)
@@ -83,7 +83,7 @@ async def _largest_groups(
     if len(largest) < 2:
         return []
     groups = [getattr(row, field) or "" for row in largest]
-    usage_filter = usage.filter_of(page_request.desk, query)
+    usage_filter = usage.filter_of(page_request.services, query)
     sums_by_group = await usage_report.days_of_groups(page_request.store, query.group_by, groups, usage_filter)
     values = {key: getattr(UsageTotals(**figures(sums)), metric) for key, sums in sums_by_group.items()}
     return [

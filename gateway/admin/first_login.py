@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from gateway.config import ServerConfig
+from gateway.config.schema import ServerConfig
 from gateway.store.database import Database, StoreUnavailable
 from gateway.store.invitations import invite
 

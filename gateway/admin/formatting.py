@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 import orjson
 from markupsafe import Markup, escape
 
-from gateway.moments import iso
+from gateway.timestamps import iso
 
 _DURATION_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 DASH: Final = "–"

@@ -15,7 +15,7 @@ from gateway.admin.authentication import Authenticator, Identity
 from gateway.admin.formatting import page_path
 from gateway.admin.rendering import DEFAULT_PROJECT, Renderer
 from gateway.endpoints.access import Actor
-from gateway.endpoints.api.route import Ask, Desk
+from gateway.endpoints.api.route import ApiRequest, ApiServices
 from gateway.endpoints.api.schema import NoBody, ProjectQuery
 from gateway.errors import BadRequest
 from gateway.store.database import Database
@@ -30,7 +30,7 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    desk: Desk
+    services: ApiServices
     authenticator: Authenticator
     renderer: Renderer
     http_request: Request
@@ -50,11 +50,11 @@ class PageRequest:
 
     @property
     def store(self) -> Database:
-        return self.desk.parts.store
+        return self.services.parts.store
 
     @property
     def now_ms(self) -> int:
-        return self.desk.now_ms()
+        return self.services.now_ms()
 
     @property
     def project(self) -> str:
@@ -70,7 +70,7 @@ class PageRequest:
 
     async def call_api(
         self,
-        handle: Callable[[Ask[Any, Any]], Awaitable[ResultT]],
+        handle: Callable[[ApiRequest[Any, Any]], Awaitable[ResultT]],
         *,
         path: Mapping[str, str] | None = None,
         query: ProjectQuery | None = None,
@@ -79,7 +79,9 @@ class PageRequest:
         """Answer by a handler of the control API: what a page shows or changes is what the API shows or changes."""
         api_query = query or ProjectQuery(project=self.project)
         return await handle(
-            Ask(self.desk, self.actor, self.request_id, path or {}, api_query, NoBody() if body is None else body)
+            ApiRequest(
+                self.services, self.actor, self.request_id, path or {}, api_query, NoBody() if body is None else body
+            )
         )
 
     def query(self, model: type[ModelT], **values: Any) -> ModelT:

@@ -131,6 +131,6 @@ def _shared_values(page_request: PageRequest) -> dict[str, Any]:
 
 def _project_names(page_request: PageRequest) -> list[str]:
     """Those that keys and declared workflows name; the one that is looked at is always among them."""
-    snapshot = page_request.desk.parts.control.snapshot
+    snapshot = page_request.services.parts.control.snapshot
     named = {key.project for key in snapshot.keys.values()} | {project for project, _ in snapshot.workflows}
     return sorted(named | {page_request.project, DEFAULT_PROJECT})

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from gateway.admin.formatting import count, money, window_text
-from gateway.budget_view import BudgetAccount
-from gateway.run_view import Dollars, Requests, RunView, StepView, Tokens
+from gateway.budgets.balances import BudgetAccount
+from gateway.runs.view import Dollars, Requests, RunView, StepView, Tokens
 from policies.budgets import Link
 
 Availability = Literal["free", "busy", "blocked"]

@@ -15,7 +15,7 @@ import typer
 
 from gateway.cli.configuration import load_configuration
 from gateway.cli.connection import POLL_INTERVAL_S, START_WAIT_S, serving_operator
-from gateway.config import Config
+from gateway.config.schema import Config
 from gateway.endpoints.access import Operator
 from gateway.store import admin as admin_users
 from gateway.store.database import Database, StoreError, StoreInUse

@@ -11,10 +11,10 @@ from typing import Any, Final
 import typer
 import yaml
 
-from gateway.config import Config
-from gateway.config_faults import ConfigError, near
-from gateway.config_file import Given, load_config, parse_config
-from gateway.marked_yaml import Path as KeyPath
+from gateway.config.faults import ConfigError, near
+from gateway.config.loading import Given, load_config, parse_config
+from gateway.config.marked_yaml import Path as KeyPath
+from gateway.config.schema import Config
 from policies.settings import PREFIX, SETTINGS
 
 DEFAULT_FILE: Final = Path("config.yaml")

@@ -22,8 +22,8 @@ from urllib.parse import quote, urlencode, urlsplit
 import aiohttp
 import orjson
 
-from gateway.config import Config
-from gateway.config_faults import ConfigError
+from gateway.config.faults import ConfigError
+from gateway.config.schema import Config
 from gateway.endpoints.access import OPERATOR_SCOPE, USER_HEADER, Operator, read_operator
 from gateway.ledger.port import LedgerError, LedgerInUse
 from gateway.loopback import is_loopback, local_address
@@ -163,7 +163,7 @@ async def _try_connect(
 @asynccontextmanager
 async def _in_process_connection(config: Config) -> AsyncIterator[Connection]:
     from gateway.app import Application  # only here: it loads LiteLLM's and the tokenizer's tables
-    from gateway.logs import set_up_logging
+    from gateway.observability.logs import set_up_logging
 
     set_up_logging("console", "error")
     application = Application(config, is_server=False)

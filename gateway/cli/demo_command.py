@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.cli.output import console as console_of_output
-from gateway.config import Config
-from gateway.config_file import parse_config
+from gateway.config.loading import parse_config
+from gateway.config.schema import Config
 
 WORKFLOW: Final = "morning-briefing"
 RUN: Final = "demo"
@@ -77,7 +77,7 @@ def _running_gateway(folder: Path) -> Iterator[str]:
     import uvicorn
 
     from gateway.app import Application
-    from gateway.logs import set_up_logging
+    from gateway.observability.logs import set_up_logging
 
     config: Config = parse_config(_CONFIG % (_ANSWER, folder, folder), "the demo's configuration", {})
     set_up_logging("console", "error")

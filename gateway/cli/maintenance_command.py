@@ -15,9 +15,9 @@ from gateway.cli.configuration import DEFAULT_FILE, EXIT_CONFIG, read_config
 from gateway.cli.connection import CommandError, Connection
 from gateway.cli.output import echo_json, pluralized, setting_text, show_table
 from gateway.cli.session import EXIT_FAILED, Session
-from gateway.config import Config
-from gateway.config_faults import ConfigError
-from gateway.config_reference import SCHEMA_ID, example_file, schema_text
+from gateway.config.faults import ConfigError
+from gateway.config.reference import SCHEMA_ID, example_file, schema_text
+from gateway.config.schema import Config
 from gateway.ledger.port import LedgerError, LedgerUnavailable
 from gateway.store.database import Database, StoreError, StoreInUse
 from gateway.store.tables import SCHEMA_REVISION

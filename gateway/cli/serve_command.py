@@ -32,6 +32,6 @@ def serve(
     for sentence in config.ignored:
         typer.echo(f"farebox: {sentence}", err=True)
     gc.disable()  # a start produces no garbage worth collecting; enabled again once the server is ready
-    from gateway.serving import serve as run
+    from gateway.server.serving import serve as run
 
     raise typer.Exit(run(config, allow_anonymous=allow_anonymous))

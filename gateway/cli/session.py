@@ -15,7 +15,7 @@ import typer
 from gateway.cli.configuration import load_configuration
 from gateway.cli.connection import CommandError, Connection, connect
 from gateway.cli.output import echo_json, show_table
-from gateway.config import Config
+from gateway.config.schema import Config
 
 ResultT = TypeVar("ResultT")
 EXIT_FAILED: Final = 1

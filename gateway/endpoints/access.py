@@ -27,7 +27,7 @@ from typing import Final, Literal
 from cachetools import TTLCache
 from starlette.requests import HTTPConnection
 
-from gateway.config_faults import ConfigError
+from gateway.config.faults import ConfigError
 from gateway.control import Snapshot
 from gateway.errors import AuthenticationFailed, KeysUnknown, Overloaded, PermissionDenied
 from gateway.loopback import host_of, is_loopback, was_passed_on

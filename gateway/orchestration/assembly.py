@@ -8,23 +8,23 @@ from typing import Any, Final
 
 import structlog
 
-from gateway.config import Config
+from gateway.config.schema import Config
 from gateway.control import Control, Snapshot
 from gateway.ledger.port import Ledger
-from gateway.orchestration.asking import Asking
-from gateway.orchestration.compressing import Compressing
-from gateway.orchestration.condensing import Condensing, CondensingRules, text_of
-from gateway.orchestration.histories import Histories
+from gateway.observability.telemetry import Telemetry
+from gateway.orchestration.audit_trail import Trail
+from gateway.orchestration.histories import WorkflowHistories
+from gateway.orchestration.intensity_scoring import IntensityScoring
 from gateway.orchestration.intents import IntentRules, Intents
+from gateway.orchestration.model_calls import ModelCalls
 from gateway.orchestration.plans import Plans
+from gateway.orchestration.prompt_compression import PromptCompression
 from gateway.orchestration.routing import Routing
-from gateway.orchestration.scoring import Scoring
+from gateway.orchestration.semantic_compression import SemanticCompression, SemanticRules, text_of
 from gateway.orchestration.service import Orchestration
-from gateway.orchestration.trail import Trail
 from gateway.pipeline.call import Call
 from gateway.pricebook import PriceBook
 from gateway.store.database import Database
-from gateway.telemetry import Telemetry
 from gateway.tokenizer import Tokenizer
 from gateway.upstream.deployments import Pool
 from policies.budgets import Budget
@@ -50,7 +50,7 @@ def make_orchestration(
     tokenizer: Tokenizer,
     telemetry: Telemetry,
     budgets: Callable[[], Sequence[Budget]],
-    asking: Asking,
+    model_calls: ModelCalls,
     clock_ms: Callable[[], int],
 ) -> Orchestration:
     model = config.classifier.model
@@ -58,7 +58,7 @@ def make_orchestration(
     async def ask_intent(messages: Sequence[Mapping[str, Any]]) -> str | None:
         assert model is not None  # noqa: S101 - only used where a model is configured
         body = {"model": model, "messages": list(messages), "max_tokens": ANSWER_TOKENS_MAX, "temperature": 0}
-        return text_of(await asking.ask(model, body, "classify"))
+        return text_of(await model_calls.ask(model, body, "classify"))
 
     rules = IntentRules(
         wait_ms=config.classifier.wait_ms if config.classifier.wait else 0,
@@ -71,12 +71,12 @@ def make_orchestration(
     orchestration = Orchestration(
         intents=Intents(store, ask_intent if model else None, rules, clock_ms, _noting(trail)),
         plans=Plans(store, ledger),
-        histories=Histories(store, clock_ms),
-        compressing=Compressing(
+        histories=WorkflowHistories(store, clock_ms),
+        compression=PromptCompression(
             tokenizer,
             lambda: control.snapshot,
             strategies=_strategies(registry),
-            condensing=_condensing(config, asking, ledger, pool, tokenizer, clock_ms),
+            semantic=_semantic(config, model_calls, ledger, pool, tokenizer, clock_ms),
             memory_tokens_max=config.compression.memory_tokens_max,
         ),
         routing=Routing(
@@ -86,7 +86,7 @@ def make_orchestration(
             tiers=[(tier, getattr(config.tiers, tier)) for tier in Tier],
             snapshot=lambda: control.snapshot,
         ),
-        scoring=Scoring(store, lambda: control.snapshot, clock_ms),
+        scoring=IntensityScoring(store, lambda: control.snapshot, clock_ms),
         trail=trail,
         telemetry=telemetry,
         budgets=budgets,
@@ -106,9 +106,14 @@ def _strategies(registry: Registry) -> Callable[[Intent, Snapshot], Sequence[str
     return strategies
 
 
-def _condensing(
-    config: Config, asking: Asking, ledger: Ledger, pool: Pool, tokenizer: Tokenizer, clock_ms: Callable[[], int]
-) -> Condensing:
+def _semantic(
+    config: Config,
+    model_calls: ModelCalls,
+    ledger: Ledger,
+    pool: Pool,
+    tokenizer: Tokenizer,
+    clock_ms: Callable[[], int],
+) -> SemanticCompression:
     wanted = config.compression
     model = wanted.semantic_model or next(iter(config.tiers.fast), None)
     deployment = pool.of(model)[0] if model is not None else None
@@ -120,8 +125,8 @@ def _condensing(
         tokens = sum(tokenizer.count_text(counting.encoding, one["content"]) + _MESSAGE_TOKENS for one in messages)
         return -(-tokens * (counting.factor_percent + 1) // 100)
 
-    rules = CondensingRules(model, int(wanted.semantic_wait_seconds * 1000), wanted.semantic_texts_max)
-    return Condensing(asking, ledger, rules, count=count, clock_ms=clock_ms)
+    rules = SemanticRules(model, int(wanted.semantic_wait_seconds * 1000), wanted.semantic_texts_max)
+    return SemanticCompression(model_calls, ledger, rules, count=count, clock_ms=clock_ms)
 
 
 def _noting(trail: Trail) -> Callable[[Call, Classification], None]:

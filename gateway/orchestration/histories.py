@@ -68,7 +68,7 @@ class _Kept:
     has_alike: bool
 
 
-class Histories:
+class WorkflowHistories:
     def __init__(self, store: Database, clock_ms: Callable[[], int]) -> None:
         self._store = store
         self._clock_ms = clock_ms

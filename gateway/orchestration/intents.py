@@ -17,7 +17,7 @@ import structlog
 from cachetools import LRUCache
 
 from gateway.pipeline.call import Call, IntentTag
-from gateway.run_plan import StepProfile, profile_as, profile_by_words, step_text
+from gateway.runs.plan import StepProfile, profile_as, profile_by_words, step_text
 from gateway.store import intents as intent_store
 from gateway.store.database import Database, StoreError
 from gateway.store.intents import LearnedIntent
@@ -65,7 +65,7 @@ class _Question:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _PendingQuestion:
     """An open question. `context` is that of the call that raised it, so that it belongs to that call's trace."""
 
     done: asyncio.Event
@@ -73,7 +73,7 @@ class _Asked:
 
 
 @dataclass(slots=True)
-class _Warm:
+class _CachedIntent:
     """A result that is reused. `key` is set while a language model might know better; then learned answers are looked up."""
 
     answer: Classification
@@ -105,11 +105,11 @@ class Intents:
         self._rules = rules
         self._clock_ms = clock_ms
         self._found = found
-        self._warm: LRUCache[tuple[object, ...], _Warm] = LRUCache(_WARM_MAX)
+        self._cached: LRUCache[tuple[object, ...], _CachedIntent] = LRUCache(_WARM_MAX)
         self._profiles: LRUCache[tuple[object, ...], _Profiled] = LRUCache(_WARM_MAX)
         self._learned: LRUCache[str, LearnedIntent] = LRUCache(_LEARNED_MAX)
         self._questions: asyncio.Queue[_Question] = asyncio.Queue(_WAITING_MAX)
-        self._asked: dict[str, _Asked] = {}
+        self._asked: dict[str, _PendingQuestion] = {}
         self._raised: LRUCache[tuple[str, int], int] = LRUCache(_PROJECTS_MAX)  # (project, minute) → questions
         self._failed: LRUCache[str, int] = LRUCache(_LEARNED_MAX)  # key → when it may be asked again, ms
         self._task: asyncio.Task[None] | None = None
@@ -122,7 +122,7 @@ class Intents:
         except StoreError as error:
             _log.warning("learned_intents_not_loaded", error=str(error))
         if self._ask is not None:
-            self._task = asyncio.create_task(self._ask_forever(), name="intents")
+            self._task = asyncio.create_task(self._answer_questions(), name="intents")
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -131,27 +131,27 @@ class Intents:
 
     def forget(self) -> None:
         """Drop the results that were found under old settings."""
-        self._warm.clear()
+        self._cached.clear()
         self._profiles.clear()
 
     async def of(self, call: Call, declared: str | None, threshold: float) -> IntentTag:
         """The intent of a call. Cheap if the step was seen before; takes at most `wait_ms` if a model is asked and may be waited for."""
         identity = _identity(call, declared)
-        warm = self._warm.get(identity)
-        answer = None if warm is None else self._still(warm)
+        cached = self._cached.get(identity)
+        answer = None if cached is None else self._if_valid(cached)
         if answer is None:
-            warm = await self._classified(call, call.tags.intent, declared, threshold)
-            self._warm[identity] = warm
-            answer = warm.answer
+            cached = await self._classified(call, call.tags.intent, declared, threshold)
+            self._cached[identity] = cached
+            answer = cached.answer
             self._found(call, answer)
-            if warm.until_ms is not None and answer.source == "llm":
-                warm.answer = replace(answer, source="cache")  # for the calls to come
+            if cached.until_ms is not None and answer.source == "llm":
+                cached.answer = replace(answer, source="cache")  # for the calls to come
         return IntentTag(answer.intent, answer.confidence, answer.source)
 
     def look(self, call: Call, declared: str | None, threshold: float) -> Classification:
         """What `of` would return now, without asking a model or remembering anything."""
-        warm = self._warm.get(_identity(call, declared))
-        answer = None if warm is None else self._still(warm)
+        cached = self._cached.get(_identity(call, declared))
+        answer = None if cached is None else self._if_valid(cached)
         if answer is not None:
             return answer
         step = step_text_of(call.protocol.name, call.request.body, call.tags.step, call.tags.workflow)
@@ -184,32 +184,34 @@ class Intents:
             found = self._profiles[identity] = _read(step, workflow, settings, project)
         return found
 
-    def _still(self, warm: _Warm) -> Classification | None:
+    def _if_valid(self, cached: _CachedIntent) -> Classification | None:
         """The result if it is still valid; None if it has expired or a model has answered since."""
-        if warm.until_ms is not None and warm.until_ms <= self._clock_ms():
+        if cached.until_ms is not None and cached.until_ms <= self._clock_ms():
             return None
-        return None if warm.key is not None and warm.key in self._learned else warm.answer
+        return None if cached.key is not None and cached.key in self._learned else cached.answer
 
-    async def _classified(self, call: Call, header: str | None, declared: str | None, threshold: float) -> _Warm:
+    async def _classified(
+        self, call: Call, header: str | None, declared: str | None, threshold: float
+    ) -> _CachedIntent:
         step = step_text_of(call.protocol.name, call.request.body, call.tags.step, call.tags.workflow)
         if header is not None or declared is not None:
             said = Intent(declared) if declared else None
-            return _Warm(classify(step, header=header, declared=said, confidence_threshold=threshold))
+            return _CachedIntent(classify(step, header=header, declared=said, confidence_threshold=threshold))
         key = _key(call.principal.project, step)
         learned = self._remembered(key)
         if learned is not None:
-            return _Warm(learned, until_ms=self._learned[key].expires_at_ms)
+            return _CachedIntent(learned, until_ms=self._learned[key].expires_at_ms)
         guess = classify(step, confidence_threshold=threshold)
         if guess.confidence >= threshold or self._ask is None:
-            return _Warm(guess)
+            return _CachedIntent(guess)
         self._enqueue(_Question(call.principal.project, key, step))
         if self._rules.wait_ms:
             await self._wait_for(key)
             learned = self._remembered(key)
             if learned is not None:
-                return _Warm(replace(learned, source="llm"), until_ms=self._learned[key].expires_at_ms)
+                return _CachedIntent(replace(learned, source="llm"), until_ms=self._learned[key].expires_at_ms)
         # The guess expires, so that the question is asked again if it was not answered.
-        return _Warm(guess, key, self._clock_ms() + _RETRY_MS)
+        return _CachedIntent(guess, key, self._clock_ms() + _RETRY_MS)
 
     def _remembered(self, key: str) -> Classification | None:
         learned = self._learned.get(key)
@@ -230,7 +232,7 @@ class Intents:
         if raised >= _QUESTIONS_PER_MINUTE_MAX:
             return
         self._raised[minute] = raised + 1
-        self._asked[question.key] = _Asked(asyncio.Event(), copy_context())
+        self._asked[question.key] = _PendingQuestion(asyncio.Event(), copy_context())
         self._questions.put_nowait(question)
 
     async def _wait_for(self, key: str) -> None:
@@ -242,7 +244,7 @@ class Intents:
             except TimeoutError:
                 pass
 
-    async def _ask_forever(self) -> None:
+    async def _answer_questions(self) -> None:
         while True:
             batch = [await self._questions.get()]
             while len(batch) < _BATCH and not self._questions.empty():
@@ -341,7 +343,7 @@ def _fingerprint(call: Call) -> tuple[object, ...]:
     named = not _is_generic(call.tags.step)
     return (
         call.protocol.name,
-        _words(system),
+        _text_hashes(system),
         len(tools) if isinstance(tools, list) else 0,
         kind if isinstance(kind, str) else None,
         None if named else _last_text(body),
@@ -351,11 +353,11 @@ def _fingerprint(call: Call) -> tuple[object, ...]:
 def _last_text(body: Mapping[str, Any]) -> object:
     messages = body.get("messages") or body.get("input") or body.get("prompt")
     if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-        return _words(messages[-1].get("content"))
-    return _words(messages)
+        return _text_hashes(messages[-1].get("content"))
+    return _text_hashes(messages)
 
 
-def _words(content: object) -> object:
+def _text_hashes(content: object) -> object:
     """Hashes of a content's texts, which may be a string or a list of parts."""
     if isinstance(content, str):
         return hash(content)

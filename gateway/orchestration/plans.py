@@ -19,9 +19,9 @@ from typing import Final
 from cachetools import LRUCache
 
 from gateway.ledger.port import Ledger, LedgerUnavailable
-from gateway.orchestration.batches import Batches
+from gateway.orchestration.batch_writer import BatchWriter
 from gateway.orchestration.run_lookups import RunLookups
-from gateway.run_plan import (
+from gateway.runs.plan import (
     PlannedStep,
     RunPlan,
     announced_plan,
@@ -31,7 +31,7 @@ from gateway.run_plan import (
     with_limit,
     within_caps,
 )
-from gateway.run_view import own_budget
+from gateway.runs.view import own_budget
 from gateway.store import runs as run_store
 from gateway.store.database import Database, StoreError
 from gateway.store.runs import Run, RunStep
@@ -48,7 +48,7 @@ RunKey = tuple[str, str]  # project, run
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
+class StepStart:
     """A step that calls, as far as the call itself describes it."""
 
     step: str
@@ -59,7 +59,7 @@ class Beginning:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class StepGrant:
     """`share` is what the step may use (None: only its run's limit applies), `is_new` whether this is its first call here,
     `parent_run` the run that its run is inside of (empty: none), and `planned` the step as its run's plan has it, if it does."""
 
@@ -97,7 +97,7 @@ class LivePlan:
         return first.unit < second.unit
 
 
-def live(plan: RunPlan, parent_run: str = "") -> LivePlan:
+def live_plan(plan: RunPlan, parent_run: str = "") -> LivePlan:
     shares = tuple(
         StepAllocation(one.step, one.intent, one.allocation_tokens, one.hard_limit_tokens, one.reason)
         for one in plan.steps
@@ -125,7 +125,7 @@ class Plans:
         self._lookups = RunLookups(store)
         self._plans: LRUCache[RunKey, LivePlan] = LRUCache(_PLANS_MAX)
         self._just_found: LRUCache[RunKey, Run | None] = LRUCache(_JUST_FOUND_MAX)
-        self._writing: Batches[tuple[str, RunStep]] = Batches("allocations", self._write)
+        self._writing: BatchWriter[tuple[str, RunStep]] = BatchWriter("allocations", self._write)
 
     def start(self) -> None:
         self._writing.start()
@@ -142,7 +142,7 @@ class Plans:
 
     def put(self, project: str, run: str, plan: RunPlan, parent_run: str = "") -> None:
         """Set the plan of an announced run. What the run has used already is read when its next step begins."""
-        self._plans[project, run] = live(plan, parent_run)
+        self._plans[project, run] = live_plan(plan, parent_run)
 
     def drop(self, project: str, run: str) -> None:
         """Drop the plan of a run whose budget was changed: it is planned again at its next call."""
@@ -159,40 +159,40 @@ class Plans:
             return False
         return whole.limit.tokens is not None and whole.limit.tokens > plan.limit_tokens
 
-    async def step(self, key: RunKey, beginning: Beginning, propose: Propose, settings: Settings) -> Given:
+    async def step(self, key: RunKey, step_start: StepStart, propose: Propose, settings: Settings) -> StepGrant:
         """What the step of the current call may use."""
         plan = self._plans.get(key)
         if plan is None:
             # Two concurrent first calls of a run may both get here: their plans are the same, and the first is kept.
             plan = self._plans.setdefault(key, await self._first_plan(key, propose, settings))
-        name = beginning.step
+        name = step_start.step
         begins, own_tokens = name not in plan.begun, 0
         if begins:
             plan.begun.add(name)
             own_tokens = await self._return_what_is_left(key, plan, name, settings)
         if name not in plan.steps:
             if name == DEFAULT_STEP:
-                return Given(None, begins, plan.parent_run)
-            plan.steps[name] = self._next(plan, beginning, settings, own_tokens)
+                return StepGrant(None, begins, plan.parent_run)
+            plan.steps[name] = self._next(plan, step_start, settings, own_tokens)
         if begins:
-            self._note(key, plan, beginning)
-        return Given(plan.steps[name], begins, plan.parent_run, plan.planned.get(name))
+            self._note(key, plan, step_start)
+        return StepGrant(plan.steps[name], begins, plan.parent_run, plan.planned.get(name))
 
-    async def look(self, key: RunKey, beginning: Beginning, propose: Propose, settings: Settings) -> Given:
+    async def look(self, key: RunKey, step_start: StepStart, propose: Propose, settings: Settings) -> StepGrant:
         """What `step` would return now, without writing or remembering anything."""
         known = self._plans.get(key)
         if known is None:
             plan, _ = await self._found_or_proposed(key, propose, settings)
         else:
             plan = replace(known, steps=dict(known.steps), begun=set(known.begun), used=dict(known.used))
-        name, own_tokens = beginning.step, 0
+        name, own_tokens = step_start.step, 0
         begins = name not in plan.begun
         if begins:
             own_tokens = await self._return_what_is_left(key, plan, name, settings, writes=False)
         share = plan.steps.get(name)
         if share is None and name != DEFAULT_STEP:
-            share = self._next(plan, beginning, settings, own_tokens)
-        return Given(share, begins, plan.parent_run, plan.planned.get(name))
+            share = self._next(plan, step_start, settings, own_tokens)
+        return StepGrant(share, begins, plan.parent_run, plan.planned.get(name))
 
     async def _first_plan(self, key: RunKey, propose: Propose, settings: Settings) -> LivePlan:
         plan, proposed = await self._found_or_proposed(key, propose, settings)
@@ -209,9 +209,9 @@ class Plans:
         announced = announced_plan(run)
         if run is not None and announced is not None:
             resized = with_limit(announced, own_budget(run.plan).tokens, settings)
-            return live(resized, parent_run), () if resized is announced else resized.steps
+            return live_plan(resized, parent_run), () if resized is announced else resized.steps
         plan = await propose(run)
-        return live(plan, parent_run), plan.steps
+        return live_plan(plan, parent_run), plan.steps
 
     async def find(self, project: str, run: str, *, fresh: bool) -> Run | None:
         """The run in the store; None if it is not there, or the store is unreachable. Not `fresh`: what its plan was made from will do."""
@@ -225,9 +225,9 @@ class Plans:
         except StoreError:
             return None
 
-    def _next(self, plan: LivePlan, beginning: Beginning, settings: Settings, own_tokens: int) -> StepAllocation:
+    def _next(self, plan: LivePlan, step_start: StepStart, settings: Settings, own_tokens: int) -> StepAllocation:
         """The allocation of a step that the plan does not have: its demand, or what is left if that is less."""
-        demand = StepDemand(beginning.step, beginning.intent, priority=beginning.priority)
+        demand = StepDemand(step_start.step, step_start.intent, priority=step_start.priority)
         # Others may not use all of their allocations, so if nothing is left to allocate, the run's limit decides.
         left = plan.left_tokens(own_tokens) or plan.limit_tokens
         return allocate_next(demand, run_remaining_tokens=left, settings=settings, ais=plan.ais)
@@ -276,18 +276,18 @@ class Plans:
                 position = list(plan.planned).index(share.step) + 1
                 self._writing.put((key[0], moved_step(key[1], position, plan.planned[share.step], share)))
 
-    def _note(self, key: RunKey, plan: LivePlan, beginning: Beginning) -> None:
+    def _note(self, key: RunKey, plan: LivePlan, step_start: StepStart) -> None:
         """Store a step that the plan does not have, so that the run's page shows its limits."""
-        if beginning.step in plan.planned:
+        if step_start.step in plan.planned:
             return
-        share = plan.steps[beginning.step]
+        share = plan.steps[step_start.step]
         step = PlannedStep(
-            step=beginning.step,
-            intent=beginning.intent,
-            confidence=beginning.confidence,
-            source=beginning.source,
+            step=step_start.step,
+            intent=step_start.intent,
+            confidence=step_start.confidence,
+            source=step_start.source,
             reasoning="",
-            priority=beginning.priority,
+            priority=step_start.priority,
             tier="",
             complexity=0.0,
             compression="",

@@ -50,7 +50,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
+class _SentPrompt:
     """`before` is the prompt sent before this call. This call's own prompts are compared with it, since it may be shortened twice."""
 
     call_id: str
@@ -65,7 +65,7 @@ class _Sent:
 
 class PromptCaches:
     def __init__(self) -> None:
-        self._sent: LRUCache[Conversation, _Sent] = LRUCache(_CONVERSATIONS_MAX)
+        self._sent: LRUCache[Conversation, _SentPrompt] = LRUCache(_CONVERSATIONS_MAX)
 
     def cached_tokens(self, conversation: Conversation, call_id: str, prompt: Prompt) -> int:
         """The tokens of this prompt that the provider would serve from its cache; 0 if the client marks what to cache, because
@@ -81,10 +81,10 @@ class PromptCaches:
         """Note that this prompt is sent now."""
         sent = self._sent.get(conversation)
         if sent is None:
-            self._sent[conversation] = _Sent(call_id, prompt)
+            self._sent[conversation] = _SentPrompt(call_id, prompt)
             return
         expected = self.cached_tokens(conversation, call_id, prompt)
-        self._sent[conversation] = _Sent(call_id, prompt, sent.baseline(call_id), expected, sent.caches)
+        self._sent[conversation] = _SentPrompt(call_id, prompt, sent.baseline(call_id), expected, sent.caches)
 
     def answered(self, conversation: Conversation, usage: Usage) -> None:
         """Learn from what was billed whether there is a cache at all."""

@@ -45,7 +45,7 @@ Conversation = tuple[str, str | None, str]  # project, run, step
 
 
 @dataclass(slots=True)
-class _Course:
+class _ConversationRoute:
     """The state of a conversation. `failed_tier` is the tier of its last failed answer."""
 
     model: str
@@ -71,7 +71,7 @@ class Routing:
         self._tiers = tiers
         self._snapshot = snapshot
         self._candidates: tuple[Candidate, ...] | None = None
-        self._courses: LRUCache[Conversation, _Course] = LRUCache(_CONVERSATIONS_MAX)
+        self._routes: LRUCache[Conversation, _ConversationRoute] = LRUCache(_CONVERSATIONS_MAX)
 
     def is_offered(self, settings: Settings) -> bool:
         return settings.ais_routing_enabled and bool(self._all_candidates())
@@ -82,21 +82,21 @@ class Routing:
         may_reroute = self._may_reroute(call, snapshot)
         if not (may_reroute or is_auto(name)):
             return name
-        course = self._courses.get(_conversation(call))
-        wish = self._wish(call, snapshot, course, may_reroute)
-        found = route(wish, self._allowed(call), snapshot.settings)
-        if course is not None and isinstance(found, Route) and found.model != course.model:
+        known = self._routes.get(_conversation(call))
+        request = self._route_request(call, snapshot, known, may_reroute)
+        found = route(request, self._allowed(call), snapshot.settings)
+        if known is not None and isinstance(found, Route) and found.model != known.model:
             # It cannot keep its model, so its present complexity decides, not the one it began with.
-            wish = replace(wish, score=complexity_of(call, snapshot))
-            found = route(wish, self._allowed(call), snapshot.settings)
+            request = replace(request, score=complexity_of(call, snapshot))
+            found = route(request, self._allowed(call), snapshot.settings)
         if isinstance(found, NoRoute):
             if is_auto(name):
                 hint = "Name the models of each tier under `tiers` in the configuration."
                 raise BadRequest.field("model", f"{found.reason} {hint}", "no_route")
             return name
         if call.is_tagged and remembers:
-            self._courses[_conversation(call)] = _Course(
-                found.model, found.tier, wish.score, wish.failed_attempts, wish.failed_tier
+            self._routes[_conversation(call)] = _ConversationRoute(
+                found.model, found.tier, request.score, request.failed_attempts, request.failed_tier
             )
         call.decisions.append({"route": found.model, "why": found.reason})
         if found.model != name:
@@ -110,16 +110,18 @@ class Routing:
         if named and call.price_asked is None:
             call.price_asked = self._prices.price(named[0])
 
-    def _wish(self, call: Call, snapshot: Snapshot, course: _Course | None, may_reroute: bool) -> RouteRequest:
+    def _route_request(
+        self, call: Call, snapshot: Snapshot, known: _ConversationRoute | None, may_reroute: bool
+    ) -> RouteRequest:
         """The input of `route`. Computing the complexity is the most expensive part, so a conversation keeps its first score."""
         return RouteRequest(
             call.request.model,
-            complexity_of(call, snapshot) if course is None or course.failed_attempts else course.score,
+            complexity_of(call, snapshot) if known is None or known.failed_attempts else known.score,
             self._needs(call, money=call.chain.limits_money),
             may_reroute=may_reroute,
-            sticky_model=course.model if course else None,
-            failed_attempts=course.failed_attempts if course else 0,
-            failed_tier=course.failed_tier if course else None,
+            sticky_model=known.model if known else None,
+            failed_attempts=known.failed_attempts if known else 0,
+            failed_tier=known.failed_tier if known else None,
             tier_floor=self.handler(call).tier_floor,
         )
 
@@ -137,24 +139,24 @@ class Routing:
             return False
         settings = self._snapshot().settings
         for found in cheaper(call.model, self._needs(call, money=True), self._allowed(call), settings):
-            if self._use(call, found.model, found.reason):
+            if self._switch_to(call, found.model, found.reason):
                 return True
         call.decisions.append({"route": f"no cheaper model than {call.model} can take this call"})
         return False
 
     def judge(self, call: Call, answer: Answer) -> None:
         """Note whether a routed answer passed its checks, for the next attempt of this conversation."""
-        course = self._courses.get(_conversation(call))
-        if course is None or call.deployment is None or call.deployment.name != course.model:
+        known = self._routes.get(_conversation(call))
+        if known is None or call.deployment is None or call.deployment.name != known.model:
             return  # a concurrent call, a short budget or a fallback has changed the model since
         if answer.finish_reason == "length" and call.output_cap is not None:
             return  # it was the budget that cut it off, and a dearer model would fit less
         settings = self._snapshot().settings
         assessment = self.handler(call).assess(answer)
         if assessment.score >= settings.quality_score_minimum:
-            course.failed_attempts, course.failed_tier = 0, None
-        elif course.failed_attempts < settings.max_retry_attempts:
-            course.failed_attempts, course.failed_tier = course.failed_attempts + 1, course.tier
+            known.failed_attempts, known.failed_tier = 0, None
+        elif known.failed_attempts < settings.max_retry_attempts:
+            known.failed_attempts, known.failed_tier = known.failed_attempts + 1, known.tier
             call.decisions.append({"answer_failed": list(assessment.faults)})
 
     def handler(self, call: Call) -> Handler:
@@ -165,7 +167,7 @@ class Routing:
         return self.handler(call).output_tokens_expected(budget)
 
     def is_followed(self, call: Call) -> bool:
-        return _conversation(call) in self._courses
+        return _conversation(call) in self._routes
 
     def _may_reroute(self, call: Call, snapshot: Snapshot) -> bool:
         return call.arm is not Arm.HOLDOUT and self.is_wanted(call, snapshot)
@@ -181,7 +183,7 @@ class Routing:
         workflow = snapshot.workflow(call.principal.project, call.tags.workflow or "")
         return workflow is not None and bool(workflow.declaration.get("routing"))
 
-    def _use(self, call: Call, model: str, reason: str) -> bool:
+    def _switch_to(self, call: Call, model: str, reason: str) -> bool:
         chosen = self._pool.choose(model)
         if chosen is None or call.deployment is None:
             return False

@@ -17,20 +17,20 @@ import structlog
 
 from gateway.control import Snapshot
 from gateway.errors import BadRequest
+from gateway.observability.telemetry import Telemetry
 from gateway.orchestration.answers import answer_of, is_readable
-from gateway.orchestration.compressing import Compressing
-from gateway.orchestration.declared import Declarations, DeclaredWorkflow
-from gateway.orchestration.histories import Histories
+from gateway.orchestration.audit_trail import Trail
+from gateway.orchestration.declarations import Declarations, DeclaredWorkflow
+from gateway.orchestration.histories import WorkflowHistories
+from gateway.orchestration.intensity_scoring import IntensityScoring
 from gateway.orchestration.intents import Intents
-from gateway.orchestration.plans import Beginning, Plans
+from gateway.orchestration.plans import Plans, StepStart
+from gateway.orchestration.prompt_compression import PromptCompression
 from gateway.orchestration.routing import Routing
-from gateway.orchestration.scoring import Scoring
-from gateway.orchestration.trail import Trail
 from gateway.pipeline.call import Call, IntentTag
-from gateway.run_plan import PlannedStep, RunPlan, RunRequest, kept_plan, plan_run, strategy_of, with_declaration
-from gateway.run_view import own_budget
+from gateway.runs.plan import PlannedStep, RunPlan, RunRequest, kept_plan, plan_run, strategy_of, with_declaration
+from gateway.runs.view import own_budget
 from gateway.store.runs import Run
-from gateway.telemetry import Telemetry
 from policies.allocation import StepAllocation
 from policies.amounts import UNLIMITED, Limit
 from policies.budgets import Budget, Mode, RunLimits, Scope, Subject, step_account
@@ -51,10 +51,10 @@ class Orchestration:
         *,
         intents: Intents,
         plans: Plans,
-        histories: Histories,
-        compressing: Compressing,
+        histories: WorkflowHistories,
+        compression: PromptCompression,
         routing: Routing,
-        scoring: Scoring,
+        scoring: IntensityScoring,
         trail: Trail,
         snapshot: Callable[[], Snapshot],
         telemetry: Telemetry,
@@ -66,7 +66,7 @@ class Orchestration:
         self.histories = histories
         self.scoring = scoring
         self.trail = trail
-        self.compressing = compressing
+        self.compression = compression
         self.routing = routing
         self._snapshot = snapshot
         self._telemetry = telemetry
@@ -82,7 +82,7 @@ class Orchestration:
         self.scoring.start()
 
     async def stop(self) -> None:
-        await self.compressing.stop()
+        await self.compression.stop()
         await self.scoring.stop()
         await self.intents.stop()
         await self.plans.stop()
@@ -115,7 +115,7 @@ class Orchestration:
     ) -> RunLimits:
         settings = snapshot.settings
         threshold = settings.intent_classification_confidence_threshold
-        self.take_side(call, snapshot, declared)
+        self.assign_arm(call, snapshot, declared)
         call.intent = intent = await self.intents.of(call, declared.intent(call.tags.step), threshold)
 
         async def propose(known: Run | None) -> RunPlan:
@@ -123,7 +123,7 @@ class Orchestration:
 
         given = await self.plans.step(
             (call.principal.project, call.run or ""),
-            Beginning(call.tags.step, intent.intent, call.tags.priority, intent.confidence, intent.source),
+            StepStart(call.tags.step, intent.intent, call.tags.priority, intent.confidence, intent.source),
             propose,
             settings,
         )
@@ -147,11 +147,15 @@ class Orchestration:
         self.plans.drop(project, run)
         return await self.plan(call, snapshot)
 
-    async def first_plan(self, call: Call, known: Run | None, snapshot: Snapshot, *, looks: bool = False) -> RunPlan:
+    async def first_plan(
+        self, call: Call, known: Run | None, snapshot: Snapshot, *, is_dry_run: bool = False
+    ) -> RunPlan:
         """The plan of a run that was not announced, at its first call. `looks`: a dry run, which asks no model."""
-        return await self._proposed(_request_of(call, known), call.principal.project, snapshot, call, looks=looks)
+        return await self._proposed(
+            _request_of(call, known), call.principal.project, snapshot, call, is_dry_run=is_dry_run
+        )
 
-    def take_side(self, call: Call, snapshot: Snapshot, declared: DeclaredWorkflow) -> None:
+    def assign_arm(self, call: Call, snapshot: Snapshot, declared: DeclaredWorkflow) -> None:
         """Assign the call to a side of the holdout, if it could be compressed or routed; otherwise there is nothing to compare."""
         if not self._holdout_share:
             return
@@ -165,7 +169,7 @@ class Orchestration:
     async def propose(self, project: str, request: RunRequest) -> RunPlan:
         """The plan that such a run would have. Raises ValueError as `plan_run` does. Changes nothing, and asks no model."""
         await self._read_steps(project, request)
-        return await self._proposed(request, project, self._snapshot(), looks=True)
+        return await self._proposed(request, project, self._snapshot(), is_dry_run=True)
 
     async def initialise(self, project: str, request: RunRequest, kept: RunPlan | None = None) -> RunPlan:
         """Plan a run before it begins, and keep the plan. `kept` is an earlier plan whose steps stay.
@@ -201,7 +205,7 @@ class Orchestration:
         snapshot: Snapshot,
         call: Call | None = None,
         *,
-        looks: bool = False,
+        is_dry_run: bool = False,
     ) -> RunPlan:
         """Plans announced, declared and learned runs alike. `call` is the first call of a run that was not announced."""
         workflow = snapshot.workflow(project, request.workflow)
@@ -215,13 +219,13 @@ class Orchestration:
         learned = history.learned() if history is not None and not steps else ()
         agent = request.agent or str((workflow.declaration.get("agent") if workflow else None) or "")
         ais = request.ais if request.ais is not None or not agent else snapshot.ais(project, agent)
-        whole = replace(request, steps=_with_said(steps or learned, call), strategy=strategy, ais=ais)
+        whole = replace(request, steps=_with_call_tags(steps or learned, call), strategy=strategy, ais=ais)
         plan = plan_run(
             whole,
             settings,
             pool_limit_tokens=self._pool_limit(whole, project, snapshot, call),
             histories=history.of if is_adaptive and history is not None else lambda _step, _intent: None,
-            profiler=partial(self.intents.profile, project=project, asks=not looks),
+            profiler=partial(self.intents.profile, project=project, asks=not is_dry_run),
         )
         if learned:
             # Their intents were observed in past runs, not declared.
@@ -279,13 +283,13 @@ class Orchestration:
             return "the run is held out, so that savings can be measured against it"
         if rung is Rung.COMPRESS:
             declared = self.declarations.of(snapshot.workflow(call.principal.project, call.tags.workflow or ""))
-            return self.compressing.why_not(call, snapshot) if declared.compresses else "the workflow forbids it"
+            return self.compression.why_not(call, snapshot) if declared.compresses else "the workflow forbids it"
         return "" if self.routing.is_offered(settings) else "routing is off, or no model is in a tier"
 
     async def compress(self, call: Call, needed_tokens: int | None, *, pressed: bool = False) -> bool:
         before = call.saved.tokens
         try:
-            changed = await self.compressing.compress(call, needed_tokens, pressed=pressed)
+            changed = await self.compression.compress(call, needed_tokens, pressed=pressed)
         except Exception:  # noqa: BLE001 - the original prompt is sent then
             self._note_failure(call)
             return False
@@ -297,7 +301,7 @@ class Orchestration:
     def answered(self, call: Call, usage: Usage) -> None:
         """Take note of what a tagged call was billed."""
         if self._snapshot().settings.compression_enabled:
-            self.compressing.answered(call, usage)
+            self.compression.answered(call, usage)
 
     async def reroute(self, call: Call, refused: Refused | None) -> bool:
         asked = call.model
@@ -310,11 +314,11 @@ class Orchestration:
             self.trail.note("model.routed", call, call.model, asked=asked, why=_why(call))
         return changed
 
-    def output_tokens_least(self, call: Call) -> int:
+    def output_tokens_min_useful(self, call: Call) -> int:
         """The shortest useful answer for the call's intent, in tokens; 0 if the intent is unknown."""
         return self.routing.handler(call).output_tokens_min if call.intent is not None else 0
 
-    def output_tokens_usual(self, call: Call) -> int:
+    def output_tokens_expected(self, call: Call) -> int:
         """The expected answer for the call's intent, in tokens; 0 if the intent is unknown."""
         return self.routing.output_tokens_expected(call) if call.intent is not None else 0
 
@@ -405,7 +409,7 @@ def _request_of(call: Call, known: Run | None) -> RunRequest:
     )
 
 
-def _with_said(steps: Sequence[Mapping[str, Any]], call: Call | None) -> tuple[Mapping[str, Any], ...]:
+def _with_call_tags(steps: Sequence[Mapping[str, Any]], call: Call | None) -> tuple[Mapping[str, Any], ...]:
     """The steps, where intent and priority from the first call's headers override the declaration of its own step."""
     if call is None or (call.tags.intent is None and call.tags.priority == "normal"):
         return tuple(steps)

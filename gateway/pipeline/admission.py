@@ -11,22 +11,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, cast
 
-from gateway.budget_book import BudgetBook
+from gateway.budgets.budget_book import BudgetBook
 from gateway.control import Snapshot
 from gateway.errors import BadRequest, ModelNotFound
 from gateway.ledger.port import Ledger, Reserve
 from gateway.pipeline.call import Call
-from gateway.pipeline.climbing import Climbing
-from gateway.pipeline.early import EarlyRungs
+from gateway.pipeline.cost_bounds import worst_case_cost
+from gateway.pipeline.early_rungs import EarlyRungs
 from gateway.pipeline.entry_defaults import with_defaults_of
 from gateway.pipeline.events import draft_of
 from gateway.pipeline.planner import Planner
+from gateway.pipeline.pressure_ladder import PressureLadder
 from gateway.pipeline.refusal import refusal_error
 from gateway.pipeline.reserving import Reserving
 from gateway.pipeline.stored_histories import StoredHistories
-from gateway.pipeline.worst_money import worst_money
 from gateway.pricebook import PriceBook
-from gateway.runs import RunRegistry
+from gateway.runs.registry import RunRegistry
 from gateway.tokenizer import Tokenizer
 from gateway.upstream.deployments import Pool
 from gateway.upstream.port import Deployment
@@ -79,7 +79,7 @@ class Admission:
         self._now_ms = now_ms
         self._rules = rules
         self._histories = StoredHistories()
-        self._climbing = Climbing(
+        self._ladder = PressureLadder(
             planner=planner,
             ask=self._ask,
             demand=self._demand,
@@ -91,7 +91,7 @@ class Admission:
         self._early = EarlyRungs(
             ledger=ledger,
             planner=planner,
-            why_not=self._climbing.why_not,
+            why_not=self._ladder.why_not,
             compress=self._compress,
             reroute=self._reroute,
             demand=self._demand,
@@ -121,7 +121,7 @@ class Admission:
         call.count = await self.count(call)
         ladder = call.chain.ladder
         is_early = bool(ladder.early) and ladder.share_of(Rung.COMPRESS) is not None
-        if not is_early and not self._climbing.why_not(call, Rung.COMPRESS):
+        if not is_early and not self._ladder.why_not(call, Rung.COMPRESS):
             await self._compress(call, None)
         if ladder.early:
             await self._early.take(call)
@@ -175,7 +175,7 @@ class Admission:
 
     async def _reserve(self, call: Call, *, replans: bool = True) -> None:
         """Climb the ladder until the call fits. If it never does, the client gets the last refusal."""
-        demand, decision = await self._climbing.climb(call)
+        demand, decision = await self._ladder.climb(call)
         if isinstance(decision, Granted):
             return await self._accept(call, demand, decision)
         snapshot = self._snapshot()
@@ -185,7 +185,7 @@ class Admission:
             call.chain = self._budgets.chain(call, self._runs.parents(call), limits, self._now_ms())
             return await self._reserve(call, replans=False)
         self._planner.refused(call, decision)
-        call.told = decision.balances
+        call.reported_balances = decision.balances
         raise refusal_error(call, decision)
 
     async def _compress(self, call: Call, needed_tokens: int | None, *, pressed: bool = False) -> bool:
@@ -240,7 +240,7 @@ class Admission:
         prompt_tokens = count.reserve_tokens + request.media_tokens
         output_max = self.output_tokens_wanted(call) if request.has_output else 0
         held = min(output_max, self._rules.slice_tokens) if call.holds_slices else output_max
-        worst = worst_money(request, call.price, count, output_max)
+        worst = worst_case_cost(request, call.price, count, output_max)
         return Demand(
             prompt_tokens=prompt_tokens,
             output_tokens_max=held,

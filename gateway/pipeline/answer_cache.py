@@ -18,8 +18,8 @@ import structlog
 from gateway.answers.port import AnswerShelf, KeptAnswer, ShelfUnavailable, Slot
 from gateway.errors import BadRequest
 from gateway.pipeline.call import Call
-from gateway.pipeline.exchange import Answered, Exchange
-from gateway.pipeline.given_again import canonical, kept_of
+from gateway.pipeline.exchange import Exchange, SentAnswer
+from gateway.pipeline.replay import canonical, storable_answer
 
 HEADER: Final = "x-farebox-cache"
 HIT_ACTION: Final = "cache=hit"
@@ -30,7 +30,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class CacheLookup:
     """A call that may be answered from the cache, and whose answer may be kept for `ttl_s`."""
 
     slot: Slot
@@ -44,7 +44,7 @@ class AnswerCache:
         self._model_ttl_s = model_ttl_s
         self._shelf = shelf
 
-    def wish(self, exchange: Exchange, call: Call) -> Wish | None:
+    def lookup(self, exchange: Exchange, call: Call) -> CacheLookup | None:
         """None if the cache is not to be used for this call. Raises `BadRequest` for an invalid header.
 
         Call this before admission, which may change the request.
@@ -57,25 +57,25 @@ class AnswerCache:
             (name, value) for name, value in call.forwarded_headers.items() if not name.startswith("trace")
         )
         key = hashlib.sha256(canonical([call.protocol.name, versions, call.request.body])).hexdigest()
-        wish = Wish(Slot("cache", call.principal.project, key), ttl_s)
-        exchange.keep_answer(partial(self._keep, wish, call))
-        return wish
+        lookup = CacheLookup(Slot("cache", call.principal.project, key), ttl_s)
+        exchange.keep_answer(partial(self._keep, lookup, call))
+        return lookup
 
-    async def find(self, wish: Wish) -> KeptAnswer | None:
+    async def find(self, lookup: CacheLookup) -> KeptAnswer | None:
         """Look up the answer. An unreachable shelf counts as a miss."""
         try:
-            return await self._shelf.find(wish.slot)
+            return await self._shelf.find(lookup.slot)
         except ShelfUnavailable as error:
             _log.warning("cache_unavailable", error=str(error))
             return None
 
-    async def _keep(self, wish: Wish, call: Call, answered: Answered) -> None:
+    async def _keep(self, lookup: CacheLookup, call: Call, answered: SentAnswer) -> None:
         """Store the answer, unless the request was changed for this run only: clamped, compressed or rerouted."""
-        answer = kept_of(answered)
+        answer = storable_answer(answered)
         if answer is None or any(action.startswith(_NOT_KEPT) for action in call.actions):
             return
         try:
-            await self._shelf.keep(wish.slot, answer, wish.ttl_s * 1000)
+            await self._shelf.keep(lookup.slot, answer, lookup.ttl_s * 1000)
         except ShelfUnavailable as error:
             _log.warning("cache_unavailable", error=str(error))
 

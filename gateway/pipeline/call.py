@@ -41,12 +41,12 @@ class Principal:
 class Timings:
     """How long each stop took, for `server-timing`."""
 
-    __slots__ = ("_last_ns", "_started_ns", "_told", "_upstream_ns")
+    __slots__ = ("_entries", "_last_ns", "_started_ns", "_upstream_ns")
 
     def __init__(self) -> None:
         self._started_ns = self._last_ns = perf_counter_ns()
         self._upstream_ns = 0
-        self._told: list[str] = []
+        self._entries: list[str] = []
 
     def stop(self, name: str) -> None:
         now = perf_counter_ns()
@@ -54,7 +54,7 @@ class Timings:
         self._last_ns = now
         if name == UPSTREAM:
             self._upstream_ns += took_ns
-        self._told.append(f"{name};dur={took_ns / 1e6:.3f}")
+        self._entries.append(f"{name};dur={took_ns / 1e6:.3f}")
 
     @property
     def elapsed_ms(self) -> int:
@@ -66,7 +66,7 @@ class Timings:
         return (self._last_ns - self._started_ns - self._upstream_ns) // 1000
 
     def header(self) -> str:
-        return ", ".join(self._told)
+        return ", ".join(self._entries)
 
 
 @dataclass(slots=True)
@@ -110,7 +110,7 @@ class Call:
     price: Price | None = None
     grant: Granted | None = None
     # The chain's balances when the call was refused or settled; empty if the ledger has not reported any since the grant.
-    told: tuple[Balance, ...] = ()
+    reported_balances: tuple[Balance, ...] = ()
     output_cap: int | None = None  # the cap of each choice that is sent upstream; None leaves the client's own
     actions: list[str] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)

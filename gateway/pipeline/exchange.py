@@ -14,7 +14,7 @@ Message = MutableMapping[str, Any]
 
 
 @value_class
-class Answered:
+class SentAnswer:
     """A whole response as it was sent; for a stream, all of its events."""
 
     status: int
@@ -24,20 +24,20 @@ class Answered:
 
 # A longer stream is not kept, because it would stay in memory until its end. No text answer of a model comes near this.
 KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
-Keeper = Callable[[Answered], Awaitable[None]]
+Keeper = Callable[[SentAnswer], Awaitable[None]]
 
 
-class ClientGone(Exception):
+class ClientDisconnected(Exception):
     """The client closed the connection before the request was read."""
 
 
-# The scope key under which our own server (gateway/connections.py) puts the `Presence` of the connection.
+# The scope key under which our own server (gateway/server/connections.py) puts the `ClientPresence` of the connection.
 PRESENCE: Final = "farebox.presence"
 # An ASGI message that carries a whole response: status, headers and body. A server that accepts it lists it in its extensions.
 WHOLE_ANSWER: Final = "farebox.response.whole"
 
 
-class Presence:
+class ClientPresence:
     """The client of one connection, as the server sees it. At most one exchange at a time listens for its disconnect (`tell`)."""
 
     __slots__ = ("is_over", "tell")
@@ -64,7 +64,7 @@ class Exchange:
             name.decode("latin-1"): value.decode("latin-1").rstrip(" \t") for name, value in reversed(scope["headers"])
         }
         self.is_answered = False
-        self.answered: Answered | None = None  # None for streams
+        self.answered: SentAnswer | None = None  # None for streams
         self.is_gone = False
         self._stays = False
         self._keepers: list[Keeper] = []
@@ -74,7 +74,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._answers_whole = WHOLE_ANSWER in scope.get("extensions", ())
-        self._presence: Presence | None = scope.get(PRESENCE)
+        self._presence: ClientPresence | None = scope.get(PRESENCE)
         self._leave: Callable[[], None] | None = None
         self._watcher: asyncio.Task[None] | None = None
 
@@ -90,7 +90,7 @@ class Exchange:
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise ClientGone
+                raise ClientDisconnected
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > bytes_max:
@@ -152,16 +152,16 @@ class Exchange:
                 self._keepers.clear()
                 self._pieces.clear()
             elif not more:
-                await self._keep(Answered(*self._head, b"".join(self._pieces)))
+                await self._keep(SentAnswer(*self._head, b"".join(self._pieces)))
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
-    async def break_off(self, data: bytes) -> None:
+    async def abort(self, data: bytes) -> None:
         """Write the last bytes of an answer that failed, which is not kept."""
         self._keepers.clear()
         await self.write(data, more=False)
 
     async def answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
-        given = Answered(status, tuple(headers), body)
+        given = SentAnswer(status, tuple(headers), body)
         if self._keepers:
             await self._keep(given)
         if self._answers_whole:
@@ -172,7 +172,7 @@ class Exchange:
             await self.write(body, more=False)
         self.answered = given
 
-    async def _keep(self, answered: Answered) -> None:
+    async def _keep(self, answered: SentAnswer) -> None:
         keepers, self._keepers = self._keepers, []
         for keeper in keepers:
             await keeper(answered)

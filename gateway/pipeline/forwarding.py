@@ -12,11 +12,11 @@ import structlog
 from gateway.errors import UpstreamFailure
 from gateway.pipeline.admission import Admission
 from gateway.pipeline.call import Call
+from gateway.pipeline.cost_bounds import worst_case_cost
 from gateway.pipeline.entry_defaults import with_defaults_of
-from gateway.pipeline.heartbeat_port import Flights
+from gateway.pipeline.heartbeat_port import InFlightCalls
 from gateway.pipeline.intake import is_among
 from gateway.pipeline.reserving import Reserving
-from gateway.pipeline.worst_money import worst_money
 from gateway.upstream.deployments import Pool
 from gateway.upstream.failures import is_context_window, retry_after_s
 from gateway.upstream.port import Departure, Deployment, Timeouts, Upstream, UpstreamAnswer, UpstreamCall, UpstreamError
@@ -50,19 +50,19 @@ class Forwarding:
         pool: Pool,
         reserving: Reserving,
         admission: Admission,
-        flights: Flights,
+        in_flight: InFlightCalls,
         timeouts: Timeouts,
     ) -> None:
         self._upstream = upstream
         self._pool = pool
         self._reserving = reserving
         self._admission = admission
-        self._flights = flights
+        self._in_flight = in_flight
         self._timeouts = timeouts
 
     async def forward(self, call: Call) -> UpstreamAnswer:
         """The first answer that is a success or a final error. Raises `UpstreamFailure` if the last attempt got no answer."""
-        departure = self._flights.sent(call)
+        departure = self._in_flight.sent(call)
         tried: list[str] = []
         while True:
             failure = await self._attempt(call, departure)
@@ -186,7 +186,7 @@ class Forwarding:
             return False
         count = await self._admission.count(call, following)
         request = with_defaults_of(following, call.request)
-        worst = worst_money(request, price, count, grant.output_tokens)
+        worst = worst_case_cost(request, price, count, grant.output_tokens)
         needed = worst.prompt_nano_usd + worst.output_nano_usd_per_token * grant.output_tokens * request.choices
         tokens = count.reserve_tokens - call.count.reserve_tokens
         tokens += grant.output_tokens * (request.choices - call.request.choices)

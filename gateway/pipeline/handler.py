@@ -13,19 +13,19 @@ from gateway.answers.port import KeptAnswer
 from gateway.errors import GatewayError, LedgerOutage, stopping
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.admission import Admission
-from gateway.pipeline.answer import call_headers, encoded, error_headers
 from gateway.pipeline.answer_cache import HEADER as CACHE_HEADER
-from gateway.pipeline.answer_cache import HIT_ACTION, AnswerCache, Wish
+from gateway.pipeline.answer_cache import HIT_ACTION, AnswerCache, CacheLookup
 from gateway.pipeline.call import Call, Outcome, Settlement
-from gateway.pipeline.exchange import ClientGone, Exchange
-from gateway.pipeline.heartbeat_port import Flights
+from gateway.pipeline.concurrency import ConcurrencyLimits
+from gateway.pipeline.exchange import ClientDisconnected, Exchange
+from gateway.pipeline.heartbeat_port import InFlightCalls
 from gateway.pipeline.idempotency import HEADER as IDEMPOTENCY_HEADER
 from gateway.pipeline.idempotency import REPLAYED_HEADER, Idempotency
 from gateway.pipeline.intake import Intake
-from gateway.pipeline.loops import LoopBreaker
-from gateway.pipeline.new_runs import NewRuns
-from gateway.pipeline.places import Places
+from gateway.pipeline.loop_breaker import LoopBreaker
 from gateway.pipeline.relaying import Relaying
+from gateway.pipeline.response_headers import call_headers, encoded, error_headers
+from gateway.pipeline.run_rate import NewRunLimit
 from gateway.pipeline.settlement import Settler
 from gateway.tags import told_tags
 from gateway.upstream.port import UpstreamError
@@ -46,26 +46,26 @@ class CallHandler:
         admission: Admission,
         relaying: Relaying,
         settler: Settler,
-        flights: Flights,
+        in_flight: InFlightCalls,
         ledger: Ledger,
-        places: Places,
+        concurrency: ConcurrencyLimits,
         idempotency: Idempotency,
         cache: AnswerCache,
-        loops: LoopBreaker,
-        new_runs: NewRuns,
+        loop_breaker: LoopBreaker,
+        new_run_limit: NewRunLimit,
         new_id: Callable[[], str],
     ) -> None:
         self._intake = intake
         self._admission = admission
         self._relaying = relaying
         self._settler = settler
-        self._flights = flights
+        self._in_flight = in_flight
         self._ledger = ledger
-        self._places = places
+        self._concurrency = concurrency
         self._idempotency = idempotency
         self._cache = cache
-        self._loops = loops
-        self._new_runs = new_runs
+        self._loop_breaker = loop_breaker
+        self._new_run_limit = new_run_limit
         self._new_id = new_id
         self._settling: set[asyncio.Task[Any]] = set()
 
@@ -75,15 +75,15 @@ class CallHandler:
         call: Call | None = None
         try:
             call = await self._intake.take(exchange, protocol, path_tags, call_id)
-            self._places.take(call.principal)
+            self._concurrency.take(call.principal)
             try:
                 if IDEMPOTENCY_HEADER in exchange.headers:
                     await self._serve_once(exchange, call)
                 else:
                     await self._serve(exchange, call)
             finally:
-                self._places.leave(call.principal)
-        except ClientGone:
+                self._concurrency.leave(call.principal)
+        except ClientDisconnected:
             return
         except GatewayError as error:
             if call is not None and not call.is_admitted:
@@ -105,25 +105,25 @@ class CallHandler:
 
     async def _serve(self, exchange: Exchange, call: Call) -> None:
         if call.run is not None:
-            self._new_runs.check(call)
-        turn = self._loops.begin(call) if call.raw else None
+            self._new_run_limit.check(call)
+        turn = self._loop_breaker.begin(call) if call.raw else None
         if turn is None:
             await self._admit_and_forward(exchange, call)
             return
-        if self._loops.is_loop(turn):
-            raise await self._loops.trip(call, turn)
+        if self._loop_breaker.is_loop(turn):
+            raise await self._loop_breaker.trip(call, turn)
         ended: Exchange | None = None
         try:
             await self._admit_and_forward(exchange, call)
             ended = exchange
         finally:
-            self._loops.end(turn, ended)
+            self._loop_breaker.end(turn, ended)
 
     async def _admit_and_forward(self, exchange: Exchange, call: Call) -> None:
-        wish = self._cache.wish(exchange, call)
+        lookup = self._cache.lookup(exchange, call)
         await self._admit(call)
         call.is_admitted = True
-        await self._forward(exchange, call, wish)
+        await self._forward(exchange, call, lookup)
 
     async def _admit(self, call: Call) -> None:
         try:
@@ -132,13 +132,13 @@ class CallHandler:
             self._admission.leave(call)
             # The reservation may exist even though the ledger's reply never arrived; voiding it by its id is harmless if not.
             if call.count is not None and call.grant is None:
-                taking_back = self._started(self._take_back(call))
+                taking_back = self._started(self._undo_admission(call))
                 # An unreachable ledger replies late or never, so do not keep the client waiting for it.
                 if not isinstance(error, LedgerOutage):
                     await asyncio.shield(taking_back)
             raise
 
-    async def _take_back(self, call: Call) -> None:
+    async def _undo_admission(self, call: Call) -> None:
         try:
             await self._ledger.void(call.principal.project, call.id)
         except LedgerUnavailable:
@@ -151,17 +151,17 @@ class CallHandler:
         headers = [*encoded(call_headers(call, ())), (b"content-type", kept.content_type), _REPLAYED]
         await exchange.answer(200, headers, kept.body)
 
-    async def _forward(self, exchange: Exchange, call: Call, wish: Wish | None) -> None:
+    async def _forward(self, exchange: Exchange, call: Call, lookup: CacheLookup | None) -> None:
         outcome = Outcome()
-        ending = _Ending(self, call)
+        ending = _SettleOnce(self, call)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - we are in it
         exchange.watch(task)
         try:
-            kept = None if wish is None else await self._cache.find(wish)
+            kept = None if lookup is None else await self._cache.find(lookup)
             if kept is not None:
                 call.actions.append(HIT_ACTION)
-                await self._give_cached(exchange, call, kept, await ending.settle(outcome))
+                await self._answer_from_cache(exchange, call, kept, await ending.settle(outcome))
                 return
             await self._relaying.relay(exchange, call, outcome, ending.settle)
         except asyncio.CancelledError:
@@ -183,7 +183,9 @@ class CallHandler:
             exchange.unwatch()
             await ending.settle(outcome)
 
-    async def _give_cached(self, exchange: Exchange, call: Call, kept: KeptAnswer, settlement: Settlement) -> None:
+    async def _answer_from_cache(
+        self, exchange: Exchange, call: Call, kept: KeptAnswer, settlement: Settlement
+    ) -> None:
         """Send a cached answer. The whole hold has been released, because no provider was called."""
         self._admission.leave(call)
         headers = [*encoded(call_headers(call, settlement.balances)), (b"content-type", kept.content_type), _CACHE_HIT]
@@ -204,7 +206,7 @@ class CallHandler:
         try:
             return await self._settler.settle(call, outcome)
         finally:
-            self._flights.landed(call)
+            self._in_flight.finished(call)
 
     def _started(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
@@ -236,7 +238,7 @@ class CallHandler:
         await exchange.answer(error.status, encoded(headers), protocol.error_body(error))
 
 
-class _Ending:
+class _SettleOnce:
     """Settles a call once: only the first outcome counts, and later calls get the same settlement."""
 
     def __init__(self, handler: CallHandler, call: Call) -> None:
@@ -249,5 +251,5 @@ class _Ending:
         if not self._begun:
             self._begun = True
             self._settlement = await self._handler.settle(self._call, outcome)
-            self._call.told = tuple(self._settlement.balances)
+            self._call.reported_balances = tuple(self._settlement.balances)
         return self._settlement or Settlement()

@@ -8,10 +8,10 @@ from gateway.pipeline.call import Call
 from gateway.upstream.port import Departure
 
 
-class Flights(Protocol):
+class InFlightCalls(Protocol):
     def sent(self, call: Call) -> Departure | None:
         """From now on the call's hold is renewed. None: nothing is held, or it does not matter whether the request has left."""
 
     def progressed(self, call: Call, output_tokens: int) -> None: ...
 
-    def landed(self, call: Call) -> None: ...
+    def finished(self, call: Call) -> None: ...

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from gateway.pipeline.call import Call
+from gateway.pipeline.cost_bounds import worst_case_cost
 from gateway.pipeline.reserving import Reserving
-from gateway.pipeline.worst_money import worst_money
 from policies.reservation import Demand
 from policies.tokens import counting_for
 
@@ -76,7 +76,7 @@ class HoldKeeper:
             return False
         rate = 0
         if call.count is not None:
-            rate = worst_money(call.request, call.price, call.count, wanted).output_nano_usd_per_token
+            rate = worst_case_cost(call.request, call.price, call.count, wanted).output_nano_usd_per_token
         extra = Demand(0, wanted, 1, output_nano_usd_per_token=rate, choices=call.request.choices, requests=0)
         if await self._reserving.extend(call, extra) is None:
             return False

@@ -19,8 +19,8 @@ import structlog
 from gateway.answers.port import AnswerShelf, Claimed, KeptAnswer, ShelfUnavailable, Slot
 from gateway.errors import BadRequest, GatewayError
 from gateway.pipeline.call import Call
-from gateway.pipeline.exchange import Answered, Exchange
-from gateway.pipeline.given_again import canonical, kept_of
+from gateway.pipeline.exchange import Exchange, SentAnswer
+from gateway.pipeline.replay import canonical, storable_answer
 
 HEADER: Final = "idempotency-key"
 REPLAYED_HEADER: Final = "idempotent-replayed"  # Stripe's name; these are Stripe's rules
@@ -81,8 +81,8 @@ class Idempotency:
             with contextlib.suppress(ShelfUnavailable):
                 await self._shelf.release(slot, owner)
 
-    async def _keep(self, slot: Slot, fingerprint: bytes, answered: Answered) -> None:
-        answer = kept_of(answered, fingerprint)
+    async def _keep(self, slot: Slot, fingerprint: bytes, answered: SentAnswer) -> None:
+        answer = storable_answer(answered, fingerprint)
         if answer is None:
             return
         try:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Final, Literal, Protocol
 from urllib.parse import parse_qsl
 
-from gateway.budget_book import key_budgets
+from gateway.budgets.budget_book import key_budgets
 from gateway.control import Snapshot
 from gateway.errors import AuthenticationFailed, BadRequest, KeysUnknown, ModelNotFound, PermissionDenied
 from gateway.loopback import host_of, is_loopback, was_passed_on
@@ -106,7 +106,7 @@ class Intake:
         credential = credential_of(headers)
         may_be_open = self._open_to != "nobody"
         if not snapshot.keys and snapshot.is_loaded and may_be_open:
-            refuse_strangers(headers, self._open_to)
+            refuse_foreign_callers(headers, self._open_to)
             return Principal("", "local", LOCAL_PROJECT, is_anonymous=True, credential=credential)
         if not snapshot.is_loaded and (credential is not None or may_be_open):
             raise KeysUnknown
@@ -207,7 +207,7 @@ def refuse_destinations(exchange: Exchange) -> None:
                 raise forbidden(name)
 
 
-def refuse_strangers(headers: Mapping[str, str], open_to: OpenTo) -> None:
+def refuse_foreign_callers(headers: Mapping[str, str], open_to: OpenTo) -> None:
     """Where no key is required, neither a web page of another site nor somebody behind a proxy may spend the operator's money.
 
     Browsers send the page's origin with every POST. Apps use their own schemes, and other programs send no origin. A page whose

@@ -35,10 +35,10 @@ class Planner(Protocol):
     async def reroute(self, call: Call, refused: Refused | None) -> bool:
         """Choose a cheaper model for the call. False: there is no suitable one. `refused` is None before any refusal."""
 
-    def output_tokens_least(self, call: Call) -> int:
+    def output_tokens_min_useful(self, call: Call) -> int:
         """The shortest useful answer to such a call."""
 
-    def output_tokens_usual(self, call: Call) -> int:
+    def output_tokens_expected(self, call: Call) -> int:
         """The usual length of answers to such a call."""
 
     def refused(self, call: Call, refused: Refused) -> None:

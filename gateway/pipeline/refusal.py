@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from gateway.errors import BudgetRefusal, GatewayError
-from gateway.moments import iso
 from gateway.pipeline.call import Call
+from gateway.timestamps import iso
 from policies.amounts import NANO_USD_PER_USD, Unit, usd_text
 from policies.budgets import Link, Scope
 from policies.reservation import Gate, Refusal, Refused

@@ -10,13 +10,13 @@ from typing import Final, Protocol, cast
 import orjson
 
 from gateway.errors import GatewayError, StreamBroken, UpstreamFailure, stopping
-from gateway.pipeline.answer import budget_note, call_headers, encoded
 from gateway.pipeline.call import Call, Outcome, Settlement
+from gateway.pipeline.cost_bounds import plausible_usage
 from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.forwarding import Forwarding
-from gateway.pipeline.heartbeat_port import Flights
+from gateway.pipeline.heartbeat_port import InFlightCalls
 from gateway.pipeline.hold import HoldKeeper
-from gateway.pipeline.worst_money import believed
+from gateway.pipeline.response_headers import budget_note, call_headers, encoded
 from gateway.upstream.port import UpstreamAnswer, UpstreamBroken, UpstreamError
 from gateway.wire.protocol import BinaryProtocol, CounterFactory, Relay
 from policies.pricing import Usage
@@ -58,13 +58,13 @@ class Relaying:
         forwarding: Forwarding,
         counter_for: CounterFor,
         keeper_for: Callable[[Call], HoldKeeper],
-        flights: Flights,
+        in_flight: InFlightCalls,
         judge: Judge,
     ) -> None:
         self._forwarding = forwarding
         self._counter_for = counter_for
         self._keeper_for = keeper_for
-        self._flights = flights
+        self._in_flight = in_flight
         self._judge = judge
 
     async def relay(self, exchange: Exchange, call: Call, outcome: Outcome, settle: Settle) -> None:
@@ -125,7 +125,7 @@ class Relaying:
             outcome.output_tokens_seen = stream.relay.output_tokens
             outcome.usage = _usage_so_far(stream.relay, outcome.output_tokens_seen)
             if call.request.stream and not exchange.is_gone:
-                await exchange.break_off(stream.relay.fail(stopping()))
+                await exchange.abort(stream.relay.fail(stopping()))
             raise
         self._judge_stream(call, stream)
         settlement = await settle(outcome)
@@ -152,17 +152,17 @@ class Relaying:
         # A part that completes a long event yields the whole event.
         if keeper.is_due(max(len(part), len(data))):
             outcome.output_tokens_seen = relay.output_tokens
-            self._flights.progressed(call, outcome.output_tokens_seen)
+            self._in_flight.progressed(call, outcome.output_tokens_seen)
             if await self._is_beyond(stream, outcome.output_tokens_seen):
                 # A provider that has finished reports what it bills, including the part that the client will not get.
                 outcome.output_tokens_seen = min(outcome.output_tokens_seen, max(seen_before, keeper.allowed_tokens))
                 outcome.usage = _usage_so_far(relay, outcome.output_tokens_seen)
                 stream.was_cut = True
-                await self._give(exchange, call, stream, relay.cut())
+                await self._write(exchange, call, stream, relay.cut())
                 return False
         outcome.usage = relay.usage
         if data:
-            await self._give(exchange, call, stream, data)
+            await self._write(exchange, call, stream, data)
         return True
 
     @staticmethod
@@ -173,7 +173,7 @@ class Relaying:
             return False
         return not await keeper.covers(output_tokens)
 
-    async def _give(self, exchange: Exchange, call: Call, stream: _Stream, data: bytes) -> None:
+    async def _write(self, exchange: Exchange, call: Call, stream: _Stream, data: bytes) -> None:
         if call.request.stream:
             await exchange.write(data)
         if stream.is_judged or not call.request.stream:
@@ -208,7 +208,7 @@ class Relaying:
         if not call.request.stream:
             raise error
         error.metadata.setdefault("request_id", call.id)
-        await exchange.break_off(stream.relay.fail(error, budget_note(call, settlement.balances)))
+        await exchange.abort(stream.relay.fail(error, budget_note(call, settlement.balances)))
 
 
 def _usage_so_far(relay: Relay, output_tokens_seen: int) -> Usage | None:
@@ -233,7 +233,7 @@ def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter
         body = None
     if not isinstance(body, dict):
         return
-    outcome.usage = believed(call.request, call.price, call.protocol.usage(body))
+    outcome.usage = plausible_usage(call.request, call.price, call.protocol.usage(body))
     if call.request.has_output and (outcome.usage is None or not outcome.usage.output_tokens):
         counter = new_counter()
         counter.add(call.protocol.output_text(body))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from gateway.errors import LedgerOutage, OutboxFull
 from gateway.ledger.port import Ledger, LedgerUnavailable, LocalGrants, Reserve
 from gateway.pipeline.call import Call
-from gateway.runs import RunRegistry
+from gateway.runs.registry import RunRegistry
 from policies.reservation import Decision, Demand, Granted
 
 
@@ -34,7 +34,7 @@ class Reserving:
         try:
             decision = await self._ledger.reserve(project, request)
         except LedgerUnavailable:
-            if self._local is None or not self._survives(call):
+            if self._local is None or not self._may_use_allowance(call):
                 raise LedgerOutage from None
         else:
             # Not for local grants: their smaller limits do not mean that someone tightened the run.
@@ -54,7 +54,7 @@ class Reserving:
         try:
             decision = await self._ledger.extend(project, call.id, holds, extra)
         except LedgerUnavailable:
-            if self._local is None or not self._survives(call):
+            if self._local is None or not self._may_use_allowance(call):
                 return None
             try:
                 decision = await self._local.extend_locally(project, call.id, holds, extra)
@@ -65,5 +65,5 @@ class Reserving:
         call.grant = decision
         return decision
 
-    def _survives(self, call: Call) -> bool:
+    def _may_use_allowance(self, call: Call) -> bool:
         return call.chain.survives_outage and not self._runs.is_tightened(call)

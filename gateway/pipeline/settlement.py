@@ -9,12 +9,12 @@ from typing import Final, Protocol
 
 import structlog
 
-from gateway.alerts import Alerts
 from gateway.ledger.port import EntryKind, Ledger, LedgerUnavailable, OutboxEntry, Resolution
+from gateway.observability.alerts import Alerts
+from gateway.observability.telemetry import Telemetry
 from gateway.pipeline.call import Call, Outcome, Settlement
+from gateway.pipeline.cost_bounds import booked_cost, plausible_usage
 from gateway.pipeline.events import detail_of, draft_of, whole_event
-from gateway.pipeline.worst_money import believed, booked_money
-from gateway.telemetry import Telemetry
 from policies.amounts import ZERO, Amount
 from policies.pricing import Usage, cost_nano_usd
 from policies.reservation import State
@@ -42,7 +42,7 @@ class Prompts(Protocol):
 
 
 @value_class
-class Used:
+class MeasuredUsage:
     usage: Usage
     amount: Amount
     source: str  # provider or estimated
@@ -90,12 +90,12 @@ class Settler:
         call.timings.stop("settle")
         return settlement
 
-    def _look_back(self, call: Call, used: Used) -> None:
+    def _look_back(self, call: Call, used: MeasuredUsage) -> None:
         """Compute what routing to another model has saved, and learn from the provider's usage about its prompt cache."""
         if used.source == "provider":
             self._answered(call, used.usage)
         if call.price_asked is not None:
-            asked = booked_money(call.request, call.price_asked, used.usage)
+            asked = booked_cost(call.request, call.price_asked, used.usage)
             call.saved += Amount(0, asked - used.amount.nano_usd)
             call.price_asked = None  # so that a repeated settlement does not count it again
 
@@ -109,12 +109,12 @@ class Settler:
         self._alerts.refused(call)
         self._recorder.record(call.principal.project, self._entry(call, ZERO, whole_event(call, outcome)))
 
-    async def _book(self, call: Call, outcome: Outcome, used: Used) -> Settlement:
+    async def _book(self, call: Call, outcome: Outcome, used: MeasuredUsage) -> Settlement:
         if _is_overage(call, used.amount) and _OVERAGE not in call.actions:
             call.actions.append(_OVERAGE)
         detail = detail_of(call, outcome, used.usage, used.source)
         project = call.principal.project
-        resolution = await self._patiently(lambda: self._ledger.settle(project, call.id, used.amount, detail))
+        resolution = await self._with_retries(lambda: self._ledger.settle(project, call.id, used.amount, detail))
         if resolution.overrun != ZERO:
             call.actions.append(f"overrun={resolution.overrun.tokens}")
             self._telemetry.overran(call, resolution.overrun)
@@ -126,12 +126,12 @@ class Settler:
 
     async def _void(self, call: Call, outcome: Outcome) -> Settlement:
         project = call.principal.project
-        resolution = await self._patiently(lambda: self._ledger.void(project, call.id))
+        resolution = await self._with_retries(lambda: self._ledger.void(project, call.id))
         self._recorder.record(project, self._entry(call, ZERO, whole_event(call, outcome)))
         return Settlement(resolution.balances)
 
     @staticmethod
-    async def _patiently(operation: Callable[[], Awaitable[Resolution]]) -> Resolution:
+    async def _with_retries(operation: Callable[[], Awaitable[Resolution]]) -> Resolution:
         """Retry an operation that may not have been written. Ids make it idempotent."""
         for _ in range(_RETRIES):
             try:
@@ -140,7 +140,7 @@ class Settler:
                 await asyncio.sleep(_RETRY_MS / 1000)
         return await operation()
 
-    def _record(self, call: Call, outcome: Outcome, used: Used | None) -> None:
+    def _record(self, call: Call, outcome: Outcome, used: MeasuredUsage | None) -> None:
         amount = used.amount if used else ZERO
         detail = detail_of(call, outcome, used.usage if used else None, used.source if used else "none")
         self._recorder.record(call.principal.project, self._entry(call, amount, draft_of(call), detail))
@@ -150,22 +150,22 @@ class Settler:
             "", call.id, EntryKind.RECORDED, call.principal.project, amount, self._now_ms(), draft, detail
         )
 
-    async def _used(self, call: Call, outcome: Outcome) -> Used | None:
+    async def _used(self, call: Call, outcome: Outcome) -> MeasuredUsage | None:
         """The usage that the provider reported, or else our own count. None: nothing was spent."""
         if not outcome.reached:
             return None
-        usage, source = believed(call.request, call.price, outcome.usage), "provider"
+        usage, source = plausible_usage(call.request, call.price, outcome.usage), "provider"
         if usage is None:
             tokens = await self._prompt_tokens(call)
             usage = replace(call.request.units(), input_tokens=tokens, output_tokens=outcome.output_tokens_seen)
             source = "estimated"
         if source == "estimated" or not usage.input_tokens + usage.output_tokens:
-            told, usage = usage, _with_media(call, usage)
-            source = source if usage is told else "estimated"
+            reported_balances, usage = usage, _with_media(call, usage)
+            source = source if usage is reported_balances else "estimated"
         if _is_read_aloud(call, usage):
             usage, source = replace(usage, input_tokens=await self._prompt_tokens(call)), "estimated"
-        cost = booked_money(call.request, call.price, usage)
-        return Used(usage, Amount(usage.input_tokens + usage.output_tokens, cost, 1), source)
+        cost = booked_cost(call.request, call.price, usage)
+        return MeasuredUsage(usage, Amount(usage.input_tokens + usage.output_tokens, cost, 1), source)
 
     async def _prompt_tokens(self, call: Call) -> int:
         """Our count of the prompt. If counting fails, the figure is lost, but the call is still recorded."""

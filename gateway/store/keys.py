@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 from sqlalchemy import select
 
-from gateway.config_budgets import UNITS
+from gateway.config.budgets import UNITS
 from gateway.store.database import Database, StoreConnection
 from gateway.store.tables import api_keys
 from gateway.store.versions import Subject, changed

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gateway.config import TracingConfig
-from gateway.config_faults import ConfigError
-from gateway.endpoints.front import Handler
-from gateway.telemetry import Telemetry
+from gateway.config.faults import ConfigError
+from gateway.config.schema import TracingConfig
+from gateway.endpoints.router import Handler
+from gateway.observability.telemetry import Telemetry
 from gateway.upstream.port import Upstream
 
 

@@ -2,8 +2,8 @@
 
 These wrappers exist only while tracing is on. When it is off, nothing is added to a call's path.
 
-    Front ─▶ TracedHandler ─▶ CallHandler               begins and ends the call's own span
-    Forwarding, Asking ─▶ TracedUpstream ─▶ Forwarder   a client span for each attempt; traceparent goes upstream
+    RequestRouter ─▶ TracedHandler ─▶ CallHandler        begins and ends the call's own span
+    Forwarding, ModelCalls ─▶ TracedUpstream ─▶ Forwarder a client span for each attempt; traceparent goes upstream
     Settler ─▶ TracedTelemetry                          what was used, or why the call was refused
 """
 
@@ -23,12 +23,12 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from gateway import __version__
-from gateway.config import TracingConfig
-from gateway.endpoints.front import Handler
+from gateway.config.schema import TracingConfig
+from gateway.endpoints.router import Handler
+from gateway.observability.telemetry import Telemetry
 from gateway.pipeline.call import Call, Outcome
 from gateway.pipeline.exchange import Exchange
 from gateway.tags import split_path
-from gateway.telemetry import Telemetry
 from gateway.tracing.attributes import names_of
 from gateway.tracing.call_trace import Attempt, CallTrace
 from gateway.tracing.switch import Untraced

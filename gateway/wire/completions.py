@@ -41,7 +41,7 @@ class CompletionsProtocol:
             stream=boolean(body, "stream"),
             choices=prompts * max(answers, drafts),  # discarded drafts are billed as well
             output_tokens_max=OUTPUT_TOKENS_DEFAULT if cap is None else cap,
-            output_tokens_least=0,
+            output_tokens_min_useful=0,
             wants_usage=wants_usage(body),
             metadata=body.get("metadata"),
         )

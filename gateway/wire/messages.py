@@ -44,7 +44,9 @@ class MessagesProtocol:
         if "tools" in body:
             request.hosted_max = hosted_asked(body["tools"], None)
         # With thinking, the provider refuses a smaller cap, and turning thinking off would change the request.
-        request.output_tokens_least = min(cap, THINKING_TOKENS_LEAST + 1) if _thinking_tokens(body) else min(cap, 1)
+        request.output_tokens_min_useful = (
+            min(cap, THINKING_TOKENS_LEAST + 1) if _thinking_tokens(body) else min(cap, 1)
+        )
         return request
 
     def parse_count(self, raw: bytes) -> Request:

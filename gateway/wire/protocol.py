@@ -29,7 +29,7 @@ class Request:
     stream: bool = False
     choices: int = 1
     output_tokens_max: int | None = None  # the client's own cap, for each choice
-    output_tokens_least: int = 1  # the smallest cap with which the provider accepts this request
+    output_tokens_min_useful: int = 1  # the smallest cap with which the provider accepts this request
     has_output: bool = True  # False: the answer has no tokens, or no cap can limit them
     wants_usage: bool = False  # the client gets the usage: it asked, or its answer is assembled from a stream
     has_audio: bool = False  # audio in the prompt or the answer, which some models bill at many times the price of text

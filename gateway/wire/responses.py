@@ -46,7 +46,7 @@ class ResponsesProtocol:
             model=model,
             stream=boolean(body, "stream"),
             output_tokens_max=cap,
-            output_tokens_least=OUTPUT_TOKENS_LEAST,
+            output_tokens_min_useful=OUTPUT_TOKENS_LEAST,
             hosted_max=hosted_asked(body.get("tools"), body.get("max_tool_calls")),
             metadata=body.get("metadata"),
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.app import Application
-from gateway.config_file import parse_config
+from gateway.config.loading import parse_config
 from policies.intents import Intent
 from tests.fake_provider import FakeProvider
 

@@ -11,8 +11,8 @@ from urllib.parse import quote
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from gateway.config import TracingConfig
-from gateway.config_faults import ConfigError
+from gateway.config.faults import ConfigError
+from gateway.config.schema import TracingConfig
 from gateway.tracing import switch
 from gateway.tracing.attributes import VERSIONS, named, names_of
 from tests.acceptance.collector import Collector, running_collector

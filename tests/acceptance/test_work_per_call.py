@@ -28,10 +28,10 @@ import pytest
 import gateway
 import policies
 from gateway.app import Application
-from gateway.guard import Guard
 from gateway.ledger.redis import RedisLedger
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ledger.sqlite_file import SqliteFile
+from gateway.server.guard import Guard
 from tests.acceptance.in_process import CONFIG, INTENTS, TAGS, ask, running_application
 from tests.acceptance.serving import ProviderThread
 from tests.bare_server import bare_server
@@ -317,8 +317,8 @@ def test_start_of_an_embedded_gateway_imports_no_unneeded_module(tmp_path: Path)
     program = (
         "import asyncio, sys\nfrom pathlib import Path\n"
         "from gateway.cli import import_structlog\nimport_structlog()\n"
-        "import gateway.serving, gateway.cli.main, gateway.cli.serve_command\nfrom gateway.app import Application\n"
-        "from gateway.config_file import load_config\n"
+        "import gateway.server.serving, gateway.cli.main, gateway.cli.serve_command\nfrom gateway.app import Application\n"
+        "from gateway.config.loading import load_config\n"
         "async def main():\n"
         "    application = Application(load_config(Path(sys.argv[1]), {}))\n"
         "    await application.start()\n"

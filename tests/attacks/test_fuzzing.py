@@ -18,8 +18,8 @@ import schemathesis
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gateway.config_faults import ConfigError
-from gateway.config_file import parse_config
+from gateway.config.faults import ConfigError
+from gateway.config.loading import parse_config
 from gateway.endpoints.api.openapi import document
 from gateway.endpoints.api.table import ROUTES
 from gateway.errors import GatewayError

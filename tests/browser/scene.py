@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import orjson
 
-from gateway import reconcile
-from gateway.config import Config
+from gateway.bookkeeping import reconcile
+from gateway.config.schema import Config
 from gateway.ledger.port import EntryKind, OutboxEntry
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.store import intensity

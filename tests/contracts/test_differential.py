@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from gateway.app import Application
-from gateway.config import Config
+from gateway.config.schema import Config
 from tests.contracts import redis_engines
 
 CALLS = 90

@@ -11,10 +11,10 @@ import jsonschema_rs
 import pytest
 import yaml
 
-from gateway.config import Config
-from gateway.config_faults import ConfigError
-from gateway.config_file import parse_config
-from gateway.config_reference import document, remarks, schema, schema_text
+from gateway.config.faults import ConfigError
+from gateway.config.loading import parse_config
+from gateway.config.reference import document, remarks, schema, schema_text
+from gateway.config.schema import Config
 from policies.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 
 from gateway import doctor, errors
 from gateway.error_guide import CHECKS, CODES, EVENTS, GUIDES, errors_page, explain
-from gateway.run_control import NO_SUCH_RUN
+from gateway.runs.control import NO_SUCH_RUN
 from gateway.store.runs import FINAL_STATES
 from policies.budgets import Scope
 

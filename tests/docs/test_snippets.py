@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.config_file import parse_config
+from gateway.config.loading import parse_config
 from tests.docs.fences import Block, blocks
 from tests.farebox_process import FareboxProcess, running_farebox
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.config_file import load_config
+from gateway.config.loading import load_config
 from tests.clients.client_process import need_outside_clients, python_with
 from tests.docs.fences import blocks
 from tests.farebox_process import FareboxProcess, Reply, running_farebox

@@ -321,7 +321,7 @@ async def strike_everywhere(folder: Path, ledger: str, faults: Faults) -> Findin
 
 async def _open(folder: Path, faults: Faults, provider: FakeProvider, ledger: str) -> Gateway:
     from gateway.app import Application
-    from gateway.config import Config
+    from gateway.config.schema import Config
 
     config = Config.model_validate(configuration(provider, ledger, folder))
     application = Application(config, environment={})

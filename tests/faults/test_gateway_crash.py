@@ -229,7 +229,7 @@ def test_killed_again_and_again_under_load(tmp_path: Path) -> None:
 
 def test_a_second_process_on_the_same_files_is_refused_with_a_reason(tmp_path: Path) -> None:
     with crashable(tmp_path) as served:
-        second = FareboxProcess(tmp_path, served.gateway.config)
+        second = FareboxProcess(tmp_path, served.gateway.config.schema)
         with pytest.raises(RuntimeError, match=r"ended with 1") as caught:
             second.start()
         said = str(caught.value)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.flusher import Flusher
+from gateway.bookkeeping.flusher import Flusher
+from gateway.bookkeeping.reconcile import RunRows, reconcile
 from gateway.ledger.port import CountersMissing, EntryKind, LedgerUnavailable, OutboxEntry
 from gateway.ledger.redis import RedisLedger
 from gateway.ledger.redis_projects import Restore, Unsaved
-from gateway.reconcile import RunRows, reconcile
 from gateway.store.database import Database
 from policies.reservation import KEEP_MS, Granted, Refusal, Refused
 from tests.faults.redis_fixtures import LONG_DEADLINE_MS, ask, ledger_at, server, shared_server, standing, tokens, until

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import text
 
+from gateway.bookkeeping.flusher import Flusher
 from gateway.control import Control
-from gateway.flusher import Flusher
 from gateway.ledger.memory import MemoryLedger
 from gateway.store import keys, partitions, runs, settings, usage, usage_report, versions
 from gateway.store.database import Database, StoreUnavailable

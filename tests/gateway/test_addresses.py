@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.addresses import fault_of_address, fault_of_url
-from gateway.config import AlertConfig
+from gateway.config.schema import AlertConfig
 
 NEVER = [
     "169.254.169.254",

@@ -11,11 +11,11 @@ import pytest
 import structlog
 from aiohttp import web
 
-from gateway.alerts import Alerts
-from gateway.config import AlertConfig
-from gateway.gauges import Gauges
+from gateway.config.schema import AlertConfig
+from gateway.observability.alerts import Alerts
+from gateway.observability.gauges import Gauges
+from gateway.observability.telemetry import Telemetry
 from gateway.pipeline.call import Call, Principal
-from gateway.telemetry import Telemetry
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
 from policies.amounts import Amount, Limit

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config_faults import ConfigError
+from gateway.config.faults import ConfigError
 from gateway.control import first_snapshot
 from gateway.endpoints.access import (
     OPERATOR_SCOPE,
@@ -56,15 +56,15 @@ async def test_every_route_admits_exactly_the_keys_its_role_requires(keyed: Api)
     openapi: Any = SimpleNamespace(method="GET", path="/openapi.json", role="viewer")
     for route in (*ROUTES, openapi):
         path = "/api" + route.path.replace("{", "no-such-").replace("}", "")
-        looks = route.method == "GET" or route.path in QUESTIONS
-        assert (route.role == "viewer") == looks
+        is_dry_run = route.method == "GET" or route.path in QUESTIONS
+        assert (route.role == "viewer") == is_dry_run
         for key, expected in (
             (None, 401),
             (junk, 401),
             ("fb_" + "0" * 49, 401),
             (revoked, 401),
             (virtual, 403),
-            (viewer, None if looks else 403),
+            (viewer, None if is_dry_run else 403),
             (admin, None),
             (ADMIN_KEY, None),
         ):

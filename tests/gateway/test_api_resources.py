@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.reconcile import run_accounts
+from gateway.bookkeeping.reconcile import run_accounts
 from gateway.store import workflows as workflows_store
 from gateway.store.database import StoreUnavailable
 from policies.amounts import Amount

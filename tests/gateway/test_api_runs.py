@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway import reconcile
+from gateway.bookkeeping import reconcile
 from gateway.store import runs as runs_store
 from policies.amounts import ZERO
 from policies.reservation import Gate

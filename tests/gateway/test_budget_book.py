@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.budget_book import BudgetBook, key_budgets
+from gateway.budgets.budget_book import BudgetBook, key_budgets
 from gateway.control import first_snapshot
 from gateway.pipeline.call import Call, Principal
 from gateway.tags import Tags

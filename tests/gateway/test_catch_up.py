@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-from gateway.catch_up import CatchUp
-from gateway.flusher import BATCH, Flusher
+from gateway.bookkeeping.catch_up import CatchUp
+from gateway.bookkeeping.flusher import BATCH, Flusher
 from gateway.ledger.port import LedgerUnavailable
 from gateway.store.database import StoreUnavailable
 

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from gateway.cli.configuration import load_configuration, read_config
-from gateway.config_faults import ConfigError
+from gateway.config.faults import ConfigError
 
 
 @pytest.fixture

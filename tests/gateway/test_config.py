@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config_budgets import usd_to_nano
-from gateway.config_faults import ConfigError
-from gateway.config_file import load_config, parse_config
+from gateway.config.budgets import usd_to_nano
+from gateway.config.faults import ConfigError
+from gateway.config.loading import load_config, parse_config
 from policies.budgets import HoldKind, Mode, OnOutage, Scope, Window
 from policies.pressure import Ladder, Rung
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from gateway.config import Config
-from gateway.config_budgets import BudgetConfig
-from gateway.config_file import load_config
+from gateway.config.budgets import BudgetConfig
+from gateway.config.loading import load_config
+from gateway.config.schema import Config
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
 # Sections whose every key stands in the example with its default value.

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gateway.config_faults import ConfigError
-from gateway.config_file import parse_config
+from gateway.config.faults import ConfigError
+from gateway.config.loading import parse_config
 from gateway.upstream.model_list import deployments_of
 from gateway.upstream.price_map import PriceMap, installed_price_map
 from gateway.upstream.wildcards import Wildcards

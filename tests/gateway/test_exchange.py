@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import BadRequest
-from gateway.pipeline.exchange import KEPT_BYTES_MAX, PRESENCE, Answered, ClientGone, Exchange, Presence
+from gateway.pipeline.exchange import KEPT_BYTES_MAX, PRESENCE, ClientDisconnected, ClientPresence, Exchange, SentAnswer
 
 
 class Client:
@@ -70,7 +70,7 @@ async def test_compressed_body_is_415(encoding: bytes) -> None:
 
 async def test_disconnect_while_reading_the_body_raises_client_gone() -> None:
     for messages in ([{"type": "http.disconnect"}], [part(b"a", True), {"type": "http.disconnect"}]):
-        with pytest.raises(ClientGone):
+        with pytest.raises(ClientDisconnected):
             await Client(*messages).exchange().read_body(9)
 
 
@@ -98,12 +98,12 @@ async def test_disconnect_after_unwatch_does_not_cancel() -> None:
     assert not exchange.is_gone
 
 
-def on_connection(presence: Presence) -> Exchange:
+def on_connection(presence: ClientPresence) -> Exchange:
     return Exchange({"path": "/x", "headers": [], PRESENCE: presence}, None, None)
 
 
 async def test_presence_reports_a_disconnect_before_and_after_watching() -> None:
-    presence = Presence()
+    presence = ClientPresence()
     exchange = on_connection(presence)
     work = asyncio.create_task(asyncio.sleep(60))
     exchange.watch(work)
@@ -118,7 +118,7 @@ async def test_presence_reports_a_disconnect_before_and_after_watching() -> None
 
 
 async def test_late_unwatch_keeps_the_next_request_of_the_connection_watched() -> None:
-    presence = Presence()
+    presence = ClientPresence()
     first, second = on_connection(presence), on_connection(presence)
     done, work = (asyncio.create_task(asyncio.sleep(seconds)) for seconds in (0, 60))
     first.watch(done)
@@ -151,18 +151,18 @@ async def test_answer_sets_content_length_and_the_first_of_repeated_headers_wins
     ]
 
 
-async def streamed(exchange: Exchange, *pieces: bytes, broken: bool = False) -> list[Answered]:
+async def streamed(exchange: Exchange, *pieces: bytes, broken: bool = False) -> list[SentAnswer]:
     """The answers kept after a stream of these pieces."""
-    kept: list[Answered] = []
+    kept: list[SentAnswer] = []
 
-    async def keep(answered: Answered) -> None:
+    async def keep(answered: SentAnswer) -> None:
         kept.append(answered)
 
     exchange.keep_answer(keep)
     await exchange.start(200, [(b"content-type", b"text/event-stream")])
     for piece in pieces:
         await exchange.write(piece)
-    await (exchange.break_off(b"end") if broken else exchange.write(b"end", more=False))
+    await (exchange.abort(b"end") if broken else exchange.write(b"end", more=False))
     return kept
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.flusher import BACKOFF_MS_MAX, Flusher
+from gateway.bookkeeping.flusher import BACKOFF_MS_MAX, Flusher
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import LedgerUnavailable, OutboxEntry
 from gateway.store import usage, usage_event

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway import gauges
-from gateway.gauges import Gauges
+from gateway.observability import gauges
+from gateway.observability.gauges import Gauges
 from tests.api_client import Api, close_api, make_api
 
 pytest_plugins = ("tests.api_fixtures",)

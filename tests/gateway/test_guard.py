@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.guard import HEADER_BYTES_MAX, HEADERS_MAX, Guard, fault_of
+from gateway.server.guard import HEADER_BYTES_MAX, HEADERS_MAX, Guard, fault_of
 
 HOST = (b"host", b"127.0.0.1:4000")
 

@@ -9,12 +9,12 @@ from typing import cast
 
 import pytest
 
+from gateway.bookkeeping.heartbeat import Heartbeat
 from gateway.errors import LedgerOutage
-from gateway.heartbeat import Heartbeat
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import ExpiredReservation, LedgerError, LedgerUnavailable, Progress, Reserve
+from gateway.observability.telemetry import Telemetry
 from gateway.pipeline.call import Call, Principal
-from gateway.telemetry import Telemetry
 from gateway.upstream.port import Departure
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
@@ -87,7 +87,7 @@ async def test_long_call_is_renewed_with_its_prompt_and_output_until_it_ends() -
         heartbeat.progressed(call, 30)
         await until(lambda: len(ledger.renewed) == 2)
         assert ledger.renewed[1] == Progress("a", Amount(42, 0, 1))
-        heartbeat.landed(call)
+        heartbeat.finished(call)
         seen = len(ledger.renewed)
         await asyncio.sleep(0.2)
         assert len(ledger.renewed) == seen
@@ -100,7 +100,7 @@ async def test_call_without_a_hold_is_not_renewed() -> None:
         call.grant = None
         heartbeat.sent(call)
         heartbeat.progressed(call, 5)
-        heartbeat.landed(call)
+        heartbeat.finished(call)
         await asyncio.sleep(0.12)
     assert ledger.renewed == []
 
@@ -172,7 +172,7 @@ async def test_expired_hold_of_a_dead_process_is_charged_in_full() -> None:
         call = await held(ledger, "a")
         heartbeat.sent(call)
         heartbeat.progressed(call, 7)
-        heartbeat.landed(call)  # as if its process had died
+        heartbeat.finished(call)  # as if its process had died
         now_ms = 10_000
         sweeps = ledger.sweeps
         await until(lambda: ledger.sweeps >= sweeps + 3)

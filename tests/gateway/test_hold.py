@@ -12,7 +12,7 @@ from gateway.ledger.port import LedgerUnavailable, Reserve
 from gateway.pipeline.call import Call, Principal
 from gateway.pipeline.hold import HoldKeeper
 from gateway.pipeline.reserving import Reserving
-from gateway.runs import RunRegistry
+from gateway.runs.registry import RunRegistry
 from gateway.tags import Tags
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from gateway.app import Application
-from gateway.config_file import parse_config
+from gateway.config.loading import parse_config
 from gateway.control import Snapshot, first_snapshot
 from gateway.errors import AuthenticationFailed, PermissionDenied
 from gateway.pipeline import intake

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from gateway.config_file import parse_config
-from gateway.logs import redactor, secrets_of, set_up_logging
+from gateway.config.loading import parse_config
+from gateway.observability.logs import redactor, secrets_of, set_up_logging
 
 CONFIG = """
 model_list:

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.orchestration.declared import read
+from gateway.orchestration.declarations import read
 from gateway.store import settings as settings_store
 from gateway.store.database import StoreUnavailable
 from gateway.store.workflows import Workflow

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.orchestration.histories import NOTHING, Histories
+from gateway.orchestration.histories import NOTHING, WorkflowHistories
 from gateway.store import step_history, usage
 from gateway.store.database import Database
 from gateway.store.step_history import IntentModel, StepSample
@@ -44,7 +44,7 @@ async def test_steps_of_all_workflows_are_read_once_a_minute_for_the_project(
 
     monkeypatch.setattr(step_history, "by_intent", counted)
     clock: dict[str, Any] = {"ms": LATER_MS}
-    histories = Histories(store, lambda: clock["ms"])
+    histories = WorkflowHistories(store, lambda: clock["ms"])
     for workflow in ("one", "two", "one"):
         found = (await histories.of("default", workflow, alike=True)).of("draft", "send")
         assert found is not None
@@ -56,5 +56,5 @@ async def test_steps_of_all_workflows_are_read_once_a_minute_for_the_project(
 
 
 async def test_without_a_store_there_is_no_history(tmp_path: Path) -> None:
-    histories = Histories(Database(f"sqlite:///{tmp_path}/never-opened.db"), lambda: LATER_MS)
+    histories = WorkflowHistories(Database(f"sqlite:///{tmp_path}/never-opened.db"), lambda: LATER_MS)
     assert await histories.of("default", "one", alike=True) is NOTHING

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 
 from gateway.app import Application
-from gateway.config_file import parse_config
+from gateway.config.loading import parse_config
 
 CONFIG = """
 model_list:

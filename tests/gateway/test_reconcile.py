@@ -11,11 +11,11 @@ import orjson
 import pytest
 from sqlalchemy import text
 
-from gateway import reconcile
-from gateway.flusher import Flusher
+from gateway.bookkeeping import reconcile
+from gateway.bookkeeping.flusher import Flusher
+from gateway.bookkeeping.reconcile import Reconciliation, RunRows
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import Reserve
-from gateway.reconcile import Reconciliation, RunRows
 from gateway.store import runs as runs_store
 from gateway.store import usage, usage_report
 from gateway.store.bulk import insert, leave_alone

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-import gateway.recorder
+import gateway.bookkeeping.recorder
+from gateway.bookkeeping.recorder import BatchRecorder
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import EntryKind, LedgerError, LedgerUnavailable, OutboxEntry
-from gateway.recorder import BatchRecorder
 from policies.amounts import ZERO
 
 
@@ -77,7 +77,7 @@ async def test_a_stop_in_the_middle_of_a_batch_loses_nothing() -> None:
 
 
 async def test_events_that_wait_are_written_when_the_ledger_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway.recorder, "_PAUSE_MS", 10)
+    monkeypatch.setattr(gateway.bookkeeping.recorder, "_PAUSE_MS", 10)
     ledger = Stubborn()
     ledger.closed["p"] = LedgerUnavailable("away")
     recorder = BatchRecorder(ledger)
@@ -94,7 +94,7 @@ async def test_events_that_wait_are_written_when_the_ledger_is_back(monkeypatch:
 
 
 async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway.recorder, "_WAITING_MAX", 3)
+    monkeypatch.setattr(gateway.bookkeeping.recorder, "_WAITING_MAX", 3)
     recorder = BatchRecorder(Stubborn())
     for name in "abcde":
         recorder.record("p", entry(name))

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from gateway.app import Application
-from gateway.config_file import parse_config
+from gateway.config.loading import parse_config
 from tests.api_client import CONFIG, Api, close_api
 
 LIMIT = 300

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway import serving
-from gateway.config import Config
+from gateway.config.schema import Config
+from gateway.server import serving
 
 # Waiting for a worker that nobody ended is waiting for ever.
 pytestmark = pytest.mark.timeout(60)

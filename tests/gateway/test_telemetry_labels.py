@@ -7,8 +7,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from gateway.observability.telemetry import LABELS_MAX, Telemetry
 from gateway.pipeline.call import Call, Outcome, Principal
-from gateway.telemetry import LABELS_MAX, Telemetry
 from gateway.upstream.port import Deployment
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gateway.pipeline.exchange import WHOLE_ANSWER, Exchange
-from gateway.whole_answers import is_plain
+from gateway.server.whole_answers import is_plain
 from tests.attacks.raw_http import RawReply, connect, read_reply, request
 from tests.bare_server import bare_server
 

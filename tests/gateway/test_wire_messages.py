@@ -159,7 +159,7 @@ def test_a_cap_takes_the_thinking_with_it(
 )
 def test_the_smallest_cap_that_makes_sense(fields: dict[str, Any], least: int) -> None:
     request = parsed("messages", **fields)
-    assert (request.output_tokens_least, request.output_tokens_max) == (least, fields["max_tokens"])
+    assert (request.output_tokens_min_useful, request.output_tokens_max) == (least, fields["max_tokens"])
 
 
 def test_tokens_are_counted_without_a_cap() -> None:

@@ -119,7 +119,7 @@ def test_everything_else_goes_upstream_unchanged() -> None:
 )
 def test_what_goes_upstream_is_capped(own: int | None, output_tokens: int | None, sent: int) -> None:
     request = parsed("responses", max_output_tokens=own)
-    assert (request.output_tokens_max, request.output_tokens_least) == (own, 16)
+    assert (request.output_tokens_max, request.output_tokens_min_useful) == (own, 16)
     assert RESPONSES.forwarded(request, output_tokens, stream=False)["max_output_tokens"] == sent
 
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from gateway.admin.page_request import Page, PageRequest
 from gateway.endpoints.api import audit
 from gateway.endpoints.api.audit import AuditQuery, EventView
-from gateway.orchestration.trail import ACTOR as GATEWAY
+from gateway.orchestration.audit_trail import ACTOR as GATEWAY
 
 # The beginnings of what may happen, for the filter.
 _ACTION_PREFIXES: Final = ("setting.", "run.", "workflow.", "budget.", "key.", "agent.", "admin.", "call.", "intent.")

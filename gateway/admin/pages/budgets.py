@@ -19,7 +19,7 @@ from gateway.endpoints.api.budgets import BudgetBody
 from gateway.endpoints.api.route import conflict
 from gateway.endpoints.api.schema import ListQuery
 from gateway.errors import BadRequest, GatewayError
-from gateway.run_view import RunView
+from gateway.runs.view import RunView
 from policies.budgets import HoldKind, Mode, OnOutage, Scope, Subject, Window
 
 _SUBJECT_FIELDS: Final = ("key", "workflow", "run", "step", "agent")
@@ -137,7 +137,7 @@ async def _budgets_page(page_request: PageRequest, form: dict[str, str], fault: 
         form=form,
         fault=fault,
         choices=_CHOICES,
-        key_names=sorted({key.name for key in page_request.desk.parts.control.snapshot.keys.values()}),
+        key_names=sorted({key.name for key in page_request.services.parts.control.snapshot.keys.values()}),
     )
 
 

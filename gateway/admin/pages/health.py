@@ -11,9 +11,9 @@ from starlette.responses import Response
 from gateway import __version__
 from gateway.admin.formatting import count, duration
 from gateway.admin.page_request import Page, PageRequest
+from gateway.bookkeeping.reconcile import Reconciliation, reconcile, run_accounts
 from gateway.ledger.outage import OutageLedger
 from gateway.ledger.port import LedgerError
-from gateway.reconcile import Reconciliation, reconcile, run_accounts
 from gateway.store.tables import SCHEMA_REVISION
 
 _DRIFT_PERIOD_MS: Final = 86_400_000
@@ -28,7 +28,7 @@ class HealthCheck:
 
 
 async def show_health(page_request: PageRequest) -> Response:
-    parts = page_request.desk.parts
+    parts = page_request.services.parts
     drift = await _measure_drift(page_request) if page_request.param("check") == "drift" else None
     return page_request.render(
         "health",
@@ -45,7 +45,7 @@ async def show_health(page_request: PageRequest) -> Response:
 
 
 async def _check_ledger(page_request: PageRequest) -> HealthCheck:
-    ledger = page_request.desk.parts.ledger
+    ledger = page_request.services.parts.ledger
     if isinstance(ledger, OutageLedger):
         health = ledger.health
         if not health.is_available:
@@ -68,7 +68,7 @@ async def _check_ledger(page_request: PageRequest) -> HealthCheck:
 
 
 def _check_store(page_request: PageRequest) -> HealthCheck:
-    control = page_request.desk.parts.control
+    control = page_request.services.parts.control
     if not control.is_store_available:
         return HealthCheck(
             "Store", "bad", f"Out of reach: {control.last_error}. The settings of before go on counting."
@@ -77,7 +77,7 @@ def _check_store(page_request: PageRequest) -> HealthCheck:
 
 
 def _check_outbox(page_request: PageRequest) -> list[HealthCheck]:
-    flusher = page_request.desk.parts.flusher
+    flusher = page_request.services.parts.flusher
     events = "1 event waits" if flusher.outbox_size == 1 else f"{count(flusher.outbox_size)} events wait"
     outbox_text = (
         f"{events}, the oldest for {duration(flusher.lag_ms)}."
@@ -96,7 +96,7 @@ def _check_outbox(page_request: PageRequest) -> list[HealthCheck]:
 
 
 def _check_access(page_request: PageRequest) -> HealthCheck:
-    if page_request.desk.access.is_open():
+    if page_request.services.access.is_open():
         return HealthCheck(
             "Access", "warn", "There is no key: whoever is on this machine may call models and change anything."
         )
@@ -105,19 +105,19 @@ def _check_access(page_request: PageRequest) -> HealthCheck:
 
 async def _measure_drift(page_request: PageRequest) -> Reconciliation:
     """Compares what the ledger has settled with the rows of the store, for runs of the last day. Changes nothing."""
-    parts = page_request.desk.parts
+    parts = page_request.services.parts
     accounts = await run_accounts(page_request.store, page_request.project, page_request.now_ms - _DRIFT_PERIOD_MS)
     newest_accounts = dict(list(accounts.items())[:_DRIFT_RUNS_MAX])
 
     async def flush() -> bool:
-        await page_request.desk.catch_up()
+        await page_request.services.catch_up()
         return True  # what is still under way shows as an outbox that is not empty
 
     return await reconcile(parts.ledger, page_request.store, page_request.project, newest_accounts, flush)
 
 
 def _versions_and_configuration(page_request: PageRequest) -> list[tuple[str, str]]:
-    parts = page_request.desk.parts
+    parts = page_request.services.parts
     storage = parts.config.storage
     return [
         ("Farebox", __version__),

@@ -30,7 +30,7 @@ async def show_keys(page_request: PageRequest) -> Response:
 
 
 async def create_key(page_request: PageRequest) -> Response:
-    was_open = page_request.desk.access.is_open()
+    was_open = page_request.services.access.is_open()
     try:
         body = KeyBody.model_validate(_parse_form(page_request))
         _refuse_taken_name(page_request, body)
@@ -46,7 +46,7 @@ async def create_key(page_request: PageRequest) -> Response:
 
 def _refuse_taken_name(page_request: PageRequest, body: KeyBody) -> None:
     """The answer shows the secret and is no redirect: a browser that loads it anew sends the form again."""
-    known = page_request.desk.parts.control.snapshot.keys.values()
+    known = page_request.services.parts.control.snapshot.keys.values()
     project = body.project or page_request.project
     if any((key.name, key.project) == (body.name, project) and key.revoked_at_ms is None for key in known):
         raise conflict(f"There is a key {body.name!r} already: give it a new secret below, or choose another name.")
@@ -108,7 +108,7 @@ async def _keys_page(
         fault=fault,
         create_form={**_EMPTY_FORM, **(page_request.form if refused_form == "create" else {})},
         change_form={**_EMPTY_FORM, **(page_request.form if refused_form == "change" else {})},
-        is_open=page_request.desk.access.is_open(),
+        is_open=page_request.services.access.is_open(),
         admin_users=await admin_users.list_users(page_request.store),
         roles=ROLES,
         characters_min=PASSWORD_CHARACTERS_MIN,

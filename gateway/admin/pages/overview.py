@@ -13,7 +13,7 @@ from gateway.admin.formatting import iso_day
 from gateway.admin.page_request import Page, PageRequest
 from gateway.admin.reports import DAYS_SHOWN, first_day_shown, load_report_by
 from gateway.admin.shared_budgets import load_shared_budgets
-from gateway.budget_view import BudgetAccount
+from gateway.budgets.balances import BudgetAccount
 from gateway.endpoints.api import budgets, runs
 from gateway.endpoints.api.runs import RunsQuery
 from gateway.endpoints.api.schema import ListQuery
@@ -96,8 +96,8 @@ async def overview(page_request: PageRequest) -> Response:
         month_start=month_start,
         today_name=today,
         is_new=not calls.calls and not by_day.rows,
-        is_open=page_request.desk.access.is_open(),
-        model=next(iter(page_request.desk.parts.pool.names), "…"),
+        is_open=page_request.services.access.is_open(),
+        model=next(iter(page_request.services.parts.pool.names), "…"),
     )
 
 

@@ -18,7 +18,7 @@ from gateway.endpoints.api import runs
 from gateway.endpoints.api.runs import BudgetChange, RunsQuery
 from gateway.endpoints.api.schema import RowsQuery
 from gateway.errors import BadRequest
-from gateway.run_view import RunLines
+from gateway.runs.view import RunLines
 from gateway.store import usage_report
 from gateway.store.database import StoreUnavailable
 from gateway.store.runs import STATES

@@ -55,7 +55,7 @@ async def list_workflows(page_request: PageRequest) -> Response:
     }
     names = sorted({*declared, *seen} - {""})
     rows = [(name, declared.get(name), seen.get(name)) for name in names]
-    return page_request.render("workflows", rows=rows, settings=page_request.desk.parts.control.snapshot.settings)
+    return page_request.render("workflows", rows=rows, settings=page_request.services.parts.control.snapshot.settings)
 
 
 async def show_workflow(page_request: PageRequest) -> Response:
@@ -137,7 +137,7 @@ async def _editor_page(
         steps=[one.step for one in next(iter(shares.values())).allocations] if shares else [],
         suggestions=suggested.suggestions,
         used=next(iter(used.rows), None),
-        settings=page_request.desk.parts.control.snapshot.settings,
+        settings=page_request.services.parts.control.snapshot.settings,
     )
 
 

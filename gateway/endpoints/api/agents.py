@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from gateway.endpoints.api.route import Ask, Route
+from gateway.endpoints.api.route import ApiRequest, Route
 from gateway.endpoints.api.schema import ListQuery, Name, NoBody, ProjectQuery, Share, Strict, paged
-from gateway.moments import iso
 from gateway.store import intensity as intensity_store
 from gateway.store.intensity import Intensity
+from gateway.timestamps import iso
 from policies.intensity import UNKNOWN_SCORE, combined_score
 
 
@@ -55,47 +55,47 @@ class AgentList:
     next: str | None
 
 
-async def list_agents(ask: Ask[ListQuery, NoBody]) -> AgentList:
-    scored = ask.desk.parts.control.snapshot.agents.values()
-    mine = [_score(one) for one in scored if one.project == ask.project]
-    page, following = paged(sorted(mine, key=lambda one: one.agent), ask.query)
+async def list_agents(request: ApiRequest[ListQuery, NoBody]) -> AgentList:
+    scored = request.services.parts.control.snapshot.agents.values()
+    mine = [_score(one) for one in scored if one.project == request.project]
+    page, following = paged(sorted(mine, key=lambda one: one.agent), request.query)
     return AgentList(page, following)
 
 
-async def get_intensity(ask: Ask[ProjectQuery, NoBody]) -> IntensityView:
-    return await _view(ask)
+async def get_intensity(request: ApiRequest[ProjectQuery, NoBody]) -> IntensityView:
+    return await _view(request)
 
 
-async def put_intensity(ask: Ask[ProjectQuery, IntensityBody]) -> IntensityView:
-    agent = _Named(agent=ask.path["agent"]).agent
-    known = ask.desk.parts.control.snapshot.agents.get((ask.project, agent))
-    creation = ask.body.creation if ask.body.creation is not None else known.creation if known else None
-    execution = ask.body.execution if ask.body.execution is not None else known.execution if known else None
+async def put_intensity(request: ApiRequest[ProjectQuery, IntensityBody]) -> IntensityView:
+    agent = _Named(agent=request.path["agent"]).agent
+    known = request.services.parts.control.snapshot.agents.get((request.project, agent))
+    creation = request.body.creation if request.body.creation is not None else known.creation if known else None
+    execution = request.body.execution if request.body.execution is not None else known.execution if known else None
     score = combined_score(creation, execution, runs=known.runs if known else 0)
     intensity = Intensity(
-        ask.project,
+        request.project,
         agent,
         score.creation,
         score.execution,
         score.combined,
         score.runs,
         source="set",
-        metrics={"note": ask.body.note} if ask.body.note else {},
-        measured_at_ms=ask.desk.now_ms(),
-        measured_by=ask.actor.name,
+        metrics={"note": request.body.note} if request.body.note else {},
+        measured_at_ms=request.services.now_ms(),
+        measured_by=request.actor.name,
     )
-    await ask.desk.parts.control.change(intensity_store.put(ask.store, intensity))
-    await ask.audit("agent.intensity", agent, creation=score.creation, execution=score.execution)
-    return await _view(ask)
+    await request.services.parts.control.change(intensity_store.put(request.store, intensity))
+    await request.audit("agent.intensity", agent, creation=score.creation, execution=score.execution)
+    return await _view(request)
 
 
 class _Named(Strict):
     agent: Name
 
 
-async def _view(ask: Ask[Any, Any]) -> IntensityView:
-    agent = ask.path["agent"]
-    history = tuple(_score(one) for one in await intensity_store.history(ask.store, ask.project, agent))
+async def _view(request: ApiRequest[Any, Any]) -> IntensityView:
+    agent = request.path["agent"]
+    history = tuple(_score(one) for one in await intensity_store.history(request.store, request.project, agent))
     now = history[0] if history else _unknown(agent)
     return IntensityView(**{name: getattr(now, name) for name in ScoreView.__slots__}, history=history)
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gateway.endpoints.api.route import Ask, Route
+from gateway.endpoints.api.route import ApiRequest, Route
 from gateway.endpoints.api.schema import STEPS_MAX, Name, ProjectQuery, Share, Strategy, Strict, Tokens
 from gateway.endpoints.api.steps import StepBody, declared_steps
 from gateway.errors import BadRequest
-from gateway.run_plan import RunRequest
+from gateway.runs.plan import RunRequest
 from policies.amounts import Limit
 
 
@@ -46,10 +46,10 @@ class Shares:
     allocations: tuple[StepShare, ...]
 
 
-async def allocate_steps(ask: Ask[ProjectQuery, AllocateBody]) -> Shares:
-    body = ask.body
+async def allocate_steps(request: ApiRequest[ProjectQuery, AllocateBody]) -> Shares:
+    body = request.body
     try:
-        request = RunRequest(
+        run_request = RunRequest(
             run="",
             workflow=body.workflow or "",
             agent=body.agent or "",
@@ -58,7 +58,7 @@ async def allocate_steps(ask: Ask[ProjectQuery, AllocateBody]) -> Shares:
             ais=body.ais,
             steps=tuple(declared_steps(body.steps)),
         )
-        plan = await ask.desk.parts.orchestration.propose(ask.project, request)
+        plan = await request.services.parts.orchestration.propose(request.project, run_request)
     except ValueError as error:
         raise BadRequest.field("steps", str(error)) from error
     shares = [

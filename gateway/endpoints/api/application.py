@@ -17,11 +17,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 
-from gateway.config_faults import counted_rightly
+from gateway.config.faults import counted_rightly
 from gateway.endpoints.api.openapi import document
-from gateway.endpoints.api.route import Ask, Desk, Route
+from gateway.endpoints.api.route import ApiRequest, ApiServices, Route
 from gateway.endpoints.api.schema import PATTERNS_IN_WORDS
-from gateway.endpoints.not_there import not_there
+from gateway.endpoints.not_found import not_found_handler
 from gateway.errors import BadRequest, GatewayError, LedgerOutage
 from gateway.ledger.port import LedgerUnavailable
 from gateway.store.database import StoreUnavailable
@@ -41,9 +41,9 @@ _log = structlog.get_logger(__name__)
 class Endpoint:
     """One route, bound to the parts that it works with."""
 
-    def __init__(self, route: Route, desk: Desk) -> None:
+    def __init__(self, route: Route, services: ApiServices) -> None:
         self.route = route
-        self._desk = desk
+        self._services = services
 
     @cached_property
     def _body_adapter(self) -> TypeAdapter[Any]:
@@ -54,7 +54,7 @@ class Endpoint:
         return TypeAdapter(self.route.answer)
 
     async def serve(self, request: Request) -> Response:
-        request_id = self._desk.parts.ids.new()
+        request_id = self._services.parts.ids.new()
         try:
             response = await self._answer(request, request_id)
         except Exception as error:  # noqa: BLE001 - the last net: every error has one shape, and bugs are logged
@@ -67,12 +67,12 @@ class Endpoint:
 
     async def _answer(self, request: Request, request_id: str) -> Response:
         # Authenticate first: a stranger learns nothing about what is wrong with the request.
-        actor = self._desk.access.check(request, self.route.role)
+        actor = self._services.access.check(request, self.route.role)
         _check_names(request.path_params)
         query = self.route.query.model_validate(_query(request))
         body = await self._read_body(request, {**request.path_params, "project": query.project})
-        ask = Ask(self._desk, actor, request_id, request.path_params, query, body, request.headers)
-        answer = await self.route.handle(ask)
+        api_request = ApiRequest(self._services, actor, request_id, request.path_params, query, body, request.headers)
+        answer = await self.route.handle(api_request)
         if isinstance(answer, Response):
             return answer
         content = self._answer_adapter.dump_json(answer, by_alias=True, exclude_none=self.route.omits_null)
@@ -97,21 +97,24 @@ class Endpoint:
         return {name: value for name, value in body.items() if name not in read_only}
 
 
-def api_application(routes: Sequence[Route], desk: Desk) -> Starlette:
+def api_application(routes: Sequence[Route], services: ApiServices) -> Starlette:
     """To be mounted under /api."""
 
     async def openapi(request: Request) -> Response:
         try:
-            desk.access.check(request, "viewer")
+            services.access.check(request, "viewer")
         except GatewayError as error:
             return error_response(error)
         return Response(orjson.dumps(document(routes)), media_type="application/json")
 
     served: list[Any] = [StarletteRoute("/openapi.json", openapi, methods=["GET"])]
     served += [
-        StarletteRoute(_converted(route.path), Endpoint(route, desk).serve, methods=[route.method]) for route in routes
+        StarletteRoute(_converted(route.path), Endpoint(route, services).serve, methods=[route.method])
+        for route in routes
     ]
-    application = Starlette(routes=served, exception_handlers={HTTPException: not_there(desk.parts.ids.new)})
+    application = Starlette(
+        routes=served, exception_handlers={HTTPException: not_found_handler(services.parts.ids.new)}
+    )
     application.router.redirect_slashes = False
     return application
 

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 import anyio._backends._asyncio  # noqa: F401 - starlette would import it on the event loop, for the first stream
 from starlette.applications import Starlette
 
-from gateway.catch_up import CatchUp
+from gateway.bookkeeping.catch_up import CatchUp
 from gateway.control import Snapshot
 from gateway.endpoints.access import Access
 from gateway.endpoints.api.application import api_application
-from gateway.endpoints.api.route import Desk
+from gateway.endpoints.api.route import ApiServices
 from gateway.endpoints.api.table import ROUTES
 from gateway.ledger.clock import wall_clock_ms
-from gateway.run_control import RunControl
-from gateway.run_view import RunViews
+from gateway.runs.control import RunControl
+from gateway.runs.view import RunViews
 
 if TYPE_CHECKING:
     from gateway.app import Parts
 
 
-def make_desk(parts: Parts, access: Access) -> Desk:
+def make_api_services(parts: Parts, access: Access) -> ApiServices:
     def snapshot() -> Snapshot:
         return parts.control.snapshot
 
@@ -46,9 +46,9 @@ def make_desk(parts: Parts, access: Access) -> Desk:
         catch_up=catch_up,
         now_ms=wall_clock_ms,
     )
-    return Desk(parts, access, views, control, catch_up, parts.budgets, wall_clock_ms)
+    return ApiServices(parts, access, views, control, catch_up, parts.budgets, wall_clock_ms)
 
 
-def make_api(desk: Desk) -> Starlette:
+def make_api(services: ApiServices) -> Starlette:
     """To be mounted under /api."""
-    return api_application(ROUTES, desk)
+    return api_application(ROUTES, services)

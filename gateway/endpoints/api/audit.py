@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import Field
 
-from gateway.endpoints.api.route import Ask, Route
+from gateway.endpoints.api.route import ApiRequest, Route
 from gateway.endpoints.api.schema import Instant, ListQuery, NoBody, Wanted, in_ms, page_start
-from gateway.moments import iso
 from gateway.store import audit as audit_store
 from gateway.store.audit import AuditEvent, AuditFilter
+from gateway.timestamps import iso
 
 
 class AuditQuery(ListQuery):
@@ -45,8 +45,8 @@ class EventList:
     next: str | None
 
 
-async def list_events(ask: Ask[AuditQuery, NoBody]) -> EventList:
-    query = ask.query
+async def list_events(request: ApiRequest[AuditQuery, NoBody]) -> EventList:
+    query = request.query
     wanted = AuditFilter(
         project=query.project if "project" in query.model_fields_set else None,
         actor=query.actor,
@@ -56,7 +56,7 @@ async def list_events(ask: Ask[AuditQuery, NoBody]) -> EventList:
         from_ms=in_ms(query.since),
         to_ms=in_ms(query.until),
     )
-    found = await audit_store.query(ask.store, wanted, query.limit + 1, page_start(query.cursor) or None)
+    found = await audit_store.query(request.store, wanted, query.limit + 1, page_start(query.cursor) or None)
     page = found[: query.limit]
     return EventList(tuple(_view(event) for event in page), str(page[-1].id) if len(found) > query.limit else None)
 

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gateway.budget_view import BudgetAccount, accounts_of, balances_of
-from gateway.config_budgets import BudgetConfig
-from gateway.endpoints.api.route import Ask, Deleted, Route, conflict, not_found
+from gateway.budgets.balances import BudgetAccount, accounts_of, balances_of
+from gateway.config.budgets import BudgetConfig
+from gateway.endpoints.api.route import ApiRequest, Deleted, Route, conflict, not_found
 from gateway.endpoints.api.schema import ListQuery, NoBody, ProjectQuery, Usd, paged
-from gateway.moments import iso
-from gateway.run_view import usd
+from gateway.runs.view import usd
 from gateway.store import budgets as budgets_store
 from gateway.store.budgets import StoredBudget
+from gateway.timestamps import iso
 from policies.budgets import Budget
 from policies.pressure import ladder_items
 
@@ -57,69 +57,69 @@ class BudgetList:
     next: str | None
 
 
-async def list_budgets(ask: Ask[ListQuery, NoBody]) -> BudgetList:
+async def list_budgets(request: ApiRequest[ListQuery, NoBody]) -> BudgetList:
     """The budgets of the query's project, and those that apply to every project."""
-    everything = [*_of_file(ask), *(("store", stored) for stored in await budgets_store.list_all(ask.store))]
-    known = [one for one in everything if one[1].budget.project in (None, ask.project)]
+    everything = [*_of_file(request), *(("store", stored) for stored in await budgets_store.list_all(request.store))]
+    known = [one for one in everything if one[1].budget.project in (None, request.project)]
 
-    page, following = paged(known, ask.query)
-    return BudgetList(await _views(ask, list(page)), following)
-
-
-async def get_budget(ask: Ask[ProjectQuery, NoBody]) -> BudgetView:
-    return (await _views(ask, [await _find(ask)]))[0]
+    page, following = paged(known, request.query)
+    return BudgetList(await _views(request, list(page)), following)
 
 
-async def create_budget(ask: Ask[ProjectQuery, BudgetBody]) -> BudgetView:
-    return await _put(ask, f"budget-{ask.desk.parts.ids.new()}", "budget.created")
+async def get_budget(request: ApiRequest[ProjectQuery, NoBody]) -> BudgetView:
+    return (await _views(request, [await _find(request)]))[0]
 
 
-async def put_budget(ask: Ask[ProjectQuery, BudgetBody]) -> BudgetView:
+async def create_budget(request: ApiRequest[ProjectQuery, BudgetBody]) -> BudgetView:
+    return await _put(request, f"budget-{request.services.parts.ids.new()}", "budget.created")
+
+
+async def put_budget(request: ApiRequest[ProjectQuery, BudgetBody]) -> BudgetView:
     """Replace a budget created at run time. What was used under it stays used."""
-    before = _audited((await _find_stored(ask)).budget)
-    after = _audited(ask.body.budget())
+    before = _audited((await _find_stored(request)).budget)
+    after = _audited(request.body.budget())
     old = {name: value for name, value in before.items() if value != after[name]}
-    return await _put(ask, ask.path["id"], "budget.changed", old=old)
+    return await _put(request, request.path["id"], "budget.changed", old=old)
 
 
-async def delete_budget(ask: Ask[ProjectQuery, NoBody]) -> Deleted:
-    stored = await _find_stored(ask)
-    await ask.desk.parts.control.change(budgets_store.delete(ask.store, stored.id))
-    await ask.audit("budget.deleted", stored.id, **_audited(stored.budget))
+async def delete_budget(request: ApiRequest[ProjectQuery, NoBody]) -> Deleted:
+    stored = await _find_stored(request)
+    await request.services.parts.control.change(budgets_store.delete(request.store, stored.id))
+    await request.audit("budget.deleted", stored.id, **_audited(stored.budget))
     return Deleted(stored.id)
 
 
 Known = tuple[Literal["file", "store"], StoredBudget]
 
 
-def _of_file(ask: Ask[Any, Any]) -> list[Known]:
-    budgets = enumerate(ask.desk.parts.config.budgets)
+def _of_file(request: ApiRequest[Any, Any]) -> list[Known]:
+    budgets = enumerate(request.services.parts.config.budgets)
     return [("file", StoredBudget(f"{_OF_FILE}{at}", budget.budget())) for at, budget in budgets]
 
 
-async def _find(ask: Ask[Any, Any]) -> Known:
-    wanted = ask.path["id"]
-    for known in _of_file(ask):
+async def _find(request: ApiRequest[Any, Any]) -> Known:
+    wanted = request.path["id"]
+    for known in _of_file(request):
         if known[1].id == wanted:
             return known
-    stored = await budgets_store.get(ask.store, wanted)
+    stored = await budgets_store.get(request.store, wanted)
     if stored is None:
         raise not_found("budget", wanted)
     return "store", stored
 
 
-async def _find_stored(ask: Ask[Any, Any]) -> StoredBudget:
-    origin, stored = await _find(ask)
+async def _find_stored(request: ApiRequest[Any, Any]) -> StoredBudget:
+    origin, stored = await _find(request)
     if origin == "file":
         raise conflict(f"Budget {stored.id} is in the configuration file, and is changed there.", "budget_of_file")
     return stored
 
 
-async def _put(ask: Ask[ProjectQuery, BudgetBody], budget_id: str, action: str, **more: Any) -> BudgetView:
-    stored = StoredBudget(budget_id, ask.body.budget(), ask.desk.now_ms(), ask.actor.name)
-    await ask.desk.parts.control.change(budgets_store.put(ask.store, stored))
-    await ask.audit(action, budget_id, **_audited(stored.budget), **more)
-    return (await _views(ask, [("store", stored)]))[0]
+async def _put(request: ApiRequest[ProjectQuery, BudgetBody], budget_id: str, action: str, **more: Any) -> BudgetView:
+    stored = StoredBudget(budget_id, request.body.budget(), request.services.now_ms(), request.actor.name)
+    await request.services.parts.control.change(budgets_store.put(request.store, stored))
+    await request.audit(action, budget_id, **_audited(stored.budget), **more)
+    return (await _views(request, [("store", stored)]))[0]
 
 
 def _audited(budget: Budget) -> dict[str, Any]:
@@ -141,13 +141,13 @@ def _audited(budget: Budget) -> dict[str, Any]:
     }
 
 
-async def _views(ask: Ask[Any, Any], known: list[Known]) -> tuple[BudgetView, ...]:
-    desk = ask.desk
-    key_names = {key.id: key.name for key in desk.parts.control.snapshot.keys.values()}
-    now_ms = desk.parts.clock.now_ms()
+async def _views(request: ApiRequest[Any, Any], known: list[Known]) -> tuple[BudgetView, ...]:
+    services = request.services
+    key_names = {key.id: key.name for key in services.parts.control.snapshot.keys.values()}
+    now_ms = services.parts.clock.now_ms()
     budgets = [stored.budget for _, stored in known]
-    places = await accounts_of(desk.store, ask.project, budgets, key_names, now_ms)
-    accounts = await balances_of(desk.parts.ledger, ask.project, places)
+    places = await accounts_of(services.store, request.project, budgets, key_names, now_ms)
+    accounts = await balances_of(services.parts.ledger, request.project, places)
     return tuple(_view(origin, stored, found) for (origin, stored), found in zip(known, accounts, strict=True))
 
 

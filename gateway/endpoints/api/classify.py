@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag
 
 from gateway.control import Snapshot
-from gateway.endpoints.api.route import Ask, Route
+from gateway.endpoints.api.route import ApiRequest, Route
 from gateway.endpoints.api.schema import STEPS_MAX, Line, Name, ProjectQuery, Strict, Text
-from gateway.run_plan import step_text
+from gateway.runs.plan import step_text
 from policies.classify import Classification, classify
 from policies.declaration import flattened
 from policies.intents import Intent, parse_intent
@@ -64,13 +64,13 @@ class Classifications:
     classifications: tuple[ClassificationView, ...]
 
 
-async def classify_steps(ask: Ask[ProjectQuery, ClassifyBody]) -> Classifications:
+async def classify_steps(request: ApiRequest[ProjectQuery, ClassifyBody]) -> Classifications:
     """Classify one step, or several in `steps`. A step that its workflow declares with an intent has that intent."""
-    steps = ask.body.steps if isinstance(ask.body, ClassifyBatch) else (ask.body,)
-    snapshot = ask.desk.parts.control.snapshot
+    steps = request.body.steps if isinstance(request.body, ClassifyBatch) else (request.body,)
+    snapshot = request.services.parts.control.snapshot
     found: list[ClassificationView] = []
     for step in steps:
-        found.append(_view(_classified(step, snapshot, ask.project)))
+        found.append(_view(_classified(step, snapshot, request.project)))
         await asyncio.sleep(0)  # hundreds of long prompts take half a second, in which calls want their turns
     return Classifications(tuple(found))
 

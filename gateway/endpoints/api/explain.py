@@ -8,15 +8,15 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.endpoints.api.route import Ask, Route, not_found
+from gateway.dry_run import Explained, explained
+from gateway.endpoints.api.route import ApiRequest, Route, not_found
 from gateway.endpoints.api.schema import Name, Priority, ProjectQuery, Strict, Tokens
 from gateway.errors import GatewayError
-from gateway.explaining import Explained, explained
-from gateway.moments import iso
 from gateway.pipeline.call import LOCAL_PROJECT, Call, Principal
 from gateway.pipeline.intake import principal_of
-from gateway.run_view import usd
+from gateway.runs.view import usd
 from gateway.tags import PARENT_HEADER
+from gateway.timestamps import iso
 from gateway.wire.protocols import PROTOCOLS
 from policies.amounts import Unit
 from policies.budgets import Link
@@ -180,22 +180,22 @@ class Explanation:
     observed: tuple[str, ...]
 
 
-async def explain_call(ask: Ask[ExplainQuery, ExplainBody]) -> Explanation:
+async def explain_call(request: ApiRequest[ExplainQuery, ExplainBody]) -> Explanation:
     """Takes the body of a call. Its tags are in this request's headers, in `tags`, or in the body's `metadata`."""
-    body, query = ask.body, ask.query
-    headers = (body.tags.headers() if body.tags is not None else {}) | dict(ask.headers)
+    body, query = request.body, request.query
+    headers = (body.tags.headers() if body.tags is not None else {}) | dict(request.headers)
     raw = json.dumps(body.model_extra or {}).encode()  # orjson writes no number above 64 bits
-    found = await explained(ask.desk.parts, _principal(ask), _BY_NAME[query.protocol], raw, headers)
+    found = await explained(request.services.parts, _principal(request), _BY_NAME[query.protocol], raw, headers)
     return _view(found, query.protocol)
 
 
-def _principal(ask: Ask[ExplainQuery, ExplainBody]) -> Principal:
-    wanted = ask.query.key
-    keys = ask.desk.parts.control.snapshot.keys.values()
+def _principal(request: ApiRequest[ExplainQuery, ExplainBody]) -> Principal:
+    wanted = request.query.key
+    keys = request.services.parts.control.snapshot.keys.values()
     if wanted is None:
-        is_local = not keys and ask.project == LOCAL_PROJECT
-        return Principal("", "local" if is_local else "", ask.project, is_anonymous=True)
-    found = next((key for key in keys if key.project == ask.project and wanted in (key.id, key.name)), None)
+        is_local = not keys and request.project == LOCAL_PROJECT
+        return Principal("", "local" if is_local else "", request.project, is_anonymous=True)
+    found = next((key for key in keys if key.project == request.project and wanted in (key.id, key.name)), None)
     if found is None:
         raise not_found("key", wanted)
     return principal_of(found)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from gateway.endpoints.access import ADMIN_KEY_VARIABLE
-from gateway.endpoints.api.route import Ask, Route, conflict, not_found
+from gateway.endpoints.api.route import ApiRequest, Route, conflict, not_found
 from gateway.endpoints.api.schema import (
     Instant,
     LimitBody,
@@ -26,9 +26,9 @@ from gateway.endpoints.api.schema import (
     paged,
 )
 from gateway.errors import BadRequest, GatewayError
-from gateway.moments import iso
 from gateway.store import keys as keys_store
 from gateway.store.keys import ApiKey, KeyNameTaken, KeyRequest
+from gateway.timestamps import iso
 
 _DAY_MS = 86_400_000
 _TAGS = ("step", "user", "priority")
@@ -160,11 +160,11 @@ class RotateBody(Strict):
     )
 
 
-async def create_key(ask: Ask[ProjectQuery, KeyBody]) -> NewKeyView:
-    body, now_ms = ask.body, ask.desk.now_ms()
-    request = KeyRequest(
+async def create_key(request: ApiRequest[ProjectQuery, KeyBody]) -> NewKeyView:
+    body, now_ms = request.body, request.services.now_ms()
+    key_request = KeyRequest(
         name=body.name,
-        project=body.project or ask.project,
+        project=body.project or request.project,
         admin=body.admin or body.role == "admin",
         role=body.role or "",
         workflow=body.workflow or "",
@@ -174,15 +174,15 @@ async def create_key(ask: Ask[ProjectQuery, KeyBody]) -> NewKeyView:
         limits={} if body.limits is None else body.limits.stored(),
         expires_at_ms=_expiry(body, now_ms),
     )
-    control = ask.desk.parts.control
-    was_open = ask.desk.access.is_open()
+    control = request.services.parts.control
+    was_open = request.services.access.is_open()
     try:
-        new = await control.change(keys_store.create(ask.store, request, ask.actor.name, now_ms))
+        new = await control.change(keys_store.create(request.store, key_request, request.actor.name, now_ms))
     except KeyNameTaken:
-        raise _name_taken(request.name, request.project) from None
-    await ask.audit("key.created", new.key.id, name=new.key.name, role=new.key.role, for_project=new.key.project)
+        raise _name_taken(key_request.name, key_request.project) from None
+    await request.audit("key.created", new.key.id, name=new.key.name, role=new.key.role, for_project=new.key.project)
     warnings = [_LOCKED_OUT] if was_open and not new.key.admin else []
-    warnings += _missing_models(request.allowed_models, ask)
+    warnings += _missing_models(key_request.allowed_models, request)
     return _new(new.key, new.plain, now_ms, " ".join(warnings) or None)
 
 
@@ -194,71 +194,73 @@ def _name_taken(name: str, project: str) -> GatewayError:
     )
 
 
-def _missing_models(allowed: Sequence[str], ask: Ask[Any, Any]) -> list[str]:
-    return [f"No model has the name {name!r} now." for name in allowed if not _is_there(name, ask)]
+def _missing_models(allowed: Sequence[str], request: ApiRequest[Any, Any]) -> list[str]:
+    return [f"No model has the name {name!r} now." for name in allowed if not _is_there(name, request)]
 
 
-def _is_there(wanted: str, ask: Ask[Any, Any]) -> bool:
+def _is_there(wanted: str, request: ApiRequest[Any, Any]) -> bool:
     """Whether a model name or pattern matches a model of the configuration, in either direction."""
-    names = [model.model_name for model in ask.desk.parts.config.model_list]
+    names = [model.model_name for model in request.services.parts.config.model_list]
     return any(fnmatchcase(name, wanted) or fnmatchcase(wanted, name) for name in names)
 
 
-async def list_keys(ask: Ask[ListQuery, NoBody]) -> KeyList:
+async def list_keys(request: ApiRequest[ListQuery, NoBody]) -> KeyList:
     """The keys of all projects, unless the query names one."""
-    project = ask.query.project if "project" in ask.query.model_fields_set else None
-    found = await keys_store.list_all(ask.store, project)
-    page, following = paged([_view(key, ask.desk.now_ms()) for key in found], ask.query)
+    project = request.query.project if "project" in request.query.model_fields_set else None
+    found = await keys_store.list_all(request.store, project)
+    page, following = paged([_view(key, request.services.now_ms()) for key in found], request.query)
     return KeyList(page, following)
 
 
-async def get_key(ask: Ask[ProjectQuery, NoBody]) -> KeyView:
-    return _view(await _find(ask), ask.desk.now_ms())
+async def get_key(request: ApiRequest[ProjectQuery, NoBody]) -> KeyView:
+    return _view(await _find(request), request.services.now_ms())
 
 
-async def change_key(ask: Ask[ProjectQuery, KeyChange]) -> ChangedKeyView:
+async def change_key(request: ApiRequest[ProjectQuery, KeyChange]) -> ChangedKeyView:
     """Takes effect in this process at once, and in all others within two seconds."""
-    found, now_ms = await _find(ask), ask.desk.now_ms()
-    given = sorted(ask.body.model_fields_set)
+    found, now_ms = await _find(request), request.services.now_ms()
+    given = sorted(request.body.model_fields_set)
     if not given:
         raise BadRequest(f"Say what to change: any of {', '.join(KeyChange.model_fields)}.", code="missing_field")
-    ask.body.edited(found, now_ms)  # raises what is wrong with the change before a row is locked
-    edit = partial(ask.body.edited, now_ms=now_ms)
+    request.body.edited(found, now_ms)  # raises what is wrong with the change before a row is locked
+    edit = partial(request.body.edited, now_ms=now_ms)
     try:
-        changed = await ask.desk.parts.control.change(keys_store.change(ask.store, found.id, edit))
+        changed = await request.services.parts.control.change(keys_store.change(request.store, found.id, edit))
     except KeyNameTaken:
         raise _name_taken(found.name, found.project) from None
     if changed is None:
         raise conflict(f"Key {found.id} is revoked, and stays so: make a new one.", "key_revoked")
     old, new = (_terms(_view(key, now_ms), given) for key in (found, changed))
-    await ask.audit("key.changed", found.id, name=changed.name, changed=given, old=old, new=new)
-    warning = " ".join(_missing_models(ask.body.allowed_models or (), ask)) or None
+    await request.audit("key.changed", found.id, name=changed.name, changed=given, old=old, new=new)
+    warning = " ".join(_missing_models(request.body.allowed_models or (), request)) or None
     return ChangedKeyView(**_fields(_view(changed, now_ms)), warning=warning)
 
 
-async def revoke_key(ask: Ask[ProjectQuery, NoBody]) -> KeyView:
+async def revoke_key(request: ApiRequest[ProjectQuery, NoBody]) -> KeyView:
     """Takes effect in this process at once, and in all others within two seconds. Revoking a key again changes nothing."""
-    found = await _find(ask)
-    revoked = await ask.desk.parts.control.change(keys_store.revoke(ask.store, found.id, ask.desk.now_ms()))
+    found = await _find(request)
+    revoked = await request.services.parts.control.change(
+        keys_store.revoke(request.store, found.id, request.services.now_ms())
+    )
     if found.revoked_at_ms is None:
-        await ask.audit("key.revoked", found.id, name=found.name)
-    return _view(revoked or found, ask.desk.now_ms())
+        await request.audit("key.revoked", found.id, name=found.name)
+    return _view(revoked or found, request.services.now_ms())
 
 
-async def rotate_key(ask: Ask[ProjectQuery, RotateBody]) -> NewKeyView:
-    found, now_ms = await _find(ask), ask.desk.now_ms()
-    grace_ms = ask.body.grace_seconds * 1000
-    new = await ask.desk.parts.control.change(keys_store.rotate(ask.store, found.id, now_ms, grace_ms))
+async def rotate_key(request: ApiRequest[ProjectQuery, RotateBody]) -> NewKeyView:
+    found, now_ms = await _find(request), request.services.now_ms()
+    grace_ms = request.body.grace_seconds * 1000
+    new = await request.services.parts.control.change(keys_store.rotate(request.store, found.id, now_ms, grace_ms))
     if new is None:
         raise conflict(f"Key {found.id} is revoked, and stays so: make a new one.", "key_revoked")
-    await ask.audit("key.rotated", found.id, name=found.name, grace_seconds=ask.body.grace_seconds)
+    await request.audit("key.rotated", found.id, name=found.name, grace_seconds=request.body.grace_seconds)
     return _new(new.key, new.plain, now_ms, None)
 
 
-async def _find(ask: Ask[ProjectQuery, Any]) -> ApiKey:
+async def _find(request: ApiRequest[ProjectQuery, Any]) -> ApiKey:
     """The key of the path: by id, or by a name that only one key has."""
-    wanted = ask.path["id"]
-    everything = await keys_store.list_all(ask.store)
+    wanted = request.path["id"]
+    everything = await keys_store.list_all(request.store)
     found = [key for key in everything if key.id == wanted]
     found = found or [key for key in everything if key.name == wanted and key.revoked_at_ms is None]
     if not found:

@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from gateway.catch_up import CatchUp
+from gateway.bookkeeping.catch_up import CatchUp
 from gateway.endpoints.access import Access, Actor, Role
 from gateway.endpoints.api.schema import NoBody, ProjectQuery
 from gateway.errors import BadRequest
-from gateway.run_control import RunControl
-from gateway.run_view import RunViews
+from gateway.runs.control import RunControl
+from gateway.runs.view import RunViews
 from gateway.store import audit
 from gateway.store.audit import AuditEvent
 from gateway.store.database import Database
@@ -25,7 +25,7 @@ B = TypeVar("B")
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class ApiServices:
     """Everything that the handlers work with, created once."""
 
     parts: Parts
@@ -42,10 +42,10 @@ class Desk:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask(Generic[Q, B]):
+class ApiRequest(Generic[Q, B]):
     """One request, validated and authorised."""
 
-    desk: Desk
+    services: ApiServices
     actor: Actor
     request_id: str
     path: Mapping[str, str]
@@ -59,7 +59,7 @@ class Ask(Generic[Q, B]):
 
     @property
     def store(self) -> Database:
-        return self.desk.parts.store
+        return self.services.parts.store
 
     @property
     def project(self) -> str:
@@ -68,7 +68,7 @@ class Ask(Generic[Q, B]):
     async def audit(self, action: str, target: str = "", *, run: str = "", **detail: Any) -> None:
         """Record a change in the audit log. Raises StoreUnavailable, after which the answer says that the change may have happened."""
         event = AuditEvent(
-            self.desk.now_ms(), self.actor.name, action, target, self.project, run, self.request_id, detail
+            self.services.now_ms(), self.actor.name, action, target, self.project, run, self.request_id, detail
         )
         await audit.append(self.store, [event])
 
@@ -79,7 +79,7 @@ class Route:
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
-    handle: Callable[[Ask[Any, Any]], Awaitable[Any]]
+    handle: Callable[[ApiRequest[Any, Any]], Awaitable[Any]]
     answer: Any
     summary: str
     query: type[ProjectQuery] = ProjectQuery

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, model_validator
 
 from gateway.decisions import decisions_of
-from gateway.endpoints.api.route import Ask, Route, conflict
+from gateway.endpoints.api.route import ApiRequest, Route, conflict
 from gateway.endpoints.api.schema import (
     STEPS_MAX,
     Instant,
@@ -26,14 +26,14 @@ from gateway.endpoints.api.schema import (
 )
 from gateway.endpoints.api.steps import StepBody, declared_steps
 from gateway.errors import BadRequest
-from gateway.moments import iso
-from gateway.run_control import NO_SUCH_RUN, Action, Denied
-from gateway.run_plan import RunRequest
-from gateway.run_view import RunLines, RunView, usd
+from gateway.runs.control import NO_SUCH_RUN, Action, Denied
+from gateway.runs.plan import RunRequest
+from gateway.runs.view import RunLines, RunView, usd
 from gateway.store import runs as runs_store
 from gateway.store import usage_report
 from gateway.store.runs import RunFilter
 from gateway.store.usage_report import UsageFilter
+from gateway.timestamps import iso
 from policies.amounts import Limit
 
 StateName = Literal["active", "paused", "exhausted", "completed", "cancelled"]
@@ -136,14 +136,14 @@ class CallList:
     next: str | None
 
 
-async def create_run(ask: Ask[ProjectQuery, RunBody]) -> RunView:
-    body = ask.body
-    run, runs = body.run or f"run-{ask.desk.parts.ids.new()}", ask.desk.parts.runs
-    why_not = await runs.why_not_inside(ask.project, run, body.parent_run) if body.parent_run else ""
+async def create_run(request: ApiRequest[ProjectQuery, RunBody]) -> RunView:
+    body = request.body
+    run, runs = body.run or f"run-{request.services.parts.ids.new()}", request.services.parts.runs
+    why_not = await runs.why_not_inside(request.project, run, body.parent_run) if body.parent_run else ""
     if why_not:
         raise BadRequest.field("parent_run", why_not)
     try:
-        request = RunRequest(
+        run_request = RunRequest(
             run=run,
             workflow=body.workflow,
             agent=body.agent or "",
@@ -155,17 +155,17 @@ async def create_run(ask: Ask[ProjectQuery, RunBody]) -> RunView:
             steps=tuple(declared_steps(body.steps, body.priority)),
             keeps_steps="steps" not in body.model_fields_set,
         )
-        shown = _allowed(await ask.desk.control.initialise(ask.project, request))
-        runs.note_parent(ask.project, run, request.parent_run)
+        shown = _allowed(await request.services.control.initialise(request.project, run_request))
+        runs.note_parent(request.project, run, run_request.parent_run)
     except ValueError as error:
         raise BadRequest.field("steps", str(error)) from error
-    await ask.audit("run.initialised", run, run=run, workflow=body.workflow, budget=_units(request.budget))
+    await request.audit("run.initialised", run, run=run, workflow=body.workflow, budget=_units(run_request.budget))
     return shown
 
 
-async def list_runs(ask: Ask[RunsQuery, NoBody]) -> RunLines:
-    query = ask.query
-    await ask.desk.catch_up()
+async def list_runs(request: ApiRequest[RunsQuery, NoBody]) -> RunLines:
+    query = request.query
+    await request.services.catch_up()
     wanted = RunFilter(
         project=query.project,
         workflow=query.workflow,
@@ -176,71 +176,71 @@ async def list_runs(ask: Ask[RunsQuery, NoBody]) -> RunLines:
         from_ms=in_ms(query.since),
         to_ms=in_ms(query.until),
     )
-    return await ask.desk.views.list(wanted, query.limit, query.cursor)
+    return await request.services.views.list(wanted, query.limit, query.cursor)
 
 
-async def get_run(ask: Ask[ProjectQuery, NoBody]) -> RunView:
+async def get_run(request: ApiRequest[ProjectQuery, NoBody]) -> RunView:
     """The run as it stands now, including every call that has ended."""
-    await ask.desk.catch_up()
-    shown = await ask.desk.views.get(ask.project, ask.path["run"])
+    await request.services.catch_up()
+    shown = await request.services.views.get(request.project, request.path["run"])
     if shown is None:
-        raise _no_run(ask.path["run"])
+        raise _no_run(request.path["run"])
     return shown
 
 
-async def list_calls(ask: Ask[RowsQuery, NoBody]) -> CallList:
-    await ask.desk.catch_up()
-    wanted = UsageFilter(project=ask.project, run=ask.path["run"])
-    page = await usage_report.calls(ask.store, wanted, ask.query.limit, ask.query.cursor)
-    if not page.calls and await runs_store.get(ask.store, ask.project, ask.path["run"]) is None:
-        raise _no_run(ask.path["run"])
+async def list_calls(request: ApiRequest[RowsQuery, NoBody]) -> CallList:
+    await request.services.catch_up()
+    wanted = UsageFilter(project=request.project, run=request.path["run"])
+    page = await usage_report.calls(request.store, wanted, request.query.limit, request.query.cursor)
+    if not page.calls and await runs_store.get(request.store, request.project, request.path["run"]) is None:
+        raise _no_run(request.path["run"])
     return CallList(tuple(_call(row) for row in page.calls), page.next)
 
 
-async def pause_run(ask: Ask[ProjectQuery, NoBody]) -> RunView:
-    return await _act(ask, "pause", "run.paused")
+async def pause_run(request: ApiRequest[ProjectQuery, NoBody]) -> RunView:
+    return await _act(request, "pause", "run.paused")
 
 
-async def resume_run(ask: Ask[ProjectQuery, NoBody]) -> RunView:
-    return await _act(ask, "resume", "run.resumed")
+async def resume_run(request: ApiRequest[ProjectQuery, NoBody]) -> RunView:
+    return await _act(request, "resume", "run.resumed")
 
 
-async def cancel_run(ask: Ask[ProjectQuery, NoBody]) -> RunView:
+async def cancel_run(request: ApiRequest[ProjectQuery, NoBody]) -> RunView:
     """Calls in flight end normally; new ones are refused."""
-    return await _act(ask, "cancel", "run.cancelled")
+    return await _act(request, "cancel", "run.cancelled")
 
 
-async def complete_run(ask: Ask[ProjectQuery, NoBody]) -> RunView:
+async def complete_run(request: ApiRequest[ProjectQuery, NoBody]) -> RunView:
     """The `metrics` of the answer are final: what the run has used and saved, and what was refused."""
-    return await _act(ask, "complete", "run.completed")
+    return await _act(request, "complete", "run.completed")
 
 
-async def set_run_budget(ask: Ask[ProjectQuery, BudgetChange]) -> RunView:
-    run = ask.path["run"]
-    given = {name: getattr(ask.body, name) for name in ask.body.model_fields_set}
+async def set_run_budget(request: ApiRequest[ProjectQuery, BudgetChange]) -> RunView:
+    run = request.path["run"]
+    given = {name: getattr(request.body, name) for name in request.body.model_fields_set}
     change = {"nano_usd" if name == "usd" else name: value for name, value in given.items()}
-    shown = _allowed(await ask.desk.control.set_budget(ask.project, run, change))
-    await ask.audit("run.budget", run, run=run, **change)
+    shown = _allowed(await request.services.control.set_budget(request.project, run, change))
+    await request.audit("run.budget", run, run=run, **change)
     return shown
 
 
-async def reset_run(ask: Ask[ProjectQuery, NoBody]) -> Reset:
+async def reset_run(request: ApiRequest[ProjectQuery, NoBody]) -> Reset:
     """What the run has used so far no longer counts against it. All other totals keep it."""
-    run = ask.path["run"]
-    found = await ask.desk.control.reset(ask.project, run, ask.request_id)
+    run = request.path["run"]
+    found = await request.services.control.reset(request.project, run, request.request_id)
     if isinstance(found, Denied):
         raise _denial(found)
     before, now = found
-    await ask.audit(
+    await request.audit(
         "run.reset", run, run=run, tokens=before.tokens.settled, usd=before.cost_usd.settled, calls=before.calls
     )
     return Reset(before, now)
 
 
-async def _act(ask: Ask[ProjectQuery, NoBody], action: Action, event: str) -> RunView:
-    run = ask.path["run"]
-    shown = _allowed(await ask.desk.control.act(ask.project, run, action))
-    await ask.audit(event, run, run=run, tokens=shown.tokens.settled)
+async def _act(request: ApiRequest[ProjectQuery, NoBody], action: Action, event: str) -> RunView:
+    run = request.path["run"]
+    shown = _allowed(await request.services.control.act(request.project, run, action))
+    await request.audit(event, run, run=run, tokens=shown.tokens.settled)
     return shown
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
-from gateway.config_budgets import Count, usd_to_nano
+from gateway.config.budgets import Count, usd_to_nano
 from gateway.store.paging import CURSOR
 from gateway.tags import NAME_IN_WORDS, VALUE
 from policies.amounts import AMOUNT_MAX, NANO_USD_PER_USD, Limit

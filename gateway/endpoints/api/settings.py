@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema
 
 from gateway.control import SettingNow, Snapshot
-from gateway.endpoints.api.route import Ask, Route, not_found
+from gateway.endpoints.api.route import ApiRequest, Route, not_found
 from gateway.endpoints.api.schema import ListQuery, NoBody, ProjectQuery, Strict, page_start
 from gateway.errors import BadRequest
-from gateway.moments import iso
 from gateway.store import settings as settings_store
 from gateway.store.settings import SettingChange
+from gateway.timestamps import iso
 from policies.settings import SETTINGS, SettingValue
 
 # Any JSON value is accepted here: the setting itself checks it, and its error says what the setting takes.
@@ -71,63 +71,63 @@ class ValuesBody(Strict):
     values: Annotated[dict[str, GivenValue], Field(min_length=1, max_length=len(SETTINGS))]
 
 
-async def list_settings(ask: Ask[ProjectQuery, NoBody]) -> SettingList:
-    return _views(ask.desk.parts.control.snapshot, tuple(SETTINGS))
+async def list_settings(request: ApiRequest[ProjectQuery, NoBody]) -> SettingList:
+    return _views(request.services.parts.control.snapshot, tuple(SETTINGS))
 
 
-async def get_setting(ask: Ask[ProjectQuery, NoBody]) -> SettingView:
-    key = _known(ask.path["key"])
-    return _view(ask.desk.parts.control.snapshot.setting_rows[key])
+async def get_setting(request: ApiRequest[ProjectQuery, NoBody]) -> SettingView:
+    key = _known(request.path["key"])
+    return _view(request.services.parts.control.snapshot.setting_rows[key])
 
 
-async def put_setting(ask: Ask[ProjectQuery, ValueBody]) -> SettingView:
-    key = _known(ask.path["key"])
-    await _put(ask, {key: ask.body.value})
-    return _view(ask.desk.parts.control.snapshot.setting_rows[key])
+async def put_setting(request: ApiRequest[ProjectQuery, ValueBody]) -> SettingView:
+    key = _known(request.path["key"])
+    await _put(request, {key: request.body.value})
+    return _view(request.services.parts.control.snapshot.setting_rows[key])
 
 
-async def put_settings(ask: Ask[ProjectQuery, ValuesBody]) -> SettingList:
-    for key in ask.body.values:
+async def put_settings(request: ApiRequest[ProjectQuery, ValuesBody]) -> SettingList:
+    for key in request.body.values:
         _known(key)
-    await _put(ask, ask.body.values)
-    return _views(ask.desk.parts.control.snapshot, tuple(ask.body.values))
+    await _put(request, request.body.values)
+    return _views(request.services.parts.control.snapshot, tuple(request.body.values))
 
 
-async def list_changes(ask: Ask[ListQuery, NoBody]) -> ChangeList:
-    return await _changes(ask, None)
+async def list_changes(request: ApiRequest[ListQuery, NoBody]) -> ChangeList:
+    return await _changes(request, None)
 
 
-async def list_changes_of_one(ask: Ask[ListQuery, NoBody]) -> ChangeList:
-    return await _changes(ask, _known(ask.path["key"]))
+async def list_changes_of_one(request: ApiRequest[ListQuery, NoBody]) -> ChangeList:
+    return await _changes(request, _known(request.path["key"]))
 
 
-async def revert_change(ask: Ask[ProjectQuery, NoBody]) -> SettingView:
+async def revert_change(request: ApiRequest[ProjectQuery, NoBody]) -> SettingView:
     """Set a setting back to what it was before a change. This is a change of its own."""
-    text = ask.path["id"]
-    before = {key: row.value for key, row in ask.desk.parts.control.snapshot.setting_rows.items()}
-    control, row = ask.desk.parts.control, None
+    text = request.path["id"]
+    before = {key: row.value for key, row in request.services.parts.control.snapshot.setting_rows.items()}
+    control, row = request.services.parts.control, None
     if text.isascii() and text.isdigit() and len(text) < 16:
-        who, now_ms = ask.actor.name, ask.desk.now_ms()
-        row = await control.change(settings_store.revert(ask.store, int(text), who, now_ms, control.first_values))
+        who, now_ms = request.actor.name, request.services.now_ms()
+        row = await control.change(settings_store.revert(request.store, int(text), who, now_ms, control.first_values))
     if row is None:
         raise not_found("change", text)
-    await ask.audit("setting.reverted", row.key, old=before[row.key], new=row.value, change=int(text))
-    return _view(ask.desk.parts.control.snapshot.setting_rows[row.key])
+    await request.audit("setting.reverted", row.key, old=before[row.key], new=row.value, change=int(text))
+    return _view(request.services.parts.control.snapshot.setting_rows[row.key])
 
 
-async def _put(ask: Ask[Any, Any], values: dict[str, Any]) -> None:
-    control = ask.desk.parts.control
+async def _put(request: ApiRequest[Any, Any], values: dict[str, Any]) -> None:
+    control = request.services.parts.control
     before = {key: control.snapshot.setting_rows[key].value for key in values}
-    who, now_ms = ask.actor.name, ask.desk.now_ms()
-    await control.change(settings_store.put_many(ask.store, values, who, now_ms, control.first_values))
+    who, now_ms = request.actor.name, request.services.now_ms()
+    await control.change(settings_store.put_many(request.store, values, who, now_ms, control.first_values))
     for key, old in before.items():
-        await ask.audit("setting.changed", key, old=old, new=control.snapshot.setting_rows[key].value)
+        await request.audit("setting.changed", key, old=old, new=control.snapshot.setting_rows[key].value)
 
 
-async def _changes(ask: Ask[ListQuery, NoBody], key: str | None) -> ChangeList:
-    start = page_start(ask.query.cursor)
-    end = start + ask.query.limit
-    found = await settings_store.history(ask.store, key, end + 1)
+async def _changes(request: ApiRequest[ListQuery, NoBody], key: str | None) -> ChangeList:
+    start = page_start(request.query.cursor)
+    end = start + request.query.limit
+    found = await settings_store.history(request.store, key, end + 1)
     page = tuple(_change(change) for change in found[start:end])
     return ChangeList(page, str(end) if len(found) > end else None)
 

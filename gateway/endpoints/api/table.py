@@ -12,10 +12,10 @@ from gateway.endpoints.api import (
     classify,
     explain,
     keys,
+    maintenance,
     runs,
     settings,
     suggestions,
-    upkeep,
     usage,
     workflows,
 )
@@ -34,5 +34,5 @@ ROUTES: Final[tuple[Route, ...]] = (
     *usage.ROUTES,
     *agents.ROUTES,
     *audit.ROUTES,
-    *upkeep.ROUTES,
+    *maintenance.ROUTES,
 )

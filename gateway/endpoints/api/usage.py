@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from starlette.responses import Response
 
-from gateway.endpoints.api.route import Ask, Desk, Route
+from gateway.endpoints.api.route import ApiRequest, ApiServices, Route
 from gateway.endpoints.api.schema import LIST_MAX, Instant, ListQuery, NoBody, Wanted, in_ms, page_start
 from gateway.errors import BadRequest
-from gateway.run_view import usd
+from gateway.runs.view import usd
 from gateway.store import usage_report
 from gateway.store.keys import ApiKey
 from gateway.store.runs import Sums
@@ -112,17 +112,19 @@ class UsageReport:
     comparison: Comparison | None = None
 
 
-async def get_usage(ask: Ask[UsageQuery, NoBody]) -> UsageReport | Response:
-    query = ask.query
-    await ask.desk.catch_up()
-    wanted = filter_of(ask.desk, query)
-    is_csv = query.format == "csv" or (query.format is None and "text/csv" in ask.accept)
+async def get_usage(request: ApiRequest[UsageQuery, NoBody]) -> UsageReport | Response:
+    query = request.query
+    await request.services.catch_up()
+    wanted = filter_of(request.services, query)
+    is_csv = query.format == "csv" or (query.format is None and "text/csv" in request.accept)
     is_whole = is_csv and "limit" not in query.model_fields_set
     start = page_start(query.cursor)
     end = start + (CSV_ROWS_MAX if is_whole else query.limit)
     is_compared = query.group_by is GroupBy.SAVINGS
-    found = await usage_report.report(ask.store, query.group_by, wanted, max(end, KINDS_MAX) if is_compared else end)
-    names = {key.id: key.name for key in ask.desk.parts.control.snapshot.keys.values()}
+    found = await usage_report.report(
+        request.store, query.group_by, wanted, max(end, KINDS_MAX) if is_compared else end
+    )
+    names = {key.id: key.name for key in request.services.parts.control.snapshot.keys.values()}
     if is_csv:
         return _as_csv(query.group_by, found.rows[start:end], names)
     rows = tuple(_row(query.group_by, row.group, row.sums, names) for row in found.rows[start:end])
@@ -138,7 +140,7 @@ def _as_csv(group_by: GroupBy, rows: Sequence[ReportRow], key_names: Mapping[str
     return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
 
 
-def filter_of(desk: Desk, query: UsageQuery) -> UsageFilter:
+def filter_of(services: ApiServices, query: UsageQuery) -> UsageFilter:
     """The filter of a query. Raises BadRequest for a range that ends before it begins, and for a name that several keys have."""
     from_ms, to_ms = in_ms(query.since), in_ms(query.until)
     if from_ms is not None and to_ms is not None and from_ms >= to_ms:
@@ -149,7 +151,7 @@ def filter_of(desk: Desk, query: UsageQuery) -> UsageFilter:
         run=query.run,
         step=query.step,
         agent=query.agent,
-        key=_key_id(query.key, list(desk.parts.control.snapshot.keys.values())),
+        key=_key_id(query.key, list(services.parts.control.snapshot.keys.values())),
         intent=query.intent,
         model=query.model,
         from_ms=from_ms,

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gateway.config_budgets import Pressure
-from gateway.endpoints.api.route import Ask, Deleted, Route, not_found
+from gateway.config.budgets import Pressure
+from gateway.endpoints.api.route import ApiRequest, Deleted, Route, not_found
 from gateway.endpoints.api.schema import (
     STEPS_MAX,
     Budgeted,
@@ -27,9 +27,9 @@ from gateway.endpoints.api.schema import (
 )
 from gateway.endpoints.api.steps import StepBody, budget_fields, budget_shown, declared_steps
 from gateway.errors import BadRequest
-from gateway.moments import iso
 from gateway.store import workflows as workflows_store
 from gateway.store.workflows import Workflow
+from gateway.timestamps import iso
 from policies.pressure import ladder_items
 
 
@@ -78,37 +78,39 @@ class WorkflowList:
     next: str | None
 
 
-async def list_workflows(ask: Ask[ListQuery, NoBody]) -> WorkflowList:
-    found = await workflows_store.list_all(ask.store, ask.project)
-    page, following = paged([_view(workflow) for workflow in found], ask.query)
+async def list_workflows(request: ApiRequest[ListQuery, NoBody]) -> WorkflowList:
+    found = await workflows_store.list_all(request.store, request.project)
+    page, following = paged([_view(workflow) for workflow in found], request.query)
     return WorkflowList(page, following)
 
 
-async def get_workflow(ask: Ask[ProjectQuery, NoBody]) -> WorkflowView:
-    found = await workflows_store.get(ask.store, ask.project, ask.path["workflow"])
+async def get_workflow(request: ApiRequest[ProjectQuery, NoBody]) -> WorkflowView:
+    found = await workflows_store.get(request.store, request.project, request.path["workflow"])
     if found is None:
-        raise not_found("workflow", ask.path["workflow"])
+        raise not_found("workflow", request.path["workflow"])
     return _view(found)
 
 
-async def put_workflow(ask: Ask[ProjectQuery, WorkflowBody]) -> WorkflowView:
+async def put_workflow(request: ApiRequest[ProjectQuery, WorkflowBody]) -> WorkflowView:
     """Declare a workflow, or replace its declaration. Runs that were planned before keep their plan."""
-    name = _Named(workflow=ask.path["workflow"]).workflow
+    name = _Named(workflow=request.path["workflow"]).workflow
     try:
-        declaration = _declaration(ask.body)
+        declaration = _declaration(request.body)
     except ValueError as error:
         raise BadRequest.field("steps", str(error)) from error
-    workflow = Workflow(ask.project, name, ask.body.mode or "", declaration, ask.desk.now_ms(), ask.actor.name)
-    await ask.desk.parts.control.change(workflows_store.put(ask.store, workflow))
-    await ask.audit("workflow.declared", name, steps=len(ask.body.steps), mode=ask.body.mode)
+    workflow = Workflow(
+        request.project, name, request.body.mode or "", declaration, request.services.now_ms(), request.actor.name
+    )
+    await request.services.parts.control.change(workflows_store.put(request.store, workflow))
+    await request.audit("workflow.declared", name, steps=len(request.body.steps), mode=request.body.mode)
     return _view(workflow)
 
 
-async def delete_workflow(ask: Ask[ProjectQuery, NoBody]) -> Deleted:
-    name = ask.path["workflow"]
-    if not await ask.desk.parts.control.change(workflows_store.delete(ask.store, ask.project, name)):
+async def delete_workflow(request: ApiRequest[ProjectQuery, NoBody]) -> Deleted:
+    name = request.path["workflow"]
+    if not await request.services.parts.control.change(workflows_store.delete(request.store, request.project, name)):
         raise not_found("workflow", name)
-    await ask.audit("workflow.deleted", name)
+    await request.audit("workflow.deleted", name)
     return Deleted(name)
 
 

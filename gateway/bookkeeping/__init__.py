@@ -1,0 +1,1 @@
+"""Keeping ledger and store in step: moving usage events, renewing and sweeping holds, comparing and rebuilding."""

@@ -1,0 +1,148 @@
+"""The balances of budgets on workflows, agents, keys and projects in their current windows.
+
+The names that a budget has met come from the sums by day; its accounts come from the same function that admits calls, so the
+figures here are those that decide there. If several budgets share an account, each is shown against its own limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.ledger.port import Ledger, LedgerUnavailable
+from gateway.ledger.reading import balances_by_account
+from gateway.runs.view import usd
+from gateway.store.database import Database
+from gateway.store.usage_report import names_seen
+from gateway.timestamps import iso
+from policies.budgets import Budget, Link, RunLimits, Scope, Subject, chain_for
+from policies.reservation import Balance
+
+# The fullest are shown first; nobody looks at more for one budget.
+ACCOUNTS_MAX: Final = 100
+_GLOB: Final = frozenset("*?[")
+_OUTER: Final = (Scope.WORKFLOW, Scope.AGENT, Scope.KEY, Scope.PROJECT)
+# What calls of the project named, by scope. An account depends only on the name of its own scope, so a subject needs no other one.
+_Seen = Mapping[Scope, Sequence[Subject]]
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetAccount:
+    """Limits are those of the given link, for a budget its own. Null if there is none."""
+
+    scope_id: str
+    account: str
+    tokens_limit: int | None
+    tokens_settled: int
+    tokens_reserved: int
+    tokens_remaining: int | None
+    usd_limit: float | None
+    usd_settled: float
+    usd_reserved: float
+    usd_remaining: float | None
+    requests_limit: int | None
+    requests_settled: int
+    requests_reserved: int
+    requests_remaining: int | None
+    used: float | None  # the largest share of any limit that is settled or reserved
+    resets_at: str | None
+
+
+async def accounts_of(
+    db: Database,
+    project: str,
+    shown: Sequence[Budget],
+    key_names: Mapping[str, str],
+    now_ms: int,
+) -> list[list[Link]]:
+    """For each given budget its current accounts; none for budgets on runs and steps. Raises StoreUnavailable."""
+    seen = await _seen(db, project, key_names) if any(budget.scope in _OUTER for budget in shown) else {}
+    return [_links(budget, project, seen, now_ms) for budget in shown]
+
+
+async def balances_of(ledger: Ledger, project: str, links: Sequence[Sequence[Link]]) -> list[tuple[BudgetAccount, ...]]:
+    """The accounts with their balances; empty while the ledger cannot be reached."""
+    names = dict.fromkeys(link.hold.account for some in links for link in some)
+    try:
+        found = await balances_by_account(ledger, project, names)
+    except LedgerUnavailable:
+        return [() for _ in links]
+    return [_fullest(_account(link, found[link.hold.account]) for link in some) for some in links]
+
+
+def _links(budget: Budget, project: str, seen: _Seen, now_ms: int) -> list[Link]:
+    if budget.scope not in _OUTER:
+        return []
+    found: dict[str, Link] = {}
+    for subject in _subjects_of(budget, project, seen):
+        for link in chain_for(subject, [budget], RunLimits(), now_ms).links:
+            found.setdefault(link.hold.account, link)
+    return list(found.values())
+
+
+def _subjects_of(budget: Budget, project: str, seen: _Seen) -> list[Subject]:
+    """The subjects that the budget applies to: those that were seen, and the one that it names."""
+    subjects = [subject for subject in seen[budget.scope] if budget.applies_to(subject)]
+    if budget.scope is not Scope.PROJECT and not _GLOB & set(budget.match) and budget.project in (None, project):
+        subjects.append(_named(budget.scope, budget.match, project))
+    return subjects
+
+
+def _named(scope: Scope, name: str, project: str) -> Subject:
+    if scope is Scope.WORKFLOW:
+        return Subject(project, workflow=name)
+    return Subject(project, agent=name) if scope is Scope.AGENT else Subject(project, key=name)
+
+
+async def _seen(db: Database, project: str, key_names: Mapping[str, str]) -> _Seen:
+    rows = await names_seen(db, project)
+    names = {
+        Scope.WORKFLOW: {workflow for workflow, _, _ in rows if workflow},
+        Scope.AGENT: {agent for _, agent, _ in rows if agent},
+        Scope.KEY: {key_names[key] for _, _, key in rows if key in key_names},
+    }
+    found = {scope: [_named(scope, name, project) for name in sorted(some)] for scope, some in names.items()}
+    return {**found, Scope.PROJECT: [Subject(project)]}
+
+
+def _fullest(accounts: Iterable[BudgetAccount]) -> tuple[BudgetAccount, ...]:
+    return tuple(sorted(accounts, key=lambda one: (-(one.used or 0.0), one.scope_id))[:ACCOUNTS_MAX])
+
+
+def _account(link: Link, balance: Balance) -> BudgetAccount:
+    limit = link.hold.limit.replaced_by(balance.limit)
+    settled, reserved = balance.settled, balance.reserved
+    taken = settled + reserved
+    left = {
+        unit: None if most is None else most - taken.of(unit)  # type: ignore[arg-type]
+        for unit, most in (("tokens", limit.tokens), ("nano_usd", limit.nano_usd), ("requests", limit.requests))
+    }
+    shares = [
+        used / most if most else 1.0
+        for most, used in (
+            (limit.tokens, taken.tokens),
+            (limit.nano_usd, taken.nano_usd),
+            (limit.requests, taken.requests),
+        )
+        if most is not None
+    ]
+    nano_left = left["nano_usd"]
+    return BudgetAccount(
+        scope_id=link.scope_id,
+        account=link.hold.account,
+        tokens_limit=limit.tokens,
+        tokens_settled=settled.tokens,
+        tokens_reserved=reserved.tokens,
+        tokens_remaining=left["tokens"],
+        usd_limit=None if limit.nano_usd is None else usd(limit.nano_usd),
+        usd_settled=usd(settled.nano_usd),
+        usd_reserved=usd(reserved.nano_usd),
+        usd_remaining=None if nano_left is None else usd(nano_left),
+        requests_limit=limit.requests,
+        requests_settled=settled.requests,
+        requests_reserved=reserved.requests,
+        requests_remaining=left["requests"],
+        used=round(max(shares), 4) if shares else None,
+        resets_at=iso(link.resets_at_ms),
+    )

@@ -1,0 +1,217 @@
+"""The reference of the configuration, generated from its models: a JSON Schema for editors, and docs/configuration.md.
+
+Types, ranges and defaults come from the models, descriptions from the comments in config.example.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import gateway
+from gateway.config.schema import Config
+from policies.settings import SETTINGS
+
+SCHEMA_ID: Final = "config.schema.json"
+_KEY: Final = re.compile(r"^(?P<indent>[ #-]*)(?P<key>[a-z_]+):(?P<rest>.*)$")
+_COMMENT: Final = re.compile(r"(?:^|\s)#\s+(?P<text>.+)$")
+# Environment variables can override these sections: FAREBOX_SERVER_PORT and so on.
+_BY_VARIABLE: Final = ("server", "storage", "reservations", "alerts", "tracing")
+_USD: Final = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}, {"type": "null"}], "default": None}
+_EXTRA: Final = {
+    ("ModelConfig", "model_name"): "the public name, which clients send as `model`",
+    (
+        "ModelConfig",
+        "litellm_params",
+    ): "LiteLLM's own: `model`, `api_key`, `api_base` and so on; `mock_response` answers offline",
+    ("ModelConfig", "model_info"): "prices and limits where the price map does not know them, or yours differ",
+}
+
+
+def example_file() -> Path:
+    """In a wheel the example is inside the package, in a source tree beside it."""
+    package = Path(gateway.__file__).parent
+    installed = package / "config.example.yaml"
+    return installed if installed.is_file() else package.parent / "config.example.yaml"
+
+
+def remarks() -> dict[tuple[str, str], str]:
+    """The example file's comment on each key, by section and key."""
+    found: dict[tuple[str, str], str] = {}
+    section = ""
+    for line in example_file().read_text(encoding="utf-8").splitlines():
+        match = _KEY.match(line)
+        if match is None:
+            continue
+        if match["indent"] == "":
+            section = match["key"]
+        remark = _COMMENT.search(match["rest"])
+        if remark is not None:
+            found.setdefault((section, match["key"]), remark["text"].strip())
+    return found
+
+
+def section_remarks() -> dict[str, str]:
+    """The comment directly above each section in the example."""
+    found = re.findall(
+        r"^# (?:── )?([^\n]+?)(?: ─+)?\n(\w+):", example_file().read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return {section: text for text, section in found}
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of the configuration file."""
+    made: dict[str, Any] = Config.model_json_schema()
+    definitions = made["$defs"]
+    definitions["BudgetConfig"]["properties"]["usd"] = {**_USD, "title": "Usd"}
+    said = remarks()
+    for section, definition in _sections(made):
+        for key, field in definitions[definition]["properties"].items():
+            remark = _EXTRA.get((definition, key)) or said.get((section, key))
+            if remark:
+                field["description"] = remark
+    for field in made["properties"].values():
+        if isinstance(field.get("default"), dict):
+            del field["default"]
+    made["properties"]["settings"] = {
+        "type": "object",
+        "additionalProperties": False,
+        "description": "Initial values of the settings. Once somebody sets one, the value in the store takes precedence.",
+        "properties": {key: _setting(key) for key in SETTINGS},
+    }
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": SCHEMA_ID,
+        "title": "Farebox configuration",
+    }
+    return {**head, **{key: value for key, value in made.items() if key != "title"}}
+
+
+def schema_text() -> str:
+    return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+def _sections(made: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The sections of the file and the definition of each."""
+    for section, field in made["properties"].items():
+        pointed = field.get("$ref") or field.get("items", {}).get("$ref")
+        if pointed:
+            yield section, pointed.rpartition("/")[2]
+
+
+def _setting(key: str) -> dict[str, Any]:
+    spec = SETTINGS[key]
+    kinds = {bool: "boolean", int: "integer", float: "number", str: "string"}
+    found: dict[str, Any] = {
+        "type": kinds[type(spec.default)],
+        "default": spec.default,
+        "description": spec.description,
+    }
+    if spec.choices:
+        found["enum"] = list(spec.choices)
+    for bound, value in (("minimum", spec.minimum), ("maximum", spec.maximum)):
+        if value is not None:
+            found[bound] = value
+    return found
+
+
+_HEAD: Final = """# Configuration
+
+Farebox reads one file, given with `farebox --config FILE` or `FAREBOX_CONFIG`; without either, `config.yaml` in the working folder is read
+if it exists. `farebox init` writes one with every key, its default and an explanation; `farebox check` reports all faults at once, with
+file, line, column and field. Unknown keys are errors, and so are references to models that `model_list` does not have. A value
+`os.environ/NAME` is read from the environment, and it is a fault if the variable does not exist.
+
+```yaml
+model_list:
+  - model_name: small
+    litellm_params: {model: openai/gpt-4o-mini, api_key: os.environ/OPENAI_API_KEY}
+budgets:
+  - {scope: run, match: "triage", tokens: 20000, usd: 0.50}
+```
+
+This page is generated from the models that read the file. Editors can complete and check the file with the JSON Schema of the same models
+([config.schema.json](config.schema.json)):
+
+```sh
+farebox schema > config.schema.json
+```
+
+with `# yaml-language-server: $schema=config.schema.json` as the first line of `config.yaml`, which `farebox init` writes.
+
+The order of precedence is command line, environment, file, default. Environment variables can override the sections `server`, `storage`,
+`reservations`, `alerts` and `tracing` (`FAREBOX_SERVER_PORT=8080`, `FAREBOX_STORAGE_LEDGER=redis://…`) and every setting by its own name
+(`FAREBOX_ORCHESTRATION_ENABLED=true`). A fault in a variable or an option is reported under its name. At start and in `farebox check`, a
+variable that looks like one of these but is not gives a warning.
+"""
+_NOTES: Final = {
+    "model_list": "LiteLLM's own list, unchanged. Entries with the same name share its load. Models come from this file only.",
+    "router_settings": "Those of LiteLLM's keys that concern forwarding. Times in seconds.",
+    "tiers": "The models of each tier, best first: `model: auto`, `auto:fast` and so on, and [routing](routing.md) choose from them.",
+    "budgets": "Each has a scope, a pattern of names and at least one limit. Budgets created at run time (`farebox budgets`, "
+    "`/api/budgets`) apply in addition. If several budgets match a call, it must fit into all of them.",
+    "settings": "Initial values of the 40 [settings](settings.md). Once somebody sets one, the value in the store takes precedence.",
+    "storage": "Where data is kept; see [the ledger](ledger.md) and [operations](operations.md).",
+    "server": "Where a process listens, and its limits.",
+    "reservations": "How holds are kept. Times in seconds.",
+    "classifier": "The model that is asked for the intent of steps when the rules and the trained model are not sure.",
+    "answers": "Answers kept for an `Idempotency-Key` or by the cache (`x-farebox-cache`, `model_info.cache_ttl_seconds`): beside an "
+    "SQLite ledger, or in the ledger's Redis, shared by all gateways.",
+    "alerts": "Alerts about budgets, overruns, loops and unreachable engines ([observability.md](observability.md)). Each is "
+    "sent once, and is in the log, too.",
+}
+
+
+def document() -> str:
+    """docs/configuration.md."""
+    made = schema()
+    parts = [_HEAD]
+    known, said = dict(_sections(made)), section_remarks()
+    for section in made["properties"]:
+        note = _NOTES.get(section) or said.get(section, "")
+        parts.append(f"\n## {section}\n\n{note}\n")
+        if section in known:
+            parts.append(_table(made["$defs"], known[section], section))
+    return "".join(parts)
+
+
+def _table(definitions: Mapping[str, Any], definition: str, section: str) -> str:
+    needed = definitions[definition].get("required", ())
+    lines = ["\n| key | type | default | |\n|---|---|---|---|\n"]
+    for key, field in definitions[definition]["properties"].items():
+        default = "**needed**" if key in needed else f"`{json.dumps(field.get('default'))}`"
+        remark = field.get("description", "").replace("|", "\\|")
+        lines.append(f"| `{key}` | {_kind(field, definitions)} | {default} | {remark} |\n")
+    if section in _BY_VARIABLE:
+        lines.append(f"\nEach also as a variable: `FAREBOX_{section.upper()}_…`.\n")
+    return "".join(lines)
+
+
+def _kind(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    """The type in words, with its range."""
+    if "$ref" in field:
+        return _kind(definitions[field["$ref"].rpartition("/")[2]], definitions)
+    if "anyOf" in field:
+        kinds = [_kind(one, definitions) for one in field["anyOf"] if one.get("type") != "null"]
+        return " or ".join(dict.fromkeys(kinds)) + (" or null" if {"type": "null"} in field["anyOf"] else "")
+    if "enum" in field:
+        return ", ".join(f"`{one}`" for one in field["enum"])
+    if field.get("type") == "array":
+        return f"list of {_kind(field['items'], definitions)}" if "items" in field else "list"
+    low, high = field.get("minimum"), field.get("maximum")
+    names = {
+        "integer": "whole number",
+        "number": "number",
+        "string": "text",
+        "boolean": "true or false",
+        "object": "mapping",
+    }
+    kind = names.get(field.get("type", ""), "")
+    if "exclusiveMinimum" in field:
+        return f"{kind}, above {field['exclusiveMinimum']}, at most {high}"
+    if low is None and high is None:
+        return kind
+    return f"{kind}, {low} to {high}" if high is not None else f"{kind}, {low} or more"

@@ -1,0 +1,113 @@
+"""Explains what would happen to a call, by the pipeline's own admission on a scratch ledger. A dry run: nothing is sent,
+reserved, asked, recorded or remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from gateway.errors import GatewayError, LedgerOutage
+from gateway.ledger.port import LedgerUnavailable
+from gateway.ledger.scratch import ScratchLedger
+from gateway.orchestration.dry_run import DryRunPlanner
+from gateway.pipeline.assembly import admission_for
+from gateway.pipeline.call import Call, Principal
+from gateway.pipeline.intake import check_model
+from gateway.pipeline.reserving import Reserving
+from gateway.runs.view import own_budget
+from gateway.store import runs as run_store
+from gateway.store.database import StoreError
+from gateway.tags import read_tags
+from gateway.wire.protocol import WireProtocol
+from policies.amounts import Limit
+from policies.budgets import Link, run_account
+from policies.reservation import Balance
+
+if TYPE_CHECKING:
+    from gateway.app import Parts
+
+# The run that the call would begin, if it names none and none is known here.
+NEW_RUN: Final = "implicit-new"
+
+
+@dataclass(slots=True)
+class Explained:
+    """`call` is None for a request that is refused before anything is decided. `standing` has the accounts before the call,
+    with the limits in force."""
+
+    planner: DryRunPlanner
+    call: Call | None = None
+    prompt_tokens: int | None = None  # of the original prompt, before anything made it smaller
+    error: GatewayError | None = None
+    standing: Sequence[tuple[Link, Balance]] = field(default=())
+
+
+async def explained(
+    parts: Parts, principal: Principal, protocol: WireProtocol, raw: bytes, headers: Mapping[str, str]
+) -> Explained:
+    """Raises no `GatewayError`: the explanation contains what the caller would be told."""
+    found = Explained(DryRunPlanner(parts.orchestration))
+    try:
+        call = found.call = _call_of(parts, principal, protocol, raw, headers)
+        await _admit(parts, call, found)
+    except LedgerUnavailable:
+        found.error = LedgerOutage()
+    except GatewayError as error:
+        found.error = error
+    return found
+
+
+def _call_of(
+    parts: Parts, principal: Principal, protocol: WireProtocol, raw: bytes, headers: Mapping[str, str]
+) -> Call:
+    """The call as the intake would make it."""
+    request = protocol.parse(raw)
+    call = Call(id=parts.ids.new(), protocol=protocol, principal=principal, request=request)
+    call.tags = read_tags(headers, {}, request.metadata, principal.defaults)
+    check_model(request.model, principal, lambda name: bool(parts.pool.of(name)))
+    workflow = call.tags.workflow
+    if workflow is not None:
+        call.run = call.tags.run or parts.runs.last_implicit(principal.project, workflow) or NEW_RUN
+    return call
+
+
+async def _admit(parts: Parts, call: Call, found: Explained) -> None:
+    scratch = ScratchLedger(parts.ledger, await _overrides(parts, call))
+    runs = parts.runs.looking(scratch)
+    reserving = Reserving(scratch, local=None, runs=runs, is_outbox_full=lambda: parts.flusher.is_full)
+    admission = admission_for(
+        parts, reserving, ledger=scratch, planner=found.planner, runs=runs, sleep=_without_waiting
+    )
+    try:
+        await admission.admit(call)
+    finally:
+        admission.leave(call)
+        count = call.original.count if call.original is not None else call.count
+        found.prompt_tokens = count.tokens if count is not None else None
+        found.standing = await _standing(call, scratch)
+
+
+async def _standing(call: Call, scratch: ScratchLedger) -> Sequence[tuple[Link, Balance]]:
+    links = call.chain.links
+    await scratch.void(call.principal.project, call.id)
+    balances = await scratch.balances(call.principal.project, [link.hold.account for link in links])
+    return [
+        (link, scratch.in_force(call.principal.project, link.hold, balance))
+        for link, balance in zip(links, balances, strict=True)
+    ]
+
+
+async def _overrides(parts: Parts, call: Call) -> Mapping[str, Limit]:
+    """The budgets that people gave this run, from the store; empty if that is unreachable."""
+    if call.run is None:
+        return {}
+    try:
+        run = await run_store.get(parts.store, call.principal.project, call.run)
+    except StoreError:
+        return {}
+    return {run_account(call.run): own_budget(run.plan)} if run is not None else {}
+
+
+async def _without_waiting(_seconds: float) -> None:
+    """Waiting cannot change anything on a scratch ledger."""

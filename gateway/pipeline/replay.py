@@ -1,0 +1,34 @@
+"""What of an answer may be stored and replayed, and which requests count as identical."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any, Final
+
+import orjson
+
+from gateway.answers.port import KeptAnswer
+from gateway.pipeline.exchange import SentAnswer
+
+# The comment that ends a tagged stream holds the figures of one run at one moment, so it is not replayed.
+_BUDGET_NOTE: Final = re.compile(rb"^: budget [^\n]*\n\n", re.MULTILINE)
+_EVENTS: Final = b"text/event-stream"
+
+
+def storable_answer(answered: SentAnswer, fingerprint: bytes = b"") -> KeptAnswer | None:
+    """The answer as stored; None if it failed."""
+    if answered.status >= 300:
+        return None
+    content_type = dict(answered.headers).get(b"content-type", b"application/json")
+    body = _BUDGET_NOTE.sub(b"", answered.body) if content_type.startswith(_EVENTS) else answered.body
+    return KeptAnswer(fingerprint, content_type, body)
+
+
+def canonical(value: Any) -> bytes:
+    """The same bytes for the same request, whatever the order of its keys. Uploads are replaced by their digest."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else repr(value)

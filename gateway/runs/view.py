@@ -1,0 +1,371 @@
+"""A run as people see it: the ledger's current figures, and what the store has. Shared by API, CLI and UI.
+
+The ledger's figures apply while it remembers the run and can be reached. Otherwise the store's sums are used, which lag by a
+moment (`source` says which).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+from gateway.ledger.port import Ledger, LedgerUnavailable
+from gateway.ledger.reading import balances_by_account
+from gateway.store import runs as runs_store
+from gateway.store.database import Database
+from gateway.store.runs import Run, RunFilter, RunStep, Sums
+from gateway.timestamps import iso
+from policies.allocation import Overage, overage_of
+from policies.amounts import NANO_USD_PER_USD, UNLIMITED, ZERO, Amount, Limit, Unit
+from policies.budgets import Budget, RunLimits, Scope, Subject, chain_for, run_account, step_account
+from policies.reservation import Balance, Gate
+
+RunState = Literal["active", "paused", "exhausted", "completed", "cancelled"]
+Source = Literal["ledger", "store"]
+_PAGES_MAX: Final = 20
+_OF_GATE: Final[Mapping[Gate, RunState]] = {
+    Gate.PAUSED: "paused",
+    Gate.CANCELLED: "cancelled",
+    Gate.COMPLETED: "completed",
+    Gate.LOOPING: "paused",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """remaining = limit − settled − reserved; null without a limit, negative after an overrun."""
+
+    limit: int | None
+    settled: int
+    reserved: int
+    remaining: int | None
+    overrun: int
+    saved: int
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    limit: int | None
+    settled: int
+    reserved: int
+    remaining: int | None
+    overrun: int
+    saved: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dollars:
+    limit: float | None
+    settled: float
+    reserved: float
+    remaining: float | None
+    overrun: float
+    saved: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepView:
+    """`tokens.limit` is the hard limit; above `allocation_tokens` the step is flagged (`over_soft`)."""
+
+    step: str
+    intent: str
+    confidence: float | None
+    intent_source: str
+    tier: str
+    model: str
+    priority: str
+    compression: str
+    status: Overage
+    allocation_tokens: int | None
+    hard_limit_tokens: int | None
+    reason: str
+    tokens: Tokens
+    cost_usd: Dollars
+    calls: int
+    refused: int
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """`budget_used` and `saved_share` are shares from 0 (above 1 after an overrun); null without a limit.
+
+    `adherence` is the share of allocated steps with calls that stayed within their allocation; `overhead_ms` is the gateway's
+    own time over all calls, null if the calls are no longer stored; `intents` counts calls by intent.
+    """
+
+    duration_ms: int
+    calls: int
+    refused: int
+    errors: int
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    cost_usd: float
+    saved_tokens: int
+    saved_usd: float
+    overrun_tokens: int
+    allocated_tokens: int | None
+    budget_used: float | None
+    saved_share: float
+    adherence: float | None
+    overhead_ms: float | None
+    intents: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RunLine:
+    """A run in a list. `state_reason` is `loop_detected` if the loop breaker paused it, empty if people did."""
+
+    run: str
+    workflow: str
+    agent: str
+    user: str
+    parent_run: str
+    state: RunState
+    state_reason: str
+    tokens: Tokens
+    cost_usd: Dollars
+    requests: Requests
+    calls: int
+    refused: int
+    errors: int
+    started_at: str | None
+    last_at: str | None
+    completed_at: str | None
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class RunView(RunLine):
+    strategy: str | None
+    pool_tokens: int | None
+    steps: tuple[StepView, ...]
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class RunLines:
+    runs: tuple[RunLine, ...]
+    next: str | None
+
+
+class RunViews:
+    def __init__(
+        self,
+        store: Database,
+        ledger: Ledger,
+        *,
+        budgets: Callable[[], Sequence[Budget]],
+        limits_of: Callable[[str, str, str | None], RunLimits],
+        now_ms: Callable[[], int],
+    ) -> None:
+        """`limits_of` returns the plan for (project, workflow, step), which applies in addition to `budgets`."""
+        self._store = store
+        self._ledger = ledger
+        self._budgets = budgets
+        self._limits_of = limits_of
+        self._now_ms = now_ms
+
+    async def get(self, project: str, run: str) -> RunView | None:
+        """None if there is no such run. Raises StoreUnavailable."""
+        found = await runs_store.get(self._store, project, run)
+        if found is None:
+            return None
+        accounts = [run_account(run), *(step_account(run, step.step) for step in found.steps)]
+        balances = await self._balances(project, accounts)
+        line = self._line(found, balances)
+        whole = self.limit(found, balances.get(run_account(run)))
+        steps = tuple(self._step(found, step, balances, whole) for step in found.steps)
+        named = {name: getattr(line, name) for name in RunLine.__slots__}
+        plan = found.plan
+        return RunView(
+            **named,
+            strategy=plan.get("strategy"),
+            pool_tokens=plan.get("pool_tokens"),
+            steps=steps,
+            metrics=_metrics(found, line, steps, await runs_store.overhead_us(self._store, found)),
+        )
+
+    async def list(self, wanted: RunFilter, limit: int, cursor: str | None) -> RunLines:
+        """Latest first. `wanted.state` is the state as shown, so a page may have fewer than `limit` runs."""
+        lines: list[RunLine] = []
+        scanned = replace(wanted, state=wanted.state if wanted.state in runs_store.FINAL_STATES else None)
+        for _ in range(_PAGES_MAX):
+            page = await runs_store.list_runs(self._store, scanned, limit - len(lines), cursor)
+            balances = await self._balances(wanted.project or "", [run_account(run.run) for run in page.runs])
+            shown = (self._line(run, balances) for run in page.runs)
+            lines += [line for line in shown if wanted.state in (None, line.state)]
+            cursor = page.next
+            if cursor is None or len(lines) >= limit:
+                break
+        return RunLines(tuple(lines), cursor)
+
+    async def balance(self, project: str, run: str) -> Balance:
+        """The ledger's balance of a run, without the limits of budgets. Raises LedgerUnavailable."""
+        return (await self._ledger.balances(project, [run_account(run)]))[0]
+
+    def limit(self, run: Run, balance: Balance | None) -> Limit:
+        """What the run may use: budgets and the workflow's declaration, replaced by its own budget, tightened by callers."""
+        limit = self._budgeted(run, Scope.RUN, None).replaced_by(own_budget(run.plan))
+        # The ledger reports override and tightening as one limit; the override is already included, so this adds the tightening.
+        return limit if balance is None else limit.tightened_by(balance.limit)
+
+    async def _balances(self, project: str, accounts: Sequence[str]) -> Mapping[str, Balance]:
+        try:
+            return await balances_by_account(self._ledger, project, accounts)
+        except LedgerUnavailable:
+            return {}
+
+    def _line(self, run: Run, balances: Mapping[str, Balance]) -> RunLine:
+        balance = balances.get(run_account(run.run))
+        sums = run.sums
+        settled, reserved, source = _standing(balance, sums)
+        limit = self.limit(run, balance)
+        overrun = Amount(sums.overrun_tokens, sums.overrun_nano_usd)
+        saved = Amount(sums.saved_tokens, sums.saved_nano_usd)
+        return RunLine(
+            run=run.run,
+            workflow=run.workflow,
+            agent=run.agent,
+            user=run.user,
+            parent_run=run.parent_run,
+            state=_state(run, balance, limit, settled + reserved),
+            state_reason="loop_detected" if balance is not None and balance.gate is Gate.LOOPING else "",
+            tokens=_tokens(limit, settled, reserved, overrun, saved),
+            cost_usd=_dollars(limit, settled, reserved, overrun, saved),
+            requests=Requests(*_figures("requests", limit, settled, reserved), overrun=0, saved=0),
+            calls=sums.calls,
+            refused=sums.refused,
+            errors=sums.errors,
+            started_at=iso(run.first_at_ms),
+            last_at=iso(run.last_at_ms),
+            completed_at=iso(run.completed_at_ms),
+            source=source,
+        )
+
+    def _step(self, run: Run, step: RunStep, balances: Mapping[str, Balance], whole: Limit) -> StepView:
+        balance = balances.get(step_account(run.run, step.step))
+        sums = step.sums
+        settled, reserved, _ = _standing(balance, sums)
+        limit = self._budgeted(run, Scope.STEP, step.step).tightened_by(Limit(tokens=step.hard_limit_tokens))
+        limit = (limit if balance is None else limit.tightened_by(balance.limit)).capped_by(whole)
+        overrun = Amount(sums.overrun_tokens, sums.overrun_nano_usd)
+        saved = Amount(sums.saved_tokens, sums.saved_nano_usd)
+        tokens = _tokens(limit, settled, reserved, overrun, saved)
+        return StepView(
+            step=step.step,
+            intent=step.intent,
+            confidence=step.confidence,
+            intent_source=step.intent_source,
+            tier=step.tier,
+            model=step.model,
+            priority=str(step.plan.get("priority", "")),
+            compression=str(step.plan.get("compression", "")),
+            status=overage_of(tokens.settled + tokens.reserved, step.allocation_tokens, tokens.limit),
+            allocation_tokens=step.allocation_tokens,
+            hard_limit_tokens=step.hard_limit_tokens,
+            reason=str(step.plan.get("reason", "")),
+            tokens=tokens,
+            cost_usd=_dollars(limit, settled, reserved, overrun, saved),
+            calls=sums.calls,
+            refused=sums.refused,
+            errors=sums.errors,
+        )
+
+    def _budgeted(self, run: Run, scope: Scope, step: str | None) -> Limit:
+        subject = Subject(run.project, workflow=run.workflow or None, run=run.run, step=step)
+        chain = chain_for(subject, self._budgets(), self._limits_of(run.project, run.workflow, step), self._now_ms())
+        link = chain.enforced_link(scope)
+        return UNLIMITED if link is None else link.hold.limit
+
+
+def own_budget(plan: Mapping[str, Any]) -> Limit:
+    """The budget that somebody gave this run, from its plan."""
+    budget = plan.get("budget") or {}
+    return Limit(budget.get("tokens"), budget.get("nano_usd"), budget.get("requests"))
+
+
+def usd(nano_usd: int) -> float:
+    return nano_usd / NANO_USD_PER_USD
+
+
+def _standing(balance: Balance | None, sums: Sums) -> tuple[Amount, Amount, Source]:
+    stored = Amount(sums.total_tokens, sums.cost_nano_usd, sums.requests)
+    # After its keep time the ledger has forgotten a run, and reports zero.
+    if balance is None or (balance.settled == ZERO and balance.reserved == ZERO and stored != ZERO):
+        return stored, ZERO, "store"
+    return balance.settled, balance.reserved, "ledger"
+
+
+def _state(run: Run, balance: Balance | None, limit: Limit, used: Amount) -> RunState:
+    """People's decisions come first, as the ledger has them. A run is exhausted by its figures, or because its latest call
+    found too little left."""
+    if run.state in ("paused", "completed", "cancelled"):
+        return run.state  # type: ignore[return-value]
+    if balance is not None and balance.gate in _OF_GATE:
+        return _OF_GATE[balance.gate]
+    units: tuple[Unit, ...] = ("tokens", "nano_usd", "requests")
+    limits = ((limit.of(unit), used.of(unit)) for unit in units)
+    is_full = any(most is not None and taken >= most for most, taken in limits)
+    return "exhausted" if is_full or (run.state == "exhausted" and not limit.is_unlimited) else "active"
+
+
+def _figures(unit: Unit, limit: Limit, settled: Amount, reserved: Amount) -> tuple[int | None, int, int, int | None]:
+    most, booked, held = limit.of(unit), settled.of(unit), reserved.of(unit)
+    return most, booked, held, None if most is None else most - booked - held
+
+
+def _tokens(limit: Limit, settled: Amount, reserved: Amount, overrun: Amount, saved: Amount) -> Tokens:
+    return Tokens(*_figures("tokens", limit, settled, reserved), overrun=overrun.tokens, saved=saved.tokens)
+
+
+def _dollars(limit: Limit, settled: Amount, reserved: Amount, overrun: Amount, saved: Amount) -> Dollars:
+    most, booked, held, left = _figures("nano_usd", limit, settled, reserved)
+    return Dollars(
+        limit=None if most is None else usd(most),
+        settled=usd(booked),
+        reserved=usd(held),
+        remaining=None if left is None else usd(left),
+        overrun=usd(overrun.nano_usd),
+        saved=usd(saved.nano_usd),
+    )
+
+
+def _metrics(run: Run, line: RunLine, steps: Sequence[StepView], overhead_us: int | None) -> Metrics:
+    sums = run.sums
+    allocated = [step.allocation_tokens for step in run.steps if step.allocation_tokens is not None]
+    sent = sums.total_tokens + sums.saved_tokens
+    return Metrics(
+        duration_ms=max(0, (run.completed_at_ms or run.last_at_ms) - run.first_at_ms),
+        calls=sums.calls,
+        refused=sums.refused,
+        errors=sums.errors,
+        input_tokens=sums.input_tokens,
+        output_tokens=sums.output_tokens,
+        total_tokens=sums.total_tokens,
+        cost_usd=usd(sums.cost_nano_usd),
+        saved_tokens=sums.saved_tokens,
+        saved_usd=usd(sums.saved_nano_usd),
+        overrun_tokens=sums.overrun_tokens,
+        allocated_tokens=sum(allocated) if allocated else None,
+        budget_used=round(line.tokens.settled / line.tokens.limit, 4) if line.tokens.limit else None,
+        saved_share=round(sums.saved_tokens / sent, 4) if sent > 0 else 0.0,
+        adherence=_adherence(steps),
+        overhead_ms=None if overhead_us is None else round(overhead_us / 1000, 3),
+        intents=_intents(steps),
+    )
+
+
+def _adherence(steps: Sequence[StepView]) -> float | None:
+    within = [step.tokens.settled <= step.allocation_tokens for step in steps if step.allocation_tokens and step.calls]
+    return round(sum(within) / len(within), 4) if within else None
+
+
+def _intents(steps: Sequence[StepView]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for step in steps:
+        if step.intent and step.calls:
+            found[step.intent] = found.get(step.intent, 0) + step.calls
+    return found
