@@ -17,7 +17,7 @@ from tests.acceptance.scaled_out import FAST_MS, LoopThread, redis_or_skip, rows
 from tests.acceptance.serving import until
 from tests.farebox_process import FareboxProcess, Reply, running_farebox, tagged
 from tests.faults.chaos_proxy import ChaosProxy
-from tests.faults.postgres_proxies import PostgresLine, postgres_line
+from tests.faults.postgres_proxies import PostgresProxy, postgres_proxy
 from tests.redis_server import RedisServer
 
 pytest_plugins = ["tests.store_fixtures"]
@@ -57,11 +57,11 @@ def behind_proxy(loop: LoopThread, redis: RedisServer) -> Iterator[ChaosProxy]:
 
 
 @contextlib.contextmanager
-def behind_line(loop: LoopThread, url: str) -> Iterator[PostgresLine]:
-    opened = postgres_line(url)
-    line = loop.run(opened.__aenter__())
+def behind_line(loop: LoopThread, url: str) -> Iterator[PostgresProxy]:
+    opened = postgres_proxy(url)
+    proxy = loop.run(opened.__aenter__())
     try:
-        yield line
+        yield proxy
     finally:
         loop.run(opened.__aexit__(None, None, None))
 
@@ -112,7 +112,7 @@ def test_stalled_redis_refuses_at_once_unless_the_budget_says_on_outage_allow(
             allowed = [call(gateway, "lenient", "lenient-1") for _ in range(12)]
             assert [reply.status for reply in allowed] == [200] * 9 + [503] * 3
             assert int(gateway.get("/readyz?verbose").json()["ledger"]["spooled"]) >= 9
-            loop.do(proxy.go_on)
+            loop.do(proxy.resume)
             until(lambda: is_ready(gateway), 20, "the gateway is ready again")
             after = [call(gateway, name, f"{name}-1") for name in ("strict", "lenient")]
             assert [(reply.status, code_of(reply)) for reply in after] == [(200, ""), (402, "run_budget_exceeded")]
@@ -150,7 +150,7 @@ def test_30_s_redis_stall_delays_no_call_beyond_its_deadline(
             )
             assert {code_of(reply) for _, reply in told} == {"ledger_unavailable"}
             assert p99 < FAST_MS
-            loop.do(proxy.go_on)
+            loop.do(proxy.resume)
             until(lambda: is_ready(gateway), 20, "the gateway is ready again")
             assert call(gateway, "strict", "strict-30").status == 200
 
@@ -181,11 +181,11 @@ def test_flushed_redis_is_rebuilt_before_calls_are_granted(
 def test_calls_during_a_postgres_outage_are_served_until_the_outbox_is_full(
     empty_redis: RedisServer, postgres_url: str, loop: LoopThread, tmp_path: Path
 ) -> None:
-    with behind_line(loop, postgres_url) as line:
-        config = settings_for(empty_redis.url, line.url, budgets=BUDGETS, storage={"outbox_cap": OUTBOX_CAP})
+    with behind_line(loop, postgres_url) as proxy:
+        config = settings_for(empty_redis.url, proxy.url, budgets=BUDGETS, storage={"outbox_cap": OUTBOX_CAP})
         with running_farebox(tmp_path, config) as gateway:
             assert call(gateway, "strict", "strict-3").status == 200
-            loop.do(line.cut)
+            loop.do(proxy.cut)
             assert [call(gateway, "strict", "strict-3").status for _ in range(5)] == [200] * 5
             assert is_ready(gateway)
             fill_outbox(gateway)
@@ -194,7 +194,7 @@ def test_calls_during_a_postgres_outage_are_served_until_the_outbox_is_full(
             assert (full.status, code_of(full)) == (503, "outbox_full")
             assert gateway.chat("hi", None, "mock", max_tokens=5).status == 200, "nothing is enforced for this call"
             until(lambda: "outbox_nearly_full" in gateway.log, 10, "somebody is told")
-            loop.do(line.restore)
+            loop.do(proxy.restore)
             until(lambda: is_ready(gateway), 40, "the outbox is empty again")
             assert call(gateway, "strict", "strict-3").status == 200
             rows = when_stored(postgres_url, "strict-3", 7)

@@ -1,4 +1,4 @@
-"""A whole gateway in this process, calls that together wait everywhere where the pipeline waits, and a look at the books.
+"""A whole gateway in this process, calls that together reach every `await` of the pipeline, and a check of the accounts.
 
 Run as a program (`python -m tests.faults.await_scenarios FOLDER LEDGER`, or `kill:1` for LEDGER) it strikes at every point in
 every way, and prints what it found as JSON; `tests/faults/test_every_await.py` reads it.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LIMIT = 1_000_000
 TTL_S = 1.0
-PATIENCE_S = 20.0
+CALL_TIMEOUT_S = 20.0
 
 
 def configuration(provider: FakeProvider, ledger: str, folder: Path) -> dict[str, Any]:
@@ -156,8 +156,8 @@ class Findings:
     strikes: int = 0
     hung: list[str] = field(default_factory=list)
     unanswered: list[str] = field(default_factory=list)
-    held_at_once: list[str] = field(default_factory=list)  # left to the sweeper, with the function of the point
-    held_at_last: list[str] = field(default_factory=list)
+    held_after_call: list[str] = field(default_factory=list)  # left to the sweeper, with the function of the point
+    held_at_end: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)  # calls with another number of events than one
     books: list[str] = field(default_factory=list)
 
@@ -193,7 +193,7 @@ class Gateway:
             if is_last and point:
                 self.faults.arm(point, kind, client.left.set)
             task = asyncio.create_task(self.application(self._scope(scenario, run), client.receive, client.send))
-            done, _ = await asyncio.wait([task], timeout=PATIENCE_S)
+            done, _ = await asyncio.wait([task], timeout=CALL_TIMEOUT_S)
             self.faults.disarm()
             if not done:
                 task.cancel()
@@ -208,7 +208,7 @@ class Gateway:
         return None
 
     async def _crowd(self) -> Client:
-        """A call that holds what the next one would need."""
+        """A call that holds what the next one needs."""
         client = Client(
             json.dumps(self._body(Scenario("", fake={"delay_ms": 600}, fields={"max_tokens": 30}))).encode()
         )
@@ -244,18 +244,18 @@ class Gateway:
         return [row[0] for row in await self.application.parts.ledger.pending("default")]
 
     async def settled(self) -> None:
-        """Everything that goes on behind a call's back has ended, and every event is in the store."""
+        """All background work of the calls has ended, and every event is in the store."""
         await self.application._handler.drain()
         await self.application.parts.recorder.flush()
         await self.application.parts.flusher.drain(timeout_ms=5_000)
 
 
-async def look_at_books(gateway: Gateway, findings: Findings) -> None:
+async def check_books(gateway: Gateway, findings: Findings) -> None:
     from sqlalchemy import text
 
     parts = gateway.application.parts
     await gateway.settled()
-    findings.held_at_last = await gateway.held()
+    findings.held_at_end = await gateway.held()
     async with parts.store.read() as connection:
         rows = [dict(row._mapping) for row in await connection.execute(text("SELECT * FROM token_usage"))]
     by_call: dict[str, int] = {}
@@ -280,7 +280,7 @@ async def look_at_books(gateway: Gateway, findings: Findings) -> None:
                 findings.books.append(f"{what}: above its limit")
 
 
-async def strike_everywhere(folder: Path, ledger: str, faults: Faults) -> Findings:
+async def inject_everywhere(folder: Path, ledger: str, faults: Faults) -> Findings:
     from tests.fake_provider import FakeProvider
 
     findings = Findings()
@@ -311,10 +311,10 @@ async def strike_everywhere(folder: Path, ledger: str, faults: Faults) -> Findin
                         findings.hung.append(hung)
                     await application._handler.drain()
                     if set(await gateway.held()) - held_before - {"crowded"}:
-                        findings.held_at_once.append(f"{faults.points[point]} {kind} {point} ({scenario.name})")
+                        findings.held_after_call.append(f"{faults.points[point]} {kind} {point} ({scenario.name})")
         findings.unreached = sorted(set(faults.points.values()) - {faults.points[point] for point in everywhere})
         await asyncio.sleep(TTL_S + 1.0)
-        await look_at_books(gateway, findings)
+        await check_books(gateway, findings)
         await application.stop()
     return findings
 
@@ -329,7 +329,7 @@ async def _open(folder: Path, faults: Faults, provider: FakeProvider, ledger: st
     return Gateway(application, provider, faults)
 
 
-async def reach(folder: Path, faults: Faults) -> dict[str, list[str]]:
+async def reached_points(folder: Path, faults: Faults) -> dict[str, list[str]]:
     """Every scenario once, without a fault: where each of them waits."""
     from tests.fake_provider import FakeProvider
 
@@ -344,8 +344,8 @@ async def reach(folder: Path, faults: Faults) -> dict[str, list[str]]:
     return reached
 
 
-async def die(folder: Path, faults: Faults, scenario: Scenario, point: str) -> None:
-    """kill -9 there. Returning means that the point was not reached this time."""
+async def run_until_killed(folder: Path, faults: Faults, scenario: Scenario, point: str) -> None:
+    """kill -9 at the point. Returning means that the point was not reached this time."""
     from tests.fake_provider import FakeProvider
 
     async with FakeProvider() as provider:
@@ -355,8 +355,8 @@ async def die(folder: Path, faults: Faults, scenario: Scenario, point: str) -> N
         await gateway.application.stop()
 
 
-async def after_deaths(folder: Path, faults: Faults) -> dict[str, Any]:
-    """A gateway that finds what the dead ones left, given the time that holds have."""
+async def inspect_after_kills(folder: Path, faults: Faults) -> dict[str, Any]:
+    """Start a gateway on what the killed ones left, and wait until every hold has expired."""
     from sqlalchemy import text
 
     from tests.fake_provider import FakeProvider
@@ -378,10 +378,10 @@ async def after_deaths(folder: Path, faults: Faults) -> dict[str, Any]:
     ids = [row["request_id"] for row in rows]
     return {
         "held": held,
-        "doubled": len(ids) - len(set(ids)),
+        "duplicates": len(ids) - len(set(ids)),
         "rows": len(rows),
         "lost": sum(row["status"] == "lost" for row in rows),
-        "wrong": [
+        "mismatches": [
             f"{balance.account}: booked {balance.settled.tokens}, events say {sums[balance.account[4:]]}, held {balance.reserved}"
             for balance in balances
             if balance.settled.tokens != sums[balance.account[4:]]
@@ -391,7 +391,7 @@ async def after_deaths(folder: Path, faults: Faults) -> dict[str, Any]:
     }
 
 
-def _forked(work: Callable[[], Any], result: Path | None = None) -> int:
+def run_forked(work: Callable[[], Any], result: Path | None = None) -> int:
     """In a child of its own, before any loop or thread: what it returns goes to `result`. Returns how it ended, below 0 a signal."""
     child = os.fork()
     if child == 0:
@@ -412,7 +412,7 @@ def kill_everywhere(folder: Path, faults: Faults, every: int) -> dict[str, Any]:
 
     known, apart = folder / "reached.json", folder / "without-a-fault"
     apart.mkdir()
-    assert _forked(lambda: asyncio.run(reach(apart, faults)), known) == 0
+    assert run_forked(lambda: asyncio.run(reached_points(apart, faults)), known) == 0
     reached = json.loads(known.read_text())
     tried: dict[str, Scenario] = {}
     for scenario in SCENARIOS:
@@ -421,10 +421,10 @@ def kill_everywhere(folder: Path, faults: Faults, every: int) -> dict[str, Any]:
     chosen = list(tried.items())[::every]
     endings: dict[int, int] = {}
     for point, scenario in chosen:
-        code = _forked(lambda at=point, what=scenario: asyncio.run(die(folder, faults, what, at)))
+        code = run_forked(lambda at=point, what=scenario: asyncio.run(run_until_killed(folder, faults, what, at)))
         endings[code] = endings.get(code, 0) + 1
     found = folder / "found.json"
-    assert _forked(lambda: asyncio.run(after_deaths(folder, faults)), found) == 0
+    assert run_forked(lambda: asyncio.run(inspect_after_kills(folder, faults)), found) == 0
     return {"points": len(chosen), "endings": endings, **json.loads(found.read_text())}
 
 
@@ -438,7 +438,7 @@ def main() -> None:
     if what.startswith("kill:"):
         print(json.dumps(kill_everywhere(folder, faults, int(what.removeprefix("kill:")))))
     else:
-        print(json.dumps(vars(asyncio.run(strike_everywhere(folder, what, faults)))))
+        print(json.dumps(vars(asyncio.run(inject_everywhere(folder, what, faults)))))
 
 
 if __name__ == "__main__":

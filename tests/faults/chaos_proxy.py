@@ -1,4 +1,4 @@
-"""A TCP proxy that misbehaves on command: slow, narrow, stalled, cut, half-open, or losing replies."""
+"""A TCP proxy that misbehaves on command: slow, throttled, stalled, cut, or losing replies."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class ChaosProxy:
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._going = asyncio.Event()
-        self._going.set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
         self.port = 0
         self.latency_s = 0.0  # on every piece of a reply
         self.bytes_per_s = 0.0  # of requests; 0: as fast as they come
@@ -41,14 +41,14 @@ class ChaosProxy:
 
     def stall(self) -> None:
         """Pass nothing on, in neither direction, with all connections left open."""
-        self._going.clear()
+        self._flowing.clear()
 
     @property
     def is_stalled(self) -> bool:
-        return not self._going.is_set()
+        return not self._flowing.is_set()
 
-    def go_on(self) -> None:
-        self._going.set()
+    def resume(self) -> None:
+        self._flowing.set()
 
     def cut(self) -> None:
         """Reset every connection."""
@@ -84,7 +84,7 @@ class ChaosProxy:
             while data := await source.read(1 << 12 if self.bytes_per_s else 1 << 16):
                 if not is_reply and self.stall_at and self.stall_at in data:
                     self.stall()
-                await self._going.wait()
+                await self._flowing.wait()
                 if not is_reply and self.bytes_per_s:
                     await asyncio.sleep(len(data) / self.bytes_per_s)
                 if is_reply and self.latency_s:

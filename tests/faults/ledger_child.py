@@ -23,7 +23,7 @@ CHAIN = (Hold("step:a", Limit(10**12)), Hold("run:r", Limit(10**12)))
 
 
 def say(line: str) -> None:
-    # One write: the reader never sees half a line of a process that was killed.
+    # One write, so that the reader never sees half a line of a killed process.
     os.write(1, f"{line}\n".encode())
 
 

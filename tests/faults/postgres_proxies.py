@@ -1,6 +1,6 @@
-"""Two things that may stand between a gateway and its Postgres: a line that breaks, and a pooler.
+"""Two proxies between a gateway and its Postgres: one whose connections can be cut, and a pooler.
 
-`PostgresLine` relays bytes and can be cut, at any time or at the moment of a COMMIT. `TransactionPooler` does what pgbouncer
+`PostgresProxy` relays bytes and can be cut, at any time or at the moment of a COMMIT. `TransactionPooler` does what pgbouncer
 does in transaction mode: a client has a server connection only for the length of a transaction, and the next transaction
 gets another one, so whatever was left on a connection is gone or in the way.
 """
@@ -30,17 +30,17 @@ async def connect(url: URL) -> Streams:
     return await asyncio.open_connection(host, url.port or 5432)
 
 
-def through(url: URL, folder: str) -> str:
+def url_through(url: URL, folder: str) -> str:
     """The same database, reached by a socket in `folder`."""
     return f"postgresql://{url.username or 'postgres'}@/{url.database}?host={folder}"
 
 
-class PostgresLine:
-    """A line to a Postgres server that can be cut and restored."""
+class PostgresProxy:
+    """A proxy to a Postgres server whose connections can be cut and restored."""
 
     def __init__(self, url: str, folder: str) -> None:
         self._server_url = make_url(url)
-        self.url = through(self._server_url, folder)
+        self.url = url_through(self._server_url, folder)
         self._open: set[asyncio.StreamWriter] = set()
         self._is_cut = False
         self.commits_seen = 0
@@ -67,7 +67,8 @@ class PostgresLine:
         commit = asyncio.Event()
         try:
             await asyncio.gather(
-                self._upwards(reader, server_writer, commit), self._downwards(server_reader, writer, commit)
+                self._relay_to_server(reader, server_writer, commit),
+                self._relay_to_client(server_reader, writer, commit),
             )
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
@@ -76,7 +77,9 @@ class PostgresLine:
                 one.transport.abort()
                 self._open.discard(one)
 
-    async def _upwards(self, reader: asyncio.StreamReader, server: asyncio.StreamWriter, commit: asyncio.Event) -> None:
+    async def _relay_to_server(
+        self, reader: asyncio.StreamReader, server: asyncio.StreamWriter, commit: asyncio.Event
+    ) -> None:
         while data := await reader.read(65536):
             if b"COMMIT" in data:
                 self.commits_seen += 1
@@ -89,11 +92,11 @@ class PostgresLine:
             await server.drain()
         raise ConnectionError
 
-    async def _downwards(
+    async def _relay_to_client(
         self, server: asyncio.StreamReader, writer: asyncio.StreamWriter, commit: asyncio.Event
     ) -> None:
         while data := await server.read(65536):
-            if commit.is_set():  # the server has committed; nobody is told
+            if commit.is_set():  # the server has committed, and the client does not learn of it
                 self.cut_at_commit = None
                 raise ConnectionError
             writer.write(data)
@@ -102,15 +105,15 @@ class PostgresLine:
 
 
 @asynccontextmanager
-async def postgres_line(url: str) -> AsyncIterator[PostgresLine]:
-    with tempfile.TemporaryDirectory(prefix="farebox-line-") as folder:
-        line = PostgresLine(url, folder)
-        server = await asyncio.start_unix_server(line.serve, Path(folder) / SOCKET)
+async def postgres_proxy(url: str) -> AsyncIterator[PostgresProxy]:
+    with tempfile.TemporaryDirectory(prefix="farebox-proxy-") as folder:
+        proxy = PostgresProxy(url, folder)
+        server = await asyncio.start_unix_server(proxy.serve, Path(folder) / SOCKET)
         try:
-            yield line
+            yield proxy
         finally:
             server.close()
-            line.cut()
+            proxy.cut()
             await asyncio.sleep(0.05)  # the relays see that their streams are gone
 
 
@@ -125,7 +128,7 @@ class TransactionPooler:
 
     def __init__(self, url: str, folder: str, servers: int) -> None:
         self._server_url = make_url(url)
-        self.url = through(self._server_url, folder)
+        self.url = url_through(self._server_url, folder)
         self._servers = servers
         self._free: deque[Streams] = deque()
         self._available = asyncio.Semaphore(0)
@@ -181,7 +184,7 @@ class TransactionPooler:
     async def _transaction(self, first: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await self._take()
         server_writer.write(first)
-        upwards = asyncio.create_task(self._relay_up(reader, server_writer))
+        relaying = asyncio.create_task(self._relay_up(reader, server_writer))
         try:
             while True:
                 message = await _message(server_reader)
@@ -190,8 +193,8 @@ class TransactionPooler:
                     return
         finally:
             # Between transactions a client waits for our ReadyForQuery, so nothing of its next message is read yet.
-            upwards.cancel()
-            await asyncio.gather(upwards, return_exceptions=True)
+            relaying.cancel()
+            await asyncio.gather(relaying, return_exceptions=True)
             self._give_back((server_reader, server_writer))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Servers for the fault tests of the Redis ledger, and short ways to use it."""
+"""Servers for the fault tests of the Redis ledger, and shorthand for its calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from policies.amounts import Amount, Limit
 from policies.reservation import Demand, Hold
 from tests.redis_server import RedisServer, running_server
 
-# For operations that are to succeed: this machine may be busy. Tests of the deadline itself set their own.
+# For operations that have to succeed on a busy machine. Tests of the deadline itself set their own.
 LONG_DEADLINE_MS = 10_000
 
 
@@ -45,7 +45,7 @@ async def ledger_at(url: str, *, deadline_ms: int = LONG_DEADLINE_MS, **named: o
         await ledger.close()
 
 
-def ask(
+def reserve_request(
     name: str, count: int = 10, *, limit: int | None = 100, account: str = "run:r", ttl_ms: int = 60_000
 ) -> Reserve:
     """A reservation of `count` tokens on one account."""
@@ -57,7 +57,7 @@ def tokens(count: int) -> Amount:
     return Amount(tokens=count)
 
 
-async def standing(ledger: RedisLedger, account: str = "run:r", project: str = "p") -> tuple[int, int]:
+async def settled_and_reserved(ledger: RedisLedger, account: str = "run:r", project: str = "p") -> tuple[int, int]:
     """(settled, reserved) tokens of an account."""
     (found,) = await ledger.balances(project, [account])
     return found.settled.tokens, found.reserved.tokens

@@ -1,4 +1,4 @@
-"""A process to be killed: writes the same events into a store over and over, in small batches, until it dies.
+"""A process to be killed: writes the same events into a store over and over, in small batches.
 
 python -m tests.faults.store_writer URL EVENTS
 """

@@ -1,4 +1,4 @@
-"""kill -9 of a real gateway where it hurts: whatever was settled is booked once, and whatever was held comes back."""
+"""kill -9 of a real gateway at critical moments: settled usage is booked once, and holds are charged or released."""
 
 from __future__ import annotations
 
@@ -68,15 +68,15 @@ def check_books(folder: Path, limit: int = LIMIT) -> None:
         assert total == row["settled_tokens"], run
 
 
-def restart_and_settle(served: Served) -> None:
-    """Start again, let the sweeper find what was lost and the flusher empty the outbox, and stop in good order."""
+def restart_sweep_and_stop(served: Served) -> None:
+    """Start again, let the sweeper resolve lost holds and the flusher empty the outbox, and stop gracefully."""
     served.gateway.start()
     time.sleep(SHORT["ttl_seconds"] + 3 * SHORT["sweep_seconds"] + 0.3)
     assert served.gateway.stop() == 0
 
 
-def ask(served: Served, run: str, **fields: Any) -> threading.Thread:
-    """A call whose answer nobody will see."""
+def call_in_background(served: Served, run: str, **fields: Any) -> threading.Thread:
+    """Make a call whose answer is ignored."""
 
     def call() -> None:
         with contextlib.suppress(OSError, http.client.HTTPException):
@@ -88,16 +88,18 @@ def ask(served: Served, run: str, **fields: Any) -> threading.Thread:
 
 
 @pytest.mark.parametrize(("on_lost", "booked"), [("charge", RESERVED_TOKENS + 100), ("release", 0)])
-def test_killed_while_the_provider_thinks(tmp_path: Path, on_lost: str, booked: int) -> None:
-    """The provider was asked and will bill, nobody knows how much: by default the whole hold is charged."""
+def test_kill_while_waiting_for_the_provider_charges_or_releases_the_hold(
+    tmp_path: Path, on_lost: str, booked: int
+) -> None:
+    """The provider has the request and will bill an unknown amount: by default the whole hold is charged."""
     with crashable(tmp_path, on_lost=on_lost) as served:
         served.provider.script(delay_ms=60_000)
-        thread = ask(served, "r-thinking")
+        thread = call_in_background(served, "r-thinking")
         until(lambda: served.seen() == 1)
         served.gateway.kill()
         thread.join(5)
         assert account(tmp_path, "r-thinking") == (0, RESERVED_TOKENS + 100), "held, and nothing settled"
-        restart_and_settle(served)
+        restart_sweep_and_stop(served)
         assert account(tmp_path, "r-thinking") == (booked, 0)
         check_books(tmp_path)
         lost = store_rows(tmp_path, "SELECT status, total_tokens FROM token_usage WHERE run = 'r-thinking'")
@@ -105,8 +107,8 @@ def test_killed_while_the_provider_thinks(tmp_path: Path, on_lost: str, booked: 
 
 
 @contextlib.contextmanager
-def a_provider_that_accepts_no_connection() -> Iterator[str]:
-    """Its queue of connections is full, so that whoever connects waits, as before a firewall that drops packets."""
+def provider_that_accepts_no_connection() -> Iterator[str]:
+    """A socket whose queue of connections is full, so that clients wait, as behind a firewall that drops packets."""
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(4):
@@ -117,26 +119,26 @@ def a_provider_that_accepts_no_connection() -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
 
 
-def said_of_its_loss(folder: Path) -> str:
+def pending_on_lost(folder: Path) -> str:
     found = ledger_rows(folder, "SELECT on_lost FROM reservation WHERE state = 'pending'")
     return str(found[0]["on_lost"]) if found else ""
 
 
-def test_killed_after_the_reservation_and_before_anything_was_sent(tmp_path: Path) -> None:
-    """It waited for a connection and had said so: the hold comes back within its time, and nothing is settled."""
-    with a_provider_that_accepts_no_connection() as url, crashable(tmp_path, models=lambda _: [model(url)]) as served:
-        thread = ask(served, "r-unsent")
-        until(lambda: said_of_its_loss(tmp_path) == "release")
+def test_kill_before_anything_was_sent_releases_the_hold(tmp_path: Path) -> None:
+    """The gateway waited for a connection and had reported so: the hold is released when it expires, and nothing is settled."""
+    with provider_that_accepts_no_connection() as url, crashable(tmp_path, models=lambda _: [model(url)]) as served:
+        thread = call_in_background(served, "r-unsent")
+        until(lambda: pending_on_lost(tmp_path) == "release")
         served.gateway.kill()
         thread.join(5)
         assert account(tmp_path, "r-unsent") == (0, RESERVED_TOKENS + 100)
-        restart_and_settle(served)
+        restart_sweep_and_stop(served)
         assert account(tmp_path, "r-unsent") == (0, 0)
         check_books(tmp_path)
         assert usage(tmp_path, "r-unsent") == []
 
 
-def test_killed_in_the_middle_of_a_stream(tmp_path: Path) -> None:
+def test_kill_during_a_stream_charges_the_hold(tmp_path: Path) -> None:
     with crashable(tmp_path) as served:
         served.provider.script(tokens=2000, chunk_delay_ms=5)
         connection = http.client.HTTPConnection(served.gateway.url.removeprefix("http://"), timeout=10)
@@ -146,13 +148,13 @@ def test_killed_in_the_middle_of_a_stream(tmp_path: Path) -> None:
         served.gateway.kill()
         connection.close()
         held = account(tmp_path, "r-stream")[1]
-        restart_and_settle(served)
+        restart_sweep_and_stop(served)
         assert account(tmp_path, "r-stream") == (held, 0)
         assert held > PROMPT_TOKENS + served.last.content_events
         check_books(tmp_path)
 
 
-def test_killed_right_after_answers_nothing_that_was_settled_is_lost_or_doubled(tmp_path: Path) -> None:
+def test_kill_right_after_answers_books_each_answer_once(tmp_path: Path) -> None:
     with crashable(tmp_path) as served:
         replies: list[Reply] = []
         for at in range(3):
@@ -172,25 +174,25 @@ def test_killed_right_after_answers_nothing_that_was_settled_is_lost_or_doubled(
         check_books(tmp_path)
 
 
-def test_killed_while_the_store_takes_nothing(tmp_path: Path) -> None:
+def test_kill_while_the_store_is_locked_stores_each_event_once(tmp_path: Path) -> None:
     """Between settle and flush: the events wait in the ledger's outbox and reach the store once."""
     with crashable(tmp_path) as served:
         blocker = sqlite3.connect(tmp_path / ".farebox" / "store.db", isolation_level=None)
         blocker.execute("BEGIN IMMEDIATE")
         replies = [served.chat(tagged("wf", "r-outbox"), max_tokens=60) for _ in range(5)]
-        assert {reply.status for reply in replies} == {200}, "a store that is away stops nobody"
+        assert {reply.status for reply in replies} == {200}, "an unavailable store refuses no call"
         served.gateway.kill()
         blocker.execute("ROLLBACK")
         blocker.close()
         assert usage(tmp_path, "r-outbox") == []
         assert len(ledger_rows(tmp_path, "SELECT id FROM outbox")) == 5
-        restart_and_settle(served)
+        restart_sweep_and_stop(served)
         assert len(usage(tmp_path, "r-outbox")) == 5
         check_books(tmp_path)
 
 
-def test_killed_again_and_again_under_load(tmp_path: Path) -> None:
-    """Three kills at arbitrary moments; every answer that a client got in full is in the books with what it said."""
+def test_repeated_kills_under_load_book_every_answered_call(tmp_path: Path) -> None:
+    """Three kills at random moments; every answer that a client got in full is booked with the usage it stated."""
     chance = random.Random(7)
     answered: dict[str, int] = {}
     with crashable(tmp_path) as served:
@@ -227,19 +229,19 @@ def test_killed_again_and_again_under_load(tmp_path: Path) -> None:
     check_books(tmp_path)
 
 
-def test_a_second_process_on_the_same_files_is_refused_with_a_reason(tmp_path: Path) -> None:
+def test_second_process_on_the_same_files_is_refused_with_a_reason(tmp_path: Path) -> None:
     with crashable(tmp_path) as served:
         second = FareboxProcess(tmp_path, served.gateway.config.schema)
         with pytest.raises(RuntimeError, match=r"ended with 1") as caught:
             second.start()
-        said = str(caught.value)
-        assert "Traceback" not in said
-        assert "process" in said
-        assert served.chat(tagged(), max_tokens=20).status == 200, "and the first one is not disturbed"
+        message = str(caught.value)
+        assert "Traceback" not in message
+        assert "process" in message
+        assert served.chat(tagged(), max_tokens=20).status == 200, "the first process still serves"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign"])
-def test_a_damaged_ledger_stops_the_start_with_a_reason(tmp_path: Path, damage: str) -> None:
+def test_damaged_ledger_stops_the_start_with_a_reason(tmp_path: Path, damage: str) -> None:
     with crashable(tmp_path) as served:
         assert served.chat(tagged(), max_tokens=20).status == 200
         assert served.gateway.stop() == 0

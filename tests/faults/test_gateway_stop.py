@@ -1,4 +1,4 @@
-"""SIGTERM: streams under way are finished, or told why they are not, and everything is booked before the process ends."""
+"""SIGTERM: open streams are finished, or end with an error event, and everything is booked before the process ends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def open_streams(served: Served, pool: ThreadPoolExecutor, number: int) -> list[
     return futures
 
 
-def test_fifty_open_streams_are_finished_and_booked(tmp_path: Path) -> None:
+def test_sigterm_finishes_and_books_50_open_streams(tmp_path: Path) -> None:
     with (
         serving(tmp_path, budgets=BUDGETS, server={"drain_seconds": 20}) as served,
         ThreadPoolExecutor(50) as pool,
@@ -51,7 +51,7 @@ def test_fifty_open_streams_are_finished_and_booked(tmp_path: Path) -> None:
                 refused = b" 200 " not in late.recv(100)
         except OSError:
             refused = True
-        assert refused, "nothing new is let in"
+        assert refused, "new connections are refused"
         for future in streams:
             reply, events = future.result(30)
             assert reply.status == 200
@@ -60,7 +60,7 @@ def test_fifty_open_streams_are_finished_and_booked(tmp_path: Path) -> None:
         assert check_books(tmp_path, "r-stop") == 50 * (PROMPT_TOKENS + 40)
 
 
-def test_streams_that_outlast_the_drain_end_with_an_error_event_and_are_booked(tmp_path: Path) -> None:
+def test_streams_outlasting_the_drain_end_with_an_error_event_and_are_booked(tmp_path: Path) -> None:
     with serving(tmp_path, budgets=BUDGETS, server={"drain_seconds": 1}) as served, ThreadPoolExecutor(12) as pool:
         served.provider.script(
             tokens=4000, chunk_delay_ms=20, times=None, when=lambda seen: bool(seen.body.get("stream"))
@@ -82,7 +82,7 @@ def test_streams_that_outlast_the_drain_end_with_an_error_event_and_are_booked(t
         assert 6 * PROMPT_TOKENS < settled < 6 * PROMPT_TOKENS + 6 * 200
 
 
-def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+def test_second_sigterm_ends_the_drain_at_once(tmp_path: Path) -> None:
     with serving(tmp_path, budgets=BUDGETS, server={"drain_seconds": 60}) as served:
         served.provider.script(delay_ms=60_000)
         connection = http.client.HTTPConnection(served.gateway.url.removeprefix("http://"), timeout=10)
@@ -92,13 +92,13 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
         assert served.gateway.process is not None
         served.gateway.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
-        assert served.gateway.process.poll() is None, "the first one waits for the call"
+        assert served.gateway.process.poll() is None, "the first signal waits for the call"
         served.gateway.process.send_signal(signal.SIGTERM)
         served.gateway.process.wait(5)
         connection.close()
 
 
-def test_what_was_refused_just_before_the_stop_is_recorded(tmp_path: Path) -> None:
+def test_refusals_just_before_the_stop_are_recorded(tmp_path: Path) -> None:
     with serving(tmp_path, budgets=BUDGETS) as served:
         headers = {**tagged("wf", "r-late"), "x-workflow-budget-tokens": "1"}
         assert [served.chat(headers).status for _ in range(5)] == [402] * 5

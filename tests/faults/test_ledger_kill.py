@@ -1,4 +1,4 @@
-"""kill -9 at any moment: nothing that the embedded ledger acknowledged is lost, nothing is there twice."""
+"""kill -9 at any moment: nothing that the embedded ledger acknowledged is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def spend_and_die(path: Path, lines: int) -> dict[str, dict[str, int]]:
 
 
 @pytest.mark.parametrize("lines", [1, 100, 3_000])
-async def test_what_was_acknowledged_survives(tmp_path: Path, lines: int) -> None:
+async def test_acknowledged_operations_survive_kill_9(tmp_path: Path, lines: int) -> None:
     path = tmp_path / "ledger.db"
     settled: dict[str, int] = {}
     for life in range(2):
@@ -51,7 +51,7 @@ async def test_what_was_acknowledged_survives(tmp_path: Path, lines: int) -> Non
 
         pending = {name: held.tokens for name, _, held, _ in await ledger.pending("p", 1_000_000)}
         open_ones = told["reserved"].keys() - told["settled"].keys() - told["voided"].keys()
-        # What was acknowledged as reserved is held still, or was resolved in the moment before the end.
+        # An acknowledged reservation is still held, or was voided just before the kill without its acknowledgement.
         for name in open_ones - pending.keys() - booked.keys():
             assert (await ledger.void("p", name)).state is State.VOIDED
         assert not pending.keys() & booked.keys()
@@ -64,7 +64,7 @@ async def test_what_was_acknowledged_survives(tmp_path: Path, lines: int) -> Non
     assert settled or lines == 1
 
 
-async def test_a_hold_of_a_dead_process_is_swept_and_its_settlements_reach_the_store_once(tmp_path: Path) -> None:
+async def test_holds_of_a_killed_process_are_swept_and_settlements_read_once(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     told = await asyncio.to_thread(spend_and_die, path, 200)
     in_an_hour = SqliteLedger(path, clock_ms=lambda: 4_000_000_000_000)
@@ -75,7 +75,7 @@ async def test_a_hold_of_a_dead_process_is_swept_and_its_settlements_reach_the_s
     assert balance.reserved.tokens == 0
     store: dict[str, int] = {}
     for consumer in ("dies between commit and acknowledgement", "carries on"):
-        # A consumer that died keeps its claim in nobody's memory but this process's: another process begins anew.
+        # Claims are only in the memory of a process: after reopening, every entry can be read again.
         entries = await in_an_hour.outbox_read(consumer, 1_000_000)
         store |= {entry.id: entry.amount.tokens for entry in entries}
         await in_an_hour.close()

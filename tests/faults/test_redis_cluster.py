@@ -1,4 +1,4 @@
-"""A real cluster of three, and a primary behind Sentinel: projects on every node, moving slots, failovers."""
+"""A real cluster of three nodes, and a primary behind Sentinel: projects on every node, moving slots, failovers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gateway.ledger.redis import RedisLedger
 from gateway.ledger.redis_connection import RedisRefused
 from gateway.ledger.redis_topology import Cluster, parse_url, slot_of
 from policies.reservation import Granted
-from tests.faults.redis_fixtures import LONG_DEADLINE_MS, ask, ledger_at, standing, tokens
+from tests.faults.redis_fixtures import LONG_DEADLINE_MS, ledger_at, reserve_request, settled_and_reserved, tokens
 from tests.redis_server import SLOTS, RedisCluster, RedisServer, running_cluster
 
 
@@ -52,12 +52,14 @@ def project_on(node: int) -> str:
 PROJECTS = [project_on(node) for node in range(3)]
 
 
-async def test_every_node_serves_a_project(cluster: RedisCluster, ledger: RedisLedger) -> None:
+async def test_projects_on_every_node_are_reserved_settled_swept_and_flushed(
+    cluster: RedisCluster, ledger: RedisLedger
+) -> None:
     for project in PROJECTS:
-        assert isinstance(await ledger.reserve(project, ask("c1")), Granted)
+        assert isinstance(await ledger.reserve(project, reserve_request("c1")), Granted)
         assert (await ledger.settle(project, "c1", tokens(4), b"{}")).first
-        assert await standing(ledger, project=project) == (4, 0)
-        await ledger.reserve(project, ask("c2", ttl_ms=0))
+        assert await settled_and_reserved(ledger, project=project) == (4, 0)
+        await ledger.reserve(project, reserve_request("c2", ttl_ms=0))
     assert {one.project for one in await ledger.expire_due()} == set(PROJECTS)
     entries = await ledger.outbox_read("f")
     assert len(entries) == await ledger.outbox_size() == 6
@@ -69,7 +71,7 @@ async def test_every_node_serves_a_project(cluster: RedisCluster, ledger: RedisL
 
 async def test_all_keys_of_a_project_share_a_slot(cluster: RedisCluster, ledger: RedisLedger) -> None:
     project = "odd {name} of } a project"
-    await ledger.reserve(project, ask("c1"))
+    await ledger.reserve(project, reserve_request("c1"))
     await ledger.settle(project, "c1", tokens(4), b"{}")
     await ledger.current_run(project, "w", "r", 1_000)
     await ledger.outbox_read("f")
@@ -83,15 +85,15 @@ async def test_all_keys_of_a_project_share_a_slot(cluster: RedisCluster, ledger:
     assert len({slot_of(key) for key in keys}) == 1
 
 
-async def test_a_slot_that_has_moved_is_followed(cluster: RedisCluster, ledger: RedisLedger) -> None:
+async def test_moved_slot_is_followed_and_nothing_is_done_twice(cluster: RedisCluster, ledger: RedisLedger) -> None:
     project = PROJECTS[0]
-    await ledger.reserve(project, ask("c1"))
+    await ledger.reserve(project, reserve_request("c1"))
     slot = slot_of(f"farebox:{{{project}}}:meta")
     source, target = cluster.nodes[0], cluster.nodes[1]
     source_id, target_id = (node.command("CLUSTER", "MYID").split("\r\n")[1] for node in (source, target))
     target.command("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
     source.command("CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
-    # Half moved: every operation either works or says that it must wait; nothing is done twice.
+    # Half moved: every operation either works or is unavailable; nothing is done twice.
     keys = [word for word in source.command("CLUSTER", "GETKEYSINSLOT", slot, 100).split("\r\n") if "farebox" in word]
     for key in keys:
         assert "+OK" in source.command("MIGRATE", "127.0.0.1", target.port, key, 0, 5000)
@@ -102,8 +104,8 @@ async def test_a_slot_that_has_moved_is_followed(cluster: RedisCluster, ledger: 
     try:
         done = await ledger.settle(project, "c1", tokens(4), b"{}")
         assert done.booked == tokens(4)
-        assert isinstance(await ledger.reserve(project, ask("c2")), Granted)
-        assert await standing(ledger, project=project) == (4, 10)
+        assert isinstance(await ledger.reserve(project, reserve_request("c2")), Granted)
+        assert await settled_and_reserved(ledger, project=project) == (4, 10)
         assert await ledger.outbox_size() == 1
     finally:
         target.command("FLUSHALL")
@@ -111,12 +113,12 @@ async def test_a_slot_that_has_moved_is_followed(cluster: RedisCluster, ledger: 
             node.command("CLUSTER", "SETSLOT", slot, "NODE", source_id)
 
 
-async def test_a_slot_table_that_is_wrong_everywhere_is_bounded(cluster: RedisCluster) -> None:
-    """Two nodes that send the caller to each other."""
+async def test_nodes_redirecting_to_each_other_end_in_unavailable(cluster: RedisCluster) -> None:
+    """Two nodes redirect the caller to each other."""
     topology = Cluster(parse_url(cluster.url), LONG_DEADLINE_MS)
     first, second = ((f"127.0.0.1:{node.port}") for node in cluster.nodes[:2])
 
-    class Quarrel:
+    class RedirectingConnection:
         def __init__(self, other: str) -> None:
             self.other = other
 
@@ -134,13 +136,13 @@ async def test_a_slot_table_that_is_wrong_everywhere_is_bounded(cluster: RedisCl
         address = ("127.0.0.1", cluster.nodes[node].port)
         if address in topology._connections:
             await topology._connections[address].close()
-        topology._connections[address] = Quarrel(other)  # type: ignore[assignment]
+        topology._connections[address] = RedirectingConnection(other)  # type: ignore[assignment]
     with pytest.raises(LedgerUnavailable, match="disagree"):
         await topology.call("farebox:{x}:meta", "GET", "farebox:{x}:meta")
     await topology.close()
 
 
-async def test_the_loss_of_one_node_is_no_loss_for_the_others(cluster: RedisCluster) -> None:
+async def test_flushed_node_rebuilds_only_its_own_projects(cluster: RedisCluster) -> None:
     asked: list[str] = []
 
     async def rebuild(project: str, restore: object, unsaved: object) -> None:
@@ -148,28 +150,28 @@ async def test_the_loss_of_one_node_is_no_loss_for_the_others(cluster: RedisClus
 
     async with ledger_at(cluster.url, rebuild=rebuild) as ledger:
         for project in PROJECTS:
-            await ledger.reserve(project, ask("c1"))
+            await ledger.reserve(project, reserve_request("c1"))
         before = await ledger.epoch()
         asked.clear()
         cluster.nodes[2].command("FLUSHALL")
         for project in PROJECTS:
-            await ledger.reserve(project, ask("c2"))
+            await ledger.reserve(project, reserve_request("c2"))
         assert asked == [PROJECTS[2]]
         assert await ledger.epoch() != before
-        assert await standing(ledger, project=PROJECTS[0]) == (0, 20)
+        assert await settled_and_reserved(ledger, project=PROJECTS[0]) == (0, 20)
 
 
-async def test_a_node_that_is_down_takes_only_its_projects_along(cluster: RedisCluster, ledger: RedisLedger) -> None:
+async def test_down_node_makes_only_its_own_projects_unavailable(cluster: RedisCluster, ledger: RedisLedger) -> None:
     for project in PROJECTS:
-        await ledger.reserve(project, ask("c1"))
+        await ledger.reserve(project, reserve_request("c1"))
     cluster.nodes[2].command("CONFIG", "SET", "appendonly", "yes")
     for node in cluster.nodes:
         node.command("CONFIG", "SET", "cluster-require-full-coverage", "no")
     cluster.nodes[2].kill()
     try:
         with pytest.raises(LedgerUnavailable):
-            await ledger.reserve(PROJECTS[2], ask("c2"))
-        assert isinstance(await ledger.reserve(PROJECTS[0], ask("c2")), Granted)
+            await ledger.reserve(PROJECTS[2], reserve_request("c2"))
+        assert isinstance(await ledger.reserve(PROJECTS[0], reserve_request("c2")), Granted)
     finally:
         cluster.nodes[2].start()
         for node in cluster.nodes:
@@ -177,11 +179,11 @@ async def test_a_node_that_is_down_takes_only_its_projects_along(cluster: RedisC
     async with asyncio.timeout(30):
         while True:
             try:
-                assert isinstance(await ledger.reserve(PROJECTS[2], ask("c2")), Granted)
+                assert isinstance(await ledger.reserve(PROJECTS[2], reserve_request("c2")), Granted)
                 break
             except LedgerUnavailable:
                 await asyncio.sleep(0.1)
-    assert await standing(ledger, project=PROJECTS[2]) == (0, 20)
+    assert await settled_and_reserved(ledger, project=PROJECTS[2]) == (0, 20)
 
 
 @pytest.fixture
@@ -205,12 +207,12 @@ def sentinel(tmp_path: Path) -> Iterator[tuple[RedisServer, RedisServer, RedisSe
         yield primary, replica, watcher
 
 
-async def test_a_failover_is_followed(sentinel: tuple[RedisServer, RedisServer, RedisServer]) -> None:
+async def test_settlement_survives_a_sentinel_failover(sentinel: tuple[RedisServer, RedisServer, RedisServer]) -> None:
     primary, replica, watcher = sentinel
     async with ledger_at(f"redis+sentinel://127.0.0.1:{watcher.port}/budget") as ledger:
-        await ledger.reserve("p", ask("c1"))
+        await ledger.reserve("p", reserve_request("c1"))
         async with asyncio.timeout(20):
-            # A replica that is still waiting for its first copy, which takes seconds to begin, would be promoted with nothing.
+            # A replica that still waits for its first copy, which takes seconds to begin, would be promoted without data.
             while "state=online" not in primary.command("INFO", "replication") or (
                 "num-slaves\r\n$1\r\n1" not in watcher.command("SENTINEL", "MASTER", "budget")
             ):
@@ -224,20 +226,22 @@ async def test_a_failover_is_followed(sentinel: tuple[RedisServer, RedisServer, 
                     break
                 except LedgerUnavailable:
                     await asyncio.sleep(0.1)
-        # Whether it was the first is not for us to say: the reply to an attempt before it may be what was lost.
+        # `first` is not checked: an earlier attempt may have succeeded without its reply.
         assert done.booked == tokens(6)
         assert "role:master" in replica.command("INFO", "replication")
-        assert await standing(ledger) == (6, 0)
+        assert await settled_and_reserved(ledger) == (6, 0)
 
 
-async def test_a_primary_that_sentinel_does_not_know(sentinel: tuple[RedisServer, RedisServer, RedisServer]) -> None:
+async def test_primary_unknown_to_sentinel_is_unavailable(
+    sentinel: tuple[RedisServer, RedisServer, RedisServer],
+) -> None:
     with pytest.raises(LedgerUnavailable, match="no Sentinel knows the primary 'other'"):
         async with ledger_at(f"redis+sentinel://127.0.0.1:{sentinel[2].port}/other"):
             pass
 
 
-async def test_an_old_primary_is_not_written_to(sentinel: tuple[RedisServer, RedisServer, RedisServer]) -> None:
-    """Sentinel still names a server that has become a replica: the ledger does not take it."""
+async def test_demoted_primary_is_not_used(sentinel: tuple[RedisServer, RedisServer, RedisServer]) -> None:
+    """Sentinel still names a server that has become a replica: the ledger does not use it."""
     primary, replica, watcher = sentinel
     primary.command("REPLICAOF", "127.0.0.1", replica.port)
     with pytest.raises(LedgerUnavailable, match=r"not the primary|replica"):

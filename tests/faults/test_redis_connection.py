@@ -1,4 +1,4 @@
-"""The shared connection when the network is bad: deadlines, lost replies, cancelled callers, garbage."""
+"""The shared connection on a bad network: deadlines, lost replies, cancelled callers, invalid replies."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ async def proxy(server: RedisServer) -> AsyncIterator[ChaosProxy]:
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def test_a_loop_without_time_does_not_blame_the_server(
+def test_event_loop_blocked_while_connecting_is_not_a_timeout(
     server: RedisServer, loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
-    """As at a start: a connection that was accepted long ago is found when the loop gets to look."""
+    """As at a start: the connection was accepted long before the event loop can see it."""
 
     async def connect() -> object:
         async with connection_to(server.port, deadline_ms=100) as connection:
@@ -57,8 +57,8 @@ def test_a_loop_without_time_does_not_blame_the_server(
         assert runner.run(connect()) == b"PONG"
 
 
-async def test_replies_reach_their_callers_whatever_others_do(server: RedisServer) -> None:
-    """10,000 commands, a third of them given up at a random moment: nobody ever gets another's reply."""
+async def test_10000_replies_reach_their_callers_despite_cancellations(server: RedisServer) -> None:
+    """10,000 commands, a third of them cancelled at a random moment: no caller ever gets the reply of another."""
     chance = random.Random(7)
     async with connection_to(server.port) as connection:
         await connection.call("PING")
@@ -81,7 +81,7 @@ async def test_replies_reach_their_callers_whatever_others_do(server: RedisServe
         assert await connection.call("ECHO", "last") == b"last"
 
 
-async def test_a_stalled_server_costs_every_caller_one_deadline_and_no_more(proxy: ChaosProxy) -> None:
+async def test_stalled_server_costs_500_callers_one_deadline(proxy: ChaosProxy) -> None:
     async with connection_to(proxy.port, deadline_ms=100) as connection:
         for _ in range(50):
             try:
@@ -93,18 +93,18 @@ async def test_a_stalled_server_costs_every_caller_one_deadline_and_no_more(prox
         started = time.monotonic()
         outcomes = await asyncio.gather(*(connection.call("PING") for _ in range(500)), return_exceptions=True)
         assert all(isinstance(outcome, LedgerUnavailable) for outcome in outcomes)
-        # 100 ms each and all at once; the rest of the second is for a busy machine.
+        # 100 ms for all of them at once; the rest of the second is for a busy machine.
         assert time.monotonic() - started < 1.1
 
 
-async def test_a_silent_connection_is_replaced(proxy: ChaosProxy) -> None:
+async def test_stalled_connection_is_replaced(proxy: ChaosProxy) -> None:
     async with connection_to(proxy.port, deadline_ms=200) as connection:
         proxy.stall()
         async with asyncio.timeout(10):
             while proxy.accepted < 2:
                 with pytest.raises(LedgerUnavailable):
                     await connection.call("PING")
-        proxy.go_on()
+        proxy.resume()
         async with asyncio.timeout(10):
             while True:
                 try:
@@ -114,7 +114,7 @@ async def test_a_silent_connection_is_replaced(proxy: ChaosProxy) -> None:
                     continue
 
 
-async def test_what_is_in_flight_when_the_connection_breaks_is_told_so(proxy: ChaosProxy) -> None:
+async def test_calls_in_flight_on_a_broken_connection_raise_connection_lost(proxy: ChaosProxy) -> None:
     async with connection_to(proxy.port) as connection:
         await connection.call("PING")
         proxy.stall()
@@ -123,11 +123,11 @@ async def test_what_is_in_flight_when_the_connection_breaks_is_told_so(proxy: Ch
         proxy.cut()
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(outcome, ConnectionLost) for outcome in outcomes)
-        proxy.go_on()
+        proxy.resume()
         assert await connection.call("PING") == b"PONG"
 
 
-async def test_an_error_reply_is_the_callers_own(server: RedisServer) -> None:
+async def test_error_reply_reaches_only_its_caller(server: RedisServer) -> None:
     async with connection_to(server.port) as connection:
         good, bad = await asyncio.gather(
             connection.call("PING"), connection.call("NOSUCHCOMMAND"), return_exceptions=True
@@ -137,7 +137,7 @@ async def test_an_error_reply_is_the_callers_own(server: RedisServer) -> None:
         assert bad.code == "ERR"
 
 
-async def test_nobody_there(server: RedisServer) -> None:
+async def test_closed_port_is_unavailable(server: RedisServer) -> None:
     async with connection_to(free_port()) as connection:
         with pytest.raises(LedgerUnavailable, match="cannot be reached"):
             await connection.call("PING")
@@ -147,10 +147,10 @@ async def test_nobody_there(server: RedisServer) -> None:
     "answer",
     [
         pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", id="another-protocol"),
-        pytest.param(b"+PONG\r\n+PONG\r\n", id="more-replies-than-questions"),
+        pytest.param(b"+PONG\r\n+PONG\r\n", id="more-replies-than-commands"),
     ],
 )
-async def test_a_server_that_talks_nonsense_is_left(answer: bytes) -> None:
+async def test_connection_with_invalid_replies_is_abandoned(answer: bytes) -> None:
     greeted = 0
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -159,7 +159,7 @@ async def test_a_server_that_talks_nonsense_is_left(answer: bytes) -> None:
         await reader.read(100)
         writer.write(answer)
         await writer.drain()
-        # Until the other side has had enough.
+        # Until the other side closes the connection.
         await reader.read()
         writer.close()
 
@@ -173,7 +173,7 @@ async def test_a_server_that_talks_nonsense_is_left(answer: bytes) -> None:
     assert greeted == 3
 
 
-async def test_commands_of_one_turn_of_the_loop_leave_in_one_write(server: RedisServer) -> None:
+async def test_commands_of_one_loop_iteration_are_sent_in_one_write(server: RedisServer) -> None:
     async with connection_to(server.port) as connection:
         await connection.call("PING")
         wire = connection._wire
@@ -196,10 +196,10 @@ async def test_commands_of_one_turn_of_the_loop_leave_in_one_write(server: Redis
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-def test_a_busy_event_loop_does_not_make_replies_late(
+def test_replies_read_after_a_blocked_event_loop_are_in_time(
     server: RedisServer, run: Callable[[Coroutine[Any, Any, None]], None]
 ) -> None:
-    """The replies are there when the loop looks up again; they count, on either event loop."""
+    """The replies have arrived when the event loop runs again; they count, on either event loop."""
 
     async def story() -> None:
         async with connection_to(server.port, deadline_ms=300) as connection:
@@ -219,8 +219,8 @@ def test_a_busy_event_loop_does_not_make_replies_late(
     run(story())
 
 
-def test_commands_that_are_due_one_shortly_after_the_other_all_fail(server: RedisServer) -> None:
-    """On uvloop a timer for a moment that is (almost) now is a handle of another kind."""
+def test_commands_with_close_deadlines_all_time_out_on_uvloop(server: RedisServer) -> None:
+    """On uvloop a timer that is due almost at once is a handle of another kind."""
 
     async def story() -> None:
         faults: list[dict[str, Any]] = []

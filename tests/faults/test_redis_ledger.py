@@ -1,4 +1,4 @@
-"""The Redis ledger when replies are lost, Redis restarts, is full, is edited by hand, or is the wrong Redis."""
+"""The Redis ledger when replies are lost, or Redis restarts, is full, is edited by hand, or is unsuitable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gateway.ledger.redis_safety import check_server
 from policies.amounts import Limit
 from policies.reservation import Demand, Gate, Granted, Hold, Refusal, Refused, State
 from tests.faults.chaos_proxy import ChaosProxy, chaos
-from tests.faults.redis_fixtures import ask, ledger_at, server, shared_server, standing, tokens
+from tests.faults.redis_fixtures import ledger_at, reserve_request, server, settled_and_reserved, shared_server, tokens
 from tests.redis_server import RedisServer, running_server
 
 __all__ = ["server", "shared_server"]
@@ -41,32 +41,32 @@ async def proxy(server: RedisServer) -> AsyncIterator[ChaosProxy]:
 
 
 class TestLostReplies:
-    """Each time Redis does what it was told, and the connection dies before the reply arrives."""
+    """Redis performs the operation, and the connection breaks before the reply arrives."""
 
-    async def test_of_a_reservation(self, proxy: ChaosProxy) -> None:
+    async def test_reserve_whose_reply_is_lost_reserves_once(self, proxy: ChaosProxy) -> None:
         async with ledger_at(proxy.url) as ledger:
             await ledger.balances("p", ["run:r"])
-            await ledger.reserve("p", ask("warm", 1))
+            await ledger.reserve("p", reserve_request("warm", 1))
             proxy.replies_lost = 1
-            got = await ledger.reserve("p", ask("c1"))
+            got = await ledger.reserve("p", reserve_request("c1"))
             assert isinstance(got, Granted)
             assert got.held == tokens(10)
-            assert await standing(ledger) == (0, 11)
+            assert await settled_and_reserved(ledger) == (0, 11)
             assert proxy.accepted > 1
 
-    async def test_of_a_settlement(self, proxy: ChaosProxy) -> None:
+    async def test_settle_whose_reply_is_lost_books_once(self, proxy: ChaosProxy) -> None:
         async with ledger_at(proxy.url) as ledger:
-            await ledger.reserve("p", ask("c1"))
+            await ledger.reserve("p", reserve_request("c1"))
             await ledger.settle("p", "warm", tokens(1), b"{}")
             proxy.replies_lost = 1
             done = await ledger.settle("p", "c1", tokens(7), b"{}")
             assert (done.state, done.first, done.booked) == (State.SETTLED, True, tokens(7))
-            assert await standing(ledger) == (7, 0)
+            assert await settled_and_reserved(ledger) == (7, 0)
             assert await ledger.outbox_size() == 1
 
-    async def test_of_an_extension(self, proxy: ChaosProxy) -> None:
+    async def test_extend_whose_reply_is_lost_extends_once(self, proxy: ChaosProxy) -> None:
         async with ledger_at(proxy.url) as ledger:
-            await ledger.reserve("p", ask("c1"))
+            await ledger.reserve("p", reserve_request("c1"))
             more = Demand(0, 5, 5, requests=0)
             holds = [Hold("run:r", Limit(tokens=100))]
             await ledger.extend("p", "c1", holds, more)
@@ -74,35 +74,35 @@ class TestLostReplies:
             got = await ledger.extend("p", "c1", holds, more)
             assert isinstance(got, Granted)
             assert (got.held, got.output_tokens) == (tokens(20), 20)
-            assert await standing(ledger) == (0, 20)
+            assert await settled_and_reserved(ledger) == (0, 20)
 
-    async def test_of_a_void(self, proxy: ChaosProxy) -> None:
+    async def test_void_whose_reply_is_lost_voids_once(self, proxy: ChaosProxy) -> None:
         async with ledger_at(proxy.url) as ledger:
-            await ledger.reserve("p", ask("c1"))
+            await ledger.reserve("p", reserve_request("c1"))
             await ledger.void("p", "warm")
             proxy.replies_lost = 1
             done = await ledger.void("p", "c1")
             assert (done.state, done.first) == (State.VOIDED, True)
-            assert await standing(ledger) == (0, 0)
+            assert await settled_and_reserved(ledger) == (0, 0)
 
-    async def test_a_second_settlement_is_still_told_that_it_is_the_second(self, ledger: RedisLedger) -> None:
-        await ledger.reserve("p", ask("c1"))
+    async def test_second_settlement_is_still_reported_as_second(self, ledger: RedisLedger) -> None:
+        await ledger.reserve("p", reserve_request("c1"))
         assert (await ledger.settle("p", "c1", tokens(7), b"{}")).first
         again = await ledger.settle("p", "c1", tokens(8), b"{}")
         assert (again.first, again.booked) == (False, tokens(7))
 
 
 class TestRestarts:
-    async def test_scripts_are_loaded_again(self, server: RedisServer, ledger: RedisLedger) -> None:
-        await ledger.reserve("p", ask("c1"))
+    async def test_flushed_scripts_are_loaded_again(self, server: RedisServer, ledger: RedisLedger) -> None:
+        await ledger.reserve("p", reserve_request("c1"))
         server.command("SCRIPT", "FLUSH")
-        await asyncio.gather(*(ledger.reserve("p", ask(f"d{number}", 1)) for number in range(5)))
+        await asyncio.gather(*(ledger.reserve("p", reserve_request(f"d{number}", 1)) for number in range(5)))
         server.command("SCRIPT", "FLUSH")
         await ledger.settle("p", "c1", tokens(4), b"{}")
-        assert await standing(ledger) == (4, 5)
+        assert await settled_and_reserved(ledger) == (4, 5)
 
-    async def test_nothing_acknowledged_is_lost_by_kill_9(self) -> None:
-        """With the append-only file synced every second: what Redis answered, the kernel has."""
+    async def test_kill_9_of_redis_loses_nothing_acknowledged(self) -> None:
+        """With the append-only file synced every second: whatever Redis has acknowledged is with the kernel."""
         with running_server("--appendfsync", "everysec") as own:
             async with ledger_at(own.url, deadline_ms=2_000) as ledger:
                 acknowledged = 0
@@ -110,7 +110,7 @@ class TestRestarts:
                 async def caller(name: int) -> None:
                     nonlocal acknowledged
                     for number in range(1_000):
-                        await ledger.reserve("p", ask(f"{name}-{number}", 1, limit=None))
+                        await ledger.reserve("p", reserve_request(f"{name}-{number}", 1, limit=None))
                         await ledger.settle("p", f"{name}-{number}", tokens(1), b"{}")
                         acknowledged += 1
 
@@ -121,54 +121,54 @@ class TestRestarts:
                 outcomes = await asyncio.gather(*callers, return_exceptions=True)
                 assert all(isinstance(outcome, LedgerUnavailable) for outcome in outcomes)
                 own.start()
-                settled, _ = await standing(ledger)
-                # One settlement of each caller may have run without its answer.
+                settled, _ = await settled_and_reserved(ledger)
+                # One settlement of each caller may have run without being answered.
                 assert acknowledged <= settled <= acknowledged + 8
                 assert await ledger.outbox_size() == settled
 
-    async def test_an_old_and_a_new_gateway_share_a_redis(
+    async def test_ledgers_with_old_and_new_scripts_share_a_redis(
         self, server: RedisServer, ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        await ledger.reserve("p", ask("c1"))
+        await ledger.reserve("p", reserve_request("c1"))
         newer = replace(redis_scripts.SETTLE, text=redis_scripts.SETTLE.text + "\n-- newer", sha="0" * 40)
         monkeypatch.setattr(redis_scripts, "SETTLE", newer)
         async with ledger_at(server.url) as other:
             assert (await other.settle("p", "c1", tokens(3), b"{}")).first
-            granted = await other.reserve("p", ask("c2"))
+            granted = await other.reserve("p", reserve_request("c2"))
             assert isinstance(granted, Granted)
         monkeypatch.undo()
         assert (await ledger.settle("p", "c2", tokens(3), b"{}")).first
-        assert await standing(ledger) == (6, 0)
+        assert await settled_and_reserved(ledger) == (6, 0)
 
-    async def test_data_of_a_newer_layout_is_left_alone(self, server: RedisServer, ledger: RedisLedger) -> None:
-        await ledger.reserve("p", ask("c1"))
+    async def test_data_of_a_newer_layout_is_refused(self, server: RedisServer, ledger: RedisLedger) -> None:
+        await ledger.reserve("p", reserve_request("c1"))
         server.command("HSET", f"{TAG}meta", "layout", "2")
         with pytest.raises(LedgerError, match="newer Farebox"):
             await ledger.settle("p", "c1", tokens(3), b"{}")
 
 
-async def test_processes_resolve_each_others_reservations(server: RedisServer, ledger: RedisLedger) -> None:
-    await ledger.reserve("p", ask("c1"))
-    await ledger.reserve("p", ask("c2"))
+async def test_ledgers_resolve_each_others_reservations(server: RedisServer, ledger: RedisLedger) -> None:
+    await ledger.reserve("p", reserve_request("c1"))
+    await ledger.reserve("p", reserve_request("c2"))
     async with ledger_at(server.url) as other:
         assert (await other.settle("p", "c1", tokens(5), b"{}")).balances[0].settled == tokens(5)
         assert (await other.void("p", "c2")).state is State.VOIDED
     assert (await ledger.settle("p", "c1", tokens(9), b"{}")).first is False
-    assert await standing(ledger) == (5, 0)
+    assert await settled_and_reserved(ledger) == (5, 0)
 
 
-async def test_a_thousand_callers_of_four_gateways_get_a_hundred_tokens(server: RedisServer) -> None:
+async def test_1000_reserves_from_four_ledgers_on_a_budget_of_100_grant_exactly_100(server: RedisServer) -> None:
     async with contextlib.AsyncExitStack() as stack:
         gateways = [await stack.enter_async_context(ledger_at(server.url)) for _ in range(4)]
-        asked = (gateways[n % 4].reserve("p", ask(f"c{n}", 1)) for n in range(1_000))
+        asked = (gateways[n % 4].reserve("p", reserve_request(f"c{n}", 1)) for n in range(1_000))
         decisions = await asyncio.gather(*asked)
         granted = [one for one in decisions if isinstance(one, Granted)]
         refusals = {one.reason for one in decisions if isinstance(one, Refused)}
         assert (len(granted), refusals) == (100, {Refusal.BUSY})
-        assert await standing(gateways[0]) == (0, 100)
+        assert await settled_and_reserved(gateways[0]) == (0, 100)
 
 
-def everything(server: RedisServer) -> dict[str, str]:
+def dump_all_keys(server: RedisServer) -> dict[str, str]:
     """All keys with their serialised values."""
     names = sorted(word for word in server.command("KEYS", "*").split("\r\n") if word.startswith("farebox"))
     return {name: server.command("DUMP", name) for name in names}
@@ -176,28 +176,28 @@ def everything(server: RedisServer) -> dict[str, str]:
 
 class TestDamage:
     @pytest.mark.parametrize("key", ["account:run:r", "due", "keep", "hold:c2"])
-    async def test_a_key_of_another_type_stops_a_reservation_before_it_writes(
+    async def test_key_of_another_type_fails_reserve_before_any_write(
         self, server: RedisServer, ledger: RedisLedger, key: str
     ) -> None:
-        await ledger.reserve("p", ask("c1"))
+        await ledger.reserve("p", reserve_request("c1"))
         server.command("SET", TAG + key, "mine")
-        before = everything(server)
+        before = dump_all_keys(server)
         with pytest.raises(LedgerError, match="another type"):
-            await ledger.reserve("p", ask("c2"))
-        assert everything(server) == before
+            await ledger.reserve("p", reserve_request("c2"))
+        assert dump_all_keys(server) == before
 
     @pytest.mark.parametrize("key", ["account:run:r", "due", "keep", "outbox", "hold:c1"])
     @pytest.mark.parametrize("how", ["settle", "void"])
-    async def test_a_key_of_another_type_stops_a_resolution_before_it_writes(
+    async def test_key_of_another_type_fails_settle_and_void_before_any_write(
         self, server: RedisServer, ledger: RedisLedger, key: str, how: str
     ) -> None:
-        await ledger.reserve("p", ask("c1"))
+        await ledger.reserve("p", reserve_request("c1"))
         server.command("SET", TAG + key, "mine")
-        before = everything(server)
+        before = dump_all_keys(server)
         resolve = ledger.settle("p", "c1", tokens(1), b"{}") if how == "settle" else ledger.void("p", "c1")
         with pytest.raises(LedgerError, match="another type"):
             await resolve
-        assert everything(server) == before
+        assert dump_all_keys(server) == before
 
     @pytest.mark.parametrize(
         ("field", "value"),
@@ -213,44 +213,42 @@ class TestDamage:
             ("keep_ms", "long"),
         ],
     )
-    async def test_an_account_edited_by_hand_is_refused(
+    async def test_account_edited_by_hand_is_an_error_and_nothing_is_written(
         self, server: RedisServer, ledger: RedisLedger, field: str, value: str
     ) -> None:
-        await ledger.reserve("p", ask("c1"))
+        await ledger.reserve("p", reserve_request("c1"))
         server.command("HSET", f"{TAG}account:run:r", field, value)
-        before = everything(server)
-        for call in (ledger.reserve("p", ask("c2")), ledger.settle("p", "c1", tokens(1), b"{}")):
+        before = dump_all_keys(server)
+        for call in (ledger.reserve("p", reserve_request("c2")), ledger.settle("p", "c1", tokens(1), b"{}")):
             with pytest.raises(LedgerError, match=r"edited by hand.*account:run:r"):
                 await call
-        assert everything(server) == before
+        assert dump_all_keys(server) == before
 
-    async def test_an_account_deleted_by_hand_never_ends_below_nothing(
+    async def test_account_deleted_by_hand_never_gets_a_negative_reserve(
         self, server: RedisServer, ledger: RedisLedger
     ) -> None:
-        await ledger.reserve("p", ask("c1", 60))
+        await ledger.reserve("p", reserve_request("c1", 60))
         server.command("DEL", f"{TAG}account:run:r")
         await ledger.settle("p", "c1", tokens(20), b"{}")
-        assert await standing(ledger) == (20, 0)
+        assert await settled_and_reserved(ledger) == (20, 0)
 
-    async def test_an_index_entry_without_a_reservation_is_dropped(
-        self, server: RedisServer, ledger: RedisLedger
-    ) -> None:
-        await ledger.reserve("p", ask("c1"))
+    async def test_index_entry_without_a_reservation_is_dropped(self, server: RedisServer, ledger: RedisLedger) -> None:
+        await ledger.reserve("p", reserve_request("c1"))
         server.command("ZADD", f"{TAG}due", 1, "ghost")
         server.command("ZADD", f"{TAG}due", 1, "c1")
         assert await ledger.expire_due() == []
         assert [row[0] for row in await ledger.pending("p")] == ["c1"]
-        assert await standing(ledger) == (0, 10)
+        assert await settled_and_reserved(ledger) == (0, 10)
 
 
-class TestTheWrongRedis:
+class TestUnsuitableRedis:
     @pytest.fixture(autouse=True)
-    def put_back(self, server: RedisServer) -> Iterator[None]:
+    def restore_config(self, server: RedisServer) -> Iterator[None]:
         yield
         for name, value in {"maxmemory-policy": "noeviction", "maxmemory": "0", "appendonly": "yes"}.items():
             server.command("CONFIG", "SET", name, value)
 
-    async def test_one_that_may_evict_budgets_is_refused(self, server: RedisServer) -> None:
+    async def test_eviction_policy_is_refused_unless_allowed(self, server: RedisServer) -> None:
         server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
         with pytest.raises(LedgerError, match="Set it to noeviction"):
             async with ledger_at(server.url):
@@ -258,18 +256,18 @@ class TestTheWrongRedis:
         async with ledger_at(server.url, allow_eviction=True) as ledger:
             assert any("allkeys-lru" in warning for warning in ledger.warnings)
 
-    async def test_one_that_is_too_old_is_refused(self) -> None:
+    async def test_version_before_6_2_is_refused(self) -> None:
         with pytest.raises(LedgerError, match=r"Redis 6\.0\.16 is too old .* 6\.2 or later"):
             check_server({"redis_version": "6.0.16"}, allow_eviction=False)
 
-    async def test_one_without_append_only_file_is_warned_of(self, server: RedisServer) -> None:
+    async def test_missing_append_only_file_gives_a_warning(self, server: RedisServer) -> None:
         async with ledger_at(server.url) as ledger:
             assert ledger.warnings == ()
         server.command("CONFIG", "SET", "appendonly", "no")
         async with ledger_at(server.url) as ledger:
             assert ["appendonly is off" in warning for warning in ledger.warnings] == [True]
 
-    async def test_strict_durability_demands_a_sync_for_every_answer(self, server: RedisServer) -> None:
+    async def test_strict_durability_requires_appendfsync_always(self, server: RedisServer) -> None:
         with pytest.raises(LedgerError, match="set it to always"):
             async with ledger_at(server.url, durability="strict"):
                 pass
@@ -278,44 +276,48 @@ class TestTheWrongRedis:
             pass
         server.command("CONFIG", "SET", "appendfsync", "everysec")
 
-    async def test_a_full_one_refuses_holds_and_still_settles(self, server: RedisServer, ledger: RedisLedger) -> None:
+    async def test_full_redis_refuses_reserves_and_still_settles(
+        self, server: RedisServer, ledger: RedisLedger
+    ) -> None:
         for name in ("c1", "c2", "c3"):
-            await ledger.reserve("p", ask(name))
+            await ledger.reserve("p", reserve_request(name))
         server.command("CONFIG", "SET", "maxmemory", "1")
-        before = everything(server)
+        before = dump_all_keys(server)
         with pytest.raises(LedgerUnavailable, match="Redis is full"):
-            await ledger.reserve("p", ask("c4"))
-        assert everything(server) == before
+            await ledger.reserve("p", reserve_request("c4"))
+        assert dump_all_keys(server) == before
         await ledger.settle("p", "c1", tokens(4), b"{}")
         await ledger.void("p", "c2")
         await ledger.renew("p", [Progress("c3", tokens(1))], MINUTE_MS)
-        assert await standing(ledger) == (4, 10)
+        assert await settled_and_reserved(ledger) == (4, 10)
 
-    async def test_a_replica_is_no_ledger(self, server: RedisServer, ledger: RedisLedger) -> None:
-        await ledger.reserve("p", ask("c1"))
+    async def test_replica_is_unavailable(self, server: RedisServer, ledger: RedisLedger) -> None:
+        await ledger.reserve("p", reserve_request("c1"))
         with running_server() as primary:
             server.command("REPLICAOF", "127.0.0.1", primary.port)
             try:
                 with pytest.raises(LedgerUnavailable, match=r"replica|loading"):
-                    await ledger.reserve("p", ask("c2"))
+                    await ledger.reserve("p", reserve_request("c2"))
             finally:
                 server.command("REPLICAOF", "NO", "ONE")
 
-    async def test_passwords(self) -> None:
+    async def test_password_is_required_checked_and_not_shown_in_errors(self) -> None:
         with running_server() as own:
-            # From now on also the test's own commands would need it, so nothing follows.
+            # From now on the test's own commands would need the password too, so there are none.
             own.command("CONFIG", "SET", "requirepass", "s3cret/@")
             at = f"127.0.0.1:{own.port}"
             async with ledger_at(f"redis://:s3cret%2F%40@{at}/3") as ledger:
-                assert isinstance(await ledger.reserve("p", ask("c1")), Granted)
+                assert isinstance(await ledger.reserve("p", reserve_request("c1")), Granted)
             for url, why in {f"redis://{at}": "asks for a password", f"redis://:wr0ng@{at}": "does not accept"}.items():
                 with pytest.raises(LedgerUnavailable, match=why) as caught:
                     async with ledger_at(url):
                         pass
                 assert "wr0ng" not in str(caught.value)
 
-    async def test_one_that_another_script_blocks(self, server: RedisServer, ledger: RedisLedger) -> None:
-        await ledger.reserve("p", ask("c1"))
+    async def test_redis_blocked_by_a_script_is_unavailable_until_it_ends(
+        self, server: RedisServer, ledger: RedisLedger
+    ) -> None:
+        await ledger.reserve("p", reserve_request("c1"))
         server.command("CONFIG", "SET", "lua-time-limit", "5")
         with socket.create_connection(("127.0.0.1", server.port)) as other:
             script = "while true do end"
@@ -323,12 +325,12 @@ class TestTheWrongRedis:
             try:
                 await asyncio.sleep(0.1)
                 with pytest.raises(LedgerUnavailable, match="another script blocks Redis"):
-                    await ledger.reserve("p", ask("c2"))
+                    await ledger.reserve("p", reserve_request("c2"))
             finally:
                 server.command("SCRIPT", "KILL")
-                # The script is told, and ends at its next instruction: the other socket gets its error then.
+                # The killed script ends at its next instruction: the other socket gets its error then.
                 other.recv(1_000)
-        assert isinstance(await ledger.reserve("p", ask("c2")), Granted)
+        assert isinstance(await ledger.reserve("p", reserve_request("c2")), Granted)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +344,7 @@ class TestTheWrongRedis:
         ("READONLY You can't write against a read only replica.", "READONLY"),
     ],
 )
-def test_an_error_inside_a_script_is_named_as_in_every_version_of_redis(reply: str, code: str) -> None:
+def test_script_error_has_the_same_code_in_every_redis_version(reply: str, code: str) -> None:
     assert RedisRefused(reply).code == code
 
 
@@ -362,7 +364,7 @@ def test_an_error_inside_a_script_is_named_as_in_every_version_of_redis(reply: s
         ("ERR something new", LedgerError),
     ],
 )
-def test_every_error_reply_says_what_it_is(reply: str, kind: type[LedgerError]) -> None:
+def test_error_reply_is_unavailability_or_a_ledger_error(reply: str, kind: type[LedgerError]) -> None:
     error = as_port_error(RedisRefused(reply))
     assert type(error) is kind
     assert reply.split(" ")[0] in str(error)
@@ -382,25 +384,27 @@ def clock() -> Clock:
     return Clock()
 
 
-class TestTheClockOfRedis:
-    async def test_five_minutes_back_and_forth_end_nothing_early(self, server: RedisServer, clock: Clock) -> None:
+class TestRedisClock:
+    async def test_clock_set_back_five_minutes_and_forward_expires_nothing_early(
+        self, server: RedisServer, clock: Clock
+    ) -> None:
         async with ledger_at(server.url, clock_ms=clock) as ledger:
-            await ledger.reserve("p", ask("before"))
+            await ledger.reserve("p", reserve_request("before"))
             clock.now_ms -= 5 * MINUTE_MS
-            during = await ledger.reserve("p", ask("during"))
+            during = await ledger.reserve("p", reserve_request("during"))
             assert isinstance(during, Granted)
             assert during.deadline_ms == clock.now_ms + 6 * MINUTE_MS
             clock.now_ms += 50_000
             assert await ledger.renew("p", [Progress("before")], MINUTE_MS) == ()
-            # Set right again: 50 s have passed, and none of the two was given more or less than its minute.
+            # Corrected again: 50 s have passed, and neither hold got more or less than its minute.
             clock.now_ms += 5 * MINUTE_MS
             assert await ledger.expire_due() == []
             clock.now_ms += 11_000
             assert [one.id for one in await ledger.expire_due()] == ["during"]
 
-    async def test_a_clock_that_stays_behind_ends_holds_all_the_same(self, server: RedisServer, clock: Clock) -> None:
+    async def test_clock_that_stays_behind_still_expires_holds(self, server: RedisServer, clock: Clock) -> None:
         async with ledger_at(server.url, clock_ms=clock) as ledger:
-            await ledger.reserve("p", ask("c1"))
+            await ledger.reserve("p", reserve_request("c1"))
             clock.now_ms -= 24 * 60 * MINUTE_MS
             await ledger.current_run("p", "w", "r", MINUTE_MS)
             for _ in range(119):
@@ -412,45 +416,45 @@ class TestTheClockOfRedis:
             assert [one.id for one in await ledger.expire_due()] == ["c1"]
 
 
-async def test_gates_and_overrides_are_seen_by_every_gateway(server: RedisServer, ledger: RedisLedger) -> None:
+async def test_gates_and_overrides_apply_to_every_ledger(server: RedisServer, ledger: RedisLedger) -> None:
     async with ledger_at(server.url) as other:
         await other.set_gate("p", "run:r", Gate.PAUSED)
-        no = await ledger.reserve("p", ask("c1"))
+        no = await ledger.reserve("p", reserve_request("c1"))
         assert isinstance(no, Refused)
         assert no.reason is Refusal.GATE
         await other.set_gate("p", "run:r", Gate.OPEN)
         await other.set_override("p", "run:r", Limit(tokens=5))
-        no = await ledger.reserve("p", ask("c1"))
+        no = await ledger.reserve("p", reserve_request("c1"))
         assert isinstance(no, Refused)
         assert (no.reason, no.balance.limit.tokens) == (Refusal.TOO_LARGE, 5)
 
 
 class TestOutboxesOfManyProjects:
-    async def test_what_this_process_writes_is_read_at_once(self, ledger: RedisLedger) -> None:
+    async def test_entries_written_by_this_process_are_read_at_once(self, ledger: RedisLedger) -> None:
         assert await ledger.outbox_read("f") == []
         for project in ("p", "q"):
-            await ledger.reserve(project, ask("c1"))
+            await ledger.reserve(project, reserve_request("c1"))
             await ledger.settle(project, "c1", tokens(7), b"{}")
         assert {entry.project for entry in await ledger.outbox_read("f")} == {"p", "q"}
 
-    async def test_what_another_process_left_is_found_by_the_next_look(self, server: RedisServer) -> None:
+    async def test_entries_of_another_process_are_found_by_the_next_scan(self, server: RedisServer) -> None:
         async with ledger_at(server.url, look_s=0.3) as reader, ledger_at(server.url) as writer:
             assert await reader.outbox_read("f") == []
-            await writer.reserve("q", ask("c1"))
+            await writer.reserve("q", reserve_request("c1"))
             await writer.settle("q", "c1", tokens(7), b"{}")
             async with asyncio.timeout(10):
                 while not (entries := await reader.outbox_read("f")):
                     await asyncio.sleep(0.05)
             assert [entry.id for entry in entries] == ["c1"]
 
-    async def test_reading_asks_only_projects_that_are_worked_on(self, server: RedisServer) -> None:
+    async def test_read_sends_no_commands_for_idle_projects(self, server: RedisServer) -> None:
         async with ledger_at(server.url, look_s=3600.0) as ledger:
             for number in range(200):
                 await ledger.set_gate(f"p{number}", "run:r", Gate.OPEN)
             await ledger.outbox_read("f")
             before = commands_of(server)
             await ledger.outbox_read("f")
-            # The one that asks how many there were is a command, too.
+            # The command that reads this count is counted too.
             assert commands_of(server) - before <= 1
 
 

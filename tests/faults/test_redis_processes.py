@@ -1,4 +1,4 @@
-"""Real processes on one Redis: what one machine cannot do in a single event loop."""
+"""Several processes on one Redis."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 from gateway.ledger.port import ExpiredReservation
-from tests.faults.redis_fixtures import ask, ledger_at, server, shared_server, standing
+from tests.faults.redis_fixtures import ledger_at, reserve_request, server, settled_and_reserved, shared_server
 from tests.redis_server import RedisServer
 
 __all__ = ["server", "shared_server"]
@@ -18,13 +18,13 @@ ROOT = Path(__file__).parents[2]
 RESERVE = textwrap.dedent("""
     import asyncio, sys
     from policies.reservation import Granted
-    from tests.faults.redis_fixtures import ask, ledger_at
+    from tests.faults.redis_fixtures import ledger_at, reserve_request
 
     async def main(url, name):
         async with ledger_at(url) as ledger:
             print("ready", flush=True)
             sys.stdin.readline()
-            decisions = await asyncio.gather(*(ledger.reserve("p", ask(f"{name}-{n}", 1)) for n in range(250)))
+            decisions = await asyncio.gather(*(ledger.reserve("p", reserve_request(f"{name}-{n}", 1)) for n in range(250)))
             print(sum(isinstance(one, Granted) for one in decisions), flush=True)
 
     asyncio.run(main(*sys.argv[1:]))
@@ -35,14 +35,14 @@ DIE = textwrap.dedent("""
     from policies.amounts import Amount
     from gateway.ledger.port import Progress
     from policies.reservation import OnLost
-    from tests.faults.redis_fixtures import ask, ledger_at
+    from tests.faults.redis_fixtures import ledger_at, reserve_request
 
     async def main(url):
         async with ledger_at(url) as ledger:
-            await ledger.reserve("p", ask("unsent", 10, ttl_ms=200))
+            await ledger.reserve("p", reserve_request("unsent", 10, ttl_ms=200))
             await ledger.renew("p", [Progress("unsent", Amount(), OnLost.RELEASE)], 200)
-            await ledger.reserve("p", ask("sent", 10, ttl_ms=200))
-            await ledger.reserve("p", ask("done", 10, ttl_ms=200))
+            await ledger.reserve("p", reserve_request("sent", 10, ttl_ms=200))
+            await ledger.reserve("p", reserve_request("done", 10, ttl_ms=200))
             await ledger.settle("p", "done", Amount(tokens=5), b"{}")
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -57,7 +57,7 @@ async def child(program: str, *arguments: str) -> asyncio.subprocess.Process:
     )
 
 
-async def test_a_thousand_callers_in_four_processes_get_a_hundred_tokens(server: RedisServer) -> None:
+async def test_1000_reserves_from_four_processes_on_a_budget_of_100_grant_exactly_100(server: RedisServer) -> None:
     children = [await child(RESERVE, server.url, f"g{number}") for number in range(4)]
     for one in children:
         assert one.stdout is not None
@@ -66,11 +66,11 @@ async def test_a_thousand_callers_in_four_processes_get_a_hundred_tokens(server:
     counts = [int(out) for out, _ in outputs]
     assert sum(counts) == 100
     async with ledger_at(server.url) as ledger:
-        assert await standing(ledger) == (0, 100)
+        assert await settled_and_reserved(ledger) == (0, 100)
 
 
-async def test_what_a_killed_process_held_is_booked_or_given_back(server: RedisServer) -> None:
-    """kill -9: what was settled stays, what may have been sent is charged whole, what its owner had not sent is released."""
+async def test_holds_of_a_killed_process_are_charged_if_sent_and_released_if_not(server: RedisServer) -> None:
+    """kill -9: settlements stay, a hold that may have been sent is charged whole, one that was reported unsent is released."""
     dying = await child(DIE, server.url)
     await dying.communicate()
     assert dying.returncode == -9
@@ -84,8 +84,8 @@ async def test_what_a_killed_process_held_is_booked_or_given_back(server: RedisS
             ("unsent", 0, 10),
             ("sent", 10, 0),
         }
-        assert await standing(ledger) == (15, 0)
+        assert await settled_and_reserved(ledger) == (15, 0)
         assert await ledger.pending("p") == []
         events = {(entry.id, entry.kind.value, entry.amount.tokens) for entry in await ledger.outbox_read("f")}
         assert events == {("done", "settled", 5), ("sent:lost", "expired", 10), ("unsent:lost", "expired", 0)}
-        assert (await ledger.reserve("p", ask("next", 85))).now_ms > 0
+        assert (await ledger.reserve("p", reserve_request("next", 85))).now_ms > 0

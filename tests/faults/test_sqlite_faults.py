@@ -1,4 +1,4 @@
-"""The embedded ledger on disks that are full, files that are damaged, and in company it should not have.
+"""The embedded ledger on full disks, with damaged files, and with other processes on its file.
 
 Each fault is an error that says what to do; nothing is granted meanwhile, and what was acknowledged is there when it is repaired.
 """
@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[SqliteLedger]:
+async def open_ledger(path: Path) -> AsyncIterator[SqliteLedger]:
     ledger = SqliteLedger(path)
     await ledger.open()
     try:
@@ -83,11 +83,11 @@ async def book_until_refused(ledger: Ledger) -> tuple[int, LedgerError]:
     raise AssertionError("the disk never failed")
 
 
-async def crashed(path: Path) -> None:
-    """A ledger file with 10 tokens booked, as a process leaves it that was killed: its last words are in the -wal only."""
+async def make_crashed_ledger(path: Path) -> None:
+    """A ledger file with 10 tokens booked, as a killed process leaves it: the last changes are only in the -wal."""
     copy = path.parent / "copy"
     copy.mkdir()
-    async with opened(path) as ledger:
+    async with open_ledger(path) as ledger:
         await book(ledger, "before")
         for file in (path, path.with_name("ledger.db-wal")):
             shutil.copy(file, copy / file.name)
@@ -95,10 +95,10 @@ async def crashed(path: Path) -> None:
         shutil.copy(file, path.with_name(file.name))
 
 
-# --- company ---
+# --- other processes ---
 
 
-async def test_a_second_process_is_refused_with_the_pid_of_the_first(path: Path) -> None:
+async def test_second_process_is_refused_with_the_pid_of_the_first(path: Path) -> None:
     with child("hold", path) as first:
         assert await asyncio.to_thread(line_of, first) == "open"
         with pytest.raises(LedgerError, match=rf"in use by process {first.pid}\b.*Stop that process"):
@@ -106,20 +106,20 @@ async def test_a_second_process_is_refused_with_the_pid_of_the_first(path: Path)
         first.kill()
         first.wait()
         assert path.with_name("ledger.db.lock").read_text().strip() == str(first.pid)
-        async with opened(path) as ledger:  # the lock of a killed process is taken over
+        async with open_ledger(path) as ledger:  # the lock of a killed process is taken over
             await book(ledger, "c1")
             assert path.with_name("ledger.db.lock").read_text().strip() == str(os.getpid())
 
 
-async def test_a_second_ledger_in_the_same_process_is_refused(path: Path) -> None:
-    async with opened(path) as ledger:
+async def test_second_ledger_in_the_same_process_is_refused(path: Path) -> None:
+    async with open_ledger(path) as ledger:
         with pytest.raises(LedgerError, match=rf"in use by process {os.getpid()}\b"):
             await SqliteLedger(path).open()
         await book(ledger, "c1")
 
 
-async def test_another_program_that_has_the_file_is_named(path: Path) -> None:
-    async with opened(path) as ledger:
+async def test_file_locked_by_another_program_is_unavailable(path: Path) -> None:
+    async with open_ledger(path) as ledger:
         await book(ledger, "c1")
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -128,12 +128,12 @@ async def test_another_program_that_has_the_file_is_named(path: Path) -> None:
         await SqliteLedger(path).open()
     other.execute("ROLLBACK")
     other.close()
-    async with opened(path) as ledger:
+    async with open_ledger(path) as ledger:
         assert await settled(ledger) == 10
 
 
-async def test_no_other_program_gets_in(path: Path) -> None:
-    async with opened(path):
+async def test_open_ledger_locks_out_other_programs(path: Path) -> None:
+    async with open_ledger(path):
         other = sqlite3.connect(path, timeout=0)
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             other.execute("SELECT * FROM meta")
@@ -143,8 +143,8 @@ async def test_no_other_program_gets_in(path: Path) -> None:
 # --- disks ---
 
 
-async def test_a_full_disk_refuses_until_there_is_space(path: Path) -> None:
-    async with opened(path) as ledger:
+async def test_full_disk_refuses_until_there_is_space(path: Path) -> None:
+    async with open_ledger(path) as ledger:
         await book(ledger, "before")
         worker = ledger._opened()
         pages = await worker.perform(lambda _: worker._file._pragma("page_count"))
@@ -159,10 +159,10 @@ async def test_a_full_disk_refuses_until_there_is_space(path: Path) -> None:
         assert await settled(ledger) == before + 10
 
 
-async def test_a_write_that_fails_is_not_acknowledged(path: Path) -> None:
+async def test_failed_write_is_not_acknowledged(path: Path) -> None:
     """The log cannot grow, as on a quota: operations fail at their commit, and go on when it can grow again."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    async with opened(path) as ledger:
+    async with open_ledger(path) as ledger:
         await book(ledger, "before")
         size = path.with_name("ledger.db-wal").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 200_000, hard))
@@ -176,7 +176,7 @@ async def test_a_write_that_fails_is_not_acknowledged(path: Path) -> None:
         assert await settled(ledger) == 10 + acknowledged
         await book(ledger, "after")
         total = await settled(ledger)
-    async with opened(path) as ledger:
+    async with open_ledger(path) as ledger:
         assert await settled(ledger) == total
 
 
@@ -185,10 +185,10 @@ async def test_a_write_that_fails_is_not_acknowledged(path: Path) -> None:
     ("folder_mode", "file_mode", "says"),
     [(0o755, 0o666, "its folder cannot be written"), (0o777, 0o444, "it cannot be written")],
 )
-async def test_a_read_only_place_is_refused(folder_mode: int, file_mode: int, says: str) -> None:
+async def test_read_only_file_or_folder_is_refused(folder_mode: int, file_mode: int, says: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.db"
-        async with opened(path) as ledger:
+        async with open_ledger(path) as ledger:
             await book(ledger, "c1")
         path.with_name("ledger.db.lock").chmod(0o666 if folder_mode == 0o777 else 0o600)
         path.chmod(file_mode)
@@ -198,40 +198,40 @@ async def test_a_read_only_place_is_refused(folder_mode: int, file_mode: int, sa
         assert answer.startswith("LedgerUnavailable:")
         assert says in answer
         assert "Give this user the right" in answer
-        async with opened(path) as ledger:
+        async with open_ledger(path) as ledger:
             assert await settled(ledger) == 10
 
 
 # --- damage ---
 
 
-async def test_a_log_that_is_missing_after_a_crash_is_refused(path: Path) -> None:
-    await crashed(path)
+async def test_missing_wal_after_a_crash_is_refused(path: Path) -> None:
+    await make_crashed_ledger(path)
     log = path.with_name("ledger.db-wal")
     kept = log.read_bytes()
     log.unlink()
     with pytest.raises(LedgerError, match=r"ledger\.db-wal is not beside it.*Put that file back"):
         await SqliteLedger(path).open()
     log.write_bytes(kept)
-    async with opened(path) as ledger:
+    async with open_ledger(path) as ledger:
         assert await settled(ledger) == 10
 
 
-async def test_a_log_that_is_deleted_while_it_is_used_stops_the_ledger_and_loses_nothing(path: Path) -> None:
-    async with opened(path) as ledger:
+async def test_wal_deleted_while_open_stops_the_ledger_and_loses_nothing(path: Path) -> None:
+    async with open_ledger(path) as ledger:
         await book(ledger, "before")
         path.with_name("ledger.db-wal").unlink()
         await asyncio.sleep(2 * CHECK_EVERY_S)
         for _ in range(2):
             with pytest.raises(LedgerError, match=r"deleted or replaced.*Stop this process"):
                 await ledger.reserve("p", request("c1", 10))
-    async with opened(path) as ledger:
+    async with open_ledger(path) as ledger:
         assert await settled(ledger) == 10
         assert (await ledger.void("p", "c1")).state is None
 
 
-async def test_a_file_that_is_replaced_while_it_is_used_stops_the_ledger(path: Path) -> None:
-    async with opened(path) as ledger:
+async def test_file_replaced_while_open_stops_the_ledger(path: Path) -> None:
+    async with open_ledger(path) as ledger:
         await book(ledger, "before")
         path.rename(path.with_name("moved.db"))
         path.write_bytes(b"")
@@ -244,8 +244,8 @@ async def test_a_file_that_is_replaced_while_it_is_used_stops_the_ledger(path: P
 
 
 @pytest.mark.parametrize("pages", [0.02, 1, 5])
-async def test_a_truncated_file_is_refused(path: Path, pages: float) -> None:
-    async with opened(path) as ledger:
+async def test_truncated_file_is_refused(path: Path, pages: float) -> None:
+    async with open_ledger(path) as ledger:
         for n in range(50):
             await book(ledger, f"c{n}")
     whole = path.read_bytes()
@@ -253,12 +253,12 @@ async def test_a_truncated_file_is_refused(path: Path, pages: float) -> None:
     with pytest.raises(LedgerError, match=r"it is damaged\. Restore it from a backup; or move it away"):
         await SqliteLedger(path).open()
     path.write_bytes(whole)
-    async with opened(path) as ledger:
+    async with open_ledger(path) as ledger:
         assert await settled(ledger) == 500
 
 
-async def test_an_overwritten_page_is_refused(path: Path) -> None:
-    async with opened(path) as ledger:
+async def test_overwritten_page_is_refused(path: Path) -> None:
+    async with open_ledger(path) as ledger:
         for n in range(50):
             await book(ledger, f"c{n}")
     whole = bytearray(path.read_bytes())
@@ -268,11 +268,11 @@ async def test_an_overwritten_page_is_refused(path: Path) -> None:
         await SqliteLedger(path).open()
 
 
-async def test_an_emptied_file_is_a_new_ledger_and_its_epoch_says_so(path: Path) -> None:
-    async with opened(path) as ledger:
+async def test_emptied_file_is_a_new_ledger_with_a_new_epoch(path: Path) -> None:
+    async with open_ledger(path) as ledger:
         before = await ledger.epoch()
     path.write_bytes(b"")
-    async with opened(path) as ledger:
+    async with open_ledger(path) as ledger:
         assert await ledger.epoch() != before
 
 
@@ -283,7 +283,9 @@ async def test_an_emptied_file_is_a_new_ledger_and_its_epoch_says_so(path: Path)
         ([f"PRAGMA application_id = {APPLICATION_ID + 1}"], "a database of another program"),
     ],
 )
-async def test_a_foreign_database_is_left_alone(path: Path, statements: list[str], says: str) -> None:
+async def test_database_of_another_program_is_refused_and_unchanged(
+    path: Path, statements: list[str], says: str
+) -> None:
     other = sqlite3.connect(path)
     for statement in statements:
         other.execute(statement)
@@ -294,8 +296,8 @@ async def test_a_foreign_database_is_left_alone(path: Path, statements: list[str
     assert path.read_bytes() == before
 
 
-async def test_a_newer_file_is_refused(path: Path) -> None:
-    async with opened(path):
+async def test_file_of_a_newer_version_is_refused(path: Path) -> None:
+    async with open_ledger(path):
         pass
     other = sqlite3.connect(path)
     other.execute(f"PRAGMA user_version = {VERSION + 1}")
@@ -304,14 +306,14 @@ async def test_a_newer_file_is_refused(path: Path) -> None:
         await SqliteLedger(path).open()
 
 
-async def test_a_file_of_version_1_is_brought_up_to_date(path: Path) -> None:
-    async with opened(path) as ledger:
+async def test_file_of_version_1_is_upgraded(path: Path) -> None:
+    async with open_ledger(path) as ledger:
         await book(ledger, "c1")
     other = sqlite3.connect(path)
     other.executescript("DROP TABLE journal; PRAGMA user_version = 1;")
     other.close()
     for expected in (10, 20):
-        async with opened(path) as ledger:
+        async with open_ledger(path) as ledger:
             assert await settled(ledger) == expected
             await book(ledger, f"more {expected}")
     other = sqlite3.connect(path)
@@ -319,8 +321,8 @@ async def test_a_file_of_version_1_is_brought_up_to_date(path: Path) -> None:
     other.close()
 
 
-async def test_a_damaged_journal_is_refused_and_kept(path: Path) -> None:
-    async with opened(path) as ledger:
+async def test_damaged_journal_is_refused_and_kept(path: Path) -> None:
+    async with open_ledger(path) as ledger:
         await book(ledger, "c1")
     other = sqlite3.connect(path)
     other.execute("INSERT INTO journal (changes) VALUES (?)", (b'[[["half of',))
@@ -334,20 +336,20 @@ async def test_a_damaged_journal_is_refused_and_kept(path: Path) -> None:
     other.close()
 
 
-async def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
+async def test_file_that_is_not_a_database_is_refused(path: Path) -> None:
     path.write_text("to whom it may concern\n" * 100)
     with pytest.raises(LedgerError, match="it is damaged"):
         await SqliteLedger(path).open()
 
 
-async def test_an_account_changed_by_hand_stops_only_what_touches_it(path: Path) -> None:
-    async with opened(path) as ledger:
+async def test_account_changed_by_hand_fails_only_operations_on_it(path: Path) -> None:
+    async with open_ledger(path) as ledger:
         await ledger.reserve("p", request("c1", 10))
     other = sqlite3.connect(path)
     other.execute("UPDATE account SET reserved_tokens = 3 WHERE account = 'run:r'")
     other.commit()
     other.close()
-    async with opened(path) as ledger:
+    async with open_ledger(path) as ledger:
         operations = [ledger.settle("p", "c1", Amount(4), b"{}"), ledger.restore("p", "else", Amount(5), 1_000)]
         broken, fine = await asyncio.gather(*operations, return_exceptions=True)
         assert isinstance(broken, LedgerError)
@@ -360,7 +362,7 @@ async def test_an_account_changed_by_hand_stops_only_what_touches_it(path: Path)
 # --- time ---
 
 
-async def test_the_clock_does_not_go_back_over_a_restart(path: Path) -> None:
+async def test_clock_does_not_go_back_over_a_restart(path: Path) -> None:
     ledger = SqliteLedger(path, clock_ms=lambda: 2_000_000)
     await ledger.open()
     first = await ledger.reserve("p", request("c1", 10))

@@ -1,4 +1,4 @@
-"""kill -9 in the middle of writing, a disk that is full, a file that cannot be written: nothing is lost, nothing doubled."""
+"""kill -9 during writes, a full disk, a locked or invalid file: no event is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVENTS = 2_000
 KILLS = 4
 
 
-async def killed_after(url: str, commits: int, pause_s: float) -> None:
+async def kill_writer_after(url: str, commits: int, pause_s: float) -> None:
     """Let a writer commit a few batches, then kill it a moment later, wherever it is."""
     writer = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.faults.store_writer", url, str(EVENTS), stdout=asyncio.subprocess.PIPE
@@ -38,16 +38,16 @@ async def killed_after(url: str, commits: int, pause_s: float) -> None:
     await writer.communicate()
 
 
-async def test_a_writer_that_is_killed_again_and_again_loses_and_doubles_nothing(store_url: str) -> None:
+async def test_repeatedly_killed_writer_loses_and_duplicates_no_event(store_url: str) -> None:
     chance = random.Random(11)
     for kill in range(KILLS):
-        await killed_after(store_url, commits=10 + 20 * kill, pause_s=chance.random() / 20)
+        await kill_writer_after(store_url, commits=10 + 20 * kill, pause_s=chance.random() / 20)
     db = Database(store_url)
     await db.open()
     rows = await rows_of(db)
     ids = {row["id"] for row in rows}
     assert len(ids) == len(rows) >= 10 * BATCH
-    # Whole batches only: a transaction is there or it is not.
+    # Only whole batches, because each is one transaction.
     assert len(rows) % BATCH == 0
     totals = (await usage_report.report(db, GroupBy.RUN, UsageFilter())).total
     assert (totals.calls, totals.total_tokens) == (len(rows), len(rows) * 150)
@@ -63,13 +63,13 @@ async def test_a_writer_that_is_killed_again_and_again_loses_and_doubles_nothing
     await db.close()
 
 
-async def test_a_full_disk_refuses_the_batch_and_takes_it_later(tmp_path: Path) -> None:
+async def test_full_disk_refuses_the_batch_and_accepts_it_later(tmp_path: Path) -> None:
     db = Database(f"sqlite:///{tmp_path}/store.db")
     await db.open()
     await db.migrate(NOW_MS)
     async with db.begin() as connection:
         pages = (await connection.execute(text("PRAGMA page_count"))).scalar_one()
-    async with db.begin() as connection:  # as full as a disk can be for SQLite
+    async with db.begin() as connection:  # for SQLite the same as a full disk
         await connection.execute(text(f"PRAGMA max_page_count = {pages + 2}"))
     batch = [entry(f"e{number}", user="x" * 400) for number in range(500)]
     with pytest.raises(StoreUnavailable, match="full"):
@@ -81,7 +81,7 @@ async def test_a_full_disk_refuses_the_batch_and_takes_it_later(tmp_path: Path) 
     await db.close()
 
 
-async def test_a_file_that_another_program_locks_is_away_for_a_while(
+async def test_file_locked_by_another_program_is_unavailable_until_unlocked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.store.sqlite_engine.BUSY_TIMEOUT_MS", 50)
@@ -98,14 +98,14 @@ async def test_a_file_that_another_program_locks_is_away_for_a_while(
     await db.close()
 
 
-async def test_a_folder_that_cannot_be_made_is_said_in_one_sentence(tmp_path: Path) -> None:
+async def test_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     db = Database(f"sqlite:///{tmp_path}/file/store.db")
     with pytest.raises(StoreUnavailable, match="cannot be opened"):
         await db.open()
 
 
-async def test_a_file_that_is_no_database_is_said_so(tmp_path: Path) -> None:
+async def test_file_that_is_not_a_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / "store.db").write_bytes(b"this is not a database, it is a letter" * 100)
     db = Database(f"sqlite:///{tmp_path}/store.db")
     await db.open()
@@ -114,7 +114,7 @@ async def test_a_file_that_is_no_database_is_said_so(tmp_path: Path) -> None:
     await db.close()
 
 
-async def test_the_store_survives_a_copy_taken_while_it_was_written(tmp_path: Path) -> None:
+async def test_copy_of_an_open_store_has_every_committed_row(tmp_path: Path) -> None:
     """A backup of both files, as a snapshot of a volume takes it, opens with all that was committed."""
     db = Database(f"sqlite:///{tmp_path}/store.db")
     await db.open()

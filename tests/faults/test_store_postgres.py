@@ -1,4 +1,4 @@
-"""Postgres that goes away, breaks off in the middle of a COMMIT, dead-locks, or stands behind a pooler."""
+"""Postgres becomes unreachable, breaks during COMMIT, locks rows, or is behind a pooler."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gateway.store.database import Database, StoreUnavailable
 from gateway.store.keys import KeyRequest
 from gateway.store.runs import RunFilter
 from gateway.store.usage_report import GroupBy, UsageFilter
-from tests.faults.postgres_proxies import PostgresLine, postgres_line, transaction_pooler
+from tests.faults.postgres_proxies import PostgresProxy, postgres_proxy, transaction_pooler
 from tests.postgres_server import execute
 from tests.store_events import NOW_MS, entry, rows_of
 
@@ -26,14 +26,14 @@ pytest_plugins = ("tests.store_fixtures",)
 
 
 @pytest.fixture
-async def line(postgres_url: str) -> AsyncIterator[PostgresLine]:
-    async with postgres_line(postgres_url) as found:
+async def proxy(postgres_url: str) -> AsyncIterator[PostgresProxy]:
+    async with postgres_proxy(postgres_url) as found:
         yield found
 
 
 @pytest.fixture
-async def db(line: PostgresLine) -> AsyncIterator[Database]:
-    database = Database(line.url)
+async def db(proxy: PostgresProxy) -> AsyncIterator[Database]:
+    database = Database(proxy.url)
     await database.open()
     yield database
     await database.close()
@@ -42,16 +42,16 @@ async def db(line: PostgresLine) -> AsyncIterator[Database]:
 async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-async def test_a_connection_that_breaks_in_commit_stores_each_event_once(
-    db: Database, line: PostgresLine, moment: str
+async def test_connection_broken_in_commit_stores_each_event_once(
+    db: Database, proxy: PostgresProxy, moment: str
 ) -> None:
     batch = [entry(f"e{number}") for number in range(10)]
-    line.cut_at_commit = moment  # type: ignore[assignment]
+    proxy.cut_at_commit = moment  # type: ignore[assignment]
     with pytest.raises(StoreUnavailable):
         await usage.insert_entries(db, batch, NOW_MS)
     done = await usage.insert_entries(db, batch, NOW_MS)
@@ -62,13 +62,13 @@ async def test_a_connection_that_breaks_in_commit_stores_each_event_once(
     assert (run.sums.calls, run.sums.total_tokens) == (10, 1500)
 
 
-async def test_an_outage_is_buffered_reported_and_made_good(db: Database, line: PostgresLine) -> None:
+async def test_outage_is_buffered_reported_and_flushed_after_recovery(db: Database, proxy: PostgresProxy) -> None:
     ledger = MemoryLedger()
     flusher = Flusher(ledger, db, consumer="one", outbox_cap=50, idle_ms=10, chance=lambda: 0.0)
     task = asyncio.create_task(flusher.run())
     await ledger.record("default", [entry("before")])
     await until(lambda: flusher.inserted_total == 1)
-    line.cut()
+    proxy.cut()
     await ledger.record("default", [entry(f"e{number}") for number in range(45)])
     await until(lambda: flusher.is_nearly_full)
     assert (flusher.is_full, flusher.is_store_available) == (False, False)
@@ -76,7 +76,7 @@ async def test_an_outage_is_buffered_reported_and_made_good(db: Database, line: 
     await ledger.record("default", [entry(f"f{number}") for number in range(5)])
     await until(lambda: flusher.is_full)
     assert flusher.lag_ms > 0
-    line.restore()
+    proxy.restore()
     await until(lambda: flusher.outbox_size == 0 and flusher.inserted_total == 51)
     assert flusher.lag_ms == 0
     assert flusher.is_store_available
@@ -86,22 +86,22 @@ async def test_an_outage_is_buffered_reported_and_made_good(db: Database, line: 
     assert len(await rows_of(db)) == 51
 
 
-async def test_what_ten_minutes_of_calls_left_behind_is_stored_once(db: Database, line: PostgresLine) -> None:
-    """200 calls a second while Postgres was away: 120,000 events, of which the line breaks off some batches on their way, too."""
+async def test_120000_buffered_events_are_stored_once_despite_cuts(db: Database, proxy: PostgresProxy) -> None:
+    """Ten minutes of an outage at 200 calls a second: 120,000 events. While they are flushed, the connection is cut three more times."""
     ledger, runs_seen = MemoryLedger(), 500
     flusher = Flusher(ledger, db, consumer="one", outbox_cap=200_000, idle_ms=10, chance=lambda: 0.0)
-    line.cut()
+    proxy.cut()
     for start in range(0, 120_000, 1_000):
         numbers = range(start, start + 1_000)
         await ledger.record("default", [entry(f"e{number}", run=f"r{number % runs_seen}") for number in numbers])
     task = asyncio.create_task(flusher.run())
     await until(lambda: flusher.outbox_size == 120_000 and not flusher.is_store_available)
     for _ in range(3):
-        line.restore()
+        proxy.restore()
         stored = flusher.inserted_total
         await until(lambda stored=stored: flusher.inserted_total > stored, 60)  # type: ignore[misc]
-        line.cut()
-    line.restore()
+        proxy.cut()
+    proxy.restore()
     await until(lambda: flusher.outbox_size == 0, 100)
     assert flusher.lag_ms == 0
     assert await flusher.stop()
@@ -112,11 +112,11 @@ async def test_what_ten_minutes_of_calls_left_behind_is_stored_once(db: Database
     assert (*rows, calls) == (120_000, 120_000, 120_000)
 
 
-async def test_several_flushers_share_an_outbox_while_the_line_breaks(postgres_url: str) -> None:
+async def test_three_flushers_store_each_event_once_despite_cuts(postgres_url: str) -> None:
     ledger = MemoryLedger()
     await ledger.record("default", [entry(f"e{number}", run=f"r{number % 9}") for number in range(600)])
-    async with postgres_line(postgres_url) as line:
-        stores = [Database(line.url) for _ in range(3)]
+    async with postgres_proxy(postgres_url) as proxy:
+        stores = [Database(proxy.url) for _ in range(3)]
         for store in stores:
             await store.open()
         flushers = [
@@ -126,9 +126,9 @@ async def test_several_flushers_share_an_outbox_while_the_line_breaks(postgres_u
         tasks = [asyncio.create_task(flusher.run()) for flusher in flushers]
         for _ in range(3):
             await asyncio.sleep(0.15)
-            line.cut()
+            proxy.cut()
             await asyncio.sleep(0.05)
-            line.restore()
+            proxy.restore()
         for _ in range(1000):
             if await ledger.outbox_size() == 0:
                 break
@@ -144,13 +144,13 @@ async def test_several_flushers_share_an_outbox_while_the_line_breaks(postgres_u
             await store.close()
 
 
-async def test_ids_are_looked_up_by_the_key_while_a_month_has_no_statistics(postgres_url: str, db: Database) -> None:
-    """Otherwise each batch reads all rows of the month: a table without statistics seems to hold few."""
+async def test_id_lookup_uses_the_primary_key_without_table_statistics(postgres_url: str, db: Database) -> None:
+    """Otherwise each batch would read all rows of the month, because a table without statistics seems to be small."""
     for start in range(0, 3_000, 1_000):
         batch = [entry(f"e{number}", run=f"r{number % 9}") for number in range(start, start + 1_000)]
         assert (await usage.insert_entries(db, batch, NOW_MS)).inserted == 1_000
     assert (await usage.insert_entries(db, batch, NOW_MS)).known == 1_000
-    await db.close()  # a connection that ends has told what it read
+    await db.close()  # closing the connection publishes its statistics
     other = Database(postgres_url)
     await other.open()
     month = partitions.name_of(partitions.month_of(NOW_MS))
@@ -168,8 +168,8 @@ async def test_ids_are_looked_up_by_the_key_while_a_month_has_no_statistics(post
     assert (read[f"{month}_pkey"], read[f"{month}_at_idx"], read_whole) == (1_000, 0, 0)
 
 
-async def test_a_writer_that_waits_for_another_goes_on_after_it(postgres_url: str, db: Database) -> None:
-    """A transaction of somebody else holds rows that the flusher needs; when it dies, nothing was lost."""
+async def test_insert_waits_for_a_row_lock_and_succeeds(postgres_url: str, db: Database) -> None:
+    """Another transaction holds rows that the insert needs; the insert waits for its end."""
     await usage.insert_entries(db, [entry("a")], NOW_MS)
     other = Database(postgres_url)
     await other.open()
@@ -187,8 +187,8 @@ async def test_a_writer_that_waits_for_another_goes_on_after_it(postgres_url: st
     await other.close()
 
 
-async def test_a_key_is_changed_while_somebody_revokes_it(postgres_url: str, db: Database) -> None:
-    """Both lock the key before the version of all keys: in the other order each would wait for what the other has."""
+async def test_concurrent_change_and_revocation_of_a_key_do_not_deadlock(postgres_url: str, db: Database) -> None:
+    """Both lock the key before the version of all keys: with different orders they could deadlock."""
     made = await keys.create(db, KeyRequest("ci"), "ada", NOW_MS)
     other = Database(postgres_url)
     await other.open()
@@ -203,8 +203,10 @@ async def test_a_key_is_changed_while_somebody_revokes_it(postgres_url: str, db:
     await other.close()
 
 
-async def test_a_statement_that_is_cancelled_by_the_server_is_retried(postgres_url: str, db: Database) -> None:
-    """As with statement timeouts, an administrator's cancel, or a fail-over: the whole transaction is simply repeated."""
+async def test_statement_cancelled_by_the_server_is_unavailable_and_can_be_retried(
+    postgres_url: str, db: Database
+) -> None:
+    """As with statement timeouts, an administrator's cancel, or a failover: the caller repeats the whole transaction."""
     other = Database(postgres_url)
     await other.open()
     async with other.begin() as connection:
@@ -222,7 +224,7 @@ async def test_a_statement_that_is_cancelled_by_the_server_is_retried(postgres_u
     await other.close()
 
 
-async def test_everything_works_behind_a_pooler_in_transaction_mode(postgres_url: str) -> None:
+async def test_store_works_behind_a_pooler_in_transaction_mode(postgres_url: str) -> None:
     async with transaction_pooler(postgres_url) as pooler:
         gateways = [Database(pooler.url) for _ in range(3)]
         for gateway in gateways:
@@ -247,7 +249,7 @@ async def test_everything_works_behind_a_pooler_in_transaction_mode(postgres_url
             await gateway.close()
 
 
-async def test_a_store_that_refuses_the_password_is_away(postgres_url: str) -> None:
+async def test_refused_login_is_unavailable(postgres_url: str) -> None:
     database = Database(postgres_url.replace("postgres@", "nobody@"))
     await database.open()
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
@@ -255,7 +257,7 @@ async def test_a_store_that_refuses_the_password_is_away(postgres_url: str) -> N
     await database.close()
 
 
-async def test_a_missing_month_does_not_stop_the_outbox(postgres_url: str, db: Database) -> None:
+async def test_dropped_month_partition_is_recreated_by_the_next_insert(postgres_url: str, db: Database) -> None:
     """Somebody dropped the partition of this month: the next batch makes it again."""
     await execute(postgres_url, f"DROP TABLE {partitions.name_of(partitions.month_of(NOW_MS))}")
     assert (await usage.insert_entries(db, [entry("a")], NOW_MS)).inserted == 1

@@ -63,7 +63,7 @@ STATUSES = [400, 401, 403, 404, 408, 409, 422, 429, 500, 502, 503, 529]
 @pytest.mark.parametrize("protocol", ["chat", "messages"])
 @pytest.mark.parametrize("form", ["json", "none", "html", "text", "string", "detail"])
 @pytest.mark.parametrize("status", STATUSES)
-async def test_every_error_has_the_shape_of_the_protocol(
+async def test_provider_error_is_returned_in_the_shape_of_the_protocol(
     provider: FakeProvider, lane: DirectLane, status: int, form: Any, protocol: ProtocolName
 ) -> None:
     provider.script(status=status, body=form, message="the cause", retry_after="7")
@@ -80,7 +80,7 @@ async def test_every_error_has_the_shape_of_the_protocol(
     assert "<" not in said
 
 
-async def test_the_providers_own_error_passes_unchanged(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_provider_error_of_the_same_protocol_is_unchanged(provider: FakeProvider, lane: DirectLane) -> None:
     provider.script(status=400, message="prompt is too long: 9 tokens > 8 maximum", code="context_length_exceeded")
     answer = await lane.send(deployment(provider.openai_url), call(stream=True))
     assert answer.pieces is None
@@ -94,7 +94,7 @@ async def test_the_providers_own_error_passes_unchanged(provider: FakeProvider, 
     }
 
 
-async def test_our_key_is_never_repeated(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_provider_key_is_removed_from_error_messages(provider: FakeProvider, lane: DirectLane) -> None:
     provider.script(status=401, message=f"Incorrect API key provided: {KEY}")
     answer = await lane.send(deployment(provider.openai_url), call())
     assert KEY not in answer.body.decode()
@@ -110,7 +110,7 @@ async def test_our_key_is_never_repeated(provider: FakeProvider, lane: DirectLan
         ({"raw": "HTTP/1.1 200"}, False),
     ],
 )
-async def test_a_connection_lost_before_the_answer(
+async def test_connection_lost_before_the_answer_raises_broken_without_bytes(
     provider: FakeProvider, lane: DirectLane, script: dict[str, Any], stream: bool
 ) -> None:
     provider.script(**script)
@@ -142,7 +142,7 @@ async def test_a_connection_lost_before_the_answer(
     ],
     ids=lambda script: "-".join(f"{name}={str(value)[:60]!r}" for name, value in script.items()),
 )
-async def test_a_broken_answer_is_broken(provider: FakeProvider, lane: DirectLane, script: dict[str, Any]) -> None:
+async def test_malformed_answer_raises_broken(provider: FakeProvider, lane: DirectLane, script: dict[str, Any]) -> None:
     provider.script(**script)
     with pytest.raises(UpstreamBroken) as caught:
         await lane.send(deployment(provider.openai_url), call())
@@ -151,14 +151,16 @@ async def test_a_broken_answer_is_broken(provider: FakeProvider, lane: DirectLan
 
 
 @pytest.mark.parametrize("status", ["204 No Content", "205 Reset Content"])
-async def test_a_stream_without_content_is_broken(provider: FakeProvider, lane: DirectLane, status: str) -> None:
+async def test_stream_with_a_no_content_status_raises_broken(
+    provider: FakeProvider, lane: DirectLane, status: str
+) -> None:
     provider.script(raw=f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n")
     with pytest.raises(UpstreamBroken, match="no answer in it") as caught:
         await lane.send(deployment(provider.openai_url), call(stream=True))
     assert caught.value.bytes_received
 
 
-async def test_a_gzip_bomb_does_not_fill_the_memory(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_gzip_bomb_takes_less_than_20_mb_of_memory(provider: FakeProvider, lane: DirectLane) -> None:
     provider.script(gzip_bomb_bytes=200_000_000)
     tracemalloc.start()
     with pytest.raises(UpstreamBroken, match="larger than"):
@@ -168,7 +170,7 @@ async def test_a_gzip_bomb_does_not_fill_the_memory(provider: FakeProvider, lane
     assert peak_bytes < 20_000_000
 
 
-async def test_a_compressed_answer_that_nobody_asked_for_is_unpacked(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_unrequested_gzip_answer_is_decompressed(provider: FakeProvider, lane: DirectLane) -> None:
     provider.script(gzip=True)
     answer = await lane.send(deployment(provider.openai_url), call())
     assert json.loads(answer.body)["object"] == "chat.completion"
@@ -183,7 +185,9 @@ async def test_a_compressed_answer_that_nobody_asked_for_is_unpacked(provider: F
     ],
     ids=["nested", "open", "scripts"],
 )
-async def test_no_error_is_too_odd_to_be_told(provider: FakeProvider, lane: DirectLane, body: str, said: str) -> None:
+async def test_malformed_error_body_yields_a_readable_message(
+    provider: FakeProvider, lane: DirectLane, body: str, said: str
+) -> None:
     head = f"HTTP/1.1 500 Internal Server Error\r\nContent-Length: {len(body)}\r\n\r\n"
     provider.script(raw=head + body)
     answer = await lane.send(deployment(provider.openai_url), call())
@@ -196,12 +200,12 @@ def packed(body: bytes, length: int) -> dict[str, str]:
     return {"raw": head + body.decode("latin-1")}
 
 
-async def test_behind_the_end_of_a_compressed_answer_nothing_is_read(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_bytes_after_the_end_of_a_gzip_answer_are_ignored(provider: FakeProvider, lane: DirectLane) -> None:
     provider.script(**packed(gzip.compress(b'{"id": "m"}') + b"and on" * 10_000, 10_000_000))
     assert (await lane.send(deployment(provider.openai_url), call())).body == b'{"id": "m"}'
 
 
-async def test_a_compressed_answer_that_ends_too_early_is_broken(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_truncated_gzip_answer_raises_broken(provider: FakeProvider, lane: DirectLane) -> None:
     part = gzip.compress(b'{"id": "m"}')[:-8]
     provider.script(**packed(part, len(part)))
     with pytest.raises(UpstreamBroken, match="damaged"):
@@ -217,7 +221,7 @@ async def test_a_compressed_answer_that_ends_too_early_is_broken(provider: FakeP
         ({"reset": "after_headers"}, False),
     ],
 )
-async def test_a_stream_that_breaks_gives_what_came_and_then_raises(
+async def test_broken_stream_yields_what_arrived_and_then_raises(
     provider: FakeProvider, lane: DirectLane, script: dict[str, Any], begins: bool
 ) -> None:
     provider.script(**script)
@@ -233,7 +237,7 @@ async def test_a_stream_that_breaks_gives_what_came_and_then_raises(
 
 
 @pytest.mark.parametrize("script", [{"garbage_after": 1}, {"no_done": True}])
-async def test_what_the_events_say_is_not_this_lanes_business(
+async def test_stream_with_invalid_events_is_passed_on(
     provider: FakeProvider, lane: DirectLane, script: dict[str, Any]
 ) -> None:
     provider.script(**script)
@@ -249,7 +253,7 @@ async def test_redirects_are_not_followed(provider: FakeProvider, lane: DirectLa
         assert elsewhere.requests == []
 
 
-async def test_proxies_of_the_environment_are_not_used(
+async def test_proxy_environment_variables_are_ignored(
     provider: FakeProvider, lane: DirectLane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
@@ -257,7 +261,7 @@ async def test_proxies_of_the_environment_are_not_used(
     assert (await lane.send(deployment(provider.openai_url), call())).status == 200
 
 
-# ── time ──
+# ── timeouts ──
 
 
 def unused_port() -> int:
@@ -271,7 +275,7 @@ def unused_port() -> int:
     [f"http://127.0.0.1:{unused_port()}/v1", "http://no-such-host.invalid/v1", "ftp://127.0.0.1/v1", "nonsense"],
     ids=["closed", "unknown", "ftp", "nonsense"],  # the port is another in every process that collects the tests
 )
-async def test_no_connection_is_unreachable(lane: DirectLane, base: str) -> None:
+async def test_failed_connection_raises_unreachable_without_address_or_key(lane: DirectLane, base: str) -> None:
     with pytest.raises(UpstreamUnreachable) as caught:
         await lane.send(deployment(base), call())
     assert not caught.value.bytes_received
@@ -279,12 +283,12 @@ async def test_no_connection_is_unreachable(lane: DirectLane, base: str) -> None
     assert KEY not in str(caught.value)
 
 
-async def test_tls_with_a_plain_server_is_unreachable(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_tls_to_a_plain_server_raises_unreachable(provider: FakeProvider, lane: DirectLane) -> None:
     with pytest.raises(UpstreamUnreachable):
         await lane.send(deployment(provider.openai_url.replace("http://", "https://")), call())
 
 
-async def test_no_answer_in_time(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_missing_first_byte_raises_timeout_and_disconnects(provider: FakeProvider, lane: DirectLane) -> None:
     provider.script(delay_ms=60_000)
     with pytest.raises(UpstreamTimeout) as caught:
         await lane.send(deployment(provider.openai_url), call(first_byte_ms=80))
@@ -293,7 +297,9 @@ async def test_no_answer_in_time(provider: FakeProvider, lane: DirectLane) -> No
 
 
 @pytest.mark.parametrize("timeouts", [{"idle_ms": 80}, {"total_ms": 200}])
-async def test_a_stream_that_falls_silent(provider: FakeProvider, lane: DirectLane, timeouts: dict[str, Any]) -> None:
+async def test_stalled_stream_raises_timeout_and_disconnects(
+    provider: FakeProvider, lane: DirectLane, timeouts: dict[str, Any]
+) -> None:
     provider.script(stall_after=2, tokens=5)
     answer = await lane.send(deployment(provider.openai_url), call(stream=True, **timeouts))
     with pytest.raises(UpstreamTimeout) as caught:
@@ -302,21 +308,19 @@ async def test_a_stream_that_falls_silent(provider: FakeProvider, lane: DirectLa
     await provider.until(lambda: provider.last.disconnected_s is not None)
 
 
-async def test_a_buffered_answer_that_falls_silent(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_stalled_buffered_answer_raises_timeout(provider: FakeProvider, lane: DirectLane) -> None:
     provider.script(stall_after=20)
     with pytest.raises(UpstreamTimeout):
         await lane.send(deployment(provider.openai_url), call(total_ms=100))
 
 
-async def test_a_slow_stream_is_not_a_silent_one(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_slow_stream_within_the_idle_timeout_completes(provider: FakeProvider, lane: DirectLane) -> None:
     provider.script(tokens=6, chunk_delay_ms=60)
     answer = await lane.send(deployment(provider.openai_url), call(stream=True, idle_ms=300))
     assert b"[DONE]" in await read(answer)
 
 
-async def test_a_slow_reader_is_not_a_silent_provider_and_holds_it_back(
-    provider: FakeProvider, lane: DirectLane
-) -> None:
+async def test_slow_reader_causes_backpressure_and_no_idle_timeout(provider: FakeProvider, lane: DirectLane) -> None:
     # 80 MB, far more than the buffers of both kernels and ours hold together
     provider.script(text=" ".join(["x" * 20_000] * 4_000), ignore_max=True)
     answer = await lane.send(deployment(provider.openai_url), call(stream=True, idle_ms=100))
@@ -332,10 +336,10 @@ async def test_a_slow_reader_is_not_a_silent_provider_and_holds_it_back(
     await answer.close()
 
 
-# ── leaving ──
+# ── closing and cancelling ──
 
 
-async def test_closing_an_answer_closes_the_providers_connection_at_once(
+async def test_closing_an_answer_closes_the_connection_within_a_second(
     provider: FakeProvider, lane: DirectLane
 ) -> None:
     provider.script(tokens=1_000, ignore_max=True, chunk_delay_ms=5)
@@ -354,7 +358,7 @@ async def test_closing_an_answer_closes_the_providers_connection_at_once(
 
 
 @pytest.mark.parametrize("script", [{"delay_ms": 60_000}, {"stall_after": 10}])
-async def test_cancelling_closes_the_connection(
+async def test_cancelling_a_call_closes_the_connection(
     provider: FakeProvider, lane: DirectLane, script: dict[str, Any]
 ) -> None:
     provider.script(**script)
@@ -368,7 +372,7 @@ async def test_cancelling_closes_the_connection(
     assert (await lane.send(deployment(provider.openai_url), call())).status == 200
 
 
-async def test_nothing_is_left_open_after_many_kinds_of_ends(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_no_connection_is_left_open_after_any_outcome(provider: FakeProvider, lane: DirectLane) -> None:
     for script in ({"cut_after": 1}, {"status": 500}, {"reset": "before_headers"}, {}, {"delay_ms": 300}):
         for stream in (False, True):
             provider.script(**script)

@@ -115,11 +115,11 @@ async def test_what_a_call_asks_for_is_done_on_the_loop_and_long_work_is_not(led
 
 
 async def test_nothing_is_done_on_the_loop_while_the_thread_works(ledger: SqliteLedger) -> None:
-    begun, go_on, done = threading.Event(), threading.Event(), []
+    begun, resume, done = threading.Event(), threading.Event(), []
 
     def long(now_ms: int) -> None:
         begun.set()
-        go_on.wait(20)
+        resume.wait(20)
         done.append("long")
 
     async def short(name: str) -> None:
@@ -131,7 +131,7 @@ async def test_nothing_is_done_on_the_loop_while_the_thread_works(ledger: Sqlite
     waiting = [asyncio.ensure_future(short("c1")), asyncio.ensure_future(short("c2"))]
     await asyncio.sleep(0.05)
     assert done == []
-    go_on.set()
+    resume.set()
     await asyncio.gather(working, *waiting)
     assert done == ["long", "c1", "c2"]
 

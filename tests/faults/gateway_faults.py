@@ -1,7 +1,7 @@
-"""Gateways on one Redis that die, freeze and lose sight of it under load, and what each call came to, told by everybody who saw it.
+"""Gateways on one Redis that are killed, frozen and cut off from it under load, and what became of each call.
 
-Every call has a step of its own, so that the client's answer, the provider's log and the rows of the store can be laid side
-by side. What the provider did for a run must never be more than the run's budget, whoever died.
+Every call has a step of its own, so that the client's answer, the provider's log and the rows of the store can be compared
+call by call. What the provider did for a run must never exceed the run's budget, whatever failed.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ USED_TOKENS = PROMPT_TOKENS + OUTPUT_TOKENS
 
 
 @dataclass
-class Told:
-    """How often each step was answered to its client, and what else clients heard."""
+class ClientOutcomes:
+    """How often the client of each step got an answer, and all statuses that clients got."""
 
     answered: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
-class Books:
-    """One run after everything is over. `served` and `spent_tokens` are the provider's own figures."""
+class RunAccounts:
+    """One run at the end. `served` and `spent_tokens` are the provider's own figures."""
 
     limit_tokens: int
-    told: Told
+    outcomes: ClientOutcomes
     served: Counter[str]
     spent_tokens: int
     settled_tokens: int
@@ -57,8 +57,8 @@ class Books:
         assert sum(row["total_tokens"] for row in self.rows) == self.settled_tokens, self.summary
         assert len({row["id"] for row in self.rows}) == len(self.rows), self.summary
         stored = {row["step"] for row in self.rows if row["status"] in ("ok", "late")}
-        assert set(self.told.answered) <= stored, self.summary
-        assert max(self.told.answered.values(), default=0) <= 1, self.summary
+        assert set(self.outcomes.answered) <= stored, self.summary
+        assert max(self.outcomes.answered.values(), default=0) <= 1, self.summary
 
     @property
     def summary(self) -> str:
@@ -68,14 +68,14 @@ class Books:
             charged[row["status"]] += row["total_tokens"]
         return (
             f"limit {self.limit_tokens}, spent at the provider {self.spent_tokens} in {self.served.total()} calls, "
-            f"settled {self.settled_tokens}, answered {self.told.answered.total()}, rows {dict(kinds)}, "
-            f"tokens {dict(charged)}, clients {dict(self.told.statuses)}"
+            f"settled {self.settled_tokens}, answered {self.outcomes.answered.total()}, rows {dict(kinds)}, "
+            f"tokens {dict(charged)}, clients {dict(self.outcomes.statuses)}"
         )
 
 
 @dataclass
-class Deaths:
-    """Gateways with a proxy of their own before Redis, and a provider that knows what it was asked."""
+class FaultyFleet:
+    """Gateways that each reach Redis through a proxy, and a provider that records its requests."""
 
     fleet: Fleet
     proxies: list[ChaosProxy]
@@ -85,20 +85,20 @@ class Deaths:
     loop: LoopThread
     ttl_s: float
 
-    async def run(self, run: str, limit_tokens: int, clients: int, seed: int, faults: list[str]) -> Books:
-        told = Told()
-        disturbing = asyncio.create_task(self._disturb(random.Random(seed), faults))
-        await self.crowd(run, clients, seed, told)
-        await disturbing
-        await self.settled()
-        return await self.books(run, limit_tokens, told)
+    async def run(self, run: str, limit_tokens: int, clients: int, seed: int, faults: list[str]) -> RunAccounts:
+        outcomes = ClientOutcomes()
+        injecting = asyncio.create_task(self._inject_faults(random.Random(seed), faults))
+        await self.call_concurrently(run, clients, seed, outcomes)
+        await injecting
+        await self.wait_until_settled()
+        return await self.accounts(run, limit_tokens, outcomes)
 
-    async def crowd(
+    async def call_concurrently(
         self,
         run: str,
         clients: int,
         seed: int,
-        told: Told,
+        outcomes: ClientOutcomes,
         *,
         gateways: Sequence[FareboxProcess] = (),
         once: bool = False,
@@ -106,7 +106,7 @@ class Deaths:
         """Clients that call any of the gateways until the budget says that it is used up, or (`once`) until they have an answer."""
         among = gateways or self.fleet.gateways
         connector = aiohttp.TCPConnector(limit=0)
-        # Nobody leaves before a frozen gateway goes on: what a client left behind is booked at what was seen of it.
+        # Longer than a gateway is frozen: a call whose client disconnects is booked at what was seen of its answer.
         timeout = aiohttp.ClientTimeout(total=self.ttl_s + 90)
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
@@ -115,7 +115,7 @@ class Deaths:
         ):
             for number in range(clients):
                 chance = random.Random(seed * 1000 + number)
-                client = self._client(session, run, f"c{seed}-{number}", chance, told, among, once)
+                client = self._client(session, run, f"c{seed}-{number}", chance, outcomes, among, once)
                 group.create_task(client)
 
     async def _client(
@@ -124,32 +124,34 @@ class Deaths:
         run: str,
         name: str,
         chance: random.Random,
-        told: Told,
+        outcomes: ClientOutcomes,
         among: Sequence[FareboxProcess],
         once: bool,
     ) -> None:
         for turn in range(10_000):
-            status = await self._call(session, chance.choice(among).url, run, f"{name}-{turn}", told)
+            status = await self._call(session, chance.choice(among).url, run, f"{name}-{turn}", outcomes)
             if status == 402 or (once and status == 200):
                 return
             if status != 200:
                 await asyncio.sleep(0.05 + chance.random() * 0.3)
 
-    async def _call(self, session: aiohttp.ClientSession, url: str, run: str, step: str, told: Told) -> int:
+    async def _call(
+        self, session: aiohttp.ClientSession, url: str, run: str, step: str, outcomes: ClientOutcomes
+    ) -> int:
         body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "max_tokens": OUTPUT_TOKENS}
         body["user"] = f"{run} {step}"
         try:
             async with session.post(f"{url}/v1/chat/completions", json=body, headers=tagged("wf", run, step)) as answer:
-                said = await answer.json()
+                reply_body = await answer.json()
         except (aiohttp.ClientError, OSError, TimeoutError):
-            told.statuses["connection"] += 1
+            outcomes.statuses["connection"] += 1
             return 0
         if answer.status == 200:
-            told.answered[step] += 1
-        told.statuses[f"{answer.status} {'' if answer.status == 200 else said['error']['code']}".strip()] += 1
+            outcomes.answered[step] += 1
+        outcomes.statuses[f"{answer.status} {'' if answer.status == 200 else reply_body['error']['code']}".strip()] += 1
         return answer.status
 
-    async def _disturb(self, chance: random.Random, faults: list[str]) -> None:
+    async def _inject_faults(self, chance: random.Random, faults: list[str]) -> None:
         for fault in faults:
             await asyncio.sleep(0.1 + chance.random() * 0.6)
             index = chance.randrange(len(self.fleet.gateways))
@@ -160,7 +162,7 @@ class Deaths:
         await self._start(index)
 
     async def _start(self, index: int) -> None:
-        """On a busy machine it may not be ready in time: then once more."""
+        """On a busy machine a gateway may not be ready in time: then try once more."""
         try:
             await asyncio.to_thread(self.fleet.gateways[index].start)
         except RuntimeError:
@@ -168,38 +170,38 @@ class Deaths:
             await asyncio.to_thread(self.fleet.gateways[index].start)
 
     async def _freeze(self, index: int) -> None:
-        """Longer than its holds live, and then it goes on as if nothing had been."""
+        """Freeze the process for longer than its holds live, and then let it continue."""
         process = self.fleet.gateways[index].process
         assert process is not None
         process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(self.ttl_s + 1.5)
         process.send_signal(signal.SIGCONT)
 
-    async def _part(self, index: int) -> None:
-        """Redis is out of its reach for longer than its holds live."""
+    async def _partition(self, index: int) -> None:
+        """Cut the gateway off from Redis for longer than its holds live."""
         self.loop.do(self.proxies[index].stall)
         await asyncio.sleep(self.ttl_s + 1.5)
         self.loop.do(self.proxies[index].cut)
-        self.loop.do(self.proxies[index].go_on)
+        self.loop.do(self.proxies[index].resume)
 
-    async def _part_and_kill(self, index: int) -> None:
-        """What it had put aside on its disk is booked by whoever starts on that disk."""
+    async def _partition_and_kill(self, index: int) -> None:
+        """What it has spooled on its disk is booked by the gateway that starts on that disk."""
         self.loop.do(self.proxies[index].stall)
         await asyncio.sleep(0.7)
         await asyncio.to_thread(self.fleet.gateways[index].kill)
         await asyncio.sleep(self.ttl_s + 1.5)
-        self.loop.do(self.proxies[index].go_on)
+        self.loop.do(self.proxies[index].resume)
         await self._start(index)
 
-    async def until_nothing_is_held(self, within_s: float = 120) -> None:
+    async def wait_until_nothing_is_held(self, within_s: float = 120) -> None:
         async def nothing_held() -> bool:
             async with ledger_at(self.redis.url, deadline_ms=10_000) as ledger:
                 return not await ledger.pending("default")
 
         await until(nothing_held, within_s, "every hold is resolved")
 
-    async def settled(self, within_s: float = 180) -> None:
-        """Until nothing is held, on its way, or on a disk."""
+    async def wait_until_settled(self, within_s: float = 180) -> None:
+        """Until nothing is held, in the outbox, or spooled on a disk."""
 
         async def nothing_left() -> bool:
             spooled = [await asyncio.to_thread(_spooled_in, gateway) for gateway in self.fleet.gateways]
@@ -208,7 +210,7 @@ class Deaths:
 
         await until(nothing_left, within_s, "every hold is resolved and every event in the store")
 
-    async def books(self, run: str, limit_tokens: int, told: Told) -> Books:
+    async def accounts(self, run: str, limit_tokens: int, outcomes: ClientOutcomes) -> RunAccounts:
         async with ledger_at(self.redis.url, deadline_ms=10_000) as ledger:
             (balance,) = await ledger.balances("default", [f"run/{run}"])
         assert balance.reserved.tokens == 0
@@ -220,13 +222,13 @@ class Deaths:
                 served[step] += 1
                 spent += USED_TOKENS
         rows = [row for row in await rows_of(self.store, run) if row["status"] != "refused"]
-        return Books(limit_tokens, told, served, spent, balance.settled.tokens, rows)
+        return RunAccounts(limit_tokens, outcomes, served, spent, balance.settled.tokens, rows)
 
 
 @contextmanager
-def deaths(
+def faulty_fleet(
     folder: Path, redis: RedisServer, store: str, *, size: int, ttl_s: float, limit_tokens: int, **reservations: Any
-) -> Iterator[Deaths]:
+) -> Iterator[FaultyFleet]:
     loop = LoopThread()
     with ExitStack() as stack:
         stack.callback(loop.close)
@@ -245,7 +247,7 @@ def deaths(
         fleet = Fleet(folder, config, size, ledger_of=lambda number: proxies[number].url)
         stack.callback(fleet.kill)
         fleet.start()
-        yield Deaths(fleet, proxies, provider, redis, store, loop, ttl_s)
+        yield FaultyFleet(fleet, proxies, provider, redis, store, loop, ttl_s)
 
 
 async def _proxy(redis: RedisServer) -> ChaosProxy:
