@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import GatewayError, LedgerOutage
+from gateway.ledger.dry_run_ledger import DryRunLedger
 from gateway.ledger.port import LedgerUnavailable
-from gateway.ledger.scratch import ScratchLedger
+from gateway.ledger.dry_run_ledger import DryRunLedger
 from gateway.orchestration.dry_run import DryRunPlanner
 from gateway.pipeline.assembly import admission_for
 from gateway.pipeline.call import Call, Principal
@@ -73,7 +74,7 @@ def _call_of(
 
 
 async def _admit(parts: Parts, call: Call, found: Explained) -> None:
-    scratch = ScratchLedger(parts.ledger, await _overrides(parts, call))
+    scratch = DryRunLedger(parts.ledger, await _overrides(parts, call))
     runs = parts.runs.looking(scratch)
     reserving = Reserving(scratch, local=None, runs=runs, is_outbox_full=lambda: parts.flusher.is_full)
     admission = admission_for(
@@ -88,12 +89,12 @@ async def _admit(parts: Parts, call: Call, found: Explained) -> None:
         found.standing = await _standing(call, scratch)
 
 
-async def _standing(call: Call, scratch: ScratchLedger) -> Sequence[tuple[Link, Balance]]:
+async def _standing(call: Call, scratch: DryRunLedger) -> Sequence[tuple[Link, Balance]]:
     links = call.chain.links
     await scratch.void(call.principal.project, call.id)
     balances = await scratch.balances(call.principal.project, [link.hold.account for link in links])
     return [
-        (link, scratch.in_force(call.principal.project, link.hold, balance))
+        (link, scratch.with_effective_limit(call.principal.project, link.hold, balance))
         for link, balance in zip(links, balances, strict=True)
     ]
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from gateway.ledger.account_balances import balances_by_account
 from gateway.ledger.port import Ledger, LedgerUnavailable
-from gateway.ledger.reading import balances_by_account
+from gateway.ledger.account_balances import balances_by_account
 from gateway.runs.view import usd
 from gateway.store.database import Database
 from gateway.store.usage_report import names_seen

@@ -35,37 +35,37 @@ class Allowance:
     """The local book of one outage, and the balances seen before it. Every method runs in one turn of the event loop."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, str], Balance] = {}
+        self._seen_balances: dict[tuple[str, str], Balance] = {}
         self._accounts: dict[tuple[str, str], Account] = {}
         self._reservations: dict[tuple[str, str], Reservation] = {}
         # the part of a reservation here that the ledger itself holds
-        self._of_ledger: dict[tuple[str, str], Amount] = {}
+        self._held_by_ledger: dict[tuple[str, str], Amount] = {}
         self._processes = 1
 
-    def saw(self, project: str, balances: Sequence[Balance]) -> None:
+    def record_balances(self, project: str, balances: Sequence[Balance]) -> None:
         """Remember the balances of accounts in the ledger."""
         for balance in balances:
             key = (project, balance.account)
-            self._seen.pop(key, None)
-            self._seen[key] = balance
-        while len(self._seen) > _SEEN_MAX:
-            del self._seen[next(iter(self._seen))]
+            self._seen_balances.pop(key, None)
+            self._seen_balances[key] = balance
+        while len(self._seen_balances) > _SEEN_MAX:
+            del self._seen_balances[next(iter(self._seen_balances))]
 
-    def begin(self, processes: int) -> None:
+    def start_outage(self, processes: int) -> None:
         """Start of an outage. Holds of an earlier outage that are still open count against the allowance."""
         self._processes = max(1, processes)
         self._accounts = {}
         for (project, _), found in self._reservations.items():
-            self._put(project, found.accounts, self._held_here(project, found), ZERO)
+            self._add_to_accounts(project, found.accounts, self._locally_held(project, found), ZERO)
 
     def reserve(self, project: str, request: Reserve, now_ms: int) -> Decision:
         """Decide like a ledger, but against the allowance."""
-        own = replace(request, holds=tuple(self._hold(project, hold) for hold in request.holds))
+        own = replace(request, holds=tuple(self._hold_within_allowance(project, hold) for hold in request.holds))
         accounts = [self._account(project, hold.account) for hold in own.holds]
         found = self._reservations.get((project, request.id))
         if found is not None:
             return repeat_placement(own, found, accounts, now_ms).decision
-        return self._placed(project, place(own, accounts, now_ms))
+        return self._apply_placement(project, place(own, accounts, now_ms))
 
     def adopt(self, project: str, granted: Granted, request: Reserve) -> None:
         """Take over a reservation that the ledger granted before the outage, so that it can be extended during it."""
@@ -73,37 +73,39 @@ class Allowance:
         limits = tuple(hold.limit for hold in request.holds)
         held, tokens, deadline_ms = granted.held, granted.output_tokens, granted.deadline_ms
         key = (project, request.id)
-        self._of_ledger[key] = held
+        self._held_by_ledger[key] = held
         self._reservations[key] = Reservation(
             request.id, request.owner, names, limits, held, tokens, deadline_ms, request.on_lost, b""
         )
 
     def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand, now_ms: int) -> Decision:
-        """Enlarge a reservation that is known here (see `knows`)."""
-        own = [self._hold(project, hold) for hold in holds]
+        """Enlarge a reservation that is known here (see `has_reservation`)."""
+        own = [self._hold_within_allowance(project, hold) for hold in holds]
         accounts = [self._account(project, hold.account) for hold in own]
-        return self._placed(project, extend(self._reservations[project, reservation_id], own, extra, accounts, now_ms))
+        return self._apply_placement(
+            project, extend(self._reservations[project, reservation_id], own, extra, accounts, now_ms)
+        )
 
-    def knows(self, project: str, reservation_id: str) -> bool:
+    def has_reservation(self, project: str, reservation_id: str) -> bool:
         return (project, reservation_id) in self._reservations
 
-    def is_own(self, project: str, reservation_id: str) -> bool:
+    def is_local(self, project: str, reservation_id: str) -> bool:
         """Whether it was granted here, so that the ledger does not know it."""
         key = (project, reservation_id)
-        return key in self._reservations and key not in self._of_ledger
+        return key in self._reservations and key not in self._held_by_ledger
 
     def resolve(self, project: str, reservation_id: str, used: Amount) -> Amount:
         """Free the reservation's hold on the allowance, and count what it used. Returns all that was held."""
         key = (project, reservation_id)
         found = self._reservations.pop(key)
-        freed = self._held_here(project, found)
-        beyond = _rest(used, self._of_ledger.pop(key, ZERO))
-        self._put(project, found.accounts, ZERO - freed, beyond)
+        freed = self._locally_held(project, found)
+        beyond = _nonnegative_difference(used, self._held_by_ledger.pop(key, ZERO))
+        self._add_to_accounts(project, found.accounts, ZERO - freed, beyond)
         return found.held
 
-    def _hold(self, project: str, hold: Hold) -> Hold:
+    def _hold_within_allowance(self, project: str, hold: Hold) -> Hold:
         """The same hold, with the allowance as its limit."""
-        seen = self._seen.get((project, hold.account))
+        seen = self._seen_balances.get((project, hold.account))
         limit = (hold.limit if seen is None else seen.limit).tightened_by(hold.tighten)
         used = ZERO if seen is None else seen.settled + seen.reserved
         share = Limit(*(self._share(limit, used, index) for index in range(3)))
@@ -117,20 +119,20 @@ class Allowance:
     def _account(self, project: str, name: str) -> Account:
         found = self._accounts.get((project, name))
         if found is None:
-            seen = self._seen.get((project, name))
+            seen = self._seen_balances.get((project, name))
             found = Account() if seen is None else Account(gate=seen.gate)
         return found
 
-    def _held_here(self, project: str, found: Reservation) -> Amount:
-        return found.held - self._of_ledger.get((project, found.id), ZERO)
+    def _locally_held(self, project: str, found: Reservation) -> Amount:
+        return found.held - self._held_by_ledger.get((project, found.id), ZERO)
 
-    def _put(self, project: str, names: Sequence[str], reserved: Amount, settled: Amount) -> None:
+    def _add_to_accounts(self, project: str, names: Sequence[str], reserved: Amount, settled: Amount) -> None:
         for name in names:
             before = self._account(project, name)
             after = replace(before, reserved=before.reserved + reserved, settled=before.settled + settled)
             self._accounts[project, name] = after
 
-    def _placed(self, project: str, placement: Placement) -> Decision:
+    def _apply_placement(self, project: str, placement: Placement) -> Decision:
         if placement.reservation is not None:
             self._reservations[project, placement.reservation.id] = placement.reservation
             for name, account in zip(placement.reservation.accounts, placement.accounts, strict=True):
@@ -138,7 +140,7 @@ class Allowance:
         return placement.decision
 
 
-def _rest(whole: Amount, part: Amount) -> Amount:
+def _nonnegative_difference(whole: Amount, part: Amount) -> Amount:
     """`whole` − `part`, but never negative."""
     rest = whole - part
     return Amount(max(0, rest.tokens), max(0, rest.nano_usd), max(0, rest.requests))

@@ -38,7 +38,7 @@ class SteadyClock:
             self._wall_seen_ms = wall_ms
             return self._now_ms
 
-    def be_at_least(self, now_ms: int) -> None:
+    def advance_to(self, now_ms: int) -> None:
         """Take over a time that was seen before this process began."""
         with self._lock:
             if now_ms > self._now_ms:

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-_PACE_S: Final = 0.01
+_INTERVAL_S: Final = 0.01
 
 
 class LoopLag:
     def __init__(self, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self._monotonic_s = monotonic_s
         self._due_s = 0.0
-        self._late_s = 0.0
+        self._lag_s = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -33,11 +33,11 @@ class LoopLag:
     @property
     def total_ms(self) -> float:
         """Since the start, including the current delay. The difference of two readings is the lag between them."""
-        running_late_s = 0.0 if self._task is None else max(0.0, self._monotonic_s() - self._due_s)
-        return (self._late_s + running_late_s) * 1000
+        current_lag_s = 0.0 if self._task is None else max(0.0, self._monotonic_s() - self._due_s)
+        return (self._lag_s + current_lag_s) * 1000
 
     async def _run(self) -> None:
         while True:
-            self._due_s = self._monotonic_s() + _PACE_S
-            await asyncio.sleep(_PACE_S)
-            self._late_s += max(0.0, self._monotonic_s() - self._due_s)
+            self._due_s = self._monotonic_s() + _INTERVAL_S
+            await asyncio.sleep(_INTERVAL_S)
+            self._lag_s += max(0.0, self._monotonic_s() - self._due_s)

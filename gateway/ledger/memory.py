@@ -41,12 +41,12 @@ class MemoryLedger:
 
     async def reserve(self, project: str, request: Reserve) -> Decision:
         checks.check_reserve(request)
-        return _called(self._book.reserve, project, request, self._clock.now_ms())
+        return _call_book(self._book.reserve, project, request, self._clock.now_ms())
 
     async def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand) -> Decision:
         checks.check_holds(holds)
         checks.check_extra(extra)
-        return _called(self._book.extend, project, reservation_id, holds, extra, self._clock.now_ms())
+        return _call_book(self._book.extend, project, reservation_id, holds, extra, self._clock.now_ms())
 
     async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
         checks.check_progress(progress, ttl_ms)
@@ -114,7 +114,7 @@ class MemoryLedger:
         return self._book.purge(limit, self._clock.now_ms())
 
 
-def _called(operation: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+def _call_book(operation: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
     """Call the book, and turn its ValueErrors into errors of the port."""
     try:
         return operation(*arguments, **named)

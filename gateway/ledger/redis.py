@@ -15,13 +15,12 @@ import orjson
 
 from gateway.ledger import checks, redis_outbox
 from gateway.ledger import redis_scripts as scripts
-from gateway.ledger.patience import patiently
 from gateway.ledger.port import EntryKind, ExpiredReservation, LedgerError, OutboxEntry, Progress, Reserve, Resolution
-from gateway.ledger.redis_batches import AT_ONCE, batched, together
+from gateway.ledger.redis_batches import BATCH_SIZE, batched, gather_all
 from gateway.ledger.redis_connection import Argument, Reply
 from gateway.ledger.redis_errors import port_error
 from gateway.ledger.redis_projects import EPOCH_KEY, LOOK_S, Project, Projects, Rebuild
-from gateway.ledger.redis_safety import check_durability, check_servers
+from gateway.ledger.redis_server_checks import check_durability, check_servers
 from gateway.ledger.redis_topology import parse_url, topology_of
 from gateway.ledger.redis_values import (
     amount_at,
@@ -37,6 +36,7 @@ from gateway.ledger.redis_values import (
     resolution_of,
     restored_decisions,
 )
+from gateway.ledger.retries import retry_while_unavailable
 from policies.amounts import Amount, Limit
 from policies.reservation import KEEP_MS, Balance, Decision, Demand, Gate, Granted, Hold, State
 
@@ -98,7 +98,7 @@ class RedisLedger:
         if not at.epoch:
             with port_error():
                 # Often the first request of a process, when all caches are cold: one slow answer is no outage.
-                await patiently(lambda: self._projects.open(at), tries=2)
+                await retry_while_unavailable(lambda: self._projects.open(at), tries=2)
 
     async def now_ms(self) -> int:
         """The ledger's clock, in ms since the epoch."""
@@ -176,12 +176,12 @@ class RedisLedger:
         now_ms = await self.now_ms()
         due: list[tuple[int, str, Project]] = []
         for batch in batched(await self._names()):
-            found = await together(self._due(self._projects.of(name), now_ms, limit) for name in batch)
+            found = await gather_all(self._due(self._projects.of(name), now_ms, limit) for name in batch)
             due.extend(one for part in found for one in part)
         due.sort(key=lambda one: one[:2])
         lost: list[ExpiredReservation] = []
         for some in batched(due[:limit]):
-            outcomes = await together(self._expire(project, reservation_id) for _, reservation_id, project in some)
+            outcomes = await gather_all(self._expire(project, reservation_id) for _, reservation_id, project in some)
             lost.extend(outcome for outcome in outcomes if outcome is not None)
         return lost
 
@@ -216,7 +216,7 @@ class RedisLedger:
             for batch in batched(ids):
                 asked = [(name.decode(), at.key("hold", name.decode())) for name in batch]
                 fields = ("owner", "held", "deadline_ms")
-                found = await together(self._topology.call(at.meta, "HMGET", key, *fields) for _, key in asked)
+                found = await gather_all(self._topology.call(at.meta, "HMGET", key, *fields) for _, key in asked)
                 for (name, _), (owner, held, deadline_ms) in zip(asked, found, strict=True):
                     if deadline_ms is not None:
                         rows.append((name, owner.decode(), amount_of_text(held), int(deadline_ms)))
@@ -330,7 +330,7 @@ class RedisLedger:
     async def _purge(self, project: Project, now_ms: int, limit: int) -> int:
         until_ms, index, forgotten = max(now_ms, project.seen_ms), project.key("keep"), 0
         while forgotten < limit:
-            asked = (index, "-inf", str(until_ms), "LIMIT", "0", str(min(AT_ONCE, limit - forgotten)))
+            asked = (index, "-inf", str(until_ms), "LIMIT", "0", str(min(BATCH_SIZE, limit - forgotten)))
             with port_error():
                 keys = await self._topology.call(project.meta, "ZRANGEBYSCORE", *asked)
             if not keys:

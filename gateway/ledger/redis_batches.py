@@ -10,17 +10,17 @@ from typing import Final, TypeVar
 T = TypeVar("T")
 
 # How many commands of one job are in flight at once.
-AT_ONCE: Final = 64
+BATCH_SIZE: Final = 64
 
 
-def batched(items: Iterable[T], size: int = AT_ONCE) -> Iterable[list[T]]:
+def batched(items: Iterable[T], size: int = BATCH_SIZE) -> Iterable[list[T]]:
     """Lists of at most `size` items."""
     rest = iter(items)
     while batch := list(islice(rest, size)):
         yield batch
 
 
-async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
+async def gather_all(calls: Iterable[Awaitable[T]]) -> list[T]:
     """The results of all calls. If one fails, its error is raised after all have ended, so that nothing goes on unseen."""
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     results: list[T] = []

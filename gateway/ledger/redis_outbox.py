@@ -16,7 +16,7 @@ from typing import Final
 
 from gateway.ledger import redis_scripts as scripts
 from gateway.ledger.port import OutboxEntry
-from gateway.ledger.redis_batches import batched, together
+from gateway.ledger.redis_batches import batched, gather_all
 from gateway.ledger.redis_errors import port_error
 from gateway.ledger.redis_projects import Projects
 from gateway.ledger.redis_values import entry_arguments, entry_of
@@ -56,7 +56,7 @@ async def _sizes(projects: Projects, names: Iterable[str]) -> dict[str, int]:
     with port_error():
         for batch in batched(names):
             keys = [projects.of(name).key("outbox") for name in batch]
-            lengths = await together(projects.topology.call(key, "XLEN", key) for key in keys)
+            lengths = await gather_all(projects.topology.call(key, "XLEN", key) for key in keys)
             found.update((name, length) for name, length in zip(batch, lengths, strict=True) if length)
     return found
 

@@ -26,7 +26,7 @@ from policies.amounts import ZERO, Amount, Limit
 from policies.reservation import Demand, Hold, OnLost
 
 _SUFFIX: Final = ".spool"
-_FRESH: Final = ".fresh"
+_NEW_SUFFIX: Final = ".fresh"
 _log = structlog.get_logger(__name__)
 
 
@@ -47,7 +47,7 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordedEvent:
     """An event without a reservation."""
 
     entry: OutboxEntry
@@ -57,7 +57,7 @@ class Recorded:
         return f"record {self.entry.project} {self.entry.id}"
 
 
-Spooled = Settlement | Recorded
+SpoolRecord = Settlement | RecordedEvent
 
 
 class Spool:
@@ -66,16 +66,16 @@ class Spool:
     def __init__(self, folder: Path, name: str) -> None:
         self._path = folder / f"{name}{_SUFFIX}"
         self._lock = FileLock(self._path)
-        self._thread = _one_thread()
-        self._pending: dict[str, Spooled] = {}
-        self._unwritten: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._thread = _new_executor()
+        self._pending: dict[str, SpoolRecord] = {}
+        self._queued: list[tuple[bytes, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
         self._descriptor = -1
 
     async def open(self) -> None:
         """Read what this and dead processes left behind. Raises OSError if the folder is not writable."""
         loop = asyncio.get_running_loop()
-        self._thread = _one_thread()
+        self._thread = _new_executor()
         self._pending = await loop.run_in_executor(self._thread, self._open)
 
     async def close(self) -> None:
@@ -89,75 +89,77 @@ class Spool:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def pending(self, limit: int = 1000) -> list[Spooled]:
+    def pending(self, limit: int = 1000) -> list[SpoolRecord]:
         """The oldest records that were not forgotten."""
         return list(self._pending.values())[:limit]
 
-    async def append(self, records: Sequence[Spooled]) -> None:
+    async def append(self, records: Sequence[SpoolRecord]) -> None:
         """Returns when the records are on the disk. Raises OSError if they are not; they then still stay in memory."""
         self._pending.update((record.key, record) for record in records)
-        await self._write([_line(_fields(record)) for record in records])
+        await self._append_lines([_encoded_line(_record_fields(record)) for record in records])
 
-    async def forget(self, records: Sequence[Spooled]) -> None:
+    async def forget(self, records: Sequence[SpoolRecord]) -> None:
         """The ledger has them. No fsync: a record that comes back after a crash is recognised by its id."""
         for record in records:
             self._pending.pop(record.key, None)
         loop = asyncio.get_running_loop()
         if self._pending:
-            await loop.run_in_executor(self._thread, self._put, [_line({"done": record.key}) for record in records])
+            await loop.run_in_executor(
+                self._thread, self._write_lines, [_encoded_line({"done": record.key}) for record in records]
+            )
         else:
-            await loop.run_in_executor(self._thread, self._empty)
+            await loop.run_in_executor(self._thread, self._truncate)
 
-    async def reject(self, record: Spooled) -> None:
+    async def reject(self, record: SpoolRecord) -> None:
         """Move a record that the ledger refuses to a separate file, `<name>.rejected`, for people. It is not replayed."""
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._reject, _line(_fields(record)))
+        await loop.run_in_executor(self._thread, self._reject, _encoded_line(_record_fields(record)))
 
-    async def _write(self, lines: Iterable[bytes]) -> None:
+    async def _append_lines(self, lines: Iterable[bytes]) -> None:
         """Callers that arrive while the disk is busy share the next fsync."""
         written = asyncio.get_running_loop().create_future()
-        self._unwritten.append((b"".join(lines), written))
+        self._queued.append((b"".join(lines), written))
         if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write_all())
+            self._writing = asyncio.create_task(self._write_queued())
         await written
 
-    async def _write_all(self) -> None:
+    async def _write_queued(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._unwritten:
-            batch, self._unwritten = self._unwritten, []
-            trouble: OSError | None = None
+        while self._queued:
+            batch, self._queued = self._queued, []
+            failure: OSError | None = None
             try:
-                await loop.run_in_executor(self._thread, self._put_for_sure, [lines for lines, _ in batch])
+                await loop.run_in_executor(self._thread, self._write_durably, [lines for lines, _ in batch])
             except OSError as error:
-                trouble = error
+                failure = error
             for _, written in batch:
                 if written.done():
                     continue
-                if trouble is None:
+                if failure is None:
                     written.set_result(None)
                 else:
-                    written.set_exception(OSError(*trouble.args))
+                    written.set_exception(OSError(*failure.args))
 
-    def _open(self) -> dict[str, Spooled]:
+    def _open(self) -> dict[str, SpoolRecord]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
-        pending = _read(self._path)
+        pending = _read_records(self._path)
         orphans = self._orphans()
         for path, _ in orphans:
-            pending.update(_read(path))
+            pending.update(_read_records(path))
         # Rewritten and moved into place: a crash leaves either the old files or the new one, and thanks to the ids both are
         # equivalent.
-        fresh = self._path.with_suffix(_FRESH)
+        fresh = self._path.with_suffix(_NEW_SUFFIX)
         with fresh.open("wb") as file:
-            file.writelines(_line(_fields(record)) for record in pending.values())
+            file.writelines(_encoded_line(_record_fields(record)) for record in pending.values())
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self._path)
-        _sync_folder(self._path.parent)
+        _fsync_folder(self._path.parent)
         for path, lock in orphans:
             # Another process may have found the same files; it then reads nothing and deletes nothing.
             path.unlink(missing_ok=True)
-            path.with_suffix(_FRESH).unlink(missing_ok=True)
+            path.with_suffix(_NEW_SUFFIX).unlink(missing_ok=True)
             path.with_name(path.name + ".lock").unlink(missing_ok=True)
             lock.release()
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
@@ -167,7 +169,7 @@ class Spool:
         found = []
         folder = self._path.parent
         # A process that died while opening leaves a .fresh file, which only has copies of records in other files.
-        left = {path.with_suffix(_SUFFIX) for pattern in (_SUFFIX, _FRESH) for path in folder.glob(f"*{pattern}")}
+        left = {path.with_suffix(_SUFFIX) for pattern in (_SUFFIX, _NEW_SUFFIX) for path in folder.glob(f"*{pattern}")}
         for path in sorted(left):
             lock = FileLock(path)
             if path == self._path:
@@ -184,13 +186,13 @@ class Spool:
         self._descriptor = -1
         self._lock.release()
 
-    def _put(self, lines: Sequence[bytes]) -> None:
+    def _write_lines(self, lines: Sequence[bytes]) -> None:
         data = b"".join(lines)
         while data:
             data = data[os.write(self._descriptor, data) :]
 
-    def _put_for_sure(self, lines: Sequence[bytes]) -> None:
-        self._put(lines)
+    def _write_durably(self, lines: Sequence[bytes]) -> None:
+        self._write_lines(lines)
         os.fsync(self._descriptor)
 
     def _reject(self, line: bytes) -> None:
@@ -199,16 +201,16 @@ class Spool:
             file.flush()
             os.fsync(file.fileno())
 
-    def _empty(self) -> None:
+    def _truncate(self) -> None:
         os.ftruncate(self._descriptor, 0)
 
 
-def _one_thread() -> ThreadPoolExecutor:
+def _new_executor() -> ThreadPoolExecutor:
     """Disk work in the order it was requested. The thread starts with the first piece of work."""
     return ThreadPoolExecutor(1, thread_name_prefix="spool")
 
 
-def _sync_folder(folder: Path) -> None:
+def _fsync_folder(folder: Path) -> None:
     """A new file's name is only on the disk once its folder is synced."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -217,14 +219,14 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _line(fields: dict[str, Any]) -> bytes:
+def _encoded_line(fields: dict[str, Any]) -> bytes:
     body = orjson.dumps(fields)
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
-def _read(path: Path) -> dict[str, Spooled]:
+def _read_records(path: Path) -> dict[str, SpoolRecord]:
     """The records of a file that were not forgotten. Damaged and incomplete lines are skipped and logged."""
-    pending: dict[str, Spooled] = {}
+    pending: dict[str, SpoolRecord] = {}
     if not path.exists():
         return pending
     *lines, torn = path.read_bytes().split(b"\n")
@@ -237,15 +239,15 @@ def _read(path: Path) -> dict[str, Spooled]:
         if "done" in fields:
             pending.pop(fields["done"], None)
         else:
-            record = _record(fields)
+            record = _parse_record(fields)
             pending[record.key] = record
     if torn:
         _log.warning("spool_line_torn", file=path.name)
     return pending
 
 
-def _fields(record: Spooled) -> dict[str, Any]:
-    if isinstance(record, Recorded):
+def _record_fields(record: SpoolRecord) -> dict[str, Any]:
+    if isinstance(record, RecordedEvent):
         return {"entry": _entry_fields(record.entry)}
     request = record.request
     return {
@@ -258,10 +260,10 @@ def _fields(record: Spooled) -> dict[str, Any]:
     }
 
 
-def _record(fields: dict[str, Any]) -> Spooled:
+def _parse_record(fields: dict[str, Any]) -> SpoolRecord:
     if "entry" in fields:
-        return Recorded(_entry(fields["entry"]))
-    request = None if fields["request"] is None else _request(fields["id"], fields["request"])
+        return RecordedEvent(_parse_entry(fields["entry"]))
+    request = None if fields["request"] is None else _parse_request(fields["id"], fields["request"])
     used, held = Amount(*fields["used"]), Amount(*fields["held"])
     return Settlement(fields["project"], fields["id"], used, b64decode(fields["detail"]), request, held)
 
@@ -288,7 +290,7 @@ def _request_fields(request: Reserve) -> dict[str, Any]:
     }
 
 
-def _request(reservation_id: str, fields: dict[str, Any]) -> Reserve:
+def _parse_request(reservation_id: str, fields: dict[str, Any]) -> Reserve:
     holds = tuple(
         Hold(account, Limit(*limit), Limit(*tighten), enforce, keep_ms)
         for account, limit, tighten, enforce, keep_ms in fields["holds"]
@@ -313,7 +315,7 @@ def _entry_fields(entry: OutboxEntry) -> dict[str, Any]:
     }
 
 
-def _entry(fields: dict[str, Any]) -> OutboxEntry:
+def _parse_entry(fields: dict[str, Any]) -> OutboxEntry:
     return OutboxEntry(
         position="",
         id=fields["id"],

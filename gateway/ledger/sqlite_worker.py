@@ -171,7 +171,7 @@ class SqliteWorker:
         connection = self._file.connection
         meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
         self.epoch = meta["epoch"]
-        self.clock.be_at_least(meta["highest_ms"])
+        self.clock.advance_to(meta["highest_ms"])
         self._shelf = SqliteShelf(connection, self.clock.now_ms())
         self.book = Book(self._shelf)
 

@@ -15,7 +15,7 @@ from gateway.ledger.port import LedgerError, LedgerUnavailable, Progress
 from gateway.ledger.redis import RedisLedger
 from gateway.ledger.redis_connection import RedisRefused
 from gateway.ledger.redis_errors import as_port_error
-from gateway.ledger.redis_safety import check_server
+from gateway.ledger.redis_server_checks import check_server
 from policies.amounts import Limit
 from policies.reservation import Demand, Gate, Granted, Hold, Refusal, Refused, State
 from tests.faults.chaos_proxy import ChaosProxy, chaos

@@ -287,7 +287,7 @@ class TestUnavailable:
     async def test_calls_never_sent_are_not_voided_after_recovery(
         self, proxy: ChaosProxy, gateway: OutageLedger, server: RedisServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("gateway.ledger.outage._UNWANTED_AFTER_S", 0.0)
+        monkeypatch.setattr("gateway.ledger.outage._VOID_UNWANTED_AFTER_S", 0.0)
         await take_down(proxy, gateway)
         for number in range(500):
             with pytest.raises(LedgerUnavailable):
@@ -550,7 +550,7 @@ class TestLocalAllowance:
 async def test_hold_whose_reply_never_arrived_is_voided(
     proxy: ChaosProxy, gateway: OutageLedger, direct_ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.ledger.outage._UNWANTED_AFTER_S", 0.2)
+    monkeypatch.setattr("gateway.ledger.outage._VOID_UNWANTED_AFTER_S", 0.2)
     await gateway.reserve("p", reserve_request("c0", 1))
     proxy.replies_lost = 1_000
     with pytest.raises(LedgerUnavailable):
@@ -562,14 +562,14 @@ async def test_hold_whose_reply_never_arrived_is_voided(
             await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize("grace_after_s", [0.0, 60.0], ids=["long-outage", "short-outage"])
+@pytest.mark.parametrize("grace_min_outage_s", [0.0, 60.0], ids=["long-outage", "short-outage"])
 async def test_holds_are_not_swept_right_after_a_long_outage(
-    proxy: ChaosProxy, tmp_path: Path, direct_ledger: RedisLedger, grace_after_s: float
+    proxy: ChaosProxy, tmp_path: Path, direct_ledger: RedisLedger, grace_min_outage_s: float
 ) -> None:
     engine = RedisLedger(proxy.url, deadline_ms=2_000)
     spool = Spool(tmp_path, "one")
     gateway = OutageLedger(
-        engine, spool, slow_ms=1_500, probe_s=PROBE_S, sweep_grace_s=60.0, grace_after_s=grace_after_s
+        engine, spool, slow_ms=1_500, probe_s=PROBE_S, sweep_grace_s=60.0, grace_min_outage_s=grace_min_outage_s
     )
     await gateway.open()
     try:
@@ -577,7 +577,7 @@ async def test_holds_are_not_swept_right_after_a_long_outage(
         await take_down(proxy, gateway)
         await bring_back(proxy, gateway)
         swept = await gateway.expire_due()
-        if grace_after_s:
+        if grace_min_outage_s:
             assert [lost.id for lost in swept] == ["c1"], "no renewal was missed"
         else:
             assert swept == ()

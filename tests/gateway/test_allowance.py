@@ -47,8 +47,8 @@ def test_allowance_is_the_unspent_part_of_the_limit_divided_among_processes(
 ) -> None:
     allowance = Allowance()
     if balance is not None:
-        allowance.saw("p", [balance])
-    allowance.begin(processes)
+        allowance.record_balances("p", [balance])
+    allowance.start_outage(processes)
     given, narrower = Limit(tokens=request_limit), Limit(tokens=tighten)
     assert not fits(allowance, ask("more", most + 1, limit=given, tighten=narrower))
     assert most == 0 or fits(allowance, ask("most", most, limit=given, tighten=narrower))
@@ -56,14 +56,14 @@ def test_allowance_is_the_unspent_part_of_the_limit_divided_among_processes(
 
 def test_unlimited_account_grants_any_amount() -> None:
     allowance = Allowance()
-    allowance.begin(4)
+    allowance.start_outage(4)
     assert fits(allowance, ask("c1", 10**9))
 
 
 def test_observed_budget_grants_and_reports_the_breach() -> None:
     allowance = Allowance()
-    allowance.saw("p", [seen(100, 100)])
-    allowance.begin(1)
+    allowance.record_balances("p", [seen(100, 100)])
+    allowance.start_outage(1)
     got = allowance.reserve("p", ask("c1", 10, enforce=False), NOW_MS)
     assert isinstance(got, Granted)
     assert got.breaches == (RUN,)
@@ -71,8 +71,8 @@ def test_observed_budget_grants_and_reports_the_breach() -> None:
 
 def test_paused_run_is_refused() -> None:
     allowance = Allowance()
-    allowance.saw("p", [seen(100, gate=Gate.PAUSED)])
-    allowance.begin(1)
+    allowance.record_balances("p", [seen(100, gate=Gate.PAUSED)])
+    allowance.start_outage(1)
     no = allowance.reserve("p", ask("c1", 1), NOW_MS)
     assert isinstance(no, Refused)
     assert no.reason is Refusal.GATE
@@ -80,8 +80,8 @@ def test_paused_run_is_refused() -> None:
 
 def test_settled_amount_stays_used_and_the_rest_is_released() -> None:
     allowance = Allowance()
-    allowance.saw("p", [seen(100)])
-    allowance.begin(1)
+    allowance.record_balances("p", [seen(100)])
+    allowance.start_outage(1)
     assert fits(allowance, ask("c1", 100))
     assert allowance.resolve("p", "c1", tokens(60)) == tokens(100)
     assert not fits(allowance, ask("c2", 41))
@@ -90,8 +90,8 @@ def test_settled_amount_stays_used_and_the_rest_is_released() -> None:
 
 def test_overrun_reduces_the_allowance() -> None:
     allowance = Allowance()
-    allowance.saw("p", [seen(100)])
-    allowance.begin(1)
+    allowance.record_balances("p", [seen(100)])
+    allowance.start_outage(1)
     assert fits(allowance, ask("c1", 50))
     allowance.resolve("p", "c1", tokens(70))
     assert not fits(allowance, ask("c2", 31))
@@ -99,10 +99,10 @@ def test_overrun_reduces_the_allowance() -> None:
 
 def test_second_outage_counts_holds_still_open_from_the_first() -> None:
     allowance = Allowance()
-    allowance.saw("p", [seen(100)])
-    allowance.begin(1)
+    allowance.record_balances("p", [seen(100)])
+    allowance.start_outage(1)
     assert fits(allowance, ask("c1", 70))
-    allowance.begin(1)
+    allowance.start_outage(1)
     assert not fits(allowance, ask("c2", 31))
     allowance.resolve("p", "c1", tokens(0))
     assert fits(allowance, ask("c3", 100))
@@ -113,14 +113,14 @@ def test_resolving_a_ledger_hold_releases_only_its_extension() -> None:
     allowance = Allowance()
     request = ask("c1", 40, limit=Limit(tokens=100))
     balance = seen(100, reserved=40)
-    allowance.saw("p", [balance])
-    allowance.begin(1)
+    allowance.record_balances("p", [balance])
+    allowance.start_outage(1)
     granted = Granted("c1", 40, tokens(40), NOW_MS + 60_000, NOW_MS, (balance,))
     allowance.adopt("p", granted, request)
     more = allowance.extend("p", "c1", request.holds, Demand(0, 30, 30, requests=0), NOW_MS)
     assert isinstance(more, Granted)
     assert more.held == tokens(70)
-    assert not allowance.is_own("p", "c1")
+    assert not allowance.is_local("p", "c1")
     assert not fits(allowance, ask("c2", 31))
     assert allowance.resolve("p", "c1", tokens(50)) == tokens(70)
     assert not fits(allowance, ask("c3", 51))
@@ -129,7 +129,7 @@ def test_resolving_a_ledger_hold_releases_only_its_extension() -> None:
 
 def test_projects_have_separate_allowances() -> None:
     allowance = Allowance()
-    allowance.saw("p", [seen(10)])
-    allowance.begin(1)
+    allowance.record_balances("p", [seen(10)])
+    allowance.start_outage(1)
     assert not fits(allowance, ask("c1", 11, limit=Limit(tokens=100)))
     assert isinstance(allowance.reserve("q", ask("c1", 11, limit=Limit(tokens=100)), NOW_MS), Granted)

@@ -50,11 +50,11 @@ def test_catches_up_ms_by_ms() -> None:
 def test_takes_over_the_time_of_an_earlier_process() -> None:
     source = Wall(1_000)
     clock = SteadyClock(source)
-    clock.be_at_least(5_000)
+    clock.advance_to(5_000)
     assert clock.now_ms() == 5_000
     source.now_ms = 1_100
     assert clock.now_ms() == 5_050
-    clock.be_at_least(3)
+    clock.advance_to(3)
     assert clock.now_ms() == 5_050
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gateway.ledger.port import EntryKind, OutboxEntry, Reserve
-from gateway.ledger.spool import Recorded, Settlement, Spool
+from gateway.ledger.spool import RecordedEvent, Settlement, Spool
 from gateway.store.file_lock import FileLocked
 from policies.amounts import Amount, Limit
 from policies.reservation import Demand, Hold, OnLost
@@ -24,7 +24,7 @@ HOLDS = (Hold("step:ä/\n", Limit(tokens=5), Limit(nano_usd=7), enforce=False, k
 REQUEST = Reserve("c1", "gateway-1", HOLDS, NO_DEMAND, 60_000, b'{"draft":1}', OnLost.RELEASE)
 FULL = Settlement("p", "c1", Amount(1, 2, 3), b"\x00\xff not JSON", REQUEST, Amount(4, 5, 6))
 BARE = Settlement("p", "c2", Amount(2**53 - 1), b"")
-EVENT = Recorded(OutboxEntry("", "e1", EntryKind.RECORDED, "p", Amount(1), 5, b"{}", b"{1}", Amount(0, 1)))
+EVENT = RecordedEvent(OutboxEntry("", "e1", EntryKind.RECORDED, "p", Amount(1), 5, b"{}", b"{1}", Amount(0, 1)))
 
 
 @asynccontextmanager

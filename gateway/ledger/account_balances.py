@@ -8,16 +8,16 @@ from typing import Final, Protocol
 from gateway.ledger.redis_batches import batched
 from policies.reservation import Balance
 
-_AT_ONCE: Final = 200
+_BATCH_SIZE: Final = 200
 
 
-class Readable(Protocol):
+class BalanceReader(Protocol):
     async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]: ...
 
 
-async def balances_by_account(ledger: Readable, project: str, accounts: Iterable[str]) -> dict[str, Balance]:
+async def balances_by_account(ledger: BalanceReader, project: str, accounts: Iterable[str]) -> dict[str, Balance]:
     """Raises LedgerUnavailable."""
-    found: dict[str, Balance] = {}
-    for some in batched(accounts, _AT_ONCE):
-        found |= zip(some, await ledger.balances(project, some), strict=True)
-    return found
+    balances: dict[str, Balance] = {}
+    for batch in batched(accounts, _BATCH_SIZE):
+        balances |= zip(batch, await ledger.balances(project, batch), strict=True)
+    return balances

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.ledger.breaker import Breaker
+from gateway.ledger.circuit_breaker import CircuitBreaker
 
 SLOW_MS = 80
 
@@ -15,11 +15,11 @@ def after(story: str) -> Breaker:
     return breaker
 
 
-def happen(breaker: Breaker, event: str, asked_at_s: float, now_s: float) -> None:
+def happen(breaker: CircuitBreaker, event: str, started_at_s: float, now_s: float) -> None:
     if event == "f":
-        breaker.failed(asked_at_s, now_s)
+        breaker.record_failure(started_at_s, now_s)
     else:
-        breaker.answered(asked_at_s, now_s, SLOW_MS + 1 if event == "s" else SLOW_MS)
+        breaker.record_answer(started_at_s, now_s, SLOW_MS + 1 if event == "s" else SLOW_MS)
 
 
 @pytest.mark.parametrize(

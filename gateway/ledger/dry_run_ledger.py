@@ -11,7 +11,7 @@ from policies.amounts import UNLIMITED, Limit
 from policies.reservation import Account, Balance, Decision, Hold
 
 
-class ScratchLedger(MemoryLedger):
+class DryRunLedger(MemoryLedger):
     """Accounts are copied on first use. `overrides` are the operators' overrides by account, because the original's balances
     combine them with what callers have tightened. Raises `LedgerUnavailable` like the original."""
 
@@ -25,14 +25,14 @@ class ScratchLedger(MemoryLedger):
         return await self._ledger.now_ms()
 
     async def reserve(self, project: str, request: Reserve) -> Decision:
-        await self._copy(project, [hold.account for hold in request.holds])
+        await self._copy_accounts(project, [hold.account for hold in request.holds])
         return await super().reserve(project, request)
 
     async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]:
-        await self._copy(project, accounts)
+        await self._copy_accounts(project, accounts)
         return await super().balances(project, accounts)
 
-    async def _copy(self, project: str, accounts: Sequence[str]) -> None:
+    async def _copy_accounts(self, project: str, accounts: Sequence[str]) -> None:
         missing = [name for name in accounts if (project, name) not in self._copied]
         if not missing:
             return
@@ -49,7 +49,7 @@ class ScratchLedger(MemoryLedger):
             self._book.storage.put_account(project, balance.account, account)
             self._copied.add((project, balance.account))
 
-    def in_force(self, project: str, hold: Hold, balance: Balance) -> Balance:
+    def with_effective_limit(self, project: str, hold: Hold, balance: Balance) -> Balance:
         """The balance of a copied account, with the limit that applies to a call with this hold."""
         account = self._book.storage.account(project, hold.account) or Account()
         return replace(balance, limit=account.effective_limit(hold.limit, hold.tighten))

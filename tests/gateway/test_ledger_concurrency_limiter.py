@@ -1,4 +1,4 @@
-"""Places of operations under way, and the line before them."""
+"""The limit on operations in flight, and the queue of those that wait."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import asyncio
 
 import pytest
 
-from gateway.ledger.in_flight import InFlight
+from gateway.ledger.concurrency_limiter import ConcurrencyLimiter
 from gateway.ledger.port import LedgerUnavailable
 
 
 class Story:
     """Callers by name, who enter and stay until they are told to leave."""
 
-    def __init__(self, at_once: int, patience_s: float = 60.0) -> None:
-        self.in_flight = InFlight(at_once, patience_s)
+    def __init__(self, in_flight_max: int, queue_wait_max_s: float = 60.0) -> None:
+        self.limiter = ConcurrencyLimiter(in_flight_max, queue_wait_max_s)
         self.entered: list[str] = []
-        self._leave: dict[str, asyncio.Event] = {}
+        self._release: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
     async def come(self, names: str) -> None:
         for name in names:
-            self._leave[name] = asyncio.Event()
+            self._release[name] = asyncio.Event()
             self.tasks[name] = asyncio.create_task(self._stay(name))
         await turns()
 
-    async def leave(self, names: str) -> None:
+    async def release(self, names: str) -> None:
         for name in names:
-            self._leave[name].set()
+            self._release[name].set()
         await turns()
 
     async def _stay(self, name: str) -> None:
-        await self.in_flight.enter()
+        await self.limiter.acquire()
         try:
             self.entered.append(name)
-            await self._leave[name].wait()
+            await self._release[name].wait()
         finally:
-            self.in_flight.leave()
+            self.limiter.release()
 
 
 async def turns() -> None:
@@ -45,68 +45,68 @@ async def turns() -> None:
 
 
 async def test_those_who_wait_go_in_the_order_in_which_they_came() -> None:
-    story = Story(at_once=2)
+    story = Story(in_flight_max=2)
     await story.come("abcde")
     assert story.entered == ["a", "b"]
-    await story.leave("b")
+    await story.release("b")
     assert story.entered == ["a", "b", "c"]
     await story.come("f")
-    await story.leave("ac")
+    await story.release("ac")
     assert story.entered == ["a", "b", "c", "d", "e"]
-    await story.leave("de")
+    await story.release("de")
     await story.come("g")
     assert story.entered == ["a", "b", "c", "d", "e", "f", "g"]
 
 
 async def test_who_comes_in_the_moment_of_a_change_does_not_push_in() -> None:
-    story = Story(at_once=1)
+    story = Story(in_flight_max=1)
     await story.come("ab")
-    story._leave["a"].set()
+    story._release["a"].set()
     await story.come("c")
     assert story.entered == ["a", "b"]
 
 
 async def test_a_caller_who_gave_up_in_the_line_is_passed_over() -> None:
-    story = Story(at_once=1)
+    story = Story(in_flight_max=1)
     await story.come("abc")
     story.tasks["b"].cancel()
-    await story.leave("a")
+    await story.release("a")
     assert story.entered == ["a", "c"]
 
 
 async def test_a_place_given_to_a_caller_who_gives_up_then_goes_on() -> None:
-    story = Story(at_once=1)
+    story = Story(in_flight_max=1)
     await story.come("abc")
-    story._leave["a"].set()
+    story._release["a"].set()
     # One turn for `a` to leave; `b` has the place, and has not heard of it yet.
     await asyncio.sleep(0)
     story.tasks["b"].cancel()
     await turns()
     assert story.entered == ["a", "c"]
-    await story.leave("c")
+    await story.release("c")
     await story.come("d")
     assert story.entered == ["a", "c", "d"]
 
 
 async def test_all_who_wait_are_turned_away_and_those_under_way_are_not() -> None:
-    story = Story(at_once=1)
+    story = Story(in_flight_max=1)
     await story.come("abc")
-    story.in_flight.turn_away("the ledger is away")
+    story.limiter.reject_queued("the ledger is away")
     await turns()
     for name in "bc":
         with pytest.raises(LedgerUnavailable, match="is away"):
             await story.tasks[name]
     assert not story.tasks["a"].done()
-    await story.leave("a")
+    await story.release("a")
     await story.come("d")
     assert story.entered == ["a", "d"]
 
 
 async def test_nobody_waits_for_ever() -> None:
-    story = Story(at_once=1, patience_s=0.05)
+    story = Story(in_flight_max=1, queue_wait_max_s=0.05)
     await story.come("ab")
     with pytest.raises(LedgerUnavailable, match="cannot keep up"):
         await story.tasks["b"]
-    await story.leave("a")
+    await story.release("a")
     await story.come("c")
     assert story.entered == ["a", "c"]
