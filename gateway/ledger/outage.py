@@ -18,7 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, ParamSpec, Protocol, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 import structlog
 
@@ -29,9 +29,9 @@ from gateway.ledger.clock import wall_clock_ms
 from gateway.ledger.concurrency_limiter import ConcurrencyLimiter
 from gateway.ledger.loop_lag import LoopLag
 from gateway.ledger.port import (
+    BackingLedger,
     CountersMissing,
     ExpiredReservation,
-    Ledger,
     LedgerError,
     LedgerUnavailable,
     OutboxEntry,
@@ -62,22 +62,6 @@ _VOID_UNWANTED_AFTER_S: Final = 5.0
 _REPLAY_BATCH: Final = 200
 _REMEMBERED_MAX: Final = 100_000
 _log = structlog.get_logger(__name__)
-
-
-class BackingLedger(Ledger, Protocol):
-    """A ledger that may be unreachable for a while, and can be told afterwards what happened meanwhile."""
-
-    @property
-    def warnings(self) -> tuple[str, ...]: ...
-
-    async def book(self, project: str, request: Reserve, held: Amount, used: Amount, detail: bytes) -> Resolution:
-        """Settle a reservation that the ledger may never have seen."""
-
-    async def ready(self, project: str) -> None:
-        """Return when the project's counters are known. Raises `CountersMissing` if they are not after a while."""
-
-    async def processes(self) -> int:
-        """Announce this process, and count those that are alive. Writes, so that it fails if writing fails."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from policies.reservation import Balance, Decision, Demand, Gate, Hold, Progress
 from policies.settlement import EntryKind, ExpiredReservation, OutboxEntry, Resolution
 
 __all__ = [
+    "BackingLedger",
     "EntryKind",
     "ExpiredReservation",
     "Ledger",
@@ -145,3 +146,19 @@ class Ledger(Protocol):
 
     async def purge(self, limit: int = 1000) -> int:
         """Forget accounts and reservations whose keep time is over (resolved: 1 h, expired: 7 days). Returns how many."""
+
+
+class BackingLedger(Ledger, Protocol):
+    """A ledger that may be unreachable for a while, and can be told afterwards what happened meanwhile."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+
+    async def book(self, project: str, request: Reserve, held: Amount, used: Amount, detail: bytes) -> Resolution:
+        """Settle a reservation that the ledger may never have seen."""
+
+    async def ready(self, project: str) -> None:
+        """Return when the project's counters are known. Raises `CountersMissing` if they are not after a while."""
+
+    async def processes(self) -> int:
+        """Announce this process, and count those that are alive. Writes, so that it fails if writing fails."""
