@@ -21,8 +21,8 @@ from starlette.responses import RedirectResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
 
-from gateway.answers.engine import shelf_of
-from gateway.answers.port import Room
+from gateway.answers.engine import answer_storage_for
+from gateway.answers.port import AnswerLimits
 from gateway.bookkeeping.flusher import Flusher
 from gateway.bookkeeping.heartbeat import Heartbeat
 from gateway.bookkeeping.rebuilding import Rebuilding
@@ -157,8 +157,8 @@ class Application:
             clock_ms=wall_clock_ms,
             timer_s=time.monotonic,
         )
-        room = Room(config.answers.bytes_max, config.answers.answer_bytes_max)
-        self._shelf = shelf_of(config.storage.ledger, room, wall_clock_ms)
+        limits = AnswerLimits(config.answers.bytes_max, config.answers.answer_bytes_max)
+        self._answer_storage = answer_storage_for(config.storage.ledger, limits, wall_clock_ms)
         self._handler, intake = self._pipeline()
         self._front = RequestRouter(
             protocols=PROTOCOLS,
@@ -228,7 +228,7 @@ class Application:
         for part in watching:
             part.start()
             stack.push_async_callback(part.stop)
-        stack.push_async_callback(self._shelf.close)
+        stack.push_async_callback(self._answer_storage.close)
         stack.push_async_callback(parts.forwarder.close)
         stack.push_async_callback(self._handler.drain)
         await parts.orchestration.start()
@@ -298,8 +298,8 @@ class Application:
             in_flight=self._heartbeat,
             ledger=parts.ledger,
             concurrency=parts.concurrency,
-            idempotency=Idempotency(self._shelf, keep_ms=int(config.answers.idempotency_seconds * 1000)),
-            cache=AnswerCache(parts.pool.cache_ttl_s, self._shelf),
+            idempotency=Idempotency(self._answer_storage, keep_ms=int(config.answers.idempotency_seconds * 1000)),
+            cache=AnswerCache(parts.pool.cache_ttl_s, self._answer_storage),
             loop_breaker=LoopBreaker(parts.ledger, parts.alerts, config.loops),
             new_run_limit=NewRunLimit(config.server.new_runs_per_minute_max, time.monotonic),
             new_id=parts.ids.new,

@@ -1,4 +1,4 @@
-"""Chooses the shelf that matches the ledger: with the same lifetime, and shared by the same processes."""
+"""Chooses the answer storage that matches the ledger: with the same lifetime, and shared by the same processes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from gateway.answers.memory import MemoryShelf
-from gateway.answers.port import AnswerShelf, Room
-from gateway.answers.sqlite import SqliteShelf, file_beside
+from gateway.answers.memory import MemoryAnswerStorage
+from gateway.answers.port import AnswerLimits, AnswerStorage
+from gateway.answers.sqlite import SqliteAnswerStorage, file_beside
 
 _SQLITE: Final = "sqlite:///"
 
 
-def shelf_of(ledger_url: str, room: Room, clock_ms: Callable[[], int]) -> AnswerShelf:
+def answer_storage_for(ledger_url: str, limits: AnswerLimits, clock_ms: Callable[[], int]) -> AnswerStorage:
     if ledger_url.startswith("memory://"):
-        return MemoryShelf(room, clock_ms)
+        return MemoryAnswerStorage(limits, clock_ms)
     if ledger_url.startswith(_SQLITE):
-        return SqliteShelf(file_beside(Path(ledger_url.removeprefix(_SQLITE))), room, clock_ms)
-    from gateway.answers.redis import RedisShelf  # most gateways have no Redis
+        return SqliteAnswerStorage(file_beside(Path(ledger_url.removeprefix(_SQLITE))), limits, clock_ms)
+    from gateway.answers.redis import RedisAnswerStorage  # most gateways have no Redis
 
-    return RedisShelf(ledger_url, room)
+    return RedisAnswerStorage(ledger_url, limits)

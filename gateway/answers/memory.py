@@ -1,4 +1,4 @@
-"""The in-memory twin of the other shelves, and the claims of all engines that belong to one process."""
+"""The in-memory twin of the other answer storages, and the claims of all engines that belong to one process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gateway.answers.port import Claimed, KeptAnswer, Room, Slot
+from gateway.answers.port import AnswerLimits, Claimed, Slot, StoredAnswer
 
 
 class ProcessClaims:
@@ -28,9 +28,9 @@ class ProcessClaims:
 
 
 @dataclass(slots=True)
-class _Kept:
+class _StoredEntry:
     expires_ms: int
-    answer: KeptAnswer
+    answer: StoredAnswer
 
 
 @dataclass(slots=True)
@@ -38,25 +38,25 @@ class _Answers:
     """The answers of one use in one project. `ends` may contain answers that were replaced, which are skipped."""
 
     size: int = 0
-    kept: dict[str, _Kept] = field(default_factory=dict)
+    stored: dict[str, _StoredEntry] = field(default_factory=dict)
     ends: list[tuple[int, str]] = field(default_factory=list)
 
 
-class MemoryShelf:
+class MemoryAnswerStorage:
     renew_s = None
 
-    def __init__(self, room: Room, clock_ms: Callable[[], int]) -> None:
-        self._room = room
+    def __init__(self, limits: AnswerLimits, clock_ms: Callable[[], int]) -> None:
+        self._limits = limits
         self._clock_ms = clock_ms
         self._claims = ProcessClaims()
-        self._rooms: dict[tuple[str, str], _Answers] = {}
+        self._partitions: dict[tuple[str, str], _Answers] = {}
 
-    async def find(self, slot: Slot) -> KeptAnswer | None:
-        answers = self._rooms.get((slot.use, slot.project))
-        kept = answers.kept.get(slot.key) if answers is not None else None
-        return kept.answer if kept is not None and kept.expires_ms > self._clock_ms() else None
+    async def find(self, slot: Slot) -> StoredAnswer | None:
+        answers = self._partitions.get((slot.use, slot.project))
+        stored = answers.stored.get(slot.key) if answers is not None else None
+        return stored.answer if stored is not None and stored.expires_ms > self._clock_ms() else None
 
-    async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> KeptAnswer | Claimed | None:
+    async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> StoredAnswer | Claimed | None:
         return await self.find(slot) or self._claims.claim(slot, fingerprint, owner)
 
     async def renew(self, slot: Slot, owner: str) -> None:
@@ -65,27 +65,27 @@ class MemoryShelf:
     async def release(self, slot: Slot, owner: str) -> None:
         self._claims.release(slot, owner)
 
-    async def keep(self, slot: Slot, answer: KeptAnswer, ttl_ms: int) -> bool:
+    async def put(self, slot: Slot, answer: StoredAnswer, ttl_ms: int) -> bool:
         self._claims.end(slot)
-        if not self._room.takes(answer):
+        if not self._limits.accepts(answer):
             return False
         now_ms = self._clock_ms()
-        answers = self._rooms.setdefault((slot.use, slot.project), _Answers())
-        _forget(answers, slot.key)
-        while answers.ends and (answers.ends[0][0] <= now_ms or answers.size + answer.size > self._room.bytes_max):
+        answers = self._partitions.setdefault((slot.use, slot.project), _Answers())
+        _remove(answers, slot.key)
+        while answers.ends and (answers.ends[0][0] <= now_ms or answers.size + answer.size > self._limits.bytes_max):
             expires_ms, key = heapq.heappop(answers.ends)
-            if key in answers.kept and answers.kept[key].expires_ms == expires_ms:
-                _forget(answers, key)
-        answers.kept[slot.key] = _Kept(now_ms + ttl_ms, answer)
+            if key in answers.stored and answers.stored[key].expires_ms == expires_ms:
+                _remove(answers, key)
+        answers.stored[slot.key] = _StoredEntry(now_ms + ttl_ms, answer)
         answers.size += answer.size
         heapq.heappush(answers.ends, (now_ms + ttl_ms, slot.key))
         return True
 
     async def close(self) -> None:
-        self._rooms.clear()
+        self._partitions.clear()
 
 
-def _forget(answers: _Answers, key: str) -> None:
-    kept = answers.kept.pop(key, None)
-    if kept is not None:
-        answers.size -= kept.answer.size
+def _remove(answers: _Answers, key: str) -> None:
+    stored = answers.stored.pop(key, None)
+    if stored is not None:
+        answers.size -= stored.answer.size

@@ -1,7 +1,7 @@
 """The port for stored answers. An embedded gateway has a file, several gateways have Redis, tests have memory.
 
-There are two uses, each with its own room in every project: answers under an `Idempotency-Key`, and the exact-match cache. A
-full room evicts what expires soonest; no project's answers evict those of another.
+There are two uses, each with its own limits in every project: answers under an `Idempotency-Key`, and the exact-match cache. A
+full storage evicts what expires soonest; no project's answers evict those of another.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ Use = Literal["idempotency", "cache"]
 ENTRY_BYTES: Final = 1024
 
 
-class ShelfUnavailable(Exception):
-    """The shelf cannot be reached or written now. The message says why."""
+class AnswerStorageUnavailable(Exception):
+    """The storage cannot be reached or written now. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptAnswer:
+class StoredAnswer:
     """A successful answer. `fingerprint` distinguishes its request from another one under the same key."""
 
     fingerprint: bytes
@@ -37,7 +37,7 @@ class KeptAnswer:
 
     @property
     def size(self) -> int:
-        """The bytes that count against a room."""
+        """The bytes that count against the limit."""
         return len(self.body) + ENTRY_BYTES
 
 
@@ -49,34 +49,34 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class AnswerLimits:
     """`bytes_max` for one use in one project. A single answer above `answer_bytes_max` is not kept."""
 
     bytes_max: int = 64 * 1024 * 1024
     answer_bytes_max: int = 8 * 1024 * 1024
 
-    def takes(self, answer: KeptAnswer) -> bool:
+    def accepts(self, answer: StoredAnswer) -> bool:
         return len(answer.body) <= self.answer_bytes_max and answer.size <= self.bytes_max
 
 
-class AnswerShelf(Protocol):
-    """Every method may raise `ShelfUnavailable`. An `owner` is the id of a call."""
+class AnswerStorage(Protocol):
+    """Every method may raise `AnswerStorageUnavailable`. An `owner` is the id of a call."""
 
     @property
     def renew_s(self) -> float | None:
         """How often an owner has to renew its claim; None: claims end with their owner's process."""
 
-    async def find(self, slot: Slot) -> KeptAnswer | None: ...
+    async def find(self, slot: Slot) -> StoredAnswer | None: ...
 
-    async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> KeptAnswer | Claimed | None:
-        """None: the caller owns the claim, and has to `keep` or `release`. Claiming again changes nothing."""
+    async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> StoredAnswer | Claimed | None:
+        """None: the caller owns the claim, and has to `put` or `release`. Claiming again changes nothing."""
 
     async def renew(self, slot: Slot, owner: str) -> None: ...
 
     async def release(self, slot: Slot, owner: str) -> None:
         """There will be no answer. Does nothing unless the owner has the claim."""
 
-    async def keep(self, slot: Slot, answer: KeptAnswer, ttl_ms: int) -> bool:
+    async def put(self, slot: Slot, answer: StoredAnswer, ttl_ms: int) -> bool:
         """Store the answer for `ttl_ms`, and end the claim on it. False: it is too large to be kept."""
 
     async def close(self) -> None:

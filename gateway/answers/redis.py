@@ -1,4 +1,4 @@
-"""The shelf that several gateways share: the Redis of their ledger, over a separate connection.
+"""The answer storage that several gateways share: the Redis of their ledger, over a separate connection.
 
 Large answers must not delay reservations on the ledger's connection. A claim expires if its owner is silent, so that a killed
 gateway does not leave claims behind for long. If Redis was flushed, calls are simply made again.
@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any, Final
 from urllib.parse import quote
 
-from gateway.answers.port import Claimed, KeptAnswer, Room, ShelfUnavailable, Slot
+from gateway.answers.port import AnswerLimits, AnswerStorageUnavailable, Claimed, Slot, StoredAnswer
 from gateway.ledger.port import LedgerError
 from gateway.ledger.redis_connection import Argument, RedisRefused
 from gateway.ledger.redis_errors import as_port_error
@@ -20,30 +20,32 @@ from gateway.ledger.redis_topology import parse_url, topology_of
 
 _DEADLINE_MS: Final = 1_000  # an answer may be megabytes
 _CLAIM_MS: Final = 60_000
-# How long calls do without the shelf once it was out of reach, so that not each of them waits for it.
-_REST_S: Final = 1.0
+# How long calls do without stored answers once it was out of reach, so that not each of them waits for it.
+_PAUSE_S: Final = 1.0
 
 
-class RedisShelf:
+class RedisAnswerStorage:
     """A claim ends `claim_ms` after its owner last renewed it."""
 
-    def __init__(self, url: str, room: Room, *, deadline_ms: int = _DEADLINE_MS, claim_ms: int = _CLAIM_MS) -> None:
+    def __init__(
+        self, url: str, limits: AnswerLimits, *, deadline_ms: int = _DEADLINE_MS, claim_ms: int = _CLAIM_MS
+    ) -> None:
         self.renew_s = claim_ms / 1000 / 3
         self._claim_ms = claim_ms
         self._topology = topology_of(parse_url(url), deadline_ms)
-        self._room = room
-        self._rests_until_s = 0.0
+        self._limits = limits
+        self._paused_until_s = 0.0
 
-    async def find(self, slot: Slot) -> KeptAnswer | None:
+    async def find(self, slot: Slot) -> StoredAnswer | None:
         entry = _key(slot, "answer")
         fingerprint, content_type, body = await self._call(entry, "HMGET", entry, "fingerprint", "content_type", "body")
-        return None if body is None else KeptAnswer(fingerprint, content_type, body)
+        return None if body is None else StoredAnswer(fingerprint, content_type, body)
 
-    async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> KeptAnswer | Claimed | None:
+    async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> StoredAnswer | Claimed | None:
         keys = (_key(slot, "answer"), _key(slot, "claim"))
         kind, *rest = await self._run(_CLAIM, keys, owner, fingerprint, self._claim_ms)
         if kind == b"kept":
-            return KeptAnswer(*rest)
+            return StoredAnswer(*rest)
         return Claimed(rest[0]) if kind == b"claimed" else None
 
     async def renew(self, slot: Slot, owner: str) -> None:
@@ -52,14 +54,14 @@ class RedisShelf:
     async def release(self, slot: Slot, owner: str) -> None:
         await self._run(_HOLD, (_key(slot, "claim"),), owner, 0)
 
-    async def keep(self, slot: Slot, answer: KeptAnswer, ttl_ms: int) -> bool:
-        if not self._room.takes(answer):
+    async def put(self, slot: Slot, answer: StoredAnswer, ttl_ms: int) -> bool:
+        if not self._limits.accepts(answer):
             claim = _key(slot, "claim")
             await self._call(claim, "DEL", claim)
             return False
-        keys = (_key(slot, "answer"), _key(slot, "claim"), _room_key(slot, "ends"), _room_key(slot, "bytes"))
+        keys = (_key(slot, "answer"), _key(slot, "claim"), _partition_key(slot, "ends"), _partition_key(slot, "bytes"))
         content = (answer.fingerprint, answer.content_type, answer.body)
-        await self._run(_KEEP, keys, *content, ttl_ms, answer.size, self._room.bytes_max)
+        await self._run(_KEEP, keys, *content, ttl_ms, answer.size, self._limits.bytes_max)
         return True
 
     async def close(self) -> None:
@@ -72,21 +74,21 @@ class RedisShelf:
             return await self._call(keys[0], "EVALSHA", sha, *given)
         except RedisRefused as refused:
             if refused.code != "NOSCRIPT":
-                raise ShelfUnavailable(str(as_port_error(refused))) from refused
+                raise AnswerStorageUnavailable(str(as_port_error(refused))) from refused
             return await self._call(keys[0], "EVAL", text, *given)
 
     async def _call(self, key: str, *arguments: Argument) -> Any:
-        if time.monotonic() < self._rests_until_s:
-            raise ShelfUnavailable("Redis did not answer a moment ago")
+        if time.monotonic() < self._paused_until_s:
+            raise AnswerStorageUnavailable("Redis did not answer a moment ago")
         try:
             return await self._topology.call(key, *arguments)
         except RedisRefused as refused:
             if refused.code == "NOSCRIPT":
                 raise
-            raise ShelfUnavailable(str(as_port_error(refused))) from refused
+            raise AnswerStorageUnavailable(str(as_port_error(refused))) from refused
         except LedgerError as error:
-            self._rests_until_s = time.monotonic() + _REST_S
-            raise ShelfUnavailable(str(error)) from error
+            self._paused_until_s = time.monotonic() + _PAUSE_S
+            raise AnswerStorageUnavailable(str(error)) from error
 
 
 def _script(name: str) -> tuple[str, str]:
@@ -100,10 +102,10 @@ _HOLD: Final = _script("hold")
 _KEEP: Final = _script("keep")
 
 
-def _room_key(slot: Slot, kind: str) -> str:
+def _partition_key(slot: Slot, kind: str) -> str:
     # The hash tag of the ledger, quoted in the same way: a brace in the name would end it early.
     return f"farebox:{{{quote(slot.project, safe='._:@/-')}}}:kept:{slot.use}:{kind}"
 
 
 def _key(slot: Slot, kind: str) -> str:
-    return f"{_room_key(slot, kind)}:{slot.key}"
+    return f"{_partition_key(slot, kind)}:{slot.key}"

@@ -1,4 +1,4 @@
-"""The shelf of an embedded gateway: a file beside the ledger's, opened on first use.
+"""The answer storage of an embedded gateway: a file beside the ledger's, opened on first use.
 
 It is separate from the ledger, so that megabytes of answers do not delay reservations on the ledger's thread. The file may be
 deleted while Farebox is stopped; then calls are made again that would have been answered from it. Claims are kept in this
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from gateway.answers.memory import ProcessClaims
-from gateway.answers.port import Claimed, KeptAnswer, Room, ShelfUnavailable, Slot
+from gateway.answers.port import AnswerLimits, AnswerStorageUnavailable, Claimed, Slot, StoredAnswer
 
 T = TypeVar("T")
 _VERSION: Final = 1
@@ -38,24 +38,24 @@ _KEEP: Final = "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _SIZES: Final = "SELECT use, project, SUM(size) FROM answers GROUP BY use, project"
 
 
-class SqliteShelf:
-    """Private methods run on the shelf's own thread, except `_perform`."""
+class SqliteAnswerStorage:
+    """Private methods run on the storage's own thread, except `_perform`."""
 
     renew_s = None
 
-    def __init__(self, path: Path, room: Room, clock_ms: Callable[[], int]) -> None:
+    def __init__(self, path: Path, limits: AnswerLimits, clock_ms: Callable[[], int]) -> None:
         self._path = path
-        self._room = room
+        self._limits = limits
         self._clock_ms = clock_ms
         self._claims = ProcessClaims()
         self._thread: ThreadPoolExecutor | None = None
         self._connection: sqlite3.Connection | None = None
         self._sizes: dict[tuple[str, str], int] = {}
 
-    async def find(self, slot: Slot) -> KeptAnswer | None:
+    async def find(self, slot: Slot) -> StoredAnswer | None:
         return await self._perform(self._find, slot)
 
-    async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> KeptAnswer | Claimed | None:
+    async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> StoredAnswer | Claimed | None:
         # Claim first: between reading the file and claiming, another call could keep its answer.
         claimed = self._claims.claim(slot, fingerprint, owner)
         if claimed is not None:
@@ -76,9 +76,9 @@ class SqliteShelf:
     async def release(self, slot: Slot, owner: str) -> None:
         self._claims.release(slot, owner)
 
-    async def keep(self, slot: Slot, answer: KeptAnswer, ttl_ms: int) -> bool:
+    async def put(self, slot: Slot, answer: StoredAnswer, ttl_ms: int) -> bool:
         try:
-            return self._room.takes(answer) and await self._perform(self._keep, slot, answer, ttl_ms)
+            return self._limits.accepts(answer) and await self._perform(self._put, slot, answer, ttl_ms)
         finally:
             self._claims.end(slot)
 
@@ -94,28 +94,28 @@ class SqliteShelf:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
         except (sqlite3.Error, OSError) as error:
-            raise ShelfUnavailable(
+            raise AnswerStorageUnavailable(
                 f"{self._path}: {error}; it may be deleted while Farebox is stopped, and is made anew"
             ) from error
 
-    def _find(self, slot: Slot) -> KeptAnswer | None:
+    def _find(self, slot: Slot) -> StoredAnswer | None:
         row = self._opened().execute(_FIND, (slot.use, slot.project, slot.key, self._clock_ms())).fetchone()
-        return None if row is None else KeptAnswer(*row)
+        return None if row is None else StoredAnswer(*row)
 
-    def _keep(self, slot: Slot, answer: KeptAnswer, ttl_ms: int) -> bool:
+    def _put(self, slot: Slot, answer: StoredAnswer, ttl_ms: int) -> bool:
         connection, now_ms = self._opened(), self._clock_ms()
-        room = (slot.use, slot.project)
+        partition = (slot.use, slot.project)
         with connection:
             connection.execute("BEGIN IMMEDIATE")
-            used = self._sizes.get(room, 0) - _dropped(connection, slot)
-            used = self._make_place(connection, slot, used, self._room.bytes_max - answer.size, now_ms)
+            used = self._sizes.get(partition, 0) - _delete(connection, slot)
+            used = self._evict(connection, slot, used, self._limits.bytes_max - answer.size, now_ms)
             row = (answer.size, answer.fingerprint, answer.content_type, answer.body)
-            connection.execute(_KEEP, (*room, slot.key, now_ms + ttl_ms, *row))
-        self._sizes[room] = used + answer.size
+            connection.execute(_KEEP, (*partition, slot.key, now_ms + ttl_ms, *row))
+        self._sizes[partition] = used + answer.size
         return True
 
     @staticmethod
-    def _make_place(connection: sqlite3.Connection, slot: Slot, used: int, used_max: int, now_ms: int) -> int:
+    def _evict(connection: sqlite3.Connection, slot: Slot, used: int, used_max: int, now_ms: int) -> int:
         """Delete expired answers, then those that expire soonest, until at most `used_max` bytes are used."""
         while soonest := connection.execute(_SOONEST, (slot.use, slot.project)).fetchall():
             for key, size, expires_ms in soonest:
@@ -151,7 +151,7 @@ class SqliteShelf:
             self._connection = None
 
 
-def _dropped(connection: sqlite3.Connection, slot: Slot) -> int:
+def _delete(connection: sqlite3.Connection, slot: Slot) -> int:
     """Delete the entry to be replaced. Returns its bytes."""
     name = (slot.use, slot.project, slot.key)
     row = connection.execute(_SIZE, name).fetchone()

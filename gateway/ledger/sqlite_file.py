@@ -21,7 +21,7 @@ Durability = Literal["normal", "strict"]
 _BUSY_TIMEOUT_S = 1.0
 # How many changed rows trigger a checkpoint of the write-ahead log: 6 MB of log, some 230 calls. Operations wait meanwhile:
 # the slowest of a thousand calls takes 9 ms, and 19 with a log four times as long (`python -m bench.ledger --engine sqlite`).
-LOG_ROWS_MAX = 1_000
+CHECKPOINT_ROWS = 1_000
 _OLDEST_SQLITE = (3, 24, 0)  # the first with INSERT … ON CONFLICT DO UPDATE
 
 
@@ -36,8 +36,8 @@ class SqliteFile:
         self._path = path
         self._wal_path = path.with_name(path.name + "-wal")
         with ExitStack() as undo:
-            self._lock = _lock(path)
-            undo.callback(self._lock.release)
+            self._acquire_lock = _acquire_lock(path)
+            undo.callback(self._acquire_lock.release)
             _check_writable(path)
             wal_was_there = self._wal_path.exists()
             try:
@@ -49,24 +49,24 @@ class SqliteFile:
             except sqlite3.Error as error:
                 raise self.explain(error) from error
             undo.pop_all()
-        self._identity = self._identities()
-        self._rows_moved = self.connection.total_changes
+        self._original_inodes = self._inodes()
+        self._rows_at_checkpoint = self.connection.total_changes
 
-    def is_log_long(self) -> bool:
-        return self.connection.total_changes - self._rows_moved >= LOG_ROWS_MAX
+    def is_checkpoint_due(self) -> bool:
+        return self.connection.total_changes - self._rows_at_checkpoint >= CHECKPOINT_ROWS
 
-    def shorten_log(self) -> None:
+    def checkpoint(self) -> None:
         """Checkpoint the write-ahead log, which waits for the disk. SQLite would otherwise do it in the middle of some commit."""
-        self._rows_moved = self.connection.total_changes
+        self._rows_at_checkpoint = self.connection.total_changes
         with suppress(sqlite3.Error):  # on failure the log stays long, nothing is lost, and it is tried again later
             self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def check_in_place(self) -> None:
+    def check_not_replaced(self) -> None:
         """Raise if the file was deleted or replaced: what is written then would be lost when this process ends.
 
         Both files are still open, so nothing is lost yet: `close` moves everything into the main file.
         """
-        if self._identities() != self._identity:
+        if self._inodes() != self._original_inodes:
             raise LedgerError(
                 f"{self._path} or its -wal file was deleted or replaced while the ledger was using it. "
                 f"Stop this process (that saves what is in the -wal), then see that {self._path} is in its place"
@@ -89,20 +89,20 @@ class SqliteFile:
             raise self.explain(error) from error
         finally:
             self.connection.close()
-            self._lock.release()
+            self._acquire_lock.release()
 
     def _prepare(self, durability: Durability, wal_was_there: bool, new_epoch: Callable[[], str]) -> None:
         # No one else may open this file: before SQLite 3.51.3 two connections can corrupt a WAL.
         self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         self.connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'strict' else 'NORMAL'}")
-        self.connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()  # see `shorten_log`
+        self.connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()  # see `checkpoint`
         if self._is_empty():
             self._create(new_epoch())
         else:
             self._check_version()
             self.connection.execute("PRAGMA journal_mode = WAL").fetchall()
-            self._check_whole(wal_was_there)
-            self._bring_up_to_date()
+            self._check_integrity(wal_was_there)
+            self._upgrade_schema()
             self.connection.execute("UPDATE meta SET value = 0 WHERE key = 'clean'")
         # The mark has to be in the main file itself, because the -wal may be what gets lost.
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -132,14 +132,14 @@ class SqliteFile:
                 "install that version again, or name another file"
             )
 
-    def _bring_up_to_date(self) -> None:
+    def _upgrade_schema(self) -> None:
         if self._pragma("user_version") < VERSION:
             self.connection.execute("BEGIN IMMEDIATE")
             self.connection.execute(JOURNAL)
             self.connection.execute(f"PRAGMA user_version = {VERSION}")
             self.connection.execute("COMMIT")
 
-    def _check_whole(self, wal_was_there: bool) -> None:
+    def _check_integrity(self, wal_was_there: bool) -> None:
         (clean,) = self.connection.execute("SELECT value FROM meta WHERE key = 'clean'").fetchone()
         if not clean and not wal_was_there:
             raise LedgerError(
@@ -154,7 +154,7 @@ class SqliteFile:
         (value,) = self.connection.execute(f"PRAGMA {name}").fetchone()
         return int(value)
 
-    def _identities(self) -> tuple[int, int] | None:
+    def _inodes(self) -> tuple[int, int] | None:
         try:
             return os.stat(self._path).st_ino, os.stat(self._wal_path).st_ino
         except FileNotFoundError:
@@ -179,7 +179,7 @@ _FAULTS: tuple[tuple[str, type[LedgerError], str], ...] = (
 )
 
 
-def _lock(path: Path) -> FileLock:
+def _acquire_lock(path: Path) -> FileLock:
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         raise LedgerError(f"SQLite {sqlite3.sqlite_version} is too old for the ledger: 3.24 is needed")
     lock, lock_path = FileLock(path), path.with_name(path.name + ".lock")

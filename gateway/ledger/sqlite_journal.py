@@ -26,7 +26,7 @@ _RESERVATION_BYTES: Final = (3, 9)  # chain, draft
 _ENTRY_BYTES: Final = (8, 9)  # draft, detail
 
 
-class Changes(NamedTuple):
+class JournalEntry(NamedTuple):
     """The values after the changes; entries of the outbox are rows with their positions."""
 
     accounts: Iterable[tuple[Key, Account]]
@@ -35,7 +35,7 @@ class Changes(NamedTuple):
     entries: Iterable[Row]
 
 
-def append(connection: sqlite3.Connection, number: int, changes: Changes) -> None:
+def append(connection: sqlite3.Connection, number: int, changes: JournalEntry) -> None:
     written = (
         [account_row(*key, account) for key, account in changes.accounts],
         [(*reservation_row(one), key[0]) for key, one in changes.reservations],
@@ -45,7 +45,7 @@ def append(connection: sqlite3.Connection, number: int, changes: Changes) -> Non
     connection.execute(_APPEND, (number, orjson.dumps(written, default=_as_text))).close()
 
 
-def read(connection: sqlite3.Connection) -> Iterator[tuple[int, Changes]]:
+def read(connection: sqlite3.Connection) -> Iterator[tuple[int, JournalEntry]]:
     """Oldest first, each with its number. Raises `LedgerError` if an entry is damaged."""
     for number, written in connection.execute(_READ).fetchall():
         try:
@@ -55,7 +55,7 @@ def read(connection: sqlite3.Connection) -> Iterator[tuple[int, Changes]]:
                 "the journal of the ledger is damaged. Restore the ledger's file from a backup; or move it away, "
                 "so that a new one is filled from the store"
             ) from error
-        changes = Changes(
+        changes = JournalEntry(
             [((row[-3], row[-2]), account_of(row)) for row in accounts],
             [((row[-1], row[0]), reservation_of(_with_bytes(row, _RESERVATION_BYTES))) for row in reservations],
             [((project, workflow), (run, closes_ms)) for project, workflow, run, closes_ms in runs],

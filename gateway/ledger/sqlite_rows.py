@@ -67,12 +67,12 @@ HIGHEST_IDS: Final = (
     "SELECT project, (SELECT max(id) FROM reservation WHERE project = known.project) FROM known WHERE project IS NOT NULL"
 )
 WRITE_RESERVATIONS: Final = f"INSERT OR REPLACE INTO reservation ({_RESERVATION_COLUMNS}, project) VALUES {{rows}}"
-PENDING: Final = (
+PENDING_RESERVATIONS: Final = (
     # Otherwise the planner would scan and sort everything that the project ever reserved.
     f"SELECT {_RESERVATION_COLUMNS} FROM reservation INDEXED BY reservation_due "
     "WHERE state = 'pending' AND project = ? ORDER BY deadline_ms, id LIMIT ?"
 )
-DUE: Final = (
+DUE_RESERVATIONS: Final = (
     "SELECT deadline_ms, project, id FROM reservation WHERE state = 'pending' AND deadline_ms <= ? "
     "ORDER BY deadline_ms, project, id LIMIT ?"
 )
@@ -80,18 +80,18 @@ WRITE_ENTRIES: Final = f"INSERT INTO outbox ({_OUTBOX_COLUMNS}) VALUES {{rows}}"
 READ_ENTRIES: Final = f"SELECT {_OUTBOX_COLUMNS} FROM outbox WHERE position > ? ORDER BY position LIMIT ?"
 READ_RUN: Final = "SELECT run, closes_ms FROM run WHERE project = ? AND workflow = ?"
 WRITE_RUNS: Final = "INSERT OR REPLACE INTO run (project, workflow, run, closes_ms) VALUES {rows}"
-UNCHECKED: Final = (
+ACCOUNTS_TO_CHECK: Final = (
     "SELECT project, account, used_ms + keep_ms, reserved_tokens + reserved_nano_usd + reserved_requests, keep_ms "
     "FROM account WHERE check_ms <= ? LIMIT ?"
 )
-ANSWERED: Final = (
+FORGETTABLE_RESERVATIONS: Final = (
     "SELECT project, id FROM reservation WHERE state <> 'pending' AND resolved_ms <= ? "
     "AND (state <> 'expired' OR resolved_ms <= ?) LIMIT ?"
 )
-CLOSED: Final = "SELECT project, workflow FROM run WHERE closes_ms <= ? LIMIT ?"
+CLOSED_RUNS: Final = "SELECT project, workflow FROM run WHERE closes_ms <= ? LIMIT ?"
 
 
-def in_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[Row]) -> Iterator[sqlite3.Cursor]:
+def execute_in_chunks(connection: sqlite3.Connection, statement: str, rows: Sequence[Row]) -> Iterator[sqlite3.Cursor]:
     """Run a statement with `{rows}` in it for all rows, up to 32 at once.
 
     Chunks are powers of two, so that only a few different statements have to be prepared.
@@ -121,7 +121,7 @@ def account_row(project: str, name: str, account: Account) -> Row:
     )  # fmt: skip
 
 
-def same_rules(one: Account, other: Account) -> bool:
+def has_same_rules(one: Account, other: Account) -> bool:
     return (
         one.gate is other.gate
         and one.keep_ms == other.keep_ms

@@ -1,4 +1,4 @@
-"""The exact-match cache: an identical request of the same project is answered from the shelf, and costs nothing.
+"""The exact-match cache: an identical request of the same project is answered from the answer storage, and costs nothing.
 
 Off unless a model's `model_info.cache_ttl_seconds` or the header `x-farebox-cache: SECONDS` asks for it; `x-farebox-cache: off`
 bypasses it. A call is admitted before the cache is looked up, so that a paused run stays paused; on a hit its whole hold is
@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from gateway.answers.port import AnswerShelf, KeptAnswer, ShelfUnavailable, Slot
+from gateway.answers.port import AnswerStorage, AnswerStorageUnavailable, Slot, StoredAnswer
 from gateway.errors import BadRequest
 from gateway.pipeline.call import Call
 from gateway.pipeline.exchange import Exchange, SentAnswer
@@ -40,9 +40,9 @@ class CacheLookup:
 class AnswerCache:
     """`model_ttl_s` returns the TTL configured for a public model name, or None."""
 
-    def __init__(self, model_ttl_s: Callable[[str], int | None], shelf: AnswerShelf) -> None:
+    def __init__(self, model_ttl_s: Callable[[str], int | None], storage: AnswerStorage) -> None:
         self._model_ttl_s = model_ttl_s
-        self._shelf = shelf
+        self._storage = storage
 
     def lookup(self, exchange: Exchange, call: Call) -> CacheLookup | None:
         """None if the cache is not to be used for this call. Raises `BadRequest` for an invalid header.
@@ -61,11 +61,11 @@ class AnswerCache:
         exchange.keep_answer(partial(self._keep, lookup, call))
         return lookup
 
-    async def find(self, lookup: CacheLookup) -> KeptAnswer | None:
-        """Look up the answer. An unreachable shelf counts as a miss."""
+    async def find(self, lookup: CacheLookup) -> StoredAnswer | None:
+        """Look up the answer. An unreachable storage counts as a miss."""
         try:
-            return await self._shelf.find(lookup.slot)
-        except ShelfUnavailable as error:
+            return await self._storage.find(lookup.slot)
+        except AnswerStorageUnavailable as error:
             _log.warning("cache_unavailable", error=str(error))
             return None
 
@@ -75,8 +75,8 @@ class AnswerCache:
         if answer is None or any(action.startswith(_NOT_KEPT) for action in call.actions):
             return
         try:
-            await self._shelf.keep(lookup.slot, answer, lookup.ttl_s * 1000)
-        except ShelfUnavailable as error:
+            await self._storage.put(lookup.slot, answer, lookup.ttl_s * 1000)
+        except AnswerStorageUnavailable as error:
             _log.warning("cache_unavailable", error=str(error))
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import structlog
 
-from gateway.answers.port import KeptAnswer
+from gateway.answers.port import StoredAnswer
 from gateway.errors import GatewayError, LedgerOutage, stopping
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.admission import Admission
@@ -144,7 +144,7 @@ class CallHandler:
         except LedgerUnavailable:
             _log.warning("hold_left_to_sweeper", request_id=call.id)
 
-    async def _replay(self, exchange: Exchange, call: Call, kept: KeptAnswer) -> None:
+    async def _replay(self, exchange: Exchange, call: Call, kept: StoredAnswer) -> None:
         """Send the stored answer. Nothing is admitted or spent: the first call was."""
         call.actions.append("replay")
         await self.settle(call, Outcome())
@@ -184,7 +184,7 @@ class CallHandler:
             await ending.settle(outcome)
 
     async def _answer_from_cache(
-        self, exchange: Exchange, call: Call, kept: KeptAnswer, settlement: Settlement
+        self, exchange: Exchange, call: Call, kept: StoredAnswer, settlement: Settlement
     ) -> None:
         """Send a cached answer. The whole hold has been released, because no provider was called."""
         self._admission.leave(call)

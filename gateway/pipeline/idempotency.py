@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from gateway.answers.port import AnswerShelf, Claimed, KeptAnswer, ShelfUnavailable, Slot
+from gateway.answers.port import AnswerStorage, AnswerStorageUnavailable, Claimed, Slot, StoredAnswer
 from gateway.errors import BadRequest, GatewayError
 from gateway.pipeline.call import Call
 from gateway.pipeline.exchange import Exchange, SentAnswer
@@ -31,12 +31,12 @@ _log = structlog.get_logger(__name__)
 class Idempotency:
     """`keep_ms` is how long an answer can be replayed."""
 
-    def __init__(self, shelf: AnswerShelf, *, keep_ms: int) -> None:
-        self._shelf = shelf
+    def __init__(self, storage: AnswerStorage, *, keep_ms: int) -> None:
+        self._storage = storage
         self._keep_ms = keep_ms
 
     @asynccontextmanager
-    async def once(self, exchange: Exchange, call: Call) -> AsyncIterator[KeptAnswer | None]:
+    async def once(self, exchange: Exchange, call: Call) -> AsyncIterator[StoredAnswer | None]:
         """Yields the stored answer to replay. Yields None for a new call, whose answer is then stored unless it fails.
 
         Raises `BadRequest`: 400 for an invalid key, 409 for one that is in use or was used for another request; and
@@ -48,7 +48,7 @@ class Idempotency:
         if found is not None:
             if found.fingerprint != fingerprint:
                 raise _conflict("was used for another request", {"x-should-retry": "false"})
-            if not isinstance(found, KeptAnswer):
+            if not isinstance(found, StoredAnswer):
                 raise _conflict("belongs to a call that is still under way", {"retry-after": "1"})
             yield found
             return
@@ -57,10 +57,10 @@ class Idempotency:
         async with self._claimed(slot, call.id):
             yield None
 
-    async def _claim(self, slot: Slot, fingerprint: bytes, owner: str) -> KeptAnswer | Claimed | None:
+    async def _claim(self, slot: Slot, fingerprint: bytes, owner: str) -> StoredAnswer | Claimed | None:
         try:
-            return await self._shelf.claim(slot, fingerprint, owner)
-        except ShelfUnavailable as error:
+            return await self._storage.claim(slot, fingerprint, owner)
+        except AnswerStorageUnavailable as error:
             _log.warning("idempotency_unavailable", error=str(error))
             raise GatewayError(
                 f"It cannot be known now whether the call under this {HEADER} was made before. Ask again in a moment.",
@@ -72,29 +72,29 @@ class Idempotency:
     @asynccontextmanager
     async def _claimed(self, slot: Slot, owner: str) -> AsyncIterator[None]:
         """Renew the claim inside the block and release it at the end. A claim that cannot be released expires by itself."""
-        renewing = None if self._shelf.renew_s is None else asyncio.create_task(self._renew(slot, owner))
+        renewing = None if self._storage.renew_s is None else asyncio.create_task(self._renew(slot, owner))
         try:
             yield
         finally:
             if renewing is not None:
                 renewing.cancel()
-            with contextlib.suppress(ShelfUnavailable):
-                await self._shelf.release(slot, owner)
+            with contextlib.suppress(AnswerStorageUnavailable):
+                await self._storage.release(slot, owner)
 
     async def _keep(self, slot: Slot, fingerprint: bytes, answered: SentAnswer) -> None:
         answer = storable_answer(answered, fingerprint)
         if answer is None:
             return
         try:
-            await self._shelf.keep(slot, answer, self._keep_ms)
-        except ShelfUnavailable as error:
+            await self._storage.put(slot, answer, self._keep_ms)
+        except AnswerStorageUnavailable as error:
             _log.warning("answer_not_kept", error=str(error))
 
     async def _renew(self, slot: Slot, owner: str) -> None:
         while True:
-            await asyncio.sleep(self._shelf.renew_s or 0.0)
-            with contextlib.suppress(ShelfUnavailable):
-                await self._shelf.renew(slot, owner)
+            await asyncio.sleep(self._storage.renew_s or 0.0)
+            with contextlib.suppress(AnswerStorageUnavailable):
+                await self._storage.renew(slot, owner)
 
 
 def _slot(name: str, call: Call) -> Slot:

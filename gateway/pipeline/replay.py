@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.answers.port import KeptAnswer
+from gateway.answers.port import StoredAnswer
 from gateway.pipeline.exchange import SentAnswer
 
 # The comment that ends a tagged stream holds the figures of one run at one moment, so it is not replayed.
@@ -16,13 +16,13 @@ _BUDGET_NOTE: Final = re.compile(rb"^: budget [^\n]*\n\n", re.MULTILINE)
 _EVENTS: Final = b"text/event-stream"
 
 
-def storable_answer(answered: SentAnswer, fingerprint: bytes = b"") -> KeptAnswer | None:
+def storable_answer(answered: SentAnswer, fingerprint: bytes = b"") -> StoredAnswer | None:
     """The answer as stored; None if it failed."""
     if answered.status >= 300:
         return None
     content_type = dict(answered.headers).get(b"content-type", b"application/json")
     body = _BUDGET_NOTE.sub(b"", answered.body) if content_type.startswith(_EVENTS) else answered.body
-    return KeptAnswer(fingerprint, content_type, body)
+    return StoredAnswer(fingerprint, content_type, body)
 
 
 def canonical(value: Any) -> bytes:

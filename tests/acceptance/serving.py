@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway.ledger.sqlite_shelf import SqliteShelf
+from gateway.ledger.sqlite_storage import SqliteStorage
 from tests.fake_provider import FakeProvider, Received
 from tests.farebox_process import FareboxProcess, Reply, running_farebox
 
@@ -171,9 +171,9 @@ def until(holds: Callable[[], bool], timeout_s: float = 5.0, what: str = "") -> 
 
 
 def _fold_journal(connection: sqlite3.Connection) -> None:
-    shelf = SqliteShelf(connection, 0)
-    shelf.fold()
-    shelf.commit(0)
+    storage = SqliteStorage(connection, 0)
+    storage.fold()
+    storage.commit(0)
 
 
 def rows(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 from unittest import mock
 
-from gateway.ledger import sqlite_shelf
+from gateway.ledger import sqlite_storage
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import Ledger
 from gateway.ledger.sqlite import SqliteLedger
@@ -69,7 +69,7 @@ async def sqlite(folder: Path) -> AsyncIterator[LedgerUnderTest]:
 @asynccontextmanager
 async def sqlite_folding(folder: Path) -> AsyncIterator[LedgerUnderTest]:
     """With a journal so short that values are moved into the tables all the time, a few at once."""
-    with mock.patch.multiple(sqlite_shelf, JOURNAL_MAX=5, FOLD_MIN=2, _JOURNAL_OVERDUE=9):
+    with mock.patch.multiple(sqlite_storage, JOURNAL_MAX=5, FOLD_MIN=2, _JOURNAL_OVERDUE=9):
         async with sqlite(folder) as made:
             yield made
 

@@ -22,7 +22,7 @@ import pytest
 from gateway.ledger.port import Ledger, LedgerError, LedgerUnavailable
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ledger.sqlite_schema import APPLICATION_ID, VERSION
-from gateway.ledger.sqlite_worker import CHECK_EVERY_S
+from gateway.ledger.sqlite_worker import FILE_CHECK_INTERVAL_S
 from policies.amounts import Amount
 from policies.reservation import Granted, State
 from tests.faults.ledger_child import request
@@ -146,7 +146,7 @@ async def test_open_ledger_locks_out_other_programs(path: Path) -> None:
 async def test_full_disk_refuses_until_there_is_space(path: Path) -> None:
     async with open_ledger(path) as ledger:
         await book(ledger, "before")
-        worker = ledger._opened()
+        worker = ledger._open_worker()
         pages = await worker.perform(lambda _: worker._file._pragma("page_count"))
         await worker.perform(lambda _: worker._file._pragma(f"max_page_count = {pages}"))
         acknowledged, error = await book_until_refused(ledger)
@@ -221,7 +221,7 @@ async def test_wal_deleted_while_open_stops_the_ledger_and_loses_nothing(path: P
     async with open_ledger(path) as ledger:
         await book(ledger, "before")
         path.with_name("ledger.db-wal").unlink()
-        await asyncio.sleep(2 * CHECK_EVERY_S)
+        await asyncio.sleep(2 * FILE_CHECK_INTERVAL_S)
         for _ in range(2):
             with pytest.raises(LedgerError, match=r"deleted or replaced.*Stop this process"):
                 await ledger.reserve("p", request("c1", 10))
@@ -235,7 +235,7 @@ async def test_file_replaced_while_open_stops_the_ledger(path: Path) -> None:
         await book(ledger, "before")
         path.rename(path.with_name("moved.db"))
         path.write_bytes(b"")
-        await asyncio.sleep(2 * CHECK_EVERY_S)
+        await asyncio.sleep(2 * FILE_CHECK_INTERVAL_S)
         with pytest.raises(LedgerError, match="deleted or replaced"):
             await ledger.reserve("p", request("c1", 10))
         path.unlink()

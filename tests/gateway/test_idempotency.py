@@ -8,38 +8,38 @@ from typing import Any
 
 import pytest
 
-from gateway.answers.memory import MemoryShelf
-from gateway.answers.port import Claimed, KeptAnswer, Room, ShelfUnavailable, Slot
+from gateway.answers.memory import MemoryAnswerStorage
+from gateway.answers.port import AnswerLimits, AnswerStorageUnavailable, Claimed, Slot, StoredAnswer
 from gateway.errors import GatewayError
 from gateway.pipeline.call import Call, Principal
 from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.idempotency import Idempotency
 
 
-class Shelf(MemoryShelf):
+class Shelf(MemoryAnswerStorage):
     """Asks for renewals, like an engine whose claims expire, and counts them; may be unavailable."""
 
     renew_s = 0.01  # type: ignore[assignment]
 
     def __init__(self) -> None:
-        super().__init__(Room(), lambda: 0)
+        super().__init__(AnswerLimits(), lambda: 0)
         self.renewed = 0
         self.is_away = False
 
-    async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> KeptAnswer | Claimed | None:
+    async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> StoredAnswer | Claimed | None:
         if self.is_away:
-            raise ShelfUnavailable("Redis did not answer in time")
+            raise AnswerStorageUnavailable("Redis did not answer in time")
         return await super().claim(slot, fingerprint, owner)
 
     async def renew(self, slot: Slot, owner: str) -> None:
         self.renewed += 1
         if self.renewed == 1:
-            raise ShelfUnavailable("once")
+            raise AnswerStorageUnavailable("once")
 
-    async def keep(self, slot: Slot, answer: KeptAnswer, ttl_ms: int) -> bool:
+    async def put(self, slot: Slot, answer: StoredAnswer, ttl_ms: int) -> bool:
         if self.is_away:
-            raise ShelfUnavailable("Redis did not answer in time")
-        return await super().keep(slot, answer, ttl_ms)
+            raise AnswerStorageUnavailable("Redis did not answer in time")
+        return await super().put(slot, answer, ttl_ms)
 
 
 async def sent(message: Any) -> None:
@@ -59,20 +59,20 @@ def call(number: int = 1) -> Call:
 
 
 async def test_claim_is_renewed_while_the_call_lasts_even_after_a_failed_renewal() -> None:
-    shelf = Shelf()
-    async with Idempotency(shelf, keep_ms=1000).once(exchange(), call()) as kept:
+    storage = Shelf()
+    async with Idempotency(storage, keep_ms=1000).once(exchange(), call()) as kept:
         assert kept is None
         async with asyncio.timeout(10):
-            while shelf.renewed < 3:
+            while storage.renewed < 3:
                 await asyncio.sleep(0.01)
-    renewed = shelf.renewed
+    renewed = storage.renewed
     await asyncio.sleep(0.05)
-    assert shelf.renewed == renewed
+    assert storage.renewed == renewed
 
 
 async def test_failed_call_frees_its_key() -> None:
-    shelf = Shelf()
-    idempotency = Idempotency(shelf, keep_ms=1000)
+    storage = Shelf()
+    idempotency = Idempotency(storage, keep_ms=1000)
     with pytest.raises(GatewayError, match="refused"):
         async with idempotency.once(exchange(), call()):
             raise GatewayError("refused")
@@ -81,8 +81,8 @@ async def test_failed_call_frees_its_key() -> None:
 
 
 async def test_answer_is_kept_before_the_call_ends() -> None:
-    shelf = Shelf()
-    idempotency = Idempotency(shelf, keep_ms=1000)
+    storage = Shelf()
+    idempotency = Idempotency(storage, keep_ms=1000)
     first = exchange()
     async with idempotency.once(first, call()):
         await first.answer(200, [(b"content-type", b"application/json")], b"{}")
@@ -92,11 +92,11 @@ async def test_answer_is_kept_before_the_call_ends() -> None:
 
 
 async def test_outage_while_keeping_loses_only_the_kept_answer() -> None:
-    shelf = Shelf()
-    idempotency = Idempotency(shelf, keep_ms=1000)
+    storage = Shelf()
+    idempotency = Idempotency(storage, keep_ms=1000)
     answered = exchange()
     async with idempotency.once(answered, call()):
-        shelf.is_away = True
+        storage.is_away = True
         await answered.answer(200, [], b"{}")
     assert answered.is_answered
     with pytest.raises(GatewayError) as away:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.ledger import sqlite_file, sqlite_rows, sqlite_shelf, sqlite_worker
+from gateway.ledger import sqlite_file, sqlite_rows, sqlite_storage, sqlite_worker
 from gateway.ledger.port import LedgerError, LedgerUnavailable, Reserve
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ledger.sqlite_file import SqliteFile
@@ -42,20 +42,20 @@ def request(name: str, account: str = "run", tokens: int = 10) -> Reserve:
 async def traced(ledger: SqliteLedger) -> list[str]:
     """The statements that the connection runs from now on."""
     statements: list[str] = []
-    worker = ledger._opened()
+    worker = ledger._open_worker()
     await worker.perform(lambda _: worker._file.connection.set_trace_callback(statements.append))
     return statements
 
 
 async def test_what_waits_together_is_committed_together(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_shelf, "JOURNAL_MAX", 100)
+    monkeypatch.setattr(sqlite_storage, "JOURNAL_MAX", 100)
     statements = await traced(ledger)
     await asyncio.gather(*(ledger.reserve("p", request(f"c{n}", tokens=1)) for n in range(500)))
     commits = [statement for statement in statements if "INTO journal" in statement]
-    assert 500 // sqlite_worker.BATCH_MAX <= len(commits) < 250
+    assert 500 // sqlite_worker.THREAD_BATCH_MAX <= len(commits) < 250
     assert await ledger.outbox_read("one") == ()
     changes = [statement for statement in statements if "account SET" in statement or "INTO account" in statement]
-    assert 1 <= len(changes) <= 500 // sqlite_shelf.FOLD_MIN, "an account is written once for many calls"
+    assert 1 <= len(changes) <= 500 // sqlite_storage.FOLD_MIN, "an account is written once for many calls"
 
 
 async def test_an_event_that_is_fetched_soon_is_never_written_into_its_table(ledger: SqliteLedger) -> None:
@@ -72,8 +72,8 @@ async def test_an_event_that_is_fetched_soon_is_never_written_into_its_table(led
 
 
 async def folded(ledger: SqliteLedger) -> None:
-    worker = ledger._opened()
-    await worker.perform_at_length(lambda _: worker._shelf.fold())
+    worker = ledger._open_worker()
+    await worker.perform_long(lambda _: worker._storage.fold())
 
 
 async def test_only_an_id_that_may_be_in_the_table_is_looked_for(tmp_path: Path) -> None:
@@ -106,10 +106,10 @@ def here(now_ms: int) -> int:
 
 
 async def test_what_a_call_asks_for_is_done_on_the_loop_and_long_work_is_not(ledger: SqliteLedger) -> None:
-    worker = ledger._opened()
+    worker = ledger._open_worker()
     assert await worker.perform(here) == threading.get_ident()
-    assert await worker.perform_at_length(here) != threading.get_ident()
-    first, second = await asyncio.gather(worker.perform(here), worker.perform_at_length(here))
+    assert await worker.perform_long(here) != threading.get_ident()
+    first, second = await asyncio.gather(worker.perform(here), worker.perform_long(here))
     assert first == second != threading.get_ident(), "what is asked together is one transaction"
     assert await worker.perform(here) == threading.get_ident(), "the thread has given the file back"
 
@@ -126,7 +126,7 @@ async def test_nothing_is_done_on_the_loop_while_the_thread_works(ledger: Sqlite
         await ledger.reserve("p", request(name))
         done.append(name)
 
-    working = asyncio.ensure_future(ledger._opened().perform_at_length(long))
+    working = asyncio.ensure_future(ledger._open_worker().perform_long(long))
     await asyncio.to_thread(begun.wait, 20)
     waiting = [asyncio.ensure_future(short("c1")), asyncio.ensure_future(short("c2"))]
     await asyncio.sleep(0.05)
@@ -139,9 +139,11 @@ async def test_nothing_is_done_on_the_loop_while_the_thread_works(ledger: Sqlite
 async def test_a_disk_that_was_slow_is_left_to_the_thread_for_a_while(
     ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_worker, "SLOW_FOR_S", 0.3)
-    worker = ledger._opened()
-    assert await worker.perform(lambda _: time.sleep(2 * sqlite_worker.SLOW_S) or threading.get_ident()) == here(0)
+    monkeypatch.setattr(sqlite_worker, "THREAD_ONLY_S", 0.3)
+    worker = ledger._open_worker()
+    assert await worker.perform(lambda _: time.sleep(2 * sqlite_worker.SLOW_BATCH_S) or threading.get_ident()) == here(
+        0
+    )
     assert await worker.perform(here) != threading.get_ident()
     await asyncio.sleep(0.3)
     assert await worker.perform(here) == threading.get_ident()
@@ -150,16 +152,16 @@ async def test_a_disk_that_was_slow_is_left_to_the_thread_for_a_while(
 async def test_a_long_log_is_moved_into_the_file_by_the_thread(
     ledger: SqliteLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_file, "LOG_ROWS_MAX", 100)
-    monkeypatch.setattr(sqlite_shelf, "JOURNAL_MAX", 2)
+    monkeypatch.setattr(sqlite_file, "CHECKPOINT_ROWS", 100)
+    monkeypatch.setattr(sqlite_storage, "JOURNAL_MAX", 2)
     moved_by: list[int] = []
-    shorten = SqliteFile.shorten_log
+    shorten = SqliteFile.checkpoint
 
     def shorten_seen(file: SqliteFile) -> None:
         moved_by.append(threading.get_ident())
         shorten(file)
 
-    monkeypatch.setattr(SqliteFile, "shorten_log", shorten_seen)
+    monkeypatch.setattr(SqliteFile, "checkpoint", shorten_seen)
     sizes = []
     for turn in range(20):
         async with asyncio.timeout(20):
@@ -221,14 +223,14 @@ async def test_a_whole_life_in_one_batch(ledger: SqliteLedger) -> None:
 
 
 async def test_too_many_waiting_are_refused_at_once(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_worker, "WAITING_MAX", 6)  # with the one that holds the disk
+    monkeypatch.setattr(sqlite_worker, "QUEUED_MAX", 6)  # with the one that holds the disk
     loop, holding, release = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
 
     def hold_the_disk(now_ms: int) -> None:
         loop.call_soon_threadsafe(holding.set)
         asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
 
-    disk = asyncio.ensure_future(ledger._opened().perform_at_length(hold_the_disk))
+    disk = asyncio.ensure_future(ledger._open_worker().perform_long(hold_the_disk))
     await holding.wait()
     waiting = [asyncio.ensure_future(ledger.reserve("p", request(f"c{n}"))) for n in range(5)]
     await asyncio.sleep(0)
@@ -279,7 +281,7 @@ async def test_strict_waits_for_the_disk(tmp_path: Path) -> None:
     for durability, level in (("normal", 1), ("strict", 2)):
         ledger = SqliteLedger(tmp_path / f"{durability}.db", durability=durability)  # type: ignore[arg-type]
         await ledger.open()
-        worker = ledger._opened()
+        worker = ledger._open_worker()
         assert (await worker.perform(here) == threading.get_ident()) == (durability == "normal")
         assert await worker.perform(lambda _, worker=worker: worker._file._pragma("synchronous")) == level
         await ledger.close()
@@ -335,9 +337,9 @@ def test_no_statement_searches_a_whole_table(connection: sqlite3.Connection) -> 
 
 
 @pytest.mark.parametrize("folded", [True, False], ids=["from its tables", "from its journal"])
-def test_a_shelf_that_forgets_its_cache_reads_the_same_again(connection: sqlite3.Connection, folded: bool) -> None:
-    shelf = sqlite_shelf.SqliteShelf(connection, 0)
-    book = Book(shelf)
+def test_storage_that_forgets_its_cache_reads_the_same_again(connection: sqlite3.Connection, folded: bool) -> None:
+    storage = sqlite_storage.SqliteStorage(connection, 0)
+    book = Book(storage)
     hold = Hold("run", Limit(100, None, 5), Limit(90), keep_ms=77)
     draft = bytes(range(256))
     asked = Reserve("c1", "gw", (hold, Hold("key")), Demand(1, 2, 2, 3, 4), 60_000, draft, OnLost.RELEASE)
@@ -348,48 +350,48 @@ def test_a_shelf_that_forgets_its_cache_reads_the_same_again(connection: sqlite3
     book.record("p", [OutboxEntry("", "c0", EntryKind.RECORDED, "p", Amount(1), 7, draft, draft)], 7)
 
     def seen() -> tuple[object, ...]:
-        accounts, reservation = [shelf.account("p", name) for name in ("run", "key")], shelf.reservation("p", "c1")
-        return accounts, reservation, shelf.run("p", "nightly"), shelf.outbox_size()
+        accounts, reservation = [storage.account("p", name) for name in ("run", "key")], storage.reservation("p", "c1")
+        return accounts, reservation, storage.run("p", "nightly"), storage.outbox_size()
 
     before = seen()
     assert before[-1] == 1
     if folded:
-        shelf.fold()
-    shelf.commit(8)
-    shelf.roll_back()
+        storage.fold()
+    storage.commit(8)
+    storage.roll_back()
     assert seen() == before
-    found = shelf.account("p", "key")
+    found = storage.account("p", "key")
     assert found is not None
     assert found.tightened is UNLIMITED
-    (entry,) = shelf.outbox()
+    (entry,) = storage.outbox()
     assert (entry.draft, entry.detail) == (draft, draft)
 
 
 def test_a_journal_that_nobody_folds_does_not_grow_for_ever(
     connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shelf = sqlite_shelf.SqliteShelf(connection, 0)
-    book = Book(shelf)
-    monkeypatch.setattr(sqlite_shelf, "_JOURNAL_OVERDUE", 5)
+    storage = sqlite_storage.SqliteStorage(connection, 0)
+    book = Book(storage)
+    monkeypatch.setattr(sqlite_storage, "_JOURNAL_OVERDUE", 5)
     for n in range(23):
         book.reserve("p", request(f"c{n}"), n)
-        shelf.commit(n)
+        storage.commit(n)
         (journaled,) = connection.execute("SELECT count(*) FROM journal").fetchone()
         assert journaled <= 5
     assert len(book.pending("p", 100, 30)) == 23
 
 
 def test_a_fold_that_fails_has_changed_nothing(connection: sqlite3.Connection) -> None:
-    shelf = sqlite_shelf.SqliteShelf(connection, 0)
-    book = Book(shelf)
+    storage = sqlite_storage.SqliteStorage(connection, 0)
+    book = Book(storage)
     book.reserve("p", request("c1"), 0)
-    shelf.commit(0)
+    storage.commit(0)
     connection.execute("CREATE TRIGGER fails BEFORE INSERT ON reservation BEGIN SELECT RAISE(ABORT, 'no'); END")
     book.reserve("p", request("c2"), 1)
     with pytest.raises(sqlite3.Error, match="no"):
         book.pending("p", 10, 1)
-    shelf.roll_back()
-    assert shelf.reservation("p", "c2") is None
+    storage.roll_back()
+    assert storage.reservation("p", "c2") is None
     connection.execute("DROP TRIGGER fails")
     assert [row[0] for row in book.pending("p", 10, 1)] == ["c1"]
     (balance,) = book.balances("p", ["run"], 1)
@@ -413,15 +415,15 @@ CHANGES: dict[str, Callable[[Book], object]] = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_change_reaches_the_file(connection: sqlite3.Connection, name: str) -> None:
-    written, twin = sqlite_shelf.SqliteShelf(connection, 0), DictStorage()
-    for shelf in (written, twin):
-        book = Book(shelf)
+    written, twin = sqlite_storage.SqliteStorage(connection, 0), DictStorage()
+    for storage in (written, twin):
+        book = Book(storage)
         book.reserve("p", request("c1"), 0)
-        if shelf is written:
+        if storage is written:
             written.commit(0)
         CHANGES[name](book)
     written.commit(60_000)
-    again = sqlite_shelf.SqliteShelf(connection, 0)
+    again = sqlite_storage.SqliteStorage(connection, 0)
     assert again.account("p", "run") == twin.account("p", "run")
     for reservation_id in ("c1", "c2"):
         assert again.reservation("p", reservation_id) == twin.reservation("p", reservation_id)
@@ -453,38 +455,42 @@ def test_what_was_committed_is_there_after_a_crash_however_little_was_folded(
 ) -> None:
     """A twin of plain dicts does the same. Events that were acknowledged may come back: the store knows their ids."""
     connection, twin, now_ms = made_connection(), DictStorage(), 0
-    shelf = sqlite_shelf.SqliteShelf(connection, 0)
-    book, other = Book(shelf), Book(twin)
-    with mock.patch.multiple(sqlite_shelf, FOLD_MIN=2, JOURNAL_MAX=6, _FRESH_MS=0):
+    storage = sqlite_storage.SqliteStorage(connection, 0)
+    book, other = Book(storage), Book(twin)
+    with mock.patch.multiple(sqlite_storage, FOLD_MIN=2, JOURNAL_MAX=6, _RECENT_MS=0):
         for pause_ms, batch, end in history:
             now_ms += pause_ms
             if end == "fail":
                 for step in batch:
                     step(book, now_ms)
-                shelf.roll_back()
+                storage.roll_back()
             else:
                 for step in batch:
                     step(book, now_ms), step(other, now_ms)
-                shelf.commit(now_ms)
-            if end == "fold" or shelf.is_journal_long:
-                shelf.fold_oldest()
-                shelf.commit(now_ms)
+                storage.commit(now_ms)
+            if end == "fold" or storage.is_journal_long:
+                storage.fold_oldest()
+                storage.commit(now_ms)
             if end == "die":
-                shelf = sqlite_shelf.SqliteShelf(connection, 0)
-                book = Book(shelf)
+                storage = sqlite_storage.SqliteStorage(connection, 0)
+                book = Book(storage)
             known = {entry.id for entry in twin.outbox()}
-            shelf.remove([entry.position for entry in shelf.outbox() if entry.id not in known])
-            shelf.commit(now_ms)
-            assert [entry.id for entry in shelf.outbox()] == [entry.id for entry in twin.outbox()]
-            assert shelf.outbox_size() == twin.outbox_size()
+            storage.remove([entry.position for entry in storage.outbox() if entry.id not in known])
+            storage.commit(now_ms)
+            assert [entry.id for entry in storage.outbox()] == [entry.id for entry in twin.outbox()]
+            assert storage.outbox_size() == twin.outbox_size()
             for n in CALLS:
-                assert seen(shelf, n, now_ms) == seen(twin, n, now_ms)
-            assert shelf.due_reservations(now_ms, 100) == twin.due_reservations(now_ms, 100)
+                assert seen(storage, n, now_ms) == seen(twin, n, now_ms)
+            assert storage.due_reservations(now_ms, 100) == twin.due_reservations(now_ms, 100)
 
 
-def seen(shelf: BookStorage, n: int, now_ms: int) -> tuple[object, ...]:
+def seen(storage: BookStorage, n: int, now_ms: int) -> tuple[object, ...]:
     """What a purge would forget may be there or not: the journal may bring it back."""
-    account, reservation, run = shelf.account("p", f"run{n}"), shelf.reservation("p", f"c{n}"), shelf.run("p", f"w{n}")
+    account, reservation, run = (
+        storage.account("p", f"run{n}"),
+        storage.reservation("p", f"c{n}"),
+        storage.run("p", f"w{n}"),
+    )
     return (
         None if account is None or is_forgettable_account(account, now_ms) else account,
         None if reservation is None or is_forgettable_reservation(reservation, now_ms) else reservation,
@@ -493,29 +499,29 @@ def seen(shelf: BookStorage, n: int, now_ms: int) -> tuple[object, ...]:
 
 
 def test_what_is_rolled_back_has_not_happened(connection: sqlite3.Connection) -> None:
-    shelf = sqlite_shelf.SqliteShelf(connection, 0)
-    book = Book(shelf)
+    storage = sqlite_storage.SqliteStorage(connection, 0)
+    book = Book(storage)
     book.reserve("p", request("c1"), 0)
-    shelf.commit(0)
+    storage.commit(0)
     assert book.outbox_size(0) == 0
     book.settle("p", "c1", Amount(4), b"", 0)
     book.reserve("p", request("c2"), 0)
     book.current_run("p", "w", "r1", 10, 0)
     assert book.outbox_size(0) == 1
     book.pending("p", 10, 0)  # writes what has collected: the transaction is open now
-    shelf.roll_back()
-    assert (book.outbox_size(0), shelf.run("p", "w"), shelf.reservation("p", "c2")) == (0, None, None)
+    storage.roll_back()
+    assert (book.outbox_size(0), storage.run("p", "w"), storage.reservation("p", "c2")) == (0, None, None)
     (balance,) = book.balances("p", ["run"], 0)
     assert (balance.settled.tokens, balance.reserved.tokens) == (0, 10)
 
 
 def test_positions_are_not_used_again(connection: sqlite3.Connection) -> None:
-    first = Book(sqlite_shelf.SqliteShelf(connection, 1_000))
+    first = Book(sqlite_storage.SqliteStorage(connection, 1_000))
     first.reserve("p", request("c1"), 1_000)
     first.settle("p", "c1", Amount(1), b"", 1_000)
     (entry,) = first.outbox_read("f", 10, 1_000)
     first.outbox_acknowledge([entry], 1_000)
-    second = Book(sqlite_shelf.SqliteShelf(connection, 1_001))
+    second = Book(sqlite_storage.SqliteStorage(connection, 1_001))
     second.reserve("p", request("c2"), 1_001)
     second.settle("p", "c2", Amount(1), b"", 1_001)
     second.outbox_acknowledge([entry], 1_001)
@@ -524,13 +530,13 @@ def test_positions_are_not_used_again(connection: sqlite3.Connection) -> None:
 
 def test_an_account_that_is_used_is_looked_at_later(connection: sqlite3.Connection) -> None:
     """The purge finds accounts by an index that is not changed by use: it has to look again before it forgets."""
-    shelf = sqlite_shelf.SqliteShelf(connection, 0)
-    book = Book(shelf)
+    storage = sqlite_storage.SqliteStorage(connection, 0)
+    book = Book(storage)
     for n in range(3):
         book.restore("p", f"run:{n}", Amount(5), 10_000, None, None, 0)
-    shelf.commit(0)
+    storage.commit(0)
     book.restore("p", "run:0", Amount(6), 10_000, None, None, 9_000)
-    shelf.commit(9_000)
+    storage.commit(9_000)
     assert book.purge(10, 10_000) == 2
     assert book.purge(10, 18_999) == 0
     assert book.purge(10, 19_000) == 1

@@ -1,4 +1,4 @@
--- Return the kept answer, or else another owner's claim, or else make a claim.
+-- Return the stored answer, or else another owner's claim, or else make a claim.
 -- KEYS: entry, claim. ARGV: owner, fingerprint, milliseconds of the claim.
 local kept = redis.call('HMGET', KEYS[1], 'fingerprint', 'content_type', 'body')
 if kept[3] then return {'kept', kept[1], kept[2], kept[3]} end

@@ -1,7 +1,7 @@
--- Keep an answer, evicting others if its use and project have no room left.
+-- Store an answer, evicting others if its use and project have no room left.
 -- KEYS: entry, claim, ends, bytes; all of one project, so that a cluster has them on one node, as well as the entries that `ends` names.
 -- ends: the entries by expiry time, each as '<bytes> <key>'. bytes: their total size.
--- ARGV: fingerprint, content type, body, milliseconds to keep it, its bytes, the room's bytes.
+-- ARGV: fingerprint, content type, body, milliseconds to keep it, its bytes, the bytes of the limit.
 local ttl_ms, size, bytes_max = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)

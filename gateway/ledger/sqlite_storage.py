@@ -19,22 +19,22 @@ from typing import Final, NamedTuple
 
 from gateway.ledger import sqlite_journal
 from gateway.ledger.port import LedgerError
-from gateway.ledger.sqlite_journal import Changes, Key
-from gateway.ledger.sqlite_pending import Changed, Journaled, Run
+from gateway.ledger.sqlite_changes import JournaledChanges, Run, UncommittedChanges
+from gateway.ledger.sqlite_journal import JournalEntry, Key
 from gateway.ledger.sqlite_rows import (
-    ANSWERED,
+    ACCOUNTS_TO_CHECK,
     CHANGE_ACCOUNTS,
-    CLOSED,
-    DUE,
+    CLOSED_RUNS,
+    DUE_RESERVATIONS,
+    FORGETTABLE_RESERVATIONS,
     HIGHEST_IDS,
-    PENDING,
+    PENDING_RESERVATIONS,
     READ_ACCOUNT,
     READ_ACCOUNTS,
     READ_ENTRIES,
     READ_RESERVATION,
     READ_RESERVATIONS,
     READ_RUN,
-    UNCHECKED,
     WRITE_ACCOUNTS,
     WRITE_ENTRIES,
     WRITE_RESERVATIONS,
@@ -44,10 +44,10 @@ from gateway.ledger.sqlite_rows import (
     account_row,
     entry_of,
     entry_row,
-    in_rows,
+    execute_in_chunks,
+    has_same_rules,
     reservation_of,
     reservation_row,
-    same_rules,
 )
 from policies.reservation import EXPIRED_KEEP_MS, RESOLVED_KEEP_MS, Account, Reservation, State
 from policies.settlement import OutboxEntry
@@ -59,22 +59,22 @@ FOLD_MIN: Final = 48
 # If folding has fallen this far behind, the next commit does it.
 _JOURNAL_OVERDUE: Final = 2 * JOURNAL_MAX
 # The purge does not look at what was used this recently.
-_FRESH_MS: Final = 1_000
+_RECENT_MS: Final = 1_000
 # An account takes about 1 KB here, and ended runs are never asked for again: 8 MB at most. Then the whole cache is dropped,
 # which is simpler than choosing, and rare.
 CACHE_MAX: Final = 8_192
-_PAGE: Final = 500  # rows of the outbox fetched at once
+_PAGE_ROWS: Final = 500  # rows of the outbox fetched at once
 # How far the ledger's clock may be behind if a crash and a setback of the wall clock coincide.
-_CLOCK_KEPT_EVERY_MS: Final = 1_000
+_CLOCK_SAVE_INTERVAL_MS: Final = 1_000
 
 
-class Newer(NamedTuple):
+class UnfoldedKeys(NamedTuple):
     accounts: set[Key]
     reservations: set[Key]
     runs: set[Key]
 
 
-class SqliteShelf:
+class SqliteStorage:
     """A `policies.book.BookStorage`. Reads see every change; nothing is on the disk before `commit`."""
 
     def __init__(self, connection: sqlite3.Connection, now_ms: int) -> None:
@@ -82,24 +82,24 @@ class SqliteShelf:
         # Positions continue from the clock, so that a handle from before a restart never matches a newer entry.
         (highest,) = connection.execute("SELECT coalesce(max(position), 0) FROM outbox").fetchone()
         self._position = max(int(highest), now_ms * 1000)
-        self._clock_kept_ms = 0
+        self._clock_saved_ms = 0
         self._accounts: dict[Key, Account | None] = {}
         self._stored: dict[Key, Account | None] = {}  # as they are in the file
         self._reservations: dict[Key, Reservation] = {}
-        self._absent: set[Key] = set()  # reservations that this batch found missing
+        self._known_missing: set[Key] = set()  # reservations that this batch found missing
         # By project: the table has no reservation with a higher id. Ids sort by time, so new ones need no lookup.
         self._highest_id: dict[str, str] = dict(connection.execute(HIGHEST_IDS).fetchall())
-        self._changed, self._journaled = Changed(), Journaled()
-        self._number = 0  # of the last commit
+        self._changed, self._journaled = UncommittedChanges(), JournaledChanges()
+        self._last_commit = 0  # of the last commit
         self._is_current = False  # whether all of this matches the file
         self._entries_stored: int | None = None  # counted on first request, and then kept current
-        self.be_current()
+        self.ensure_current()
 
     @property
     def is_journal_long(self) -> bool:
         return self._journaled.size >= JOURNAL_MAX
 
-    def be_current(self) -> None:
+    def ensure_current(self) -> None:
         """After a start or a failure, recover what was committed but is not in the tables from the journal.
 
         Raises `LedgerError` if the journal is damaged.
@@ -110,13 +110,13 @@ class SqliteShelf:
         for number, changes in sqlite_journal.read(self._connection):
             self._accounts.update(changes.accounts)
             self._reservations.update(changes.reservations)
-            changed = Changed()
+            changed = UncommittedChanges()
             changed.accounts.update(key for key, _ in changes.accounts)
             changed.reservations.update(key for key, _ in changes.reservations)
             changed.runs.update(changes.runs)
             changed.entries.extend(changes.entries)
             self._journaled.add(number, changed, 0)
-            self._number = max(self._number, number)
+            self._last_commit = max(self._last_commit, number)
         self._position = max([self._position, *self._journaled.entries])
         self._is_current = True
 
@@ -124,15 +124,15 @@ class SqliteShelf:
         """Read at once what a batch will ask for one by one."""
         unread = list({key for key in accounts if key not in self._accounts})
         self._accounts.update(dict.fromkeys(unread))
-        for cursor in in_rows(self._connection, READ_ACCOUNTS, unread):
+        for cursor in execute_in_chunks(self._connection, READ_ACCOUNTS, unread):
             self._accounts.update((row[-2:], account_of(row)) for row in cursor.fetchall())
         self._stored.update((key, self._accounts[key]) for key in unread)
         new = [key for key in reservations if key not in self._reservations]
         unknown = [key for key in new if key[1] <= self._highest_id.get(key[0], "")]
-        for cursor in in_rows(self._connection, READ_RESERVATIONS, unknown):
+        for cursor in execute_in_chunks(self._connection, READ_RESERVATIONS, unknown):
             found = ((row[-1], reservation_of(row)) for row in cursor.fetchall())
             self._reservations.update(((project, one.id), one) for project, one in found)
-        self._absent.update(key for key in new if key not in self._reservations)
+        self._known_missing.update(key for key in new if key not in self._reservations)
 
     def account(self, project: str, name: str) -> Account | None:
         key = (project, name)
@@ -152,7 +152,7 @@ class SqliteShelf:
     def reservation(self, project: str, reservation_id: str) -> Reservation | None:
         key = (project, reservation_id)
         found = self._reservations.get(key)
-        if found is None and key not in self._absent:
+        if found is None and key not in self._known_missing:
             row = self._connection.execute(READ_RESERVATION, key).fetchone()
             if row is not None:
                 found = self._reservations[key] = reservation_of(row)
@@ -164,18 +164,20 @@ class SqliteShelf:
         self._changed.reservations.add(key)
 
     def due_reservations(self, now_ms: int, limit: int) -> list[Key]:
-        newer = self._newer().reservations
-        stored = self._connection.execute(DUE, (now_ms, limit + len(newer))).fetchall()
-        known = ((key, self._reservations[key]) for key in newer)
+        unfolded = self._unfolded().reservations
+        stored = self._connection.execute(DUE_RESERVATIONS, (now_ms, limit + len(unfolded))).fetchall()
+        known = ((key, self._reservations[key]) for key in unfolded)
         mine = [
             (one.deadline_ms, *key) for key, one in known if one.state is State.PENDING and one.deadline_ms <= now_ms
         ]
-        found = sorted([*mine, *(row for row in stored if row[1:] not in newer)])
+        found = sorted([*mine, *(row for row in stored if row[1:] not in unfolded)])
         return [(project, reservation_id) for _, project, reservation_id in found[:limit]]
 
     def pending(self, project: str, limit: int) -> list[Reservation]:
         self.fold()
-        return [reservation_of(row) for row in self._connection.execute(PENDING, (project, limit)).fetchall()]
+        return [
+            reservation_of(row) for row in self._connection.execute(PENDING_RESERVATIONS, (project, limit)).fetchall()
+        ]
 
     def append(self, entry: OutboxEntry) -> None:
         self._position += 1
@@ -183,7 +185,7 @@ class SqliteShelf:
 
     def outbox(self) -> Iterator[OutboxEntry]:
         position = 0
-        while rows := self._connection.execute(READ_ENTRIES, (position, _PAGE)).fetchall():
+        while rows := self._connection.execute(READ_ENTRIES, (position, _PAGE_ROWS)).fetchall():
             yield from map(entry_of, rows)
             position = rows[-1][0]
         yield from (entry_of(row) for _, row in self._journaled.entries.values())
@@ -220,19 +222,21 @@ class SqliteShelf:
 
     def forget_expired(self, now_ms: int, limit: int) -> int:
         """Leaves what is still journaled. If a crash brings something back from the journal, it is forgotten again."""
-        self._fold(self._journaled.before(now_ms - _FRESH_MS))
+        self._fold(self._journaled.last_commit_before(now_ms - _RECENT_MS))
         self._begin()
-        newer = self._newer()
-        accounts = self._forget_accounts(now_ms, limit, newer.accounts)
-        answered = self._select(ANSWERED, now_ms - RESOLVED_KEEP_MS, now_ms - EXPIRED_KEEP_MS, limit - accounts)
-        answered = [key for key in answered if key not in newer.reservations]
-        self._connection.executemany("DELETE FROM reservation WHERE project = ? AND id = ?", answered)
-        for key in answered:
+        unfolded = self._unfolded()
+        accounts = self._forget_accounts(now_ms, limit, unfolded.accounts)
+        forgettable = self._select(
+            FORGETTABLE_RESERVATIONS, now_ms - RESOLVED_KEEP_MS, now_ms - EXPIRED_KEEP_MS, limit - accounts
+        )
+        forgettable = [key for key in forgettable if key not in unfolded.reservations]
+        self._connection.executemany("DELETE FROM reservation WHERE project = ? AND id = ?", forgettable)
+        for key in forgettable:
             self._reservations.pop(key, None)
-        closed = self._select(CLOSED, now_ms, limit - accounts - len(answered))
-        closed = [key for key in closed if key not in newer.runs]
+        closed = self._select(CLOSED_RUNS, now_ms, limit - accounts - len(forgettable))
+        closed = [key for key in closed if key not in unfolded.runs]
         self._connection.executemany("DELETE FROM run WHERE project = ? AND workflow = ?", closed)
-        return accounts + len(answered) + len(closed)
+        return accounts + len(forgettable) + len(closed)
 
     def commit(self, now_ms: int) -> None:
         """Make all changes durable, with the current time. Without changes nothing is written."""
@@ -240,9 +244,9 @@ class SqliteShelf:
             self._journal(now_ms)
         if self._journaled.size >= _JOURNAL_OVERDUE:
             self.fold_oldest()
-        self._absent.clear()
+        self._known_missing.clear()
         if self._connection.in_transaction:
-            self._keep_clock(now_ms)
+            self._save_clock(now_ms)
             self._connection.execute("COMMIT")
         if len(self._accounts) + len(self._reservations) > CACHE_MAX + self._journaled.size:
             self._drop_cache()
@@ -250,21 +254,21 @@ class SqliteShelf:
     def fold(self) -> None:
         """Write everything to the tables, in a transaction that `commit` ends."""
         if self._changed:
-            self._number += 1
-            self._journaled.add(self._number, self._changed, 0)
+            self._last_commit += 1
+            self._journaled.add(self._last_commit, self._changed, 0)
             self._changed.clear()
-        self._fold(self._number)
+        self._fold(self._last_commit)
 
     def fold_oldest(self) -> None:
         """Write what has been journaled longest to the tables, in a transaction that `commit` ends."""
-        self._fold(self._journaled.oldest(max(FOLD_MIN, self._journaled.size - JOURNAL_MAX)))
+        self._fold(self._journaled.commit_reaching_size(max(FOLD_MIN, self._journaled.size - JOURNAL_MAX)))
 
     def _fold(self, number: int) -> None:
         """Write everything up to this commit."""
         if not self._journaled or not number:
             return
         self._begin()
-        values = self._journaled.take(number)
+        values = self._journaled.take_through(number)
         self._write_accounts(values.accounts)
         self._write_reservations(values.reservations)
         self._write(WRITE_ENTRIES, values.entries)
@@ -279,13 +283,13 @@ class SqliteShelf:
         self._accounts.clear()
         self._stored.clear()
         self._reservations.clear()
-        self._clock_kept_ms = 0
-        self._absent.clear()
+        self._clock_saved_ms = 0
+        self._known_missing.clear()
         self._changed.clear()
         self._entries_stored = None
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
-        self.be_current()
+        self.ensure_current()
 
     def _journal(self, now_ms: int) -> None:
         changed = self._changed
@@ -293,19 +297,19 @@ class SqliteShelf:
             self._begin()
         accounts = [(key, account) for key in changed.accounts if (account := self._accounts[key]) is not None]
         reservations = [(key, self._reservations[key]) for key in changed.reservations]
-        changes = Changes(accounts, reservations, changed.runs.items(), changed.entries)
-        sqlite_journal.append(self._connection, self._number + 1, changes)
-        self._number += 1
-        self._journaled.add(self._number, changed, now_ms)
+        changes = JournalEntry(accounts, reservations, changed.runs.items(), changed.entries)
+        sqlite_journal.append(self._connection, self._last_commit + 1, changes)
+        self._last_commit += 1
+        self._journaled.add(self._last_commit, changed, now_ms)
         changed.clear()
 
     def _is_clock_due(self, now_ms: int) -> bool:
-        return now_ms >= self._clock_kept_ms + _CLOCK_KEPT_EVERY_MS
+        return now_ms >= self._clock_saved_ms + _CLOCK_SAVE_INTERVAL_MS
 
-    def _keep_clock(self, now_ms: int) -> None:
+    def _save_clock(self, now_ms: int) -> None:
         if self._is_clock_due(now_ms):
             self._connection.execute("UPDATE meta SET value = ? WHERE key = 'highest_ms'", (now_ms,))
-            self._clock_kept_ms = now_ms
+            self._clock_saved_ms = now_ms
 
     def _drop_cache(self) -> None:
         """Keep only what is not in the tables."""
@@ -318,17 +322,17 @@ class SqliteShelf:
             self._connection.execute("BEGIN IMMEDIATE")
 
     def _write_accounts(self, keys: Sequence[Key]) -> None:
-        whole: list[Row] = []
-        slim: list[Row] = []
+        full_rows: list[Row] = []
+        balance_rows: list[Row] = []
         for key in keys:
             account, stored = self._accounts[key], self._stored.get(key)
             if account is None:
                 continue
-            known = stored is not None and same_rules(account, stored)
-            (slim if known else whole).append(account_row(*key, account))
+            known = stored is not None and has_same_rules(account, stored)
+            (balance_rows if known else full_rows).append(account_row(*key, account))
             self._stored[key] = account
-        self._write(CHANGE_ACCOUNTS, slim)
-        self._write(WRITE_ACCOUNTS, whole)
+        self._write(CHANGE_ACCOUNTS, balance_rows)
+        self._write(WRITE_ACCOUNTS, full_rows)
 
     def _write_reservations(self, keys: Sequence[Key]) -> None:
         changed = [(key, self._reservations[key]) for key in keys]
@@ -337,40 +341,42 @@ class SqliteShelf:
             project, reservation_id = key
             if reservation_id > self._highest_id.get(project, ""):
                 self._highest_id[project] = reservation_id
-            self._absent.discard(key)
+            self._known_missing.discard(key)
             if one.state is not State.PENDING and key not in self._changed.reservations:
                 del self._reservations[key]
 
     def _write(self, statement: str, rows: Sequence[Row]) -> None:
-        for cursor in in_rows(self._connection, statement, rows):
+        for cursor in execute_in_chunks(self._connection, statement, rows):
             cursor.close()
 
-    def _newer(self) -> Newer:
+    def _unfolded(self) -> UnfoldedKeys:
         """The keys whose values in memory are newer than in the tables."""
         journaled, changed = self._journaled, self._changed
-        return Newer(
+        return UnfoldedKeys(
             {*journaled.accounts, *changed.accounts},
             {*journaled.reservations, *changed.reservations},
             {*journaled.runs, *changed.runs},
         )
 
-    def _forget_accounts(self, now_ms: int, limit: int, newer: Container[Key]) -> int:
+    def _forget_accounts(self, now_ms: int, limit: int, unfolded: Container[Key]) -> int:
         """Check accounts whose check time has come. Those used meanwhile or with holds get a new check time."""
-        rows = [row for row in self._connection.execute(UNCHECKED, (now_ms, 10 * limit)) if row[:2] not in newer]
-        over = [row[:2] for row in rows if row[2] <= now_ms and row[3] == 0][:limit]
-        gone = set(over)
+        rows = [
+            row for row in self._connection.execute(ACCOUNTS_TO_CHECK, (now_ms, 10 * limit)) if row[:2] not in unfolded
+        ]
+        expired = [row[:2] for row in rows if row[2] <= now_ms and row[3] == 0][:limit]
+        expired_keys = set(expired)
         # The end of a hold counts as use, so an account with holds cannot be over before another keep time.
         later = [
             (row[2] if row[2] > now_ms else now_ms + row[4], *row[:2])
             for row in rows
-            if row[:2] not in gone and (row[2] > now_ms or row[3])
+            if row[:2] not in expired_keys and (row[2] > now_ms or row[3])
         ]
         self._connection.executemany("UPDATE account SET check_ms = ? WHERE project = ? AND account = ?", later)
-        self._connection.executemany("DELETE FROM account WHERE project = ? AND account = ?", over)
-        for key in over:
+        self._connection.executemany("DELETE FROM account WHERE project = ? AND account = ?", expired)
+        for key in expired:
             self._accounts.pop(key, None)
             self._stored.pop(key, None)
-        return len(over)
+        return len(expired)
 
-    def _select(self, statement: str, *given: int) -> list[Key]:
-        return self._connection.execute(statement, given).fetchall()
+    def _select(self, statement: str, *arguments: int) -> list[Key]:
+        return self._connection.execute(statement, arguments).fetchall()

@@ -15,7 +15,7 @@ V = TypeVar("V")
 Run = tuple[str, int]
 
 
-class Values(NamedTuple):
+class ValuesToWrite(NamedTuple):
     """Values to be written. For accounts and reservations only the keys, because their current values are in memory."""
 
     accounts: list[Key]
@@ -24,7 +24,7 @@ class Values(NamedTuple):
     entries: list[Row]
 
 
-class Changed:
+class UncommittedChanges:
     """What was changed since the last commit."""
 
     __slots__ = ("accounts", "entries", "reservations", "runs")
@@ -45,7 +45,7 @@ class Changed:
         self.entries.clear()
 
 
-class Journaled:
+class JournaledChanges:
     """What was committed to the journal but not written to the tables. Each value has the number of the first commit that changed it.
 
     A value that is changed again keeps its place, so values of the oldest commits come first. Once these are written, the
@@ -63,8 +63,8 @@ class Journaled:
     def __bool__(self) -> bool:
         return bool(self._commits)
 
-    def add(self, number: int, changed: Changed, now_ms: int) -> None:
-        before = len(self.accounts) + len(self.reservations)
+    def add(self, number: int, changed: UncommittedChanges, now_ms: int) -> None:
+        last_commit_before = len(self.accounts) + len(self.reservations)
         for key in changed.accounts:
             self.accounts.setdefault(key, number)
         for key in changed.reservations:
@@ -73,11 +73,11 @@ class Journaled:
             self.runs[key] = (self.runs[key][0] if key in self.runs else number, run)
         for row in changed.entries:
             self.entries[row[0]] = (number, row)
-        new = len(self.accounts) + len(self.reservations) - before + len(changed.entries)
+        new = len(self.accounts) + len(self.reservations) - last_commit_before + len(changed.entries)
         self._commits.append((number, max(1, new), now_ms))
         self.size += max(1, new)
 
-    def oldest(self, size: int) -> int:
+    def commit_reaching_size(self, size: int) -> int:
         """The number of the commit up to which the commits have at least this size together."""
         for number, part, _ in self._commits:
             size -= part
@@ -85,7 +85,7 @@ class Journaled:
                 return number
         return self._commits[-1][0] if self._commits else 0
 
-    def before(self, time_ms: int) -> int:
+    def last_commit_before(self, time_ms: int) -> int:
         """The number of the last commit before this time; 0 if there is none."""
         number = 0
         for commit, _, at_ms in self._commits:
@@ -94,15 +94,15 @@ class Journaled:
             number = commit
         return number
 
-    def take(self, number: int) -> Values:
+    def take_through(self, number: int) -> ValuesToWrite:
         """Remove and return the values to be written for the commits up to this one."""
         while self._commits and self._commits[0][0] <= number:
             self.size -= self._commits.popleft()[1]
-        return Values(
-            [key for key, _ in _front(self.accounts, lambda first: first <= number)],
-            [key for key, _ in _front(self.reservations, lambda first: first <= number)],
-            [(key, run) for key, (_, run) in _front(self.runs, lambda value: value[0] <= number)],
-            [row for _, (_, row) in _front(self.entries, lambda value: value[0] <= number)],
+        return ValuesToWrite(
+            [key for key, _ in _pop_leading(self.accounts, lambda first: first <= number)],
+            [key for key, _ in _pop_leading(self.reservations, lambda first: first <= number)],
+            [(key, run) for key, (_, run) in _pop_leading(self.runs, lambda value: value[0] <= number)],
+            [row for _, (_, row) in _pop_leading(self.entries, lambda value: value[0] <= number)],
         )
 
     def clear(self) -> None:
@@ -114,7 +114,7 @@ class Journaled:
         self.size = 0
 
 
-def _front(known: dict[K, V], belongs: Callable[[V], bool]) -> list[tuple[K, V]]:
+def _pop_leading(known: dict[K, V], belongs: Callable[[V], bool]) -> list[tuple[K, V]]:
     """Remove and return the leading items that match."""
     items = list(takewhile(lambda item: belongs(item[1]), known.items()))
     for key, _ in items:
