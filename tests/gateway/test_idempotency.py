@@ -16,7 +16,7 @@ from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.idempotency import Idempotency
 
 
-class Shelf(MemoryAnswerStorage):
+class FakeStorage(MemoryAnswerStorage):
     """Asks for renewals, like an engine whose claims expire, and counts them; may be unavailable."""
 
     renew_s = 0.01  # type: ignore[assignment]
@@ -59,7 +59,7 @@ def call(number: int = 1) -> Call:
 
 
 async def test_claim_is_renewed_while_the_call_lasts_even_after_a_failed_renewal() -> None:
-    storage = Shelf()
+    storage = FakeStorage()
     async with Idempotency(storage, keep_ms=1000).once(exchange(), call()) as kept:
         assert kept is None
         async with asyncio.timeout(10):
@@ -71,7 +71,7 @@ async def test_claim_is_renewed_while_the_call_lasts_even_after_a_failed_renewal
 
 
 async def test_failed_call_frees_its_key() -> None:
-    storage = Shelf()
+    storage = FakeStorage()
     idempotency = Idempotency(storage, keep_ms=1000)
     with pytest.raises(GatewayError, match="refused"):
         async with idempotency.once(exchange(), call()):
@@ -81,7 +81,7 @@ async def test_failed_call_frees_its_key() -> None:
 
 
 async def test_answer_is_kept_before_the_call_ends() -> None:
-    storage = Shelf()
+    storage = FakeStorage()
     idempotency = Idempotency(storage, keep_ms=1000)
     first = exchange()
     async with idempotency.once(first, call()):
@@ -92,7 +92,7 @@ async def test_answer_is_kept_before_the_call_ends() -> None:
 
 
 async def test_outage_while_keeping_loses_only_the_kept_answer() -> None:
-    storage = Shelf()
+    storage = FakeStorage()
     idempotency = Idempotency(storage, keep_ms=1000)
     answered = exchange()
     async with idempotency.once(answered, call()):

@@ -7,9 +7,9 @@ from gateway.ledger.circuit_breaker import CircuitBreaker
 SLOW_MS = 80
 
 
-def after(story: str) -> Breaker:
+def after(story: str) -> CircuitBreaker:
     """A breaker after these calls in sequence: g(ood), s(low), f(ailed)."""
-    breaker = Breaker(slow_ms=SLOW_MS)
+    breaker = CircuitBreaker(slow_ms=SLOW_MS)
     for at_s, event in enumerate(story):
         happen(breaker, event, at_s, at_s + 1)
     return breaker
@@ -48,7 +48,7 @@ def test_breaker_opens_after_failures_or_slow_answers_in_a_row(story: str, is_op
 
 @pytest.mark.parametrize(("event", "rounds"), [("s", 5), ("f", 2)])
 def test_concurrent_calls_count_as_one_event(event: str, rounds: int) -> None:
-    breaker = Breaker(slow_ms=SLOW_MS)
+    breaker = CircuitBreaker(slow_ms=SLOW_MS)
     for number in range(rounds):
         assert not breaker.is_open
         # Thirty calls that start together and end one after the other.
