@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 from gateway.errors import GatewayError, LedgerOutage
 from gateway.ledger.dry_run_ledger import DryRunLedger
 from gateway.ledger.port import LedgerUnavailable
-from gateway.ledger.dry_run_ledger import DryRunLedger
 from gateway.orchestration.dry_run import DryRunPlanner
 from gateway.pipeline.assembly import admission_for
 from gateway.pipeline.call import Call, Principal

@@ -12,7 +12,6 @@ from typing import Final
 
 from gateway.ledger.account_balances import balances_by_account
 from gateway.ledger.port import Ledger, LedgerUnavailable
-from gateway.ledger.account_balances import balances_by_account
 from gateway.runs.view import usd
 from gateway.store.database import Database
 from gateway.store.usage_report import names_seen

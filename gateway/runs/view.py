@@ -12,7 +12,6 @@ from typing import Any, Final, Literal
 
 from gateway.ledger.account_balances import balances_by_account
 from gateway.ledger.port import Ledger, LedgerUnavailable
-from gateway.ledger.account_balances import balances_by_account
 from gateway.store import runs as runs_store
 from gateway.store.database import Database
 from gateway.store.runs import Run, RunFilter, RunStep, Sums
