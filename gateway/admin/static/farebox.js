@@ -5,17 +5,17 @@ const themeButton = document.getElementById("theme");
 if (themeButton) {
   const system = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
-  const label = () => { themeButton.textContent = isDark() ? "Light" : "Dark"; };
+  const updateLabel = () => { themeButton.textContent = isDark() ? "Light" : "Dark"; };
   themeButton.addEventListener("click", () => {
     const next = isDark() ? "light" : "dark";
     document.documentElement.dataset.theme = next;
     localStorage.setItem("farebox-theme", next);
-    label();
+    updateLabel();
     document.dispatchEvent(new Event("farebox:theme"));
   });
-  system.addEventListener("change", label);
+  system.addEventListener("change", updateLabel);
   themeButton.hidden = false;
-  label();
+  updateLabel();
 }
 
 document.addEventListener("change", (event) => {
@@ -38,48 +38,48 @@ addEventListener("pageshow", () => {
 
 // Times are UTC in the page, and the reader's own once a script may help. Of runs the day is said when it is another one.
 const hour = { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
-const clock = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", ...hour });
-const today = new Intl.DateTimeFormat(undefined, hour);
-function localTimes(root) {
+const dateTimeFormat = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", ...hour });
+const timeFormat = new Intl.DateTimeFormat(undefined, hour);
+function localizeTimes(root) {
   for (const time of root.querySelectorAll("time[datetime]")) {
     if (time.dataset.local) continue;
     time.dataset.local = "1";
     const at = new Date(time.dateTime);
     const isToday = time.closest(".runs") && at.toDateString() === new Date().toDateString();
-    if (!time.textContent.endsWith("ago")) time.textContent = (isToday ? today : clock).format(at);
+    if (!time.textContent.endsWith("ago")) time.textContent = (isToday ? timeFormat : dateTimeFormat).format(at);
   }
 }
-localTimes(document);
+localizeTimes(document);
 const zone = document.getElementById("zone");
 if (zone) zone.textContent = Intl.DateTimeFormat().resolvedOptions().timeZone;
-document.addEventListener("htmx:afterSwap", (event) => localTimes(event.target));
+document.addEventListener("htmx:afterSwap", (event) => localizeTimes(event.target));
 
 // Rows that move: only cells that are different are replaced, and only rows that come first are moved, so that what has the focus
 // keeps it. A row is marked when its own
 // figures move; those of budgets that it shares with others move with every call of theirs.
-const sent = new WeakMap(); // cell → its HTML as it came
-function putRows(body, html) {
-  const fresh = document.createElement("tbody");
-  fresh.className = "runs";
-  fresh.innerHTML = html;
-  for (const cell of fresh.querySelectorAll("td")) sent.set(cell, cell.innerHTML);
-  localTimes(fresh);
+const receivedHtml = new WeakMap(); // cell → its HTML as it came
+function updateRows(body, html) {
+  const incoming = document.createElement("tbody");
+  incoming.className = "runs";
+  incoming.innerHTML = html;
+  for (const cell of incoming.querySelectorAll("td")) receivedHtml.set(cell, cell.innerHTML);
+  localizeTimes(incoming);
   const known = new Map([...body.rows].map((row) => [row.id, row]));
-  const rows = [...fresh.rows].map((row) => putCells(known.get(row.id), row));
+  const rows = [...incoming.rows].map((row) => updateCells(known.get(row.id), row));
   for (const row of [...body.rows]) if (!rows.includes(row)) row.remove();
   rows.forEach((row, at) => { if (body.rows[at] !== row) body.insertBefore(row, body.rows[at] ?? null); });
 }
 const ownText = (cell) => cell.textContent.replace(cell.querySelector(".tight")?.textContent ?? "", "");
-function putCells(before, row) {
+function updateCells(before, row) {
   if (!before) return row;
-  let hasMoved = false;
+  let hasChanged = false;
   [...row.cells].forEach((cell, at) => {
     const old = before.cells[at];
-    if (sent.get(old) === sent.get(cell)) return;
-    hasMoved ||= sent.has(old) && ownText(old) !== ownText(cell) && row.id !== "of-project";
+    if (receivedHtml.get(old) === receivedHtml.get(cell)) return;
+    hasChanged ||= receivedHtml.has(old) && ownText(old) !== ownText(cell) && row.id !== "of-project";
     old.replaceWith(cell);
   });
-  if (hasMoved) {
+  if (hasChanged) {
     before.classList.remove("moved");
     void before.offsetWidth; // begins the animation anew
     before.classList.add("moved");
@@ -90,21 +90,21 @@ function putCells(before, row) {
 for (const table of document.querySelectorAll("[data-live]")) {
   const state = document.querySelector("[data-live-state]");
   let source = null;
-  const open = () => {
+  const connect = () => {
     source = new EventSource(table.dataset.live);
     source.addEventListener("rows", (event) => {
-      putRows(table.tBodies[0], event.data);
+      updateRows(table.tBodies[0], event.data);
       if (state) state.hidden = false;
     });
   };
   // A page that nobody looks at asks for nothing.
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) source?.close();
-    else open();
+    else connect();
   });
   addEventListener("pagehide", () => source?.close());
-  for (const cell of table.tBodies[0].querySelectorAll("td:not(:has(time))")) sent.set(cell, cell.innerHTML);
-  open();
+  for (const cell of table.tBodies[0].querySelectorAll("td:not(:has(time))")) receivedHtml.set(cell, cell.innerHTML);
+  connect();
 }
 
 // Columns for each day, one part upon the other. The table below holds the same figures for whoever has no script.
@@ -113,21 +113,21 @@ function drawChart(box) {
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(name).trim();
   const cents = { minimumFractionDigits: 2, maximumFractionDigits: 2 };
-  const shown = (value) => !money ? value.toLocaleString("en", { maximumFractionDigits: 0 }) : "$" + value.toLocaleString("en", value && value < 1 ? { maximumSignificantDigits: 3 } : cents);
-  const brief = (value) => (money ? "$" : "") + value.toLocaleString("en", value && value < 1 ? { maximumSignificantDigits: 2 } : { notation: value >= 1e4 ? "compact" : "standard", maximumFractionDigits: 2 });
+  const formatExact = (value) => !money ? value.toLocaleString("en", { maximumFractionDigits: 0 }) : "$" + value.toLocaleString("en", value && value < 1 ? { maximumSignificantDigits: 3 } : cents);
+  const formatCompact = (value) => (money ? "$" : "") + value.toLocaleString("en", value && value < 1 ? { maximumSignificantDigits: 2 } : { notation: value >= 1e4 ? "compact" : "standard", maximumFractionDigits: 2 });
   const day = (at, form) => new Date(at * 1000).toLocaleDateString(undefined, { ...form, timeZone: "UTC" });
   const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "12px Inter, system-ui, sans-serif" };
   const stacked = parts.map((_, at) => days.map((_, on) => parts.slice(0, at + 1).reduce((sum, part) => sum + part.values[on], 0)));
   const list = document.createElement("ul");
   list.className = "parts";
   // What the day under the pointer used, or all days together.
-  const tell = (on) => {
-    const of = (values) => on == null ? values.reduce((sum, value) => sum + value, 0) : values[on];
-    const rows = parts.map((part, at) => [at + 1, part.name || box.dataset.title, of(part.values)]);
-    list.replaceChildren(...[[0, on == null ? "together" : day(days[on], { weekday: "short", month: "short", day: "numeric" }), of(stacked.at(-1) ?? [0])], ...rows].map(([at, name, value]) => {
+  const showDay = (index) => {
+    const dayOrTotal = (values) => index == null ? values.reduce((sum, value) => sum + value, 0) : values[index];
+    const rows = parts.map((part, at) => [at + 1, part.name || box.dataset.title, dayOrTotal(part.values)]);
+    list.replaceChildren(...[[0, index == null ? "together" : day(days[index], { weekday: "short", month: "short", day: "numeric" }), dayOrTotal(stacked.at(-1) ?? [0])], ...rows].map(([at, name, value]) => {
       const item = document.createElement("li"), figure = document.createElement("b"), dot = document.createElement("i");
       if (at) { dot.className = `c${at}`; item.append(dot); }
-      figure.textContent = ` ${shown(value)}`;
+      figure.textContent = ` ${formatExact(value)}`;
       item.append(name, figure);
       return item;
     }));
@@ -139,23 +139,23 @@ function drawChart(box) {
   new uPlot({
     width: box.clientWidth, height: 240, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"), legend: { show: false },
     cursor: { points: { show: false }, drag: { x: false, y: false }, y: false },
-    hooks: { setCursor: [(plot) => tell(plot.cursor.idx)] },
+    hooks: { setCursor: [(plot) => showDay(plot.cursor.idx)] },
     scales: { x: { range: (_, low, high) => [low - 43200, high + 43200] }, y: { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] } },
-    axes: [{ ...axis, size: 28, grid: { show: false }, values: (_, splits) => splits.map((at) => day(at, { month: "short", day: "numeric" })) }, { ...axis, size: 62, values: (_, splits) => splits.map(brief) }],
+    axes: [{ ...axis, size: 28, grid: { show: false }, values: (_, splits) => splits.map((at) => day(at, { month: "short", day: "numeric" })) }, { ...axis, size: 62, values: (_, splits) => splits.map(formatCompact) }],
     series: [{}, ...series.reverse()],
   }, [days, ...stacked.reverse()], box);
   stacked.reverse();
   box.append(list);
-  tell(null);
+  showDay(null);
 }
 const charts = [...document.querySelectorAll("[data-chart]")];
 if (charts.length && window.uPlot) {
-  const drawAll = () => charts.forEach(drawChart);
-  drawAll();
-  document.addEventListener("farebox:theme", drawAll);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-  let wait = 0;
-  addEventListener("resize", () => { clearTimeout(wait); wait = setTimeout(drawAll, 150); });
+  const drawCharts = () => charts.forEach(drawChart);
+  drawCharts();
+  document.addEventListener("farebox:theme", drawCharts);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCharts);
+  let resizeTimer = 0;
+  addEventListener("resize", () => { clearTimeout(resizeTimer); resizeTimer = setTimeout(drawCharts, 150); });
 }
 
 // Settings: what was edited is marked, and the way on is offered once there is something to look at.
@@ -164,7 +164,7 @@ for (const form of document.querySelectorAll("form[data-changes]")) {
   const isEdited = (field) => field.type === "checkbox" ? field.checked !== field.defaultChecked
     : field.options ? ![...field.options].every((option) => option.selected === (option.defaultSelected || (!field.querySelector("[selected]") && option.index === 0)))
     : field.value !== field.defaultValue;
-  const look = () => {
+  const markEdited = () => {
     const fields = [...form.elements].filter((field) => field.name && field.type !== "hidden");
     const edited = fields.filter(isEdited);
     for (const field of fields) field.closest(".setting, td")?.classList.toggle("edited", edited.includes(field));
@@ -172,19 +172,19 @@ for (const form of document.querySelectorAll("form[data-changes]")) {
     bar.hidden = edited.length === 0;
     count.textContent = `${edited.length} edited`;
   };
-  form.addEventListener("input", look);
-  form.addEventListener("change", look);
-  addEventListener("pageshow", look);
-  look();
+  form.addEventListener("input", markEdited);
+  form.addEventListener("change", markEdited);
+  addEventListener("pageshow", markEdited);
+  markEdited();
 }
 
 // A bar of the time line leads to its call, and opens it.
-function openNamed() {
-  const named = location.hash.startsWith("#call-") && document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (named) named.querySelector("details").open = true;
+function openLinkedCall() {
+  const call = location.hash.startsWith("#call-") && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (call) call.querySelector("details").open = true;
 }
-addEventListener("hashchange", openNamed);
-openNamed();
+addEventListener("hashchange", openLinkedCall);
+openLinkedCall();
 
 // On a phone the pages are a row that scrolls: centre the current one. Not with scrollIntoView, after which some browsers begin the
 // keyboard's order behind that link and pass over "Skip to the content".

@@ -1,3 +1,3 @@
 // Before anything is drawn, so that a page does not flash in the other colours.
-const chosen = localStorage.getItem("farebox-theme");
-if (chosen === "dark" || chosen === "light") document.documentElement.dataset.theme = chosen;
+const storedTheme = localStorage.getItem("farebox-theme");
+if (storedTheme === "dark" || storedTheme === "light") document.documentElement.dataset.theme = storedTheme;
