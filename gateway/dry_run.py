@@ -38,7 +38,7 @@ class Explained:
 
     planner: DryRunPlanner
     call: Call | None = None
-    prompt_tokens: int | None = None  # of the original prompt, before anything made it smaller
+    prompt_tokens: int | None = None  # of the original prompt, counted for the model that would be asked
     error: GatewayError | None = None
     standing: Sequence[tuple[Link, Balance]] = field(default=())
 
@@ -83,8 +83,7 @@ async def _admit(parts: Parts, call: Call, found: Explained) -> None:
         await admission.admit(call)
     finally:
         admission.leave(call)
-        count = call.original.count if call.original is not None else call.count
-        found.prompt_tokens = count.tokens if count is not None else None
+        found.prompt_tokens = await found.planner.original_tokens(call)
         found.standing = await _standing(call, scratch)
 
 

@@ -33,6 +33,7 @@ class DayChart:
     days: list[float]
     parts: list[Part]
     is_money: bool
+    is_cut: bool = False  # whether there are earlier days, which are not shown
 
     @property
     def totals(self) -> list[float]:
@@ -50,15 +51,13 @@ async def day_chart(
     by_day: UsageReport | None = None,
 ) -> DayChart:
     """`grouped_report` is what `query` found: its rows say which groups are large. `by_day` the same by day, if it is known already."""
-    query_by_day = query.model_copy(update={"group_by": GroupBy.DAY, "limit": DAYS_MAX, "cursor": None})
+    usage_filter = usage.filter_of(page_request.services, query)
+    last_ms = page_request.now_ms if usage_filter.to_ms is None else usage_filter.to_ms - 1
+    days, is_cut = _days_shown(usage_filter.from_ms, last_ms)
     if by_day is None:
         is_whole = query.group_by is GroupBy.DAY and len(grouped_report.rows) == grouped_report.groups
-        by_day = grouped_report if is_whole else await load_report(page_request, query_by_day)
+        by_day = grouped_report if is_whole else await _load_by_day(page_request, query, days[0] if is_cut else None)
     known = {row.day or "": getattr(row, metric) for row in by_day.rows}
-    usage_filter = usage.filter_of(page_request.services, query)
-    days = _days_between(
-        usage_filter.from_ms, page_request.now_ms if usage_filter.to_ms is None else usage_filter.to_ms - 1
-    ) or sorted(known)
     parts = (
         []
         if query.group_by in _UNSPLIT_GROUPS or query.run
@@ -70,7 +69,14 @@ async def day_chart(
     elif any(value > 1e-12 for value in rest):
         parts.append(Part(_OTHERS, [max(0, value) for value in rest]))
     at_s = [datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() for day in days]
-    return DayChart(at_s, parts, metric.endswith("usd"))
+    return DayChart(at_s, parts, metric.endswith("usd"), is_cut)
+
+
+async def _load_by_day(page_request: PageRequest, query: UsageQuery, first_day: str | None) -> UsageReport:
+    """`first_day` replaces the beginning of the query."""
+    since = query.since if first_day is None else first_day
+    by_day = {"group_by": GroupBy.DAY, "limit": DAYS_MAX, "cursor": None, "since": since}
+    return await load_report(page_request, query.model_copy(update=by_day))
 
 
 async def _largest_groups(
@@ -92,10 +98,11 @@ async def _largest_groups(
     ]
 
 
-def _days_between(from_ms: int | None, last_ms: int) -> list[str]:
-    """Empty without a beginning, and for more than a chart can show."""
-    if from_ms is None:
-        return []
-    first, last = (datetime.fromtimestamp(at_ms / 1000, UTC).date() for at_ms in (from_ms, last_ms))
-    count = (last - first).days + 1
-    return [(first + timedelta(days=at)).isoformat() for at in range(count)] if 0 < count <= DAYS_MAX else []
+def _days_shown(from_ms: int | None, last_ms: int) -> tuple[list[str], bool]:
+    """The days of a chart, and whether there are more than it can show, of which these are the latest. Without a beginning there are."""
+    last = datetime.fromtimestamp(last_ms / 1000, UTC).date()
+    earliest = last - timedelta(days=DAYS_MAX - 1)
+    first = earliest if from_ms is None else datetime.fromtimestamp(from_ms / 1000, UTC).date()
+    begins = max(first, earliest)
+    days = [(begins + timedelta(days=at)).isoformat() for at in range((last - begins).days + 1)]
+    return days, from_ms is None or first < earliest

@@ -64,18 +64,22 @@ async def _watch(
         return
     with Live(console=terminal, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(screen(response["runs"], connection.location, time.time(), terminal.height), refresh=True)
+            runs, has_more = response["runs"], bool(response.get("next"))
+            live.update(
+                screen(runs, connection.location, time.time(), terminal.height, has_more=has_more), refresh=True
+            )
             await asyncio.sleep(every_s)
             response = (await connection.request("GET", "/runs", query)).raise_for_error().value
 
 
-def screen(runs: list[dict[str, Any]], location: str, now_s: float, height: int) -> Group:
-    """A line of totals, and as many runs as fit below it."""
+def screen(runs: list[dict[str, Any]], location: str, now_s: float, height: int, *, has_more: bool = False) -> Group:
+    """A line of totals, and as many runs as fit below it. `has_more`: there are older runs, which the totals leave out."""
     held = sum(run["tokens"]["reserved"] for run in runs)
     active = sum(run["state"] == "active" for run in runs)
     head = Text.assemble(
         (time.strftime(" %H:%M:%S ", time.localtime(now_s)), "reverse"),
         (f"  {location}   ", "dim"),
+        f"of the latest {len(runs):,} runs: " if has_more else "",
         (f"{active:,} active", "green"),
         f"   {held:,} tokens held",
         (f"   {sum(run['refused'] for run in runs):,} refused", "yellow"),

@@ -67,6 +67,9 @@ class DryRunPlanner:
     async def compress(self, call: Call, needed_tokens: int | None, *, pressed: bool = False) -> bool:
         return await self._orchestration.compression.compress(call, needed_tokens, pressed=pressed, is_dry_run=True)
 
+    async def original_tokens(self, call: Call) -> int | None:
+        return await self._orchestration.compression.original_tokens(call)
+
     async def reroute(self, call: Call, refused: Refused | None) -> bool:
         return self._orchestration.routing.reroute(call, refused)
 

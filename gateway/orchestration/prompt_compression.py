@@ -133,6 +133,12 @@ class PromptCompression:
         _note(call, found, work.strategy, gain, condensed)
         return True
 
+    async def original_tokens(self, call: Call) -> int | None:
+        """The size of the prompt as the client sent it, counted for the call's model. None for a call that was not counted."""
+        if call.original is None or call.count is None:
+            return call.count.tokens if call.count is not None else None
+        return (await self._whole(call, call.count)).count.tokens
+
     async def _whole(self, call: Call, count: PromptCount) -> Original:
         """The history as the client sent it, counted for the call's model, which may have changed since the last count."""
         now = call.request.body[_HISTORY[call.protocol.name]]

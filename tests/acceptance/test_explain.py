@@ -8,11 +8,12 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.acceptance.serving import ProviderThread, Served, model, until, words
+from tests.acceptance.serving import ProviderThread, Served, model, serving, until, words
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import Reply, running_farebox, tagged
 
@@ -254,3 +255,38 @@ def test_explain_command_prints_the_refusal_and_the_rungs(served: Served) -> Non
     assert asked.returncode == 0, asked.stderr
     assert "It would be refused with 402 request_exceeds_budget: This call needs" in asked.stdout
     assert "- rung whole, result does not fit" in asked.stdout
+
+
+def test_both_prompt_counts_are_those_of_the_model_that_is_asked(tmp_path: Path) -> None:
+    """The prompt is compressed for one model and then routed to another, whose tokenizer is not known exactly."""
+
+    def models(provider: FakeProvider) -> list[dict[str, Any]]:
+        url = provider.openai_url
+        return [model(url, "dear", input_cost_per_token=1e-5), model(url, "cheap", "hosted_vllm/unheard-of")]
+
+    budgets = [{"scope": "run", "match": "*", "usd": 0.003, "on_pressure": ["compress", "route", "refuse"]}]
+    tiers = {"fast": ["cheap"], "powerful": ["dear"]}
+    settings = {
+        "orchestration_enabled": True,
+        "orchestration_compression_enabled": True,
+        "orchestration_ais_routing_enabled": True,
+        "orchestration_token_budget_summarize": 8000,
+        "orchestration_max_tokens_per_step": 8000,
+    }
+    with serving(tmp_path, models=models, budgets=budgets, tiers=tiers, settings=settings) as served:
+        log = json.dumps([{"id": at, "level": "INFO", "message": f"request served {at}"} for at in range(90)], indent=2)
+        function = {"name": "read_log", "arguments": "{}"}
+        messages = [
+            {"role": "user", "content": "Look at the log."},
+            {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": function}]},
+            {"role": "tool", "tool_call_id": "1", "content": log},
+            {"role": "user", "content": "Summarize the errors."},
+        ]
+        headers = tagged("letters", "r-1", "draft", intent="summarize")
+        told = explain(served, chat(model="dear", messages=messages), headers)
+        unchanged = explain(
+            served, chat(model="cheap", messages=messages), {**headers, "x-workflow-options": "no-compress"}
+        )
+    assert (told["verdict"], told["model"]) == ("forward", "cheap"), told
+    assert told["prompt_tokens_sent"] < told["prompt_tokens"], told["decisions"]
+    assert told["prompt_tokens"] == pytest.approx(unchanged["prompt_tokens"], rel=0.02)

@@ -7,6 +7,7 @@ import html
 import http.client
 import json
 import re
+import time
 from datetime import UTC, datetime
 from importlib.resources import files
 from urllib.parse import urlsplit
@@ -345,3 +346,16 @@ def _rows_event(stream: http.client.HTTPResponse) -> str:
             lines.append(line)
         elif not line and lines:
             return "\n".join(lines)
+
+
+@pytest.mark.parametrize("group", ["workflow", "day"])
+def test_chart_of_a_long_time_shows_its_latest_400_days(client: Client, group: str) -> None:
+    page = client.get(f"/admin/usage?from=2020-01-01&group_by={group}").text
+    found = re.search(r"data-chart='([^']+)'", page)
+    assert found
+    chart = json.loads(html.unescape(found[1]))
+    today_s = time.time() // 86_400 * 86_400
+    assert (len(chart["days"]), chart["days"][-1]) == (400, today_s)
+    assert sum(part["values"][-1] for part in chart["parts"]) > 0
+    assert "the latest 400 days" in page
+    assert "the latest" not in client.get(f"/admin/usage?group_by={group}").text

@@ -17,9 +17,9 @@ def run(name: str, settled: int, reserved: int, limit: int | None, **more: Any) 
     return {"run": name, "tokens": tokens, "cost_usd": {"settled": 0.25}, "last_at": last, **fields, **more}
 
 
-def drawn(runs: list[dict[str, Any]], height: int = 40) -> str:
+def drawn(runs: list[dict[str, Any]], height: int = 40, **more: Any) -> str:
     console = Console(width=150, record=True, file=io.StringIO())
-    console.print(screen(runs, "here", 100.0, height))
+    console.print(screen(runs, "here", 100.0, height, **more))
     return console.export_text()
 
 
@@ -42,3 +42,9 @@ def test_no_more_runs_than_the_terminal_has_lines() -> None:
     assert "r-6" in said
     assert "r-7" not in said
     assert "No matching runs" in drawn([])
+
+
+def test_header_says_that_its_totals_cover_the_latest_runs_only() -> None:
+    runs = [run(f"r-{at}", 1, 2, 9) for at in range(100)]
+    assert "of the latest 100 runs: 100 active   200 tokens held" in drawn(runs, has_more=True)
+    assert "latest" not in drawn(runs)
