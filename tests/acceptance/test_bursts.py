@@ -48,14 +48,14 @@ def test_600_concurrent_calls_are_granted_or_refused_by_their_budget_and_never_f
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     config = settings_for(redis_server.url, f"sqlite:///{tmp_path}/store.db", budgets=BUDGETS)
-    heard = []
+    outcomes = []
     with running_farebox(tmp_path, config) as gateway:
         for attempt in range(ATTEMPTS):
             before = len(gateway.log)
-            heard.append(asyncio.run(burst(gateway, f"run-{attempt}")))
+            outcomes.append(asyncio.run(burst(gateway, f"run-{attempt}")))
             # Busy: other calls' reservations stand in the way, and how much of them is used is not known yet.
-            refused = heard[-1]["run_budget_busy"] + heard[-1]["run_budget_exceeded"]
-            if (heard[-1]["answered"], refused) == (PAID_FOR, CALLS - PAID_FOR):
+            refused = outcomes[-1]["run_budget_busy"] + outcomes[-1]["run_budget_exceeded"]
+            if (outcomes[-1]["answered"], refused) == (PAID_FOR, CALLS - PAID_FOR):
                 assert "ledger_out_of_reach" not in gateway.log[before:]
                 return
-    pytest.fail(f"{heard}\n{gateway.log[-3000:]}")
+    pytest.fail(f"{outcomes}\n{gateway.log[-3000:]}")

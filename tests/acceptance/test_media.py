@@ -20,7 +20,7 @@ IMAGE: dict[str, Any] = {"mode": "image_generation", "input_cost_per_token": 5e-
 PRICES: dict[str, dict[str, Any]] = {
     "image": IMAGE,
     "cheap-image": {"mode": "image_generation", "output_cost_per_image": 0.01},
-    "dear-image": {"mode": "image_generation", "output_cost_per_image": 0.04},
+    "expensive-image": {"mode": "image_generation", "output_cost_per_image": 0.04},
     "voice": {"mode": "audio_speech", "input_cost_per_character": 1e-5},
     "token-voice": {
         "mode": "audio_speech",
@@ -58,7 +58,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         tmp_path_factory.mktemp("media"),
         models=models,
         budgets=[{"scope": "run", "match": "money", "usd": USD}],
-        router_settings={"num_retries": 0, "fallbacks": [{"cheap-image": ["dear-image"]}]},
+        router_settings={"num_retries": 0, "fallbacks": [{"cheap-image": ["expensive-image"]}]},
     ) as running:
         yield running
 
@@ -137,12 +137,12 @@ def test_images_whose_worst_case_exceeds_the_budget_are_refused(served: Served, 
 def test_more_expensive_image_fallback_is_used_only_if_its_price_fits(served: Served, client: openai.OpenAI) -> None:
     served.provider.script(status=503, times=None, when=is_for("cheap-image"))
     with pytest.raises(openai.InternalServerError):
-        client.images.generate(model="cheap-image", prompt="a tram", n=2, extra_headers=budgeted("m-dear"))
+        client.images.generate(model="cheap-image", prompt="a tram", n=2, extra_headers=budgeted("m-expensive"))
     assert [seen.body["model"] for seen in served.provider.requests] == ["cheap-image"]
-    assert settled(served, "m-dear") == 0
-    client.images.generate(model="cheap-image", prompt="a tram", extra_headers=budgeted("m-dear"))
-    assert served.last.body["model"] == "dear-image"
-    assert settled(served, "m-dear") == pytest.approx(0.04)
+    assert settled(served, "m-expensive") == 0
+    client.images.generate(model="cheap-image", prompt="a tram", extra_headers=budgeted("m-expensive"))
+    assert served.last.body["model"] == "expensive-image"
+    assert settled(served, "m-expensive") == pytest.approx(0.04)
 
 
 def test_speech_and_transcription_are_charged_by_characters_seconds_or_tokens(
@@ -153,8 +153,10 @@ def test_speech_and_transcription_are_charged_by_characters_seconds_or_tokens(
     )
     assert spoken.content.startswith(b"ID3")
     assert settled(served, "m-voice") == pytest.approx(0.001)
-    heard = client.audio.transcriptions.create(model="ear", file=("a.wav", wav(30.0)), extra_headers=budgeted("m-ear"))
-    assert heard.text == "the time of people"
+    transcript = client.audio.transcriptions.create(
+        model="ear", file=("a.wav", wav(30.0)), extra_headers=budgeted("m-ear")
+    )
+    assert transcript.text == "the time of people"
     assert settled(served, "m-ear") == pytest.approx(0.003)
     client.audio.transcriptions.create(
         model="token-ear", file=("a.wav", wav(10.0)), extra_headers=budgeted("m-token-ear")

@@ -24,7 +24,7 @@ from tests.fake_provider import FakeProvider
 from tests.farebox_process import Reply, running_farebox, tagged
 
 pytestmark = pytest.mark.xdist_group("acceptance-pressure-ladder")
-DEAR_USD = 1e-5  # a token of a prompt to the dear model
+EXPENSIVE_USD = 1e-5  # a token of a prompt to the expensive model
 CONDENSED = "The ferry to Skagen leaves at 9:40 from pier 7; tickets cost 240 kroner, and dogs travel free."
 LADDERS = {
     "early": [{"compress": 0.5}, {"route": 0.4}, {"clamp": 0.3}, {"refuse": 0.1}],
@@ -39,14 +39,14 @@ LADDERS = {
 
 def config_of(provider: FakeProvider) -> dict[str, Any]:
     url = provider.openai_url
-    dear = {"input_cost_per_token": 1e-5, "output_cost_per_token": 4e-5, "cache_read_input_token_cost": 1e-6}
+    expensive = {"input_cost_per_token": 1e-5, "output_cost_per_token": 4e-5, "cache_read_input_token_cost": 1e-6}
     return {
         "model_list": [
-            model(url, "dear", "openai/gpt-4o", **dear, quality=9, supports_function_calling=True),
+            model(url, "expensive", "openai/gpt-4o", **expensive, quality=9, supports_function_calling=True),
             model(url, "cheap", f"openai/gpt-4o-mini?text={quote(CONDENSED)}", supports_function_calling=True),
             model(url, "broken", "openai/gpt-4o-mini?status=500"),
         ],
-        "tiers": {"fast": ["cheap"], "powerful": ["dear"]},
+        "tiers": {"fast": ["cheap"], "powerful": ["expensive"]},
         "router_settings": {"num_retries": 0},
         "compression": {"memory_tokens_max": 60},
         "budgets": [
@@ -87,7 +87,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def ask(served: Served, headers: dict[str, str], messages: list[dict[str, Any]], **fields: Any) -> Reply:
-    body = {"model": "dear", "max_tokens": 32, "messages": messages, **fields}
+    body = {"model": "expensive", "max_tokens": 32, "messages": messages, **fields}
     return served.gateway.request("POST", "/v1/chat/completions", body, headers)
 
 
@@ -145,8 +145,8 @@ def test_semantic_compression_asks_the_cheap_model_once_and_charges_the_run(serv
     assert run["tokens"]["saved"] == sum(call["saved_tokens"] for call in calls) > 0
     # The cost of the question is subtracted from what the first call saved.
     paying, resting = calls
-    assert paying["saved_usd"] == pytest.approx(paying["saved_tokens"] * DEAR_USD - condensing["cost_usd"])
-    assert resting["saved_usd"] == pytest.approx(resting["saved_tokens"] * DEAR_USD)
+    assert paying["saved_usd"] == pytest.approx(paying["saved_tokens"] * EXPENSIVE_USD - condensing["cost_usd"])
+    assert resting["saved_usd"] == pytest.approx(resting["saved_tokens"] * EXPENSIVE_USD)
 
 
 def test_semantic_compression_is_skipped_when_the_budget_has_no_room(served: Served) -> None:
@@ -258,7 +258,7 @@ def test_route_rung_uses_a_cheaper_model_when_money_is_short(served: Served) -> 
     reply = ask(served, headers, messages, max_tokens=2000)
     assert (reply.status, action_names(reply)) == (200, ["route"])
     call = calls_of(served, "routing-1")[-1]
-    assert (call["model_requested"], call["model"]) == ("dear", "cheap")
+    assert (call["model_requested"], call["model"]) == ("expensive", "cheap")
     assert rung_results(call) == [("whole", "does not fit"), ("route", "fits")]
     saved = call["input_tokens"] * (1e-5 - 1e-7) + call["output_tokens"] * (4e-5 - 4e-7)
     assert call["saved_usd"] == pytest.approx(saved)
@@ -291,7 +291,7 @@ def test_savings_agree_in_headers_streams_runs_and_reports(served: Served) -> No
         assert (row["saved_tokens"], row["calls"]) == (2 * saved, 2)
     (row,) = api(served, "/usage?group_by=savings&workflow=streams")["rows"]
     assert (row["savings"], row["saved_tokens"]) == ("compress", 2 * saved)
-    assert 0 < row["saved_usd"] <= 2 * saved * DEAR_USD
+    assert 0 < row["saved_usd"] <= 2 * saved * EXPENSIVE_USD
 
 
 def test_memory_message_is_compressed_to_its_limit_and_keeps_the_newest_lines(served: Served) -> None:
@@ -319,7 +319,7 @@ def test_history_of_a_responses_request_is_compressed(served: Served) -> None:
         {"type": "function_call_output", "call_id": "c1", "output": LOG},
         {"role": "user", "content": "What does it say?"},
     ]
-    body = {"model": "dear", "input": items, "max_output_tokens": 32}
+    body = {"model": "expensive", "input": items, "max_output_tokens": 32}
     reply = served.gateway.request("POST", "/v1/responses", body, headers)
     assert (reply.status, action_names(reply)) == (200, ["compress"]), reply.body
     sent = served.last.body["input"]

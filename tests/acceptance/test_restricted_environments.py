@@ -53,7 +53,7 @@ OFFLINE = textwrap.dedent("""
     except OSError:
         pass
     with running_farebox(Path(sys.argv[1]), json.loads(sys.argv[2])) as gateway:
-        reply = gateway.chat("How dear is a tram?", tagged("wf", "r-1"), model="gpt-4o", max_tokens=20)
+        reply = gateway.chat("What does a tram cost?", tagged("wf", "r-1"), model="gpt-4o", max_tokens=20)
         print(reply.status, gateway.get("/api/runs/r-1").json()["cost_usd"]["settled"])
 """)
 

@@ -33,7 +33,7 @@ def models(provider: FakeProvider) -> list[dict[str, Any]]:
         entry(provider, "weighted", "weighted-always", weight=7),
         entry(provider, "slow", "slow", timeout=0.4),
         entry(provider, "cheap", "cheap"),
-        entry(provider, "dear", "dear", price=1e-2),
+        entry(provider, "expensive", "expensive", price=1e-2),
         entry(provider, "spare", "spare"),
         entry(provider, "exact", "gpt-4o-mini"),
         entry(provider, "wordy", "claude-sonnet-4-5"),
@@ -53,7 +53,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "routing_strategy": "least-busy",
         "fallbacks": [
             {"slow": ["spare"]},
-            {"cheap": ["dear", "spare"]},
+            {"cheap": ["expensive", "spare"]},
             {"exact": ["wordy"]},
             {"shaped": ["sharp"]},
             {"single": ["triple"]},
@@ -114,12 +114,12 @@ def test_model_that_times_out_is_replaced_by_its_fallback(served: Served) -> Non
 
 def test_fallback_whose_price_does_not_fit_is_skipped(served: Served) -> None:
     served.provider.script(status=503, times=None, when=is_for("cheap"))
-    reply = served.chat(tagged("paid", "r-dear"), model="cheap", max_tokens=50)
+    reply = served.chat(tagged("paid", "r-expensive"), model="cheap", max_tokens=50)
     assert reply.status == 200, reply.body
-    assert "dear" not in models_asked(served)
+    assert "expensive" not in models_asked(served)
     assert models_asked(served)[-1] == "spare"
-    unlimited = served.chat(tagged("unpaid", "r-dear-2"), model="cheap", max_tokens=50)
-    assert unlimited.headers["x-budget-actions"] == "fallback=dear"
+    unlimited = served.chat(tagged("unpaid", "r-expensive-2"), model="cheap", max_tokens=50)
+    assert unlimited.headers["x-budget-actions"] == "fallback=expensive"
 
 
 @pytest.mark.parametrize(("output_tokens", "is_asked"), [(200, False), (50, True)])

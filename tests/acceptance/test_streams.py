@@ -124,7 +124,7 @@ def test_disconnect_ends_the_upstream_call_and_charges_what_was_streamed(served:
     left_s = time.monotonic()
     response.close()
     connection.close()
-    until(lambda: served.last.disconnected_s is not None, 2, "the provider hears of it")
+    until(lambda: served.last.disconnected_s is not None, 2, "the provider notices")
     assert time.monotonic() - left_s <= 1.0
     sent = served.last.content_events
     paid = settled(served, "wide", "r-gone")
@@ -244,7 +244,7 @@ def test_output_above_the_budget_is_cut_with_finish_reason_length(served: Served
     paid = settled(served, "tokens", "r-cut")
     assert PROMPT_TOKENS + got <= paid <= 1000
     assert note["run_remaining"] == 1000 - paid
-    until(lambda: served.last.disconnected_s is not None, 2, "the provider is not left talking")
+    until(lambda: served.last.disconnected_s is not None, 2, "the upstream call is closed")
 
 
 def test_single_chunk_above_the_budget_is_cut_with_finish_reason_length(served: Served) -> None:

@@ -106,10 +106,10 @@ def test_refused_call_may_be_repeated_under_its_key(served: Served) -> None:
 def test_stream_is_replayed_without_its_budget_comment(served: Served) -> None:
     served.provider.script(text="time people way")
     headers = {**roomy("i-stream"), "idempotency-key": "stream"}
-    first, told = served.stream(headers)
-    second, told_again = served.stream(headers)
-    assert [event for event in told if not event.startswith(": budget")] == told_again
-    assert text_of(told_again) == "time people way"
+    first, events = served.stream(headers)
+    second, replayed = served.stream(headers)
+    assert [event for event in events if not event.startswith(": budget")] == replayed
+    assert text_of(replayed) == "time people way"
     assert second.headers["content-type"] == first.headers["content-type"]
     assert second.headers["idempotent-replayed"] == "true"
     assert served.chat(headers).status == 409, "a buffered answer is another request"
@@ -201,22 +201,22 @@ def test_different_request_or_cache_off_is_a_cache_miss(
 
 def test_stream_is_cached(served: Served) -> None:
     served.provider.script(text="time people way")
-    wished = {"model": "remembering", "content": "a stream"}
-    _, told = served.stream(roomy("c-stream"), **wished)
-    reply, told_again = served.stream(roomy("c-stream-2"), **wished)
+    request = {"model": "remembering", "content": "a stream"}
+    _, events = served.stream(roomy("c-stream"), **request)
+    reply, replayed = served.stream(roomy("c-stream-2"), **request)
     assert reply.headers["x-farebox-cache"] == "hit"
-    assert text_of(told_again) == "time people way"
-    assert [event for event in told if not event.startswith(": budget")] == told_again
+    assert text_of(replayed) == "time people way"
+    assert [event for event in events if not event.startswith(": budget")] == replayed
     assert run_of(served, "c-stream-2")["tokens"]["settled"] == 0
     assert served.seen() == 1
 
 
 def test_request_header_turns_the_cache_on(served: Served) -> None:
-    wished = {"x-farebox-cache": "30"}
+    with_cache = {"x-farebox-cache": "30"}
     for _ in range(2):
-        reply = ask(served, "c-wish", wished, model="fake", content="wished for")
+        reply = ask(served, "c-asked", with_cache, model="fake", content="cached on request")
     assert reply.headers["x-farebox-cache"] == "hit"
-    assert "x-farebox-cache" not in ask(served, "c-wish", model="fake", content="wished for").headers
+    assert "x-farebox-cache" not in ask(served, "c-asked", model="fake", content="cached on request").headers
     assert served.seen() == 2
 
 
