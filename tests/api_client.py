@@ -23,7 +23,7 @@ model_list:
 budgets:
   - {{scope: run, match: "*", tokens: 20000, usd: 0.50}}
   - {{scope: workflow, match: "nightly", tokens: 100000, window: day}}
-storage: {{ledger: "memory://", store: "sqlite:///{folder}/store.db", spool: "{folder}/spool.jsonl"}}
+storage: {{ledger: "{ledger}", store: "{store}", spool: "{folder}/spool.jsonl"}}
 """
 
 
@@ -76,13 +76,26 @@ class Api:
 
 
 async def make_api(
-    folder: Path, environment: Mapping[str, str] | None = None, peer: str = "127.0.0.1", more: str = ""
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    peer: str = "127.0.0.1",
+    more: str = "",
+    *,
+    ledger: str = "memory://",
+    store: str = "",
 ) -> Api:
-    config = parse_config(CONFIG.format(folder=folder) + more, environ={})
+    """`store` is an SQLite file in `folder` unless it is given."""
+    storage = {"ledger": ledger, "store": store or f"sqlite:///{folder}/store.db"}
+    config = parse_config(CONFIG.format(folder=folder, **storage) + more, environ={})
     application = Application(config, environment=dict(environment or {}))
     await application.start()
     transport = httpx.ASGITransport(app=application, client=(peer, 40_000))
     return Api(application, httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:4000"))
+
+
+async def make_persistent_api(folder: Path) -> Api:
+    """Its ledger and store are files in `folder`: made again there, it stands for a gateway that has no runs in memory."""
+    return await make_api(folder, ledger=f"sqlite:///{folder}/ledger.db")
 
 
 async def close_api(api: Api) -> None:

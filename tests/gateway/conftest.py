@@ -1,4 +1,4 @@
-"""What tests of the lanes have in common; modules with a `provider` or a `lane` of another kind bring their own."""
+"""Fixtures for the tests of the lanes; modules with another kind of `provider` or `lane` define their own."""
 
 from __future__ import annotations
 

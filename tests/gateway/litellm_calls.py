@@ -1,4 +1,4 @@
-"""Calls to make through the LiteLLM lane, and reading what comes back."""
+"""Calls through the LiteLLM lane, and reading their answers."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def call(protocol: ProtocolName = "chat", *, stream: bool = False, **fields: Any
     return UpstreamCall(protocol, body, stream, headers={"x-team": "a"}, timeouts=TIMEOUTS)
 
 
-async def blocks(answer: UpstreamAnswer) -> list[tuple[str, dict[str, Any]]]:
-    """(name, data) of the events; the end of OpenAI's streams is checked and left out."""
+async def events_of_stream(answer: UpstreamAnswer) -> list[tuple[str, dict[str, Any]]]:
+    """(name, data) of the events, without the final `[DONE]` of OpenAI's streams, which is checked."""
     assert answer.pieces is not None
     text = b"".join([piece async for piece in answer.pieces]).decode()
     assert text.endswith("\n\n")

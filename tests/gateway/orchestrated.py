@@ -1,4 +1,4 @@
-"""A whole gateway in this process with orchestration on, for the tests of the orchestration."""
+"""A complete gateway in this process with orchestration on, for the tests of orchestration."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Orchestrated:
         return await self._client.post("/v1/chat/completions", json=body, headers=tags)
 
     async def run(self, run: str) -> Any:
-        """As it is shown, with everything that waits to be written."""
+        """The run as the API shows it, after pending writes are flushed."""
         await self.orchestration.plans.flush()
         return await self.ask("GET", f"/api/runs/{run}")
 
@@ -84,5 +84,5 @@ async def orchestrated(folder: Path, more: str = "", **settings: Any) -> AsyncIt
 
 
 def words(count: int) -> str:
-    """A text of exactly so many tokens."""
+    """A text of exactly `count` tokens."""
     return " ".join(["time"] * count)

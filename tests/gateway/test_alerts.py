@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -37,14 +39,29 @@ def events(alerts: Alerts) -> list[tuple[Any, ...]]:
     return [occasion for occasion in alerts._told if occasion[0] == "budget_reached"]
 
 
+@asynccontextmanager
+async def serving(routes: Mapping[str, Callable[[web.Request], Awaitable[web.Response]]]) -> AsyncIterator[int]:
+    """The port of a server that takes POST requests to the paths in `routes`."""
+    application = web.Application()
+    for path, handler in routes.items():
+        application.router.add_post(path, handler)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
 @pytest.mark.parametrize(
-    ("settled", "marks"), [(49, []), (50, [50]), (79, [50]), (80, [80]), (100, [100]), (130, [100])]
+    ("settled", "thresholds"), [(49, []), (50, [50]), (79, [50]), (80, [80]), (100, [100]), (130, [100])]
 )
-def test_only_the_highest_threshold_reached_is_alerted(settled: int, marks: list[int]) -> None:
+def test_only_the_highest_threshold_reached_is_alerted(settled: int, thresholds: list[int]) -> None:
     alerts = Alerts(AlertConfig())
     call = call_of(Budget(Scope.KEY, Limit(tokens=100), window=Window.TOTAL))
     alerts.look(call, balances(call, settled), Amount(settled))
-    assert [occasion[-1] for occasion in events(alerts)] == marks
+    assert [occasion[-1] for occasion in events(alerts)] == thresholds
 
 
 def test_each_threshold_is_alerted_once_and_for_runs_only_when_exhausted() -> None:
@@ -65,34 +82,27 @@ def test_raised_budget_alerts_its_thresholds_again() -> None:
 
 
 async def test_alert_is_posted_to_the_webhook_and_redirects_are_not_followed() -> None:
-    heard: list[dict[str, Any]] = []
+    received: list[dict[str, Any]] = []
     elsewhere: list[str] = []
-    came = asyncio.Event()
+    arrived = asyncio.Event()
 
     async def take(request: web.Request) -> web.Response:
-        heard.append(await request.json())
-        came.set()
+        received.append(await request.json())
+        arrived.set()
         return web.Response(status=307, headers={"location": "/elsewhere"})
 
     async def other(request: web.Request) -> web.Response:
         elsewhere.append(request.path)
         return web.Response()
 
-    application = web.Application()
-    application.router.add_post("/hook", take)
-    application.router.add_post("/elsewhere", other)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
-    alerts = Alerts(AlertConfig(webhook=url, budget_percent=(50,), private_networks=True))
-    alerts.start()
-    alerts.overran(call_of(), Amount(5, 7))
-    await asyncio.wait_for(came.wait(), 5)
-    await alerts.stop()
-    await runner.cleanup()
-    assert heard == [{"event": "overrun", "request": "c-1", "run": "r", "tokens": 5, "nano_usd": 7}]
+    async with serving({"/hook": take, "/elsewhere": other}) as port:
+        url = f"http://127.0.0.1:{port}/hook"
+        alerts = Alerts(AlertConfig(webhook=url, budget_percent=(50,), private_networks=True))
+        alerts.start()
+        alerts.overran(call_of(), Amount(5, 7))
+        await asyncio.wait_for(arrived.wait(), 5)
+        await alerts.stop()
+    assert received == [{"event": "overrun", "request": "c-1", "run": "r", "tokens": 5, "nano_usd": 7}]
     assert elsewhere == []
 
 
@@ -121,33 +131,26 @@ def test_suspected_loop_of_a_step_is_alerted_once() -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-async def test_webhook_to_a_private_address_is_refused_on_connect(
-    host: str,
-) -> None:
+async def test_webhook_to_a_private_address_is_refused_on_connect(host: str) -> None:
     """As after DNS rebinding: the check of the configuration passed before the name's address changed."""
-    came: list[str] = []
+    received: list[str] = []
 
     async def take(request: web.Request) -> web.Response:
-        came.append(request.path)
+        received.append(request.path)
         return web.Response()
 
-    application = web.Application()
-    application.router.add_post("/hook", take)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://{host}:{runner.addresses[0][1]}/hook"
-    alerts = Alerts(AlertConfig.model_construct(**{**dict(AlertConfig()), "webhook": url}))
-    alerts.start()
-    with structlog.testing.capture_logs() as said:
-        alerts.overran(call_of(), Amount(5, 7))
-        async with asyncio.timeout(10):
-            while not any(line["event"] == "alert_not_sent" for line in said):
-                await asyncio.sleep(0.02)
-    await alerts.stop()
-    await runner.cleanup()
-    assert came == []
-    assert "forbidden place" in next(line["error"] for line in said if line["event"] == "alert_not_sent")
+    async with serving({"/hook": take}) as port:
+        url = f"http://{host}:{port}/hook"
+        alerts = Alerts(AlertConfig.model_construct(**{**dict(AlertConfig()), "webhook": url}))
+        alerts.start()
+        with structlog.testing.capture_logs() as log:
+            alerts.overran(call_of(), Amount(5, 7))
+            async with asyncio.timeout(10):
+                while not any(line["event"] == "alert_not_sent" for line in log):
+                    await asyncio.sleep(0.02)
+        await alerts.stop()
+    assert received == []
+    assert "forbidden place" in next(line["error"] for line in log if line["event"] == "alert_not_sent")
 
 
 def test_breaker_alerts_at_each_change_of_state_and_only_then() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -232,8 +233,7 @@ def test_guessing_a_short_admin_key_is_throttled_per_source() -> None:
 
 
 def loaded(**fields: Any) -> Any:
-    from dataclasses import replace
-
+    """A control snapshot that has been read from the store."""
     return replace(first_snapshot(), **{"is_loaded": True, **fields})
 
 

@@ -9,7 +9,7 @@ import pytest
 from gateway.bookkeeping import reconcile
 from gateway.store import runs as runs_store
 from policies.amounts import ZERO
-from policies.reservation import Gate
+from policies.reservation import Demand, Gate, Hold, Reserve
 from tests.api_client import Api
 
 pytest_plugins = ("tests.api_fixtures",)
@@ -304,8 +304,6 @@ async def test_nested_runs_cannot_be_reset(api: Api) -> None:
 
 
 async def test_run_with_a_call_in_flight_cannot_be_reset_and_stays_open(api: Api) -> None:
-    from policies.reservation import Demand, Hold, Reserve
-
     await api.chat("r1")
     ledger = api.application.parts.ledger
     await ledger.reserve("default", Reserve("x", "me", (Hold("run/r1"),), Demand(10, 0, 0), 60_000, b"{}"))

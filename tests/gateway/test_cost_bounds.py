@@ -1,4 +1,4 @@
-"""What a call is held at and booked at: on the terms that it asked for, and on those that the answer names."""
+"""Prices of a call: reserved on the terms of the request, booked on the terms of the answer."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def searching(tool: str, **fields: Any) -> dict[str, Any]:
         ({}, {"server_tool_use": {"web_search_requests": 10**9}}, OPUS_USD, OPUS_USD),
     ],
 )
-def test_messages(asked: dict[str, Any], told: dict[str, Any], hold: int, cost: int) -> None:
+def test_messages_are_priced_by_speed_region_and_web_searches(
+    asked: dict[str, Any], told: dict[str, Any], hold: int, cost: int
+) -> None:
     request = of("messages", **asked)
     assert (held(request, OPUS), booked("messages", request, OPUS, {}, **told)) == (hold, cost)
 
@@ -97,14 +99,14 @@ def test_messages(asked: dict[str, Any], told: dict[str, Any], hold: int, cost: 
         ("flex", "default", GPT_USD // 2, GPT_USD),
     ],
 )
-def test_the_tier_that_answered_is_the_one_that_is_booked(
+def test_answered_service_tier_is_booked(
     endpoint: str, asked: str | None, told: str | None, hold: int, cost: int
 ) -> None:
     request = of(endpoint, service_tier=asked)
     assert (held(request, GPT), booked(endpoint, request, GPT, {"service_tier": told})) == (hold, cost)
 
 
-def test_searches_of_responses_are_counted_in_the_answer() -> None:
+def test_responses_web_searches_are_counted_in_the_answer() -> None:
     request = of("responses", max_tool_calls=4, **searching("web_search_preview"))
     output = [{"type": "web_search_call"}, {"type": "message"}, {"type": "web_search_call"}, None]
     counted = {"output": output, "tool_usage": {"web_search": {"num_requests": 1}}}
@@ -113,7 +115,7 @@ def test_searches_of_responses_are_counted_in_the_answer() -> None:
     assert booked("responses", request, GPT, counted) == GPT_USD + SEARCH_USD
 
 
-def test_an_answer_of_chat_that_searches_is_billed_one_search() -> None:
+def test_chat_with_web_search_is_billed_one_search_unless_reported() -> None:
     request = of("chat/completions", web_search_options={})
     assert held(request, GPT) == booked("chat/completions", request, GPT, {}) == GPT_USD + SEARCH_USD
     told = {"prompt_tokens_details": {"web_search_requests": 3}}
@@ -129,7 +131,7 @@ HOSTED = {
 FILES_USD, SESSION_USD, MAPS_USD = 2_500_000, 30_000_000, 25_000_000
 
 
-def test_file_searches_and_containers_of_responses_are_counted_in_the_answer() -> None:
+def test_responses_file_searches_and_containers_are_counted_in_the_answer() -> None:
     tools = [{"type": "file_search"}, {"type": "code_interpreter", "container": {"type": "auto"}}]
     request = of("responses", max_tool_calls=4, tools=tools)
     ran = {"type": "code_interpreter_call", "container_id": "c1"}
@@ -137,11 +139,11 @@ def test_file_searches_and_containers_of_responses_are_counted_in_the_answer() -
     assert held(request, HOSTED) == GPT_USD + 4 * FILES_USD + SESSION_USD
     assert booked("responses", request, HOSTED, {"output": output}) == GPT_USD + 2 * FILES_USD + SESSION_USD
     assert booked("responses", request, HOSTED, {"output": []}) == GPT_USD
-    assert held(request, GPT) == GPT_USD, "what has no price is held at none"
+    assert held(request, GPT) == GPT_USD, "a tool without a price reserves nothing"
 
 
 @pytest.mark.parametrize("tool", ["googleMaps", "google_maps"])
-def test_grounding_in_maps_is_counted_in_the_answer(tool: str) -> None:
+def test_maps_grounding_is_counted_in_the_answer(tool: str) -> None:
     request = of("chat/completions", tools=[{tool: {}}, {"type": "function", "function": {"name": "f"}}])
     assert held(request, HOSTED) == GPT_USD + MAPS_USD
     told = {"prompt_tokens_details": {"google_maps_grounding_requests": 2}}
@@ -150,7 +152,7 @@ def test_grounding_in_maps_is_counted_in_the_answer(tool: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["first", "last"])
-def test_a_stream_tells_its_tier_too(where: str) -> None:
+def test_service_tier_in_any_chunk_of_a_stream_is_booked(where: str) -> None:
     request = of("chat/completions", stream=True)
     relay = protocol_of("chat/completions").relay(request, Words())
     tier = {"service_tier": "priority"}
@@ -180,14 +182,14 @@ MOST = (128_000 + 16_384) * 16
         ({}, Usage(10_000_000, 10_000_000), True),
     ],
 )
-def test_many_times_what_a_model_can_read_is_not_believed(
+def test_usage_far_above_the_context_window_is_not_believed(
     limits: dict[str, int], usage: Usage, is_believed: bool
 ) -> None:
     request, price = of("chat/completions"), price_from_map(GPT | limits)
     assert plausible_usage(request, price, usage) == (usage if is_believed else None)
     request.has_output = False
-    assert plausible_usage(request, price, usage) is usage, "a batch of texts to embed has no such bound"
+    assert plausible_usage(request, price, usage) is usage, "embeddings have no such bound"
 
 
-def test_each_choice_may_be_as_long() -> None:
+def test_usage_bound_is_multiplied_by_choices() -> None:
     assert plausible_usage(of("chat/completions", n=2), price_from_map(GPT | WINDOW), Usage(10, MOST + 1)) is not None

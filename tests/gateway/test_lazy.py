@@ -1,4 +1,4 @@
-"""Parts of the application that are made at their first request."""
+"""Parts of the application that are created at their first request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def _call(application: Any, path: str = "/api") -> None:
     await application({"type": "http", "path": path}, None, None)
 
 
-async def test_it_is_made_once_and_in_a_thread_however_many_ask_at_once() -> None:
+async def test_concurrent_first_requests_create_it_once_in_a_thread() -> None:
     made_in: list[int] = []
     asked: list[str] = []
 
@@ -36,7 +36,7 @@ async def test_it_is_made_once_and_in_a_thread_however_many_ask_at_once() -> Non
     assert len(asked) == 5
 
 
-async def test_a_part_that_could_not_be_made_is_made_for_the_next_request() -> None:
+async def test_failed_creation_is_retried_at_the_next_request() -> None:
     tries = 0
 
     def make() -> Any:
@@ -60,6 +60,6 @@ async def test_a_part_that_could_not_be_made_is_made_for_the_next_request() -> N
     ("path", "is_below"),
     [("/api", True), ("/api/runs", True), ("/api/", True), ("/apis", False), ("/", False), ("/x/api", False)],
 )
-def test_what_is_below_a_prefix(path: str, is_below: bool) -> None:
+def test_below_matches_the_prefix_and_paths_under_it(path: str, is_below: bool) -> None:
     found, _ = PrefixRoute("/api", None).matches({"type": "http", "path": path})
     assert found is (Match.FULL if is_below else Match.NONE)

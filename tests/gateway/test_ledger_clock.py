@@ -24,30 +24,30 @@ class Wall:
         pytest.param([100, 99, 100, 101, 102], [100, 100, 100, 101, 102], id="a-tick-back"),
     ],
 )
-def test_never_goes_back_and_never_stands_still(wall: list[int], steady: list[int]) -> None:
+def test_clock_is_monotonic_and_runs_at_half_pace_while_behind(wall: list[int], steady: list[int]) -> None:
     source = Wall(wall[0])
     clock = SteadyClock(source)
-    told = []
+    read = []
     for now_ms in wall:
         source.now_ms = now_ms
-        told.append(clock.now_ms())
-    assert told == steady
-    assert told == sorted(told)
+        read.append(clock.now_ms())
+    assert read == steady
+    assert read == sorted(read)
 
 
-def test_catches_up_ms_by_ms() -> None:
+def test_clock_advances_by_at_most_1_ms_per_ms_while_catching_up() -> None:
     source = Wall(100)
     clock = SteadyClock(source)
     assert clock.now_ms() == 100
-    told = []
+    read = []
     for source.now_ms in range(40, 200):
-        told.append(clock.now_ms())
-    assert {after - before for before, after in pairwise(told)} == {0, 1}
-    assert told[60] == 130
-    assert told[-1] == 199
+        read.append(clock.now_ms())
+    assert {after - before for before, after in pairwise(read)} == {0, 1}
+    assert read[60] == 130
+    assert read[-1] == 199
 
 
-def test_takes_over_the_time_of_an_earlier_process() -> None:
+def test_clock_continues_from_the_time_of_an_earlier_process() -> None:
     source = Wall(1_000)
     clock = SteadyClock(source)
     clock.advance_to(5_000)
@@ -58,5 +58,5 @@ def test_takes_over_the_time_of_an_earlier_process() -> None:
     assert clock.now_ms() == 5_050
 
 
-def test_the_wall_clock_is_in_this_century() -> None:
+def test_wall_clock_is_in_unix_milliseconds() -> None:
     assert 1_700_000_000_000 < wall_clock_ms() < 4_200_000_000_000

@@ -10,8 +10,8 @@ from gateway.ledger.concurrency_limiter import ConcurrencyLimiter
 from gateway.ledger.port import LedgerUnavailable
 
 
-class Story:
-    """Callers by name, who enter and stay until they are told to leave."""
+class Callers:
+    """Named callers, who enter and stay until they are told to leave."""
 
     def __init__(self, in_flight_max: int, queue_wait_max_s: float = 60.0) -> None:
         self.limiter = ConcurrencyLimiter(in_flight_max, queue_wait_max_s)
@@ -19,7 +19,7 @@ class Story:
         self._release: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def come(self, names: str) -> None:
+    async def enter(self, names: str) -> None:
         for name in names:
             self._release[name] = asyncio.Event()
             self.tasks[name] = asyncio.create_task(self._stay(name))
@@ -44,69 +44,69 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_those_who_wait_go_in_the_order_in_which_they_came() -> None:
-    story = Story(in_flight_max=2)
-    await story.come("abcde")
-    assert story.entered == ["a", "b"]
-    await story.release("b")
-    assert story.entered == ["a", "b", "c"]
-    await story.come("f")
-    await story.release("ac")
-    assert story.entered == ["a", "b", "c", "d", "e"]
-    await story.release("de")
-    await story.come("g")
-    assert story.entered == ["a", "b", "c", "d", "e", "f", "g"]
+async def test_waiting_callers_enter_in_order_of_arrival() -> None:
+    callers = Callers(in_flight_max=2)
+    await callers.enter("abcde")
+    assert callers.entered == ["a", "b"]
+    await callers.release("b")
+    assert callers.entered == ["a", "b", "c"]
+    await callers.enter("f")
+    await callers.release("ac")
+    assert callers.entered == ["a", "b", "c", "d", "e"]
+    await callers.release("de")
+    await callers.enter("g")
+    assert callers.entered == ["a", "b", "c", "d", "e", "f", "g"]
 
 
-async def test_who_comes_in_the_moment_of_a_change_does_not_push_in() -> None:
-    story = Story(in_flight_max=1)
-    await story.come("ab")
-    story._release["a"].set()
-    await story.come("c")
-    assert story.entered == ["a", "b"]
+async def test_newcomer_does_not_overtake_a_waiting_caller() -> None:
+    callers = Callers(in_flight_max=1)
+    await callers.enter("ab")
+    callers._release["a"].set()
+    await callers.enter("c")
+    assert callers.entered == ["a", "b"]
 
 
-async def test_a_caller_who_gave_up_in_the_line_is_passed_over() -> None:
-    story = Story(in_flight_max=1)
-    await story.come("abc")
-    story.tasks["b"].cancel()
-    await story.release("a")
-    assert story.entered == ["a", "c"]
+async def test_cancelled_waiting_caller_is_skipped() -> None:
+    callers = Callers(in_flight_max=1)
+    await callers.enter("abc")
+    callers.tasks["b"].cancel()
+    await callers.release("a")
+    assert callers.entered == ["a", "c"]
 
 
-async def test_a_place_given_to_a_caller_who_gives_up_then_goes_on() -> None:
-    story = Story(in_flight_max=1)
-    await story.come("abc")
-    story._release["a"].set()
-    # One turn for `a` to leave; `b` has the place, and has not heard of it yet.
+async def test_place_given_to_a_cancelled_caller_goes_to_the_next() -> None:
+    callers = Callers(in_flight_max=1)
+    await callers.enter("abc")
+    callers._release["a"].set()
+    # One turn for `a` to leave: `b` has the place, but has not run yet.
     await asyncio.sleep(0)
-    story.tasks["b"].cancel()
+    callers.tasks["b"].cancel()
     await turns()
-    assert story.entered == ["a", "c"]
-    await story.release("c")
-    await story.come("d")
-    assert story.entered == ["a", "c", "d"]
+    assert callers.entered == ["a", "c"]
+    await callers.release("c")
+    await callers.enter("d")
+    assert callers.entered == ["a", "c", "d"]
 
 
-async def test_all_who_wait_are_turned_away_and_those_under_way_are_not() -> None:
-    story = Story(in_flight_max=1)
-    await story.come("abc")
-    story.limiter.reject_queued("the ledger is away")
+async def test_reject_queued_refuses_waiting_callers_only() -> None:
+    callers = Callers(in_flight_max=1)
+    await callers.enter("abc")
+    callers.limiter.reject_queued("the ledger is away")
     await turns()
     for name in "bc":
         with pytest.raises(LedgerUnavailable, match="is away"):
-            await story.tasks[name]
-    assert not story.tasks["a"].done()
-    await story.release("a")
-    await story.come("d")
-    assert story.entered == ["a", "d"]
+            await callers.tasks[name]
+    assert not callers.tasks["a"].done()
+    await callers.release("a")
+    await callers.enter("d")
+    assert callers.entered == ["a", "d"]
 
 
-async def test_nobody_waits_for_ever() -> None:
-    story = Story(in_flight_max=1, queue_wait_max_s=0.05)
-    await story.come("ab")
+async def test_waiting_longer_than_the_maximum_is_refused() -> None:
+    callers = Callers(in_flight_max=1, queue_wait_max_s=0.05)
+    await callers.enter("ab")
     with pytest.raises(LedgerUnavailable, match="cannot keep up"):
-        await story.tasks["b"]
-    await story.release("a")
-    await story.come("c")
-    assert story.entered == ["a", "c"]
+        await callers.tasks["b"]
+    await callers.release("a")
+    await callers.enter("c")
+    assert callers.entered == ["a", "c"]

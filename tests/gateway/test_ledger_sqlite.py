@@ -1,4 +1,4 @@
-"""What is particular to the embedded engine: its queue, its batches, its rows. What every engine does: tests/contracts."""
+"""The embedded engine's own parts: its queue, its batches, its rows. tests/contracts covers what every engine does."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ async def traced(ledger: SqliteLedger) -> list[str]:
     return statements
 
 
-async def test_what_waits_together_is_committed_together(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_operations_are_committed_in_batches(
+    ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sqlite_storage, "JOURNAL_MAX", 100)
     statements = await traced(ledger)
     await asyncio.gather(*(ledger.reserve("p", request(f"c{n}", tokens=1)) for n in range(500)))
@@ -55,10 +57,10 @@ async def test_what_waits_together_is_committed_together(ledger: SqliteLedger, m
     assert 500 // sqlite_worker.THREAD_BATCH_MAX <= len(commits) < 250
     assert await ledger.outbox_read("one") == ()
     changes = [statement for statement in statements if "account SET" in statement or "INTO account" in statement]
-    assert 1 <= len(changes) <= 500 // sqlite_storage.FOLD_MIN, "an account is written once for many calls"
+    assert 1 <= len(changes) <= 500 // sqlite_storage.FOLD_MIN, "one write of an account covers many calls"
 
 
-async def test_an_event_that_is_fetched_soon_is_never_written_into_its_table(ledger: SqliteLedger) -> None:
+async def test_event_acknowledged_before_a_fold_is_never_written_to_the_outbox_table(ledger: SqliteLedger) -> None:
     statements = await traced(ledger)
     for n in range(20):
         await ledger.reserve("p", request(f"c{n}"))
@@ -76,8 +78,8 @@ async def folded(ledger: SqliteLedger) -> None:
     await worker.perform_long(lambda _: worker._storage.fold())
 
 
-async def test_only_an_id_that_may_be_in_the_table_is_looked_for(tmp_path: Path) -> None:
-    """Ids of new calls come after all that were written, also after those of another process."""
+async def test_ids_newer_than_all_written_ones_need_no_lookup(tmp_path: Path) -> None:
+    """Ids of new calls sort after all that were written, also by an earlier process."""
 
     def lookups(statements: list[str]) -> list[str]:
         return [one for one in statements if one.startswith(("SELECT", "WITH")) and "JOIN reservation" in one]
@@ -105,16 +107,16 @@ def here(now_ms: int) -> int:
     return threading.get_ident()
 
 
-async def test_what_a_call_asks_for_is_done_on_the_loop_and_long_work_is_not(ledger: SqliteLedger) -> None:
+async def test_short_operations_run_on_the_loop_and_long_ones_in_the_thread(ledger: SqliteLedger) -> None:
     worker = ledger._open_worker()
     assert await worker.perform(here) == threading.get_ident()
     assert await worker.perform_long(here) != threading.get_ident()
     first, second = await asyncio.gather(worker.perform(here), worker.perform_long(here))
-    assert first == second != threading.get_ident(), "what is asked together is one transaction"
-    assert await worker.perform(here) == threading.get_ident(), "the thread has given the file back"
+    assert first == second != threading.get_ident(), "concurrent operations share one transaction"
+    assert await worker.perform(here) == threading.get_ident(), "the thread has returned the file"
 
 
-async def test_nothing_is_done_on_the_loop_while_the_thread_works(ledger: SqliteLedger) -> None:
+async def test_operations_wait_while_the_thread_works(ledger: SqliteLedger) -> None:
     begun, resume, done = threading.Event(), threading.Event(), []
 
     def long(now_ms: int) -> None:
@@ -136,7 +138,7 @@ async def test_nothing_is_done_on_the_loop_while_the_thread_works(ledger: Sqlite
     assert done == ["long", "c1", "c2"]
 
 
-async def test_a_disk_that_was_slow_is_left_to_the_thread_for_a_while(
+async def test_after_a_slow_operation_the_thread_takes_over_for_a_while(
     ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite_worker, "THREAD_ONLY_S", 0.3)
@@ -149,7 +151,7 @@ async def test_a_disk_that_was_slow_is_left_to_the_thread_for_a_while(
     assert await worker.perform(here) == threading.get_ident()
 
 
-async def test_a_long_log_is_moved_into_the_file_by_the_thread(
+async def test_long_wal_is_checkpointed_by_the_thread(
     ledger: SqliteLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite_file, "CHECKPOINT_ROWS", 100)
@@ -170,10 +172,10 @@ async def test_a_long_log_is_moved_into_the_file_by_the_thread(
         sizes.append((tmp_path / "ledger.db-wal").stat().st_size)
     assert len(moved_by) >= 10
     assert threading.get_ident() not in moved_by
-    assert sizes[-1] <= 2 * sizes[4], "the log is written from its beginning again"
+    assert sizes[-1] <= 2 * sizes[4], "the log is overwritten from its beginning"
 
 
-async def test_reading_writes_nothing(ledger: SqliteLedger) -> None:
+async def test_operations_without_effect_write_nothing(ledger: SqliteLedger) -> None:
     statements = await traced(ledger)
     await ledger.balances("p", ["a", "b"])
     await ledger.outbox_read("one")
@@ -183,7 +185,7 @@ async def test_reading_writes_nothing(ledger: SqliteLedger) -> None:
     assert [statement for statement in statements if not statement.startswith("SELECT")] == []
 
 
-async def test_a_caller_that_stops_waiting_does_not_undo_its_operation(ledger: SqliteLedger) -> None:
+async def test_cancelled_caller_does_not_undo_its_operation(ledger: SqliteLedger) -> None:
     asking = [asyncio.ensure_future(ledger.reserve("p", request(f"c{n}"))) for n in range(20)]
     await asyncio.sleep(0)
     for task in asking:
@@ -196,8 +198,8 @@ async def test_a_caller_that_stops_waiting_does_not_undo_its_operation(ledger: S
         assert (await ledger.void("p", f"c{n}")).state is State.VOIDED
 
 
-async def test_an_operation_that_cannot_be_written_spares_its_batch(ledger: SqliteLedger) -> None:
-    """A lone surrogate is no text for SQLite: it fails at the reading or at the writing, and only there."""
+async def test_failing_operation_does_not_fail_its_batch(ledger: SqliteLedger) -> None:
+    """SQLite does not accept a lone surrogate: only the operations that read or write it fail."""
     good = [ledger.reserve("p", request(f"c{n}")) for n in range(20)]
     bad = [ledger.current_run("p", "nightly", "\ud800", 1_000), ledger.balances("p", ["\ud800"])]
     answers = await asyncio.gather(*good[:10], *bad, *good[10:], return_exceptions=True)
@@ -209,7 +211,7 @@ async def test_an_operation_that_cannot_be_written_spares_its_batch(ledger: Sqli
     assert balance.reserved == Amount(200)
 
 
-async def test_a_whole_life_in_one_batch(ledger: SqliteLedger) -> None:
+async def test_reserve_settle_and_void_of_one_call_in_one_batch(ledger: SqliteLedger) -> None:
     asked, settled, pending, voided = await asyncio.gather(
         ledger.reserve("p", request("c1")),
         ledger.settle("p", "c1", Amount(4), b"{}"),
@@ -222,8 +224,10 @@ async def test_a_whole_life_in_one_batch(ledger: SqliteLedger) -> None:
     assert (voided.state, voided.first) == (State.SETTLED, False)
 
 
-async def test_too_many_waiting_are_refused_at_once(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_worker, "QUEUED_MAX", 6)  # with the one that holds the disk
+async def test_operations_above_the_queue_limit_are_refused_at_once(
+    ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_worker, "QUEUED_MAX", 6)  # including the operation that blocks the disk
     loop, holding, release = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
 
     def hold_the_disk(now_ms: int) -> None:
@@ -242,7 +246,7 @@ async def test_too_many_waiting_are_refused_at_once(ledger: SqliteLedger, monkey
     assert balance.reserved == Amount(50)
 
 
-async def test_closing_performs_what_was_asked_before(tmp_path: Path) -> None:
+async def test_close_performs_queued_operations(tmp_path: Path) -> None:
     ledger = SqliteLedger(tmp_path / "ledger.db")
     await ledger.open()
     asked = [asyncio.ensure_future(ledger.reserve("p", request(f"c{n}"))) for n in range(50)]
@@ -255,7 +259,7 @@ async def test_closing_performs_what_was_asked_before(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["ledger.db", "ledger.db.lock"]
 
 
-async def test_an_opening_that_nobody_waits_for_lets_go_of_the_file(tmp_path: Path) -> None:
+async def test_cancelled_open_releases_the_file(tmp_path: Path) -> None:
     opening = asyncio.ensure_future(SqliteLedger(tmp_path / "ledger.db").open())
     await asyncio.sleep(0)
     opening.cancel()
@@ -272,12 +276,12 @@ async def test_an_opening_that_nobody_waits_for_lets_go_of_the_file(tmp_path: Pa
     await ledger.close()
 
 
-async def test_is_opened_once(ledger: SqliteLedger) -> None:
+async def test_second_open_is_an_error(ledger: SqliteLedger) -> None:
     with pytest.raises(LedgerError, match="is open already"):
         await ledger.open()
 
 
-async def test_strict_waits_for_the_disk(tmp_path: Path) -> None:
+async def test_durability_sets_the_synchronous_level(tmp_path: Path) -> None:
     for durability, level in (("normal", 1), ("strict", 2)):
         ledger = SqliteLedger(tmp_path / f"{durability}.db", durability=durability)  # type: ignore[arg-type]
         await ledger.open()
@@ -287,7 +291,7 @@ async def test_strict_waits_for_the_disk(tmp_path: Path) -> None:
         await ledger.close()
 
 
-async def test_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sqlite_urls_are_resolved_and_others_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for url, file in [("sqlite:///here/ledger.db", "here/ledger.db"), (f"sqlite:///{tmp_path}/there.db", "there.db")]:
         ledger = SqliteLedger.from_url(url)
@@ -319,7 +323,7 @@ def made_connection() -> sqlite3.Connection:
     return made
 
 
-def test_no_statement_searches_a_whole_table(connection: sqlite3.Connection) -> None:
+def test_every_statement_uses_an_index(connection: sqlite3.Connection) -> None:
     """The cost of an operation must not grow with what happened before."""
     statements = [value for name, value in vars(sqlite_rows).items() if isinstance(value, str) and " WHERE " in value]
     assert len(statements) >= 8
@@ -327,7 +331,7 @@ def test_no_statement_searches_a_whole_table(connection: sqlite3.Connection) -> 
         statement = template.replace("{rows}", "(?, ?), (?, ?)")
         arguments = (0,) * statement.count("?")
         plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", arguments)]
-        # This index holds what is pending now, and nothing else; the others are the keys that were given.
+        # This index holds only pending reservations; the others are the keys given as arguments.
         harmless = ("SCAN reservation USING INDEX reservation_due", "SCAN wanted", "SCAN known", "SCAN 2 CONSTANT ROWS")
         plan = [line for line in plan if line not in harmless]
         assert not any(line.startswith("SCAN") or "TEMP B-TREE FOR ORDER BY" in line for line in plan), (
@@ -337,7 +341,7 @@ def test_no_statement_searches_a_whole_table(connection: sqlite3.Connection) -> 
 
 
 @pytest.mark.parametrize("folded", [True, False], ids=["from its tables", "from its journal"])
-def test_storage_that_forgets_its_cache_reads_the_same_again(connection: sqlite3.Connection, folded: bool) -> None:
+def test_storage_reads_the_same_after_its_cache_is_dropped(connection: sqlite3.Connection, folded: bool) -> None:
     storage = sqlite_storage.SqliteStorage(connection, 0)
     book = Book(storage)
     hold = Hold("run", Limit(100, None, 5), Limit(90), keep_ms=77)
@@ -367,9 +371,7 @@ def test_storage_that_forgets_its_cache_reads_the_same_again(connection: sqlite3
     assert (entry.draft, entry.detail) == (draft, draft)
 
 
-def test_a_journal_that_nobody_folds_does_not_grow_for_ever(
-    connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overdue_journal_is_folded_on_commit(connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = sqlite_storage.SqliteStorage(connection, 0)
     book = Book(storage)
     monkeypatch.setattr(sqlite_storage, "_JOURNAL_OVERDUE", 5)
@@ -381,7 +383,7 @@ def test_a_journal_that_nobody_folds_does_not_grow_for_ever(
     assert len(book.pending("p", 100, 30)) == 23
 
 
-def test_a_fold_that_fails_has_changed_nothing(connection: sqlite3.Connection) -> None:
+def test_failed_fold_changes_nothing(connection: sqlite3.Connection) -> None:
     storage = sqlite_storage.SqliteStorage(connection, 0)
     book = Book(storage)
     book.reserve("p", request("c1"), 0)
@@ -414,7 +416,7 @@ CHANGES: dict[str, Callable[[Book], object]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_every_change_reaches_the_file(connection: sqlite3.Connection, name: str) -> None:
+def test_every_change_is_persisted(connection: sqlite3.Connection, name: str) -> None:
     written, twin = sqlite_storage.SqliteStorage(connection, 0), DictStorage()
     for storage in (written, twin):
         book = Book(storage)
@@ -450,10 +452,10 @@ ENDS = st.sampled_from(["go on", "go on", "fold", "fail", "die"])
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(PAUSES_MS, BATCHES, ENDS), max_size=40))
-def test_what_was_committed_is_there_after_a_crash_however_little_was_folded(
+def test_committed_state_survives_a_crash_at_any_stage_of_folding(
     history: list[tuple[int, list[Step], str]],
 ) -> None:
-    """A twin of plain dicts does the same. Events that were acknowledged may come back: the store knows their ids."""
+    """Compares with an in-memory twin. Acknowledged events may come back: the store knows their ids."""
     connection, twin, now_ms = made_connection(), DictStorage(), 0
     storage = sqlite_storage.SqliteStorage(connection, 0)
     book, other = Book(storage), Book(twin)
@@ -485,7 +487,7 @@ def test_what_was_committed_is_there_after_a_crash_however_little_was_folded(
 
 
 def seen(storage: BookStorage, n: int, now_ms: int) -> tuple[object, ...]:
-    """What a purge would forget may be there or not: the journal may bring it back."""
+    """Without what a purge may remove: the journal may bring it back."""
     account, reservation, run = (
         storage.account("p", f"run{n}"),
         storage.reservation("p", f"c{n}"),
@@ -498,7 +500,7 @@ def seen(storage: BookStorage, n: int, now_ms: int) -> tuple[object, ...]:
     )
 
 
-def test_what_is_rolled_back_has_not_happened(connection: sqlite3.Connection) -> None:
+def test_rollback_undoes_every_change(connection: sqlite3.Connection) -> None:
     storage = sqlite_storage.SqliteStorage(connection, 0)
     book = Book(storage)
     book.reserve("p", request("c1"), 0)
@@ -508,14 +510,14 @@ def test_what_is_rolled_back_has_not_happened(connection: sqlite3.Connection) ->
     book.reserve("p", request("c2"), 0)
     book.current_run("p", "w", "r1", 10, 0)
     assert book.outbox_size(0) == 1
-    book.pending("p", 10, 0)  # writes what has collected: the transaction is open now
+    book.pending("p", 10, 0)  # writes pending changes: the transaction is open now
     storage.roll_back()
     assert (book.outbox_size(0), storage.run("p", "w"), storage.reservation("p", "c2")) == (0, None, None)
     (balance,) = book.balances("p", ["run"], 0)
     assert (balance.settled.tokens, balance.reserved.tokens) == (0, 10)
 
 
-def test_positions_are_not_used_again(connection: sqlite3.Connection) -> None:
+def test_outbox_positions_are_not_reused_after_a_restart(connection: sqlite3.Connection) -> None:
     first = Book(sqlite_storage.SqliteStorage(connection, 1_000))
     first.reserve("p", request("c1"), 1_000)
     first.settle("p", "c1", Amount(1), b"", 1_000)
@@ -528,8 +530,8 @@ def test_positions_are_not_used_again(connection: sqlite3.Connection) -> None:
     assert second.outbox_size(1_001) == 1
 
 
-def test_an_account_that_is_used_is_looked_at_later(connection: sqlite3.Connection) -> None:
-    """The purge finds accounts by an index that is not changed by use: it has to look again before it forgets."""
+def test_purge_keeps_an_account_that_was_used_again(connection: sqlite3.Connection) -> None:
+    """The purge finds accounts by an index that use does not update: it checks again before it deletes."""
     storage = sqlite_storage.SqliteStorage(connection, 0)
     book = Book(storage)
     for n in range(3):

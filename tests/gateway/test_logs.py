@@ -1,4 +1,4 @@
-"""No secret reaches the log, whoever writes it there: the value is looked for, and the look."""
+"""No secret reaches the log: known values are removed, and whatever looks like a secret."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     structlog.configure(**settings)
 
 
-def test_every_credential_of_the_configuration_is_known() -> None:
+def test_every_credential_of_the_configuration_is_a_known_secret() -> None:
     assert set(CANARIES) <= secrets_of(parse_config(CONFIG), ENVIRONMENT)
 
 
 @pytest.mark.parametrize("canary", CANARIES)
-def test_no_known_value_is_written_wherever_it_stands(log: io.StringIO, canary: str) -> None:
+def test_known_secret_is_removed_from_every_part_of_a_log_line(log: io.StringIO, canary: str) -> None:
     logger = structlog.get_logger()
     logger.error(
         f"told {canary}", text=f"Incorrect key {canary} given", nested={"a": [{"b": canary}]}, error=ValueError(canary)
@@ -85,7 +85,7 @@ def test_no_known_value_is_written_wherever_it_stands(log: io.StringIO, canary: 
         "https://generativelanguage.googleapis.com/v1?key=opensesame&alt=sse",
     ],
 )
-def test_what_looks_like_a_secret_is_cut_short(secret: str) -> None:
+def test_value_that_looks_like_a_secret_is_redacted(secret: str) -> None:
     said = redactor()(f"the provider said: {secret} is wrong")
     assert secret not in said
     assert "opensesame" not in said
@@ -93,6 +93,6 @@ def test_what_looks_like_a_secret_is_cut_short(secret: str) -> None:
     assert "…" in said
 
 
-def test_ordinary_lines_stay_as_they_are() -> None:
+def test_line_without_secrets_is_unchanged() -> None:
     line = "Step 'draft' of run 'r-17' has 180 of 2500 tokens left; https://docs.example.com/a?page=2 task-force eyJ"
     assert redactor(["short"])(line) == line

@@ -1,4 +1,4 @@
-"""Writing beside the calls: batches, a store that is away, a batch that no store takes, and stopping in the middle."""
+"""Background writes: batches, a store outage, an unwritable batch, and stopping during a write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.store.database import StoreUnavailable
 
 
 class Sink:
-    """Takes batches, or does not."""
+    """Takes batches, or fails."""
 
     def __init__(self) -> None:
         self.taken: list[list[int]] = []
@@ -30,7 +30,7 @@ class Sink:
         return [item for batch in self.taken for item in batch]
 
 
-async def test_neighbours_are_written_together_and_in_order() -> None:
+async def test_items_are_written_in_order_in_batches_of_at_most_500() -> None:
     sink = Sink()
     waiting: BatchWriter[int] = BatchWriter("test", sink.write)
     for number in range(1_200):
@@ -40,7 +40,7 @@ async def test_neighbours_are_written_together_and_in_order() -> None:
     assert sink.all == list(range(1_200))
 
 
-async def test_what_the_store_did_not_take_waits() -> None:
+async def test_items_are_retried_after_a_store_outage() -> None:
     sink = Sink()
     sink.fault = StoreUnavailable("away")
     waiting: BatchWriter[int] = BatchWriter("test", sink.write)
@@ -52,7 +52,7 @@ async def test_what_the_store_did_not_take_waits() -> None:
     assert (sink.all, waiting.dropped) == ([1, 2], 0)
 
 
-async def test_a_batch_that_no_store_takes_is_dropped_and_counted() -> None:
+async def test_unwritable_batch_is_dropped_and_counted() -> None:
     sink = Sink()
     sink.fault = ValueError("nobody can read this")
     waiting: BatchWriter[int] = BatchWriter("test", sink.write)
@@ -64,7 +64,7 @@ async def test_a_batch_that_no_store_takes_is_dropped_and_counted() -> None:
     assert (sink.all, waiting.dropped) == ([2], 1)
 
 
-async def test_what_waits_is_bounded_and_the_oldest_go() -> None:
+async def test_full_queue_drops_its_oldest_tenth() -> None:
     sink = Sink()
     waiting: BatchWriter[int] = BatchWriter("test", sink.write)
     for number in range(batch_writer.WAITING_MAX + 1):
@@ -74,7 +74,7 @@ async def test_what_waits_is_bounded_and_the_oldest_go() -> None:
     assert sink.all == list(range(waiting.dropped, batch_writer.WAITING_MAX + 1))
 
 
-async def test_stopping_in_the_middle_of_a_write_loses_nothing() -> None:
+async def test_stop_during_a_write_loses_nothing() -> None:
     sink = Sink()
     sink.gate.clear()
     waiting: BatchWriter[int] = BatchWriter("test", sink.write)

@@ -1,4 +1,4 @@
-"""Intents of calls, what is noted of decisions, observing, settings while running, faults inside, and scores of agents."""
+"""Intents of calls, the audit of decisions, observing, changes of settings, errors inside orchestration, and agent scores."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 
 from gateway.orchestration.declarations import read
+from gateway.pipeline.events import tool_results
 from gateway.store import settings as settings_store
 from gateway.store.database import StoreUnavailable
 from gateway.store.workflows import Workflow
@@ -32,7 +32,7 @@ SOURCES: tuple[tuple[str, dict[str, Any], str, tuple[str, str]], ...] = (
 
 
 @pytest.mark.parametrize(("step", "tags", "prompt", "expected"), SOURCES)
-async def test_where_an_intent_comes_from(
+async def test_intent_comes_from_header_declaration_rules_or_model_in_this_order(
     tmp_path: Path, step: str, tags: dict[str, Any], prompt: str, expected: tuple[str, str]
 ) -> None:
     async with orchestrated(tmp_path) as farebox:
@@ -41,14 +41,14 @@ async def test_where_an_intent_comes_from(
 
 
 @pytest.mark.parametrize("step", ["default", "task1", "prompt"])
-async def test_a_name_that_says_nothing_lets_each_prompt_speak(tmp_path: Path, step: str) -> None:
+async def test_generic_step_name_is_classified_by_each_prompt(tmp_path: Path, step: str) -> None:
     async with orchestrated(tmp_path) as farebox:
         first = await farebox.call("wf", "r1", step, "Translate this sentence into German.")
         second = await farebox.call("wf", "r1", step, "Summarize the following report in three sentences.")
         assert [intent_of(reply)[0] for reply in (first, second)] == ["transform", "summarize"]
 
 
-async def test_new_decisions_are_noted_once(tmp_path: Path) -> None:
+async def test_new_decisions_are_audited_once(tmp_path: Path) -> None:
     async with orchestrated(tmp_path) as farebox:
         await farebox.declare("wf", steps=[{"id": "post", "intent": "send"}])
         for _ in range(3):
@@ -65,7 +65,7 @@ async def test_new_decisions_are_noted_once(tmp_path: Path) -> None:
         assert refused["request_id"]
 
 
-async def test_an_announced_run_is_noted_by_whom_and_how(tmp_path: Path) -> None:
+async def test_announced_run_is_audited_with_its_plan_and_actor(tmp_path: Path) -> None:
     async with orchestrated(tmp_path) as farebox:
         steps = [{"id": "post", "intent": "send"}]
         await farebox.ask("POST", "/api/runs", {"workflow": "wf", "run": "r1", "steps": steps})
@@ -75,7 +75,7 @@ async def test_an_announced_run_is_noted_by_whom_and_how(tmp_path: Path) -> None
         assert initialised["actor"] != planned["actor"] == "gateway"
 
 
-async def test_routing_is_noted(tmp_path: Path) -> None:
+async def test_routing_is_audited(tmp_path: Path) -> None:
     more = "tiers: {fast: [mock], balanced: [mock], powerful: [mock]}\n"
     async with orchestrated(tmp_path, more, ais_routing_enabled=True) as farebox:
         reply = await farebox.call("wf", "r1", "read", body={"model": "auto"})
@@ -84,7 +84,7 @@ async def test_routing_is_noted(tmp_path: Path) -> None:
         assert (routed["target"], routed["detail"]["asked"]) == ("mock", "auto")
 
 
-async def test_compression_is_noted_and_a_workflow_may_forbid_it(tmp_path: Path) -> None:
+async def test_compression_is_audited_and_can_be_turned_off_per_workflow(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "compression_enabled": True,
         "compression_min_quality": 0.1,
@@ -110,7 +110,7 @@ async def test_compression_is_noted_and_a_workflow_may_forbid_it(tmp_path: Path)
         assert compressed["detail"]["tokens"] > 0
 
 
-async def test_observing_lets_calls_pass_and_says_what_would_have_been(tmp_path: Path) -> None:
+async def test_observed_workflow_passes_calls_and_reports_would_refuse(tmp_path: Path) -> None:
     async with orchestrated(tmp_path) as farebox:
         await farebox.declare("wf", mode="observe", budget={"tokens": 300}, steps=[{"id": "post", "intent": "send"}])
         fits = await farebox.call("wf", "r1", "post")
@@ -128,14 +128,14 @@ async def test_observing_lets_calls_pass_and_says_what_would_have_been(tmp_path:
         assert (await farebox.call("wf", "r1", "post", words(900))).status_code == 402
 
 
-async def test_a_caller_s_own_tightening_counts_even_when_observing(tmp_path: Path) -> None:
+async def test_tightened_budget_is_enforced_even_when_observing(tmp_path: Path) -> None:
     async with orchestrated(tmp_path) as farebox:
         await farebox.declare("wf", mode="observe", steps=[])
         reply = await farebox.call("wf", "r1", "post", words(200), headers={"budget_tokens": "100"})
         assert reply.status_code == 402
 
 
-async def test_a_change_of_settings_counts_for_the_next_call(tmp_path: Path) -> None:
+async def test_setting_change_applies_to_the_next_call(tmp_path: Path) -> None:
     async with orchestrated(tmp_path) as farebox:
         assert (await farebox.call("wf", "r1", "post", intent="send")).headers["x-budget-step-limit"] == "750"
         await farebox.set("token_budget_send", 1000)
@@ -146,7 +146,7 @@ async def test_a_change_of_settings_counts_for_the_next_call(tmp_path: Path) -> 
         assert "x-workflow-intent" not in (await farebox.call("wf", "r1", "post")).headers
 
 
-async def test_a_change_made_elsewhere_counts_within_two_seconds(tmp_path: Path) -> None:
+async def test_setting_change_by_another_process_applies_within_2_seconds(tmp_path: Path) -> None:
     async with orchestrated(tmp_path) as farebox:
         await farebox.call("wf", "r1", "post", intent="send")
         store = farebox.application.parts.store
@@ -163,31 +163,31 @@ PARTS = ("plans.step", "intents.of", "histories.of")
 
 
 @pytest.mark.parametrize("part", PARTS)
-async def test_a_fault_inside_never_fails_a_call(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_error_inside_orchestration_never_fails_a_call(
+    tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with orchestrated(tmp_path) as farebox:
         await farebox.declare("wf", budget={"tokens": 60}, steps=[])
         holder, _, method = part.partition(".")
 
         async def broken(*_: Any, **__: Any) -> None:
-            raise RuntimeError("a fault that nobody foresaw")
+            raise RuntimeError("an unexpected error")
 
         monkeypatch.setattr(getattr(farebox.orchestration, holder), method, broken)
         reply = await farebox.call("wf", "r1", "post")
         assert reply.status_code == 200
         assert farebox.metric("farebox_orchestration_errors_total") == 1
-        assert reply.headers["x-budget-run-limit"] == "60"  # what somebody set by hand is kept all the same
+        assert reply.headers["x-budget-run-limit"] == "60"  # a declared budget is enforced all the same
         assert (await farebox.call("wf", "r1", "post", words(100))).status_code == 402
 
 
-async def test_a_fault_of_routing_leaves_the_model_that_was_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_error_in_routing_keeps_the_requested_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more = "tiers: {fast: [mock]}\n"
     async with orchestrated(tmp_path, more, ais_routing_enabled=True) as farebox:
         await farebox.declare("wf", routing=True, steps=[])
 
         def broken(*_: Any) -> None:
-            raise RuntimeError("a fault that nobody foresaw")
+            raise RuntimeError("an unexpected error")
 
         monkeypatch.setattr("gateway.orchestration.routing.route", broken)
         reply = await farebox.call("wf", "r1", "post")
@@ -205,12 +205,12 @@ UNREADABLE: tuple[dict[str, Any], ...] = (
 
 
 @pytest.mark.parametrize("declaration", UNREADABLE)
-def test_of_an_unreadable_declaration_the_rest_counts(declaration: dict[str, Any]) -> None:
+def test_readable_parts_of_an_invalid_declaration_apply(declaration: dict[str, Any]) -> None:
     found = read(Workflow("default", "wf", "observe", {"budget_tokens": 7, **declaration}))
     assert (found.limit.tokens, found.observes, found.ladder, dict(found.steps)) == (7, True, None, {})
 
 
-async def test_a_store_that_is_away_fails_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_store_outage_fails_no_call_and_delays_the_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: Any) -> None:
         raise StoreUnavailable("the store is away")
 
@@ -221,7 +221,7 @@ async def test_a_store_that_is_away_fails_no_call(tmp_path: Path, monkeypatch: p
             reply = await farebox.call("wf", "r1", "post", intent="send")
             assert (reply.status_code, reply.headers["x-budget-step-limit"]) == (200, "750")
             await farebox.orchestration.trail.flush()
-        assert len(await farebox.audit("budget.allocated")) == 1  # it waited
+        assert len(await farebox.audit("budget.allocated")) == 1  # written after the outage
 
 
 async def runs_of(farebox: Orchestrated, agent: str, count: int, **more: Any) -> None:
@@ -234,7 +234,7 @@ async def caught_up(farebox: Orchestrated) -> None:
     await farebox.ask("GET", "/api/runs")
 
 
-async def test_an_agent_has_a_score_of_execution_from_the_fifth_run_on(tmp_path: Path) -> None:
+async def test_agent_has_an_execution_score_from_its_fifth_run(tmp_path: Path) -> None:
     async with orchestrated(tmp_path) as farebox:
         await runs_of(farebox, "few", 4)
         await runs_of(farebox, "many", 5)
@@ -248,7 +248,7 @@ async def test_an_agent_has_a_score_of_execution_from_the_fifth_run_on(tmp_path:
         assert await farebox.orchestration.scoring.measure() == 0  # nothing has changed
 
 
-async def test_a_score_that_somebody_set_stays(tmp_path: Path) -> None:
+async def test_manually_set_score_is_kept(tmp_path: Path) -> None:
     async with orchestrated(tmp_path) as farebox:
         await farebox.ask("PUT", "/api/agents/boss/intensity", {"creation": 9, "execution": 9})
         await runs_of(farebox, "boss", 6)
@@ -259,7 +259,7 @@ async def test_a_score_that_somebody_set_stays(tmp_path: Path) -> None:
         assert reply.headers["x-budget-step-limit"] == str(int(725 * 1.2))  # 500 × 1.45
 
 
-async def test_tools_and_retries_are_seen(tmp_path: Path) -> None:
+async def test_scoring_counts_tools_and_retries(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in ("find", "read", "mail")]
     results = [
         {"role": "user", "content": "Find it."},
@@ -280,7 +280,7 @@ async def test_tools_and_retries_are_seen(tmp_path: Path) -> None:
         assert (seen["distinct_tools"], seen["tool_calls"], seen["retries"]) == (3, 10, 0)
 
 
-async def test_the_pressure_that_a_declaration_names_goes_before_the_budgets(tmp_path: Path) -> None:
+async def test_on_pressure_of_a_declaration_beats_the_default(tmp_path: Path) -> None:
     async with orchestrated(tmp_path) as farebox:
         await farebox.declare("strict", budget={"tokens": 100}, on_pressure=["refuse"], steps=[])
         await farebox.declare("soft", budget={"tokens": 100}, steps=[])
@@ -290,9 +290,7 @@ async def test_the_pressure_that_a_declaration_names_goes_before_the_budgets(tmp
         assert (clamped.status_code, clamped.headers["x-budget-actions"]) == (200, "clamp")
 
 
-def test_results_of_tools_are_counted_in_every_protocols_form() -> None:
-    from gateway.pipeline.events import tool_results
-
+def test_tool_results_are_counted_in_every_protocol() -> None:
     chat = [{"role": "assistant"}, {"role": "tool"}, {"role": "tool"}]
     messages = [{"role": "user", "content": [{"type": "tool_result"}, {"type": "text"}, {"type": "tool_result"}]}]
     responses = [{"type": "function_call"}, {"type": "function_call_output"}]
@@ -306,4 +304,3 @@ def test_results_of_tools_are_counted_in_every_protocols_form() -> None:
     ]
     assert [tool_results(given) for given in (chat, messages, responses)] == [2, 2, 1]
     assert [tool_results(given) for given in nothing] == [0] * len(nothing)
-    assert orjson.dumps(chat)  # they are requests as they come

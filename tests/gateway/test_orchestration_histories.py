@@ -1,4 +1,4 @@
-"""What past runs say of a workflow's steps: read now and then, and what all workflows of a project share only once."""
+"""The history of a workflow's steps: read from the store once a minute, and shared by the workflows of a project."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Database]:
     await database.close()
 
 
-async def test_steps_of_all_workflows_are_read_once_a_minute_for_the_project(
+async def test_history_by_intent_is_read_once_a_minute_per_project(
     store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
@@ -48,13 +48,13 @@ async def test_steps_of_all_workflows_are_read_once_a_minute_for_the_project(
     for workflow in ("one", "two", "one"):
         found = (await histories.of("default", workflow, alike=True)).of("draft", "send")
         assert found is not None
-        assert (found.samples, found.of) == (10, "intent"), "five of its own are too few"
+        assert (found.samples, found.of) == (10, "intent"), "five samples of the workflow itself are too few"
     assert read == [LATER_MS]
     clock["ms"] += 60_000
     await histories.of("default", "three", alike=True)
     assert read == [LATER_MS, LATER_MS + 60_000]
 
 
-async def test_without_a_store_there_is_no_history(tmp_path: Path) -> None:
+async def test_history_is_empty_without_a_store(tmp_path: Path) -> None:
     histories = WorkflowHistories(Database(f"sqlite:///{tmp_path}/never-opened.db"), lambda: LATER_MS)
     assert await histories.of("default", "one", alike=True) is NOTHING

@@ -1,4 +1,4 @@
-"""Asking a model for what stays unclear: beside the call, in batches, remembered in the store until it expires."""
+"""Asking a model for uncertain intents: in the background, in batches, and kept in the store until they expire."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from gateway.wire.protocols import PROTOCOLS
 from policies.settings import Settings
 
 VAGUE = "Please proceed."
-SURE = 0.999  # a threshold that no guess reaches
+SURE = 0.999  # a threshold that no classification reaches
 RULES = IntentRules(wait_ms=0, cache_ttl_ms=1_000)
 
 
 class Model:
-    """Answers when it is told to, and counts how many questions are under way at once."""
+    """Answers when its gate is open, and counts how many questions are in flight at once."""
 
     def __init__(self, answer: str | None = '{"intent": "enrich", "confidence": 0.9}') -> None:
         self.answer = answer
@@ -75,14 +75,14 @@ async def started(store: Database, model: Model, clock: Clock, rules: IntentRule
 
 
 async def settled(model: Model, count: int) -> None:
-    """Until so many questions were asked and the answers are kept."""
+    """Waits until `count` questions were asked and the answers are kept."""
     async with asyncio.timeout(5):
         while len(model.questions) < count or model.at_once:
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
 
 
-async def test_this_call_goes_on_with_the_guess_and_the_next_has_the_answer(store: Database) -> None:
+async def test_unsure_call_uses_the_guess_and_the_next_call_the_models_answer(store: Database) -> None:
     model, clock = Model(), Clock()
     intents = await started(store, model, clock)
     first = await intents.of(call_of(), None, SURE)
@@ -96,8 +96,8 @@ async def test_this_call_goes_on_with_the_guess_and_the_next_has_the_answer(stor
     await intents.stop()
 
 
-async def test_projects_share_nothing_that_was_learned(store: Database) -> None:
-    """The answer depends on the prompt, which need not be the same where workflow and step have the same names."""
+async def test_learned_intents_are_not_shared_between_projects(store: Database) -> None:
+    """The answer depends on the prompt, which may differ between projects with equal names of workflow and step."""
     model, clock = Model(), Clock()
     intents = await started(store, model, clock)
     await intents.of(call_of(prompt="Say 'enrich', whatever this is."), None, SURE)
@@ -111,8 +111,8 @@ async def test_projects_share_nothing_that_was_learned(store: Database) -> None:
     await intents.stop()
 
 
-async def test_no_project_asks_without_end(store: Database) -> None:
-    """A new step name with each call would cost the operator a question each."""
+async def test_questions_are_limited_to_100_a_minute_per_project(store: Database) -> None:
+    """Otherwise a new step name in each call would cost the operator a question each."""
     model, clock = Model(), Clock()
     intents = await started(store, model, clock)
     names = ["".join(letters) for letters in itertools.product("bcdfgklm", repeat=3)][:150]
@@ -120,14 +120,14 @@ async def test_no_project_asks_without_end(store: Database) -> None:
         await intents.of(call_of(f"work-{name}"), None, SURE)
     await intents.of(call_of(project="q"), None, SURE)
     await settled(model, 101)
-    assert len(model.questions) == 101, "a hundred of one project, and the other's"
+    assert len(model.questions) == 101, "100 of one project, and one of the other"
     clock.ms += 60_000
     await intents.of(call_of(f"work-{names[-1]}"), None, SURE)
     await settled(model, 102)
     await intents.stop()
 
 
-async def test_an_answer_that_no_store_can_hold_is_not_the_last_one(store: Database) -> None:
+async def test_unstorable_characters_are_removed_from_reasoning(store: Database) -> None:
     model, clock = Model(r'{"intent": "enrich", "confidence": 0.9, "reasoning": "half \ud83d and\u0000 none"}'), Clock()
     intents = await started(store, model, clock)
     for number, step in enumerate(("work-on-it", "work-on-that"), 1):
@@ -138,7 +138,7 @@ async def test_an_answer_that_no_store_can_hold_is_not_the_last_one(store: Datab
     await intents.stop()
 
 
-async def test_a_system_prompt_in_parts_tells_calls_of_one_step_apart(store: Database) -> None:
+async def test_system_prompt_in_parts_is_classified(store: Database) -> None:
     intents = await started(store, Model(), Clock())
     protocol = PROTOCOLS["/v1/messages"]
     seen = []
@@ -164,7 +164,7 @@ async def test_a_system_prompt_in_parts_tells_calls_of_one_step_apart(store: Dat
         {"text": {"type": [[]]}},
     ],
 )
-async def test_fields_of_other_protocols_cost_a_call_neither_its_intent_nor_its_share(
+async def test_malformed_fields_of_other_protocols_do_not_affect_the_intent(
     store: Database, beside: Mapping[str, Any]
 ) -> None:
     intents = await started(store, Model(), Clock())
@@ -175,7 +175,7 @@ async def test_fields_of_other_protocols_cost_a_call_neither_its_intent_nor_its_
     await intents.stop()
 
 
-async def test_what_is_sure_is_never_asked(store: Database) -> None:
+async def test_confident_or_declared_intent_is_never_asked(store: Database) -> None:
 
     model = Model()
     intents = await started(store, model, Clock())
@@ -186,12 +186,12 @@ async def test_what_is_sure_is_never_asked(store: Database) -> None:
     await intents.stop()
 
 
-async def test_five_are_asked_at_once(store: Database) -> None:
+async def test_at_most_5_questions_are_asked_at_once(store: Database) -> None:
     model, clock = Model(), Clock()
     model.gate.clear()
     intents = await started(store, model, clock)
     await intents.of(call_of("first-of-all"), None, SURE)
-    await asyncio.sleep(0.05)  # it is under way alone, since nothing else waited
+    await asyncio.sleep(0.05)  # in flight alone, since nothing else was waiting
     for number in range(12):
         await intents.of(call_of(f"work-{'abcdefghijkl'[number] * 3}"), None, SURE)
     model.gate.set()
@@ -200,7 +200,7 @@ async def test_five_are_asked_at_once(store: Database) -> None:
     await intents.stop()
 
 
-async def test_one_step_is_asked_once_however_many_calls_wait(store: Database) -> None:
+async def test_concurrent_calls_of_a_step_ask_once(store: Database) -> None:
     model, clock = Model(), Clock()
     model.gate.clear()
     intents = await started(store, model, clock)
@@ -212,7 +212,7 @@ async def test_one_step_is_asked_once_however_many_calls_wait(store: Database) -
     await intents.stop()
 
 
-async def test_a_call_that_may_wait_has_the_answer_itself(store: Database) -> None:
+async def test_call_waits_for_the_answer_if_wait_ms_allows(store: Database) -> None:
     model, clock = Model(), Clock()
     intents = await started(store, model, clock, IntentRules(wait_ms=500, cache_ttl_ms=1_000))
     first = await intents.of(call_of(), None, SURE)
@@ -221,7 +221,7 @@ async def test_a_call_that_may_wait_has_the_answer_itself(store: Database) -> No
     await intents.stop()
 
 
-async def test_nobody_waits_longer_than_the_rules_say(store: Database) -> None:
+async def test_call_waits_at_most_wait_ms(store: Database) -> None:
     model, clock = Model(), Clock()
     model.gate.clear()
     intents = await started(store, model, clock, IntentRules(wait_ms=30, cache_ttl_ms=1_000))
@@ -232,7 +232,7 @@ async def test_nobody_waits_longer_than_the_rules_say(store: Database) -> None:
     await intents.stop()
 
 
-async def test_answers_outlive_the_process_and_expire(store: Database) -> None:
+async def test_answers_survive_a_restart_and_expire(store: Database) -> None:
     model, clock = Model(), Clock()
     intents = await started(store, model, clock)
     await intents.of(call_of(), None, SURE)
@@ -248,7 +248,7 @@ async def test_answers_outlive_the_process_and_expire(store: Database) -> None:
     await intents.stop()
 
 
-async def test_what_another_process_asked_is_not_asked_again(store: Database) -> None:
+async def test_answer_to_another_process_is_not_asked_again(store: Database) -> None:
     clock, ours, theirs = Clock(), Model(), Model()
     here, there = await started(store, ours, clock), await started(store, theirs, clock)
     await there.of(call_of(), None, SURE)
@@ -262,7 +262,9 @@ async def test_what_another_process_asked_is_not_asked_again(store: Database) ->
 
 
 @pytest.mark.parametrize("answer", [None, "I do not know", '{"intent": "dance"}'])
-async def test_no_answer_is_asked_for_again_only_after_a_while(store: Database, answer: str | None) -> None:
+async def test_missing_or_invalid_answer_is_asked_again_only_after_a_minute(
+    store: Database, answer: str | None
+) -> None:
     model, clock = Model(answer), Clock()
     intents = await started(store, model, clock)
     first = await intents.of(call_of(), None, SURE)
@@ -277,7 +279,7 @@ async def test_no_answer_is_asked_for_again_only_after_a_while(store: Database, 
     await intents.stop()
 
 
-async def test_a_declared_steps_words_are_asked_about_too(store: Database) -> None:
+async def test_declared_prompt_is_classified_by_the_model_too(store: Database) -> None:
     model, clock = Model(), Clock()
     intents = await started(store, model, clock)
     settings = Settings.from_values({"orchestration_intent_classification_confidence_threshold": SURE})

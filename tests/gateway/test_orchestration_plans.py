@@ -1,4 +1,4 @@
-"""How runs are planned: announced, declared, learned or as steps appear; and what completed steps leave to the others."""
+"""Plans of runs: announced, declared, learned or made as steps appear; and how unused allocations are passed on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from policies.reservation import Demand, Granted, Hold, OnLost, Reserve
 from tests.gateway.orchestrated import Orchestrated, orchestrated, words
 
 STEPS: list[dict[str, Any]] = [
@@ -32,7 +33,7 @@ def shares(steps: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-async def test_headers_alone_give_what_an_announced_run_is_given(tmp_path: Path, strategy: str) -> None:
+async def test_run_known_from_headers_gets_the_same_plan_as_an_announced_one(tmp_path: Path, strategy: str) -> None:
     async with orchestrated(tmp_path, budget_allocation_strategy=strategy, max_tokens_per_workflow=4000) as farebox:
         await farebox.declare("letters", steps=STEPS)
         announced = await farebox.ask("POST", "/api/runs", {"workflow": "letters", "run": "announced"})
@@ -48,7 +49,7 @@ async def test_headers_alone_give_what_an_announced_run_is_given(tmp_path: Path,
         assert shares(await farebox.steps("announced")) == shares(await farebox.steps("headers"))
 
 
-async def test_what_the_first_call_says_of_its_step_counts_inside_a_group_as_well(tmp_path: Path) -> None:
+async def test_intent_and_priority_of_the_first_call_apply_to_a_grouped_step(tmp_path: Path) -> None:
     async with orchestrated(tmp_path, budget_allocation_strategy="priority") as farebox:
         await farebox.declare("w", steps=STEPS)
         await farebox.call("w", "r", "draft", intent="extract", priority="critical")
@@ -57,7 +58,7 @@ async def test_what_the_first_call_says_of_its_step_counts_inside_a_group_as_wel
         assert "needs 1,000 (extract" in draft["reason"]
 
 
-async def test_groups_are_no_steps_and_their_priority_counts_inside(tmp_path: Path) -> None:
+async def test_group_is_flattened_and_its_priority_inherited(tmp_path: Path) -> None:
     async with orchestrated(tmp_path) as farebox:
         await farebox.declare("letters", steps=STEPS)
         await farebox.call("letters", "r1", "read")
@@ -66,8 +67,8 @@ async def test_groups_are_no_steps_and_their_priority_counts_inside(tmp_path: Pa
         assert [steps[name]["priority"] for name in NAMES] == ["low", "high", "high", "normal"]
 
 
-async def test_a_declared_step_without_an_intent_is_told_by_its_own_words(tmp_path: Path) -> None:
-    """The one that calls first lends its intent to nobody."""
+async def test_declared_step_without_intent_is_classified_by_its_own_prompt(tmp_path: Path) -> None:
+    """The intent of the step that calls first is not applied to the others."""
     async with orchestrated(tmp_path) as farebox:
         await farebox.declare("letters", steps=STEPS)
         await farebox.call("letters", "r1", "draft")
@@ -77,8 +78,8 @@ async def test_a_declared_step_without_an_intent_is_told_by_its_own_words(tmp_pa
         assert steps["draft"]["allocation_tokens"] == 3125  # 2,500 × 1.25
 
 
-async def test_calls_of_a_planned_step_have_the_intent_of_the_plan(tmp_path: Path) -> None:
-    """A declared intent wins over the call's text, and the step's prompt over a text without evidence."""
+async def test_calls_of_a_planned_step_get_its_declared_or_classified_intent(tmp_path: Path) -> None:
+    """A declared intent beats the text of the call, and the prompt of the step beats a text without evidence."""
     prompt = "Summarize the following ticket in one sentence."
     steps = [{"id": "pick", "intent": "filter"}, {"id": "short", "prompt": prompt}, {"id": "clear", "prompt": prompt}]
     async with orchestrated(tmp_path) as farebox:
@@ -106,7 +107,7 @@ async def test_calls_of_a_planned_step_have_the_intent_of_the_plan(tmp_path: Pat
             assert (explained["intent"]["intent"], explained["intent"]["source"]) == ("summarize", "model")
 
 
-async def test_a_steps_own_budget_is_a_cap_and_no_wish(tmp_path: Path) -> None:
+async def test_declared_step_budget_caps_the_allocation_without_raising_it(tmp_path: Path) -> None:
     steps = [
         {"id": "small", "intent": "generate", "budget": {"tokens": 200}},
         {"id": "large", "intent": "send", "budget": 3000},
@@ -121,7 +122,7 @@ async def test_a_steps_own_budget_is_a_cap_and_no_wish(tmp_path: Path) -> None:
         assert planned["large"]["allocation_tokens"] == 625  # 500 × 1.25, not 3,000
 
 
-async def test_a_declared_steps_budget_is_kept_with_orchestration_off(tmp_path: Path) -> None:
+async def test_declared_step_budget_is_enforced_with_orchestration_off(tmp_path: Path) -> None:
     async with orchestrated(tmp_path, enabled=False) as farebox:
         await farebox.declare("capped", steps=[{"id": "small", "budget": {"tokens": 200, "requests": 1}}])
         reply = await farebox.call("capped", "r1", "small")
@@ -139,7 +140,7 @@ OVERAGE = (
 
 
 @pytest.mark.parametrize(("allowed", "threshold", "soft", "hard"), OVERAGE)
-async def test_overage_is_flagged_and_ends_at_the_hard_limit(
+async def test_overage_is_flagged_and_refused_at_the_hard_limit(
     tmp_path: Path, allowed: bool, threshold: float, soft: int, hard: int
 ) -> None:
     settings: dict[str, Any] = {"budget_overage_allowed": allowed, "budget_overage_threshold": threshold}
@@ -162,7 +163,7 @@ async def test_overage_is_flagged_and_ends_at_the_hard_limit(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-async def test_what_a_step_leaves_goes_to_the_later_ones(tmp_path: Path, strategy: str) -> None:
+async def test_unused_allocation_of_a_completed_step_goes_to_later_steps(tmp_path: Path, strategy: str) -> None:
     async with orchestrated(tmp_path, budget_allocation_strategy=strategy, max_tokens_per_workflow=2000) as farebox:
         await farebox.declare("two", steps=[{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}])
         await farebox.call("two", "r1", "a", words(83))
@@ -170,15 +171,15 @@ async def test_what_a_step_leaves_goes_to_the_later_ones(tmp_path: Path, strateg
         assert {step["allocation_tokens"] for step in before.values()} == {1000}
         used = before["a"]["tokens"]["settled"]
         reply = await farebox.call("two", "r1", "b")
-        assert reply.headers["x-budget-step-limit"] == "2000", "no more than its run has"
+        assert reply.headers["x-budget-step-limit"] == "2000", "capped at the limit of the run"
         after = await farebox.steps("r1")
         assert after["b"]["hard_limit_tokens"] == int((2000 - used) * 1.2)
         assert after["b"]["allocation_tokens"] == 2000 - used
         assert "from completed steps" in after["b"]["reason"]
 
 
-async def test_another_process_shares_from_the_first_plan_too(tmp_path: Path) -> None:
-    """What was moved is shown, and does not count twice when the run is read back."""
+async def test_reloaded_plan_does_not_move_unused_allocation_twice(tmp_path: Path) -> None:
+    """What was moved is stored with the run, and must not be moved again when it is read back."""
     async with orchestrated(tmp_path, max_tokens_per_workflow=2000) as farebox:
         await farebox.declare("two", steps=[{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}])
         await farebox.ask("POST", "/api/runs", {"workflow": "two", "run": "r1"})
@@ -190,7 +191,7 @@ async def test_another_process_shares_from_the_first_plan_too(tmp_path: Path) ->
         assert again.headers["x-budget-step-limit"] == first.headers["x-budget-step-limit"]
 
 
-async def test_steps_of_a_group_complete_together(tmp_path: Path) -> None:
+async def test_steps_of_a_loop_complete_together(tmp_path: Path) -> None:
     loop = [
         {"id": "loop", "kind": "loop", "steps": [{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}]},
         {"id": "end", "intent": "generate"},
@@ -201,11 +202,11 @@ async def test_steps_of_a_group_complete_together(tmp_path: Path) -> None:
             int((await farebox.call("looped", "r1", step, words(60))).headers["x-budget-step-limit"])
             for step in ("a", "b", "a", "b", "end")
         ]
-        assert limits[:4] == [1200] * 4  # nobody in the loop takes from the others
+        assert limits[:4] == [1200] * 4  # steps in the loop do not take from each other
         assert limits[4] > 2 * 1200
 
 
-async def test_a_step_that_holds_something_is_not_completed(tmp_path: Path) -> None:
+async def test_step_with_a_pending_reservation_is_not_completed(tmp_path: Path) -> None:
     async with orchestrated(tmp_path, max_tokens_per_workflow=2000) as farebox:
         await farebox.declare("two", steps=[{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}])
         await farebox.call("two", "r1", "a")
@@ -217,9 +218,6 @@ async def test_a_step_that_holds_something_is_not_completed(tmp_path: Path) -> N
 
 
 async def hold_of(farebox: Orchestrated, run: str, step: str) -> str:
-    from gateway.ledger.port import Reserve
-    from policies.reservation import Demand, Granted, Hold, OnLost
-
     demand = Demand(10, 10, 10, 0, 0)
     request = Reserve(
         "held", "test", (Hold(f"step/{run}/{step}"), Hold(f"run/{run}")), demand, 60_000, b"{}", OnLost.RELEASE
@@ -228,7 +226,7 @@ async def hold_of(farebox: Orchestrated, run: str, step: str) -> str:
     return "held"
 
 
-async def test_a_workflows_own_strategy_goes_before_the_settings(tmp_path: Path) -> None:
+async def test_strategy_of_a_workflow_beats_the_setting(tmp_path: Path) -> None:
     steps = [{"id": "a", "intent": "generate"}, {"id": "b", "intent": "send"}]
     async with orchestrated(tmp_path, max_tokens_per_workflow=1000) as farebox:
         await farebox.declare("even", steps=steps, strategy="equal")
@@ -239,7 +237,7 @@ async def test_a_workflows_own_strategy_goes_before_the_settings(tmp_path: Path)
         assert announced["strategy"] == "equal"
 
 
-async def test_steps_of_an_undeclared_workflow_get_their_demand_as_they_appear(tmp_path: Path) -> None:
+async def test_undeclared_steps_are_allocated_their_demand_as_they_appear(tmp_path: Path) -> None:
     async with orchestrated(tmp_path, max_tokens_per_workflow=1500) as farebox:
         first = await farebox.call("wild", "r1", "one", intent="extract")
         second = await farebox.call("wild", "r1", "two", words(400), intent="send")
@@ -253,7 +251,7 @@ async def test_steps_of_an_undeclared_workflow_get_their_demand_as_they_appear(t
         assert limits[2] == int((1500 - used) * 1.2)
 
 
-async def test_after_three_runs_the_steps_are_known(tmp_path: Path) -> None:
+async def test_steps_are_learned_after_3_completed_runs(tmp_path: Path) -> None:
     async with orchestrated(tmp_path, max_tokens_per_workflow=1000) as farebox:
         for run in ("r1", "r2", "r3"):
             await farebox.call("habit", run, "a", intent="generate")
@@ -272,7 +270,7 @@ async def test_after_three_runs_the_steps_are_known(tmp_path: Path) -> None:
         assert [step["step"] for step in announced["steps"]] == ["a", "b"]
 
 
-async def test_adaptive_plans_by_what_steps_used_and_borrows_from_their_like(tmp_path: Path) -> None:
+async def test_adaptive_strategy_uses_past_usage_or_that_of_similar_steps(tmp_path: Path) -> None:
     steps = [{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}]
     async with orchestrated(tmp_path, adaptive_budget_enabled=True, max_tokens_per_workflow=1000) as farebox:
         await farebox.declare("habit", steps=steps)
@@ -288,7 +286,7 @@ async def test_adaptive_plans_by_what_steps_used_and_borrows_from_their_like(tmp
         assert "past runs" in planned[0]["reason"]
         own = await farebox.ask("POST", "/api/runs", {"workflow": "habit", "run": "r11", "strategy": "equal"})
         assert [step["allocation_tokens"] for step in own["steps"]] == [500, 500]
-        # A new workflow with steps of the same intent and model, seen once, borrows their habits.
+        # A new workflow with one run uses the history of steps with the same intent and model.
         await farebox.declare("young", steps=steps)
         for name in ("a", "b"):
             await farebox.call("young", "y1", name)
@@ -298,7 +296,7 @@ async def test_adaptive_plans_by_what_steps_used_and_borrows_from_their_like(tmp
         assert all("of its intent and model" in step["reason"] for step in young)
 
 
-async def test_a_dry_run_plans_like_the_real_one(tmp_path: Path) -> None:
+async def test_allocate_gives_the_same_plan_as_a_real_run(tmp_path: Path) -> None:
     async with orchestrated(tmp_path, max_tokens_per_workflow=4000) as farebox:
         real = await farebox.ask("POST", "/api/runs", {"workflow": "x", "run": "r1", "steps": STEPS})
         dry = await farebox.ask("POST", "/api/allocate", {"tokens": 4000, "steps": STEPS})
@@ -308,22 +306,22 @@ async def test_a_dry_run_plans_like_the_real_one(tmp_path: Path) -> None:
         assert dry["pool_tokens"] == real["pool_tokens"]
 
 
-async def test_a_completed_run_is_summed_up(tmp_path: Path) -> None:
+async def test_completed_run_reports_intents_adherence_and_overhead(tmp_path: Path) -> None:
     async with orchestrated(tmp_path) as farebox:
         await farebox.declare("letters", steps=STEPS)
         await farebox.call("letters", "r1", "post", words(620))
         await farebox.call("letters", "r1", "post", words(30))
         await farebox.call("letters", "r1", "read")
-        await farebox.run("r1")  # what was allocated is written
+        await farebox.run("r1")  # flushes the allocations
         metrics = (await farebox.ask("POST", "/api/runs/r1/complete"))["metrics"]
         assert metrics["intents"] == {"extract": 1, "send": 2}
-        assert metrics["adherence"] == 0.5  # `post` went above its 625
+        assert metrics["adherence"] == 0.5  # `post` exceeded its 625
         assert 0 < metrics["overhead_ms"] < 1000
         assert metrics["calls"] == 3
 
 
-async def test_calls_that_name_no_step_have_the_whole_run(tmp_path: Path) -> None:
-    """What the first of them is about, 625 tokens of `send`, says nothing of the others."""
+async def test_calls_without_a_step_are_limited_by_the_run_only(tmp_path: Path) -> None:
+    """The intent of the first call, `send` with 625 tokens, does not limit the others."""
     async with orchestrated(tmp_path, max_tokens_per_workflow=2000) as farebox:
         for _ in range(3):
             reply = await farebox.call("plain", "r1", "default", words(500), intent="send")
@@ -338,7 +336,7 @@ async def test_calls_that_name_no_step_have_the_whole_run(tmp_path: Path) -> Non
         assert int(named.headers["x-budget-step-limit"]) <= 750
 
 
-async def test_no_step_that_is_not_named_is_learned(tmp_path: Path) -> None:
+async def test_default_step_is_not_learned(tmp_path: Path) -> None:
     async with orchestrated(tmp_path) as farebox:
         for run in ("r1", "r2", "r3"):
             await farebox.call("habit", run, "default", intent="send")
@@ -349,12 +347,12 @@ async def test_no_step_that_is_not_named_is_learned(tmp_path: Path) -> None:
         assert [step["step"] for step in announced["steps"]] == ["b"]
 
 
-@pytest.mark.parametrize("is_elsewhere", [False, True])
+@pytest.mark.parametrize("is_other_process", [False, True])
 @pytest.mark.parametrize("kind", ["announced", "declared", "unplanned"])
-async def test_a_run_that_got_more_has_more_for_the_step_that_needs_it(
-    tmp_path: Path, kind: str, is_elsewhere: bool
+async def test_raised_run_budget_reaches_a_step_that_is_used_up(
+    tmp_path: Path, kind: str, is_other_process: bool
 ) -> None:
-    """Another gateway is not told: it asks the ledger before it refuses."""
+    """Another gateway is not notified: it asks the ledger before it refuses."""
     steps = [{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}]
     async with orchestrated(tmp_path, max_tokens_per_workflow=400) as farebox:
         if kind != "unplanned":
@@ -364,7 +362,7 @@ async def test_a_run_that_got_more_has_more_for_the_step_that_needs_it(
         await farebox.call("two", "r1", "b", words(100), intent="generate")
         while (await farebox.call("two", "r1", "a", words(40))).status_code == 200:
             pass
-        if is_elsewhere:
+        if is_other_process:
             farebox.orchestration.budget_changed = lambda _project, _run: None  # type: ignore[method-assign]
         await farebox.ask("POST", "/api/runs/r1/budget", {"tokens": 4000})
         more = await farebox.call("two", "r1", "a", words(300), output_max=100)
@@ -374,7 +372,7 @@ async def test_a_run_that_got_more_has_more_for_the_step_that_needs_it(
         assert (await farebox.call("two", "r1", "a", words(5000))).status_code == 402
 
 
-async def test_a_step_that_is_planned_again_is_given_what_it_has_used(tmp_path: Path) -> None:
+async def test_unplanned_step_keeps_its_limit_after_the_plan_is_reloaded(tmp_path: Path) -> None:
     steps = [{"id": "a", "intent": "conditional"}]
     async with orchestrated(tmp_path, max_tokens_per_workflow=1000) as farebox:
         await farebox.ask("POST", "/api/runs", {"workflow": "w", "run": "r1", "steps": steps})

@@ -1,4 +1,4 @@
-"""Runs that are asked for together are read together, and everybody hears what became of it."""
+"""Concurrent lookups of runs share a query and its outcome."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway.store.runs import Run
 
 
 class Store:
-    """Stands for the store's queries: each takes a turn of the loop or more, and is noted."""
+    """Replaces the queries of the store: each takes a while, and is recorded."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.queries: list[tuple[str, list[str]]] = []
@@ -42,7 +42,7 @@ def lookups() -> RunLookups:
     return RunLookups(Database("sqlite://"))
 
 
-async def test_what_is_asked_for_meanwhile_is_one_query(store: Store, lookups: RunLookups) -> None:
+async def test_lookups_made_during_a_query_share_the_next_one(store: Store, lookups: RunLookups) -> None:
     first = asyncio.ensure_future(lookups.get("p", "r0"))
     await asyncio.sleep(0.005)
     others = [asyncio.ensure_future(lookups.get("p", f"r{number}")) for number in range(1, 50)]
@@ -52,14 +52,14 @@ async def test_what_is_asked_for_meanwhile_is_one_query(store: Store, lookups: R
     assert store.queries == [("p", ["r0"]), ("p", [f"r{number}" for number in range(1, 50)])]
 
 
-async def test_projects_are_asked_apart_and_unknown_runs_are_none(store: Store, lookups: RunLookups) -> None:
+async def test_projects_are_looked_up_separately_and_an_unknown_run_is_none(store: Store, lookups: RunLookups) -> None:
     one, other, none = await asyncio.gather(lookups.get("a", "r"), lookups.get("b", "r"), lookups.get("a", "unknown"))
     assert one is not None
     assert other is not None
     assert (one.project, other.project, none) == ("a", "b", None)
 
 
-async def test_a_store_that_does_not_answer_holds_nobody_up(
+async def test_hanging_store_delays_only_the_first_lookup(
     store: Store, lookups: RunLookups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For example, if a firewall drops the packets from Postgres, whose driver would wait for half a minute."""
@@ -76,7 +76,7 @@ async def test_a_store_that_does_not_answer_holds_nobody_up(
     assert found is not None
 
 
-async def test_a_store_that_is_away_is_told_to_all_and_asked_again_later(store: Store, lookups: RunLookups) -> None:
+async def test_store_outage_fails_all_waiting_lookups_and_is_retried_later(store: Store, lookups: RunLookups) -> None:
     store.error = StoreUnavailable("away")
     told = await asyncio.gather(lookups.get("p", "r"), lookups.get("p", "s"), return_exceptions=True)
     assert [type(one) for one in told] == [StoreUnavailable, StoreUnavailable]
@@ -84,7 +84,7 @@ async def test_a_store_that_is_away_is_told_to_all_and_asked_again_later(store: 
     assert await lookups.get("p", "r") is not None
 
 
-async def test_whoever_stops_waiting_takes_nothing_from_the_others(store: Store, lookups: RunLookups) -> None:
+async def test_cancelled_lookup_does_not_cancel_the_others(store: Store, lookups: RunLookups) -> None:
     gone, stays = (asyncio.ensure_future(lookups.get("p", "r")) for _ in range(2))
     await asyncio.sleep(0.005)
     gone.cancel()

@@ -1,4 +1,4 @@
-"""An embedded ledger whose file is gone: the next start fills a new one from the store."""
+"""An embedded ledger whose file is gone: at the next start, a new one is filled from the store."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def status_of_a_call(client: httpx.AsyncClient) -> int:
     return (await client.post("/v1/chat/completions", json=body, headers=tags)).status_code
 
 
-async def test_a_ledger_that_was_moved_away_does_not_give_its_budgets_again(tmp_path: Path) -> None:
+async def test_missing_ledger_file_is_rebuilt_with_its_usage(tmp_path: Path) -> None:
     async with gateway_in(tmp_path) as client:
         assert [await status_of_a_call(client) for _ in range(2)] == [200, 200]
         before = (await client.get("/api/runs/r")).json()
@@ -50,4 +50,4 @@ async def test_a_ledger_that_was_moved_away_does_not_give_its_budgets_again(tmp_
         assert (after["tokens"], after["source"]) == (before["tokens"], "ledger")
         assert await status_of_a_call(client) == 402
     async with gateway_in(tmp_path) as client:
-        assert await status_of_a_call(client) == 402, "and the new one is the ledger from then on"
+        assert await status_of_a_call(client) == 402, "the rebuilt ledger is kept"

@@ -38,11 +38,11 @@ BUDGETS = (
 )
 KEY_NAMES = {"k1": "ci", "k2": "ci", "k3": "ops"}
 KEYS = [ApiKey(key_id, name, "default", "", "") for key_id, name in KEY_NAMES.items()]
-PARENT = {"r1": "r0", "r2": "r1"}  # run → the run it is inside of
+PARENT = {"r1": "r0", "r2": "r1"}  # run → its parent
 
 
-class Bench:
-    """A ledger, a store and what moves events between them; `call` does what the pipeline does."""
+class System:
+    """A ledger, a store and a flusher; `call` does what the pipeline does."""
 
     def __init__(self, db: Database) -> None:
         self.ledger = MemoryLedger(clock_ms=lambda: NOW_MS)
@@ -71,11 +71,11 @@ class Bench:
         return call_id
 
     async def some_calls(self) -> None:
-        chance = random.Random(3)
+        rng = random.Random(3)
         for _ in range(60):
-            used = Amount(chance.randrange(500), chance.randrange(10**6), 1)
-            names = chance.choice(["r0", "r1", "r2", "r9"]), chance.choice(["plan", "draft"])
-            await self.call(*names, used, chance.choice(["k1", "k2", "k3"]), chance.choice(["ada", "bob"]))
+            used = Amount(rng.randrange(500), rng.randrange(10**6), 1)
+            names = rng.choice(["r0", "r1", "r2", "r9"]), rng.choice(["plan", "draft"])
+            await self.call(*names, used, rng.choice(["k1", "k2", "k3"]), rng.choice(["ada", "bob"]))
 
     async def flush(self) -> bool:
         return await self.flusher.drain(10_000)
@@ -93,94 +93,94 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+async def system(tmp_path: Path) -> AsyncIterator[System]:
     database = Database(f"sqlite:///{tmp_path}/store.db")
     await database.open()
     await database.migrate(NOW_MS)
-    yield Bench(database)
+    yield System(database)
     await database.close()
 
 
-async def test_the_rows_of_every_run_and_step_sum_up_to_its_account(bench: Bench) -> None:
-    await bench.some_calls()
-    found = await bench.check()
+async def test_usage_rows_sum_up_to_the_account_of_every_run_and_step(system: System) -> None:
+    await system.some_calls()
+    found = await system.check()
     assert found.checked == 4 + 8
     assert (found.drifts, found.moving, found.drift_nano_usd) == ((), (), 0)
 
 
-async def test_a_difference_of_one_nano_dollar_is_found_and_repaired_by_an_entry(bench: Bench) -> None:
-    await bench.some_calls()
-    call_id = await bench.call("r2", "plan", Amount(10, 10, 1))
-    await bench.flush()
-    async with bench.db.begin() as connection:
+async def test_drift_of_1_nano_usd_is_found_and_repaired_by_one_entry(system: System) -> None:
+    await system.some_calls()
+    call_id = await system.call("r2", "plan", Amount(10, 10, 1))
+    await system.flush()
+    async with system.db.begin() as connection:
         statement = "UPDATE token_usage SET cost_nano_usd = cost_nano_usd + 1 WHERE id = :id"
         await connection.execute(text(statement), {"id": call_id})
-    found = await bench.check()
-    # The step, its run, and the runs around it: each reported with what it is off by.
+    found = await system.check()
+    # The step, its run and its ancestors: each is reported with its difference.
     assert {drift.account: drift.difference for drift in found.drifts} == dict.fromkeys(
         ("step/r2/plan", "run/r2", "run/r1", "run/r0"), Amount(0, -1, 0)
     )
     assert found.drift_nano_usd == 4
-    assert await bench.repair(found) == 1
-    assert (await bench.check()).drifts == ()
-    page = await usage_report.calls(bench.db, UsageFilter(run="r2"))
+    assert await system.repair(found) == 1
+    assert (await system.check()).drifts == ()
+    page = await usage_report.calls(system.db, UsageFilter(run="r2"))
     (row,) = [call for call in page.calls if call["status"] == "repair"]
     assert (row["step"], row["workflow"], row["cost_nano_usd"], row["requests"]) == ("plan", "wf", -1, 0)
     assert orjson.loads(row["detail"])["account"] == "step/r2/plan"
-    assert await bench.repair(found) == 1  # the same finding repaired again: the same id
-    assert (await bench.check()).drifts == ()
+    assert await system.repair(found) == 1  # the same finding repaired again: the same id
+    assert (await system.check()).drifts == ()
 
 
-async def test_lost_rows_are_made_good_on_every_level_once(bench: Bench) -> None:
-    await bench.some_calls()
-    await bench.flush()
-    async with bench.db.begin() as connection:
+async def test_deleted_rows_are_repaired_once_on_every_level(system: System) -> None:
+    await system.some_calls()
+    await system.flush()
+    async with system.db.begin() as connection:
         await connection.execute(text("DELETE FROM token_usage WHERE run IN ('r1', 'r9')"))
-    found = await bench.check()
+    found = await system.check()
     assert {drift.account for drift in found.drifts} >= {"run/r0", "run/r1", "run/r9", "step/r1/plan", "step/r9/draft"}
-    assert await bench.repair(found) == 4  # two steps of two runs
-    again = await bench.check()
+    assert await system.repair(found) == 4  # two steps of two runs
+    again = await system.check()
     assert (again.drifts, again.moving) == ((), ())
 
 
-async def test_what_a_run_spent_before_it_had_a_parent_is_not_the_parents(bench: Bench) -> None:
-    await bench.call("r2", "plan", Amount(7, 7, 1), has_parent=False)
-    await bench.some_calls()
-    assert (await bench.check()).drifts == ()
-    async with bench.db.begin() as connection:
+async def test_usage_before_a_run_had_a_parent_is_not_charged_to_the_parent(system: System) -> None:
+    await system.call("r2", "plan", Amount(7, 7, 1), has_parent=False)
+    await system.some_calls()
+    assert (await system.check()).drifts == ()
+    async with system.db.begin() as connection:
         await connection.execute(text("DELETE FROM token_usage WHERE run = 'r2' AND parent_run <> ''"))
         await connection.execute(text("UPDATE token_usage SET total_tokens = 8 WHERE run = 'r2'"))
-    assert await bench.repair(await bench.check()) > 0
-    assert (await bench.check()).drifts == ()
+    assert await system.repair(await system.check()) > 0
+    assert (await system.check()).drifts == ()
 
 
-async def test_an_account_that_moves_is_not_called_a_drift(bench: Bench) -> None:
-    await bench.call("r0", "plan", Amount(5, 5, 1))
-    await bench.flush()
-    accounts = await reconcile.run_accounts(bench.db, "default", 0)
+async def test_account_that_changes_during_the_check_is_no_drift(system: System) -> None:
+    await system.call("r0", "plan", Amount(5, 5, 1))
+    await system.flush()
+    accounts = await reconcile.run_accounts(system.db, "default", 0)
 
     async def busy() -> bool:
-        await bench.call("r0", "plan", Amount(5, 5, 1))
-        return await bench.flush()
+        await system.call("r0", "plan", Amount(5, 5, 1))
+        return await system.flush()
 
-    found = await reconcile.reconcile(bench.ledger, bench.db, "default", accounts, busy)
+    found = await reconcile.reconcile(system.ledger, system.db, "default", accounts, busy)
     assert (found.drifts, set(found.moving)) == ((), {"run/r0", "step/r0/plan"})
 
 
-async def test_while_events_are_on_their_way_nothing_is_called_a_drift(bench: Bench) -> None:
-    await bench.call("r0", "plan", Amount(5, 5, 1))
-    await bench.flush()
-    await bench.call("r0", "plan", Amount(5, 5, 1))
-    accounts = await reconcile.run_accounts(bench.db, "default", 0)
+async def test_events_in_transit_are_no_drift(system: System) -> None:
+    await system.call("r0", "plan", Amount(5, 5, 1))
+    await system.flush()
+    await system.call("r0", "plan", Amount(5, 5, 1))
+    accounts = await reconcile.run_accounts(system.db, "default", 0)
 
     async def elsewhere() -> bool:
         return True  # another gateway has read the entries and not committed them yet
 
-    found = await reconcile.reconcile(bench.ledger, bench.db, "default", accounts, elsewhere)
+    found = await reconcile.reconcile(system.ledger, system.db, "default", accounts, elsewhere)
     assert (found.drifts, set(found.moving)) == ((), {"run/r0", "step/r0/plan"})
 
 
-async def test_a_run_may_have_more_runs_inside_than_a_statement_has_parameters(db: Database) -> None:
+async def test_run_with_33000_child_runs_is_summed(db: Database) -> None:
     await usage.insert_entries(db, [entry("a", 30, 0, run="r0"), entry("b", 70, 0, run="c0", parent_run="r0")], NOW_MS)
     names = {"project": "default", "parent_run": "r0", "first_at": NOW_MS, "last_at": NOW_MS}
     async with db.begin() as connection:
@@ -189,18 +189,18 @@ async def test_a_run_may_have_more_runs_inside_than_a_statement_has_parameters(d
     assert found == {"run/r0": Amount(100, 0, 2)}
 
 
-async def test_what_is_parked_explains_a_drift(bench: Bench) -> None:
-    await bench.call("r0", "plan", Amount(5, 6, 1))
-    await bench.call("r0", "x" * 600, Amount(7, 8, 1))
-    found = await bench.check()
+async def test_drift_equals_the_dead_lettered_amount(system: System) -> None:
+    await system.call("r0", "plan", Amount(5, 6, 1))
+    await system.call("r0", "x" * 600, Amount(7, 8, 1))
+    found = await system.check()
     assert found.parked == Amount(7, 8, 1)
     assert {drift.account: drift.difference for drift in found.drifts} == {"run/r0": Amount(7, 8, 1)}
 
 
-async def test_a_ledger_that_lost_everything_counts_on_where_it_was(bench: Bench) -> None:
-    await bench.some_calls()
-    await bench.flush()
-    lost, new = bench.ledger, MemoryLedger(clock_ms=lambda: NOW_MS)
+async def test_rebuilt_ledger_has_the_balances_of_the_lost_one(system: System) -> None:
+    await system.some_calls()
+    await system.flush()
+    lost, new = system.ledger, MemoryLedger(clock_ms=lambda: NOW_MS)
     subjects = [
         Subject("default", name, "wf", run, step, agent)
         for run in ("r0", "r1", "r2", "r9")
@@ -212,39 +212,39 @@ async def test_a_ledger_that_lost_everything_counts_on_where_it_was(bench: Bench
     accounts = sorted(
         {link.hold.account for one in subjects for link in chain_for(one, BUDGETS, RunLimits(), now_ms).links}
     )
-    count = await reconcile.rebuild(partial(new.restore, "default"), bench.db, "default", now_ms, BUDGETS, KEYS)
+    count = await reconcile.rebuild(partial(new.restore, "default"), system.db, "default", now_ms, BUDGETS, KEYS)
     assert count == len(accounts) == 4 + 8 + 1 + 2 + 1 + 1
     assert await new.balances("default", accounts) == await lost.balances("default", accounts)
 
 
-async def test_the_limits_of_keys_themselves_are_rebuilt(bench: Bench) -> None:
-    """They stand in no list of budgets: a key that had spent all it was given had everything again."""
-    await bench.call("r0", "plan", Amount(300, 0, 1), "k1")
-    await bench.call("r0", "plan", Amount(20, 0, 1), "k3")
-    await bench.flush()
+async def test_accounts_of_limits_on_keys_are_rebuilt(system: System) -> None:
+    """These limits are in no list of budgets; without this, an exhausted key would start again at zero."""
+    await system.call("r0", "plan", Amount(300, 0, 1), "k1")
+    await system.call("r0", "plan", Amount(20, 0, 1), "k3")
+    await system.flush()
     limited = [ApiKey("k1", "ci", "default", "", "", limits={"tokens": 300}), KEYS[2]]
     new = MemoryLedger(clock_ms=lambda: NOW_MS)
-    await reconcile.rebuild(partial(new.restore, "default"), bench.db, "default", NOW_MS, (), limited)
+    await reconcile.rebuild(partial(new.restore, "default"), system.db, "default", NOW_MS, (), limited)
     found = await new.balances("default", ["key/ci@total", "key/ops@total"])
     assert [balance.settled.tokens for balance in found] == [300, 0]
 
 
-async def test_what_people_decided_about_a_run_is_rebuilt_too(bench: Bench) -> None:
-    await bench.some_calls()
-    await bench.flush()
-    await runs_store.set_state(bench.db, "default", "r0", "cancelled", NOW_MS)
-    await runs_store.set_state(bench.db, "default", "r1", "paused", NOW_MS)
+async def test_gates_and_overrides_of_runs_are_rebuilt(system: System) -> None:
+    await system.some_calls()
+    await system.flush()
+    await runs_store.set_state(system.db, "default", "r0", "cancelled", NOW_MS)
+    await runs_store.set_state(system.db, "default", "r1", "paused", NOW_MS)
     own = {"budget": {"tokens": 5000, "nano_usd": None, "requests": None}}
-    await runs_store.set_plan(bench.db, "default", "r2", own)
+    await runs_store.set_plan(system.db, "default", "r2", own)
     new = MemoryLedger(clock_ms=lambda: NOW_MS)
-    await reconcile.rebuild(partial(new.restore, "default"), bench.db, "default", NOW_MS)
+    await reconcile.rebuild(partial(new.restore, "default"), system.db, "default", NOW_MS)
     found = await new.balances("default", ["run/r0", "run/r1", "run/r2"])
     assert [balance.gate for balance in found] == [Gate.CANCELLED, Gate.PAUSED, Gate.OPEN]
     assert found[2].limit == Limit(tokens=5000)
 
 
-async def test_nothing_is_rebuilt_from_an_empty_store(bench: Bench) -> None:
-    restore = partial(bench.ledger.restore, "default")
-    assert await reconcile.rebuild(restore, bench.db, "default", NOW_MS, BUDGETS) == 0
-    report = await usage_report.report(bench.db, GroupBy.DAY, UsageFilter())
+async def test_empty_store_rebuilds_nothing(system: System) -> None:
+    restore = partial(system.ledger.restore, "default")
+    assert await reconcile.rebuild(restore, system.db, "default", NOW_MS, BUDGETS) == 0
+    report = await usage_report.report(system.db, GroupBy.DAY, UsageFilter())
     assert report.groups == 0

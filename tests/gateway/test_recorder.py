@@ -1,4 +1,4 @@
-"""Events without a reservation: written in batches, kept when the ledger does not take them, and not lost by a stop."""
+"""Events without a reservation: written in batches, retried when the ledger fails, and not lost at shutdown."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def entry(name: str, project: str = "p") -> OutboxEntry:
     return OutboxEntry("", name, EntryKind.RECORDED, project, ZERO, 0, b"{}", b"")
 
 
-class Stubborn(MemoryLedger):
-    """Takes nothing of the projects in `closed`, and takes its time while `slow` is set."""
+class UnreliableLedger(MemoryLedger):
+    """Fails for the projects in `closed`, and blocks until `slow`, if given, is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,8 +35,8 @@ class Stubborn(MemoryLedger):
         self.taken += [one.id for one in entries]
 
 
-async def test_events_are_written_together_in_their_order() -> None:
-    ledger = Stubborn()
+async def test_events_are_written_once_and_in_order() -> None:
+    ledger = UnreliableLedger()
     recorder = BatchRecorder(ledger)
     for name in ("a", "b", "c"):
         recorder.record("p", entry(name))
@@ -47,8 +47,8 @@ async def test_events_are_written_together_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("error", [LedgerUnavailable("away"), LedgerError("damaged"), ValueError("a bug of ours")])
-async def test_what_one_project_cannot_write_waits_and_holds_up_nobody(error: Exception) -> None:
-    ledger = Stubborn()
+async def test_failed_events_of_a_project_are_retried_without_delaying_others(error: Exception) -> None:
+    ledger = UnreliableLedger()
     ledger.closed["p"] = error
     recorder = BatchRecorder(ledger)
     recorder.record("p", entry("a"))
@@ -61,8 +61,8 @@ async def test_what_one_project_cannot_write_waits_and_holds_up_nobody(error: Ex
     assert ledger.taken == ["b", "a", "c"]
 
 
-async def test_a_stop_in_the_middle_of_a_batch_loses_nothing() -> None:
-    ledger = Stubborn()
+async def test_stop_during_a_batch_loses_nothing() -> None:
+    ledger = UnreliableLedger()
     ledger.slow = asyncio.Event()
     recorder = BatchRecorder(ledger)
     recorder.start()
@@ -76,9 +76,9 @@ async def test_a_stop_in_the_middle_of_a_batch_loses_nothing() -> None:
     assert sorted(set(ledger.taken)) == ["a", "b"]
 
 
-async def test_events_that_wait_are_written_when_the_ledger_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_events_are_written_once_the_ledger_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway.bookkeeping.recorder, "_PAUSE_MS", 10)
-    ledger = Stubborn()
+    ledger = UnreliableLedger()
     ledger.closed["p"] = LedgerUnavailable("away")
     recorder = BatchRecorder(ledger)
     recorder.start()
@@ -93,9 +93,9 @@ async def test_events_that_wait_are_written_when_the_ledger_is_back(monkeypatch:
     assert ledger.taken == ["a"], "without another event to wake it"
 
 
-async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_events_above_the_queue_limit_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway.bookkeeping.recorder, "_WAITING_MAX", 3)
-    recorder = BatchRecorder(Stubborn())
+    recorder = BatchRecorder(UnreliableLedger())
     for name in "abcde":
         recorder.record("p", entry(name))
     assert recorder.dropped == 2

@@ -25,7 +25,9 @@ HERE = ("127.0.0.1", 6379)
         ("redis://cache/0?timeout=5", "single", [("cache", 6379)], Credentials()),
     ],
 )
-def test_urls(url: str, mode: str, nodes: list[tuple[str, int]], credentials: Credentials) -> None:
+def test_url_gives_mode_nodes_and_credentials(
+    url: str, mode: str, nodes: list[tuple[str, int]], credentials: Credentials
+) -> None:
     target = parse_url(url)
     assert (target.mode, list(target.nodes), target.credentials) == (mode, nodes, credentials)
     assert target.service == ("budget" if mode == "sentinel" else "")
@@ -44,13 +46,13 @@ def test_urls(url: str, mode: str, nodes: list[tuple[str, int]], credentials: Cr
         ("redis+sentinel://:s3cret@a", "name of the primary"),
     ],
 )
-def test_urls_that_are_wrong(url: str, why: str) -> None:
+def test_invalid_url_is_refused_without_showing_its_password(url: str, why: str) -> None:
     with pytest.raises(LedgerError, match=why) as caught:
         parse_url(url)
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_password_is_not_shown() -> None:
+def test_repr_hides_the_password() -> None:
     assert "s3cret" not in repr(parse_url("redis://:s3cret@cache"))
 
 
@@ -67,5 +69,5 @@ def test_a_password_is_not_shown() -> None:
         ("foo{bar}{zap}", 5061),
     ],
 )
-def test_slots(key: str, slot: int) -> None:
+def test_hash_slot_of_a_key(key: str, slot: int) -> None:
     assert slot_of(key) == slot

@@ -1,4 +1,4 @@
-"""What a client is told when the ledger says no: status, code, headers, figures and words, case by case."""
+"""The error of a refused reservation: status, code, headers, figures and message, case by case."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def link_of(scope: Scope, scope_id: str, window: Window = Window.RUN, resets_in_
 
 
 def refused(reason: Refusal, unit: Units = "tokens", gate: Gate = Gate.OPEN) -> Refused:
-    """2320 of 2500 settled, 100 held, 412 needed: in tokens, in nano-USD or in requests."""
+    """2320 of 2500 settled, 100 reserved, 412 needed: in tokens, in nano-USD or in requests."""
     figures = {"limit": 2500, "settled": 2320, "reserved": 100}
     balance = Balance(
         "account",
@@ -70,7 +70,7 @@ CASES: list[tuple[Link, Refusal, int, str, dict[str, str], bool]] = [
 
 
 @pytest.mark.parametrize(("link", "reason", "status", "code", "headers", "transient"), CASES)
-def test_status_code_and_headers(
+def test_status_code_and_headers_of_each_refusal(
     link: Link, reason: Refusal, status: int, code: str, headers: dict[str, str], transient: bool
 ) -> None:
     error = refusal_error(call_with(link), refused(reason))
@@ -79,7 +79,7 @@ def test_status_code_and_headers(
     assert error.metadata["hint"]
 
 
-def test_the_facts_of_a_refusal() -> None:
+def test_message_and_metadata_of_an_exceeded_step_budget() -> None:
     error = refusal_error(call_with(STEP), refused(Refusal.EXCEEDED))
     assert error.message == "Step 'Draft' of run 'R-17' has 80 of 2500 tokens left; this call needs 412."
     assert error.type == "budget_exceeded"
@@ -104,26 +104,26 @@ def test_the_facts_of_a_refusal() -> None:
     }
 
 
-def test_money_is_told_in_usd() -> None:
+def test_money_is_given_in_usd() -> None:
     error = refusal_error(call_with(RUN), refused(Refusal.EXCEEDED, "nano_usd"))
     assert error.message == "Run 'R-17' has $0.00000008 of $0.0000025 left; this call needs $0.000000412."
     facts = {name: error.metadata[name] for name in ("unit", "limit", "settled", "remaining", "needed")}
     assert facts == {"unit": "usd", "limit": 2.5e-6, "settled": 2.32e-6, "remaining": 8e-8, "needed": 4.12e-7}
 
 
-def test_requests_of_a_window_are_a_rate() -> None:
+def test_exceeded_requests_of_a_window_are_a_rate_limit() -> None:
     error = refusal_error(call_with(KEY_MINUTE), refused(Refusal.EXCEEDED, "requests"))
     assert error.type == "rate_limit_exceeded"
     assert "Key 'K' (per minute) has 80 of 2500 requests left" in error.message
     assert error.metadata["reset_at"] == "2023-11-14T22:13:49.200Z"  # NOW_MS and 29.2 s
 
 
-def test_a_smaller_call_is_no_advice_where_calls_are_counted() -> None:
+def test_hint_for_a_request_limit_does_not_suggest_a_smaller_call() -> None:
     error = refusal_error(call_with(RUN), refused(Refusal.EXCEEDED, "requests"))
     assert error.metadata["hint"] == "Raise the budget of the run or make fewer calls."
 
 
-def test_an_account_in_overrun_has_nothing_left_rather_than_less() -> None:
+def test_overrun_account_shows_zero_remaining() -> None:
     over = Balance("account", Limit(100), Amount(150, 0, 0), Amount(0, 0, 0))
     error = refusal_error(call_with(RUN), Refused(Refusal.EXCEEDED, "account", "tokens", 5, over, NOW_MS))
     assert error.metadata["remaining"] == 0
@@ -131,7 +131,7 @@ def test_an_account_in_overrun_has_nothing_left_rather_than_less() -> None:
 
 
 @pytest.mark.parametrize("gate", [Gate.PAUSED, Gate.CANCELLED, Gate.COMPLETED])
-def test_a_run_that_takes_no_calls_says_why(gate: Gate) -> None:
+def test_closed_gate_is_402_with_the_state_of_the_run(gate: Gate) -> None:
     error = refusal_error(call_with(RUN), refused(Refusal.GATE, gate=gate))
     assert (error.status, error.code, error.headers) == (402, f"run_{gate.value}", NO_RETRY)
     assert error.message == f"Run 'R-17' is {gate.value}."
@@ -139,7 +139,7 @@ def test_a_run_that_takes_no_calls_says_why(gate: Gate) -> None:
     assert (facts["run"], facts["step"], facts["transient"]) == ("R-17", "Draft", False)
 
 
-def test_the_smallest_whole_budget_is_named_where_a_call_is_too_large_for_several() -> None:
+def test_too_large_call_names_the_smallest_of_several_budgets() -> None:
     step = Link(Hold("step", Limit(360)), Scope.STEP, "Draft", Window.RUN)
     run = Link(Hold("run", Limit(300)), Scope.RUN, "R-17", Window.RUN)
     call = call_with(step)
@@ -151,7 +151,7 @@ def test_the_smallest_whole_budget_is_named_where_a_call_is_too_large_for_severa
 
 
 @pytest.mark.parametrize(("is_share", "cure"), [(True, "the budget of the run"), (False, "the budget of the step")])
-def test_the_hint_names_what_limits_the_step(is_share: bool, cure: str) -> None:
+def test_hint_names_the_budget_that_limits_the_step(is_share: bool, cure: str) -> None:
     call = call_with(Link(Hold("account"), Scope.STEP, "Draft", Window.RUN, soft_tokens=2000, is_share=is_share))
     call.intent = IntentTag("generate", 1.0, "header")
     assert f"Raise {cure}" in refusal_error(call, refused(Refusal.EXCEEDED)).metadata["hint"]

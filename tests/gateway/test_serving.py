@@ -1,4 +1,4 @@
-"""A signal ends every worker, also those that it finds half started or not started at all."""
+"""A signal ends every worker, also those that are just being started."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import pytest
 from gateway.config.schema import Config
 from gateway.server import serving
 
-# Waiting for a worker that nobody ended is waiting for ever.
+# Waiting for a worker that was not ended would never return.
 pytestmark = pytest.mark.timeout(60)
 _WORKERS = 3
 
 
-def serve_until_told(*_: object) -> None:
-    """In place of a gateway: a process that does nothing and ends when a signal says so."""
+def serve_until_signalled(*_: object) -> None:
+    """In place of a gateway: a process that does nothing until a signal ends it."""
     signal.pause()
 
 
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[serving._Workers]:
-    monkeypatch.setattr(serving, "_serve_here", serve_until_told)
+    monkeypatch.setattr(serving, "_serve_here", serve_until_signalled)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     config = Config.model_validate({"server": {"workers": _WORKERS}, "storage": {"ledger": "redis://127.0.0.1:1"}})
@@ -40,31 +40,33 @@ def workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[serving
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("nth", range(1, _WORKERS + 1))
-def test_a_signal_while_workers_start(
+def test_signal_while_workers_start_ends_those_already_started(
     workers: serving._Workers, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, nth: int
 ) -> None:
-    """It comes when the nth process runs already, and before anything here has noted its id."""
+    """The signal arrives when the nth process already runs, before its id has been recorded."""
     started: list[SpawnProcess] = []
     start = SpawnProcess._Popen
 
-    def start_and_be_told(process: SpawnProcess) -> object:
+    def start_and_signal(process: SpawnProcess) -> object:
         begun = start(process)
         started.append(process)
         if len(started) == nth:
             signal.raise_signal(number)
         return begun
 
-    monkeypatch.setattr(SpawnProcess, "_Popen", staticmethod(start_and_be_told))
+    monkeypatch.setattr(SpawnProcess, "_Popen", staticmethod(start_and_signal))
     assert workers.run() == 0
     assert len(started) == nth
     assert [process.exitcode for process in started] == [-signal.SIGTERM] * nth
 
 
-def test_a_signal_while_a_dead_worker_is_replaced(workers: serving._Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_while_a_dead_worker_is_replaced_ends_all_workers(
+    workers: serving._Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started: list[SpawnProcess] = []
     start = SpawnProcess.start
 
-    def start_and_be_told(process: SpawnProcess) -> None:
+    def start_and_signal(process: SpawnProcess) -> None:
         if len(started) == _WORKERS:
             signal.raise_signal(signal.SIGTERM)
         start(process)
@@ -72,6 +74,6 @@ def test_a_signal_while_a_dead_worker_is_replaced(workers: serving._Workers, mon
         if len(started) == _WORKERS:
             started[0].kill()
 
-    monkeypatch.setattr(SpawnProcess, "start", start_and_be_told)
+    monkeypatch.setattr(SpawnProcess, "start", start_and_signal)
     assert workers.run() == 0
     assert [process.exitcode for process in started] == [-signal.SIGKILL] + [-signal.SIGTERM] * _WORKERS

@@ -37,7 +37,7 @@ async def spool_in(folder: Path, name: str = "one") -> AsyncIterator[Spool]:
         await spool.close()
 
 
-async def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+async def test_records_survive_reopening(tmp_path: Path) -> None:
     async with spool_in(tmp_path) as spool:
         await spool.append([FULL, BARE])
         await spool.append([EVENT])
@@ -46,7 +46,7 @@ async def test_records_come_back_as_they_were(tmp_path: Path) -> None:
         assert len(spool) == 3
 
 
-async def test_what_was_forgotten_does_not_come_back(tmp_path: Path) -> None:
+async def test_forgotten_records_do_not_come_back(tmp_path: Path) -> None:
     async with spool_in(tmp_path) as spool:
         await spool.append([FULL, BARE, EVENT])
         await spool.forget([BARE])
@@ -57,13 +57,13 @@ async def test_what_was_forgotten_does_not_come_back(tmp_path: Path) -> None:
         assert (tmp_path / "one.spool").stat().st_size == 0
 
 
-async def test_what_a_process_left_that_died_while_it_opened_is_cleared_away(tmp_path: Path) -> None:
+async def test_leftover_of_a_crash_while_opening_is_deleted(tmp_path: Path) -> None:
     (tmp_path / "dead.fresh").write_bytes(b"a copy of what is in other files")
     async with spool_in(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["one.spool", "one.spool.lock"]
 
 
-async def test_the_same_settlement_is_kept_once(tmp_path: Path) -> None:
+async def test_repeated_settlement_is_kept_once(tmp_path: Path) -> None:
     async with spool_in(tmp_path) as spool:
         await spool.append([BARE])
         await spool.append([BARE])
@@ -73,7 +73,7 @@ async def test_the_same_settlement_is_kept_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 10, 30])
-async def test_a_torn_last_line_is_nothing(tmp_path: Path, cut: int) -> None:
+async def test_torn_last_line_is_ignored(tmp_path: Path, cut: int) -> None:
     async with spool_in(tmp_path) as spool:
         await spool.append([FULL])
         await spool.append([BARE])
@@ -86,7 +86,7 @@ async def test_a_torn_last_line_is_nothing(tmp_path: Path, cut: int) -> None:
         assert spool.pending() == [FULL, EVENT]
 
 
-async def test_a_damaged_line_costs_no_other(tmp_path: Path) -> None:
+async def test_damaged_line_loses_no_other_record(tmp_path: Path) -> None:
     async with spool_in(tmp_path) as spool:
         await spool.append([FULL])
         await spool.append([BARE])
@@ -96,7 +96,7 @@ async def test_a_damaged_line_costs_no_other(tmp_path: Path) -> None:
         assert spool.pending() == [BARE]
 
 
-async def test_files_of_dead_processes_are_taken_over_and_of_living_ones_left(tmp_path: Path) -> None:
+async def test_files_of_dead_processes_are_taken_over_and_others_left(tmp_path: Path) -> None:
     async with spool_in(tmp_path, "living") as living:
         await living.append([EVENT])
         async with spool_in(tmp_path, "dead") as spool:
@@ -110,14 +110,16 @@ async def test_files_of_dead_processes_are_taken_over_and_of_living_ones_left(tm
         assert {record.key for record in following.pending()} == {FULL.key, BARE.key, EVENT.key}
 
 
-async def test_two_processes_of_one_name_are_refused(tmp_path: Path) -> None:
+async def test_second_process_with_the_same_name_is_refused(tmp_path: Path) -> None:
     async with spool_in(tmp_path):
         with pytest.raises(FileLocked):
             async with spool_in(tmp_path):
                 pass
 
 
-async def test_a_record_is_told_when_the_disk_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_append_returns_after_fsync_and_concurrent_appends_share_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced: list[int] = []
     original = os.fsync
 
@@ -137,9 +139,7 @@ async def test_a_record_is_told_when_the_disk_has_it(tmp_path: Path, monkeypatch
         monkeypatch.undo()
 
 
-async def test_a_full_disk_is_told_and_the_record_stays_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_full_disk_raises_and_the_record_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int, data: bytes) -> int:
         raise OSError(errno.ENOSPC, "no space")
 
@@ -151,7 +151,7 @@ async def test_a_full_disk_is_told_and_the_record_stays_in_memory(
         assert spool.pending() == [BARE]
 
 
-async def test_what_is_rejected_is_kept_apart(tmp_path: Path) -> None:
+async def test_rejected_record_is_kept_in_a_separate_file(tmp_path: Path) -> None:
     async with spool_in(tmp_path) as spool:
         await spool.append([FULL])
         await spool.reject(FULL)
@@ -180,7 +180,7 @@ CHILD = textwrap.dedent("""
 """)
 
 
-async def test_kill_9_loses_nothing_that_was_told(tmp_path: Path) -> None:
+async def test_kill_9_loses_no_appended_record(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, cwd=root) as child:
         assert child.stdout is not None

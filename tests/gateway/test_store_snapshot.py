@@ -1,4 +1,4 @@
-"""The tables of a new SQLite store are made without Alembic, and are the same."""
+"""A new SQLite store is created from a snapshot, without Alembic, and has the same schema."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOW_MS = 1_790_000_000_000
 
 
 def contents(file: Path) -> list[str]:
-    """Everything that is in the file, as SQL, without the transaction around it."""
+    """The contents of the file as SQL, without the enclosing transaction."""
     connection = sqlite3.connect(file)
     try:
         return list(connection.iterdump())[1:-1]
@@ -50,14 +50,16 @@ async def by_alembic(file: Path) -> list[str]:
     return contents(file)
 
 
-async def test_the_snapshot_is_made_from_the_migrations(tmp_path: Path) -> None:
+async def test_snapshot_equals_the_schema_of_the_migrations(tmp_path: Path) -> None:
     made = await by_alembic(tmp_path / "alembic.db")
     if os.environ.get("FAREBOX_WRITE_SNAPSHOT"):
         snapshot_file().write_text("\n\n".join(made) + "\n", encoding="utf-8")
-    assert await migrated(tmp_path / "new.db") == made, "`make snapshot` writes migrations/embedded.sql anew"
+    assert await migrated(tmp_path / "new.db") == made, "run `make snapshot` to regenerate migrations/embedded.sql"
 
 
-async def test_a_snapshot_that_is_behind_is_brought_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_outdated_snapshot_is_migrated_to_the_current_schema(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = await by_alembic(tmp_path / "alembic.db")
     database = Database(f"sqlite:///{tmp_path / 'alembic.db'}")
     await database.open()
@@ -70,14 +72,14 @@ async def test_a_snapshot_that_is_behind_is_brought_forward(tmp_path: Path, monk
     assert sorted(await migrated(tmp_path / "new.db")) == sorted(made)
 
 
-async def test_a_file_with_other_tables_is_left_to_alembic(tmp_path: Path) -> None:
+async def test_file_with_other_tables_is_migrated_by_alembic(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "shared.db")
     connection.execute("CREATE TABLE notes (text TEXT)")
     connection.close()
     assert "CREATE TABLE notes (text TEXT);" in await migrated(tmp_path / "shared.db")
 
 
-async def test_a_snapshot_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failing_snapshot_leaves_an_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "broken.sql"
     broken.write_text("CREATE TABLE notes (text TEXT);\n\nCREATE TABLE notes (text TEXT);\n")
     monkeypatch.setattr(snapshot, "snapshot_file", lambda: broken)
@@ -86,7 +88,7 @@ async def test_a_snapshot_that_breaks_off_leaves_nothing(tmp_path: Path, monkeyp
     assert contents(tmp_path / "new.db") == []
 
 
-def test_a_first_start_needs_no_alembic(tmp_path: Path) -> None:
+def test_first_start_does_not_import_alembic(tmp_path: Path) -> None:
     program = (
         "import asyncio, sys\nfrom gateway.store.database import Database\n"
         "async def main():\n"

@@ -1,4 +1,4 @@
-"""One connection in a thread of its own: transactions one after the other, whatever becomes of those who wait for them."""
+"""One connection in its own thread: transactions run one after the other, also when their callers are cancelled."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def write_slowly(db: Database, number: int, begun: threading.Event) -> Non
         await connection.run_sync(slowly, number, begun)
 
 
-async def test_rows_come_without_the_cursor_and_changes_with_their_number(db: Database) -> None:
+async def test_results_give_rows_and_row_counts_outside_the_thread(db: Database) -> None:
     async with db.begin() as connection:
         changed = await connection.execute(text("INSERT INTO notes VALUES (:a), (:b)"), {"a": 1, "b": 2})
         assert changed.rowcount == 2
@@ -51,7 +51,7 @@ async def test_rows_come_without_the_cursor_and_changes_with_their_number(db: Da
     assert [dict(row) for row in found.mappings()] == [{"number": 1, "twice": 2}, {"number": 2, "twice": 4}]
 
 
-async def test_the_loop_goes_on_while_sqlite_works(db: Database) -> None:
+async def test_event_loop_runs_while_sqlite_works(db: Database) -> None:
     turns = 0
     working = asyncio.create_task(write_slowly(db, 1, threading.Event()))
     while not working.done():
@@ -61,19 +61,19 @@ async def test_the_loop_goes_on_while_sqlite_works(db: Database) -> None:
     assert await written(db) == [1]
 
 
-async def test_a_transaction_that_is_cancelled_leaves_nothing_and_holds_nobody_up(db: Database) -> None:
+async def test_cancelled_transaction_is_rolled_back_and_the_next_one_runs(db: Database) -> None:
     begun = threading.Event()
     working = asyncio.create_task(write_slowly(db, 1, begun))
     await asyncio.to_thread(begun.wait, 5)
     working.cancel()
-    async with db.begin() as connection:  # while the thread is still at it
+    async with db.begin() as connection:  # while the thread is still working
         await connection.execute(text("INSERT INTO notes VALUES (2)"))
     with pytest.raises(asyncio.CancelledError):
         await working
     assert await written(db) == [2]
 
 
-async def test_what_waits_for_its_turn_may_be_cancelled(db: Database) -> None:
+async def test_waiting_transaction_can_be_cancelled(db: Database) -> None:
     begun = threading.Event()
     working = asyncio.create_task(write_slowly(db, 1, begun))
     waiting = [asyncio.create_task(write_slowly(db, number, threading.Event())) for number in (2, 3)]
@@ -83,7 +83,7 @@ async def test_what_waits_for_its_turn_may_be_cancelled(db: Database) -> None:
     assert await written(db) == [1, 3]
 
 
-async def test_an_error_takes_the_transaction_back(db: Database) -> None:
+async def test_error_rolls_the_transaction_back(db: Database) -> None:
     async def fail() -> None:
         async with db.begin() as connection:
             await connection.execute(text("INSERT INTO notes VALUES (1)"))
@@ -94,14 +94,14 @@ async def test_an_error_takes_the_transaction_back(db: Database) -> None:
     assert await written(db) == []
 
 
-async def test_a_turn_that_does_not_come_is_an_outage(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_too_long_for_the_connection_is_an_outage(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.store.sqlite_engine._TURN_S", 0.05)
     async with db.begin():
         with pytest.raises(StoreUnavailable):
             await written(db)
 
 
-async def test_who_waits_while_the_store_is_closed_is_told(db: Database) -> None:
+async def test_transaction_waiting_during_close_fails(db: Database) -> None:
     begun = threading.Event()
     working = asyncio.create_task(write_slowly(db, 1, begun))
     await asyncio.to_thread(begun.wait, 5)
@@ -112,7 +112,7 @@ async def test_who_waits_while_the_store_is_closed_is_told(db: Database) -> None
     await asyncio.gather(working, closing)
 
 
-async def test_closing_waits_for_the_transaction_under_way(db: Database) -> None:
+async def test_close_waits_for_the_running_transaction(db: Database) -> None:
     begun = threading.Event()
     working = asyncio.create_task(write_slowly(db, 1, begun))
     await asyncio.to_thread(begun.wait, 5)

@@ -1,4 +1,4 @@
-"""Histories that a provider keeps: as long as the last answer in them told, for the project that heard it."""
+"""Histories stored at the provider: sized by the usage of their last answer, per project."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def call_of(project: str = "p", **fields: Any) -> Call:
     return Call("c", RESPONSES, Principal("", "local", project), request)
 
 
-def heard(histories: StoredHistories, answer_id: str, tokens: int, conversation: str | None = None) -> None:
+def remember(histories: StoredHistories, answer_id: str, tokens: int, conversation: str | None = None) -> None:
     answer: dict[str, Any] = {"id": answer_id, "usage": {"input_tokens": tokens - 5, "output_tokens": 5}}
     usage = RESPONSES.usage(answer | ({"conversation": {"id": conversation}} if conversation else {}))
     assert usage is not None
     histories.answered(call_of(), usage)
 
 
-def test_an_answer_and_its_conversation_are_known_by_their_ids() -> None:
+def test_size_of_a_stored_history_is_found_by_answer_or_conversation_id() -> None:
     histories = StoredHistories()
-    heard(histories, "resp_1", 6_000, "conv_1")
-    heard(histories, "resp_2", 9_000, "conv_1")
+    remember(histories, "resp_1", 6_000, "conv_1")
+    remember(histories, "resp_2", 9_000, "conv_1")
     for fields, tokens in (
         ({"previous_response_id": "resp_1"}, 6_010),
         ({"conversation": "conv_1"}, 9_010),
@@ -42,14 +42,14 @@ def test_an_answer_and_its_conversation_are_known_by_their_ids() -> None:
     assert histories.counted(call_of(previous_response_id="resp_1"), COUNT).reserve_tokens == 4_020 + 6_060 - 4_000
 
 
-def test_an_id_of_any_length_is_not_kept() -> None:
+def test_too_long_id_is_not_remembered() -> None:
     """Ids come from the provider, and tens of thousands are remembered."""
     histories = StoredHistories()
-    heard(histories, "r" * 10_000, 6_000)
+    remember(histories, "r" * 10_000, 6_000)
     assert histories.counted(call_of(previous_response_id="r" * 10_000), COUNT) == COUNT
 
 
-def test_no_project_learns_of_the_histories_of_another() -> None:
+def test_histories_are_separate_per_project() -> None:
     histories = StoredHistories()
-    heard(histories, "resp_1", 6_000)
+    remember(histories, "resp_1", 6_000)
     assert histories.counted(call_of("other", previous_response_id="resp_1"), COUNT) == COUNT

@@ -24,12 +24,12 @@ PATHS: list[tuple[str, dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize(("path", "tags", "rest"), PATHS)
-def test_a_paths_prefix_and_what_is_behind_it(path: str, tags: dict[str, str], rest: str) -> None:
+def test_path_prefix_is_split_into_tags_and_rest(path: str, tags: dict[str, str], rest: str) -> None:
     assert split_path(path) == (tags, rest)
 
 
 @pytest.mark.parametrize("path", ["/w//v1/x", "/w/a b/v1/x", "/w/a/r/\x00/v1/x", "/w/" + "x" * 129 + "/v1", "/w/é/v1"])
-def test_a_bad_segment_of_a_path_is_named(path: str) -> None:
+def test_invalid_path_segment_is_named_in_the_error(path: str) -> None:
     with pytest.raises(BadRequest, match="Path segment /"):
         split_path(path)
 
@@ -74,14 +74,14 @@ READ: list[tuple[dict[str, str], dict[str, str], Any, dict[str, str], Tags]] = [
 
 
 @pytest.mark.parametrize(("headers", "path", "metadata", "defaults", "expected"), READ)
-def test_tags_are_read(
+def test_tags_are_read_from_headers_path_metadata_baggage_and_key_defaults(
     headers: dict[str, str], path: dict[str, str], metadata: Any, defaults: dict[str, str], expected: Tags
 ) -> None:
     assert read_tags(headers, path, metadata, defaults) == expected
 
 
 @pytest.mark.parametrize("value", ["...", ".a", "a.", "a..b", "a/.b", "a/b..", "/", "a//b", "-"])
-def test_dots_inside_of_a_name_are_fine(value: str) -> None:
+def test_names_may_contain_dots_and_slashes(value: str) -> None:
     assert read_tags({"x-workflow-id": value}, {}, {"run_id": value}, {}) == Tags(value, value)
 
 
@@ -98,7 +98,7 @@ LIMITS: list[tuple[dict[str, str], Limit]] = [
 
 
 @pytest.mark.parametrize(("budget", "expected"), LIMITS)
-def test_budgets_in_headers_are_whole_tokens_and_whole_nano_usd(budget: dict[str, str], expected: Limit) -> None:
+def test_budget_headers_are_read_as_whole_tokens_and_nano_usd(budget: dict[str, str], expected: Limit) -> None:
     headers = {f"x-workflow-budget-{unit}": value for unit, value in budget.items()}
     assert read_tags({"x-workflow-id": "w", **headers}, {}, None, {}).budget == expected
 
@@ -132,7 +132,7 @@ BAD += [("x-workflow-options", "clamp"), ("x-workflow-priority", "HIGH"), ("x-wo
 
 
 @pytest.mark.parametrize(("header", "value"), BAD)
-def test_a_bad_header_is_named(header: str, value: str) -> None:
+def test_invalid_header_is_named_in_a_bounded_single_line_message(header: str, value: str) -> None:
     with pytest.raises(BadRequest) as caught:
         read_tags({"x-workflow-id": "w", header: value}, {}, None, {})
     assert caught.value.param == header
@@ -149,14 +149,14 @@ def test_a_bad_header_is_named(header: str, value: str) -> None:
         ("usd", "1e30", "9007199"),
     ],
 )
-def test_a_budget_that_is_too_large_is_told_the_limit(unit: str, value: str, limit: str) -> None:
+def test_too_large_budget_header_is_refused_with_the_maximum(unit: str, value: str, limit: str) -> None:
     with pytest.raises(BadRequest, match=f"is more than a budget may have, {limit}"):
         read_tags({"x-workflow-id": "w", f"x-workflow-budget-{unit}": value}, {}, None, {})
 
 
 @pytest.mark.parametrize("key", ["run_id", "step", "agent"])
 @pytest.mark.parametrize("value", [7, "", "a b", ["x"], "x" * 200, ".."])
-def test_bad_metadata_beside_a_workflow_is_named(key: str, value: Any) -> None:
+def test_invalid_metadata_tag_is_named_in_the_error(key: str, value: Any) -> None:
     with pytest.raises(BadRequest) as caught:
         read_tags({}, {}, {"workflow_id": "w", key: value}, {})
     assert caught.value.param == f"metadata.{key}"

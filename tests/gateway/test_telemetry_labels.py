@@ -1,4 +1,4 @@
-"""Labels that callers choose are bounded: each of them is a series that this process and Prometheus keep."""
+"""Labels chosen by callers are bounded: each is a series that this process and Prometheus keep."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gateway.wire.protocols import PROTOCOLS
 from policies.amounts import ZERO
 
 
-def test_models_that_clients_name_share_a_label_from_some_number_on() -> None:
+def test_model_labels_above_the_limit_share_the_label_other() -> None:
     registry = CollectorRegistry()
     telemetry = Telemetry(registry)
     request: Any = Request({}, "m")

@@ -1,4 +1,4 @@
-"""Counting with the real tables: any text, no network, no stall, and a cache that makes a growing history cheap."""
+"""Counting with the real tables: any text, without network or stalls, and with a cache that makes growing histories cheap."""
 
 import asyncio
 import gzip
@@ -51,11 +51,11 @@ def chat(*contents: str, **fields: Any) -> dict[str, Any]:
         ("cl100k_base", "お誕生日おめでとう", [33334, 45918, 243, 21990, 9080, 33334, 62004, 16556, 78699]),
     ],
 )
-def test_the_tables_are_openais(encodings: dict[str, Any], encoding: str, text: str, ids: list[int]) -> None:
+def test_encodings_give_openais_token_ids(encodings: dict[str, Any], encoding: str, text: str, ids: list[int]) -> None:
     assert encodings[encoding].encode_ordinary(text) == ids
 
 
-def test_a_damaged_table_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_table_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def cut_short(packed: bytes) -> bytes:
         return b"IQ== 0\n"
 
@@ -94,21 +94,21 @@ async def test_loading_touches_no_network(monkeypatch: pytest.MonkeyPatch) -> No
     ],
     ids=lambda text: f"{text[:4]!r} x{len(text)}",
 )
-async def test_any_text_counts_and_never_above_its_bytes(tokenizer: Tokenizer, encoding: str, text: str) -> None:
+async def test_token_count_of_any_text_is_at_most_its_bytes(tokenizer: Tokenizer, encoding: str, text: str) -> None:
     tokens = tokenizer.count_text(encoding, text)
     assert (tokens > 0) == bool(text)
     assert tokens <= len(text.encode("utf-8", "surrogatepass"))
 
 
-async def test_cutting_long_text_adds_next_to_nothing(tokenizer: Tokenizer, encodings: dict[str, Any]) -> None:
+async def test_cutting_long_text_adds_at_most_a_thousandth(tokenizer: Tokenizer, encodings: dict[str, Any]) -> None:
     text = "".join(f"Line {number}: the quick brown fox, über 33 lazy dogs.\n" for number in range(4_000))
     whole = len(encodings["o200k_base"].encode_ordinary(text))
     assert whole <= tokenizer.count_text("o200k_base", text) <= whole * 1.001
 
 
-async def test_a_panic_in_the_tokenizer_becomes_the_byte_bound(tokenizer: Tokenizer) -> None:
+async def test_panic_in_the_tokenizer_falls_back_to_the_byte_count(tokenizer: Tokenizer) -> None:
     class PanicException(BaseException):
-        """As the Rust binding names it; the real one cannot be imported."""
+        """Named like the Rust binding's exception, which cannot be imported."""
 
     class Panicking:
         def count(self, text: str) -> int:
@@ -118,7 +118,7 @@ async def test_a_panic_in_the_tokenizer_becomes_the_byte_bound(tokenizer: Tokeni
     assert tokenizer.count_text("o200k_base", "häh") == 4
 
 
-async def test_an_interrupt_in_the_tokenizer_is_not_swallowed(tokenizer: Tokenizer) -> None:
+async def test_keyboard_interrupt_in_the_tokenizer_propagates(tokenizer: Tokenizer) -> None:
     class Interrupted:
         def count(self, text: str) -> int:
             raise KeyboardInterrupt
@@ -128,7 +128,7 @@ async def test_an_interrupt_in_the_tokenizer_is_not_swallowed(tokenizer: Tokeniz
         tokenizer.count_text("o200k_base", "text")
 
 
-async def test_before_loading_text_is_bound_by_its_bytes_and_not_remembered(counters: dict[str, Any]) -> None:
+async def test_before_loading_bytes_are_counted_and_not_cached(counters: dict[str, Any]) -> None:
     tokenizer = Tokenizer()
     assert tokenizer.count_text("o200k_base", "hello world") == 11
     tokenizer._encodings.update(counters)
@@ -136,7 +136,9 @@ async def test_before_loading_text_is_bound_by_its_bytes_and_not_remembered(coun
     tokenizer.close()
 
 
-async def test_a_prompt_waits_for_its_encoding(counters: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_prompts_wait_for_one_load_of_their_encoding(
+    counters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     built: list[str] = []
 
     def build(name: str) -> Any:
@@ -164,14 +166,14 @@ async def test_a_prompt_waits_for_its_encoding(counters: dict[str, Any], monkeyp
         ("chat", chat("hello world"), "nobody-knows", 109),
     ],
 )
-async def test_each_protocol_has_its_rules(
+async def test_prompt_is_counted_by_the_rules_of_its_protocol_and_model(
     tokenizer: Tokenizer, protocol: Any, body: dict[str, Any], model: str, tokens: int
 ) -> None:
     assert (await tokenizer.count_prompt(protocol, body, model)).tokens == tokens
 
 
 class _Spy:
-    """The encoding, with the text it was asked for and the threads that asked."""
+    """Wraps an encoding, and records how much text it counts and in which threads."""
 
     def __init__(self, encoding: Any) -> None:
         self._encoding, self.characters, self.threads = encoding, 0, set[int]()
@@ -190,7 +192,7 @@ def spy(tokenizer: Tokenizer, counters: dict[str, Any]) -> _Spy:
     return spy
 
 
-async def test_a_growing_history_is_counted_once(tokenizer: Tokenizer, spy: _Spy) -> None:
+async def test_only_new_messages_of_a_growing_history_are_counted(tokenizer: Tokenizer, spy: _Spy) -> None:
     history = [f"message {number} " + "with some words " * 20 for number in range(30)]
     first = await tokenizer.count_prompt("chat", chat(*history), "gpt-4o")
     spy.characters = 0
@@ -201,7 +203,7 @@ async def test_a_growing_history_is_counted_once(tokenizer: Tokenizer, spy: _Spy
     assert spy.characters == len("something new")
 
 
-async def test_tools_are_rendered_once(tokenizer: Tokenizer, spy: _Spy) -> None:
+async def test_unchanged_tools_are_counted_once(tokenizer: Tokenizer, spy: _Spy) -> None:
     function = {"name": "look", "description": "Look it up", "parameters": {"type": "object", "properties": {"q": {}}}}
     body = chat("hi", tools=[{"type": "function", "function": function}])
     first = await tokenizer.count_prompt("chat", body, "gpt-4o")
@@ -212,7 +214,7 @@ async def test_tools_are_rendered_once(tokenizer: Tokenizer, spy: _Spy) -> None:
     assert (await tokenizer.count_prompt("chat", body, "gpt-4o")).tokens == first.tokens + 3
 
 
-async def test_what_tools_cost_one_family_is_not_taken_for_another(tokenizer: Tokenizer) -> None:
+async def test_cached_tool_counts_are_separate_per_model_family(tokenizer: Tokenizer) -> None:
     body = chat("hi", tools=[{"type": "function", "function": {"name": "f", "description": "中文" * 9}}])
     models = ("gpt-4o", "gpt-5", "claude-sonnet-4-5", "claude-opus-5", "mistral-large")
     together = [(await tokenizer.count_prompt("chat", body, model)).tokens for model in models]
@@ -236,14 +238,14 @@ async def test_what_tools_cost_one_family_is_not_taken_for_another(tokenizer: To
         ),
     ],
 )
-async def test_large_new_text_is_counted_in_a_thread(
+async def test_only_large_new_text_is_counted_in_a_thread(
     tokenizer: Tokenizer, spy: _Spy, body: dict[str, Any], inline: bool
 ) -> None:
     await tokenizer.count_prompt("chat", body, "gpt-4o")
     assert (spy.threads == {threading.get_ident()}) == inline
 
 
-async def test_the_thread_counts_as_the_loop_does(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_thread_and_event_loop_count_the_same(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     body = chat("some words " * 3_000, "and more", tools=[{"function": {"name": "f", "parameters": {"a": "\ud800"}}}])
     in_thread = await tokenizer.count_prompt("chat", body, "gpt-5")
     monkeypatch.setattr(tokenizer_module, "_INLINE_CHARACTERS", 10**9)
@@ -253,7 +255,7 @@ async def test_the_thread_counts_as_the_loop_does(tokenizer: Tokenizer, monkeypa
     other.close()
 
 
-async def test_the_cache_is_bounded_and_keeps_no_text(counters: dict[str, Any]) -> None:
+async def test_cache_is_bounded_and_keeps_no_text(counters: dict[str, Any]) -> None:
     tokenizer = Tokenizer(cache_entries_max=100)
     tokenizer._encodings.update(counters)
     for number in range(1_000):
@@ -265,7 +267,7 @@ async def test_the_cache_is_bounded_and_keeps_no_text(counters: dict[str, Any]) 
     tokenizer.close()
 
 
-async def test_what_is_in_use_stays_remembered(tokenizer: Tokenizer, spy: _Spy) -> None:
+async def test_recently_used_counts_stay_cached(tokenizer: Tokenizer, spy: _Spy) -> None:
     small = Tokenizer(cache_entries_max=20)
     small._encodings["o200k_base"] = spy  # type: ignore[assignment]
     for number in range(200):
@@ -276,7 +278,7 @@ async def test_what_is_in_use_stays_remembered(tokenizer: Tokenizer, spy: _Spy) 
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 100, 5_000])
-async def test_output_counts_the_same_however_it_is_cut(
+async def test_output_count_is_independent_of_chunk_sizes_within_1_percent(
     tokenizer: Tokenizer, encodings: dict[str, Any], size: int
 ) -> None:
     text = "A stream comes in pieces: some words, 12 numbers, ünïcode, 中文字 and code(x=1);\n" * 40
@@ -287,14 +289,14 @@ async def test_output_counts_the_same_however_it_is_cut(
     assert whole - 2 <= counter.tokens <= whole * 1.01 + 2
 
 
-async def test_output_of_a_model_without_a_tokenizer_is_multiplied(tokenizer: Tokenizer) -> None:
+async def test_output_of_a_model_without_an_exact_tokenizer_is_overestimated(tokenizer: Tokenizer) -> None:
     exact, bound = tokenizer.output_counter("gpt-4o"), tokenizer.output_counter("claude-sonnet-4-5")
     for counter in (exact, bound):
         counter.add("one two three four five six seven eight nine ten")
     assert (exact.tokens, bound.tokens) == (10, 14)
 
 
-def test_output_without_a_space_is_counted_once() -> None:
+def test_output_without_spaces_is_counted_in_linear_time() -> None:
     asked: list[int] = []
 
     def count(text: str) -> int:
@@ -308,7 +310,7 @@ def test_output_without_a_space_is_counted_once() -> None:
     assert sum(asked) == 10_000
 
 
-async def test_empty_output_is_no_tokens(tokenizer: Tokenizer) -> None:
+async def test_empty_output_has_no_tokens(tokenizer: Tokenizer) -> None:
     counter = tokenizer.output_counter("gpt-4o")
     assert counter.tokens == 0
     counter.add("")

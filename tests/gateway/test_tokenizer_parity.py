@@ -1,4 +1,4 @@
-"""The accelerator counts as tiktoken does, or it is none. tiktoken is the oracle."""
+"""The accelerated tokenizer must count exactly as tiktoken does, which is the oracle."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def engines(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 
 @settings(max_examples=400, deadline=None)
 @given(text=_TEXTS)
-def test_any_text(engines: tuple[Any, Any], text: str) -> None:
+def test_any_text_has_the_same_count(engines: tuple[Any, Any], text: str) -> None:
     fast, oracle = engines
     assert fast.count(text) == oracle.count(text)
 
 
-def test_prose_code_and_tables_of_this_repository(engines: tuple[Any, Any]) -> None:
+def test_files_of_this_repository_have_the_same_counts(engines: tuple[Any, Any]) -> None:
     fast, oracle = engines
     files = [*ROOT.glob("docs/*.md"), *ROOT.glob("gateway/*.py"), ROOT / "bench/compression/histories.json"]
     texts = [file.read_text()[:16_384] for file in files]

@@ -1,4 +1,4 @@
-"""`farebox top` as it looks: bars, sums, and names that stay text."""
+"""The screen of `farebox top`: bars, sums, and names shown literally."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def drawn(runs: list[dict[str, Any]], height: int = 40, **more: Any) -> str:
     return console.export_text()
 
 
-def test_what_is_settled_held_and_left_is_a_bar() -> None:
+def test_bar_and_sums_show_settled_reserved_and_remaining_tokens() -> None:
     said = drawn([run("r-1", 5_000, 2_500, 10_000), run("r-2", 9, 0, None, state="paused", refused=4)])
     assert "████████▓▓▓▓░░░░" in said
     assert "no limit" in said
@@ -33,11 +33,11 @@ def test_what_is_settled_held_and_left_is_a_bar() -> None:
     assert "4 refused" in said
 
 
-def test_a_name_is_never_read_as_markup() -> None:
+def test_run_name_is_not_interpreted_as_markup() -> None:
     assert "[red]evil[/red]" in drawn([run("[red]evil[/red]", 1, 0, 2)])
 
 
-def test_no_more_runs_than_the_terminal_has_lines() -> None:
+def test_screen_shows_at_most_as_many_runs_as_fit() -> None:
     said = drawn([run(f"r-{at}", 1, 0, 2) for at in range(50)], height=12)
     assert "r-6" in said
     assert "r-7" not in said

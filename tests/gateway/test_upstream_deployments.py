@@ -1,4 +1,4 @@
-"""Choosing among the deployments of a name, resting, retrying, falling back."""
+"""Choosing among the deployments of a name: cooldowns, retries and fallbacks."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def chosen(pool: Pool, name: str = "m", *exclude: str, also_resting: bool = Fals
     return found
 
 
-def test_weights_share_the_load(clock: Clock) -> None:
+def test_load_is_shared_by_weight(clock: Clock) -> None:
     shared = pool(clock, 3, 1, 0)
     counted = Counter(chosen(shared).id for _ in range(2000))
     assert counted["m/2"] == 0
     assert 2.5 < counted["m/0"] / counted["m/1"] < 3.6
 
 
-def test_weights_of_nothing_are_equal(clock: Clock) -> None:
+def test_all_zero_weights_are_equal(clock: Clock) -> None:
     shared = pool(clock, 0, 0)
     assert {chosen(shared).id for _ in range(50)} == {"m/0", "m/1"}
 
 
-def test_the_least_busy_one_is_asked(clock: Clock) -> None:
+def test_least_busy_deployment_is_chosen(clock: Clock) -> None:
     shared = pool(clock, 1, 1, 1, routing_strategy="least-busy")
     first = {chosen(shared).id for _ in range(3)}
     assert first == {"m/0", "m/1", "m/2"}
@@ -67,7 +67,7 @@ def test_the_least_busy_one_is_asked(clock: Clock) -> None:
     assert [shared.in_flight(item) for item in shared.of("m")] == [1, 1, 1]
 
 
-def test_what_was_tried_is_not_tried_again(clock: Clock) -> None:
+def test_excluded_deployments_and_unknown_names_are_not_chosen(clock: Clock) -> None:
     shared = pool(clock, 1, 1)
     assert chosen(shared, "m", "m/0").id == "m/1"
     assert shared.choose("m", {"m/0", "m/1"}) is None
@@ -76,7 +76,7 @@ def test_what_was_tried_is_not_tried_again(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(("status", "fails"), [(500, 4), (503, 4), (502, 4), (504, 4), (408, 4), (401, 1), (404, 1)])
-def test_a_failing_deployment_rests(clock: Clock, status: int, fails: int) -> None:
+def test_failing_deployment_cools_down_for_5_s(clock: Clock, status: int, fails: int) -> None:
     shared = pool(clock, 1, 1)
     bad, good = shared.of("m")
     for _ in range(fails):
@@ -89,14 +89,14 @@ def test_a_failing_deployment_rests(clock: Clock, status: int, fails: int) -> No
 
 
 @pytest.mark.parametrize("status", [400, 413, 422, 200])
-def test_a_clients_own_fault_is_not_the_deployments(clock: Clock, status: int) -> None:
+def test_client_errors_do_not_cool_a_deployment_down(clock: Clock, status: int) -> None:
     shared = pool(clock, 1, 1)
     for _ in range(20):
         shared.report(shared.of("m")[0], status)
     assert not shared.is_resting(shared.of("m")[0])
 
 
-def test_rare_failures_do_not_add_up(clock: Clock) -> None:
+def test_failures_a_minute_apart_do_not_add_up(clock: Clock) -> None:
     shared = pool(clock, 1, 1)
     for _ in range(10):
         shared.report(shared.of("m")[0], 500)
@@ -104,7 +104,7 @@ def test_rare_failures_do_not_add_up(clock: Clock) -> None:
     assert not shared.is_resting(shared.of("m")[0])
 
 
-def test_a_success_forgets_the_failures(clock: Clock) -> None:
+def test_success_resets_the_failure_count(clock: Clock) -> None:
     shared = pool(clock, 1, 1)
     for status in (500, 500, 500, 200, 500, 500, 500):
         shared.report(shared.of("m")[0], status)
@@ -112,7 +112,7 @@ def test_a_success_forgets_the_failures(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(("wish_s", "rest_s"), [(None, 5.0), (1.0, 5.0), (30.0, 30.0), (1e9, 300.0)])
-def test_a_providers_wish_to_be_left_alone_is_kept(clock: Clock, wish_s: float | None, rest_s: float) -> None:
+def test_retry_after_sets_the_cooldown_between_5_and_300_s(clock: Clock, wish_s: float | None, rest_s: float) -> None:
     shared = pool(clock, 1, 1)
     shared.report(shared.of("m")[0], 429, retry_after_s=wish_s)
     clock.now_s += rest_s - 0.1
@@ -121,7 +121,7 @@ def test_a_providers_wish_to_be_left_alone_is_kept(clock: Clock, wish_s: float |
     assert not shared.is_resting(shared.of("m")[0])
 
 
-def test_the_only_deployment_never_rests(clock: Clock) -> None:
+def test_only_deployment_of_a_name_never_cools_down(clock: Clock) -> None:
     shared = pool(clock)
     for status in (401, 429, 500, 500, 500, 500, 500):
         shared.report(shared.of("only")[0], status)
@@ -139,7 +139,7 @@ def test_name_is_down_while_all_its_deployments_cool_down(clock: Clock) -> None:
     assert (shared.is_down("m"), shared.is_down("only")) == (False, False)
 
 
-def test_when_all_rest_the_one_that_wakes_first_may_be_asked(clock: Clock) -> None:
+def test_when_all_cool_down_the_first_to_recover_can_be_chosen(clock: Clock) -> None:
     shared = pool(clock, 1, 1)
     shared.report(shared.of("m")[0], 429, retry_after_s=60)
     shared.report(shared.of("m")[1], 429, retry_after_s=20)
@@ -168,22 +168,22 @@ def test_when_all_rest_the_one_that_wakes_first_may_be_asked(clock: Clock) -> No
         (UpstreamBroken("x", bytes_received=True), 1, True, None, False),
     ],
 )
-def test_when_to_try_again(
+def test_should_retry_depends_on_failure_attempts_alternatives_and_advice(
     clock: Clock, failure: int | UpstreamError, attempts: int, others: bool, advice: str | None, again: bool
 ) -> None:
     assert pool(clock).should_retry(failure, attempts, others=others, advice=advice) is again
 
 
 @pytest.mark.parametrize("advice", [None, "true"])
-def test_a_long_pause_is_not_waited_for_here(clock: Clock, advice: str | None) -> None:
-    """The client hears the provider's own wish at once, and may decide; other deployments are asked without any pause."""
+def test_retry_after_above_8_s_is_left_to_the_client(clock: Clock, advice: str | None) -> None:
+    """The client gets the provider's retry-after at once; other deployments are tried without a pause."""
     shared = pool(clock)
     assert shared.should_retry(429, 1, advice=advice, retry_after_s=8)
     assert not shared.should_retry(429, 1, advice=advice, retry_after_s=8.1)
     assert shared.should_retry(429, 1, advice=advice, retry_after_s=3600, others=True)
 
 
-def test_how_long_to_wait(clock: Clock) -> None:
+def test_wait_doubles_with_jitter_and_respects_retry_after(clock: Clock) -> None:
     shared = pool(clock, retry_after_s=0.1)
     for attempts, longest_s in ((1, 0.5), (2, 1.0), (3, 2.0), (9, 8.0), (99, 8.0)):
         for _ in range(20):
@@ -195,7 +195,7 @@ def test_how_long_to_wait(clock: Clock) -> None:
     assert shared.wait_s(5, others=True) == 0.1
 
 
-def test_fallbacks_are_names_that_exist(clock: Clock) -> None:
+def test_fallbacks_are_existing_other_names(clock: Clock) -> None:
     shared = pool(
         clock,
         1,
@@ -222,7 +222,7 @@ def test_fallbacks_are_names_that_exist(clock: Clock) -> None:
         ({"retry-after-ms": "soon"}, None),
     ],
 )
-def test_a_wish_to_wait(headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after_headers_are_parsed(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_s(headers, now_s=1000.0) == seconds
 
 
@@ -238,7 +238,7 @@ def test_a_wish_to_wait(headers: dict[str, str], seconds: float | None) -> None:
         (400, b"[]", False),
     ],
 )
-def test_a_prompt_beyond_the_window_is_recognised(status: int, body: bytes, too_long: bool) -> None:
+def test_context_window_error_is_recognised(status: int, body: bytes, too_long: bool) -> None:
     assert is_context_window(status, body) is too_long
 
 
@@ -265,12 +265,12 @@ class Entry:
         ({"model": "brand_new/model"}, "brand_new", "model"),
     ],
 )
-def test_whose_model_it_is(params: dict[str, Any], provider: str, model: str) -> None:
+def test_provider_and_model_are_derived_from_the_entry(params: dict[str, Any], provider: str, model: str) -> None:
     (made,) = deployments_of([Entry("m", params)], PriceMap(installed_price_map()))
     assert (made.provider, made.model) == (provider, model)
 
 
-def test_entries_of_one_name_are_numbered() -> None:
+def test_deployments_of_one_name_are_numbered() -> None:
     entries = [
         Entry("a", {"model": "openai/x", "weight": 3}),
         Entry("b", {"model": "openai/responses/y"}, {"id": "1"}),

@@ -14,6 +14,7 @@ from gateway.errors import LedgerOutage
 from gateway.upstream.direct import DirectLane, DirectLimits
 from gateway.upstream.port import Deployment, ProtocolName, Timeouts, UpstreamAnswer, UpstreamCall
 from gateway.upstream.request import request_body
+from gateway.upstream.timeouts import effective_timeouts
 from tests.fake_provider import FakeProvider
 
 CHAT = {"model": "public-name", "messages": [{"role": "user", "content": "tell me"}]}
@@ -61,7 +62,7 @@ async def text_of(answer: UpstreamAnswer) -> str:
 
 
 @pytest.mark.parametrize("protocol", list(BODIES))
-async def test_a_buffered_answer_comes_back_as_the_provider_gave_it(
+async def test_buffered_answer_is_returned_unchanged(
     provider: FakeProvider, lane: DirectLane, protocol: ProtocolName
 ) -> None:
     provider_name = "anthropic" if protocol == "messages" else "openai"
@@ -74,7 +75,7 @@ async def test_a_buffered_answer_comes_back_as_the_provider_gave_it(
 
 
 class Watching:
-    """A departure that looks at what the provider has seen when it is told."""
+    """A departure that records how many requests the provider had seen at each event."""
 
     def __init__(self, provider: FakeProvider, refusal: Exception | None = None) -> None:
         self.provider = provider
@@ -94,7 +95,7 @@ class Watching:
             raise self.refusal
 
 
-async def test_a_request_leaves_after_its_departure_was_told(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_request_is_sent_after_its_departure_is_confirmed(provider: FakeProvider, lane: DirectLane) -> None:
     """Over a new connection, and over one that another call has used."""
     for seen in (0, 1):
         departure = Watching(provider)
@@ -103,7 +104,7 @@ async def test_a_request_leaves_after_its_departure_was_told(provider: FakeProvi
         assert departure.told == [("waits", seen), ("leaves", seen)]
 
 
-async def test_a_departure_that_is_refused_sends_nothing(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_refused_departure_sends_nothing(provider: FakeProvider, lane: DirectLane) -> None:
     asked = replace(call(), departure=Watching(provider, LedgerOutage()))
     with pytest.raises(LedgerOutage):
         await lane.send(deployment(provider), asked)
@@ -112,9 +113,7 @@ async def test_a_departure_that_is_refused_sends_nothing(provider: FakeProvider,
 
 
 @pytest.mark.parametrize("protocol", ["chat", "completions", "responses", "messages"])
-async def test_a_stream_is_relayed_byte_by_byte(
-    provider: FakeProvider, lane: DirectLane, protocol: ProtocolName
-) -> None:
+async def test_stream_is_relayed_completely(provider: FakeProvider, lane: DirectLane, protocol: ProtocolName) -> None:
     provider.script(tokens=3, split_bytes=7)
     provider_name = "anthropic" if protocol == "messages" else "openai"
     answer = await lane.send(deployment(provider, name=provider_name), call(protocol, stream=True))
@@ -126,7 +125,7 @@ async def test_a_stream_is_relayed_byte_by_byte(
     assert text.count("\n\n") == len([part for part in text.split("\n\n") if part])
 
 
-async def test_headers_are_few_and_the_credential_has_the_providers_form(
+async def test_only_listed_headers_are_sent_with_the_providers_credential(
     provider: FakeProvider, lane: DirectLane
 ) -> None:
     asked = call("messages")
@@ -153,7 +152,7 @@ async def test_headers_are_few_and_the_credential_has_the_providers_form(
     }
 
 
-async def test_an_oauth_token_of_anthropic_is_a_bearer_token(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_anthropic_oauth_token_is_sent_as_bearer_token(provider: FakeProvider, lane: DirectLane) -> None:
     await lane.send(deployment(provider, name="anthropic", api_key="sk-ant-oat01-x"), call("messages"))
     assert provider.last.headers["authorization"] == "Bearer sk-ant-oat01-x"
     assert "x-api-key" not in provider.last.headers
@@ -168,7 +167,7 @@ async def test_an_oauth_token_of_anthropic_is_a_bearer_token(provider: FakeProvi
         ({"api_key": None, "api_base": None}, {"OPENAI_API_KEY": "variable"}, "client", "variable"),
     ],
 )
-async def test_whose_key_is_sent(
+async def test_credential_comes_from_entry_client_or_environment(
     provider: FakeProvider, params: dict[str, Any], environment: dict[str, str], of_client: str | None, sent: str | None
 ) -> None:
     """The provider's variable goes to the provider's own address only, never to an `api_base` of an entry."""
@@ -180,7 +179,7 @@ async def test_whose_key_is_sent(
     assert provider.last.credential == sent
 
 
-async def test_fields_of_the_entry_are_defaults_and_connection_settings_stay_here(
+async def test_entry_fields_are_defaults_and_connection_settings_are_not_sent(
     provider: FakeProvider, lane: DirectLane
 ) -> None:
     entry = deployment(
@@ -206,7 +205,9 @@ async def test_fields_of_the_entry_are_defaults_and_connection_settings_stay_her
     assert provider.last.headers["x-team"] == "a"
 
 
-async def test_an_entrys_output_cap_never_stands_beside_the_requests(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_output_cap_of_the_entry_is_not_sent_beside_the_requests(
+    provider: FakeProvider, lane: DirectLane
+) -> None:
     await lane.send(deployment(provider, max_tokens=77), call(max_completion_tokens=5))
     assert provider.last.body["max_completion_tokens"] == 5
     assert "max_tokens" not in provider.last.body
@@ -220,7 +221,7 @@ async def test_an_entrys_output_cap_never_stands_beside_the_requests(provider: F
         ({"max_tokens": 4}, {"max_tokens": 4}),
     ],
 )
-async def test_servers_that_know_one_output_cap_get_that_one(
+async def test_server_that_knows_only_max_tokens_gets_that(
     provider: FakeProvider, lane: DirectLane, fields: Mapping[str, Any], sent: Mapping[str, int]
 ) -> None:
     await lane.send(deployment(provider, name="deepseek"), call(**fields))
@@ -237,7 +238,7 @@ async def test_servers_that_know_one_output_cap_get_that_one(
         ({}, {}),
     ],
 )
-async def test_reasoning_models_get_the_newer_name_of_the_cap_under_whatever_name_they_are_asked_for(
+async def test_reasoning_model_gets_max_completion_tokens(
     provider: FakeProvider, lane: DirectLane, model: str, fields: Mapping[str, Any], sent: Mapping[str, int]
 ) -> None:
     await lane.send(deployment(provider, model=model), call(**fields))
@@ -254,17 +255,17 @@ async def test_reasoning_models_get_the_newer_name_of_the_cap_under_whatever_nam
         ("mistral", None, False),
     ],
 )
-def test_openai_itself_gets_the_newer_name_of_the_cap_for_every_model(name: str, base: str | None, newer: bool) -> None:
+def test_openai_itself_gets_max_completion_tokens_for_every_model(name: str, base: str | None, newer: bool) -> None:
     entry = Deployment("m/0", "m", name, "gpt-x", "auto", {"api_base": base} if base else {}, {})
     assert caps_of(request_body(entry, call(max_tokens=7))) == {"max_completion_tokens" if newer else "max_tokens": 7}
 
 
-async def test_stream_options_do_not_go_with_a_buffered_answer(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_stream_options_are_removed_from_a_buffered_request(provider: FakeProvider, lane: DirectLane) -> None:
     await lane.send(deployment(provider), call(stream_options={"include_usage": True}))
     assert provider.last.body == {**CHAT, "model": "gpt-x"}
 
 
-async def test_only_listed_answer_headers_come_back(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_only_listed_answer_headers_are_returned(provider: FakeProvider, lane: DirectLane) -> None:
     provider.script(cookie=True)
     answer = await lane.send(deployment(provider), call())
     assert dict(answer.headers) == {
@@ -276,9 +277,7 @@ async def test_only_listed_answer_headers_come_back(provider: FakeProvider, lane
     }
 
 
-async def test_a_buffered_answer_to_a_request_for_a_stream_becomes_one(
-    provider: FakeProvider, lane: DirectLane
-) -> None:
+async def test_buffered_answer_to_a_stream_request_becomes_a_stream(provider: FakeProvider, lane: DirectLane) -> None:
     provider.script(ignore_stream=True)
     answer = await lane.send(deployment(provider), call(stream=True))
     assert answer.headers["content-type"] == "text/event-stream"
@@ -287,7 +286,7 @@ async def test_a_buffered_answer_to_a_request_for_a_stream_becomes_one(
     assert events.endswith("data: [DONE]\n\n")
 
 
-async def test_connections_are_used_again(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_connection_is_reused(provider: FakeProvider, lane: DirectLane) -> None:
     for stream in (False, True, True, False):
         answer = await lane.send(deployment(provider), call(stream=stream))
         if stream:
@@ -298,13 +297,13 @@ async def test_connections_are_used_again(provider: FakeProvider, lane: DirectLa
 
 
 @pytest.mark.parametrize("size", [1_000, 3_000_000])
-async def test_requests_of_any_size_arrive_whole(provider: FakeProvider, lane: DirectLane, size: int) -> None:
+async def test_request_of_any_size_arrives_whole(provider: FakeProvider, lane: DirectLane, size: int) -> None:
     text = "ä" * size
     await lane.send(deployment(provider), call(messages=[{"role": "user", "content": text}]))
     assert provider.last.body["messages"][0]["content"] == text
 
 
-async def test_a_transcription_is_sent_as_a_form(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_transcription_is_sent_as_a_multipart_form(provider: FakeProvider, lane: DirectLane) -> None:
     body = {
         "model": "public-name",
         "file": ("talk.mp3", b"ID3", "audio/mpeg"),
@@ -318,7 +317,7 @@ async def test_a_transcription_is_sent_as_a_form(provider: FakeProvider, lane: D
         assert part in provider.last.raw
 
 
-async def test_speech_is_relayed_as_it_is(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_speech_answer_is_returned_unchanged(provider: FakeProvider, lane: DirectLane) -> None:
     asked = UpstreamCall("speech", {"model": "public-name", "input": "hi", "voice": "a"}, False)
     answer = await lane.send(deployment(provider), asked)
     assert answer.headers["content-type"] == "audio/mpeg"
@@ -336,7 +335,7 @@ async def test_speech_is_relayed_as_it_is(provider: FakeProvider, lane: DirectLa
         ("/v1/messages", "anthropic", "messages", "/v1/messages"),
     ],
 )
-async def test_the_address_below_an_api_base(
+async def test_request_path_is_derived_from_api_base(
     provider: FakeProvider, lane: DirectLane, base: str, name: str, protocol: ProtocolName, path: str
 ) -> None:
     await lane.send(deployment(provider, name=name, api_base=provider.url + base), call(protocol))
@@ -347,14 +346,12 @@ async def test_the_address_below_an_api_base(
     ("stream", "expected"),
     [(False, Timeouts(5_000, 2_000, 60_000, 2_000)), (True, Timeouts(5_000, 1_000, 60_000, 600_000))],
 )
-def test_an_entry_may_shorten_the_timeouts(provider: FakeProvider, stream: bool, expected: Timeouts) -> None:
-    from gateway.upstream.timeouts import effective_timeouts
-
+def test_timeouts_of_the_entry_shorten_the_defaults(provider: FakeProvider, stream: bool, expected: Timeouts) -> None:
     entry = deployment(provider, timeout=2, stream_timeout=1.0)
     assert effective_timeouts(entry, call(stream=stream)) == expected
 
 
-def test_the_defaults_bound_memory() -> None:
+def test_default_limits_bound_memory() -> None:
     limits = DirectLimits()
     assert limits.answer_bytes_max <= 2**27
     assert limits.error_bytes_max <= 2**20

@@ -56,17 +56,17 @@ OWN: dict[str, Any] = {"api_base": "http://127.0.0.1:1/v1"}
         (deployment("something_new", lane="direct", **OWN), "messages", "direct"),
     ],
 )
-def test_the_lane(entry: Deployment, protocol: ProtocolName, lane: Lane) -> None:
+def test_lane_depends_on_provider_protocol_and_entry(entry: Deployment, protocol: ProtocolName, lane: Lane) -> None:
     assert lane_of(entry, protocol, {}) == lane
 
 
-def test_a_variable_may_say_where_a_server_lives() -> None:
+def test_api_base_from_the_environment_makes_the_lane_direct() -> None:
     entry = deployment("hosted_vllm")
     assert lane_of(entry, "chat", {"HOSTED_VLLM_API_BASE": "http://127.0.0.1:1/v1"}) == "direct"
 
 
 class CountingLane(LiteLLMLane):
-    """Never loads anything, and says how often it was asked to."""
+    """Loads nothing, and counts how often it was asked to."""
 
     def __init__(self) -> None:
         super().__init__(environment={})
@@ -90,7 +90,7 @@ def forwarder(litellm: LiteLLMLane) -> Forwarder:
         ([deployment("voyage", info={"mode": "embedding"})], 1),
     ],
 )
-async def test_litellm_is_loaded_ahead_only_where_it_will_be_needed(entries: list[Deployment], prepared: int) -> None:
+async def test_litellm_is_preloaded_only_if_an_entry_needs_it(entries: list[Deployment], prepared: int) -> None:
     lane = CountingLane()
     forwarding = forwarder(lane)
     forwarding.prepare(entries)
@@ -98,7 +98,7 @@ async def test_litellm_is_loaded_ahead_only_where_it_will_be_needed(entries: lis
     assert lane.prepared == prepared
 
 
-async def test_calls_go_their_lanes() -> None:
+async def test_calls_are_sent_through_the_lane_of_their_entry() -> None:
     forwarding = forwarder(CountingLane())
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     async with FakeProvider() as provider:
@@ -113,7 +113,7 @@ async def test_calls_go_their_lanes() -> None:
 
 
 @pytest.mark.parametrize(("hops", "passes"), [("", True), ("0", True), ("7", True), ("8", False), ("999", False)])
-async def test_a_ring_of_gateways_is_broken(hops: str, passes: bool) -> None:
+async def test_call_that_passed_8_gateways_is_508(hops: str, passes: bool) -> None:
     forwarding = forwarder(CountingLane())
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     async with FakeProvider() as provider:
@@ -125,7 +125,7 @@ async def test_a_ring_of_gateways_is_broken(hops: str, passes: bool) -> None:
     await forwarding.close()
 
 
-async def test_a_ring_is_broken_before_litellm_too_and_a_mock_is_in_none() -> None:
+async def test_hop_limit_applies_to_litellm_and_not_to_the_mock() -> None:
     forwarding = forwarder(CountingLane())
     asked = UpstreamCall("chat", {"model": "m", "messages": []}, False, headers={"x-farebox-hops": "8"})
     assert (await forwarding.send(deployment("bedrock"), asked)).status == 508

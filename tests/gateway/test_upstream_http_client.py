@@ -1,4 +1,4 @@
-"""The fast lane's client against a server of bare bytes: what it sends, what it makes of answers, and which connections it keeps."""
+"""The direct lane's HTTP client against a server of raw bytes: requests, answers, and the reuse of connections."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Provider:
 async def running(provider: Provider, serve: Serve | None = None) -> AsyncIterator[Address]:
     serving: set[asyncio.Task[None]] = set()
 
-    async def noted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def tracked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         serving.add(task)
@@ -64,7 +64,7 @@ async def running(provider: Provider, serve: Serve | None = None) -> AsyncIterat
         except asyncio.CancelledError:
             writer.close()
 
-    server = await asyncio.start_server(noted, "127.0.0.1", 0)
+    server = await asyncio.start_server(tracked, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()[:2]
     try:
         yield Address.of(f"http://{host}:{port}/v1/chat/completions?a=1")
@@ -95,7 +95,7 @@ async def pieces_of(answer: HttpAnswer) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def test_a_request_is_what_http_wants_and_nothing_more(client: HttpClient) -> None:
+async def test_request_bytes_are_minimal_http(client: HttpClient) -> None:
     provider = Provider()
     async with running(provider) as address:
         answer = await post(client, address, b'{"a": 1}')
@@ -107,7 +107,7 @@ async def test_a_request_is_what_http_wants_and_nothing_more(client: HttpClient)
     ]
 
 
-async def test_a_connection_whose_answer_was_whole_is_used_again(client: HttpClient) -> None:
+async def test_connection_is_reused_after_a_complete_answer(client: HttpClient) -> None:
     provider = Provider()
     async with running(provider) as address:
         for _ in range(3):
@@ -123,7 +123,7 @@ async def test_a_connection_whose_answer_was_whole_is_used_again(client: HttpCli
         b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok",
     ],
 )
-async def test_a_connection_that_must_not_be_used_again_is_not(client: HttpClient, answer: bytes) -> None:
+async def test_connection_is_not_reused_after_close_extra_bytes_or_http_1_0(client: HttpClient, answer: bytes) -> None:
     provider = Provider(answer)
     async with running(provider) as address:
         assert await whole(await post(client, address)) == b"ok"
@@ -131,7 +131,7 @@ async def test_a_connection_that_must_not_be_used_again_is_not(client: HttpClien
     assert provider.connections == 2
 
 
-async def test_one_that_the_provider_closed_while_it_was_idle_is_left_alone(client: HttpClient) -> None:
+async def test_idle_connection_closed_by_the_provider_is_not_reused(client: HttpClient) -> None:
     provider = Provider(hangs_up=True)
     async with running(provider) as address:
         await whole(await post(client, address))
@@ -148,7 +148,7 @@ async def test_one_that_the_provider_closed_while_it_was_idle_is_left_alone(clie
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" + OK,
     ],
 )
-async def test_chunks_trailers_and_early_hints(client: HttpClient, answer: bytes) -> None:
+async def test_chunks_trailers_and_informational_answers_are_read(client: HttpClient, answer: bytes) -> None:
     async with running(Provider(answer)) as address:
         got = await post(client, address)
         assert (got.status, await whole(got)) == (200, b"ok")
@@ -156,7 +156,7 @@ async def test_chunks_trailers_and_early_hints(client: HttpClient, answer: bytes
 
 
 @pytest.mark.parametrize(
-    ("begin", "rest"),
+    ("framing", "rest"),
     [
         (b"0\r\nx-trailer: ", b"a" * 10_000),
         (b"0\r\n", b"x-trailer: a\r\n" * 1_000),
@@ -164,12 +164,12 @@ async def test_chunks_trailers_and_early_hints(client: HttpClient, answer: bytes
         (b"3;", b"extension" * 1_000),
     ],
 )
-async def test_what_follows_a_body_without_being_one_is_bounded(client: HttpClient, begin: bytes, rest: bytes) -> None:
-    """The parser holds a trailer until it is complete."""
+async def test_chunk_framing_and_trailers_are_bounded(client: HttpClient, framing: bytes, rest: bytes) -> None:
+    """The parser buffers a trailer until it is complete."""
 
     async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"{}")
-        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n" + begin)
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n" + framing)
         with contextlib.suppress(ConnectionError):
             while True:
                 writer.write(rest)
@@ -183,8 +183,8 @@ async def test_what_follows_a_body_without_being_one_is_bounded(client: HttpClie
         assert await settled(client)
 
 
-async def test_an_answer_that_comes_before_all_of_its_request_has_left_ends_the_connection(client: HttpClient) -> None:
-    """Whoever answers early may never read the rest, and the next request would wait behind it."""
+async def test_answer_before_the_request_was_fully_sent_closes_the_connection(client: HttpClient) -> None:
+    """The provider may never read the rest of the request, which would block the next one on the connection."""
     connections = 0
 
     async def refuse_unread(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -202,12 +202,12 @@ async def test_an_answer_that_comes_before_all_of_its_request_has_left_ends_the_
         assert await settled(client)
 
 
-async def test_an_answer_may_end_with_its_connection(client: HttpClient) -> None:
+async def test_answer_without_length_ends_with_its_connection(client: HttpClient) -> None:
     async with running(Provider(b"HTTP/1.1 200 OK\r\n\r\nok", hangs_up=True)) as address:
         assert await whole(await post(client, address)) == b"ok"
 
 
-async def test_an_answer_cut_short_is_broken(client: HttpClient) -> None:
+async def test_answer_shorter_than_its_length_is_broken(client: HttpClient) -> None:
     async with running(Provider(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok", hangs_up=True)) as address:
         answer = await post(client, address)
         with pytest.raises(AnswerBroken, match="middle"):
@@ -226,7 +226,9 @@ async def test_an_answer_cut_short_is_broken(client: HttpClient) -> None:
         (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 1_000 + b"\r\n", AnswerBroken),
     ],
 )
-async def test_what_is_no_answer(client: HttpClient, answer: bytes, error: type[Exception]) -> None:
+async def test_malformed_or_missing_answer_is_an_error(
+    client: HttpClient, answer: bytes, error: type[Exception]
+) -> None:
     async with running(Provider(answer, hangs_up=True)) as address:
         with pytest.raises(error):
             await post(client, address)
@@ -238,7 +240,7 @@ async def settled(client: HttpClient) -> bool:
     return client._open == 0
 
 
-async def test_an_answer_that_does_not_begin_in_time(client: HttpClient) -> None:
+async def test_answer_that_does_not_start_in_time_is_a_timeout(client: HttpClient) -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
@@ -249,7 +251,7 @@ async def test_an_answer_that_does_not_begin_in_time(client: HttpClient) -> None
         assert await settled(client)
 
 
-async def test_nobody_listens() -> None:
+async def test_refused_connection_is_a_connect_failure() -> None:
     client = HttpClient()
     async with running(Provider()) as address:
         pass
@@ -258,16 +260,16 @@ async def test_nobody_listens() -> None:
     assert client._open == 0
 
 
-async def test_a_certificate_that_nobody_signed_is_refused(client: HttpClient) -> None:
+async def test_failed_tls_handshake_is_a_connect_failure_and_certificates_are_verified(client: HttpClient) -> None:
     async with running(Provider()) as address:
-        with pytest.raises(ConnectFailed):  # it does not speak TLS at all, which is told the same way
+        with pytest.raises(ConnectFailed):  # the server does not speak TLS
             await post(client, Address.of(f"https://127.0.0.1:{address.port}/"), answer_s=5.0)
     assert client._context().verify_mode is ssl.CERT_REQUIRED
     assert client._context().check_hostname
     assert await settled(client)
 
 
-async def test_calls_wait_for_a_place_and_get_the_connection_that_became_free(client: HttpClient) -> None:
+async def test_calls_above_the_connection_limit_wait_and_reuse_connections(client: HttpClient) -> None:
     provider = Provider()
     async with running(provider) as address:
 
@@ -278,7 +280,7 @@ async def test_calls_wait_for_a_place_and_get_the_connection_that_became_free(cl
     assert provider.connections <= 2
 
 
-async def test_another_origins_idle_connection_makes_room() -> None:
+async def test_idle_connection_to_another_origin_is_closed_to_make_room() -> None:
     client = HttpClient(ClientLimits(connections=1))
     async with running(Provider()) as one, running(Provider()) as other:
         assert await whole(await post(client, one)) == b"ok"
@@ -286,7 +288,7 @@ async def test_another_origins_idle_connection_makes_room() -> None:
     await client.close()
 
 
-async def test_whoever_gives_up_waiting_leaves_its_turn_to_the_next() -> None:
+async def test_timed_out_or_cancelled_waiter_does_not_block_others() -> None:
     client, held = HttpClient(ClientLimits(connections=1)), asyncio.Event()
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -311,8 +313,8 @@ async def test_whoever_gives_up_waiting_leaves_its_turn_to_the_next() -> None:
         await client.close()
 
 
-async def test_a_slow_reader_stops_the_provider(client: HttpClient) -> None:
-    """Bytes that nobody reads stay with the provider, not in our memory."""
+async def test_unread_answer_applies_backpressure_to_the_provider(client: HttpClient) -> None:
+    """Unread bytes stay with the provider instead of filling our memory."""
     written = 0
 
     async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -335,7 +337,7 @@ async def test_a_slow_reader_stops_the_provider(client: HttpClient) -> None:
         assert len(await whole(answer)) == 64_000_000
 
 
-async def test_cancelled_means_closed(client: HttpClient) -> None:
+async def test_cancelled_call_closes_its_connection(client: HttpClient) -> None:
     provider = Provider(b"")
     async with running(provider) as address:
         call = asyncio.ensure_future(post(client, address))
@@ -346,8 +348,8 @@ async def test_cancelled_means_closed(client: HttpClient) -> None:
         assert await settled(client)
 
 
-async def test_whoever_leaves_does_not_end_the_next_call_of_the_connection(client: HttpClient) -> None:
-    """In one turn of the event loop an answer comes whole, another call takes its connection, and the first caller leaves."""
+async def test_cancelled_caller_does_not_close_a_connection_already_reused(client: HttpClient) -> None:
+    """In one turn of the event loop, an answer is complete, another call takes the connection, and the first caller is cancelled."""
     async with running(Provider()) as address:
         await whole(await post(client, address))
         [connection] = client._idle[address.origin]
@@ -381,7 +383,7 @@ async def forbid_later() -> None:
 
 
 @pytest.mark.parametrize("forbid", [forbid_now, forbid_later])
-async def test_what_leaves_is_told_before_it_does_and_may_forbid_it(
+async def test_leaves_callback_runs_before_sending_and_can_prevent_it(
     client: HttpClient, forbid: Callable[[], Awaitable[None] | None]
 ) -> None:
     provider = Provider()
@@ -394,7 +396,7 @@ async def test_what_leaves_is_told_before_it_does_and_may_forbid_it(
     assert len(provider.requests) == 1
 
 
-async def test_a_provider_that_hangs_up_before_the_request_leaves_is_connected_to_again(client: HttpClient) -> None:
+async def test_hang_up_during_the_leaves_callback_reconnects(client: HttpClient) -> None:
     provider = Provider(hangs_up=True)
 
     async def tell() -> None:
@@ -421,7 +423,7 @@ async def test_a_provider_that_hangs_up_before_the_request_leaves_is_connected_t
 
 
 @pytest.mark.parametrize("value", ["a\r\nx: y", "a\nb", "a\rb", "a\0b"])
-async def test_a_header_cannot_begin_a_line_of_its_own(client: HttpClient, value: str) -> None:
+async def test_header_value_with_a_line_break_is_refused(client: HttpClient, value: str) -> None:
     provider = Provider()
     async with running(provider) as address:
         with pytest.raises(ValueError, match="line break"):
@@ -438,12 +440,12 @@ async def test_a_header_cannot_begin_a_line_of_its_own(client: HttpClient, value
         ("http://[::1]:9/x", "[::1]:9", "/x"),
     ],
 )
-def test_addresses(url: str, authority: str, target: str) -> None:
+def test_url_gives_authority_and_target(url: str, authority: str, target: str) -> None:
     address = Address.of(url)
     assert (address.authority, address.target) == (authority, target)
 
 
 @pytest.mark.parametrize("url", ["", "h/v1", "ftp://h/", "http://", "http://u:p@h/", "http://h/a b", "http://h:99999/"])
-def test_what_is_no_address(url: str) -> None:
+def test_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"address|range"):
         Address.of(url)

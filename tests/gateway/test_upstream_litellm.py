@@ -25,14 +25,14 @@ from gateway.upstream.port import (
     UpstreamUnreachable,
 )
 from tests.fake_provider import FakeProvider
-from tests.gateway.litellm_calls import KEY, TEXT_PROTOCOLS, blocks, call, deployment
+from tests.gateway.litellm_calls import KEY, TEXT_PROTOCOLS, call, deployment, events_of_stream
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 PROVIDERS = ["openai", "hosted_vllm", "anthropic"]
 
 
-async def test_what_a_provider_has_nothing_of_is_the_clients_to_mend(provider: FakeProvider, lane: LiteLLMLane) -> None:
+async def test_endpoint_that_the_provider_lacks_is_400(provider: FakeProvider, lane: LiteLLMLane) -> None:
     answer = await lane.send(deployment(provider), call("rerank"))
     error = json.loads(answer.body)["error"]
     assert (answer.status, error["code"]) == (400, "unsupported_endpoint")
@@ -61,7 +61,7 @@ def text_of_stream(protocol: ProtocolName, events: list[tuple[str, dict[str, Any
     return "".join(item["delta"]["text"] for item in data if item["type"] == "content_block_delta")
 
 
-async def test_loading_leaves_tiktoken_where_it_was_and_is_done_once(lane: LiteLLMLane) -> None:
+async def test_litellm_is_loaded_once_without_callbacks_or_side_effects(lane: LiteLLMLane) -> None:
     import litellm
 
     again = LiteLLMLane(environment={"TIKTOKEN_CACHE_DIR": "ours"})
@@ -72,10 +72,10 @@ async def test_loading_leaves_tiktoken_where_it_was_and_is_done_once(lane: LiteL
     assert litellm.callbacks == litellm.success_callback == []
     assert os.environ["LITELLM_MODE"] == "PRODUCTION"
     assert "fastapi" not in sys.modules
-    assert "openai.resources.chat" in sys.modules  # or the first call would import it, and hold all others up
+    assert "openai.resources.chat" in sys.modules  # otherwise the first call would import it and block all others
 
 
-async def test_without_litellm_its_models_cannot_be_reached(
+async def test_missing_litellm_is_unreachable_until_it_is_installed(
     provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "litellm", None)
@@ -89,7 +89,7 @@ async def test_without_litellm_its_models_cannot_be_reached(
 
 @pytest.mark.parametrize("name", PROVIDERS)
 @pytest.mark.parametrize("protocol", TEXT_PROTOCOLS)
-async def test_every_text_protocol_with_every_kind_of_provider(
+async def test_every_text_protocol_works_with_every_kind_of_provider(
     provider: FakeProvider, lane: LiteLLMLane, name: str, protocol: ProtocolName
 ) -> None:
     provider.script(text="the word of people", times=None)
@@ -104,7 +104,7 @@ async def test_every_text_protocol_with_every_kind_of_provider(
     options = {"stream_options": {"include_usage": True}} if protocol in ("chat", "completions") else {}
     streamed = await lane.send(deployment(provider, name), call(protocol, stream=True, **options))
     assert streamed.headers["content-type"].startswith("text/event-stream")
-    events = await blocks(streamed)
+    events = await events_of_stream(streamed)
     assert text_of_stream(protocol, events) == "the word of people"
     assert [item.credential for item in provider.requests] == [KEY, KEY]
     assert provider.last.headers["x-team"] == "a"
@@ -112,12 +112,10 @@ async def test_every_text_protocol_with_every_kind_of_provider(
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
-async def test_the_usage_of_a_stream_is_a_chunk_of_its_own(
-    provider: FakeProvider, lane: LiteLLMLane, name: str
-) -> None:
+async def test_stream_usage_is_in_a_separate_last_chunk(provider: FakeProvider, lane: LiteLLMLane, name: str) -> None:
     provider.script(tokens=4)
     answer = await lane.send(deployment(provider, name), call(stream=True, stream_options={"include_usage": True}))
-    *chunks, last = [data for _name, data in await blocks(answer)]
+    *chunks, last = [data for _name, data in await events_of_stream(answer)]
     assert last["choices"] == []
     assert last["usage"]["completion_tokens"] == 4
     assert all("usage" not in chunk for chunk in chunks)
@@ -133,7 +131,7 @@ async def test_the_usage_of_a_stream_is_a_chunk_of_its_own(
         ("hosted_vllm", "rerank", "/v1/rerank"),
     ],
 )
-async def test_the_other_protocols(
+async def test_non_text_protocols_reach_their_path(
     provider: FakeProvider, lane: LiteLLMLane, name: str, protocol: ProtocolName, path: str
 ) -> None:
     answer = await lane.send(deployment(provider, name), call(protocol))
@@ -143,13 +141,13 @@ async def test_the_other_protocols(
     assert "extra_headers" not in provider.last.body
 
 
-async def test_speech_is_sound(provider: FakeProvider, lane: LiteLLMLane) -> None:
+async def test_speech_answer_is_audio(provider: FakeProvider, lane: LiteLLMLane) -> None:
     answer = await lane.send(deployment(provider), call("speech"))
     assert (answer.headers["content-type"], answer.body[:3]) == ("audio/mpeg", b"ID3")
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
-async def test_unknown_fields_reach_the_provider_as_they_are(
+async def test_unknown_fields_reach_the_provider_unchanged(
     provider: FakeProvider, lane: LiteLLMLane, name: str
 ) -> None:
     await lane.send(deployment(provider, name), call(odd={"a": [1, None]}, temperature=0.5))
@@ -158,7 +156,7 @@ async def test_unknown_fields_reach_the_provider_as_they_are(
     assert "extra_body" not in provider.last.body
 
 
-async def test_an_entrys_values_are_defaults(provider: FakeProvider, lane: LiteLLMLane) -> None:
+async def test_fields_of_the_entry_are_defaults(provider: FakeProvider, lane: LiteLLMLane) -> None:
     entry = deployment(provider, temperature=0.2, top_p=0.3, num_retries=5, rpm=3, max_tokens=9)
     await lane.send(entry, call(top_p=0.9))
     sent = provider.last.body
@@ -166,7 +164,7 @@ async def test_an_entrys_values_are_defaults(provider: FakeProvider, lane: LiteL
     assert not {"max_tokens", "rpm", "num_retries"} & sent.keys()
 
 
-# ── who is in command ──
+# ── control stays with the gateway ──
 
 
 @pytest.mark.parametrize(
@@ -188,7 +186,7 @@ async def test_an_entrys_values_are_defaults(provider: FakeProvider, lane: LiteL
     ids=lambda fields: next(iter(fields)),
 )
 @pytest.mark.parametrize("protocol", ["chat", "messages"])
-async def test_a_client_cannot_steer_litellm(
+async def test_client_fields_that_control_litellm_are_refused(
     provider: FakeProvider, lane: LiteLLMLane, fields: dict[str, Any], protocol: ProtocolName
 ) -> None:
     answer = await lane.send(deployment(provider), call(protocol, **fields))
@@ -210,7 +208,7 @@ async def test_a_client_cannot_steer_litellm(
         ("chat", "num_predict"),
     ],
 )
-async def test_no_field_of_another_protocol_lengthens_an_answer(
+async def test_output_cap_of_another_protocol_is_refused(
     provider: FakeProvider, lane: LiteLLMLane, protocol: ProtocolName, field: str
 ) -> None:
     """LiteLLM writes such a field over the one that is reserved for: Gemini's `max_output_tokens`, Bedrock's `maxTokens`."""
@@ -221,20 +219,20 @@ async def test_no_field_of_another_protocol_lengthens_an_answer(
     assert provider.requests == []
 
 
-async def test_a_search_in_files_is_not_emulated(provider: FakeProvider, lane: LiteLLMLane) -> None:
-    """LiteLLM would make further model calls for it, which nobody reserved anything for."""
+async def test_file_search_is_refused_instead_of_emulated(provider: FakeProvider, lane: LiteLLMLane) -> None:
+    """LiteLLM would make further model calls for it, for which nothing is reserved."""
     answer = await lane.send(deployment(provider, "anthropic"), call("responses", tools=[{"type": "file_search"}]))
     assert answer.status == 400
     assert provider.requests == []
 
 
-async def test_an_advisor_is_not_called(provider: FakeProvider, lane: LiteLLMLane) -> None:
+async def test_advisor_model_is_not_called(provider: FakeProvider, lane: LiteLLMLane) -> None:
     tools = [{"type": "advisor_20260301", "name": "advisor", "model": "other-model"}]
     await lane.send(deployment(provider, "hosted_vllm"), call("messages", tools=tools))
     assert {item.model for item in provider.requests} <= {"gpt-x"}
 
 
-async def test_a_picture_that_a_client_names_is_not_fetched(provider: FakeProvider, lane: LiteLLMLane) -> None:
+async def test_image_url_of_a_client_is_not_fetched(provider: FakeProvider, lane: LiteLLMLane) -> None:
     async with FakeProvider() as elsewhere:
         picture = {"type": "image_url", "image_url": {"url": f"{elsewhere.url}/cat.png"}}
         content = [{"type": "text", "text": "what is it?"}, picture]
@@ -257,7 +255,7 @@ async def test_redirects_are_not_followed(
         assert len(provider.requests) == 1
 
 
-async def test_a_variables_key_is_not_sent_to_an_entrys_address(
+async def test_key_from_the_environment_is_not_sent_to_an_api_base(
     provider: FakeProvider, lane: LiteLLMLane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment")
@@ -275,7 +273,7 @@ async def test_a_variables_key_is_not_sent_to_an_entrys_address(
 @pytest.mark.parametrize("name", PROVIDERS)
 @pytest.mark.parametrize("protocol", TEXT_PROTOCOLS)
 @pytest.mark.parametrize("status", [400, 401, 404, 408, 429, 500, 503, 529])
-async def test_a_providers_error_keeps_its_status_and_its_sentence(
+async def test_provider_error_keeps_its_status_message_and_retry_after(
     provider: FakeProvider, lane: LiteLLMLane, name: str, protocol: ProtocolName, status: int
 ) -> None:
     provider.script(status=status, message=f"The cause is {KEY}", retry_after="7", times=None)
@@ -292,7 +290,9 @@ async def test_a_providers_error_keeps_its_status_and_its_sentence(
 
 @pytest.mark.parametrize("name", PROVIDERS)
 @pytest.mark.parametrize("form", ["html", "none", "text"])
-async def test_errors_that_are_no_json(provider: FakeProvider, lane: LiteLLMLane, name: str, form: Any) -> None:
+async def test_error_that_is_not_json_gets_a_clean_message(
+    provider: FakeProvider, lane: LiteLLMLane, name: str, form: Any
+) -> None:
     provider.script(status=503, body=form, message="told to fail")
     answer = await lane.send(deployment(provider, name), call())
     said = json.loads(answer.body)["error"]["message"]
@@ -303,7 +303,7 @@ async def test_errors_that_are_no_json(provider: FakeProvider, lane: LiteLLMLane
 
 @pytest.mark.parametrize("protocol", ["chat", "completions", "responses", "messages", "embeddings"])
 @pytest.mark.parametrize("name", ["openai", "hosted_vllm"])
-async def test_nothing_is_sent_twice(
+async def test_connection_reset_is_not_retried_by_litellm(
     provider: FakeProvider, lane: LiteLLMLane, name: str, protocol: ProtocolName
 ) -> None:
     provider.script(reset="before_headers", times=None)
@@ -314,14 +314,14 @@ async def test_nothing_is_sent_twice(
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
-async def test_an_answer_that_breaks_off(provider: FakeProvider, lane: LiteLLMLane, name: str) -> None:
+async def test_truncated_answer_is_upstream_broken(provider: FakeProvider, lane: LiteLLMLane, name: str) -> None:
     provider.script(cut_after=10)
     with pytest.raises(UpstreamBroken):
         await lane.send(deployment(provider, name), call())
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
-async def test_a_provider_that_is_not_there(lane: LiteLLMLane, provider: FakeProvider, name: str) -> None:
+async def test_unreachable_provider_hides_its_address(lane: LiteLLMLane, provider: FakeProvider, name: str) -> None:
     with pytest.raises(UpstreamUnreachable) as caught:
         await lane.send(deployment(provider, name, api_base="http://127.0.0.1:1/v1"), call())
     assert "127.0.0.1" not in str(caught.value)
@@ -329,7 +329,7 @@ async def test_a_provider_that_is_not_there(lane: LiteLLMLane, provider: FakePro
 
 @pytest.mark.parametrize("name", PROVIDERS)
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_provider_that_does_not_answer(
+async def test_provider_that_does_not_answer_times_out_and_is_disconnected(
     provider: FakeProvider, lane: LiteLLMLane, name: str, stream: bool
 ) -> None:
     provider.script(delay_ms=60_000)
@@ -342,29 +342,29 @@ async def test_a_provider_that_does_not_answer(
 
 @pytest.mark.parametrize("name", PROVIDERS)
 @pytest.mark.parametrize("protocol", ["chat", "messages"])
-async def test_a_stream_that_breaks_says_so(
+async def test_broken_stream_is_upstream_broken_with_bytes_received(
     provider: FakeProvider, lane: LiteLLMLane, name: str, protocol: ProtocolName
 ) -> None:
     provider.script(tokens=6, cut_after=2, chunk_delay_ms=20)
     answer = await lane.send(deployment(provider, name), call(protocol, stream=True))
     with pytest.raises(UpstreamBroken) as caught:
-        await blocks(answer)
+        await events_of_stream(answer)
     assert caught.value.bytes_received
 
 
-async def test_a_stream_that_falls_silent(provider: FakeProvider, lane: LiteLLMLane) -> None:
+async def test_silent_stream_times_out_and_is_disconnected(provider: FakeProvider, lane: LiteLLMLane) -> None:
     provider.script(tokens=6, stall_after=2)
     asked = call(stream=True)
     asked.timeouts = Timeouts(first_byte_ms=20_000, idle_ms=150)
     answer = await lane.send(deployment(provider), asked)
     with pytest.raises(UpstreamTimeout):
-        await blocks(answer)
+        await events_of_stream(answer)
     await provider.until(lambda: provider.last.disconnected_s is not None)
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
 @pytest.mark.parametrize("protocol", ["chat", "completions", "messages"])
-async def test_closing_a_stream_closes_the_providers_connection(
+async def test_closing_a_stream_disconnects_from_the_provider_within_1_s(
     provider: FakeProvider, lane: LiteLLMLane, name: str, protocol: ProtocolName
 ) -> None:
     provider.script(tokens=1_000, ignore_max=True, chunk_delay_ms=5)
@@ -380,7 +380,7 @@ async def test_closing_a_stream_closes_the_providers_connection(
     assert provider.last.disconnected_s - left_s < 1.0
 
 
-async def test_cancelling_closes_the_connection(provider: FakeProvider, lane: LiteLLMLane) -> None:
+async def test_cancelled_call_disconnects_from_the_provider(provider: FakeProvider, lane: LiteLLMLane) -> None:
     provider.script(delay_ms=60_000)
     sending = asyncio.create_task(lane.send(deployment(provider), call()))
     await provider.until(lambda: provider.concurrent == 1)
@@ -402,29 +402,29 @@ def chunk(content: str = "The answer is", index: int = 0) -> str:
 
 @pytest.mark.parametrize("protocol", ["chat", "messages"])
 @pytest.mark.parametrize("said", [chunk(), "", '{"error": {"message": "quota"}}', "<html>busy</html>"])
-async def test_a_stream_that_ends_without_a_finish_reason_is_no_answer(
+async def test_stream_without_finish_reason_is_upstream_broken(
     provider: FakeProvider, lane: LiteLLMLane, protocol: ProtocolName, said: str
 ) -> None:
     provider.script(raw=raw(said, "text/event-stream"))
     answer = await lane.send(deployment(provider), call(protocol, stream=True))
     with pytest.raises(UpstreamBroken) as broken:
-        await blocks(answer)
+        await events_of_stream(answer)
     assert broken.value.bytes_received
 
 
 @pytest.mark.parametrize("content", ["\ud800"])
-async def test_an_event_that_cannot_be_passed_on_breaks_the_stream(
+async def test_event_that_cannot_be_encoded_breaks_the_stream(
     provider: FakeProvider, lane: LiteLLMLane, content: str
 ) -> None:
     provider.script(raw=raw(chunk(content) + chunk(), "text/event-stream"))
     answer = await lane.send(deployment(provider), call(stream=True))
     with pytest.raises(UpstreamBroken):
-        await blocks(answer)
+        await events_of_stream(answer)
 
 
 @pytest.mark.parametrize("name", ["openai", "hosted_vllm", "anthropic"])
 @pytest.mark.parametrize("body", ["not json", "<html>fine</html>"])
-async def test_an_answer_that_cannot_be_read_may_have_to_be_paid(
+async def test_unreadable_answer_counts_as_bytes_received(
     provider: FakeProvider, lane: LiteLLMLane, name: str, body: str
 ) -> None:
     provider.script(raw=raw(body))
@@ -436,7 +436,7 @@ async def test_an_answer_that_cannot_be_read_may_have_to_be_paid(
 
 @pytest.mark.parametrize("status", ["200 OK", "400 Bad Request", "500 Internal Server Error"])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_of_what_a_provider_says_instead_of_an_answer_only_the_beginning_is_read(
+async def test_only_the_beginning_of_an_invalid_answer_is_parsed(
     provider: FakeProvider, lane: LiteLLMLane, status: str, stream: bool
 ) -> None:
     provider.script(raw=raw("busy " * 400_000, "text/plain", status))
@@ -446,5 +446,5 @@ async def test_of_what_a_provider_says_instead_of_an_answer_only_the_beginning_i
         if answer.pieces is None:
             assert answer.status >= 400
         else:
-            await blocks(answer)
+            await events_of_stream(answer)
     assert time.process_time() - began_s < 3, "LiteLLM alone takes 10 s of CPU for these two megabytes"

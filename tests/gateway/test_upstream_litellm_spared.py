@@ -1,4 +1,4 @@
-"""What the LiteLLM lane spares itself of LiteLLM's work: records that nobody reads, and looking through plain requests."""
+"""Work of LiteLLM that the lane avoids: records that nobody reads, prices, and the transformation of plain requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from gateway.upstream.litellm_lane import LiteLLMLane
 from gateway.upstream.port import ProtocolName
 from tests.fake_provider import FakeProvider
-from tests.gateway.litellm_calls import TEXT_PROTOCOLS, blocks, call, deployment
+from tests.gateway.litellm_calls import TEXT_PROTOCOLS, call, deployment, events_of_stream
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # LiteLLM warns of itself
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # LiteLLM warns of itself
 @pytest.mark.parametrize("name", ["openai", "anthropic"])
 @pytest.mark.parametrize("protocol", TEXT_PROTOCOLS)
 @pytest.mark.parametrize("stream", [False, True])
-async def test_litellm_keeps_no_books(
+async def test_litellm_records_no_calls(
     provider: FakeProvider,
     lane: LiteLLMLane,
     monkeypatch: pytest.MonkeyPatch,
@@ -28,7 +28,7 @@ async def test_litellm_keeps_no_books(
     protocol: ProtocolName,
     stream: bool,
 ) -> None:
-    """It would make a record of every call, in tasks and queues of its own, for callbacks that do not exist."""
+    """LiteLLM would record every call, in its own tasks and queues, for callbacks that do not exist."""
     import litellm.utils
     from litellm.litellm_core_utils import litellm_logging
 
@@ -43,12 +43,12 @@ async def test_litellm_keeps_no_books(
     )
     answer = await lane.send(deployment(provider, name), call(protocol, stream=stream))
     if stream:
-        await blocks(answer)
-    await asyncio.sleep(0.05)  # for what it does later
+        await events_of_stream(answer)
+    await asyncio.sleep(0.05)  # for its background tasks
     assert made == []
 
 
-async def test_litellm_prices_no_answer(
+async def test_litellm_computes_no_price(
     provider: FakeProvider, lane: LiteLLMLane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import litellm
@@ -60,7 +60,7 @@ async def test_litellm_prices_no_answer(
 
 
 def costs(value: Any) -> list[Any]:
-    """Every `cost` that stands anywhere in an answer."""
+    """Every `cost` anywhere in an answer."""
     if isinstance(value, list):
         return [found for one in value for found in costs(one)]
     if not isinstance(value, dict):
@@ -72,21 +72,21 @@ def costs(value: Any) -> list[Any]:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("protocol", TEXT_PROTOCOLS)
 @pytest.mark.parametrize(("name", "model"), [("openai", "gpt-4o"), ("anthropic", "claude-sonnet-4-5")])
-async def test_clients_are_told_no_cost_that_the_provider_did_not_say(
+async def test_answer_has_no_cost_unless_the_provider_gave_one(
     provider: FakeProvider, lane: LiteLLMLane, name: str, model: str, protocol: ProtocolName, stream: bool
 ) -> None:
     priced = replace(deployment(provider, name), model=model)
     answer = await lane.send(priced, call(protocol, stream=stream, **usage_asked(protocol, stream)))
-    told = [data for _, data in await blocks(answer)] if stream else json.loads(answer.body)
+    told = [data for _, data in await events_of_stream(answer)] if stream else json.loads(answer.body)
     assert '"usage"' in json.dumps(told)
     assert costs(told) == []
 
 
-async def test_the_cost_that_a_provider_does_say_is_passed_on(provider: FakeProvider, lane: LiteLLMLane) -> None:
+async def test_cost_given_by_the_provider_is_passed_on(provider: FakeProvider, lane: LiteLLMLane) -> None:
     usage = {"prompt_tokens": 8, "completion_tokens": 3, "total_tokens": 11, "cost": 0.25}
     provider.script(times=2, usage_json=json.dumps(usage))
     answer = await lane.send(deployment(provider), call(stream=True, **usage_asked("chat", True)))
-    assert set(costs([data for _, data in await blocks(answer)])) == {0.25}
+    assert set(costs([data for _, data in await events_of_stream(answer)])) == {0.25}
 
 
 def usage_asked(protocol: ProtocolName, stream: bool) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def usage_asked(protocol: ProtocolName, stream: bool) -> dict[str, Any]:
     return {"stream_options": {"include_usage": True}} if stream and protocol in ("chat", "completions") else {}
 
 
-# Every kind of message and of what stands in one.
+# Every kind of message and content part.
 CONVERSATION: list[dict[str, Any]] = [
     {"role": "system", "content": "be brief"},
     {"role": "developer", "content": [{"type": "text", "text": "and kind"}]},
@@ -118,7 +118,7 @@ CONVERSATION: list[dict[str, Any]] = [
 ]
 
 
-async def test_a_plain_request_is_the_one_that_the_openai_client_would_make(
+async def test_plain_request_equals_the_one_of_the_openai_client(
     provider: FakeProvider, lane: LiteLLMLane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from openai._utils import async_maybe_transform
@@ -143,7 +143,9 @@ async def test_a_plain_request_is_the_one_that_the_openai_client_would_make(
     assert list(provider.last.body.items()) == list(sent.items())
 
 
-async def test_a_plain_request_is_not_looked_through(lane: LiteLLMLane, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_plain_request_skips_the_openai_clients_transformation(
+    lane: LiteLLMLane, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from openai import omit
     from openai._utils import _transform
     from openai.resources.chat.completions import completions

@@ -10,7 +10,7 @@ import pytest
 from gateway.upstream.litellm_lane import LiteLLMLane
 from gateway.upstream.port import Deployment, ProtocolName, UpstreamBroken, UpstreamUnreachable
 from tests.fake_provider import FakeProvider
-from tests.gateway.litellm_calls import blocks, call, deployment
+from tests.gateway.litellm_calls import call, deployment, events_of_stream
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -61,7 +61,7 @@ async def test_stream_without_a_finish_reason_is_broken(
     provider.script(raw=stream_of(piece("The answer"), piece(" is")))
     answer = await lane.send(gemini(provider), call(protocol, stream=True))
     with pytest.raises(UpstreamBroken, match="ended in the middle of the answer"):
-        await blocks(answer)
+        await events_of_stream(answer)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ async def test_stream_with_a_finish_reason_is_complete_wherever_its_usage_is(
 ) -> None:
     provider.script(raw=stream_of(piece("The"), *last))
     answer = await lane.send(gemini(provider), call("chat", stream=True, stream_options={"include_usage": True}))
-    events = [data for _, data in await blocks(answer)]
+    events = [data for _, data in await events_of_stream(answer)]
     reasons = [choice.get("finish_reason") for event in events for choice in event["choices"]]
     assert [reason for reason in reasons if reason] == ["stop"]
     assert [event["usage"]["completion_tokens"] for event in events if event.get("usage")] == [2]

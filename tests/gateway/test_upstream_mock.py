@@ -14,7 +14,7 @@ import pytest
 from gateway.upstream.mock import MockLane
 from gateway.upstream.mock_reply import within
 from gateway.upstream.port import Deployment, ProtocolName, UpstreamAnswer, UpstreamCall
-from tests.gateway.litellm_calls import blocks
+from tests.gateway.litellm_calls import events_of_stream
 
 TEXT = "one two three four five"
 BODIES: dict[ProtocolName, dict[str, Any]] = {
@@ -48,8 +48,8 @@ async def send(
 
 
 async def events(answer: UpstreamAnswer) -> list[dict[str, Any]]:
-    """The data of the events; every event is whole and named as its protocol names it."""
-    found = await blocks(answer)
+    """The data of the events; checks that every event is complete and has its protocol's name."""
+    found = await events_of_stream(answer)
     assert all(name in ("", value.get("type")) for name, value in found)
     return [value for _, value in found]
 
@@ -80,7 +80,7 @@ FINISHES = {
 
 @pytest.mark.parametrize("protocol", list(BODIES))
 @pytest.mark.parametrize(("cap", "text"), [(None, TEXT), (5, TEXT), (2, "one two"), (0, "")])
-async def test_it_says_its_text_within_the_cap(
+async def test_mock_answers_its_text_up_to_the_output_cap(
     lane: MockLane, protocol: ProtocolName, cap: int | None, text: str
 ) -> None:
     fields = {} if cap is None else {CAPS.get(protocol, "max_tokens"): cap}
@@ -93,7 +93,7 @@ async def test_it_says_its_text_within_the_cap(
 
 
 @pytest.mark.parametrize("protocol", list(BODIES))
-async def test_a_stream_says_the_same_as_the_buffered_answer(lane: MockLane, protocol: ProtocolName) -> None:
+async def test_stream_has_the_text_and_usage_of_the_buffered_answer(lane: MockLane, protocol: ProtocolName) -> None:
     fields = {CAPS.get(protocol, "max_tokens"): 3, "stream_options": {"include_usage": True}}
     whole = json.loads((await send(lane, TEXT, protocol, fields)).body)
     found = await events(await send(lane, TEXT, protocol, fields, stream=True))
@@ -118,13 +118,13 @@ async def test_a_stream_says_the_same_as_the_buffered_answer(lane: MockLane, pro
     assert text == "one two three" == spoken(protocol, whole)[0]
 
 
-async def test_usage_is_streamed_only_when_asked_for(lane: MockLane) -> None:
+async def test_usage_is_streamed_only_if_requested(lane: MockLane) -> None:
     found = await events(await send(lane, TEXT, "chat", {}, stream=True))
     assert all("usage" not in item for item in found)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_n_choices_cost_n_times(lane: MockLane, stream: bool) -> None:
+async def test_n_choices_multiply_completion_tokens(lane: MockLane, stream: bool) -> None:
     answer = await send(lane, TEXT, "chat", {"n": 3, "stream_options": {"include_usage": True}}, stream=stream)
     if stream:
         found = await events(answer)
@@ -147,7 +147,7 @@ async def test_n_choices_cost_n_times(lane: MockLane, stream: bool) -> None:
         ("Exception: mock_streaming_error", 529, None),
     ],
 )
-async def test_the_names_of_exceptions_are_error_answers(
+async def test_exception_names_become_error_answers(
     lane: MockLane, response: str, status: int, code: str | None
 ) -> None:
     answer = await send(lane, response, "chat", {})
@@ -157,19 +157,19 @@ async def test_the_names_of_exceptions_are_error_answers(
 
 
 @pytest.mark.parametrize("protocol", list(BODIES))
-async def test_an_error_in_mid_stream(lane: MockLane, protocol: ProtocolName) -> None:
+async def test_mock_streaming_error_ends_the_stream_with_an_error_event(lane: MockLane, protocol: ProtocolName) -> None:
     found = await events(await send(lane, "Exception: mock_streaming_error", protocol, {}, stream=True))
     assert len(found) == 4
     assert "error" in found[-1] or found[-1]["type"] == "error"
 
 
-async def test_a_whole_answer_may_be_given(lane: MockLane) -> None:
+async def test_complete_answer_can_be_configured(lane: MockLane) -> None:
     given = {"id": "x", "choices": [{"message": {"role": "assistant", "content": "a b c"}}], "extra": 1}
     assert json.loads((await send(lane, given, "chat", {})).body) == given
     assert spoken("messages", json.loads((await send(lane, given, "messages", {})).body))[0] == "a b c"
 
 
-async def test_embeddings_are_made_of_the_text(lane: MockLane) -> None:
+async def test_embeddings_are_deterministic_unit_vectors(lane: MockLane) -> None:
     answer = await send(lane, "unused", "embeddings", {"input": ["a b", "c", "a b"], "dimensions": 12})
     body = json.loads(answer.body)
     first, second, third = (item["embedding"] for item in body["data"])
@@ -179,30 +179,30 @@ async def test_embeddings_are_made_of_the_text(lane: MockLane) -> None:
     assert body["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
 
 
-async def test_embeddings_may_be_fixed_or_packed(lane: MockLane) -> None:
+async def test_embeddings_can_be_fixed_and_base64_encoded(lane: MockLane) -> None:
     answer = await send(lane, [0.5, -1.0], "embeddings", {"input": [1, 2, 3], "encoding_format": "base64"})
     body = json.loads(answer.body)
     assert struct.unpack("<2f", base64.b64decode(body["data"][0]["embedding"])) == (0.5, -1.0)
     assert body["usage"]["total_tokens"] == 3
 
 
-async def test_the_prompt_may_be_counted_by_the_gateways_own_rules() -> None:
+async def test_prompt_tokens_come_from_count_prompt_if_given() -> None:
     lane = MockLane(count=count, now_s=lambda: 0.0, new_id=lambda: "x", count_prompt=lambda _protocol, _body: 1234)
     assert json.loads((await send(lane, TEXT, "chat", {})).body)["usage"]["prompt_tokens"] == 1234
 
 
 @pytest.mark.parametrize(("prompt", "choices"), [(["a", "b"], 4), ([[1, 2], [3]], 4), ([1, 2], 2), ("a", 2)])
-async def test_every_prompt_of_a_completion_is_answered(lane: MockLane, prompt: Any, choices: int) -> None:
+async def test_every_prompt_of_a_completion_gets_n_choices(lane: MockLane, prompt: Any, choices: int) -> None:
     answer = json.loads((await send(lane, TEXT, "completions", {"prompt": prompt, "n": 2})).body)
     assert [choice["index"] for choice in answer["choices"]] == list(range(choices))
 
 
-async def test_other_protocols_have_no_mock(lane: MockLane) -> None:
+async def test_other_protocols_are_unsupported(lane: MockLane) -> None:
     answer = await send(lane, TEXT, "speech", {})
     assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "unsupported_endpoint")
 
 
-async def test_a_delayed_stream_can_be_left(lane: MockLane) -> None:
+async def test_delayed_stream_can_be_closed_twice(lane: MockLane) -> None:
     entry = deployment(TEXT, mock_delay_ms=1, mock_chunk_delay_ms=1)
     answer = await lane.send(entry, UpstreamCall("chat", {"model": "mock", **BODIES["chat"]}, True))
     assert answer.pieces is not None
@@ -223,9 +223,11 @@ async def test_a_delayed_stream_can_be_left(lane: MockLane) -> None:
         ("a b", 0, ("", "length")),
     ],
 )
-def test_within(text: str, tokens_max: int | None, kept: tuple[str, str]) -> None:
+def test_text_is_cut_to_whole_words_within_the_token_limit(
+    text: str, tokens_max: int | None, kept: tuple[str, str]
+) -> None:
     assert within(text, tokens_max, count) == kept
 
 
-def test_a_word_that_is_too_long_is_cut_inside() -> None:
+def test_too_long_word_is_cut_inside() -> None:
     assert within("abcdef", 3, len) == ("abc", "length")

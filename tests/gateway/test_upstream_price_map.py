@@ -1,4 +1,4 @@
-"""Prices, limits and abilities out of LiteLLM's wheel, and whose they are."""
+"""Prices, limits and capabilities from LiteLLM's wheel, and how an entry's are found."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def deployment(
     ],
     ids=lambda value: f"{value.provider}/{value.model}" if isinstance(value, Deployment) else str(value),
 )
-def test_where_a_model_is_found(prices: PriceMap, entry: Deployment, key: str | None) -> None:
+def test_entry_is_found_by_provider_and_model(prices: PriceMap, entry: Deployment, key: str | None) -> None:
     found = prices.entry(entry)
     assert found.key == key
     expected = SMALL_MAP[key].get("input_cost_per_token") if key else None
     assert found.raw.get("input_cost_per_token") == expected
 
 
-def test_the_configuration_beats_the_map_field_by_field(prices: PriceMap) -> None:
+def test_configuration_overrides_the_map_field_by_field(prices: PriceMap) -> None:
     entry = deployment(
         "openai",
         "gpt-x",
@@ -92,7 +92,7 @@ def test_the_configuration_beats_the_map_field_by_field(prices: PriceMap) -> Non
     assert "api_key" not in found.raw
 
 
-def test_a_container_costs_what_the_map_says_for_all_models_of_a_provider() -> None:
+def test_container_price_of_a_provider_applies_to_its_known_models() -> None:
     prices, field = PriceMap(installed_price_map()), "code_interpreter_cost_per_session"
     assert prices.entry(deployment("openai", "gpt-4o")).raw[field] == 0.03
     assert prices.entry(deployment("azure", "gpt-4o")).raw[field] == 0.033
@@ -101,7 +101,7 @@ def test_a_container_costs_what_the_map_says_for_all_models_of_a_provider() -> N
     assert field not in prices.entry(deployment("anthropic", "claude-sonnet-4-5")).raw
 
 
-def test_limits_and_abilities(prices: PriceMap) -> None:
+def test_limits_and_capabilities_are_read(prices: PriceMap) -> None:
     found = prices.entry(deployment("openai", "gpt-x"))
     assert (found.max_output_tokens, found.supports("vision"), found.supports("tools")) == (50, True, None)
     assert "source" not in found.raw
@@ -110,20 +110,20 @@ def test_limits_and_abilities(prices: PriceMap) -> None:
     assert prices.entry(deployment("openai", "old")).max_output_tokens is None
 
 
-def test_without_a_map_only_the_configuration_counts() -> None:
+def test_without_a_map_only_the_configuration_applies() -> None:
     found = PriceMap(None).entry(deployment("openai", "gpt-x", info={"input_cost_per_token": 1e-6}))
     assert (found.key, dict(found.raw)) == (None, {"input_cost_per_token": 1e-6})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])
-def test_a_damaged_map_is_said_to_be(tmp_path: Path, text: str) -> None:
+def test_damaged_map_is_reported(tmp_path: Path, text: str) -> None:
     path = tmp_path / "map.json"
     path.write_text(text)
     with pytest.raises(PriceMapDamaged, match="install LiteLLM again"):
         PriceMap(path).entry(deployment("openai", "gpt-x"))
 
 
-def test_the_installed_map_knows_the_usual_models() -> None:
+def test_installed_map_has_prices_of_common_models() -> None:
     prices = PriceMap(installed_price_map())
     for provider, model in (
         ("openai", "gpt-4o-mini"),
@@ -140,7 +140,7 @@ def test_the_installed_map_knows_the_usual_models() -> None:
         assert found.supports("function_calling")
 
 
-def test_reading_the_map_imports_no_litellm() -> None:
+def test_reading_the_map_does_not_import_litellm() -> None:
     code = (
         "import sys; from gateway.upstream.price_map import *;"
         "assert PriceMap(installed_price_map()).raw('gpt-4o-mini'); sys.exit('litellm' in sys.modules)"

@@ -1,4 +1,4 @@
-"""A whole answer as a stream: put together again it says what it said, and what is none ends as an error."""
+"""A whole answer as a stream: assembled again it is the same, and an invalid answer ends with an error."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ WHOLE: dict[ProtocolName, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_put_together_again_it_is_the_answer(name: ProtocolName) -> None:
+def test_assembled_events_equal_the_answer(name: ProtocolName) -> None:
     endpoint, answer = WHOLE[name]
     choices = {"n": 2, "stream_options": {"include_usage": True}} if "choices" in answer else {}
     relay, counter = relay_of(endpoint, **choices)
@@ -109,7 +109,7 @@ def test_put_together_again_it_is_the_answer(name: ProtocolName) -> None:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_an_error_under_a_status_of_success_is_the_providers_error(name: ProtocolName) -> None:
+def test_error_body_with_a_success_status_breaks_the_stream(name: ProtocolName) -> None:
     relay, _ = relay_of(WHOLE[name][0])
     with pytest.raises(StreamBroken, match="too busy"):
         relay.feed(events_of(name, b'{"error": {"message": "too busy", "type": "overloaded_error"}}'))
@@ -128,7 +128,7 @@ ODD = st.dictionaries(KEYS, JSON | st.lists(st.dictionaries(KEYS, JSON, max_size
 
 @pytest.mark.parametrize("name", WHOLE)
 @given(odd=ODD | JSON)
-def test_no_answer_is_more_than_a_broken_stream(name: ProtocolName, odd: Any) -> None:
+def test_any_json_gives_a_stream_or_stream_broken(name: ProtocolName, odd: Any) -> None:
     relay, _ = relay_of(WHOLE[name][0])
     with suppress(StreamBroken):
         relay.feed(events_of(name, json.dumps(odd).encode()))

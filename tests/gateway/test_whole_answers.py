@@ -1,4 +1,4 @@
-"""A whole answer in one write: to the byte what uvicorn makes of the same answer in two messages."""
+"""A whole answer in one write: the same bytes that uvicorn sends for the same answer in two messages."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def answering(
     return application
 
 
-async def heard_by(application: Application, sent: bytes, seconds: float = 5.0) -> RawReply:
-    """What a client hears that says all of `sent` at once; the last of its requests should ask to close the connection."""
+async def reply_to(application: Application, sent: bytes, seconds: float = 5.0) -> RawReply:
+    """The reply to `sent`, sent at once; its last request should ask to close the connection."""
 
     def talk(url: str) -> RawReply:
         with connect(url) as connection:
@@ -52,13 +52,13 @@ async def heard_by(application: Application, sent: bytes, seconds: float = 5.0) 
 
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many bytes each system call sent that the event loop made; clients of these tests use another one, `sendall`."""
+    """The bytes sent by each system call of the event loop; the clients of these tests use `sendall` instead."""
     sent: list[int] = []
     send = socket.socket.send
 
     def counted(sender: socket.socket, data: Any, *flags: int) -> int:
         size = send(sender, data, *flags)
-        if sender.family == socket.AF_INET:  # the other one wakes the loop up
+        if sender.family == socket.AF_INET:  # other sockets wake the loop up
             sent.append(size)
         return size
 
@@ -66,12 +66,12 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sent
 
 
-async def test_it_is_one_write(writes: list[int]) -> None:
-    heard = await heard_by(answering(), request(headers=[CLOSE]))
+async def test_answer_is_sent_in_one_write(writes: list[int]) -> None:
+    heard = await reply_to(answering(), request(headers=[CLOSE]))
     assert writes == [len(heard.raw)]
     writes.clear()
-    heard = await heard_by(answering(in_two=True), request(headers=[CLOSE]))
-    assert len(writes) == 2, "the comparison counts what it should"
+    heard = await reply_to(answering(in_two=True), request(headers=[CLOSE]))
+    assert len(writes) == 2, "the fixture counts writes"
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ async def test_it_is_one_write(writes: list[int]) -> None:
     ids=["close", "http-1.0", "head", "100-continue", "pipelined"],
 )
 @pytest.mark.parametrize("status", [200, 402, 503])
-async def test_a_client_reads_the_same_as_from_uvicorn(sent: bytes, status: int) -> None:
-    whole = await heard_by(answering(status=status), sent)
-    in_two = await heard_by(answering(status=status, in_two=True), sent)
+async def test_bytes_are_the_same_as_from_uvicorn(sent: bytes, status: int) -> None:
+    whole = await reply_to(answering(status=status), sent)
+    in_two = await reply_to(answering(status=status, in_two=True), sent)
     assert whole.raw == in_two.raw
     assert whole.is_closed
     assert in_two.is_closed
@@ -96,16 +96,16 @@ async def test_a_client_reads_the_same_as_from_uvicorn(sent: bytes, status: int)
 
 
 @pytest.mark.parametrize("body", [b"", b"x" * 32_768, b"x" * 32_769, LARGE], ids=len)
-async def test_bodies_of_every_size_arrive_whole(body: bytes) -> None:
-    heard = await heard_by(answering(body), request() + request(headers=[CLOSE]))
+async def test_body_of_any_size_arrives_whole(body: bytes) -> None:
+    heard = await reply_to(answering(body), request() + request(headers=[CLOSE]))
     assert [answer.body == body for answer in heard.answers] == [True, True]
     assert heard.is_closed
 
 
 @pytest.mark.parametrize("header", [(b"connection", b"close"), (b"content-length", b"36"), (b"X-Upper", b"1")])
-async def test_headers_that_uvicorn_should_look_at_get_there(header: tuple[bytes, bytes]) -> None:
-    whole = await heard_by(answering(headers=[header]), request(headers=[CLOSE]))
-    in_two = await heard_by(answering(headers=[header], in_two=True), request(headers=[CLOSE]))
+async def test_headers_with_meaning_to_uvicorn_give_the_same_bytes(header: tuple[bytes, bytes]) -> None:
+    whole = await reply_to(answering(headers=[header]), request(headers=[CLOSE]))
+    in_two = await reply_to(answering(headers=[header], in_two=True), request(headers=[CLOSE]))
     assert whole.raw == in_two.raw
     assert whole.statuses == [200]
 
@@ -124,24 +124,24 @@ async def test_headers_that_uvicorn_should_look_at_get_there(header: tuple[bytes
         (b"x-tag:", b"a"),
     ],
 )
-async def test_a_header_that_would_be_two_is_never_sent(header: tuple[bytes, bytes]) -> None:
+async def test_header_injection_is_never_sent(header: tuple[bytes, bytes]) -> None:
     assert not is_plain([*HEADERS, header])
-    heard = await heard_by(answering(headers=[*HEADERS, header]), request())
-    assert heard.raw == b"", "as uvicorn does it: the connection ends without an answer"
+    heard = await reply_to(answering(headers=[*HEADERS, header]), request())
+    assert heard.raw == b"", "as with uvicorn, the connection ends without an answer"
     assert heard.is_closed
 
 
-def test_every_byte_but_control_characters_may_stand_in_a_value() -> None:
+def test_header_value_may_contain_any_byte_but_control_characters() -> None:
     plain = [value for value in range(256) if is_plain([(b"x-a", bytes([value]))])]
     assert plain == [0x09, *range(0x20, 0x7F), *range(0x80, 0x100)]
 
 
-def test_only_tokens_in_lower_case_are_names() -> None:
+def test_header_name_must_be_a_lower_case_token() -> None:
     plain = bytes(value for value in range(256) if is_plain([(b"x" + bytes([value]), b"")]))
     assert plain == b"!#$%&'*+-.0123456789^_`abcdefghijklmnopqrstuvwxyz|~"
 
 
-async def test_whoever_listens_to_the_client_hears_that_it_is_over() -> None:
+async def test_receive_returns_disconnect_once_answered() -> None:
     async def application(scope: Any, receive: Any, send: Any) -> None:
         exchange = Exchange(scope, receive, send)
         await exchange.read_body(1000)
@@ -151,23 +151,23 @@ async def test_whoever_listens_to_the_client_hears_that_it_is_over() -> None:
         heard.append(await asyncio.wait_for(listening, 0.3))
 
     heard: list[Any] = []
-    await heard_by(application, request(), 0.5)
+    await reply_to(application, request(), 0.5)
     assert heard == [{"type": "http.disconnect"}], "while the connection is still open"
 
 
-async def test_an_answer_to_a_body_that_nobody_asked_for_comes_without_100() -> None:
+async def test_answer_without_reading_the_body_sends_no_100_continue() -> None:
     async def refuse_unread(scope: Any, receive: Any, send: Any) -> None:
         await Exchange(scope, receive, send).answer(413, HEADERS, BODY)
         assert await receive() == {"type": "http.disconnect"}
 
     sent = request(headers=[b"expect: 100-continue", b"content-length: 1000"], body=b"", length=False)
-    heard = await heard_by(refuse_unread, sent, 0.5)
+    heard = await reply_to(refuse_unread, sent, 0.5)
     assert heard.raw.startswith(b"HTTP/1.1 413 ")
     assert heard.raw.endswith(BODY)
 
 
-async def test_the_next_answer_waits_for_a_client_that_has_not_read_the_last_one() -> None:
-    """Otherwise a client that asks and asks, and reads nothing, would fill our memory with answers."""
+async def test_next_pipelined_answer_waits_until_the_last_one_was_read() -> None:
+    """Otherwise a client that sends requests without reading answers would fill our memory."""
     answers = Counter[str]()
     begun = threading.Event()
 
@@ -193,7 +193,7 @@ async def test_the_next_answer_waits_for_a_client_that_has_not_read_the_last_one
     assert answers == {"begun": 3, "given": 3}
 
 
-async def test_a_client_that_has_gone_is_sent_nothing(writes: list[int]) -> None:
+async def test_nothing_is_sent_to_a_disconnected_client(writes: list[int]) -> None:
     gone = asyncio.Event()
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -214,7 +214,7 @@ async def test_a_client_that_has_gone_is_sent_nothing(writes: list[int]) -> None
     assert writes == []
 
 
-async def test_a_second_answer_is_an_error_and_reaches_nobody() -> None:
+async def test_second_answer_raises_and_is_not_sent() -> None:
     caught: list[Exception] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -225,6 +225,6 @@ async def test_a_second_answer_is_an_error_and_reaches_nobody() -> None:
         except RuntimeError as error:
             caught.append(error)
 
-    heard = await heard_by(application, request(headers=[CLOSE]))
+    heard = await reply_to(application, request(headers=[CLOSE]))
     assert heard.statuses == [200]
     assert len(caught) == 1

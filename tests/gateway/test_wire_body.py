@@ -1,4 +1,4 @@
-"""Bodies that must not get in: catalogue 72 to 77."""
+"""Bodies that must be refused: catalogue 72 to 77."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from gateway.wire.body import ACCOUNTED_KEYS, DENIED_KEYS, boolean, parse_object
     ],
     ids=range(20),
 )
-def test_what_is_no_json_object_is_refused_at_once(raw: bytes) -> None:
+def test_body_that_is_no_json_object_is_refused_quickly(raw: bytes) -> None:
     begun_s = time.perf_counter()
     with pytest.raises(BadRequest) as refused:
         parse_object(raw)
@@ -46,13 +46,13 @@ def test_what_is_no_json_object_is_refused_at_once(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("key", sorted(ACCOUNTED_KEYS))
-def test_a_key_that_money_depends_on_may_stand_only_once(key: str) -> None:
+def test_duplicate_of_a_key_that_affects_the_price_is_refused(key: str) -> None:
     with pytest.raises(BadRequest) as refused:
         parse_object(f'{{"{key}":1,"x":2,"{key}":3}}'.encode())
     assert (refused.value.code, refused.value.param) == ("duplicate_key", key)
 
 
-def test_the_same_word_deeper_down_is_no_duplicate() -> None:
+def test_same_key_in_a_nested_object_is_no_duplicate() -> None:
     body = parse_object(
         b'{"model":"m","tools":[{"parameters":{"model":{},"stream":1}}],"note":"\\"model\\"","stream":true}'
     )
@@ -66,12 +66,15 @@ def test_the_same_word_deeper_down_is_no_duplicate() -> None:
         (b'{"model": "m", "tools": [{"model": 1, "n": {"model": 2}}]}', False),
         (b'{"model": "m", "messages": [{"content": "say \\"model\\": twice, \\"model\\":"}]}', False),
         (b'{"model": "m", "tools": [{"model": 1}], "model" : "n"}', True),
-        (b'{"tools": [{"model": 1, "model": 2}], "model": "m"}', False),  # twice, and not ours to judge
+        (
+            b'{"tools": [{"model": 1, "model": 2}], "model": "m"}',
+            False,
+        ),  # a duplicate in a nested object is left to the provider
         (b'{"model": "m", "tools": [{"model": 1, "model": 2}], "model": "n"}', True),
         (b'{"model": "m", "mod\\u0065l": "n"}', True),
     ],
 )
-def test_a_doubled_name_is_told_from_one_that_also_stands_elsewhere(raw: bytes, is_refused: bool) -> None:
+def test_duplicates_are_refused_only_at_the_top_level(raw: bytes, is_refused: bool) -> None:
     if is_refused:
         with pytest.raises(BadRequest, match="model"):
             parse_object(raw)
@@ -79,20 +82,20 @@ def test_a_doubled_name_is_told_from_one_that_also_stands_elsewhere(raw: bytes, 
         assert parse_object(raw)["model"]
 
 
-def test_a_duplicate_behind_deep_nesting_is_refused_and_not_an_error_of_ours() -> None:
+def test_duplicate_after_deep_nesting_is_refused() -> None:
     raw = b'{"a":' + b"[" * 1000 + b"]" * 1000 + b',"model":"a","model":"b"}'
     with pytest.raises(BadRequest):
         parse_object(raw)
 
 
 @pytest.mark.parametrize("key", sorted(DENIED_KEYS))
-def test_no_field_chooses_where_a_call_goes(key: str) -> None:
+def test_field_that_chooses_the_upstream_is_refused(key: str) -> None:
     with pytest.raises(BadRequest) as refused:
         parse_object(f'{{"model":"m","{key}":"x"}}'.encode())
     assert (refused.value.code, refused.value.param) == ("forbidden_field", key)
 
 
-def test_unknown_fields_and_odd_texts_pass() -> None:
+def test_unknown_fields_and_unusual_text_pass() -> None:
     raw = '{"model":"m","brand_new":{"a":[1,2.5,null]},"t":"\\u0000 \\u202e עברית 👨‍👩‍👧 Z̷a̸l̵g̶o̷"}'.encode()
     body = parse_object(raw)
     assert body["brand_new"] == {"a": [1, 2.5, None]}
@@ -100,19 +103,19 @@ def test_unknown_fields_and_odd_texts_pass() -> None:
 
 
 @pytest.mark.parametrize("value", [True, False, 1.0, "100", -1, 0, 10**30, [], {}, 2**31, 1e3])
-def test_a_whole_number_is_nothing_else(value: object) -> None:
+def test_whole_number_refuses_other_types_and_ranges(value: object) -> None:
     with pytest.raises(BadRequest) as refused:
         whole_number({"max_tokens": value}, "max_tokens", 1)
     assert refused.value.param == "max_tokens"
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, None), (1, 1), (2**31 - 1, 2**31 - 1)])
-def test_a_whole_number_in_range(value: int | None, expected: int | None) -> None:
+def test_whole_number_in_range_is_accepted(value: int | None, expected: int | None) -> None:
     assert whole_number({"n": value}, "n", 1) == expected
 
 
 @pytest.mark.parametrize("value", ["true", 1, 0, [], {}])
-def test_a_boolean_is_nothing_else(value: object) -> None:
+def test_boolean_refuses_other_types(value: object) -> None:
     with pytest.raises(BadRequest):
         boolean({"stream": value}, "stream")
 
@@ -127,7 +130,7 @@ def test_a_boolean_is_nothing_else(value: object) -> None:
         ("m" * 513, "invalid_value"),
     ],
 )
-def test_a_text_that_is_none(value: object, code: str) -> None:
+def test_text_refuses_missing_empty_or_too_long_values(value: object, code: str) -> None:
     with pytest.raises(BadRequest) as refused:
         text({"model": value}, "model")
     assert (refused.value.code, refused.value.param) == (code, "model")
@@ -145,7 +148,7 @@ TAGS = {"workflow_id": "w", "run_id": "r", "step": "s", "agent": "a"}
         ("odd", "odd"),
     ],
 )
-def test_tags_are_taken_out_of_the_metadata_of_a_tagged_call(metadata: Any, left: Any) -> None:
+def test_strip_tags_removes_tags_from_metadata(metadata: Any, left: Any) -> None:
     body = {"model": "m", "metadata": metadata}
     strip_tags(body)
     assert body == ({"model": "m"} if left is None else {"model": "m", "metadata": left})

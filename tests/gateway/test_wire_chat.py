@@ -1,4 +1,4 @@
-"""Chat completions: requests that are taken or refused, caps, and answers with everything that may stand in them."""
+"""Chat completions: valid and invalid requests, output caps, and answers with all their fields."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def delta(index: int = 0, finish: str | None = None, **fields: Any) -> dict[str,
         ({"api_base": "http://elsewhere"}, "api_base"),
     ],
 )
-def test_a_bad_request_names_its_field(fields: dict[str, Any], param: str) -> None:
+def test_invalid_request_names_its_field(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequest) as refused:
         parsed("chat/completions", **fields)
     assert (refused.value.status, refused.value.param) == (400, param)
@@ -69,7 +69,7 @@ def test_a_bad_request_names_its_field(fields: dict[str, Any], param: str) -> No
         ({"max_tokens": 10**9}, 10**9),
     ],
 )
-def test_the_smaller_of_two_caps_counts(fields: dict[str, Any], cap: int | None) -> None:
+def test_smaller_of_two_output_caps_applies(fields: dict[str, Any], cap: int | None) -> None:
     assert parsed("chat/completions", **fields).output_tokens_max == cap
 
 
@@ -86,7 +86,7 @@ def test_the_smaller_of_two_caps_counts(fields: dict[str, Any], cap: int | None)
         ({}, None, {}),
     ],
 )
-def test_what_goes_upstream_is_capped(
+def test_forwarded_body_is_capped_and_the_request_unchanged(
     fields: dict[str, Any], output_tokens: int | None, expected: dict[str, int]
 ) -> None:
     request = parsed("chat/completions", **fields)
@@ -96,7 +96,7 @@ def test_what_goes_upstream_is_capped(
     assert json.dumps(request.body) == before
 
 
-def test_everything_else_goes_upstream_unchanged() -> None:
+def test_other_fields_are_forwarded_unchanged() -> None:
     fields = {
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
         "parallel_tool_calls": True,
@@ -128,7 +128,7 @@ def test_everything_else_goes_upstream_unchanged() -> None:
     ("options", "wants"),
     [(None, False), ({}, False), ({"include_usage": False}, False), ({"include_usage": True}, True)],
 )
-def test_usage_is_always_asked_for_and_given_to_who_asked(options: dict[str, Any] | None, wants: bool) -> None:
+def test_usage_is_always_requested_and_relayed_only_if_asked_for(options: dict[str, Any] | None, wants: bool) -> None:
     request = parsed("chat/completions", stream=True, stream_options=options)
     assert request.wants_usage is wants
     sent = CHAT.forwarded(request, None, stream=True)
@@ -186,7 +186,7 @@ def test_usage_is_always_asked_for_and_given_to_who_asked(options: dict[str, Any
         ),
     ],
 )
-def test_usage_of_an_answer(usage: Any, expected: Usage | None) -> None:
+def test_usage_is_read_from_the_answer(usage: Any, expected: Usage | None) -> None:
     assert CHAT.usage({"usage": usage}) == expected
 
 
@@ -223,7 +223,7 @@ def test_tool_calls_are_assembled_from_their_deltas() -> None:
     assert "".join(counter.texts) == 'find{"q":send{"to": "x"} "y"}'
 
 
-def test_tool_calls_are_kept_apart_by_their_index_wherever_it_begins() -> None:
+def test_tool_calls_are_separated_by_index() -> None:
     stream = data_events(
         chunk(delta(tool_calls=[{"index": 1, "id": "a", "function": {"name": "f", "arguments": "{"}}])),
         chunk(delta(tool_calls=[{"index": 4_000, "id": "b", "function": {"name": "g", "arguments": "{"}}])),
@@ -287,7 +287,7 @@ def test_choices_logprobs_audio_and_reasoning_are_assembled() -> None:
         (None, ""),
     ],
 )
-def test_all_that_a_model_writes_is_counted(message: Any, text: str) -> None:
+def test_every_kind_of_generated_text_is_counted(message: Any, text: str) -> None:
     assert CHAT.output_text({"choices": [{"message": message}]}) == text
     relay, counter = relay_of("chat/completions")
     relayed(relay, data_events(chunk({"index": 0, "delta": message})))
@@ -295,11 +295,11 @@ def test_all_that_a_model_writes_is_counted(message: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize("answer", [{}, {"choices": None}, {"choices": "x"}, {"choices": [None, 3]}])
-def test_an_answer_without_choices_has_no_text(answer: dict[str, Any]) -> None:
+def test_answer_without_choices_has_no_text(answer: dict[str, Any]) -> None:
     assert CHAT.output_text(answer) == ""
 
 
-def test_all_choices_have_to_end() -> None:
+def test_stream_is_finished_once_all_choices_have_ended() -> None:
     relay, _ = relay_of("chat/completions", n=3)
     finished = []
     for index in (1, 0, 2):
@@ -308,7 +308,7 @@ def test_all_choices_have_to_end() -> None:
     assert finished == [False, False, True]
 
 
-def test_a_cut_ends_only_the_choices_that_are_open_under_the_providers_own_head() -> None:
+def test_cut_ends_only_open_choices_with_the_providers_id_and_model() -> None:
     relay, _ = relay_of("chat/completions", n=3)
     relayed(relay, data_events(chunk(delta(0, content="a")), chunk(delta(1, "stop"))))
     relay.feed(b"")
@@ -320,13 +320,13 @@ def test_a_cut_ends_only_the_choices_that_are_open_under_the_providers_own_head(
     assert all((event["id"], event["created"], event["model"]) == ("c-1", 7, "m-1") for event in ends)
 
 
-def test_a_server_that_says_done_without_a_reason_is_done() -> None:
+def test_done_after_content_finishes_without_a_finish_reason() -> None:
     relay, _ = relay_of("chat/completions")
     relayed(relay, [*data_events(chunk(delta(content="a"))), b"data: [DONE]\n\n"])
     assert relay.is_finished
 
 
-def test_done_alone_is_no_answer() -> None:
+def test_done_alone_does_not_finish_the_stream() -> None:
     relay, _ = relay_of("chat/completions")
     assert relay.feed(b"data: [DONE]\n\n") == b""
     assert not relay.is_finished
@@ -340,7 +340,7 @@ def test_done_alone_is_no_answer() -> None:
         ("plain words", "plain words", "upstream_error", "upstream_error"),
     ],
 )
-def test_a_providers_error_event_breaks_the_stream_in_its_own_words(
+def test_provider_error_event_breaks_the_stream_with_its_message(
     error: Any, message: str, code: str, kind: str
 ) -> None:
     relay, _ = relay_of("chat/completions")
@@ -366,7 +366,7 @@ def test_a_providers_error_event_breaks_the_stream_in_its_own_words(
         {"choices": [{"index": 10**9, "delta": {}, "finish_reason": "stop"}]},
     ],
 )
-def test_choices_that_cannot_be_break_the_stream(broken: dict[str, Any]) -> None:
+def test_invalid_choices_break_the_stream(broken: dict[str, Any]) -> None:
     relay, _ = relay_of("chat/completions")
     with pytest.raises(StreamBroken):
         relayed(relay, data_events(broken))
@@ -375,6 +375,6 @@ def test_choices_that_cannot_be_break_the_stream(broken: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("calls", ["x", [None], [{"index": 10**9}], [{"index": "a"}], {"index": 0}])
-def test_tool_calls_that_cannot_be_do_not_fill_the_memory(calls: Any) -> None:
+def test_invalid_tool_calls_break_the_stream(calls: Any) -> None:
     with pytest.raises(StreamBroken):
         CHAT.assemble(b"".join(data_events(chunk(delta(tool_calls=calls)))))

@@ -1,4 +1,4 @@
-"""Legacy completions: prompts and choices multiply, and silence about the cap means 16."""
+"""Legacy completions: prompts and choices multiply, and the default output cap is 16."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMPLETIONS = CompletionsProtocol()
         ({"prompt": [1] * 5000}, 1),
     ],
 )
-def test_every_draft_of_every_prompt_is_a_choice(fields: dict[str, Any], choices: int) -> None:
+def test_choices_are_prompts_times_the_larger_of_n_and_best_of(fields: dict[str, Any], choices: int) -> None:
     assert parsed("completions", **fields).choices == choices
 
 
@@ -48,7 +48,7 @@ def test_every_draft_of_every_prompt_is_a_choice(fields: dict[str, Any], choices
         ({"stream": "x"}, "stream"),
     ],
 )
-def test_a_bad_request_names_its_field(fields: dict[str, Any], param: str) -> None:
+def test_invalid_request_names_its_field(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequest) as refused:
         parsed("completions", **fields)
     assert refused.value.param == param
@@ -58,18 +58,20 @@ def test_a_bad_request_names_its_field(fields: dict[str, Any], param: str) -> No
     ("own", "output_tokens", "sent"),
     [(None, None, None), (None, 500, 16), (None, 9, 9), (100, 50, 50), (10, 50, 10), (0, 50, 0)],
 )
-def test_a_cap_never_grows_what_the_client_meant(own: int | None, output_tokens: int | None, sent: int | None) -> None:
+def test_output_cap_is_never_raised_and_defaults_to_16(
+    own: int | None, output_tokens: int | None, sent: int | None
+) -> None:
     request = parsed("completions", max_tokens=own)
     assert request.output_tokens_max == (16 if own is None else own)
     assert COMPLETIONS.forwarded(request, output_tokens, stream=False).get("max_tokens") == sent
 
 
-def test_usage_is_asked_of_a_stream() -> None:
+def test_usage_is_requested_for_a_stream() -> None:
     sent = COMPLETIONS.forwarded(parsed("completions", stream=True), None, stream=True)
     assert sent["stream_options"] == {"include_usage": True}
 
 
-def test_all_choices_of_all_prompts_have_to_end_and_a_cut_ends_the_open_ones() -> None:
+def test_stream_is_finished_once_all_choices_ended_and_a_cut_ends_the_rest() -> None:
     relay, _ = relay_of("completions", prompt=["a", "b"], n=2)
     for index in (0, 3):
         end = {"index": index, "text": "x", "finish_reason": "stop"}
@@ -106,6 +108,6 @@ def test_logprobs_and_choices_are_assembled() -> None:
 
 
 @pytest.mark.parametrize("event", [{"choices": ["x"]}, {"choices": [{"index": -2}]}, {"error": {"message": "no"}}])
-def test_what_cannot_be_assembled_is_a_broken_stream(event: dict[str, Any]) -> None:
+def test_invalid_events_break_the_stream(event: dict[str, Any]) -> None:
     with pytest.raises(StreamBroken):
         COMPLETIONS.assemble(b"".join(data_events(event)))

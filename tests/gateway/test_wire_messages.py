@@ -1,4 +1,4 @@
-"""Anthropic's messages: blocks, thinking, caches, and errors in its own words."""
+"""Anthropic's messages: blocks, thinking, caches, and errors in its format."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ STREAM = named_events(FIRST, {"type": "ping"}, *THINKING, *TEXT, *TOOL, *END)
         ({"base_url": "http://x"}, "base_url", "forbidden_field"),
     ],
 )
-def test_a_bad_request_names_its_field_in_anthropics_shape(fields: dict[str, Any], param: str, code: str) -> None:
+def test_invalid_request_names_its_field_in_anthropics_format(fields: dict[str, Any], param: str, code: str) -> None:
     with pytest.raises(BadRequest) as refused:
         parsed("messages", **fields)
     body = json.loads(MESSAGES.error_body(refused.value))
@@ -106,7 +106,7 @@ def test_a_bad_request_names_its_field_in_anthropics_shape(fields: dict[str, Any
     assert (body["error"]["param"], body["error"]["code"]) == (param, code)
 
 
-def test_everything_else_goes_upstream_unchanged() -> None:
+def test_other_fields_are_forwarded_unchanged() -> None:
     fields = {
         "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral", "ttl": "1h"}}],
         "tools": [{"name": "f", "input_schema": {}}, {"type": "web_search_20250305", "name": "web_search"}],
@@ -136,7 +136,7 @@ def test_everything_else_goes_upstream_unchanged() -> None:
         (9000, 5000, None, 9000, 5000),
     ],
 )
-def test_a_cap_takes_the_thinking_with_it(
+def test_capped_max_tokens_lowers_the_thinking_budget_below_it(
     own: int, thinking: int | None, output_tokens: int | None, sent: int, sent_thinking: int | None
 ) -> None:
     fields = {"thinking": {"type": "enabled", "budget_tokens": thinking}} if thinking else {}
@@ -157,12 +157,12 @@ def test_a_cap_takes_the_thinking_with_it(
         ({"max_tokens": 9000, "thinking": "odd"}, 1),
     ],
 )
-def test_the_smallest_cap_that_makes_sense(fields: dict[str, Any], least: int) -> None:
+def test_least_output_cap_leaves_room_for_minimal_thinking(fields: dict[str, Any], least: int) -> None:
     request = parsed("messages", **fields)
     assert (request.output_tokens_min_useful, request.output_tokens_max) == (least, fields["max_tokens"])
 
 
-def test_tokens_are_counted_without_a_cap() -> None:
+def test_count_tokens_needs_no_max_tokens() -> None:
     request = MESSAGES.parse_count(json.dumps({"model": "m", "messages": USER, "system": "x"}).encode())
     assert (request.has_output, request.output_tokens_max, request.stream) == (False, None, False)
     assert json.loads(MESSAGES.counted(17)) == {"input_tokens": 17}
@@ -189,11 +189,11 @@ def test_tokens_are_counted_without_a_cap() -> None:
         (None, None),
     ],
 )
-def test_what_the_cache_did_is_part_of_our_input(usage: Any, expected: Usage | None) -> None:
+def test_usage_counts_cache_reads_and_writes_as_input(usage: Any, expected: Usage | None) -> None:
     assert MESSAGES.usage({"usage": usage}) == expected
 
 
-def test_a_stream_passes_and_is_counted_and_assembled() -> None:
+def test_stream_is_relayed_counted_and_assembled() -> None:
     relay, counter = relay_of("messages")
     assert relayed(relay, STREAM) == b"".join(STREAM[:-1])
     assert "".join(counter.texts) == 'hm so Hello find {"q": "x"}'
@@ -209,7 +209,7 @@ def test_a_stream_passes_and_is_counted_and_assembled() -> None:
     assert MESSAGES.output_text(answer) == 'hm so \nHello \nfind {"q":"x"}'
 
 
-def test_the_figures_of_the_end_are_newer() -> None:
+def test_usage_in_message_delta_replaces_that_of_message_start() -> None:
     relay, _ = relay_of("messages")
     usage = {"input_tokens": 500, "output_tokens": 60, "cache_read_input_tokens": None}
     relayed(relay, named_events(FIRST, {**END[0], "usage": usage}))
@@ -217,7 +217,7 @@ def test_the_figures_of_the_end_are_newer() -> None:
 
 
 @pytest.mark.parametrize("end", [END[:1], END, END[1:]])
-def test_a_reason_or_a_stop_is_an_end(end: list[dict[str, Any]]) -> None:
+def test_stop_reason_or_message_stop_finishes_the_stream(end: list[dict[str, Any]]) -> None:
     relay, _ = relay_of("messages")
     relayed(relay, named_events(FIRST, *TEXT))
     finished = [relay.is_finished]
@@ -230,7 +230,7 @@ def test_a_reason_or_a_stop_is_an_end(end: list[dict[str, Any]]) -> None:
     ("events", "closed"),
     [(1, []), (2, []), (3, [0]), (4, [0]), (6, [0]), (7, []), (8, [1]), (12, []), (13, [2]), (15, [2])],
 )
-def test_a_cut_closes_the_block_that_is_open(events: int, closed: list[int]) -> None:
+def test_cut_closes_the_open_block(events: int, closed: list[int]) -> None:
     relay, counter = relay_of("messages")
     given = relayed(relay, STREAM[:events])
     relay.feed(STREAM[events])
@@ -244,19 +244,19 @@ def test_a_cut_closes_the_block_that_is_open(events: int, closed: list[int]) -> 
     assert names[0] == "message_start"
 
 
-def test_a_cut_before_anything_came_begins_the_message() -> None:
+def test_cut_before_any_event_starts_the_message() -> None:
     relay, _ = relay_of("messages")
     relay.feed(STREAM[0])
     kinds = [event["type"] for event in events_of(relay.cut() + relay.close(None))]
     assert kinds == ["message_start", "message_delta", "message_stop"]
 
 
-def test_arguments_that_were_cut_off_are_none() -> None:
+def test_truncated_tool_arguments_are_assembled_as_empty() -> None:
     answer = MESSAGES.assemble(b"".join(STREAM[:15]))
     assert answer["content"][2]["input"] == {}
 
 
-def test_an_error_event_keeps_anthropics_words_and_type() -> None:
+def test_error_event_keeps_its_message_and_type() -> None:
     relay, _ = relay_of("messages")
     error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
     with pytest.raises(StreamBroken) as broken:
@@ -276,7 +276,7 @@ def test_an_error_event_keeps_anthropics_words_and_type() -> None:
         {"type": "content_block_delta", "index": 0, "delta": "x"},
     ],
 )
-def test_deltas_that_cannot_be_break_the_stream(event: dict[str, Any]) -> None:
+def test_invalid_deltas_break_the_stream(event: dict[str, Any]) -> None:
     relay, _ = relay_of("messages")
     with pytest.raises(StreamBroken):
         relayed(relay, named_events(event))
@@ -293,7 +293,7 @@ def test_deltas_that_cannot_be_break_the_stream(event: dict[str, Any]) -> None:
         {},
     ],
 )
-def test_events_that_cannot_be_placed_pass_and_break_nothing(event: dict[str, Any]) -> None:
+def test_unexpected_events_are_relayed_and_a_cut_still_works(event: dict[str, Any]) -> None:
     odd = b"data: " + json.dumps(event).encode() + b"\n\n"
     relay, _ = relay_of("messages")
     assert relayed(relay, [STREAM[0], odd, b": x\n\n"]) == STREAM[0] + odd
@@ -308,7 +308,7 @@ def test_events_that_cannot_be_placed_pass_and_break_nothing(event: dict[str, An
         {"type": "message_start", "message": []},
     ],
 )
-def test_what_cannot_be_assembled_is_a_broken_stream(event: dict[str, Any]) -> None:
+def test_events_that_cannot_be_assembled_are_stream_broken(event: dict[str, Any]) -> None:
     with pytest.raises(StreamBroken):
         MESSAGES.assemble(b"".join(named_events(event)))
 
@@ -335,11 +335,11 @@ def test_what_cannot_be_assembled_is_a_broken_stream(event: dict[str, Any]) -> N
         (StreamBroken("x", type="odd"), "api_error"),
     ],
 )
-def test_the_type_of_an_error_is_one_that_clients_know(error: GatewayError, kind: str) -> None:
+def test_error_has_an_anthropic_error_type(error: GatewayError, kind: str) -> None:
     assert json.loads(MESSAGES.error_body(error))["error"]["type"] == kind
 
 
-def test_our_code_and_figures_stand_beside_anthropics_fields() -> None:
+def test_error_has_our_code_and_metadata_beside_anthropics_fields() -> None:
     figures = {"scope": "run", "remaining": 3, "request_id": "q-1"}
     body = json.loads(MESSAGES.error_body(BudgetRefusal("Nothing left.", code="run_budget_exceeded", metadata=figures)))
     assert body == {

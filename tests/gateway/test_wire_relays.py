@@ -1,8 +1,7 @@
-"""What holds for the streams of every text protocol: any cutting, any fault, any end (catalogue 58 and 60, P12)."""
+"""Streams of every text protocol: any chunking, any fault, any end (catalogue 58 and 60, P12)."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from contextlib import suppress
 from dataclasses import replace
@@ -17,6 +16,7 @@ from tests.fake_provider.directive import Directive
 from tests.gateway.wire_streams import (
     TEXT_ENDPOINTS,
     Words,
+    cut_at,
     events_of,
     parsed,
     protocol_of,
@@ -36,18 +36,13 @@ DIRECTIVES = {
 CHAT_LIKE = ("chat/completions", "completions")
 
 
-def cut_at(data: bytes, cuts: list[int]) -> list[bytes]:
-    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[begin:end] for begin, end in itertools.pairwise(edges)]
-
-
 def cases() -> list[Any]:
     made = [(endpoint, name) for endpoint in TEXT_ENDPOINTS for name in DIRECTIVES]
     return [case for case in made if case != ("completions", "tool")]
 
 
 @pytest.mark.parametrize(("endpoint", "name"), cases())
-def test_a_stream_passes_whole_and_the_note_stands_before_its_end(endpoint: str, name: str) -> None:
+def test_stream_is_relayed_whole_with_the_budget_comment_before_its_end(endpoint: str, name: str) -> None:
     directive = DIRECTIVES[name]
     stream = provider_stream(endpoint, directive)
     relay, _ = relay_of(endpoint, stream_options={"include_usage": True})
@@ -62,29 +57,29 @@ def test_a_stream_passes_whole_and_the_note_stands_before_its_end(endpoint: str,
 
 
 @pytest.mark.parametrize(("endpoint", "name"), cases())
-def test_the_usage_of_a_stream_is_that_of_the_buffered_answer(endpoint: str, name: str) -> None:
+def test_usage_of_a_stream_equals_that_of_the_buffered_answer(endpoint: str, name: str) -> None:
     directive = DIRECTIVES[name]
     relay, _ = relay_of(endpoint)
     relayed(relay, provider_stream(endpoint, directive))
     assert relay.usage is not None
     whole = protocol_of(endpoint).usage(provider_answer(endpoint, directive))
     assert whole is not None
-    # This provider's chunks leave out the tier.
+    # The fake provider's chunks omit the tier.
     assert relay.usage == replace(whole, service_tier=relay.usage.service_tier)
 
 
 @pytest.mark.parametrize(("endpoint", "name"), cases())
-def test_an_assembled_stream_is_the_buffered_answer(endpoint: str, name: str) -> None:
+def test_assembled_stream_equals_the_buffered_answer(endpoint: str, name: str) -> None:
     directive = DIRECTIVES[name]
     assembled = protocol_of(endpoint).assemble(b"".join(provider_stream(endpoint, directive)))
     expected = provider_answer(endpoint, directive)
-    expected.pop("service_tier", None)  # the fake provider's chunks leave it out
+    expected.pop("service_tier", None)  # the fake provider's chunks omit it
     assert assembled == expected
 
 
 @pytest.mark.parametrize(("endpoint", "name"), cases())
-def test_a_client_that_wants_no_stream_gets_the_usage_out_of_one(endpoint: str, name: str) -> None:
-    """Where a hold grows in slices, the upstream streams whatever the client asked for."""
+def test_buffered_answer_made_from_a_stream_has_its_usage(endpoint: str, name: str) -> None:
+    """With `hold: slices`, the upstream always streams, even if the client did not ask for it."""
     protocol, counter = protocol_of(endpoint), Words()
     relay = protocol.relay(parsed(endpoint), counter)
     data = relayed(relay, provider_stream(endpoint, DIRECTIVES[name])) + relay.close(None)
@@ -94,7 +89,7 @@ def test_a_client_that_wants_no_stream_gets_the_usage_out_of_one(endpoint: str, 
 
 @settings(max_examples=60)
 @given(st.sampled_from(cases()), st.lists(st.integers(0, 100_000), max_size=12), st.booleans())
-def test_any_cutting_and_crlf_give_the_same_output(case: tuple[str, str], cuts: list[int], crlf: bool) -> None:
+def test_chunking_and_crlf_do_not_change_the_output(case: tuple[str, str], cuts: list[int], crlf: bool) -> None:
     endpoint, name = case
     stream = b"".join(provider_stream(endpoint, DIRECTIVES[name]))
     whole, counted = relay_of(endpoint)
@@ -107,7 +102,7 @@ def test_any_cutting_and_crlf_give_the_same_output(case: tuple[str, str], cuts: 
 
 
 @pytest.mark.parametrize("endpoint", TEXT_ENDPOINTS)
-def test_the_output_is_counted_as_it_flows(endpoint: str) -> None:
+def test_output_tokens_are_counted_while_streaming(endpoint: str) -> None:
     relay, _ = relay_of(endpoint)
     seen = []
     for event in provider_stream(endpoint, DIRECTIVES["text"]):
@@ -119,7 +114,7 @@ def test_the_output_is_counted_as_it_flows(endpoint: str) -> None:
 
 @pytest.mark.parametrize("endpoint", TEXT_ENDPOINTS)
 @pytest.mark.parametrize("usage", ["missing", "zero", "negative", "absurd"])
-def test_usage_that_cannot_be_is_no_usage(endpoint: str, usage: str) -> None:
+def test_implausible_usage_is_ignored(endpoint: str, usage: str) -> None:
     directive = Directive(text="one two three", usage=usage)  # type: ignore[arg-type]
     relay, _ = relay_of(endpoint)
     relayed(relay, provider_stream(endpoint, directive))
@@ -135,7 +130,7 @@ def test_usage_that_cannot_be_is_no_usage(endpoint: str, usage: str) -> None:
 @pytest.mark.parametrize(
     "garbage", [b"data: {not json\n\n", b"data: 7\n\n", b"data: []\n\n", b'data: "x"\n\n', b"data: \xff\n\n"]
 )
-def test_garbage_breaks_the_stream_and_loses_nothing_before_it(endpoint: str, garbage: bytes) -> None:
+def test_garbage_breaks_the_stream_after_everything_before_it(endpoint: str, garbage: bytes) -> None:
     stream = provider_stream(endpoint, DIRECTIVES["text"])
     relay, _ = relay_of(endpoint)
     with pytest.raises(StreamBroken) as broken:
@@ -145,7 +140,7 @@ def test_garbage_breaks_the_stream_and_loses_nothing_before_it(endpoint: str, ga
     assert b"error" in data[len(b"".join(stream[:5])) :]
 
 
-# Keys and types that mean something in one of the protocols, with values that need not.
+# Keys and types that exist in one of the protocols, with arbitrary values.
 KEYS = [
     "usage",
     "choices",
@@ -200,8 +195,10 @@ EVENTS = st.fixed_dictionaries(
 
 @settings(max_examples=150)
 @given(st.sampled_from(TEXT_ENDPOINTS), st.lists(EVENTS, min_size=1, max_size=6))
-def test_no_event_is_more_than_a_broken_stream(endpoint: str, events: list[dict[str, Any]]) -> None:
-    """Whatever a provider sends: it passes, or breaks the stream, and the stream still gets an end of its protocol."""
+def test_any_events_are_relayed_or_break_the_stream_with_a_proper_end(
+    endpoint: str, events: list[dict[str, Any]]
+) -> None:
+    """Whatever a provider sends is relayed or breaks the stream, and the stream ends as its protocol requires."""
     pieces = [b"data: " + json.dumps(event).encode() + b"\n\n" for event in events]
     for end in ("cut", "close", "fail"):
         relay, _ = relay_of(endpoint)
@@ -219,14 +216,14 @@ def test_no_event_is_more_than_a_broken_stream(endpoint: str, events: list[dict[
 
 
 @pytest.mark.parametrize("endpoint", TEXT_ENDPOINTS)
-def test_comments_of_a_provider_do_not_pass(endpoint: str) -> None:
+def test_comments_of_the_provider_are_not_relayed(endpoint: str) -> None:
     relay, _ = relay_of(endpoint)
     assert relay.feed(b": OPENROUTER PROCESSING\n\n: \n\n") == b""
 
 
 @pytest.mark.parametrize("endpoint", TEXT_ENDPOINTS)
 @pytest.mark.parametrize("events", range(1, 6))
-def test_a_stream_cut_off_is_not_finished_and_fails_with_an_error_event(endpoint: str, events: int) -> None:
+def test_truncated_stream_is_unfinished_and_fails_with_an_error_event(endpoint: str, events: int) -> None:
     relay, _ = relay_of(endpoint)
     relayed(relay, provider_stream(endpoint, DIRECTIVES["text"])[:events])
     assert not relay.is_finished
@@ -239,8 +236,8 @@ def test_a_stream_cut_off_is_not_finished_and_fails_with_an_error_event(endpoint
 
 @pytest.mark.parametrize("endpoint", TEXT_ENDPOINTS)
 @pytest.mark.parametrize("withheld", range(12))
-def test_a_cut_fits_what_the_client_got(endpoint: str, withheld: int) -> None:
-    """The last piece is withheld, whatever was in it: the answer that is left is whole, and says that it was cut."""
+def test_cut_answer_matches_what_the_client_received(endpoint: str, withheld: int) -> None:
+    """The last piece is withheld, whatever it contains: the rest is a complete answer that says it was cut."""
     stream = provider_stream(endpoint, DIRECTIVES["text"])
     relay, _ = relay_of(endpoint)
     given = relayed(relay, stream[:withheld])

@@ -75,7 +75,7 @@ HALFWAY = numbered(
         ({"api_key": "k"}, "api_key", "forbidden_field"),
     ],
 )
-def test_a_bad_request_names_its_field(fields: dict[str, Any], param: str, code: str) -> None:
+def test_invalid_request_names_its_field(fields: dict[str, Any], param: str, code: str) -> None:
     with pytest.raises(BadRequest) as refused:
         parsed("responses", **fields)
     assert (refused.value.param, refused.value.code) == (param, code)
@@ -93,11 +93,11 @@ def test_a_bad_request_names_its_field(fields: dict[str, Any], param: str, code:
         {"background": False},
     ],
 )
-def test_input_may_be_stored_elsewhere(fields: dict[str, Any]) -> None:
+def test_input_may_be_empty_or_stored_at_the_provider(fields: dict[str, Any]) -> None:
     assert parsed("responses", **fields).model == "m"
 
 
-def test_everything_else_goes_upstream_unchanged() -> None:
+def test_other_fields_are_forwarded_unchanged() -> None:
     fields = {
         "previous_response_id": "resp_0",
         "reasoning": {"effort": "high", "summary": "auto"},
@@ -117,7 +117,7 @@ def test_everything_else_goes_upstream_unchanged() -> None:
 @pytest.mark.parametrize(
     ("own", "output_tokens", "sent"), [(None, 50, 50), (100, 50, 50), (30, 50, 30), (30, None, 30)]
 )
-def test_what_goes_upstream_is_capped(own: int | None, output_tokens: int | None, sent: int) -> None:
+def test_forwarded_body_is_capped(own: int | None, output_tokens: int | None, sent: int) -> None:
     request = parsed("responses", max_output_tokens=own)
     assert (request.output_tokens_max, request.output_tokens_min_useful) == (own, 16)
     assert RESPONSES.forwarded(request, output_tokens, stream=False)["max_output_tokens"] == sent
@@ -137,11 +137,11 @@ def test_what_goes_upstream_is_capped(own: int | None, output_tokens: int | None
         ("x", None),
     ],
 )  # fmt: skip
-def test_usage_of_an_answer(usage: Any, expected: Usage | None) -> None:
+def test_usage_is_read_from_the_answer(usage: Any, expected: Usage | None) -> None:
     assert RESPONSES.usage({"usage": usage}) == expected
 
 
-def test_all_that_a_model_writes_is_text_of_the_output() -> None:
+def test_output_text_includes_every_kind_of_generated_text() -> None:
     output = [
         {"type": "reasoning", "summary": [{"type": "summary_text", "text": "a"}], "content": [{"text": "b"}]},
         {"type": "message", "content": [{"type": "output_text", "text": "c"}, {"type": "refusal", "refusal": "d"}]},
@@ -151,7 +151,7 @@ def test_all_that_a_model_writes_is_text_of_the_output() -> None:
         {"type": "web_search_call", "id": "x", "action": {"query": "not text"}},
         "odd",
     ]
-    assert RESPONSES.output_text({"output": output}) == "ba\ncd\nef\ngh\ni\n"[:-1] + "\n"
+    assert RESPONSES.output_text({"output": output}) == "ba\ncd\nef\ngh\ni\n"
     assert RESPONSES.output_text({"output": None}) == ""
 
 
@@ -166,7 +166,7 @@ def test_every_kind_of_delta_is_counted() -> None:
 
 
 @pytest.mark.parametrize("status", ["completed", "incomplete"])
-def test_the_last_event_waits_for_the_budgets_note(status: str) -> None:
+def test_last_event_is_held_back_for_the_budget_comment(status: str) -> None:
     end = numbered({"type": f"response.{status}", "response": {**CREATED, "status": status, "usage": USAGE}})
     relay, _ = relay_of("responses")
     assert relayed(relay, [*HALFWAY, *end, b"data: [DONE]\n\n"]) == b"".join(HALFWAY)
@@ -175,7 +175,7 @@ def test_the_last_event_waits_for_the_budgets_note(status: str) -> None:
     assert RESPONSES.assemble(b"".join([*HALFWAY, *end]))["status"] == status
 
 
-def test_a_cut_closes_what_is_open_and_says_why() -> None:
+def test_cut_closes_open_items_and_gives_the_reason() -> None:
     relay, _ = relay_of("responses")
     relayed(relay, HALFWAY)
     relay.feed(b"")
@@ -201,14 +201,14 @@ def test_a_cut_closes_what_is_open_and_says_why() -> None:
     assert names == [event["type"] for event in closing[:-1]]
 
 
-def test_a_cut_before_anything_came_is_a_whole_answer_too() -> None:
+def test_cut_before_any_event_is_a_complete_answer() -> None:
     relay, _ = relay_of("responses")
     events = events_of(relay.cut() + relay.close(None))
     assert [event["type"] for event in events] == ["response.created", "response.incomplete"]
     assert events[-1]["response"]["output"] == []
 
 
-def test_parts_that_nobody_announced_are_made() -> None:
+def test_unannounced_part_is_created() -> None:
     relay, _ = relay_of("responses")
     relayed(relay, numbered(
         {"type": "response.created", "response": CREATED},
@@ -236,7 +236,7 @@ def test_parts_that_nobody_announced_are_made() -> None:
         {},
     ],
 )
-def test_events_that_cannot_be_placed_pass_and_break_nothing(event: dict[str, Any]) -> None:
+def test_unexpected_events_are_relayed_and_a_cut_still_works(event: dict[str, Any]) -> None:
     odd = b"data: " + json.dumps(event).encode() + b"\n\n"
     relay, _ = relay_of("responses")
     assert relayed(relay, [*HALFWAY, odd, b": x\n\n"]) == b"".join(HALFWAY) + odd
@@ -245,8 +245,8 @@ def test_events_that_cannot_be_placed_pass_and_break_nothing(event: dict[str, An
 
 
 @pytest.mark.parametrize("event", [{"type": "response.content_part.added", "part": PART}, DELTA])
-def test_parts_are_not_made_up_to_an_index_of_the_providers(event: dict[str, Any]) -> None:
-    """A few such events would fill the memory."""
+def test_large_content_index_does_not_create_parts(event: dict[str, Any]) -> None:
+    """Otherwise a few such events would fill the memory."""
     relay, _ = relay_of("responses")
     far = named_events({**AT, **event, "content_index": 4_000})
     near = named_events({**AT, **DELTA, "content_index": 1})
@@ -256,7 +256,7 @@ def test_parts_are_not_made_up_to_an_index_of_the_providers(event: dict[str, Any
     assert [part["text"] for part in item["content"]] == ["Hello", "more"]
 
 
-def test_an_item_that_is_begun_again_is_begun_anew() -> None:
+def test_item_added_again_starts_empty() -> None:
     relay, _ = relay_of("responses")
     near = named_events({**AT, **DELTA, "content_index": 1})
     again = named_events({"type": "response.output_item.added", "output_index": 1, "item": {**MESSAGE, "content": []}})
@@ -298,7 +298,7 @@ def test_an_item_that_is_begun_again_is_begun_anew() -> None:
         ),
     ],
 )
-def test_a_providers_error_breaks_the_stream_in_its_own_words(
+def test_provider_error_breaks_the_stream_with_its_message(
     event: dict[str, Any], message: str, code: str, usage: Usage | None
 ) -> None:
     relay, _ = relay_of("responses")
@@ -307,7 +307,7 @@ def test_a_providers_error_breaks_the_stream_in_its_own_words(
     assert (broken.value.message, broken.value.code, relay.usage) == (message, code, usage)
 
 
-def test_a_failure_is_told_in_both_events_that_openai_has() -> None:
+def test_failure_is_sent_as_error_and_response_failed_events() -> None:
     relay, _ = relay_of("responses")
     relayed(relay, HALFWAY)
     error = BudgetRefusal("The run has nothing left.", code="run_budget_exceeded", metadata={"run": "r-1"})
@@ -317,13 +317,13 @@ def test_a_failure_is_told_in_both_events_that_openai_has() -> None:
         "run_budget_exceeded",
         "The run has nothing left.",
     )
-    assert first["error"]["metadata"] == {"run": "r-1"}  # its SDK raises what stands here
+    assert first["error"]["metadata"] == {"run": "r-1"}  # OpenAI's SDK raises this
     assert (second["type"], second["response"]["status"]) == ("response.failed", "failed")
     assert second["response"]["error"] == {"code": "run_budget_exceeded", "message": "The run has nothing left."}
     assert [first["sequence_number"], second["sequence_number"]] == [12, 13]
 
 
-def test_a_stream_without_an_end_is_assembled_as_incomplete() -> None:
+def test_stream_without_an_end_is_assembled_as_incomplete() -> None:
     answer = RESPONSES.assemble(b"".join(HALFWAY))
     assert (answer["status"], len(answer["output"])) == ("incomplete", 3)
     with pytest.raises(StreamBroken, match="Sorry"):

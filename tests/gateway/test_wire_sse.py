@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 
 import pytest
@@ -10,52 +9,47 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.wire import sse
-from tests.gateway.wire_streams import name_of
+from tests.gateway.wire_streams import cut_at, name_of
 
 STREAM = (
     b'event: a\ndata: {"x":1}\n\n: note\n\ndata: two\ndata: lines\n\ndata: \xf0\x9f\x9a\x8b\n\n\n\ndata: [DONE]\n\nrest'
 )
 
 
-def split(data: bytes, cuts: list[int]) -> list[bytes]:
-    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[begin:end] for begin, end in itertools.pairwise(edges)]
-
-
 @given(st.lists(st.integers(0, 10_000), max_size=20), st.booleans())
-def test_any_cutting_gives_the_same_events(cuts: list[int], crlf: bool) -> None:
+def test_chunking_and_crlf_do_not_change_the_events(cuts: list[int], crlf: bool) -> None:
     data = STREAM.replace(b"\n", b"\r\n") if crlf else STREAM
     whole = sse.EventSplitter().feed(STREAM)
     splitter = sse.EventSplitter()
-    assert [event for piece in split(data, cuts) for event in splitter.feed(piece)] == whole
+    assert [event for piece in cut_at(data, cuts) for event in splitter.feed(piece)] == whole
     assert splitter.feed(b"\n\n") == [b"rest"]
 
 
 @given(st.lists(st.binary(max_size=30), max_size=20))
-def test_no_bytes_break_the_splitter(pieces: list[bytes]) -> None:
+def test_any_bytes_give_nonempty_events_without_blank_lines(pieces: list[bytes]) -> None:
     splitter = sse.EventSplitter()
     events = [event for piece in pieces for event in splitter.feed(piece)]
     assert all(event and b"\n\n" not in event for event in events)
 
 
-def test_a_long_line_in_many_pieces_is_put_together_once() -> None:
+def test_long_line_in_many_pieces_is_joined() -> None:
     splitter = sse.EventSplitter()
     pieces = [b"data: ", *[b"x" * 1000] * 50, b"\n", b"\ndata: 2\n\n"]
     assert [event for piece in pieces for event in splitter.feed(piece)] == [b"data: " + b"x" * 50_000, b"data: 2"]
     assert splitter.feed(b"\n\n") == []
 
 
-def test_an_event_of_long_lines_in_small_parts_is_put_together_once() -> None:
+def test_event_of_many_lines_is_joined_in_linear_time() -> None:
     splitter = sse.EventSplitter()
     part = b"data: " + b"x" * 249 + b"\n"
     began = time.process_time()
     events = [event for _ in range(sse.EVENT_LINES_MAX) for event in splitter.feed(part)]
     events += splitter.feed(b"\n")
-    assert time.process_time() - began < 2, "joined and looked through for each part it takes ten times as long"
+    assert time.process_time() - began < 2, "joining and scanning for each part takes ten times as long"
     assert [len(event) for event in events] == [sse.EVENT_LINES_MAX * 256 - 1]
 
 
-def test_an_event_of_very_many_lines_is_refused() -> None:
+def test_event_of_more_than_20000_lines_is_refused() -> None:
     splitter = sse.EventSplitter()
     for _ in range(100):
         assert splitter.feed(b"data: \n" * 200) == []
@@ -63,7 +57,7 @@ def test_an_event_of_very_many_lines_is_refused() -> None:
         splitter.feed(b"data: \n")
 
 
-def test_an_event_without_end_is_refused_at_16_mib() -> None:
+def test_event_of_16_mib_is_refused() -> None:
     splitter = sse.EventSplitter()
     piece = b"x" * (1024 * 1024)
     for part in (b"data: ", *[piece] * 15):
@@ -93,12 +87,12 @@ def test_an_event_without_end_is_refused_at_16_mib() -> None:
         (b"data:", b"", None),
     ],
 )
-def test_data_and_name_of_an_event(event: bytes, data: bytes | None, name: str | None) -> None:
+def test_data_and_name_are_read_from_an_event(event: bytes, data: bytes | None, name: str | None) -> None:
     assert sse.data_of(event) == data
     assert name_of(event) == name
 
 
-def test_what_is_made_is_read_back() -> None:
+def test_formatted_events_are_read_back() -> None:
     made = sse.event(b'{"a":1}', "n") + sse.comment(b"budget {}") + sse.event(b"[DONE]")
     events = sse.EventSplitter().feed(made)
     assert [(name_of(event), sse.data_of(event)) for event in events] == [

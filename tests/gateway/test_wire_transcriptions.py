@@ -1,10 +1,8 @@
-"""Transcriptions: a form with a sound in it, bounded and taken apart strictly; the sound's length; what answers say."""
+"""Transcriptions: strict and bounded parsing of the form, the duration of the audio, and the usage of answers."""
 
 from __future__ import annotations
 
-import io
 import json
-import wave
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +15,7 @@ from gateway.wire.form import parts_of
 from gateway.wire.sound import duration_ms, duration_ms_at_most
 from gateway.wire.transcriptions import FILE_BYTES_MAX, TranscriptionsProtocol
 from policies.pricing import Usage
+from tests.gateway.wav_files import wav
 
 TRANSCRIPTIONS = TranscriptionsProtocol()
 BOUNDARY = b"----b0undary"
@@ -35,14 +34,6 @@ def form(*parts: bytes) -> bytes:
     return b"".join(b"--" + BOUNDARY + b"\r\n" + part + b"\r\n" for part in parts) + b"--" + BOUNDARY + b"--\r\n"
 
 
-def wav(seconds: float, rate: int = 8_000, channels: int = 1) -> bytes:
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as sound:
-        sound.setparams((channels, 2, rate, 0, "NONE", ""))
-        sound.writeframes(b"\x00\x00" * channels * int(rate * seconds))
-    return buffer.getvalue()
-
-
 def mp3(frames: int, *, head: bytes = b"", tail: bytes = b"") -> bytes:
     """128 kbit/s at 44,100 Hz: frames of 417 bytes and 26.122 ms."""
     return head + (b"\xff\xfb\x90\x00" + b"\x00" * 413) * frames + tail
@@ -51,7 +42,7 @@ def mp3(frames: int, *, head: bytes = b"", tail: bytes = b"") -> bytes:
 MODEL = field("model", "whisper-1")
 
 
-def test_a_form_becomes_a_request_and_goes_on_as_it_came() -> None:
+def test_form_is_parsed_and_forwarded_unchanged() -> None:
     sound = wav(2.5) + b"\r\n--not the boundary\r\n"
     raw = form(
         sound_part(sound, "née.wav"),
@@ -76,20 +67,20 @@ def test_a_form_becomes_a_request_and_goes_on_as_it_came() -> None:
     assert request.units() == Usage(audio_ms=request.audio_ms)
 
 
-def test_a_files_name_is_text_whatever_encoding_it_claims() -> None:
+def test_file_name_with_an_invalid_encoding_is_replaced() -> None:
     name = "filename*=raw_unicode_escape''%5Cud800.wav"
     head = f'Content-Disposition: form-data; name="file"; {name}\r\n\r\n'.encode()
     assert parts_of(form(head + b"x"))[0].file_name == "?.wav"
 
 
 @given(st.binary(max_size=300))
-def test_any_content_of_a_file_comes_through(content: bytes) -> None:
+def test_any_file_content_is_preserved(content: bytes) -> None:
     [part] = parts_of(form(sound_part(content)))
     assert (part.name, part.content, part.file_name, part.content_type) == ("file", content, "a.wav", "audio/wav")
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_are_more_than_a_bad_request(raw: bytes) -> None:
+def test_any_bytes_are_parsed_or_refused(raw: bytes) -> None:
     for body in (raw, b"--b\r\n" + raw, b"--b\r\n" + raw + b"\r\n--b--\r\n"):
         with suppress(BadRequest):
             assert all(part.name for part in parts_of(body))
@@ -120,7 +111,7 @@ def test_no_bytes_are_more_than_a_bad_request(raw: bytes) -> None:
     ],
     ids=range(19),
 )
-def test_what_is_no_proper_form_is_refused(raw: bytes) -> None:
+def test_invalid_form_is_refused(raw: bytes) -> None:
     with pytest.raises(BadRequest) as refused:
         TRANSCRIPTIONS.parse(raw)
     assert (refused.value.status, refused.value.code) == (400, "invalid_form")
@@ -156,7 +147,7 @@ def test_what_is_no_proper_form_is_refused(raw: bytes) -> None:
         ),
     ],
 )
-def test_a_bad_field_is_named(parts: list[bytes], param: str | None, code: str, status: int) -> None:
+def test_invalid_field_is_named(parts: list[bytes], param: str | None, code: str, status: int) -> None:
     with pytest.raises(BadRequest) as refused:
         TRANSCRIPTIONS.parse(form(*parts))
     assert (refused.value.param, refused.value.code, refused.value.status) == (param, code, status)
@@ -184,17 +175,17 @@ def test_a_bad_field_is_named(parts: list[bytes], param: str | None, code: str, 
     ],
     ids=range(16),
 )
-def test_the_length_of_a_sound(sound: bytes, milliseconds: int | None) -> None:
+def test_duration_of_audio_is_measured_or_bounded_by_its_size(sound: bytes, milliseconds: int | None) -> None:
     assert duration_ms(sound) == milliseconds
     assert duration_ms_at_most(sound) == (len(sound) * 1000 // 750 + 1 if milliseconds is None else milliseconds)
 
 
-def test_a_wav_is_as_long_as_it_plays_whatever_its_header_says() -> None:
+def test_duration_of_a_wav_ignores_a_false_header() -> None:
     honest = wav(2.0)
-    hurried = honest[:28] + (2**31).to_bytes(4, "little") + honest[32:]
-    assert duration_ms(hurried) == 2000
+    wrong_byte_rate = honest[:28] + (2**31).to_bytes(4, "little") + honest[32:]
+    assert duration_ms(wrong_byte_rate) == 2000
     short = honest[:40] + (16).to_bytes(4, "little") + honest[44:60]
-    assert duration_ms(short + honest[36:]) == 2001, "players go on with the next chunk of sound"
+    assert duration_ms(short + honest[36:]) == 2001, "players continue with the next data chunk"
     assert duration_ms(honest[:40] + bytes(4) + honest[44:]) == 2000
     assert duration_ms(honest + wav(0, 48_000)[12:]) == 2000
     packed = honest[:20] + (49).to_bytes(2, "little") + honest[22:]
@@ -202,7 +193,7 @@ def test_a_wav_is_as_long_as_it_plays_whatever_its_header_says() -> None:
     assert duration_ms_at_most(packed) > 2000
 
 
-def test_a_wav_of_a_stream_is_as_long_as_its_bytes() -> None:
+def test_duration_of_a_streamed_wav_follows_its_bytes() -> None:
     unknown = bytearray(wav(2.0))
     at = unknown.index(b"data") + 4
     unknown[at : at + 4] = b"\xff\xff\xff\xff"
@@ -210,7 +201,7 @@ def test_a_wav_of_a_stream_is_as_long_as_its_bytes() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_sound_breaks_the_measuring(content: bytes) -> None:
+def test_any_audio_bytes_have_a_duration_bound(content: bytes) -> None:
     for head in (
         b"",
         b"RIFF\x00\x00\x00\x00WAVE",
@@ -247,14 +238,14 @@ def test_no_sound_breaks_the_measuring(content: bytes) -> None:
         ({"text": "hi", "usage": {"input_tokens": -1, "output_tokens": 4}}, None),
     ],
 )
-def test_usage_of_an_answer(answer: dict[str, Any], expected: Usage | None) -> None:
+def test_usage_is_read_from_the_answer(answer: dict[str, Any], expected: Usage | None) -> None:
     request = TRANSCRIPTIONS.parse(form(MODEL, sound_part(wav(1))))
     assert TRANSCRIPTIONS.usage(answer) == expected
     assert TRANSCRIPTIONS.usage_of_bytes(request, json.dumps(answer).encode()) == expected
 
 
 @pytest.mark.parametrize("answer", [b"WEBVTT\n\n00:00.000 --> 00:01.000\nhi\n", b"hi\n", b"", b"7"])
-def test_subtitles_and_plain_text_say_nothing(answer: bytes) -> None:
+def test_subtitles_and_plain_text_have_no_usage(answer: bytes) -> None:
     request = TRANSCRIPTIONS.parse(form(MODEL, sound_part(wav(1)), field("response_format", "vtt")))
     assert TRANSCRIPTIONS.is_binary
     assert TRANSCRIPTIONS.usage_of_bytes(request, answer) is None

@@ -1,10 +1,8 @@
-"""Protocols that are not priced by the text they write: embeddings, moderations, reranking, images, speech."""
+"""Protocols that are not priced by generated text: embeddings, moderations, reranking, images, speech."""
 
 from __future__ import annotations
 
-import io
 import json
-import wave
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ from gateway.errors import BadRequest
 from gateway.wire.protocols import COUNT_TOKENS_PATHS, PROTOCOLS
 from gateway.wire.speech import SpeechProtocol
 from policies.pricing import Usage
+from tests.gateway.wav_files import wav
 from tests.gateway.wire_streams import Words, protocol_of
 
 BODIES: dict[str, dict[str, Any]] = {
@@ -28,15 +27,7 @@ def parse(endpoint: str, **fields: Any) -> Any:
     return protocol_of(endpoint).parse(json.dumps({**BODIES[endpoint], **fields}).encode())
 
 
-def wav(seconds: float, rate: int = 8_000) -> bytes:
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as sound:
-        sound.setparams((1, 2, rate, 0, "NONE", ""))
-        sound.writeframes(b"\x00\x00" * int(rate * seconds))
-    return buffer.getvalue()
-
-
-def test_every_endpoint_is_answered_with_and_without_the_version() -> None:
+def test_every_endpoint_exists_with_and_without_v1() -> None:
     names = {path: protocol.name for path, protocol in PROTOCOLS.items()}
     assert {path: name for path, name in names.items() if path.startswith("/v1/")} == {
         "/v1/chat/completions": "chat",
@@ -95,7 +86,7 @@ def test_every_endpoint_is_answered_with_and_without_the_version() -> None:
         ("audio/speech", {"stream_format": "sse"}, "stream_format"),
     ],
 )
-def test_a_bad_request_names_its_field(endpoint: str, fields: dict[str, Any], param: str) -> None:
+def test_invalid_request_names_its_field(endpoint: str, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequest) as refused:
         parse(endpoint, **fields)
     assert (refused.value.status, refused.value.param) == (400, param)
@@ -103,7 +94,7 @@ def test_a_bad_request_names_its_field(endpoint: str, fields: dict[str, Any], pa
 
 
 @pytest.mark.parametrize("endpoint", BODIES)
-def test_what_goes_upstream_is_what_came(endpoint: str) -> None:
+def test_request_is_forwarded_unchanged(endpoint: str) -> None:
     fields = {"brand_new": {"a": [1]}, "metadata": {"team": "x"}}
     request = parse(endpoint, **fields)
     assert (request.has_output, request.stream, request.metadata) == (False, False, {"team": "x"})
@@ -111,7 +102,7 @@ def test_what_goes_upstream_is_what_came(endpoint: str) -> None:
 
 
 @pytest.mark.parametrize("endpoint", BODIES)
-def test_answers_that_come_whole_say_so(endpoint: str) -> None:
+def test_unstreamed_protocols_have_no_relay_and_no_output_text(endpoint: str) -> None:
     protocol = protocol_of(endpoint)
     assert not protocol.streams
     assert protocol.output_text({"data": [{"text": "x"}]}) == ""
@@ -124,11 +115,11 @@ def test_answers_that_come_whole_say_so(endpoint: str) -> None:
 @pytest.mark.parametrize(
     "given", ["a", ["a", "b"], [1, 2, 3], [[1, 2], [3]], [{"type": "image_url", "image_url": {"url": "x"}}]]
 )
-def test_inputs_of_an_embedding(given: Any) -> None:
+def test_every_form_of_embedding_input_is_accepted(given: Any) -> None:
     assert parse("embeddings", input=given).body["input"] == given
 
 
-def test_a_moderation_that_names_no_model_gets_the_apis_own() -> None:
+def test_moderation_without_a_model_uses_the_apis_default() -> None:
     assert parse("moderations", model=None).model == "omni-moderation-latest"
 
 
@@ -160,7 +151,7 @@ def test_a_moderation_that_names_no_model_gets_the_apis_own() -> None:
         ("images/generations", {"data": None}, None),
     ],
 )
-def test_usage_of_an_answer(endpoint: str, answer: dict[str, Any], expected: Usage | None) -> None:
+def test_usage_is_read_from_the_answer(endpoint: str, answer: dict[str, Any], expected: Usage | None) -> None:
     assert protocol_of(endpoint).usage(answer) == expected
 
 
@@ -175,7 +166,9 @@ def test_usage_of_an_answer(endpoint: str, answer: dict[str, Any], expected: Usa
         ({"query": "x" * 4000, "documents": ["a"]}, 1, 0),
     ],
 )
-def test_searches_are_counted_before_they_are_made(fields: dict[str, Any], queries: int, media_tokens: int) -> None:
+def test_rerank_queries_and_tokens_are_counted_in_advance(
+    fields: dict[str, Any], queries: int, media_tokens: int
+) -> None:
     request = parse("rerank", **fields)
     assert (request.queries, request.media_tokens) == (queries, media_tokens)
     assert request.units() == Usage(queries=queries)
@@ -192,7 +185,7 @@ def test_searches_are_counted_before_they_are_made(fields: dict[str, Any], queri
         ({"quality": ["low"], "size": {"a": 1}}, 1, 6240),
     ],
 )
-def test_images_are_counted_before_they_are_made(fields: dict[str, Any], images: int, media_tokens: int) -> None:
+def test_images_and_their_tokens_are_counted_in_advance(fields: dict[str, Any], images: int, media_tokens: int) -> None:
     request = parse("images/generations", **fields)
     assert (request.images, request.media_tokens) == (images, media_tokens)
     assert request.units() == Usage(images=images)
@@ -207,7 +200,7 @@ def test_images_are_counted_before_they_are_made(fields: dict[str, Any], images:
         ({"input": "a" * 100, "speed": 4}, 100, 11_001),
     ],
 )
-def test_speech_is_counted_in_characters_and_bounded_in_seconds(
+def test_speech_is_counted_in_characters_and_its_duration_bounded(
     fields: dict[str, Any], characters: int, audio_ms: int
 ) -> None:
     request = parse("audio/speech", **fields)
@@ -221,15 +214,15 @@ def test_speech_is_counted_in_characters_and_bounded_in_seconds(
     [
         ({"response_format": "wav"}, wav(1.5), 1500),
         ({"response_format": "pcm"}, b"\x00" * 48_000, 1000),
-        ({"response_format": "opus"}, b"OggS" + b"\x00" * 500, 2301),  # not read: the bound of the request
+        ({"response_format": "opus"}, b"OggS" + b"\x00" * 500, 2301),  # not measured: the bound from the request
         ({}, b"\xff\xfb damaged", 2301),
     ],
 )
-def test_the_seconds_of_a_sound_are_told_by_its_bytes(fields: dict[str, Any], sound: bytes, audio_ms: int) -> None:
+def test_duration_of_speech_is_measured_or_bounded(fields: dict[str, Any], sound: bytes, audio_ms: int) -> None:
     request = parse("audio/speech", **fields)
     assert SpeechProtocol().usage_of_bytes(request, sound) == Usage(characters=13, audio_ms=audio_ms)
 
 
-def test_no_sound_is_no_usage() -> None:
+def test_empty_speech_has_no_usage() -> None:
     assert SpeechProtocol().is_binary
     assert SpeechProtocol().usage_of_bytes(parse("audio/speech"), b"") is None

@@ -1,7 +1,8 @@
-"""Streams and answers for the tests of the wire: what the fake provider would send, without a provider."""
+"""Streams and answers for the wire tests: what the fake provider would send, without a provider."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -30,7 +31,7 @@ def name_of(event: bytes) -> str | None:
 
 
 class Words:
-    """A counter with a word a token."""
+    """A token counter that counts words."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -74,14 +75,14 @@ def relayed(relay: Relay, pieces: Iterable[bytes]) -> bytes:
 
 
 def events_of(data: bytes) -> list[dict[str, Any]]:
-    """The objects of a stream's events; comments and `[DONE]` are left out. Every event has to be whole."""
+    """The objects of a stream's events, without comments and `[DONE]`. Every event must be complete."""
     assert data == b"" or data.endswith(b"\n\n")
     lines = [line[6:] for line in data.decode().split("\n") if line.startswith("data: ")]
     return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
 def named_events(*values: dict[str, Any]) -> list[bytes]:
-    """Events as Anthropic and Responses send them, under the name of their type."""
+    """Events as Anthropic's messages and OpenAI's responses send them, named by their type."""
     return [
         b"event: " + value["type"].encode() + b"\ndata: " + json.dumps(value).encode() + b"\n\n" for value in values
     ]
@@ -89,3 +90,9 @@ def named_events(*values: dict[str, Any]) -> list[bytes]:
 
 def data_events(*values: dict[str, Any]) -> list[bytes]:
     return [b"data: " + json.dumps(value).encode() + b"\n\n" for value in values]
+
+
+def cut_at(data: bytes, cuts: list[int]) -> list[bytes]:
+    """`data` in pieces; each cut is a position, modulo the length."""
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    return [data[begin:end] for begin, end in itertools.pairwise(edges)]

@@ -1,4 +1,4 @@
-"""Runs inside of runs: what an inner one spends every outer one pays, and none is inside of itself."""
+"""Nested runs: every ancestor is charged for its descendants, and cycles are refused."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import httpx
 import pytest
 
 from gateway.tags import PARENT_HEADER
-from tests.api_client import Api, close_api
-from tests.gateway.test_runs_across_workflows import begun
+from tests.api_client import Api, close_api, make_persistent_api
 
 
 @pytest.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    made = await begun(tmp_path)
+    made = await make_persistent_api(tmp_path)
     yield made
     await close_api(made)
 
@@ -34,12 +33,12 @@ def fault(reply: httpx.Response) -> tuple[int, str, str]:
 BAD_PARENT = (400, "invalid_header", PARENT_HEADER)
 
 
-async def test_a_run_is_not_inside_of_itself(api: Api) -> None:
+async def test_run_cannot_be_its_own_parent(api: Api) -> None:
     assert fault(await chat(api, "a", "a")) == BAD_PARENT
     assert (await api.get("/api/runs/a"))["parent_run"] == ""
 
 
-async def test_nor_inside_of_a_run_that_is_inside_of_it(api: Api) -> None:
+async def test_run_cannot_be_a_child_of_its_own_descendant(api: Api) -> None:
     for run, parent in (("a", None), ("b", "a"), ("c", "b")):
         assert (await chat(api, run, parent)).status_code == 200
     for parent in ("b", "c"):
@@ -50,24 +49,24 @@ async def test_nor_inside_of_a_run_that_is_inside_of_it(api: Api) -> None:
     assert [(await api.get(f"/api/runs/{run}"))["parent_run"] for run in "abc"] == ["", "a", "b"]
 
 
-async def test_the_store_knows_a_loop_that_was_made_elsewhere(api: Api, tmp_path: Path) -> None:
+async def test_other_gateway_finds_a_cycle_through_the_store(api: Api, tmp_path: Path) -> None:
     for run, parent in (("a", None), ("b", "a"), ("c", "b")):
         await chat(api, run, parent)
     await close_api(api)
-    other = await begun(tmp_path)
+    other = await make_persistent_api(tmp_path)
     try:
         assert fault(await chat(other, "a", "c")) == BAD_PARENT
     finally:
         await close_api(other)
 
 
-async def test_no_header_takes_a_run_out_of_the_one_that_it_was_announced_inside_of(api: Api, tmp_path: Path) -> None:
+async def test_header_cannot_change_the_announced_parent(api: Api, tmp_path: Path) -> None:
     await api.post("/api/runs", {"workflow": "w", "run": "outer"})
     await api.post("/api/runs", {"workflow": "w", "run": "inner", "parent_run": "outer"})
     assert fault(await chat(api, "inner", "elsewhere")) == BAD_PARENT
     assert (await chat(api, "inner", "outer")).status_code == 200
     await close_api(api)
-    other = await begun(tmp_path)
+    other = await make_persistent_api(tmp_path)
     try:
         assert fault(await chat(other, "inner", "elsewhere")) == BAD_PARENT
         assert (await chat(other, "inner")).status_code == 200
@@ -77,16 +76,14 @@ async def test_no_header_takes_a_run_out_of_the_one_that_it_was_announced_inside
 
 
 @pytest.mark.parametrize("is_announced", [False, True])
-async def test_every_outer_run_pays_at_a_gateway_that_never_saw_it(
-    api: Api, tmp_path: Path, is_announced: bool
-) -> None:
+async def test_other_gateway_charges_every_ancestor(api: Api, tmp_path: Path, is_announced: bool) -> None:
     await chat(api, "a")
     await chat(api, "b", "a")
     if is_announced:
         await api.post("/api/runs", {"workflow": "nightly", "run": "c", "parent_run": "b"})
     spent = (await api.get("/api/runs/a"))["tokens"]["settled"]
     await close_api(api)
-    other = await begun(tmp_path)
+    other = await make_persistent_api(tmp_path)
     try:
         used = (await chat(other, "c", None if is_announced else "b")).json()["usage"]["total_tokens"]
         assert (await other.get("/api/runs/a"))["tokens"]["settled"] == spent + used
@@ -94,14 +91,14 @@ async def test_every_outer_run_pays_at_a_gateway_that_never_saw_it(
         await close_api(other)
 
 
-async def test_a_parent_that_nobody_knows_is_charged_and_limited_as_a_run_of_the_same_workflow(api: Api) -> None:
+async def test_unknown_parent_is_charged_and_limited_as_a_run_of_the_same_workflow(api: Api) -> None:
     used = (await chat(api, "child", "ghost")).json()["usage"]["total_tokens"]
     reply = await chat(api, "ghost")
     assert reply.headers["x-budget-run-limit"] == "20000"
     assert reply.headers["x-budget-run-remaining"] == str(20000 - used - reply.json()["usage"]["total_tokens"])
 
 
-async def test_a_run_too_deep_for_its_outermost_to_pay_is_refused(api: Api) -> None:
+async def test_run_nested_deeper_than_8_parents_is_refused(api: Api) -> None:
     replies = [await chat(api, f"r{depth}", f"r{depth - 1}" if depth else None) for depth in range(10)]
     assert [reply.status_code for reply in replies] == [200] * 9 + [400]
     assert fault(replies[-1]) == BAD_PARENT
