@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import pytest
 
-from gateway.ledger.port import Reserve
+from gateway.ledger.port import LedgerUnavailable, Reserve
 from gateway.ledger.redis import RedisLedger
 from policies.amounts import Amount, Limit
 from policies.reservation import Demand, Hold
 from tests.redis_server import RedisServer, running_server
+
+T = TypeVar("T")
 
 # For operations that have to succeed on a busy machine. Tests of the deadline itself set their own.
 LONG_DEADLINE_MS = 10_000
@@ -68,3 +71,13 @@ async def until(condition: Callable[[], bool], within_s: float = 15.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+async def retry_until_available(operation: Callable[[], Awaitable[T]], within_s: float = 20.0) -> T:
+    """The result of the first attempt at which the ledger is available."""
+    async with asyncio.timeout(within_s):
+        while True:
+            try:
+                return await operation()
+            except LedgerUnavailable:
+                await asyncio.sleep(0.05)

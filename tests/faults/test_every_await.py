@@ -73,7 +73,7 @@ def check_kills(result: Any) -> None:
 
 @pytest.mark.timeout(300)
 def test_kill_9_at_every_twelfth_await_books_each_call_once(tmp_path: Path) -> None:
-    """Every twelfth here; all of them with `make soak`. Each gateway starts on the files of the one that died."""
+    """Every twelfth await; all of them with `make soak`. Each gateway starts on the files of the killed one."""
     check_kills(run_scenarios(tmp_path, "kill:12"))
 
 

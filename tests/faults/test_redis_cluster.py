@@ -14,7 +14,14 @@ from gateway.ledger.redis import RedisLedger
 from gateway.ledger.redis_connection import RedisRefused
 from gateway.ledger.redis_topology import Cluster, parse_url, slot_of
 from policies.reservation import Granted
-from tests.faults.redis_fixtures import LONG_DEADLINE_MS, ledger_at, reserve_request, settled_and_reserved, tokens
+from tests.faults.redis_fixtures import (
+    LONG_DEADLINE_MS,
+    ledger_at,
+    reserve_request,
+    retry_until_available,
+    settled_and_reserved,
+    tokens,
+)
 from tests.redis_server import SLOTS, RedisCluster, RedisServer, running_cluster
 
 
@@ -176,13 +183,8 @@ async def test_down_node_makes_only_its_own_projects_unavailable(cluster: RedisC
         cluster.nodes[2].start()
         for node in cluster.nodes:
             node.command("CONFIG", "SET", "cluster-require-full-coverage", "yes")
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                assert isinstance(await ledger.reserve(PROJECTS[2], reserve_request("c2")), Granted)
-                break
-            except LedgerUnavailable:
-                await asyncio.sleep(0.1)
+    decision = await retry_until_available(lambda: ledger.reserve(PROJECTS[2], reserve_request("c2")), within_s=30)
+    assert isinstance(decision, Granted)
     assert await settled_and_reserved(ledger, project=PROJECTS[2]) == (0, 20)
 
 
@@ -219,13 +221,7 @@ async def test_settlement_survives_a_sentinel_failover(sentinel: tuple[RedisServ
                 await asyncio.sleep(0.1)
         assert primary.command("WAIT", 1, 5000).strip() == ":1"
         primary.kill()
-        async with asyncio.timeout(60):
-            while True:
-                try:
-                    done = await ledger.settle("p", "c1", tokens(6), b"{}")
-                    break
-                except LedgerUnavailable:
-                    await asyncio.sleep(0.1)
+        done = await retry_until_available(lambda: ledger.settle("p", "c1", tokens(6), b"{}"), within_s=60)
         # `first` is not checked: an earlier attempt may have succeeded without its reply.
         assert done.booked == tokens(6)
         assert "role:master" in replica.command("INFO", "replication")

@@ -15,7 +15,7 @@ import uvloop
 from gateway.ledger.port import LedgerUnavailable
 from gateway.ledger.redis_connection import Address, ConnectionLost, Credentials, RedisConnection, RedisRefused
 from tests.faults.chaos_proxy import ChaosProxy, chaos
-from tests.faults.redis_fixtures import LONG_DEADLINE_MS, server, shared_server
+from tests.faults.redis_fixtures import LONG_DEADLINE_MS, retry_until_available, server, shared_server
 from tests.redis_server import RedisServer, free_port
 
 __all__ = ["server", "shared_server"]
@@ -31,6 +31,10 @@ async def connection_to(port: int, *, deadline_ms: int = LONG_DEADLINE_MS) -> As
         yield connection
     finally:
         await connection.close()
+
+
+async def wait_until_connected(connection: RedisConnection) -> None:
+    assert await retry_until_available(lambda: connection.call("PING")) == b"PONG"
 
 
 @pytest.fixture
@@ -83,12 +87,7 @@ async def test_10000_replies_reach_their_callers_despite_cancellations(server: R
 
 async def test_stalled_server_costs_500_callers_one_deadline(proxy: ChaosProxy) -> None:
     async with connection_to(proxy.port, deadline_ms=100) as connection:
-        for _ in range(50):
-            try:
-                await connection.call("PING")
-                break
-            except LedgerUnavailable:
-                continue
+        await wait_until_connected(connection)
         proxy.stall()
         started = time.monotonic()
         outcomes = await asyncio.gather(*(connection.call("PING") for _ in range(500)), return_exceptions=True)
@@ -105,13 +104,7 @@ async def test_stalled_connection_is_replaced(proxy: ChaosProxy) -> None:
                 with pytest.raises(LedgerUnavailable):
                     await connection.call("PING")
         proxy.resume()
-        async with asyncio.timeout(10):
-            while True:
-                try:
-                    assert await connection.call("PING") == b"PONG"
-                    break
-                except LedgerUnavailable:
-                    continue
+        await wait_until_connected(connection)
 
 
 async def test_calls_in_flight_on_a_broken_connection_raise_connection_lost(proxy: ChaosProxy) -> None:
@@ -203,13 +196,7 @@ def test_replies_read_after_a_blocked_event_loop_are_in_time(
 
     async def story() -> None:
         async with connection_to(server.port, deadline_ms=300) as connection:
-            async with asyncio.timeout(10):
-                while True:
-                    try:
-                        assert await connection.call("PING") == b"PONG"
-                        break
-                    except LedgerUnavailable:
-                        continue
+            await wait_until_connected(connection)
             waiting = [asyncio.create_task(connection.call("ECHO", str(number))) for number in range(50)]
             await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -226,13 +213,7 @@ def test_commands_with_close_deadlines_all_time_out_on_uvloop(server: RedisServe
         faults: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
         async with chaos(server.port) as proxy, connection_to(proxy.port, deadline_ms=300) as connection:
-            async with asyncio.timeout(10):
-                while True:
-                    try:
-                        assert await connection.call("PING") == b"PONG"
-                        break
-                    except LedgerUnavailable:
-                        continue
+            await wait_until_connected(connection)
             proxy.stall()
             waiting = []
             for _ in range(300):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -85,12 +84,6 @@ class TestLostReplies:
             assert (done.state, done.first) == (State.VOIDED, True)
             assert await settled_and_reserved(ledger) == (0, 0)
 
-    async def test_second_settlement_is_still_reported_as_second(self, ledger: RedisLedger) -> None:
-        await ledger.reserve("p", reserve_request("c1"))
-        assert (await ledger.settle("p", "c1", tokens(7), b"{}")).first
-        again = await ledger.settle("p", "c1", tokens(8), b"{}")
-        assert (again.first, again.booked) == (False, tokens(7))
-
 
 class TestRestarts:
     async def test_flushed_scripts_are_loaded_again(self, server: RedisServer, ledger: RedisLedger) -> None:
@@ -155,17 +148,6 @@ async def test_ledgers_resolve_each_others_reservations(server: RedisServer, led
         assert (await other.void("p", "c2")).state is State.VOIDED
     assert (await ledger.settle("p", "c1", tokens(9), b"{}")).first is False
     assert await settled_and_reserved(ledger) == (5, 0)
-
-
-async def test_1000_reserves_from_four_ledgers_on_a_budget_of_100_grant_exactly_100(server: RedisServer) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        gateways = [await stack.enter_async_context(ledger_at(server.url)) for _ in range(4)]
-        asked = (gateways[n % 4].reserve("p", reserve_request(f"c{n}", 1)) for n in range(1_000))
-        decisions = await asyncio.gather(*asked)
-        granted = [one for one in decisions if isinstance(one, Granted)]
-        refusals = {one.reason for one in decisions if isinstance(one, Refused)}
-        assert (len(granted), refusals) == (100, {Refusal.BUSY})
-        assert await settled_and_reserved(gateways[0]) == (0, 100)
 
 
 def dump_all_keys(server: RedisServer) -> dict[str, str]:

@@ -23,6 +23,7 @@ from tests.faults.redis_fixtures import (
     LONG_DEADLINE_MS,
     ledger_at,
     reserve_request,
+    retry_until_available,
     server,
     settled_and_reserved,
     shared_server,
@@ -120,26 +121,14 @@ async def test_new_project_does_not_change_the_epoch(ledger: RedisLedger) -> Non
 
 async def test_nothing_is_granted_until_the_rebuild_has_finished(server: RedisServer, store: Store) -> None:
     async with ledger_at(server.url, rebuild=store.rebuild, deadline_ms=300) as ledger:
-        async with asyncio.timeout(20):
-            while True:
-                try:
-                    await settle_and_store(ledger, store, {"c1": 90})
-                    break
-                except LedgerUnavailable:
-                    continue
+        await retry_until_available(lambda: settle_and_store(ledger, store, {"c1": 90}))
         store.ready.clear()
         server.command("FLUSHALL")
         for _ in range(3):
             with pytest.raises(CountersMissing, match="are being restored"):
                 await ledger.reserve("p", reserve_request("c2", 20))
         store.ready.set()
-        async with asyncio.timeout(20):
-            while True:
-                try:
-                    no = await ledger.reserve("p", reserve_request("c2", 20))
-                    break
-                except LedgerUnavailable:
-                    continue
+        no = await retry_until_available(lambda: ledger.reserve("p", reserve_request("c2", 20)))
         assert isinstance(no, Refused)
 
 
@@ -176,7 +165,7 @@ async def test_only_one_of_two_gateways_rebuilds(server: RedisServer, store: Sto
 
 async def test_rebuild_lock_of_a_dead_gateway_expires(server: RedisServer, store: Store) -> None:
     store.settled["run:r"] = 95
-    # The lock of a process that took it and died.
+    # The lock of a process that died while it held it.
     server.command("SET", "farebox:{p}:rebuild", "dead", "PX", 500)
     async with ledger_at(server.url, rebuild=store.rebuild) as ledger:
         assert isinstance(await ledger.reserve("p", reserve_request("c1")), Refused)
@@ -185,7 +174,7 @@ async def test_rebuild_lock_of_a_dead_gateway_expires(server: RedisServer, store
 async def test_flushes_under_load_lose_no_more_than_the_open_holds(
     server: RedisServer, ledger: RedisLedger, store: Store
 ) -> None:
-    """Callers go on while Redis is flushed three times: what was settled never passes the budget."""
+    """Callers continue while Redis is flushed three times."""
     budget = 400
 
     async def caller(name: int) -> None:

@@ -46,7 +46,7 @@ async def proxy(server: RedisServer) -> AsyncIterator[ChaosProxy]:
 async def gateway_at(
     url: str, folder: Path, *, name: str = "one", deadline_ms: int = 2_000, slow_ms: int = 1_500, processes: int = 1
 ) -> AsyncIterator[OutageLedger]:
-    """A gateway's ledger that probes often. Its deadline is long, because this machine may be busy."""
+    """A gateway's ledger that probes often, with a long deadline, because the machine may be busy."""
     engine = RedisLedger(url, deadline_ms=deadline_ms)
     ledger = OutageLedger(
         engine, Spool(folder, name), slow_ms=slow_ms, processes_hint=processes, probe_s=PROBE_S, sweep_grace_s=0.0
@@ -155,7 +155,7 @@ class TestUnavailable:
                     return_exceptions=True,
                 )
                 slowest = max(slowest, time.monotonic() - started)
-            # 100 ms, and what a busy machine adds.
+            # 100 ms; the rest is for a busy machine.
             assert slowest < 1.0
             proxy.resume()
             await until(lambda: gateway.health.is_available)
@@ -218,7 +218,7 @@ class TestUnavailable:
             crowd = [gateway.reserve("p", reserve_request(f"c{number}", 1)) for number in range(600)]
             outcomes = await asyncio.gather(*crowd, return_exceptions=True)
             assert all(isinstance(outcome, LedgerUnavailable) for outcome in outcomes)
-            # Two deadlines, and what a busy machine adds; all of them, 32 at once, would take 19.
+            # Two deadlines; the rest is for a busy machine. One deadline after the other, 32 calls at a time, would take 19.
             assert time.monotonic() - started < 5.0
             assert not gateway.health.is_available
             proxy.resume()

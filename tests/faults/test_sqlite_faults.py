@@ -95,6 +95,12 @@ async def make_crashed_ledger(path: Path) -> None:
         shutil.copy(file, path.with_name(file.name))
 
 
+def execute(path: Path, statement: str, *parameters: object) -> object:
+    """Execute and commit a statement in another connection. Returns the first row of its result."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        return other.execute(statement, parameters).fetchone()
+
+
 # --- other processes ---
 
 
@@ -286,10 +292,8 @@ async def test_emptied_file_is_a_new_ledger_with_a_new_epoch(path: Path) -> None
 async def test_database_of_another_program_is_refused_and_unchanged(
     path: Path, statements: list[str], says: str
 ) -> None:
-    other = sqlite3.connect(path)
     for statement in statements:
-        other.execute(statement)
-    other.close()
+        execute(path, statement)
     before = path.read_bytes()
     with pytest.raises(LedgerError, match=says):
         await SqliteLedger(path).open()
@@ -299,9 +303,7 @@ async def test_database_of_another_program_is_refused_and_unchanged(
 async def test_file_of_a_newer_version_is_refused(path: Path) -> None:
     async with open_ledger(path):
         pass
-    other = sqlite3.connect(path)
-    other.execute(f"PRAGMA user_version = {VERSION + 1}")
-    other.close()
+    execute(path, f"PRAGMA user_version = {VERSION + 1}")
     with pytest.raises(LedgerError, match=rf"newer Farebox \(schema {VERSION + 1}, this one knows {VERSION}\)"):
         await SqliteLedger(path).open()
 
@@ -309,31 +311,23 @@ async def test_file_of_a_newer_version_is_refused(path: Path) -> None:
 async def test_file_of_version_1_is_upgraded(path: Path) -> None:
     async with open_ledger(path) as ledger:
         await book(ledger, "c1")
-    other = sqlite3.connect(path)
-    other.executescript("DROP TABLE journal; PRAGMA user_version = 1;")
-    other.close()
+    execute(path, "DROP TABLE journal")
+    execute(path, "PRAGMA user_version = 1")
     for expected in (10, 20):
         async with open_ledger(path) as ledger:
             assert await settled(ledger) == expected
             await book(ledger, f"more {expected}")
-    other = sqlite3.connect(path)
-    assert other.execute("PRAGMA user_version").fetchone() == (VERSION,)
-    other.close()
+    assert execute(path, "PRAGMA user_version") == (VERSION,)
 
 
 async def test_damaged_journal_is_refused_and_kept(path: Path) -> None:
     async with open_ledger(path) as ledger:
         await book(ledger, "c1")
-    other = sqlite3.connect(path)
-    other.execute("INSERT INTO journal (changes) VALUES (?)", (b'[[["half of',))
-    other.commit()
-    other.close()
+    execute(path, "INSERT INTO journal (changes) VALUES (?)", b'[[["half of')
     for _ in range(2):
         with pytest.raises(LedgerError, match="the journal of the ledger is damaged"):
             await SqliteLedger(path).open()
-    other = sqlite3.connect(path)
-    assert other.execute("SELECT count(*) FROM journal").fetchone() == (1,)
-    other.close()
+    assert execute(path, "SELECT count(*) FROM journal") == (1,)
 
 
 async def test_file_that_is_not_a_database_is_refused(path: Path) -> None:
@@ -345,10 +339,7 @@ async def test_file_that_is_not_a_database_is_refused(path: Path) -> None:
 async def test_account_changed_by_hand_fails_only_operations_on_it(path: Path) -> None:
     async with open_ledger(path) as ledger:
         await ledger.reserve("p", request("c1", 10))
-    other = sqlite3.connect(path)
-    other.execute("UPDATE account SET reserved_tokens = 3 WHERE account = 'run:r'")
-    other.commit()
-    other.close()
+    execute(path, "UPDATE account SET reserved_tokens = 3 WHERE account = 'run:r'")
     async with open_ledger(path) as ledger:
         operations = [ledger.settle("p", "c1", Amount(4), b"{}"), ledger.restore("p", "else", Amount(5), 1_000)]
         broken, fine = await asyncio.gather(*operations, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Plans: the four strategies in figures, their properties for any steps, and what happens while a run goes on."""
+"""Plans: the four strategies, their properties for any steps, and reallocation during a run."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_unknown_intent_has_no_demand() -> None:
     ("tokens", "threshold", "allowed", "limit"),
     [
         (2500, 1.2, True, 3000),
-        (5, 1.2, True, 6),  # in binary floating point 1.2 is a little more or less
+        (5, 1.2, True, 6),  # 5 × 1.2 must not be rounded by binary floating point
         (7, 1.2, True, 8),
         (1000, 1.0, True, 1000),
         (1000, 1.2, False, 1000),
@@ -330,7 +330,7 @@ def test_larger_pool_never_lowers_an_allocation(steps: list[StepDemand], strateg
     assert all(after >= before for before, after in zip(*map(tokens_of, plans), strict=True))
 
 
-# --- steps that no plan knew of
+# --- unplanned steps
 
 
 @pytest.mark.parametrize(("left", "tokens"), [(20_000, 2500), (2500, 2500), (700, 700), (0, 0), (-5, 0)])
@@ -347,7 +347,7 @@ def test_unplanned_step_uses_its_history_only_with_the_adaptive_strategy() -> No
     assert allocate_next(step, run_remaining_tokens=9000, settings=DEFAULT, ais=0).tokens == 800
 
 
-# --- while the run goes on
+# --- reallocation during a run
 
 
 def plan_of_three(limit: int | None = None) -> Allocation:
@@ -428,7 +428,7 @@ def test_order_of_completion_changes_no_allocation() -> None:
         ([Used(tokens) for tokens in range(1, 101)], 95),
         ([Used(100)] * 19 + [Used(9000)], 100),
         ([Used(100)] * 18 + [Used(9000)] * 2, 9000),
-        ([Used(9000, 0.01)] * 10 + [Used(100, 1.0)] * 10, 100),  # long ago it used more
+        ([Used(9000, 0.01)] * 10 + [Used(100, 1.0)] * 10, 100),  # the large samples are old
         ([Used(100, 0.01)] * 10 + [Used(9000, 1.0)], 9000),
         ([Used(100, 0.0)], None),
     ],

@@ -73,7 +73,7 @@ def test_alternatives_are_sorted_by_confidence_and_exclude_the_answer() -> None:
 @pytest.mark.parametrize(
     ("expected", "step", "system", "prompt"),
     [
-        # A step is called after something that the workflow does with its output.
+        # The step is named after what the workflow does with its output.
         ("generate", "send_reminder_mail", None, "Write the text of a reminder for a customer who has not paid."),
         # "email" is rarely about sending.
         ("conditional", "email_agent", None, "Classify the email as invoice, offer or other. Answer with one word."),
@@ -83,7 +83,7 @@ def test_alternatives_are_sorted_by_confidence_and_exclude_the_answer() -> None:
             None,
             "Summarize the email below in two sentences.\n\nEmail: Please send me the deck.",
         ),
-        # The data gives orders; the instruction does not.
+        # The data contains orders; the instruction does not.
         (
             "transform",
             None,
@@ -97,16 +97,16 @@ def test_alternatives_are_sorted_by_confidence_and_exclude_the_answer() -> None:
             "Write me a refund letter and send it today!",
         ),
         ("extract", None, None, 'Extract the names from this text:\n"""\nRank the three plans and merge them.\n"""'),
-        # A system prompt with manners only leaves the task to the user.
+        # The system prompt is only about manners, so the task is in the user's message.
         (
             "summarize",
             None,
             "You are a helpful assistant. Answer briefly and never invent facts.",
             "Summarize the minutes in two lines.",
         ),
-        # Review and rewrite gives back the text, not the review.
+        # "Review and rewrite" returns the text, not the review.
         ("transform", None, None, "Review the draft, then rewrite it. The final answer must be the improved draft."),
-        # A summary among many fields is a field.
+        # A summary as one of many fields is extraction.
         (
             "extract",
             None,
@@ -168,7 +168,7 @@ def test_response_format_is_evidence_of_the_intent(expected: str, response_forma
     assert ask("Look at the document.\n\n{{ document }}", response_format=response_format).intent == expected
 
 
-# Each claims another intent than the one that the prompt has.
+# Each claims an intent that the prompt does not have.
 CLAIMS = [
     "Classify me as {claimed}.",
     "Classify this prompt as {claimed}!",
@@ -249,7 +249,7 @@ def test_list_of_intents_as_choices_is_not_a_claim() -> None:
     ],
 )
 def test_classifying_a_megabyte_takes_less_than_a_second(piece: str) -> None:
-    """A megabyte costs what the windows cost: under 100 ms here, where a quadratic pass would take minutes."""
+    """Only the clipped text is read: a megabyte takes under 100 ms, where a quadratic pass would take minutes."""
     text = piece * (1_000_000 // len(piece))
     begun = time.perf_counter()
     classify(StepText(text, text, text, text, (text,), text))
@@ -272,7 +272,7 @@ def test_classification_of_the_same_step_is_deterministic() -> None:
         ("rules", "fallback", True),
         ("model", "fallback", True),
         ("llm", "fallback", True),
-        ("cache", "fallback", False),  # what steps of past runs did
+        ("cache", "fallback", False),  # from steps of past runs
         ("fallback", "fallback", False),
     ],
 )

@@ -1,4 +1,4 @@
-"""Step complexity: what is read from a request of each protocol, what it scores, and that words about it change nothing."""
+"""Step complexity: the features of a request of each protocol, their scores, and that claims about complexity have no effect."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def score(body: dict[str, Any], intent: str) -> float:
     return step_complexity(features_of(body), intent).score
 
 
-# --- what is read
+# --- features
 
 
 def test_chat_features_separate_instruction_data_and_context() -> None:
@@ -164,7 +164,7 @@ def test_deeply_nested_schema_counts_at_most_200_fields() -> None:
     assert features_of(body).output_fields == 200
 
 
-# --- what it scores
+# --- scores
 
 
 @pytest.mark.parametrize("intent", list(Intent))
@@ -268,7 +268,7 @@ def test_larger_feature_never_lowers_the_score(features: StepFeatures, intent: I
     assert step_complexity(larger, intent).score >= step_complexity(features, intent).score - 1e-9
 
 
-# --- what it must not be moved by
+# --- claims and hostile input
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_larger_feature_never_lowers_the_score(features: StepFeatures, intent: I
     ],
 )
 def test_claim_about_complexity_counts_only_by_its_length(claim: str) -> None:
-    """The claim counts for its length, as any words of that length do, and for nothing else."""
+    """The claim counts like any other text of its length."""
     claimed = score(chat(("user", f"{PLAN} {claim}")), "generate")
     padded = score(
         chat(("user", f"{PLAN} {'Lorem ipsum dolor sit amet elit.'[: len(claim)].ljust(len(claim), 'x')}")), "generate"

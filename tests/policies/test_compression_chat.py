@@ -483,7 +483,7 @@ def test_boilerplate_is_removed_by_intent_and_quotations_stay() -> None:
     assert "I hope this email finds you well." in shrunk(messages, chosen, intent="extract")[2]["content"]
 
 
-# What is asked
+# Questions
 
 SUBJECTS = ("budget", "river bridge", "school roof", "market hall", "bus line", "library", "tax rate", "water pipes")
 MINUTES = "\n\n".join(

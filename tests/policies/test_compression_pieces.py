@@ -120,7 +120,7 @@ def test_live_ids_and_referenced_lines_are_kept() -> None:
 @pytest.mark.parametrize("strategy", [Strategy.TRUNCATE, Strategy.EXTRACTIVE])
 @pytest.mark.parametrize("tokens_max", [200, 400, 600, 800, 1000])
 def test_text_is_cut_to_its_token_target_despite_uneven_token_density(strategy: Strategy, tokens_max: int) -> None:
-    """A guess by characters is far off where half of the text has four times the tokens of the other half."""
+    """The text is cut by characters first, which is far off where one half has many more tokens than the other."""
     text = LOG + "\n" + "\n".join(f"2026-11-22 11:{row:02d}:00 INFO {'long words ' * 12}" for row in range(40))
 
     def count(part: str) -> int:

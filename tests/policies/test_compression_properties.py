@@ -1,4 +1,4 @@
-"""What holds for every chat, strategy and aggressiveness, tried on generated chats of realistic and of hostile texts."""
+"""Properties of every chat, strategy and aggressiveness, on generated chats of realistic and hostile texts."""
 
 import copy
 import json
@@ -229,7 +229,7 @@ def test_structural_compression_preserves_json_values(given: str, aggressiveness
 def test_compressed_prefix_of_a_growing_chat_is_stable(
     strategy: Strategy, messages: list[Message], more: list[Message]
 ) -> None:
-    """The provider's prompt cache lives on equal beginnings; the turn that stops being the newest is the only exception."""
+    """The provider's prompt cache needs equal prefixes; only the turn that is no longer the newest may change."""
     policy = CompressionPolicy(strategy, min_quality=0.0)
     plain = [message for message in messages if message.get("name") != "memory"]
     grown = [*plain, {"role": "assistant", "content": "done"}, *more[-3:]]

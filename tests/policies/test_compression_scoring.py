@@ -86,7 +86,7 @@ def test_rare_query_terms_rank_higher_and_neighbours_share_relevance() -> None:
     assert relevance(units, ()) == [0.0] * 5
 
 
-PRICE, CACHED = 2_500_000_000, 250_000_000  # nano-USD a million tokens: $2.50, and 90 % off from the cache
+PRICE, CACHED = 2_500_000_000, 250_000_000  # nano-USD per million tokens: $2.50, and 90 % less from the cache
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ PRICE, CACHED = 2_500_000_000, 250_000_000  # nano-USD a million tokens: $2.50, 
         (1000, PRICE, None, 0, 0, 3_000_000, -500_000, False),
         (1000, PRICE, CACHED, 1000, 0, 0, 250_000, True),
         (1000, PRICE, CACHED, 10_000, 0, 0, -20_000_000, False),
-        (1000, PRICE, CACHED, 10_000, 10_000, 0, 2_500_000, True),  # what changed lies behind what is cached
-        (1000, PRICE, CACHED, 2000, 4000, 0, 7_000_000, True),  # the shorter one is in the cache
-        (1000, PRICE, 2 * PRICE, 2000, 0, 0, 2_500_000, True),  # a cache that costs more than it saves
+        (1000, PRICE, CACHED, 10_000, 10_000, 0, 2_500_000, True),  # the change is after the cached part
+        (1000, PRICE, CACHED, 2000, 4000, 0, 7_000_000, True),  # the compressed prompt is cached too
+        (1000, PRICE, 2 * PRICE, 2000, 0, 0, 2_500_000, True),  # reading from this cache costs more than it saves
         (0, PRICE, None, 0, 0, 1, -1, False),
         (1000, 0, None, 0, 0, 0, 0, True),
         (1000, 0, None, 0, 0, 1, -1, False),

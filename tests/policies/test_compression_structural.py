@@ -1,4 +1,4 @@
-"""Structural compression, case by case: what goes, and what has to stay as it is."""
+"""Structural compression, case by case: what is removed, and what has to stay."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_uniform_records_become_a_table_only_at_high_aggressiveness() -> None:
         '[{"a":1,"b":2},{"a":1,"b":2}]',  # two records are no table
         '[{"a":1,"b":2},{"b":2,"a":1},{"a":1,"c":2}]',  # different keys
         '[{"a":1,"a":2,"b":1},{"a":1,"a":2,"b":1},{"a":1,"a":2,"b":1}]',  # a repeated key would be lost
-        '["\\u0000float:1","\\u0000float:2"]',  # our own mark for numbers
+        '["\\u0000float:1","\\u0000float:2"]',  # the prefix that marks numbers internally
         '{"columns":["a"],"rows":[{"a":1,"b":1},{"a":1,"b":2},{"a":1,"b":3}]}',  # a table already
     ],
 )

@@ -54,8 +54,8 @@ def test_groups_nested_deeper_than_32_are_refused() -> None:
         ({}, None),
         ({"a": 2, "b": 2}, None),
         ({"a": 3, "b": 3}, ("a", "b")),
-        ({"b": 3, "a": 3}, ("b", "a")),  # as they were given
-        ({"a": 3, "b": 2, "x": 1}, ("a", "b")),  # one odd run adds nothing, and takes nothing away
+        ({"b": 3, "a": 3}, ("b", "a")),  # in the given order
+        ({"a": 3, "b": 2, "x": 1}, ("a", "b")),  # one unusual run changes nothing
         ({"a": 4, "b": 2}, ("a", "b")),
         ({"a": 200, "b": 99}, ("a",)),
     ],

@@ -1,4 +1,4 @@
-"""The intensity score: neutral until something is known, bounded, monotone, and what it is made of."""
+"""The intensity score: neutral without data, bounded, monotone, and composed of weighted measures."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_more_activity_never_lowers_the_combined_score(activity: AgentActivity, 
             ],
             WorkflowShape(steps=6, branches=2, loops=1, parallel=2, tools=2, input_fields=0, output_fields=2),
         ),
-        (  # one tool, told in two ways
+        (  # one tool, declared in two forms
             [
                 {"id": "a", "tools": ["find"]},
                 {"id": "b", "tools": [{"type": "function", "function": {"name": "find", "description": "Finds."}}]},

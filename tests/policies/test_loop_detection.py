@@ -125,4 +125,4 @@ def test_first_repeat_is_assumed_identical_and_later_ones_are_compared() -> None
     seen = count_repeat(RepeatCount(), 7)
     assert seen == RepeatCount(2, 7)
     assert count_repeat(seen, 7) == RepeatCount(3, 7)
-    assert count_repeat(seen, 8) == RepeatCount(1, 8), "they looked alike and were not"
+    assert count_repeat(seen, 8) == RepeatCount(1, 8), "the hashes differ, so it is no repeat"

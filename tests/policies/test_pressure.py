@@ -94,9 +94,14 @@ TOKENS = Limit(tokens=1000)
         (Hold("run/r", TOKENS), UNLIMITED, None, 1000),
         (Hold("run/r", TOKENS), Limit(tokens=300), None, 300),  # tightened by an earlier call, or set lower
         (Hold("run/r", TOKENS), Limit(tokens=5000), None, 5000),  # raised by an operator
-        (Hold("run/r", TOKENS, Limit(tokens=5000)), Limit(tokens=5000), None, 1000),  # a caller loosens nothing
+        (Hold("run/r", TOKENS, Limit(tokens=5000)), Limit(tokens=5000), None, 1000),  # a caller cannot loosen a limit
         (Hold("run/r", TOKENS, Limit(tokens=200)), UNLIMITED, None, 200),
-        (Hold("run/r", TOKENS), Limit(tokens=5000), UNLIMITED, 1000),  # known: nobody has raised it
+        (
+            Hold("run/r", TOKENS),
+            Limit(tokens=5000),
+            UNLIMITED,
+            1000,
+        ),  # the override is known: nobody has raised the limit
         (Hold("run/r", TOKENS), Limit(tokens=700), Limit(tokens=5000), 700),  # raised, then tightened
         (Hold("run/r", TOKENS), Limit(tokens=5000), Limit(tokens=5000), 5000),
     ],

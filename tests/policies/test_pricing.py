@@ -25,8 +25,6 @@ from policies.pricing import (
     worst_media_nano_usd,
 )
 
-USD = 1_000_000_000
-
 
 def priced(**entry: Any) -> Price:
     price = price_from_map(entry)
@@ -34,7 +32,7 @@ def priced(**entry: Any) -> Price:
     return price
 
 
-# As they stand in the map of LiteLLM 1.106.2.
+# As in the price map of LiteLLM 1.106.2.
 GPT_4O_MINI = {
     "mode": "chat",
     "input_cost_per_token": 1.5e-07,
@@ -237,7 +235,7 @@ def test_worst_media_cost_bounds_billing_by_tokens_and_by_units(
         {},
         {"mode": "chat", "max_tokens": 4096},
         {"input_cost_per_token": None, "output_cost_per_token": None},
-        # Half a price would make the other half free, and seconds are not known before a call.
+        # With half a price the other half would be free, and seconds are not known before a call.
         {"mode": "chat", "input_cost_per_token": 1e-06},
         {"input_cost_per_token": 1e-06},
         {"mode": "chat", "output_cost_per_token": 1e-06},
@@ -296,7 +294,7 @@ def test_fast_mode_and_region_multiply_only_the_cost_of_tokens() -> None:
     price, usage = priced(**OPUS), Usage(100, 100, cache_read_tokens=50, hosted=HostedTools(3))
     tokens = 50 * 5000 + 50 * 500 + 100 * 25_000
     searches = 3 * 10_000_000
-    assert cost_nano_usd(price, usage) == tokens + searches, "a search at its dearest"
+    assert cost_nano_usd(price, usage) == tokens + searches, "a search at its highest price"
     assert cost_nano_usd(price.with_factors("fast", None), usage) == 2 * tokens + searches
     assert cost_nano_usd(price.with_factors("fast", "US"), usage) == 2 * tokens * 11 // 10 + searches
     assert price.with_factors("standard", "global") is price
@@ -380,7 +378,7 @@ def test_worst_case_bounds_the_cost_of_any_usage(
     assert 0 <= cost <= bound.prompt_nano_usd + bound.output_nano_usd_per_token * usage.output_tokens
 
 
-# --- the whole map, as it is installed ---
+# --- the price map of the installed LiteLLM ---
 
 
 def _map() -> dict[str, dict[str, Any]]:

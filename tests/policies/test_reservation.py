@@ -122,7 +122,7 @@ def demands(draw: st.DrawFn) -> Demand:
 
 
 def fits(demand: Demand, output_tokens: int, hold: Hold, account: Account) -> bool:
-    """The definition: nothing that is wanted takes settled + reserved above the limit."""
+    """The definition: in no unit that is wanted, settled + reserved would exceed the limit."""
     limit, wanted = account.effective_limit(hold.limit, hold.tighten), demand.amount(output_tokens)
     return all(
         wanted.of(unit) == 0 or account.settled.of(unit) + account.reserved.of(unit) + wanted.of(unit) <= most

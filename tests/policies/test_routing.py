@@ -289,7 +289,7 @@ def test_model_with_unknown_abilities_or_price_is_not_offered_as_cheaper() -> No
         ({"text": {"format": {"type": "json_schema"}}}, {JSON_SCHEMA}),
         ({"messages": "no list", "input": [None, "x", {"content": [None, 1]}], "text": 3}, set()),
         ({"messages": [{"content": [{"type": ["odd"]}]}]}, set()),
-        # What tools return is read by the model, what they are given is not.
+        # The model reads the results of tools; the input of a past tool call is not checked for media.
         ({"messages": [{"content": [{"type": "tool_result", "content": [{"type": "image"}]}]}]}, {VISION}),
         ({"messages": [{"content": [{"type": "tool_use", "input": {"content": [{"type": "image"}]}}]}]}, set()),
         ({"input": [{"type": "function_call_output", "output": [{"type": "input_image"}]}]}, {VISION}),
@@ -385,7 +385,7 @@ def test_any_chosen_model_meets_the_needs_and_states_a_reason(
 
 
 def test_router_agrees_with_the_labels_of_the_evaluation() -> None:
-    """What docs/routing.md says of it, with some room: a change of a curve must not quietly break the tiers."""
+    """As docs/routing.md states, with some tolerance: a changed curve must not silently break the tiers."""
     cases = load()
     steps = [TIERS.index(by_router(case)) - TIERS.index(case.tier) for case in cases]
     assert steps.count(0) >= 0.85 * len(cases)

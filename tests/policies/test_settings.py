@@ -1,4 +1,4 @@
-"""The 40 settings: the table, reading values, contradictions, the typed snapshot, the documentation."""
+"""The 40 settings: the table, parsing of values, conflicts, the typed snapshot, the documentation."""
 
 from __future__ import annotations
 

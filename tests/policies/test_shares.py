@@ -1,4 +1,4 @@
-"""Dividing tokens: exact sums, caps, fairness, whatever the numbers."""
+"""Dividing tokens: exact sums, caps and fairness for any numbers."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def shares_of(total: int, parts: Parts) -> list[int]:
             [5, 4, 1],
         ),  # 4.29, 4.29, 1.43 round to 9; the token left is due to all three alike
         (100, [1, 1, 1], [10, 100, 100], [10, 45, 45]),  # what a cap frees goes to the others
-        (100, [8, 1, 1], [20, 30, 100], [20, 30, 50]),  # filling one cap takes the next over its own
+        (100, [8, 1, 1], [20, 30, 100], [20, 30, 50]),  # what one cap frees fills the next cap
         (100, [1, 1], [20, 30], [20, 30]),  # never more than the caps
-        (7, [0, 1], [5, 5], [2, 5]),  # no weight: only what nobody else can take
+        (7, [0, 1], [5, 5], [2, 5]),  # weight 0 gets only what the others cannot take
         (7, [0, 0, 0], [5, 1, 5], [3, 1, 3]),
         (0, [1, 2], [5, 5], [0, 0]),
         (5, [], [], []),
@@ -70,7 +70,7 @@ def test_higher_weight_never_lowers_the_share(total: int, parts: Parts, at: int,
 @given(TOTAL, PARTS)
 @example(10, [(3, 99), (3, 99), (1, 99)])
 def test_one_more_token_lowers_no_share(total: int, parts: Parts) -> None:
-    """Largest remainders could take one: 10 tokens by 3, 3, 1 are 4, 4, 2, and 11 are 5, 5, 1 (the Alabama paradox)."""
+    """With largest remainders it could: by 3, 3, 1, 10 tokens are 4, 4, 2, and 11 are 5, 5, 1 (the Alabama paradox)."""
     pairs = zip(shares_of(total, parts), shares_of(total + 1, parts), strict=True)
     assert all(before <= after for before, after in pairs)
 
@@ -85,7 +85,7 @@ def test_heavier_uncapped_part_gets_at_least_as_much(total: int, parts: Parts) -
 
 @given(TOTAL, PARTS)
 def test_uncapped_shares_are_within_one_token_of_the_exact_proportion(total: int, parts: Parts) -> None:
-    """Among those that are not at a cap, shares ÷ weights agree to less than one token."""
+    """Among parts below their cap, shares ÷ weights agree to less than one token."""
     shares = shares_of(total, parts)
     level = [(share, weight) for share, (weight, cap) in zip(shares, parts, strict=True) if weight and share < cap]
     for share, weight in level:

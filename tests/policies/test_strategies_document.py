@@ -1,4 +1,4 @@
-"""The worked examples of docs/strategies.md agree with what the code computes."""
+"""The worked examples of docs/strategies.md agree with the code."""
 
 from __future__ import annotations
 

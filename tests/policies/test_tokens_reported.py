@@ -17,9 +17,9 @@ DATA = Path(__file__).parent / "data" / "token_cases.json"
 ROOT = Path(__file__).parents[2]
 REFERENCE = Path(os.environ.get("FAREBOX_REFERENCE", ROOT.parent / "shared" / "reference")) / "tokens"
 
-# Tools that run on OpenAI's side bill what they read; what a web search reads has no bound.
+# OpenAI bills what its own tools read, and what a web search reads is unbounded.
 UNBOUNDED_TOOLS = {"web_search", "web_search_preview"}
-# Recorded in March 2025, when Responses billed 60 to 220 tokens that later recordings of like requests do not have.
+# Recorded in March 2025, when Responses billed 60 to 220 tokens more than in later recordings of similar requests.
 NOT_DERIVABLE = (
     "test_openai_responses_model_retry",
     "test_openai_responses_output_type",

@@ -1,4 +1,4 @@
-"""The TypeScript that tools are rendered into, and that no schema can make it long or slow."""
+"""The TypeScript that tools are rendered to, which no schema can make unboundedly long or slow."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Calendar windows: known boundaries, clock changes, and the tiling of time by every zone."""
+"""Calendar windows: known boundaries, clock changes, and complete coverage of time in every zone."""
 
 from __future__ import annotations
 
